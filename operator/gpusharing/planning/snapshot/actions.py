@@ -1,4 +1,4 @@
-"""Exactly what the operator can do, one API call each. The executor matches on this union."""
+"""The actions that the operator can take, one API call each; the executor matches on this union."""
 
 from collections.abc import Mapping
 from dataclasses import field
@@ -11,17 +11,17 @@ from gpusharing.planning.vocabulary.values import value
 
 @value
 class WriteConfig:
-    """Write the ConfigMaps that labels will point at; before any label does."""
+    """Write the ConfigMaps that node labels will point at, before any label does."""
 
     plugin_configs: Mapping[str, str]
-    """The whole data of the device-plugin ConfigMap; a missing key is removed."""
+    """The whole data of the device-plugin ConfigMap; keys that are missing here are removed."""
     mig_file: str
-    """The whole mig-parted file; empty: it is not needed."""
+    """The whole mig-parted file. Empty if it is not needed."""
 
 
 @value
 class EnsureGPUNode:
-    """Create the GPUNode, or patch its spec: the request to the agent."""
+    """Create the GPUNode of a node, or patch its spec, which is the request to the agent."""
 
     node: str
     """Name of the node, and of its GPUNode."""
@@ -35,7 +35,8 @@ class EnsureGPUNode:
 
 @value
 class SetClaims:
-    """Compare-and-swap of all claims and failures on the leader Lease: proves leadership before a node is fenced."""
+    """Replace all claims and failures on the leader Lease by compare-and-swap. Success proves leadership, so it
+    precedes every fence."""
 
     claims: Mapping[str, Claim]
     """All claims, by node name; they replace those on the Lease."""
@@ -45,73 +46,75 @@ class SetClaims:
 
 @value
 class SetFinalizer:
-    """Keep a policy while one of its nodes is in flight, or let it go."""
+    """Set our finalizer on a policy, which keeps it while one of its nodes is in flight, or remove it."""
 
     policy: str
     """Name of the policy."""
     present: bool
     """Whether it is to have our finalizer."""
     uid: str = ""
-    """UID of the policy that was decided about; another one of its name is left alone. Empty: any."""
+    """UID of the policy that was decided about; another policy of the same name is left alone. Empty accepts any."""
 
 
 @value
 class SetPointers:
-    """Point ClusterPolicy at our ConfigMaps, once, in one conditional PATCH; no fence waits for it."""
+    """Point ClusterPolicy at our ConfigMaps, once, in one conditional PATCH. No fence waits for it."""
 
     policy: ClusterPolicyView
     """ClusterPolicy as it was when this was decided."""
     wanted: Mapping[str, str]
-    """By field of its spec: the name of our ConfigMap."""
+    """The name of our ConfigMap for each field of ClusterPolicy's spec."""
 
 
 @value
 class FenceNode:
-    """Cordon and fence in one conditional Node PATCH; the routing label goes with it."""
+    """Cordon and fence a node in one conditional Node PATCH, which also drops the routing label."""
 
     node: NodeView
     """The Node as it was when this was decided."""
     fence: Fence
     """The fence to write."""
     cordon: bool
-    """False for class PluginRestart: the node stays schedulable."""
+    """Whether to cordon. False for class PluginRestart, where the node stays schedulable."""
     labels: Mapping[str, str | None]
-    """Neighbour marks to set, routing label to drop (None)."""
+    """Labels for the neighbors to set, and the routing label to drop (None)."""
     annotations: Mapping[str, str | None] = field(default_factory=dict)
-    """Neighbour marks to set."""
+    """Annotations for the neighbors to set."""
 
 
 @value
 class Actuate:
-    """The point of no return: fence stage and every label that changes in one conditional Node PATCH."""
+    """Take a node past its point of no return: write the fence stage and every label that changes in one conditional
+    Node PATCH."""
 
     node: NodeView
     """The Node as it was when this was decided."""
     fence: Fence
     """The fence to write, in stage `actuating`."""
     labels: Mapping[str, str | None]
-    """Labels to set, or to remove (None)."""
+    """Labels to set, or None to remove one."""
 
 
 @value
 class UpdateFence:
-    """Record the next attempt before acting on it, or that we yield, in one conditional Node PATCH."""
+    """Rewrite the fence of a node in one conditional Node PATCH: before the next attempt, when we yield, or when the
+    class rises."""
 
     node: NodeView
     """The Node as it was when this was decided."""
     fence: Fence
     """The fence to write."""
     cordon: bool = False
-    """Whether to restore the cordon too: a person lifted it after the point of no return."""
+    """Whether to restore the cordon too, because a person lifted it after the point of no return."""
     labels: Mapping[str, str | None] = field(default_factory=dict)
-    """Neighbour marks to drop."""
+    """Labels for the neighbors to drop."""
     annotations: Mapping[str, str | None] = field(default_factory=dict)
-    """Neighbour marks to drop."""
+    """Annotations for the neighbors to drop."""
 
 
 @value
 class Evict:
-    """Call the Eviction subresource, with the pod's UID as precondition."""
+    """Evict a pod through its Eviction subresource, with the pod's UID as precondition."""
 
     node: str
     """Name of the node of the pod."""
@@ -125,7 +128,7 @@ class Evict:
 
 @value
 class ForceDelete:
-    """DELETE of a pod at the end of its drain, with its UID as precondition (docs/design/drain.md#t4)."""
+    """Delete a pod at the end of its drain, with its UID as precondition (docs/design/drain.md#t4)."""
 
     node: str
     """Name of the node of the pod."""
@@ -136,7 +139,7 @@ class ForceDelete:
     uid: str
     """UID of the pod."""
     grace: int | None = None
-    """Grace period in seconds, never shorter than the pod's own; None: the pod's own."""
+    """Grace period in seconds, never shorter than the pod's own, or None for the pod's own."""
 
 
 @value
@@ -155,39 +158,41 @@ class RestartOperand:
 
 @value
 class Release:
-    """Give the node back: remove the fence, our marks, our cordon if it is still only ours, and after a proof the
-    start-up taint. One conditional PATCH. Where our cordon stays because somebody else works on a proven node, a fence
-    remains that remembers it, and so does the taint."""
+    """Return a node to service in one conditional PATCH: remove the fence, our marks, our cordon if it is still only
+    ours, and after a proof the start-up taint. If somebody else still works on a proven node, our cordon and the
+    taint stay, and a fence remains that remembers them."""
 
     node: NodeView
     """The Node as it was when this was decided."""
     uncordon: bool
     """Whether to lift the cordon."""
     labels: Mapping[str, str | None]
-    """Our labels and neighbour marks: to set, or to remove (None)."""
+    """Our labels and those for the neighbors: values to set, or None to remove one."""
     verified: Verified | None = None
-    """What was proven; None leaves the earlier record."""
+    """What was proven, or None to leave the earlier record."""
     annotations: Mapping[str, str | None] = field(default_factory=dict)
-    """Neighbour marks to drop."""
+    """Annotations for the neighbors to drop."""
     deferred: Deferred | None = None
-    """When to try again after an abort; None removes an earlier record."""
+    """When to try again after an abort, or None to remove an earlier record."""
     fence: Fence | None = None
-    """The fence that remains, in stage `yielded`; None removes the fence."""
+    """The fence that remains, in stage `yielded`, or None to remove the fence."""
 
 
 @value
 class LabelNode:
-    """Write only our own labels and the record of what was proven (adoption, change of owner). Not conditional, unless
-    a proven node waits behind the start-up taint, which then goes in the same PATCH, or is forgotten."""
+    """Write only our own labels and the record of what was proven (adoption, change of owner). The PATCH is not
+    conditional, unless a proven node waits behind the start-up taint, which the same PATCH then removes, or the
+    records are removed."""
 
     node: NodeView
     """The Node as it was when this was decided."""
     labels: Mapping[str, str | None]
-    """Our labels to set, or to remove (None)."""
+    """Our labels to set, or None to remove one."""
     verified: Verified | None = None
-    """What was proven; None leaves the earlier record."""
+    """What was proven, or None to leave the earlier record."""
     forget: bool = False
-    """Whether to remove the records of what was proven and given up too: nothing of ours stays on the node."""
+    """Whether to remove the records of what was proven and of what was given up too, so that nothing of ours stays on
+    the node."""
 
 
 Action = (

@@ -1,5 +1,5 @@
-"""Why no agent runs on a node: its pods are refused, never start, or exit at once. The words stay the same while it
-lasts."""
+"""Why no agent runs on a node: its pods are refused, never start, or exit at once. The texts stay the same while the
+cause does."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -11,7 +11,8 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
 HEAD, TAIL = 140, 160
-"""Characters that are shown of a long sentence: PodSecurity has the cause at its beginning, a runtime at its end."""
+"""Characters that are shown from the beginning and from the end of a long message: PodSecurity names the cause at the
+beginning, a runtime at the end."""
 _NEVER_PULLED = "ErrImageNeverPull"
 _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName"})
 _STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
@@ -30,7 +31,7 @@ _CHANGING = (
     (re.compile(r"rpc error: code = \w+ desc = "), ""),
     (re.compile(r"\b[0-9a-f]{64}\b"), "..."),
 )
-"""Parts that differ from one try to the next, or that carry no information."""
+"""Parts of a message that differ from one attempt to the next, or carry no information, and what replaces them."""
 
 
 @value
@@ -42,68 +43,70 @@ class AgentPod:
     name: str
     """Name of the pod."""
     node: str
-    """The node that it is for, even before it is bound."""
+    """The node that the pod is for, even before it is bound to it."""
     ready: bool
     """Whether its condition Ready is True."""
     deleting: bool
     """Whether it is being deleted."""
     created: datetime | None = None
-    """metadata.creationTimestamp; None: not readable."""
+    """metadata.creationTimestamp, or None if it cannot be read."""
     scheduled: bool = True
     """Whether it is bound to its node."""
     image: str = ""
-    """The image that its container is to run; empty: unknown."""
+    """The image that its container is to run. Empty if it is unknown."""
     waiting: str = ""
-    """Why its container waits, as the kubelet calls it; empty while it does not."""
+    """Why its container waits, in the kubelet's word. Empty if it does not wait."""
     message: str = ""
-    """The kubelet's sentence about why it waits; empty: there is none."""
+    """The kubelet's message about why it waits. Empty if there is none."""
     ended: str = ""
-    """How the container ended last, such as `Error, exit code 1`; empty where it has been up since."""
+    """How the container ended last, such as `Error, exit code 1`. Empty if it has been up since."""
     last_words: str = ""
-    """The end of that container's log."""
+    """The end of that container's log, as the kubelet reports it."""
     tolerates_gate: bool = True
-    """Whether it tolerates the start-up taint, as all pods of its DaemonSet do then."""
+    """Whether the pod, and so every pod of its DaemonSet, tolerates the start-up taint."""
 
 
 @value
 class AgentWarning:
-    """A Warning of Kubernetes about the agent's DaemonSet or one of its pods."""
+    """A Kubernetes Warning event about the agent's DaemonSet or one of its pods."""
 
     namespace: str
     """Namespace of the DaemonSet or pod."""
     pod: str
-    """Name of the pod; empty: about the DaemonSet."""
+    """Name of the pod. Empty if the event is about the DaemonSet."""
     message: str
-    """What Kubernetes says."""
+    """The message of the event."""
     at: datetime | None
-    """When it came first, for the DaemonSet when it came last; None: not readable."""
+    """When the event was first seen, or, about the DaemonSet, when it was last seen. None if that cannot be read."""
 
 
 @value
 class AgentTroubles:
-    """Why no agent runs, as far as that is known."""
+    """Why the agent does not run on nodes, as far as that is known."""
 
     pods: Mapping[str, Finding | None] = field(default_factory=dict)
-    """By node that has a pod that is not Ready: why; None: it may just be starting."""
+    """For each node with a pod that is not Ready: why it does not start, or None if it may just be starting."""
     refused: Finding | None = None
-    """Why the API server refuses further pods of the DaemonSet; None: it does not."""
+    """Why the API server refuses further pods of the DaemonSet, or None if it does not."""
 
     def of(self, node: str) -> Finding | None:
-        """Why no agent runs on this node, which has no Ready agent."""
+        """Return why no agent runs on this node, or None if the cause is unknown. The node must have no Ready
+        agent."""
         return self.pods.get(node, self.refused)
 
 
 def find_troubles(
     pods: Collection[AgentPod], warnings: Iterable[AgentWarning | None], arch: Callable[[str], str]
 ) -> AgentTroubles:
-    """What the agent's pods and the Warnings about them say. `arch`: architectures by node name; empty when unknown."""
+    """Return why agents do not run, from their pods and from the Warning events about them; None among the events is
+    ignored. `arch` returns the architecture of a node, or an empty string if it is unknown."""
     unready = [pod for pod in pods if not pod.ready and pod.node and not pod.deleting]
-    told = [one for one in warnings if one is not None]
-    if not unready and not told:
+    events = [event for event in warnings if event is not None]
+    if not unready and not events:
         return AgentTroubles()
     about: dict[str, list[AgentWarning]] = {}
-    for one in told:
-        about.setdefault(one.pod, []).append(one)
+    for event in events:
+        about.setdefault(event.pod, []).append(event)
     unready.sort(key=lambda pod: pod.name)
     return AgentTroubles(
         {pod.node: _of_pod(pod, about.get(pod.name, []), arch(pod.node)) for pod in unready},
@@ -112,86 +115,94 @@ def find_troubles(
 
 
 def _of_pod(pod: AgentPod, warnings: list[AgentWarning], arch: str) -> Finding | None:
-    """The first of HINDRANCES; None: it may just be starting."""
-    told = _Told(pod, steady(pod.message), warnings, arch)
+    """Return why this pod, which is not Ready, does not start, with a remedy: the first of HINDRANCES that applies.
+    None if no cause is known, because it may just be starting."""
+    state = _PodState(pod, steady(pod.message), warnings, arch)
     for hindrance in HINDRANCES:
-        if (why := hindrance.find(told)) is not None:
+        if (why := hindrance.find(state)) is not None:
             remedy = hindrance.remedy.format(namespace=pod.namespace, name=pod.name)
             return Finding(Reason.AGENT_NOT_STARTED, f"its pod does not start: {why}; {remedy}")
     return None
 
 
 @value
-class _Told:
-    """What is known of a pod that is not Ready."""
+class _PodState:
+    """What is known of an agent's pod that is not Ready."""
 
     pod: AgentPod
-    said: str
-    """The kubelet's sentence, without what changes from one try to the next."""
+    kubelet_message: str
+    """The kubelet's message, without the parts that differ from one attempt to the next."""
     warnings: list[AgentWarning]
-    """Those about this pod."""
+    """The Warning events about this pod."""
     arch: str
-    """Architecture of its node; empty: unknown."""
+    """Architecture of its node. Empty if it is unknown."""
 
 
 @value
 class Hindrance:
     """What keeps a pod of the agent from starting, and what a person does about it."""
 
-    find: Callable[[_Told], str | None]
-    """How it shows, for people; None: it does not."""
+    find: Callable[[_PodState], str | None]
+    """Returns the cause, as people read it, or None if this hindrance does not apply."""
     remedy: str
-    """What to do. {namespace} and {name} are those of the pod."""
+    """What a person does. {namespace} and {name} are those of the pod."""
 
 
-def _unplaced(told: _Told) -> str | None:
-    return None if told.pod.scheduled else "the scheduler does not place it"
+def _unplaced(state: _PodState) -> str | None:
+    return None if state.pod.scheduled else "the scheduler does not place it"
 
 
-def _other_architecture(told: _Told) -> str | None:
-    """The image was pulled in vain, or it was pulled and its program is none for this node."""
-    if _NO_PLATFORM not in told.said and _BAD_FORMAT not in f"{told.said} {told.pod.last_words}":
+def _other_architecture(state: _PodState) -> str | None:
+    """Return that the image is for another architecture: it could not be pulled for this one, or its program does not
+    run here. None if neither shows."""
+    if (
+        _NO_PLATFORM not in state.kubelet_message
+        and _BAD_FORMAT not in f"{state.kubelet_message} {state.pod.last_words}"
+    ):
         return None
-    kind = f" ({told.arch})" if told.arch else ""
-    return f"image {told.pod.image} is not for the architecture of this node{kind}"
+    kind = f" ({state.arch})" if state.arch else ""
+    return f"image {state.pod.image} is not for the architecture of this node{kind}"
 
 
-def _never_pulled(told: _Told) -> str | None:
-    return _no_image(told, "is not on this node") if told.pod.waiting == _NEVER_PULLED else None
+def _never_pulled(state: _PodState) -> str | None:
+    return _no_image(state, "is not on this node") if state.pod.waiting == _NEVER_PULLED else None
 
 
-def _not_pulled(told: _Told) -> str | None:
-    return _no_image(told, "cannot be pulled") if told.pod.waiting in _IMAGE else None
+def _not_pulled(state: _PodState) -> str | None:
+    return _no_image(state, "cannot be pulled") if state.pod.waiting in _IMAGE else None
 
 
-def _no_image(told: _Told, what: str) -> str:
-    image, said = told.pod.image, told.said
-    why = f" ({said})" if said and said != f'Back-off pulling image "{image}"' else ""
+def _no_image(state: _PodState, what: str) -> str:
+    """Return that the image `what`, with the kubelet's reason unless that only says that it backs off."""
+    image, cause = state.pod.image, state.kubelet_message
+    why = f" ({cause})" if cause and cause != f'Back-off pulling image "{image}"' else ""
     return f"image {image} {what}{why}"
 
 
-def _start_error(told: _Told) -> str | None:
-    """What the runtime says of a container that it cannot start; between two tries it is in the last state."""
-    pod = told.pod
+def _start_error(state: _PodState) -> str | None:
+    """Return the runtime's message about a container that it cannot start, or None. Between two attempts the message
+    is in the container's last state."""
+    pod = state.pod
     if pod.waiting == "RunContainerError":
-        return told.said or None
+        return state.kubelet_message or None
     return (steady(pod.last_words) or None) if pod.ended.startswith(_NEVER_RAN) else None
 
 
-def _waiting(told: _Told) -> str | None:
-    """For another reason, in the kubelet's words."""
-    if told.pod.waiting in _STARTING | _ENDS:
+def _waiting(state: _PodState) -> str | None:
+    """Return why the container waits, in the kubelet's words, unless it only starts or has exited before."""
+    if state.pod.waiting in _STARTING | _ENDS:
         return None
-    return f"{told.pod.waiting}{f': {told.said}' if told.said else ''}"
+    return f"{state.pod.waiting}{f': {state.kubelet_message}' if state.kubelet_message else ''}"
 
 
-def _ends(told: _Told) -> str | None:
-    return f"its container exits at once ({told.pod.ended})" if told.pod.ended else None
+def _ends(state: _PodState) -> str | None:
+    return f"its container exits at once ({state.pod.ended})" if state.pod.ended else None
 
 
-def _warned(told: _Told) -> str | None:
-    """Of a pod whose container is only being created, such as one without a sandbox, the Warnings alone tell."""
-    return steady(_latest(told.warnings).message) if told.warnings else None
+def _warned(state: _PodState) -> str | None:
+    """Return the text of the latest Warning event about the pod, or None. A pod whose container is still being
+    created, such as one without a sandbox, has no other sign."""
+    return steady(_latest(state.warnings).message) if state.warnings else None
 
 
 _CHART = "correct image.repository, image.tag or {0} of the chart"
@@ -214,32 +225,33 @@ image for another architecture cannot be pulled, or its program exits at once.""
 
 
 def _refused(pods: Iterable[AgentPod], warnings: list[AgentWarning]) -> Finding | None:
-    """What keeps the DaemonSet from creating pods, unless it has created one since."""
+    """Return why the API server refuses the pods of the DaemonSet, with a remedy. None if there is no Warning event
+    about it, or if a pod was created since."""
     if not warnings:
         return None
     last = _latest(warnings)
     if last.at is not None and any(pod.created is not None and pod.created > last.at for pod in pods):
         return None
-    said = steady(last.message)
-    if "violates PodSecurity" in said:
+    cause = steady(last.message)
+    if "violates PodSecurity" in cause:
         remedy = f"kubectl label --overwrite namespace {last.namespace} pod-security.kubernetes.io/enforce=privileged"
-    elif "RuntimeClass" in said:
+    elif "RuntimeClass" in cause:
         remedy = (
             "the GPU Operator creates that class; where it does not (NRI plugin, or a default runtime), set"
             " agent.runtimeClassName to the empty string"
         )
     else:
         remedy = f"kubectl -n {last.namespace} describe daemonset gpusharing-agent"
-    return Finding(Reason.AGENT_REFUSED, f"its pod is refused: {said}; {remedy}")
+    return Finding(Reason.AGENT_REFUSED, f"its pod is refused: {cause}; {remedy}")
 
 
 def _latest(warnings: list[AgentWarning]) -> AgentWarning:
-    return max(warnings, key=lambda one: (one.at.timestamp() if one.at else 0.0, one.message))
+    return max(warnings, key=lambda warning: (warning.at.timestamp() if warning.at else 0.0, warning.message))
 
 
 def steady(message: str) -> str:
-    """A sentence of Kubernetes without the parts that differ from one try to the next; a long one without its
-    middle."""
+    """Return a message of Kubernetes without the parts that differ from one attempt to the next, and a long one
+    without its middle."""
     text = " ".join(message.split())
     for pattern, put in _CHANGING:
         text = pattern.sub(put, text)

@@ -6,7 +6,7 @@ one for each name (`each`), or, where thousands of names have many arguments, as
 with that of the last pass takes one operation on dicts. Python compares an object with itself at once, and gatherers
 keep what did not change: a comparison costs next to nothing.
 
-Everything that is decided is remembered here: by `Memo` from pass to pass, by `AnswersByKind` for nodes of one kind.
+All decisions are remembered here: by `Memo` from pass to pass, by `AnswersByKind` for nodes of one kind.
 functools.lru_cache stands only before pure functions of a few values, such as a layout or a version, that hold no
 snapshot (tests/test_shape.py has the list).
 """
@@ -25,9 +25,10 @@ Column: TypeAlias = Mapping[str, Any] | AbstractSet[str]
 
 
 class Memo:
-    """The answers of the last pass. One per planner; start with an empty one.
+    """The answers of the last pass. A planner has one, which is empty at first.
 
-    A question that a pass does not ask is forgotten after it: nodes and policies that are gone leave nothing behind.
+    A question that a pass does not ask is forgotten after it, so nodes and policies that are gone leave nothing
+    behind.
     """
 
     def __init__(self) -> None:
@@ -37,8 +38,7 @@ class Memo:
         self._latest: datetime | None = None
 
     def begin(self, now: datetime) -> None:
-        """Begin a pass. Answers stay valid while time goes forward; after a clock is set back everything is asked
-        again."""
+        """Begin a pass. Answers stay valid while time goes forward. If the clock was set back, all are dropped."""
         if self._latest is not None and now < self._latest:
             self._known, self._values = {}, {}
         self._latest = now
@@ -157,14 +157,15 @@ def _copy(column: Column) -> Column:
 
 
 class AnswersByKind:
-    """The answers to questions that thousands ask with few different arguments, such as nodes with the same cards.
+    """The answers to questions that thousands of nodes ask with few different arguments, such as nodes with the same
+    cards.
 
-    Whatever else a question reads is the same for as long as this exists: it is part of a value that is made of just
-    that, and that the memo makes anew when any of it changes.
+    Everything else that a question reads must stay the same while this object exists: it is part of a value that is
+    made of just that, and that the memo makes anew when any of it changes.
     """
 
     def __init__(self, most: int = 256) -> None:
-        """`most`: how many are kept; then it starts again with none."""
+        """Keep at most `most` answers; when there are more, all are dropped."""
         self._most = most
         self._known: dict[object, Any] = {}
 
@@ -174,7 +175,8 @@ class AnswersByKind:
         *inputs: *Inputs,
         lasts: Callable[[Answer], bool] | None = None,
     ) -> Answer:
-        """The answer to a question with these arguments, which can be hashed; see `Memo.each`."""
+        """Return the answer to a question with these arguments, which must be hashable. `lasts` is that of
+        `Memo.each`."""
         key = (question.func if isinstance(question, partial) else question), inputs
         if key in self._known:
             known: Answer = self._known[key]

@@ -17,10 +17,10 @@ class PassMemory:
     proving: frozenset[str] = frozenset()
     """Nodes that need nothing but another LIST of their pods to be proven idle."""
     drifting_since: Mapping[str, datetime] = field(default_factory=dict)
-    """By Ready, unfenced node that differs from its target: since when this process has seen that."""
+    """Since when this process has seen that a Ready, unfenced node differs from its target, by node."""
     looks: Mapping[str, Look] = field(default_factory=dict)
-    """What was found at each node whose pods block it, when they were listed last."""
+    """What the latest LIST of its pods found at each node whose pods block it."""
     previews: Mapping[str, Preview] = field(default_factory=dict)
-    """What the changes of nodes that wait would disturb."""
+    """What the change of each waiting node would disturb."""
     vain_passes: Mapping[str, int] = field(default_factory=dict)
-    """By policy: how many passes in a row made no progress (`count_vain`)."""
+    """How many passes in a row made no progress, by policy (`count_vain`)."""

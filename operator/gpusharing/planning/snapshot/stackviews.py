@@ -18,7 +18,7 @@ class PlainStackView:
     daemon_set: str
     """Name of the device plugin's DaemonSet."""
     release: str
-    """Name of its Helm release; empty when unknown."""
+    """Name of its Helm release. Empty if it is unknown."""
 
 
 @value
@@ -26,7 +26,7 @@ class MpsDaemonView:
     """The GPU Operator's DaemonSet of MPS control daemons, as far as it shows whether they learn of a configuration."""
 
     version: str
-    """Version of the device plugin's image, which it runs; empty when unknown."""
+    """Version of the device plugin's image, which the daemon runs. Empty if it is unknown."""
     program: str
     """The name under which the daemon runs."""
     signalled: str
@@ -37,35 +37,37 @@ class MpsDaemonView:
 
 @value
 class ClusterPolicyView:
-    """NVIDIA's ClusterPolicy, as far as it can override us (docs/design/nvidia.md#d5), or what replaces it."""
+    """NVIDIA's ClusterPolicy, as far as it can override us (docs/design/nvidia.md#d5), or what stands in for it where
+    NVIDIA's device-plugin chart runs without the GPU Operator."""
 
     plugin_config_name: str
-    """devicePlugin.config.name; empty: not set."""
+    """devicePlugin.config.name. Empty if it is not set."""
     mig_strategy: str
-    """mig.strategy; empty: not set."""
+    """mig.strategy. Empty if it is not set."""
     mig_config_name: str
-    """migManager.config.name; empty: not set."""
+    """migManager.config.name. Empty if it is not set."""
     switches: Mapping[str, bool | str] = field(default_factory=dict)
-    """What the fields that `stack/requirements.py` reads are set to, by their path below `spec`, without those that are
-    not set. Where there is no ClusterPolicy: what they would have to be for the programs that run."""
+    """The values of the fields that `stack/requirements.py` reads, by their path below `spec`; fields that are not set
+    are left out. Without a ClusterPolicy they are the values that the programs which run would need."""
     plugin_default: str = ""
-    """devicePlugin.config.default: the device-plugin configuration for nodes without the label; empty: not set."""
+    """devicePlugin.config.default: the device-plugin configuration for nodes without the label. Empty if it is not
+    set."""
     with_reboot: bool = False
     """Whether mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
     plugin_version: str = ""
-    """Version of the device plugin, such as `v0.19.3`; empty when ClusterPolicy does not name it."""
+    """Version of the device plugin, such as `v0.19.3`. Empty if ClusterPolicy does not name it."""
     mig_manager_version: str = ""
-    """Version of mig-manager, such as `v0.13.1`; empty when ClusterPolicy does not name it."""
+    """Version of mig-manager, such as `v0.13.1`. Empty if ClusterPolicy does not name it."""
     name: str = "cluster-policy"
     """Name of the object: `cluster-policy` with NVIDIA's chart, `gpu-cluster-policy` on OpenShift."""
     uid: str = ""
-    """UID of the object; empty: there is none."""
+    """UID of the object. Empty if there is none."""
     ignored: bool = False
     """Whether the GPU Operator says that it follows another one (docs/design/nvidia.md#d7)."""
     plugin_config_setter: str = ""
-    """Field manager that wrote `plugin_config_name` last; empty when unknown."""
+    """Field manager that wrote `plugin_config_name` last. Empty if it is unknown."""
     mig_config_setter: str = ""
-    """Field manager that wrote `mig_config_name` last; empty when unknown."""
+    """Field manager that wrote `mig_config_name` last. Empty if it is unknown."""
     configured: frozenset[str] = frozenset()
     """Fields that the operator has set once (`planning/stack/pointers.py`)."""
     tolerates_gate: bool = True
@@ -73,14 +75,15 @@ class ClusterPolicyView:
     tolerations: str = "[]"
     """The tolerations of NVIDIA's pods as JSON."""
     mps_daemon: MpsDaemonView | None = None
-    """The GPU Operator's MPS daemon; None: there is none, or it was not seen."""
+    """The GPU Operator's MPS daemon, or None if there is none or it was not seen."""
     plain: PlainStackView | None = None
-    """The DaemonSets of NVIDIA's device-plugin chart, from which this view was made; None: there is a ClusterPolicy."""
+    """The DaemonSets of NVIDIA's device-plugin chart, from which this view was made, or None if there is a
+    ClusterPolicy."""
     namespace: str = ""
-    """Namespace of NVIDIA's pods, as status.namespace says; empty when it does not."""
+    """Namespace of NVIDIA's pods, as status.namespace says. Empty if it does not."""
 
     def is_off(self, switch: str) -> bool:
-        """Whether the field with this path is false; one that is not set does not turn its program off."""
+        """Whether the field with this path is false. A field that is not set does not turn its program off."""
         return self.switches.get(switch) is False
 
 
@@ -91,7 +94,7 @@ class FinderState:
     name: str
     """Name of the DaemonSet."""
     release: str
-    """Name of its Helm release; empty when unknown."""
+    """Name of its Helm release. Empty if it is unknown."""
     tolerates_gate: bool
     """Whether its pods may run behind the start-up taint."""
     tolerations: str
@@ -100,18 +103,18 @@ class FinderState:
 
 @value
 class StackView:
-    """NVIDIA's software in the cluster and the configuration we keep for it."""
+    """NVIDIA's software in the cluster and the configuration that we keep for it."""
 
     cluster_policy: ClusterPolicyView | None
-    """What serves the GPUs; None: nothing was found."""
+    """What serves the GPUs, or None if nothing was found."""
     gpu_cluster: bool
     """Whether NVIDIA's DRA stack is installed: our labels would have no effect."""
     plugin_configs: Mapping[str, str]
     """Device-plugin configurations by key, as they are in our ConfigMap now."""
     mig_file: str
-    """The mig-parted file we render, empty before the first write."""
+    """The mig-parted file that we render. Empty before the first write."""
     written: Mapping[str, datetime]
-    """When an entry of either ConfigMap was written, by key."""
+    """When each entry of either ConfigMap was written, by key."""
     admin_mig_file: str = ""
     """mig-parted entries of the admin's own ConfigMap, merged into ours."""
     admin_plugin_configs: Mapping[str, str] = field(default_factory=dict)
@@ -121,41 +124,45 @@ class StackView:
     missing_maps: tuple[str, ...] = ()
     """ConfigMaps of the admin that a setting names, and that do not exist."""
     generated_mig_files: Mapping[str, str] = field(default_factory=dict)
-    """By node: the configuration that mig-manager >= 0.14 generated from its hardware."""
+    """The configuration that mig-manager >= 0.14 generated from the hardware of each node, by node."""
     plugin_map_exists: bool = True
     """Whether our device-plugin ConfigMap exists; NVIDIA's pods cannot start while ClusterPolicy names a missing
     one."""
     serves_our_mig_file: bool = False
     """Whether ClusterPolicy points mig-manager at our ConfigMap."""
     marked: bool = True
-    """Whether those of our two ConfigMaps that exist have our label."""
+    """Whether both of our ConfigMaps have our label; one that does not exist is not counted."""
     write_error: str = ""
-    """Why the last write of our ConfigMaps was refused; empty: it was not."""
+    """Why the last write of our ConfigMaps was refused. Empty if it was not refused."""
     rival_policies: tuple[str, ...] = ()
     """ClusterPolicies among which we cannot tell which one the GPU Operator follows; `cluster_policy` is then the
     first of them."""
     pointer_error: str = ""
-    """Why ClusterPolicy could not be pointed at our ConfigMaps; empty: nothing prevented it."""
+    """Why ClusterPolicy could not be pointed at our ConfigMaps. Empty if nothing prevented it."""
     foreign_map: str = ""
-    """Name of a ConfigMap that somebody else created and filled under the name of ours; empty: there is none."""
+    """Name of a ConfigMap that somebody else created and filled under the name of one of ours. Empty if there
+    is none."""
     finders: tuple[FinderState, ...] = ()
-    """Workers of Node Feature Discovery in the namespace of NVIDIA's components; the operator may read no other one."""
+    """The DaemonSets of Node Feature Discovery's worker in the namespace of NVIDIA's components; the operator may read
+    no other namespace."""
     intolerant_agents: str = ""
-    """Namespace of the agent's pods, if those that exist do not tolerate the start-up taint; empty: they do, or none
-    was seen."""
+    """Namespace of the agent's pods, if those that exist do not tolerate the start-up taint. Empty if they do, or if
+    none was seen."""
     seen_plugin_configs: Mapping[str, str] = field(default_factory=dict)
-    """What this process has read of device-plugin entries named by their content: lost ones can be restored."""
+    """Device-plugin entries that this process has read, by key. Entries named by their content can be restored from
+    here when they are lost."""
     seen_mig_entries: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """The same for mig-parted entries."""
+    """mig-parted entries that this process has read, by key, for the same purpose."""
 
     def generated_mig_file(self, node: str) -> str:
-        """What mig-manager generated on this node, where it reads that; empty where it reads our file, or nothing."""
+        """Return the file that mig-manager generated on this node. Empty if mig-manager reads our file instead, or
+        generated nothing."""
         return "" if self.serves_our_mig_file else self.generated_mig_files.get(node, "")
 
 
 @value
 class Operand:
-    """A pod of NVIDIA's that we may restart: mig-manager, or the MPS control daemon."""
+    """A pod of NVIDIA's software that we may restart: mig-manager, or the MPS control daemon."""
 
     namespace: str
     """Namespace of the pod."""
@@ -171,14 +178,15 @@ class Operand:
     """Since when this process has seen it Ready, on a fenced node; clocks of nodes are never compared with ours."""
 
 
-def find_active(found: Iterable[ClusterPolicyView]) -> tuple[ClusterPolicyView | None, tuple[str, ...]]:
-    """The one that it follows, and the names among which that cannot be decided; the policy returned is then the first
-    of these.
+def find_active(views: Iterable[ClusterPolicyView]) -> tuple[ClusterPolicyView | None, tuple[str, ...]]:
+    """Return the ClusterPolicy that the GPU Operator follows, or None if there is none, and the names of those among
+    which that cannot be decided. If there are such names, the policy returned is the first of them; otherwise they
+    are empty.
 
-    The GPU Operator marks all but one as `ignored`; before it has looked, or while it is away, it may have marked
+    The GPU Operator marks all but one as `ignored`. Before it has looked, or while it is away, it may have marked
     none. A single ClusterPolicy is the one, whatever its mark.
     """
-    policies = sorted(found, key=lambda policy: policy.name)
+    policies = sorted(views, key=lambda policy: policy.name)
     heeded = [policy for policy in policies if not policy.ignored] or policies
     rivals = tuple(policy.name for policy in heeded)
     return (heeded[0] if heeded else None), (rivals if len(rivals) > 1 else ())

@@ -1,7 +1,7 @@
 """What the planner sees of the world: small frozen projections of API objects, compared by value.
 
 A view leaves out resourceVersion and heartbeats on purpose: a node whose view did not change is the same input, so
-verdicts are memoised by identity. The executor takes the resourceVersion from the cache.
+verdicts are memoized by identity. The executor takes the resourceVersion from the cache.
 """
 
 from collections.abc import Mapping
@@ -27,97 +27,101 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.values import value
 
 _NOTHING: Mapping[str, str] = {}
-"""One object for nearly all nodes."""
+"""The `held_off` of nearly all nodes, shared by them."""
 
 
 @value
 class NodeView:
-    """One Node."""
+    """A Node, as far as decisions depend on it."""
 
     name: str
     """Name of the Node."""
     uid: str
-    """Its UID; a Node that is recreated under its name has another."""
+    """UID of the Node. A Node that is recreated under the same name has another."""
     labels: Mapping[str, str]
-    """All its labels."""
+    """All labels of the Node."""
     resources: Mapping[str, int]
     """Allocatable GPU resources; 0 counts as absent and is left out (docs/design/nvidia.md#b7)."""
     ready: bool
     """Whether its condition Ready is True."""
     unschedulable: bool
-    """Whether the node is cordoned, by whomever."""
+    """Whether the node is cordoned, by anybody."""
     deleting: bool = False
     """Whether the Node object is being deleted."""
     barred: bool = False
     """Whether a taint keeps away pods that do not tolerate it; taints for conditions of the node do not count."""
     fence: Fence | None = None
-    """Our record of the change in flight; None: there is none, or `fence_error` says why it cannot be read."""
+    """Our record of the change in flight, or None if there is none or `fence_error` says why it cannot be read."""
     fence_error: str = ""
-    """Why our fence annotation cannot be read; such a node is left as it is. Empty: it can, or there is none."""
+    """Why our fence annotation cannot be read; such a node is left as it is. Empty if it can be read, or if there is
+    none."""
     deferred: Deferred | None = None
-    """Our record of the last change that was given up; None: there is none."""
+    """Our record of the last change that was given up, or None if there is none."""
     verified: Verified | None = None
-    """Our record of what was proven last; None: there is none."""
+    """Our record of what was proven last, or None if there is none."""
     neighbour_marks: frozenset[str] = frozenset()
     """Annotations of NEIGHBOUR_ANNOTATIONS that the node has."""
     hold_cordon: bool = False
     """Whether a person wants the cordon kept when our change ends."""
     retry: str = ""
-    """Value of the retry annotation; empty: there is none."""
+    """Value of the retry annotation. Empty if there is none."""
     gate: str | None = None
-    """Where the node has the start-up taint (docs/design/transition.md#gate), its other taints as JSON, in their
-    order: what a
-    release leaves there. None: it does not have that taint."""
+    """If the node has the start-up taint (docs/design/transition.md#gate): its other taints as JSON, in their order,
+    which a release leaves there. None if it does not have that taint."""
     abort: str = ""
-    """The `op` of the change that a person wants given up; empty: none."""
+    """The `op` of the change that a person wants given up. Empty if there is none."""
     foreign: str = ""
-    """What else maintains the node, by a marker or a NodeMaintenance (docs/design/drain.md#c5); empty: nothing."""
+    """Who or what else maintains the node, according to a marker or a NodeMaintenance (docs/design/drain.md#c5). Empty
+    if nobody does."""
     foreign_waits: bool = False
-    """Whether that has not begun or has given up, and may stay so for weeks: it takes no slot of its own."""
+    """Whether that maintenance has not begun or was given up, and may stay so for weeks. It then takes no slot of its
+    own."""
     foreign_queued: bool = False
-    """Whether that has certainly not begun, so that a cordon of ours is not also its cordon."""
+    """Whether that maintenance has certainly not begun, so that a cordon of ours is not also its cordon."""
     other_plugin: str = ""
-    """Which device plugin that does not follow our labels serves the node (stack/otherplugins.py); empty: none."""
+    """Which device plugin that does not follow our labels serves the node (stack/otherplugins.py). Empty if there is
+    none."""
     label_owners: Mapping[str, str] = field(default_factory=dict)
-    """By label: which other controller lists it as its own, and what to do. Nearly always empty, as the next one."""
+    """By label: which other controller lists it as its own, and what to do about that. Nearly always empty, as is
+    `label_rewriters`."""
     label_rewriters: Mapping[str, str] = field(default_factory=dict)
     """By label: the field manager that replaced the value which we wrote last."""
     held_off: Mapping[str, str] = field(init=False, compare=False)
-    """Of `labels`, the switches of NVIDIA's operands that are not simply on, such as false and paused."""
+    """The labels that switch NVIDIA's operands and have any other value than `true`, such as `false` and paused."""
 
     def __post_init__(self) -> None:
         """Set `held_off`, so that the labels need not be searched again."""
-        found = {
+        switches = {
             label: value
             for label, value in self.labels.items()
             if value != "true" and label.startswith(LABEL_DEPLOY_PREFIX)
         }
-        object.__setattr__(self, "held_off", found or _NOTHING)
+        object.__setattr__(self, "held_off", switches or _NOTHING)
 
     @property
     def foreign_works(self) -> bool:
-        """Whether somebody else may have begun to work on the node, or stopped in the middle: the node and its cordon
-        are left to them (docs/design/drain.md#c4)."""
+        """Whether somebody else may have begun to work on the node, or stopped in the middle. The node and its cordon
+        are then left to them (docs/design/drain.md#c4)."""
         return bool(self.foreign) and not self.foreign_queued
 
 
 @value
 class CardView:
-    """What of a GPU no change of ours changes: all that a target is found from."""
+    """The part of a GPU that no change of ours changes, which is all that a target is found from."""
 
     index: int
-    """Index, as NVML counts."""
+    """Index of the GPU, as NVML counts."""
     product: str
     """Product name, as NVML reports it."""
     mig_capable: bool
     """Whether the card has MIG."""
     profiles: tuple[Profile, ...] = field(hash=False)  # costs too much
-    """Profiles that the card offers; those of our table when the driver lists none."""
+    """Profiles that the card offers, or those of our table if the driver lists none."""
 
 
 @value
 class GpuView(CardView):
-    """One GPU as the agent read it."""
+    """A GPU as the agent read it."""
 
     mig_enabled: bool
     """Whether MIG mode is in force."""
@@ -126,11 +130,11 @@ class GpuView(CardView):
     compute_mode: str
     """CUDA compute mode, as in `api.gpunode.GPU`."""
     layout: Layout | None
-    """Instances that exist; None while MIG is off."""
+    """The MIG instances that exist, or None while MIG is off."""
     processes: tuple[str, ...] = ()
-    """Names of processes that use it; empty for each that the agent cannot name or may not see."""
+    """Names of the processes that use it, with an empty name for each that the agent cannot name or may not see."""
     doubt: Finding | None = None
-    """How the profiles that the driver reports and our table differ; None: they do not."""
+    """How the profiles that the driver reports and our table differ, or None if they do not."""
     vitals: Vitals = HEALTHY
     """What NVML reports about its health."""
     instances_withheld: bool = False
@@ -141,7 +145,7 @@ class GpuView(CardView):
 
 @value(eq=False, slots=False)  # without slots, for what is worked out once
 class Hardware:
-    """The GPUs of a node, and what many rules derive from them. Thousands of nodes share one."""
+    """The GPUs of a node, and what many rules derive from them. Thousands of nodes share one object."""
 
     gpus: tuple[GpuView, ...]
     """The GPUs, as the agent reported them."""
@@ -149,17 +153,17 @@ class Hardware:
     @staticmethod
     @lru_cache(maxsize=1024)
     def of(gpus: tuple[GpuView, ...]) -> "Hardware":
-        """The same object for equal GPUs."""
+        """Return the Hardware of these GPUs. Equal GPUs give the same object."""
         return Hardware(gpus)
 
     @cached_property
     def layouts(self) -> tuple[Layout | None, ...]:
-        """Layouts of the GPUs, in their order."""
+        """The layout of each GPU, in their order; None where MIG is off."""
         return tuple(gpu.layout for gpu in self.gpus)
 
     @cached_property
     def kinds(self) -> tuple[GpuView, ...]:
-        """One GPU, the first, of each group that differs in nothing but the index."""
+        """The first GPU of each group that differs in nothing but the index."""
         kinds: dict[GpuView, GpuView] = {}
         for gpu in self.gpus:
             kinds.setdefault(replace(gpu, index=0), gpu)
@@ -167,17 +171,17 @@ class Hardware:
 
     @cached_property
     def models(self) -> tuple[GpuView, ...]:
-        """One GPU of each card model."""
+        """One GPU of each product."""
         return tuple({gpu.product: gpu for gpu in self.gpus}.values())
 
     @cached_property
     def health(self) -> Finding:
-        """How healthy the GPUs are."""
+        """What NVML reports about the health of all GPUs, as one Finding."""
         return diagnose([(gpu.index, gpu.vitals) for gpu in self.gpus])
 
     @cached_property
     def cards(self) -> tuple[CardView, ...]:
-        """The GPUs without what changes: equal on all nodes of one kind, whatever their GPUs do."""
+        """The GPUs without what changes. Nodes of one kind have equal cards, whatever their GPUs do."""
         return tuple(CardView(gpu.index, gpu.product, gpu.mig_capable, gpu.profiles) for gpu in self.gpus)
 
 
@@ -190,22 +194,23 @@ class ObservedView:
     quiet: bool
     """Whether NVML is closed at our request."""
     error: str
-    """What keeps the agent from reading NVML; empty: nothing does."""
+    """What keeps the agent from reading NVML. Empty if nothing does."""
     gpus: tuple[GpuView, ...]
     """The GPUs of the node."""
     allocated: Mapping[str, int] | None = field(default_factory=dict)
-    """Devices that pods hold, by GPU resource name; None: unknown."""
+    """Devices that pods hold, by GPU resource name, or None if that is unknown."""
     pods: int | None = 0
-    """How many pods hold a GPU device; None: unknown."""
+    """How many pods hold a GPU device, or None if that is unknown."""
     simulated: bool = False
     """Whether the GPUs are SIMULATED."""
     driver_version: str = ""
-    """As NVML reports it; empty when unknown."""
+    """Version of the driver, as NVML reports it. Empty if it is unknown."""
     hardware: Hardware = field(init=False, compare=False)
     """The same GPUs, with what rules derive from them."""
 
     def __post_init__(self) -> None:
-        """Share the GPUs with other nodes that have the same: they are most of a snapshot's size."""
+        """Replace the GPUs by those of the shared Hardware, because equal GPUs of many nodes are most of a snapshot's
+        size."""
         hardware = Hardware.of(self.gpus)
         object.__setattr__(self, "hardware", hardware)
         object.__setattr__(self, "gpus", hardware.gpus)
@@ -213,7 +218,8 @@ class ObservedView:
 
 @value
 class GPUNodeView:
-    """One GPUNode: what we asked and what the agent answered; without `status.transition`, which is for people."""
+    """A GPUNode: our request and the agent's answer. `status.transition` is left out, because it is only for
+    people."""
 
     name: str
     """Name of the GPUNode, which is that of its Node."""
@@ -224,50 +230,51 @@ class GPUNodeView:
     quiet: bool
     """Whether that request asks the agent to keep NVML closed."""
     observed: ObservedView | None
-    """What the agent reported last; None: nothing yet."""
+    """What the agent reported last, or None if it has not reported yet."""
 
 
 @value
 class PolicyView:
-    """One GPUSharingPolicy; `spec` is None when `problems` say why it cannot be read."""
+    """A GPUSharingPolicy. `spec` is None when `problems` say why it cannot be read."""
 
     name: str
     """Name of the policy."""
     uid: str
-    """Its UID; a policy that is recreated under its name has another."""
+    """UID of the policy. One that is recreated under the same name has another."""
     generation: int
-    """Its metadata.generation: each edit of the spec raises it, and so does the deletion."""
+    """metadata.generation, which each edit of the spec raises, and so does the deletion."""
     created: str
-    """Its metadata.creationTimestamp: of policies of equal priority, the oldest takes a node."""
+    """metadata.creationTimestamp. Of policies of equal priority, the oldest gets a node."""
     deleting: bool
-    """Whether it is being deleted and gives its nodes up; see `resetting`."""
+    """Whether it is being deleted and releases its nodes as they are; see `resetting`."""
     finalizer: bool
     """Whether it has our finalizer."""
     force_release: bool
     """Whether a person wants it released at once, with every cordon kept."""
     spec: GPUSharingPolicySpec | None
-    """What it asks for; None: `problems` say why it cannot be read."""
+    """The spec of the policy, or None if `problems` say why it cannot be read."""
     problems: tuple[Problem, ...] = ()
-    """Why the spec is refused; empty: it is not."""
+    """Why the spec is refused. Empty if it is not refused."""
     approved: str = ""
-    """The hash of the plan that a person approved last; empty: none."""
+    """The hash of the plan that a person approved last. Empty if there is none."""
     resumed: str = ""
-    """Of which generation failures need not keep further nodes from starting, and how many; see
-    `pools/resuming.py`. Empty: nobody said so."""
+    """The value by which a person allowed nodes to start despite failures: for which generation, and how often
+    (`pools/resuming.py`). Empty if nobody did."""
     zones: Mapping[str, tzinfo] = field(default_factory=lambda: {"UTC": UTC})
-    """The time zones that its windows name, by IANA name, read where the policy was converted. A name that the time
-    zone database does not have is missing."""
+    """The time zones that its windows and blackouts name, by IANA name, read where the policy was converted. A name
+    that the time zone database does not have is missing."""
     resetting: bool = False
-    """Whether it is being deleted and first changes its nodes to whole GPUs, which `spec` asks for (no `deleting`)."""
+    """Whether it is being deleted and first changes its nodes to whole GPUs, for which `spec` then asks. `deleting` is
+    false meanwhile."""
 
     @property
     def version(self) -> SpecVersion:
-        """Which version of its spec this is."""
+        """The UID and generation of this spec."""
         return SpecVersion(self.uid, self.generation)
 
     @property
     def going(self) -> bool:
-        """Whether it is being deleted, whatever happens to its nodes."""
+        """Whether the policy is being deleted, with or without a reset of its nodes."""
         return self.deleting or self.resetting
 
 
@@ -286,7 +293,7 @@ class PlanSettings:
     configure_gpu_operator: Switch = False
     """Set ClusterPolicy's two pointers to our ConfigMaps, once, where nobody has set them."""
     pod_name: str = ""
-    """Name of our own pod, which is never drained; empty: we do not run in a pod."""
+    """Name of our own pod, which is never drained. Empty if we do not run in a pod."""
     protected_namespaces: Namespaces = ("kube-system",)
     """Comma-separated: no pod is evicted in these. The chart's admission policy refuses it too."""
     neighbour_labels: Labels = ()
@@ -367,7 +374,7 @@ class ClusterSnapshot:
     call_failures: Mapping[str, CallFailure] = field(default_factory=dict)
     """By node, or subject of a shared write: the failure of our last call about it; in memory only."""
     policies_error: str = ""
-    """Why the policies may have changed meanwhile; no node starts then. Empty: they are up to date."""
+    """Why the policies may have changed meanwhile; no node starts then. Empty if they are up to date."""
     view_ages: Mapping[str, float] = field(default_factory=dict)
     """Seconds since each of our views, such as that of nodes, was known to be up to date; one that is missing is."""
     memory: PassMemory = PassMemory()
@@ -377,7 +384,7 @@ class ClusterSnapshot:
 
     @property
     def old_views(self) -> str:
-        """The views that are older than OLD_VIEW, separated by commas; empty when none is."""
+        """The views that are older than OLD_VIEW, separated by commas. Empty if none is."""
         return ", ".join(sorted(name for name, age in self.view_ages.items() if age > OLD_VIEW))
 
 

@@ -33,7 +33,8 @@ class Blocker:
 
 
 def merge(blockers: Iterable[Blocker]) -> tuple[Blocker, ...]:
-    """Return the blockers with those that differ only in their pods merged into one, sorted by reason, then by pods."""
+    """Return the blockers with those that differ only in their pods merged into one, sorted by reason, then by
+    pods."""
     pods: dict[tuple[Reason, str, str, datetime | None], set[str]] = {}
     for blocker in blockers:
         alike = (blocker.reason, blocker.pdb, blocker.message, blocker.until)
@@ -46,8 +47,8 @@ def merge(blockers: Iterable[Blocker]) -> tuple[Blocker, ...]:
 
 
 def explain_blockers(blockers: Iterable[Blocker]) -> tuple[str, ...]:
-    """Return one line per reason, with its budget, at most three pods, particulars and remedy. There are at most
-    five lines; the last says how many reasons are left out, if any are.
+    """Return one line per reason, with its budget, at most three pods, particulars and remedy. There are at most five
+    lines; the last says how many reasons are left out, if any are.
 
     Equal blockers in any order give equal lines, because status must not change while nothing does.
     """
@@ -77,7 +78,8 @@ def ends_at(blockers: Iterable[Blocker]) -> datetime | None:
 
 
 def main_reason(blockers: Iterable[Blocker]) -> Reason | None:
-    """Return the most urgent reason of the blockers, to show where there is room for only one. None if nothing blocks."""
+    """Return the most urgent reason of the blockers, to show where there is room for only one. None if nothing
+    blocks."""
     reasons = [blocker.reason for blocker in blockers]
     return most_urgent(reasons) if reasons else None
 

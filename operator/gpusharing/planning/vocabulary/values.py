@@ -1,4 +1,5 @@
-"""Values: objects that nobody changes once they are made. mypy enforces that, so the running program does not have to."""
+"""Values: objects that nobody changes once they are made. mypy enforces that, so the running program does not
+have to."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
