@@ -80,7 +80,7 @@ NOT_STARTED: dict[str, tuple[AgentPod, tuple[str, ...]]] = {
     ),
     "the image is in no registry, as an older kubelet says it": (
         replace(POD, waiting="ImagePullBackOff", message=f'Back-off pulling image "{IMAGE}"'),
-        (f"image {IMAGE} cannot be pulled; correct",),
+        (f"image {IMAGE} cannot be pulled. Correct",),
     ),
     "the image is not on the node and must not be pulled": (
         replace(POD, waiting="ErrImageNeverPull", message=kubeletwords.never_pulled(IMAGE)),

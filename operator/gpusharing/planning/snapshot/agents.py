@@ -121,7 +121,7 @@ def _of_pod(pod: AgentPod, warnings: list[AgentWarning], arch: str) -> Finding |
     for hindrance in HINDRANCES:
         if (why := hindrance.find(state)) is not None:
             remedy = hindrance.remedy.format(namespace=pod.namespace, name=pod.name)
-            return Finding(Reason.AGENT_NOT_STARTED, f"its pod does not start: {why}; {remedy}")
+            return Finding(Reason.AGENT_NOT_STARTED, f"its pod does not start: {why.rstrip('.')}. {remedy}")
     return None
 
 
@@ -205,19 +205,19 @@ def _warned(state: _PodState) -> str | None:
     return steady(_latest(state.warnings).message) if state.warnings else None
 
 
-_CHART = "correct image.repository, image.tag or {0} of the chart"
-_DESCRIBE = "kubectl -n {namespace} describe pod {name}"
+_CHART = "Correct image.repository, image.tag or {0} of the chart"
+_DESCRIBE = "Run kubectl -n {namespace} describe pod {name}"
 HINDRANCES: tuple[Hindrance, ...] = (
     Hindrance(_unplaced, _DESCRIBE),
     Hindrance(
         _other_architecture,
-        "build it for that platform as well, or keep the agent off such nodes with agent.nodeSelector",
+        "Build the image for that platform as well, or keep the agent off such nodes with agent.nodeSelector",
     ),
     Hindrance(_never_pulled, _CHART.format("image.pullPolicy")),
     Hindrance(_not_pulled, _CHART.format("imagePullSecrets")),
     Hindrance(_start_error, _DESCRIBE),
     Hindrance(_waiting, _DESCRIBE),
-    Hindrance(_ends, "kubectl -n {namespace} logs {name} --previous"),
+    Hindrance(_ends, "Run kubectl -n {namespace} logs {name} --previous"),
     Hindrance(_warned, _DESCRIBE),
 )
 """The first match wins; a test pins the order. The cause that the kubelet names comes before its consequences: an
@@ -234,15 +234,16 @@ def _refused(pods: Iterable[AgentPod], warnings: list[AgentWarning]) -> Finding 
         return None
     cause = steady(last.message)
     if "violates PodSecurity" in cause:
-        remedy = f"kubectl label --overwrite namespace {last.namespace} pod-security.kubernetes.io/enforce=privileged"
+        label = "pod-security.kubernetes.io/enforce=privileged"
+        remedy = f"Run kubectl label --overwrite namespace {last.namespace} {label}"
     elif "RuntimeClass" in cause:
         remedy = (
-            "the GPU Operator creates that class; where it does not (NRI plugin, or a default runtime), set"
+            "The GPU Operator creates that class. Where it does not (NRI plugin, or a default runtime), set"
             " agent.runtimeClassName to the empty string"
         )
     else:
-        remedy = f"kubectl -n {last.namespace} describe daemonset gpusharing-agent"
-    return Finding(Reason.AGENT_REFUSED, f"its pod is refused: {cause}; {remedy}")
+        remedy = f"Run kubectl -n {last.namespace} describe daemonset gpusharing-agent"
+    return Finding(Reason.AGENT_REFUSED, f"its pod is refused: {cause.rstrip('.')}. {remedy}")
 
 
 def _latest(warnings: list[AgentWarning]) -> AgentWarning:

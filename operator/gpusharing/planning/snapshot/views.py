@@ -358,25 +358,26 @@ class ClusterSnapshot:
     work: Mapping[str, NodeWork]
     """The pods of the nodes whose pods were listed."""
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
-    """By UID of the Node: failures that are on record, whether or not the Node is still there."""
+    """The failures on record by UID of the Node, whether or not the Node is still there."""
     agent_troubles: AgentTroubles = field(default_factory=AgentTroubles)
     """Why no agent is Ready on the other nodes."""
     mps_daemons: Mapping[str, Operand] = field(default_factory=dict)
     """The MPS control daemon's pod of each node that has one."""
     mig_failures: Mapping[str, str] = field(default_factory=dict)
-    """Why mig-manager failed, from its log, where it failed in a change of ours."""
+    """Why mig-manager failed in a change of ours, from its log, by node."""
     pending: Mapping[str, int] = field(default_factory=dict)
-    """By GPU resource name: Pending pods that ask for it and have no node yet."""
+    """How many Pending pods without a node ask for each GPU resource, by its name."""
     pending_devices: Mapping[str, int] = field(default_factory=dict)
-    """By GPU resource name: devices that these pods ask for together."""
+    """How many devices of each GPU resource these pods request together, by its name."""
     at_work_since: Mapping[str, datetime] = field(default_factory=dict)
     """Since when this process has seen a mig.config.state that says that mig-manager is working."""
     call_failures: Mapping[str, CallFailure] = field(default_factory=dict)
-    """By node, or subject of a shared write: the failure of our last call about it; in memory only."""
+    """The failure of our last call about each node, or about the subject of a shared write. Kept in memory only."""
     policies_error: str = ""
     """Why the policies may have changed meanwhile; no node starts then. Empty if they are up to date."""
     view_ages: Mapping[str, float] = field(default_factory=dict)
-    """Seconds since each of our views, such as that of nodes, was known to be up to date; one that is missing is."""
+    """Seconds since each of our views, such as that of nodes, was last known to be up to date. A view that is missing
+    here is up to date."""
     memory: PassMemory = PassMemory()
     """What the last pass remembered."""
     settings: PlanSettings = PlanSettings()
@@ -389,7 +390,7 @@ class ClusterSnapshot:
 
 
 def routing_label(mode: Mode, *, time_slicing: bool) -> str:
-    """Value of the routing label `gpusharing.dev/mode`."""
+    """Return the value of the routing label `gpusharing.dev/mode` for a mode of a policy."""
     if mode is Mode.MIG and time_slicing:
         return "mig-time-slicing"
     return {Mode.FULL: "full", Mode.MIG: "mig", Mode.MPS: "mps", Mode.TIME_SLICING: "time-slicing"}[mode]
