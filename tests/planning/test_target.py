@@ -347,7 +347,7 @@ def test_the_stop_between_mps_and_mig_is_whole_gpus_without_sharing() -> None:
     stop, other = targets.stop(Hardware.of(TWO)), targets.stop(Hardware.of((make_gpu(product=T4),)))
     assert (stop.text, dict(stop.resources), stop.mig_config) == ("1x full", {GPU: 2}, "all-disabled")
     assert (dict(other.resources), other.mig_config) == ({GPU: 1}, "")
-    assert stop.plugin_key in targets.wish.plugins
+    assert stop.plugin_key in targets.request.plugins
     assert targets.stop(Hardware.of(TWO)) is stop
 
 

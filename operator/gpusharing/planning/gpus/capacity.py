@@ -33,31 +33,34 @@ _SEEN: Mapping[str, Mapping[int, float]] = {
 
 
 def memory_of(card: Card) -> float:
-    """GiB of the whole card, as far as known: its total, or the memory of its largest instance, or an assumption."""
+    """Return the memory of the whole card in GiB: its total if known, else the memory of its largest instance, else an
+    assumption."""
     if card.memory_mib:
         return card.memory_mib / 1024
     return _SEEN.get(card.key, {}).get(card.memory_gb, card.memory_gb * _CARD)
 
 
 def usable(card: Card, profile: Profile) -> float:
-    """GiB that a workload can use of one instance; 0 where the card shares its memory with the CPU."""
+    """Return the GiB that a workload can use of one instance; 0 if the card shares its memory with the CPU."""
     if not card.memory_gb:
         return 0.0
     return _SEEN.get(card.key, {}).get(profile.memory_gb, profile.memory_gb * _INSTANCE)
 
 
 def plain_profiles(card: Card) -> tuple[Profile, ...]:
-    """The profiles that are a part of the card and have no attribute such as +me or +gfx, smallest first; with equal
-    memory, the one with more instances first."""
+    """Return the profiles that are a part of the card and have no attribute such as +me or +gfx, smallest first. Of
+    profiles with equal memory, the one of which more instances fit comes first."""
     whole = max((profile.slices for profile in card.profiles), default=0)
-    plain = [one for one in card.profiles if not {"+", "-"} & set(one.name) and one.slices < whole]
-    return tuple(sorted(plain, key=lambda one: (one.memory_gb, -one.max_count)))
+    plain = [
+        profile for profile in card.profiles if not {"+", "-"} & set(profile.name) and profile.slices < whole
+    ]
+    return tuple(sorted(plain, key=lambda profile: (profile.memory_gb, -profile.max_count)))
 
 
 def smallest(card: Card, gib: float) -> Profile | None:
-    """The profile with the least memory that holds this much, in a tie the one with more instances; None: only the
-    whole card does, or not even that."""
-    return next((one for one in plain_profiles(card) if usable(card, one) >= gib), None)
+    """Return the profile with the least memory that holds `gib` GiB; of equal ones, that of which more instances fit.
+    None if only the whole card holds as much, or not even that."""
+    return next((profile for profile in plain_profiles(card) if usable(card, profile) >= gib), None)
 
 
 def client_memory(card: Card, clients: int) -> float:

@@ -29,11 +29,11 @@ class Profile:
     """One GPU instance profile as one card offers it, from this table or from NVML."""
 
     name: str
-    """As NVML and mig-parted write it: `1g.10gb+me`."""
+    """The name as NVML and mig-parted write it, such as `1g.10gb+me`."""
     starts: tuple[int, ...]
-    """Memory units at which an instance may start; empty: placements unknown."""
+    """Memory units at which an instance may start; empty if placements are unknown."""
     size: int
-    """Memory units that an instance covers; 0: unknown."""
+    """Memory units that an instance covers; 0 if unknown."""
     max_count: int
     """How many instances of only this profile fit."""
     slices: int
@@ -41,7 +41,7 @@ class Profile:
     memory_gb: int
     """GB, the number in the name; the usable memory is less."""
     profile_id: int | None = None
-    """GPU instance profile id, which means other profiles on other cards; None: unknown."""
+    """GPU instance profile id, which means other profiles on other cards; None if unknown."""
 
 
 @value
@@ -55,37 +55,37 @@ class Provenance:
     placements: Status
     """How well their placements are known."""
     cite: str
-    """Where that comes from, for people."""
+    """The sources of these facts, for people."""
     card: Status = "doc"
     """How well its product name, PCI device id and memory are known, and whether it has MIG."""
 
 
 @value
 class Card:
-    """One card model. ``profiles`` is empty for a card without MIG."""
+    """One card model of the table."""
 
     key: str
     """A short name of our own, unique in the table."""
     products: tuple[str, ...]
     """Product names exactly as NVML prints them."""
     pci_device_ids: tuple[str, ...]
-    """`0xDDDDVVVV` (device, vendor), the form of mig-parted's device-filter; empty: unknown."""
+    """Ids in the form of mig-parted's device-filter, `0xDDDDVVVV` (device, vendor); empty if unknown."""
     compute_capability: tuple[int, int]
-    """Major and minor."""
+    """Major and minor number of the compute capability."""
     memory_gb: int
-    """GB, the number from which the names of MIG profiles are computed; 0: shared with the CPU."""
+    """GB, the number from which the names of MIG profiles are computed; 0 if the memory is shared with the CPU."""
     profiles: tuple[Profile, ...]
-    """Those that it offers; empty: the card has no MIG."""
+    """The MIG profiles that the card offers; empty if it has no MIG."""
     source: Provenance
-    """How well all that is known."""
+    """How well the facts about the card are known."""
     memory_mib: int | None = None
-    """Total as nvidia-smi shows it; None: there is no capture."""
+    """Total memory as nvidia-smi shows it, or None if there is no capture."""
     nvml_counts_wrong: bool = False
     """Whether this table is right where NVML's counts differ (mig-parted v0.15.0 pkg/mig/discovery: A30)."""
 
     @property
     def mps_max_clients(self) -> int:
-        """Most MPS replicas the device plugin accepts (docs/design/hardware.md#mps-served)."""
+        """The most MPS replicas that the device plugin accepts (docs/design/hardware.md#mps-served)."""
         return 48 if self.compute_capability >= (7, 5) else 16
 
 
@@ -291,8 +291,8 @@ _GFD_SUFFIX = re.compile(r"(?:-MIG-(?:INVALID|(?:\d+c\.)?\d+g\.\d+gb[a-z.+-]*?))
 
 
 def bare_product(product: str) -> str:
-    """The product in GFD's dashed form without GFD's suffixes: ``NVIDIA-H100-80GB-HBM3`` for each of
-    ``NVIDIA H100 80GB HBM3``, ``NVIDIA-H100-80GB-HBM3-SHARED`` and ``…-MIG-1g.10gb-SHARED``."""
+    """Return the product in GFD's dashed form without GFD's suffixes: ``NVIDIA-H100-80GB-HBM3`` for each of ``NVIDIA
+    H100 80GB HBM3``, ``NVIDIA-H100-80GB-HBM3-SHARED`` and ``…-MIG-1g.10gb-SHARED``."""
     return _GFD_SUFFIX.sub("", "-".join(product.split()), count=1)
 
 
@@ -300,5 +300,5 @@ _BY_PRODUCT = {bare_product(product): card for card in CARDS for product in card
 
 
 def find_card(product_name: str) -> Card | None:
-    """The card with this product name, as NVML prints it or GFD labels it; None when not in the table."""
+    """Return the card with this product name, as NVML prints it or GFD labels it, or None if it is not in the table."""
     return _BY_PRODUCT.get(bare_product(product_name))

@@ -1,4 +1,5 @@
-"""The MIG profiles that a card reports against our table: the card wins, and a message says so."""
+"""Compare the MIG profiles that a card reports with our table. What the card reports counts; a message names the
+differences."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -7,15 +8,17 @@ from gpusharing.planning.gpus.cards import Profile, find_card
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 
-TOLD = 3
+MOST = 3
 """The most differences that a message names."""
 
 
 @lru_cache(maxsize=64)
 def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
-    """Why the profiles of a card are less certain than usual; nothing is decided from it.
+    """Return why the profiles of a card are less certain than usual; nothing is decided from it. At most MOST
+    differences are named.
 
-    None if card and table agree, if only one of them knows, and if the table is known to be right.
+    None if card and table agree, if the table does not have the card or its profiles, or if the table is known to be
+    right. With no profiles `reported`, the Finding says that the table is used.
     """
     card = find_card(product)
     if card is None or not card.profiles or card.nvml_counts_wrong:
@@ -27,18 +30,19 @@ def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
             " layout that should fit, update the driver",
         )
     known = {profile.name: profile for profile in card.profiles}
-    found = [text for profile in reported if (text := _difference(profile, known))]
-    if not found:
+    differences = [text for profile in reported if (text := _difference(profile, known))]
+    if not differences:
         return None
     return Finding(
         Reason.CARD_DIFFERS,
-        f"{product} reports {'; '.join(found[:TOLD])}. The operator uses what the card reports; please open an issue,"
-        " so that the table can be corrected",
+        f"{product} reports {'; '.join(differences[:MOST])}. The operator uses what the card reports; please open an"
+        " issue, so that the table can be corrected",
     )
 
 
 def _difference(profile: Profile, known: Mapping[str, Profile]) -> str:
-    """How card and table differ on one profile; what one of them leaves open is not a difference."""
+    """Return how card and table differ on one profile; empty if they do not. Placements that one of them leaves open
+    are no difference."""
     same = known.get(profile.name)
     if same is None:
         return f"{profile.name}, which our table does not have"

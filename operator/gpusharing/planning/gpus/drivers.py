@@ -27,6 +27,7 @@ _VERSION = re.compile(r"\d+(\.\d+)*")
 
 
 def _find_no_version(entry: str) -> str:
+    """Return why an entry of operator.unsafeDrivers is not valid; empty if it is."""
     return "" if _VERSION.fullmatch(entry) else f"{entry!r} is not a driver version or the start of one"
 
 
@@ -35,9 +36,11 @@ DriverVersions = Annotated[tuple[str, ...], listed(_find_no_version)]
 
 
 def find_driver_flaw(version: str, named: Iterable[str], *, refuse_affected: bool) -> str:
-    """Why no GPU may be repartitioned under this driver; empty when nothing is known against it.
+    """Return why no GPU may be repartitioned under this driver; empty when nothing is known against it, as for an
+    unknown driver.
 
-    `version` as NVML reports it. `named`: versions or their beginnings (`570`, `570.86`) that an admin refuses.
+    `version`: as NVML reports it. `named`: versions or their beginnings (`570`, `570.86`) that an admin refuses.
+    `refuse_affected`: whether those affected by the CVE are refused.
     """
     numbers = _numbers(version)
     if not numbers:
@@ -67,7 +70,7 @@ def find_hanging(version: str, layouts: Sequence[Layout | None]) -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The parts of a version; empty for text that is not a version."""
+    """Return the parts of a version; empty for text that is not a version."""
     # Nine digits are more than any version has, and few enough for int() whatever a label says.
     if not _VERSION.fullmatch(version) or any(len(part) > 9 for part in version.split(".")):
         return ()

@@ -26,15 +26,15 @@ from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.vocabulary.values import value
 
 Layout: TypeAlias = tuple[tuple[str, int], ...]
-"""The instances of one GPU as (profile, count), largest first, each count above 0; () is MIG on and empty.
-A GPU with MIG off has no layout: callers write None."""
+"""The instances of one GPU as (profile, count), largest first, each count above 0. An empty tuple means that MIG is on
+without instances. A GPU with MIG off has no layout; None stands for that."""
 
 # "1g.10gb+me", "1g.24gb-me", "1c.3g.40gb" (a compute instance smaller than its GPU instance).
 _NAME = re.compile(r"(?:\d+c\.)?(?P<slices>\d+)g\.(?P<gb>\d+)gb(?P<attribute>(?:[+-][a-z.,]+)*)")
 
 
 class Misfit(StrEnum):
-    """Why a layout of offered profiles does not fit."""
+    """Why profiles that a card offers do not fit together."""
 
     TOO_MANY = "TooMany"
     MEDIA_ENGINES = "MediaEngines"
@@ -46,37 +46,32 @@ class Misfit(StrEnum):
 
 @value
 class Legal:
-    """The layout fits; ``placements`` is one way to place it, (profile, start) in creation order, large to
-    small. The driver may choose another way. Empty where the placements of the card are unknown."""
+    """The layout fits on the GPU."""
 
     placements: tuple[tuple[str, int], ...]
-    """Profile and start of each instance, in the order of creation; empty: unknown."""
+    """One way to place the instances, as (profile, start) in the order of creation, large to small. The driver may
+    choose another. Empty if the placements of the card are unknown."""
 
 
 @value
 class Refusal:
-    """Not legal. ``message`` says why, what the card offers and the nearest legal layout."""
+    """The layout does not fit on the GPU."""
 
     layout: Layout
     """The layout that was asked for."""
     profiles: tuple[Profile, ...]
-    """What the card offers; empty: it has no MIG."""
+    """The profiles that the card offers; empty if it has no MIG."""
     why: str
-    """The reason, as a clause."""
-
-    @property
-    def offered(self) -> tuple[str, ...]:
-        """The names of the profiles that the card offers."""
-        return tuple(profile.name for profile in self.profiles)
+    """Why it does not fit, as a clause."""
 
     @property
     def alternative(self) -> Layout | None:
-        """The nearest legal layout; None: the card has no MIG."""
+        """The nearest legal layout, or None if the card has no MIG."""
         return nearest(self.layout, self.profiles)
 
     @property
     def message(self) -> str:
-        """One sentence for people."""
+        """Why the layout does not fit, what the card offers and the nearest legal layout, as one sentence."""
         alternative = self.alternative
         if alternative is None:
             return f"{self.why}; the card has no MIG profiles"
@@ -89,7 +84,7 @@ class UnknownProfile(Refusal):
     """The layout names profiles that the card does not offer."""
 
     names: tuple[str, ...]
-    """The names that the card does not offer."""
+    """The names in the layout that the card does not offer."""
 
 
 @value
@@ -104,7 +99,8 @@ Fit: TypeAlias = Legal | UnknownProfile | DoesNotFit
 
 
 def normalise(counts: Mapping[str, int]) -> Layout:
-    """The layout with these counts per profile. A negative count is a ValueError."""
+    """Return the layout with these counts per profile, largest first; counts of 0 are left out. Raises ValueError for
+    a negative count."""
     for name, count in counts.items():
         if count < 0:
             raise ValueError(f"count of profile {name} is negative: {count}")
@@ -112,12 +108,12 @@ def normalise(counts: Mapping[str, int]) -> Layout:
 
 
 def describe(layout: Layout) -> str:
-    """The layout for people: ``1x3g.40gb+2x2g.20gb``, ``empty`` without instances."""
+    """Return the layout for people, such as ``1x3g.40gb+2x2g.20gb``, or ``empty`` without instances."""
     return "+".join(f"{count}x{name}" for name, count in layout) or "empty"
 
 
 def find_fit(layout: Layout, profiles: Sequence[Profile]) -> Fit:
-    """Whether one GPU that offers ``profiles`` can hold ``layout``, exactly."""
+    """Return whether one GPU with these profiles can hold the layout: Legal, or why not. The answer is exact."""
     offer = _Offer.of(profiles)
     unknown = tuple(name for name, _ in layout if name not in offer.by_name)
     if unknown:
@@ -131,7 +127,7 @@ def find_fit(layout: Layout, profiles: Sequence[Profile]) -> Fit:
 
 
 def nearest(layout: Layout, profiles: Sequence[Profile]) -> Layout | None:
-    """The legal layout closest to ``layout``; None for a card without profiles.
+    """Return the legal layout closest to ``layout``, or None for a card without profiles.
 
     A name that the card does not offer becomes the profile with the same compute slices (else the closest number),
     then the nearest memory, then the same attribute, then the smaller one: 1g.20gb is 1g.18gb on an H200. Then the
@@ -151,17 +147,17 @@ def nearest(layout: Layout, profiles: Sequence[Profile]) -> Layout | None:
     largest = max(profiles, key=lambda profile: (profile.slices, profile.memory_gb))
     if not wanted:
         wanted[largest.name] = 1
-    return max(offer.legal_layouts(wanted), key=lambda candidate: (offer.kept(candidate), candidate))
+    return max(offer.legal_layouts(wanted), key=lambda candidate: (offer.rank(candidate), candidate))
 
 
 def legal_layouts(profiles: Sequence[Profile]) -> tuple[Layout, ...]:
-    """Every legal layout, the empty one included."""
+    """Return every legal layout of a card with these profiles, also the empty one."""
     offer = _Offer.of(profiles)
     return tuple(offer.legal_layouts({profile.name: profile.max_count for profile in profiles}))
 
 
 def maximal_layouts(profiles: Sequence[Profile]) -> tuple[Layout, ...]:
-    """The legal layouts to which no instance can be added, largest instances first."""
+    """Return the legal layouts to which no instance can be added, largest instances first."""
     legal = set(legal_layouts(profiles))
     names = [profile.name for profile in profiles]
     full = [a for a in legal if not any(normalise(Counter(dict(a)) + Counter([n])) in legal for n in names)]
@@ -173,10 +169,10 @@ _BALANCED = {7: {1: 2, 2: 1, 3: 1}, 4: {1: 2, 2: 1}}
 
 
 def generated_layouts(profiles: Sequence[Profile]) -> dict[str, Layout | None]:
-    """The named configurations that mig-manager from v0.14 generates on a node of this card.
+    """Return the named configurations that mig-manager from v0.14 generates on a node of this card, sorted by name.
 
-    None means MIG off. Empty for a card without profiles. A profile of which the card reports no instance has no
-    configuration: mig-parted refuses a whole file for an entry whose counts are all 0.
+    A layout of None means that MIG is off. Empty for a card without profiles. A profile of which the card reports no
+    instance has no configuration: mig-parted refuses a whole file for an entry whose counts are all 0.
     """
     profiles = [profile for profile in profiles if profile.max_count > 0]
     if not profiles:
@@ -194,7 +190,7 @@ def generated_layouts(profiles: Sequence[Profile]) -> dict[str, Layout | None]:
 
 
 def named_configuration(profile: str) -> str:
-    """The named configuration of a profile: ``all-1g.10gb.me`` for 1g.10gb+me."""
+    """Return the name of the configuration with only instances of this profile: ``all-1g.10gb.me`` for 1g.10gb+me."""
     return "all-" + profile.replace("+", ".")
 
 
@@ -204,26 +200,30 @@ def is_profile(name: str) -> bool:
 
 
 def resource_name(profile: str, *, shared: bool = False) -> str:
-    """What the device plugin (from v0.20) advertises an instance as under strategy mixed.
+    """Return the resource name under which the device plugin (from v0.20) advertises an instance with strategy mixed,
+    such as ``nvidia.com/mig-1g.10gb.me``.
 
-    ``shared``: time-slicing with renameByDefault. Example: ``nvidia.com/mig-1g.10gb.me``.
+    ``shared``: whether it is time-sliced with renameByDefault.
     """
     return f"{RESOURCE_MIG_PREFIX}{profile.replace('+', '.')}{'.shared' if shared else ''}"
 
 
 def _large_first(name: str) -> tuple[int, int, str]:
+    """Return the key that sorts profiles by compute slices and then memory, largest first. A name that cannot be read
+    comes last."""
     match = _NAME.fullmatch(name)
     return (-int(match["slices"]), -int(match["gb"]), name) if match else (0, 0, name)
 
 
 def _attribute(name: str) -> str:
+    """Return the attribute of a profile, such as `+me`; empty if it has none, or if the name cannot be read."""
     match = _NAME.fullmatch(name)
     return match["attribute"] if match else ""
 
 
 @value
 class _Offer:
-    """What one card offers, prepared for many questions."""
+    """The profiles of one card, prepared for many questions."""
 
     by_name: Mapping[str, Profile]
     slices: int  # compute slices of the card: those of its largest profile
@@ -231,12 +231,14 @@ class _Offer:
 
     @classmethod
     def of(cls, profiles: Sequence[Profile]) -> "_Offer":
+        """Return the offer of a card with these profiles; without profiles it has 0 slices and 0 units."""
         slices = max((profile.slices for profile in profiles), default=0)
         units = max((max(profile.starts) + profile.size for profile in profiles if profile.starts), default=0)
         return cls({profile.name: profile for profile in profiles}, slices, units)
 
     def why_not(self, layout: Layout) -> tuple[Misfit, str] | None:
-        """The first rule that a layout of offered profiles breaks, in a fixed order; None: legal."""
+        """Return the first rule that a layout of offered profiles breaks, in a fixed order, with a clause for people.
+        None if the layout is legal."""
         for name, count in layout:
             if count > (most := self.by_name[name].max_count):
                 return Misfit.TOO_MANY, f"the card holds at most {most}x{name}"
@@ -261,26 +263,30 @@ class _Offer:
         return None
 
     def place(self, layout: Layout) -> tuple[tuple[str, int], ...]:
-        """One placement of a legal layout, in the order of the layout; empty where placements are unknown."""
+        """Return one placement of a legal layout as (profile, start), in the order of the layout. Empty where
+        placements are unknown."""
         shapes = self._shapes(layout)
-        found = {shape[:2]: list(starts) for shape, starts in zip(shapes, _place(shapes) or (), strict=False)}
+        free = {shape[:2]: list(starts) for shape, starts in zip(shapes, _place(shapes) or (), strict=False)}
         placed = []
         for name, count in layout:
-            starts = found.get((self.by_name[name].starts, self.by_name[name].size), [])
+            starts = free.get((self.by_name[name].starts, self.by_name[name].size), [])
             placed += [(name, starts.pop(0)) for _ in range(count) if starts]
         return tuple(placed)
 
     def _shapes(self, layout: Layout) -> "tuple[_Shape, ...]":
-        """The layout as the placement search sees it: profiles with the same placements are one, the widest first."""
+        """Return the layout as the placement search needs it: profiles with the same placements are one shape, the
+        widest first."""
         shapes: Counter[tuple[tuple[int, ...], int]] = Counter()
         for name, count in layout:
             shapes[self.by_name[name].starts, self.by_name[name].size] += count
         return tuple(sorted(((*s, n) for s, n in shapes.items()), key=lambda shape: (-shape[1], shape)))
 
     def legal_layouts(self, most: Mapping[str, int]) -> Iterator[Layout]:
-        """Every legal layout with at most ``most`` of each profile; legal layouts are downward closed."""
+        """Yield every legal layout with at most ``most`` of each profile, also the empty one."""
 
         def extend(names: Sequence[str], chosen: Layout) -> Iterator[Layout]:
+            """Yield the legal layouts that add instances of these profiles to ``chosen``, which is one of them. Once a
+            count is refused, larger ones are not tried: legal layouts are downward closed."""
             if not names:
                 yield chosen
                 return
@@ -293,8 +299,8 @@ class _Offer:
 
         return extend(sorted(most, key=_large_first), ())
 
-    def kept(self, layout: Layout) -> tuple[int, int, int]:
-        """How much a candidate keeps: instances, compute slices, memory."""
+    def rank(self, layout: Layout) -> tuple[int, int, int]:
+        """Return how much a candidate has, to compare candidates: instances, compute slices, memory."""
         of = self.by_name
         return (
             sum(count for _, count in layout),
@@ -303,7 +309,8 @@ class _Offer:
         )
 
     def closest(self, name: str) -> str | None:
-        """The offered profile nearest to ``name`` (see `nearest`); None when the name cannot be read."""
+        """Return the name of the offered profile nearest to ``name`` (see `nearest`), or None when the name cannot be
+        read."""
         if name in self.by_name:
             return name
         match = _NAME.fullmatch(name)
@@ -319,6 +326,7 @@ class _Offer:
 
 
 def _media_conflict(layout: Layout) -> str | None:
+    """Return the rule on media engines that the layout breaks, as a clause for people, or None if it breaks none."""
     attributes = [(name, _attribute(name), count) for name, count in layout]
     if sum(count for _, attribute, count in attributes if attribute == "+me") > 1:
         return "only one instance of a GPU can have the media engines (+me)"
@@ -336,20 +344,21 @@ _Shape: TypeAlias = tuple[tuple[int, ...], int, int]  # starts, size, how many
 
 @lru_cache(maxsize=4096)
 def _place(shapes: tuple[_Shape, ...], taken: int = 0) -> tuple[tuple[int, ...], ...] | None:
-    """Starts for each shape so that nothing overlaps, or None. ``taken``: one bit per memory unit in use."""
+    """Return starts for each shape so that nothing overlaps, or None if there are none. ``taken``: one bit per memory
+    unit in use."""
     if not shapes:
         return ()
     rest = shapes[1:]
     for chosen, bits in _choices(shapes[0], taken):
-        found = _place(rest, bits)
-        if found is not None:
-            return (chosen, *found)
+        others = _place(rest, bits)
+        if others is not None:
+            return (chosen, *others)
     return None
 
 
 def _choices(shape: _Shape, taken: int) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Starts for all of one shape, and the units in use then. An overlapping start is never extended: an invented card
-    may offer many."""
+    """Yield each choice of starts for all instances of one shape, with the bits of the memory units in use then. A
+    start that overlaps ends its branch at once, because an invented card may have many."""
     starts, size, count = shape
     if not count:
         yield (), taken

@@ -1,8 +1,8 @@
-"""Is a GPU healthy enough to be reconfigured? The rules are data: which fact, which reason, what a person does.
+"""Is a GPU healthy enough to be reconfigured? The rules are data: which fact, which reason, what a person has to do.
 
-The facts come from the agent's ordinary reading (docs/adr/0015-health-from-the-same-reading.md says what that sees and
-what it does not). Running pods are left alone: an unhealthy GPU keeps serving, as far as NVIDIA's device plugin lets
-it. Its mode and layout stay as they are until a person has acted.
+The facts come from the agent's ordinary reading (docs/adr/0015-health-from-the-same-reading.md says what that shows
+and what it does not). Running pods are left alone: an unhealthy GPU goes on serving, as far as NVIDIA's device plugin
+lets it. Its mode and layout stay as they are until a person has acted.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -31,9 +31,9 @@ class Vitals:
     remap_failed: bool = False
     """Whether a row remapping failed."""
     xid: int | None = None
-    """The first XID of XIDS that the agent heard."""
+    """The first XID of XIDS that the agent received, or None if there was none."""
     error: str = ""
-    """NVML's error if access is Failed."""
+    """NVML's error if access is Failed; empty otherwise."""
 
 
 HEALTHY = Vitals(recovery="None")
@@ -93,11 +93,11 @@ class Rule:
     """A fact that makes a GPU unhealthy."""
 
     reason: Reason
-    """What the condition Healthy then says."""
+    """The reason that condition Healthy then has."""
     holds: Callable[[Vitals], bool]
     """Whether a GPU is unhealthy in this way."""
     says: Callable[[Vitals], str]
-    """The trouble and what to do about it, without the GPU."""
+    """Returns the trouble and what to do about it, without the name of the GPU."""
 
 
 RULES: tuple[Rule, ...] = (
@@ -148,22 +148,23 @@ RULES: tuple[Rule, ...] = (
 """Gravest first; the first that applies is reported. A test pins the order."""
 
 
-def is_healthy(found: Finding) -> bool:
+def is_healthy(diagnosis: Finding) -> bool:
     """Whether nothing is wrong with the GPUs."""
-    return found.reason is Reason.NO_TROUBLE
+    return diagnosis.reason is Reason.NO_TROUBLE
 
 
 def diagnose(gpus: Iterable[tuple[int, Vitals]]) -> Finding:
-    """NO_TROUBLE, or the gravest trouble among the GPUs, which are given as (index, vitals). Equal facts give equal
-    texts."""
+    """Return NO_TROUBLE, or the gravest trouble among the GPUs, which are given as (index, vitals). Of equally grave
+    ones, the lowest index is reported. Equal facts give equal texts."""
     unhealthy = [(rank, index, gpu) for index, gpu in gpus if (rank := _rank(gpu)) is not None]
     if not unhealthy:
         return NO_TROUBLE
-    rank, index, gpu = min(unhealthy, key=lambda found: found[:2])
+    rank, index, gpu = min(unhealthy, key=lambda each: each[:2])
     others = len(unhealthy) - 1
     more = f"; {others} more GPU{'s are' if others > 1 else ' is'} unhealthy" if others else ""
     return Finding(RULES[rank].reason, f"GPU {index}: {RULES[rank].says(gpu)}{more}")
 
 
 def _rank(gpu: Vitals) -> int | None:
+    """Return the index of the first rule that the GPU breaks, or None if it is healthy."""
     return next((rank for rank, rule in enumerate(RULES) if rule.holds(gpu)), None)

@@ -1,7 +1,7 @@
-"""What part of a GPU a MIG instance is, for bills: the larger of its parts of compute and of memory.
+"""What part of a GPU a MIG instance is, for bills: the larger one of its parts of compute and of memory.
 
-The larger, because a pod that takes all of one resource leaves no use for the other. Parts of one GPU may then add up
-to more than the GPU (4g.40gb and 3g.40gb on an 80 GB card: 4/7 and 4/8), and are reduced in proportion.
+The larger one counts, because a pod that takes all of one resource leaves no use for the other. Parts of one GPU may
+then add up to more than the GPU (4g.40gb and 3g.40gb on an 80 GB card: 4/7 and 4/8), and are reduced in proportion.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ WHOLE = Fraction(1)
 
 @value
 class Extent:
-    """How much a profile has, in units of its card."""
+    """The size of a MIG instance or of a whole card."""
 
     slices: int
     """Compute slices."""
@@ -23,9 +23,10 @@ class Extent:
 
 
 def shares(instances: Sequence[Extent], card: Extent) -> tuple[Fraction, ...]:
-    """The share of each instance of one GPU, in their order: at most 1 together; the rest belongs to nobody.
+    """Return the share of each instance of one GPU, in their order. Together they are at most 1; the rest is nobody's.
 
-    `card` is the largest profile. An instance of an unknown size has no share.
+    `card`: the size of the largest profile. An instance of unknown size has no share, and neither has any on a card of
+    unknown size.
     """
     parts = [max(_part(each.slices, card.slices), _part(each.memory, card.memory)) for each in instances]
     most = max(WHOLE, sum(parts, Fraction(0)))
@@ -33,4 +34,5 @@ def shares(instances: Sequence[Extent], card: Extent) -> tuple[Fraction, ...]:
 
 
 def _part(part: int, whole: int) -> Fraction:
+    """Return the quotient, or 0 if the whole is unknown (not above 0)."""
     return Fraction(part, whole) if whole > 0 else Fraction(0)

@@ -1,6 +1,7 @@
-"""One node, fenced or not, against its owner's policy: what it should be, whether it is, and what a change disturbs.
+"""Compare one node, fenced or not, with its owner's policy: what it should be, whether it is, and what a change
+disturbs.
 
-Independent of time, so that the memo may keep the result for as long as its inputs are equal.
+The answer does not depend on time, so that the memo may keep it for as long as its inputs are equal.
 """
 
 from gpusharing.api import names
@@ -28,65 +29,64 @@ from gpusharing.planning.wanted.verify import (
 
 @value
 class Refused:
-    """The policy gives this node no target."""
+    """The answer for a node to which its policy gives no target."""
 
     policy: PolicyView
     """The policy that the node is compared with."""
     objection: Finding
     """Why there is no target."""
     accepted: bool
-    """The policy is carried out elsewhere; only this node cannot be what it asks for."""
+    """Whether the policy is accepted and only this node cannot have what it asks for."""
     observed_text: str
-    """What the GPUs are divided into now, for people; empty: unknown."""
+    """What the GPUs are divided into now, for people; empty if that is unknown."""
 
 
 @value
 class Unobserved:
-    """The GPUs of the node are unknown, so it has no target yet."""
+    """The answer for a node whose GPUs are unknown, so that it has no target yet."""
 
     policy: PolicyView
     """The policy that the node is compared with."""
     pending: Finding
     """What is missing, or what keeps the agent from reading."""
     observed_text: str
-    """What the GPUs were divided into when last seen, for people; empty: unknown."""
+    """What the GPUs were divided into when last seen, for people; empty if that is unknown."""
 
 
 @value
 class Assessed:
-    """What the node should be, and whether it is."""
+    """The answer for a node that has a target: what it should be, and whether it is."""
 
     policy: PolicyView
     """The policy that the node is compared with."""
     spec: GPUSharingPolicySpec
-    """The policy's."""
+    """The spec of that policy."""
     observed: ObservedView
-    """The reading that the target is for."""
+    """The report of the agent for which the target was computed."""
     target: Target
     """What the node should be in the end."""
     stop: Target
-    """Whole GPUs without sharing: the stop on the way when `two_steps`."""
+    """Whole GPUs without sharing: what the node becomes first if `two_steps`."""
     two_steps: bool
-    """From MPS to MIG or back, as the node is now: in one step mig-manager would race with the MPS daemon."""
+    """Whether MPS and MIG both are part of the change: in one step, mig-manager would race with the MPS daemon."""
     mismatch: Finding | None
-    """The first source that disagrees with the target; None: the node is as wanted."""
+    """How the first source that disagrees with the target disagrees, or None if the node is as wanted."""
     disruption: DisruptionClass
-    """The class of the change from what the node is now; None where it is as wanted."""
+    """The class of the change from what the node is now; NONE if the node is as wanted."""
     drift: Finding | None
-    """How the node differs from what was proven on it for this policy: its target, or what the node went back to after
-    the change failed. None: it does not, or neither was proven."""
+    """How the node differs from what was last proven on it for this policy: its target, or what it was rolled back to.
+    None if it does not differ, or if neither was proven."""
     observed_text: str
     """What the GPUs are divided into now, for people."""
 
     @property
     def goal(self) -> Target:
-        """The goal of the next point of no return: the target, or the stop before it."""
+        """The target of the next point of no return: the final one, or the stop before it."""
         return self.stop if self.two_steps else self.target
 
 
 Assessment = Refused | Unobserved | Assessed
-"""The facts about one node under one policy, independent of time. `observed_text`: the present layout of its GPUs, for
-people."""
+"""The facts about one node under one policy, independent of time."""
 
 
 def assess(
@@ -120,14 +120,14 @@ def assess(
     drift = mismatch if proven else _find_lapse(node, observed, policy, stack)
     stop, two_steps = terms.stop(observed.hardware), needs_two_steps(node, observed, target, stack)
     return Assessed(
-        policy, terms.wish.spec, observed, target, stop, two_steps, mismatch, disruption, drift, text
+        policy, terms.request.spec, observed, target, stop, two_steps, mismatch, disruption, drift, text
     )
 
 
 def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stack: StackView) -> bool:
-    """Whether the way leads from MPS to MIG or back (docs/design/nvidia.md#b5, R11), or from MPS to MPS without a right
-    to restart its daemon, which keeps its old number of clients: on the plain stack it has to end by itself first.
-    """
+    """Whether the change leads from MPS to MIG or back (docs/design/nvidia.md#b5, R11), so that the MPS daemon has to
+    end before mig-manager begins, or the other way round. Also true from MPS to other MPS with NVIDIA's chart
+    alone, where we have no right to restart the daemon and it would keep its old number of clients."""
     if target.with_mig:
         return uses_mps(node, observed, stack)
     if target.mode is not Mode.MPS:
@@ -145,19 +145,20 @@ def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stac
 
 
 def _is_being_divided(node: NodeView) -> bool:
-    """Whether mig-manager was told to divide the GPUs and has not ended: whatever was read may not last."""
+    """Whether mig-manager has been told to divide the GPUs and has not finished: the last reading may soon be
+    outdated."""
     config = node.labels.get(names.LABEL_MIG_CONFIG, "")
     ended = node.labels.get(names.LABEL_MIG_STATE) in ("success", "failed")
     return config not in ("", ALL_DISABLED) and not ended
 
 
 def uses_mps(node: NodeView, observed: ObservedView, stack: StackView) -> bool:
-    """An MPS daemon serves the node's GPUs, or is about to."""
+    """Whether an MPS daemon serves the node's GPUs, or is about to."""
     return is_told_mps(node, stack) or any(gpu.compute_mode == EXCLUSIVE for gpu in observed.hardware.kinds)
 
 
 def has_gpu(node: NodeView) -> bool:
-    """A node with NVIDIA GPUs, according to GPU Feature Discovery or the device plugin."""
+    """Whether the node has NVIDIA GPUs, according to the GPU Operator, GPU Feature Discovery or the device plugin."""
     return (
         node.labels.get(names.LABEL_GPU_PRESENT) == "true"
         or names.LABEL_GPU_PRODUCT in node.labels
@@ -166,6 +167,7 @@ def has_gpu(node: NodeView) -> bool:
 
 
 def _no_gpu(node: NodeView, observed: ObservedView | None) -> Finding | None:
+    """Return that the node has no NVIDIA GPU, or None if it has one by its labels, its resources or NVML."""
     if has_gpu(node) or (observed is not None and observed.gpus):
         return None
     return Finding(
@@ -175,6 +177,7 @@ def _no_gpu(node: NodeView, observed: ObservedView | None) -> Finding | None:
 
 
 def _unobserved(observed: ObservedView | None) -> Finding:
+    """Return why the GPUs are unknown: no report yet, an error of the agent, or a report without GPUs."""
     if observed is None:
         return Finding(Reason.OBSERVATION_PENDING, "the agent has not reported yet")
     if observed.error:
@@ -187,30 +190,32 @@ def _find_lapse(
 ) -> Finding | None:
     """Return how a node that was rolled back under this version of the spec differs from what it was rolled back to.
 
-    None if it does not, or if the record of that layout can no longer be used.
+    None if it does not differ, if it was not rolled back, or if the record of that layout can no longer be used.
     """
-    seen = node.verified
-    if seen is None or not seen.rolled_back or seen.version != policy.version:
+    record = node.verified
+    if record is None or not record.rolled_back or record.version != policy.version:
         return None
     last = find_last_proven(node, observed, stack)
     return find_mismatch(Comparison(node, observed, last, stack)) if isinstance(last, Target) else None
 
 
 def _proven_before(node: NodeView, policy: PolicyView, target: Target) -> bool:
-    seen = node.verified
+    """Whether this target, for this policy, was the last one that was proven on the node."""
+    record = node.verified
     return (
-        seen is not None
-        and seen.policy == policy.name
-        and seen.mig_config == target.mig_config
-        and seen.plugin_config == target.plugin_key
-        and seen.layout in ("", target.text)
+        record is not None
+        and record.policy == policy.name
+        and record.mig_config == target.mig_config
+        and record.plugin_config == target.plugin_key
+        and record.layout in ("", target.text)
     )
 
 
 def find_disruption(
     node: NodeView, observed: ObservedView, target: Target, mismatch: Finding | None, stack: StackView
 ) -> DisruptionClass:
-    """What the change disturbs (docs/design/transition.md#classes)."""
+    """Return the class of the change from what the node is to the target (docs/design/transition.md#classes). NONE if
+    `mismatch` is None."""
     if mismatch is None:
         return DisruptionClass.NONE
     for gpu, layout in zip(observed.gpus, target.layouts, strict=True):
@@ -227,8 +232,8 @@ def find_disruption(
 
 
 def _serves_already(node: NodeView, observed: ObservedView, target: Target) -> bool:
-    """The devices are as wanted, and mig-manager has nothing to do: the device plugin only has to report more of
-    them."""
+    """Whether the node advertises the wanted resources, its GPUs have the wanted layouts, and mig-manager has nothing
+    left to do. What differs then can be put right by a restart of the device plugin."""
     if served(node) != target.resources or observed.hardware.layouts != target.layouts:
         return False
     if not target.mig_config:
@@ -246,7 +251,7 @@ def _serves_already(node: NodeView, observed: ObservedView, target: Target) -> b
 
 HANDS = ("kubectl", "kubelet", "gpu-operator")
 """Beginnings of the names of field managers that never set a label back: people's tools, and the GPU Operator, which
-writes `mig.config` only where it finds none (docs/design/nvidia.md#d1)."""
+writes `mig.config` only if the label is absent (docs/design/nvidia.md#d1)."""
 
 
 def find_owners(node: NodeView) -> dict[str, str]:
@@ -257,11 +262,11 @@ def find_owners(node: NodeView) -> dict[str, str]:
     proof = node.verified
     if not node.label_rewriters or proof is None or node.retry not in ("", proof.retry):
         return dict(node.label_owners)
-    told = (
+    advice = (
         f"has replaced a value of the operator; stop that, then set a new value of {names.ANNOTATION_RETRY}"
     )
     replaced = {label: who for label, who in node.label_rewriters.items() if not who.startswith(HANDS)}
-    return {**{label: f"{who} {told}" for label, who in replaced.items()}, **node.label_owners}
+    return {**{label: f"{who} {advice}" for label, who in replaced.items()}, **node.label_owners}
 
 
 def find_owned(node: NodeView, assessed: Assessed) -> str:

@@ -13,10 +13,10 @@ from gpusharing.planning.wanted.target import Target
 
 
 def expected_gfd_labels(target: Target, observed: ObservedView) -> tuple[Mapping[str, str], ...]:
-    """The label sets that GPU Feature Discovery may write for the target (docs/design/nvidia.md#c).
+    """Return the label sets that GPU Feature Discovery may write for the target (docs/design/nvidia.md#c).
 
-    One per card model on the node: it counts per model and writes one over the other, in an order that may change at
-    each run (k8s-device-plugin v0.19.3, internal/lm/mig-strategy.go).
+    There is one set per card model on the node: GFD counts per model and writes one over the other, in an order that
+    may change at each run (k8s-device-plugin v0.19.3, internal/lm/mig-strategy.go).
     """
     products = tuple(bare_product(gpu.product) for gpu in observed.gpus)
     return _expect(target.layouts, target.plugin, products)
@@ -26,6 +26,7 @@ def expected_gfd_labels(target: Target, observed: ObservedView) -> tuple[Mapping
 def _expect(
     layouts: tuple[Layout | None, ...], plugin: PluginConfig, products: tuple[str, ...]
 ) -> tuple[Mapping[str, str], ...]:
+    """Return the label sets for GPUs of these products with these layouts, one for each product that may be shown."""
     shared = "-SHARED" if plugin.sharing and not plugin.sharing.rename else ""
     # Models with a whole GPU come last, so one of them stays.
     whole = [product for product, layout in zip(products, layouts, strict=True) if layout is None]
@@ -43,6 +44,7 @@ def _expect(
 
 
 def _whole_labels(plugin: PluginConfig, gpus: int) -> dict[str, str]:
+    """Return the labels for GPUs without MIG, except the product."""
     sharing = plugin.sharing
     return {
         names.LABEL_GPU_COUNT: str(gpus),
@@ -53,6 +55,8 @@ def _whole_labels(plugin: PluginConfig, gpus: int) -> dict[str, str]:
 
 
 def _mig_labels(layouts: tuple[Layout | None, ...], plugin: PluginConfig) -> dict[str, str]:
+    """Return the labels for GPUs with MIG, except the product: totals with strategy single, a count and a number of
+    replicas per profile with strategy mixed."""
     sharing = plugin.sharing
     replicas = sharing.replicas[0][1] if sharing else 1
     instances: Counter[str] = Counter()
@@ -80,8 +84,8 @@ _OF_INSTANCES = ("nvidia.com/gpu.multiprocessors", "nvidia.com/gpu.slices.", "nv
 def future_labels(
     node: NodeView, target: Target, observed: ObservedView, policy: str
 ) -> tuple[Mapping[str, str], ...]:
-    """Return all labels that the node will have once it is as `target` wants. GFD describes only one card model of a
-    node, so there is one set of labels for each model that it may choose.
+    """Return all labels that the node will have once it is as `target` wants. There is one set for each card model on
+    the node, because GFD describes only one of them.
 
     A label whose future value is unknown keeps its present value. The memory of an instance is rounded up to GiB.
     """
@@ -100,21 +104,21 @@ def future_labels(
     if strategy == "mixed" and None not in target.layouts:
         own |= {names.LABEL_GPU_REPLICAS: "0", names.LABEL_SHARING_STRATEGY: "none"}
         own[names.LABEL_GPU_COUNT] = str(len(target.layouts))
-    return tuple({**own, **found} for found in expected_gfd_labels(target, observed))
+    return tuple({**own, **written} for written in expected_gfd_labels(target, observed))
 
 
 def _stays(label: str, target: Target) -> bool:
-    """Whether the label stays after the change: it is about no MIG profile, or about one that GFD will also describe
-    then, which it does only under strategy mixed."""
+    """Whether the label is still there after the change: it is about no MIG profile, or about one that GFD will
+    describe then. GFD describes profiles only under strategy mixed."""
     if not label.startswith(names.RESOURCE_MIG_PREFIX):
         return True
     profiles = {profile for layout in target.layouts for profile, _ in layout or ()}
-    kept = tuple(f"{resource_name(profile)}." for profile in profiles)
-    return target.plugin.mig_strategy == "mixed" and label.startswith(kept)
+    described = tuple(f"{resource_name(profile)}." for profile in profiles)
+    return target.plugin.mig_strategy == "mixed" and label.startswith(described)
 
 
 def _find_memory(target: Target, observed: ObservedView) -> int:
-    """Return the MiB that the label gpu.memory will say: of an instance under strategy single, else of a card. 0 if
+    """Return the MiB that the label gpu.memory will show: of an instance under strategy single, else of a card. 0 if
     that is unknown."""
     gpu, layout = observed.gpus[0], target.layouts[0]
     if target.plugin.mig_strategy == "single" and layout:

@@ -36,7 +36,7 @@ _FILTER = re.compile(r"0x[0-9A-Fa-f]{1,8}(?::0x[0-9A-Fa-f]{1,8})?")
 
 
 def entry_of(layouts: Iterable[MigLayout]) -> Entry:
-    """Our own entry for the layouts of a policy."""
+    """Return the mig-parted entry for the layouts of a policy, one row for each."""
     return [
         {
             "devices": "all" if layout.devices == "all" else list(layout.devices),
@@ -48,12 +48,12 @@ def entry_of(layouts: Iterable[MigLayout]) -> Entry:
 
 
 def entry_text(entry: Entry) -> str:
-    """Stable text of one entry, to hash."""
+    """Return the text of one entry, to hash it. Equal entries give equal texts."""
     return yaml.safe_dump(entry, sort_keys=True)
 
 
 def render(entries: Mapping[str, Entry]) -> str:
-    """The whole file; entries in the order of their names."""
+    """Return the text of a whole mig-parted file, with the entries in the order of their names."""
     configs = {name: entries[name] for name in sorted(entries)}
     return dump_yaml({"version": "v1", "mig-configs": configs})
 
@@ -70,7 +70,7 @@ def parse(text: str) -> Mapping[str, Entry]:
 def _configs(text: str, *, any_version: bool = False) -> dict[str, Any]:
     """Return the map mig-configs of a file, with the names as mig-parted reads them: a bare `off` is `false` in JSON.
 
-    Raises Unreadable, also for a version other than v1 unless `any_version`.
+    Raises Unreadable if the text is no YAML or has no such map, or if its version is not v1, unless `any_version`.
     """
     document = parse_yaml(text)
     configs = document.get("mig-configs") if isinstance(document, dict) else None
@@ -84,6 +84,7 @@ def _configs(text: str, *, any_version: bool = False) -> dict[str, Any]:
 
 
 def _is_entry(entry: object) -> bool:
+    """Whether the value is a list of maps, possibly an empty one."""
     return isinstance(entry, list) and all(isinstance(row, dict) for row in entry)
 
 
@@ -101,8 +102,8 @@ def lasting_entries(text: str) -> Mapping[str, Entry]:
 
 @lru_cache(maxsize=64)
 def is_rendered(text: str) -> bool:
-    """Whether a file is, to the letter, what `render` makes of entries that mig-parted accepts; it refuses a file as a
-    whole."""
+    """Whether a file is, to the letter, what `render` makes of the entries in it that mig-parted accepts. A file that
+    mig-parted refuses because of one entry is not."""
     return bool(text) and text == render(sound_entries(text))
 
 
@@ -113,22 +114,23 @@ class AdminFile:
     entries: Mapping[str, Entry]
     """The entries that mig-parted would accept, by name."""
     problem: str = ""
-    """Why the rest cannot, as a clause for people; empty when all can."""
+    """Why the other entries cannot be taken over, as a clause for people; empty when all can."""
 
 
 @lru_cache(maxsize=64)
 def parse_admin(text: str) -> AdminFile:
-    """Read a file entry by entry. One bad entry would make mig-parted refuse the whole file on every node, so it is
-    left out. What surrounds the entries is not judged: the operator writes that itself."""
+    """Read an admin's file entry by entry, and leave out those that mig-parted would refuse, because one bad entry
+    makes it refuse the whole file on every node. What surrounds the entries is ignored: the operator writes that
+    itself. An empty text has no entries and no problem."""
     if not text:
         return AdminFile({})
     try:
-        found = _configs(text)
+        entries = _configs(text)
     except Unreadable as error:
         return AdminFile({}, str(error))
-    bad = {name: why for name, entry in sorted(found.items()) if (why := _find_problem(entry))}
-    told = some([f"entry {name}: {why}" for name, why in bad.items()])
-    return AdminFile({name: entry for name, entry in found.items() if name not in bad}, told)
+    bad = {name: why for name, entry in sorted(entries.items()) if (why := _find_problem(entry))}
+    problem = some([f"entry {name}: {why}" for name, why in bad.items()])
+    return AdminFile({name: entry for name, entry in entries.items() if name not in bad}, problem)
 
 
 def _find_problem(entry: object) -> str:
@@ -143,14 +145,15 @@ def _find_problem(entry: object) -> str:
 
 @value
 class RowFault:
-    """A mistake in a row of an entry for which mig-parted refuses the file."""
+    """A mistake in a row of an entry, for which mig-parted refuses the file."""
 
     find: Callable[[Mapping[str, Any]], str]
-    """What is wrong, as a clause for people; empty: the row is without it."""
+    """Returns what is wrong, as a clause for people, or an empty text if the row does not have the mistake."""
 
 
 def _unknown_field(row: Mapping[str, Any]) -> str:
-    """Return an unknown field. Checked first, because a misspelt field is also missing, and this names the typo."""
+    """Return the first unknown field, or an empty text. Checked first, because a misspelt field is also missing, and
+    this names the typo."""
     unknown = sorted(map(str, row.keys() - _FIELDS))
     return f"unknown field {unknown[0]}" if unknown else ""
 
@@ -170,7 +173,7 @@ def _bad_switch(row: Mapping[str, Any]) -> str:
 
 
 def _no_instances(row: Mapping[str, Any]) -> str:
-    """Return that MIG is on and mig-devices is no map. MIG without instances is written as an empty map."""
+    """Return that MIG is on and mig-devices is no map. An empty map is right: MIG without instances."""
     wrong = row.get("mig-enabled") and not isinstance(row.get("mig-devices"), dict)
     return "mig-enabled needs mig-devices" if wrong else ""
 
@@ -182,8 +185,8 @@ def _instances_without_mig(row: Mapping[str, Any]) -> str:
 
 
 def _bad_instances(row: Mapping[str, Any]) -> str:
-    """Return the first row of mig-devices that is no profile with a count, or that all counts are 0; empty if there is
-    no such mistake. Whether a card has the profile is not checked."""
+    """Return the first item of mig-devices that is no profile with a count, or that all counts are 0; empty if there
+    is no such mistake. Whether a card has the profile is not checked."""
     counts = row.get("mig-devices")
     if counts is None:
         return ""
@@ -233,22 +236,25 @@ def resolve_name(
 def find_meaning(
     name: str, node: str, stack: StackView, gpus: Sequence[CardView], generated: str
 ) -> tuple[Layout | None, ...] | str:
-    """See `resolve_name`. `generated`: what mig-manager generated for the node; it counts where our file does not."""
+    """Return the layout of each GPU as `resolve_name` does. `generated`: what mig-manager generated for the node,
+    which is used only if mig-manager does not read our file."""
     if not stack.serves_our_mig_file:
         return _generated_name(name, node, gpus, generated)
     admin = parse_admin(stack.admin_mig_file)
     for entries in (admin.entries, parse(stack.mig_file)):
         if entry := entries.get(name):
             return resolve(entry, gpus)
-    found = well_known(gpus, name)
-    if isinstance(found, str) and admin.problem:
-        return f"{found}; of the ConfigMap with your own entries, {admin.problem}"
-    return found
+    meaning = well_known(gpus, name)
+    if isinstance(meaning, str) and admin.problem:
+        return f"{meaning}; of the ConfigMap with your own entries, {admin.problem}"
+    return meaning
 
 
 def _generated_name(
     name: str, node: str, gpus: Sequence[CardView], generated: str
 ) -> tuple[Layout | None, ...] | str:
+    """Return the layout of each GPU by the file that mig-manager generated for the node, or why that file gives none,
+    as a clause for people."""
     entries = parse(generated)
     if not entries:
         return f"ConfigMap {node}-mig-config, where mig-manager lists its configurations, does not exist"
@@ -258,21 +264,23 @@ def _generated_name(
 
 
 def resolve(entry: Entry, gpus: Sequence[CardView]) -> tuple[Layout | None, ...] | str:
-    """What an entry makes of each GPU, in the order of `gpus`.
+    """Return the layout that an entry gives each GPU, in the order of `gpus`, or which GPUs it does not cover, as a
+    clause for people.
 
     mig-parted's assert never succeeds on a GPU that no row covers, so such an entry has no meaning (R6).
     """
-    found: dict[int, Layout | None] = {}
+    layouts: dict[int, Layout | None] = {}
     for row in entry:
         layout = normalise(_counts(row)) if row.get("mig-enabled") else None
-        found |= {gpu.index: layout for gpu in gpus if _covers(row, gpu)}
-    missing = [str(gpu.index) for gpu in gpus if gpu.index not in found]
+        layouts |= {gpu.index: layout for gpu in gpus if _covers(row, gpu)}
+    missing = [str(gpu.index) for gpu in gpus if gpu.index not in layouts]
     if missing:
         return f"it does not cover GPU {', '.join(missing)}"
-    return tuple(found[gpu.index] for gpu in gpus)
+    return tuple(layouts[gpu.index] for gpu in gpus)
 
 
 def _counts(row: Mapping[str, Any]) -> dict[str, int]:
+    """Return the profiles of a row with their counts, without counts that are 0 or no numbers."""
     devices = row.get("mig-devices")
     if not isinstance(devices, dict):
         return {}
@@ -280,6 +288,8 @@ def _counts(row: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _covers(row: Mapping[str, Any], gpu: CardView) -> bool:
+    """Whether a row of an entry applies to the GPU, by its index and its PCI device id. A row with a device-filter
+    never applies to a card whose ids we do not know."""
     devices = row.get("devices")
     if devices != "all" and not (isinstance(devices, list) and gpu.index in devices):
         return False
@@ -295,23 +305,25 @@ _generated = lru_cache(maxsize=64)(generated_layouts)
 
 
 def well_known(gpus: Sequence[CardView], name: str) -> tuple[Layout | None, ...] | str:
-    """What a name that mig-manager generates from the hardware means on these GPUs (a.10)."""
+    """Return the layout of each GPU for a name that mig-manager generates from the hardware (a.10), or the names that
+    the first card without it has, as a clause for people."""
     layouts: list[Layout | None] = []
-    profiles, offered = None, {}
+    profiles, generated = None, {}
     for gpu in gpus:
         if gpu.profiles is not profiles:
-            profiles, offered = gpu.profiles, _generated(gpu.profiles)
-        if name not in offered:
-            return f"{gpu.product} has {', '.join(sorted(offered))}"
-        layouts.append(offered[name])
+            profiles, generated = gpu.profiles, _generated(gpu.profiles)
+        if name not in generated:
+            return f"{gpu.product} has {', '.join(sorted(generated))}"
+        layouts.append(generated[name])
     return tuple(layouts)
 
 
 def well_known_entries(models: Mapping[str, Sequence[CardView]]) -> dict[str, Entry]:
-    """Entries for NVIDIA's well-known names, for the card models present (product to one GPU each).
+    """Return entries for NVIDIA's well-known names, for the card models present. `models`: by product, a sequence of
+    which only the first GPU is read.
 
-    Where a name means different things on different models, each row carries that model's PCI device ids; a
-    model whose ids we do not know is left out of such names rather than guessed.
+    If a name means different things on different models, each row carries that model's PCI device ids. A model whose
+    ids are unknown is left out of such names.
     """
     meanings: dict[str, list[tuple[str, Layout | None]]] = {}
     for product in sorted(models):
@@ -329,6 +341,8 @@ def well_known_entries(models: Mapping[str, Sequence[CardView]]) -> dict[str, En
 
 
 def _filtered(rows: Sequence[tuple[str, Layout | None]]) -> Entry:
+    """Return an entry with one row for each product, limited to its PCI device ids. Products whose ids are unknown are
+    left out; the entry is empty if all are."""
     entry: Entry = []
     for product, layout in rows:
         card = find_card(product)
@@ -338,6 +352,7 @@ def _filtered(rows: Sequence[tuple[str, Layout | None]]) -> Entry:
 
 
 def _row(device_filter: list[str] | None, layout: Layout | None) -> dict[str, Any]:
+    """Return the row of an entry that gives all GPUs this layout, or those with these PCI device ids."""
     row: dict[str, Any] = {"device-filter": device_filter} if device_filter else {}
     row |= {"devices": "all", "mig-enabled": layout is not None}
     if layout is not None:

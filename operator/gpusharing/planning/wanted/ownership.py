@@ -24,7 +24,8 @@ from gpusharing.planning.vocabulary.values import value
 
 
 def selects_node(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
-    """Kubernetes' LabelSelector semantics; an empty selector selects nothing here (it is refused anyway)."""
+    """Whether a selector selects a node with these labels, as Kubernetes' LabelSelector does. Unlike there, an empty
+    selector selects nothing; the API refuses it anyway."""
     if not selector.match_labels and not selector.match_expressions:
         return False
     return selects(selector, labels)
@@ -32,27 +33,29 @@ def selects_node(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
 
 @value
 class Contender:
-    """The parts of a policy that decide about ownership; the rest may change without a new choice."""
+    """The parts of a policy that decide about ownership. If none of them changes, no node gets another owner."""
 
     name: str
     """Name of the policy."""
     created: str
-    """Its creationTimestamp: of equal priorities, the oldest wins."""
+    """The policy's creationTimestamp: of equal priorities, the oldest wins."""
     selector: LabelSelector | None
-    """None: the spec cannot be read."""
+    """The policy's node selector, or None if the spec cannot be read."""
     priority: int
     """`spec.priority`: the highest wins."""
     leaving: bool = False
-    """It only keeps what it has; a node that another policy selects too belongs to that one."""
+    """Whether the policy is resetting its nodes before it is deleted. It keeps nodes that no other policy selects, and
+    gets no others."""
 
     @property
     def order(self) -> tuple[int, str, str]:
-        """The smallest comes first."""
+        """The key by which contenders are sorted; the first one wins."""
         return (-self.priority, self.created, self.name)
 
 
 def find_contenders(policies: Iterable[PolicyView]) -> tuple[Contender, ...]:
-    """The policies that may own nodes: all but those that are being deleted."""
+    """Return the policies that may own nodes: all except those that are being deleted. One that first resets its nodes
+    is not being deleted yet; it is `leaving`."""
     return tuple(
         Contender(one.name, one.created, None, 0)
         if one.spec is None
@@ -63,10 +66,10 @@ def find_contenders(policies: Iterable[PolicyView]) -> tuple[Contender, ...]:
 
 
 class Owners:
-    """Finds the owner of a node among contenders. Built once per set of them, then asked per node.
+    """Finds the owner of a node among contenders. Built once per set of contenders and then used for all nodes.
 
-    Most selectors name one label value; contenders are indexed by it, so a node is compared only with those that can
-    match.
+    Most selectors name one label value. Contenders are indexed by it, so that a node is compared only with those that
+    can match.
     """
 
     def __init__(self, contenders: Iterable[Contender]) -> None:
@@ -86,27 +89,29 @@ class Owners:
                 self._others.append((selector, contender))
 
     def owner(self, node: NodeView) -> str:
-        """The policy that owns the node; empty when none does."""
+        """Return the name of the policy that owns the node; empty when none does. An owner whose spec cannot be read
+        keeps the node."""
         present = node.fence.policy if node.fence is not None else node.labels.get(names.LABEL_POLICY, "")
         return present if present in self._unreadable else _choose(present, self.selecting(node))
 
     def selecting(self, node: NodeView) -> list[Contender]:
-        """All contenders whose selector matches, in order."""
+        """Return all contenders whose selector matches the node, the strongest first."""
         labels = node.labels
-        found = [contender for selector, contender in self._others if selects_node(selector, labels)]
+        contenders = [contender for selector, contender in self._others if selects_node(selector, labels)]
         for key, by_value in self._by_label.items():
             value = labels.get(key)
             if value is not None and value in by_value:
-                found += [
+                contenders += [
                     contender for selector, contender in by_value[value] if selects_node(selector, labels)
                 ]
-        if len(found) > 1:
-            found.sort(key=lambda contender: contender.order)
-        return found
+        if len(contenders) > 1:
+            contenders.sort(key=lambda contender: contender.order)
+        return contenders
 
 
 def find_coming(owners: Mapping[str, str], fences: Mapping[str, Fence]) -> dict[str, tuple[str, ...]]:
-    """By policy, the nodes that it owns and that a change of another policy keeps until that ends, sorted by name."""
+    """Return, by policy, the names of the nodes that it owns and that still belong to a change of another policy,
+    sorted. Policies without such nodes are left out."""
     coming = defaultdict(list)
     for name in sorted(fences):
         if (owner := owners.get(name, "")) not in ("", fences[name].policy):
@@ -115,12 +120,14 @@ def find_coming(owners: Mapping[str, str], fences: Mapping[str, Fence]) -> dict[
 
 
 def _choose(present: str, selecting: Sequence[Contender]) -> str:
-    """The owner among those that select a node, in order, while `present` has it; empty when none does."""
-    staying = [contender for contender in selecting if not contender.leaving]
-    if not staying:
+    """Return the name of the owner among the contenders that select a node, strongest first. `present` is the owner
+    until now: it loses the node only to a higher priority. A contender that is leaving keeps a node only if no
+    other one selects it. Empty when no contender may have the node."""
+    claiming = [contender for contender in selecting if not contender.leaving]
+    if not claiming:
         return present if any(contender.name == present for contender in selecting) else ""
-    best = staying[0]
-    for contender in staying:
+    best = claiming[0]
+    for contender in claiming:
         if contender.name == present:
             return best.name if best.priority > contender.priority else present
     return best.name

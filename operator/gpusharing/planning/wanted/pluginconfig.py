@@ -1,10 +1,9 @@
-"""The device plugin's configuration: what a mode means there, its text, how to read that of others, and what the
-plugin's own parser refuses or silently ignores, by field.
+"""The device plugin's configuration: what a mode means there, its text, how to read the configurations of others, and
+what the plugin's own parser refuses or silently ignores, by field.
 
-Format and precedence: docs/design/nvidia.md#b1 to b.4 (k8s-device-plugin v0.19.3 api/config/v1). Answers of that parser
-are in tests/foreign. Keys are
-content-hashed and never change their meaning (docs/design/transition.md#plugin-entries), because config-manager does
-not notice an edit under the same key.
+Format and precedence: docs/design/nvidia.md#b1 to b.4 (k8s-device-plugin v0.19.3 api/config/v1). Answers of that
+parser are in tests/foreign. Keys are content-hashed and never change their meaning
+(docs/design/transition.md#plugin-entries), because config-manager does not notice an edit under the same key.
 """
 
 import json
@@ -35,7 +34,7 @@ class Flaw:
     """A place in a configuration that the device plugin refuses or ignores."""
 
     path: str
-    """The field, such as `sharing.timeSlicing.resources[0].replicas`; empty: the whole text."""
+    """The field, such as `sharing.timeSlicing.resources[0].replicas`; empty for the whole text."""
     why: str
     """What the plugin does and what it expects, as a clause for people."""
     refused: bool = True
@@ -55,42 +54,44 @@ def find_flaws(text: str) -> tuple[Flaw, ...]:
         return (Flaw("", f"the device plugin cannot read it: {error}"),)
 
 
-def field_of(found: object, name: str) -> Any:
+def field_of(item: object, name: str) -> Any:
     """Return the value of a field by its name in any case, as Go's encoding/json finds it; None if the map has no such
-    field, or if `found` is no map."""
-    fields = found if isinstance(found, dict) else {}
+    field, or if `item` is no map."""
+    fields = item if isinstance(item, dict) else {}
     return next((fields[key] for key in fields if str(key).lower() == name.lower()), None)
 
 
-def _is_choice(found: Any) -> bool:
-    """Whether the plugin can read `devices` of a row: `all`, a positive number, or a list of devices. It shares all
-    devices in any case."""
-    if isinstance(found, list):
-        return all(is_whole(one) or (isinstance(one, str) and _DEVICE.fullmatch(one)) for one in found)
-    return found == "all" or (is_whole(found) and found > 0)
+def _is_choice(item: Any) -> bool:
+    """Whether the plugin can read `devices` of a row: `all`, a positive number, or a list of devices. The plugin
+    shares all devices in any case."""
+    if isinstance(item, list):
+        return all(
+            is_whole(device) or (isinstance(device, str) and _DEVICE.fullmatch(device)) for device in item
+        )
+    return item == "all" or (is_whole(item) and item > 0)
 
 
-def _is_text(found: object, pattern: str | re.Pattern[str] = "") -> bool:
+def _is_text(item: object, pattern: str | re.Pattern[str] = "") -> bool:
     """Whether the value is a text that matches the pattern as a whole; without a pattern, any text."""
-    return isinstance(found, str) and (not pattern or re.fullmatch(pattern, found) is not None)
+    return isinstance(item, str) and (not pattern or re.fullmatch(pattern, item) is not None)
 
 
 _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "flag": (lambda found: isinstance(found, bool | None), "true or false, without quotes"),
-    "text": (lambda found: found is None or _is_text(found), "a text, in quotes"),
-    "texts": (lambda found: all(map(_is_text, found if isinstance(found, list) else [found or ""])), "texts"),
-    "number": (lambda found: found is None or is_whole(found), "a whole number, without quotes"),
+    "flag": (lambda item: isinstance(item, bool | None), "true or false, without quotes"),
+    "text": (lambda item: item is None or _is_text(item), "a text, in quotes"),
+    "texts": (lambda item: all(map(_is_text, item if isinstance(item, list) else [item or ""])), "texts"),
+    "number": (lambda item: item is None or is_whole(item), "a whole number, without quotes"),
     "duration": (
-        lambda found: type(found) in (int, float) or _is_text(found or "0", _DURATION),
+        lambda item: type(item) in (int, float) or _is_text(item or "0", _DURATION),
         "such as 60s",
     ),
-    "version": (lambda found: found in (None, "", "v1"), "v1"),
-    "strategy": (lambda found: found in (None, "", "none", "single", "mixed"), "none, single or mixed"),
-    "resource": (lambda found: _is_text(found, _NAME), "the name of a resource of nvidia.com"),
-    "replicas": (lambda found: is_whole(found) and found > 1, "a number of at least 2, without quotes"),
+    "version": (lambda item: item in (None, "", "v1"), "v1"),
+    "strategy": (lambda item: item in (None, "", "none", "single", "mixed"), "none, single or mixed"),
+    "resource": (lambda item: _is_text(item, _NAME), "the name of a resource of nvidia.com"),
+    "replicas": (lambda item: is_whole(item) and item > 1, "a number of at least 2, without quotes"),
     "devices": (_is_choice, "all, a number or a list of devices"),
 }
-"""What a value has to be, and how a message says that."""
+"""The kinds of values: a test of the value, and what a message says is expected."""
 
 
 def _all(kind: str, names: str) -> dict[str, Any]:
@@ -122,36 +123,36 @@ _CONFIG = {
 _PLACES = {"flags": _FLAGS, "sharing": _SHARING, "sharing.timeSlicing": _BLOCK, "its resources": _ROW}
 
 
-def _find(found: Any, wanted: Any, path: str) -> Iterator[Flaw]:
+def _find(item: Any, wanted: Any, path: str) -> Iterator[Flaw]:
     """Yield the flaws of the value at `path`. `wanted`: one of _KINDS, or a map or list of such."""
     words = "a map" if isinstance(wanted, dict) else "a list"
     if isinstance(wanted, str):
         accepts, words = _KINDS[wanted]
-        if accepts(found):
+        if accepts(item):
             return
-    elif found is None or isinstance(found, type(wanted)):
+    elif item is None or isinstance(item, type(wanted)):
         if isinstance(wanted, dict):
-            yield from _find_in_map(found or {}, wanted, path)
-        for index, item in enumerate(found or () if isinstance(wanted, list) else ()):
-            yield from _find(item, wanted[0], f"{path}[{index}]")
+            yield from _find_in_map(item or {}, wanted, path)
+        for index, row in enumerate(item or () if isinstance(wanted, list) else ()):
+            yield from _find(row, wanted[0], f"{path}[{index}]")
         return
-    shown = cut(json.dumps(found, default=str), 60)
+    shown = cut(json.dumps(item, default=str), 60)
     yield Flaw(path, f"the device plugin refuses {shown}: it expects {words}")
 
 
-def _find_in_map(found: Mapping[Any, Any], wanted: Mapping[str, Any], path: str) -> Iterator[Flaw]:
+def _find_in_map(fields: Mapping[Any, Any], wanted: Mapping[str, Any], path: str) -> Iterator[Flaw]:
     """Yield the flaws of a map: fields that are unknown, wrong or missing. A required field that is null or an empty
     list counts as missing."""
     needed = [name.rstrip("!") for name in wanted if name.endswith("!")]
     known = {name.rstrip("!") if needed else name.lower(): inner for name, inner in wanted.items()}
-    for key, item in found.items():
+    for key, item in fields.items():
         where, name = f"{path}.{key}".lstrip("."), str(key) if needed else str(key).lower()
         if name not in known:
             yield Flaw(where, f"the device plugin ignores this field{_belongs(str(key))}", refused=False)
         elif item is not None or name not in (*needed, "mps"):
             yield from _find(item, known[name], where)
     for name in needed:
-        if found.get(name) in (None, []):
+        if fields.get(name) in (None, []):
             yield Flaw(f"{path}.{name}", "the device plugin needs this field")
 
 
@@ -176,9 +177,10 @@ one of this name; without it, `single` would take the only entry there is, which
 
 
 def default_entry(stack: StackView) -> str:
-    """The entry that the device plugin of a node without the label uses; empty: none, which shares nothing.
+    """Return the name of the entry that the device plugin of a node without the label uses. Empty if there is none, so
+    that nothing is shared.
 
-    NVIDIA's own chart takes the one of the neutral name where it is not told another (b.4).
+    NVIDIA's own chart uses the entry of the neutral name unless it is told another (b.4).
     """
     policy = stack.cluster_policy
     if policy is None or policy.plugin_default:
@@ -187,49 +189,51 @@ def default_entry(stack: StackView) -> str:
 
 
 SharingStrategy = Literal["time-slicing", "mps"]
-"""As GFD writes it into nvidia.com/gpu.sharing-strategy."""
+"""The value that GFD writes into nvidia.com/gpu.sharing-strategy."""
 _BLOCKS: Mapping[SharingStrategy, str] = {"mps": "mps", "time-slicing": "timeSlicing"}
 """Key of the block under `sharing`; with both, the plugin takes mps (b.3)."""
 
 
 @value
 class Sharing:
-    """Several pods on one device. Replicas are shares per device, by resource name."""
+    """How several pods share one device."""
 
     replicas: tuple[tuple[str, int], ...]
-    """Resource name and how many pods share one device of it."""
+    """Each resource name with the number of pods that share one device of it."""
     rename: bool = False
-    """Whether the shared resource has `.shared` behind its name."""
+    """Whether the name of the shared resource ends with `.shared`."""
     fail_requests_greater_than_one: bool = False
     """Whether a container that asks for more than one is refused."""
     strategy: SharingStrategy = "time-slicing"
-    """How the pods share it."""
+    """How the pods share the device."""
 
 
 @value
 class PluginConfig:
-    """What one device-plugin configuration makes the plugin do."""
+    """What one configuration makes the device plugin do."""
 
     mig_strategy: MigStrategy = "none"
     """How MIG instances are offered."""
     sharing: Sharing | None = None
-    """None: one pod has a whole device."""
+    """How several pods share a device, or None if each pod has a whole device."""
 
     def on(self, names: Container[str]) -> "PluginConfig":
-        """Its effect on a node that has only these resources: rows for others do nothing there."""
+        """Return the configuration without the rows for resources that are not among `names`, which have no effect on
+        a node that lacks these resources."""
         if self.sharing is None:
             return self
         rows = tuple(row for row in self.sharing.replicas if row[0] in names)
         return replace(self, sharing=replace(self.sharing, replicas=rows) if rows else None)
 
     def same_effect(self, other: "PluginConfig", *, with_mig: bool) -> bool:
-        """Whether both serve the same; the MIG strategy only matters if MIG instances exist."""
+        """Whether both configurations serve the same devices. The MIG strategy only counts if there are MIG instances
+        (`with_mig`)."""
         return self.sharing == other.sharing and (not with_mig or self.mig_strategy == other.mig_strategy)
 
 
 @lru_cache(maxsize=256)
 def render(config: PluginConfig) -> str:
-    """The text of a configuration; equal configurations give equal text."""
+    """Return the text of a configuration. Equal configurations give equal texts."""
     document: dict[str, Any] = {"version": "v1", "flags": {"migStrategy": config.mig_strategy}}
     if config.sharing is not None:
         document["sharing"] = {
@@ -244,18 +248,20 @@ def render(config: PluginConfig) -> str:
 
 @lru_cache(maxsize=1024)
 def parse(text: str) -> PluginConfig | None:
-    """Read a configuration; None when the device plugin would not start with it."""
+    """Return what a configuration makes the device plugin do, or None if the plugin would not start with it."""
     if any(flaw.refused for flaw in find_flaws(text)):
         return None
     document = parse_yaml(text)
     strategy = STRATEGIES[field_of(field_of(document, "flags"), "migStrategy") or "none"]
     for kind, block in _BLOCKS.items():
-        if (found := field_of(field_of(document, "sharing"), block)) is not None:
-            return PluginConfig(strategy, _parse_sharing(found, kind))
+        if (sharing := field_of(field_of(document, "sharing"), block)) is not None:
+            return PluginConfig(strategy, _parse_sharing(sharing, kind))
     return PluginConfig(strategy)
 
 
 def _parse_sharing(block: Mapping[str, Any], strategy: SharingStrategy) -> Sharing:
+    """Return what a block of `sharing` makes the plugin do. The block must be one in which `find_flaws` finds nothing
+    that the plugin refuses."""
     rows = [(row["name"], row["replicas"]) for row in block["resources"]]
     fails = block.get("failRequestsGreaterThanOne")
     return Sharing(
@@ -268,7 +274,7 @@ def _parse_sharing(block: Mapping[str, Any], strategy: SharingStrategy) -> Shari
 
 @lru_cache(maxsize=1024)
 def key_for(policy: str, content: str) -> str:
-    """Name of an entry: the policy, shortened to fit a label value, and a hash of the content."""
+    """Return the name of an entry: the policy, shortened to fit a label value, and a hash of the content."""
     return f"{policy[:55].rstrip('-.')}-{_digest(content)}"
 
 
@@ -278,4 +284,5 @@ def is_named_after(content: str, key: str) -> bool:
 
 
 def _digest(content: str) -> str:
+    """Return the first seven hexadecimal digits of the content's SHA-256."""
     return sha256(content.encode(errors="surrogatepass")).hexdigest()[:7]

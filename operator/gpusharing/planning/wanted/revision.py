@@ -1,4 +1,5 @@
-"""The revision of a policy's spec, without its price and the fields that only stop and start its rollout.
+"""The revision of a policy's spec, computed without its price and without the fields that only stop and start its
+rollout.
 
 Fences and proofs record it, so that a proven canary is still one after a pause (docs/design/drain.md#canary).
 """
@@ -16,7 +17,8 @@ _RUNNING = Rollout()
 
 
 def find_revision(policy: PolicyView) -> str:
-    """The hash of its spec without `rollout.paused`, `rollout.whenPaused` and `cost`; empty: the spec cannot be read.
+    """Return the hash of the policy's spec without `rollout.paused`, `rollout.whenPaused` and `cost`; empty if the
+    spec cannot be read.
 
     Defaults are left out: a field that a newer operator adds does not change the revision of a policy without it.
     """
@@ -30,10 +32,10 @@ def find_revision(policy: PolicyView) -> str:
 
 
 def is_of(record: Fence | Verified, policy: PolicyView, revision: str) -> bool:
-    """Whether the change followed this policy as it is now. `revision`: the policy's, so that it is not computed for
-    each node.
+    """Whether a change or a proof followed this policy as it is now. `revision`: the policy's, computed once for all
+    nodes.
 
-    A record of an older operator only names the generation.
+    A record of an older operator has no revision; the generation of the policy counts instead.
     """
     if record.version.uid != policy.uid:
         return False

@@ -1,4 +1,4 @@
-"""policy × the GPUs of one node → what the node should become, or why it cannot. Nothing is touched to find out."""
+"""Find what a policy makes of a node with certain GPUs, or why it cannot. Pure: nothing is touched to find out."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -36,11 +36,11 @@ from gpusharing.planning.wanted import migfile, pluginconfig, toolversions
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing
 
 CLOCKS_APART = 2 * CLOCK_ERROR
-"""How far the clocks of two operators may be apart, one after the other."""
+"""How far the clock of one operator and that of its successor may be apart."""
 
 
 def known_times(times: Mapping[str, datetime], now: datetime) -> dict[str, datetime]:
-    """When entries were written, by key. A time in the future, by more than CLOCKS_APART, does not count: the clock was
+    """Return when entries were written, by key, without times in the future by more than CLOCKS_APART: the clock was
     set back since. Such an entry is written again, and its wait is no longer than any other."""
     return {key: moment for key, moment in times.items() if moment <= now + CLOCKS_APART}
 
@@ -53,7 +53,8 @@ def configured_since(
     stack: StackView,
 ) -> datetime | None:
     """Return since when our ConfigMaps hold exactly what a node needs: the content counts, not the name (ADR 16). None
-    while an entry is missing, is wrong, or has no time of writing. `plugin`: key and text."""
+    while an entry is missing, is wrong, or has no time of writing. `plugin`: key and text of the device plugin's
+    configuration."""
     key, text = plugin
     if stack.plugin_configs.get(key) != text:
         return None
@@ -79,17 +80,17 @@ class Target:
     routing: str
     """Value of the routing label."""
     layouts: tuple[Layout | None, ...]
-    """Per GPU, in the order of their indexes; None: MIG off."""
+    """The layout of each GPU, in the order of their indexes, or None for a GPU with MIG off."""
     mig_config: str
-    """Value of nvidia.com/mig.config; empty if nothing reads it: cards without MIG never get mig labels."""
+    """Value of nvidia.com/mig.config; empty if it is not set, as for cards without MIG."""
     plugin_key: str
-    """Value of nvidia.com/device-plugin.config; empty: the label must be absent."""
+    """Value of nvidia.com/device-plugin.config; empty if the label must be absent."""
     plugin: PluginConfig
     """What that configuration makes the device plugin do."""
     resources: Mapping[str, int]
-    """Predicted allocatable counts, exactly; a name that is not here must be absent or 0."""
+    """The allocatable count of each resource, exactly. A name that is not here must be absent or 0."""
     text: str
-    """For people: 2x3g.40gb, 4x shared, 1x full."""
+    """The layouts for people, such as 2x3g.40gb, 4x shared or 1x full."""
     configured: datetime | None
     """Since when our ConfigMaps hold exactly that; None while they do not."""
 
@@ -101,22 +102,22 @@ class Target:
 
 @value
 class Wish:
-    """The part of a target that is the same on every node of a policy."""
+    """What a policy asks of every node: the part of a target that is the same on all of them."""
 
     policy: str
     """Name of the policy."""
     spec: GPUSharingPolicySpec = field(compare=False)
-    """The whole spec; wishes are equal when all the other fields are."""
+    """The whole spec; it is ignored when two of these are compared."""
     mig_config: str
-    """The mig-parted entry that MIG-capable nodes are pointed at."""
+    """Name of the mig-parted entry that MIG-capable nodes get."""
     entry: migfile.Entry | None
-    """Our own mig-parted entry, when the policy gives layouts."""
+    """Our own mig-parted entry, or None if the policy gives no layouts."""
     plugins: Mapping[str, str]
     """Device-plugin configurations that are known in advance, by key."""
 
 
 def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
-    """What a policy asks for, before any node is looked at."""
+    """Return what a policy asks of every node, before any node is known."""
     entry = (
         migfile.entry_of(spec.mig.layouts) if spec.mig is not None and spec.mig.layouts is not None else None
     )
@@ -131,31 +132,35 @@ def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
 
 
 def _find_target(
-    wish: Wish,
+    request: Wish,
     node: str,
     stack: StackView,
     gpus: Sequence[CardView],
     generated: str,
 ) -> Target | Finding:
-    """What `node` with these GPUs becomes. `generated`: what mig-manager generated for the node, where that counts."""
-    spec = wish.spec
+    """Return what `node` with these GPUs becomes, or a Finding, which names the node, if it cannot become what the
+    policy asks for. `generated`: the file that mig-manager generated for the node, empty if mig-manager does not
+    read that."""
+    spec = request.spec
     if spec.products and (other := _unlisted_product(spec, gpus)):
         return Finding(
             Reason.PRODUCT_SKIPPED,
             f"{node} has {other}, which spec.products does not list ({', '.join(spec.products)})",
         )
-    layouts = _wanted_layouts(wish, node, stack, gpus, generated)
+    layouts = _wanted_layouts(request, node, stack, gpus, generated)
     if isinstance(layouts, Finding):
         return layouts
     if (refused := _too_many_clients(spec, node, gpus)) is not None:
         return refused
     if spec.mig is not None and stack.cluster_policy is not None:
-        found = toolversions.find_too_old(spec.mig.strategy, gpus, layouts, stack.cluster_policy)
-        if found is not None:
-            return replace(found, message=f"{node}: {found.message}")
-    mig_config = wish.mig_config if _has_mig_manager(spec, gpus, stack) else ""
+        too_old = toolversions.find_too_old(spec.mig.strategy, gpus, layouts, stack.cluster_policy)
+        if too_old is not None:
+            return replace(too_old, message=f"{node}: {too_old.message}")
+    mig_config = request.mig_config if _has_mig_manager(spec, gpus, stack) else ""
     plugin = plugin_config(spec, layouts)
-    return _target(wish.policy, spec.mode, gpus, stack, mig_config=mig_config, layouts=layouts, plugin=plugin)
+    return _target(
+        request.policy, spec.mode, gpus, stack, mig_config=mig_config, layouts=layouts, plugin=plugin
+    )
 
 
 def _target(
@@ -168,6 +173,8 @@ def _target(
     layouts: tuple[Layout | None, ...],
     plugin: PluginConfig,
 ) -> Target:
+    """Return the target for these layouts and this device-plugin configuration. Everything else in it follows from
+    them."""
     replicas = plugin.sharing.replicas[0][1] if plugin.sharing else 1
     content = pluginconfig.render(plugin)
     key = pluginconfig.key_for(policy, content)
@@ -185,7 +192,8 @@ def _target(
 
 
 def _too_many_clients(spec: GPUSharingPolicySpec, node: str, gpus: Sequence[CardView]) -> Finding | None:
-    """The MPS control daemon's limit of clients, by compute capability (docs/design/hardware.md#mps-served)."""
+    """Return that a card serves fewer MPS clients than the policy asks for, or None
+    (docs/design/hardware.md#mps-served). Cards that are not in our table are not checked."""
     if spec.mode is not Mode.MPS or spec.mps is None:
         return None
     for gpu in gpus:
@@ -200,52 +208,58 @@ def _too_many_clients(spec: GPUSharingPolicySpec, node: str, gpus: Sequence[Card
 
 
 def _has_mig_manager(spec: GPUSharingPolicySpec, gpus: Sequence[CardView], stack: StackView) -> bool:
-    """Whether mig.config has an effect here; if mig-manager is switched off, MIG must be off already."""
+    """Whether the label mig.config is to be set: a GPU can have MIG, and mig-manager runs. With mode MIG it is set
+    even if mig-manager does not run, because such a policy is refused elsewhere (acceptance.py)."""
     switched_off = stack.cluster_policy is not None and stack.cluster_policy.is_off(MIG_MANAGER_SWITCH)
     return any(gpu.mig_capable for gpu in gpus) and (spec.mode is Mode.MIG or not switched_off)
 
 
 @value(eq=False)
 class Targets:
-    """The targets of one policy in one cluster: thousands of nodes have the same few kinds of cards."""
+    """The targets of one policy in one cluster. Each is computed once per kind of hardware, because thousands of nodes
+    have the same few kinds of cards."""
 
     policy: PolicyView
-    """The policy."""
-    wish: Wish
-    """What it asks for."""
+    """The policy whose targets these are."""
+    request: Wish
+    """What the policy asks of every node."""
     stack: StackView
     """NVIDIA's components and our ConfigMaps."""
     answers: AnswersByKind = field(default_factory=AnswersByKind)
     """The targets found so far."""
 
     def find(self, node: str, hardware: Hardware) -> Target | Finding:
-        """What `node` with these GPUs (sorted by index, at least one) becomes; only a Finding names the node."""
-        question = partial(_find_target, self.wish, node, self.stack)
+        """Return what `node` with these GPUs (sorted by index, at least one) becomes, or why it cannot. Targets are
+        the same for all nodes with such GPUs; a Finding names the node and is not kept."""
+        question = partial(_find_target, self.request, node, self.stack)
         generated = self.stack.generated_mig_file(node)
         return self.answers.ask(
-            question, hardware.cards, generated, lasts=lambda found: isinstance(found, Target)
+            question, hardware.cards, generated, lasts=lambda target: isinstance(target, Target)
         )
 
     def stop(self, hardware: Hardware) -> Target:
-        """Whole GPUs without sharing: the stop on the way from MPS to MIG and back; the two would race (b.5)."""
+        """Return the target of whole GPUs without sharing, which a node has for a while between MPS and MIG:
+        mig-manager and the MPS daemon would race otherwise (b.5)."""
         return self.answers.ask(self._stop, hardware.cards)
 
     def _stop(self, cards: tuple[CardView, ...]) -> Target:
-        mig_config = migfile.ALL_DISABLED if _has_mig_manager(self.wish.spec, cards, self.stack) else ""
+        """Compute the answer of `stop` for these cards."""
+        mig_config = migfile.ALL_DISABLED if _has_mig_manager(self.request.spec, cards, self.stack) else ""
         whole = (None,) * len(cards)
-        policy, plugin = self.wish.policy, PluginConfig()
+        policy, plugin = self.request.policy, PluginConfig()
         return _target(
             policy, Mode.FULL, cards, self.stack, mig_config=mig_config, layouts=whole, plugin=plugin
         )
 
 
 def _unlisted_product(spec: GPUSharingPolicySpec, gpus: Sequence[CardView]) -> str:
+    """Return the first product among these GPUs that spec.products does not list; empty if all are listed."""
     listed = {bare_product(product) for product in spec.products}
     return next((gpu.product for gpu in gpus if bare_product(gpu.product) not in listed), "")
 
 
 def plugin_config(spec: GPUSharingPolicySpec, layouts: Sequence[Layout | None]) -> PluginConfig:
-    """The device plugin's configuration for a node with these layouts in this mode."""
+    """Return the device plugin's configuration for a node with these layouts in the mode of the spec."""
     if spec.mode is Mode.MPS and spec.mps is not None:
         # failRequestsGreaterThanOne: MPS's own default; two shares of one GPU would be no more than one.
         return PluginConfig(
@@ -265,9 +279,9 @@ def plugin_config(spec: GPUSharingPolicySpec, layouts: Sequence[Layout | None]) 
 
 
 def _foreseen(spec: GPUSharingPolicySpec) -> tuple[PluginConfig, ...]:
-    """Device-plugin configurations that a policy needs whatever its nodes are: its own, and the stop between MPS
-    and MIG. Time-slicing of a named MIG configuration depends on the cards and comes with the first node.
-    """
+    """Return the device-plugin configurations that a policy needs on every node: its own, and the one of the stop
+    between MPS and MIG. Its own is missing if it depends on the cards, as time-slicing of a named MIG configuration
+    does with strategy mixed; it is then added with the first node."""
     stop = (PluginConfig(),) if spec.mode in (Mode.MIG, Mode.MPS) else ()
     layouts: list[Layout | None] = [None]
     if spec.mode is Mode.MIG and spec.mig is not None:
@@ -281,13 +295,15 @@ def _foreseen(spec: GPUSharingPolicySpec) -> tuple[PluginConfig, ...]:
 
 
 def _wanted_layouts(
-    wish: Wish,
+    request: Wish,
     node: str,
     stack: StackView,
     gpus: Sequence[CardView],
     generated: str,
 ) -> tuple[Layout | None, ...] | Finding:
-    spec = wish.spec
+    """Return the layout of each GPU that the policy asks for, or why the node cannot have it. All are None unless the
+    mode is MIG."""
+    spec = request.spec
     if spec.mode is not Mode.MIG or spec.mig is None:
         return (None,) * len(gpus)
     if incapable := next((gpu for gpu in gpus if not gpu.mig_capable), None):
@@ -297,23 +313,25 @@ def _wanted_layouts(
     if spec.mig.config is not None:
         layouts = _named(spec.mig.config, node, stack, gpus, generated)
     else:
-        layouts = _own(spec.mig.layouts or (), wish.entry or [], node, gpus)
+        layouts = _own(spec.mig.layouts or (), request.entry or [], node, gpus)
     return layouts if isinstance(layouts, Finding) else _legal(layouts, spec, node, gpus)
 
 
 def _named(
     name: str, node: str, stack: StackView, gpus: Sequence[CardView], generated: str
 ) -> tuple[Layout | None, ...] | Finding:
-    found = migfile.find_meaning(name, node, stack, gpus, generated)
-    if isinstance(found, str):
-        return Finding(Reason.CONFIG_UNKNOWN, f"{node}: spec.mig.config {name} is not usable: {found}")
-    return found
+    """Return the layout of each GPU by spec.mig.config, or that the node does not know this configuration."""
+    meaning = migfile.find_meaning(name, node, stack, gpus, generated)
+    if isinstance(meaning, str):
+        return Finding(Reason.CONFIG_UNKNOWN, f"{node}: spec.mig.config {name} is not usable: {meaning}")
+    return meaning
 
 
 def _own(
     layouts: Sequence[MigLayout], entry: migfile.Entry, node: str, gpus: Sequence[CardView]
 ) -> tuple[Layout | None, ...] | Finding:
-    """Return the layout of each GPU by spec.mig.layouts, or that those name too many or too few GPUs."""
+    """Return the layout of each GPU by spec.mig.layouts, or that spec.mig.layouts names GPUs that the node does not
+    have or leaves some out."""
     named = {index for row in layouts if row.devices != "all" for index in row.devices}
     here = {gpu.index for gpu in gpus}
     if beyond := sorted(named - here):
@@ -321,19 +339,21 @@ def _own(
             Reason.LAYOUT_TOO_MANY_GPUS,
             f"{node} has {counted(len(gpus), 'GPU')}, but spec.mig.layouts names GPU {', '.join(map(str, beyond))}",
         )
-    found = migfile.resolve(entry, gpus)
-    if isinstance(found, str):
+    meaning = migfile.resolve(entry, gpus)
+    if isinstance(meaning, str):
         return Finding(
             Reason.LAYOUT_INCOMPLETE,
-            f"{node}: spec.mig.layouts must name every GPU, {found}; add for example "
+            f"{node}: spec.mig.layouts must name every GPU, {meaning}; add for example "
             "{devices: [" + ", ".join(map(str, sorted(here - named))) + "], profiles: {}}",
         )
-    return found
+    return meaning
 
 
 def _legal(
     layouts: tuple[Layout | None, ...], spec: GPUSharingPolicySpec, node: str, gpus: Sequence[CardView]
 ) -> tuple[Layout | None, ...] | Finding:
+    """Return `layouts`, or a Finding if a card cannot have its layout, or if they differ under strategy single, which
+    needs one profile on all GPUs."""
     fitted: tuple[Layout | None, object] = (None, None)
     for gpu, layout in zip(gpus, layouts, strict=True):
         if layout is None or fitted == (layout, gpu.profiles):
@@ -352,12 +372,12 @@ def _legal(
 
 
 def _find_unfit(layout: Layout, gpu: CardView) -> Finding | None:
-    """Return why a card cannot have a layout; None if it can. The message is to follow the name of the GPU."""
+    """Return why a card cannot have a layout, or None if it can. The message is to follow the name of the GPU."""
     if layout == ():
         return Finding(Reason.LAYOUT_EMPTY, ": MIG on without instances serves nothing")
     if not gpu.profiles:
-        said = f": neither the driver nor our table says what {gpu.product} offers"
-        return Finding(Reason.HARDWARE_UNKNOWN, said)
+        message = f": neither the driver nor our table says what {gpu.product} offers"
+        return Finding(Reason.HARDWARE_UNKNOWN, message)
     fit = find_fit(layout, gpu.profiles)
     if isinstance(fit, Legal):
         return None
@@ -367,7 +387,8 @@ def _find_unfit(layout: Layout, gpu: CardView) -> Finding | None:
 
 
 def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) -> dict[str, int]:
-    """The allocatable resources that the device plugin will serve (docs/design/nvidia.md#b6, b.7)."""
+    """Return the allocatable resources that the device plugin will advertise, with their counts
+    (docs/design/nvidia.md#b6, b.7)."""
     counts: Counter[str] = Counter()
     for layout in layouts:
         if layout is None:
@@ -386,12 +407,14 @@ def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) ->
 
 
 def describe_layouts(layouts: Sequence[Layout | None], replicas: int = 1) -> str:
-    """Different GPUs are listed separately: 2x3g.40gb (4 GPUs), 1x full (4 GPUs)."""
+    """Return the layouts of a node's GPUs for people, such as `2x3g.40gb`. If they differ, each is listed with its
+    number of GPUs: `2x3g.40gb (4 GPUs), 1x full (4 GPUs)`."""
     return _describe(tuple(layouts), replicas)
 
 
 @lru_cache(maxsize=1024)
 def _describe(layouts: tuple[Layout | None, ...], replicas: int) -> str:
+    """Compute the answer of `describe_layouts` once for each node of a kind."""
     texts: Counter[str] = Counter()
     shared = f"{replicas}x shared" if replicas > 1 else ""
     for layout in layouts:
@@ -405,10 +428,10 @@ def _describe(layouts: tuple[Layout | None, ...], replicas: int) -> str:
 
 
 def is_plugin_resource(name: str) -> bool:
-    """Whether NVIDIA's device plugin serves this name under a configuration of ours.
+    """Whether NVIDIA's device plugin serves this resource name under a configuration of ours.
 
-    Fewer names than `api.names.is_gpu_resource`: resources that another plugin serves on the node do not count as a
-    difference.
+    Fewer names than `api.names.is_gpu_resource` accepts: resources that another plugin serves on the node do not count
+    as a difference.
     """
     return name in (RESOURCE_GPU, RESOURCE_GPU_SHARED) or name.startswith(RESOURCE_MIG_PREFIX)
 
@@ -440,7 +463,7 @@ def under_deletion(policy: PolicyView, *, resets: bool) -> PolicyView:
     unchanged. `resets`: whether deletionPolicy is Reset, as far as that can be read.
 
     A policy without our finalizer is left unchanged, because the object will be gone in a moment, and so is one with
-    force-release, because a person has given it up.
+    force-release, because a person has given its nodes up.
     """
     if not (policy.deleting and policy.finalizer and resets) or policy.force_release:
         return policy
@@ -504,8 +527,9 @@ def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -
 
 
 def _find_plugin(key: str, stack: StackView) -> tuple[str, PluginConfig | None]:
-    """Return text and meaning of the device plugin's configuration of this name; empty and None if it is lost. An entry
-    that somebody edited or removed is found in what was seen before, because it is about to be written again."""
+    """Return text and meaning of the device plugin's configuration of this name. The text is empty and the meaning
+    None if it is lost. An entry that somebody edited or removed is found among those seen before, because it is
+    about to be written again."""
     for entries in (stack.plugin_configs, stack.seen_plugin_configs):
         content = entries.get(key)
         if content is not None and pluginconfig.is_named_after(content, key):
@@ -516,6 +540,8 @@ def _find_plugin(key: str, stack: StackView) -> tuple[str, PluginConfig | None]:
 def _find_layouts(
     record: Verified, node: NodeView, observed: ObservedView, stack: StackView
 ) -> tuple[Layout | None, ...] | str:
+    """Return the layout of each GPU by the recorded mig-manager configuration, or why there is none, as a clause for
+    people. Without a recorded configuration, MIG must be off now."""
     whole = (None,) * len(observed.gpus)
     if record.mig_config == migfile.ALL_DISABLED:
         return whole
@@ -527,6 +553,7 @@ def _find_layouts(
 
 
 def _find_mode(layouts: tuple[Layout | None, ...], plugin: PluginConfig) -> Mode:
+    """Return the mode of a node with these layouts and this device-plugin configuration. MIG wins over time-slicing."""
     if plugin.sharing is not None and plugin.sharing.strategy == "mps":
         return Mode.MPS
     if layouts.count(None) < len(layouts):

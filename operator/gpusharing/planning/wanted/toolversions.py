@@ -47,7 +47,8 @@ def find_too_old(
     layouts: Sequence[Layout | None],
     cluster_policy: ClusterPolicyView,
 ) -> Finding | None:
-    """Why these layouts, one per GPU, would come out wrong with the versions that ClusterPolicy names."""
+    """Return why these layouts, one per GPU, would come out wrong with the versions that ClusterPolicy names, or None
+    if they would not."""
     plugin, parted = cluster_policy.plugin_version, cluster_policy.mig_manager_version
     if strategy == "mixed" and merges_suffixes(plugin) and (profile := suffixed(layouts)):
         return Finding(Reason.PLUGIN_TOO_OLD, f"{profile} with device plugin {plugin}: {ADVICE}")
@@ -64,7 +65,8 @@ def find_too_old(
 def find_mistaken(
     gpus: Sequence[CardView], layouts: Sequence[Layout | None]
 ) -> tuple[CardView, CardView, str] | None:
-    """A GPU, an earlier one, and a profile in the layout of the first that is another profile on the second."""
+    """Return the first GPU for which mig-parted before 0.15 would take another profile, the earlier GPU that has it,
+    and the name that both profiles share. None if there is no such GPU."""
     first: dict[str, tuple[CardView, int | None]] = {}
     for gpu, layout in zip(gpus, layouts, strict=True):
         wanted = dict(layout or ())
@@ -76,12 +78,14 @@ def find_mistaken(
 
 
 def merges_suffixes(version: str) -> bool:
-    """Whether this version of the device plugin (as ClusterPolicy names it, `v0.19.3-ubi9`) is known to be too old."""
+    """Whether this version of the device plugin (as ClusterPolicy names it, `v0.19.3-ubi9`) serves profiles with a
+    suffix under the plain name. False if the version is unknown."""
     return _is_before(version, SUFFIXES_SINCE)
 
 
 def find_deafness(daemon: MpsDaemonView) -> str:
-    """Why this MPS daemon would not read the configuration that a label names; empty: it would, or that is unknown."""
+    """Return why this MPS daemon would not read the configuration that a label names. Empty if it would, or if that is
+    unknown."""
     if _VERSION.match(daemon.version) is None or _is_before(daemon.version, FALLBACK_FIRST_SINCE):
         return ""
     if not daemon.signalled:  # it has no config-manager
@@ -111,21 +115,22 @@ def _base(program: str) -> str:
 
 
 def _is_before(version: str, since: tuple[int, ...]) -> bool:
-    """False if the version is not known."""
-    found = _VERSION.match(version)
-    return found is not None and tuple(int(part or 0) for part in found.groups())[: len(since)] < since
+    """Whether the version is older than `since`. False if it cannot be read."""
+    match = _VERSION.match(version)
+    return match is not None and tuple(int(part or 0) for part in match.groups())[: len(since)] < since
 
 
 def suffixed(layouts: Sequence[Layout | None]) -> str:
-    """The first profile with a suffix; empty when there is none."""
+    """Return the first profile with a suffix in these layouts; empty when there is none."""
     names = (name for layout in layouts for name, _ in layout or ())
     return next((name for name in names if not _PLAIN.fullmatch(name)), "")
 
 
 def merged(resources: Mapping[str, int]) -> dict[str, int]:
-    """Predicted counts as such a version serves them."""
+    """Return these predicted counts as device plugins before v0.20 advertise them: profiles with a suffix count under
+    the plain name."""
     counts: Counter[str] = Counter()
     for name, count in resources.items():
-        found = _NAME.fullmatch(name)
-        counts[found[1] + (found[2] or "") if found else name] += count
+        match = _NAME.fullmatch(name)
+        counts[match[1] + (match[2] or "") if match else name] += count
     return dict(counts)

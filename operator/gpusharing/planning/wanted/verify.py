@@ -1,4 +1,4 @@
-"""Is a node what it should be? CHECKS ask the sources of proof in order; the first disagreement is the answer.
+"""Is a node what it should be? CHECKS query the sources of proof in order; the first disagreement is the answer.
 
     source             proves                                             reason when it disagrees
     agent              it can read, and NVML is open                      AgentError, ObservationPending
@@ -43,8 +43,8 @@ SETTING = 'WITH_REBOOT "true" in ClusterPolicy migManager.env'
 
 
 def tell_guest_reset(observed: ObservedView | None, stack: StackView) -> str:
-    """Say, after a semicolon, why a MIG mode may stay pending in a virtual machine and which setting helps. Empty if no
-    GPU is known to be one that a virtual machine has to reset, or if the setting is on already."""
+    """Return, after a semicolon, why a MIG mode may stay pending in a virtual machine and which setting helps. Empty
+    if no GPU is known to be one that a virtual machine has to reset, or if the setting is on already."""
     policy, kinds = stack.cluster_policy, observed.hardware.kinds if observed is not None else ()
     if policy is None or policy.plain is not None or policy.with_reboot:
         return ""
@@ -65,7 +65,7 @@ FREE = ("Default", "NotSupported")
 
 @value
 class Comparison:
-    """One node against one target."""
+    """One node with the target that it is compared with."""
 
     node: NodeView
     """The Node as it is now."""
@@ -76,11 +76,11 @@ class Comparison:
     stack: StackView
     """NVIDIA's components, and our ConfigMaps."""
     gfd_timestamp: str = ""
-    """GFD must have restarted since this timestamp; empty: it need not have."""
+    """GFD's timestamp before the change: it proves nothing until it has another one. Empty if it need not restart."""
 
 
 class Source(StrEnum):
-    """Who reports the state of a node."""
+    """A source of proof: who reports the state of a node."""
 
     AGENT = "agent"
     NVML = "NVML"
@@ -93,14 +93,14 @@ class Source(StrEnum):
 
 @value
 class Check:
-    """The check of one source."""
+    """A check of what one source reports."""
 
     find: Callable[[Comparison], str | Finding]
-    """How it disagrees, or a Finding if that has a reason of its own; empty: it agrees."""
+    """Returns how the source disagrees, or a Finding if that has a reason of its own; an empty text if it agrees."""
     reason: Reason
-    """The reason where it disagrees, unless its Finding has one."""
+    """The reason if it disagrees, unless its Finding has one."""
     source: Source
-    """Who reports what is checked."""
+    """The source that reports what is checked."""
 
 
 def _unreadable(compared: Comparison) -> str:
@@ -112,6 +112,7 @@ def _quiet(compared: Comparison) -> str:
 
 
 def _unreachable(compared: Comparison) -> str:
+    """Return the first GPU that does not answer, so that only its last known state is known; empty if all answer."""
     gone = next((gpu for gpu in compared.observed.hardware.kinds if gpu.vitals.access != REACHABLE), None)
     if gone is None:
         return ""
@@ -141,20 +142,21 @@ def _missing(compared: Comparison) -> str:
 
 def find_missing(node: NodeView, observed: ObservedView) -> str:
     """Return that NVML lists fewer GPUs than were last proven on the node, and what to do; empty if it does not."""
-    proven, found = node.verified.gpus if node.verified else 0, len(observed.gpus)
-    if found >= proven:
+    proven, listed = node.verified.gpus if node.verified else 0, len(observed.gpus)
+    if listed >= proven:
         return ""
     return (
-        f"NVML lists {found} of the {counted(proven, 'GPU')} proven here; see `dmesg | grep -i nvrm` on {node.name},"
-        f" or, if it should have {found}: kubectl annotate node {node.name} {names.ANNOTATION_VERIFIED}-"
+        f"NVML lists {listed} of the {counted(proven, 'GPU')} proven here; see `dmesg | grep -i nvrm` on {node.name},"
+        f" or, if it should have {listed}: kubectl annotate node {node.name} {names.ANNOTATION_VERIFIED}-"
     )
 
 
 def _other_layout(compared: Comparison) -> str:
-    found = compared.observed.hardware.layouts
-    if found == compared.target.layouts:
+    """Return the layouts that NVML shows if they are not those of the target; empty if they are."""
+    layouts = compared.observed.hardware.layouts
+    if layouts == compared.target.layouts:
         return ""
-    return f"NVML shows {describe_layouts(found)} instead of {describe_layouts(compared.target.layouts)}"
+    return f"NVML shows {describe_layouts(layouts)} instead of {describe_layouts(compared.target.layouts)}"
 
 
 def _mode_pending(compared: Comparison) -> str:
@@ -167,6 +169,8 @@ def _mode_pending(compared: Comparison) -> str:
 
 
 def _mig_config(compared: Comparison) -> str:
+    """Return that the label mig.config does not have the layout of the target. Empty if it has, by whatever name, and
+    if the target has no such label. If the label is missing, that counts only for a target with MIG."""
     wanted, config = compared.target.mig_config, compared.node.labels.get(names.LABEL_MIG_CONFIG, "")
     if config == wanted or not wanted:
         return ""
@@ -181,19 +185,23 @@ def _mig_config(compared: Comparison) -> str:
 
 
 def _mig_failed(compared: Comparison) -> str:
+    """Return that mig-manager failed; empty if it did not, or if the target does not need it."""
     config, state = _mig_state(compared)
     failed = config and state == "failed"
     return f"mig-manager failed to apply {config}; its pod's log says why" if failed else ""
 
 
 def _mig_busy(compared: Comparison) -> str:
+    """Return that mig-manager has not succeeded yet; empty if it has, or if the target does not need it. Checked after
+    `_mig_failed`."""
     config, state = _mig_state(compared)
     busy = config and state != "success"
     return f"mig-manager is applying {config} (state {state or 'not reported yet'})" if busy else ""
 
 
 def _mig_state(compared: Comparison) -> tuple[str, str]:
-    """What mig-manager is applying and the state that it reports; nothing if the target does not need it."""
+    """Return the configuration that mig-manager is applying and the state that it reports. The configuration is empty
+    if the target does not need mig-manager or the label is missing, and the state if its label is missing."""
     labels = compared.node.labels
     config = labels.get(names.LABEL_MIG_CONFIG, "") if compared.target.mig_config else ""
     return config, labels.get(names.LABEL_MIG_STATE, "")
@@ -203,8 +211,8 @@ _PAUSABLE = tuple((operand, names.LABEL_DEPLOY_PREFIX + operand) for operand in 
 
 
 def paused_operands(node: NodeView) -> tuple[str, ...]:
-    """Operands that a MIG change or driver upgrade paused and that were not started again (docs/design/nvidia.md#a1,
-    d.4)."""
+    """Return the operands that a MIG change or a driver upgrade has paused and that have not been started again
+    (docs/design/nvidia.md#a1, d.4)."""
     if not (labels := node.held_off):
         return ()
     return tuple([operand for operand, label in _PAUSABLE if "paused-for-" in labels.get(label, "")])
@@ -216,7 +224,8 @@ def _paused(compared: Comparison) -> str:
 
 
 def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | None:
-    """The present configuration of a node's device plugin; None when its label names no configuration (b.4)."""
+    """Return the present configuration of a node's device plugin, with the MIG strategy of ClusterPolicy if that fixes
+    one. None if the node's label names no configuration, or one that the plugin refuses (b.4)."""
     key = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack)
     # ClusterPolicy mig.strategy overrides that of every configuration (b.2).
     fixed = STRATEGIES.get(stack.cluster_policy.mig_strategy) if stack.cluster_policy else None
@@ -228,7 +237,8 @@ def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | 
 
 
 def find_entry(label: str, stack: StackView) -> str:
-    """The entry that the device plugin of a node with this label uses; empty: none, which shares nothing."""
+    """Return the name of the entry that the device plugin of a node with this label uses. Empty if there is none, so
+    that nothing is shared."""
     return label or default_entry(stack)
 
 
@@ -239,6 +249,8 @@ def is_told_mps(node: NodeView, stack: StackView) -> bool:
 
 
 def _plugin_config(compared: Comparison) -> str:
+    """Return that the device-plugin label names no configuration with the effect of the target's; empty if it does. If
+    the target has no label, the label must be absent."""
     key = compared.node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
     if key == compared.target.plugin_key:
         return ""  # the entry itself is written again when somebody deletes it (configmaps.py); the node is as it was
@@ -256,7 +268,8 @@ def _plugin_config(compared: Comparison) -> str:
 
 
 def _mps_absent(compared: Comparison) -> str:
-    """The MPS daemon makes a GPU exclusive and restores Default when it stops cleanly
+    """Return the first GPU that should be shared by MPS and that the MPS daemon does not serve yet; empty if there is
+    none. The daemon makes a GPU exclusive and restores Default when it stops cleanly
     (docs/design/hardware.md#mps-mode)."""
     if compared.target.mode is not Mode.MPS:
         return ""
@@ -270,6 +283,8 @@ def _mps_absent(compared: Comparison) -> str:
 
 
 def _exclusive(compared: Comparison) -> str | Finding:
+    """Return the compute mode that keeps a whole GPU to one process; empty if the target is MPS, which needs that
+    mode."""
     return "" if compared.target.mode is Mode.MPS else find_exclusive(compared.observed.hardware)
 
 
@@ -299,6 +314,8 @@ def _gfd_not_restarted(compared: Comparison) -> str:
 
 
 def _gfd_labels(compared: Comparison) -> str:
+    """Return the first label of GPU Feature Discovery that does not have the value which it has for the target; empty
+    if all have. On a node with several models, the labels must be those of one of them."""
     labels = compared.node.labels
     possible = expected_gfd_labels(compared.target, compared.observed)
     shown = labels.get(names.LABEL_GPU_PRODUCT, "")
@@ -313,11 +330,13 @@ def _gfd_labels(compared: Comparison) -> str:
 
 
 def served(node: NodeView) -> dict[str, int]:
-    """Resources of NVIDIA's device plugin that the node offers now; a quantity of 0 counts as absent."""
+    """Return the resources of NVIDIA's device plugin that the node advertises now, without those whose count is 0."""
     return {name: count for name, count in node.resources.items() if is_plugin_resource(name) and count > 0}
 
 
 def _allocatable(compared: Comparison) -> str | Finding:
+    """Return that the node does not advertise exactly the resources of the target; empty if it does. A Finding with a
+    reason of its own if a device plugin that is too old explains the difference."""
     now = served(compared.node)
     if now == dict(compared.target.resources):
         return ""
@@ -358,24 +377,25 @@ MPS."""
 
 
 def find_mismatch(compared: Comparison) -> Finding | None:
-    """The first disagreement in the order of CHECKS; None: all sources agree."""
+    """Return how the first source in the order of CHECKS disagrees with the target, or None if all sources agree."""
     for check in CHECKS:
-        if found := check.find(compared):
-            return Finding.of(found, check.reason)
+        if disagreement := check.find(compared):
+            return Finding.of(disagreement, check.reason)
     return None
 
 
 def find_disagreements(compared: Comparison) -> dict[Source, Finding]:
-    """The first disagreement of each source that disagrees, for people: decisions use only the first of all."""
-    found: dict[Source, Finding] = {}
+    """Return the first disagreement of each source that disagrees, for people. Decisions use only `find_mismatch`."""
+    disagreements: dict[Source, Finding] = {}
     for check in CHECKS:
-        if check.source not in found and (text := check.find(compared)):
-            found[check.source] = Finding.of(text, check.reason)
-    return found
+        if check.source not in disagreements and (text := check.find(compared)):
+            disagreements[check.source] = Finding.of(text, check.reason)
+    return disagreements
 
 
 def describe_observed(node: NodeView, observed: ObservedView | None) -> str:
-    """What the GPUs are divided into now, for people; sharing is read from GFD's labels."""
+    """Return what the GPUs are divided into now, for people; sharing is read from GFD's labels. Empty if the GPUs are
+    unknown."""
     if observed is None or not observed.gpus:
         return ""
     layouts = observed.hardware.layouts
@@ -386,7 +406,8 @@ _COUNT = re.compile("[0-9]{1,9}")
 
 
 def _replicas_now(node: NodeView, layouts: Sequence[Layout | None]) -> int:
-    """Shares of each device according to GFD's labels: of the GPU, or with strategy mixed of its profiles."""
+    """Return how many pods share each device according to GFD's labels: of the GPU, or with strategy mixed of the
+    first profile. 1 if that is unknown."""
     labels, label = node.labels, names.LABEL_GPU_REPLICAS
     if labels.get(names.LABEL_MIG_STRATEGY) == "mixed":
         profile = next((name for layout in layouts for name, _ in layout or ()), "")

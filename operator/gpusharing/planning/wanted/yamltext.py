@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"[-+]?(?:0[xXbBoO][0-9a-fA-F_]+|[0-9.][0-9_]*(?:\.[0-9_]*)
 
 
 class Unreadable(ValueError):
-    """The text is not a document that we read; the message is a clause for people."""
+    """Raised for a text that is not a document which we read; the message is a clause for people."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -139,13 +139,13 @@ def is_whole(value: object) -> bool:
 def _check_size(document: object) -> None:
     """Raise Unreadable for a document that is too deep or too large, or that has a key which JSON cannot have. Walks
     without recursion, so that neither deep nesting nor a loop of aliases can crash the process."""
-    left, seen = [(document, 1)], 0
+    left, count = [(document, 1)], 0
     while left:
         value, depth = left.pop()
-        seen += 1
+        count += 1
         if depth > MAX_DEPTH:
             raise Unreadable(TOO_DEEP)
-        if seen > MAX_VALUES:
+        if count > MAX_VALUES:
             raise Unreadable(TOO_LARGE)
         if isinstance(value, dict):
             if odd := [key for key in value if not isinstance(key, str | int | float)]:
