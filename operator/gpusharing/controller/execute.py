@@ -111,8 +111,8 @@ class Executor:
         )
 
     def under_way(self) -> frozenset[str]:
-        """Nodes that are being written to. Ask before a snapshot begins: it does not show the result of these
-        writes."""
+        """Return the nodes that are being written to now. Ask before a snapshot begins, because it may not show the
+        results of these writes."""
         return frozenset(self.crew.busy)
 
     async def execute(
@@ -120,8 +120,8 @@ class Executor:
     ) -> Outcome:
         """Shared writes first; then every node's actions, nodes side by side, one node's in order.
 
-        `unseen`: the nodes that were `under_way` when the snapshot was begun. Whatever the result of their calls, the
-        plan was made without it, so they are left to the next pass, even if the calls have ended since.
+        `unseen`: the nodes that were `under_way` when the snapshot was begun. The plan was made without the results of
+        those calls, so these nodes are left to the next pass, even if the calls have ended since.
 
         Raises a group with what concerns all calls, and nothing else.
         """

@@ -65,9 +65,22 @@ class Idleness:
         """Whether no pass may begin: another process leads, or not everything was read yet."""
         leads, missing = self.leader.is_leader, self.sources.missing()
         self._tell_lease(leads)
-        self._tell_claims(leads)
+        if leads and (why := self.leader.claims_error):
+            self.complaints.begins(
+                "claims",
+                "claims or failures on the Lease cannot be read: slots are counted from the fences, and a policy "
+                "that failures of deleted nodes halted goes on",
+                why=why,
+            )
+        else:
+            self.complaints.ends("claims")
         self._tell_sources(missing)
-        self._tell_warnings()
+        # Nothing waits for the Warnings, because they only explain. Without this line nobody would miss them.
+        if (error := self.sources.agent_warnings.error) is None:
+            self.complaints.ends("agent warnings")
+        else:  # of one kind, whatever the error: a server that asks us to wait answers in turns
+            event = "the Warnings about the agent's pods cannot be read"
+            self.complaints.begins("agent warnings", event, why=str(error) or repr(error))
         return not leads or bool(missing)
 
     def _tell_lease(self, leads: bool) -> None:
@@ -82,17 +95,6 @@ class Idleness:
         event = "no longer leads" if self._led else "waits to lead"
         self.complaints.begins("lease", event, type(error).__name__, why=why)
 
-    def _tell_claims(self, leads: bool) -> None:
-        if leads and (why := self.leader.claims_error):
-            self.complaints.begins(
-                "claims",
-                "claims or failures on the Lease cannot be read: slots are counted from the fences, and a policy "
-                "that failures of deleted nodes halted goes on",
-                why=why,
-            )
-        else:
-            self.complaints.ends("claims")
-
     def _tell_sources(self, missing: Mapping[str, str]) -> None:
         refused = {name: why for name, why in missing.items() if why != NOT_YET}
         self._refused |= refused.keys()
@@ -102,13 +104,3 @@ class Idleness:
         elif not missing:
             self._refused.clear()
             self.complaints.ends("sources")
-
-    def _tell_warnings(self) -> None:
-        """They only explain, so nothing waits for them: without this log line nobody would know that they are
-        missing."""
-        error = self.sources.agent_warnings.error
-        if error is None:
-            self.complaints.ends("agent warnings")
-        else:  # of one kind, whatever the error: a server that asks us to wait answers in turns
-            event = "the Warnings about the agent's pods cannot be read"
-            self.complaints.begins("agent warnings", event, why=str(error) or repr(error))

@@ -203,7 +203,9 @@ class Publisher:
             self._due.pop(key, None)
             self._held.discard(key)
             return None
-        if not resting and (later := self._hold(key, now, self._lag_of(previous))) is not None:
+        rested = previous.get("phase", Phase.SYNCED) in RESTING
+        lag = timedelta(seconds=self.period * (1 if rested else MOVING_FACTOR))
+        if not resting and (later := self._hold(key, now, lag)) is not None:
             return later
         body = {"status": {"transition": wanted, "conditions": conditions}}
         later = await self._write(key, now, GPUNODES, body, self.sources.gpunodes.accept)
@@ -237,11 +239,6 @@ class Publisher:
             self._untold.append(self._event(refusal, _policy_of(policy), now))
             return now  # the Event is posted with the next round
         return later
-
-    def _lag_of(self, shown: Mapping[str, Any]) -> timedelta:
-        """How long a changing node may keep what is shown."""
-        rested = shown.get("phase", Phase.SYNCED) in RESTING
-        return timedelta(seconds=self.period * (1 if rested else MOVING_FACTOR))
 
     def _hold(self, key: str, now: datetime, lag: timedelta) -> datetime | None:
         """When the change may be written, if that is later than now. `lag`: from when it is first seen."""

@@ -27,7 +27,7 @@ from gpusharing.planning.gpus.cards import Card, Profile, find_card
 from gpusharing.planning.gpus.doubts import find_doubt
 from gpusharing.planning.gpus.geometry import Layout, is_profile, normalise
 from gpusharing.planning.gpus.health import vitals_of
-from gpusharing.planning.snapshot.records import Deferred, Fence, Verified
+from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
 from gpusharing.planning.stack.otherplugins import RESOURCES, find_other_plugin
@@ -42,7 +42,13 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
     """Project a Node. Heartbeats, images, addresses and resourceVersion are left out."""
     metadata = section(raw, "metadata")
     annotations = texts(metadata.get("annotations"))
-    (fence, fence_error), verified = read_fence(annotations), _verified(annotations)
+    fence, fence_error = read_fence(annotations)
+    # A damaged record of an abort loses only its back-off. Without that of a proof, a node that is as wanted is adopted
+    # again. Neither disturbs anybody.
+    deferred_text, verified_text = map(
+        annotations.get, (names.ANNOTATION_DEFERRED, names.ANNOTATION_VERIFIED)
+    )
+    verified = None if verified_text is None else parse_verified(verified_text)[0]
     foreign = find_marker(raw, maintenance_keys)
     return NodeView(
         name=intern(text(metadata, "name")),
@@ -55,7 +61,7 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
         barred=_is_barred(raw),
         fence=fence,
         fence_error=fence_error,
-        deferred=_deferred(annotations),
+        deferred=None if deferred_text is None else parse_deferred(deferred_text)[0],
         verified=verified,
         neighbour_marks=frozenset(annotations.keys() & set(names.NEIGHBOUR_ANNOTATIONS)),
         hold_cordon=annotations.get(names.ANNOTATION_HOLD_CORDON) == "true",
@@ -196,18 +202,6 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
             for variable in entries(spec, "migManager", "env")
         ),
     )
-
-
-def _deferred(annotations: Mapping[str, str]) -> Deferred | None:
-    recorded = annotations.get(names.ANNOTATION_DEFERRED)
-    # A damaged record only loses the back-off of an abort, which disturbed nobody.
-    return None if recorded is None else parse_deferred(recorded)[0]
-
-
-def _verified(annotations: Mapping[str, str]) -> Verified | None:
-    recorded = annotations.get(names.ANNOTATION_VERIFIED)
-    # Without it a node that is as wanted is adopted again, which disturbs nobody either.
-    return None if recorded is None else parse_verified(recorded)[0]
 
 
 @dataclass(frozen=True, slots=True)

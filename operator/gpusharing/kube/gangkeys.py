@@ -105,7 +105,7 @@ def _kueue_job(pod: PodMarks) -> tuple[str, str] | None:
     """Return the job that controls the pod, if Kueue queues that job. It is named by its kind and its own name, with
     which the name of its Workload begins; the hash behind that is on no pod."""
     labels = pod.labels
-    if pod.plain or not labels.keys() & {KUEUE_PODSET, KUEUE_QUEUE}:
+    if not labels.keys() & {KUEUE_PODSET, KUEUE_QUEUE} or pod.plain:
         return None
     owners = entries(pod.raw, "metadata", "ownerReferences")
     job = next((owner for owner in owners if owner.get("controller") is True), {})

@@ -103,7 +103,9 @@ class Gangs:
                 known = self._known[query] = await self._current(query, gangs, now, anew=anew)
                 known.used = now
                 views += [known.view(gang, labels[gang.namespace]) for gang in gangs]
-        self._forget(now)
+        for query in [query for query, known in self._known.items() if now - known.used > FORGOTTEN]:
+            del self._known[query]
+            self._locks.pop(query, None)
         return tuple(sorted(views, key=lambda view: (view.gang.ref, view.gang.labels)))
 
     async def _current(self, query: _Query, gangs: Sequence[Gang], now: datetime, *, anew: bool) -> _Known:
@@ -142,11 +144,6 @@ class Gangs:
             return _Known({}, False, str(error), now, now)
         cut_off = _too_many(query, most) if read >= most and query.shared else ""
         return _Known(members, read >= most, cut_off, now, now)
-
-    def _forget(self, now: datetime) -> None:
-        for query in [query for query, known in self._known.items() if now - known.used > FORGOTTEN]:
-            del self._known[query]
-            self._locks.pop(query, None)
 
 
 def _queries(gangs: Iterable[Gang]) -> dict[_Query, list[Gang]]:

@@ -63,11 +63,11 @@ class NodePods:
                 # It may have waited for others, and must not be older than it is.
                 self._lists[node] = await self._read(node, _later(now, began))
 
-        await self.crew.each(
-            sorted(self._due(wanted, now), key=lambda name: self._urgency(name, proving)), read
-        )
-        came, self._lists = self._lists, {}
-        await self._take({node: came[node] for node in sorted(came) if node in wanted})
+        due = [name for name in wanted if name not in self._lists and self._is_due(name, now)]
+        await self.crew.each(sorted(due, key=lambda name: self._urgency(name, proving)), read)
+        if self._lists:
+            came, self._lists = self._lists, {}
+            await self._take({node: came[node] for node in sorted(came) if node in wanted})
         for node, work in self.work.items():
             memories = self.calls.evictions.get(node, {})
             if work.evictions != memories:
@@ -113,19 +113,14 @@ class NodePods:
         gangs = await self.gangs.find(pods, scope, at, anew=view is None or view.fence is None)
         return NodeWork(pods, (), at, error=error, gangs=gangs), scope
 
-    def _due(self, wanted: frozenset[str], now: datetime) -> list[str]:
-        """Nodes whose pods have to be listed now."""
-        settings = self.sources.settings.plan
+    def _is_due(self, name: str, now: datetime) -> bool:
+        """Whether the pods of a node have to be listed now: the last LIST is too old, or may be wrong."""
+        settings, work = self.sources.settings.plan, self.work.get(name)
         age = timedelta(seconds=min(settings.poll, settings.idle))
-
-        def is_due(name: str) -> bool:
-            work = self.work.get(name)
-            if work is None or name in self.calls.unsure or now - work.listed_at >= age:
-                return True
-            # The first of the two LISTs that prove a node idle is made as soon as the agent has answered.
-            return work.quiet_since is not None and work.listed_at < work.quiet_since
-
-        return [name for name in wanted if name not in self._lists and is_due(name)]
+        if work is None or name in self.calls.unsure or now - work.listed_at >= age:
+            return True
+        # The first of the two LISTs that prove a node idle is made as soon as the agent has answered.
+        return work.quiet_since is not None and work.listed_at < work.quiet_since
 
     def _urgency(self, name: str, proving: frozenset[str]) -> tuple[bool, float, str]:
         """Return the sort key of a node whose pods are to be listed; smaller comes first. On a slow server a round
