@@ -12,24 +12,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from gpusharing.controller.complaints import Complaints
-from gpusharing.controller.execute import FATAL, Executor
+from gpusharing.controller.execute import FATAL
 from gpusharing.controller.idleness import Idleness, Leader
 from gpusharing.controller.observer import Observer
 from gpusharing.controller.pace import RETRY, Pace
+from gpusharing.controller.parts import LoopParts
 from gpusharing.controller.progress import Progress
-from gpusharing.controller.publish import Publisher
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import KubeClient
 from gpusharing.kube.clock import wall_time
-from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import KubeError, first_of
-from gpusharing.kube.fanout import Fanout, Published
-from gpusharing.kube.gather import Gatherer
-from gpusharing.kube.http import Limits
-from gpusharing.kube.sources import Sources
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
-from gpusharing.planning.snapshot.actions import Action, SetPointers
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.views import ClusterSnapshot
@@ -43,7 +36,7 @@ def timing(seconds: dict[str, float], step: str) -> Iterator[None]:
     seconds[step] = time.perf_counter() - begun
 
 
-class Loop:
+class Loop(LoopParts):
     """The operator without kopf, HTTP server and process: embeddable in tests and the demo."""
 
     def __init__(
@@ -57,38 +50,13 @@ class Loop:
         now: Callable[[], datetime] = wall_time,
         on_first_pass: Callable[[], None] | None = None,
     ) -> None:
-        """Create the parts that read, write and publish; nothing is called yet.
-
-        `identity` is our name on the Lease. `on_first_pass` is called once, when the whole cluster has been read and
-        planned.
-        """
-        self.leader, self.settings, self.observer, self.now = leader, settings, observer, now
-        self.wake, self._complaints = asyncio.Event(), Complaints()
-        """Set at any time, for any number of events: the loop then looks at everything at once."""
-        wake, limit = self.wake.set, Limits().parallel
-        self.calls = Fanout(client, parallel=min(settings.parallel, limit))
-        """Every call of the loop goes through it; those of the Lease do not."""
-        self.sources = Sources(self.calls, settings.sources, wake, lambda: leader.restores)
-        crew = Crew(max(1, settings.parallel // 8), wake)
-        self.publisher = Publisher(
-            Published(self.calls), self.sources, settings.publish_period, identity, crew, observer.changed
-        )
-        self.executor = Executor(
-            self.calls,
-            self.sources,
-            leader.set_claims,
-            now,
-            crew=Crew(settings.parallel, wake),
-            eviction_wait=settings.plan.eviction_wait,
-            on_action=self._acted,
-        )
-        crew = Crew(max(1, min(settings.parallel, limit) // 2), wake)
-        self.gatherer = Gatherer(self.calls, self.sources, self.executor.calls, crew)
+        super().__init__(client, leader, settings, observer, identity, now)
         self._idleness = Idleness(leader, self.sources, self._complaints)
         self._pace = Pace(self.wake, settings.debounce, now)
         self.memo, self.memory = Memo(), PassMemory()
         self.plan: RolloutPlan | None = None
         self._on_first_pass = on_first_pass
+        """Called once, when the whole cluster has been read and planned."""
         self.progress = Progress()
         """/healthz reads it."""
 
@@ -180,40 +148,3 @@ class Loop:
         snapshot = await self.gatherer.snapshot(wanted, self.memory, leader.claims, leader.failed_nodes, now)
         # A write of an earlier pass may have ended meanwhile.
         return replace(snapshot, failed_nodes=leader.failed_nodes)
-
-    # --- the parts, and two clocks beside the passes ---------------------------------------------------------
-
-    def _acted(self, action: Action, result: str) -> None:
-        self.observer.acted(action, result)
-        if isinstance(action, SetPointers) and result == "done":
-            self.publisher.tell_pointers(action, self.now())
-
-    async def close(self) -> None:
-        """End every call that is still under way; returns when they have ended."""
-        await self.publisher.close()
-        await self.executor.crew.close()
-        await self.gatherer.close()
-
-    async def list_policies(self) -> None:
-        """List the policies by the clock, even if no event came."""
-        while True:
-            await asyncio.sleep(self.settings.relist)
-            self.sources.policies.touch()
-            self.wake.set()
-
-    async def count_pending(self) -> None:
-        """Count the pods that wait for a GPU by the clock, and wake the loop when their number has changed."""
-        pending = self.gatherer.pending
-        while True:
-            if self.leader.is_leader and not self.sources.missing():
-                try:
-                    before = pending.pods
-                    await pending.count()
-                    if pending.pods != before:
-                        self.wake.set()
-                    self._complaints.ends("pending pods")
-                except KubeError as error:
-                    self._complaints.begins(
-                        "pending pods", "pending pods are not counted", type(error).__name__, error=str(error)
-                    )
-            await asyncio.sleep(self.settings.pending_period)

@@ -282,8 +282,7 @@ class Reflector(Generic[View]):
             # even after sending something, is not pestered. Nothing may have happened during a long watch.
             if error is None and lasted >= (BRIEF if self._watched else BACKOFF_MOST):
                 pause.success()
-                if self._whole:
-                    self._note(None)
+                self._clear(follows=self._whole)
             else:
                 await asyncio.sleep(pause.after_failure())
             if lost:
@@ -342,6 +341,10 @@ class Reflector(Generic[View]):
     def _contacted(self, *, follows: bool) -> None:
         """The server has answered; `follows`: so the cache is up to date, as far as we know."""
         self.last_contact = self._clock()
+        self._clear(follows=follows)
+
+    def _clear(self, *, follows: bool) -> None:
+        """Forget the error and report its end, if the cache `follows` the server."""
         if follows:
             self._note(None)
 

@@ -41,6 +41,7 @@ View = TypeVar("View")
 
 AGENT_SELECTOR = f"app.kubernetes.io/name={AGENT}"
 MIG_MANAGER, MPS_DAEMON = "nvidia-mig-manager", "nvidia-device-plugin-mps-control-daemon"
+WARNINGS = "type=Warning"
 OPERAND_SELECTOR = f"app in ({MIG_MANAGER},{MPS_DAEMON})"
 LABEL_ARCH = "kubernetes.io/arch"
 NOT_YET = "not listed yet"
@@ -130,11 +131,10 @@ class Sources:
         """`wake` is called after every change. `restores`: see Reflector."""
         self._client, self._wake, self._restores = client, wake, restores
         self.settings, plan, admin = settings, settings.plan, settings.admin_maps
-        self._read_maps = frozenset({plan.plugin_config_map, plan.mig_config_map, admin.plugin, admin.mig})
+        self._read_maps = {plan.plugin_config_map, plan.mig_config_map, admin.plugin, admin.mig}
         self._our_maps: set[str] = set()
         """UIDs; noted at every event and answer, or a mark that is soon removed would be missed."""
-        pods = settings.agent_namespace or plan.namespace
-        namespace = plan.gpu_operator_namespace
+        pods, namespace = settings.agent_namespace or plan.namespace, plan.gpu_operator_namespace
         self._shown: dict[str, str] = {}
         """As JSON text, a fifth of the size: read only when something is about to be written."""
         self._reports: dict[str, int] = {}
@@ -144,18 +144,18 @@ class Sources:
         self.nodes = self._follow(NODES, self._node)
         self.gpunodes = self._follow(GPUNODES, self._gpunode, self._gpunode_changed)
         self.agents = self._follow(PODS, agent_pod, namespace=pods, label_selector=AGENT_SELECTOR)
-        self.agent_warnings = self._follow(
-            EVENTS, agent_warning, namespace=pods, field_selector="type=Warning"
-        )
+        self.agent_warnings = self._follow(EVENTS, agent_warning, namespace=pods, field_selector=WARNINGS)
         """Nothing waits for them: they only explain."""
         self.operands = self._follow(PODS, _pod_place, namespace=namespace, label_selector=OPERAND_SELECTOR)
         self.config_maps = self._follow(CONFIG_MAPS, self._config_map, namespace=namespace)
         self.cluster_policies = self._follow(CLUSTER_POLICIES, cluster_policy_view)
         self.daemon_sets = self._follow(DAEMON_SETS, daemon_set_view, namespace=namespace)
         self.gpu_clusters = self._follow(GPU_CLUSTERS, lambda raw: str(raw["metadata"]["name"]))
-        medik8s = self._follow(MEDIK8S_MAINTENANCES, medik8s_maintenance)
-        nvidia = self._follow(NVIDIA_MAINTENANCES, nvidia_maintenance)
-        self._maintained = Maintained(medik8s.items, nvidia.items)
+        maintenances = {
+            "medik8s nodemaintenances": self._follow(MEDIK8S_MAINTENANCES, medik8s_maintenance),
+            "nvidia nodemaintenances": self._follow(NVIDIA_MAINTENANCES, nvidia_maintenance),
+        }
+        self._maintained = Maintained(*(kind.items for kind in maintenances.values()))
         self.required: Mapping[str, Reflector[Any]] = {
             "nodes": self.nodes,
             "gpunodes": self.gpunodes,
@@ -168,11 +168,9 @@ class Sources:
             "clusterpolicies": self.cluster_policies,
             "gpuclusters": self.gpu_clusters,
             "daemonsets": self.daemon_sets,
-            "medik8s nodemaintenances": medik8s,
-            "nvidia nodemaintenances": nvidia,
+            **maintenances,
         }
-        """The reflectors of other programs' kinds. If a kind is not installed, or we may not read it, it counts as
-        empty."""
+        """Other programs' kinds: one that is not installed, or that we may not read, counts as empty."""
 
     def _follow(
         self,

@@ -1,0 +1,92 @@
+"""What a loop works with: the parts that read and write and decide nothing, and two clocks beside its passes."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+
+from gpusharing.controller.complaints import Complaints
+from gpusharing.controller.execute import Executor
+from gpusharing.controller.idleness import Leader
+from gpusharing.controller.observer import Observer
+from gpusharing.controller.publish import Publisher
+from gpusharing.controller.settings import Settings
+from gpusharing.kube.client import KubeClient
+from gpusharing.kube.crew import Crew
+from gpusharing.kube.errors import KubeError
+from gpusharing.kube.fanout import Fanout, Published
+from gpusharing.kube.gather import Gatherer
+from gpusharing.kube.http import Limits
+from gpusharing.kube.sources import Sources
+from gpusharing.planning.snapshot.actions import Action, SetPointers
+
+
+class LoopParts:
+    """The parts of one loop, and which of them know each other."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        leader: Leader,
+        settings: Settings,
+        observer: Observer,
+        identity: str,
+        now: Callable[[], datetime],
+    ) -> None:
+        """Nothing is called yet. `identity` is our name on the Lease."""
+        self.leader, self.settings, self.observer, self.now = leader, settings, observer, now
+        self.wake, self._complaints = asyncio.Event(), Complaints()
+        """Set at any time, for any number of events: the loop then looks at everything at once."""
+        wake, limit = self.wake.set, Limits().parallel
+        self.calls = Fanout(client, parallel=min(settings.parallel, limit))
+        """Every call of the loop goes through it; those of the Lease do not."""
+        self.sources = Sources(self.calls, settings.sources, wake, lambda: leader.restores)
+        crew = Crew(max(1, settings.parallel // 8), wake)
+        self.publisher = Publisher(
+            Published(self.calls), self.sources, settings.publish_period, identity, crew, observer.changed
+        )
+        self.executor = Executor(
+            self.calls,
+            self.sources,
+            leader.set_claims,
+            now,
+            crew=Crew(settings.parallel, wake),
+            eviction_wait=settings.plan.eviction_wait,
+            on_action=self._acted,
+        )
+        crew = Crew(max(1, min(settings.parallel, limit) // 2), wake)
+        self.gatherer = Gatherer(self.calls, self.sources, self.executor.calls, crew)
+
+    def _acted(self, action: Action, result: str) -> None:
+        self.observer.acted(action, result)
+        if isinstance(action, SetPointers) and result == "done":
+            self.publisher.tell_pointers(action, self.now())
+
+    async def close(self) -> None:
+        """End every call that is still under way; returns when they have ended."""
+        await self.publisher.close()
+        await self.executor.crew.close()
+        await self.gatherer.close()
+
+    async def list_policies(self) -> None:
+        """List the policies by the clock, even if no event came."""
+        while True:
+            await asyncio.sleep(self.settings.relist)
+            self.sources.policies.touch()
+            self.wake.set()
+
+    async def count_pending(self) -> None:
+        """Count the pods that wait for a GPU by the clock, and wake the loop when their number has changed."""
+        pending = self.gatherer.pending
+        while True:
+            if self.leader.is_leader and not self.sources.missing():
+                try:
+                    before = pending.pods
+                    await pending.count()
+                    if pending.pods != before:
+                        self.wake.set()
+                    self._complaints.ends("pending pods")
+                except KubeError as error:
+                    self._complaints.begins(
+                        "pending pods", "pending pods are not counted", type(error).__name__, error=str(error)
+                    )
+            await asyncio.sleep(self.settings.pending_period)
