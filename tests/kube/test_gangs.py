@@ -280,7 +280,7 @@ async def test_a_gang_among_more_pods_than_are_read_is_not_taken_for_complete() 
         stage.gatherer.pods.gangs.most = 5
         view = await seen(stage)
         assert view.members == ()
-        assert view.error.startswith("5 pods of the namespace team-a or more would have to be looked through")
+        assert view.error.startswith("5 or more pods of the namespace team-a would have to be read to find the gang")
 
 
 class Crowded(FakeClient):
@@ -302,7 +302,7 @@ PICKED = Gang("Workload", "team-a", "train", "kueue.x-k8s.io/podset", "")
         (WHOLE, 4_999, False, ""),
         (WHOLE, 5_000, True, ""),
         (PICKED, 19_999, False, ""),
-        (PICKED, 20_000, True, "20,000 pods of the namespace team-a or more"),
+        (PICKED, 20_000, True, "20,000 or more pods of the namespace team-a"),
     ],
     ids=["4999 of its own", "5000 of its own", "19999 among others", "20000 among others"],
 )

@@ -80,12 +80,13 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
 def other_plugin(raw: JSON) -> str:
     """Return the name of the device plugin that serves a Node without following our labels; empty if none is known."""
     metadata, allocatable = section(raw, "metadata"), section(raw, "status", "allocatable")
-    offered = [name for name, number in allocatable.items() if name.startswith(RESOURCES) and count(number)]
-    return find_other_plugin(texts(metadata.get("labels")), texts(metadata.get("annotations")), offered)
+    resources = [name for name, number in allocatable.items() if name.startswith(RESOURCES) and count(number)]
+    return find_other_plugin(texts(metadata.get("labels")), texts(metadata.get("annotations")), resources)
 
 
 def _is_barred(raw: JSON) -> bool:
-    """Taints named node.kubernetes.io/ follow the node's conditions and its cordon, which are read separately."""
+    """Whether a taint NoSchedule or NoExecute keeps pods away. Taints named node.kubernetes.io/ are ignored: they
+    follow the node's conditions and its cordon, which are read separately."""
     return any(
         text(taint, "effect") in ("NoSchedule", "NoExecute")
         and not text(taint, "key").startswith("node.kubernetes.io/")
@@ -94,7 +95,8 @@ def _is_barred(raw: JSON) -> bool:
 
 
 def gpu_counts(quantities: object) -> Mapping[str, int]:
-    """The GPU entries of allocatable; 0 and unreadable values count as absent (docs/design/nvidia.md#r12)."""
+    """Return the GPU resources in `quantities`, a Node's allocatable, by name; 0 and unreadable values count as absent
+    (docs/design/nvidia.md#r12)."""
     if not isinstance(quantities, dict):
         return {}
     counts = {intern(key): count(value) for key, value in quantities.items() if names.is_gpu_resource(key)}
@@ -110,9 +112,9 @@ def has_condition(raw: JSON, kind: str) -> bool:
 
 
 def gpunode_view(raw: JSON, known: ObservedView | None = None) -> GPUNodeView:
-    """A GPUNode, without its `status.transition`, which is for people.
+    """Project a GPUNode without its `status.transition`, which is for people.
 
-    `known`: the report as it was read before; without it the report is read now.
+    `known`: the agent's report as it was converted before; without it the report in `raw` is converted.
     """
     request = section(raw, "spec", "request")
     observed = part(raw, "status", "observed")
@@ -128,7 +130,8 @@ def gpunode_view(raw: JSON, known: ObservedView | None = None) -> GPUNodeView:
 
 
 def observed_view(raw: object) -> ObservedView:
-    """The agent's report. An unreadable report proves nothing: no request id, no GPU."""
+    """Convert the agent's report. One that cannot be read proves nothing: it becomes a view with the error, without
+    request id and without GPUs."""
     try:
         observed = _REPORT.validate_python(raw)
     except ValidationError as error:
@@ -153,7 +156,8 @@ def observed_view(raw: object) -> ObservedView:
 
 
 def policy_view(raw: JSON) -> PolicyView:
-    """A GPUSharingPolicy with the problems of its spec."""
+    """Project a GPUSharingPolicy. An invalid spec becomes None, with its problems; a policy whose deletion resets its
+    nodes shows mode Full."""
     checked = validate_policy(raw)
     metadata = section(raw, "metadata")
     annotations = texts(metadata.get("annotations"))
@@ -183,7 +187,7 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
         mig_strategy=text(spec, "mig", "strategy"),
         mig_config_name=text(spec, "migManager", "config", "name"),
         switches={
-            path: held for path in READ if isinstance(held := part(spec, *path.split(".")), bool | str)
+            path: value for path in READ if isinstance(value := part(spec, *path.split(".")), bool | str)
         },
         plugin_default=text(spec, "devicePlugin", "config", "default"),
         plugin_version=text(spec, "devicePlugin", "version"),
@@ -206,11 +210,14 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """What the GPUs of one card model share."""
+    """What all GPUs of one card model have in common."""
 
     profiles: tuple[Profile, ...]
+    """The MIG profiles of the model."""
     doubt: Finding | None
+    """How the report differs from the table, or None if it does not."""
     reset_in_guest: bool
+    """Whether a MIG change needs a reset inside a guest."""
 
 
 def _model(product: str, reported: Model | None) -> _Model:
@@ -243,14 +250,15 @@ def _gpu_view(gpu: GPU, model: _Model) -> GpuView:
 
 
 def _layout(gpu: GPU) -> Layout | None:
+    """Return how a GPU is divided, or None if MIG is not enabled."""
     if gpu.mig_mode != "Enabled":
         return None
     return normalise(Counter(instance.profile for instance in gpu.instances))
 
 
 def _listed(model: Model) -> tuple[Profile, ...]:
-    """The profiles as the driver lists them, without those whose name cannot be read: names go into the mig-parted
-    file of all nodes, which would be refused as a whole."""
+    """Return the profiles as the driver lists them. Those whose name cannot be read are left out: names go into the
+    mig-parted file of all nodes, which would be refused as a whole."""
     return tuple(
         Profile(p.name, tuple(dict.fromkeys(p.starts)), p.size, p.max_count, p.slices, p.memory_gb, p.id)
         for p in model.profiles
@@ -259,7 +267,8 @@ def _listed(model: Model) -> tuple[Profile, ...]:
 
 
 def _profiles(model: Model | None, card: Card | None) -> tuple[Profile, ...]:
-    """What the card reports; the table if the driver lists none or is known to be wrong.
+    """Return the profiles that the driver reports for a card model; those of the table if it lists none or is known to
+    be wrong; empty if there is neither.
 
     Placements that the driver does not report are filled in from the same profile of the table.
     """
@@ -281,7 +290,8 @@ def _profiles(model: Model | None, card: Card | None) -> tuple[Profile, ...]:
 
 @lru_cache(maxsize=256)
 def _shared(profiles: tuple[Profile, ...]) -> tuple[Profile, ...]:
-    """One object for all GPUs that offer the same profiles: it saves memory, and the planner compares by identity."""
+    """Return the first tuple that is equal to this one, so that all GPUs with the same profiles share an object: it
+    saves memory, and the planner compares by identity."""
     return profiles
 
 
@@ -291,7 +301,8 @@ KEEPERS: Mapping[str, tuple[str, str]] = {
     "node.gke.io/last-applied-node-labels": ("GKE", "the labels of the node pool"),
     "node.machine.sapcloud.io/last-applied-anno-labels-taints": ("Gardener", "the labels of the worker pool"),
 }
-"""Annotations in which a controller lists the labels that it puts back: its name, and where it finds them.
+"""The controllers that list labels in an annotation and restore their values: by annotation, the name of the controller
+and where it takes the labels from.
 
 An instance of Node Feature Discovery puts its name and a dot before the key (pkg/nfd-master/nfd-master.go). The others:
 cluster-api internal/controllers/machine/machine_controller_noderef.go, cloud-provider-gcp at 008f015
@@ -300,7 +311,7 @@ _LISTED = {
     label: re.compile(rf"(?<![\w./-]){re.escape(label)}(?![\w./-])")
     for label in (names.LABEL_MIG_CONFIG, names.LABEL_PLUGIN_CONFIG)
 }
-"""A whole key: lists have it between commas, before an equals sign, or in quotes."""
+"""Patterns of our two labels as whole keys: lists have them between commas, before an equals sign, or in quotes."""
 
 
 def label_owners(annotations: Mapping[str, str]) -> dict[str, str]:
@@ -309,7 +320,8 @@ def label_owners(annotations: Mapping[str, str]) -> dict[str, str]:
         label: f"{who} sets it (annotation {key}) and puts its own value back; remove it from {source}"
         for key, listed in annotations.items()
         for label, pattern in _LISTED.items()
-        if label in listed  # the pattern alone takes as long as all else in a view of a Node
+        if label
+        in listed  # cheap test first: the pattern alone takes as long as the rest of a view of a Node
         for ending, (who, source) in KEEPERS.items()
         if key.endswith(ending)
         if pattern.search(listed)
@@ -339,5 +351,5 @@ def setter(raw: JSON, *path: str) -> str:
     """Return the field manager that last wrote a field; empty when unknown."""
     fields = [f"f:{name}" for name in path]
     managers = entries(raw, "metadata", "managedFields")
-    writers = [one for one in managers if part(one, "fieldsV1", *fields) is not None]
-    return text(max(writers, key=lambda one: text(one, "time"), default={}), "manager")
+    writers = [entry for entry in managers if part(entry, "fieldsV1", *fields) is not None]
+    return text(max(writers, key=lambda entry: text(entry, "time"), default={}), "manager")

@@ -67,15 +67,18 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> PodV
 
 
 def _grace(raw: JSON) -> int:
-    """Seconds; the API server's default is 30. A grace period that is not a number never ends (fail-safe)."""
-    found = part(raw, "spec", "terminationGracePeriodSeconds")
-    if found is None:
+    """Return the grace period in seconds: the API server's default 30 if there is none, and NO_END, which no drain
+    outlasts, if it is no whole number (fail-safe)."""
+    seconds = part(raw, "spec", "terminationGracePeriodSeconds")
+    if seconds is None:
         return 30
-    return min(max(0, found), NO_END) if isinstance(found, int) and not isinstance(found, bool) else NO_END
+    return (
+        min(max(0, seconds), NO_END) if isinstance(seconds, int) and not isinstance(seconds, bool) else NO_END
+    )
 
 
 def resource_claim_names(raw: JSON) -> tuple[str | None, ...]:
-    """Names of the ResourceClaims of a pod (G3, G4, G9); None for one that was not generated yet.
+    """Return the names of a pod's ResourceClaims (G3, G4, G9), with None for each one that was not generated yet.
 
     An entry whose status names no ResourceClaim on purpose (`resourceClaimName` null) needs none and is left out.
     """
@@ -83,38 +86,39 @@ def resource_claim_names(raw: JSON) -> tuple[str | None, ...]:
         text(status, "name"): part(status, "resourceClaimName")
         for status in entries(raw, "status", "resourceClaimStatuses")
     }
-    found: list[str | None] = []
+    claims: list[str | None] = []
     for entry in entries(raw, "spec", "resourceClaims"):
         name = text(entry, "name")
         if direct := text(entry, "resourceClaimName"):
-            found.append(direct)
+            claims.append(direct)
         elif name not in generated:
-            found.append(None)
+            claims.append(None)
         elif generated[name] is not None:
-            found.append(str(generated[name]))
+            claims.append(str(generated[name]))
     # KEP-5004: an extended resource backed by DRA gets a ResourceClaim of its own.
     if extended := text(raw, "status", "extendedResourceClaimStatus", "resourceClaimName"):
-        found.append(extended)
-    return tuple(found)
+        claims.append(extended)
+    return tuple(claims)
 
 
 def resource_claim_use(raw: JSON) -> ResourceClaimUse:
-    """What a ResourceClaim is allocated for: `gpu` when gpu.nvidia.com gave it a device (G3, G6, G7)."""
+    """Return `gpu` if gpu.nvidia.com allocated a device for a ResourceClaim, other than with adminAccess; `unresolved`
+    if the allocation cannot be read; else `none` (G3, G6, G7)."""
     allocation = part(raw, "status", "allocation")
     if allocation is None:
         return "none"
     results = part(allocation, "devices", "results")
     if not isinstance(results, list):
         return "unresolved"
-    held = any(
+    holds_gpu = any(
         result.get("driver") == DRA_DRIVER and result.get("adminAccess") is not True
         for result in entries(allocation, "devices", "results")
     )
-    return "gpu" if held else "none"
+    return "gpu" if holds_gpu else "none"
 
 
 def pdb_view(raw: JSON) -> PdbView:
-    """A PodDisruptionBudget. Without a selector it matches no pod, with an empty one all (policy/v1)."""
+    """Project a PodDisruptionBudget. Without a selector it matches no pod, with an empty one all (policy/v1)."""
     selector = part(raw, "spec", "selector")
     expressions = _rows(entries(selector, "matchExpressions"))
     labels = texts(part(selector, "matchLabels"))
@@ -134,6 +138,7 @@ def pdb_view(raw: JSON) -> PdbView:
 
 
 def _controller(metadata: JSON) -> Owner | None:
+    """Return the owner that controls the object, or None if no owner does."""
     for owner in entries(metadata, "ownerReferences"):
         if owner.get("controller") is True:
             return Owner(intern(text(owner, "apiVersion")), intern(text(owner, "kind")), text(owner, "name"))
@@ -141,23 +146,25 @@ def _controller(metadata: JSON) -> Owner | None:
 
 
 def _is_mirror(metadata: JSON) -> bool:
-    """Static pods show in two ways (P7)."""
+    """Whether the pod is the mirror of a static pod, by its owner or its annotation (P7)."""
     owned_by_node = any(owner.get("kind") == "Node" for owner in entries(metadata, "ownerReferences"))
     return owned_by_node or MIRROR_ANNOTATION in texts(metadata.get("annotations"))
 
 
 def _marks(metadata: JSON) -> tuple[tuple[str, str], ...]:
-    """The marks that ask not to disturb the pod (P17); a value that is not a string is shown as it is."""
-    found: dict[str, object] = {}
+    """Return the annotations and labels that ask not to disturb the pod (P17), sorted by key. A value that is not a
+    string is written as text."""
+    marks: dict[str, object] = {}
     for kind, keys in (("annotations", ANNOTATION_MARKS), ("labels", LABEL_MARKS)):
         written = metadata.get(kind)
         if isinstance(written, dict):
-            found |= {key: written[key] for key in keys if key in written}
-    return tuple(sorted((key, str(value)) for key, value in found.items()))
+            marks |= {key: written[key] for key in keys if key in written}
+    return tuple(sorted((key, str(value)) for key, value in marks.items()))
 
 
 def _is_local(volume: JSON) -> bool:
-    """An emptyDir on the disk of the node; one in memory keeps nothing beyond its pod (P8)."""
+    """Whether a volume is an emptyDir on the disk of the node (P8). One in memory does not count: it keeps nothing
+    beyond its pod."""
     return "emptyDir" in volume and not text(volume, "emptyDir", "medium")
 
 
@@ -199,7 +206,8 @@ def _dra_use(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> Reso
 
 
 def _matches_cordon(toleration: JSON) -> bool:
-    """P15: `node.kubernetes.io/unschedulable:NoSchedule`, which has no value, is tolerated (core/v1 Toleration)."""
+    """Whether a toleration matches the taint of a cordon (P15), `node.kubernetes.io/unschedulable:NoSchedule`, which
+    has no value (core/v1 Toleration)."""
     key, exists = text(toleration, "key"), text(toleration, "operator") == "Exists"
     if text(toleration, "effect") not in ("", "NoSchedule"):
         return False
@@ -207,6 +215,8 @@ def _matches_cordon(toleration: JSON) -> bool:
 
 
 def _deleted_at(metadata: JSON) -> datetime | None:
+    """Return the time in `metadata.deletionTimestamp`, a far future if that cannot be read, or None if the pod is not
+    being deleted."""
     written = metadata.get("deletionTimestamp")
     if written is None:
         return None

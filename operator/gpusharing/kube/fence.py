@@ -1,11 +1,12 @@
-"""What we leave on Nodes and on the leader Lease, as text, and the Node patches that carry it.
+"""The records that we leave on Nodes and on the leader Lease, as text, and the Node patches that carry them.
 
-Every record is a flat JSON object with a version `v`, one key per field of its dataclass; a `SpecVersion` is two keys,
-as in the records of older operators (`_flat`). Reading never raises:
-a damaged record, or one of a newer version, gives an error text, and the caller leaves such a node as it is.
-A field with a default may be missing (an older operator wrote the record); anything else raises the version. Keys that
-we do not know (a newer operator wrote them, and was rolled back) are kept while the fence, the claim or the failure on
-record lasts; the other two records are written from scratch each time and keep nothing of the one before.
+Every record is a flat JSON object with a version `v` and one key per field of its dataclass; a `SpecVersion` is two
+keys, as in the records of older operators (`_flat`). Reading never raises: a damaged record, or one of a newer
+version, gives an error text, and the caller leaves such a node as it is. A field with a default may be missing,
+because an older operator wrote the record; anything else needs a higher version.
+
+Unknown keys come from a newer operator that was rolled back. They stay as long as the fence, the claim or the failure
+on record does; the other two records are written from scratch each time.
 """
 
 import json
@@ -25,8 +26,8 @@ from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fe
 
 RECORD_VERSION = 1
 JOBS_VERSION = 2
-"""Of a fence that waits for jobs. An operator that only knows version 1 would mistake the wait for a drain and evict
-the jobs: it finds this fence unreadable, and leaves the node as it is until a newer operator comes back."""
+"""The version of a fence that waits for jobs. An operator that only knows version 1 would mistake the wait for a drain
+and evict the jobs. It cannot read version 2, and so leaves the node as it is until a newer operator comes back."""
 MOST_CLAIMS = 500
 """All annotations of an object together may have 256 KiB (apimachinery v0.36.3 pkg/api/validation/objectmeta.go,
 TotalAnnotationSizeLimitB). With one claim too many the Lease would accept none: no node would ever start."""
@@ -40,9 +41,9 @@ Record = TypeVar("Record", Fence, Deferred, Verified, Claim, FailedNode)
 
 
 def record_text(record: Fence | Deferred | Verified) -> str:
-    """Value of the annotation that holds this record."""
+    """Return the value of the annotation that holds this record. A fence keeps its unknown keys."""
     written = _dump(_encode(record), version=JOBS_VERSION if _waits(record) else RECORD_VERSION)
-    # As text: these keys may be nested as deeply as JSON can be read.
+    # The unknown keys are appended as text: they may be nested as deeply as JSON can be read.
     return f"{written[:-1]},{record.unknown[1:]}" if isinstance(record, Fence) and record.unknown else written
 
 
@@ -51,33 +52,35 @@ def _waits(record: Fence | Deferred | Verified) -> bool:
 
 
 def read_fence(annotations: Mapping[str, str]) -> tuple[Fence | None, str]:
-    """Return the fence among the annotations of a Node, or None if it has none; and why it cannot be read, empty if it
-    can."""
+    """Return the fence among the annotations of a Node, or None if there is none or it cannot be read; and why it
+    cannot be read, else an empty text."""
     recorded = annotations.get(names.ANNOTATION_FENCE)
     return (None, "") if recorded is None else parse_fence(recorded)
 
 
 def parse_fence(text: str) -> tuple[Fence | None, str]:
-    """The fence, or None and why it cannot be read."""
+    """Return the fence and an empty text, or None and why it cannot be read."""
     return _parse(Fence, names.ANNOTATION_FENCE, text)
 
 
 def parse_deferred(text: str) -> tuple[Deferred | None, str]:
-    """The record of the last abort, or None and why it cannot be read."""
+    """Return the record of the last abort and an empty text, or None and why it cannot be read."""
     return _parse(Deferred, names.ANNOTATION_DEFERRED, text)
 
 
 def parse_verified(text: str) -> tuple[Verified | None, str]:
-    """The record of the last proof, or None and why it cannot be read."""
+    """Return the record of the last proof and an empty text, or None and why it cannot be read."""
     return _parse(Verified, names.ANNOTATION_VERIFIED, text)
 
 
 def claims_text(
     claims: Mapping[str, Claim], before: str = "", failed_nodes: Mapping[str, FailedNode] | None = None
 ) -> str:
-    """Value of the annotation `gpusharing.dev/claims` on the leader Lease, nodes in name order; `failed_nodes` by UID.
+    """Return the value of the annotation `gpusharing.dev/claims` on the leader Lease, nodes in name order;
+    `failed_nodes` are keyed by UID.
 
-    `before`: the text that this one replaces; unknown keys in it are kept for claims and failures that stay.
+    `before`: the text that this one replaces. Its unknown keys are kept, those of claims and failures as long as these
+    stay; a text that cannot be read is ignored.
     """
     try:
         record = _load(before) if before else {}
@@ -89,13 +92,13 @@ def claims_text(
 
 
 def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
-    """The claims by node name; an empty map and the reason when they cannot be read."""
+    """Return the claims by node name and an empty text, or an empty map and why they cannot be read."""
     try:
-        found = _load(text).get("claims")
-        if not isinstance(found, dict):
-            raise _Damaged(f"claims is {found!r}, not an object")
+        records = _load(text).get("claims")
+        if not isinstance(records, dict):
+            raise _Damaged(f"claims is {records!r}, not an object")
         claims = {}
-        for node, claim in found.items():
+        for node, claim in records.items():
             if not isinstance(claim, dict):
                 raise _Damaged(f"the claim of {node} is {claim!r}, not an object")
             claims[node] = _decode(Claim, claim)
@@ -105,20 +108,21 @@ def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
 
 
 def parse_failed_nodes(text: str) -> tuple[dict[str, FailedNode], str]:
-    """The failures on record by UID of the Node, and why some cannot be read; those are left out."""
+    """Return the failures on record by UID of the Node, without those that cannot be read; and why some cannot, else
+    an empty text."""
     where = f"annotation {names.ANNOTATION_CLAIMS}: "
     try:
-        found = _load(text).get("failedNodes", {})
+        records = _load(text).get("failedNodes", {})
     except _Damaged as error:
         return {}, f"{where}{error}"
-    if not isinstance(found, dict):
-        return {}, f"{where}failedNodes is {found!r}, not an object"
+    if not isinstance(records, dict):
+        return {}, f"{where}failedNodes is {records!r}, not an object"
     failed, errors = {}, []
-    for uid, one in found.items():
+    for uid, record in records.items():
         try:
-            if not isinstance(one, dict):
-                raise _Damaged(f"it is {one!r}, not an object")
-            failed[uid] = _decode(FailedNode, one)
+            if not isinstance(record, dict):
+                raise _Damaged(f"it is {record!r}, not an object")
+            failed[uid] = _decode(FailedNode, record)
         except _Damaged as error:
             errors.append(f"the failure of the Node with UID {uid}: {error}")
     return failed, where + "; ".join(errors) if errors else ""
@@ -150,7 +154,8 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
 
 
 def _changes(action: NodePatch) -> tuple[Mapping[str, str | None], dict[str, str | None], JSON]:
-    """Labels, annotations and spec that an action sets, but for the record of a proof."""
+    """Return the labels, annotations and fields of `spec` that an action sets; a value None removes one. The record of
+    a proof is left to the caller."""
     annotations: dict[str, str | None] = {}
     labels: Mapping[str, str | None] = {}
     spec: JSON = {}
@@ -181,17 +186,18 @@ def _changes(action: NodePatch) -> tuple[Mapping[str, str | None], dict[str, str
 
 
 _CHANGING: Mapping[type, Collection[str]] = {Claim: {"wave", "generation", "policyUid"}, FailedNode: {"gone"}}
-"""The keys whose values change while it stays the same claim, or the same failure."""
+"""The keys whose values may change while a claim, or a failure, stays the same one."""
 
 
 def _grown(before: object, records: Mapping[str, Claim | FailedNode]) -> JSON:
-    """All records in the order of their keys, each with what it has of unknown keys in `before`."""
-    kept = before if isinstance(before, dict) else {}
-    return {key: _with_unknown(kept.get(key), record) for key, record in sorted(records.items())}
+    """Return all records as JSON in the order of their keys, each with its unknown keys from `before`."""
+    older = before if isinstance(before, dict) else {}
+    return {key: _with_unknown(older.get(key), record) for key, record in sorted(records.items())}
 
 
 def _with_unknown(before: object, record: Claim | FailedNode) -> JSON:
-    """Our keys of a record, and the unknown keys of the same record."""
+    """Return a record as JSON. Unknown keys of `before` are added if that is the same claim or failure: equal in all
+    of our keys but those in _CHANGING."""
     ours, kind = _encode(record), type(record)
     if not isinstance(before, dict):
         return ours
@@ -204,9 +210,10 @@ class _Damaged(ValueError):
     """The record cannot be read; the text says why."""
 
 
-# A Node is read again at every label change on it, mostly with the same records; few nodes are in flight at once.
+# A Node is read again whenever a label on it changes, mostly with the same records; few nodes change at once.
 @lru_cache(maxsize=256)
 def _parse(kind: type[Record], annotation: str, text: str) -> tuple[Record | None, str]:
+    """Return the record and an empty text, or None and why this annotation cannot be read."""
     try:
         return _decode(kind, _load(text, _READ_FENCES if kind is Fence else _READ)), ""
     except _Damaged as error:
@@ -218,6 +225,7 @@ def _dump(record: JSON, *, version: int = RECORD_VERSION) -> str:
 
 
 def _load(text: str, read: Collection[int] = _READ) -> JSON:
+    """Return the JSON object in `text`. Raises _Damaged if there is none, or if its version is not among `read`."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -244,6 +252,8 @@ _KEYS = {
 
 
 def _encode(record: Fence | Deferred | Verified | Claim | FailedNode) -> JSON:
+    """Return a record as flat JSON, without its unknown keys. Claims and failures leave out fields that have their
+    default."""
     written: JSON = _WRITERS[type(record)].dump_python(
         record,
         mode="json",
@@ -273,30 +283,33 @@ def _flat(record: JSON) -> JSON:
 
 
 def _nested(kind: type[Record], record: JSON) -> JSON:
-    """The record with its versions of specs as values: the opposite of `_flat`. Where an older operator has recorded a
-    failure since, that one counts."""
-    found = {key: value for key, value in record.items() if key not in ("failedGeneration", *_PAIR)}
+    """Return the fields of a record, with its versions of specs as objects: the opposite of `_flat`. Where an older
+    operator has recorded a failure since, that one counts."""
+    nested = {key: value for key, value in record.items() if key not in ("failedGeneration", *_PAIR)}
     unnamed = {"uid": "", "generation": 0} if kind is Verified else {"uid": ""}  # by an older operator
     version = unnamed | {field: record[key] for key, field in _PAIR.items() if key in record}
     if "generation" in version:
-        found["version"] = version
+        nested["version"] = version
     if record.get("failedGeneration"):
-        found["failedVersion"] = {**version, "generation": record["failedGeneration"]}
-    return found
+        nested["failedVersion"] = {**version, "generation": record["failedGeneration"]}
+    return nested
 
 
 def _decode(kind: type[Record], data: JSON) -> Record:
+    """Return the record of `kind` that `data` holds. Of keys that we do not know, only a fence keeps any, as text.
+    Raises _Damaged if a key is missing or has a wrong value."""
     ours = {key: value for key, value in data.items() if key in _KEYS[kind]}
     left = {key: value for key, value in data.items() if key not in ours and key != "v"}
     try:
         record: Record = _WRITERS[kind].validate_json(json.dumps(_nested(kind, ours)))
     except ValidationError as error:
         raise _Damaged(_complaint(error, ours)) from None
-    kept: JSON = {"unknown": _text_of(left)} if left and kind is Fence else {}
-    return replace(record, **kept) if kept else record
+    unknown: JSON = {"unknown": _text_of(left)} if left and kind is Fence else {}
+    return replace(record, **unknown) if unknown else record
 
 
 def _complaint(error: ValidationError, ours: JSON) -> str:
+    """Return what is wrong with the first key that pydantic refuses, named as in the annotation."""
     first = error.errors(include_url=False)[0]
     if not first["loc"]:
         return f"cannot be read ({first['msg']})"
@@ -311,6 +324,7 @@ def _complaint(error: ValidationError, ours: JSON) -> str:
 
 
 def _text_of(keys: JSON) -> str:
+    """Return the keys as JSON text. Raises _Damaged if they are nested too deeply to be written."""
     try:
         return json.dumps(keys, separators=(",", ":"), ensure_ascii=False)
     except RecursionError as error:

@@ -15,22 +15,24 @@ from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, section, texts
 
 Check = Callable[[Mapping[str, str], Mapping[str, str]], bool]
-"""(labels, annotations) -> the marker is there."""
+"""Returns whether a marker is among the labels and annotations of a Node."""
 
 _UPGRADE = "NVIDIA driver upgrade"
 _UPGRADE_IDLE = ("", "upgrade-done")  # k8s-operator-libs pkg/upgrade/consts.go at 11e747a
 _UPGRADE_QUEUED = ("upgrade-required", "node-maintenance-required")
-"""All nodes of an upgrade reach the first at once, or the second, and then a NodeMaintenance each, which says when it
-begins (k8s-operator-libs pkg/upgrade/upgrade_requestor.go at 11e747a). One that has failed keeps its cordon until its
-driver pod runs (ProcessUpgradeFailedNodes of common_manager.go)."""
+"""States of a node that waits for its upgrade. All nodes of an upgrade reach the first at once. Or they reach the
+second, and each gets a NodeMaintenance, which says when its upgrade begins (k8s-operator-libs
+pkg/upgrade/upgrade_requestor.go at 11e747a). A node whose upgrade has failed keeps its cordon until its driver
+pod runs (ProcessUpgradeFailedNodes of common_manager.go)."""
 _MCO_DESIRED = "machineconfiguration.openshift.io/desiredDrain"
 _MCO_APPLIED = "machineconfiguration.openshift.io/lastAppliedDrain"
 _SRIOV_OPERATOR = "SR-IOV network operator"
 _SRIOV = "sriovnetwork.openshift.io/state"
 _SRIOV_WAITS = ("Drain_Required", "Reboot_Required")
-"""All nodes ask at once, and few are drained at a time; a node that is drained is also cordoned. The request stays
-until the work is done, and only its SriovNetworkNodeState says when the drain begins; whoever's cordon is there at the
-end is lifted (sriov-network-operator v1.6.0, pkg/consts, controllers/drain_controller.go and pkg/drain/drainer.go)."""
+"""States of a node that requests a drain. All nodes request it at once, and few are drained at a time; a node that
+is drained is also cordoned. The request stays until the work is done, and only the SriovNetworkNodeState says
+when the drain begins. At the end any cordon is lifted, even one of somebody else (sriov-network-operator v1.6.0,
+pkg/consts, controllers/drain_controller.go and pkg/drain/drainer.go)."""
 
 _NVSENTINEL = "dgxc.nvidia.com/nvsentinel-state"
 """quarantined, draining ... remediation-failed; absent on a node that it considers healthy (NVIDIA/NVSentinel
@@ -53,11 +55,12 @@ WAITING: Mapping[str, Check] = {
     _UPGRADE: lambda lab, _: lab[names.LABEL_UPGRADE_STATE] in {*_UPGRADE_QUEUED, *names.UPGRADE_LASTING},
     _SRIOV_OPERATOR: lambda _, ann: ann[_SRIOV] in _SRIOV_WAITS,
 }
-"""The markers that may only wait for their turn, or have given up."""
+"""The markers behind which work may only wait for its turn or have stopped, with the check whether that is so."""
 QUEUED: Mapping[str, Check] = {
     _UPGRADE: lambda lab, _: lab[names.LABEL_UPGRADE_STATE] in _UPGRADE_QUEUED,
 }
-"""Those of them that show for certain that nothing has begun. SR-IOV's do not, once the node is cordoned."""
+"""The markers of WAITING that can show for certain that no work has begun, with the check whether that is so. SR-IOV's
+cannot, because nothing tells them apart once the node is cordoned."""
 TAINT_MARKERS: Mapping[str, str] = {
     "medik8s.io/drain": "medik8s node maintenance",
     "remediation.medik8s.io/self-node-remediation": "medik8s node remediation",
@@ -88,30 +91,30 @@ _OUR_PREFIXES = (names.PREFIX, *names.REWRITTEN_PREFIXES)
 
 
 def find_problem(key: str) -> str:
-    """Why an admin may not name this key as a further marker; empty when nothing speaks against it."""
+    """Return why an admin may not name this key as a further marker, or an empty text if it may be used."""
     if len(key) > MAX_KEY or not re.fullmatch(LABEL_KEY, key):
         return f"{key!r} is not a key of a label, annotation or taint"
     if key in _OURS or key.startswith(_OUR_PREFIXES):
-        return f"{key} comes and goes with the operator's own changes, so they would stop each other"
+        return f"{key} comes and goes with the operator's own changes, which it would then block"
     if key in _BY_VALUE:
-        return f"{key} is checked already, by its value: nodes that nobody maintains carry it too"
+        return f"{key} is checked already, by its value, because nodes that nobody maintains have it too"
     return ""
 
 
 class Marker(NamedTuple):
-    """Somebody's marker on a Node."""
+    """The marker of somebody who maintains a Node, or an empty one."""
 
     who: str = ""
-    """Whom to ask; empty when nobody works on the node."""
+    """Who maintains the node, for people who want to ask them; empty when nobody does."""
     waits: bool = False
-    """The work has not begun or has stopped, and that may stay so for weeks."""
+    """Whether the work has not begun or has stopped, which may stay so for weeks."""
     queued: bool = False
-    """The work has certainly not begun: no cordon is for it yet."""
+    """Whether the work has certainly not begun, so that no cordon belongs to it yet."""
 
 
 def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
-    """Who else works on this Node. The first row of the tables wins, then `keys`; markers that only wait come last,
-    and of these the ones that have certainly not begun."""
+    """Return the marker of who else works on this Node; an empty one if nobody does. The first row of the tables wins,
+    then `keys`. Markers that only wait come last, and of these the ones that have certainly not begun."""
     metadata = section(node, "metadata")
     labels, annotations = texts(metadata.get("labels")), texts(metadata.get("annotations"))
     taints = [str(taint.get("key")) for taint in entries(node, "spec", "taints")]
@@ -139,6 +142,6 @@ def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
 
 
 def _metadata_marker(who: str, labels: Mapping[str, str], annotations: Mapping[str, str]) -> Marker:
-    """The marker of a row of METADATA_MARKERS that is present."""
+    """Return the marker for a row of METADATA_MARKERS whose check holds, with how far that work is."""
     waits = who in WAITING and WAITING[who](labels, annotations)
     return Marker(who, waits, waits and who in QUEUED and QUEUED[who](labels, annotations))

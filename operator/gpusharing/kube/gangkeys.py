@@ -46,7 +46,7 @@ class PodMarks(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GangKey:
-    """One way in which pods say that they belong together."""
+    """One way in which pods declare that they belong together."""
 
     kind: str
     """The name of its kind, for people."""

@@ -1,8 +1,10 @@
-"""Where the other pods of a gang are: one LIST in its namespace, by its label, when one of its nodes is looked at.
+"""Where the other pods of a gang run: one LIST in its namespace, by its label, when the pods of one of its nodes are
+read.
 
-Where no label tells one gang from another, one LIST serves all such gangs of the namespace, which are picked out here:
-by the label that all of them have, or else by the scheduler that their pods name. So it is where the pods of a node
-belong to many gangs. Nothing is watched, and no call is made if no pod belongs to a gang.
+Where no label tells one gang from another, one LIST serves all such gangs of the namespace. Their pods are told apart
+here: the LIST selects by the label that all of them have, or else by the scheduler that they name. The same is done
+where the pods of a node belong to more than MAX_LISTS gangs. Nothing is watched, and no call is made if no pod belongs
+to a gang.
 """
 
 import asyncio
@@ -21,25 +23,25 @@ from gpusharing.planning.drain.holders import Scope, must_leave
 from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PodView
 
 MAX_LISTS = 16
-"""The most gangs of one node that are listed each by its own label. With more, a LIST serves all of a namespace that
-have the same keys: the slices of a node may belong to as many jobs."""
+"""The most gangs of one node that are listed each by its own label. With more, one LIST serves all gangs of a namespace
+that have the same keys, because each slice of a node may belong to another job."""
 MAX_PODS = 5000
 """The most pods read from the LIST of one gang."""
 MAX_SHARED = 20_000
-"""The most pods read from a LIST that serves several gangs: where there are more, nothing is known about these."""
-KEPT = timedelta(seconds=3)
-"""A LIST serves all nodes that are looked at meanwhile."""
-KEPT_IN_DRAIN = timedelta(seconds=30)
-"""And all nodes that are being drained for so long: they only wait for members that may end by themselves."""
+"""The most pods read from a LIST that serves several gangs: with more pods, nothing is known about these gangs."""
+LIST_VALID = timedelta(seconds=3)
+"""How long a LIST serves, for all nodes that are read meanwhile."""
+LIST_VALID_IN_DRAIN = timedelta(seconds=30)
+"""How long a LIST serves nodes that are being drained: they only wait for members that may end by themselves."""
 FORGOTTEN = timedelta(minutes=2)
-"""The time from the last request for a gang."""
+"""Time since the last request for a gang, after which its LIST is forgotten."""
 _FINISHED = ("Succeeded", "Failed")
 _RUNNING = ",".join(f"status.phase!={phase}" for phase in _FINISHED)
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Query:
-    """One LIST."""
+    """One LIST of pods, by its namespace and selectors."""
 
     namespace: str
     labels: str
@@ -53,32 +55,41 @@ class _Query:
 
 @dataclass(slots=True)
 class _Known:
-    """What a LIST found."""
+    """The result of the last LIST of a query."""
 
     members: Mapping[Gang, list[GangMember]]
+    """The members found, by gang."""
     partial: bool
+    """Whether not all pods were read."""
     error: str
+    """Why nothing is known about the gangs; empty if the LIST succeeded."""
     listed: datetime
+    """When the LIST was made."""
     used: datetime
+    """When it was last asked for."""
 
     def serves(self, gangs: Iterable[Gang]) -> bool:
-        """Whether it can be as new as these gangs: a LIST for others may be older than all of their pods."""
+        """Whether this result answers for these gangs: it has pods of all of them, or is an error. A LIST that was
+        made for others may be older than all pods of a gang."""
         return bool(self.error) or all(gang in self.members for gang in gangs)
 
     def view(self, gang: Gang, labels: Mapping[str, str] | None) -> GangView:
-        """One of its gangs. `labels`: those of its namespace."""
+        """Return the view of one gang, its members sorted by node and name. `labels`: the labels of the gang's
+        namespace, which each member gets; None changes no member."""
         if self.error:
             return GangView(gang, error=self.error)
         members = self.members.get(gang, ())
         if labels is not None:
-            members = [replace(one, pod=replace(one.pod, namespace_labels=labels)) for one in members]
+            members = [
+                replace(member, pod=replace(member.pod, namespace_labels=labels)) for member in members
+            ]
         ordered = sorted(members, key=lambda member: (member.node, member.pod.ref))
         return GangView(gang, tuple(ordered), partial=self.partial)
 
 
 @dataclass(slots=True)
 class Gangs:
-    """Lists gangs on request, each at most once at a time."""
+    """Lists gangs on request. Two calls for the same LIST wait for each other."""
 
     client: KubeClient
     most: int = MAX_SHARED
@@ -89,11 +100,13 @@ class Gangs:
     async def find(
         self, pods: Sequence[PodView], scope: Scope, now: datetime, *, anew: bool
     ) -> tuple[GangView, ...]:
-        """The gangs of those pods that must leave, their members with the labels of their namespace as these pods have
-        them. `anew`: list them now; else the last list serves for longer and remains where a new one fails.
+        """Return the gangs of those pods that must leave, sorted. Their members have the labels of their namespace as
+        these pods have them; a LIST that fails becomes the error of its gangs.
 
-        Raises:
-            ServerAway, Unauthorized, HeldBack: nothing can be said.
+        `anew`: only a LIST from the last seconds serves (LIST_VALID). Otherwise one serves for longer, and remains
+        where a new one fails.
+
+        Raises: ServerAway, Unauthorized, HeldBack: no gang can be listed now.
         """
         wanted = {pod.gang for pod in pods if pod.gang is not None and must_leave(pod, scope)}
         labels = {pod.namespace: pod.namespace_labels for pod in pods}
@@ -109,17 +122,20 @@ class Gangs:
         return tuple(sorted(views, key=lambda view: (view.gang.ref, view.gang.labels)))
 
     async def _current(self, query: _Query, gangs: Sequence[Gang], now: datetime, *, anew: bool) -> _Known:
-        """The last LIST, if it is new enough for these gangs, else a new one. See `find`."""
+        """Return the last LIST if it is new enough for these gangs, else a new one; see `find`."""
         known = self._known.get(query)
-        kept = KEPT if anew or known is None or known.error else KEPT_IN_DRAIN
-        if known is not None and now - known.listed < kept and known.serves(gangs):
+        valid = LIST_VALID if anew or known is None or known.error else LIST_VALID_IN_DRAIN
+        if known is not None and now - known.listed < valid and known.serves(gangs):
             return known
-        found = await self._list(query, now)
-        if known is not None and found.error and not anew and known.serves(gangs):
+        fresh = await self._list(query, now)
+        if known is not None and fresh.error and not anew and known.serves(gangs):
             return replace(known, listed=now)
-        return found
+        return fresh
 
     async def _list(self, query: _Query, now: datetime) -> _Known:
+        """List the unfinished pods of a query, and return the members by gang; one that fails returns the error.
+        Reading stops after the most pods allowed: then the members of a single gang are partial, and a shared
+        LIST is an error. Raises ServerAway, Unauthorized and HeldBack."""
         members: defaultdict[Gang, list[GangMember]] = defaultdict(list)
         read, most = 0, self.most if query.shared else MAX_PODS
         fields = ",".join(filter(None, (query.fields, _RUNNING)))
@@ -147,14 +163,15 @@ class Gangs:
 
 
 def _queries(gangs: Iterable[Gang]) -> dict[_Query, list[Gang]]:
-    """The LISTs that find these gangs, each with those that it serves."""
-    found: dict[_Query, list[Gang]] = {}
+    """Return the LISTs that find these gangs, each with the gangs that it serves. Where there would be more than
+    MAX_LISTS, gangs of a namespace that have the same keys share one."""
+    queries: dict[_Query, list[Gang]] = {}
     for gang in gangs:
-        found.setdefault(_Query(gang.namespace, gang.labels, gang.fields), []).append(gang)
-    if len(found) <= MAX_LISTS:
-        return found
+        queries.setdefault(_Query(gang.namespace, gang.labels, gang.fields), []).append(gang)
+    if len(queries) <= MAX_LISTS:
+        return queries
     wider: dict[_Query, list[Gang]] = {}
-    for query, served in found.items():
+    for query, served in queries.items():
         keys = ",".join(requirement.partition("=")[0] for requirement in query.labels.split(","))
         wider.setdefault(replace(query, labels=keys), []).extend(served)
     return wider
@@ -162,11 +179,12 @@ def _queries(gangs: Iterable[Gang]) -> dict[_Query, list[Gang]]:
 
 def _too_many(query: _Query, most: int) -> str:
     return (
-        f"{most:,} pods of the namespace {query.namespace} or more would have to be looked through, because no"
-        " label selects the gang; remove pods that are no longer needed"
+        f"{most:,} or more pods of the namespace {query.namespace} would have to be read to find the gang, because no"
+        " label selects it; delete pods that are no longer needed"
     )
 
 
 def _member(raw: JSON) -> GangMember:
-    """The use of a ResourceClaim says who manages a GPU there, and nothing about the gang: none is read."""
+    """Return one member of a gang. Its ResourceClaims are not read: they say who manages a GPU there, and nothing
+    about the gang."""
     return GangMember(text(raw, "spec", "nodeName"), replace(pod_view(raw, {}), dra="none"))

@@ -37,21 +37,22 @@ class Limits:
     """Deadlines in seconds, the size of headers, and how many calls may be under way."""
 
     connect: float = 3.0
-    """To open a connection."""
+    """Seconds to open a connection."""
     total: float = 10.0
-    """For a whole call that is no watch."""
+    """Seconds for a whole call that is no watch."""
     watch: float = WATCH_SECONDS
-    """For a watch, which the server then ends; the client begins another."""
+    """Seconds after which the server ends a watch; the client begins another."""
     inactivity: float = INACTIVITY
-    """Without a byte of a watch, bookmarks included, after which it counts as broken."""
+    """Seconds without a byte of a watch, bookmarks included, after which the watch counts as broken."""
     header: int = 256 * 1024
     """Bytes of one line of an answer's head. A longer one is an error, although a write may have been carried out."""
     parallel: int = 8
-    """Watches do not count. Each connection costs 0.3 MiB, and one process cannot keep more of them busy."""
+    """Calls under way at once, without watches. Each connection costs 0.3 MiB, and one process cannot keep more
+    busy."""
 
 
 class _Body(aiohttp.BytesPayload):
-    """The body of a write: aiohttp sends the headers with it, so nothing has left before it is asked for."""
+    """The body of a write. aiohttp sends the headers together with it, so nothing has left before `ask` is called."""
 
     def __init__(self, data: bytes, ask: Callable[[], None]) -> None:
         super().__init__(data)
@@ -62,7 +63,8 @@ class _Body(aiohttp.BytesPayload):
     async def write_with_length(
         self, writer: aiohttp.abc.AbstractStreamWriter, content_length: int | None
     ) -> None:
-        """See aiohttp."""
+        """Call `ask`, then send headers and body. What `ask` raises is kept in `objection` and raised: nothing is
+        sent."""
         try:
             self._ask()
         except Exception as error:
@@ -101,11 +103,11 @@ class HttpClient(KubeClient):
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        """Nothing is opened before the first call."""
+        """Return this client. No connection is opened before the first call."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Close the connections."""
+        """Close the connections, as `close` does."""
         await self.close()
 
     async def close(self) -> None:
@@ -115,7 +117,8 @@ class HttpClient(KubeClient):
             self._session = None
 
     async def call(self, request: ApiRequest) -> JSON:
-        """See KubeClient. After a 401 the credentials are renewed and the request is sent once more."""
+        """Send one request, and return the object that the server answers with. After a 401 the credentials are
+        renewed and the request is sent once more."""
         async with self._slots:
             for last in (False, True):
                 token = await self._login.token()
@@ -129,7 +132,8 @@ class HttpClient(KubeClient):
         return answer_of(request, raw)
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """See KubeClient. After a 401 the credentials are renewed and the request is sent once more."""
+        """Send the request of a watch, and yield its events until the server ends it. After a 401 the credentials are
+        renewed and the request is sent once more."""
         limits = self._limits
         request = lasting(request, limits.watch, limits.inactivity)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=limits.connect, sock_read=limits.inactivity)
@@ -150,7 +154,8 @@ class HttpClient(KubeClient):
     async def _open(
         self, request: ApiRequest, timeout: aiohttp.ClientTimeout, token: str | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send one request; any network failure becomes Unavailable."""
+        """Send one request and yield the response. A connection whose answer was not read to its end is dropped
+        afterwards. A failure of the network becomes Unavailable; what `before_write` raises is raised as it is."""
         access = await self._login.access()
         session = self._opened()
         status = 0
@@ -205,7 +210,7 @@ class HttpClient(KubeClient):
         return self._session
 
     async def _renew(self, refused: str | None) -> None:
-        """Renew the credentials, unless another call did so since `refused` was sent."""
+        """Renew the credentials, unless another call has done so since this one sent the token `refused`."""
         async with self._renewing:
             if await self._login.token() == refused:
                 await self._login.renew()
@@ -221,7 +226,8 @@ def _abort(response: aiohttp.ClientResponse) -> None:
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """Lines of any length: aiohttp's own line reader refuses those longer than its buffer."""
+    """Yield the lines of an answer as they arrive, without empty ones. Lines may have any length: aiohttp's own line
+    reader refuses those longer than its buffer."""
     rest = b""
     async for chunk in response.content.iter_any():
         *complete, rest = (rest + chunk).split(b"\n")

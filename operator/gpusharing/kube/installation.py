@@ -1,5 +1,5 @@
-"""Reads what `planning/stack/installation.py` checks. It only reads; anything that cannot be read becomes part of the
-answer."""
+"""Reads the objects that `planning/stack/installation.py` checks. Nothing in the cluster is changed, and what cannot
+be read becomes part of the answer."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -48,13 +48,19 @@ NAME = "app.kubernetes.io/name"
 
 @dataclass(slots=True)
 class _Reader:
+    """Reads objects of an installation, and notes what could not be read."""
+
     client: KubeClient
     place: Place
+    """Namespaces and names of the installation."""
     unread: dict[str, str] = field(default_factory=dict)
+    """Why objects could not be read, by their kind."""
     not_served: set[str] = field(default_factory=set)
+    """Our own kinds that the API server does not have."""
 
     async def items(self, resource: Resource, namespace: str | None = None, labels: str = "") -> list[JSON]:
-        """All objects; none if they cannot be read, which is then remembered."""
+        """Return all objects of a kind; empty if they cannot be read or the kind is not served. The former is noted in
+        `unread`, the latter, for our own kinds, in `not_served`. Raises Unauthorized and Unavailable."""
         try:
             return await list_of(self.client, resource, namespace=namespace, label_selector=labels)
         except (Unauthorized, Unavailable):
@@ -66,7 +72,7 @@ class _Reader:
             self.unread[resource.full_name] = str(error)
         return []
 
-    async def one(self, resource: Resource, name: str, namespace: str | None = None) -> JSON | None:
+    async def read(self, resource: Resource, name: str, namespace: str | None = None) -> JSON | None:
         """Return one object, or None if it does not exist or cannot be read; the latter is noted in `unread`. Raises
         Unauthorized and Unavailable."""
         try:
@@ -80,20 +86,20 @@ class _Reader:
             return None
 
     async def pods(self, namespace: str, name: str) -> tuple[PodState, ...]:
-        """The pods of one of our workloads."""
+        """Return the state of each pod of one of our workloads."""
         return tuple(map(_pod, await self.items(PODS, namespace, f"{NAME}={name}")))
 
     async def config_maps(self) -> dict[str, ConfigMapState]:
-        """Our two ConfigMaps, as far as they exist."""
-        found = {}
+        """Return the state of our two ConfigMaps by name, without those that do not exist or cannot be read."""
+        states = {}
         for name in (self.place.plugin_config_map, self.place.mig_config_map):
-            raw = await self.one(CONFIG_MAPS, name, self.place.gpu_operator_namespace)
+            raw = await self.read(CONFIG_MAPS, name, self.place.gpu_operator_namespace)
             if raw is not None:
                 metadata = section(raw, "metadata")
                 labelled = texts(metadata.get("labels")).get(LABEL_MANAGED_BY) == MANAGED_BY
                 ours = labelled or ANNOTATION_WRITTEN in texts(metadata.get("annotations"))
-                found[name] = ConfigMapState(frozenset(section(raw, "data")), ours)
-        return found
+                states[name] = ConfigMapState(frozenset(section(raw, "data")), ours)
+        return states
 
     async def nodes(self) -> dict[str, tuple[NodeView, str, bool]]:
         """Return, by name, the view of each Node, the version of its kubelet, and whether its operating system includes
@@ -101,35 +107,35 @@ class _Reader:
 
         Nodes are read page by page, so that thousands of whole objects are never held at once.
         """
-        found: dict[str, tuple[NodeView, str, bool]] = {}
+        rows: dict[str, tuple[NodeView, str, bool]] = {}
         try:
             async for page in pages_of(self.client, NODES):
                 for raw in page.items:
                     view, info = node_view(raw), section(raw, "status", "nodeInfo")
                     system = has_system_plugin(text(info, "osImage"))
-                    found[view.name] = view, text(info, "kubeletVersion"), system
+                    rows[view.name] = view, text(info, "kubeletVersion"), system
         except (Unauthorized, Unavailable):
             raise
         except KubeError as error:
             self.unread[NODES.full_name] = str(error)
             return {}
-        return found
+        return rows
 
     async def agents(self, reports: Sequence[JSON]) -> AgentsState | None:
-        """Read the DaemonSet of the agents, its pods, and what may keep them out; None if there is no such DaemonSet or
-        it cannot be read. `reports`: all GPUNodes."""
+        """Read the DaemonSet of the agents, its pods, and what may keep them from running; None if there is no such
+        DaemonSet or it cannot be read. `reports`: all GPUNodes."""
         where = self.place.agent_namespace
-        raw = await self.one(DAEMON_SETS, AGENT, where)
+        raw = await self.read(DAEMON_SETS, AGENT, where)
         if raw is None:
             return None
         template = section(raw, "spec", "template", "spec")
         runtime_class = text(template, "runtimeClassName")
         exists = None
         if runtime_class:
-            exists = await self.one(RUNTIME_CLASSES, runtime_class) is not None
+            exists = await self.read(RUNTIME_CLASSES, runtime_class) is not None
             if RUNTIME_CLASSES.full_name in self.unread:
                 exists = None
-        namespace = await self.one(NAMESPACES, where)
+        namespace = await self.read(NAMESPACES, where)
         return AgentsState(
             selector=texts(template.get("nodeSelector")),
             pods=await self.pods(where, AGENT),
@@ -139,20 +145,22 @@ class _Reader:
                 "pod-security.kubernetes.io/enforce", ""
             ),
             reports={
-                text(one, "metadata", "name"): text(one, "status", "observed", "error") for one in reports
+                text(raw, "metadata", "name"): text(raw, "status", "observed", "error") for raw in reports
             },
         )
 
     async def rights(self) -> tuple[RightState, ...]:
-        """What the API server says about the rights of both service accounts."""
+        """Return for each right that the operator and the agent need whether the API server grants it to their service
+        accounts."""
         operators = rights.OPERATOR + (rights.CONFIGURE if self.place.configure_gpu_operator else ())
         operators += rights.FORCE_DELETE if self.place.force_delete else ()
-        asked = [(OPERATOR, right) for right in operators] + [(AGENT, right) for right in rights.AGENT]
+        questions = [(OPERATOR, right) for right in operators] + [(AGENT, right) for right in rights.AGENT]
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._right(subject, right)) for subject, right in asked]
+            tasks = [group.create_task(self._right(subject, right)) for subject, right in questions]
         return tuple(task.result() for task in tasks)
 
     async def _right(self, subject: str, right: Right) -> RightState:
+        """Ask the API server whether a service account has one right. An error makes it unknown, with the reason."""
         place = self.place
         spaces = {
             "own": place.namespace,
@@ -195,7 +203,7 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
     """
     reader = _Reader(client, place)
     policies = await reader.items(POLICIES)
-    deployment = await reader.one(DEPLOYMENTS, OPERATOR, place.namespace)
+    deployment = await reader.read(DEPLOYMENTS, OPERATOR, place.namespace)
     cluster_policies = await reader.items(CLUSTER_POLICIES)
     gpu_clusters = await reader.items(GPU_CLUSTERS)
     daemon_sets = await reader.items(DAEMON_SETS, place.gpu_operator_namespace)
@@ -212,7 +220,7 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
         operator_pods=operator_pods,
         cluster_policies=tuple(map(cluster_policy_view, cluster_policies)),
         plain=None if cluster_policies else plain_stack(map(daemon_set_view, daemon_sets)),
-        finders=tuple(found for one in daemon_sets if (found := finder_state(one)) is not None),
+        finders=tuple(finder for raw in daemon_sets if (finder := finder_state(raw)) is not None),
         nodes=tuple(view for view, _, _ in nodes.values()),
         kubelets={name: kubelet for name, (_, kubelet, _) in nodes.items()},
         system_plugins=frozenset(name for name, (_, _, system) in nodes.items() if system),
@@ -220,9 +228,9 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
         config_maps=config_maps,
         agents=agents,
         simulated=frozenset(
-            text(one, "metadata", "name")
-            for one in reports
-            if part(one, "status", "observed", "simulated") is True
+            text(raw, "metadata", "name")
+            for raw in reports
+            if part(raw, "status", "observed", "simulated") is True
         ),
         policies=tuple(map(policy_view, policies)),
         unread=dict(reader.unread),
@@ -231,6 +239,8 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
 
 
 def _pod(raw: JSON) -> PodState:
+    """Return the state of a pod, with its nearest problem unless it is Ready. A pod that is being deleted is not
+    Ready."""
     ready = has_condition(raw, "Ready") and part(raw, "metadata", "deletionTimestamp") is None
     return PodState(
         text(raw, "metadata", "name"),
@@ -241,13 +251,14 @@ def _pod(raw: JSON) -> PodState:
 
 
 def _problems(raw: JSON) -> Iterator[str]:
-    """Why a pod does not run, the nearest cause first."""
+    """Yield why a pod does not run, the nearest cause first: what its containers wait for, then its conditions that
+    are False."""
     statuses = entries(raw, "status", "initContainerStatuses") + entries(raw, "status", "containerStatuses")
     for status in statuses:
         waiting = section(status, "state", "waiting")
         if waiting:
-            said = text(waiting, "message")
-            yield text(waiting, "reason") + (f": {said[:120]}" if said else "")
+            message = text(waiting, "message")
+            yield text(waiting, "reason") + (f": {message[:120]}" if message else "")
     for condition in entries(raw, "status", "conditions"):
         if condition.get("status") == "False" and condition.get("message"):
             yield f"{text(condition, 'reason')}: {text(condition, 'message')[:160]}"
