@@ -15,6 +15,7 @@ Compute capabilities: NVIDIA's "CUDA GPU compute capability" table.
 """
 
 import re
+from dataclasses import replace
 from typing import Literal
 
 from gpusharing.planning.vocabulary.values import value
@@ -165,16 +166,13 @@ def _card(
     memory_gb: int,
     family: tuple[_Shape, ...],
     source: Provenance,
-    *,
-    memory_mib: int | None = None,
-    nvml_counts_wrong: bool = False,
 ) -> Card:
-    """One entry. ``device_ids``: PCI device ids in hex, separated by spaces; the vendor is NVIDIA (10DE)."""
+    """Return the entry of a card model, without the two facts that only a real card shows: `memory_mib` and
+    `nvml_counts_wrong`. `device_ids` holds its PCI device ids in hex, separated by spaces; the vendor is NVIDIA (10DE).
+    """
     pci = tuple(f"0x{device}10DE" for device in device_ids.split())
     profiles = tuple(shape.on(memory_gb) for shape in family)
-    return Card(
-        key, products, pci, compute_capability, memory_gb, profiles, source, memory_mib, nvml_counts_wrong
-    )
+    return Card(key, products, pci, compute_capability, memory_gb, profiles, source)
 
 
 _NO_MIG = Provenance(
@@ -186,11 +184,14 @@ _SEEN_WITHOUT_MIG = Provenance("real", "unknown", "unknown", "report of a real n
 
 CARDS: tuple[Card, ...] = (
     # --- with MIG ---
-    _card("a30", ("NVIDIA A30",), "20B7", (8, 0), 24, _A30, _CAPTURED, nvml_counts_wrong=True),
-    _card(
-        "a100-40gb",
-        ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB", "NVIDIA A800 40GB"),
-        "20B0 20B1 20F1 20F6", (8, 0), 40, _SEVEN_SLICE, _CAPTURED, memory_mib=40960,
+    replace(_card("a30", ("NVIDIA A30",), "20B7", (8, 0), 24, _A30, _CAPTURED), nvml_counts_wrong=True),
+    replace(
+        _card(
+            "a100-40gb",
+            ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB", "NVIDIA A800 40GB"),
+            "20B0 20B1 20F1 20F6", (8, 0), 40, _SEVEN_SLICE, _CAPTURED,
+        ),
+        memory_mib=40960,
     ),
     _card(
         "a100-80gb",
@@ -201,10 +202,13 @@ CARDS: tuple[Card, ...] = (
         "pg506-96gb", (), "20B6", (8, 0), 96, _SEVEN_SLICE,
         Provenance("cfg", "family", "family", "mig-parted: an A100-class board; no product name seen", "cfg"),
     ),
-    _card(
-        "h100-80gb",
-        ("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA H800", "NVIDIA H800 PCIe"),
-        "2330 2331 2324 2322", (9, 0), 80, _SEVEN_SLICE, _CAPTURED, memory_mib=81559,
+    replace(
+        _card(
+            "h100-80gb",
+            ("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA H800", "NVIDIA H800 PCIe"),
+            "2330 2331 2324 2322", (9, 0), 80, _SEVEN_SLICE, _CAPTURED,
+        ),
+        memory_mib=81559,
     ),
     _card(
         "h100-nvl-94gb", ("NVIDIA H100 NVL", "NVIDIA H800 NVL"),
@@ -216,25 +220,34 @@ CARDS: tuple[Card, ...] = (
         Provenance("real", "real", "family", "capture -lgip of a GH200; H20: vGPU guide, ids unseen", "real"),
     ),
     _card("gh200-144gb", ("NVIDIA GH200 144G HBM3e",), "2348", (9, 0), 144, _SEVEN_SLICE, _CONFIG_ONLY),
-    _card(
-        "h200-141gb", ("NVIDIA H200", "NVIDIA H200 NVL"),
-        "2335 233B", (9, 0), 141, _SEVEN_SLICE,
-        Provenance("doc", "family", "family", "guide; mig-parted; a capture confirms ids 19, 20, 14 and 0", "real"),
+    replace(
+        _card(
+            "h200-141gb", ("NVIDIA H200", "NVIDIA H200 NVL"),
+            "2335 233B", (9, 0), 141, _SEVEN_SLICE,
+            Provenance("doc", "family", "family", "guide; mig-parted; a capture confirms ids 19, 20, 14 and 0", "real"),
+        ),
         memory_mib=143771,
     ),
-    _card(
-        "b200-180gb", ("NVIDIA B200",), "2901", (10, 0), 180, _SEVEN_SLICE,
-        Provenance("doc", "family", "family", "guide; mig-parted; report of a real node", "real"),
+    replace(
+        _card(
+            "b200-180gb", ("NVIDIA B200",), "2901", (10, 0), 180, _SEVEN_SLICE,
+            Provenance("doc", "family", "family", "guide; mig-parted; report of a real node", "real"),
+        ),
         memory_mib=183359,
     ),
-    _card(
-        "gb200-186gb", ("NVIDIA GB200",), "2941", (10, 0), 186, _SEVEN_SLICE,
-        Provenance("cfg", "family", "family", "mig-parted; report of a real node", "real"), memory_mib=189471,
+    replace(
+        _card(
+            "gb200-186gb", ("NVIDIA GB200",), "2941", (10, 0), 186, _SEVEN_SLICE,
+            Provenance("cfg", "family", "family", "mig-parted; report of a real node", "real"),
+        ),
+        memory_mib=189471,
     ),
     _card("b300-269gb", ("NVIDIA B300 SXM6 AC",), "3182", (10, 3), 269, _SEVEN_SLICE, _CONFIG_ONLY),
-    _card(
-        "gb300-278gb", ("NVIDIA GB300",), "31C2", (10, 3), 278, _SEVEN_SLICE,
-        Provenance("doc", "doc", "family", "playbook; mig-parted; report of a real node", "real"),
+    replace(
+        _card(
+            "gb300-278gb", ("NVIDIA GB300",), "31C2", (10, 3), 278, _SEVEN_SLICE,
+            Provenance("doc", "doc", "family", "playbook; mig-parted; report of a real node", "real"),
+        ),
         memory_mib=284208,
     ),
     _card(
@@ -263,8 +276,8 @@ CARDS: tuple[Card, ...] = (
         Provenance("doc", "unknown", "unknown", "guide; at most one compute and one graphics instance coexist"),
     ),
     # --- without MIG: NVML answers NOT_SUPPORTED to the MIG mode ---
-    _card("t4", ("Tesla T4",), "1EB8", (7, 5), 16, (), _SEEN_WITHOUT_MIG, memory_mib=15360),
-    _card("l40s", ("NVIDIA L40S",), "26B9", (8, 9), 48, (), _SEEN_WITHOUT_MIG, memory_mib=46068),
+    replace(_card("t4", ("Tesla T4",), "1EB8", (7, 5), 16, (), _SEEN_WITHOUT_MIG), memory_mib=15360),
+    replace(_card("l40s", ("NVIDIA L40S",), "26B9", (8, 9), 48, (), _SEEN_WITHOUT_MIG), memory_mib=46068),
     _card("l40", ("NVIDIA L40",), "26B5", (8, 9), 48, (), _NO_MIG),
     _card("l4", ("NVIDIA L4",), "27B8", (8, 9), 24, (), _NO_MIG),
     _card("a10", ("NVIDIA A10", "NVIDIA A10G"), "2236 2237", (8, 6), 24, (), _NO_MIG),
