@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import NAMESPACE_OID, uuid5
 
-from gpusharing.agent.podresources import Held
+from gpusharing.agent.podresources import PodDevices
 from gpusharing.api import names
 from hack import launch
 from hack.bench.divide import INSTANCES
@@ -113,8 +113,8 @@ def occupied(machine: Simulator, folder: Path) -> Iterator[SeenTenants]:
     logs, socket = folder / "logs", folder / "kubelet.sock"
     for tenant in found:
         (logs / f"{tenant.namespace}_{tenant.pod}_{tenant.uid}").mkdir(parents=True)
-    held = [Held(each.namespace, each.pod, each.resource, (each.device,)) for each in found]
-    others = [Held("kube-system", f"other-{number}", "", ()) for number in range(OTHER_PODS)]
+    held = [PodDevices(each.namespace, each.pod, each.resource, (each.device,)) for each in found]
+    others = [PodDevices("kube-system", f"other-{number}", "", ()) for number in range(OTHER_PODS)]
     offered = [(each.resource, each.device) for each in found]
     environment = {"POD_RESOURCES_SOCKET": str(socket), "POD_LOGS": str(logs)}
     with kubeletsocket.serving(socket, [*held, *others], offered), _computing(machine, found) as attributed:

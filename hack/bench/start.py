@@ -6,7 +6,7 @@ There is no node software here, since nothing changes: the reports of the agents
 import time
 from collections.abc import Iterator
 
-from gpusharing.agent.observation import Observation, requested
+from gpusharing.agent.observation import Observation, request_of
 from gpusharing.agent.podresources import Holdings
 from hack.bench.large import as_kubelets_report
 from hack.bench.machine import cpu_ms, read_metric, rss_mib
@@ -64,7 +64,7 @@ def _report(testbed: Testbed, count: int, seconds: float) -> None:
 def _observe(testbed: Testbed, raw: Object) -> None:
     name = raw["metadata"]["name"]
     gpus = SimulatedGPUs(name, [PRODUCT] * GPUS)
-    seen = Observation.after(requested(raw), gpus.read(), simulated=True).held_by(Holdings({}, 0))
+    seen = Observation.after(request_of(raw), gpus.read(), simulated=True).held_by(Holdings({}, 0))
     testbed.api.merge_patch(f"{GPUNODES}/{name}/status", seen.patch(raw) or {})
 
 

@@ -10,7 +10,7 @@ from itertools import count
 from typing import TypeAlias
 
 from gpusharing.agent.library import PodID, ProcessUse
-from gpusharing.agent.podresources import Held, Holdings
+from gpusharing.agent.podresources import Holdings
 from gpusharing.agent.usage import base
 from gpusharing.api.gpunode import GPU
 from gpusharing.api.names import RESOURCE_GPU, is_gpu_resource

@@ -23,7 +23,6 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, Event, PingAckReceived, RequestReceived, StreamEnded
 
 from gpusharing.agent.kubelet import ALLOCATABLE, LIST
-from gpusharing.agent.podresources import Held
 
 Body: TypeAlias = bytes | Callable[[], bytes]
 """A response, or a function that makes it at each call."""

@@ -87,7 +87,7 @@ def test_memory_in_use_is_about_that_of_nvidia_smi(reading: Reading) -> None:
 
 
 def test_of_a_gpu_with_mig_on_no_sm_time_is_told(reading: Reading) -> None:
-    assert not [use for use in reading.use.devices if use.instance is not None and use.tells_sm]
+    assert not [use for use in reading.use.devices if use.instance is not None and use.reports_sm]
 
 
 def test_readings_are_stable_and_cheap(reading: Reading) -> None:

@@ -11,7 +11,7 @@ from hack.sim.kubeletsocket import allocatable, field, framed, listed, varint
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.agent.kubelet import ALLOCATABLE, LIST, KubeletPodResources
-from gpusharing.agent.podresources import Answers, Held, Holdings, PodResourcesUnavailable
+from gpusharing.agent.podresources import Answers, Holdings, PodDevices, PodResourcesUnavailable
 
 
 def pod(name: str, *devices: tuple[str, Iterable[str]]) -> bytes:
@@ -40,9 +40,9 @@ HELD = Holdings(
     {"nvidia.com/gpu": 2, "nvidia.com/mig-3g.40gb": 2},
     3,
     (
-        Held("default", "shared", "nvidia.com/gpu", ("GPU-1::0",)),
-        Held("default", "shared-2", "nvidia.com/gpu", ("GPU-1::1",)),
-        Held("default", "train", "nvidia.com/mig-3g.40gb", ("MIG-1", "MIG-2")),
+        PodDevices("default", "shared", "nvidia.com/gpu", ("GPU-1::0",)),
+        PodDevices("default", "shared-2", "nvidia.com/gpu", ("GPU-1::1",)),
+        PodDevices("default", "train", "nvidia.com/mig-3g.40gb", ("MIG-1", "MIG-2")),
     ),
 )
 OFFERED = b"".join(
@@ -80,12 +80,12 @@ class Kubelet(kubeletsocket.Kubelet):
 
 @asynccontextmanager
 async def serving(
-    tmp_path: Path, kubelet: Kubelet, offered_timeout: float = 60.0
+    tmp_path: Path, kubelet: Kubelet, allocatable_timeout: float = 60.0
 ) -> AsyncIterator[KubeletPodResources]:
     """A client of a running server."""
     path = tmp_path / "kubelet.sock"
     async with await asyncio.start_unix_server(kubelet.serve, path):
-        client = KubeletPodResources(path, timeout=60.0, offered_timeout=offered_timeout)
+        client = KubeletPodResources(path, timeout=60.0, allocatable_timeout=allocatable_timeout)
         with closing(client):
             yield client
         await asyncio.gather(*kubelet.connections)
@@ -102,12 +102,12 @@ async def test_devices_and_pods_are_counted(tmp_path: Path) -> None:
 
 async def test_what_there_is_to_hold_is_told_device_by_device(tmp_path: Path) -> None:
     async with serving(tmp_path, Kubelet(framed(RESPONSE), allocatable=framed(OFFERED))) as client:
-        offered = (await client.read()).offered
+        offered = (await client.read()).allocatable
     assert offered == tuple(("nvidia.com/gpu", f"GPU-1::{number}") for number in range(3))
 
 
 @pytest.mark.parametrize(
-    ("kubelet", "offered_timeout"),
+    ("kubelet", "allocatable_timeout"),
     [
         (Kubelet(framed(RESPONSE), instead=b""), 0.5),
         (Kubelet(framed(RESPONSE), allocatable=framed(b"\x0b")), 60.0),
@@ -116,9 +116,9 @@ async def test_what_there_is_to_hold_is_told_device_by_device(tmp_path: Path) ->
     ids=["never comes", "is no protobuf", "is cut short"],
 )
 async def test_who_holds_what_is_known_also_where_the_answer_on_what_there_is(
-    tmp_path: Path, kubelet: Kubelet, offered_timeout: float
+    tmp_path: Path, kubelet: Kubelet, allocatable_timeout: float
 ) -> None:
-    async with serving(tmp_path, kubelet, offered_timeout) as client:
+    async with serving(tmp_path, kubelet, allocatable_timeout) as client:
         assert await client.read() == HELD
 
 
@@ -129,10 +129,10 @@ async def test_a_connection_that_breaks_off_into_something_else_proves_nothing(t
 
 
 async def test_the_stand_in_is_asked_from_a_thread_as_a_kubelet_is(tmp_path: Path) -> None:
-    held = (Held("a", "train", "nvidia.com/gpu", ("GPU-1", "GPU-2")), Held("a", "web", "", ()))
+    held = (PodDevices("a", "train", "nvidia.com/gpu", ("GPU-1", "GPU-2")), PodDevices("a", "web", "", ()))
     offered = tuple(("nvidia.com/gpu", f"GPU-{number}") for number in range(3))
     with kubeletsocket.serving(tmp_path / "kubelet.sock", held, offered):
-        client = KubeletPodResources(tmp_path / "kubelet.sock", timeout=60, offered_timeout=60)
+        client = KubeletPodResources(tmp_path / "kubelet.sock", timeout=60, allocatable_timeout=60)
         with closing(client):
             told = await client.read()
             assert await client.read() is told, "in another order it says the same"
@@ -151,7 +151,7 @@ async def test_an_answer_larger_than_the_flow_control_window_arrives_whole(tmp_p
     assert len(many) > 500_000
     async with serving(tmp_path, Kubelet(framed(many))) as client:
         told = await client.read()
-    assert (told.allocated, told.pods, len(told.held)) == ({"nvidia.com/gpu": 1000}, 1000, 1000)
+    assert (told.allocated, told.pods, len(told.by_pod)) == ({"nvidia.com/gpu": 1000}, 1000, 1000)
 
 
 async def test_no_pods_hold_nothing(tmp_path: Path) -> None:

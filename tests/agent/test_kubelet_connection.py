@@ -13,14 +13,14 @@ from tests.agent.test_kubelet import Kubelet
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.agent.kubelet import KubeletPodResources
-from gpusharing.agent.podresources import Held, PodResourcesUnavailable
+from gpusharing.agent.podresources import PodDevices, PodResourcesUnavailable
 
 PATIENCE = 60.0
 
 
 def holding(*pods: str) -> bytes:
     """The kubelet's answer: each of these holds a GPU."""
-    return framed(listed(Held("default", pod, "nvidia.com/gpu", (f"GPU-{pod}",)) for pod in pods))
+    return framed(listed(PodDevices("default", pod, "nvidia.com/gpu", (f"GPU-{pod}",)) for pod in pods))
 
 
 def offering(*devices: str) -> bytes:
@@ -33,7 +33,7 @@ class Node:
 
     def __init__(self, folder: Path) -> None:
         self.socket = folder / "kubelet.sock"
-        self.client = KubeletPodResources(self.socket, timeout=PATIENCE, offered_timeout=PATIENCE)
+        self.client = KubeletPodResources(self.socket, timeout=PATIENCE, allocatable_timeout=PATIENCE)
         self.pods: Sequence[str] = ("a",)
         self.devices: Sequence[str] = ("GPU-a", "GPU-b")
         self.kubelet = self._new()
@@ -62,7 +62,7 @@ class Node:
     async def told(self) -> tuple[list[str], int]:
         """Pods that hold something, and how much there is to hold."""
         found = await self.client.read()
-        return [held.pod for held in found.held], len(found.offered or ())
+        return [held.pod for held in found.by_pod], len(found.allocatable or ())
 
     @property
     def connections(self) -> int:
@@ -165,7 +165,7 @@ async def test_a_ping_between_two_turns_is_answered_over_the_connection_that_sta
 ) -> None:
     kubelet, path = Talkative(holding("a"), allocatable=offering("GPU-a")), tmp_path / "kubelet.sock"
     async with await asyncio.start_unix_server(kubelet.serve, path):
-        with closing(KubeletPodResources(path, timeout=PATIENCE, offered_timeout=PATIENCE)) as client:
+        with closing(KubeletPodResources(path, timeout=PATIENCE, allocatable_timeout=PATIENCE)) as client:
             first = await client.read()
             kubelet.agent.write(PING)
             await asyncio.sleep(1)
@@ -227,7 +227,7 @@ async def test_who_is_let_down_in_the_middle_of_a_call_asks_anew_in_the_same_tur
     kubelet = Fickle(last_words)
     path = tmp_path / "kubelet.sock"
     async with await asyncio.start_unix_server(kubelet.serve, path):
-        with closing(KubeletPodResources(path, timeout=PATIENCE, offered_timeout=PATIENCE)) as client:
+        with closing(KubeletPodResources(path, timeout=PATIENCE, allocatable_timeout=PATIENCE)) as client:
             first = await client.read()
             assert await client.read() is first
         assert len(kubelet.connections) == 2
@@ -238,9 +238,9 @@ async def test_after_a_turn_that_was_given_up_the_next_one_begins_anew(tmp_path:
     kubelet = Kubelet(holding("a"), instead=b"")
     path = tmp_path / "kubelet.sock"
     async with await asyncio.start_unix_server(kubelet.serve, path):
-        with closing(KubeletPodResources(path, timeout=PATIENCE, offered_timeout=0.01)) as client:
+        with closing(KubeletPodResources(path, timeout=PATIENCE, allocatable_timeout=0.01)) as client:
             for _ in range(2):
-                assert (await client.read()).offered is None
+                assert (await client.read()).allocatable is None
         await asyncio.gather(*kubelet.connections)
         assert len(kubelet.connections) == 2
 

@@ -38,7 +38,7 @@ class Bench:
         clock, test = asyncio.get_running_loop().time, asyncio.current_task()
         assert test is not None
         loop = AgentLoop(
-            self.node.name, self.node.client, self.gpus, self.pods, settings, clock=clock, jitter=lambda: 1.0
+            self.node.name, self.node.client, self.gpus, self.pods, replace(settings, jitter=0.0), clock=clock
         )
         task = asyncio.create_task(loop.run())
         task.add_done_callback(lambda ended: ended.cancelled() or test.cancel())
@@ -231,7 +231,7 @@ async def test_an_end_never_comes_before_the_server_knows_why(bench: Bench) -> N
     bench.node.ask("r1")
     bench.gpus.fail(Replaced("another driver"))
     bench.node.cluster.faults.fail("patch", GPUNODES, Unavailable("connection refused"), times=3)
-    loop = AgentLoop("gpu-01", bench.node.client, bench.gpus, bench.pods, PROMPT, jitter=lambda: 1.0)
+    loop = AgentLoop("gpu-01", bench.node.client, bench.gpus, bench.pods, PROMPT)
     with pytest.raises(RestartNeeded):
         await loop.run()
     assert bench.gpus.readings == 4

@@ -13,7 +13,7 @@ from tests.fakes.virtualtime import virtually
 from gpusharing.agent.library import Replaced
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.own import OwnNode
-from gpusharing.agent.podresources import Held, Holdings
+from gpusharing.agent.podresources import Holdings, PodDevices
 from gpusharing.kube.client import GPUNODES, ApiRequest, WatchEvent
 from gpusharing.kube.errors import Unavailable
 from gpusharing.kube.passing import PassingClient
@@ -124,14 +124,14 @@ async def test_the_meter_follows_who_holds_what_though_the_kubelet_never_says_wh
     async with bench.running(METERED) as loop:
         await bench.node.answered("r1")
         (gpu,) = bench.gpus.read().gpus
-        bench.pods.holdings = Holdings(held=(Held("team-a", "train", RESOURCE, (gpu.uuid,)),))
+        bench.pods.holdings = Holdings(by_pod=(PodDevices("team-a", "train", RESOURCE, (gpu.uuid,)),))
         await loop.cycle()
         await asyncio.sleep(10)
         bench.pods.unavailable = "no socket"
         await loop.cycle()
         await asyncio.sleep(10)
         await loop.cycle()
-        held = {account.namespace: seconds for account, seconds in loop.meter.metered.held.items()}
+        held = {account.namespace: seconds for account, seconds in loop.meter.metered.allocated.items()}
         assert held == {"team-a": 20.0}, "a kubelet that is away changes nothing"
 
 
@@ -139,7 +139,7 @@ async def test_the_meter_follows_who_holds_what_though_the_kubelet_never_says_wh
 async def test_the_meter_follows_the_gpus_and_the_quiet_of_a_change_though_nothing_is_held() -> None:
     bench = Bench()
     (gpu,) = bench.gpus.read().gpus
-    bench.pods.holdings = Holdings(offered=((RESOURCE, gpu.uuid),))
+    bench.pods.holdings = Holdings(allocatable=((RESOURCE, gpu.uuid),))
     bench.node.ask("r1")
     async with bench.running(METERED) as loop:
         await bench.node.answered("r1")

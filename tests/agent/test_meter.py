@@ -17,16 +17,16 @@ from gpusharing.agent.library import LibraryError, Reading, unreachable
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.meter import (
     LAG,
-    NO_OFFERS,
+    NONE_ALLOCATABLE,
     NOTHING,
     Account,
+    AllocatableSlices,
     Allotment,
     Meter,
-    Offers,
-    last_offers,
-    standing,
+    allotment_of,
+    last_allocatable,
 )
-from gpusharing.agent.podresources import Held, Holdings
+from gpusharing.agent.podresources import Holdings, PodDevices
 
 H100 = "NVIDIA H100 80GB HBM3"
 SMALL, LARGE, SHARED = "nvidia.com/mig-1g.10gb", "nvidia.com/mig-3g.40gb", "nvidia.com/gpu.shared"
@@ -69,27 +69,27 @@ def devices(reading: Reading, replicas: int = 1) -> list[tuple[str, str]]:
 def handed_out(offered: Sequence[tuple[str, str]], tenants: Sequence[str]) -> Holdings:
     """The first devices go to these namespaces, in their order; "" holds nothing."""
     held = [
-        Held(tenant, "pod", resource, (device,))
+        PodDevices(tenant, "pod", resource, (device,))
         for tenant, (resource, device) in zip(tenants, offered, strict=False)
         if tenant
     ]
-    return Holdings(held=tuple(held), offered=tuple(offered))
+    return Holdings(by_pod=tuple(held), allocatable=tuple(offered))
 
 
 def now(reading: Reading, holdings: Holdings, *, changing: bool = False) -> Allotment:
     """How things stand on a node of pool-b."""
-    return standing(reading, holdings, "pool-b", changing=changing)
+    return allotment_of(reading, holdings, "pool-b", changing=changing)
 
 
 def total(stands: Allotment) -> Fraction:
     """The four parts together."""
-    return sum(stands.held.values(), sum(stands.idle.values(), stands.stranded + stands.transition))
+    return sum(stands.allocated.values(), sum(stands.idle.values(), stands.stranded + stands.transition))
 
 
 def test_a_whole_gpu_is_its_holders_or_idle() -> None:
     reading = machine((), ())
     stands = now(reading, handed_out(devices(reading), ["team-a"]))
-    assert stands.held == {("team-a", "nvidia.com/gpu"): 1}
+    assert stands.allocated == {("team-a", "nvidia.com/gpu"): 1}
     assert stands.idle == {"nvidia.com/gpu": 1}
     assert stands.stranded == 0
     assert stands.gpus == 2
@@ -99,7 +99,7 @@ def test_instances_are_held_idle_or_stranded_by_their_share_of_the_gpu() -> None
     reading = machine(("2g.20gb",) * 3)
     stands = now(reading, handed_out(devices(reading), ["team-a", "team-b"]))
     resource = "nvidia.com/mig-2g.20gb"
-    assert stands.held == {("team-a", resource): Fraction(2, 7), ("team-b", resource): Fraction(2, 7)}
+    assert stands.allocated == {("team-a", resource): Fraction(2, 7), ("team-b", resource): Fraction(2, 7)}
     assert stands.idle == {resource: Fraction(2, 7)}
     assert stands.stranded == Fraction(1, 7)
 
@@ -110,42 +110,42 @@ def test_replicas_of_a_shared_device_are_equal_parts_of_it(layout: tuple[str, ..
     stands = now(reading, handed_out(devices(reading, 4), ["team-a", "team-b", "team-a"]))
     resource = devices(reading, 4)[0][0]
     whole = Fraction(1, 2) if layout else Fraction(1)
-    assert stands.held == {("team-a", resource): whole / 2, ("team-b", resource): whole / 4}
+    assert stands.allocated == {("team-a", resource): whole / 2, ("team-b", resource): whole / 4}
     assert stands.idle == {resource: whole / 4}
 
 
 def test_of_a_node_in_the_middle_of_a_change_only_what_is_held_is_somebodys() -> None:
     reading = machine(("3g.40gb", "3g.40gb"), ())
     stands = now(reading, handed_out(devices(reading), ["team-a"]), changing=True)
-    assert (stands.held, stands.idle) == ({("team-a", LARGE): Fraction(1, 2)}, {})
+    assert (stands.allocated, stands.idle) == ({("team-a", LARGE): Fraction(1, 2)}, {})
     assert stands.stranded == 0
     assert stands.transition == Fraction(3, 2)
 
 
 def test_a_slice_that_is_held_though_it_is_sick_is_still_its_holders() -> None:
     reading = machine(())
-    stands = now(reading, replace(handed_out(devices(reading), ["team-a"]), offered=()))
-    assert stands.held == {("team-a", "nvidia.com/gpu"): 1}
+    stands = now(reading, replace(handed_out(devices(reading), ["team-a"]), allocatable=()))
+    assert stands.allocated == {("team-a", "nvidia.com/gpu"): 1}
 
 
 def test_a_gpu_that_nobody_is_offered_is_stranded() -> None:
-    assert now(machine(()), Holdings(offered=())).stranded == 1
+    assert now(machine(()), Holdings(allocatable=())).stranded == 1
 
 
 def test_without_what_there_is_to_hold_a_device_is_its_holders_in_equal_parts() -> None:
     reading = machine(())
-    holdings = replace(handed_out(devices(reading, 4), ["team-a", "team-b"]), offered=None)
-    assert set(now(reading, holdings).held.values()) == {Fraction(1, 2)}
+    holdings = replace(handed_out(devices(reading, 4), ["team-a", "team-b"]), allocatable=None)
+    assert set(now(reading, holdings).allocated.values()) == {Fraction(1, 2)}
 
 
 def test_time_between_two_turns_goes_to_how_things_stood_at_the_first() -> None:
     reading, meter = machine(()), Meter(lag=0)
     meter.turn(100.0, now(reading, handed_out(devices(reading), ["team-a"])))
     account = Account("pool-b", "team-a", "nvidia.com/gpu")
-    assert meter.metered.held == {account: 0.0}
+    assert meter.metered.allocated == {account: 0.0}
     meter.turn(130.0, now(reading, handed_out(devices(reading), [])))
     meter.turn(140.0, None)
-    assert meter.metered.held == {account: 30.0}
+    assert meter.metered.allocated == {account: 30.0}
     assert meter.metered.idle == {("pool-b", "nvidia.com/gpu"): 10.0}
     assert meter.metered.gpus == {"pool-b": 40.0}
 
@@ -157,7 +157,7 @@ def test_what_is_new_is_told_as_0_first_so_that_prometheus_counts_it_from_its_st
     for number in range(12):
         tenants = ["team-a"] if number >= 4 else []
         meter.turn(30.0 * number, now(reading, handed_out(devices(reading), tenants)))
-        told.append((meter.metered.gpus["pool-b"], meter.metered.held.get(account)))
+        told.append((meter.metered.gpus["pool-b"], meter.metered.allocated.get(account)))
     assert [held for _, held in told] == [None] * 4 + [0, 0, 0, 90, 120, 150, 180, 210]
     assert [gpus for gpus, _ in told] == [0, 0, 0, 90, 120, 120, 120, 210, 240, 270, 300, 330]
 
@@ -168,12 +168,12 @@ def test_the_sum_of_a_policy_is_dropped_after_its_last_part() -> None:
     one = Allotment("p", 1, {}, {}, Fraction(1), NOTHING)
     other = replace(one, policy="q")
     meter.turn(0.0, one)
-    meter.turn(100.0, replace(one, held={("team-a", SMALL): Fraction(1)}, stranded=NOTHING))
+    meter.turn(100.0, replace(one, allocated={("team-a", SMALL): Fraction(1)}, stranded=NOTHING))
     meter.turn(102.0, other)
     assert meter.metered.gpus == {"p": 100.0, "q": 0.0}
     meter.turn(200_000.0, other)
     assert list(meter.metered.stranded) == ["q"]
-    assert meter.metered.held == {Account("p", "team-a", SMALL): 2.0}
+    assert meter.metered.allocated == {Account("p", "team-a", SMALL): 2.0}
     assert meter.metered.gpus == {"p": 102.0, "q": 199_898.0}
 
 
@@ -200,7 +200,7 @@ HAPPENINGS = st.lists(
     min_size=2,
     max_size=60,
 )
-FOREIGN = Held("team-d", "pod", SHARED, ("GPU-foreign::1", "GPU-other", ""))
+FOREIGN = PodDevices("team-d", "pod", SHARED, ("GPU-foreign::1", "GPU-other", ""))
 """Of devices that the node has no more, or has under no name."""
 LOST = unreachable(0, "Lost")
 READINGS = {(one, two): machine(one, two) for one in LAYOUTS for two in (LAYOUTS[0], LAYOUTS[2])}
@@ -218,7 +218,7 @@ class Changing:
     """The first GPU cannot be read."""
     gone: bool = False
     """The GPUNode is missing: the agent reads no GPU, and nobody shows it anything."""
-    offers: Offers = field(default_factory=dict)
+    offers: AllocatableSlices = field(default_factory=dict)
     shown: tuple[Reading, str, bool] | None = None
 
     def happen(self, kind: str, layout: int, tenants: Sequence[str], replicas: int) -> None:
@@ -229,9 +229,9 @@ class Changing:
             case "pods":
                 self.holdings = handed_out(devices(self.reading, replicas), tenants)
             case "foreign":
-                self.holdings = replace(self.holdings, held=(*self.holdings.held, FOREIGN))
+                self.holdings = replace(self.holdings, by_pod=(*self.holdings.by_pod, FOREIGN))
             case "sick":
-                self.holdings = replace(self.holdings, offered=())
+                self.holdings = replace(self.holdings, allocatable=())
             case "quiet":
                 self.changing = not self.changing
             case "policy":
@@ -241,7 +241,7 @@ class Changing:
             case "gone":
                 self.gone = not self.gone
             case "restart":
-                self.offers, self.gone = NO_OFFERS, False
+                self.offers, self.gone = NONE_ALLOCATABLE, False
 
     def stands(self) -> Allotment:
         """As the agent has it, to the last fraction."""
@@ -249,10 +249,12 @@ class Changing:
             gpus = (LOST, self.reading.gpus[1]) if self.lost else self.reading.gpus
             self.shown = replace(self.reading, gpus=gpus), self.policy, self.changing
         reading, policy, changing = self.shown
-        self.offers = last_offers(reading, self.holdings, self.offers)
-        stands = standing(reading, self.holdings, policy, changing=changing, known=self.offers)
+        self.offers = last_allocatable(reading, self.holdings, self.offers)
+        stands = allotment_of(reading, self.holdings, policy, changing=changing, known=self.offers)
         assert total(stands) == 2
-        assert min((*stands.held.values(), *stands.idle.values(), stands.stranded, stands.transition)) >= 0
+        assert (
+            min((*stands.allocated.values(), *stands.idle.values(), stands.stranded, stands.transition)) >= 0
+        )
         return stands
 
 
@@ -303,14 +305,14 @@ def lived(begun: float | None, scraped: float) -> float:
 def keys_of(meter: Meter) -> set[object]:
     """What is told separately."""
     told = meter.metered
-    return {*told.held, *told.idle, *told.stranded}
+    return {*told.allocated, *told.idle, *told.stranded}
 
 
 def sum_of(meter: Meter) -> float:
     """The four parts together, in GPU-seconds."""
     metered = meter.metered
     parts: tuple[Mapping[Any, float], ...] = (
-        metered.held,
+        metered.allocated,
         metered.idle,
         metered.stranded,
         metered.transition,
@@ -332,16 +334,16 @@ def test_a_tenant_is_billed_what_it_held_but_for_one_turn_at_each_coming_and_goi
         clock += seconds
         if clock == seconds:
             truth = allowed = 0.0
-        meter.turn(clock, standing(reading, handed_out(offered, [tenant]), "p", changing=False))
+        meter.turn(clock, allotment_of(reading, handed_out(offered, [tenant]), "p", changing=False))
         before = tenant
-    billed = sum(meter.metered.held.values())
+    billed = sum(meter.metered.allocated.values())
     assert abs(billed - truth) <= allowed / 2 + 1e-9
 
 
 def told(loop: AgentLoop) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
     """GPU-seconds by namespace, idle by policy, and in transition by policy."""
     metered = loop.meter.metered
-    held = {account.namespace: seconds for account, seconds in metered.held.items()}
+    held = {account.namespace: seconds for account, seconds in metered.allocated.items()}
     return held, {policy: seconds for (policy, _), seconds in metered.idle.items()}, dict(metered.transition)
 
 
@@ -349,8 +351,8 @@ async def test_the_loop_meters_for_the_policy_and_the_phase_that_the_operator_sh
     node, pods, gpus = OneNode(), FixedPods(), SimulatedGPUs("gpu-01", [H100])
     offered = devices(gpus.read())
     clock = [0.0]
-    settings = LoopSettings(interval=3600.0, meter_lag=0)
-    loop = AgentLoop("gpu-01", node.client, gpus, pods, settings, clock=lambda: clock[0], jitter=lambda: 1.0)
+    settings = LoopSettings(interval=3600.0, meter_lag=0, jitter=0)
+    loop = AgentLoop("gpu-01", node.client, gpus, pods, settings, clock=lambda: clock[0])
 
     async def turn(number: int, at: float, holdings: Holdings, **transition: str) -> None:
         """One turn at this time; the operator shows this of the node."""

@@ -34,7 +34,7 @@ def losses(every: float, comes: int) -> Iterator[tuple[float, float]]:
             while turns and turns[0][0] <= scraped:
                 meter.turn(*turns.pop(0))
             if meter.metered.gpus and scraped > LAG + TURN:
-                tenant = meter.metered.held.get(Account("pool-b", "team-a", RESOURCE), 0.0)
+                tenant = meter.metered.allocated.get(Account("pool-b", "team-a", RESOURCE), 0.0)
                 yield ended - meter.metered.gpus["pool-b"], max(0.0, ended - since) - tenant
 
 

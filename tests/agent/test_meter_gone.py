@@ -14,11 +14,11 @@ async def test_time_without_a_gpunode_goes_to_those_who_held_the_gpu_meanwhile()
     """It went to the last tenant that was known before."""
     node, pods, gpus, clock = OneNode(), FixedPods(), SimulatedGPUs("gpu-01", [H100]), [0.0]
     offered = devices(gpus.read())
-    settings = LoopSettings(interval=0.001, meter_lag=0)
-    loop = AgentLoop("gpu-01", node.client, gpus, pods, settings, clock=lambda: clock[0], jitter=lambda: 1.0)
+    settings = LoopSettings(interval=0.001, meter_lag=0, jitter=0)
+    loop = AgentLoop("gpu-01", node.client, gpus, pods, settings, clock=lambda: clock[0])
 
     def told() -> dict[tuple[str, str], float]:
-        return {(one.policy, one.namespace): seconds for one, seconds in loop.meter.metered.held.items()}
+        return {(one.policy, one.namespace): seconds for one, seconds in loop.meter.metered.allocated.items()}
 
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(loop.run())

@@ -34,7 +34,7 @@ def test_a_whole_gpu_tells_memory_and_sm_time_of_each_process(machine: Simulator
     busy, idle = told["devices"]
     assert (busy["gpu"], busy["memory_used"] // MIB, busy["instance"]) == (0, 21_000, None)
     assert busy["memory"] // MIB == 81_559
-    assert (idle["gpu"], idle["memory_used"], idle["tells_sm"]) == (1, 0, True)
+    assert (idle["gpu"], idle["memory_used"], idle["reports_sm"]) == (1, 0, True)
     assert {each["device"] for each in told["processes"]} == {busy["uuid"]}
 
 
@@ -51,7 +51,7 @@ def test_of_a_mig_device_memory_is_told_and_sm_time_is_not(machine: Simulator) -
     assert devices[large["uuid"]]["instance"] == large
     assert (devices[large["uuid"]]["memory_used"], devices[small["uuid"]]["memory_used"]) == (9_000 * MIB, 0)
     assert devices[small["uuid"]]["memory"] < 10 * 1024 * MIB
-    assert {device["tells_sm"] for device in devices.values()} == {False}
+    assert {device["reports_sm"] for device in devices.values()} == {False}
 
 
 def test_a_client_of_mps_counts_once_though_it_is_on_two_lists(machine: Simulator) -> None:
@@ -79,7 +79,7 @@ def test_what_cannot_be_told_of_the_use_is_left_out_and_fails_no_reading(
         told = agent.ask("read")
     assert [gpu["access"] for gpu in told["gpus"]] == ["Ok", "Ok"]
     assert taken(told["use"]) == {FIRST: (100, None)}
-    assert {(d["memory"], d["memory_used"], d["tells_sm"]) for d in told["use"]["devices"]} == {
+    assert {(d["memory"], d["memory_used"], d["reports_sm"]) for d in told["use"]["devices"]} == {
         (None, None, False)
     }
 
@@ -89,7 +89,7 @@ def test_without_rights_on_a_divided_gpu_the_sums_over_its_processes_are_not_who
 ) -> None:
     in_process(machine, "partition", "0", "3g.40gb")
     divided, whole = use(machine, "none")["devices"]
-    assert (divided["all_seen"], whole["all_seen"]) == (False, True)
+    assert (divided["all_listed"], whole["all_listed"]) == (False, True)
     assert divided["memory_used"] == 0, "of a MIG device memory takes no right"
 
 

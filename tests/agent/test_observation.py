@@ -11,7 +11,7 @@ from hack.sim.gpu import SimulatedGPUs
 from pydantic import TypeAdapter
 
 from gpusharing.agent.library import Reading, unreachable
-from gpusharing.agent.observation import Observation, requested
+from gpusharing.agent.observation import Observation, request_of
 from gpusharing.agent.podresources import Holdings
 from gpusharing.api.gpunode import GPUNodeSpec, Instance, Observed, Process, RemappedRows, Request
 from gpusharing.api.records import to_wire
@@ -99,9 +99,9 @@ def test_a_status_that_makes_no_sense_is_nothing_known(node: dict[str, Any]) -> 
 
 def test_the_request_is_read_as_the_wire_type_has_it() -> None:
     spec = {"request": {"id": "r7", "quiet": True}}
-    assert TypeAdapter(GPUNodeSpec).validate_python(spec).request == requested({"spec": spec})
-    assert requested({"spec": spec}) == Request("r7", quiet=True)
-    assert requested({}) == Request() == Request("", quiet=False)
+    assert TypeAdapter(GPUNodeSpec).validate_python(spec).request == request_of({"spec": spec})
+    assert request_of({"spec": spec}) == Request("r7", quiet=True)
+    assert request_of({}) == Request() == Request("", quiet=False)
 
 
 def test_the_patch_names_every_key(observation: Observation) -> None:

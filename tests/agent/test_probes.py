@@ -150,7 +150,7 @@ async def test_a_server_ends_beside_an_open_connection_and_its_port_is_free_at_o
 def test_what_a_library_does_not_say_of_a_gpu_is_no_trouble_and_hides_nothing() -> None:
     assert not unreachable(0, "Lost").instances_withheld
     device = DeviceUse(0, "GPU-0", "GPU-0", memory_used=None, memory=None)
-    assert (device.all_seen, device.tells_sm) == (True, False)
+    assert (device.all_listed, device.reports_sm) == (True, False)
 
 
 def test_rows_that_were_remapped_and_neither_wait_nor_failed_leave_a_gpu_healthy() -> None:

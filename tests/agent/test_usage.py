@@ -10,13 +10,13 @@ from tests.fakes.gpus import FixedPods, OneNode, eventually
 
 from gpusharing.agent.library import DeviceUse, PodID, ProcessUse, Use
 from gpusharing.agent.loop import AgentLoop, LoopSettings
-from gpusharing.agent.podresources import Held, Holdings
+from gpusharing.agent.podresources import Holdings, PodDevices
 from gpusharing.agent.usage import MOST_DEVICES, MOST_HOLDERS, MOST_RESOURCES, DeviceUsage, Sum, usage
 from gpusharing.agent.usagemetrics import UsageCollector
 from gpusharing.api.gpunode import Instance
 
 GIB = 1024**3
-GPU = DeviceUse(0, "GPU-0", "GPU-0", 30 * GIB, 80 * GIB, tells_sm=True)
+GPU = DeviceUse(0, "GPU-0", "GPU-0", 30 * GIB, 80 * GIB, reports_sm=True)
 SMALL = DeviceUse(1, "GPU-1", "MIG-a", 0, 10 * GIB, Instance("1g.10gb", 6, 1, 13, "MIG-a"))
 LARGE = DeviceUse(1, "GPU-1", "MIG-b", 7 * GIB, 40 * GIB, Instance("3g.40gb", 0, 4, 2, "MIG-b"))
 TRAIN, SERVE = ("team-a", "train"), ("team-b", "serve")
@@ -24,9 +24,9 @@ TRAIN_ID, SERVE_ID, NAMELESS = PodID("1", *TRAIN), PodID("2", *SERVE), PodID("3"
 MIG = "nvidia.com/mig-3g.40gb"
 
 
-def held(pod: tuple[str, str], resource: str, *devices: str) -> Held:
+def held(pod: tuple[str, str], resource: str, *devices: str) -> PodDevices:
     """Devices in the hands of a pod."""
-    return Held(*pod, resource, devices)
+    return PodDevices(*pod, resource, devices)
 
 
 def offered(resource: str, *devices: str) -> tuple[tuple[str, str], ...]:
@@ -59,7 +59,9 @@ def test_a_whole_gpu_is_one_slice_and_its_process_is_its_holders() -> None:
     use = Use((GPU,), (ProcessUse(1, "GPU-0", 20 * GIB, 60, NAMELESS),))
     registry = told(
         use,
-        Holdings(held=(held(TRAIN, "nvidia.com/gpu", "GPU-0"),), offered=offered("nvidia.com/gpu", "GPU-0")),
+        Holdings(
+            by_pod=(held(TRAIN, "nvidia.com/gpu", "GPU-0"),), allocatable=offered("nvidia.com/gpu", "GPU-0")
+        ),
     )
     assert series(registry, "pod_memory_used_bytes") == {("train", "GPU-0"): 20 * GIB}
     assert series(registry, "pod_sm_ratio") == {("train", "GPU-0"): 0.6}
@@ -73,8 +75,8 @@ def test_a_whole_gpu_is_one_slice_and_its_process_is_its_holders() -> None:
 def test_mig_devices_tell_profile_placement_and_id_and_no_sm_time() -> None:
     use = Use((SMALL, LARGE), (ProcessUse(1, "MIG-b", 7 * GIB, None, TRAIN_ID),))
     holdings = Holdings(
-        held=(held(TRAIN, MIG, "MIG-b"),),
-        offered=(*offered(MIG, "MIG-b"), *offered("nvidia.com/mig-1g.10gb", "MIG-a")),
+        by_pod=(held(TRAIN, MIG, "MIG-b"),),
+        allocatable=(*offered(MIG, "MIG-b"), *offered("nvidia.com/mig-1g.10gb", "MIG-a")),
     )
     registry = told(use, holdings)
     info = {"gpu": "1", "uuid": "MIG-b", "profile": "3g.40gb", "gpu_uuid": "GPU-1"}
@@ -99,8 +101,8 @@ def test_a_shared_device_is_split_by_the_cgroups_of_its_processes(device: Device
         ProcessUse(5, device.uuid, GIB // 2, 0, None),
     )
     holdings = Holdings(
-        held=(held(TRAIN, resource, *replicas[:2]), held(SERVE, resource, replicas[2])),
-        offered=offered(resource, *replicas),
+        by_pod=(held(TRAIN, resource, *replicas[:2]), held(SERVE, resource, replicas[2])),
+        allocatable=offered(resource, *replicas),
     )
     registry = told(Use((device,), processes), holdings)
     assert series(registry, "pod_memory_used_bytes") == {
@@ -115,14 +117,14 @@ def test_a_shared_device_is_split_by_the_cgroups_of_its_processes(device: Device
     assert series(registry, "device_slices_allocated") == {(device.uuid, resource): 3}
     assert series(registry, "device_unattributed_processes") == {(device.uuid,): 2}
     assert series(registry, "device_unattributed_memory_bytes") == {(device.uuid,): 3 * GIB + GIB // 2}
-    shares = {("train", device.uuid): 0.4, ("serve", device.uuid): 0.05} if device.tells_sm else {}
+    shares = {("train", device.uuid): 0.4, ("serve", device.uuid): 0.05} if device.reports_sm else {}
     assert series(registry, "pod_sm_ratio") == shares
 
 
 def test_what_the_host_runs_is_never_put_down_to_the_pod_that_holds_the_gpu() -> None:
     known = usage(
         Use((GPU,), (ProcessUse(1, "GPU-0", GIB, 90, None),)),
-        Holdings(held=(held(TRAIN, "nvidia.com/gpu", "GPU-0"),)),
+        Holdings(by_pod=(held(TRAIN, "nvidia.com/gpu", "GPU-0"),)),
     )
     (holder,) = known.holders
     assert holder.taken == Sum(processes=0, memory=0)
@@ -136,7 +138,7 @@ def test_a_pod_that_computes_without_holding_anything_is_told() -> None:
 
 
 def test_a_pod_that_holds_a_device_and_does_nothing_is_told_with_zeros() -> None:
-    registry = told(Use((GPU,)), Holdings(held=(held(TRAIN, "nvidia.com/gpu", "GPU-0"),)))
+    registry = told(Use((GPU,)), Holdings(by_pod=(held(TRAIN, "nvidia.com/gpu", "GPU-0"),)))
     assert series(registry, "pod_memory_used_bytes") == {("train", "GPU-0"): 0}
     assert series(registry, "pod_processes") == {("train", "GPU-0"): 0}
     assert series(registry, "pod_sm_ratio") == {("train", "GPU-0"): 0}
@@ -150,8 +152,8 @@ def test_memory_that_one_process_does_not_tell_makes_the_pods_unknown() -> None:
 
 
 def test_where_processes_are_not_seen_no_sum_over_them_is_told() -> None:
-    hidden = replace(GPU, all_seen=False)
-    registry = told(Use((hidden,)), Holdings(held=(held(TRAIN, "nvidia.com/gpu", "GPU-0"),)))
+    hidden = replace(GPU, all_listed=False)
+    registry = told(Use((hidden,)), Holdings(by_pod=(held(TRAIN, "nvidia.com/gpu", "GPU-0"),)))
     assert series(registry, "pod_memory_used_bytes") == series(registry, "pod_processes") == {}
     assert series(registry, "device_unattributed_processes") == {}
     assert series(registry, "pod_slices") == {("train", "GPU-0", "nvidia.com/gpu"): 1}
@@ -164,7 +166,7 @@ def test_where_processes_are_not_seen_no_sum_over_them_is_told() -> None:
 def test_pods_whose_processes_nobody_can_name_are_not_told_with_zeros(uids: tuple[str, ...]) -> None:
     resource = "nvidia.com/gpu.shared"
     processes = tuple(ProcessUse(int(uid), "GPU-0", GIB, 45, PodID(uid)) for uid in uids)
-    holdings = Holdings(held=(held(TRAIN, resource, "GPU-0::0"), held(SERVE, resource, "GPU-0::1")))
+    holdings = Holdings(by_pod=(held(TRAIN, resource, "GPU-0::0"), held(SERVE, resource, "GPU-0::1")))
     registry = told(Use((GPU, replace(GPU, gpu=1, uuid="GPU-1")), processes), holdings)
     assert series(registry, "pod_memory_used_bytes") == {}
     assert series(registry, "pod_processes") == {}
@@ -179,14 +181,14 @@ def test_pods_whose_processes_nobody_can_name_are_not_told_with_zeros(uids: tupl
 
 def test_two_pods_without_a_name_are_not_both_put_down_to_the_one_holder() -> None:
     processes = tuple(ProcessUse(int(uid), "GPU-0", GIB, 45, PodID(uid)) for uid in ("3", "4"))
-    registry = told(Use((GPU,), processes), Holdings(held=(held(TRAIN, "nvidia.com/gpu", "GPU-0"),)))
+    registry = told(Use((GPU,), processes), Holdings(by_pod=(held(TRAIN, "nvidia.com/gpu", "GPU-0"),)))
     assert series(registry, "pod_memory_used_bytes") == {}
     assert series(registry, "device_unattributed_memory_bytes") == {("GPU-0",): 2 * GIB}
 
 
 def test_a_pod_without_a_name_is_not_the_holder_whose_own_processes_have_one() -> None:
     processes = (ProcessUse(1, "GPU-0", GIB, 30, TRAIN_ID), ProcessUse(2, "GPU-0", 4 * GIB, 60, NAMELESS))
-    registry = told(Use((GPU,), processes), Holdings(held=(held(TRAIN, "nvidia.com/gpu", "GPU-0"),)))
+    registry = told(Use((GPU,), processes), Holdings(by_pod=(held(TRAIN, "nvidia.com/gpu", "GPU-0"),)))
     assert series(registry, "pod_memory_used_bytes") == {("train", "GPU-0"): GIB}
     assert series(registry, "pod_sm_ratio") == {("train", "GPU-0"): 0.3}
     assert series(registry, "device_unattributed_memory_bytes") == {("GPU-0",): 4 * GIB}
@@ -200,7 +202,7 @@ def test_an_unnamed_pod_hides_only_those_on_its_device_whose_uid_is_not_known() 
         ProcessUse(2, "GPU-1", 2 * GIB, 10, TRAIN_ID),
     )
     holdings = Holdings(
-        held=(
+        by_pod=(
             held(TRAIN, resource, "GPU-0::0", "GPU-1::0"),
             held(SERVE, resource, "GPU-0::1", "GPU-1::1"),
         )
@@ -220,7 +222,7 @@ def test_without_the_kubelet_no_slices_are_told_and_cgroups_still_tell_the_pods(
 
 
 def test_a_kubelet_that_does_not_tell_what_there_is_still_tells_what_is_held() -> None:
-    registry = told(Use((GPU,)), Holdings(held=(held(TRAIN, "nvidia.com/gpu", "GPU-0"),)))
+    registry = told(Use((GPU,)), Holdings(by_pod=(held(TRAIN, "nvidia.com/gpu", "GPU-0"),)))
     assert series(registry, "device_slices") == {}
     assert series(registry, "device_slices_allocated") == {("GPU-0", "nvidia.com/gpu"): 1}
 
@@ -284,7 +286,7 @@ def test_of_the_names_of_a_device_those_that_nobody_holds_are_cut_off_first() ->
     names = [f"nvidia.com/new-{number}" for number in range(4)]
     rows = (held(TRAIN, "nvidia.com/old", "GPU-0::0"), held(SERVE, names[3], "GPU-0::1"))
     there = tuple(pair for name in names for pair in offered(name, "GPU-0::0", "GPU-0::1"))
-    registry = told(Use((GPU,)), Holdings(held=rows, offered=there))
+    registry = told(Use((GPU,)), Holdings(by_pod=rows, allocatable=there))
     assert series(registry, "device_slices_allocated") == {
         ("GPU-0", "nvidia.com/old"): 1,
         ("GPU-0", names[3]): 1,
@@ -310,7 +312,7 @@ def monstrous() -> tuple[Use, Holdings]:
         for number in range(1, 5000)
     )
     xids = tuple((gpu, xid, 1) for gpu in range(2) for xid in range(64))
-    return Use(devices, processes, xids), Holdings(held=rows, offered=tuple(ids))
+    return Use(devices, processes, xids), Holdings(by_pod=rows, allocatable=tuple(ids))
 
 
 def test_the_number_of_series_has_a_bound_whatever_tenants_do() -> None:

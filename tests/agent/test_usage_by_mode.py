@@ -16,7 +16,7 @@ from hack.sim.kubeletsocket import serving
 from prometheus_client.parser import text_string_to_metric_families
 from tests.agent.nvml_machine import finish, in_process, needs_compiler, read, start
 
-from gpusharing.agent.podresources import Held
+from gpusharing.agent.podresources import PodDevices
 from gpusharing.agent.processes import MPS_SERVER
 
 pytestmark = needs_compiler
@@ -112,7 +112,9 @@ class Node:
 
     def told(self) -> "Told":
         """What its agent tells, while a kubelet says which tenant holds what."""
-        held = [Held(pod.namespace, pod.name, self.way.resource, (self._id(pod),)) for pod in (TRAIN, SERVE)]
+        held = [
+            PodDevices(pod.namespace, pod.name, self.way.resource, (self._id(pod),)) for pod in (TRAIN, SERVE)
+        ]
         offered = [(self.way.resource, name) for device in self.devices for name in self._ids(device)]
         with serving(self.folder / "kubelet.sock", held, offered):
             page = finish(start(self.machine, str(self.folder), module="nvml_told"))

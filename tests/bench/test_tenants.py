@@ -33,8 +33,8 @@ async def test_each_device_is_held_by_a_pod_and_used_by_a_process_of_it(tmp_path
         processes = Processes(names=PodNames(Path(told.environment["POD_LOGS"])))
         pods = {device: processes.pod_of(process["pid"]) for device, process in using.items()}
     devices = {tenant.device for tenant in told.tenants}
-    assert {device for each in holdings.held for device in each.devices} == devices
-    assert {device for _, device in holdings.offered or ()} == devices
+    assert {device for each in holdings.by_pod for device in each.devices} == devices
+    assert {device for _, device in holdings.allocatable or ()} == devices
     assert holdings.pods == len(told.tenants)
     assert using.keys() == devices
     named = {t.device: PodID(t.uid, t.namespace, t.pod) if told.attributed else None for t in told.tenants}

@@ -18,7 +18,7 @@ from tests.fakes.gpus import FixedPods, OneNode
 
 from gpusharing.agent.library import DeviceUse, PodID, ProcessUse, Use
 from gpusharing.agent.loop import AgentLoop
-from gpusharing.agent.podresources import Held, Holdings
+from gpusharing.agent.podresources import Holdings, PodDevices
 from gpusharing.agent.usagemetrics import UsageCollector
 from gpusharing.api.gpunode import Instance
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.tools
 RULES = CHART / "files" / "recording.yaml"
 GIB, MIB = 1024**3, 1024**2
 TRAIN, SERVE = ("team-a", "train"), ("team-b", "serve")
-WHOLE = DeviceUse(0, "GPU-0", "GPU-0", 30 * GIB, 80 * GIB, tells_sm=True)
+WHOLE = DeviceUse(0, "GPU-0", "GPU-0", 30 * GIB, 80 * GIB, reports_sm=True)
 LARGE = DeviceUse(1, "GPU-1", "MIG-b", 7 * GIB, 40 * GIB, Instance("3g.40gb", 0, 4, 2, "MIG-b"))
 SMALL = DeviceUse(1, "GPU-1", "MIG-a", None, None, Instance("1g.10gb", 6, 1, 13, "MIG-a"))
 USE = Use(
@@ -39,8 +39,8 @@ USE = Use(
 )
 LARGE_NAME, SMALL_NAME = "nvidia.com/mig-3g.40gb", "nvidia.com/mig-1g.10gb"
 HOLDINGS = Holdings(
-    held=(Held(*TRAIN, "nvidia.com/gpu", ("GPU-0",)), Held(*SERVE, LARGE_NAME, ("MIG-b",))),
-    offered=(("nvidia.com/gpu", "GPU-0"), (LARGE_NAME, "MIG-b"), (SMALL_NAME, "MIG-a")),
+    by_pod=(PodDevices(*TRAIN, "nvidia.com/gpu", ("GPU-0",)), PodDevices(*SERVE, LARGE_NAME, ("MIG-b",))),
+    allocatable=(("nvidia.com/gpu", "GPU-0"), (LARGE_NAME, "MIG-b"), (SMALL_NAME, "MIG-a")),
 )
 METERED = [
     DCGMValues(0, "GPU-0", 0.9, 30_720, pod=TRAIN),

@@ -63,13 +63,13 @@ async def test_grpc_go_is_asked_turn_after_turn_and_again_when_it_is_back(
     nvidia_programs: None, tmp_path: Path
 ) -> None:
     stub = Stub(tmp_path)
-    with closing(KubeletPodResources(stub.socket, timeout=SECONDS, offered_timeout=SECONDS)) as client:
+    with closing(KubeletPodResources(stub.socket, timeout=SECONDS, allocatable_timeout=SECONDS)) as client:
 
         async def told(devices: Sequence[str]) -> bool:
             stub.tell(devices)
             holdings = await client.read()
-            assert holdings.offered is None, "it says that it does not implement that"
-            return [held.devices for held in holdings.held] == [tuple(sorted(devices))]
+            assert holdings.allocatable is None, "it says that it does not implement that"
+            return [held.devices for held in holdings.by_pod] == [tuple(sorted(devices))]
 
         with stub.running():
             assert await told(["GPU-0"])

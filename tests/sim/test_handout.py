@@ -43,13 +43,13 @@ async def test_replicas_of_different_gpus_go_first_and_a_pod_keeps_what_it_was_g
     for name in ("a", "b", "c"):
         book.take(pod(name), gone=False)
     found = await given.read()
-    assert [held.devices for held in found.held] == [(f"{first}::0",), (f"{second}::0",), (f"{first}::1",)]
-    assert found.offered is not None
-    assert len(found.offered) == 4
+    assert [held.devices for held in found.by_pod] == [(f"{first}::0",), (f"{second}::0",), (f"{first}::1",)]
+    assert found.allocatable is not None
+    assert len(found.allocatable) == 4
     assert (found.allocated, found.pods) == ({SHARED: 3}, 3)
     book.take(pod("a"), gone=True)
     book.take(pod("d"), gone=False)
-    held = {one.pod: one.devices[0] for one in (await given.read()).held}
+    held = {one.pod: one.devices[0] for one in (await given.read()).by_pod}
     assert held == {"b": f"{second}::0", "c": f"{first}::1", "d": f"{first}::0"}
 
 
@@ -57,9 +57,9 @@ async def test_a_pod_that_comes_while_the_plugin_offers_nothing_is_given_its_dev
     gpus, allocatable = SimulatedGPUs("gpu-01", [H100]), {SHARED: "0"}
     book, given = kubelet(gpus, allocatable)
     book.take(pod("early"), gone=False)
-    assert [held.devices for held in (await given.read()).held] == [()]
+    assert [held.devices for held in (await given.read()).by_pod] == [()]
     allocatable[SHARED] = "2"
-    assert [held.devices for held in (await given.read()).held] == [(f"{gpus.look()[0].uuid}::0",)]
+    assert [held.devices for held in (await given.read()).by_pod] == [(f"{gpus.look()[0].uuid}::0",)]
 
 
 async def test_a_pod_takes_the_memory_that_its_annotation_says_as_long_as_it_runs() -> None:

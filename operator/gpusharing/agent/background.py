@@ -1,4 +1,5 @@
-"""Calls that may block for ever, in daemon threads: neither the event loop nor the exit waits for them."""
+"""Run calls that may block for ever in daemon threads, so that neither the event loop nor the exit of the process
+waits for them."""
 
 import asyncio
 import queue
@@ -10,17 +11,19 @@ T = TypeVar("T")
 
 
 class Background(Protocol):
-    """Starts a call that may block for ever, in a thread of that name; the future carries the result."""
+    """Start a call that may block for ever in a daemon thread, and return a future of its result."""
 
     def __call__(self, call: Callable[[], T], name: str) -> asyncio.Future[T]:
-        """Call it in the running event loop."""
+        """Start `call` in a thread called `name` and return the future of its result. Must be called from a running
+        event loop."""
         ...
 
 
 def in_daemon_thread(call: Callable[[], T], name: str) -> asyncio.Future[T]:
-    """Start the call in a thread of its own.
+    """Start `call` in a new daemon thread called `name`, and return the future of its result or of the error that it
+    raised.
 
-    asyncio.to_thread will not do: its threads are joined at exit, and a hung one would hold the process.
+    asyncio.to_thread will not do: its threads are joined at exit, and a hung one would keep the process alive.
     """
     run, future = _prepare(call)
     threading.Thread(target=run, name=name, daemon=True).start()
@@ -28,18 +31,19 @@ def in_daemon_thread(call: Callable[[], T], name: str) -> asyncio.Future[T]:
 
 
 class Worker:
-    """Like `in_daemon_thread`, in one thread that stays: that halves the cost of an occasional call.
+    """Run calls as `in_daemon_thread` does, but all in one thread that stays: that halves the cost of an occasional
+    call.
 
-    Calls run one after the other: if one hangs, the next waits. For a caller that never has two at once.
+    Calls run one after the other, so if one hangs, the next ones wait. Meant for a caller that never has two at once.
     """
 
     def __init__(self) -> None:
-        """The thread starts with the first call and has its name."""
+        """Start no thread yet: the first call starts it and gives it its name."""
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def __call__(self, call: Callable[[], T], name: str) -> asyncio.Future[T]:
-        """See Background."""
+        """Queue `call` and return the future of its result; `name` is used only by the call that starts the thread."""
         run, future = _prepare(call)
         self._calls.put(run)
         if self._thread is None:
@@ -53,11 +57,13 @@ class Worker:
 
 
 def _prepare(call: Callable[[], T]) -> tuple[Callable[[], None], asyncio.Future[T]]:
-    """What a thread has to run, and the future that then carries the result."""
+    """Return a function for a thread to run, and the future that then carries the result of `call` or the error that
+    it raised. An abandoned future and a closed event loop are ignored."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
     def settle(result: T | None, error: BaseException | None) -> None:
+        """Give the future its result, or `error` if there is one, unless it was canceled meanwhile."""
         if future.done():  # the caller gave up
             return
         if error is not None:
@@ -66,15 +72,16 @@ def _prepare(call: Callable[[], T]) -> tuple[Callable[[], None], asyncio.Future[
             future.set_result(result)  # type: ignore[arg-type]  # without an error there is a result, maybe None
 
     def run() -> None:
+        """Run the call in this thread and hand its outcome to the event loop. Never raises."""
         result: T | None = None
         error: BaseException | None = None
         try:
             result = call()
-        except BaseException as raised:  # noqa: BLE001 - handed over to the one who awaits
+        except BaseException as raised:  # noqa: BLE001 - handed over to whoever awaits the future
             error = raised
         try:
             loop.call_soon_threadsafe(settle, result, error)
         except RuntimeError:
-            return  # the loop is closed: nobody waits any more
+            return  # the event loop is closed, so nothing awaits the result
 
     return run, future

@@ -1,8 +1,8 @@
 """The client's side of unary gRPC calls without fields (grpc/grpc doc/PROTOCOL-HTTP2.md), without the socket.
 
-hyperframe reads and writes the frames of HTTP/2 (RFC 9113) and hpack its headers (RFC 7541). What lies between them is
-here, for a client that makes a few small calls and takes their answers whole. h2, which puts both together for every
-use of HTTP/2, takes more CPU (docs/adr/0045-what-a-cycle-of-the-agent-costs.md).
+hyperframe reads and writes the frames of HTTP/2 (RFC 9113), and hpack its headers (RFC 7541). This module does what
+lies between them, for a client that makes a few small calls and reads each answer whole. The library h2, which
+combines both for every use of HTTP/2, takes more CPU (docs/adr/0045-what-a-cycle-of-the-agent-costs.md).
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,11 +25,12 @@ from hyperframe.frame import (
 )
 
 MOST = 16 << 20
-"""Bytes of one answer, as others take them (kubernetes v1.36.3 test/e2e_node/util.go, defaultPodResourcesMaxSize)."""
+"""The most bytes of one answer, as for other clients of the kubelet (kubernetes v1.36.3 test/e2e_node/util.go,
+defaultPodResourcesMaxSize)."""
 MOST_TURNS = 1000
-"""Of one connection. What we send in them fits into the window that every server begins with."""
+"""The most turns of one connection. What we send in them fits into the window that every server begins with."""
 MOST_HEADERS = 64 << 10
-"""Bytes of one block of headers, packed."""
+"""The most bytes of one block of headers, as encoded."""
 
 _FRAME_HEADER = 9  # bytes, RFC 9113 section 4.1
 _FIRST_WINDOW = (1 << 16) - 1  # section 6.9.2
@@ -39,7 +40,7 @@ _EMPTY_MESSAGE = b"\x00\x00\x00\x00\x00"  # not compressed, length 0
 _PREFACE = b"".join(
     (
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        # A whole answer has room in its window, so that nobody waits for updates.
+        # The window has room for a whole answer, so that the server never waits for an update.
         SettingsFrame(
             settings={SettingsFrame.ENABLE_PUSH: 0, SettingsFrame.INITIAL_WINDOW_SIZE: 2 * MOST}
         ).serialize(),
@@ -49,21 +50,22 @@ _PREFACE = b"".join(
 
 
 class Stream:
-    """One call, and its result so far."""
+    """One call and as much of its answer as has arrived."""
 
     __slots__ = ("body", "ended", "error", "headers")
 
     def __init__(self) -> None:
         self.body = bytearray()
         self.headers: dict[bytes, bytes] = {}
-        """With the trailers, in which gRPC says how it went."""
+        """Headers and trailers by name; gRPC reports its status in the trailers."""
         self.ended = False
         self.error = ""
-        """Why it ended without an answer, where we ended it."""
+        """Why we ended the call without an answer; empty if we did not."""
 
 
 class Conversation:
-    """One connection, from the client's preface on."""
+    """The protocol state of one connection, from the client's preface on. It sends nothing itself: its methods return
+    the bytes to send."""
 
     def __init__(self) -> None:
         self._unsent = [_PREFACE]
@@ -71,22 +73,22 @@ class Conversation:
         self._decoder = Decoder()
         self._open: dict[int, Stream] = {}
         self._next = 1
-        """The number of the next stream; a client's are odd."""
+        """The number of the next stream. Those of a client are odd."""
         self._headers: HeadersFrame | None = None
-        """Headers of which more is to come: until then nothing else may."""
+        """The beginning of a block of headers, or None if none is incomplete. No other frame may come in between."""
         self._taken = 0
-        """Bytes of answers for which the server's window was not given back yet."""
+        """Bytes that were received since the last update of the server's window."""
         self._turns = 0
         self._terminated = False
 
     @property
     def over(self) -> bool:
-        """No more calls are made on it: the server accepts none, or there were many."""
+        """Whether no more calls can be made on this connection, because the server ended it or MOST_TURNS were made."""
         return self._terminated or self._turns >= MOST_TURNS
 
     def call(self, paths: Iterable[str]) -> tuple[bytes, list[Stream]]:
-        """What is to be sent to call these methods with an empty message, and their streams in that order. Raises
-        ValueError where the connection allows no more calls."""
+        """Begin one call for each path, with an empty message. Return the bytes to send, and the streams in the order
+        of `paths`. Raises ValueError if the server has ended the connection."""
         if self._terminated:
             raise ValueError("no call can be made: the server has ended the connection")
         self._turns += 1
@@ -94,8 +96,8 @@ class Conversation:
         return self._to_send(), streams
 
     def receive(self, data: bytes) -> bytes:
-        """Take what the server sent; returns what is to be sent back. Raises ValueError where it is not understood:
-        then the connection is of no use any more."""
+        """Process bytes from the server, which update the streams, and return the bytes to send back, possibly none.
+        Raises ValueError if they are not valid HTTP/2; the connection cannot be used after that."""
         self._unread += data
         try:
             for frame in self._frames():
@@ -105,10 +107,12 @@ class Conversation:
         return self._to_send()
 
     def _to_send(self) -> bytes:
+        """Return all bytes that were not sent yet, and forget them."""
         unsent, self._unsent = self._unsent, []
         return b"".join(unsent)
 
     def _begin(self, path: str) -> Stream:
+        """Queue the two frames of a call of the method `path` with an empty message, and return its new stream."""
         number, self._next = self._next, self._next + 2
         headers = HeadersFrame(number, _request(path), flags=("END_HEADERS",))
         message = DataFrame(number, _EMPTY_MESSAGE, flags=("END_STREAM",))
@@ -116,7 +120,8 @@ class Conversation:
         return self._open.setdefault(number, Stream())
 
     def _frames(self) -> Iterator[Frame]:
-        """Every frame that has come whole, in order."""
+        """Yield every frame that has arrived whole, in order, and remove it from the unread bytes. Raises ValueError
+        for a frame that is larger than we allow."""
         unread = self._unread
         while len(unread) >= _FRAME_HEADER:
             frame, length = Frame.parse_frame_header(memoryview(bytes(unread[:_FRAME_HEADER])))
@@ -130,8 +135,10 @@ class Conversation:
             yield frame
 
     def _take(self, frame: Frame) -> None:
+        """Process one frame. Frames that do not matter to such calls are ignored. Raises ValueError for one that is
+        not allowed here: a push, or one that interrupts a block of headers."""
         if (self._headers is None) is isinstance(frame, ContinuationFrame):
-            raise _refused("headers that break off, or go on where none began")
+            raise _refused("a block of headers is interrupted, or continues where none began")
         match frame:
             case HeadersFrame():
                 self._take_headers(frame)
@@ -148,33 +155,37 @@ class Conversation:
             case GoAwayFrame():
                 self._take_goaway(frame)
             case PushPromiseFrame():
-                raise _refused("a push, which we do not allow")
+                raise _refused("the server pushed a stream, which we do not allow")
             case _:
-                pass  # of no concern to such calls, or of an extension that we need not know
+                pass  # does not matter to such calls, or belongs to an extension
 
     def _stream(self, frame: Frame) -> Stream | None:
-        """The call that a frame is about; None: it has ended."""
+        """Return the call that a frame belongs to, or None if that call has ended. Raises ValueError for a stream that
+        we never opened."""
         number = frame.stream_id
         if number % 2 == 0 or number >= self._next:
             raise _refused(f"an answer on stream {number}, on which nobody asked")
         return self._open.get(number)
 
     def _take_headers(self, frame: HeadersFrame) -> None:
-        """A block of headers has come, or its beginning."""
+        """Process a block of headers, or remember its beginning until the rest has come. Adds the headers to the call,
+        and ends it if this frame was its last."""
         if "END_HEADERS" not in frame.flags:
             self._headers = frame
             return
         self._headers = None
-        # The table of headers is the connection's: a block is decoded also where nobody wants it any more.
+        # All streams share one header table, so the block of a stream that has ended is decoded too.
         rows = self._decoder.decode(frame.data, raw=True)
         if (stream := self._stream(frame)) is not None:
             stream.headers.update((bytes(name), bytes(content)) for name, content in rows)
             self._end(frame)
 
     def _take_continuation(self, frame: ContinuationFrame) -> None:
+        """Append a frame to the block of headers that was begun, and process the block once it is complete. Raises
+        ValueError if the frame belongs to another stream or the block exceeds MOST_HEADERS."""
         begun = self._headers
         if begun is None or begun.stream_id != frame.stream_id:
-            raise _refused("headers of one stream that go on in another")
+            raise _refused("the headers of one stream continue in another")
         begun.data += frame.data
         if len(begun.data) > MOST_HEADERS:
             raise _refused(f"more than {MOST_HEADERS} bytes of headers")
@@ -183,6 +194,8 @@ class Conversation:
         self._take_headers(begun)
 
     def _take_data(self, frame: DataFrame) -> None:
+        """Append the data of a frame to the body of its call, and queue a window update once MOST bytes were consumed.
+        A body above MOST bytes ends its call with an error and resets the stream; the other calls go on."""
         self._taken += frame.flow_controlled_length
         if self._taken >= MOST:  # long before the window is used up
             self._unsent.append(WindowUpdateFrame(0, self._taken).serialize())
@@ -190,7 +203,7 @@ class Conversation:
         if (stream := self._stream(frame)) is not None:
             stream.body += frame.data
             if len(stream.body) > MOST:
-                # This answer is useless, but the other call's may not be: only this stream is reset.
+                # Only this stream is reset: the answer to the other call may still be of use.
                 self._unsent.append(RstStreamFrame(frame.stream_id, _CANCEL).serialize())
                 self._take_back(frame.stream_id)
                 stream.error = f"an answer of more than {MOST} bytes"
@@ -198,35 +211,39 @@ class Conversation:
             self._end(frame)
 
     def _end(self, frame: Frame) -> None:
-        """End the call where this frame was its last."""
+        """Mark the call as ended if this frame was its last."""
         if "END_STREAM" in frame.flags:
             self._open.pop(frame.stream_id).ended = True
 
     def _take_reset(self, frame: RstStreamFrame) -> None:
+        """End the call that the server reset, without an answer."""
         if self._stream(frame) is not None:
             self._take_back(frame.stream_id)
 
     def _take_settings(self, frame: SettingsFrame) -> None:
-        """Our headers use no table and our messages have five bytes, so no other setting is in their way."""
+        """Queue the acknowledgment of the server's settings. Raises ValueError if they leave no room for a call; other
+        settings do not matter, because our headers use no table and our messages have five bytes."""
         if "ACK" in frame.flags:
             return
         window = frame.settings.get(SettingsFrame.INITIAL_WINDOW_SIZE, _FIRST_WINDOW)
         if window < len(_EMPTY_MESSAGE) or not frame.settings.get(SettingsFrame.MAX_CONCURRENT_STREAMS, 1):
-            raise _refused("settings that leave no room for a call")
+            raise _refused("the settings leave no room for a call")
         self._unsent.append(SettingsFrame(flags=("ACK",)).serialize())
 
     def _take_ping(self, frame: PingFrame) -> None:
+        """Queue the answer to a ping; an answer to one of ours is ignored."""
         if "ACK" not in frame.flags:
             self._unsent.append(PingFrame(0, frame.opaque_data, flags=("ACK",)).serialize())
 
     def _take_goaway(self, frame: GoAwayFrame) -> None:
-        """The server takes no more calls. It may finish those up to the one that it names (section 6.8)."""
+        """Accept no more calls, and end those after the last one that the server names: it may finish the others
+        (section 6.8)."""
         self._terminated = True
         for number in [number for number in self._open if number > frame.last_stream_id]:
             self._take_back(number)
 
     def _take_back(self, number: int) -> None:
-        """End a call without an answer, whatever was said in it."""
+        """End a call without an answer and drop the headers that have arrived for it."""
         stream = self._open.pop(number)
         stream.headers.clear()
         stream.ended = True
@@ -238,7 +255,8 @@ def _refused(what: str) -> ValueError:
 
 @lru_cache(maxsize=8)
 def _request(path: str) -> bytes:
-    """The headers of a call. Never indexed, so that they say the same on every connection at any time."""
+    """Return the encoded headers of a call of the method `path`. They are never indexed, so the same bytes are valid
+    on every connection at any time."""
     rows = (
         (":method", "POST"),
         (":scheme", "http"),

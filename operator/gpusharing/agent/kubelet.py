@@ -1,8 +1,8 @@
-"""Unary gRPC calls over the kubelet's unix socket: `v1.PodResourcesLister`, List and GetAllocatableResources.
+"""Unary gRPC calls over the kubelet's unix socket: List and GetAllocatableResources of `v1.PodResourcesLister`.
 
 gRPC is HTTP/2 with length-prefixed messages (grpc/grpc doc/PROTOCOL-HTTP2.md); grpcio would cost more memory than the
-rest of the agent. Both calls go out together, at each turn, over one connection that stays open. Neither can be left
-out: nothing else on the node shows that a device plugin has marked a device unhealthy or shares it among more.
+rest of the agent. Both calls go out together at each turn, over one connection that stays open. Neither can be left
+out: nothing else on the node shows that a device plugin has marked a device unhealthy, or shares it among more pods.
 """
 
 import asyncio
@@ -24,20 +24,21 @@ _STATUS, _OK = b"grpc-status", b"0"
 
 
 class KubeletPodResources:
-    """The podresources API of the kubelet of this node. One reading at a time."""
+    """The podresources API of this node's kubelet. Supports one reading at a time."""
 
-    def __init__(self, socket: Path = SOCKET, timeout: float = 5.0, offered_timeout: float = 2.0) -> None:
-        """Timeouts in seconds: for the holdings, and for the devices that there are."""
+    def __init__(self, socket: Path = SOCKET, timeout: float = 5.0, allocatable_timeout: float = 2.0) -> None:
+        """Timeouts are in seconds: `timeout` for which pods hold devices, `allocatable_timeout` for which devices
+        exist. No connection is opened yet."""
         self._socket = socket
         self._timeout = timeout
-        self._offered_timeout = offered_timeout
+        self._allocatable_timeout = allocatable_timeout
         self._answers = Answers()
         self._connection: _Connection | None = None
         self._file: tuple[int, ...] = ()
-        """The file of the socket that the connection goes to."""
+        """Identity of the socket's file when the connection was opened; see `_identity_of`."""
 
     async def read(self) -> Holdings:
-        """See PodResources.read. After a failure the next one begins with a new connection."""
+        """Read once, as PodResources.read. A failure closes the connection, so the next reading opens a new one."""
         try:
             holdings = await self._read()
         except BaseException:
@@ -46,16 +47,18 @@ class KubeletPodResources:
         return holdings
 
     def close(self) -> None:
-        """Close the connection. Reading again opens another one."""
+        """Close the connection, if any. The next reading opens another one."""
         if self._connection is not None:
             self._connection.close()
         self._connection = None
 
     async def _read(self) -> Holdings:
+        """Make both calls and decode their answers. Raises PodResourcesUnavailable, which says what to do, for every
+        error of the socket, the time limit or the protocol."""
         try:
             async with asyncio.timeout(self._timeout):
                 listed, allocatable = await self._ask()
-            return self._answers.holdings(_message(listed), self._offered(allocatable))
+            return self._answers.holdings(_message(listed), self._allocatable_message(allocatable))
         except TimeoutError as error:
             raise PodResourcesUnavailable(f"the kubelet did not answer on {self._socket} in time") from error
         except FileNotFoundError as error:
@@ -70,23 +73,24 @@ class KubeletPodResources:
             ) from error
 
     async def _ask(self) -> Sequence[Stream]:
-        """Both calls; the first has ended. A connection that stayed open may have ended meanwhile, or lead to a kubelet
-        that was replaced: then a new one is asked, in the same turn."""
-        file = _which(self._socket)
+        """Return the streams of both calls, the first of which has ended. If the open connection has failed, or the
+        socket's file was replaced by a new kubelet, connect anew and ask once more."""
+        file = _identity_of(self._socket)
         if self._connection is not None and self._connection.usable and self._file == file:
             with suppress(OSError, ValueError):
-                return await self._connection.ask(self._offered_timeout)
+                return await self._connection.ask(self._allocatable_timeout)
         self.close()
         create = asyncio.get_running_loop().create_unix_connection
         _, self._connection = await create(_Connection, str(self._socket))
         self._file = file
-        return await self._connection.ask(self._offered_timeout)
+        return await self._connection.ask(self._allocatable_timeout)
 
-    def _offered(self, allocatable: Stream) -> bytes | None:
-        """None when the kubelet does not answer (KubeletPodResourcesGetAllocatable, which 1.28 made final), whatever
-        the cause: whether pods hold devices decides about drains, and is known by now."""
+    def _allocatable_message(self, allocatable: Stream) -> bytes | None:
+        """Return the message of GetAllocatableResources, or None if the kubelet gave none, whatever the cause (feature
+        gate KubeletPodResourcesGetAllocatable, final since 1.28). A call that has not ended closes the connection.
+        Which pods hold devices decides about drains, and is known by now."""
         if not allocatable.ended:
-            self.close()  # nobody waits for that answer any more
+            self.close()  # so that a late answer is not taken for that of the next turn
             return None
         try:
             return _message(allocatable)
@@ -95,24 +99,24 @@ class KubeletPodResources:
 
 
 class _Connection(asyncio.Protocol):
-    """Answers what the kubelet sends at any time, also between two calls: its pings, above all."""
+    """One connection to the kubelet. It answers what the kubelet sends at any time, above all pings between calls."""
 
     def __init__(self) -> None:
         self._http2 = Conversation()
         self._transport: asyncio.Transport | None = None
         self._error: Exception | None = None
-        """Why no more answers will come."""
+        """The error that ended the connection, or None while it is open."""
         self._awaited: Sequence[Stream] = ()
         self._woken: asyncio.Future[None] | None = None
 
     @property
     def usable(self) -> bool:
-        """Another call may be made."""
+        """Whether another call can be made on this connection."""
         return self._error is None and not self._http2.over
 
     async def ask(self, patience: float) -> Sequence[Stream]:
-        """Make both calls. Returns when both have ended, after `patience` seconds also with the first alone. Raises
-        OSError when the connection ends before, ValueError when what comes is no answer."""
+        """Make both calls and return their streams once both have ended, or once the first has ended and `patience`
+        seconds have passed. Raises OSError if the connection ends earlier, ValueError if the answer is not valid."""
         sent, streams = self._http2.call((LIST, ALLOCATABLE))
         if self._transport is not None:
             self._transport.write(sent)
@@ -121,22 +125,23 @@ class _Connection(asyncio.Protocol):
                 await self._until_ended(streams)
         await self._until_ended(streams[:1])
         if isinstance(self._error, ValueError):
-            raise self._error  # who goes on with something else may have said anything before
+            raise self._error  # a server that sends something invalid cannot be trusted with what it sent before
         if _STATUS not in streams[0].headers:
             raise self._error or ValueError(streams[0].error or "the call ended without a gRPC status")
         return streams
 
     def close(self) -> None:
-        """Close at once, whatever is under way."""
+        """Close the connection at once, even in the middle of a call."""
         if self._transport is not None:
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio.Protocol."""
+        """Remember the transport, as asyncio.Protocol demands."""
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        """See asyncio.Protocol."""
+        """Process bytes of the kubelet, send what they demand, and wake the waiting call. Invalid bytes end the
+        connection."""
         try:
             answer = self._http2.receive(data)
         except ValueError as error:
@@ -148,15 +153,16 @@ class _Connection(asyncio.Protocol):
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See asyncio.Protocol."""
+        """End all waiting calls with the connection's error, or with a ConnectionError if the kubelet closed it."""
         self._end(exc or ConnectionError("the kubelet closed the connection before it answered"))
 
     def _end(self, error: Exception) -> None:
+        """Record the first error of the connection and wake the waiting call."""
         self._error = self._error or error
         self._wake()
 
     async def _until_ended(self, streams: Sequence[Stream]) -> None:
-        """Until these have ended, or the connection has."""
+        """Wait until all `streams` have ended, or the connection has."""
         self._awaited = streams
         while not self._is_settled():
             self._woken = asyncio.get_running_loop().create_future()
@@ -170,14 +176,16 @@ class _Connection(asyncio.Protocol):
             self._woken.set_result(None)
 
 
-def _which(socket: Path) -> tuple[int, ...]:
-    """Distinguishes a socket from its replacement: inode numbers are reused, but with another time of change."""
-    found = os.stat(socket)
-    return found.st_dev, found.st_ino, found.st_ctime_ns
+def _identity_of(socket: Path) -> tuple[int, ...]:
+    """Return what distinguishes the file of a socket from its replacement: inode numbers are reused, but with another
+    time of change. Raises OSError."""
+    status = os.stat(socket)
+    return status.st_dev, status.st_ino, status.st_ctime_ns
 
 
 def _message(stream: Stream) -> bytes:
-    """The one message of an answer; raises PodResourcesUnavailable for any status but OK, ValueError without one."""
+    """Return the single message of an answer. Raises PodResourcesUnavailable for any status but OK, and ValueError if
+    there is no status or not exactly one uncompressed message."""
     status = stream.headers.get(_STATUS)
     if status is None:
         raise ValueError("the call ended without a gRPC status")

@@ -1,9 +1,9 @@
 """Counters that are exported as Prometheus needs them, and dropped long after they stopped changing. Pure.
 
-`increase` does not count the first value that it sees of a series, and takes a value that fell for a counter that
-restarted at 0. So a series that is new, or comes back, is exported at once, with 0, and stays 0 for longer than the
-usual time between scrapes; then it is exported as it is. None is dropped before its last count was exported, and could
-be scraped.
+`increase` does not count the first value of a series, and takes a value that fell for a counter that restarted at 0.
+So a new series, or one that comes back, is exported at once with the value 0, keeps it for longer than the usual time
+between scrapes, and only then shows its real count. None is dropped before its last count was exported and could be
+scraped.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -13,21 +13,21 @@ Key = TypeVar("Key")
 
 
 class LaggingCounts(Generic[Key]):
-    """Counters of one metric, by their labels."""
+    """The counters of one metric by their labels, exported with a delay."""
 
     def __init__(self, lag: float) -> None:
-        """`lag`: seconds for which a new counter is exported as 0."""
-        self.told: Mapping[Key, float] = {}
-        """What is exported since the last turn; replaced, never changed."""
-        self.grown: Mapping[Key, float] = {}
-        """By how much more than the turn before, where it is more."""
+        """Keep a new counter at 0 for `lag` seconds after it was first counted."""
+        self.exported: Mapping[Key, float] = {}
+        """The values that are exported since the last turn. The mapping is replaced, never changed."""
+        self.growth: Mapping[Key, float] = {}
+        """By how much each exported value grew in the last turn; counters that did not grow are absent."""
         self._lag = lag
         self._counts: dict[Key, float] = {}
         self._born: dict[Key, float] = {}
-        """When each was counted first."""
+        """When each counter was added to for the first time."""
         self._stirred: dict[Key, float] = {}
-        """When each was last counted, or last exported with a value that differs from the one before or from its
-        own."""
+        """When each counter last changed: it was added to, or its exported value changed or still differed from its
+        count."""
 
     def __contains__(self, key: Key) -> bool:
         return key in self._counts
@@ -39,33 +39,35 @@ class LaggingCounts(Generic[Key]):
         return len(self._counts)
 
     def add(self, key: Key, amount: float, now: float) -> None:
-        """Count. 0 says that there will be something to count."""
+        """Add `amount` to the counter of `key` and record that it changed at `now`. An amount of 0 announces a counter
+        before there is anything to count."""
         self._counts[key] = self._counts.get(key, 0.0) + amount
         self._born.setdefault(key, now)
         self._stirred[key] = now
 
-    def tell(self, now: float) -> Mapping[Key, float]:
-        """The end of a turn: what is exported from now on."""
-        before, told, grown = self.told, {}, {}
+    def export(self, now: float) -> Mapping[Key, float]:
+        """End a turn: set `exported` and `growth` for the time `now`, and return the values that are exported from now
+        on."""
+        before, exported, growth = self.exported, {}, {}
         for key, count in self._counts.items():
-            told[key] = count if now - self._born[key] >= self._lag else 0.0
-            if not told[key] == count == before.get(key):
+            exported[key] = count if now - self._born[key] >= self._lag else 0.0
+            if not exported[key] == count == before.get(key):
                 self._stirred[key] = now
-            if (more := told[key] - before.get(key, 0.0)) > 0:
-                grown[key] = more
-        self.told, self.grown = told, grown
-        return told
+            if (more := exported[key] - before.get(key, 0.0)) > 0:
+                growth[key] = more
+        self.exported, self.growth = exported, growth
+        return exported
 
     def drop(self, now: float, patience: float, keep: Collection[Key] = ()) -> None:
-        """Drop what has not changed for more than `patience` seconds and was exported in full, but for what to keep.
-        If it comes back, it is new."""
+        """Drop the counters that have not changed for more than `patience` seconds and were exported in full, except
+        those in `keep`. A dropped one that comes back is new."""
         gone = {
             key
             for key, at in self._stirred.items()
-            if now - at > patience and self.told.get(key) == self._counts[key] and key not in keep
+            if now - at > patience and self.exported.get(key) == self._counts[key] and key not in keep
         }
         if not gone:
             return
         for key in gone:
             del self._counts[key], self._born[key], self._stirred[key]
-        self.told = {key: count for key, count in self.told.items() if key not in gone}
+        self.exported = {key: count for key, count in self.exported.items() if key not in gone}

@@ -1,8 +1,9 @@
-"""What the agent needs from a GPU library, in our words. NVML is one implementation, a simulation another.
+"""What the agent needs from a GPU library, independent of the library: NVML is one implementation, a simulation
+another.
 
-What a card or driver does not support is a value (NotSupported, None, an empty tuple), never an error; what NVML denies
-the agent's container is one too (None, Unknown, `instances_withheld`, UNKNOWN_PROCESS): unknown, not empty. GPUs and
-their models are the records of `api/gpunode.py`, as they are reported.
+What a card or driver does not support is a value (NotSupported, None, an empty tuple), never an error. What NVML
+denies to the agent's container is a value too (None, Unknown, `instances_withheld`, UNKNOWN_PROCESS), which means
+unknown and not empty. GPUs and their models are the records of `api/gpunode.py` that are reported.
 """
 
 from dataclasses import field
@@ -12,11 +13,12 @@ from gpusharing.api.gpunode import GPU, Access, Instance, Model, Process
 from gpusharing.planning.vocabulary.values import value
 
 UNKNOWN_PROCESS = Process(pid=0, name="")
-"""Any processes that may exist: not all processes of a GPU could be listed. Counts as busy."""
+"""Stands for processes that may exist, because not all processes of a GPU could be listed. Counts as busy."""
 
 
 def unreachable(index: int, access: Access, error: str = "") -> GPU:
-    """A GPU that NVML cannot talk to: nothing is known about it but its last position."""
+    """Return the record of a GPU that NVML cannot talk to: only its index, `access` and `error` are known, and
+    everything else says so."""
     return GPU(
         index=index,
         uuid="",
@@ -35,19 +37,19 @@ def unreachable(index: int, access: Access, error: str = "") -> GPU:
 
 @value
 class PodID:
-    """A pod, as the node itself knows it."""
+    """A pod as the node itself identifies it."""
 
     uid: str
-    """UID of the pod, for a static pod the hash of its manifest."""
+    """UID of the pod. That of a static pod is the hash of its manifest."""
     namespace: str = ""
-    """Empty together with `name`."""
+    """Namespace of the pod; empty if `name` is."""
     name: str = ""
-    """Both empty when nothing on the node shows the name for the uid."""
+    """Name of the pod; empty if nothing on the node shows the name for the uid."""
 
 
 @value
 class ProcessUse:
-    """What one process takes of one device at the moment of a reading."""
+    """What one process uses of one device at the moment of a reading."""
 
     pid: int
     """Process id on the host."""
@@ -58,60 +60,60 @@ class ProcessUse:
     sm_percent: int | None = None
     """Share of the time of the GPU's SMs, of 100; None when the driver does not report it."""
     pod: PodID | None = None
-    """By its cgroup; None: it belongs to no pod, or has ended."""
+    """The pod of its cgroup, or None if it is in no pod or has ended."""
 
 
 @value
 class DeviceUse:
-    """What is used of a whole GPU or of a MIG device, and what it is: only the metrics use it."""
+    """A whole GPU or MIG device and how much of it is in use. Only the metrics need it."""
 
     gpu: int
     """Index of the GPU."""
     gpu_uuid: str
     """UUID of that GPU."""
     uuid: str
-    """That of the GPU, or of the MIG device."""
+    """UUID of the device itself: of the GPU, or of the MIG device."""
     memory_used: int | None
     """Bytes, without what the driver reserves; None when the driver does not report it."""
     memory: int | None
-    """Bytes in total; None likewise."""
+    """Bytes in total; None when the driver does not report it."""
     instance: Instance | None = None
-    """None: the whole GPU."""
-    all_seen: bool = True
-    """Every process on it is among the processes of the Use: otherwise sums over them are too low."""
-    tells_sm: bool = False
-    """The driver reports shares of SM time. It never does on a GPU with MIG on."""
+    """The MIG instance, or None if the device is a whole GPU."""
+    all_listed: bool = True
+    """Whether every process on the device is in `Use.processes`. If not, sums over them are too low."""
+    reports_sm: bool = False
+    """Whether the driver reports shares of SM time. It never does on a GPU with MIG on."""
 
 
 @value
 class Use:
-    """What the GPUs are used for, and their XIDs: for the metrics. Nothing is decided by it."""
+    """What the GPUs are used for, and their XIDs. Only the metrics need it: no decision rests on it."""
 
     devices: tuple[DeviceUse, ...] = ()
-    """By GPU, then in the order of its MIG devices."""
+    """The devices, by GPU and then in the order of its MIG devices."""
     processes: tuple[ProcessUse, ...] = ()
-    """What each process takes of each device."""
+    """What each process uses of each device."""
     xids: tuple[tuple[int, int, int], ...] = ()
-    """GPU index, XID, and how often it was heard since the agent started."""
+    """GPU index, XID, and how often it was received since the agent started."""
 
 
 @value
 class Reading:
-    """Everything about the GPUs of this node, read in one go. Two readings are equal when they describe the same GPUs,
+    """Everything about the GPUs of this node, read in one go. Two readings are equal if they describe the same GPUs,
     whatever the GPUs are used for."""
 
     driver_version: str
-    """NVIDIA driver version, empty when unknown."""
+    """Version of the NVIDIA driver; empty when unknown."""
     models: tuple[Model, ...]
     """Card models, each once, in the order of the first GPU of each."""
     gpus: tuple[GPU, ...]
     """GPUs by index."""
     use: Use = field(default_factory=Use, compare=False)
-    """What they are used for."""
+    """What the GPUs are used for; does not count in comparisons."""
 
 
 class LibraryError(Exception):
-    """No reading was possible. Report it, keep the last known GPUs and read again at the next turn.
+    """No reading was possible. The agent reports it, keeps the last known GPUs and reads again at the next turn.
 
     The message says what to do about it.
     """
@@ -119,31 +121,33 @@ class LibraryError(Exception):
     reason: ClassVar[str] = "NVMLFailed"
     """First word of `status.observed.error`."""
     patience: ClassVar[int] = 0
-    """Readings in a row with this error after which only a new process can help; 0: never."""
+    """Consecutive readings with this error after which only a new process can help; 0 if a new one would not."""
 
 
 class NotLoaded(LibraryError):
-    """There is no library or no driver: nothing can be read until somebody installs it."""
+    """There is no library or no driver, so nothing can be read until somebody installs it."""
 
     reason = "NVMLNotLoaded"
 
 
 class Replaced(LibraryError):
-    """The loaded driver is not the one whose library this container has: only a new container gets the right one."""
+    """The loaded driver is another one than this container's library belongs to: only a new container gets the right
+    library."""
 
     reason = "NVMLReplaced"
     patience = 1
 
 
 class AccessLost(LibraryError):
-    """The container cannot open the devices, for example since systemd was reloaded: only a new one can."""
+    """The container cannot open the devices any more, for example since systemd was reloaded: only a new container
+    can."""
 
     reason = "NVMLAccessLost"
     patience = 3
 
 
 class Library(Protocol):
-    """The GPUs of this node."""
+    """A library that reads the GPUs of this node."""
 
     @property
     def simulated(self) -> bool:
@@ -151,9 +155,9 @@ class Library(Protocol):
         ...
 
     def read(self) -> Reading:
-        """Open the library, read everything, close it again whatever happens; raises LibraryError.
+        """Open the library, read everything, and close it again even after an error. Raises LibraryError.
 
-        It blocks for as long as the driver blocks, for ever with a hung GPU, so it is never called from the
+        It blocks for as long as the driver blocks, which is for ever with a hung GPU, so it is never called from the
         event loop. Between two calls no device is held: any open NVML client makes a MIG mode change fail
         (docs/design/nvidia.md#a9).
         """

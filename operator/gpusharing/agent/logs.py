@@ -1,4 +1,4 @@
-"""JSON log lines with stable keys, from the standard library alone: structlog would cost the agent 3 MiB."""
+"""Write JSON log lines with stable keys, by the standard library alone: structlog would cost the agent 3 MiB."""
 
 import json
 import logging
@@ -9,14 +9,16 @@ _NO_EXTRAS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 class JSONLines(logging.Formatter):
-    """One object per line: timestamp, level, logger, event, node, and what was passed as `extra`."""
+    """Format a record as one JSON object per line: timestamp, level, logger, event, node, and the keys passed as
+    `extra`."""
 
     def __init__(self, node: str) -> None:
         super().__init__()
         self._node = node
 
     def format(self, record: logging.LogRecord) -> str:
-        """See logging.Formatter."""
+        """Return the JSON line of a record, with its traceback under `exception`. Values that JSON cannot hold are
+        written as text."""
         line = {
             "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -31,7 +33,7 @@ class JSONLines(logging.Formatter):
 
 
 def log_as_json(node: str, level: str) -> None:
-    """Send every log record to stderr as a JSON line."""
+    """Send every log record of this process to stderr as a JSON line, from `level` on; replaces other handlers."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines(node))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -1,9 +1,11 @@
-"""The agent's loop: read the GPUs, report what changed. Level-triggered; nothing is remembered that matters.
+"""The agent's loop: read the GPUs and report what changed. Level-triggered: no decision depends on what it remembers.
 
-Of `GPUNode.spec.request` {id, quiet} the agent promises:
+What the agent promises about `GPUNode.spec.request` {id, quiet}:
 
 - the id is echoed only by a reading that began after the request was seen;
+
 - `quiet: true` is reported only when the library is closed, and it stays closed until another request comes;
+
 - an error echoes nothing: it keeps the last known GPUs and the request that they answered.
 """
 
@@ -17,8 +19,8 @@ from dataclasses import dataclass, field
 
 from gpusharing.agent.background import Background, in_daemon_thread
 from gpusharing.agent.library import Library, Reading, Use
-from gpusharing.agent.meter import LAG, NO_OFFERS, Allotment, Meter, last_offers, standing
-from gpusharing.agent.observation import Observation, requested
+from gpusharing.agent.meter import LAG, NONE_ALLOCATABLE, Allotment, Meter, allotment_of, last_allocatable
+from gpusharing.agent.observation import Observation, request_of
 from gpusharing.agent.own import OwnNode
 from gpusharing.agent.podresources import Holdings, PodResources, PodResourcesUnavailable
 from gpusharing.agent.reader import Outcome, Reader
@@ -32,30 +34,33 @@ from gpusharing.kube.raw import text
 log = logging.getLogger(__name__)
 
 CHANGING = frozenset(phase.value for phase in Phase if phase.in_flight)
-"""Phases in which no new pod comes to the node."""
+"""Phases in which no new pod is scheduled to the node."""
 JITTER = 0.1
-"""Part of the interval by which a turn may be earlier or later."""
+"""Default of `LoopSettings.jitter`."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
-    """Times in seconds."""
+    """Times of the agent's loop, in seconds unless they say otherwise."""
 
     interval: float = 30.0
-    """Between two turns without an event, more or less JITTER so that 5,000 agents do not beat in step."""
+    """Time between two turns if there is no event, on average."""
+    jitter: float = JITTER
+    """Fraction of the interval by which each wait is shortened or lengthened at random, so that 5,000 agents do not
+    run in step."""
     hung_after: float = 40.0
     """A reading that takes longer is reported as hung. Without persistence mode, the driver takes 1 to 3 s to wake
-    each GPU, and there are 8 of them."""
+    each GPU, and a node has 8 of them."""
     retry_first: float = 1.0
-    """Wait after the first report that the API server did not accept; doubled after each further one."""
+    """Back-off after the first report that the API server did not accept; doubled after each further one."""
     retry_last: float = 30.0
-    """Longest such wait."""
+    """The longest back-off."""
     meter_lag: float = LAG
-    """Seconds for which a new counter of the meter is reported as 0."""
+    """Time for which a new counter of the meter is exported as 0."""
 
 
 class RestartNeeded(Exception):
-    """Only a new container can read the GPUs again. The error has been reported; end the process."""
+    """Only a new container can read the GPUs again. The error has been reported, so the process should end."""
 
 
 @dataclass(slots=True)
@@ -63,7 +68,7 @@ class Stats:
     """Counters since the start of the process, for the metrics."""
 
     readings: dict[Outcome, int] = field(default_factory=lambda: {"ok": 0, "failed": 0, "hung": 0})
-    """Answers of the library, by outcome."""
+    """Attempts to read the library, by outcome."""
     reading_seconds: float = 0.0
     """Time spent in successful readings."""
     writes: int = 0
@@ -72,17 +77,13 @@ class Stats:
     """Patches that it did not accept."""
 
 
-def _shown_by(node: JSON) -> tuple[str, str]:
-    """Policy and phase."""
+def _policy_and_phase(node: JSON) -> tuple[str, str]:
+    """Return the policy and the phase in `status.transition` of a GPUNode; each is empty if it is not set."""
     return text(node, "status", "transition", "policy"), text(node, "status", "transition", "phase")
 
 
-def _jitter() -> float:
-    return random.uniform(1 - JITTER, 1 + JITTER)
-
-
 class AgentLoop:
-    """The agent of one node. Many may run in one event loop, each with its own api, library and pods."""
+    """The agent of one node. Several may run in one event loop, each with its own api, library and pods."""
 
     def __init__(
         self,
@@ -93,48 +94,47 @@ class AgentLoop:
         settings: LoopSettings | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
-        jitter: Callable[[], float] = _jitter,
         background: Background = in_daemon_thread,
     ) -> None:
-        """`background`: where the library is called."""
+        """Read GPUs from `library`, which is called through `background`, and who holds them from `pods`; report to
+        the GPUNode `node_name` through `api`."""
         self.settings = settings or LoopSettings()
         self.stats = Stats()
         self.observed: Observation | None = None
-        """The last observation, whether the server has it or not."""
+        """The last observation, whether it was written to the server or not; None before the first turn."""
         self.reading: Reading | None = None
-        """The last reading of this process."""
+        """The last successful reading of this process, or None before it."""
         self.use: tuple[Use, Holdings | None] | None = None
-        """What the GPUs are used for, and which pods held them then; None: the last turn read nothing, as while
+        """What the GPUs are used for, and which pods held them then. None if the last turn read nothing, as while
         quiet."""
         self.meter = Meter(self.settings.meter_lag)
-        """How much of the GPUs each tenant has had since this process began."""
-        self._stood: tuple[Reading, Holdings, str, bool, Allotment] | None = None
-        """The state at the last turn, and what it was made from."""
-        self._offers = NO_OFFERS
-        """See last_offers."""
+        """Counts how much of the GPUs each tenant has had since this process began."""
+        self._last_allotment: tuple[Reading, Holdings, str, bool, Allotment] | None = None
+        """Reading, holdings, policy and `changing` of the last allotment, and the allotment itself, for reuse."""
+        self._allocatable = NONE_ALLOCATABLE
+        """The slices of each device, as `last_allocatable` keeps them from turn to turn."""
         self._shown = "", ""
-        """Policy and phase of the GPUNode, as it was last seen."""
+        """Policy and phase of the GPUNode at the last turn that had one."""
         self._api = api
         self._pods = pods
         self._simulated = library.simulated
         self._clock = clock
-        self._jitter = jitter
         self._wake = asyncio.Event()
-        self._standing: tuple[JSON, Observation] | None = None
-        """An observation, and the version of the GPUNode that was found to contain it."""
+        self._published: tuple[JSON, Observation] | None = None
+        """An observation, and the version of the GPUNode that is known to contain it."""
         self._own = OwnNode(node_name, api, self._wake.set)
         self._reader = Reader(library, self.settings.hung_after, clock, self._wake.set, background)
         self._backoff = Backoff(self.settings.retry_first, self.settings.retry_last)
         self._write_error = ""
         self._pods_error = ""
         self._hopeless = 0
-        """Consecutive readings that a new process might have done better."""
+        """Consecutive readings with an error that a new process might not have."""
         self._patience = 0
-        """How many of them the last error allows; 0: any number."""
+        """How many of them the last error allows; 0 if any number."""
         self._last_turn = clock()
 
     async def run(self) -> None:
-        """Follow the GPUNode and report until cancelled; raises RestartNeeded, any other end is a bug."""
+        """Follow the GPUNode and report until canceled. Raises RestartNeeded; any other end is a bug."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._own.follow())
@@ -146,7 +146,8 @@ class AgentLoop:
             raise RestartNeeded(str(ended.exceptions[0])) from None
 
     def why_not_ready(self) -> str:
-        """Empty when this agent can answer the operator: it reads or is quiet, and reaches the API server."""
+        """Return why this agent cannot answer the operator; empty when it reads or is quiet, and reaches the API
+        server."""
         if self._own.error or self._write_error:
             return self._own.error or self._write_error
         if self._own.node is None:
@@ -156,21 +157,23 @@ class AgentLoop:
         return self.observed.error
 
     def why_not_alive(self) -> str:
-        """Empty while the loop turns; a hung library does not stop it."""
+        """Return why the process should be restarted; empty while the loop turns. A hung library does not stop the
+        loop."""
         silence = self._clock() - self._last_turn
         limit = 3 * self.settings.interval + self.settings.hung_after
         return "" if silence <= limit else f"the loop has not turned for {silence:.0f} s"
 
     async def cycle(self) -> None:
-        """One turn: read for the request known now, report when something changed."""
+        """Take one turn: read the GPUs for the current request unless they are to stay closed, feed the meter, and
+        report if something changed. Without a GPUNode it only feeds the meter. Raises RestartNeeded."""
         node = self._own.node
-        if node is None:  # nothing asked, nowhere to report: in the middle of a change NVML must stay closed
-            self.use = None  # nor does anybody know any more who uses what
-            if self.reading is not None:  # who holds what the kubelet tells all the same
-                self.meter.turn(self._clock(), self._how_it_stands(await self._read_holdings()))
+        if node is None:  # no request and nowhere to report; in the middle of a change NVML must stay closed
+            self.use = None
+            if self.reading is not None:  # the kubelet still reports who holds what
+                self.meter.turn(self._clock(), self._current_allotment(await self._read_holdings()))
             return
-        self._shown = _shown_by(node)
-        request = requested(node)
+        self._shown = _policy_and_phase(node)
+        request = request_of(node)
         last = self.observed or Observation.of(node)
         holdings = await self._read_holdings()
         used: Use | None = None
@@ -178,25 +181,33 @@ class AgentLoop:
             last, used = await self._read(request, last)
         self.use = None if used is None else (used, holdings)
         self.observed = last.held_by(holdings)
-        self.meter.turn(self._clock(), self._how_it_stands(holdings))
+        self.meter.turn(self._clock(), self._current_allotment(holdings))
         await self._publish(self.observed)
         self._end_when_hopeless(self.observed.error)
-        if not self.observed.error and self.observed.request_id != self._asked():
+        if not self.observed.error and self.observed.request_id != self._request_id():
             self._wake.set()  # a newer request came while we read
 
     async def _turns(self) -> None:
+        """Take one turn after the other for ever: at an event, after the interval, or after a back-off while reports
+        fail."""
         while True:
             self._last_turn = self._clock()
             self._wake.clear()
             await self.cycle()
             failed = bool(self._write_error)
-            delay = self._backoff.after_failure() if failed else self.settings.interval * self._jitter()
+            delay = self._backoff.after_failure() if failed else self._interval()
             with suppress(TimeoutError):
                 # Not asyncio.wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
                 async with asyncio.timeout(delay):
                     await self._wake.wait()
 
+    def _interval(self) -> float:
+        """Return the seconds to wait until the next turn if there is no event, with the jitter applied."""
+        return self.settings.interval * random.uniform(1 - self.settings.jitter, 1 + self.settings.jitter)
+
     async def _read(self, request: Request, last: Observation) -> tuple[Observation, Use | None]:
+        """Read the GPUs for `request`. Return the new observation, which is `last` with an error if the reading
+        failed, and the use of the GPUs, or None if it failed. Updates the counters and logs changes of the error."""
         answer = await self._reader.read(request)
         self.stats.readings[answer.outcome] += 1
         if answer.outcome == "ok":
@@ -219,29 +230,32 @@ class AgentLoop:
         return after, used
 
     def _end_when_hopeless(self, error: str) -> None:
-        """Not before the server has the error: what happened must not be lost with the process."""
+        """Raise RestartNeeded after as many hopeless readings as the error allows, but only once the server has the
+        error: what happened must not be lost with the process."""
         reported = self._own.node is not None and not self._write_error
         if self._patience and self._hopeless >= self._patience and reported:
             raise RestartNeeded(error)
 
-    def _how_it_stands(self, holdings: Holdings | None) -> Allotment | None:
-        """None: unknown. What the operator publishes about the node is enough for a bill; it decides nothing."""
+    def _current_allotment(self, holdings: Holdings | None) -> Allotment | None:
+        """Return who has how much of the GPUs now, for the meter, or None if that is unknown. Policy and phase are
+        those that the operator publishes, which is enough for a bill; no decision rests on them."""
         if self.reading is None or holdings is None:
             return None
         policy, phase = self._shown
         changing = phase in CHANGING or (self.observed is not None and self.observed.quiet)
-        last = self._stood
-        if holdings.offered is None and last is not None and last[1].offered is not None:
-            # Without what there is to hold, whoever holds one replica would be billed for the whole.
+        last = self._last_allotment
+        if holdings.allocatable is None and last is not None and last[1].allocatable is not None:
+            # Without the allocatable devices, a pod that holds one replica would be billed for the whole GPU.
             return None
         if last is not None and last[0] is self.reading and last[1:4] == (holdings, policy, changing):
             return last[4]
-        self._offers = last_offers(self.reading, holdings, self._offers)
-        stands = standing(self.reading, holdings, policy, changing=changing, known=self._offers)
-        self._stood = (self.reading, holdings, policy, changing, stands)
-        return stands
+        self._allocatable = last_allocatable(self.reading, holdings, self._allocatable)
+        allotment = allotment_of(self.reading, holdings, policy, changing=changing, known=self._allocatable)
+        self._last_allotment = (self.reading, holdings, policy, changing, allotment)
+        return allotment
 
     async def _read_holdings(self) -> Holdings | None:
+        """Return which pods hold devices, or None if the kubelet does not answer. Logs when that error changes."""
         holdings: Holdings | None = None
         try:
             holdings, error = await self._pods.read(), ""
@@ -255,12 +269,14 @@ class AgentLoop:
         return holdings
 
     async def _publish(self, observed: Observation) -> None:
+        """Patch the GPUNode's status unless the server already has this observation. A KubeError is counted, logged
+        and kept in `_write_error`; a GPUNode that does not exist any more is dropped from the cache."""
         node, doubted = self._own.node, self._own.doubted
-        if node is None or (not doubted and self._stands(node, observed)):
+        if node is None or (not doubted and self._is_published(node, observed)):
             self._write_error = ""
             return
         if (patch := observed.patch({} if doubted else node)) is None:
-            self._standing, self._write_error = (node, observed), ""
+            self._published, self._write_error = (node, observed), ""
             return
         try:
             written = await self._api.patch(GPUNODES, self._own.name, patch, subresource="status")
@@ -277,11 +293,12 @@ class AgentLoop:
             self._backoff.success()
             self._own.take(written, node)
 
-    def _stands(self, node: JSON, observed: Observation) -> bool:
-        """Whether exactly this version of the object was found to contain exactly this observation."""
-        if self._standing is None or self._standing[0] is not node:
+    def _is_published(self, node: JSON, observed: Observation) -> bool:
+        """Whether exactly this version of the object is known to contain exactly this observation."""
+        if self._published is None or self._published[0] is not node:
             return False
-        return self._standing[1] == observed
+        return self._published[1] == observed
 
-    def _asked(self) -> str:
-        return "" if self._own.node is None else requested(self._own.node).id
+    def _request_id(self) -> str:
+        """Return the id of the current request; empty without a GPUNode or a request."""
+        return "" if self._own.node is None else request_of(self._own.node).id

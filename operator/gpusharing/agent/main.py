@@ -28,11 +28,12 @@ from gpusharing.kube.login import SERVICE_ACCOUNT, Login, find_login
 log = logging.getLogger(__name__)
 
 NO_LOGIN = 2
-"""Exit status without credentials."""
+"""Exit status if the credentials cannot be used."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until SIGTERM or SIGINT; returns the exit status."""
+    """Run the agent until SIGTERM or SIGINT. Return the exit status: 0 after a signal, NO_LOGIN without credentials, 1
+    if only a new container can read the GPUs."""
     options = parse(arguments, os.environ)
     log_as_json(options.node_name, options.log_level)
     login = find_login(os.environ, options.kubeconfig, options.service_account)
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def address(text: str) -> tuple[str, int]:
-    """`HOST:PORT`, an IPv6 host in brackets; raises ValueError."""
+    """Parse `HOST:PORT`, with an IPv6 host in brackets, into host and port. Raises ValueError."""
     host, _, port = text.rpartition(":")
     if not host:
         raise ValueError(f"{text!r} is not HOST:PORT")
@@ -80,7 +81,7 @@ _FLAGS: tuple[tuple[str, str, str, Callable[[str], object], str], ...] = (
 
 
 def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
-    """Flags, each with a variable of the environment as its default."""
+    """Parse the flags; the default of each comes from its environment variable."""
     parser = argparse.ArgumentParser(
         "gpusharing-agent", description="Reports the state of this node's GPUs in its GPUNode."
     )
@@ -100,6 +101,8 @@ def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argpar
 async def _serve(
     options: argparse.Namespace, login: Login, settings: LoopSettings, pods: KubeletPodResources
 ) -> int:
+    """Check the credentials, serve the probes and metrics, and run the loop until a signal. Return the exit status as
+    `main` does."""
     try:
         await login.access()
         await login.token()

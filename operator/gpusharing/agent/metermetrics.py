@@ -1,4 +1,4 @@
-"""The meter's counters for Prometheus. Their growth adds up to the growth of `gpusharing_gpu_seconds_total`."""
+"""The meter's counters for Prometheus. The growth of all parts adds up to that of `gpusharing_gpu_seconds_total`."""
 
 from collections.abc import Iterable
 
@@ -11,15 +11,15 @@ PREFIX = "gpusharing"
 
 
 class MeterCollector(Collector):
-    """Counters of one meter."""
+    """Collects the counters of one meter."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
 
     def collect(self) -> Iterable[Metric]:
-        """Every metric, as documented in docs/reference/metrics.md."""
+        """Yield every metric, as documented in docs/reference/metrics.md."""
         metered = self._meter.metered
-        held = _family(
+        allocated = _family(
             "slice_seconds",
             "GPU-seconds that a namespace held: its slices by time, each as its share of the GPU. Replicas of a shared"
             " GPU count as reserved, no matter which pod computes.",
@@ -27,10 +27,12 @@ class MeterCollector(Collector):
             "namespace",
             "resource",
         )
-        for account, seconds in metered.held.items():
-            held.add_metric([account.policy, account.namespace, account.resource], seconds)
-        yield held
-        idle = _family("idle_slice_seconds", "GPU-seconds of slices that no pod held.", "policy", "resource")
+        for account, seconds in metered.allocated.items():
+            allocated.add_metric([account.policy, account.namespace, account.resource], seconds)
+        yield allocated
+        idle = _family(
+            "idle_slice_seconds", "GPU-seconds of slices that no pod allocated.", "policy", "resource"
+        )
         for (policy, resource), seconds in metered.idle.items():
             idle.add_metric([policy, resource], seconds)
         yield idle

@@ -1,4 +1,4 @@
-"""The agent's metrics for Prometheus, read from the loop at each scrape, so that the loop knows nothing of metrics."""
+"""The agent's metrics for Prometheus, read from the loop at each scrape: the loop itself knows nothing of metrics."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -15,13 +15,14 @@ PREFIX = "gpusharing_agent"
 
 
 class AgentCollector(Collector):
-    """Metrics of one agent."""
+    """Collects the metrics of one agent."""
 
     def __init__(self, loop: AgentLoop) -> None:
         self._loop = loop
 
     def collect(self) -> Iterable[Metric]:
-        """Every metric, as documented in docs/reference/metrics.md."""
+        """Yield every metric, as documented in docs/reference/metrics.md. Without an observation or a reading, its
+        metrics are absent."""
         stats = self._loop.stats
         readings = CounterMetricFamily(
             f"{PREFIX}_readings",
@@ -49,6 +50,8 @@ class AgentCollector(Collector):
 
 
 def _of_observation(observed: Observation) -> Iterable[Metric]:
+    """Yield the metrics of the last observation; those of pods and devices are absent while the kubelet does not
+    answer."""
     yield _gauge("quiet", "1 while the GPU library is kept closed at the operator's request.", observed.quiet)
     yield _gauge("simulated", "1 when the GPUs are SIMULATED.", observed.simulated)
     if observed.pods is None or observed.allocated is None:
@@ -63,6 +66,7 @@ def _of_observation(observed: Observation) -> Iterable[Metric]:
 
 
 def _of_gpus(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
+    """Yield what the GPUs are: their names, MIG instances, processes and memory errors."""
     info = _family("gpu_info", "1 for each GPU.", "gpu", "uuid", "product")
     instances = _family("gpu_mig_instances", "MIG instances that exist.", "gpu", "profile")
     for gpu in gpus:
@@ -88,6 +92,7 @@ def _of_gpus(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
 
 
 def _of_health(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
+    """Yield what NVML reports about the health of the GPUs."""
     yield _per_gpu(
         "gpu_healthy",
         "1 while nothing that NVML reports makes the GPU unhealthy.",
@@ -122,11 +127,12 @@ def _of_health(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
 def _per_gpu(
     name: str, text: str, gpus: Iterable[GPU], value: Callable[[GPU], float | None]
 ) -> GaugeMetricFamily:
+    """Return a gauge with the `value` of each GPU; GPUs for which it is None are absent."""
     family = _family(name, text, "gpu")
     for gpu in gpus:
-        found = value(gpu)
-        if found is not None:
-            family.add_metric([str(gpu.index)], float(found))
+        number = value(gpu)
+        if number is not None:
+            family.add_metric([str(gpu.index)], float(number))
     return family
 
 

@@ -1,6 +1,6 @@
-"""NVML as an implementation of the Library Protocol. Only this module and `nvml_*.py` beside it import pynvml.
+"""NVML as an implementation of the Library protocol. Only this module and `nvml_*.py` beside it import pynvml.
 
-Calls and their traps: docs/design/hardware.md#nvml, nvml.h of NVML 13.3 and NVIDIA's reference of it.
+Calls and their traps: docs/design/hardware.md#nvml, nvml.h of NVML 13.3 and NVIDIA's reference for it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,14 +22,14 @@ from gpusharing.agent.nvml_health import (
     remapped_rows,
     supported,
 )
-from gpusharing.agent.nvml_mig import divided, mig_devices, offered
+from gpusharing.agent.nvml_mig import mig_devices, mig_instances, mig_profiles
 from gpusharing.agent.nvml_processes import ProcessLists
 from gpusharing.agent.nvml_use import UseOfGPUs
 from gpusharing.agent.processes import Processes
 from gpusharing.api.gpunode import GPU, Access, ComputeMode, MigMode, Model, Virtualization
 from gpusharing.planning.gpus.health import XIDS
 
-_MOST_PROCESSES = 1024  # what the CRD takes; the first ones suffice to say that a GPU is busy
+_MOST_PROCESSES = 1024  # the limit of the CRD; fewer are enough to show that a GPU is busy
 _MIB = 1024 * 1024
 
 _COMPUTE_MODES: dict[int, ComputeMode] = {
@@ -48,7 +48,7 @@ _UNREACHABLE: dict[int, Access] = {
     pynvml.NVML_ERROR_GPU_IS_LOST: "Lost",
     pynvml.NVML_ERROR_RESET_REQUIRED: "ResetRequired",
 }
-"""Errors of one GPU with a meaning of their own; any other is Failed. The other GPUs are read all the same."""
+"""Errors of one GPU that have an Access of their own; any other is Failed. The other GPUs are still read."""
 _NOT_LOADED = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: (
         "libnvidia-ml.so.1 is not in the agent's container; give the agent the runtime class `nvidia` with "
@@ -63,7 +63,7 @@ _NO_ACCESS = {
     pynvml.NVML_ERROR_UNKNOWN: "usual after systemd was reloaded on the node; see `dmesg | grep -i nvrm` there",
 }
 _OF_THE_NODE = (*_NOT_LOADED, pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, pynvml.NVML_ERROR_UNINITIALIZED)
-"""Errors that concern all GPUs, whichever was asked."""
+"""Errors that concern all GPUs, even if a call about a single one returns them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class _Card:
 
     model: Model
     placements_withheld: bool
-    """The right to list placements is the right to list instances."""
+    """Whether NVML refuses to list placements; listing instances takes the same right."""
 
     @property
     def is_complete(self) -> bool:
@@ -80,12 +80,12 @@ class _Card:
         model = self.model
         known = "Unknown" not in (model.mig_mode_change, model.virtualization)
         mig = not model.mig_capable or (model.profiles and known)
-        told = model.memory_mib is not None and model.compute_capability and not self.placements_withheld
-        return bool(mig and told)
+        rest = model.memory_mib is not None and model.compute_capability and not self.placements_withheld
+        return bool(mig and rest)
 
 
 class NVML:
-    """The real GPUs of this node."""
+    """Reads the real GPUs of this node."""
 
     simulated = False
 
@@ -93,24 +93,24 @@ class NVML:
         self._lists = ProcessLists(processes or Processes())
         self._use = UseOfGPUs(self._lists.pod_of)
         self._xids: dict[int, int] = {}
-        """GPU index to the first critical XID heard. NVML keeps none; the driver's recovery action does."""
+        """First critical XID of each GPU, by index. NVML remembers none; only the driver's recovery action lasts."""
         self._cards: dict[str, _Card] = {}
-        """What is known in full of each model. That does not change: once another driver is loaded, NVML opens for new
-        processes only (docs/design/hardware.md#nvml)."""
+        """The models that are known in full. They do not change: once another driver is loaded, NVML opens only in a
+        new process (docs/design/hardware.md#nvml)."""
         self._products: dict[str, str] = {}
-        """The name of each GPU of the last reading, by its UUID: that does not change either."""
+        """Product name of each GPU of the last reading, by UUID. It does not change either."""
 
     def read(self) -> Reading:
-        """See Library.read."""
+        """Read everything within one NVML session, as Library.read. Raises LibraryError."""
         try:
             with _session():
                 return self._read()
         except pynvml.NVMLError as error:
-            raise _explained(error) from error
+            raise _library_error(error) from error
 
     def _read(self) -> Reading:
-        """Read all GPUs. One that fails is reported as unreachable and does not stop the others, unless the error is
-        one of the whole node, or all GPUs fail because the agent lacks access."""
+        """Read all GPUs. One that fails is reported as unreachable and does not stop the others, unless the error
+        concerns the whole node, or all GPUs fail because the agent lacks access."""
         cards = dict(self._cards)
         self._lists.begin()
         self._use.begin()
@@ -125,10 +125,10 @@ class NVML:
         self._cards = {product: card for product, card in cards.items() if card.is_complete}
         self._products = {gpu.uuid: gpu.product for gpu in gpus if gpu.product}
         xids = self._xids
-        told = tuple(replace(gpu, xid=xids[gpu.index]) if gpu.index in xids else gpu for gpu in gpus)
+        observed = tuple(replace(gpu, xid=xids[gpu.index]) if gpu.index in xids else gpu for gpu in gpus)
         present = dict.fromkeys(gpu.product for gpu in gpus if gpu.product)
         models = tuple(cards[product].model for product in present)
-        return Reading(maybe("", pynvml.nvmlSystemGetDriverVersion), models, told, self._use.so_far())
+        return Reading(maybe("", pynvml.nvmlSystemGetDriverVersion), models, observed, self._use.so_far())
 
     def _gpus(self, cards: dict[str, _Card], xids: "Xids") -> tuple[list[GPU], list[Any]]:
         """Return all GPUs, and the errors of those that cannot be read. Raises an error of the whole node."""
@@ -161,14 +161,14 @@ class NVML:
         return self._gpu(handle, index, uuid, cards[product], modes)
 
     def _gpu(self, handle: Any, index: int, uuid: str, card: _Card, modes: tuple[MigMode, MigMode]) -> GPU:
-        """Read what changes on a GPU, such as its MIG instances and processes, and pass that to the meter of its use.
-        `modes`: the current MIG mode and the pending one."""
+        """Read what changes on a GPU, such as its MIG instances and processes, and pass it to the record of the GPUs'
+        use. `modes`: the current MIG mode and the pending one."""
         current, pending = modes
         on = current == "Enabled"
         devices = tuple(mig_devices(handle)) if on else ((handle, uuid),)
-        found = divided(handle, card.model.profiles, devices) if on else None
-        lists = [self._lists.of(device, name if found else "") for device, name in devices]
-        beside = self._lists.beside(handle, lists, hidden=found.hidden) if found else []
+        mig = mig_instances(handle, card.model.profiles, devices) if on else None
+        lists = [self._lists.of(device, name if mig else "") for device, name in devices]
+        beside = self._lists.beside(handle, lists, hidden=mig.hidden) if mig else []
         listed = [*beside, *chain.from_iterable(lists)]
         gpu = GPU(
             index=index,
@@ -177,19 +177,19 @@ class NVML:
             mig_mode=current,
             mig_mode_pending=pending,
             compute_mode=_compute_mode(handle),
-            instances=found.instances if found else (),
+            instances=mig.instances if mig else (),
             processes=tuple(each.process for each in listed[:_MOST_PROCESSES]),
             ecc_uncorrected=ecc_uncorrected(handle),
             remapped_rows=remapped_rows(handle),
             recovery_action=recovery_action(handle),
-            instances_withheld=card.placements_withheld or (found is not None and found.withheld),
+            instances_withheld=card.placements_withheld or (mig is not None and mig.withheld),
         )
-        self._use.take(gpu, devices, found.devices if found else (None,), lists)
+        self._use.take(gpu, devices, mig.devices if mig else (None,), lists)
         return gpu
 
 
-def _explained(error: Any) -> LibraryError:
-    """An error that concerns the whole node."""
+def _library_error(error: Any) -> LibraryError:
+    """Return the LibraryError for an error that concerns the whole node, with what to do about it."""
     if error.value in _NOT_LOADED:
         return NotLoaded(_NOT_LOADED[error.value])
     if error.value == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
@@ -203,7 +203,8 @@ def _explained(error: Any) -> LibraryError:
 
 
 def _refuse_without_access(errors: Sequence[Any]) -> None:
-    """If no GPU can be opened, the fault is the container's. An unknown error of one GPU is that GPU's."""
+    """Raise the error if no GPU can be opened, which is the container's fault. An unknown error of a single GPU is
+    that GPU's."""
     (code, *others) = {error.value for error in errors}
     if not others and (code == REFUSED or (code in _NO_ACCESS and len(errors) > 1)):
         raise errors[0]
@@ -211,7 +212,7 @@ def _refuse_without_access(errors: Sequence[Any]) -> None:
 
 @contextmanager
 def _session() -> Iterator[None]:
-    """NVML open for the length of the block. A failing shutdown is an error: the devices may still be held."""
+    """Keep NVML open for the length of the block. A failing shutdown is an error: the devices may still be held."""
     pynvml.nvmlInit()
     try:
         yield
@@ -225,8 +226,8 @@ def _uuid(handle: Any) -> str:
 
 
 def _mig_mode(handle: Any) -> tuple[MigMode, MigMode]:
-    """Mode in force and mode after the next reset (docs/design/hardware.md#nvml-mode). Everything depends on it, so a
-    refusal is an error of the GPU."""
+    """Return the MIG mode in force and the mode after the next reset (docs/design/hardware.md#nvml-mode). Everything
+    depends on it, so a refusal is an error of the GPU."""
     modes = supported(None, pynvml.nvmlDeviceGetMigMode, handle)
     if modes is None:
         return "NotSupported", "NotSupported"
@@ -251,7 +252,7 @@ def _card(handle: Any, product: str, *, mig_capable: bool) -> _Card:
     memory = maybe(None, pynvml.nvmlDeviceGetMemoryInfo, handle)
     capability = maybe((), pynvml.nvmlDeviceGetCudaComputeCapability, handle)
     live = fields(handle, pynvml.NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED) if mig_capable else None
-    profiles, withheld = offered(handle) if mig_capable else ((), False)
+    profiles, withheld = mig_profiles(handle) if mig_capable else ((), False)
     virtualized = maybe(None, pynvml.nvmlDeviceGetVirtualizationMode, handle)
     model = Model(
         product=product,

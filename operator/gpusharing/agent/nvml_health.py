@@ -1,6 +1,6 @@
-"""What NVML says about a GPU's health, and how to ask for what may not be supported or permitted. Part of `nvml.py`.
+"""What NVML reports about a GPU's health, and how to call what may not be supported or permitted. Part of `nvml.py`.
 
-Calls and their traps: docs/design/hardware.md#nvml, nvml.h of NVML 13.3 and NVIDIA's reference of it.
+Calls and their traps: docs/design/hardware.md#nvml, nvml.h of NVML 13.3 and NVIDIA's reference for it.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ import pynvml
 
 from gpusharing.api.gpunode import RecoveryAction, RemappedRows
 
-_MOST_EVENTS = 256  # heard at one reading; the next one begins anew
+_MOST_EVENTS = 256  # read at one reading; the next one begins anew
 _REMAPPED_FIELDS = (
     pynvml.NVML_FI_DEV_REMAPPED_COR,
     pynvml.NVML_FI_DEV_REMAPPED_UNC,
@@ -41,7 +41,8 @@ REFUSED = pynvml.NVML_ERROR_NO_PERMISSION
 
 
 def supported(otherwise: Any, call: Any, *arguments: Any) -> Any:
-    """The answer, or `otherwise` where card or driver do not support the call; raises where NVML refuses it."""
+    """Return what the call returns, or `otherwise` if card or driver do not support it. Raises other errors, such as a
+    refusal."""
     try:
         return call(*arguments)
     except pynvml.NVMLError as error:
@@ -51,7 +52,8 @@ def supported(otherwise: Any, call: Any, *arguments: Any) -> Any:
 
 
 def maybe(otherwise: Any, call: Any, *arguments: Any) -> Any:
-    """The answer, or `otherwise` where the call is not supported or not permitted: for what nothing is decided by."""
+    """Return what the call returns, or `otherwise` if it is not supported or not permitted. Only for what no decision
+    rests on."""
     try:
         return supported(otherwise, call, *arguments)
     except pynvml.NVMLError as error:
@@ -61,7 +63,7 @@ def maybe(otherwise: Any, call: Any, *arguments: Any) -> Any:
 
 
 def fields(handle: Any, *numbers: int) -> tuple[int, ...] | None:
-    """Unsigned values of NVML fields; None unless all are supported."""
+    """Return the unsigned values of NVML fields, or None unless all of them are supported and permitted."""
     # In pairs with a scope: pynvml tries that first, and raises and catches an error for each bare number.
     scoped = [(number, 0) for number in numbers]
     values = maybe(None, pynvml.nvmlDeviceGetFieldValues, handle, scoped)
@@ -71,21 +73,23 @@ def fields(handle: Any, *numbers: int) -> tuple[int, ...] | None:
 
 
 def ecc_uncorrected(handle: Any) -> int | None:
-    """Uncorrected ECC errors since the driver was loaded (nvml.h, NVML_VOLATILE_ECC); None without ECC."""
+    """Return the number of uncorrected ECC errors since the driver was loaded (nvml.h, NVML_VOLATILE_ECC), or None
+    without ECC."""
     kind, since_load = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
     errors: int | None = maybe(None, pynvml.nvmlDeviceGetTotalEccErrors, handle, kind, since_load)
     return errors
 
 
 def recovery_action(handle: Any) -> RecoveryAction | None:
-    """The recovery action that the driver asks for; None before R565."""
+    """Return the recovery action that the driver asks for, Unknown if its number is not known here, or None before
+    R565."""
     values = fields(handle, pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION)
     return None if values is None else _RECOVERY.get(values[0], "Unknown")
 
 
 def remapped_rows(handle: Any) -> RemappedRows | None:
-    """By the call, else by fields 142 to 145: the call is not supported while MIG instances are active
-    (docs/design/hardware.md#remapped-rows)."""
+    """Return the remapped rows of a GPU, or None if it reports none. Fields 142 to 145 replace the call, which is not
+    supported while MIG instances are active (docs/design/hardware.md#remapped-rows)."""
     rows = maybe(None, pynvml.nvmlDeviceGetRemappedRows, handle) or fields(handle, *_REMAPPED_FIELDS)
     if rows is None:
         return None
@@ -96,17 +100,17 @@ def remapped_rows(handle: Any) -> RemappedRows | None:
 
 
 class Xids:
-    """XIDs raised while the block runs: those that the reading itself provokes (79, 119) are among them.
+    """Collects the XIDs raised while the block runs, among them those that the reading itself provokes (79, 119).
 
     An event set hears nothing from before it was made (docs/design/hardware.md#events), and NVML is closed between
-    readings (docs/design/transition.md#quiet), so other XIDs are known by what they leave behind. A failure here does
-    not fail the reading: these are extras.
+    readings (docs/design/transition.md#quiet), so other XIDs are known only by what they leave behind. A failure here
+    does not fail the reading: XIDs are an extra.
     """
 
     def __init__(self) -> None:
         self._set: Any = None
         self._gpus: dict[int, int] = {}
-        """GPU index by the address of a handle."""
+        """Index of each GPU by the address of its handle."""
 
     def __enter__(self) -> "Xids":
         with suppress(pynvml.NVMLError):
@@ -119,7 +123,7 @@ class Xids:
                 pynvml.nvmlEventSetFree(self._set)
 
     def listen(self, index: int, handle: Any) -> None:
-        """Listen for events of this GPU from now on."""
+        """Subscribe to the XIDs of this GPU from now on. Errors are ignored."""
         if self._set is None:
             return
         with suppress(pynvml.NVMLError):
@@ -127,7 +131,7 @@ class Xids:
             self._gpus[ctypes.addressof(handle.contents)] = index
 
     def heard(self) -> Iterator[tuple[int, int]]:
-        """GPU index and XID, without waiting."""
+        """Yield GPU index and XID of each event so far, without waiting. Errors end it."""
         with suppress(pynvml.NVMLError):  # a time-out: there are no more
             for _ in range(_MOST_EVENTS if self._gpus else 0):
                 event = pynvml.nvmlEventSetWait_v2(self._set, 0)

@@ -1,9 +1,9 @@
 """MIG as NVML reports it: the profiles of a card, the instances of a GPU, and what of them is hidden. Part of
 `nvml.py`.
 
-Listing instances and placements needs read access to mig/config; a MIG device is visible to a process that may open it.
-So a container without rights sees some devices, none, or those of an earlier layout: what it cannot list, it does not
-know.
+Listing instances and placements needs read access to mig/config; a MIG device is visible to a process that may open
+it. So a container without rights sees some devices, none, or those of an earlier layout. What it cannot list is
+unknown.
 """
 
 import ctypes
@@ -27,45 +27,46 @@ MigDevice: TypeAlias = tuple[Any, str]
 
 
 @value
-class Divided:
+class MigInstances:
     """The instances of one GPU with MIG on."""
 
     instances: tuple[Instance, ...]
-    """Instances that are known; there may be more where `withheld`."""
+    """The known instances; if `withheld`, there may be more."""
     withheld: bool
-    """NVML does not list every instance; those that it leaves out are known from the MIG devices that can be seen."""
+    """Whether NVML does not list every instance; others are known only if one of their MIG devices is visible."""
     hidden: bool
-    """Processes may run where no MIG device can be seen."""
+    """Whether processes may run on an instance without a visible MIG device."""
     devices: tuple[Instance, ...]
-    """The instance of each MIG device, in their order."""
+    """The instance of each visible MIG device, in the order of the devices."""
 
 
-def offered(handle: Any) -> tuple[tuple[DriverProfile, ...], bool]:
-    """The profiles of a card, and whether their placements may not be listed."""
-    found: list[DriverProfile] = []
+def mig_profiles(handle: Any) -> tuple[tuple[DriverProfile, ...], bool]:
+    """Return the profiles of a card, and whether NVML refuses to list their placements."""
+    profiles: list[DriverProfile] = []
     withheld = False
     for info in _profile_infos(handle):
         placements = _placements(handle, info.id)
         withheld = withheld or placements is None
-        found.append(_profile(info, placements or []))
-    return tuple(found), withheld
+        profiles.append(_profile(info, placements or []))
+    return tuple(profiles), withheld
 
 
 def _profile_infos(handle: Any) -> Iterator[Any]:
-    """Profiles are asked for by their enum index and known by their id, which differs between cards
-    (docs/design/hardware.md#nvml-profiles)."""
+    """Yield what NVML says about each profile of a card. They are requested by enum index and identified by their id,
+    which differs between cards (docs/design/hardware.md#nvml-profiles)."""
     for enum in _PROFILE_ENUM:
         try:
             info = maybe(None, pynvml.nvmlDeviceGetGpuInstanceProfileInfo, handle, enum)
         except pynvml.NVMLError as error:
             if error.value == pynvml.NVML_ERROR_INVALID_ARGUMENT:
-                return  # this driver knows no further ones
+                return  # this driver has no further profiles
             raise
         if info is not None:
             yield info
 
 
 def _profile(info: Any, placements: list[Any]) -> DriverProfile:
+    """Return the profile as it is reported; without placements it has no starts and size 0."""
     name = info.name.removeprefix("MIG ")
     return DriverProfile(
         name=name,
@@ -84,22 +85,23 @@ def _nominal_gb(profile: str) -> int:
 
 
 def _placements(handle: Any, profile_id: int) -> list[Any] | None:
-    """Possible placements; none where listing them is not supported, None where it is not allowed."""
-    found = (pynvml.c_nvmlGpuInstancePlacement_t * _CAPACITY)()
+    """Return the possible placements of a profile: empty if listing them is not supported, None if it is not
+    permitted."""
+    buffer = (pynvml.c_nvmlGpuInstancePlacement_t * _CAPACITY)()
     count = ctypes.c_uint(_CAPACITY)
     try:
-        pynvml.nvmlDeviceGetGpuInstancePossiblePlacements(handle, profile_id, found, ctypes.byref(count))
+        pynvml.nvmlDeviceGetGpuInstancePossiblePlacements(handle, profile_id, buffer, ctypes.byref(count))
     except pynvml.NVMLError as error:
         if error.value == REFUSED:
             return None
         if error.value in UNSUPPORTED:
             return []
         raise
-    return list(found[: count.value])
+    return list(buffer[: count.value])
 
 
 def mig_devices(handle: Any) -> Iterator[MigDevice]:
-    """The MIG devices of a GPU that can be seen; their indices have gaps and no stable order
+    """Yield the visible MIG devices of a GPU; their indices have gaps and no stable order
     (docs/design/hardware.md#nvml-devices)."""
     for index in range(maybe(0, pynvml.nvmlDeviceGetMaxMigDeviceCount, handle)):
         try:
@@ -110,14 +112,14 @@ def mig_devices(handle: Any) -> Iterator[MigDevice]:
                 raise
 
 
-def divided(handle: Any, profiles: Sequence[DriverProfile], migs: Sequence[MigDevice]) -> Divided:
+def mig_instances(handle: Any, profiles: Sequence[DriverProfile], migs: Sequence[MigDevice]) -> MigInstances:
     """Return the instances of a GPU with MIG on: as NVML lists them, or from its MIG devices where it does not.
 
-    An instance without a compute instance, as a create that failed midway leaves it, hides no process.
+    An instance without a compute instance, which a creation that failed midway leaves behind, hides no process.
     """
-    listed = _all_listed(handle, profiles)
+    listed = _list_all(handle, profiles)
     numbers = [pynvml.nvmlDeviceGetGpuInstanceId(mig) for mig, _ in migs]
-    # Several compute instances of one GPU instance: the first stands for it.
+    # A GPU instance may have several compute instances; the first one represents it.
     first = dict(reversed(list(zip(numbers, migs, strict=True))))
     uuids = {number: uuid for number, (_, uuid) in first.items()}
     instances = {info.id: _instance(info, profile, uuids) for profile, _, info in listed or ()}
@@ -126,25 +128,24 @@ def divided(handle: Any, profiles: Sequence[DriverProfile], migs: Sequence[MigDe
     withheld = listed is None or bool(unlisted)
     hidden = withheld or any(info.id not in uuids and _may_compute(each) for _, each, info in listed or ())
     ordered = sorted(known.values(), key=lambda instance: (instance.start, instance.id))
-    return Divided(tuple(ordered), withheld, hidden, tuple(known[number] for number in numbers))
+    return MigInstances(tuple(ordered), withheld, hidden, tuple(known[number] for number in numbers))
 
 
-def _all_listed(
-    handle: Any, profiles: Sequence[DriverProfile]
-) -> list[tuple[DriverProfile, Any, Any]] | None:
-    """Return profile, handle and info of each instance, or None where NVML lists no profiles or refuses a list."""
+def _list_all(handle: Any, profiles: Sequence[DriverProfile]) -> list[tuple[DriverProfile, Any, Any]] | None:
+    """Return profile, handle and info of each instance, or None if there are no profiles, or NVML refuses or does not
+    support a list."""
     if not profiles:
         return None
     try:
-        return [(profile, *found) for profile in profiles for found in _listed(handle, profile.id)]
+        return [(profile, *found) for profile in profiles for found in _list_instances(handle, profile.id)]
     except pynvml.NVMLError as error:
         if error.value not in (REFUSED, *UNSUPPORTED):
             raise
         return None
 
 
-def _listed(handle: Any, profile_id: int) -> list[tuple[Any, Any]]:
-    """Handle and info of each instance of a profile."""
+def _list_instances(handle: Any, profile_id: int) -> list[tuple[Any, Any]]:
+    """Return handle and info of each instance of a profile."""
     found = (pynvml.c_nvmlGpuInstance_t * _CAPACITY)()
     count = ctypes.c_uint(_CAPACITY)
     pynvml.nvmlDeviceGetGpuInstances(handle, profile_id, found, ctypes.byref(count))
@@ -153,7 +154,7 @@ def _listed(handle: Any, profile_id: int) -> list[tuple[Any, Any]]:
 
 
 def _may_compute(instance: Any) -> bool:
-    """Whether a GPU instance has compute instances; yes where they cannot be listed."""
+    """Whether a GPU instance has compute instances. True if they cannot be listed."""
     try:
         infos = list(_compute_profile_infos(instance))
         for info in infos:
@@ -168,13 +169,14 @@ def _may_compute(instance: Any) -> bool:
 
 
 def _compute_profile_infos(instance: Any) -> Iterator[Any]:
+    """Yield what NVML says about each profile of compute instances that a GPU instance supports."""
     ask = pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo
     for enum in _COMPUTE_PROFILE_ENUM:
         try:
             info = supported(None, ask, instance, enum, _SHARED_ENGINES)
         except pynvml.NVMLError as error:
             if error.value == pynvml.NVML_ERROR_INVALID_ARGUMENT:
-                return  # this driver knows no further ones
+                return  # this driver has no further profiles
             raise
         if info is not None:
             yield info
@@ -187,7 +189,8 @@ def _instance(info: Any, profile: DriverProfile, uuids: dict[int, str]) -> Insta
 
 
 def _instance_of_device(device: MigDevice, profiles: Sequence[DriverProfile]) -> Instance:
-    """Profile from the device's name ("... MIG 1c.3g.40gb"), else from its attributes; no placement."""
+    """Return the instance of a MIG device, without a placement. Its profile comes from the device's name ("... MIG
+    1c.3g.40gb"), else from its attributes, and is empty if neither tells."""
     mig, uuid = device
     name = maybe("", pynvml.nvmlDeviceGetName, mig).rpartition(" MIG ")[2]
     name = re.sub(r"^\d+c\.", "", name)

@@ -1,6 +1,6 @@
 """Which processes use a GPU, as NVML lists them. Part of `nvml.py`.
 
-Three lists: compute, clients of MPS, graphics. Whatever of them may not be seen counts as busy
+NVML has three lists: compute, clients of MPS, graphics. A list that may not be read counts as busy
 (docs/design/hardware.md#processes, docs/design/transition.md#idle).
 """
 
@@ -16,52 +16,53 @@ from gpusharing.api.gpunode import Process
 from gpusharing.planning.vocabulary.values import value
 
 _ALWAYS = (pynvml.nvmlDeviceGetComputeRunningProcesses,)
-"""Exists for every card: a driver that does not support it says nothing about who computes."""
+"""Calls that every card supports: without one, nothing is known about who computes."""
 _WHERE_SUPPORTED = (
     pynvml.nvmlDeviceGetMPSComputeRunningProcesses,
     pynvml.nvmlDeviceGetGraphicsRunningProcesses,
 )
-"""A card or driver without it has no such clients."""
+"""Calls that some cards or drivers do not support, which then have no such clients."""
 
 
 @value
 class Listed:
-    """A process on one of the lists."""
+    """A process on one of NVML's lists."""
 
     process: Process
     """The process, or UNKNOWN_PROCESS."""
     memory: int | None = None
-    """Bytes that it holds there; None when the driver does not report it."""
+    """Bytes of memory that it uses there; None when the driver does not report it."""
 
 
 class ProcessLists:
-    """Processes by pid; pid 0 stands for those that may not be listed."""
+    """Reads processes by pid; pid 0 stands for those that cannot be listed."""
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
 
     def begin(self) -> None:
-        """A new reading."""
+        """Begin a new reading, which forgets processes that have ended."""
         self._processes.begin()
 
     def of(self, handle: Any, device: str = "") -> list[Listed]:
-        """The processes of a whole GPU, or of the MIG device with this UUID."""
+        """Return the processes of a whole GPU, or of the MIG device with the UUID `device`."""
         return self._listed(handle, device, required=_ALWAYS, hidden=False)
 
     def beside(self, handle: Any, lists: Iterable[Iterable[Listed]], *, hidden: bool) -> list[Listed]:
         """Return the processes of a GPU with MIG on that are on none of the `lists` of its MIG devices.
 
-        With `hidden`, there may be others that no call lists. A driver that lists none for the whole GPU says nothing
-        against the lists of its MIG devices.
+        With `hidden`, there may be others that no call lists, so UNKNOWN_PROCESS is among them. A driver that lists
+        none for the whole GPU does not contradict the lists of its MIG devices.
         """
         known = {each.process.pid for listed in lists for each in listed} - {UNKNOWN_PROCESS.pid}
-        found = self._listed(handle, "", required=(), hidden=hidden)
-        return [each for each in found if each.process.pid not in known]
+        listed = self._listed(handle, "", required=(), hidden=hidden)
+        return [each for each in listed if each.process.pid not in known]
 
     def _listed(self, handle: Any, device: str, *, required: Collection[Any], hidden: bool) -> list[Listed]:
-        """The processes on all lists, with UNKNOWN_PROCESS if there may be more, as without one of the `required`.
+        """Return the processes of all lists, with UNKNOWN_PROCESS if there may be more: if `hidden`, if a list is
+        refused, or if one of the `required` lists is not supported.
 
-        A client of MPS is on two lists, as M+C in nvidia-smi, with the same memory: it counts once.
+        A client of MPS is on two lists, as M+C in nvidia-smi, with the same memory, and counts once.
         """
         known: dict[int, int | None] = {UNKNOWN_PROCESS.pid: None} if hidden or self._processes.blind else {}
         for call in (*_ALWAYS, *_WHERE_SUPPORTED):
@@ -73,24 +74,25 @@ class ProcessLists:
                 if error.value == REFUSED or call in required:
                     known[UNKNOWN_PROCESS.pid] = None
         return [
-            Listed(self._processes.of(pid, device, _reported), memory)
+            Listed(self._processes.of(pid, device, _reported_name), memory)
             for pid, memory in sorted(known.items())
         ]
 
     def pod_of(self, pid: int) -> PodID | None:
-        """See Processes."""
+        """Return the pod of a process, as Processes.pod_of."""
         return self._processes.pod_of(pid)
 
 
 def _add(known: dict[int, int | None], processes: Iterable[Any]) -> None:
-    """Add the processes of one list to the memory by pid; None is memory that the driver does not report."""
+    """Add the processes of one list to `known`, the memory by pid; None stands for memory that the driver does not
+    report. A process that is there already gets the higher number."""
     for process in processes:
-        told, memory = process.usedGpuMemory, known.get(process.pid)
-        known[process.pid] = told if memory is None else max(memory, told or 0)
+        reported, memory = process.usedGpuMemory, known.get(process.pid)
+        known[process.pid] = reported if memory is None else max(memory, reported or 0)
 
 
-def _reported(pid: int) -> str:
-    """What NVML calls a process: a word that the process chose itself."""
+def _reported_name(pid: int) -> str:
+    """Return the command line that NVML reports, which the process chose itself; empty if NVML reports none."""
     try:
         name: str = pynvml.nvmlSystemGetProcessName(pid)
     except (pynvml.NVMLError, UnicodeDecodeError):

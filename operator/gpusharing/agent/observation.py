@@ -1,4 +1,4 @@
-"""Question and answer: the request, the observation, and the patch that writes it to the server."""
+"""The request to the agent, the observation that answers it, and the patch that writes it to the server."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,27 +11,27 @@ from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import section
 
 
-def requested(node: JSON) -> Request:
-    """Return the request of a GPUNode; without one, nothing in particular is asked."""
+def request_of(node: JSON) -> Request:
+    """Return the request of a GPUNode; one with an empty id if the GPUNode has none."""
     return from_wire(Request, section(node, "spec", "request"))
 
 
 class Observation(Observed):
-    """`status.observed`, and what the agent makes of it in its next turn."""
+    """The content of `status.observed`, with the agent's operations on it. All of them return a new value or `self`."""
 
     __slots__ = ()
 
     @classmethod
     def of(cls, node: JSON) -> "Observation":
-        """What the server holds, from this process or the one before; nothing known where there is nothing."""
+        """Return what the server has, from this process or the one before; empty values where it has nothing."""
         return from_wire(cls, section(node, "status", "observed"))
 
     @classmethod
     def after(
         cls, request: Request, reading: Reading, *, simulated: bool, last: "Observation | None" = None
     ) -> "Observation":
-        """The answer to a request, by a reading that began after it. A GPU that NVML cannot talk to keeps what `last`
-        knew about it."""
+        """Return the answer to a request, by a reading that began after the request. A GPU that NVML cannot talk to
+        keeps what `last` knew about it."""
         known = {gpu.index: gpu for gpu in last.gpus} if last else {}
         gpus = tuple(_with_the_past(gpu, known) for gpu in reading.gpus)
         named, met = {gpu.product for gpu in gpus}, {model.product for model in reading.models}
@@ -47,29 +47,32 @@ class Observation(Observed):
         )
 
     def again(self, request: Request) -> "Observation":
-        """The answer to a request by a reading that found nothing new."""
+        """Return the same GPUs as the answer to `request`, by a reading that found nothing new; `self` if that changes
+        nothing."""
         if (self.request_id, self.quiet, self.error) == (request.id, request.quiet, ""):
             return self
         return replace(self, request_id=request.id, quiet=request.quiet, error="")
 
     def failing(self, error: str, *, simulated: bool) -> "Observation":
-        """The same GPUs and the same echo with an error: nothing new was read, so no newer request is echoed, and
-        a library that may still be open is not called quiet."""
+        """Return the same GPUs and the same echo with an error. Nothing new was read, so no newer request is echoed,
+        and a library that may still be open is not called quiet."""
         return replace(self, error=error, quiet=False, simulated=simulated)
 
     def held_by(self, holdings: Holdings | None) -> "Observation":
-        """The same GPUs with the current holdings; None: unknown."""
+        """Return the same GPUs with the current holdings, or with unknown ones if `holdings` is None; `self` if
+        nothing changes."""
         allocated, pods = (None, None) if holdings is None else (holdings.allocated, holdings.pods)
         if (self.allocated, self.pods) == (allocated, pods):
             return self
         return replace(self, allocated=allocated, pods=pods)
 
     def keeps_closed(self, request: Request) -> bool:
-        """The library stays closed: quiet is requested and was answered, maybe by the process before this one."""
+        """Whether the library stays closed: quiet is requested and was answered, maybe by the previous process."""
         return request.quiet and self.quiet and self.request_id == request.id
 
     def patch(self, node: JSON) -> JSON | None:
-        """JSON merge patch for the status subresource, every key present; None when the server has it already.
+        """Return the JSON merge patch for the status subresource, with every key present, or None if the server has it
+        already.
 
         A merge patch keeps map keys that it does not name, so resource names that disappeared are set to null.
         """
@@ -84,13 +87,14 @@ class Observation(Observed):
 
 
 def _with_the_past(gpu: GPU, known: dict[int, GPU]) -> GPU:
+    """Return the GPU, or what was known about it if it cannot be read now, with its current access, XID and error."""
     if gpu.access == "Ok" or gpu.index not in known:
         return gpu
     return replace(known[gpu.index], access=gpu.access, xid=gpu.xid, error=gpu.error)
 
 
 _COUNTS = frozenset({"eccUncorrected", "correctable", "uncorrectable"})
-"""Wire names of counts of errors. That there are errors is reported; how many is left to the metrics."""
+"""JSON keys of error counts. The GPUNode reports whether there are errors; the metrics report how many."""
 
 
 def _same(present: Any, wanted: Any) -> bool:
@@ -109,5 +113,5 @@ def _same(present: Any, wanted: Any) -> bool:
 
 
 def _errors(present: Any, wanted: Any) -> bool:
-    """Both zero, both above zero, or both unknown."""
+    """Whether two counts are both zero, both above zero, or both unknown."""
     return (present is None, bool(present)) == (wanted is None, bool(wanted))

@@ -1,4 +1,4 @@
-"""The agent's own GPUNode, from the cache that both shells share (kube/reflector.py)."""
+"""The agent's own GPUNode, from the cache that operator and agent share (kube/reflector.py)."""
 
 import logging
 from collections.abc import Callable
@@ -11,21 +11,21 @@ from gpusharing.kube.reflector import CacheSettings, Reflector
 log = logging.getLogger(__name__)
 
 LIST_AGAIN = 3600.0
-"""Seconds; the watch reports everything, and 5,000 agents list."""
+"""Seconds between two lists. They are rare because the watch reports everything and 5,000 agents list."""
 REMEMBERED = 8
-"""Deleted objects of our name whose late events are ignored."""
+"""How many deleted objects of our name are remembered, to ignore their late events."""
 
 
 class OwnNode:
-    """Follows one GPUNode by name. It may be absent: the operator creates it."""
+    """Follows one GPUNode by name. It may not exist: the operator creates it."""
 
     def __init__(self, name: str, api: KubeClient, on_change: Callable[[], None]) -> None:
-        """`on_change` is called when the object appears, disappears, is replaced or has a new request."""
+        """Call `on_change` when the object appears, disappears, is replaced or has a new request."""
         self.name = name
         self._on_change = on_change
-        self._asked: tuple[str, Any] | None = None
+        self._request: tuple[str, Any] | None = None
         self._restores = 0
-        """How often a write of ours got a version below the one that we knew: only a restored store answers so."""
+        """How often a write returned a lower version than the known one, which only a restored store does."""
         self._cache: Reflector[JSON] = Reflector(
             api,
             GPUNODES,
@@ -38,23 +38,23 @@ class OwnNode:
             field_selector=f"metadata.name={name}",
         )
         self.follow = self._cache.run
-        """Keep `node` current for ever; a server that is away is asked again with back-off."""
+        """Keep `node` current for ever; retries with back-off while the server is away."""
 
     @property
     def node(self) -> JSON | None:
-        """The newest version seen, None while there is none."""
+        """The newest known version of the GPUNode, or None while there is none."""
         return self._cache.items.get(self.name)
 
     @property
     def error(self) -> str:
-        """Why the API server cannot be followed now, empty when it can."""
+        """Why the API server cannot be followed now; empty when it can."""
         if self._cache.error is not None:
             return str(self._cache.error)
         return "" if self._cache.synced.is_set() else "the API server has not been reached yet"
 
     @property
     def doubted(self) -> bool:
-        """The server has listed an older state than it had shown. A write shows whether it lags or went back."""
+        """Whether the server has listed an older state than before. A write shows whether it lags or was restored."""
         return self._cache.doubted
 
     def take(self, node: JSON | None, before: JSON) -> None:
@@ -70,16 +70,19 @@ class OwnNode:
         self._cache.accept(node)
 
     def _changed(self, _: str) -> None:
-        before, self._asked = self._asked, _asks(self.node)
-        if self._asked != before:
+        """Call `on_change` if the object is another one or has another request than at the last change."""
+        before, self._request = self._request, _uid_and_request(self.node)
+        if self._request != before:
             self._on_change()
 
-    def _tell(self, error: str) -> None:
+    def _log_state(self, error: str) -> None:
+        """Log that the GPUNode cannot be followed, or that it is followed again if `error` is empty."""
         if error:
             log.warning("cannot follow GPUNode", extra={"error": error})
         else:
             log.info("following GPUNode", extra={"gpunode": self.name})
 
 
-def _asks(node: JSON | None) -> tuple[str, Any] | None:
+def _uid_and_request(node: JSON | None) -> tuple[str, Any] | None:
+    """Return the uid of a GPUNode and its request, or None without a GPUNode."""
     return None if node is None else (node["metadata"]["uid"], node.get("spec", {}).get("request"))

@@ -1,9 +1,9 @@
-"""Which pod a uid belongs to, by the folders in which the kubelet keeps the pods' logs.
+"""Which pod a uid belongs to, by the folders in which the kubelet keeps the logs of pods.
 
 The cgroup of a process shows the uid of its pod. The kubelet's podresources name pods without uids, and the agent may
 not read pods: a token that may list them would show a thief what runs on every node. The kubelet calls the folder of a
-pod's logs NAMESPACE_NAME_UID (kubernetes v1.36.3 pkg/kubelet/kuberuntime/helpers.go, BuildPodLogsDirectory; none of the
-three can hold a `_`). Only the names of these folders are read.
+pod's logs NAMESPACE_NAME_UID (kubernetes v1.36.3 pkg/kubelet/kuberuntime/helpers.go, BuildPodLogsDirectory; none of
+the three can hold a `_`). Only the names of these folders are read.
 """
 
 import os
@@ -15,27 +15,28 @@ from gpusharing.agent.library import PodID
 
 _PARTS = 3
 PAUSE = 5.0
-"""Seconds for which a uid without a folder is not looked up again: one reading asks for every process."""
+"""Seconds between two listings of the folders: one reading may ask for many uids without a folder."""
 
 
 class PodNames:
-    """Pods of this node by uid."""
+    """Finds the pods of this node by uid."""
 
     def __init__(self, logs: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
-        """`logs` is the kubelet's podLogsDir, /var/log/pods by default; None: unknown."""
+        """Look for pods in `logs`, the kubelet's podLogsDir, /var/log/pods by default; with None, no name is known."""
         self._logs = logs
         self._clock = clock
         self._known: dict[str, PodID] = {}
         self._listed_at = -PAUSE
 
     def of(self, uid: str) -> PodID:
-        """The pod with this uid, without a name if no folder shows it. The folders are listed when a uid comes that
-        was not among them before, but not for every process of a reading."""
+        """Return the pod with this uid, without a name if no folder shows it. The folders are listed again for an
+        unknown uid, but at most every PAUSE seconds."""
         if uid not in self._known and self._clock() - self._listed_at >= PAUSE:
             self._known, self._listed_at = self._listed(), self._clock()
         return self._known.get(uid) or PodID(uid)
 
     def _listed(self) -> dict[str, PodID]:
+        """Return the pods that the folders name, by uid; empty if they cannot be listed."""
         try:
             folders = [] if self._logs is None else os.listdir(self._logs)
         except OSError:

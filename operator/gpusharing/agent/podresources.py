@@ -1,8 +1,8 @@
-"""Which GPU devices pods hold, as the kubelet of this node knows it.
+"""Which GPU devices pods hold, according to the kubelet of this node.
 
 The kubelet serves gRPC `v1.PodResourcesLister` on a unix socket (kubernetes/kubelet v0.36.3
-pkg/apis/podresources/v1/api.proto). Its answers are a few nested messages of protobuf's wire format, read here;
-`kubelet.py` does the calls.
+pkg/apis/podresources/v1/api.proto). Its answers are a few nested messages in protobuf's wire format, which this module
+decodes; `kubelet.py` makes the calls.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from gpusharing.planning.vocabulary.values import value
 T = TypeVar("T")
 
 NVIDIA_RESOURCES = "nvidia.com/"
-"""More than GPUs: whatever a device plugin of NVIDIA's serves counts as in use."""
+"""Prefix of the resources that count, which are more than GPUs: all that a device plugin of NVIDIA's serves."""
 
 # Field numbers of api.proto.
 _ALLOCATABLE_DEVICES = 1  # AllocatableResourcesResponse.devices
@@ -33,125 +33,131 @@ _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 
 
 @value
-class Held:
-    """Devices of one resource in the hands of one pod."""
+class PodDevices:
+    """The devices of one resource that one pod holds."""
 
     namespace: str
     """Namespace of the pod."""
     pod: str
     """Name of the pod."""
     resource: str
-    """For example nvidia.com/gpu."""
+    """Name of the resource, such as nvidia.com/gpu."""
     devices: tuple[str, ...]
-    """As the device plugin calls them: a UUID, or UUID::replica where the device is shared. In order."""
+    """Ids of the device plugin, sorted: a UUID, or UUID::replica if the device is shared."""
 
 
 @value
 class Holdings:
-    """Devices that pods of this node hold. Finished pods hold none.
+    """The devices that pods of this node hold. Finished pods hold none.
 
     Kubelets before 1.34, and later ones with the feature gate KubeletPodResourcesListUseActivePods off, list finished
-    pods too (kubernetes#119423, mended by #132028), but without devices: List calls UpdateAllocatedDevices first, which
-    drops those of pods that are not active (pkg/kubelet/apis/podresources/server_v1.go, cm/devicemanager/manager.go,
-    read at v1.36.3; memory and CPUs are what those kubelets get wrong). Only a kubelet that has just begun, and has not
-    heard of all its pods, may still count them.
+    pods too (kubernetes#119423, mended by #132028), but without devices: List calls UpdateAllocatedDevices first,
+    which drops those of pods that are not active (pkg/kubelet/apis/podresources/server_v1.go,
+    cm/devicemanager/manager.go, read at v1.36.3; memory and CPUs are what those kubelets get wrong). Only a kubelet
+    that has just started, and does not know all its pods yet, may still count them.
     """
 
     allocated: dict[str, int] = field(default_factory=dict)
-    """Resource name (nvidia.com/...) to devices held; replicas of a shared GPU count one each."""
+    """Number of devices held by resource name (nvidia.com/...); each replica of a shared GPU counts as one."""
     pods: int = 0
     """Pods that hold at least one of them."""
-    held: tuple[Held, ...] = ()
-    """Which pod holds which, by namespace, pod and resource."""
-    offered: tuple[tuple[str, str], ...] | None = None
-    """Resource name and device id of every healthy device that pods can hold, in order; None: the kubelet does not
+    by_pod: tuple[PodDevices, ...] = ()
+    """The devices of each pod, sorted by namespace, pod and resource."""
+    allocatable: tuple[tuple[str, str], ...] | None = None
+    """Resource name and device id of every healthy device that pods can hold, sorted. None if the kubelet does not
     report it."""
 
 
 class PodResourcesUnavailable(Exception):
-    """The kubelet could not be asked: report holdings as unknown, say why in the log, ask again at the next turn."""
+    """The kubelet did not answer. The agent reports the holdings as unknown, logs why, and tries again at the next
+    turn."""
 
 
 class PodResources(Protocol):
-    """Which pods hold GPU devices on this node."""
+    """Reads which pods hold GPU devices on this node."""
 
     async def read(self) -> Holdings:
-        """Ask once; raises PodResourcesUnavailable."""
+        """Return the current holdings. Raises PodResourcesUnavailable."""
         ...
 
 
 class Answers:
-    """The kubelet's answers as values. Whatever two consecutive answers share is decoded once.
+    """Decodes the kubelet's answers. What two consecutive answers have in common is decoded once.
 
     This works by pod and by device: the kubelet iterates over Go maps, so both come in a different order each time
     (podsMapToPods in pkg/kubelet/pod/pod_manager.go, containerDevicesFromResourceDeviceInstances in
-    pkg/kubelet/cm/container_manager.go, read at v1.36.3). Values are in an order of ours, and the same value is the
-    same object, as long as nothing changes.
+    pkg/kubelet/cm/container_manager.go, read at v1.36.3). The values returned are sorted, and as long as nothing
+    changes, the same object is returned.
     """
 
     def __init__(self) -> None:
-        self._pods: dict[bytes, tuple[Held, ...]] = {}
+        self._pods: dict[bytes, tuple[PodDevices, ...]] = {}
         self._devices: dict[bytes, tuple[tuple[str, str], ...]] = {}
         self._last = Holdings()
 
     def holdings(self, listed: bytes, allocatable: bytes | None = None) -> Holdings:
-        """What a ListPodResourcesResponse says about GPU devices; raises ValueError when it is malformed. A malformed
-        AllocatableResourcesResponse says nothing."""
-        self._pods, held = _decoded(listed, _POD_RESOURCES, self._pods, _held)
-        held.sort(key=attrgetter("namespace", "pod", "resource"))
-        offered = None if allocatable is None else self._offered(allocatable)
+        """Decode a ListPodResourcesResponse, and an AllocatableResourcesResponse if there is one. Raises ValueError if
+        the first is malformed; a malformed second one counts as absent."""
+        self._pods, rows = _decode(listed, _POD_RESOURCES, self._pods, _pod_devices)
+        rows.sort(key=attrgetter("namespace", "pod", "resource"))
+        by_pod = tuple(rows)
+        devices = None if allocatable is None else self._decode_allocatable(allocatable)
         last = self._last
-        if tuple(held) != last.held:
-            self._last = _counted(tuple(held), offered)
-        elif offered != last.offered:
-            self._last = replace(last, offered=offered)
+        if by_pod != last.by_pod:
+            self._last = _count(by_pod, devices)
+        elif devices != last.allocatable:
+            self._last = replace(last, allocatable=devices)
         return self._last
 
-    def _offered(self, allocatable: bytes) -> tuple[tuple[str, str], ...] | None:
+    def _decode_allocatable(self, allocatable: bytes) -> tuple[tuple[str, str], ...] | None:
+        """Return resource name and id of every healthy device, sorted, or None if the response is malformed."""
         try:
-            self._devices, found = _decoded(allocatable, _ALLOCATABLE_DEVICES, self._devices, _named)
+            self._devices, devices = _decode(allocatable, _ALLOCATABLE_DEVICES, self._devices, _devices_in)
         except ValueError:
             return None
-        return tuple(sorted(found))
+        return tuple(sorted(devices))
 
 
-def _decoded(
+def _decode(
     response: bytes, number: int, known: dict[bytes, tuple[T, ...]], decode: Callable[[bytes], Iterator[T]]
 ) -> tuple[dict[bytes, tuple[T, ...]], list[T]]:
-    """The value of each of these fields, and all of them; `known` has those of the last answer."""
+    """Decode every field `number` of a response, reusing the values in `known` from the last answer. Return the values
+    by the bytes of their field, and all of them in one list."""
     now: dict[bytes, tuple[T, ...]] = {}
     everything: list[T] = []
     for message in _messages(response, number):
-        said = known.get(message)
-        if said is None:
-            said = tuple(decode(message))
-        now[message] = said
-        everything += said
+        values = known.get(message)
+        if values is None:
+            values = tuple(decode(message))
+        now[message] = values
+        everything += values
     return now, everything
 
 
-def _counted(held: tuple[Held, ...], offered: tuple[tuple[str, str], ...] | None) -> Holdings:
+def _count(by_pod: tuple[PodDevices, ...], allocatable: tuple[tuple[str, str], ...] | None) -> Holdings:
+    """Return the holdings with the devices of each resource and the pods that hold any counted."""
     allocated: Counter[str] = Counter()
-    for each in held:
+    for each in by_pod:
         allocated[each.resource] += len(each.devices)
-    pods = {(each.namespace, each.pod) for each in held if each.devices}
-    return Holdings(dict(sorted((+allocated).items())), len(pods), held, offered)
+    pods = {(each.namespace, each.pod) for each in by_pod if each.devices}
+    return Holdings(dict(sorted((+allocated).items())), len(pods), by_pod, allocatable)
 
 
-def _held(pod: bytes) -> Iterator[Held]:
-    held: dict[str, list[str]] = {}
+def _pod_devices(pod: bytes) -> Iterator[PodDevices]:
+    """Yield the devices that a PodResources message lists, one value for each resource of NVIDIA's."""
+    devices_by_resource: dict[str, list[str]] = {}
     for container in _messages(pod, _POD_CONTAINERS):
         for devices in _messages(container, _CONTAINER_DEVICES):
-            for resource, device in _named(devices):
-                held.setdefault(resource, []).append(device)
-    if held:
+            for resource, device in _devices_in(devices):
+                devices_by_resource.setdefault(resource, []).append(device)
+    if devices_by_resource:
         namespace, name = (b"".join(_messages(pod, part)).decode() for part in (_POD_NAMESPACE, _POD_NAME))
-        for resource, found in held.items():
-            yield Held(namespace, name, resource, tuple(sorted(found)))
+        for resource, ids in devices_by_resource.items():
+            yield PodDevices(namespace, name, resource, tuple(sorted(ids)))
 
 
-def _named(devices: bytes) -> Iterator[tuple[str, str]]:
-    """Resource name and id of each device of NVIDIA's in a ContainerDevices."""
+def _devices_in(devices: bytes) -> Iterator[tuple[str, str]]:
+    """Yield resource name and id of each device in a ContainerDevices message, if the resource is one of NVIDIA's."""
     name = b"".join(_messages(devices, _DEVICES_RESOURCE_NAME)).decode()
     if name.startswith(NVIDIA_RESOURCES):
         for device in _messages(devices, _DEVICES_IDS):
@@ -159,7 +165,8 @@ def _named(devices: bytes) -> Iterator[tuple[str, str]]:
 
 
 def _messages(message: bytes, number: int) -> Iterator[bytes]:
-    """Contents of every length-delimited field of that number, in order."""
+    """Yield the content of every length-delimited field `number` of a message, in order. Raises ValueError if the
+    message is malformed."""
     at, size = 0, len(message)
     while at < size:
         key = message[at]
@@ -185,6 +192,8 @@ def _extent(message: bytes, at: int, wire_type: int) -> tuple[int, int]:
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """Return the number that begins at byte `at`, and the position after it. Raises ValueError if it is cut off or has
+    more than 64 bits."""
     number = shift = 0
     while True:
         if at >= len(message) or shift > 63:

@@ -1,4 +1,4 @@
-"""/healthz, /readyz and /metrics over the standard library, in a thread that outlives a stuck event loop."""
+"""Serve /healthz, /readyz and /metrics with the standard library, in a thread that outlives a stuck event loop."""
 
 import socket
 import sys
@@ -14,19 +14,19 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import CollectorRegistry
 
 MOST_CONNECTIONS = 16
-"""At a time; the kubelet's probes and a few Prometheis need two or three."""
+"""The most connections at a time; the kubelet's probes and a few Prometheus servers need two or three."""
 SECONDS = 10.0
-"""For one connection, from its beginning to its end."""
+"""The longest time for one connection, from its beginning to its end."""
 
 Probe = Callable[[], str]
-"""Says why not; empty when everything is fine."""
+"""Returns what is wrong; empty when everything is fine."""
 
 
 class _Server(ThreadingTCPServer):
-    """Not ThreadingHTTPServer: that one asks the DNS for its own name before it listens.
+    """A server that a client with idle connections cannot block: a new connection always finds a place, and the oldest
+    one is closed for it.
 
-    A client that opens connections and sends nothing cannot keep the kubelet out: a new connection always finds a
-    place, the oldest one makes it.
+    ThreadingHTTPServer will not do: it asks the DNS for its own name before it listens.
     """
 
     allow_reuse_address = True
@@ -40,11 +40,11 @@ class _Server(ThreadingTCPServer):
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._lock = threading.Lock()
         self._open: dict[socket.socket, float] = {}
-        """When each connection began, oldest first; a socket leaves before it is closed."""
+        """When each open connection began, oldest first. A socket is removed before it is closed."""
         super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Make room for it, then answer it in a thread of its own."""
+        """Close the oldest connections if there are too many, then answer this one in a thread of its own."""
         with self._lock:
             while len(self._open) >= MOST_CONNECTIONS:
                 self._end(next(iter(self._open)))
@@ -52,32 +52,32 @@ class _Server(ThreadingTCPServer):
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        """The connection has ended."""
+        """Forget and close a connection that has ended."""
         with self._lock:
             self._open.pop(request, None)
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """Twice a second: end what takes too long, however it does that."""
+        """End connections that are older than SECONDS, whatever they do. Called twice a second by the server."""
         late = self._clock() - SECONDS
         with self._lock:
             for request in [each for each, began in self._open.items() if began < late]:
                 self._end(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Do not log a client that went away, or one that was cut off."""
+        """Report an error of a request, unless the client went away or was cut off."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
     def _end(self, request: socket.socket) -> None:
-        """Wakes its thread, which closes it. The lock is held."""
+        """Shut a connection down, so that its thread wakes and closes it. The caller holds the lock."""
         self._open.pop(request, None)
         with suppress(OSError):
             request.shutdown(socket.SHUT_RDWR)
 
 
 class ProbeServer:
-    """Serves from `start` to `stop`."""
+    """Serves the probes and metrics from `start` to `stop`."""
 
     def __init__(
         self,
@@ -88,18 +88,19 @@ class ProbeServer:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Listens at once; port 0 means a free one. Raises OSError when the address is taken."""
+        """Listen at `address` at once; port 0 means a free one. `alive` and `ready` answer the two probes. Raises
+        OSError if the address is taken."""
         self._server = _Server(address, _handler(alive, ready, metrics), clock)
         self._thread = threading.Thread(target=self._server.serve_forever, name="probes", daemon=True)
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port at which the server listens."""
         port: int = self._server.server_address[1]
         return port
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Begin to answer requests, in a thread."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -110,9 +111,12 @@ class ProbeServer:
 
 
 def _handler(alive: Probe, ready: Probe, metrics: CollectorRegistry) -> type[BaseHTTPRequestHandler]:
+    """Return the class that answers GET for the three paths; any other path is 404. A probe that gives a reason is
+    503."""
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            """Answer one of the three paths."""
+            """Answer one of the three paths, or 404."""
             match self.path.partition("?")[0]:
                 case "/healthz":
                     self._answer_probe(alive())
@@ -124,7 +128,7 @@ def _handler(alive: Probe, ready: Probe, metrics: CollectorRegistry) -> type[Bas
                     self._answer(404, "text/plain", b"try /healthz, /readyz or /metrics\n")
 
         def log_message(self, format: str, *args: object) -> None:
-            """Do not log: probes come every few seconds."""
+            """Log nothing, because probes come every few seconds."""
 
         def _answer_probe(self, why_not: str) -> None:
             self._answer(
@@ -132,6 +136,7 @@ def _handler(alive: Probe, ready: Probe, metrics: CollectorRegistry) -> type[Bas
             )
 
         def _answer(self, status: int, kind: str, body: bytes) -> None:
+            """Send a whole answer with its type and length."""
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))

@@ -1,9 +1,9 @@
-"""Which processes NVML lists, as far as procfs shows. Whatever is unknown counts as busy: no guesses.
+"""Which processes NVML lists, as far as procfs shows. What is unknown counts as busy, never as idle.
 
-NVML's own name is the first word of the command line, which every process may choose. It is shown to people; that a
-process is one of NVIDIA's MPS daemons, which an idle GPU may have, is decided by its executable and its parent only.
-Without the right to read an executable (CAP_SYS_PTRACE), `comm` has to do, which the kernel takes from the executable
-and cuts to 15 bytes (proc(5)).
+NVML's own name is the first word of the command line, which every process may choose. It is only shown to people.
+Whether a process is one of NVIDIA's MPS daemons, which an idle GPU may have, is decided by its executable and its
+parent only. Without the right to read an executable (CAP_SYS_PTRACE), `comm` has to do, which the kernel takes from
+the executable and cuts to 15 bytes (proc(5)).
 """
 
 import os
@@ -24,9 +24,9 @@ _DAEMONS = (MPS_SERVER, MPS_CONTROL)
 _PROGRAMS = {*_DAEMONS, *(daemon[:_COMM] + _CUT for daemon in _DAEMONS)}
 _PARENT, _START_TIME = 1, 19  # fields 4 and 22 of `stat` (proc(5)), after the name
 _MOST = 1 << 16
-"""Bytes of a file of procfs: a cgroup's path has at most 4096, on each of a dozen hierarchies."""
+"""The most bytes read of a file of procfs: a cgroup's path has at most 4096, on each of a dozen hierarchies."""
 _MOST_OPEN = 256
-"""Files that stay open; of further processes `stat` is opened for each reading."""
+"""The most files that stay open; for further processes `stat` is opened at each reading."""
 _GONE = " (deleted)"
 _POD = re.compile(r"[/-]pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})(?=[./\n]|$)")
 """The kubelet's cgroup of a pod: `/pod<uid>`, or `-pod<uid>.slice` with `_` for `-` under systemd (kubernetes
@@ -34,46 +34,49 @@ v1.36.3 pkg/kubelet/cm/cgroup_manager_linux.go). A static pod's uid is a plain M
 
 
 @value
-class _Seen:
-    """What procfs showed about a process when it was first seen."""
+class _Known:
+    """What procfs showed about a process when it first appeared in a reading."""
 
     stat: tuple[bytes, ...]
-    """Number, `comm`, parent, and when it began, in clock ticks since the boot. Empty: procfs does not show it."""
+    """Number, `comm`, parent, and start in clock ticks since the boot; empty if procfs does not show it."""
     program: str
+    """Name of the executable, as `_program` returns it."""
     pod: str | None
-    """Its uid."""
-    told: str = ""
-    """What NVML called it, without path and arguments; empty: it reported none."""
+    """UID of the pod that the process is in, or None."""
+    reported_name: str = ""
+    """What NVML called it, without path and arguments; empty if NVML reported no name."""
 
 
 def _unnamed(pid: int) -> str:
+    """Return no name, for callers that have none to report."""
     return ""
 
 
 class Processes:
-    """Processes by the id that NVML reports. Ids must mean the same to NVML and procfs: the agent's pod needs hostPID.
+    """Finds processes by the id that NVML reports. Ids must mean the same to NVML and procfs: the agent's pod needs
+    hostPID.
 
     For an unchanged process only `stat` is read again, from a file that stays open, and NVML is not asked again for a
-    name that is only displayed; another program in its place (execve) has another `comm`. A process in no pod may still
-    be moved into one, and a possible MPS daemon matters to drains: these are examined in full each time.
+    name that is only displayed; another program in its place (execve) has another `comm`. A process in no pod may
+    still be moved into one, and a possible MPS daemon matters to drains: these are examined in full each time.
     """
 
     def __init__(
         self, proc: Path = Path("/proc"), own_pid: int | None = None, names: PodNames | None = None
     ) -> None:
-        """`proc` is where procfs is mounted; `own_pid` is this process's id as it sees it itself; without `names`
-        pods are known by their uids only."""
+        """Read procfs where it is mounted, at `proc`. `own_pid` is this process's id as it sees it itself. Without
+        `names` pods are known by their uids only."""
         self._proc = str(proc)
         self._names = names or PodNames(None)
-        self._seen: dict[int, _Seen] = {}
-        self._before: dict[int, _Seen] = {}
+        self._seen: dict[int, _Known] = {}
+        self._before: dict[int, _Known] = {}
         self._open: dict[int, int] = {}
-        """By process the file descriptor of its `stat`."""
+        """File descriptor of the open `stat` of each process, by its id."""
         self.blind = (os.getpid() if own_pid is None else own_pid) == 1
-        """Alone in a PID namespace of its own container: the driver drops all other processes from its lists."""
+        """Whether the agent is alone in the PID namespace of its container: the driver then lists no other process."""
 
     def begin(self) -> None:
-        """A new reading: forget processes that were not seen in the last one."""
+        """Begin a new reading, which forgets processes that were not in the last one."""
         self._before, self._seen = self._seen, {}
         for pid in self._open.keys() - self._before.keys():
             os.close(self._open.pop(pid))
@@ -84,42 +87,45 @@ class Processes:
             os.close(file)
 
     def of(self, pid: int, device: str = "", ask: Callable[[int], str] = _unnamed) -> Process:
-        """A process that uses a device; `ask`: what NVML calls it, asked until it answers and not again."""
+        """Return a process that uses a device, or UNKNOWN_PROCESS if its id is 0 or cannot be trusted. `ask` returns
+        what NVML calls a process; it is called until it returns a name, and not again."""
         if pid <= 0 or self.blind:
             return Process(UNKNOWN_PROCESS.pid, UNKNOWN_PROCESS.name, device)
         return Process(pid, self._name(pid, ask), device)
 
     def pod_of(self, pid: int) -> PodID | None:
-        """The pod whose cgroup a process is in; None: in none, or the process has ended.
+        """Return the pod whose cgroup a process is in, or None if it is in none or has ended.
 
         The outermost pod of the path counts: what lies below it, the pod may have made itself.
         """
-        uid = (self._seen.get(pid) or self._look(pid)).pod
+        uid = (self._seen.get(pid) or self._examine(pid)).pod
         return None if uid is None else self._names.of(uid)
 
-    def _look(self, pid: int) -> _Seen:
-        """What is known of a process now."""
+    def _examine(self, pid: int) -> _Known:
+        """Return what is known of a process now, and remember it. A process that is new, or whose `stat` differs, is
+        read in full; one that was in no pod has its pod read again."""
         head, _, tail = self._stat(pid).rpartition(b")")
         fields = tail.split(None, _START_TIME + 1)
         stat = (head, fields[_PARENT], fields[_START_TIME]) if len(fields) > _START_TIME else ()
         known = self._seen.get(pid) or self._before.get(pid)
         if known is None or not stat or known.stat != stat:
-            known = _Seen(stat, self._program(pid), self._pod(pid))
+            known = _Known(stat, self._program(pid), self._pod(pid))
         elif known.pod is None:
             known = replace(known, pod=self._pod(pid))
         self._seen[pid] = known
         return known
 
     def _name(self, pid: int, ask: Callable[[int], str]) -> str:
-        """Without path and arguments; empty when unknown."""
-        seen = self._look(pid)
-        if not seen.told and (told := _first_word(ask(pid))):
-            self._seen[pid] = seen = replace(seen, told=told)
-        told, program = seen.told, seen.program
-        if told not in _DAEMONS and program not in _PROGRAMS:
-            return told or program
+        """Return the name of a process without path and arguments; empty when unknown. A process that calls itself an
+        MPS daemon and is not one is shown with its real program and parent."""
+        known = self._examine(pid)
+        if not known.reported_name and (reported := _first_word(ask(pid))):
+            self._seen[pid] = known = replace(known, reported_name=reported)
+        reported, program = known.reported_name, known.program
+        if reported not in _DAEMONS and program not in _PROGRAMS:
+            return reported or program
         program, parent = self._program(pid), self._program(self._parent(pid))
-        named = told or program
+        named = reported or program
         daemon = next((name for name in _DAEMONS if self._is(program, name, named)), "")
         if daemon == MPS_CONTROL or (daemon and self._is(parent, MPS_CONTROL, MPS_CONTROL)):
             return daemon
@@ -133,7 +139,7 @@ class Processes:
         return program == daemon or (program == daemon[:_COMM] + _CUT and named == daemon)
 
     def _program(self, pid: int) -> str:
-        """Name of the executable, else what the kernel kept of it, else empty."""
+        """Return the name of the executable, else what the kernel kept of it, else an empty text."""
         try:
             path = os.readlink(f"{self._proc}/{pid}/exe")
         except OSError:
@@ -142,32 +148,34 @@ class Processes:
         return PurePosixPath(path.removesuffix(_GONE)).name
 
     def _parent(self, pid: int) -> int:
-        """0 when unknown. The second field of `stat` is a name in brackets that may hold anything."""
+        """Return the id of the parent, 0 when unknown. The second field of `stat` is a name in brackets that may hold
+        anything."""
         after = self._read(pid, "stat").rpartition(b")")[2].split()
         return int(after[_PARENT]) if len(after) > _PARENT and after[_PARENT].isdigit() else 0
 
     def _pod(self, pid: int) -> str | None:
-        """The uid of the pod by the cgroup."""
-        found = _POD.search(self._read(pid, "cgroup").decode(errors="replace"))
-        return found[1].replace("_", "-") if found else None
+        """Return the uid of the pod that the cgroup of a process names, or None."""
+        match = _POD.search(self._read(pid, "cgroup").decode(errors="replace"))
+        return match[1].replace("_", "-") if match else None
 
     def _stat(self, pid: int) -> bytes:
-        """The process's `stat`; empty: it has none. An open file says nothing any more once its process has ended, and
-        never speaks for another process with the same number."""
+        """Return the process's `stat`; empty if it has none. The file stays open for later readings, up to _MOST_OPEN
+        files. An open file returns nothing once its process has ended, and never shows another process with the
+        same number."""
         if (known := self._open.get(pid)) is not None:
-            if told := _contents(known):
-                return told
+            if stat := _contents(known):
+                return stat
             os.close(self._open.pop(pid))
         try:
             file = os.open(f"{self._proc}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return b""
-        told = _contents(file)
-        if told and len(self._open) < _MOST_OPEN:
+        stat = _contents(file)
+        if stat and len(self._open) < _MOST_OPEN:
             self._open[pid] = file
         else:
             os.close(file)
-        return told
+        return stat
 
     def _read(self, pid: int, name: str) -> bytes:
         """Return the content of /proc/<pid>/<name>; empty if it cannot be read."""
@@ -182,7 +190,8 @@ class Processes:
 
 
 def _contents(file: int) -> bytes:
-    """Of an open file of procfs; empty where it cannot be read: ESRCH, its process has ended."""
+    """Return the content of an open file of procfs; empty if it cannot be read, as after its process has ended
+    (ESRCH)."""
     try:
         return os.pread(file, _MOST, 0)
     except OSError:
@@ -190,6 +199,6 @@ def _contents(file: int) -> bytes:
 
 
 def _first_word(reported: str) -> str:
-    """The program in a command line; empty for NVML's [Not Found], as in a foreign PID namespace."""
+    """Return the program in a command line; empty for NVML's [Not Found], as in a foreign PID namespace."""
     words = reported.split(maxsplit=1)
     return PurePosixPath(words[0]).name if words and not words[0].startswith("[") else ""

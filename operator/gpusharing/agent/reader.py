@@ -1,4 +1,4 @@
-"""One reading at a time, with a deadline: a hung NVML call never blocks the report that it hangs."""
+"""Reads the GPUs one reading at a time, with a deadline: a hung NVML call never delays the report that it hangs."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,20 +14,20 @@ Outcome = Literal["ok", "failed", "hung"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The result of asking the library."""
+    """The outcome of one attempt to read the library."""
 
     request: Request
-    """The request that was known before the reading began."""
+    """The request that the reading answers: the one known before it began."""
     outcome: Outcome
-    """`hung`: the library has not answered in time, and may yet."""
+    """Whether the library answered; `hung` if it has not by the deadline, but still may."""
     seconds: float
-    """How long it took so far."""
+    """How long the reading has taken so far."""
     reading: Reading | None = None
-    """The reading of an `ok`."""
+    """The reading if the outcome is `ok`, else None."""
     error: str = ""
-    """What went wrong and what to do, beginning with a reason; empty with `ok`."""
+    """What went wrong and what to do, beginning with a reason; empty if the outcome is `ok`."""
     patience: int = 0
-    """Readings in a row with this error after which only a new process can help; 0: never."""
+    """Consecutive readings with this error after which only a new process can help; 0 if a new one would not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class _Attempt:
 
 
 class Reader:
-    """Asks a library in the background and gives up waiting, not the reading, at the deadline."""
+    """Reads a library in the background. At the deadline it stops waiting, but the reading goes on."""
 
     def __init__(
         self,
@@ -48,7 +48,8 @@ class Reader:
         on_late: Callable[[], None],
         background: Background,
     ) -> None:
-        """`hung_after` in seconds; `on_late` is called when a reading that was given up on returns."""
+        """Wait for a reading at most `hung_after` seconds. `on_late` is called when a reading returns after its
+        deadline."""
         self._library = library
         self._background = background
         self._hung_after = hung_after
@@ -58,9 +59,9 @@ class Reader:
         self._late: _Attempt | None = None
 
     async def read(self, request: Request) -> Answer:
-        """Read for this request, or collect the reading that is still under way for an earlier one.
+        """Read for this request, or wait for the reading that is still under way for an earlier one.
 
-        A second reading never starts beside one that hangs: it would hang too and leak a thread a turn.
+        A second reading never starts beside one that hangs: it would hang too, and leak a thread a turn.
         """
         attempt = self._attempt or self._begin(request)
         left = attempt.started + self._hung_after - self._clock()
@@ -86,7 +87,6 @@ class Reader:
         if self._late is not attempt:
             self._late = attempt
             attempt.future.add_done_callback(lambda _: self._on_late())
-        # No running count of seconds in the text: it would make every report a new one.
         error = (
             f"NVMLHung: a reading did not return within {self._hung_after:g} s; the driver or a GPU hangs. "
             "See `dmesg | grep -i xid` on the node; if it does not recover, drain and reboot the node"

@@ -1,7 +1,7 @@
-"""KubeClient over the standard library: aiohttp alone would take a quarter of the agent's memory (docs/adr/0014).
+"""A KubeClient with the standard library alone: aiohttp would take a quarter of the agent's memory (docs/adr/0014).
 
-Only the transport is the agent's own; requests, the meaning of answers and credentials come from `gpusharing.kube`. The
-agent makes one list and one watch every few minutes and a patch when something changed, so every call takes a
+Only the transport is the agent's own; requests, the meaning of answers and credentials come from `gpusharing.kube`.
+The agent makes one list and one watch every few minutes, and a patch when something changed, so every call takes a
 connection of its own, in a daemon thread of its own.
 """
 
@@ -28,19 +28,20 @@ from gpusharing.kube.wire import (
 )
 
 CALL_TIMEOUT = 15.0
-"""Seconds for any step of a short call, and for each step until a watch is open."""
+"""Seconds for each step of a short call, such as a read, and for each step until a watch is open."""
 TOTAL_TIMEOUT = 30.0
-"""Seconds for all steps of a short call: each byte of an answer is a step."""
+"""Seconds for all steps of a short call together: every byte of an answer may be a step of its own."""
 
 
 class RestClient(KubeClient):
-    """The API server, over the standard library. Errors are those of `kube/errors.py`."""
+    """Calls the API server with the standard library. Errors are those of `kube/errors.py`."""
 
     def __init__(self, login: Login) -> None:
         self._login = login
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """See KubeClient. After a 401 the credentials are renewed for the next watch."""
+        """Yield the events of a watch, as KubeClient.stream. After a 401 the credentials are renewed for the next
+        watch."""
         stream = _Stream(await self._prepared(lasting(request)))
         stream.start()
         try:
@@ -54,7 +55,8 @@ class RestClient(KubeClient):
             raise stream.error
 
     async def call(self, request: ApiRequest) -> JSON:
-        """See KubeClient. After a 401 the credentials are renewed and the request is sent once more."""
+        """Send a request and return its answer, as KubeClient.call. After a 401 the credentials are renewed and the
+        request is sent once more."""
         for last in (False, True):
             exchange = await self._prepared(request)
             try:
@@ -72,6 +74,8 @@ class RestClient(KubeClient):
         raise AssertionError("the second call returns or raises")
 
     async def _prepared(self, request: ApiRequest) -> "_Exchange":
+        """Return the exchange for a request, with the current credentials. Raises Unauthorized if the kubeconfig
+        demands a proxy."""
         access = await self._login.access()
         if access.proxy:
             raise Unauthorized(
@@ -81,26 +85,29 @@ class RestClient(KubeClient):
 
 
 class _Stream:
-    """Lines of one watch, read in a thread and handed to the event loop; None ends them, whatever ended the thread."""
+    """The lines of one watch, read in a thread and handed to the event loop. None ends them, whatever ended the
+    thread."""
 
     def __init__(self, exchange: "_Exchange") -> None:
         self.lines: asyncio.Queue[bytes | None] = asyncio.Queue()
         self.error: BaseException | None = None
-        """What ended the watch; also a fault of our own, which then ends whatever awaits it."""
+        """What ended the watch, or None. A bug of ours is kept here too, and raised to whoever awaits the watch."""
         self._loop = asyncio.get_running_loop()
         self._exchange = exchange
         self._stopped = False
 
     def start(self) -> None:
-        """Begin to read."""
+        """Start the thread that reads the lines."""
         in_daemon_thread(self._read, "kube-watch")
 
     def stop(self) -> None:
-        """Make the thread return, whatever it waits for."""
+        """Make the thread return, even if it waits for data."""
         self._stopped = True
         self._exchange.shut()
 
     def _read(self) -> None:
+        """Read lines in the thread until the watch ends, is stopped or fails; the failure is kept in `error`. Always
+        hands over None at the end."""
         try:
             response = self._exchange.send_off(INACTIVITY)
             try:
@@ -111,12 +118,13 @@ class _Stream:
                 self._exchange.close()
         except (OSError, HTTPException, ValueError) as error:
             self.error = self._exchange.failure(error)
-        except BaseException as error:  # noqa: BLE001 - told to the one who awaits
+        except BaseException as error:  # noqa: BLE001 - raised to whoever awaits the watch
             self.error = error
         finally:
             self._hand_over(None)
 
     def _hand_over(self, line: bytes | None) -> None:
+        """Put a line into the queue of the event loop, or stop if the loop is closed."""
         try:
             self._loop.call_soon_threadsafe(self.lines.put_nowait, line)
         except RuntimeError:
@@ -124,19 +132,20 @@ class _Stream:
 
 
 class _Exchange(HTTPSConnection):
-    """One request and a connection of its own, to a server whose name may differ from its address (tls-server-name of a
-    kubeconfig). `send_off` and `answer` run in a thread."""
+    """One request and a connection of its own, to a server whose name may differ from its address (tls-server-name of
+    a kubeconfig). `send_off` and `answer` run in a thread."""
 
     unwanted = False
-    """Nobody waits for the answer any more: a write that comes so late may undo a newer one."""
+    """Whether the caller has given up: a write that is sent so late could undo a newer one."""
 
-    def __init__(self, asked: ApiRequest, access: Access, token: str | None) -> None:
+    def __init__(self, api_request: ApiRequest, access: Access, token: str | None) -> None:
         server = urlsplit(access.server)
         super().__init__(server.hostname or "", server.port, timeout=CALL_TIMEOUT, context=access.tls)
-        self.asked, self._access, self._token = asked, access, token
+        self.api_request, self._access, self._token = api_request, access, token
 
     def connect(self) -> None:
-        """TCP, then TLS under that name."""
+        """Connect by TCP, then by TLS under the server's name. Raises ConnectionAbortedError if the exchange was given
+        up."""
         HTTPConnection.connect(self)
         if self.unwanted:
             raise ConnectionAbortedError("given up before it was connected")
@@ -145,28 +154,31 @@ class _Exchange(HTTPSConnection):
             self.sock = self._access.tls.wrap_socket(self.sock, server_hostname=name)
 
     def send_off(self, timeout: float) -> HTTPResponse:
-        """Connect and send; the response is 2xx and unread, and may take `timeout` for each read. The caller closes."""
-        asked = self.asked
-        data, headers = content(asked)
+        """Connect and send the request. Return the response, which is 2xx, unread, and may take `timeout` seconds for
+        each read; the caller closes the connection. Raises a KubeError for any other status."""
+        api_request = self.api_request
+        data, headers = content(api_request)
         headers |= {"Accept": JSON_TYPE, "User-Agent": "gpusharing-agent"}
         if self._token:
             headers["Authorization"] = self._token
-        target = f"{asked.path}?{urlencode(asked.query)}" if asked.query else asked.path
+        target = (
+            f"{api_request.path}?{urlencode(api_request.query)}" if api_request.query else api_request.path
+        )
         try:
             self.connect()
             self.sock.settimeout(timeout)
-            self.request(METHODS[asked.verb], target, data, headers)
+            self.request(METHODS[api_request.verb], target, data, headers)
             response = self.getresponse()
             if response.status >= 300:
                 retry_after = response.getheader("Retry-After")
-                raise refusal(asked, response.status, response.read(), retry_after)
+                raise refusal(api_request, response.status, response.read(), retry_after)
         except BaseException:
             self.close()
             raise
         return response
 
     def answer(self) -> bytes:
-        """Send, and return the body of the answer."""
+        """Send the request and return the body of the answer. Closes the connection."""
         response = self.send_off(CALL_TIMEOUT)
         try:
             return response.read()
@@ -174,7 +186,7 @@ class _Exchange(HTTPSConnection):
             self.close()
 
     def shut(self) -> None:
-        """Make the thread that uses the connection return, unless it has; one without a socket does once it has one."""
+        """Make the thread that uses the connection return. Without a socket yet, it returns as soon as it has one."""
         self.unwanted = True
         if (sock := self.sock) is not None:
             # Not SSLSocket.shutdown, which would take the TLS state away from the thread that reads.
@@ -182,6 +194,6 @@ class _Exchange(HTTPSConnection):
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def failure(self, error: Exception) -> KubeError:
-        """What the caller is told of an error of the network or of an answer that is not HTTP."""
+        """Return the KubeError for an error of the network, or for an answer that is not HTTP."""
         reason = str(error) or type(error).__name__
-        return Unavailable(f"cannot {self.asked.what} at {self._access.server}: {reason}")
+        return Unavailable(f"cannot {self.api_request.what} at {self._access.server}: {reason}")

@@ -12,15 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 
 from gpusharing.agent.library import DeviceUse, ProcessUse, Use
-from gpusharing.agent.podresources import Held, Holdings
+from gpusharing.agent.podresources import Holdings, PodDevices
 from gpusharing.planning.vocabulary.values import value
 
 MOST_DEVICES = 128
-"""Devices reported: the first by GPU. Sixteen GPUs with seven instances each are 112."""
+"""The most devices that are reported, the first by GPU. Sixteen GPUs with seven instances each are 112."""
 MOST_HOLDERS = 256
-"""Pairs of a pod and a device reported: the first by name. A kubelet runs 110 pods by default."""
+"""The most pairs of a pod and a device that are reported, the first by name. A kubelet runs 110 pods by default."""
 MOST_RESOURCES = 4
-"""Resource names under which one device is reported: the plugin offers it as one, and old names linger."""
+"""The most resource names of one device that are reported: the plugin advertises one, and old ones linger."""
 
 PodName = tuple[str, str]
 """Namespace and name."""
@@ -28,33 +28,33 @@ PodName = tuple[str, str]
 
 @value
 class Sum:
-    """What some processes take of a device."""
+    """What some processes together use of a device."""
 
     processes: int = 0
     """How many there are."""
     memory: int | None = 0
-    """Bytes; None as soon as the driver does not report it for one of them."""
+    """Bytes of memory; None if the driver does not report it for one of the processes."""
     sm_percent: int = 0
-    """Shares of SM time, of 100, added up; those that the driver does not report count as 0."""
+    """Sum of the shares of SM time, of 100; those that the driver does not report count as 0."""
 
     def with_process(self, process: ProcessUse) -> "Sum":
-        """One more."""
+        """Return the sum with one more process."""
         memory = None if self.memory is None or process.memory is None else self.memory + process.memory
         return Sum(self.processes + 1, memory, self.sm_percent + (process.sm_percent or 0))
 
 
 @value
 class Holder:
-    """What one pod has of one device."""
+    """What one pod holds and uses of one device."""
 
     pod: PodName
     """Namespace and name."""
     device: DeviceUse
-    """The GPU or the MIG device, with its use by all."""
+    """The GPU or MIG device, with what all processes use of it."""
     slices: Mapping[str, int]
-    """Resource name to what it was given of the device; empty when it was given nothing but computes there."""
+    """Slices of the device that the pod holds, by resource name; empty if it only computes there."""
     taken: Sum | None
-    """None: an unnamed pod computes there, and it may be this one."""
+    """What the pod's processes use, or None if an unnamed pod computes there that may be this one."""
 
 
 @value
@@ -62,31 +62,31 @@ class DeviceUsage:
     """What the devices of a node are used for."""
 
     devices: tuple[DeviceUse, ...] = ()
-    """The devices that are reported, MOST_DEVICES at most, by GPU."""
-    offered: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """UUID to resource name to slices that there are to hold."""
-    held: Mapping[str, Mapping[str, int]] | None = None
-    """UUID to resource name to slices that pods hold; None: the kubelet did not report it."""
+    """The devices that are reported, by GPU; MOST_DEVICES at most."""
+    allocatable: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Number of slices of each device, by UUID and resource name."""
+    allocated: Mapping[str, Mapping[str, int]] | None = None
+    """Number of slices that pods hold, by UUID and resource name. None if the kubelet did not report it."""
     holders: tuple[Holder, ...] = ()
-    """By namespace, name, GPU and device."""
+    """The pairs of a pod and a device, by namespace, name, GPU and device; MOST_HOLDERS at most."""
     others: Mapping[str, Sum] = field(default_factory=dict)
-    """UUID to what processes take that belong to no pod, or to an unnamed one."""
+    """What processes of no pod, or of an unnamed one, use of each device, by UUID."""
     sm_percent: Mapping[str, int] = field(default_factory=dict)
-    """UUID to the share of SM time that all processes together took, of 100."""
+    """Share of SM time of all processes together, of 100, by UUID."""
     left_out: int = 0
-    """Devices, and pairs of a pod and a device, beyond the bounds."""
+    """How many devices, and pairs of a pod and a device, exceed the bounds and are not reported."""
 
 
 def usage(use: Use, holdings: Holdings | None) -> DeviceUsage:
-    """Combine both; None: the holdings are unknown."""
+    """Combine a reading with the kubelet's holdings, which are None while they are unknown."""
     devices = {device.uuid: device for device in use.devices[:MOST_DEVICES]}
     busy: Counter[str] = Counter()
     for process in use.processes:
         busy[process.device] += process.sm_percent or 0
-    held = () if holdings is None else holdings.held
-    slices = _slices(held)
+    by_pod = () if holdings is None else holdings.by_pod
+    slices = _slices(by_pod)
     owners = _Owners(use.processes, _holding(slices))
-    taken, others = owners.shared_out()
+    taken, others = owners.attribute()
     unclear = owners.unclear()
     pairs = sorted(
         (pair for pair in slices.keys() | taken.keys() if pair[1] in devices),
@@ -103,10 +103,10 @@ def usage(use: Use, holdings: Holdings | None) -> DeviceUsage:
     )
     return DeviceUsage(
         devices=tuple(devices.values()),
-        offered=_counted(() if holdings is None else holdings.offered or ()),
-        held=None
+        allocatable=_count_slices(() if holdings is None else holdings.allocatable or ()),
+        allocated=None
         if holdings is None
-        else _counted((each.resource, device) for each in held for device in each.devices),
+        else _count_slices((each.resource, device) for each in by_pod for device in each.devices),
         holders=holders,
         others=others,
         sm_percent=busy,
@@ -114,17 +114,17 @@ def usage(use: Use, holdings: Holdings | None) -> DeviceUsage:
     )
 
 
-def _slices(held: Iterable[Held]) -> dict[tuple[PodName, str], dict[str, int]]:
-    """By pod and device: how many slices the pod holds of it, by resource name."""
+def _slices(by_pod: Iterable[PodDevices]) -> dict[tuple[PodName, str], dict[str, int]]:
+    """Return by pod and device how many slices the pod holds of it, by resource name."""
     slices: dict[tuple[PodName, str], dict[str, int]] = {}
-    for each in held:
+    for each in by_pod:
         for device in each.devices:
             _add(slices.setdefault(((each.namespace, each.pod), base(device)), {}), each.resource)
     return slices
 
 
 def _holding(pairs: Iterable[tuple[PodName, str]]) -> dict[str, set[PodName]]:
-    """By device: the pods that hold slices of it."""
+    """Return by device the pods that hold slices of it."""
     holding: dict[str, set[PodName]] = {}
     for pod, uuid in pairs:
         holding.setdefault(uuid, set()).add(pod)
@@ -132,33 +132,34 @@ def _holding(pairs: Iterable[tuple[PodName, str]]) -> dict[str, set[PodName]]:
 
 
 def base(device: str) -> str:
-    """The UUID in the device plugin's id; replicas of a shared device are UUID::0, UUID::1 and so on."""
+    """Return the UUID in the device plugin's id; replicas of a shared device are UUID::0, UUID::1 and so on."""
     return device.partition("::")[0]
 
 
 class _Owners:
-    """Whose the processes of one reading are."""
+    """Attributes the processes of one reading to pods."""
 
     def __init__(self, processes: Sequence[ProcessUse], holding: Mapping[str, set[PodName]]) -> None:
-        """`holding`: by device who holds it."""
+        """Attribute `processes`; `holding` has the pods that hold each device."""
         self._processes = processes
         self._holding = holding
         self._named: set[PodName] = set()
-        """Pods with a named process anywhere on the node: their uids are known, and pods without a name have others."""
+        """Pods with a named process anywhere on the node. Their uids are known, so they are not the unnamed pods."""
         self._nameless: dict[str, set[str]] = {}
-        """By device the uids of the pods without a name that compute there."""
+        """UIDs of the unnamed pods that compute on each device."""
         for process in processes:
             if process.pod is not None and process.pod.name:
                 self._named.add((process.pod.namespace, process.pod.name))
             elif process.pod is not None:
                 self._nameless.setdefault(process.device, set()).add(process.pod.uid)
 
-    def shared_out(self) -> tuple[dict[tuple[PodName, str], Sum], dict[str, Sum]]:
-        """By pod and device, and by device what belongs to no pod."""
+    def attribute(self) -> tuple[dict[tuple[PodName, str], Sum], dict[str, Sum]]:
+        """Return the sums by pod and device, and by device the sums of processes that belong to no pod or to an
+        unnamed one."""
         taken: dict[tuple[PodName, str], Sum] = {}
         others: dict[str, Sum] = {}
         for process in self._processes:
-            owner = self._of(process)
+            owner = self._owner(process)
             if owner is None:
                 others[process.device] = others.get(process.device, Sum()).with_process(process)
             else:
@@ -167,7 +168,7 @@ class _Owners:
         return taken, others
 
     def unclear(self) -> set[tuple[PodName, str]]:
-        """Holders, by device, whose processes may be among those of pods without a name."""
+        """Return the pairs of a pod and a device it holds whose processes may be among those of unnamed pods."""
         return {
             (pod, device)
             for device in self._nameless
@@ -175,7 +176,9 @@ class _Owners:
             for pod in self._holding.get(device, set()) - self._named
         }
 
-    def _of(self, process: ProcessUse) -> PodName | None:
+    def _owner(self, process: ProcessUse) -> PodName | None:
+        """Return the pod of a process: the named pod of its cgroup, or the only pod that the unnamed one can be. None
+        if it belongs to no pod or that is unclear."""
         if process.pod is None:
             return None
         if process.pod.name:
@@ -183,21 +186,22 @@ class _Owners:
         return self._only_candidate(process.device)
 
     def _only_candidate(self, device: str) -> PodName | None:
-        """Which pod the unnamed pod on a device must be, if there is one such pod, and one holder that is not
-        identified otherwise."""
+        """Return the pod that the unnamed pod on a device must be, or None unless there is exactly one unnamed pod and
+        one holder, which is not identified otherwise."""
         holders = self._holding.get(device, set())
         alone = len(holders) == len(self._nameless[device]) == 1
         return next(iter(holders)) if alone and not holders & self._named else None
 
 
-def _counted(devices: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:
-    """UUID to resource name to how many."""
-    found: dict[str, dict[str, int]] = {}
+def _count_slices(devices: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:
+    """Return by UUID and resource name how many slices there are in `devices`, pairs of resource name and device id."""
+    counts: dict[str, dict[str, int]] = {}
     for resource, device in devices:
-        _add(found.setdefault(base(device), {}), resource)
-    return found
+        _add(counts.setdefault(base(device), {}), resource)
+    return counts
 
 
 def _add(counts: dict[str, int], resource: str) -> None:
+    """Count one more slice of a resource, unless MOST_RESOURCES other names are counted already."""
     if resource in counts or len(counts) < MOST_RESOURCES:
         counts[resource] = counts.get(resource, 0) + 1

@@ -2,8 +2,7 @@
 
 A node has at most MOST_DEVICES devices and MOST_HOLDERS pairs of a pod and a device, each with at most MOST_RESOURCES
 names, so the number of series is bounded whatever tenants do; `gpusharing_usage_left_out` counts the devices and pairs
-that are cut off.
-No uid of a pod is a label. What is unknown is absent: no series is 0 for lack of an answer.
+that are cut off. No uid of a pod is a label. What is unknown is absent: no series is 0 for lack of an answer.
 """
 
 import threading
@@ -25,14 +24,14 @@ POD = ("namespace", "pod", *DEVICE)
 
 
 class UsageCollector(Collector):
-    """Metrics of one agent. `clock` answers in seconds and never goes back."""
+    """Collects the metrics of one agent. `clock` returns seconds and is monotonic."""
 
     def __init__(self, loop: AgentLoop, clock: Callable[[], float] = time.monotonic) -> None:
         self._loop = loop
         self._xids = _Xids(loop.settings.meter_lag, clock)
 
     def collect(self) -> Iterable[Metric]:
-        """Every metric, as documented in docs/reference/metrics.md; none while the GPUs are not read."""
+        """Yield every metric, as documented in docs/reference/metrics.md; none while the GPUs are not read."""
         if self._loop.use is None:
             return
         use, holdings = self._loop.use
@@ -40,7 +39,7 @@ class UsageCollector(Collector):
         yield from _of_devices(known)
         yield from _of_slices(known)
         yield from _of_pods(known.holders)
-        yield _of_xids(self._xids.tell(use))
+        yield _of_xids(self._xids.export(use))
         left_out = _family(
             "usage_left_out", "Devices, and pairs of a pod and a device, left out because of a limit."
         )
@@ -49,6 +48,7 @@ class UsageCollector(Collector):
 
 
 def _device_info(devices: Iterable[DeviceUse]) -> Metric:
+    """Return the info metric, with one series for each device."""
     info = _family(
         "device_info",
         "1 for each whole GPU without MIG and each MIG device; placement is START:SIZE in units of the card.",
@@ -63,6 +63,7 @@ def _device_info(devices: Iterable[DeviceUse]) -> Metric:
 
 
 def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
+    """Yield the metrics of devices: memory, unattributed processes, and SM time."""
     devices = known.devices
     yield _device_info(devices)
     yield _per_device(
@@ -82,13 +83,13 @@ def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
         "device_unattributed_processes",
         "Processes on the device that belong to no pod, or to an unnamed pod; absent where some are not seen.",
         devices,
-        lambda device: others(device).processes if device.all_seen else None,
+        lambda device: others(device).processes if device.all_listed else None,
     )
     yield _per_device(
         "device_unattributed_memory_bytes",
         "Memory that processes of no known pod hold on the device, bytes; absent where some are not seen.",
         devices,
-        lambda device: others(device).memory if device.all_seen else None,
+        lambda device: others(device).memory if device.all_listed else None,
     )
     yield _per_device(
         "device_sm_ratio",
@@ -100,28 +101,31 @@ def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
 
 
 def _of_slices(known: DeviceUsage) -> Iterable[Metric]:
+    """Yield the slices of each device: those that exist, and those that pods hold, which are absent while unknown."""
     keys = (*DEVICE, "resource")
-    offered = _family(
+    allocatable = _family(
         "device_slices",
         "Slices of the device that pods can be given: 1, or its replicas where it is shared.",
         *keys,
     )
-    held = _family("device_slices_allocated", "Slices of the device that pods hold.", *keys)
+    allocated = _family("device_slices_allocated", "Slices of the device that pods hold.", *keys)
     for device in known.devices:
-        resources = known.offered.get(device.uuid, {})
-        counts = {} if known.held is None else known.held.get(device.uuid, {})
-        # Of both together, because held ones need not be offered; what nobody holds is cut off first.
+        resources = known.allocatable.get(device.uuid, {})
+        counts = {} if known.allocated is None else known.allocated.get(device.uuid, {})
+        # Held resources come first, because they need not be allocatable any more and must not be cut off.
         for resource in list(dict.fromkeys([*counts, *resources]))[:MOST_RESOURCES]:
             labels = (*_device(device), resource)
             if resource in resources:
-                offered.add_metric(labels, resources[resource])
-            if known.held is not None:
-                held.add_metric(labels, counts.get(resource, 0))
-    yield offered
-    yield held
+                allocatable.add_metric(labels, resources[resource])
+            if known.allocated is not None:
+                allocated.add_metric(labels, counts.get(resource, 0))
+    yield allocatable
+    yield allocated
 
 
 def _of_pods(holders: Iterable[Holder]) -> Iterable[Metric]:
+    """Yield the metrics of each pair of a pod and a device. What the pod uses is absent where some processes are not
+    seen or may be another pod's."""
     slices = _family("pod_slices", "Slices of a device that a pod holds.", *POD, "resource")
     processes = _family(
         "pod_processes",
@@ -146,7 +150,7 @@ def _of_pods(holders: Iterable[Holder]) -> Iterable[Metric]:
         for resource, count in holder.slices.items():
             slices.add_metric([*labels, resource], count)
         taken = holder.taken
-        if taken is None or not holder.device.all_seen:
+        if taken is None or not holder.device.all_listed:
             continue
         processes.add_metric(labels, taken.processes)
         if taken.memory is not None:
@@ -161,8 +165,8 @@ def _of_pods(holders: Iterable[Holder]) -> Iterable[Metric]:
 
 
 class _Xids:
-    """XIDs by GPU and number, each 0 for so long that a scrape sees it: most are heard once, and Prometheus does not
-    count the first value that it sees."""
+    """Counters of XIDs by GPU and number. Each is exported as 0 first, so that a scrape sees that: most XIDs come
+    once, and Prometheus does not count the first value of a series."""
 
     def __init__(self, lag: float, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -170,8 +174,8 @@ class _Xids:
         self._counts: LaggingCounts[tuple[int, int]] = LaggingCounts(lag)
         self._alone = threading.Lock()  # each scrape has a thread
 
-    def tell(self, use: Use) -> Mapping[tuple[int, int], float]:
-        """At a scrape."""
+    def export(self, use: Use) -> Mapping[tuple[int, int], float]:
+        """Return the counts to export at this scrape. Safe to call from several threads."""
         with self._alone:
             now = self._clock()
             for gpu, xid, count in use.xids:
@@ -179,10 +183,11 @@ class _Xids:
                 if grown:
                     self._seen[gpu, xid] = count
                     self._counts.add((gpu, xid), grown, now)
-            return self._counts.tell(now)
+            return self._counts.export(now)
 
 
 def _of_xids(heard: Mapping[tuple[int, int], float]) -> Metric:
+    """Return the metric of XIDs from the counts by GPU index and number."""
     xids = CounterMetricFamily(
         f"{PREFIX}_xid_errors",
         "XIDs of a GPU heard since the agent started; a new one is 0 for 90 s, so that increase() counts the first too."
@@ -195,16 +200,19 @@ def _of_xids(heard: Mapping[tuple[int, int], float]) -> Metric:
 
 
 def _ratio(device: DeviceUse, percent: int) -> float | None:
-    """Rounding may take the sum of shares of one GPU a little over 1."""
-    return min(1.0, percent / 100) if device.tells_sm else None
+    """Return the share of SM time, at most 1 although rounding may take a sum a little over it, or None if the driver
+    does not report it."""
+    return min(1.0, percent / 100) if device.reports_sm else None
 
 
 def _device(device: DeviceUse) -> list[str]:
+    """Return the values of the labels DEVICE."""
     return [str(device.gpu), device.uuid, "" if device.instance is None else device.instance.profile]
 
 
 def _where(device: DeviceUse) -> tuple[str, str]:
-    """Id and placement of the GPU instance; empty for a whole GPU and where placements may not be read."""
+    """Return id and placement of the GPU instance; both empty for a whole GPU, the placement also if it may not be
+    read."""
     instance = device.instance
     if instance is None:
         return "", ""
@@ -214,11 +222,12 @@ def _where(device: DeviceUse) -> tuple[str, str]:
 def _per_device(
     name: str, text: str, devices: Iterable[DeviceUse], value: Callable[[DeviceUse], float | None]
 ) -> GaugeMetricFamily:
+    """Return a gauge with the `value` of each device; devices for which it is None are absent."""
     family = _family(name, text, *DEVICE)
     for device in devices:
-        found = value(device)
-        if found is not None:
-            family.add_metric(_device(device), found)
+        number = value(device)
+        if number is not None:
+            family.add_metric(_device(device), number)
     return family
 
 
