@@ -1,18 +1,18 @@
-"""A reverse proxy on loopback in front of an API server that does something at an exact write: kill the client, say.
+"""A reverse proxy on loopback before an API server, which does something at an exact write: it kills the client, say.
 
 with FaultProxy(api.url, api.ca_pem, tls=context) as proxy:      # plain http without `tls`; bearer tokens pass through
     account = operator_account(kubeconfig, directory, Door(proxy.url, authority))
-    proxy.arm(7, lambda: os.kill(pid, signal.SIGKILL))       # the 7th write is answered, the client does not hear it
-    proxy.disturb(faults.AnswerLost(7, "one", times=3))      # as are the next two to the same object
+    proxy.arm(7, lambda: os.kill(pid, signal.SIGKILL))       # write 7 is answered, but the answer is lost
+    proxy.disturb(faults.AnswerLost(7, "one", times=3))      # the answers to three writes of that object are lost
 
-Answers, refusals and watches are the server's (docs/design/faults.md#proxy), but for objects that a test makes
+Answers, refusals and watches are the server's (docs/design/faults.md#proxy), except for objects that a test makes
 fail, once or for ever:
 
     sick = proxy.fail("PATCH", NODES.path(None, "gpu-1"), Refusal(503))
     deaf = proxy.fail("GET", PODS.path(), None, query="spec.nodeName=gpu-2")     # no answer at all
     sick.lift()
 
-Each process gets a door of its own, so that the log tells whose a write was: `proxy.open_door("first")`.
+Each process gets a door (an address) of its own, so that the log says whose a write was: `proxy.open_door("first")`.
 """
 
 from hack.faultproxy.calls import PlayedRefusal, ProxiedWrite, Sick

@@ -1,4 +1,4 @@
-"""What passes through the proxy, as values: calls, writes with their answers, and answers that it makes up."""
+"""Values for what passes through the proxy: calls, writes with their answers, and answers that the proxy invents."""
 
 import json
 import math
@@ -12,44 +12,46 @@ from aiohttp import web
 
 WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 BLOCKED = 429
-"""A PodDisruptionBudget's refusal of an eviction is a point worth dying at, too."""
+"""The status of an eviction that a PodDisruptionBudget refuses. It is a refusal, but worth dying at, too."""
 SUBRESOURCES = frozenset({"status", "eviction", "binding", "scale"})
 VERSION = re.compile(rb'"resourceVersion":\s*"(\d+)"')
 
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A call as it came."""
+    """A call as it arrived at the proxy."""
 
     method: str
     path: str
     query: str
-    """Decoded."""
+    """The query of the URL, decoded."""
     body: bytes
     door: str
-    """Which client: the name under which its door was opened; empty for the front door."""
+    """The client, by the name under which its door was opened; empty for the front door."""
     agent: str
     number: int
-    """What number it gets among the writes if the server takes it; 0 when it is none or does not count."""
+    """The number among the writes that this one gets if the server accepts it; 0 if it is not a write or does not
+    count."""
     since: int
-    """The newest resourceVersion that the server had told through this proxy when it came."""
+    """The newest resourceVersion that the server had sent through this proxy when the call arrived."""
     mark: int = 0
-    """What traps and faults go by: `number`, unless some writes are aimed at: then it counts these, by when they came
-    until the server has answered, and by when it answered from then on; 0 for all others."""
+    """The number by which traps and faults select a write. It is `number`, unless some writes are aimed at. Then only
+    these count, in order of arrival until the server has answered and in order of the answers from then on; it is 0
+    for all others."""
 
     @property
     def is_write(self) -> bool:
-        """It may change something."""
+        """Whether the call may change something."""
         return self.method in WRITES
 
     @property
     def is_watch(self) -> bool:
-        """A stream of events."""
+        """Whether the call asks for a stream of events."""
         return "watch=true" in self.query or "watch=1" in self.query
 
     @property
     def decoded(self) -> Any:
-        """The body; None without one."""
+        """The body as JSON, or None without one."""
         return json.loads(self.body) if self.body else None
 
 
@@ -59,27 +61,27 @@ class OpenWatch:
 
     path: str
     opened: float
-    """Loop time."""
+    """When it was opened, in time of the loop."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProxiedAnswer:
-    """A whole answer, the server's or a made-up one."""
+    """A whole answer, either the server's or an invented one."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
 
     def response(self) -> web.Response:
-        """As bytes on the wire."""
+        """Return the answer as aiohttp sends it."""
         return web.Response(status=self.status, headers=self.headers, body=self.body)
 
     @property
     def version(self) -> int:
-        """resourceVersion of the object or list in it; 0 without one."""
+        """The resourceVersion of the object or list in the body, or 0 if it has none."""
         head = self.body.find(b'"metadata"')
-        found = VERSION.search(self.body, head) if head >= 0 else None
-        return int(found[1]) if found else 0
+        match = VERSION.search(self.body, head) if head >= 0 else None
+        return int(match[1]) if match else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,22 +89,23 @@ class ProxiedWrite:
     """One write that the server answered."""
 
     number: int
-    """Counted from 1 since `reset`; 0 for what does not count: renewals of a Lease and refused writes."""
+    """The number of the write, from 1 since `reset`; 0 if it does not count: renewals of a Lease and
+    refused writes."""
     method: str
     path: str
     status: int
     user_agent: str
     body: Any
-    """Decoded JSON; None without one."""
+    """The body as JSON, or None without one."""
     door: str = ""
     since: int = 0
-    """As of `Incoming`."""
+    """As in `Incoming`: the newest resourceVersion that had been sent when the call arrived."""
     version: int = 0
-    """resourceVersion in the answer; 0 where it has none."""
+    """The resourceVersion in the answer, or 0 if it has none."""
 
     @property
     def what(self) -> str:
-        """For people: `PATCH nodes/gpu-1`."""
+        """The method and the object, for people: `PATCH nodes/gpu-1`."""
         parts = self.path.split("/")
         start = 3 if parts[1] == "api" else 4
         rest = parts[start:]
@@ -113,19 +116,19 @@ class ProxiedWrite:
 
 @dataclass(frozen=True, slots=True)
 class PlayedRefusal:
-    """What the server is made to say: an HTTP status, and a Status object as an API server words it."""
+    """A refusal that the proxy invents: an HTTP status and a Status object, in an API server's words."""
 
     status: int
     message: str = "the fault proxy says no"
     reason: str = ""
     retry_after: int | None = None
-    """Seconds, as header and in the body."""
+    """Seconds to wait, in the header and in the body, or None."""
     causes: Mapping[str, str] = field(default_factory=dict)
-    """reason -> message, for example DisruptionBudget."""
+    """Messages of the causes by reason, for example DisruptionBudget."""
 
     @property
     def object(self) -> dict[str, Any]:
-        """The Status object."""
+        """The Status object in the body of the answer."""
         details: dict[str, Any] = {
             "causes": [{"reason": reason, "message": message} for reason, message in self.causes.items()]
         }
@@ -143,7 +146,7 @@ class PlayedRefusal:
         }
 
     def answer(self) -> ProxiedAnswer:
-        """The whole answer."""
+        """Return the whole answer, with headers."""
         headers = {"Content-Type": "application/json"}
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)
@@ -152,7 +155,7 @@ class PlayedRefusal:
 
 @dataclass(slots=True)
 class Sick:
-    """Calls to one path that get a refusal, or no answer, instead of being forwarded. Watches do not."""
+    """Calls of one path that get a refusal, or no answer, instead of being forwarded. Watches are forwarded."""
 
     method: str
     path: str
@@ -160,14 +163,14 @@ class Sick:
     query: str
     times: float = math.inf
     hits: int = 0
-    """Calls that got it."""
+    """Number of calls that were not forwarded."""
 
     def lift(self) -> None:
-        """From now on calls are forwarded again."""
+        """End the fault, so that all calls are forwarded again."""
         self.times = 0
 
-    def takes(self, call: Incoming) -> bool:
-        """Whether this call gets it; counts it then."""
+    def strikes(self, call: Incoming) -> bool:
+        """Whether this call gets the refusal; if so, it is counted as a hit."""
         if call.is_watch or self.times <= 0 or (call.method, call.path) != (self.method, self.path):
             return False
         if self.query not in unquote_plus(call.query):
@@ -178,7 +181,8 @@ class Sick:
 
 
 def is_renewal(path: str, body: bytes) -> bool:
-    """A write to a Lease that says nothing but who leads: taking it, renewing it, releasing it."""
+    """Whether a write to a Lease only says who leads: it takes, renews or releases the Lease. False if it also writes
+    annotations."""
     if "/leases" not in path:
         return False
     metadata = json.loads(body).get("metadata", {}) if body else {}
@@ -186,13 +190,13 @@ def is_renewal(path: str, body: bytes) -> bool:
 
 
 def object_of(path: str) -> str:
-    """The object that a path is about, without its subresource; a collection is itself."""
+    """Return the path of the object, without a subresource; the path of a collection stays as it is."""
     front, _, last = path.rpartition("/")
     return front if last in SUBRESOURCES and front.count("/") > 3 else path
 
 
 def collection_of(path: str) -> str:
-    """The plural in a path: `nodes`, `pods`."""
+    """Return the plural in a path, such as `nodes` or `pods`."""
     parts = path.split("/")[3 if path.startswith("/api/") else 4 :]
     if parts[0] == "namespaces" and len(parts) > 2:
         parts = parts[2:]

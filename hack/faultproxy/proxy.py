@@ -276,7 +276,7 @@ class FaultProxy:
             self._spring()
             return web.Response(status=503, text="the fault proxy did not forward this")
         for sick in self._sick:
-            if sick.takes(call):
+            if sick.strikes(call):
                 if sick.answer is not None:
                     return sick.answer.answer().response()
                 await asyncio.Event().wait()  # ends when the client goes, or the proxy stops

@@ -26,17 +26,20 @@ _FOLDERS = ("capabilities", "devices")
 
 
 def _parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line, with one subcommand for each verb."""
     parser = argparse.ArgumentParser(prog="nvmlsim", description="A SIMULATED machine with NVIDIA GPUs.")
     parser.add_argument("--state", type=Path, help="the state file; default: $NVMLSIM_STATE")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    create = verbs.add_parser("create", help="make a machine (or make it new)")
-    create.add_argument("--model", action="append", required=True, help="several times for a mixed machine")
+    create = verbs.add_parser("create", help="create a machine, or make an existing one new")
+    create.add_argument(
+        "--model", action="append", required=True, help="repeat it for a machine with several models"
+    )
     create.add_argument("--gpus", type=int, default=1, help="how many of each model")
     create.add_argument("--driver", default=DRIVER)
-    create.add_argument("--seed", help="decides the UUIDs; default: the path of the state file")
+    create.add_argument("--seed", help="the seed of the UUIDs; default: the path of the state file")
     verbs.add_parser("models", help="list the models")
     verbs.add_parser("build", help="build the library and print its folder")
-    verbs.add_parser("env", help="print the environment that shows a program this machine")
+    verbs.add_parser("env", help="print the environment variables that a program needs to see this machine")
     show = verbs.add_parser("show", help="print the machine")
     show.add_argument("--json", action="store_true")
     change = verbs.add_parser(
@@ -44,23 +47,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     change.add_argument("--gpu", type=int, help="one GPU; default: all")
     change.add_argument("fields", nargs="+", metavar="field=value")
-    reset = verbs.add_parser("reset", help="what nvidia-smi -r does")
+    reset = verbs.add_parser("reset", help="reset GPUs as nvidia-smi -r does")
     reset.add_argument("gpus", nargs="*", help="indexes or PCI bus ids; default: all")
-    verbs.add_parser("reboot", help="what a reboot does to the GPUs")
-    verbs.add_parser("reload", help="what systemctl daemon-reload does to programs that already run")
+    verbs.add_parser("reboot", help="change the GPUs as a reboot does")
+    verbs.add_parser(
+        "reload", help="take NVML from running programs, as systemctl daemon-reload does in containers"
+    )
     _add_injections(verbs.add_parser("inject", help="faults, processes, events"))
     return parser
 
 
 def _add_injections(parser: argparse.ArgumentParser) -> None:
+    """Add the subcommands of `inject`: fault, clear, process and event."""
     kinds = parser.add_subparsers(dest="kind", required=True)
     fault = kinds.add_parser("fault", help=f"hang, {', '.join(RESULTS)}")
     fault.add_argument("function")
     fault.add_argument("fault")
     fault.add_argument("--gpu", type=int, default=-1)
-    fault.add_argument("--skip", type=int, default=0, help="calls that still work first")
-    fault.add_argument("--count", type=int, default=-1, help="calls that fail; default: all")
-    kinds.add_parser("clear", help="take all faults back")
+    fault.add_argument("--skip", type=int, default=0, help="number of calls that still succeed first")
+    fault.add_argument("--count", type=int, default=-1, help="number of calls that fail then; default: all")
+    kinds.add_parser("clear", help="clear all faults")
     process = kinds.add_parser("process", help="a process that computes")
     process.add_argument("pid", type=int)
     process.add_argument("--gpu", type=int, default=0)
@@ -68,11 +74,11 @@ def _add_injections(parser: argparse.ArgumentParser) -> None:
     process.add_argument("--instance", dest="gpu_instance", type=int, default=-1, help="GPU instance id")
     process.add_argument("--compute-instance", type=int, default=-1)
     process.add_argument("--memory-mib", type=int, default=512)
-    process.add_argument("--sm-percent", type=int, default=0, help="share of SM time; 0: it does nothing")
+    process.add_argument("--sm-percent", type=int, default=0, help="share of SM time; default: 0, idle")
     process.add_argument("--mps", action="store_true")
     process.add_argument("--graphics", action="store_true")
     process.add_argument("--pid-namespace", type=int, default=0, help="inode; default: the machine's own")
-    process.add_argument("--end", action="store_true", help="let it end instead")
+    process.add_argument("--end", action="store_true", help="end the process instead of starting it")
     event = kinds.add_parser("event", help=", ".join(EVENT_TYPES))
     event.add_argument("type", choices=EVENT_TYPES)
     event.add_argument("data", type=int, nargs="?", default=0, help="the XID number, for xid")
@@ -80,6 +86,8 @@ def _add_injections(parser: argparse.ArgumentParser) -> None:
 
 
 def _set(simulator: Simulator, gpu: int | None, fields: Sequence[str]) -> None:
+    """Set each `field=value`: of the machine, of a GPU (of all if `gpu` is None), or as `profile:field=value` of a
+    profile. Raises SimulatorError for an unknown field."""
     for field in fields:
         name, equals, value = field.partition("=")
         if not equals:
@@ -100,22 +108,25 @@ def _set(simulator: Simulator, gpu: int | None, fields: Sequence[str]) -> None:
             simulator.set_gpu(gpu, **{name: value})
 
 
-def _inject(simulator: Simulator, given: argparse.Namespace) -> None:
-    """Inject what the verb `inject` names."""
-    if given.kind == "fault":
-        simulator.inject(given.function, given.fault, gpu=given.gpu, skip=given.skip, count=given.count)
-    elif given.kind == "clear":
+def _inject(simulator: Simulator, options: argparse.Namespace) -> None:
+    """Carry out the verb `inject`: a fault, the end of all faults, an event, or the start or end of a process."""
+    if options.kind == "fault":
+        simulator.inject(
+            options.function, options.fault, gpu=options.gpu, skip=options.skip, count=options.count
+        )
+    elif options.kind == "clear":
         simulator.clear_faults()
-    elif given.kind == "event":
-        simulator.post_event(given.gpu, EVENT_TYPES[given.type], given.data)
-    elif given.end:
-        simulator.remove_process(given.pid)
+    elif options.kind == "event":
+        simulator.post_event(options.gpu, EVENT_TYPES[options.type], options.data)
+    elif options.end:
+        simulator.remove_process(options.pid)
     else:
-        fields = ProcessFields(**{name: getattr(given, name) for name in ANY_PROCESS})  # type: ignore[typeddict-item]  # the parser has each
-        simulator.add_process(given.gpu, given.pid, given.name, **fields)
+        fields = ProcessFields(**{name: getattr(options, name) for name in ANY_PROCESS})  # type: ignore[typeddict-item]  # the parser has each
+        simulator.add_process(options.gpu, options.pid, options.name, **fields)
 
 
 def _print_machine(machine: dict[str, Any]) -> None:
+    """Print the GPUs with their instances, the processes and the faults of a machine."""
     print(f"SIMULATED machine, driver {machine['driver']}, {len(machine['gpus'])} GPUs")
     for gpu in machine["gpus"]:
         mode = "no MIG" if gpu["mig"] is None else f"MIG {'on' if gpu['mig']['current'] else 'off'}"
@@ -134,18 +145,21 @@ def _print_machine(machine: dict[str, Any]) -> None:
         print(f"fault {fault['function']}: {fault['fault']}, struck {fault['hits']} times")
 
 
-def _show(simulator: Simulator, given: argparse.Namespace) -> None:
+def _show(simulator: Simulator, options: argparse.Namespace) -> None:
+    """Print the machine, as text or as JSON."""
     machine = simulator.show()
-    print(json.dumps(machine, indent=2)) if given.json else _print_machine(machine)
+    print(json.dumps(machine, indent=2)) if options.json else _print_machine(machine)
 
 
 def _print_environment(simulator: Simulator, _: argparse.Namespace) -> None:
+    """Print the environment variables that a program needs to see the machine, as shell commands."""
     for name, value in simulator.environment().items():
         print(f"export {name}={shlex.quote(value)}")
 
 
-def _reset(simulator: Simulator, given: argparse.Namespace) -> None:
-    names = [name for text in given.gpus for name in text.split(",")]
+def _reset(simulator: Simulator, options: argparse.Namespace) -> None:
+    """Reset the named GPUs, or all if none is named. Several may be named in one argument, with commas between."""
+    names = [name for text in options.gpus for name in text.split(",")]
     simulator.reset(simulator.find_gpus(names) or None)
 
 
@@ -153,36 +167,37 @@ VERBS: Mapping[str, Callable[[Simulator, argparse.Namespace], None]] = {
     "create": lambda simulator, _: _print_machine(simulator.show()),
     "show": _show,
     "env": _print_environment,
-    "set": lambda simulator, given: _set(simulator, given.gpu, given.fields),
+    "set": lambda simulator, options: _set(simulator, options.gpu, options.fields),
     "reset": _reset,
     "reboot": lambda simulator, _: simulator.reboot(),
     "reload": lambda simulator, _: simulator.take_devices_away(),
     "inject": _inject,
 }
-"""What the verbs do that need a machine; `create` has made it before."""
+"""The functions of the verbs that need a machine. For `create` the machine has been created before."""
 
 
-def _run(given: argparse.Namespace) -> None:
-    if given.verb == "models":
+def _run(options: argparse.Namespace) -> None:
+    """Carry out the verb on the command line. Raises SimulatorError, for one if no state file is named."""
+    if options.verb == "models":
         print("\n".join(f"{card.key:36}{card.products[0]}" for card in simulated_cards()))
         return
-    if given.verb == "build":
+    if options.verb == "build":
         print(build.library_directory())
         return
-    state = given.state or os.environ.get("NVMLSIM_STATE")
+    state = options.state or os.environ.get("NVMLSIM_STATE")
     if not state:
         raise SimulatorError("no state file: give --state FILE, or export NVMLSIM_STATE=FILE")
-    if given.verb == "create":
-        models = [model for model in given.model for _ in range(given.gpus)]
-        Simulator.create(Path(state), models, driver=given.driver, seed=given.seed)
-    VERBS[given.verb](Simulator(Path(state)), given)
+    if options.verb == "create":
+        models = [model for model in options.model for _ in range(options.gpus)]
+        Simulator.create(Path(state), models, driver=options.driver, seed=options.seed)
+    VERBS[options.verb](Simulator(Path(state)), options)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Do what the arguments say; 1 and one line when it cannot be done."""
-    given = _parser().parse_args(arguments)
+    """Run the tool with these arguments. Returns 0, or 1 after printing why it failed."""
+    options = _parser().parse_args(arguments)
     try:
-        _run(given)
+        _run(options)
     except (SimulatorError, UnknownModelError, UnavailableError, FileNotFoundError) as error:
         print(f"nvmlsim: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,5 @@
-"""Builds the simulated `libnvidia-ml.so.1` with the machine's C compiler into the user's cache, once per content."""
+"""Build the simulated `libnvidia-ml.so.1` with the machine's C compiler into the user's cache, once for
+each content."""
 
 import hashlib
 import importlib.util
@@ -22,9 +23,9 @@ FLAGS = (
 SANITIZED = (
     "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1",
 )  # fmt: skip
-"""What a build adds that ends the program at the first bad access or undefined operation."""
+"""Further compiler flags, with which the library ends the program at the first bad access or undefined operation."""
 SANITIZER_RUNTIMES = ("libasan.so", "libubsan.so")
-"""A program that loads a sanitized library must have loaded these before: LD_PRELOAD."""
+"""Libraries that a program must load (LD_PRELOAD) before it loads a sanitized library."""
 _DEFINED = re.compile(r"\bnvmlReturn_t (nvml\w+)\(|\bconst char \*(nvmlErrorString)\(")
 _STUB_HEAD = (
     "/* Generated: every other function that nvidia-ml-py knows, answering NVML_ERROR_NOT_SUPPORTED. */\n"
@@ -33,12 +34,12 @@ _STUB_HEAD = (
 
 
 def library_directory(*, sanitized: bool = False) -> Path:
-    """The folder that holds the library, for LD_LIBRARY_PATH; built first if it is not there.
+    """Return the folder with the library, for LD_LIBRARY_PATH. The library is built first if it is missing.
 
-    `sanitized`: with AddressSanitizer and UndefinedBehaviorSanitizer; see `sanitizer_runtimes`.
+    `sanitized` builds it with AddressSanitizer and UndefinedBehaviorSanitizer; see `sanitizer_runtimes`.
 
     Raises:
-        UnavailableError: no C compiler, no nvidia-ml-py, the compiler refused, or the cache cannot be used.
+        UnavailableError: no C compiler, no nvidia-ml-py, the compilation failed, or the cache cannot be used.
     """
     program = need_compiler(WHAT)
     generated = {
@@ -52,33 +53,34 @@ def library_directory(*, sanitized: bool = False) -> Path:
 
 
 def sanitizer_runtimes() -> tuple[Path, ...]:
-    """The sanitizers' own libraries, for LD_PRELOAD; empty where the compiler has none."""
+    """Return the paths of the sanitizers' libraries, for LD_PRELOAD; empty if there is no compiler or it lacks one of
+    them."""
     program = find_compiler()
     if program is None:
         return ()
-    found = []
+    libraries = []
     for name in SANITIZER_RUNTIMES:
-        asked = subprocess.run(
+        result = subprocess.run(
             [program, f"-print-file-name={name}"], capture_output=True, text=True, check=False
         )
-        path = Path(asked.stdout.strip())
-        if asked.returncode != 0 or not path.is_absolute() or not path.exists():
+        path = Path(result.stdout.strip())
+        if result.returncode != 0 or not path.is_absolute() or not path.exists():
             return ()
-        found.append(path)
-    return tuple(found)
+        libraries.append(path)
+    return tuple(libraries)
 
 
 def implemented_functions() -> frozenset[str]:
-    """The NVML functions that the C sources answer themselves."""
-    found: set[str] = set()
+    """Return the names of the NVML functions that the C sources implement."""
+    names: set[str] = set()
     for source in SOURCE.glob("*.c"):
         for match in _DEFINED.finditer(source.read_text()):
-            found.add(match[1] or match[2])
-    return frozenset(found)
+            names.add(match[1] or match[2])
+    return frozenset(names)
 
 
 def known_functions() -> frozenset[str]:
-    """The NVML functions that the installed nvidia-ml-py looks up.
+    """Return the names of the NVML functions that the installed nvidia-ml-py looks up.
 
     Raises:
         UnavailableError: nvidia-ml-py is not installed.
@@ -91,7 +93,8 @@ def known_functions() -> frozenset[str]:
 
 
 def stub_source() -> str:
-    """C source of the functions that exist but are not simulated."""
+    """Return the C source of the functions that NVML has and the simulator does not implement; each returns
+    NVML_ERROR_NOT_SUPPORTED."""
     names = sorted(known_functions() - implemented_functions())
     lines = [
         f"API nvmlReturn_t {name}(void);\n"
@@ -102,6 +105,7 @@ def stub_source() -> str:
 
 
 def _content_hash(program: str, flags: tuple[str, ...], generated: dict[str, str]) -> str:
+    """Return twelve hexadecimal digits that change with the compiler, its flags, or any source."""
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
     digest = hashlib.sha256("\0".join((version, *flags)).encode())
     for source in sorted(SOURCE.iterdir()):
@@ -112,7 +116,8 @@ def _content_hash(program: str, flags: tuple[str, ...], generated: dict[str, str
 
 
 def _compile(flags: tuple[str, ...], generated: dict[str, str], out: Path) -> None:
-    """Compile the library into the folder `out`. `generated` are sources that are not in the checkout, by file name."""
+    """Compile the library into the folder `out`. `generated` holds the sources that are not in the checkout, by file
+    name."""
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         work = Path(scratch)
         for name, text in generated.items():

@@ -1,7 +1,7 @@
-"""The state file, field by field: the one description that the C library and the Python tool share.
+"""The state file, field by field: one description that the C library and the Python tool share.
 
-The structures here are mapped by the tool as they are; `c_header` writes the same for C at build time, with
-assertions on every size. What the fields mean to NVML is in nvml_abi.h and in the C sources.
+The tool maps the structures below as they are. `c_header` writes the same structures for C at build time, with
+assertions on every size. nvml_abi.h and the C sources say what the fields mean to NVML.
 """
 
 import ctypes
@@ -22,25 +22,25 @@ MAX_PROCESSES = 64
 MAX_CLIENTS = 128
 MAX_FAULTS = 16
 MAX_EVENTS = 256
-MEMORY_UNKNOWN = 2**64 - 1  # of a process: NVML_VALUE_NOT_AVAILABLE
+MEMORY_UNKNOWN = 2**64 - 1  # NVML_VALUE_NOT_AVAILABLE, of a process
 CLIENT_LOCKS = 1  # the byte whose lock the client in the first slot holds; byte 0 guards the file
 CONSTANTS = (
     "NAME", "TEXT", "PATH", "MAX_GPUS", "MAX_PROFILES", "MAX_STARTS", "MAX_GPU_INSTANCES", "MAX_COMPUTE_INSTANCES",
     "MAX_PROCESSES", "MAX_CLIENTS", "MAX_FAULTS", "MAX_EVENTS", "CLIENT_LOCKS",
 )  # fmt: skip
 
-# sim_profile.media: which media engines an instance takes; +me.all shares a GPU only with -me (nvml.h, ALL_ME).
+# sim_profile.media: the media engines that an instance uses; +me.all shares a GPU only with -me (nvml.h, ALL_ME).
 MEDIA_PLAIN, MEDIA_EXTENSIONS, MEDIA_ALL, MEDIA_NONE = range(4)
 # sim_fault.kind
 FAULT_NONE, FAULT_RETURN, FAULT_HANG = range(3)
 
 
 class SimProfile(Structure):
-    """A GPU instance profile that the card offers."""
+    """A GPU instance profile that the card supports."""
 
     _fields_ = (
-        ("index", c_uint32),  # NVML_GPU_INSTANCE_PROFILE_*: how it is looked up
-        ("id", c_uint32),  # how it is created and listed
+        ("index", c_uint32),  # NVML_GPU_INSTANCE_PROFILE_*, by which NVML looks it up
+        ("id", c_uint32),  # the id by which instances are created and listed
         ("slices", c_uint32),
         ("instance_count", c_uint32),
         ("sm_count", c_uint32),
@@ -69,7 +69,7 @@ class SimComputeInstance(Structure):
         ("start", c_uint32),
         ("mig_index", c_uint32),  # index of the MIG device under its GPU
         ("reserved", c_uint32),
-        ("serial", c_uint64),  # never used twice: finds handles of what is gone
+        ("serial", c_uint64),  # never reused, so that handles of destroyed instances are recognized
         ("uuid", c_char * TEXT),
     )
 
@@ -88,7 +88,7 @@ class SimGpuInstance(Structure):
 
 
 class SimGpu(Structure):
-    """One GPU: what it is, its MIG state, its health."""
+    """One GPU: its identity, MIG state and health."""
 
     _fields_ = (
         ("name", c_char * NAME),
@@ -105,9 +105,9 @@ class SimGpu(Structure):
         ("memory_mib", c_uint64),
         ("reserved_mib", c_uint64),
         ("lost", c_uint32),
-        ("busy", c_uint32),  # an unnamed client (X, nvidia-persistenced, DCGM) holds the GPU
-        ("passthrough", c_uint32),  # in a VM that cannot reset the GPU
-        ("explicit_reset", c_uint32),  # the driver leaves the reset for a MIG mode to nvidia-smi -r (Ampere)
+        ("busy", c_uint32),  # whether an unnamed client (X, nvidia-persistenced, DCGM) holds the GPU
+        ("passthrough", c_uint32),  # whether it is in a VM that cannot reset the GPU
+        ("explicit_reset", c_uint32),  # whether only nvidia-smi -r resets it for a MIG mode (Ampere)
         ("compute_mode", c_uint32),
         ("mig_capable", c_uint32),
         ("mig_resetless", c_uint32),  # Hopper and later
@@ -143,75 +143,72 @@ class SimProcess(Structure):
     _fields_ = (
         ("used", c_uint32),
         ("gpu", c_uint32),
-        ("gpu_instance", c_int32),  # -1: on the whole GPU
+        ("gpu_instance", c_int32),  # -1 on the whole GPU
         ("compute_instance", c_int32),
         ("pid", c_uint32),
-        ("mps", c_uint32),  # a client of the MPS server
-        ("graphics", c_uint32),  # it draws: X, a compositor
-        ("sm_percent", c_uint32),  # share of SM time; 0: it does nothing, so there is no sample of it
-        ("memory_mib", c_uint64),  # MEMORY_UNKNOWN: the driver does not tell
-        ("pid_namespace", c_uint64),  # inode of the PID namespace that it runs in; 0: the machine's own
+        ("mps", c_uint32),  # whether it is a client of the MPS server
+        ("graphics", c_uint32),  # whether it draws, as X and compositors do
+        ("sm_percent", c_uint32),  # share of SM time; without samples if 0, because it is idle
+        ("memory_mib", c_uint64),  # MEMORY_UNKNOWN if the driver does not report it
+        ("pid_namespace", c_uint64),  # inode of its PID namespace; 0 for the machine's own
         ("name", c_char * NAME),
     )
 
 
 class SimFault(Structure):
-    """What a call answers instead of doing its work."""
+    """A result, or a hang, that calls of a function get instead of their answer."""
 
     _fields_ = (
         ("kind", c_uint32),
         ("result", c_uint32),
-        ("gpu", c_int32),  # -1: any
-        ("skip", c_uint32),  # how many calls still succeed first
-        ("remaining", c_int32),  # how many calls fail then; -1: all
-        ("hits", c_uint32),  # how often it struck
+        ("gpu", c_int32),  # -1 for any
+        ("skip", c_uint32),  # number of calls that still succeed first
+        ("remaining", c_int32),  # number of calls that fail then; -1 for all
+        ("hits", c_uint32),  # number of calls that it hit
         ("function", c_char * TEXT),
     )
 
 
 class SimEvent(Structure):
-    """One entry of the event ring; its place is `sequence % MAX_EVENTS`."""
+    """One entry of the ring of events; its place is `sequence % MAX_EVENTS`."""
 
     _fields_ = (
         ("sequence", c_uint64),
         ("type", c_uint64),
         ("data", c_uint64),
         ("gpu", c_uint32),
-        ("gpu_instance", c_uint32),  # 0xFFFFFFFF: none
+        ("gpu_instance", c_uint32),  # 0xFFFFFFFF if there is none
         ("compute_instance", c_uint32),
         ("reserved", c_uint32),
     )
 
 
 class SimState(Structure):
-    """The whole file."""
+    """The content of the whole file."""
 
     _fields_ = (
         ("magic", c_uint64),
         ("size", c_uint64),
-        ("layout_hash", c_uint64),  # of every name, type and size in this module
+        ("layout_hash", c_uint64),  # hash of every name, type and size in this module
         ("driver_version", c_char * TEXT),
         ("nvml_version", c_char * TEXT),
         ("cuda_version", c_uint32),  # 13000 is 13.0
         ("driver_loaded", c_uint32),
-        ("clients_block", c_uint32),  # other NVML clients hold up a change of the MIG mode
+        ("clients_block", c_uint32),  # whether other NVML clients block a change of the MIG mode
         ("gpu_count", c_uint32),
         ("fault_count", c_uint32),
-        ("access_epoch", c_uint32),  # who began before the newest one may no longer open the devices
-        (
-            "pid_namespace",
-            c_uint64,
-        ),  # inode of the machine's own PID namespace; 0: unknown, everybody is in it
-        ("user_namespace", c_uint64),  # inode of the only user namespace whose capabilities count; 0: any
-        ("capabilities", c_char * PATH),  # stand-in of /proc/driver/nvidia/capabilities; empty: none
-        ("devices", c_char * PATH),  # stand-in of /dev; empty: every GPU is there
+        ("access_epoch", c_uint32),  # programs from an earlier epoch can no longer open the devices
+        ("pid_namespace", c_uint64),  # inode of the machine's own PID namespace; 0 if unknown: all are in it
+        ("user_namespace", c_uint64),  # inode of the only user namespace whose capabilities count; 0 for any
+        ("capabilities", c_char * PATH),  # stand-in for /proc/driver/nvidia/capabilities; empty if none
+        ("devices", c_char * PATH),  # stand-in for /dev; empty if all GPUs have their device files
         ("next_serial", c_uint64),
-        ("event_count", c_uint64),  # events so far
-        ("calls", c_uint64),  # how often programs took the lock so far
-        ("call_ns", c_uint64),  # the CPU time of these calls: the library's own, not that of who called
+        ("event_count", c_uint64),  # number of events so far
+        ("calls", c_uint64),  # number of calls of programs so far
+        ("call_ns", c_uint64),  # the CPU time of these calls inside the library, without the caller's
         ("gpus", SimGpu * MAX_GPUS),
         ("processes", SimProcess * MAX_PROCESSES),
-        ("clients", c_uint32 * MAX_CLIENTS),  # pids that attached to the GPUs; 0: free
+        ("clients", c_uint32 * MAX_CLIENTS),  # pids that attached to the GPUs; 0 if the slot is free
         ("faults", SimFault * MAX_FAULTS),
         ("events", SimEvent * MAX_EVENTS),
     )
@@ -231,19 +228,20 @@ _SCALARS = {c_int32: "int32_t", c_uint32: "uint32_t", c_uint64: "uint64_t", c_ch
 
 
 def layout_hash() -> int:
-    """A number that changes with every name, type, order or bound of the file: both sides compare it."""
+    """Return a number that changes with every name, type, order or bound of the file. Library and tool refuse a file
+    with another one."""
     return int.from_bytes(hashlib.sha256("\n".join(declarations()).encode()).digest()[:8], "little")
 
 
 def c_header() -> str:
-    """The C header with the same structures, constants and sizes."""
+    """Return the C header with the same structures, constants and sizes."""
     head = ["/* Generated from hack/nvmlsim/layout.py. */", "#pragma once", "#include <stdint.h>", ""]
     head += [f"#define SIM_MAGIC 0x{MAGIC:X}ULL", f"#define SIM_LAYOUT_HASH 0x{layout_hash():016X}ULL"]
     return "\n".join([*head, *declarations()])
 
 
 def declarations() -> list[str]:
-    """The bounds and structures as lines of C: what the hash is taken of."""
+    """Return the bounds and structures as lines of C, from which the hash is computed."""
     types: dict[Any, str] = {**_SCALARS, **{kind: f"struct {name}" for name, kind in STRUCTURES}}
     lines = [f"#define SIM_{name} {globals()[name]}" for name in CONSTANTS]
     lines += ["enum { SIM_MEDIA_PLAIN, SIM_MEDIA_EXTENSIONS, SIM_MEDIA_ALL, SIM_MEDIA_NONE };"]
@@ -256,6 +254,7 @@ def declarations() -> list[str]:
 
 
 def _declare(types: dict[Any, str], name: str, kind: Any) -> str:
+    """Return the declaration of one field in C, an array or a single value."""
     if hasattr(kind, "_length_"):
         return f"{types[kind._type_]} {name}[{kind._length_}]"
     return f"{types[kind]} {name}"

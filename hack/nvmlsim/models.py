@@ -1,7 +1,7 @@
-"""What the simulator makes of a card: `gpusharing.planning.gpus.cards` (the project's facts) plus what only NVML tells.
+"""Simulated cards: the facts of `gpusharing.planning.gpus.cards`, and the few that only NVML reports.
 
-The card table decides names, PCI ids, compute capability, profiles, ids and placements. The few numbers below
-(memory that a profile really has, SMs) are in no other file because nothing in the product depends on them.
+The card table has names, PCI ids, compute capability, profiles, ids and placements. The numbers below (usable memory
+of a profile, SMs) are in no other file because nothing in the product depends on them.
 """
 
 import ctypes
@@ -23,10 +23,10 @@ INDEX_OF_DOUBLE_MEMORY = 9  # 1_SLICE_REV2
 _MEDIA = {"+me": layout.MEDIA_EXTENSIONS, "+me.all": layout.MEDIA_ALL, "-me": layout.MEDIA_NONE}
 _P2P, _GFX = 1, 2  # NVML_GPU_INSTANCE_PROFILE_CAPS_*
 
-# Total memory in MiB of cards whose total the table does not have (nvidia-smi captures; A30, A100 80 GB and V100
-# as their data sheets say).
+# Total memory in MiB of cards for which the table lacks it (nvidia-smi captures; for A30, A100 80 GB and V100 the data
+# sheets).
 _MEMORY_MIB = {"a30": 24576, "a100-80gb": 81920, "rtx-pro-6000-blackwell": 97887, "v100-16gb": 16384}
-# Memory in GiB that `nvidia-smi mig -lgip` shows per profile size in eighths (twelfths: RTX PRO 6000), captures.
+# Memory in GiB that `nvidia-smi mig -lgip` shows, by profile size in eighths (RTX PRO 6000: in twelfths), captures.
 _USABLE_GIB = {
     "a30": {1: 5.81, 2: 11.69, 4: 23.5},
     "a100-40gb": {1: 4.75, 2: 9.62, 4: 19.5, 8: 39.25},
@@ -35,8 +35,8 @@ _USABLE_GIB = {
     "h200-141gb": {1: 16.0, 2: 32.5, 4: 69.8, 8: 140.0},
     "rtx-pro-6000-blackwell": {3: 23.62, 6: 47.38, 12: 95.0},
 }
-_USABLE_SHARE = 0.97  # elsewhere: a guess
-# SMs per profile by slices (captures; guide). Elsewhere: 16 per slice, a guess.
+_USABLE_SHARE = 0.97  # a guess for all other cards
+# SMs of a profile by slices (captures; guide). All other cards have 16 per slice, a guess.
 _SMS = {
     "a30": {1: 14, 2: 28, 4: 56},
     "a100-40gb": {1: 14, 2: 28, 3: 42, 4: 56, 7: 98},
@@ -54,19 +54,19 @@ _FIRST_BUS = 0x17
 
 
 class UnknownModelError(ValueError):
-    """No card of the table has this name, or its ids or placements are not known. The text says which there are."""
+    """No card of the table has this name, or its ids or placements are unknown. The text lists the possible ones."""
 
 
 @dataclass(frozen=True)
 class GpuPlace:
-    """Where a GPU sits in the simulated machine: its index, and the machine's seed for UUIDs."""
+    """The index of a GPU in the simulated machine, and the machine's seed for UUIDs."""
 
     index: int
     seed: str
 
 
 def simulated_cards() -> list[Card]:
-    """The cards of the table that are known well enough: every profile has an id and placements."""
+    """Return the cards of the table that can be simulated: every profile has an id and placements."""
     return [
         card
         for card in CARDS
@@ -77,22 +77,24 @@ def simulated_cards() -> list[Card]:
 
 
 def find_model(name: str) -> Card:
-    """The card with this key, or the only one whose key begins with it (`b200`, `rtx-pro-6000-blackwell`).
+    """Return the card with this key, or the only one whose key begins with it (`b200`, `rtx-pro-6000-blackwell`).
 
     Raises:
         UnknownModelError: none or several match.
     """
     cards = simulated_cards()
     exact = [card for card in cards if card.key == name]
-    found = exact or [card for card in cards if card.key.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    known = ", ".join(card.key for card in found or cards)
-    raise UnknownModelError(f"{name!r} names {'several cards' if found else 'no card'}: choose from {known}")
+    matches = exact or [card for card in cards if card.key.startswith(name)]
+    if len(matches) == 1:
+        return matches[0]
+    known = ", ".join(card.key for card in matches or cards)
+    raise UnknownModelError(
+        f"{name!r} names {'several cards' if matches else 'no card'}: choose from {known}"
+    )
 
 
 def fill_gpu(gpu: layout.SimGpu, card: Card, place: GpuPlace) -> None:
-    """Write a new, healthy GPU with MIG off and no instances."""
+    """Overwrite `gpu` with a new, healthy GPU of this card, with MIG off and no instances."""
     ctypes.memset(ctypes.addressof(gpu), 0, ctypes.sizeof(gpu))
     identity = uuid.uuid5(uuid.NAMESPACE_OID, f"nvmlsim/{place.seed}/{place.index}/{card.key}")
     gpu.name = card.products[0].encode()
@@ -121,17 +123,17 @@ def fill_gpu(gpu: layout.SimGpu, card: Card, place: GpuPlace) -> None:
 
 
 def total_memory_mib(card: Card) -> int:
-    """The card's memory as NVML reports it, in MiB."""
+    """Return the card's memory as NVML reports it, in MiB."""
     return card.memory_mib or _MEMORY_MIB.get(card.key) or card.memory_gb * 1024
 
 
 def profile_suffix(name: str) -> str:
-    """`+me` of `1g.10gb+me`; empty for a plain profile."""
+    """Return the suffix of a profile's name, such as `+me` of `1g.10gb+me`; empty for a plain profile."""
     return re.sub(r"^\d+g\.\d+gb", "", name)
 
 
 def profile_index(profile: Profile, card: Card) -> int:
-    """The NVML_GPU_INSTANCE_PROFILE_* number under which this profile is looked up."""
+    """Return the number NVML_GPU_INSTANCE_PROFILE_* by which NVML looks up this profile."""
     suffix = profile_suffix(profile.name)
     same = [p.size for p in card.profiles if p.slices == profile.slices and profile_suffix(p.name) == suffix]
     if profile.size > min(same):
@@ -140,12 +142,14 @@ def profile_index(profile: Profile, card: Card) -> int:
 
 
 def _brand(product: str) -> int:
+    """Return NVML's brand of a product, by its name."""
     if product.startswith("Tesla"):
         return _BRAND_TESLA
     return _BRAND_RTX if " RTX " in product else _BRAND_NVIDIA
 
 
 def _fill_profile(slot: layout.SimProfile, profile: Profile, card: Card, units: int) -> None:
+    """Write a profile of the card into its slot. `units` is the number of memory units of the card."""
     suffix = profile_suffix(profile.name)
     engines = 0 if suffix == "-me" else profile.slices
     slot.index = profile_index(profile, card)
@@ -166,6 +170,7 @@ def _fill_profile(slot: layout.SimProfile, profile: Profile, card: Card, units: 
 
 
 def _usable_mib(card: Card, size: int, units: int) -> int:
+    """Return the memory of a profile of this size in MiB: as captured, or a share of the card's memory."""
     known = _USABLE_GIB.get(card.key, {}).get(size)
     if known is not None:
         return int(known * 1024)

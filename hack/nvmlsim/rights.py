@@ -1,15 +1,15 @@
-"""Which right each NVML call needs, with the source that says so: data for the C library, the README and the tests.
+"""The right that each NVML call needs, and the source that says so: data for the C library, the README and the tests.
 
 The driver knows three rights (MIG user guide, "Device Nodes and Capabilities"; NVIDIA's open kernel modules):
 
-    admin      CAP_SYS_ADMIN in effect, in the machine's own user namespace. It is asked anew at every call
+    admin      CAP_SYS_ADMIN in effect, in the machine's own user namespace. The driver checks it at every call
                (open-gpu-kernel-modules: osIsAdministrator is capable(CAP_SYS_ADMIN)); being root is not enough.
     config     the capability mig/config can be opened (on a host 0400, root), or admin
     monitor    the capability mig/monitor can be opened (on a host 0444), or admin
 
-In a container the capability files are there only when the NVIDIA container toolkit put them there, and it refuses
-NVIDIA_MIG_CONFIG_DEVICES and NVIDIA_MIG_MONITOR_DEVICES to a container without CAP_SYS_ADMIN
-(nvidia-container-toolkit v1.19.1, cmd/nvidia-container-runtime-hook/container_config.go).
+A container has capability files only if the NVIDIA container toolkit put them there, and the toolkit refuses
+NVIDIA_MIG_CONFIG_DEVICES and NVIDIA_MIG_MONITOR_DEVICES to a container without CAP_SYS_ADMIN (nvidia-container-toolkit
+v1.19.1, cmd/nvidia-container-runtime-hook/container_config.go).
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _PIDS = _PARENT + "; open-gpu-kernel-modules: subdeviceCtrlCmdGpuGetPids asks fo
 
 @dataclass(frozen=True, slots=True)
 class CallRight:
-    """What one call needs. Without it the call answers NO_PERMISSION."""
+    """The right that one call needs. Without it the call returns NO_PERMISSION."""
 
     function: str
     needs: Need
@@ -61,11 +61,11 @@ RIGHTS: tuple[CallRight, ...] = (
     CallRight("nvmlDeviceGetMPSComputeRunningProcesses_v3", "monitor", "whole GPU with MIG on", _PIDS),
     CallRight("nvmlDeviceGetGraphicsRunningProcesses_v3", "monitor", "whole GPU with MIG on", _PIDS),
 )  # fmt: skip
-"""Calls that are not named need nothing but an open device."""
+"""The calls that need a right. Any other call needs only an open device."""
 
 
 def c_table() -> str:
-    """The same as a C header, for rights.c."""
+    """Return the table as a C header, for rights.c."""
     rows = [
         f'    {{"{right.function}", RIGHT_{right.needs.upper()}, {int(right.when != "always")}}},'
         for right in RIGHTS
@@ -82,6 +82,6 @@ def c_table() -> str:
 
 
 def markdown_table() -> str:
-    """The same for people; the README holds it."""
+    """Return the table in Markdown, as in the README."""
     rows = [f"| `{right.function}` | {right.needs} | {right.when} | {right.source} |" for right in RIGHTS]
     return "\n".join(["| Call | Right | When | Source |", "|---|---|---|---|", *rows])

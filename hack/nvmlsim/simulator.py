@@ -1,4 +1,4 @@
-"""A simulated machine with GPUs: create it, look at it, change it behind the programs' backs."""
+"""A simulated machine with GPUs: create it, inspect it, and change it while programs use it."""
 
 import ctypes
 import fcntl
@@ -21,22 +21,22 @@ RESULTS = {
     "RESET_REQUIRED": 16, "OPERATING_SYSTEM": 17, "LIB_RM_VERSION_MISMATCH": 18, "IN_USE": 19,
     "INSUFFICIENT_RESOURCES": 23, "UNKNOWN": 999,
 }  # fmt: skip
-"""NVML's result codes by name, as faults are asked for."""
+"""NVML's result codes by name, as the names of faults."""
 
 
 def text(raw: bytes) -> str:
-    """A text field."""
+    """Return the content of a text field."""
     return raw.decode()
 
 
 def _plain(structure: ctypes.Structure, *names: str) -> dict[str, Any]:
-    """These fields of a structure by name, its texts decoded."""
+    """Return these fields of a structure by name, with texts decoded."""
     values = {name: getattr(structure, name) for name in names}
     return {name: text(value) if isinstance(value, bytes) else value for name, value in values.items()}
 
 
 def machine(state: layout.SimState) -> dict[str, Any]:
-    """Everything that a person wants to know."""
+    """Return the machine as plain data: driver, GPUs, processes, faults and the pids of clients."""
     return {
         "simulated": True,
         "driver": text(state.driver_version),
@@ -48,6 +48,7 @@ def machine(state: layout.SimState) -> dict[str, Any]:
 
 
 def _gpu(index: int, gpu: layout.SimGpu) -> dict[str, Any]:
+    """Return a GPU as plain data, with its instances by start; `mig` is None if the card has no MIG."""
     mig = {"current": bool(gpu.mig_current), "pending": bool(gpu.mig_pending)} if gpu.mig_capable else None
     instances = sorted((i for i in gpu.instances if i.used), key=lambda instance: int(instance.start))
     return {
@@ -62,6 +63,7 @@ def _gpu(index: int, gpu: layout.SimGpu) -> dict[str, Any]:
 
 
 def _instance(gpu: layout.SimGpu, instance: layout.SimGpuInstance) -> dict[str, Any]:
+    """Return a GPU instance as plain data, with its compute instances."""
     profile = gpu.profiles[instance.profile]
     return {
         "id": instance.id,
@@ -77,6 +79,7 @@ def _instance(gpu: layout.SimGpu, instance: layout.SimGpuInstance) -> dict[str, 
 
 
 def _process(process: layout.SimProcess) -> dict[str, Any]:
+    """Return a process as plain data; its memory is None if the driver does not report it."""
     return {
         **_plain(process, "gpu", "pid", "name", *ANY_PROCESS),
         "memory_mib": None if process.memory_mib == layout.MEMORY_UNKNOWN else process.memory_mib,
@@ -86,6 +89,7 @@ def _process(process: layout.SimProcess) -> dict[str, Any]:
 
 
 def _fault(fault: layout.SimFault) -> dict[str, Any]:
+    """Return a fault as plain data, by the name of its result, or `hang`."""
     names = {code: name for name, code in RESULTS.items()}
     shown = _plain(fault, "function", "gpu", "skip", "remaining", "hits")
     return {**shown, "fault": "hang" if fault.kind == layout.FAULT_HANG else names[fault.result]}
@@ -109,21 +113,22 @@ _threads = threading.Lock()
 
 
 class ProcessFields(TypedDict, total=False):
-    """What a process does; ANY_PROCESS has what is not given."""
+    """The properties of a process; those that are left out are as in ANY_PROCESS."""
 
     memory_mib: int | None
-    """None: the driver does not tell."""
+    """The GPU memory that it uses, or None if the driver does not report it."""
     sm_percent: int
-    """Its share of SM time, which is told while MIG is off; 0: it does nothing."""
+    """The share of SM time, which NVML reports while MIG is off; 0 for an idle process."""
     gpu_instance: int
-    """With the next one the MIG device that it computes on; -1: the whole GPU."""
+    """With `compute_instance` the MIG device that it computes on; -1 for the whole GPU."""
     compute_instance: int
     mps: bool
-    """Whether it is a client of the MPS server."""
+    """Whether the process is a client of the MPS server."""
     graphics: bool
-    """Whether it draws."""
+    """Whether the process draws instead of computing."""
     pid_namespace: int
-    """Inode of the PID namespace that it runs in and has its pid in; 0: the machine's own, which sees every process."""
+    """Inode of the PID namespace that the process runs in and has its pid in; 0 for the machine's own, which sees
+    every process."""
 
 
 ANY_PROCESS = ProcessFields(
@@ -138,14 +143,14 @@ ANY_PROCESS = ProcessFields(
 
 
 class SimulatorError(Exception):
-    """The simulated machine cannot do this. The text says why."""
+    """The simulated machine refuses a change; the text says why."""
 
 
 class Simulator:
     """One simulated machine: a state file that all programs with NVMLSIM_STATE set to it share.
 
-    The lock is a record lock of this process. When the simulated library is also loaded in this process, a change
-    made here gives up the lock that a thread inside the library may hold: use separate processes.
+    The lock is a record lock of this process. If the simulated library is also loaded in this process, a change made
+    here releases the lock that a thread inside the library may hold: use separate processes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -156,9 +161,9 @@ class Simulator:
     def create(
         cls, path: Path, models: Sequence[str], *, driver: str = DRIVER, seed: str | None = None
     ) -> "Simulator":
-        """Make a machine with one GPU per entry of `models`, or make an existing one new in place.
+        """Create a machine with one GPU for each entry of `models`, or overwrite an existing one in place.
 
-        `seed` decides the UUIDs; without it they follow from the path.
+        `seed` determines the UUIDs; without it they follow from the path.
 
         Raises:
             SimulatorError: no GPU, or more than the file holds.
@@ -176,51 +181,57 @@ class Simulator:
         return simulator
 
     def environment(self, privilege: str | None = None, *, sanitized: bool = False) -> dict[str, str]:
-        """What a program needs in its environment to see this machine; builds the library if it is missing.
+        """Return the environment variables that a program needs to see this machine. Builds the library if it is
+        missing.
 
-        What NVML allows the program follows from the program itself (rights.py). `privilege` (`none`, `monitor`,
-        `config`, `root`) stands for that in unit tests, which run as whoever. `sanitized`: a library that ends the
-        program at a bad access.
+        NVML derives the program's rights from the program itself (rights.py). `privilege` (`none`, `monitor`,
+        `config`, `root`) overrides that in unit tests, whose own rights vary. `sanitized` selects a library that ends
+        the program at a bad access.
         """
         library = build.library_directory(sanitized=sanitized)
         environ = {"NVMLSIM_STATE": str(self.path), "LD_LIBRARY_PATH": str(library)}
         if sanitized:
-            # Python's own memory at exit is no leak of ours.
+            # The memory that Python holds at exit is not our leak.
             environ["LD_PRELOAD"] = os.pathsep.join(map(str, build.sanitizer_runtimes()))
             environ["ASAN_OPTIONS"] = "detect_leaks=0:abort_on_error=1"
             environ["UBSAN_OPTIONS"] = "print_stacktrace=1"
         return {**environ, "NVMLSIM_PRIVILEGE": privilege} if privilege else environ
 
     def upgrade_driver(self, version: str) -> None:
-        """Load another driver: programs that began before can never open NVML again (LIB_RM_VERSION_MISMATCH)."""
+        """Load another driver. Programs that began before can never open NVML again (LIB_RM_VERSION_MISMATCH)."""
         self.set_machine(driver_version=version, nvml_version=f"13.{version}")
 
     def take_devices_away(self) -> None:
-        """What `systemctl daemon-reload` does to running containers: nvmlInit answers UNKNOWN in them for ever."""
+        """Take the devices from running programs, as `systemctl daemon-reload` does in containers: their nvmlInit
+        returns UNKNOWN for ever."""
         with self._edit() as state:
             state.access_epoch += 1
 
     @contextmanager
     def edit(self) -> Iterator[layout.SimState]:
-        """The whole state, locked against every program; `hack.nvmlsim.layout` names the fields."""
+        """Lock the machine against all programs and yield its state, which may be changed; `hack.nvmlsim.layout` names
+        the fields."""
         with self._edit() as state:
             yield state
 
     def set_gpu(self, gpu: int | None, **fields: int | str) -> None:
-        """Set fields of one GPU (of all with None): `lost=1`, `busy=1`, `compute_mode=3`, `remap_pending=1`, …"""
+        """Set fields of one GPU, or of all without a `gpu`: `lost=1`, `busy=1`, `compute_mode=3`, `remap_pending=1`, …
+        Raises SimulatorError."""
         with self._edit() as state:
             for index in self._indexes(state, gpu):
                 for name, value in fields.items():
                     set_field(state.gpus[index], name, value)
 
     def set_machine(self, **fields: int | str) -> None:
-        """Set fields of the machine: `driver_version="470.57.02"`, `driver_loaded=0`, `clients_block=0`."""
+        """Set fields of the machine: `driver_version="470.57.02"`, `driver_loaded=0`, `clients_block=0`. Raises
+        SimulatorError."""
         with self._edit() as state:
             for name, value in fields.items():
                 set_field(state, name, value)
 
     def set_profile(self, gpu: int | None, profile: str, **fields: int | str) -> None:
-        """Let a card report something else than the table for a profile: `set_profile(0, "1g.10gb", id=99)`."""
+        """Let a card report something else than the table for a profile: `set_profile(0, "1g.10gb", id=99)`. Raises
+        SimulatorError."""
         with self._edit() as state:
             for index in self._indexes(state, gpu):
                 slot = _find_profile(state.gpus[index], profile)
@@ -234,7 +245,8 @@ class Simulator:
         name: str = "",
         **fields: Unpack[ProcessFields],
     ) -> None:
-        """Let a process compute (or draw) on a GPU. No name: NVML knows none."""
+        """Start a process that computes or draws on a GPU. An empty name means that NVML knows none. Raises
+        SimulatorError for an unknown GPU or too many processes."""
         with self._edit() as state:
             self._indexes(state, gpu)
             slot = next((process for process in state.processes if not process.used), None)
@@ -247,7 +259,7 @@ class Simulator:
             slot.used = 1
 
     def remove_process(self, pid: int) -> None:
-        """Let the process with this id end."""
+        """End the processes with this pid, if there are any."""
         with self._edit() as state:
             for process in state.processes:
                 if process.pid == pid:
@@ -256,11 +268,11 @@ class Simulator:
     def inject(self, function: str, fault: str, *, gpu: int = -1, skip: int = 0, count: int = ALWAYS) -> None:
         """Let calls of an NVML function fail with a result of RESULTS, or `hang` until the fault is cleared.
 
-        The first `skip` calls still work, then `count` calls fail (ALWAYS: all). Versions of a function
-        (`…_v2`) are one function here.
+        The first `skip` calls still succeed, then `count` calls fail (ALWAYS for all). Versions of a function (`…_v2`)
+        count as one function.
 
         Raises:
-            SimulatorError: the simulator does not implement the function, or there is no such result.
+            SimulatorError: the simulator does not implement the function, there is no such result, or too many faults.
         """
         known = {name.split("_v")[0] for name in build.implemented_functions()}
         if function.split("_v")[0] not in known:
@@ -278,7 +290,7 @@ class Simulator:
             state.fault_count = layout.MAX_FAULTS
 
     def clear_faults(self) -> None:
-        """Take back all faults; calls that hang go on."""
+        """Remove all faults; calls that hang continue."""
         with self._edit() as state:
             for entry in state.faults:
                 entry.kind = layout.FAULT_NONE
@@ -287,7 +299,8 @@ class Simulator:
     def post_event(
         self, gpu: int, event_type: int, data: int = 0, *, gpu_instance: int = NO_INSTANCE
     ) -> None:
-        """Send an event to whoever waits: `post_event(0, EVENT_XID, 79)`."""
+        """Send an event to the programs that wait for one: `post_event(0, EVENT_XID, 79)`. Raises SimulatorError for
+        an unknown GPU."""
         with self._edit() as state:
             self._indexes(state, gpu)
             slot = state.events[state.event_count % layout.MAX_EVENTS]
@@ -296,7 +309,7 @@ class Simulator:
             state.event_count += 1
 
     def find_gpus(self, names: Sequence[str]) -> list[int]:
-        """Indexes of GPUs named by index, PCI bus id or UUID.
+        """Return the indexes of GPUs that are named by index, PCI bus id or UUID. Empty names are skipped.
 
         Raises:
             SimulatorError: there is no such GPU.
@@ -312,22 +325,24 @@ class Simulator:
         return [by_name[name] for name in wanted]
 
     def reset(self, gpus: Sequence[int] | None = None) -> None:
-        """What `nvidia-smi -r` does: apply pending modes; instances are gone, also on cards that keep the mode.
+        """Reset GPUs, or all if `gpus` is None, as `nvidia-smi -r` does: pending modes take effect and instances are
+        gone, also on cards that keep their MIG mode.
 
         Raises:
-            SimulatorError: a GPU is held by a process or client, or sits in a VM that cannot reset it.
+            SimulatorError: a process or client holds a GPU, or a VM cannot reset it. Then no GPU is reset.
         """
         with self._edit() as state:
-            chosen = range(state.gpu_count) if gpus is None else gpus
+            indexes = range(state.gpu_count) if gpus is None else gpus
             holders = self._holders(state)
-            for index in chosen:
+            for index in indexes:
                 self._indexes(state, index)
                 _check_reset(state, index, holders)
-            for index in chosen:
+            for index in indexes:
                 _reset_gpu(state.gpus[index])
 
     def reboot(self) -> None:
-        """What a reboot does: all processes end; Ampere keeps its MIG mode, later cards lose it."""
+        """Change the machine as a reboot does: all processes and clients end, and lost GPUs answer again. Ampere keeps
+        its MIG mode, later cards lose it."""
         with self._edit() as state:
             for process in state.processes:
                 process.used = 0
@@ -339,43 +354,48 @@ class Simulator:
                 _reset_gpu(gpu)
 
     def show(self) -> dict[str, Any]:
-        """The machine as plain data."""
+        """Return the machine as plain data, as `machine` does."""
         with self._edit() as state:
             return machine(state)
 
     def library_calls(self) -> tuple[int, float]:
-        """How many calls programs made so far, and the milliseconds of CPU that the library itself took for them."""
+        """Return the number of NVML calls that programs have made, and the milliseconds of CPU time that the library
+        itself used for them."""
         with self._edit() as state:
             return int(state.calls), state.call_ns / 1e6
 
     @contextmanager
     def _edit(self, *, new: bool = False) -> Iterator[layout.SimState]:
+        """Lock the file and yield its state. Raises SimulatorError unless it is a state file of this version, or
+        `new`."""
         with _threads, self.path.open("r+b") as file:
             if os.fstat(file.fileno()).st_size != ctypes.sizeof(layout.SimState):
-                raise SimulatorError(f"{self.path} is no state file of this version: create it again")
+                raise SimulatorError(f"{self.path} is not a state file of this version: create it again")
             fcntl.lockf(file, fcntl.LOCK_EX, 1)
             self._file = file
-            # The mapping goes with the last structure that looks into it; the lock goes with the file.
+            # The mapping ends with the last structure that refers to it, and the lock when the file is closed.
             state = layout.SimState.from_buffer(mmap.mmap(file.fileno(), 0))
             if not new and (state.magic, state.layout_hash) != (layout.MAGIC, layout.layout_hash()):
-                raise SimulatorError(f"{self.path} is no state file: create it first")
+                raise SimulatorError(f"{self.path} is not a state file: create it first")
             yield state
 
     def _holders(self, state: layout.SimState) -> list[int]:
-        """Pids, each in its own PID namespace, of the clients whose slots are locked; under the lock of the file."""
-        held = []
+        """Return the pids of the clients whose slots are locked, each as in its own PID namespace. Call it under the
+        lock of the file."""
+        pids = []
         for slot, pid in enumerate(state.clients):
             byte = layout.CLIENT_LOCKS + slot
             try:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
             except OSError:
-                held += [pid] if pid else []
+                pids += [pid] if pid else []
             else:
                 fcntl.lockf(self._file, fcntl.LOCK_UN, 1, byte)
-        return held
+        return pids
 
     @staticmethod
     def _indexes(state: layout.SimState, gpu: int | None) -> range:
+        """Return the indexes of one GPU, or of all if `gpu` is None. Raises SimulatorError for an unknown one."""
         if gpu is None:
             return range(state.gpu_count)
         if not 0 <= gpu < state.gpu_count:
@@ -384,13 +404,15 @@ class Simulator:
 
 
 def set_field(target: ctypes.Structure, name: str, value: int | str) -> None:
-    """Set one plain field.
+    """Set one field that is a number or a text.
 
     Raises:
-        SimulatorError: no such field, or one that is not a number or text, or a text that is too long.
+        SimulatorError: the field does not exist or may not be set, or the text is too long.
     """
     now = {field[0]: getattr(target, field[0]) for field in target._fields_}
-    plain = [key for key, held in now.items() if isinstance(held, int | bytes) and key not in _FIXED_FIELDS]
+    plain = [
+        key for key, present in now.items() if isinstance(present, int | bytes) and key not in _FIXED_FIELDS
+    ]
     if name not in plain:
         raise SimulatorError(f"no field {name!r}: choose from {', '.join(sorted(plain))}")
     if isinstance(now[name], bytes):
@@ -400,7 +422,7 @@ def set_field(target: ctypes.Structure, name: str, value: int | str) -> None:
 
 
 def _put_text(target: ctypes.Structure, field: str, value: str) -> None:
-    """Set a text with its end: C reads on until there is one."""
+    """Set a text field, which must leave room for the terminating zero that C needs. Raises SimulatorError."""
     room = getattr(type(target), field).size - 1
     raw = value.encode()
     if len(raw) > room:
@@ -409,6 +431,7 @@ def _put_text(target: ctypes.Structure, field: str, value: str) -> None:
 
 
 def _fill_state(state: layout.SimState, cards: Sequence[Card], driver: str, seed: str) -> None:
+    """Overwrite the state with a new machine that has these cards."""
     ctypes.memset(ctypes.addressof(state), 0, ctypes.sizeof(state))
     state.size, state.layout_hash = ctypes.sizeof(layout.SimState), layout.layout_hash()
     state.pid_namespace, state.user_namespace = _namespace("pid"), _namespace("user")
@@ -423,7 +446,8 @@ def _fill_state(state: layout.SimState, cards: Sequence[Card], driver: str, seed
 
 
 def _namespace(kind: str) -> int:
-    """The inode of our namespace, which is the machine's own; 0 where this system has none."""
+    """Return the inode of our namespace of this kind, which becomes the machine's own, or 0 if this system
+    has none."""
     try:
         return os.stat(f"/proc/self/ns/{kind}").st_ino
     except OSError:
@@ -431,14 +455,16 @@ def _namespace(kind: str) -> int:
 
 
 def _find_profile(gpu: layout.SimGpu, name: str) -> layout.SimProfile:
+    """Return the profile of this name. Raises SimulatorError if the GPU has none."""
     for profile in gpu.profiles[: gpu.profile_count]:
         if text(profile.name).removeprefix("MIG ") == name:
-            found: layout.SimProfile = profile
-            return found
+            match: layout.SimProfile = profile
+            return match
     raise SimulatorError(f"{text(gpu.name)} has no profile {name}")
 
 
 def _check_reset(state: layout.SimState, index: int, holders: Sequence[int]) -> None:
+    """Raise SimulatorError if the GPU cannot be reset: in a VM, or while a process or a client holds it."""
     gpu = state.gpus[index]
     if gpu.passthrough:
         raise SimulatorError(f"GPU {index} sits in a VM that cannot reset it")
@@ -449,6 +475,8 @@ def _check_reset(state: layout.SimState, index: int, holders: Sequence[int]) -> 
 
 
 def _reset_gpu(gpu: layout.SimGpu) -> None:
+    """Reset one GPU: apply pending modes, and clear instances, volatile errors and a recovery action that a reset
+    satisfies. A card that needs no reset for MIG loses its MIG mode."""
     if gpu.mig_resetless:
         gpu.mig_pending = 0
     gpu.mig_current = gpu.mig_pending
@@ -466,13 +494,13 @@ MONITOR, CONFIG = "mig/monitor", "mig/config"
 
 
 def of_device(gpu: int, gpu_instance: int, compute_instance: int) -> tuple[str, str]:
-    """The two files of one MIG device; `gpu` by its minor number."""
+    """Return the two capability files of one MIG device; `gpu` is the GPU's minor number."""
     instance = f"gpu{gpu}/mig/gi{gpu_instance}"
     return f"{instance}/access", f"{instance}/ci{compute_instance}/access"
 
 
 def give(simulator: Simulator, folder: Path, *names: str) -> None:
-    """Let programs without CAP_SYS_ADMIN have these capabilities, beside those that `folder` has already."""
+    """Grant these capabilities to programs without CAP_SYS_ADMIN, in addition to those in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -482,22 +510,22 @@ def give(simulator: Simulator, folder: Path, *names: str) -> None:
 
 @dataclass(frozen=True)
 class MachineDevice:
-    """A GPU, or with `instance` a MIG device on it."""
+    """A GPU, or a MIG device on it if `instance` is set."""
 
     gpu: int
     uuid: str
     instance: tuple[int, int] | None = None
-    """Ids of GPU instance and compute instance."""
+    """The ids of GPU instance and compute instance, or None for a GPU."""
 
 
 def machine_devices(shown: dict[str, Any]) -> list[MachineDevice]:
-    """GPUs and MIG devices of a simulated machine, as `Simulator.show` reports them."""
-    found: list[MachineDevice] = []
+    """Return the GPUs and MIG devices of a simulated machine, given what `Simulator.show` returns."""
+    devices: list[MachineDevice] = []
     for gpu in shown["gpus"]:
-        found.append(MachineDevice(gpu["index"], gpu["uuid"]))
+        devices.append(MachineDevice(gpu["index"], gpu["uuid"]))
         for instance in gpu["instances"]:
-            found += [
-                MachineDevice(gpu["index"], one["uuid"], (instance["id"], one["id"]))
-                for one in instance["compute"]
+            devices += [
+                MachineDevice(gpu["index"], compute["uuid"], (instance["id"], compute["id"]))
+                for compute in instance["compute"]
             ]
-    return found
+    return devices

@@ -1,8 +1,9 @@
-"""SIMULATED MPS control daemon of one node, as a pod that comes and goes with the label nvidia.com/mps.capable
+"""SIMULATED MPS control daemon of one node, in a pod that the label nvidia.com/mps.capable creates and removes
 (docs/design/nvidia.md#b5).
 
-Its sidecar finds no process to signal, so the daemon keeps the number of clients that it started with until its pod
-is replaced. It makes every GPU exclusive and sets Default again when it stops cleanly; killed, it leaves them so.
+Its sidecar finds no process to signal, so the daemon keeps the number of clients that it started with until its pod is
+replaced. It sets every GPU to ExclusiveProcess, and back to Default when it stops cleanly; if killed, it leaves them
+exclusive.
 """
 
 import asyncio
@@ -19,17 +20,18 @@ SERVER = "nvidia-cuda-mps-server"
 
 
 class MpsDaemon(Configured):
-    """One pod of nvidia-device-plugin-mps-control-daemon after the other. `run` rests until the pod changes."""
+    """The pods of nvidia-device-plugin-mps-control-daemon on one node, one after the other. `run` sleeps until the pod
+    changes."""
 
     operand = "mps-control-daemon"
 
     def __init__(
         self, cluster: SimCluster, node: NodeObject, gpus: SimulatedGPUs, on_change: Callable[[], None]
     ) -> None:
-        """`on_change` is called when the daemon begins or stops to serve."""
+        """Prepare the daemon of a node, without a pod. `on_change` is called when it begins or stops to serve."""
         super().__init__(cluster, node, gpus)
         self.clients: int | None = None
-        """Clients per GPU that it serves; None while it serves none."""
+        """Clients per GPU that it serves, or None while it does not serve."""
         self._on_change = on_change
         self._wanted = self._started = ""
         self._pid: int | None = None
@@ -37,25 +39,27 @@ class MpsDaemon(Configured):
         self._wake = asyncio.Event()
 
     def set_pod(self, uid: str) -> None:
-        """The pod that runs on the node now; empty for none, or for one that was told to end."""
+        """Set the UID of the pod that runs on the node now; empty if there is none or it is being deleted."""
         if uid != self._wanted:
             self._wanted = uid
             self._wake.set()
 
     def kill(self) -> None:
-        """SIGKILL: nothing is cleaned up, and the pod's container does not come back."""
+        """Kill the daemon with SIGKILL: the GPUs stay exclusive, and the pod's container does not restart."""
         if self._pid is not None:
             self.gpus.remove_process(self._pid)
         self._pid = None
         self._serve(None)
 
     def reboot(self) -> None:
-        """The node goes down; what its pod did is to be done again. Call it while `run` is not running."""
+        """Kill the daemon because the node goes down; its pod starts anew with the next `run`. Call it only while
+        `run` is not running."""
         self.kill()
         self._started = ""
 
     async def run(self) -> None:
-        """Play for as long as the node is up."""
+        """Start and stop the daemon as its pod comes and goes, until cancelled. A start that fails is repeated with
+        CrashLoopBackOff."""
         crashes = 0
         while True:
             self._wake.clear()
@@ -74,7 +78,9 @@ class MpsDaemon(Configured):
                 crashes += 1
 
     async def _start(self) -> bool:
-        """Its init container takes the configuration; the daemon serves it when it is one of MPS."""
+        """Start the pod: its init container selects the configuration, and the daemon serves if that is one for MPS.
+        Returns False if the pod crash-loops instead. With plugin 0.19.3 the daemon gets no configuration and never
+        serves."""
         key = self.key(new_pod=True)
         try:
             if key is None:
@@ -87,10 +93,10 @@ class MpsDaemon(Configured):
             self.cluster.log(f"{self.node.name}: {self.operand}: crash-loops: {error}")
             return False
         if config.clients is None:
-            return True  # "No devices are configured for MPS sharing": it waits for ever
+            return True  # the daemon logs "No devices are configured for MPS sharing" and waits for ever
         if self.cluster.settings.plugin == "0.19.3":
             self.cluster.log(
-                f"{self.node.name}: {self.operand}: waits for ever: config-manager tells it nothing"
+                f"{self.node.name}: {self.operand}: waits for ever: config-manager never signals it"
             )
             return True
         await self.cluster.clock.sleep(self.cluster.settings.times.reload)
@@ -103,6 +109,7 @@ class MpsDaemon(Configured):
         return True
 
     async def _stop(self) -> None:
+        """Stop the daemon cleanly: its process ends, and the GPUs get their default compute mode."""
         await self.cluster.clock.sleep(self.cluster.settings.times.reload)
         if self._pid is not None:
             self.gpus.remove_process(self._pid)
@@ -112,10 +119,11 @@ class MpsDaemon(Configured):
         self._serve(None)
 
     def _whole(self) -> list[int]:
-        """It leaves GPUs with MIG alone."""
+        """Return the indexes of the GPUs without MIG; the daemon does not touch the others."""
         return [gpu.index for gpu in self.gpus.look() if gpu.mig_mode != "Enabled"]
 
     def _serve(self, clients: int | None) -> None:
+        """Set the number of clients, None for stopped; log it and call `on_change` if it changed."""
         if clients != self.clients:
             self.clients = clients
             shown = "stopped" if clients is None else f"serves {clients} clients per GPU"
@@ -124,12 +132,14 @@ class MpsDaemon(Configured):
 
 
 def most_clients(compute_capability: str) -> int:
-    """The daemon's limit (docs/design/nvidia.md#b5)."""
+    """Return the most clients per GPU that the daemon allows for this compute capability
+    (docs/design/nvidia.md#b5)."""
     major, _, minor = compute_capability.partition(".")
     return 48 if (int(major), int(minor)) >= (7, 5) else 16
 
 
 def _refuse_too_many(clients: int | None, compute_capability: str) -> None:
+    """Raise PluginError if there are more clients per GPU than the daemon allows."""
     most = most_clients(compute_capability)
     if clients is not None and clients > most:
         raise PluginError(f"invalid MPS configuration: maximum allowed replicas exceeded: {clients} > {most}")

@@ -1,4 +1,4 @@
-"""One SIMULATED node: its GPUs and NVIDIA's programs on it, started and killed as pods and reboots do it."""
+"""One SIMULATED node: its GPUs and NVIDIA's programs on it, which start and die with their pods and with reboots."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
@@ -27,41 +27,41 @@ from hack.sim.operands import DevicePlugin, FeatureDiscovery, PlayedOperand
 from hack.sim.readings import ChangedReading, Readings
 
 ANNOTATION_GPUS = "sim.gpusharing.dev/gpus"
-"""How many GPUs the node has, kept because GFD's count label counts MIG devices with strategy single."""
+"""The number of the node's GPUs. GFD's count label does not say it, because with strategy single it counts MIG
+devices."""
 
 ANNOTATION_PRODUCTS = "sim.gpusharing.dev/products"
-"""The product of each GPU where there are several card models, in GFD's form with commas between."""
+"""The product of each GPU, as GFD writes it and separated by commas, on nodes with several card models."""
 
 Spawn: TypeAlias = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 
 def simulated_gpus(raw: JSON) -> SimulatedGPUs | None:
-    """The GPUs of a Node by its annotation or its product label; None when it has no card that we know."""
+    """Return the GPUs of a Node by its annotations or its product label, or None if a card is unknown to us."""
     metadata = raw["metadata"]
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
     if several := annotations.get(ANNOTATION_PRODUCTS):
-        found = [_product(label) for label in several.split(",")]
+        names = [_product(label) for label in several.split(",")]
     else:
         count = annotations.get(ANNOTATION_GPUS) or labels.get(LABEL_GPU_COUNT) or "1"
-        found = [_product(labels.get(LABEL_GPU_PRODUCT, ""))] * int(count)
-    products = [product for product in found if product]
-    return SimulatedGPUs(metadata["name"], products) if len(products) == len(found) else None
+        names = [_product(labels.get(LABEL_GPU_PRODUCT, ""))] * int(count)
+    return SimulatedGPUs(metadata["name"], names) if all(names) else None
 
 
 def _product(label: str) -> str:
-    """NVML's name of a card, by GFD's; empty for one that we do not know."""
+    """Return NVML's name for a card, given GFD's; empty for a card that is unknown to us."""
     card = find_card(label)
     bare = bare_product(label)
     return next((name for name in card.products if bare_product(name) == bare), "") if card else ""
 
 
 CALLS = 60.0
-"""Real seconds, far more than the calls to the API server take by which a pod ends: no time factor makes these faster.
-A time-out that comes before them would be one that NVIDIA's software does not have."""
+"""Real seconds, far more than the API calls take by which a pod is removed. No time factor accelerates these calls,
+and a time-out before them is one that NVIDIA's software would not have."""
 
 
 class _MigPort:
-    """mig-manager's view of its node."""
+    """The node as its mig-manager sees and changes it; a NodePort."""
 
     def __init__(self, node: "SimNode") -> None:
         self._node = node
@@ -79,7 +79,8 @@ class _MigPort:
         await self._node.object.patch(changes)
 
     async def operands_gone(self, seconds: float) -> bool:
-        """For CALLS real seconds at least."""
+        """Wait until no operand has a pod. Returns False if one still has after this many seconds, and after CALLS
+        real seconds."""
         cluster = self._node.cluster
         patience = max(seconds, CALLS * cluster.settings.time_factor)
         gone = [operand.is_gone for operand in self._node.operands]
@@ -89,17 +90,19 @@ class _MigPort:
         return True
 
     def mig_file(self) -> str:
-        """A ConfigMap that is not there yet counts as none: the generated file (really, the pod would not start)."""
+        """Return ClusterPolicy's configuration file, or the generated one if its ConfigMap does not exist (in life the
+        pod would not start then)."""
         cluster = self._node.cluster
-        seen = cluster.config_maps.content(
+        content = cluster.config_maps.content(
             cluster.policy.mig_config,
             node=self._node.name,
             pod_started=self._started,
             now=cluster.clock.now(),
         )
-        return seen.get("config.yaml") or self._node.generated_file
+        return content.get("config.yaml") or self._node.generated_file
 
     async def reboot(self) -> None:
+        """Begin a reboot, and wait until it kills this process."""
         self._node.reboot()
         await asyncio.get_running_loop().create_future()  # until the reboot kills this process
 
@@ -108,15 +111,15 @@ class _MigPort:
 
 
 class SimNode:
-    """The programs of one node. `take`, `set_mig_manager_pod` and `policy_changed` tell it what happened."""
+    """The programs of one node. `take`, `set_mig_manager_pod` and `policy_changed` pass on what changes around it."""
 
     def __init__(self, cluster: SimCluster, raw: JSON, gpus: SimulatedGPUs, spawn: Spawn) -> None:
         self.cluster = cluster
         self.object = NodeObject(cluster, raw, self._labels_changed)
         self.name = self.object.name
         self.gpus = gpus
-        self.told = ChangedReading(gpus)
-        """What NVML reports to the agent."""
+        self.agent_library = ChangedReading(gpus)
+        """The NVML library of the node's agent, whose readings can be changed."""
         self.faults = MigManagerFaults()
         self.generated_file = ""
         self._spawn = spawn
@@ -137,22 +140,23 @@ class SimNode:
     # --- what happens to it ----------------------------------------------------------------------------
 
     def start(self) -> None:
-        """The node is seen for the first time: the GPU Operator labels it, its operands start."""
+        """Begin the simulation of a new Node: the GPU Operator labels it, and its operands start."""
         self._spawn(self._first_labels())
         self._start_operands()
         self._start_mps()
 
     def stop(self) -> None:
-        """The Node is gone."""
+        """Kill all programs, because the Node was deleted."""
         for key in list(self._tasks):
             self._kill(key)
 
     def take(self, raw: JSON) -> None:
-        """A new version of the Node."""
+        """Pass on a new version of the Node."""
         self.object.take(raw)
 
     def set_mig_manager_pod(self, pod: JSON | None) -> None:
-        """The mig-manager pod that runs on this node now; another UID is a fresh process, None is none."""
+        """Set the mig-manager pod that runs on this node now. Another UID kills the process and starts a new one; None
+        only kills it."""
         if _uid(pod) == _uid(self._pod):
             return
         self._pod = pod
@@ -161,11 +165,12 @@ class SimNode:
             self._start_mig_manager()
 
     def set_mps_pod(self, pod: JSON | None) -> None:
-        """The MPS control daemon pod that runs on this node now."""
+        """Set the pod of the MPS control daemon that runs on this node now, or None."""
         self.mps.set_pod(_uid(pod) or "")
 
     def policy_changed(self, *, plugin: bool, mig: bool) -> None:
-        """ClusterPolicy changed in what reaches these operands: they roll."""
+        """Restart the programs that a change of ClusterPolicy affects: device plugin and GFD, and mig-manager. Ignored
+        while the node is down."""
         if self._down:
             return
         if plugin:
@@ -175,28 +180,31 @@ class SimNode:
             self.kill_mig_manager()
 
     def kill_mig_manager(self) -> None:
-        """Its process dies, wherever it is, and its container starts again."""
+        """Kill the process of mig-manager at any point, and restart its container."""
         self._kill("mig-manager")
         self._start_mig_manager()
 
     def reboot(self) -> None:
-        """The node goes down and comes back: pods' processes are killed, MIG instances are lost."""
+        """Reboot the node: all its processes are killed, MIG instances are lost, and the Node is NotReady
+        meanwhile."""
         self._tasks["reboot"] = self._spawn(self._reboot())
 
     def lose_instances(self) -> None:
-        """Somebody destroys every MIG instance by hand; GFD notices at its next turn, the plugin never."""
+        """Destroy every MIG instance, as by hand. GFD notices at its next turn, the device plugin never does. Raises
+        InUse while an instance is in use."""
         for index in range(self.gpus.count):
             if self.gpus.card(index).profiles:
                 self.gpus.destroy_all(index)
         self._spawn(self._label_later())
 
     def log(self, line: str) -> None:
-        """One line for people."""
+        """Log a line that begins with the node's name."""
         self.cluster.log(f"{self.name}: {line}")
 
     # --- inside ------------------------------------------------------------------------------------------
 
     def _labels_changed(self, before: Labels, after: Labels) -> None:
+        """Wake the programs that a label change affects: the GPU Operator, the operands, and mig-manager."""
         if _differ(before, after, LABEL_GPU_PRESENT, LABEL_WORKLOAD_CONFIG):
             self._spawn(self._operator_labels())
         if _differ(before, after, LABEL_PLUGIN_CONFIG, *_DEPLOY):
@@ -208,7 +216,7 @@ class SimNode:
             operand.wake()
 
     def _note_mig_config(self) -> None:
-        """mig-manager's informer."""
+        """Pass the mig.config label on to mig-manager, as its informer does. Ignored while it does not run."""
         if self._manager is not None:
             self._manager.note(self.object.labels.get(LABEL_MIG_CONFIG, ""))
 
@@ -224,6 +232,7 @@ class SimNode:
             self._tasks["mig-manager"] = self._spawn(self._run_mig_manager(self._pod))
 
     async def _run_mig_manager(self, pod: JSON) -> None:
+        """Run the process of this mig-manager pod until it is killed. It first generates the configuration file."""
         cluster = self.cluster
         port = _MigPort(self)
         self.generated_file = await self._generate(pod)
@@ -232,8 +241,8 @@ class SimNode:
         await self._manager.run()
 
     async def _generate(self, pod: JSON) -> str:
-        """Generate the configuration from the hardware and publish it, unless ClusterPolicy names one
-        (docs/design/nvidia.md#a10)."""
+        """Generate the configuration from the hardware, publish it unless ClusterPolicy names one, and return it
+        (docs/design/nvidia.md#a10). Empty if NVML cannot be read or no card has a profile."""
         try:
             reading = await Readings(self.gpus)(self.gpus.read_as_operand, "mig-manager")
         except LibraryError:
@@ -244,6 +253,7 @@ class SimNode:
         return text
 
     async def _publish(self, pod: JSON, text: str) -> None:
+        """Create or update the ConfigMap with the generated configuration, which the pod owns."""
         namespace, name = self.cluster.settings.gpu_operator_namespace, f"{self.name}-mig-config"
         owner = {"apiVersion": "v1", "kind": "Pod", "name": pod["metadata"]["name"], "uid": _uid(pod)}
         metadata = {
@@ -263,25 +273,31 @@ class SimNode:
             )
 
     async def _first_labels(self) -> None:
+        """Record the number of GPUs on a Node that lacks it, and write the GPU Operator's labels."""
         if ANNOTATION_GPUS not in self.object.annotations:
             await self.object.patch(annotations={ANNOTATION_GPUS: str(self.gpus.count)})
         await self._operator_labels()
 
     async def _operator_labels(self) -> None:
+        """Write the labels that the GPU Operator would change on this Node."""
         capable = any(self.gpus.card(index).profiles for index in range(self.gpus.count))
         await self.object.patch(operator_labels(self.object.labels, self.cluster.policy, mig_capable=capable))
 
     async def _label_later(self) -> None:
+        """Let GFD label the node after an interval of its loop."""
         await self.cluster.clock.sleep(self.cluster.settings.times.gfd_loop)
         await self._gfd.label()
 
     async def _roll_operands(self) -> None:
+        """Replace the pods of device plugin and GFD."""
         for operand in self.operands:
             self._kill(operand.name)
             await operand.restart()
         self._start_operands()
 
     async def _reboot(self) -> None:
+        """Take the node down: kill its programs, mark the Node NotReady, reset the GPUs after the time of a reboot,
+        and start everything again."""
         self._down = True
         self.log("reboots")
         for key in ("mig-manager", self.mps.operand, *(operand.name for operand in self.operands)):
@@ -302,6 +318,7 @@ class SimNode:
         self._start_mig_manager()
 
     def _kill(self, key: str) -> None:
+        """Cancel the program with this key, if it runs."""
         task = self._tasks.pop(key, None)
         if task is not None:
             task.cancel()

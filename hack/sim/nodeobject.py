@@ -1,4 +1,4 @@
-"""The API object of one SIMULATED node: what its programs see of it, and how they write it."""
+"""The API object of one SIMULATED node, as its programs see and change it."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from hack.sim.gpuoperator import ClusterPolicy
 from hack.sim.settings import Clock, SimSettings
 
 ANNOTATION_REBOOTING = "sim.gpusharing.dev/rebooting"
-"""On a Node while it is down: whoever plays the kubelet leaves its conditions alone."""
+"""On a Node while it is down: the simulator of the kubelet leaves its conditions alone then."""
 RETRY_SECONDS = 1.0
 NVIDIA = "nvidia.com/"
 
@@ -21,7 +21,7 @@ Labels: TypeAlias = Mapping[str, str]
 
 @dataclass
 class SimCluster:
-    """What the programs of all nodes share."""
+    """The client, settings, clock and state that the programs of all nodes share."""
 
     client: KubeClient
     settings: SimSettings
@@ -32,10 +32,12 @@ class SimCluster:
 
 
 class NodeObject:
-    """A Node as last seen. A write is tried again while the API server is away, and dropped when the Node is gone."""
+    """A cached Node and its writes. A write is retried while the API server is unavailable, and dropped when the Node
+    does not exist."""
 
     def __init__(self, cluster: SimCluster, raw: JSON, on_labels: Callable[[Labels, Labels], None]) -> None:
-        """`on_labels` is called with the labels before and after, whoever changed them."""
+        """Wrap this version of a Node. `on_labels` is called with the labels before and after each change, including
+        our own."""
         self.name: str = raw["metadata"]["name"]
         self.raw = raw
         self._cluster = cluster
@@ -43,18 +45,19 @@ class NodeObject:
 
     @property
     def labels(self) -> Labels:
-        """Its labels."""
-        found: Labels = self.raw["metadata"].get("labels") or {}
-        return found
+        """The labels of the newest known version."""
+        labels: Labels = self.raw["metadata"].get("labels") or {}
+        return labels
 
     @property
     def annotations(self) -> Mapping[str, str]:
-        """Its annotations."""
-        found: Mapping[str, str] = self.raw["metadata"].get("annotations") or {}
-        return found
+        """The annotations of the newest known version."""
+        annotations: Mapping[str, str] = self.raw["metadata"].get("annotations") or {}
+        return annotations
 
     def take(self, raw: JSON) -> None:
-        """Take over a version unless a newer one is known."""
+        """Store a version of the Node unless it is older than the known one, and call `on_labels` if the labels
+        changed."""
         if _version(raw) <= _version(self.raw):
             return
         before, self.raw = self.labels, raw
@@ -66,17 +69,17 @@ class NodeObject:
         labels: Mapping[str, str | None] | None = None,
         annotations: Mapping[str, str | None] | None = None,
     ) -> None:
-        """Merge-patch labels and annotations; None removes one."""
+        """Change labels and annotations; None removes one. Makes no call if there is nothing to change."""
         metadata = {"labels": dict(labels or {}), "annotations": dict(annotations or {})}
         metadata = {key: value for key, value in metadata.items() if value}
         if metadata:
             await self._write({"metadata": metadata}, None)
 
     async def advertise(self, counts: Mapping[str, int], *, plugin: bool) -> None:
-        """Put GPU resources into the status as the kubelet does (docs/design/nvidia.md#b7): names that are not
-        advertised stay, at 0.
+        """Write the numbers of GPU resources into the Node's status as the kubelet does (docs/design/nvidia.md#b7). A
+        resource that is not advertised any more stays, with 0.
 
-        Without a `plugin` allocatable drops to 0 and capacity stays for now.
+        Without a `plugin` allocatable drops to 0, and capacity stays for now. Makes no call if nothing changes.
         """
         status = self.raw.get("status") or {}
         capacity, allocatable = status.get("capacity") or {}, status.get("allocatable") or {}
@@ -90,9 +93,9 @@ class NodeObject:
         await self._write({"status": {"capacity": new_capacity, "allocatable": new_allocatable}}, "status")
 
     async def set_ready(self, ready: bool) -> None:
-        """Set the condition Ready as a kubelet, or its absence, would."""
-        conditions = [dict(one) for one in (self.raw.get("status") or {}).get("conditions") or ()]
-        conditions = [one for one in conditions if one.get("type") != "Ready"]
+        """Set the condition Ready, as the kubelet does, or as the node controller does when the kubelet is absent."""
+        conditions = [dict(row) for row in (self.raw.get("status") or {}).get("conditions") or ()]
+        conditions = [row for row in conditions if row.get("type") != "Ready"]
         reason, message = (
             ("KubeletReady", "SIMULATED") if ready else ("NodeStatusUnknown", "SIMULATED reboot")
         )
@@ -110,6 +113,8 @@ class NodeObject:
         await self._write({"status": {"conditions": conditions}}, "status")
 
     async def _write(self, body: dict[str, Any], subresource: str | None) -> None:
+        """Patch the Node and store the answer. Retries while the server is unavailable or throttles; does nothing if
+        the Node does not exist."""
         while True:
             try:
                 answer = await self._cluster.client.patch(NODES, self.name, body, subresource=subresource)

@@ -3,7 +3,7 @@
     software = NodeSoftware(client, SimSettings(time_factor=10), log=print)
     task = asyncio.create_task(software.run())     # until cancelled
 
-Nothing runs on a timer: an idle node costs nothing but its agent's own turns.
+Nothing polls: an idle node costs nothing but the turns of its agent.
 """
 
 import asyncio
@@ -30,26 +30,27 @@ from hack.sim.readings import ODDITIES, Change, Readings
 from hack.sim.settings import Clock, SimSettings
 
 ANNOTATION_INJECT = "sim.gpusharing.dev/inject"
-"""On a Node: faults to inject, separated by commas; removed when done."""
+"""On a Node: faults to inject, separated by commas. The annotation is removed once they are injected."""
 BEFORE = float("-inf")
 STRAY_PID = 4242
 CRASH_BACKOFF = 10.0
-"""Simulated seconds from a container's end to its next start; the kubelet's first one."""
+"""Simulated seconds from a container's end to its restart: the kubelet's first back-off."""
 
 
 def _served_by(policy: ClusterPolicy) -> tuple[object, ...]:
-    """What of ClusterPolicy reaches device plugin and GFD, and decides where operands run."""
+    """Return the fields of ClusterPolicy that affect device plugin and GFD, or where operands run; for a
+    comparison."""
     configured = (policy.plugin_config, policy.plugin_default, policy.mig_strategy)
     return (*configured, policy.off, policy.workload, policy.sandboxes)
 
 
 def _divided_by(policy: ClusterPolicy) -> tuple[object, ...]:
-    """What of ClusterPolicy reaches mig-manager."""
+    """Return the fields of ClusterPolicy that affect mig-manager; for a comparison."""
     return policy.mig_config, policy.with_reboot, "mig-manager" in policy.off
 
 
 class NodeSoftware:
-    """Plays NVIDIA's software, and the shipped agents, on every node with a card that we know."""
+    """Simulates NVIDIA's software, and runs the shipped agents, on every node with a card that is known to us."""
 
     def __init__(
         self,
@@ -61,9 +62,12 @@ class NodeSoftware:
         agent_client: Callable[[str], KubeClient] | None = None,
         pages: Pages | None = None,
     ) -> None:
-        """`hardware`: the GPUs of nodes whose labels cannot tell, such as mixed cards, by node name.
-        `agent_client`: who the agent of a node is when it writes, by node name; default `client`.
-        `pages`: who reads the agents' metrics, in place of a server on the port of the settings."""
+        """Prepare the simulation; `run` starts it.
+
+        `hardware` holds, by node name, the GPUs of nodes whose labels cannot describe them, such as mixed cards.
+        `agent_client` returns the client with which the agent of a node writes; `client` by default. `pages` is
+        notified which agents run, in place of a server of their metrics on the port of the settings.
+        """
         self.settings = settings or SimSettings()
         self.nodes: dict[str, SimNode] = {}
         self._cluster = SimCluster(
@@ -87,16 +91,16 @@ class NodeSoftware:
         self._players: tuple[DaemonSetPlayer, ...] = ()
         self._agents: dict[str, tuple[str, asyncio.Task[None]]] = {}
         self._handouts: dict[str, Handout] = {}
-        """The kubelet of each node, which outlives its agent."""
+        """The device assignments of each node's kubelet, which outlives the agent."""
         self._injecting: set[str] = set()
         self._tasks: asyncio.TaskGroup | None = None
         self._lapse = Lapse()
         port = self.settings.agent_port
         self.pages: Pages | None = pages or (None if port is None else AgentPages(port))
-        """The agents' metrics; None: they are not needed."""
+        """The server of the agents' metrics, or None if they are not served."""
 
     async def run(self) -> None:
-        """Play until cancelled. A permanent refusal by the API server ends it with that error."""
+        """Simulate until cancelled. An error that is not retried, such as a refused write, ends it and is raised."""
         try:
             await self._run()
         finally:
@@ -104,6 +108,7 @@ class NodeSoftware:
                 self.pages.close()
 
     async def _run(self) -> None:
+        """Start the watches: first ConfigMaps and ClusterPolicies, then, once these are complete, pods and nodes."""
         client, log = self._cluster.client, self._cluster.log
         namespace = self.settings.gpu_operator_namespace
         async with asyncio.TaskGroup() as self._tasks:
@@ -133,7 +138,8 @@ class NodeSoftware:
             self._spawn(follow(client, NODES, self._take_node, log=log))
 
     def add_node(self, raw: JSON) -> SimNode | None:
-        """Play this Node from now on; None when it has no GPU that we know. The watch calls it for every Node."""
+        """Begin to simulate this Node, and return it, or None if it has no GPU that is known to us. The watch calls
+        this for every new Node."""
         name = raw["metadata"]["name"]
         gpus = self._hardware.get(name) or simulated_gpus(raw)
         if gpus is None:
@@ -147,7 +153,8 @@ class NodeSoftware:
         return node
 
     def inject(self, node: str, fault: str) -> None:
-        """Let something go wrong on a node; `FAULTS` names what. ValueError for another word."""
+        """Inject a fault of `FAULTS` on a node. Raises ValueError for another word, and KeyError for a node that is
+        not simulated."""
         if fault not in FAULTS:
             raise ValueError(f"unknown fault {fault!r}; there are {', '.join(FAULTS)}")
         self._cluster.log(f"{node}: inject {fault}")
@@ -156,6 +163,8 @@ class NodeSoftware:
     # --- events ------------------------------------------------------------------------------------------
 
     def _take_node(self, raw: JSON, gone: bool) -> None:
+        """Add, update or stop the simulation of a Node, create or delete its pods, and inject the faults that its
+        annotation asks for."""
         name = raw["metadata"]["name"]
         node = self.nodes.get(name)
         if gone:
@@ -177,6 +186,8 @@ class NodeSoftware:
             self._spawn(self._inject_from_annotation(node))
 
     def _take_pod(self, pod: JSON, gone: bool) -> None:
+        """Pass a pod on to everyone that it concerns: the books of devices, mig-manager, the MPS daemon, the agent and
+        the DaemonSets."""
         self._book.take(pod, gone)
         name = self._mig_pods.take(pod, gone)
         if name is not None and name in self.nodes:
@@ -193,13 +204,16 @@ class NodeSoftware:
                 player.look(changed, self.nodes[changed].object.labels)
 
     def _take_config_map(self, raw: JSON, gone: bool) -> None:
+        """Store a version of a ConfigMap. Generated ones are ignored, and those of the first list count as old."""
         name = raw["metadata"]["name"]
         if name.endswith("-mig-config") and "nvidia.com/node-name" in (raw["metadata"].get("labels") or {}):
-            return  # generated by ourselves
+            return  # the simulated mig-manager generated it
         now = self._cluster.clock.now() if self._configs_synced.is_set() else BEFORE
         self._cluster.config_maps.put(name, None if gone else raw, now)
 
     def _take_cluster_policy(self, raw: JSON, gone: bool) -> None:
+        """Apply a ClusterPolicy, and let all nodes follow if the relevant fields changed. Ignored on the
+        plain stack."""
         if self._cluster.policy.plain:
             return
         name = raw["metadata"]["name"]
@@ -220,11 +234,13 @@ class NodeSoftware:
     # --- inside ------------------------------------------------------------------------------------------
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start a task that ends with `run`."""
         assert self._tasks is not None, "call it while run() runs"
         return self._tasks.create_task(work)
 
     def _look_at_agent(self, name: str) -> None:
-        """Run the agent loop of a node exactly while its pod runs; another pod is another process."""
+        """Start or stop the agent of a node, so that it runs exactly while its pod does. A pod with another UID is a
+        new process."""
         node, pod = self.nodes.get(name), self._agent_pods.running(name)
         uid = pod["metadata"]["uid"] if pod is not None and node is not None else ""
         running, task = self._agents.get(name, ("", None))
@@ -243,12 +259,14 @@ class NodeSoftware:
             self._agents[name] = (uid, self._spawn(container))
 
     def _agent(self, node: SimNode) -> AgentLoop:
+        """Return a new agent loop for a node and show it to `pages`. It runs by the clock `Lapse` if the Node's
+        annotation says so."""
         lapsing = node.object.annotations.get(ANNOTATION_LAPSE) == "true"
         clock = self._lapse.join(node.name) if lapsing else asyncio.get_running_loop().time
         agent = AgentLoop(
             node.name,
             AgentAPI(self._agent_client(node.name), self._gpunodes, node.name),
-            node.told,
+            node.agent_library,
             self._pod_resources(node),
             LAPSING if lapsing else self._agent_settings(),
             clock=clock,
@@ -259,22 +277,26 @@ class NodeSoftware:
         return agent
 
     def _agent_settings(self) -> LoopSettings:
-        wanted = self.settings
+        """Return the settings of an agent that runs in real time."""
+        settings = self.settings
         return LoopSettings(
-            interval=wanted.agent_interval,
-            hung_after=wanted.agent_hung_after,
-            meter_lag=wanted.meter_lag,
+            interval=settings.agent_interval,
+            hung_after=settings.agent_hung_after,
+            meter_lag=settings.meter_lag,
         )
 
     def _pod_resources(self, node: SimNode) -> PodResources:
+        """Return the node's kubelet as its agent sees it: with the devices of each pod if metrics are served, else
+        with numbers only."""
         if self.pages is None:
             return PodBookResources(self._book, node.name)
         return self._handouts.setdefault(node.name, Handout(self._book, node.object, node.gpus))
 
     async def _inject_from_annotation(self, node: SimNode) -> None:
-        """Its removal tells who asked that it was done; the next one may be seen before the answer to that."""
-        while (asked := node.object.annotations.get(ANNOTATION_INJECT)) and node.name in self.nodes:
-            for fault in asked.split(","):
+        """Inject the annotated faults and remove the annotation, which shows that it is done. Repeats if the
+        annotation was set again meanwhile. Unknown faults are logged."""
+        while (faults := node.object.annotations.get(ANNOTATION_INJECT)) and node.name in self.nodes:
+            for fault in faults.split(","):
                 try:
                     self.inject(node.name, fault.strip())
                 except ValueError as error:
@@ -282,31 +304,35 @@ class NodeSoftware:
             version = node.object.raw
             await node.object.patch(annotations={ANNOTATION_INJECT: None})
             if node.object.raw is version:
-                break  # there is no such Node any more
+                break  # the Node does not exist any more
         self._injecting.discard(node.name)
 
 
 def _unwedge(node: SimNode) -> None:
+    """End or cancel the wedge `wedge-pending`, and restart mig-manager."""
     node.faults.wedge_pending = False
     node.kill_mig_manager()
 
 
 def _break_next_run(fault: str, node: SimNode) -> None:
-    """Let this go wrong at the next run of mig-manager; `fault` is a field of MigManagerFaults."""
+    """Set a fault for the next run of mig-manager; `fault` is a field of MigManagerFaults."""
     setattr(node.faults, fault, True)
 
 
 def _accept(node: SimNode) -> None:
+    """Let applies of the refused configuration succeed again."""
     node.faults.refuse, node.faults.refused = False, ""
 
 
 def _default_mode(node: SimNode) -> None:
+    """Set the compute mode of every GPU to Default."""
     for index in range(node.gpus.count):
         node.gpus.set_compute_mode(index, "Default")
 
 
-def _tell(change: Change, node: SimNode) -> None:
-    node.told.change = change
+def _change_reading(change: Change, node: SimNode) -> None:
+    """Change what NVML reports to the agent from now on."""
+    node.agent_library.change = change
 
 
 FAULTS: dict[str, Callable[[SimNode], None]] = {
@@ -321,7 +347,7 @@ FAULTS: dict[str, Callable[[SimNode], None]] = {
     "kill-mig-manager": lambda node: node.kill_mig_manager(),
     "kill-mps-daemon": lambda node: node.mps.kill(),
     "default-compute-mode": _default_mode,
-    **{word: partial(_tell, change) for word, change in ODDITIES.items()},
+    **{word: partial(_change_reading, change) for word, change in ODDITIES.items()},
     "lose-instances": lambda node: node.lose_instances(),
     "hang-nvml": lambda node: node.gpus.hang(),
     "unhang-nvml": lambda node: node.gpus.unhang(),
@@ -333,17 +359,19 @@ FAULTS: dict[str, Callable[[SimNode], None]] = {
     "lose-gpu": lambda node: node.gpus.lose(0),
     "find-gpu": lambda node: node.gpus.lose(0, "Ok"),
 }
-"""What can be injected. What mig-manager does wrong it does at its next run that changes GPUs, the others act at once:
+"""The faults that can be injected. Those of mig-manager happen at its next run that changes GPUs, the others at once:
 
 - wedge-pending, wedge-paused: the two wedges of docs/design/nvidia.md#a7; failed: the apply fails;
-- unwedge: the first of them is over, or does not come, and its process starts anew;
-- refuse: the apply fails, and every later one of that configuration; accept: it no longer does;
+- unwedge: wedge-pending ends, or does not happen, and mig-manager restarts;
+- refuse: the apply fails, and every later one of that configuration; accept: it succeeds again;
 - reboot: a mode change needs a reboot (WITH_REBOOT); reboot-now: the node reboots;
-- kill-mig-manager: its process dies, wherever it is; lose-instances: every MIG instance is destroyed by hand;
+- kill-mig-manager: its process dies at any point; lose-instances: every MIG instance is destroyed by hand;
 - the words of readings.py: what NVML reports to the agent from now on;
-- kill-mps-daemon: it dies without cleaning up, so the GPUs stay exclusive; its container does not come back;
+- kill-mps-daemon: it dies without cleaning up, so the GPUs stay exclusive; its container does not restart;
 - default-compute-mode: a person runs nvidia-smi -c 0 on every GPU;
-- hang-nvml, unhang-nvml: NVML calls do not return; stray-process: something computes on GPU 0;
-- sick-gpu, heal-gpu: the driver asks for a reset of GPU 0; lose-gpu, find-gpu: NVML cannot talk to it;
+- hang-nvml, unhang-nvml: NVML calls do not return, or do again;
+- stray-process, no-stray-process: a process without a pod computes on GPU 0, or ends;
+- sick-gpu, heal-gpu: the driver asks for a reset of GPU 0, or no longer;
+- lose-gpu, find-gpu: NVML cannot reach GPU 0, or can again;
 - broken-row: a row of the memory of GPU 0 could not be remapped.
 """

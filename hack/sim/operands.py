@@ -1,8 +1,8 @@
-"""Two SIMULATED operands that config-manager serves, device plugin and GFD: each is one pod of a DaemonSet.
+"""Two SIMULATED operands with a config-manager, device plugin and GFD: each is one pod of a DaemonSet.
 
-Both are of one kind (docs/design/nvidia.md#b4): an init container picks the configuration by a Node label at the start
-and crash-loops when the key is missing; a sidecar follows the label, sends SIGHUP when the key changes, and crash-loops
-alone when the new key is missing, while the main container keeps the old configuration.
+Both work alike (docs/design/nvidia.md#b4). At the start an init container selects the configuration by a Node label,
+and crash-loops when the key is missing. A sidecar watches the label and sends SIGHUP when the key changes. If the new
+key is missing, only the sidecar crash-loops, and the main container keeps the old configuration.
 """
 
 import asyncio
@@ -28,7 +28,8 @@ from hack.sim.settings import Clock, Times
 
 
 class Configured:
-    """What operands with config-manager share: the deploy label, and the configuration by label and ConfigMap."""
+    """The common part of operands with config-manager: the deploy label, and the configuration by label and
+    ConfigMap."""
 
     operand = ""
 
@@ -39,13 +40,16 @@ class Configured:
         self._pod_started = 0.0
 
     def deployed(self) -> bool:
-        """Whether there is a DaemonSet whose node selector matches; the device-plugin chart's ask no such label."""
+        """Whether a DaemonSet selects the node: by the deploy label, or always with the device-plugin chart, whose
+        DaemonSets have no such selector."""
         policy = self.cluster.policy
         labelled = self.node.labels.get(f"{LABEL_DEPLOY_PREFIX}{self.operand}") == "true"
         return policy.plain or (labelled and self.operand not in policy.off)
 
     def key(self, *, new_pod: bool) -> str | None:
-        """What config-manager would load now. Without a ConfigMap in ClusterPolicy there is no config-manager."""
+        """Return the key that config-manager would load now, or None if it does not exist. Empty for the built-in
+        configuration, as when ClusterPolicy names no ConfigMap. With `new_pod` the pod starts now, and sees the
+        newest ConfigMap."""
         policy = self.cluster.policy
         if new_pod:
             self._pod_started = self.cluster.clock.now()
@@ -55,23 +59,24 @@ class Configured:
         return choose_key(label, tuple(self._files()), policy.plugin_default)
 
     def config(self, key: str) -> SimPluginConfig:
-        """The parsed configuration; raises PluginError."""
+        """Return the parsed configuration of this key. Raises PluginError."""
         return parse_config(self._files()[key] if key else "", self.cluster.policy.mig_strategy)
 
     async def read(self) -> Reading:
-        """Read the GPUs through NVML, which may hang; raises LibraryError."""
+        """Return a reading of the GPUs. Blocks while NVML hangs, and raises LibraryError."""
         return await Readings(self.gpus)(self.gpus.read_as_operand, self.operand)
 
     def _files(self) -> dict[str, str]:
+        """Return the data of ClusterPolicy's ConfigMap as the pod sees it now."""
         policy, clock = self.cluster.policy, self.cluster.clock
-        seen = self.cluster.config_maps.content(
+        content = self.cluster.config_maps.content(
             policy.plugin_config, node=self.node.name, pod_started=self._pod_started, now=clock.now()
         )
-        return dict(seen)
+        return dict(content)
 
 
 class DevicePlugin(Configured):
-    """Turns configuration and GPUs into allocatable."""
+    """The device plugin: it advertises resources by the configuration and the GPUs."""
 
     operand = "device-plugin"
 
@@ -82,13 +87,14 @@ class DevicePlugin(Configured):
         gpus: SimulatedGPUs,
         mps_serves: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`mps_serves`: whether the MPS control daemon of the node does."""
+        """Prepare the plugin of a node. `mps_serves` says whether the node's MPS control daemon serves."""
         super().__init__(cluster, node, gpus)
         self._mps_serves = mps_serves
         self._waits = False
 
     async def serve(self, key: str) -> None:
-        """Register at the kubelet, which tells in its own time; with MPS only once the daemon serves."""
+        """Advertise the resources of this configuration, after the time that the kubelet takes; with MPS, none until
+        the daemon serves. Raises PluginError or LibraryError when the plugin would exit."""
         config = self.config(key)
         counts = advertised((await self.read()).gpus, config, self.cluster.settings.plugin)
         await self.cluster.clock.sleep(self.cluster.settings.times.node_status)
@@ -96,17 +102,17 @@ class DevicePlugin(Configured):
         await self.node.advertise({} if self._waits else counts, plugin=not self._waits)
 
     def again(self) -> bool:
-        """It waits for the MPS control daemon, which serves now."""
+        """Whether the plugin waited for the MPS control daemon, which serves now."""
         return self._waits and self._mps_serves()
 
     async def gone(self, *, crashed: bool) -> None:
-        """The kubelet loses the plugin's socket."""
+        """Let the kubelet set allocatable to 0, because the plugin's socket is gone."""
         self._waits = False
         await self.node.advertise({}, plugin=False)
 
 
 class FeatureDiscovery(Configured):
-    """Turns configuration and GPUs into labels."""
+    """GFD: it labels the node by the configuration and the GPUs."""
 
     operand = "gpu-feature-discovery"
 
@@ -117,13 +123,15 @@ class FeatureDiscovery(Configured):
         self._turns = 0
 
     async def serve(self, key: str) -> None:
-        """Restart: the timestamp is that of now."""
+        """Restart with this configuration and label the node; the label with the time stamp gets the present time.
+        Raises PluginError or LibraryError when GFD would exit."""
         self._config = self.config(key)
         self._started = self.cluster.clock.timestamp()
         await self.label()
 
     async def label(self) -> None:
-        """One turn of its loop; nothing while it does not run."""
+        """Label the node, as in one turn of GFD's loop; does nothing while it does not run. Raises as
+        `serve` does."""
         if self._config is None:
             return
         self._turns += 1
@@ -136,12 +144,12 @@ class FeatureDiscovery(Configured):
         await self.node.patch(changed)
 
     def again(self) -> bool:
-        """It waits for nothing."""
+        """Return False: GFD never waits for anything."""
         return False
 
     async def gone(self, *, crashed: bool) -> None:
-        """A paused GFD leaves its labels; one whose new pod crash-loops loses them (docs/design/nvidia.md#b4), and so
-        does one whose DaemonSet is deleted."""
+        """Stop GFD. Its labels are removed if its new pod crash-loops (docs/design/nvidia.md#b4) or it is turned off;
+        a paused GFD leaves them."""
         self._config = None
         if crashed or self.operand in self.cluster.policy.off:
             await self.node.patch(gfd.changes(self.node.labels, {}))
@@ -149,17 +157,17 @@ class FeatureDiscovery(Configured):
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """Where the operand's pod is."""
+    """The state of an operand's pod on the node."""
 
     exists: bool = False
     running: bool = False
-    """The main container runs with the configuration `loaded`."""
+    """Whether the main container runs with the configuration `loaded`."""
     loaded: str | None = None
-    """Key of that configuration; "" is the empty one."""
+    """The key of that configuration: the empty text for the built-in one, None while it does not run."""
 
 
 class OperandStep(Enum):
-    """What happens next to an operand's pod."""
+    """The next thing that happens to an operand's pod."""
 
     REST = auto()
     STOP = auto()
@@ -170,8 +178,8 @@ class OperandStep(Enum):
 
 
 def decide(pod: Pod, *, deployed: bool, key: str | None, again: bool = False) -> OperandStep:
-    """The next step. `key` is the one that config-manager would load now, None when it does not exist; `again`: the
-    main container starts to serve anew with what it has."""
+    """Return the next step of an operand's pod. `key` is the one that config-manager would load now, or None if it
+    does not exist; with `again` the main container has to serve anew with the same key."""
     if not deployed:
         return OperandStep.STOP if pod.exists else OperandStep.REST
     if not pod.running:
@@ -182,26 +190,28 @@ def decide(pod: Pod, *, deployed: bool, key: str | None, again: bool = False) ->
 
 
 class OperandPort(Protocol):
-    """What one operand sees and does."""
+    """One operand of a node, as PlayedOperand drives it."""
 
     def deployed(self) -> bool:
-        """Whether the node selector of its DaemonSet matches."""
+        """Whether the node selector of its DaemonSet matches the node."""
 
     def key(self, *, new_pod: bool) -> str | None:
-        """The configuration key for this node; a new pod sees ConfigMaps as they are, an old one with delay."""
+        """Return the configuration key for this node, or None if it does not exist. A new pod sees the newest
+        ConfigMap, a running one with delay."""
 
     async def serve(self, key: str) -> None:
-        """The main container (re)starts with that configuration; PluginError when it exits."""
+        """Start or restart the main container with this configuration. Raises PluginError or LibraryError when it
+        exits."""
 
     def again(self) -> bool:
-        """Whether what the running main container waited for has come."""
+        """Whether the main container waited for something that has happened now."""
 
     async def gone(self, *, crashed: bool) -> None:
-        """The main container is not there any more."""
+        """Called when the main container has ended; `crashed` if it or the init container crash-loops."""
 
 
 class PlayedOperand:
-    """Plays one operand of one node. `run` rests until `wake`."""
+    """Simulates the pod of one operand of one node. `run` sleeps until `wake`."""
 
     def __init__(
         self, name: str, port: OperandPort, clock: Clock, times: Times, log: Callable[[str], None]
@@ -218,11 +228,11 @@ class PlayedOperand:
         self.is_gone.set()
 
     def wake(self) -> None:
-        """Labels, ConfigMaps or ClusterPolicy may have changed."""
+        """Look at labels, ConfigMaps and ClusterPolicy again, because one may have changed."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Play for as long as the node is up."""
+        """Take one step after the other until cancelled. A crash-loop is repeated with CrashLoopBackOff."""
         crashes = 0
         while True:
             self._wake.clear()
@@ -243,14 +253,15 @@ class PlayedOperand:
                 crashes += 1
 
     async def restart(self) -> None:
-        """The pod is replaced, as when ClusterPolicy changes; call it only while `run` is not running."""
+        """Delete the pod at once, as when ClusterPolicy changes; the next `run` starts a new one. Call it only while
+        `run` is not running."""
         if self._pod.exists:
             await self._port.gone(crashed=False)
         self._pod = Pod()
         self.is_gone.set()
 
     async def _take(self, step: OperandStep) -> bool:
-        """Do one step; False when something crash-loops."""
+        """Take one step. Returns False if it ends in a crash-loop."""
         if step is OperandStep.STOP:
             await self._stop()
             return True
@@ -264,10 +275,11 @@ class PlayedOperand:
         await self._clock.sleep(self._times.reload if step is OperandStep.RELOAD else self._times.pod_start)
         key = self._port.key(new_pod=not self._pod.running)
         if not self._port.deployed() or (step is OperandStep.RELOAD and key is None):
-            return True  # the world changed meanwhile: decide again
+            return True  # label or key changed meanwhile, so decide again
         return await self._serve(key)
 
     async def _serve(self, key: str | None) -> bool:
+        """Serve with this key; None is an unknown key. On an error log it, call `gone` and return False."""
         error = "unknown configuration key"
         if key is not None:
             try:
@@ -283,13 +295,15 @@ class PlayedOperand:
         return False
 
     async def _stop(self) -> None:
+        """Delete the pod, because its DaemonSet does not select the node any more."""
         await self._clock.sleep(self._times.pod_stop)
         self._pod = Pod()
         await self._port.gone(crashed=False)
         self.is_gone.set()
 
     async def _back_off(self, crashes: int) -> None:
-        """CrashLoopBackOff; only a paused deploy label ends it early, because that removes the pod."""
+        """Wait for CrashLoopBackOff. It ends early only if the deploy label is paused, because that deletes
+        the pod."""
         ends = self._clock.now() + min(self._times.crash_first * 2**crashes, self._times.crash_last)
         while (left := ends - self._clock.now()) > 0 and self._port.deployed():
             await self._clock.wait_for(self._wake, left)

@@ -1,12 +1,12 @@
-"""SIMULATED config-manager and device plugin: which configuration counts, and what a node then advertises.
+"""SIMULATED config-manager and device plugin: which configuration applies, and which resources a node then advertises.
 
-Pure: docs/design/nvidia.md, b.1 to b.7, and docs/design/nvidia.md#served as functions. `operands.py` and `node.py`
-give them time.
+Pure functions for docs/design/nvidia.md, b.1 to b.7, and docs/design/nvidia.md#served. `operands.py` and `node.py` add
+the time that things take.
 
-The parser of the plugin's file is what k8s-device-plugin v0.19.3, api/config/v1, makes of a text. It follows
-encoding/json step by step: structs find their fields in any case and ignore the rest, types with an UnmarshalJSON of
-their own look keys up exactly, and null leaves a plain field as it was. The real answers are in
-tests/foreign/device-plugin.yaml; the product has a reader of its own (planning/wanted/pluginconfig.py).
+The parser gives what k8s-device-plugin v0.19.3, api/config/v1, makes of a text. It follows encoding/json step by step:
+structs match their fields in any case and ignore unknown ones, types with an UnmarshalJSON of their own match keys
+exactly, and null leaves a plain field unchanged. tests/foreign/device-plugin.yaml holds the answers of the real
+plugin; the product has a reader of its own (planning/wanted/pluginconfig.py).
 """
 
 import re
@@ -44,25 +44,26 @@ STRATEGIES: tuple[MigStrategy, ...] = ("none", "single", "mixed")
 
 @dataclass(frozen=True, slots=True)
 class SimPluginConfig:
-    """A device plugin configuration (version v1), as far as it decides about names and counts."""
+    """A device plugin configuration (version v1), as far as it determines names and numbers of resources."""
 
     mig_strategy: MigStrategy = "none"
     sharing: Literal["none", "time-slicing", "mps"] = "none"
     replicas: Mapping[str, int] | None = None
-    """Resource name to replicas."""
+    """Replicas by resource name, or None without sharing."""
     rename: bool = False
-    """renameByDefault: a shared resource ends in `.shared`."""
+    """renameByDefault: the name of a shared resource ends in `.shared`."""
 
     @property
     def clients(self) -> int | None:
-        """Clients of MPS per GPU; None without MPS."""
+        """Clients of MPS per GPU, or None without MPS."""
         return (self.replicas or {}).get(RESOURCE_GPU) if self.sharing == "mps" else None
 
 
 @lru_cache(maxsize=256)
 def parse_config(text: str, strategy: str = "") -> SimPluginConfig:
-    """Parse a configuration; unknown keys are ignored, as the plugin does. `strategy` is ClusterPolicy's
-    mig.strategy, which beats the file (b.2). Raises PluginError if the plugin would end with an error."""
+    """Return a parsed configuration. Unknown keys are ignored, as the plugin does. `strategy` is ClusterPolicy's
+    mig.strategy, which takes precedence over the file (b.2). Raises PluginError if the plugin would exit with an
+    error."""
     try:
         document = to_json(text)
     except GoError as error:
@@ -83,10 +84,10 @@ def parse_config(text: str, strategy: str = "") -> SimPluginConfig:
     if (mps := _field(sharing, "mps")) is not None:
         config = _block(mps, "mps")
     wanted = strategy or _text(_field(flags, "migStrategy")) or "none"
-    found = next((known for known in STRATEGIES if known == wanted), None)
-    if found is None:
+    valid = next((known for known in STRATEGIES if known == wanted), None)
+    if valid is None:
         raise PluginError(f"invalid migStrategy {wanted!r}")
-    return replace(config, mig_strategy=found)
+    return replace(config, mig_strategy=valid)
 
 
 def _flags(flags: JSONValue) -> None:
@@ -103,8 +104,8 @@ def _flags(flags: JSONValue) -> None:
         for name in switches:
             _bool(_field(where, name))
     strategies = _field(plugin, "deviceListStrategy")
-    for one in strategies if isinstance(strategies, list) else [strategies]:
-        _text(one)
+    for strategy in strategies if isinstance(strategies, list) else [strategies]:
+        _text(strategy)
     interval = _field(gfd, "sleepInterval")
     if isinstance(interval, bool | list | dict):
         raise PluginError("invalid duration")
@@ -112,11 +113,12 @@ def _flags(flags: JSONValue) -> None:
         raise PluginError(f"invalid duration {interval!r}")
 
 
-def _block(found: JSONValue, kind: Literal["mps", "time-slicing"]) -> SimPluginConfig:
-    """Read `sharing.mps` or `sharing.timeSlicing`, whose keys count only as they are written. Raises PluginError."""
-    if not isinstance(found, dict | None):
-        raise PluginError(f"cannot unmarshal {found!r} into a map")
-    block = found or {}
+def _block(value: JSONValue, kind: Literal["mps", "time-slicing"]) -> SimPluginConfig:
+    """Return the configuration of `sharing.mps` or `sharing.timeSlicing`, whose keys match exactly. Raises
+    PluginError."""
+    if not isinstance(value, dict | None):
+        raise PluginError(f"cannot unmarshal {value!r} into a map")
+    block = value or {}
     _bool(block.get("failRequestsGreaterThanOne"))
     rename = _bool(block.get("renameByDefault"))
     rows = _list(block.get("resources"))
@@ -125,11 +127,11 @@ def _block(found: JSONValue, kind: Literal["mps", "time-slicing"]) -> SimPluginC
     return SimPluginConfig("none", kind, dict(map(_row, rows)), rename)
 
 
-def _row(found: JSONValue) -> tuple[str, int]:
-    """Return the whole name and the replicas of one shared resource. Raises PluginError."""
-    if not isinstance(found, dict | None):
-        raise PluginError(f"cannot unmarshal {found!r} into a map")
-    row = found or {}
+def _row(value: JSONValue) -> tuple[str, int]:
+    """Return the full name and the replicas of one shared resource. Raises PluginError."""
+    if not isinstance(value, dict | None):
+        raise PluginError(f"cannot unmarshal {value!r} into a map")
+    row = value or {}
     for key in ("name", "replicas"):
         if key not in row:
             raise PluginError(f"no {key} specified")
@@ -143,30 +145,33 @@ def _row(found: JSONValue) -> tuple[str, int]:
     return name, replicas
 
 
-def _resource(found: JSONValue) -> None:
+def _resource(value: JSONValue) -> None:
     """Check one entry of `resources`, which the plugin reads and then ignores. Raises PluginError."""
-    if not isinstance(found, dict) or not {"pattern", "name"} <= found.keys():
+    if not isinstance(value, dict) or not {"pattern", "name"} <= value.keys():
         raise PluginError("resources must have a pattern and a name")
-    _text(found["pattern"])
-    _name(found["name"])
+    _text(value["pattern"])
+    _name(value["name"])
 
 
-def _device_list(found: JSONValue) -> None:
-    """Check the devices of a shared resource: `all`, a number of them, or a list. Raises PluginError."""
-    if found == "all" or (type(found) is int and 0 < found < 2**63):
+def _device_list(value: JSONValue) -> None:
+    """Check the devices of a shared resource: `all`, a number, or a list. Raises PluginError."""
+    if value == "all" or (type(value) is int and 0 < value < 2**63):
         return
-    if not isinstance(found, list) or not all(map(_is_device, found)):
-        raise PluginError(f"unrecognized type for devices spec: {found!r}")
+    if not isinstance(value, list) or not all(map(_is_device, value)):
+        raise PluginError(f"unrecognized type for devices spec: {value!r}")
 
 
-def _is_device(found: JSONValue) -> bool:
-    if type(found) is int:
-        return 0 <= found < 2**64
-    return found is None or (isinstance(found, str) and bool(_DEVICE.fullmatch(found)))
+def _is_device(value: JSONValue) -> bool:
+    """Whether the value selects a device: an index, a UUID, or null."""
+    if type(value) is int:
+        return 0 <= value < 2**64
+    return value is None or (isinstance(value, str) and bool(_DEVICE.fullmatch(value)))
 
 
-def _name(found: JSONValue) -> str:
-    name = _text(found)
+def _name(value: JSONValue) -> str:
+    """Return the full name of a resource, with NVIDIA's prefix. Raises PluginError for a name that is no
+    such name."""
+    name = _text(value)
     full = name if name.startswith("nvidia.com/") else f"nvidia.com/{name}"
     if len(full) > 63 or not _NAME.fullmatch(full.removeprefix("nvidia.com/")):
         raise PluginError(f"incorrect format for resource name {full!r}")
@@ -176,49 +181,56 @@ def _name(found: JSONValue) -> str:
 # --- encoding/json -------------------------------------------------------------------------------------------
 
 
-def _struct(found: JSONValue) -> JSONValue:
-    if not isinstance(found, dict | None):
-        raise PluginError(f"cannot unmarshal {found!r} into a struct")
-    return found
+def _struct(value: JSONValue) -> JSONValue:
+    """Return the value, a map or None. Raises PluginError for anything else."""
+    if not isinstance(value, dict | None):
+        raise PluginError(f"cannot unmarshal {value!r} into a struct")
+    return value
 
 
-def _field(found: JSONValue, name: str) -> JSONValue:
-    """The last of the fields with this name, in any case; None without one."""
-    values = [value for key, value in sorted((_struct(found) or {}).items()) if key.lower() == name.lower()]
+def _field(value: JSONValue, name: str) -> JSONValue:
+    """Return the last of the fields with this name in any case, or None if there is none. Raises PluginError unless
+    `value` is a map or None."""
+    values = [item for key, item in sorted((_struct(value) or {}).items()) if key.lower() == name.lower()]
     return values[-1] if values else None
 
 
-def _list(found: JSONValue) -> Sequence[JSONValue]:
-    if not isinstance(found, list | None):
-        raise PluginError(f"cannot unmarshal {found!r} into a list")
-    return found or []
+def _list(value: JSONValue) -> Sequence[JSONValue]:
+    """Return the list, empty for null. Raises PluginError for anything else."""
+    if not isinstance(value, list | None):
+        raise PluginError(f"cannot unmarshal {value!r} into a list")
+    return value or []
 
 
-def _text(found: JSONValue) -> str:
-    if not isinstance(found, str | None):
-        raise PluginError(f"cannot unmarshal {found!r} into a string")
-    return found or ""
+def _text(value: JSONValue) -> str:
+    """Return the text, empty for null. Raises PluginError for anything else."""
+    if not isinstance(value, str | None):
+        raise PluginError(f"cannot unmarshal {value!r} into a string")
+    return value or ""
 
 
-def _bool(found: JSONValue) -> bool:
-    if not isinstance(found, bool | None):
-        raise PluginError(f"cannot unmarshal {found!r} into a bool")
-    return bool(found)
+def _bool(value: JSONValue) -> bool:
+    """Return the Boolean, False for null. Raises PluginError for anything else."""
+    if not isinstance(value, bool | None):
+        raise PluginError(f"cannot unmarshal {value!r} into a bool")
+    return bool(value)
 
 
-def _whole(found: JSONValue) -> int:
-    if found is None:
+def _whole(value: JSONValue) -> int:
+    """Return the integer of 64 bits, 0 for null. Raises PluginError for anything else."""
+    if value is None:
         return 0
-    if type(found) is not int or not -(2**63) <= found < 2**63:
-        raise PluginError(f"cannot unmarshal {found!r} into an int")
-    return found
+    if type(value) is not int or not -(2**63) <= value < 2**63:
+        raise PluginError(f"cannot unmarshal {value!r} into an int")
+    return value
 
 
 def choose_key(label: str | None, keys: Sequence[str], default: str) -> str | None:
-    """The key that config-manager loads: the label's, else the default's, else the empty configuration ("").
+    """Return the key that config-manager loads: the label's, else the default; empty for the built-in configuration if
+    both are empty.
 
-    None: the key does not exist, or none does at all, and config-manager exits 1 (b.4; 0.19.3 "no configuration files
-    available").
+    Returns None if the key does not exist or there is no key at all: config-manager exits with status 1 (b.4; 0.19.3
+    "no configuration files available").
     """
     if not keys:
         return None
@@ -229,20 +241,22 @@ def choose_key(label: str | None, keys: Sequence[str], default: str) -> str | No
 def advertised(
     gpus: Sequence[GPU], config: SimPluginConfig, version: PluginVersion = "0.20.0"
 ) -> dict[str, int]:
-    """Resource name to count, as the plugin registers it; raises PluginError when it exits instead (b.6)."""
+    """Return the number of devices by resource name, as the plugin registers it. Raises PluginError when it exits
+    instead (b.6)."""
     if config.sharing == "mps":
         _refuse_mig(gpus, config)
     counts = Counter(_devices(gpus, config.mig_strategy, version))
     replicas = config.replicas or {}
-    found: dict[str, int] = {}
+    resources: dict[str, int] = {}
     for name, count in sorted(counts.items()):
         shared = name in replicas
-        found[f"{name}.shared" if shared and config.rename else name] = count * replicas.get(name, 1)
-    return found
+        resources[f"{name}.shared" if shared and config.rename else name] = count * replicas.get(name, 1)
+    return resources
 
 
 def single_profile(gpus: Sequence[GPU]) -> str:
-    """The one profile that strategy single advertises, empty when MIG is off everywhere; raises PluginError."""
+    """Return the one profile that strategy single advertises; empty if MIG is off on all GPUs. Raises PluginError if
+    GPUs differ or one has no instance."""
     if not any(map(_mig, gpus)):
         return ""
     if not all(map(_mig, gpus)):
@@ -256,8 +270,8 @@ def single_profile(gpus: Sequence[GPU]) -> str:
 
 
 def _refuse_mig(gpus: Sequence[GPU], config: SimPluginConfig) -> None:
-    """MPS and MIG exclude each other (docs/design/hardware.md#mig-mps); the plugin does not ask for the card's limit,
-    the daemon does."""
+    """Raise PluginError for MPS on a node with MIG, because they exclude each other (docs/design/hardware.md#mig-mps).
+    The card's limit of clients is checked by the daemon, not here."""
     if config.mig_strategy == "mixed":
         raise PluginError("using --mig-strategy=mixed is not supported with MPS")
     if any(map(_mig, gpus)):
@@ -265,8 +279,8 @@ def _refuse_mig(gpus: Sequence[GPU], config: SimPluginConfig) -> None:
 
 
 def _devices(gpus: Sequence[GPU], strategy: MigStrategy, version: PluginVersion) -> list[str]:
-    """One resource name per device."""
-    if strategy == "none":  # wrong, but so it is (docs/design/hardware.md#mig-none)
+    """Return the resource name of each device. Raises PluginError if strategy single cannot serve the GPUs."""
+    if strategy == "none":  # the plugin's mistake, reproduced (docs/design/hardware.md#mig-none)
         return [RESOURCE_GPU for _ in gpus]
     if strategy == "single":
         if not single_profile(gpus):
@@ -276,14 +290,15 @@ def _devices(gpus: Sequence[GPU], strategy: MigStrategy, version: PluginVersion)
 
 
 def _mixed_devices(gpu: GPU, version: PluginVersion) -> list[str]:
-    """The resource names of one GPU with strategy mixed: its own, or with MIG on one per instance."""
+    """Return the resource names of one GPU with strategy mixed: its own, or with MIG one for each instance."""
     if not _mig(gpu):
         return [RESOURCE_GPU]
     return [_mig_resource(instance.profile, version) for instance in gpu.instances]
 
 
 def _mig_resource(profile: str, version: PluginVersion) -> str:
-    if version == "0.19.3":  # its patterns are not anchored: attributes cannot be told apart (DP PR#1807)
+    """Return the resource name of a MIG profile, as this version of the plugin has it."""
+    if version == "0.19.3":  # its patterns are not anchored, so it ignores attributes (DP PR#1807)
         return resource_name(re.sub(r"[+-].*", "", profile))
     return resource_name(profile)
 

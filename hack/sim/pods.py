@@ -1,4 +1,4 @@
-"""What one watch of all pods tells: who holds GPU devices, and which pods of a DaemonSet run where."""
+"""Books on the pods of one watch: which hold GPU devices, and which pods of a DaemonSet run where."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ from gpusharing.kube.client import JSON
 from gpusharing.kube.convert_pods import pod_view
 
 ANNOTATION_MEMORY = "sim.gpusharing.dev/memory-gib"
-"""On a Pod: how much GPU memory its one process takes, in GiB; without it, it takes nothing."""
+"""On a Pod: the GPU memory that its one process uses, in GiB. Without it the pod uses none."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceHolder:
-    """A pod that holds GPU devices."""
+    """A running pod that holds GPU devices."""
 
     namespace: str
     name: str
@@ -23,24 +23,25 @@ class DeviceHolder:
 
 
 class PodBook:
-    """Pods that hold GPU devices, by node, as one watch of all pods tells."""
+    """The pods that hold GPU devices, by node, kept up to date by one watch of all pods."""
 
     def __init__(self) -> None:
         self._by_node: dict[str, dict[str, DeviceHolder]] = {}
 
     def take(self, pod: JSON, gone: bool) -> None:
-        """A version of a pod, or its end."""
+        """Record a version of a pod, or remove it if it is `gone` or holds no devices. Pods without a node are
+        ignored."""
         node, uid = (pod.get("spec") or {}).get("nodeName"), pod["metadata"]["uid"]
         if not node:
             return
-        held = Counter() if gone else _held(pod)
-        if held:
-            self._by_node.setdefault(node, {})[uid] = _holder(pod["metadata"], held)
+        counts = Counter() if gone else _device_counts(pod)
+        if counts:
+            self._by_node.setdefault(node, {})[uid] = _holder(pod["metadata"], counts)
         elif node in self._by_node:
             self._by_node[node].pop(uid, None)
 
     def holdings(self, node: str) -> Holdings:
-        """What the kubelet of that node would answer."""
+        """Return what the kubelet of this node reports, without the ids of devices."""
         pods = self._by_node.get(node, {})
         total: Counter[str] = Counter()
         for pod in pods.values():
@@ -48,46 +49,49 @@ class PodBook:
         return Holdings(dict(sorted(total.items())), len(pods))
 
     def pods(self, node: str) -> Mapping[str, DeviceHolder]:
-        """By uid, in the order in which they began to run."""
+        """Return the pods of a node by uid, in the order in which they began to run."""
         return self._by_node.get(node, {})
 
 
 class PodBookResources:
-    """`agent.podresources.PodResources` of one node, from the book."""
+    """`agent.podresources.PodResources` of one node, answered from the book."""
 
     def __init__(self, book: PodBook, node: str) -> None:
         self._book = book
         self._node = node
 
     async def read(self) -> Holdings:
-        """Never unavailable."""
+        """Return what the kubelet reports. Never raises."""
         return self._book.holdings(self._node)
 
 
-def _held(pod: JSON) -> Counter[str]:
-    """Devices that the kubelet has given to a pod: a running one's, terminating or not."""
+def _device_counts(pod: JSON) -> Counter[str]:
+    """Return the number of devices by resource that the kubelet has assigned to a pod; empty unless its phase is
+    Running. A terminating pod still holds them."""
     if (pod.get("status") or {}).get("phase") != "Running":
         return Counter()
     return Counter(dict(pod_view(pod, {}).resources))
 
 
-def _holder(metadata: JSON, held: Mapping[str, int]) -> DeviceHolder:
+def _holder(metadata: JSON, counts: Mapping[str, int]) -> DeviceHolder:
+    """Return the record of a pod with these devices and the memory of its annotation."""
     memory = (metadata.get("annotations") or {}).get(ANNOTATION_MEMORY, "0")
-    return DeviceHolder(metadata.get("namespace", ""), metadata["name"], held, int(memory))
+    return DeviceHolder(metadata.get("namespace", ""), metadata["name"], counts, int(memory))
 
 
 class DaemonPods:
     """The pods of one DaemonSet, by node."""
 
     def __init__(self, namespace: str, label: str, value: str) -> None:
-        """Told apart by namespace and one label."""
+        """Create an empty record of the pods with this label in this namespace."""
         self.namespace = namespace
         self.label = label
         self.value = value
         self._by_node: dict[str, dict[str, JSON]] = {}
 
     def take(self, pod: JSON, gone: bool) -> str | None:
-        """A version of any pod; the node that it is about, None when it is another DaemonSet's."""
+        """Record a version of any pod, or remove it if it is `gone`. Returns its node, or None if it belongs to
+        another DaemonSet or has no node."""
         metadata, node = pod["metadata"], (pod.get("spec") or {}).get("nodeName")
         if metadata.get("namespace") != self.namespace or not node:
             return None
@@ -100,11 +104,12 @@ class DaemonPods:
         return str(node)
 
     def exists(self, node: str) -> bool:
-        """Whether there is a pod object on that node, in whatever state."""
+        """Whether the node has a pod object, in any state."""
         return bool(self._by_node.get(node))
 
     def running(self, node: str) -> JSON | None:
-        """The pod whose processes run there; one that is being deleted has got its SIGTERM."""
+        """Return the pod whose processes run on the node, or None. A pod that is being deleted has received its
+        SIGTERM and does not count."""
         for pod in self._by_node.get(node, {}).values():
             if "deletionTimestamp" not in pod["metadata"] and pod.get("status", {}).get("phase") == "Running":
                 return pod

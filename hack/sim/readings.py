@@ -1,11 +1,12 @@
-"""How the SIMULATED programs of a node call NVML: at once, for a reading of simulated GPUs takes microseconds.
+"""How the SIMULATED programs of a node call NVML: without a thread, because a reading of simulated GPUs takes
+microseconds.
 
-A thread for each, as with a real library, would cost more than the reading, and at which moment of the others' work it
-reads would be the machine's choice. Only a reading that hangs on purpose gets one: it is a client of NVML for as long,
-and in the way of what the driver refuses beside clients, as any reading of a real library is while it lasts.
+A thread for each reading, as with a real library, would cost more than the reading, and its timing would depend on the
+machine. Only a reading that hangs on purpose gets one. As long as it hangs it is an open client of NVML, so the driver
+refuses the changes that it refuses beside any client.
 
-A reading can also be changed on its way to the agent (ODDITIES), for drivers and cards that are not as our table has
-them.
+A reading can also be changed on its way to the agent (ODDITIES), to simulate drivers and cards that differ from our
+table.
 """
 
 import asyncio
@@ -21,32 +22,33 @@ from gpusharing.api.gpunode import Model
 
 T = TypeVar("T")
 HANGING: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
-"""Threads in a reading that hangs on purpose: nothing should wait for them."""
+"""Threads in a reading that hangs on purpose. Simulated time need not wait for them."""
 
 
 class Hang:
-    """A call of NVML that does not return, and the threads that are in it."""
+    """A state in which calls of NVML do not return, and the threads that are in such a call."""
 
     def __init__(self) -> None:
-        """None hangs at first."""
+        """Create a state in which calls return."""
         self._end: threading.Event | None = None
-        """Of the hang that has begun: each has its own, so that who is in one does not wait for the next."""
+        """Set when the present hang ends, or None. Each hang has its own, so that calls of one hang do not wait for
+        the next."""
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
 
     @property
     def begun(self) -> bool:
-        """Whether a call that is made now does not return."""
+        """Whether a call that is made now would block."""
         return self._end is not None
 
     def begin(self) -> None:
-        """From now on calls do not return."""
+        """Let calls block from now on. Does nothing if they already do."""
         with self._lock:
             self._end = self._end or threading.Event()
 
     def end(self) -> None:
-        """Let them return. From here on they are waited for again: when their threads get to run is the machine's
-        choice, and minutes of a simulated clock might pass before."""
+        """Let blocked calls return. Their threads are no longer in HANGING, so simulated time waits for them again:
+        the machine decides when they run, and minutes might pass before."""
         with self._lock:
             HANGING.difference_update(self._threads)
             self._threads.clear()
@@ -55,7 +57,7 @@ class Hang:
             self._end = None
 
     def wait(self) -> None:
-        """Be in such a call, for as long as it hangs."""
+        """Block until the hang ends; return at once if there is none."""
         with self._lock:
             if (end := self._end) is None:
                 return
@@ -66,11 +68,11 @@ class Hang:
 
 
 class CanHang(Protocol):
-    """SIMULATED GPUs."""
+    """GPUs whose readings can hang."""
 
     @property
     def hangs(self) -> bool:
-        """Whether a reading that begins now does not return."""
+        """Whether a reading that begins now would block."""
 
 
 class Readings:
@@ -80,19 +82,21 @@ class Readings:
         self._gpus = gpus
 
     def __call__(self, call: Callable[[], T], name: str) -> asyncio.Future[T]:
-        """See Background. What is read is of now; the caller goes on in another turn of the loop, as with a thread."""
+        """Make the call at once and return a future with its result or error, which is set in the next turn of the
+        loop, as with a thread. While readings hang, the call runs in a daemon thread."""
         if self._gpus.hangs:
             return in_daemon_thread(call, name)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         try:
             loop.call_soon(_settle, future, call(), None)
-        except Exception as error:  # noqa: BLE001 - handed over to the one who awaits
+        except Exception as error:  # noqa: BLE001 - raised where the future is awaited
             loop.call_soon(_settle, future, None, error)
         return future
 
 
 def _settle(future: asyncio.Future[T], result: Any, error: Exception | None) -> None:
+    """Set the result or the error of a future, unless it was cancelled."""
     if future.done():  # the caller gave up
         return
     if error is not None:
@@ -102,13 +106,13 @@ def _settle(future: asyncio.Future[T], result: Any, error: Exception | None) -> 
 
 
 UNKNOWN = "NVIDIA X9000 96GB"
-"""In no table."""
+"""A product that is in no table."""
 NO_NVML = "libnvidia-ml.so.1 is not in the agent's container; give the agent the runtime class `nvidia`"
 Change: TypeAlias = Callable[[Reading], Reading]
 
 
 class ChangedReading:
-    """What NVML reports to the agent of a SIMULATED node: a reading of its GPUs, changed."""
+    """The NVML library of the agent on a SIMULATED node: it reads the GPUs and changes the reading."""
 
     simulated = True
 
@@ -117,29 +121,33 @@ class ChangedReading:
         self.change: Change = ODDITIES["as-it-is"]
 
     def read(self) -> Reading:
-        """See Library.read."""
+        """Return the changed reading, as Library.read does. Raises its errors, and NotLoaded for the oddity
+        `no-nvml`."""
         return self.change(self._gpus.read())
 
 
 def _renamed(reading: Reading, product: str) -> Reading:
+    """Return the reading with this product for all GPUs and models."""
     models = tuple(replace(model, product=product) for model in reading.models)
     return replace(reading, models=models, gpus=tuple(replace(gpu, product=product) for gpu in reading.gpus))
 
 
 def _unknown_card(reading: Reading) -> Reading:
-    """Nobody knows the card, and its driver lists no profiles."""
+    """Return the reading of a card that is in no table and whose driver lists no profiles."""
     return _silent(_renamed(reading, UNKNOWN))
 
 
 def _new_card(reading: Reading) -> Reading:
-    """Nobody knows the card, but its driver does."""
+    """Return the reading of a card that is in no table but whose driver lists its profiles."""
     return _renamed(reading, UNKNOWN)
 
 
 def _other_profiles(reading: Reading) -> Reading:
-    """Profiles of three slices fit only once, at the start, whatever our table says."""
+    """Return the reading with profiles of three slices that fit only once and only at their first start, unlike in our
+    table."""
 
     def changed(model: Model) -> Model:
+        """Return the model with its profiles of three slices changed."""
         rows = (
             replace(row, starts=row.starts[:1], max_count=1) if row.slices == 3 else row
             for row in model.profiles
@@ -150,18 +158,20 @@ def _other_profiles(reading: Reading) -> Reading:
 
 
 def _silent(reading: Reading) -> Reading:
+    """Return the reading of a driver that lists no profiles."""
     return replace(reading, models=tuple(replace(model, profiles=()) for model in reading.models))
 
 
 def _old_driver(reading: Reading) -> Reading:
-    """It knows neither profiles nor what a mode change takes, nor the health of the memory."""
+    """Return the reading of a driver that reports neither profiles, nor the effect of a mode change, nor the health of
+    the memory."""
     models = tuple(replace(model, mig_mode_change="Unknown") for model in _silent(reading).models)
     gpus = tuple(replace(gpu, ecc_uncorrected=None, remapped_rows=None) for gpu in reading.gpus)
     return replace(reading, driver_version="450.80.02", models=models, gpus=gpus)
 
 
 def _second_model(reading: Reading) -> Reading:
-    """The last GPU is another one, without MIG."""
+    """Return the reading with another card, without MIG, as the last GPU."""
     *others, last = reading.gpus
     ada = replace(
         last, product="NVIDIA L40S", mig_mode="NotSupported", mig_mode_pending="NotSupported", instances=()
@@ -178,11 +188,12 @@ def _second_model(reading: Reading) -> Reading:
 
 
 def _no_nvml(reading: Reading) -> Reading:
+    """Raise NotLoaded, as where the library is missing in the agent's container."""
     raise NotLoaded(NO_NVML)
 
 
 def _gpu_gone(reading: Reading) -> Reading:
-    """The last GPU did not come back after a reboot."""
+    """Return the reading without the last GPU, as if it had not come back after a reboot."""
     return replace(reading, gpus=reading.gpus[:-1])
 
 

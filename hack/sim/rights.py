@@ -1,4 +1,5 @@
-"""The SIMULATED agents as the API server knows real ones: the chart's service account, a token bound to the node."""
+"""Clients of SIMULATED agents with the identity of real ones: the chart's service account, with a token bound to the
+node."""
 
 import asyncio
 import ssl
@@ -12,20 +13,21 @@ from hack.cluster.kubeconfig import node_bound_token, open_api
 
 
 class NodeLogin:
-    """Login of the agent on one node; the kubelet's part is played by `api`, which may request tokens."""
+    """The login of the agent on one node. It requests tokens through `api`, as a kubelet would."""
 
     def __init__(self, api: Api, tls: ssl.SSLContext, account: str, node: str) -> None:
-        """`account` is `namespace/name` of a service account."""
+        """Prepare the login; no token is requested yet. `account` is `namespace/name` of a service account."""
         self._api, self._tls, self._node = api, tls, node
         self._namespace, _, self._name = account.partition("/")
         self._token = ""
 
     async def access(self) -> Access:
-        """The server of `api`."""
+        """Return the address of `api`'s server."""
         return Access(self._api.url, self._tls)
 
     async def token(self) -> str | None:
-        """Requested once. Raises NotFound while the Node or the service account is not there."""
+        """Return the bearer token, which is requested once. Raises NotFound if the Node or the service account does
+        not exist, and Unavailable for other failures."""
         if not self._token:
             try:
                 token = await asyncio.to_thread(
@@ -39,33 +41,33 @@ class NodeLogin:
         return self._token
 
     async def renew(self) -> None:
-        """The Node may be another one of the same name."""
+        """Request a new token for the next call: the Node may have been replaced by another one of the same name."""
         self._token = ""
 
 
 class AgentClients:
-    """One client per node; use `async with` so that they are closed."""
+    """A client for the agent of each node. Use `async with`, which closes them."""
 
     def __init__(self, kubeconfig: Path, account: str) -> None:
-        """`kubeconfig` of somebody who may request tokens."""
+        """Open the API with `kubeconfig`, whose user must be allowed to request tokens for `account`."""
         self._api = open_api(kubeconfig)
         self._tls = ssl.create_default_context(cadata=self._api.ca_pem)
         self._account = account
         self._clients: dict[str, HttpClient] = {}
 
     def __call__(self, node: str) -> HttpClient:
-        """The client of the agent on that node."""
+        """Return the client of the agent on this node; always the same one."""
         if node not in self._clients:
             login = NodeLogin(self._api, self._tls, self._account, node)
             self._clients[node] = HttpClient(login, name="gpusharing-agent")
         return self._clients[node]
 
     async def __aenter__(self) -> "AgentClients":
-        """Nothing is opened before the first call."""
+        """Return self; clients are opened by the first call for their node."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Close every connection."""
+        """Close all clients and the API."""
         for client in self._clients.values():
             await client.close()
         self._api.close()

@@ -14,13 +14,15 @@ _REQUIREMENT = re.compile(
 
 
 def matcher(label_selector: str = "", field_selector: str = "") -> Matcher:
-    """Whether an object matches both. Raises ValueError for a selector that cannot be read."""
+    """Return a test whether an object matches both selectors. Raises ValueError for a selector that cannot
+    be parsed."""
     checks = [*_label_checks(label_selector), *_field_checks(field_selector)]
     return lambda obj: all(check(obj) for check in checks)
 
 
 def selects(selector: JSON | None, labels: dict[str, str]) -> bool:
-    """A LabelSelector object, as in a PodDisruptionBudget: None selects nothing, {} everything."""
+    """Whether a LabelSelector object, as in a PodDisruptionBudget, selects these labels: None selects nothing, {}
+    everything. Raises ValueError for an unknown operator."""
     if selector is None:
         return False
     wanted = selector.get("matchLabels") or {}
@@ -31,6 +33,8 @@ def selects(selector: JSON | None, labels: dict[str, str]) -> bool:
 
 
 def _holds(operator: str, value: str | None, values: list[str]) -> bool:
+    """Whether a label's value, None if it is absent, satisfies a requirement. Raises ValueError for an unknown
+    operator."""
     match operator:
         case "In":
             return value in values
@@ -44,6 +48,7 @@ def _holds(operator: str, value: str | None, values: list[str]) -> bool:
 
 
 def _label_checks(selector: str) -> Iterator[Matcher]:
+    """Yield a test for each requirement of a label selector. Raises ValueError where it cannot be parsed."""
     position = 0
     while position < len(selector):
         match = _REQUIREMENT.match(selector, position)
@@ -54,6 +59,7 @@ def _label_checks(selector: str) -> Iterator[Matcher]:
 
 
 def _label_check(match: re.Match[str]) -> Matcher:
+    """Return the test for one requirement. As in Kubernetes, != and notin also match an absent label."""
     key = match["key"]
     if match["op"]:
         operator, values = ("NotIn" if match["op"] == "!=" else "In"), [match["value"]]
@@ -66,6 +72,7 @@ def _label_check(match: re.Match[str]) -> Matcher:
 
 
 def _field_checks(selector: str) -> Iterator[Matcher]:
+    """Yield a test for each requirement of a field selector. Raises ValueError where it cannot be parsed."""
     for requirement in filter(None, selector.split(",")):
         path, sign, value = requirement.partition("!=" if "!=" in requirement else "=")
         if not sign:
@@ -74,10 +81,13 @@ def _field_checks(selector: str) -> Iterator[Matcher]:
 
 
 def _field_check(path: list[str], value: str, equal: bool) -> Matcher:
+    """Return the test whether the field at this path has this value, or has not unless `equal`. An absent field counts
+    as empty."""
+
     def check(obj: JSON) -> bool:
-        found: Any = obj
+        content: Any = obj
         for step in path:
-            found = found.get(step) if isinstance(found, dict) else None
-        return (str(found or "") == value) is equal
+            content = content.get(step) if isinstance(content, dict) else None
+        return (str(content or "") == value) is equal
 
     return check

@@ -1,7 +1,7 @@
 """SIMULATED workloads for FakeCluster: a ReplicaSet controller, a scheduler and kubelets that know GPU pods only.
 
 On a real control plane the real controllers and kwok do this. FakeCluster itself ends graceful terminations and
-keeps the numbers of PodDisruptionBudgets.
+maintains the numbers of PodDisruptionBudgets.
 """
 
 import asyncio
@@ -22,17 +22,17 @@ from hack.sim.settings import Clock, SimSettings
 
 LABEL_WORKLOAD = "app"
 START_SECONDS = 2.0
-"""From bound to Running and Ready."""
+"""Simulated seconds from the binding of a pod until it is Running and Ready."""
 
 
 @dataclass(frozen=True, slots=True)
 class SimWorkload:
-    """So many equal pods that each ask for GPUs, as a ReplicaSet keeps them."""
+    """A number of equal pods that each request GPUs, as a ReplicaSet maintains them."""
 
     name: str
     replicas: int
     resource: str = "nvidia.com/gpu"
-    """What each pod asks for; empty: nothing."""
+    """The resource that each pod requests; empty if it requests none."""
     count: int = 1
     namespace: str = "default"
     node_selector: Mapping[str, str] = field(default_factory=dict)
@@ -40,10 +40,10 @@ class SimWorkload:
     tolerations: tuple[Mapping[str, str], ...] = ()
     annotations: Mapping[str, str] = field(default_factory=dict)
     scheduler: str = ""
-    """Whoever binds its pods in place of Workloads; empty: Workloads does."""
+    """The name of the scheduler that binds its pods; empty if Workloads binds them."""
 
     def body(self, suffix: str) -> JSON:
-        """One pod of it."""
+        """Return the manifest of one pod, whose name ends in `suffix`."""
         owner = {
             "apiVersion": "apps/v1",
             "kind": "ReplicaSet",
@@ -77,7 +77,8 @@ class SimWorkload:
 
 
 class Workloads:
-    """Keeps the pods of some workloads: created when missing, bound where they fit, else Pending."""
+    """Maintains the pods of workloads: it replaces missing ones, and binds them where they fit; others stay
+    Pending."""
 
     def __init__(
         self, client: KubeClient, settings: SimSettings, *, log: Callable[[str], None] = lambda line: None
@@ -89,17 +90,17 @@ class Workloads:
         self._wanted: dict[tuple[str, str], SimWorkload] = {}
         self._pods: dict[str, JSON] = {}
         self._views: dict[str, tuple[str, PodView]] = {}
-        """By uid: the version of a pod, and what it asks for."""
+        """By uid: the version of a pod, and its parsed form."""
         self._nodes: dict[str, JSON] = {}
         self._wake = asyncio.Event()
 
     def apply(self, workload: SimWorkload) -> None:
-        """Keep this workload from now on; replicas 0 only stops replacing."""
+        """Maintain this workload from now on. With 0 replicas its pods are not replaced, but not deleted either."""
         self._wanted[workload.namespace, workload.name] = workload
         self._wake.set()
 
     async def run(self) -> None:
-        """Play until cancelled."""
+        """Follow pods and nodes, and replace, bind and start pods, until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follow(self._client, PODS, self._take_pod, log=self._log))
             tasks.create_task(follow(self._client, NODES, self._take_node, log=self._log))
@@ -114,21 +115,23 @@ class Workloads:
     # --- inside ------------------------------------------------------------------------------------------
 
     def _take_pod(self, pod: JSON, gone: bool) -> None:
+        """Store a version of a pod, or forget it if it is `gone`, and wake the loop."""
         uid = pod["metadata"]["uid"]
         if gone:
             self._pods.pop(uid, None)
             self._views.pop(uid, None)
         else:
-            self._keep(pod)
+            self._store(pod)
         self._wake.set()
 
-    def _keep(self, pod: JSON) -> None:
-        """Take over a version unless a newer one is known: our own writes come back later as events."""
+    def _store(self, pod: JSON) -> None:
+        """Store a version unless a newer one is known: our own writes come back later as events."""
         known = self._pods.get(pod["metadata"]["uid"])
         if known is None or _version(known) < _version(pod):
             self._pods[pod["metadata"]["uid"]] = pod
 
     def _take_node(self, node: JSON, gone: bool) -> None:
+        """Store a version of a node, or forget it if it is `gone`. Wakes the loop only if a pod is pending."""
         name = node["metadata"]["name"]
         if gone:
             self._nodes.pop(name, None)
@@ -138,7 +141,7 @@ class Workloads:
             self._wake.set()
 
     async def _replace(self) -> None:
-        """A terminating pod does not count, as for a ReplicaSet."""
+        """Create the missing pods of each workload. A terminating pod counts as missing, as for a ReplicaSet."""
         for (namespace, name), workload in self._wanted.items():
             alive = [pod for pod in self._pods.values() if _belongs(pod, namespace, name) and _alive(pod)]
             for _ in range(workload.replicas - len(alive)):
@@ -147,15 +150,15 @@ class Workloads:
                     pod = await self._client.create(PODS, workload.body(suffix), namespace=namespace)
                 except AlreadyExists:
                     continue
-                self._keep(pod)
+                self._store(pod)
 
     async def _schedule(self) -> list[JSON]:
-        """Bind every pending pod that fits somewhere; returns those bound."""
+        """Bind every pending pod that fits on a node, and return the bound ones."""
         bound = []
-        held = self._held()
+        used = self._device_counts()
         for pod in self._pending():
-            asked = Counter(dict(self._view(pod).resources))
-            name = next((n for n in sorted(self._nodes) if self._fits(pod, asked, n, held)), None)
+            request = Counter(dict(self._view(pod).resources))
+            name = next((n for n in sorted(self._nodes) if self._fits(pod, request, n, used)), None)
             if name is None:
                 continue
             try:
@@ -167,51 +170,58 @@ class Workloads:
                 )
             except (NotFound, Conflict):
                 continue
-            held.setdefault(name, Counter()).update(asked)
-            self._keep(answer)
+            used.setdefault(name, Counter()).update(request)
+            self._store(answer)
             bound.append(answer)
         return bound
 
     def _pending(self) -> list[JSON]:
+        """Return the pods of our workloads that wait for us to bind them, by name."""
         known = (pod for pod in self._pods.values() if self._is_ours(pod) and _alive(pod))
         pending = [pod for pod in known if not {"nodeName", "schedulerName"} & pod["spec"].keys()]
         return sorted(pending, key=lambda pod: str(pod["metadata"]["name"]))
 
     def _is_ours(self, pod: JSON) -> bool:
+        """Whether the pod belongs to one of our workloads."""
         return any(_belongs(pod, namespace, name) for namespace, name in self._wanted)
 
-    def _held(self) -> dict[str, Counter[str]]:
-        held: dict[str, Counter[str]] = {}
+    def _device_counts(self) -> dict[str, Counter[str]]:
+        """Return the resources that bound pods use, by node. Finished pods use none."""
+        used: dict[str, Counter[str]] = {}
         for pod in self._pods.values():
             node = pod["spec"].get("nodeName")
             if node and (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
-                held.setdefault(node, Counter()).update(self._view(pod).resources)
-        return held
+                used.setdefault(node, Counter()).update(self._view(pod).resources)
+        return used
 
     def _view(self, pod: JSON) -> PodView:
+        """Return the parsed form of a pod, which is cached by its version."""
         uid, version = pod["metadata"]["uid"], pod["metadata"]["resourceVersion"]
         known = self._views.get(uid)
         if known is None or known[0] != version:
             known = self._views[uid] = version, pod_view(pod, {})
         return known[1]
 
-    def _fits(self, pod: JSON, asked: Counter[str], name: str, held: dict[str, Counter[str]]) -> bool:
+    def _fits(self, pod: JSON, request: Counter[str], name: str, used: dict[str, Counter[str]]) -> bool:
+        """Whether the scheduler may bind a pod with this request to this node: by cordon, taints, node selector and
+        free GPU resources. Other resources are ignored."""
         node = self._nodes[name]
         labels = node["metadata"].get("labels") or {}
         cordoned = node.get("spec", {}).get("unschedulable") and not self._view(pod).tolerates_cordon
-        if cordoned or _kept_off(pod, node) or not _selected(pod, labels):
+        if cordoned or _is_repelled(pod, node) or not _selected(pod, labels):
             return False
-        offered = (node.get("status") or {}).get("allocatable") or {}
-        taken = held.get(name, Counter())
+        allocatable = (node.get("status") or {}).get("allocatable") or {}
+        in_use = used.get(name, Counter())
         return all(
-            (count(offered.get(resource, "0")) or 0) - taken[resource] >= number
-            for resource, number in asked.items()
+            (count(allocatable.get(resource, "0")) or 0) - in_use[resource] >= number
+            for resource, number in request.items()
             if resource.startswith(NVIDIA)
         )
 
 
 async def start_pod(client: KubeClient, clock: Clock, pod: JSON) -> None:
-    """Make a bound pod Running and Ready, as a kubelet does."""
+    """Make a bound pod Running and Ready after START_SECONDS, as a kubelet does. A pod that does not exist any more is
+    ignored."""
     await clock.sleep(START_SECONDS)
     moment = clock.rfc3339()
     ready = [
@@ -223,14 +233,16 @@ async def start_pod(client: KubeClient, clock: Clock, pod: JSON) -> None:
         await client.patch(PODS, name, {"status": status}, namespace=namespace, subresource="status")
 
 
-def _kept_off(pod: JSON, node: JSON) -> bool:
-    """A taint of the node that the pod does not tolerate (core/v1 Toleration)."""
+def _is_repelled(pod: JSON, node: JSON) -> bool:
+    """Whether the node has a taint that the pod does not tolerate (core/v1 Toleration). PreferNoSchedule is
+    ignored."""
     tolerations = pod["spec"].get("tolerations") or ()
     taints = [row for row in node.get("spec", {}).get("taints") or () if row["effect"] != "PreferNoSchedule"]
-    return not all(any(_tolerates(one, taint) for one in tolerations) for taint in taints)
+    return not all(any(_tolerates(toleration, taint) for toleration in tolerations) for taint in taints)
 
 
 def _tolerates(toleration: JSON, taint: JSON) -> bool:
+    """Whether a toleration matches a taint; without a key it must have the operator Exists."""
     if toleration.get("effect") not in (None, "", taint["effect"]):
         return False
     exists, key = toleration.get("operator") == "Exists", toleration.get("key")
@@ -244,15 +256,18 @@ def _version(pod: JSON) -> int:
 
 
 def _belongs(pod: JSON, namespace: str, name: str) -> bool:
+    """Whether the pod belongs to the workload of this name, by its namespace and label."""
     metadata = pod["metadata"]
     return metadata["namespace"] == namespace and (metadata.get("labels") or {}).get(LABEL_WORKLOAD) == name
 
 
 def _alive(pod: JSON) -> bool:
+    """Whether the pod is neither terminating nor finished."""
     phase = (pod.get("status") or {}).get("phase")
     return "deletionTimestamp" not in pod["metadata"] and phase not in ("Succeeded", "Failed")
 
 
 def _selected(pod: JSON, labels: Mapping[str, str]) -> bool:
+    """Whether the labels satisfy the pod's node selector."""
     wanted: Mapping[str, str] = pod["spec"].get("nodeSelector") or {}
     return wanted.items() <= labels.items()
