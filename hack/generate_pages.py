@@ -104,7 +104,7 @@ def reasons() -> str:
 def nvidia_differences() -> str:
     """What NVIDIA's pinned programs do differently from what their documents and code made us expect."""
     rows = [
-        (f"{one.program} {one.seen_with}", one.expected, one.seen, one.consequence) for one in DIFFERENCES
+        (f"{one.program} {one.version}", one.expected, one.observed, one.consequence) for one in DIFFERENCES
     ]
     text = (
         "Seen with NVIDIA's unmodified programs on SIMULATED GPUs (`make test-nvidia`). A test guards each row\n"

@@ -8,7 +8,7 @@ with FaultProxy(api.url, api.ca_pem, tls=context) as proxy:      # plain http wi
 Answers, refusals and watches are the server's (docs/design/faults.md#proxy), except for objects that a test makes
 fail, once or for ever:
 
-    sick = proxy.fail("PATCH", NODES.path(None, "gpu-1"), Refusal(503))
+    sick = proxy.fail("PATCH", NODES.path(None, "gpu-1"), PlayedRefusal(503))
     deaf = proxy.fail("GET", PODS.path(), None, query="spec.nodeName=gpu-2")     # no answer at all
     sick.lift()
 

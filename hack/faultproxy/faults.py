@@ -1,9 +1,9 @@
-"""F3 to F12 of docs/design/faults.md, each from one write on: at the object of that write, or at everything.
+"""F3 to F12 of docs/design/faults.md. Each begins with one write, and hits calls about its object or all calls.
 
-A fault begins when its write is sent, or where it concerns what is read when that write was answered. It ends by
-itself.
-Nothing here invents what an API server cannot show: what competes is a write that the server took, a watch is late as a
-whole and never per object, and a list from the past is one that the server gave. Killing is `FaultProxy.arm`.
+A fault begins when its write is sent, or, if it concerns what is read, when that write was answered. It ends by
+itself. The faults show nothing that a real API server cannot show: a competing change is a write that the server
+accepted, a watch is late as a whole and never per object, and an old list is one that the server sent before. To kill
+the client, use `FaultProxy.arm`.
 """
 
 import asyncio
@@ -19,39 +19,41 @@ from hack.faultproxy.calls import Incoming, OpenWatch, PlayedRefusal, ProxiedAns
 
 Scope = Literal["one", "all"]
 Forward = Callable[[], Awaitable[ProxiedAnswer | None]]
-"""Asks the server; None: the client hears nothing."""
+"""Forwards the call to the server and returns the answer, or None if the client gets none."""
 GONE = PlayedRefusal(410, "too old resource version", "Expired")
 BROKEN = PlayedRefusal(500, "etcdserver: leader changed", "InternalError")
 HEAL_SECONDS = 1.0
-"""Until a watch that swallowed events ends: what it kept back only the list after it can tell."""
+"""Seconds until a watch that swallowed events ends. Only the list that follows can then show what it withheld."""
 
 AGAIN_SECONDS = 2.5
-"""After a failure the next try comes within this time, in the tests' quick settings."""
+"""Seconds within which the client retries after a failure, with the quick settings of the tests."""
 ARRIVES_SECONDS = 0.2
-"""Within this time an answer is in its client's socket."""
+"""Seconds within which an answer has reached its client's socket."""
 
 
 @dataclass
 class Fault:
-    """What begins at the write number `at` of those aimed at; `one`: at calls about its object, `all`: at all calls."""
+    """A fault that begins with write number `at` of those aimed at. With scope `one` it hits calls about the object of
+    that write, with `all` all calls."""
 
     at: int
     scope: Scope
     times: int = 3
-    """Calls, or events, that it takes."""
+    """The most calls or events that it hits."""
     hits: int = 0
-    """Those that it took."""
+    """Number of calls or events that it has hit."""
     began: float | None = None
-    """Loop time."""
+    """When it began, in time of the loop, or None until then."""
     target: str = ""
-    """Path of the object of that write."""
+    """The path of the object of its write; empty until it has begun."""
     last: float = 0.0
-    """Loop time of the last call that it took."""
+    """When it hit the last call, in time of the loop."""
     early = True
-    """It begins when the write is sent; else when it was answered."""
+    """Whether it begins when its write is sent; else when that was answered."""
 
     def watch_for(self, call: Incoming, *, answered: bool) -> bool:
-        """Begin, if this is the write, or the next one where its number was nobody's; tells whether it did.
+        """Begin if `call` is the fault's write, or the first one after it if no write had its number. Returns whether
+        it began.
 
         Of two writes that are on their way at once both have the lower number.
         """
@@ -62,48 +64,51 @@ class Fault:
         return True
 
     def begin(self) -> None:
-        """What happens in that moment."""
+        """Called when the fault begins; does nothing here."""
 
     def concerns(self, call: Incoming) -> bool:
-        """Whether a call is hit, by its object and while hits are left."""
+        """Whether the fault hits a call: it has begun, hits are left, and the call is about its object or the scope is
+        `all`."""
         if self.began is None or self.hits >= self.times:
             return False
         return self.scope == "all" or object_of(call.path) == self.target
 
     def over_at(self) -> float:
-        """Loop time, which is that of time.monotonic(), from which nothing more comes of it: the call was repeated."""
+        """Return when the fault has no further effect, in time of the loop (which is time.monotonic()): the client has
+        repeated its call by then."""
         return self.last + AGAIN_SECONDS
 
     def hit(self) -> None:
-        """One call more."""
+        """Count one more call as hit now."""
         self.hits += 1
         self.last = asyncio.get_running_loop().time()
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """One call that is no watch."""
+        """Handle a call that is not a watch. Return its answer, or None if the client gets none. Forwards it here."""
         return await forward()
 
     def headers(self, headers: Mapping[str, str]) -> Mapping[str, str]:
-        """Those of an answer of the server, a watch's as well."""
+        """Return the headers of an answer of the server, including those of a watch; unchanged here."""
         return headers
 
     async def opening(self, call: Incoming) -> None:
-        """A new watch, before the server is asked."""
+        """Called for a new watch before the server is asked; may wait. Does nothing here."""
 
     async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:
-        """One line of a watch, which came at that moment; empty: swallowed."""
+        """Return a line of a watch that arrived at the time `came`, or an empty one to swallow it. May wait. Unchanged
+        here."""
         return line
 
     def ends(self, stream: OpenWatch) -> bytes:
-        """The last line of a watch that is to end now; empty while it goes on."""
+        """Return the last line of a watch that must end now, or an empty one if it continues, as here."""
         return b""
 
 
 class AnswerLost(Fault):
-    """F3: the write is done, its answer gets lost."""
+    """F3: the write is done, but its answer is lost."""
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """See Fault."""
+        """Forward the call, and lose the answer of a write that is hit."""
         if not (call.is_write and self.concerns(call)):
             return await forward()
         self.hit()
@@ -112,10 +117,10 @@ class AnswerLost(Fault):
 
 
 class RequestLost(Fault):
-    """F4: the write never comes to the server."""
+    """F4: the write never reaches the server."""
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """See Fault."""
+        """Forward the call, but lose a write that is hit."""
         if not (call.is_write and self.concerns(call)):
             return await forward()
         self.hit()
@@ -124,13 +129,13 @@ class RequestLost(Fault):
 
 @dataclass
 class Competitor(Fault):
-    """F5: somebody else writes to the object in the moment before; whether that is a 409 the server decides."""
+    """F5: somebody else writes to the object just before. The server decides whether that leads to a 409."""
 
     write: Callable[[str], None] = lambda path: None
-    """Writes to the object of that path; blocks; runs in a thread."""
+    """Writes to the object of this path. It may block, because it runs in a thread."""
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """See Fault."""
+        """Forward the call, after the competing write if this is a hit on an existing object."""
         if call.is_write and call.method != "POST" and self.concerns(call):
             self.hit()
             await asyncio.to_thread(self.write, object_of(call.path))
@@ -139,12 +144,12 @@ class Competitor(Fault):
 
 @dataclass
 class RefusedCalls(Fault):
-    """F6 and F7: the server refuses, in turn with each of these; reads as well, when it is everything."""
+    """F6 and F7: the server refuses with each of these answers in turn. With scope `all` it refuses reads as well."""
 
     answers: tuple[PlayedRefusal, ...] = (PlayedRefusal(503),)
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """See Fault."""
+        """Forward the call, or return a refusal if it is hit."""
         if not self.concerns(call):
             return await forward()
         self.hit()
@@ -153,20 +158,21 @@ class RefusedCalls(Fault):
 
 @dataclass
 class HeldWrite(Fault):
-    """F8, and whatever else takes its time: the write waits until `act` has returned, then it is forwarded."""
+    """F8 and other delays: the write waits until `act` has returned, and is then forwarded."""
 
     act: Callable[[], None] = lambda: None
-    """Blocks; runs in a thread."""
+    """Called before the write is forwarded. It may block, because it runs in a thread."""
     then: Callable[[], None] = lambda: None
-    """Called when the answer has arrived: who was frozen finds it there when it wakes, before its own timers run."""
+    """Called when the answer has arrived. A process that was frozen and is woken here finds the answer before its
+    timers run."""
     times: int = 1
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """See Fault."""
+        """Forward the call, after `act` if it is a write that is hit."""
         if not (call.is_write and self.concerns(call)):
             return await forward()
         self.hits += 1
-        self.last = math.inf  # it is not over before `then`
+        self.last = math.inf  # the fault is not over before `then`
         try:
             await asyncio.to_thread(self.act)
             return await forward()
@@ -174,38 +180,39 @@ class HeldWrite(Fault):
             asyncio.get_running_loop().call_later(ARRIVES_SECONDS, self._let_go)
 
     def _let_go(self) -> None:
+        """Call `then`; the fault is over soon after."""
         self.then()
         self.last = asyncio.get_running_loop().time()
 
 
 @dataclass
 class Slow(Fault):
-    """Every call and every new watch takes that much longer; from the first on with `at=0`."""
+    """Every call and every new watch takes this much longer, from the first on with `at=0`."""
 
     seconds: float = 1.0
     times: int = 10**9
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """See Fault."""
+        """Forward the call, after the delay if it is hit."""
         if self.at == 0 or self.concerns(call):
             self.hits += 1
             await asyncio.sleep(self.seconds)
         return await forward()
 
     async def opening(self, call: Incoming) -> None:
-        """See Fault."""
+        """Delay a new watch once the fault has begun."""
         if self.at == 0 or self.began is not None:
             await asyncio.sleep(self.seconds)
 
 
 @dataclass
 class DateShifted(Fault):
-    """The server's clock was set: every answer bears another Date; from the first on with `at=0`."""
+    """The server's clock was set: every answer has another Date, from the first on with `at=0`."""
 
     seconds: float = 3600.0
 
     def headers(self, headers: Mapping[str, str]) -> Mapping[str, str]:
-        """See Fault."""
+        """Return the headers with the shifted Date once the fault has begun. Unchanged if they have no Date."""
         if (self.at and self.began is None) or "Date" not in headers:
             return headers
         self.hits += 1
@@ -214,35 +221,35 @@ class DateShifted(Fault):
 
 
 class WatchFault(Fault):
-    """What befalls watches; `one`: those of the kind of the object."""
+    """A fault of watches. With scope `one` it hits those of the object's kind."""
 
     early = False
 
     def on_watch(self, stream: OpenWatch) -> bool:
-        """Whether this stream is hit."""
+        """Whether the fault has begun and hits this watch."""
         if self.began is None:
             return False
         return self.scope == "all" or collection_of(stream.path) == collection_of(self.target)
 
     def on_open_watch(self, stream: OpenWatch) -> bool:
-        """Whether it is hit and was open when the fault began."""
+        """Whether the fault hits this watch and the watch was open when it began."""
         return self.began is not None and stream.opened < self.began and self.on_watch(stream)
 
 
 @dataclass
 class WatchLate(WatchFault):
-    """F9: for a while every line comes late, in its order: the view is stale."""
+    """F9: for a while every line arrives late, in its order, so the client's view is stale."""
 
     seconds: float = 5.0
     lasts: float = 3.0
-    """Lines are late that came within this time since the beginning."""
+    """Lines are late if they come within this many seconds after the beginning."""
 
     def over_at(self) -> float:
-        """See Fault."""
+        """Return when the last late line has arrived, or 0 if the fault has not begun."""
         return 0.0 if self.began is None else self.began + self.lasts + self.seconds
 
     async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:
-        """See Fault."""
+        """Return the line, after its delay if it is late."""
         if self.began is not None and self.on_watch(stream) and 0 <= came - self.began < self.lasts:
             self.hits += 1
             await asyncio.sleep(came + self.seconds - asyncio.get_running_loop().time())
@@ -251,12 +258,12 @@ class WatchLate(WatchFault):
 
 @dataclass
 class WatchEnds(WatchFault):
-    """F10: the open streams end with an ERROR: 410, the history is gone, or 500."""
+    """F10: the open watches end with an ERROR: 410 because the history is gone, or 500."""
 
     error: PlayedRefusal = GONE
 
     def ends(self, stream: OpenWatch) -> bytes:
-        """See Fault."""
+        """Return the ERROR for a watch that was open when the fault began, else an empty line."""
         if not self.on_open_watch(stream):
             return b""
         self.hits += 1
@@ -265,19 +272,20 @@ class WatchEnds(WatchFault):
 
 @dataclass
 class EventsSwallowed(WatchFault):
-    """F11: up to `times` events never come; then the watch ends, and the list that follows heals it.
+    """F11: up to `times` events are lost. Then the watch ends, and the list that follows heals the loss.
 
-    `one`: only those about the object. No server does that: it is a cache of a client that missed something.
+    With scope `one` only events of the object are lost. No server does that: it stands for a client's cache that
+    missed something.
     """
 
     _swallowed: set[OpenWatch] = field(default_factory=set)
 
     def over_at(self) -> float:
-        """See Fault."""
+        """Return when the watches have ended, or 0 if the fault has not begun."""
         return 0.0 if self.began is None else self.began + HEAL_SECONDS + 0.5
 
     async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:
-        """See Fault."""
+        """Return the line, or an empty one for an event that is swallowed."""
         if self.hits >= self.times or not self.on_watch(stream) or self._is_over():
             return line
         event = json.loads(line)
@@ -290,29 +298,32 @@ class EventsSwallowed(WatchFault):
         return b""
 
     def ends(self, stream: OpenWatch) -> bytes:
-        """See Fault."""
+        """Return a 410 for a watch that has swallowed events, HEAL_SECONDS after the fault began; else an
+        empty line."""
         if stream not in self._swallowed or not self._is_over():
             return b""
         self._swallowed.discard(stream)
         return error_line(GONE)
 
     def _is_over(self) -> bool:
+        """Whether the time for swallowing events is over."""
         return self.began is not None and asyncio.get_running_loop().time() - self.began > HEAL_SECONDS
 
 
 @dataclass
 class OldList(WatchFault):
-    """F12: watches end in 410, and the list that follows is the first one that the server gave in this run.
+    """F12: watches end in 410, and the list that follows is the first one that the server sent in this run.
 
-    As from an API server that lags behind. Lists of one node's pods, on which the point of no return rests, are not
-    old: they ask for the newest state, and an API server gives it (docs/design/drain.md#p1).
+    This is how an API server that lags behind behaves. Lists of one node's pods, on which the point of no return
+    depends, are not old: they ask for the newest state, and an API server returns it (docs/design/drain.md#p1).
     """
 
     _lists: dict[tuple[str, str], ProxiedAnswer] = field(default_factory=dict)
     _owed: set[tuple[str, str]] = field(default_factory=set)
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """See Fault."""
+        """Forward the call, or return the recorded list once for each list that is due to be old. Records the first
+        answer of each list before the fault begins."""
         key = call.path, call.query
         if call.method != "GET" or "limit=" not in call.query or "spec.nodeName" in call.query:
             return await forward()
@@ -326,15 +337,16 @@ class OldList(WatchFault):
         return answer
 
     def begin(self) -> None:
-        """See Fault."""
+        """Let the next list of each recorded collection be old: of the object's kind, or of all kinds."""
         kind = collection_of(self.target)
         self._owed = {key for key in self._lists if self.scope == "all" or collection_of(key[0]) == kind}
 
     def ends(self, stream: OpenWatch) -> bytes:
-        """See Fault."""
+        """Return a 410 for a watch that was open when the fault began, if any list was recorded; else an
+        empty line."""
         return error_line(GONE) if self.on_open_watch(stream) and self._lists else b""
 
 
 def error_line(status: PlayedRefusal) -> bytes:
-    """The event with which an API server ends a watch that it cannot go on with."""
+    """Return the event with which an API server ends a watch that it cannot continue."""
     return json.dumps({"type": "ERROR", "object": status.object}).encode() + b"\n"

@@ -1,6 +1,6 @@
-"""FaultProxy: the server itself, in a thread of its own. What it does to a call is said in faults.py.
+"""FaultProxy: the server, in a thread of its own. faults.py says what it can do to a call.
 
-Watches pass through it line by line, each line with the moment in which it came.
+Watches pass through it line by line, each line with the time at which it arrived.
 """
 
 import asyncio
@@ -30,34 +30,35 @@ from hack.faultproxy.calls import (
 from hack.faultproxy.faults import HEAL_SECONDS, Fault
 
 LOOK: Final = (0.0, b"")
-"""No line: look whether something has begun, or the client is gone."""
+"""Not a line: it makes a stream check whether a fault ends it or its client is gone."""
 END: Final = (-1.0, b"")
 Lines = asyncio.Queue[tuple[float, bytes]]
 
 
 class Relay:
-    """All streams that are open."""
+    """All watches that pass through the proxy."""
 
     def __init__(self) -> None:
-        """No stream is open yet."""
+        """Create a relay without streams."""
         self._open: set[Lines] = set()
 
     def look(self) -> None:
-        """Each stream looks whether a fault ends it, though no line may come."""
+        """Let each stream check whether a fault ends it, even if no line arrives."""
         for lines in self._open:
             lines.put_nowait(LOOK)
 
     async def pass_on(
         self,
-        found: aiohttp.ClientResponse,
+        reply: aiohttp.ClientResponse,
         request: web.Request,
         response: web.StreamResponse,
         stream: OpenWatch,
         faults: Callable[[], tuple[Fault, ...]],
     ) -> None:
-        """Until the server, the client or a fault ends it."""
+        """Pass the lines of `reply` on to `response` through the faults, until the server, the client or a fault ends
+        the stream."""
         lines: Lines = asyncio.Queue()
-        reading = asyncio.create_task(_read(found, lines))
+        reading = asyncio.create_task(_read(reply, lines))
         self._open.add(lines)
         try:
             while (item := await lines.get()) != END:
@@ -78,21 +79,22 @@ class Relay:
             await asyncio.wait([reading])
 
 
-async def _read(found: aiohttp.ClientResponse, lines: Lines) -> None:
-    """Put each whole line of an answer into `lines`, with the time at which it came, and END after the last. A stream
-    that breaks off only ends."""
+async def _read(reply: aiohttp.ClientResponse, lines: Lines) -> None:
+    """Put each line of an answer into `lines`, with the time at which it arrived, and END after the last. A stream
+    that breaks off just ends."""
     loop = asyncio.get_running_loop()
     try:
-        async for line in split(found.content.iter_any()):
+        async for line in split(reply.content.iter_any()):
             lines.put_nowait((loop.time(), line))
     except (aiohttp.ClientError, ConnectionError):
-        pass  # the client sees its stream end, as without us
+        pass  # the client sees its stream end, as without the proxy
     finally:
         lines.put_nowait(END)
 
 
 async def split(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Whole lines, however long, each with its end; what the stream broke off in comes last."""
+    """Yield whole lines of any length, with their line ends. If the stream ends in the middle of a line, that part
+    comes last."""
     rest = b""
     async for chunk in chunks:
         *whole, rest = (rest + chunk).split(b"\n")
@@ -107,7 +109,7 @@ HOP_BY_HOP = frozenset(
 )
 HOST = "127.0.0.1"
 Aim = Callable[[str, str, bytes], bool]
-"""Whether a write is meant, by its method, path and body."""
+"""Whether a write is aimed at, by its method, path and body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +120,11 @@ class _Trap:
 
 
 class FaultProxy:
-    """Runs in a thread of its own. The log, the trap and the faults may be used from any thread."""
+    """The proxy, in a thread of its own. Log, trap and faults may be used from any thread."""
 
     def __init__(self, upstream: str, ca_pem: str, *, tls: ssl.SSLContext | None = None) -> None:
-        """`upstream` as in a kubeconfig; `ca_pem` is the authority to trust; `tls` is what clients are shown."""
+        """Prepare a proxy before the server `upstream`, a URL as in a kubeconfig, whose certificate `ca_pem` signed.
+        Clients connect by TLS with `tls`, or by plain HTTP without it."""
         self._upstream = upstream.rstrip("/")
         self._tls = ssl.create_default_context(cadata=ca_pem)
         self._shown = tls
@@ -138,9 +141,9 @@ class FaultProxy:
         self._count = 0
         self._aim: Aim | None = None
         self._aimed_at = 0
-        """Of the writes aimed at those that came; without those that the server refused."""
+        """Number of writes that arrived and are aimed at, without those that the server refused."""
         self._taken = 0
-        """Of these, those that it answered."""
+        """Number of these that the server has accepted."""
         self._newest = 0
         self._trap: _Trap | None = None
         self.writes: list[ProxiedWrite] = []
@@ -151,17 +154,18 @@ class FaultProxy:
 
     @property
     def url(self) -> str:
-        """Where clients connect that have no door of their own."""
+        """The address for clients that have no door of their own."""
         return self._url(self._port)
 
     def open_door(self, name: str) -> str:
-        """One more address, for one client: the log knows its writes by this name."""
-        assert self._loop is not None, "enter it before"
+        """Open one more address, for one client, and return its URL. The log marks the client's writes with
+        this name."""
+        assert self._loop is not None, "enter the proxy before"
         listening = asyncio.run_coroutine_threadsafe(self._listen(name), self._loop)
         return self._url(listening.result(60))
 
     def reset(self) -> None:
-        """Forget the log, count from 1 again, aim at every write, take the trap and the faults away."""
+        """Clear the log, the trap and all faults, count writes from 1 again, and aim at every write."""
         self._trap = None
         self._sick, self._faults = (), ()
         self._count = 0
@@ -170,18 +174,19 @@ class FaultProxy:
         self.sprung.clear()
 
     def aim(self, aim: Aim) -> None:
-        """From now on traps and faults count only writes for which `aim` says yes; the log counts all of them.
+        """Let traps and faults count only writes that `aim` accepts, from 1; the log counts all of them.
 
-        Those that come while others of them are on their way count in the order in which they come.
+        Writes that arrive while others of them are on their way count in the order of arrival.
         """
         self._aim, self._aimed_at, self._taken = aim, 0, 0
 
     def arm(self, at: int, act: Callable[[], None], *, before: bool = False) -> None:
-        """Call `act` when write number `at` was answered upstream, or `before` it is forwarded at all."""
+        """Call `act` once, when write number `at` was answered by the server, or `before` it is forwarded at all.
+        Replaces the trap that was armed before."""
         self._trap = _Trap(at, act, before)
 
     def disturb(self, *faults: Fault) -> None:
-        """Let these happen, besides those that are there."""
+        """Add these faults to the present ones."""
         self._faults = (*self._faults, *faults)
 
     def fail(
@@ -193,23 +198,24 @@ class FaultProxy:
         query: str = "",
         times: float = math.inf,
     ) -> Sick:
-        """Let calls to exactly this path get `answer`, or with None hang until the client gives up.
+        """Let calls of exactly this path get `answer`, or with None hang until the client gives up. Returns the fault,
+        which can be lifted.
 
-        `query` must be part of the decoded query: `spec.nodeName=gpu-1` for the LIST of one node's pods.
+        `query` must be part of the decoded query, such as `spec.nodeName=gpu-1` for the LIST of one node's pods.
         """
         sick = Sick(method, path, answer, query, times)
         self._sick = (*self._sick, sick)
         return sick
 
     def __enter__(self) -> Self:
-        """Start and wait until it listens."""
+        """Start the thread and wait until the proxy listens. Raises TimeoutError after 60 s."""
         self._thread.start()
         if not self._ready.wait(60):
             raise TimeoutError("the fault proxy did not start")
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop and wait until it is gone."""
+        """Stop the proxy and wait for its thread, for 10 s at most."""
         if self._loop is not None and self._stop is not None:
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
@@ -220,6 +226,7 @@ class FaultProxy:
         return f"{'https' if self._shown else 'http'}://{HOST}:{port}"
 
     async def _serve(self) -> None:
+        """Run the proxy until it is stopped."""
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         connector = aiohttp.TCPConnector(limit=0, ssl=self._tls)
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
@@ -234,7 +241,7 @@ class FaultProxy:
             self._port = await self._listen("")
             self._ready.set()
             while not self._stop.is_set():
-                self._relay.look()  # a client that has died leaves its streams
+                self._relay.look()  # streams of clients that have died end
                 try:
                     await asyncio.wait_for(self._stop.wait(), 1.0)
                 except TimeoutError:
@@ -242,7 +249,8 @@ class FaultProxy:
             await self._runner.cleanup()
 
     async def _listen(self, name: str) -> int:
-        assert self._runner is not None, "enter it before"
+        """Listen on one more port under this name, and return the port."""
+        assert self._runner is not None, "enter the proxy before"
         listening = socket.create_server((HOST, 0), backlog=128)
         port: int = listening.getsockname()[1]
         self._doors[port] = name
@@ -250,6 +258,7 @@ class FaultProxy:
         return port
 
     def _incoming(self, request: web.Request, body: bytes) -> Incoming:
+        """Return the call with the numbers that it gets among the writes; both are 0 if it does not count."""
         transport = request.transport
         port = transport.get_extra_info("sockname")[1] if transport is not None else 0
         counts = request.method in WRITES and not is_renewal(request.path, body)
@@ -271,6 +280,8 @@ class FaultProxy:
         )
 
     async def _handle(self, request: web.Request, session: aiohttp.ClientSession) -> web.StreamResponse:
+        """Answer one call: by the trap, a path that fails, or the server through the faults. The connection is aborted
+        if the answer is lost. Errors of the connection to the server become 502."""
         call = self._incoming(request, await request.read())
         if self._trap is not None and self._trap.before and 0 < self._trap.at <= call.mark:
             self._spring()
@@ -279,13 +290,13 @@ class FaultProxy:
             if sick.strikes(call):
                 if sick.answer is not None:
                     return sick.answer.answer().response()
-                await asyncio.Event().wait()  # ends when the client goes, or the proxy stops
+                await asyncio.Event().wait()  # ends when the client hangs up or the proxy stops
         try:
             if call.is_watch:
                 return await self._watch(request, call, session)
             answer = await self._through(call, self._begun(call, answered=False), request, session)
         except (aiohttp.ClientError, ConnectionError) as error:
-            self._aimed_at -= self._aim is not None and call.mark > 0  # it never arrived
+            self._aimed_at -= self._aim is not None and call.mark > 0  # the write never arrived
             return web.Response(status=502, text=f"fault proxy: {error!r}")
         if answer is None and request.transport is not None:
             request.transport.abort()
@@ -294,21 +305,23 @@ class FaultProxy:
     async def _through(
         self, call: Incoming, faults: tuple[Fault, ...], request: web.Request, session: aiohttp.ClientSession
     ) -> ProxiedAnswer | None:
-        """Through the faults, the first one outermost, to the server."""
+        """Pass a call through the faults, the first one outermost, to the server. Return the answer, or None if the
+        client gets none."""
         if faults:
             first, *rest = faults
             return await first.around(call, lambda: self._through(call, tuple(rest), request, session))
-        async with self._ask(call, request, session) as found:
-            headers = self._headers(found)
-            answer = ProxiedAnswer(found.status, headers, await found.read())
+        async with self._ask(call, request, session) as reply:
+            headers = self._headers(reply)
+            answer = ProxiedAnswer(reply.status, headers, await reply.read())
         self._newest = max(self._newest, answer.version)
         if call.is_write:
             self._note(call, answer)
         return answer
 
-    def _headers(self, found: aiohttp.ClientResponse) -> Mapping[str, str]:
+    def _headers(self, reply: aiohttp.ClientResponse) -> Mapping[str, str]:
+        """Return the headers of the server's answer that the client gets, as the faults change them."""
         headers: Mapping[str, str] = {
-            key: value for key, value in found.headers.items() if key.lower() not in HOP_BY_HOP
+            key: value for key, value in reply.headers.items() if key.lower() not in HOP_BY_HOP
         }
         for fault in self._faults:
             headers = fault.headers(headers)
@@ -317,6 +330,7 @@ class FaultProxy:
     def _ask(
         self, call: Incoming, request: web.Request, session: aiohttp.ClientSession
     ) -> "aiohttp.client._RequestContextManager":
+        """Return the request to the server, to be entered."""
         return session.request(
             call.method,
             self._upstream + request.raw_path,
@@ -328,18 +342,19 @@ class FaultProxy:
     async def _watch(
         self, request: web.Request, call: Incoming, session: aiohttp.ClientSession
     ) -> web.StreamResponse:
+        """Open a watch at the server and relay it until it ends."""
         for fault in self._faults:
             await fault.opening(call)
-        async with self._ask(call, request, session) as found:
-            headers = self._headers(found)
-            response = web.StreamResponse(status=found.status, headers=headers)
+        async with self._ask(call, request, session) as reply:
+            headers = self._headers(reply)
+            response = web.StreamResponse(status=reply.status, headers=headers)
             await response.prepare(request)
             stream = OpenWatch(call.path, asyncio.get_running_loop().time())
-            await self._relay.pass_on(found, request, response, stream, lambda: self._faults)
+            await self._relay.pass_on(reply, request, response, stream, lambda: self._faults)
             return response
 
     def _begun(self, call: Incoming, *, answered: bool) -> tuple[Fault, ...]:
-        """All faults; those that wait for this write have begun."""
+        """Begin the faults that wait for this write, and return all faults."""
         faults: Iterable[Fault] = self._faults
         began = [fault for fault in faults if fault.watch_for(call, answered=answered)]
         if began:
@@ -348,6 +363,8 @@ class FaultProxy:
         return self._faults
 
     def _note(self, call: Incoming, answer: ProxiedAnswer) -> None:
+        """Log a write that was answered and number it if it counts. Springs the trap and begins the faults that wait
+        for its answer."""
         counts = call.number > 0 and (answer.status < 400 or answer.status == BLOCKED)
         if counts:
             self._count += 1
@@ -377,7 +394,8 @@ class FaultProxy:
         self._begun(call, answered=True)
 
     def _spring(self) -> None:
+        """Disarm the trap and let it act."""
         trap, self._trap = self._trap, None
         assert trap is not None, "only an armed trap springs"
-        self.sprung.set()  # before it acts: who replaces what was killed takes the mark away again
+        self.sprung.set()  # before it acts, because whoever restarts what it kills clears the event
         trap.act()

@@ -1,5 +1,5 @@
-/* The time of day of one program, set by another one: LD_PRELOAD. The seconds to add are in the file SETCLOCK_FILE, which is
- * looked at in every call. Clocks that nobody can set are left alone. */
+/* The time of day of one program, set by another one: for LD_PRELOAD. The seconds to add are in the file SETCLOCK_FILE,
+ * which is mapped and read at every call. Clocks that cannot be set on a real machine are left alone. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdint.h>

@@ -1,7 +1,7 @@
-"""A program whose time of day is set while it runs, forth and back: what a person or NTP does to a machine's clock.
+"""A program whose time of day is set while it runs, forward or back, as a person or NTP sets a machine's clock.
 
-The library that the program is started with changes its CLOCK_REALTIME only; that needs no rights, and nobody else
-notices. What it runs on besides, CLOCK_MONOTONIC and CLOCK_BOOTTIME, nobody can set on a real machine either.
+The program is started with a library that changes its CLOCK_REALTIME only. That needs no rights and affects no other
+program. CLOCK_MONOTONIC and CLOCK_BOOTTIME stay, as nobody can set them on a real machine either.
 """
 
 import mmap
@@ -15,13 +15,13 @@ SOURCE = Path(__file__).with_suffix(".c")
 
 
 class SetClock:
-    """The clock of whatever is started with `environment`, or is forked from that."""
+    """The clock of the programs that are started with `environment`, and of their children."""
 
     def __init__(self, directory: Path) -> None:
-        """Builds the library in this folder.
+        """Build the library in this folder.
 
         Raises:
-            UnavailableError: there is no C compiler, or it refused.
+            UnavailableError: there is no C compiler, or the compilation failed.
         """
         library, self._path = directory / "setclock.so", directory / "setclock"
         flags = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared")
@@ -30,16 +30,16 @@ class SetClock:
         self.environment = {"LD_PRELOAD": str(library), "SETCLOCK_FILE": str(self._path)}
 
     def __enter__(self) -> Self:
-        """Nothing is set yet."""
+        """Map the clock, which is still set to the real time."""
         with self._path.open("r+b") as file:
             self._seconds = mmap.mmap(file.fileno(), 8)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Back to the real time."""
+        """Set the clock back to the real time."""
         self.set(0)
         self._seconds.close()
 
     def set(self, seconds: int) -> None:
-        """From now on it is that much later than it really is; below 0 earlier."""
+        """Set the clock to this many seconds after the real time; before it if negative."""
         self._seconds[:8] = struct.pack("=q", seconds)

@@ -1,7 +1,7 @@
 """NVIDIA's own programs, built once from their pinned Go modules into the user's cache.
 
-`python -m hack.nvidia.build` builds what is missing and prints the folders. The programs are unmodified; each
-release is a module of its own, so that it is linked with exactly the versions its release names.
+`python -m hack.nvidia.build` builds what is missing and prints the folders. The programs are unmodified. Each release
+is a module of its own, so that it is linked with exactly the versions that its release names.
 """
 
 import json
@@ -21,29 +21,30 @@ WHAT = "NVIDIA's programs"
 
 @dataclass(frozen=True)
 class UpstreamRelease:
-    """One repository of NVIDIA's at one version, and the programs we take from it."""
+    """One version of a repository of NVIDIA's, and the programs that we build from it."""
 
     folder: str
     module: str
     programs: tuple[str, ...]
     ours: tuple[str, ...] = ()
-    """Programs of ours in the same Go module, because they share its protocol definitions."""
+    """Our own programs in the same Go module, because they share its protocol definitions."""
 
     @property
     def source(self) -> Path:
-        """The folder with our go.mod."""
+        """The folder with our go.mod for this release."""
         return HERE / self.folder
 
     @property
     def version(self) -> str:
-        """The version that our go.mod pins, as `v0.19.3`."""
-        found = re.search(rf"{re.escape(self.module)} (v\S+)", (self.source / "go.mod").read_text())
-        if found is None:
+        """The version that our go.mod pins, such as `v0.19.3`. Raises UnavailableError if it pins none."""
+        match = re.search(rf"{re.escape(self.module)} (v\S+)", (self.source / "go.mod").read_text())
+        if match is None:
             raise UnavailableError(f"{self.source / 'go.mod'} does not require {self.module}")
-        return found[1]
+        return match[1]
 
     def recipe(self) -> ToolRecipe:
-        """How it is built. `-z lazy` leaves the symbols of NVML open until they are called: a program looks them up."""
+        """Return how to build the programs. `-z lazy` leaves the symbols of NVML unresolved until they are called,
+        because the programs look them up at run time."""
         version, files = self.version, sorted(path for path in self.source.rglob("*") if path.is_file())
         flags = f"-s -w -X {self.module}/internal/info.version={version} -extldflags=-Wl,-z,lazy"
         packages = [f"{self.module}/cmd/{name}" for name in self.programs] + [
@@ -77,7 +78,7 @@ RELEASES = (DEVICE_PLUGIN, MIG_PARTED)
 
 
 def missing() -> str | None:
-    """Why the programs cannot be built here, or None."""
+    """Return why the programs cannot be built here, or None if they can."""
     try:
         find_go(WHAT)
         need_compiler(WHAT)
@@ -87,7 +88,7 @@ def missing() -> str | None:
 
 
 def ensure(release: UpstreamRelease) -> Path:
-    """The folder with the programs of this release, built first if it is not there.
+    """Return the folder with the programs of this release, which are built first if they are missing.
 
     Raises:
         UnavailableError: Go or a C compiler is missing, the build failed, or the cache cannot be used.
@@ -96,7 +97,8 @@ def ensure(release: UpstreamRelease) -> Path:
 
 
 def program(name: str) -> Path:
-    """The path of one program, by its name."""
+    """Return the path of a program, which is built first if it is missing. Raises UnavailableError, also for an
+    unknown name."""
     for release in RELEASES:
         if name in (*release.programs, *release.ours):
             return ensure(release) / name
@@ -106,12 +108,12 @@ def program(name: str) -> Path:
 
 
 def module_folder(release: UpstreamRelease, module: str) -> Path:
-    """The folder with the source of a module that this release is linked with, wherever Go keeps it.
+    """Return the folder where Go keeps the source of a module that this release is linked with.
 
     Raises:
         UnavailableError: Go is missing, or it cannot fetch the module.
     """
-    asked = subprocess.run(
+    result = subprocess.run(
         [find_go(WHAT), "mod", "download", "-json", module],
         cwd=release.source,
         env=build_environment(release.recipe()),
@@ -119,14 +121,14 @@ def module_folder(release: UpstreamRelease, module: str) -> Path:
         text=True,
         check=False,
     )
-    if asked.returncode != 0:
+    if result.returncode != 0:
         again = f"cd {release.source} && go mod download {module}"
-        raise failure(f"the source of {module} cannot be read", asked.stdout + asked.stderr, again)
-    return Path(json.loads(asked.stdout)["Dir"])
+        raise failure(f"the source of {module} cannot be read", result.stdout + result.stderr, again)
+    return Path(json.loads(result.stdout)["Dir"])
 
 
 def main() -> int:
-    """Build everything and print one folder per line."""
+    """Build everything and print one folder per line. Returns 0, or 1 after printing why it failed."""
     try:
         for release in RELEASES:
             print(ensure(release), flush=True)

@@ -1,7 +1,7 @@
-"""Where the pinned programs differ from what the product expects of newer ones, or from what we believed: data.
+"""Differences of the pinned programs from what the product expects of newer ones, or from what we believed: data.
 
-The product speaks the language of k8s-device-plugin v0.20 (docs/design/nvidia.md); rung 3 pins v0.19.3 and
-mig-parted v0.13.1. A newer pin that makes an entry untrue fails the test that uses it: delete the entry then.
+The product expects k8s-device-plugin v0.20 (docs/design/nvidia.md); rung 3 pins v0.19.3 and mig-parted v0.13.1. When a
+newer pin makes an entry untrue, the test that it names fails: delete the entry then.
 """
 
 from dataclasses import dataclass
@@ -9,15 +9,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that is not as expected."""
+    """One behavior that differs from what was expected."""
 
     program: str
-    seen_with: str
+    version: str
+    """The version of the program in which it was observed."""
     expected: str
-    seen: str
+    observed: str
     consequence: str
     proven_by: str
-    """Name of the test in tests/nvidia that fails when it is no longer so."""
+    """The name of the test in tests/nvidia that fails when the difference is gone."""
 
 
 DIFFERENCES = (
@@ -31,8 +32,8 @@ DIFFERENCES = (
     Difference(
         "config-manager", "v0.19.3",
         "its init container (oneshot) links the configuration that the label names before the plugin starts",
-        "it takes an empty label first, because its watch has hardly ever answered by then: fallback or default; the "
-        "init container ends with that, and the sidecar corrects it some milliseconds later",
+        "it uses an empty label first, and so the fallback or the default, because its watch has hardly ever answered "
+        "by then; the init container ends with that, and the sidecar corrects it some milliseconds later",
         "after every start of the plugin's or GFD's pod the fallback is served for a moment (with MIG on: whole GPUs): "
         "allocatable and labels of that moment prove nothing",
         "test_the_init_container_ends_with_the_fallback_whatever_the_label_says",
@@ -42,7 +43,7 @@ DIFFERENCES = (
         "it signals its program whenever it has changed the configuration, sooner or later",
         "it changes the configuration, then looks through all processes of the pod, and exits at one that has ended, "
         "or without finding the program; only its next start, which takes the fallback first, signals again",
-        "plugin or GFD may keep the old configuration until the kubelet starts the sidecar again (10 s to 5 min)",
+        "plugin or GFD may keep the old configuration until the kubelet restarts the sidecar (10 s to 5 min)",
         "test_it_changes_the_configuration_before_it_finds_that_there_is_no_program_to_signal",
     ),
     Difference(
@@ -58,7 +59,7 @@ DIFFERENCES = (
         "gpu-feature-discovery", "v0.19.3",
         "nvidia.com/gpu.replicas is the number of shares of a GPU, at least 1",
         "0 when no GPU of the node is whole (strategy none or mixed, MIG on everywhere), and with MIG-INVALID",
-        "a verifier must not ask for 1 there",
+        "a verifier must not require 1 there",
         "test_mig_on_with_strategy_none_still_offers_the_whole_gpus",
     ),
     Difference(
@@ -73,7 +74,8 @@ DIFFERENCES = (
         "nvidia.com/gpu.product and nvidia.com/gpu.count describe all GPUs of a node with two card models",
         "they describe one model and its GPUs; which one may change at each run (the order of a Go map), models with a "
         "whole GPU before divided ones",
-        "planning/wanted/verify.py takes the label set of any one model; a nodeSelector on such a product is a gamble",
+        "planning/wanted/verify.py accepts the label set of any one model; whether a nodeSelector on such a product "
+        "matches is chance",
         "test_gfd_counts_per_model_and_whichever_it_shows_is_accepted",
     ),
     Difference(
@@ -96,31 +98,31 @@ DIFFERENCES = (
         "its last line says why it failed",
         "the last line is a summary ('all orderings failed'); the cause is in the level=error lines before, by the "
         "name of NVML's code (ERROR_IN_USE), not by NVML's text",
-        "a message for people takes the first level=error line too",
+        "a message for people also shows the first level=error line",
         "test_nvidias_mig_parted_stops_at_an_instance_in_use_after_its_neighbour_is_gone",
     ),
     Difference(
         "nvidia-mig-parted", "v0.13.1",
-        "a held Hopper fails when the mode is set",
+        "on a Hopper that is in use, setting the mode fails",
         "setting the mode counts as done (the activation status is not read); it fails one step later with 'unable "
         "to apply MIG config with MIG mode disabled'",
-        "that line means: the GPU was held",
+        "that line means that the GPU was in use",
         "test_a_held_hopper_is_not_changed_and_the_failure_is_told",
     ),
     Difference(
         "nvidia-mig-manager", "v0.13.1",
-        "with WITH_REBOOT a GPU that is held comes up in the new mode after the reboot",
+        "with WITH_REBOOT a GPU that is in use has the new mode after the reboot",
         "that is true on Ampere, which keeps the pending mode; Hopper and later lose it (MIG user guide), and the run "
         "after the reboot ends in 'failed': MIG mode change did not take effect after rebooting",
-        "on these cards a reboot only frees the GPU: a restart of mig-manager's pod is needed too",
+        "on these cards a reboot only frees the GPU, and mig-manager's pod has to be restarted too",
         "test_a_held_hopper_loses_the_mode_in_the_reboot_and_needs_a_restart_of_mig_manager",
     ),
     Difference(
         "nvidia-mig-parted", "v0.13.1",
         "a row for all devices skips a card without MIG, whether applied or asserted",
-        "apply skips it and says success, assert fails",
-        "mig-manager would say success and never find it applied; planning/wanted/target.py: cards without MIG get no "
-        "mig.* labels, and a MIG policy on them is refused",
+        "apply skips it and reports success, but assert fails",
+        "mig-manager would report success and never find the layout applied, so cards without MIG get no mig.* labels, "
+        "and a MIG policy on them is refused (planning/wanted/target.py)",
         "test_on_a_card_without_mig_a_layout_for_all_gpus_is_applied_successfully_and_nothing_happens",
     ),
     Difference(

@@ -1,9 +1,9 @@
-"""SIMULATED: what the kubelet of a node does around NVIDIA's real programs. Pods themselves are run by kwok.
+"""SIMULATED: the work of a node's kubelet around NVIDIA's real programs. kwok runs the pods themselves.
 
-It puts what the device plugin streams into the Node's status, gives devices to pods, serves them as podresources, and
-lets a process compute on each of them while the pod runs. It mounts ConfigMaps as folders whose files change all at
-once, by swapping one link. It answers `pods/log`: the API server asks the address and the port in the Node's status,
-over TLS whose certificate it does not check (no --kubelet-certificate-authority here).
+It writes the devices that the plugins stream into the Node's status, assigns devices to pods, reports them as
+podresources, and lets a process compute on each of them while the pod runs. It mounts ConfigMaps as folders whose
+files change all at once, by swapping one link. It answers `pods/log`: the API server connects to the address and port
+in the Node's status, by TLS without a check of the certificate (no --kubelet-certificate-authority here).
 """
 
 import json
@@ -26,11 +26,11 @@ from hack.nvidia.tasks import SandboxTask
 from hack.nvmlsim.simulator import machine_devices
 
 FIRST_PID = 5_000_000
-"""Above every real process id (2^22)."""
+"""A pid above every real one (2^22)."""
 
 
 class DeviceManager:
-    """Device plugins of one node, and who holds what they offer."""
+    """The device plugins of one node, and the assignment of their devices to pods."""
 
     def __init__(self, api: Api, node: str, sandbox: Sandbox) -> None:
         self._api, self._node, self._simulator = api, node, sandbox.simulator
@@ -45,12 +45,12 @@ class DeviceManager:
         self._read = 0
         self._devices: dict[str, list[str]] = {}
         self._gone: set[str] = set()
-        self._held: dict[str, tuple[Object, dict[str, list[str]]]] = {}
+        self._assigned: dict[str, tuple[Object, dict[str, list[str]]]] = {}
         self._computing: dict[str, list[int]] = {}
         self._next_pid = FIRST_PID
 
     def look(self, pods: Sequence[Object]) -> None:
-        """Take over what the plugins have streamed, and the pods of the node as they are now."""
+        """Process what the plugins have streamed since the last call, and the pods of the node as they are now."""
         if self._take_lines():
             self._write_status()
         self._take_pods({str(pod["metadata"]["uid"]): pod for pod in pods})
@@ -58,6 +58,8 @@ class DeviceManager:
     # --- devices -----------------------------------------------------------------------------------------
 
     def _take_lines(self) -> bool:
+        """Read the new lines of the stub's log, and record the devices of each resource. Returns whether there were
+        any."""
         with self._log.open() as log:
             log.seek(self._read)
             text = log.read()
@@ -70,8 +72,8 @@ class DeviceManager:
         return bool(lines)
 
     def _write_status(self) -> None:
-        """Names that nobody offers any more stay, at 0; capacity outlives the plugin for a while
-        (docs/design/nvidia.md#b7)."""
+        """Write allocatable and capacity. A resource that no plugin advertises any more stays, with 0; capacity
+        outlives the plugin for a while (docs/design/nvidia.md#b7)."""
         counts = {name: str(len(ids)) for name, ids in self._devices.items()}
         capacity = {name: count for name, count in counts.items() if name not in self._gone}
         self._api.merge_patch(
@@ -81,39 +83,45 @@ class DeviceManager:
     # --- pods --------------------------------------------------------------------------------------------
 
     def _take_pods(self, pods: Mapping[str, Object]) -> None:
-        before = len(self._held)
-        for uid in [uid for uid in self._held if not _runs(pods.get(uid))]:
+        """Assign devices to pods that run now, and free those of pods that are gone. A terminating pod keeps its
+        devices, but its processes end."""
+        before = len(self._assigned)
+        for uid in [uid for uid in self._assigned if not _runs(pods.get(uid))]:
             self._end_processes(uid)
             if uid not in pods or pods[uid].get("status", {}).get("phase") in ("Succeeded", "Failed"):
-                del self._held[uid]
-        changed = len(self._held) != before
+                del self._assigned[uid]
+        changed = len(self._assigned) != before
         for uid, pod in pods.items():
-            asked = dict(pod_view(pod, {}).resources)
-            if asked and uid not in self._held and _runs(pod):
-                self._held[uid] = (pod, {name: self._free(name, count) for name, count in asked.items()})
+            request = dict(pod_view(pod, {}).resources)
+            if request and uid not in self._assigned and _runs(pod):
+                devices = {name: self._free(name, count) for name, count in request.items()}
+                self._assigned[uid] = pod, devices
                 self._start_processes(uid)
                 changed = True
         if changed:
             self._write_holdings()
 
     def _free(self, resource: str, count: int) -> list[str]:
-        taken = {device for _, held in self._held.values() for device in held.get(resource, ())}
-        return [device for device in self._devices.get(resource, ()) if device not in taken][:count]
+        """Return up to `count` devices of a resource that no pod has."""
+        in_use = {device for _, assigned in self._assigned.values() for device in assigned.get(resource, ())}
+        return [device for device in self._devices.get(resource, ()) if device not in in_use][:count]
 
     def _write_holdings(self) -> None:
+        """Write the assigned devices where the stub reads them, replacing the file at once."""
         rows = [
             {"namespace": pod["metadata"]["namespace"], "name": pod["metadata"]["name"], "resource": name, "ids": ids}
-            for pod, held in self._held.values()
-            for name, ids in held.items()
+            for pod, assigned in self._assigned.values()
+            for name, ids in assigned.items()
         ]  # fmt: skip
         swap = self._file.with_suffix(".new")
         swap.write_text(json.dumps(rows))
         swap.rename(self._file)
 
     def _start_processes(self, uid: str) -> None:
-        pod, held = self._held[uid]
-        places = {one.uuid: one for one in machine_devices(self._simulator.show())}
-        for device in (device for ids in held.values() for device in ids):
+        """Start a process on each device of a pod."""
+        pod, assigned = self._assigned[uid]
+        places = {place.uuid: place for place in machine_devices(self._simulator.show())}
+        for device in (device for ids in assigned.values() for device in ids):
             self._next_pid += 1
             place, name = places[_uuid(device)], f"SIMULATED-{pod['metadata']['name']}"
             gpu_instance, compute_instance = place.instance or (-1, -1)
@@ -123,26 +131,28 @@ class DeviceManager:
             self._computing.setdefault(uid, []).append(self._next_pid)
 
     def _end_processes(self, uid: str) -> None:
+        """End the processes of a pod."""
         for pid in self._computing.pop(uid, ()):
             self._simulator.remove_process(pid)
 
 
 def _uuid(device: str) -> str:
-    """A shared device is called `UUID::replica`."""
+    """Return the UUID of a device. The id of a shared one is `UUID::replica`."""
     return device.partition("::")[0]
 
 
 def _runs(pod: Object | None) -> bool:
+    """Whether the pod exists, is Running and is not terminating."""
     if pod is None or "deletionTimestamp" in pod["metadata"]:
         return False
     return bool(pod.get("status", {}).get("phase") == "Running")
 
 
 def gfd_labels_in(file: Path) -> dict[str, str]:
-    """Labels that GPU feature discovery has written; none where there is no file.
+    """Return the labels that GPU feature discovery has written; empty if there is no file.
 
-    It removes its file when it ends and when it is told to start anew, also between a look whether there is one and
-    the reading of it; it moves a whole one into place (internal/lm/output.go, k8s-device-plugin v0.19.3).
+    It removes its file when it ends and when it restarts, possibly between a check whether the file exists and the
+    reading. It replaces the file as a whole (internal/lm/output.go, k8s-device-plugin v0.19.3).
     """
     try:
         text = file.read_text()
@@ -160,7 +170,7 @@ class LabelFeeder:
         self._labels: dict[str, str] = {}
 
     def look(self) -> None:
-        """Copy what is new. While GFD does not run its labels stay, as with the NodeFeature API."""
+        """Copy labels that have changed. While GFD does not run its labels stay, as with the NodeFeature API."""
         labels = gfd_labels_in(self.file)
         if not labels or labels == self._labels:
             return
@@ -170,7 +180,8 @@ class LabelFeeder:
 
 
 class Mount:
-    """`folder/KEY -> ..data/KEY`, `..data -> ..N`, as the kubelet's atomic writer does it."""
+    """A folder with a mounted ConfigMap: `folder/KEY -> ..data/KEY`, `..data -> ..N`, as the kubelet's atomic writer
+    makes it."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -180,11 +191,11 @@ class Mount:
 
     @property
     def exists(self) -> bool:
-        """Whether the ConfigMap was there; before that the kubelet starts no pod that mounts it."""
+        """Whether the ConfigMap has been mounted; before that the kubelet starts no pod that mounts it."""
         return self._version > 0
 
     def take(self, data: Mapping[str, str]) -> bool:
-        """The ConfigMap holds this now; whether the folder changed."""
+        """Write the content of the ConfigMap into the folder, if it differs. Returns whether it did."""
         if self.exists and data == self._data:
             return False
         old, new = (self.folder / f"..{self._version + number}" for number in (0, 1))
@@ -207,46 +218,48 @@ HOST = "127.0.0.1"
 
 
 class _Server(ThreadingHTTPServer):
-    """The demo shows our standard error."""
+    """An HTTPS server that stays silent on standard error, which the demo shows."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of who hangs up before the answer is there."""
+        """Ignore clients that hang up before the answer; print other errors."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
 
 class LogServer:
-    """Serves `/containerLogs/NAMESPACE/POD/CONTAINER`. `find` gives the file of a pod by name, or None."""
+    """A server of `/containerLogs/NAMESPACE/POD/CONTAINER`. `find` returns the log file of a pod by its
+    name, or None."""
 
     def __init__(self, folder: Path, find: Callable[[str], Path | None]) -> None:
-        """`folder` is for a certificate of its own."""
+        """Create the server with a certificate of its own in `folder`. It listens at once, and answers from `start`
+        on."""
         pki = create_pki(folder)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(pki.cert("serving"), pki.key("serving"))
 
         class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:  # http.server's name
+            def do_GET(self) -> None:  # the name that http.server calls
                 _answer(self, find)
 
             def log_message(self, format: str, *arguments: Any) -> None:
-                """Nothing: the API server's audit log has it."""
+                """Log nothing: the API server's audit log has the calls."""
 
         self._server = _Server((HOST, 0), Handler)
         self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,))
 
     def status(self) -> dict[str, Any]:
-        """What the Node's status must say."""
+        """Return the status that the Node must have, with our address and port."""
         port = self._server.server_address[1]
         addresses = [{"type": "InternalIP", "address": HOST}]
         return {"addresses": addresses, "daemonEndpoints": {"kubeletEndpoint": {"Port": port}}}
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Begin to answer requests, in a thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, also before it was started."""
+        """Stop answering and close the port. Allowed before `start`, too."""
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()
@@ -254,6 +267,7 @@ class LogServer:
 
 
 def _answer(request: BaseHTTPRequestHandler, find: Callable[[str], Path | None]) -> None:
+    """Answer with the log of a pod, or its last `tailLines` lines; with 404 if it has none or for any other path."""
     parts = urlsplit(request.path)
     folders = parts.path.strip("/").split("/")
     file = find(folders[2]) if folders[0] == "containerLogs" and len(folders) == 4 else None
@@ -261,8 +275,8 @@ def _answer(request: BaseHTTPRequestHandler, find: Callable[[str], Path | None])
         request.send_error(HTTPStatus.NOT_FOUND)
         return
     lines = file.read_bytes().splitlines(keepends=True)
-    asked = parse_qs(parts.query).get("tailLines")
-    body = b"".join(lines[-int(asked[0]) :] if asked else lines)
+    tail = parse_qs(parts.query).get("tailLines")
+    body = b"".join(lines[-int(tail[0]) :] if tail else lines)
     request.send_response(HTTPStatus.OK)
     request.send_header("Content-Type", "text/plain")
     request.send_header("Content-Length", str(len(body)))

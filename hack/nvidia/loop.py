@@ -1,6 +1,6 @@
-"""The whole loop on real parts: control plane, chart, operator, agents, and two nodes with NVIDIA's programs.
+"""The whole system on real parts: control plane, chart, operator, agents, and nodes with NVIDIA's programs.
 
-Rung 3 and `make demo DRIVER=nvidia` take the same walk through all modes (WALK).
+Rung 3 and `make demo DRIVER=nvidia` go through the same sequence of modes (WALK).
 """
 
 import contextlib
@@ -24,13 +24,14 @@ NODES, PODS = "/api/v1/nodes", "/api/v1/namespaces/default/pods"
 OPERATOR = f"system:serviceaccount:{launch.NAMESPACE}:{launch.SERVICE_ACCOUNT}"
 MODEL = "h100-80gb"
 SECONDS = 240.0
-"""Patience of every wait: a change of mode takes about 12 s on an idle machine, and CI does other things beside it."""
+"""The longest of every wait. A change of mode takes about 12 s on an idle machine, but CI does other things
+meanwhile."""
 WAITS = {
     "settle": "0.5",
     "idle": "0.5",
     "poll": "0.5",
     "config_propagation": "3",
-    "wedge_pending": "90",  # nobody plays this wedge here, and two runs of mig-manager side by side may take long
+    "wedge_pending": "90",  # this wedge does not occur here, but two simultaneous runs of mig-manager may take long
     "wedge_paused": "4",
     "restart_grace": "6",
     "drift_grace": "20",
@@ -39,12 +40,12 @@ WAITS = {
     "pending_period": "2",
     "debounce": "0.1",
 }
-"""The operator's waits. NVIDIA's programs run as fast as they are; a mounted ConfigMap takes 1 s here."""
+"""The operator's waits. NVIDIA's programs run at their own speed; a mounted ConfigMap takes 1 s here."""
 
 
 @dataclass
 class NvidiaLoop:
-    """What is running, and how one looks at it."""
+    """The running system, and functions to change and inspect it."""
 
     plane: ControlPlane
     nodes: dict[str, RealNode]
@@ -52,67 +53,68 @@ class NvidiaLoop:
 
     @property
     def api(self) -> Api:
-        """As admin."""
+        """The API, with the rights of an admin."""
         return self.plane.api
 
     def apply(self, **spec: Any) -> None:
-        """Replace the policy's spec."""
+        """Replace the policy's spec with the pool, the defaults of `policy` and these fields."""
         self.api.apply(POLICY, policy(**spec))
 
     def wait_ready(self) -> None:
-        """Until the present generation is Ready."""
+        """Wait until the policy's present generation is Ready. Raises TimeoutError with the state of the cluster."""
         try:
             launch.wait_ready(self.api, "real", SECONDS)
         except TimeoutError as error:
             raise TimeoutError(f"{error}\n{self.describe()}") from None
 
     def bring(self, **spec: Any) -> None:
-        """Apply a spec and wait until it is Ready."""
+        """Apply a spec and wait until the policy is Ready."""
         self.apply(**spec)
         self.wait_ready()
 
     def wait(self, condition: Any, what: str) -> None:
-        """Wait until it is true; the error says what is there instead."""
+        """Wait until the condition is true. Raises TimeoutError with the state of the cluster, and AssertionError if
+        the operator has ended."""
         try:
             wait_until(condition, SECONDS, what, self._check)
         except TimeoutError as error:
             raise TimeoutError(f"{error}\n{self.describe()}") from None
 
     def describe(self) -> str:
-        """Where everything stands."""
+        """Return kubectl's tables of policies, GPUNodes and pods."""
         return "\n".join(self.plane.kubectl("get", kind, "-o", "wide") for kind in ("gsp", "gpun", "pods"))
 
     def labels(self, node: str) -> dict[str, str]:
-        """Labels of a Node."""
-        found: dict[str, str] = self.api.get(f"{NODES}/{node}")["metadata"]["labels"]
-        return found
+        """Return the labels of a Node."""
+        labels: dict[str, str] = self.api.get(f"{NODES}/{node}")["metadata"]["labels"]
+        return labels
 
     def served(self, node: str) -> dict[str, int]:
-        """Allocatable GPU resources, without those at 0."""
-        offered = self.api.get(f"{NODES}/{node}")["status"]["allocatable"]
+        """Return the allocatable GPU resources of a Node, without those that are 0."""
+        allocatable = self.api.get(f"{NODES}/{node}")["status"]["allocatable"]
         return {
             name: int(count)
-            for name, count in offered.items()
+            for name, count in allocatable.items()
             if name.startswith("nvidia.com/") and count != "0"
         }
 
     def transition(self, node: str) -> Object:
-        """`status.transition` of a GPUNode."""
-        found: Object = self.api.get(f"{GPUNODES}/{node}").get("status", {}).get("transition") or {}
-        return found
+        """Return `status.transition` of a GPUNode; empty if it has none."""
+        transition: Object = self.api.get(f"{GPUNODES}/{node}").get("status", {}).get("transition") or {}
+        return transition
 
     def profiles(self, node: str) -> list[list[str]]:
-        """The instances per GPU, as the simulated driver has them."""
+        """Return the profiles of the MIG instances of each GPU, as the simulated driver has them."""
         return [[i["profile"] for i in gpu["instances"]] for gpu in self.nodes[node].simulator.show()["gpus"]]
 
     def events(self, reason: str) -> list[str]:
-        """Notes of the policy's events with this reason."""
+        """Return the notes of the policy's Events with this reason."""
         path = "/apis/events.k8s.io/v1/namespaces/default/events"
-        found = self.api.list(path, fieldSelector="regarding.name=real")
-        return [event["note"] for event in found if event["reason"] == reason]
+        events = self.api.list(path, fieldSelector="regarding.name=real")
+        return [event["note"] for event in events if event["reason"] == reason]
 
     def evicted(self) -> list[str]:
-        """Pods that the operator has evicted, in order."""
+        """Return the names of the pods that the operator has evicted, in order."""
         wait_logged(self.plane.audit_log, self.api)
         return [
             request.name
@@ -121,7 +123,8 @@ class NvidiaLoop:
         ]
 
     def run_pod(self, node: str, resource: str) -> str:
-        """A pod of a ReplicaSet-like owner that computes on one device of a node; returns when NVML shows it."""
+        """Create a pod that computes on one device of a node, wait until NVML shows its process, and return
+        its name."""
         container = {"name": "main", "image": "simulated", "resources": {"limits": {resource: "1"}}}
         spec = {
             "nodeSelector": {"kubernetes.io/hostname": node},
@@ -132,17 +135,19 @@ class NvidiaLoop:
         name = str(self.api.create(PODS, manifest)["metadata"]["name"])
         process = f"SIMULATED-{name}"
         self.wait(
-            lambda: process in [one["name"] for one in self.nodes[node].simulator.show()["processes"]],
+            lambda: process in [row["name"] for row in self.nodes[node].simulator.show()["processes"]],
             f"{name} to compute on {resource}",
         )
         return name
 
     def _check(self) -> None:
+        """Raise AssertionError, with the end of the operator's log, if the operator has ended."""
         assert self.operator.exit_status is None, self.operator.log.read_text()[-3000:]
 
 
 def policy(**spec: Any) -> Object:
-    """The policy of the pool; pods without a controller may be evicted, also where nothing could run them again."""
+    """Return the policy of the pool. It allows evicting pods without a controller, and pods that could run nowhere
+    else."""
     drain = {"unmanagedPods": "Evict", "strandedPods": "Allow"}
     selector = {"matchLabels": {"gpusharing.dev/pool": "real"}}
     return {
@@ -161,9 +166,10 @@ def running_loop(
     chart: Sequence[str] = (),
     models: Mapping[str, str] | None = None,
 ) -> Iterator[NvidiaLoop]:
-    """Everything of it, with these nodes of two GPUs; it ends with the context. `log`: of the operator.
+    """Run the whole system with these nodes of two GPUs, and yield it. `log` is the file of the operator's log.
 
-    `chart`: more arguments of helm, `("--set", "agent.privileged=false")`; `models`: of machines that have no H100.
+    `chart` holds further arguments of helm, such as `("--set", "agent.privileged=false")`, and `models` the models of
+    nodes without H100.
 
     Raises:
         UnavailableError, SandboxError, LaunchError, ComponentError: it cannot run here.
@@ -181,12 +187,12 @@ def running_loop(
 
 
 def is_cordoned(loop: NvidiaLoop, node: str) -> bool:
-    """Whether the node is fenced off from the scheduler."""
+    """Whether the node is unschedulable."""
     return bool(loop.api.get(f"{NODES}/{node}")["spec"].get("unschedulable"))
 
 
 def mig_state(loop: NvidiaLoop, node: str) -> str:
-    """What mig-manager says."""
+    """Return mig-manager's state label of a node; empty if it has none."""
     return loop.labels(node).get(names.LABEL_MIG_STATE, "")
 
 
@@ -207,12 +213,12 @@ SINGLE: Object = {"mode": "MIG", "mig": {"strategy": "single", "config": "all-1g
 
 @dataclass(frozen=True)
 class Stop:
-    """One mode."""
+    """One mode of the walk."""
 
     text: str
     spec: Object
     served: dict[str, int]
-    """Allocatable per node."""
+    """The allocatable GPU resources of each node."""
 
 
 WALK = (

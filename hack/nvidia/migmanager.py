@@ -1,4 +1,4 @@
-"""The real nvidia-mig-manager of one simulated node, against a real API server."""
+"""The real nvidia-mig-manager of one simulated node, connected to a real API server."""
 
 import signal
 import subprocess
@@ -9,8 +9,8 @@ from hack.cluster.process import end_group
 from hack.nvidia.sandbox import Sandbox, SandboxError
 
 SECONDS = 60.0
-# mig-manager asks systemd about host services over D-Bus, before anything else. A bus without systemd is enough;
-# receiving must be allowed too, else it hangs without a word.
+# Before anything else mig-manager asks systemd about host services over D-Bus. A bus without systemd is enough.
+# Receiving must be allowed too, or mig-manager hangs without a message.
 BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig>
@@ -25,7 +25,7 @@ BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration
 
 
 class MigManagerProgram:
-    """mig-manager on one node. `restart` is what deleting its pod does.
+    """mig-manager on one node. `restart` does what deleting its pod does.
 
     Its HOST_ROOT_MOUNT is an empty folder of ours, so that its `chroot … reboot` finds nothing to run.
     """
@@ -39,7 +39,8 @@ class MigManagerProgram:
         self._manager: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """Start the bus and mig-manager, which at once makes a run with the label's present value."""
+        """Start mig-manager, and the bus before it if it does not run. mig-manager at once makes a run with the
+        label's present value."""
         if self._bus is None:
             self._start_bus()
         extra = {
@@ -54,16 +55,16 @@ class MigManagerProgram:
             self._manager = self.sandbox.start("nvidia-mig-manager", log=log, extra=extra)
 
     def restart(self) -> None:
-        """End mig-manager and start it again, as deleting its pod does."""
+        """Stop mig-manager and start it again, as deleting its pod does."""
         self._end_manager(signal.SIGTERM)
         self.start()
 
     def kill(self) -> None:
-        """End mig-manager in the middle of whatever it does."""
+        """Kill mig-manager at any point with SIGKILL."""
         self._end_manager(signal.SIGKILL)
 
     def stop(self) -> None:
-        """End mig-manager and the bus."""
+        """Stop mig-manager and the bus."""
         self._end_manager(signal.SIGTERM)
         if self._bus is not None:
             self._bus.terminate()
@@ -71,17 +72,19 @@ class MigManagerProgram:
             self._bus = None
 
     def alive(self) -> bool:
-        """Whether mig-manager runs."""
+        """Whether the process of mig-manager runs."""
         return self._manager is not None and self._manager.poll() is None
 
     def _end_manager(self, sign: signal.Signals) -> None:
-        """End it with the mig-parted it may be running, as the end of a container does."""
+        """End mig-manager and a mig-parted that it may be running, as the end of a container does."""
         if self._manager is not None:
             end_group(self._manager, sign)
             self._manager.wait(SECONDS)
         self._manager = None
 
     def _start_bus(self) -> None:
+        """Start a D-Bus daemon and wait for its socket. Raises SandboxError if it does not start or its path is too
+        long."""
         socket = self.host_root / "run" / "dbus" / "system_bus_socket"
         socket.parent.mkdir(parents=True, exist_ok=True)
         socket.unlink(missing_ok=True)

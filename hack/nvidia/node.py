@@ -3,9 +3,9 @@
 Real, per node: nvidia-mig-manager with nvidia-mig-parted, nvidia-device-plugin, gpu-feature-discovery,
 mps-control-daemon and the config-manager of each, all unmodified, and the shipped agent on nvidia-ml-py with a token
 bound to its pod. SIMULATED: the GPUs (libnvidia-ml.so.1 of hack/nvmlsim), the kubelet (kwok runs pods; `kubelet.py`
-with the registration stub does devices, ConfigMaps and logs), Node Feature Discovery, and of the GPU Operator its
-DaemonSets and the labels it writes once. The DaemonSet controller is the real one: a paused
-gpu.deploy label removes a pod, and with it its processes.
+with the registration stub handles devices, ConfigMaps and logs), Node Feature Discovery, and of the GPU Operator its
+DaemonSets and the labels that it writes once. The DaemonSet controller is the real one: a paused gpu.deploy label
+removes a pod, and its processes end with it.
 
     with real_nodes(plane.kubeconfig, {"gpu-1": ["h100-80gb"] * 2}, folder) as nodes:
         nodes["gpu-1"].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN")
@@ -32,16 +32,17 @@ from hack.nvmlsim.simulator import Simulator
 
 LOOK_SECONDS = 0.25
 MOUNT_SECONDS = 1.0
-"""How often mounted ConfigMaps are brought up to date; a kubelet takes up to two minutes."""
+"""Seconds between updates of mounted ConfigMaps; a kubelet takes up to two minutes."""
 PLUGIN_MAP, MIG_MAP = "gpusharing-device-plugin", "gpusharing-mig-parted"
-"""What the operands mount where no ClusterPolicy names anything."""
+"""The ConfigMaps that the operands mount if no ClusterPolicy names others."""
 
 
 class RealNode:
-    """One node. `start` and `stop`; in between everything follows from the API server."""
+    """One node with NVIDIA's programs. Between `start` and `stop` it follows the API server."""
 
     def __init__(self, kubeconfig: Path, name: str, models: Sequence[str], folder: Path) -> None:
-        """`folder`: of the node alone, with a short path (a Unix socket lies deep in it)."""
+        """Create the simulated machine; nothing runs yet. `folder` belongs to the node alone, and its path must be
+        short because a Unix socket lies deep in it."""
         self.name, self.models, self.folder = name, models, folder
         self.simulator = Simulator.create(folder / "nvml.state", models, seed=name)
         self.sandbox = Sandbox(self.simulator, folder / "box")
@@ -56,14 +57,14 @@ class RealNode:
         self._labels = LabelFeeder(self._api, name, self.programs.labels)
         self._pods: dict[str, PodProcesses] = {}
         self._ended = threading.Event()
-        # Two, as in a kubelet: however long a pod takes to start or end, mounted ConfigMaps are brought up to date.
+        # Two threads, as in a kubelet: mounted ConfigMaps are updated even while a pod takes long to start or end.
         self._threads = [
             threading.Thread(target=self._run, args=(self._look, LOOK_SECONDS), name=name),
             threading.Thread(target=self._run, args=(self._mount, MOUNT_SECONDS), name=f"{name}-mounts"),
         ]
 
     def start(self) -> None:
-        """Begin to follow the API server."""
+        """Begin to follow the API server, and to run the node's programs."""
         self._api.merge_patch(f"/api/v1/nodes/{self.name}/status", {"status": self._logs.status()})
         self._logs.start()
         self._devices.stub.start()
@@ -71,7 +72,7 @@ class RealNode:
             thread.start()
 
     def stop(self) -> None:
-        """End every program. What went wrong meanwhile is raised."""
+        """Stop every program. Raises the error that ended one of the threads, if any did."""
         self._ended.set()
         for thread in self._threads:
             if thread.is_alive():
@@ -85,19 +86,20 @@ class RealNode:
             raise self.error
 
     def kill(self, app: str) -> None:
-        """The main program of a pod dies; `app` as in operands.SELECTORS."""
+        """Kill the main program of a pod; `app` is a key of operands.SELECTORS."""
         for pod in self._list_pods():
-            if _app(pod) == app and (found := self._pods.get(pod["metadata"]["uid"])):
-                found.kill()
+            if _app(pod) == app and (processes := self._pods.get(pod["metadata"]["uid"])):
+                processes.kill()
 
     def manifest(self) -> Object:
-        """The Node as the GPU Operator leaves a fresh one; GFD's labels and GPU resources come from the programs."""
+        """Return a fresh Node as the GPU Operator labels it. GFD's labels and GPU resources are left to the
+        programs."""
         product = find_model(self.models[0]).products[0]
         manifest = node_manifest(self.name, product=product, gpus=len(self.models), pool="real")
-        kept = (names.LABEL_GPU_PRESENT, names.LABEL_MIG_CONFIG, names.LABEL_DEPLOY_PREFIX)
+        allowed = (names.LABEL_GPU_PRESENT, names.LABEL_MIG_CONFIG, names.LABEL_DEPLOY_PREFIX)
         labels = manifest["metadata"]["labels"]
         manifest["metadata"]["labels"] = {
-            key: value for key, value in labels.items() if not key.startswith("nvidia.com/") or key.startswith(kept)
+            key: value for key, value in labels.items() if not key.startswith("nvidia.com/") or key.startswith(allowed)
         }  # fmt: skip
         manifest["metadata"]["labels"].pop(names.LABEL_MIG_STATE, None)
         for kind in ("capacity", "allocatable"):
@@ -107,38 +109,44 @@ class RealNode:
     # --- inside ------------------------------------------------------------------------------------------
 
     def _run(self, step: Callable[[], None], seconds: float) -> None:
+        """Repeat a step until the node stops. Errors of the API and the system are logged; any other ends the thread,
+        and `stop` raises it."""
         while not self._ended.wait(seconds):
             try:
                 step()
             except (
                 ApiError,
                 OSError,
-            ) as error:  # the API server is away, or somebody deleted the object meanwhile
+            ) as error:  # the API is unavailable, or the object was deleted meanwhile
                 with (self.folder / "node.log").open("a") as log:
                     log.write(f"{time.strftime('%X')} {error!r}\n")
-            except Exception as error:  # noqa: BLE001 -- stop() raises it: a thread has nobody to raise it to
+            except Exception as error:  # noqa: BLE001 -- stop() raises it, because an error of a thread would be lost
                 self.error = error
                 return
 
     def _look(self) -> None:
+        """Bring processes, devices and labels up to date with the API server."""
         pods = self._list_pods()
         self._follow(pods)
         self._devices.look(pods)
         self._labels.look()
 
     def _list_pods(self) -> list[Object]:
+        """Return the pods that are bound to this node."""
         return self._api.list("/api/v1/pods", fieldSelector=f"spec.nodeName={self.name}")
 
     def _mount(self) -> None:
+        """Bring the mounted ConfigMaps up to date. One that does not exist is left as it was."""
         maps = self._api.list(f"/api/v1/namespaces/{GPU_OPERATOR_NAMESPACE}/configmaps")
-        found = {one["metadata"]["name"]: one.get("data") or {} for one in maps}
+        data = {row["metadata"]["name"]: row.get("data") or {} for row in maps}
         plugin, mig = self._named()
         for name, mount in ((plugin, self._plugin_configs), (mig, self._mig_config)):
-            if name in found:
-                mount.take(found[name])
+            if name in data:
+                mount.take(data[name])
 
     def _named(self) -> tuple[str, str]:
-        """The ConfigMaps that ClusterPolicy names, as the GPU Operator puts them into its DaemonSets."""
+        """Return the ConfigMaps of the device plugin and of mig-manager that ClusterPolicy names, as the GPU Operator
+        puts them into its DaemonSets."""
         listed = self._api.list("/apis/nvidia.com/v1/clusterpolicies")
         spec = listed[0].get("spec", {}) if listed else {}
         blocks = (spec.get(block, {}) for block in ("devicePlugin", "migManager"))
@@ -146,7 +154,8 @@ class RealNode:
         return plugin or PLUGIN_MAP, mig or MIG_MAP
 
     def _follow(self, pods: Sequence[Object]) -> None:
-        """Processes of pods that go end first, then the pods do; then new pods start."""
+        """Stop the processes of pods that are gone or terminating, remove the terminating pods, and start what running
+        pods need."""
         present = {pod["metadata"]["uid"]: pod for pod in pods}
         for uid in list(self._pods):
             if uid not in present or "deletionTimestamp" in present[uid]["metadata"]:
@@ -158,14 +167,14 @@ class RealNode:
                 self._keep_running(uid, pod)
 
     def _keep_running(self, uid: str, pod: Object) -> None:
-        """Start what a running pod runs, and start again what has ended."""
+        """Start the programs of a running pod, and restart those that have ended."""
         if uid not in self._pods and (processes := self.programs.of(pod)):
             self._pods[uid] = processes
         if uid in self._pods:
             self._pods[uid].look()
 
     def _remove(self, pod: Object) -> None:
-        """The kubelet's last word about a pod whose containers have ended."""
+        """Delete a pod whose containers have ended, as the kubelet does. Pods that kwok ends are left to it."""
         metadata = pod["metadata"]
         if (metadata.get("annotations") or {}).items() >= operands.HOLD.items():
             with contextlib.suppress(ApiError):
@@ -174,6 +183,7 @@ class RealNode:
 
 
 def _app(pod: Object) -> str:
+    """Return the label of a pod that says which operand it is; empty if it has none."""
     labels = pod["metadata"].get("labels") or {}
     return str(labels.get("app") or labels.get("app.kubernetes.io/name") or "")
 
@@ -182,16 +192,17 @@ def _app(pod: Object) -> str:
 def real_nodes(
     kubeconfig: Path, machines: Mapping[str, Sequence[str]], folder: Path
 ) -> Iterator[dict[str, RealNode]]:
-    """Nodes by name, with the models of their GPUs, on the control plane; their programs end with the context."""
+    """Create these nodes, by name and with the models of their GPUs, and yield them once their Nodes are Ready. Their
+    programs run until the context ends."""
     with contextlib.ExitStack() as stack, open_api(kubeconfig) as api:
         operands.install(api)
-        made: dict[str, RealNode] = {}
+        nodes: dict[str, RealNode] = {}
         for name, models in machines.items():
             (folder / name).mkdir(parents=True, exist_ok=True)
-            made[name] = RealNode(kubeconfig, name, models, folder / name)
-            api.create("/api/v1/nodes", made[name].manifest())
-        wait_nodes_ready(api, list(made))
-        for node in made.values():
+            nodes[name] = RealNode(kubeconfig, name, models, folder / name)
+            api.create("/api/v1/nodes", nodes[name].manifest())
+        wait_nodes_ready(api, list(nodes))
+        for node in nodes.values():
             stack.callback(node.stop)
             node.start()
-        yield made
+        yield nodes

@@ -1,4 +1,5 @@
-"""What NVIDIA's pods, and the agent's, run on a node: DaemonSets, and the programs of each as tasks in the sandbox."""
+"""The DaemonSets of NVIDIA's operands, and the programs that their pods and the agent's run, as tasks in
+the sandbox."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,15 +30,15 @@ SELECTORS = {
 }
 """Node selectors of the GPU Operator's DaemonSets, by the `app` label of their pods (assets/state-*)."""
 HOLD = {"simulate.gpusharing.dev/stop": "never"}
-"""kwok must not end these pods: we do when their processes have ended."""
+"""An annotation that keeps kwok from ending a pod: the node deletes it once its processes have ended."""
 INIT_SECONDS = 20.0
 GFD_SECONDS = "10s"
-"""GFD's own loop; shipped: 60 s."""
+"""The interval of GFD's own loop, which is 60 s by default."""
 MPS_FOLDER = "mps"
 
 
 def daemon_set(name: str) -> Object:
-    """One of SELECTORS, as the GPU Operator would create it. Nobody pulls its image."""
+    """Return a DaemonSet of SELECTORS as the GPU Operator would create it. Its image is never pulled."""
     labels = {"app": name}
     return {
         "apiVersion": "apps/v1",
@@ -65,7 +66,7 @@ def install(api: Api) -> None:
 
 @dataclass
 class PodPrograms:
-    """Builds what the pods of one node run. `plugin_configs` and `mig_config` are the mounted ConfigMaps."""
+    """Makes the processes of one node's pods. `plugin_configs` and `mig_config` are the mounted ConfigMaps."""
 
     api: Api
     node: str
@@ -76,14 +77,14 @@ class PodPrograms:
     podresources: Path
 
     def __post_init__(self) -> None:
-        """One mig-manager for the life of the node: it keeps its D-Bus."""
+        """Create the one mig-manager of the node, which outlives its pods because it keeps its D-Bus."""
         config = self.mig_config.folder / "config.yaml"
         self.mig_manager = MigManagerProgram(self.sandbox, self.node, self.kubeconfig, config)
         self.labels = self.sandbox.folder / "labels"
         self._logs: dict[str, Path] = {}
 
     def of(self, pod: Object) -> PodProcesses | None:
-        """What this pod runs; None for a pod that is none of ours."""
+        """Return the processes of this pod, or None if it is neither NVIDIA's nor the agent's."""
         labels = pod["metadata"].get("labels") or {}
         makers: Mapping[str, Callable[[Object], PodProcesses]] = {
             MIG_MANAGER: self._mig_manager, PLUGIN: self._plugin, GFD: self._gfd, MPS: self._mps, AGENT: self._agent,
@@ -92,7 +93,7 @@ class PodPrograms:
         return maker(pod) if maker else None
 
     def log_of(self, pod: str) -> Path | None:
-        """The log of a mig-manager pod."""
+        """Return the log file of a mig-manager pod, or None for another pod."""
         return self._logs.get(pod)
 
     def _mig_manager(self, pod: Object) -> PodProcesses:
@@ -112,20 +113,20 @@ class PodPrograms:
         return self._configured(pod, "mps-control-daemon", added=True)
 
     def _configured(self, pod: Object, program: str, *flags: str, added: bool = False) -> PodProcesses:
-        """A program with config-manager as its init container and as its sidecar, as in NVIDIA's three DaemonSets;
-        alone where ClusterPolicy names no ConfigMap (docs/design/nvidia.md#b4). Its `mig.strategy` is a variable, which
-        wins (docs/design/nvidia.md#b2).
+        """Return a program with config-manager as init container and as sidecar, as in NVIDIA's three DaemonSets. The
+        program runs alone if ClusterPolicy names no ConfigMap (docs/design/nvidia.md#b4). ClusterPolicy's
+        `mig.strategy` is passed as an environment variable, which takes precedence (docs/design/nvidia.md#b2).
 
-        The pod has `shareProcessNamespace`: config-manager goes through all processes to find the one to signal, and
-        gives up at the first one that it cannot read. It must not meet those of other pods.
+        The pod has `shareProcessNamespace`: config-manager searches all processes for the one to signal, and gives up
+        at the first that it cannot read. It must not meet those of other pods.
         """
         name = f"pods/{program}-{_uid(pod)[:8]}"
         config = self.sandbox.folder / name / "config.yaml"
         proc = self.sandbox.process_view(f"{name}/proc")
-        said = self._cluster_policy()
-        settings = section(said, "devicePlugin", "config")
-        alone = said is not None and not text(settings, "name")
-        strategy = text(said, "mig", "strategy")
+        policy = self._cluster_policy()
+        settings = section(policy, "devicePlugin", "config")
+        alone = policy is not None and not text(settings, "name")
+        strategy = text(policy, "mig", "strategy")
         main = SandboxTask(
             self.sandbox, program, *(() if alone else ("--config-file", str(config))), *flags,
             log=self.sandbox.folder / f"{program}.log",
@@ -135,10 +136,11 @@ class PodPrograms:
         if alone:
             return PodProcesses(_uid(pod), [main], lambda: True)
         default = text(settings, "default")
-        chosen = ("--default-config", default) if default else ()
-        manager = partial(self._config_manager, program, config, proc, *chosen)
+        fallback = ("--default-config", default) if default else ()
+        manager = partial(self._config_manager, program, config, proc, *fallback)
 
         def init() -> bool:
+            """Whether the init container has ended well; False while the ConfigMap is not mounted."""
             return (
                 self.plugin_configs.exists
                 and manager("--oneshot", "--send-signal=false").run(INIT_SECONDS) == 0
@@ -148,8 +150,8 @@ class PodPrograms:
         return PodProcesses(_uid(pod), tasks, init)
 
     def _cluster_policy(self) -> Object | None:
-        """The spec of the one that there is, as the GPU Operator reads it when it makes the pod; None also where its
-        kind is not served."""
+        """Return the spec of the ClusterPolicy, as the GPU Operator reads it when it makes the pod. None if there is
+        none or its kind is not served."""
         try:
             listed = self.api.list("/apis/nvidia.com/v1/clusterpolicies")
         except ApiError as error:
@@ -159,6 +161,7 @@ class PodPrograms:
         return section(listed[0], "spec") if listed else None
 
     def _config_manager(self, program: str, config: Path, proc: ProcessView, *flags: str) -> SandboxTask:
+        """Return the config-manager that selects the configuration for this program."""
         return SandboxTask(
             self.sandbox, "config-manager", "--node-name", self.node, "--kubeconfig", str(self.kubeconfig),
             "--config-file-srcdir", str(self.plugin_configs.folder), "--config-file-dst", str(config),
@@ -167,7 +170,7 @@ class PodPrograms:
         )  # fmt: skip
 
     def _agent(self, pod: Object) -> PodProcesses:
-        """The shipped agent as a process, with the token that the kubelet would give to its pod."""
+        """Return the shipped agent as a process, with the token that the kubelet would give to its pod."""
         metadata = pod["metadata"]
         path = self.sandbox.folder / "agent.kubeconfig"
         log = self.sandbox.folder / "agent.log"
@@ -181,6 +184,7 @@ class PodPrograms:
         task = LaunchedProcess(program, environment, log, command_around(pod))
 
         def init() -> bool:
+            """Write a kubeconfig with a new token for the pod, and return True."""
             token = pod_bound_token(self.api, metadata["namespace"], metadata["name"])
             write_kubeconfig(path, self.api.url, self.api.ca_pem, "agent", Credentials(token=token))
             return True
@@ -197,16 +201,19 @@ WITHOUT_CAPABILITIES = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all
 
 
 def command_around(pod: Object) -> tuple[str, ...]:
-    """The command that runs the program of the pod's first container. Only what NVML asks for is played."""
+    """Return the command that limits the pod's first container. Only what NVML checks is simulated: capabilities and
+    the PID namespace."""
     spec = pod["spec"]
     namespace = () if spec.get("hostPID") else OWN_PID_NAMESPACE
     return (*namespace, *_capabilities(spec["containers"][0].get("securityContext") or {}))
 
 
 def _capabilities(context: Object) -> tuple[str, ...]:
+    """Return the command that drops the capabilities which this securityContext does not grant; empty if it grants
+    SYS_ADMIN."""
     capabilities = context.get("capabilities") or {}
     added, dropped = capabilities.get("add") or [], capabilities.get("drop") or []
     if context.get("privileged") or not {"SYS_ADMIN", "ALL"}.isdisjoint(added):
         return ()
-    # A container runtime gives SYS_ADMIN to nobody by default.
+    # Container runtimes grant no SYS_ADMIN by default.
     return WITHOUT_CAPABILITIES if "ALL" in dropped else WITHOUT_SYS_ADMIN

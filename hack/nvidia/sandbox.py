@@ -1,6 +1,6 @@
-"""Runs NVIDIA's unmodified programs on a simulated machine, each in a mount namespace of its own.
+"""Run NVIDIA's unmodified programs on a simulated machine, each in a mount namespace of its own.
 
-Inside it the program sees the simulated GPUs where it looks for real ones: `/proc/modules` names the driver,
+In the namespace the program sees the simulated GPUs where it looks for real ones: `/proc/modules` names the driver,
 `/proc/driver/nvidia-caps/mig-minors` numbers the MIG devices, `/sys/bus/pci/devices` and `/usr/share/misc/pci.ids`
 have the GPUs, `libnvidia-ml.so.1` is the simulator, and `nvidia-smi` and `nvidia-cuda-mps-control` are SIMULATED
 stubs. Nothing outside the namespace changes. It needs root, because only root may mount.
@@ -21,12 +21,14 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 GPU_INSTANCE_IDS, COMPUTE_INSTANCE_IDS = range(15), range(8)
 FIRST_CAP_MINOR = 3  # 1 is mig/config, 2 is mig/monitor (MIG user guide, Device Nodes and Capabilities)
 WITHOUT_SYS_ADMIN = ("setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin")
-"""Root, as in a container that is neither privileged nor has the capability: NVML's administrator no more."""
+"""The command that runs a program as root without SYS_ADMIN, as in a container that is neither privileged nor has the
+capability. To NVML such a program is no administrator."""
 KUBELET_PLUGINS = Path("/var/lib/kubelet/device-plugins")
 
-# $1 the folder of this sandbox, $2 what lies at /proc, $3 folders to add to the root, $4 bind mounts as "source target"
-# lines, then the program. /proc is a folder of links to the real entries (below real-proc), but for the processes.
-# A folder that the root lacks is never made there: the program gets a root of its own that holds all the old ones.
+# $1 is the folder of this sandbox, $2 the folder to mount at /proc, $3 the folders to add to the root, $4 bind mounts
+# as lines of "source target"; the program follows. /proc becomes a folder of links to the real entries, which are below
+# real-proc, with the shown processes only. A folder that the machine's root lacks is never created in it: the program
+# gets a root of its own, in which all the old folders are mounted.
 _ENTER = """
 set -e
 box=$1; proc=$2; added=$3; binds=$4; shift 4
@@ -63,12 +65,12 @@ test -z "$root" || exec chroot "$root" "$@"
 exec "$@"
 """
 _SMI = """#!/bin/sh
-# SIMULATED: only what NVIDIA's programs ask of it: -r -i <bus ids>, -i <UUID> -c <compute mode>.
+# SIMULATED: only the calls that NVIDIA's programs make: -r -i <bus ids>, -i <UUID> -c <compute mode>.
 cd {repository} && exec {python} -m hack.nvidia.smi "$@"
 """
-# The real one is a daemon with -d, and without it sends the commands on its standard input to that daemon.
+# With -d the real program is the daemon; without it, it sends the commands on its standard input to the daemon.
 _MPS_CONTROL = """#!/bin/sh
-# SIMULATED: remembers whether the daemon runs, and what it was told.
+# SIMULATED: records whether the daemon runs, and the commands that it got.
 here=${CUDA_MPS_PIPE_DIRECTORY:-/tmp}
 if test "$1" = -d; then : > "$here/control"; : > "$CUDA_MPS_LOG_DIRECTORY/control.log"; exit 0; fi
 command=$(/bin/cat)
@@ -79,11 +81,11 @@ case $command in quit*) /bin/mv "$here/control" "$here/quit";; get_*) echo 100.0
 
 
 class SandboxError(Exception):
-    """NVIDIA's programs cannot run here. The text says why."""
+    """NVIDIA's programs cannot run here; the text says why."""
 
 
 def why_not() -> str | None:
-    """Why NVIDIA's programs cannot run on this machine, or None."""
+    """Return why NVIDIA's programs cannot run on this machine, or None if they can."""
     if sys.platform != "linux":
         return "NVIDIA's programs run on Linux only"
     if os.geteuid() != 0:
@@ -97,7 +99,7 @@ def why_not() -> str | None:
 
 
 class Sandbox:
-    """NVIDIA's programs around one simulated machine. `folder` is ours alone and outlives the programs."""
+    """NVIDIA's programs on one simulated machine. `folder` belongs to the sandbox alone and outlives the programs."""
 
     def __init__(self, simulator: Simulator, folder: Path) -> None:
         self.simulator = simulator
@@ -110,7 +112,7 @@ class Sandbox:
         self._write_stubs()
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-        """The environment of a program in here."""
+        """Return the environment variables of a program in the sandbox, with `extra` added."""
         path = os.pathsep.join((str(self.folder / "bin"), os.environ.get("PATH", os.defpath)))
         return {**os.environ, **self.simulator.environment(), "PATH": path, **(extra or {})}
 
@@ -123,12 +125,12 @@ class Sandbox:
         limits: Sequence[str] = (),
         proc: "ProcessView | None" = None,
     ) -> list[str]:
-        """The command line that runs `program` (one of NVIDIA's) in here.
+        """Return the command line that runs `program`, one of NVIDIA's, in the sandbox.
 
-        `proc`: the processes that it sees; none without it.
-        `limits`: the command that runs it with fewer rights (WITHOUT_SYS_ADMIN), inside its namespace.
-        `binds`: target → source. `added`: names of folders in the root that this machine may lack (`mps` for
-        `/mps`); they lie below `added` in the sandbox's folder and are shared by the programs that name them.
+        `proc` holds the processes that it sees; without it, it sees none. `limits` is a command that runs it with
+        fewer rights inside its namespace, such as WITHOUT_SYS_ADMIN. `binds` maps targets to sources. `added` names
+        folders in the root that this machine may lack (`mps` for `/mps`); they lie below `added` in the sandbox's
+        folder, and the programs that name them share them.
         """
         for name in added:
             (self.folder / "added" / name).mkdir(exist_ok=True)
@@ -146,7 +148,8 @@ class Sandbox:
         seconds: float = 60,
         limits: Sequence[str] = (),
     ) -> "subprocess.CompletedProcess[str]":
-        """Run a program to its end; its output and status. Raises as `start` does."""
+        """Run a program to its end, and return its output and status. Raises as `start` does, and
+        subprocess.TimeoutExpired."""
         _check_host_root(program, arguments, extra or {})
         return subprocess.run(
             self.command(program, *arguments, limits=limits),
@@ -168,7 +171,8 @@ class Sandbox:
         limits: Sequence[str] = (),
         proc: "ProcessView | None" = None,
     ) -> "subprocess.Popen[str]":
-        """Start a program whose output goes to `log`. It replaces the shell: its pid is the one returned.
+        """Start a program whose output goes to `log`. The program replaces the shell, so the returned process has its
+        pid.
 
         Raises:
             SandboxError: HOST_ROOT_MOUNT is missing or the real root for a program that may reboot through it.
@@ -184,16 +188,18 @@ class Sandbox:
         )
 
     def process_view(self, name: str) -> "ProcessView":
-        """A /proc for the programs that see each other's processes and no others: those of one pod."""
+        """Return a /proc for programs that see each other's processes and no others, as those of one pod."""
         return ProcessView(self.folder / name, self.folder / "real-proc", len(self.simulator.show()["gpus"]))
 
     def _write_pci(self) -> None:
-        """The GPUs in sysfs, and their names in a pci.ids of their own."""
+        """Write the GPUs as sysfs shows them, and a pci.ids with their names."""
         shown = self.simulator.show()["gpus"]
         write_devices(self.folder / "pci", shown)
         (self.folder / "misc" / "pci.ids").write_text(pci_ids(shown))
 
     def _write_stubs(self) -> None:
+        """Write the stubs of nvidia-smi and nvidia-cuda-mps-control, and links to mig-parted's programs, into a folder
+        for PATH."""
         smi = _SMI.format(repository=REPOSITORY, python=sys.executable)
         for name, text in (("nvidia-smi", smi), ("nvidia-cuda-mps-control", _MPS_CONTROL)):
             stub = self.folder / "bin" / name
@@ -204,10 +210,11 @@ class Sandbox:
 
 
 class ProcessView:
-    """What lies at /proc: the real entries as links, what the driver would add, and of the processes those shown."""
+    """A folder to mount at /proc: links to the real entries, the entries of a driver, and the processes that are
+    shown."""
 
     def __init__(self, folder: Path, real: Path, gpus: int) -> None:
-        """`real`: where the real /proc is inside the namespace."""
+        """Create the folder without processes. `real` is where the real /proc is mounted inside the namespace."""
         self.folder, self._real = folder, real
         caps = folder / "driver" / "nvidia-caps"
         caps.mkdir(parents=True, exist_ok=True)
@@ -218,16 +225,17 @@ class ProcessView:
                 _link(folder / entry, real / entry)
 
     def show(self, pid: int) -> None:
-        """A process has started."""
+        """Show a process, because it has started."""
         _link(self.folder / str(pid), self._real / str(pid))
 
     def hide(self, pid: int) -> None:
-        """It has ended."""
+        """Hide a process, because it has ended."""
         (self.folder / str(pid)).unlink(missing_ok=True)
 
 
 def mig_minors(gpus: int) -> str:
-    """`/proc/driver/nvidia-caps/mig-minors`: one capability per possible GPU instance and compute instance."""
+    """Return `/proc/driver/nvidia-caps/mig-minors`: one capability for each possible GPU instance and compute
+    instance."""
     lines, minor = ["config 1", "monitor 2"], FIRST_CAP_MINOR
     for gpu in range(gpus):
         for gpu_instance in GPU_INSTANCE_IDS:
@@ -240,12 +248,14 @@ def mig_minors(gpus: int) -> str:
 
 
 def _link(link: Path, target: Path) -> None:
+    """Create a link, replacing what is there."""
     link.unlink(missing_ok=True)
     link.symlink_to(target)
 
 
 def _check_host_root(program: str, arguments: Sequence[str], extra: Mapping[str, str]) -> None:
-    """mig-manager runs `chroot $HOST_ROOT_MOUNT reboot` (default /host): never let that be the real root."""
+    """Raise SandboxError if mig-manager could reboot this machine: it runs `chroot $HOST_ROOT_MOUNT reboot` (default
+    /host), which must never be the real root."""
     if program != "nvidia-mig-manager":
         return
     host_root = extra.get("HOST_ROOT_MOUNT")
@@ -258,7 +268,7 @@ def _check_host_root(program: str, arguments: Sequence[str], extra: Mapping[str,
 
 
 def write_devices(folder: Path, gpus: Sequence[dict[str, Any]]) -> None:
-    """One folder per GPU, with what go-nvlib reads."""
+    """Create one folder for each GPU in `folder`, with the files that go-nvlib reads."""
     for gpu in gpus:
         device = folder / gpu["bus_id"]
         device.mkdir(parents=True, exist_ok=True)
@@ -274,9 +284,10 @@ def write_devices(folder: Path, gpus: Sequence[dict[str, Any]]) -> None:
 
 
 def pci_ids(gpus: Sequence[dict[str, Any]]) -> str:
-    """A pci.ids with these GPUs only.
+    """Return a pci.ids with these GPUs only.
 
-    NVIDIA's programs read the whole one (1.5 MB built in) for each GPU and each question: 40 ms a time.
+    NVIDIA's programs read the whole file (1.5 MB, built in) for each GPU and each question, which takes 40 ms each
+    time.
     """
     names = {f"{_ids(gpu)[1]:04x}": gpu["name"] for gpu in gpus}
     lines = [f"\t{code}  {name}" for code, name in sorted(names.items())]
@@ -286,5 +297,6 @@ def pci_ids(gpus: Sequence[dict[str, Any]]) -> str:
 
 
 def _ids(gpu: dict[str, Any]) -> tuple[int, int]:
+    """Return the PCI ids of vendor and device."""
     code = int(gpu["pci_device_id"], 16)
     return code & 0xFFFF, code >> 16

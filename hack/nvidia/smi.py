@@ -1,4 +1,4 @@
-"""SIMULATED `nvidia-smi`: what NVIDIA's programs ask of it.
+"""SIMULATED `nvidia-smi`: the two calls that NVIDIA's programs make.
 
 `-r [-i <GPUs>]` resets simulated GPUs (mig-parted), `-i <GPU> -c <mode>` sets the compute mode (MPS control daemon).
 GPUs are named by index, PCI bus id or UUID.
@@ -16,20 +16,20 @@ COMPUTE_MODES = {"DEFAULT": 0, "PROHIBITED": 2, "EXCLUSIVE_PROCESS": 3}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Do it; 255 when the simulated machine cannot."""
+    """Reset GPUs or set their compute mode. Returns 0, or 255 after printing why the simulated machine refuses."""
     parser = argparse.ArgumentParser(prog="nvidia-smi", description="SIMULATED: only -r and -c")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("-r", "--gpu-reset", action="store_true")
     what.add_argument("-c", "--compute-mode", choices=COMPUTE_MODES)
     parser.add_argument("-i", "--id", default="", help="indexes, bus ids or UUIDs, separated by commas")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     simulator = Simulator(Path(os.environ["NVMLSIM_STATE"]))
     try:
-        gpus = simulator.find_gpus(given.id.split(","))
-        if given.gpu_reset:
+        gpus = simulator.find_gpus(options.id.split(","))
+        if options.gpu_reset:
             simulator.reset(gpus or None)
-        for gpu in gpus if given.compute_mode else []:
-            simulator.set_gpu(gpu, compute_mode=COMPUTE_MODES[given.compute_mode])
+        for gpu in gpus if options.compute_mode else []:
+            simulator.set_gpu(gpu, compute_mode=COMPUTE_MODES[options.compute_mode])
     except SimulatorError as error:
         print(f"Unable to change the GPU: {error}")
         return 255

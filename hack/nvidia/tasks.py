@@ -1,4 +1,5 @@
-"""Programs of one node's pods: started, ended, and started again when they end by themselves, as a kubelet does."""
+"""Programs of one node's pods, which are started, stopped, and restarted when they end by themselves, as by
+a kubelet."""
 
 import contextlib
 import os
@@ -15,27 +16,29 @@ from hack.nvidia.sandbox import KUBELET_PLUGINS, ProcessView, Sandbox
 
 START_SECONDS, STOP_SECONDS = 20.0, 20.0
 FIRST_RESTART, LAST_RESTART = 1.0, 10.0
-"""Seconds between restarts of a container, doubled each time; a kubelet takes 10 s and 5 min."""
+"""Seconds between restarts of a container, from the first to the longest, doubled each time; a kubelet takes 10 s and
+5 min."""
 
 
 class Task(Protocol):
-    """One program."""
+    """One program of a container."""
 
     def start(self) -> object:
-        """Start it."""
+        """Start the program; it must not be running."""
 
     def alive(self) -> bool:
-        """Whether it runs."""
+        """Whether the program is running."""
 
     def kill(self) -> None:
-        """SIGKILL, as the kubelet's when the grace period is over."""
+        """End the program with SIGKILL, as the kubelet does when the grace period is over."""
 
     def stop(self) -> None:
-        """SIGTERM, and wait."""
+        """End the program with SIGTERM, and wait for its end. Does nothing if it was never started."""
 
 
 class SandboxTask:
-    """One of NVIDIA's programs in the sandbox. Those with the same `proc` see it, as in a shared PID namespace."""
+    """One of NVIDIA's programs in the sandbox. Programs with the same `proc` see each other, as in a shared PID
+    namespace."""
 
     def __init__(
         self,
@@ -53,7 +56,7 @@ class SandboxTask:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """See Task. It returns when the program itself runs, as a container runtime does: whoever looks finds it."""
+        """Start the program and wait until it has replaced the shell, so that other programs find it by its name."""
         with self.log.open("a") as log:
             self._process = self.sandbox.start(
                 self.program,
@@ -68,19 +71,20 @@ class SandboxTask:
         self.proc.show(self._process.pid)
 
     def alive(self) -> bool:
-        """See Task."""
+        """Whether the program is running."""
         return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
-        """See Task."""
+        """End the program with SIGKILL."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """See Task."""
+        """End the program with SIGTERM, or with SIGKILL if it has not ended after STOP_SECONDS."""
         self._end(signal.SIGTERM)
 
     def run(self, seconds: float) -> int:
-        """Run it to its end, as an init container; returns its status."""
+        """Run the program to its end, as an init container. Returns its status, or -1 if it was killed after
+        `seconds`."""
         self.start()
         assert self._process is not None, "just started"
         try:
@@ -91,11 +95,12 @@ class SandboxTask:
             self.kill()
 
     def _end(self, sign: signal.Signals) -> None:
+        """Send the signal and wait, then send SIGKILL if it is still running. Its whole process group ends."""
         if self._process is None:
             return
-        for one in dict.fromkeys((sign, signal.SIGKILL)):
+        for number in dict.fromkeys((sign, signal.SIGKILL)):
             if self._process.poll() is None:
-                self._process.send_signal(one)
+                self._process.send_signal(number)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(STOP_SECONDS)
         end_group(self._process)
@@ -103,7 +108,8 @@ class SandboxTask:
         self._process = None
 
     def _wait_for_program(self, process: "subprocess.Popen[str]") -> None:
-        """Before it there are `unshare` and a shell, and for a moment of each exec no command line at all."""
+        """Wait until the process runs the program, for START_SECONDS at most. Before that it is `unshare` and a shell,
+        and during each exec it has no command line."""
         wanted = os.fsencode(build.program(self.program)) + b"\0"
         deadline = time.monotonic() + START_SECONDS
         while process.poll() is None and time.monotonic() < deadline:
@@ -113,7 +119,7 @@ class SandboxTask:
 
 
 class RestartedTask:
-    """A task that is started again when it ends."""
+    """A task that is restarted when it ends, after a pause that grows."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -121,10 +127,10 @@ class RestartedTask:
         self._not_before = 0.0
 
     def look(self) -> None:
-        """Start it when it does not run, unless it has ended too often of late."""
+        """Start the task if it is not running and the pause since its last start is over."""
         if self.task.alive():
             return
-        self.task.stop()  # what is left of the last one: a pod sees no process that has ended, however long it waits
+        self.task.stop()  # clean up after the last one, so that the pod never sees an ended process while it waits
         now = time.monotonic()
         if now < self._not_before:
             return
@@ -133,27 +139,28 @@ class RestartedTask:
 
 
 class PodProcesses:
-    """What runs on the node while one pod is there: init steps in order, then the containers side by side."""
+    """The processes of one pod: first the init steps, then the containers side by side."""
 
     def __init__(self, uid: str, containers: Sequence[Task], init: Callable[[], bool]) -> None:
-        """`init` is called until it says True: volumes are there and init containers have ended well."""
+        """Prepare the processes. `init` is called until it returns True, once volumes are mounted and init containers
+        have ended well."""
         self.uid = uid
         self._containers = [RestartedTask(task) for task in containers]
         self._init = init
         self._ready = False
 
     def look(self) -> None:
-        """Start what should run."""
+        """Start the processes that should run and do not."""
         self._ready = self._ready or self._init()
         if self._ready:
             for container in self._containers:
                 container.look()
 
     def kill(self, number: int = 0) -> None:
-        """The process of one container dies; the kubelet starts it again."""
+        """Kill the process of one container, which is then restarted."""
         self._containers[number].task.kill()
 
     def stop(self) -> None:
-        """The pod is deleted: all its processes end."""
+        """Stop all processes, because the pod is deleted."""
         for container in self._containers:
             container.task.stop()

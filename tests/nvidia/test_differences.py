@@ -8,7 +8,7 @@ from hack.nvidia import build
 from hack.nvidia.differences import DIFFERENCES, Difference
 
 
-@pytest.mark.parametrize("difference", DIFFERENCES, ids=lambda difference: difference.seen)
+@pytest.mark.parametrize("difference", DIFFERENCES, ids=lambda difference: difference.observed)
 def test_a_difference_names_a_pinned_program_and_a_test_that_proves_it(difference: Difference) -> None:
     here = Path(__file__).parent
     tests = {
@@ -18,4 +18,4 @@ def test_a_difference_names_a_pinned_program_and_a_test_that_proves_it(differenc
     }
     pins = {program: release.version for release in build.RELEASES for program in release.programs}
     assert difference.proven_by in tests
-    assert pins[difference.program] == difference.seen_with
+    assert pins[difference.program] == difference.version
