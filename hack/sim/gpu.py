@@ -508,14 +508,19 @@ def _devices(gpu: GPU, card: Card, processes: Sequence[ProcessUse]) -> Iterator[
     all_seen = UNKNOWN_PROCESS not in gpu.processes
     if gpu.mig_mode != "Enabled":
         yield DeviceUse(
-            gpu.index, gpu.uuid, gpu.uuid, _used(gpu.uuid, processes), card.memory_gb * GIB, all_seen=all_seen
+            gpu.index,
+            gpu.uuid,
+            gpu.uuid,
+            _used(gpu.uuid, processes),
+            card.memory_gb * GIB,
+            all_listed=all_seen,
         )
         return
     memory_gb = {profile.name: profile.memory_gb for profile in card.profiles}
     for instance in gpu.instances:
         memory = memory_gb[instance.profile] * GIB
         used = _used(instance.uuid, processes)
-        yield DeviceUse(gpu.index, gpu.uuid, instance.uuid, used, memory, instance, all_seen=all_seen)
+        yield DeviceUse(gpu.index, gpu.uuid, instance.uuid, used, memory, instance, all_listed=all_seen)
 
 
 def _used(uuid: str, processes: Sequence[ProcessUse]) -> int:

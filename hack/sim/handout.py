@@ -10,7 +10,7 @@ from itertools import count
 from typing import TypeAlias
 
 from gpusharing.agent.library import PodID, ProcessUse
-from gpusharing.agent.podresources import Holdings
+from gpusharing.agent.podresources import Holdings, PodDevices
 from gpusharing.agent.usage import base
 from gpusharing.api.gpunode import GPU
 from gpusharing.api.names import RESOURCE_GPU, is_gpu_resource
@@ -49,7 +49,7 @@ class Handout:
                 self._give(uid, pod, advertised)
         counted = self._book.holdings(self._node.name)
         assigned = tuple(
-            Held(pod.namespace, pod.name, resource, devices)
+            PodDevices(pod.namespace, pod.name, resource, devices)
             for uid, pod in pods.items()
             for resource, devices in self._assigned.get(uid, dict.fromkeys(pod.resources, ())).items()
         )

@@ -23,6 +23,7 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, Event, PingAckReceived, RequestReceived, StreamEnded
 
 from gpusharing.agent.kubelet import ALLOCATABLE, LIST
+from gpusharing.agent.podresources import PodDevices
 
 Body: TypeAlias = bytes | Callable[[], bytes]
 """A response, or a function that makes it at each call."""
@@ -58,7 +59,7 @@ def devices(number: int, rows: Iterable[tuple[str, str]]) -> bytes:
     return b"".join(field(number, field(1, resource) + field(2, device) + near) for resource, device in rows)
 
 
-def listed(rows: Iterable[Held]) -> bytes:
+def listed(rows: Iterable[PodDevices]) -> bytes:
     """Return a ListPodResourcesResponse. Each row is a pod of one container; a pod without devices is listed too."""
     response = b""
     for each in rows:
@@ -189,7 +190,9 @@ def shuffled(parts: Sequence[bytes]) -> Callable[[], bytes]:
 
 
 @contextmanager
-def serving(socket: Path, holders: Sequence[Held], healthy: Sequence[tuple[str, str]]) -> Iterator[None]:
+def serving(
+    socket: Path, holders: Sequence[PodDevices], healthy: Sequence[tuple[str, str]]
+) -> Iterator[None]:
     """Run a kubelet in a thread of this process for the length of the block. `holders` are its pods with their
     devices, and `healthy` its devices by resource name and id. Raises OSError if the socket cannot be created."""
     pods, devices = [listed([row]) for row in holders], [allocatable([row]) for row in healthy]

@@ -280,7 +280,9 @@ async def test_a_gang_among_more_pods_than_are_read_is_not_taken_for_complete() 
         stage.gatherer.pods.gangs.most = 5
         view = await seen(stage)
         assert view.members == ()
-        assert view.error.startswith("5 or more pods of the namespace team-a would have to be read to find the gang")
+        assert view.error.startswith(
+            "5 or more pods of the namespace team-a would have to be read to find the gang"
+        )
 
 
 class Crowded(FakeClient):

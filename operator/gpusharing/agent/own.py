@@ -31,7 +31,7 @@ class OwnNode:
             GPUNODES,
             lambda raw: raw,
             on_change=self._changed,
-            on_error=self._tell,
+            on_error=self._log_state,
             settings=CacheSettings(
                 relist_after=LIST_AGAIN, remembered=REMEMBERED, restores=lambda: self._restores
             ),
