@@ -164,7 +164,7 @@ STATUS: JSON = {
             "type": "Ready",
             "status": "True",
             "reason": "Synced",
-            "message": "1 node proven",
+            "message": "1 node is proven",
             "observedGeneration": 1,
             "lastTransitionTime": "2026-03-01T12:00:00Z",
         }

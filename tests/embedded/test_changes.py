@@ -132,7 +132,7 @@ async def test_a_card_without_mig_in_the_pool_is_refused_and_the_others_are_chan
         await scene.phase("gpu-1", "Synced")
         row = await scene.until_condition("Ready", "False", "NotMigCapable")
         assert "gpu-2" in row["message"]
-        assert "1 of 2 nodes cannot serve it" in scene.condition("Accepted")["message"]
+        assert "1 of 2 nodes cannot serve the policy" in scene.condition("Accepted")["message"]
         assert_as_wanted(scene, MIXED, "gpu-1")
         assert scene.node_writes()["gpu-2"] == 0
 

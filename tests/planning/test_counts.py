@@ -64,7 +64,7 @@ def test_idle_is_what_a_pod_could_be_given_now(node: dict[str, bool], known: boo
     given = make_node(resources=SHARED, **node)  # type: ignore[arg-type]  # flags only
     agent = make_gpunode(allocated=ONE_HELD, holdings_known=known)
     found = count_slices([given], make_snapshot([given], gpunodes=[agent]))
-    assert (found.offered, found.idle) == (SHARED, {"nvidia.com/gpu.shared": idle})
+    assert (found.advertised, found.idle) == (SHARED, {"nvidia.com/gpu.shared": idle})
 
 
 def test_a_pod_that_the_scheduler_has_just_put_there_leaves_no_less_than_nothing() -> None:

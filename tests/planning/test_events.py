@@ -42,17 +42,17 @@ TRANSITIONS: dict[str, tuple[Verdict, Verdict, list[tuple[str, str, str]]]] = {
     "a drain that learns its pods": (
         DRAINING,
         LISTED,
-        [("Normal", "DrainStarted", "gpu-08: 2 GPU pods to evict before 2x3g.40gb")],
+        [("Normal", "DrainStarted", "gpu-08: 2 GPU pods will be evicted before the change to 2x3g.40gb")],
     ),
     "a drain that begins with its pods": (
         PENDING,
         LISTED,
-        [("Normal", "DrainStarted", "gpu-08: 2 GPU pods to evict before 2x3g.40gb")],
+        [("Normal", "DrainStarted", "gpu-08: 2 GPU pods will be evicted before the change to 2x3g.40gb")],
     ),
     "a drain whose pods were counted before": (
         verdict(Phase.PREFLIGHT, Reason.PROGRESSING, "gpu-08", pods=2),
         LISTED,
-        [("Normal", "DrainStarted", "gpu-08: 2 GPU pods to evict before 2x3g.40gb")],
+        [("Normal", "DrainStarted", "gpu-08: 2 GPU pods will be evicted before the change to 2x3g.40gb")],
     ),
     "pods are counted, and no drain begins": (PENDING, replace(PENDING, pods=2), []),
     "a drain that goes on": (LISTED, replace(LISTED, pods=1, reason=Reason.PDB), []),

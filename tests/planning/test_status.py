@@ -189,7 +189,7 @@ def test_the_most_urgent_refusal_gives_reason_and_message() -> None:
 
 def test_refusals_of_some_nodes_are_a_note() -> None:
     assert message(StatusInput([SYNCED, REFUSED]).status(), "Accepted") == (
-        "1 of 2 nodes cannot serve it: gpu-11: Tesla T4 has no MIG"
+        "1 of 2 nodes cannot serve the policy: gpu-11: Tesla T4 has no MIG"
     )
 
 
@@ -205,8 +205,8 @@ def test_a_policy_that_lost_all_its_nodes_names_them() -> None:
 
 def test_a_node_is_named_once_in_a_sentence() -> None:
     status = StatusInput([SYNCED, replace(STUCK, message="gpu-10 has a pod that blocks")]).status()
-    assert message(status, "Ready") == "1 of 2 nodes proven; gpu-10 has a pod that blocks"
-    assert message(status, "Stalled") == "1 node blocked; gpu-10 has a pod that blocks"
+    assert message(status, "Ready") == "1 of 2 nodes is proven; gpu-10 has a pod that blocks"
+    assert message(status, "Stalled") == "1 node is blocked; gpu-10 has a pod that blocks"
 
 
 reasons = st.sampled_from(list(Reason))
@@ -316,7 +316,7 @@ def test_a_policy_that_waits_for_its_approval_says_that_a_person_has_to_give_it(
     """That is wanted, so it is not stalled; but it is not true that nobody is needed."""
     waits = StatusInput([SYNCED, verdict(Phase.PENDING, Reason.APPROVAL_NEEDED, "gpu-08")])
     (stalled,) = (row for row in waits.status()["conditions"] if row["type"] == "Stalled")
-    assert (stalled["status"], stalled["message"]) == ("False", "waits for a person to approve the plan")
+    assert (stalled["status"], stalled["message"]) == ("False", "the rollout waits for a person to approve the plan")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What columns and metrics count: devices that pods hold or could be given, and pods that wait for one."""
+"""What columns and metrics count: devices that pods hold or could get, and pods that wait for one."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -14,22 +14,23 @@ from gpusharing.planning.wanted.verify import served
 MOST_WAITED_FOR = 16
 """The most resource names that pods wait for and no node serves: anyone who may create pods may invent names."""
 OTHERS = "_others"
-"""The common name of the rest; no resource can have it."""
+"""The name under which the other resources are counted; no resource can have it."""
 
 
 def count_used(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> str:
-    """Return how many devices pods hold, of all that the nodes serve, such as `27/32`; `27+?/32` if it is unknown for a
-    node what its pods hold. Pods keep their devices when the device plugin of their node is gone: `16/0`."""
-    held = offered = 0
+    """Return how many devices pods hold, of all that the nodes serve, such as `27/32`, or `27+?/32` if it is unknown
+    for some node what its pods hold. Pods keep their devices when the device plugin of their node is gone, so
+    `16/0` is possible."""
+    used = total = 0
     known = True
     for node in nodes:
         now = served(node)
-        offered += sum(now.values())
+        total += sum(now.values())
         holdings = find_held(node, snapshot)
         known = known and (holdings is not None or not now)
         counted = now or filter(is_plugin_resource, holdings or ())
-        held += sum((holdings or {}).get(name, 0) for name in counted)
-    return f"{held}{'' if known else '+?'}/{offered}"
+        used += sum((holdings or {}).get(name, 0) for name in counted)
+    return f"{used}{'' if known else '+?'}/{total}"
 
 
 def count_pending(
@@ -47,33 +48,33 @@ def count_pending(
     names = {name for node in nodes for name in served(node)}
     others = snapshot.pending.keys() - names
     if others and spec is not None and spec.drain.stranded_pods == "Allow":
-        offered = {name for node in snapshot.nodes.values() for name in served(node)}
-        offered.update(name for resources in targets.values() for name in resources)
-        names |= others - offered
+        known = {name for node in snapshot.nodes.values() for name in served(node)}
+        known.update(name for resources in targets.values() for name in resources)
+        names |= others - known
     return sum(count for name, count in snapshot.pending.items() if name in names)
 
 
 @value
 class Slices:
-    """Slices of some nodes, by resource name."""
+    """The slices of some nodes, by resource name."""
 
-    offered: Mapping[str, int]
-    """What the nodes serve."""
+    advertised: Mapping[str, int]
+    """How many slices the nodes serve."""
     idle: Mapping[str, int]
-    """What of that no pod holds, on nodes that accept pods and report who holds what; 0 if all is held."""
+    """How many of those no pod holds, on nodes that accept pods and report who holds what. 0 if all are held."""
 
 
 def count_slices(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> Slices:
-    """Slices of the nodes, and how many of them a pod could get now."""
-    offered: Counter[str] = Counter()
+    """Return the slices that the nodes serve, and how many of them a pod could get now."""
+    totals: Counter[str] = Counter()
     idle: Counter[str] = Counter()
     for node in nodes:
         now = served(node)
-        offered.update(now)
+        totals.update(now)
         holdings = find_held(node, snapshot) if _takes_pods(node) else None
         if holdings is not None:
             idle.update({name: max(0, count - holdings.get(name, 0)) for name, count in now.items()})
-    return Slices(offered, {name: idle[name] for name in offered})
+    return Slices(totals, {name: idle[name] for name in totals})
 
 
 def _takes_pods(node: NodeView) -> bool:
@@ -81,7 +82,8 @@ def _takes_pods(node: NodeView) -> bool:
 
 
 def waited_for(snapshot: ClusterSnapshot) -> Mapping[str, int]:
-    """Pending pods by the GPU resource that they ask for; the number of names is limited, that of pods is not."""
+    """Return how many Pending pods ask for each GPU resource. Names that no node serves are limited to the
+    MOST_WAITED_FOR most frequent; the rest is counted under OTHERS."""
     served_names = {name for node in snapshot.nodes.values() for name in served(node)}
     strange = sorted(snapshot.pending.keys() - served_names, key=lambda name: (-snapshot.pending[name], name))
     counts = {name: count for name, count in snapshot.pending.items() if name in served_names}

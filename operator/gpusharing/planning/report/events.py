@@ -1,5 +1,5 @@
-"""The Events to post, as values: computed from the verdicts on a node before and after a pass. None while nothing
-changes."""
+"""The Events to post, as values: computed from the verdicts on a node before and after a pass. Nothing is posted while
+nothing changes."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
 MAX_NOTE = 1000
-"""events.k8s.io allows 1024 characters."""
+"""The most characters of a note. events.k8s.io allows 1024."""
 
 
 @value
@@ -24,39 +24,41 @@ class Event:
     """Something that happened: to a node, reported on its policy and its Node, to a policy, or to ClusterPolicy."""
 
     type: Literal["Normal", "Warning"]
-    """Warning where somebody should look."""
+    """`Warning` if somebody should look at it."""
     reason: str
     """One CamelCase word, for tools."""
     note: str
-    """What happened, with the names, for people; at most MAX_NOTE characters."""
+    """What happened, with the names of the objects, for people; at most MAX_NOTE characters."""
 
 
 def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False) -> tuple[Event, ...]:
-    """Return Events about what changed between two verdicts on one node. None if there is no `before`, as in the first
-    pass after a restart. `drained`: whether the start of this drain was reported already. It is not reported again
-    after its pods could not be listed for a while."""
+    """Return the Events about what changed between two verdicts on one node. Empty if `before` is None, as in the
+    first pass after a restart. `drained`: whether the start of this drain was reported already, so that it is not
+    reported again after its pods could not be listed for a while."""
     if before is None or before is after:
         return ()
-    told: list[Event | None] = []
+    events: list[Event | None] = []
     if _drain_started(before, after) and not drained:
-        text = f"{after.node}: {counted(after.pods, 'GPU pod')} to evict before {after.wanted}"
-        told.append(Event("Normal", "DrainStarted", text))
+        text = f"{after.node}: {counted(after.pods, 'GPU pod')} will be evicted before the change to {after.wanted}"
+        events.append(Event("Normal", "DrainStarted", text))
     entered = _entered(before, after) if before.phase is not after.phase else None
-    told += [_begun(before, after), entered]
+    events += [_begun(before, after), entered]
     if new := _newly_blocked(before, after):
         note = f"{after.node}: {explain_blockers(new)[0]}"
-        told.append(Event("Warning", "PodEvictionBlocked", note))
+        events.append(Event("Warning", "PodEvictionBlocked", note))
     if forced := _forced(after) - _forced(before):
         note = f"{after.node}: {explain_blockers([Blocker(Reason.FORCE_DELETE, tuple(sorted(forced)))])[0]}"
-        told.append(Event("Warning", "PodsForceDeleted", note))
+        events.append(Event("Warning", "PodsForceDeleted", note))
     if after.attempt > max(before.attempt, 1) and after.phase.in_flight:
-        told.append(Event("Warning", "ActuatorRestarted", f"{after.node}: {before.message}"))
+        events.append(Event("Warning", "ActuatorRestarted", f"{after.node}: {before.message}"))
     if entered is None and after.reason is not before.reason and Mark.EVENT in after.reason.marks:
-        told.append(Event("Warning", str(after.reason), f"{after.node}: {after.message}"))
+        events.append(Event("Warning", str(after.reason), f"{after.node}: {after.message}"))
     if _turns_back(after) and not _turns_back(before):
-        told.append(Event("Warning", "RollingBack", f"{after.node}: {after.message}"))
-    told.append(_health(before, after))
-    return tuple(Event(one.type, one.reason, cut(one.note, MAX_NOTE)) for one in told if one is not None)
+        events.append(Event("Warning", "RollingBack", f"{after.node}: {after.message}"))
+    events.append(_health(before, after))
+    return tuple(
+        Event(event.type, event.reason, cut(event.note, MAX_NOTE)) for event in events if event is not None
+    )
 
 
 def refusal_event(before: Mapping[str, Any], after: Mapping[str, Any]) -> Event | None:
@@ -82,8 +84,8 @@ def pointers_event(action: SetPointers) -> Event:
 
 
 def _begun(before: Verdict, after: Verdict) -> Event | None:
-    """Return the Event that a node has passed its point of no return; None if it has not, or if that was reported. A
-    planned or refused write does not count: only the next pass shows that it was made."""
+    """Return the Event that a node has passed its point of no return, or None if it has not, or if that was reported.
+    A planned or refused write does not count: only the next pass shows that it was made."""
     if _plans_return(after) or after.attempt > 1 or Mark.PAST_RETURN in after.reason.marks:
         return None
     if _plans_return(before):
@@ -105,7 +107,7 @@ def _plans_return(verdict: Verdict) -> bool:
 
 
 def _entered(before: Verdict, after: Verdict) -> Event | None:
-    """Return the Event about the phase that a node has entered; None if the phase is not worth one."""
+    """Return the Event about the phase that a node has entered, or None if the phase is not worth one."""
     node = after.node
     match after.phase:
         case Phase.WAITING_FOR_JOBS:
@@ -121,8 +123,8 @@ def _entered(before: Verdict, after: Verdict) -> Event | None:
 
 
 def _health(before: Verdict, after: Verdict) -> Event | None:
-    """Return the Event about GPUs that fail, or that are healthy again; None if their health has not changed. A missing
-    report is no recovery, and a first report that all are healthy is no news."""
+    """Return the Event about GPUs that fail, or that are healthy again, or None if their health has not changed. A
+    missing report is no recovery, and a first report that all are healthy is no news."""
     known, health = before.health, after.health
     if health is None or health == known:
         return None
@@ -144,18 +146,20 @@ def _turns_back(verdict: Verdict) -> bool:
 
 
 def _drain_started(before: Verdict, after: Verdict) -> bool:
-    """A drain begins before the pods are known; it is reported when they are."""
+    """Whether the pods that the drain has to evict are known for the first time. A drain begins before they are known,
+    and is reported when they are."""
     draining = before.phase is Phase.DRAINING and before.pods > 0
     return after.phase is Phase.DRAINING and after.pods > 0 and not draining
 
 
 def _newly_blocked(before: Verdict, after: Verdict) -> tuple[Blocker, ...]:
-    """Blockers whose reason and budget are new; the pods and words of a known one may change."""
+    """Return the blockers whose reason or budget is new, without those that no Event reports. The pods and the message
+    of a known blocker may change."""
     known = {(blocker.reason, blocker.pdb) for blocker in before.blockers}
     news = (blocker for blocker in after.blockers if (blocker.reason, blocker.pdb) not in known)
     return tuple(blocker for blocker in news if Mark.NO_BLOCKER_EVENT not in blocker.reason.marks)
 
 
 def _forced(verdict: Verdict) -> set[str]:
-    """Pods that are deleted by force."""
+    """Return the pods that the drain deletes by force, as `namespace/name`."""
     return {ref for one in verdict.blockers if one.reason is Reason.FORCE_DELETE for ref in one.pods}

@@ -1,6 +1,6 @@
-"""How a policy stands, said once: the condition Ready and the columns STATUS and MESSAGE put it in their own words.
+"""How a policy stands, in one place: the condition Ready and the columns STATUS and MESSAGE say it in their own words.
 
-HEADLINES, in order; the first that applies is what both say.
+HEADLINES are checked in order; the first that applies is what both say.
 """
 
 from collections.abc import Callable
@@ -21,24 +21,24 @@ class Headline:
     ready: str
     """Message of the condition Ready."""
     word: str
-    """Column STATUS."""
+    """Text of the column STATUS."""
     message: str
-    """Column MESSAGE."""
+    """Text of the column MESSAGE."""
 
 
 @value
 class PoolState:
-    """A state that a pool may be in."""
+    """A state that a pool may be in, and how it is reported."""
 
     find: Callable[[Members, RolloutPlan], Headline | None]
-    """What is said of it; None: the pool is not in this state."""
+    """Returns the headline of this state, or None if the pool is not in it."""
     reason: Reason
-    """Of the condition Ready."""
+    """The reason of the condition Ready in this state."""
 
 
 def find_headline(pool: Members, plan: RolloutPlan) -> tuple[Reason, Headline]:
-    """Return the first of HEADLINES, else that nodes are still to change, with the reason of the condition Ready, which
-    holds only with reason Synced."""
+    """Return the reason of the condition Ready and the headline of the first of HEADLINES that applies, else that
+    nodes have yet to change. Ready is True only with reason Synced."""
     for state in HEADLINES:
         if (found := state.find(pool, plan)) is not None:
             return state.reason, found
@@ -48,6 +48,7 @@ def find_headline(pool: Members, plan: RolloutPlan) -> tuple[Reason, Headline]:
 
 
 def _deleting(pool: Members, plan: RolloutPlan) -> Headline | None:
+    """Return the headline of a policy that is being deleted and releases its nodes as they are, else None."""
     if not pool.policy.deleting:
         return None
     return Headline(
@@ -56,16 +57,19 @@ def _deleting(pool: Members, plan: RolloutPlan) -> Headline | None:
 
 
 def _resetting(pool: Members, plan: RolloutPlan) -> Headline | None:
-    """The policy brings its nodes to whole GPUs before it is deleted."""
+    """Return the headline of a policy that brings its nodes to whole GPUs before it is deleted, else None."""
     if not pool.policy.resetting:
         return None
     text, left = "the policy is being deleted, and spec.deletionPolicy is Reset", pool.unproven
     if left:
-        text = f"{text}: {counted(len(left), 'node')} still to be brought to whole GPUs; {tell_first(left)}"
+        nodes = counted(len(left), "node has", "nodes have")
+        text = f"{text}: {nodes} yet to be brought to whole GPUs; {tell_first(left)}"
     return Headline(text, "Deleting", text)
 
 
 def _refused(pool: Members, plan: RolloutPlan) -> Headline | None:
+    """Return the headline of a policy that is not accepted, with the reason and message of the objection, else
+    None."""
     objection = plan.objections.get(pool.policy.name)
     if objection is None:
         return None
@@ -73,7 +77,7 @@ def _refused(pool: Members, plan: RolloutPlan) -> Headline | None:
 
 
 def _empty(pool: Members, plan: RolloutPlan) -> Headline | None:
-    """The policy has no node to work on."""
+    """Return the headline of a policy without a node to work on, which says why there is none, else None."""
     if pool.verdicts or pool.coming:
         return None
     text = "spec.nodeSelector selects no node with GPUs; label the nodes of the pool"
@@ -86,7 +90,7 @@ def _empty(pool: Members, plan: RolloutPlan) -> Headline | None:
 
 
 def _away(pool: Members, plan: RolloutPlan) -> Headline | None:
-    """All are proven, and one does not answer."""
+    """Return the headline of a pool whose nodes are all proven while one of them is not Ready, else None."""
     if pool.unproven or not pool.away:
         return None
     text = f"{_progress(pool)} and Ready; {pool.away} is not Ready"
@@ -94,18 +98,19 @@ def _away(pool: Members, plan: RolloutPlan) -> Headline | None:
 
 
 def _awaited(pool: Members, plan: RolloutPlan) -> Headline | None:
-    """All that are here are proven; others are still in the hands of another policy."""
+    """Return the headline of a pool whose nodes are all proven while a change of another policy still keeps others,
+    else None."""
     if pool.unproven or not pool.coming:
         return None
-    return Headline(
-        f"{counted(pool.done, 'node')} proven; {tell_coming(pool)}", str(Phase.PENDING), tell_coming(pool)
-    )
+    proven = counted(pool.done, "node is", "nodes are")
+    return Headline(f"{proven} proven; {tell_coming(pool)}", str(Phase.PENDING), tell_coming(pool))
 
 
 def _proven(pool: Members, plan: RolloutPlan) -> Headline | None:
+    """Return the headline of a pool whose nodes are all proven and Ready with nothing left to write, else None."""
     if pool.done < len(pool.verdicts):
         return None
-    return Headline(f"{counted(pool.done, 'node')} proven", *_shown(pool))
+    return Headline(f"{counted(pool.done, 'node is', 'nodes are')} proven", *_shown(pool))
 
 
 HEADLINES = (
@@ -117,17 +122,18 @@ HEADLINES = (
     PoolState(_awaited, Reason.ROLLOUT_IN_PROGRESS),
     PoolState(_proven, Reason.SYNCED),
 )
-"""The first match wins; a test pins the order. What a person has to do something about comes before what only takes
+"""The first match wins; a test pins the order. States that a person has to end come before those that only take
 time."""
 
 
 def tell_coming(pool: Members) -> str:
-    """Which nodes another policy's change keeps."""
+    """Return the text that names the nodes which a change of another policy still keeps."""
     return f"waiting for {some(pool.coming, 1)}: a change that another policy began there has to end first"
 
 
 def _progress(pool: Members) -> str:
-    return f"{pool.done} of {counted(len(pool.verdicts), 'node')} proven"
+    are = "is" if pool.done == 1 else "are"
+    return f"{pool.done} of {counted(len(pool.verdicts), 'node')} {are} proven"
 
 
 def _shown(pool: Members) -> tuple[str, str]:

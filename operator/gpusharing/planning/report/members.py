@@ -1,4 +1,4 @@
-"""The nodes that a policy's status is about, and how they are put into words."""
+"""The nodes that a policy's status is about, and texts about them."""
 
 from collections.abc import Sequence
 
@@ -14,42 +14,43 @@ from gpusharing.planning.wanted.ownership import selects_node
 
 @value
 class Members:
-    """The nodes of one policy with their verdicts, without those left alone on purpose (spec.products)."""
+    """The nodes of one policy with their verdicts, without those that are left alone on purpose (spec.products)."""
 
     policy: PolicyView
     """The policy."""
     verdicts: tuple[Verdict, ...]
-    """Of each of the nodes."""
+    """The verdict of each node."""
     nodes: tuple[NodeView, ...]
     """The Nodes, in the order of `verdicts`."""
     skipped: tuple[Verdict, ...]
-    """Of the nodes that spec.products leaves out."""
+    """The verdicts of the nodes that spec.products leaves out."""
     lost: tuple[str, ...] = ()
-    """Nodes that the policy selects and another policy owns; only filled in when it has no node at all."""
+    """Nodes that the policy selects and another policy owns. Empty unless the policy has no node at all."""
     coming: tuple[str, ...] = ()
-    """Nodes of the policy that a change of another policy keeps until it ends."""
+    """Nodes of the policy that a change of another policy still keeps."""
 
     @property
     def done(self) -> int:
-        """How many are proven and Ready, with nothing left to write."""
+        """How many of the nodes are proven and Ready, with nothing left to write."""
         return sum(is_done(verdict, node) for verdict, node in zip(self.verdicts, self.nodes, strict=True))
 
     @property
     def unproven(self) -> list[Verdict]:
-        """Of the nodes that are not proven."""
+        """The verdicts of the nodes that are not proven."""
         return [verdict for verdict in self.verdicts if verdict.phase is not Phase.SYNCED]
 
     @property
     def away(self) -> str:
-        """The first proven node whose kubelet does not say Ready; empty when there is none."""
+        """The first proven node whose kubelet does not report Ready. Empty if there is none."""
         pairs = zip(self.verdicts, self.nodes, strict=True)
         return next((node.name for v, node in pairs if v.phase is Phase.SYNCED and not node.ready), "")
 
     @property
     def failures(self) -> list[Verdict]:
-        """Of the nodes that failed past the point of no return in this generation: held, going back, or gone back.
+        """The verdicts of the nodes that failed past the point of no return in this generation: held, going back, or
+        gone back.
 
-        The verdict of a node that goes back names whatever it waits for now, so its fence says that it goes back.
+        The verdict of a node that goes back names whatever it waits for now, so its fence is checked for that.
         """
         return [
             verdict
@@ -65,10 +66,10 @@ def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) ->
     mine = [plan.verdicts[name] for name in sorted(plan.pools[policy.name].names)]
     skipped = tuple(verdict for verdict in mine if is_product_skipped(verdict, snapshot.nodes[verdict.node]))
     names = {verdict.node for verdict in skipped}
-    counted = tuple(verdict for verdict in mine if verdict.node not in names)
+    counted = tuple(verdict for verdict in verdicts if verdict.node not in names)
     nodes = tuple(snapshot.nodes[verdict.node] for verdict in counted)
     coming = plan.coming.get(policy.name, ())
-    lost = () if mine or coming else _lost(policy, plan, snapshot)
+    lost = () if verdicts or coming else _lost(policy, plan, snapshot)
     return Members(policy, counted, nodes, skipped, lost, coming)
 
 
@@ -78,6 +79,7 @@ def is_product_skipped(verdict: Verdict, node: NodeView) -> bool:
 
 
 def _lost(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[str, ...]:
+    """Return the nodes that the policy selects and another policy owns, sorted. Empty if the spec cannot be read."""
     if policy.spec is None:
         return ()
     selector, verdicts = policy.spec.node_selector, plan.verdicts
@@ -91,12 +93,13 @@ def is_done(verdict: Verdict, node: NodeView) -> bool:
 
 
 def urgency(verdict: Verdict) -> tuple[tuple[int, int], str]:
-    """Sorts verdicts: the one that a person should read first comes first."""
+    """Return the sort key by which the verdict that a person should read first comes first."""
     return verdict.reason.urgency, verdict.node
 
 
 def tell_first(verdicts: Sequence[Verdict]) -> str:
-    """The message of the most urgent verdict, with the name of its node."""
+    """Return the message of the most urgent verdict, preceded by the name of its node unless it begins with that.
+    Raises ValueError if there are no verdicts."""
     shown = min(verdicts, key=urgency)
     prefix = "" if shown.message.startswith(shown.node) else f"{shown.node}: "
     return f"{prefix}{shown.message}"

@@ -1,4 +1,4 @@
-"""What each source of proof says about a node, and what it should say: for a person who asks why it is not done.
+"""What each source of proof says about a node, and what it should say, for a person who asks why the node is not done.
 
 The answers are those of `wanted/verify.py`, source by source.
 """
@@ -23,22 +23,22 @@ from gpusharing.planning.wanted.verify import (
 
 @value
 class Proof:
-    """One source."""
+    """What one source of proof says about a node."""
 
     source: Source
-    """Which source of proof."""
+    """Which source of proof it is."""
     says: str
-    """What it says of the node."""
+    """What the source says about the node."""
     should: str
-    """What it should say; empty: the target asks nothing of it."""
+    """What it should say. Empty if the target does not depend on this source."""
     disagrees: Finding | None
-    """Why it disagrees with the target; None: it does not."""
+    """Why it disagrees with the target, or None if it agrees."""
 
 
 def tell_proofs(
     node: NodeView, observed: ObservedView, target: Target, stack: StackView
 ) -> tuple[Proof, ...]:
-    """All sources, in the order in which they are believed."""
+    """Return one row for each source, in the order in which they are believed."""
     wrong = find_disagreements(Comparison(node, observed, target, stack))
     rows = {
         Source.AGENT: (_agent(observed), "reads GPUs"),
@@ -56,13 +56,15 @@ def tell_proofs(
 
 
 def _agent(observed: ObservedView) -> str:
-    """Say what the agent reports: an error, that it is quiet, or how many GPUs it reads."""
+    """Return what the agent reports: an error, that it is quiet, or how many GPUs it reads."""
     if observed.error:
         return observed.error
     return "is quiet" if observed.quiet else f"reads {counted(len(observed.gpus), 'GPU')}"
 
 
 def _mig_manager(node: NodeView, target: Target) -> tuple[str, str]:
+    """Return what mig-manager's labels on the node say, and what they should say. The second is empty if the target
+    does not need mig-manager."""
     if not target.mig_config:
         return "not asked", ""
     config = node.labels.get(names.LABEL_MIG_CONFIG, "") or "not set"

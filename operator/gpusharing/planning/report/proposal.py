@@ -33,14 +33,14 @@ from gpusharing.planning.wanted.verify import served
 
 @value
 class Step:
-    """One node that changes."""
+    """A node that changes, in the order of the changes."""
 
     verdict: Verdict
     """Where the node stands now."""
     starts: bool
     """Whether its change would begin at once."""
     preview: Preview | None
-    """What its change would disturb; None: its pods were not listed."""
+    """What its change would disturb, or None if its pods were not listed."""
 
 
 @value
@@ -48,39 +48,39 @@ class Vanishing:
     """A resource name of which the pool offers fewer afterwards, and the pods that ask for it."""
 
     resource: str
-    """The name."""
+    """Name of the resource."""
     before: int
     """How many of it the pool offers now."""
     after: int
     """How many it would offer in the end."""
     demand: DeviceDemand
-    """How many devices pods ask for in the whole cluster, and how many it has in the end."""
+    """How many devices pods request in the whole cluster, and how many it will have in the end."""
     pods: tuple[str, ...]
-    """`namespace/name` of the pods that run on nodes which change, as far as they were listed."""
+    """Pods that ask for it and run on nodes that change, as `namespace/name`, as far as they were listed."""
     pending: int
-    """Pods without a node that ask for it."""
+    """How many pods without a node ask for it."""
 
 
 @value
 class Proposal:
-    """What becomes of one pool."""
+    """What would become of the pool of one policy."""
 
     policy: str
     """Name of the policy."""
     accepted: bool
     """Whether it can be carried out."""
     about: str
-    """Why it is refused, with what the cards offer; or what can serve it, and any doubts about that."""
+    """Why the policy is refused, with what the cards offer, or what can serve it, with any doubts about that."""
     reason: str
     """The reason of its condition Accepted."""
     steps: tuple[Step, ...]
     """The nodes that change, in their order: those in flight, then those that begin, then those that wait."""
     left_out: tuple[Verdict, ...]
-    """Nodes that are not as wanted and do not change: somebody or something has to act first."""
+    """Nodes that are not as wanted and do not change, because somebody or something else has to act first."""
     adopted: tuple[str, ...]
-    """Nodes that are as wanted and not under the policy yet: they are labelled, and nothing else."""
+    """Nodes that are as wanted and not under the policy yet. They are only labeled."""
     settled: int
-    """Nodes that are as wanted, and under the policy."""
+    """How many nodes are as wanted and under the policy."""
     before: Mapping[str, int]
     """GPU resources that the pool offers now."""
     after: Mapping[str, int]
@@ -88,35 +88,35 @@ class Proposal:
     vanishing: tuple[Vanishing, ...]
     """The resource names of which the pool would offer fewer."""
     hash: str
-    """The hash of the plan, by which it is approved; empty if nothing changes, or while the policy has no UID."""
+    """The hash of the plan, by which it is approved. Empty if nothing changes, or while the policy has no UID."""
     windows: tuple[str, ...]
-    """The next times at which nodes may start; empty: at any time."""
+    """The next times at which nodes may start. Empty if they may start at any time, or never."""
     at_once: int
-    """Nodes that may be away at once."""
+    """How many nodes may be unavailable at once."""
     single_keeps_name: bool = False
-    """mig.strategy single would keep offering nvidia.com/gpu, for which pods ask, and nothing speaks against it."""
+    """Whether mig.strategy single would keep offering nvidia.com/gpu, for which pods ask, without anything
+    against it."""
     client_memory: Mapping[str, float] = field(default_factory=dict)
-    """By product: GiB of one MPS client; empty in other modes, and without cards that our table does not have."""
+    """GiB of one MPS client, by product. Empty in other modes; cards that our table does not have are left out."""
 
     @property
     def changes(self) -> bool:
-        """Some node would change."""
+        """Whether any node would change."""
         return bool(self.steps)
 
     @property
     def disruption(self) -> DisruptionClass:
-        """The worst of all changes."""
+        """The worst class of disruption of all changes."""
         return max(
             (step.verdict.disruption for step in self.steps),
-            key=lambda one: one.severity,
+            key=lambda class_: class_.severity,
             default=DisruptionClass.NONE,
         )
 
 
 def configured(snapshot: ClusterSnapshot, plan: RolloutPlan, since: datetime) -> ClusterSnapshot | None:
-    """The snapshot as if the configuration that the plan wants to write had existed since `since`: without it every
-    node would wait for it. None: it exists already.
-    """
+    """Return the snapshot as if the configuration that the plan wants to write had existed since `since`, because
+    every node would otherwise wait for it. None if it exists already."""
     change = next((action for action in plan.shared if isinstance(action, WriteConfig)), None)
     if change is None:
         return None
@@ -140,7 +140,7 @@ def tell_proposal(
     pool = members(policy, plan, snapshot)
     status = tell_status(policy, plan, snapshot, {}, now)
     accepted = next(row for row in status["conditions"] if row["type"] == ConditionType.ACCEPTED)
-    told = status.get("plan") or {}
+    plan_status = status.get("plan") or {}
     changing = [
         v for v in pool.verdicts if v.disruption is not DisruptionClass.NONE and v.phase is not Phase.SYNCED
     ]
@@ -149,9 +149,9 @@ def tell_proposal(
     before: Counter[str] = Counter()
     after: Counter[str] = Counter()
     for verdict in pool.verdicts:
-        offers = served(snapshot.nodes[verdict.node])
-        before.update(offers)
-        after.update(plan.targets.get(verdict.node, offers))
+        resources = served(snapshot.nodes[verdict.node])
+        before.update(resources)
+        after.update(plan.targets.get(verdict.node, resources))
     vanishing = tuple(_vanishing(before, after, names, snapshot, plan.afterwards))
     return Proposal(
         policy=policy.name,
@@ -167,8 +167,8 @@ def tell_proposal(
         before=dict(sorted(before.items())),
         after=dict(sorted(after.items())),
         vanishing=vanishing,
-        hash=told.get("hash", "") if policy.uid else "",
-        windows=tuple(told.get("windows", ())),
+        hash=plan_status.get("hash", "") if policy.uid else "",
+        windows=tuple(plan_status.get("windows", ())),
         at_once=plan.pools[policy.name].limit,
         single_keeps_name=_single_would_do(
             policy, [plan.targets[name] for name in names & plan.targets.keys()], vanishing
@@ -191,8 +191,8 @@ def _single_would_do(
 def _client_memory(
     policy: PolicyView, nodes: Iterable[str], snapshot: ClusterSnapshot
 ) -> Iterator[tuple[str, float]]:
-    """Yield each card model of these nodes with the GiB that one MPS client may use there. Nothing unless the policy
-    has mode MPS; models whose memory is unknown are left out."""
+    """Yield each card model of these nodes with the GiB that one MPS client may use there. Yields nothing unless the
+    policy has mode MPS, and leaves out models whose memory is unknown."""
     reports = [snapshot.gpunodes[name].observed for name in nodes if name in snapshot.gpunodes]
     products = {gpu.product for seen in reports if seen is not None for gpu in seen.hardware.models}
     for product in sorted(products):
@@ -208,13 +208,15 @@ def _steps(
     snapshot: ClusterSnapshot,
     now: datetime,
 ) -> Iterator[Step]:
+    """Yield the nodes that change, in the order of their changes: those in flight, then those that start in this pass,
+    then the others. The previews of nodes whose pods were not listed are None."""
     ledger = Ledger(plan.afterwards, now, snapshot.memory.looks)
     order = {
         case.node.name: find_candidate(case, policy, ledger).order
         for case in plan.pools[policy.name].candidates
         if policy.spec is not None
     }
-    found = []
+    ranked = []
     for verdict in changing:
         work = snapshot.work.get(verdict.node)
         preview = None
@@ -223,8 +225,8 @@ def _steps(
         fences = any(isinstance(action, FenceNode) for action in verdict.actions)
         rank = 0 if snapshot.nodes[verdict.node].fence is not None else 1 if fences else 2
         place = order.get(verdict.node, _LAST)
-        found.append(((rank, *place, verdict.node), Step(verdict, fences, preview)))
-    for _, step in sorted(found, key=lambda row: row[0]):
+        ranked.append(((rank, *place, verdict.node), Step(verdict, fences, preview)))
+    for _, step in sorted(ranked, key=lambda row: row[0]):
         yield step
 
 
@@ -239,7 +241,8 @@ def _vanishing(
     snapshot: ClusterSnapshot,
     afterwards: Afterwards,
 ) -> Iterator[Vanishing]:
-    """Names of which fewer are offered; those that the pool loses completely come first."""
+    """Yield each resource name of which the pool would offer fewer, those that it loses completely first. Only pods on
+    `nodes` are named."""
     fewer = [name for name, count in before.items() if after.get(name, 0) < count]
     for name in sorted(fewer, key=lambda name: (after.get(name, 0), name)):
         pods = [

@@ -1,4 +1,5 @@
-"""A policy's whole status, recomputed from snapshot and plan. Equal worlds give equal status, so nothing is rewritten.
+"""A policy's whole status, recomputed from snapshot and plan. Equal inputs give equal statuses, so nothing is written
+again while nothing changes.
 
 Conditions use the terms of kstatus. Messages are sorted, bounded and free of times, so that they do not flap.
 """
@@ -41,8 +42,9 @@ from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.verify import served, tell_guest_reset
 
 MAX_LISTED = 20
-"""Nodes named in plan and failures."""
+"""The most nodes that the plan and the failures name."""
 MAX_GANGS = 10
+"""The most gangs that the plan names."""
 
 
 def tell_status(
@@ -52,20 +54,22 @@ def tell_status(
     previous: Mapping[str, Any],
     now: datetime,
 ) -> dict[str, Any]:
-    """Return the status of a policy, see `policy_status`. If the planner cannot work it out, what was shown stays, and
-    the conditions say so."""
+    """Return the status of a policy (see `policy_status`). If the planner cannot compute it, return `previous` with
+    conditions that say so."""
     try:
         return policy_status(policy, plan, snapshot, previous, now)
     except Exception as error:  # noqa: BLE001 - whatever one policy holds, the others are told (guard.py)
-        found = plan.objections.get(policy.name) or of_policy(policy.name, error)
+        objection = plan.objections.get(policy.name) or of_policy(policy.name, error)
     answers = {
-        ConditionType.ACCEPTED: (False, found.reason, found.message),
-        ConditionType.READY: (False, Reason.NOT_ACCEPTED, found.message),
-        ConditionType.RECONCILING: (False, found.reason, found.message),
-        ConditionType.STALLED: (True, found.reason, found.message),
+        ConditionType.ACCEPTED: (False, objection.reason, objection.message),
+        ConditionType.READY: (False, Reason.NOT_ACCEPTED, objection.message),
+        ConditionType.RECONCILING: (False, objection.reason, objection.message),
+        ConditionType.STALLED: (True, objection.reason, objection.message),
     }
-    told = [_condition(kind, answer, policy.generation, previous, now) for kind, answer in answers.items()]
-    return {**previous, "observedGeneration": policy.generation, "conditions": told}
+    conditions = [
+        _condition(kind, answer, policy.generation, previous, now) for kind, answer in answers.items()
+    ]
+    return {**previous, "observedGeneration": policy.generation, "conditions": conditions}
 
 
 def policy_status(
@@ -75,7 +79,8 @@ def policy_status(
     previous: Mapping[str, Any],
     now: datetime,
 ) -> dict[str, Any]:
-    """The body of `status`, every key present; None removes. `previous` gives the times of unchanged conditions."""
+    """Return the body of `status` with every key present; a value of None removes its key. The conditions in
+    `previous` give the times of those that have not changed."""
     pool = members(policy, plan, snapshot)
     pooled = plan.pools[policy.name].pooled(now)
     hours, note = (pooled.hours, find_note(pooled)) if pooled is not None else (ALWAYS, "")
@@ -103,11 +108,12 @@ def policy_status(
 
 
 def find_grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[object, ...]:
-    """Everything that can change the status of a condition; far less than the whole status."""
-    mine = [(plan.verdicts[name], snapshot.nodes[name]) for name in plan.pools[policy.name].names]
+    """Return everything on which the statuses of the conditions depend, to compare with an earlier pass. It is far
+    less than the whole status."""
+    own = [(plan.verdicts[name], snapshot.nodes[name]) for name in plan.pools[policy.name].names]
     kinds = {
         (v.phase, v.reason, bool(v.actions), node.ready, v.stands, is_begun(node)): (v, node)
-        for v, node in mine
+        for v, node in own
     }
     bearings = {bearing(verdict, node) for verdict, node in kinds.values()}
     of_others = plan.objections.get(policy.name), plan.coming.get(policy.name)
@@ -115,7 +121,7 @@ def find_grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsho
 
 
 def bearing(verdict: Verdict, node: NodeView) -> tuple[bool, ...]:
-    """Everything about one node that decides the statuses of the conditions. Texts need more."""
+    """Return everything about one node that decides the statuses of the conditions. Their messages depend on more."""
     return (
         is_product_skipped(verdict, node),
         Mark.UNSUPPORTED in verdict.reason.marks,
@@ -137,7 +143,8 @@ Answer = tuple[bool, Reason, str]
 def _condition(
     kind: ConditionType, answer: Answer, generation: int, previous: Mapping[str, Any], now: datetime
 ) -> dict[str, Any]:
-    """One condition: status, reason and message, with the time since when it has this status."""
+    """Return a condition with its status, reason and message. Its time changes only if its status differs from that in
+    `previous`."""
     holds, reason, message = answer
     status = "True" if holds else "False"
     rows: list[dict[str, Any]] = list(previous.get("conditions") or ())
@@ -164,9 +171,10 @@ class Circumstance:
 
 
 def _first(ladder: Sequence[Circumstance], pool: Members, plan: RolloutPlan) -> Answer | None:
-    for one in ladder:
-        if (found := one.find(pool, plan)) is not None:
-            return one.status, found.reason, found.message
+    """Return the condition of the first row of the ladder that applies to the pool, or None if none does."""
+    for row in ladder:
+        if (found := row.find(pool, plan)) is not None:
+            return row.status, found.reason, found.message
     return None
 
 
@@ -176,8 +184,8 @@ def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, note:
     if (answer := _first(ACCEPTANCES, pool, plan)) is not None:
         return answer
     doubts = [found for found in (_force(pool, snapshot), _doubt(pool, snapshot)) if found is not None]
-    told = [_legal(pool), *(found.message for found in doubts), _guest(pool, snapshot), note]
-    return True, doubts[0].reason if doubts else Reason.VALID, "; ".join(filter(None, told))
+    parts = [_legal(pool), *(found.message for found in doubts), _guest(pool, snapshot), note]
+    return True, doubts[0].reason if doubts else Reason.VALID, "; ".join(filter(None, parts))
 
 
 def _objected(pool: Members, plan: RolloutPlan) -> Finding | None:
@@ -207,8 +215,8 @@ def _partly_served(pool: Members, plan: RolloutPlan) -> Finding | None:
     refused = _refused(pool)
     if not refused:
         return None
-    told = f"{len(refused)} of {counted(len(pool.verdicts), 'node')} cannot serve it: {tell_first(refused)}"
-    return Finding(Reason.VALID, told)
+    message = f"{len(refused)} of {counted(len(pool.verdicts), 'node')} cannot serve the policy: {tell_first(refused)}"
+    return Finding(Reason.VALID, message)
 
 
 def _refused(pool: Members) -> list[Verdict]:
@@ -246,11 +254,12 @@ def _guest(pool: Members, snapshot: ClusterSnapshot) -> str:
     are none."""
     nodes = [v.node for v in pool.verdicts if v.disruption is DisruptionClass.RESET]
     reports = {name: snapshot.gpunodes[name].observed for name in nodes if name in snapshot.gpunodes}
-    told = {name: why for name, seen in reports.items() if (why := tell_guest_reset(seen, snapshot.stack))}
-    return f"the MIG mode of {some(sorted(told))} may stay pending{told[min(told)]}" if told else ""
+    notes = {name: why for name, seen in reports.items() if (why := tell_guest_reset(seen, snapshot.stack))}
+    return f"the MIG mode of {some(sorted(notes))} may stay pending{notes[min(notes)]}" if notes else ""
 
 
 def _legal(pool: Members) -> str:
+    """Return that the nodes can serve the policy, or that no node is selected yet."""
     if not pool.verdicts:
         return "the spec is valid; no node is selected yet"
     layouts = sorted({verdict.wanted for verdict in pool.verdicts if verdict.wanted})
@@ -258,13 +267,15 @@ def _legal(pool: Members) -> str:
 
 
 def _reconciling(pool: Members, ready: Answer, stalled: Answer) -> Answer:
+    """Return the condition Reconciling: True while nodes change, will change without a person, or are still kept by a
+    change of another policy."""
     moving = [verdict for verdict in pool.verdicts if _moves(verdict)]
     waiting = [verdict for verdict in pool.verdicts if _waits(verdict)]
     if moving:
         return True, Reason.ROLLOUT_IN_PROGRESS, _phases(moving)
     if waiting:
-        urgent = min(waiting, key=urgency)
-        return True, urgent.reason, f"{counted(len(waiting), 'node')} still to change; {tell_first([urgent])}"
+        urgent, nodes = min(waiting, key=urgency), counted(len(waiting), "node has", "nodes have")
+        return True, urgent.reason, f"{nodes} yet to change; {tell_first([urgent])}"
     is_ready, why, _ = ready
     is_stalled, stuck, _ = stalled
     if pool.coming and not is_stalled:
@@ -318,7 +329,9 @@ def _stuck(pool: Members, plan: RolloutPlan) -> Finding | None:
     going_on = any(verdict.phase.in_flight or _waits(verdict) for verdict in pool.verdicts)
     if not stuck or going_on or pool.coming:
         return None
-    return Finding(Reason.BLOCKED, f"{counted(len(stuck), 'node')} blocked; {tell_first(stuck)}")
+    return Finding(
+        Reason.BLOCKED, f"{counted(len(stuck), 'node is', 'nodes are')} blocked; {tell_first(stuck)}"
+    )
 
 
 def _in_vain(pool: Members, plan: RolloutPlan) -> Finding | None:
@@ -328,8 +341,8 @@ def _in_vain(pool: Members, plan: RolloutPlan) -> Finding | None:
     """
     if not _stands_still(pool.policy, plan):
         return None
-    told = f"{MOST} passes in a row have looked at the pods of nodes that might start, and none has started"
-    return Finding(Reason.NO_PROGRESS, f"{told}: this is a bug in this operator, please report it")
+    fact = f"{MOST} passes in a row have looked at the pods of nodes that might start, and none has started"
+    return Finding(Reason.NO_PROGRESS, f"{fact}: this is a bug in this operator, please report it")
 
 
 def _stands_still(policy: PolicyView, plan: RolloutPlan) -> bool:
@@ -340,7 +353,7 @@ def _unapproved(pool: Members, plan: RolloutPlan) -> Finding | None:
     """Return that the plan waits for the approval that the policy asks for, which is no stall; None if it does not."""
     if all(verdict.reason is not Reason.APPROVAL_NEEDED for verdict in pool.verdicts):
         return None
-    return Finding(Reason.PROGRESSING, "waits for a person to approve the plan")
+    return Finding(Reason.PROGRESSING, "the rollout waits for a person to approve the plan")
 
 
 STALLS: tuple[Circumstance, ...] = (
@@ -391,7 +404,7 @@ def _summary(
 
 
 def _mode(spec: GPUSharingPolicySpec) -> str:
-    """The value of the MODE column."""
+    """Return the value of the MODE column."""
     return "MIG+TS" if spec.mode is Mode.MIG and spec.time_slicing else str(spec.mode)
 
 
@@ -426,7 +439,7 @@ def _plan(
         after.update(plan.targets.get(verdict.node, now))
     lost = [name for name in sorted(before) if after[name] < before[name]]
     demands = {name: plan.afterwards.find_demand(name) for name in lost}
-    worst = max((verdict.disruption for verdict in changing), key=lambda one: one.severity)
+    worst = max((verdict.disruption for verdict in changing), key=lambda demand: demand.severity)
     nodes, previews = [verdict.node for verdict in changing], plan.memory.previews
     return {
         "hash": plan_hash(policy, plan.pools[policy.name].members),
@@ -435,7 +448,9 @@ def _plan(
         "nodeCount": len(nodes),
         "pods": sum(_pods_on(verdict, snapshot) for verdict in changing),
         **_disturbed([previews[name] for name in nodes if name in previews]),
-        "shortages": [f"{name}: {one.text}" for name, one in demands.items() if one.waiting][:MAX_LISTED],
+        "shortages": [f"{name}: {demand.text}" for name, demand in demands.items() if demand.waiting][
+            :MAX_LISTED
+        ],
         "windows": hours.listed,
         "capacityBefore": dict(sorted(before.items())),
         "capacityAfter": dict(sorted(after.items())),
@@ -458,6 +473,8 @@ def _disturbed(previews: Sequence[Preview]) -> dict[str, list[str]]:
 
 
 def _pods_on(verdict: Verdict, snapshot: ClusterSnapshot) -> int:
+    """Return how many GPU pods the node has: those of its drain, else those that the agent reports, or 0 if that is
+    unknown."""
     gpunode = snapshot.gpunodes.get(verdict.node)
     return verdict.pods or (gpunode.observed.pods if gpunode and gpunode.observed else None) or 0
 
@@ -467,4 +484,5 @@ def _pods_on(verdict: Verdict, snapshot: ClusterSnapshot) -> int:
 
 def _phases(verdicts: Iterable[Verdict]) -> str:
     by_phase = Counter(str(verdict.phase) for verdict in verdicts)
-    return ", ".join(f"{counted(count, 'node')} {phase}" for phase, count in sorted(by_phase.items()))
+    rows = sorted(by_phase.items())
+    return ", ".join(f"{counted(count, 'node is', 'nodes are')} {phase}" for phase, count in rows)

@@ -1,6 +1,6 @@
 """`GPUNode.status.transition` and `.conditions`: the verdict of a node for people. Nothing is decided from them.
 
-Every wait that is shown says who keeps the node, and until when (docs/design/drain.md#rule-14): a time if the clock
+Every wait that is shown names who keeps the node, and until when (docs/design/drain.md#rule-14): a time if the clock
 ends it, otherwise who ends it, a person or others.
 """
 
@@ -19,8 +19,9 @@ from gpusharing.planning.vocabulary.reasonkinds import Passes
 from gpusharing.planning.vocabulary.reasons import Reason
 
 MAX_HISTORY = 20
+"""The most phases that the history of a node keeps."""
 PERSON, OTHERS = "person", "others"
-"""What DEADLINE shows if no clock ends the wait."""
+"""Values of the column DEADLINE if no clock ends the wait."""
 DAY = timedelta(days=1)
 """A deadline that is further than this from the beginning of its phase is shown with its date."""
 
@@ -28,7 +29,8 @@ DAY = timedelta(days=1)
 def transition(
     verdict: Verdict, node: NodeView, previous: Mapping[str, Any], now: datetime
 ) -> dict[str, Any]:
-    """`status.transition` after this pass; `previous` is its present value. Equal verdicts give equal texts."""
+    """Return `status.transition` after this pass. `previous` is its present value, from which the history and the time
+    of an unchanged phase are taken. Equal verdicts give equal texts."""
     phase, reason = str(verdict.phase), str(verdict.reason)
     same = previous.get("phase") == phase
     moment = to_rfc3339(now)
@@ -56,13 +58,13 @@ def transition(
 
 
 def is_wait(verdict: Verdict) -> bool:
-    """Something still has to happen to this node: a person, somebody else or the clock decides when."""
+    """Whether something still has to happen to this node, by a person, by somebody else or by the clock."""
     return verdict.reason.passes is not Passes.DONE or verdict.reason is Reason.PROGRESSING
 
 
 def who_keeps(verdict: Verdict, node: NodeView) -> str:
-    """The first pod that keeps the node and how many more, otherwise the object or program that keeps it; empty: there
-    is no wait."""
+    """Return the first pod that keeps the node and how many more do, or else the object or program that keeps it.
+    Empty if there is no wait."""
     if not is_wait(verdict):
         return ""
     if found := culprit(verdict.blockers) or verdict.leaving or verdict.keeper:
@@ -79,8 +81,8 @@ def who_keeps(verdict: Verdict, node: NodeView) -> str:
 
 
 def until_when(verdict: Verdict, since: datetime) -> str:
-    """When the clock ends the wait: a time of day in UTC, with its date if it is more than a day after `since`, when
-    the phase began. Otherwise who ends it; empty: there is no wait."""
+    """Return when the clock ends the wait: a time of day in UTC, with its date if it is more than a day after `since`,
+    when the phase began. If no clock ends it, return PERSON or OTHERS. Empty if there is no wait."""
     if not is_wait(verdict):
         return ""
     if verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD or verdict.stands:
@@ -95,7 +97,8 @@ def until_when(verdict: Verdict, since: datetime) -> str:
 def health_conditions(
     verdict: Verdict, previous: Sequence[Mapping[str, Any]], now: datetime
 ) -> list[Mapping[str, Any]]:
-    """`GPUNode.status.conditions`: Healthy. `previous` stays while nothing is known about any GPU."""
+    """Return `GPUNode.status.conditions`, which is the condition Healthy. Returns `previous` while nothing is known
+    about any GPU."""
     health = verdict.health
     if health is None:
         return list(previous)
@@ -113,7 +116,8 @@ def health_conditions(
 
 
 def whose_cordon(node: NodeView) -> str:
-    """Who holds the cordon of a node, as far as can be told."""
+    """Return who holds the cordon of a node, as far as is known: `ours`, `foreign` or `human`. Empty if it is not
+    cordoned."""
     if not node.unschedulable:
         return ""
     if node.fence is not None and node.fence.disruption.cordons and not node.fence.prior_unschedulable:
