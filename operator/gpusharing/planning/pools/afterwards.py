@@ -1,4 +1,5 @@
-"""Every node before and after the planned changes, to find the pods that could not run then (drain/stranded.py)."""
+"""Every node before and after the planned changes, to find the pods that could not run afterwards
+(drain/stranded.py)."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -41,8 +42,8 @@ def find_afterwards(snapshot: ClusterSnapshot, members: Mapping[str, Member]) ->
 
 
 def _doubt(place: FutureNode, node: NodeView) -> FutureNode:
-    """Return the node with the smaller number of devices of each name: those that it has now, or those that it would
-    get. A node that is cordoned or not Ready has only those that its pods hold."""
+    """Return the node with, for each resource name, the smaller number of devices: those that it has now, or those
+    that it would get. A node that is cordoned or not Ready has only those that its pods hold."""
     keeps = place.before if node.ready and not node.unschedulable else {}
     least = {
         name: min(count, max(keeps.get(name, 0), place.held.get(name, 0)))
@@ -57,18 +58,18 @@ def is_skipped(node: NodeView) -> bool:
     return node.fence is None and node.labels.get(LABEL_SKIP) == "true"
 
 
-def _place(node: NodeView, found: Assessment | None, snapshot: ClusterSnapshot) -> FutureNode:
+def _place(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnapshot) -> FutureNode:
     """Return the node with its target, or as it is if it has none. If its change cordons it, pods are assumed to be
     scheduled there afterwards: our cordon ends with the change, and an earlier one is assumed to be there for it."""
     now, fence = served(node), node.fence
-    assessed = found if isinstance(found, Assessed) and not is_skipped(node) else None
+    assessed = assessment if isinstance(assessment, Assessed) and not is_skipped(node) else None
     after = now if assessed is None else assessed.target.resources
     emptied = assessed is not None and (fence or assessed).disruption.cordons
     return FutureNode(
         node.name,
         before=now if fence is None else after,
         after=after,
-        held=find_held(node, snapshot, staying=True) or {},
+        held=find_holdings(node, snapshot, remaining=True) or {},
         emptied=emptied,
         open=not node.deleting and (emptied or (node.ready and not node.unschedulable)),
         find_labels=partial(_labels, node, assessed),
@@ -78,31 +79,31 @@ def _place(node: NodeView, found: Assessment | None, snapshot: ClusterSnapshot) 
 def _labels(node: NodeView, assessed: Assessed | None) -> tuple[Mapping[str, str], ...]:
     """Return the sets of labels of which the node will have one. Without a target they are the present ones. If the
     node is as wanted already, only our own two labels change."""
-    found: tuple[Mapping[str, str], ...] = (node.labels,)
+    label_sets: tuple[Mapping[str, str], ...] = (node.labels,)
     if assessed is not None:
         target, policy = assessed.target, assessed.policy.name
         if node.fence is None and assessed.mismatch is None:
-            found = ({**node.labels, LABEL_MODE: target.routing, LABEL_POLICY: policy},)
+            label_sets = ({**node.labels, LABEL_MODE: target.routing, LABEL_POLICY: policy},)
         else:
-            found = future_labels(node, target, assessed.observed, policy)
-    return tuple({**labels, f"{FIELD}metadata.name": node.name} for labels in found)
+            label_sets = future_labels(node, target, assessed.observed, policy)
+    return tuple({**labels, f"{FIELD}metadata.name": node.name} for labels in label_sets)
 
 
-def find_held(
-    node: NodeView, snapshot: ClusterSnapshot, *, staying: bool = False
+def find_holdings(
+    node: NodeView, snapshot: ClusterSnapshot, *, remaining: bool = False
 ) -> Mapping[str, int] | None:
-    """Return how many devices of each resource name the pods of the node hold; None if unknown.
+    """Return how many devices of each resource name the pods of the node hold, or None if that is unknown.
 
-    Counted from its pods if they were just listed, else taken from its agent's report, which is up to 30 s old.
-    `staying`: pods that are being deleted do not count, and during a change the agent's report is not used, because the
-    change may have ended its pods since.
+    They are counted from its pods if these were just listed, else taken from its agent's report, which is up to 30 s
+    old. `remaining`: leave out pods that are being deleted, and do not use the agent's report during a change, because
+    the change may have ended its pods since.
     """
     work = snapshot.work.get(node.name)
     if work is not None and not work.error:
-        held = Counter[str]()
+        counts = Counter[str]()
         for pod in work.pods:
-            if not has_finished(pod) and not (staying and pod.deleted_at is not None):
-                held.update(pod.resources)
-        return held
-    gpunode = None if staying and node.fence is not None else snapshot.gpunodes.get(node.name)
+            if not has_finished(pod) and not (remaining and pod.deleted_at is not None):
+                counts.update(pod.resources)
+        return counts
+    gpunode = None if remaining and node.fence is not None else snapshot.gpunodes.get(node.name)
     return gpunode.observed.allocated if gpunode is not None and gpunode.observed is not None else None

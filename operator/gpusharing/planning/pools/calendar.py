@@ -16,28 +16,28 @@ from gpusharing.api.validation import parse_duration
 from gpusharing.planning.vocabulary.values import value
 
 HORIZON = timedelta(days=8)
-"""A longer span is shown as one without an end: no window is longer than a week."""
+"""A longer span is shown as one without an end. No window is longer than a week."""
 FAR = timedelta(days=366)
 """Blackouts in a row that last longer count as blackouts without an end; one alone lasts a week at most."""
 STEPS = 400
 """The most windows in a row that are examined; this many without a gap count as a span without an end. Each takes a
-search in its schedule, in every pass: 400 days of days, or 16 days of hours."""
+search in its schedule, in every pass: 400 steps are 400 days of daily windows, or 16 days of hourly ones."""
 SHIFT = timedelta(hours=3)
-"""More than any change of the clock: cronsim uses only the time of day when a schedule names minute and hour, and
-takes the first of two."""
+"""How far to search beyond a moment: more than any change of the clock. If a schedule names minute and hour, cronsim
+uses only the time of day, and takes the first of two."""
 
 
 @value
 class Span:
-    """A time in which nodes may start."""
+    """A time span in which nodes may start."""
 
     opens: datetime
-    """Its beginning, or the moment that was asked about if that is within the span."""
+    """The beginning of the span, or the moment of the question if that is within the span."""
     closes: datetime | None
-    """None: it has no end within HORIZON."""
+    """The end of the span, or None if it has no end within HORIZON."""
 
     def lasts(self, needed: timedelta, now: datetime) -> bool:
-        """Whether at least `needed` of it is left."""
+        """Whether at least `needed` of it is left, from `now` on."""
         return self.closes is None or self.closes - max(self.opens, now) >= needed
 
 
@@ -76,15 +76,16 @@ _BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 def find_spans(
     windows: Sequence[ZonedWindow], blackouts: Sequence[ZonedWindow], after: datetime
 ) -> Iterator[Span]:
-    """The times from then on in which nodes may start, in order; each window must be without a flaw.
+    """Yield the spans from `after` on in which nodes may start, in order. Each window must have been checked with
+    `find_flaw`.
 
-    Without windows that is always, except in blackouts.
+    Without windows nodes may start at any time except in blackouts.
     """
-    allowed, forbidden = [_Times.of(one) for one in windows], [_Times.of(one) for one in blackouts]
+    allowed, forbidden = [_Times.of(times) for times in windows], [_Times.of(times) for times in blackouts]
     moment: datetime | None = after
     while moment is not None and (opens := _first(allowed, forbidden, moment)) is not None:
         ends = [_end(allowed, opens)] if allowed else []
-        ends += [one.next(opens) for one in forbidden]
+        ends += [times.next(opens) for times in forbidden]
         closes = min((end for end in ends if end is not None), default=None)
         if closes is not None and closes - opens > HORIZON:
             closes = None
@@ -94,7 +95,7 @@ def find_spans(
 
 @value
 class _Times:
-    """One window as times."""
+    """One window, as a function of time."""
 
     schedule: str
     zone: tzinfo
@@ -104,6 +105,7 @@ class _Times:
 
     @staticmethod
     def of(zoned: ZonedWindow) -> "_Times":
+        """Return the times of a window, which must have a known time zone."""
         window, zone = zoned.window, zoned.zone
         assert zone is not None, "a window without a flaw"
         named = zone is not UTC and not any(field.startswith("*") for field in window.schedule.split()[:2])
@@ -111,26 +113,28 @@ class _Times:
         return _Times(window.schedule, zone, parse_duration(window.duration), shift)
 
     def last(self, moment: datetime) -> datetime | None:
-        """The last start at or before this moment."""
+        """Return the last start at or before this moment, or None if there is none."""
         return self._find(moment + self.shift + _SECOND, lambda start: start <= moment, reverse=True)
 
     def next(self, moment: datetime) -> datetime | None:
-        """The first start after this moment."""
+        """Return the first start after this moment, or None if there is none."""
         return self._find(moment - self.shift, lambda start: start > moment, reverse=False)
 
     def until(self, moment: datetime) -> datetime:
-        """The end of the latest of these windows that covers this moment; the moment itself if none does."""
+        """Return the end of the latest of these windows that covers this moment, or the moment itself if none does."""
         start = self.last(moment)
         return moment if start is None else max(moment, start + self.duration)
 
     def _find(self, begin: datetime, fits: Callable[[datetime], bool], *, reverse: bool) -> datetime | None:
+        """Return the first start in UTC, searched from `begin` on or backward, for which `fits` is true. None if there
+        is none."""
         local = begin.replace(microsecond=0).astimezone(self.zone)
         starts = (start.astimezone(UTC) for start in CronSim(self.schedule, local, reverse=reverse))
         return next((start for start in starts if fits(start)), None)
 
 
 def _first(allowed: Sequence[_Times], forbidden: Sequence[_Times], moment: datetime) -> datetime | None:
-    """The first moment from this one on at which a node may start; None: never, as far as can be foreseen."""
+    """Return the first moment from `moment` on at which a node may start, or None if none can be foreseen."""
     for _ in range(STEPS):
         after: datetime | None = moment
         if any(one.until(moment) > moment for one in forbidden):
@@ -144,7 +148,8 @@ def _first(allowed: Sequence[_Times], forbidden: Sequence[_Times], moment: datet
 
 
 def _end(times: Sequence[_Times], moment: datetime, horizon: timedelta = HORIZON) -> datetime | None:
-    """When windows that cover this moment, and those that follow without a gap, are over; None: later than that."""
+    """Return the end of the windows that cover this moment and of those that follow without a gap. Returns `moment` if
+    none covers it, and None if the end is further away than `horizon` or cannot be foreseen."""
     end = moment
     for _ in range(STEPS):
         reach = max(one.until(end) for one in times)

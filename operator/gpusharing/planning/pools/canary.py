@@ -1,14 +1,14 @@
-"""The first nodes of a change, which the others wait for.
+"""The first nodes of a change, for which the others wait.
 
-The fences and proofs of this revision of the policy on the Nodes say which they are: neither a restart nor a pause
-changes that.
+Which nodes they are follows from the fences and proofs of this revision of the policy on the Nodes, so neither a
+restart nor a pause changes that.
 
 A canary of more nodes than the pool has cannot be proven, so no node in service starts. A pool that becomes smaller
 than its canary after the canary began goes on: the nodes that are gone took their proofs with them, and the first
 remaining node in service stands in for all (docs/adr/0055-a-canary-larger-than-its-pool.md).
 
-Until another node has started, each node that is proven must also serve what was proven there: one that does not keeps
-the others waiting, and is not replaced, or one node after another would be spent. The whole soak is not counted anew.
+Until another node has started, each node that is proven must also serve what was proven there. One that does not keeps
+the others waiting and is not replaced, or one node after another would be spent. The whole soak is not counted anew.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,8 @@ from gpusharing.planning.wanted.revision import find_revision, is_of
 
 
 def find_canary(pooled: Pooled) -> int | Finding | None:
-    """How many more nodes may start as canaries, or why none may; None: the canary keeps no node from starting."""
+    """Return how many more nodes may start as canaries, or the Finding that says why no further node may start. None
+    if the canary keeps no node from starting."""
     canary, policy, members = pooled.spec.rollout.canary, pooled.policy, pooled.members
     if canary is None or not members or canary.nodes == len(members):
         return None
@@ -53,25 +54,27 @@ def find_canary(pooled: Pooled) -> int | Finding | None:
 def _find_proven(
     members: Sequence[Member], policy: PolicyView, revision: str
 ) -> list[tuple[datetime, str, Member]]:
-    """Return the nodes on which a change to this revision was proven: when, the name, and the node; oldest first."""
+    """Return when the change to this revision was proven on each node where it was, with the name and the node, oldest
+    first."""
     proofs = ((proven_at(one.node, policy, revision), one.node.name, one) for one in members)
     return sorted((at, name, one) for at, name, one in proofs if at is not None)
 
 
 def outnumbers(pooled: Pooled) -> bool:
-    """The canary has more nodes than the pool, and the pool is not empty. That holds nothing up for a policy that is
-    being deleted: nobody can correct it any more."""
+    """Whether the canary has more nodes than the pool, and the pool is not empty. False for a policy that resets its
+    nodes, because nobody can correct it any more."""
     canary = pooled.spec.rollout.canary
     return canary is not None and 0 < len(pooled.members) < canary.nodes and not pooled.policy.resetting
 
 
 def is_proven(node: NodeView, policy: PolicyView) -> bool:
-    """Whether a change to the present revision was proven on the node: putting it right is no start of another one."""
+    """Whether a change to the present revision was proven on the node, so that putting the node right starts no other
+    one."""
     return proven_at(node, policy, find_revision(policy)) is not None
 
 
 def proven_at(node: NodeView, policy: PolicyView, revision: str) -> datetime | None:
-    """When a change to this revision was proven on the node; None: it was not."""
+    """Return when a change to this revision was proven on the node, or None if it was not."""
     verified = node.verified
     if verified is None or verified.rolled_back or not is_of(verified, policy, revision):
         return None
@@ -79,8 +82,8 @@ def proven_at(node: NodeView, policy: PolicyView, revision: str) -> datetime | N
 
 
 def _is_apart(member: Member, policy: PolicyView, revision: str) -> bool:
-    """Its change is unaffected by a canary that is too large: it is that of a newcomer, which starts anyway, or it
-    began under another spec."""
+    """Whether the change of the node is unaffected by a canary that is too large: the node is a newcomer, which starts
+    anyway, or the change began under another spec."""
     fence, verified = member.node.fence, member.node.verified
     if fence is not None:
         return fence.newcomer or fence.turned or not is_of(fence, policy, revision)
@@ -88,6 +91,7 @@ def _is_apart(member: Member, policy: PolicyView, revision: str) -> bool:
 
 
 def _find_begun(members: Sequence[Member], policy: PolicyView, revision: str) -> list[Member]:
+    """Return the nodes on which a change that will prove this revision is under way."""
     return [one for one in members if _has_begun(one, policy, revision)]
 
 
@@ -106,43 +110,47 @@ def _has_begun(member: Member, policy: PolicyView, revision: str) -> bool:
 def _broken(
     pooled: Pooled, canaries: Sequence[Member], members: Sequence[Member], end: datetime | None
 ) -> Finding | None:
-    """The first of these by name that does not serve what was proven on it; None: all do, or another node has started
-    since `end`, or the policy is being deleted, when nobody can correct it any more. `end`: of the soak; None: not all
-    canaries are proven."""
+    """Return the Finding about the first canary by name that no longer serves what was proven on it. None if all serve
+    it, if another node has started since `end`, or if the policy resets its nodes, because nobody can correct it
+    any more. `end`: when the soak ends, or None if not all canaries are proven."""
     if pooled.policy.resetting:
         return None
-    for one in sorted(canaries, key=lambda one: one.node.name):
-        if why := _why_not_serving(one):
+    for canary in sorted(canaries, key=lambda canary: canary.node.name):
+        if why := _why_not_serving(canary):
             break
     else:
         return None
     if end is not None and _others_began(pooled, canaries, members, end):
         return None
     message = (
-        f"{one.node.name}, a canary (spec.rollout.canary), no longer serves what was proven there: {why}. No other node"
-        " starts until it does, or is taken out of the pool, or the policy is edited"
+        f"{canary.node.name}, a canary (spec.rollout.canary), no longer serves what was proven there: {why}. No other"
+        " node starts until it does, or is taken out of the pool, or the policy is edited"
     )
-    return Finding(Reason.CANARY_NOT_SERVING, message, keeper=f"node/{one.node.name}")
+    return Finding(Reason.CANARY_NOT_SERVING, message, keeper=f"node/{canary.node.name}")
 
 
 def _why_not_serving(member: Member) -> str:
-    """The first of LAPSES, as a clause; empty: it serves."""
+    """Return the first of LAPSES that applies to the node, as a clause. Empty if the node serves what was proven
+    there."""
     says = next((one.says for one in LAPSES if one.holds(member)), "")
     return says.format(reason=member.verdict.reason)
 
 
 def _failed(member: Member) -> bool:
-    """It would otherwise be told as a change that is under way."""
+    """Whether a change on the node has failed. Checked before `_changing`, which would report it as a change under
+    way."""
     return _changing(member) and member.verdict.phase is Phase.FAILED
 
 
 def _changing(member: Member) -> bool:
-    """A repair, whose steps are not followed: every node that waits shows this."""
+    """Whether a repair is under way on the node. Its steps are not named, because every node that waits shows this
+    message."""
     return is_begun(member.node)
 
 
 def _unproven_now(member: Member) -> bool:
-    """Its proof no longer holds: drift, a GPU in trouble, an agent that is silent."""
+    """Whether the node's proof no longer holds, because of drift, a GPU that fails, or an agent that does not
+    report."""
     return member.verdict.phase is not Phase.SYNCED or member.verdict.reason is not Reason.SYNCED
 
 
@@ -154,28 +162,30 @@ LAPSES: tuple[MemberState, ...] = (
     MemberState(cordoned, "it is cordoned"),
     MemberState(_unproven_now, "{reason}"),
 )
-"""The states in which a node does not serve what was proven on it; the first match wins, and a test pins the order.
+"""The states in which a node does not serve what was proven on it. The first match wins; a test pins the order.
 {reason} is that of its verdict."""
 
 
 def _others_began(
     pooled: Pooled, canaries: Sequence[Member], members: Sequence[Member], end: datetime
 ) -> bool:
-    """Another node has started since the soak ended: what becomes of the canaries holds the others up no more."""
+    """Whether another node has started since the soak ended, so that the state of the canaries no longer holds the
+    others back."""
     policy, revision = pooled.policy, find_revision(pooled.policy)
-    known = {one.node.name for one in canaries}
-    for one in members:
-        if one.node.name in known:
+    known = {member.node.name for member in canaries}
+    for member in members:
+        if member.node.name in known:
             continue
-        fence, proof = one.node.fence, proven_at(one.node, policy, revision)
+        fence, proof = member.node.fence, proven_at(member.node, policy, revision)
         if proof is not None and proof > end:
             return True
-        if fence is not None and fence.since >= end and _has_begun(one, policy, revision):
+        if fence is not None and fence.since >= end and _has_begun(member, policy, revision):
             return True
     return False
 
 
 def _soaks(nodes: int, soak: str, end: datetime) -> Finding:
+    """Return the Finding that the canaries are proven and have to serve until `end` before others start."""
     message = (
         f"the canary of {counted(nodes, 'node')} (spec.rollout.canary) has been proven; others start once it has served"
         f" for {soak}, at {to_rfc3339(end)}"
@@ -184,8 +194,8 @@ def _soaks(nodes: int, soak: str, end: datetime) -> Finding:
 
 
 def _unproven(message: str, begun: Sequence[Member]) -> Finding:
-    """For nodes that wait for canaries of which these have begun. It names those that no clock ends, and stands where
-    one of them waits for a person: no other node is proven in its place."""
+    """Return the Finding for nodes that wait for canaries, of which `begun` are under way. It names those canaries
+    that no clock ends. It stands if one of them waits for a person, because no other node is proven in its place."""
     kept = [one for one in begun if not goes_on(one.verdict)]
     told = f" ({keepers})" if (keepers := explain_keepers(kept)) else ""
     stands = any(map(is_for_a_person, kept))
@@ -203,7 +213,7 @@ def _too_large(pooled: Pooled, nodes: int, soak: str) -> Finding:
 
 
 def wait_for_canaries(pooled: Pooled) -> Finding:
-    """The finding for nodes that are not canaries while the canaries start."""
+    """Return the Finding for nodes that are not canaries while the canaries start."""
     canary, policy, revision = pooled.spec.rollout.canary, pooled.policy, find_revision(pooled.policy)
     nodes = counted(canary.nodes if canary is not None else 0, "node")
     begun = _find_begun(pooled.members, policy, revision)
@@ -219,11 +229,12 @@ def find_note(pooled: Pooled) -> str:
         return ""
     if canary.nodes == total:
         return f"{_sizes(pooled, total)}: the whole pool is the canary"
-    found = find_canary(pooled)
-    if isinstance(found, Finding) and found.reason is Reason.CANARY_TOO_LARGE:
-        return found.message
+    state = find_canary(pooled)
+    if isinstance(state, Finding) and state.reason is Reason.CANARY_TOO_LARGE:
+        return state.message
     return f"{_sizes(pooled, canary.nodes)} by now: the first of the remaining nodes is its canary"
 
 
 def _sizes(pooled: Pooled, nodes: int) -> str:
+    """Return the clause that compares the canary's `nodes` with the size of the pool."""
     return f"spec.rollout.canary.nodes is {nodes} and the pool has {counted(len(pooled.members), 'node')}"

@@ -10,12 +10,13 @@ from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.transition.members import Member
 
 MOST = 200
-"""Failures on record, of all policies together: the annotations of the Lease may have 256 KiB (kube/fence.py)."""
+"""The most failures on record, of all policies together, because the annotations of the Lease may have 256 KiB
+(kube/fence.py)."""
 
 
 def find_gone(claims: Mapping[str, Claim], nodes: Mapping[str, NodeView]) -> dict[str, FailedNode]:
-    """The nodes that were deleted past the point of no return and unproven, by UID. The claim is dropped in the write
-    that records this."""
+    """Return the nodes that were deleted past the point of no return and unproven, by UID, from their claims. The
+    write that records them also drops the claims."""
     return {
         claim.node_uid: FailedNode(name, claim.version, gone=True)
         for name, claim in claims.items()
@@ -26,24 +27,24 @@ def find_gone(claims: Mapping[str, Claim], nodes: Mapping[str, NodeView]) -> dic
 def count_failures(
     pools: Iterable[Pool], recorded: Mapping[str, FailedNode], gone: Mapping[str, FailedNode]
 ) -> dict[str, FailedNode]:
-    """What is on record after this pass, by UID of the Node; each pool learns which of its failures only the record
-    knows.
+    """Return the failures that are on record after this pass, by UID of the Node, at most MOST. Sets `failed_before`
+    of each pool: the failures that only the record knows.
 
-    A failure counts until its node is proven, or the policy has another generation; that a person lets the policy go
-    on (`resuming.py`) forgets none. A node that was deleted, left the pool, or lost its fence to a person was not
-    proven. `gone`: see `find_gone`.
+    A failure counts until its node is proven, or the policy has another generation. It is not forgotten when a person
+    lets the policy go on (`resuming.py`), nor when its node is deleted, leaves the pool, or loses its fence to a
+    person, because it was not proven then. `gone`: see `find_gone`.
     """
     recorded = {**gone, **recorded}
-    found: dict[str, FailedNode] = {}
+    failures: dict[str, FailedNode] = {}
     for pool in pools:
         version = pool.policy.version
         marked = (one for one in pool.members if one.marked)
         failing = {one.node.uid: one.node for one in marked if has_failed(one, pool.policy)}
         lost = _find_lost(pool, recorded, failing)
         pool.failed_before = tuple(sorted(one.display_name for one in lost.values()))
-        seen = {uid: FailedNode(node.name, version) for uid, node in failing.items()}
-        found |= dict(sorted((lost | seen).items())[: MOST - len(found)])
-    return found
+        shown = {uid: FailedNode(node.name, version) for uid, node in failing.items()}
+        failures |= dict(sorted((lost | shown).items())[: MOST - len(failures)])
+    return failures
 
 
 def _find_lost(

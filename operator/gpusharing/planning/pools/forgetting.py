@@ -20,21 +20,22 @@ from gpusharing.planning.vocabulary.reasons import Reason
 def find_forgotten(
     pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict], nodes: Mapping[str, NodeView]
 ) -> dict[str, Verdict]:
-    """The verdicts of the nodes that are forgotten now. If the operator is killed in between, the next pass forgets
-    the others."""
+    """Return the new verdicts of the nodes that are forgotten now, by name: all nodes of each policy that resets them,
+    once all are proven. If the operator is killed in between, the next pass forgets the others."""
     forgotten: dict[str, Verdict] = {}
     for pool in pools.values():
         if not pool.policy.resetting:
             continue
-        mine = [one.node.name for one in pool.members]
-        if all(verdicts[name].phase is Phase.SYNCED for name in mine):
-            forgotten |= {name: _forget(verdicts[name], nodes[name]) for name in mine}
+        nodes_of_policy = [one.node.name for one in pool.members]
+        if all(verdicts[name].phase is Phase.SYNCED for name in nodes_of_policy):
+            forgotten |= {name: _forget(verdicts[name], nodes[name]) for name in nodes_of_policy}
     return forgotten
 
 
 def _forget(verdict: Verdict, node: NodeView) -> Verdict:
-    """`nvidia.com/mig.config` stays: it is all-disabled then, a name of NVIDIA's own. The device plugin's label
-    went with the change, unless it has to stay (wanted/target.py)."""
+    """Return the verdict that removes our labels and records from the node. `nvidia.com/mig.config` stays: it is
+    all-disabled then, a name of NVIDIA's own. The device plugin's label went with the change, unless it has to stay
+    (wanted/target.py)."""
     labels: dict[str, str | None] = {
         key: None for key in (names.LABEL_POLICY, names.LABEL_MODE) if key in node.labels
     }
@@ -44,5 +45,5 @@ def _forget(verdict: Verdict, node: NodeView) -> Verdict:
             f" except {names.LABEL_PLUGIN_CONFIG}: without it the device plugin would use ClusterPolicy's"
             " devicePlugin.config.default, which does not mean whole GPUs"
         )
-    told = replace(verdict, reason=Reason.DELETING, message=message)
-    return told.then(LabelNode(node, labels, forget=True))
+    forgotten = replace(verdict, reason=Reason.DELETING, message=message)
+    return forgotten.then(LabelNode(node, labels, forget=True))

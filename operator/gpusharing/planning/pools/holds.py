@@ -1,6 +1,6 @@
 """What keeps every node of a policy from starting, whatever the state of its nodes: HOLDS, in order; the first wins.
 
-Asked once per pool and pass, and only while some node could start. Nodes in flight go on.
+HOLDS are checked once per pool and pass, and only while some node could start. Nodes in flight go on.
 """
 
 from collections.abc import Callable
@@ -24,19 +24,22 @@ from gpusharing.planning.vocabulary.values import value
 
 @value
 class Hold:
-    """What keeps the next node of a policy from starting."""
+    """A rule that keeps the next node of a policy from starting."""
 
     find: Callable[[Pooled], str | Finding]
-    """The message, or a Finding if the clock ends it or it has a reason of its own; empty: it does not apply."""
+    """Returns the message, or a Finding if the clock ends the hold or it has a reason of its own. Empty if it does not
+    apply."""
     reason: Reason
-    """The reason of the nodes that wait for it, unless its Finding has one."""
+    """The reason of the nodes that wait for it, unless its Finding has another one."""
 
 
 def _frozen(pooled: Pooled) -> str:
-    return "spec.rollout.maxUnavailable is 0: nothing starts" if pooled.frozen else ""
+    """Return that maxUnavailable is 0, or an empty text."""
+    return "spec.rollout.maxUnavailable is 0, so no node starts" if pooled.frozen else ""
 
 
 def _halted(pooled: Pooled) -> str:
+    """Return that so many nodes have failed that no further one starts, or an empty text."""
     policy = pooled.policy
     failing = (one.node.name for one in pooled.members if one.marked and has_failed(one, policy))
     failed = sorted({*failing, *pooled.failed_before})
@@ -44,7 +47,8 @@ def _halted(pooled: Pooled) -> str:
 
 
 def has_failed(member: Member, policy: PolicyView) -> bool:
-    """The node failed after the point of no return in this generation of the policy, whatever happened to it since."""
+    """Whether the node failed after the point of no return in this generation of the policy, even if it has left that
+    state since."""
     fence = member.node.fence
     if fence is not None:
         fails = member.verdict.phase is Phase.FAILED or fence.failed is not None
@@ -55,14 +59,18 @@ def has_failed(member: Member, policy: PolicyView) -> bool:
 
 
 def _outnumbered(pooled: Pooled) -> str | Finding:
+    """Return the Finding that the canary is larger than the pool, or an empty text."""
     return _by_canary(pooled, Reason.CANARY_TOO_LARGE) if outnumbers(pooled) else ""
 
 
 def _broken(pooled: Pooled) -> str | Finding:
+    """Return the Finding that a canary no longer serves, or an empty text."""
     return _by_canary(pooled, Reason.CANARY_NOT_SERVING)
 
 
 def _unapproved(pooled: Pooled) -> str:
+    """Return that a person has to approve the plan, with the command. Empty if the policy needs no approval, or if
+    this plan is approved."""
     policy = pooled.policy
     if pooled.spec.rollout.approval != "Manual":
         return ""
@@ -76,21 +84,24 @@ def _unapproved(pooled: Pooled) -> str:
         else ""
     )
     return (
-        f"spec.rollout.approval is Manual{old}. To approve the plan in status.plan: kubectl annotate gsp"
-        f" {policy.name} --overwrite {names.ANNOTATION_APPROVE}={plan}"
+        f"spec.rollout.approval is Manual{old}. To approve the plan in status.plan, run kubectl annotate"
+        f" gsp {policy.name} --overwrite {names.ANNOTATION_APPROVE}={plan}"
     )
 
 
 def _soaking(pooled: Pooled) -> str | Finding:
+    """Return the Finding that the canaries are not proven, or have not served long enough, or an empty text."""
     return _by_canary(pooled, Reason.CANARY_SOAK)
 
 
 def _by_canary(pooled: Pooled, reason: Reason) -> str | Finding:
+    """Return what `find_canary` says if it has this reason, else an empty text."""
     canary = find_canary(pooled)
     return canary if isinstance(canary, Finding) and canary.reason is reason else ""
 
 
 def _closed(pooled: Pooled) -> str | Finding:
+    """Return the Finding that no window is open, or that the windows cannot be followed. Empty if nodes may start."""
     return pooled.hours.closed or ""
 
 
@@ -103,12 +114,13 @@ HOLDS = (
     Hold(_closed, Reason.WINDOW_CLOSED),  # or why no window can be followed
     Hold(_soaking, Reason.CANARY_SOAK),
 )
-"""The first match wins; a test pins the order. Holds that a person has to end come before those that the clock ends."""
+"""The first match wins; a test pins the order. Holds that a person has to end come before those that the clock
+ends."""
 
 
 def find_hold(pooled: Pooled, past: AbstractSet[Reason] = frozenset()) -> Finding | None:
-    """The first of HOLDS that applies; None: nodes may start. `past`: reasons that do not hold the nodes in
-    question."""
+    """Return the Finding of the first of HOLDS that applies, or None if nodes may start. Holds with a reason in `past`
+    are not checked."""
     for hold in HOLDS:
         if hold.reason in past:
             continue
@@ -119,22 +131,23 @@ def find_hold(pooled: Pooled, past: AbstractSet[Reason] = frozenset()) -> Findin
 
 @value
 class Wait:
-    """What many candidates of a pool wait for, and how their verdicts say so."""
+    """What many candidates of a pool wait for, and how their verdicts say it."""
 
     reason: Finding
-    """The reason and the message, and who or what holds them back."""
+    """The reason and the message, and who or what holds the nodes back."""
     phase: Phase = Phase.PENDING
     """The phase of these nodes."""
     for_room: bool = True
-    """Whether they wait only for a slot; False: a hold of their pool keeps them from starting."""
+    """Whether they wait only for a slot. False if a hold of their pool keeps them from starting."""
 
     @staticmethod
     def for_hold(hold: Finding) -> "Wait":
-        """The wait of candidates whose pool is held."""
+        """Return the wait of candidates whose pool is held back by `hold`."""
         return Wait(hold, hold.reason.waiting_phase, for_room=False)
 
     def verdict(self, case: NodeCase) -> Verdict:
-        """The verdict of a candidate that waits for this. It follows from the two alone, so the memo may keep it."""
+        """Return the verdict of a candidate that waits for this. It depends on nothing else, so the memo may
+        keep it."""
         reason, ends = self.reason, None if self.for_room else self.reason.until
         found = case.verdict(self.phase, reason.reason, reason.message, wake=ends, candidate=self.for_room)
         return replace(found, deadline=ends, keeper=reason.keeper, stands=reason.stands)

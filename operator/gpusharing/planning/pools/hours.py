@@ -1,7 +1,7 @@
 """May a node of the policy start now, by its windows, and when may the next one? Computed once per policy and pass.
 
-A start needs as much of its window as the change may take: drain.timeout, and the slowest of the last 20 changes of
-the pool. A change that has begun may finish.
+To start, a node needs as much of the window as the change may take: drain.timeout, and the slowest of the last 20
+changes of the pool. A change that has begun may finish.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,30 +21,31 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
 RECENT = 20
-"""The number of recent changes whose slowest says how long the next may take."""
+"""The number of recent changes of which the slowest says how long the next one may take."""
 UNKNOWN = timedelta(minutes=15)
-"""How long the first change may take."""
+"""How long the first change of a pool may take."""
 SHOWN = 3
 """The most spans that are shown."""
 LOOKED_AT = 40
-"""The most spans that are searched for one that is long enough."""
+"""The most spans that are searched for those that are long enough."""
 
 
 @value
 class Hours:
-    """What the windows of a policy say at one moment."""
+    """What the windows of a policy allow at one moment."""
 
     spans: tuple[Span, ...] = ()
-    """The next spans in which a node can start, at most SHOWN; empty: any time, or never (see `closed`)."""
+    """The next spans in which a node can start, at most SHOWN. Empty if nodes may start at any time, or never (see
+    `closed`)."""
     closed: Finding | None = None
-    """Why no node starts now; None: it may."""
+    """Why no node starts now, or None if nodes may start."""
     change: datetime | None = None
-    """When the clock alone may change the answer."""
+    """When the clock alone may change the answer, or None if it does not."""
 
     @property
     def next_window(self) -> str:
-        """Return the text of a status column: the time at which the next window opens, `open until <time>`, or `open`
-        for a window without an end. Empty if nodes may start at any time, or never."""
+        """The text of a status column: the time at which the next window opens, `open until <time>`, or `open` for a
+        window without an end. Empty if nodes may start at any time, or never."""
         if not self.spans:
             return ""
         span = self.spans[0]
@@ -54,7 +55,7 @@ class Hours:
 
     @property
     def listed(self) -> list[str]:
-        """For the plan: beginning and end of each span, one per line."""
+        """The spans as texts for the plan, each with its beginning and end."""
         begins = ["now" if self.closed is None else to_rfc3339(span.opens) for span in self.spans[:1]]
         begins += [to_rfc3339(span.opens) for span in self.spans[1:]]
         ends = ["open end" if span.closes is None else to_rfc3339(span.closes) for span in self.spans]
@@ -87,11 +88,11 @@ def find_hours(
         return Hours(closed=Finding(Reason.INVALID_WINDOW, flaw))
     needed = needed_time(spec, nodes)
     minute = now.replace(second=0, microsecond=0)
-    found, longest = _spans(windows, blackouts, needed, minute)
-    if not found and (long_ones := _long(windows, needed)):
+    candidates, longest = _spans(windows, blackouts, needed, minute)
+    if not candidates and (long_ones := _long(windows, needed)):
         # More short spans may come first than are looked at.
-        found, _ = _spans(long_ones, blackouts, needed, minute)
-    spans = tuple(span for span in found if span.lasts(needed, now))[:SHOWN]
+        candidates, _ = _spans(long_ones, blackouts, needed, minute)
+    spans = tuple(span for span in candidates if span.lasts(needed, now))[:SHOWN]
     if not spans:
         without, _ = _spans(windows, (), needed, minute)
         why = _blacked_out if blackouts and without else _too_short
@@ -116,23 +117,22 @@ Zoned = tuple[ZonedWindow, ...]
 def _spans(
     windows: Zoned, blackouts: Zoned, needed: timedelta, minute: datetime
 ) -> tuple[tuple[Span, ...], timedelta]:
-    """The next spans that are long enough, and the length of the longest one examined. No schedule has seconds, so
-    each minute is computed once.
-    """
-    found, longest = [], timedelta(0)
+    """Return the next spans that last at least `needed`, at most SHOWN + 1, and the length of the longest span
+    examined. No schedule has seconds, so each minute is computed once."""
+    long_enough, longest = [], timedelta(0)
     for span in islice(find_spans(windows, blackouts, minute), LOOKED_AT):
         if span.closes is not None:
             longest = max(longest, span.closes - span.opens)
         if span.lasts(needed, minute):
-            found.append(span)
-        if len(found) > SHOWN:
+            long_enough.append(span)
+        if len(long_enough) > SHOWN:
             break
-    return tuple(found), longest
+    return tuple(long_enough), longest
 
 
 @lru_cache(maxsize=512)
 def _flaw(windows: Zoned, blackouts: Zoned) -> str:
-    """The first invalid window, by its field and value; empty: there is none."""
+    """Return the message about the first invalid window, with its field and value. Empty if all are valid."""
     for field, listed in (("windows", windows), ("blackouts", blackouts)):
         for index, zoned in enumerate(listed):
             if (flaw := find_flaw(zoned)) is not None:
@@ -143,7 +143,7 @@ def _flaw(windows: Zoned, blackouts: Zoned) -> str:
 
 
 def _long(windows: Zoned, needed: timedelta) -> Zoned:
-    """Those that are long enough by themselves."""
+    """Return the windows that are long enough by themselves."""
     return tuple(one for one in windows if parse_duration(one.window.duration) >= needed)
 
 
@@ -157,7 +157,8 @@ def _too_short(needed: timedelta, longest: timedelta) -> str:
 
 
 def _blacked_out(needed: timedelta, longest: timedelta) -> str:
-    """The windows are long enough, so no advice about their length would help."""
+    """Return the Finding's text that blackouts leave too little of windows that are long enough by themselves. It
+    gives no advice about the length of the windows, which would not help."""
     left = f"{_text(longest)} at most" if longest else "nothing"
     return (
         f"{_needs(needed)}, but as far as can be foreseen spec.rollout.blackouts leave {left} of the time in which"
@@ -166,10 +167,11 @@ def _blacked_out(needed: timedelta, longest: timedelta) -> str:
 
 
 def _needs(needed: timedelta) -> str:
+    """Return the clause that says how much of its window a change needs."""
     return f"a change needs {_text(needed)} of its window (drain.timeout and the slowest of the last {RECENT} changes)"
 
 
 def _text(length: timedelta) -> str:
-    """In whole minutes, rounded up: 1h30m."""
+    """Return a length in whole minutes, rounded up, such as `1h30m`."""
     hours, minutes = divmod(-(-int(length.total_seconds()) // 60), 60)
     return f"{hours}h{minutes}m" if hours and minutes else f"{hours}h" if hours else f"{minutes}m"

@@ -1,6 +1,7 @@
-"""Who keeps a slot of the budget until somebody or something else acts, for the nodes that wait for one: KEEPERS.
+"""Who keeps a slot of the budget until somebody or something else acts, for the nodes that wait for a slot: KEEPERS.
 
-Nodes that are changing are not named: one begins every few minutes, and each waiting node would be written again.
+Nodes that are changing are not named. One begins every few minutes, and each waiting node would have to be written
+again.
 """
 
 from collections.abc import Iterable
@@ -13,22 +14,23 @@ from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 
 MOST = 3
-"""The most nodes that a text names; how many more there are would change too often."""
+"""The most nodes that a message names. How many more there are is left out, because it would change too often."""
 
 
 def explain_keepers(members: Iterable[Member]) -> str:
-    """These nodes and why each is away, by name; empty: there is none."""
-    told = [_why(one) for one in sorted(members, key=lambda one: one.node.name)]
-    return "; ".join([*told[:MOST], *["others"] * (len(told) > MOST)])
+    """Return these nodes and why each is away, by name, at most MOST of them. Empty if there are none."""
+    reasons = [_why(member) for member in sorted(members, key=lambda member: member.node.name)]
+    return "; ".join([*reasons[:MOST], *["others"] * (len(reasons) > MOST)])
 
 
 def first_keeper(members: Iterable[Member]) -> str:
-    """The first of these nodes by name, as a culprit is shown; empty: there is none."""
+    """Return the first of these nodes by name, as a culprit is shown. Empty if there are none."""
     return min((f"node/{one.node.name}" for one in members), default="")
 
 
 def is_for_a_person(member: Member) -> bool:
-    """Whether nobody but a person, or somebody else's maintenance, gives its slot back: no kubelet that may answer
+    """Whether nobody but a person, or somebody else's maintenance, can free the slot of the node: its change failed or
+    is held, or it is Ready, not being deleted and has no fence of ours. False for a node whose kubelet may report
     again."""
     node, verdict = member.node, member.verdict
     if verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD:
@@ -37,14 +39,14 @@ def is_for_a_person(member: Member) -> bool:
 
 
 def goes_on(verdict: Verdict) -> bool:
-    """Whether a change of ours is under way there that some clock ends."""
+    """Whether a change of ours is under way on the node that some clock ends."""
     ends = verdict.phase is not Phase.FAILED and verdict.reason is not Reason.CALL_FAILED
     return verdict.phase.in_flight and ends and not _lasts(verdict)
 
 
 def _lasts(verdict: Verdict) -> bool:
-    """Its drain goes on until somebody or something else ends it: one that is held past its time, or one that waits
-    for jobs as long as they run."""
+    """Whether the drain goes on until somebody or something else ends it: it is held past its time, or it waits for
+    jobs as long as they run."""
     return verdict.phase.part == "emptying" and verdict.deadline in (None, NEVER)
 
 
@@ -54,7 +56,7 @@ def keeps_its_slot(verdict: Verdict) -> bool:
 
 
 def _why(member: Member) -> str:
-    """The first of KEEPERS; a node that none of them explains was marked by somebody else."""
+    """Return why the node is away: the first of KEEPERS, else that somebody else has begun to work on it."""
     node = member.node
     says = next((one.says for one in KEEPERS if one.holds(member)), "{foreign} has begun to work on {name}")
     return says.format(name=node.name, foreign=node.foreign, work=tell_foreign(node))
@@ -69,13 +71,14 @@ def _calls_fail(member: Member) -> bool:
 
 
 def _yielded(member: Member) -> bool:
-    """Somebody else works on it: our change waits for that."""
+    """Whether our change waits because somebody else works on the node."""
     fence = member.node.fence
     return fence is not None and fence.stage == "yielded" and member.node.foreign_works
 
 
 def _is_held(member: Member) -> bool:
-    """What is fenced, keeps its slot and has not failed is a change that does not go on by itself."""
+    """Whether our change of the node does not go on by itself. A fenced node that keeps its slot and has not failed is
+    such a one."""
     return member.node.fence is not None
 
 
@@ -88,5 +91,5 @@ KEEPERS: tuple[MemberState, ...] = (
     MemberState(unready, "{name} is not Ready"),
     MemberState(cordoned, "{name} is cordoned"),
 )
-"""The first match wins; a test pins the order. What a change of ours left behind explains the others. {name} is the
-node, {work} what somebody else does there."""
+"""The first match wins; a test pins the order. What our own change left behind explains the other states, so it comes
+first. {name} is the node, {work} what somebody else does there."""

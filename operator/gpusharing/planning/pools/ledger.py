@@ -18,26 +18,26 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 @dataclass(slots=True)
 class Ledger:
-    """What all pools share in one pass."""
+    """What all pools share in one pass: what is known about pods and slots."""
 
     afterwards: Afterwards
     """The cluster when all planned changes are done."""
     now: datetime
     """The time of the pass."""
     looks: Mapping[str, Look] = field(default_factory=dict)
-    """By node: what the last look at its pods found."""
+    """What the last look at its pods found, by node."""
     crowd: Counter[str] = field(default_factory=Counter)
-    """By PodDisruptionBudget: how many pods of nodes in flight still have to be evicted under it."""
+    """How many pods of nodes in flight still have to be evicted under each PodDisruptionBudget."""
     crowd_known: bool = True
     """Whether the pods of every node in flight were listed, or cannot be."""
     due: frozenset[str] = frozenset()
-    """Blocked nodes that are due for another look."""
+    """The blocked nodes that are due for another look."""
     recent: int = 0
-    """Blocked nodes that were looked at within the last poll."""
+    """How many blocked nodes were looked at within the last poll."""
     claimed_waves: Mapping[str, str] = field(default_factory=dict)
-    """By node that has a claim and no fence: the wave in which it was about to start; empty: none."""
+    """For each node that has a claim and no fence: the wave in which it was about to start. Empty if it is in none."""
     places: Places | None = None
-    """Where our own pod could be scheduled; None: we do not run in a pod."""
+    """Where our own pod could be scheduled, or None if we do not run in a pod."""
     keepers: list[Member] = field(default_factory=list)
     """The nodes of all policies that have a slot of the operator-wide cap until somebody acts."""
 
@@ -48,8 +48,8 @@ class Ledger:
         afterwards: Afterwards,
         cases: Sequence[tuple[NodeCase, PolicyView]],
     ) -> "Ledger":
-        """What is known before any node starts. `cases`: candidates of pools with room that were looked at before, each
-        with its policy."""
+        """Return what is known before any node starts. `cases`: the candidates of pools with room that were looked at
+        before, each with its policy."""
         poll = snapshot.settings.poll
         last = [
             (case.node.name, look)
@@ -71,16 +71,18 @@ class Ledger:
         )
 
     def resumed_wave(self, case: NodeCase) -> str:
-        """The wave in which the node was about to start when an operator ended between claim and fence; empty: none.
+        """Return the wave in which the node was about to start when an operator ended between claim and fence. Empty
+        if there is none.
 
-        So a wave of which a part had begun stays one wave, however often that happens.
+        A wave of which a part had begun so stays one wave, however often that happens.
         """
         return self.claimed_waves.get(case.node.name, "")
 
     def add_in_flight(self, snapshot: ClusterSnapshot, verdict: Verdict) -> Look | None:
-        """Count which budgets the pods of a fenced node still need, by its verdict or by the look before its fence.
+        """Count in `crowd` which budgets the pods of a fenced node still need, by its verdict or by the look before
+        its fence, and note in `keepers` a node that keeps its slot. `crowd_known` becomes false if neither tells.
 
-        Returns that look while nothing newer is known about them.
+        Returns that look while nothing newer is known about the pods, else None.
         """
         node = snapshot.nodes[verdict.node]
         if keeps_its_slot(verdict):
@@ -102,13 +104,13 @@ class Ledger:
 
 
 def find_mates(case: NodeCase) -> frozenset[str]:
-    """The other nodes on which the gangs of this node run, as far as its pods were listed."""
+    """Return the other nodes on which the gangs of this node run, as far as its pods were listed."""
     members = (member for view in case.gangs for member in view.members)
     return frozenset(member.node for member in members if member.node not in ("", case.node.name))
 
 
 def standing_look(case: NodeCase, policy: PolicyView, looks: Mapping[str, Look]) -> Look | None:
-    """The last look at a candidate, if it was for this very change."""
+    """Return the last look at a candidate if it found blockers and was for this very change, else None."""
     look = looks.get(case.node.name)
     if look is None or not look.blockers or look.version != policy.version:
         return None

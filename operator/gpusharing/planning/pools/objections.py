@@ -1,4 +1,4 @@
-"""Why policies are not accepted, and which of them nobody can judge: those stop their own nodes only."""
+"""Why policies are not accepted, and which of them cannot be judged: these stop their own nodes only."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +13,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def judge_windows(pool: Pool, now: datetime) -> Pool:
-    """The same pool with what its windows say; where nobody can follow them, none of its nodes starts."""
+    """Return the pool with what its windows allow. If that cannot be computed, none of its nodes starts."""
     try:
         return pool.with_hours(now)
     except Exception as error:  # noqa: BLE001 - whatever one policy holds, the others go on (guard.py)
@@ -23,7 +23,8 @@ def judge_windows(pool: Pool, now: datetime) -> Pool:
 def find_objections(
     terms: Mapping[str, Terms], unread: Mapping[str, Exception], pools: Mapping[str, Pool]
 ) -> dict[str, Finding]:
-    """By policy. `unread`: the fault of each that nobody can judge; `pools`: whether its windows can be followed."""
+    """Return why policies are not accepted, by name; accepted policies are missing. `unread`: the errors of policies
+    that cannot be judged; `pools`: their windows may not be computable."""
     found = {name: one.targets for name, one in terms.items() if isinstance(one.targets, Finding)}
     found |= {name: of_policy(name, error) for name, error in unread.items()}
     closed = ((name, pool.hours.closed) for name, pool in pools.items() if name not in found)

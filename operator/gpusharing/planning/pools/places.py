@@ -1,4 +1,4 @@
-"""Where the operator's own pod could be scheduled: our cordons must leave it one node.
+"""Where the operator's own pod could be scheduled: our cordons must leave one node for it.
 
 A cordoned node keeps the pods that it has, but the operator's may be replaced in the middle of a change: deleted,
 upgraded or drained by somebody. If our own cordons covered every node then, nobody would be left to lift them
@@ -16,41 +16,40 @@ LAST_PLACE = (
     "this is one of the last schedulable nodes, and the operator's own pod needs one; waiting until another node is"
     " Ready and not cordoned"
 )
+"""The message of a node that has to stay schedulable for our own pod."""
 
 
 @dataclass(slots=True)
 class Places:
-    """The nodes that would take our pod, as far as we know: our own tolerations and selectors are not known."""
+    """The nodes that would take our pod, as far as that is known: our own tolerations and selectors are not."""
 
     open: set[str]
-    """Ready, schedulable, and without a taint that keeps pods off."""
+    """The nodes that are Ready, schedulable, and without a taint that keeps pods off."""
     all: int
-    """These, and those that may be open again: cordoned or not Ready."""
+    """How many nodes are open or may be open again, such as cordoned ones and those that are not Ready."""
 
     @staticmethod
     def of(nodes: Iterable[NodeView]) -> "Places":
-        """From the present state of the nodes."""
+        """Return the places by the present state of the nodes."""
         able = [node for node in nodes if _is_able(node)]
         return Places({node.name for node in able if is_open(node)}, len(able))
 
     def spare(self, candidates: Iterable[NodeCase]) -> int | None:
-        """How many of these nodes may be cordoned so that one open node is left.
-
-        None: any number, because none of them would close a place, or because no other node may ever open again, so
-        waiting would not help.
-        """
+        """Return how many of these nodes may be cordoned so that one open node is left. None if any number may be,
+        because none of their changes would cordon an open node, or because no other node may ever open again, so
+        that waiting would not help."""
         if self.all <= 1 or not any(case.node.name in self.open and _cordons(case) for case in candidates):
             return None
         return len(self.open) - 1
 
     def close(self, names: Iterable[str]) -> None:
-        """These nodes begin in this pass."""
+        """Remove nodes from the open ones, because their changes begin in this pass."""
         self.open.difference_update(names)
 
 
 def becomes_place(node: NodeView) -> bool:
-    """Whether it is no place now and becomes one with the end of our change. It does not where it was cordoned
-    before."""
+    """Whether the node takes no pods now and does again when our change ends. False if it was cordoned before our
+    change."""
     fence = node.fence
     return fence is not None and not fence.prior_unschedulable and _is_able(node) and not is_open(node)
 

@@ -12,19 +12,19 @@ from gpusharing.planning.vocabulary.values import value
 
 @value
 class Pooled:
-    """Everything that a hold may look at."""
+    """Everything about a pool that a hold may depend on."""
 
     policy: PolicyView
     """The policy whose nodes are to start."""
     spec: GPUSharingPolicySpec
-    """The policy's."""
+    """The spec of the policy."""
     members: Sequence[Member]
-    """Those that its budget covers."""
+    """The nodes that concern the policy."""
     failed_before: tuple[str, ...]
     """Nodes whose failure in this generation only the record knows, as a message names them."""
     frozen: bool
-    """The limit is 0, whatever the size of the pool."""
+    """Whether the limit is 0, whatever the size of the pool."""
     hours: Hours
-    """What the windows say."""
+    """What the windows allow."""
     now: datetime
     """The time of the pass."""

@@ -1,7 +1,7 @@
-"""What the nodes of a pool that wait would disturb, for people who approve it or wait for it: read from pods, decides
-nothing.
+"""What the nodes of a pool that wait would disturb, for people who approve it or wait for it. It is read from pods and
+decides nothing.
 
-Nodes in work show their own pods. Those of the others are not listed, and `status.plan` could only count nodes. The
+Nodes in work show their own pods. Those of the others are not listed, and `status.plan` could only count nodes. So the
 first of them are looked at, seldom, and a few at a time over all pools (docs/design/drain.md#preview).
 """
 
@@ -29,9 +29,9 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
 AGAIN = timedelta(minutes=5)
-"""Between two looks at one node."""
+"""The time between two looks at one node."""
 MAX_NODES = 20
-"""The most nodes of a pool that are looked at; `status.plan` names no more."""
+"""The most nodes of a pool that are looked at. `status.plan` names no more."""
 
 
 @value
@@ -39,11 +39,11 @@ class Previews:
     """The known previews, and what the next pass needs for further ones."""
 
     known: Mapping[str, Preview] = field(default_factory=dict)
-    """By node."""
+    """The known previews, by node."""
     wants_pods: frozenset[str] = frozenset()
     """Nodes whose pods are to be listed."""
     wake: datetime | None = None
-    """Look again then; None: no node waits for its first look."""
+    """When to wake for further first looks, or None if no node waits for one."""
 
 
 def find_previews(
@@ -53,7 +53,8 @@ def find_previews(
     afterwards: Afterwards,
     now: datetime,
 ) -> Previews:
-    """What the nodes that wait would disturb. `afterwards`: the cluster when all planned changes are done."""
+    """Return what the changes of waiting nodes would disturb. `afterwards`: the cluster when all planned changes are
+    done."""
     known: dict[str, Preview] = {}
     missing: list[str] = []
     looked_at: set[str] = set()
@@ -83,8 +84,9 @@ def _pace(
     now: datetime,
     poll: timedelta,
 ) -> Previews:
-    """The clock alone asks only for the first looks: any change of pods wakes the operator anyway. `looked_at`: nodes
-    that their pods block, which are looked at for that reason and as often as that takes (looks.py)."""
+    """Return the previews with the nodes whose pods are to be listed next. The clock wakes the operator only for first
+    looks, because any change of pods wakes it anyway. `looked_at`: nodes that their pods block, which looks.py
+    lists often enough."""
     ours = {name: one.at for name, one in known.items() if name not in looked_at}
     old = sorted((at, name) for name, at in ours.items() if at + AGAIN <= now)
     due = [*missing, *(name for _, name in old)]
@@ -95,7 +97,7 @@ def _pace(
 def _to_go(
     pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict]
 ) -> Iterator[tuple[PolicyView, Verdict]]:
-    """The first nodes of each pool that have yet to be drained."""
+    """Yield the nodes of each pool that have yet to be drained, at most MAX_NODES for each, with their policy."""
     for _, pool in sorted(pools.items()):
         if pool.policy.spec is None or pool.policy.deleting:
             continue
@@ -106,6 +108,7 @@ def _to_go(
 
 
 def _standing(preview: Preview | None, policy: PolicyView) -> Preview | None:
+    """Return the preview if it is for the present version of the spec, else None."""
     return None if preview is None or preview.version != policy.version else preview
 
 

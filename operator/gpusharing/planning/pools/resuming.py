@@ -1,7 +1,8 @@
 """How far a person lets a rollout go on after failures: the annotation gpusharing.dev/resume of the policy.
 
 `<generation>` allows as many further failures as spec.rollout.maxFailures says, `<generation>.<k>` k times as many.
-Any other value allows none. So each look at what failed is a value of its own, and nothing else has to be remembered.
+Any other value allows none. A person who has looked at further failures so writes another value, and nothing else has
+to be remembered.
 """
 
 import re
@@ -13,11 +14,11 @@ from gpusharing.planning.vocabulary.lengths import some
 
 _WRITTEN = re.compile(r"([0-9]{1,18})(?:\.([1-9][0-9]{0,4}))?")
 _SHOWN = 64
-"""The most characters of a value that says nothing."""
+"""The most characters that are shown of a value that allows nothing."""
 
 
 def find_batches(policy: PolicyView) -> int:
-    """How many times maxFailures a person allowed in this generation, beyond the first; 0: nobody did."""
+    """Return how many times maxFailures a person allowed in this generation, beyond the first. 0 if nobody did."""
     found = _WRITTEN.fullmatch(policy.resumed)
     if found is None or found[1] != str(policy.generation):
         return 0
@@ -33,22 +34,24 @@ def explain_halt(policy: PolicyView, failed: Sequence[str], most: int) -> str:
     resumed, value = _resumed(policy, most * (1 + batches)), _next_value(policy, len(failed) // most)
     return (
         f"{some(failed)} failed in this generation, and spec.rollout.maxFailures is {most}{resumed}: no further"
-        f" node starts. When the cause is gone: kubectl annotate gsp {policy.name} --overwrite"
+        f" node starts. When the cause is gone, run kubectl annotate gsp {policy.name} --overwrite"
         f" {names.ANNOTATION_RESUME}={value}"
     )
 
 
 def read_value(message: str) -> str:
-    """The value of the annotation that the command in such a message sets; empty: there is none."""
+    """Return the value of the annotation that the command in such a message sets. Empty if the message has no such
+    command."""
     return message.rpartition(f" {names.ANNOTATION_RESUME}=")[2]
 
 
 def _next_value(policy: PolicyView, batches: int) -> str:
+    """Return the value that allows `batches` times maxFailures beyond the first."""
     return f"{policy.generation}.{batches}" if batches > 1 else str(policy.generation)
 
 
 def _resumed(policy: PolicyView, limit: int) -> str:
-    """What the present value of the annotation says, in parentheses; empty: there is none."""
+    """Return what the present value of the annotation says, in parentheses. Empty if there is none."""
     if not policy.resumed:
         return ""
     value = f'{names.ANNOTATION_RESUME} "{policy.resumed[:_SHOWN]}"'

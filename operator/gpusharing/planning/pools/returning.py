@@ -1,4 +1,4 @@
-"""Nodes that started as one wave are given back together: no filler pod takes the place of half a gang.
+"""Nodes that started as one wave return to service together, so that no filler pod takes the place of half a gang.
 
 Specification: docs/design/drain.md#waves. A wave is known by the `wave` of its fences, and so survives a restart.
 """
@@ -24,37 +24,37 @@ def hold_together(
     policies: Iterable[PolicyView],
     now: datetime,
 ) -> dict[str, Verdict]:
-    """The verdicts of proven nodes that wait for the others of their wave.
+    """Return the new verdicts of proven nodes that wait for the others of their wave, by name.
 
-    They wait until all are proven, at most `timeouts.verification` from the first proof on, and not at all once a
-    member is Failed: the gang could not come back whole.
+    They wait until all are proven, at most `timeouts.verification` from the first proof on, and not at all once one of
+    them is Failed, because the gang could not come back whole.
     """
     waves = _find_waves({name: fence for name, fence in fences.items() if name in verdicts}, nodes)
     if not waves:
         return {}
     by_name = {policy.name: policy for policy in policies}
-    held: dict[str, Verdict] = {}
+    waiting: dict[str, Verdict] = {}
     for names in waves.values():
         proven = [name for name in names if returns_proven(verdicts[name])]
         others = _find_awaited(names, verdicts, fences)
         until = _until(proven, fences, by_name, now) if others else now
         for name in proven if until > now else ():
-            held[name] = _await_wave(
+            waiting[name] = _await_wave(
                 verdicts[name], nodes[name], fences[name], others=others, until=until, now=now
             )
-    return held
+    return waiting
 
 
 def _find_awaited(
     names: Iterable[str], verdicts: Mapping[str, Verdict], fences: Mapping[str, Fence]
 ) -> list[str]:
-    """Return the nodes of a wave that are not proven yet, sorted; empty once one of them has failed."""
+    """Return the nodes of a wave that are not proven yet, sorted. Empty once one of them has failed."""
     others = sorted(name for name in names if not _is_leaving(verdicts[name]))
     return [] if any(_will_not_come(verdicts[name], fences[name]) for name in others) else others
 
 
 def _find_waves(fences: Mapping[str, Fence], nodes: Mapping[str, NodeView]) -> dict[str, list[str]]:
-    """Return the names of the nodes of each wave whose change is not over. A Node that was made anew is in no wave."""
+    """Return the names of the nodes of each wave whose change is not over. A Node that was recreated is in no wave."""
     waves: dict[str, list[str]] = {}
     for name, fence in fences.items():
         if fence.wave and fence.stage != "yielded" and fence.node_uid == nodes[name].uid:
@@ -63,13 +63,13 @@ def _find_waves(fences: Mapping[str, Fence], nodes: Mapping[str, NodeView]) -> d
 
 
 def returns_proven(verdict: Verdict) -> bool:
-    """The node is given back in this pass, with its new layout proven."""
+    """Whether this pass returns the node to service with its new layout proven."""
     given = (action.verified for action in verdict.actions if isinstance(action, Release))
     return any(record is not None and not record.rolled_back for record in given)
 
 
 def _will_not_come(verdict: Verdict, fence: Fence) -> bool:
-    """It has failed: it stays, or goes back to what it was."""
+    """Whether the change of the node has failed, so that the node stays cordoned or goes back to what it was."""
     return verdict.phase is Phase.FAILED or fence.rolls_back
 
 
@@ -80,7 +80,8 @@ def _is_leaving(verdict: Verdict) -> bool:
 def _until(
     proven: Iterable[str], fences: Mapping[str, Fence], policies: Mapping[str, PolicyView], now: datetime
 ) -> datetime:
-    """When the first of them has waited long enough; now, if no policy says how long that is."""
+    """Return when the first of the proven nodes has waited long enough, or `now` if no policy says how long
+    that is."""
     first = min((moment for name in proven if (moment := fences[name].proven) is not None), default=now)
     spec = next((p.spec for name in proven if (p := policies.get(fences[name].policy)) is not None), None)
     return now if spec is None else first + parse_duration(spec.rollout.timeouts.verification)
@@ -89,9 +90,11 @@ def _until(
 def _await_wave(
     verdict: Verdict, node: NodeView, fence: Fence, *, others: Sequence[str], until: datetime, now: datetime
 ) -> Verdict:
-    kept = tuple(action for action in verdict.actions if not isinstance(action, Release))
+    """Return the verdict of a proven node that waits for `others` until `until`: it is not released, and its fence
+    records since when it is proven."""
+    actions = tuple(action for action in verdict.actions if not isinstance(action, Release))
     if fence.proven is None:
-        kept = (*kept, UpdateFence(node, replace(fence, proven=now)))
-    message = f"{verdict.message}; given back together with {some(others)}, which ran the same gang"
-    held = replace(verdict, reason=Reason.WAITS_FOR_WAVE, message=message, actions=kept)
-    return replace(held, wake=until, deadline=until, keeper=f"node/{others[0]}")
+        actions = (*actions, UpdateFence(node, replace(fence, proven=now)))
+    message = f"{verdict.message}; the node returns to service together with {some(others)}, which ran the same gang"
+    waits = replace(verdict, reason=Reason.WAITS_FOR_WAVE, message=message, actions=actions)
+    return replace(waits, wake=until, deadline=until, keeper=f"node/{others[0]}")

@@ -3,7 +3,7 @@
 Which claims stay although their nodes carry no fence, and which policies keep our finalizer for that, is decided here.
 
 A claim is written before its fence. If the operator ends in between, the next one may find the node's gate closed
-again: giving claim and finalizer back then, and taking them again, would be four writes for nothing.
+again. Dropping claim and finalizer then, and taking them again, would be four writes for nothing.
 """
 
 from collections.abc import Collection, Mapping
@@ -20,11 +20,11 @@ from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 
 CLOCKS = timedelta(seconds=1.5)
-"""By how much the clocks of two processes may differ: each was set by a Date of whole seconds (kube/clock.py)."""
+"""How far the clocks of two processes may differ: each was set by a Date header of whole seconds (kube/clock.py)."""
 
 
 def fences_of(snapshot: ClusterSnapshot) -> dict[str, Fence]:
-    """Our fences, by node. Nothing happens on a yielded node, and only its pool waits for it."""
+    """Return our fences, by node, yielded ones included."""
     return {name: node.fence for name, node in snapshot.nodes.items() if node.fence is not None}
 
 
@@ -37,7 +37,9 @@ def share(
     *,
     failed_nodes: Mapping[str, FailedNode],
 ) -> tuple[Action, ...]:
-    """Configuration, finalizers, claims and failures: written once, before anything that needs them."""
+    """Return the writes that concern all nodes, in the order in which they are made: configuration, finalizers, claims
+    and failures, and pointers. They come before anything that needs them. `unfenced`: claims of nodes without a
+    fence that stay."""
     actions: list[Action] = [] if config is None else [config]
     nodes, fences = snapshot.nodes, fences_of(snapshot)
     claims = {
@@ -53,9 +55,10 @@ def share(
 
 
 def _claim(node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim | None) -> Claim:
-    """The slot of a node with our fence. Where this pass takes the node past its point of no return, the claim says so
-    first: if the Node goes a moment later, nobody else knows (docs/adr/0044-what-was-seen-is-written-down.md). A
-    successor that decides it again after a crash finds that record."""
+    """Return the claim of a node with our fence. If this pass takes the node past its point of no return, the claim
+    records that first, because nobody else knows it if the Node goes a moment later
+    (docs/adr/0044-what-was-seen-is-written-down.md). A successor that decides it again after a crash finds that
+    record."""
     actions = verdict.actions if verdict is not None else ()
     coming = next((action.fence for action in actions if isinstance(action, Actuate)), fence)
     claim = Claim.of(node_uid, coming)
@@ -70,8 +73,8 @@ def _claim(node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim |
 def opens_again(verdict: Verdict, now: datetime) -> bool:
     """Whether the gate was open for the previous process, and opens for this one soon and by itself.
 
-    A wait that was just over may last a moment longer by another clock; and only a process knows since when a node
-    drifts, so a new process waits again. A wait for an answer or a person may last for ever.
+    A wait that was just over may last a moment longer by another clock. And only a process knows since when a node
+    drifts, so a new process waits again. A wait for an answer or a person may last forever.
     """
     if verdict.wake is None:
         return False
@@ -84,10 +87,9 @@ def find_resumed(
     verdicts: Mapping[str, Verdict],
     now: datetime,
 ) -> dict[str, Claim]:
-    """Claims of nodes whose change is about to begin: no fence yet, and only a brief wait before it.
-
-    And of nodes whose fence cannot be read, such as that of a newer operator: the change is under way all the same.
-    """
+    """Return the claims of nodes without a fence that stay, by node: those whose change is about to begin, with only a
+    brief wait before it, and those whose fence cannot be read, such as that of a newer operator, because their
+    change is under way all the same."""
     resumed = {}
     for name, claim in claims.items():
         node, verdict = nodes.get(name), verdicts.get(name)
@@ -104,7 +106,8 @@ def plan_finalizers(
     fenced: Collection[NodeView],
     verdicts: Mapping[str, Verdict],
 ) -> list[SetFinalizer]:
-    """Finalizers to add or remove. `claims`: all that exist after this pass; `fenced`: nodes with our fence."""
+    """Return the finalizers to add or remove. `claims`: all that exist after this pass; `fenced`: nodes with our
+    fence."""
     actions = []
     claiming = {claim.policy for claim in claims}
     for name, pool in sorted(pools.items()):
@@ -127,8 +130,9 @@ def _keeps_finalizer(pool: Pool) -> bool:
 
 
 def _resets(policy: PolicyView) -> bool:
-    """The finalizer is held from the start: it cannot be added once the policy is being deleted. A spec that cannot be
-    read may have asked for a reset."""
+    """Whether the policy is to reset its nodes when it is deleted. Its finalizer is then held from the start, because
+    it cannot be added once the policy is being deleted. A spec that cannot be read may have asked for a reset, so
+    the present finalizer stays."""
     return policy.finalizer if policy.spec is None else policy.spec.deletion_policy == "Reset"
 
 

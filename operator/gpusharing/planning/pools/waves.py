@@ -3,7 +3,7 @@
 Specification: docs/design/drain.md#waves.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -21,6 +21,7 @@ from gpusharing.planning.pools.candidates import (
 )
 from gpusharing.planning.pools.holds import Wait
 from gpusharing.planning.pools.ledger import Ledger, find_mates
+from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.transition.members import Member
@@ -38,8 +39,8 @@ MAX_MATES = 20
 
 
 def find_waves(order: Sequence[str], mates: Mapping[str, frozenset[str]]) -> dict[str, tuple[str, ...]]:
-    """By the first node in `order`: the nodes that share gangs, directly or through others. No wave of a single
-    node."""
+    """Return the nodes that share gangs, directly or through others, by the first of them in `order`. A node that
+    shares no gang is in no wave."""
     places = {name: place for place, name in enumerate(order)}
     linked: dict[str, set[str]] = {}
     for name, others in mates.items():
@@ -57,6 +58,7 @@ def find_waves(order: Sequence[str], mates: Mapping[str, frozenset[str]]) -> dic
 
 
 def _reached(first: str, linked: Mapping[str, set[str]]) -> set[str]:
+    """Return all nodes that are linked to the first one, directly or through others, with itself."""
     reached, edge = {first}, {first}
     while edge:
         edge = set().union(*(linked[name] for name in edge)) - reached
@@ -65,15 +67,16 @@ def _reached(first: str, linked: Mapping[str, set[str]]) -> set[str]:
 
 
 def group(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
-    """By the first of them: candidates that share gangs. If no gang was seen this costs next to nothing."""
+    """Return the candidates that share gangs, by the name of the first of them. If no gang was seen this costs next to
+    nothing."""
     mates = {
-        one.case.node.name: found
-        for one in candidates
-        if one.pods is not None and one.cordons and (found := find_mates(one.case))
+        candidate.case.node.name: others
+        for candidate in candidates
+        if candidate.pods is not None and candidate.cordons and (others := find_mates(candidate.case))
     }
     if not mates:
         return {}
-    cordoning = {one.case.node.name: one for one in candidates if one.cordons}
+    cordoning = {candidate.case.node.name: candidate for candidate in candidates if candidate.cordons}
     waves = find_waves(tuple(cordoning), mates)
     return {first: [cordoning[name] for name in names] for first, names in waves.items()}
 
@@ -81,9 +84,9 @@ def group(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
 def find_following(
     policy: PolicyView, members: Iterable[Member], candidates: Iterable[NodeView]
 ) -> frozenset[str]:
-    """The candidates that share a gang with another node of the pool for which there was no room at its start: while
-    that one is in flight, and after its proof until they were changed too. An edit of the policy ends that, as all its
-    nodes begin anew."""
+    """Return the candidates that share a gang with another node of the pool for which there was no room at its start:
+    while that one is in flight, and after its proof until they were changed too. An edit of the policy ends that,
+    because all its nodes begin anew."""
     begun = {mate for one in members if (fence := one.node.fence) is not None for mate in fence.mates}
     verified = (one.node.verified for one in members)
     proofs = [proof for proof in verified if proof is not None and proof.mates]
@@ -95,12 +98,13 @@ def find_following(
 
 
 def _is_left(node: NodeView, proofs: Iterable[Verified]) -> bool:
-    """Whether one of these proofs of other nodes names this one as left behind, and it was not changed since."""
+    """Whether one of these proofs of other nodes names this node as left behind, and it was not changed since."""
     return any(node.name in proof.mates and not _is_later(node, proof) for proof in proofs)
 
 
 def _is_later(node: NodeView, proof: Verified) -> bool:
-    """Whether the node was changed since this proof of another one; drift of it is no longer the rest of that gang."""
+    """Whether the node was changed since this proof of another one. Its drift is then no longer the rest of
+    that gang."""
     changed = node.verified.changed_at if node.verified is not None else None
     return changed is not None and proof.changed_at is not None and changed >= proof.changed_at
 
@@ -111,42 +115,56 @@ def _is_later(node: NodeView, proof: Verified) -> bool:
 def try_wave(
     wave: Sequence[Candidate], room: int, most: int, full: Finding, *, ledger: Ledger, chosen: Selection
 ) -> int:
-    """Start as many nodes of a wave as can ever go at once (`most`), all of them in one pass or none. What becomes of
-    them is added to `chosen`; return the slots that the wave takes, or that are kept for it until it can start.
+    """Start as many nodes of a wave as can ever go at once (`most`), all of them in one pass or none. Adds the verdict
+    of every node of the wave to `chosen`, and returns how many slots the wave takes, or are kept for it until it
+    can start.
 
-    `full`: the finding for nodes for which there will be no room. Blocked nodes stay behind; before the others start
+    `full`: the Finding for nodes for which there will be no room. Blocked nodes stay behind; before the others start
     without them, their pods are listed once more.
     """
-    free = sorted((one for one in wave if one.look is None), key=_listed_first)[: max(1, most)]
-    stale = [one for one in wave if one.look is not None and one.pods is None][: max(0, most - len(free))]
-    going = frozenset(one.case.node.name for one in free)
-    wait = _find_wait(free, room, ledger)
+    free = sorted((candidate for candidate in wave if candidate.look is None), key=_listed_first)
+    free = free[: max(1, most)]
+    stale = [candidate for candidate in wave if candidate.look is not None and candidate.pods is None]
+    stale = stale[: max(0, most - len(free))]
+    going, wait = _names(free), _find_wait(free, room, ledger)
     starts = bool(free) and wait is None and not stale
-    again = frozenset(one.case.node.name for one in stale) if wait is None and free else ledger.due
-    for one in wave:
-        name = one.case.node.name
-        if one.look is not None:
-            chosen.put(
-                one.case, blocked(one.case, one.look, again=one.pods is None and name in again), one.look
-            )
+    again = _names(stale) if wait is None and free else ledger.due
+    for candidate in wave:
+        case, name = candidate.case, candidate.case.node.name
+        if candidate.look is not None:
+            _stay_blocked(candidate, candidate.look, again, chosen)
         elif name not in going:
-            chosen.put(one.case, Wait(full).verdict(one.case))
+            chosen.put(case, Wait(full).verdict(case))
         elif not starts:
-            chosen.put(one.case, (wait or _look_first)(one))
+            chosen.put(case, (wait or _look_first)(candidate))
     if starts:
-        _start(free, [one for one in wave if one.case.node.name not in going], ledger, chosen)
+        _start(free, wave, ledger, chosen)
     return min(room, len(free))
 
 
-def _listed_first(one: Candidate) -> tuple[bool, ...]:
-    """A gang is only counted once a LIST shows it, so a node that was listed comes after those that were not: where not
-    all can go, each pass would ask for another one's pods, and none would ever start."""
-    return (*one.order[:3], one.pods is None)
+def _stay_blocked(candidate: Candidate, look: Look, again: Container[str], chosen: Selection) -> None:
+    """Put the verdict of a blocked node of a wave into `chosen`. If the node is in `again`, its pods are listed once
+    more, unless they were in this pass."""
+    case = candidate.case
+    unlisted = candidate.pods is None and case.node.name in again
+    chosen.put(case, blocked(case, look, again=unlisted), look)
+
+
+def _names(candidates: Iterable[Candidate]) -> frozenset[str]:
+    return frozenset(candidate.case.node.name for candidate in candidates)
+
+
+def _listed_first(candidate: Candidate) -> tuple[bool, ...]:
+    """Return the sort key of a candidate within its wave. A gang is only counted once a LIST shows it, so a node that
+    was listed comes after those that were not: if not all can go, each pass would otherwise ask for another one's
+    pods, and none would ever start."""
+    return (*candidate.order[:3], candidate.pods is None)
 
 
 def _find_wait(free: Sequence[Candidate], room: int, ledger: Ledger) -> Callable[[Candidate], Verdict] | None:
-    """The verdict of each node of the wave while it cannot start; None: it can."""
-    pods = [one.pods for one in free if one.pods is not None]
+    """Return a function that makes the verdict of each node of the wave while the wave cannot start, or None if it can
+    start."""
+    pods = [candidate.pods for candidate in free if candidate.pods is not None]
     if len(pods) < len(free) or (not ledger.crowd_known and any(map(budget_room, pods))):
         return _look_first
     if crowded := merge(blocker for found in pods for blocker in crowding(found, ledger.crowd)):
@@ -154,21 +172,22 @@ def _find_wait(free: Sequence[Candidate], room: int, ledger: Ledger) -> Callable
     return partial(_gathering, size=len(free)) if room < len(free) else None
 
 
-def _look_first(one: Candidate) -> Verdict:
-    return looking(one.case)
+def _look_first(candidate: Candidate) -> Verdict:
+    return looking(candidate.case)
 
 
-def _crowded(one: Candidate, blockers: tuple[Blocker, ...]) -> Verdict:
-    """Others make room within seconds: all nodes of the wave are looked at again at every poll."""
-    assert one.pods is not None, "it was looked at"
-    return blocked(
-        one.case, look_at(one.case, one.policy, None, one.pods, blockers, slower=False), again=True
-    )
+def _crowded(candidate: Candidate, blockers: tuple[Blocker, ...]) -> Verdict:
+    """Return the verdict of a node of a wave that waits for others to make room under a budget. That takes seconds, so
+    the pods of the wave are listed again at every poll."""
+    assert candidate.pods is not None, "it was looked at"
+    case = candidate.case
+    look = look_at(case, candidate.policy, None, candidate.pods, blockers, slower=False)
+    return blocked(case, look, again=True)
 
 
-def _gathering(one: Candidate, size: int) -> Verdict:
-    """Room enough for the whole wave is on its way."""
-    case = one.case
+def _gathering(candidate: Candidate, size: int) -> Verdict:
+    """Return the verdict of a node of a wave that waits for as many slots as the wave has nodes."""
+    case = candidate.case
     gang = next((view.gang.ref for view in case.gangs), "a gang")
     message = (
         f"{gang} runs on {size} nodes, which change together so that it is interrupted only once; waiting for"
@@ -177,13 +196,16 @@ def _gathering(one: Candidate, size: int) -> Verdict:
     return replace(verdict, wants_pods=True)
 
 
-def _start(free: Sequence[Candidate], behind: Sequence[Candidate], ledger: Ledger, chosen: Selection) -> None:
-    """Start these nodes of a wave, and leave the others behind. Within a wave the server decides which pod goes first
-    under a budget."""
-    left, first = tuple(one.case.node.name for one in behind)[:MAX_MATES], free[0]
-    begun = next(filter(None, (ledger.resumed_wave(one.case) for one in free)), "")
+def _start(free: Sequence[Candidate], wave: Sequence[Candidate], ledger: Ledger, chosen: Selection) -> None:
+    """Start the nodes `free` of a wave in `chosen`, and record the others as left behind. Within a wave the server
+    decides which pod goes first under a budget, so the needs of its nodes are only counted."""
+    first, going, names = free[0], _names(free), [candidate.case.node.name for candidate in wave]
+    left = tuple(name for name in names if name not in going)[:MAX_MATES]
+    begun = next(filter(None, (ledger.resumed_wave(candidate.case) for candidate in free)), "")
     anew = f"{op_of(first.case, first.policy)}.{first.case.node.name}" if len(free) > 1 else ""
-    for one in free:
-        assert one.pods is not None, "all nodes of a wave that starts were looked at"
-        ledger.crowd.update(budget_room(one.pods))
-        chosen.put(one.case, begin(one, begun or anew, left), begun_look(one, one.pods))
+    for candidate in free:
+        assert candidate.pods is not None, "all nodes of a wave that starts were looked at"
+        ledger.crowd.update(budget_room(candidate.pods))
+        chosen.put(
+            candidate.case, begin(candidate, begun or anew, left), begun_look(candidate, candidate.pods)
+        )

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.pools.afterwards import find_held
+from gpusharing.planning.pools.afterwards import find_holdings
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.transition.members import is_unavailable
 from gpusharing.planning.vocabulary.values import value
@@ -26,7 +26,7 @@ def count_used(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> str:
     for node in nodes:
         now = served(node)
         total += sum(now.values())
-        holdings = find_held(node, snapshot)
+        holdings = find_holdings(node, snapshot)
         known = known and (holdings is not None or not now)
         counted = now or filter(is_plugin_resource, holdings or ())
         used += sum((holdings or {}).get(name, 0) for name in counted)
@@ -71,7 +71,7 @@ def count_slices(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> Slices
     for node in nodes:
         now = served(node)
         totals.update(now)
-        holdings = find_held(node, snapshot) if _takes_pods(node) else None
+        holdings = find_holdings(node, snapshot) if _takes_pods(node) else None
         if holdings is not None:
             idle.update({name: max(0, count - holdings.get(name, 0)) for name, count in now.items()})
     return Slices(totals, {name: idle[name] for name in totals})

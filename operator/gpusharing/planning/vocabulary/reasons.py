@@ -192,8 +192,8 @@ class Reason(Worded):
         "operator's own pod needs the last nodes.",
         "Wait, or raise the limit that the message names.")
     WAITS_FOR_WAVE = (("WaitsForWave", "Node", _LATER, "policy"),
-        "The node is proven, and waits to be given back together with the others that ran the same gang, so that no "
-        "other pod takes the place of half a gang. It waits at most rollout.timeouts.verification.")
+        "The node is proven, and waits to return to service together with the others that ran the same gang, so that "
+        "no other pod takes the place of half a gang. It waits at most rollout.timeouts.verification.")
     ABORT_REQUESTED = (("AbortRequested", "Node", _LATER, "node"),
         "A person asked for this change to be given up before the point of no return (gpusharing.dev/abort on the "
         "Node).",
