@@ -59,7 +59,7 @@ x mig-manager    all-disabled (success)   pool-b-HASH (success)
 x device plugin  not set                  pool-b-HASH
 x GFD labels     differ                   as configured
 x allocatable    2 nvidia.com/gpu         4 nvidia.com/mig-3g.40gb
-GFD labels: label nvidia.com/mig.strategy is absent, expected mixed
+GFD labels: label nvidia.com/mig.strategy is absent, but should be mixed
 
 What blocks
   PDB default/llm: Pod default/llm-POD. Allows 0 disruptions: 1 of 3 pods are healthy, 1 must be. Server:
@@ -109,7 +109,7 @@ async def test_a_source_that_disagrees_says_what_it_should_say() -> None:
         scene.person("gpu-1", {"metadata": {"labels": {"nvidia.com/mig-3g.40gb.count": "9"}}})
         told = await ask(scene.e.cluster, "why", "gpu-1", "-o", "json")
     wrong = {one["source"]: one["message"] for one in told.data["proofs"] if not one["agrees"]}
-    assert wrong == {"GFD labels": "label nvidia.com/mig-3g.40gb.count is 9, expected 4"}
+    assert wrong == {"GFD labels": "label nvidia.com/mig-3g.40gb.count is 9, but should be 4"}
 
 
 @virtually

@@ -189,7 +189,10 @@ async def test_a_card_that_takes_fewer_clients_is_refused_before_it_is_touched()
         scene.apply({"mode": "MPS", "mps": {"replicas": 17}}, rollout=at_once(2))
         await scene.phase("gpu-1", "Synced")
         row = await scene.until_condition("Ready", "False", "MPSTooManyClients")
-        assert "Tesla V100-SXM2-16GB serves at most 16 MPS clients, spec.mps.replicas is 17" in row["message"]
+        assert (
+            "Tesla V100-SXM2-16GB serves at most 16 MPS clients, but spec.mps.replicas is 17"
+            in row["message"]
+        )
         assert scene.node_writes()["gpu-2"] == 0
         assert modes(scene, "gpu-2") == ["Default"] * 2
 

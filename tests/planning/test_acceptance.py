@@ -192,7 +192,7 @@ def test_all_that_cluster_policy_overrides_is_told_at_once_with_one_command() ->
     assert objection is not None
     assert objection.reason is Reason.PLUGIN_CONFIG_NOT_OURS
     for said in ("devicePlugin.config.name is theirs", "migManager.enabled is false", "mig.strategy is single",
-                 "migManager.config.name=gpusharing-mig-parted (now x)"):  # fmt: skip
+                 "migManager.config.name is gpusharing-mig-parted; it is now x"):  # fmt: skip
         assert said in objection.message
     (command,) = re.findall(r"kubectl patch clusterpolicy \S+ --type merge -p '(\S+)'", objection.message)
     assert json.loads(command) == {

@@ -159,15 +159,15 @@ H200_OFFERS = (
         (
             "h200-141gb",
             "7x1g.20gb",
-            f"no profile 1g.20gb on this card; {H200_OFFERS}; nearest legal layout: 7x1g.18gb",
+            f"this card has no profile 1g.20gb; {H200_OFFERS}; nearest legal layout: 7x1g.18gb",
         ),
         (
             "h200-141gb",
             "1x4g.80gb 3x1g.20gb",
-            f"no profile 4g.80gb, 1g.20gb on this card; {H200_OFFERS}; "
+            f"this card has no profile 4g.80gb, 1g.20gb; {H200_OFFERS}; "
             "nearest legal layout: 1x4g.71gb+3x1g.18gb",
         ),
-        ("l40s", "1x1g.10gb", "no profile 1g.10gb on this card; the card has no MIG profiles"),
+        ("l40s", "1x1g.10gb", "this card has no profile 1g.10gb; the card has no MIG profiles"),
     ],
 )
 def test_a_mistake_is_refused_with_what_the_card_offers(model: str, wanted: str, message: str) -> None:

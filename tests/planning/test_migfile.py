@@ -193,7 +193,7 @@ def test_a_generated_name_means_what_it_says_on_each_card() -> None:
 def test_a_name_that_one_card_lacks_is_refused_with_the_names_that_it_has() -> None:
     found = migfile.well_known((make_gpu(0), make_gpu(1, product=H200)), "all-1g.10gb")
     assert isinstance(found, str)
-    assert found.startswith("NVIDIA H200 has all-1g.18gb, ")
+    assert found.startswith("NVIDIA H200 has only all-1g.18gb, ")
 
 
 def test_one_card_model_needs_no_device_filter() -> None:

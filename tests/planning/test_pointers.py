@@ -165,7 +165,7 @@ def test_the_condition_about_layouts_says_the_same() -> None:
     found = stack(make_cluster_policy(mig_config_name="theirs"), serves_our_mig_file=False)
     objection = find_objection(make_policy(), found, ASKED)
     assert objection is not None
-    assert "(now theirs); the operator never overwrites what somebody else has set" in objection.message
+    assert "it is now theirs; the operator never overwrites what somebody else has set" in objection.message
 
 
 def test_without_being_asked_the_command_stays_alone() -> None:

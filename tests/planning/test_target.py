@@ -277,7 +277,7 @@ NAMES: dict[str, tuple[StackView, str, str]] = {
     "mig-manager's list lacks the name": (
         make_stack(cluster_policy=NOT_OURS, generated_mig_files={"gpu-07": PARTED}),
         "all-1g.10gb",
-        "mig-manager on gpu-07 offers all-balanced",
+        "mig-manager on gpu-07 has only all-balanced",
     ),
     "mig-manager has not published its list": (
         make_stack(cluster_policy=NOT_OURS),
@@ -314,7 +314,9 @@ def test_mps_takes_as_many_clients_as_the_compute_capability_allows_and_not_one_
     refused = target(gpu, mode="MPS", mps={"replicas": most + 1})
     assert isinstance(refused, Finding)
     assert refused.reason is Reason.MPS_TOO_MANY_CLIENTS
-    assert f"{product} serves at most {most} MPS clients, spec.mps.replicas is {most + 1}" in refused.message
+    assert (
+        f"{product} serves at most {most} MPS clients, but spec.mps.replicas is {most + 1}" in refused.message
+    )
 
 
 def test_time_slicing_has_no_such_limit() -> None:

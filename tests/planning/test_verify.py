@@ -126,7 +126,7 @@ MISMATCHES: dict[str, tuple[PolicyView, Any, Reason, str]] = {
         MIXED, lambda c: with_labels(c, **{names.LABEL_MIG_CONFIG: None}), Reason.LABEL_MISMATCH, "not set"),
     "mig.config names another layout": (
         MIXED, lambda c: with_labels(c, **{names.LABEL_MIG_CONFIG: "all-1g.10gb"}), Reason.LABEL_MISMATCH,
-        "is all-1g.10gb, wanted pool-b-"),
+        "is all-1g.10gb, but should be pool-b-"),
     "mig.config names nothing that is known": (
         MIXED, lambda c: with_labels(c, **{names.LABEL_MIG_CONFIG: "nonsense"}), Reason.LABEL_MISMATCH, "nonsense"),
     "mig-manager failed": (
@@ -138,7 +138,7 @@ MISMATCHES: dict[str, tuple[PolicyView, Any, Reason, str]] = {
     "an operand is paused": (FULL, lambda c: with_labels(c, **PAUSED), Reason.OPERANDS_PAUSED, "dcgm"),
     "the plugin is told of another mode": (
         SLICED, lambda c: with_labels(c, **{names.LABEL_PLUGIN_CONFIG: None}), Reason.LABEL_MISMATCH,
-        "device-plugin.config is not set, wanted pool-b-"),
+        "device-plugin.config is not set, but should be pool-b-"),
     "the plugin's key names no configuration": (
         FULL, lambda c: with_labels(c, **{names.LABEL_PLUGIN_CONFIG: "lost"}), Reason.LABEL_MISMATCH,
         "names no known configuration"),
@@ -147,41 +147,41 @@ MISMATCHES: dict[str, tuple[PolicyView, Any, Reason, str]] = {
         Reason.LABEL_MISMATCH, "has not restarted since the change; if this lasts, delete its pod on"),
     "a GFD label is gone": (
         SLICED, lambda c: with_labels(c, **{names.LABEL_GPU_REPLICAS: None}), Reason.LABEL_MISMATCH,
-        "gpu.replicas is absent, expected 4"),
+        "gpu.replicas is absent, but should be 4"),
     "the count of a profile is wrong": (
-        MIXED, lambda c: with_labels(c, **{"nvidia.com/mig-3g.40gb.count": "1"}), Reason.LABEL_MISMATCH, "expected 2"),
+        MIXED, lambda c: with_labels(c, **{"nvidia.com/mig-3g.40gb.count": "1"}), Reason.LABEL_MISMATCH, "should be 2"),
     "the product does not say shared": (
         SLICED, lambda c: with_labels(c, **{names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3"}), Reason.LABEL_MISMATCH,
-        "expected NVIDIA-H100-80GB-HBM3-SHARED"),
+        "should be NVIDIA-H100-80GB-HBM3-SHARED"),
     "the product says MIG-INVALID": (
         SINGLE, lambda c: with_labels(c, **{names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3-MIG-INVALID"}),
-        Reason.LABEL_MISMATCH, "expected NVIDIA-H100-80GB-HBM3-MIG-1g.10gb"),
+        Reason.LABEL_MISMATCH, "should be NVIDIA-H100-80GB-HBM3-MIG-1g.10gb"),
     "MPS still serves a GPU that is to be whole": (
         FULL, lambda c: observing(c, gpus=(SERVED,)), Reason.COMPUTE_MODE, "the MPS daemon still serves it"),
     "the MPS daemon does not serve": (
         MPS, lambda c: observing(c, gpus=(make_gpu(),)), Reason.MPS_NOT_RUNNING, "GPU 0 is in compute mode Default"),
     "GFD does not say MPS": (
         MPS, lambda c: with_labels(c, **{names.LABEL_SHARING_STRATEGY: "time-slicing"}), Reason.LABEL_MISMATCH,
-        "sharing-strategy is time-slicing, expected mps"),
+        "sharing-strategy is time-slicing, but should be mps"),
     "GFD does not say that MPS is possible": (
-        MPS, lambda c: with_labels(c, **{CAPABLE: "false"}), Reason.LABEL_MISMATCH, "expected true"),
+        MPS, lambda c: with_labels(c, **{CAPABLE: "false"}), Reason.LABEL_MISMATCH, "should be true"),
     "the plugin is told of time-slicing instead of MPS": (
-        MPS, lambda c: with_labels(c, **{names.LABEL_PLUGIN_CONFIG: None}), Reason.LABEL_MISMATCH, "wanted pool-b-"),
+        MPS, lambda c: with_labels(c, **{names.LABEL_PLUGIN_CONFIG: None}), Reason.LABEL_MISMATCH, "should be pool-b-"),
     "a profile is not shared": (
         MIG_SLICED, lambda c: with_labels(c, **{"nvidia.com/mig-3g.40gb.replicas": "1"}), Reason.LABEL_MISMATCH,
-        "mig-3g.40gb.replicas is 1, expected 2"),
+        "mig-3g.40gb.replicas is 1, but should be 2"),
     "single instances are not shared": (
         SINGLE_SLICED, lambda c: with_labels(c, **{names.LABEL_GPU_REPLICAS: "1"}), Reason.LABEL_MISMATCH,
-        "gpu.replicas is 1, expected 2"),
+        "gpu.replicas is 1, but should be 2"),
     "the product of single instances does not say shared": (
         SINGLE_SLICED, lambda c: with_labels(c, **{names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3-MIG-1g.10gb"}),
-        Reason.LABEL_MISMATCH, "expected NVIDIA-H100-80GB-HBM3-MIG-1g.10gb-SHARED"),
+        Reason.LABEL_MISMATCH, "should be NVIDIA-H100-80GB-HBM3-MIG-1g.10gb-SHARED"),
     "shares of instances are missing": (
         MIG_SLICED, lambda c: replace(c, node=replace(c.node, resources={"nvidia.com/mig-3g.40gb": 2})),
         Reason.ALLOCATABLE_MISMATCH, "2 nvidia.com/mig-3g.40gb instead of 4 nvidia.com/mig-3g.40gb"),
     "a resource is missing": (
         MIXED, lambda c: replace(c, node=replace(c.node, resources={})), Reason.ALLOCATABLE_MISMATCH,
-        "offers no GPU resource instead of 2 nvidia.com/mig-3g.40gb"),
+        "advertises no GPU resource instead of 2 nvidia.com/mig-3g.40gb"),
     "the device plugin adds up the names of profiles": (
         MIXED, lambda c: replace(c, target=replace(c.target, resources={
             "nvidia.com/mig-3g.40gb": 1, "nvidia.com/mig-3g.40gb.me": 1})),
@@ -290,10 +290,10 @@ def test_the_product_of_one_card_model_with_the_count_of_the_other_is_no_proof()
     case = case_of(FULL, TWO_MODELS)
     mismatch = find_mismatch(with_labels(case, **of_model("NVIDIA-H100-80GB-HBM3", 1)))
     assert mismatch is not None
-    assert mismatch.message == "label nvidia.com/gpu.count is 1, expected 2"
+    assert mismatch.message == "label nvidia.com/gpu.count is 1, but should be 2"
     other = find_mismatch(with_labels(case, **of_model("Tesla-T4", 1)))
     assert other is not None
-    assert other.message.endswith("is Tesla-T4, expected NVIDIA-H100-80GB-HBM3 or NVIDIA-A30")
+    assert other.message.endswith("is Tesla-T4, but should be NVIDIA-H100-80GB-HBM3 or NVIDIA-A30")
 
 
 def test_where_one_of_two_models_is_divided_the_whole_one_gives_the_product() -> None:
@@ -302,7 +302,7 @@ def test_where_one_of_two_models_is_divided_the_whole_one_gives_the_product() ->
     assert find_mismatch(with_labels(case, **{names.LABEL_GPU_PRODUCT: "NVIDIA-A30"})) is None
     other = find_mismatch(with_labels(case, **{names.LABEL_GPU_PRODUCT: "NVIDIA-H100-80GB-HBM3"}))
     assert other is not None
-    assert other.message.endswith("is NVIDIA-H100-80GB-HBM3, expected NVIDIA-A30")
+    assert other.message.endswith("is NVIDIA-H100-80GB-HBM3, but should be NVIDIA-A30")
 
 
 def test_what_is_there_is_described_with_its_shares() -> None:

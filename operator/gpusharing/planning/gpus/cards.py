@@ -104,6 +104,7 @@ class _Shape:
 
     def on(self, memory_gb: int) -> Profile:
         # go-nvlib v0.10.0 mig_profile.go: the fraction of the total, rounded half up.
+        """Return the profile of this shape on a card with this much memory in GB."""
         gb = (memory_gb * self.eighths + 4) // 8
         name = f"{self.slices}g.{gb}gb{self.attribute}"
         return Profile(name, self.starts, self.size, self.max_count, self.slices, gb, self.profile_id)
@@ -167,9 +168,8 @@ def _card(
     family: tuple[_Shape, ...],
     source: Provenance,
 ) -> Card:
-    """Return the entry of a card model, without the two facts that only a real card shows: `memory_mib` and
-    `nvml_counts_wrong`. `device_ids` holds its PCI device ids in hex, separated by spaces; the vendor is NVIDIA (10DE).
-    """
+    """Return one entry of the table. ``device_ids``: PCI device ids in hex, separated by spaces; the vendor is NVIDIA
+    (10DE)."""
     pci = tuple(f"0x{device}10DE" for device in device_ids.split())
     profiles = tuple(shape.on(memory_gb) for shape in family)
     return Card(key, products, pci, compute_capability, memory_gb, profiles, source)

@@ -117,7 +117,7 @@ def find_fit(layout: Layout, profiles: Sequence[Profile]) -> Fit:
     offer = _Offer.of(profiles)
     unknown = tuple(name for name, _ in layout if name not in offer.by_name)
     if unknown:
-        why = f"no profile {', '.join(unknown)} on this card"
+        why = f"this card has no profile {', '.join(unknown)}"
         return UnknownProfile(layout, tuple(profiles), why, unknown)
     misfit = offer.why_not(layout)
     if misfit:
@@ -319,6 +319,7 @@ class _Offer:
         slices, gb, attribute = int(match["slices"]), int(match["gb"]), match["attribute"]
 
         def distance(profile: Profile) -> tuple[int, int, bool, int, str]:
+            """Return the key that is smallest for the nearest profile."""
             far = abs(profile.slices - slices), abs(profile.memory_gb - gb)
             return (*far, _attribute(profile.name) != attribute, profile.memory_gb, profile.name)
 

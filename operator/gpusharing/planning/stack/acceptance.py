@@ -87,13 +87,14 @@ def _against(
 
 
 def _readable(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
+    """Return why the spec cannot be read; empty if it can."""
     spec = find_spec(policy)
     return spec.message if isinstance(spec, Finding) else ""
 
 
 def _selector(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Refuse a nodeSelector with a label that the operator itself sets during a change. The CRD refuses only the
-    labels that it knows."""
+    """Return that nodeSelector names a label which the operator itself sets during a change; empty if it names none.
+    The CRD refuses only the labels that it knows."""
     if policy.spec is None or not settings.neighbour_labels:
         return ""
     ours = {entry.partition("=")[0] for entry in settings.neighbour_labels}
@@ -109,7 +110,7 @@ def _selector(policy: PolicyView, stack: StackView, settings: PlanSettings) -> s
 
 
 def _device_plugin(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Refuse every policy where NVIDIA's DRA stack serves the GPUs."""
+    """Return that NVIDIA's DRA stack serves the GPUs, so that no policy can be carried out; empty if it does not."""
     if not stack.gpu_cluster:
         return ""
     return (
@@ -119,7 +120,7 @@ def _device_plugin(policy: PolicyView, stack: StackView, settings: PlanSettings)
 
 
 def _cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Refuse every policy where there is neither a ClusterPolicy nor NVIDIA's device-plugin chart."""
+    """Return that there is neither a ClusterPolicy nor NVIDIA's device-plugin chart; empty if there is one of them."""
     if stack.cluster_policy is not None:
         return ""
     return (
@@ -130,7 +131,7 @@ def _cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings
 
 
 def _one_cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Refuse every policy while it is unknown which of several ClusterPolicies the GPU Operator follows."""
+    """Return that it is unknown which of several ClusterPolicies the GPU Operator follows; empty if it is known."""
     if not stack.rival_policies:
         return ""
     return (
@@ -228,7 +229,8 @@ def _in_chart(row: NeededProgram, missing: Reason) -> Objection:
 
 
 def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Refuse every policy while somebody else's ConfigMap with entries has the name of one of ours."""
+    """Return that somebody else's ConfigMap with entries has the name of one of ours, and how to hand it over; empty
+    if there is none."""
     if not stack.foreign_map:
         return ""
     where = f"configmap {stack.foreign_map} -n {settings.gpu_operator_namespace}"
@@ -274,7 +276,10 @@ def _layouts_field(
         return None
     pointer = mig_pointer(cluster_policy, settings.mig_config_map)
     why = _why_not_set(pointer, cluster_policy, stack, settings)
-    message = f"spec.mig.layouts needs ClusterPolicy {pointer.field}={pointer.ours} (now {pointer.text}){why}"
+    message = (
+        f"spec.mig.layouts has no effect unless ClusterPolicy {pointer.field} is {pointer.ours}; it is now"
+        f" {pointer.text}{why}"
+    )
     return WrongField(message, pointer.patch)
 
 

@@ -184,6 +184,7 @@ def _blocking(view: InstallationView) -> Callable[[Topic, str, str, str], Sympto
 
 
 def _all(nodes: list[NodeView]) -> str:
+    """Return the names of the nodes, separated by spaces, for a command."""
     return " ".join(node.name for node in nodes)
 
 

@@ -259,7 +259,7 @@ def _generated_name(
     if not entries:
         return f"ConfigMap {node}-mig-config, where mig-manager lists its configurations, does not exist"
     if name not in entries:
-        return f"mig-manager on {node} offers {', '.join(sorted(entries))}"
+        return f"mig-manager on {node} has only {', '.join(sorted(entries))}"
     return resolve(entries[name], gpus)
 
 
@@ -313,7 +313,7 @@ def well_known(gpus: Sequence[CardView], name: str) -> tuple[Layout | None, ...]
         if gpu.profiles is not profiles:
             profiles, generated = gpu.profiles, _generated(gpu.profiles)
         if name not in generated:
-            return f"{gpu.product} has {', '.join(sorted(generated))}"
+            return f"{gpu.product} has only {', '.join(sorted(generated))}"
         layouts.append(generated[name])
     return tuple(layouts)
 

@@ -202,7 +202,7 @@ def _too_many_clients(spec: GPUSharingPolicySpec, node: str, gpus: Sequence[Card
             return Finding(
                 Reason.MPS_TOO_MANY_CLIENTS,
                 f"{node}: {gpu.product} serves at most {card.mps_max_clients} MPS clients,"
-                f" spec.mps.replicas is {spec.mps.replicas}",
+                f" but spec.mps.replicas is {spec.mps.replicas}",
             )
     return None
 

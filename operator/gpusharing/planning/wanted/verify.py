@@ -104,10 +104,12 @@ class Check:
 
 
 def _unreadable(compared: Comparison) -> str:
+    """Return the agent's error if it cannot read the GPUs; empty if it can."""
     return f"the agent cannot read the GPUs: {compared.observed.error}" if compared.observed.error else ""
 
 
 def _quiet(compared: Comparison) -> str:
+    """Return that the agent has closed NVML for a change, so that its report may be outdated; empty if it has not."""
     return "the agent is quiet, so its last reading proves nothing" if compared.observed.quiet else ""
 
 
@@ -181,7 +183,7 @@ def _mig_config(compared: Comparison) -> str:
         return unset if compared.target.with_mig else ""
     meaning = resolve_name(config, compared.node.name, compared.observed.gpus, compared.stack)
     same = meaning == compared.target.layouts
-    return "" if same else f"{names.LABEL_MIG_CONFIG} is {config}, wanted {wanted}"
+    return "" if same else f"{names.LABEL_MIG_CONFIG} is {config}, but should be {wanted}"
 
 
 def _mig_failed(compared: Comparison) -> str:
@@ -219,8 +221,11 @@ def paused_operands(node: NodeView) -> tuple[str, ...]:
 
 
 def _paused(compared: Comparison) -> str:
+    """Return the operands that are still paused; empty if there are none."""
     paused = paused_operands(compared.node)
-    return f"still paused: {', '.join(paused)}" if paused else ""
+    are = "is" if len(paused) == 1 else "are"
+    change = "for a MIG change or a driver upgrade"
+    return f"{', '.join(paused)} {are} still paused {change} on {compared.node.name}" if paused else ""
 
 
 def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | None:
@@ -263,7 +268,9 @@ def _plugin_config(compared: Comparison) -> str:
     if config.sharing is not None:  # its rows for resources that this node does not have count for nothing
         config = config.on(predict_resources(target.layouts, PluginConfig(target.plugin.mig_strategy)))
     if not config.same_effect(target.plugin, with_mig=target.with_mig):
-        return f"{names.LABEL_PLUGIN_CONFIG} is {key or 'not set'}, wanted {compared.target.plugin_key}"
+        return (
+            f"{names.LABEL_PLUGIN_CONFIG} is {key or 'not set'}, but should be {compared.target.plugin_key}"
+        )
     return ""
 
 
@@ -325,7 +332,7 @@ def _gfd_labels(compared: Comparison) -> str:
         if labels.get(label, "") != due:
             products = " or ".join(one[names.LABEL_GPU_PRODUCT] for one in possible)
             wanted = products if label == names.LABEL_GPU_PRODUCT else due
-            return f"label {label} is {labels.get(label, 'absent')}, expected {wanted}"
+            return f"label {label} is {labels.get(label, 'absent')}, but should be {wanted}"
     return ""
 
 
@@ -340,13 +347,14 @@ def _allocatable(compared: Comparison) -> str | Finding:
     now = served(compared.node)
     if now == dict(compared.target.resources):
         return ""
-    message = f"the node offers {_counts(now)} instead of {_counts(dict(compared.target.resources))}"
+    message = f"the node advertises {_counts(now)} instead of {_counts(dict(compared.target.resources))}"
     if now == toolversions.merged(compared.target.resources):
         return Finding(Reason.PLUGIN_TOO_OLD, f"{message}: {toolversions.ADVICE}")
     return message
 
 
 def _counts(resources: dict[str, int]) -> str:
+    """Return the counts of resources for people, or `no GPU resource` if there are none."""
     return ", ".join(f"{count} {name}" for name, count in sorted(resources.items())) or "no GPU resource"
 
 
