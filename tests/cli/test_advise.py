@@ -17,7 +17,7 @@ from gpusharing.cli.setup.advice import RULES, Advice, AdviceAnswers, advise
 from gpusharing.cli.setup.advise import QUESTIONS, size_of
 from gpusharing.cli.setup.layouts import pick
 from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
-from gpusharing.planning.gpus.capacity import usable
+from gpusharing.planning.gpus.capacity import usable_memory
 from gpusharing.planning.gpus.cards import CARDS, Card
 from gpusharing.planning.gpus.geometry import Legal, find_fit, normalise
 
@@ -73,7 +73,7 @@ def test_whatever_is_answered_the_policy_is_valid_and_fits_the_card_and_the_work
         if found.profile is not None:
             layout = normalise({found.profile.name: found.shares})
             assert isinstance(find_fit(layout, card.profiles), Legal)
-            assert usable(card, found.profile) >= memory
+            assert usable_memory(card, found.profile) >= memory
         if answers["promise"]:
             assert str(found.mode) in ("MIG", "Full"), "nothing else keeps neighbours apart"
 

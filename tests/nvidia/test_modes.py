@@ -17,7 +17,7 @@ from tests.nvidia.test_layouts import MODELS, WITHOUT_MIG
 
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.geometry import generated_layouts
-from gpusharing.planning.wanted.toolversions import merged
+from gpusharing.planning.wanted.toolversions import counts_without_suffixes
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 
@@ -58,7 +58,7 @@ def test_a_node_goes_through_all_modes_and_serves_and_labels_what_was_predicted(
             node.label(target.plugin_key)
             node.wait_for(target.plugin_key)
             loaded = node.link.read_text()
-            expected = merged(target.resources)
+            expected = counts_without_suffixes(target.resources)
             with running_mps_daemon(sandbox, loaded) if target.mode is Mode.MPS else nullcontext():
                 assert served_in(sandbox, target.mode, loaded, len(expected)) == expected
             check_plugin(model, target.layouts, loaded, expected)

@@ -13,7 +13,7 @@ import pytest
 from tests.planning.histories import H100, pool
 from tests.planning.traces import DAY, KINDS, SIMULATED, Trace, make_pool
 
-from gpusharing.planning.gpus.capacity import memory_of, plain_profiles, usable
+from gpusharing.planning.gpus.capacity import memory_of, plain_profiles, usable_memory
 from gpusharing.usage.reckon.needs import GIB, RARE, Doubt, Goal, Need, find_need
 from gpusharing.usage.reckon.recommendation import ModelPool, Placed, Recommendation, recommend
 
@@ -95,7 +95,7 @@ def granted(one: Placed) -> tuple[float, float]:
     if not one.profile:
         return one.gpus * memory_of(H100) * GIB, float(one.gpus)
     profile = next(each for each in plain_profiles(H100) if each.name == one.profile)
-    return usable(H100, profile) * GIB, profile.slices / 7
+    return usable_memory(H100, profile) * GIB, profile.slices / 7
 
 
 def test_all_pools_take_at_most_a_tenth_more_gpus_than_by_the_best_layouts_in_hindsight(

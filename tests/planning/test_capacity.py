@@ -8,7 +8,7 @@ import pytest
 import yaml
 from tests.planning.histories import BY_KEY
 
-from gpusharing.planning.gpus.capacity import memory_of, plain_profiles, smallest, usable
+from gpusharing.planning.gpus.capacity import memory_of, plain_profiles, smallest_profile, usable_memory
 from gpusharing.planning.gpus.cards import CARDS, Card
 
 MODELS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("mig-facts.yaml").read_text())["models"]
@@ -24,7 +24,7 @@ def key(card: Card) -> str:
 def test_what_was_captured_is_what_an_instance_has(card: Card) -> None:
     facts = MODELS[card.key]["profiles"]
     seen = {name: row["usable_gib"] for name, row in facts.items() if "usable_gib" in row}
-    assert {one.name: usable(card, one) for one in card.profiles if one.name in seen} == seen
+    assert {one.name: usable_memory(card, one) for one in card.profiles if one.name in seen} == seen
 
 
 def test_there_are_captures_of_eight_cards() -> None:
@@ -34,27 +34,29 @@ def test_there_are_captures_of_eight_cards() -> None:
 @pytest.mark.parametrize("card", DIVIDED, ids=key)
 def test_no_instance_has_more_than_its_name_says_or_than_the_card_has(card: Card) -> None:
     for profile in card.profiles:
-        assert 0 < usable(card, profile) < profile.memory_gb
-        assert usable(card, profile) <= memory_of(card)
+        assert 0 < usable_memory(card, profile) < profile.memory_gb
+        assert usable_memory(card, profile) <= memory_of(card)
 
 
 @pytest.mark.parametrize("card", DIVIDED, ids=key)
 def test_what_nobody_captured_is_taken_for_less_than_any_capture_shows(card: Card) -> None:
-    least = min(usable(one, profile) / profile.memory_gb for one in CAPTURED for profile in one.profiles)
+    least = min(
+        usable_memory(one, profile) / profile.memory_gb for one in CAPTURED for profile in one.profiles
+    )
     unseen = [one for one in card.profiles if "usable_gib" not in str(MODELS.get(card.key))]
-    assert all(usable(card, one) / one.memory_gb <= least for one in unseen)
+    assert all(usable_memory(card, one) / one.memory_gb <= least for one in unseen)
 
 
 def test_an_h200_has_no_room_for_17_gib_in_the_profile_whose_name_says_18() -> None:
     h200 = BY_KEY["h200-141gb"]
-    found = [smallest(h200, gib) for gib in (16.0, 17.0, 33.0, 70.0)]
+    found = [smallest_profile(h200, gib) for gib in (16.0, 17.0, 33.0, 70.0)]
     assert [one.name if one else None for one in found] == ["1g.18gb", "1g.35gb", "3g.71gb", None]
 
 
 def test_a_card_that_shares_its_memory_with_the_cpu_has_none_that_anybody_could_tell() -> None:
     thor = BY_KEY["thor-igpu"]
-    assert {usable(thor, profile) for profile in thor.profiles} == {0.0}
-    assert smallest(thor, 0.5) is None
+    assert {usable_memory(thor, profile) for profile in thor.profiles} == {0.0}
+    assert smallest_profile(thor, 0.5) is None
 
 
 @pytest.mark.parametrize("card", DIVIDED, ids=key)
@@ -62,6 +64,6 @@ def test_of_plain_profiles_a_larger_one_has_nothing_less(card: Card) -> None:
     """Who fits into one fits into all that follow: that is what lets a workload have a larger one."""
     found = plain_profiles(card)
     for small, large in pairwise(found):
-        assert usable(card, small) <= usable(card, large)
+        assert usable_memory(card, small) <= usable_memory(card, large)
         assert small.slices <= large.slices
         assert not {"+", "-"} & set(large.name)

@@ -24,7 +24,7 @@ from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.stackviews import PlainStackView, StackView
 from gpusharing.planning.snapshot.views import GpuView, NodeView, PolicyView
 from gpusharing.planning.wanted import configmaps, migfile
-from gpusharing.planning.wanted.configmaps import referenced
+from gpusharing.planning.wanted.configmaps import referenced_entries
 from gpusharing.planning.wanted.pluginconfig import (
     NEUTRAL,
     NEUTRAL_KEY,
@@ -357,7 +357,7 @@ def test_every_place_where_a_node_names_an_entry_counts() -> None:
         fence=make_fence(target_plugin_config="c", target_mig_config="d"),
         verified=Verified("pool-b", "e", "f"),
     )
-    assert {"a", "b", "c", "d", "e", "f"} <= referenced([node])
+    assert {"a", "b", "c", "d", "e", "f"} <= referenced_entries([node])
 
 
 def texts(policy: PolicyView, *products: str) -> list[str]:

@@ -17,7 +17,7 @@ from gpusharing.planning.gpus.geometry import (
     describe,
     find_fit,
     legal_layouts,
-    nearest,
+    nearest_layout,
     normalise,
     resource_name,
 )
@@ -194,7 +194,7 @@ def test_a_mistake_is_refused_with_what_the_card_offers(model: str, wanted: str,
     ],
 )
 def test_the_nearest_legal_layout_is_what_one_would_expect(model: str, wanted: str, offer: str) -> None:
-    found = nearest(layout(wanted), BY_KEY[model].profiles)
+    found = nearest_layout(layout(wanted), BY_KEY[model].profiles)
     assert found is not None
     assert describe(found) == offer
 
@@ -213,7 +213,7 @@ def test_nearest_is_always_legal_and_keeps_what_is_legal(
 ) -> None:
     names = [p.name for p in card.profiles]
     wanted = normalise({**{names[i % len(names)]: n for i, n in picks.items()}, **foreign})
-    found = nearest(wanted, card.profiles)
+    found = nearest_layout(wanted, card.profiles)
     assert found is not None
     assert isinstance(find_fit(found, card.profiles), Legal)
     assert (found == wanted) == isinstance(find_fit(wanted, card.profiles), Legal)

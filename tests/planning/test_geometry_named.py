@@ -13,7 +13,7 @@ from gpusharing.planning.gpus.geometry import (
     find_fit,
     generated_layouts,
     maximal_layouts,
-    nearest,
+    nearest_layout,
 )
 
 BY_KEY = {card.key: card for card in CARDS}
@@ -98,5 +98,5 @@ def test_balanced_depends_on_the_compute_slices() -> None:
 def test_a_card_without_mig_has_no_named_layouts() -> None:
     t4 = BY_KEY["t4"]
     assert generated_layouts(t4.profiles) == {}
-    assert nearest((("1g.5gb", 1),), t4.profiles) is None
+    assert nearest_layout((("1g.5gb", 1),), t4.profiles) is None
     assert maximal_layouts(t4.profiles) == ((),)

@@ -13,7 +13,7 @@ from tests.planning.histories import BY_KEY, H100, WHOLE, history, need, pool
 from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
-from gpusharing.planning.gpus.capacity import plain_profiles, usable
+from gpusharing.planning.gpus.capacity import plain_profiles, usable_memory
 from gpusharing.planning.gpus.geometry import Legal, find_fit, maximal_layouts
 from gpusharing.usage.reckon.needs import GIB, Goal, Holding, Need, Workload, find_need
 from gpusharing.usage.reckon.recommendation import (
@@ -245,7 +245,7 @@ def test_every_workload_has_a_place_that_holds_it_or_is_named_and_the_layout_is_
     for one in found.placed:
         if one.profile:
             there[one.profile] -= one.need.history.pods
-            assert usable(H100, sizes[one.profile]) * GIB >= (one.need.memory or 0)
+            assert usable_memory(H100, sizes[one.profile]) * GIB >= (one.need.memory or 0)
             assert sizes[one.profile].slices / 7 >= (one.need.compute or 0)
         else:
             whole -= one.gpus * one.need.history.pods
@@ -328,6 +328,7 @@ def smallest_for(one: Need) -> int:
     fits = (
         at
         for at, profile in enumerate(PLAIN)
-        if usable(H100, profile) * GIB >= (one.memory or 0) and profile.slices / 7 >= (one.compute or 0)
+        if usable_memory(H100, profile) * GIB >= (one.memory or 0)
+        and profile.slices / 7 >= (one.compute or 0)
     )
     return next(fits)

@@ -19,7 +19,7 @@ from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL, NEUTRAL_KEY, render
-from gpusharing.planning.wanted.target import Target, under_deletion, unlabelled
+from gpusharing.planning.wanted.target import Target, under_deletion, without_default_label
 
 OURS = (names.LABEL_POLICY, names.LABEL_MODE, names.LABEL_PLUGIN_CONFIG)
 RESET: dict[str, Any] = {"deletionPolicy": "Reset", "drain": {"strandedPods": "Allow"}}
@@ -240,4 +240,4 @@ def test_where_nvidias_chart_takes_the_entry_default_the_label_stays_as_long_as_
     stack = replace(stack, plugin_configs={**stack.plugin_configs, NEUTRAL_KEY: default})
     target = target_for(FULL, [make_gpu()], stack)
     assert isinstance(target, Target)
-    assert (unlabelled(target, stack) == target) is stays
+    assert (without_default_label(target, stack) == target) is stays

@@ -32,7 +32,7 @@ from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.stackviews import FinderState, PlainStackView
 from gpusharing.planning.stack.installation import find_symptoms
 from gpusharing.planning.stack.installationviews import InstallationView, Place
-from gpusharing.planning.stack.startgate import TOLERATION, widened
+from gpusharing.planning.stack.startgate import TOLERATION, with_toleration
 from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.startgate import is_newcomer
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
@@ -243,8 +243,8 @@ PLAIN = replace(INTOLERANT, plain=PlainStackView("nvdp", "nvdp"))
 
 
 def test_the_toleration_is_added_to_what_is_there() -> None:
-    assert widened(GPU)[-1] == TOLERATION
-    assert len(widened(GPU)) == 2
+    assert with_toleration(GPU)[-1] == TOLERATION
+    assert len(with_toleration(GPU)) == 2
 
 
 def told(view: InstallationView) -> list[tuple[str, str]]:

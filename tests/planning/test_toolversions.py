@@ -1,9 +1,14 @@
-"""What device plugins serve differently by version. Rung 3 holds `merged` against the real 0.19.3."""
+"""What device plugins serve differently by version. Rung 3 holds `counts_without_suffixes` against the real 0.19.3."""
 
 import pytest
 
 from gpusharing.planning.snapshot.stackviews import MpsDaemonView
-from gpusharing.planning.wanted.toolversions import find_deafness, merged, merges_suffixes, suffixed
+from gpusharing.planning.wanted.toolversions import (
+    counts_without_suffixes,
+    find_deafness,
+    find_suffixed,
+    merges_suffixes,
+)
 
 
 @pytest.mark.parametrize(
@@ -71,9 +76,9 @@ def test_an_mps_daemon_is_deaf_where_its_config_manager_cannot_reach_it(
 
 
 def test_the_first_profile_with_a_suffix_is_named() -> None:
-    assert suffixed([None, (("2g.20gb", 1),), (("1g.10gb", 2), ("1g.10gb+me", 1))]) == "1g.10gb+me"
-    assert suffixed([(("1g.24gb-me", 1),)]) == "1g.24gb-me"
-    assert suffixed([None, (("7g.80gb", 1),)]) == ""
+    assert find_suffixed([None, (("2g.20gb", 1),), (("1g.10gb", 2), ("1g.10gb+me", 1))]) == "1g.10gb+me"
+    assert find_suffixed([(("1g.24gb-me", 1),)]) == "1g.24gb-me"
+    assert find_suffixed([None, (("7g.80gb", 1),)]) == ""
 
 
 def test_suffixed_names_are_added_to_the_plain_ones_and_renamed_ones_stay_renamed() -> None:
@@ -85,7 +90,7 @@ def test_suffixed_names_are_added_to_the_plain_ones_and_renamed_ones_stay_rename
         "nvidia.com/mig-2g.20gb.shared": 2,
         "nvidia.com/gpu": 1,
     }
-    assert merged(predicted) == {
+    assert counts_without_suffixes(predicted) == {
         "nvidia.com/mig-1g.10gb": 3,
         "nvidia.com/mig-1g.24gb": 3,
         "nvidia.com/mig-1g.24gb.shared": 4,

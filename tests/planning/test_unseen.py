@@ -11,7 +11,7 @@ from gpusharing.planning.stack.installationviews import (
     LOOKED_AT,
     Topic,
     find_unread_topics,
-    joined,
+    join_unseen,
 )
 
 EVERY_KIND = sorted({kind for kinds in LOOKED_AT.values() for kind in kinds})
@@ -39,4 +39,4 @@ def test_every_topic_has_its_kinds_but_rights_of_which_symptoms_speak() -> None:
 
 def test_what_several_say_of_a_topic_is_told_in_one_sentence() -> None:
     one, other = {Topic.NODES: "a"}, {Topic.NODES: "b", Topic.API: "c"}
-    assert joined(one, {}, other) == {Topic.API: "c", Topic.NODES: "a; b"}
+    assert join_unseen(one, {}, other) == {Topic.API: "c", Topic.NODES: "a; b"}

@@ -22,7 +22,12 @@ from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.stack.commands import helm_install, kubectl_patch
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
-from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG, elsewhere, mig_pointer, plugin_pointer
+from gpusharing.planning.stack.pointers import (
+    UPSTREAM_MIG_CONFIG,
+    find_other_namespace,
+    mig_pointer,
+    plugin_pointer,
+)
 from gpusharing.planning.stack.requirements import plain_upgrade
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed, has_gpu
@@ -311,7 +316,7 @@ def _point(snapshot: ClusterSnapshot, given: AdminConfigMaps) -> str:
     """Return the command that points NVIDIA's programs at our ConfigMaps. Empty if they point there already, or if our
     ConfigMaps are in a namespace where those programs cannot mount them."""
     policy, settings = snapshot.stack.cluster_policy, snapshot.settings
-    if policy is None or elsewhere(policy, settings.gpu_operator_namespace):
+    if policy is None or find_other_namespace(policy, settings.gpu_operator_namespace):
         return ""
     held = {*snapshot.stack.plugin_configs, *(given.plugin_configs or {})}
     plugin = plugin_pointer(policy, settings.plugin_config_map, held)

@@ -13,7 +13,14 @@ from gpusharing.cli.shell.manifests import policy_manifest
 from gpusharing.kube.client import JSON
 from gpusharing.kube.podrequests import container_requests, largest_requests, pod_requests
 from gpusharing.kube.raw import entries, section, text, whole
-from gpusharing.planning.gpus.capacity import HEADROOM, TURNS, client_memory, memory_of, smallest, usable
+from gpusharing.planning.gpus.capacity import (
+    HEADROOM,
+    TURNS,
+    client_memory,
+    memory_of,
+    smallest_profile,
+    usable_memory,
+)
 from gpusharing.planning.gpus.cards import Card, Profile
 from gpusharing.planning.gpus.geometry import Layout, maximal_layouts, normalise, resource_name
 from gpusharing.planning.gpus.geometry import describe as layout_text
@@ -100,14 +107,14 @@ def _isolated(asked: AdviceAnswers) -> Advice | None:
     if not needed:
         return None
     told = f"{', '.join(needed)}: memory, bandwidth and faults have to be kept apart (docs/how-to/choose-a-mode.md)"
-    profile = smallest(asked.card, asked.memory * HEADROOM)
+    profile = smallest_profile(asked.card, asked.memory * HEADROOM)
     if profile is None:
         what = "has no MIG" if not asked.card.profiles else "has no instance that is large enough"
         but = f"{asked.card.key} {what}, so only whole GPUs keep workloads apart"
         return Advice(Mode.FULL, 1, (told,), but)
     size = (
         f"{profile.name} is the smallest with {asked.memory * HEADROOM:.1f} GiB (it has about"
-        f" {usable(asked.card, profile):.1f}; docs/reference/gpus.md)"
+        f" {usable_memory(asked.card, profile):.1f}; docs/reference/gpus.md)"
     )
     count = profile.max_count
     but = "changing the layout requires a drain of each node; an idle instance lends nothing to the others"

@@ -83,7 +83,7 @@ async def _obstacle(session: Session, mode: Mode) -> str:
     except Trouble:
         return ""
     off = [] if policy is None else [row for row in find_off(policy) if mode in row.modes]
-    told = [f"ClusterPolicy {row.switch} is false, so {row.lacking}" for row in off]
+    told = [f"ClusterPolicy {row.switch} is false, so {row.consequence}" for row in off]
     return f"{', and '.join(told)} (kubectl gpusharing doctor has the command)" if told else ""
 
 

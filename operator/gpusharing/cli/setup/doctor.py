@@ -38,7 +38,7 @@ from gpusharing.planning.stack.installationviews import (
     Topic,
     Unseen,
     find_unread_topics,
-    joined,
+    join_unseen,
 )
 from gpusharing.planning.stack.nodesymptoms import (
     MigEntries,
@@ -107,7 +107,7 @@ async def _examine(client: KubeClient) -> Examined:
         *find_rival_symptoms(servers, view.nodes, place.gpu_operator_namespace),
     ]
     told = [replace(one, message=one.message.replace(f" ({HINT})", "")) for one in symptoms]
-    unseen = joined(find_unread_topics(view), {} if version else NO_VERSION, unlisted)
+    unseen = join_unseen(find_unread_topics(view), {} if version else NO_VERSION, unlisted)
     return Examined(view, told, notes, unseen)
 
 
@@ -116,9 +116,9 @@ def _entry_symptoms(view: InstallationView, entries: PluginEntries | None) -> Sy
     says so."""
     if entries is None or (entries.config_map == view.place.plugin_config_map and entries.texts is None):
         return ()
-    stack = view.followed
+    stack = view.followed_policy
     install = "" if view.installed else start(view)
-    return find_entry_symptoms(entries, {*view.named, stack.plugin_default if stack else ""}, install)
+    return find_entry_symptoms(entries, {*view.named_entries, stack.plugin_default if stack else ""}, install)
 
 
 async def _as_installed(client: KubeClient, view: InstallationView) -> InstallationView:
@@ -183,7 +183,7 @@ async def _with_pointed(
     """Return `view` with the ConfigMaps that ClusterPolicy names instead of ours, and the entries of the device
     plugin's ConfigMap. They are None if ClusterPolicy names none, or if it may not be read. A ConfigMap that does not
     exist counts as empty."""
-    stack, place, maps, entries = view.followed, view.place, dict(view.config_maps), None
+    stack, place, maps, entries = view.followed_policy, view.place, dict(view.config_maps), None
     plugin = stack.plugin_config_name if stack is not None else ""
     pointed = {plugin, stack.mig_config_name if stack is not None else ""}
     for name in sorted(pointed - {"", UPSTREAM_MIG_CONFIG, place.mig_config_map}):
@@ -207,7 +207,7 @@ async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, 
     """Return, by node, the entries that mig-manager has on the nodes whose label names one: those of the ConfigMap to
     which ClusterPolicy points it, else of the one that it generated for the node (docs/design/nvidia.md#a10). Empty
     without a mig-manager, and without the nodes whose ConfigMap is absent or may not be read."""
-    stack = view.followed
+    stack = view.followed_policy
     named = [
         one.name
         for one in view.nodes

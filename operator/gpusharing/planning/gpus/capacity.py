@@ -40,7 +40,7 @@ def memory_of(card: Card) -> float:
     return _SEEN.get(card.key, {}).get(card.memory_gb, card.memory_gb * _CARD)
 
 
-def usable(card: Card, profile: Profile) -> float:
+def usable_memory(card: Card, profile: Profile) -> float:
     """Return the GiB that a workload can use of one instance; 0 if the card shares its memory with the CPU."""
     if not card.memory_gb:
         return 0.0
@@ -57,10 +57,10 @@ def plain_profiles(card: Card) -> tuple[Profile, ...]:
     return tuple(sorted(plain, key=lambda profile: (profile.memory_gb, -profile.max_count)))
 
 
-def smallest(card: Card, gib: float) -> Profile | None:
+def smallest_profile(card: Card, gib: float) -> Profile | None:
     """Return the profile with the least memory that holds `gib` GiB; of equal ones, that of which more instances fit.
     None if only the whole card holds as much, or not even that."""
-    return next((profile for profile in plain_profiles(card) if usable(card, profile) >= gib), None)
+    return next((profile for profile in plain_profiles(card) if usable_memory(card, profile) >= gib), None)
 
 
 def client_memory(card: Card, clients: int) -> float:

@@ -67,7 +67,7 @@ class Refusal:
     @property
     def alternative(self) -> Layout | None:
         """The nearest legal layout, or None if the card has no MIG."""
-        return nearest(self.layout, self.profiles)
+        return nearest_layout(self.layout, self.profiles)
 
     @property
     def message(self) -> str:
@@ -126,7 +126,7 @@ def find_fit(layout: Layout, profiles: Sequence[Profile]) -> Fit:
     return Legal(offer.place(layout))
 
 
-def nearest(layout: Layout, profiles: Sequence[Profile]) -> Layout | None:
+def nearest_layout(layout: Layout, profiles: Sequence[Profile]) -> Layout | None:
     """Return the legal layout closest to ``layout``, or None for a card without profiles.
 
     A name that the card does not offer becomes the profile with the same compute slices (else the closest number),
@@ -309,8 +309,8 @@ class _Offer:
         )
 
     def closest(self, name: str) -> str | None:
-        """Return the name of the offered profile nearest to ``name`` (see `nearest`), or None when the name cannot be
-        read."""
+        """Return the name of the offered profile nearest to ``name`` (see `nearest_layout`), or None when the name
+        cannot be read."""
         if name in self.by_name:
             return name
         match = _NAME.fullmatch(name)

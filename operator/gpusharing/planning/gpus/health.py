@@ -133,7 +133,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         Reason.XID_SEEN,
-        # If the driver names the recovery for its XIDs, that counts: it ends with the trouble, a memory does not.
+        # If the driver reports a recovery action, that counts instead: it ends with the trouble, a remembered XID does
+        # not.
         lambda gpu: gpu.xid is not None and gpu.recovery is None,
         lambda gpu: (
             f"XID {gpu.xid} ({XIDS.get(gpu.xid or 0, 'critical')}); {_RESET}, then delete the agent's pod"

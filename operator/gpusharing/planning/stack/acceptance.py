@@ -13,7 +13,13 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
 from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
 from gpusharing.planning.stack.commands import Fields, kubectl_patch
-from gpusharing.planning.stack.pointers import Pointer, elsewhere, mig_pointer, plugin_pointer, why_not_set
+from gpusharing.planning.stack.pointers import (
+    Pointer,
+    find_other_namespace,
+    mig_pointer,
+    plugin_pointer,
+    why_not_set,
+)
 from gpusharing.planning.stack.requirements import OPERANDS, NeededProgram, plain_upgrade, tell_off
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, cut
@@ -148,7 +154,7 @@ def _plugin_config(
     """Return why the device plugin does not read our ConfigMap and what to do about that; empty if it reads ours. With
     a ClusterPolicy, the fields of FIELDS after this one are named too."""
     ours = settings.plugin_config_map
-    if apart := elsewhere(cluster_policy, settings.gpu_operator_namespace):
+    if apart := find_other_namespace(cluster_policy, settings.gpu_operator_namespace):
         return apart
     if cluster_policy.plugin_config_name == ours:
         return ""

@@ -9,7 +9,7 @@ from gpusharing.planning.snapshot.views import NodeView, PlanSettings, PolicyVie
 from gpusharing.planning.stack.commands import kubectl_patch
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.configmaps import referenced
+from gpusharing.planning.wanted.configmaps import referenced_entries
 
 SHOWN = 20
 """The most nodes or policies that a message lists; it only counts the others."""
@@ -113,7 +113,7 @@ def _explain_remains(
 ) -> str:
     """Return what stays in the cluster after the operator is uninstalled, which nodes still need it, and how to remove
     that too."""
-    naming = sorted(node.name for node in nodes if referenced([node]) - {""})
+    naming = sorted(node.name for node in nodes if referenced_entries([node]) - {""})
     maps = f"{settings.plugin_config_map} {settings.mig_config_map}"
     lines = [
         "CRDs, policies, GPUNodes, node labels and the GPUs' partitions stay as they are; so do the ConfigMaps"

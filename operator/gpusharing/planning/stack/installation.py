@@ -32,7 +32,7 @@ from gpusharing.planning.stack.pointers import (
     MIG_POINTER,
     UPSTREAM_MIG_CONFIG,
     Pointer,
-    elsewhere,
+    find_other_namespace,
     mig_pointer,
     plugin_pointer,
     why_not_set,
@@ -60,7 +60,7 @@ from gpusharing.planning.vocabulary.values import value
 def start(view: InstallationView) -> str:
     """Return the command that makes the operator run and write its ConfigMaps, or one that shows why it does not.
     Before the installation, return the command that installs the chart with the values that fit this cluster."""
-    place, stack = view.place, view.followed
+    place, stack = view.place, view.followed_policy
     if not view.installed:
         maps = {"Plugin": stack.plugin_config_name, "Mig": stack.mig_config_name} if stack is not None else {}
         merged = [
@@ -93,7 +93,7 @@ def point(view: InstallationView, stack: ClusterPolicyView, pointer: Pointer, la
 def move(view: InstallationView, stack: ClusterPolicyView) -> str:
     """Return the command that moves our ConfigMaps to the namespace of NVIDIA's pods; empty if they are there already,
     or if that namespace is unknown."""
-    apart = elsewhere(stack, view.place.gpu_operator_namespace)
+    apart = find_other_namespace(stack, view.place.gpu_operator_namespace)
     return upgrade(view, f"gpuOperator.namespace={stack.namespace}") if apart else ""
 
 
@@ -351,9 +351,9 @@ def _stack(view: InstallationView) -> Symptoms:
             f" the GPU Operator ignores all but one: {heeded}",
             f"kubectl delete clusterpolicy {ignored}",
         )
-    stack = view.followed
+    stack = view.followed_policy
     if stack is not None and view.installed and (command := move(view, stack)):
-        apart = elsewhere(stack, view.place.gpu_operator_namespace)
+        apart = find_other_namespace(stack, view.place.gpu_operator_namespace)
         yield error(Topic.CLUSTER_POLICY, "GPUOperatorElsewhere", apart, command)
 
 
@@ -393,7 +393,7 @@ def _operand(row: NeededProgram, stack: ClusterPolicyView, view: InstallationVie
     if stack.plain is None:
         refused = "every policy is" if every else f"policies of mode {', '.join(sorted(row.modes))} are"
         message = f"{stack.name}: {tell_off(row, stack)}, and {refused} refused"
-        # Beside the plugin of somebody else, NVIDIA's would serve the same GPUs once more.
+        # Beside the plugin of somebody else, NVIDIA's would serve the same GPUs a second time.
         doubles = row.disabled is Reason.PLUGIN_DISABLED and any(node.other_plugin for node in view.nodes)
         command = correct(view, stack, row.patch, needed=needed and not doubles)
         yield (error if needed else warning)(Topic.CLUSTER_POLICY, str(row.disabled), message, command)
@@ -448,7 +448,7 @@ def _plugin_pointer_of(view: InstallationView, policy: ClusterPolicyView) -> Poi
     config_map = view.config_maps.get(ours)
     our_keys = frozenset({policy.plugin_default}) if config_map is None else config_map.keys
     named = view.config_maps.get(policy.plugin_config_name)
-    missing = tuple(sorted(view.named - {"", *our_keys}))
+    missing = tuple(sorted(view.named_entries - {"", *our_keys}))
     return plugin_pointer(policy, ours, our_keys, missing, None if named is None else named.keys)
 
 

@@ -143,7 +143,7 @@ class InstallationView:
     """Every GPUSharingPolicy."""
 
     @property
-    def named(self) -> frozenset[str]:
+    def named_entries(self) -> frozenset[str]:
         """The entries of the device plugin's ConfigMap that Nodes name."""
         return frozenset(one.labels.get(LABEL_PLUGIN_CONFIG, "") for one in self.nodes) - {""}
 
@@ -163,7 +163,7 @@ class InstallationView:
         return self.operator_replicas is not None or hidden
 
     @property
-    def followed(self) -> ClusterPolicyView | None:
+    def followed_policy(self) -> ClusterPolicyView | None:
         """The ClusterPolicy that the GPU Operator follows, or else what NVIDIA's device-plugin chart says; None if
         there is neither."""
         return next((one for one in self.cluster_policies if not one.ignored), self.plain)
@@ -264,7 +264,7 @@ def find_unread_topics(view: InstallationView) -> Unseen:
     return {topic: f"{', '.join(kinds)} cannot be read" for topic, kinds in found.items() if kinds}
 
 
-def joined(*parts: Unseen) -> Unseen:
+def join_unseen(*parts: Unseen) -> Unseen:
     """Return the clauses of several such maps, joined by topic."""
     found = {topic: [part[topic] for part in parts if topic in part] for topic in Topic}
     return {topic: "; ".join(clauses) for topic, clauses in found.items() if clauses}

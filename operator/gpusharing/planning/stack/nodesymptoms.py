@@ -88,7 +88,8 @@ def _unknown_configs(nodes: list[NodeView], view: InstallationView) -> Symptoms:
     """Yield a symptom if nodes name an entry in their device-plugin label that the ConfigMap does not have:
     config-manager silently keeps the former configuration then (docs/design/nvidia.md#b4). Yields nothing if the
     entries are unknown."""
-    label, plugin_map = names.LABEL_PLUGIN_CONFIG, view.followed.plugin_config_name if view.followed else ""
+    label, policy = names.LABEL_PLUGIN_CONFIG, view.followed_policy
+    plugin_map = policy.plugin_config_name if policy else ""
     config_map = view.config_maps.get(plugin_map)
     if config_map is None or not config_map.keys:
         return
@@ -118,7 +119,7 @@ def _other_plugins(nodes: list[NodeView], view: InstallationView) -> Symptoms:
 def _other_workloads(nodes: list[NodeView], view: InstallationView) -> Symptoms:
     """Yield a symptom if the GPUs of some nodes are for virtual machines: such nodes have neither device plugin nor
     mig-manager (docs/design/nvidia.md#d2)."""
-    label, policy = names.LABEL_WORKLOAD_CONFIG, view.followed
+    label, policy = names.LABEL_WORKLOAD_CONFIG, view.followed_policy
     odd = [node for node in nodes if workload_of(node.labels, policy) != names.WORKLOAD_CONTAINER]
     if odd:
         yield _blocking(view)(
@@ -379,7 +380,7 @@ def find_rival_symptoms(
     """
     running = sorted(
         (server for server in servers if server.wanted),
-        # First the one whose configuration we choose: ClusterPolicy's, else that of the chart where we look for it.
+        # First the plugin whose configuration we write: ClusterPolicy's, else that of the chart in `namespace`.
         key=lambda server: (
             not server.of_gpu_operator,
             server.namespace != namespace,

@@ -39,9 +39,9 @@ class Pointer:
     without_default: str = ""
     """The default entry, if the same block names one that our ConfigMap lacks: device plugins could not start with it.
     Empty otherwise."""
-    lacking: tuple[str, ...] = ()
+    missing_entries: tuple[str, ...] = ()
     """Entries that Nodes name and our ConfigMap lacks: with the pointer there, their device plugins could not start."""
-    nowhere: frozenset[str] = frozenset()
+    absent_entries: frozenset[str] = frozenset()
     """The entries that neither our ConfigMap nor the one that it names now has, as far as known."""
 
     @property
@@ -62,13 +62,13 @@ class Pointer:
         could not start. A default without a ConfigMap does not count, because nothing uses it and the patch removes
         it."""
         default = {self.without_default} if self.without_default and self.now else set()
-        return tuple(sorted({*self.lacking, *default}))
+        return tuple(sorted({*self.missing_entries, *default}))
 
     @property
     def merges(self) -> bool:
         """Whether any of `stops` may be in the ConfigMap that the pointer names now, so that merging its entries
         helps."""
-        return bool(self.now) and not self.nowhere.issuperset(self.stops)
+        return bool(self.now) and not self.absent_entries.issuperset(self.stops)
 
     @property
     def merge_first(self) -> str:
@@ -120,7 +120,7 @@ def mig_pointer(policy: ClusterPolicyView, ours: str) -> Pointer:
     return Pointer(MIG_POINTER, ours, policy.mig_config_name, policy.mig_config_setter)
 
 
-def elsewhere(policy: ClusterPolicyView, ours: str) -> str:
+def find_other_namespace(policy: ClusterPolicyView, ours: str) -> str:
     """Return that NVIDIA's pods cannot mount ConfigMaps in namespace `ours`, and which chart value to set. Empty if
     they can, or if their namespace is unknown."""
     if policy.namespace in ("", ours):
@@ -143,7 +143,7 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
     if not settings.configure_gpu_operator or policy is None or policy.plain is not None:
         return None
     written = stack.plugin_map_exists and NEUTRAL_KEY in stack.plugin_configs and bool(stack.mig_file)
-    apart = stack.foreign_map or elsewhere(policy, settings.gpu_operator_namespace)
+    apart = stack.foreign_map or find_other_namespace(policy, settings.gpu_operator_namespace)
     if not quiet or not written or apart or stack.gpu_cluster or stack.rival_policies:
         return None
     pointers = (
@@ -155,7 +155,7 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
         for pointer in pointers
         if pointer.is_free
         and not pointer.without_default
-        and not pointer.lacking
+        and not pointer.missing_entries
         and pointer.field not in policy.configured
     }
     return SetPointers(policy, wanted) if wanted else None
@@ -215,7 +215,7 @@ def _default_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> 
 def _entries_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
     """Return that our ConfigMap lacks entries that Nodes name; empty if it does not. With the pointer at ours, the
     device plugins of these nodes would not start."""
-    if not pointer.lacking:
+    if not pointer.missing_entries:
         return ""
     return f"; the operator does not set it ({VALUE}) before {pointer.ours} holds what Nodes name"
 

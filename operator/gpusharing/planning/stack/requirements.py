@@ -32,7 +32,7 @@ class NeededProgram:
     """The field of ClusterPolicy, by its path below `spec`, that turns the program off by false."""
     disabled: Reason
     """Why a policy or a node is refused where that field is false."""
-    lacking: str
+    consequence: str
     """What follows where the program does not run, for people."""
     modes: frozenset[Mode] = EVERY_MODE
     """The modes that need the program."""
@@ -117,8 +117,8 @@ def tell_off(row: NeededProgram, policy: ClusterPolicyView) -> str:
     """Return that the installation does not run the program of this row, and what follows from that, as a sentence
     without its full stop."""
     if policy.plain is None:
-        return f"ClusterPolicy {row.switch} is false, so {row.lacking}"
-    return f"{row.operand} does not run beside the device plugin of NVIDIA's chart, so {row.lacking}"
+        return f"ClusterPolicy {row.switch} is false, so {row.consequence}"
+    return f"{row.operand} does not run beside the device plugin of NVIDIA's chart, so {row.consequence}"
 
 
 def plain_upgrade(plain: PlainStackView, namespace: str, helm_value: str) -> str:

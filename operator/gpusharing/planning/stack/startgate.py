@@ -32,7 +32,7 @@ def find_untolerated(policy: ClusterPolicyView, namespace: str) -> Untolerated |
     operands'."""
     if policy.tolerates_gate:
         return None
-    tolerations = widened(policy.tolerations)
+    tolerations = with_toleration(policy.tolerations)
     if (plain := policy.plain) is not None:
         release, value = plain.release or "RELEASE", _dump(tolerations)
         return Untolerated(
@@ -76,7 +76,7 @@ def find_untolerated_finder(
         f"DaemonSet {finder.name} of Node Feature Discovery does not tolerate {names.TAINT_UNPROVEN}",
         "its pods",
         f"helm upgrade {finder.release or 'RELEASE'} {chart} -n {namespace} --reuse-values"
-        f" --set-json '{value}.worker.tolerations={_dump(widened(finder.tolerations))}'",
+        f" --set-json '{value}.worker.tolerations={_dump(with_toleration(finder.tolerations))}'",
     )
 
 
@@ -84,6 +84,6 @@ def _dump(value: object) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def widened(tolerations: str) -> list[Any]:
+def with_toleration(tolerations: str) -> list[Any]:
     """Return these tolerations, given as JSON, with the one for the start-up taint at the end."""
     return [*json.loads(tolerations), TOLERATION]

@@ -14,7 +14,7 @@ from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.migfile import ALL_DISABLED
-from gpusharing.planning.wanted.target import Target, Targets, find_last_proven, unlabelled
+from gpusharing.planning.wanted.target import Target, Targets, find_last_proven, without_default_label
 from gpusharing.planning.wanted.verify import (
     EXCLUSIVE,
     Comparison,
@@ -113,7 +113,7 @@ def assess(
     if isinstance(target, Finding):
         return Refused(policy, target, True, text)
     if policy.resetting:
-        target = unlabelled(target, stack)
+        target = without_default_label(target, stack)
     mismatch = find_mismatch(Comparison(node, observed, target, stack))
     disruption = find_disruption(node, observed, target, mismatch, stack)
     proven = _proven_before(node, policy, target)
@@ -246,7 +246,7 @@ def _serves_already(node: NodeView, observed: ObservedView, target: Target) -> b
 # --- others who set the labels by which a node is changed ----------------------------------------------
 
 
-# They would undo a change, and the GPUs would be repartitioned back and forth
+# Whoever else sets these labels would undo a change, and the GPUs would be repartitioned back and forth
 # (docs/design/transition.md#label-owners).
 
 HANDS = ("kubectl", "kubelet", "gpu-operator")

@@ -62,9 +62,7 @@ def _wanted(
     plugin |= {key: pluginconfig.render(config) for key, config in plugins.items()}
     well_known = migfile.well_known_entries({product: [gpu] for product, gpu in models.items()})
     entries = {**well_known, **migfile.parse_admin(stack.admin_mig_file).entries}
-    entries[migfile.ALL_DISABLED] = well_known[
-        migfile.ALL_DISABLED
-    ]  # every mode but MIG means it by this name
+    entries[migfile.ALL_DISABLED] = well_known[migfile.ALL_DISABLED]  # every mode except MIG uses this name
     for request in requests:
         plugin |= request.plugins
         if request.entry is not None:
@@ -86,7 +84,7 @@ def _retain(
         return
     # The entry of nodes without the label stays, or their plugin would not start (b.4). NVIDIA's own chart uses the
     # neutral entry's name for it: a merged entry must not become neutral under running pods.
-    lasting = unclaimed & {*referenced(nodes), pluginconfig.default_entry(stack)}
+    lasting = unclaimed & {*referenced_entries(nodes), pluginconfig.default_entry(stack)}
     if migfile.parse_admin(stack.admin_mig_file).problem:
         # An entry that cannot be read now was right when it was merged; a typing error removes no entry.
         lasting |= present.keys()
@@ -96,8 +94,8 @@ def _retain(
         entries[name] = old_entries[name]
 
 
-def referenced(nodes: Iterable[NodeView]) -> set[str]:
-    """Return the name of every entry that a Node names, by label, fence or last proof. The empty text is among them."""
+def referenced_entries(nodes: Iterable[NodeView]) -> set[str]:
+    """Return the name of every entry that a Node names, by label, fence or last proof. An empty text may be one."""
     entries: set[str] = set()
     for node in nodes:
         entries.add(node.labels.get(names.LABEL_MIG_CONFIG, ""))

@@ -28,7 +28,7 @@ def _expect(
 ) -> tuple[Mapping[str, str], ...]:
     """Return the label sets for GPUs of these products with these layouts, one for each product that may be shown."""
     shared = "-SHARED" if plugin.sharing and not plugin.sharing.rename else ""
-    # Models with a whole GPU come last, so one of them stays.
+    # GFD writes models with a whole GPU last, so the labels of one of them remain.
     whole = [product for product, layout in zip(products, layouts, strict=True) if layout is None]
     if len(whole) == len(products):
         return tuple(

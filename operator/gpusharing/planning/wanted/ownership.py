@@ -4,12 +4,12 @@
     node has an owner          the owner keeps it until it leaves the selector ...
                                ... or a policy of strictly higher priority selects it
     its spec cannot be read    the owner keeps it, and nothing happens until the spec is corrected
-    its policy is being reset  it keeps what it has while nobody else selects that, and takes nothing (target.py)
+    its policy is being reset  the policy keeps a node that no other selects, and gets no more nodes (target.py)
     fence of another policy    that change ends first; then the node moves as a normal, budgeted change. A Failed one
                                does not end: its new owner repairs it, in the same slot (judge.py)
 
-The owner is the policy of the fence, which is there before the node is anybody's; without a fence it is the label
-gpusharing.dev/policy on the Node, written when a node is adopted or released.
+The present owner is the policy that the fence names, because the fence is written before the label. Without a fence it
+is the label gpusharing.dev/policy on the Node, which is written when a node is adopted or released.
 """
 
 from collections import defaultdict

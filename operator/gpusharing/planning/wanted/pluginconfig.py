@@ -191,7 +191,7 @@ def default_entry(stack: StackView) -> str:
 SharingStrategy = Literal["time-slicing", "mps"]
 """The value that GFD writes into nvidia.com/gpu.sharing-strategy."""
 _BLOCKS: Mapping[SharingStrategy, str] = {"mps": "mps", "time-slicing": "timeSlicing"}
-"""Key of the block under `sharing`; with both, the plugin takes mps (b.3)."""
+"""Key of the block under `sharing`; with both, the plugin uses mps (b.3)."""
 
 
 @value
@@ -213,7 +213,7 @@ class PluginConfig:
     """What one configuration makes the device plugin do."""
 
     mig_strategy: MigStrategy = "none"
-    """How MIG instances are offered."""
+    """Under which resource names MIG instances are advertised."""
     sharing: Sharing | None = None
     """How several pods share a device, or None if each pod has a whole device."""
 

@@ -436,25 +436,12 @@ def is_plugin_resource(name: str) -> bool:
     return name in (RESOURCE_GPU, RESOURCE_GPU_SHARED) or name.startswith(RESOURCE_MIG_PREFIX)
 
 
-__all__ = [
-    "Target",
-    "Targets",
-    "Wish",
-    "describe_layouts",
-    "find_wish",
-    "is_plugin_resource",
-    "plugin_config",
-    "predict_resources",
-]
-
-
 # --- for a policy that is being deleted ----------------------------------------------------------------
 
 
-# deleted ── every node that it owns: drained as ever ── whole GPUs proven ── our labels and records go ──► finalizer
-#
-# Until then a policy with spec.deletionPolicy Reset is like any other, with mode Full and without a claim on nodes that
-# it does not own yet (docs/design/transition.md#reset).
+# A policy with spec.deletionPolicy Reset is deleted in these steps (docs/design/transition.md#reset): each node that it
+# owns is drained as usual, whole GPUs are proven, our labels and records are removed, and at the end our finalizer.
+# Until then it is like any other policy, with mode Full, but it gets no nodes that it does not own yet.
 _FULL = {"mode": Mode.FULL, "mig": None, "time_slicing": None, "mps": None}
 
 
@@ -471,7 +458,7 @@ def under_deletion(policy: PolicyView, *, resets: bool) -> PolicyView:
     return replace(policy, deleting=False, resetting=True, spec=spec)
 
 
-def unlabelled(target: Target, stack: StackView) -> Target:
+def without_default_label(target: Target, stack: StackView) -> Target:
     """Return the target without the label for the device plugin if ClusterPolicy's default has the same effect, else
     unchanged.
 

@@ -50,7 +50,7 @@ def find_too_old(
     """Return why these layouts, one per GPU, would come out wrong with the versions that ClusterPolicy names, or None
     if they would not."""
     plugin, parted = cluster_policy.plugin_version, cluster_policy.mig_manager_version
-    if strategy == "mixed" and merges_suffixes(plugin) and (profile := suffixed(layouts)):
+    if strategy == "mixed" and merges_suffixes(plugin) and (profile := find_suffixed(layouts)):
         return Finding(Reason.PLUGIN_TOO_OLD, f"{profile} with device plugin {plugin}: {ADVICE}")
     if _is_before(parted, OWN_NAMES_SINCE) and (mistaken := find_mistaken(gpus, layouts)) is not None:
         gpu, first, name = mistaken
@@ -120,13 +120,13 @@ def _is_before(version: str, since: tuple[int, ...]) -> bool:
     return match is not None and tuple(int(part or 0) for part in match.groups())[: len(since)] < since
 
 
-def suffixed(layouts: Sequence[Layout | None]) -> str:
+def find_suffixed(layouts: Sequence[Layout | None]) -> str:
     """Return the first profile with a suffix in these layouts; empty when there is none."""
     names = (name for layout in layouts for name, _ in layout or ())
     return next((name for name in names if not _PLAIN.fullmatch(name)), "")
 
 
-def merged(resources: Mapping[str, int]) -> dict[str, int]:
+def counts_without_suffixes(resources: Mapping[str, int]) -> dict[str, int]:
     """Return these predicted counts as device plugins before v0.20 advertise them: profiles with a suffix count under
     the plain name."""
     counts: Counter[str] = Counter()

@@ -348,7 +348,7 @@ def _allocatable(compared: Comparison) -> str | Finding:
     if now == dict(compared.target.resources):
         return ""
     message = f"the node advertises {_counts(now)} instead of {_counts(dict(compared.target.resources))}"
-    if now == toolversions.merged(compared.target.resources):
+    if now == toolversions.counts_without_suffixes(compared.target.resources):
         return Finding(Reason.PLUGIN_TOO_OLD, f"{message}: {toolversions.ADVICE}")
     return message
 

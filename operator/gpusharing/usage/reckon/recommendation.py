@@ -20,7 +20,7 @@ from math import ceil
 from typing import Any
 
 from gpusharing.api.names import Mode
-from gpusharing.planning.gpus.capacity import memory_of, plain_profiles, usable
+from gpusharing.planning.gpus.capacity import memory_of, plain_profiles, usable_memory
 from gpusharing.planning.gpus.cards import Card
 from gpusharing.planning.gpus.geometry import Layout, normalise
 from gpusharing.planning.vocabulary.values import value
@@ -252,7 +252,7 @@ def _sizes(card: Card) -> tuple[Size, ...]:
     """Of the plain profiles. A compute slice counts as its part of all, although it is a little less or more on real
     cards: 16 of an H100 SXM's 132 multiprocessors, not 1/7."""
     whole = max((profile.slices for profile in card.profiles), default=1)
-    return tuple(Size(usable(card, one) * GIB, one.slices / whole) for one in plain_profiles(card))
+    return tuple(Size(usable_memory(card, one) * GIB, one.slices / whole) for one in plain_profiles(card))
 
 
 def _seats(
