@@ -139,7 +139,10 @@ def test_a_role_that_is_gone_is_told_with_the_rights_that_lack(
     with without(installed, f"{BINDINGS}/gpusharing-agent"):
         wait_until(lambda: told(checks)[0] == 1, SECONDS, "the authorizer to hear of it")
         _, screen = told(checks)
-    assert "service account gpusharing-agent/gpusharing-agent may not: list gpunodes.gpusharing.dev" in screen
+    assert (
+        "service account gpusharing-agent/gpusharing-agent is not allowed to list gpunodes.gpusharing.dev"
+        in screen
+    )
     assert "--set rbac.create=true" in screen
     wait_until(lambda: told(checks)[0] == 0, SECONDS, "the rights to be back")
 
@@ -202,8 +205,8 @@ def test_its_own_missing_rights_are_told_and_not_guessed(
     with without(installed, f"{BINDINGS}/{ACCOUNT}"):
         wait_until(lambda: "WARNING" in told(checks)[1], SECONDS, "the authorizer to hear of it")
         _, screen = told(checks)
-    assert "could not be read, so nothing is known about it" in screen
-    assert "cannot tell what gpusharing/gpusharing-operator may do" in screen
+    assert "could not be read, so nothing is known about them" in screen
+    assert "the rights of service account gpusharing/gpusharing-operator are unknown" in screen
 
 
 def test_without_a_server_it_says_so(checks: dict[str, str]) -> None:

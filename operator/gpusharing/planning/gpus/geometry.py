@@ -113,7 +113,7 @@ def describe(layout: Layout) -> str:
 
 
 def find_fit(layout: Layout, profiles: Sequence[Profile]) -> Fit:
-    """Return whether one GPU with these profiles can hold the layout: Legal, or why not. The answer is exact."""
+    """Return Legal if one GPU with these profiles can hold the layout, else a Refusal. The answer is exact."""
     offer = _Offer.of(profiles)
     unknown = tuple(name for name, _ in layout if name not in offer.by_name)
     if unknown:

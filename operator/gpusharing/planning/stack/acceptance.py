@@ -93,14 +93,14 @@ def _against(
 
 
 def _readable(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Return why the spec cannot be read; empty if it can."""
+    """Return why the spec cannot be read, or an empty text if it can."""
     spec = find_spec(policy)
     return spec.message if isinstance(spec, Finding) else ""
 
 
 def _selector(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Return that nodeSelector names a label which the operator itself sets during a change; empty if it names none.
-    The CRD refuses only the labels that it knows."""
+    """Return a message if nodeSelector names a label which the operator itself sets during a change, else an empty
+    text. The CRD refuses only the labels that it knows."""
     if policy.spec is None or not settings.neighbour_labels:
         return ""
     ours = {entry.partition("=")[0] for entry in settings.neighbour_labels}
@@ -116,7 +116,7 @@ def _selector(policy: PolicyView, stack: StackView, settings: PlanSettings) -> s
 
 
 def _device_plugin(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Return that NVIDIA's DRA stack serves the GPUs, so that no policy can be carried out; empty if it does not."""
+    """Return a message if NVIDIA's DRA stack serves the GPUs of the cluster, else an empty text."""
     if not stack.gpu_cluster:
         return ""
     return (
@@ -126,7 +126,7 @@ def _device_plugin(policy: PolicyView, stack: StackView, settings: PlanSettings)
 
 
 def _cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Return that there is neither a ClusterPolicy nor NVIDIA's device-plugin chart; empty if there is one of them."""
+    """Return a message if there is neither a ClusterPolicy nor NVIDIA's device-plugin chart, else an empty text."""
     if stack.cluster_policy is not None:
         return ""
     return (
@@ -137,7 +137,8 @@ def _cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings
 
 
 def _one_cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Return that it is unknown which of several ClusterPolicies the GPU Operator follows; empty if it is known."""
+    """Return a message while it is unknown which of several ClusterPolicies the GPU Operator follows, else an empty
+    text."""
     if not stack.rival_policies:
         return ""
     return (
@@ -215,8 +216,8 @@ def _unmerged(pointer: Pointer, stack: StackView) -> str:
 def _not_in_chart(
     row: NeededProgram, spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, settings: PlanSettings
 ) -> str:
-    """Return that NVIDIA's device-plugin chart does not run the program of this row although the policy's mode needs
-    it, and how to change that. Empty if the program runs, if the mode does not need it, or if there is a
+    """Return a message, with what to do, if NVIDIA's device-plugin chart does not run the program of this row although
+    the policy's mode needs it. Empty if the program runs, if the mode does not need it, or if there is a
     ClusterPolicy in place of the chart."""
     plain = cluster_policy.plain
     if plain is None or spec.mode not in row.modes or not row.is_off(cluster_policy):
@@ -235,8 +236,8 @@ def _in_chart(row: NeededProgram, missing: Reason) -> Objection:
 
 
 def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Return that somebody else's ConfigMap with entries has the name of one of ours, and how to hand it over; empty
-    if there is none."""
+    """Return a message if somebody else's ConfigMap with entries has the name of one of ours, with how to hand it
+    over; else an empty text."""
     if not stack.foreign_map:
         return ""
     where = f"configmap {stack.foreign_map} -n {settings.gpu_operator_namespace}"

@@ -179,7 +179,7 @@ def explain_unblock(release: str, namespace: str) -> str:
 
 
 def _refuse_rollback(lost: Mapping[str, Sequence[str]], release: str, namespace: str) -> str:
-    """Return the text that refuses to roll back, with the fields that would be lost by policy, for at most SHOWN
+    """Return the text that refuses to roll back, with the fields that each policy would lose, for at most SHOWN
     policies. `lost`: the paths of these fields by name of the policy."""
     lines = [f"  {name}: {', '.join(paths)}" for name, paths in list(lost.items())[:SHOWN]]
     if len(lost) > SHOWN:

@@ -160,9 +160,9 @@ def _failing_agents(agents: AgentsState, nodes: Sequence[NodeView], view: Instal
 
 
 def _blind_agents(troubled: Mapping[str, str], nodes: Sequence[NodeView], view: InstallationView) -> Symptom:
-    """Return the error that these agents cannot read the GPUs. If ClusterPolicy keeps the GPU Operator from installing
-    a program that the first host lacks, the error says so. Its command then installs the program, unless other
-    hosts bring their own.
+    """Return the error for agents that cannot read the GPUs. If ClusterPolicy keeps the GPU Operator from installing a
+    program that the first host lacks, the error says so. Its command then installs the program, unless other hosts
+    bring their own.
 
     `troubled`: by node, what its agent reports; `nodes`: all nodes with agents.
     """
@@ -265,7 +265,7 @@ def _unread(view: InstallationView) -> Symptoms:
         yield warning(
             Topic.RIGHTS,
             "NotReadable",
-            f"{what}: could not be read, so nothing is known about it: {why}",
+            f"{what} could not be read, so nothing is known about them: {why}",
             f"kubectl auth can-i list {what}",
         )
 
@@ -281,14 +281,14 @@ def _rights(view: InstallationView) -> Symptoms:
             yield error(
                 Topic.RIGHTS,
                 "RightsMissing",
-                f"service account {view.place.account(subject)} may not: {some(sorted(lacking), 4)}",
+                f"service account {view.place.account(subject)} is not allowed to {some(sorted(lacking), 4)}",
                 upgrade(view, "rbac.create=true"),
             )
         if unknown:
             yield warning(
                 Topic.RIGHTS,
                 "RightsUnknown",
-                f"cannot tell what {view.place.account(subject)} may do: {unknown[0].why}",
+                f"the rights of service account {view.place.account(subject)} are unknown: {unknown[0].why}",
                 "kubectl auth can-i create subjectaccessreviews.authorization.k8s.io",
             )
 

@@ -26,11 +26,11 @@ class Place(PlanSettings):
     admin_mig_config_map: str = ""
     """ConfigMap of the admin whose mig-parted entries are merged into ours; empty if there is none."""
     startup_gate: bool = False
-    """Nodes will join behind the start-up taint (chart value gpuOperator.startupGate)."""
+    """Whether nodes will join with the start-up taint (chart value gpuOperator.startupGate)."""
     operator_account: str = OPERATOR
     """Name of the operator's service account."""
     agent_account: str = AGENT
-    """Service accounts, if the values name others."""
+    """Name of the agent's service account."""
 
     def account(self, subject: str) -> str:
         """Return the service account of OPERATOR or AGENT as namespace/name."""
@@ -114,7 +114,7 @@ class InstallationView:
     rights: tuple[RightState, ...] = ()
     """Each right that the roles of the chart should grant, for both service accounts."""
     operator_replicas: int | None = None
-    """Replicas that its Deployment asks for. None if there is no Deployment, or if it could not be read."""
+    """Replicas that the operator's Deployment asks for. None if there is no Deployment, or if it could not be read."""
     operator_pods: tuple[PodState, ...] = ()
     """The operator's pods."""
     cluster_policies: tuple[ClusterPolicyView, ...] = ()
@@ -138,7 +138,7 @@ class InstallationView:
     agents: AgentsState | None = None
     """The agent's DaemonSet. None if there is none, or if it could not be read."""
     simulated: frozenset[str] = frozenset()
-    """Nodes whose agents say that their GPUs are SIMULATED."""
+    """Nodes whose agents report that their GPUs are SIMULATED."""
     policies: tuple[PolicyView, ...] = ()
     """Every GPUSharingPolicy."""
 

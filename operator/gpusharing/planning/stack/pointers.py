@@ -121,8 +121,8 @@ def mig_pointer(policy: ClusterPolicyView, ours: str) -> Pointer:
 
 
 def find_other_namespace(policy: ClusterPolicyView, ours: str) -> str:
-    """Return that NVIDIA's pods cannot mount ConfigMaps in namespace `ours`, and which chart value to set. Empty if
-    they can, or if their namespace is unknown."""
+    """Return a message if NVIDIA's pods are not in namespace `ours` and so cannot mount our ConfigMaps, with the chart
+    value to set. Empty if they are there, or if their namespace is unknown."""
     if policy.namespace in ("", ours):
         return ""
     return (
@@ -188,22 +188,22 @@ class Restraint:
 
 
 def _set_back(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
-    """Return that the operator has set this pointer once already, so that somebody has changed it since. Empty if it
-    has not."""
+    """Return a clause if the operator has set this pointer once already, so that somebody has changed it since; else
+    an empty text."""
     if pointer.field not in policy.configured:
         return ""
     return f"; the operator set it once ({VALUE}); somebody has changed it since, and it stays as it is"
 
 
 def _taken(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
-    """Return that somebody else has set this pointer; empty if nobody has. Checked before the entries that our
+    """Return a clause if somebody else has set this pointer, else an empty text. Checked before the entries that our
     ConfigMap lacks, which do not matter then."""
     return "" if pointer.is_free else f"; the operator never overwrites what somebody else has set ({VALUE})"
 
 
 def _default_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
-    """Return that our ConfigMap lacks the default entry; empty if it does not. With the pointer at ours, the device
-    plugins of all nodes without a label would not start."""
+    """Return a clause if our ConfigMap lacks the default entry, else an empty text. With the pointer at ours, the
+    device plugins of all nodes without a label would not start."""
     if not pointer.without_default:
         return ""
     return (
@@ -213,16 +213,16 @@ def _default_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> 
 
 
 def _entries_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
-    """Return that our ConfigMap lacks entries that Nodes name; empty if it does not. With the pointer at ours, the
-    device plugins of these nodes would not start."""
+    """Return a clause if our ConfigMap lacks entries that Nodes name, else an empty text. With the pointer at ours,
+    the device plugins of these nodes would not start."""
     if not pointer.missing_entries:
         return ""
     return f"; the operator does not set it ({VALUE}) before {pointer.ours} holds what Nodes name"
 
 
 def _failed(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
-    """Return why the last write failed; empty if it did not. Checked last, because the error may be of a pointer that
-    is not to be set any more."""
+    """Return a clause with the error of the last write, or an empty text if it did not fail. Checked last, because the
+    error may be of a pointer that is not to be set any more."""
     return f"; the operator could not set it ({VALUE}): {error}" if error else ""
 
 

@@ -42,14 +42,14 @@ class NeededProgram:
     helm_value: str = ""
     """The value of that chart which adds the program; empty if there is none."""
     signs: tuple[str, ...] = ()
-    """Words of the agent or of Kubernetes which show that a node lacks the program. Not empty for what hosts may bring
-    themselves: there the field alone says nothing."""
+    """Words of the agent or of Kubernetes which show that a node lacks the program. Empty for programs that a host
+    never brings itself; for the others the switch alone proves nothing."""
     elsewhere: str = ""
     """A field of ClusterPolicy which, if true, has the program installed by other means; empty if there is none."""
 
     def is_off(self, policy: ClusterPolicyView) -> bool:
-        """Whether ClusterPolicy keeps the GPU Operator from installing the program: by its switch, and not because
-        `elsewhere` has it installed by other means."""
+        """Whether ClusterPolicy keeps the GPU Operator from installing the program: its switch is off, and the field
+        `elsewhere` does not have it installed by other means."""
         return policy.is_off(self.switch) and policy.switches.get(self.elsewhere) is not True
 
     @property
@@ -114,8 +114,8 @@ def has_driver(labels: Mapping[str, str], resources: Mapping[str, int]) -> bool:
 
 
 def tell_off(row: NeededProgram, policy: ClusterPolicyView) -> str:
-    """Return that the installation does not run the program of this row, and what follows from that, as a sentence
-    without its full stop."""
+    """Return a sentence without its full stop: the installation does not run the program of this row, and what follows
+    from that."""
     if policy.plain is None:
         return f"ClusterPolicy {row.switch} is false, so {row.consequence}"
     return f"{row.operand} does not run beside the device plugin of NVIDIA's chart, so {row.consequence}"
@@ -152,8 +152,8 @@ def is_switched_off(operand: str, value: str) -> bool:
 
 
 def find_other_workload(node: NodeView, policy: ClusterPolicyView | None) -> str:
-    """Return that the GPUs of a node are for virtual machines and not for containers, by its label or by
-    ClusterPolicy's default, and how to change that. Empty if they are for containers."""
+    """Return a message if the GPUs of a node are for virtual machines and not for containers, by its label or by
+    ClusterPolicy's default, with how to change that. Empty if they are for containers."""
     workload = workload_of(node.labels, policy)
     if workload == names.WORKLOAD_CONTAINER:
         return ""

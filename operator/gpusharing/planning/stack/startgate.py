@@ -48,8 +48,8 @@ def find_untolerated(policy: ClusterPolicyView, namespace: str) -> Untolerated |
 
 
 def find_untolerated_agents(stack: StackView) -> Untolerated | None:
-    """Return that our own agent does not tolerate the taint. None if it does, as the chart always has it, or if no pod
-    of it was seen."""
+    """Return our own agents if their pods do not tolerate the taint. None if they do, as the chart always has it, or
+    if no pod of them was seen."""
     if not stack.intolerant_agents:
         return None
     added = _dump([{"op": "add", "path": "/spec/template/spec/tolerations/-", "value": TOLERATION}])
@@ -64,8 +64,8 @@ def find_untolerated_finder(
     finders: Iterable[FinderState], namespace: str, *, plain: bool
 ) -> Untolerated | None:
     """Return the first worker of Node Feature Discovery that does not tolerate the taint, or None if there is none.
-    Without the worker, GPU Feature Discovery does not run either. `namespace`: where the chart is installed;
-    `plain`: whether that is NVIDIA's device-plugin chart and not the GPU Operator's."""
+    Without the worker, the labels of GPU Feature Discovery are missing too. `namespace`: where the chart is
+    installed; `plain`: whether that is NVIDIA's device-plugin chart and not the GPU Operator's."""
     finder = next((one for one in finders if not one.tolerates_gate), None)
     if finder is None:
         return None

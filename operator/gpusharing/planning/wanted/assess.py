@@ -38,7 +38,7 @@ class Refused:
     accepted: bool
     """Whether the policy is accepted and only this node cannot have what it asks for."""
     observed_text: str
-    """What the GPUs are divided into now, for people; empty if that is unknown."""
+    """The layouts that the GPUs have now, for people; empty if that is unknown."""
 
 
 @value
@@ -50,7 +50,7 @@ class Unobserved:
     pending: Finding
     """What is missing, or what keeps the agent from reading."""
     observed_text: str
-    """What the GPUs were divided into when last seen, for people; empty if that is unknown."""
+    """The layouts that the GPUs had when last seen, for people; empty if that is unknown."""
 
 
 @value
@@ -77,7 +77,7 @@ class Assessed:
     """How the node differs from what was last proven on it for this policy: its target, or what it was rolled back to.
     None if it does not differ, or if neither was proven."""
     observed_text: str
-    """What the GPUs are divided into now, for people."""
+    """The layouts that the GPUs have now, for people."""
 
     @property
     def goal(self) -> Target:
@@ -96,8 +96,8 @@ def assess(
     terms: Finding | Targets,
     stack: StackView,
 ) -> Assessment:
-    """Compare a node with its policy. `terms`: why the policy is not accepted (acceptance.py), or its targets by
-    hardware."""
+    """Compare a node with its policy. Returns Refused if the policy gives it no target, Unobserved while its GPUs are
+    unknown, else Assessed. `terms`: why the policy is not accepted (acceptance.py), or its targets by hardware."""
     observed = gpunode.observed if gpunode else None
     text = describe_observed(node, observed)
     if isinstance(terms, Finding):
@@ -167,7 +167,7 @@ def has_gpu(node: NodeView) -> bool:
 
 
 def _no_gpu(node: NodeView, observed: ObservedView | None) -> Finding | None:
-    """Return that the node has no NVIDIA GPU, or None if it has one by its labels, its resources or NVML."""
+    """Return a Finding if the node has no NVIDIA GPU by its labels, its resources and NVML; else None."""
     if has_gpu(node) or (observed is not None and observed.gpus):
         return None
     return Finding(

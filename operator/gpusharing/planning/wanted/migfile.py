@@ -152,15 +152,15 @@ class RowFault:
 
 
 def _unknown_field(row: Mapping[str, Any]) -> str:
-    """Return the first unknown field, or an empty text. Checked first, because a misspelt field is also missing, and
-    this names the typo."""
+    """Return a message for the first unknown field, else an empty text. Checked first, because a misspelt field is
+    also missing, and this names the typo."""
     unknown = sorted(map(str, row.keys() - _FIELDS))
     return f"unknown field {unknown[0]}" if unknown else ""
 
 
 def _bad_devices(row: Mapping[str, Any]) -> str:
-    """Return that `devices` is neither `all` nor a list of indexes. A boolean is no index, although it is an int in
-    Python."""
+    """Return a message if `devices` is neither `all` nor a list of indexes, else an empty text. A boolean is no index,
+    although it is an int in Python."""
     devices = row.get("devices")
     if devices == "all" or (isinstance(devices, list) and all(map(is_whole, devices))):
         return ""
@@ -168,25 +168,27 @@ def _bad_devices(row: Mapping[str, Any]) -> str:
 
 
 def _bad_switch(row: Mapping[str, Any]) -> str:
-    """Return that mig-enabled is no boolean. The next two checks rely on this one."""
+    """Return a message if mig-enabled is no boolean, else an empty text. The next two checks rely on this one."""
     return "" if type(row.get("mig-enabled")) is bool else "mig-enabled is neither true nor false"
 
 
 def _no_instances(row: Mapping[str, Any]) -> str:
-    """Return that MIG is on and mig-devices is no map. An empty map is right: MIG without instances."""
+    """Return a message if MIG is on and mig-devices is no map, else an empty text. An empty map is right: MIG without
+    instances."""
     wrong = row.get("mig-enabled") and not isinstance(row.get("mig-devices"), dict)
     return "mig-enabled needs mig-devices" if wrong else ""
 
 
 def _instances_without_mig(row: Mapping[str, Any]) -> str:
-    """Return that the row has instances but does not switch MIG on, so that it is unknown which of both was meant."""
+    """Return a message if the row has instances but does not switch MIG on, else an empty text. It is unknown which of
+    both was meant."""
     wrong = row.get("mig-devices") and not row.get("mig-enabled")
     return "mig-devices needs mig-enabled" if wrong else ""
 
 
 def _bad_instances(row: Mapping[str, Any]) -> str:
-    """Return the first item of mig-devices that is no profile with a count, or that all counts are 0; empty if there
-    is no such mistake. Whether a card has the profile is not checked."""
+    """Return a message for the first item of mig-devices that is no profile with a count, or if all counts are 0; else
+    an empty text. Whether a card has the profile is not checked."""
     counts = row.get("mig-devices")
     if counts is None:
         return ""
@@ -199,7 +201,8 @@ def _bad_instances(row: Mapping[str, Any]) -> str:
 
 
 def _bad_filter(row: Mapping[str, Any]) -> str:
-    """Return the first device-filter that is no PCI device id in quotes. Without quotes YAML makes a number of it."""
+    """Return a message for the first device-filter that is no PCI device id in quotes, else an empty text. Without
+    quotes YAML makes a number of it."""
     for item in _filters(row):
         if not isinstance(item, str) or not _FILTER.fullmatch(item):
             return f"device-filter {item} is not a PCI device id in quotes, such as '0x233010DE'"

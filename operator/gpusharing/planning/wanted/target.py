@@ -192,7 +192,7 @@ def _target(
 
 
 def _too_many_clients(spec: GPUSharingPolicySpec, node: str, gpus: Sequence[CardView]) -> Finding | None:
-    """Return that a card serves fewer MPS clients than the policy asks for, or None
+    """Return a Finding if a card serves fewer MPS clients than the policy asks for, else None
     (docs/design/hardware.md#mps-served). Cards that are not in our table are not checked."""
     if spec.mode is not Mode.MPS or spec.mps is None:
         return None
@@ -320,7 +320,7 @@ def _wanted_layouts(
 def _named(
     name: str, node: str, stack: StackView, gpus: Sequence[CardView], generated: str
 ) -> tuple[Layout | None, ...] | Finding:
-    """Return the layout of each GPU by spec.mig.config, or that the node does not know this configuration."""
+    """Return the layout of each GPU by spec.mig.config, or a Finding if the node does not have this configuration."""
     meaning = migfile.find_meaning(name, node, stack, gpus, generated)
     if isinstance(meaning, str):
         return Finding(Reason.CONFIG_UNKNOWN, f"{node}: spec.mig.config {name} is not usable: {meaning}")
@@ -330,8 +330,8 @@ def _named(
 def _own(
     layouts: Sequence[MigLayout], entry: migfile.Entry, node: str, gpus: Sequence[CardView]
 ) -> tuple[Layout | None, ...] | Finding:
-    """Return the layout of each GPU by spec.mig.layouts, or that spec.mig.layouts names GPUs that the node does not
-    have or leaves some out."""
+    """Return the layout of each GPU by spec.mig.layouts, or a Finding if spec.mig.layouts names GPUs that the node
+    does not have or leaves some out."""
     named = {index for row in layouts if row.devices != "all" for index in row.devices}
     here = {gpu.index for gpu in gpus}
     if beyond := sorted(named - here):
@@ -414,7 +414,7 @@ def describe_layouts(layouts: Sequence[Layout | None], replicas: int = 1) -> str
 
 @lru_cache(maxsize=1024)
 def _describe(layouts: tuple[Layout | None, ...], replicas: int) -> str:
-    """Compute the answer of `describe_layouts` once for each node of a kind."""
+    """Compute the answer of `describe_layouts`. Answers are cached, because nodes of one kind have equal layouts."""
     texts: Counter[str] = Counter()
     shared = f"{replicas}x shared" if replicas > 1 else ""
     for layout in layouts:

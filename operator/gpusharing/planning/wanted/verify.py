@@ -104,17 +104,19 @@ class Check:
 
 
 def _unreadable(compared: Comparison) -> str:
-    """Return the agent's error if it cannot read the GPUs; empty if it can."""
+    """Return a message with the agent's error if it cannot read the GPUs, else an empty text."""
     return f"the agent cannot read the GPUs: {compared.observed.error}" if compared.observed.error else ""
 
 
 def _quiet(compared: Comparison) -> str:
-    """Return that the agent has closed NVML for a change, so that its report may be outdated; empty if it has not."""
+    """Return a message if the agent has closed NVML for a change, so that its report may be outdated; else an empty
+    text."""
     return "the agent is quiet, so its last reading proves nothing" if compared.observed.quiet else ""
 
 
 def _unreachable(compared: Comparison) -> str:
-    """Return the first GPU that does not answer, so that only its last known state is known; empty if all answer."""
+    """Return a message for the first GPU that does not answer, so that only its last state is known; else an empty
+    text."""
     gone = next((gpu for gpu in compared.observed.hardware.kinds if gpu.vitals.access != REACHABLE), None)
     if gone is None:
         return ""
@@ -126,8 +128,8 @@ def _withheld(compared: Comparison) -> str:
 
 
 def find_withheld(target: Target, observed: ObservedView) -> str:
-    """Return that the agent may not list the MIG instances of a GPU, so that its report proves no layout. Empty if
-    there is no such GPU, or if MIG is neither wanted nor on."""
+    """Return a message if the agent may not list the MIG instances of a GPU, so that its report proves no layout.
+    Empty if there is no such GPU, or if MIG is neither wanted nor on."""
     kinds = observed.hardware.kinds
     blind = next((gpu for gpu in kinds if gpu.instances_withheld), None)
     if blind is None or not (target.with_mig or any(gpu.mig_enabled for gpu in kinds)):
@@ -143,7 +145,8 @@ def _missing(compared: Comparison) -> str:
 
 
 def find_missing(node: NodeView, observed: ObservedView) -> str:
-    """Return that NVML lists fewer GPUs than were last proven on the node, and what to do; empty if it does not."""
+    """Return a message if NVML lists fewer GPUs than were last proven on the node, with what to do; else an empty
+    text."""
     proven, listed = node.verified.gpus if node.verified else 0, len(observed.gpus)
     if listed >= proven:
         return ""
@@ -154,7 +157,7 @@ def find_missing(node: NodeView, observed: ObservedView) -> str:
 
 
 def _other_layout(compared: Comparison) -> str:
-    """Return the layouts that NVML shows if they are not those of the target; empty if they are."""
+    """Return a message if NVML shows other layouts than those of the target, else an empty text."""
     layouts = compared.observed.hardware.layouts
     if layouts == compared.target.layouts:
         return ""
@@ -162,7 +165,8 @@ def _other_layout(compared: Comparison) -> str:
 
 
 def _mode_pending(compared: Comparison) -> str:
-    """Return that the MIG mode of a GPU still waits for a reset or reboot, and why; empty if none does."""
+    """Return a message if the MIG mode of a GPU still waits for a reset or reboot, with the reason; else an empty
+    text."""
     pending = next((gpu for gpu in compared.observed.hardware.kinds if gpu.mig_pending), None)
     if pending is None:
         return ""
@@ -171,8 +175,8 @@ def _mode_pending(compared: Comparison) -> str:
 
 
 def _mig_config(compared: Comparison) -> str:
-    """Return that the label mig.config does not have the layout of the target. Empty if it has, by whatever name, and
-    if the target has no such label. If the label is missing, that counts only for a target with MIG."""
+    """Return a message if the label mig.config does not stand for the layout of the target. Empty if it does, by
+    whatever name, and if the target has no such label. A missing label counts only for a target with MIG."""
     wanted, config = compared.target.mig_config, compared.node.labels.get(names.LABEL_MIG_CONFIG, "")
     if config == wanted or not wanted:
         return ""
@@ -187,15 +191,15 @@ def _mig_config(compared: Comparison) -> str:
 
 
 def _mig_failed(compared: Comparison) -> str:
-    """Return that mig-manager failed; empty if it did not, or if the target does not need it."""
+    """Return a message if mig-manager failed. Empty if it did not, or if the target does not need it."""
     config, state = _mig_state(compared)
     failed = config and state == "failed"
     return f"mig-manager failed to apply {config}; its pod's log says why" if failed else ""
 
 
 def _mig_busy(compared: Comparison) -> str:
-    """Return that mig-manager has not succeeded yet; empty if it has, or if the target does not need it. Checked after
-    `_mig_failed`."""
+    """Return a message if mig-manager has not succeeded yet. Empty if it has, or if the target does not need it.
+    Checked after `_mig_failed`."""
     config, state = _mig_state(compared)
     busy = config and state != "success"
     return f"mig-manager is applying {config} (state {state or 'not reported yet'})" if busy else ""
@@ -221,7 +225,7 @@ def paused_operands(node: NodeView) -> tuple[str, ...]:
 
 
 def _paused(compared: Comparison) -> str:
-    """Return the operands that are still paused; empty if there are none."""
+    """Return a message with the operands that are still paused, or an empty text if there are none."""
     paused = paused_operands(compared.node)
     are = "is" if len(paused) == 1 else "are"
     change = "for a MIG change or a driver upgrade"
@@ -254,8 +258,8 @@ def is_told_mps(node: NodeView, stack: StackView) -> bool:
 
 
 def _plugin_config(compared: Comparison) -> str:
-    """Return that the device-plugin label names no configuration with the effect of the target's; empty if it does. If
-    the target has no label, the label must be absent."""
+    """Return a message if the device-plugin label names no configuration with the effect of the target's; else an
+    empty text. If the target has no label, the label must be absent."""
     key = compared.node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
     if key == compared.target.plugin_key:
         return ""  # the entry itself is written again when somebody deletes it (configmaps.py); the node is as it was
@@ -275,8 +279,8 @@ def _plugin_config(compared: Comparison) -> str:
 
 
 def _mps_absent(compared: Comparison) -> str:
-    """Return the first GPU that should be shared by MPS and that the MPS daemon does not serve yet; empty if there is
-    none. The daemon makes a GPU exclusive and restores Default when it stops cleanly
+    """Return a message for the first GPU that should be shared by MPS and that the MPS daemon does not serve yet; else
+    an empty text. The daemon makes a GPU exclusive and restores Default when it stops cleanly
     (docs/design/hardware.md#mps-mode)."""
     if compared.target.mode is not Mode.MPS:
         return ""
@@ -290,14 +294,14 @@ def _mps_absent(compared: Comparison) -> str:
 
 
 def _exclusive(compared: Comparison) -> str | Finding:
-    """Return the compute mode that keeps a whole GPU to one process; empty if the target is MPS, which needs that
-    mode."""
+    """Return a message if a whole GPU admits only one process. Empty if none does, or if the target is MPS, which
+    needs that."""
     return "" if compared.target.mode is Mode.MPS else find_exclusive(compared.observed.hardware)
 
 
 def find_exclusive(hardware: Hardware) -> str | Finding:
-    """Return that a whole GPU admits only one process, and what to do; a Finding if the agent may not read its compute
-    mode. Empty if there is no such GPU."""
+    """Return a message if a whole GPU admits only one process, with what to do; a Finding if the agent may not read
+    its compute mode. Empty if there is no such GPU."""
     odd = next((gpu for gpu in hardware.kinds if gpu.layout is None and gpu.compute_mode not in FREE), None)
     if odd is None:
         return ""
@@ -311,7 +315,7 @@ def find_exclusive(hardware: Hardware) -> str | Finding:
 
 
 def _gfd_not_restarted(compared: Comparison) -> str:
-    """Return that GPU Feature Discovery has not restarted since the change; empty if it has, or need not."""
+    """Return a message if GPU Feature Discovery has not restarted since the change. Empty if it has, or need not."""
     before = compared.gfd_timestamp
     if not before or compared.node.labels.get(names.LABEL_GFD_TIMESTAMP) != before:
         return ""
@@ -321,8 +325,8 @@ def _gfd_not_restarted(compared: Comparison) -> str:
 
 
 def _gfd_labels(compared: Comparison) -> str:
-    """Return the first label of GPU Feature Discovery that does not have the value which it has for the target; empty
-    if all have. On a node with several models, the labels must be those of one of them."""
+    """Return a message for the first label of GPU Feature Discovery with another value than it has for the target;
+    else an empty text. On a node with several models, the labels must be those of one of them."""
     labels = compared.node.labels
     possible = expected_gfd_labels(compared.target, compared.observed)
     shown = labels.get(names.LABEL_GPU_PRODUCT, "")
@@ -342,8 +346,8 @@ def served(node: NodeView) -> dict[str, int]:
 
 
 def _allocatable(compared: Comparison) -> str | Finding:
-    """Return that the node does not advertise exactly the resources of the target; empty if it does. A Finding with a
-    reason of its own if a device plugin that is too old explains the difference."""
+    """Return a message if the node does not advertise exactly the resources of the target, else an empty text. If a
+    device plugin that is too old explains the difference, return a Finding with a reason of its own."""
     now = served(compared.node)
     if now == dict(compared.target.resources):
         return ""
@@ -402,7 +406,7 @@ def find_disagreements(compared: Comparison) -> dict[Source, Finding]:
 
 
 def describe_observed(node: NodeView, observed: ObservedView | None) -> str:
-    """Return what the GPUs are divided into now, for people; sharing is read from GFD's labels. Empty if the GPUs are
+    """Return the layouts that the GPUs have now, for people, with the replicas by GFD's labels. Empty if the GPUs are
     unknown."""
     if observed is None or not observed.gpus:
         return ""
