@@ -1,6 +1,7 @@
 """From pydantic types to the schemas of CRDs: a pure rewrite of JSON schema into a structural schema.
 
-This module refuses whatever it does not know, so that nothing half understood reaches the API server.
+Keys and shapes that this module does not know raise SchemaError, so that nothing half understood reaches the API
+server.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,13 +46,13 @@ class SchemaError(ValueError):
 
 
 def structural_schema(model: type[object], *, written_by_us: bool = False) -> Schema:
-    """The structural schema of a type.
+    """Return the structural schema of a type.
 
-    `written_by_us` is for status: null is kept where it has a meaning, and nothing is defaulted, because
-    its writers write every field.
+    `written_by_us` is for types of status: null stays where it has a meaning, and no default is set, because the
+    writers of a status write every field.
 
     Raises:
-        SchemaError: the type uses something that a structural schema cannot say, or that is not known here.
+        SchemaError: the type uses something that a structural schema cannot express, or a key that is not known here.
     """
     source = TypeAdapter(model).json_schema(by_alias=True, schema_generator=_Generator)
     schema = _Rewrite(source.pop("$defs", {}), keep_null=written_by_us).node(source, model.__name__)
@@ -60,9 +61,10 @@ def structural_schema(model: type[object], *, written_by_us: bool = False) -> Sc
 
 
 class _Generator(GenerateJsonSchema):
-    """Shows defaults that come from a factory: `{}` for an object whose fields have their own defaults."""
+    """Show defaults that come from a factory: `{}` for an object whose fields have defaults of their own."""
 
     def get_default_value(self, schema: core_schema.WithDefaultSchema) -> Any:
+        """Return the default of a field; NoDefault if a function makes it, whose result is not shown."""
         if "default_factory" not in schema:
             return super().get_default_value(schema)
         factory: Any = schema["default_factory"]
@@ -71,11 +73,16 @@ class _Generator(GenerateJsonSchema):
 
 @dataclass(frozen=True, slots=True)
 class _Rewrite:
+    """The rewrite of one JSON schema and of the definitions that it refers to."""
+
     definitions: Mapping[str, Schema]
+    """The types that a $ref can name, by name."""
     keep_null: bool
+    """Whether null stays where it is allowed, and defaults are left out."""
 
     def node(self, source: Mapping[str, Any], at: str) -> Schema:
-        """One schema node without $ref, null branches and titles."""
+        """Return the structural schema of one node, without $ref, titles and branches for null. `at` is the node's
+        path, for errors. Raises SchemaError."""
         merged, nullable = _without_null(self._resolve(source), at)
         merged = self._resolve(merged)
         if merged.get("x-kubernetes-int-or-string"):
@@ -90,6 +97,8 @@ class _Rewrite:
         return {"nullable": True} | schema if nullable and self.keep_null else schema
 
     def _entry(self, key: str, value: Any, at: str) -> Schema:
+        """Return what becomes of one key of a node: mostly the key with its value, rewritten if that holds nodes.
+        Empty for `default`, which `node` adds itself. Raises SchemaError for a key that is not known."""
         if key == "default":
             return {}
         if key == "description":
@@ -107,7 +116,7 @@ class _Rewrite:
         raise SchemaError(f"{at}: {key} has no place in a structural schema")
 
     def _resolve(self, source: Mapping[str, Any]) -> Schema:
-        """Inline a $ref; keys beside it win over those of the definition."""
+        """Return the node with its $ref replaced by the definition; keys beside the $ref win. The title is left out."""
         schema = {key: value for key, value in source.items() if key != "title"}
         reference = schema.pop("$ref", None)
         if reference is None:
@@ -115,13 +124,14 @@ class _Rewrite:
         return self._resolve(self.definitions[reference.rsplit("/", 1)[-1]]) | schema
 
     def _says_something(self, default: Any, schema: Schema) -> bool:
-        """An empty default means what an absent field means, unless `{}` makes the defaults below it apply."""
+        """Whether a default has to be in the schema. An empty default means what an absent field means, unless `{}`
+        makes the defaults of the fields below it apply. No default is kept in types of status."""
         empty = default in (None, "", [], {}) and not (default == {} and "properties" in schema)
         return not empty and not self.keep_null
 
 
 def _reading_order(key: str) -> int:
-    """Type and text first, nested schemas last, as one reads a manifest."""
+    """Return the sort key of a schema's key: type and description come first, nested schemas last."""
     first = ("type", "description")
     last = ("x-kubernetes-validations", "required", "properties", "additionalProperties", "items")
     if key in first:
@@ -130,7 +140,8 @@ def _reading_order(key: str) -> int:
 
 
 def _without_null(schema: Schema, at: str) -> tuple[Schema, bool]:
-    """Fold `anyOf: [X, null]` to X."""
+    """Return the node with `anyOf: [X, null]` folded to X, and whether null was allowed. Raises SchemaError for a
+    union of several types."""
     branches = schema.get("anyOf", [])
     if {"type": "null"} not in branches:
         return schema, False
@@ -142,18 +153,20 @@ def _without_null(schema: Schema, at: str) -> tuple[Schema, bool]:
 
 
 def _is_value_validation(branches: Sequence[Schema]) -> bool:
-    """Branches without a type only narrow the node that contains them."""
+    """Whether no branch has a type, so that all of them only narrow the node that contains them."""
     return all(set(branch) <= _BOUNDS | _JUNCTORS | {"items", "properties"} for branch in branches)
 
 
 def _check_value_validation(schema: Schema, at: str) -> None:
+    """Raise SchemaError if a node without a type has keys that need one."""
     allowed = _BOUNDS | _JUNCTORS | {"description", "default", "x-kubernetes-preserve-unknown-fields"}
     if unknown := set(schema) - allowed:
         raise SchemaError(f"{at}: {sorted(unknown)} cannot stand in a node without type")
 
 
 def _assert_structural(schema: Schema, at: str) -> None:
-    """Check the rules of structural schemas that a rewrite could break, and our own: text and bounds everywhere."""
+    """Check the rules of structural schemas that a rewrite could break, and our own: a description and a bound
+    everywhere. Raises SchemaError."""
     if schema.get("x-kubernetes-preserve-unknown-fields") or schema.get("x-kubernetes-int-or-string"):
         return
     kind = schema.get("type")
@@ -172,7 +185,7 @@ def _assert_structural(schema: Schema, at: str) -> None:
 
 
 def _assert_bounded(schema: Schema, at: str) -> None:
-    """Check that a list, a text or a map has a greatest length."""
+    """Raise SchemaError if a list, a text or a map has no greatest length."""
     bound = {"array": "maxItems", "string": "maxLength", "object": "maxProperties"}.get(schema["type"])
     if bound and bound not in schema and not {"enum", "properties"} & set(schema):
         raise SchemaError(f"{at}: {bound} is missing; CEL and etcd need a bound")

@@ -32,20 +32,20 @@ trying placements, and a false report must not make that endless."""
 
 @dataclass(frozen=True, slots=True)
 class Request(WireRecord):
-    """What the operator asks of the agent."""
+    """The request of the operator to the agent."""
 
     id: Annotated[str, Limits(max_length=128)] = ""
-    """Echoed by the agent: an observation proves something only when it carries the id that asked for it."""
+    """Id of the request, which the agent copies into its report: only a report with this id proves anything."""
     quiet: bool = False
-    """Read once more, then close NVML and keep it closed: a MIG mode change needs every NVML client gone."""
+    """Asks the agent to read once more and then to keep NVML closed: a MIG mode change needs every NVML client gone."""
 
 
 @dataclass(frozen=True, slots=True)
 class GPUNodeSpec(WireRecord):
-    """Written by the operator only."""
+    """The spec of a GPUNode; only the operator writes it."""
 
     request: Request = field(default_factory=Request)
-    """What the operator asks of the agent."""
+    """The request that the agent answers in status.observed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +55,17 @@ class DriverProfile(WireRecord):
     name: Line
     """For example 1g.10gb+me."""
     id: int
-    """GPU instance profile id as `nvidia-smi mig -lgip` prints it."""
+    """Id of the GPU instance profile, as `nvidia-smi mig -lgip` prints it."""
     slices: Annotated[int, Limits(ge=1, le=MAX_SLICES)]
-    """Compute slices, the number before the g."""
+    """Compute slices: the number before the g in the name."""
     memory_gb: Annotated[int, Limits(ge=0, le=100_000)]
-    """Nominal memory in the name, GB."""
+    """Nominal memory as in the name, in GB."""
     max_count: Annotated[int, Limits(ge=0, le=MAX_UNITS)]
-    """How many instances of only this profile fit."""
+    """How many instances fit on the card if all of them have this profile."""
     starts: Annotated[tuple[Annotated[int, Limits(ge=0, le=MAX_UNITS - 1)], ...], Limits(max_length=64)]
-    """Possible placement starts, in NVML placement units; empty when the driver does not report them."""
+    """Where an instance may start, in NVML placement units; empty when the driver does not report it."""
     size: Annotated[int, Limits(ge=0, le=MAX_UNITS)]
-    """Placement size in the same units."""
+    """Size of an instance, in the same units."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,15 +75,16 @@ class Model(WireRecord):
     product: Line
     """Name as NVML reports it, for example NVIDIA H100 80GB HBM3."""
     memory_mib: int | None = None
-    """Total memory, MiB; null when the driver does not report it, as to a container without rights when MIG is on."""
+    """Total memory in MiB; null when the driver does not report it, as to a container without rights when MIG is on."""
     compute_capability: Line
-    """For example 9.0; empty when the driver does not report it."""
+    """CUDA compute capability, for example 9.0; empty when the driver does not report it."""
     mig_capable: bool
-    """Whether the card has MIG."""
+    """Whether the card can be divided by MIG."""
     mig_mode_change: Literal["Live", "Reset", "Unknown"]
     """Whether switching MIG mode needs a GPU reset (NVML field 184)."""
     profiles: Annotated[tuple[DriverProfile, ...], Limits(max_length=64)]
-    """MIG profiles offered; empty when the card has no MIG or the driver lists none while MIG is off."""
+    """MIG profiles that the driver offers; empty when the card has no MIG, or the driver lists none while MIG is
+    off."""
     virtualization: Virtualization = "Unknown"
     """How the card is virtualized (nvmlDeviceGetVirtualizationMode); PassThrough in most virtual machines of clouds.
     Unknown when the driver does not report it, and in reports of older agents."""
@@ -94,15 +95,15 @@ class Instance(WireRecord):
     """A MIG GPU instance that exists now."""
 
     profile: Line
-    """For example 3g.40gb."""
+    """Profile of the instance, for example 3g.40gb."""
     start: int
-    """Placement start; -1 when the agent may not read placements."""
+    """Where the instance starts, in NVML placement units; -1 when the agent may not read placements."""
     size: int
-    """Placement size."""
+    """Size of the instance, in the same units."""
     id: int
-    """GPU instance id."""
+    """Id of the GPU instance."""
     uuid: Line
-    """UUID of its MIG device, empty while it has no compute instance."""
+    """UUID of its MIG device; empty while it has no compute instance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ class Process(WireRecord):
     """Name of the program; empty when the agent cannot tell, which counts as busy. The names of NVIDIA's MPS daemons
     are given only when the executable and its parent are the real ones."""
     device: Line = ""
-    """UUID of the MIG device it runs on; empty for the whole GPU."""
+    """UUID of the MIG device that the process uses; empty for the whole GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,126 +128,129 @@ class RemappedRows(WireRecord):
     uncorrectable: int
     """Rows remapped after uncorrectable errors."""
     pending: bool
-    """A remapping waits for a GPU reset."""
+    """Whether a remapping waits for a GPU reset."""
     failed: bool
-    """A remapping failed: replace the card."""
+    """Whether a remapping has failed; the card has to be replaced then."""
 
 
 @dataclass(frozen=True, slots=True)
 class GPU(WireRecord):
-    """One GPU."""
+    """One GPU of the node, as NVML last reported it."""
 
     index: int
-    """Index, as NVML counts."""
+    """Index of the GPU, as NVML counts."""
     uuid: Line
-    """UUID, GPU-..."""
+    """UUID of the GPU, which begins with GPU-."""
     product: Line
     """Product name of its model, as in models."""
     mig_mode: MigMode
-    """MIG mode in force."""
+    """MIG mode that is in force."""
     mig_mode_pending: MigMode
-    """MIG mode after the next reset."""
+    """MIG mode that the next reset brings into force."""
     compute_mode: ComputeMode
-    """CUDA compute mode; ExclusiveProcess belongs to MPS. Unknown when NVML refuses to report it."""
+    """CUDA compute mode; MPS sets ExclusiveProcess. Unknown when NVML refuses to report it."""
     instances: Annotated[tuple[Instance, ...], Limits(max_length=64)]
-    """MIG instances that exist; see instancesWithheld."""
+    """MIG instances that exist; there may be more if instancesWithheld is true."""
     processes: Annotated[tuple[Process, ...], Limits(max_length=1024)]
-    """Processes that use it."""
+    """Processes that use the GPU."""
     ecc_uncorrected: int | None = None
-    """Uncorrected volatile ECC errors; null when not supported. Once above 0, an increase alone is not written."""
+    """Uncorrected volatile ECC errors; null when not supported. Once the number is above 0, a further increase alone
+    does not cause a write."""
     remapped_rows: RemappedRows | None = None
-    """Row remapping; null when not supported. Its counts are written as eccUncorrected is."""
+    """Row remapping; null when not supported. An increase of its numbers above 0 alone does not cause a write."""
     access: Access = "Ok"
-    """Whether NVML can talk to the GPU; unless Ok, everything else here is from an earlier reading."""
+    """Whether NVML can reach the GPU; unless Ok, all other fields of this GPU are from an earlier reading."""
     recovery_action: RecoveryAction | None = None
-    """What the driver asks for (NVML field 230); null before R565."""
+    """Recovery action that the driver requests (NVML field 230); null with drivers before R565."""
     xid: int | None = None
-    """The first critical XID that the agent heard since it started; it hears only while it reads."""
+    """The first critical XID that the agent received since it started; it misses those that come while it does not
+    read."""
     error: Line = ""
-    """What NVML answered about this GPU, with access Failed; empty otherwise."""
+    """Error that NVML returned for this GPU, with access Failed; empty otherwise."""
     instances_withheld: bool = False
-    """NVML does not list all MIG instances to the agent's container: there may be more than instances lists."""
+    """Whether NVML withholds MIG instances from the agent's container, so that there may be more than instances
+    lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Observed(WireRecord):
-    """What the agent read. The agent is its only writer, by JSON merge patches with every key present."""
+    """The report of the agent. Only the agent writes it, by JSON merge patches with every key present."""
 
     request_id: Annotated[str, Limits(max_length=128)]
-    """The request that this observation answers: it was read after that request arrived."""
+    """Id of the request that this report answers: the GPUs were read after that request had arrived."""
     quiet: bool
-    """NVML is closed; gpus is the last reading, taken after the request arrived."""
+    """Whether the agent has closed NVML; gpus is then its last reading, taken after the request had arrived."""
     simulated: bool
-    """The GPUs are SIMULATED."""
+    """Whether the GPUs are SIMULATED."""
     error: Sentence
-    """What keeps the agent from reading NVML, empty when nothing does."""
+    """Why the agent cannot read NVML; empty when it can."""
     driver_version: Line
-    """NVIDIA driver version, empty when unknown."""
+    """Version of NVIDIA's driver; empty when unknown."""
     models: Annotated[tuple[Model, ...], Limits(max_length=16)]
     """Card models in this node."""
     gpus: Annotated[tuple[GPU, ...], Limits(max_length=64)]
-    """GPUs by index."""
+    """GPUs of this node, ordered by index."""
     allocated: Counts | None = None
-    """Devices held by pods, by GPU resource name, from the kubelet's podresources; absent when it did not answer.
-    Finished pods hold none, whatever the version of the kubelet."""
+    """Devices that pods hold, by GPU resource name, from the kubelet's podresources; absent when the kubelet did not
+    answer. Finished pods hold none, whatever the version of the kubelet."""
     pods: int | None = None
-    """Pods that hold a GPU device, by the same source as allocated."""
+    """How many pods hold a GPU device, from the same source; absent when the kubelet did not answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry(WireRecord):
-    """One past transition."""
+    """One phase that the node has been in."""
 
     phase: Line
     """The phase that the node entered."""
     reason: Line
-    """Why, in one CamelCase word."""
+    """Reason why it entered the phase, in one CamelCase word."""
     at: Time
-    """When, RFC 3339."""
+    """When it entered the phase, RFC 3339 in UTC."""
 
 
 @dataclass(frozen=True, slots=True)
 class Transition(WireRecord):
-    """How far the node's change has come. For people: nothing is decided from it."""
+    """How far the node's change has come. It is written for people: nothing is decided from it."""
 
     policy: Line = ""
     """The policy that owns the node."""
     wanted: Line = ""
-    """What each GPU is to be divided into."""
+    """Layout that the policy wants on the node's GPUs, for example 2x3g.40gb."""
     phase: Line = ""
     """Phase of the node, for example Draining or Synced."""
     reason: Line = ""
     """Why it is in this phase, in one CamelCase word; docs/reference/reasons.md explains each."""
     message: Sentence = ""
-    """A sentence with names and the next step."""
+    """A sentence for people that names the objects concerned and the next step."""
     since: Time | None = None
-    """When the phase began, RFC 3339."""
+    """When the phase began, RFC 3339 in UTC."""
     deadline: Line = ""
-    """When the clock ends the present wait or the operator gives up: a time of day in UTC, with the date where it is
-    more than a day after since. person or others where no clock ends it; empty: nothing is waited for."""
+    """When the present wait ends by itself, or the operator gives up: a time of day in UTC, with the date if it is more
+    than a day after since. The word person or others if no time ends the wait; empty when nothing is waited for."""
     attempt: int = 0
-    """Number of the attempt at what the change now leads to; 1, and one more after each cure of mig-manager. 0 when
-    nothing is in flight."""
+    """Number of the attempt: 1 for a new target and after each retry that a person requests, and one more for each time
+    that the operator has tried to cure mig-manager. 0 when no change is in flight."""
     step: Line = ""
-    """The step and how many there are, for example 1/1; empty when nothing is in flight."""
+    """The present step and how many there are, for example 1/1; empty when no change is in flight."""
     observed: Line = ""
-    """What each GPU is divided into now."""
+    """Layout that the node's GPUs have now."""
     disruption: Line = ""
     """Disruption class of the change that is planned or under way; None when nothing is to change."""
     culprit: Line = ""
-    """What keeps the node: the first pod and how many more (ns/pod +2), or something else, such as gsp/pool-b,
-    node/gpu-07 or mig-manager; empty: nothing is waited for."""
+    """What blocks the node: the first pod and how many more there are (ns/pod +2), or something else, such as
+    gsp/pool-b, node/gpu-07 or mig-manager; empty when nothing is waited for."""
     cordon: Line = ""
-    """Whose cordon the node carries: ours, human, foreign or empty."""
+    """Whose cordon the node carries: ours, human or foreign; empty when it is not cordoned."""
     blockers: Annotated[tuple[Sentence, ...], Limits(max_length=5)] = ()
-    """One line per blocking reason with pod and PodDisruptionBudget names."""
+    """What blocks the node: one line for each reason, with the names of pods and PodDisruptionBudgets."""
     history: Annotated[tuple[HistoryEntry, ...], Limits(max_length=20)] = ()
     """The last 20 transitions, newest last."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeCondition(WireRecord):
-    """One aspect of the node's state. Without observedGeneration: it does not depend on the spec."""
+    """One aspect of the node's state. It has no observedGeneration, because it does not depend on the spec."""
 
     type: Literal["Healthy"]
     """Healthy: no GPU of the node needs a reset, a reboot or a person."""
@@ -262,15 +266,15 @@ class NodeCondition(WireRecord):
 
 @dataclass(frozen=True, slots=True)
 class GPUNodeStatus(WireRecord):
-    """Has two writers: the agent writes `observed`, the operator everything else."""
+    """The status of a GPUNode. It has two writers: the agent writes `observed`, the operator everything else."""
 
     observed: Observed | None = None
-    """Written by the agent of this node only."""
+    """The report of the agent of this node, which alone writes it."""
     transition: Transition | None = None
-    """Written by the operator only."""
+    """How far the node's change has come. Only the operator writes it."""
     conditions: Annotated[
         tuple[NodeCondition, ...],
         Limits(max_length=8),
         SchemaKeys({"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
     ] = ()
-    """One condition, Healthy. Written by the operator only; nothing is decided from it."""
+    """One condition, Healthy. Only the operator writes it, and nothing is decided from it."""

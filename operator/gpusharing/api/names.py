@@ -1,8 +1,8 @@
 """Names that cross a process boundary: our group, labels, annotations, modes, conditions and phases; NVIDIA's labels.
 
 Reasons, which people and tools read too, have a module of their own: `planning/vocabulary/reasons.py`. Marks that we
-only read are where they are read: those of a Node in `kube/foreign.py`, those of a pod in `kube/convert_pods.py`,
-`kube/gangkeys.py` and `planning/drain`.
+only read are named where they are read: marks on a Node in `kube/foreign.py`, marks on a pod in
+`kube/convert_pods.py`, `kube/gangkeys.py` and `planning/drain`.
 """
 
 from enum import StrEnum
@@ -26,15 +26,15 @@ ANNOTATION_FENCE = f"{PREFIX}fence"
 """JSON record of the change in flight. One PATCH writes it, with the cordon where the change needs one; the PATCH of
 the release removes it, and lifts the cordon if that was only ours."""
 ANNOTATION_DEFERRED = f"{PREFIX}deferred"
-"""JSON record of the last change that was given up (planning/snapshot/records.py, `Deferred`): how many were, until
-when the next one waits, and why."""
+"""JSON record of the last change that was given up (planning/snapshot/records.py, `Deferred`): how many were given up,
+until when the next one waits, and why."""
 ANNOTATION_VERIFIED = f"{PREFIX}verified"
 """JSON record of what was last proven on the node (planning/snapshot/records.py, `Verified`): configurations, their
 meaning, GPUs, and whether drift was corrected."""
 ANNOTATION_HOLD_CORDON = f"{PREFIX}hold-cordon"
-"""`true` on a Node: when our change ends, leave the node cordoned."""
+"""`true` on a Node: the node stays cordoned when our change ends."""
 ANNOTATION_DO_NOT_DISRUPT = f"{PREFIX}do-not-disrupt"
-"""On a Pod: `true`, or a duration from its start; until then it must not be disturbed (docs/design/drain.md#p17)."""
+"""`true` on a Pod, or a duration from its start during which it must not be disturbed (docs/design/drain.md#p17)."""
 ANNOTATION_GPU_MEMORY = f"{PREFIX}gpu-memory"
 """On a Pod: the GPU memory that it needs, such as 15Gi, where what it allocates does not show that; for advice only."""
 ANNOTATION_RETRY = f"{PREFIX}retry"
@@ -42,21 +42,21 @@ ANNOTATION_RETRY = f"{PREFIX}retry"
 ANNOTATION_ABORT = f"{PREFIX}abort"
 """On a Node, with the `op` of its fence: give this change up, unless it is past the point of no return."""
 LABEL_SKIP = f"{PREFIX}skip"
-"""`true` on a Node: begin no change there. The node still counts in its pool."""
+"""`true` on a Node: no change begins there. The node still counts in its pool."""
 ANNOTATION_APPROVE = f"{PREFIX}approve"
-"""On a policy with rollout.approval Manual, the hash of its plan: the plan may be carried out."""
+"""On a policy with rollout.approval Manual: the hash of the plan that may be carried out."""
 ANNOTATION_RESUME = f"{PREFIX}resume"
-"""On a policy, its generation: failures of this generation no longer keep further nodes from starting."""
+"""On a policy: the generation whose failures no longer keep further nodes from starting."""
 ANNOTATION_FORCE_RELEASE = f"{PREFIX}force-release"
-"""`true` on a policy under deletion: drop its claims and the finalizer, keep every cordon."""
+"""`true` on a policy under deletion: its claims and the finalizer are removed, and every cordon stays."""
 ANNOTATION_CLAIMS = f"{PREFIX}claims"
 """On the leader Lease: JSON map of node name to the claim that holds a slot of the disruption budget."""
 ANNOTATION_WRITTEN = f"{PREFIX}written"
-"""On our ConfigMaps: JSON map of entry to the time it was written."""
+"""On our ConfigMaps: JSON map of each entry to the time at which it was written."""
 ANNOTATION_CONFIGURED = f"{PREFIX}configured"
-"""On ClusterPolicy, comma-separated: the fields that the operator has set once and does not set again."""
+"""On a ClusterPolicy, comma-separated: the fields that the operator has set once and does not set again."""
 LABEL_MANAGED_BY, MANAGED_BY = "app.kubernetes.io/managed-by", "gpusharing-operator"
-"""On our ConfigMaps: who maintains them."""
+"""The label on our ConfigMaps that says who maintains them, and its value."""
 TAINT_UNPROVEN = f"{PREFIX}unproven"
 """Start-up taint, with effect NoSchedule, that a kubelet or a node pool gives a Node that joins: no workload lands
 before its layout is proven. It is the only taint that we ever remove; we never set one
@@ -94,7 +94,7 @@ DEPLOY_PAUSABLE = ("device-plugin", "gpu-feature-discovery", "dcgm-exporter", "d
 """Operands that mig-manager pauses (a.1); suffixes of LABEL_DEPLOY_PREFIX."""
 
 LABEL_HOSTNAME = "kubernetes.io/hostname"
-"""Of Kubernetes, on every Node."""
+"""The label that Kubernetes sets on every Node."""
 
 NEIGHBOUR_ANNOTATIONS = (
     "karpenter.sh/do-not-disrupt",
@@ -129,10 +129,10 @@ REWRITTEN_LABELS = (
     LABEL_MPS_CAPABLE,
     *NEIGHBOUR_LABELS,
 )
-"""Labels whose value a mode change rewrites: a node would leave a pool that selects by one.
+"""Labels whose value a mode change rewrites. A node would leave a pool that selects by one of them.
 
-GFD describes the MIG device instead of the card in `gpu.*` under strategy single (docs/design/nvidia.md#c-product);
-the last ones are set by our own fence (docs/design/drain.md#c6).
+Under strategy single, GFD describes the MIG device instead of the card in `gpu.*` (docs/design/nvidia.md#c-product).
+NEIGHBOUR_LABELS are set with our fence (docs/design/drain.md#c6).
 """
 REWRITTEN_PREFIXES = (
     "nvidia.com/mig-",
@@ -166,7 +166,7 @@ class Mode(StrEnum):
 
 
 class ConditionType(StrEnum):
-    """Conditions of a policy. Ready, Reconciling and Stalled are those of kstatus; Argo CD needs a health check
+    """Conditions of a policy. kstatus reads Ready, Reconciling and Stalled; Argo CD needs a health check
     (deploy/gitops)."""
 
     ACCEPTED = "Accepted"
@@ -186,12 +186,12 @@ class DisruptionClass(StrEnum):
 
     @property
     def severity(self) -> int:
-        """Position in the order of disruption: each class disturbs more than those before it."""
+        """The position in the order of disruption, from 0: each class disturbs more than the classes before it."""
         return _CLASSES.index(self)
 
     @property
     def cordons(self) -> bool:
-        """Whether a change of this class needs an idle, cordoned node."""
+        """Whether a node must be cordoned and idle for a change of this class."""
         return self in _CORDONING
 
 
@@ -200,19 +200,20 @@ _CORDONING = frozenset({DisruptionClass.GPU_PODS, DisruptionClass.RESET, Disrupt
 
 
 ChangePart = Literal["before", "emptying", "changing", "given up", "after"]
-"""The part of a node's change that a phase belongs to. Until its point of no return the node is emptied, which what
-runs on it can hold up and people can give up; from there on it is changed."""
+"""The part of a node's change that a phase belongs to. Until the point of no return the node is emptied: its pods can
+hold that up, and people can give it up. After it the node is changed."""
 
 
 class Phase(StrEnum):
-    """How far the change of one node has come; derived from facts on every pass, never read back to decide."""
+    """How far the change of one node has come. Phases are derived from facts on every pass, and no decision depends on
+    the phase that was shown before."""
 
     _value_: str
     part: ChangePart
     lasts: bool
-    """Whether a node usually stays in it for long."""
+    """Whether a node usually stays in this phase for long."""
     in_flight: bool
-    """Whether a change of ours has begun on the node and is not over: it carries our fence, or is about to get or
+    """Whether our change of the node has begun and is not over: the node carries our fence, or is about to get or
     lose it. A node that was left to other maintenance keeps its fence too, but is Blocked."""
 
     PENDING = ("Pending", "before")
@@ -231,6 +232,7 @@ class Phase(StrEnum):
     SYNCED = ("Synced", "after", "lasts")
 
     def __new__(cls, word: str, part: ChangePart, lasts: Literal["", "lasts"] = "") -> Self:
+        """Create a phase from its word, the part of a change that it belongs to, and whether it usually lasts."""
         member = str.__new__(cls, word)
         member._value_ = word
         member.part = part

@@ -1,4 +1,5 @@
-"""GPUSharingPolicy: what a node pool's GPUs are for. These types generate `crds/`: edit, then `make gen`."""
+"""GPUSharingPolicy: what a node pool's GPUs are for. `crds/` is generated from these types: edit them, then run `make
+gen`."""
 
 from typing import Annotated, Literal
 
@@ -69,35 +70,35 @@ class Requirement(WireModel):
     model_config = ConfigDict(json_schema_extra=cel(rules.EXPRESSION_VALUES))
 
     key: LabelKey
-    """Label key."""
+    """Key of the label."""
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
-    """How the key relates to the values."""
+    """Relation between the label and the values."""
     values: Annotated[tuple[LabelValue, ...], Field(max_length=16)] = ()
     """Values for In and NotIn; empty for Exists and DoesNotExist."""
 
 
 class LabelSelectorRequirement(Requirement):
-    """One row of `matchExpressions`."""
+    """One row of `matchExpressions`, for labels of nodes."""
 
     key: Annotated[LabelKey, Field(json_schema_extra=cel(rules.REWRITTEN_KEY))]
-    """Label key; not one that a mode change rewrites."""
+    """Key of the label, which must not be one that a mode change rewrites."""
     values: Annotated[tuple[LabelValue, ...], Field(max_length=64)] = ()
     """Values for In and NotIn; empty for Exists and DoesNotExist."""
 
 
 class Selector(WireModel):
-    """Which namespaces or pods, by their labels; all parts must match. An empty one matches all."""
+    """Selects namespaces or pods by their labels; all parts must match. An empty selector matches all of them."""
 
     match_labels: Annotated[
         dict[str, LabelValue], Field(max_length=8, json_schema_extra=cel(rules.LABEL_KEYS))
     ] = Field(default_factory=dict)
-    """Labels that a namespace or pod must carry, for example {tier: training}."""
+    """Labels that a namespace or pod must have, for example {tier: training}."""
     match_expressions: Annotated[tuple[Requirement, ...], Field(max_length=8)] = ()
     """Further requirements, all of which must hold."""
 
 
 class LabelSelector(WireModel):
-    """Which nodes; all parts must match."""
+    """Selects nodes by their labels; all parts must match."""
 
     model_config = ConfigDict(json_schema_extra=cel(rules.EMPTY_SELECTOR))
 
@@ -105,7 +106,7 @@ class LabelSelector(WireModel):
         dict[str, LabelValue],
         Field(max_length=16, json_schema_extra=cel(rules.LABEL_KEYS, rules.REWRITTEN_LABEL)),
     ] = Field(default_factory=dict)
-    """Labels that a node must carry, for example {gpusharing.dev/pool: b}."""
+    """Labels that a node must have, for example {gpusharing.dev/pool: b}."""
     match_expressions: Annotated[tuple[LabelSelectorRequirement, ...], Field(max_length=16)] = ()
     """Further requirements, all of which must hold."""
 
@@ -114,12 +115,14 @@ class MigLayout(WireModel):
     """The MIG instances of some GPUs of the node."""
 
     devices: Devices = "all"
-    """`all` (then this is the only entry), or the GPU indexes as NVML counts them, for example [0, 1]."""
+    """GPUs of the entry: `all`, and then there must be no other entry, or the indexes as NVML counts them, for example
+    [0, 1]."""
     profiles: Annotated[
         dict[str, Annotated[int, Field(ge=1, le=7)]],
         Field(max_length=16, json_schema_extra=cel(rules.PROFILE_NAMES)),
     ] = Field(default_factory=dict)
-    """How many instances of each MIG profile each of these GPUs gets, for example {3g.40gb: 2}; {} keeps them whole."""
+    """How many instances of each MIG profile each of these GPUs gets, for example {3g.40gb: 2}; with {} they stay
+    whole."""
 
 
 class Mig(WireModel):
@@ -142,7 +145,7 @@ class Mig(WireModel):
         ]
         | None
     ) = None
-    """A named mig-parted configuration, for example all-balanced. Give either this or layouts."""
+    """Name of a mig-parted configuration, for example all-balanced. Give either this or layouts."""
     layouts: (
         Annotated[
             tuple[MigLayout, ...],
@@ -153,18 +156,18 @@ class Mig(WireModel):
         ]
         | None
     ) = None
-    """The geometry itself. Together the entries must name every GPU of the node exactly once."""
+    """MIG instances of the GPUs, entry by entry. Together the entries must name every GPU of the node exactly once."""
 
 
 class TimeSlicing(WireModel):
     """How many pods take turns on one GPU. There is no memory or fault isolation between them."""
 
     replicas: Replicas
-    """Shares per GPU, at least 2 (one share is mode Full)."""
+    """How many shares each GPU has, at least 2 (one share is mode Full)."""
     rename_by_default: bool = False
     """Advertise nvidia.com/gpu.shared instead of nvidia.com/gpu."""
     fail_requests_greater_than_one: bool = False
-    """Reject pods that ask for more than one share; they would get no more time for it."""
+    """Reject pods that request more than one share, because several shares give them no more time than one."""
 
 
 class Mps(WireModel):
@@ -172,7 +175,8 @@ class Mps(WireModel):
     divided evenly; a fatal fault of one client is reported to all."""
 
     replicas: Replicas
-    """Clients per GPU, at least 2. The card's limit (48, or 16 below compute capability 7.5) is checked per node."""
+    """How many clients each GPU has, at least 2. The card's limit (48, or 16 below compute capability 7.5) is checked
+    on each node."""
     rename_by_default: bool = False
     """Advertise nvidia.com/gpu.shared instead of nvidia.com/gpu."""
 
@@ -183,9 +187,9 @@ class DrainRule(WireModel):
     model_config = ConfigDict(json_schema_extra=cel(rules.RULE_TIMEOUT))
 
     namespace_selector: Selector = Field(default_factory=Selector)
-    """Pods of the namespaces with these labels; empty: of every namespace."""
+    """Selects the namespaces of the pods by their labels; an empty selector matches every namespace."""
     pod_selector: Selector = Field(default_factory=Selector)
-    """Pods with these labels; empty: every pod."""
+    """Selects the pods by their labels; an empty selector matches every pod."""
     behavior: Literal["Evict", "WaitCompleted", "Block"]
     """Evict removes the pod. WaitCompleted cordons the node and waits until the pod has ended. Block leaves the node
     alone while the pod is there."""
@@ -201,7 +205,7 @@ class Jobs(WireModel):
     """Pods that run to completion: those of a Job or the like, with restartPolicy Never or OnFailure."""
 
     timeout: Wait = "1h"
-    """How long to wait for them after the cordon, for example 1h or 8h; Never: for as long as they run."""
+    """How long to wait for them after the cordon, for example 1h or 8h; with Never, for as long as they run."""
     on_timeout: Literal["Abort", "Evict"] = "Abort"
     """What happens then: Abort gives the change up and restores the node, Evict removes them like other pods. It also
     applies to pods that a rule waits for."""
@@ -212,28 +216,31 @@ class Drain(WireModel):
 
     timeout: Duration = "15m"
     """How long a drain may take before it is given up and the node restored, for example 15m or 1h30m.
-    Until then the node keeps its place in maxUnavailable, whatever keeps the pods."""
+    Until then the node counts against maxUnavailable, whatever blocks the pods."""
     on_timeout: Literal["Abort", "Hold", "ForceDelete"] = "Abort"
-    """What happens then: Abort gives the change up and restores the node; Hold keeps it cordoned and in its place in
-    maxUnavailable, and goes on trying until the pods are gone or a person gives the change up. ForceDelete deletes pods
-    that a PodDisruptionBudget still keeps, a grace period before the end, and needs the chart's value forceDelete."""
+    """What happens then: Abort gives the change up and restores the node; Hold keeps it cordoned, so that it counts
+    against maxUnavailable, and tries until the pods are gone or a person gives the change up. ForceDelete deletes
+    pods that a PodDisruptionBudget still protects, a grace period before the end; it needs the chart's value
+    forceDelete."""
     unmanaged_pods: Literal["Block", "Evict"] = "Block"
-    """Pods without a controller do not come back: Block leaves the node alone, Evict removes them."""
+    """What happens to pods without a controller, which nothing creates again: Block leaves the node alone, Evict
+    removes them."""
     protected_pods: Literal["Wait", "Block", "Ignore"] = "Wait"
-    """Pods with a mark that asks not to disturb them (do-not-disrupt, safe-to-evict, cluster.x-k8s.io/drain): Wait
-    leaves the node alone until the mark ends or the pod is gone, Block for as long as the mark is there, whatever
-    duration it names, Ignore disregards marks."""
+    """What happens to pods with a mark that asks not to disturb them (do-not-disrupt, safe-to-evict,
+    cluster.x-k8s.io/drain). Wait leaves the node alone until the mark ends or the pod is gone. Block leaves it alone as
+    long as the mark is there, whatever duration it names. Ignore disregards marks."""
     local_storage: Literal["Evict", "Block"] = "Evict"
-    """Pods with files in an emptyDir on the node's disk lose them: Evict removes them anyway, Block leaves
-    the node alone. An emptyDir in memory, such as /dev/shm, never blocks."""
+    """What happens to pods with an emptyDir on the node's disk, whose files are lost with the pod: Evict removes them
+    anyway, Block leaves the node alone. An emptyDir in memory, such as /dev/shm, never blocks."""
     rules: Annotated[tuple[DrainRule, ...], Field(max_length=16)] = ()
-    """Exceptions for some pods; the first that matches wins. A rule overrides unmanagedPods, localStorage and jobs, but
-    neither marks on the pod nor the rule that some pods are never evicted."""
+    """Exceptions for some pods; the first rule that matches a pod decides. A rule overrides unmanagedPods, localStorage
+    and jobs, but neither marks on the pod nor the protection of pods that are never evicted."""
     jobs: Jobs = Field(default_factory=Jobs)
     """How long the drain waits for pods that run to completion."""
     stranded_pods: Literal["Hold", "Allow"] = "Hold"
-    """Pods that could not run when all planned changes are done: no node would offer their resource name, too few of it
-    would remain, or no node would have the labels that they require. Hold leaves the node alone, Allow evicts."""
+    """What happens to pods that could not run after all planned changes, because no node would advertise their resource
+    name, too little of it would remain, or no node would have the labels that they require. Hold leaves the node alone,
+    Allow evicts them."""
 
 
 class Cost(WireModel):
@@ -242,7 +249,7 @@ class Cost(WireModel):
     gpu_hourly_price: Annotated[
         str, Field(max_length=13, pattern=rules.PRICE, json_schema_extra=cel(rules.GPU_HOURLY_PRICE))
     ]
-    """One whole GPU for an hour, as text: "3.20". If OpenCost has a price for the node, that one counts."""
+    """Price of one whole GPU for an hour, as text: "3.20". If OpenCost has a price for the node, that one counts."""
     currency: Annotated[
         str, Field(max_length=3, pattern=rules.CURRENCY, json_schema_extra=cel(rules.CURRENCY_CODE))
     ] = "USD"
@@ -250,20 +257,21 @@ class Cost(WireModel):
 
 
 MAX_WINDOWS = 16
-"""How many windows, and how many blackouts, a policy may have: CEL needs a bound."""
+"""The most windows, and the most blackouts, that a policy may have: CEL needs a bound."""
 
 
 class Window(WireModel):
     """A recurring time window."""
 
     schedule: Annotated[str, Field(min_length=9, max_length=128, json_schema_extra=cel(rules.SCHEDULE))]
-    """When it begins, in cron syntax: minute, hour, day of month, month, day of week; for example "0 22 * * 1-5"."""
+    """When the window begins, in cron syntax: minute, hour, day of month, month, day of week; for example "0 22 * *
+    1-5"."""
     duration: Duration
-    """How long it lasts, in elapsed time, for example 6h."""
+    """How long the window lasts, in elapsed time, for example 6h."""
     time_zone: Annotated[str, Field(min_length=1, max_length=64, json_schema_extra=cel(rules.TIME_ZONE))] = (
         "UTC"
     )
-    """Time zone of the schedule: a name of the IANA time zone database, for example Europe/Berlin."""
+    """Time zone of the schedule, as a name of the IANA time zone database, for example Europe/Berlin."""
 
 
 Windows = Annotated[tuple[Window, ...], Field(max_length=MAX_WINDOWS)]
@@ -273,19 +281,19 @@ class Canary(WireModel):
     """The first nodes of a change, for which the others wait."""
 
     nodes: Annotated[int, Field(ge=1, le=5000)] = 1
-    """How many nodes. If the pool has exactly as many, all are canaries and no node waits; if it has fewer, no node in
-    service starts."""
+    """How many nodes are canaries. If the pool has exactly as many, no node waits; if it has fewer, no node in service
+    starts."""
     soak: Duration = "10m"
-    """How long they must have served since their proof before the next node starts."""
+    """How long the canaries must have served since their proof before the next node starts."""
 
 
 class Timeouts(WireModel):
     """How long the steps after the point of no return may take before a node counts as Failed."""
 
     actuation: Duration = "30m"
-    """From the label change until mig-manager and the device plugin are done."""
+    """Limit for the time from the label change until mig-manager and the device plugin are done."""
     verification: Duration = "10m"
-    """From then until NVML, the labels and the allocatable resources agree."""
+    """Limit for the time from then until NVML, the labels and the allocatable resources agree."""
 
 
 class Rollout(WireModel):
@@ -301,34 +309,35 @@ class Rollout(WireModel):
             **cel(rules.MAX_UNAVAILABLE),
         },
     )
-    """Nodes that may be unavailable at once: a number, or a percentage of the pool such as "25%"
-    (rounded down, at least 1; nodes without a GPU or of products left out do not count). 0 freezes the pool."""
+    """How many nodes may be unavailable at once: a number, or a percentage of the pool such as "25%", which is rounded
+    down but is at least 1. Nodes without a GPU and nodes that products leaves out do not count. 0 freezes the pool."""
     paused: bool = False
-    """Start no further node."""
+    """Whether no further node starts."""
     when_paused: Literal["Finish", "Hold", "Abort"] = "Finish"
-    """What happens to nodes in flight that are not past the point of no return. Finish: they go on. Hold: no further
-    pod is evicted, and the node waits cordoned until drain.timeout restores it, or longer with drain.onTimeout: Hold.
-    Abort: they are restored at once."""
+    """What happens on a pause to nodes in flight that are not past the point of no return. Finish lets them go on. Hold
+    evicts no further pod, and leaves the nodes cordoned until drain.timeout restores them, or longer with
+    drain.onTimeout: Hold. Abort restores them at once."""
     windows: Windows = ()
-    """When nodes may start. A node starts only while enough of the window is left for drain.timeout and for the slowest
-    of the last 20 changes of the pool (15m before the first); nodes in flight finish. None: at any time."""
+    """When nodes may start; at any time if there are no windows. A node starts only while enough of the window is left
+    for drain.timeout and for the slowest of the last 20 changes of the pool (15m before the first). Nodes in flight
+    finish, even after the window."""
     blackouts: Windows = ()
     """When no node may start, whatever the windows say."""
     canary: Canary | None = None
-    """Change some nodes first, and the others once these are proven and have served for a while."""
+    """Nodes to change first. The others wait until these are proven and have served for a while."""
     approval: Literal["Automatic", "Manual"] = "Automatic"
-    """Manual: no node starts before the annotation gpusharing.dev/approve of the policy has the hash of the plan
-    (status.plan.hash)."""
+    """Whether a person has to approve each plan. With Manual, no node starts before the annotation
+    gpusharing.dev/approve of the policy has the hash of the plan (status.plan.hash)."""
     max_failures: Annotated[int, Field(ge=1, le=5000)] = 1
-    """When so many nodes have failed after the point of no return in one generation of the policy, no further node
-    starts. The annotation gpusharing.dev/resume with that generation lets the rollout go on until so many more have
-    failed, and with <generation>.2, .3 and so on until twice, three times as many have."""
+    """How many nodes may fail after the point of no return in one generation of the policy before no further node
+    starts. The annotation gpusharing.dev/resume with that generation lets the rollout go on until as many more have
+    failed, and with <generation>.2, <generation>.3 and so on until two or three times as many more have failed."""
     on_failure: Literal["Hold", "Rollback"] = "Hold"
-    """What happens to a node that failed after the point of no return. Hold: it stays cordoned until a person retries
-    it or changes the policy. Rollback: it goes back to what was proven on it last, once per generation or retry, and
-    serves that; where nothing was proven, or going back fails too, it is held."""
+    """What happens to a node that failed after the point of no return. Hold keeps it cordoned until a person retries
+    it or changes the policy. Rollback returns it to the layout that was proven on it last, once per generation or
+    retry, and puts it back into service; a node is held if nothing was proven on it, or if the rollback fails too."""
     timeouts: Timeouts = Field(default_factory=Timeouts)
-    """Limits for the steps that follow the drain."""
+    """Time limits for the steps after the drain."""
 
 
 class GPUSharingPolicySpec(WireModel):
@@ -346,29 +355,32 @@ class GPUSharingPolicySpec(WireModel):
     )
 
     node_selector: LabelSelector
-    """The node pool. An empty selector is refused, and so is one on a label that a mode change rewrites."""
+    """Selects the nodes of the pool. An empty selector is refused, and so is one by a label that a mode change
+    rewrites."""
     products: Annotated[tuple[Annotated[LabelValue, Field(min_length=1)], ...], Field(max_length=32)] = ()
-    """Optional guard: only nodes with one of these cards change, others are skipped and reported. The name is
-    NVML's with dashes, for example NVIDIA-H100-80GB-HBM3."""
+    """Optional guard: only nodes with one of these cards are changed; others are skipped and reported. Names are those
+    of NVML with dashes, for example NVIDIA-H100-80GB-HBM3."""
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
-    """Of the policies that select a node, the one of the highest priority owns it; one of equal priority never takes a
-    node from its owner."""
+    """Decides which policy owns a node that several select: the one of the highest priority. A policy of equal priority
+    never takes a node from its owner."""
     mode: Mode
     """What the GPUs are for. Full: one pod has a whole GPU. MIG, MPS and TimeSlicing need the block of that name;
     MIG may have timeSlicing too."""
     mig: Mig | None = None
-    """How GPUs are divided into MIG instances, isolated in hardware. With mode MIG only."""
+    """How GPUs are divided into MIG instances, which hardware isolates. Only with mode MIG."""
     time_slicing: TimeSlicing | None = None
-    """How many pods take turns on one GPU, or with mode MIG on one instance, without isolation between them."""
+    """How many pods take turns on one GPU, or with mode MIG on one instance, without isolation between them. Only with
+    modes TimeSlicing and MIG."""
     mps: Mps | None = None
-    """How many pods compute on one GPU at the same time. With mode MPS only."""
+    """How many pods compute on one GPU at the same time. Only with mode MPS."""
     drain: Drain = Field(default_factory=Drain)
-    """How pods leave before a change."""
+    """How pods that hold a GPU leave before a change."""
     rollout: Rollout = Field(default_factory=Rollout)
     """How the change moves over the pool."""
     deletion_policy: Literal["Retain", "Reset"] = "Retain"
-    """What happens to the nodes when the policy is deleted. Retain leaves them as they are; Reset first changes each to
-    whole GPUs, by the usual drain and rollout, proves that and removes our labels; the policy stays until then."""
+    """What happens to the nodes when the policy is deleted. Retain leaves them as they are. Reset changes each node to
+    whole GPUs, by the usual drain and rollout, proves that, and removes the operator's labels; the policy exists until
+    all of that is done."""
     cost: Cost | None = None
-    """What a GPU of the pool costs. As every edit does, a new value ends a halt by rollout.maxFailures, voids an
-    approval, and ends the waits of nodes for another attempt."""
+    """What a GPU of the pool costs. A new value counts as an edit of the policy: it ends a halt by rollout.maxFailures,
+    voids an approval, and ends the waits of nodes for another attempt."""

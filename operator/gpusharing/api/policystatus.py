@@ -29,58 +29,59 @@ class Summary(WireRecord):
     """Flat values for the columns of `kubectl get`."""
 
     mode: Line = ""
-    """Mode as shown: Full, MIG, MIG+TS (with time-slicing), MPS or TimeSlicing."""
+    """Mode as the column shows it: Full, MIG, MIG+TS (with time-slicing), MPS or TimeSlicing."""
     layout: Line = ""
-    """What each GPU is divided into, for example 2x3g.40gb, 4x shared or 1x full."""
+    """Layout of each GPU, for example 2x3g.40gb, 4x shared or 1x full."""
     nodes: Line = ""
-    """Nodes that are verified and schedulable, of all nodes of the pool, for example 2/3."""
+    """How many nodes are proven and schedulable, and how many the pool has, for example 2/3."""
     gpus: int = 0
-    """GPUs in the pool."""
+    """How many GPUs the pool has."""
     used: Line = ""
-    """Devices held by pods, of all devices served, for example 27/32."""
+    """How many devices pods hold, and how many the pool advertises, for example 27/32."""
     pending_pods: int = 0
-    """Pending pods that ask for a resource of this pool or, with drain.strandedPods Allow, for one that no node
-    offers."""
+    """How many Pending pods request a resource of this pool or, with drain.strandedPods Allow, one that no node
+    advertises."""
     strategy: Line = ""
-    """MIG strategy, empty for other modes."""
+    """MIG strategy; empty for other modes."""
     product: Line = ""
     """Card models in the pool."""
     next_window: Line = ""
-    """With rollout.windows or rollout.blackouts: when nodes may start next or, if they may now, until when; UTC."""
+    """When nodes may start next or, if they may start now, until when, in UTC. Empty without rollout.windows and
+    rollout.blackouts."""
     status: Line = ""
-    """One word: Synced, Draining, Blocked, Failed ..."""
+    """State of the pool in one word, for example Synced, Draining, Blocked or Failed."""
     message: Sentence = ""
-    """The most urgent sentence about the pool."""
+    """The most urgent fact about the pool, in one sentence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan(WireRecord):
-    """What is going to happen, shown beforehand."""
+    """The planned changes of a pool, shown before they are made."""
 
     hash: Line
-    """Identifies the plan, for rollout.approval Manual; changes when the plan changes."""
+    """Hash that identifies the plan, for rollout.approval Manual; it changes when the plan changes."""
     disruption: Line
-    """Highest disruption class of the nodes that change."""
+    """Highest disruption class among the nodes that will change."""
     nodes: Annotated[tuple[Line, ...], Limits(max_length=20)]
-    """Nodes that change, at most 20."""
+    """Nodes that will change, at most 20 of them."""
     node_count: int
-    """How many nodes change."""
+    """How many nodes will change."""
     pods: int
-    """Pods holding a GPU on these nodes."""
+    """How many pods on these nodes hold a GPU."""
     pod_names: Annotated[tuple[Line, ...], Limits(max_length=20)] = ()
-    """At most 20 of these pods that would be evicted: those of the first 20 nodes that have yet to begin. For nodes
+    """Pods that would be evicted from the first 20 of these nodes whose change has not begun; at most 20. For nodes
     that are being changed, see kubectl get gpunodes."""
     budgets: Annotated[tuple[Line, ...], Limits(max_length=20)] = ()
-    """PodDisruptionBudgets that guard these pods, at most 20."""
+    """PodDisruptionBudgets that protect these pods, at most 20."""
     gangs: Annotated[tuple[Sentence, ...], Limits(max_length=10)] = ()
     """Gangs that these pods belong to, how many members they have and where; at most 10."""
     blockers: Annotated[tuple[Sentence, ...], Limits(max_length=5)] = ()
-    """What would keep these pods from leaving, one line for each reason."""
+    """What would keep these pods from leaving, in one line for each reason."""
     shortages: Annotated[tuple[Sentence, ...], Limits(max_length=20)] = ()
-    """Resource names of which pods, running or Pending, ask for more devices than the whole cluster will have, where
-    the pool gives up some: nvidia.com/mig-3g.40gb: 24 ask, 16 remain: 8 will wait. At most 20."""
+    """Resources that the pool will advertise less of, and that running and Pending pods then request more of than the
+    whole cluster has, for example nvidia.com/mig-3g.40gb: 24 ask, 16 remain: 8 will wait. At most 20."""
     windows: Annotated[tuple[Line, ...], Limits(max_length=3)] = ()
-    """The next times at which nodes may start, from and to in UTC; empty: at any time."""
+    """The next times at which nodes may start, from and to in UTC; empty if they may start at any time."""
     capacity_before: Counts
     """Allocatable GPU resources of the pool now."""
     capacity_after: Counts
@@ -89,31 +90,31 @@ class Plan(WireRecord):
 
 @dataclass(frozen=True, slots=True)
 class Failure(WireRecord):
-    """One node that needs a person."""
+    """A node that only a person can help."""
 
     node: Line
     """Name of the node."""
     reason: Line
-    """Why, in one CamelCase word; docs/reference/reasons.md explains each."""
+    """Why it needs a person, in one CamelCase word; docs/reference/reasons.md explains each."""
     message: Sentence
-    """What happened and what to do."""
+    """What happened to the node, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class GPUSharingPolicyStatus(WireRecord):
-    """Recomputed from scratch on every pass; written only when it changed."""
+    """The status of a policy. The operator computes it anew on every pass, and writes it only when it has changed."""
 
     observed_generation: int = 0
     """The metadata.generation that this status describes."""
     summary: Summary = field(default_factory=Summary)
     """Flat values for the columns of `kubectl get`."""
     plan: Plan | None = None
-    """What is going to happen; absent when no node is to change."""
+    """The planned changes; absent when no node is to change."""
     failures: Annotated[tuple[Failure, ...], Limits(max_length=20)] = ()
-    """Nodes that need a person, at most 20."""
+    """Nodes that only a person can help, at most 20."""
     conditions: Annotated[
         tuple[Condition, ...],
         Limits(max_length=16),
         SchemaKeys({"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
     ] = ()
-    """Accepted, Ready, Reconciling and Stalled."""
+    """The conditions Accepted, Ready, Reconciling and Stalled."""

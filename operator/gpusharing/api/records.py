@@ -14,19 +14,19 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, 
 Record = TypeVar("Record")
 
 _SPELT_OTHERWISE = {"request_id": "requestID", "memory_gb": "memoryGB", "memory_mib": "memoryMiB"}
-"""Wire names that are not the plain camel case of ours."""
+"""Names in JSON that are not the camel case of the field's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What pydantic checks of a number, a text or a list, and what the schema says of it."""
+    """Bounds of a number, a text or a list: pydantic checks them, and the schema shows them."""
 
     ge: int | None = None
-    """The least number; None: any."""
+    """The least number, or None for any."""
     le: int | None = None
-    """The greatest number; None: any."""
+    """The greatest number, or None for any."""
     max_length: int | None = None
-    """Most characters, items or keys; None: any number."""
+    """The most characters, items or keys, or None for any number."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
         """Return the schema by which pydantic checks the type, with these limits."""
@@ -35,13 +35,13 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class SchemaKeys:
-    """Keys that the schema of a field has besides those that follow from its type."""
+    """Keys that the schema of a field has besides the keys that follow from its type."""
 
     keys: Mapping[str, Any] = field(hash=False)
     """The keys with their values."""
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
-        """Return the schema that pydantic made, with these keys."""
+        """Return the schema that pydantic made of the type, with these keys added."""
         return {**handler(core_schema), **self.keys}
 
 
@@ -77,21 +77,21 @@ class WireRecord:
     }
 
 
-def to_wire(given: Any) -> Any:
-    """Return the JSON of a record, of a tuple of records, or of a plain value."""
-    if names := _wire_names(type(given)):  # type: ignore[arg-type]  # mypy takes classes for unhashable
-        return {key: to_wire(getattr(given, name)) for name, key in names}
-    if isinstance(given, tuple | list):
-        return [to_wire(item) for item in given]
-    return given
+def to_wire(value: Any) -> Any:
+    """Return the JSON of a record, of a tuple or list of records, or of a plain value, which stays as it is."""
+    if names := _wire_names(type(value)):  # type: ignore[arg-type]  # mypy takes classes for unhashable
+        return {key: to_wire(getattr(value, name)) for name, key in names}
+    if isinstance(value, tuple | list):
+        return [to_wire(item) for item in value]
+    return value
 
 
 def from_wire(kind: type[Record], raw: object) -> Record:
     """Return the record that a JSON object holds. A field that is missing or has another type gets its default, or the
     empty value of its type where it has no default."""
-    given = raw if isinstance(raw, dict) else {}
+    values = raw if isinstance(raw, dict) else {}
     readers = _readers(kind)  # type: ignore[arg-type]  # mypy takes classes for unhashable
-    return kind(**{name: read(given.get(key)) for name, key, read in readers})
+    return kind(**{name: read(values.get(key)) for name, key, read in readers})
 
 
 @cache
@@ -105,19 +105,22 @@ def _wire_names(kind: type[object]) -> tuple[tuple[str, str], ...]:
 def _readers(kind: type[Any]) -> tuple[tuple[str, str, Callable[[Any], Any]], ...]:
     """Return name, name in JSON, and reader of each field of a dataclass."""
     hints = get_type_hints(kind)
-    made = {each.name: each.default_factory for each in fields(kind) if each.default_factory is not MISSING}
+    factories = {
+        each.name: each.default_factory for each in fields(kind) if each.default_factory is not MISSING
+    }
     return tuple(
         (
             each.name,
             wire_name(each.name),
-            _reader(hints[each.name], made[each.name]() if each.name in made else each.default),
+            _reader(hints[each.name], factories[each.name]() if each.name in factories else each.default),
         )
         for each in fields(kind)
     )
 
 
 def _reader(hint: Any, default: Any = MISSING) -> Callable[[Any], Any]:
-    """Return the function that makes a field of this type from a JSON value."""
+    """Return the function that makes the value of a field from a JSON value. `default` is what a missing or wrong
+    value gives; without one it is the empty value of the type."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         (inner,) = (argument for argument in arguments if argument is not NoneType)
@@ -133,12 +136,15 @@ def _reader(hint: Any, default: Any = MISSING) -> Callable[[Any], Any]:
 
 
 def _read_tuple(kind: type[Any], read: Callable[[Any], Any], raw: object) -> tuple[Any, ...]:
+    """Return the items of a list that have the right type, each read; empty if `raw` is no list."""
     return tuple(read(item) for item in raw if type(item) is kind) if isinstance(raw, list) else ()
 
 
 def _read_record(kind: type[Any], default: Any, raw: object) -> Any:
+    """Return the record that `raw` holds, or the default if `raw` is no object and there is a default."""
     return from_wire(kind, raw) if isinstance(raw, dict) or default is MISSING else default
 
 
 def _read_plain(kind: type[Any], default: Any, raw: object) -> Any:
+    """Return `raw` if it has exactly this type, else the default: True is no number here."""
     return raw if type(raw) is kind else default

@@ -1,7 +1,7 @@
-"""What a policy may say, beyond types and bounds: each rule once, with one text for both its checkers.
+"""Rules of a policy beyond types and bounds, each with one message for both of its checkers.
 
-The API server evaluates `cel`; `validation.py` checks the same in Python and answers with the same
-message. A message says what is wrong and shows a valid example.
+The API server evaluates `cel`. `validation.py` checks the same in Python and answers with the same message, which says
+what is wrong and shows a valid example.
 """
 
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ LABEL_KEY = (
     r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
     r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
 )
-"""A qualified name as Kubernetes requires it: optional DNS prefix and slash, then at most 63 characters."""
+"""The form of a qualified name in Kubernetes: an optional DNS prefix and slash, then at most 63 characters."""
 LABEL_VALUE = r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$"
-"""Kubernetes' rule for a label value (the length is bounded beside it)."""
+"""The form of a label value in Kubernetes; its length is bounded elsewhere."""
 PROFILE = r"^[1-9]g\.(0|[1-9][0-9]{0,3})gb([+]me|-me|[+]gfx|[+]me\.all)?$"
 """A GPU instance profile as NVML names it (mig-facts.yaml `naming`). Compute instance profiles such as
 1c.3g.20gb do not match: the device plugin does not advertise them."""
@@ -24,7 +24,7 @@ DURATION = r"^([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?$"
 MAX_DURATION_HOURS = 168
 """A week: more is a typing error, and a node must not stay fenced for ever."""
 CRON = r"^[0-9*/,-]+ +[0-9*/,-]+ +[0-9A-Za-z*/,-]+ +[0-9A-Za-z*/,-]+ +[0-9A-Za-z*/,#-]+$"
-"""Five fields that can be cron's; whether they name a time at all shows when the operator looks for one."""
+"""The form of five fields of cron. Whether they name any time shows only when the operator looks for one."""
 ZONE = r"^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,2}$"
 """The form of a name in the IANA time zone database; whether there is such a zone shows when it is used."""
 PERCENT = "^(100|[1-9]?[0-9])%$"
@@ -38,19 +38,19 @@ MAX_NAME = 50
 
 @dataclass(frozen=True, slots=True)
 class ApiRule:
-    """One rule of the API."""
+    """One rule of the API, as CEL and as a message for people."""
 
     cel: str
-    """CEL that is true when the value (`self`) is right."""
+    """CEL expression that is true when the value (`self`) is right."""
     message: str
     """What is wrong, with a valid example."""
     field: str = ""
-    """Field below the rule's place that the refusal names, for example `.mig`; empty for the place itself."""
+    """Field below the place of the rule that a refusal names, for example `.mig`; empty for the place itself."""
     message_cel: str = ""
-    """CEL for a message that names the offending value; `message` is used where it fails."""
+    """CEL expression for a message that names the wrong value; `message` is used where it fails."""
 
     def manifest(self) -> dict[str, str]:
-        """The rule as an item of x-kubernetes-validations."""
+        """Return the rule as an item of x-kubernetes-validations."""
         item = {"rule": self.cel, "message": self.message}
         if self.message_cel:
             item["messageExpression"] = self.message_cel
@@ -60,17 +60,17 @@ class ApiRule:
 
 
 def cel(*rules: ApiRule) -> dict[str, Any]:
-    """JSON schema extension that puts rules beside a field or a model."""
+    """Return the JSON schema extension that puts rules beside a field or a model."""
     return {"x-kubernetes-validations": [rule.manifest() for rule in rules]}
 
 
 def _quoted(text: str) -> str:
-    """A CEL string literal; raw, so that a regular expression keeps its backslashes."""
+    """Return the text as a CEL string literal; raw if it has a backslash, so that a regular expression keeps it."""
     return f"r'{text}'" if "\\" in text else f"'{text}'"
 
 
 def _rewritten(variable: str) -> str:
-    """CEL that is true when a mode change rewrites the label."""
+    """Return CEL that is true if a mode change rewrites the label that `variable` holds."""
     names = ", ".join(_quoted(label) for label in REWRITTEN_LABELS)
     prefixes = (f"{variable}.startsWith({_quoted(prefix)})" for prefix in REWRITTEN_PREFIXES)
     return " || ".join([f"{variable} in [{names}]", *prefixes])
@@ -186,7 +186,7 @@ POSITIVE_DURATION = ApiRule(
     f"a duration of more than 0 and at most {MAX_DURATION_HOURS}h, for example 15m or 1h30m",
 )
 NEVER = "Never"
-"""The text for an indefinite wait."""
+"""The word that stands for a wait without end."""
 WAIT = r"^(Never|([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?)$"
 POSITIVE_WAIT = ApiRule(
     f"self == {_quoted(NEVER)} || ({POSITIVE_DURATION.cel})",

@@ -1,30 +1,31 @@
-"""Label selectors as Kubernetes means them: of our policies, of their rules, of PodDisruptionBudgets, and of pods for
-their nodes."""
+"""Label selectors as Kubernetes evaluates them. Policies select nodes by them, drain rules and PodDisruptionBudgets
+select pods, and pods select nodes."""
 
 from collections.abc import Iterable, Mapping
 
 from gpusharing.api.policy import LabelSelector, Selector
 
 Row = tuple[str, str, tuple[str, ...]]
-"""One row of matchExpressions: key, operator, values."""
+"""One row of matchExpressions: its key, its operator and its values."""
 FIELD = "field "
-"""What stands before the key in a row about a field of a Node, such as its name. No label can have such a key."""
+"""Prefix of the key in a row about a field of a Node, such as its name. No label can have such a key."""
 
 MOST_DIGITS = 19
-"""Digits of the largest number of 64 bits."""
+"""How many digits the largest whole number of 64 bits has."""
 
 
 def selects(selector: Selector | LabelSelector, labels: Mapping[str, str]) -> bool:
-    """Whether a selector of a policy matches these labels; an empty one matches everything."""
+    """Whether a selector of a policy matches these labels. An empty selector matches everything."""
     rows = ((row.key, row.operator, row.values) for row in selector.match_expressions)
     return matches(labels, selector.match_labels, rows)
 
 
 def matches(labels: Mapping[str, str], wanted: Mapping[str, str], rows: Iterable[Row] = ()) -> bool:
-    """All of matchLabels and of matchExpressions must match; an empty selector matches everything.
+    """Whether the labels have all `wanted` values and match all rows of matchExpressions. An empty selector matches
+    everything.
 
     NotIn matches where the label is missing. An operator that we do not know matches: the caller foresees refusals by
-    budgets, and one too many is better than one overlooked; our own CRDs admit no such operator.
+    budgets, and one too many is better than one overlooked. Our own CRDs admit no such operator.
     """
     return all(labels.get(key) == value for key, value in wanted.items()) and all(
         holds(labels, row) for row in rows
@@ -32,8 +33,8 @@ def matches(labels: Mapping[str, str], wanted: Mapping[str, str], rows: Iterable
 
 
 def holds(labels: Mapping[str, str], row: Row) -> bool:
-    """Whether one row of matchExpressions matches. Gt and Lt, which only node affinity has, compare whole numbers and
-    do not match where one of the two is none. A row with any other operator matches."""
+    """Whether one row of matchExpressions matches. Gt and Lt, which only node affinity has, compare whole numbers, and
+    do not match if the label or the value of the row is not a whole number. A row with any other operator matches."""
     key, operator, values = row
     match operator:
         case "In":
@@ -54,7 +55,7 @@ def holds(labels: Mapping[str, str], row: Row) -> bool:
 
 
 def parse_int(written: str) -> int | None:
-    """Return the whole number of 64 bits that a text holds, as Go's ParseInt reads it; None for any other text."""
+    """Return the whole number of 64 bits that a text holds, as Go's ParseInt reads it, or None for any other text."""
     digits = written[1:] if written[:1] in ("+", "-") else written
     if not (digits.isascii() and digits.isdigit()) or len(digits.lstrip("0")) > MOST_DIGITS:
         return None

@@ -1,4 +1,4 @@
-"""Types of the operator's settings: what the text of an environment variable may be. pydantic reads and checks it."""
+"""Types of the operator's settings: pydantic reads the text of each environment variable by one of them."""
 
 import re
 from collections.abc import Callable
@@ -16,12 +16,14 @@ _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 def listed(find_problem: Callable[[str], str]) -> BeforeValidator:
-    """Comma-separated entries; an empty text has none. `find_problem` says why an entry is bad, and "" if it is
-    good."""
+    """Return a validator that splits a text at its commas; an empty text has no entries. `find_problem` returns why an
+    entry is bad, or an empty text if it is good."""
     return BeforeValidator(partial(_split, find_problem))
 
 
 def _split(find_problem: Callable[[str], str], text: str) -> tuple[str, ...]:
+    """Return the entries of a text, without the blanks around them. Raises ValueError with the problem of the first
+    bad entry."""
     entries = tuple(entry.strip() for entry in text.split(",")) if text.strip() else ()
     for entry in entries:
         if problem := find_problem(entry):
@@ -30,10 +32,12 @@ def _split(find_problem: Callable[[str], str], text: str) -> tuple[str, ...]:
 
 
 def _find_no_namespace(entry: str) -> str:
+    """Return why the entry cannot be the name of a namespace; empty if it can."""
     return "" if _NAMESPACE.fullmatch(entry) else f"{entry!r} is not the name of a namespace"
 
 
 def _find_no_mark(entry: str) -> str:
+    """Return why the entry is no label with a value that an admin may name here; empty if it is one."""
     key, equals, value = entry.partition("=")
     if not (equals and re.fullmatch(LABEL_KEY, key) and _VALUE.fullmatch(value)):
         return f"{entry!r} is not a label with a value, such as example.com/hands-off=true"
@@ -43,6 +47,7 @@ def _find_no_mark(entry: str) -> str:
 
 
 def _is_on(text: str) -> bool:
+    """Return True for `true` and False for `false`. Raises ValueError for any other text."""
     if text not in ("true", "false"):
         raise ValueError(" is neither true nor false")
     return text == "true"

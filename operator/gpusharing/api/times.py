@@ -7,17 +7,17 @@ NEVER = datetime(9000, 1, 1, tzinfo=UTC)
 
 
 def to_rfc3339(moment: datetime) -> str:
-    """UTC with a Z, in whole seconds, like metav1.Time."""
+    """Return the moment in UTC with a Z and in whole seconds, as metav1.Time has it."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def to_micro_time(moment: datetime) -> str:
-    """UTC with a Z and exactly six digits of a second, as metav1.MicroTime requires."""
+    """Return the moment in UTC with a Z and exactly six digits of a second, as metav1.MicroTime requires."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def from_rfc3339(text: object) -> datetime | None:
-    """The moment, or None when `text` is not a time in RFC 3339 with a time zone."""
+    """Return the moment in UTC, or None if `text` is not a time in RFC 3339 with a time zone."""
     if not isinstance(text, str):
         return None
     try:

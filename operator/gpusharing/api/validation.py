@@ -1,6 +1,7 @@
 """The API server's checks of a policy, in Python: for objects that are older than a rule, or without a server.
 
-Pure. Every refusal is a Problem that names the field and shows a valid example; `rules.py` has the texts.
+The module does no I/O. Every refusal is a Problem that names the field and shows a valid example; `rules.py` has the
+messages.
 """
 
 import json
@@ -18,14 +19,14 @@ from gpusharing.api.policy import DrainRule, GPUSharingPolicySpec, LabelSelector
 
 MAX_DURATION = timedelta(hours=rules.MAX_DURATION_HOURS)
 MAX_VALUE = 60
-"""Characters of a value that a message shows."""
+"""The most characters of a value that a message shows."""
 UNKNOWN = (
     "this operator does not know the field: the CRDs are of a newer version, so upgrade the operator too"
     " (helm upgrade), or take the field out of the policy"
 )
 _DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?")
 _UNIONS = frozenset({"devices", "maxUnavailable"})
-"""Fields of more than one type: pydantic appends the type it tried to the path."""
+"""Fields of more than one type: pydantic appends the type that it tried to the path of an error."""
 _HINTS = {
     "mode": "for example mode: MIG",
     "matchLabels": "a label value; for example {gpusharing.dev/pool: b}",
@@ -58,12 +59,12 @@ _HINTS = {
     "products": "NVML's name with dashes, for example NVIDIA-H100-80GB-HBM3",
     "nodeSelector": rules.EMPTY_SELECTOR.message,
 }
-"""What pydantic's message lacks: a valid example, by the last field of the path that has one."""
+"""The valid examples that pydantic's messages lack. The last field of a path that is a key here decides."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why a policy is refused."""
+    """One thing that is wrong with a policy."""
 
     field: str
     """Path in the object, for example spec.mig.layouts[1].profiles."""
@@ -73,16 +74,16 @@ class Problem:
     """The value there, as JSON; empty where it is not a text, number or boolean, or where there is none."""
 
     def __str__(self) -> str:
-        """On one line: the field, its value, what is wrong."""
+        """Return the problem in one line: the field, its value, and what is wrong."""
         return f"{self.field}{' ' if self.value else ''}{self.value}: {self.message}"
 
 
 def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Problem, ...]:
-    """Check a whole GPUSharingPolicy object as the API server does.
+    """Check a whole GPUSharingPolicy object as the API server does. Returns its spec, or the problems if it has any.
 
-    Types are taken literally, as in JSON ("4" is not a number). A field that we do not know is refused: the API
-    server keeps one only where the CRDs are newer than the operator, and it may be the very one that says when no
-    node may be drained. Bounds and patterns are checked first, and the meaning of only what passes them.
+    Types are taken literally, as in JSON ("4" is not a number). A field that we do not know is refused: the API server
+    keeps one only if the CRDs are newer than the operator, and it may be the very field that says when no node may be
+    drained. Rules beyond types and bounds are checked only if all types and bounds are right.
     """
     spec = raw.get("spec")
     if not isinstance(spec, Mapping):
@@ -92,21 +93,22 @@ def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Prob
             json.dumps(spec), strict=True, extra="forbid", by_alias=True, by_name=False
         )
     except ValidationError as error:
-        found = [
+        problems = [
             _problem(item["loc"], UNKNOWN if item["type"] == "extra_forbidden" else item["msg"])
             for item in error.errors(include_url=False)
         ]
-        return _with_values({problem.field: problem for problem in found}.values(), raw)
-    problems = _with_values((*_name_problems(raw), *find_problems(parsed)), raw)
-    return problems or parsed
+        return _with_values({problem.field: problem for problem in problems}.values(), raw)
+    return _with_values((*_name_problems(raw), *find_problems(parsed)), raw) or parsed
 
 
 def _with_values(problems: Iterable[Problem], raw: Mapping[str, Any]) -> tuple[Problem, ...]:
-    return tuple(replace(one, value=_value_at(one.field, raw)) for one in problems)
+    """Return the problems, each with the value that its field has in `raw`."""
+    return tuple(replace(problem, value=_value_at(problem.field, raw)) for problem in problems)
 
 
 def _value_at(path: str, raw: Any) -> str:
-    """The value at a path such as `spec.mig.layouts[1].devices`, as far as it fits into a message."""
+    """Return the value at a path such as `spec.mig.layouts[1].devices` as JSON, cut at MAX_VALUE characters. Empty if
+    there is none, or if it is an object, a list or null."""
     for part in re.findall(r"[^.\[\]]+", path):
         if isinstance(raw, Mapping):
             raw = raw.get(part)
@@ -121,7 +123,7 @@ def _value_at(path: str, raw: Any) -> str:
 
 
 def find_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
-    """What is wrong with a policy whose fields have the right types and bounds."""
+    """Yield the problems of a policy whose fields have the right types and bounds."""
     yield from _selector_problems("spec.nodeSelector", spec.node_selector, of_nodes=True)
     yield from _mode_problems(spec)
     if spec.mig is not None:
@@ -156,6 +158,7 @@ def find_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
 
 
 def _window_problems(rollout: Rollout) -> Iterator[Problem]:
+    """Yield the schedules and time zones of windows and blackouts that do not have the right form."""
     for field, listed in (("windows", rollout.windows), ("blackouts", rollout.blackouts)):
         for index, window in enumerate(listed):
             at = f"spec.rollout.{field}[{index}]"
@@ -166,23 +169,24 @@ def _window_problems(rollout: Rollout) -> Iterator[Problem]:
 
 
 def parse_duration(text: str) -> timedelta:
-    """Hours, minutes and seconds, each at most once and in this order: "1h30m", "15m", "90s".
+    """Return the length of a text of hours, minutes and seconds, each at most once and in this order: "1h30m", "15m",
+    "90s".
 
     Raises:
         ValueError: the text is no such duration.
     """
-    found = _DURATION.fullmatch(text)
-    if found is None or not text:
+    match = _DURATION.fullmatch(text)
+    if match is None or not text:
         raise ValueError(f"{text!r} is not {rules.POSITIVE_DURATION.message}")
-    hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return timedelta(hours=hours, minutes=minutes, seconds=seconds)
 
 
 def allowance(max_unavailable: int | str, total: int) -> int:
-    """Nodes of a pool of `total` that may be unavailable at once (docs/design/drain.md#budget).
+    """Return how many nodes of a pool of `total` may be unavailable at once (docs/design/drain.md#budget).
 
-    A percentage rounds down but is at least 1 while the pool has a node; 0 and "0%" freeze the pool. An invalid
-    value counts as 0, never as unlimited.
+    A percentage rounds down but is at least 1 while the pool has a node; 0 and "0%" freeze the pool. An invalid value
+    counts as 0, never as unlimited.
     """
     if isinstance(max_unavailable, bool) or total <= 0:
         return 0
@@ -195,6 +199,7 @@ def allowance(max_unavailable: int | str, total: int) -> int:
 
 
 def _name_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield a problem if the name of the policy is too long to become part of a label value."""
     metadata = raw.get("metadata")
     name = metadata.get("name") if isinstance(metadata, Mapping) else None
     if isinstance(name, str) and len(name) > rules.MAX_NAME:
@@ -204,7 +209,8 @@ def _name_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
 def _selector_problems(
     at: str, selector: LabelSelector | Selector, *, of_nodes: bool = False
 ) -> Iterator[Problem]:
-    """What is wrong with a selector. One of nodes must not be empty, nor name a label that a mode change rewrites."""
+    """Yield the problems of a selector at this path. A selector `of_nodes` must not be empty, nor name a label that a
+    mode change rewrites."""
     if of_nodes and not (selector.match_labels or selector.match_expressions):
         yield Problem(at, rules.EMPTY_SELECTOR.message)
     for key in selector.match_labels:
@@ -220,6 +226,7 @@ def _selector_problems(
 
 
 def _rule_problems(drain_rules: Iterable[DrainRule]) -> Iterator[Problem]:
+    """Yield the problems of drain rules: a timeout that their behavior does not use, and wrong selectors."""
     for index, rule in enumerate(drain_rules):
         at = f"spec.drain.rules[{index}]"
         if rule.timeout is not None and rule.behavior != "WaitCompleted":
@@ -229,11 +236,13 @@ def _rule_problems(drain_rules: Iterable[DrainRule]) -> Iterator[Problem]:
 
 
 def is_rewritten(label: str) -> bool:
-    """Whether a mode change rewrites the node label."""
+    """Whether a mode change rewrites this label of a node."""
     return label in REWRITTEN_LABELS or label.startswith(REWRITTEN_PREFIXES)
 
 
 def _mode_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
+    """Yield a problem for each block that the mode needs and that is missing, and for each that belongs to another
+    mode."""
     if spec.mode is Mode.MIG and spec.mig is None:
         yield Problem("spec.mig", rules.MIG_NEEDS_BLOCK.message)
     if spec.mode is not Mode.MIG and spec.mig is not None:
@@ -249,6 +258,7 @@ def _mode_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
 
 
 def _mig_problems(mig: Mig) -> Iterator[Problem]:
+    """Yield the problems of the block `mig`: configuration or layouts, strategy, profiles and devices."""
     at = "spec.mig"
     if (mig.config is None) == (mig.layouts is None):
         yield Problem(at, rules.CONFIG_OR_LAYOUTS.message)
@@ -269,21 +279,23 @@ def _mig_problems(mig: Mig) -> Iterator[Problem]:
 
 
 def _device_problems(mig: Mig) -> Iterator[Problem]:
+    """Yield a problem if `all` GPUs are not named alone, and one for each GPU that is named twice."""
     layouts = mig.layouts or ()
     if len(layouts) > 1 and any(entry.devices == "all" for entry in layouts):
         yield Problem("spec.mig.layouts", rules.DEVICES)
-    seen: set[int] = set()
+    named: set[int] = set()
     for index, entry in enumerate(layouts):
         if entry.devices == "all":
             continue
         for device in entry.devices:
-            if device in seen:
+            if device in named:
                 yield Problem(f"spec.mig.layouts[{index}].devices", f"GPU {device} twice: {rules.DEVICES}")
-            seen.add(device)
+            named.add(device)
 
 
 def _problem(location: Iterable[int | str], message: str) -> Problem:
-    """A pydantic error with the path as the API server writes it and a valid example."""
+    """Return a pydantic error as a problem: with the path as the API server writes it, and a valid example if there is
+    one."""
     path, hint, field = "spec", "", ""
     for part in location:
         if field in _UNIONS and isinstance(part, str):
