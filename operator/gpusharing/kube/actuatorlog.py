@@ -83,7 +83,8 @@ class ActuatorLogs:
         Logs that are due are read first, by `crew`; a slow one may end after this call, and a later call returns its
         reason. `pods`: mig-manager's pod of each node; a node without one is ignored.
 
-        Raises: ExceptionGroup: an error that ends a pass, see Crew.
+        Raises:
+            ExceptionGroup: an error that ends a pass, see Crew.
         """
         failed = {
             name: f"{pods[name].uid}/{node.fence.attempt}"

@@ -48,7 +48,8 @@ class Budgets:
         The last list is returned while it is valid, whether or not the new LIST was answered. An answer that comes
         after the end of its round serves the next call.
 
-        Raises: ServerAway, Unauthorized: also in a group.
+        Raises:
+            ServerAway, Unauthorized: also in a group.
         """
         now = loop_time()
         if self._waits_since is None:

@@ -106,7 +106,8 @@ class Gangs:
         `anew`: only a LIST from the last seconds serves (LIST_VALID). Otherwise one serves for longer, and remains
         where a new one fails.
 
-        Raises: ServerAway, Unauthorized, HeldBack: no gang can be listed now.
+        Raises:
+            ServerAway, Unauthorized, HeldBack: no gang can be listed now.
         """
         wanted = {pod.gang for pod in pods if pod.gang is not None and must_leave(pod, scope)}
         labels = {pod.namespace: pod.namespace_labels for pod in pods}

@@ -23,7 +23,8 @@ from gpusharing.kube.proxies import find_proxy
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TOKEN_SECONDS = 60.0
-"""The kubelet replaces a projected token at 80 % of its life (at least 10 min), so a minute is early enough."""
+"""Seconds until the token is read again. The kubelet replaces a projected token at 80 % of its life, which is at least
+10 min, so a minute is early enough."""
 
 NO_CLIENT = (
     "the official client that reads it is not installed: pip install 'gpu-sharing-operator[kubeconfig]', "
@@ -33,37 +34,37 @@ NO_CLIENT = (
 
 @dataclass(frozen=True)
 class Access:
-    """How to reach the API server."""
+    """The address of the API server and how to connect to it."""
 
     server: str
     """URL without a trailing slash."""
     tls: ssl.SSLContext | None = None
-    """Trust and client certificate; None for plain http."""
+    """Trusted authorities and client certificate, or None for plain http."""
     proxy: str | None = None
-    """URL of the proxy to go through; None: none."""
+    """URL of the proxy to go through, or None if there is none."""
     tls_server_name: str | None = None
-    """The name on the server's certificate, where it differs from the host; None: it does not."""
+    """The name on the server's certificate, or None if it is the host."""
 
 
 class Login(Protocol):
-    """Credentials that can be renewed. Raises Unauthorized when there are none."""
+    """Credentials that can be renewed. Each method raises Unauthorized when there are none."""
 
     async def access(self) -> Access:
-        """How to reach the server; may change after `renew`."""
+        """Return how to reach the server. It may differ after `renew`."""
         ...
 
     async def token(self) -> str | None:
-        """Value of the Authorization header, None when the client certificate is enough."""
+        """Return the value of the Authorization header, or None if the client certificate is enough."""
         ...
 
     async def renew(self) -> None:
-        """Read or fetch the credentials again: the server refused them."""
+        """Have the credentials read or fetched again, because the server refused them."""
         ...
 
 
 @dataclass
 class ServiceAccountLogin:
-    """The pod's own service account, by the files and variables that every pod has."""
+    """The pod's own service account, from the files and variables that every pod has."""
 
     environment: Mapping[str, str]
     directory: Path = SERVICE_ACCOUNT
@@ -72,14 +73,15 @@ class ServiceAccountLogin:
     _authority: str = ""
     """The certificates that `_access` trusts."""
     _trusted: tuple[int, ...] = ()
-    """The file that they were read from."""
+    """The stamp of the file that they were read from."""
     _token: str = ""
     _read_at: float = float("-inf")
 
     async def access(self) -> Access:
-        """The server that the kubelet names, trusted by `ca.crt` as it is now.
+        """Return the server that the kubelet names, trusted by `ca.crt` as it is now. Raises Unauthorized outside a
+        pod and if the file cannot be used.
 
-        It is checked each time and read again when the file changed: the kubelet replaces it when the cluster's
+        The file is checked each time and read again when it changed: the kubelet replaces it when the cluster's
         authority is rotated, and from then on no connection can be made with the old one.
         """
         host = self.environment.get("KUBERNETES_SERVICE_HOST", "")
@@ -101,14 +103,15 @@ class ServiceAccountLogin:
         return self._access
 
     async def token(self) -> str | None:
-        """The projected token, read again each minute because the kubelet replaces it."""
+        """Return the projected token with its scheme. It is read again each minute, because the kubelet replaces it."""
         if self.clock() - self._read_at >= TOKEN_SECONDS:
             self._token = f"Bearer {self._file('token').strip()}"
             self._read_at = self.clock()
         return self._token
 
     def _trust(self, authority: str) -> ssl.SSLContext:
-        """Trust these certificates and no others: with none the library would trust those of the image."""
+        """Return a TLS context that trusts these certificates and no others. Raises Unauthorized if there are none:
+        then the library would trust those of the image."""
         try:
             if authority.strip():
                 return ssl.create_default_context(cadata=authority)
@@ -117,18 +120,20 @@ class ServiceAccountLogin:
         raise Unauthorized(f"{self.directory / 'ca.crt'} is empty")
 
     async def renew(self) -> None:
-        """Read the token again at once."""
+        """Let the next call of `token` read the file again."""
         self._read_at = float("-inf")
 
     def _file(self, name: str) -> str:
         # A few hundred bytes on a tmpfs: not worth a thread.
+        """Return the text of one file of the service account. Raises Unauthorized if it cannot be read."""
         try:
             return (self.directory / name).read_text()
         except OSError as error:
             raise _not_mounted(error) from error
 
     def _stamp(self, name: str) -> tuple[int, ...]:
-        """Differs when the file does: it costs a twentieth of reading the file, and every call needs it."""
+        """Return a value that changes when the file does. Reading it costs a twentieth of reading the file, and every
+        call needs it. Raises Unauthorized if there is no such file."""
         try:
             found = os.stat(f"{self.directory}/{name}")
         except OSError as error:
@@ -144,32 +149,32 @@ def _not_mounted(error: OSError) -> Unauthorized:
 
 @dataclass
 class OfficialLogin:
-    """A kubeconfig, as the official client reads it."""
+    """The credentials of a kubeconfig, as the official client reads it."""
 
     kubeconfig: Path
     """One file, or several with the path separator between."""
     context: str = ""
-    """Of the kubeconfig; empty: its current one."""
+    """Name of a context of the kubeconfig; its current one if empty."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Where a proxy is looked for if the kubeconfig names none; see `find_proxy`."""
+    """Variables that may name a proxy if the kubeconfig does not; see `find_proxy`."""
     _loaded: Any = None
     _access: Access | None = None
 
     async def access(self) -> Access:
-        """Server, trust, client certificate and proxy of the current context."""
+        """Return server, trust, client certificate and proxy of the context."""
         await self._configuration()
         if self._access is None:
             raise RuntimeError("loading sets the access")
         return self._access
 
     async def token(self) -> str | None:
-        """See Login."""
+        """Return the value of the Authorization header, or None if the kubeconfig has no token."""
         configuration = await self._configuration()
         value: str | None = await configuration.get_api_key_with_prefix("BearerToken")
         return value
 
     async def renew(self) -> None:
-        """Load everything again: exec plugins run, files are read."""
+        """Let the next call load everything again: exec plugins run, files are read."""
         self._loaded = None
 
     async def _configuration(self) -> Any:
@@ -180,6 +185,8 @@ class OfficialLogin:
 
     async def _load(self) -> Any:
         # Imported here: it costs 18 MiB, and a pod, which needs only the class above, does not have it.
+        """Return the official client's configuration for the context. Raises Unauthorized if the client is not
+        installed, the kubeconfig cannot be read, or the login program fails."""
         import yaml
 
         _without_init("kubernetes")
@@ -208,11 +215,12 @@ class OfficialLogin:
 
 
 def _without_init(package: str) -> None:
-    """Let the modules of a package be imported without what its `__init__` imports, unless that is loaded already.
+    """Let the modules of a package be imported without what its `__init__` imports, unless the package is loaded
+    already.
 
-    That of the official client imports all of its half for blocking calls, of which `kubernetes.aio` uses nothing, and
-    requests with it: two fifths of what reading a kubeconfig costs, and a fifth of what a command of kubectl-gpusharing
-    takes (37.0).
+    The `__init__` of the official client imports all modules for blocking calls, of which `kubernetes.aio` uses
+    nothing, and requests with them: two fifths of what reading a kubeconfig costs, and a fifth of what a command of
+    kubectl-gpusharing takes (37.0).
     """
     spec = None if package in sys.modules else find_spec(package)
     if spec is not None:
@@ -221,37 +229,41 @@ def _without_init(package: str) -> None:
 
 @contextmanager
 def _complaints() -> Iterator[list[str]]:
-    """What the official client only writes into its log, such as the output of a failing login program."""
-    told: list[str] = []
+    """Yield a list that fills with the errors which the official client only logs inside the block, such as the output
+    of a failing login program. They are not logged elsewhere."""
+    complaints: list[str] = []
 
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            told.append(_readable(record.getMessage()))
+            complaints.append(_readable(record.getMessage()))
 
     log, listener = logging.getLogger("kubernetes.aio.config.kube_config"), Listener(logging.ERROR)
     passed_on = log.propagate
     log.addHandler(listener)
     log.propagate = False
     try:
-        yield told
+        yield complaints
     finally:
         log.removeHandler(listener)
         log.propagate = passed_on
 
 
 def _readable(text: str) -> str:
-    """Undo the client's rendering of a program's output as Python bytes."""
+    """Return a log message with the output of a program as text, which the client renders as Python bytes; other
+    messages are returned unchanged."""
     head, found, rest = text.partition(". b")
     if not found:
         return text
     try:
-        said = ast.literal_eval(f"b{rest}")
+        output = ast.literal_eval(f"b{rest}")
     except (SyntaxError, ValueError):
         return text
-    return f"{head}: {' '.join(said.decode(errors='replace').split())}"
+    return f"{head}: {' '.join(output.decode(errors='replace').split())}"
 
 
 def _access(configuration: Any, environment: Mapping[str, str]) -> Access:
+    """Return how to reach the server that this configuration names. Raises Unauthorized for a proxy that cannot be
+    used."""
     return Access(
         server=configuration.host.rstrip("/"),
         tls=_tls(configuration) if configuration.host.startswith("https") else None,
@@ -261,14 +273,15 @@ def _access(configuration: Any, environment: Mapping[str, str]) -> Access:
 
 
 def _tls(configuration: Any) -> Any:
-    """The official transport makes the TLS context in its constructor and opens nothing before its first request."""
+    """Return the TLS context that the official transport makes in its constructor, which opens no connection."""
     from kubernetes.aio.client.rest import RESTClientObject
 
     return RESTClientObject(configuration).ssl_context
 
 
 def environment_login(environment: Mapping[str, str]) -> Login:
-    """By KUBECONFIG, else by the files in SERVICE_ACCOUNT or where every pod has them."""
+    """Return the login for the kubeconfig in KUBECONFIG, else for the files in SERVICE_ACCOUNT, or where every pod has
+    them."""
     directory = Path(environment.get("SERVICE_ACCOUNT") or SERVICE_ACCOUNT)
     return find_login(environment, environment.get("KUBECONFIG", ""), directory)
 
@@ -276,7 +289,8 @@ def environment_login(environment: Mapping[str, str]) -> Login:
 def find_login(
     environment: Mapping[str, str], kubeconfig: str, service_account: Path = SERVICE_ACCOUNT
 ) -> Login:
-    """A kubeconfig is read by the official client; in a pod the mounted files are enough (docs/adr/0014)."""
+    """Return the login for a kubeconfig, read by the official client; for an empty path, the one of the files mounted
+    in a pod, which needs no client (docs/adr/0014)."""
     if kubeconfig:
         return OfficialLogin(Path(kubeconfig))
     return ServiceAccountLogin(environment, service_account)

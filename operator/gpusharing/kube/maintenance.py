@@ -1,21 +1,21 @@
-"""NodeMaintenance objects: somebody asked another operator to maintain a node (docs/design/drain.md#c5).
+"""NodeMaintenance objects, by which somebody asks another operator to maintain a node (docs/design/drain.md#c5).
 
 Two operators have a kind of this name, and both name the node in `spec.nodeName`:
 
 - medik8s node-maintenance-operator, cluster-scoped (its api/v1beta1/nodemaintenance_types.go at 3a54cd1);
-- NVIDIA maintenance-operator, namespaced, with the asker in `spec.requestorID` (Mellanox/maintenance-operator
-  api/v1alpha1/nodemaintenance_types.go at e15d07b). NVIDIA's driver upgrade can be such an asker
+- NVIDIA maintenance-operator, namespaced, with the requestor in `spec.requestorID` (Mellanox/maintenance-operator
+  api/v1alpha1/nodemaintenance_types.go at e15d07b). NVIDIA's driver upgrade can be such a requestor
   (k8s-operator-libs pkg/upgrade/upgrade_requestor.go at 11e747a).
 
-We begin with no node that has one, from its creation until it is gone, whatever its status says. Not yet begun means:
-cordon and drain may come at any moment; one of NVIDIA's that is not chosen yet takes no slot. Succeeded, or Ready,
-means that the node is in maintenance now; deleting the object ends it (both READMEs). Failed and being deleted count
-too, because the uncordon is still to come and medik8s lifts whoever's cordon it finds (stopNodeMaintenanceImp): it
-would take ours away in the middle of a drain.
+We begin no change on a node that has one, from its creation until it is gone, whatever its status says. Before the
+maintenance begins, cordon and drain may come at any moment; one of NVIDIA's that is not chosen yet takes no slot.
+Succeeded, or Ready, means that the node is in maintenance now; deleting the object ends it (both READMEs). Failed and
+being deleted count too, because the uncordon is still to come and medik8s lifts any cordon that it finds
+(stopNodeMaintenanceImp): it would lift ours in the middle of a drain.
 
-None is for ever: medik8s makes the Node its owner (setOwnerRefToNode), maintenance-operator deletes what was Ready for
-too long (garbage_collector_controller.go at e15d07b), and any other one is named in the message, for a person to
-delete.
+No such object stays for ever: medik8s makes the Node its owner (setOwnerRefToNode), maintenance-operator deletes what
+was Ready for too long (garbage_collector_controller.go at e15d07b), and any other one is named in the message, for a
+person to delete.
 """
 
 from collections.abc import Mapping
@@ -28,49 +28,54 @@ from gpusharing.planning.snapshot.views import NodeView
 
 @dataclass(frozen=True, slots=True)
 class Maintenance:
-    """One NodeMaintenance: its node, and what people read about it."""
+    """One NodeMaintenance: the node that it is about, and what people read of it."""
 
     node: str
-    """Name of the node."""
+    """Name of the node that is to be maintained."""
     who: str
-    """Which operator maintains it, on whose behalf, and by which object, for people."""
+    """Which operator maintains the node, on whose behalf, and by which object, for people."""
     waits: bool = False
-    """Its operator has not chosen it yet; a large upgrade creates one for every node at once."""
+    """Whether its operator has not chosen it yet; a large upgrade creates one for every node at once."""
 
 
 def medik8s_maintenance(raw: JSON) -> Maintenance:
-    """Of group nodemaintenance.medik8s.io."""
+    """Project a NodeMaintenance of the group nodemaintenance.medik8s.io, which never waits."""
     return _maintenance(raw, "medik8s", "", failed=text(raw, "status", "phase") == "Failed")
 
 
 def nvidia_maintenance(raw: JSON) -> Maintenance:
-    """Of group maintenance.nvidia.com. RequestorFailed: the asker left the node in a state that a person must see."""
+    """Project a NodeMaintenance of the group maintenance.nvidia.com. It waits until its operator has chosen it, unless
+    it failed or is being deleted. RequestorFailed: the requestor left the node in a state that a person must see."""
     failed = any(
         condition.get("type") == "RequestorFailed" and condition.get("status") == "True"
         for condition in entries(raw, "status", "conditions")
     )
-    asker = text(raw, "spec", "requestorID")
-    found = _maintenance(raw, "NVIDIA", f" for {asker}" if asker else "", failed=failed)
-    conditions = entries(raw, "status", "conditions")
-    begun = any(one.get("type") == "Ready" and text(one, "reason") not in _NOT_CHOSEN for one in conditions)
+    requestor = text(raw, "spec", "requestorID")
+    maintenance = _maintenance(raw, "NVIDIA", f" for {requestor}" if requestor else "", failed=failed)
+    begun = any(
+        condition.get("type") == "Ready" and text(condition, "reason") not in _NOT_CHOSEN
+        for condition in entries(raw, "status", "conditions")
+    )
     chosen = failed or begun or "deletionTimestamp" in section(raw, "metadata")
-    return found if chosen else replace(found, waits=True)
+    return maintenance if chosen else replace(maintenance, waits=True)
 
 
 _NOT_CHOSEN = frozenset({"", "Pending"})
 """Reasons of the condition Ready before Scheduled (ConditionReasonPending of NVIDIA's nodemaintenance_types.go)."""
 
 
-def _maintenance(raw: JSON, operator: str, asker: str, *, failed: bool) -> Maintenance:
+def _maintenance(raw: JSON, operator: str, behalf: str, *, failed: bool) -> Maintenance:
+    """Return the node of a NodeMaintenance and its description, which ends with its state if that is unusual."""
     where, name = text(raw, "metadata", "namespace"), text(raw, "metadata", "name")
     deleting = "deletionTimestamp" in section(raw, "metadata")
     state = " (being deleted)" if deleting else " (failed)" if failed else ""
     name = f"{where}/{name}" if where else name
-    return Maintenance(text(raw, "spec", "nodeName"), f"{operator} NodeMaintenance {name}{asker}{state}")
+    return Maintenance(text(raw, "spec", "nodeName"), f"{operator} NodeMaintenance {name}{behalf}{state}")
 
 
 class Maintained:
-    """Joins NodeMaintenance objects to the Nodes that they name. Views that did not change keep their identity."""
+    """Joins NodeMaintenance objects to the Nodes that they name. A view whose inputs did not change stays the same
+    object."""
 
     def __init__(self, *kinds: Mapping[str, Maintenance]) -> None:
         """`kinds`: each by name, live; of several objects for a node the first kind and name counts."""
@@ -78,36 +83,44 @@ class Maintained:
         self._joined: dict[str, tuple[NodeView, NodeView]] = {}
 
     def by_node(self) -> dict[str, Maintenance]:
-        """By node, who maintains it; one that only waits yields to others."""
-        found: dict[str, Maintenance] = {}
+        """Return the maintenance of each node that has one. An object that only waits yields to one that does not;
+        otherwise the first counts."""
+        chosen: dict[str, Maintenance] = {}
         for kind in self._kinds:
             for name in sorted(kind):
-                one = kind[name]
-                if one.node not in found or (found[one.node].waits and not one.waits):
-                    found[one.node] = one
-        return found
+                row = kind[name]
+                if row.node not in chosen or (chosen[row.node].waits and not row.waits):
+                    chosen[row.node] = row
+        return chosen
 
     def join(self, view: NodeView) -> NodeView:
-        """The node with its NodeMaintenance, which has more information than the mark of its operator on the Node."""
-        found = self.by_node().get(view.name)
-        return _joined(view, found) if found is not None else view
+        """Return the node with its NodeMaintenance, which says more than the mark of the same operator on the Node;
+        unchanged if it has none."""
+        maintenance = self.by_node().get(view.name)
+        return _joined(view, maintenance) if maintenance is not None else view
 
     def join_all(self, nodes: Mapping[str, NodeView]) -> dict[str, NodeView]:
-        """A copy of `nodes` with every NodeMaintenance joined in."""
+        """Return a copy of `nodes` with every NodeMaintenance joined in."""
         copy, joined = dict(nodes), {}
-        for name, found in self.by_node().items():
+        for name, maintenance in self.by_node().items():
             if (view := nodes.get(name)) is None:
                 continue
             before, after = self._joined.get(name, (None, view))
-            if before is not view or (after.foreign, after.foreign_waits) != (found.who, found.waits):
-                after = _joined(view, found)
+            if before is not view or (after.foreign, after.foreign_waits) != (
+                maintenance.who,
+                maintenance.waits,
+            ):
+                after = _joined(view, maintenance)
             joined[name] = (view, after)
             copy[name] = after
         self._joined = joined
         return copy
 
 
-def _joined(view: NodeView, found: Maintenance) -> NodeView:
-    if found.waits and view.foreign_works:
-        return view  # somebody else works on it already, or may
-    return replace(view, foreign=found.who, foreign_waits=found.waits, foreign_queued=found.waits)
+def _joined(view: NodeView, maintenance: Maintenance) -> NodeView:
+    """Return the view with this maintenance, or unchanged if it only waits while somebody else works on the node
+    already."""
+    if maintenance.waits and view.foreign_works:
+        return view
+    waits = maintenance.waits
+    return replace(view, foreign=maintenance.who, foreign_waits=waits, foreign_queued=waits)

@@ -1,4 +1,4 @@
-"""The pods of nodes in work: one LIST of each, made as often as the drain needs it, the most urgent first."""
+"""The pods of nodes in work: one LIST for each node, made as often as the drain needs it, the most urgent first."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,7 +24,7 @@ from gpusharing.planning.snapshot.podviews import NodeWork, PodView
 
 @dataclass(slots=True)
 class NodePods:
-    """A node keeps what was seen before while its next LIST is under way."""
+    """Lists the pods of nodes. While a LIST is under way, the result of the last one stays in `work`."""
 
     client: KubeClient
     sources: Sources
@@ -32,26 +32,27 @@ class NodePods:
     crew: Crew
     budgets: Budgets
     work: dict[str, NodeWork] = field(default_factory=dict)
-    """By node: what is known of its pods."""
+    """The last LIST of each node in work, with what was seen since."""
     gangs: Gangs = field(init=False)
     _lookups: PodLookups = field(init=False)
     _lists: dict[str, tuple[NodeWork, Scope]] = field(default_factory=dict)
-    """LISTs that came since the last `look`, and what they looked for."""
+    """LISTs by node that ended since the last `look`, each with the pods that it was to find."""
 
     def __post_init__(self) -> None:
-        """Create the readers of what else decides about pods."""
+        """Create the readers of gangs and of other objects that decide about pods."""
         self.gangs, self._lookups = Gangs(self.client), PodLookups(self.client)
 
     async def look(
         self, wanted: frozenset[str], proving: frozenset[str], now: datetime, began: float
     ) -> None:
-        """List the pods of each wanted node whose last LIST is old enough, and forget the other nodes.
+        """List the pods of each wanted node whose last LIST is old enough, update `work`, and forget the other nodes.
 
-        `proving`: the nodes that come first, because they need nothing else. It was `now` at `began` of the loop's
-        clock.
+        A LIST that is late serves the next call; one that was not sent or refused with 429 leaves `work` as it is,
+        with its age. `proving`: the nodes that come first, because they need nothing else. It was `now` at `began` of
+        the loop's clock.
 
         Raises:
-            ExceptionGroup: what ends a pass, see Crew.
+            ExceptionGroup: an error that ends a pass, see Crew.
         """
         self._hear(now, began)
         for name in self.work.keys() - wanted:
@@ -60,7 +61,7 @@ class NodePods:
         async def read(node: str) -> None:
             self.calls.unsure.discard(node)
             with suppress(Throttled):  # not sent, or refused: what was seen before stays valid, with its age
-                # It may have waited for others, and must not be older than it is.
+                # This read may have waited for others: its LIST is dated when it begins.
                 self._lists[node] = await self._read(node, _later(now, began))
 
         due = [name for name in wanted if name not in self._lists and self._is_due(name, now)]
@@ -76,13 +77,13 @@ class NodePods:
         self._hear(now, began)
 
     def _hear(self, now: datetime, began: float) -> None:
-        """Note what the agents of the nodes in work have answered by now."""
+        """Record in `work` what the agents of its nodes have answered by now."""
         answers = self.sources.gpunodes.items
         for name, work in self.work.items():
             self.work[name] = heard(work, answers.get(name), _later(now, began))
 
     def forget(self) -> None:
-        """An answer of the server was lost: only a new LIST shows whether a pod was evicted."""
+        """Forget all pods, because an answer was lost: only a new LIST shows whether a pod was evicted."""
         self.work.clear()
         self._lists.clear()
 
@@ -99,15 +100,17 @@ class NodePods:
         pdbs, trouble = ((), budgets) if isinstance(budgets, str) else (budgets or (), "")
         for node, (work, scope) in lists.items():
             if budgets is None and node in guarded:
-                self._lists.setdefault(node, (work, scope))  # what was seen stays valid until they are known
+                self._lists.setdefault(
+                    node, (work, scope)
+                )  # the last LIST in `work` stays valid until the budgets are known
                 continue
             error = work.error or (trouble if node in guarded else "")
             now = replace(work, pdbs=pdbs, error=error)
             self.work[node] = looked(self.work.get(node), now, self.sources.gpunodes.items.get(node), scope)
 
     async def _read(self, node: str, at: datetime) -> tuple[NodeWork, Scope]:
-        """The pods of one node and the gangs that they belong to, or why they could not be listed. `at`: the moment
-        when the LIST begins."""
+        """List the pods of one node and the gangs that they belong to. If the pods cannot be listed, the result says
+        why. `at`: the moment when the LIST begins. Also returns the scope of the LIST."""
         scope, view = self._scope(node), self.sources.nodes.items.get(node)
         pods, error = await self._pods_of(node, scope, at)
         gangs = await self.gangs.find(pods, scope, at, anew=view is None or view.fence is None)
@@ -136,7 +139,8 @@ class NodePods:
         return True, work.listed_at.timestamp() if work is not None else 0.0, name
 
     def _scope(self, node: str) -> Scope:
-        """Before the fence names its class, every change may become a reboot where mig-manager runs WITH_REBOOT."""
+        """Return which pods of a node have to leave. Before the fence names its class, every change may become a
+        reboot where mig-manager runs WITH_REBOOT."""
         view = self.sources.nodes.items.get(node)
         if view is not None and view.fence is not None:
             reboots, since = view.fence.disruption is DisruptionClass.REBOOT, view.fence.since
@@ -146,6 +150,8 @@ class NodePods:
         return scope_of(self.sources.settings.plan, all_pods=reboots, cordoned_at=since)
 
     async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
+        """List the pods of one node; return them and an empty text, or no pods and why they cannot be listed. Raises
+        Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still valid."""
         try:
             raws = await list_of(self.client, PODS, field_selector=f"spec.nodeName={node}")
             namespaces = any(
@@ -163,5 +169,5 @@ class NodePods:
 
 
 def _later(now: datetime, began: float) -> datetime:
-    """The present time, given that it was `now` at `began` of the loop's clock."""
+    """Return the present time, given that it was `now` at `began` of the loop's clock."""
     return now + timedelta(seconds=loop_time() - began)

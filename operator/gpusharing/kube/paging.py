@@ -22,12 +22,12 @@ SLOW, SLOWEST = 1.0, 4.0
 """Seconds. After a page that took between the two, the next one has twice as many objects: it may take twice as long,
 and a call has a deadline of 10 s."""
 TOKEN_LIVES = 300.0
-"""Seconds. A token that fails for longer will not be taken any more: after the store was restored from a backup it
+"""Seconds. A token that fails for longer will never be accepted again: after the store was restored from a backup it
 names a version that is yet to come, which kube-apiserver answers with 500."""
 MOST_OBJECTS = 100
-"""In one page. The raw objects are held besides the views: of Nodes of 18 KB some 10 MiB."""
+"""The most objects in one page. Its raw objects are held besides the views: with Nodes of 18 KB, some 10 MiB."""
 PAGE = 500
-"""Objects of one page for those who wait for the whole list: few calls."""
+"""Objects of one page where the whole list is waited for, which then takes few calls."""
 PATIENCE = 90.0
 """Seconds for which one page may fail before `pages_of` gives up its list. A hold lasts for 60 s at most."""
 
@@ -35,7 +35,8 @@ LASTING = (Forbidden, NotFound, Invalid)
 """Errors that do not pass by themselves."""
 
 Ask = Callable[[int, str], Awaitable[Page]]
-"""Makes one call for a page: of at most so many objects (0: all) and from this token on (empty: from the beginning)."""
+"""Makes one call for a page: of at most so many objects, or all if 0, and from this token on, or from the beginning if
+it is empty."""
 
 
 async def list_of(client: KubeClient, resource: Resource, **where: Unpack[Filters]) -> list[JSON]:
@@ -48,11 +49,12 @@ async def pages_of(
 ) -> AsyncIterator[Page]:
     """Yield the pages of a list, of `size` objects each. All of them show the moment of the first page.
 
-    A later page that fails or is refused with 429 is asked for again with its token, and not before the time that the
-    server asks to wait. The first page is asked for once only, because nothing is lost with it.
+    A later page that fails or is refused with 429 is requested again with its token, not before the time that the
+    server asks to wait. The first page is requested once only, because nothing is lost with it.
 
     Raises:
-        KubeError: the first page failed, another one did for PATIENCE seconds, or the error does not pass by itself.
+        KubeError: the first page failed, another one did for PATIENCE seconds, or the error does not pass by
+            itself.
     """
     after, failing, pause = "", inf, Backoff(BACKOFF_FIRST, BACKOFF_MOST)
     while True:
@@ -61,8 +63,8 @@ async def pages_of(
             page = await client.list_page(resource, limit=size, after=after, **where)
         except (Unavailable, Throttled) as error:
             failing = min(failing, began)
-            held = error.retry_after if isinstance(error, Throttled) else None
-            wait = max(pause.after_failure(), held or 0.0)
+            requested = error.retry_after if isinstance(error, Throttled) else None
+            wait = max(pause.after_failure(), requested or 0.0)
             if not after or loop_time() + wait - failing > PATIENCE:
                 raise
             await asyncio.sleep(wait)
@@ -79,9 +81,9 @@ async def whole_list(
 ) -> AsyncGenerator[Page, None]:
     """Yield the pages of a list, which begin with `size` objects.
 
-    After an error that may pass by itself the same page is asked for again, with its token and `size` objects;
+    After an error that may pass by itself the same page is requested again, with its token and `size` objects;
     `on_error` gets the error. When a token has expired, the answer holds one for the rest of the list as it is now. If
-    it does not, everything is asked for in one page, once. Either way the list then shows several moments, so the
+    it does not, everything is requested in one page, once. Either way the list then shows several moments, so the
     caller must have watched since that of the first page.
 
     Raises:
@@ -116,10 +118,11 @@ async def whole_list(
 
 
 def _next_limit(limit: int, took: float) -> int:
-    """How many objects the page after one of `limit` objects has, which `took` so many seconds; see SLOW."""
+    """Return how many objects to request after a page of `limit` objects that took so many seconds; see SLOW."""
     return max(limit, min(2 * limit, MOST_OBJECTS)) if SLOW < took < SLOWEST else limit
 
 
 def _resumed(error: Expired, limit: int) -> tuple[str, int]:
-    """The token and the number of objects with which a list goes on whose token has expired; see `whole_list`."""
+    """Return the token and the number of objects with which a list goes on after its token has expired; see
+    `whole_list`."""
     return error.rest, limit if error.rest else 0

@@ -1,4 +1,4 @@
-"""A KubeClient in front of another one: a layer overrides the one call, or the stream, and writes only its own part."""
+"""A KubeClient in front of another one. A layer overrides `call` or `stream`, and writes only its own part."""
 
 from collections.abc import AsyncGenerator
 
@@ -6,15 +6,15 @@ from gpusharing.kube.client import JSON, ApiRequest, KubeClient, WatchEvent
 
 
 class PassingClient(KubeClient):
-    """Passes every request on to another client."""
+    """Passes every request on to another client, unchanged."""
 
     def __init__(self, client: KubeClient) -> None:
         self.client = client
 
     async def call(self, request: ApiRequest) -> JSON:
-        """See KubeClient."""
+        """Pass the request on, and return the answer."""
         return await self.client.call(request)
 
     def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """See KubeClient."""
+        """Pass the request of a watch on, and return its events."""
         return self.client.stream(request)

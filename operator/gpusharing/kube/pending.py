@@ -12,21 +12,22 @@ from gpusharing.kube.raw import part
 
 @dataclass(slots=True)
 class PendingPods:
-    """The last count of the Pending pods without a node, by the GPU resource that they ask for."""
+    """The last count of the Pending pods without a node, by the GPU resource that they request."""
 
     client: KubeClient
     pods: Mapping[str, int] = field(default_factory=dict)
-    """How many pods ask for it."""
+    """How many pods request a resource."""
     devices: Mapping[str, int] = field(default_factory=dict)
-    """How many devices they ask for together."""
+    """How many devices they request together."""
 
     async def count(self) -> None:
-        """Count again. Pods that are being deleted are left out. Raises a KubeError."""
+        """List such pods, and replace both counts. Pods that are being deleted do not count. A KubeError is raised,
+        and the counts stay."""
         pods, devices = Counter[str](), Counter[str]()
         selector = "spec.nodeName=,status.phase=Pending"
         async for page in pages_of(self.client, PODS, field_selector=selector):
             for raw in page.items:
-                asked = {} if part(raw, "metadata", "deletionTimestamp") else pod_requests(raw)
-                pods.update(asked.keys())
-                devices.update(asked)
+                requests = {} if part(raw, "metadata", "deletionTimestamp") else pod_requests(raw)
+                pods.update(requests.keys())
+                devices.update(requests)
         self.pods, self.devices = dict(pods), dict(devices)

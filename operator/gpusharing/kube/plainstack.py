@@ -1,8 +1,8 @@
-"""DaemonSets that serve GPUs. Those of NVIDIA's device-plugin chart without the GPU Operator say what ClusterPolicy
-would say, and the GPU Operator's say what ClusterPolicy does not.
+"""DaemonSets that serve GPUs. Where NVIDIA's device-plugin chart runs without the GPU Operator, its DaemonSets say
+what ClusterPolicy would say; those of the GPU Operator say what ClusterPolicy does not.
 
-Names are those of the chart in k8s-device-plugin, deployments/helm/nvidia-device-plugin (v0.19.3); tests/nvidia holds
-what is read here to its rendered templates.
+Names are those of the chart in k8s-device-plugin, deployments/helm/nvidia-device-plugin (v0.19.3); tests/nvidia
+compares what is read here with its rendered templates.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,10 +32,10 @@ CONFIGS = "available-configs"
 
 @dataclass(frozen=True, slots=True)
 class DaemonSetView:
-    """What one DaemonSet in the namespace of NVIDIA's components shows."""
+    """What one DaemonSet in the namespace of NVIDIA's components runs, as far as we use it."""
 
     name: str
-    """Name of the DaemonSet; empty: it is neither of the chart nor of the GPU Operator's MPS daemon."""
+    """Name of the DaemonSet; empty unless it is one of the chart."""
     release: str
     """The Helm release, from its label."""
     plugin: bool
@@ -43,7 +43,7 @@ class DaemonSetView:
     discovery: bool
     """Whether it runs GPU Feature Discovery."""
     config_map: str
-    """Name of the ConfigMap that it mounts for config-manager; empty: it has none."""
+    """Name of the ConfigMap that it mounts for config-manager; empty if it mounts none."""
     default: str = ""
     """Configuration for nodes without the label."""
     mig_strategy: str = ""
@@ -51,24 +51,24 @@ class DaemonSetView:
     version: str = ""
     """Tag of the device plugin's image; empty if it has only a digest, or there is no such container."""
     tolerates_gate: bool = True
-    """Its pods may start behind the start-up taint."""
+    """Whether its pods may start on a node with the start-up taint."""
     tolerations: str = "[]"
-    """Those of its pods, as JSON."""
+    """Tolerations of its pods, as JSON."""
     mps_daemon: MpsDaemonView | None = None
-    """It is that of the GPU Operator's MPS daemons."""
+    """What it shows if it runs the GPU Operator's MPS daemons, else None."""
     finder: FinderState | None = None
-    """It is that of Node Feature Discovery's workers."""
+    """What it shows if it runs Node Feature Discovery's workers, else None."""
 
 
 _OTHER = DaemonSetView("", "", False, False, "")
 
 
 def daemon_set_view(raw: JSON) -> DaemonSetView:
-    """A DaemonSet; the same empty view for all that belong neither to the chart nor to the GPU Operator's MPS
-    daemon, and are no workers of Node Feature Discovery."""
+    """Project a DaemonSet. All those that belong neither to the chart nor to the GPU Operator's MPS daemon, and run no
+    worker of Node Feature Discovery, become one and the same empty view."""
     owners = entries(raw, "metadata", "ownerReferences")
     template = section(raw, "spec", "template", "spec")
-    containers = {text(one, "name"): one for one in entries(template, "containers")}
+    containers = {text(container, "name"): container for container in entries(template, "containers")}
     if any(owner.get("kind") == "ClusterPolicy" for owner in owners):
         return replace(_OTHER, mps_daemon=_mps_daemon(template, containers)) if MPS in containers else _OTHER
     if not containers.keys() & {PLUGIN, DISCOVERY}:
@@ -76,14 +76,14 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
         return _OTHER if finder is None else replace(_OTHER, finder=finder)
     main = containers.get(PLUGIN, {})
     init = entries(template, "initContainers")
-    volumes = (one for one in entries(template, "volumes") if one.get("name") == CONFIGS)
+    volumes = (volume for volume in entries(template, "volumes") if volume.get("name") == CONFIGS)
     return DaemonSetView(
         name=text(raw, "metadata", "name"),
         release=texts(raw.get("metadata", {}).get("labels")).get("app.kubernetes.io/instance", ""),
         plugin=PLUGIN in containers,
         discovery=DISCOVERY in containers,
-        config_map=next((text(one, "configMap", "name") for one in volumes), ""),
-        default=next((found for one in init if (found := _variable(one, "DEFAULT_CONFIG"))), ""),
+        config_map=next((text(volume, "configMap", "name") for volume in volumes), ""),
+        default=next((name for container in init if (name := _variable(container, "DEFAULT_CONFIG"))), ""),
         mig_strategy=_variable(main, "MIG_STRATEGY"),
         version=_version(main),
         tolerates_gate=tolerates(entries(template, "tolerations")),
@@ -92,10 +92,11 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
 
 
 def finder_state(daemon_set: JSON) -> FinderState | None:
-    """A worker of Node Feature Discovery, by what its container runs (its chart, templates/worker.yaml); None: it is
-    something else."""
+    """Return the state of a DaemonSet whose container runs Node Feature Discovery's worker (its chart,
+    templates/worker.yaml), or None if none does."""
     template = section(daemon_set, "spec", "template", "spec")
-    if not any("nfd-worker" in strings(one.get("command")) for one in entries(template, "containers")):
+    containers = entries(template, "containers")
+    if not any("nfd-worker" in strings(container.get("command")) for container in containers):
         return None
     tolerations = entries(template, "tolerations")
     return FinderState(
@@ -107,6 +108,7 @@ def finder_state(daemon_set: JSON) -> FinderState | None:
 
 
 def _mps_daemon(template: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
+    """Project the DaemonSet of the GPU Operator's MPS daemons, by its containers."""
     daemon = containers[MPS]
     return MpsDaemonView(
         version=_version(daemon),
@@ -117,24 +119,25 @@ def _mps_daemon(template: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView
 
 
 def _version(container: JSON) -> str:
-    """The tag of its image, which may have a digest behind it; empty: it has a digest alone."""
+    """Return the tag of the container's image, without the digest that may follow it; empty if it has no tag."""
     tagged = text(container, "image").partition("@")[0].rpartition("/")[2]
     return tagged.partition(":")[2]
 
 
 def _variable(container: JSON, name: str) -> str:
-    return next((text(one, "value") for one in entries(container, "env") if one.get("name") == name), "")
+    """Return the value of an environment variable of a container; empty if it has none."""
+    return next((text(row, "value") for row in entries(container, "env") if row.get("name") == name), "")
 
 
 def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
-    """Return what a ClusterPolicy would say, read from the DaemonSets of NVIDIA's chart; None if none of them runs the
-    chart's device plugin."""
-    found = sorted((one for one in sets if one.plugin or one.discovery), key=lambda one: one.name)
-    plugin = next((one for one in found if one.plugin), None)
+    """Return what a ClusterPolicy would say, read from the DaemonSets of NVIDIA's chart, or None if none of them runs
+    the chart's device plugin."""
+    chart = sorted((row for row in sets if row.plugin or row.discovery), key=lambda row: row.name)
+    plugin = next((row for row in chart if row.plugin), None)
     if plugin is None:
         return None
-    discovers = any(one.discovery and one.config_map == plugin.config_map for one in found)
-    narrow = next((one for one in found if not one.tolerates_gate), plugin)
+    discovers = any(row.discovery and row.config_map == plugin.config_map for row in chart)
+    narrow = next((row for row in chart if not row.tolerates_gate), plugin)
     return ClusterPolicyView(
         plugin_config_name=plugin.config_map,
         mig_strategy=plugin.mig_strategy,
@@ -149,8 +152,9 @@ def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
 
 
 def with_mps_daemon(policy: ClusterPolicyView, sets: Iterable[DaemonSetView]) -> ClusterPolicyView:
-    """The policy with what the GPU Operator's own DaemonSet shows about its MPS daemon."""
-    daemon = next((one.mps_daemon for one in sets if one.mps_daemon is not None), None)
+    """Return the policy with what the first DaemonSet of MPS daemons shows about these; None there if there is no such
+    DaemonSet."""
+    daemon = next((row.mps_daemon for row in sets if row.mps_daemon is not None), None)
     return replace(policy, mps_daemon=daemon)
 
 
@@ -160,7 +164,8 @@ DRIVER, DRIVER_PROGRAM = "gpus", "gpu-kubelet-plugin"
 
 
 def gpu_server(raw: JSON) -> Server | None:
-    """Project a DaemonSet that serves GPUs; None if it is not known to serve any, by names and images of containers:
+    """Project a DaemonSet that serves GPUs, or return None if it is not known to serve any. It is known by names and
+    images of its containers:
 
     - the GPU Operator's device plugin: container `nvidia-device-plugin`, owner ClusterPolicy (gpu-operator
       assets/state-device-plugin/0500_daemonset.yaml);
@@ -171,8 +176,8 @@ def gpu_server(raw: JSON) -> Server | None:
     """
     template = section(raw, "spec", "template", "spec")
     containers = entries(template, "containers")
-    dra = any(text(one, "name") == DRIVER and _starts(one, DRIVER_PROGRAM) for one in containers)
-    if not dra and not any(text(one, "name") in PLUGINS or HAMI in text(one, "image") for one in containers):
+    dra = any(text(row, "name") == DRIVER and _starts(row, DRIVER_PROGRAM) for row in containers)
+    if not dra and not any(text(row, "name") in PLUGINS or HAMI in text(row, "image") for row in containers):
         return None
     metadata = section(raw, "metadata")
     annotations, owners = texts(metadata.get("annotations")), entries(metadata, "ownerReferences")
@@ -192,19 +197,21 @@ def gpu_server(raw: JSON) -> Server | None:
 
 
 def _starts(container: JSON, program: str) -> bool:
+    """Whether the command or the arguments of a container contain this program."""
     return any(
         program in word for word in (*strings(container.get("command")), *strings(container.get("args")))
     )
 
 
 async def find_gpu_operator(client: KubeClient, default: str) -> str:
-    """Find the namespace of the GPU Operator's pods: the one in ClusterPolicy's status, else that of the device plugin
-    which ClusterPolicy owns. Returns `default` if neither is found, or if they may not be read."""
+    """Return the namespace of the GPU Operator's pods: the one in ClusterPolicy's status, else that of the device
+    plugin which ClusterPolicy owns, else `default`. Also `default` if these may not be read or do not exist; other
+    errors are raised."""
     try:
         states = [section(raw, "status") for raw in await list_of(client, CLUSTER_POLICIES)]
-        told = [text(one, "namespace") for one in states if text(one, "state") != "ignored"]
-        sets = [] if any(told) else await list_of(client, DAEMON_SETS)
+        reported = [text(state, "namespace") for state in states if text(state, "state") != "ignored"]
+        sets = [] if any(reported) else await list_of(client, DAEMON_SETS)
     except (Forbidden, NotFound):
         return default
-    owned = (one.namespace for raw in sets if (one := gpu_server(raw)) is not None and one.of_gpu_operator)
-    return next(filter(None, told), "") or next(owned, default)
+    owned = (row.namespace for raw in sets if (row := gpu_server(raw)) is not None and row.of_gpu_operator)
+    return next(filter(None, reported), "") or next(owned, default)

@@ -1,4 +1,4 @@
-"""What else decides about a pod: its ResourceClaims, whether its DaemonSet exists, the labels of its namespace."""
+"""Other objects that decide about a pod: its ResourceClaims, its DaemonSet, and its namespace."""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,8 +16,8 @@ from gpusharing.planning.snapshot.podviews import PodView
 Key = TypeVar("Key")
 Answer = TypeVar("Answer")
 
-KEPT = timedelta(seconds=30)
-"""For which a DaemonSet or a namespace is not read again."""
+ANSWER_VALID = timedelta(seconds=30)
+"""How long a DaemonSet or a namespace is not read again."""
 
 
 @dataclass(slots=True)
@@ -26,21 +26,22 @@ class PodLookups:
 
     client: KubeClient
     owners: dict[tuple[str, str], tuple[datetime, bool | None]] = field(default_factory=dict)
-    """By namespace and name of a DaemonSet: when it was read, and whether it existed."""
+    """DaemonSets by namespace and name: when each was read, and whether it existed; None if we may not read it."""
     namespaces: dict[str, tuple[datetime, Mapping[str, str] | None]] = field(default_factory=dict)
-    """By name: when it was read, and its labels."""
+    """Namespaces by name: when each was read, and its labels, or None if they cannot be read."""
 
     async def views(
         self, raws: Iterable[JSON], scope: Scope, now: datetime, *, namespaces: bool
     ) -> tuple[PodView, ...]:
-        """The pods of one node with what other objects say about them. `namespaces`: labels of namespaces matter.
+        """Return the pods of one node as views, with what other objects say about them. `namespaces`: whether labels
+        of namespaces matter.
 
-        A namespace is read where one of its pods concerns the drain, and its labels are given to all of its pods: a
-        rank without a GPU is asked about with its gang (docs/design/drain.md#t13), and None says there that they cannot
-        be read.
+        A namespace is read if the drain concerns one of its pods, and then all of its pods get the labels: a rank
+        without a GPU is asked about with its gang (docs/design/drain.md#t13). Labels that cannot be read are None.
 
         Raises:
-            KubeError: an object could not be read for another reason than that it is gone, or not ours to read.
+            KubeError: an object could not be read, for another reason than that it is gone or that we may not
+                read it.
         """
         pods = [pod_view(raw, await self._resource_claims(raw)) for raw in raws]
         concerned = {pod.uid for pod in pods if scope.all_pods or holds_gpu(pod)}
@@ -53,18 +54,19 @@ class PodLookups:
         return tuple([await self._with_owner(pod, now) if pod.uid in concerned else pod for pod in pods])
 
     async def _resource_claims(self, raw: JSON) -> dict[str, ResourceClaimUse]:
-        """What the ResourceClaims of a pod are used for; one that cannot be read counts as a GPU
-        (docs/design/drain.md#g5)."""
+        """Return by `namespace/name` what the ResourceClaims of a pod are used for. One that is gone or may not be
+        read is `unresolved`, which counts as a GPU (docs/design/drain.md#g5)."""
         namespace = raw["metadata"]["namespace"]
         uses: dict[str, ResourceClaimUse] = {}
         for name in resource_claim_names(raw):
             if name is not None:
-                found = await self._get(RESOURCE_CLAIMS, name, namespace)
-                uses[f"{namespace}/{name}"] = resource_claim_use(found) if found else "unresolved"
+                claim = await self._get(RESOURCE_CLAIMS, name, namespace)
+                uses[f"{namespace}/{name}"] = resource_claim_use(claim) if claim else "unresolved"
         return uses
 
     async def _with_owner(self, pod: PodView, now: datetime) -> PodView:
-        """Look up whether the DaemonSet of a pod that has to leave still exists (docs/design/drain.md#p3, P5)."""
+        """Return the pod with whether its DaemonSet still exists (docs/design/drain.md#p3, P5); unchanged if no
+        DaemonSet owns it."""
         owner = pod.owner
         if owner is None or owner.kind != "DaemonSet" or not owner.api_version.startswith("apps/"):
             return pod
@@ -73,11 +75,12 @@ class PodLookups:
         return replace(pod, owner=replace(owner, exists=exists))
 
     async def _labels(self, namespace: str) -> Mapping[str, str] | None:
-        """Labels of a namespace (docs/design/drain.md#p19); None if it cannot be read."""
-        found = await self._get(NAMESPACES, namespace, None)
-        return None if found is None else interned(part(found, "metadata", "labels"))
+        """Return the labels of a namespace (docs/design/drain.md#p19), or None if it is gone or may not be read."""
+        raw = await self._get(NAMESPACES, namespace, None)
+        return None if raw is None else interned(part(raw, "metadata", "labels"))
 
     async def _exists(self, resource: Resource, name: str, namespace: str) -> bool | None:
+        """Return whether an object exists, or None if we may not read it."""
         try:
             await self.client.get(resource, name, namespace=namespace)
         except NotFound:
@@ -87,6 +90,7 @@ class PodLookups:
         return True
 
     async def _get(self, resource: Resource, name: str, namespace: str | None) -> JSON | None:
+        """Return an object, or None if it is gone or we may not read it."""
         try:
             return await self.client.get(resource, name, namespace=namespace)
         except (NotFound, Forbidden):
@@ -96,11 +100,11 @@ class PodLookups:
 async def _ask(
     known: dict[Key, tuple[datetime, Answer]], key: Key, now: datetime, read: Callable[[], Awaitable[Answer]]
 ) -> Answer:
-    """Return what is known, or `read` it if that is too old. Other old answers are forgotten then: namespaces come and
-    go as long as the operator runs."""
-    if key not in known or now - known[key][0] > KEPT:
+    """Return the answer in `known`, or `read` it anew if that is too old. A new answer is stored in `known`, and all
+    old ones are removed there: namespaces come and go as long as the operator runs."""
+    if key not in known or now - known[key][0] > ANSWER_VALID:
         answer = await read()
-        for old in [old for old, (read_at, _) in known.items() if now - read_at > KEPT]:
+        for old in [old for old, (read_at, _) in known.items() if now - read_at > ANSWER_VALID]:
             del known[old]
         known[key] = now, answer
     return known[key][1]

@@ -1,4 +1,4 @@
-"""GPU resources that a pod requests: of its node, as the scheduler adds them up, and in one container."""
+"""GPU resources that a pod requests: from its node, as the scheduler adds them up, and in one container."""
 
 from collections import Counter
 from sys import intern
@@ -41,6 +41,6 @@ def largest_requests(pod: JSON) -> Counter[str]:
 def container_requests(container: JSON) -> Counter[str]:
     """Return the GPU resources that one container requests; a quantity that cannot be read counts as 1."""
     # Requests of an extended resource equal its limits, so one of them is enough (docs/design/drain.md#g1).
-    asked = {**section(container, "resources", "requests"), **section(container, "resources", "limits")}
-    found = {intern(key): count(quantity) for key, quantity in asked.items() if is_gpu_resource(key)}
-    return Counter({key: 1 if number is None else number for key, number in found.items() if number != 0})
+    requests = {**section(container, "resources", "requests"), **section(container, "resources", "limits")}
+    counts = {intern(key): count(quantity) for key, quantity in requests.items() if is_gpu_resource(key)}
+    return Counter({key: 1 if number is None else number for key, number in counts.items() if number != 0})

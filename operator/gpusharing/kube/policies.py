@@ -1,4 +1,4 @@
-"""The policies as last listed. An event only says that something may have changed; the list is the truth."""
+"""The policies as last listed. An event only says that something may have changed; the list decides."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,18 +12,19 @@ from gpusharing.planning.snapshot.views import PolicyView
 
 
 class PolicyCache:
-    """There are few, so they are listed as a whole. Views and the tuple keep their identity while nothing changed.
+    """All policies, which are few and so are listed as a whole. Views and their tuple stay the same objects while
+    nothing changed.
 
-    It never goes back, as a Reflector does not, unless the store was restored from a backup: a list from before what
-    the server has shown already is refused. One that was believed would stay for good, because no watch goes on from
-    it: a deleted policy would own nodes again.
+    Like a Reflector the cache never goes back, unless the store was restored from a backup: a list that is older than
+    what the server has shown already is refused. A deleted policy in it would own nodes again, and would stay for
+    good, because no watch goes on from that list.
     """
 
     def __init__(self, client: KubeClient, restores: Callable[[], int] = int) -> None:
         """`restores` returns how often a write has proven that the store was restored from a backup (LeaderLease)."""
         self._client = client
         self._restores, self._restores_seen, self._doubted = restores, restores(), False
-        """`restores` as of the last list that was believed, and whether one has been refused since."""
+        """`restores` as of the last list that was accepted, and whether one has been refused since."""
         self._raw: dict[str, JSON] = {}
         self.views: tuple[PolicyView, ...] = ()
         """The policies as last listed, sorted by name."""
@@ -32,20 +33,21 @@ class PolicyCache:
         self._newest = ""
         """The highest resourceVersion that the server has shown of policies: in a list, an event or an answer."""
         self.listed = False
-        """Listed at least once."""
+        """Whether the policies were listed at least once."""
 
     @property
     def stale(self) -> bool:
-        """There is news that is not listed yet."""
+        """Whether there is news that is not listed yet, or a list is under way."""
         return self.dirty or self._listing
 
     @property
     def dirty(self) -> bool:
-        """The next pass has to list."""
+        """Whether the next pass has to list: something was touched, or the store went back."""
         return self._dirty or self._restores() > self._restores_seen
 
     def touch(self, name: str = "", resource_version: str = "") -> bool:
-        """An event was seen. False when it says what we already know: the echo of our own write."""
+        """Note that an event came; without arguments, that anything may have changed. Return False, and note nothing,
+        if this version of the policy is known already, as after our own write."""
         if name and resource_version and _version(self._raw.get(name, {})) == resource_version:
             return False
         self._reached(resource_version)
@@ -53,9 +55,10 @@ class PolicyCache:
         return True
 
     async def refresh(self) -> tuple[PolicyView, ...]:
-        """All policies, sorted by name; listed again only when something was touched.
+        """Return the views of all policies, sorted by name; they are listed again only if the cache is `dirty`.
 
-        Raises Unavailable when the server answers with an older state than it has shown already; what was known stays.
+        Raises a KubeError if they cannot be listed, and Unavailable if the server answers with an older state than it
+        has shown already. The policies known before stay, and the next call lists again.
         """
         if self.dirty:
             self._dirty, self._listing = False, True
@@ -71,7 +74,8 @@ class PolicyCache:
         return self.views
 
     async def _list(self) -> dict[str, JSON]:
-        """The policies by name as the server has them now."""
+        """List the policies, and return them by name. Raises Unavailable if the list is older than what the server has
+        shown, unless that happened twice and a write has proven that the store went back."""
         listed: dict[str, JSON] = {}
         at_least, version = self._newest, ""
         async for page in pages_of(self._client, POLICIES):
@@ -90,7 +94,8 @@ class PolicyCache:
         return listed
 
     def accept(self, raw: JSON) -> None:
-        """Take the policy that the server returned for our write, unless a newer version is known already.
+        """Take over the policy that the server returned for our write, unless a newer version is known already or the
+        policy is unknown.
 
         Status is written beside the passes: an edit can be listed before the answer to an older write arrives.
         """
@@ -101,11 +106,12 @@ class PolicyCache:
             self._rebuild()
 
     def _reached(self, version: str) -> None:
-        """The server has shown its state of this version."""
+        """Note that the server has shown its state of this version."""
         if not self._newest or newer(version, self._newest):
             self._newest = version
 
     def _rebuild(self) -> None:
+        """Make the views anew; each one, and the tuple, stays the same object if it is equal to the one before."""
         before = {view.name: view for view in self.views}
         views = []
         for name in sorted(self._raw):
@@ -118,12 +124,12 @@ class PolicyCache:
             self.views = tuple(views)
 
     def finalizers(self, policy: str) -> tuple[str, tuple[str, ...]]:
-        """(resourceVersion, finalizers) as last read."""
+        """Return resourceVersion and finalizers of a policy as last read; empty if it is unknown."""
         metadata = self._raw.get(policy, {}).get("metadata", {})
         return str(metadata.get("resourceVersion", "")), tuple(metadata.get("finalizers") or ())
 
     def status(self, policy: str) -> Mapping[str, Any]:
-        """`status` as last read or written."""
+        """Return the status of a policy as last read or written; empty if it is unknown or has none."""
         status: Mapping[str, Any] = self._raw.get(policy, {}).get("status") or {}
         return status
 

@@ -1,7 +1,8 @@
 """The proxy in front of an API server, chosen as kubectl does: `proxy-url` of the cluster, else the environment.
 
-HTTPS_PROXY or HTTP_PROXY counts, by the scheme of the server, unless NO_PROXY has its host or network, or it is on
-loopback (golang.org/x/net/http/httpproxy). kubectl can use SOCKS proxies too; we cannot, and say so.
+HTTPS_PROXY or HTTP_PROXY counts, by the scheme of the server, unless NO_PROXY has its host or network, or it is
+on loopback (golang.org/x/net/http/httpproxy). kubectl can use SOCKS proxies too; we cannot, and raise an error
+that says so.
 """
 
 from collections.abc import Mapping
@@ -14,9 +15,10 @@ from gpusharing.kube.errors import Unauthorized
 
 
 def find_proxy(server: str, proxy_url: str | None, environment: Mapping[str, str]) -> str | None:
-    """The URL of the proxy to this server, or None without one. `proxy_url` is that of the kubeconfig.
+    """Return the URL of the proxy to this server, or None if none is used. `proxy_url` is that of the kubeconfig,
+    which precedes the environment.
 
-    Raises Unauthorized for a proxy that we cannot use; the message names the field or variable, and no password.
+    Raises Unauthorized for a proxy that cannot be used; the message names the field or variable, and no password.
     """
     source, proxy = "proxy-url of the cluster in the kubeconfig", proxy_url
     if not proxy and not _is_direct(server, environment):
@@ -27,11 +29,11 @@ def find_proxy(server: str, proxy_url: str | None, environment: Mapping[str, str
     if not proxy:
         return None
     with suppress(ValueError):
-        found = urlsplit(proxy)
-        if found.scheme in ("http", "https") and found.hostname and found.port != 0:
+        url = urlsplit(proxy)
+        if url.scheme in ("http", "https") and url.hostname and url.port != 0:
             return proxy
     raise Unauthorized(
-        f"{source} names a proxy that cannot be used here: only those of http and https can. Give it a URL such as"
+        f"{source} names a proxy that cannot be used here, because only HTTP and HTTPS proxies can. Set a URL such as"
         " http://proxy.example.com:3128"
     )
 
@@ -39,7 +41,7 @@ def find_proxy(server: str, proxy_url: str | None, environment: Mapping[str, str
 def _is_direct(server: str, environment: Mapping[str, str]) -> bool:
     """Whether no proxy of the environment is used for this server: it is on loopback, or NO_PROXY exempts it."""
     _, exempt = _first(environment, "NO_PROXY", "no_proxy")
-    with suppress(ValueError):  # no URL, or none with an address: whoever calls it says the rest
+    with suppress(ValueError):  # no URL, or none with an address: the connection will say what is wrong
         place = urlsplit(server)
         if place.hostname == "localhost" or proxy_bypass_environment(place.netloc, {"no": exempt}):
             return True
@@ -56,5 +58,5 @@ def _holds(network: str, address: object) -> bool:
 
 
 def _first(environment: Mapping[str, str], *names: str) -> tuple[str, str]:
-    """The first of these variables that is set, and its value; both empty if none is."""
+    """Return the first of these variables that is set, and its value; both empty if none is."""
     return next(((name, environment[name]) for name in names if environment.get(name)), ("", ""))

@@ -1,4 +1,4 @@
-"""Reading raw JSON without trusting its shape: anything missing or malformed becomes an empty value."""
+"""Read raw JSON without trusting its shape: anything missing or malformed becomes an empty value."""
 
 from collections.abc import Mapping
 from sys import intern
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def part(value: object, *path: str) -> Any:
-    """The value at `path`, None if a step is missing or not an object."""
+    """Return the value at `path`, or None if a step is missing or not an object."""
     for key in path:
         if not isinstance(value, dict):
             return None
@@ -15,43 +15,44 @@ def part(value: object, *path: str) -> Any:
 
 
 def section(value: object, *path: str) -> dict[str, Any]:
-    """The object at `path`, empty when there is none."""
+    """Return the object at `path`; empty if there is none."""
     found = part(value, *path)
     return found if isinstance(found, dict) else {}
 
 
 def entries(value: object, *path: str) -> list[dict[str, Any]]:
-    """The objects of the list at `path`; other entries are left out."""
+    """Return the objects in the list at `path`; other entries are left out, and without a list it is empty."""
     found = part(value, *path)
     return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
 def text(value: object, *path: str) -> str:
-    """The text at `path`, empty when there is none."""
+    """Return the text at `path`; empty if there is none."""
     found = part(value, *path)
     return found if isinstance(found, str) else ""
 
 
 def whole(value: object, *path: str) -> int:
-    """The whole number at `path`, 0 when there is none."""
+    """Return the whole number at `path`, or 0 if there is none."""
     found = part(value, *path)
     return found if isinstance(found, int) and not isinstance(found, bool) else 0
 
 
 def texts(value: object) -> Mapping[str, str]:
-    """Labels or annotations; entries that are not strings are left out."""
+    """Return the entries of labels or annotations that are strings; empty if `value` is no object."""
     if not isinstance(value, dict):
         return {}
     return {key: item for key, item in value.items() if isinstance(item, str)}
 
 
 def strings(value: object) -> tuple[str, ...]:
-    """The texts of a list; other entries are left out."""
+    """Return the texts in a list; other entries are left out, and without a list it is empty."""
     return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
 
 
 def interned(value: object) -> Mapping[str, str]:
-    """Labels, with keys and values shared between objects: thousands of nodes repeat the same texts."""
+    """Return labels with keys and values that equal labels of other objects share: thousands of nodes repeat the same
+    texts. Entries that are not strings are left out."""
     if not isinstance(value, dict):
         return {}
     return {intern(key): intern(item) for key, item in value.items() if isinstance(item, str)}

@@ -22,12 +22,14 @@ def start_gate(node: JSON) -> str | None:
 
 
 def opened(gate: str) -> list[JSON] | None:
-    """`spec.taints` without the start-up taint; None removes the list."""
+    """Return `spec.taints` without the start-up taint, from the text that `start_gate` made; None, which removes the
+    list, if no taint is left."""
     others: list[JSON] = json.loads(gate)
     return others or None
 
 
 def _is_ours(taint: JSON) -> bool:
+    """Whether this is the start-up taint with the effect that we write."""
     return taint.get("key") == names.TAINT_UNPROVEN and taint.get("effect") == EFFECT
 
 
@@ -35,22 +37,23 @@ def tolerates(tolerations: Sequence[JSON]) -> bool:
     """Whether pods with these tolerations may start on a node with the start-up taint. A toleration that names the key
     of the taint counts whatever its value."""
     return any(
-        text(one, "effect") in ("", EFFECT)
+        text(row, "effect") in ("", EFFECT)
         and (
-            text(one, "key") == names.TAINT_UNPROVEN
-            or (not text(one, "key") and one.get("operator") == "Exists")
+            text(row, "key") == names.TAINT_UNPROVEN
+            or (not text(row, "key") and row.get("operator") == "Exists")
         )
-        for one in tolerations
+        for row in tolerations
     )
 
 
 def operand_tolerations(cluster_policy: JSON) -> list[JSON]:
-    """Return the tolerations that NVIDIA's operands have under this ClusterPolicy."""
+    """Return the tolerations that NVIDIA's operands have under this ClusterPolicy: its own list, else the GPU
+    Operator's default."""
     return entries(cluster_policy, "spec", "daemonsets", "tolerations") or [GPU_TOLERATION]
 
 
 def tolerations_text(tolerations: Sequence[JSON]) -> str:
-    """Tolerations as a view keeps them."""
+    """Return tolerations as JSON text, in which views keep them."""
     return _dump(list(tolerations))
 
 

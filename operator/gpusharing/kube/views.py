@@ -1,4 +1,4 @@
-"""The objects of one kind as a Reflector knows them: small projections by name, of which the newest version wins."""
+"""The objects of one kind as a Reflector knows them: small projections by name. The newest version wins."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
@@ -11,11 +11,11 @@ from gpusharing.kube.raw import newer
 View = TypeVar("View")
 
 OLDEST = "1"
-"""The version with which etcd begins. A write on the condition that an object has it is refused."""
+"""The version with which etcd begins. The server refuses a write on the condition that an object has it."""
 
 
 class Views(Generic[View]):
-    """The views of one kind, and the versions that they are of."""
+    """The views of one kind, and the version of the object that each was made from."""
 
     def __init__(
         self,
@@ -37,25 +37,27 @@ class Views(Generic[View]):
         self.newest = ""
         """The highest version that the server has shown."""
         self.listing = False
-        """While a list is read every deletion is remembered: a page may still bring the object."""
+        """Whether a list is being read. Every deletion is remembered meanwhile, because a page may still bring the
+        object."""
 
     def name(self, obj: JSON) -> str:
-        """The name under which an object is stored."""
+        """Return the name under which an object is stored."""
         metadata = obj["metadata"]
         name: str = metadata["name"]
         return f"{metadata['namespace']}/{name}" if self._long_names else name
 
     def version(self, name: str) -> str:
-        """The newest version seen of an object; empty when unknown."""
+        """Return the newest version seen of an object; empty if it is unknown."""
         return self._known.get(name, ("", ""))[1]
 
     def reached(self, version: str) -> None:
-        """The server has shown this version."""
+        """Note that the server has shown this version."""
         if not self.newest or newer(version, self.newest):
             self.newest = version
 
     def apply(self, obj: JSON, moment: str = "") -> None:
-        """Take an object unless the cache knows a newer one. `moment`: the version of the list that it is from.
+        """Store the view of an object, unless the cache knows a newer version or its deletion. `on_change` is called
+        if the view differs from the one before. `moment`: the version of the list that the object is from.
 
         A complete list is right about its moment whatever the object's own version: a store that was restored under a
         higher version (etcdutl --bump-revision) holds objects older than those that we knew.
@@ -78,8 +80,8 @@ class Views(Generic[View]):
         self._on_change(name)
 
     def deleted(self, obj: JSON) -> None:
-        """Drop the object, unless another one of that name is there already, or this one came back into the selection
-        since. A list may still bring it."""
+        """Drop an object that a watch reports as deleted, unless another one of that name is stored or this one came
+        back into the selection since. The deletion is remembered, because a list may still bring the object."""
         uid, name, version = obj["metadata"]["uid"], self.name(obj), obj["metadata"]["resourceVersion"]
         known = self._known.get(name, ("", ""))
         if known[0] != uid:
@@ -88,30 +90,33 @@ class Views(Generic[View]):
             self._forget(name, version)
 
     def drop(self, name: str) -> None:
-        """Drop an object, if it is known."""
+        """Drop the object of this name, if it is known."""
         if name in self._known:
             self._forget(name, self.version(name))
 
     def keep_only(self, names: Collection[str], version: str) -> None:
-        """Drop what a complete list of this version does not have. What our own write created after the moment of the
-        list is not missing from it."""
+        """Drop all objects but `names`, which a complete list of this version has. An object with a newer version
+        stays: our own write created it after the moment of the list."""
         for name in [name for name in self._known if name not in names]:
             if not newer(self.version(name), version):
                 self._forget(name, version)
 
     def go_back(self, version: str) -> None:
-        """Take everything that comes from now on for newer: nothing after `version` has ever happened."""
+        """Let every object that comes from now on count as newer than the cached one, because the store went back to
+        `version`. The views stay."""
         self._gone.clear()
         self._known = {name: (uid, OLDEST) for name, (uid, _) in self._known.items()}
         self.newest = version
 
     def _forget(self, name: str, version: str) -> None:
-        """Drop an object that was gone, or out of the selection, at `version`."""
+        """Drop an object that was deleted, or left the selection, at `version`, and call `on_change`."""
         self._remember_gone(self._known.pop(name)[0], version)
         del self._views[name]
         self._on_change(name)
 
     def _remember_gone(self, uid: str, version: str) -> None:
+        """Remember that this object was deleted, and forget the oldest deletions beyond the limit unless a list is
+        being read."""
         self._gone[uid] = version
         while len(self._gone) > self._remembered and not self.listing:
             self._gone.popitem(last=False)

@@ -16,7 +16,7 @@ INACTIVITY = 75.0
 WATCH_SECONDS = 300.0
 """The server ends a watch after this long; each asks for 80 to 100 % of it, so that they do not end together."""
 _EVENT_TYPES = ("ADDED", "MODIFIED", "DELETED", "BOOKMARK")
-"""No set: in place of a name a server may send something that cannot be hashed."""
+"""A tuple, no set: in place of a name a server may send something that cannot be hashed."""
 
 METHODS = {
     "get": "GET",
@@ -30,7 +30,8 @@ METHODS = {
 
 
 def content(request: ApiRequest) -> tuple[bytes | None, dict[str, str]]:
-    """The body of a request as bytes, or None without one, and the headers that describe it."""
+    """Return the body of a request as bytes and the headers that describe it; None and no headers for a request
+    without a body."""
     if request.body is None:
         return None, {}
     kind = MERGE_PATCH if request.verb == "patch" else JSON_TYPE
@@ -38,8 +39,8 @@ def content(request: ApiRequest) -> tuple[bytes | None, dict[str, str]]:
 
 
 def lasting(request: ApiRequest, most: float = WATCH_SECONDS, inactivity: float = INACTIVITY) -> ApiRequest:
-    """The request of a watch with bookmarks that ends after 80 to 100 % of `most` seconds. Without bookmarks to show
-    that it lives, it ends before it may be silent for `inactivity`."""
+    """Return the request of a watch with bookmarks, which the server ends after 80 to 100 % of `most` seconds. A kind
+    without bookmarks cannot show that its watch lives: it ends before it may be silent for `inactivity` seconds."""
     seconds = most if request.resource.bookmarks else min(most, 0.8 * inactivity)
     terms = {
         "watch": "true",
@@ -50,12 +51,13 @@ def lasting(request: ApiRequest, most: float = WATCH_SECONDS, inactivity: float 
 
 
 def answer_of(request: ApiRequest, raw: bytes) -> JSON:
-    """What `KubeClient.call` returns for the body of a success. Raises Unavailable as `parsed` does."""
+    """Return what `KubeClient.call` returns for the body of a success. Raises Unavailable as `parsed` does."""
     return {LOG: raw.decode(errors="replace")} if request.subresource == LOG else parsed(request, raw)
 
 
 def event_of(request: ApiRequest, line: bytes) -> WatchEvent:
-    """One line of a watch. Raises the error of an ERROR event."""
+    """Return the event in one line of a watch. Raises the error that an ERROR event holds, or any line that is no
+    event."""
     event = parsed(request, line)
     kind = event.get("type")
     if kind not in _EVENT_TYPES or not isinstance(part(event, "object", "metadata"), dict):
@@ -64,23 +66,23 @@ def event_of(request: ApiRequest, line: bytes) -> WatchEvent:
 
 
 def parsed(request: ApiRequest, raw: bytes) -> JSON:
-    """The JSON object of a success. Raises Unavailable for anything else: that did not come from an API server."""
+    """Return the JSON object of a success. Raises Unavailable for anything else, which no API server sends."""
     try:
-        found = json.loads(raw)
+        answer = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise Unavailable(f"the answer to {request.what} is not JSON: {raw[:80]!r}") from error
-    if not isinstance(found, dict):
+    if not isinstance(answer, dict):
         raise Unavailable(f"the answer to {request.what} is not a JSON object: {raw[:80]!r}")
-    return found
+    return answer
 
 
 def refusal(request: ApiRequest, status: int, raw: bytes, retry_after: str | None) -> KubeError:
-    """The error for an answer of 300 or above."""
+    """Return the error for an answer with a status of 300 or above."""
     return error_of(request, status, _status_of(raw), retry_after)
 
 
 def _status_of(raw: bytes) -> object:
-    """The Status object of a refusal, or its text if proxies or filters sent plain words."""
+    """Return the parsed body of a refusal, a Status as a rule; plain words of a proxy or filter become its message."""
     try:
         found: object = json.loads(raw)
     except (ValueError, RecursionError):
