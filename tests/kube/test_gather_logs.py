@@ -20,7 +20,7 @@ async def test_a_missing_configmap_of_the_admin_is_logged_once() -> None:
             stacks = [(await stage.snapshot(second)).stack for second in (0, 1)]
     assert [one.missing_maps for one in stacks] == [("misspelt",)] * 2
     assert [(one["event"], one["configmap"]) for one in logged] == [
-        ("the admin's ConfigMap is not there", "misspelt")
+        ("the admin's ConfigMap does not exist", "misspelt")
     ]
 
 
@@ -43,7 +43,7 @@ async def test_a_wrong_file_of_the_admin_is_logged_when_it_changes_and_its_confi
                 await stage.snapshot()
                 counts.append(len(logged))
     assert counts == [1, 1, 2, 3]
-    wrong, gone = "entries of the admin's ConfigMap are left out", "the admin's ConfigMap is not there"
+    wrong, gone = "entries of the admin's ConfigMap are left out", "the admin's ConfigMap does not exist"
     assert [one["event"] for one in logged] == [wrong, wrong, gone]
 
 

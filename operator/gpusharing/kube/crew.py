@@ -49,7 +49,9 @@ class Crew:
     _errors: list[BaseException] = field(default_factory=list)
 
     async def each(self, keys: Iterable[str], work: Work, patience: float = PATIENCE) -> None:
-        """Work on every key that is not busy, in their order, at most `parallel` at once. `patience` is in seconds.
+        """Work on every key that is not busy, in their order, at most `parallel` at once. Return when all work has
+        ended, or earlier: when no piece of work ended for `patience` seconds, or after LONGEST. Work under way then
+        goes on by itself, and keys whose work has not begun are dropped.
 
         The first error ends all work, including that of earlier rounds, and is raised here; an error that comes after
         its round is raised by the next.

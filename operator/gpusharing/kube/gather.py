@@ -1,4 +1,5 @@
-"""reads → one frozen ClusterSnapshot. Inputs that did not change keep their identity, for the planner's memo."""
+"""Reads what a plan depends on into one frozen ClusterSnapshot. Inputs that did not change stay the same objects, for
+the planner's memo."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,7 @@ _POLICIES = "/policies"
 
 @dataclass(slots=True)
 class Gatherer:
-    """Builds snapshots; remembers only what saves reads or keeps identity."""
+    """Builds snapshots. Between them it remembers only what saves reads or keeps inputs the same objects."""
 
     client: KubeClient
     sources: Sources
@@ -36,7 +37,7 @@ class Gatherer:
     """What the executor remembers of its calls."""
     crew: Crew = field(default_factory=lambda: Crew(16))
     silent: bool = False
-    """Log nothing: it is part of a program whose output is an answer."""
+    """Whether to log nothing, because this is part of a program whose output is an answer."""
     shared: Crew = field(init=False)
     """For reads that all nodes need: they must not wait until slow calls about single nodes free a worker."""
     pods: NodePods = field(init=False)
@@ -46,12 +47,12 @@ class Gatherer:
     _at_work_since: dict[str, datetime] = field(default_factory=dict)
     """By node: since when mig-manager has been working there, as seen by this process."""
     _ready_since: dict[str, datetime] = field(default_factory=dict)
-    """By UID of a mig-manager pod on a fenced node."""
+    """Since when a mig-manager pod on a fenced node has been Ready, by UID, as seen by this process."""
     _policies_error: str = ""
     _listing: dict[str, CallFailure] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Create the parts."""
+        """Create the readers that the gatherer consists of."""
         client, sources = self.client, self.sources
         self.shared = Crew(2, self.crew.on_late)
         self.pods = NodePods(client, sources, self.calls, self.crew, Budgets(client, self.shared))
@@ -59,7 +60,7 @@ class Gatherer:
         self._logs, self.pending = ActuatorLogs(client), PendingPods(client)
 
     async def close(self) -> None:
-        """End every call that is still under way; returns when they have ended."""
+        """End every call that is still under way, and return when they have ended."""
         await self.crew.close()
         await self.shared.close()
 
@@ -73,10 +74,10 @@ class Gatherer:
     ) -> ClusterSnapshot:
         """Gather everything that a plan depends on. A failed call about one node is recorded in the snapshot.
 
-        `wanted`: the nodes whose pods are listed. `memory`: what the last pass left. `claims` and `failed_nodes`: what
-        the Lease says.
+        `wanted`: the nodes whose pods are listed. `memory`: what the last pass left. `claims` and `failed_nodes`: the
+        records on the Lease.
 
-        A snapshot does not wait for a slow LIST: the node keeps what was seen before, with its age.
+        A snapshot does not wait for a slow LIST: the node keeps the result of the last one, with its age.
 
         Raises:
             KubeError: the policies cannot be listed, the server is away, or our credentials are no longer valid;
@@ -113,16 +114,19 @@ class Gatherer:
         )
 
     async def _refresh_policies(self, now: datetime) -> str:
-        """Why the policies are older than this pass; empty when they are not.
+        """List the policies if there is news, and return why they are older than this pass; an empty text if they are
+        not.
 
-        News about them after their LIST belongs to the next pass. Otherwise constant writes to a policy would keep
-        every node from starting.
+        News that comes after their LIST belongs to the next pass. Otherwise constant writes to a policy would keep
+        every node from starting. An error is also counted in `_listing`, for the back-off. Raises Unavailable if the
+        policies were never listed.
         """
         cache = self.sources.policies
         if cache.stale:
             self._policies_error = "the API server has not answered yet"
 
         async def refresh(_: str) -> None:
+            """List the policies and record the error, if any. Raises Unauthorized and ServerAway."""
             try:
                 await cache.refresh()
                 self._policies_error, self._listing = "", {}
@@ -140,13 +144,14 @@ class Gatherer:
         return message
 
     def _mig_managers(self, now: datetime) -> dict[str, Operand]:
-        """The mig-manager pods; for those on fenced nodes also since when they are Ready."""
-        found = by_node(self.sources.operands.items.values(), MIG_MANAGER)
-        seen: dict[str, datetime] = {}
+        """Return the mig-manager pod of each node. On fenced nodes a Ready pod has the time when this process first
+        saw it Ready."""
+        operands = by_node(self.sources.operands.items.values(), MIG_MANAGER)
+        ready_since: dict[str, datetime] = {}
         for name, node in self.sources.nodes.items.items():
-            operand = found.get(name)
+            operand = operands.get(name)
             if node.fence is not None and operand is not None and operand.ready:
-                seen[operand.uid] = self._ready_since.get(operand.uid, now)
-                found[name] = replace(operand, ready_since=seen[operand.uid])
-        self._ready_since = seen
-        return found
+                since = ready_since[operand.uid] = self._ready_since.get(operand.uid, now)
+                operands[name] = replace(operand, ready_since=since)
+        self._ready_since = ready_since
+        return operands

@@ -1,14 +1,14 @@
-"""LeaderLease: who may act, and which nodes it has claimed, in one object.
+"""LeaderLease: one object that says who may act and which nodes the leader has claimed.
 
 Leader and disruption budget are one thing (docs/design/transition.md#lease): claims are an annotation of the Lease,
-written by compare-and-swap, so a claim that succeeds proves leadership, and a successor finds it. Own code because
-kopf's peering and the official client's election compare wall clocks and have no deadline per request
+written by compare-and-swap, so a claim that succeeds proves leadership, and a successor finds it. This is our own code
+because kopf's peering and the official client's election compare wall clocks and have no deadline per request
 (docs/design/faults.md#d7).
 
 Another holder's Lease counts as expired when *we* have seen neither its spec nor its claims change for its duration.
 What anybody else writes on it, such as a label, is no sign of life. Time is measured by `boot_time`, which advances
 while the machine sleeps, too; clocks of two machines are never compared. `on_lost` must end the process at once
-(`os._exit`): stopping in an orderly way takes longer than the time until somebody else acts (cilium#42920).
+(`os._exit`): an orderly stop takes longer than the time until another process acts (cilium#42920).
 """
 
 import asyncio
@@ -28,21 +28,23 @@ from gpusharing.kube.raw import newer, part, section, text, texts, whole
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 
 CLAIM_ATTEMPTS = 3
+"""How often claims are written while others change the Lease."""
 RELEASE_SECONDS = 2.0
+"""The longest time for the release at the end of the process."""
 
 
 class LeaseLost(Exception):
-    """Somebody else leads now: any pending action must not be carried out."""
+    """We do not lead any more: no pending action may be carried out."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds; the defaults are those of Kubernetes' own controllers."""
+    """Limits in seconds; the defaults are those of Kubernetes' own controllers."""
 
     duration: float = 15.0
-    """How long others wait after our last renewal before they take over."""
+    """How long other contenders wait after our last renewal before they take over."""
     deadline: float = 10.0
-    """How long we go on without a successful renewal. Must leave time before `duration`."""
+    """How long we act without a successful renewal. Must be shorter than `duration`, to leave time to stop."""
     retry: float = 2.0
     """Between two renewals, and between two attempts to acquire."""
     clock: Callable[[], float] = boot_time
@@ -50,7 +52,7 @@ class Timing:
 
 
 class LeaderLease:
-    """One contender for the Lease. Run `run()` as a task; `acquired` is set when it leads."""
+    """One contender for the Lease. Run `run()` as a task; `acquired` is set when this process leads."""
 
     def __init__(
         self,
@@ -66,11 +68,11 @@ class LeaderLease:
         """`identity` must differ between processes, a restarted one included. `now` is only shown to people."""
         self.identity = identity
         self.acquired = asyncio.Event()
-        """We lead. Never cleared: losing the Lease ends the process."""
+        """Set once we lead. Never cleared: losing the Lease ends the process."""
         self.error: Exception | None = None
         """Why the last attempt to acquire or renew failed; None after a success."""
         self.claims_error = ""
-        """Why claims or failures on the Lease could not be read; empty when all could, as after our next write."""
+        """Why claims or failures on the Lease could not be read; empty if all could be, and after our next write."""
         self._client = client
         self._namespace = namespace
         self._name = name
@@ -95,27 +97,25 @@ class LeaderLease:
         self._renewed_at = float("-inf")
         self._lost = False
         self._taking = False
-        """We have tried to take the Lease. Until the answer arrives, it may be ours without our knowledge."""
+        """Whether we have tried to take the Lease. Until the answer arrives, it may be ours without our knowledge."""
         self._seen: tuple[object, float] = (None, float("-inf"))
         """The spec and claims of another holder's Lease, and when this process first saw them."""
 
     @property
     def is_leader(self) -> bool:
-        """We hold the Lease and renewed it within the deadline."""
+        """Whether we hold the Lease and have renewed it within the deadline."""
         return self.acquired.is_set() and not self._lost and self._left() > 0
 
     def must_lead(self) -> None:
-        """Called before each write. A process that was frozen wakes up in the middle of its work, before `run` does.
-
-        Raises:
-            LeaseLost: we do not lead at this moment; `on_lost` was called.
-        """
+        """Raise LeaseLost, after calling `on_lost`, unless we lead at this moment. Called before each write, because a
+        process that was frozen wakes up in the middle of its work, before `run` notices."""
         if not self.is_leader:
             self._lose()
             raise LeaseLost(f"{self.identity} no longer holds the Lease {self._name}")
 
     async def run(self) -> None:
-        """Acquire, renew until cancelled, then release. Returns after `on_lost` when the Lease is lost."""
+        """Acquire the Lease, and renew it until cancelled; then release it. Returns after calling `on_lost` if the
+        Lease is lost."""
         try:
             while True:
                 if await self._attempt(self._acquire, lambda: self._timing.deadline):
@@ -131,12 +131,13 @@ class LeaderLease:
                 await self._attempt(self._release, lambda: RELEASE_SECONDS)
 
     async def set_claims(self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode]) -> None:
-        """Replace all claims and failures, by compare-and-swap. When it returns, we led at that moment.
+        """Replace all claims and failures on the Lease, by compare-and-swap, which also renews it. If it returns, we
+        led at that moment.
 
         Raises:
             LeaseLost: another process holds the Lease, or we missed the deadline; `on_lost` was called.
-            Conflict: the Lease kept changing; try in the next pass.
-            KubeError: the server could not be asked.
+                Conflict: the Lease kept changing; try in the next pass. KubeError: the server could not be
+                reached or refused.
         """
         try:
             # A slow renewal may come first. It has its own limit, and leaves this write its whole time.
@@ -155,9 +156,10 @@ class LeaderLease:
         raise Conflict(f"the Lease {self._name} changed {CLAIM_ATTEMPTS} times while claims were written")
 
     async def _attempt(self, step: Callable[[], Awaitable[bool]], limit: Callable[[], float]) -> bool:
-        """One step within `limit` seconds, evaluated when its turn comes: written claims renew the Lease.
+        """Take one step when no other one is under way, and return its result. `limit` returns the seconds that it may
+        take, and is called again when its turn comes, because written claims renew the Lease.
 
-        A failure is kept in `error`.
+        A failure is recorded in `error` and returned as False.
         """
         try:
             async with asyncio.timeout(max(0.0, limit())):
@@ -179,7 +181,8 @@ class LeaderLease:
         return False
 
     async def _acquire(self) -> bool:
-        """Take the Lease when it is free, new, already ours, or was not renewed for its duration."""
+        """Take the Lease if it is free, new or ours already, or was not renewed for its duration. Return whether we
+        have it now."""
         started = self._clock()
         try:
             lease = await self._client.get(LEASES, self._name, namespace=self._namespace)
@@ -208,26 +211,29 @@ class LeaderLease:
         return False
 
     async def _renew(self) -> bool:
+        """Renew the Lease and return True. After a Conflict, by a lost answer or a stranger's edit, it is read and
+        written once more. Raises LeaseLost if another process holds it, and KubeErrors."""
         self.must_lead()
         try:
             await self._write({"renewTime": self._time()})
-        except Conflict:  # an answer of ours was lost, or somebody edited or took the Lease
+        except Conflict:  # the answer to a write of ours was lost, or somebody edited or took the Lease
             await self._reread()
             await self._write({"renewTime": self._time()})
         return True
 
     async def _release(self) -> bool:
+        """Give the Lease up, so that a successor need not wait, and return whether it was ours. From then on this
+        process does not lead, whatever the server answers."""
         self._renewed_at = float("-inf")
         spec = {"holderIdentity": None, "leaseDurationSeconds": 1, "renewTime": self._time()}
 
         async def release(version: str) -> None:
+            """Write the release on the condition of this version."""
             patch = {"metadata": {"resourceVersion": version}, "spec": spec}
             await self._client.patch(LEASES, self._name, patch, namespace=self._namespace)
 
         if self.acquired.is_set():
-            with suppress(
-                Conflict
-            ):  # the shutdown interrupted a write of ours, so we do not know its version
+            with suppress(Conflict):  # the shutdown interrupted our last write, so its version is unknown
                 await release(self._version)
                 return True
         lease = await self._client.get(LEASES, self._name, namespace=self._namespace)
@@ -237,7 +243,7 @@ class LeaderLease:
         return True
 
     def _expired(self, lease: JSON) -> bool:
-        """Whether its holder has written nothing for as long as the Lease promises."""
+        """Whether the holder of this Lease has written nothing for as long as the Lease promises, by our clock."""
         written = part(lease, "spec"), _claims_of(lease)
         if written != self._seen[0]:
             self._seen = (written, self._clock())
@@ -245,7 +251,8 @@ class LeaderLease:
         return self._clock() - self._seen[1] >= duration
 
     async def _reread(self) -> None:
-        """Learn the Lease's present version and claims. Raises LeaseLost when somebody else holds it."""
+        """Read the Lease and take over its version and claims. Raises LeaseLost, after `on_lost`, if another process
+        holds it."""
         lease = await self._client.get(LEASES, self._name, namespace=self._namespace)
         if text(lease, "spec", "holderIdentity") != self.identity:
             self._lose()
@@ -255,7 +262,8 @@ class LeaderLease:
     async def _write(
         self, spec: JSON, annotations: JSON | None = None, *, started: float | None = None
     ) -> None:
-        """One conditional patch. A Lease that somebody deleted is created again, in a fair race with others."""
+        """Write fields of the spec, and annotations, on the condition of the version that we know. A Lease that was
+        deleted is created again. Raises Conflict if it changed, or if another process was first to create it."""
         begun = self._clock() if started is None else started
         patch: JSON = {"metadata": {"resourceVersion": self._version}, "spec": spec}
         if annotations:
@@ -270,6 +278,8 @@ class LeaderLease:
         self._adopt_written(lease)
 
     async def _create(self, annotations: JSON | None = None) -> bool:
+        """Create the Lease with us as its holder and, unless `annotations` has others, the claims and failures that we
+        know. Return False if it exists already."""
         begun = self._clock()
         body = {
             "apiVersion": LEASES.api_version,
@@ -296,14 +306,16 @@ class LeaderLease:
         return True
 
     def _adopt_written(self, lease: JSON) -> None:
-        """Take over what the server answered to our write. Count a restore if its version is below our previous one."""
+        """Take over what the server answered to our write, and count a restore if its version is below our previous
+        one."""
         self._adopt(lease)
         if newer(self._reached, self._version):
             self.restores += 1
         self._reached = self._version
 
     def _adopt(self, lease: JSON) -> None:
-        """Take over version and claims from the Lease as the server has it."""
+        """Take over version, claims and failures from the Lease as the server has it. Text that cannot be read becomes
+        `claims_error`."""
         self._version = text(lease, "metadata", "resourceVersion")
         written = _claims_of(lease)
         self.claims, self.failed_nodes, self.claims_error = {}, {}, ""
@@ -314,9 +326,11 @@ class LeaderLease:
         self._claims_before = written or ""
 
     def _left(self) -> float:
+        """Return the seconds until we lose the Lease unless it is renewed; negative if that is past."""
         return self._renewed_at + self._timing.deadline - self._clock()
 
     def _lose(self) -> None:
+        """Note that the Lease is lost, and call `on_lost` the first time."""
         if not self._lost:
             self._lost = True
             self._on_lost()
@@ -326,5 +340,5 @@ class LeaderLease:
 
 
 def _claims_of(lease: JSON) -> str | None:
-    """The text of the claims on a Lease, or None when it has none."""
+    """Return the text of the claims on a Lease, or None if it has none."""
     return texts(section(lease, "metadata").get("annotations")).get(ANNOTATION_CLAIMS)

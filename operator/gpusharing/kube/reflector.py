@@ -65,22 +65,22 @@ DEFAULTS = CacheSettings()
 
 
 def _ignore(_: str) -> None:
-    """The default callback: do nothing."""
+    """Do nothing, as the default callback."""
 
 
 class Reflector(Generic[View]):
-    """Cache of one kind. Run `run()` as a task; read from any other task of the same loop."""
+    """A cache of one kind. Run `run()` as a task; read from any other task of the same loop."""
 
     items: Mapping[str, View]
     """The views by name; a live read-only mapping, copy it for a snapshot."""
     synced: asyncio.Event
-    """The first list is complete."""
+    """Set when the first list is complete."""
     error: KubeError | None
-    """Why the cache is not following the server now; None while it is. A later list that fails is no such reason."""
+    """Why the cache does not follow the server now, or None while it does. A later list that fails does not count."""
     doubted: bool
-    """The last complete list was older than the cache: the server lags, or its store was restored from a backup."""
+    """Whether the last complete list was older than the cache: the server lags, or was restored from a backup."""
     last_contact: float
-    """When (by `clock`) the server last said anything; bookmarks make that at least once a minute."""
+    """When, by `clock`, the server last answered or sent an event; bookmarks come at least once a minute."""
 
     def __init__(
         self,
@@ -121,17 +121,18 @@ class Reflector(Generic[View]):
         self._restores_seen = settings.restores()
         """`restores` as of the last complete list that was not older than the cache."""
         self._following: asyncio.Timeout | None = None
-        """Ends the watch that is open; None while there is none."""
+        """The timer that can end the open watch, or None while there is none."""
         self._absent_since: float | None = None
-        """Since when discovery has not listed the kind."""
+        """Since when discovery has not listed the kind, or None if it lists it."""
 
     @property
     def age(self) -> float:
-        """Seconds since the cache was last known to be the server's present state; infinite before the first list."""
+        """Return the seconds since the cache was last known to be the server's present state; infinite before the
+        first list."""
         return self._clock() - self._current_at
 
     def resource_version(self, name: str) -> str:
-        """The newest version seen of an object, even if its projection did not change; empty when unknown."""
+        """Return the newest version seen of an object, even if its projection is unchanged; empty if unknown."""
         return self._views.version(name)
 
     def accept(self, obj: JSON) -> None:
@@ -142,11 +143,13 @@ class Reflector(Generic[View]):
         self._views.apply(obj)
 
     def drop(self, name: str) -> None:
-        """The server answered that it has no object of this name; the watch may not have shown that yet."""
+        """Drop the object of this name, because the server answered that it has none; the watch may not have shown
+        that yet."""
         self._views.drop(name)
 
     async def run(self) -> None:
-        """List, watch, and list again, until cancelled. Errors of the server are waited out, never raised."""
+        """List, watch, and list again, until cancelled. Errors of the server are retried with a back-off, never
+        raised."""
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keep_listed())
@@ -157,7 +160,7 @@ class Reflector(Generic[View]):
     # --- the list ------------------------------------------------------------------------------------------
 
     async def _keep_listed(self) -> None:
-        """List when it is due; a list that cannot go on begins anew after a pause."""
+        """List whenever a list is due, for ever. A list that fails is recorded and begins anew after a pause."""
         pause = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
             with suppress(TimeoutError):
@@ -177,7 +180,8 @@ class Reflector(Generic[View]):
                 self._views.listing = False
 
     async def _look_for_kind(self) -> None:
-        """Empty the cache when the kind has been gone for long enough."""
+        """Ask discovery for the kind, and empty the cache once it has been absent for GONE_AFTER. An error counts as
+        present."""
         try:
             served = await self._client.served(self._resource)
         except KubeError:
@@ -191,8 +195,9 @@ class Reflector(Generic[View]):
                 self.drop(name)
 
     async def _list(self) -> None:
-        """Read the whole list into the cache and drop what no longer exists. Raises a KubeError."""
-        version, older, seen = "", False, set[str]()
+        """Read the whole list into the cache and drop what no longer exists. Raises a KubeError if the list has to
+        begin anew."""
+        version, older, names = "", False, set[str]()
         pages = whole_list(self._page, self._page_size, self._clock, self._list_failed)
         async with aclosing(pages):
             async for page in pages:
@@ -202,15 +207,15 @@ class Reflector(Generic[View]):
                 elif not self._place:
                     raise Expired("the watch has lost its place while the list was read")
                 for obj in page.items:
-                    seen.add(self._views.name(obj))
+                    names.add(self._views.name(obj))
                     self._views.apply(obj, page.resource_version)
-                # Where a watch was refused, its error goes when another one is open while the list is answered.
+                # The error of a refused watch is cleared by this answer only while another watch is open.
                 self._contacted(follows=self._following is not None if self._refused else not self._whole)
-        self._views.keep_only(seen, version)
+        self._views.keep_only(names, version)
         self._end(older=older)
 
     async def _page(self, limit: int, after: str) -> Page:
-        """One call for a page of the list."""
+        """Request one page of the list. With the first one, its time and the newest version known are noted."""
         if not after:
             self._asked = self._clock(), self._views.newest
         return await self._client.list_page(self._resource, limit=limit, after=after, **self._where)
@@ -237,7 +242,8 @@ class Reflector(Generic[View]):
         self._move(version)
 
     def _end(self, *, older: bool) -> None:
-        """The list is complete."""
+        """Note that a list is complete, and plan the next one: soon if this list was `older` than the cache, at once
+        if the store went back meanwhile."""
         self.doubted, self._whole, self._absent_since = older, True, None
         if not older:
             self._restores_seen, self._current_at = self._restores(), max(self._current_at, self._asked[0])
@@ -256,7 +262,7 @@ class Reflector(Generic[View]):
     # --- the watch -----------------------------------------------------------------------------------------
 
     async def _keep_watched(self) -> None:
-        """Watch from `_place`, and again after each end; waits for a list if there is no place. After an error by which
+        """Watch from `_place`, and again after each end; wait for a list if there is no place. After an error by which
         changes may have been missed, a new list is due. Never returns, and raises no KubeError."""
         pause = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
@@ -290,7 +296,8 @@ class Reflector(Generic[View]):
             self.renews()
 
     async def _watch(self) -> None:
-        """One watch from our place, until it ends or the place is moved."""
+        """Apply the events of one watch from our place, until it ends or the place is moved. Raises a KubeError if the
+        watch fails."""
         events = self._client.watch(self._resource, self._place, **self._where)
         try:
             async with asyncio.timeout(None) as self._following, aclosing(events):
@@ -319,7 +326,7 @@ class Reflector(Generic[View]):
         self.renews()
 
     def _move(self, place: str) -> None:
-        """Let the watch go on from another place, or wait for a list if that is empty."""
+        """Let the watch go on from another place, or wait for a list if `place` is empty. A watch that is open ends."""
         self._place = place
         if place:
             self._placed.set()
@@ -329,7 +336,8 @@ class Reflector(Generic[View]):
             self._following.reschedule(loop_time())
 
     def renews(self) -> bool:
-        """Whether the store went back since the last list. A list begins then, and when the view is too old."""
+        """Return whether the store went back since the last list. If so, or if the view is too old, a list is made
+        due."""
         went_back = self._restores() > self._restores_seen
         silent = self._resource.bookmarks and not self.doubted and self.age > SILENT
         if went_back or silent:
@@ -339,7 +347,7 @@ class Reflector(Generic[View]):
     # --- what both bring -----------------------------------------------------------------------------------
 
     def _contacted(self, *, follows: bool) -> None:
-        """The server has answered; `follows`: so the cache is up to date, as far as we know."""
+        """Note that the server has answered; `follows`: whether the cache is up to date then, as far as we know."""
         self.last_contact = self._clock()
         self._clear(follows=follows)
 

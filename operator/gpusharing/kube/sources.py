@@ -1,4 +1,5 @@
-"""Everything the operator follows in the API, each kind with its own reflector. One callback: look again."""
+"""All objects that the operator follows in the API, each kind with its own reflector. Every change calls the same
+callback."""
 
 import asyncio
 import json
@@ -55,19 +56,20 @@ NODE_CONFIG_SUFFIX = "-mig-config"
 
 @dataclass(frozen=True, slots=True)
 class PodPlace:
-    """Which pod runs where, and whether it is Ready."""
+    """A pod of NVIDIA's components, with its node."""
 
     node: str
-    """Name of the node; empty: the pod is not scheduled."""
+    """Name of the node; empty until the pod is scheduled."""
     operand: Operand
     """The pod."""
     app: str
-    """Its label `app`, by which NVIDIA's operands are told apart; empty: none."""
+    """Label `app` of the pod, which tells NVIDIA's operands apart; empty if it has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdminMaps:
-    """Names of ConfigMaps whose entries are merged into ours, in the same namespace; empty: none."""
+    """Names of the admin's ConfigMaps whose entries are merged into ours, in the same namespace. An empty name means
+    that there is none."""
 
     plugin: str = ""
     """The one with device-plugin configurations."""
@@ -87,28 +89,29 @@ class SourceSettings:
     admin_maps: AdminMaps = NO_MAPS
     """The ConfigMaps whose entries are merged into ours."""
     agent_namespace: str = ""
-    """Namespace of the agents; empty: our own namespace."""
+    """Namespace of the agents; our own if empty."""
     maintenance_keys: frozenset[str] = frozenset()
     """Further keys of labels, annotations and taints which mean that somebody else maintains a Node."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigMapView:
-    """Data, the annotation that says when each entry was written, and whose ConfigMap it is."""
+    """A ConfigMap, as far as we read it, and whether it is ours."""
 
     data: Mapping[str, str]
-    """Its entries, by key."""
+    """The entries, by key."""
     annotations: Mapping[str, str]
     """All its annotations; ours says when each entry was written."""
     uid: str = ""
     """UID of the object."""
     labelled: bool = False
-    """Our label is on it."""
+    """Whether it has our label."""
     ours: bool = False
-    """It has a mark of ours, or this process has seen one on it."""
+    """Whether it has a mark of ours, or this process has seen one on it."""
 
 
 def _pod_place(raw: JSON) -> PodPlace:
+    """Project a pod of NVIDIA's components. One that is being deleted is not Ready."""
     metadata = raw.get("metadata", {})
     deleting = "deletionTimestamp" in metadata
     ready = has_condition(raw, "Ready") and not deleting
@@ -119,7 +122,7 @@ def _pod_place(raw: JSON) -> PodPlace:
 
 
 class Sources:
-    """The reflectors, and the data in them that does not affect decisions: what GPUNodes show, and raw versions."""
+    """The reflectors of all kinds; and what GPUNodes show to people, which decisions do not depend on."""
 
     def __init__(
         self,
@@ -136,9 +139,11 @@ class Sources:
         """UIDs; noted at every event and answer, or a mark that is soon removed would be missed."""
         pods, namespace = settings.agent_namespace or plan.namespace, plan.gpu_operator_namespace
         self._shown: dict[str, str] = {}
-        """As JSON text, a fifth of the size: read only when something is about to be written."""
+        """Transition and conditions in the status of each GPUNode, as JSON text, which has a fifth of the size:
+        they are read only before a write."""
         self._reports: dict[str, int] = {}
-        """By GPUNode: a hash of the agent's report, which most versions of the object share with the one before."""
+        """A hash of the agent's report by GPUNode: most versions of the object have the same report as the one
+        before."""
         self.policies = PolicyCache(client, restores)
         self._node = partial(node_view, maintenance_keys=settings.maintenance_keys)
         self.nodes = self._follow(NODES, self._node)
@@ -186,38 +191,41 @@ class Sources:
         return Reflector(self._client, resource, project, on_change=on_change, settings=settings, **where)
 
     def _gpunode_changed(self, name: str) -> None:
+        """Forget what was kept about a GPUNode that is gone, and wake the loop."""
         if name not in self.gpunodes.items:
             self._shown.pop(name, None)
             self._reports.pop(name, None)
         self._wake()
 
     def node_view(self, raw: JSON) -> NodeView:
-        """A Node as the planner sees it, with what other objects say about it."""
+        """Return the view of a raw Node, with what other objects say about it."""
         return self._maintained.join(self._node(raw))
 
     def seen_node(self, name: str) -> NodeView | None:
-        """The latest known Node, joined as for a plan; None when it is not known."""
+        """Return the latest known Node, with what other objects say about it, or None if it is not known."""
         view = self.nodes.items.get(name)
         return self._maintained.join(view) if view is not None else None
 
     def node_views(self) -> dict[str, NodeView]:
-        """All Nodes as the planner sees them; a view whose inputs did not change is the same object."""
+        """Return all Nodes by name, with what other objects say about them. A view whose inputs did not change is the
+        same object."""
         return self._maintained.join_all(self.nodes.items)
 
     @property
     def agent_troubles(self) -> AgentTroubles:
-        """Why agents are not Ready, by their pods and the Warnings about these."""
+        """Return why agents are not Ready, by their pods and the Warning events about them."""
         return find_troubles(
             self.agents.items.values(), self.agent_warnings.items.values(), self._architecture
         )
 
     def _architecture(self, name: str) -> str:
-        """`amd64`, `arm64`; empty when the Node does not say."""
+        """Return a node's architecture, such as `amd64` or `arm64`; empty if its Node is unknown or does not say."""
         view = self.nodes.items.get(name)
         return view.labels.get(LABEL_ARCH, "") if view is not None else ""
 
     def _gpunode(self, raw: JSON) -> GPUNodeView:
-        """The view of a GPUNode; its `status.transition` is kept separately, because nothing is decided from it."""
+        """Project a GPUNode. Its `status.transition` and conditions are kept separately, because nothing is decided
+        from them. An unchanged report of the agent is not converted again."""
         name = raw["metadata"]["name"]
         shown = [section(raw, "status", "transition"), entries(raw, "status", "conditions")]
         self._shown[name] = json.dumps(shown)
@@ -227,7 +235,8 @@ class Sources:
         return gpunode_view(raw, known.observed if known is not None else None)
 
     def _config_map(self, raw: JSON) -> ConfigMapView:
-        """The view of a ConfigMap; of most only that they exist."""
+        """Project a ConfigMap. Of one that is neither ours nor the admin's nor generated by mig-manager, only its
+        existence counts: the view is empty."""
         metadata = raw.get("metadata", {})
         name, uid = metadata.get("name", ""), str(metadata.get("uid", ""))
         if name not in self._read_maps and not name.endswith(NODE_CONFIG_SUFFIX):
@@ -241,20 +250,23 @@ class Sources:
         )
 
     def shown(self, node: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
-        """`transition` and `conditions` of a GPUNode's status as last read or written; empty without a GPUNode."""
+        """Return `transition` and `conditions` of a GPUNode's status as last read or written; both empty if there is
+        no GPUNode."""
         if node not in self.gpunodes.items:
             return {}, []
         transition, conditions = json.loads(self._shown[node])
         return transition, conditions
 
     async def run(self) -> None:
-        """Follow everything until cancelled."""
+        """Follow all kinds until cancelled."""
         async with asyncio.TaskGroup() as group:
             for reflector in (*self.required.values(), *self.optional.values(), self.agent_warnings):
                 group.create_task(reflector.run())
 
     def missing(self) -> dict[str, str]:
-        """Sources without a complete list so far, or since the store went back, with the reason."""
+        """Return the sources that have no complete list so far, or since the store went back, each with the reason.
+        Optional kinds that are not installed, or that we may not read, are left out. Where a list is overdue, it is
+        made due."""
         missing = {}
         for name, source in {**self.required, **self.optional}.items():
             renews = source.renews()
@@ -268,9 +280,10 @@ class Sources:
 
 
 def by_node(pods: Iterable[PodPlace], app: str) -> dict[str, Operand]:
-    """One pod per node; a Ready one wins over one that is terminating."""
-    found: dict[str, Operand] = {}
+    """Return the pod of NVIDIA's component `app` on each node. With several, the last Ready one wins, else the first;
+    pods without a node are left out."""
+    operands: dict[str, Operand] = {}
     for pod in pods:
-        if pod.app == app and pod.node and (pod.node not in found or pod.operand.ready):
-            found[pod.node] = pod.operand
-    return found
+        if pod.app == app and pod.node and (pod.node not in operands or pod.operand.ready):
+            operands[pod.node] = pod.operand
+    return operands

@@ -1,4 +1,4 @@
-"""NVIDIA's components and our two ConfigMaps, as one view."""
+"""The state of NVIDIA's components and of our two ConfigMaps, as one view."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -20,13 +20,14 @@ from gpusharing.planning.wanted.target import known_times
 
 log = structlog.get_logger()
 
-KEPT = 500
+MOST_REMEMBERED = 500
 """The most entries remembered of each ConfigMap, the newest ones."""
 _ABSENT = ConfigMapView({}, {})
 
 
 def parse_written(text: str) -> dict[str, datetime]:
-    """Read the annotation; an entry that cannot be read counts as never stamped."""
+    """Return when each entry was written, by its key, from the text of the annotation. Entries whose time cannot be
+    read are left out; a text that cannot be read gives none."""
     try:
         stamps = json.loads(text)
     except (ValueError, RecursionError):
@@ -39,7 +40,7 @@ def parse_written(text: str) -> dict[str, datetime]:
 
 @dataclass(slots=True)
 class OurConfigMaps:
-    """The device-plugin and the mig-parted ConfigMap, and changes that people made to them.
+    """Our two ConfigMaps, of device-plugin and of mig-parted configurations, and what people changed in them.
 
     An entry that is named after its content can mean nothing else. Such entries are remembered, so that one that
     somebody edits or deletes while a Node names it can be restored. A restart forgets them.
@@ -48,12 +49,14 @@ class OurConfigMaps:
     plugin: ConfigMapView = _ABSENT
     mig: ConfigMapView = _ABSENT
     seen_plugin_configs: Mapping[str, str] = field(default_factory=dict)
+    """Remembered device-plugin configurations, by name."""
     seen_mig_entries: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Remembered mig-parted configurations, by name."""
     _times: Mapping[str, datetime] = field(default_factory=dict)
     """When the entries were written, as the annotations say."""
 
     def read(self, plugin: ConfigMapView | None, mig: ConfigMapView | None) -> None:
-        """Take over the present ConfigMaps; None for one that does not exist."""
+        """Take over the present ConfigMaps, None for one that does not exist, and remember their entries."""
         if plugin is self.plugin and mig is self.mig:
             return
         if plugin is not self.plugin:
@@ -66,33 +69,35 @@ class OurConfigMaps:
             self.seen_mig_entries = _newest({**self.seen_mig_entries, **own})
         self._times = {
             key: moment
-            for found in (self.plugin, self.mig)
-            for key, moment in parse_written(found.annotations.get(ANNOTATION_WRITTEN, "")).items()
+            for config_map in (self.plugin, self.mig)
+            for key, moment in parse_written(config_map.annotations.get(ANNOTATION_WRITTEN, "")).items()
         }
 
     @staticmethod
-    def is_foreign(found: ConfigMapView) -> bool:
-        """Somebody else created it: it is not empty, and as far as known never had a mark of ours."""
-        return bool(found.data) and not found.ours
+    def is_foreign(config_map: ConfigMapView) -> bool:
+        """Whether somebody else created the ConfigMap: it is not empty, and as far as we know it never had a mark of
+        ours."""
+        return bool(config_map.data) and not config_map.ours
 
     def written(self, now: datetime) -> dict[str, datetime]:
-        """When the entries of both were written, as far as known (`known_times`)."""
+        """Return when the entries of both were written, as far as known at `now` (`known_times`)."""
         return known_times(self._times, now)
 
 
 @dataclass(slots=True)
 class StackReader:
-    """Reads it from the sources, without a call, and remembers what people changed in our ConfigMaps."""
+    """Reads the view from the sources, without a call, and remembers what people changed in our ConfigMaps."""
 
     sources: Sources
     calls: CallMemory
     silent: bool
-    """Log nothing: it is part of a program whose output is an answer."""
+    """Whether to log nothing, because this is part of a program whose output is an answer."""
     _config_maps: OurConfigMaps = field(default_factory=OurConfigMaps)
     _view: StackView | None = None
 
     def read(self, now: datetime) -> StackView:
-        """What NVIDIA's components and our ConfigMaps look like now; the same object while nothing changed."""
+        """Return what NVIDIA's components and our ConfigMaps look like now; the same object while nothing changed.
+        Unless `silent`, news about the admin's ConfigMaps is logged."""
         maps, settings = self.sources.config_maps.items, self.sources.settings.plan
         ours = self._config_maps
         ours.read(maps.get(settings.plugin_config_map), maps.get(settings.mig_config_map))
@@ -137,33 +142,40 @@ class StackReader:
         return self._view
 
     def _generated_mig_files(self) -> dict[str, str]:
+        """Return the file that mig-manager generated for each node, by node name."""
         return {
             name.removesuffix(NODE_CONFIG_SUFFIX): config_map.data.get(MIG_KEY, "")
             for name, config_map in self.sources.config_maps.items.items()
             if name.endswith(NODE_CONFIG_SUFFIX)
         }
 
-    def _missing_entries(self, policy: ClusterPolicyView | None, held: Collection[str]) -> tuple[str, ...]:
+    def _missing_entries(self, policy: ClusterPolicyView | None, present: Collection[str]) -> tuple[str, ...]:
+        """Return the plugin configurations that Nodes name and our ConfigMap lacks, sorted. Empty if ClusterPolicy
+        points to our ConfigMap already, or if there is none to change."""
         if policy is None or policy.plugin_config_name == self.sources.settings.plan.plugin_config_map:
             return ()  # no pointer to move; a Node that names a missing entry is reported on its own
-        told = {node.labels.get(LABEL_PLUGIN_CONFIG, "") for node in self.sources.nodes.items.values()}
-        return tuple(sorted(told - {"", *held}))
+        named = {node.labels.get(LABEL_PLUGIN_CONFIG, "") for node in self.sources.nodes.items.values()}
+        return tuple(sorted(named - {"", *present}))
 
     def _foreign_map(self) -> str:
+        """Return the name of one of our two ConfigMaps that somebody else created; empty if neither is."""
         ours, settings = self._config_maps, self.sources.settings.plan
         if ours.is_foreign(ours.plugin):
             return settings.plugin_config_map
         return settings.mig_config_map if ours.is_foreign(ours.mig) else ""
 
     def _tell(self, before: StackView | None, now: StackView) -> None:
+        """Log admin's ConfigMaps that are missing, and entries in them that cannot be used, if that is new since
+        `before`."""
         for name in now.missing_maps:
             if before is None or name not in before.missing_maps:
-                log.warning("the admin's ConfigMap is not there", configmap=name)
+                log.warning("the admin's ConfigMap does not exist", configmap=name)
         problem = migfile.parse_admin(now.admin_mig_file).problem
         if problem and (before is None or before.admin_mig_file != now.admin_mig_file):
             name = self.sources.settings.admin_maps.mig
             log.warning("entries of the admin's ConfigMap are left out", configmap=name, why=problem)
 
 
-def _newest(found: dict[str, Any]) -> dict[str, Any]:
-    return dict(list(found.items())[-KEPT:])
+def _newest(remembered: dict[str, Any]) -> dict[str, Any]:
+    """Return the last entries that were added, at most as many as are remembered."""
+    return dict(list(remembered.items())[-MOST_REMEMBERED:])
