@@ -18,7 +18,7 @@ from gpusharing.planning.snapshot.stackviews import Operand
 from gpusharing.planning.snapshot.views import NodeView
 
 LINES = 200
-"""More lines than one run of mig-parted writes for eight GPUs after its first error."""
+"""Lines that are read: more than one run of mig-parted writes for eight GPUs after its first error."""
 PATIENCE = 2.0
 """Seconds to wait for a log. The API server asks the kubelet, which may be gone, and the pass waits meanwhile."""
 RETRY = timedelta(seconds=30)
@@ -72,7 +72,7 @@ class ActuatorLogs:
 
     client: KubeClient
     _known: dict[str, _Known] = field(default_factory=dict)
-    """By node."""
+    """The last reading of each node where mig-manager fails."""
 
     async def read(
         self, nodes: Mapping[str, NodeView], pods: Mapping[str, Operand], now: datetime, crew: Crew

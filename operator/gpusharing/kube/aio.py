@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _TRUST = ("SSL_CERT_FILE", "SSL_CERT_DIR")
-"""Where OpenSSL looks instead of its own places (SSL_CTX_set_default_verify_paths(3))."""
+"""Variables that name where OpenSSL looks for authorities instead of its own places
+(SSL_CTX_set_default_verify_paths(3))."""
 
 
 @contextmanager

@@ -30,7 +30,9 @@ def error_of(request: ApiRequest, status: int, answer: object, retry_after: str 
     message = text(answer, "message") or f"HTTP {status}"
     match status:
         case 401:
-            return Unauthorized(f"may not {request.what}: {message}")
+            return Unauthorized(
+                f"the API server does not accept our credentials to {request.what}: {message}"
+            )
         case 403:
             return _forbidden(request, answer, message)
         case 404:

@@ -130,7 +130,7 @@ class ApiRequest:
     resource: Resource
     """The kind of the object. One without a plural asks discovery for all kinds of that group and version."""
     subresource: str | None = None
-    """For example status or eviction, or None for the object itself."""
+    """A subresource such as status or eviction, or None for the object itself."""
     namespace: str | None = None
     """The namespace of the object or collection, or None for all namespaces and for kinds that are in none."""
     name: str = ""

@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 SLEW = 0.0005
-"""Seconds per second, as adjtime(3) and NTP."""
+"""The most by which the clock is corrected, in seconds per second, as adjtime(3) and NTP do it."""
 
 
 def loop_time() -> float:

@@ -1,6 +1,6 @@
 """Raw Nodes, GPUNodes, policies and NVIDIA's ClusterPolicy as the planner sees them; pods: `convert_pods.py`.
 
-Nothing here raises because of an object's contents: a missing or malformed field becomes the value that makes the
+No function raises because of an object's contents: a missing or malformed field becomes the value that makes the
 planner careful (not ready, no observation, a problem).
 """
 

@@ -29,7 +29,7 @@ MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 ResourceClaimUse = Literal["none", "gpu", "unresolved"]
 
 NO_END = 10**9
-"""Seconds: a grace period that fits into no drain."""
+"""Seconds that stand for a grace period which no drain outlasts."""
 _FAR_FUTURE = datetime.max.replace(tzinfo=UTC)
 
 

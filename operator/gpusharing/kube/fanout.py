@@ -20,18 +20,18 @@ from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Throttled, U
 from gpusharing.kube.passing import PassingClient
 
 AWAY_OBJECTS = 3
-"""The server counts as away after calls about this many different objects failed, without one success in between ..."""
+"""Different objects about which calls must fail, without one answer in between, before the server counts as away."""
 AWAY_DOORS = 2
-"""... if these calls were of this many kinds. One webhook may refuse every eviction while the server is well."""
+"""Doors at which these calls must have failed. One webhook may refuse every eviction while the server is well."""
 LONGEST_HOLD = 60.0
 """Seconds; the longest Retry-After that we follow."""
 FORGOTTEN = 600.0
 """Seconds from the end of its wait until a refused object without further calls counts as new."""
 SEVERAL = 3
-"""A door is held after calls about this many objects were refused there without one answer in between. A server that
-refuses every fifth call at random is rarely so unlucky."""
+"""Objects that must be refused at one door, without one answer in between, before the whole door is held. A server that
+refuses every fifth call at random seldom does that."""
 FIRST_HOLD = 1.0
-"""Seconds after a 429 without a Retry-After; doubles with each further one."""
+"""Seconds to wait after a 429 without a Retry-After; they double with each further one."""
 
 Door = tuple[bool, str, str]
 """Whether its calls are only published (see `Published`), their verb and their kind."""
@@ -194,7 +194,7 @@ class Fanout(PassingClient):
         target = CallTarget(request.verb, request.kind, request.full_name, published)
         async with self._slots:
             if (left := self.holds.left(target)) > 0:
-                raise HeldBack(f"not sent for {left:.0f} s: the API server asked to wait", left)
+                raise HeldBack(f"not sent, because the API server asked us to wait for {left:.0f} s", left)
             began = self.reachability.successes
             try:
                 answer = await self.client.call(request)

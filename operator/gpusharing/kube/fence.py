@@ -29,8 +29,9 @@ JOBS_VERSION = 2
 """The version of a fence that waits for jobs. An operator that only knows version 1 would mistake the wait for a drain
 and evict the jobs. It cannot read version 2, and so leaves the node as it is until a newer operator comes back."""
 MOST_CLAIMS = 500
-"""All annotations of an object together may have 256 KiB (apimachinery v0.36.3 pkg/api/validation/objectmeta.go,
-TotalAnnotationSizeLimitB). With one claim too many the Lease would accept none: no node would ever start."""
+"""The most claims on the Lease. All annotations of an object together may have 256 KiB (apimachinery v0.36.3
+pkg/api/validation/objectmeta.go, TotalAnnotationSizeLimitB). With one claim too many the Lease would accept
+none: no node would ever start."""
 _READ = (RECORD_VERSION,)
 _READ_FENCES = (RECORD_VERSION, JOBS_VERSION)
 
@@ -129,7 +130,7 @@ def parse_failed_nodes(text: str) -> tuple[dict[str, FailedNode], str]:
 
 
 def patch_for(action: NodePatch, resource_version: str) -> JSON:
-    """The body of the JSON merge patch on the Node.
+    """Return the body of the JSON merge patch on the Node that carries out `action`.
 
     Every patch names the UID: a Node that was deleted and created again under the same name is another node, and the
     server answers Conflict, or Invalid where the patch has no resourceVersion.
@@ -207,7 +208,7 @@ def _with_unknown(before: object, record: Claim | FailedNode) -> JSON:
 
 
 class _Damaged(ValueError):
-    """The record cannot be read; the text says why."""
+    """Raised for a record that cannot be read; the text says why."""
 
 
 # A Node is read again whenever a label on it changes, mostly with the same records; few nodes change at once.
@@ -229,13 +230,13 @@ def _load(text: str, read: Collection[int] = _READ) -> JSON:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _Damaged(f"not JSON ({error})") from error
+        raise _Damaged(f"it is not JSON ({error})") from error
     if not isinstance(data, dict):
-        raise _Damaged("not a JSON object")
+        raise _Damaged("it is not a JSON object")
     version = data.get("v")
     if version not in read or isinstance(version, bool):
         known = " and ".join(map(str, read))
-        raise _Damaged(f"has version {version!r}, this operator reads version {known}")
+        raise _Damaged(f"it has version {version!r}, but this operator reads only version {known}")
     return data
 
 
@@ -248,7 +249,7 @@ _KEYS = {
     | {*_PAIR, "failedGeneration"}
     for kind in _WRITERS
 }
-"""`Fence.unknown` is not a key of a record: a key of that name would be an unknown one. Nor is `version`."""
+"""The keys of each record. `Fence.unknown` is none: a key of that name would be an unknown one. Nor is `version`."""
 
 
 def _encode(record: Fence | Deferred | Verified | Claim | FailedNode) -> JSON:
@@ -312,7 +313,7 @@ def _complaint(error: ValidationError, ours: JSON) -> str:
     """Return what is wrong with the first key that pydantic refuses, named as in the annotation."""
     first = error.errors(include_url=False)[0]
     if not first["loc"]:
-        return f"cannot be read ({first['msg']})"
+        return f"it cannot be read ({first['msg']})"
     key = str(first["loc"][0])
     if key == "version":
         key = "policyUid" if first["loc"][-1] == "uid" else "generation"

@@ -1,8 +1,8 @@
 """Which maintenance markers of others a Node carries (docs/design/drain.md#c5).
 
 While one is present we do not start, and at the end we leave the node cordoned. Each row says how the marker is
-recognised and whom to ask about it. Our own marks are not in this table. NodeMaintenance objects, which name a Node
-from outside: `maintenance.py`.
+recognized and who can be asked about it. Our own marks are not in this table. NodeMaintenance objects, which name a
+Node from outside, are read by `maintenance.py`.
 """
 
 import re
@@ -35,8 +35,8 @@ when the drain begins. At the end any cordon is lifted, even one of somebody els
 pkg/consts, controllers/drain_controller.go and pkg/drain/drainer.go)."""
 
 _NVSENTINEL = "dgxc.nvidia.com/nvsentinel-state"
-"""quarantined, draining ... remediation-failed; absent on a node that it considers healthy (NVIDIA/NVSentinel
-commons/pkg/statemanager at 20fe8e0)."""
+"""A label with a state such as quarantined, draining or remediation-failed; absent on a node that is healthy
+(NVIDIA/NVSentinel commons/pkg/statemanager at 20fe8e0)."""
 _NODEWRIGHT = (
     "nodewright.nvidia.com/cordon_",
     "nodewright.nvidia.com/runtimeRequiredCordon",
@@ -77,7 +77,7 @@ CONDITION_MARKERS: Mapping[str, str] = {
 
 
 MAX_KEY = 317
-"""A DNS prefix of 253 characters, a slash and a name of 63."""
+"""The most characters of a key: a DNS prefix of 253, a slash and a name of 63."""
 _BY_VALUE = frozenset({names.LABEL_UPGRADE_STATE, _MCO_DESIRED, _MCO_APPLIED, _SRIOV})
 _OURS = frozenset(
     {

@@ -179,6 +179,7 @@ def _queries(gangs: Iterable[Gang]) -> dict[_Query, list[Gang]]:
 
 
 def _too_many(query: _Query, most: int) -> str:
+    """Return why a shared LIST that reached its limit says nothing about its gangs."""
     return (
         f"{most:,} or more pods of the namespace {query.namespace} would have to be read to find the gang, because no"
         " label selects it; delete pods that are no longer needed"

@@ -39,7 +39,7 @@ class Gatherer:
     silent: bool = False
     """Whether to log nothing, because this is part of a program whose output is an answer."""
     shared: Crew = field(init=False)
-    """For reads that all nodes need: they must not wait until slow calls about single nodes free a worker."""
+    """The crew for reads that all nodes need, which must not wait until slow calls about single nodes free a worker."""
     pods: NodePods = field(init=False)
     pending: PendingPods = field(init=False)
     stack: StackReader = field(init=False)
@@ -72,7 +72,7 @@ class Gatherer:
         failed_nodes: Mapping[str, FailedNode],
         now: datetime,
     ) -> ClusterSnapshot:
-        """Gather everything that a plan depends on. A failed call about one node is recorded in the snapshot.
+        """Return everything that a plan depends on. A failed call about one node is recorded in the snapshot.
 
         `wanted`: the nodes whose pods are listed. `memory`: what the last pass left. `claims` and `failed_nodes`: the
         records on the Lease.

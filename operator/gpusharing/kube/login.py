@@ -178,6 +178,7 @@ class OfficialLogin:
         self._loaded = None
 
     async def _configuration(self) -> Any:
+        """Return the official client's configuration, loaded by the first call and by the first one after `renew`."""
         if self._loaded is None:
             self._loaded = await self._load()
             self._access = _access(self._loaded, self.environment)
@@ -194,7 +195,7 @@ class OfficialLogin:
             from kubernetes.aio import config
             from kubernetes.aio.client import Configuration
         except ImportError as error:
-            raise Unauthorized(f"KUBECONFIG={self.kubeconfig} is set, and {NO_CLIENT}") from error
+            raise Unauthorized(f"KUBECONFIG={self.kubeconfig} is set, but {NO_CLIENT}") from error
 
         configuration = Configuration()
         where = f"kubeconfig {self.kubeconfig}"
@@ -207,10 +208,12 @@ class OfficialLogin:
                     persist_config=False,
                 )
         except (config.ConfigException, yaml.YAMLError, OSError, ValueError) as error:
-            raise Unauthorized(f"no credentials from {where}: {error}") from error
+            raise Unauthorized(f"no credentials could be read from {where}: {error}") from error
         # If a login program fails the client would go on without credentials, and be refused for lack of rights.
         if complaints and not configuration.api_key and not configuration.cert_file:
-            raise Unauthorized(f"no credentials from {where}: {'; '.join(complaints)}. Log in again")
+            raise Unauthorized(
+                f"no credentials could be read from {where}: {'; '.join(complaints)}. Log in again"
+            )
         return configuration
 
 

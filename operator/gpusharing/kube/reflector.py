@@ -15,7 +15,7 @@ What holds at any time after `synced`:
   etcd revisions, one counter for the store; a server that writes something else is believed as it comes. Only a store
   that was restored from a backup turns the cache back: when two complete lists in a row are older than the cache, and a
   write has proven that versions went back (docs/adr/0061-lists-that-survive-their-pages.md);
-- `items` keeps the identity of a view whose projection did not change, so callers may memoise on it.
+- `items` keeps the identity of a view whose projection did not change, so callers may memoize on it.
 """
 
 import asyncio
