@@ -105,7 +105,7 @@ NEVER_ONE = {
     "{MOST_CLAIMS} nodes": "a large constant",
     "{most} pods": "a large constant",
     "{clients} clients": "where not even two fit, whole GPUs are advised",
-    "{_turns(asked)} shares": "where not even two fit, whole GPUs are advised",
+    "{_turns(answers)} shares": "where not even two fit, whole GPUs are advised",
     "{card.key} shares": "no number: shares is the verb",
     "{pool.card.key} shares": "no number: shares is the verb",
     "{'have' if len(mixed) > 1 else 'has'} GPUs": "no number",

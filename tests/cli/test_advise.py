@@ -177,7 +177,7 @@ def test_the_questions_are_asked_at_a_terminal_and_the_answers_decide(desk: Desk
     echo, _, advice = said.partition("\n")
     assert (status, echo) == (DONE, "n")
     assert advice.startswith("MIG, 7x1g.10gb on each GPU\n")
-    reason = "Because workloads of strangers share: memory, bandwidth and faults have to be kept apart"
+    reason = "Because workloads of strangers share: memory, bandwidth and faults must be isolated"
     assert reason in " ".join(advice.split())
     policy = yaml.safe_load(advice.partition("\n\n")[2])
     assert isinstance(validate_policy(policy), GPUSharingPolicySpec)

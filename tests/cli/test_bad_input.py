@@ -93,7 +93,7 @@ def test_who_may_see_published_nodes_only_gets_the_nearest_of_their_names(desk: 
 def test_who_may_not_list_nodes_is_still_told_that_there_is_none(desk: Desk, wrong: Wrong, verb: str) -> None:
     """As who has the documented rights only: get and patch."""
     desk.server.refusals = {"/api/v1/nodes": (403, "you may not list nodes")}
-    told = "error: there is no gpu-07 in nodes of context desk; you may not list those that exist\n"
+    told = "error: there is no gpu-07 in nodes of context desk; you may not list the existing ones\n"
     assert wrong(verb, "gpu-07") == told
 
 
@@ -112,7 +112,7 @@ def test_who_may_look_and_not_write_is_told_after_the_preview_that_nothing_was_d
     said = desk.type(verb, what.rpartition("/")[2], "--yes")
     assert said.status == FAILED
     assert "Done." not in said.out
-    assert said.err.startswith(f"error: you lack a right in context desk: no right to patch {kind}")
+    assert said.err.startswith(f"error: you lack a permission in context desk: no right to patch {kind}")
     assert refused in said.err
     assert said.err.count("\n") == 1
 
@@ -146,7 +146,7 @@ def test_a_bundle_into_which_something_went_has_gaps(desk: Desk) -> None:
     desk.server.refusals = {GPUNODES: (403, 'User "me" cannot do that')}
     said = desk.type("support-bundle", str(desk.folder / "bundle.tar.gz"))
     assert (said.status, said.err) == (DONE, "")
-    assert "Left out: gpunodes.json: no right to list gpunodes" in said.out
+    assert "Not included: gpunodes.json: no right to list gpunodes" in said.out
 
 
 @pytest.mark.parametrize("verb", ["cost", "recommend"])

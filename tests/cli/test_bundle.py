@@ -283,7 +283,7 @@ async def test_what_may_not_be_read_is_left_out_and_told(tmp_path: Path) -> None
         scene.e.cluster.faults.fail("list", NODES, refusal, times=EVER, identity=ME)
         told = await ask(scene.e.cluster, "support-bundle", str(path))
     assert told.status == DONE
-    assert 'Left out: nodes.json: User "me" cannot list resource "nodes"' in " ".join(told.out.split())
+    assert 'Not included: nodes.json: User "me" cannot list resource "nodes"' in " ".join(told.out.split())
     assert b'cannot list resource "nodes"' in contents(path)["README.txt"]
 
 

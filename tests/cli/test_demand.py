@@ -79,7 +79,7 @@ CASES: dict[str, tuple[list[JSON], str, dict[str, int], str]] = {
         [pod("llm-0", {"gpu": 2}), *some(3, {"gpu": 1})],
         "Full",
         {},
-        "containers of llm-0 ask for more than one GPU each",
+        "containers of llm-0 request more than one GPU each",
     ),
 }
 
@@ -127,7 +127,7 @@ def test_several_containers_with_one_gpu_each_get_a_share_or_an_instance_each() 
     found = demand(raw)
     assert advise_for(found, pick("l40s")) is None, "the questions decide, as for a pod with one container"
     assert describe_demand(found) == (
-        "team-a: 1 pod with GPUs (1 with several GPU containers), which ask for 2 nvidia.com/gpu"
+        "team-a: 1 pod with GPUs (1 with several GPU containers), which request 2 nvidia.com/gpu"
     )
 
 
@@ -183,7 +183,7 @@ def test_notebooks_rest_in_between_as(more: dict[str, Any]) -> None:
 def test_what_the_pods_ask_for_is_told_in_a_sentence() -> None:
     found = demand(pod("a", {"gpu": 1}, qos="Guaranteed"), pod("b", {"mig-1g.10gb": 2}, owner="Notebook"))
     assert describe_demand(found) == (
-        "team-a: 2 pods with GPUs (1 of QoS Guaranteed, 1 notebook), which ask for 1 nvidia.com/gpu, 2"
+        "team-a: 2 pods with GPUs (1 of QoS Guaranteed, 1 notebook), which request 1 nvidia.com/gpu, 2"
         " nvidia.com/mig-1g.10gb"
     )
 
@@ -209,7 +209,7 @@ def test_where_pods_do_not_tell_their_memory_the_flag_does(desk: Desk) -> None:
     desk.server.lists = {PODS: some(2, {"gpu": 1}, qos="Guaranteed")}
     without = desk.type("advise", "-n", "team-a", "--card", "h100-80gb")
     assert (without.status, without.out) == (FAILED, "")
-    assert "--memory: the pods do not say how much memory they need" in without.err
+    assert "--memory, because the pods do not say how much memory they need" in without.err
     said = desk.type("advise", "-n", "team-a", "--card", "h100-80gb", "--memory", "15Gi", "-o", "json")
     told = json.loads(said.out)
     assert (told["mode"], told["layout"]) == ("MIG", {"1g.20gb": 4})
@@ -217,7 +217,7 @@ def test_where_pods_do_not_tell_their_memory_the_flag_does(desk: Desk) -> None:
 
 
 WRONG = {
-    "no pod asks for a GPU": ([], [], "no pod in namespace team-a of context desk asks for a GPU"),
+    "no pod asks for a GPU": ([], [], "no pod in namespace team-a of context desk requests a GPU"),
     "nobody may say which card it is": (some(1, {"gpu": 1}), [], "advise needs --card"),
     "the card has no such instance": (
         some(1, {"mig-1g.5gb": 1}),

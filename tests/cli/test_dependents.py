@@ -55,7 +55,9 @@ async def test_an_object_that_names_a_vanishing_resource_is_told(tmp_path: Path,
         called = put(scene.e.cluster, kind, NAMING[kind])
         gone = await planned(tmp_path, scene.e.cluster, MIXED)
         kept = await planned(tmp_path, scene.e.cluster, SINGLE)
-    assert gone.data["dependents"][0] == f"{GPU} vanishes, and these name it: {called}"
+    assert (
+        gone.data["dependents"][0] == f"{GPU} will no longer exist, but these objects refer to it: {called}"
+    )
     assert gone.data["notes"] == kept.data["notes"]
     assert kept.data["dependents"] == [], "strategy single keeps the name"
 
@@ -68,8 +70,11 @@ async def test_a_quota_on_a_vanished_name_limits_nothing_and_that_is_told(tmp_pa
         put(scene.e.cluster, "ResourceQuota", NAMING["ResourceQuota"])
         told = await planned(tmp_path, scene.e.cluster, MIXED, "table")
     said = " ".join(told.out.split())
-    assert f"! {GPU} vanishes, and these name it: ResourceQuota team-a/a-resourcequota." in said
-    assert "! A ResourceQuota limits nothing under a name that no node offers." in said
+    assert (
+        f"! {GPU} will no longer exist, but these objects refer to it: ResourceQuota team-a/a-resourcequota."
+        in said
+    )
+    assert "! A ResourceQuota has no effect on a resource that no node advertises." in said
 
 
 LABELLED: dict[str, JSON] = {
@@ -90,7 +95,9 @@ async def test_an_object_that_selects_a_label_which_no_node_will_have_is_told(
         gone = await planned(tmp_path, scene.e.cluster, SLICED)
         kept = await planned(tmp_path, scene.e.cluster, MIXED)
     label = f"{LABEL_GPU_PRODUCT}={PRODUCT}"
-    assert gone.data["dependents"] == [f"{label} vanishes, and these name it: {called}"]
+    assert gone.data["dependents"] == [
+        f"{label} will no longer exist, but these objects refer to it: {called}"
+    ]
     assert kept.data["dependents"] == [], "with strategy mixed GFD goes on describing the card"
 
 
@@ -139,9 +146,11 @@ async def test_kinds_that_the_user_may_not_read_are_named_in_one_note_and_the_ot
         for kind in ("ResourceQuota", "LimitRange"):
             refuse(scene.e.cluster, RESOURCES[kind])
         told = await planned(tmp_path, scene.e.cluster, MIXED)
-    assert told.data["dependents"] == [f"{GPU} vanishes, and these name it: {called}"]
+    assert told.data["dependents"] == [f"{GPU} will no longer exist, but these objects refer to it: {called}"]
     (note,) = (one for one in told.data["notes"] if "not read" in one)
-    assert note.startswith("limitranges, resourcequotas may name what vanishes and were not read: User")
+    assert note.startswith(
+        "limitranges, resourcequotas may refer to what will no longer exist, but were not read:"
+    )
 
 
 class RefusingFirst(FakeClient):

@@ -1,5 +1,5 @@
 """`import` on SIMULATED fleets that somebody configured by hand (cli/setup/importing.py,
-cli/setup/adoption.py, cli/setup/handmade.py)."""
+cli/setup/adoption.py, cli/setup/handmade.py, cli/shell/manifests.py)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -137,7 +137,8 @@ async def test_a_fleet_by_hand_is_taken_over_without_disturbing_anybody(
         assert planned.out.count("nothing to change") == len(found)
         assert "stays as it is" not in planned.out
         for count in (one.count for one in recipe.pools.values()):
-            assert f"{counted(count, 'node')} already as wanted, taken over without a change" in planned.out
+            are = "is" if count == 1 else "are"
+            assert f"{counted(count, 'node')} {are} as wanted already and will not change" in planned.out
         since = scene.mark()
         for one in found.values():
             scene.e.apply(one)
@@ -223,8 +224,8 @@ async def test_a_node_is_left_out_and_the_selector_with_it(
     assert one["spec"]["nodeSelector"] == {
         "matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["c-1"]}]
     }
-    assert f"Left out: c-2: {words}" in capsys.readouterr().err
-    assert f"# Left out: c-2: {words}" in told.out
+    assert f"c-2 is left out: {words}" in capsys.readouterr().err
+    assert f"# c-2 is left out: {words}" in told.out
 
 
 @virtually
@@ -270,8 +271,8 @@ async def test_without_the_configmap_that_clusterpolicy_names_its_entries_are_mi
         told = await ask(scene.e.cluster, "import")
     assert set(policies(told.out)) == {"pool-a", "pool-c"}
     assert (
-        "Left out: d-1: its device plugin is configured to use entry l40s, but ConfigMap time-slicing-config-fine does"
-        " not exist in namespace gpu-operator; device plugins cannot start: the node loses"
+        "d-1 is left out: its device plugin is configured to use entry l40s, but ConfigMap time-slicing-config-fine"
+        " does not exist in namespace gpu-operator; device plugins cannot start: the node loses"
     ) in capsys.readouterr().err
 
 
@@ -326,7 +327,10 @@ async def test_what_labels_do_not_tell_waits_for_the_agent(capsys: pytest.Captur
     (one,) = policies(told.out).values()
     assert told.status == CHANGES
     assert one["spec"]["nodeSelector"]["matchExpressions"][0]["values"] == ["c-1"]
-    assert "Left out: c-2: its labels and what it offers do not show" in capsys.readouterr().err
+    assert (
+        "c-2 is left out: its labels and the resources that it advertises do not show"
+        in capsys.readouterr().err
+    )
 
 
 def test_instances_that_are_served_as_gpus_are_not_presumed_to_be_whole() -> None:

@@ -22,7 +22,7 @@ async def test_more_shares_than_a_policy_allows_are_told_as_that(capsys: pytest.
     told = await ask(reported("replicas-16384"), "import")
     assert (told.status, policies(told.out)) == (FAILED, {})
     why = "its device plugin shares nvidia.com/gpu by 16384: a policy allows 2 to 1024"
-    assert f"Left out: gpu-1: {why}" in capsys.readouterr().err
+    assert f"gpu-1 is left out: {why}" in capsys.readouterr().err
 
 
 @virtually
@@ -34,7 +34,7 @@ async def test_a_configmap_in_another_namespace_is_told_with_that_namespace(
     assert (told.status, policies(told.out)) == (FAILED, {})
     said = capsys.readouterr().err
     assert (
-        "Left out: gpu-1: its device plugin is configured to use entry slice-4, but ConfigMap"
+        "gpu-1 is left out: its device plugin is configured to use entry slice-4, but ConfigMap"
         " nvidia-time-slicing-config does not exist in namespace gpu-operator; one of that name is in kube-system;"
         " device plugins cannot start"
     ) in said
@@ -80,4 +80,4 @@ def test_a_policy_that_would_be_refused_is_not_proposed() -> None:
     given = AdminConfigMaps(AdminMaps("theirs", ""), {"any": entry})
     found = find_import(snapshot, given, AdminMaps(), NOW)
     (why,) = found.left_out.values()
-    assert why.startswith("no policy can say it: spec.mig.layouts[0].profiles")
+    assert why.startswith("no policy can express it: spec.mig.layouts[0].profiles")

@@ -230,7 +230,7 @@ async def test_a_pool_whose_taint_a_pod_does_not_tolerate_names_the_taint() -> N
     assert (service["now"], service["after"], service["but"]) == (0, 0, said)
     assert service["kept"] == [f"gpu-1: {said}"]
     text = " ".join(told.out.split())
-    assert "No node that it may go to will offer nvidia.com/gpu: change the rule" in text
+    assert "No node that this pod may use will advertise nvidia.com/gpu: change the rule" in text
     assert "not looked at" not in text
 
 
@@ -263,7 +263,9 @@ async def test_what_goes_by_other_pods_is_noted() -> None:
     apart = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "z"}]}}
     told, data = await asked(1, [], affinity=apart)
     (note,) = data["notes"]
-    assert note.startswith("spec.affinity.podAntiAffinity of the pod may keep it from nodes")
+    assert note.startswith(
+        "this answer ignores spec.affinity.podAntiAffinity of the pod, which may keep it from nodes"
+    )
     assert f"Note: {note}" in " ".join(told.out.split())
 
 

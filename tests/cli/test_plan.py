@@ -28,15 +28,15 @@ from gpusharing.kube.errors import Forbidden
 
 READS = """\
 SIMULATED: gpu-1, gpu-2 have no real GPUs, and the numbers about them here come from a simulator.
-pool-b  1x full -> 2x3g.40gb  2 of 2 nodes change
+pool-b  1x full -> 2x3g.40gb  2 of 2 nodes will change
 Accepted: 2x3g.40gb can be served by 2 nodes
-class Reset; 1 node at once; at any time; plan HASH
+class Reset; 1 node at a time; no time windows; plan HASH
   NODE   CLASS  NOW      AFTER      PODS  BUDGETS      WHEN
   gpu-1  Reset  1x full  2x3g.40gb  2     default/llm  Blocked: PDBNeverAllows
   gpu-2  Reset  1x full  2x3g.40gb  1     default/llm  Blocked: PDBNeverAllows
-  pods that would leave: default/llm-POD, default/llm-POD, default/llm-POD
+  pods that would be evicted: default/llm-POD, default/llm-POD, default/llm-POD
   - nvidia.com/gpu: 4 -> 0
-    asked for by 3 pods here (default/llm-POD, default/llm-POD, default/llm-POD); no node would offer it
+    3 pods here request it (default/llm-POD, default/llm-POD, default/llm-POD); no node would advertise it
       any more
   + nvidia.com/mig-3g.40gb: 0 -> 8
   Hint: spec.mig.strategy: single would keep the name nvidia.com/gpu, and no manifest would have to change.
@@ -47,7 +47,7 @@ class Reset; 1 node at once; at any time; plan HASH
   nvidia.com/gpu. Remedy: Change the pod's request, let its node affinity accept the old and the new value of
   the label (operator In), keep the devices elsewhere, or set drain.strandedPods to Allow.
 
-Note: the configuration is written first; the first node starts 2m later
+Note: the operator writes the configuration first; the first node starts 2m later
 2 nodes will change and 3 pods will be evicted. Nothing was changed.
 """
 JOB = {"apiVersion": "batch/v1", "kind": "Job", "name": "train-0", "uid": "job", "controller": True}
@@ -77,7 +77,7 @@ async def test_a_gang_that_would_be_interrupted_is_named_once_and_with_each_of_i
         file = written(tmp_path, policy(SLICED))
         told = await ask(scene.e.cluster, "plan", "-f", file)
         data = await ask(scene.e.cluster, "plan", "-o", "json", "-f", file)
-    assert told.out.count(f"  gang: {gang}\n") == told.out.count("gang: ") == 1
+    assert told.out.count(f"  gang that would be interrupted: {gang}\n") == told.out.count("gang that") == 1
     (pool,) = data.data["policies"]
     found = {one["name"]: one["gangs"] for one in pool["nodes"]}
     assert found == {"gpu-1": [gang], "gpu-2": [gang], "gpu-3": []}
@@ -173,7 +173,7 @@ async def test_one_node_changes_and_two_change(tmp_path: Path) -> None:
         scene.apply(FULL)
         await scene.ready()
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
-    assert "pool-b  1x full -> 2x3g.40gb  1 of 1 node changes\n" in told.out
+    assert "pool-b  1x full -> 2x3g.40gb  1 of 1 node will change\n" in told.out
 
 
 TWO_PROFILES = {"mode": "MIG", "mig": {"layouts": [{"profiles": {"3g.40gb": 1, "1g.10gb": 4}}]}}
@@ -234,7 +234,7 @@ async def test_several_policies_of_one_file_are_planned_together_and_other_objec
         one = await ask(scene.e.cluster, "plan", "pool-x", "-f", file)
     assert told.status == CHANGES
     assert "pool-x  nothing to change" in told.out
-    assert "Service is left out" in " ".join(told.out.split()), (
+    assert "Service is ignored" in " ".join(told.out.split()), (
         "a long path of the file breaks the line anywhere"
     )
     assert (one.status, "pool-b" in one.out) == (DONE, False)
@@ -280,13 +280,19 @@ async def test_without_a_right_to_the_operators_deployment_a_plan_says_what_it_a
         scene.e.cluster.faults.fail("list", DEPLOYMENTS, refusal, times=EVER, identity=ME)
         told = await ask(scene.e.cluster, "plan")
     assert told.status == DONE
-    assert "Note: planned with the chart's default settings: User" in told.out
+    assert (
+        "Note: the chart's default settings are assumed, because the operator's own could not be read: User"
+        in told.out
+    )
 
 
 @virtually
 async def test_a_lease_that_cannot_be_read_or_is_damaged_is_told_with_a_plan() -> None:
     """Failures of deleted nodes are on the Lease alone: a plan may call a node startable that the operator halts."""
-    said = "Note: slots are counted from fences, and failures of deleted nodes are not known: "
+    said = (
+        "Note: the operator's Lease could not be used, so slots are counted from the fences of Nodes and failures of"
+        " deleted nodes are unknown: "
+    )
     async with open_scene(*nodes(1)) as scene:
         install(scene.e.cluster)
         scene.apply(FULL)
@@ -312,7 +318,7 @@ async def test_the_settings_of_the_operator_that_is_installed_count(tmp_path: Pa
         await scene.ready()
         await scene.running("nvidia-mig-manager", 1)
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
-    assert "settings of the operator that this plugin cannot read: idle" in told.out
+    assert "these settings of the operator and assumes their defaults: idle" in told.out
     assert "Pending: BudgetFull" in told.out
 
 
@@ -329,7 +335,7 @@ async def test_a_canary_larger_than_the_pool_is_told_before_it_is_applied_with_t
     assert told.out.count("Blocked: CanaryTooLarge") == 2
     said = " ".join(told.out.split())
     assert "spec.rollout.canary.nodes is 3 and the pool has 2 nodes, so no node in service starts" in said
-    assert "pods that would leave: default/llm-" in said
+    assert "pods that would be evicted: default/llm-" in said
 
 
 BAD_FILES = {

@@ -37,6 +37,6 @@ def test_ctrl_c_ends_a_question_from_the_moment_in_which_it_can_be_read() -> Non
 def test_afterwards_ctrl_c_does_what_it_did_before() -> None:
     before = signal.getsignal(signal.SIGINT)
     with redirect_stderr(StringIO()):
-        assert agrees("Go on?", StringIO("YES\n"))
-        assert not agrees("Go on?", StringIO("\n"))
+        assert agrees("Continue?", StringIO("YES\n"))
+        assert not agrees("Continue?", StringIO("\n"))
     assert signal.getsignal(signal.SIGINT) is before

@@ -28,7 +28,7 @@ def test_a_pool_in_a_change_shows_what_runs_what_waits_the_culprit_since_when_an
 pool-b  MIG 2x3g.40gb  Draining  1/3 nodes, 24 GPUs, 27/32 used
 █▒!  █ 1 done  ▒ 1 under way  ! 1 blocked
 pool-b-1: PDB team-b/ranker: waiting for 2 pods to leave
-  NODE      WAY       PHASE     REASON           PODS  CULPRIT               SINCE  DEADLINE
+  NODE      PROGRESS  PHASE     REASON           PODS  CULPRIT               SINCE  DEADLINE
   pool-b-2  !·······  Blocked   AlreadyCordoned  2                           1h5m
   pool-b-1  ▒▒▒·····  Draining  PDB              2     team-b/ranker-7c4 +1  4m     10:11:00Z
 
@@ -72,7 +72,7 @@ def test_wide_lists_all_nodes_and_what_they_are_divided_into() -> None:
 
 def test_more_than_twenty_nodes_that_wait_are_counted() -> None:
     nodes = [gpunode(f"n-{number:02}", "Pending", "BudgetFull") for number in range(25)]
-    assert "and 5 more; -o wide lists all" in shown([policy()], nodes)
+    assert "and 5 more nodes; -o wide lists all" in shown([policy()], nodes)
 
 
 def test_one_gpu_is_not_called_gpus() -> None:
@@ -95,14 +95,18 @@ def test_a_window_that_is_open_is_not_called_the_next_one(told: str) -> None:
 def test_a_paused_pool_says_so_and_how_it_goes_on() -> None:
     paused = policy()
     paused["spec"]["rollout"]["paused"] = True
-    assert "\npaused: no further node starts (kubectl gpusharing resume)\n" in shown([paused], [])
+    assert "\npaused: no further node starts; to continue: kubectl gpusharing resume pool-b\n" in shown(
+        [paused], []
+    )
     assert "paused" not in shown(*fleet())
 
 
 def test_a_plan_that_waits_for_an_approval_is_told_with_its_hash() -> None:
     waits = policy()
     waits["status"]["plan"] = {"hash": "4a38df3", "disruption": "Reset", "nodeCount": 1, "pods": 2}
-    assert "\nplan 4a38df3: Reset, 1 node, 2 pods to leave\n" in shown([waits], [])
+    assert "\nplan 4a38df3, class Reset: 1 node will change and 2 pods will be evicted\n" in shown(
+        [waits], []
+    )
 
 
 def test_nodes_with_gpus_and_no_policy_are_named() -> None:
@@ -117,7 +121,7 @@ def test_without_any_policy_the_next_command_is_told() -> None:
 
 def test_an_edit_that_the_operator_has_not_seen_is_told() -> None:
     text = shown([policy(generation=3, observed=2)], [])
-    assert "has not looked at generation 3 yet" in text
+    assert "has not processed generation 3 of this policy yet" in text
 
 
 def test_what_an_operator_of_another_version_says_is_shown_as_it_comes() -> None:
@@ -147,7 +151,7 @@ def test_the_time_that_is_left_follows_the_changes_of_before() -> None:
     found = find_estimate(pool, NOW)
     assert found is not None
     assert (found.left, found.each, found.changes) == (timedelta(minutes=16), timedelta(minutes=10), 1)
-    assert "about 16m left: 2 nodes, 10m each by the last change" in shown([policy()], nodes)
+    assert "about 16m left for 2 nodes: the last change took 10m" in shown([policy()], nodes)
 
 
 def test_what_a_change_in_flight_has_had_is_not_left() -> None:

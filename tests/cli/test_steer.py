@@ -42,7 +42,7 @@ async def test_an_approval_lets_the_plan_be_carried_out() -> None:
         assert told.status == DONE
         assert told.out == (
             f'gsp/pool-b  {{"metadata":{{"annotations":{{"gpusharing.dev/approve":"{found}"}}}}}}\n'
-            f"Plan {found} may be carried out: class Reset, 1 node, 0 pods to leave.\n"
+            f"The operator may carry out plan {found}, class Reset: 1 node will change and 0 pods will be evicted.\n"
             "Done.\n"
         )
         await scene.ready()
@@ -92,21 +92,21 @@ async def test_a_dry_run_of_each_verb_shows_the_patch_says_what_it_would_do_and_
         digest = scene.e.policy("pool-b")["status"]["plan"]["hash"]
         assert await dry_run(scene, "approve", "pool-b") == [
             f'gsp/pool-b  {{"metadata":{{"annotations":{{"gpusharing.dev/approve":"{digest}"}}}}}}',
-            f"Plan {digest} may be carried out: class Reset, 1 node, 0 pods to leave.",
+            f"The operator may carry out plan {digest}, class Reset: 1 node will change and 0 pods will be evicted.",
         ]
         assert await dry_run(scene, "pause", "pool-b") == [
             'gsp/pool-b  {"spec":{"rollout":{"paused":true}}}',
-            "No further node starts; nodes in flight go on to their end.",
+            "No further node starts; nodes in flight finish their change.",
         ]
         assert await dry_run(scene, "skip", "gpu-1") == [
             'node/gpu-1  {"metadata":{"labels":{"gpusharing.dev/skip":"true"}}}',
-            "No change starts on this node; one in flight goes on, and the node still counts in its pool.",
+            "No change starts on this node; a change in flight continues, and the node still counts in its pool.",
         ]
         await ask(scene.e.cluster, "approve", "pool-b", "--yes")
         op = (await scene.fenced("gpu-1")).op
         assert await dry_run(scene, "abort", "gpu-1") == [
             f'node/gpu-1  {{"metadata":{{"annotations":{{"gpusharing.dev/abort":"{op}"}}}}}}',
-            "The node is given back as it was.",
+            "The operator gives up the change and returns the node to service as it was.",
         ]
         await ask(scene.e.cluster, "abort", "gpu-1")
         await scene.reason("gpu-1", "Deferred")
@@ -115,7 +115,7 @@ async def test_a_dry_run_of_each_verb_shows_the_patch_says_what_it_would_do_and_
             f'node/gpu-1  {{"metadata":{{"annotations":{{"gpusharing.dev/retry":"{virtual_now():%Y%m%dT%H%M%SZ}"}}}}}}'
         )
         assert effect == (
-            "The node is tried again, by the rules of its policy: it is proven idle first, which may evict pods."
+            "The operator tries this node again by its policy's rules, after making it idle, which may evict pods."
         )
         await ask(scene.e.cluster, "pause", "pool-b")
         await scene.reason("gpu-1", "Paused")
@@ -216,7 +216,7 @@ async def test_a_node_that_was_given_up_is_tried_again_at_once_by_a_retry() -> N
         await scene.reason("gpu-1", "Deferred")
         told = await ask(scene.e.cluster, "retry", "gpu-1", "--yes")
         assert told.status == DONE
-        assert "The node is tried again" in told.out
+        assert "The operator tries this node again" in told.out
         await scene.ready(seconds=250)
 
 
@@ -254,7 +254,7 @@ async def test_a_retry_of_a_node_that_somebody_else_blocks_says_what_it_waits_fo
         await scene.reason("gpu-1", "AlreadyCordoned")
         told = await ask(scene.e.cluster, "retry", "gpu-1", "--yes")
         said = " ".join(told.out.split())
-        assert "it is Blocked (AlreadyCordoned), and begins when that is over. Done." in said
+        assert "it is Blocked (AlreadyCordoned) now, and the retry begins when that is over. Done." in said
 
 
 @virtually
@@ -319,7 +319,7 @@ def test_a_retry_turns_a_node_round_that_goes_back_after_a_failure() -> None:
     back = {names.ANNOTATION_FENCE: record_text(make_fence("actuating", rolls_back=True))}
     STEERING["retry"].find({"metadata": {"name": "gpu-1", "annotations": back}}, request)
     onward = {names.ANNOTATION_FENCE: record_text(make_fence("actuating"))}
-    with pytest.raises(Trouble, match="its change goes on"):
+    with pytest.raises(Trouble, match="its change continues"):
         STEERING["retry"].find({"metadata": {"name": "gpu-1", "annotations": onward}}, request)
 
 
@@ -354,7 +354,7 @@ async def test_where_no_operator_is_installed_nobody_would_try_again_and_that_is
         assert said.startswith("no operator is installed in context test, so nothing would retry gpu-1.")
         told = await ask(scene.e.cluster, "skip", "gpu-1", width=200)
         assert (
-            "Written, but no operator is installed in context test: it has no effect until one is."
+            "The patch was written, but no operator is installed in context test: it has no effect until one is."
             in told.out
         )
         assert "Done." not in told.out

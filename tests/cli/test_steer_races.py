@@ -108,7 +108,7 @@ async def test_what_makes_no_difference_is_read_again_and_the_patch_sent_for_tha
 @virtually
 async def test_an_object_that_is_written_all_the_time_is_left_alone_in_the_end() -> None:
     cluster = fleet()
-    with pytest.raises(Trouble, match="others keep changing node/gpu-1"):
+    with pytest.raises(Trouble, match="node/gpu-1 was modified by somebody else 5 times in a row"):
         await ask(cluster, "abort", "gpu-1", client=Meddler(cluster, patches=99))
     assert len(writes(cluster)) == TRIES
     assert names.ANNOTATION_ABORT not in cluster.get(NODES, "gpu-1")["metadata"]["annotations"]

@@ -67,6 +67,6 @@ async def test_plan_and_status_say_how_many_pods_will_wait_and_nobody_is_evicted
         plan = scene.e.policy("pool-b")["status"]["plan"]
         assert scene.evicted() == []
     said = "7 ask, 2 remain: 5 will wait"
-    assert f"1 pod waiting for it; {said}" in told.out
+    assert f"1 pod is waiting for it; {said}" in told.out
     assert plan["shortages"] == [f"nvidia.com/gpu: {said}"]
     assert any(said in line for line in plan["blockers"])

@@ -53,7 +53,7 @@ async def test_without_a_program_that_every_mode_needs_no_pod_is_evicted_and_eve
         one["command"].endswith(command) for one in doctor.data["symptoms"] if one["reason"] == reason
     ] == [True]
     assert reason in planned.out
-    assert "pods that would leave" not in planned.out
+    assert "pods that would be evicted" not in planned.out
     assert proposed.data["items"] == []
 
 

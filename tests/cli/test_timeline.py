@@ -50,7 +50,7 @@ def test_a_rollout_that_goes_on_is_drawn_from_its_first_change_until_now() -> No
     assert (
         shown(WAITS, DRAINS, DONE)
         == """\
-  09:20:00Z to 10:00:00Z; a cell is 50s
+  09:20:00Z to 10:00:00Z; each cell stands for 50s
   n-0  ccddddddddddrrrrrrrvvvvv████████████████████████  20m
   n-1  ░░░░░░░░░░░░░░░░░░░░░░░░cccccddddddddddddddddddd  Draining
   n-2  ░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░  Pending
@@ -88,7 +88,7 @@ def test_what_needs_a_person_is_seen_however_short_it_was() -> None:
 
 
 def test_where_no_node_ever_changed_it_is_told() -> None:
-    assert shown(gpunode("n-0"), WAITS) == "  No change of a node is in the histories.\n"
+    assert shown(gpunode("n-0"), WAITS) == "  The histories of the nodes contain no change.\n"
 
 
 def test_a_clock_that_is_behind_draws_no_negative_time() -> None:
@@ -122,5 +122,5 @@ def test_of_many_nodes_the_first_are_drawn() -> None:
 
 
 def test_status_draws_it_when_it_is_asked_to(desk: Desk) -> None:
-    assert "a cell is" in desk.type("status", "--timeline").out
-    assert "a cell is" not in desk.type("status").out
+    assert "each cell stands for" in desk.type("status", "--timeline").out
+    assert "each cell stands for" not in desk.type("status").out

@@ -93,7 +93,7 @@ def test_where_the_screen_has_no_room_for_all_it_says_how_much_more_there_is_and
     whole = everything[everything.index(rows[0]) :]
     assert len(rows) == HEIGHT - 1
     assert rows == whole[: len(rows)]
-    (more,) = re.findall(r"^and (\d+) more lines; name a POLICY$", said)
+    (more,) = re.findall(r"^and (\d+) more lines; name a POLICY to see one pool$", said)
     assert any("pool-9" in line for line in whole), "at the end everything stays on the ordinary screen"
     rest = whole[len(rows) : len(rows) + int(more)]
     assert rest[-1] == whole[-1] != ""
@@ -233,16 +233,18 @@ async def test_where_the_server_cannot_be_followed_the_picture_says_that_it_may_
     refusal = Unavailable("503 Service Unavailable")
     fault = cluster.faults.fail("watch", GPUNODES, refusal, times=EVER, identity=ME)
     async with watching(cluster) as screen:
-        old = await screen.until("This may be old: ")
+        old = await screen.until("This may be out of date: ")
         assert "503 Service Unavailable" in old
         assert BEFORE in old, "what is known is still there"
         publish(cluster, nodes="2/3")
-        assert "This may be old: " in await screen.until(AFTER), "policies are followed, nodes are not"
+        assert "This may be out of date: " in await screen.until(AFTER), (
+            "policies are followed, nodes are not"
+        )
         fault.lift()
         publish(cluster, nodes="3/3")
         await screen.until("3/3 nodes")
         await asyncio.sleep(300)
-        assert "This may be old" not in screen.picture()
+        assert "This may be out of date" not in screen.picture()
 
 
 @virtually
@@ -251,5 +253,5 @@ async def test_a_right_to_watch_that_is_missing_is_named_on_the_picture() -> Non
     refusal = Forbidden('User "me" cannot watch resource "gpunodes"')
     cluster.faults.fail("watch", GPUNODES, refusal, times=EVER, identity=ME)
     async with watching(cluster) as screen:
-        old = " ".join((await screen.until("This may be old: ")).split())
+        old = " ".join((await screen.until("This may be out of date: ")).split())
     assert 'cannot watch resource "gpunodes"' in old

@@ -63,7 +63,7 @@ def tries(desk: Desk, more: int) -> None:
 
 
 AWAY = [
-    ((403, 'User "me" cannot list that'), "you lack a right in context desk: no right to "),
+    ((403, 'User "me" cannot list that'), "you lack a permission in context desk: no right to "),
     ((503, "apiserver is shutting down"), "the API server of context desk does not answer: "),
 ]
 
@@ -77,7 +77,9 @@ def test_a_watch_on_a_pipe_says_once_that_it_cannot_go_on_and_once_that_it_does(
         shut_out(desk, answer)
         said = line(process.stderr)
         assert said.startswith(f"warning: {told}")
-        assert said.endswith(". The last output may be out of date; this keeps trying\n")
+        assert said.endswith(
+            ". The last output may be out of date; the connection is tried again until it works\n"
+        )
         tries(desk, 4)
         desk.server.refuses_all = None
         assert line(process.stderr) == "warning: following context desk again\n"
@@ -91,7 +93,7 @@ def test_what_a_program_reads_of_a_watch_stays_data(desk: Desk) -> None:
     with watching(desk, "-o", "json") as process:
         first = line(process.stdout)
         shut_out(desk, (403, "no"))
-        assert line(process.stderr).startswith("warning: you lack a right")
+        assert line(process.stderr).startswith("warning: you lack a permission")
         later = policy("pool-d")
         later["metadata"]["resourceVersion"] = "2"
         desk.server.lists[POLICIES] = [*desk.server.lists[POLICIES], later]

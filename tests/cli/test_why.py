@@ -36,7 +36,7 @@ def test_the_order_of_the_conclusions_about_a_pod_is_part_of_the_product() -> No
         "_on_changing",
         "_on_quiet",
         "_unadvertised",
-        "_offered",
+        "_available",
         "_to_come",
         "_too_large",
         "_never",
@@ -61,7 +61,7 @@ x GFD labels     differ                   as configured
 x allocatable    2 nvidia.com/gpu         4 nvidia.com/mig-3g.40gb
 GFD labels: label nvidia.com/mig.strategy is absent, but should be mixed
 
-What blocks
+What blocks it
   PDB default/llm: Pod default/llm-POD. Allows 0 disruptions: 1 of 3 pods are healthy, 1 must be. Server:
     "The disruption budget llm needs 1 healthy pods and has 1 currently". Remedy: Bring the unready pods back
     or let them go (unhealthyPodEvictionPolicy: AlwaysAllow), scale up, or raise maxUnavailable.
@@ -166,12 +166,10 @@ async def test_a_pod_that_asks_for_what_the_pool_no_longer_offers_is_told_what_i
         scene.e.cluster.add(PODS, pending("old"))
         told = await ask(scene.e.cluster, "why", "pod/old")
     text = " ".join(told.out.split())
-    assert "default/old Pending asks for 1 nvidia.com/gpu" in text
+    assert "default/old Pending requests 1 nvidia.com/gpu" in text
     assert "Scheduler: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu." in text
-    assert "Offered once the changes are done: nvidia.com/mig-3g.40gb" in text
-    assert (
-        "Of what it asks for, nvidia.com/gpu is advertised by no node, nor will be under the existing" in text
-    )
+    assert "Advertised once the changes are done: nvidia.com/mig-3g.40gb" in text
+    assert "No node advertises nvidia.com/gpu, and none will under the existing" in text
 
 
 @virtually
@@ -201,7 +199,9 @@ async def test_a_pod_that_waits_for_a_change_is_told_which_pool_will_serve_it_an
         told = await ask(scene.e.cluster, "why", "default/new", "-o", "json")
     (service,) = told.data["services"]
     assert (service["pool"], service["now"], service["after"]) == ("pool-b", 0, 4)
-    assert service["but"].startswith("not yet; Blocked: gpu-1 was cordoned by somebody else")
+    assert service["but"].startswith(
+        "not before the changes are done; Blocked: gpu-1 was cordoned by somebody else"
+    )
 
 
 @virtually
@@ -219,9 +219,9 @@ async def test_a_pod_that_selects_the_mode_to_come_has_only_to_wait() -> None:
         told = await ask(scene.e.cluster, "why", "default/new", "-o", "json")
     (service,) = told.data["services"]
     assert (service["now"], service["after"], service["kept"]) == (0, 4, [])
-    assert service["but"].startswith("not yet; ")
+    assert service["but"].startswith("not before the changes are done; ")
     assert told.data["conclusion"].startswith(
-        "all that it asks for is on gpu-1, now or once the changes are done"
+        "gpu-1 has everything that this pod requests, or will have it once the changes are done"
     )
 
 
@@ -237,7 +237,7 @@ async def test_a_pod_that_finds_everything_held_is_told_so() -> None:
         scene.e.cluster.add(PODS, pending("third"))
         told = await ask(scene.e.cluster, "why", "pod/third", "-n", "default", "-o", "json")
     (service,) = told.data["services"]
-    assert (service["now"], service["free"], service["but"]) == (2, 0, "all are held by other pods")
+    assert (service["now"], service["free"], service["but"]) == (2, 0, "other pods hold all of them")
 
 
 @virtually
@@ -248,7 +248,7 @@ async def test_a_pod_with_a_node_points_at_the_node() -> None:
         await scene.running("llm", 1)
         name = scene.pods("llm")[0]["metadata"]["name"]
         told = await ask(scene.e.cluster, "why", f"pod/default/{name}")
-    assert "It has a node, gpu-1, which the operator is not changing now." in told.out
+    assert "This pod is on node gpu-1, which the operator is not changing now." in told.out
 
 
 def pending(name: str, resource: str = "nvidia.com/gpu") -> dict[str, Any]:

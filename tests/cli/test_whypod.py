@@ -67,32 +67,32 @@ NO_NODE: dict[str, tuple[JSON, JSON, str]] = {
     "more GPUs than one node has": (
         asking({GPU: 4}),
         FULL,
-        "no node has more than 2 of the 4 nvidia.com/gpu that it requests",
+        "no node has more than 2 of the 4 nvidia.com/gpu that this pod requests",
     ),
     "as many in several containers": (
         asking({GPU: 2}, {GPU: 2}),
         FULL,
-        "no node has more than 2 of the 4 nvidia.com/gpu that it requests",
+        "no node has more than 2 of the 4 nvidia.com/gpu that this pod requests",
     ),
     "as many by requests alone": (
         asking(**LIMITLESS),
         FULL,
-        "no node has more than 2 of the 4 nvidia.com/gpu that it requests",
+        "no node has more than 2 of the 4 nvidia.com/gpu that this pod requests",
     ),
     "more shares than one node has": (
         asking({GPU: 9}),
         SLICED,
-        "no node has more than 8 of the 9 nvidia.com/gpu that it requests",
+        "no node has more than 8 of the 9 nvidia.com/gpu that this pod requests",
     ),
     "an instance that nobody has made": (
         asking({GPU: 1, SMALL: 1}),
         FULL,
-        "of what it asks for, nvidia.com/mig-1g.10gb is advertised by no node, nor will be",
+        "no node advertises nvidia.com/mig-1g.10gb, and none will",
     ),
     "what only HAMi's scheduler knows": (
         asking({GPU: 1, "nvidia.com/gpumem": 3000, "nvidia.com/gpucores": 30}),
         FULL,
-        "of what it asks for, nvidia.com/gpucores, nvidia.com/gpumem are advertised by no node",
+        "no node advertises nvidia.com/gpucores or nvidia.com/gpumem, and none will",
     ),
 }
 
@@ -114,8 +114,8 @@ async def test_the_counts_are_those_of_one_node_and_not_of_all_together() -> Non
         shown = await ask(scene.e.cluster, "why", "pod/llm")
     (service,) = data["services"]
     assert (service["now"], service["free"], service["after"]) == (2, 2, 2)
-    assert service["but"] == "only 2 of 4 on one node"
-    assert "pool-b gpu-1 nvidia.com/gpu 2 2 2 only 2 of 4 on one node" in " ".join(shown.out.split())
+    assert service["but"] == "no node has more than 2 of the 4"
+    assert "pool-b gpu-1 nvidia.com/gpu 2 2 2 no node has more than 2 of the 4" in " ".join(shown.out.split())
     assert "No node has more than 2 of the 4 nvidia.com/gpu" in " ".join(shown.out.split())
 
 
@@ -129,7 +129,7 @@ async def test_a_pod_that_needs_what_two_nodes_have_together_is_told_that_neithe
         data = await told(scene, asking({GPU: 1, LARGE: 1}))
     assert (
         data["conclusion"]
-        == "no node has all that it requests: 1 nvidia.com/gpu and 1 nvidia.com/mig-3g.40gb"
+        == "no node has everything that this pod requests: 1 nvidia.com/gpu and 1 nvidia.com/mig-3g.40gb"
     )
     assert [(one["node"], one["resource"], one["now"]) for one in data["services"]] == [
         ("gpu-1", LARGE, 4),
@@ -148,7 +148,7 @@ async def test_gpus_that_are_free_on_different_nodes_do_not_serve_a_pod_that_nee
         data = await told(scene, asking({GPU: 2}))
     (service,) = data["services"]
     assert (service["now"], service["free"], service["but"]) == (2, 1, "other pods hold 1 of 2")
-    assert data["conclusion"].startswith("all that it asks for is on gpu-1, gpu-2, now or once the changes")
+    assert data["conclusion"].startswith("gpu-1, gpu-2 have everything that this pod requests, or will have")
 
 
 @virtually
@@ -175,7 +175,9 @@ async def test_a_node_without_a_policy_can_serve_a_pod_too() -> None:
         )
         data = await told(scene, asking({GPU: 3}))
         shown = await ask(scene.e.cluster, "why", "pod/llm")
-    assert data["conclusion"].startswith("all that it asks for is available on spare-1; the scheduler")
+    assert data["conclusion"].startswith(
+        "spare-1 has everything free that this pod requests; see the scheduler"
+    )
     assert "no policy spare-1 nvidia.com/gpu 4" in " ".join(shown.out.split())
 
 
@@ -205,9 +207,7 @@ async def test_a_pod_is_not_promised_what_a_skipped_node_would_serve() -> None:
         scene.e.cluster.patch(NODES, "gpu-1", {"metadata": {"labels": {"gpusharing.dev/skip": "true"}}})
         scene.apply(MIXED)
         data = await told(scene, asking({LARGE: 1}))
-    assert data["conclusion"].startswith(
-        f"of what it asks for, {LARGE} is advertised by no node, nor will be"
-    )
+    assert data["conclusion"].startswith(f"no node advertises {LARGE}, and none will")
 
 
 # --- failRequestsGreaterThanOne ----------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ async def test_a_pod_that_a_kubelet_refused_is_told_what_the_kubelet_said_and_wh
         shown = await ask(scene.e.cluster, "why", "pod/llm")
     assert data["status"] == f"UnexpectedAdmissionError: {TOO_LARGE}"
     rule = "policy pool-b sets failRequestsGreaterThanOne; request 1 in each container"
-    assert data["conclusion"] == f"the kubelet of gpu-1 refused it: {rule}"
+    assert data["conclusion"] == f"the kubelet of gpu-1 refused this pod: {rule}"
     assert f"Status: UnexpectedAdmissionError: {TOO_LARGE}" in " ".join(shown.out.split())
 
 
@@ -242,7 +242,7 @@ async def test_a_pod_that_waits_learns_beforehand_that_kubelets_would_refuse_it_
     data = await about(asking({GPU: 2}), spec, 1)
     (service,) = data["services"]
     rule = f"policy pool-b {how}; request 1 in each container"
-    assert (service["but"], data["conclusion"]) == (rule, f"kubelets would refuse it: {rule}")
+    assert (service["but"], data["conclusion"]) == (rule, f"kubelets would refuse this pod: {rule}")
 
 
 @virtually
@@ -250,7 +250,7 @@ async def test_two_containers_with_one_share_each_are_not_refused() -> None:
     """NVIDIA/k8s-device-plugin#1690: the plugin is asked for each container by itself."""
     data = await about(asking({GPU: 1}, {GPU: 1}), STRICT, 1)
     assert data["asks"] == {GPU: 2}
-    assert data["conclusion"].startswith("all that it asks for is available on gpu-1")
+    assert data["conclusion"].startswith("gpu-1 has everything free that this pod requests")
 
 
 # --- pods for which no pool is to blame --------------------------------------------------------------------------
@@ -259,19 +259,19 @@ CLAIM = [{"name": "gpu", "resourceClaimName": "gpu-claim"}]
 OTHERS: dict[str, tuple[JSON, str]] = {
     "that has succeeded": (
         asking({GPU: 1}, status={"phase": "Succeeded"}, nodeName="gpu-1"),
-        "it has succeeded, so it holds no GPU and does not start again",
+        "this pod has succeeded, so it holds no GPU and does not start again",
     ),
     "that was evicted": (
         asking({GPU: 1}, status={"phase": "Failed", "reason": "Evicted", "message": "low on disk"}),
-        "it has failed, so it holds no GPU and does not start again",
+        "this pod has failed, so it holds no GPU and does not start again",
     ),
     "that asks for GPUs by a claim only": (
         asking(resourceClaims=CLAIM),
-        "it asks for devices only by ResourceClaims, which a DRA driver serves and no GPU pool does",
+        "this pod requests devices only through ResourceClaims; a DRA driver serves those, not a GPU pool",
     ),
     "that asks for none": (
         asking({GPU: 0}),
-        "it asks for no GPU resource, so no GPU pool is in its way",
+        "this pod requests no GPU resource, so no GPU pool holds it up",
     ),
 }
 
@@ -288,4 +288,6 @@ async def test_no_pool_is_blamed_for_a_pod(pod: str) -> None:
 async def test_what_claims_and_another_scheduler_decide_is_noted() -> None:
     data = await about(asking({GPU: 1}, resourceClaims=CLAIM, schedulerName="hami-scheduler"), count=1)
     (note,) = data["notes"]
-    assert note.startswith("spec.resourceClaims, spec.schedulerName of the pod may keep it from nodes")
+    assert note.startswith(
+        "this answer ignores spec.resourceClaims, spec.schedulerName of the pod, which may keep"
+    )

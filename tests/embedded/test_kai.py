@@ -102,8 +102,8 @@ async def test_plan_and_why_name_the_pods_that_share_a_gpu_and_not_the_one_that_
         assert f"default/{name}" in text
         assert "gpu-reservation" not in text
         assert "nvidia.com/gpu, of which KAI-Scheduler gives it a fraction" in text
-    assert "asks for 0.5 of a GPU from KAI-Scheduler" in why.out
-    assert "It has a node, gpu-1, which the operator is not changing now." in why.out
+    assert "requests 0.5 of a GPU from KAI-Scheduler" in why.out
+    assert "This pod is on node gpu-1, which the operator is not changing now." in why.out
 
 
 @virtually
@@ -117,7 +117,7 @@ async def test_a_pod_that_waits_for_a_fraction_is_told_which_whole_gpus_there_wi
         scene.e.cluster.add(PODS, waiting)
         told = await ask(scene.e.cluster, "why", "default/llm-1")
     text = " ".join(told.out.split())
-    assert "nvidia.com/gpu is advertised by no node, nor will be" in text
+    assert "No node advertises nvidia.com/gpu, and none will" in text
     assert "KAI-Scheduler takes this fraction from a whole GPU" in text
 
 

@@ -159,7 +159,7 @@ PLUGIN_MASKS = (
     (re.compile(r"\bplan [0-9a-f]{7}\b"), "plan HASH"),
     (re.compile(r"(pool-[be]\.\d+\.)[0-9a-f]+"), r"\1MOMENT"),
     (re.compile(r"retry\":\"\w+"), 'retry":"MOMENT'),
-    (re.compile(r"(approve\":\"|Plan )[0-9a-f]{7}\b"), r"\1HASH"),
+    (re.compile(r"(approve\":\")[0-9a-f]{7}\b"), r"\1HASH"),
     (re.compile(r"\b\d+[smhd](\d+[smhd])?\b( ago)?"), "AGE"),
     (re.compile(r"(?<=\S) {2,}"), "  "),
     # Phases that pass quickly are not in every history; the last one is. A drain may begin before it meets a budget.
@@ -244,9 +244,9 @@ def test_the_plugin_says_why_a_pod_waits(product: Product, scenario: Pool, perso
 def test_the_plugin_draws_the_rollout_in_time(scenario: Pool, person: Path) -> None:
     """How long each phase lasted is masked, and who began first: two nodes begin at once."""
     said = plugin(person, "status", scenario.name, "--timeline")
-    drawn = said[said.rindex("\n", 0, said.index("; a cell is")) + 1 :]
+    drawn = said[said.rindex("\n", 0, said.index("; each cell stands for")) + 1 :]
     for pattern, mask in (
-        (r"^.*; a cell is .*", "PERIOD"),
+        (r"^.*; each cell stands for .*", "PERIOD"),
         (r"^(  pool-b-\d)  .{48}", r"\1  CELLS"),
         (r"^  \w \w+;(?:.*\n)+", "LEGEND"),  # a line or two: of the phases that were seen
     ):
@@ -276,7 +276,7 @@ def test_the_plugin_packs_a_bundle_without_gaps_but_for_what_nobody_granted(
     # Of each kind of pod one gap is enough: a plane has more of them while other pools are there.
     for pattern, mask in ((str(tmp_path), "FOLDER"), (r"-\w{5}:", "-POD:"), (r"\d+ files", "N files")):
         shown = re.sub(pattern, mask, shown)
-    gaps = re.split(r"(?=^Left out|^exit)", shown, flags=re.M)
+    gaps = re.split(r"(?=^Not included|^exit)", shown, flags=re.M)
     # Pods of nodes that an earlier module removed stay for a minute, until the garbage collector of pods comes.
     gaps = [one for one in gaps if not re.search(r"not\s+found|more\s+pods\s+of", one)]
     same_as_golden("plugin-support-bundle", "".join(dict.fromkeys(gaps)))

@@ -58,7 +58,10 @@ A, B = in_wave("a"), in_wave("b")
 def test_a_proven_node_waits_for_the_others_of_its_wave_and_records_since_when() -> None:
     (found,) = held(proven(A), working(B), nodes=(A, B)).values()
     assert (found.node, found.phase, found.reason) == ("a", Phase.UNCORDONING, Reason.WAITS_FOR_WAVE)
-    assert found.message == "2x3g.40gb proven; the node returns to service together with b, which ran the same gang"
+    assert (
+        found.message
+        == "2x3g.40gb proven; the node returns to service together with b, which ran the same gang"
+    )
     (action,) = found.actions
     assert isinstance(action, UpdateFence)
     assert A.fence is not None

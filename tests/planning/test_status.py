@@ -316,7 +316,10 @@ def test_a_policy_that_waits_for_its_approval_says_that_a_person_has_to_give_it(
     """That is wanted, so it is not stalled; but it is not true that nobody is needed."""
     waits = StatusInput([SYNCED, verdict(Phase.PENDING, Reason.APPROVAL_NEEDED, "gpu-08")])
     (stalled,) = (row for row in waits.status()["conditions"] if row["type"] == "Stalled")
-    assert (stalled["status"], stalled["message"]) == ("False", "the rollout waits for a person to approve the plan")
+    assert (stalled["status"], stalled["message"]) == (
+        "False",
+        "the rollout waits for a person to approve the plan",
+    )
 
 
 @pytest.mark.parametrize(

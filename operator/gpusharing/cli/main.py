@@ -1,6 +1,7 @@
-"""`kubectl gpusharing`: questions about GPU pools that people ask at three in the morning.
+"""`kubectl gpusharing`: answers questions about GPU pools at a terminal, and steers rollouts.
 
-The verb is looked up first and imported then: `--help` needs neither the client nor the planner (docs/adr/0038).
+Only the module of the verb that was typed is imported, so that `--help` loads neither the client nor the planner
+(docs/adr/0038).
 """
 
 import gc
@@ -15,12 +16,14 @@ from gpusharing.cli.shell.troubles import FAILED, INTERRUPTED, PIPE_CLOSED, Trou
 
 
 def main() -> None:
-    """The console script."""
+    """Run the command line of this process and exit with its status."""
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Carry out one command line; returns the exit status. Whatever happens, a person reads a sentence."""
+    """Carry out one command line and return its exit status. A `Trouble` is printed on standard error as one sentence
+    and gives 1; Ctrl-C and a closed pipe give the statuses of a shell. SystemExit of --help and of flags that
+    cannot be understood passes through."""
     try:
         status = _carry_out(_parsed(arguments))
         sys.stdout.flush()
@@ -32,21 +35,23 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Python would complain at its end about what it cannot write any more.
+        # Otherwise Python would report at its exit that it cannot flush standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
 
 
 def _parsed(arguments: Sequence[str]) -> Namespace:
+    """Return the parsed arguments. SystemExit passes through after standard output is flushed."""
     try:
         return parse(arguments)
     except SystemExit:
-        sys.stdout.flush()  # whoever read --help may have gone away, and Python's own flush would complain
+        sys.stdout.flush()  # raises BrokenPipeError here if the reader of --help is gone, not at the exit
         raise
 
 
 def _carry_out(typed: Namespace) -> int:
-    # A command ends before its garbage matters, and looking for it takes as long as reading a thousand nodes.
+    # A command ends before garbage matters, and collecting it takes as long as reading a thousand nodes.
+    """Turn garbage collection off, import the module of the verb, run it and return its exit status."""
     gc.disable()
     from gpusharing.cli.shell.running import carry_out
 

@@ -165,7 +165,9 @@ class Metrics(Observer):
             name: count_slices((snapshot.nodes[node] for node in pool.names), snapshot)
             for name, pool in pools.items()
         }
-        _show(self.slices, {(n, r): count for n, one in counted.items() for r, count in one.advertised.items()})
+        _show(
+            self.slices, {(n, r): count for n, one in counted.items() for r, count in one.advertised.items()}
+        )
         _show(self.idle, {(n, r): count for n, one in counted.items() for r, count in one.idle.items()})
         _show(self.pending, {(resource,): count for resource, count in waited_for(snapshot).items()})
 

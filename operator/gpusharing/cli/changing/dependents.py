@@ -1,5 +1,6 @@
-"""What else names the resources and labels that vanish with a plan: quotas, limits, objects of Kueue and the templates
-of workloads. Read with the rights of the user, and only here: the operator needs no right to them."""
+"""Finds other objects that refer to resources and labels which a plan would remove: quotas, limits, objects of Kueue
+and the templates of workloads. They are read with the user's rights, and only here; the operator needs no right to
+them."""
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator, Set
@@ -31,7 +32,8 @@ KINDS: tuple[tuple[str, Resource], ...] = (
 
 
 def find_vanishing(proposals: Iterable[Proposal], decided: Decided) -> frozenset[str]:
-    """Resource names that no node will advertise, and node labels, written as `key=value`, that no node will have."""
+    """Return the resource names that no node would advertise after the changes, and the node labels, written as
+    `key=value`, that no node would have. Only accepted policies that change something count."""
     accepted = [one for one in proposals if one.accepted and one.changes]
     names = {lost.resource for one in accepted for lost in one.vanishing if not lost.demand.remain}
     nodes = [decided.snapshot.nodes[step.verdict.node] for one in accepted for step in one.steps]
@@ -45,30 +47,31 @@ async def read_dependents(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return sentences about the objects outside the namespace `ignored` that name what vanishes, and at most one note,
     about the kinds that could not be read. Reads nothing if `vanishing` is empty, and raises no KubeError."""
-    found: dict[str, set[str]] = defaultdict(set)
+    mentions: dict[str, set[str]] = defaultdict(set)
     unread: dict[str, str] = {}
     for kind, resource in KINDS if vanishing else ():
         try:
             async for name, ref in _read_mentions(client, resource, vanishing, ignored):
-                found[name].add(f"{kind} {ref}")
+                mentions[name].add(f"{kind} {ref}")
         except KubeError as error:
-            if await client.served(resource):  # RBAC refuses also kinds that are not installed
+            if await client.served(resource):  # RBAC also refuses kinds that are not installed
                 unread[resource.plural] = error_text(error)
     lines = [
-        f"{name} vanishes, and these name it: {some(sorted(refs), 20)}"
-        for name, refs in sorted(found.items())
+        f"{name} will no longer exist, but these objects refer to it: {some(sorted(refs), 20)}"
+        for name, refs in sorted(mentions.items())
     ]
-    if any(ref.startswith("ResourceQuota ") for refs in found.values() for ref in refs):
-        lines.append("A ResourceQuota limits nothing under a name that no node offers")
-    why = f"{', '.join(sorted(unread))} may name what vanishes and were not read: {min(unread.values(), default='')}"
+    if any(ref.startswith("ResourceQuota ") for refs in mentions.values() for ref in refs):
+        lines.append("A ResourceQuota has no effect on a resource that no node advertises")
+    kinds = ", ".join(sorted(unread))
+    why = f"{kinds} may refer to what will no longer exist, but were not read: {min(unread.values(), default='')}"
     return tuple(lines), (why,) if unread else ()
 
 
 async def _read_mentions(
     client: KubeClient, resource: Resource, vanishing: Set[str], ignored: str
 ) -> AsyncIterator[tuple[str, str]]:
-    """Yield each name of `vanishing` that an object of this kind mentions, with the namespace and name of the object,
-    page by page. Raises a KubeError."""
+    """Yield each name of `vanishing` that an object of this kind refers to, with the namespace and name of the object,
+    page by page. Raises KubeError."""
     async for page in pages_of(client, resource):
         for raw in page.items:
             place = text(raw, "metadata", "namespace"), text(raw, "metadata", "name")
@@ -77,8 +80,8 @@ async def _read_mentions(
 
 
 def _counts(raw: JSON, ignored: str) -> bool:
-    """Whether a change concerns the object: it is not in the namespace `ignored`, no Job that has ended, and no Job
-    that a CronJob has made."""
+    """Whether an object is affected by the change: it is not in the namespace `ignored`, not a Job that has ended, and
+    not a Job that a CronJob has made."""
     owners = entries(raw, "metadata", "ownerReferences")
     ended = has_condition(raw, "Complete") or has_condition(raw, "Failed")
     made = ended or any(one.get("kind") == "CronJob" for one in owners)

@@ -35,7 +35,7 @@ from gpusharing.planning.vocabulary.blockers import explain_blockers
 from gpusharing.planning.vocabulary.lengths import counted, some
 
 MOST = 20
-"""Nodes and pods that are listed; -o wide lists all."""
+"""The most nodes and pods that are listed; -o wide lists all."""
 COLUMNS = (
     Column("NODE"),
     Column("CLASS", drop=3),
@@ -49,7 +49,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """Everything that `plan` shows about an edit."""
+    """Everything that `plan` shows."""
 
     proposals: tuple[Proposal, ...] = ()
     """What would happen to each pool."""
@@ -76,7 +76,7 @@ def describe(planned: Planned, paper: Paper) -> list[Line]:
     refused = sum(not one.accepted for one in proposals)
     total = f"{counted(len(steps), 'node')} will change and {counted(pods, 'pod')} will be evicted."
     if refused:
-        total = f"{counted(refused, 'policy', 'policies')} refused. {total}"
+        total = f"{counted(refused, 'policy is', 'policies are')} refused. {total}"
     return [*lines, *fold(line(Span(total, Ink.TITLE), " Nothing was changed."), paper)]
 
 
@@ -111,20 +111,26 @@ def _unchanged(proposal: Proposal, paper: Paper) -> list[Line]:
     lines: list[Line] = []
     if proposal.adopted:
         named = some(proposal.adopted, len(proposal.adopted) if paper.wide else MOST)
-        text = f"{counted(len(proposal.adopted), 'node')} already as wanted, taken over without a change: {named}"
+        are = "is" if len(proposal.adopted) == 1 else "are"
+        text = (
+            f"{counted(len(proposal.adopted), 'node')} {are} as wanted already and will not change: {named}"
+        )
         lines += prose(text, paper, hang="  ", ink=Ink.GOOD)
     blocked = [step.verdict for step in proposal.steps if step.verdict.phase is Phase.BLOCKED]
-    held = {one.message: one for one in blocked if not one.blockers}  # pods that block are told above
-    for verdict in (*proposal.left_out, *held.values())[: None if paper.wide else 5]:
+    # Pods that block have been named already, so only blocked nodes without such pods are listed.
+    others = {verdict.message: verdict for verdict in blocked if not verdict.blockers}
+    for verdict in (*proposal.left_out, *others.values())[: None if paper.wide else 5]:
         text = f"! {verdict.node} stays as it is: {verdict.reason}: {verdict.message}"
         lines += prose(text, paper, hang="  ", ink=Ink.WAITING)
     return lines
 
 
 def _title(proposal: Proposal) -> Line:
+    """Return the first line about a policy: refused, nothing to change, or from which layout to which how many of its
+    nodes would change."""
     count = len(proposal.steps)
     size = count + len(proposal.left_out) + len(proposal.adopted) + proposal.settled
-    changes = f"{count} of {counted(size, 'node')} {'changes' if count == 1 else 'change'}"
+    changes = f"{count} of {counted(size, 'node')} will change"
     if not proposal.accepted:
         return line(Span(proposal.policy, Ink.TITLE), "  ", Span(proposal.reason, Ink.BAD))
     if not proposal.changes:
@@ -135,14 +141,17 @@ def _title(proposal: Proposal) -> Line:
 
 
 def _summary(proposal: Proposal) -> str:
-    facts = [f"class {proposal.disruption}", f"{counted(proposal.at_once, 'node')} at once"]
-    facts.append(f"windows: {', '.join(proposal.windows)}" if proposal.windows else "at any time")
+    """Return a text with the class of the change, how many nodes change at a time, the windows and the hash of the
+    plan."""
+    facts = [f"class {proposal.disruption}", f"{counted(proposal.at_once, 'node')} at a time"]
+    facts.append(f"windows: {', '.join(proposal.windows)}" if proposal.windows else "no time windows")
     if proposal.hash:
         facts.append(f"plan {proposal.hash}")
     return "; ".join(facts)
 
 
 def _row(step: Step) -> list[Span]:
+    """Return the cells of one node in the table of nodes."""
     verdict, preview = step.verdict, step.preview
     return [
         Span(verdict.node),
@@ -156,23 +165,24 @@ def _row(step: Step) -> list[Span]:
 
 
 def _when(step: Step) -> str:
-    """Say when the change of a node begins, or its phase and the reason why it does not begin at once."""
+    """Return when the change of a node begins, or its phase and the reason why it does not begin at once."""
     verdict = step.verdict
     if step.starts:
         return "at once"
-    # Only the operator knows how far the change is, because it has sent the evictions; this process has not.
+    # How far a change has come is known only to the operator, which has sent the evictions.
     return "under way" if verdict.phase.in_flight else f"{verdict.phase}: {verdict.reason}"
 
 
 def _evicted(proposal: Proposal, paper: Paper) -> list[Line]:
+    """Draw the pods that would be evicted, and each gang that would be interrupted, once."""
     pods = [pod for step in proposal.steps if step.preview is not None for pod in step.preview.pods]
     gangs = sorted({gang for s in proposal.steps if s.preview is not None for gang in s.preview.gangs})
     lines: list[Line] = []
     if pods:
         named = some(pods, len(pods) if paper.wide else MOST)
-        lines += prose(f"pods that would leave: {named}", paper, indent="  ", hang="  ")
+        lines += prose(f"pods that would be evicted: {named}", paper, indent="  ", hang="  ")
     for gang in gangs:
-        lines += prose(f"gang: {gang}", paper, indent="  ", hang="  ")
+        lines += prose(f"gang that would be interrupted: {gang}", paper, indent="  ", hang="  ")
     return lines
 
 
@@ -181,7 +191,7 @@ def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
     Empty for a policy that is refused."""
     if proposal.before == proposal.after or not proposal.accepted:
         return []
-    asked = {one.resource: one for one in proposal.vanishing}
+    shrinking = {one.resource: one for one in proposal.vanishing}
     lines: list[Line] = []
     for name in sorted({*proposal.before, *proposal.after}):
         now, then = proposal.before.get(name, 0), proposal.after.get(name, 0)
@@ -189,7 +199,7 @@ def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
             continue
         sign, ink = ("-", Ink.BAD) if then < now else ("+", Ink.GOOD)
         lines.append(line("  ", Span(f"{sign} {name}: {now} -> {then}", ink)))
-        if (found := asked.get(name)) is not None and (who := _who_asks(found)):
+        if (resource := shrinking.get(name)) is not None and (who := _who_asks(resource)):
             lines += prose(who, paper, indent="    ", hang="  ")
     if proposal.single_keeps_name:
         hint = "spec.mig.strategy: single would keep the name nvidia.com/gpu, and no manifest would have to change"
@@ -197,21 +207,26 @@ def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
     return lines
 
 
-def _who_asks(found: Vanishing) -> str:
-    """Say which pods ask for a resource of which the pool will have fewer devices, and whether the rest of the cluster
-    has enough of them; empty if no pod asks for it."""
-    if not found.pods and not found.pending:
+def _who_asks(resource: Vanishing) -> str:
+    """Return a text that says which pods request a resource of which the pool will have fewer devices, and whether the
+    rest of the cluster has enough of them; empty if no pod requests it."""
+    if not resource.pods and not resource.pending:
         return ""
-    named = some(found.pods, 5)
-    parts = [f"asked for by {counted(len(found.pods), 'pod')} here ({named})" if found.pods else ""]
-    parts.append(f"{counted(found.pending, 'pod')} waiting for it" if found.pending else "")
-    where = found.demand.text if found.demand.waiting else "other nodes still offer it"
-    where = where if found.demand.remain else "no node would offer it any more"
+    named = some(resource.pods, 5)
+    here, pending = len(resource.pods), resource.pending
+    parts = [
+        f"{counted(here, 'pod')} here {'request' if here > 1 else 'requests'} it ({named})" if here else ""
+    ]
+    parts.append(
+        f"{counted(pending, 'pod')} {'are' if pending > 1 else 'is'} waiting for it" if pending else ""
+    )
+    where = resource.demand.text if resource.demand.waiting else "other nodes still advertise it"
+    where = where if resource.demand.remain else "no node would advertise it any more"
     return f"{'; '.join(filter(None, parts))}; {where}"
 
 
 def _blockers(proposal: Proposal) -> tuple[str, ...]:
-    """Say what would keep pods from being evicted, for all nodes together."""
+    """Return sentences about what would keep pods from being evicted, for all nodes of a policy together."""
     return explain_blockers(
         blocker for step in proposal.steps if step.preview is not None for blocker in step.preview.blockers
     )
@@ -253,17 +268,17 @@ def _proposal_data(proposal: Proposal) -> dict[str, Any]:
         "capacityAfter": dict(proposal.after),
         "vanishing": [
             {
-                "resource": one.resource,
-                "before": one.before,
-                "after": one.after,
-                "offeredElsewhere": one.demand.remain > 0,
-                "asked": one.demand.asked,
-                "remain": one.demand.remain,
-                "willWait": one.demand.waiting,
-                "pods": list(one.pods),
-                "pending": one.pending,
+                "resource": lost.resource,
+                "before": lost.before,
+                "after": lost.after,
+                "offeredElsewhere": lost.demand.remain > 0,
+                "asked": lost.demand.asked,
+                "remain": lost.demand.remain,
+                "willWait": lost.demand.waiting,
+                "pods": list(lost.pods),
+                "pending": lost.pending,
             }
-            for one in proposal.vanishing
+            for lost in proposal.vanishing
         ],
         "blockers": list(_blockers(proposal)),
         "singleKeepsName": proposal.single_keeps_name,
@@ -272,10 +287,12 @@ def _proposal_data(proposal: Proposal) -> dict[str, Any]:
 
 
 def _more(count: int, what: str) -> list[Line]:
+    """Draw how many more there are than those shown; empty if there are none."""
     return [line(Span(f"  and {count} {what} more; -o wide lists all", Ink.FAINT))] if count > 0 else []
 
 
 def _step_data(step: Step) -> dict[str, Any]:
+    """Return the change of one node as plain data. What its pods are is None if they were not listed."""
     verdict, preview = step.verdict, step.preview
     return {
         "name": verdict.node,
@@ -293,7 +310,8 @@ def _step_data(step: Step) -> dict[str, Any]:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """See VerbModule."""
+    """Show what an edit, or the present policies, would do; see VerbModule. Returns FAILED if a policy is refused,
+    CHANGES if something would change, otherwise DONE."""
     proposed, others = read_policies(typed.filename)
     only = {text(raw, "metadata", "name") for raw in proposed}
     if typed.policy:

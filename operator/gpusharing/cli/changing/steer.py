@@ -1,7 +1,7 @@
-"""Carries out a row of the table of steering verbs: a small patch, shown before it is sent.
+"""Carries out one row of the table of steering verbs: shows a small patch and sends it.
 
-Whatever may evict pods needs confirmation, unless --yes gives it. Where no operator is installed, nothing would carry
-it out, and the verb says so.
+If the patch may evict pods, the user has to confirm it, or give --yes. If no operator is installed, nothing would act
+on the patch, and the command says so.
 """
 
 import json
@@ -23,13 +23,14 @@ from gpusharing.kube.raw import section, text, whole
 
 DID = "Done."
 TRIES = 5
-"""How often the object is read again where somebody else writes it between reading and patching."""
+"""How often the object is read when somebody else writes it between our read and our patch."""
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """See VerbModule."""
+    """Show the patch, ask for confirmation if pods may be evicted, and send it; see VerbModule. Returns FAILED if the
+    user does not confirm."""
     verb, flags = STEERING[typed.verb], vars(typed)
-    shown = await session.one(verb.resource, typed.name)
+    shown = await session.get(verb.resource, typed.name)
     absent = await _find_absence(session, typed, lasts=verb.lasts)
     request = SteeringRequest(
         session.now(),
@@ -41,6 +42,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     change = verb.find(shown, request)
 
     def end(message: str, *, done: bool = False) -> int:
+        """Print the outcome, or with -o json or yaml the patch, and return DONE."""
         if terminal.structured:
             kind = verb.resource.plural
             terminal.data({"kind": kind, "name": typed.name, "patch": change.body, "done": done})
@@ -64,10 +66,10 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> str:
-    """What to say where no operator is installed and the patch is written nevertheless; empty: one is, or that is
-    unknown.
+    """Return the sentence to end with if no operator is installed; empty if one is, or if that is unknown. `lasts`: an
+    operator that is installed later acts on the patch.
 
-    Raises Trouble when the request would have no effect.
+    Raises Trouble if the patch would have no effect, and for errors of the API server.
     """
     try:
         missing = await is_missing(session.client)
@@ -77,25 +79,28 @@ async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> s
         return ""
     why = f"no operator is installed in {session.where}"
     if not lasts:
-        raise Trouble(f"{why}, so nothing would {typed.verb} {typed.name}. To install: {INSTALL}")
-    return f"Written, but {why}: it has no effect until one is. To install: {INSTALL}"
+        raise Trouble(f"{why}, so nothing would {typed.verb} {typed.name}. To install it: {INSTALL}")
+    return f"The patch was written, but {why}: it has no effect until one is. To install it: {INSTALL}"
 
 
 async def _send(
     session: Session, resource: Resource, shown: JSON, change: Change, find: Callable[[JSON], Change]
 ) -> None:
-    """Write it on the object that was shown. Raises Trouble if that has changed: a person may think for a long time.
+    """Patch the object that was shown. Raises Trouble if it has changed in a way that matters to the user's decision,
+    who may have thought for a long time.
 
-    After an irrelevant write, such as a kubelet's heartbeat, the server refuses the patch, and the object is read
-    again.
+    After an irrelevant write by somebody else, such as a kubelet's heartbeat, the server refuses the patch. The object
+    is then read again, at most TRIES times.
     """
     name = text(shown, "metadata", "name")
     what = _reference(resource, name)
     for _ in range(TRIES):
-        now = await session.one(resource, name)
+        now = await session.get(resource, name)
         if find(now).body != change.body or _decided_on(now) != _decided_on(shown):
-            raise Trouble(f"{what} changed since it was shown to you, so nothing was written: look again")
-        # With the version that was read: if the object was written since, the patch is refused (Conflict).
+            raise Trouble(
+                f"{what} changed since it was shown to you, so nothing was written; run the command again"
+            )
+        # The patch names the version that was read, so the server refuses it (Conflict) if the object has changed.
         version = {"resourceVersion": text(now, "metadata", "resourceVersion")}
         body = {**change.body, "metadata": {**section(change.body, "metadata"), **version}}
         try:
@@ -105,26 +110,28 @@ async def _send(
         except KubeError as error:
             raise Trouble(sentence(error, session.where)) from error
         return
-    raise Trouble(f"others keep changing {what}, so nothing was written: try again")
+    raise Trouble(
+        f"{what} was modified by somebody else {TRIES} times in a row, so nothing was written; try again"
+    )
 
 
 def _decided_on(raw: JSON) -> tuple[str, int, str]:
-    """What a person decides about: this very object, the generation of a policy, the change of a node and how far it
-    is."""
+    """Return what the user's decision depends on: the UID of the object, the generation of a policy, and the operation
+    and stage of a node's fence, or the damage of the fence."""
     fence, damage = read_fence(annotations_of(raw))
     stands = f"{fence.op} {fence.stage}" if fence is not None else damage
     return text(raw, "metadata", "uid"), whole(raw, "metadata", "generation"), stands
 
 
 def _reference(resource: Resource, name: str) -> str:
-    """The object as kubectl takes it: gsp/NAME or node/NAME."""
+    """Return the object as kubectl takes it: gsp/NAME or node/NAME."""
     return f"{'node' if resource == NODES else 'gsp'}/{name}"
 
 
 def is_wanted(answers: TextIO) -> bool:
-    """Ask the person at the terminal. Raises Trouble when there is no terminal."""
+    """Ask at the terminal whether to continue although pods may be evicted. Raises Trouble if there is no terminal."""
     if not answers.isatty():
         raise Trouble(
             "this may evict pods, and there is no terminal to ask for confirmation: give --yes or --dry-run"
         )
-    return agrees("This may evict pods. Go on?", answers)
+    return agrees("This may evict pods. Continue?", answers)

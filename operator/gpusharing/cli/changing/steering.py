@@ -1,7 +1,7 @@
-"""The verbs that steer a rollout, as one table: which object each patches, how, what follows, and what it refuses.
+"""The verbs that steer a rollout, as one table: which object each verb patches, with what, what follows, and what it
+refuses.
 
-The operator reads these patches on its next pass; what they mean is its business (`api/names.py`). `steer.py` carries
-a row out.
+The operator reads the patches on its next pass; `api/names.py` says what they mean. `steer.py` carries a row out.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -10,7 +10,7 @@ from datetime import datetime
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.cli.pools.fleet import Seen, known_phase, read_node
+from gpusharing.cli.pools.fleet import NodeStatus, known_phase, read_node
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.troubles import Trouble, sentence
 from gpusharing.kube.client import GPUNODES, JSON, NODES, POLICIES, Resource
@@ -25,58 +25,59 @@ from gpusharing.planning.vocabulary.reasons import Reason
 _RETRIED = frozenset(reason for reason in Reason if Mark.RETRIED in reason.marks)
 _NOT_RETRIED = {str(reason): reason.remedy for reason in Reason if Mark.NOT_RETRIED in reason.marks}
 IN_FLIGHT = {
-    "Finish": "nodes in flight go on to their end",
-    "Hold": "nodes in flight that are before the point of no return wait, cordoned, and no pod is evicted",
-    "Abort": "nodes in flight that are before the point of no return are given back",
+    "Finish": "nodes in flight finish their change",
+    "Hold": "nodes in flight that are before the point of no return stay cordoned and wait, and no pod is evicted",
+    "Abort": "nodes in flight that are before the point of no return are returned to service as they were",
 }
 """What a pause does to nodes in flight, by `whenPaused`."""
 
 
 @dataclass(frozen=True, slots=True)
 class SteeringRequest:
-    """What was typed besides verb and name, and what the verb has read for it."""
+    """What the user typed besides verb and name, and what the verb has read for it."""
 
     now: datetime
     """When it was typed."""
     hash: str = ""
-    """approve: the plan that was read."""
+    """For approve: the hash of the plan that the user has read; empty to approve the current one."""
     when_paused: str = ""
-    """pause: what happens to nodes in flight; empty: what the policy says."""
+    """For pause: what happens to nodes in flight; empty to keep what the policy says."""
     undo: bool = False
-    """skip: take it back."""
-    gpunodes: tuple[Seen, ...] = ()
-    """resume: the nodes of the policy that failures keep from starting. retry: the node, as the operator sees it;
-    empty if the user may not read that."""
+    """For skip: whether to remove the label instead."""
+    gpunodes: tuple[NodeStatus, ...] = ()
+    """For resume: the nodes of the policy that failures keep from starting. For retry: the status of the node, or empty
+    if the user may not read it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One patch of the object that the verb is about."""
+    """A patch of the object that the verb is about, and its consequences."""
 
     body: JSON
     """A JSON merge patch."""
     means: str
-    """What follows from it, in a sentence."""
+    """What will happen because of the patch, as a sentence without a full stop."""
     moves: bool = False
-    """Pods may be evicted because of it: it needs confirmation."""
+    """Whether pods may be evicted because of the patch, so that the user has to confirm it."""
 
 
 @dataclass(frozen=True, slots=True)
 class SteeringVerb:
-    """One row of the table."""
+    """One row of the table of steering verbs."""
 
     resource: Resource
     """The kind of the object that is patched."""
     find: Callable[[JSON, SteeringRequest], Change]
-    """Returns the patch of an object. Raises Trouble when it would have no effect."""
+    """Returns the patch for an object. Raises Trouble if it would have no effect."""
     lasts: bool = False
-    """Whether a person may write it before the operator is installed, which then honors it."""
-    read: Callable[[Session, str], Awaitable[tuple[Seen, ...]]] | None = None
+    """Whether an operator that is installed later honors the patch."""
+    read: Callable[[Session, str], Awaitable[tuple[NodeStatus, ...]]] | None = None
     """Reads the GPUNodes that `find` needs for the object of this name; None if it needs none. Raises Trouble."""
 
 
 def _approve(policy: JSON, request: SteeringRequest) -> Change:
-    """Let the current plan be carried out. Refused when there is none, or when it is not the one that was read."""
+    """Return the patch that lets the current plan be carried out. Raises Trouble if the policy needs no approval, has
+    no plan, has been approved already, or has another plan than the one named in the request."""
     name, plan = text(policy, "metadata", "name"), section(policy, "status", "plan")
     _refuse_unseen(policy)
     if part(policy, "spec", "rollout", "approval") != "Manual":
@@ -91,12 +92,15 @@ def _approve(policy: JSON, request: SteeringRequest) -> Change:
     if texts(section(policy, "metadata", "annotations")).get(names.ANNOTATION_APPROVE) == current:
         raise Trouble(f"plan {current} of {name} is approved already")
     nodes, pods = counted(whole(plan, "nodeCount"), "node"), counted(whole(plan, "pods"), "pod")
-    means = f"plan {current} may be carried out: class {text(plan, 'disruption')}, {nodes}, {pods} to leave"
+    means = (
+        f"the operator may carry out plan {current}, class {text(plan, 'disruption')}: {nodes} will change and {pods}"
+        " will be evicted"
+    )
     return Change(_annotation(names.ANNOTATION_APPROVE, current), means, moves=not request.hash)
 
 
 def _pause(policy: JSON, request: SteeringRequest) -> Change:
-    """Start no further node. Refused when the policy is paused already."""
+    """Return the patch that pauses the policy. Raises Trouble if it is paused already with the same `whenPaused`."""
     name, rollout = text(policy, "metadata", "name"), section(policy, "spec", "rollout")
     before = text(rollout, "whenPaused") or "Finish"
     when = request.when_paused or before
@@ -109,8 +113,8 @@ def _pause(policy: JSON, request: SteeringRequest) -> Change:
 
 
 def _resume(policy: JSON, request: SteeringRequest) -> Change:
-    """End a pause, or else let a rollout go on that failures have halted. Refused when the policy is neither paused nor
-    halted."""
+    """Return the patch that ends a pause or, if the policy is not paused, lets a rollout continue that failures have
+    halted. Raises Trouble if it is neither paused nor halted."""
     name, generation = text(policy, "metadata", "name"), whole(policy, "metadata", "generation")
     if part(policy, "spec", "rollout", "paused") is True:
         means = "nodes start again, and earlier failures no longer count"
@@ -119,19 +123,20 @@ def _resume(policy: JSON, request: SteeringRequest) -> Change:
     if not request.gpunodes:
         raise Trouble(f"{name} is neither paused nor halted by failures")
     means = (
-        f"{counted(len(request.gpunodes), 'node')} may start although others failed, and further failures halt it"
-        " again; those that failed stay as they are until a retry"
+        f"{counted(len(request.gpunodes), 'node')} may start although others failed; further failures halt the rollout"
+        " again, and failed nodes stay as they are until you retry them"
     )
-    # What the operator asks for may be of an earlier generation that it has judged the nodes by.
-    asked = read_value(request.gpunodes[0].message)
-    value = asked if asked.partition(".")[0] == str(generation) else str(generation)
+    # The value that the operator has published may be for an earlier generation; then it would have no effect.
+    requested = read_value(request.gpunodes[0].message)
+    value = requested if requested.partition(".")[0] == str(generation) else str(generation)
     return Change(_annotation(names.ANNOTATION_RESUME, value), means, moves=True)
 
 
 def _retry(node: JSON, request: SteeringRequest) -> Change:
-    """Try a failed or deferred node again. Refused where the operator would not do that."""
+    """Return the patch that lets the operator try a failed or deferred node again. Raises Trouble if the operator
+    would not do so."""
     means = (
-        "the node is tried again, by the rules of its policy: it is proven idle first, which may evict pods"
+        "the operator tries this node again by its policy's rules, after making it idle, which may evict pods"
     )
     if request.gpunodes:
         means += _find_wait(node, request.gpunodes[0])
@@ -139,31 +144,34 @@ def _retry(node: JSON, request: SteeringRequest) -> Change:
     return Change(_annotation(names.ANNOTATION_RETRY, value), means, moves=True)
 
 
-def _find_wait(node: JSON, seen: Seen) -> str:
+def _find_wait(node: JSON, status: NodeStatus) -> str:
     """Return what the retry of a node waits for, as the end of a sentence; empty if it begins at once. Raises Trouble
-    where the operator would not try the node again."""
-    stands = f"{seen.phase} ({seen.reason})"
-    refusal = f"there is nothing to try again on {seen.name}: it is {stands}"
-    if (remedy := _NOT_RETRIED.get(seen.reason)) is not None:
+    if the operator would not try the node again."""
+    state = f"{status.phase} ({status.reason})"
+    refusal = f"there is nothing to try again on {status.name}: it is {state}"
+    if (remedy := _NOT_RETRIED.get(status.reason)) is not None:
         raise Trouble(f"{refusal}. {remedy}")
     fence, _ = read_fence(annotations_of(node))
-    phase = known_phase(seen.phase)
-    # After a failure, a retry reverses the way back to what was proven on the node last.
-    if phase is None or seen.reason in _RETRIED or (fence is not None and fence.rolls_back):
+    phase = known_phase(status.phase)
+    # While a failed node returns to its last proven layout, a retry makes it try the wanted layout again.
+    if phase is None or status.reason in _RETRIED or (fence is not None and fence.rolls_back):
         return ""
     if phase is Phase.BLOCKED:
-        return f"; it is {stands}, and begins when that is over"
+        return f"; it is {state} now, and the retry begins when that is over"
     if phase is Phase.FAILED:
         return ""
-    if seen.reason == Reason.SKIP_LABEL:
-        refusal += f". To let changes begin there: kubectl gpusharing skip {seen.name} --undo"
+    if status.reason == Reason.SKIP_LABEL:
+        refusal += f". To let changes begin there: kubectl gpusharing skip {status.name} --undo"
     elif phase.in_flight:
-        refusal += f", and its change goes on. To see what it waits for: kubectl gpusharing why {seen.name}"
+        refusal += (
+            f", and its change continues. To see what it waits for: kubectl gpusharing why {status.name}"
+        )
     raise Trouble(refusal)
 
 
 def _abort(node: JSON, request: SteeringRequest) -> Change:
-    """Give up the change that is in flight. Refused where none is, or it cannot be given up any more."""
+    """Return the patch that gives up the change in flight. Raises Trouble if there is none, or if it is past the point
+    of no return."""
     name = text(node, "metadata", "name")
     fence, damage = read_fence(annotations_of(node))
     if damage:
@@ -172,19 +180,23 @@ def _abort(node: JSON, request: SteeringRequest) -> Change:
         raise Trouble(f"no change is in flight on {name}")
     if fence.stage == "yielded":
         raise Trouble(
-            f"somebody else is working on {name}, and its change has stopped: the node is given back when"
-            " they are done"
+            f"somebody else is working on {name}, so its change has stopped already: the node is returned to service"
+            " when they are done"
         )
     if fence.stage != "fenced":
         raise Trouble(
-            f"{name} is past the point of no return: only a proven layout gives it back; to choose another layout,"
-            " edit the policy"
+            f"{name} is past the point of no return, so it returns to service only with a proven layout; to choose"
+            " another layout, edit the policy"
         )
-    return Change(_annotation(names.ANNOTATION_ABORT, fence.op), "the node is given back as it was")
+    return Change(
+        _annotation(names.ANNOTATION_ABORT, fence.op),
+        "the operator gives up the change and returns the node to service as it was",
+    )
 
 
 def _skip(node: JSON, request: SteeringRequest) -> Change:
-    """Keep changes from starting on a node, or let them start again. Refused when that is the case already."""
+    """Return the patch that keeps changes from starting on a node, or with `undo` lets them start. Raises Trouble if
+    that is the case already."""
     name = text(node, "metadata", "name")
     skipped = texts(section(node, "metadata", "labels")).get(names.LABEL_SKIP) == "true"
     if skipped is not request.undo:
@@ -192,19 +204,21 @@ def _skip(node: JSON, request: SteeringRequest) -> Change:
     body = {"metadata": {"labels": {names.LABEL_SKIP: None if request.undo else "true"}}}
     if request.undo:
         return Change(body, "changes may start on this node again", moves=True)
-    means = "no change starts on this node; one in flight goes on, and the node still counts in its pool"
+    means = (
+        "no change starts on this node; a change in flight continues, and the node still counts in its pool"
+    )
     return Change(body, means)
 
 
-async def _read_halted(session: Session, policy: str) -> tuple[Seen, ...]:
-    """Return the nodes of a policy that wait for a resume: the policy does not list them itself."""
+async def _read_halted(session: Session, policy: str) -> tuple[NodeStatus, ...]:
+    """Return the nodes of a policy that wait for a resume; the policy itself does not list them."""
     nodes = map(read_node, await session.all(GPUNODES))
-    return tuple(seen for seen in nodes if (seen.policy, seen.reason) == (policy, Reason.HALTED))
+    return tuple(node for node in nodes if (node.policy, node.reason) == (policy, Reason.HALTED))
 
 
-async def _read_gpunode(session: Session, node: str) -> tuple[Seen, ...]:
-    """Return how the operator sees a node; empty if the user may not read that. Raises Trouble where the operator has
-    nothing to do: every node with GPUs or a policy has a GPUNode."""
+async def _read_gpunode(session: Session, node: str) -> tuple[NodeStatus, ...]:
+    """Return the status of a node in a tuple of one; empty if the user may not read it. Raises Trouble if the node has
+    no GPUNode: every node with GPUs or a policy has one, so there is nothing to retry."""
     try:
         return (read_node(await session.client.get(GPUNODES, node)),)
     except Forbidden:
@@ -228,7 +242,7 @@ STEERING: Mapping[str, SteeringVerb] = {
 
 
 def annotations_of(node: JSON) -> Mapping[str, str]:
-    """Return the annotations of an object; those that are no text are left out."""
+    """Return the annotations of an object, without those whose values are not text."""
     return texts(section(node, "metadata", "annotations"))
 
 
@@ -237,8 +251,8 @@ def _annotation(key: str, value: str) -> JSON:
 
 
 def _refuse_unseen(policy: JSON) -> None:
-    """Raise Trouble where the operator has not looked at the present generation yet."""
-    seen, now = whole(policy, "status", "observedGeneration"), whole(policy, "metadata", "generation")
-    if seen < now:
+    """Raise Trouble if the operator has not processed the policy's current generation yet."""
+    observed, now = whole(policy, "status", "observedGeneration"), whole(policy, "metadata", "generation")
+    if observed < now:
         name = text(policy, "metadata", "name")
-        raise Trouble(f"the operator has not looked at generation {now} of {name} yet; try again in a moment")
+        raise Trouble(f"the operator has not processed generation {now} of {name} yet; try again in a moment")

@@ -1,11 +1,11 @@
 """`support-bundle [FILE]`: a tar archive for troubleshooting. Secrets are not read, and the environments of pods are
 left out.
 
-What may not be read is left out, and its README says so: a bundle with gaps is better than none. Where nothing at all
-can be read there is none.
+Objects that may not be read are left out, and README.txt in the archive names them. If nothing can be read, no archive
+is written.
 
-Everything that people deliberately put secrets into is left out (`cleaned`). From texts of programs (messages, logs),
-whatever is named as a secret or has the form of one is removed too; a secret that nothing gives away stays.
+Fields in which people keep secrets on purpose are left out (`cleaned`). In messages and logs, text that is named as a
+secret or has the form of one is removed too. A secret that nothing marks as one stays.
 """
 
 import io
@@ -40,16 +40,16 @@ LEFT_OUT = frozenset({
     "env", "envFrom", "args", "command", "exec", "httpGet", "httpHeaders", "lifecycle", "managedFields",
     "imagePullSecrets", "volumes", "addresses", "binaryData",
 })  # fmt: skip
-"""Keys whose whole value goes: environments, command lines and probes of containers above all."""
+"""Keys whose whole value is left out: above all environments, command lines and probes of containers."""
 KEPT_ANNOTATIONS = ("gpusharing.dev/", "nvidia.com/", "deployment.kubernetes.io/", "meta.helm.sh/")
 _KEYS = "(?:api|access|private|client|licen[cs]e).?key"
 _NAMES = f"passw|passphrase|pwd|(?<![a-z])pass(?![a-z])|token|secret|credential|{_KEYS}"
 _TELLING = re.compile(f"{_NAMES}|private|(?<![a-z])auth(?:orization)?(?![a-z])", re.IGNORECASE)
 _QUOTED = r"""\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|\\\"[^\"\n]*\""""
 _PROSE = "(?:not|no|context|user|unauthorized|invalid|expired|error|failed)"
-"""How a sentence about a secret continues after its colon."""
+"""How ordinary sentences about secrets continue after a colon; these are kept."""
 _IN_TEXTS = (
-    # PEM (RFC 7468), also one that was cut at either end.
+    # A private key as PEM (RFC 7468), also if its beginning or end is missing.
     re.compile(
         r"()-----BEGIN [A-Z ]*PRIVATE KEY-----"
         r"(?:[\sA-Za-z0-9+/=:,-]*?-----END [A-Z ]*PRIVATE KEY-----|(?:\s+[\w+/=]{16,})*(?:\s+[\w+/=]+(?=\s*\Z))?)"
@@ -59,19 +59,19 @@ _IN_TEXTS = (
     # user:password@ or token@ of an address (RFC 3986), and a JSON Web Token (RFC 7519).
     re.compile(r"(://)[^/\s@\"']+(?=@)"),
     re.compile(r"()\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"),
-    # Under such a name a list or an object, to the end of its line, and a block or list of YAML.
+    # A list or an object under such a name, to the end of its line; and a block or a list of YAML.
     re.compile(rf"((?:{_NAMES}|\bauth\b)[\w.-]{{0,60}}\\?[\"']?[ \t]*[=:][ \t]*)[\[{{][^\n]*", re.IGNORECASE),
     re.compile(
         rf"(^([ \t]*)[\w\"'.-]{{0,60}}(?:{_NAMES})[\w\"'.-]{{0,60}}:[ \t]*(?:[|>][^\n]*)?\n)"
         r"(?:\2(?:[ \t]+|- )[^\n]*(?:\n|\Z))+",
         re.IGNORECASE | re.MULTILINE,
     ),
-    # HTTP's Authorization, its scheme and one word, and a bearer token anywhere (RFC 9110, RFC 6750).
+    # The value of HTTP's Authorization: its scheme and one word (RFC 9110, RFC 6750).
     re.compile(
         rf"(\bauth(?:orization)?[\"']?[ \t]*[=:][ \t]*)(?:{_QUOTED}|(?:\w+[ \t]+)?[^\s\"',;}}]+)",
         re.IGNORECASE,
     ),
-    # password=x, "apiKey": "x", --token x
+    # Values such as in password=x, "apiKey": "x" and --token x.
     re.compile(
         rf"((?:{_NAMES})[\w.-]{{0,60}}\\?[\"']?[ \t]*=[ \t]*)(?:{_QUOTED}|[\"'][^\n]*|[^\s\"'&}}\]]+)",
         re.IGNORECASE,
@@ -85,22 +85,24 @@ _IN_TEXTS = (
 )
 
 _HINTS = ("-----", "bearer", "://", "eyj", "pass", "pwd", "token", "secret", "credent", "key", "auth")
-"""Every text that one of the above matches contains one of these, case-folded; most texts contain none."""
+"""Every text that a pattern above matches contains one of these, case-folded. Texts without any need no search."""
 
 
 def cleaned(value: object) -> Any:
-    """The object without what LEFT_OUT names, with only our and NVIDIA's annotations, with REMOVED in place of every
-    value whose key suggests a secret, and with all texts `scrubbed`."""
+    """Return the value without the keys in LEFT_OUT and without annotations of other programs. A value whose key
+    suggests a secret is replaced by REMOVED, and every text is `scrubbed`."""
     if isinstance(value, list):
-        return [cleaned(one) for one in value]
+        return [cleaned(item) for item in value]
     if isinstance(value, str):
         return scrubbed(value)
     if not isinstance(value, dict):
         return value
-    return {key: _cleaned(key, one) for key, one in value.items() if key not in LEFT_OUT}
+    return {key: _cleaned(key, item) for key, item in value.items() if key not in LEFT_OUT}
 
 
 def _cleaned(key: str, value: object) -> Any:
+    """Return the value of one key: REMOVED if the key suggests a secret, only our own and NVIDIA's annotations,
+    otherwise `cleaned`."""
     if key == "annotations" and isinstance(value, dict):
         return {
             name: _cleaned(name, text) for name, text in value.items() if name.startswith(KEPT_ANNOTATIONS)
@@ -111,7 +113,7 @@ def _cleaned(key: str, value: object) -> Any:
 
 
 def scrubbed(text: str) -> str:
-    """A text of a program, with REMOVED in place of what is named as a secret or has the form of one."""
+    """Return a text with REMOVED in place of everything that is named as a secret or has the form of one."""
     folded = text.casefold()
     if not any(hint in folded for hint in _HINTS):
         return text
@@ -121,7 +123,8 @@ def scrubbed(text: str) -> str:
 
 
 def node_facts(raw: JSON) -> JSON:
-    """Of a Node: names, labels, marks of ours, taints, what it offers and how it is."""
+    """Return the parts of a Node that help to find a fault: metadata, taints, cordon, allocatable resources,
+    conditions and versions."""
     status, spec = raw.get("status") or {}, raw.get("spec") or {}
     return {
         "metadata": cleaned(raw.get("metadata") or {}),
@@ -133,12 +136,12 @@ def node_facts(raw: JSON) -> JSON:
 
 
 LINES = 2000
-"""Of each log."""
+"""The most lines of each log."""
 AWAY = 3
-"""Unanswered calls, before anything was read, after which the server counts as away: each may take as long as a person
-waits for anything."""
+"""How many calls may go unanswered, before any has been answered, until the server counts as away. Each may take half a
+minute."""
 MOST_LOGS = 20
-"""Pods of one workload whose logs are read, those that are not Ready first."""
+"""The most pods of one workload whose logs are read; those that are not Ready come first."""
 WORKLOADS = (
     "gpusharing-operator",
     "gpusharing-agent",
@@ -163,21 +166,21 @@ Operator: {operator}
 
 @dataclass(slots=True)
 class Bundle:
-    """The files as they come."""
+    """The files of the archive, collected one after the other, and what could not be read."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     gaps: list[str] = field(default_factory=list)
     """What could not be read, and why."""
     errors: list[KubeError] = field(default_factory=list)
-    """Of these."""
+    """The errors behind the gaps."""
 
     def add(self, name: str, value: object) -> None:
-        """As JSON."""
+        """Add `value` to the bundle as a JSON file of this name."""
         self.files[name] = (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
     async def read(self, name: str, what: Callable[[], Awaitable[object]]) -> None:
-        """Add what this reads, or remember why it could not. Raises Unauthorized, because then nothing can be read, and
-        Unavailable when the server does not seem to answer at all."""
+        """Add what `what` reads as a JSON file, or record the error as a gap. Raises Unauthorized, because then
+        nothing can be read, and Unavailable if the server has left the first AWAY calls unanswered."""
         try:
             self.add(name, await what())
         except Unauthorized:
@@ -190,7 +193,7 @@ class Bundle:
                 raise
 
     def tar(self, folder: str, at: datetime) -> bytes:
-        """All of it, in one folder."""
+        """Return a gzipped tar of all files, in one folder. `at`: the time of change that the files get."""
         stream = io.BytesIO()
         with tarfile.open(fileobj=stream, mode="w:gz") as archive:
             for name, content in sorted(self.files.items()):
@@ -201,7 +204,8 @@ class Bundle:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """See VerbModule."""
+    """Write the archive and print its name and its gaps; see VerbModule. Raises Trouble if nothing could be read, or
+    if the file cannot be written."""
     at = session.now()
     folder = f"gpusharing-support-{at:%Y%m%dT%H%M%SZ}"
     path = Path(typed.file or f"{folder}.tar.gz")
@@ -218,14 +222,14 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         return DONE
     lines = fold(line(Span(str(path), Ink.TITLE), f"  {counted(len(bundle.files), 'file')}"), terminal.paper)
     for gap in bundle.gaps:
-        lines += prose(f"Left out: {gap}", terminal.paper, hang="  ", ink=Ink.WAITING)
+        lines += prose(f"Not included: {gap}", terminal.paper, hang="  ", ink=Ink.WAITING)
     terminal.show(lines)
     return DONE
 
 
 async def gather(session: Session, at: datetime) -> Bundle:
-    """Read everything, one after the other: there is no hurry, and a sick server is not pressed. Raises the first
-    KubeError where nothing could be read."""
+    """Read everything that the archive holds, one call after the other so that a sick server is not overloaded. Raises
+    the first KubeError if nothing could be read."""
     bundle, client = Bundle(), session.client
     try:
         installed = await read_installed(client)
@@ -241,7 +245,7 @@ async def gather(session: Session, at: datetime) -> Bundle:
     for name in (plan.plugin_config_map, plan.mig_config_map):
         await bundle.read(
             f"{plan.gpu_operator_namespace}/configmap-{name}.json",
-            partial(_one, client, kinds.CONFIG_MAPS, name, plan.gpu_operator_namespace),
+            partial(_object, client, kinds.CONFIG_MAPS, name, plan.gpu_operator_namespace),
         )
     if not bundle.files:
         raise bundle.errors[0]
@@ -261,8 +265,8 @@ async def gather(session: Session, at: datetime) -> Bundle:
 
 
 def _lists(ours: Sequence[str], namespaces: Sequence[str]) -> Iterator[tuple[str, Resource, str | None]]:
-    """Yield each list that the bundle has: its file, the kind, and the namespace, or None for all. `ours`: namespaces
-    of our workloads; `namespaces`: these, and that of NVIDIA's."""
+    """Yield each list in the bundle: its file, the kind, and the namespace, or None for a list of all namespaces.
+    `ours`: namespaces of our workloads; `namespaces`: those and the namespace of NVIDIA's."""
     yield "policies.json", kinds.POLICIES, None
     yield "gpunodes.json", kinds.GPUNODES, None
     yield "nodes.json", kinds.NODES, None
@@ -277,32 +281,35 @@ def _lists(ours: Sequence[str], namespaces: Sequence[str]) -> Iterator[tuple[str
         yield f"{namespace}/events.json", kinds.EVENTS, namespace
 
 
-async def _one(client: KubeClient, resource: Resource, name: str, namespace: str) -> JSON:
-    found: JSON = cleaned(await client.get(resource, name, namespace=namespace))
-    return found
+async def _object(client: KubeClient, resource: Resource, name: str, namespace: str) -> JSON:
+    """Read one object and return it `cleaned`."""
+    clean: JSON = cleaned(await client.get(resource, name, namespace=namespace))
+    return clean
 
 
 async def _all(client: KubeClient, resource: Resource, namespace: str | None) -> list[JSON]:
+    """Read all objects of a kind and return them `cleaned`; of Nodes only `node_facts`."""
     clean = node_facts if resource == kinds.NODES else cleaned
     pages = pages_of(client, resource, namespace=namespace)
     return [clean(raw) async for page in pages for raw in page.items]
 
 
 async def _logs(session: Session, bundle: Bundle, namespace: str) -> None:
-    """The ends of the logs of our workloads and of those of NVIDIA's that we steer."""
+    """Add the last LINES lines of the logs of WORKLOADS in this namespace, of at most MOST_LOGS pods each. Pods that
+    were left out and logs that could not be read are recorded as gaps."""
     try:
         pods = await list_of(session.client, kinds.PODS, namespace=namespace)
     except KubeError:
-        return  # told already, with the list of pods
+        return  # the list of pods is a gap already
     for workload in WORKLOADS:
-        of_it = sorted(
+        matching = sorted(
             (raw for raw in pods if workload in (text(raw, "metadata", "labels", one) for one in LABELS)),
             key=_ready,
         )
-        if len(of_it) > MOST_LOGS:
-            more = counted(len(of_it) - MOST_LOGS, "more pod")
+        if len(matching) > MOST_LOGS:
+            more = counted(len(matching) - MOST_LOGS, "more pod")
             bundle.gaps.append(f"{namespace}: the logs of {more} of {workload}")
-        for raw in of_it[:MOST_LOGS]:
+        for raw in matching[:MOST_LOGS]:
             name = text(raw, "metadata", "name")
             try:
                 log = await session.client.log(namespace, name, LINES)
@@ -313,4 +320,5 @@ async def _logs(session: Session, bundle: Bundle, namespace: str) -> None:
 
 
 def _ready(raw: JSON) -> tuple[bool, str]:
+    """Sort key of a Pod: those that are not Ready first, then by name."""
     return has_condition(raw, "Ready"), text(raw, "metadata", "name")

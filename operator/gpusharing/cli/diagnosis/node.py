@@ -1,4 +1,4 @@
-"""Why a node is where it is: the operator's verdict, each source of proof, what blocks, the remedy. Pure."""
+"""Why a node is in its present state: the verdict, each source of proof, what blocks it, and the remedy. Pure."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -6,7 +6,7 @@ from typing import Any
 
 from gpusharing.api.times import from_rfc3339, to_rfc3339
 from gpusharing.cli.live.cluster import Decided
-from gpusharing.cli.pools.fleet import Seen, state_of
+from gpusharing.cli.pools.fleet import NodeStatus, state_of
 from gpusharing.cli.shell.drawing import (
     BLANK,
     Column,
@@ -31,7 +31,7 @@ from gpusharing.planning.wanted.assess import Assessed, Refused, Unobserved
 from gpusharing.planning.wanted.verify import Source
 
 LAST = 8
-"""Transitions that are shown."""
+"""The most transitions that are shown; -o wide shows all."""
 _ENDS = {PERSON: "a person acts", OTHERS: "others are done"}
 _IN_WORDS = (Source.AGENT, Source.GFD)
 PROOF = (Column("PROOF"), Column("SAYS"), Column("SHOULD SAY"))
@@ -40,21 +40,21 @@ HISTORY = (Column("ENTERED"), Column("PHASE"), Column("REASON"))
 
 @dataclass(frozen=True, slots=True)
 class NodeAnswer:
-    """All that is known."""
+    """Everything that `why` shows about one node."""
 
-    node: Seen
-    """What was published about the node, or what is planned for it where nothing was."""
+    node: NodeStatus
+    """What the operator published about the node, or what is planned for it if nothing was published."""
     proofs: tuple[Proof, ...] = ()
-    """What each source of proof says, and should say."""
+    """What each source of proof says and should say."""
     unproven: str = ""
-    """Why no proofs are shown."""
+    """Why there are no proofs; empty if there are."""
     notes: tuple[str, ...] = ()
     """What could not be read, and what that makes uncertain."""
     remedy: str = ""
-    """What to do; empty: nothing."""
+    """What to do; empty if there is nothing to do."""
 
     def as_data(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the answer as plain data, for JSON and YAML."""
         node = self.node
         return {
             "node": node.name,
@@ -75,18 +75,18 @@ class NodeAnswer:
             "blockers": list(node.blockers),
             "proofs": [
                 {
-                    "source": str(one.source),
-                    "says": one.says,
-                    "should": one.should,
-                    "agrees": one.disagrees is None,
-                    "reason": "" if one.disagrees is None else str(one.disagrees.reason),
-                    "message": "" if one.disagrees is None else one.disagrees.message,
+                    "source": str(proof.source),
+                    "says": proof.says,
+                    "should": proof.should,
+                    "agrees": proof.disagrees is None,
+                    "reason": "" if proof.disagrees is None else str(proof.disagrees.reason),
+                    "message": "" if proof.disagrees is None else proof.disagrees.message,
                 }
-                for one in self.proofs
+                for proof in self.proofs
             ],
             "unproven": self.unproven,
             "history": [
-                {"at": _written(one.at), "phase": one.phase, "reason": one.reason} for one in node.history
+                {"at": _written(step.at), "phase": step.phase, "reason": step.reason} for step in node.history
             ],
             "simulated": [node.name] if node.simulated else [],
             "notes": list(self.notes),
@@ -94,23 +94,24 @@ class NodeAnswer:
 
 
 def _written(moment: str | None) -> str | None:
-    """Return a moment as we write moments; None if it is not one."""
+    """Return a moment in the format of our output, or None if it cannot be read."""
     read = from_rfc3339(moment)
     return None if read is None else to_rfc3339(read)
 
 
-def node_answer(name: str, seen: Seen | None, decided: Decided | None, trouble: str) -> NodeAnswer:
-    """`seen`: what was published; `decided`: what is planned now; `trouble`: why that is not known."""
+def node_answer(name: str, published: NodeStatus | None, decided: Decided | None, trouble: str) -> NodeAnswer:
+    """Put together what is known about a node. `published`: the status from its GPUNode, or None; `decided`: the
+    present plan, or None; `trouble`: why there is no plan."""
     verdict = None if decided is None else decided.plan.verdicts.get(name)
     proofs: tuple[Proof, ...] = ()
     unproven = trouble
     if decided is not None:
         proofs, unproven = _proofs(name, decided)
-    node = _published_or_planned(seen or Seen(name=name), verdict)
+    node = _published_or_planned(published or NodeStatus(name=name), verdict)
     return NodeAnswer(
         node=replace(
             node,
-            cordon=_cordon(name, seen, decided),
+            cordon=_cordon(name, published, decided),
             simulated=node.simulated or bool(decided is not None and decided.simulated([name])),
         ),
         proofs=proofs,
@@ -120,18 +121,20 @@ def node_answer(name: str, seen: Seen | None, decided: Decided | None, trouble: 
     )
 
 
-def _published_or_planned(seen: Seen, verdict: Verdict | None) -> Seen:
-    """Return the node as it was published, with what the verdict of the present plan says where nothing was."""
+def _published_or_planned(published: NodeStatus, verdict: Verdict | None) -> NodeStatus:
+    """Return the published status of the node. Policy and blockers that are empty are taken from the verdict of the
+    present plan, and if the phase is empty, everything else too. With neither phase nor verdict, the message says
+    that no policy selects the node."""
     if verdict is None:
         none = "no policy selects this node, so the operator does not change its GPUs"
-        return seen if seen.phase else replace(seen, message=none)
-    # The operator knows what the server said to its evictions; this process has made none.
-    blockers = seen.blockers or tuple(explain_blockers(verdict.blockers))
-    seen = replace(seen, policy=seen.policy or verdict.policy, blockers=blockers)
-    if seen.phase:
-        return seen
+        return published if published.phase else replace(published, message=none)
+    # The published blockers have the server's answers to the operator's evictions, which the plan made here lacks.
+    blockers = published.blockers or tuple(explain_blockers(verdict.blockers))
+    node = replace(published, policy=published.policy or verdict.policy, blockers=blockers)
+    if node.phase:
+        return node
     return replace(
-        seen,
+        node,
         phase=str(verdict.phase),
         reason=str(verdict.reason),
         message=verdict.message,
@@ -144,51 +147,56 @@ def _published_or_planned(seen: Seen, verdict: Verdict | None) -> Seen:
 
 
 def remedy_of(word: str) -> str:
-    """What to do about this reason; empty when there is nothing to do, or when an operator of another version gave
-    it."""
+    """Return what to do about the reason of this name; empty if there is nothing to do, or if this version does not
+    know it."""
     return BY_WORD[word].remedy if word in BY_WORD else ""
 
 
-def _cordon(name: str, seen: Seen | None, decided: Decided | None) -> str:
+def _cordon(name: str, published: NodeStatus | None, decided: Decided | None) -> str:
+    """Return whose cordon the node has: as the snapshot shows it, or as published where there is no snapshot. Empty if
+    it has none."""
     node = None if decided is None else decided.snapshot.nodes.get(name)
     if node is not None:
         return whose_cordon(node)
-    return "" if seen is None else seen.cordon
+    return "" if published is None else published.cordon
 
 
 def _proofs(name: str, decided: Decided) -> tuple[tuple[Proof, ...], str]:
-    """What each source says; otherwise why it is unknown what it should say."""
+    """Return what each source of proof says about the node, and an empty text. If it is unknown what they should say,
+    return no proofs and the reason."""
     for pool in decided.plan.pools.values():
         for member in pool.members:
             if member.node.name != name:
                 continue
-            found = member.assessment
-            if isinstance(found, Assessed):
-                return tell_proofs(member.node, found.observed, found.goal, decided.snapshot.stack), ""
-            if isinstance(found, Refused):
-                return (), found.objection.message
-            if isinstance(found, Unobserved):
-                return (), found.pending.message
-    return (), "no policy applies to this node"
+            assessment = member.assessment
+            if isinstance(assessment, Assessed):
+                return tell_proofs(
+                    member.node, assessment.observed, assessment.goal, decided.snapshot.stack
+                ), ""
+            if isinstance(assessment, Refused):
+                return (), assessment.objection.message
+            if isinstance(assessment, Unobserved):
+                return (), assessment.pending.message
+    return (), "no policy governs this node"
 
 
 # --- in words ------------------------------------------------------------------------------------------------
 
 
 def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]:
-    """One screen."""
+    """Draw the answer: state, message, remedy, proofs, what blocks, history, and notes."""
     lines = describe_simulated([answer.node.name] if answer.node.simulated else [], paper)
     lines += fold(_title(answer, now), paper)
     lines += prose(answer.node.message, paper)
     if answer.remedy and answer.remedy not in answer.node.message:
         lines += prose(f"Remedy: {answer.remedy}", paper, ink=Ink.TITLE)
-    if facts := _told(answer):
+    if facts := _facts(answer):
         lines += prose("; ".join(facts), paper, ink=Ink.FAINT)
     if answer.node.unhealthy:
         lines += prose(f"GPUs: {answer.node.unhealthy}", paper, ink=Ink.BAD)
     lines += [BLANK, *_proof_lines(answer, paper)]
     if answer.node.blockers:
-        lines += [BLANK, line(Span("What blocks", Ink.TITLE))]
+        lines += [BLANK, line(Span("What blocks it", Ink.TITLE))]
         lines += [one for text in answer.node.blockers for one in prose(text, paper, indent="  ", hang="  ")]
     if answer.node.history:
         lines += [BLANK, *_history(answer, now, paper)]
@@ -198,10 +206,11 @@ def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]
 
 
 def _title(answer: NodeAnswer, now: datetime) -> Line:
+    """Return the first line: the node, its policy, phase and reason, since when and until when."""
     since = age(answer.node.entered, now)
     when = f"  since {since}" if since else ""
     until = f", until {_ENDS.get(answer.node.deadline, answer.node.deadline)}" if answer.node.deadline else ""
-    word = f"{answer.node.phase}: {answer.node.reason}" if answer.node.phase else "not ours"
+    word = f"{answer.node.phase}: {answer.node.reason}" if answer.node.phase else "not managed"
     return line(
         Span(answer.node.name, Ink.TITLE),
         f"  {answer.node.policy or 'no policy'}  ",
@@ -210,7 +219,9 @@ def _title(answer: NodeAnswer, now: datetime) -> Line:
     )
 
 
-def _told(answer: NodeAnswer) -> list[str]:
+def _facts(answer: NodeAnswer) -> list[str]:
+    """Return short texts about the change of the node: from which layout to which, its class, step and cordon. Those
+    that do not apply are left out."""
     facts = []
     if answer.node.wanted and answer.node.wanted != answer.node.observed:
         facts.append(f"{answer.node.observed or '?'} -> {answer.node.wanted}")
@@ -226,25 +237,28 @@ def _told(answer: NodeAnswer) -> list[str]:
 
 
 def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:
+    """Draw the table of proofs, and below it the messages of sources that disagree where the row does not say it all.
+    Without proofs, draw why there are none."""
     if not answer.proofs:
-        return prose(f"Proof: none. {answer.unproven}", paper, hang="  ", ink=Ink.WAITING)
+        return prose(f"No proof to show: {answer.unproven}", paper, hang="  ", ink=Ink.WAITING)
     good, bad = ("✓", "✗") if paper.glyphs else ("+", "x")
     rows = []
-    for one in answer.proofs:
-        ink = Ink.GOOD if one.disagrees is None else Ink.BAD
-        mark = good if one.disagrees is None else bad
-        rows.append([Span(f"{mark} {one.source}", ink), Span(one.says), Span(one.should)])
+    for proof in answer.proofs:
+        ink = Ink.GOOD if proof.disagrees is None else Ink.BAD
+        mark = good if proof.disagrees is None else bad
+        rows.append([Span(f"{mark} {proof.source}", ink), Span(proof.says), Span(proof.should)])
     drawn = table(PROOF, rows, paper)
     lines = list(drawn)
-    for one, row in zip(answer.proofs, drawn[1:], strict=True):
-        # A message says nothing more where the row has both sides, and was not cut for want of room.
-        told = shows(row, one.says) and shows(row, one.should) and one.says != one.should
-        if one.disagrees is not None and (not told or one.source in _IN_WORDS):
-            lines += prose(f"{one.source}: {one.disagrees.message}", paper, hang="  ", ink=Ink.BAD)
+    for proof, row in zip(answer.proofs, drawn[1:], strict=True):
+        # The message adds nothing where the row shows what the source says and should say, both whole.
+        whole = shows(row, proof.says) and shows(row, proof.should) and proof.says != proof.should
+        if proof.disagrees is not None and (not whole or proof.source in _IN_WORDS):
+            lines += prose(f"{proof.source}: {proof.disagrees.message}", paper, hang="  ", ink=Ink.BAD)
     return lines
 
 
 def _history(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]:
+    """Draw the last transitions of the node: the last LAST of them, or all on wide paper."""
     shown = answer.node.history if paper.wide else answer.node.history[-LAST:]
     rows = [
         [Span(f"{age(from_rfc3339(one.at), now)} ago"), Span(one.phase), Span(one.reason)] for one in shown

@@ -38,7 +38,7 @@ COLUMNS = (
     Column("NOW"),
     Column("FREE"),
     Column("AFTER"),
-    Column("BUT"),
+    Column("OBSTACLE"),
 )
 
 
@@ -47,21 +47,21 @@ class Service:
     """One resource that the pod requests, on the node of a pool that comes nearest to all that it requests."""
 
     pool: str
-    """Name of the policy; empty: the nodes that no policy selects."""
+    """Name of the policy; empty for the nodes that no policy selects."""
     node: str
-    """Name of the node; empty: the pod may go to no node of the pool."""
+    """Name of the node; empty if the pod may use no node of the pool."""
     resource: str
     """The resource name."""
     now: int
     """How many are allocatable on the node."""
     free: int | None
-    """How many of them are free; None: unknown."""
+    """How many of them are free, or None if that is unknown."""
     after: int
     """How many will be allocatable after the changes."""
     but: str
-    """Why that does not help the pod at once; empty: it should."""
+    """Why the node does not help the pod at once; empty if it should."""
     kept: tuple[str, ...] = ()
-    """From which nodes of the pool the pod is kept, and by which rule."""
+    """The nodes of the pool from which the pod is excluded, with the rule, as texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +75,16 @@ class PodAnswer:
     node: str
     """The node that the pod is bound to; empty if there is none."""
     asks: Mapping[str, int]
-    """The GPU resources that it requests of one node."""
+    """The GPU resources that the pod requests of one node."""
     status: str
-    """Reason and message of the pod's status, such as a kubelet's refusal; empty: it has none."""
+    """Reason and message of the pod's status, such as a kubelet's refusal; empty if it has none."""
     scheduler: str
     """The scheduler's last message about the pod; empty if it has none or has placed the pod."""
     services: tuple[Service, ...]
-    """What the best node of each pool has for it."""
+    """What the best node of each pool has for the pod."""
     others: tuple[str, ...]
-    """Other GPU resource names that nodes which the pod may go to offer after the changes, where no node has what it
-    requests then."""
+    """Other GPU resources that will be advertised after the changes by nodes that the pod may use. Empty if one of them
+    will have what the pod requests."""
     conclusion: str
     """The answer in a sentence."""
     notes: tuple[str, ...]
@@ -96,7 +96,7 @@ class PodAnswer:
 
 
 def pod_answer(search: RoomSearch) -> PodAnswer:
-    """Draw the conclusion about the pod of a search that has examined all Nodes."""
+    """Return the answer about the pod of a search that has examined all Nodes."""
     raw, decided = search.pod, search.decided
     pod, asks = pod_view(raw, {}), dict(sorted(pod_requests(raw).items()))
     fraction, devices = find_fraction(raw)
@@ -106,9 +106,9 @@ def pod_answer(search: RoomSearch) -> PodAnswer:
     node = text(raw, "spec", "nodeName")
     case = PodCase(raw, node, asks, services, rooms, decided.plan.verdicts.get(node))
     lasting = any(fits(asks, room.after) for room in rooms)
-    offered = {name for room in rooms for name in room.after}
+    later = {name for room in rooms for name in room.after}
     unchecked = ", ".join(find_overlooked(raw)) if asks and not node else ""
-    note = f"{unchecked} of the pod may keep it from nodes that are counted here: this was not checked"
+    note = f"this answer ignores {unchecked} of the pod, which may keep it from nodes that are counted here"
     placed = [row for row in entries(raw, "status", "conditions") if row.get("type") == "PodScheduled"]
     return PodAnswer(
         pod=pod.ref,
@@ -118,8 +118,8 @@ def pod_answer(search: RoomSearch) -> PodAnswer:
         status=": ".join(filter(None, (text(raw, "status", key) for key in ("reason", "message")))),
         scheduler=next((text(row, "message") for row in placed if row.get("status") == "False"), ""),
         services=services,
-        others=() if lasting else tuple(sorted(offered - asks.keys())),
-        conclusion=next(found for conclude in CONCLUSIONS if (found := conclude(case))),
+        others=() if lasting else tuple(sorted(later - asks.keys())),
+        conclusion=next(sentence for conclude in CONCLUSIONS if (sentence := conclude(case))),
         notes=(
             *decided.notes,
             *((NOTE,) if fraction else ()),
@@ -137,8 +137,8 @@ def _services(asks: Mapping[str, int], rooms: Sequence[NodeRoom], decided: Decid
     for policy in (*decided.snapshot.policies, None):
         pool, status = "", ""
         if policy is not None:
-            said = policy_status(policy, decided.plan, decided.snapshot, {}, decided.now)["summary"]
-            pool, status = policy.name, f"{said['status']}: {said['message']}"
+            summary = policy_status(policy, decided.plan, decided.snapshot, {}, decided.now)["summary"]
+            pool, status = policy.name, f"{summary['status']}: {summary['message']}"
         yield from _services_of(pool, status, asks, [room for room in rooms if room.pool == pool])
 
 
@@ -154,16 +154,16 @@ def _services_of(
     for resource, wanted in asks.items():
         if not any(resource in room.names for room in members):
             continue
-        kept = tuple(_kept([room for room in members if room.planned.get(resource)]))
+        exclusions = tuple(_exclusions([room for room in members if room.planned.get(resource)]))
         free = None if best.free is None else best.free.get(resource, 0)
         now, after = best.now.get(resource, 0), best.after.get(resource, 0)
         but = _but(best, now=now, free=free, after=after, wanted=wanted, status=status)
-        but = _all_of(kept) if kept and best is none else but
-        yield Service(pool, best.node, resource, now, free, after, but, kept)
+        but = _all_of(exclusions) if exclusions and best is none else but
+        yield Service(pool, best.node, resource, now, free, after, but, exclusions)
 
 
-def _kept(rooms: Sequence[NodeRoom]) -> Iterator[str]:
-    """Yield each rule that excludes the pod from nodes, with the names of those nodes before it."""
+def _exclusions(rooms: Sequence[NodeRoom]) -> Iterator[str]:
+    """Yield each rule that excludes the pod from nodes, as `names of the nodes: rule`."""
     by_rule: dict[str, list[str]] = {}
     for room in rooms:
         if room.later:
@@ -172,26 +172,28 @@ def _kept(rooms: Sequence[NodeRoom]) -> Iterator[str]:
         yield f"{some(names)}: {why}"
 
 
-def _all_of(kept: Sequence[str]) -> str:
+def _all_of(exclusions: Sequence[str]) -> str:
     """Return the rules that exclude the pod from a whole pool. A single rule applies to all nodes of the pool, so they
     are not named."""
-    return "; ".join(kept) if len(kept) > 1 else kept[0].partition(": ")[2]
+    return "; ".join(exclusions) if len(exclusions) > 1 else exclusions[0].partition(": ")[2]
 
 
 def _but(room: NodeRoom, *, now: int, free: int | None, after: int, wanted: int, status: str) -> str:
     """Return why the devices on the best node of a pool do not help the pod at once; empty if they should."""
     most = max(now, after)
     if now < wanted <= after:
-        return f"not yet; {status}"
+        return f"not before the changes are done; {status}"
     if now < wanted:
         return (
-            f"only {most} of {wanted} on one node" if most else "not offered on the nodes that it may go to"
+            f"no node has more than {most} of the {wanted}"
+            if most
+            else "no node that the pod may use advertises it"
         )
     if room.closed:
         return f"the node is {room.closed}"
     if free is not None and free < wanted:
-        held = f"other pods hold {now - free} of {now}" if free else "all are held by other pods"
-        return held if after <= now else f"{held}, more to come; {status}"
+        held = f"other pods hold {now - free} of {now}" if free else "other pods hold all of them"
+        return held if after <= now else f"{held}, until the changes bring more; {status}"
     return ""
 
 
@@ -202,13 +204,13 @@ class PodCase:
     raw: JSON
     """The pod."""
     node: str
-    """The node that it is on; empty: none."""
+    """Name of the node that the pod is on; empty if it has none."""
     asks: Mapping[str, int]
-    """GPU resources that it requests of one node."""
+    """The GPU resources that the pod requests of one node."""
     services: Sequence[Service]
-    """What the best node of each pool has for it."""
+    """What the best node of each pool has for the pod."""
     rooms: Sequence[NodeRoom]
-    """What each node has for it."""
+    """What each node has for the pod."""
     verdict: Verdict | None
     """The verdict on the pod's node; None if the pod has no node, or the operator does not manage it."""
 
@@ -221,29 +223,33 @@ def _ended(case: PodCase) -> str:
         return ""
     refusal = next((room.refusal for room in case.rooms if room.node == case.node), "")
     if refusal and text(case.raw, "status", "reason") == "UnexpectedAdmissionError":
-        return f"the kubelet of {case.node} refused it: {refusal}"
-    return f"it has {phase.lower()}, so it holds no GPU and does not start again"
+        return f"the kubelet of {case.node} refused this pod: {refusal}"
+    return f"this pod has {phase.lower()}, so it holds no GPU and does not start again"
 
 
 def _asks_nothing(case: PodCase) -> str:
-    """Explain a pod that requests no GPU resource: it is waiting for something that this operator does not manage."""
+    """Explain a pod that requests no GPU resource: it is waiting for something that this operator does not manage.
+    Empty for any other pod."""
     if case.asks:
         return ""
     if resource_claim_names(case.raw):
-        return "it asks for devices only by ResourceClaims, which a DRA driver serves and no GPU pool does"
-    return "it asks for no GPU resource, so no GPU pool is in its way"
+        return (
+            "this pod requests devices only through ResourceClaims; a DRA driver serves those, not a GPU pool"
+        )
+    return "this pod requests no GPU resource, so no GPU pool holds it up"
 
 
 def _on_changing(case: PodCase) -> str:
-    """Explain a pod on a node that is being changed: it may have to leave that node."""
+    """Explain a pod on a node that is being changed, which it may have to leave. Empty for any other pod."""
     if case.verdict is None or case.verdict.phase is Phase.SYNCED:
         return ""
-    return f"it has a node, {case.node}, which is {case.verdict.phase}: kubectl gpusharing why {case.node}"
+    what = f"this pod is on node {case.node}, which is {case.verdict.phase}"
+    return f"{what}; to see why: kubectl gpusharing why {case.node}"
 
 
 def _on_quiet(case: PodCase) -> str:
-    """Explain a pod that has a node already: no pool is holding it up."""
-    return f"it has a node, {case.node}, which the operator is not changing now" if case.node else ""
+    """Explain a pod that has a node already: no pool is holding it up. Empty for a pod without a node."""
+    return f"this pod is on node {case.node}, which the operator is not changing now" if case.node else ""
 
 
 def _unadvertised(case: PodCase) -> str:
@@ -253,19 +259,22 @@ def _unadvertised(case: PodCase) -> str:
     if not absent:
         return ""
     return (
-        f"of what it asks for, {', '.join(absent)} {'is' if len(absent) == 1 else 'are'} advertised by no node, nor"
-        " will be under the existing policies: ask for a name that is offered, or change a policy (kubectl gpusharing"
-        " plan -f FILE shows what that would do)"
+        f"no node advertises {' or '.join(absent)}, and none will under the existing policies: request a resource that"
+        " is advertised, or change a policy (kubectl gpusharing plan -f FILE shows what that would do)"
     )
 
 
-def _offered(case: PodCase) -> str:
+def _available(case: PodCase) -> str:
     """Explain a pod for which at least one node has everything free, so that only the scheduler knows why it waits.
     Empty if there is no such node."""
     nodes = [room.node for room in case.rooms if room.has_free(case.asks)]
     if not nodes:
         return ""
-    return f"all that it asks for is available on {some(nodes)}; the scheduler says above why it is not placed there"
+    have = "has" if len(nodes) == 1 else "have"
+    return (
+        f"{some(nodes)} {have} everything free that this pod requests; see the scheduler's message for why it is not"
+        " placed there"
+    )
 
 
 def _to_come(case: PodCase) -> str:
@@ -275,27 +284,26 @@ def _to_come(case: PodCase) -> str:
     if not nodes:
         return ""
     return (
-        f"all that it asks for is on {some(nodes)}, now or once the changes are done; what is in the way is shown"
-        " beside the pool"
+        f"{some(nodes)} {'has' if len(nodes) == 1 else 'have'} everything that this pod requests, or will have it once"
+        " the changes are done; the table shows what is in the way"
     )
 
 
 def _too_large(case: PodCase) -> str:
     """Explain a pod that requests more than any single node has, so that waiting does not help. Empty if one node has
     enough, or if one of the resources is on no node that the pod may go to."""
-    nowhere = "no node that it may go to" if any(one.kept for one in case.services) else "no node"
+    nowhere = "no node that this pod may use" if any(one.kept for one in case.services) else "no node"
     most = {
         name: max(max(room.now.get(name, 0), room.after.get(name, 0)) for room in case.rooms)
         for name in case.asks
     }
     for name, wanted in case.asks.items():
         if 0 < most[name] < wanted:
-            return f"{nowhere} has more than {most[name]} of the {wanted} {name} that it requests"
+            return f"{nowhere} has more than {most[name]} of the {wanted} {name} that this pod requests"
     if not all(most.values()) or any(fits(case.asks, room.now) for room in case.rooms):
         return ""
-    return (
-        f"{nowhere} has all that it requests: {' and '.join(f'{n} {name}' for name, n in case.asks.items())}"
-    )
+    requests = " and ".join(f"{n} {name}" for name, n in case.asks.items())
+    return f"{nowhere} has everything that this pod requests: {requests}"
 
 
 def _never(case: PodCase) -> str:
@@ -303,13 +311,13 @@ def _never(case: PodCase) -> str:
     it requests, or no node will. Waiting does not help. Never empty."""
     names = ", ".join(case.asks)
     if refusals := sorted({room.later for room in case.rooms if room.refusal and room.later == room.refusal}):
-        return f"kubelets would refuse it: {'; '.join(refusals)}"
+        return f"kubelets would refuse this pod: {'; '.join(refusals)}"
     if any(one.kept for one in case.services):
         return (
-            f"no node that it may go to will offer {names}: change the rule shown beside the pool, or"
-            " ask for what is offered where it may go"
+            f"no node that this pod may use will advertise {names}: change the rule that the table shows, or request a"
+            " resource that those nodes advertise"
         )
-    return f"no pool will offer {names} once the changes are done: ask for a resource that is offered then"
+    return f"no pool will advertise {names} once the changes are done: request a resource that will be advertised then"
 
 
 CONCLUSIONS: tuple[Callable[[PodCase], str], ...] = (
@@ -318,7 +326,7 @@ CONCLUSIONS: tuple[Callable[[PodCase], str], ...] = (
     _on_changing,
     _on_quiet,
     _unadvertised,
-    _offered,
+    _available,
     _to_come,
     _too_large,
     _never,
@@ -331,17 +339,17 @@ CONCLUSIONS: tuple[Callable[[PodCase], str], ...] = (
 
 def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
     """Draw the answer: the pod and its status, what each pool has for it, the conclusion, and the notes."""
-    asked = ", ".join(f"{count} {name}" for name, count in sorted(answer.asks.items()))
-    asks = answer.fraction or asked or "no GPU"
+    requests = ", ".join(f"{count} {name}" for name, count in sorted(answer.asks.items()))
+    asks = answer.fraction or requests or "no GPU"
     ink = Ink.GOOD if answer.node else Ink.WAITING
-    title = line(Span(answer.pod, Ink.TITLE), "  ", Span(answer.phase, ink), f"  asks for {asks}")
+    title = line(Span(answer.pod, Ink.TITLE), "  ", Span(answer.phase, ink), f"  requests {asks}")
     lines = [*describe_simulated(answer.simulated, paper), *fold(title, paper)]
-    for whose, said in (("Status", answer.status), ("Scheduler", answer.scheduler)):
-        lines += prose(f"{whose}: {said}", paper, hang="  ") if said else []
+    for whose, message in (("Status", answer.status), ("Scheduler", answer.scheduler)):
+        lines += prose(f"{whose}: {message}", paper, hang="  ") if message else []
     if answer.services:
         lines += [BLANK, *_service_lines(answer.services, paper)]
     if answer.others:
-        lines += prose(f"Offered once the changes are done: {', '.join(answer.others)}", paper, hang="  ")
+        lines += prose(f"Advertised once the changes are done: {', '.join(answer.others)}", paper, hang="  ")
     lines += [BLANK, *prose(answer.conclusion[:1].upper() + answer.conclusion[1:] + ".", paper)]
     for note in answer.notes:
         lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
@@ -350,25 +358,27 @@ def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
 
 def _service_lines(services: Sequence[Service], paper: Paper) -> list[Line]:
     """Draw one table row for each service. Below the table come the obstacles that were cut off in their row, and the
-    nodes of a pool from which the pod is kept while other nodes of it are open."""
+    nodes of a pool from which the pod is excluded while it may use others of the pool."""
     rows = [
         [
-            Span(one.pool or "no policy"),
-            Span(one.node or "-"),
-            Span(one.resource),
-            Span(str(one.now)),
-            Span("?" if one.free is None else str(one.free)),
-            Span(str(one.after)),
-            Span(one.but, Ink.WAITING),
+            Span(service.pool or "no policy"),
+            Span(service.node or "-"),
+            Span(service.resource),
+            Span(str(service.now)),
+            Span("?" if service.free is None else str(service.free)),
+            Span(str(service.after)),
+            Span(service.but, Ink.WAITING),
         ]
-        for one in services
+        for service in services
     ]
     drawn = table(COLUMNS, rows, paper)
     lines = [*drawn]
-    for one, row in zip(services, drawn[1:], strict=True):
-        if not shows(row, one.but):
-            lines += prose(f"{one.pool or 'no policy'}: {one.but}", paper, hang="  ", ink=Ink.WAITING)
+    for service, row in zip(services, drawn[1:], strict=True):
+        if not shows(row, service.but):
+            lines += prose(f"{service.pool or 'no policy'}: {service.but}", paper, hang="  ", ink=Ink.WAITING)
     partly = {one.pool: one.kept for one in services if one.kept and one.but != _all_of(one.kept)}
-    for pool, kept in partly.items():
-        lines += prose(f"{pool or 'no policy'}, not on {'; '.join(kept)}", paper, hang="  ", ink=Ink.WAITING)
+    for pool, exclusions in partly.items():
+        lines += prose(
+            f"{pool or 'no policy'}, not on {'; '.join(exclusions)}", paper, hang="  ", ink=Ink.WAITING
+        )
     return lines

@@ -1,8 +1,8 @@
-"""What each node has for a pod, and what keeps the pod from it: its own rules about nodes, and their taints, as the
-scheduler filters them. Nothing is added up: a pod runs on one node. Pure.
+"""What each node has for a pod, and which rule excludes the pod from it: the pod's own rules about nodes, and taints,
+as the scheduler evaluates them. Each node is judged alone, because a pod runs on one node. Pure.
 
 From core/v1 of Kubernetes 1.36: NodeAffinity (component-helpers v0.36.3, nodeaffinity.go) and Toleration (k8s.io/api
-v0.36.3, core/v1/toleration.go). The kubelet's conditions and cordons are taints too, and are told apart from them.
+v0.36.3, core/v1/toleration.go). Cordons and the kubelet's conditions are taints too; they are handled separately.
 KAI-Scheduler's fractions: kai-scheduler/KAI-Scheduler v0.17.0, pkg/common/constants/constants.go and
 api/node_info/node_info.go (MIG).
 """
@@ -34,8 +34,9 @@ TOLD_APART = frozenset(
         TAINT_UNPROVEN,
     }
 )
-"""Taints that go by themselves, with a cordon, a condition or our proof: a node that has one is called closed."""
-_NOT_LOOKED_AT = {
+"""Taints that disappear with a cordon, a condition or the missing proof. They exclude no pod here: a node with one
+counts as closed for now."""
+_NOT_EVALUATED = {
     "spec.affinity.podAffinity": ("affinity", "podAffinity", _REQUIRED),
     "spec.affinity.podAntiAffinity": ("affinity", "podAntiAffinity", _REQUIRED),
     "spec.resourceClaims": ("resourceClaims",),
@@ -68,30 +69,37 @@ def find_overlooked(pod: JSON) -> tuple[str, ...]:
     """Return the fields of the pod by which the scheduler may also exclude nodes, but which are not evaluated here:
     they depend on other pods, on volumes, or on another scheduler."""
     spec = section(pod, "spec")
-    found = [field for field, path in _NOT_LOOKED_AT.items() if entries(spec, *path)]
+    overlooked = [field for field, path in _NOT_EVALUATED.items() if entries(spec, *path)]
     spreads = entries(spec, "topologySpreadConstraints")
-    if any(text(one, "whenUnsatisfiable") != "ScheduleAnyway" for one in spreads):
-        found.append("spec.topologySpreadConstraints")
+    if any(text(spread, "whenUnsatisfiable") != "ScheduleAnyway" for spread in spreads):
+        overlooked.append("spec.topologySpreadConstraints")
     volumes = entries(spec, "volumes")
-    found += [f"spec.volumes[].{kind}" for kind in _PERSISTENT if any(kind in one for one in volumes)]
+    overlooked += [
+        f"spec.volumes[].{kind}" for kind in _PERSISTENT if any(kind in volume for volume in volumes)
+    ]
     if text(spec, "schedulerName") not in ("", "default-scheduler"):
-        found.append("spec.schedulerName")
-    if any("hostPort" in port for one in entries(spec, "containers") for port in entries(one, "ports")):
-        found.append("spec.containers[].ports[].hostPort")
-    return tuple(found)
+        overlooked.append("spec.schedulerName")
+    if any(
+        "hostPort" in port
+        for container in entries(spec, "containers")
+        for port in entries(container, "ports")
+    ):
+        overlooked.append("spec.containers[].ports[].hostPort")
+    return tuple(overlooked)
 
 
 def _outside(terms: Sequence[Sequence[Row]], labels: Mapping[str, str]) -> str:
-    """Return what the terms require of a node that matches none of them; empty if it matches one. The API server
-    refuses operators that are not among _OPERATORS, and for the scheduler they fail."""
+    """Return what the terms require of a node that matches none of them, joined by `or`; empty if it matches one. A
+    row with an operator that Kubernetes does not have matches no node: the API server refuses such rows, and the
+    scheduler treats them as unmet."""
     wanted = []
     for term in terms:
         missing = [row for row in term if row[1] not in _OPERATORS or not holds(labels, row)]
         if not missing:
             return ""
         key, operator, values = missing[0]
-        said = " ".join(filter(None, (key.removeprefix(FIELD), operator, ",".join(values))))
-        wanted.append("something that no node has" if missing[0] == NO_NODE else said)
+        row_text = " ".join(filter(None, (key.removeprefix(FIELD), operator, ",".join(values))))
+        wanted.append("something that no node has" if missing[0] == NO_NODE else row_text)
     return " or ".join(dict.fromkeys(wanted))
 
 
@@ -99,6 +107,7 @@ def _outside(terms: Sequence[Sequence[Row]], labels: Mapping[str, str]) -> str:
 
 
 def _tolerated(taint: JSON, tolerations: Sequence[JSON]) -> bool:
+    """Whether one of the tolerations matches the taint."""
     return any(_tolerates(one, taint) for one in tolerations)
 
 
@@ -129,14 +138,14 @@ def _written(taint: JSON) -> str:
 
 
 NOTE = (
-    "KAI-Scheduler takes this fraction from a whole GPU of a node without MIG: from a free nvidia.com/gpu, or from one"
-    " that it has reserved, which counts as held although it may have room"
+    "KAI-Scheduler takes this fraction from a whole GPU on a node without MIG: a free nvidia.com/gpu, or one that it"
+    " has reserved already. A reserved GPU is not counted as free here, although it may have room"
 )
 
 
 def find_fraction(raw: JSON) -> tuple[str, int]:
-    """Return the fraction that a Pod asks KAI-Scheduler for, which no request of its containers shows, in words, and of
-    how many GPUs. Empty and 0 if it asks for none, or if the default scheduler binds it."""
+    """Return the fraction of a GPU that a Pod requests from KAI-Scheduler by its annotations, as text, and from how
+    many GPUs. Empty and 0 if it requests none, or if the default scheduler binds the Pod."""
     annotations = texts(part(raw, "metadata", "annotations"))
     memory, devices = annotations.get("gpu-memory", ""), annotations.get("gpu-fraction-num-devices", "1")
     share = annotations.get("gpu-fraction", f"{memory} MiB" if memory else "")
@@ -156,30 +165,31 @@ class NodeRoom:
     node: str
     """Name of the node."""
     pool: str
-    """The policy that selects the node; empty: none."""
+    """Name of the policy that selects the node; empty if none does."""
     now: Mapping[str, int]
-    """What is allocatable now; empty while a rule keeps the pod from the node."""
+    """What is allocatable now; empty if a rule excludes the pod from the node."""
     free: Mapping[str, int] | None
-    """What of `now` no pod holds, as the agent reports it; empty while the node takes no pods. None: unknown."""
+    """The part of `now` that no pod holds, by the report of the agent. Empty while the node accepts no pods, and None
+    if that is unknown."""
     after: Mapping[str, int]
-    """What is allocatable when all changes are done; empty if a rule keeps the pod away then."""
+    """What is allocatable when all changes are done; empty if a rule excludes the pod then."""
     closed: str
-    """Why the node takes no pods now, as a clause; empty: it does."""
+    """Why the node accepts no pods now, as a clause; empty if it does."""
     later: str
-    """The rule that keeps the pod from the node after the changes; empty: none."""
+    """The rule that excludes the pod from the node after the changes; empty if none does."""
     refusal: str
-    """Why the device plugin refuses the pod under the policy of the node; empty: it does not."""
+    """Why the device plugin refuses the pod under the policy of the node; empty if it does not."""
     planned: Mapping[str, int]
-    """What is allocatable when all changes are done, even if a rule keeps the pod away then."""
+    """What is allocatable when all changes are done, even if a rule excludes the pod then."""
     names: frozenset[str]
-    """Resources that the node advertises, now or when all changes are done, whatever keeps the pod away."""
+    """The resources that the node advertises, now or when all changes are done, even if a rule excludes the pod."""
 
     def has_free(self, requests: Mapping[str, int]) -> bool:
-        """Whether everything that is requested is free, or only allocatable where it is unknown what is free."""
+        """Whether everything that is requested is free; where it is unknown what is free, whether it is allocatable."""
         return fits(requests, self.now if self.free is None else self.free)
 
     def rank(self, requests: Mapping[str, int]) -> tuple[bool, bool, bool, bool, int]:
-        """Sort key: the largest is that of the node which comes nearest to having everything that is requested."""
+        """Sort key: the node with the largest one comes nearest to having everything that is requested."""
         most = sum(
             min(n, max(self.now.get(name, 0), self.after.get(name, 0))) for name, n in requests.items()
         )
@@ -188,25 +198,26 @@ class NodeRoom:
 
 
 class RoomSearch:
-    """The search for nodes that have room for a pod. Nothing else of a Node is kept: there may be thousands."""
+    """A search through all Nodes for room for one pod. Of each Node only its `NodeRoom` is kept, because there may be
+    thousands."""
 
     def __init__(self, pod: JSON, decided: Decided) -> None:
-        """Begin a search for nodes for this pod. `look` has to be called with the Nodes."""
+        """Begin a search for this pod. `look` has to be called with the Nodes."""
         self.pod, self.decided = pod, decided
         self._specs = {policy.name: policy.spec for policy in decided.snapshot.policies}
         self._several = any(n > 1 for name, n in largest_requests(pod).items() if is_plugin_resource(name))
         self.rooms: dict[str, NodeRoom] = {}
-        """What was found, by name of the node."""
+        """The room on each node, by name of the node."""
 
     def look(self, nodes: Iterable[JSON]) -> None:
-        """Add what each of these Nodes has for the pod to `rooms`. One that joined after the snapshot is left out."""
+        """Add to `rooms` what each of these Nodes has for the pod. A Node that is not in the snapshot is left out."""
         for raw in nodes:
             if (node := self.decided.snapshot.nodes.get(text(raw, "metadata", "name"))) is not None:
                 self.rooms[node.name] = self._room(raw, node)
 
     def _room(self, raw: JSON, node: NodeView) -> NodeRoom:
-        """Return what one node has for the pod. A node that the pod's rules or the device plugin keep it from has
-        nothing; a cordoned one, or one that is not Ready, has nothing free."""
+        """Return what one node has for the pod. It has nothing if a rule or the device plugin excludes the pod, and
+        nothing free if it is cordoned or not Ready."""
         plan, report = self.decided.plan, self.decided.snapshot.gpunodes.get(node.name)
         verdict = plan.verdicts.get(node.name)
         pool = "" if verdict is None else verdict.policy
@@ -215,15 +226,21 @@ class RoomSearch:
         lasts = spec is None or verdict is None or verdict.phase is Phase.SYNCED
         obstacle = find_obstacle(self.pod, raw) or (refusal if lasts else "")
         planned, now = node.resources, {} if obstacle else node.resources
-        if (target := plan.targets.get(node.name)) is not None:  # a change leaves what other plugins serve
+        if (
+            target := plan.targets.get(node.name)
+        ) is not None:  # a change does not touch what other plugins serve
             planned = {name: n for name, n in planned.items() if not is_plugin_resource(name)} | dict(target)
         becomes = plan.afterwards.find_node(node.name)
         futures: tuple[Mapping[str, str] | None, ...] = (None,) if becomes is None else becomes.labels
         later = min(find_obstacle(self.pod, raw, labels) for labels in futures) or refusal
         gated = node.gate is not None
         shut = gated or node.unschedulable or not node.ready
-        held = report.observed.allocated if report and report.observed else None
-        free = None if held is None else {name: max(0, n - held.get(name, 0)) for name, n in now.items()}
+        allocated = report.observed.allocated if report and report.observed else None
+        free = (
+            None
+            if allocated is None
+            else {name: max(0, n - allocated.get(name, 0)) for name, n in now.items()}
+        )
         return NodeRoom(
             node=node.name,
             pool=pool,

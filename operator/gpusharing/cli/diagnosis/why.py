@@ -1,8 +1,7 @@
-"""`why NODE|POD`: one screen that says what state it is in, which sources disagree, what blocks, and what to do about
-it.
+"""`why NODE|POD`: one screen about the state of a node or pod: which sources disagree, what blocks, and what to do.
 
-A node's published state needs the viewer's rights only; what each source of proof says needs those of `plan`; if they
-are missing, the screen names them.
+The published state of a node needs only the viewer's rights. The sources of proof need those of `plan`; if they are
+missing, the screen names them.
 """
 
 from argparse import Namespace
@@ -38,10 +37,10 @@ def find_subject(word: str, namespace: str) -> tuple[str, str | None]:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """See VerbModule."""
+    """Explain the node or the pod that was typed; see VerbModule."""
     name, namespace = find_subject(typed.subject, getattr(typed, "namespace", session.namespace))
     if namespace is not None:
-        pod = await session.one(PODS, name, namespace)
+        pod = await session.get(PODS, name, namespace)
         async with gathered(session) as cluster:
             decided = await cluster.decide(())
             search = RoomSearch(pod, decided)
@@ -56,13 +55,14 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def _node(session: Session, name: str) -> NodeAnswer:
-    """What was published about it and, with the rights for that, what each source says now."""
+    """Return what was published about a node and, if the user has the rights for it, what each source of proof says
+    now. Raises Trouble if there is neither a GPUNode nor a Node of this name."""
     try:
-        seen = read_node(await session.client.get(GPUNODES, name))
+        published = read_node(await session.client.get(GPUNODES, name))
     except NotFound:
-        seen = None
+        published = None
     except KubeError:
-        seen = read_node(await session.one(GPUNODES, name))  # raises what it means
+        published = read_node(await session.get(GPUNODES, name))  # turns the error into a Trouble
     decided: Decided | None = None
     trouble = ""
     try:
@@ -70,12 +70,12 @@ async def _node(session: Session, name: str) -> NodeAnswer:
             decided = await cluster.decide((), [name])
     except Trouble as error:
         trouble = str(error)
-    if seen is None and decided is None:
-        # Whether there is such a Node nobody could tell; of those that are published it is none.
+    if published is None and decided is None:
+        # Nodes could not be read, so it is unknown whether this one exists; it has no GPUNode.
         names = []
-        with suppress(Trouble):  # as before an installation
+        with suppress(Trouble):  # before the installation there are no GPUNodes to list
             names = [raw["metadata"]["name"] for raw in await session.all(GPUNODES)]
         raise Trouble(no_such(GPUNODES, name, names, session.where) if names else trouble)
-    if seen is None and decided is not None and name not in decided.snapshot.nodes:
+    if published is None and decided is not None and name not in decided.snapshot.nodes:
         raise Trouble(no_such(NODES, name, sorted(decided.snapshot.nodes), session.where))
-    return node_answer(name, seen, decided, trouble)
+    return node_answer(name, published, decided, trouble)

@@ -1,6 +1,6 @@
-"""A live snapshot of a cluster, gathered by the operator's own code and with the user's own rights.
+"""A live snapshot of a cluster, gathered by the operator's own code with the user's own rights.
 
-Nothing is written: every writing call of the client that everything goes through fails.
+Nothing is written: all calls go through a client that raises for every write (`Onlooker`).
 """
 
 import asyncio
@@ -28,57 +28,62 @@ from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 
 MAX_LISTED = 100
-"""Nodes whose pods are listed: each is a call."""
+"""The most nodes whose pods are listed, because each needs a call."""
 PATIENCE = 30.0
-"""Seconds for everything to be listed."""
+"""Seconds within which everything has to be listed."""
 CHECKED_EVERY = 0.02
 MARKERS = ("medik8s nodemaintenances", "nvidia nodemaintenances")
-"""Without rights to these a plan is less exact, but not wrong."""
+"""Sources without which a plan is less exact but not wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """A plan, what it was made of, and what is uncertain about it."""
+    """A plan, the snapshot that it was made of, and what is uncertain about it."""
 
     plan: RolloutPlan
-    """What the planner answers."""
+    """The plan of the operator's own planner."""
     snapshot: ClusterSnapshot
-    """What the plan was made of."""
+    """The snapshot that the plan was made from."""
     now: datetime
-    """The time for which it was made."""
+    """The time for which the plan was made."""
     notes: tuple[str, ...]
     """What could not be read, and what that makes uncertain."""
 
     def simulated(self, nodes: Iterable[str] | None = None) -> tuple[str, ...]:
-        """Which of these nodes (None: of all) have agents that say that their GPUs are SIMULATED."""
+        """Return the names, sorted, of those of `nodes` whose agents report that their GPUs are SIMULATED. None stands
+        for all nodes."""
         reports = self.snapshot.gpunodes
-        found = (reports[name] for name in (reports if nodes is None else nodes) if name in reports)
-        return tuple(sorted(one.name for one in found if one.observed is not None and one.observed.simulated))
+        known = (reports[name] for name in (reports if nodes is None else nodes) if name in reports)
+        return tuple(sorted(one.name for one in known if one.observed is not None and one.observed.simulated))
 
 
 @dataclass(slots=True)
 class Cluster:
-    """A cluster whose objects are all read."""
+    """A cluster of which all objects have been listed, and which is followed while `gathered` lasts."""
 
     gatherer: Gatherer
     claims: dict[str, Claim]
     notes: list[str]
     missing: bool = False
-    """The operator is not installed: there are no policies, and no agent has read a GPU."""
+    """Whether the operator is not installed, so that there are no policies and no reports of agents."""
     now: Callable[[], datetime] = wall_time
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
-    """The failures on the Lease, by UID of the Node."""
+    """The failures that the Lease records, by UID of the Node."""
     memory: PassMemory = field(default_factory=PassMemory)
-    """Since when nodes differ, set back by the drift grace: a leader would have seen it for that long (ADR 73)."""
+    """The memory of a pass, with the beginning of each drift moved back by the drift grace: a leader that has run
+    for long would have seen the drift for that time (ADR 73)."""
 
     async def decide(self, policies: Iterable[str] | None = None, nodes: Iterable[str] = ()) -> Decided:
-        """Plan as a fresh leader would. Lists the pods of all nodes that change under these policies (None: under
-        any), and of `nodes`. Raises Trouble.
+        """Return the plan that a leader would make that has run for longer than the drift grace. If it would write its
+        configuration first, the plan is for the time after that, and a note says so. Sets `memory`. Raises Trouble.
+
+        Lists the pods of the nodes that would be disrupted under the policies named here (None stands for all
+        policies), at most MAX_LISTED, and of `nodes`.
         """
         now, only = self.now(), None if policies is None else frozenset(policies)
         snapshot = await self._snapshot(frozenset(nodes), now)
         plan = plan_rollout(snapshot, now)
-        # A leader has seen for long what this process sees for the first time.
+        # This process sees each drift for the first time; a leader would have seen it for longer than the grace.
         grace = timedelta(seconds=snapshot.settings.drift_grace)
         since = plan.memory.drifting_since
         self.memory = PassMemory(
@@ -91,16 +96,22 @@ class Cluster:
         ]
         notes = list(self.notes)
         if len(wanted) > MAX_LISTED:
-            notes.append(f"{len(wanted)} nodes change; only the pods of the first {MAX_LISTED} were read")
+            notes.append(
+                f"{len(wanted)} nodes will change, but only the pods of the first {MAX_LISTED} were counted"
+            )
         snapshot = await self._snapshot(frozenset([*wanted[:MAX_LISTED], *nodes]), now)
         plan = plan_rollout(snapshot, now)
         wait = timedelta(seconds=snapshot.settings.config_propagation)
         if wanted and (later := configured(snapshot, plan, now - wait)) is not None:
-            notes.append(f"the configuration is written first; the first node starts {length(wait)} later")
+            notes.append(
+                f"the operator writes the configuration first; the first node starts {length(wait)} later"
+            )
             snapshot, plan = later, plan_rollout(later, now)
         return Decided(plan, snapshot, now, tuple(notes))
 
     async def _snapshot(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
+        """Return a snapshot with the pods of the nodes in `wanted`. If the Lease gave no claims, the fences of the
+        Nodes stand in for them. Raises the first error of the calls that failed."""
         try:
             snapshot = await self.gatherer.snapshot(wanted, self.memory, self.claims, self.failed_nodes, now)
         except BaseExceptionGroup as group:
@@ -119,12 +130,12 @@ class Cluster:
 async def gathered(
     session: Session, proposed: tuple[JSON, ...] = (), *, beforehand: bool = False
 ) -> AsyncIterator[Cluster]:
-    """Read the cluster, as it would be with the proposed policies applied. Raises Trouble, also when the operator is
-    not installed, unless `beforehand`."""
+    """Read the cluster as it would be with the proposed policies applied, and follow it while the context lasts.
+    Raises Trouble, also if the operator is not installed, unless `beforehand` is true."""
     try:
         installed = await read_installed(session.client)
         missing = beforehand and installed.missing
-        # Who has no right to a kind is refused also where it is not served; whether it is, everybody may ask.
+        # Without a right to a kind, requests are refused even if it is not served; discovery says whether it is.
         bare = missing and not await session.client.served(GPUNODES)
         client = Onlooker(session.client, proposed, beforehand=bare)
         sources = Sources(client, installed.settings, lambda: None)
@@ -136,7 +147,7 @@ async def gathered(
                 try:
                     await gatherer.pending.count()
                 except Forbidden as error:
-                    notes.append(f"pods that wait for a GPU are not counted: {error_text(error)}")
+                    notes.append(f"pods that wait for a GPU were not counted: {error_text(error)}")
                 claims, failed = dict(installed.claims), installed.failed_nodes
                 yield Cluster(gatherer, claims, notes, missing, session.now, failed)
             finally:
@@ -166,16 +177,16 @@ async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) ->
         raise Trouble(f"{where} could not be read within {PATIENCE:g} s: {why}") from None
     if not missing and isinstance(sources.gpunodes.error, NotFound):
         raise Trouble(
-            f"{where} has no gpunodes.gpusharing.dev: the operator is not installed. To install: {INSTALL}"
+            f"{where} has no gpunodes.gpusharing.dev, so the operator is not installed. To install: {INSTALL}"
         )
     if bare:
         del everything["gpunodes"]
     refused = {name: one.error for name, one in everything.items() if isinstance(one.error, Forbidden)}
     needed = [error_text(error) for name, error in refused.items() if name not in MARKERS]
     if needed:
-        roles = "the rights that are named here" if missing else "ClusterRole gpusharing-planner"
+        roles = "the permissions that are named here" if missing else "ClusterRole gpusharing-planner"
         raise Trouble(
-            f"you lack rights in {where} that a plan needs. Ask for view in all namespaces and {roles}:"
+            f"you lack permissions in {where} that a plan needs. Ask for view in all namespaces and {roles}:"
             f" {'; '.join(needed)}"
         )
     return [f"{name} were not read: {error_text(error)}" for name, error in refused.items()]

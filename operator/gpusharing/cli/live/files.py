@@ -15,14 +15,16 @@ from gpusharing.kube.raw import entries, text
 
 
 def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ...]]:
-    """The policies in these files, and what else is in them, in words. Raises Trouble where there is none at all."""
+    """Read the policies in these files. Returns the policies, and a sentence for each other object, which is ignored.
+    Raises Trouble for a file that cannot be read, for two policies of one name, and if the files hold no policy at
+    all. `-` is standard input."""
     policies: dict[str, JSON] = {}
     others: list[str] = []
     for name in names:
         for document in _documents(name):
             kind = text(document, "kind")
             if kind != KIND:
-                others.append(f"{name}: {kind or 'an object without a kind'} is left out")
+                others.append(f"{name}: {kind or 'an object without a kind'} is ignored")
                 continue
             _check(document, name)
             named = text(document, "metadata", "name")
@@ -35,6 +37,7 @@ def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ..
 
 
 def _check(document: JSON, name: str) -> None:
+    """Raise Trouble if the policy has an API version that this plugin does not know, or no name."""
     written = text(document, "apiVersion")
     if written != API_VERSION:
         raise Trouble(f"{name}: apiVersion is {written or 'missing'}; this plugin knows {API_VERSION}")
@@ -43,7 +46,8 @@ def _check(document: JSON, name: str) -> None:
 
 
 def _documents(name: str) -> Iterator[JSON]:
-    """Each object, those of a List one by one."""
+    """Yield each object of a file; a List is replaced by its items. Raises Trouble if the file cannot be read or holds
+    something else."""
     try:
         content = sys.stdin.read() if name == "-" else Path(name).read_text()
         documents = list(yaml.load_all(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))

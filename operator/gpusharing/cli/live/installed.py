@@ -1,6 +1,6 @@
-"""The operator as it is installed: its settings from the variables of its Deployment, its claims from its Lease.
+"""The installed operator: its settings, from the environment variables of its Deployment, and the claims on its Lease.
 
-For what may not be read or does not exist, the chart's defaults are assumed, and a note says so.
+Where these do not exist or may not be read, the chart's defaults are assumed and a note says so.
 """
 
 from collections.abc import Mapping
@@ -27,44 +27,45 @@ SELECTOR = f"app.kubernetes.io/name={OPERATOR}"
 PREFIX = "GPUSHARING_"
 _PLAN = TypeAdapter(PlanSettings)
 DEFAULTS = SourceSettings(agent_namespace="gpusharing-agent")
-"""The settings of the chart."""
+"""The default settings of the chart."""
 
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """The operator of a cluster."""
+    """The installed operator of a cluster, as far as it could be read."""
 
     settings: SourceSettings = DEFAULTS
-    """The settings of its Deployment, or the defaults."""
+    """The settings in the Deployment, or the defaults."""
     claims: Mapping[str, Claim] = field(default_factory=dict)
-    """The slots that nodes have on the leader Lease, by node."""
+    """The claims on the leader Lease, by name of the node that holds the slot."""
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
     """The failures that the leader Lease records, by UID of the Node."""
     version: str = ""
     """The version of the operator, by the label of its chart; empty if unknown."""
     notes: tuple[str, ...] = ()
-    """What is not known about it, and why."""
+    """Sentences about what could not be read, and why."""
     missing: bool = False
-    """There is no Deployment of the operator in any namespace."""
+    """Whether there is no Deployment of the operator in any namespace."""
 
 
 async def read_installed(client: KubeClient) -> Installed:
-    """Read settings and claims of the operator, which is looked for in all namespaces. If there is none, or Deployments
-    may not be listed, the chart's defaults are returned with a note. Raises any other KubeError."""
+    """Read the settings and claims of the operator, which is looked for in all namespaces. If there is none, or
+    Deployments may not be listed, the chart's defaults are returned with a note. Raises any other KubeError."""
     try:
-        found = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
+        deployments = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
     except (Forbidden, NotFound) as error:
-        return Installed(notes=(f"planned with the chart's default settings: {error_text(error)}",))
-    if not found:
-        note = "no operator is installed: planned with the chart's default settings"
+        why = f"the operator's own could not be read: {error_text(error)}"
+        return Installed(notes=(f"the chart's default settings are assumed, because {why}",))
+    if not deployments:
+        note = "no operator is installed, so the chart's default settings are assumed"
         where = await find_gpu_operator(client, PlanSettings().gpu_operator_namespace)
         settings = replace(DEFAULTS, plan=PlanSettings(gpu_operator_namespace=where))
         return Installed(settings, notes=(note,), missing=True)
-    deployment = found[0]
+    deployment = deployments[0]
     namespace = text(deployment, "metadata", "namespace")
     settings, notes = settings_of(deployment)
-    told = texts(section(deployment, "metadata", "labels")).get("app.kubernetes.io/version", "")
-    notes += find_difference(told)
+    version = texts(section(deployment, "metadata", "labels")).get("app.kubernetes.io/version", "")
+    notes += find_difference(version)
     name = await _pod_name(client, namespace)
     written, more = await _written_claims(client, namespace)
     claims, damaged = parse_claims(written) if written else ({}, "")
@@ -72,7 +73,7 @@ async def read_installed(client: KubeClient) -> Installed:
     if damaged or unread:
         more = (_without_lease(damaged or unread),)
     settings = replace(settings, plan=replace(settings.plan, pod_name=name))
-    return Installed(settings, claims, failed_nodes, told, (*notes, *more))
+    return Installed(settings, claims, failed_nodes, version, (*notes, *more))
 
 
 async def is_missing(client: KubeClient) -> bool:
@@ -84,18 +85,18 @@ async def is_missing(client: KubeClient) -> bool:
 
 
 def settings_of(deployment: JSON) -> tuple[SourceSettings, tuple[str, ...]]:
-    """Read the operator's settings from the variables of its container. One that cannot be used is left out and
-    reported in a note."""
+    """Read the operator's settings from the environment variables of its containers. Returns them with a note that
+    names those that cannot be used, for which the defaults are taken."""
     namespace = text(deployment, "metadata", "namespace")
     containers = entries(deployment, "spec", "template", "spec", "containers")
-    given = {
-        text(one, "name").removeprefix(PREFIX).lower(): text(one, "value")
+    values = {
+        text(variable, "name").removeprefix(PREFIX).lower(): text(variable, "value")
         for container in containers
-        for one in entries(container, "env")
-        if text(one, "name").startswith(PREFIX) and "value" in one
+        for variable in entries(container, "env")
+        if text(variable, "name").startswith(PREFIX) and "value" in variable
     }
     known = {item.name for item in fields(PlanSettings)}
-    plan: dict[str, Any] = {name: value for name, value in given.items() if name in known}
+    plan: dict[str, Any] = {name: value for name, value in values.items() if name in known}
     notes: tuple[str, ...] = ()
     try:
         read = _PLAN.validate_python({**plan, "namespace": namespace})
@@ -103,18 +104,21 @@ def settings_of(deployment: JSON) -> tuple[SourceSettings, tuple[str, ...]]:
         bad = {str(one["loc"][0]) for one in error.errors()}
         read = _PLAN.validate_python({name: value for name, value in plan.items() if name not in bad})
         read = replace(read, namespace=namespace)
-        notes = (f"settings of the operator that this plugin cannot read: {', '.join(sorted(bad))}",)
+        assumed = "this plugin cannot read these settings of the operator and assumes their defaults"
+        notes = (f"{assumed}: {', '.join(sorted(bad))}",)
     settings = SourceSettings(
         plan=read,
-        admin_maps=AdminMaps(given.get("admin_plugin_config_map", ""), given.get("admin_mig_config_map", "")),
-        agent_namespace=given.get("agent_namespace") or namespace,
-        maintenance_keys=frozenset(filter(None, given.get("maintenance_keys", "").split(","))),
+        admin_maps=AdminMaps(
+            values.get("admin_plugin_config_map", ""), values.get("admin_mig_config_map", "")
+        ),
+        agent_namespace=values.get("agent_namespace") or namespace,
+        maintenance_keys=frozenset(filter(None, values.get("maintenance_keys", "").split(","))),
     )
     return settings, notes
 
 
 def find_difference(theirs: str) -> tuple[str, ...]:
-    """What to say where the operator is of another version than this plugin; nothing where either is not known."""
+    """Return a note if the operator has another version than this plugin; empty if they are equal or one is unknown."""
     ours = own_version()
     if not theirs or not ours or theirs == ours:
         return ()
@@ -122,7 +126,8 @@ def find_difference(theirs: str) -> tuple[str, ...]:
 
 
 async def _pod_name(client: KubeClient, namespace: str) -> str:
-    """The operator's own pod, which is never drained."""
+    """Return the name of the operator's own pod, which is never evicted; empty if pods may not be listed or there is
+    none."""
     try:
         pods = await list_of(client, PODS, namespace=namespace, label_selector=SELECTOR)
     except (Forbidden, NotFound):
@@ -131,7 +136,8 @@ async def _pod_name(client: KubeClient, namespace: str) -> str:
 
 
 async def _written_claims(client: KubeClient, namespace: str) -> tuple[str, tuple[str, ...]]:
-    """What the Lease says of slots and failures, and what to say where it may not be read."""
+    """Return the annotation of the Lease that records slots and failures, and a note if the Lease may not be read.
+    Both are empty if there is no Lease."""
     try:
         lease = await client.get(LEASES, OPERATOR, namespace=namespace)
     except NotFound:
@@ -142,4 +148,8 @@ async def _written_claims(client: KubeClient, namespace: str) -> tuple[str, tupl
 
 
 def _without_lease(why: str) -> str:
-    return f"slots are counted from fences, and failures of deleted nodes are not known: {why}"
+    """Return the note that the Lease could not be used, with the reason."""
+    return (
+        "the operator's Lease could not be used, so slots are counted from the fences of Nodes and failures of deleted"
+        f" nodes are unknown: {why}"
+    )

@@ -1,4 +1,4 @@
-"""A client that only looks, and that sees policies as they would be if somebody applied them."""
+"""A read-only client that shows policies as they would be if proposed ones were applied."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,24 +12,25 @@ from gpusharing.kube.raw import section, text, whole
 
 
 class Onlooker(PassingClient):
-    """Passes on what only reads; the lists of policies have the proposed ones in them.
+    """Passes reads on to another client, and raises for writes. Lists of policies include the proposed ones.
 
-    `beforehand`: the operator is not installed yet, and none of our kinds exist; a user without rights to them is
-    refused before the API server checks whether it serves them.
+    `beforehand`: the operator is not installed yet and its kinds do not exist. Lists of them are empty then, also if
+    the server refuses them: it checks a user's rights before it checks whether it serves a kind.
     """
 
     def __init__(
         self, client: KubeClient, proposed: Sequence[JSON] = (), *, beforehand: bool = False
     ) -> None:
+        """Wrap `client`, and show `proposed` as if these policies were applied."""
         super().__init__(client)
         self._beforehand = beforehand
         self._proposed = {text(raw, "metadata", "name"): raw for raw in proposed}
 
     async def call(self, request: ApiRequest) -> JSON:
-        """See KubeClient. Raises RuntimeError for every write.
+        """Make a request as KubeClient does. Raises RuntimeError for everything but get and list.
 
-        With proposals, the policies come as one page in the order of their names, whatever page of whichever of them
-        was asked for. Where the operator is not installed yet (`beforehand`), its kinds count as empty.
+        If there are proposed policies, a list of policies is always one page with all of them, sorted by name,
+        whatever page was requested.
         """
         if request.verb not in ("get", "list"):
             raise RuntimeError(
@@ -47,19 +48,19 @@ class Onlooker(PassingClient):
             return _list([], "0")
 
     async def _merged_policies(self) -> JSON:
-        """The list of all policies, with the proposed ones merged into those of the same names or added to them."""
-        found: dict[str, JSON] = {}
+        """Return the list of all policies with the proposed ones applied, sorted by name."""
+        policies: dict[str, JSON] = {}
         version = "0"
         try:
             async for page in pages_of(self.client, POLICIES):
-                found |= {text(raw, "metadata", "name"): raw for raw in page.items}
+                policies |= {text(raw, "metadata", "name"): raw for raw in page.items}
                 version = page.resource_version
         except (Forbidden, NotFound):
             if not self._beforehand:
                 raise
         for name, raw in self._proposed.items():
-            found[name] = applied(found.get(name), raw)
-        return _list([raw for _, raw in sorted(found.items())], version)
+            policies[name] = applied(policies.get(name), raw)
+        return _list([raw for _, raw in sorted(policies.items())], version)
 
 
 def _list(items: list[JSON], version: str) -> JSON:
@@ -67,16 +68,17 @@ def _list(items: list[JSON], version: str) -> JSON:
 
 
 def applied(live: JSON | None, proposed: Mapping[str, Any]) -> JSON:
-    """The policy as the server would have it after `kubectl apply`: the spec and the annotations of the file on what
-    is there, and a new generation if the spec changed semantically."""
-    mine = section(proposed, "metadata")
+    """Return the policy as the server would have it after `kubectl apply`: the file's spec and annotations on the live
+    object, and the next generation if the spec means something else. `live` is None for a policy that does not
+    exist yet."""
+    own = section(proposed, "metadata")
     if live is None:
-        return {**proposed, "metadata": {**mine, "generation": 1}}
+        return {**proposed, "metadata": {**own, "generation": 1}}
     theirs = section(live, "metadata")
     same = validate_policy(live) == validate_policy(proposed)
     metadata = {
         **theirs,
-        "annotations": {**section(theirs, "annotations"), **section(mine, "annotations")},
+        "annotations": {**section(theirs, "annotations"), **section(own, "annotations")},
         "generation": whole(theirs, "generation") + (not same),
     }
     return {**live, "metadata": metadata, "spec": proposed.get("spec")}

@@ -1,4 +1,4 @@
-"""How long a pool may still take, by how long its changes took before. Pure. It is shown with what it is based on."""
+"""How long a pool may still take, estimated from how long its nodes' past changes took. Pure."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,58 +8,60 @@ from statistics import median
 from gpusharing.api.gpunode import HistoryEntry
 from gpusharing.api.names import Phase
 from gpusharing.api.times import from_rfc3339
-from gpusharing.cli.pools.fleet import PoolStatus, Seen, State, known_phase
+from gpusharing.cli.pools.fleet import NodeStatus, PoolStatus, State, known_phase
 
 PERSON, OTHERS = "person", "others"
-"""What the operator gives as the deadline of a wait that a person or others end (planning/report/transition.py)."""
+"""The deadlines that the operator publishes for a wait that ends when a person acts, or when other nodes or programs
+are done (planning/report/transition.py)."""
 _BY_THE_CLOCK = frozenset({"WindowClosed", "CanarySoak"})
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What is left, estimated from past changes."""
+    """The time that is left, and what the estimate is based on."""
 
     left: timedelta
     """How long the rest may take."""
     nodes: int
-    """Nodes that still have to change."""
+    """How many nodes still have to change."""
     each: timedelta
-    """The median of the past changes."""
+    """The median length of the past changes."""
     changes: int
-    """How many those were."""
+    """How many past changes there were."""
 
 
 def find_estimate(pool: PoolStatus, now: datetime) -> Estimate | None:
-    """None: nothing is left, nothing was seen before, or it cannot be foreseen: some node waits for a person or for
-    a window, has been in its change for longer than any before it, or all wait for something outside these nodes."""
-    left = [seen for seen in pool.members if seen.state is not State.DONE]
-    if not left or pool.paused or any(_waits_for_others(seen) for seen in left):
+    """Return how long the rest of a pool's change may take. None if nothing is left, if no past change is known, or if
+    the end cannot be foreseen: the pool is paused, a node waits for a person or a window, a node has been changing
+    for longer than any past change took, or all nodes wait for something outside the pool."""
+    left = [node for node in pool.members if node.state is not State.DONE]
+    if not left or pool.paused or any(_is_open_ended(node) for node in left):
         return None
     took = durations(pool.members)
     if not took:
         return None
     each = timedelta(seconds=median(one.total_seconds() for one in took))
-    gone = [now - began for seen in left if (began := _began(seen)) is not None]
-    if any(one > max(took) for one in gone) or not (gone or any(seen.deadline != OTHERS for seen in left)):
+    gone = [now - began for node in left if (began := _began(node)) is not None]
+    if any(one > max(took) for one in gone) or not (gone or any(node.deadline != OTHERS for node in left)):
         return None
     rounds = -(-len(left) // max(1, len(gone)))
     rest = each * rounds - min(gone, default=timedelta())
     return Estimate(max(rest, timedelta()), len(left), each, len(took))
 
 
-def _waits_for_others(seen: Seen) -> bool:
-    """Its next step is a person's, or comes with a time of day."""
+def _is_open_ended(node: NodeStatus) -> bool:
+    """Whether the node's next step is up to a person, or comes at a time of day."""
     return (
-        seen.state in (State.BLOCKED, State.FAILED) or seen.deadline == PERSON or seen.reason in _BY_THE_CLOCK
+        node.state in (State.BLOCKED, State.FAILED) or node.deadline == PERSON or node.reason in _BY_THE_CLOCK
     )
 
 
-def _began(seen: Seen) -> datetime | None:
-    """When its current change began; None: it is in none, or that is unknown."""
-    if seen.state is not State.MOVES:
+def _began(node: NodeStatus) -> datetime | None:
+    """Return when the node's current change began; None if it is not changing, or if that is unknown."""
+    if node.state is not State.MOVES:
         return None
-    began = seen.entered
-    for step in reversed(seen.history):
+    began = node.entered
+    for step in reversed(node.history):
         phase = known_phase(step.phase)
         entered = from_rfc3339(step.at)
         if phase is None or not phase.in_flight or entered is None:
@@ -68,13 +70,16 @@ def _began(seen: Seen) -> datetime | None:
     return began
 
 
-def durations(members: Iterable[Seen]) -> list[timedelta]:
-    """How long each change took that the histories show from its beginning to its good end."""
-    return [took for seen in members for took in _changes(seen.history)]
+def durations(members: Iterable[NodeStatus]) -> list[timedelta]:
+    """Return how long each past change of these nodes took, from its first phase to Synced. Changes that were given up
+    or failed are left out. If the history no longer has the beginning of a change, the oldest phase in it counts
+    instead."""
+    return [took for node in members for took in _changes(node.history)]
 
 
 def _changes(history: Sequence[HistoryEntry]) -> list[timedelta]:
-    found: list[timedelta] = []
+    """Return how long each change in one history took; changes that were given up or failed are left out."""
+    lengths: list[timedelta] = []
     began: datetime | None = None
     for step in history:
         phase = known_phase(step.phase)
@@ -83,6 +88,6 @@ def _changes(history: Sequence[HistoryEntry]) -> list[timedelta]:
             continue
         ended = from_rfc3339(step.at) if phase is Phase.SYNCED else None
         if began is not None and ended is not None and ended >= began:
-            found.append(ended - began)
+            lengths.append(ended - began)
         began = None
-    return found
+    return lengths

@@ -1,7 +1,8 @@
-"""What GPUSharingPolicies and GPUNodes say, as raw JSON makes it: no models, for a thousand nodes are read in a moment.
+"""What GPUSharingPolicies and GPUNodes report, read from raw JSON without pydantic models, so that a thousand nodes
+are read in a moment.
 
-Everything here was written by the operator. A field that an older or newer one does not write is empty, and a phase
-that is not known here is shown as it comes.
+The operator wrote all of it. A field that an older or newer version does not write is empty, and an unknown phase is
+shown as it is.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,7 @@ from gpusharing.kube.raw import entries, part, section, text, whole
 
 
 class State(Enum):
-    """How a node stands, in one word; in the order in which a bar shows them."""
+    """The state of a node in one word. The order is that of the cells in a bar."""
 
     DONE = Glyph("█", "#", Ink.GOOD, "done")
     MOVES = Glyph("▒", ">", Ink.BUSY, "under way")
@@ -41,7 +42,8 @@ def known_phase(word: str) -> Phase | None:
 
 
 def state_of(word: str) -> State:
-    """How a node in this phase stands."""
+    """Return the state of a node in the phase of this name. A phase that this version does not know counts as one
+    before the change."""
     phase = known_phase(word)
     if phase is Phase.FAILED:
         return State.FAILED
@@ -51,53 +53,53 @@ def state_of(word: str) -> State:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen(Transition):
-    """One GPUNode as people see it: its transition, and what its agent and its condition say. The phase is empty until
-    the operator has looked at the node."""
+class NodeStatus(Transition):
+    """One GPUNode as people see it: its transition, and what its agent and its conditions report. The phase is empty
+    until the operator has examined the node."""
 
     name: str = ""
     """Name of the node."""
     gpus: int = 0
     """How many GPUs its agent reports."""
     pods: int | None = None
-    """Pods that hold a GPU; None: unknown."""
+    """How many pods hold a GPU, or None if that is unknown."""
     unhealthy: str = ""
-    """What the condition Healthy says where it is False; empty: nothing is known to be wrong."""
+    """The message of the condition Healthy if it is False; otherwise empty."""
     simulated: bool = False
-    """Its agent says that the GPUs are SIMULATED."""
+    """Whether the agent reports that the GPUs are SIMULATED."""
 
     @property
     def entered(self) -> datetime | None:
-        """When the phase began; None: unknown."""
+        """When the phase began; None if that is unknown."""
         return from_rfc3339(self.since)
 
     @property
     def state(self) -> State:
-        """How it stands."""
+        """The state of the node, by its phase."""
         return state_of(self.phase)
 
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus(Summary):
     """One policy as people see it: its summary, and the nodes that it owns. The status is empty until the operator has
-    looked at the policy."""
+    processed the policy."""
 
     name: str = ""
     """Name of the policy."""
     unseen: int = 0
-    """The generation that the operator has not looked at yet; 0: it has."""
-    members: tuple[Seen, ...] = ()
-    """Its nodes, by name."""
+    """The generation that the operator has not processed yet; 0 if it has processed the current one."""
+    members: tuple[NodeStatus, ...] = ()
+    """The nodes that belong to the policy, sorted by name."""
     plan: Mapping[str, Any] = field(default_factory=dict)
-    """`status.plan`; empty: there is none."""
+    """The `status.plan` of the policy; empty if there is none."""
     paused: bool = False
     """Whether `rollout.paused` is true."""
     max_unavailable: str = ""
     """`rollout.maxUnavailable` as written."""
 
     @property
-    def changing(self) -> tuple[Seen, ...]:
-        """Those that are not as wanted yet, the ones that need a person first."""
+    def changing(self) -> tuple[NodeStatus, ...]:
+        """The nodes that are not as wanted yet; those that need a person come first."""
         order = (State.FAILED, State.BLOCKED, State.MOVES, State.WAITS)
         return tuple(
             sorted((m for m in self.members if m.state in order), key=lambda m: order.index(m.state))
@@ -106,19 +108,20 @@ class PoolStatus(Summary):
 
 def read_pools(
     policies: Iterable[JSON], gpunodes: Iterable[JSON]
-) -> tuple[tuple[PoolStatus, ...], tuple[Seen, ...]]:
-    """The pools by name, and the GPU nodes without an existing policy."""
-    by_policy: dict[str, list[Seen]] = {}
+) -> tuple[tuple[PoolStatus, ...], tuple[NodeStatus, ...]]:
+    """Return the pools in the order of the policies, and the GPU nodes that belong to none of them, sorted by name."""
+    by_policy: dict[str, list[NodeStatus]] = {}
     for raw in gpunodes:
-        seen = read_node(raw)
-        by_policy.setdefault(seen.policy, []).append(seen)
+        node = read_node(raw)
+        by_policy.setdefault(node.policy, []).append(node)
     pools = tuple(_pool(raw, by_policy) for raw in policies)
     names = {pool.name for pool in pools}
-    loose = [seen for policy, nodes in by_policy.items() if policy not in names for seen in nodes]
-    return pools, tuple(sorted(loose, key=lambda seen: seen.name))
+    loose = [node for policy, nodes in by_policy.items() if policy not in names for node in nodes]
+    return pools, tuple(sorted(loose, key=lambda node: node.name))
 
 
-def _pool(raw: JSON, nodes: Mapping[str, list[Seen]]) -> PoolStatus:
+def _pool(raw: JSON, nodes: Mapping[str, list[NodeStatus]]) -> PoolStatus:
+    """Return the pool of one policy. `nodes`: the nodes of each policy, by its name."""
     name, status = text(raw, "metadata", "name"), section(raw, "status")
     generation = whole(raw, "metadata", "generation")
     limit = part(raw, "spec", "rollout", "maxUnavailable")
@@ -128,15 +131,15 @@ def _pool(raw: JSON, nodes: Mapping[str, list[Seen]]) -> PoolStatus:
         name=name,
         mode=summary.mode or text(raw, "spec", "mode"),
         unseen=generation if whole(status, "observedGeneration") < generation else 0,
-        members=tuple(sorted(nodes.get(name, ()), key=lambda seen: seen.name)),
+        members=tuple(sorted(nodes.get(name, ()), key=lambda node: node.name)),
         plan=section(status, "plan"),
         paused=part(raw, "spec", "rollout", "paused") is True,
         max_unavailable="" if limit is None else str(limit),
     )
 
 
-def read_node(raw: JSON) -> Seen:
-    """One GPUNode."""
+def read_node(raw: JSON) -> NodeStatus:
+    """Return the status of the node that this GPUNode describes."""
     observed = section(raw, "status", "observed")
     healthy = next((row for row in entries(raw, "status", "conditions") if row.get("type") == "Healthy"), {})
     beside = {
@@ -146,10 +149,10 @@ def read_node(raw: JSON) -> Seen:
         "unhealthy": text(healthy, "message") if healthy.get("status") == "False" else "",
         "simulated": observed.get("simulated"),
     }
-    return from_wire(Seen, section(raw, "status", "transition") | beside)
+    return from_wire(NodeStatus, section(raw, "status", "transition") | beside)
 
 
-def simulated_nodes(pools: Iterable[PoolStatus], loose: Iterable[Seen]) -> list[str]:
-    """Names of those whose GPUs are SIMULATED, of these pools and of the nodes of none."""
-    every = (*loose, *(seen for pool in pools for seen in pool.members))
-    return sorted(seen.name for seen in every if seen.simulated)
+def simulated_nodes(pools: Iterable[PoolStatus], loose: Iterable[NodeStatus]) -> list[str]:
+    """Return the names, sorted, of the nodes whose GPUs are SIMULATED, in these pools and among those of no pool."""
+    every = (*loose, *(node for pool in pools for node in pool.members))
+    return sorted(node.name for node in every if node.simulated)

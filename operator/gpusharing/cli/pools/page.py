@@ -1,4 +1,4 @@
-"""`status -o html`: one page of the pools, as a view of them and as text. Pure; it loads nothing from elsewhere."""
+"""`status -o html`: one HTML page that shows the pools. Pure. The page loads nothing from elsewhere."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,7 +7,7 @@ from datetime import datetime
 from html import escape
 
 from gpusharing.api.times import to_rfc3339
-from gpusharing.cli.pools.fleet import PoolStatus, Seen, State, simulated_nodes
+from gpusharing.cli.pools.fleet import NodeStatus, PoolStatus, State, simulated_nodes
 from gpusharing.cli.pools.status import NOT_SEEN, facts, numbers
 from gpusharing.cli.pools.timeline import LETTERS, Timeline, Track, find_timeline, glyph_of, moment
 from gpusharing.cli.shell.drawing import age, length, simulated_sentence
@@ -23,23 +23,23 @@ class Slice:
     profile: str
     """For example 3g.40gb."""
     start: int
-    """In memory units; -1: the agent may not read it."""
+    """The first memory unit that the instance covers; -1 if the agent may not read it."""
     size: int
-    """Memory units that it covers; 0: the agent may not read it."""
+    """How many memory units the instance covers; 0 if the agent may not read it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """How a card looks."""
+    """What a card looks like: its product and how it is divided."""
 
     product: str
     """The card's product name."""
     units: int
-    """Memory units of the whole card; 0: unknown, so nothing can be drawn to scale."""
+    """Memory units of the whole card; 0 if unknown, so that nothing can be drawn to scale."""
     slices: tuple[Slice, ...]
-    """From the first unit to the last."""
-    told: str
-    """What the operator calls it, where no instances are on it: `1x full`, `4x shared`."""
+    """The MIG instances on the card, from the first memory unit to the last."""
+    layout: str
+    """The layout of a card without instances, as the operator writes it: `1x full`, `4x shared`. Otherwise empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,56 +47,61 @@ class Cards:
     """Cards that look the same."""
 
     face: Face
-    """How they look."""
+    """What these cards look like."""
     gpus: int
-    """How many they are."""
+    """How many such cards there are."""
     nodes: tuple[str, ...]
-    """By name."""
+    """Names of the nodes that have them, sorted."""
 
 
 def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, tuple[Cards, ...]]:
-    """By policy: the looks that its cards have, what most of them have first."""
-    found: dict[str, dict[Face, list[str]]] = {}
+    """Return, for each policy by name, its cards grouped by what they look like; the largest group comes first."""
+    by_policy: dict[str, dict[Face, list[str]]] = {}
     for raw in gpunodes:
-        told = section(raw, "status", "transition")
-        faces = found.setdefault(text(told, "policy"), {})
-        for face in _faces(raw, text(told, "observed")):
+        transition = section(raw, "status", "transition")
+        faces = by_policy.setdefault(text(transition, "policy"), {})
+        for face in _faces(raw, text(transition, "observed")):
             faces.setdefault(face, []).append(text(raw, "metadata", "name"))
     return {
         policy: tuple(
             Cards(face, len(nodes), tuple(sorted(set(nodes))))
             for face, nodes in sorted(faces.items(), key=lambda item: (-len(item[1]), min(item[1])))
         )
-        for policy, faces in found.items()
+        for policy, faces in by_policy.items()
     }
 
 
-def _faces(raw: JSON, told: str) -> list[Face]:
-    """Of each card of a node."""
+def _faces(raw: JSON, layout: str) -> list[Face]:
+    """Return what each card of a node looks like. `layout`: the layout that the operator observed, for cards without
+    instances."""
     observed = section(raw, "status", "observed")
     units = {text(model, "product"): _units(model) for model in entries(observed, "models")}
     faces = []
     for gpu in entries(observed, "gpus"):
         product = text(gpu, "product")
         slices = tuple(
-            sorted(map(_read_slice, entries(gpu, "instances")), key=lambda one: (one.start, one.profile))
+            sorted(
+                map(_read_slice, entries(gpu, "instances")), key=lambda piece: (piece.start, piece.profile)
+            )
         )
-        faces.append(Face(product, units.get(product, 0) if slices else 0, slices, "" if slices else told))
+        faces.append(Face(product, units.get(product, 0) if slices else 0, slices, "" if slices else layout))
     return faces
 
 
 def _read_slice(raw: JSON) -> Slice:
+    """Return one MIG instance. A start that the agent did not report is -1."""
     start = raw.get("start")
     return Slice(text(raw, "profile"), start if isinstance(start, int) else -1, whole(raw, "size"))
 
 
 def _units(model: JSON) -> int:
-    """Where the last instance ends that the card can have."""
+    """Return the number of memory units of a card: the end of the last instance that it can have; 0 if that is
+    unknown."""
     ends = [0]
     for profile in entries(model, "profiles"):
         starts = profile.get("starts")
-        found = [one for one in starts if isinstance(one, int)] if isinstance(starts, list) else []
-        ends += [one + whole(profile, "size") for one in found]
+        numbers = [start for start in starts if isinstance(start, int)] if isinstance(starts, list) else []
+        ends += [start + whole(profile, "size") for start in numbers]
     return max(ends)
 
 
@@ -158,105 +163,110 @@ tbody th,.nodes td:nth-child(2){white-space:nowrap}
 
 
 VOID = frozenset({"meta", "rect"})
-"""Elements that end where they begin."""
+"""Elements without content and end tag."""
 _HARMLESS = dict.fromkeys((*range(32), 127, *range(8234, 8239), *range(8294, 8298)), "�") | {
     ord(blank): " " for blank in "\t\n\r"
 }
-"""Of characters that no page may have, or that turn the direction of what follows."""
+"""The replacements of characters that a page must not contain, or that change the direction of the text after them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Markup:
-    """What stands in the page as it is. Only `tag` and `style` make it."""
+    """Text that is HTML already and is not escaped again. Only `tag` and `style` make it."""
 
     text: str
-    """HTML, with everything escaped that is not markup."""
+    """The HTML. Text from a cluster in it is escaped."""
 
 
 Child = Markup | str
 
 
 def tag(name: str, /, *children: Child, **attributes: str | None) -> Markup:
-    """An element; text becomes text, whatever it holds.
+    """Return an HTML element. Children and attributes that are plain text are escaped.
 
-    `attributes`: `class_` for class, `_` for a dash; None: the attribute is left out.
+    `attributes`: `class_` stands for class and `_` for a dash. An attribute that is None is left out.
     """
-    given = "".join(
+    written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{_escaped(value)}"'
         for key, value in attributes.items()
         if value is not None
     )
     if name in VOID:
-        return Markup(f"<{name}{given}>" if name == "meta" else f"<{name}{given}/>")
+        return Markup(f"<{name}{written}>" if name == "meta" else f"<{name}{written}/>")
     inner = "".join(child.text if isinstance(child, Markup) else _escaped(child) for child in children)
-    return Markup(f"<{name}{given}>{inner}</{name}>")
+    return Markup(f"<{name}{written}>{inner}</{name}>")
 
 
 def style(css: str) -> Markup:
-    """A style sheet of ours: no text of a cluster may come in here."""
+    """Return a style element with our own CSS, which is not escaped. Text from a cluster must not be passed in. Raises
+    ValueError if the CSS contains a `<`."""
     if "<" in css:
         raise ValueError("a style sheet could end itself")
     return Markup(f"<style>{css}</style>")
 
 
 def document(root: Markup) -> str:
-    """The whole page, in ASCII: it is the same in every encoding."""
+    """Return the whole page in ASCII, which is the same in every encoding."""
     return "<!doctype html>\n" + root.text.encode("ascii", "xmlcharrefreplace").decode() + "\n"
 
 
 def _escaped(text: str) -> str:
+    """Return the text escaped for HTML, without characters that no page may contain."""
     return escape(text.translate(_HARMLESS), quote=True)
 
 
 CELL = 26
-"""Pixels of a node in a pool's bar."""
+"""Width and height, in pixels, of a node in the bar of a pool."""
 PER_LINE = 12
-"""Nodes of a line of the bar: a telephone has room for as many."""
+"""Nodes in one line of the bar, which fit on a phone. Large pools get four times as many."""
 BAR = 22
-"""Pixels: height of a timeline and of a card."""
+"""Height, in pixels, of a timeline and of a card."""
 LETTER = 4.0
-"""Percent of a timeline that a letter needs."""
+"""The width that a letter needs, in percent of a timeline."""
 LABEL = 20.0
-"""Percent of a card that the whole name of a profile needs; a narrower slice has its number only."""
+"""The width that the whole name of a profile needs, in percent of a card. A narrower slice shows only the part before
+the dot."""
 MARKS = {State.DONE: "✓", State.MOVES: "▸", State.WAITS: "·", State.BLOCKED: "!", State.FAILED: "×"}
-"""Shown in the cells, so that nothing depends on colour."""
+"""The marks in the cells, so that nothing depends on color."""
 
 
-def bar(members: Sequence[Seen]) -> Markup:
-    """A cell for each node, those that are done first."""
-    order = sorted(members, key=lambda seen: list(State).index(seen.state))
+def bar(members: Sequence[NodeStatus]) -> Markup:
+    """Return a picture with a cell for each node, those that are done first."""
+    order = sorted(members, key=lambda node: list(State).index(node.state))
     per_line = PER_LINE if len(order) <= 4 * PER_LINE else 4 * PER_LINE
-    cells = [_cell(number, seen, per_line) for number, seen in enumerate(order)]
+    cells = [_cell(number, node, per_line) for number, node in enumerate(order)]
     wide, high = min(len(order), per_line) * CELL, -(-len(order) // per_line) * CELL
-    states = Counter(seen.state for seen in members)
-    told = ", ".join(f"{states[state]} {state.value.word}" for state in State if states[state])
+    states = Counter(node.state for node in members)
+    counts = ", ".join(f"{states[state]} {state.value.word}" for state in State if states[state])
     size = {"viewBox": f"0 0 {wide} {high}", "width": str(wide), "height": str(high)}
-    label = f"{counted(len(order), 'node')}: {told}"
+    label = f"{counted(len(order), 'node')}: {counts}"
     return tag("svg", *cells, class_="bar", role="img", aria_label=label, **size)
 
 
-def _cell(number: int, seen: Seen, per_line: int) -> Markup:
+def _cell(number: int, node: NodeStatus, per_line: int) -> Markup:
+    """Return the cell of the bar with this number: a square with the mark of the node's state, and its name and phase
+    as title."""
     x, y = number % per_line * CELL, number // per_line * CELL
     place = {"x": str(x + 1), "y": str(y + 1), "width": str(CELL - 2), "height": str(CELL - 2), "rx": "4"}
     centre = {"x": str(x + CELL // 2), "y": str(y + CELL // 2 + 5)}
     return tag(
         "g",
-        tag("title", f"{seen.name}: {seen.phase or 'new'} {seen.reason}"),
+        tag("title", f"{node.name}: {node.phase or 'new'} {node.reason}"),
         tag("rect", **place),
-        tag("text", MARKS[seen.state], **centre),
-        class_=seen.state.name.lower(),
+        tag("text", MARKS[node.state], **centre),
+        class_=node.state.name.lower(),
     )
 
 
-def track(found: Timeline, one: Track) -> Markup:
-    """The phases of a node, from the beginning of the rollout to its end."""
-    whole = (found.end - found.begin).total_seconds() or 1.0
+def track(timeline: Timeline, row: Track) -> Markup:
+    """Return a picture of the phases of one node, from the beginning of the rollout to its end."""
+    whole = (timeline.end - timeline.begin).total_seconds() or 1.0
 
     def percent(at: datetime) -> float:
-        return (at - found.begin).total_seconds() / whole * 100
+        return (at - timeline.begin).total_seconds() / whole * 100
 
     parts: list[Markup] = []
-    for stretch in one.stretches:
+    for stretch in row.stretches:
         x, wide = percent(stretch.begin), percent(stretch.end) - percent(stretch.begin)
         glyph = glyph_of(stretch)
         letter = MARKS[stretch.state] if glyph is stretch.state.value else glyph.drawn
@@ -269,46 +279,55 @@ def track(found: Timeline, one: Track) -> Markup:
                 class_=stretch.state.name.lower(),
             )
         )
-    told = ", ".join(f"{one.phase} from {moment(one.begin, found.end)}" for one in one.stretches)
-    return tag("svg", *parts, class_="track", role="img", aria_label=told or "nothing is known")
+    label = ", ".join(f"{one.phase} from {moment(one.begin, timeline.end)}" for one in row.stretches)
+    return tag("svg", *parts, class_="track", role="img", aria_label=label or "no history")
 
 
 def card(face: Face) -> Markup:
-    """A card from its first memory unit to its last. What is free on it is empty; a card without instances is one
-    piece, and one of unknown size has instances that are all as wide."""
+    """Return a picture of a card from its first memory unit to its last; free memory is empty. A card without
+    instances is one piece. If the size of the card or a start is unknown, all instances are drawn equally wide."""
     if not face.slices:
-        return _card([_slice(0, 100, face.told, face.told, "whole")], face.told or "nothing is known")
+        return _card([_slice(0, 100, face.layout, face.layout, "whole")], face.layout or "unknown")
     spans: Iterable[tuple[float, float]]
-    if face.units and all(one.start >= 0 for one in face.slices):
-        spans = [(one.start / face.units * 100, one.size / face.units * 100) for one in face.slices]
+    if face.units and all(piece.start >= 0 for piece in face.slices):
+        spans = [(piece.start / face.units * 100, piece.size / face.units * 100) for piece in face.slices]
     else:
         each = 100 / len(face.slices)
         spans = [(number * each, each) for number in range(len(face.slices))]
     parts = [
-        _slice(x, wide, one.profile, one.profile if wide >= LABEL else one.profile.partition(".")[0], "slice")
-        for one, (x, wide) in zip(face.slices, spans, strict=True)
+        _slice(
+            x,
+            wide,
+            piece.profile,
+            piece.profile if wide >= LABEL else piece.profile.partition(".")[0],
+            "slice",
+        )
+        for piece, (x, wide) in zip(face.slices, spans, strict=True)
     ]
-    counts = Counter(one.profile for one in face.slices)
+    counts = Counter(piece.profile for piece in face.slices)
     return _card(parts, ", ".join(f"{count} {name}" for name, count in counts.items()))
 
 
-def _card(parts: Iterable[Markup], told: str) -> Markup:
+def _card(parts: Iterable[Markup], label: str) -> Markup:
+    """Return a picture of a card with these parts on an empty ground."""
     ground = tag("rect", class_="free", width="100%", height=str(BAR))
-    return tag("svg", ground, *parts, class_="card", role="img", aria_label=told)
+    return tag("svg", ground, *parts, class_="card", role="img", aria_label=label)
 
 
 def _slice(x: float, wide: float, name: str, label: str, kind: str) -> Markup:
+    """Return one part of a card. `x` and `wide`: percent of the card; `name`: the title; `label`: the text inside."""
     place = {"x": f"{x:.2f}%", "width": f"{wide:.2f}%", "height": str(BAR)}
     return tag("g", tag("title", name), tag("rect", **place), _centred(label, x + wide / 2), class_=kind)
 
 
 def _centred(text: str, x: float) -> Markup:
+    """Return a text whose middle is at `x` percent."""
     return tag("text", text, x=f"{x:.2f}%", y=str(BAR // 2 + 4))
 
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-"""Of the page's content: the browser fetches and runs nothing, even if markup of others came in."""
-NODES = ("Node", "Phase", "Reason", "Pods", "Kept by", "Since", "Until", "Runs", "Wanted", "Message")
+"""The page's Content-Security-Policy: the browser fetches and runs nothing, even if foreign markup got in."""
+NODES = ("Node", "Phase", "Reason", "Pods", "Culprit", "Since", "Deadline", "Observed", "Wanted", "Message")
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,19 +335,20 @@ class View:
     """What the page shows."""
 
     where: str
-    """Name of the cluster."""
+    """Name of the context."""
     now: datetime
-    """The time that the page shows."""
+    """When the page was made."""
     pools: Sequence[PoolStatus]
     """Every policy."""
-    loose: Sequence[Seen]
-    """GPU nodes of no policy."""
+    loose: Sequence[NodeStatus]
+    """GPU nodes that no policy selects."""
     cards: Mapping[str, Sequence[Cards]]
-    """By policy."""
+    """The cards of each policy, by its name."""
 
 
 def page(view: View) -> str:
-    """A whole document of HTML."""
+    """Return the whole HTML page: each pool with its nodes, last rollout and cards, and the GPU nodes without a
+    policy."""
     title = f"GPU pools of {view.where}"
     head = tag(
         "head",
@@ -345,7 +365,7 @@ def page(view: View) -> str:
     simulated = simulated_sentence(simulated_nodes(view.pools, view.loose))
     alarm = [tag("p", f"{simulated}.", class_="alarm")] if simulated else []
     if view.loose:
-        names = ", ".join(seen.name for seen in view.loose)
+        names = ", ".join(node.name for node in view.loose)
         text = f"{counted(len(view.loose), 'node')} with GPUs and no policy: {names}"
         pools.append(tag("section", tag("p", text)))
     body = tag("body", tag("h1", title), *alarm, tag("p", *made, class_="faint"), tag("main", *pools))
@@ -362,14 +382,15 @@ def _pool(pool: PoolStatus, number: int, view: View) -> Markup:
         parts.append(tag("p", pool.message))
     parts += [tag("p", text, class_="faint") for text in facts(pool, view.now)]
     if pool.members:
-        first = {seen.name: rank for rank, seen in enumerate(pool.changing)}
-        members = sorted(pool.members, key=lambda seen: (seen.state is State.DONE, first.get(seen.name, 0)))
-        parts.append(_table("Nodes", "nodes", NODES, [_row(seen, view.now) for seen in members]))
+        first = {node.name: rank for rank, node in enumerate(pool.changing)}
+        members = sorted(pool.members, key=lambda node: (node.state is State.DONE, first.get(node.name, 0)))
+        parts.append(_table("Nodes", "nodes", NODES, [_row(node, view.now) for node in members]))
     parts += [*_timeline(pool, view.now), *_cards(view.cards.get(pool.name, ()))]
     return tag("section", *parts, aria_labelledby=name)
 
 
 def _title(pool: PoolStatus, name: str) -> list[Markup]:
+    """Return the head of a pool: its name, layout, status and numbers, and its product if that is known."""
     what = " ".join(filter(None, (pool.mode, pool.layout)))
     badge = tag("span", pool.status or "new", class_="badge")
     line = (tag("h2", pool.name, id=name), tag("span", what), badge, tag("span", numbers(pool)))
@@ -378,9 +399,10 @@ def _title(pool: PoolStatus, name: str) -> list[Markup]:
 
 
 def _bar(pool: PoolStatus) -> list[Markup]:
+    """Return the bar of a pool and its legend; empty if the pool has no nodes."""
     if not pool.members:
         return []
-    counts = Counter(seen.state for seen in pool.members)
+    counts = Counter(node.state for node in pool.members)
     return [
         bar(pool.members),
         _legend(f"{MARKS[one]} {counts[one]} {one.value.word}" for one in State if counts[one]),
@@ -388,69 +410,74 @@ def _bar(pool: PoolStatus) -> list[Markup]:
 
 
 def _legend(texts: Iterable[str]) -> Markup:
+    """Return a list that explains the marks of a picture."""
     return tag("ul", *(tag("li", text) for text in texts), class_="legend faint")
 
 
-def _row(seen: Seen, now: datetime) -> list[Markup]:
-    since = "" if seen.entered is None else _time(seen.entered, age(seen.entered, now))
-    said = [text for text in (seen.message, *seen.blockers, seen.unhealthy) if text]
+def _row(node: NodeStatus, now: datetime) -> list[Markup]:
+    """Return the cells of a node in the table of nodes. The last has its message, blockers and health, each once."""
+    since = "" if node.entered is None else _time(node.entered, age(node.entered, now))
+    texts = [text for text in (node.message, *node.blockers, node.unhealthy) if text]
     cells: list[Child] = [
-        f"{MARKS[seen.state]} {seen.phase or '-'}",
-        seen.reason,
-        "" if seen.pods is None else str(seen.pods),
-        seen.culprit,
+        f"{MARKS[node.state]} {node.phase or '-'}",
+        node.reason,
+        "" if node.pods is None else str(node.pods),
+        node.culprit,
         since,
-        seen.deadline,
-        seen.observed,
-        seen.wanted,
+        node.deadline,
+        node.observed,
+        node.wanted,
     ]
-    last = tag("td", *(tag("p", text) for text in dict.fromkeys(said)), class_="long" if said else None)
-    return [tag("th", seen.name, scope="row"), *(tag("td", one) for one in cells), last]
+    last = tag("td", *(tag("p", text) for text in dict.fromkeys(texts)), class_="long" if texts else None)
+    return [tag("th", node.name, scope="row"), *(tag("td", one) for one in cells), last]
 
 
 def _timeline(pool: PoolStatus, now: datetime) -> list[Markup]:
-    found = find_timeline(pool, now)
-    if found is None:
+    """Return the table of a pool's last rollout with its legend; empty if there was none."""
+    timeline = find_timeline(pool, now)
+    if timeline is None:
         return []
     rows = [
         [
-            tag("th", one.node, scope="row"),
-            tag("td", "" if one.took is None else length(one.took)),
-            tag("td", track(found, one)),
+            tag("th", row.node, scope="row"),
+            tag("td", "" if row.took is None else length(row.took)),
+            tag("td", track(timeline, row)),
         ]
-        for one in found.tracks
+        for row in timeline.tracks
     ]
-    begin, end = moment(found.begin, found.end), moment(found.end, found.begin)
+    begin, end = moment(timeline.begin, timeline.end), moment(timeline.end, timeline.begin)
     caption = f"The last rollout, from {begin} to {end}"
-    return [_table(caption, "pictures", ("Node", "Took", "Way"), rows), _legend(_letters(found))]
+    return [_table(caption, "pictures", ("Node", "Took", "Phases"), rows), _legend(_letters(timeline))]
 
 
-def _letters(found: Timeline) -> list[str]:
-    """What the letters of a timeline stand for: the phases that are there in their order, then states."""
-    there = {one.phase: one for row in found.tracks for one in row.stretches}
+def _letters(timeline: Timeline) -> list[str]:
+    """Return what the marks of a timeline stand for, only those that occur: the phases in their order, then the
+    states."""
+    there = {one.phase: one for row in timeline.tracks for one in row.stretches}
     letters = [f"{letter} {phase}" for phase, letter in LETTERS.items() if phase in there]
     states = {one.state for one in there.values() if glyph_of(one) is one.state.value}
     return letters + [f"{MARKS[state]} {state.value.word}" for state in State if state in states]
 
 
 def _cards(cards: Sequence[Cards]) -> list[Markup]:
+    """Return the table of a pool's cards, a row for each group that looks the same; empty without cards."""
     if not cards:
         return []
     rows = []
-    for one in cards:
-        few = len(one.nodes) <= 3
+    for group in cards:
+        few = len(group.nodes) <= 3
         nodes = (
-            ", ".join(one.nodes)
+            ", ".join(group.nodes)
             if few
-            else f"{one.nodes[0]} to {one.nodes[-1]}, {counted(len(one.nodes), 'node')}"
+            else f"{group.nodes[0]} to {group.nodes[-1]}, {counted(len(group.nodes), 'node')}"
         )
-        cells = (tag("td", nodes), tag("td", one.face.product), tag("td", card(one.face)))
-        rows.append([tag("th", counted(one.gpus, "GPU"), scope="row"), *cells])
+        cells = (tag("td", nodes), tag("td", group.face.product), tag("td", card(group.face)))
+        rows.append([tag("th", counted(group.gpus, "GPU"), scope="row"), *cells])
     return [_table("Cards as they are now", "pictures", ("GPUs", "On", "Product", "Divided into"), rows)]
 
 
 def _table(caption: str, kind: str, header: Iterable[str], rows: Iterable[Sequence[Markup]]) -> Markup:
-    """A table that can be moved sideways where the window is narrow, with the keyboard too."""
+    """Return a table that can be scrolled sideways in a narrow window, with the keyboard too."""
     head = tag("thead", tag("tr", *(tag("th", one, scope="col") for one in header)))
     body = tag("tbody", *(tag("tr", *row) for row in rows))
     inner = tag("table", tag("caption", caption), head, body, class_=kind)
@@ -458,5 +485,6 @@ def _table(caption: str, kind: str, header: Iterable[str], rows: Iterable[Sequen
 
 
 def _time(at: datetime, text: str) -> Markup:
+    """Return a text that stands for a moment, with the exact time in UTC as its title."""
     moment_of_it = to_rfc3339(at)
     return tag("time", text, datetime=moment_of_it, title=moment_of_it)

@@ -1,6 +1,6 @@
-"""`status [POLICY]`: what every pool runs, what waits, why, since when and until when.
+"""`status [POLICY]`: what each pool runs, what it waits for, why, since when and until when.
 
-It reads what the operator published, so the rights of ClusterRole gpusharing-viewer are enough.
+It shows what the operator published, so the rights of ClusterRole gpusharing-viewer are enough.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from typing import Any
 from gpusharing.api.names import WAY, Phase
 from gpusharing.api.times import to_rfc3339
 from gpusharing.cli.pools.estimate import find_estimate
-from gpusharing.cli.pools.fleet import PoolStatus, Seen, State, known_phase, read_pools, simulated_nodes
+from gpusharing.cli.pools.fleet import NodeStatus, PoolStatus, State, known_phase, read_pools, simulated_nodes
 from gpusharing.cli.pools.timeline import describe_timeline
 from gpusharing.cli.shell.drawing import (
     BLANK,
@@ -43,10 +43,10 @@ from gpusharing.kube.reflector import CacheSettings, Reflector
 from gpusharing.planning.vocabulary.lengths import counted
 
 MOST = 20
-"""Nodes of a pool that are listed; -o wide lists all."""
+"""The most nodes of a pool that are listed; -o wide lists all."""
 COLUMNS = (
     Column("NODE"),
-    Column("WAY", drop=5),
+    Column("PROGRESS", drop=5),
     Column("PHASE"),
     Column("REASON"),
     Column("PODS", drop=4),
@@ -61,20 +61,28 @@ WIDE = (
     Column("CORDON", drop=7),
     Column("HEALTH", drop=8),
 )
-NOT_SEEN = "The operator has not looked at generation {} yet. If this persists, check that it is running."
+NOT_SEEN = (
+    "The operator has not processed generation {} of this policy yet. If that persists, check that it runs."
+)
 _AHEAD = Glyph("·", "-", Ink.FAINT)
 _CELLS = (*WAY, Phase.SYNCED)
-"""What the cells of the column WAY stand for."""
+"""The phases that the cells of the column PROGRESS stand for."""
 
 
 def describe(
-    pools: Sequence[PoolStatus], loose: Sequence[Seen], now: datetime, paper: Paper, *, timeline: bool = False
+    pools: Sequence[PoolStatus],
+    loose: Sequence[NodeStatus],
+    now: datetime,
+    paper: Paper,
+    *,
+    timeline: bool = False,
 ) -> list[Line]:
-    """All pools; `loose`: GPU nodes of none of them; `timeline`: with the last rollout of each."""
+    """Draw all pools, and the names of GPU nodes that no policy selects. `timeline`: also the last rollout of each
+    pool."""
     lines = describe_simulated(simulated_nodes(pools, loose), paper)
     if not pools:
         lines += prose(
-            "There is no GPUSharingPolicy. kubectl gpusharing plan -f FILE says what one would do.", paper
+            "There is no GPUSharingPolicy. kubectl gpusharing plan -f FILE shows what one would do.", paper
         )
     else:
         for pool in pools:
@@ -82,7 +90,7 @@ def describe(
             lines += [*describe_pool(pool, now, paper), *drawn, BLANK]
         lines.pop()
     if loose:
-        names = ", ".join(seen.name for seen in loose[:5]) + (" ..." if len(loose) > 5 else "")
+        names = ", ".join(node.name for node in loose[:5]) + (" ..." if len(loose) > 5 else "")
         lines += [
             BLANK,
             *prose(f"{counted(len(loose), 'node')} with GPUs and no policy: {names}", paper, ink=Ink.FAINT),
@@ -91,7 +99,8 @@ def describe(
 
 
 def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
-    """One pool: what it runs, a cell for each node, what is in the way, and the nodes that are not done."""
+    """Draw one pool: what it runs, a cell for each node, its message, what is about to happen, and a table of the
+    nodes that are not done. On wide paper the table has all nodes; otherwise at most MOST."""
     lines = [*_title(pool, paper), *_bar(pool, paper)]
     if pool.unseen:
         lines += prose(NOT_SEEN.format(pool.unseen), paper, ink=Ink.BAD)
@@ -101,13 +110,14 @@ def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
     shown = pool.members if paper.wide else pool.changing[:MOST]
     if shown:
         columns = COLUMNS + (WIDE if paper.wide else ())
-        lines += table(columns, [_row(seen, now, paper) for seen in shown], paper, "  ")
+        lines += table(columns, [_row(node, now, paper) for node in shown], paper, "  ")
     if (more := len(pool.changing) - len(shown)) > 0:
-        lines.append(line(Span(f"  and {more} more; -o wide lists all", Ink.FAINT)))
+        lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide lists all", Ink.FAINT)))
     return lines
 
 
 def _title(pool: PoolStatus, paper: Paper) -> list[Line]:
+    """Draw name, mode, layout and status of a pool with its numbers, on one line if there is room, otherwise on two."""
     ink = Ink.GOOD if pool.status == "Synced" else Ink.BUSY if pool.status else Ink.FAINT
     what = " ".join(filter(None, (pool.mode, pool.layout)))
     head = line(Span(pool.name, Ink.TITLE), f"  {what}  ", Span(pool.status or "new", ink))
@@ -118,7 +128,7 @@ def _title(pool: PoolStatus, paper: Paper) -> list[Line]:
 
 
 def numbers(pool: PoolStatus) -> str:
-    """How many nodes and GPUs a pool has, how many are in use, and how many pods wait for them."""
+    """Return a text that says how many nodes and GPUs a pool has, how many are in use, and how many pods wait."""
     texts = [f"{pool.nodes or '0/0'} nodes", counted(pool.gpus, "GPU")]
     if pool.used:
         texts.append(f"{pool.used} used")
@@ -128,18 +138,19 @@ def numbers(pool: PoolStatus) -> str:
 
 
 def _bar(pool: PoolStatus, paper: Paper) -> list[Line]:
-    """A cell for each node, and what the cells are."""
+    """Draw a cell for each node, and a legend beside it, or below it if there is no room. Empty if the pool has no
+    nodes."""
     if not pool.members:
         return []
-    states = Counter(seen.state for seen in pool.members)
+    states = Counter(node.state for node in pool.members)
     legend: list[Span | str] = []
     for state in State:
         if count := states[state]:
             glyph = state.value
             legend += ["  ", Span(f"{glyph.on(paper)} {count} {glyph.word}", glyph.ink)]
-    order = sorted(pool.members, key=lambda seen: list(State).index(seen.state))
-    # The legend stands on a line of its own where the bar leaves it no room.
-    cells = bar([seen.state.value for seen in order], paper, min(60, paper.room))
+    order = sorted(pool.members, key=lambda node: list(State).index(node.state))
+    # The legend gets a line of its own if the bar leaves no room for it.
+    cells = bar([node.state.value for node in order], paper, min(60, paper.room))
     words = sum(len(one if isinstance(one, str) else one.text) for one in legend)
     if sum(len(span.text) for span in cells) + words > paper.room:
         return [cells, line(*legend[1:])]
@@ -147,49 +158,56 @@ def _bar(pool: PoolStatus, paper: Paper) -> list[Line]:
 
 
 def facts(pool: PoolStatus, now: datetime) -> list[str]:
-    """What is about to happen, when, and how long it may take."""
-    facts = []
+    """Return sentences about what is about to happen in a pool: its plan, a pause, its window, and how long the change
+    may take."""
+    texts = []
     plan = pool.plan
     if plan:
         nodes, pods = counted(plan.get("nodeCount", 0), "node"), counted(plan.get("pods", 0), "pod")
-        facts.append(f"plan {plan.get('hash', '')}: {plan.get('disruption', '')}, {nodes}, {pods} to leave")
+        head = f"plan {plan.get('hash', '')}, class {plan.get('disruption', '')}"
+        texts.append(f"{head}: {nodes} will change and {pods} will be evicted")
     if pool.paused:
-        facts.append("paused: no further node starts (kubectl gpusharing resume)")
+        texts.append(f"paused: no further node starts; to continue: kubectl gpusharing resume {pool.name}")
     if pool.next_window:
         head = "window" if pool.next_window.startswith("open") else "next window"
-        facts.append(f"{head}: {pool.next_window}")
-    if (found := find_estimate(pool, now)) is not None:
-        facts.append(
-            f"about {length(found.left)} left: {counted(found.nodes, 'node')}, {length(found.each)} each by the last"
-            f" {'change' if found.changes == 1 else f'{found.changes} changes'}"
+        texts.append(f"{head}: {pool.next_window}")
+    if (estimate := find_estimate(pool, now)) is not None:
+        past = (
+            "the last change took"
+            if estimate.changes == 1
+            else f"the median of the last {estimate.changes} changes is"
         )
-    return facts
+        left = f"about {length(estimate.left)} left for {counted(estimate.nodes, 'node')}"
+        texts.append(f"{left}: {past} {length(estimate.each)}")
+    return texts
 
 
-def _row(seen: Seen, now: datetime, paper: Paper) -> list[Span]:
-    ink = seen.state.value.ink
+def _row(node: NodeStatus, now: datetime, paper: Paper) -> list[Span]:
+    """Return the cells of a node in the table of nodes; wide paper has the columns of WIDE as well."""
+    ink = node.state.value.ink
     cells = [
-        Span(seen.name),
-        Span(_way(seen, paper), ink),
-        Span(seen.phase or "-", ink),
-        Span(seen.reason),
-        Span("" if seen.pods is None else str(seen.pods)),
-        Span(seen.culprit),
-        Span(age(seen.entered, now), Ink.FAINT),
-        Span(seen.deadline),
+        Span(node.name),
+        Span(_progress(node, paper), ink),
+        Span(node.phase or "-", ink),
+        Span(node.reason),
+        Span("" if node.pods is None else str(node.pods)),
+        Span(node.culprit),
+        Span(age(node.entered, now), Ink.FAINT),
+        Span(node.deadline),
     ]
     if not paper.wide:
         return cells
-    more = (seen.step, seen.wanted, seen.observed, seen.cordon, seen.unhealthy)
+    more = (node.step, node.wanted, node.observed, node.cordon, node.unhealthy)
     return [*cells, *(Span(text) for text in more)]
 
 
-def _way(seen: Seen, paper: Paper) -> str:
-    """How far the change of a node is: a cell for each phase of a change that goes well."""
-    phase = known_phase(seen.phase)
+def _progress(node: NodeStatus, paper: Paper) -> str:
+    """Draw how far the change of a node has come: a cell for each phase of a change that goes well, those that are
+    reached filled. A blocked or failed node has one mark and no filled cells."""
+    phase = known_phase(node.phase)
     done = _CELLS.index(phase) + 1 if phase in _CELLS else 0
-    glyph = seen.state.value
-    if seen.state in (State.BLOCKED, State.FAILED):
+    glyph = node.state.value
+    if node.state in (State.BLOCKED, State.FAILED):
         return glyph.on(paper) + _AHEAD.on(paper) * (len(_CELLS) - 1)
     return glyph.on(paper) * done + _AHEAD.on(paper) * (len(_CELLS) - done)
 
@@ -197,18 +215,21 @@ def _way(seen: Seen, paper: Paper) -> str:
 # --- as data ---------------------------------------------------------------------------------------------
 
 
-def as_data(pools: Sequence[PoolStatus], loose: Sequence[Seen], where: str, now: datetime) -> dict[str, Any]:
-    """The same for programs; times as the API has them."""
+def as_data(
+    pools: Sequence[PoolStatus], loose: Sequence[NodeStatus], where: str, now: datetime
+) -> dict[str, Any]:
+    """Return all pools as plain data, for JSON and YAML; times as the API has them."""
     return {
         "context": where,
         "pools": [_pool_data(pool, now) for pool in pools],
-        "nodesWithoutPolicy": [seen.name for seen in loose],
+        "nodesWithoutPolicy": [node.name for node in loose],
         "simulated": simulated_nodes(pools, loose),
     }
 
 
 def _pool_data(pool: PoolStatus, now: datetime) -> dict[str, Any]:
-    found = find_estimate(pool, now)
+    """Return one pool as plain data, with all of its nodes."""
+    estimate = find_estimate(pool, now)
     return {
         "name": pool.name,
         "status": pool.status,
@@ -223,41 +244,41 @@ def _pool_data(pool: PoolStatus, now: datetime) -> dict[str, Any]:
         "nextWindow": pool.next_window,
         "paused": pool.paused,
         "unseenGeneration": pool.unseen or None,
-        "secondsLeft": None if found is None else round(found.left.total_seconds()),
+        "secondsLeft": None if estimate is None else round(estimate.left.total_seconds()),
         "plan": dict(pool.plan) or None,
-        "members": [node_data(seen) for seen in pool.members],
+        "members": [node_data(node) for node in pool.members],
     }
 
 
-def node_data(seen: Seen) -> Mapping[str, Any]:
-    """One node for programs."""
+def node_data(node: NodeStatus) -> Mapping[str, Any]:
+    """Return one node as plain data."""
     return {
-        "name": seen.name,
-        "state": seen.state.value.word,
-        "phase": seen.phase,
-        "reason": seen.reason,
-        "message": seen.message,
-        "since": None if seen.entered is None else to_rfc3339(seen.entered),
-        "deadline": seen.deadline,
-        "disruption": seen.disruption,
-        "wanted": seen.wanted,
-        "observed": seen.observed,
-        "pods": seen.pods,
-        "culprit": seen.culprit,
-        "blockers": list(seen.blockers),
-        "cordon": seen.cordon,
-        "unhealthy": seen.unhealthy,
+        "name": node.name,
+        "state": node.state.value.word,
+        "phase": node.phase,
+        "reason": node.reason,
+        "message": node.message,
+        "since": None if node.entered is None else to_rfc3339(node.entered),
+        "deadline": node.deadline,
+        "disruption": node.disruption,
+        "wanted": node.wanted,
+        "observed": node.observed,
+        "pods": node.pods,
+        "culprit": node.culprit,
+        "blockers": list(node.blockers),
+        "cordon": node.cordon,
+        "unhealthy": node.unhealthy,
     }
 
 
 TICK = 1.0
-"""Seconds between two redraws: ages grow even when nothing happens."""
+"""Seconds between two redraws. Ages grow even when nothing happens."""
 ENOUGH = 2
-"""Consecutive looks without an error until the cluster counts as followed again."""
+"""How many ticks in a row have to pass without an error until the cluster counts as followed again."""
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """See VerbModule."""
+    """Show the pools once, or with --watch until Ctrl-C; see VerbModule."""
     policies, nodes = await session.lists(POLICIES, GPUNODES)
     picture = Picture(session, typed.policy, terminal, typed.timeline)
     if typed.watch:
@@ -269,7 +290,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 @dataclass(slots=True)
 class Picture:
-    """What is drawn, and what was drawn last."""
+    """Draws the pools, and remembers what was drawn last."""
 
     session: Session
     policy: str
@@ -279,9 +300,8 @@ class Picture:
     lines: Sequence[Line] = ()
 
     def draw(self, policies: Iterable[JSON], nodes: Sequence[JSON], stale: str = "") -> None:
-        """Draw the pools, or only the one of `self.policy`. On a pipe nothing is drawn unless something has changed.
-        `stale`: why the data may be out of date. Raises Trouble if there is no policy of that name.
-        """
+        """Draw the pools, or only the one named in `self.policy`. Outside a redrawing, nothing is drawn if nothing has
+        changed. `stale`: why the data may be out of date. Raises Trouble if there is no policy of that name."""
         pools, loose = read_pools(policies, nodes)
         if self.policy:
             pools, loose = (self._find_pool(pools),), ()
@@ -297,13 +317,14 @@ class Picture:
             self.terminal.write(page(view))
         else:
             paper = self.terminal.paper
-            lines = prose(f"This may be old: {stale}", paper, ink=Ink.BAD) if stale else []
+            lines = prose(f"This may be out of date: {stale}", paper, ink=Ink.BAD) if stale else []
             drawn = describe(pools, loose, self.session.now(), paper, timeline=self.timeline)
             self.lines = [*lines, *drawn]
-            hint = "; name a POLICY" if len(pools) > 1 else "; a taller terminal shows them"
+            hint = "; name a POLICY to see one pool" if len(pools) > 1 else "; a taller terminal shows them"
             self.terminal.show(self.lines, hint)
 
     def _find_pool(self, pools: Sequence[PoolStatus]) -> PoolStatus:
+        """Return the pool named in `self.policy`. Raises Trouble if there is none."""
         named = {pool.name: pool for pool in pools}
         if self.policy not in named:
             raise Trouble(no_such(POLICIES, self.policy, list(named), self.session.where))
@@ -311,23 +332,25 @@ class Picture:
 
 
 def _in_order(reflector: Reflector[JSON]) -> list[JSON]:
+    """Return the objects that the reflector holds, sorted by name."""
     return [raw for _, raw in sorted(reflector.items.items())]
 
 
 @dataclass(slots=True)
 class Notices:
-    """What goes to standard error, on a pipe or as data: there, nothing may be written for a long time. A redrawn
-    picture shows it above."""
+    """Warnings on standard error when a watch loses the cluster and when it is back. They are for pipes, JSON and
+    YAML, where output may be silent for long; a redrawn picture shows the error itself."""
 
     session: Session
     terminal: Terminal
     away: bool = False
-    """The user was told that the cluster cannot be followed."""
+    """Whether the loss of the cluster has been reported and its return has not."""
     looks: int = 0
-    """Consecutive looks since then in which it could be."""
+    """How many ticks in a row the cluster could be followed since then."""
 
     def look(self, error: KubeError | None) -> None:
-        """`error`: why the cluster cannot be followed now. Each end and each beginning is reported once."""
+        """Note whether the cluster can be followed now; `error` says why not. The loss and the return are each
+        reported once. Does nothing during a redrawing."""
         if self.terminal.redraws:
             return
         if error is not None:
@@ -335,19 +358,21 @@ class Notices:
             if not self.away:
                 self.away = True
                 self.terminal.warn(
-                    f"{sentence(error, self.session.where)}. The last output may be out of date; this keeps trying"
+                    f"{sentence(error, self.session.where)}. The last output may be out of date; the connection is"
+                    " tried again until it works"
                 )
         elif self.away:
             self.looks += 1
-            # Who may list and not watch is let in for a moment at each try.
+            # A user who may list but not watch succeeds for a moment at each try, so one success is not enough.
             if self.looks == ENOUGH:
                 self.away = False
                 self.terminal.warn(f"following {self.session.where} again")
 
 
 async def _watch(session: Session, picture: Picture, first: tuple[Sequence[JSON], Sequence[JSON]]) -> None:
-    """Draw at every change and every TICK, until Ctrl-C. `first`: policies and nodes, as they are before the watch."""
-    gc.enable()  # this may go on for days
+    """Draw the pools at every TICK until Ctrl-C; on a pipe only what has changed. `first`: policies and nodes as they
+    were read before the watch."""
+    gc.enable()  # a watch may run for days
     policies, nodes = (
         Reflector(session.client, resource, lambda raw: raw, settings=CacheSettings(page_size=PAGE))
         for resource in (POLICIES, GPUNODES)
@@ -355,6 +380,7 @@ async def _watch(session: Session, picture: Picture, first: tuple[Sequence[JSON]
     notices = Notices(session, picture.terminal)
 
     async def draw() -> None:
+        """Draw the newest data at every TICK. Until both kinds are listed, that is `first`."""
         known = first
         while True:
             if policies.synced.is_set() and nodes.synced.is_set():
@@ -373,5 +399,5 @@ async def _watch(session: Session, picture: Picture, first: tuple[Sequence[JSON]
         raise first_of(group) from None
     finally:
         if picture.terminal.width is not None and picture.lines:
-            # The screen is as it was before: the last picture stays there, whole.
+            # The terminal shows its former screen again; print the whole last picture there.
             picture.terminal.show(picture.lines)

@@ -1,7 +1,7 @@
-"""A pool's last rollout in time: which node was in which phase from when to when, from the nodes' histories, and drawn
-with characters. Pure.
+"""A pool's last rollout over time: which node was in which phase, from when to when, taken from the nodes' histories
+and drawn with characters. Pure.
 
-A history holds the last 20 transitions of a node, so what is older than these is not there.
+A history holds the last 20 transitions of a node; older ones are not known.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,49 +10,49 @@ from datetime import datetime, timedelta
 
 from gpusharing.api.names import Phase
 from gpusharing.api.times import from_rfc3339
-from gpusharing.cli.pools.fleet import PoolStatus, Seen, State, known_phase, state_of
+from gpusharing.cli.pools.fleet import NodeStatus, PoolStatus, State, known_phase, state_of
 from gpusharing.cli.shell.drawing import Glyph, Ink, Line, Paper, Span, bar, length, line, prose, shorten
 from gpusharing.planning.vocabulary.lengths import counted
 
 REST = timedelta(days=1)
-"""Changes with less than this between them are one rollout: with windows it continues each night."""
+"""Changes with less than this between them belong to one rollout, which continues each night if it has windows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """A node in one phase."""
+    """A period in which a node stayed in one phase."""
 
     phase: str
-    """The phase."""
+    """Name of the phase."""
     reason: str
     """Why the node was in it."""
     begin: datetime
-    """When it entered it."""
+    """When the node entered it."""
     end: datetime
-    """When it left it, or now."""
+    """When the node left it, or now if it is still in it."""
 
     @property
     def state(self) -> State:
-        """How the node stood."""
+        """The state of the node in that phase."""
         return state_of(self.phase)
 
     @property
     def moves(self) -> bool:
-        """The change was under way: in a phase of one, or failed in it."""
+        """Whether the phase is one in which the node is being changed."""
         phase = known_phase(self.phase)
         return phase is not None and phase.in_flight
 
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """One node on its way."""
+    """The phases of one node during a rollout."""
 
     node: str
     """Name of the node."""
     stretches: tuple[Stretch, ...]
-    """One after the other, the oldest first."""
+    """The periods of the node in its phases, the oldest first."""
     took: timedelta | None
-    """From the beginning of the change to its good end; None: it has not succeeded, or not begun."""
+    """How long the change took, or None if it has not succeeded yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,28 +64,30 @@ class Timeline:
     end: datetime
     """When the last change ended, or now."""
     tracks: tuple[Track, ...]
-    """In the order in which the changes began; nodes whose change has not begun come last."""
+    """The nodes, in the order in which their changes began; those whose change has not begun come last."""
 
 
 def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
-    """The last rollout of a pool. None: the histories show no change."""
-    changes = [(seen, change) for seen in pool.members if (change := _last_change(seen, now))]
+    """Return the last rollout of a pool; None if the histories contain no change. Nodes that have not changed yet but
+    will are included."""
+    changes = [(node, change) for node in pool.members if (change := _last_change(node, now))]
     begin = _beginning([moving for _, change in changes if (moving := _moving(change))])
     if begin is None:
         return None
-    shown = [(seen, change) for seen, change in changes if _belongs(seen, change, begin)]
-    over = all(seen.state is State.DONE for seen, _ in shown)
-    # A change that ended well leaves room for its end to be seen.
+    shown = [(node, change) for node, change in changes if _belongs(node, change, begin)]
+    over = all(node.state is State.DONE for node, _ in shown)
+    # A change that ended well gets some room after it, so that its end can be seen.
     end = max(change[-1].begin if over else change[-1].end for _, change in shown)
     if over:
         end += (end - begin) / 20
-    tracks = [_track(seen.name, change, begin, end) for seen, change in shown]
+    tracks = [_track(node.name, change, begin, end) for node, change in shown]
     return Timeline(begin, end, tuple(sorted(tracks, key=lambda track: _order(track, end))))
 
 
-def _last_change(seen: Seen, now: datetime) -> tuple[Stretch, ...]:
-    """What the history shows after the state of rest before the last one; empty: nothing but rest."""
-    steps = [(step, at) for step in seen.history if (at := from_rfc3339(step.at)) is not None]
+def _last_change(node: NodeStatus, now: datetime) -> tuple[Stretch, ...]:
+    """Return the periods since the node was last Synced. A Synced period at the end is included, because it ends the
+    change. Empty if the node was Synced all the time."""
+    steps = [(step, at) for step in node.history if (at := from_rfc3339(step.at)) is not None]
     ends = [*(at for _, at in steps), now][1:]
     stretches = [
         Stretch(step.phase, step.reason, at, max(at, end))
@@ -97,13 +99,15 @@ def _last_change(seen: Seen, now: datetime) -> tuple[Stretch, ...]:
 
 
 def _moving(change: Sequence[Stretch]) -> tuple[datetime, datetime] | None:
-    """From when to when something was done on the node."""
+    """Return when the node's change began and ended, without waiting before and after; None if the node was not
+    changed."""
     moving = [one for one in change if one.moves]
     return (moving[0].begin, moving[-1].end) if moving else None
 
 
 def _beginning(spans: Iterable[tuple[datetime, datetime]]) -> datetime | None:
-    """Of the last rollout; None: there was none."""
+    """Return when the last rollout began; None if `spans`, the periods of change, is empty. Changes with less than
+    REST between them belong together."""
     begin: datetime | None = None
     for first, last in sorted(spans, key=lambda span: span[1], reverse=True):
         if begin is not None and begin - last > REST:
@@ -112,17 +116,20 @@ def _beginning(spans: Iterable[tuple[datetime, datetime]]) -> datetime | None:
     return begin
 
 
-def _belongs(seen: Seen, change: Sequence[Stretch], begin: datetime) -> bool:
+def _belongs(node: NodeStatus, change: Sequence[Stretch], begin: datetime) -> bool:
+    """Whether the change is part of the rollout that began at `begin`: the node is not done, or its change began then
+    or later."""
     moving = _moving(change)
-    return seen.state is not State.DONE or (moving is not None and moving[0] >= begin)
+    return node.state is not State.DONE or (moving is not None and moving[0] >= begin)
 
 
 def _order(track: Track, end: datetime) -> tuple[datetime, str]:
+    """Sort key: by the beginning of the change, then by name; nodes that have not begun come last."""
     return next((one.begin for one in track.stretches if one.moves), end), track.node
 
 
 def _track(node: str, change: Sequence[Stretch], begin: datetime, end: datetime) -> Track:
-    """Return what a change of a node shows of a rollout from `begin` to `end`."""
+    """Return the part of a node's change that lies between `begin` and `end`."""
     cut = (replace(one, begin=max(one.begin, begin), end=min(one.end, end)) for one in change)
     moving = _moving(change)
     took = None if moving is None or change[-1].state is not State.DONE else change[-1].begin - moving[0]
@@ -130,24 +137,25 @@ def _track(node: str, change: Sequence[Stretch], begin: datetime, end: datetime)
 
 
 def busiest(track: Track, begin: datetime, end: datetime) -> Stretch | None:
-    """What a cell of this time shows: what needs a person, else what lasted longest. None: nothing is known of it."""
-    found: Stretch | None = None
+    """Return the phase that stands for a period in one cell: a blocked or failed one if there is any, otherwise the
+    longest. None if the track has nothing in that period."""
+    shown: Stretch | None = None
     most = (False, timedelta(0))
-    for one in track.stretches:
-        lasted = min(one.end, end) - max(one.begin, begin)
-        weight = (one.state in (State.BLOCKED, State.FAILED), lasted)
+    for stretch in track.stretches:
+        lasted = min(stretch.end, end) - max(stretch.begin, begin)
+        weight = (stretch.state in (State.BLOCKED, State.FAILED), lasted)
         if lasted > timedelta(0) and weight >= most:
-            found, most = one, weight
-    return found
+            shown, most = stretch, weight
+    return shown
 
 
 MOST = 20
-"""Nodes that are drawn; -o wide draws all."""
+"""The most nodes that are drawn; -o wide draws all."""
 CELLS = 48
-"""Of a line, where there is room."""
+"""The number of cells in a line, if there is room."""
 FEWEST = 8
 NAME = 24
-"""Characters of a node's name, where room is scarce."""
+"""The most characters of a node's name, if the paper has a width."""
 LETTERS: Mapping[Phase, str] = {
     Phase.CORDONED: "c",
     Phase.WAITING_FOR_JOBS: "w",
@@ -158,15 +166,16 @@ LETTERS: Mapping[Phase, str] = {
     Phase.UNCORDONING: "u",
     Phase.ABORTING: "a",
 }
-"""For the phases in which something is done; the others are drawn as the state of the node."""
+"""The letters of the phases in which a node is changed. The other phases are drawn as the state of the node."""
 
 
 def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
-    """The last rollout of a pool: a line for each node, from the first change to the last or to now."""
-    found = find_timeline(pool, now)
-    if found is None:
-        return prose("No change of a node is in the histories.", paper, indent="  ", ink=Ink.FAINT)
-    tracks = found.tracks if paper.wide else found.tracks[:MOST]
+    """Draw the last rollout of a pool: its period, a line for each node, and a legend. At most MOST nodes, unless the
+    paper is wide."""
+    timeline = find_timeline(pool, now)
+    if timeline is None:
+        return prose("The histories of the nodes contain no change.", paper, indent="  ", ink=Ink.FAINT)
+    tracks = timeline.tracks if paper.wide else timeline.tracks[:MOST]
     name = max(len(track.node) for track in tracks)
     name = name if paper.width is None else min(name, NAME, paper.width // 3)
     ends = {track.node: _outcome(track) for track in tracks}
@@ -174,45 +183,47 @@ def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Lin
     cells = CELLS if paper.width is None else min(CELLS, paper.width - name - tail - 6)
     if cells < FEWEST and paper.width is not None:
         tail, cells = 0, max(FEWEST, paper.width - name - 4)
-    cell = (found.end - found.begin) / cells
-    period = f"{moment(found.begin, found.end)} to {moment(found.end, found.begin)}"
-    lines = prose(f"{period}; a cell is {length(cell)}", paper, indent="  ", ink=Ink.FAINT)
+    cell = (timeline.end - timeline.begin) / cells
+    period = f"{moment(timeline.begin, timeline.end)} to {moment(timeline.end, timeline.begin)}"
+    lines = prose(f"{period}; each cell stands for {length(cell)}", paper, indent="  ", ink=Ink.FAINT)
     for track in tracks:
-        drawn = _cells(track, found.begin, cell, cells, paper)
+        drawn = _cells(track, timeline.begin, cell, cells, paper)
         row: list[str | Span] = ["  ", shorten(track.node, name).ljust(name), "  ", *drawn]
         lines.append(line(*row, "  ", Span(ends[track.node], Ink.FAINT)) if tail else line(*row))
-    if (more := len(found.tracks) - len(tracks)) > 0:
+    if (more := len(timeline.tracks) - len(tracks)) > 0:
         lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide draws all", Ink.FAINT)))
     return [*lines, *prose(_legend(tracks, paper), paper, indent="  ", ink=Ink.FAINT)]
 
 
 def glyph_of(stretch: Stretch) -> Glyph:
-    """How a phase is drawn."""
+    """Return how a period is drawn: the letter of its phase, or the glyph of the node's state if the phase has no
+    letter."""
     phase = known_phase(stretch.phase)
     letter = LETTERS.get(phase) if phase is not None else None
     return stretch.state.value if letter is None else Glyph(letter, letter, Ink.BUSY, stretch.phase)
 
 
 def moment(at: datetime, beside: datetime) -> str:
-    """A time of day in UTC, with the date if the other one is on another day."""
+    """Return a time of day in UTC, with the date if `beside` is on another day."""
     return at.strftime("%H:%M:%SZ" if at.date() == beside.date() else "%Y-%m-%d %H:%M:%SZ")
 
 
 def _outcome(track: Track) -> str:
-    """How long the change took, or which phase the node is in."""
+    """Return how long the change took if it succeeded, otherwise the phase that the node is in."""
     if track.took is not None:
         return length(track.took)
     return track.stretches[-1].phase if track.stretches else ""
 
 
 def _cells(track: Track, begin: datetime, cell: timedelta, cells: int, paper: Paper) -> Line:
+    """Draw one node as a number of cells, each of which stands for a period as long as `cell`."""
     shown = (busiest(track, begin + number * cell, begin + (number + 1) * cell) for number in range(cells))
     glyphs = [Glyph(" ", " ", Ink.PLAIN) if one is None else glyph_of(one) for one in shown]
     return bar(glyphs, paper, cells)
 
 
 def _legend(tracks: tuple[Track, ...], paper: Paper) -> str:
-    """What the characters stand for, of those that are there: the phases in their order, then the states."""
-    seen = {glyph_of(one).drawn: glyph_of(one) for track in tracks for one in track.stretches}
+    """Return what the characters stand for, only those that occur: the phases in their order, then the states."""
+    glyphs = {glyph_of(one).drawn: glyph_of(one) for track in tracks for one in track.stretches}
     order = [*LETTERS.values(), *(state.value.drawn for state in State)]
-    return "; ".join(f"{seen[key].on(paper)} {seen[key].word}" for key in order if key in seen)
+    return "; ".join(f"{glyphs[key].on(paper)} {glyphs[key].word}" for key in order if key in glyphs)

@@ -1,8 +1,8 @@
-"""Policies for a cluster that was configured by hand, checked with the planner before they are shown. Pure.
+"""Proposes policies for a cluster that was configured by hand, and checks them with the planner. Pure.
 
-The snapshot is changed to what it will become: the admin's ConfigMaps merged into ours, ClusterPolicy's pointers at
-ours, the policies in place. Nodes that the planner would not simply adopt are left out, and the others are examined
-again.
+The check runs on a snapshot of the cluster as it will be: the admin's ConfigMaps merged into ours, ClusterPolicy
+pointing at ours, and the policies applied. Nodes that the planner would not adopt unchanged are left out, and the rest
+is checked again.
 """
 
 import shlex
@@ -40,32 +40,32 @@ NO_LABEL = (
     " gpusharing.dev/pool, and run import again"
 )
 
-NOT_TOLD = (
-    "its labels and what it offers do not show what GPUs it has and how they are divided; the operator's"
-    " agent reads that, so run import again once the operator is installed"
+NOT_SHOWN = (
+    "its labels and the resources that it advertises do not show which GPUs it has and how they are divided; the"
+    " operator's agent reads that, so run import again once the operator is installed"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class AdminConfigMaps:
-    """The ConfigMaps that ClusterPolicy names instead of ours, and what they hold."""
+    """The ConfigMaps that ClusterPolicy names instead of ours, and their contents."""
 
     maps: AdminMaps = NO_MAPS
     """The names of these ConfigMaps."""
     plugin_configs: Mapping[str, str] | None = None
-    """None: there is none of that name, or nobody named one."""
+    """The entries of the device plugin's ConfigMap, or None if ClusterPolicy names none or it does not exist."""
     mig_file: str | None = None
-    """The mig-parted file; None: there is no such ConfigMap, or nobody named one."""
+    """The content of mig-manager's ConfigMap, or None if ClusterPolicy names none or it does not exist."""
     elsewhere: Sequence[str] = ()
     """Other namespaces with a ConfigMap of the device plugin's name, if there is none where it has to be."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdoptionStep:
-    """What has to be done before the policies take effect."""
+    """A command to run before the policies can take effect."""
 
     command: str
-    """The command, complete."""
+    """The complete command."""
     about: str
     """What the command is for."""
 
@@ -79,7 +79,7 @@ class Import:
     left_out: Mapping[str, str]
     """Nodes with GPUs that no policy would leave as they are, and why."""
     owned: int
-    """Nodes that a policy has already."""
+    """How many nodes a policy owns already."""
     steps: tuple[AdoptionStep, ...]
     """The steps to take before the policies are applied, in their order."""
     presumed: bool = False
@@ -102,62 +102,64 @@ def named_maps(snapshot: ClusterSnapshot) -> AdminMaps:
 
 def find_import(
     snapshot: ClusterSnapshot,
-    given: AdminConfigMaps,
+    admin: AdminConfigMaps,
     merged: AdminMaps,
     now: datetime,
     *,
     missing: bool = False,
 ) -> Import:
-    """Propose policies for every node that no policy owns, until the planner would adopt all nodes that are left.
+    """Return policies for the GPU nodes that no policy owns. Nodes that the planner would not adopt unchanged are left
+    out, until it would adopt all that remain.
 
     `merged`: the ConfigMaps whose entries the operator merges already. `missing`: no operator is installed yet.
     """
-    pointed = with_pointers(snapshot, given)
+    pointed = with_pointers(snapshot, admin)
     if missing:
         pointed = with_presumed(pointed)
     owners = Owners(find_contenders(snapshot.policies))
     ours = {name for name, node in pointed.nodes.items() if owners.owner(node)}
     left_out: dict[str, str] = {}
-    found: dict[str, Handmade] = {}
+    nodes: dict[str, Handmade] = {}
     for name, node in sorted(pointed.nodes.items()):
         if name in ours or not _has_gpu(node, pointed):
             continue
-        one = _read(node, pointed, given, missing=missing)
-        if isinstance(one, str):
-            left_out[name] = one
+        handmade = _read(node, pointed, admin, missing=missing)
+        if isinstance(handmade, str):
+            left_out[name] = handmade
         else:
-            found[name] = one
+            nodes[name] = handmade
     taken = [policy.name for policy in snapshot.policies]
-    proposed, unnamed = propose(found.values(), pointed.nodes, taken)
+    proposed, unnamed = propose(nodes.values(), pointed.nodes, taken)
     while refused := _refused(pointed, proposed, now):
         left_out |= refused
-        found = {name: one for name, one in found.items() if name not in refused}
-        proposed, unnamed = propose(found.values(), pointed.nodes, taken)
+        nodes = {name: handmade for name, handmade in nodes.items() if name not in refused}
+        proposed, unnamed = propose(nodes.values(), pointed.nodes, taken)
     left_out |= dict.fromkeys(unnamed, NO_LABEL)
-    steps = tuple((first_steps if missing else find_steps)(snapshot, given, merged))
+    steps = tuple((first_steps if missing else find_steps)(snapshot, admin, merged))
     return Import(proposed, dict(sorted(left_out.items())), len(ours), steps, missing)
 
 
 def _has_gpu(node: NodeView, snapshot: ClusterSnapshot) -> bool:
+    """Whether the node has GPUs, by its labels and resources or by its agent's report."""
     gpunode = snapshot.gpunodes.get(node.name)
     return has_gpu(node) or bool(gpunode and gpunode.observed and gpunode.observed.gpus)
 
 
 def _read(
-    node: NodeView, snapshot: ClusterSnapshot, given: AdminConfigMaps, *, missing: bool
+    node: NodeView, snapshot: ClusterSnapshot, admin: AdminConfigMaps, *, missing: bool
 ) -> Handmade | str:
-    """Return what the node serves now, or why that is unknown or no policy can take it over. `missing`: no operator is
-    installed, so there are no agents either."""
+    """Return the policy settings that match what the node serves now, or a clause that says why there are none.
+    `missing`: no operator is installed, so there are no agents either."""
     gpunode = snapshot.gpunodes.get(node.name)
     observed = gpunode.observed if gpunode is not None else None
     if node.fence is not None:
         return "the operator is changing it"
     namespace = snapshot.settings.gpu_operator_namespace
-    plugin = PluginEntries(given.maps.plugin, namespace, given.plugin_configs, given.elsewhere)
+    plugin = PluginEntries(admin.maps.plugin, namespace, admin.plugin_configs, admin.elsewhere)
     if observed is None and missing:
-        return find_unsettled(node) or find_unserved(node, snapshot.stack, plugin) or NOT_TOLD
+        return find_unsettled(node) or find_unserved(node, snapshot.stack, plugin) or NOT_SHOWN
     if observed is None:
-        return "no agent has reported its GPUs: look at the DaemonSet gpusharing-agent"
+        return "no agent has reported its GPUs: check the DaemonSet gpusharing-agent"
     if not observed.gpus:
         return f"the agent sees no GPU: {observed.error or 'check the driver on the node'}"
     return find_handmade(node, observed, snapshot.stack, plugin)
@@ -166,56 +168,57 @@ def _read(
 # --- the cluster as it will be -----------------------------------------------------------------------------------
 
 
-def with_pointers(snapshot: ClusterSnapshot, given: AdminConfigMaps) -> ClusterSnapshot:
+def with_pointers(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> ClusterSnapshot:
     """Return the snapshot with the admin's entries merged and both pointers at our ConfigMaps."""
     stack, settings = snapshot.stack, snapshot.settings
     if (policy := stack.cluster_policy) is None:
         return snapshot
     mig_map = policy.mig_config_name if policy.plain is not None else settings.mig_config_map
     policy = replace(policy, plugin_config_name=settings.plugin_config_map, mig_config_name=mig_map)
-    theirs = stack.admin_plugin_configs if given.plugin_configs is None else given.plugin_configs
+    theirs = stack.admin_plugin_configs if admin.plugin_configs is None else admin.plugin_configs
     stack = replace(
         stack,
         cluster_policy=policy,
         serves_our_mig_file=policy.plain is None,
         admin_plugin_configs=theirs,
         plugin_configs={**stack.plugin_configs, **theirs},
-        admin_mig_file=stack.admin_mig_file if given.mig_file is None else given.mig_file,
+        admin_mig_file=stack.admin_mig_file if admin.mig_file is None else admin.mig_file,
     )
     return replace(snapshot, stack=stack)
 
 
 def with_presumed(snapshot: ClusterSnapshot) -> ClusterSnapshot:
     """Return the snapshot with agents' reports inferred from labels and allocatable resources (`presume`)."""
-    found = {name: presume(node, snapshot.stack) for name, node in snapshot.nodes.items()}
-    gpunodes = {name: one for name, one in found.items() if one is not None}
+    presumed = {name: presume(node, snapshot.stack) for name, node in snapshot.nodes.items()}
+    gpunodes = {name: gpunode for name, gpunode in presumed.items() if gpunode is not None}
     return replace(snapshot, gpunodes=gpunodes, agents=frozenset(gpunodes))
 
 
 def _refused(snapshot: ClusterSnapshot, proposed: Sequence[Proposed], now: datetime) -> dict[str, str]:
-    """The nodes that would not be adopted, each with the reason that validation or the planner gives. If validation
-    refuses any of the policies, only the nodes of those are returned and the planner is not asked."""
+    """Return the nodes that would not be adopted, each with the reason of the validation or the planner; empty if all
+    would be. If the validation refuses some policies, only their nodes are returned and the planner does not run."""
     invalid = {
-        node: f"no policy can say it: {found[0]}"
-        for one in proposed
-        if isinstance(found := validate_policy(one.manifest), tuple)
-        for node in one.nodes
+        node: f"no policy can express it: {errors[0]}"
+        for policy in proposed
+        if isinstance(errors := validate_policy(policy.manifest), tuple)
+        for node in policy.nodes
     }
     if invalid:
         return invalid
     plan = _plan(snapshot, proposed, now)
     return {
-        node: _why(plan, one.name, node)
-        for one in proposed
-        for node in one.nodes
-        if (verdict := plan.verdicts[node]).policy != one.name
+        node: _why(plan, policy.name, node)
+        for policy in proposed
+        for node in policy.nodes
+        if (verdict := plan.verdicts[node]).policy != policy.name
         or verdict.disruption is not DisruptionClass.NONE
         or verdict.reason not in (Reason.ADOPTABLE, Reason.SYNCED)
     }
 
 
 def _why(plan: RolloutPlan, policy: str, node: str) -> str:
-    """What differs, before what keeps the change from beginning."""
+    """Return why the planner would not adopt the node: what differs from the policy or, if nothing does, the reason
+    and message of its verdict."""
     members = plan.pools[policy].members if policy in plan.pools else ()
     assessed = next((member.assessment for member in members if member.node.name == node), None)
     verdict = plan.verdicts[node]
@@ -225,7 +228,8 @@ def _why(plan: RolloutPlan, policy: str, node: str) -> str:
 
 
 def _plan(snapshot: ClusterSnapshot, proposed: Iterable[Proposed], now: datetime) -> RolloutPlan:
-    """What the operator would decide once the configuration has been in place for a long time."""
+    """Return the plan with the proposed policies applied, as the operator would make it once its configuration has
+    reached all nodes."""
     views = [*snapshot.policies, *(policy_view(applied(None, one.manifest)) for one in proposed)]
     snapshot = replace(snapshot, policies=tuple(sorted(views, key=lambda view: view.name)))
     plan = plan_rollout(snapshot, now)
@@ -238,16 +242,16 @@ def _plan(snapshot: ClusterSnapshot, proposed: Iterable[Proposed], now: datetime
 
 
 def find_steps(
-    snapshot: ClusterSnapshot, given: AdminConfigMaps, merged: AdminMaps
+    snapshot: ClusterSnapshot, admin: AdminConfigMaps, merged: AdminMaps
 ) -> Iterator[AdoptionStep]:
-    """The steps that bring the cluster there. A device plugin whose Node names an entry that our ConfigMap lacks does
-    not start, so the pointers move last."""
-    if values := ",".join(_values(given, merged)):
+    """Yield the steps that are left with an installed operator. The pointers of ClusterPolicy move last, because a
+    device plugin does not start if its Node names an entry that the ConfigMap lacks."""
+    if values := ",".join(_values(admin, merged)):
         upgrade = f"helm upgrade gpusharing CHART -n {snapshot.settings.namespace} --reset-then-reuse-values"
         about = "Merge the entries that Nodes name into the operator's ConfigMaps"
         yield AdoptionStep(f"{upgrade} --set {values}", about)
-    if command := _point(snapshot, given):
-        if waiting := _wait(snapshot, given):
+    if command := _point(snapshot, admin):
+        if waiting := _wait(snapshot, admin):
             yield AdoptionStep(waiting, "Wait until the operator has written its ConfigMaps")
         policy = snapshot.stack.cluster_policy
         plain = policy is not None and policy.plain is not None
@@ -264,12 +268,12 @@ def find_steps(
 
 
 def first_steps(
-    snapshot: ClusterSnapshot, given: AdminConfigMaps, merged: AdminMaps
+    snapshot: ClusterSnapshot, admin: AdminConfigMaps, merged: AdminMaps
 ) -> Iterator[AdoptionStep]:
-    """The steps where there is no operator: install it with the admin's ConfigMaps named, then run import again. The
-    steps that move the pointers follow then, when the agents have read the GPUs."""
+    """Yield the steps without an operator: install it with the admin's ConfigMaps named, then run import again. That
+    run has the steps that move the pointers, because agents have read the GPUs by then."""
     settings = snapshot.settings
-    values = _values(given, merged)
+    values = _values(admin, merged)
     yield AdoptionStep(
         helm_install("gpusharing", settings.namespace, settings.gpu_operator_namespace, values),
         "Install the operator. It changes no node until there is a policy",
@@ -280,49 +284,50 @@ def first_steps(
     )
 
 
-def _values(given: AdminConfigMaps, merged: AdminMaps) -> list[str]:
-    """Values of the chart that name the ConfigMaps whose entries are not merged yet."""
+def _values(admin: AdminConfigMaps, merged: AdminMaps) -> list[str]:
+    """Return the chart values that name the admin's ConfigMaps, without those that the operator merges already."""
     values = {
-        "adminPluginConfigMap": (given.maps.plugin, merged.plugin, given.plugin_configs),
-        "adminMigConfigMap": (given.maps.mig, merged.mig, given.mig_file),
+        "adminPluginConfigMap": (admin.maps.plugin, merged.plugin, admin.plugin_configs),
+        "adminMigConfigMap": (admin.maps.mig, merged.mig, admin.mig_file),
     }
     return [
         f"gpuOperator.{name}={wanted}"
-        for name, (wanted, now, held) in values.items()
-        if held is not None and wanted not in ("", now)
+        for name, (wanted, now, content) in values.items()
+        if content is not None and wanted not in ("", now)
     ]
 
 
-def _wait(snapshot: ClusterSnapshot, given: AdminConfigMaps) -> str:
-    """Ends once each of our ConfigMaps has an entry that it did not have; all entries of one are written at once."""
+def _wait(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> str:
+    """Return a shell loop that ends once each of our ConfigMaps has an entry that it lacks now; empty if none lacks
+    any. One entry of each is enough to wait for, because all are written at once."""
     stack, settings = snapshot.stack, snapshot.settings
-    plugin = sorted({NEUTRAL_KEY, *(given.plugin_configs or {})} - stack.plugin_configs.keys())
-    theirs = parse_admin(given.mig_file or "").entries
+    plugin = sorted({NEUTRAL_KEY, *(admin.plugin_configs or {})} - stack.plugin_configs.keys())
+    theirs = parse_admin(admin.mig_file or "").entries
     mig = sorted({ALL_DISABLED, *theirs} - parse(stack.mig_file).keys())
-    asked = []
+    awaited = []
     if plugin:
-        asked.append((settings.plugin_config_map, plugin[0].replace(".", "\\."), "-q ."))
+        awaited.append((settings.plugin_config_map, plugin[0].replace(".", "\\."), "-q ."))
     if mig:
-        asked.append((settings.mig_config_map, "config\\.yaml", f"-qF {shlex.quote(mig[0] + ':')}"))
+        awaited.append((settings.mig_config_map, "config\\.yaml", f"-qF {shlex.quote(mig[0] + ':')}"))
     where = settings.gpu_operator_namespace
     reads = [
         f"kubectl get configmap {name} -n {where} -o jsonpath='{{.data.{key}}}' | grep {options}"
-        for name, key, options in asked
+        for name, key, options in awaited
     ]
     return f"until {' && '.join(reads)}; do sleep 2; done" if reads else ""
 
 
-def _point(snapshot: ClusterSnapshot, given: AdminConfigMaps) -> str:
+def _point(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> str:
     """Return the command that points NVIDIA's programs at our ConfigMaps. Empty if they point there already, or if our
     ConfigMaps are in a namespace where those programs cannot mount them."""
     policy, settings = snapshot.stack.cluster_policy, snapshot.settings
     if policy is None or find_other_namespace(policy, settings.gpu_operator_namespace):
         return ""
-    held = {*snapshot.stack.plugin_configs, *(given.plugin_configs or {})}
-    plugin = plugin_pointer(policy, settings.plugin_config_map, held)
+    entries = {*snapshot.stack.plugin_configs, *(admin.plugin_configs or {})}
+    plugin = plugin_pointer(policy, settings.plugin_config_map, entries)
     if policy.plain is None:
-        found = (plugin, mig_pointer(policy, settings.mig_config_map))
-        parts = [one.patch for one in found if one.now != one.ours]
+        pointers = (plugin, mig_pointer(policy, settings.mig_config_map))
+        parts = [pointer.patch for pointer in pointers if pointer.now != pointer.ours]
         return kubectl_patch(policy.name, *parts) if parts else ""
     if plugin.now == plugin.ours:
         return ""

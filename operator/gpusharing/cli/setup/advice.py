@@ -34,17 +34,17 @@ class AdviceAnswers:
     card: Card
     """The card model for which advice is wanted."""
     memory: float
-    """GiB that one workload needs at its peak."""
+    """The memory, in GiB, that one workload needs at its peak."""
     promise: bool = False
-    """Latency or availability is promised to somebody."""
+    """Whether latency or availability is promised to somebody."""
     strangers: bool = False
-    """Workloads of people who do not trust each other share."""
+    """Whether people who do not trust each other share the GPUs."""
     bill: bool = False
-    """Each workload is billed for what it holds."""
+    """Whether each workload is billed for what it holds."""
     bursts: bool = False
-    """Workloads compute now and then, and rest in between."""
+    """Whether workloads compute only now and then."""
     no_mps: str | None = None
-    """Why no label can switch MPS on in the cluster; empty: one can. None: unknown."""
+    """Why no label can switch MPS on in the cluster; empty if one can, or None if that is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Advice:
     mode: Mode
     """The mode to choose."""
     shares: int
-    """Workloads on one GPU."""
+    """How many workloads share one GPU."""
     why: tuple[str, ...]
     """One reason for each question that decided, with the page that says so."""
     but: str
@@ -76,132 +76,133 @@ class Advice:
         return policy_manifest(name, spec)
 
 
-def advise(asked: AdviceAnswers) -> Advice:
-    """Return the advice of the first rule that has any. The last one always has."""
-    return next(found for rule in RULES if (found := rule(asked)) is not None)
+def advise(answers: AdviceAnswers) -> Advice:
+    """Return the advice of the first rule that applies. The last rule always does."""
+    return next(advice for rule in RULES if (advice := rule(answers)) is not None)
 
 
-def _whole(asked: AdviceAnswers) -> Advice | None:
+def _whole(answers: AdviceAnswers) -> Advice | None:
     """Advise a whole GPU if the memory at the peak, with headroom, is more than half of the card's; None if it is not.
     If it is more than the card has, the advice says how many GPUs it takes."""
-    need, have = asked.memory * HEADROOM, memory_of(asked.card)
+    need, have = answers.memory * HEADROOM, memory_of(answers.card)
     if need <= have / 2:
         return None
     why = f"{need:.1f} GiB (the peak plus a fifth) leave no room for a second workload on {have:.1f} GiB"
-    but = "a workload that does not use its GPU still keeps it from all others"
+    but = "a workload that does not use its GPU still blocks it for all others"
     if need > have:
         gpus = -(-need // have)
         but = f"it needs {gpus:.0f} GPUs and a framework that spreads one model over them; instances cannot be joined"
     return Advice(Mode.FULL, 1, (f"{why} (docs/how-to/choose-a-mode.md)",), but)
 
 
-def _isolated(asked: AdviceAnswers) -> Advice | None:
+def _isolated(answers: AdviceAnswers) -> Advice | None:
     """Advise MIG, with the smallest profile that is large enough, if promises, strangers or billing require isolation;
     None if nothing does. A card without such a profile gets whole GPUs."""
     reasons = {
-        "latency or availability is promised": asked.promise,
-        "workloads of strangers share": asked.strangers,
-        "each workload is to be billed": asked.bill,
+        "latency or availability is promised": answers.promise,
+        "workloads of strangers share": answers.strangers,
+        "each workload is to be billed": answers.bill,
     }
     needed = [reason for reason, holds in reasons.items() if holds]
     if not needed:
         return None
-    told = f"{', '.join(needed)}: memory, bandwidth and faults have to be kept apart (docs/how-to/choose-a-mode.md)"
-    profile = smallest_profile(asked.card, asked.memory * HEADROOM)
+    why = f"{', '.join(needed)}: memory, bandwidth and faults must be isolated (docs/how-to/choose-a-mode.md)"
+    profile = smallest_profile(answers.card, answers.memory * HEADROOM)
     if profile is None:
-        what = "has no MIG" if not asked.card.profiles else "has no instance that is large enough"
-        but = f"{asked.card.key} {what}, so only whole GPUs keep workloads apart"
-        return Advice(Mode.FULL, 1, (told,), but)
+        what = "has no MIG" if not answers.card.profiles else "has no instance that is large enough"
+        but = f"{answers.card.key} {what}, so only whole GPUs isolate workloads"
+        return Advice(Mode.FULL, 1, (why,), but)
     size = (
-        f"{profile.name} is the smallest with {asked.memory * HEADROOM:.1f} GiB (it has about"
-        f" {usable_memory(asked.card, profile):.1f}; docs/reference/gpus.md)"
+        f"{profile.name} is the smallest with {answers.memory * HEADROOM:.1f} GiB (it has about"
+        f" {usable_memory(answers.card, profile):.1f}; docs/reference/gpus.md)"
     )
     count = profile.max_count
     but = "changing the layout requires a drain of each node; an idle instance lends nothing to the others"
-    return Advice(Mode.MIG, count, (told, size), but, profile, normalise({profile.name: count}))
+    return Advice(Mode.MIG, count, (why, size), but, profile, normalise({profile.name: count}))
 
 
-def _together(asked: AdviceAnswers) -> Advice | None:
+def _together(answers: AdviceAnswers) -> Advice | None:
     """Advise MPS for workloads that compute all the time and whose owners trust each other; None if they compute only
     now and then, or if the operator would refuse MPS."""
-    if asked.bursts or asked.no_mps:
+    if answers.bursts or answers.no_mps:
         return None
-    most = int(memory_of(asked.card) // (asked.memory * HEADROOM))
-    clients = min(most, asked.card.mps_max_clients)
+    most = int(memory_of(answers.card) // (answers.memory * HEADROOM))
+    clients = min(most, answers.card.mps_max_clients)
     why = (
         "they trust each other and compute at the same time: MPS lets them, where time-slicing makes them take turns"
         " (docs/design/hardware.md#mps)"
     )
-    each = client_memory(asked.card, clients)
+    each = client_memory(answers.card, clients)
     size = f"{clients} clients have {each:.1f} GiB each (docs/design/hardware.md#mps-share)"
     but = "a fatal fault of one reaches all clients of the GPU (docs/design/hardware.md#mps-faults)"
-    if asked.no_mps is None:
+    if answers.no_mps is None:
         but += (
             ". With a GPU Operator newer than v25.10.1 no label can switch MPS on (docs/design/nvidia.md#b5) and the"
-            f" operator refuses it: use TimeSlicing with {_turns(asked)} shares there. --gpu-operator VERSION tells"
-            " advise which one it is"
+            f" operator refuses it: use TimeSlicing with {_turns(answers)} shares there. Give --gpu-operator VERSION to"
+            " get advice for yours"
         )
     return Advice(Mode.MPS, clients, (why, size), but)
 
 
-def _turns(asked: AdviceAnswers) -> int:
-    """How many workloads take turns on one GPU: as many as its memory holds at their peak, with headroom, and at most
-    TURNS."""
-    return min(TURNS, int(memory_of(asked.card) // (asked.memory * HEADROOM)))
+def _turns(answers: AdviceAnswers) -> int:
+    """Return how many workloads can take turns on one GPU: as many as fit its memory at their peak, with headroom, but
+    at most TURNS."""
+    return min(TURNS, int(memory_of(answers.card) // (answers.memory * HEADROOM)))
 
 
-def _in_turns(asked: AdviceAnswers) -> Advice | None:
+def _in_turns(answers: AdviceAnswers) -> Advice | None:
     """Advise time-slicing, which is left for every workload that no earlier rule covers. Never None."""
-    shares = _turns(asked)
+    shares = _turns(answers)
     why = (
         "they use the GPU only now and then, so each gets the whole GPU in turn"
         " (docs/design/hardware.md#time-slicing)"
     )
-    if not asked.bursts:
+    if not answers.bursts:
         why = (
             "they compute at the same time, which MPS would let them, but no label can switch it on here:"
-            f" {asked.no_mps} (MPSNotSwitchable, docs/design/nvidia.md#b5); with time-slicing they take turns"
+            f" {answers.no_mps} (MPSNotSwitchable, docs/design/nvidia.md#b5); with time-slicing they take turns"
         )
     size = (
-        f"{shares} fit even when all are at their peak: {shares * asked.memory:.1f} of"
-        f" {memory_of(asked.card):.1f} GiB (docs/reference/gpus.md)"
+        f"{shares} fit even when all are at their peak: {shares * answers.memory:.1f} of"
+        f" {memory_of(answers.card):.1f} GiB (docs/reference/gpus.md)"
     )
     but = (
-        "they are not isolated: nothing limits what one of them takes, so one that takes too much memory makes the"
+        "they are not isolated: nothing limits what one of them uses, so one that uses too much memory makes the"
         " others fail (docs/design/hardware.md#time-slicing), and nobody can be billed"
     )
     return Advice(Mode.TIME_SLICING, shares, (why, size), but)
 
 
 RULES: tuple[Callable[[AdviceAnswers], Advice | None], ...] = (_whole, _isolated, _together, _in_turns)
-"""First wins: what needs a GPU, what must be kept apart, what computes together, all others."""
+"""The rules in order, of which the first that gives advice wins: workloads that need a whole GPU, workloads that must
+be isolated, workloads that compute at the same time, all others."""
 
 
 NOTEBOOKS = {"notebook-name": "", "component": "singleuser-server"}
-"""Labels of notebooks: of Kubeflow, whatever the value is, and of JupyterHub."""
-_OVER = frozenset({"Succeeded", "Failed"})
+"""Labels of notebooks: that of Kubeflow with any value, and that of JupyterHub."""
+_FINISHED = frozenset({"Succeeded", "Failed"})
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What the pods of a namespace ask for."""
+    """What the pods of a namespace request of GPUs."""
 
     namespace: str
     """The namespace."""
     pods: int
-    """How many pods ask for a GPU and have not finished."""
+    """How many pods request a GPU and have not finished."""
     devices: Counter[str] = field(default_factory=Counter)
     """How many devices of each resource name all pods request."""
     several: tuple[str, ...] = ()
-    """Pods of which one container asks for more than one whole GPU, or share."""
+    """Names of pods with a container that requests more than one whole GPU or share."""
     spread: int = 0
-    """Pods of which several containers ask for GPUs: each of them gets its own share or instance."""
+    """How many pods have several containers that request GPUs. Each container gets its own share or instance."""
     guaranteed: int = 0
-    """Pods of QoS class Guaranteed."""
+    """How many pods have QoS class Guaranteed."""
     ranked: int = 0
-    """Pods of a priority above 0."""
+    """How many pods have a priority above 0."""
     notebooks: int = 0
-    """Pods that look like notebooks."""
+    """How many pods look like notebooks."""
 
     @property
     def promised(self) -> bool:
@@ -231,12 +232,12 @@ def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
     """Add up what the pods request of GPUs. Pods that have finished or request no GPU are left out."""
     devices: Counter[str] = Counter()
     several: list[str] = []
-    found = spread = guaranteed = ranked = notebooks = 0
+    count = spread = guaranteed = ranked = notebooks = 0
     for raw in pods:
         asks, largest = pod_requests(raw), largest_requests(raw)
-        if not asks or text(raw, "status", "phase") in _OVER:
+        if not asks or text(raw, "status", "phase") in _FINISHED:
             continue
-        found += 1
+        count += 1
         devices.update(asks)
         if max(largest[RESOURCE_GPU], largest[RESOURCE_GPU_SHARED]) > 1:
             several.append(text(raw, "metadata", "name"))
@@ -244,10 +245,11 @@ def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
         guaranteed += text(raw, "status", "qosClass") == "Guaranteed"
         ranked += whole(raw, "spec", "priority") > 0
         notebooks += _is_notebook(raw)
-    return Demand(namespace, found, devices, tuple(sorted(several)), spread, guaranteed, ranked, notebooks)
+    return Demand(namespace, count, devices, tuple(sorted(several)), spread, guaranteed, ranked, notebooks)
 
 
 def _is_notebook(raw: JSON) -> bool:
+    """Whether the pod is a notebook of Kubeflow or JupyterHub, by its labels or its owner."""
     owners = entries(raw, "metadata", "ownerReferences")
     labels = section(raw, "metadata", "labels")
     by_label = any(name in labels and value in ("", labels[name]) for name, value in NOTEBOOKS.items())
@@ -262,11 +264,11 @@ def describe_demand(demand: Demand) -> str:
         "of QoS Guaranteed": demand.guaranteed,
         "of a priority above 0": demand.ranked,
     }
-    told = [f"{count} {what}" for what, count in facts.items() if count]
+    details = [f"{count} {what}" for what, count in facts.items() if count]
     if demand.notebooks:
-        told.append(counted(demand.notebooks, "notebook"))
-    tail = f" ({', '.join(told)})" if told else ""
-    return f"{demand.namespace}: {counted(demand.pods, 'pod')} with GPUs{tail}, which ask for {asks}"
+        details.append(counted(demand.notebooks, "notebook"))
+    tail = f" ({', '.join(details)})" if details else ""
+    return f"{demand.namespace}: {counted(demand.pods, 'pod')} with GPUs{tail}, which request {asks}"
 
 
 # --- what follows from it --------------------------------------------------------------------------------------
@@ -274,7 +276,7 @@ def describe_demand(demand: Demand) -> str:
 
 def advise_for(demand: Demand, card: Card) -> Advice | None:
     """Return the advice that the requests of the pods already determine; None if the questions have to be answered."""
-    return next((found for rule in DEMAND_RULES if (found := rule(demand, card)) is not None), None)
+    return next((advice for rule in DEMAND_RULES if (advice := rule(demand, card)) is not None), None)
 
 
 def _several(demand: Demand, _: Card) -> Advice | None:
@@ -283,11 +285,11 @@ def _several(demand: Demand, _: Card) -> Advice | None:
         return None
     names = ", ".join(demand.several[:3]) + (" ..." if len(demand.several) > 3 else "")
     why = (
-        f"containers of {names} ask for more than one GPU each: two shares give no more than one, and instances"
+        f"containers of {names} request more than one GPU each: two shares give no more than one, and instances"
         " cannot be joined (docs/design/hardware.md#time-slicing, docs/design/hardware.md#inside-mig)"
     )
     but = (
-        "a pod that asks for one GPU and does not fill it still keeps it from all others: give such pods a"
+        "a pod that requests one GPU and does not fill it still blocks it for all others: give such pods a"
         " pool of their own"
     )
     return Advice(Mode.FULL, 1, (why,), but)
@@ -303,7 +305,7 @@ def _as_named(demand: Demand, card: Card) -> Advice | None:
     counts = dict(layout)
     gpus = max(ceil(wanted[name] / counts[name]) for name in wanted if name in counts)
     names = ", ".join(f"{count}x{name}" for name, count in sorted(wanted.items()))
-    why = f"they name MIG instances ({names}), which no other mode offers (docs/design/nvidia.md#b7)"
+    why = f"they name MIG instances ({names}), which no other mode has (docs/design/nvidia.md#b7)"
     size = f"{counted(gpus, 'GPU')} with {layout_text(layout)} {'have' if gpus > 1 else 'has'} them all"
     if left:
         size = f"{size} but {', '.join(left)}: no layout has room for these as well"
@@ -319,19 +321,20 @@ def _layout(wanted: Counter[str], profiles: Sequence[Profile]) -> tuple[Layout, 
     layouts = maximal_layouts(plain)
     names = [name for name, _ in sorted(wanted.items(), key=lambda item: (-item[1], item[0]))]
     for last in range(len(names), 0, -1):
-        kept = names[:last]
-        fits = [layout for layout in layouts if set(kept) <= dict(layout).keys()]
+        served = names[:last]
+        fits = [layout for layout in layouts if set(served) <= dict(layout).keys()]
         if fits:
-            return min(fits, key=lambda layout: _cost(layout, wanted, kept)), names[last:]
+            return min(fits, key=lambda layout: _cost(layout, wanted, served)), names[last:]
     return normalise({names[0]: 1}), names[1:]
 
 
-def _cost(layout: Layout, wanted: Counter[str], kept: Sequence[str]) -> tuple[int, int]:
+def _cost(layout: Layout, wanted: Counter[str], served: Sequence[str]) -> tuple[int, int]:
     """Sort key of a layout: the GPUs that it needs, then the instances that nobody requests."""
     counts = dict(layout)
-    unused = sum(counts.values()) - sum(counts[name] for name in kept)
-    return max(ceil(wanted[name] / counts[name]) for name in kept), unused
+    unused = sum(counts.values()) - sum(counts[name] for name in served)
+    return max(ceil(wanted[name] / counts[name]) for name in served), unused
 
 
 DEMAND_RULES: tuple[Callable[[Demand, Card], Advice | None], ...] = (_several, _as_named)
-"""First wins: pods that need several GPUs, pods that name instances. For all others `advise` asks its questions."""
+"""The rules in order, of which the first that gives advice wins: pods that need several GPUs, then pods that name MIG
+instances. For all others `advise` asks its questions."""

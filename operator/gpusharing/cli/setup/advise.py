@@ -50,41 +50,42 @@ QUESTIONS = {
 
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
-    """See VerbModule."""
+    """Give advice by the answers of the user, without a cluster; see VerbModule."""
     card = _card(typed.card or _ask(WHICH, "--card"))
     return _show(advise(_find_answers(typed, card, None)), card, None, typed, terminal)
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """See VerbModule."""
+    """Give advice by the pods of a namespace, and by the user's answers where the pods leave questions open; see
+    VerbModule. Raises Trouble if no pod there requests a GPU."""
     demand = read_demand(typed.namespace, await session.all(PODS, typed.namespace))
     if not demand.pods:
         raise Trouble(
-            f"no pod in namespace {typed.namespace} of {session.where} asks for a GPU, or all have finished"
+            f"no pod in namespace {typed.namespace} of {session.where} requests a GPU, or all that do have finished"
         )
     card = _card(typed.card or await _only_card(session) or _ask(WHICH, "--card"))
     if unknown := demand.unknown(card):
         raise Trouble(
-            f"{card.key} does not have {', '.join(unknown)}, which the pods ask for: name their card with --card"
+            f"{card.key} does not have {', '.join(unknown)}, which the pods request: name their card with --card"
         )
-    if (found := advise_for(demand, card)) is None:
-        asked = _find_answers(typed, card, demand)
-        if (found := advise(asked)).mode is Mode.MPS and asked.no_mps is None:
-            found = advise(replace(asked, no_mps=await _deafness(session)))
-    if obstacle := await _obstacle(session, found.mode):
-        found = replace(found, but=f"{found.but}; {obstacle}")
-    return _show(found, card, demand, typed, terminal)
+    if (advice := advise_for(demand, card)) is None:
+        answers = _find_answers(typed, card, demand)
+        if (advice := advise(answers)).mode is Mode.MPS and answers.no_mps is None:
+            advice = advise(replace(answers, no_mps=await _deafness(session)))
+    if obstacle := await _obstacle(session, advice.mode):
+        advice = replace(advice, but=f"{advice.but}; {obstacle}")
+    return _show(advice, card, demand, typed, terminal)
 
 
 async def _obstacle(session: Session, mode: Mode) -> str:
-    """Say which of NVIDIA's programs this cluster does not run although the mode needs it; empty if none is known."""
+    """Return which of NVIDIA's programs the mode needs and this cluster does not run; empty if none is known."""
     try:
         policy, _ = find_active(map(cluster_policy_view, await session.all(CLUSTER_POLICIES)))
     except Trouble:
         return ""
     off = [] if policy is None else [row for row in find_off(policy) if mode in row.modes]
-    told = [f"ClusterPolicy {row.switch} is false, so {row.consequence}" for row in off]
-    return f"{', and '.join(told)} (kubectl gpusharing doctor has the command)" if told else ""
+    missing = [f"ClusterPolicy {row.switch} is false, so {row.consequence}" for row in off]
+    return f"{', and '.join(missing)} (kubectl gpusharing doctor has the command)" if missing else ""
 
 
 async def _deafness(session: Session) -> str | None:
@@ -99,7 +100,8 @@ async def _deafness(session: Session) -> str | None:
 
 
 async def _only_card(session: Session) -> str:
-    """The product that all nodes have, by what the agents read; empty: there are several, or they may not be read."""
+    """Return the product of all cards that agents have read; empty if there are several products, or if GPUNodes may
+    not be read."""
     try:
         nodes = await session.all(GPUNODES)
     except Trouble:
@@ -109,9 +111,13 @@ async def _only_card(session: Session) -> str:
 
 
 def _card(word: str) -> Card:
+    """Return the card that the word names. Raises Trouble if none or several match, or if its memory is shared with
+    the CPU."""
     card = pick(word)
     if not card.memory_gb:
-        raise Trouble(f"{card.key} shares its memory with the CPU: this plugin does not know what fits on it")
+        raise Trouble(
+            f"{card.key} shares its memory with the CPU, so this plugin does not know what fits on it"
+        )
     return card
 
 
@@ -121,71 +127,72 @@ def _find_answers(typed: Namespace, card: Card, demand: Demand | None) -> Advice
     no_mps = find_deaf_release(typed.gpu_operator) if typed.gpu_operator else None
     if typed.gpu_operator and no_mps is None:
         raise Trouble(f"--gpu-operator {typed.gpu_operator}: write a version like v25.10.1")
-    told = {} if demand is None else {"promise": demand.promised, "bursts": demand.bursts}
+    known = {} if demand is None else {"promise": demand.promised, "bursts": demand.bursts}
     size = typed.memory or _ask(
         "How much memory does one workload need at its peak, such as 15Gi?",
-        "--memory" if demand is None else "--memory: the pods do not say how much memory they need",
+        "--memory" if demand is None else "--memory, because the pods do not say how much memory they need",
     )
     answers = {
         name: getattr(typed, name)
-        or (told[name] if name in told else sys.stdin.isatty() and agrees(question, sys.stdin))
+        or (known[name] if name in known else sys.stdin.isatty() and agrees(question, sys.stdin))
         for name, question in QUESTIONS.items()
     }
     return AdviceAnswers(card, size_of(size), no_mps=no_mps, **answers)
 
 
-def _show(found: Advice, card: Card, demand: Demand | None, typed: Namespace, terminal: Terminal) -> int:
-    policy = found.policy(typed.name, typed.pool)
+def _show(advice: Advice, card: Card, demand: Demand | None, typed: Namespace, terminal: Terminal) -> int:
+    """Print the advice and the policy in the wanted format and return DONE. For YAML that is the policy alone."""
+    policy = advice.policy(typed.name, typed.pool)
     if terminal.output == "yaml":
         terminal.data(policy)
     elif terminal.structured:
-        terminal.data(as_data(found, policy))
+        terminal.data(as_data(advice, policy))
     else:
         paper = terminal.paper
         lines = [] if demand is None else prose(f"{describe_demand(demand)}.", paper, hang="  ")
-        terminal.show([*lines, *describe(card, found, policy, paper)])
+        terminal.show([*lines, *describe(card, advice, policy, paper)])
     return DONE
 
 
 def size_of(text: str) -> float:
-    """GiB. Raises Trouble for anything but a size."""
-    found = _SIZE.fullmatch(text.strip())
-    if found is None or float(found[1]) <= 0:
+    """Return the size in GiB. Raises Trouble if the text is not a size."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or float(match[1]) <= 0:
         raise Trouble(f"{text!r} is not a memory size; write it like 15Gi")
-    return float(found[1]) * _GIB[found[2] or ""]
+    return float(match[1]) * _GIB[match[2] or ""]
 
 
 def _ask(question: str, flag: str) -> str:
-    """Return the answer of the person at the terminal. Raises Trouble when there is no terminal."""
+    """Ask at the terminal and return the answer. Raises Trouble, which names `flag`, if there is no terminal."""
     if not sys.stdin.isatty():
         raise Trouble(f"advise needs {flag}")
     return ask_line(question, sys.stdin)
 
 
-def describe(card: Card, found: Advice, policy: dict[str, object], paper: Paper) -> list[Line]:
-    """The advice in words, and the policy."""
-    layout = found.layout
-    what = f"{found.mode}, {layout_text(layout)} on each GPU" if layout else str(found.mode)
-    if not layout and found.shares > 1:
-        what = f"{found.mode}, {counted(found.shares, 'share')} of each GPU"
+def describe(card: Card, advice: Advice, policy: dict[str, object], paper: Paper) -> list[Line]:
+    """Draw the advice with its reasons and its price, and the policy as YAML."""
+    layout = advice.layout
+    what = f"{advice.mode}, {layout_text(layout)} on each GPU" if layout else str(advice.mode)
+    if not layout and advice.shares > 1:
+        what = f"{advice.mode}, {counted(advice.shares, 'share')} of each GPU"
     lines = fold(line(Span(what, Ink.TITLE)), paper)
     if layout and (drawn := draw(layout, card.profiles, paper)):
         lines.append(line("  ", *drawn))
-    for reason in found.why:
+    for reason in advice.why:
         lines += prose(f"Because {reason}.", paper, hang="  ")
-    lines += prose(f"But {found.but}.", paper, hang="  ", ink=Ink.WAITING)
+    lines += prose(f"But {advice.but}.", paper, hang="  ", ink=Ink.WAITING)
     lines.append(BLANK)
     return [*lines, *(line(row) for row in yaml.safe_dump(policy, sort_keys=False).splitlines())]
 
 
-def as_data(found: Advice, policy: dict[str, object]) -> dict[str, Any]:
+def as_data(advice: Advice, policy: dict[str, object]) -> dict[str, Any]:
     """Return the advice and the policy as plain data, for JSON."""
     return {
-        "mode": str(found.mode),
-        "shares": found.shares,
-        "profile": "" if found.profile is None else found.profile.name,
-        "layout": dict(found.layout),
-        "why": list(found.why),
-        "but": found.but,
+        "mode": str(advice.mode),
+        "shares": advice.shares,
+        "profile": "" if advice.profile is None else advice.profile.name,
+        "layout": dict(advice.layout),
+        "why": list(advice.why),
+        "but": advice.but,
         "policy": policy,
     }

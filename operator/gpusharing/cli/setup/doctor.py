@@ -1,7 +1,7 @@
-"""`doctor`: what silently overrides us or breaks proof, each with the one command that fixes it.
+"""`doctor`: what silently overrides the operator or breaks its proofs, each with the one command that fixes it.
 
-It checks what `helm test` checks (`planning/stack/installation.py`), and labels of Nodes and kubelets as well.
-Before the operator is installed it leaves out what an installation brings.
+It checks what `helm test` checks (`planning/stack/installation.py`), and also labels of Nodes and versions of
+kubelets. Before the operator is installed, it leaves out the checks of the installation itself.
 """
 
 from argparse import Namespace
@@ -50,22 +50,23 @@ from gpusharing.planning.stack.nodesymptoms import (
     find_rival_symptoms,
 )
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
+from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted.migfile import parse
 
 NEEDED = frozenset({"nodes", "configmaps", "daemonsets.apps", "clusterpolicies.nvidia.com"})
-"""Without these nothing can be said."""
+"""The kinds without which nothing can be said."""
 OUR_KINDS = frozenset({"gpusharingpolicies.gpusharing.dev", "gpunodes.gpusharing.dev"})
 NO_VERSION: Unseen = {
     Topic.KUBELETS: "the API server does not report its version, so kubelet versions were not compared with it"
 }
 NO_SERVERS: Unseen = {
-    Topic.NODES: "you may not list DaemonSets of other namespaces: a second device plugin would go unnoticed"
+    Topic.NODES: "you may not list DaemonSets of other namespaces, so a second device plugin would go unnoticed"
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """What was found."""
+    """What doctor has read and found wrong."""
 
     view: InstallationView
     """What was read of the installation."""
@@ -78,17 +79,20 @@ class Examined:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """See VerbModule."""
+    """Print what is wrong and return FAILED if there is an error; see VerbModule. Raises Trouble if nothing can be
+    said because the user may not read one of NEEDED."""
     try:
-        found = await _examine(session.client)
+        examined = await _examine(session.client)
     except KubeError as error:
         raise Trouble(sentence(error, session.where)) from error
-    blind = sorted(NEEDED & found.view.unread.keys())
-    if blind and not any(one.severity is Severity.ERROR for one in found.symptoms):
-        why = found.view.unread[blind[0]].replace(f" ({HINT})", "")
-        raise Trouble(f"doctor cannot tell: you may not read {', '.join(blind)} in {session.where}: {why}")
-    terminal.answer(lambda: as_data(found, session.name), lambda paper: describe(found, paper))
-    return FAILED if any(one.severity is Severity.ERROR for one in found.symptoms) else DONE
+    blind = sorted(NEEDED & examined.view.unread.keys())
+    if blind and not any(symptom.severity is Severity.ERROR for symptom in examined.symptoms):
+        why = examined.view.unread[blind[0]].replace(f" ({HINT})", "")
+        raise Trouble(
+            f"doctor cannot check anything: you may not read {', '.join(blind)} in {session.where}: {why}"
+        )
+    terminal.answer(lambda: as_data(examined, session.name), lambda paper: describe(examined, paper))
+    return FAILED if any(symptom.severity is Severity.ERROR for symptom in examined.symptoms) else DONE
 
 
 async def _examine(client: KubeClient) -> Examined:
@@ -106,14 +110,14 @@ async def _examine(client: KubeClient) -> Examined:
         *find_node_symptoms(view, mig_entries),
         *find_rival_symptoms(servers, view.nodes, place.gpu_operator_namespace),
     ]
-    told = [replace(one, message=one.message.replace(f" ({HINT})", "")) for one in symptoms]
+    symptoms = [replace(one, message=one.message.replace(f" ({HINT})", "")) for one in symptoms]
     unseen = join_unseen(find_unread_topics(view), {} if version else NO_VERSION, unlisted)
-    return Examined(view, told, notes, unseen)
+    return Examined(view, symptoms, notes, unseen)
 
 
 def _entry_symptoms(view: InstallationView, entries: PluginEntries | None) -> Symptoms:
-    """Return what is wrong with the device plugin's ConfigMap. If it is the operator's own and absent, `find_symptoms`
-    says so."""
+    """Return what is wrong with the device plugin's ConfigMap. If that is the operator's own and it is absent, nothing
+    is returned, because `find_symptoms` reports it."""
     if entries is None or (entries.config_map == view.place.plugin_config_map and entries.texts is None):
         return ()
     stack = view.followed_policy
@@ -122,8 +126,9 @@ def _entry_symptoms(view: InstallationView, entries: PluginEntries | None) -> Sy
 
 
 async def _as_installed(client: KubeClient, view: InstallationView) -> InstallationView:
-    """A user without rights to our kinds is refused even where they are not served: the API server authorizes before it
-    looks. Everybody may ask whether they are served (system:discovery); an uninstalled operator leaves them behind."""
+    """Return the view with our kinds marked as not served, if they are not served but the user may not read them. The
+    API server checks rights before it looks whether it serves a kind; whether it does, everybody may ask. Otherwise
+    the view is returned unchanged."""
     hidden = OUR_KINDS & view.unread.keys()
     if not hidden or await client.served(GPUNODES):
         return view
@@ -132,7 +137,7 @@ async def _as_installed(client: KubeClient, view: InstallationView) -> Installat
 
 
 async def _version(client: KubeClient) -> str:
-    """The API server's; empty where it does not say."""
+    """Return the version of the API server; empty if it does not report one."""
     try:
         return await client.version()
     except (Forbidden, NotFound):
@@ -140,13 +145,16 @@ async def _version(client: KubeClient) -> str:
 
 
 async def _servers(client: KubeClient) -> tuple[list[Server], Unseen]:
-    """What serves GPUs in any namespace, and what stays unknown where that may not be listed."""
+    """Return the DaemonSets of all namespaces that serve GPUs, and what remains unknown if DaemonSets may not be
+    listed."""
     try:
         pages = pages_of(client, DAEMON_SETS)
-        found = [one async for page in pages for raw in page.items if (one := gpu_server(raw)) is not None]
+        servers = [
+            server async for page in pages for raw in page.items if (server := gpu_server(raw)) is not None
+        ]
     except (Forbidden, NotFound):
         return [], NO_SERVERS
-    return found, {}
+    return servers, {}
 
 
 async def _place(client: KubeClient) -> tuple[Place, tuple[str, ...]]:
@@ -157,16 +165,16 @@ async def _place(client: KubeClient) -> tuple[Place, tuple[str, ...]]:
     """
     place = Place()
     try:
-        found = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
+        deployments = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
     except (Forbidden, NotFound):
-        found = []
-    if not found:
+        deployments = []
+    if not deployments:
         namespace = await find_gpu_operator(client, place.gpu_operator_namespace)
         return replace(place, gpu_operator_namespace=namespace), ()
-    settings, notes = settings_of(found[0])
-    labels = texts(section(found[0], "metadata", "labels"))
+    settings, notes = settings_of(deployments[0])
+    labels = texts(section(deployments[0], "metadata", "labels"))
     notes += find_difference(labels.get("app.kubernetes.io/version", ""))
-    account = text(found[0], "spec", "template", "spec", "serviceAccountName")
+    account = text(deployments[0], "spec", "template", "spec", "serviceAccountName")
     place = Place(
         **{one.name: getattr(settings.plan, one.name) for one in fields(PlanSettings)},
         release=labels.get("app.kubernetes.io/instance", place.release),
@@ -216,59 +224,59 @@ async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, 
     if not named or stack is None or stack.plain is not None or stack.is_off(MIG_MANAGER_SWITCH):
         return {}
     wanted = {name: stack.mig_config_name or f"{name}{NODE_CONFIG_SUFFIX}" for name in named}
-    held = await _mig_maps(client, view.place.gpu_operator_namespace, stack.mig_config_name)
-    return {node: MigEntries(name, held[name]) for node, name in wanted.items() if held.get(name)}
+    maps = await _mig_maps(client, view.place.gpu_operator_namespace, stack.mig_config_name)
+    return {node: MigEntries(name, maps[name]) for node, name in wanted.items() if maps.get(name)}
 
 
 async def _mig_maps(client: KubeClient, namespace: str, name: str) -> dict[str, frozenset[str]]:
     """Return the names of the entries by ConfigMap: of the one with this name, or without a name of all that
     mig-managers have generated."""
-    found = []
+    maps = []
     try:
         if name:
-            found = [await client.get(CONFIG_MAPS, name, namespace=namespace)]
+            maps = [await client.get(CONFIG_MAPS, name, namespace=namespace)]
         else:
             pages = pages_of(client, CONFIG_MAPS, namespace=namespace)
             objects = [raw async for page in pages for raw in page.items]
-            found = [raw for raw in objects if text(raw, "metadata", "name").endswith(NODE_CONFIG_SUFFIX)]
+            maps = [raw for raw in objects if text(raw, "metadata", "name").endswith(NODE_CONFIG_SUFFIX)]
     except (Forbidden, NotFound):
         return {}
-    return {text(raw, "metadata", "name"): frozenset(parse(text(raw, "data", MIG_KEY))) for raw in found}
+    return {text(raw, "metadata", "name"): frozenset(parse(text(raw, "data", MIG_KEY))) for raw in maps}
 
 
 # --- in words ------------------------------------------------------------------------------------------------
 
 
-def describe(found: Examined, paper: Paper) -> list[Line]:
-    """A line for each topic without a problem; for the others what is wrong, with its command. Commands are never
-    wrapped."""
-    lines: list[Line] = describe_simulated(sorted(found.view.simulated), paper)
-    if not found.view.installed:
-        text = "The operator is not installed. This is what an installation would find here."
+def describe(examined: Examined, paper: Paper) -> list[Line]:
+    """Draw a line for each topic, and below a problem the command that fixes it. Commands are never wrapped. The last
+    line has the totals."""
+    lines: list[Line] = describe_simulated(sorted(examined.view.simulated), paper)
+    if not examined.view.installed:
+        text = "The operator is not installed. These checks show what an installation would find here."
         lines += [*prose(text, paper, ink=Ink.WAITING), BLANK]
-    asked = frozenset(Topic) if found.view.installed else ASKED_BY_PEOPLE | {Topic.CLUSTER_POLICY}
+    asked = frozenset(Topic) if examined.view.installed else ASKED_BY_PEOPLE | {Topic.CLUSTER_POLICY}
     inks = {"ok": Ink.GOOD, "ERROR": Ink.BAD}
-    for word, text, command in report_topics(found.symptoms, found.unseen, asked):
-        told = prose(text, paper, indent="         ")
-        lines += [line(Span(f"{word:8} ", inks.get(word, Ink.WAITING)), told[0][0].text[9:]), *told[1:]]
+    for word, text, command in report_topics(examined.symptoms, examined.unseen, asked):
+        rows = prose(text, paper, indent="         ")
+        lines += [line(Span(f"{word:8} ", inks.get(word, Ink.WAITING)), rows[0][0].text[9:]), *rows[1:]]
         lines += [line(f"         -> {command}")] if command else []
-    for note in found.notes:
+    for note in examined.notes:
         lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
-    count = Counter(one.severity for one in found.symptoms)
+    count = Counter(one.severity for one in examined.symptoms)
     errors, warnings = count[Severity.ERROR], count[Severity.WARNING]
-    what = "installation" if found.view.installed else "cluster"
-    state = conclude(what, unseen=bool(found.unseen), errors=errors)
-    title = f"{state}: errors {errors}, warnings {warnings}."
+    what = "installation" if examined.view.installed else "cluster"
+    state = conclude(what, unseen=bool(examined.unseen), errors=errors)
+    title = f"{state}: {counted(errors, 'error')} and {counted(warnings, 'warning')}."
     return [*lines, BLANK, *prose(title, paper, ink=Ink.BAD if errors else Ink.GOOD)]
 
 
-def as_data(found: Examined, where: str) -> dict[str, Any]:
+def as_data(examined: Examined, where: str) -> dict[str, Any]:
     """Return the result as plain data, for JSON and YAML."""
     return {
         "context": where,
-        "installed": found.view.installed,
-        "symptoms": [{key: str(held) for key, held in asdict(one).items()} for one in found.symptoms],
-        "unknown": {str(topic): why for topic, why in found.unseen.items()},
-        "simulated": sorted(found.view.simulated),
-        "notes": list(found.notes),
+        "installed": examined.view.installed,
+        "symptoms": [{key: str(value) for key, value in asdict(one).items()} for one in examined.symptoms],
+        "unknown": {str(topic): why for topic, why in examined.unseen.items()},
+        "simulated": sorted(examined.view.simulated),
+        "notes": list(examined.notes),
     }

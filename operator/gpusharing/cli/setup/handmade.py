@@ -1,7 +1,8 @@
-"""What a node that somebody configured by hand serves, in the words of a policy that would change nothing. Pure.
+"""What a node that was configured by hand serves, written as settings of a policy that would change nothing. Pure.
 
-What the GPUs are is what NVML says; what the device plugin makes of them is the entry that the Node's label or
-ClusterPolicy's default names. A policy can express less than NVIDIA's files: where it cannot, none is proposed.
+The GPUs are what NVML reports. How the device plugin shares them is in the entry that the Node's label or
+ClusterPolicy's default names. Policies can express less than NVIDIA's files; for a node that is beyond a policy none
+is proposed.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,34 +31,34 @@ from gpusharing.planning.wanted.yamltext import parse_yaml
 Spec = Mapping[str, Any]
 """Mode and its block, as a policy has them on the wire."""
 _AT_WORK = ("pending", "rebooting")
-_SAID = ("version", "flags.migStrategy", "sharing.timeSlicing", "sharing.mps")
-"""Fields of a device plugin's configuration that a policy says in its own way."""
+_EXPRESSIBLE = ("version", "flags.migStrategy", "sharing.timeSlicing", "sharing.mps")
+"""Fields of a device plugin's configuration that a policy can express."""
 
 
 @dataclass(frozen=True, slots=True)
 class Handmade:
-    """One node as it is."""
+    """A node that was configured by hand, with the policy settings that match it."""
 
     node: str
     """Name of the node."""
     products: tuple[str, ...]
-    """The products of its cards, each once."""
+    """The products of the cards in the node, each once."""
     gpus: int
-    """How many GPUs it has."""
+    """How many GPUs the node has."""
     spec: Spec
-    """The mode and its block that leave it as it is."""
+    """The mode and its settings that leave the node as it is."""
     text: str
     """The layout in words, such as `2x3g.40gb, 4x shared`."""
     unsaid: tuple[str, ...] = ()
-    """What else the entry of its device plugin says: it stays in force until the first change of the node."""
+    """Fields of its device plugin's entry that no policy can express. They stay in force until its first change."""
 
 
 def find_handmade(
     node: NodeView, observed: ObservedView, stack: StackView, plugin: PluginEntries
 ) -> Handmade | str:
-    """The node, or why no policy can say what it is, a clause for people.
+    """Return the node with the policy settings that match it, or a clause that says why no policy can.
 
-    `stack`: with the entries of `plugin`, the ConfigMap that ClusterPolicy names for the device plugin.
+    `stack`: already has the entries of `plugin`, the ConfigMap that ClusterPolicy names for the device plugin.
     """
     gpus = observed.gpus
     if (
@@ -70,10 +71,10 @@ def find_handmade(
     if config is None:
         return find_unserved(node, stack, plugin)
     layouts = observed.hardware.layouts
-    offered = predict_resources(layouts, PluginConfig(config.mig_strategy))
-    here = config.on(offered)
-    use = PluginUse(here, any(layout is not None for layout in layouts), frozenset(offered))
-    if why := next((why for said in BEYOND_POLICIES if (why := said(use))), ""):
+    advertised = predict_resources(layouts, PluginConfig(config.mig_strategy))
+    here = config.on(advertised)
+    use = PluginUse(here, any(layout is not None for layout in layouts), frozenset(advertised))
+    if why := next((text for check in BEYOND_POLICIES if (text := check(use))), ""):
         return why
     entry = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack)
     return Handmade(
@@ -90,9 +91,9 @@ def find_handmade(
 
 
 def _only_entry(node: NodeView, stack: StackView, plugin_map: str) -> str:
-    """Say that the node has no label for its device plugin and uses the only entry of the ConfigMap of NVIDIA's chart;
-    empty if it does not. That ends once the entry is merged into our ConfigMap, which has more
-    (docs/design/nvidia.md#b4)."""
+    """Return the message about a node without a label for its device plugin, which uses the only entry of the
+    ConfigMap of NVIDIA's chart; empty for any other node. The plugin would stop doing so once the entry is merged
+    into our ConfigMap, which has more entries (docs/design/nvidia.md#b4)."""
     theirs, policy = stack.admin_plugin_configs, stack.cluster_policy
     if policy is None or policy.plain is None or policy.plugin_default or not plugin_map:
         return ""
@@ -114,20 +115,21 @@ def find_unserved(node: NodeView, stack: StackView, plugin: PluginEntries) -> st
     refused = next(
         (flaw.text for flaw in find_flaws(stack.plugin_configs.get(entry, "")) if flaw.refused), ""
     )
-    held = plugin.absence or f"ConfigMap {plugin.config_map} has no entry of that name"
+    problem = plugin.absence or f"ConfigMap {plugin.config_map} has no entry of that name"
     if refused:
-        held = f"ConfigMap {plugin.config_map or 'of the operator'}, entry {entry}, {refused}"
+        problem = f"ConfigMap {plugin.config_map or 'of the operator'}, entry {entry}, {refused}"
     elif not plugin.config_map:
-        held = "ClusterPolicy names no ConfigMap for it"
+        problem = "ClusterPolicy names no ConfigMap for it"
     return (
-        f"its device plugin is configured to use entry {entry}, but {held}: the node"
+        f"its device plugin is configured to use entry {entry}, but {problem}: the node"
         f" loses its GPUs when the plugin restarts. Correct that, or run: kubectl label node {node.name}"
         f" {names.LABEL_PLUGIN_CONFIG}-"
     )
 
 
 def find_unsettled(node: NodeView) -> str:
-    """Say that mig-manager has not applied the configuration of the node's label yet, or failed to; empty if it has."""
+    """Return the message that mig-manager has not applied the configuration of the node's label yet, or failed to;
+    empty if it has."""
     config, state = node.labels.get(names.LABEL_MIG_CONFIG, ""), node.labels.get(names.LABEL_MIG_STATE, "")
     if config and state in _AT_WORK:
         return f"mig-manager is applying {config} (state {state}): run import again when it is done"
@@ -137,34 +139,34 @@ def find_unsettled(node: NodeView) -> str:
 
 
 def _contradiction(node: NodeView, gpus: Sequence[GpuView], stack: StackView) -> str:
-    """Say that the node's MIG label is missing, unknown, or does not match the instances on its GPUs; empty if it
-    matches."""
-    config, found = node.labels.get(names.LABEL_MIG_CONFIG, ""), tuple(gpu.layout for gpu in gpus)
+    """Return the message that the node's MIG label is missing, unknown, or does not match the instances on its GPUs;
+    empty if it matches."""
+    config, layouts = node.labels.get(names.LABEL_MIG_CONFIG, ""), tuple(gpu.layout for gpu in gpus)
     if not config:
-        return _unnamed(node, gpus) if any(found) else ""
+        return _unnamed(node, gpus) if any(layouts) else ""
     if not any(gpu.mig_capable for gpu in gpus):
         return ""
     label = f"{names.LABEL_MIG_CONFIG} is {config}"
     meaning = resolve_name(config, node.name, gpus, stack)
     if isinstance(meaning, str):
         return f"{label}, which is not a known configuration: {meaning}"
-    if meaning != found:
+    if meaning != layouts:
         return (
-            f"{label}, which means {describe_layouts(meaning)}, but its GPUs have {describe_layouts(found)}:"
+            f"{label}, which means {describe_layouts(meaning)}, but its GPUs have {describe_layouts(layouts)}:"
             " mig-manager would change them at its next start"
         )
     return ""
 
 
 def _unnamed(node: NodeView, gpus: Sequence[GpuView]) -> str:
-    """Say that MIG instances exist without a label, because nos or a person created them without mig-manager, and which
-    label to set."""
-    found = tuple(gpu.layout for gpu in gpus)
-    known = (name for name in generated_layouts(gpus[0].profiles) if well_known(gpus, name) == found)
+    """Return the message about MIG instances without a label, which nos or a person created without mig-manager. It
+    says which label to set."""
+    layouts = tuple(gpu.layout for gpu in gpus)
+    known = (name for name in generated_layouts(gpus[0].profiles) if well_known(gpus, name) == layouts)
     label = f"kubectl label node {node.name} {names.LABEL_MIG_CONFIG}="
     how = next((f"run: {label}{name}" for name in known), f"name an entry that has this layout: {label}NAME")
     return (
-        f"its GPUs have {describe_layouts(found)} and {names.LABEL_MIG_CONFIG} is not set, so nothing would"
+        f"its GPUs have {describe_layouts(layouts)} and {names.LABEL_MIG_CONFIG} is not set, so nothing would"
         f" recreate the instances after a reboot. mig-manager finds them in place when you {how}"
     )
 
@@ -174,39 +176,38 @@ class PluginUse:
     """What the device plugin makes of the GPUs of one node."""
 
     config: PluginConfig
-    """The configuration of the plugin, with a row for each of `offered`."""
+    """The configuration of the plugin, with a row for each of `advertised`."""
     with_mig: bool
     """Whether any of the GPUs has MIG on."""
-    offered: frozenset[str]
-    """The resource names that it has to offer, before it shares any."""
+    advertised: frozenset[str]
+    """The resource names that the plugin would advertise without sharing."""
 
     @property
     def replicas(self) -> tuple[tuple[str, int], ...]:
-        """Into how many it shares each resource; empty: it shares none."""
+        """The resources that the plugin shares, each with its number of replicas; empty if it shares none."""
         return self.config.sharing.replicas if self.config.sharing is not None else ()
 
     @property
     def counts(self) -> str:
-        """How many shares there are of each resource, in words."""
+        """A text that lists the shared resources and their numbers of replicas."""
         return ", ".join(f"{name} by {count}" for name, count in self.replicas)
 
     @property
     def with_mps(self) -> bool:
-        """Whether it shares by MPS."""
+        """Whether the plugin shares GPUs by MPS."""
         return self.config.sharing is not None and self.config.sharing.strategy == "mps"
 
 
 def _whole_despite_mig(use: PluginUse) -> str:
-    """Say that MIG is on, but the plugin advertises whole GPUs, so that it does not share the MIG instances."""
+    """Return the message that MIG is on but the plugin advertises whole GPUs, so that its sharing would not apply to
+    the MIG instances; empty if it does not."""
     if not use.with_mig or use.config.mig_strategy != "none":
         return ""
-    return (
-        "MIG is on, but its device plugin offers the GPUs as whole ones (migStrategy none): no mode does that"
-    )
+    return "MIG is on, but its device plugin advertises whole GPUs (migStrategy none): no mode does that"
 
 
 def _uneven(use: PluginUse) -> str:
-    """Say that the plugin shares the resources by different numbers; empty if it does not. Checked before
+    """Return the message that the plugin shares resources by different numbers; empty if it does not. Checked before
     `_partly_shared`, because fixing that first would not help."""
     if len({count for _, count in use.replicas}) <= 1:
         return ""
@@ -222,21 +223,22 @@ def _too_many(use: PluginUse) -> str:
 
 
 def _partly_shared(use: PluginUse) -> str:
-    """Say that the plugin shares some resources and leaves others whole; empty if it does not."""
-    missing = sorted(use.offered - dict(use.replicas).keys())
+    """Return the message that the plugin shares some resources and leaves others whole; empty if it does not."""
+    missing = sorted(use.advertised - dict(use.replicas).keys())
     if use.config.sharing is None or not missing:
         return ""
     return f"its device plugin shares {use.counts} and leaves {', '.join(missing)} whole: a policy shares all or none"
 
 
 def _mps_on_mig(use: PluginUse) -> str:
-    """Say that the node has MPS on MIG instances, which NVIDIA's device plugin refuses; empty if it does not."""
+    """Return the message that the node has MPS on MIG instances, which NVIDIA's device plugin refuses; empty if it
+    does not."""
     return "MPS on MIG instances: NVIDIA's device plugin refuses it" if use.with_mps and use.with_mig else ""
 
 
 def _lenient_mps(use: PluginUse) -> str:
-    """Say that containers may request several MPS shares of the node today, which a policy would refuse; empty if they
-    may not."""
+    """Return the message that containers may request several MPS shares today, which a policy would refuse; empty if
+    they may not."""
     sharing = use.config.sharing
     if sharing is None or not use.with_mps or sharing.fail_requests_greater_than_one:
         return ""
@@ -262,16 +264,16 @@ def find_unsaid(text: str) -> tuple[str, ...]:
     flaws = find_flaws(text)
     if any(flaw.refused for flaw in flaws):
         return ()
-    known = tuple(f"{path}.".lower() for path in (*_SAID, *(flaw.path for flaw in flaws)))
+    known = tuple(f"{path}.".lower() for path in (*_EXPRESSIBLE, *(flaw.path for flaw in flaws)))
     paths = _paths(parse_yaml(text), "")
     return tuple(sorted(path for path in paths if not f"{path}.".lower().startswith(known)))
 
 
-def _paths(found: object, path: str) -> Iterator[str]:
-    """Yield the path of everything that is no map."""
-    if path and not isinstance(found, dict):
+def _paths(value: object, path: str) -> Iterator[str]:
+    """Yield the path of every value below `value` that is not a map, joined by dots."""
+    if path and not isinstance(value, dict):
         yield path
-    for key, item in found.items() if isinstance(found, dict) else ():
+    for key, item in value.items() if isinstance(value, dict) else ():
         yield from _paths(item, f"{path}.{key}".lstrip("."))
 
 
@@ -299,6 +301,7 @@ def _spec(node: NodeView, gpus: Sequence[GpuView], config: PluginConfig, stack: 
 
 
 def _shares(sharing: Sharing) -> dict[str, Any]:
+    """Return the block of a policy that says how GPUs are shared. Defaults are left out."""
     block: dict[str, Any] = {"replicas": sharing.replicas[0][1]}
     if sharing.rename:
         block["renameByDefault"] = True
@@ -308,7 +311,8 @@ def _shares(sharing: Sharing) -> dict[str, Any]:
 
 
 def _layouts(gpus: Sequence[GpuView]) -> list[dict[str, Any]]:
-    """A row for each layout, with the GPUs that have it; a whole GPU has no profiles."""
+    """Return a row for each layout, with the indexes of the GPUs that have it, or `all` if they all have the same. A
+    GPU without instances has no profiles."""
     rows: dict[Layout | None, list[int]] = {}
     for gpu in gpus:
         rows.setdefault(gpu.layout, []).append(gpu.index)
@@ -319,15 +323,15 @@ def _layouts(gpus: Sequence[GpuView]) -> list[dict[str, Any]]:
 
 
 INSTANCE = "-MIG-"
-"""In GPU Feature Discovery's label of the product where MIG instances are served as GPUs, before their profile."""
+"""The text before the profile in GPU Feature Discovery's product label, if MIG instances are advertised as GPUs."""
 MOST = 16
-"""GPUs of one node: an HGX board has 8, and NVIDIA's largest of one system 16."""
+"""The most GPUs of one node that are tried: an HGX board has 8, and NVIDIA's largest single system 16."""
 
 
 # --- before the installation ---------------------------------------------------------------------------------
-# Nobody reads NVML then. GPU Feature Discovery names the card, `nvidia.com/mig.config` the layout, and the device
-# plugin offers what follows from both: where one number of GPUs explains all of it, that number is presumed. It proves
-# nothing, and everything that shows it says so.
+# Before the installation no agent reads NVML. GPU Feature Discovery's label names the card, `nvidia.com/mig.config` the
+# layout, and the device plugin advertises what follows from both. If one number of GPUs explains all of that, it is
+# presumed. This proves nothing, and every output that uses it says so.
 
 
 def presume(node: NodeView, stack: StackView) -> GPUNodeView | None:
@@ -371,8 +375,8 @@ def _labeled_layouts(
     instances all the same, or if the label's value means nothing on these GPUs."""
     config = node.labels.get(names.LABEL_MIG_CONFIG, "")
     if not config or not gpus[0].mig_capable:
-        # Under strategy single instances are called nvidia.com/gpu, as whole GPUs are; the product tells them apart.
+        # Under strategy single, instances are advertised as nvidia.com/gpu like whole GPUs; only the product differs.
         divided = INSTANCE in node.labels.get(names.LABEL_GPU_PRODUCT, "")
         return None if divided else (None,) * len(gpus)
-    found = resolve_name(config, node.name, gpus, stack)
-    return None if isinstance(found, str) else found
+    layouts = resolve_name(config, node.name, gpus, stack)
+    return None if isinstance(layouts, str) else layouts

@@ -1,9 +1,9 @@
 """`import`: policies for a cluster that was configured by hand, which change nothing when they are applied.
 
-What is found goes to standard output, for `kubectl apply -f -`; what has to be done first, and what is left out, into
-comments there and to standard error.
+The policies go to standard output, for `kubectl apply -f -`. The steps to take first and the nodes that are left out
+go into comments there and to standard error.
 
-Exit status: 0 every GPU node is under a policy then, 2 some are left out, 1 there is nothing to apply.
+Exit status: 0 if the policies cover every GPU node, 2 if some nodes are left out, 1 if all are.
 """
 
 import sys
@@ -32,37 +32,40 @@ PROVEN = (
 )
 PRESUMED = (
     "Proposed by kubectl gpusharing import before the operator is installed: nothing is proven yet. No agent has read"
-    " these GPUs; what they are is inferred from labels of Nodes and from what the Nodes offer."
+    " these GPUs; what they are is inferred from the labels of Nodes and from what the Nodes advertise."
 )
 MOST = 8
-"""Nodes that a comment names."""
+"""The most nodes that a comment names."""
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """See VerbModule."""
+    """Print the policies and the remarks about them; see VerbModule."""
     async with gathered(session, beforehand=True) as cluster:
         decided = await cluster.decide(())
-        given = await read_given(session, decided.snapshot)
+        admin = await read_admin_maps(session, decided.snapshot)
         merged = cluster.gatherer.sources.settings.admin_maps
-        found = find_import(decided.snapshot, given, merged, decided.now, missing=cluster.missing)
-    # Without an operator there are the chart's settings, and another sentence says so.
-    unsure = [PRESUMED] if found.presumed else decided.notes
-    remarks = [*filter(None, [simulated_sentence(decided.simulated())]), *unsure, *find_remarks(found)]
+        answer = find_import(decided.snapshot, admin, merged, decided.now, missing=cluster.missing)
+    # Without an operator the notes would say that the chart's settings are assumed; PRESUMED says more.
+    unsure = [PRESUMED] if answer.presumed else decided.notes
+    remarks = [*filter(None, [simulated_sentence(decided.simulated())]), *unsure, *find_remarks(answer)]
     for remark in remarks:
         print(printable(" ".join(remark.splitlines())), file=sys.stderr)
     if terminal.output == "json":
-        manifests = [one.manifest for one in found.proposed]
-        terminal.data({"apiVersion": "v1", "kind": "List", "items": manifests})  # as kubectl apply takes it
+        manifests = [policy.manifest for policy in answer.proposed]
+        terminal.data(
+            {"apiVersion": "v1", "kind": "List", "items": manifests}
+        )  # the form that kubectl apply takes
     else:
-        terminal.stream.write(as_yaml(found, remarks))
-    if found.left_out:
-        return CHANGES if found.proposed else FAILED
+        terminal.stream.write(as_yaml(answer, remarks))
+    if answer.left_out:
+        return CHANGES if answer.proposed else FAILED
     return DONE
 
 
-async def read_given(session: Session, snapshot: ClusterSnapshot) -> AdminConfigMaps:
-    """Read the ConfigMaps of the admin that ClusterPolicy names, and where the device plugin's is if it is absent from
-    the namespace of NVIDIA's pods. Raises Trouble if one may not be read."""
+async def read_admin_maps(session: Session, snapshot: ClusterSnapshot) -> AdminConfigMaps:
+    """Read the ConfigMaps of the admin that ClusterPolicy names. If the device plugin's does not exist in the
+    namespace of NVIDIA's pods, also find the namespaces that have one of that name. Raises Trouble if one may not
+    be read."""
     maps = named_maps(snapshot)
     plugin = await _data(session, snapshot, maps.plugin)
     mig = await _data(session, snapshot, maps.mig)
@@ -88,54 +91,59 @@ async def _data(session: Session, snapshot: ClusterSnapshot, name: str) -> Mappi
 # --- in words ------------------------------------------------------------------------------------------------------
 
 
-def find_remarks(found: Import) -> Iterator[str]:
-    """What a person has to know besides the policies, a line each."""
-    for number, step in enumerate(found.steps, 1):
+def find_remarks(answer: Import) -> Iterator[str]:
+    """Yield what the user has to know besides the policies, a line each: the steps to take first, and which nodes are
+    left out and why."""
+    for number, step in enumerate(answer.steps, 1):
         yield f"{number}. {step.about}:"
         yield f"   {step.command}"
     by_reason: dict[str, list[str]] = {}
-    for node, why in found.left_out.items():
+    for node, why in answer.left_out.items():
         by_reason.setdefault(why, []).append(node)
     for why, nodes in by_reason.items():
-        yield f"Left out: {some(nodes, MOST)}: {why}"
-    if not found.proposed and not found.left_out:
+        yield f"{some(nodes, MOST)} {'is' if len(nodes) == 1 else 'are'} left out: {why}"
+    if not answer.proposed and not answer.left_out:
         yield (
-            "Nothing to propose: every GPU node is under a policy" if found.owned else "There is no GPU node"
+            "There is nothing to propose: every GPU node is under a policy"
+            if answer.owned
+            else "There is no GPU node"
         )
 
 
-def as_yaml(found: Import, remarks: Sequence[str]) -> str:
-    """A file for `kubectl apply -f -`."""
-    proven = [PROVEN] if found.proposed and not found.presumed else []
+def as_yaml(answer: Import, remarks: Sequence[str]) -> str:
+    """Return a file for `kubectl apply -f -`: the remarks as comments, then the policies."""
+    proven = [PROVEN] if answer.proposed and not answer.presumed else []
     parts = ["".join(map(comment, [*proven, *remarks]))]
-    parts += [_document(one) for one in found.proposed]
+    parts += [_document(policy) for policy in answer.proposed]
     return "---\n".join(parts)
 
 
-def _document(one: Proposed) -> str:
-    import yaml  # as in terminal.py: it costs as much as a short command
+def _document(policy: Proposed) -> str:
+    """Return one policy as YAML, below comments that say which nodes it is for and what it does not express."""
+    import yaml  # importing it takes as long as a short command
 
-    first = one.members[0]
+    first = policy.members[0]
     cards = f"{first.gpus}x {' and '.join(first.products)}"
-    lines = [f"{counted(len(one.nodes), 'node')} ({some(one.nodes, MOST)}) with {cards}: {first.text}"]
-    if one.by_name:
+    lines = [f"{counted(len(policy.nodes), 'node')} ({some(policy.nodes, MOST)}) with {cards}: {first.text}"]
+    if policy.by_name:
         lines.append(
             "No label that names a pool distinguishes these nodes from others, so they are listed. With a"
             " label of your own, new nodes would join automatically."
         )
-    unsaid = sorted({path for member in one.members for path in member.unsaid})
+    unsaid = sorted({path for member in policy.members for path in member.unsaid})
     if unsaid:
         lines.append(
             f"A policy cannot express {', '.join(unsaid)} of the device plugin's configuration. That part stays in"
             " force until the node's first change."
         )
-    return "".join(map(comment, lines)) + yaml.safe_dump(_plain(one.manifest), sort_keys=False)
+    return "".join(map(comment, lines)) + yaml.safe_dump(_plain(policy.manifest), sort_keys=False)
 
 
 def _plain(value: Any) -> Any:
-    """Without aliases: equal parts are written out each time."""
+    """Return the value as plain dicts and lists, so that equal parts are written out each time instead of as YAML
+    aliases."""
     if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     return value

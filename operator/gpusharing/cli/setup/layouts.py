@@ -18,28 +18,28 @@ from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.vocabulary.lengths import counted
 
 CARD_WIDTH = 40
-"""Characters of a whole card."""
+"""Width of a whole card, in characters."""
 _INKS = (Ink.GOOD, Ink.BUSY)
 
 
 @dataclass(frozen=True, slots=True)
 class LegalLayouts:
-    """What was found out about one card."""
+    """The layouts of one card that were asked for, or why there are none."""
 
     card: Card
     """The card."""
     wanted: Layout
-    """The instances that were asked for; empty: none were."""
+    """The instances that a layout has to contain; empty if there is no such wish."""
     layouts: tuple[Layout, ...]
-    """The maximal layouts that hold them."""
+    """The full layouts that contain them."""
     refusal: Refusal | None
-    """Why the wanted instances do not fit."""
+    """Why the wanted instances do not fit, or None if they do."""
     hidden: bool = False
-    """Profiles with an attribute were left out."""
+    """Whether profiles with an attribute were left out."""
 
 
 def describe(answer: LegalLayouts, paper: Paper) -> list[Line]:
-    """A picture for each layout."""
+    """Draw the card and a picture of each layout, or say why the wanted instances do not fit."""
     card = answer.card
     slices = f"{_slices(card)} compute slices" if card.profiles else ""
     size = ", ".join(filter(None, (f"{card.memory_gb} GB" if card.memory_gb or not slices else "", slices)))
@@ -54,7 +54,7 @@ def describe(answer: LegalLayouts, paper: Paper) -> list[Line]:
     name = max((len(layout_text(layout)) for layout in answer.layouts), default=0)
     for layout in answer.layouts:
         picture = draw(layout, card.profiles, paper)
-        taken = sum(one.slices * dict(layout).get(one.name, 0) for one in card.profiles)
+        taken = sum(profile.slices * dict(layout).get(profile.name, 0) for profile in card.profiles)
         used = f"{taken}/{_slices(card)} slices"
         if paper.width is not None and name + CARD_WIDTH + len(used) + 4 > paper.width:
             lines += [*prose(f"{layout_text(layout)} {used}", paper), line("  ", *picture)]
@@ -64,16 +64,17 @@ def describe(answer: LegalLayouts, paper: Paper) -> list[Line]:
 
 
 def _notes(answer: LegalLayouts, paper: Paper) -> list[Line]:
+    """Draw remarks about how sure the placements are and which profiles were left out; empty if there are none."""
     lines: list[Line] = []
     known = answer.card.source.placements
     if known == "unknown":
         text = (
-            "The placements of instances on this card are unknown, so none is drawn, and mixed layouts are"
-            " not offered."
+            "The placements of instances on this card are unknown, so none is drawn and mixed layouts are"
+            " not listed."
         )
         lines += prose(text, paper, ink=Ink.FAINT)
     elif known == "family":
-        text = "The placements of instances are taken from cards of the same family; the driver has the last word."
+        text = "The placements of instances are taken from cards of the same family; what the driver reports wins."
         lines += prose(text, paper, ink=Ink.FAINT)
     if answer.hidden:
         lines += prose("--all also shows profiles with attributes, such as +me.", paper, ink=Ink.FAINT)
@@ -81,9 +82,10 @@ def _notes(answer: LegalLayouts, paper: Paper) -> list[Line]:
 
 
 def draw(layout: Layout, profiles: Sequence[Profile], paper: Paper) -> Line:
-    """One card from its first memory unit to its last; empty where placements are unknown."""
+    """Return a picture of one card from its first memory unit to its last; empty if the placements of its instances
+    are unknown."""
     sizes = {profile.name: profile.size for profile in profiles}
-    units = max((max(one.starts) + one.size for one in profiles if one.starts), default=0)
+    units = max((max(profile.starts) + profile.size for profile in profiles if profile.starts), default=0)
     fit = find_fit(layout, profiles)
     if not units or not isinstance(fit, Legal) or not fit.placements:
         return ()
@@ -96,7 +98,7 @@ def draw(layout: Layout, profiles: Sequence[Profile], paper: Paper) -> Line:
         if start > at:
             spans.append(Span(free * ((start - at) * cell), Ink.FAINT))
         width = sizes[name] * cell - 2
-        label = next((one for one in (name, name.partition(".")[0]) if len(one) <= width), "")
+        label = next((text for text in (name, name.partition(".")[0]) if len(text) <= width), "")
         spans.append(Span(f"[{label.center(width)}]", _INKS[number % len(_INKS)]))
         at = start + sizes[name]
     if at < units:
@@ -105,6 +107,7 @@ def draw(layout: Layout, profiles: Sequence[Profile], paper: Paper) -> Line:
 
 
 def _slices(card: Card) -> int:
+    """Return the number of compute slices of the card: those of its largest profile."""
     return max((profile.slices for profile in card.profiles), default=0)
 
 
@@ -112,7 +115,7 @@ CARDS_TABLE = (Column("CARD"), Column("PRODUCT", drop=1), Column("LARGEST"), Col
 
 
 def describe_cards(cards: Iterable[Card], paper: Paper) -> list[Line]:
-    """Those with MIG."""
+    """Draw a table of the cards with MIG; cards without MIG are left out."""
     rows = []
     for card in cards:
         if card.profiles:
@@ -125,13 +128,14 @@ def describe_cards(cards: Iterable[Card], paper: Paper) -> list[Line]:
             most = f"{small.name} (max {small.max_count})"
             rows.append([Span(card.key), Span(product), Span(large.name), Span(most)])
     return [
-        *prose("Cards with MIG; kubectl gpusharing layouts CARD draws one:", paper),
+        *prose("Cards with MIG; kubectl gpusharing layouts CARD draws the layouts of one:", paper),
         *table(CARDS_TABLE, rows, paper),
     ]
 
 
 def as_data(answer: LegalLayouts) -> dict[str, Any]:
-    """For programs; `profiles` can stand in spec.mig.layouts[].profiles as it is."""
+    """Return the answer as plain data, for JSON and YAML. The `profiles` of a layout can be copied to
+    spec.mig.layouts[].profiles."""
     card = answer.card
     return {
         "card": card.key,
@@ -156,7 +160,8 @@ def as_data(answer: LegalLayouts) -> dict[str, Any]:
 
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
-    """See VerbModule."""
+    """Draw the layouts of a card, or list the cards if none is named; see VerbModule. Returns FAILED if the wanted
+    instances do not fit."""
     if not typed.product:
         terminal.answer(
             lambda: [card.key for card in CARDS if card.profiles], lambda paper: describe_cards(CARDS, paper)
@@ -168,22 +173,22 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 
 
 def pick(word: str) -> Card:
-    """The card that is meant: by NVML's name, GFD's label, the table's key, or a word that only one begins with or
-    contains. Raises Trouble."""
+    """Return the card that the word names: NVML's name, GPU Feature Discovery's label, our key, or a part of these
+    that only one card has. Cards whose key begins with the word win. Raises Trouble if none or several match."""
     exact = find_card(word) or next((card for card in CARDS if card.key == word.lower()), None)
     if exact is not None:
         return exact
     plain = _plain(word)
-    found = [card for card in CARDS if any(plain in _plain(name) for name in (card.key, *card.products))]
-    first = [card for card in found if _plain(card.key).startswith(plain)]
-    found = first or found
-    if len(found) == 1:
-        return found[0]
-    keys = [card.key for card in found] or nearest(word.lower(), [card.key for card in CARDS])
+    matches = [card for card in CARDS if any(plain in _plain(name) for name in (card.key, *card.products))]
+    first = [card for card in matches if _plain(card.key).startswith(plain)]
+    matches = first or matches
+    if len(matches) == 1:
+        return matches[0]
+    keys = [card.key for card in matches] or nearest(word.lower(), [card.key for card in CARDS])
     if not keys:
         raise Trouble(f"no card is called {word}; kubectl gpusharing layouts lists those with MIG")
     raise Trouble(
-        f"{'several cards match' if found else 'no card matches'} {word}; one of: {', '.join(keys)}"
+        f"{'several cards match' if matches else 'no card matches'} {word}; one of: {', '.join(keys)}"
     )
 
 
@@ -192,7 +197,7 @@ def _plain(name: str) -> str:
 
 
 def wanted_of(text: str) -> Layout:
-    """`3g.40gb,1g.10gb` and `2x3g.40gb` as a layout. Raises Trouble for anything else."""
+    """Return the layout that a text such as `3g.40gb,1g.10gb` or `2x3g.40gb` means. Raises Trouble for others."""
     counts: Counter[str] = Counter()
     for part in filter(None, (one.strip() for one in text.split(","))):
         count, times, profile = part.partition("x")
@@ -203,7 +208,8 @@ def wanted_of(text: str) -> Layout:
 
 
 def find_answer(card: Card, wanted: Layout, *, everything: bool) -> LegalLayouts:
-    """The layouts to which nothing can be added and in which the wanted instances are."""
+    """Return the full layouts, to which no instance can be added, that contain the wanted instances, or the refusal.
+    `everything`: also use profiles with attributes that are not wanted by name."""
     profiles = card.profiles
     if not everything:
         named = {name for name, _ in wanted}

@@ -1,4 +1,4 @@
-"""What may be typed: the verbs, their flags, their help. Nothing else is imported here: --help comes at once."""
+"""The verbs, their flags and their help. Nothing of ours is imported here, so that --help is fast."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any, Never
 PROG = "kubectl gpusharing"
 OUTPUTS: tuple[str, ...] = ("table", "wide", "json", "yaml")
 PAGE, CSV = "html", "csv"
-"""Of `status` only, and of `cost` and `recommend` only."""
+"""Formats that only some verbs have: html only `status`, csv only `cost` and `recommend`."""
 EXITS = """\
 exit status: 0 success; plan: nothing would change. 1 an error, printed on standard error, or the answer
 is no: doctor found errors, a plan is refused, no layout fits, you did not confirm.
@@ -17,18 +17,19 @@ is no: doctor found errors, a plan is refused, no layout fits, you did not confi
 
 
 class Parser(argparse.ArgumentParser):
-    """Ends with 1 when it does not understand: 2 says that a plan has changes."""
+    """A parser of which wrong flags end with exit status 1, because 2 means that a plan has changes."""
 
     def error(self, message: str) -> Never:
-        """Say what is wrong and where to read on."""
+        """Print what is wrong with the flags and where to read on, and exit with status 1."""
         self.exit(1, f"error: {message}\nSee: {self.prog} --help\n")
 
 
 class Version(argparse.Action):
-    """Prints the version and exits; it is looked up only then, because that takes as long as all of --help."""
+    """Prints the version and exits. The version is looked up only when asked for, because that takes as long as all of
+    --help."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> Never:
-        """See argparse.Action."""
+        """Print the version of this plugin and exit with status 0; see argparse.Action."""
         print(f"{PROG} {own_version() or '(unknown version)'}")
         parser.exit(0)
 
@@ -44,31 +45,32 @@ def own_version() -> str:
 
 
 Flag = tuple[tuple[str, ...], dict[str, Any]]
-"""What may be typed besides a verb, as `add_argument` of argparse takes it."""
+"""A flag or argument of a verb, as `add_argument` of argparse takes it."""
 
 
 def _word(name: str, metavar: str, text: str) -> Flag:
-    """A word that may be left out, and is empty then."""
+    """Return an argument that may be left out and is the empty string then."""
     return (name,), {"nargs": "?", "default": "", "metavar": metavar, "help": text}
 
 
 def _value(name: str, metavar: str, text: str, default: str = "", short: str = "") -> Flag:
-    """A flag with a value."""
+    """Return a flag that takes a value. `short`: a second spelling, such as `-l`; empty for none."""
     return (*filter(None, (short,)), name), {"default": default, "metavar": metavar, "help": text}
 
 
 def _choice(name: str, choices: tuple[str, ...], default: str, text: str) -> Flag:
-    """A flag with one of some values."""
+    """Return a flag that takes one of `choices`."""
     return (name,), {"choices": choices, "default": default, "help": text}
 
 
 def _switch(name: str, text: str, short: str = "") -> Flag:
-    """A flag without a value."""
+    """Return a flag without a value, which is false unless it is given."""
     return (*filter(None, (short,)), name), {"action": "store_true", "help": text}
 
 
 def _steering(what: str) -> tuple[Flag, ...]:
-    """What every verb takes that patches an object; `what`: the kind of the object."""
+    """Return the arguments of every verb that patches an object. `what`: the kind of the object, as help and
+    completion name it."""
     return (
         (("name",), {"metavar": what}),
         _switch("--dry-run", "show the patch without sending it"),
@@ -77,6 +79,8 @@ def _steering(what: str) -> tuple[Flag, ...]:
 
 
 def _window(default: str, most: str) -> tuple[Flag, ...]:
+    """Return the flags --window and --until. `default` and `most`: default and greatest length of the window, as they
+    are typed."""
     return (
         _value(
             "--window",
@@ -90,15 +94,15 @@ def _window(default: str, most: str) -> tuple[Flag, ...]:
 
 CARD = "such as h100-80gb, or the name that NVML reports"
 PROMETHEUS: tuple[Flag, ...] = (
-    _value("--prometheus", "URL", "its address; contacts no cluster"),
+    _value("--prometheus", "URL", "the address of Prometheus; contacts no cluster"),
     _value("--token-file", "FILE", "a bearer token for --prometheus"),
-    _value("--ca-file", "FILE", "the authority that signed its certificate, as PEM"),
+    _value("--ca-file", "FILE", "the authority that signed the certificate of --prometheus, as PEM"),
     _value(
         "--service",
         "NAMESPACE/NAME:PORT",
-        "reached through the API server; default: the one Service that looks like a Prometheus",
+        "the Service to reach through the API server; default: the one that looks like a Prometheus",
     ),
-    _value("--selector", "MATCHERS", 'only series that match, such as cluster="east"'),
+    _value("--selector", "MATCHERS", 'use only series that match, such as cluster="east"'),
 )
 
 
@@ -107,38 +111,38 @@ class Verb:
     """One verb: how it is typed, and the module that carries it out."""
 
     name: str
-    """As it is typed."""
+    """The name of the verb, as it is typed."""
     module: str
     """The module of `gpusharing` whose `run` carries the verb out; it is imported only when the verb was typed."""
     help: str
-    """What it does, in a line."""
+    """What the verb does, in one line of help."""
     flags: tuple[Flag, ...] = ()
-    """What only this verb takes."""
+    """The flags and arguments that only this verb has."""
     offline: bool = False
-    """It contacts no cluster, and is carried out by `run_offline`."""
+    """Whether the verb contacts no cluster and is carried out by `run_offline`."""
     asks_with: str = ""
     """The flag that makes an offline verb contact a cluster after all, by `run`."""
     asks_prometheus: bool = False
-    """It asks a Prometheus for all namespaces: it takes PROMETHEUS, refuses -n, and can write CSV. With --prometheus it
-    does without a cluster, and is carried out by `run_offline`."""
+    """Whether the verb queries a Prometheus about all namespaces. Such a verb has the flags of PROMETHEUS, refuses -n
+    and can write CSV. With --prometheus it needs no cluster and is carried out by `run_offline`."""
     page: bool = False
     """Whether it can write a page of HTML."""
     one_file: bool = False
-    """It writes one file, for one cluster: no --contexts."""
+    """Whether the verb writes one file for one cluster and refuses --contexts."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """What -o may be."""
+        """The formats that -o may name."""
         return (*OUTPUTS, *([PAGE] if self.page else ()), *([CSV] if self.asks_prometheus else ()))
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The verb and its flags. Raises SystemExit for --help (0) and for what cannot be understood (1)."""
+    """Return the verb and its flags. Raises SystemExit for --help (0) and for flags that cannot be understood (1)."""
     return parser().parse_args(arguments)
 
 
 def parser() -> Parser:
-    """All that may be typed."""
+    """Build the parser for all verbs and their flags."""
     every = (*OUTPUTS, PAGE, CSV)
     commons = {outputs: _common(outputs) for outputs in {every, *(verb.outputs for verb in VERBS)}}
     top = Parser(
@@ -172,7 +176,8 @@ def parser() -> Parser:
 
 
 def _common(outputs: tuple[str, ...]) -> Parser:
-    """Flags of every verb. Without defaults, which would override flags typed before the verb."""
+    """Return the flags of every verb. They have no defaults, because those would override flags typed before the verb.
+    `outputs`: what -o may be."""
     common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
     group = common.add_argument_group("cluster and output")
     group.add_argument("--kubeconfig", metavar="FILE", help="instead of KUBECONFIG or ~/.kube/config")
@@ -187,7 +192,7 @@ def _common(outputs: tuple[str, ...]) -> Parser:
         help="namespace of the pod that you name; advise: of the pods to read",
     )
     group.add_argument("-o", "--output", choices=outputs, help="default: table")
-    group.add_argument("--no-color", action="store_true", help="no colours; so does NO_COLOR")
+    group.add_argument("--no-color", action="store_true", help="no colors; NO_COLOR does the same")
     return common
 
 
@@ -195,7 +200,7 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "status",
         "cli.pools.status",
-        "What every pool runs, what waits, why, since when and until when.",
+        "Show what every pool runs and what it waits for: why, since when and until when.",
         (
             _word("policy", "POLICY", "only this one"),
             _switch("--watch", "keep running and redraw on every change; Ctrl-C ends it", "-w"),
@@ -206,7 +211,7 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "plan",
         "cli.changing.plan",
-        "What an edit would do, or what the operator is about to do; changes nothing.",
+        "Show what an edit would do, or what the operator is about to do; changes nothing.",
         (
             _word("policy", "POLICY", "only this one"),
             (
@@ -224,7 +229,7 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "why",
         "cli.diagnosis.why",
-        "Why a node is not done, or why a pod waits: which sources disagree, what blocks, what to do.",
+        "Explain why a node is not done or why a pod waits: which sources disagree, what blocks, what to do.",
         (
             (
                 ("subject",),
@@ -275,7 +280,7 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "layouts",
         "cli.setup.layouts",
-        "Every MIG layout of a card, drawn as slices; contacts no cluster.",
+        "Draw every MIG layout of a card as slices; contacts no cluster.",
         (
             _word("product", "CARD", f"{CARD}; without it, the cards with MIG are listed"),
             _value("--fits", "PROFILES", "only layouts with these, such as 3g.40gb,2x1g.10gb"),
@@ -286,33 +291,37 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "doctor",
         "cli.setup.doctor",
-        "What silently overrides the operator or breaks its proofs, and how to fix it.",
+        "Find what silently overrides the operator or breaks its proofs, and say how to fix it.",
     ),
     Verb(
         "support-bundle",
         "cli.diagnosis.bundle",
-        "A tar archive for troubleshooting, without secrets.",
+        "Write a tar archive for troubleshooting, without secrets.",
         (_word("file", "FILE", "default: gpusharing-support-TIME.tar.gz in the current folder"),),
         one_file=True,
     ),
     Verb(
         "import",
         "cli.setup.importing",
-        "Policies that match a cluster configured by hand and change nothing.",
+        "Propose policies that match a cluster configured by hand and change nothing.",
         one_file=True,
     ),
     Verb(
         "advise",
         "cli.setup.advise",
-        "Which mode and layout, why and at what price: from your answers, or from the pods of a namespace (-n).",
+        "Advise a mode and a layout, with reason and price: from your answers, or from the pods of a namespace (-n).",
         (
             _value("--card", "CARD", CARD),
             _value("--memory", "SIZE", "what one workload needs at its peak, such as 15Gi"),
             _switch("--promise", "latency or availability is promised to somebody"),
-            _switch("--strangers", "people who do not trust each other share"),
+            _switch("--strangers", "people who do not trust each other share the GPUs"),
             _switch("--bill", "each workload is billed for what it holds"),
             _switch("--bursts", "workloads compute only now and then"),
-            _value("--gpu-operator", "VERSION", "of NVIDIA's, such as v26.3.3: most refuse MPS"),
+            _value(
+                "--gpu-operator",
+                "VERSION",
+                "version of NVIDIA's GPU Operator, such as v26.3.3",
+            ),
             (("--name",), {"default": "pool", "help": "name of the policy"}),
             (
                 ("--pool",),
@@ -328,7 +337,7 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "cost",
         "usage.cost",
-        "What the GPUs cost by namespace, policy or label, and what nobody used; from Prometheus alone.",
+        "Show what the GPUs cost by namespace, policy or label, and what nobody used; from Prometheus alone.",
         (
             _value(
                 "--by", "namespace|policy|LABEL", "LABEL is a label of namespaces, such as team", "namespace"
@@ -346,7 +355,7 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "recommend",
         "usage.recommend",
-        "Which layout a pool should have, given what its workloads used; from Prometheus alone.",
+        "Recommend a layout for a pool, given what its workloads used; from Prometheus alone.",
         (
             _value(
                 "--nodes",

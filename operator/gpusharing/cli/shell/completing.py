@@ -1,4 +1,4 @@
-"""`kubectl_complete-gpusharing`: what may come next, for kubectl's own shell completion.
+"""`kubectl_complete-gpusharing`: suggestions for kubectl's own shell completion.
 
 kubectl calls it with all words typed so far, the last one possibly incomplete, and reads a line for each suggestion and
 then a directive (cobra, ShellCompDirective). If anything goes wrong, nothing is suggested.
@@ -13,38 +13,39 @@ from gpusharing.cli.shell.arguments import parser
 from gpusharing.cli.shell.troubles import Trouble
 
 NO_FILES = ":4"
-"""Do not suggest files of the directory as well."""
+"""The directive not to suggest file names as well."""
 SECONDS = 3.0
 """Seconds for the cluster: a person who presses Tab waits no longer."""
 Names = Callable[[str], Iterable[str]]
-"""By plural: the names that there are."""
+"""A function that returns the names of all objects of a kind, which is given by its plural."""
 KINDS = {"POLICY": "gpusharingpolicies", "NODE": "gpunodes", "NODE|POD": "gpunodes"}
-"""By what an argument is called in the help."""
+"""The plural of the kind that an argument names, by what the argument is called in the help."""
 
 
 def main() -> None:
-    """The console script that kubectl looks for."""
+    """Run the console script that kubectl looks for: print a line for each suggestion, then the directive."""
     words = sys.argv[1:] or [""]
     print("\n".join([*suggest(words, lambda kind: cluster_names(kind, words)), NO_FILES]))
 
 
 def suggest(words: Sequence[str], names: Names) -> list[str]:
-    """What the last word may become, sorted."""
-    # argparse tells what it knows by these names only; they are the same from Python 3.11 to 3.14.
+    """Return what the last of the words may become, sorted: flags, the values of a flag, verbs, or what the first
+    argument of the verb may be."""
+    # argparse has no public way to list its flags. These private names are the same from Python 3.11 to 3.14.
     top = parser()
     *before, begun = ("", *words)
-    verbs = next(one for one in top._actions if isinstance(one, argparse._SubParsersAction))
+    verbs = next(action for action in top._actions if isinstance(action, argparse._SubParsersAction))
     verb = next((word for word in before if word in verbs.choices), "")
     chosen: argparse.ArgumentParser = verbs.choices.get(verb, top)
-    found = _flags(chosen, before[-1], begun)
-    if found is None:
-        found = _positional(chosen, names) if verb else verbs.choices
-    return sorted(one for one in set(found) if one.startswith(begun))
+    suggestions = _flags(chosen, before[-1], begun)
+    if suggestions is None:
+        suggestions = _positional(chosen, names) if verb else verbs.choices
+    return sorted(text for text in set(suggestions) if text.startswith(begun))
 
 
 def _flags(chosen: argparse.ArgumentParser, last: str, begun: str) -> Iterable[str] | None:
     """Return the values of the flag that was typed last, or the flags that may follow; None if neither is asked for."""
-    options = {text: one for one in chosen._actions for text in one.option_strings}
+    options = {text: action for action in chosen._actions for text in action.option_strings}
     if last in options and options[last].nargs != 0:
         return options[last].choices or ()
     return [text for text in options if text.startswith("--")] if begun.startswith("-") else None
@@ -52,7 +53,7 @@ def _flags(chosen: argparse.ArgumentParser, last: str, begun: str) -> Iterable[s
 
 def _positional(chosen: argparse.ArgumentParser, names: Names) -> Iterable[str]:
     """Return what the first argument of the verb may be; the others are not worth a call."""
-    first = next((one for one in chosen._actions if not one.option_strings), None)
+    first = next((action for action in chosen._actions if not action.option_strings), None)
     if first is None:
         return ()
     if first.metavar == "CARD":
@@ -63,18 +64,20 @@ def _positional(chosen: argparse.ArgumentParser, names: Names) -> Iterable[str]:
 
 
 def cluster_names(kind: str, words: Sequence[str]) -> list[str]:
-    """The names of all objects of a kind, in the cluster that the words name; none when it cannot be asked in time."""
+    """Return the names of all objects of a kind, in the cluster that the words name; empty if it cannot be asked or
+    does not answer in time."""
     from gpusharing.cli.shell.session import connected
     from gpusharing.kube.client import GPUNODES, POLICIES
 
     resource = POLICIES if kind == POLICIES.plural else GPUNODES
 
     async def ask() -> list[str]:
+        """List the names. Raises Trouble or TimeoutError."""
         async with (
             asyncio.timeout(SECONDS),
-            connected(_value(words, "--kubeconfig"), _value(words, "--context")) as found,
+            connected(_value(words, "--kubeconfig"), _value(words, "--context")) as session,
         ):
-            return [raw["metadata"]["name"] for raw in await found.all(resource)]
+            return [raw["metadata"]["name"] for raw in await session.all(resource)]
 
     try:
         return asyncio.run(ask())
@@ -83,7 +86,7 @@ def cluster_names(kind: str, words: Sequence[str]) -> list[str]:
 
 
 def _value(words: Sequence[str], flag: str) -> str:
-    """What was given for a flag; empty: it was not."""
+    """Return the value that the words give for a flag; empty if they do not contain it."""
     for word, following in zip(words, (*words[1:], ""), strict=True):
         if word == flag:
             return following

@@ -1,6 +1,6 @@
-"""Text with ink, laid out for a width: pure, so that what a person sees is compared with a file.
+"""Lays out text for a width, with an ink for each piece. Pure, so that tests compare what a person sees.
 
-Nothing depends on colour alone: each state has a glyph of its own, in ASCII too.
+No information is in the color alone: each state has a glyph of its own, in ASCII too.
 """
 
 import re
@@ -15,12 +15,12 @@ from operator import attrgetter
 from gpusharing.planning.vocabulary.lengths import some
 
 NARROW = 20
-"""Nothing is laid out for less, however narrow the terminal is."""
+"""The narrowest width that output is laid out for."""
 GAP = "  "
 
 
 class Ink(StrEnum):
-    """What a piece of text is; what colour that has is the terminal's business."""
+    """What a piece of text means. `terminal.py` chooses the color for it."""
 
     PLAIN = ""
     TITLE = "title"
@@ -38,7 +38,7 @@ class Span:
     text: str
     """The characters."""
     ink: Ink = Ink.PLAIN
-    """How they are coloured."""
+    """What the text means, which decides its color."""
 
 
 Line = tuple[Span, ...]
@@ -49,30 +49,31 @@ class Column:
     """One column of a table."""
 
     title: str
-    """Its heading."""
+    """The heading of the column."""
     drop: int = 0
-    """Where there is no room, the column with the highest goes first; 0 stays."""
+    """The order in which columns are left out if there is no room: the highest number first. A column with 0 stays."""
 
 
 @dataclass(frozen=True, slots=True)
 class Paper:
-    """What is written on."""
+    """What output is drawn on: the width of the terminal, which characters it can show, and how much is wanted."""
 
     width: int | None = None
-    """Characters of a line; None: as many as it takes, as for a file or a pipe."""
+    """Characters in a line, or None if lines may be of any length, as in a file or a pipe."""
     glyphs: bool = True
-    """It shows more than ASCII."""
+    """Whether more than ASCII can be shown."""
     wide: bool = False
-    """Everything that is known, and nothing left out for want of room."""
+    """Whether everything that is known is wanted, even if lines become too long for the terminal."""
 
     @property
     def room(self) -> int:
-        """Characters of a line of prose."""
+        """The number of characters in a line of prose: the width, at least NARROW and at most 140; 110 where there is
+        no width."""
         return max(NARROW, min(self.width or 110, 140))
 
 
 def line(*parts: str | Span) -> Line:
-    """A line of these parts; what is plain text has plain ink."""
+    """Return a line of these parts; a part that is a plain text gets plain ink."""
     return tuple(part if isinstance(part, Span) else Span(part) for part in parts)
 
 
@@ -80,7 +81,7 @@ BLANK: Line = ()
 
 
 def plain(lines: Iterable[Line]) -> str:
-    """The same without ink; each line ends with a line feed, and none with blanks."""
+    """Return the lines as text without ink. Each line ends with a line feed, and blanks at its end are removed."""
     return "".join("".join(span.text for span in one).rstrip() + "\n" for one in lines)
 
 
@@ -90,7 +91,8 @@ def printable(text: str) -> str:
 
 
 def prose(text: str, paper: Paper, *, indent: str = "", hang: str = "", ink: Ink = Ink.PLAIN) -> list[Line]:
-    """A text in lines; all but the first also begin with `hang`."""
+    """Return a text broken into lines that fit the paper. All lines begin with `indent`, and all but the first with
+    `hang` after it. Runs of white space become one blank."""
     wrapped = textwrap.wrap(
         " ".join(text.split()),
         max(NARROW, paper.room),
@@ -101,11 +103,11 @@ def prose(text: str, paper: Paper, *, indent: str = "", hang: str = "", ink: Ink
     return [line(Span(one, ink)) for one in wrapped]
 
 
-def fold(one: Line, paper: Paper) -> list[Line]:
-    """A line of several inks; if it is too long, broken into lines between words."""
-    if sum(len(span.text) for span in one) <= paper.room:
-        return [one]
-    pieces = [Span(piece, span.ink) for span in one for piece in re.findall(r"\s+|\S+", span.text)]
+def fold(text: Line, paper: Paper) -> list[Line]:
+    """Break a line of several inks between words into lines that fit the paper. Returned as it is if it fits."""
+    if sum(len(span.text) for span in text) <= paper.room:
+        return [text]
+    pieces = [Span(piece, span.ink) for span in text for piece in re.findall(r"\s+|\S+", span.text)]
     words = [
         list(word) for blank, word in groupby(pieces, key=lambda piece: piece.text.isspace()) if not blank
     ]
@@ -124,49 +126,53 @@ def fold(one: Line, paper: Paper) -> list[Line]:
 def table(
     columns: Sequence[Column], rows: Sequence[Sequence[Span]], paper: Paper, indent: str = ""
 ) -> list[Line]:
-    """Rows under a header. Columns without any text are left out, and so are those that do not fit; then texts are
-    cut."""
-    kept = [index for index in range(len(columns)) if any(row[index].text for row in rows)]
+    """Return a header and a line for each row. Columns without any text are left out. If the paper has a width and is
+    not wide, columns that do not fit are left out by their `drop`, and then texts are cut."""
+    shown = [index for index in range(len(columns)) if any(row[index].text for row in rows)]
     widths = {
-        index: max(len(columns[index].title), *(len(row[index].text) for row in rows)) for index in kept
+        index: max(len(columns[index].title), *(len(row[index].text) for row in rows)) for index in shown
     }
     room = None if paper.width is None or paper.wide else max(NARROW, paper.width) - len(indent)
     if room is not None:
-        kept = _fitting(columns, kept, widths, room)
-        widths = _cut(kept, widths, room)
+        shown = _fitting(columns, shown, widths, room)
+        widths = _cut(shown, widths, room)
     drawn = [
-        line(indent, *_row([Span(columns[i].title, Ink.FAINT) for i in kept], [widths[i] for i in kept]))
+        line(indent, *_row([Span(columns[i].title, Ink.FAINT) for i in shown], [widths[i] for i in shown]))
     ]
-    drawn += [line(indent, *_row([row[i] for i in kept], [widths[i] for i in kept])) for row in rows]
+    drawn += [line(indent, *_row([row[i] for i in shown], [widths[i] for i in shown])) for row in rows]
     return drawn
 
 
-def _fitting(columns: Sequence[Column], kept: list[int], widths: dict[int, int], room: int) -> list[int]:
-    kept = list(kept)
-    while _total(kept, widths) > room:
-        loose = [index for index in kept if columns[index].drop]
+def _fitting(columns: Sequence[Column], shown: list[int], widths: dict[int, int], room: int) -> list[int]:
+    """Return the columns of `shown` that stay when those with the highest `drop` are left out until the rest fits.
+    Columns with `drop` 0 always stay, even if they do not fit."""
+    shown = list(shown)
+    while _total(shown, widths) > room:
+        loose = [index for index in shown if columns[index].drop]
         if not loose:
             break
-        kept.remove(max(loose, key=lambda index: (columns[index].drop, index)))
-    return kept
+        shown.remove(max(loose, key=lambda index: (columns[index].drop, index)))
+    return shown
 
 
-def _cut(kept: Sequence[int], widths: dict[int, int], room: int) -> dict[int, int]:
-    """The widest column gives way until all fit, or none can give more."""
-    found = dict(widths)
-    while kept and _total(kept, found) > room:
-        widest = max(kept, key=lambda index: found[index])
-        if found[widest] <= 5:
+def _cut(shown: Sequence[int], widths: dict[int, int], room: int) -> dict[int, int]:
+    """Return the widths after the widest of the shown columns has given up characters until all fit. No column goes
+    below 5 characters, even if the row is too long then."""
+    widths = dict(widths)
+    while shown and _total(shown, widths) > room:
+        widest = max(shown, key=lambda index: widths[index])
+        if widths[widest] <= 5:
             break
-        found[widest] -= 1
-    return found
+        widths[widest] -= 1
+    return widths
 
 
-def _total(kept: Sequence[int], widths: dict[int, int]) -> int:
-    return sum(widths[index] for index in kept) + len(GAP) * max(0, len(kept) - 1)
+def _total(shown: Sequence[int], widths: dict[int, int]) -> int:
+    return sum(widths[index] for index in shown) + len(GAP) * max(0, len(shown) - 1)
 
 
 def _row(cells: Sequence[Span], widths: Sequence[int]) -> list[Span]:
+    """Return the cells of a row with gaps between them, each cut or filled to its width."""
     spans: list[Span] = []
     for number, (cell, width) in enumerate(zip(cells, widths, strict=True)):
         if number:
@@ -181,7 +187,7 @@ def shows(row: Line, text: str) -> bool:
 
 
 def shorten(text: str, width: int) -> str:
-    """The text, cut where it is too long."""
+    """Return the text, cut to `width` characters where it is longer. The last two of a cut text are dots."""
     return text if len(text) <= width else text[: max(0, width - 2)] + ".."
 
 
@@ -190,23 +196,24 @@ class Glyph:
     """One cell of a bar."""
 
     drawn: str
-    """The character."""
+    """The character that is drawn."""
     ascii: str
-    """The same where only ASCII can be shown."""
+    """The character that is drawn if only ASCII can be shown."""
     ink: Ink
-    """How it is coloured."""
+    """The ink of the cell."""
     word: str = field(default="")
-    """What it stands for, in a legend."""
+    """What the character stands for, as a legend says it."""
 
     def on(self, paper: Paper) -> str:
-        """The character that the paper can show."""
+        """Return the character that the paper can show."""
         return self.drawn if paper.glyphs else self.ascii
 
 
 def bar(glyphs: Sequence[Glyph], paper: Paper, room: int) -> Line:
-    """A cell for each glyph; where there is no room for all, each cell stands for several and shows the worst of them.
+    """Return a cell for each glyph. If there is no room for all, each cell stands for several and shows the worst of
+    them.
 
-    Worse is what comes later in the order in which inks are defined, as a failure after success.
+    A glyph is worse if its ink comes later in _BADNESS: a failure is worse than a success.
     """
     most = max(1, room)
     if len(glyphs) > most:
@@ -223,7 +230,8 @@ _BADNESS = (Ink.PLAIN, Ink.TITLE, Ink.FAINT, Ink.GOOD, Ink.WAITING, Ink.BUSY, In
 
 
 def simulated_sentence(nodes: Sequence[str]) -> str:
-    """The sentence about these nodes; empty: there are none."""
+    """Return the sentence that says that these nodes have no real GPUs, without a full stop; empty if there are no
+    nodes."""
     if not nodes:
         return ""
     have, them = ("have", "them") if len(nodes) > 1 else ("has", "it")
@@ -232,17 +240,19 @@ def simulated_sentence(nodes: Sequence[str]) -> str:
 
 
 def describe_simulated(nodes: Sequence[str], paper: Paper) -> list[Line]:
-    """The same as lines."""
+    """Return `simulated_sentence` as lines; empty if there are no nodes."""
     return prose(f"{simulated_sentence(nodes)}.", paper, hang="  ", ink=Ink.WAITING) if nodes else []
 
 
 def age(since: datetime | None, now: datetime) -> str:
-    """How long ago, as kubectl writes it: 42s, 5m, 3h, 41d; empty when unknown. A clock that is behind gives 0s."""
+    """Return how long ago a moment was, as kubectl writes it: 42s, 5m, 3h, 41d. Empty when the moment is unknown, and
+    0s if it is in the future, because clocks differ."""
     return "" if since is None else length(now - since)
 
 
 def length(time: timedelta) -> str:
-    """In the largest unit that is full, and the next one where the number is small."""
+    """Return a length of time in its largest full unit, such as 41d, and the next smaller unit beside it if the count
+    is below 5, such as 1h5m. Negative lengths give 0s."""
     seconds = max(0, int(time.total_seconds()))
     for unit, size, below, small in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
         count, rest = divmod(seconds, size)

@@ -11,7 +11,7 @@ KIND = "GPUSharingPolicy"
 
 
 def policy_manifest(name: str, spec: Mapping[str, Any], **metadata: object) -> JSON:
-    """Return a policy as `kubectl apply` takes it."""
+    """Return a policy as `kubectl apply` takes it. `metadata`: further fields of its metadata."""
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -21,6 +21,6 @@ def policy_manifest(name: str, spec: Mapping[str, Any], **metadata: object) -> J
 
 
 def comment(text: str) -> str:
-    """A line of comment in a file of policies, with nothing in it that YAML or a terminal would stumble over: others
-    wrote parts of the text."""
+    """Return the text as one comment line of a YAML file. Line breaks become blanks and unprintable characters become
+    ?, because others wrote parts of the text."""
     return f"# {printable(' '.join(text.splitlines()))}\n"

@@ -1,4 +1,4 @@
-"""Runs a verb in each of the contexts that were named, one after the other."""
+"""Runs a verb in each of the named contexts, one after the other."""
 
 import asyncio
 from argparse import Namespace
@@ -25,8 +25,8 @@ class VerbModule(Protocol):
 
 
 def carry_out(verb: Any, typed: Namespace) -> int:
-    """The worst exit status of all contexts. Raises Trouble for flags that contradict each other, and after the last
-    context where one could not be asked."""
+    """Run the verb, offline or in each context, and return the worst exit status. Raises Trouble for flags that
+    contradict each other and, after the last context, if any context had trouble."""
     flags, row = vars(typed), typed.row
     named = tuple(name.strip() for name in flags.get("contexts", "").split(",") if name.strip())
     contexts = named or (flags.get("context", ""),)
@@ -63,6 +63,8 @@ def _find_contradiction(typed: Namespace, *, several: bool) -> str:
 
 
 async def _everywhere(verb: VerbModule, typed: Namespace, contexts: Sequence[str], terminal: Terminal) -> int:
+    """Run the verb in each context and return FAILED if it failed in any, otherwise the highest exit status. A context
+    with trouble does not keep the others from running; all troubles are raised as one Trouble at the end."""
     troubles: list[str] = []
     statuses: list[int] = []
     for context in contexts:
@@ -75,5 +77,5 @@ async def _everywhere(verb: VerbModule, typed: Namespace, contexts: Sequence[str
             troubles.append(str(trouble))
     if troubles:
         raise Trouble("; ".join(troubles))
-    # An error in one cluster is not made good by changes in another, although 2 is more than 1.
+    # An error in one cluster outweighs changes in another, although CHANGES is the higher number.
     return FAILED if FAILED in statuses else max(statuses, default=DONE)

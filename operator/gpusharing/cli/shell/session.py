@@ -1,7 +1,8 @@
-"""One cluster: where it is by the kubeconfig, and reading it. Errors of the server become a `Trouble`.
+"""One cluster: how it is reached, according to the kubeconfig, and how it is read. Errors of the server become a
+`Trouble`.
 
-The official client reads most of a kubeconfig (`kube/login.py`). Which context is meant is found here, by kubectl's
-rule, which that client does not follow for several files: the first that names a current context decides.
+The official client reads most of a kubeconfig (`kube/login.py`). The context is found here, because that client does
+not follow kubectl's rule for several files: the first file that names a current context decides.
 """
 
 import asyncio
@@ -35,8 +36,8 @@ def find_context(files: Sequence[Path], name: str) -> tuple[str, str]:
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise Trouble(f"kubeconfig {file} cannot be read: {error_text(error)}") from error
         current = current or text(config, "current-context")
-        for one in entries(config, "contexts"):
-            known.setdefault(text(one, "name"), text(one, "context", "namespace"))
+        for entry in entries(config, "contexts"):
+            known.setdefault(text(entry, "name"), text(entry, "context", "namespace"))
     wanted = name or current
     where = ", ".join(map(str, files))
     listed = ", ".join(sorted(known)[:5]) or "none"
@@ -56,22 +57,22 @@ LIMITS = Limits(connect=5.0, total=30.0)
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A cluster to ask."""
+    """A cluster that can be read and patched."""
 
     client: KubeClient
     """The cluster's API server."""
     where: str
-    """For messages: the context's name, or what replaces it."""
+    """How messages name the cluster: `context` and its name, or `this pod's cluster`."""
     namespace: str = "default"
-    """The namespace of pods that are named without one."""
+    """The namespace of a pod that is named without one."""
     now: Callable[[], datetime] = wall_time
     """The clock."""
     login: Login | None = None
-    """For what goes through the API server to a Service; None: nothing does."""
+    """The credentials for calls through the API server to a Service, or None if there are no such calls."""
 
     @property
     def name(self) -> str:
-        """The name of the context, for JSON and YAML."""
+        """The name of the context, as JSON and YAML have it."""
         return self.where.removeprefix("context ")
 
     async def each_page(
@@ -93,14 +94,15 @@ class Session:
             raise Trouble(sentence(error, self.where)) from error
 
     async def all(self, resource: Resource, namespace: str | None = None, fields: str = "") -> list[JSON]:
-        """Every object of a kind, by name. Raises as `each_page` does."""
-        found = [raw async for page in self.each_page(resource, namespace, fields) for raw in page]
+        """Return every object of a kind, sorted by namespace and name. Raises Trouble as `each_page` does."""
+        objects = [raw async for page in self.each_page(resource, namespace, fields) for raw in page]
         return sorted(
-            found, key=lambda raw: (text(raw, "metadata", "namespace"), text(raw, "metadata", "name"))
+            objects, key=lambda raw: (text(raw, "metadata", "namespace"), text(raw, "metadata", "name"))
         )
 
     async def lists(self, *resources: Resource) -> list[list[JSON]]:
-        """Every object of several kinds, asked for side by side. Raises Trouble."""
+        """Return every object of several kinds, one list for each, read side by side. Raises Trouble as `each_page`
+        does."""
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self.all(resource)) for resource in resources]
@@ -108,8 +110,9 @@ class Session:
             raise first_of(trouble) from None
         return [task.result() for task in tasks]
 
-    async def one(self, resource: Resource, name: str, namespace: str | None = None) -> JSON:
-        """One object. Raises Trouble when none has this name, with the nearest names if they may be listed."""
+    async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JSON:
+        """Return one object. Raises Trouble for every error; if no object has this name, it names the nearest ones,
+        unless they may not be listed."""
         try:
             return await self.client.get(resource, name, namespace=namespace)
         except NotFound as error:
@@ -117,27 +120,29 @@ class Session:
                 names = [raw["metadata"]["name"] for raw in await self.all(resource, namespace)]
             except Denied:
                 none = f"there is no {name} in {resource.plural} of {self.where}"
-                raise Trouble(f"{none}; you may not list those that exist") from error
+                raise Trouble(f"{none}; you may not list the existing ones") from error
             raise Trouble(no_such(resource, name, names, self.where)) from error
         except KubeError as error:
             raise Trouble(sentence(error, self.where)) from error
 
 
 def no_such(resource: Resource, name: str, names: list[str], where: str) -> str:
-    """Say that no object of the kind has this name, and which names are similar."""
+    """Return the sentence that no object of the kind has this name, with the most similar names, or with the first
+    five if none is similar."""
     kind = resource.plural
     if not names:
-        return f"there is no {name} in {kind} of {where}, nor any other"
-    found = nearest(name, names)
-    listed = ", ".join(found or sorted(names)[:5])
-    return f"there is no {name} in {kind} of {where}; {'did you mean' if found else 'there are'}: {listed}"
+        return f"there is no {name} in {kind} of {where}, which has none at all"
+    similar = nearest(name, names)
+    listed = ", ".join(similar or sorted(names)[:5])
+    return f"there is no {name} in {kind} of {where}; {'did you mean' if similar else 'there are'}: {listed}"
 
 
 @asynccontextmanager
 async def connected(
     kubeconfig: str, context: str, environment: Mapping[str, str] = os.environ
 ) -> AsyncIterator[Session]:
-    """A session for one context; empty texts mean the same as in kubectl. Raises Trouble."""
+    """Open a session for one context and close it at the end. Empty texts mean the same as in kubectl: the default
+    files and the current context. Raises Trouble."""
     login, where, namespace = find_login(kubeconfig, context, environment)
     client = HttpClient(login, name=NAME, limits=LIMITS)
     try:
@@ -149,15 +154,16 @@ async def connected(
 
 
 def find_login(kubeconfig: str, context: str, environment: Mapping[str, str]) -> tuple[Login, str, str]:
-    """How to log in, what to call it, and the namespace of pods: by --kubeconfig, KUBECONFIG, ~/.kube/config, or as a
-    pod. Raises Trouble."""
+    """Return how to log in, what to call the cluster in messages, and the namespace of pods. The kubeconfig is
+    --kubeconfig, KUBECONFIG or ~/.kube/config; without any, a pod's own service account is used. Raises Trouble if
+    there is neither."""
     home = Path(environment.get("HOME") or Path.home()) / ".kube" / "config"
     named = kubeconfig or environment.get("KUBECONFIG", "")
-    files = [Path(one) for one in named.split(os.pathsep) if one] if named else [home]
-    there = [one for one in files if one.is_file()]
-    if there:
-        name, namespace = find_context(there, context)
-        login = OfficialLogin(Path(os.pathsep.join(map(str, there))), name, environment)
+    files = [Path(part) for part in named.split(os.pathsep) if part] if named else [home]
+    present = [file for file in files if file.is_file()]
+    if present:
+        name, namespace = find_context(present, context)
+        login = OfficialLogin(Path(os.pathsep.join(map(str, present))), name, environment)
         return login, f"context {name}", namespace
     if not named and environment.get("KUBERNETES_SERVICE_HOST"):
         return ServiceAccountLogin(environment), "this pod's cluster", "default"

@@ -1,5 +1,5 @@
-"""Where the text goes: a person's terminal in colour, or a pipe without; and questions to that person. rich is imported
-only for the terminal."""
+"""Writes output: to a person's terminal in color, to a pipe without. Also asks that person questions. rich is imported
+only for a terminal."""
 
 import json
 import os
@@ -16,11 +16,11 @@ from gpusharing.cli.shell.drawing import Ink, Line, Paper, Span, line, plain, sh
 
 
 def ask_line(question: str, answers: TextIO) -> str:
-    """What was typed; the question goes to standard error, so that it is not mixed with data. Ctrl-C raises
-    KeyboardInterrupt.
+    """Ask a question on standard error, so that it is not mixed with data, and return the line that was typed, without
+    white space around it. Ctrl-C raises KeyboardInterrupt.
 
-    asyncio would only note a first Ctrl-C and keep waiting for the line to end. So it no longer gets the signal from
-    the moment the question can be read.
+    asyncio would only note a first Ctrl-C and keep waiting for the line to end, so Python's own handler is in place
+    while the question is open.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -31,7 +31,7 @@ def ask_line(question: str, answers: TextIO) -> str:
 
 
 def agrees(question: str, answers: TextIO) -> bool:
-    """Only a yes is a yes."""
+    """Ask the question and return whether the answer was y or yes, in any case of letters."""
     return ask_line(f"{question} [y/N]", answers).lower() in ("y", "yes")
 
 
@@ -46,27 +46,28 @@ COLORS: Mapping[Ink, str] = {
     Ink.FAINT: "dim",
 }
 ROWS = 24
-"""Size of a terminal that cannot be asked: that of a VT100, which shutil.get_terminal_size uses too."""
+"""The height that is assumed for a terminal of unknown size, as shutil.get_terminal_size does."""
 
 
 @dataclass(slots=True)
 class Terminal:
-    """One place that text goes to."""
+    """A place that output is written to, in one format."""
 
     stream: TextIO
     output: Output = "table"
     color: bool = False
     width: int | None = None
-    """None: it is no terminal, and lines are as long as they are."""
+    """The number of columns, or None if the stream is no terminal and lines may be of any length."""
     measure: Callable[[], os.terminal_size] | None = None
-    """Asks how large it is now, since a person may change that during a watch; None: it stays as it is."""
+    """Returns the size of the terminal, which may change during a watch, or None if the size never changes."""
     _live: Any = field(default=None, init=False)
     _documents: int = field(default=0, init=False)
-    """How many documents were written so far; YAML separates them by a line."""
+    """How many documents have been written; YAML separates them by a line."""
 
     @classmethod
     def of(cls, output: Output, *, color: bool, environment: Mapping[str, str] = os.environ) -> "Terminal":
-        """Standard output, as it is: https://no-color.org says what NO_COLOR means."""
+        """Return standard output as a Terminal. Colors are off if it is no terminal, and for NO_COLOR
+        (https://no-color.org) and TERM=dumb."""
         stream = sys.stdout
         if not stream.isatty():
             return cls(stream, output)
@@ -76,32 +77,34 @@ class Terminal:
 
     @property
     def paper(self) -> Paper:
-        """What is written on."""
+        """The `Paper` that output is drawn on. Its width is the terminal's, which is measured anew during a
+        `redrawing`."""
         unicode = (self.stream.encoding or "").lower().replace("-", "").startswith("utf8")
         width = self._size().columns if self.redraws else self.width
         return Paper(width, glyphs=unicode, wide=self.output == "wide")
 
     @property
     def structured(self) -> bool:
-        """Data is wanted, not text."""
+        """Whether JSON or YAML is wanted instead of text."""
         return self.output in ("json", "yaml")
 
     @property
     def redraws(self) -> bool:
-        """A `redrawing` is under way: what is shown takes the place of what was."""
+        """Whether a `redrawing` is under way, so that `show` replaces what it showed before."""
         return self._live is not None
 
     def data(self, value: object) -> None:
-        """Write it as JSON or YAML, whichever was asked for."""
+        """Write the value as YAML if that was asked for, otherwise as JSON. Several YAML documents are separated by a
+        line."""
         if self.output == "yaml":
-            import yaml  # costs as much as all the rest of a short command
+            import yaml  # importing it takes as long as all the rest of a short command
 
             self.stream.write("---\n" if self._documents else "")
             self.stream.write(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
         else:
             self.stream.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
         self._documents += 1
-        self.stream.flush()  # a watch may write the next one in hours
+        self.stream.flush()  # during a watch the next write may be hours away
 
     def answer(
         self,
@@ -109,9 +112,10 @@ class Terminal:
         lines: Callable[[Paper], Sequence[Line]],
         rows: Callable[[], Iterable[Iterable[object]]] = tuple,
     ) -> None:
-        """Write an answer as it is wanted: `data`, `lines`, or for CSV `rows`, of which the others are not made."""
+        """Write an answer in the wanted format: `rows` as CSV, `data` as JSON or YAML, otherwise `lines`. Only the
+        function of that format is called."""
         if self.output == "csv":
-            import csv  # which only two verbs write
+            import csv  # only two verbs write CSV
 
             csv.writer(self.stream, lineterminator="\n").writerows(rows())
             self.stream.flush()
@@ -121,18 +125,17 @@ class Terminal:
             self.show(lines(self.paper))
 
     def write(self, text: str) -> None:
-        """Write a text as it is."""
+        """Write a text as it is and flush the stream."""
         self.stream.write(text)
         self.stream.flush()
 
     def warn(self, text: str) -> None:
-        """Say it on standard error, so that a program that reads our output does not get it."""
+        """Print a warning on standard error, away from the output that programs read."""
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def show(self, lines: Sequence[Line], hint: str = "") -> None:
-        """Write the lines; in a `redrawing`, instead of those before, as many as there is room for. `hint`: what shows
-        the others.
-        """
+        """Write the lines. In a `redrawing` they replace those that were shown before, and only as many are shown as
+        fit on the screen; `hint` says how to see the others."""
         if self._live is not None:
             self._live.console.size = size = self._size()
             self._live.update(_rich(_fitting(lines, size, hint, self._live.console)), refresh=True)
@@ -150,9 +153,8 @@ class Terminal:
 
     @contextmanager
     def redrawing(self) -> Iterator[None]:
-        """While it lasts, `show` draws over what it drew before. On a pipe it continues below, and so do data, which
-        are to be read later.
-        """
+        """While the context lasts, `show` draws over what it drew before. On a pipe, and for JSON and YAML, output is
+        appended as usual."""
         if self.width is None or self.structured:
             yield
             return
@@ -169,8 +171,9 @@ class Terminal:
 
 
 def _fitting(lines: Sequence[Line], size: os.terminal_size, hint: str, console: Any) -> Sequence[Line]:
-    """The lines that fit on the screen; if that is not all, the last row says how many more there are."""
-    # A line that is too long takes several rows. The text of one ends with a line feed: behind it is one row more.
+    """Return the lines that fit on a screen of this size. If they are not all, the last row says how many more there
+    are, followed by `hint`."""
+    # A line that is too long takes several rows. Its text ends with a line feed, after which rich counts an empty row.
     rows = [len(_rich([one]).wrap(console, size.columns)) - 1 for one in lines]
     if sum(rows) <= size.lines:
         return lines
@@ -182,6 +185,7 @@ def _fitting(lines: Sequence[Line], size: os.terminal_size, hint: str, console: 
 
 
 def _rich(lines: Sequence[Line]) -> Any:
+    """Return the lines as a rich Text with the colors of their inks, each ended by a line feed."""
     from rich.text import Text
 
     text = Text()

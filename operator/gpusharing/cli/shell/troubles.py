@@ -1,4 +1,4 @@
-"""What ends a command without a result: a sentence for the person who typed it, and an exit status."""
+"""Errors that end a command without a result: each is a sentence for the person who typed it, with an exit status."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -14,33 +14,34 @@ from gpusharing.kube.errors import (
 )
 
 DONE, FAILED, CHANGES, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
-"""Exit statuses; the last two are those of a shell for a program that was ended by SIGINT or SIGPIPE."""
+"""Exit statuses. The last two are those that a shell reports for a program that SIGINT or SIGPIPE ended."""
 INSTALL = "helm install gpusharing deploy/helm/gpu-sharing-operator --namespace gpusharing --create-namespace"
 VIEWER = "ClusterRole gpusharing-viewer"
-"""What the chart makes for users who only look: it grants our own kinds, and nothing else."""
+"""The role that the chart makes for users who only look. It grants reading our own kinds and nothing else."""
 MOST_MEANT = 3
-"""How many existing names are offered instead of one that does not exist."""
+"""The most similar names that are suggested for a name that does not exist."""
 
 
 class Trouble(Exception):
-    """Nothing more can be done; the message says what is wrong and what to do."""
+    """The command cannot continue. The message says what is wrong and what to do."""
 
 
 class Denied(Trouble):
-    """A right is missing."""
+    """The user lacks a permission."""
 
 
 def sentence(error: KubeError, where: str) -> str:
-    """An error of the API server, or its silence, in words for the user. `where`: the context."""
+    """Return a sentence for the user about an error of the API server, or about its silence. `where`: the context, for
+    the message."""
     if isinstance(error, Unauthorized):
         return f"{error_text(error)}. The credentials of {where} are expired or refused: log in again"
     if isinstance(error, Forbidden):
         tail = f"{VIEWER} is enough to look; ask" if error.group == GROUP else "Ask"
-        return f"you lack a right in {where}: {error_text(error)}. {tail} for what is named here"
+        return f"you lack a permission in {where}: {error_text(error)}. {tail} for what is named here"
     if isinstance(error, Invalid):
-        return f"the API server of {where} refuses that: {error_text(error)}"
+        return f"the API server of {where} refuses the request: {error_text(error)}"
     if isinstance(error, NotFound):
-        return f"not in {where}: {error_text(error)}"
+        return f"not found in {where}: {error_text(error)}"
     if isinstance(error, Throttled):
         return f"the API server of {where} is too busy to answer: {error_text(error)}. Try again in a moment"
     return (
@@ -58,7 +59,7 @@ def error_text(error: Exception) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> list[str]:
-    """The names that are most like a name that does not exist, best first; empty when none is similar."""
+    """Return at most MOST_MEANT of `names` that are similar to `name`, the most similar first; empty when none is."""
     known = sorted(set(names))
     part = [other for other in known if name in other or other in name][:MOST_MEANT] if name else []
     close = get_close_matches(name, known, n=MOST_MEANT, cutoff=0.6)

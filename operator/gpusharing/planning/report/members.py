@@ -64,7 +64,9 @@ class Members:
 def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Members:
     """Return the nodes that the status of a policy is about, with their verdicts, sorted by name."""
     verdicts = [plan.verdicts[name] for name in sorted(plan.pools[policy.name].names)]
-    skipped = tuple(verdict for verdict in verdicts if is_product_skipped(verdict, snapshot.nodes[verdict.node]))
+    skipped = tuple(
+        verdict for verdict in verdicts if is_product_skipped(verdict, snapshot.nodes[verdict.node])
+    )
     names = {verdict.node for verdict in skipped}
     counted = tuple(verdict for verdict in verdicts if verdict.node not in names)
     nodes = tuple(snapshot.nodes[verdict.node] for verdict in counted)

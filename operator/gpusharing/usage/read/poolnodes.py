@@ -135,7 +135,7 @@ async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
     if typed.policy and typed.nodes:
         raise Trouble("give --policy or -l, not both")
     if typed.policy:
-        policy = await session.one(POLICIES, typed.policy)
+        policy = await session.get(POLICIES, typed.policy)
         return _of_policy(policy, *await session.lists(POLICIES, NODES))
     if not typed.nodes:
         return whole_fleet(typed.card)
