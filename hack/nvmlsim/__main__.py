@@ -177,7 +177,7 @@ VERBS: Mapping[str, Callable[[Simulator, argparse.Namespace], None]] = {
 
 
 def _run(options: argparse.Namespace) -> None:
-    """Carry out the verb on the command line. Raises SimulatorError, for one if no state file is named."""
+    """Carry out the verb on the command line. Raises SimulatorError, also if no state file is named."""
     if options.verb == "models":
         print("\n".join(f"{card.key:36}{card.products[0]}" for card in simulated_cards()))
         return

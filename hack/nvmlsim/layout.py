@@ -80,7 +80,7 @@ class SimGpuInstance(Structure):
     _fields_ = (
         ("used", c_uint32),
         ("id", c_uint32),
-        ("profile", c_uint32),  # index into Gpu.profiles
+        ("profile", c_uint32),  # index into SimGpu.profiles
         ("start", c_uint32),
         ("serial", c_uint64),
         ("compute", SimComputeInstance * MAX_COMPUTE_INSTANCES),

@@ -1,4 +1,4 @@
-/* A state file that somebody else wrote may hold anything: every count is clamped, every text ended, at every lock. */
+/* Another program may have written anything into the state file, so every lock clamps all counts and ends all texts. */
 #include "sim.h"
 
 static void most(uint32_t *value, uint32_t limit)
@@ -30,7 +30,7 @@ static void bound_profile(struct sim_profile *profile, uint32_t units)
     most(&profile->start_count, SIM_MAX_STARTS);
 }
 
-/* An instance that cannot be is none. */
+/* Drop an instance, or a compute instance, that cannot exist on this GPU. */
 static void bound_instance(const struct sim_gpu *gpu, struct sim_gpu_instance *instance)
 {
     const struct sim_profile *profile = &gpu->profiles[instance->profile % SIM_MAX_PROFILES];

@@ -1,4 +1,5 @@
-/* The frame of every call: initialised? lock, handle, injected fault, lost GPU, rights. */
+/* The frame of every call: it checks initialization, takes the lock, resolves the handle, and applies injected faults,
+ * lost GPUs and rights. */
 #include <string.h>
 
 #include "sim.h"
@@ -32,7 +33,7 @@ static struct sim_fault *fault_find(struct call *call, const char *function)
     return NULL;
 }
 
-/* Wait, without the lock, until the fault is taken back. */
+/* Wait, without the lock, until the fault is cleared. UNKNOWN if the file cannot be locked again. */
 static nvmlReturn_t hang(struct call *call, const char *function)
 {
     struct sim_fault *fault = fault_find(call, function);
@@ -48,6 +49,7 @@ static nvmlReturn_t hang(struct call *call, const char *function)
     return NVML_SUCCESS;
 }
 
+/* The result that an injected fault gives the call; SUCCESS when there is none, or it still lets calls pass. */
 static nvmlReturn_t fault_strike(struct call *call, const char *function)
 {
     struct sim_fault *fault = fault_find(call, function);
@@ -65,7 +67,7 @@ static nvmlReturn_t fault_strike(struct call *call, const char *function)
     return (nvmlReturn_t)fault->result;
 }
 
-/* The first half of a call: initialised, and the lock taken. */
+/* The first half of a call: check that NVML is initialized, and take the lock. */
 nvmlReturn_t call_open(struct call *call)
 {
     memset(call, 0, sizeof(*call));
@@ -76,14 +78,14 @@ nvmlReturn_t call_open(struct call *call)
     return call->locked ? NVML_SUCCESS : NVML_ERROR_UNKNOWN;
 }
 
-/* The call is about this GPU, found by something else than a handle. */
+/* Make this GPU the target of the call, which was found by something other than a handle. */
 void call_about(struct call *call, uint32_t gpu)
 {
     call->gpu = &call->state->gpus[gpu];
     call->gpu_index = gpu;
 }
 
-/* The second half: injected fault, lost GPU, rights. `resolved` is what came of the search for the GPU. */
+/* The second half: injected fault, lost GPU, rights. `resolved` is the result of the search for the GPU. */
 nvmlReturn_t call_check(struct call *call, const char *function, nvmlReturn_t resolved)
 {
     nvmlReturn_t result = fault_strike(call, function);
@@ -94,6 +96,7 @@ nvmlReturn_t call_check(struct call *call, const char *function, nvmlReturn_t re
     return call_permitted(call, function) ? NVML_SUCCESS : NVML_ERROR_NO_PERMISSION;
 }
 
+/* Begin a call on a handle of one of these kinds, or on none (0). Every result must be passed to call_end. */
 nvmlReturn_t call_begin(struct call *call, const char *function, const struct handle *target, unsigned int kinds)
 {
     nvmlReturn_t result = call_open(call);
@@ -102,6 +105,7 @@ nvmlReturn_t call_begin(struct call *call, const char *function, const struct ha
     return call_check(call, function, kinds == 0 ? NVML_SUCCESS : handle_resolve(call, target, kinds));
 }
 
+/* Release the lock, if the call holds it, and return `result`. */
 nvmlReturn_t call_end(struct call *call, nvmlReturn_t result)
 {
     if (call->locked)

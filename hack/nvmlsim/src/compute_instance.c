@@ -4,12 +4,12 @@
 
 #include "sim.h"
 
-/* Slices of the profiles 1, 2, 3, 4, 7, 8 and 6 SLICE; 0: a profile that no simulated card offers. */
+/* Slices of the profiles 1, 2, 3, 4, 7, 8 and 6 SLICE; 0 for profiles that no simulated card supports. */
 static const uint32_t slices_of[NVML_COMPUTE_INSTANCE_PROFILE_COUNT] = {1, 2, 3, 4, 7, 8, 6, 0, 0};
 
 /*
- * A part is at most half of its GPU instance, rounded up (go-nvlib's rule, and the guide's -lcip tables);
- * the whole is always offered.
+ * The slices of a compute instance profile, or 0 if the GPU instance does not support it. A part is at most half of its
+ * GPU instance, rounded up (go-nvlib's rule, and the guide's -lcip tables); the whole is always supported.
  */
 static uint32_t offered(const struct sim_gpu_instance *gi, const struct sim_gpu *gpu, uint32_t profile)
 {
@@ -45,7 +45,7 @@ static int slices_free(const struct sim_gpu_instance *gi, uint32_t start, uint32
     return 1;
 }
 
-/* Places: every multiple of the size that fits; 3 of 7 slices start at 0 or 4. */
+/* The distance of places: they are multiples of the size, but 3 of 7 slices start at 0 or 4. */
 static uint32_t step_of(uint32_t size)
 {
     return size == 3 ? 4 : size;
@@ -149,7 +149,7 @@ API nvmlReturn_t nvmlGpuInstanceGetComputeInstancePossiblePlacements(nvmlGpuInst
     return call_end(&call, NVML_SUCCESS);
 }
 
-/* Real MIG UUIDs have the form of name-based (version 5) ones: the same place on the same GPU, the same UUID. */
+/* Real MIG UUIDs have the form of name-based (version 5) ones, so the same place on the same GPU has the same UUID. */
 static void write_uuid(const struct sim_gpu *gpu, uint32_t gi, uint32_t ci, char *uuid)
 {
     uint64_t hash[2] = {0xCBF29CE484222325ULL, 0x9AE16A3B2F90404FULL};
@@ -165,7 +165,7 @@ static void write_uuid(const struct sim_gpu *gpu, uint32_t gi, uint32_t ci, char
              0x8000u | ((unsigned int)(hash[1] >> 48) & 0x3FFFu), (unsigned long long)hash[1] & 0xFFFFFFFFFFFFULL);
 }
 
-/* The lowest number that no compute instance of this GPU instance (or, for MIG devices, of this GPU) has. */
+/* The lowest id that no compute instance of this GPU instance has. */
 static uint32_t lowest_id(const struct sim_gpu_instance *gi)
 {
     uint32_t id = 0;

@@ -1,4 +1,4 @@
-/* Finding GPUs and what they are. */
+/* GPUs: finding and describing them. */
 #include <stdio.h>
 #include <string.h>
 
@@ -6,7 +6,7 @@
 
 enum { TOPOLOGY_INTERNAL = 0, TOPOLOGY_SYSTEM = 50 }; /* nvmlGpuTopologyLevel_t */
 
-/* The GPUs that are there for this container, counted from 0 as NVML's indexes are. */
+/* The number of GPUs that this container has. NVML's indexes count these only. */
 static uint32_t visible_count(const struct sim_state *state)
 {
     uint32_t count = 0;
@@ -34,10 +34,10 @@ API nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *count)
 
 ALIAS("nvmlDeviceGetCount_v2") nvmlReturn_t nvmlDeviceGetCount(unsigned int *count);
 
-/* What a search found, if the container may open it; the caller holds the GPUs from then on. */
-static nvmlReturn_t give(struct call *call, const char *function, nvmlReturn_t found, nvmlDevice_t *device)
+/* Return the device that a search found, if the container may open it. From then on the caller holds the GPUs. */
+static nvmlReturn_t give(struct call *call, const char *function, nvmlReturn_t searched, nvmlDevice_t *device)
 {
-    nvmlReturn_t result = call_check(call, function, found);
+    nvmlReturn_t result = call_check(call, function, searched);
     if (result != NVML_SUCCESS)
         return call_end(call, result);
     if (device_state(call->state, call->gpu_index) != DEVICE_OPEN)
@@ -192,7 +192,7 @@ API nvmlReturn_t nvmlDeviceGetMinorNumber(nvmlDevice_t device, unsigned int *min
     return call_end(&call, result);
 }
 
-/* How near two GPUs are: each hangs on a CPU of its own, without NVLink. The device plugin asks before it allocates. */
+/* How close two GPUs are: each is at a CPU of its own, without NVLink. The device plugin asks before it allocates. */
 API nvmlReturn_t nvmlDeviceGetTopologyCommonAncestor(nvmlDevice_t device, nvmlDevice_t other, unsigned int *level)
 {
     struct call call, second;

@@ -9,10 +9,10 @@
 
 struct event_set {
     uint64_t next;                     /* sequence of the first event not yet delivered */
-    uint64_t wanted[SIM_MAX_GPUS]; /* types per GPU; 0: not registered */
+    uint64_t wanted[SIM_MAX_GPUS]; /* types by GPU; 0 if not registered */
 };
 
-/* Called under the lock. The ring keeps the last SIM_MAX_EVENTS. */
+/* Append an event to the ring, which holds the last SIM_MAX_EVENTS. Called under the lock. */
 void event_post(struct call *call, uint64_t type, uint64_t data, uint32_t gi, uint32_t ci)
 {
     uint64_t sequence = call->state->event_count;
@@ -62,13 +62,14 @@ API nvmlReturn_t nvmlDeviceRegisterEvents(nvmlDevice_t device, unsigned long lon
     return call_end(&call, result);
 }
 
-/* With MIG on, events of a single instance are for those who may monitor it (nvml.h, nvmlEventSetWait_v2). */
+/* With MIG on, events of a single instance need the right to monitor it (nvml.h, nvmlEventSetWait_v2). */
 static int hidden(const struct sim_state *state, const struct sim_event *event)
 {
     return mig_enabled(&state->gpus[event->gpu]) && event->gpu_instance != NO_INSTANCE &&
            !has_right(state, RIGHT_MONITOR);
 }
 
+/* Write the next event of the set into `data`. Returns 0 if there is none; events that were overwritten are skipped. */
 static int take(struct call *call, struct event_set *set, nvmlEventData_t *data)
 {
     const struct sim_state *state = call->state;
@@ -97,11 +98,11 @@ static uint64_t posted(void)
     return __atomic_load_n(&state_peek()->event_count, __ATOMIC_ACQUIRE);
 }
 
-/* Looks at the counter without the lock and takes the lock only for what is new. */
+/* Polls the counter without the lock, and takes the lock only for new events. */
 API nvmlReturn_t nvmlEventSetWait_v2(nvmlEventSet_t set, nvmlEventData_t *data, unsigned int timeout_ms)
 {
     struct call call;
-    long deadline = now_ms() + (long)timeout_ms + 1; /* the clock is cut to whole milliseconds */
+    long deadline = now_ms() + (long)timeout_ms + 1; /* now_ms rounds down */
     nvmlReturn_t result = call_begin(&call, __func__, NULL, 0);
     if (result == NVML_SUCCESS && (set == NULL || data == NULL))
         result = NVML_ERROR_INVALID_ARGUMENT;

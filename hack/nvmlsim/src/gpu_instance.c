@@ -3,7 +3,7 @@
 
 #include "sim.h"
 
-/* What every call on instances asks first: MIG on. */
+/* Begin a call on instances. NOT_SUPPORTED while MIG is off. */
 static nvmlReturn_t begin(struct call *call, const char *function, nvmlDevice_t device)
 {
     nvmlReturn_t result = call_begin(call, function, device, HANDLE_GPU);
@@ -31,7 +31,7 @@ static nvmlReturn_t create(struct call *call, const struct sim_profile *profile,
         instance->profile = (uint32_t)(profile - call->gpu->profiles);
         instance->start = start;
         instance->serial = ++call->state->next_serial;
-        instance->used = 1; /* last: whoever dies before leaves a free slot */
+        instance->used = 1; /* last: a process that dies before this leaves a free slot */
         *handle = handle_of(call->state, HANDLE_GI, call->gpu_index, slot, 0);
         event_post(call, EVENT_MIG_CONFIG_CHANGE, 0, instance->id, NO_INSTANCE);
         return NVML_SUCCESS;

@@ -23,6 +23,7 @@ static int is_ours(const struct handle *handle)
            within(handle, cis, sizeof(cis)) || within(handle, migs, sizeof(migs));
 }
 
+/* The handle of a GPU, or of an instance in these slots, valid for as long as that instance exists. */
 struct handle *handle_of(const struct sim_state *state, enum handle_kind kind, uint32_t gpu, uint32_t gi, uint32_t ci)
 {
     const struct sim_gpu_instance *instance = &state->gpus[gpu].instances[gi];
@@ -41,7 +42,7 @@ struct handle *handle_of(const struct sim_state *state, enum handle_kind kind, u
     return handle;
 }
 
-/* Fill the call with what the handle stands for. INVALID_ARGUMENT when it stands for nothing (any more). */
+/* Set the target of the call from its handle. INVALID_ARGUMENT when the handle is unknown or its instance is gone. */
 nvmlReturn_t handle_resolve(struct call *call, const struct handle *handle, unsigned int kinds)
 {
     if (handle == NULL || !is_ours(handle) || !(handle->kind & kinds) || handle->gpu >= call->state->gpu_count)

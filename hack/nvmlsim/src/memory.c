@@ -1,4 +1,4 @@
-/* Memory, its errors, and what the card says should be done about them. */
+/* Memory, its errors, and the recovery that the card asks for. */
 #include <stdlib.h>
 
 #include "sim.h"
@@ -25,7 +25,7 @@ static void measure(const struct call *call, nvmlMemory_v2_t *memory)
     memory->free = (total > reserved + used ? total - reserved - used : 0) * MIB;
 }
 
-/* Version 1 counts what the driver reserves as used; version 2 names it apart. */
+/* Version 1 counts the driver's reserved memory as used; version 2 reports it separately. */
 API nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory)
 {
     struct call call;
@@ -101,7 +101,7 @@ static int has_instances(const struct sim_gpu *gpu)
     return 0;
 }
 
-/* Not while MIG instances exist: then the fields 142 to 145 answer. */
+/* NOT_SUPPORTED while MIG instances exist; the fields 142 to 145 have the numbers then. */
 API nvmlReturn_t nvmlDeviceGetRemappedRows(nvmlDevice_t device, unsigned int *corrected, unsigned int *uncorrected,
                                            unsigned int *pending, unsigned int *failed)
 {

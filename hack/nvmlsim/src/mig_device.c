@@ -28,7 +28,7 @@ API nvmlReturn_t nvmlDeviceGetComputeInstanceId(nvmlDevice_t device, unsigned in
     return call_end(&call, result);
 }
 
-/* Zero when MIG is off or unknown to the card. */
+/* Zero when MIG is off or the card has none. */
 API nvmlReturn_t nvmlDeviceGetMaxMigDeviceCount(nvmlDevice_t device, unsigned int *count)
 {
     struct call call;

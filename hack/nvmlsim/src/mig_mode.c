@@ -25,13 +25,14 @@ static int has_instances(const struct sim_gpu *gpu)
     return 0;
 }
 
+/* Whether a process or a client holds the GPU. */
 static int held(struct call *call)
 {
     return call->gpu->busy || gpu_has_process(call->state, call->gpu_index, -1, -1) ||
            (call->state->clients_block && state_other_clients(call->state) > 0);
 }
 
-/* The answer of the activation; changes the mode when it can. */
+/* Change the mode if possible, and return the status of the activation. */
 static nvmlReturn_t activate(struct call *call, unsigned int mode)
 {
     struct sim_gpu *gpu = call->gpu;
@@ -42,7 +43,7 @@ static nvmlReturn_t activate(struct call *call, unsigned int mode)
     if (mode == 0 && has_instances(gpu))
         return NVML_ERROR_IN_USE;
     if (!gpu->mig_resetless)
-        gpu->mig_pending = mode; /* stays until a reset, whatever happens now */
+        gpu->mig_pending = mode; /* stays until a reset, even if the change fails now */
     if (held(call))
         return NVML_ERROR_IN_USE;
     if (!gpu->mig_resetless && (gpu->passthrough || gpu->explicit_reset))

@@ -1,4 +1,4 @@
-/* Where GPU instances may lie, and which place the driver would take by itself. */
+/* Placements of GPU instances: the possible ones, and the one that the driver would choose. */
 #include "sim.h"
 
 struct sim_profile *profile_by_index(struct sim_gpu *gpu, uint32_t index)
@@ -42,7 +42,7 @@ static uint32_t count_of(const struct sim_gpu *gpu, const struct sim_profile *pr
 }
 
 /*
- * There is one set of media engines to give away: one +me instance at most. An instance with all media engines
+ * A card has one set of media engines, so at most one +me instance. An instance with all media engines
  * leaves room for those without media engines only (API reference, NVML_GPU_INSTANCE_PROFILE_*_ALL_ME).
  */
 static int media_agree(const struct sim_gpu *gpu, const struct sim_profile *profile)
@@ -75,7 +75,7 @@ int placement_free(const struct sim_gpu *gpu, const struct sim_profile *profile,
            units_free(gpu, start, profile->size);
 }
 
-/* How many places, over all profiles, an instance here would take away. */
+/* The number of free places, over all profiles, that an instance here would block. */
 static uint32_t damage(const struct sim_gpu *gpu, uint32_t start, uint32_t size)
 {
     uint32_t lost = 0;
@@ -89,7 +89,8 @@ static uint32_t damage(const struct sim_gpu *gpu, uint32_t start, uint32_t size)
 }
 
 /*
- * The place that takes away the fewest others, the lowest of equals. A guess: it reproduces the orders printed in
+ * Choose the place that blocks the fewest others, and the lowest of equal ones; 0 if none is free. A guess: it gives
+ * the orders printed in
  * NVIDIA's MIG user guide (seven 1g: units 6, 4, 5, 0, 1, 2, 3; two 3g: 4, 0; 1g 2g 4g: 6, 4, 0).
  */
 int placement_choose(const struct sim_gpu *gpu, const struct sim_profile *profile, uint32_t *start)

@@ -1,4 +1,4 @@
-/* Who computes on a GPU, how much, and under which compute mode. */
+/* The processes on a GPU, their use of it, and its compute mode. */
 #include <time.h>
 
 #include "sim.h"
@@ -102,7 +102,7 @@ API nvmlReturn_t nvmlDeviceSetComputeMode(nvmlDevice_t device, unsigned int mode
     return call_end(&call, result);
 }
 
-/* Not on a GPU with MIG on. */
+/* NOT_SUPPORTED on a GPU with MIG on. */
 API nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_t *utilization)
 {
     struct call call;
@@ -156,7 +156,7 @@ static nvmlReturn_t sample(const struct call *call, unsigned int *count, nvmlPro
     return found > room ? NVML_ERROR_INSUFFICIENT_SIZE : NVML_SUCCESS;
 }
 
-/* One sample of each process that did something; none on a GPU with MIG on. */
+/* One sample of each process that is not idle. NOT_SUPPORTED on a GPU with MIG on. */
 API nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlProcessUtilizationSample_t *samples,
                                                  unsigned int *count, unsigned long long since)
 {

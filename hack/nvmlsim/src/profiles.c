@@ -1,10 +1,10 @@
-/* What GPU instance profiles a card offers: looked up by enum index, created and listed by profile id. */
+/* The GPU instance profiles of a card: looked up by enum index, created and listed by profile id. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "sim.h"
 
-/* Drivers up to R535 answer only while MIG is on (field 199 says which kind it is). */
+/* Drivers up to R535 answer only while MIG is on (field 199 says whether a driver does so). */
 static int can_query(const struct call *call)
 {
     return call->gpu->mig_capable && (call->gpu->mig_current || atoi(call->state->driver_version) > 535);
@@ -95,7 +95,7 @@ API nvmlReturn_t nvmlDeviceGetGpuInstanceProfileInfoByIdV(nvmlDevice_t device, u
     return call_end(&call, result);
 }
 
-/* All places of a profile, taken or not, whether MIG is on or off. */
+/* All places of a profile, free or not, whether MIG is on or off. */
 API nvmlReturn_t nvmlDeviceGetGpuInstancePossiblePlacements_v2(nvmlDevice_t device, unsigned int id,
                                                                nvmlPlacement_t *placements, unsigned int *count)
 {

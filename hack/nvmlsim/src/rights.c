@@ -1,6 +1,6 @@
 /*
- * What the calling process may do and see. Like the driver, it asks the process itself, anew at every call: effective
- * capabilities, user and PID namespace, which files can be opened. ../rights.py has the table and its sources.
+ * The rights of the calling process, and what it may see. Like the driver, it examines the process at every call:
+ * effective capabilities, user and PID namespace, and which files can be opened. The table is in ../rights.py.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -22,7 +22,7 @@ struct rule {
 };
 #include "rights_table.h"
 
-/* For unit tests: NVMLSIM_PRIVILEGE=none|monitor|config|root stands for the right instead. -1: not given. */
+/* For unit tests: the right named by NVMLSIM_PRIVILEGE=none|monitor|config|root, or -1 if it is not set. */
 static int given_right(void)
 {
     static const char *const names[] = {"none", "monitor", "config", "root"};
@@ -87,8 +87,8 @@ int call_permitted(const struct call *call, const char *function)
 }
 
 /*
- * A container sees the MIG devices whose capability files it can open. Without a stand-in for them: those that were
- * there when the program began, as the container toolkit puts them there when a container starts.
+ * A container sees the MIG devices whose capability files it can open. Without a stand-in for these files it sees those
+ * that existed when the program began, because the container toolkit adds them when a container starts.
  */
 int instance_visible(const struct sim_state *state, uint32_t gpu, uint32_t gi, uint32_t ci)
 {
@@ -115,7 +115,7 @@ enum device device_state(const struct sim_state *state, uint32_t gpu)
     return errno == ENOENT ? DEVICE_ABSENT : DEVICE_CLOSED;
 }
 
-/* 0: the machine's own, which sees everybody. */
+/* The inode of the caller's PID namespace; 0 for the machine's own, which sees every process. */
 uint64_t caller_pid_namespace(const struct sim_state *state)
 {
     uint64_t own = inode_of("/proc/self/ns/pid");

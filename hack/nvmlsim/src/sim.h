@@ -1,4 +1,4 @@
-/* What the files of the simulator share. Every answer is SIMULATED: see ../README.md. */
+/* Declarations shared by the files of the simulator. Every answer is SIMULATED: see ../README.md. */
 #pragma once
 #include "nvml_abi.h"
 #include "state_layout.h"
@@ -7,7 +7,7 @@
 #define ALIAS(name) __attribute__((visibility("default"), alias(name)))
 #define NO_INSTANCE 0xFFFFFFFFu
 #define MIB (1024ULL * 1024ULL)
-#define MEMORY_UNKNOWN UINT64_MAX /* of a process: the driver does not tell */
+#define MEMORY_UNKNOWN UINT64_MAX /* of a process: the driver does not report it */
 #define MAX_SLICES 8u
 #define MAX_UNITS 64u
 
@@ -17,7 +17,7 @@ struct call;
 nvmlReturn_t handle_resolve(struct call *call, const struct handle *handle, unsigned int kinds);
 struct handle *handle_of(const struct sim_state *state, enum handle_kind kind, uint32_t gpu, uint32_t gi, uint32_t ci);
 
-/* state.c: the shared file. `state_lock` is NULL when the file cannot be locked (any more): the call must fail. */
+/* state.c: the shared file. `state_lock` returns NULL when the file cannot be locked: the call must fail. */
 nvmlReturn_t state_open(void);
 nvmlReturn_t state_close(void);
 int state_is_open(void);
@@ -48,7 +48,7 @@ void call_about(struct call *call, uint32_t gpu);
 nvmlReturn_t call_check(struct call *call, const char *function, nvmlReturn_t resolved);
 nvmlReturn_t call_end(struct call *call, nvmlReturn_t result);
 
-/* rights.c: what the calling process may do and see. */
+/* rights.c: the rights of the calling process, and what it may see. */
 enum right { RIGHT_NONE, RIGHT_MONITOR, RIGHT_CONFIG, RIGHT_ADMIN };
 enum device { DEVICE_OPEN, DEVICE_CLOSED, DEVICE_ABSENT };
 int has_right(const struct sim_state *state, enum right needed);

@@ -1,4 +1,4 @@
-/* The state file: mapped shared by every process, guarded by a record lock (and a mutex between threads). */
+/* The state file: every process maps it, and a record lock guards it (and a mutex between threads). */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -20,10 +20,10 @@ static int file = -1;
 static int opened;
 static pid_t attached;
 static int own_slot;
-/* CPU time of the call under way, and of calls that the file does not have yet. Under the mutex. */
+/* CPU time at the start of the present call, and of calls that are not in the file yet. Under the mutex. */
 static uint64_t call_began, unwritten_ns;
 
-/* What the container toolkit gave this program's container when it began; only a new program gets anything else. */
+/* The driver and the MIG devices that this program's container got when it began. Later ones are for new programs. */
 struct birth {
     char driver_version[SIM_TEXT];
     uint32_t access_epoch;
@@ -48,8 +48,8 @@ static uint64_t thread_cpu_ns(void)
 }
 
 /*
- * Record locks belong to the process: they are not inherited by a fork and go when the process dies. The first byte
- * guards the file; after it each client holds the byte of its slot: a pid says nothing in another PID namespace.
+ * Record locks belong to the process: a fork does not inherit them, and they end when the process dies. The first byte
+ * guards the file. Each client locks the byte of its slot after it: a pid means nothing in another PID namespace.
  */
 static int record_lock(short type)
 {
@@ -61,7 +61,7 @@ static int record_lock(short type)
     return result;
 }
 
-/* Whether the lock is ours and the file is as long as its mapping: beyond its end, memory kills the program. */
+/* Take the lock. Fails also if the file is shorter than its mapping: access beyond its end would kill the program. */
 static int take_record_lock(void)
 {
     struct stat status;
@@ -81,7 +81,7 @@ static nvmlReturn_t map_file(const char *path)
     struct stat status;
     int fd = open(path, O_RDWR | O_CLOEXEC);
     if (fd < 0 || fstat(fd, &status) != 0 || status.st_size < (off_t)sizeof(struct sim_state)) {
-        fprintf(stderr, "nvmlsim (SIMULATED NVML): NVMLSIM_STATE=%s is no state file of this version\n", path);
+        fprintf(stderr, "nvmlsim (SIMULATED NVML): NVMLSIM_STATE=%s is not a state file of this version\n", path);
         if (fd >= 0)
             close(fd);
         return NVML_ERROR_DRIVER_NOT_LOADED;
@@ -91,10 +91,10 @@ static nvmlReturn_t map_file(const char *path)
         close(fd);
         return NVML_ERROR_MEMORY;
     }
-    /* An earlier mapping stays: a thread that hangs on purpose may still look at it. */
+    /* An earlier mapping stays, because a thread that hangs on purpose may still read it. */
     file = fd;
     mapped = memory;
-    attached = 0; /* to this one */
+    attached = 0; /* not to this one yet */
     snprintf(mapped_path, sizeof(mapped_path), "%s", path);
     return NVML_SUCCESS;
 }
@@ -119,6 +119,7 @@ static void remember_birth(void)
                 }
 }
 
+/* Whether the MIG device existed when this program first opened the file; instances by id. */
 int was_there_at_start(uint32_t gpu, uint32_t gi, uint32_t ci)
 {
     for (uint32_t i = 0; i < birth.count; i++)
@@ -127,7 +128,7 @@ int was_there_at_start(uint32_t gpu, uint32_t gi, uint32_t ci)
     return 0;
 }
 
-/* Under the lock. */
+/* Whether this program can still use the driver. Under the lock. */
 static nvmlReturn_t driver_answers(void)
 {
     if (!mapped->driver_loaded)
@@ -137,7 +138,7 @@ static nvmlReturn_t driver_answers(void)
     return birth.access_epoch == mapped->access_epoch ? NVML_SUCCESS : NVML_ERROR_UNKNOWN;
 }
 
-/* Under the mutex. Takes the record lock for as long as it looks at the file. */
+/* Map the file if needed and check it. Under the mutex; takes the record lock meanwhile. */
 static nvmlReturn_t open_locked(void)
 {
     int is_new = 0;
@@ -162,7 +163,7 @@ static nvmlReturn_t open_locked(void)
         result = driver_answers();
     } else {
         fprintf(stderr, "nvmlsim (SIMULATED NVML): %s was made by another version; create it again\n", path);
-        mapped_path[0] = '\0'; /* look again next time */
+        mapped_path[0] = '\0'; /* open it anew next time */
     }
     record_lock(F_UNLCK);
     return result;
@@ -208,7 +209,7 @@ int state_is_open(void)
     return __atomic_load_n(&opened, __ATOMIC_ACQUIRE) > 0;
 }
 
-/* NULL, and nothing is held, when the file is not there whole or cannot be locked. */
+/* The locked state. NULL, without any lock, when the file is missing, cut short, or cannot be locked. */
 struct sim_state *state_lock(void)
 {
     pthread_mutex_lock(&mutex);
@@ -231,7 +232,7 @@ struct sim_state *state_lock(void)
 void state_unlock(void)
 {
     record_lock(F_UNLCK);
-    unwritten_ns += thread_cpu_ns() - call_began; /* the file is not ours any more: the next call writes it */
+    unwritten_ns += thread_cpu_ns() - call_began; /* the file is unlocked now, so the next call writes it */
     pthread_mutex_unlock(&mutex);
 }
 
@@ -240,14 +241,14 @@ const struct sim_state *state_peek(void)
     return mapped;
 }
 
-/* Never asked of our own slot: a process does not see its own locks. */
+/* Whether another process holds the lock of this slot. Not for our own slot: a process does not see its own locks. */
 static int is_held(int slot)
 {
     struct flock lock = slot_lock(F_WRLCK, slot);
     return fcntl(file, F_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
 }
 
-/* The first handle that a process takes attaches it to the GPUs: from then on it holds them open. */
+/* Attach the process to the GPUs, when it takes its first handle: from then on it holds them open. */
 void state_attach(struct sim_state *state)
 {
     pid_t self = getpid();
@@ -264,6 +265,7 @@ void state_attach(struct sim_state *state)
     }
 }
 
+/* The number of other processes that are attached. Frees the slots of those that have died. */
 int state_other_clients(struct sim_state *state)
 {
     int others = 0;

@@ -1,4 +1,4 @@
-/* Start, end, error texts and what concerns the whole machine. */
+/* Initialization and shutdown, error texts, and calls about the whole machine. */
 #include <string.h>
 
 #include "sim.h"
