@@ -114,6 +114,8 @@ Aim = Callable[[str, str, bytes], bool]
 
 @dataclass(frozen=True, slots=True)
 class _Trap:
+    """A function to call at one write: before it is forwarded, or once it is answered."""
+
     at: int
     act: Callable[[], None]
     before: bool

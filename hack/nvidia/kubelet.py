@@ -238,7 +238,8 @@ class LogServer:
         context.load_cert_chain(pki.cert("serving"), pki.key("serving"))
 
         class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:  # the name that http.server calls
+            def do_GET(self) -> None:
+                """Answer a request for a pod's log; http.server calls this name."""
                 _answer(self, find)
 
             def log_message(self, format: str, *arguments: Any) -> None:

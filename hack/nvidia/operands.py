@@ -97,19 +97,24 @@ class PodPrograms:
         return self._logs.get(pod)
 
     def _mig_manager(self, pod: Object) -> PodProcesses:
+        """Return the node's one mig-manager as the process of this pod, with a log file by the pod's name. It waits
+        for its ConfigMap."""
         name = str(pod["metadata"]["name"])
         self.mig_manager.log = self._logs[name] = self.sandbox.folder / f"{name}.log"
         return PodProcesses(_uid(pod), [self.mig_manager], lambda: self.mig_config.exists)
 
     def _plugin(self, pod: Object) -> PodProcesses:
+        """Return the device plugin with its config-manager."""
         flags = ("--mps-root", "/run/nvidia/mps")
         return self._configured(pod, "nvidia-device-plugin", *flags, added=True)
 
     def _gfd(self, pod: Object) -> PodProcesses:
+        """Return GFD with its config-manager. It writes a file of labels, which LabelFeeder copies."""
         output = ("--use-node-feature-api=false", "--output-file", str(self.labels))
         return self._configured(pod, "gpu-feature-discovery", *output, "--sleep-interval", GFD_SECONDS)
 
     def _mps(self, pod: Object) -> PodProcesses:
+        """Return the MPS control daemon with its config-manager."""
         return self._configured(pod, "mps-control-daemon", added=True)
 
     def _configured(self, pod: Object, program: str, *flags: str, added: bool = False) -> PodProcesses:

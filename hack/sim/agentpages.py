@@ -150,6 +150,7 @@ class _Timed(Collector):
         self._collector, self._lapse = collector, lapse
 
     def collect(self) -> Iterable[Metric]:
+        """Yield the collector's metrics, with the clock's present time at every sample."""
         at = self._lapse.at
         for metric in self._collector.collect():
             metric.samples = [sample._replace(timestamp=at) for sample in metric.samples]

@@ -175,6 +175,7 @@ class FakeCluster:
 
     @staticmethod
     def _key(resource: Resource, namespace: str, name: str) -> Key:
+        """Return where the store keeps an object. A namespaced kind without a namespace is in `default`."""
         return (namespace or "default", name) if resource.namespaced else ("", name)
 
 

@@ -66,4 +66,5 @@ class Lists:
 
 
 def _key(obj: JSON) -> list[str]:
+    """Return namespace and name, by which a list is sorted."""
     return [obj["metadata"].get("namespace", ""), obj["metadata"]["name"]]

@@ -40,8 +40,8 @@ class Pods:
         self.delete(pod)
 
     def delete(self, pod: JSON, *, at_once: bool = False) -> None:
-        """Delete a pod. It vanishes at once if `at_once`, if it is not bound or has finished, and if no finalizer
-        holds it; otherwise after the grace period."""
+        """Delete a pod. Without finalizers it vanishes at once if `at_once`, or if it is not bound or has finished.
+        Otherwise it is marked as deleted, and vanishes after the grace period unless it has finalizers."""
         metadata = pod["metadata"]
         key = (metadata["namespace"], metadata["name"])
         nobody = at_once or not (pod.get("spec") or {}).get("nodeName") or _phase(pod) in FINISHED
@@ -126,14 +126,17 @@ class Pods:
 
 
 def _covers(budget: JSON, pod: JSON) -> bool:
+    """Whether the budget's selector selects the pod. A budget without a selector covers none."""
     return selects(budget["spec"].get("selector"), pod["metadata"].get("labels") or {})
 
 
 def _phase(pod: JSON) -> str:
+    """Return the phase of a pod; Pending if it has none yet."""
     return str((pod.get("status") or {}).get("phase", "Pending"))
 
 
 def _is_ready(pod: JSON) -> bool:
+    """Whether the pod has the condition Ready with the status True."""
     conditions = (pod.get("status") or {}).get("conditions") or []
     return any(row.get("type") == "Ready" and row.get("status") == "True" for row in conditions)
 

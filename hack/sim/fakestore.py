@@ -249,6 +249,7 @@ class Store:
             self._wake(resource)
 
     def _wake(self, resource: Resource) -> None:
+        """Set the events of those that wait for changes of this kind or of any kind."""
         for event in (*self.waiting, *self.watching[resource]):
             event.set()
 
@@ -309,8 +310,10 @@ class Store:
 
 
 def _content(obj: JSON) -> JSON:
+    """Return the fields of an object whose change raises its generation: all but metadata and status."""
     return {key: value for key, value in obj.items() if key not in ("metadata", "status")}
 
 
 def _owned_by(obj: JSON, uid: str) -> bool:
+    """Whether the object has an owner with this uid."""
     return any(owner.get("uid") == uid for owner in obj["metadata"].get("ownerReferences") or ())

@@ -108,5 +108,6 @@ def _deliver(item: JSON, handler: Handler, known: dict[tuple[str, str], JSON]) -
 
 
 def _key(item: JSON) -> tuple[str, str]:
+    """Return namespace and name; the namespace is empty for a cluster-scoped object."""
     metadata = item["metadata"]
     return metadata.get("namespace", ""), metadata["name"]

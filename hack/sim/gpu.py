@@ -126,6 +126,7 @@ class _GPU:
 
     @property
     def mig_capable(self) -> bool:
+        """Whether the card has MIG."""
         return bool(self.card.profiles)
 
     @property

@@ -89,7 +89,8 @@ def operator_labels(
     labels: Mapping[str, str], policy: ClusterPolicy, *, mig_capable: bool
 ) -> dict[str, str | None]:
     """Return the label changes that the GPU Operator makes when it reconciles a GPU node: it adds labels that are
-    absent or empty, and changes no others (d.2).
+    absent or empty, and changes no others (d.2). It adds mig-manager's labels only to nodes with a `mig_capable`
+    card.
 
     From a node whose GPUs are for virtual machines it removes the labels of its operands for containers. Empty on the
     plain stack.

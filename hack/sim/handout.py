@@ -38,8 +38,8 @@ class Handout:
         self._next_pid = count(FIRST_PID)
 
     async def read(self) -> Holdings:
-        """Assign devices to new pods, free those of ended ones, and return all pods, their devices and the healthy
-        devices. Never raises."""
+        """Assign devices to new pods and free those of ended ones. Return the numbers of devices, the devices of each
+        pod, and all healthy devices. Never raises."""
         pods = self._book.pods(self._node.name)
         advertised = advertised_ids(self._gpus.look(), _allocatable(self._node))
         for uid in self._assigned.keys() - pods.keys():

@@ -79,8 +79,8 @@ class _MigPort:
         await self._node.object.patch(changes)
 
     async def operands_gone(self, seconds: float) -> bool:
-        """Wait until no operand has a pod. Returns False if one still has after this many seconds, and after CALLS
-        real seconds."""
+        """Wait for one operand after the other until it has no pod. Returns False if one takes longer than this many
+        seconds, and longer than CALLS real seconds."""
         cluster = self._node.cluster
         patience = max(seconds, CALLS * cluster.settings.time_factor)
         gone = [operand.is_gone for operand in self._node.operands]
@@ -212,6 +212,7 @@ class SimNode:
         self._note_mig_config()
 
     def _wake_operands(self) -> None:
+        """Let device plugin and GFD look for changes."""
         for operand in self.operands:
             operand.wake()
 
@@ -228,6 +229,7 @@ class SimNode:
         self._tasks[self.mps.operand] = self._spawn(self.mps.run())
 
     def _start_mig_manager(self) -> None:
+        """Start mig-manager if it has a pod and ClusterPolicy does not turn it off."""
         if self._pod is not None and "mig-manager" not in self.cluster.policy.off:
             self._tasks["mig-manager"] = self._spawn(self._run_mig_manager(self._pod))
 
@@ -330,8 +332,10 @@ _DEPLOY = tuple(f"{LABEL_DEPLOY_PREFIX}{operand}" for operand in ("device-plugin
 
 
 def _differ(before: Labels, after: Labels, *keys: str) -> bool:
+    """Whether any of these labels changed."""
     return any(before.get(key) != after.get(key) for key in keys)
 
 
 def _uid(pod: JSON | None) -> str | None:
+    """Return the UID of a pod, or None if there is no pod."""
     return None if pod is None else str(pod["metadata"]["uid"])

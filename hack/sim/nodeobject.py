@@ -129,4 +129,5 @@ class NodeObject:
 
 
 def _version(raw: JSON) -> int:
+    """Return the resourceVersion as a number; 0 if there is none."""
     return int(raw["metadata"].get("resourceVersion") or 0)

@@ -100,7 +100,8 @@ class NodeSoftware:
         """The server of the agents' metrics, or None if they are not served."""
 
     async def run(self) -> None:
-        """Simulate until cancelled. An error that is not retried, such as a refused write, ends it and is raised."""
+        """Simulate until cancelled. An error that is not retried, such as a refused write, ends it and is raised in an
+        ExceptionGroup."""
         try:
             await self._run()
         finally:

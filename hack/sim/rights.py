@@ -41,7 +41,8 @@ class NodeLogin:
         return self._token
 
     async def renew(self) -> None:
-        """Request a new token for the next call: the Node may have been replaced by another one of the same name."""
+        """Drop the token, so that the next call requests a new one: the Node may have been replaced by another one of
+        the same name."""
         self._token = ""
 
 

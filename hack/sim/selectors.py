@@ -85,6 +85,7 @@ def _field_check(path: list[str], value: str, equal: bool) -> Matcher:
     as empty."""
 
     def check(obj: JSON) -> bool:
+        """Whether an object satisfies the requirement."""
         content: Any = obj
         for step in path:
             content = content.get(step) if isinstance(content, dict) else None
