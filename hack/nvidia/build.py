@@ -102,9 +102,8 @@ def program(name: str) -> Path:
     for release in RELEASES:
         if name in (*release.programs, *release.ours):
             return ensure(release) / name
-    raise UnavailableError(
-        f"no program {name!r}: choose from {[p for r in RELEASES for p in (*r.programs, *r.ours)]}"
-    )
+    known = [known for release in RELEASES for known in (*release.programs, *release.ours)]
+    raise UnavailableError(f"there is no program {name!r}: choose from {', '.join(known)}")
 
 
 def module_folder(release: UpstreamRelease, module: str) -> Path:

@@ -261,7 +261,7 @@ def _check_host_root(program: str, arguments: Sequence[str], extra: Mapping[str,
     host_root = extra.get("HOST_ROOT_MOUNT")
     if not host_root or arguments:
         raise SandboxError(
-            "nvidia-mig-manager needs HOST_ROOT_MOUNT (a stand-in for the host's root), no arguments"
+            "nvidia-mig-manager needs HOST_ROOT_MOUNT, a stand-in for the host's root, and no arguments"
         )
     if Path(host_root).resolve() == Path("/") or os.path.samefile(host_root, "/"):
         raise SandboxError("HOST_ROOT_MOUNT is the real root: nvidia-mig-manager could reboot this machine")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any, TypedDict, Unpack
 
 from gpusharing.planning.gpus.cards import Card
+from gpusharing.planning.vocabulary.lengths import counted
 from hack.nvmlsim import build, layout
 from hack.nvmlsim.models import GpuPlace, fill_gpu, find_model
 
@@ -170,7 +171,7 @@ class Simulator:
             UnknownModelError: a model that the card table does not know well enough.
         """
         if not 0 < len(models) <= layout.MAX_GPUS:
-            raise SimulatorError(f"{len(models)} GPUs: a simulated machine has 1 to {layout.MAX_GPUS}")
+            raise SimulatorError(f"a simulated machine has 1 to {layout.MAX_GPUS} GPUs, not {len(models)}")
         cards = [find_model(model) for model in models]
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
@@ -251,7 +252,9 @@ class Simulator:
             self._indexes(state, gpu)
             slot = next((process for process in state.processes if not process.used), None)
             if slot is None:
-                raise SimulatorError(f"a simulated machine has at most {layout.MAX_PROCESSES} processes")
+                raise SimulatorError(
+                    f"the machine has {layout.MAX_PROCESSES} processes already: end one first"
+                )
             _put_text(slot, "name", name)
             slot.gpu, slot.pid = gpu, pid
             for field, value in {**ANY_PROCESS, **fields}.items():
@@ -278,11 +281,11 @@ class Simulator:
         if function.split("_v")[0] not in known:
             raise SimulatorError(f"{function} is not simulated; simulated are {', '.join(sorted(known))}")
         if fault != "hang" and fault not in RESULTS:
-            raise SimulatorError(f"no fault {fault!r}: choose hang, {', '.join(RESULTS)}")
+            raise SimulatorError(f"there is no fault {fault!r}: choose hang, {', '.join(RESULTS)}")
         with self._edit() as state:
             slot = next((entry for entry in state.faults if entry.kind == layout.FAULT_NONE), None)
             if slot is None:
-                raise SimulatorError(f"at most {layout.MAX_FAULTS} faults at once: clear them first")
+                raise SimulatorError(f"the machine has {layout.MAX_FAULTS} faults already: clear them first")
             _put_text(slot, "function", function)
             slot.gpu, slot.skip, slot.remaining = gpu, skip, count
             slot.hits, slot.result = 0, RESULTS.get(fault, 0)
@@ -321,7 +324,7 @@ class Simulator:
         }
         wanted = [name.lower() for name in names if name]
         if unknown := [name for name in wanted if name not in by_name]:
-            raise SimulatorError(f"no GPU {unknown[0]}: the machine has {', '.join(by_name)}")
+            raise SimulatorError(f"there is no GPU {unknown[0]}: the machine has {', '.join(by_name)}")
         return [by_name[name] for name in wanted]
 
     def reset(self, gpus: Sequence[int] | None = None) -> None:
@@ -399,7 +402,9 @@ class Simulator:
         if gpu is None:
             return range(state.gpu_count)
         if not 0 <= gpu < state.gpu_count:
-            raise SimulatorError(f"no GPU {gpu}: the machine has {state.gpu_count}")
+            raise SimulatorError(
+                f"there is no GPU {gpu}: the machine has {counted(state.gpu_count, 'GPU')}, from 0 on"
+            )
         return range(gpu, gpu + 1)
 
 
@@ -414,7 +419,7 @@ def set_field(target: ctypes.Structure, name: str, value: int | str) -> None:
         key for key, present in now.items() if isinstance(present, int | bytes) and key not in _FIXED_FIELDS
     ]
     if name not in plain:
-        raise SimulatorError(f"no field {name!r}: choose from {', '.join(sorted(plain))}")
+        raise SimulatorError(f"there is no field {name!r} to set: choose from {', '.join(sorted(plain))}")
     if isinstance(now[name], bytes):
         _put_text(target, name, str(value))
     else:
@@ -467,7 +472,7 @@ def _check_reset(state: layout.SimState, index: int, holders: Sequence[int]) -> 
     """Raise SimulatorError if the GPU cannot be reset: in a VM, or while a process or a client holds it."""
     gpu = state.gpus[index]
     if gpu.passthrough:
-        raise SimulatorError(f"GPU {index} sits in a VM that cannot reset it")
+        raise SimulatorError(f"GPU {index} is in a VM that cannot reset it: reboot the machine")
     if gpu.busy or any(process.used and process.gpu == index for process in state.processes):
         raise SimulatorError(f"GPU {index} is in use by one or more processes")
     if state.clients_block and holders:

@@ -17,10 +17,13 @@ from hack.sim.rights import AgentClients
 from hack.sim.settings import SimSettings, Times
 
 BANNER = (
-    "SIMULATED: no GPU and no NVIDIA software here. mig-manager {mig}, device plugin and GFD {plugin} are played "
+    "SIMULATED: no GPU and no NVIDIA software here. mig-manager {mig}, device plugin and GFD {plugin} are simulated "
     "on every node with a known card, {factor:g} times as fast as we assume the real ones to be{agents}."
 )
-HINT = f"Let something go wrong: kubectl annotate node NAME sim.gpusharing.dev/inject=FAULT; FAULT: {', '.join(FAULTS)}"
+HINT = (
+    "To inject a fault, run: kubectl annotate node NAME sim.gpusharing.dev/inject=FAULT; "
+    f"FAULT is one of {', '.join(FAULTS)}."
+)
 
 
 OPTIONS = {

@@ -23,7 +23,7 @@ async def follow(
     log: Callable[[str], None],
     synced: asyncio.Event | None = None,
 ) -> None:
-    """Call the handler with every existing object, then with every change, until cancelled. Errors are retried with
+    """Call the handler with every existing object, then with every change, until canceled. Errors are retried with
     back-off and logged once in a row; a kind that the server does not serve counts as empty. `synced` is set after
     the first complete list, or when the kind is not served."""
     known: dict[tuple[str, str], JSON] = {}

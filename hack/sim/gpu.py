@@ -41,6 +41,7 @@ from gpusharing.api.gpunode import (
     RemappedRows,
 )
 from gpusharing.planning.gpus.cards import Card, Profile, find_card
+from gpusharing.planning.vocabulary.lengths import counted
 from hack.cards import mig_mode_needs_reset
 from hack.sim.readings import Hang
 
@@ -246,7 +247,7 @@ class SimulatedGPUs:
         with self._lock:
             gpu = self._mig_gpu(index)
             if not on and gpu.instances:
-                raise InUse(f"GPU {index}: destroy its {len(gpu.instances)} instances first")
+                raise InUse(f"GPU {index}: destroy its {counted(len(gpu.instances), 'instance')} first")
             if mig_mode_needs_reset(gpu.card):
                 gpu.mig_pending = on
                 return "Applied" if gpu.mig == on or self._try_reset(gpu) else "Pending"
@@ -306,7 +307,7 @@ class SimulatedGPUs:
             used = {process.device for process in gpu.processes}
             gpu.instances = [instance for instance in gpu.instances if instance.uuid in used]
             if gpu.instances:
-                raise InUse(f"GPU {index}: {len(gpu.instances)} instances are in use")
+                raise InUse(f"GPU {index} has {counted(len(gpu.instances), 'instance')} in use")
 
     def set_compute_mode(self, index: int, mode: ComputeMode) -> None:
         """Set the CUDA compute mode. MPS uses ExclusiveProcess."""
@@ -364,9 +365,10 @@ class SimulatedGPUs:
     def _refuse_clients(self, gpu: _GPU) -> None:
         """Raise InUse if any NVML client of the node is open or any process computes on the GPU."""
         if self.open_sessions:
-            raise InUse(f"GPU {gpu.index}: in use by another client ({self.open_sessions} NVML sessions)")
+            sessions = counted(self.open_sessions, "NVML session")
+            raise InUse(f"GPU {gpu.index}: in use by another client ({sessions})")
         if gpu.processes:
-            raise InUse(f"GPU {gpu.index}: {len(gpu.processes)} processes compute on it")
+            raise InUse(f"GPU {gpu.index} is in use by {counted(len(gpu.processes), 'process', 'processes')}")
 
     def _refuse_reset(self, gpu: _GPU) -> None:
         """Raise NotSupported in a virtual machine, and InUse while a client or process exists."""
@@ -413,7 +415,7 @@ def _refuse_too_many(gpu: _GPU, wanted: Profile) -> None:
         raise NoFreePlace(f"GPU {gpu.index}: only one instance has the media engines")
     others = [name for name in names if not name.endswith(("+me.all", "-me"))]
     if others and any(name.endswith("+me.all") for name in names):
-        raise NoFreePlace(f"GPU {gpu.index}: next to all media engines there are only -me instances")
+        raise NoFreePlace(f"GPU {gpu.index}: beside all media engines only -me instances are possible")
     if sum(name.endswith("+me.all") for name in names) > 1:
         raise NoFreePlace(f"GPU {gpu.index}: only one instance has all media engines")
     slices = max(profile.slices for profile in by_name.values())

@@ -39,7 +39,7 @@ class Kai:
         self._groups = 0
 
     async def run(self) -> None:
-        """Follow pods and nodes, and schedule until cancelled. An error of the API server ends it, except
+        """Follow pods and nodes, and schedule until canceled. An error of the API server ends it, except
         NotFound and Conflict."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follow(self._client, PODS, self._take(self._pods, "uid"), log=self._log))

@@ -139,7 +139,7 @@ class MigManager:
             self._register.set(value)
 
     async def run(self) -> None:
-        """Reconfigure the GPUs for each new value of the label, until cancelled."""
+        """Reconfigure the GPUs for each new value of the label, until canceled."""
         while True:
             name = await self._register.get()
             await self._clock.sleep(self._times.watch)

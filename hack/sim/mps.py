@@ -58,7 +58,7 @@ class MpsDaemon(Configured):
         self._started = ""
 
     async def run(self) -> None:
-        """Start and stop the daemon as its pod comes and goes, until cancelled. A start that fails is repeated with
+        """Start and stop the daemon as its pod comes and goes, until canceled. A start that fails is repeated with
         CrashLoopBackOff."""
         crashes = 0
         while True:

@@ -301,7 +301,7 @@ class SimNode:
         """Take the node down: kill its programs, mark the Node NotReady, reset the GPUs after the time of a reboot,
         and start everything again."""
         self._down = True
-        self.log("reboots")
+        self.log("is rebooting")
         for key in ("mig-manager", self.mps.operand, *(operand.name for operand in self.operands)):
             self._kill(key)
         self.mps.reboot()
@@ -313,7 +313,7 @@ class SimNode:
         self.gpus.reboot()
         await self.object.patch(annotations={ANNOTATION_REBOOTING: None})
         await self.object.set_ready(True)
-        self.log("is back")
+        self.log("has rebooted")
         self._down = False
         self._start_operands()
         self._start_mps()

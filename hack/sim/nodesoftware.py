@@ -1,7 +1,7 @@
 """The SIMULATED node software of a whole cluster in one process: one watch per kind, one `SimNode` per GPU node.
 
     software = NodeSoftware(client, SimSettings(time_factor=10), log=print)
-    task = asyncio.create_task(software.run())     # until cancelled
+    task = asyncio.create_task(software.run())     # until canceled
 
 Nothing polls: an idle node costs nothing but the turns of its agent.
 """
@@ -100,7 +100,7 @@ class NodeSoftware:
         """The server of the agents' metrics, or None if they are not served."""
 
     async def run(self) -> None:
-        """Simulate until cancelled. An error that is not retried, such as a refused write, ends it and is raised in an
+        """Simulate until canceled. An error that is not retried, such as a refused write, ends it and is raised in an
         ExceptionGroup."""
         try:
             await self._run()
@@ -157,7 +157,7 @@ class NodeSoftware:
         """Inject a fault of `FAULTS` on a node. Raises ValueError for another word, and KeyError for a node that is
         not simulated."""
         if fault not in FAULTS:
-            raise ValueError(f"unknown fault {fault!r}; there are {', '.join(FAULTS)}")
+            raise ValueError(f"unknown fault {fault!r}; choose from {', '.join(FAULTS)}")
         self._cluster.log(f"{node}: inject {fault}")
         FAULTS[fault](self.nodes[node])
 

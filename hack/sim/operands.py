@@ -43,8 +43,8 @@ class Configured:
         """Whether a DaemonSet selects the node: by the deploy label, or always with the device-plugin chart, whose
         DaemonSets have no such selector."""
         policy = self.cluster.policy
-        labelled = self.node.labels.get(f"{LABEL_DEPLOY_PREFIX}{self.operand}") == "true"
-        return policy.plain or (labelled and self.operand not in policy.off)
+        labeled = self.node.labels.get(f"{LABEL_DEPLOY_PREFIX}{self.operand}") == "true"
+        return policy.plain or (labeled and self.operand not in policy.off)
 
     def key(self, *, new_pod: bool) -> str | None:
         """Return the key that config-manager would load now, or None if it does not exist. Empty for the built-in
@@ -232,7 +232,7 @@ class PlayedOperand:
         self._wake.set()
 
     async def run(self) -> None:
-        """Take one step after the other until cancelled. A crash-loop is repeated with CrashLoopBackOff."""
+        """Take one step after the other until canceled. A crash-loop is repeated with CrashLoopBackOff."""
         crashes = 0
         while True:
             self._wake.clear()
@@ -267,7 +267,7 @@ class PlayedOperand:
             return True
         if step is OperandStep.SIDECAR_CRASH:
             self._log(
-                f"{self.name}: config-manager crash-loops on an unknown key, {self._pod.loaded!r} stays in force"
+                f"{self.name}: config-manager crash-loops on an unknown key; the program keeps {self._pod.loaded!r}"
             )
             return False
         self.is_gone.clear()

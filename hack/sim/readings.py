@@ -96,7 +96,7 @@ class Readings:
 
 
 def _settle(future: asyncio.Future[T], result: Any, error: Exception | None) -> None:
-    """Set the result or the error of a future, unless it was cancelled."""
+    """Set the result or the error of a future, unless it was canceled."""
     if future.done():  # the caller gave up
         return
     if error is not None:

@@ -53,7 +53,7 @@ def _label_checks(selector: str) -> Iterator[Matcher]:
     while position < len(selector):
         match = _REQUIREMENT.match(selector, position)
         if not match:
-            raise ValueError(f"label selector {selector!r}")
+            raise ValueError(f"bad label selector {selector!r}")
         position = match.end()
         yield _label_check(match)
 
@@ -76,7 +76,7 @@ def _field_checks(selector: str) -> Iterator[Matcher]:
     for requirement in filter(None, selector.split(",")):
         path, sign, value = requirement.partition("!=" if "!=" in requirement else "=")
         if not sign:
-            raise ValueError(f"field selector {selector!r}")
+            raise ValueError(f"bad field selector {selector!r}")
         yield _field_check(path.split("."), value.removeprefix("="), sign == "=")
 
 

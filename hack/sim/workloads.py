@@ -100,7 +100,7 @@ class Workloads:
         self._wake.set()
 
     async def run(self) -> None:
-        """Follow pods and nodes, and replace, bind and start pods, until cancelled."""
+        """Follow pods and nodes, and replace, bind and start pods, until canceled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follow(self._client, PODS, self._take_pod, log=self._log))
             tasks.create_task(follow(self._client, NODES, self._take_node, log=self._log))

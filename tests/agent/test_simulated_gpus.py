@@ -88,12 +88,12 @@ def test_a_hopper_refuses_a_mode_change_while_anyone_is_there() -> None:
     with gpus.client(), pytest.raises(InUse, match="another client"):
         gpus.set_mig_mode(0, on=True)
     gpus.add_process(0, "python3", 42)
-    with pytest.raises(InUse, match="1 processes"):
+    with pytest.raises(InUse, match="by 1 process"):
         gpus.set_mig_mode(0, on=True)
     gpus.remove_process(42)
     assert gpus.set_mig_mode(0, on=True) == "Applied"
     gpus.create(0, "1g.10gb")
-    with pytest.raises(InUse, match="destroy its 1 instances"):
+    with pytest.raises(InUse, match="destroy its 1 instance first"):
         gpus.set_mig_mode(0, on=False)
 
 
@@ -124,6 +124,6 @@ def test_an_instance_in_use_stays_and_the_others_go() -> None:
     used = gpus.create(0, "3g.40gb")
     gpus.create(0, "1g.10gb")
     gpus.add_process(0, "python3", 42, used.uuid)
-    with pytest.raises(InUse, match="1 instances are in use"):
+    with pytest.raises(InUse, match="has 1 instance in use"):
         gpus.destroy_all(0)
     assert gpus.read().gpus[0].instances == (used,)

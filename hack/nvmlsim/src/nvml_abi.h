@@ -181,7 +181,7 @@ enum {
     NVML_FI_DEV_GET_GPU_RECOVERY_ACTION = 230,
 };
 
-/* The event types a GPU of a data centre announces (group nvmlEventType). */
+/* The event types a GPU of a data center announces (group nvmlEventType). */
 #define EVENT_SINGLE_BIT_ECC 0x1ULL
 #define EVENT_DOUBLE_BIT_ECC 0x2ULL
 #define EVENT_XID 0x8ULL
