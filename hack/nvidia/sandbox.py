@@ -254,8 +254,8 @@ def _link(link: Path, target: Path) -> None:
 
 
 def _check_host_root(program: str, arguments: Sequence[str], extra: Mapping[str, str]) -> None:
-    """Raise SandboxError if mig-manager could reboot this machine: it runs `chroot $HOST_ROOT_MOUNT reboot` (default
-    /host), which must never be the real root."""
+    """Raise SandboxError if mig-manager gets arguments or could reboot this machine: it runs `chroot $HOST_ROOT_MOUNT
+    reboot` (default /host), which must never be the real root. Other programs pass."""
     if program != "nvidia-mig-manager":
         return
     host_root = extra.get("HOST_ROOT_MOUNT")

@@ -87,7 +87,7 @@ def _add_injections(parser: argparse.ArgumentParser) -> None:
 
 def _set(simulator: Simulator, gpu: int | None, fields: Sequence[str]) -> None:
     """Set each `field=value`: of the machine, of a GPU (of all if `gpu` is None), or as `profile:field=value` of a
-    profile. Raises SimulatorError for an unknown field."""
+    profile. Raises SimulatorError for an unknown field or another form."""
     for field in fields:
         name, equals, value = field.partition("=")
         if not equals:

@@ -32,8 +32,8 @@ class SharedGPUNodes:
         return self._nodes.get(name)
 
     async def changes(self, name: str, since: str) -> AsyncGenerator[WatchEvent, None]:
-        """Yield every change of one GPUNode after the version `since`, without end. Raises Expired if the object was
-        deleted before the watch began, or when the store was restored from a backup."""
+        """Yield the newest version of one GPUNode unless that is `since`, then every change, without end. Raises
+        Expired if the object was deleted before the watch began, or when the store was restored from a backup."""
         queue: asyncio.Queue[WatchEvent] = asyncio.Queue()
         self._listeners.setdefault(name, []).append(queue)
         try:

@@ -237,7 +237,7 @@ class FakeClient(KubeClient):
 
     def _read(self, request: ApiRequest) -> JSON:
         """Return the answer to a get or a list: a page of objects, the server's version, the discovery of a kind, a
-        pod's log (its last `tailLines` lines), or one object. Raises NotFound or Expired."""
+        pod's log (its last `tailLines` lines), or one object. Raises NotFound, Invalid or Expired."""
         cluster, namespace, name = self.cluster, request.namespace, request.name
         if request.verb == "list":
             match, query = _matcher(request), request.query

@@ -196,8 +196,8 @@ class MigManager:
         self._no_restart_on_exit = True
 
     async def _apply_mode(self, items: tuple[Entry, ...], gpus: tuple[GPU, ...]) -> None:
-        """Set the MIG modes if any is wrong. Raises ApplyError when something is in use or a mode stays pending, and
-        _NeedsReboot when that was injected."""
+        """Set the MIG modes if any is wrong. Raises ApplyError when something is in use or a mode stays pending,
+        _NeedsReboot when that was injected, and LibraryError."""
         if mode_applied(items, gpus):
             return
         await self._clock.sleep(self._times.apply / 2)
