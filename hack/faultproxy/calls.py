@@ -29,6 +29,7 @@ class Incoming:
     door: str
     """The client, by the name under which its door was opened; empty for the front door."""
     agent: str
+    """The client's User-Agent."""
     number: int
     """The number among the writes that this one gets if the server accepts it; 0 if it is not a write or does not
     count."""
@@ -160,8 +161,11 @@ class Sick:
     method: str
     path: str
     answer: PlayedRefusal | None
+    """The refusal, or None for no answer at all."""
     query: str
+    """Text that the decoded query must contain; empty matches every query."""
     times: float = math.inf
+    """Number of further calls that are not forwarded."""
     hits: int = 0
     """Number of calls that were not forwarded."""
 

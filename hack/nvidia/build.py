@@ -24,8 +24,11 @@ class UpstreamRelease:
     """One version of a repository of NVIDIA's, and the programs that we build from it."""
 
     folder: str
+    """Name of our folder with its go.mod."""
     module: str
+    """Path of its Go module."""
     programs: tuple[str, ...]
+    """Names of the programs below its cmd/."""
     ours: tuple[str, ...] = ()
     """Our own programs in the same Go module, because they share its protocol definitions."""
 

@@ -216,7 +216,9 @@ class Stop:
     """One mode of the walk."""
 
     text: str
+    """The name of the mode, for people."""
     spec: Object
+    """The fields of the policy's spec that set the mode."""
     served: dict[str, int]
     """The allocatable GPU resources of each node."""
 

@@ -32,7 +32,9 @@ class CallRight:
     function: str
     needs: Need
     when: When
+    """Whether the right is always needed, or only for a whole GPU with MIG on."""
     source: str
+    """The document or code that says so."""
 
 
 RIGHTS: tuple[CallRight, ...] = (

@@ -518,6 +518,7 @@ class MachineDevice:
     """A GPU, or a MIG device on it if `instance` is set."""
 
     gpu: int
+    """Index of the GPU."""
     uuid: str
     instance: tuple[int, int] | None = None
     """The ids of GPU instance and compute instance, or None for a GPU."""

@@ -21,13 +21,16 @@ class DCGMValues:
     """The values that DCGM measures for a whole GPU or a MIG device."""
 
     gpu: int
+    """Index of the GPU."""
     gpu_uuid: str
     active: float
     """DCGM_FI_PROF_GR_ENGINE_ACTIVE, from 0 to 1."""
     memory_mib: int
     """DCGM_FI_DEV_FB_USED, in MiB."""
     profile: str = ""
+    """Profile of the MIG device; empty for a whole GPU."""
     instance_id: str = ""
+    """Id of the GPU instance; empty for a whole GPU."""
     pod: tuple[str, str] | None = None
     """Namespace and name of the pod that holds the device, as the kubelet's podresources report it."""
 

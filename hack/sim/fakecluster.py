@@ -55,14 +55,19 @@ class FakeCluster:
         self.pods = Pods(self.store, grace, later)
         self.faults = Faults(on_write)
         self.terminating_namespaces: set[str] = set()
+        """Namespaces that are being deleted, in which nothing can be created."""
         self.uninstalled: set[Resource] = set()
         """Kinds whose CRD is not installed: calls of them get 404."""
         self.version = "v1.36.3"
+        """The version that the server reports."""
         self.logs: dict[tuple[str, str], str] = {}
         """The log of each pod, by namespace and name; other pods have an empty log."""
         self.bookmark_every = bookmark_every
+        """Seconds between two bookmarks of a watch."""
         self.bookmarks = 0
+        """How often bookmarks were sent at once. Open watches notice a change of it."""
         self.closings = 0
+        """How often all watches were closed. Open watches notice a change of it."""
 
     @property
     def writes(self) -> list[Write]:

@@ -124,8 +124,11 @@ class Faults:
     """Scripted faults and the write log of one FakeCluster."""
 
     on_write: Hook | None = None
+    """Called before and after each write, or None."""
     writes: list[Write] = field(default_factory=list)
+    """The writes that reached the server, including refused ones, in order."""
     calls: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    """Number of calls by identity, verb and plural."""
     _faults: list[CallFault] = field(default_factory=list)
     _numbers: Counter[str] = field(default_factory=Counter)
 

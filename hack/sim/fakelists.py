@@ -20,6 +20,7 @@ class _Moment:
     objects: Sequence[JSON]
     version: int
     began: float
+    """When the first page was read, by the clock of `Lists`."""
 
 
 class Lists:

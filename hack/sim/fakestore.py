@@ -99,7 +99,9 @@ class Store:
         self.watching: dict[Resource, Waiters] = defaultdict(Waiters)
         """By kind: events that are set at every change of that kind."""
         self.swallow: dict[Resource, int] = {}
+        """By kind: the number of next events that no watch gets."""
         self.on_commit: list[Callable[[Resource, StoredChange], None]] = []
+        """Functions that are called with the kind and the change after each commit."""
         self._objects: dict[Resource, dict[Key, JSON]] = {}
         self._history: dict[Resource, list[StoredChange]] = {}
         self._uids = 0

@@ -31,11 +31,17 @@ class ClusterPolicy:
     no strategy is set."""
 
     plugin_config: str = ""
+    """ConfigMap of the device plugin's configurations; empty if none is named."""
     plugin_default: str = ""
+    """The key in that ConfigMap for nodes without the label; empty for the built-in configuration."""
     mig_strategy: str = ""
+    """MIG strategy of device plugin and GFD; empty leaves it to their configuration."""
     mig_config: str = ""
+    """ConfigMap of mig-parted configurations; empty for the file that mig-manager generates."""
     mig_default: str = "all-disabled"
+    """The configuration that the GPU Operator writes into the label of a new node."""
     with_reboot: bool = False
+    """Whether mig-manager reboots the node when a MIG mode cannot be set."""
     off: frozenset[str] = frozenset()
     """Operands that are turned off, by the suffixes of their deploy labels."""
     workload: str = CONTAINER

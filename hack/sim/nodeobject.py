@@ -29,6 +29,7 @@ class SimCluster:
     log: Callable[[str], None]
     config_maps: MountedConfigMaps
     policy: ClusterPolicy = field(default_factory=ClusterPolicy)
+    """The settings of ClusterPolicy that hold now."""
 
 
 class NodeObject:

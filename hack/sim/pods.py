@@ -19,7 +19,9 @@ class DeviceHolder:
     namespace: str
     name: str
     resources: Mapping[str, int]
+    """Number of devices by resource name."""
     memory_gib: int = 0
+    """GPU memory that its process uses, in GiB."""
 
 
 class PodBook:

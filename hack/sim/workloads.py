@@ -34,6 +34,7 @@ class SimWorkload:
     resource: str = "nvidia.com/gpu"
     """The resource that each pod requests; empty if it requests none."""
     count: int = 1
+    """Number of devices that each pod requests."""
     namespace: str = "default"
     node_selector: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
