@@ -1,4 +1,4 @@
-"""What an answer of the API server means: from HTTP status and Status object to an error of `errors.py`.
+"""The meaning of the API server's answers: HTTP status and Status object become an error of `errors.py`.
 
 Only machine-readable parts decide (code, reason, details.causes); the prose is passed on, never parsed
 (docs/design/drain.md#e11).
@@ -26,7 +26,8 @@ MOST_SECONDS = 86400.0
 
 
 def error_of(request: ApiRequest, status: int, answer: object, retry_after: str | None = None) -> KubeError:
-    """The error for an answer that is not a success. `answer` is the parsed body, `retry_after` the header."""
+    """Return the error for an answer that is not a success, by its status and machine-readable parts. `answer` is the
+    parsed body, `retry_after` the header."""
     message = text(answer, "message") or f"HTTP {status}"
     match status:
         case 401:
@@ -53,7 +54,7 @@ def error_of(request: ApiRequest, status: int, answer: object, retry_after: str 
 
 
 def error_of_event(request: ApiRequest, status_object: object) -> KubeError:
-    """The error for an ERROR event of a watch, whose object is a Status. One without a code counts as 500."""
+    """Return the error for an ERROR event of a watch, whose object is a Status. One without a code counts as 500."""
     code = part(status_object, "code")
     return error_of(request, code if isinstance(code, int) else 500, status_object)
 

@@ -10,12 +10,13 @@ def half_to_one_and_a_half() -> float:
 
 
 class Backoff:
-    """Seconds to wait after failures in a row: doubled each time up to a limit, jittered."""
+    """The waits after failures in a row, in seconds: each is twice as long as the one before, up to a limit, and
+    jittered."""
 
     def __init__(
         self, first: float, last: float, jitter: Callable[[], float] = half_to_one_and_a_half
     ) -> None:
-        """`first` and `last` in seconds; `jitter` gives the factor of each wait."""
+        """`first` and `last`: the shortest and the longest wait, in seconds; `jitter` returns a factor for each."""
         self.first = self._next = first
         self._last = last
         self._jitter = jitter
@@ -27,5 +28,5 @@ class Backoff:
         return delay * self._jitter()
 
     def success(self) -> None:
-        """Start from the beginning at the next failure."""
+        """Let the wait after the next failure be the shortest one again."""
         self._next = self.first

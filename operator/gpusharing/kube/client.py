@@ -176,7 +176,7 @@ class KubeClient(ABC):
     """A client of the API server: `call` and `stream` send a request, the verbs say which.
 
     For anything that the server or the network does, every method raises a KubeError of `kube/errors.py` and nothing
-    else. A client that stands in front of another one also raises what it says.
+    else. A client that stands in front of another one may raise further errors, which its docstring names.
     """
 
     @abstractmethod
@@ -191,7 +191,7 @@ class KubeClient(ABC):
         """Send the request of a watch, and yield its events; see `watch`."""
 
     async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
-        """Read one object, from etcd (no resourceVersion=0)."""
+        """Return one object, read from etcd and not from the server's cache (no resourceVersion=0)."""
         return await self.call(ApiRequest("get", resource, namespace=namespace, name=name))
 
     async def list_page(
@@ -232,7 +232,7 @@ class KubeClient(ABC):
     async def version(self) -> str:
         """Return the API server's version as it reports it, such as `v1.36.3` or `v1.33.1-eks-1-33-5`.
 
-        Every authenticated user may ask (ClusterRole system:public-info-viewer).
+        Every authenticated user may read it (ClusterRole system:public-info-viewer).
         """
         return text(await self.call(ApiRequest("get", VERSION)), "gitVersion")
 

@@ -14,9 +14,9 @@ advances by a clock that cannot be set:
   everything that was seen before is as old as it really is. A virtual machine that its hypervisor stopped has no clock
   that knows; it is behind by the length of the stop, deadlines pass later than written, and the Lease (whose renewal
   another process could take over meanwhile) tells whether we may still write;
-- a process that is started again asks again, so a wrong time of the server lasts until then and no longer.
+- a process that is started again takes the server's time anew, so a wrong one lasts until then and no longer.
 
-The first answer counts to half a second, as Date has whole seconds, and half of what its call took.
+The first answer sets the clock to within half a second, because Date has whole seconds, and half the time of its call.
 """
 
 import asyncio

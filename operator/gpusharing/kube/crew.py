@@ -20,7 +20,7 @@ Work = Callable[[str], Awaitable[None]]
 
 @dataclass(slots=True)
 class _Round:
-    """The work that has not begun yet, and how many workers do it."""
+    """The state of one call of `each`, shared by its workers."""
 
     queue: deque[str]
     """The keys whose work has not begun."""

@@ -1,6 +1,6 @@
-"""What the API server may answer, named by what the caller does next (not by HTTP code).
+"""The errors of calls to the API server, named by what the caller does next (not by HTTP code).
 
-The class of a failure says how far it reaches. Nearly all concern one call: this object, in this pass. Only
+The class of an error says how far it reaches. Nearly all concern one call: this object, in this pass. Only
 `ServerAway`, `Unauthorized` and `LeaseLost` (kube/lease.py) concern all calls and end a pass.
 """
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 class KubeError(Exception):
-    """Base: a call to the API server did not do what was asked."""
+    """Base of these errors: a call to the API server did not do what it was to do."""
 
 
 @dataclass
@@ -79,22 +79,23 @@ class EvictionBlocked(_Worded):
 
 @dataclass
 class Throttled(_Worded):
-    """429 without that cause: API Priority and Fairness; slow down (docs/design/drain.md#e7). kube/fanout.py decides
-    for whom."""
+    """429 without that cause, from API Priority and Fairness: slow down (docs/design/drain.md#e7). Which further calls
+    have to wait is decided in kube/fanout.py."""
 
     retry_after: float | None = None
 
 
 @dataclass
 class HeldBack(Throttled):
-    """Not sent at all: the server asked us to wait, for all objects or for this one alone. `retry_after` is never
-    None."""
+    """A call that was not sent at all, because the server asked us to wait, for all objects or for this one alone.
+    `retry_after` is never None."""
 
 
 class Unavailable(KubeError):
     """5xx, time-outs, refused or broken connections: this call failed, but may still have been carried out.
 
-    It says nothing about any other object: one webhook that hangs, one object that cannot be decoded.
+    Calls about other objects may succeed: the cause may be one webhook that hangs, or one object that cannot be
+    decoded.
     """
 
 

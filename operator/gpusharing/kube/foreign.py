@@ -1,8 +1,8 @@
-"""Which maintenance markers of others a Node carries (docs/design/drain.md#c5).
+"""The maintenance markers of others on a Node (docs/design/drain.md#c5).
 
-While one is present we do not start, and at the end we leave the node cordoned. Each row says how the marker is
-recognized and who can be asked about it. Our own marks are not in this table. NodeMaintenance objects, which name a
-Node from outside, are read by `maintenance.py`.
+While a Node has one, no change of ours begins there, and one that ends leaves the node cordoned. Each row says how the
+marker is recognized and who can be asked about it. Our own marks are not in this table. NodeMaintenance objects, which
+name a Node from outside, are read by `maintenance.py`.
 """
 
 import re

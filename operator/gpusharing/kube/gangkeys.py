@@ -1,8 +1,8 @@
 """The gang that a pod belongs to, read from the pod alone: no kind that defines gangs has to be installed.
 
-LADDER is the maintained list of keys (docs/design/drain.md#t13); the first row that matches a pod decides. From the
-widest unit to the narrowest: a unit that restarts a whole workload when one pod ends counts more than pods that were
-scheduled together.
+LADDER is the maintained list of keys (docs/design/drain.md#t13); the first row that matches a pod decides. Rows
+go from the widest unit to the narrowest: a unit that restarts a whole workload when one pod ends counts more
+than pods that were scheduled together.
 """
 
 from collections.abc import Callable, Mapping

@@ -49,7 +49,7 @@ class _Query:
 
     @property
     def shared(self) -> bool:
-        """Whether it lists pods of other gangs too."""
+        """Whether the LIST returns pods of other gangs too."""
         return "=" not in self.labels
 
 

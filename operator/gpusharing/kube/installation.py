@@ -265,7 +265,8 @@ def _problems(raw: JSON) -> Iterator[str]:
 
 
 async def find_namespaces(client: KubeClient, config_map: str) -> tuple[str, ...]:
-    """Return the namespaces with a ConfigMap of this name; none for an empty name, or where they may not be listed."""
+    """Return the namespaces with a ConfigMap of this name, sorted; none for an empty name, or if ConfigMaps cannot be
+    listed."""
     if not config_map:
         return ()
     try:

@@ -78,7 +78,8 @@ class Maintained:
     object."""
 
     def __init__(self, *kinds: Mapping[str, Maintenance]) -> None:
-        """`kinds`: each by name, live; of several objects for a node the first kind and name counts."""
+        """`kinds`: the maintenances of each kind by name, as live maps. Of several for one node, the first kind and
+        name counts."""
         self._kinds = kinds
         self._joined: dict[str, tuple[NodeView, NodeView]] = {}
 

@@ -1,4 +1,4 @@
-"""Pods that wait for a GPU: one LIST of the pods without a node."""
+"""Pods that wait for a GPU, counted by one LIST of the pods without a node."""
 
 from collections import Counter
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""Reading Kubernetes quantities of countable resources.
+"""Read Kubernetes quantities of countable resources.
 
-The API server writes them in canonical form, so 2000 time-slicing shares arrive as `2k`
-(apimachinery v0.36.3 pkg/api/resource/suffix.go, decimal SI and binary SI suffixes).
+The API server writes them in canonical form, so 2000 time-slicing shares arrive as `2k` (apimachinery v0.36.3
+pkg/api/resource/suffix.go, decimal SI and binary SI suffixes).
 """
 
 import re

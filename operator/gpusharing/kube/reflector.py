@@ -1,7 +1,7 @@
 """Reflector: a cache of small projections of all objects of one kind, kept up to date by list and watch.
 
-Our own because existing ones lose deletions: kopf 1.45 keeps objects that vanished in a 410 gap for ever, and the
-informer of the official client keys by name without UID (docs/design/faults.md#d2, D3).
+It is our own code because existing caches lose deletions: kopf 1.45 keeps objects that vanished in a 410 gap for ever,
+and the informer of the official client keys by name without UID (docs/design/faults.md#d2, D3).
 
 A watch goes on from the moment of the first list as soon as its first page has arrived, and beside every later list. So
 a list need not show one moment (paging.py), and one that fails takes nothing away.
@@ -221,8 +221,8 @@ class Reflector(Generic[View]):
         return await self._client.list_page(self._resource, limit=limit, after=after, **self._where)
 
     def _begin(self, version: str) -> bool:
-        """Note the moment of a list when its first page has arrived. Returns whether it is older than what the cache
-        had seen when that page was asked for."""
+        """Note the moment of a list when its first page has arrived. Return whether it is older than what the cache
+        had seen when that page was requested."""
         older = newer(self._asked[1], version)
         if older and self.doubted and self._restores() > self._restores_seen:
             self._go_back(version)

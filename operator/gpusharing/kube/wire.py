@@ -1,4 +1,4 @@
-"""What goes over the wire and how it is read, for both transports: aiohttp's (http.py) and the agent's."""
+"""How requests are written and answers are read, for both transports: aiohttp's (http.py) and the agent's."""
 
 import json
 import random
