@@ -103,7 +103,6 @@ NEVER_ONE = {
     "{size} nodes": "a wave is of several nodes",
     "{size} slots": "a wave is of several nodes",
     "{MOST_CLAIMS} nodes": "a large constant",
-    "{most} pods": "a large constant",
     "{clients} clients": "where not even two fit, whole GPUs are advised",
     "{_turns(answers)} shares": "where not even two fit, whole GPUs are advised",
     "{card.key} shares": "no number: shares is the verb",
