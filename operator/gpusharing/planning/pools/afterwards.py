@@ -31,7 +31,7 @@ def find_afterwards(snapshot: ClusterSnapshot, members: Mapping[str, Member]) ->
         for name, node in snapshot.nodes.items():
             with suppress(
                 Exception
-            ):  # whatever one node holds, the others are asked about (transition/guard.py)
+            ):  # an error about one node must not hide the others (transition/guard.py)
                 member = members.get(name)
                 place = _place(node, member.assessment if member is not None else None, snapshot)
                 verdict = member.verdict if member is not None else None

@@ -111,7 +111,7 @@ HOLDS = (
     Hold(_outnumbered, Reason.CANARY_TOO_LARGE),
     Hold(_unapproved, Reason.APPROVAL_NEEDED),
     Hold(_broken, Reason.CANARY_NOT_SERVING),
-    Hold(_closed, Reason.WINDOW_CLOSED),  # or why no window can be followed
+    Hold(_closed, Reason.WINDOW_CLOSED),  # or the reason why no window can be followed
     Hold(_soaking, Reason.CANARY_SOAK),
 )
 """The first match wins; a test pins the order. Holds that a person has to end come before those that the clock

@@ -90,7 +90,7 @@ def find_hours(
     minute = now.replace(second=0, microsecond=0)
     candidates, longest = _spans(windows, blackouts, needed, minute)
     if not candidates and (long_ones := _long(windows, needed)):
-        # More short spans may come first than are looked at.
+        # So many short spans may come first that no long one was examined.
         candidates, _ = _spans(long_ones, blackouts, needed, minute)
     spans = tuple(span for span in candidates if span.lasts(needed, now))[:SHOWN]
     if not spans:
@@ -151,7 +151,7 @@ def _too_short(needed: timedelta, longest: timedelta) -> str:
     """Return the finding's text that no window lasts `needed`; `longest` is zero if none opens."""
     left = f"for {_text(longest)} at most" if longest else "at no time"
     return (
-        f"{_needs(needed)}, but spec.rollout.windows, less spec.rollout.blackouts, are open {left}: lengthen a window,"
+        f"{_needs(needed)}, but spec.rollout.windows, minus spec.rollout.blackouts, are open {left}: lengthen a window,"
         " for example to duration: 6h, or shorten spec.drain.timeout"
     )
 

@@ -63,10 +63,12 @@ def _why(member: Member) -> str:
 
 
 def _failed(member: Member) -> bool:
+    """Whether the change of the node has failed."""
     return member.verdict.phase is Phase.FAILED
 
 
 def _calls_fail(member: Member) -> bool:
+    """Whether our calls about the node fail repeatedly."""
     return member.verdict.reason is Reason.CALL_FAILED
 
 

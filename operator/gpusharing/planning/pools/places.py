@@ -60,8 +60,10 @@ def is_open(node: NodeView) -> bool:
 
 
 def _is_able(node: NodeView) -> bool:
+    """Whether the node can take pods at all: it is not being deleted, and no taint keeps pods off."""
     return not node.barred and not node.deleting
 
 
 def _cordons(case: NodeCase) -> bool:
+    """Whether the change of the candidate would cordon its node."""
     return isinstance(case.assessment, Assessed) and case.assessment.disruption.cordons

@@ -74,6 +74,7 @@ def _will_not_come(verdict: Verdict, fence: Fence) -> bool:
 
 
 def _is_leaving(verdict: Verdict) -> bool:
+    """Whether this pass releases the node, proven or not."""
     return any(isinstance(action, Release) for action in verdict.actions)
 
 

@@ -173,6 +173,7 @@ def _find_wait(free: Sequence[Candidate], room: int, ledger: Ledger) -> Callable
 
 
 def _look_first(candidate: Candidate) -> Verdict:
+    """Return the verdict of a node of a wave whose pods, or those of another node, have to be listed first."""
     return looking(candidate.case)
 
 

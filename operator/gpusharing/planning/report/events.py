@@ -89,12 +89,10 @@ def _begun(before: Verdict, after: Verdict) -> Event | None:
     if _plans_return(after) or after.attempt > 1 or Mark.PAST_RETURN in after.reason.marks:
         return None
     if _plans_return(before):
-        begun, known = (
-            after.phase.part in ("changing", "after"),
-            before,
-        )  # as it was before the labels changed
+        # The text shows the layout from before the labels changed.
+        begun, known = after.phase.part in ("changing", "after"), before
     else:
-        # The pass that wrote the point of no return ended without an answer.
+        # The pass that wrote the point of no return ended without an answer to its write.
         begun, known = before.phase.part not in ("changing", "after") and not after.actions, after
         begun = begun and after.phase is Phase.RECONFIGURING
     text = f"{known.node}: {known.observed} -> {known.wanted} (class {known.disruption})"

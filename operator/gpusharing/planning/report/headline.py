@@ -116,7 +116,7 @@ def _proven(pool: Members, plan: RolloutPlan) -> Headline | None:
 HEADLINES = (
     PoolState(_deleting, Reason.DELETING),
     PoolState(_resetting, Reason.DELETING),
-    PoolState(_refused, Reason.NOT_ACCEPTED),  # STATUS shows the objection's own reason
+    PoolState(_refused, Reason.NOT_ACCEPTED),  # the column STATUS shows the reason of the objection instead
     PoolState(_empty, Reason.NO_NODES),
     PoolState(_away, Reason.NODE_NOT_READY),
     PoolState(_awaited, Reason.ROLLOUT_IN_PROGRESS),
@@ -132,6 +132,7 @@ def tell_coming(pool: Members) -> str:
 
 
 def _progress(pool: Members) -> str:
+    """Return how many of the pool's nodes are proven, as a sentence without its end."""
     are = "is" if pool.done == 1 else "are"
     return f"{pool.done} of {counted(len(pool.verdicts), 'node')} {are} proven"
 

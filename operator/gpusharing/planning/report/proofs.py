@@ -75,4 +75,5 @@ def _mig_manager(node: NodeView, target: Target) -> tuple[str, str]:
 
 
 def _counts(resources: Mapping[str, int]) -> str:
+    """Return the resources with their counts as a text, sorted by name, or `none`."""
     return ", ".join(f"{count} {name}" for name, count in sorted(resources.items())) or "none"

@@ -220,6 +220,7 @@ def _partly_served(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _refused(pool: Members) -> list[Verdict]:
+    """Return the verdicts of the nodes that cannot serve the policy as they are."""
     return [verdict for verdict in pool.verdicts if Mark.UNSUPPORTED in verdict.reason.marks]
 
 
@@ -346,6 +347,7 @@ def _in_vain(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _stands_still(policy: PolicyView, plan: RolloutPlan) -> bool:
+    """Whether the planner made no progress on the policy for MOST passes in a row."""
     return plan.memory.vain_passes.get(policy.name, 0) >= MOST
 
 
@@ -367,6 +369,7 @@ STALLS: tuple[Circumstance, ...] = (
 
 
 def _needs_person(verdict: Verdict) -> bool:
+    """Whether the node waits for something that only a person can end."""
     return verdict.stands or (
         verdict.phase in (Phase.BLOCKED, Phase.SKIPPED) and verdict.reason.passes is Passes.BY_A_PERSON
     )
@@ -382,7 +385,7 @@ def _summary(
     spec = pool.policy.spec
     gpus = [gpu for verdict in pool.verdicts for gpu in _gpus(verdict, snapshot)]
     layouts = Counter(one.wanted for one in pool.verdicts if one.wanted)
-    # A policy that is not accepted wants nothing: what the GPUs are divided into now is all there is to show.
+    # A policy that is not accepted has no target, so the present layout of the GPUs is all there is to show.
     layouts = layouts or Counter(one.observed for one in pool.verdicts if one.observed)
     usable = sum(
         is_done(verdict, node) and not node.unschedulable
@@ -409,6 +412,7 @@ def _mode(spec: GPUSharingPolicySpec) -> str:
 
 
 def _gpus(verdict: Verdict, snapshot: ClusterSnapshot) -> Sequence[Any]:
+    """Return the GPUs that the agent of the node reports. Empty if there is no report."""
     gpunode = snapshot.gpunodes.get(verdict.node)
     return gpunode.observed.gpus if gpunode and gpunode.observed else ()
 
@@ -483,6 +487,7 @@ def _pods_on(verdict: Verdict, snapshot: ClusterSnapshot) -> int:
 
 
 def _phases(verdicts: Iterable[Verdict]) -> str:
+    """Return how many nodes are in each phase, as a text sorted by phase."""
     by_phase = Counter(str(verdict.phase) for verdict in verdicts)
     rows = sorted(by_phase.items())
     return ", ".join(f"{counted(count, 'node is', 'nodes are')} {phase}" for phase, count in rows)

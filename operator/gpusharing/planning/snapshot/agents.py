@@ -149,6 +149,7 @@ class Hindrance:
 
 
 def _unplaced(state: _PodState) -> str | None:
+    """Return that the scheduler does not place the pod, or None if it is bound to its node."""
     return None if state.pod.scheduled else "the scheduler does not place it"
 
 
@@ -165,10 +166,12 @@ def _other_architecture(state: _PodState) -> str | None:
 
 
 def _never_pulled(state: _PodState) -> str | None:
+    """Return that the image is not on the node and may not be pulled, or None."""
     return _no_image(state, "is not on this node") if state.pod.waiting == _NEVER_PULLED else None
 
 
 def _not_pulled(state: _PodState) -> str | None:
+    """Return that the image cannot be pulled, or None."""
     return _no_image(state, "cannot be pulled") if state.pod.waiting in _IMAGE else None
 
 
@@ -196,6 +199,7 @@ def _waiting(state: _PodState) -> str | None:
 
 
 def _ends(state: _PodState) -> str | None:
+    """Return how the container exits at once, or None if it has been up since."""
     return f"its container exits at once ({state.pod.ended})" if state.pod.ended else None
 
 
@@ -247,6 +251,7 @@ def _refused(pods: Iterable[AgentPod], warnings: list[AgentWarning]) -> Finding 
 
 
 def _latest(warnings: list[AgentWarning]) -> AgentWarning:
+    """Return the latest of these Warning events; those without a time come first."""
     return max(warnings, key=lambda warning: (warning.at.timestamp() if warning.at else 0.0, warning.message))
 
 

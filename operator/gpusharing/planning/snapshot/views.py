@@ -115,7 +115,7 @@ class CardView:
     """Product name, as NVML reports it."""
     mig_capable: bool
     """Whether the card has MIG."""
-    profiles: tuple[Profile, ...] = field(hash=False)  # costs too much
+    profiles: tuple[Profile, ...] = field(hash=False)  # hashing them would cost too much
     """Profiles that the card offers, or those of our table if the driver lists none."""
 
 
@@ -143,7 +143,7 @@ class GpuView(CardView):
     """Whether a change of its MIG mode takes a reset that its virtual machine may be unable to make."""
 
 
-@value(eq=False, slots=False)  # without slots, for what is worked out once
+@value(eq=False, slots=False)  # no slots, because cached_property needs a __dict__
 class Hardware:
     """The GPUs of a node, and what many rules derive from them. Thousands of nodes share one object."""
 

@@ -85,6 +85,7 @@ def main_reason(blockers: Iterable[Blocker]) -> Reason | None:
 
 
 def _order(blocker: Blocker) -> tuple[str, tuple[str, ...], str, str]:
+    """Return the sort key of a blocker: reason, pods, budget, message."""
     return blocker.reason.value, blocker.pods, blocker.pdb, blocker.message
 
 
@@ -103,6 +104,7 @@ def _line(blocker: Blocker) -> str:
 
 
 def _pods(pods: Sequence[str]) -> str:
+    """Return the first MAX_PODS pods by name, and how many more there are, with the right noun before them."""
     text = ", ".join(sorted(pods)[:MAX_PODS])
     if len(pods) > MAX_PODS:
         text += f", ... ({len(pods) - MAX_PODS} more)"
@@ -110,4 +112,5 @@ def _pods(pods: Sequence[str]) -> str:
 
 
 def _sentence(text: str) -> str:
+    """Return the text with a full stop, unless it ends in one or in three dots."""
     return text if text.endswith((".", "...")) else f"{text}."

@@ -47,7 +47,8 @@ class Reason(Worded):
     UNSAFE_DRIVER = (("UnsafeDriver", "Node", _PERSON, "GPUs", Mark.TURNS_BACK),
         "Repartitioning GPUs under the node's driver can corrupt data or hang a GPU (CVE-2026-24197), the driver hangs "
         "pods on nodes with MIG instances beside whole GPUs, or an administrator listed the driver as unsafe.",
-        "Update the driver to the version in the message; operator.refuseUnsafeDrivers=false accepts the risk.")
+        "Update the driver to the version in the message. The chart value operator.refuseUnsafeDrivers=false accepts "
+        "the risk instead.")
     OPERANDS_DISABLED = (("OperandsDisabled", "Node", _PERSON, "node"),
         "A label nvidia.com/gpu.deploy.* keeps the device plugin or GPU Feature Discovery off the node, so no "
         "change could be served or proven. No change starts.",
@@ -366,7 +367,7 @@ class Reason(Worded):
         "When all planned changes are done, the pod could not start again: no node would offer its resource name, too "
         "few devices of it would remain, or the change rewrites a node label that the pod requires.",
         "Change the pod's request, let its node affinity accept the old and the new value of the label (operator In), "
-        "keep the devices elsewhere, or set drain.strandedPods to Allow.")
+        "keep such devices on other nodes, or set drain.strandedPods to Allow.")
     DRAIN_HELD = (("DrainHeld", "Drain", _PERSON, "pods", Mark.STALLS, Mark.EVENT),
         "drain.timeout is over and drain.onTimeout is Hold: the node stays cordoned and keeps its slot, and the drain "
         "goes on.",
@@ -396,7 +397,7 @@ class Reason(Worded):
     JOBS_RUNNING = (("JobsRunning", "Drain", _LATER, "pods", Mark.NO_BLOCKER_EVENT),
         "The node is cordoned and waits for pods that run to completion: those of Jobs, and those of rules with "
         "WaitCompleted. Until then no pod of their order is evicted.",
-        "Nothing; jobs.timeout and the rule's timeout limit the wait, and drain.jobs.onTimeout says what follows.")
+        "Nothing. jobs.timeout and the rule's timeout limit the wait, and drain.jobs.onTimeout says what follows.")
     PDB = (("PDB", "Drain", _LATER, "pods", Mark.ANSWER, Mark.FORCIBLE),
         "The PodDisruptionBudget allows no disruption at the moment.",
         "Bring the unready pods back or let them go (unhealthyPodEvictionPolicy: AlwaysAllow), scale up, or raise "
@@ -450,7 +451,7 @@ class Reason(Worded):
         "Run the command in the message once. Where another device plugin serves the GPUs on purpose, delete the "
         "policy.")
     FEATURE_DISCOVERY_DISABLED = (("FeatureDiscoveryDisabled", "Accepted", _PERSON, "ClusterPolicy"),
-        "ClusterPolicy gfd.enabled is false: without those labels no change could be proven. No node is drained.",
+        "ClusterPolicy gfd.enabled is false: without its labels no change could be proven. No node is drained.",
         "Run the command in the message once.")
     MIG_MANAGER_DISABLED = (("MigManagerDisabled", "Accepted", _PERSON, "ClusterPolicy"),
         "The policy wants MIG, but ClusterPolicy migManager.enabled is false: nothing would act on our label.",
@@ -499,7 +500,8 @@ class Reason(Worded):
         "Nodes are being changed, or wait for their turn.")
     DELETING = (("Deleting", "Ready", _SOON, "policy"),
         "The policy is being deleted or is gone; nodes in flight are brought to a safe end first.",
-        "Annotation gpusharing.dev/force-release=true lets it go at once and keeps every cordon.")
+        "To release it at once, set the annotation gpusharing.dev/force-release=true on the policy. Every cordon stays "
+        "then.")
 
     # --- Stalled: no progress without a person
     NODES_FAILED = (("NodesFailed", "Stalled", _PERSON, "node"),
