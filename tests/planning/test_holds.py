@@ -385,5 +385,5 @@ def test_a_policy_without_a_readable_spec_moves_nothing() -> None:
 
 
 def test_nobody_learns_what_windows_say_that_were_not_asked() -> None:
-    with pytest.raises(ValueError, match="policy pool-b: its windows were not asked"):
+    with pytest.raises(ValueError, match="policy pool-b: its windows were not computed"):
         _ = Pool(POOL).hours

@@ -1,4 +1,4 @@
-"""One candidate of a pool: what its pods allow, and what starting it takes."""
+"""A candidate of a pool: what its pods allow, and how its change starts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -33,31 +33,31 @@ from gpusharing.planning.wanted.revision import find_revision
 MAX_NAME = 40
 """The most characters of a policy's name in the id of its changes."""
 UNKNOWN_PODS = 1000
-"""A node whose pods cannot be counted comes after all others."""
+"""The cost of a node whose pods cannot be counted, so that it comes after all others."""
 Order: TypeAlias = tuple[bool, bool, bool, bool, int, str]
 """The sort key of a candidate; the smaller starts first."""
 
 
 @value
 class Candidate:
-    """One candidate and the state of its pods."""
+    """A node that may start, with what is known of its pods."""
 
     case: NodeCase
     """The node as it is now."""
     assessed: Assessed
-    """The case's; a candidate has a target."""
+    """The assessment of the case; a candidate has a target."""
     policy: PolicyView
     """The policy that it would follow."""
     look: Look | None
-    """What blocks it, by the latest list of its pods; None: nothing, or they were not listed."""
+    """What blocks it, by the latest LIST of its pods. None if nothing does, or if they were not listed."""
     pods: Standings | None = None
-    """The standings of its pods; None: they were not listed in this pass."""
+    """The standings of its pods, or None if they were not listed in this pass."""
     follows: bool = False
-    """It is the rest of a gang, and comes next (`find_following` in waves.py)."""
+    """Whether it is the rest of a gang, and so comes next (`find_following` in waves.py)."""
 
     @property
     def cordons(self) -> bool:
-        """Its change needs an idle node."""
+        """Whether its change cordons the node and needs it idle."""
         return self.assessed.disruption.cordons
 
     @property
@@ -69,15 +69,16 @@ class Candidate:
 
     @property
     def needs_list(self) -> bool:
-        """The pods must be known before this node may start, and are not known yet."""
+        """Whether the pods of this node must be known before it may start, and are not known yet."""
         return self.cordons and self.pods is None and self.look is None
 
     @property
     def order(self) -> Order:
-        """Smaller comes first.
+        """The sort key among candidates; the smallest starts first.
 
         Of the rest of a gang those nodes come first whose pods are known. Each look at such a node keeps a slot and
-        shows that it costs more than was thought, so the others would be looked at in turn, and none would start.
+        shows that it costs more than was thought, so the others would otherwise be looked at in turn, and none would
+        start.
         """
         unclaimed, cost, shuffle = find_place(self.case, self.policy)
         unknown = self.follows and self.needs_list
@@ -122,13 +123,13 @@ class Selection:
     """Which candidates start in this pass, and what becomes of the others."""
 
     verdicts: dict[str, Verdict] = field(default_factory=dict)
-    """By node: of all candidates that are not in `waiting`."""
+    """The verdicts of all candidates that are not in `waiting`, by node."""
     claims: dict[str, Claim] = field(default_factory=dict)
-    """By node, for those that start: the slot that each takes."""
+    """The slot that each candidate which starts takes, by node."""
     looks: dict[str, Look] = field(default_factory=dict)
-    """What is to be remembered of the pods of candidates."""
+    """What is to be remembered of the pods of candidates, by node."""
     waiting: list[tuple[Wait, Sequence[NodeCase]]] = field(default_factory=list)
-    """The candidates that wait for the same, without a look at the pods of any."""
+    """The candidates that wait without a look at their pods, by what they wait for."""
 
     def put(self, case: NodeCase, verdict: Verdict, look: Look | None = None) -> bool:
         """Add the verdict of a candidate and what is to be remembered of its pods. Return whether it starts."""
@@ -142,7 +143,7 @@ class Selection:
         return begun is not None
 
     def add(self, other: "Selection") -> None:
-        """Add what another pool has selected."""
+        """Add what another pool has selected to this selection."""
         self.verdicts |= other.verdicts
         self.claims |= other.claims
         self.looks |= other.looks
@@ -151,7 +152,7 @@ class Selection:
 
 @lru_cache(maxsize=16384)
 def _shuffle(node_uid: str, policy_uid: str, generation: int) -> str:
-    """A stable order that differs for every generation."""
+    """Return a text whose order among nodes is stable, and differs for every generation of the policy."""
     return sha256(f"{node_uid}{policy_uid}{generation}".encode()).hexdigest()
 
 
@@ -195,7 +196,8 @@ def look_at(
     *,
     slower: bool = True,
 ) -> Look:
-    """What to remember of a look that found these blockers. `slower`: the next look waits longer than this one did."""
+    """Return what to remember of a look that found these blockers. `slower`: the next look waits longer than this one
+    did, unless the pods were not listed since."""
     at, tries = pods.listed_at, 1
     if before is not None and slower:
         tries = before.tries if before.at == at else before.tries + 1
@@ -203,7 +205,8 @@ def look_at(
 
 
 def try_start(candidate: Candidate, ledger: Ledger) -> tuple[Verdict, Look | None]:
-    """Preflight of one candidate that has a slot: fence it, look at its pods, or say what blocks it."""
+    """Return the verdict of a candidate that has a slot, and what to remember of its pods, or None: its change begins,
+    its pods are to be listed, or something blocks it. The pods of a node that begins are counted in `ledger.crowd`."""
     case, policy, look, pods = candidate.case, candidate.policy, candidate.look, candidate.pods
     if not candidate.cordons:
         return begin(candidate), None
@@ -223,13 +226,14 @@ def try_start(candidate: Candidate, ledger: Ledger) -> tuple[Verdict, Look | Non
 
 
 def begun_look(candidate: Candidate, pods: Standings) -> Look:
-    """What to remember of the look before the start: the budgets that its pods need."""
+    """Return what to remember of the look before the start: how many pods the change will evict under each budget."""
     policy, needed = candidate.policy, tuple(budget_room(pods).items())
     return Look(policy.version, candidate.case.node.retry, pods.listed_at, 1, (), needed)
 
 
 def begin(candidate: Candidate, wave: str = "", mates: tuple[str, ...] = ()) -> Verdict:
-    """Start the change of this node. `wave` and `mates`: see `Fence`."""
+    """Return the verdict that starts the change of this node by fencing it. `wave` and `mates` are those of
+    `Fence`."""
     verdict = candidate.case.verdict(Phase.CORDONED, Reason.SETTLING, "the change begins")
     action = _fence(candidate)
     verdict = replace(verdict, deadline=action.fence.deadline)
@@ -237,14 +241,15 @@ def begin(candidate: Candidate, wave: str = "", mates: tuple[str, ...] = ()) -> 
 
 
 def looking(case: NodeCase) -> Verdict:
-    """The next pass lists its pods."""
+    """Return the verdict that asks for the pods of the node to be listed in the next pass."""
     message = "looking at the pods of the node"
     verdict = case.verdict(Phase.PREFLIGHT, Reason.PROGRESSING, message, candidate=True)
     return replace(verdict, wants_pods=True)
 
 
 def blocked(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
-    """The blockers stay visible between two looks. `again`: the next pass lists the pods."""
+    """Return the verdict of a blocked candidate, which shows the blockers of the last look until the next one.
+    `again`: ask for its pods to be listed in the next pass."""
     reason = main_reason(look.blockers) or Reason.BLOCKED
     due = look.due(case.settings.poll)
     wake = due if due > case.now else case.now + timedelta(seconds=case.settings.poll)
@@ -254,7 +259,8 @@ def blocked(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
 
 
 def op_of(case: NodeCase, policy: PolicyView) -> str:
-    """The id of a change of this policy that begins now. A long name is cut, and a hash keeps it distinct."""
+    """Return the id of a change of this policy that begins now. A policy's name of more than MAX_NAME characters is
+    cut, and a hash keeps it distinct."""
     name = policy.name
     if len(name) > MAX_NAME:
         name = f"{name[: MAX_NAME - 8]}-{sha256(name.encode()).hexdigest()[:7]}"

@@ -50,7 +50,7 @@ from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Reason
 
 LOOKAHEAD = 2
-"""Candidates whose pods are listed beyond the room, so that a blocked node does not stop the pool."""
+"""How many candidates beyond the room have their pods listed, so that a blocked node does not stop the pool."""
 _PASSES: Mapping[Reason, Callable[[NodeCase, PolicyView], bool]] = {
     Reason.HALTED: lambda case, policy: is_tried_again(case.node, policy),
     Reason.CANARY_TOO_LARGE: lambda case, policy: is_newcomer(case.node, case.gpunode),
@@ -58,7 +58,7 @@ _PASSES: Mapping[Reason, Callable[[NodeCase, PolicyView], bool]] = {
     Reason.CANARY_SOAK: lambda case, policy: is_proven(case.node, policy),
 }
 """The nodes that each hold lets through: failed nodes that a person wants tried again, as if retried in their own
-slot; newcomers, from which no pod is evicted; and canaries that have drifted, which the others wait for."""
+slot; newcomers, from which no pod is evicted; and canaries that have drifted, for which the others wait."""
 
 
 @dataclass(slots=True)
@@ -66,28 +66,31 @@ class Pool:
     """What one pass learns about the nodes of one policy."""
 
     policy: PolicyView
+    """The policy whose pool it is."""
     names: list[str] = field(default_factory=list)
     """Nodes of the policy."""
     used: int = 0
+    """How many nodes of the budget are unavailable or have a slot."""
     candidates: list[NodeCase] = field(default_factory=list)
+    """The cases of the nodes that wait only for their turn."""
     outside: int = 0
-    """How many of `names` do not concern the policy, or not yet: see is_newcomer."""
+    """How many of `names` do not concern the policy, or not yet (see `is_newcomer`)."""
     moving: int = 0
-    """How many of the used slots become free by themselves: a change of ours is under way there that some clock ends,
-    or only a claim holds the slot, which becomes such a change or is given back."""
+    """How many of the used slots become free by themselves: some clock ends our change there, or only a claim holds
+    the slot, which becomes such a change or is dropped."""
     opening: int = 0
     """How many of the nodes with these slots take no pods now, and do again when their changes end."""
     members: list[Member] = field(default_factory=list)
-    """All that are its business, newcomers too."""
+    """The nodes that concern the policy, newcomers included."""
     to_go: list[str] = field(default_factory=list)
-    """Those that have yet to be drained."""
+    """The nodes that have yet to be drained."""
     keepers: list[Member] = field(default_factory=list)
-    """Those whose slot does not become free by itself."""
+    """The nodes whose slot does not become free by itself."""
     failed_before: tuple[str, ...] = ()
-    """Nodes whose failure only the record knows, as a message names them: they are gone, or lost their fence; see
-    `count_failures`."""
+    """Nodes whose failure only the record knows, as messages name them: they are gone, or lost their fence (see
+    `count_failures`)."""
     judged_hours: Hours | None = None
-    """What the windows say, once they were asked; see `hours`."""
+    """What the windows allow, or None before `with_hours` has computed it."""
 
     @staticmethod
     def of(
@@ -105,11 +108,11 @@ class Pool:
 
     @property
     def total(self) -> int:
-        """The nodes that the budget covers."""
+        """How many nodes the budget covers."""
         return len(self.names) - self.outside
 
     def count(self, member: Member, *, claimed: bool = False) -> None:
-        """Take a node of the policy into the budget. `claimed`: it has a slot, and is about to be away."""
+        """Add a node of the policy to the pool and its budget. `claimed`: it has a slot, and is about to be away."""
         verdict = member.verdict
         self.names.append(verdict.node)
         if not member.outside:
@@ -127,7 +130,8 @@ class Pool:
                 self.keepers.append(member)
 
     def with_hours(self, now: datetime) -> "Pool":
-        """The same pool with what its windows say, for which all its nodes have to be counted."""
+        """Return the pool with what its windows allow. All its nodes must have been counted, because their last
+        changes decide how much of a window is needed."""
         spec = self.policy.spec
         hours = (
             ALWAYS
@@ -138,13 +142,14 @@ class Pool:
 
     @property
     def hours(self) -> Hours:
-        """What the windows of the policy say. Raises ValueError where nobody asked them."""
+        """What the windows of the policy allow. Raises ValueError before `with_hours` has computed it."""
         if self.judged_hours is None:
-            raise ValueError(f"policy {self.policy.name}: its windows were not asked")
+            raise ValueError(f"policy {self.policy.name}: its windows were not computed")
         return self.judged_hours
 
     def pooled(self, now: datetime) -> Pooled | None:
-        """All that may keep its nodes from starting; None: the policy cannot be read, and has no candidates."""
+        """Return everything that may keep its nodes from starting, or None if the policy cannot be read, in which case
+        it has no candidates."""
         if self.policy.spec is None:
             return None
         spec, before = self.policy.spec, self.failed_before
@@ -152,14 +157,14 @@ class Pool:
 
     @property
     def limit(self) -> int:
-        """Nodes that may be unavailable at once."""
+        """How many nodes may be unavailable at once; 0 if the policy cannot be read."""
         if self.policy.spec is None:
             return 0
         return allowance(self.policy.spec.rollout.max_unavailable, self.total)
 
     @property
     def frozen(self) -> bool:
-        """Whether not a single node may be away, however many there are."""
+        """Whether not a single node may be unavailable, however many there are."""
         spec = self.policy.spec
         return spec is None or allowance(spec.rollout.max_unavailable, 1) == 0
 
@@ -181,7 +186,7 @@ def _choose(pool: Pool, queue: Queue, pooled: Pooled, cap: int, ledger: Ledger) 
     for candidate in candidates:
         case = candidate.case
         if case.node.name in chosen.verdicts:
-            continue  # it went with its wave
+            continue  # it was decided with its wave
         if left.room > 0 and (wave := waves.get(case.node.name)):
             taken = try_wave(wave, left.room, left.most, left.full, ledger=ledger, chosen=chosen)
             left.room, left.cap = left.room - taken, left.cap - taken
@@ -202,27 +207,28 @@ class Room:
     """How many candidates of a pool may still start or be looked at."""
 
     room: int
-    """Now, not counting newcomers."""
+    """How many nodes may start now, not counting newcomers."""
     most: int
-    """The most that can ever start together, not counting newcomers."""
+    """The most nodes that can ever start together, not counting newcomers."""
     cap: int
-    """Now, including newcomers."""
+    """How many nodes may start now, newcomers included."""
     full: Finding
     """The finding for nodes for which there is no room."""
     capped: Finding
     """The finding for newcomers for which there is no room."""
     lookahead: int | None = LOOKAHEAD
-    """Candidates whose pods are listed beyond the room; None: no further ones are listed now."""
+    """How many candidates beyond the room have their pods listed, or None if no further ones are listed now."""
     listed: int = 0
-    """Candidates whose pods the next pass needs."""
+    """How many candidates have asked so far for their pods to be listed in the next pass."""
 
     @property
     def looks(self) -> int:
-        """The most candidates of the policy's own budget whose pods may still be listed."""
+        """How many candidates of the policy's own budget may still have their pods listed, at most."""
         return 0 if self.lookahead is None or self.room <= 0 else self.room + self.lookahead
 
     def find_wait(self, candidate: Candidate) -> Wait | None:
-        """Why a candidate does not even try to start; None: there is room for it, and for a look at its pods."""
+        """Return what a candidate waits for without a look at its pods, or None if there is room for it to start, or
+        for a look at its pods."""
         slots = self.cap if candidate.newcomer else self.room
         beyond = self.lookahead is None or self.listed >= slots + self.lookahead
         if slots <= 0 or (candidate.needs_list and beyond):
@@ -247,7 +253,7 @@ def _find_room(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Room:
     capped = _find_capped(ledger)
     canaries = find_canary(pooled)
     if isinstance(canaries, Finding) and canaries.reason is Reason.CANARY_TOO_LARGE:
-        # Only newcomers came this far; one of them may have pods nevertheless.
+        # Only newcomers pass that hold, and one of them may have pods nevertheless, so it needs room.
         room, most, full = 0, 0, canaries
     if isinstance(canaries, int):
         waits = wait_for_canaries(pooled)

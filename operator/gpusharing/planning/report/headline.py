@@ -138,7 +138,8 @@ def _progress(pool: Members) -> str:
 
 
 def _shown(pool: Members) -> tuple[str, str]:
-    """One word and one sentence about the node that matters most: what needs a person first, then what moves."""
+    """Return the texts of STATUS and MESSAGE for the node that matters most: of those that failed, else of those in
+    flight, else of those not proven, else of all, the one with the most urgent reason."""
     moving = [verdict for verdict in pool.verdicts if verdict.phase.in_flight]
     shown = min(pool.failures or moving or pool.unproven or pool.verdicts, key=urgency)
     word = str(shown.reason) if Mark.STATUS in shown.reason.marks else str(shown.phase)
