@@ -47,9 +47,9 @@ def _difference(profile: Profile, known: Mapping[str, Profile]) -> str:
     if same is None:
         return f"{profile.name}, which our table does not have"
     if profile.starts and same.starts and (profile.starts, profile.size) != (same.starts, same.size):
-        return f"{profile.name} at {_places(profile)}, our table says {_places(same)}"
+        return f"{profile.name} at {_places(profile)}, but our table says {_places(same)}"
     if profile.max_count != same.max_count:
-        return f"at most {profile.max_count} of {profile.name}, our table says {same.max_count}"
+        return f"at most {profile.max_count} of {profile.name}, but our table says {same.max_count}"
     return ""
 
 

@@ -63,9 +63,10 @@ def _refuse_fences(fenced: list[NodeView]) -> str:
         [
             f"NOT UNINSTALLED: {are} in the middle of a change, and nothing would be left to finish it:",
             *lines,
-            "Pause the policies, wait until these nodes are Synced or given back (kubectl get gpun), then try again:",
+            "Pause the policies, wait until these nodes are Synced or returned to service (kubectl get gpun), and try"
+            " again:",
             *pause,
-            "A Failed node is repaired first: its reason says how (kubectl describe gpun NODE).",
+            "Repair a Failed node first: its reason says how (kubectl describe gpun NODE).",
             "To uninstall anyway: helm uninstall --no-hooks. The nodes stay fenced until the operator is"
             " installed again; it then continues where it stopped.",
         ]

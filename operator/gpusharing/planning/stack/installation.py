@@ -340,15 +340,15 @@ def _stack(view: InstallationView) -> Symptoms:
         active, rivals = find_active(policies)
         ignored = next((policy.name for policy in policies if policy.ignored), "NAME")
         heeded = (
-            f"{', '.join(rivals)} cannot be told apart"
+            f", and it is unknown which: {', '.join(rivals)}"
             if rivals
-            else f"{active.name if active else ''} is the one that it follows"
+            else f": {active.name if active else ''}"
         )
         yield (error if rivals else warning)(
             Topic.CLUSTER_POLICY,
             "SeveralClusterPolicies",
-            f"there are {len(policies)} ClusterPolicies ({some(sorted(policy.name for policy in policies))}), of which"
-            f" the GPU Operator ignores all but one: {heeded}",
+            f"there are {len(policies)} ClusterPolicies ({some(sorted(policy.name for policy in policies))}), but the"
+            f" GPU Operator follows only one{heeded}",
             f"kubectl delete clusterpolicy {ignored}",
         )
     stack = view.followed_policy

@@ -343,7 +343,7 @@ def _own(
     if isinstance(meaning, str):
         return Finding(
             Reason.LAYOUT_INCOMPLETE,
-            f"{node}: spec.mig.layouts must name every GPU, {meaning}; add for example "
+            f"{node}: spec.mig.layouts must name every GPU, but {meaning}; add for example "
             "{devices: [" + ", ".join(map(str, sorted(here - named))) + "], profiles: {}}",
         )
     return meaning
