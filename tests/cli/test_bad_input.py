@@ -59,7 +59,7 @@ def test_where_the_operator_is_not_installed_one_sentence_says_so_for(
 @pytest.mark.parametrize("verb", ASKING)
 def test_without_a_cluster_there_is_one_sentence_for(desk: Desk, wrong: Wrong, verb: str) -> None:
     desk.kubeconfig.unlink()
-    assert "no cluster: there is no kubeconfig at" in wrong(verb, *ARGUMENTS.get(verb, ()))
+    assert "error: there is no kubeconfig at" in wrong(verb, *ARGUMENTS.get(verb, ()))
 
 
 @pytest.mark.parametrize(

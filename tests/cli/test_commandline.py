@@ -128,7 +128,7 @@ def test_of_several_kubeconfigs_the_first_says_which_context_is_the_current_one(
 def test_a_kubeconfig_without_a_current_context_asks_for_one(desk: Desk) -> None:
     told = json.loads(desk.kubeconfig.read_text())
     desk.kubeconfig.write_text(json.dumps({**told, "current-context": ""}))
-    assert "Name one: --context; there are desk" in wrong(desk, "status")
+    assert "Name one with --context; there are: desk" in wrong(desk, "status")
 
 
 def test_a_server_that_does_not_answer_is_named(desk: Desk) -> None:

@@ -83,7 +83,7 @@ def test_a_card_is_found_by_the_names_that_people_have_for_it(word: str, key: st
 
 
 def test_a_word_that_means_several_cards_is_answered_with_their_names() -> None:
-    with pytest.raises(Trouble, match="several cards match a100; one of: a100-40gb, a100-80gb"):
+    with pytest.raises(Trouble, match="several cards match a100; write one of: a100-40gb, a100-80gb"):
         pick("a100")
     with pytest.raises(Trouble, match="no card is called h300"):
         pick("h300")

@@ -95,7 +95,13 @@ def fleet_in_pieces() -> tuple[list[JSON], list[JSON]]:
 
 def test_the_page_has_the_pools_their_nodes_the_rollout_and_the_cards() -> None:
     read = Read(page(view(*fleet_in_pieces())))
-    for told in ("pool-b", "1/3 nodes, 24 GPUs, 27/32 used", "team-b/ranker-7c4 +1", "4m", "10:11:00Z"):
+    for told in (
+        "pool-b",
+        "1/3 nodes, 24 GPUs, 27/32 devices used",
+        "team-b/ranker-7c4 +1",
+        "4m",
+        "10:11:00Z",
+    ):
         assert told in read.text
     labels = [told["aria-label"] for told in read.all("svg")]
     assert "3 nodes: 1 done, 1 under way, 1 blocked" in labels
@@ -225,7 +231,7 @@ def test_a_fleet_without_policies_has_a_page_too() -> None:
 
 def test_one_gpu_is_not_called_gpus() -> None:
     read = Read(page(view([policy(nodes="1/1", gpus=1, used="0/1")], [])))
-    assert "1/1 nodes, 1 GPU, 0/1 used" in read.text
+    assert "1/1 nodes, 1 GPU, 0/1 devices used" in read.text
 
 
 def test_the_program_writes_the_page(desk: Desk) -> None:

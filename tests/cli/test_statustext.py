@@ -25,14 +25,14 @@ def test_a_pool_in_a_change_shows_what_runs_what_waits_the_culprit_since_when_an
     assert (
         shown(*fleet())
         == """\
-pool-b  MIG 2x3g.40gb  Draining  1/3 nodes, 24 GPUs, 27/32 used
+pool-b  MIG 2x3g.40gb  Draining  1/3 nodes, 24 GPUs, 27/32 devices used
 █▒!  █ 1 done  ▒ 1 under way  ! 1 blocked
 pool-b-1: PDB team-b/ranker: waiting for 2 pods to leave
   NODE      PROGRESS  PHASE     REASON           PODS  CULPRIT               SINCE  DEADLINE
   pool-b-2  !·······  Blocked   AlreadyCordoned  2                           1h5m
   pool-b-1  ▒▒▒·····  Draining  PDB              2     team-b/ranker-7c4 +1  4m     10:11:00Z
 
-pool-c  Full 1x full  Synced  1/1 nodes, 8 GPUs, 8/8 used
+pool-c  Full 1x full  Synced  1/1 nodes, 8 GPUs, 8/8 devices used
 █  █ 1 done
 """
     )
@@ -76,7 +76,7 @@ def test_more_than_twenty_nodes_that_wait_are_counted() -> None:
 
 
 def test_one_gpu_is_not_called_gpus() -> None:
-    assert "1/1 nodes, 1 GPU, 0/1 used\n" in shown([policy(nodes="1/1", gpus=1, used="0/1")], [])
+    assert "1/1 nodes, 1 GPU, 0/1 devices used\n" in shown([policy(nodes="1/1", gpus=1, used="0/1")], [])
 
 
 def test_a_pool_that_waits_for_its_window_says_when_the_next_one_opens() -> None:

@@ -221,7 +221,7 @@ async def test_of_one_policy_only_its_own_changes_are_news() -> None:
         await asyncio.sleep(60)
         assert screen.getvalue() == first
         cluster.patch(POLICIES, "pool-c", {"status": {"summary": {"used": "7/8"}}}, subresource="status")
-        await screen.until("7/8 used")
+        await screen.until("7/8 devices used")
     assert "pool-b" not in screen.getvalue()
 
 

@@ -49,7 +49,7 @@ gpu-1  pool-b  Draining: PDB  since AGE, until TIME
 2 GPU pods left to go; PDB default/llm: Pod default/llm-POD. Allows 0 disruptions: 1 of 3 pods are healthy,
 1 must be. Server: "The disruption budget llm needs 1 healthy pods and has 1 currently". Remedy: Bring the
 unready pods back or let them go (unhealthyPodEvictionPolicy: AlwaysAllow), scale up, or raise maxUnavailable.
-1x full -> 2x3g.40gb; class Reset; step 1/1, attempt 1; cordon: ours
+1x full -> 2x3g.40gb; class Reset; step 1/1, attempt 1; cordoned by the operator
 
 PROOF             SAYS                     SHOULD SAY
 + agent          reads 2 GPUs             reads GPUs

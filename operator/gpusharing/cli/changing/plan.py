@@ -120,7 +120,7 @@ def _unchanged(proposal: Proposal, paper: Paper) -> list[Line]:
     # Pods that block have been named already, so only blocked nodes without such pods are listed.
     others = {verdict.message: verdict for verdict in blocked if not verdict.blockers}
     for verdict in (*proposal.left_out, *others.values())[: None if paper.wide else 5]:
-        text = f"! {verdict.node} stays as it is: {verdict.reason}: {verdict.message}"
+        text = f"! {verdict.node} stays as it is ({verdict.reason}): {verdict.message}"
         lines += prose(text, paper, hang="  ", ink=Ink.WAITING)
     return lines
 

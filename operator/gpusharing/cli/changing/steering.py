@@ -84,7 +84,7 @@ def _approve(policy: JSON, request: SteeringRequest) -> Change:
         raise Trouble(f"{name} needs no approval: spec.rollout.approval is not Manual")
     current = text(plan, "hash")
     if not current:
-        raise Trouble(f"{name} has no plan: there is nothing to change")
+        raise Trouble(f"{name} has no plan, because no node has to change: there is nothing to approve")
     if request.hash and request.hash != current:
         raise Trouble(
             f"the plan of {name} is {current} now, not {request.hash}: read it again (kubectl gpusharing plan {name})"
@@ -121,7 +121,7 @@ def _resume(policy: JSON, request: SteeringRequest) -> Change:
         return Change({"spec": {"rollout": {"paused": False}}}, means, moves=True)
     _refuse_unseen(policy)
     if not request.gpunodes:
-        raise Trouble(f"{name} is neither paused nor halted by failures")
+        raise Trouble(f"{name} is neither paused nor halted by failures: there is nothing to resume")
     means = (
         f"{counted(len(request.gpunodes), 'node')} may start although others failed; further failures halt the rollout"
         " again, and failed nodes stay as they are until you retry them"
@@ -175,9 +175,11 @@ def _abort(node: JSON, request: SteeringRequest) -> Change:
     name = text(node, "metadata", "name")
     fence, damage = read_fence(annotations_of(node))
     if damage:
-        raise Trouble(f"the fence of {name} cannot be read: {damage}")
+        raise Trouble(
+            f"the fence of {name} cannot be read: {damage}. To see what to do: kubectl gpusharing why {name}"
+        )
     if fence is None:
-        raise Trouble(f"no change is in flight on {name}")
+        raise Trouble(f"no change is in flight on {name}: there is nothing to abort")
     if fence.stage == "yielded":
         raise Trouble(
             f"somebody else is working on {name}, so its change has stopped already: the node is returned to service"

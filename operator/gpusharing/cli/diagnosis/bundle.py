@@ -154,7 +154,7 @@ A support bundle of gpu-sharing-operator, made by kubectl gpusharing support-bun
 
 Left out on purpose: Secrets are not read at all. Pods and workloads come without their environments, command lines,
 probes and volumes. Of annotations, only ours, NVIDIA's, Helm's and a Deployment's are here. Values under a key that
-speaks of a secret are left out. In messages, logs and configuration files, whatever is named as a secret or looks like
+suggests a secret are left out. In messages, logs and configuration files, whatever is named as a secret or looks like
 one is replaced by REMOVED. Nothing else is changed: policies, labels and logs are as people and programs wrote them.
 Look through them before you hand this on.
 

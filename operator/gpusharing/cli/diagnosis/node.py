@@ -33,6 +33,12 @@ from gpusharing.planning.wanted.verify import Source
 LAST = 8
 """The most transitions that are shown; -o wide shows all."""
 _ENDS = {PERSON: "a person acts", OTHERS: "others are done"}
+_CORDONED = {
+    "ours": "cordoned by the operator",
+    "foreign": "cordoned by another controller",
+    "human": "cordoned by a person",
+}
+"""Who holds the cordon, as a text, by the word in the GPUNode (planning/report/transition.py)."""
 _IN_WORDS = (Source.AGENT, Source.GFD)
 PROOF = (Column("PROOF"), Column("SAYS"), Column("SHOULD SAY"))
 HISTORY = (Column("ENTERED"), Column("PHASE"), Column("REASON"))
@@ -232,7 +238,7 @@ def _facts(answer: NodeAnswer) -> list[str]:
     if answer.node.step:
         facts.append(f"step {answer.node.step}, attempt {answer.node.attempt}")
     if answer.node.cordon:
-        facts.append(f"cordon: {answer.node.cordon}")
+        facts.append(_CORDONED.get(answer.node.cordon, f"cordoned by {answer.node.cordon}"))
     return facts
 
 

@@ -473,7 +473,7 @@ def _cards(cards: Sequence[Cards]) -> list[Markup]:
         )
         cells = (tag("td", nodes), tag("td", group.face.product), tag("td", card(group.face)))
         rows.append([tag("th", counted(group.gpus, "GPU"), scope="row"), *cells])
-    return [_table("Cards as they are now", "pictures", ("GPUs", "On", "Product", "Divided into"), rows)]
+    return [_table("Cards as they are now", "pictures", ("GPUs", "Nodes", "Product", "Divided into"), rows)]
 
 
 def _table(caption: str, kind: str, header: Iterable[str], rows: Iterable[Sequence[Markup]]) -> Markup:

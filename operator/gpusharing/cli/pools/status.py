@@ -131,7 +131,7 @@ def numbers(pool: PoolStatus) -> str:
     """Return a text that says how many nodes and GPUs a pool has, how many are in use, and how many pods wait."""
     texts = [f"{pool.nodes or '0/0'} nodes", counted(pool.gpus, "GPU")]
     if pool.used:
-        texts.append(f"{pool.used} used")
+        texts.append(f"{pool.used} devices used")
     if pool.pending_pods:
         texts.append(f"{counted(pool.pending_pods, 'pod')} waiting")
     return ", ".join(texts)

@@ -129,8 +129,8 @@ def _together(answers: AdviceAnswers) -> Advice | None:
     most = int(memory_of(answers.card) // (answers.memory * HEADROOM))
     clients = min(most, answers.card.mps_max_clients)
     why = (
-        "they trust each other and compute at the same time: MPS lets them, where time-slicing makes them take turns"
-        " (docs/design/hardware.md#mps)"
+        "the workloads trust each other and compute at the same time, which MPS allows; with time-slicing they would"
+        " take turns (docs/design/hardware.md#mps)"
     )
     each = client_memory(answers.card, clients)
     size = f"{clients} clients have {each:.1f} GiB each (docs/design/hardware.md#mps-share)"
@@ -154,12 +154,12 @@ def _in_turns(answers: AdviceAnswers) -> Advice | None:
     """Advise time-slicing, which is left for every workload that no earlier rule covers. Never None."""
     shares = _turns(answers)
     why = (
-        "they use the GPU only now and then, so each gets the whole GPU in turn"
+        "the workloads use the GPU only now and then, so each can have the whole GPU in turn"
         " (docs/design/hardware.md#time-slicing)"
     )
     if not answers.bursts:
         why = (
-            "they compute at the same time, which MPS would let them, but no label can switch it on here:"
+            "the workloads compute at the same time, which MPS would allow, but no label can switch MPS on here:"
             f" {answers.no_mps} (MPSNotSwitchable, docs/design/nvidia.md#b5); with time-slicing they take turns"
         )
     size = (
@@ -167,8 +167,8 @@ def _in_turns(answers: AdviceAnswers) -> Advice | None:
         f" {memory_of(answers.card):.1f} GiB (docs/reference/gpus.md)"
     )
     but = (
-        "they are not isolated: nothing limits what one of them uses, so one that uses too much memory makes the"
-        " others fail (docs/design/hardware.md#time-slicing), and nobody can be billed"
+        "the workloads are not isolated: nothing limits what one of them uses, so one that uses too much memory makes"
+        " the others fail (docs/design/hardware.md#time-slicing), and none can be billed for what it uses"
     )
     return Advice(Mode.TIME_SLICING, shares, (why, size), but)
 

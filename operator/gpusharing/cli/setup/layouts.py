@@ -188,7 +188,9 @@ def pick(word: str) -> Card:
     if not keys:
         raise Trouble(f"no card is called {word}; kubectl gpusharing layouts lists those with MIG")
     raise Trouble(
-        f"{'several cards match' if matches else 'no card matches'} {word}; one of: {', '.join(keys)}"
+        f"several cards match {word}; write one of: {', '.join(keys)}"
+        if matches
+        else f"no card matches {word}; did you mean: {', '.join(keys)}"
     )
 
 

@@ -42,11 +42,13 @@ def find_context(files: Sequence[Path], name: str) -> tuple[str, str]:
     where = ", ".join(map(str, files))
     listed = ", ".join(sorted(known)[:5]) or "none"
     if not wanted:
-        raise Trouble(f"no current context in kubeconfig {where}. Name one: --context; there are {listed}")
+        raise Trouble(
+            f"kubeconfig {where} has no current context. Name one with --context; there are: {listed}"
+        )
     if wanted not in known:
         like = nearest(wanted, known)
         more = f"did you mean: {', '.join(like)}" if like else f"there are: {listed}"
-        raise Trouble(f"no context {wanted} in kubeconfig {where}; {more}")
+        raise Trouble(f"there is no context {wanted} in kubeconfig {where}; {more}")
     return wanted, known[wanted] or "default"
 
 
@@ -168,6 +170,4 @@ def find_login(kubeconfig: str, context: str, environment: Mapping[str, str]) ->
     if not named and environment.get("KUBERNETES_SERVICE_HOST"):
         return ServiceAccountLogin(environment), "this pod's cluster", "default"
     missing = ", ".join(map(str, files))
-    raise Trouble(
-        f"no cluster: there is no kubeconfig at {missing}. Name one: --kubeconfig FILE, or set KUBECONFIG"
-    )
+    raise Trouble(f"there is no kubeconfig at {missing}. Name one with --kubeconfig FILE, or set KUBECONFIG")
