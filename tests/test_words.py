@@ -109,10 +109,10 @@ NEVER_ONE = {
     "{pool.card.key} shares": "no number: shares is the verb",
     "{'have' if len(mixed) > 1 else 'has'} GPUs": "no number",
     "{len(wanted)} nodes": "there are more than are listed",
-    "{len(found)} nodes": "others own some of them, but not all",
+    "{len(selected)} nodes": "others own some of them, but not all",
     "{holds.devices} GPUs": "one is called a full GPU",
     "{gpus} GPUs": "the need is larger than the card",
-    "{one.replicas} clients": "one client shares nothing",
+    "{shared.replicas} clients": "one client shares nothing",
     "{pool.nodes or '0/0'} nodes": "a fraction, such as 1/3",
 }
 """Numbers before a plural that are never 1, and why."""

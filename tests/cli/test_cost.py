@@ -234,11 +234,11 @@ def test_tls_where_there_is_none(desk: Desk, fake: FakePrometheus) -> None:
     [
         (
             failure(422, "execution", "query processing would load too many samples into memory"),
-            "too many samples into memory in query execution; ask for less",
+            "too many samples into memory in query execution; query less",
         ),
         (
             failure(503, "timeout", "query timed out"),
-            "query timed out; ask for less, by --selector, or by a --window of hours",
+            "query timed out; query less, with --selector or with a --window of hours",
         ),
         (failure(400, "bad_data", "parse error\n at char 3."), "cannot answer: parse error at char 3\n"),
     ],
@@ -327,7 +327,7 @@ def test_the_only_service_that_looks_like_a_prometheus_is_asked(desk: Desk, fake
     (remark,) = json.loads(said.out)["remarks"]
     assert (
         remark
-        == f"{json.loads(said.out)['prometheus']} was asked, because of its labels; --service names another"
+        == f"{json.loads(said.out)['prometheus']} was queried, because its labels are those of a Prometheus; use --service to name another"
     )
     assert set(fake.paths[1:]) == {
         f"/api/v1/namespaces/monitoring/services/kps-prometheus:9090/proxy/api/v1/{one}"
@@ -363,7 +363,7 @@ def test_who_may_not_list_services_may_name_one(desk: Desk) -> None:
     desk.server.refusals[SERVICES] = (403, 'User "me" cannot list resource "services"')
     told = wrong(desk)
     assert 'cannot list resource "services"' in told
-    assert "To skip the search: --service monitoring/prometheus-operated:9090" in told
+    assert "To skip the search, name it: --service monitoring/prometheus-operated:9090" in told
 
 
 def test_a_right_to_the_service_that_is_missing(desk: Desk, fake: FakePrometheus) -> None:

@@ -83,11 +83,11 @@ PARTS, REST, WHOLE = (
         ),
         (
             {PARTS: vector((HELD, "NaN")), REST: vector((IDLE, "NaN")), WHOLE: vector((GPU, "NaN"))},
-            "a counter of the meter on gpu-1 shows nan s, which is left out: that is no number",
+            "a counter of the meter on gpu-1 shows nan s, which is left out: that is not a number",
         ),
         (
             {"(avg by (policy, currency)": vector(({"policy": "pool-x", "currency": "USD"}, "NaN"))},
-            "gpusharing_policy_gpu_hourly_price of policy pool-x is nan, which is left out: that is no number",
+            "gpusharing_policy_gpu_hourly_price of policy pool-x is nan, which is left out: that is not a number",
         ),
     ],
     ids=["parts without a whole", "nodes that cancel out", "no number at all", "a price that is none"],

@@ -141,7 +141,7 @@ def test_a_gap_is_told_and_a_counter_bridges_it(desk: Desk, prometheus: str) -> 
 def test_history_that_is_too_short_is_told(desk: Desk, prometheus: str) -> None:
     said = ask(desk, prometheus, cluster="young")
     assert said.status == CHANGES
-    assert "PARTIAL: history begins at 2026-10-01T20:0" in said.out
+    assert "PARTIAL: the history begins at 2026-10-01T20:0" in said.out
     assert "1d4h of 2d" in said.out
     found = data(ask(desk, prometheus, "-o", "json", cluster="young"))
     assert found["totals"][0]["gpuHours"] == pytest.approx(28, abs=0.1)
@@ -275,7 +275,7 @@ def test_days_on_which_no_namespace_had_a_label_are_told(desk: Desk, prometheus:
     assert said.status == CHANGES
     assert {row["name"]: row["cost"] for row in data(said)["rows"]} == {"": "72.00", "red": "72.00"}
     assert data(said)["missing"] == [
-        "on 1 day Prometheus knew no namespace with the label team: usage on those days is listed under (no team)"
+        "on 1 day Prometheus knew no namespace with the label team: usage on that day is listed under (no team)"
     ]
 
 

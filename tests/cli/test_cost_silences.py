@@ -128,8 +128,8 @@ def test_nodes_that_came_or_left_are_named_and_the_bill_is_whole(desk: Desk, pro
     status, told = ask(desk, prometheus, "scaled")
     came, left = told["remarks"]
     assert (status, told["missing"]) == (DONE, [])
-    assert "not seen from the beginning: gpu-3 (from 2026-10-01T06:0" in came
-    assert "not seen until the end: gpu-2 (until 2026-10-01T06:0" in left
+    assert "a later time than the beginning of the window: gpu-3 (since 2026-10-01T06:0" in came
+    assert "no samples until the end of the window: gpu-2 (until 2026-10-01T06:0" in left
 
 
 @pytest.mark.tools

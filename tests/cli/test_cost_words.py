@@ -12,7 +12,7 @@ import pytest
 from gpusharing.cli.shell.arguments import parse
 from gpusharing.cli.shell.drawing import simulated_sentence
 from gpusharing.cli.shell.troubles import Trouble
-from gpusharing.usage.cost import wish_of
+from gpusharing.usage.cost import query_of
 from gpusharing.usage.prometheus.client import Series, place_of
 from gpusharing.usage.prometheus.matchers import of_others, selector_of, simulated_query
 from gpusharing.usage.prometheus.windows import days, seconds_of
@@ -59,9 +59,9 @@ def typed(*words: str) -> Namespace:
 
 
 def test_a_day_begins_at_midnight_in_utc() -> None:
-    wish = wish_of(typed("--until", "2026-11-01", "--window", "31d"), 0.0)
+    wish = query_of(typed("--until", "2026-11-01", "--window", "31d"), 0.0)
     assert (wish.start, wish.end) == (1790812800, 1793491200)
-    assert wish_of(typed("--until", "2026-11-01T01:00:00+01:00"), 0.0).end == wish.end
+    assert query_of(typed("--until", "2026-11-01T01:00:00+01:00"), 0.0).end == wish.end
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_day_begins_at_midnight_in_utc() -> None:
 )
 def test_what_cannot_be_meant_is_answered_with_what_can(words: tuple[str, ...], told: str) -> None:
     with pytest.raises(Trouble, match=told):
-        wish_of(typed(*words), 1_790_000_000.0)
+        query_of(typed(*words), 1_790_000_000.0)
 
 
 def test_labels_are_called_as_kube_state_metrics_calls_them() -> None:
@@ -107,7 +107,7 @@ def test_what_selects_a_policy_selects_all_that_has_no_policy() -> None:
 @pytest.mark.parametrize("matcher", ['{}="a"', '{}!~"a"', 'policy="x", {}=~"a"'])
 def test_a_part_of_a_bill_is_refused_with_what_may_be_chosen(label: str, matcher: str) -> None:
     with pytest.raises(Trouble) as refused:
-        wish_of(typed("--selector", matcher.format(label)), 1_790_000_000.0)
+        query_of(typed("--selector", matcher.format(label)), 1_790_000_000.0)
     assert f"only some series of a bill have the label {label}," in str(refused.value)
     assert 'such as cluster="east"' in str(refused.value)
 

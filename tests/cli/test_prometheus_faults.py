@@ -73,8 +73,16 @@ async def through(login: Renewable, questions: int = 1) -> set[float]:
     [
         (-YEAR * 2, None, "It has expired: have it renewed on the server, or correct the clock here"),
         (YEAR, None, "It is not valid yet: correct the clock here"),
-        (timedelta(), "other.example", "It is for another name: give one that it has, in --prometheus"),
-        (timedelta(), "127.0.0.9", "It is for another name: give one that it has, in --prometheus"),
+        (
+            timedelta(),
+            "other.example",
+            "It was issued for another name: use a name that it contains, in --prometheus",
+        ),
+        (
+            timedelta(),
+            "127.0.0.9",
+            "It was issued for another name: use a name that it contains, in --prometheus",
+        ),
     ],
     ids=["expired", "of next year", "of another name", "of another address"],
 )
@@ -104,7 +112,7 @@ def test_of_an_api_server_the_kubeconfig_is_named(tmp_path: Path) -> None:
         assert "not the certificate-authority of context test in the kubeconfig" in wrong(place)
         place = replace(place_of(fake.url, "", str(identity.pki.ca)), through="context test")
         told = wrong(replace(place, tls_server_name="other.example"))
-        assert "give one that it has, in tls-server-name for context test in the kubeconfig" in told
+        assert "use a name that it contains, in tls-server-name for context test in the kubeconfig" in told
 
 
 def test_a_server_that_demands_a_client_certificate_says_so_unless_it_hung_up_first(tmp_path: Path) -> None:
@@ -146,7 +154,7 @@ def test_without_tls_where_tls_is_spoken(fake: FakePrometheus, answer: Answer) -
     fake.instead = lambda path: answer
     port = fake.url.rpartition(":")[2]
     assert wrong(place_of(fake.url, "", "")) == (
-        f"{fake.url} speaks TLS, and was asked without: write --prometheus https://127.0.0.1:{port}"
+        f"{fake.url} speaks TLS but was queried without it: write --prometheus https://127.0.0.1:{port}"
     )
     with pytest.raises(Trouble, match=f"{SERVICE} .* write --service NAMESPACE/https:NAME:PORT"):
         asyncio.run(through(Renewable(fake.url, "Bearer a")))

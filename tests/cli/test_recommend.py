@@ -285,11 +285,11 @@ async def test_what_keeps_a_plan_from_being_made_is_told_and_no_error(proposed: 
 
 def test_with_an_address_of_prometheus_nothing_is_planned_and_it_says_so(fake: FakePrometheus) -> None:
     out = told(fake, "-l", "gpusharing.dev/pool=b").out
-    assert "Its plan is not shown: with --prometheus no cluster is asked" in out
-    assert "kubectl gpusharing plan -f FILE says what it does" in out
+    assert "Its plan is not shown: with --prometheus no cluster is contacted" in out
+    assert "kubectl gpusharing plan -f FILE shows its effect" in out
     found = told(fake, "-l", "gpusharing.dev/pool=b", "-o", "json").data
     assert found["plan"] is None
-    assert found["notPlanned"].startswith("with --prometheus no cluster is asked")
+    assert found["notPlanned"].startswith("with --prometheus no cluster is contacted")
 
 
 def test_without_the_operator_there_is_an_answer_and_no_plan(desk: Desk, fake: FakePrometheus) -> None:

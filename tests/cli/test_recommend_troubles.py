@@ -204,7 +204,9 @@ def test_a_history_that_begins_in_the_window_is_a_part(prompt: Prompt, fake: Fak
     fake.ranges["count("] = there((4, HOURS))
     said = prompt.ask(fake)
     assert (said.status, said.err) == (CHANGES, "")
-    assert "PARTIAL: history begins at 2026-09-20T12:13:20Z: 1d2h of 1d6h." in " ".join(said.out.split())
+    assert "PARTIAL: the history begins at 2026-09-20T12:13:20Z and covers 1d2h of 1d6h." in " ".join(
+        said.out.split()
+    )
 
 
 def test_gaps_are_a_part_in_every_output(prompt: Prompt, fake: FakePrometheus) -> None:

@@ -13,7 +13,7 @@ from gpusharing.usage.prometheus.client import Series
 from gpusharing.usage.read.fold import Fold, HourAnswers, Record
 from gpusharing.usage.read.histories import find_pool
 from gpusharing.usage.read.series import PodOwners, devices_of
-from gpusharing.usage.read.usage import Usage, know_gpus
+from gpusharing.usage.read.usage import Usage, add_gpus
 from gpusharing.usage.reckon.needs import History
 
 HOURS = 100
@@ -271,7 +271,7 @@ def test_when_an_agent_reported_a_gpu_last_counts() -> None:
         Series({"node": "gpu-1", "uuid": uuid, "product": LABELS["modelName"]}, ((0.0, fold.end - ago),))
         for uuid, ago in told.items()
     ]
-    know_gpus(fold, info)
+    add_gpus(fold, info)
     assert [HOURS - 1 - fold.gpus[uuid].last for uuid in told] == [0, 0, 1, 22, 0]
 
 

@@ -1,4 +1,5 @@
-"""`cost [--by namespace|policy|LABEL] [--window 30d]`: what the GPUs cost, and whom; from Prometheus alone."""
+"""`cost [--by namespace|policy|LABEL] [--window 30d]`: show what the GPUs cost and who used them, from Prometheus
+alone."""
 
 import asyncio
 import re
@@ -18,18 +19,21 @@ from gpusharing.usage.say.cost import CostReport, as_data, as_rows, describe
 
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
-    """See VerbModule."""
+    """Run the verb against the address that `--prometheus` gives. Return the exit status, as VerbModule."""
     return asyncio.run(_answer(place_named(typed), typed, terminal))
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """See VerbModule."""
-    wish_of(typed, 0.0)  # a mistake is reported before anything is asked
+    """Run the verb against a Prometheus in the cluster. Return the exit status, as VerbModule. Flags are checked
+    before the cluster is contacted."""
+    query_of(typed, 0.0)  # a mistake is reported before anything is asked
     return await _answer(await place_found(session, typed), typed, terminal)
 
 
 async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal) -> int:
-    wish_of(typed, 0.0)
+    """Query the Prometheus at `place` and print the bill. Return DONE, or CHANGES if the bill is incomplete.
+    Raises Trouble."""
+    query_of(typed, 0.0)
     async with prometheus_at(place) as prometheus:
         answer = await find_answer(prometheus, typed)
     terminal.answer(lambda: as_data(answer), lambda paper: describe(answer, paper), lambda: as_rows(answer))
@@ -37,10 +41,10 @@ async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def find_answer(prometheus: Prometheus, typed: Namespace) -> CostReport:
-    """The bill. Raises Trouble."""
-    wish = wish_of(typed, await prometheus.now())
-    metered = await read_metered(prometheus, wish)
-    bill = make_bill(metered.cells, by_policy=wish.by == POLICY)
+    """Read the meter's series from `prometheus` and return the bill with its remarks. Raises Trouble."""
+    query = query_of(typed, await prometheus.now())
+    metered = await read_metered(prometheus, query)
+    bill = make_bill(metered.cells, by_policy=query.by == POLICY)
     remarks = [*filter(None, (prometheus.place.remark,)), *metered.remarks]
     if sum(1 for total in bill.totals if total.currency) > 1:
         currencies = ", ".join(total.currency for total in bill.totals if total.currency)
@@ -49,7 +53,7 @@ async def find_answer(prometheus: Prometheus, typed: Namespace) -> CostReport:
         )
     return CostReport(
         prometheus.place.where,
-        wish,
+        query,
         bill,
         tuple(metered.missing),
         tuple(remarks),
@@ -57,8 +61,9 @@ async def find_answer(prometheus: Prometheus, typed: Namespace) -> CostReport:
     )
 
 
-def wish_of(typed: Namespace, now: float) -> MeterQuery:
-    """The question as typed; the window ends `now` by default. Raises Trouble."""
+def query_of(typed: Namespace, now: float) -> MeterQuery:
+    """Return the query that the flags ask for; its window ends at `now` unless `--until` says otherwise. Raises
+    Trouble for flags that cannot be used."""
     start, end = span_of(typed, now)
     if not re.fullmatch(r"[A-Z]{3}", typed.currency):
         raise Trouble(f"--currency {typed.currency}: write three capital letters, such as USD")

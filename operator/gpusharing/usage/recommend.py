@@ -1,7 +1,8 @@
-"""`recommend [-l NODES | --policy NAME] [--window 14d]`: which layout a pool should have, by what its workloads used.
+"""`recommend [-l NODES | --policy NAME] [--window 14d]`: recommend a layout for a pool, by what its workloads
+used.
 
-From Prometheus alone, without the operator: dcgm-exporter is enough. Where the operator is installed, the plan of the
-policy is shown too. Nothing is applied: `--write FILE` writes a policy that waits for an approval.
+It needs only Prometheus and not the operator: dcgm-exporter is enough. Where the operator is installed, it also
+shows the plan of the policy. Nothing is applied: `--write FILE` writes a policy that waits for an approval.
 """
 
 import asyncio
@@ -34,23 +35,23 @@ from gpusharing.usage.say.recommend import (
 )
 
 MOST = round(30 * DAY)
-"""Seconds of a window: what is older than some days has almost no weight."""
+"""The longest window, in seconds: what is older than some days has almost no weight."""
 
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
-    """See VerbModule."""
+    """Run the verb against the address that `--prometheus` gives. Return the exit status, as VerbModule."""
     _check(typed)
     return asyncio.run(_answer(place_named(typed), typed, terminal, None))
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """See VerbModule."""
+    """Run the verb against a Prometheus in the cluster. Return the exit status, as VerbModule."""
     _check(typed)
     return await _answer(await place_found(session, typed), typed, terminal, session)
 
 
 def _check(typed: Namespace) -> None:
-    """Raise Trouble for what cannot be meant, before anything is asked."""
+    """Raise Trouble for flags that cannot be used, before anything is queried."""
     span_of(typed, 0.0, MOST)
     selector_of(typed.selector)
     if typed.policy and typed.nodes:
@@ -68,6 +69,8 @@ def _check(typed: Namespace) -> None:
 
 
 async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal, session: Session | None) -> int:
+    """Find and print the recommendation, and write the policy to the file of `--write`. Return DONE, or CHANGES if
+    the answer is incomplete. Raises Trouble, also if there is no policy to write."""
     async with prometheus_at(place) as prometheus:
         answer = await find_answer(prometheus, typed, session)
     if answer.policy is not None and terminal.output != "csv":
@@ -85,14 +88,18 @@ async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal, session
         lambda: as_rows(answer),
     )
     if typed.write and answer.policy is None:
-        why = "none has a place for any workload" if answer.found is not None else _unknown(answer.seen)
+        why = (
+            "none has a place for any workload"
+            if answer.recommendation is not None
+            else _unknown(answer.observed)
+        )
         raise Trouble(f"--write {typed.write}: there is no layout to write, because {why}")
     return CHANGES if answer.missing else DONE
 
 
 async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session | None) -> RecommendReport:
-    """The recommendation. `session`: the cluster that says which nodes are meant, or None if Prometheus does. Raises
-    Trouble, also where the history is too short to say anything."""
+    """Return the recommendation. With a `session` the cluster says which nodes are meant, with None Prometheus
+    does. Raises Trouble, also where the history is too short to recommend anything."""
     start, end = span_of(typed, await prometheus.now(), MOST)
     selector = selector_of(typed.selector)
     if session is None:
@@ -101,38 +108,49 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
         scope = await find_in_cluster(session, typed)
     card = pick(typed.card) if typed.card else None
     usage = await read_usage(prometheus, UsageQuery(start, end, selector, scope.nodes, card))
-    seen = find_pool(usage, scope.where)
-    if not seen.histories:
+    observed = find_pool(usage, scope.where)
+    if not observed.histories:
         raise Trouble(
             f"no pod used a GPU of {scope.where} in this window, or dcgm-exporter does not report which"
             " (DCGM_EXPORTER_KUBERNETES=true)"
         )
-    scope, unseen = narrow(scope, len(seen.nodes), "" if card is None else card.key)
+    scope, unseen = narrow(scope, len(observed.nodes), "" if card is None else card.key)
     goal = Goal(typed.goal)
     missing, remarks = (
         list(usage.missing),
-        [*filter(None, (prometheus.place.remark,)), *scope.remarks, *unseen, *seen.remarks],
+        [*filter(None, (prometheus.place.remark,)), *scope.remarks, *unseen, *observed.remarks],
     )
     needs: tuple[Need, ...] = ()
-    found = None
-    if seen.card is None or not seen.card.memory_gb:
-        missing.append(f"{_unknown(seen)}, so there is nothing to recommend")
+    recommendation = None
+    if observed.card is None or not observed.card.memory_gb:
+        missing.append(f"{_unknown(observed)}, so there is nothing to recommend")
     else:
-        needs = tuple(find_need(one, seen.card, goal) for one in seen.histories)
+        needs = tuple(find_need(history, observed.card, goal) for history in observed.histories)
         _refuse_too_little(needs)
-        pool = ModelPool(scope.name, seen.card, seen.nodes, seen.used)
-        found = recommend(pool, needs, seen.occupied, goal=goal)
+        pool = ModelPool(scope.name, observed.card, observed.nodes, observed.used)
+        recommendation = recommend(pool, needs, observed.occupied, goal=goal)
     # A layout that serves no workload is not worth applying.
-    policy = policy_of(scope, found) if found is not None and found.placed else None
+    policy = (
+        policy_of(scope, recommendation) if recommendation is not None and recommendation.placed else None
+    )
     return RecommendReport(
-        prometheus.place.where, start, end, scope, seen, needs, found, policy, tuple(missing), tuple(remarks)
+        prometheus.place.where,
+        start,
+        end,
+        scope,
+        observed,
+        needs,
+        recommendation,
+        policy,
+        tuple(missing),
+        tuple(remarks),
     )
 
 
 async def find_effect(session: Session | None, scope: NodeScope, policy: dict[str, object]) -> Planned | str:
     """Return what the policy would do, by the code of `plan -f`, or why that is unknown, as a clause."""
     if session is None:
-        return "with --prometheus no cluster is asked; --service names a Prometheus in one"
+        return "with --prometheus no cluster is contacted; use --service for a Prometheus inside one"
     if scope.unlabelled:
         return "no node has the label that the policy selects by yet; set it, then run plan -f FILE"
     try:
@@ -142,10 +160,10 @@ async def find_effect(session: Session | None, scope: NodeScope, policy: dict[st
 
 
 def _refuse_too_little(needs: tuple[Need, ...]) -> None:
-    """Raises Trouble where no workload has been seen for long enough."""
-    if any(one.confidence is not Confidence.NONE or Doubt.TOO_LITTLE not in one.doubts for one in needs):
+    """Raise Trouble if no workload has been seen for long enough to recommend anything."""
+    if any(need.confidence is not Confidence.NONE or Doubt.TOO_LITTLE not in need.doubts for need in needs):
         return
-    best = max(needs, key=lambda one: (one.samples, one.workload))
+    best = max(needs, key=lambda need: (need.samples, need.workload))
     whose = best.workload
     raise Trouble(
         f"too little history to recommend anything: of {counted(len(needs), 'workload')} {whose.namespace}/{whose.name}"
@@ -155,5 +173,6 @@ def _refuse_too_little(needs: tuple[Need, ...]) -> None:
     )
 
 
-def _unknown(seen: ObservedPool) -> str:
-    return f"the layouts that {seen.model or 'a GPU of unknown model'} can have are unknown"
+def _unknown(observed: ObservedPool) -> str:
+    """Return a clause that says that the layouts of the pool's card are unknown."""
+    return f"the layouts that {observed.model or 'a GPU of unknown model'} can have are unknown"

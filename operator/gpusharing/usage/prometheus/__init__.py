@@ -1,1 +1,1 @@
-"""How is a Prometheus found and asked?"""
+"""How is a Prometheus found and queried?"""

@@ -1,7 +1,7 @@
-"""Querying a Prometheus through its HTTP API, as https://prometheus.io/docs/prometheus/latest/querying/api describes
+"""Query a Prometheus through its HTTP API, as https://prometheus.io/docs/prometheus/latest/querying/api describes
 it.
 
-At an address of its own, or as a Service through the API server. Whatever it answers instead of data becomes a
+It is reached at an address of its own, or as a Service through the API server. Any answer but data becomes a
 `Trouble`.
 """
 
@@ -27,7 +27,7 @@ from gpusharing.kube.errors import Unauthorized, first_of
 from gpusharing.kube.proxies import find_proxy
 
 MOST_CHARACTERS = 300
-"""Of what is passed on of a stranger's words."""
+"""The most characters of a foreign text that are shown."""
 PORT_FORWARD = (
     "For one inside a cluster: kubectl -n monitoring port-forward svc/prometheus-operated 9090, then"
     " --prometheus http://127.0.0.1:9090"
@@ -36,51 +36,53 @@ PLAIN_TO_TLS = re.compile(r"HTTP request (?:was sent )?to (?:an )?HTTPS (?:serve
 """`Client sent an HTTP request to an HTTPS server.` (Go net/http/server.go at 1.24, status 400) and `The plain HTTP
 request was sent to HTTPS port` (nginx, on a page of HTML)."""
 WANTS_CLIENT = "ALERT_CERTIFICATE_REQUIRED"
-"""What OpenSSL calls the alert of TLS 1.3 by which a server says that we showed no certificate (RFC 8446, 6.2)."""
+"""OpenSSL's name for the TLS 1.3 alert that a server sends if we showed no certificate (RFC 8446, 6.2)."""
 NO_FLAG = (
     "there is no flag for one, so ask it at a port that demands none, such as by --service NAMESPACE/NAME:PORT, or"
     " through a proxy that has one"
 )
 OTHER_NAME, OLD, EARLY, UNKNOWN_AUTHORITY = (62, 64), (10,), (9,), (2, 18, 19, 20, 21)
-"""Codes of OpenSSL 3.0.19 (include/openssl/x509_vfy.h, X509_V_ERR_...): what is wrong with a certificate."""
+"""Codes of OpenSSL 3.0.19 for what is wrong with a certificate (include/openssl/x509_vfy.h, X509_V_ERR_...)."""
 
 
 @dataclass(frozen=True, slots=True)
 class WebAnswer:
-    """What came over HTTP."""
+    """An answer that came over HTTP, successful or not."""
 
     status: int
-    """Its code."""
-    told: Any
-    """Its JSON; None: it is none."""
+    """HTTP status code."""
+    data: Any
+    """The decoded JSON, or None if the body is not JSON."""
     line: str
-    """The first line of plain text; empty: it is none."""
+    """The first line of a plain text; empty if the body is something else."""
     wants_tls: bool
-    """Who speaks TLS there says so."""
+    """Whether the answer says that the port expects TLS."""
 
     @property
     def of_api_server(self) -> bool:
-        """It is the API server's own, not passed on from a Service (apimachinery's metav1.Status)."""
-        return isinstance(self.told, dict) and self.told.get("kind") == "Status"
+        """Whether the API server answered itself, instead of passing on what a Service answered (apimachinery's
+        metav1.Status)."""
+        return isinstance(self.data, dict) and self.data.get("kind") == "Status"
 
     @property
-    def words(self) -> str:
-        """Its error message, after a colon: Prometheus puts it in `error`, Kubernetes in `message`."""
-        if not isinstance(self.told, dict):
+    def message(self) -> str:
+        """The error message with a colon before it; empty if there is none. Prometheus puts it in `error`,
+        Kubernetes in `message`."""
+        if not isinstance(self.data, dict):
             return ""
-        told = one_line(self.told.get("error") or self.told.get("message"))
-        return f": {told}" if told else ""
+        text = one_line(self.data.get("error") or self.data.get("message"))
+        return f": {text}" if text else ""
 
 
 def answer_of(status: int, kind: str, body: bytes) -> WebAnswer:
-    """What to make of an answer with this content type."""
+    """Parse an answer whose content type is `kind`."""
     try:
-        told: Any = json.loads(body)
+        data: Any = json.loads(body)
     except (ValueError, RecursionError):
-        told = None
+        data = None
     beginning = body[:4096].decode(errors="replace").strip()
     line = one_line(next(iter(beginning.splitlines()), "")) if kind == "text/plain" else ""
-    return WebAnswer(status, told, line, bool(PLAIN_TO_TLS.search(beginning)) and status == 400)
+    return WebAnswer(status, data, line, bool(PLAIN_TO_TLS.search(beginning)) and status == 400)
 
 
 def refused(answer: WebAnswer, where: str, through: str) -> Trouble:
@@ -97,7 +99,7 @@ def refused(answer: WebAnswer, where: str, through: str) -> Trouble:
         remedy = f"the credentials of {through} are expired or refused: log in again"
     else:
         remedy = "you need the right get services/proxy there, or give --prometheus URL"
-    return Trouble(f"{where} refuses access (HTTP {answer.status}{answer.words}): {remedy}")
+    return Trouble(f"{where} refuses access (HTTP {answer.status}{answer.message}): {remedy}")
 
 
 def no_prometheus(answer: WebAnswer, where: str, through: str) -> Trouble:
@@ -105,8 +107,8 @@ def no_prometheus(answer: WebAnswer, where: str, through: str) -> Trouble:
     if answer.wants_tls:
         secure = f"--prometheus {where.replace('http:', 'https:', 1)}"
         remedy = "--service NAMESPACE/https:NAME:PORT" if through else secure
-        return Trouble(f"{where} speaks TLS, and was asked without: write {remedy}")
-    words = answer.words or (f": {answer.line}" if answer.line else "")
+        return Trouble(f"{where} speaks TLS but was queried without it: write {remedy}")
+    words = answer.message or (f": {answer.line}" if answer.line else "")
     return stranger(f"HTTP {answer.status}{words}", where)
 
 
@@ -128,7 +130,7 @@ def unreachable(error: Exception, where: str, through: str) -> Trouble:
         return Trouble(f"TLS with {where} failed: {error_text(error)}. Does it speak http://?")
     if isinstance(error, aiohttp.InvalidURL):
         return Trouble(f"{where} is not an address; write one like http://127.0.0.1:9090")
-    # The alert comes after our handshake, and is lost where the server hung up before we read it.
+    # The alert comes after our handshake, and is lost if the server hangs up before we read it.
     ended = isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError) or (
         isinstance(error, OSError) and error.errno in (errno.ECONNRESET, errno.EPIPE)
     )
@@ -137,11 +139,12 @@ def unreachable(error: Exception, where: str, through: str) -> Trouble:
 
 
 def _untrusted(error: Exception, where: str, through: str) -> Trouble:
-    """A certificate that is not accepted, by OpenSSL's reason."""
+    """Return the Trouble for a certificate that is not accepted, with a remedy for OpenSSL's reason. `where` and
+    `through` as for `refused`."""
     code = error.verify_code if isinstance(error, ssl.SSLCertVerificationError) else 0
     if code in OTHER_NAME:
-        given = f"tls-server-name for {through} in the kubeconfig" if through else "--prometheus"
-        remedy = f"It is for another name: give one that it has, in {given}"
+        setting = f"tls-server-name for {through} in the kubeconfig" if through else "--prometheus"
+        remedy = f"It was issued for another name: use a name that it contains, in {setting}"
     elif code in OLD:
         remedy = "It has expired: have it renewed on the server, or correct the clock here"
     elif code in EARLY:
@@ -156,18 +159,19 @@ def _untrusted(error: Exception, where: str, through: str) -> Trouble:
 
 
 def one_line(text: object) -> str:
-    """A stranger's words, as much of them as is shown."""
+    """Return foreign text in one line, without control characters, cut to MOST_CHARACTERS."""
     return printable(" ".join(str(text or "").split())[:MOST_CHARACTERS].rstrip(". "))
 
 
 SECONDS = 150.0
-"""For one answer: Prometheus itself gives up after 2 min (--query.timeout)."""
+"""The longest time for one answer. Prometheus itself gives up after 2 min (--query.timeout)."""
 MOST_BYTES = 256 * 2**20
-"""Of one answer, about a million series."""
+"""The most bytes of one answer, which is about a million series."""
 PARALLEL = 4
+"""The most queries at the same time."""
 CLOCKS = (1e9, 4e9)
 """Seconds since 1970 that a clock may show: 2001 to 2096."""
-LESS = "ask for less, by --selector, or by a --window of hours: a longer one is asked for a day at a time"
+LESS = "query less, with --selector or with a --window of hours: a longer one is queried a day at a time"
 TOO_MUCH = re.compile(r"too many|exceed|\blimit\b")
 """In errors of programs that limit a query: `query processing would load too many samples` (Prometheus
 promql/engine.go at d15adb9), `the query hit the max number of series limit` (Cortex pkg/util/limiter/query_limiter.go
@@ -177,26 +181,26 @@ at a8c6358), `the query exceeded the maximum number of series` (Mimir pkg/util/l
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where it is, and how to log in."""
+    """Where a Prometheus is, and how to log in."""
 
     url: str
-    """Without `/api/v1`."""
+    """Address without `/api/v1`."""
     where: str
-    """For messages."""
+    """How messages call it."""
     authorization: str = ""
-    """Value of that header; empty: none is sent."""
+    """Value of the header Authorization; empty if none is sent."""
     tls: ssl.SSLContext | None = None
-    """None for plain http."""
+    """Settings of TLS, or None for plain HTTP."""
     tls_server_name: str | None = None
-    """The name on the server's certificate, where it differs from the host; None: it does not."""
+    """The name on the server's certificate, or None if it is the host's."""
     proxy: str | None = None
-    """URL of the proxy to go through; None: none."""
+    """URL of the proxy to go through, or None without a proxy."""
     through: str = ""
-    """The cluster whose API server passes the questions on; empty: none does."""
+    """The cluster whose API server passes queries on; empty if Prometheus is queried directly."""
     renew: Callable[[], Awaitable["Endpoint"]] | None = None
-    """Logs in again after a 401 of that server. Raises Trouble. None: nothing can be renewed."""
+    """Logs in again after a 401 of that server, or None if nothing can be renewed. Raises Trouble."""
     remark: str = ""
-    """How it was chosen, where it was not named."""
+    """How it was chosen; empty if it was named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,69 +210,75 @@ class Series:
     labels: Mapping[str, str]
     """The labels of the series."""
     points: tuple[tuple[float, float], ...]
-    """Time, in seconds since 1970, and value; oldest first."""
+    """Times, in seconds since 1970, with their values; oldest first."""
 
     @property
     def value(self) -> float:
-        """The last."""
+        """The newest value of the series."""
         return self.points[-1][1]
 
 
 @dataclass(slots=True)
 class Prometheus:
-    """One that can be queried."""
+    """A Prometheus that can be queried."""
 
     session: aiohttp.ClientSession
     place: Endpoint
     warnings: set[str] = field(default_factory=set)
-    """The warnings that came with its answers: such an answer is incomplete."""
+    """Warnings that came with answers; an answer with one is incomplete."""
     _renewing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """One question of several that were refused logs in again."""
+    """Held while one of several refused queries logs in again."""
 
     async def now(self) -> float:
-        """Return the time of the Prometheus in seconds: its clock may differ from ours. Raises Trouble, as all methods
-        do."""
-        found = await self.instant("vector(time())", None)
-        if len(found) != 1:
+        """Return the time by the clock of the Prometheus, in seconds: it may differ from ours. Raises Trouble, as
+        all methods do."""
+        answer = await self.instant("vector(time())", None)
+        if len(answer) != 1:
             raise stranger("it returned no time", self.place.where)
         first, last = CLOCKS
-        if not first <= found[0].value <= last:
+        if not first <= answer[0].value <= last:
             raise Trouble(
-                f"the clock of {self.place.where} shows {found[0].value:.6g} s since 1970, which is not a"
+                f"the clock of {self.place.where} shows {answer[0].value:.6g} s since 1970, which is not a"
                 " plausible time: set it right, or name another Prometheus, such as --prometheus"
                 " http://127.0.0.1:9090"
             )
-        return found[0].value
+        return answer[0].value
 
     async def instant(self, query: str, at: float | None) -> list[Series]:
-        """The value of a query at a time, in seconds; None: its own now."""
-        return [found for found in await self.instant_all(query, at) if math.isfinite(found.value)]
+        """Return the series of a query at the time `at`, in seconds, or at its own present time with None. Values
+        that are not finite are left out."""
+        return [series for series in await self.instant_all(query, at) if math.isfinite(series.value)]
 
     async def instant_all(self, query: str, at: float | None) -> list[Series]:
-        """Query as `instant` does, but keep values that are no numbers, for callers to whom their presence matters."""
+        """Query as `instant` does, but keep values that are not finite, for callers to whom their presence
+        matters."""
         parameters = {"query": query} | ({} if at is None else {"time": f"{at:.3f}"})
-        return [found for found in await self._result("query", parameters, "vector") if found.points]
+        return [series for series in await self._result("query", parameters, "vector") if series.points]
 
     async def between(
         self, query: str, start: float, end: float, step: float, *, whole: tuple[float, float] | None = None
     ) -> list[Series]:
-        """The values of a query every `step` seconds.
+        """Return the series of a query with a value every `step` seconds from `start` to `end`. Values that are
+        not finite are left out.
 
         A proxy in front may move the beginning and the end to multiples of the step (Mimir's
-        pkg/frontend/querymiddleware/step_align.go at 0c388a4, Thanos' query frontend): what lies half a step before the
-        first or after the last time is left out. `whole`: these times, where this is a part of what is asked for; None:
-        it is all. All parts are moved alike, so what one of them has lost is in the one before.
+        pkg/frontend/querymiddleware/step_align.go at 0c388a4, Thanos' query frontend), so values more than half a
+        step before the first or after the last time are left out. `whole` is the time span of all queries if this
+        is one part of it, and None if it is all. All parts are moved alike, so what one of them loses is in the
+        one before.
         """
         parameters = {"query": query, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
-        found = await self._result("query_range", parameters, "matrix")
+        answer = await self._result("query_range", parameters, "matrix")
         begin, last = whole or (start, end)
         begin, last = begin - step / 2, last + step / 2
         return [
             Series(
-                one.labels,
-                tuple((at, value) for at, value in one.points if begin < at < last and math.isfinite(value)),
+                series.labels,
+                tuple(
+                    (at, value) for at, value in series.points if begin < at < last and math.isfinite(value)
+                ),
             )
-            for one in found
+            for series in answer
         ]
 
     async def _result(self, path: str, parameters: Mapping[str, str], kind: str) -> list[Series]:
@@ -278,14 +288,15 @@ class Prometheus:
         try:
             if answer["data"]["resultType"] != kind:
                 raise TypeError(f"a {answer['data']['resultType']} instead of a {kind}")
-            self.warnings.update(printable(str(one)) for one in answer.get("warnings") or ())
-            return [_series(one) for one in answer["data"]["result"]]
+            self.warnings.update(printable(str(item)) for item in answer.get("warnings") or ())
+            return [_series(item) for item in answer["data"]["result"]]
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             what = f"its answer has no result that can be read: {error_text(error)}"
             raise stranger(what, self.place.where) from error
 
     async def _ask(self, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
-        """Query once, or once more with renewed credentials if an API server has answered 401, as kube/http.py does."""
+        """Query once, or once more with renewed credentials if an API server answered 401, as kube/http.py does.
+        Return the answer's JSON. Raises Trouble."""
         place = self.place
         answer = await self._call(place, path, parameters)
         if answer.status == 401 and answer.of_api_server and place.renew is not None:
@@ -306,7 +317,7 @@ class Prometheus:
                 ssl=place.tls or True,
                 server_hostname=place.tls_server_name,
                 proxy=place.proxy,
-                # Whoever answers may not send us, and what lets us in, elsewhere.
+                # A redirect could send our credentials to another server.
                 allow_redirects=False,
             ) as response:
                 return answer_of(response.status, response.content_type, await _body(response, place))
@@ -316,27 +327,27 @@ class Prometheus:
             raise unreachable(error, place.where, place.through) from error
 
     def _understood(self, answer: WebAnswer) -> dict[str, Any]:
-        """Return the successful answer of a Prometheus. Raises Trouble that says who refused the query, that whoever
-        answered is no Prometheus, or why Prometheus could not evaluate it."""
-        where, through, told = self.place.where, self.place.through, answer.told
+        """Return the JSON of a successful answer. Raises Trouble, which says who refused the query, that the
+        server is no Prometheus, or why Prometheus could not evaluate the query."""
+        where, through, data = self.place.where, self.place.through, answer.data
         if answer.status in (401, 403):
             raise refused(answer, where, through)
-        if not isinstance(told, dict) or (
-            answer.status < 400 and told.get("status") not in ("success", "error")
+        if not isinstance(data, dict) or (
+            answer.status < 400 and data.get("status") not in ("success", "error")
         ):
             raise no_prometheus(answer, where, through)
-        if told.get("status") == "success" and answer.status < 400:
-            return told
-        if "errorType" not in told:
+        if data.get("status") == "success" and answer.status < 400:
+            return data
+        if "errorType" not in data:
             raise no_prometheus(answer, where, through)
-        error = told.get("error")
-        too_much = told["errorType"] in ("timeout", "canceled") or TOO_MUCH.search(str(error))
+        error = data.get("error")
+        too_much = data["errorType"] in ("timeout", "canceled") or TOO_MUCH.search(str(error))
         raise Trouble(f"{where} cannot answer: {one_line(error)}{f'; {LESS}' if too_much else ''}")
 
 
 @asynccontextmanager
 async def prometheus_at(place: Endpoint) -> AsyncIterator[Prometheus]:
-    """A Prometheus to ask; nothing is asked yet."""
+    """Yield a Prometheus to query at `place`. Nothing is sent before the first query."""
     limits = aiohttp.ClientTimeout(total=SECONDS, sock_connect=10.0)
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=PARALLEL), timeout=limits
@@ -354,7 +365,7 @@ def place_of(
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
-    if "@" in url:  # first of all, because the other message repeats what was typed
+    if "@" in url:  # checked first, because the next message repeats what was typed
         raise Trouble(
             "--prometheus: do not put a password into the address, where others can see it: use --token-file FILE"
         )
@@ -388,6 +399,7 @@ def place_of(
 
 
 def _is_this_machine(host: str) -> bool:
+    """Whether a host name or address always means this machine."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -395,6 +407,8 @@ def _is_this_machine(host: str) -> bool:
 
 
 def _text(name: str, flag: str) -> str:
+    """Return the content of a file that a flag names, without blanks around it. Raises Trouble if it cannot be
+    read."""
     try:
         return Path(name).read_text().strip()
     except (OSError, ValueError) as error:
@@ -410,23 +424,25 @@ async def _body(response: aiohttp.ClientResponse, place: Endpoint) -> bytes:
         taken += len(part)
         if taken > MOST_BYTES:
             raise Trouble(
-                f"an answer of {place.where} is larger than {MOST_BYTES >> 20} MiB: ask for less, by --selector"
+                f"an answer of {place.where} is larger than {MOST_BYTES >> 20} MiB: query less, with --selector"
             )
     return b"".join(parts)
 
 
-def _series(one: Any) -> Series:
-    points = one["values"] if "values" in one else [one["value"]]
-    told = ((float(at), float(value)) for at, value in points)
-    labels = {printable(name): printable(text) for name, text in one["metric"].items()}
-    return Series(labels, tuple(told))
+def _series(raw: Any) -> Series:
+    """Convert one series of an answer. Raises KeyError, TypeError or ValueError if it has another form."""
+    points = raw["values"] if "values" in raw else [raw["value"]]
+    numbers = ((float(at), float(value)) for at, value in points)
+    labels = {printable(name): printable(text) for name, text in raw["metric"].items()}
+    return Series(labels, tuple(numbers))
 
 
-async def side_by_side(*asked: Coroutine[Any, Any, list[Series]]) -> list[list[Series]]:
-    """The answers, in the order of the questions. Raises the first Trouble, and then stops asking."""
+async def side_by_side(*queries: Coroutine[Any, Any, list[Series]]) -> list[list[Series]]:
+    """Run queries at the same time and return their answers in the same order. Raises the first Trouble, and
+    cancels the rest."""
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in asked]
+            tasks = [group.create_task(query) for query in queries]
     except BaseExceptionGroup as troubles:
         raise first_of(troubles) from None
     return [task.result() for task in tasks]

@@ -1,4 +1,5 @@
-"""A Prometheus inside the cluster, queried through the API server: the Service that is named, or the only one like it.
+"""A Prometheus inside the cluster, queried through the API server: the Service that is named, or the only likely
+one.
 
 It needs the right `get services/proxy`, and `list services` in all namespaces to find one.
 """
@@ -24,15 +25,16 @@ LABELS = (
     {"app.kubernetes.io/name": "thanos", "app.kubernetes.io/component": "query"},
     {"app.kubernetes.io/name": "thanos-query"},
 )
-"""Of the Services of common installations: kube-prometheus-stack, the Prometheus Operator, Prometheus' own chart,
-Rancher, Thanos. The first set that a Service has wins, as several Services may lead to one Prometheus."""
+"""Labels of the Services of common installations: kube-prometheus-stack, the Prometheus Operator, Prometheus' own
+chart, Rancher, Thanos. The first set that a Service has wins, as several Services may lead to one Prometheus."""
 
 
 NAME = "--service monitoring/prometheus-operated:9090, or --prometheus http://127.0.0.1:9090"
 
 
 async def find_place(session: Session, named: str) -> Endpoint:
-    """The Service, through the API server. Raises Trouble."""
+    """Return how to reach the Service `named`, as NAMESPACE/NAME:PORT, or the only one that looks like a
+    Prometheus. Raises Trouble."""
     if session.login is None:
         raise Trouble("there is no API server to go through: give --prometheus URL")
     path = _path_of(named or _name(_one_of(await _services(session), session.where)))
@@ -43,11 +45,13 @@ async def find_place(session: Session, named: str) -> Endpoint:
 
 
 async def _place(login: Login, cluster: str, path: str, *, chosen: bool) -> Endpoint:
-    """With the credentials of now. Raises KubeError."""
+    """Return how to reach the Service at `path` with the current credentials. `chosen` adds the remark that nobody
+    named it. Raises KubeError."""
     where = f"Service {path.replace('/services/', '/')} of {cluster}"
     access, token = await login.access(), await login.token()
 
     async def renew() -> Endpoint:
+        """Log in again and return the new endpoint. Raises Trouble."""
         try:
             await login.renew()
             return await _place(login, cluster, path, chosen=chosen)
@@ -63,43 +67,48 @@ async def _place(login: Login, cluster: str, path: str, *, chosen: bool) -> Endp
         proxy=access.proxy,
         through=cluster,
         renew=renew,
-        # Whoever may create Services may label one like this, so a person should see which it was.
-        remark=f"{where} was asked, because of its labels; --service names another" if chosen else "",
+        # Anyone who may create Services can label one like this, so a person should see which one was queried.
+        remark=f"{where} was queried, because its labels are those of a Prometheus; use --service to name another"
+        if chosen
+        else "",
     )
 
 
 async def _services(session: Session) -> list[JSON]:
+    """Return all Services of the cluster. Raises Trouble that also says how to do without."""
     try:
         return await session.all(SERVICES)
     except Trouble as trouble:
-        raise Trouble(f"{trouble}. To skip the search: {NAME}") from trouble
+        raise Trouble(f"{trouble}. To skip the search, name it: {NAME}") from trouble
 
 
-def _path_of(named: str) -> str:
+def _path_of(flag: str) -> str:
+    """Return the path of a Service below /api/v1/namespaces from the value of `--service`. Raises Trouble if it
+    has another form."""
     name = "[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
-    found = re.fullmatch(f"({name})/((?:https?:)?{name}(?::{name})?)", named)
-    if found is None:
+    match = re.fullmatch(f"({name})/((?:https?:)?{name}(?::{name})?)", flag)
+    if match is None:
         raise Trouble(
-            f"--service {named}: write NAMESPACE/NAME:PORT, such as monitoring/prometheus-operated:9090; with TLS"
+            f"--service {flag}: write NAMESPACE/NAME:PORT, such as monitoring/prometheus-operated:9090; with TLS"
             " NAMESPACE/https:NAME:PORT"
         )
-    namespace, service = found.groups()
+    namespace, service = match.groups()
     # With a scheme there are always two colons (apimachinery v0.36.3, pkg/util/net/port_split.go).
     closed = f"{service}:" if service.startswith(("http:", "https:")) and service.count(":") == 1 else service
     return f"{namespace}/services/{closed}"
 
 
 def _one_of(services: list[JSON], where: str) -> JSON:
-    """Raises Trouble unless exactly one Service looks like a Prometheus."""
+    """Return the Service that looks like a Prometheus. Raises Trouble unless there is exactly one."""
     for labels in LABELS:
-        found = [raw for raw in services if labels.items() <= section(raw, "metadata", "labels").items()]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            names = ", ".join(sorted(map(_name, found))[:5])
+        matches = [raw for raw in services if labels.items() <= section(raw, "metadata", "labels").items()]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            names = ", ".join(sorted(map(_name, matches))[:5])
             raise Trouble(
                 f"{where} has several Services that look like a Prometheus: {names}. Name one:"
-                f" --service {_name(found[0])}"
+                f" --service {_name(matches[0])}"
             )
     raise Trouble(f"no Service of {where} looks like a Prometheus. Name one: {NAME}")
 
@@ -112,7 +121,7 @@ def _name(raw: JSON) -> str:
 
 
 def _port(raw: JSON) -> str:
-    """The port of its web page: by its usual names, else the first."""
+    """Return the port of a Service's web page: the first with a usual name, else the first; empty without ports."""
     ports = entries(raw, "spec", "ports")
-    usual = [one for one in ports if text(one, "name") in ("http-web", "web", "http", "http-query")]
+    usual = [port for port in ports if text(port, "name") in ("http-web", "web", "http", "http-query")]
     return str(whole(next(iter([*usual, *ports]), {}), "port") or "")

@@ -1,4 +1,4 @@
-"""Stretches of time for queries to Prometheus: as typed, in days, and those without data."""
+"""Time windows of queries to Prometheus: as they are typed, in stretches of a day, and the gaps in their data."""
 
 import re
 from argparse import Namespace
@@ -13,27 +13,29 @@ from gpusharing.usage.prometheus.client import Prometheus
 
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 LEAST, MOST = 600, 366 * 86400
-"""Seconds of a window: a counter needs some scrapes to grow in, and a year is a bill."""
+"""Shortest and longest window, in seconds: a counter needs some scrapes to grow, and a year is enough for a bill."""
 DAY = 86400.0
 SHORT = 600.0
-"""Seconds: a shorter stretch is not a day of its own, because it may lie between two points of a subquery."""
+"""The shortest stretch, in seconds: a shorter one may lie between two points of a subquery."""
 LOOKBACK = 300.0
 """Seconds for which Prometheus keeps returning a value (--query.lookback-delta): shorter gaps are invisible."""
 MOST_POINTS = 3000
-"""Of one series in an answer; Prometheus refuses more than 11,000."""
+"""The most points of one series in an answer; Prometheus refuses more than 11,000."""
 
 
 def seconds_of(window: str, most: int = MOST) -> int:
-    """A length of time. Raises Trouble."""
-    found = re.fullmatch(r"([0-9]{1,6})([mhdw])", window)
-    seconds = int(found[1]) * UNITS[found[2]] if found else 0
+    """Return the length of a window such as 12h, 30d or 4w, in seconds. Raises Trouble unless it is between LEAST
+    and `most`."""
+    match = re.fullmatch(r"([0-9]{1,6})([mhdw])", window)
+    seconds = int(match[1]) * UNITS[match[2]] if match else 0
     if not LEAST <= seconds <= most:
         raise Trouble(f"--window {window}: write 10m to {most // 86400}d, such as 12h, 30d or 4w")
     return seconds
 
 
 def span_of(typed: Namespace, now: float, most: int = MOST) -> tuple[float, float]:
-    """From when to when, by --window and --until; until `now` by default. Raises Trouble."""
+    """Return begin and end of the window of --window and --until, in seconds since 1970; it ends `now` by default.
+    Raises Trouble."""
     end = now
     if typed.until:
         until = from_rfc3339(f"{typed.until}T00:00:00Z" if len(typed.until) == 10 else typed.until)
@@ -48,12 +50,12 @@ def span_of(typed: Namespace, now: float, most: int = MOST) -> tuple[float, floa
 
 
 def days(start: float, end: float) -> list[tuple[float, float]]:
-    """The window in stretches of about a day at most, oldest first; the last ones are whole days."""
-    found: list[tuple[float, float]] = []
+    """Divide the window into stretches of about a day at most, oldest first. All but the first are whole days."""
+    stretches: list[tuple[float, float]] = []
     while end - start >= DAY + SHORT:
-        found.append((end - DAY, end))
+        stretches.append((end - DAY, end))
         end -= DAY
-    return [*([(start, end)] if end > start else []), *reversed(found)]
+    return [*([(start, end)] if end > start else []), *reversed(stretches)]
 
 
 async def find_gaps(
@@ -66,39 +68,42 @@ async def find_gaps(
     lost: str,
     points: float = MOST_POINTS,
 ) -> list[str]:
-    """The parts of the window for which Prometheus has no data; `query` has a value wherever there is data. `lost`:
-    what follows from a gap; `points`: how closely to look, at most. Raises Trouble with the text `nothing` when that is
-    all of it.
+    """Return a sentence for each kind of gap in the data of the window: before it, in it, and after it; empty if
+    it is complete.
+
+    `query` has a value wherever there is data, and is sampled at `points` times at most. `lost` says what follows
+    from a gap. Raises Trouble with the text `nothing` if there is no data at all.
     """
     step = max(60.0, (end - start) / points)
-    found = await prometheus.between(query, start, end, step)
-    seen = sorted(at for one in found for at, _ in one.points)
-    if not seen:
+    answer = await prometheus.between(query, start, end, step)
+    times = sorted(at for series in answer for at, _ in series.points)
+    if not times:
         raise Trouble(nothing)
-    told: list[str] = []
+    sentences: list[str] = []
     least = LOOKBACK + 2 * step
-    if seen[0] - start > least:
-        told.append(
-            f"history begins at {moment(seen[0])}: {duration(end - seen[0])} of {duration(end - start)}"
+    if times[0] - start > least:
+        sentences.append(
+            f"the history begins at {moment(times[0])} and covers {duration(end - times[0])} of"
+            f" {duration(end - start)}"
         )
-    holes = [(a, b) for a, b in pairwise(seen) if b - a > 2 * step + 1]
+    holes = [(a, b) for a, b in pairwise(times) if b - a > 2 * step + 1]
     if holes:
         (first, last), whole = holes[0], sum(b - a for a, b in holes)
         which = f"{counted(len(holes), 'gap')}, {'the first ' if len(holes) > 1 else ''}from"
-        told.append(
+        sentences.append(
             f"Prometheus has no data for {duration(whole)} in total, in {which} {moment(first)} to"
             f" {moment(last)}; {lost}"
         )
-    if end - seen[-1] > least:
-        told.append(f"Prometheus has had no data since {moment(seen[-1])}")
-    return told
+    if end - times[-1] > least:
+        sentences.append(f"Prometheus has had no data since {moment(times[-1])}")
+    return sentences
 
 
 def moment(at: float) -> str:
-    """A time, to the second, in UTC."""
+    """Format a time, in seconds since 1970, to the second and in UTC."""
     return to_rfc3339(datetime.fromtimestamp(round(at), UTC))
 
 
 def duration(seconds: float) -> str:
-    """A length of time, as people write it."""
+    """Format a number of seconds as people write it."""
     return length(timedelta(seconds=seconds))

@@ -1,12 +1,13 @@
-"""Nodes that Prometheus did not see for a while, although it saw others: an agent was away, or was not scraped.
+"""Nodes whose agents Prometheus did not see for a while, although it saw others: an agent was away or was not
+scraped.
 
-If the agent went on, its counters did too, and `increase` bridges the time. If it began anew, nobody knows what the
-node's GPUs did. Prometheus does not tell the one from the other, so both are reported. A node that came in the window
-or left it has no absence; nor has any while Prometheus saw no node at all, which `find_gaps` tells.
+If the agent went on, its counters did too, and `increase` bridges the time. If it restarted, nobody knows what the
+node's GPUs did. Prometheus cannot tell one from the other, so both are reported. A time in which Prometheus saw no
+node at all is no absence: `find_gaps` reports that.
 
-Of a node that came in the window or left it nothing is missing; of one whose agent is dead, or began late, something
-is (`find_losses`). The agent's pod tells the two apart: while it is there, Prometheus scrapes it, and `up` is 0, or the
-agent says that it cannot read its GPUs.
+A node that joined or left during the window has no absence either, and nothing is missing. But something is
+missing if the agent died or began late (`find_losses`). The agent's pod tells the two apart: while it exists,
+Prometheus scrapes it, so `up` is 0, or the agent reports that it cannot read its GPUs.
 """
 
 from collections import Counter
@@ -20,56 +21,59 @@ from gpusharing.usage.prometheus.windows import DAY, days, duration, moment
 from gpusharing.usage.read.queries import GPUS, POLICY, MeterQuery
 
 POINT = 60.0
-"""Seconds between the times at which a node is looked for."""
+"""Seconds between the times at which each node is checked."""
 SHORT = 300.0
-"""Seconds of a day that are worth no report: restarts of an agent, for an update or by a crash."""
+"""Seconds of absence in a day that are not reported: an update or a crash restarts an agent."""
 Stretch = tuple[float, float]
-"""From when to when, in seconds since 1970; nothing is known in between."""
+"""Begin and end, in seconds since 1970, of a time without samples."""
 
 
-async def find_absences(prometheus: Prometheus, wish: MeterQuery) -> "Absences":
-    """Seconds of the window in which each node was not seen, where it was before and after that. Raises Trouble."""
-    found = Absences(wish.start, wish.end)
-    # As far back and ahead as the window is long: a short one is asked for because a day is too much.
-    beside = min(DAY, wish.end - wish.start)
-    chosen = braced(of_others(wish.selector, frozenset({POLICY})))
+async def find_absences(prometheus: Prometheus, query: MeterQuery) -> "Absences":
+    """Return when each node was seen, and for how many seconds of the window it was not although it was seen
+    before and after that. Raises Trouble."""
+    absences = Absences(query.start, query.end)
+    # No farther before and after than the window is long: a user may choose a short one because a day is too much.
+    beside = min(DAY, query.end - query.start)
+    chosen = braced(of_others(query.selector, frozenset({POLICY})))
 
-    def seen(function: str, seconds: float) -> str:
+    def timestamps(function: str, seconds: float) -> str:
+        """Return the query for `function` (min, max or count) over the times at which each node was seen in the
+        last `seconds`."""
         return (
             f"{function}_over_time(timestamp(max by (node) ({GPUS}{chosen}))[{round(seconds)}s:{POINT:g}s])"
         )
 
-    found.add([], await prometheus.instant(seen("max", beside), wish.start), [], [])
-    for start, end in days(wish.start, wish.end):
+    absences.add([], await prometheus.instant(timestamps("max", beside), query.start), [], [])
+    for start, end in days(query.start, query.end):
         functions = ("min", "max", "count")
         firsts, lasts, counts, anybody = await side_by_side(
-            *(prometheus.instant(seen(function, end - start), end) for function in functions),
+            *(prometheus.instant(timestamps(function, end - start), end) for function in functions),
             prometheus.between(f"count({GPUS}{chosen})", start, end, POINT),
         )
-        found.add(firsts, lasts, counts, _holes(start, end, anybody))
-    found.add(await prometheus.instant(seen("min", beside), wish.end + beside), [], [], [])
-    return found
+        absences.add(firsts, lasts, counts, _holes(start, end, anybody))
+    absences.add(await prometheus.instant(timestamps("min", beside), query.end + beside), [], [], [])
+    return absences
 
 
-def describe_absences(found: dict[str, float]) -> list[str]:
-    """A sentence, if there is something to say."""
-    if not found:
+def describe_absences(seconds: dict[str, float]) -> list[str]:
+    """Return one sentence about the absent nodes, by their `seconds` of absence; empty without any."""
+    if not seconds:
         return []
     return [
-        f"Prometheus has no samples of {_nodes(found, duration)} in a gap of the window, but has some from"
+        f"Prometheus has no samples of {_nodes(seconds, duration)} in a gap of the window, but has some from"
         " before and after it: if the agent restarted in the gap, some or all of that time is billed to nobody"
     ]
 
 
 class Absences:
-    """Answers by days, oldest first."""
+    """When each node was seen, from answers that are added in the order of time."""
 
     def __init__(self, start: float, end: float) -> None:
         self.seconds: Counter[str] = Counter()
         self.first: dict[str, float] = {}
-        """When each node was first seen, in the window or after it, where it was seen in either."""
+        """When each node was first seen in the window or after it; absent if it was seen in neither."""
         self.last: dict[str, float] = {}
-        """When each node was last seen, in the window or before it, where it was seen in either."""
+        """When each node was last seen in the window or before it; absent if it was seen in neither."""
         self.returned: set[str] = set()
         """Nodes that were seen after the window."""
         self._start, self._end = start, end
@@ -83,9 +87,10 @@ class Absences:
         counts: Iterable[Series],
         holes: Sequence[Stretch],
     ) -> None:
-        """When each node was seen first and last in the next stretch of time, and how often. `holes`: when none was."""
+        """Add the next stretch of time: when each node was seen first and last, and how often. `holes` are the
+        times in which none was."""
         self._holes += holes
-        ended, seen = by_node(lasts), by_node(counts)
+        last_seen, numbers = by_node(lasts), by_node(counts)
         for node, first in by_node(firsts).items():
             before = self.last.get(node, first)
             if node in self.last and node not in self.first:
@@ -94,42 +99,45 @@ class Absences:
             if first > self._end:
                 self.returned.add(node)
             missed = self.missed(before, first)
-            if node in seen and node in ended:  # a store may have answered some of the questions only
-                missed += self.missed(first, ended[node], round(seen[node]) - 2)
+            if node in numbers and node in last_seen:  # a store may have answered only some of the queries
+                missed += self.missed(first, last_seen[node], round(numbers[node]) - 2)
             if missed > SHORT:
                 self.seconds[node] += round(missed)
-        self.last |= ended
+        self.last |= last_seen
 
     def began(self, node: str) -> bool:
-        """Whether it was seen in the window, or after it, and not before."""
+        """Whether a node was first seen in the window or after it."""
         return node in self.first and node not in self._old
 
     def came(self, least: float) -> set[str]:
-        """Nodes that were not seen before the window, and more than `least` seconds after its beginning."""
+        """Return the nodes that were first seen in the window, more than `least` seconds after its beginning."""
         nodes = {node for node in self.first.keys() & self.last.keys() if self.began(node)}
         return {node for node in nodes if self.missed(self._start, self.first[node]) > least}
 
     def left(self, least: float) -> set[str]:
-        """Nodes that were seen in the window, for the last time more than `least` seconds before its end."""
+        """Return the nodes that were last seen in the window, more than `least` seconds before its end."""
         nodes = {node for node, last in self.last.items() if last >= self._start} - self.returned
         return {node for node in nodes if self.missed(self.last[node], self._end) > least}
 
-    def missed(self, begin: float, end: float, seen: int = 0) -> float:
-        """Seconds between two times at which a node was seen, and `seen` times between them, less those of all."""
+    def missed(self, begin: float, end: float, sightings: int = 0) -> float:
+        """Return the seconds between two sightings of a node with `sightings` between them in which it was absent,
+        without the times in which no node was seen."""
         begin, end = max(begin, self._start - POINT), min(end, self._end + POINT)
         others = sum(max(0.0, min(end, b) - max(begin, a) - POINT) for a, b in self._holes)
-        return max(0.0, end - begin - POINT * (seen + 1) - others)
+        return max(0.0, end - begin - POINT * (sightings + 1) - others)
 
 
-def by_node(found: Iterable[Series]) -> dict[str, float]:
-    """Times, or counts of them, without those that no clock shows."""
-    return {one.labels.get("node", ""): one.value for one in found if abs(one.value) <= CLOCKS[1]}
+def by_node(answer: Iterable[Series]) -> dict[str, float]:
+    """Return the values by node, such as times or counts, without those that no clock shows."""
+    return {
+        series.labels.get("node", ""): series.value for series in answer if abs(series.value) <= CLOCKS[1]
+    }
 
 
 def _holes(start: float, end: float, anybody: Iterable[Series]) -> list[Stretch]:
-    """When no node was seen."""
-    seen = sorted(at for one in anybody for at, _ in one.points)
-    return [(a, b) for a, b in pairwise((start - POINT, *seen, end + POINT)) if b - a > 1.5 * POINT]
+    """Return the stretches of time in which no node was seen."""
+    times = sorted(at for series in anybody for at, _ in series.points)
+    return [(a, b) for a, b in pairwise((start - POINT, *times, end + POINT)) if b - a > 1.5 * POINT]
 
 
 AGENTS = 'job="gpusharing-agent"'
@@ -140,17 +148,19 @@ LOOK = "kubectl get pods -A -o wide -l app.kubernetes.io/name=gpusharing-agent"
 
 
 async def find_losses(
-    prometheus: Prometheus, wish: MeterQuery, metered: Set[str]
+    prometheus: Prometheus, query: MeterQuery, metered: Set[str]
 ) -> tuple[list[str], list[str]]:
-    """Return why the bill is incomplete, and what may be missing in it, for all nodes that were not seen for a while;
-    of one policy, only for those of `metered`. Raises Trouble."""
-    absences = await find_absences(prometheus, wish)
-    down = await _find_down(prometheus, wish)
-    bare = await _find_bare(prometheus, wish)
-    # Other policies' nodes are none of ours.
-    ours = metered if POLICY in labels_of(wish.selector) else {*absences.first, *absences.last, *down}
+    """Return why the bill is incomplete, and remarks about what may be missing in it, for nodes that were not seen
+    for a while. If the query is about one policy, only its nodes in `metered` count. Raises Trouble."""
+    absences = await find_absences(prometheus, query)
+    down = await _find_down(prometheus, query)
+    bare = await _find_bare(prometheus, query)
+    # Nodes of other policies do not concern the bill of one policy.
+    ours = metered if POLICY in labels_of(query.selector) else {*absences.first, *absences.last, *down}
     silent = {
-        node: told for node in ours & down.keys() if (told := silence_of(node, absences, down[node])) > SHORT
+        node: seconds
+        for node in ours & down.keys()
+        if (seconds := silence_of(node, absences, down[node])) > SHORT
     }
     missing = describe_absences({node: absences.seconds[node] for node in ours & absences.seconds.keys()})
     remarks: list[str] = []
@@ -159,7 +169,7 @@ async def find_losses(
             f"Prometheus got no answer from the agent of {_nodes(silent, duration)}, or it could not read its GPUs:"
             f" what they did meanwhile is billed to nobody. See {LOOK}"
         )
-    if bare > sum(1 for node in silent if down[node][1] > wish.end - LATELY):
+    if bare > sum(1 for node in silent if down[node][1] > query.end - LATELY):
         have = "have" if bare > 1 else "has"
         missing.append(
             f"{counted(bare, 'node')} {have} no Ready agent at the end of the window"
@@ -167,28 +177,28 @@ async def find_losses(
         )
     others = ours - silent.keys()
     if came := {node: absences.first[node] for node in others & absences.came(SHORT)}:
-        names = _nodes(came, lambda at: f"from {moment(at)} on")
+        names = _nodes(came, lambda at: f"since {moment(at)}")
         remarks.append(
-            f"nodes that were not seen from the beginning: {names}; what GPUs that were there earlier did until then"
-            " is billed to nobody"
+            f"some nodes have samples from a later time than the beginning of the window: {names}; if their GPUs were"
+            " there before, that time is billed to nobody"
         )
     if left := {node: absences.last[node] for node in others & absences.left(SHORT)}:
         names = _nodes(left, lambda at: f"until {moment(at)}")
         remarks.append(
-            f"nodes that were not seen until the end: {names}; what GPUs that are still there did since is billed to"
-            " nobody"
+            f"some nodes have no samples until the end of the window: {names}; if their GPUs are still there, the time"
+            " since then is billed to nobody"
         )
     return missing, remarks
 
 
-def _nodes(found: Mapping[str, float], show: Callable[[float], str]) -> str:
-    """The first nodes, each with its time or length of time, and how many more there are."""
-    return some([f"{node or 'a node'} ({show(seconds)})" for node, seconds in sorted(found.items())])
+def _nodes(nodes: Mapping[str, float], show: Callable[[float], str]) -> str:
+    """Format the first nodes, each with its number as `show` does, and how many more there are."""
+    return some([f"{node or 'a node'} ({show(number)})" for node, number in sorted(nodes.items())])
 
 
 def silence_of(node: str, absences: Absences, down: tuple[float, float]) -> float:
-    """Seconds before a node was first seen, and after it was last seen, in which its agent did not answer or
-    could not read. `down`: when that was so first and last."""
+    """Return the seconds before a node was first seen and after it was last seen in which its agent did not answer
+    or could not read. `down` is the first and the last time at which that was so."""
     begin, end = down
     if node not in absences.first and node not in absences.last:
         return absences.missed(begin, end)
@@ -200,28 +210,30 @@ def silence_of(node: str, absences: Absences, down: tuple[float, float]) -> floa
     return round(seconds)
 
 
-async def _find_down(prometheus: Prometheus, wish: MeterQuery) -> dict[str, tuple[float, float]]:
-    """When the agent of each node did not answer, or was not Ready, first and last."""
-    job = "" if "job" in labels_of(wish.selector) else AGENTS
-    chosen = of_others(wish.selector, frozenset({POLICY}))
-    asked = f"up{braced(chosen, job)}", f"gpusharing_agent_ready{braced(chosen)}"
-    silent = f"timestamp({' or '.join(f'max by (node) ({one}) == 0' for one in asked)})"
-    found: dict[str, tuple[float, float]] = {}
-    for start, end in days(wish.start, wish.end):
+async def _find_down(prometheus: Prometheus, query: MeterQuery) -> dict[str, tuple[float, float]]:
+    """Return the first and the last time at which the agent of each node did not answer or was not Ready. Raises
+    Trouble."""
+    job = "" if "job" in labels_of(query.selector) else AGENTS
+    chosen = of_others(query.selector, frozenset({POLICY}))
+    metrics = f"up{braced(chosen, job)}", f"gpusharing_agent_ready{braced(chosen)}"
+    silent = f"timestamp({' or '.join(f'max by (node) ({metric}) == 0' for metric in metrics)})"
+    down: dict[str, tuple[float, float]] = {}
+    for start, end in days(query.start, query.end):
         span = f"[{round(end - start)}s:{POINT:g}s]"
         firsts, lasts = await side_by_side(
             *(prometheus.instant(f"{function}_over_time({silent}{span})", end) for function in ("min", "max"))
         )
-        ended = by_node(lasts)
+        last_seen = by_node(lasts)
         for node, first in by_node(firsts).items():
-            found[node] = found.get(node, (first, 0.0))[0], ended.get(node, first)
-    return found
+            down[node] = down.get(node, (first, 0.0))[0], last_seen.get(node, first)
+    return down
 
 
-async def _find_bare(prometheus: Prometheus, wish: MeterQuery) -> int:
-    """Nodes that had no Ready agent at the end, by the operator, which names only their policy."""
-    if OF_TARGETS & set(labels_of(wish.selector)):
+async def _find_bare(prometheus: Prometheus, query: MeterQuery) -> int:
+    """Return how many nodes had no Ready agent at the end of the window, as the operator reports it by policy; 0
+    if the selector names targets, because then that is unknown. Raises Trouble."""
+    if OF_TARGETS & set(labels_of(query.selector)):
         return 0
-    counts = f"max by ({POLICY}) (gpusharing_policy_nodes_without_agent{braced(wish.selector)})"
-    found = await prometheus.instant(f"min_over_time(({counts})[{LATELY}s:{POINT:g}s])", wish.end)
-    return sum(round(min(one.value, 1e6)) for one in found if one.value > 0)
+    counts = f"max by ({POLICY}) (gpusharing_policy_nodes_without_agent{braced(query.selector)})"
+    answer = await prometheus.instant(f"min_over_time(({counts})[{LATELY}s:{POINT:g}s])", query.end)
+    return sum(round(min(series.value, 1e6)) for series in answer if series.value > 0)

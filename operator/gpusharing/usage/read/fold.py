@@ -1,7 +1,8 @@
-"""Hourly answers about GPUs, a stretch of time after the other, summed up by workload. Pure, and bounded by the hours.
+"""Folds hourly answers about GPUs, one stretch of time after the other, into sums by workload. Pure; its size is
+bounded by the number of hours.
 
-dcgm-exporter does not report what a pod takes of a GPU that others hold too: it reports each of them, or one of them,
-with what the whole GPU takes. Such hours are left out, unless the agent reports the pod's own.
+dcgm-exporter does not report what a pod uses of a GPU that other pods hold too: it reports each of them, or one of
+them, with what the whole GPU uses. Such hours are left out, unless the agent reports the pod's own use.
 """
 
 from array import array
@@ -17,13 +18,13 @@ from gpusharing.usage.read.series import MIB, Device, DeviceLabels, Pod, PodOwne
 from gpusharing.usage.reckon.needs import Workload
 
 MOST_MIB = 1 << 20
-"""No GPU has more than that: DCGM writes what it does not know as a number near 2^31 or 2^63 (NVIDIA/DCGM
+"""No GPU has more than that: DCGM writes an unknown value as a number near 2^31 or 2^63 (NVIDIA/DCGM
 dcgmlib/dcgm_structs.h at 72fa3fe, DCGM_INT32_BLANK and DCGM_INT64_BLANK)."""
 
 
 @dataclass(frozen=True, slots=True)
 class HourAnswers:
-    """Answers for one stretch, in the order of `usagequeries.hourly` and `names`."""
+    """Answers for one stretch of time, in the order of `queries.hourly` and `queries.ownership`."""
 
     used: Sequence[Series]
     """The highest memory use of each hour, in MiB, by dcgm-exporter."""
@@ -33,189 +34,204 @@ class HourAnswers:
     """The 95th percentile of the activity of each hour, 0 to 1, by dcgm-exporter."""
     own: Sequence[Series]
     """The highest memory use of each hour, in bytes, by our agent."""
-    held: Sequence[Series]
+    slices: Sequence[Series]
     """Slices that pods hold at the end of each hour, by our agent."""
     sm: Sequence[Series]
     """The 95th percentile of the SM time of each hour, by our agent."""
     owners: PodOwners
-    """Whose pods they are."""
+    """The owners of the pods."""
     declared: Mapping[Pod, int]
-    """Bytes, by the annotation."""
+    """Bytes that the annotation of each pod declares."""
     exporters: frozenset[Pod]
-    """Pods of dcgm-exporter, which are no workload."""
+    """The pods of dcgm-exporter itself, which hold no GPU."""
     devices: Mapping[str, Device]
-    """Which device each UUID of the agent means."""
+    """The device that each UUID of the agent means."""
     simulated: frozenset[str] = frozenset()
-    """Nodes."""
+    """Nodes whose GPUs are SIMULATED."""
 
 
 @dataclass(slots=True)
 class Record:
-    """One workload. Arrays have a place for each hour, the oldest first; nan: not known."""
+    """The history of one workload. Arrays have a place for each hour, oldest first; nan stands for unknown."""
 
     memory: "array[float]"
     """Memory in use, in bytes."""
     activity: "array[float]"
-    """Of one, of the whole card."""
+    """Activity of one pod, as a part of the whole card."""
     pods: "array[int]"
-    """At the end of the hour."""
+    """How many pods there were at the end of the hour."""
     devices: "array[int]"
-    """Of one pod at the end of the hour, at most."""
+    """The most devices that one pod held at the end of the hour."""
     last: int = -1
-    """The hour in which a pod of it was seen last."""
+    """The hour in which a pod of the workload was last seen; -1 if none was."""
     profile: str = ""
-    """Of the device that it held last; empty: no MIG device."""
+    """MIG profile of the device that it held last; empty for a whole GPU."""
     gpu: str = ""
-    """Of that device."""
+    """UUID of the GPU of that device."""
     node: str = ""
+    """Name of the node of that device."""
     resource: str = ""
-    """As the agent reports it; empty: it does not."""
+    """Resource name of that device; empty if the agent does not report it."""
     slices: float = 0.0
-    """Replicas that a pod of it holds on that device, by the agent."""
+    """Replicas that a pod holds of that device, as the agent reports it."""
     of_device: bool = False
     """Whether some of the activity is that of a whole device which other pods held too."""
     shared: int = 0
-    """Hours in which what a pod took was not known, because others held its GPU too."""
+    """Hours in which what a pod used is unknown, because other pods held its GPU too."""
     declared: int | None = None
-    """Bytes that the pods which were seen last declare, the most of them."""
+    """The most bytes that one of the pods that were seen last declares, or None."""
     declared_at: int = -1
-    """The hour in which those were seen."""
+    """The hour in which those pods were seen."""
 
     @classmethod
     def of(cls, hours: int) -> "Record":
-        """A workload of which nothing is known."""
+        """Return the record of a workload of which nothing is known yet."""
         none = array("I", [0]) * hours
         return cls(array("d", [nan]) * hours, array("f", [nan]) * hours, none, none[:])
 
-    def hold(self, told: DeviceLabels, hour: int) -> None:
-        """Remember the device that a pod of it held in this hour."""
-        self.last, self.profile = hour, told.profile
-        self.gpu, self.node = told.device.gpu, told.node
+    def hold(self, labels: DeviceLabels, hour: int) -> None:
+        """Record the device that a pod of the workload held in this hour."""
+        self.last, self.profile = hour, labels.profile
+        self.gpu, self.node = labels.device.gpu, labels.node
 
-    def declare(self, said: int | None, hour: int) -> None:
-        """What a pod that existed in this hour declares. Its owner may have changed or removed that."""
+    def declare(self, declared: int | None, hour: int) -> None:
+        """Record what a pod that existed in this hour declares, or None. A later hour wins, because the owner may
+        have changed or removed it; within an hour the highest does."""
         if hour > self.declared_at:
-            self.declared_at, self.declared = hour, said
-        elif hour == self.declared_at and said is not None:
-            self.declared = max(said, self.declared or 0)
+            self.declared_at, self.declared = hour, declared
+        elif hour == self.declared_at and declared is not None:
+            self.declared = max(declared, self.declared or 0)
 
 
 @dataclass(slots=True)
 class Gpu:
-    """One GPU that was seen."""
+    """What is known of one GPU."""
 
     node: str
+    """Name of its node; empty if unknown."""
     model: str
+    """Product name; empty if unknown."""
     last: int
-    """The hour in which it was seen last."""
+    """The hour in which the GPU was last seen; -1 if never."""
     divided: int = -1
-    """The hour in which it was seen last with MIG devices."""
+    """The hour in which the GPU was last seen with MIG devices; -1 if never."""
     holders: Counter[Workload] = field(default_factory=Counter)
-    """Pods of each workload in `held`."""
-    held: int = -1
-    """The hour in which a pod held it last."""
+    """Pods of each workload in `held_at`."""
+    held_at: int = -1
+    """The hour in which a pod last held the GPU; -1 if none did."""
 
 
 Reading = tuple[DeviceLabels, Series]
-"""A series, and what its labels say."""
+"""A series, and what its labels mean."""
 
 
 @dataclass(slots=True)
 class Fold:
-    """What is known so far."""
+    """The state of the fold after the stretches that were added."""
 
     end: float
+    """End of the window, in seconds since 1970."""
     hours: int
+    """Length of the window."""
     nodes: frozenset[str] | None = None
-    """Only GPUs of these; None: of all."""
+    """The nodes whose GPUs count, or None for all."""
     card: Card | None = None
-    """Only GPUs of this model; None: of all. A workload may have pods on others besides."""
+    """The model of the GPUs that count, or None for all. A workload may have pods on other models besides."""
     replicated: frozenset[str] = frozenset()
-    """Nodes that offer more GPUs than they have."""
+    """Nodes that advertise more GPUs than they have."""
     records: dict[Workload, Record] = field(default_factory=dict)
+    """The history of each workload."""
     gpus: dict[str, Gpu] = field(default_factory=dict)
+    """The GPUs that count, by UUID."""
     others: dict[str, Gpu] = field(default_factory=dict)
     """GPUs of `nodes` that are not of `card`."""
     beyond: dict[str, int] = field(default_factory=dict)
-    """Nodes with GPUs that are not in `nodes`: the hour in which each was seen last."""
+    """The hour in which each node with GPUs that is not in `nodes` was last seen."""
     unnamed: set[Pod] = field(default_factory=set)
     """Pods whose owner is unknown."""
     _workloads: dict[Pod, Workload] = field(default_factory=dict)
-    """Of the stretch: a pod has many series."""
+    """The workload of each pod in the current stretch, for reuse: a pod has many series."""
 
     def add(self, part: HourAnswers) -> None:
-        """Answers for a stretch after those of before."""
+        """Add the answers for the next stretch of time."""
         self._workloads.clear()
         read_own = partial(read_agent, devices=part.devices)
         read_exporter = partial(read_dcgm, exporters=part.exporters)
-        scraped = [(read_exporter(one), one) for one in part.used]
-        used = [(told, one) for told, one in scraped if self._is_ours(told)]
-        for told, one in scraped:
-            if told.model and self._is_there(told) and not self._is_ours(told):
-                self._see(self.others, told, one)
-        self._look_beyond([*scraped, *((read_own(one), one) for one in part.held)])
+        scraped = [(read_exporter(series), series) for series in part.used]
+        used = [(labels, series) for labels, series in scraped if self._is_ours(labels)]
+        for labels, series in scraped:
+            if labels.model and self._is_there(labels) and not self._is_ours(labels):
+                self._see(self.others, labels, series)
+        self._look_beyond([*scraped, *((read_own(series), series) for series in part.slices)])
         live = self._ours(part.live, read_exporter)
-        for told, one in used:
-            self._see(self.gpus, told, one)
+        for labels, series in used:
+            self._see(self.gpus, labels, series)
         own = self._ours(part.own, read_own)
         crowded, split = self._crowded(live)
         self._add_memory(used, own, crowded, part)
         self._add_activity(
             self._ours(part.active, read_exporter), self._ours(part.sm, read_own), crowded, split, part
         )
-        self._add_pods([*live, *self._ours(part.held, read_own)], part)
-        for told, one in (*used, *own):
-            self._pass(told, one, part)
+        self._add_pods([*live, *self._ours(part.slices, read_own)], part)
+        for labels, series in (*used, *own):
+            self._pass(labels, series, part)
 
     def hour(self, at: float) -> int:
-        """The place of a time in the arrays."""
+        """Return the place in the arrays of a time, in seconds since 1970."""
         return self.hours - 1 - round((self.end - at) / 3600)
 
-    def _is_there(self, told: DeviceLabels) -> bool:
-        return bool(told.device.gpu) and (self.nodes is None or told.node in self.nodes)
+    def _is_there(self, labels: DeviceLabels) -> bool:
+        """Whether a series is about a device of one of the chosen nodes."""
+        return bool(labels.device.gpu) and (self.nodes is None or labels.node in self.nodes)
 
-    def _is_ours(self, told: DeviceLabels) -> bool:
-        if not self._is_there(told):
+    def _is_ours(self, labels: DeviceLabels) -> bool:
+        """Whether a series is about a device of one of the chosen nodes and of the chosen card. A series without a
+        model counts by what is known of its GPU."""
+        if not self._is_there(labels):
             return False
         if self.card is None:
             return True
-        seen = self.gpus.get(told.device.gpu)
-        return find_card(told.model or (seen.model if seen else "")) is self.card
+        gpu = self.gpus.get(labels.device.gpu)
+        return find_card(labels.model or (gpu.model if gpu else "")) is self.card
 
-    def _ours(self, found: Iterable[Series], read: Callable[[Series], DeviceLabels]) -> list[Reading]:
-        return [(told, one) for one in found if self._is_ours(told := read(one))]
+    def _ours(self, answer: Iterable[Series], read: Callable[[Series], DeviceLabels]) -> list[Reading]:
+        """Return the series about our devices, each with its labels as `read` understands them."""
+        return [(labels, series) for series in answer if self._is_ours(labels := read(series))]
 
-    def _look_beyond(self, found: Iterable[Reading]) -> None:
-        for told, one in found:
-            if told.node and self.nodes is not None and told.node not in self.nodes and one.points:
-                last = self.hour(one.points[-1][0])
-                self.beyond[told.node] = max(last, self.beyond.get(told.node, -1))
+    def _look_beyond(self, readings: Iterable[Reading]) -> None:
+        """Record when nodes that are not chosen were last seen with GPUs."""
+        for labels, series in readings:
+            if labels.node and self.nodes is not None and labels.node not in self.nodes and series.points:
+                last = self.hour(series.points[-1][0])
+                self.beyond[labels.node] = max(last, self.beyond.get(labels.node, -1))
 
-    def _see(self, gpus: dict[str, Gpu], told: DeviceLabels, one: Series) -> None:
-        last = self.hour(one.points[-1][0]) if one.points else -1
-        seen = gpus.get(told.device.gpu)
-        if seen is None:
-            seen = gpus[told.device.gpu] = Gpu(told.node, told.model, last)
-        elif last >= seen.last:
-            seen.last, seen.node, seen.model = last, told.node or seen.node, told.model or seen.model
-        if told.profile:
-            seen.divided = max(seen.divided, last)
+    def _see(self, gpus: dict[str, Gpu], labels: DeviceLabels, series: Series) -> None:
+        """Record a GPU in `gpus`, with the node and model that were reported last."""
+        last = self.hour(series.points[-1][0]) if series.points else -1
+        gpu = gpus.get(labels.device.gpu)
+        if gpu is None:
+            gpu = gpus[labels.device.gpu] = Gpu(labels.node, labels.model, last)
+        elif last >= gpu.last:
+            gpu.last, gpu.node, gpu.model = last, labels.node or gpu.node, labels.model or gpu.model
+        if labels.profile:
+            gpu.divided = max(gpu.divided, last)
 
     def _crowded(self, live: Iterable[Reading]) -> tuple[set[Device], set[Device]]:
-        """Devices that several pods held at one time, each reported with what all of them take; and GPUs of nodes that
-        offer more of them than they have, where dcgm-exporter names one holder of several. Also, devices that several
-        pods held, each reported with its own memory."""
+        """Return the devices for which dcgm-exporter does not report the use of each pod, and the devices that
+        several pods held, each reported with its own memory. The first are devices that several pods held at
+        one time, each reported with the use of all, and GPUs of nodes that advertise more GPUs than they have,
+        where it names one holder of several."""
         holders: dict[Device, dict[float, dict[Pod, float]]] = {}
         replicas: dict[Device, str] = {}
-        for told, one in live:
-            if told.pod is None:
+        for labels, series in live:
+            if labels.pod is None:
                 continue
-            if not told.profile and told.node in self.replicated:
-                replicas[told.device] = told.node
-            for at, value in one.points:
-                # By pod: scraped twice, with different labels, it is one pod all the same.
-                holders.setdefault(told.device, {}).setdefault(at, {})[told.pod] = value
-        found: set[Device] = set()
+            if not labels.profile and labels.node in self.replicated:
+                replicas[labels.device] = labels.node
+            for at, value in series.points:
+                # By pod, because one that is scraped twice with different labels is still one pod.
+                holders.setdefault(labels.device, {}).setdefault(at, {})[labels.pod] = value
+        crowded: set[Device] = set()
         split: set[Device] = set()
         several: set[str] = set()
         for device, moments in holders.items():
@@ -223,33 +239,34 @@ class Fold:
             if together:
                 several.add(replicas.get(device, ""))
                 # Where the exporter splits the memory by pods, the parts differ at some time.
-                (found if all(len(set(values)) == 1 for values in together) else split).add(device)
-        return found | {device for device, node in replicas.items() if node not in several}, split
+                (crowded if all(len(set(values)) == 1 for values in together) else split).add(device)
+        return crowded | {device for device, node in replicas.items() if node not in several}, split
 
     def _values(
-        self, found: Iterable[Reading], part: HourAnswers
+        self, readings: Iterable[Reading], part: HourAnswers
     ) -> Iterator[tuple[Pod, DeviceLabels, Record, int, float]]:
-        """Each value of the series that are about a pod: the pod, what the labels say, the record of its workload, and
-        the hour."""
-        for told, one in found:
-            if told.pod is not None:
-                record = self._record(told.pod, part)
-                for at, value in one.points:
-                    yield told.pod, told, record, self.hour(at), value
+        """Yield every value of the series that are about a pod: the pod, the labels, the record of its workload,
+        the hour, and the value."""
+        for labels, series in readings:
+            if labels.pod is not None:
+                record = self._record(labels.pod, part)
+                for at, value in series.points:
+                    yield labels.pod, labels, record, self.hour(at), value
 
     def _add_memory(
         self, used: Iterable[Reading], own: Iterable[Reading], crowded: set[Device], part: HourAnswers
     ) -> None:
-        """What the agent reports (`own`) comes before all else."""
+        """Record the peak memory of each hour. What the agent reports (`own`) wins; on crowded devices
+        dcgm-exporter's values (`used`) are only counted as shared hours."""
         known: set[tuple[Pod, int]] = set()
         for pod, _, record, hour, size in self._values(own, part):
             if 0 <= size <= MOST_MIB * MIB:
                 self._most(record.memory, hour, size)
                 known.add((pod, hour))
-        for pod, told, record, hour, mib in self._values(used, part):
+        for pod, labels, record, hour, mib in self._values(used, part):
             if (pod, hour) in known or not 0 <= mib <= MOST_MIB:
                 continue
-            if told.device in crowded:
+            if labels.device in crowded:
                 record.shared += 1
             else:
                 self._most(record.memory, hour, mib * MIB)
@@ -262,34 +279,34 @@ class Fold:
         split: set[Device],
         part: HourAnswers,
     ) -> None:
-        """The agent's hours (`sm`, for GPUs without MIG only) come first, because it tells pods apart. dcgm-exporter
-        splits no activity by pods: where others hold the device too, each is reported with all of it, which is an
-        estimate, and is marked as one."""
+        """Record the activity of each hour. The agent's hours (`sm`, for GPUs without MIG only) win, because it
+        reports each pod. dcgm-exporter does not split activity by pods: each pod on a device that others hold
+        too is reported with all of it, which is recorded as an estimate (`of_device`)."""
         known: set[tuple[Pod, int]] = set()
         for pod, _, record, hour, value in self._values(sm, part):
             self._most(record.activity, hour, min(1.0, max(0.0, value)))
             known.add((pod, hour))
-        for told, one in active:
-            whole = part_of_card(told.model, told.profile) if told.profile else 1.0
-            if whole is None or told.device in crowded:
+        for labels, series in active:
+            whole = part_of_card(labels.model, labels.profile) if labels.profile else 1.0
+            if whole is None or labels.device in crowded:
                 continue
-            for pod, _, record, hour, value in self._values([(told, one)], part):
+            for pod, _, record, hour, value in self._values([(labels, series)], part):
                 if (pod, hour) not in known:
                     self._most(record.activity, hour, min(1.0, max(0.0, value)) * whole)
-                    record.of_device = record.of_device or told.device in split
+                    record.of_device = record.of_device or labels.device in split
 
-    def _add_pods(self, found: Iterable[Reading], part: HourAnswers) -> None:
-        """The pods at the end of each hour, with how many devices."""
+    def _add_pods(self, readings: Iterable[Reading], part: HourAnswers) -> None:
+        """Record the pods at the end of each hour, and how many devices each holds."""
         devices: dict[tuple[Pod, int], set[Device]] = {}
-        for pod, told, record, hour, value in self._values(found, part):
-            devices.setdefault((pod, hour), set()).add(told.device)
-            gpu = self.gpus.get(told.device.gpu)
-            if told.profile and gpu is not None:
+        for pod, labels, record, hour, value in self._values(readings, part):
+            devices.setdefault((pod, hour), set()).add(labels.device)
+            gpu = self.gpus.get(labels.device.gpu)
+            if labels.profile and gpu is not None:
                 gpu.divided = max(gpu.divided, hour)
             if hour >= record.last:
-                record.hold(told, hour)
-                if told.resource:
-                    record.resource, record.slices = told.resource, value
+                record.hold(labels, hour)
+                if labels.resource:
+                    record.resource, record.slices = labels.resource, value
         for (pod, hour), those in devices.items():
             workload = self._workload(pod, part.owners)
             record = self.records[workload]
@@ -299,31 +316,34 @@ class Fold:
             for device in those:
                 self._hold(device, hour, workload)
 
-    def _pass(self, told: DeviceLabels, one: Series, part: HourAnswers) -> None:
-        """A pod that comes and goes between the ends of two hours is in neither, yet existed."""
-        if told.pod is None or not one.points:
+    def _pass(self, labels: DeviceLabels, series: Series, part: HourAnswers) -> None:
+        """Record a pod that existed, even if it came and went between the ends of two hours."""
+        if labels.pod is None or not series.points:
             return
-        record, hour = self._record(told.pod, part), self.hour(one.points[-1][0])
-        record.declare(part.declared.get(told.pod), hour)
+        record, hour = self._record(labels.pod, part), self.hour(series.points[-1][0])
+        record.declare(part.declared.get(labels.pod), hour)
         if hour > record.last:
-            record.hold(told, hour)
+            record.hold(labels, hour)
 
     def _hold(self, device: Device, hour: int, workload: Workload) -> None:
+        """Record that a pod of the workload held the device in this hour. Only the last hour is kept."""
         gpu = self.gpus.get(device.gpu)
         if gpu is None:
             return
-        if hour > gpu.held:
-            gpu.held, gpu.holders = hour, Counter()
-        if hour == gpu.held:
+        if hour > gpu.held_at:
+            gpu.held_at, gpu.holders = hour, Counter()
+        if hour == gpu.held_at:
             gpu.holders[workload] += 1
 
     def _record(self, pod: Pod, part: HourAnswers) -> Record:
+        """Return the record of a pod's workload, a new one if there is none."""
         workload = self._workload(pod, part.owners)
         if workload not in self.records:
             self.records[workload] = Record.of(self.hours)
         return self.records[workload]
 
     def _workload(self, pod: Pod, owners: PodOwners) -> Workload:
+        """Return the workload of a pod. A pod whose owner is not known is added to `unnamed`."""
         if pod not in self._workloads:
             if pod not in owners.pods:
                 self.unnamed.add(pod)
@@ -332,14 +352,15 @@ class Fold:
 
     @staticmethod
     def _most(values: "array[float]", hour: int, value: float) -> None:
+        """Set the value of an hour if it is unknown or lower so far."""
         if isnan(values[hour]) or value > values[hour]:
             values[hour] = value
 
 
 def part_of_card(model: str, profile: str) -> float | None:
-    """The part of its card's compute that a profile has; None: the card or the profile is not known."""
+    """Return the part of its card's compute that a profile has, or None if the card or the profile is not known."""
     card = find_card(model)
     if card is None or not card.profiles:
         return None
-    most = max(one.slices for one in card.profiles)
-    return next((one.slices / most for one in card.profiles if one.name == profile), None)
+    most = max(each.slices for each in card.profiles)
+    return next((each.slices / most for each in card.profiles if each.name == profile), None)

@@ -1,4 +1,5 @@
-"""What a recommendation is made of, from what Prometheus has: the pool, its workloads' histories, who shares. Pure."""
+"""Turn what was read from Prometheus into the input of a recommendation: the pool, the histories of its workloads,
+and who shares GPUs. Pure."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,25 +21,25 @@ from gpusharing.usage.reckon.needs import History, Holding, Workload
 from gpusharing.usage.reckon.recommendation import Occupied
 
 RECENT = 24
-"""Hours after which a workload that was not seen counts as gone."""
+"""Hours without a sighting after which a workload counts as gone."""
 PRESENT = 2
-"""Hours after which a GPU that was not seen is none of the pool's: its node was replaced, or is away. Less would be no
-full hour, for which the peaks are asked."""
+"""Hours without a sighting after which a GPU does not count: its node was replaced or is away. Peaks are queried for
+full hours, so it cannot be less."""
 AT_ONCE = 0.98
-"""Of the hours in which a workload ran, the part in which no more pods than this were there: an update has old and new
-pods for a moment."""
+"""The part of a workload's hours that the number of its pods has to cover. Not all, because during an update old and
+new pods exist together."""
 
 
 @dataclass(frozen=True, slots=True)
 class ObservedPool:
-    """One pool."""
+    """A pool of GPUs of one model, as Prometheus shows it."""
 
     model: str
     """The product name of all its GPUs."""
     card: Card | None
-    """None: not in our table."""
+    """The model's entry in our table, or None if there is none."""
     nodes: tuple[int, ...]
-    """GPUs of each node, by the nodes' names."""
+    """How many GPUs each node has, in the order of the nodes' names."""
     used: int
     """GPUs that were held in the last hour, in whole or in part."""
     histories: tuple[History, ...]
@@ -52,40 +53,41 @@ class ObservedPool:
 
 
 def find_pool(usage: Usage, where: str) -> ObservedPool:
-    """The pool. Raises Trouble where there are no GPUs, or several models, also beside those of the chosen one."""
+    """Return the pool. Raises Trouble if there are no GPUs, or GPUs of several models, also if they are beside
+    those of the chosen card."""
     fold = usage.fold
-    seen: list[Record | Gpu] = [*fold.records.values(), *fold.gpus.values()]
-    latest = max((one.last for one in seen), default=-1)  # the last hour of which anything is known
+    records: list[Record | Gpu] = [*fold.records.values(), *fold.gpus.values()]
+    latest = max((record.last for record in records), default=-1)  # the last hour of which anything is known
     gpus = _gpus(fold, latest, where)
     _refuse_mixed(fold, gpus, latest, where)
     model = next(iter(gpus.values())).model
-    found = find_card(model)
-    # Without names of nodes nobody knows which GPU is the first of its node: then all of them are to be alike.
+    card = find_card(model)
+    # A GPU whose node is unknown counts as a node of its own, so that all such GPUs get the same layout.
     nodes = Counter(gpu.node or uuid for uuid, gpu in gpus.items())
     known = {uuid: gpu for uuid, gpu in fold.gpus.items() if bare_product(gpu.model) == bare_product(model)}
-    ours = {whose: record for whose, record in fold.records.items() if record.gpu in known}
+    ours = {workload: record for workload, record in fold.records.items() if record.gpu in known}
     there = {
-        whose: record
-        for whose, record in ours.items()
-        if record.last > latest - RECENT or whose.kind == RECURS
+        workload: record
+        for workload, record in ours.items()
+        if record.last > latest - RECENT or workload.kind == RECURS
     }
     histories = tuple(
         History(
-            whose,
+            workload,
             _pods(record),
-            _holding(usage, record, known[record.gpu], found),
+            _holding(usage, record, known[record.gpu], card),
             tuple(_samples(fold, record.memory)),
             tuple(_samples(fold, record.activity)) or None,
             record.declared,
             record.of_device,
         )
-        for whose, record in sorted(there.items())
+        for workload, record in sorted(there.items())
     )
     return ObservedPool(
         model,
-        found,
+        card,
         tuple(nodes[name] for name in sorted(nodes)),
-        sum(1 for gpu in gpus.values() if gpu.held == latest),
+        sum(1 for gpu in gpus.values() if gpu.held_at == latest),
         histories,
         tuple(_occupied(gpus, latest)),
         (
@@ -100,7 +102,7 @@ def find_pool(usage: Usage, where: str) -> ObservedPool:
 
 
 def _gpus(fold: Fold, latest: int, where: str) -> dict[str, Gpu]:
-    """Those of one model, by UUID. Raises Trouble."""
+    """Return the present GPUs by UUID, which are of one model. Raises Trouble if there are none or several models."""
     gpus = {uuid: gpu for uuid, gpu in fold.gpus.items() if gpu.last > latest - PRESENT}
     if not gpus:
         card = fold.card
@@ -110,16 +112,17 @@ def _gpus(fold: Fold, latest: int, where: str) -> dict[str, Gpu]:
         )
     models = Counter(bare_product(gpu.model) for gpu in gpus.values())
     if len(models) > 1:
-        told = ", ".join(f"{count} {model or 'without a name'}" for model, count in sorted(models.items()))
+        counts = ", ".join(f"{count} {model or 'without a name'}" for model, count in sorted(models.items()))
         raise Trouble(
-            f"{where} has GPUs of several models ({told}), and a layout is for one model. Choose one:"
+            f"{where} has GPUs of several models ({counts}), and a layout is for one model. Choose one:"
             f" --card {min(filter(None, models), default='h100-80gb')}, or nodes: -l gpusharing.dev/pool=a"
         )
     return gpus
 
 
 def _refuse_mixed(fold: Fold, gpus: Mapping[str, Gpu], latest: int, where: str) -> None:
-    """Raises Trouble: a layout names GPUs by their index among all of a node, whatever their model."""
+    """Raise Trouble if nodes also have GPUs of another model: a layout names GPUs by their index among all of a
+    node."""
     nodes = {gpu.node for gpu in gpus.values() if gpu.node}
     beside = [gpu for gpu in fold.others.values() if gpu.node in nodes and gpu.last > latest - PRESENT]
     if beside:
@@ -133,33 +136,36 @@ def _refuse_mixed(fold: Fold, gpus: Mapping[str, Gpu], latest: int, where: str) 
 
 
 def _without_node(gpus: Iterable[Gpu]) -> Iterator[str]:
+    """Yield a remark if the node of some GPU is unknown."""
     if any(not gpu.node for gpu in gpus):
         yield "the node of some GPUs is unknown (label node, Hostname or hostname): each counts as a node of its own"
 
 
 def _away(gpus: Iterable[Gpu], latest: int) -> Iterator[str]:
-    """`gpus`: those that are not counted. Of what has been gone for a day nothing is said."""
+    """Yield a remark about `gpus`, which are not counted, unless all of them have been gone for a day."""
     lately = [gpu for gpu in gpus if gpu.last > latest - RECENT]
     if not lately:
         return
     last = {gpu.node or "a node": latest - gpu.last for gpu in sorted(lately, key=lambda gpu: gpu.last)}
-    told = some([f"{node} (not seen for {hours} h)" for node, hours in sorted(last.items())])
+    names = some([f"{node} (not seen for {hours} h)" for node, hours in sorted(last.items())])
     are = "are" if len(lately) > 1 else "is"
     yield (
-        f"{counted(len(lately), 'GPU')} of {told} {are} not counted: ask again when such a node is back, if it was not"
-        " replaced"
+        f"{counted(len(lately), 'GPU')} of {names} {are} not counted: run this again when such a node is back, unless"
+        " it was replaced"
     )
 
 
 def _gone(workloads: Iterable[Workload]) -> Iterator[str]:
-    names = sorted(f"{whose.namespace}/{whose.name}" for whose in workloads)
+    """Yield a remark about workloads that are left out because they had no pod in the last day."""
+    names = sorted(f"{workload.namespace}/{workload.name}" for workload in workloads)
     if names:
         are = "are" if len(names) > 1 else "is"
         yield f"{counted(len(names), 'workload')} had no pod in the last day and {are} left out: {some(names)}"
 
 
 def _replaced(fold: Fold, latest: int) -> Iterator[str]:
-    """Nodes that are not chosen and not there any more: nobody knows whether they had the labels that are asked for."""
+    """Yield a remark about nodes that are neither chosen nor there any more: whether they had the labels in
+    question is unknown."""
     old = sorted(node for node, last in fold.beyond.items() if last <= latest - PRESENT)
     if old:
         gone = "they are" if len(old) > 1 else "it is"
@@ -171,20 +177,23 @@ def _replaced(fold: Fold, latest: int) -> Iterator[str]:
 
 
 def _pods(record: Record) -> int:
+    """Return how many pods of a workload run at the same time: as many as in all but the highest 2 % of its hours
+    (AT_ONCE), or more if both of the last two hours had more."""
     counts = [count for count in record.pods if count]
     if not counts:
         return 1
-    # Who has grown today needs today's pods; an update does not take from the end of one hour to that of the next.
+    # A workload that has grown counts with its new pods. Those of an update do not exist at the ends of two hours.
     return max(sorted(counts)[ceil(AT_ONCE * len(counts)) - 1], min(counts[-2:]))
 
 
 def _devices(record: Record) -> int:
-    """Of one pod, at most, in the last day in which the workload ran: what it held before is over."""
+    """Return the most devices that one pod held in the last day in which the workload ran; at least 1. What it
+    held earlier does not count."""
     return max((1, *record.devices[max(0, record.last - RECENT + 1) : record.last + 1]))
 
 
 def _holding(usage: Usage, record: Record, gpu: Gpu, card: Card | None) -> Holding:
-    """What each pod holds, as far as known."""
+    """Return what each pod of a workload holds now, as far as it is known."""
     if record.profile:
         resource = record.resource or resource_name(record.profile)
         share, compute = _of_instance(record.profile, card)
@@ -201,16 +210,17 @@ def _holding(usage: Usage, record: Record, gpu: Gpu, card: Card | None) -> Holdi
 
 
 def _of_instance(profile: str, card: Card | None) -> tuple[Fraction | None, Fraction]:
-    """The parts of memory and of compute that an instance has. Of a card that is not known no compute is, either."""
-    found = next((one for one in card.profiles if one.name == profile), None) if card else None
-    if card is None or found is None:
+    """Return the parts of its card's memory and compute that an instance has. For an unknown profile or card the
+    memory is None, and the compute is 1."""
+    match = next((each for each in card.profiles if each.name == profile), None) if card else None
+    if card is None or match is None:
         return None, Fraction(1)
-    whole = max(one.slices for one in card.profiles)
-    return Fraction(found.memory_gb, card.memory_gb), Fraction(found.slices, whole)
+    whole = max(each.slices for each in card.profiles)
+    return Fraction(match.memory_gb, card.memory_gb), Fraction(match.slices, whole)
 
 
 def _samples(fold: Fold, values: "Iterable[float]") -> Iterator[Sample]:
-    """The hours of which something is known, by their ends."""
+    """Yield the known hours of an array, each with its end as the time."""
     for hour, value in enumerate(values):
         if not isnan(value):
             at = fold.end - (fold.hours - 1 - hour) * 3600
@@ -218,6 +228,7 @@ def _samples(fold: Fold, values: "Iterable[float]") -> Iterator[Sample]:
 
 
 def _occupied(gpus: dict[str, Gpu], latest: int) -> Iterator[Occupied]:
+    """Yield the GPUs without MIG that several pods share now, by UUID."""
     for uuid, gpu in sorted(gpus.items()):
-        if gpu.held == latest and gpu.divided != latest and sum(gpu.holders.values()) > 1:
+        if gpu.held_at == latest and gpu.divided != latest and sum(gpu.holders.values()) > 1:
             yield Occupied(f"{gpu.node}/{uuid}", tuple(sorted(gpu.holders.items())))

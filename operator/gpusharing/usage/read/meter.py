@@ -1,8 +1,9 @@
-"""What Prometheus has of the meter (docs/adr/0043-the-meter.md) in a window: who had how much at which price, what is
-missing.
+"""Read the meter (docs/adr/0043-the-meter.md) from Prometheus for a window: who had how much at which price, and
+what is missing.
 
-The window is asked for a day at a time, so that a price counts for the days on which it was exported, and no answer is
-large. `increase` extends a series to both ends of the day, bridges gaps and knows when a counter began anew.
+The window is queried a day at a time, so that a price counts for the days on which it was exported, and no answer
+is large. `increase` extrapolates a series to both ends of the day, bridges gaps, and handles counters that
+restarted.
 """
 
 import math
@@ -34,43 +35,45 @@ from gpusharing.usage.reckon.bills import MICROS, Basis, Cell, Part, Price
 
 @dataclass(frozen=True, slots=True)
 class Teams:
-    """Of one day."""
+    """Which value of a namespace label each namespace had on one day."""
 
     last: Mapping[str, str] = field(default_factory=dict)
-    """By namespace the value that was seen last: it may have gone, or have changed hands."""
+    """The value that was last seen of each namespace: the namespace may be gone or have another owner since."""
     rivals: Set[str] = frozenset()
-    """Namespaces that had several values at a time: whose they are nobody can tell."""
+    """Namespaces that had several values at a time, so that their owner is ambiguous."""
 
     def find(self, namespace: str) -> str:
-        """Empty: unknown."""
+        """Return the label's value of a namespace; empty if it is unknown or ambiguous."""
         return "" if namespace in self.rivals else self.last.get(namespace, "")
 
 
 def read_teams(last: Iterable[Series], rivals: Iterable[Series], label: str) -> Teams:
-    """From answers: when each value was seen last, and which namespaces had several."""
-    ordered = sorted(last, key=lambda one: (one.value, one.labels.get(label, "")))
+    """Return the values of the label `label` from two answers: when each value was last seen, and which namespaces
+    had several at a time."""
+    ordered = sorted(last, key=lambda series: (series.value, series.labels.get(label, "")))
     return Teams(
-        {namespace_of(one): one.labels.get(label, "") for one in ordered},
+        {namespace_of(series): series.labels.get(label, "") for series in ordered},
         frozenset(map(namespace_of, rivals)),
     )
 
 
-def namespace_of(one: Series) -> str:
-    """The namespace that a series is about."""
-    # A Prometheus that does not honour labels renames the one that was told.
-    return one.labels.get(EXPORTED) or one.labels.get(NAMESPACE, "")
+def namespace_of(series: Series) -> str:
+    """Return the namespace that a series is about."""
+    # A Prometheus that does not honor labels renames the exporter's.
+    return series.labels.get(EXPORTED) or series.labels.get(NAMESPACE, "")
 
 
 def no_label(label: str) -> str:
-    """What to say where no namespace has the label."""
+    """Return the message for when no namespace has the label."""
     return (
-        f"Prometheus knows no namespace with the label {label}. kube-state-metrics exports only labels that"
-        f" it is told to: --metric-labels-allowlist=namespaces=[{label}]. Without it: --by namespace"
+        f"Prometheus knows no namespace with the label {label}. kube-state-metrics exports only the"
+        f" labels that a flag names: --metric-labels-allowlist=namespaces=[{label}]. Without it, use --by namespace"
     )
 
 
 def describe_rivals(namespaces: Set[str], label: str) -> list[str]:
-    """A sentence, if there is something to say. `namespaces`: those that used GPUs while whose they are was unknown."""
+    """Return one sentence about `namespaces` that used GPUs while they had several values of the label; empty
+    without any."""
     if not namespaces:
         return []
     several = len(namespaces) > 1
@@ -82,162 +85,179 @@ def describe_rivals(namespaces: Set[str], label: str) -> list[str]:
 
 
 TOLERANCE = 0.01
-"""Of a pool's GPU time; the ends of series that come and go in a day make less."""
+"""Part of a pool's GPU time by which its parts may differ from it; series that come and go in a day differ by less."""
 ENDS = 60.0
-"""Seconds of a GPU by which the parts of a window may differ from its whole, however short it is: `increase` extends a
-part that came or went in it by up to a scrape interval of 30 s at either end, and its pool not."""
+"""Seconds of a GPU by which the parts may differ from the whole, however short the window is: `increase` extends a part
+that came or went in it by up to a scrape interval of 30 s at either end, but not its pool."""
 OTHERS = "_others"
-"""The namespace, or the policy, of what is beyond the meter's bounds (gpusharing/agent/meter.py)."""
+"""The namespace or policy of what exceeds the meter's bounds (gpusharing/agent/meter.py)."""
 CHOSEN = frozenset(("container", "endpoint"))
-"""Labels of a target that stay the same when an agent restarts, so that series can be chosen by them."""
+"""Labels of a target that stay the same when an agent restarts, so that they can select series."""
 MISSED = 3600.0
-"""GPU-seconds of a node that are worth reporting; a scrape interval at the end of each day is less."""
+"""GPU-seconds of a node above which a loss is reported; a scrape interval at the end of each day is less."""
 COUNTED = (*Part, "gpus", "firsts", "lasts")
-"""Answers of `queries_of` that the meter counted: each Part of the GPU time, all of it, and the least and the most of a
-node's counters of it."""
+"""Names of the answers of `queries_of` that come from the meter: each Part of the GPU time, all of it, and the lowest
+and the highest value of each node's counters of it."""
 NodePool = tuple[str, str]
 """Name of a node, and of the policy that owned it."""
 
 
 @dataclass(slots=True)
 class MeteredPools:
-    """What was found."""
+    """What the meter counted in a window, and what is known to be missing."""
 
     cells: Counter[Cell] = field(default_factory=Counter)
-    """Microseconds."""
+    """Microseconds of GPUs, by cell."""
     missing: list[str] = field(default_factory=list)
-    """Why the answer is incomplete; empty: it is complete."""
+    """Why the answer is incomplete; empty if it is complete."""
     remarks: list[str] = field(default_factory=list)
+    """What else a reader should know."""
     simulated: set[str] = field(default_factory=set)
-    """Nodes that were metered and whose GPUs are SIMULATED."""
+    """Metered nodes whose GPUs are SIMULATED."""
 
 
 @dataclass(slots=True)
 class _Day:
-    """Answers for one stretch of at most a day."""
+    """The answers for one stretch of at most a day."""
 
     counted: Mapping[str, list[Series]]
-    """What the meter counted, by COUNTED."""
+    """The answers that come from the meter, by their names in COUNTED."""
     shared: Mapping[tuple[str, str], float]
-    """By node and resource: the most slices of one device."""
+    """The most slices of one device, by node and resource."""
     prices: Prices
+    """The prices of that day."""
     teams: Teams
+    """Whom the namespaces belonged to on that day."""
     simulated: frozenset[str]
-    """Nodes."""
+    """Nodes whose GPUs are SIMULATED."""
     faults: Sequence[str] = ()
-    """Numbers that cannot be: they are left out."""
+    """A sentence for each impossible number that was left out."""
 
 
-async def read_metered(prometheus: Prometheus, wish: MeterQuery) -> MeteredPools:
-    """Raises Trouble, also where there is nothing at all."""
-    found = MeteredPools()
-    found.missing += await _gaps(prometheus, wish)
+async def read_metered(prometheus: Prometheus, query: MeterQuery) -> MeteredPools:
+    """Read a window of the meter. Raises Trouble, also if Prometheus has nothing of it at all."""
+    metered = MeteredPools()
+    metered.missing += await _gaps(prometheus, query)
     unpriced: dict[tuple[str, str], float] = {}
     parts: dict[NodePool, float] = {}
     gpus: dict[NodePool, float] = {}
     rivals: set[str] = set()
     unseen, unlabelled, labelled = _Unseen(), 0, False
-    for start, end in days(wish.start, wish.end):
-        day = await _read_day(prometheus, wish, start, end)
-        _add(found, day, wish.by, unpriced)
+    for start, end in days(query.start, query.end):
+        day = await _read_day(prometheus, query, start, end)
+        _add(metered, day, query.by, unpriced)
         faults = dict.fromkeys((*day.faults, *day.prices.faults))
-        found.missing += [fault for fault in faults if fault not in found.missing]
+        metered.missing += [fault for fault in faults if fault not in metered.missing]
         _sum(parts, chain.from_iterable(day.counted[part] for part in Part))
         _sum(gpus, day.counted["gpus"])
-        rivals |= day.teams.rivals & {namespace_of(one) for one in day.counted["held"] if one.value > 0}
-        found.simulated |= day.simulated & {node for node, _ in map(_node, day.counted["gpus"])}
+        rivals |= day.teams.rivals & {
+            namespace_of(series) for series in day.counted["held"] if series.value > 0
+        }
+        metered.simulated |= day.simulated & {node for node, _ in map(_node, day.counted["gpus"])}
         unseen.add(day.counted["gpus"], day.counted["firsts"], day.counted["lasts"])
-        unlabelled += bool(label_of(wish.by) and day.counted["held"] and not day.teams.last)
+        unlabelled += bool(label_of(query.by) and day.counted["held"] and not day.teams.last)
         labelled |= bool(day.teams.last)
     if unlabelled and not labelled:
-        raise Trouble(no_label(wish.by))
+        raise Trouble(no_label(query.by))
     if unlabelled:
-        found.missing.append(
-            f"on {counted(unlabelled, 'day')} Prometheus knew no namespace with the label {wish.by}: usage on"
-            f" those days is listed under (no {wish.by})"
+        metered.missing.append(
+            f"on {counted(unlabelled, 'day')} Prometheus knew no namespace with the label {query.by}: usage on"
+            f" {'those days' if unlabelled > 1 else 'that day'} is listed under (no {query.by})"
         )
-    found.missing += describe_rivals(rivals, wish.by)
-    found.missing += _unpriced(unpriced)
-    found.missing += [*_lacking(parts, gpus, wish.end - wish.start), *unseen.describe()]
-    missing, remarks = await find_losses(prometheus, wish, unseen.nodes)
-    found.missing += missing
-    found.remarks += remarks
-    found.missing += [f"Prometheus warns: {warning}" for warning in sorted(prometheus.warnings)]
-    if any(OTHERS in (cell.tenant, cell.policy) for cell in found.cells):
-        found.remarks.append(
+    metered.missing += describe_rivals(rivals, query.by)
+    metered.missing += _unpriced(unpriced)
+    metered.missing += [*_lacking(parts, gpus, query.end - query.start), *unseen.describe()]
+    missing, remarks = await find_losses(prometheus, query, unseen.nodes)
+    metered.missing += missing
+    metered.remarks += remarks
+    metered.missing += [f"Prometheus warns: {warning}" for warning in sorted(prometheus.warnings)]
+    if any(OTHERS in (cell.tenant, cell.policy) for cell in metered.cells):
+        metered.remarks.append(
             f"{OTHERS} is what a node metered beyond 128 accounts or 16 policies; its owners are unknown"
         )
-    return found
+    return metered
 
 
-def _sum(counts: dict[NodePool, float], found: Iterable[Series]) -> None:
-    for one in found:
-        counts[_node(one)] = counts.get(_node(one), 0.0) + one.value
+def _sum(counts: dict[NodePool, float], answer: Iterable[Series]) -> None:
+    """Add the values of an answer to `counts`, by node and policy."""
+    for series in answer:
+        counts[_node(series)] = counts.get(_node(series), 0.0) + series.value
 
 
-async def _read_day(prometheus: Prometheus, wish: MeterQuery, start: float, end: float) -> _Day:
-    queries = queries_of(wish, round(end - start))
-    found = await side_by_side(*(prometheus.instant_all(query, end) for query in queries.values()))
-    answers = dict(zip(queries, found, strict=True))
+async def _read_day(prometheus: Prometheus, query: MeterQuery, start: float, end: float) -> _Day:
+    """Query one stretch of time and return its answers, without values that cannot be right. Raises Trouble, also
+    if a node was metered twice."""
+    queries = queries_of(query, round(end - start))
+    results = await side_by_side(*(prometheus.instant_all(promql, end) for promql in queries.values()))
+    answers = dict(zip(queries, results, strict=True))
     _refuse_doubles(answers["twice"])
     faults: list[str] = []
     prices = (answers[name] for name in ("opencost", "policies", "products", "cards"))
     return _Day(
         {name: list(_credible(answers[name], faults)) for name in COUNTED},
         {
-            (one.labels.get("node", ""), one.labels.get("resource", "")): one.value
-            for one in answers["shared"]
-            if math.isfinite(one.value)
+            (series.labels.get("node", ""), series.labels.get("resource", "")): series.value
+            for series in answers["shared"]
+            if math.isfinite(series.value)
         },
-        read_prices(*prices, rivals=answers["rivals"], currency=wish.currency),
-        read_teams(answers.get("labels", ()), answers.get("rival labels", ()), label_of(wish.by)),
+        read_prices(*prices, rivals=answers["rivals"], currency=query.currency),
+        read_teams(answers.get("labels", ()), answers.get("rival labels", ()), label_of(query.by)),
         nodes_of(answers["simulated"]),
         faults,
     )
 
 
-def _credible(found: Iterable[Series], faults: list[str]) -> Iterator[Series]:
-    for one in found:
-        if abs(one.value) <= MOST:
-            yield one
+def _credible(answer: Iterable[Series], faults: list[str]) -> Iterator[Series]:
+    """Yield the series whose value is possible, and add a sentence to `faults` for each other one."""
+    for series in answer:
+        if abs(series.value) <= MOST:
+            yield series
         else:
-            why = NO_NUMBER if math.isnan(one.value) else "no node has that many GPUs"
+            why = NO_NUMBER if math.isnan(series.value) else "no node has that many GPUs"
             faults.append(
-                f"a counter of the meter on {_node(one)[0] or 'a node'} shows {one.value:g} s, which is left out: {why}"
+                f"a counter of the meter on {_node(series)[0] or 'a node'} shows {series.value:g} s, which is left out:"
+                f" {why}"
             )
 
 
-def _add(found: MeteredPools, day: _Day, by: str, unpriced: dict[tuple[str, str], float]) -> None:
+def _add(metered: MeteredPools, day: _Day, by: str, unpriced: dict[tuple[str, str], float]) -> None:
+    """Add a day's time to the cells of `metered`, and the seconds without a price to `unpriced`, by policy and
+    reason."""
     for part in Part:
-        for one in day.counted[part]:
-            node, policy = one.labels.get("node", ""), one.labels.get(POLICY, "")
-            resource = one.labels.get("resource", "")
+        for series in day.counted[part]:
+            node, policy = series.labels.get("node", ""), series.labels.get(POLICY, "")
+            resource = series.labels.get("resource", "")
             price = day.prices.find(node, policy)
             if not isinstance(price, Price):
                 key = (policy, price)
-                unpriced[key] = unpriced.get(key, 0.0) + one.value
+                unpriced[key] = unpriced.get(key, 0.0) + series.value
             tenant, basis = "", Basis.NONE
             if part is Part.HELD:
-                tenant = _tenant(one, day, by)
+                tenant = _tenant(series, day, by)
                 basis = _basis(resource, day.shared.get((node, resource)))
             cell = Cell(policy, tenant, part, resource, basis, price if isinstance(price, Price) else None)
-            found.cells[cell] += max(0, round(one.value * MICROS))
+            metered.cells[cell] += max(0, round(series.value * MICROS))
 
 
-def _tenant(one: Series, day: _Day, by: str) -> str:
-    namespace = namespace_of(one)
+def _tenant(series: Series, day: _Day, by: str) -> str:
+    """Return whom a series is billed to: nobody in a bill by policy, else its namespace or the namespace's label;
+    empty if unknown."""
+    namespace = namespace_of(series)
     if by == POLICY:
         return ""
     return namespace if by == NAMESPACE or namespace == OTHERS else day.teams.find(namespace)
 
 
 def _basis(resource: str, most: float | None) -> Basis:
+    """Return how the time of a tenant was found. `most` is how many slices the device had, or None if it is
+    unknown."""
     if most is not None:
         return Basis.RESERVED if most > 1 else Basis.MEASURED
     return Basis.RESERVED if resource.endswith(".shared") else Basis.ESTIMATE
 
 
 def _unpriced(unpriced: Mapping[tuple[str, str], float]) -> list[str]:
+    """Return a sentence for each policy and reason with time that has no price."""
     return [
         f"no price is known for {seconds / 3600:,.1f} GPU-hours of {_pool(policy)}: {why}"
         + ("" if why.endswith(CHOOSE) else f"; {REMEDY}")
@@ -253,7 +273,8 @@ def _pool(policy: str) -> str:
 def _lacking(
     parts: Mapping[NodePool, float], gpus: Mapping[NodePool, float], seconds: float
 ) -> Iterator[str]:
-    """Pools of which some series are not there. `seconds`: of the window."""
+    """Yield a sentence for each pool whose parts do not add up to its GPU time, so some series are missing.
+    `seconds` is the length of the window."""
     tolerance = max(TOLERANCE, ENDS / seconds)
     pools: dict[str, list[NodePool]] = {}
     for key in sorted(parts.keys() | gpus.keys()):
@@ -261,15 +282,15 @@ def _lacking(
     lacks = "Prometheus lacks some of the meter's series"
     for policy, nodes in sorted(pools.items()):
         off = {key[0]: abs(parts.get(key, 0.0) - gpus.get(key, 0.0)) for key in nodes}
-        told, whole = (sum(counts.get(key, 0.0) for key in nodes) for counts in (parts, gpus))
+        of_parts, whole = (sum(counts.get(key, 0.0) for key in nodes) for counts in (parts, gpus))
         if sum(off.values()) <= tolerance * whole:
             continue
-        if abs(told - whole) > tolerance * whole:
+        if abs(of_parts - whole) > tolerance * whole:
             yield (
-                f"the parts of {_pool(policy)} add up to {told / 3600:,.1f} GPU-hours, but its GPUs were metered for"
-                f" {whole / 3600:,.1f}: {lacks}"
+                f"the parts of {_pool(policy)} add up to {of_parts / 3600:,.1f} GPU-hours, but its GPUs were metered"
+                f" for {whole / 3600:,.1f}: {lacks}"
             )
-        else:  # what one node has too little another has too much
+        else:  # one node has too little, and another too much
             most = sorted(off, key=lambda node: (-off[node], node))
             yield (
                 f"the parts of {_pool(policy)} on {some([node or 'a node' for node in most if off[node] > 0])} differ"
@@ -278,9 +299,10 @@ def _lacking(
 
 
 class _Unseen:
-    """What agents counted while Prometheus did not see them: a counter begins a day above where it ended one before.
+    """What agents counted while Prometheus did not see them: a counter that begins a day above where it ended the
+    one before.
 
-    Where it began anew meanwhile, nobody knows how much that was.
+    If the counter restarted meanwhile, nobody knows how much that was.
     """
 
     def __init__(self) -> None:
@@ -288,21 +310,23 @@ class _Unseen:
         self._seen: Counter[NodePool] = Counter()
         self._lost: Counter[NodePool] = Counter()
 
-    def add(self, grown: Iterable[Series], firsts: Iterable[Series], lasts: Iterable[Series]) -> None:
-        """Answers for the day after those of before."""
-        for one in grown:
-            self._seen[_node(one)] += round(one.value)
-        for one in firsts:
-            self._lost[_node(one)] += max(0, round(one.value - self._ended.get(_node(one), one.value)))
-        self._ended |= {_node(one): one.value for one in lasts}
+    def add(self, growth: Iterable[Series], firsts: Iterable[Series], lasts: Iterable[Series]) -> None:
+        """Add the answers for the next day: the growth of each counter, and its first and its last value."""
+        for series in growth:
+            self._seen[_node(series)] += round(series.value)
+        for series in firsts:
+            self._lost[_node(series)] += max(
+                0, round(series.value - self._ended.get(_node(series), series.value))
+            )
+        self._ended |= {_node(series): series.value for series in lasts}
 
     @property
     def nodes(self) -> set[str]:
-        """Those of which something was metered."""
+        """The nodes of which anything was metered."""
         return {node for node, _ in self._seen}
 
     def describe(self) -> list[str]:
-        """A sentence, if there is something to say."""
+        """Return one sentence about lost time; empty if there is too little to report."""
         lost = {
             key: count
             for key, count in self._lost.items()
@@ -317,19 +341,20 @@ class _Unseen:
         ]
 
 
-def _node(one: Series) -> NodePool:
-    return one.labels.get("node", ""), one.labels.get(POLICY, "")
+def _node(series: Series) -> NodePool:
+    """Return the node and the policy that a series is about."""
+    return series.labels.get("node", ""), series.labels.get(POLICY, "")
 
 
-async def _gaps(prometheus: Prometheus, wish: MeterQuery) -> list[str]:
-    """The parts of the window for which Prometheus has no data. Raises Trouble when that is all of it."""
-    chosen = braced(wish.selector)
+async def _gaps(prometheus: Prometheus, query: MeterQuery) -> list[str]:
+    """Return sentences about the parts of the window without data. Raises Trouble if there is none at all."""
+    chosen = braced(query.selector)
     where = f" for {chosen}" if chosen else ""
     return await find_gaps(
         prometheus,
         f"count({GPUS}{chosen})",
-        wish.start,
-        wish.end,
+        query.start,
+        query.end,
         nothing=f"{prometheus.place.where} has no data of the meter in this window ({GPUS}){where}: does it scrape the"
         " agents? In the chart: monitoring.podMonitor.enabled=true, with the labels that your Prometheus"
         " selects PodMonitors by",
@@ -338,33 +363,36 @@ async def _gaps(prometheus: Prometheus, wish: MeterQuery) -> list[str]:
 
 
 def _refuse_doubles(twice: Iterable[Series]) -> None:
-    """Raises Trouble where a node was metered twice at one time. `twice`: all its series of that day."""
-    found: dict[NodePool, list[Mapping[str, str]]] = {}
-    for one in twice:
-        found.setdefault(_node(one), []).append(one.labels)
-    for (node, _), series in sorted(found.items()):
-        labels = sorted({name for one in series for name in one} - {"__name__"})
-        differ = {label: sorted({one.get(label, "") for one in series}) for label in labels}
+    """Raise Trouble if a node was metered twice at one time. `twice` has all of its series on that day."""
+    by_pool: dict[NodePool, list[Mapping[str, str]]] = {}
+    for each in twice:
+        by_pool.setdefault(_node(each), []).append(each.labels)
+    for (node, _), series in sorted(by_pool.items()):
+        labels = sorted({name for each in series for name in each} - {"__name__"})
+        differ = {label: sorted({each.get(label, "") for each in series}) for label in labels}
         _refuse(node, {label: values for label, values in differ.items() if len(values) > 1})
 
 
 def _refuse(node: str, differ: Mapping[str, Sequence[str]]) -> None:
-    """By the labels in which series of one node differ, and their values."""
-    # Labels of a target differ between an agent and its successor too, so they are the reason only without another.
-    label = min(differ, key=lambda one: (one in TARGET, one in OF_PARTS, one not in CHOSEN, one), default="")
+    """Raise Trouble for a node whose series differ in the labels `differ`, with a remedy for the label that is
+    most likely the reason. Without a differing label nothing is raised."""
+    # Labels of a target also differ between an agent and its successor, so any other label is the likelier reason.
+    label = min(
+        differ, key=lambda name: (name in TARGET, name in OF_PARTS, name not in CHOSEN, name), default=""
+    )
     if not label:
         return
-    told = ", ".join(differ[label][:5])
+    values = ", ".join(differ[label][:5])
     if not node:
         raise Trouble(
-            f"series of the meter do not name their node, and differ in the label {label} ({told}): two nodes cannot be"
-            " told from one that is scraped twice. The chart's monitors set the label node, from"
+            f"series of the meter do not name their node, and differ in the label {label} ({values}): two nodes cannot"
+            " be told from one that is scraped twice. The chart's monitors set the label node, from"
             " __meta_kubernetes_pod_node_name; make your scrape configuration do the same"
         )
-    twice = f"{node} would be billed twice: its series differ in the label {label} ({told})"
+    twice = f"{node} would be billed twice: its series differ in the label {label} ({values})"
     if label in TARGET and label not in CHOSEN:
         others = "".join(
-            f", and {one} ({', '.join(differ[one][:5])})" for one in sorted(differ) if one != label
+            f", and {name} ({', '.join(differ[name][:5])})" for name in sorted(differ) if name != label
         )
         raise Trouble(
             f"{twice}{others}, and several were scraped at the same time, as when two agents run there or one is"

@@ -1,4 +1,4 @@
-"""Which nodes make a pool: by `-l SELECTOR` as in kubectl, or those of a policy."""
+"""Which nodes make a pool: those that `-l SELECTOR` selects as in kubectl, or those of a policy."""
 
 import re
 from argparse import Namespace
@@ -28,57 +28,61 @@ _VALUE = r"(?:[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?)?"
 _FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Row]], ...] = (
     (
         re.compile(rf"({_KEY})\s+(in|notin)\s*\(([^()]+)\)"),
-        lambda one: (one[1], "In" if one[2] == "in" else "NotIn", tuple(map(str.strip, one[3].split(",")))),
+        lambda match: (
+            match[1],
+            "In" if match[2] == "in" else "NotIn",
+            tuple(map(str.strip, match[3].split(","))),
+        ),
     ),
     (
         re.compile(rf"({_KEY})\s*(==|=|!=)\s*({_VALUE})"),
-        lambda one: (one[1], "NotIn" if one[2] == "!=" else "In", (one[3],)),
+        lambda match: (match[1], "NotIn" if match[2] == "!=" else "In", (match[3],)),
     ),
-    (re.compile(rf"(!?)\s*({_KEY})"), lambda one: (one[2], "DoesNotExist" if one[1] else "Exists", ())),
+    (re.compile(rf"(!?)\s*({_KEY})"), lambda match: (match[2], "DoesNotExist" if match[1] else "Exists", ())),
 )
-"""How a label is selected, each with the row of a selector that it means."""
+"""The ways to select by a label, each with a function that returns the row of a selector."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeScope:
-    """The nodes that are meant."""
+    """The nodes that a recommendation is for, and the policy that would select them."""
 
     name: str
-    """Of the policy."""
+    """Name of the policy."""
     where: str
-    """For messages."""
+    """How messages call the nodes."""
     selector: Mapping[str, Any]
     """`spec.nodeSelector` of the policy."""
     nodes: frozenset[str] | None = None
-    """None: all that Prometheus knows GPUs of."""
+    """Names of the nodes, or None for all whose GPUs Prometheus knows."""
     spec: Mapping[str, Any] = field(default_factory=dict)
-    """Of the policy that is there already."""
+    """`spec` of the existing policy; empty if there is none."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """Labels and annotations of that policy: applying a policy without them may remove them."""
+    """Labels and annotations of that policy, because applying a policy without them may remove them."""
     unlabelled: bool = False
-    """No node has the selector's label so far."""
+    """Whether no node has the selector's label yet."""
     remarks: tuple[str, ...] = ()
     """What a reader should know about the choice."""
 
 
 def rows_of(selector: str) -> list[Row]:
-    """What `kubectl get nodes -l` accepts. Raises Trouble for anything else."""
-    found: list[Row] = []
-    for part in filter(None, (one.strip() for one in re.split(r",(?![^(]*\))", selector))):
+    """Parse what `kubectl get nodes -l` accepts into rows of a selector. Raises Trouble for anything else."""
+    rows: list[Row] = []
+    for part in filter(None, (piece.strip() for piece in re.split(r",(?![^(]*\))", selector))):
         row = next((read(match) for form, read in _FORMS if (match := form.fullmatch(part))), None)
         if row is None:
             raise Trouble(
                 f"-l {selector}: write labels of nodes, such as gpusharing.dev/pool=a or 'zone in (a,b)'"
             )
-        found.append(row)
-    if not found:
+        rows.append(row)
+    if not rows:
         raise Trouble(f"-l {selector!r}: write labels of nodes, such as gpusharing.dev/pool=a")
-    return found
+    return rows
 
 
 def scope_of(rows: Sequence[Row], nodes: frozenset[str], selector: str) -> NodeScope:
-    """Nodes by their labels, and a policy that selects them. A label that a change of mode rewrites cannot choose a
-    pool: then the nodes need one of their own."""
+    """Return a scope of `nodes` that were selected by `rows`, with a policy selector that selects them. If a
+    change of mode rewrites one of the labels, the nodes need a label of their own instead."""
     equal = {key: values[0] for key, operator, values in rows if operator == "In" and len(values) == 1}
     name = _name(equal)
     if any(is_rewritten(key) for key, _, _ in rows):
@@ -97,41 +101,46 @@ def scope_of(rows: Sequence[Row], nodes: frozenset[str], selector: str) -> NodeS
 
 
 def whole_fleet(card: str) -> NodeScope:
-    """All nodes that Prometheus knows GPUs of."""
+    """Return the scope of all nodes whose GPUs Prometheus knows; `card` gives it its name."""
     name = _name({"": card})
     return NodeScope(name, "what Prometheus sees", _of_label(name), unlabelled=True)
 
 
 def narrow(scope: NodeScope, nodes: int, card: str) -> tuple[NodeScope, tuple[str, ...]]:
-    """The scope, its selector narrowed to the `nodes` that have GPUs of `card` (empty: all models, and it stays), and
-    remarks. Raises Trouble where a policy that is there selects others too: it has one layout for all its nodes."""
+    """Return the scope, with a selector for only the `nodes` that have GPUs of `card`, and remarks. Without a
+    `card` the selector stays. Raises Trouble if an existing policy also selects other nodes, because it has one
+    layout for all of them."""
     others = 0 if scope.nodes is None else len(scope.nodes) - nodes
     if others < 1:
         return scope, ()
-    told = (
-        f"of {counted(len(scope.nodes or ()), 'node')} of {scope.where} Prometheus knows {card or 'GPUs of'}"
+    summary = (
+        f"Prometheus knows GPUs{card and f' of model {card}'} on {nodes} of the"
+        f" {counted(len(scope.nodes or ()), 'node')} of {scope.where}"
     )
     if not card:
-        return scope, (f"{told} {nodes}: the policy selects the {counted(others, 'other')}, too",)
+        return scope, (f"{summary}: the policy selects the {counted(others, 'other')}, too",)
     if scope.spec:
         raise Trouble(
-            f"{told} on {nodes}, and a policy has one layout for all its nodes. Choose nodes of one model instead of"
-            " --policy: -l gpusharing.dev/pool=a"
+            f"{summary}, and a policy has one layout for all its nodes. Choose nodes of one model instead of --policy:"
+            " -l gpusharing.dev/pool=a"
         )
     name = _name({"": f"{scope.name}-{card}"})
     return replace(scope, name=name, selector=_of_label(name), unlabelled=True), ()
 
 
 def _of_label(name: str) -> dict[str, Any]:
+    """Return a node selector for the pool label with this name."""
     return {"matchLabels": {LABEL_POOL: name}}
 
 
 def _name(equal: Mapping[str, str]) -> str:
+    """Return a name for the policy, from the pool label or else the first of the labels."""
     return pool_name(equal.get(LABEL_POOL) or next(iter(equal.values()), "")) or "pool"
 
 
 async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
-    """By --policy or -l, at the API server; without either nothing is asked. Raises Trouble."""
+    """Return the scope of --policy or -l from the API server; without either, nothing is requested. Raises
+    Trouble."""
     if typed.policy and typed.nodes:
         raise Trouble("give --policy or -l, not both")
     if typed.policy:
@@ -140,50 +149,59 @@ async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
     if not typed.nodes:
         return whole_fleet(typed.card)
     rows = rows_of(typed.nodes)
-    found = _chosen(await session.all(NODES), {}, rows)
-    if not found:
+    nodes = _chosen(await session.all(NODES), {}, rows)
+    if not nodes:
         raise Trouble(f"no node of {session.where} has the labels {typed.nodes}")
-    return scope_of(rows, found, typed.nodes)
+    return scope_of(rows, nodes, typed.nodes)
 
 
 def _of_policy(raw: JSON, policies: Sequence[JSON], nodes: Sequence[JSON]) -> NodeScope:
-    """The nodes that the policy owns, which are not always all that it selects. Raises Trouble."""
+    """Return the scope of the nodes that a policy owns, which may be fewer than it selects. Raises Trouble if it
+    selects or owns none."""
     name, spec = text(raw, "metadata", "name"), section(raw, "spec")
     selector = section(spec, "nodeSelector")
     rows: list[Row] = [
         (text(row, "key"), text(row, "operator"), strings(row.get("values")))
         for row in entries(selector, "matchExpressions")
     ]
-    found = _chosen(nodes, texts(section(selector, "matchLabels")), rows)
-    if not found:
+    selected = _chosen(nodes, texts(section(selector, "matchLabels")), rows)
+    if not selected:
         raise Trouble(f"policy {name} selects no node")
-    lost = _owned_by_others(name, policies, [one for one in nodes if text(one, "metadata", "name") in found])
+    lost = _owned_by_others(
+        name, policies, [node for node in nodes if text(node, "metadata", "name") in selected]
+    )
     whose = f"other policies ({', '.join(sorted(set(lost.values())))}) own"
-    if len(lost) == len(found):
+    if len(lost) == len(selected):
         raise Trouble(f"{whose} every node that policy {name} selects: there is nothing to recommend for it")
-    told = f"{whose} {len(lost)} of the {len(found)} nodes that policy {name} selects, and these are left out"
-    remarks = (told,) if lost else ()
-    kept = _kept(section(raw, "metadata"))
-    return NodeScope(name, f"policy {name}", selector, found - lost.keys(), spec, kept, remarks=remarks)
+    remark = (
+        f"{whose} {len(lost)} of the {len(selected)} nodes that policy {name} selects, and these are left out"
+    )
+    remarks = (remark,) if lost else ()
+    metadata = _user_metadata(section(raw, "metadata"))
+    return NodeScope(
+        name, f"policy {name}", selector, selected - lost.keys(), spec, metadata, remarks=remarks
+    )
 
 
 def _owned_by_others(name: str, policies: Sequence[JSON], nodes: Sequence[JSON]) -> dict[str, str]:
-    """By node the policy that owns it, where that is another than `name`."""
-    owners = Owners(find_contenders(policy_view(one) for one in policies))
-    found = {one.name: owners.owner(one) for one in map(node_view, nodes)}
-    return {node: owner for node, owner in found.items() if owner not in ("", name)}
+    """Return the nodes that another policy than `name` owns, each with that policy."""
+    owners = Owners(find_contenders(policy_view(each) for each in policies))
+    owner_of = {each.name: owners.owner(each) for each in map(node_view, nodes)}
+    return {node: owner for node, owner in owner_of.items() if owner not in ("", name)}
 
 
-def _kept(metadata: JSON) -> dict[str, Any]:
-    """What people or their tools wrote, without approvals and resumptions: the edit ends these."""
+def _user_metadata(metadata: JSON) -> dict[str, Any]:
+    """Return the labels and annotations that people or their tools wrote, without approvals and resumptions, which
+    an edit of the policy ends."""
     annotations = {
         key: value for key, value in texts(metadata.get("annotations")).items() if key not in _OF_THE_OLD
     }
-    kept = {"labels": dict(texts(metadata.get("labels"))), "annotations": annotations}
-    return {key: value for key, value in kept.items() if value}
+    parts = {"labels": dict(texts(metadata.get("labels"))), "annotations": annotations}
+    return {key: value for key, value in parts.items() if value}
 
 
 def _chosen(nodes: Sequence[JSON], wanted: Mapping[str, str], rows: Sequence[Row]) -> frozenset[str]:
+    """Return the names of the nodes that a selector of labels and rows selects."""
     return frozenset(
         text(raw, "metadata", "name")
         for raw in nodes
@@ -194,7 +212,7 @@ def _chosen(nodes: Sequence[JSON], wanted: Mapping[str, str], rows: Sequence[Row
 async def find_in_prometheus(
     prometheus: Prometheus, typed: Namespace, selector: str, end: float
 ) -> NodeScope:
-    """By -l, from what kube-state-metrics reports about nodes. Raises Trouble."""
+    """Return the scope of -l from what kube-state-metrics reports about nodes. Raises Trouble."""
     if typed.policy:
         raise Trouble(
             "--policy is read from the cluster: leave out --prometheus (--service names one in it), or choose the nodes"
@@ -205,13 +223,13 @@ async def find_in_prometheus(
     rows = rows_of(typed.nodes)
     named = {key: state_label(key) for key, _, _ in rows}
     query = labels_of_nodes(selector, sorted(set(named.values())))
-    labels = [_labels(one, named) for one in await prometheus.instant(query, end)]
+    labels = [_labels(series, named) for series in await prometheus.instant(query, end)]
     unseen = named.keys() - {key for _, of_node in labels for key in of_node}
     demanded = {key for key, operator, _ in rows if operator in ("In", "Exists") or not labels}
     if lacking := [key for key in named if key in unseen & demanded]:
         raise Trouble(
-            f"Prometheus knows no node with the label {' or '.join(lacking)}. kube-state-metrics exports only labels"
-            f" that it is told to: --metric-labels-allowlist=nodes=[{','.join(named)}]. Without it: leave out"
+            f"Prometheus knows no node with the label {' or '.join(lacking)}. kube-state-metrics exports only the"
+            f" labels that a flag names: --metric-labels-allowlist=nodes=[{','.join(named)}]. Without it, leave out"
             " --prometheus, so that the cluster is asked"
         )
     remarks = tuple(
@@ -226,8 +244,8 @@ async def find_in_prometheus(
     return replace(scope_of(rows, nodes, typed.nodes), remarks=remarks)
 
 
-def _labels(one: Series, named: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+def _labels(series: Series, named: Mapping[str, str]) -> tuple[str, dict[str, str]]:
     """Return the node that a series is about, and which of the labels in `named` it has."""
-    return exported_label(one, "node"), {
-        key: one.labels[label] for key, label in named.items() if one.labels.get(label)
+    return exported_label(series, "node"), {
+        key: series.labels[label] for key, label in named.items() if series.labels.get(label)
     }

@@ -1,7 +1,7 @@
 """Which price a node's GPUs have: OpenCost's metric, else the policy's, else that of the chart's map. Pure.
 
 `node_gpu_hourly_cost` is the "hourly cost for each gpu on this node" (opencost, pkg/costmodel/metrics.go at
-02e0666) with the label `node`, without a currency, and 0 for a node of which OpenCost knows no price.
+02e0666) with the label `node`, without a currency, and 0 for a node whose price OpenCost does not know.
 """
 
 import math
@@ -22,14 +22,14 @@ REMEDY = (
 )
 """What to do about an unknown price."""
 MOST = 1e15
-"""Of a price, and of the seconds of a counter: what is above that nobody metered, and it is left out."""
-NO_NUMBER = "that is no number"
-"""Why NaN is left out."""
+"""The highest plausible price, and number of seconds of a counter. Higher values are left out."""
+NO_NUMBER = "that is not a number"
+"""The reason why NaN is left out."""
 CHOOSE = "choose one by --selector"
-"""What to do about what several clusters have."""
+"""What to do if several clusters have something of the same name."""
 
 _Fault = tuple[tuple[str, str], str]
-"""Label and value of what has a price that cannot be, and what to say about it."""
+"""Label and value of what has an impossible price, and the sentence that reports it."""
 
 
 @dataclass(slots=True)
@@ -37,59 +37,65 @@ class Prices:
     """The prices that Prometheus has for a stretch of time."""
 
     opencost: Mapping[str, Fraction] = field(default_factory=dict)
-    """By node."""
+    """OpenCost's price of each node."""
     policies: Mapping[str, Mapping[str, Fraction]] = field(default_factory=dict)
-    """By policy and currency."""
+    """Prices of policies, by policy and currency."""
     products: Mapping[str, Mapping[str, Fraction]] = field(default_factory=dict)
-    """By product and currency."""
+    """Prices of the chart's map, by product and currency."""
     cards: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """The products of each node."""
     rivals: frozenset[tuple[str, str]] = frozenset()
-    """Label and value of nodes, policies and products that have several prices at once: their mean is no real price."""
+    """Label and value of nodes, policies and products with several prices at once; their mean is no real price."""
     currency: str = "USD"
-    """Of OpenCost's prices."""
+    """Currency of OpenCost's prices."""
     faults: tuple[str, ...] = ()
-    """Prices that cannot be: they are left out."""
+    """A sentence for each impossible price that was left out."""
     odd: frozenset[tuple[str, str]] = frozenset()
-    """Label and value of the nodes, policies and products whose prices these are."""
+    """Label and value of the nodes, policies and products that have such a price."""
 
     def find(self, node: str, policy: str) -> Price | str:
-        """The price, or why there is none."""
+        """Return the price of a GPU of this node under this policy, or a clause that says why there is none."""
         if node in self.opencost:
             if ("node", node) in self.rivals:
                 return _rivalry(f"node {node}")
             return Price(self.opencost[node], self.currency, OPENCOST)
         if policy in self.policies:
             return self._only(("policy", policy), self.policies[policy], POLICY)
-        found = {
+        by_product = {
             product: self.products[product]
             for product in self.cards.get(node, ())
             if product in self.products
         }
-        if not found or len(found) < len(self.cards[node]):
+        if not by_product or len(by_product) < len(self.cards[node]):
             odd = {
                 ("node", node),
                 ("policy", policy),
                 *(("product", card) for card in self.cards.get(node, ())),
             }
             return "the one that Prometheus has is left out" if odd & self.odd else "Prometheus has none"
-        prices = [self._only(("product", product), told, CHART) for product, told in sorted(found.items())]
+        prices = [
+            self._only(("product", product), by_currency, CHART)
+            for product, by_currency in sorted(by_product.items())
+        ]
         if any(price != prices[0] for price in prices):
-            return f"its GPUs ({', '.join(sorted(found))}) have several"
+            return f"its GPUs ({', '.join(sorted(by_product))}) have several"
         return prices[0]
 
-    def _only(self, key: tuple[str, str], told: Mapping[str, Fraction], source: str) -> Price | str:
+    def _only(self, key: tuple[str, str], by_currency: Mapping[str, Fraction], source: str) -> Price | str:
+        """Return the single price in `by_currency`, or a clause that says why it is ambiguous. `key` is a label
+        and its value."""
         whose = " ".join(key)
-        if len(told) > 1:
-            several = f"{whose} had several currencies on that day ({', '.join(sorted(told))})"
+        if len(by_currency) > 1:
+            several = f"{whose} had several currencies on that day ({', '.join(sorted(by_currency))})"
             return f"{several}, as when several clusters have it, or it was changed: {CHOOSE}"
         if key in self.rivals:
             return _rivalry(whose)
-        ((currency, amount),) = told.items()
+        ((currency, amount),) = by_currency.items()
         return Price(amount, currency, source)
 
 
 def _rivalry(whose: str) -> str:
+    """Return the clause for something with several prices at once."""
     return f"{whose} has several prices at once, as when several clusters have it: {CHOOSE}"
 
 
@@ -102,56 +108,63 @@ def read_prices(
     currency: str,
     rivals: Iterable[Series] = (),
 ) -> Prices:
-    """From answers; a price that cannot be is left out, and reported. `rivals`: series that have several prices."""
+    """Return the prices from answers. Impossible prices are left out and reported in `faults`. `rivals` are series
+    that have several prices."""
     faults: list[_Fault] = []
     by_node: dict[str, Fraction] = {}
-    for one in opencost:
-        node = one.labels.get("node", "")
-        if 0 < one.value <= MOST:
-            by_node[node] = _exact(one.value)
-        elif one.value != 0:
-            faults.append(_fault(OPENCOST_METRIC, "node", node, one.value))
+    for series in opencost:
+        node = series.labels.get("node", "")
+        if 0 < series.value <= MOST:
+            by_node[node] = _exact(series.value)
+        elif series.value != 0:
+            faults.append(_fault(OPENCOST_METRIC, "node", node, series.value))
     on_nodes: dict[str, set[str]] = {}
-    for one in cards:
-        # A GPU that could not be read for a moment has no product then: it is still one of its node's.
-        if product := one.labels.get("product"):
-            on_nodes.setdefault(one.labels.get("node", ""), set()).add(_dashed(product))
+    for series in cards:
+        # A GPU that cannot be read for a moment has no product then.
+        if product := series.labels.get("product"):
+            on_nodes.setdefault(series.labels.get("node", ""), set()).add(_dashed(product))
     return Prices(
         by_node,
         _by(policies, "policy", POLICY_METRIC, faults),
-        {_dashed(name): told for name, told in _by(products, "product", PRODUCT_METRIC, faults).items()},
-        {node: frozenset(found) for node, found in on_nodes.items()},
+        {
+            _dashed(name): by_currency
+            for name, by_currency in _by(products, "product", PRODUCT_METRIC, faults).items()
+        },
+        {node: frozenset(names) for node, names in on_nodes.items()},
         frozenset(
-            (name, _dashed(one.labels[name]))
-            for one in rivals
+            (name, _dashed(series.labels[name]))
+            for series in rivals
             for name in ("node", "policy", "product")
-            if name in one.labels
+            if name in series.labels
         ),
         currency,
-        tuple(told for _, told in faults),
+        tuple(text for _, text in faults),
         frozenset(whose for whose, _ in faults),
     )
 
 
 def _dashed(product: str) -> str:
-    """GFD's label of a product has dashes where NVML's name has blanks."""
+    """Return a product name as GFD's label has it, with dashes where NVML's has blanks."""
     return product.replace(" ", "-")
 
 
 def _by(
-    told: Iterable[Series], label: str, metric: str, faults: list[_Fault]
+    answer: Iterable[Series], label: str, metric: str, faults: list[_Fault]
 ) -> dict[str, dict[str, Fraction]]:
-    found: dict[str, dict[str, Fraction]] = {}
-    for one in told:
-        whose, currency = one.labels.get(label, ""), one.labels.get("currency", "")
-        if not 0 <= one.value <= MOST or not currency:
-            faults.append(_fault(metric, label, whose, one.value, currency))
+    """Return the prices of an answer by the value of `label` and by currency, and add a fault for each impossible
+    one."""
+    prices: dict[str, dict[str, Fraction]] = {}
+    for series in answer:
+        whose, currency = series.labels.get(label, ""), series.labels.get("currency", "")
+        if not 0 <= series.value <= MOST or not currency:
+            faults.append(_fault(metric, label, whose, series.value, currency))
         else:
-            found.setdefault(whose, {})[currency] = _exact(one.value)
-    return found
+            prices.setdefault(whose, {})[currency] = _exact(series.value)
+    return prices
 
 
 def _fault(metric: str, label: str, whose: str, value: float, currency: str = "-") -> _Fault:
+    """Return what has an impossible price, and the sentence that reports it."""
     why = (
         "it names no currency"
         if not currency
@@ -165,5 +178,5 @@ def _fault(metric: str, label: str, whose: str, value: float, currency: str = "-
 
 
 def _exact(value: float) -> Fraction:
-    """To the millionth: averages of Prometheus are off by less."""
+    """Return the value to the millionth: averages of Prometheus are off by less."""
     return Fraction(round(value * MICROS), MICROS)

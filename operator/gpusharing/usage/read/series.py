@@ -1,8 +1,8 @@
-"""Series about GPUs, whatever exports them and however Prometheus scrapes: of which device, and held by which pod.
-Pure.
+"""Read the labels of series about GPUs, whatever exports them and however Prometheus scrapes: which device, and
+which pod holds it. Pure.
 
-Where labels of the target are not overridden (honorLabels), Prometheus renames the exporter's labels to
-exported_namespace and exported_pod (scrape_config, honor_labels).
+Where Prometheus does not honor the labels of the exporter (honorLabels), it renames them to exported_namespace and
+exported_pod (scrape_config, honor_labels).
 """
 
 import re
@@ -16,7 +16,7 @@ Pod: TypeAlias = tuple[str, str]
 """Namespace and name."""
 MIB = 1 << 20
 EXPORTER = "dcgm-exporter"
-"""In the name of its pods, where no `up` says which they are."""
+"""Part of the name of its pods, for when no `up` shows which they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,30 +26,30 @@ class Device:
     gpu: str
     """UUID of the GPU."""
     instance: str = ""
-    """Id of the GPU instance; empty: the whole GPU."""
+    """Id of the GPU instance; empty for a whole GPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceLabels:
-    """What the labels of a series say."""
+    """What the labels of a series about a device mean."""
 
     device: Device
-    """Which device it is about."""
+    """The device that the series is about."""
     pod: Pod | None
-    """The pod that holds it; None: none, or unknown."""
+    """The pod that holds the device, or None if there is none or it is unknown."""
     profile: str = ""
-    """MIG profile; empty: none is given."""
+    """MIG profile; empty if the labels name none."""
     node: str = ""
-    """Name of the node; empty: none is given."""
+    """Name of the node; empty if the labels name none."""
     model: str = ""
-    """Product name of the card; empty: none is given."""
+    """Product name of the card; empty if the labels name none."""
     resource: str = ""
-    """Resource name of the device, by our agent; empty: none is given."""
+    """Resource name of the device, in series of our agent; else empty."""
 
 
-def read_dcgm(one: Series, exporters: frozenset[Pod]) -> DeviceLabels:
-    """Read the labels of a series of dcgm-exporter. `exporters`: its own pods, which hold no GPU."""
-    labels = one.labels
+def read_dcgm(series: Series, exporters: frozenset[Pod]) -> DeviceLabels:
+    """Read the labels of a series of dcgm-exporter. `exporters` are its own pods, which hold no GPU."""
+    labels = series.labels
     device = Device(labels.get("UUID") or labels.get("uuid", ""), labels.get("GPU_I_ID", ""))
     node = labels.get("node") or labels.get("Hostname") or labels.get("hostname", "")
     pod = pod_of(labels)
@@ -62,7 +62,7 @@ def read_dcgm(one: Series, exporters: frozenset[Pod]) -> DeviceLabels:
 
 
 def pod_of(labels: Mapping[str, str]) -> Pod | None:
-    """The pod that a series is about, whether its labels were renamed or not."""
+    """Return the pod that a series is about, whether its labels were renamed or not, or None if it names none."""
     if labels.get("exported_pod"):
         return labels.get("exported_namespace", ""), labels["exported_pod"]
     if labels.get("pod"):
@@ -70,24 +70,26 @@ def pod_of(labels: Mapping[str, str]) -> Pod | None:
     return None
 
 
-def exported_label(one: Series, label: str) -> str:
-    """A label of a series of kube-state-metrics, renamed or not; empty: it has none."""
-    return one.labels.get(f"exported_{label}") or one.labels.get(label, "")
+def exported_label(series: Series, label: str) -> str:
+    """Return a label of a series of kube-state-metrics, renamed or not; empty if it has none."""
+    return series.labels.get(f"exported_{label}") or series.labels.get(label, "")
 
 
 def devices_of(infos: Iterable[Series]) -> dict[str, Device]:
-    """Return which device the agent means by each UUID, of a GPU or of a MIG device, from `gpusharing_device_info`."""
+    """Return the device that the agent means by each UUID, of a GPU or of a MIG device, from
+    `gpusharing_device_info`."""
     return {
-        one.labels.get("uuid", ""): Device(
-            one.labels.get("gpu_uuid") or one.labels.get("uuid", ""), one.labels.get("instance_id", "")
+        series.labels.get("uuid", ""): Device(
+            series.labels.get("gpu_uuid") or series.labels.get("uuid", ""),
+            series.labels.get("instance_id", ""),
         )
-        for one in infos
+        for series in infos
     }
 
 
-def read_agent(one: Series, devices: Mapping[str, Device]) -> DeviceLabels:
-    """Read the labels of a series of the agent. `devices`: which device each of its UUIDs means."""
-    labels = one.labels
+def read_agent(series: Series, devices: Mapping[str, Device]) -> DeviceLabels:
+    """Read the labels of a series of the agent. `devices` has the device that each of its UUIDs means."""
+    labels = series.labels
     uuid = labels.get("uuid", "")
     return DeviceLabels(
         devices.get(uuid, Device(uuid)),
@@ -98,12 +100,12 @@ def read_agent(one: Series, devices: Mapping[str, Device]) -> DeviceLabels:
     )
 
 
-# --- whose pods they are -------------------------------------------------------------------------------------------
+# --- the owners of pods --------------------------------------------------------------------------------------------
 
 RECURS = "cronjob"
-"""The kind that has not ended when none of its pods exists."""
+"""The kind of a workload that may come back although none of its pods exists."""
 UNNAMED = "pods"
-"""The kind where only names of pods are known."""
+"""The kind of a workload of which only names of pods are known."""
 # Letters and digits of generated names (apimachinery v0.36.3 pkg/util/rand/rand.go, alphanums).
 _HASH = "[bcdfghjklmnpqrstvwxz2456789]"
 _SUFFIX = re.compile(rf"(?:(?:-{_HASH}{{5,10}})?-{_HASH}{{5}}|-[0-9]+)\Z")
@@ -111,32 +113,33 @@ _SUFFIX = re.compile(rf"(?:(?:-{_HASH}{{5,10}})?-{_HASH}{{5}}|-[0-9]+)\Z")
 
 @dataclass(frozen=True, slots=True)
 class PodOwners:
-    """What kube-state-metrics reports about pods."""
+    """What kube-state-metrics reports about the owners of pods."""
 
     pods: Mapping[Pod, tuple[str, str]]
-    """Kind and name of the owner; of a pod without one, both are empty."""
+    """Kind and name of the owner of each pod; both are empty if it has none."""
     replicasets: Mapping[Pod, tuple[str, str]]
-    """By namespace and name of the ReplicaSet."""
+    """Kind and name of the owner of each ReplicaSet, by its namespace and name."""
     jobs: Mapping[Pod, tuple[str, str]]
-    """By namespace and name of the Job."""
+    """Kind and name of the owner of each Job, by its namespace and name."""
 
     @classmethod
     def of(cls, pods: Iterable[Series], replicasets: Iterable[Series], jobs: Iterable[Series]) -> "PodOwners":
-        """By kube_pod_owner, kube_replicaset_owner and kube_job_owner."""
+        """Read the owners from kube_pod_owner, kube_replicaset_owner and kube_job_owner."""
         return cls(
-            {pod: _owner(one) for one in pods if (pod := pod_of(one.labels)) is not None},
+            {pod: _owner(series) for series in pods if (pod := pod_of(series.labels)) is not None},
             {
-                (exported_label(one, "namespace"), one.labels.get("replicaset", "")): _owner(one)
-                for one in replicasets
+                (exported_label(series, "namespace"), series.labels.get("replicaset", "")): _owner(series)
+                for series in replicasets
             },
             {
-                (exported_label(one, "namespace"), exported_label(one, "job_name")): _owner(one)
-                for one in jobs
+                (exported_label(series, "namespace"), exported_label(series, "job_name")): _owner(series)
+                for series in jobs
             },
         )
 
     def find(self, pod: Pod) -> tuple[str, str]:
-        """Kind, in lower case, and name of the workload of a pod; by the pod's name where that is unknown."""
+        """Return kind, in lower case, and name of the workload that a pod belongs to. Without a known owner they
+        are UNNAMED and the pod's name without the generated suffix."""
         namespace, name = pod
         if pod not in self.pods:
             return UNNAMED, _SUFFIX.sub("", name, count=1)
@@ -150,7 +153,8 @@ class PodOwners:
         return kind.lower(), owner
 
 
-def _owner(one: Series) -> tuple[str, str]:
+def _owner(series: Series) -> tuple[str, str]:
     # Without an owner: "", and <none> before kube-state-metrics v2.8.0 (its internal/store/pod.go).
-    kind, name = one.labels.get("owner_kind", ""), one.labels.get("owner_name", "")
+    """Return kind and name of the owner in a series; both empty if it has none."""
+    kind, name = series.labels.get("owner_kind", ""), series.labels.get("owner_name", "")
     return ("", "") if kind in ("", "<none>") else (kind, name)

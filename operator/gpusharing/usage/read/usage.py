@@ -1,7 +1,7 @@
-"""What Prometheus has about the use of GPUs: the peak of each hour, in stretches of at most a day, by workload.
+"""Read the use of GPUs from Prometheus: the peaks of each hour by workload, in stretches of at most a day.
 
-From dcgm-exporter, with either of its label sets, from our agent, or from both; the names of workloads from
-kube-state-metrics where it exists.
+They come from dcgm-exporter, with either of its label sets, from our agent, or from both; the names of workloads
+come from kube-state-metrics if it exists.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,7 +32,7 @@ from gpusharing.usage.read.queries import (
 from gpusharing.usage.read.series import MIB, Pod, PodOwners, devices_of, exported_label, pod_of, read_dcgm
 
 MOST_SERIES = 100_000
-"""At one time. Beyond that the user has to choose."""
+"""The most series at one time. Beyond that the user has to select some."""
 SAMPLES = 10_000_000
 """The most samples that Prometheus has to load for one query: it refuses more than 50 million (--query.max-samples)."""
 POINTS = 500_000
@@ -41,7 +41,7 @@ POINTS = 500_000
 
 @dataclass(frozen=True, slots=True)
 class UsageQuery:
-    """What is asked for."""
+    """Which window and which GPUs are read."""
 
     start: float
     """Seconds since 1970."""
@@ -50,69 +50,74 @@ class UsageQuery:
     selector: str = ""
     """Matchers, without braces."""
     nodes: frozenset[str] | None = None
-    """Only GPUs of these; None: of all."""
+    """The nodes whose GPUs are read, or None for all."""
     card: Card | None = None
-    """Only GPUs of this model; None: of all."""
+    """The model of the GPUs that are read, or None for all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What was found."""
+    """The use of the GPUs that was read."""
 
     fold: Fold
     """The answers of all hours, folded."""
     slices: Mapping[tuple[str, str], float]
-    """Replicas of a device, by node and resource, as the agents report them: the most."""
+    """The most replicas of a device, by node and resource, as the agents report them."""
     replicas: Mapping[str, int]
-    """Times that a GPU is offered, by node, where that is more than once."""
+    """How many times each GPU of a node is advertised; only nodes where that is more than once."""
     missing: tuple[str, ...]
-    """Why the answer is incomplete; empty: it is complete."""
+    """Why the answer is incomplete; empty if it is complete."""
     remarks: tuple[str, ...]
     """What a reader should know about the series."""
     simulated: frozenset[str] = frozenset()
     """Nodes whose agents say that their GPUs are SIMULATED."""
 
 
-async def read_usage(prometheus: Prometheus, asked: UsageQuery) -> Usage:
-    """Raises Trouble, also where there is nothing at all."""
-    chosen = braced(asked.selector)
+async def read_usage(prometheus: Prometheus, usage_query: UsageQuery) -> Usage:
+    """Read the window. Raises Trouble, also if Prometheus has nothing about these GPUs."""
+    chosen = braced(usage_query.selector)
     where = f" for {chosen}" if chosen else ""
-    series = await _series(prometheus, asked)
+    most_series_at_once = await _series(prometheus, usage_query)
     missing = await find_gaps(
         prometheus,
-        usage_count(asked.selector),
-        asked.start,
-        asked.end,
+        usage_count(usage_query.selector),
+        usage_query.start,
+        usage_query.end,
         nothing=f"{prometheus.place.where} has no GPU metrics in this window ({USED}, {OWN}){where}: does it scrape"
         " dcgm-exporter or the operator's agents? In the GPU Operator: dcgmExporter.serviceMonitor.enabled=true; in"
         " the operator's chart: monitoring.podMonitor.enabled=true",
         lost="what was used meanwhile is unknown",
-        points=min(MOST_POINTS, SAMPLES / series),
+        points=min(MOST_POINTS, SAMPLES / most_series_at_once),
     )
-    hours = max(1, round((asked.end - asked.start) / HOUR))
-    offered, infos, slices = await side_by_side(
-        *(prometheus.instant(query, asked.end) for query in latest(asked.selector))
+    hours = max(1, round((usage_query.end - usage_query.start) / HOUR))
+    allocatable, infos, slices = await side_by_side(
+        *(prometheus.instant(query, usage_query.end) for query in latest(usage_query.selector))
     )
-    fold = Fold(asked.end, hours, asked.nodes, asked.card)
-    know_gpus(fold, infos)
+    fold = Fold(usage_query.end, hours, usage_query.nodes, usage_query.card)
+    add_gpus(fold, infos)
     remarks: list[str] = []
     replicas: dict[str, int] = {}
     simulated: frozenset[str] = frozenset()
-    for start, end in _stretches(asked, hours, series):
-        part = await _read_part(prometheus, asked, start, end, remarks)
-        replicas |= _replicas(offered, part.used, fold)
+    for start, end in _stretches(usage_query, hours, most_series_at_once):
+        part = await _read_part(prometheus, usage_query, start, end, remarks)
+        replicas |= _replicas(allocatable, part.used, fold)
         fold.replicated = frozenset(replicas)
         fold.add(part)
         simulated |= part.simulated
     missing += [f"Prometheus warns: {warning}" for warning in sorted(prometheus.warnings)]
-    most = {(one.labels.get("node", ""), one.labels.get("resource", "")): one.value for one in slices}
+    most = {
+        (series.labels.get("node", ""), series.labels.get("resource", "")): series.value for series in slices
+    }
     notes = (*_remarks(fold), *dict.fromkeys(remarks))
     return Usage(fold, most, replicas, tuple(missing), notes, simulated)
 
 
-async def _series(prometheus: Prometheus, asked: UsageQuery) -> float:
-    found = await prometheus.instant(most_series(asked.selector, round(asked.end - asked.start)), asked.end)
-    most = max((1.0, *(one.value for one in found)))
+async def _series(prometheus: Prometheus, usage_query: UsageQuery) -> float:
+    """Return the highest number of series at one time, at least 1. Raises Trouble beyond MOST_SERIES."""
+    counts = await prometheus.instant(
+        most_series(usage_query.selector, round(usage_query.end - usage_query.start)), usage_query.end
+    )
+    most = max((1.0, *(series.value for series in counts)))
     if most > MOST_SERIES:
         raise Trouble(
             f"{prometheus.place.where} has {most:,.0f} series of GPUs at one time, and this plugin reads at most"
@@ -121,39 +126,42 @@ async def _series(prometheus: Prometheus, asked: UsageQuery) -> float:
     return most
 
 
-def _stretches(asked: UsageQuery, hours: int, series: float) -> list[tuple[float, float]]:
-    """Whole hours, oldest first: from and to the ends of hours, the first one not included."""
+def _stretches(usage_query: UsageQuery, hours: int, series: float) -> list[tuple[float, float]]:
+    """Divide the window into stretches of whole hours, oldest first, each from the end of an hour (not included)
+    to the end of another. The more series, the shorter they are."""
     at_once = max(1, min(round(DAY / HOUR), int(POINTS / max(1.0, series))))
-    begin = asked.end - hours * HOUR
-    found = []
+    begin = usage_query.end - hours * HOUR
+    stretches = []
     for first in range(0, hours, at_once):
         last = min(hours, first + at_once)
-        found.append((begin + first * HOUR, begin + last * HOUR))
-    return found
+        stretches.append((begin + first * HOUR, begin + last * HOUR))
+    return stretches
 
 
 async def _read_part(
-    prometheus: Prometheus, asked: UsageQuery, start: float, end: float, remarks: list[str]
+    prometheus: Prometheus, usage_query: UsageQuery, start: float, end: float, remarks: list[str]
 ) -> HourAnswers:
-    hours = max(1, round((asked.end - asked.start) / HOUR))
-    whole = (asked.end - (hours - 1) * HOUR, asked.end)
-    queries = hourly(asked.selector)
-    found = await side_by_side(
+    """Query one stretch and return its answers; adds to `remarks`. Raises Trouble, also for GPUs of several
+    clusters."""
+    hours = max(1, round((usage_query.end - usage_query.start) / HOUR))
+    whole = (usage_query.end - (hours - 1) * HOUR, usage_query.end)
+    queries = hourly(usage_query.selector)
+    answers = await side_by_side(
         *(
             prometheus.between(query, start + HOUR, end, float(HOUR), whole=whole)
             for query in queries.values()
         ),
-        *(prometheus.instant(query, end) for query in ownership(asked.selector, round(end - start))),
+        *(prometheus.instant(query, end) for query in ownership(usage_query.selector, round(end - start))),
     )
-    hours_of = dict(zip(queries, found, strict=False))
-    pods, replicasets, jobs, annotated, exporters, infos, simulated = found[len(queries) :]
+    hours_of = dict(zip(queries, answers, strict=False))
+    pods, replicasets, jobs, annotated, exporters, infos, simulated = answers[len(queries) :]
     _refuse_clusters([*hours_of["used"], *hours_of["own"]])
     return HourAnswers(
         **hours_of,
         owners=PodOwners.of(pods, replicasets, jobs),
         declared=_declared(annotated, remarks),
         exporters=frozenset(
-            (exported_label(one, "namespace"), one.labels.get("pod", "")) for one in exporters
+            (exported_label(series, "namespace"), series.labels.get("pod", "")) for series in exporters
         ),
         devices=devices_of(infos),
         simulated=nodes_of(simulated),
@@ -161,26 +169,26 @@ async def _read_part(
 
 
 def _declared(annotated: Iterable[Series], remarks: list[str]) -> dict[Pod, int]:
-    """What owners say that a pod needs, in bytes; unreadable values are reported."""
-    found: dict[Pod, int] = {}
-    for one in annotated:
-        pod, size = pod_of(one.labels), one.labels.get(ANNOTATION, "")
+    """Return the bytes that the annotation of each pod declares, and add a remark for each unreadable value."""
+    declared: dict[Pod, int] = {}
+    for series in annotated:
+        pod, size = pod_of(series.labels), series.labels.get(ANNOTATION, "")
         if pod is None:
             continue
         number = count(size)
         if number is not None and number >= MIB:
-            found[pod] = number
+            declared[pod] = number
         else:
             remarks.append(
                 f"the annotation {ANNOTATION_GPU_MEMORY} of pod {'/'.join(pod)} is {size[:40]!r}, which is left out:"
                 " write it like 15Gi"
             )
-    return found
+    return declared
 
 
-def _refuse_clusters(found: Iterable[Series]) -> None:
-    """Raises Trouble: pools of several clusters cannot have one layout."""
-    clusters = sorted({one.labels["cluster"] for one in found if one.labels.get("cluster")})
+def _refuse_clusters(answer: Iterable[Series]) -> None:
+    """Raise Trouble if the series are of several clusters, because their pools cannot have one layout."""
+    clusters = sorted({series.labels["cluster"] for series in answer if series.labels.get("cluster")})
     if len(clusters) > 1:
         raise Trouble(
             f"Prometheus has GPUs of several clusters ({', '.join(clusters[:5])}). Choose one:"
@@ -188,51 +196,53 @@ def _refuse_clusters(found: Iterable[Series]) -> None:
         )
 
 
-def know_gpus(fold: Fold, infos: Iterable[Series]) -> None:
-    """`infos`: for each GPU the time at which an agent reported it last."""
-    for one in sorted(infos, key=lambda one: one.value):
-        node, uuid = one.labels.get("node", ""), one.labels.get("uuid", "")
-        product = one.labels.get("product", "")
+def add_gpus(fold: Fold, infos: Iterable[Series]) -> None:
+    """Add to `fold` the GPUs of the chosen nodes that agents reported; `infos` has the time of the last report of
+    each."""
+    for series in sorted(infos, key=lambda series: series.value):
+        node, uuid = series.labels.get("node", ""), series.labels.get("uuid", "")
+        product = series.labels.get("product", "")
         like = fold.card is None or find_card(product) is fold.card
         if uuid and (like or product) and (fold.nodes is None or node in fold.nodes):
-            last = fold.hours - 1 - max(0, int((fold.end - one.value) // HOUR))
+            last = fold.hours - 1 - max(0, int((fold.end - series.value) // HOUR))
             (fold.gpus if like else fold.others)[uuid] = Gpu(node, product, last)
 
 
-def _replicas(offered: Iterable[Series], used: Iterable[Series], fold: Fold) -> dict[str, int]:
-    """Nodes that offer more GPUs than they have, and how often each."""
+def _replicas(allocatable: Iterable[Series], used: Iterable[Series], fold: Fold) -> dict[str, int]:
+    """Return the nodes that advertise more GPUs than they have, and how many times each GPU is advertised."""
     gpus: dict[str, set[str]] = {}
-    for one in used:
-        told = read_dcgm(one, frozenset())
-        gpus.setdefault(told.node, set()).add(told.device.gpu)
+    for series in used:
+        labels = read_dcgm(series, frozenset())
+        gpus.setdefault(labels.node, set()).add(labels.device.gpu)
     for uuid, gpu in fold.gpus.items():
         gpus.setdefault(gpu.node, set()).add(uuid)
-    found: dict[str, int] = {}
-    for one in offered:
-        node = exported_label(one, "node")
-        times = int(one.value) // len(gpus[node]) if gpus.get(node) else 0
+    replicas: dict[str, int] = {}
+    for series in allocatable:
+        node = exported_label(series, "node")
+        times = int(series.value) // len(gpus[node]) if gpus.get(node) else 0
         if times > 1:
-            found[node] = max(times, found.get(node, 0))
-    return found
+            replicas[node] = max(times, replicas.get(node, 0))
+    return replicas
 
 
 def _remarks(fold: Fold) -> list[str]:
-    told: list[str] = []
+    """Return remarks about what the series do not show: owners, the use of shared GPUs, activity."""
+    remarks: list[str] = []
     if fold.unnamed:
-        told.append(
+        remarks.append(
             f"the owner of {counted(len(fold.unnamed), 'pod')} is unknown (kube_pod_owner of"
             " kube-state-metrics): such workloads are named after their pods, without the generated suffix"
         )
     shared = sum(1 for record in fold.records.values() if record.shared)
     if shared:
-        told.append(
+        remarks.append(
             f"{counted(shared, 'workload')} shared GPUs of which dcgm-exporter reports only what all pods"
             " take together: how much each took is unknown for these hours. The operator's agent reports it"
             " (docs/how-to/usage.md)"
         )
-    if fold.records and all(isnan(one) for record in fold.records.values() for one in record.activity):
-        told.append(
+    if fold.records and all(isnan(value) for record in fold.records.values() for value in record.activity):
+        remarks.append(
             f"how busy the GPUs were is unknown ({ACTIVE} of dcgm-exporter is among its default metrics, and"
             " needs profiling rights): the answer is based on memory alone"
         )
-    return told
+    return remarks

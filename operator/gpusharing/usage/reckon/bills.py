@@ -1,9 +1,9 @@
-"""What GPU time costs whom: arithmetic on whole numbers and fractions, so that a bill adds up to the cent.
+"""Compute what GPU time costs and whom, with whole numbers and fractions, so that a bill adds up to the cent.
 
-A cent is a hundredth of any currency, and nothing is converted. The amount of a pool is its GPU-hours times the price,
-rounded once (half to even); its parts are rounded so that they add up to it (largest remainder). An amount across
-pools is a sum of such parts. So tenants, idle, stranded and transition always add up to the pool, and the pools to the
-total.
+A cent is a hundredth of any currency, and nothing is converted. The amount of a pool is its GPU-hours times the
+price, rounded once (half to even); its parts are rounded so that they add up to it (largest remainder). An amount
+across pools is a sum of such parts. So tenants, idle, stranded and transition always add up to the pool, and the
+pools to the total.
 """
 
 from collections import Counter
@@ -33,18 +33,18 @@ class Basis(StrEnum):
     """How the time of a tenant was found."""
 
     MEASURED = "measured"
-    """A device that no other pod could use."""
+    """The tenant held a device that no other pod could use."""
     RESERVED = "reserved"
-    """Replicas of a shared device: how many were reserved, whichever pod computed."""
+    """The tenant held replicas of a shared device, which count as reserved, whichever pod computed."""
     ESTIMATE = "estimate"
-    """It is unknown whether the device was shared."""
+    """Whether the device was shared is unknown."""
     NONE = ""
     """No tenant held it."""
 
 
 @value
 class Price:
-    """Of one GPU for an hour."""
+    """The price of one GPU for an hour."""
 
     amount: Fraction
     """In `currency`, exact."""
@@ -56,20 +56,20 @@ class Price:
 
 @value
 class Cell:
-    """What time is counted by: the finest division of a bill."""
+    """The finest division of a bill: time is counted by cell."""
 
     policy: str
-    """The policy of the node at the time; empty: none."""
+    """The policy of the node at the time; empty if it had none."""
     tenant: str
-    """Who is billed; the empty string for time that nobody held."""
+    """Who is billed; empty for time that no tenant held."""
     part: Part
     """What became of the time: held, idle, stranded or in transition."""
     resource: str
-    """The resource that was held or offered; empty where no slice was offered."""
+    """The resource that was held or advertised; empty where no slice was advertised."""
     basis: Basis
     """What the tenant is billed by."""
     price: Price | None
-    """None: unknown."""
+    """Price of a GPU, or None if it is unknown."""
 
 
 @value
@@ -77,56 +77,56 @@ class Row:
     """A line of the bill."""
 
     tenant: str
-    """Who is billed; empty for time that nobody held."""
+    """Who is billed; empty for time that no tenant held."""
     policy: str
-    """In a bill by policies; else the empty string."""
+    """Name of the policy in a bill by policies; else empty."""
     part: Part
     """What became of the time."""
     resource: str
-    """The resource that was held or offered; empty where no slice was offered."""
+    """The resource that was held or advertised; empty where no slice was advertised."""
     basis: Basis
     """What the tenant is billed by."""
     micros: int
     """Microseconds of whole GPUs."""
     currency: str
-    """The empty string: the price is not known."""
+    """Currency of the amount; empty if the price is not known."""
     cents: int | None
-    """In `currency`; None: the price is not known."""
+    """The amount in `currency`, or None if the price is not known."""
 
 
 @value
 class PoolBill:
-    """A policy in one currency."""
+    """The bill of a policy in one currency."""
 
     policy: str
-    """Name of the policy; empty: GPUs without one."""
+    """Name of the policy; empty for GPUs without one."""
     micros: int
     """Microseconds of whole GPUs."""
     currency: str
-    """Empty: the price is not known."""
+    """Currency of the amount; empty if the price is not known."""
     cents: int | None
-    """In `currency`; None: the price is not known."""
+    """The amount in `currency`, or None if the price is not known."""
     prices: tuple[Price, ...]
-    """All that applied, cheapest first."""
+    """All prices that applied, cheapest first."""
 
 
 @value
 class Total:
-    """Everything in one currency."""
+    """The sum of all pools in one currency."""
 
     currency: str
-    """Empty: the time whose price is not known."""
+    """Currency of the total; empty for the time whose price is not known."""
     micros: int
     """Microseconds of whole GPUs."""
     cents: int | None
-    """In `currency`; None: the price is not known."""
+    """The amount in `currency`, or None if the price is not known."""
     parts: Mapping[Part, int]
     """Cents of each part; empty if the price is not known."""
 
 
 @value
 class Bill:
-    """Rows, pools and totals; in each currency all three add up to the same."""
+    """Rows, pools and totals; in each currency all three add up to the same amount."""
 
     rows: tuple[Row, ...]
     """The lines, in the order in which they are shown."""
@@ -141,14 +141,15 @@ _Item = tuple[Cell, int, int | None]
 
 
 def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
-    """The bill for microseconds of GPUs by cell. `by_policy`: every policy has its own rows for all of its parts.
+    """Return the bill for microseconds of GPUs by cell. With `by_policy`, every policy has its own rows for all of
+    its parts.
 
     Raises ValueError for a time or a price below 0: no bill has these.
     """
     pools: list[PoolBill] = []
     items: list[_Item] = []
-    for (policy, currency), found in groupby(_in_order(counted), key=_pool):
-        members = list(found)
+    for (policy, currency), cells in groupby(_in_order(counted), key=_pool):
+        members = list(cells)
         prices = {cell.price for cell, _ in members if cell.price is not None}
         cents, parts = _price(members) if currency else (None, [None] * len(members))
         items += [(cell, micros, part) for (cell, micros), part in zip(members, parts, strict=True)]
@@ -159,7 +160,8 @@ def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
 
 
 def _in_order(counted: Mapping[Cell, int]) -> list[tuple[Cell, int]]:
-    """The cells that have any time, in the order of a bill. Raises ValueError for a time or a price below 0."""
+    """Return the cells that have any time, in the order of a bill. Raises ValueError for a time or a price below
+    0."""
     for cell, micros in counted.items():
         if micros < 0 or (cell.price is not None and cell.price.amount < 0):
             raise ValueError(f"{cell} has {micros} microseconds: neither time nor price may be below 0")
@@ -174,9 +176,9 @@ def _price(members: Iterable[tuple[Cell, int]]) -> tuple[int, Sequence[int | Non
 
 
 def apportion(exact: Sequence[Fraction], whole: int) -> list[int]:
-    """Each amount rounded down; the rest of the whole goes to those that lost most, in a tie to the first.
+    """Round each amount down, and give the rest of the whole to those that lost most; in a tie, to the first.
 
-    `whole` is the rounded sum of `exact`, which are not below 0.
+    `whole` is the rounded sum of `exact`, whose amounts are not below 0.
     """
     floors = [int(each) for each in exact]
     order = sorted(range(len(exact)), key=lambda index: (floors[index] - exact[index], index))
@@ -194,6 +196,7 @@ def _pool(counted: tuple[Cell, int]) -> tuple[str, str]:
 
 
 def _pool_key(counted: tuple[Cell, int]) -> tuple[object, ...]:
+    """Return the key by which the cells of a bill are sorted: the pool first, then the row, then the price."""
     cell = counted[0]
     price = cell.price
     worth = () if price is None else (price.amount, price.source)
@@ -208,14 +211,18 @@ def _key(cell: Cell) -> tuple[int, str, str, str]:
 
 
 def _rows(items: Iterable[_Item], *, by_policy: bool) -> tuple[Row, ...]:
+    """Return one row for all cells that differ only in what the bill does not show, in the order of a bill. Rows
+    without a price come last."""
+
     def key(item: _Item) -> tuple[object, ...]:
+        """Return what a row shows of a cell, in the order of the rows."""
         cell = item[0]
         policy = cell.policy if by_policy else ""
         return (_currency(cell) == "", _currency(cell), policy, *_key(cell))
 
     rows = []
-    for _, found in groupby(sorted(items, key=key), key=key):
-        members = list(found)
+    for _, group in groupby(sorted(items, key=key), key=key):
+        members = list(group)
         cell, currency = members[0][0], _currency(members[0][0])
         micros = sum(micros for _, micros, _ in members)
         cents = sum(part or 0 for _, _, part in members) if currency else None
@@ -225,13 +232,14 @@ def _rows(items: Iterable[_Item], *, by_policy: bool) -> tuple[Row, ...]:
 
 
 def _totals(pools: Iterable[PoolBill], items: Iterable[_Item]) -> tuple[Total, ...]:
+    """Return a total for each currency, and last one for the time without a price, if there is any."""
     parts: Counter[tuple[str, Part]] = Counter()
     for cell, _, cents in items:
         parts[_currency(cell), cell.part] += cents or 0
     totals = []
     ordered = sorted(pools, key=lambda pool: (pool.currency == "", pool.currency))
-    for currency, found in groupby(ordered, key=attrgetter("currency")):
-        members = list(found)
+    for currency, group in groupby(ordered, key=attrgetter("currency")):
+        members = list(group)
         micros = sum(pool.micros for pool in members)
         if currency:
             of_parts = {part: parts[currency, part] for part in Part}

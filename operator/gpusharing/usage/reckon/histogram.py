@@ -1,10 +1,12 @@
-"""Days of samples in a few hundred numbers: a histogram with buckets that grow by 5 % and weights that halve in a day.
+"""Keep days of samples in a few hundred numbers: a histogram whose buckets grow by 5 % and whose weights halve in
+a day.
 
-The scheme is that of the Vertical Pod Autoscaler 1.7.1 (kubernetes/autoscaler, pkg/recommender/model/
-aggregations_config.go and util/decaying_histogram.go: growth 0.05, half-life 24 h for memory and CPU). One difference:
-there the width of a bucket grows by 5 %, here its bounds do, so that no value is reported more than 5 % too high.
+The scheme is that of the Vertical Pod Autoscaler 1.7.1 (kubernetes/autoscaler,
+pkg/recommender/model/aggregations_config.go and util/decaying_histogram.go: growth 0.05, half-life 24 h for memory
+and CPU). One difference: there the width of a bucket grows by 5 %, here its bounds do, so that no value is
+reported more than 5 % too high.
 
-They are built anew for each question: what lasts is Prometheus' (docs/adr/0048).
+Histograms are built anew for each recommendation, because Prometheus stores the samples (docs/adr/0048).
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,28 +19,28 @@ from gpusharing.planning.vocabulary.values import value
 GROWTH = 1.05
 HALF_LIFE = timedelta(hours=24)
 _NEGLIGIBLE = 2.0**-60
-"""Relative to the heaviest bucket: a lighter one changes no percentile and is dropped (after two months)."""
+"""A bucket that is lighter than this part of the heaviest changes no percentile and is dropped (after two months)."""
 
 
 class Sample(NamedTuple):
-    """A value at a time."""
+    """One value at one time."""
 
     at: datetime
-    """With a time zone."""
+    """When the value was measured, with a time zone."""
     value: float
-    """In the unit of its scale."""
+    """The measured value, in the unit of its scale."""
 
 
 @value
 class Scale:
-    """What is measured."""
+    """The buckets for one kind of measurement."""
 
     name: str
-    """What is measured, in one word."""
+    """One word for what is measured."""
     first: float
-    """The first bucket is from 0 to here; smaller values are reported as this."""
+    """Upper bound of the first bucket; smaller values are reported as this."""
     last: float
-    """Larger values are reported as this."""
+    """The largest value; larger ones are reported as this."""
 
     def bucket(self, value: float) -> int:
         """Return the number of the bucket for `value`: 0 up to `first`, else n for values above first x GROWTH^(n-1),
@@ -49,38 +51,39 @@ class Scale:
         return max(1, index)
 
     def bound(self, bucket: int) -> float:
-        """The upper bound of a bucket."""
+        """Return the upper bound of a bucket."""
         return min(self.first * GROWTH**bucket, self.last)
 
 
 MEMORY = Scale("memory", 10e6, 1e12)
 """Bytes, from 10 MB to 1 TB as in VPA: 237 buckets."""
 ACTIVITY = Scale("activity", 0.001, 1.0)
-"""Of a whole card, from a thousandth: 143 buckets."""
+"""Parts of a whole card, from a thousandth: 143 buckets."""
 
 
 @value
 class Histogram:
-    """The samples seen, with newer ones weighing more. Bounded: at most one weight for each bucket of the scale."""
+    """The distribution of samples, in which newer ones weigh more. Bounded: at most one weight for each bucket of
+    the scale."""
 
     scale: Scale
     """What is measured."""
     weights: tuple[tuple[int, float], ...] = ()
-    """By bucket, in ascending order; a sample at `last` weighs 1, one of a half-life before 0.5."""
+    """Weight of each bucket, in ascending order. A sample at `last` weighs 1, one a half-life earlier 0.5."""
     samples: int = 0
     """How many samples were seen."""
     first: datetime | None = None
-    """When the oldest sample was taken; None: there is none."""
+    """When the oldest sample was taken, or None without samples."""
     last: datetime | None = None
-    """When the newest sample was taken; None: there is none."""
+    """When the newest sample was taken, or None without samples."""
     lowest: float = inf
-    """Of all samples, however old; exact, as `highest`."""
+    """The lowest of all samples, however old; exact, as `highest`."""
     highest: float = 0.0
-    """Of all samples; 0 without any."""
+    """The highest of all samples; 0 without any."""
 
     def percentile(self, part: float) -> float:
-        """The least value that at least `part` of the weight does not exceed, reported up to 5 % too high and never
-        above the highest sample; 0 without samples. ValueError: `part` is not within 0 to 1."""
+        """Return the least value that at least `part` of the weight does not exceed, up to 5 % too high and never
+        above the highest sample; 0 without samples. Raises ValueError if `part` is not within 0 to 1."""
         if not 0 <= part <= 1:
             raise ValueError(f"a percentile is a number from 0 to 1, for example 0.99, not {part}")
         wanted = part * fsum(weight for _, weight in self.weights)
@@ -93,28 +96,31 @@ class Histogram:
 
 
 def build(scale: Scale, samples: Iterable[Sample | tuple[datetime, float]]) -> Histogram:
-    """A histogram of samples in any order. ValueError: a sample is negative or not a number."""
-    found = [Sample(*one) for one in samples]
-    if not found:
+    """Return the histogram of samples in any order. Raises ValueError if a sample is negative or not a number."""
+    all_samples = [Sample(*sample) for sample in samples]
+    if not all_samples:
         return Histogram(scale)
-    wrong = next((one for one in found if not isfinite(one.value) or one.value < 0), None)
+    wrong = next((sample for sample in all_samples if not isfinite(sample.value) or sample.value < 0), None)
     if wrong is not None:
         raise ValueError(f"{scale.name}: {wrong.value} at {wrong.at:%Y-%m-%d %H:%M} is not a measured value")
-    last = max(one.at for one in found)
+    last = max(sample.at for sample in all_samples)
     weights: dict[int, list[float]] = {}
-    for one in found:
-        weights.setdefault(scale.bucket(one.value), []).append(float(0.5 ** ((last - one.at) / HALF_LIFE)))
+    for sample in all_samples:
+        weights.setdefault(scale.bucket(sample.value), []).append(
+            float(0.5 ** ((last - sample.at) / HALF_LIFE))
+        )
     return Histogram(
         scale,
-        _kept({bucket: fsum(parts) for bucket, parts in weights.items()}),
-        len(found),
-        min(one.at for one in found),
+        _heavy_weights({bucket: fsum(parts) for bucket, parts in weights.items()}),
+        len(all_samples),
+        min(sample.at for sample in all_samples),
         last,
-        min(one.value for one in found),
-        max(one.value for one in found),
+        min(sample.value for sample in all_samples),
+        max(sample.value for sample in all_samples),
     )
 
 
-def _kept(weights: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
+def _heavy_weights(weights: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
+    """Return the weights by bucket, in ascending order, without those that change no percentile."""
     least = max(weights.values()) * _NEGLIGIBLE
     return tuple(sorted((bucket, weight) for bucket, weight in weights.items() if weight >= least))

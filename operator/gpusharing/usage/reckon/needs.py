@@ -1,12 +1,17 @@
-"""How much of a GPU a workload needs, by what it used: memory, part of the compute, and how sure that is.
+"""How much of a GPU a workload needs, by what it used: memory, part of the compute, and how certain that is.
 
-- *Memory*: the 99th percentile of the hourly peaks with headroom, and never less than a tenth above the highest peak:
-  a pod that runs out of memory is killed, so memory is never traded for price. People plan with 20 to 30 % of headroom.
+- *Memory*: the 99th percentile of the hourly peaks with headroom, and never less than a tenth above the highest
+peak. A pod that runs out of memory is killed, so memory is never traded for price. People plan with 20 to 30 % of
+headroom.
+
 - *Compute*: a percentile of the activity. A pod that gets less is only slower.
-- *Nothing* where the history is too short, or where memory is flat beside little activity: servers such as vLLM take
-  most of the memory at their start, so that what is in use is a setting and no need. Their owner has to say it.
 
-Activity cannot show that a pod would have computed more: one that takes all its slice has is said to be held back.
+- *Nothing* where the history is too short, or where memory is flat while activity is low: servers such as vLLM
+allocate most of the memory at their start, so what they use is a setting and not a need. Only their owner can say
+what they need.
+
+Activity cannot show that a pod would have computed more: one that uses all the compute of its slice is reported as
+held back.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,25 +30,25 @@ MIN_POINTS = 24
 """Hourly peaks below which nothing is advised. KRR wants 100 points of any step and 3 hours (robusta-dev/krr
 robusta_krr/strategies/simple.py); a day is the shortest time in which day and night can differ."""
 MIN_SPAN = timedelta(hours=24)
-"""From the beginning of the first hour to the end of the last."""
+"""The shortest history, from the beginning of the first hour to the end of the last, below which nothing is advised."""
 FLAT = 0.95
 """Memory is flat when the lowest hourly peak is at least this part of the highest."""
 FILLED = 0.5
-"""Part of the device's memory: below it no program has taken most of the memory at its start."""
+"""Part of the device's memory below which memory does not count as preallocated."""
 LOW_ACTIVITY = 0.5
 """Activity is low when its part of the card's compute is below this part of memory's part of the card's memory."""
 COVERED = 0.8
-"""Hours with a peak, of all hours of the span; below that there are gaps worth reporting."""
+"""Part of the span's hours that have a peak, below which gaps are reported."""
 FULL = 0.9
-"""Part of a device's compute from which on a pod takes all of it: what it would take of more, nobody knows."""
+"""Part of a device's compute from which on a pod uses all of it, so that it might use more if it had more."""
 IDLE = 0.01
-"""Activity below this means that nothing computes."""
+"""Activity below this counts as idle."""
 _HOUR = timedelta(hours=1)
 _DAY = timedelta(days=1)
 
 
 class Goal(StrEnum):
-    """What a recommendation optimises. As in Kruize (kruize/autotune, RecommendationConstants.java: the 60th and
+    """What a recommendation optimizes. As in Kruize (kruize/autotune, RecommendationConstants.java: the 60th and
     98th percentile) it decides which part of the use a profile has to hold."""
 
     COST = "cost"
@@ -54,7 +59,7 @@ class Goal(StrEnum):
 
 @value
 class Level:
-    """Which part of its use a workload gets."""
+    """Which part of its use a workload is given room for."""
 
     headroom: float
     """Factor on the 99th percentile of memory."""
@@ -63,25 +68,27 @@ class Level:
 
 
 MEMORY_PART = 0.99
+"""Percentile of the hourly memory peaks that the headroom is added to."""
 RARE = 1.1
-"""Factor on the highest peak: if peaks come a few times in a fortnight, the next may be a little higher."""
+"""Factor on the highest peak: where peaks are rare, the next one may be a little higher."""
 LEVELS: Mapping[Goal, Level] = {Goal.COST: Level(1.2, 0.95), Goal.PERFORMANCE: Level(1.3, 0.98)}
 
 
 class Confidence(StrEnum):
-    """How much data a need rests on: days of hours seen, as VPA 1.7.1 counts (logic/estimator.go, getConfidence)."""
+    """How much data a need rests on: days of observed hours, as VPA 1.7.1 counts (logic/estimator.go,
+    getConfidence)."""
 
     NONE = "none"
-    """Nothing is advised."""
+    """There is no advice."""
     LOW = "low"
-    """Less than 3 days."""
+    """There are less than 3 days of data."""
     MEDIUM = "medium"
-    """Less than 7: each day of a week has its own load."""
+    """There are less than 7 days of data, and each day of a week has its own load."""
     HIGH = "high"
 
 
 class Doubt(StrEnum):
-    """What is not known about a workload."""
+    """What is not known about the need of a workload."""
 
     TOO_LITTLE = "too little history"
     PREALLOCATED = "LIKELY PREALLOCATED"
@@ -92,14 +99,14 @@ class Doubt(StrEnum):
 
 @value(order=True)
 class Workload:
-    """The owner of some pods."""
+    """The owner of some pods, such as a Deployment."""
 
     namespace: str
     """Namespace of its pods."""
     kind: str
-    """In lower case: deployment, statefulset, job, pod."""
+    """Kind in lower case, such as deployment, statefulset, job or pod."""
     name: str
-    """Name of the owner; where only pods are known, theirs without the generated suffix."""
+    """Name of the owner; if only pods are known, their name without the generated suffix."""
 
 
 @value
@@ -107,35 +114,35 @@ class Holding:
     """What each pod of a workload holds now."""
 
     resource: str = "nvidia.com/gpu"
-    """The name that its pods ask for."""
+    """The resource name that its pods request."""
     devices: int = 1
-    """Of each pod."""
+    """How many devices each pod holds."""
     share: Fraction | None = Fraction(1)
-    """Part of a card's memory that such a device is for: 1 for a whole GPU, 1/4 with four replicas. None: unknown."""
+    """Part of a card's memory that such a device has: 1 for a whole GPU, 1/4 with four replicas, None if unknown."""
     compute: Fraction = Fraction(1)
-    """Part of a card's compute that a pod can have of it: that of its MIG instance, or all of the GPU, whoever else has
-    a replica of it."""
+    """Part of a card's compute that a pod can use: that of its MIG instance, or all of the GPU even if other pods have
+    replicas of it."""
 
 
 @value
 class History:
-    """What a workload used. A sample is that of the pod that used most, on the device with the highest use."""
+    """What a workload used. Each sample is that of the pod that used most, on the device with the highest use."""
 
     workload: Workload
-    """Whose use it is."""
+    """The workload that used it."""
     pods: int
-    """The most at the same time in the window."""
+    """How many pods ran at the same time in the window."""
     holds: Holding
     """What its pods hold now."""
     memory: tuple[Sample, ...]
-    """For each hour its highest use, in bytes, with the hour's end as its time."""
+    """Highest use of each hour, in bytes, with the hour's end as its time."""
     activity: tuple[Sample, ...] | None = None
     """Part of a whole card's compute that was in use, 0 to 1: that of an instance times its part of the card's slices.
-    None: nobody measured it."""
+    None if it was not measured."""
     declared: int | None = None
-    """Bytes that a pod needs according to its owner; this wins over what was seen."""
+    """Bytes that a pod needs according to its owner, which wins over the measured use; None if undeclared."""
     of_device: bool = False
-    """Whether some of the activity is that of a whole device which other pods held too: more than a pod took."""
+    """Whether some of the activity is that of a whole device that other pods held too, so more than a pod used."""
 
 
 @value
@@ -143,13 +150,13 @@ class Need:
     """What each pod of a workload needs."""
 
     history: History
-    """What was seen."""
+    """The use that the need is derived from."""
     goal: Goal
-    """What the headroom is for: it decides how much there is."""
+    """The goal, which decides how much headroom is included."""
     memory: int | None
-    """Bytes, headroom included. None: not known."""
+    """Bytes of memory, headroom included, or None if it is not known."""
     compute: float | None
-    """Part of a whole card, 0 to 1. None: nobody measured it."""
+    """Part of a whole card's compute, 0 to 1, or None if it was not measured."""
     peak: float
     """The 99th percentile of the hourly peaks, in bytes, without headroom; 0 without samples, as `highest`."""
     highest: float
@@ -157,11 +164,11 @@ class Need:
     span: timedelta
     """From the first to the last hour with a peak."""
     coverage: float
-    """Hours with a peak, of all hours of the span; 0 to 1."""
+    """Part of the span's hours that have a peak, 0 to 1."""
     idle: float | None
-    """Part of the samples of activity in which nothing computed."""
+    """Part of the activity samples in which nothing computed, or None without samples."""
     full: float | None
-    """Part of them in which it took all the compute that it could have."""
+    """Part of the activity samples in which a pod used all the compute that it could have, or None without samples."""
     confidence: Confidence
     """How much data it rests on."""
     doubts: tuple[Doubt, ...]
@@ -171,17 +178,18 @@ class Need:
 
     @property
     def samples(self) -> int:
-        """Hourly peaks that were seen."""
+        """How many hourly peaks the need rests on."""
         return len(self.history.memory)
 
     @property
     def workload(self) -> Workload:
-        """Whose need it is."""
+        """The workload that has this need."""
         return self.history.workload
 
 
 def find_need(history: History, card: Card, goal: Goal) -> Need:
-    """The need by the use seen on `card`. ValueError: a sample is negative or not a number, or activity is above 1."""
+    """Return the need of a workload by its use on `card`. Raises ValueError if a sample is negative or not a
+    number, or if activity is above 1."""
     memory = build(MEMORY, history.memory)
     activity = _activity(history)
     level = LEVELS[goal]
@@ -210,23 +218,25 @@ def find_need(history: History, card: Card, goal: Goal) -> Need:
 
 
 def _activity(history: History) -> Histogram | None:
-    """None if it was not measured, or not for long enough."""
+    """Return the histogram of the activity, or None if it was not measured for long enough. Raises ValueError if
+    it is above 1."""
     if history.activity is None or len(history.activity) < MIN_POINTS:
         return None
-    found = build(ACTIVITY, history.activity)
-    if found.highest > 1:
-        raise ValueError(f"activity: {found.highest} is not a part of a card; for example 0.35")
-    return found
+    activity = build(ACTIVITY, history.activity)
+    if activity.highest > 1:
+        raise ValueError(f"activity: {activity.highest} is not a part of a card; for example 0.35")
+    return activity
 
 
 def _span(memory: Histogram) -> timedelta:
-    """From the beginning of the first hour to the end of the last."""
+    """Return the time from the beginning of the first hour to the end of the last; 0 without samples."""
     return timedelta(0) if memory.first is None or memory.last is None else memory.last - memory.first + _HOUR
 
 
 def _doubts(
     history: History, memory: Histogram, compute: float | None, card: Card, coverage: float
 ) -> tuple[Doubt, ...]:
+    """Return what is not known about the need, in the order of Doubt."""
     holds = {
         Doubt.TOO_LITTLE: memory.samples < MIN_POINTS or _span(memory) < MIN_SPAN,
         Doubt.PREALLOCATED: _is_preallocated(history, memory, compute, card),
@@ -238,7 +248,7 @@ def _doubts(
 
 
 def _is_preallocated(history: History, memory: Histogram, compute: float | None, card: Card) -> bool:
-    """Flat, most of the device, and with little activity. Unknown if activity was not measured."""
+    """Whether the memory is flat and most of the device while activity is low. False if activity was not measured."""
     whole = memory_of(card) * GIB
     if compute is None or not memory.samples or not whole:
         return False
@@ -248,18 +258,22 @@ def _is_preallocated(history: History, memory: Histogram, compute: float | None,
 
 
 def _is_held_back(history: History, compute: float | None) -> bool:
-    """By a slice, or by those it shares a GPU with. There is nothing larger than a whole GPU of its own."""
+    """Whether the pod uses all the compute of its slice or of its share of a GPU. A whole GPU of its own holds
+    nothing back: there is nothing larger."""
     alone = history.holds.share == 1 and history.holds.compute == 1
     return compute is not None and not alone and compute >= _ceiling(history)
 
 
 def _ceiling(history: History) -> float:
+    """Return the activity from which on a pod uses all the compute it can have."""
     return FULL * float(history.holds.compute)
 
 
 def _memory(
     history: History, memory: Histogram, peak: float, level: Level, doubts: tuple[Doubt, ...]
 ) -> int | None:
+    """Return the bytes that a pod needs: as declared, else by its use with headroom. None if the history is too
+    short or the memory likely preallocated."""
     if history.declared is not None:
         return history.declared
     if Doubt.TOO_LITTLE in doubts or Doubt.PREALLOCATED in doubts:
@@ -273,12 +287,14 @@ def _confidence(memory: Histogram, span: timedelta) -> Confidence:
 
 
 def _part_of_activity(history: History, holds: Callable[[float], bool]) -> float | None:
+    """Return the part of the activity samples for which `holds` is true, or None without samples."""
     if not history.activity:
         return None
     return sum(holds(sample.value) for sample in history.activity) / len(history.activity)
 
 
 def _reason(history: History, memory: Histogram, span: timedelta, doubts: tuple[Doubt, ...]) -> str:
+    """Return what the need rests on, or why it is unknown, as a clause for people."""
     if history.declared is not None:
         return "its owner says what it needs"
     if Doubt.TOO_LITTLE in doubts:

@@ -1,12 +1,15 @@
 """Which layout a pool should have, given what all its workloads need.
 
-A policy gives every node of its pool the same layout, GPU by GPU (`spec.mig.layouts` by index), so the answer is one
-template for a node and how many nodes it takes. Workloads whose smallest profile is the same get the same profile, a
-larger one if that takes fewer GPUs: an explanation that fits into a sentence, and few resource names in manifests.
+A policy gives every node of its pool the same layout, GPU by GPU (`spec.mig.layouts` by index), so the answer is
+one template for a node and the number of nodes it takes. Workloads whose smallest profile is the same get the same
+profile, or a larger one if that takes fewer GPUs. So the explanation fits into a sentence, and manifests need few
+resource names.
 
-On no more nodes than the pool has, or else on as few additional ones as possible:
+The layout uses no more nodes than the pool has, or as few additional ones as possible. Among those layouts the
+goal decides:
 
 - *cost*: the fewest GPUs; then the fewest nodes, then the fewest pods with more than they need.
+
 - *performance*: the most room for the workload that has least; then the most slices for all; then the fewest GPUs.
 
 Equal input gives an equal answer, whatever the order of the workloads.
@@ -38,13 +41,13 @@ class ModelPool:
     card: Card
     """The model of all its GPUs."""
     nodes: tuple[int, ...]
-    """GPUs of each node. If they differ, a policy can only name one layout for all GPUs."""
+    """How many GPUs each node has. If nodes differ, a policy can only name one layout for all GPUs."""
     used: int
     """GPUs that pods hold now, completely or in part."""
 
     @property
     def gpus(self) -> int:
-        """Of all nodes."""
+        """The number of GPUs on all nodes."""
         return sum(self.nodes)
 
 
@@ -76,7 +79,7 @@ class Misplaced(StrEnum):
     """Why a workload has no place in the layout."""
 
     UNKNOWN = "need unknown"
-    """See the doubts of the need."""
+    """The doubts of the need say why."""
     SEVERAL = "more GPUs than a node has"
     APART = "needs a pool of whole GPUs"
     """The nodes have one GPU each, or differ, so that one policy cannot divide some GPUs and leave others whole."""
@@ -86,12 +89,12 @@ class Misplaced(StrEnum):
 
 @value
 class Placed:
-    """A workload and what each of its pods should ask for."""
+    """A workload and what each of its pods should request."""
 
     need: Need
-    """The workload's."""
+    """The need of the workload."""
     profile: str
-    """The empty string: whole GPUs."""
+    """MIG profile; empty for whole GPUs."""
     gpus: int
     """Whole GPUs of each pod; 0 with a profile."""
     bound: Bound
@@ -103,7 +106,7 @@ class Unplaced:
     """A workload that the layout does not serve."""
 
     need: Need
-    """The workload's."""
+    """The need of the workload."""
     why: Misplaced
     """Why it has no place."""
     gpus: int = 0
@@ -115,11 +118,11 @@ class Portion:
     """GPUs of a node with the same layout."""
 
     layout: Layout | None
-    """None: whole."""
+    """The layout of these GPUs, or None if they stay whole."""
     indexes: tuple[int, ...]
     """The indexes on each node, as NVML counts."""
     gpus: int
-    """On all nodes that are needed."""
+    """How many such GPUs there are on all nodes that are needed."""
 
 
 @value
@@ -134,23 +137,23 @@ class Stranded:
 
 @value
 class CoLocation:
-    """The GPU on which pods would want the most memory if all had their highest peak at once."""
+    """The shared GPU on which pods would use the most memory if all had their highest peak at once."""
 
     gpu: str
     """Which GPU it is, for people."""
     parts: tuple[tuple[Workload, int, float], ...]
-    """Workload, number of pods, bytes of each; the largest first."""
+    """Each workload, the number of its pods, and the bytes of each pod; the largest first."""
     memory: float
-    """Bytes of the card."""
+    """Memory of the card, in bytes."""
 
     @property
     def bytes(self) -> float:
-        """Of all at once."""
+        """Memory of all pods at their peaks, in bytes."""
         return sum(count * each for _, count, each in self.parts)
 
     @property
     def fits(self) -> bool:
-        """Whether the card has that much."""
+        """Whether the card has that much memory."""
         return self.bytes <= self.memory
 
 
@@ -163,26 +166,27 @@ class Recommendation:
     goal: Goal
     """What the layout was chosen for."""
     template: tuple[Layout | None, ...]
-    """Of a node's GPUs, by index; None: left whole. Of length 1: for every GPU, however many a node has."""
+    """Layout of each GPU of a node, by index, or None for one that stays whole. A single element is for every GPU,
+    however many a node has."""
     placed: tuple[Placed, ...]
     """The workloads that the layout serves."""
     unplaced: tuple[Unplaced, ...]
-    """The others."""
+    """The workloads that it does not serve."""
     nodes: int
     """The number of nodes needed."""
     gpus: int
-    """The number of GPUs needed: on these nodes those that are divided, and those that pods hold whole."""
+    """The number of GPUs needed: the divided ones on these nodes, and those that pods hold whole."""
     stranded: Stranded
     """What no instance covers."""
     idle: Layout
     """Instances on these nodes that no workload needs: room to grow."""
     worst: CoLocation | None
-    """The worst case today, if GPUs are shared."""
+    """The worst case of memory today, or None if no GPU is shared."""
 
     @property
     def pods(self) -> int:
         """The number of pods that have a place."""
-        return sum(one.need.history.pods for one in self.placed)
+        return sum(workload.need.history.pods for workload in self.placed)
 
     @property
     def mode(self) -> Mode:
@@ -191,7 +195,7 @@ class Recommendation:
 
     @property
     def portions(self) -> tuple[Portion, ...]:
-        """The template by layouts, in the order of the indexes."""
+        """The GPUs of the template grouped by layout, in the order of their indexes."""
         indexes: dict[Layout | None, list[int]] = {}
         for index, layout in enumerate(self.template):
             indexes.setdefault(layout, []).append(index)
@@ -200,7 +204,7 @@ class Recommendation:
         return tuple(Portion(layout, tuple(at), len(at) * units) for layout, at in indexes.items())
 
     def block(self) -> dict[str, Any]:
-        """Mode and its block as `spec` of a policy has them."""
+        """Return the mode and its block as `spec` of a policy has them."""
         if self.mode is Mode.FULL:
             return {"mode": "Full"}
         everywhere = len(set(self.template)) == 1
@@ -217,7 +221,8 @@ class Recommendation:
 def recommend(
     pool: ModelPool, needs: Sequence[Need], occupied: Sequence[Occupied] = (), *, goal: Goal
 ) -> Recommendation:
-    """The layout for all these workloads. ValueError: the pool has no GPU, or its card has no memory of its own."""
+    """Return the layout for all these workloads. Raises ValueError if the pool has no GPU, or its card has no
+    memory of its own."""
     if not pool.nodes or min(pool.nodes) < 1:
         raise ValueError(f"pool {pool.name} has no GPU")
     if not pool.card.memory_gb:
@@ -245,23 +250,25 @@ def recommend(
 
 
 _packer = lru_cache(maxsize=4)(Packer)
-"""A packer remembers what it has worked out."""
+"""The packer of a card, reused because it remembers its results."""
 
 
 def _sizes(card: Card) -> tuple[Size, ...]:
-    """Of the plain profiles. A compute slice counts as its part of all, although it is a little less or more on real
-    cards: 16 of an H100 SXM's 132 multiprocessors, not 1/7."""
+    """Return the sizes of the plain profiles. A compute slice counts as its part of all, although it is a little
+    less or more on real cards: 16 of an H100 SXM's 132 multiprocessors, not 1/7."""
     whole = max((profile.slices for profile in card.profiles), default=1)
-    return tuple(Size(usable_memory(card, one) * GIB, one.slices / whole) for one in plain_profiles(card))
+    return tuple(
+        Size(usable_memory(card, profile) * GIB, profile.slices / whole) for profile in plain_profiles(card)
+    )
 
 
 def _seats(
     pool: ModelPool, needs: Sequence[Need], sizes: Sequence[Size], fleet: Fleet
 ) -> tuple[list[Seat], tuple[Unplaced, ...]]:
-    """What each workload has to get, and which have no place."""
+    """Return the least that each workload has to get, and the workloads that have no place."""
     seats: list[Seat] = []
     unplaced: list[Unplaced] = []
-    for need in sorted(needs, key=lambda one: one.workload):
+    for need in sorted(needs, key=lambda each: each.workload):
         seat = _seat(pool.card, need, sizes)
         if isinstance(seat, Misplaced):
             unplaced.append(Unplaced(need, seat))
@@ -275,11 +282,12 @@ def _seats(
             Unplaced(seat.need, Misplaced.APART, seat.gpus) for seat in seats if seat.gpus >= fleet.per_node
         ]
         seats = [seat for seat in seats if seat.gpus < fleet.per_node]
-    return seats, tuple(sorted(unplaced, key=lambda one: one.need.workload))
+    return seats, tuple(sorted(unplaced, key=lambda each: each.need.workload))
 
 
 def _seat(card: Card, need: Need, sizes: Sequence[Size]) -> Seat | Misplaced:
-    """The smallest profile that holds memory and compute, or whole GPUs."""
+    """Return the smallest profile that holds the need's memory and compute, or whole GPUs, or why the workload has
+    no place."""
     holds = need.history.holds
     if holds.devices > 1:
         # Several whole GPUs are one program that spreads over them; instances and shares cannot be joined.
@@ -299,6 +307,8 @@ def _seat(card: Card, need: Need, sizes: Sequence[Size]) -> Seat | Misplaced:
 def _granted(
     packer: Packer, sizes: Sequence[Size], seat: Seat, chosen: TemplateChoice
 ) -> tuple[str, int, Bound]:
+    """Return profile, number of whole GPUs, and reason of what a workload gets; one of the first two is empty or
+    0."""
     if seat.gpus:
         return "", seat.gpus, Bound.WHOLE
     index = chosen.index(seat)
@@ -312,7 +322,8 @@ def _granted(
 
 
 def _template(packer: Packer, chosen: TemplateChoice, fleet: Fleet) -> tuple[Layout | None, ...]:
-    """For each GPU of a node: what is needed, filled up with what else fits; then those left whole."""
+    """Return the layout of each GPU of a node: what is needed, filled up with what else fits, then None for those
+    left whole."""
     names = {profile.name for profile, count in zip(packer.profiles, chosen.wanted, strict=True) if count}
     divided = sorted((packer.fill_up(layout, names) for layout in chosen.layouts), key=packer.rank)
     whole: list[Layout | None] = [None] * (fleet.per_node - len(divided))
@@ -320,8 +331,8 @@ def _template(packer: Packer, chosen: TemplateChoice, fleet: Fleet) -> tuple[Lay
 
 
 def _nodes_for(nodes: Sequence[int], gpus: int) -> int:
-    """How many nodes it takes to have this many GPUs, the largest first; more than there are if all together have
-    fewer."""
+    """Return how many nodes it takes to have this many GPUs, the largest first. It is more than there are if all
+    of them together have fewer GPUs."""
     ordered = sorted(nodes, reverse=True)
     for count in range(len(ordered) + 1):
         if sum(ordered[:count]) >= gpus:
@@ -330,26 +341,29 @@ def _nodes_for(nodes: Sequence[int], gpus: int) -> int:
 
 
 def _stranded(packer: Packer, template: Sequence[Layout | None], nodes: int) -> Stranded:
+    """Return what the layouts leave uncovered, on this many nodes."""
     lost = [packer.stranded(layout) for layout in template if layout is not None]
     return Stranded(sum(slices for _, slices in lost) * nodes, sum(units for units, _ in lost) * nodes)
 
 
 def _idle(template: Sequence[Layout | None], placed: Sequence[Placed], nodes: int) -> Layout:
+    """Return the instances that the layouts have on this many nodes beyond those that workloads get."""
     there: Counter[str] = Counter()
     for layout in template:
         there.update({name: count * nodes for name, count in layout or ()})
-    for one in placed:
-        if one.profile:
-            there[one.profile] -= one.need.history.pods
+    for workload in placed:
+        if workload.profile:
+            there[workload.profile] -= workload.need.history.pods
     return normalise(there)
 
 
 def _worst(card: Card, needs: Sequence[Need], occupied: Sequence[Occupied]) -> CoLocation | None:
+    """Return the GPU with the worst case of memory among those that several pods share, or None if there is none."""
     highest = {need.workload: need.highest for need in needs}
-    found = []
-    for one in occupied:
-        parts = [(whose, count, highest[whose]) for whose, count in one.pods if whose in highest]
+    candidates = []
+    for each in occupied:
+        parts = [(whose, count, highest[whose]) for whose, count in each.pods if whose in highest]
         if sum(count for _, count, _ in parts) > 1:
             ordered = tuple(sorted(parts, key=lambda part: (-part[1] * part[2], part[0])))
-            found.append(CoLocation(one.gpu, ordered, memory_of(card) * GIB))
-    return min(found, key=lambda one: (-one.bytes, one.gpu), default=None)
+            candidates.append(CoLocation(each.gpu, ordered, memory_of(card) * GIB))
+    return min(candidates, key=lambda each: (-each.bytes, each.gpu), default=None)

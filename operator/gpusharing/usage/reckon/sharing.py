@@ -1,12 +1,14 @@
-"""Would the pods of a recommended layout fit on fewer GPUs if they shared whole ones? Only the arithmetic: nothing
-isolates pods that share a GPU, so people have to say whether that is acceptable (`advise` asks them).
+"""Would the pods of a recommended layout fit on fewer GPUs if they shared whole ones? This is only the arithmetic:
+nothing isolates pods that share a GPU, so people have to say whether that is acceptable (`advise` asks them).
 
-A policy gives all GPUs the same number of replicas, and the scheduler puts any pods together, so the worst case counts:
+A policy gives all GPUs the same number of replicas, and the scheduler puts any pods together, so the worst case
+counts:
 
-- *MPS* divides evenly (docs/design/hardware.md#mps-share): the pod that needs most has to fit into 1/n of the memory
-  and of the compute.
+- *MPS* divides evenly (docs/design/hardware.md#mps-share): the pod that needs most has to fit into 1/n of the
+memory and of the compute.
+
 - *Time-slicing* divides nothing: the n pods that need most memory have to fit together, and so have the n that
-  compute most. More than TURNS wait too long for their turn.
+compute most. More than TURNS wait too long for their turn.
 """
 
 from collections.abc import Sequence
@@ -26,51 +28,60 @@ _Pods = tuple[float, ...]
 
 @value
 class Shared:
-    """Fewer GPUs than the layout divides, for the same pods."""
+    """A way to serve the same pods with fewer GPUs than the layout takes, by sharing whole ones."""
 
     mode: Mode
-    """MPS or TIME_SLICING."""
+    """The mode, MPS or TIME_SLICING."""
     replicas: int
-    """Of each GPU."""
+    """How many replicas each GPU has."""
     pods: int
     """How many pods would share them."""
     gpus: int
     """How many GPUs that takes."""
     instead: int
-    """GPUs that the layout takes for them."""
+    """How many GPUs the layout takes for the same pods."""
     needed: float
-    """Bytes, headroom included: with MPS of the pod that needs most, else of the largest pods that share a GPU."""
+    """Bytes needed, headroom included: with MPS by the neediest pod, else by the largest pods that share a GPU."""
     there: float
-    """Bytes that they have: 1/replicas of the card with MPS, else the card's."""
+    """Bytes that they can use: 1/replicas of the card with MPS, else all of the card's."""
     busy: float | None
-    """Likewise, of the compute of a whole card. None: not known for all pods."""
+    """Compute that they use, as a part of a whole card, or None if it is not known for all pods."""
 
 
-def find_shared(found: Recommendation) -> Shared | None:
-    """The way to share whole GPUs that takes the fewest; None: none takes fewer than the layout, or the goal was room
-    rather than price. Pods with whole GPUs of a card that has MIG keep them, and are not counted."""
-    if found.goal is not Goal.COST:
+def find_shared(recommendation: Recommendation) -> Shared | None:
+    """Return the way to share whole GPUs that takes the fewest, or None if none takes fewer than the layout, or
+    the goal was performance. Pods with whole GPUs of a card that has MIG keep them, and are not counted."""
+    if recommendation.goal is not Goal.COST:
         return None
-    card = found.pool.card
-    sharing = [one for one in found.placed if one.profile or (not card.profiles and one.gpus == 1)]
-    needs = [one.need for one in sharing]
+    card = recommendation.pool.card
+    sharing = [
+        workload
+        for workload in recommendation.placed
+        if workload.profile or (not card.profiles and workload.gpus == 1)
+    ]
+    needs = [workload.need for workload in sharing]
     memory = _each_pod(needs, [float(need.memory or 0) for need in needs])
     known = [need.compute for need in needs if need.compute is not None]
     compute = _each_pod(needs, known) if len(known) == len(needs) else None
-    keeping = sum(one.gpus * one.need.history.pods for one in found.placed if one not in sharing)
-    instead = found.gpus - keeping
+    keeping = sum(
+        workload.gpus * workload.need.history.pods
+        for workload in recommendation.placed
+        if workload not in sharing
+    )
+    instead = recommendation.gpus - keeping
     ways = filter(None, (_mps(card, memory, compute, instead), _turns(card, memory, compute, instead)))
     return min((way for way in ways if way.gpus < instead), key=lambda way: way.gpus, default=None)
 
 
 def _each_pod(needs: Sequence[Need], values: Sequence[float]) -> _Pods:
-    """Return the value of each pod, where `values` are those of its workload; the largest first."""
+    """Return one value for each pod, the largest first; `values` has that of each workload in `needs`."""
     pairs = zip(values, needs, strict=True)
     of_all = chain.from_iterable(repeat(value, need.history.pods) for value, need in pairs)
     return tuple(sorted(of_all, reverse=True))
 
 
 def _mps(card: Card, memory: _Pods, compute: _Pods | None, instead: int) -> Shared | None:
+    """Return how many GPUs MPS would take, or None if not even two pods fit on one, or there is no memory need."""
     if not memory or not memory[0]:
         return None
     most = min(card.mps_max_clients, int(memory_of(card) * GIB // memory[0]))
@@ -85,6 +96,7 @@ def _mps(card: Card, memory: _Pods, compute: _Pods | None, instead: int) -> Shar
 
 
 def _turns(card: Card, memory: _Pods, compute: _Pods | None, instead: int) -> Shared | None:
+    """Return how many GPUs time-slicing would take, or None if not even two pods fit on one."""
     whole = memory_of(card) * GIB
     for most in range(min(TURNS, len(memory)), 1, -1):
         gpus, replicas = _spread(len(memory), most)
@@ -96,6 +108,6 @@ def _turns(card: Card, memory: _Pods, compute: _Pods | None, instead: int) -> Sh
 
 
 def _spread(pods: int, most: int) -> tuple[int, int]:
-    """The number of GPUs with at most this many pods on each, and how many pods on each are then enough."""
+    """Return the number of GPUs with at most `most` pods on each, and how many pods on each are then enough."""
     gpus = -(-pods // most)
     return gpus, -(-pods // gpus)

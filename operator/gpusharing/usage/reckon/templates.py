@@ -1,9 +1,10 @@
-"""The search behind a recommendation: which workload gets which profile, how many of each on a node, and on how many
+"""The search behind a recommendation: which workload gets which profile, how many of each a node has, and how many
 nodes.
 
-With n nodes each must hold an n-th of the pods that get a profile, rounded up; whether a node does is a question of
-exact packing (packing.py). Only those n matter at which one of these numbers changes, so the search is short and, for
-instances and pods with one GPU each, exact. Pods with several whole GPUs are put on nodes first fit, the largest first.
+Each of n nodes must hold an n-th of the pods that get a profile, rounded up; whether a node does is a question of
+exact packing (packing.py). Only those n matter at which one of these numbers changes, so the search is short and,
+for instances and pods with one GPU each, exact. Pods with several whole GPUs are put on nodes first fit, the
+largest first.
 """
 
 from collections import Counter
@@ -22,21 +23,21 @@ _Key = tuple[float | int | tuple[tuple[int, int], ...], ...]
 
 
 ROUNDING = 1e-6
-"""Of compute: a full 1g instance was measured as 1/7 of the card, perhaps in single precision, and is not more than
-that."""
+"""Tolerance for compute: a full 1g instance is measured as 1/7 of the card, perhaps in single precision, and must not
+seem to need more than that."""
 
 
 @value
 class Size:
-    """What an instance of a profile has."""
+    """The memory and the compute of an instance."""
 
     memory: float
-    """Bytes."""
+    """Memory in bytes."""
     compute: float
-    """Part of the whole card."""
+    """Part of the whole card's compute."""
 
     def holds(self, other: "Size") -> bool:
-        """Whether a pod that fits into the other one fits here."""
+        """Whether a pod that fits into the other size fits into this one."""
         return self.memory >= other.memory and self.compute >= other.compute - ROUNDING
 
 
@@ -45,21 +46,21 @@ class Seat:
     """The least that each pod of a workload has to get."""
 
     need: Need
-    """The workload's."""
+    """The need of the workload."""
     index: int
-    """Of the smallest profile, in the packer's order; -1 with whole GPUs."""
+    """Index of the smallest profile that holds the need, in the packer's order; -1 for whole GPUs."""
     gpus: int
-    """Whole GPUs; 0 with a profile."""
+    """Number of whole GPUs; 0 with a profile."""
 
     @property
     def pods(self) -> int:
-        """At once."""
+        """How many pods the workload has at the same time."""
         return self.need.history.pods
 
 
 @value
 class Fleet:
-    """The existing nodes."""
+    """The nodes that the pool has."""
 
     per_node: int
     """The number of GPUs that one template covers."""
@@ -69,50 +70,54 @@ class Fleet:
 
 @value
 class TemplateChoice:
-    """What a search found."""
+    """A candidate for the template, and what it takes."""
 
-    given: tuple[tuple[int, int], ...]
-    """The smallest profile of some workloads and the one that they get, by index."""
+    assignment: tuple[tuple[int, int], ...]
+    """Indexes of the smallest profile of each class of workloads and of the one that it gets."""
     wanted: Counts
-    """Instances by profile, of the whole pool."""
+    """Number of instances of each profile in the whole pool."""
     nodes: int = 0
-    """That are needed."""
+    """How many nodes are needed."""
     divided: int = 0
-    """GPUs of each node with instances that are needed."""
+    """GPUs of each node that are divided into instances."""
     whole: int = 0
-    """GPUs that are needed whole, on all nodes."""
+    """Number of GPUs that are needed whole, on all nodes."""
     layouts: tuple[Layout, ...] = ()
     """The layouts of the divided GPUs of a node, before they are filled up."""
 
     @property
     def gpus(self) -> int:
-        """Of all nodes."""
+        """The number of GPUs needed on all nodes."""
         return self.nodes * self.divided + self.whole
 
     def index(self, seat: Seat) -> int:
-        """The profile that a workload gets."""
-        return dict(self.given)[seat.index]
+        """Return the index of the profile that a workload gets."""
+        return dict(self.assignment)[seat.index]
 
 
 def choose(
     packer: Packer, sizes: Sequence[Size], seats: Sequence[Seat], fleet: Fleet, goal: Goal
 ) -> TemplateChoice:
-    """The best template by the goal; `sizes` are of the packer's profiles. ValueError: no node has room for instances
-    next to the whole GPUs of one pod."""
+    """Return the best template for the goal; `sizes` are those of the packer's profiles. Raises ValueError if no
+    node has room for instances beside the whole GPUs of one pod."""
     key = _dearness(seats) if goal is Goal.COST else _tightness(seats, sizes)
-    found = _best(packer, _ways(sizes, seats), seats, fleet, key)
-    if found is None:
+    best = _best(packer, _ways(sizes, seats), seats, fleet, key)
+    if best is None:
         raise ValueError("whole GPUs leave no room for instances on any node")
-    wanted = _per_node(found.wanted, found.nodes) if found.nodes else found.wanted
-    return replace(found, layouts=packer.pack(wanted, found.divided))
+    wanted = _per_node(best.wanted, best.nodes) if best.nodes else best.wanted
+    return replace(best, layouts=packer.pack(wanted, best.divided))
 
 
 def _ways(sizes: Sequence[Size], seats: Sequence[Seat]) -> Iterator[tuple[tuple[int, int], ...]]:
-    """Which profile each class of workloads may get: the smallest that holds it, or a larger one."""
+    """Yield every assignment of profiles to the classes of workloads: each gets the smallest that holds it, or a
+    larger one."""
     classes = sorted({seat.index for seat in seats if not seat.gpus})
-    larger = [[one for one in range(len(sizes)) if sizes[one].holds(sizes[index])] for index in classes]
-    for given in product(*larger):
-        yield tuple(zip(classes, given, strict=True))
+    choices = [
+        [larger for larger in range(len(sizes)) if sizes[larger].holds(sizes[smallest])]
+        for smallest in classes
+    ]
+    for indexes in product(*choices):
+        yield tuple(zip(classes, indexes, strict=True))
 
 
 def _best(
@@ -122,7 +127,8 @@ def _best(
     fleet: Fleet,
     key: Callable[[TemplateChoice], _Key],
 ) -> TemplateChoice | None:
-    """The way that takes the fewest additional nodes, then the one with the least key; None: there is none."""
+    """Return the assignment that takes the fewest additional nodes, then the one with the least key, or None if
+    none is possible."""
     pods: Counter[int] = Counter()
     for seat in seats:
         if not seat.gpus:
@@ -135,46 +141,53 @@ def _best(
     def undivided(nodes: int) -> int | None:
         return _first_fit(whole, nodes, fleet.per_node)
 
-    def order(one: TemplateChoice) -> tuple[int, _Key]:
-        return max(one.nodes - fleet.nodes, 0), key(one)
+    def order(choice: TemplateChoice) -> tuple[int, _Key]:
+        return max(choice.nodes - fleet.nodes, 0), key(choice)
 
     best: TemplateChoice | None = None
-    for given in ways:
+    for assignment in ways:
         wanted = [0] * len(packer.profiles)
-        for smallest, index in given:
+        for smallest, index in assignment:
             wanted[index] += pods[smallest]
-        way = TemplateChoice(given, tuple(wanted), whole=sum(whole))
-        found = _cheapest(packer, way, whole, fleet, undivided)
-        if found is not None and (best is None or order(found) < order(best)):
-            best = found
+        way = TemplateChoice(assignment, tuple(wanted), whole=sum(whole))
+        candidate = _cheapest(packer, way, whole, fleet, undivided)
+        if candidate is not None and (best is None or order(candidate) < order(best)):
+            best = candidate
     return best
 
 
 def _dearness(seats: Sequence[Seat]) -> Callable[[TemplateChoice], _Key]:
-    """Fewest GPUs; then nodes; then pods with more than they need."""
+    """Return the key of the goal cost: fewest GPUs, then nodes, then pods with more than they need."""
 
-    def key(one: TemplateChoice) -> _Key:
-        raised = sum(seat.pods for seat in seats if not seat.gpus and one.index(seat) != seat.index)
-        return one.gpus, one.nodes, raised, one.given
+    def key(choice: TemplateChoice) -> _Key:
+        raised = sum(seat.pods for seat in seats if not seat.gpus and choice.index(seat) != seat.index)
+        return choice.gpus, choice.nodes, raised, choice.assignment
 
     return key
 
 
 def _tightness(seats: Sequence[Seat], sizes: Sequence[Size]) -> Callable[[TemplateChoice], _Key]:
-    """Most room for the workload that has least, in memory or compute, whichever is tighter; then most for all; then
-    fewest GPUs."""
+    """Return the key of the goal performance: most room for the workload that has least, in memory or compute,
+    whichever is tighter; then most for all; then fewest GPUs."""
     shared = [seat for seat in seats if not seat.gpus]
 
-    def key(one: TemplateChoice) -> _Key:
-        got = [(seat, sizes[one.index(seat)]) for seat in shared]
+    def key(choice: TemplateChoice) -> _Key:
+        """Return a key that is least for the best choice."""
+        got = [(seat, sizes[choice.index(seat)]) for seat in shared]
         room = min((_room(seat.need, size) for seat, size in got), default=inf)
-        return -room, -sum(seat.pods * size.compute for seat, size in got), one.gpus, one.nodes, one.given
+        return (
+            -room,
+            -sum(seat.pods * size.compute for seat, size in got),
+            choice.gpus,
+            choice.nodes,
+            choice.assignment,
+        )
 
     return key
 
 
 def _room(need: Need, size: Size) -> float:
-    """How many times the need fits."""
+    """Return how many times the need fits into the size."""
     memory = size.memory / need.memory if need.memory else inf
     return min(memory, size.compute / need.compute if need.compute else inf)
 
@@ -186,8 +199,8 @@ def _cheapest(
     fleet: Fleet,
     undivided_on: Callable[[int], int | None],
 ) -> TemplateChoice | None:
-    """On as few GPUs as the existing nodes allow, then on as few nodes; else on as few additional nodes as possible.
-    None: impossible."""
+    """Return the choice on as few GPUs as the existing nodes allow, then on as few nodes; else on as few
+    additional nodes as possible. None if it is impossible."""
     if not any(way.wanted) and not whole:
         return way
     best: TemplateChoice | None = None
@@ -214,19 +227,20 @@ def _per_node(wanted: Counts, nodes: int) -> Counts:
 
 
 def _steps(wanted: Sequence[int]) -> list[int]:
-    """The numbers of nodes at which some n-th, rounded up, becomes less; ascending."""
-    found = {1}
+    """Return the numbers of nodes at which some n-th, rounded up, becomes less, in ascending order."""
+    numbers = {1}
     for count in wanted:
         each = count
         while each > 1:
             nodes = -(-count // (each - 1))
-            found.add(nodes)
+            numbers.add(nodes)
             each = -(-count // nodes)
-    return sorted(found)
+    return sorted(numbers)
 
 
 def _first_fit(whole: Sequence[int], nodes: int, per_node: int) -> int | None:
-    """Whole GPUs that each node must have for these pods, the largest first; None: more than it has."""
+    """Return how many whole GPUs each node must have for these pods, put on nodes the largest first, or None if
+    that is more than it has."""
     if not whole:
         return 0
     for room in range(max(whole[0], -(-sum(whole) // nodes)), per_node + 1):

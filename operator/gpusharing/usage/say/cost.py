@@ -1,4 +1,4 @@
-"""A bill as text, data and CSV. Pure."""
+"""Format a bill as text, data and CSV. Pure."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,21 +25,21 @@ COLUMNS = (
     "from", "until", "by", "name", "policy", "part", "resource", "basis", "gpu_hours", "cost", "currency", "partial",
     "simulated",
 )  # fmt: skip
-"""Of the CSV."""
+"""Header of the CSV."""
 
 
 @dataclass(frozen=True, slots=True)
 class CostReport:
-    """What was found out."""
+    """A bill, and what a reader must know about it."""
 
     where: str
-    """Which Prometheus."""
-    wish: MeterQuery
-    """What was asked for."""
+    """Which Prometheus was queried."""
+    query: MeterQuery
+    """What the bill was made for."""
     bill: Bill
     """The bill."""
     missing: tuple[str, ...]
-    """Why the answer is incomplete; empty: it is complete."""
+    """Why the answer is incomplete; empty if it is complete."""
     remarks: tuple[str, ...]
     """What else a reader should know."""
     simulated: tuple[str, ...] = ()
@@ -47,9 +47,9 @@ class CostReport:
 
 
 def describe(answer: CostReport, paper: Paper) -> list[Line]:
-    """Who had what, the pools, the totals, and what is not known."""
-    wish, bill = answer.wish, answer.bill
-    head = f"{duration(wish.end - wish.start)} until {moment(wish.end)}, by {wish.by}"
+    """Draw the rows, the pools, the totals, and what is not known."""
+    query, bill = answer.query, answer.bill
+    head = f"{duration(query.end - query.start)} until {moment(query.end)}, by {query.by}"
     lines = [*prose(head, paper, ink=Ink.TITLE), *describe_simulated(answer.simulated, paper)]
     if bill.rows:
         lines += _of_rows(answer, paper)
@@ -62,23 +62,24 @@ def describe(answer: CostReport, paper: Paper) -> list[Line]:
 
 
 def describe_doubts(remarks: Iterable[str], missing: Iterable[str], paper: Paper) -> list[Line]:
-    """Draw what is worth knowing about an answer, then why a part of it is unknown (PARTIAL)."""
-    lines = [one for text in remarks for one in prose(f"{text}.", paper, hang="  ", ink=Ink.FAINT)]
+    """Draw the remarks about an answer, then why a part of it is unknown (PARTIAL)."""
+    lines = [line for text in remarks for line in prose(f"{text}.", paper, hang="  ", ink=Ink.FAINT)]
     for text in missing:
         lines += prose(f"PARTIAL: {text}.", paper, hang="  ", ink=Ink.WAITING)
     return lines
 
 
 def _of_rows(answer: CostReport, paper: Paper) -> list[Line]:
-    wish, rows = answer.wish, answer.bill.rows
+    """Draw the table of the rows. The part is the row's share of all GPU time."""
+    query, rows = answer.query, answer.bill.rows
     whole = sum(row.micros for row in rows)
     hours = _right([hours_of(row.micros) for row in rows])
     parts = _right([f"{100 * row.micros / whole:.1f}%" for row in rows])
     costs = _right([money(row.cents, row.currency) for row in rows])
-    told = [
+    cells = [
         [
-            Span(name_of(row, wish), Ink.PLAIN if row.part is Part.HELD else Ink.FAINT),
-            Span(f"({row.part})" if wish.by == POLICY and row.part is not Part.HELD else row.resource),
+            Span(name_of(row, query), Ink.PLAIN if row.part is Part.HELD else Ink.FAINT),
+            Span(f"({row.part})" if query.by == POLICY and row.part is not Part.HELD else row.resource),
             Span(hours[index]),
             Span(parts[index], Ink.FAINT),
             Span(costs[index], Ink.PLAIN if row.currency else Ink.WAITING),
@@ -87,20 +88,21 @@ def _of_rows(answer: CostReport, paper: Paper) -> list[Line]:
         for index, row in enumerate(rows)
     ]
     columns = (
-        Column(wish.by.upper()),
+        Column(query.by.upper()),
         Column("RESOURCE", drop=3),
         Column("GPU-HOURS"),
         Column("PART", drop=2),
         Column("COST"),
         Column("BASIS", drop=1),
     )
-    return table(columns, told, paper)
+    return table(columns, cells, paper)
 
 
 def _of_pools(pools: Sequence[PoolBill], paper: Paper) -> list[Line]:
+    """Draw the table of the pools."""
     hours = _right([hours_of(pool.micros) for pool in pools])
     costs = _right([money(pool.cents, pool.currency) for pool in pools])
-    told = [
+    cells = [
         [
             Span(pool.policy or "(no policy)"),
             Span(hours[index]),
@@ -110,52 +112,54 @@ def _of_pools(pools: Sequence[PoolBill], paper: Paper) -> list[Line]:
         for index, pool in enumerate(pools)
     ]
     columns = (Column("POOL"), Column("GPU-HOURS"), Column("PRICE OF A GPU-HOUR", drop=1), Column("COST"))
-    return table(columns, told, paper)
+    return table(columns, cells, paper)
 
 
 def _priced(prices: Sequence[Price]) -> str:
+    """Return the prices of a pool as one text, from the lowest to the highest, with their sources."""
     if not prices:
         return UNKNOWN
     low, high = amount(prices[0].amount), amount(prices[-1].amount)
-    told = low if low == high else f"{low} to {high}"
-    return f"{prices[0].currency} {told} ({', '.join(sorted({price.source for price in prices}))})"
+    span = low if low == high else f"{low} to {high}"
+    return f"{prices[0].currency} {span} ({', '.join(sorted({price.source for price in prices}))})"
 
 
 def _sentence(total: Total) -> str:
+    """Return the sentence about a total."""
     if not total.currency:
         return f"{hours_of(total.micros)} GPU-hours have no price."
     parts = ", ".join(f"{part} {money(cents)}" for part, cents in total.parts.items())
     return f"{hours_of(total.micros)} GPU-hours cost {money(total.cents, total.currency)}: {parts}."
 
 
-def name_of(row: Row, wish: MeterQuery) -> str:
-    """Who the row is about."""
-    if wish.by == POLICY:
+def name_of(row: Row, query: MeterQuery) -> str:
+    """Return whom or what the row is about, as people read it."""
+    if query.by == POLICY:
         return row.policy or "(no policy)"
     if row.part is not Part.HELD:
         return f"({row.part})"
-    return row.tenant or ("(no namespace)" if wish.by == NAMESPACE else f"(no {wish.by})")
+    return row.tenant or ("(no namespace)" if query.by == NAMESPACE else f"(no {query.by})")
 
 
-def _whose(row: Row, wish: MeterQuery) -> str:
-    """Who the row is about, for programs; empty: nobody, or nobody known."""
-    return row.policy if wish.by == POLICY else row.tenant
+def _whose(row: Row, query: MeterQuery) -> str:
+    """Return whom the row is about, for programs; empty if nobody, or nobody known."""
+    return row.policy if query.by == POLICY else row.tenant
 
 
 def hours_of(micros: int) -> str:
-    """GPU-hours, to a tenth."""
+    """Format microseconds as GPU-hours, to a tenth."""
     return f"{round(Fraction(micros * 10, HOUR)) / 10:,.1f}"
 
 
 def money(cents: int | None, currency: str = "") -> str:
-    """An amount, to the cent."""
+    """Format an amount to the cent, with its currency if one is given."""
     if cents is None:
         return UNKNOWN
     return f"{currency} {cents // 100:,}.{cents % 100:02}".lstrip()
 
 
 def amount(price: Fraction) -> str:
-    """A price, to the cent, or as much finer as it is."""
+    """Format a price to the cent, or finer if it is."""
     whole, rest = f"{float(price):.6f}".split(".")
     return f"{whole}.{rest[:2]}{rest[2:].rstrip('0')}"
 
@@ -166,20 +170,20 @@ def _right(texts: Sequence[str]) -> list[str]:
 
 
 def as_data(answer: CostReport) -> dict[str, Any]:
-    """For programs: amounts are texts, because a float is no amount of money."""
-    wish, bill = answer.wish, answer.bill
+    """Return the bill for programs. Amounts are texts, because a float cannot hold every amount."""
+    query, bill = answer.query, answer.bill
     return {
         "prometheus": answer.where,
-        "from": moment(wish.start),
-        "until": moment(wish.end),
-        "by": wish.by,
+        "from": moment(query.start),
+        "until": moment(query.end),
+        "by": query.by,
         "partial": bool(answer.missing),
         "missing": list(answer.missing),
         "remarks": list(answer.remarks),
         "simulated": list(answer.simulated),
         "rows": [
             {
-                "name": _whose(row, wish),
+                "name": _whose(row, query),
                 "part": str(row.part),
                 "resource": row.resource,
                 "basis": str(row.basis),
@@ -191,8 +195,8 @@ def as_data(answer: CostReport) -> dict[str, Any]:
             {
                 "policy": pool.policy,
                 "prices": [
-                    {"gpuHour": amount(one.amount), "currency": one.currency, "source": one.source}
-                    for one in pool.prices
+                    {"gpuHour": amount(price.amount), "currency": price.currency, "source": price.source}
+                    for price in pool.prices
                 ],
                 **_sum(pool.micros, pool.cents, pool.currency),
             }
@@ -217,11 +221,11 @@ def _plain(cents: int | None) -> str | None:
 
 
 def as_rows(answer: CostReport) -> list[tuple[object, ...]]:
-    """A header and a row for each row of the bill, for CSV; an amount that is not known is empty."""
-    wish, partial, simulated = answer.wish, answer.missing, answer.simulated
+    """Return a header and a row for each row of the bill, for CSV; an unknown amount is empty."""
+    query, partial, simulated = answer.query, answer.missing, answer.simulated
     rows = [
         (
-            moment(wish.start), moment(wish.end), wish.by, _whose(row, wish), row.policy, row.part, row.resource,
+            moment(query.start), moment(query.end), query.by, _whose(row, query), row.policy, row.part, row.resource,
             row.basis, f"{row.micros / HOUR:.6f}", _plain(row.cents), row.currency,
             "yes" if partial else "no", "yes" if simulated else "no",
         )
