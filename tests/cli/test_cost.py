@@ -327,7 +327,8 @@ def test_the_only_service_that_looks_like_a_prometheus_is_asked(desk: Desk, fake
     (remark,) = json.loads(said.out)["remarks"]
     assert (
         remark
-        == f"{json.loads(said.out)['prometheus']} was queried, because its labels are those of a Prometheus; use --service to name another"
+        == f"{json.loads(said.out)['prometheus']} was queried, because its labels are those of a Prometheus;"
+        " use --service to name another"
     )
     assert set(fake.paths[1:]) == {
         f"/api/v1/namespaces/monitoring/services/kps-prometheus:9090/proxy/api/v1/{one}"
