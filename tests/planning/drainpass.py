@@ -42,7 +42,7 @@ class DrainPass:
     def later(self) -> tuple[PodView, ...]:
         """Pods to evict in a later pass; nothing but our own pace holds them back."""
         named = {ref for blocker in self.plan.blockers for ref in blocker.pods}
-        staying = (one.pod for one in self.found.staying)
+        staying = (one.pod for one in self.found.remaining)
         return tuple(pod for pod in staying if pod not in self.plan.evict and pod.ref not in named)
 
 

@@ -37,7 +37,7 @@ def stands(
     """How the one pod of a node stands."""
     work = make_work(pod, pdbs=pdbs, evictions={pod.uid: memory} if memory else {}, listed_at=listed_at)
     found = find_standings(work, Drain(), NOW, scope=SCOPE, cordoned=cordoned)
-    (one,) = (*found.leaving, *found.staying)
+    (one,) = (*found.leaving, *found.remaining)
     assert one.leaves == (one in found.leaving)
     return one
 
@@ -68,7 +68,7 @@ def test_a_pod_that_was_asked_for_since_the_list_was_begun_is_not_due() -> None:
 
 def test_no_pod_is_due_on_a_node_that_is_not_ready() -> None:
     found = find_standings(make_work(make_pod()), Drain(), NOW, scope=replace(SCOPE, silent=True))
-    assert [(one.leaves, one.due) for one in found.staying] == [(False, False)]
+    assert [(one.leaves, one.due) for one in found.remaining] == [(False, False)]
 
 
 def test_before_the_cordon_an_answer_counts_only_while_its_wait_lasts() -> None:

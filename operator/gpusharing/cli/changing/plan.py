@@ -272,7 +272,7 @@ def _proposal_data(proposal: Proposal) -> dict[str, Any]:
                 "before": lost.before,
                 "after": lost.after,
                 "offeredElsewhere": lost.demand.remain > 0,
-                "asked": lost.demand.asked,
+                "asked": lost.demand.requested,
                 "remain": lost.demand.remain,
                 "willWait": lost.demand.waiting,
                 "pods": list(lost.pods),

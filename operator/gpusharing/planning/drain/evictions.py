@@ -1,6 +1,6 @@
 """What the API server answered to an eviction, and when to ask again (docs/design/drain.md, rows E).
 
-Answers are kept in memory only: after a restart the operator simply evicts every pod again, and recognises a pod that
+Answers are kept in memory only: after a restart the operator simply evicts every pod again, and recognizes a pod that
 is already leaving by its deletionTimestamp.
 """
 
@@ -16,14 +16,15 @@ FIRST_WAIT = 5.0
 LONGEST_WAIT = 60.0
 """Seconds; the wait grows no longer than this."""
 SLOW_WAIT = 300.0
-"""Seconds; for what only a person can change, and the longest Retry-After that we follow."""
+"""Seconds to wait after a refusal that only a person can change; also the longest Retry-After that we follow."""
 ODD_AFTER = 3
-"""This many answers in a row that a pod is gone, while newer LISTs still show it, are reported as an error."""
+"""How many answers in a row that a pod is gone, while newer LISTs still show it, count as an error."""
 MAX_EVICTIONS = 10
 """Evictions per node within `PACE`, however soon passes follow one another (E18)."""
 EVICTIONS_PER_SECOND = 5
-"""Per node (E18)."""
+"""The mean rate of evictions per node (E18)."""
 PACE = timedelta(seconds=MAX_EVICTIONS / EVICTIONS_PER_SECOND)
+"""The period in which at most MAX_EVICTIONS are sent on one node."""
 QUIET_WAIT = 60.0
 """Seconds for which a budget that its controller has not worked out yet is not shown as a blocker (E6)."""
 
@@ -38,20 +39,20 @@ def remember(
     retry_after: float | None = None,
     first_wait: float = FIRST_WAIT,
 ) -> EvictionMemory:
-    """What to remember of the answer to one eviction or deletion; `memory` is what was remembered of this pod before.
+    """Return what to remember of the answer to one eviction or deletion. `memory` is what was remembered of this pod
+    before, or None.
 
-    - `EVICTED` (201, E1): accepted; this pod is never asked for again.
+    - `EVICTED` (201, E1): accepted; this pod is never evicted again.
     - `PDB` (429 with cause DisruptionBudget): E5; with `retry_after` (seconds) it is E6, the controller of the
       budget is behind, remembered as `PDBNotObserved`.
     - `THROTTLED` (429 without that cause, E7), `EVICTION_ERROR` (500, E8 and E11, or no answer: `message` verbatim),
       `NAMESPACE_TERMINATING` (403 with that cause, E12), `FORBIDDEN` (403, E13), `INTERNAL_ERROR` (400, E15).
-    - `PODS_LEAVING` (404 and 409, E2 and E3): that pod is gone or replaced; it is not asked for again before a newer
+    - `PODS_LEAVING` (404 and 409, E2 and E3): that pod is gone or replaced; it is not evicted again before a newer
       LIST shows it.
     - `FORCE_DELETE` (200 to a DELETE, T4): accepted, as with an eviction; `FORCE_DELETE_FAILED`: not carried out.
 
-    `first_wait` is in seconds. `jitter` is in [0, 1) and shortens the wait by up to a quarter, so that pods do not
-    come back in step.
-    Raises ValueError for a reason that is no such answer.
+    `first_wait` is in seconds. `jitter` is in [0, 1) and shortens the wait by up to a quarter, so that pods are not
+    all tried again at the same moment. Raises ValueError for a reason that is no such answer.
     """
     if Mark.ANSWER not in answer.marks:
         raise ValueError(f"{answer} is not an answer to an eviction")
@@ -73,36 +74,39 @@ def is_odd(memory: EvictionMemory | None) -> bool:
 
 
 def is_accepted(memory: EvictionMemory | None) -> bool:
-    """The server has accepted the eviction or deletion: the pod is leaving, and is never asked for again (E1)."""
+    """Whether the server has accepted the eviction or deletion: the pod is leaving, and is never evicted again (E1)."""
     return memory is not None and memory.reason in (Reason.EVICTED, Reason.FORCE_DELETE)
 
 
 def is_seen(memory: EvictionMemory, listed_at: datetime | None) -> bool:
-    """Whether a LIST begun at `listed_at` shows the effect of the answer. An older one says nothing about that pod."""
+    """Whether a LIST begun at `listed_at` shows the effect of the answer, that is, began after it. True if the time of
+    the answer is unknown; False if there was no LIST."""
     if memory.asked_at is None:
         return True  # not known, and long ago
     return listed_at is not None and listed_at > memory.asked_at
 
 
 def forget_old(memories: Mapping[str, EvictionMemory], now: datetime) -> Mapping[str, EvictionMemory]:
-    """The answers whose wait is not over, and the accepted evictions, which never expire."""
+    """Return the answers whose wait is not over, and all accepted evictions and deletions, by UID of the pod."""
     return {uid: memory for uid, memory in memories.items() if memory.next_try > now or is_accepted(memory)}
 
 
 def throttled_until(memories: Mapping[str, EvictionMemory], now: datetime) -> datetime | None:
-    """Until when no eviction may be sent on this node; None: evictions may be sent (E7)."""
+    """Return until when no eviction may be sent on this node (E7), or None if evictions may be sent."""
     later = [m.next_try for m in memories.values() if m.reason is Reason.THROTTLED and m.next_try > now]
     return max(later, default=None)
 
 
-def asked_lately(memories: Mapping[str, EvictionMemory], now: datetime) -> tuple[datetime, ...]:
-    """When the evictions of the last `PACE` were sent. A pass that made progress is followed by the next one at
-    once."""
+def sent_lately(memories: Mapping[str, EvictionMemory], now: datetime) -> tuple[datetime, ...]:
+    """Return when the evictions and deletions of the last `PACE` were sent. They limit this pass, because a pass that
+    made progress is followed by the next one at once."""
     times = (memory.asked_at for memory in memories.values())
     return tuple(moment for moment in times if moment is not None and now - PACE < moment)
 
 
 def _wait(reason: Reason, tries: int, jitter: float, retry_after: float | None, first_wait: float) -> float:
+    """Return the seconds until the next try: 0 for a pod that is gone, Retry-After within limits, SLOW_WAIT for a
+    refusal that only a person can change, else a wait that doubles with each try and is shortened by `jitter`."""
     if reason is Reason.PODS_LEAVING:
         return 0.0  # the LIST decides, not the clock
     if retry_after is not None:

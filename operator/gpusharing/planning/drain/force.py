@@ -22,7 +22,8 @@ drain."""
 
 
 def find_force_note(options: Drain, *, granted: bool, namespace: str) -> Finding | None:
-    """The note on a policy that asks for what the operator may not do; None: there is none. `namespace`: our own."""
+    """Return the note on a policy that says ForceDelete although the operator may not delete pods, or Nlost.
+    `namespace` is the operator's own, for the command in the note."""
     if granted or not asks_for_force(options):
         return None
     return Finding(
@@ -32,135 +33,164 @@ def find_force_note(options: Drain, *, granted: bool, namespace: str) -> Finding
     )
 
 
-def fits(one: Standing, found: Standings) -> bool:
-    """Whether the pod may be deleted at the end of the drain and still has all of its grace period."""
-    return found.force_within is not None and _lead(one, found.force_within) < found.force_within
+def fits(standing: Standing, pods: Standings) -> bool:
+    """Whether the pod may be deleted at the end of the drain with all of its grace period, before the drain's time is
+    over. False if no pod may be deleted by force."""
+    return pods.force_within is not None and _lead(standing, pods.force_within) < pods.force_within
 
 
-def _lead(one: Standing, within: timedelta) -> timedelta:
-    """How long before the end of the drain the pod is deleted."""
-    return timedelta(seconds=one.pod.grace) + _slack(within)
+def _lead(standing: Standing, within: timedelta) -> timedelta:
+    """Return how long before the end of the drain the pod is deleted: its grace period and the slack."""
+    return timedelta(seconds=standing.pod.grace) + _slack(within)
 
 
 def _slack(within: timedelta) -> timedelta:
+    """Return SLACK, or a quarter of the drain if that is shorter."""
     return min(SLACK, within / 4)
 
 
-def find_forced(found: Standings, end: datetime | None, now: datetime) -> list[Standing]:
-    """The pods to delete now. `end`: of the drain; None: no pod is deleted in this pass."""
-    if end is None or found.throttled_until is not None or _in_vain(found, end, now):
+def find_forced(pods: Standings, end: datetime | None, now: datetime) -> list[Standing]:
+    """Return the pods to delete now: their moment has come, and the server refused their eviction. Empty if `end`, the
+    end of the drain, is None, while evictions are throttled, or if the change will be given up anyway."""
+    if end is None or pods.throttled_until is not None or _in_vain(pods, end, now):
         return []
-    come = (one for one in found.staying if _has_come(one, found, end, now))
-    return [one for one in come if _is_refused(one, found, now) and not _is_stale(one, found, end)]
+    come = (standing for standing in pods.remaining if _has_come(standing, pods, end, now))
+    return [
+        standing
+        for standing in come
+        if _is_refused(standing, pods, now) and not _is_stale(standing, pods, end)
+    ]
 
 
-def find_unasked(found: Standings, end: datetime | None, now: datetime) -> list[Standing]:
-    """The pods whose time is nearly over without a refusal that counts: they are evicted first, whether it is their
-    turn or not."""
-    if end is None or _in_vain(found, end, now):
+def find_unasked(pods: Standings, end: datetime | None, now: datetime) -> list[Standing]:
+    """Return the pods to evict now although it may not be their turn: their moment has come, and no refusal counts
+    yet, which `find_forced` needs. Empty if `end` is None or if the change will be given up anyway."""
+    if end is None or _in_vain(pods, end, now):
         return []
-    come = (one for one in found.staying if _has_come(one, found, end, now) and not one.conflicts)
-    return [one for one in come if _is_unasked(one, now) or _is_stale(one, found, end)]
+    come = (
+        standing
+        for standing in pods.remaining
+        if _has_come(standing, pods, end, now) and not standing.conflicts
+    )
+    return [standing for standing in come if _is_unasked(standing, now) or _is_stale(standing, pods, end)]
 
 
-def next_force(found: Standings, end: datetime | None) -> Iterator[datetime]:
-    """When a pod becomes due for deletion by the clock alone."""
-    for one in found.staying:
-        if (moment := _moment(one, found, end)) is not None:
+def next_force(pods: Standings, end: datetime | None) -> Iterator[datetime]:
+    """Yield the moments at which pods become due for deletion by the clock alone, past ones included."""
+    for standing in pods.remaining:
+        if (moment := _moment(standing, pods, end)) is not None:
             yield moment
 
 
-def waits_for_forced(found: Standings, end: datetime | None) -> bool:
-    """Only pods that are leaving are left, so one minute beyond the end of the drain may still be enough."""
-    only_leaving = bool(found.leaving) and not found.staying and not found.blocked
-    return end is not None and found.force_within is not None and only_leaving
+def waits_for_forced(pods: Standings, end: datetime | None) -> bool:
+    """Whether all pods that remain are leaving and the policy forces the end of the drain, so that one more minute
+    after `end` may be enough."""
+    only_leaving = bool(pods.leaving) and not pods.remaining and not pods.blocked
+    return end is not None and pods.force_within is not None and only_leaving
 
 
-def explain_force(found: Standings, forced: list[Standing]) -> Iterator[Blocker]:
-    """Which pods are deleted, and which cannot be because of their grace period."""
-    deleted = (one for one in found.leaving if one.answer is Reason.FORCE_DELETE)
-    for one in (*forced, *deleted):
-        if one.answer is not Reason.FORCE_DELETE_FAILED:  # reported as failed until a deletion is accepted
-            yield Blocker(Reason.FORCE_DELETE, (one.pod.ref,))
-    if found.force_within is None:
+def explain_force(pods: Standings, forced: list[Standing]) -> Iterator[Blocker]:
+    """Yield a blocker for each pod that is deleted by force, now (`forced`) or in an earlier pass, and for each pod
+    that its budget refuses and that cannot be deleted because its grace period is too long."""
+    deleted = (standing for standing in pods.leaving if standing.answer is Reason.FORCE_DELETE)
+    for standing in (*forced, *deleted):
+        # A failed deletion is reported as failed until one is accepted.
+        if standing.answer is not Reason.FORCE_DELETE_FAILED:
+            yield Blocker(Reason.FORCE_DELETE, (standing.pod.ref,))
+    if pods.force_within is None:
         return
-    for one in found.staying:
-        refuses = one.conflicts or (one.budget is not None and one.budget.disruptions_allowed <= 0)
-        if refuses and not one.waits and not fits(one, found):
-            within = int(found.force_within.total_seconds())
-            more = _slack(found.force_within).total_seconds()
-            said = f"Its grace period of {one.pod.grace} s plus {more:g} s does not fit into drain.timeout, {within} s"
-            yield Blocker(Reason.GRACE_TOO_LONG, (one.pod.ref,), message=said)
+    for standing in pods.remaining:
+        refuses = standing.conflicts or (
+            standing.budget is not None and standing.budget.disruptions_allowed <= 0
+        )
+        if refuses and not standing.waits and not fits(standing, pods):
+            within = int(pods.force_within.total_seconds())
+            more = _slack(pods.force_within).total_seconds()
+            message = (
+                f"Its grace period of {standing.pod.grace} s plus {more:g} s does not fit into drain.timeout,"
+                f" {within} s"
+            )
+            yield Blocker(Reason.GRACE_TOO_LONG, (standing.pod.ref,), message=message)
 
 
-def _moment(one: Standing, found: Standings, end: datetime | None) -> datetime | None:
-    """From when the pod may be deleted: its grace period then ends with the drain. None: it never may be."""
-    if end is None or found.force_within is None or not fits(one, found):
+def _moment(standing: Standing, pods: Standings, end: datetime | None) -> datetime | None:
+    """Return from when the pod may be deleted, so that its grace period ends with the drain, or None if it must not be
+    deleted by force."""
+    if end is None or pods.force_within is None or not fits(standing, pods):
         return None
-    moment = end - _lead(one, found.force_within)
+    moment = end - _lead(standing, pods.force_within)
     # Before the cordon no pod was evicted: the drain is shorter than the policy now says.
-    return moment if found.cordoned_at is None or moment > found.cordoned_at else None
+    return moment if pods.cordoned_at is None or moment > pods.cordoned_at else None
 
 
-def _has_come(one: Standing, found: Standings, end: datetime, now: datetime) -> bool:
-    moment = _moment(one, found, end)
+def _has_come(standing: Standing, pods: Standings, end: datetime, now: datetime) -> bool:
+    """Whether the pod may be deleted by force and its moment for that is over."""
+    moment = _moment(standing, pods, end)
     return moment is not None and moment <= now
 
 
-def _is_refused(one: Standing, found: Standings, now: datetime) -> bool:
-    """The server did not let the pod go, and a LIST since then still shows it; or it never will (E8)."""
-    if one.memory is None:
-        return one.conflicts
-    if not is_seen(one.memory, found.listed_at):
+def _is_refused(standing: Standing, pods: Standings, now: datetime) -> bool:
+    """Whether the server refused to evict the pod and a LIST since then still shows it, or several budgets make it
+    refuse always (E8). After a failed deletion, or with such budgets, only once the wait is over."""
+    if standing.memory is None:
+        return standing.conflicts
+    if not is_seen(standing.memory, pods.listed_at):
         return False  # it may be leaving already
-    if one.answer is Reason.FORCE_DELETE_FAILED:
-        return one.memory.next_try <= now
-    return Mark.FORCIBLE in one.marks or (one.conflicts and one.memory.next_try <= now)
+    if standing.answer is Reason.FORCE_DELETE_FAILED:
+        return standing.memory.next_try <= now
+    return Mark.FORCIBLE in standing.marks or (standing.conflicts and standing.memory.next_try <= now)
 
 
-def _is_unasked(one: Standing, now: datetime) -> bool:
-    """The pod was not evicted yet, or the answer said nothing about it (E7) and had no effect since (E2, E3, E12)."""
-    if one.memory is None:
+def _is_unasked(standing: Standing, now: datetime) -> bool:
+    """Whether the pod was not evicted yet, or the last answer said nothing about the pod itself (E7, E2, E3, E12) and
+    its wait is over."""
+    if standing.memory is None:
         return True
-    return Mark.FORCIBLE not in one.marks and one.memory.next_try <= now
+    return Mark.FORCIBLE not in standing.marks and standing.memory.next_try <= now
 
 
-def _is_stale(one: Standing, found: Standings, end: datetime) -> bool:
-    """It was refused before its time came, and as far as we can see it would not be refused now: it is evicted once
-    more.
-
-    Up to a minute passes between two tries, in which budgets may gain room.
-    """
-    full = one.budget is not None and one.budget.disruptions_allowed <= 0
-    if one.memory is None or one.conflicts or full or one.answer not in (Reason.PDB, Reason.EVICTION_ERROR):
-        return False
-    moment, asked = _moment(one, found, end), one.memory.asked_at
-    return moment is not None and is_seen(one.memory, found.listed_at) and (asked is None or asked < moment)
-
-
-def _in_vain(found: Standings, end: datetime, now: datetime) -> bool:
-    """Some pod stays whatever is deleted, so the change will be given up, and no pod should be deleted for it."""
-    if found.silent or found.blocked or any(one.kept for one in found.staying):
-        return True
-    if any(
-        one.waits or Mark.DENIED in one.marks or _moment(one, found, end) is None for one in found.staying
+def _is_stale(standing: Standing, pods: Standings, end: datetime) -> bool:
+    """Whether the pod was refused before its moment came, and its budget, as far as we can see, would not refuse it
+    now. Such a pod is evicted once more before it is deleted, because up to a minute passes between two tries."""
+    full = standing.budget is not None and standing.budget.disruptions_allowed <= 0
+    if (
+        standing.memory is None
+        or standing.conflicts
+        or full
+        or standing.answer not in (Reason.PDB, Reason.EVICTION_ERROR)
     ):
-        return True
-    return any(_stays(one, end, now) for one in found.leaving) or any(
-        _is_too_late(one, end, now) for one in found.staying
+        return False
+    moment, asked = _moment(standing, pods, end), standing.memory.asked_at
+    return (
+        moment is not None and is_seen(standing.memory, pods.listed_at) and (asked is None or asked < moment)
     )
 
 
-def _is_too_late(one: Standing, end: datetime, now: datetime) -> bool:
-    """Its moment was missed (no operator ran, the node was silent, calls failed): deleted now, it would outlive the
-    drain."""
-    return now + timedelta(seconds=max(1, one.pod.grace)) + SLACK > end + STUCK_AFTER
+def _in_vain(pods: Standings, end: datetime, now: datetime) -> bool:
+    """Whether some pod will stay whatever is deleted. The change will then be given up, so no pod should be deleted
+    for it."""
+    if pods.silent or pods.blocked or any(standing.gang_blocked for standing in pods.remaining):
+        return True
+    if any(
+        standing.waits or Mark.DENIED in standing.marks or _moment(standing, pods, end) is None
+        for standing in pods.remaining
+    ):
+        return True
+    return any(_stays(standing, end, now) for standing in pods.leaving) or any(
+        _is_too_late(standing, end, now) for standing in pods.remaining
+    )
 
 
-def _stays(one: Standing, end: datetime, now: datetime) -> bool:
-    """A pod that is leaving will not be gone in time."""
-    stuck = stuck_from(one.pod)
-    if one.pod.deleted_at is not None and stuck is None:
+def _is_too_late(standing: Standing, end: datetime, now: datetime) -> bool:
+    """Whether the pod, deleted now, would outlive the drain: its moment was missed because no operator ran, the node
+    was silent or calls failed."""
+    return now + timedelta(seconds=max(1, standing.pod.grace)) + SLACK > end + STUCK_AFTER
+
+
+def _stays(standing: Standing, end: datetime, now: datetime) -> bool:
+    """Whether a pod that is leaving will not be gone in time: its grace period ends too late, or it is stuck."""
+    stuck = stuck_from(standing.pod)
+    if standing.pod.deleted_at is not None and stuck is None:
         return True  # later than any datetime
-    late = one.pod.deleted_at is not None and one.pod.deleted_at > end + STUCK_AFTER
+    late = standing.pod.deleted_at is not None and standing.pod.deleted_at > end + STUCK_AFTER
     return late or (stuck is not None and now > stuck)

@@ -1,12 +1,12 @@
-"""What the members of a gang mean for a drain: how long its pods are waited for, and which gangs must not be ended now.
+"""What the members of a gang mean for a drain: how long its pods are waited for, and which gangs must not be ended
+now.
 
-Evicting one rank ends them all, so a member that is evicted at once would end the ones that are given time: while any
-member may end by itself first, on whatever node it runs, all are waited for (docs/design/drain.md#t13).
+Evicting one rank ends the whole gang. So while any member, on whatever node, may still end by itself, all members are
+waited for (docs/design/drain.md#t13).
 
-Whether a member must stay is asked in every pass, up to the last eviction. The preflight asks the same before the node
-is cordoned (gangs.py), but a drain may wait for hours, for jobs or for a budget, and meanwhile somebody may ask not to
-disturb a member, or set a rule. A member that must stay keeps its mates from being evicted, and from being deleted by
-force (docs/design/drain.md#gangs).
+Whether a member must stay is checked in every pass, up to the last eviction. The preflight checks the same before the
+node is cordoned (gangs.py), but a drain may wait for hours, and meanwhile somebody may mark a member or set a rule. A
+member that must stay keeps all pods of its gang from being evicted or deleted by force (docs/design/drain.md#gangs).
 """
 
 from collections import Counter
@@ -31,7 +31,8 @@ MAX_GANGS = 2
 
 
 def describe_gang(view: GangView) -> str:
-    """`JobSet team-a/train, 16 pods (8 on gpu-1, 8 on gpu-2)`; at most three nodes."""
+    """Return the gang, its size and where it runs, such as `JobSet team-a/train, 16 pods (8 on gpu-1, 8 on gpu-2)`,
+    with at most three nodes. "at least" stands before the size if not all members are known."""
     count = len(view.members)
     where = Counter(member.node for member in view.members)
     waiting = where.pop("", 0)
@@ -45,19 +46,20 @@ def describe_gang(view: GangView) -> str:
 
 
 def explain_gangs(gangs: Sequence[GangView]) -> str:
-    """The gangs of a node in one phrase; at most two."""
+    """Return the gangs of a node in one phrase that describes at most two and counts the others. A gang whose members
+    could not be listed is only named."""
     shown = [describe_gang(view) if not view.error else view.gang.ref for view in gangs[:MAX_GANGS]]
     more = len(gangs) - len(shown)
     return " and ".join(shown) + (f" and {counted(more, 'more gang')}" if more else "")
 
 
 def name_gang(view: GangView, blocker: Blocker) -> Blocker:
-    """The blocker with the gang that it concerns."""
+    """Return the blocker with a message that begins with the gang."""
     return replace(blocker, message=f"Gang: {describe_gang(view)}. {blocker.message}".rstrip())
 
 
 def unlisted(view: GangView) -> str:
-    """Why nothing is known about the members of a gang."""
+    """Return the message that the members of a gang cannot be listed, with the error."""
     return f"The members of {view.gang.ref} cannot be listed: {view.error}"
 
 
@@ -66,54 +68,66 @@ class GangWait:
     """How long a drain waits for every pod of a gang."""
 
     patience: timedelta | None
-    """From the cordon; None: as long as the member runs."""
+    """The time from the cordon on, or None for as long as the member runs."""
     member: PodView
-    """The one that is given the most time, the first by name of several."""
+    """The member that is given the most time, the first by name if there are several."""
     text: str
     """Why the other pods of the gang are waited for."""
     spared: bool = False
-    """The policy of a member's own node never evicts pods that may end by themselves."""
+    """Whether some member must never be evicted before it ends: the change is given up instead when its time is over.
+    """
 
 
 def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gang, GangWait]:
-    """By gang of this node: the longest time that any of its members is given; no gang of which none is given any.
+    """Return the longest time that any member of each gang of this node is given to end by itself, by gang. A gang
+    without such a member is left out.
 
-    Every member counts, with or without a GPU. What runs on this node is told by its own LIST, which is newer.
+    Members on all nodes count, with or without a GPU. Those on this node are read from its own LIST, which is newer.
     """
-    found = {}
+    waits_by_gang = {}
     for view in work.gangs:
         members = running(view, work, scope.node)
         everywhere = replace(scope, all_pods=True, cordoned_at=None)
-        waited = classify((one.pod for one in members), options, everywhere)
-        waits = [_wait_of(one, view, options) for one in members if one.pod.uid in waited.waited]
+        waited = classify((member.pod for member in members), options, everywhere)
+        waits = [_wait_of(member, view, options) for member in members if member.pod.uid in waited.waited]
         waits += _ruled_waits(view, members, everywhere)
         if waits:
             longest = min(waits, key=_longest_first)
-            found[view.gang] = replace(longest, spared=any(one.spared for one in waits))
-    return found
+            waits_by_gang[view.gang] = replace(longest, spared=any(wait.spared for wait in waits))
+    return waits_by_gang
 
 
 def _ruled_waits(view: GangView, members: Iterable[GangMember], scope: Scope) -> Iterator[GangWait]:
-    """What the policies of the members' own nodes say, where these are other ones than that of the change."""
-    for one in members:
-        if one.drain is not None and classify((one.pod,), one.drain, scope).waited:
-            yield replace(_wait_of(one, view, one.drain), spared=one.drain.jobs.on_timeout == "Abort")
+    """Yield a wait for each member that the policy of its own node gives time, where that is another policy than the
+    one that changes this node."""
+    for member in members:
+        if member.drain is not None and classify((member.pod,), member.drain, scope).waited:
+            yield replace(
+                _wait_of(member, view, member.drain), spared=member.drain.jobs.on_timeout == "Abort"
+            )
 
 
 def running(view: GangView, work: NodeWork, node: str) -> list[GangMember]:
-    """The members that have a node: one that waits for a node does no work that could be lost."""
+    """Return the members that have a node; those on `node` come first and are read from its own LIST. A member without
+    a node is left out: it does no work that could be lost."""
     here = [GangMember(node, pod) for pod in work.pods if pod.gang == view.gang]
-    seen = {one.pod.uid for one in here}
-    return here + [one for one in view.members if one.node not in ("", node) and one.pod.uid not in seen]
+    seen = {member.pod.uid for member in here}
+    return here + [
+        member for member in view.members if member.node not in ("", node) and member.pod.uid not in seen
+    ]
 
 
-def _wait_of(one: GangMember, view: GangView, options: Drain) -> GangWait:
-    where = f" on {one.node}" if one.node else ""
-    text = f"evicting it would end {view.gang.ref}, whose member {one.pod.ref}{where} may end by itself first"
-    return GangWait(patience(one.pod, options), one.pod, text)
+def _wait_of(member: GangMember, view: GangView, options: Drain) -> GangWait:
+    """Return the wait for one member under these options, with a text that says why the others are waited for."""
+    where = f" on {member.node}" if member.node else ""
+    text = (
+        f"evicting it would end {view.gang.ref}, whose member {member.pod.ref}{where} may end by itself first"
+    )
+    return GangWait(patience(member.pod, options), member.pod, text)
 
 
 def _longest_first(wait: GangWait) -> tuple[bool, timedelta, str]:
+    """Sort key: waits without an end first, then the longest, then by the member's name."""
     longest = wait.patience
     return longest is not None, -(longest or timedelta(0)), wait.member.ref
 
@@ -122,64 +136,65 @@ _KEEPS_ALL = Drain.model_validate({"rules": [{"behavior": "Block"}]})
 """What is assumed of a policy that cannot be read."""
 
 
-def find_kept_gangs(
-    work: NodeWork, found: Classified, gangs: AbstractSet[Gang], options: Drain, scope: Scope
+def find_blocked_gangs(
+    work: NodeWork, classified: Classified, gangs: AbstractSet[Gang], options: Drain, scope: Scope
 ) -> tuple[frozenset[Gang], tuple[Blocker, ...]]:
-    """Return the gangs of a node of which no pod may be evicted or deleted now, and what keeps them, as far as no
-    blocker of the node's own pods says it. `found`: the pods of the node itself. `gangs`: those of which a pod is still
-    to leave the node."""
-    kept = {pod.gang for pod in found.blocked} if gangs else set()
+    """Return the gangs of a node of which no pod may be evicted or deleted now, and the blockers that explain it,
+    without those that a pod of the node itself has already. `classified` has the pods of the node, `gangs` those
+    gangs of which a pod still has to be evicted; no other gang's members are examined."""
+    blocked = {pod.gang for pod in classified.blocked} if gangs else set()
     blockers: list[Blocker] = []
     for view in work.gangs:
-        here = list(_keepers(view, work, found, options, scope)) if view.gang in gangs else []
+        here = list(_keepers(view, work, classified, options, scope)) if view.gang in gangs else []
         blockers += here
-        kept |= {view.gang} if here else set()
-    return frozenset(gang for gang in kept if gang is not None), merge(blockers)
+        blocked |= {view.gang} if here else set()
+    return frozenset(gang for gang in blocked if gang is not None), merge(blockers)
 
 
 def find_keepers(
     members: Iterable[GangMember], options: Drain, scope: Scope
 ) -> Iterator[tuple[str, Blocker]]:
-    """The members that must stay, GPU or not: the node of each and why.
-
-    By the options of this change, or else by those of the policy that the member's own node follows.
-    """
+    """Yield each blocker of the members that must stay, with the node of the member, whether or not it has a GPU. The
+    options of this change are applied first; only if they allow it, those of the policy of the member's own node."""
     everywhere = replace(scope, all_pods=True, cordoned_at=None)
-    for one in members:
-        for blocker in classify((one.pod,), options, everywhere).blockers or find_ruled((one,), scope):
-            yield one.node, blocker
+    for member in members:
+        for blocker in classify((member.pod,), options, everywhere).blockers or find_ruled((member,), scope):
+            yield member.node, blocker
 
 
 def find_ruled(members: Iterable[GangMember], scope: Scope) -> tuple[Blocker, ...]:
-    """Why members must stay by the policy of their own node, where that is another one than that of the change, or one
-    of which nobody knows what it says."""
+    """Return why members must stay by the policy of their own node, where that is another one than the one that
+    changes this node. A policy that cannot be read blocks all its members."""
     everywhere = replace(scope, all_pods=True, cordoned_at=None)
     return tuple(
-        _by_policy(one, blocker)
-        for one in members
-        if one.drain is not None or one.unruled is not None
-        for blocker in classify((one.pod,), one.drain or _KEEPS_ALL, everywhere).blockers
+        _by_policy(member, blocker)
+        for member in members
+        if member.drain is not None or member.unruled is not None
+        for blocker in classify((member.pod,), member.drain or _KEEPS_ALL, everywhere).blockers
     )
 
 
-def _by_policy(one: GangMember, blocker: Blocker) -> Blocker:
-    if one.unruled is None:
-        return replace(blocker, message=f"By policy {one.policy}. {blocker.message}".rstrip())
+def _by_policy(member: GangMember, blocker: Blocker) -> Blocker:
+    """Return the blocker with the name of the member's policy, or, if that policy cannot be read, with the reason why
+    not. A blocker of the pod itself is then returned unchanged."""
+    if member.unruled is None:
+        return replace(blocker, message=f"By policy {member.policy}. {blocker.message}".rstrip())
     if blocker.reason is not Reason.RULE_BLOCKS:
         return blocker
-    return replace(blocker, reason=one.unruled.reason, message=one.unruled.message)
+    return replace(blocker, reason=member.unruled.reason, message=member.unruled.message)
 
 
 def _keepers(
-    view: GangView, work: NodeWork, found: Classified, options: Drain, scope: Scope
+    view: GangView, work: NodeWork, classified: Classified, options: Drain, scope: Scope
 ) -> Iterator[Blocker]:
-    """Yield why members of a gang must stay, besides those of which a blocker of the node's own pods says it."""
+    """Yield why members of a gang must stay, without members that are blocked on this node already. If the members
+    cannot be listed, yield only a blocker that says so."""
     if view.error:
-        its = tuple(pod.ref for pod in found.holders if pod.gang == view.gang and pod.deleted_at is None)
+        its = tuple(pod.ref for pod in classified.holders if pod.gang == view.gang and pod.deleted_at is None)
         yield Blocker(Reason.LIST_FAILED, its, message=unlisted(view))
         return
-    told = {pod.uid for pod in found.blocked}
-    members = [one for one in running(view, work, scope.node) if one.pod.uid not in told]
+    blocked = {pod.uid for pod in classified.blocked}
+    members = [member for member in running(view, work, scope.node) if member.pod.uid not in blocked]
     for node, blocker in find_keepers(members, options, scope):
         where = f"Runs on {node}. " if node else ""
         yield name_gang(view, replace(blocker, message=f"{where}{blocker.message}".rstrip()))

@@ -1,4 +1,4 @@
-"""How a gang affects a drain: the strictest rule of any member, on whatever node, applies to all of them.
+"""How a gang affects a preflight: the strictest rule of any member, on whatever node, applies to all of them.
 
 Specification: docs/design/drain.md#t13.
 """
@@ -18,7 +18,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def ending_gangs(work: NodeWork, scope: Scope) -> tuple[GangView, ...]:
-    """The gangs that a change of the node ends: those of which a pod must leave it."""
+    """Return the gangs that a change of the node ends: those of which a pod must leave the node."""
     leaving = {pod.gang for pod in work.pods if pod.gang is not None and must_leave(pod, scope)}
     return tuple(view for view in work.gangs if view.gang in leaving)
 
@@ -26,44 +26,47 @@ def ending_gangs(work: NodeWork, scope: Scope) -> tuple[GangView, ...]:
 def find_gang_blockers(
     work: NodeWork, node: str, options: Drain, now: datetime, scope: Scope
 ) -> tuple[Blocker, ...]:
-    """Why the gangs of this node must not be interrupted, although no pod on the node itself says so.
-
-    Every member counts, with or without a GPU: what ends one of them ends them all.
-    """
-    found: list[Blocker] = []
+    """Return why the gangs that a change of this node ends must not be interrupted, by their members that need not
+    leave the node. Members on all nodes count, with or without a GPU, because what ends one of them ends all."""
+    blockers: list[Blocker] = []
     for view in ending_gangs(work, scope):
         if view.error:
-            found.append(Blocker(Reason.LIST_FAILED, message=unlisted(view)))
+            blockers.append(Blocker(Reason.LIST_FAILED, message=unlisted(view)))
             continue
-        members = [one for one in view.members if one.node != node or not must_leave(one.pod, scope)]
-        found += [name_gang(view, one) for one in _forbid(members, work, options, now, scope)]
-    return merge(found)
+        members = [
+            member for member in view.members if member.node != node or not must_leave(member.pod, scope)
+        ]
+        blockers += [name_gang(view, blocker) for blocker in _forbid(members, work, options, now, scope)]
+    return merge(blockers)
 
 
 def _forbid(
     members: Sequence[GangMember], work: NodeWork, options: Drain, now: datetime, scope: Scope
 ) -> Iterator[Blocker]:
-    """Yield why these members, wherever they run, must not be evicted: by the options of this change or by the policy
+    """Yield why these members, wherever they run, must not be evicted: by the options of this change, or by the policy
     of their own node."""
-    elsewhere = NodeWork(tuple(one.pod for one in members), work.pdbs, work.listed_at)
+    elsewhere = NodeWork(tuple(member.pod for member in members), work.pdbs, work.listed_at)
     everywhere = replace(scope, all_pods=True, cordoned_at=None)
     standings = find_standings(elsewhere, options, now, scope=everywhere, cordoned=False)
-    told = {ref for blocker in standings.blockers for ref in blocker.pods}
+    reported = {ref for blocker in standings.blockers for ref in blocker.pods}
     yield from forbidding(standings)
-    yield from find_ruled((one for one in members if one.pod.ref not in told), replace(scope, now=now))
+    yield from find_ruled(
+        (member for member in members if member.pod.ref not in reported), replace(scope, now=now)
+    )
 
 
 def with_gangs(
     blockers: tuple[Blocker, ...], work: NodeWork, node: str, options: Drain, *, now: datetime, scope: Scope
 ) -> tuple[Blocker, ...]:
-    """The blockers of the node's own pods and those of its gangs elsewhere, each with the gang that it concerns."""
+    """Return the blockers of the node's own pods and those of its gangs elsewhere, each with the gang that it
+    concerns. Without gangs, return `blockers` unchanged."""
     if not work.gangs:
         return blockers
     return merge((*name_gangs(blockers, work), *find_gang_blockers(work, node, options, now, scope)))
 
 
 def name_gangs(blockers: Iterable[Blocker], work: NodeWork) -> tuple[Blocker, ...]:
-    """The blockers of the node's own pods; a blocker whose pods all belong to one gang names it."""
+    """Return the blockers of the node's own pods. A blocker whose pods all belong to one gang names it."""
     views = {view.gang: view for view in work.gangs}
     gangs = {pod.ref: views.get(pod.gang) if pod.gang is not None else None for pod in work.pods}
     named = []

@@ -25,13 +25,13 @@ from gpusharing.planning.vocabulary.values import value
 # (kai-scheduler/KAI-Scheduler v0.17.0, pkg/common/constants/constants.go, GPUGroup, and syncForPods of
 # pkg/binder/binding/resourcereservation/resource_reservation.go). Run:ai's own scheduler uses the same label.
 LABELS = frozenset({"runai-gpu-group", "kai-gpu-group"})
-"""The label with the group of a GPU. A pod with fractions of several GPUs has `LABEL/GROUP` for each (v0.17.0,
+"""The labels that name the group of a GPU. A pod with fractions of several GPUs has `LABEL/GROUP` for each (v0.17.0,
 MultiGpuGroupLabelPrefix). The second name is the one that KAI's maintainers announced (NVIDIA/KAI-Scheduler#464)."""
 
 
 def gpu_groups(labels: Mapping[str, str]) -> frozenset[str]:
-    """Return the groups of the GPUs that a pod with these labels reserves or has a fraction of; empty for a pod without
-    KAI."""
+    """Return the groups of the GPUs that a pod with these labels reserves or has a fraction of; empty for a pod
+    without KAI."""
     return frozenset(value for key, value in labels.items() if key.partition("/")[0] in LABELS and value)
 
 
@@ -56,21 +56,21 @@ class Scope:
     operator_namespace: str
     """Where NVIDIA's own DaemonSets run."""
     all_pods: bool = False
-    """Class Reboot: every pod ends with the node, so every pod must leave first."""
+    """Whether every pod must leave, with or without a GPU, because the change reboots the node."""
     protected: frozenset[str] = frozenset()
     """Namespaces in which nothing is evicted."""
     own_pod: str = ""
     """Our own pod, `namespace/name`; empty when we do not run in a pod."""
     cordoned_at: datetime | None = None
-    """When we cordoned the node; None: we did not."""
+    """When we cordoned the node, or None if we did not."""
     settle: timedelta = timedelta(seconds=5)
-    """How long after that pods may still appear that were just being bound."""
+    """For how long after the cordon pods may still appear that were just being bound."""
     now: datetime | None = None
-    """The current time; None: a mark with a duration counts whatever the time."""
+    """The current time. If it is None, a mark with a duration counts whatever the time."""
     forces: bool = False
-    """The operator may delete pods at the end of a drain, where the policy asks for it."""
+    """Whether the operator may delete pods at the end of a drain, where the policy asks for it."""
     node: str = ""
-    """Name of the node; empty: unknown."""
+    """Name of the node; empty if unknown."""
     silent: bool = False
     """Whether the node is not Ready: nobody knows whether its pods still run."""
     gpu_groups: frozenset[str] = frozenset()
@@ -80,7 +80,7 @@ class Scope:
 def scope_of(
     settings: PlanSettings, *, all_pods: bool = False, cordoned_at: datetime | None = None, node: str = ""
 ) -> Scope:
-    """What a drain of this operator has to empty, and what it must not touch."""
+    """Return what a drain of this operator has to empty, and what it must not touch, by its settings."""
     own = f"{settings.namespace}/{settings.pod_name}" if settings.pod_name else ""
     protected = frozenset(settings.protected_namespaces)
     forces = settings.force_delete
@@ -101,14 +101,14 @@ class Classified:
     blocked: tuple[PodView, ...]
     """Pods that hold a GPU and must not or cannot be evicted."""
     blockers: tuple[Blocker, ...]
-    """Why those are blocked."""
+    """Why the pods in `blocked` are blocked."""
 
 
 def gpu_resources(pod: PodView) -> tuple[str, ...]:
     """Return the GPU resource names that the pod requests, sorted; other names under nvidia.com/ are not GPUs (G1). A
     pod with a fraction from KAI-Scheduler requests none, and counts as using nvidia.com/gpu (G10)."""
-    asked = sorted(name for name, count in pod.resources.items() if count > 0 and is_gpu_resource(name))
-    return tuple(asked) if asked or not gpu_groups(pod.labels) else (RESOURCE_GPU,)
+    requested = sorted(name for name, count in pod.resources.items() if count > 0 and is_gpu_resource(name))
+    return tuple(requested) if requested or not gpu_groups(pod.labels) else (RESOURCE_GPU,)
 
 
 def holds_gpu(pod: PodView) -> bool:
@@ -122,34 +122,34 @@ def has_finished(pod: PodView) -> bool:
 
 
 def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classified:
-    """Decide about every pod of a node by the first of `FILTERS` that applies to it. A pod to which none applies holds
-    a GPU and can be evicted."""
+    """Return the pods of a node by what the drain does about them. The first of `FILTERS` that applies to a pod
+    decides; a pod to which none applies holds a GPU and can be evicted."""
     holders, ignored, blocked, blockers = [], [], [], []
     waited = set()
     pods = sorted(pods, key=by_ref)
     sharing = (pod for pod in pods if not has_finished(pod) and not is_reservation(pod))
     scope = replace(scope, gpu_groups=frozenset(group for pod in sharing for group in gpu_groups(pod.labels)))
     for pod in pods:
-        found = _filter_of(pod, options, scope)
-        if found is None or found.decision == "hold":
+        match = _filter_of(pod, options, scope)
+        if match is None or match.decision == "hold":
             holders.append(pod)
-        elif found.decision == "wait":
+        elif match.decision == "wait":
             holders.append(pod)
             waited.add(pod.uid)
-        elif found.decision == "ignore":
+        elif match.decision == "ignore":
             ignored.append(pod)
         else:
             blocked.append(pod)
-            said = found.particulars(pod, options, scope)
-            until = found.until(pod, options, scope)
-            blockers.append(Blocker(found.decision, (pod.ref,), message=said, until=until))
+            message = match.particulars(pod, options, scope)
+            until = match.until(pod, options, scope)
+            blockers.append(Blocker(match.decision, (pod.ref,), message=message, until=until))
     return Classified(tuple(holders), frozenset(waited), tuple(ignored), tuple(blocked), merge(blockers))
 
 
 def must_leave(pod: PodView, scope: Scope) -> bool:
     """Whether the pod must be gone before a change; no option makes a difference to that."""
-    found = _filter_of(pod, _NO_OPTIONS, scope)
-    return found is None or found.decision != "ignore"
+    match = _filter_of(pod, _NO_OPTIONS, scope)
+    return match is None or match.decision != "ignore"
 
 
 def is_idle(pods: Iterable[PodView], scope: Scope) -> bool:
@@ -158,7 +158,8 @@ def is_idle(pods: Iterable[PodView], scope: Scope) -> bool:
 
 
 def _filter_of(pod: PodView, options: Drain, scope: Scope) -> "PodFilter | None":
-    return next((one for one in FILTERS if one.applies(pod, options, scope)), None)
+    """Return the first filter that applies to the pod, or None if none does."""
+    return next((pod_filter for pod_filter in FILTERS if pod_filter.applies(pod, options, scope)), None)
 
 
 def by_ref(pod: PodView) -> tuple[str, str]:
@@ -189,22 +190,23 @@ class PodFilter:
 
 
 def _finished(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """P11: a finished pod holds no device; it is left for its logs."""
+    """Whether the pod has finished: it holds no device, and is left for its logs (P11)."""
     return has_finished(pod)
 
 
 def _static_without_gpu(pod: PodView, options: Drain, scope: Scope) -> bool:
+    """Whether this is the mirror of a static pod without a GPU."""
     return pod.mirror and not holds_gpu(pod)
 
 
 def _static(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """P7: deleting a mirror pod does not stop the static pod behind it."""
+    """Whether this is the mirror of a static pod: deleting it does not stop the static pod behind it (P7)."""
     return pod.mirror
 
 
 def _harmless_daemon(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """P3: without a GPU, or NVIDIA's own. mig-manager itself removes the pods that select gpu.deploy.client
-    (docs/design/nvidia.md#a3)."""
+    """Whether this is a DaemonSet pod that has no GPU or is NVIDIA's own (P3). mig-manager itself removes the pods
+    that select gpu.deploy.client (docs/design/nvidia.md#a3)."""
     if not _daemon(pod, options, scope):
         return False
     nvidias = pod.namespace == scope.operator_namespace or _DEPLOY_CLIENT in pod.node_selector
@@ -212,18 +214,20 @@ def _harmless_daemon(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _daemon(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """P3, P5, P6: a DaemonSet pod comes straight back. One whose DaemonSet is gone is like any other pod."""
+    """Whether a DaemonSet would start the pod again at once (P3, P5, P6). A pod whose DaemonSet is gone is like any
+    other."""
     owner = pod.owner
     is_daemon_set = owner is not None and owner.kind == "DaemonSet" and owner.api_version.startswith("apps/")
     return is_daemon_set and not _lost_owner(pod)
 
 
 def _its_daemon_set(pod: PodView, options: Drain, scope: Scope) -> str:
+    """Return a sentence that names the pod's DaemonSet."""
     return f"Its DaemonSet is {pod.namespace}/{pod.owner.name if pod.owner else ''}"
 
 
 def _without_gpu(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """G1-G6: only pods that hold a GPU are looked at any further, unless the node is about to reboot."""
+    """Whether the pod does not matter because it holds no GPU (G1-G6). Before a reboot, every pod matters."""
     return not (scope.all_pods or holds_gpu(pod))
 
 
@@ -234,42 +238,50 @@ def _shared_out(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _terminating(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """P14: it is leaving already, so no rule against evicting it matters; it still holds its GPU."""
+    """Whether the pod is leaving already, so that no rule against evicting it matters; it still holds its GPU (P14)."""
     return pod.deleted_at is not None
 
 
 def _own_pod(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """An operator that evicts itself leaves a cordoned node behind until its successor takes over."""
+    """Whether this is the operator's own pod. If it evicted itself, the node would stay cordoned until a successor
+    takes over."""
     return pod.ref == scope.own_pod
 
 
 def _protected(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """The chart's admission policy would refuse the eviction: it sees the Eviction, not the pod (kubernetes#110169)."""
+    """Whether the pod is in a protected namespace. The chart's admission policy would refuse its eviction, because it
+    sees the Eviction and not the pod (kubernetes#110169)."""
     return pod.namespace in scope.protected
 
 
 def _resource_claim(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """G3-G5: the DRA driver manages that GPU, not the device plugin."""
+    """Whether a DRA driver manages the pod's GPU, and not the device plugin (G3-G5)."""
     return pod.dra != "none"
 
 
 def _unread_claim(pod: PodView, options: Drain, scope: Scope) -> str:
+    """Return a sentence if the pod's ResourceClaim could not be read, else an empty string."""
     return "" if pod.dra == "gpu" else "Its ResourceClaim cannot be read"
 
 
 def _pinned_here(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """P15: evicting it would never end, because its node selector leaves it no other node."""
+    """Whether the pod tolerates the cordon and its node selector leaves it no other node, so that evicting it would
+    never end (P15)."""
     return pod.tolerates_cordon and _is_restarted(pod) and names.LABEL_HOSTNAME in pod.node_selector
 
 
 def _pin(pod: PodView, options: Drain, scope: Scope) -> str:
+    """Return a sentence that names the owner that pins the pod to the node."""
     return f"Its {_owner(pod)} pins it to this node"
 
 
 def _came_back(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """P15: evicting it would never end, because its controller has already started it on the cordoned node. One that
-    does not tolerate the cordon was not put there by the scheduler, unless it was just being bound. Where the clock
-    leaves it open which came first, it is evicted, once: taken for one that came back, it would hold the drain."""
+    """Whether the pod's controller started it on the node after the cordon, so that evicting it would never end (P15).
+
+    A pod that does not tolerate the cordon was not put there by the scheduler, unless it was just being bound: such a
+    pod gets more time. If the clock leaves it open which came first, the pod is evicted, once; otherwise it would hold
+    up the drain for nothing.
+    """
     since, created = scope.cordoned_at, pod.created
     if since is None or created is None or not _is_restarted(pod):
         return False
@@ -278,32 +290,36 @@ def _came_back(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _start(pod: PodView, options: Drain, scope: Scope) -> str:
-    said = f"Its {_owner(pod)} started it here after the cordon"
+    """Return a sentence that names the owner that started the pod after the cordon, and how it could if the pod does
+    not tolerate the cordon."""
+    message = f"Its {_owner(pod)} started it here after the cordon"
     return (
-        said
+        message
         if pod.tolerates_cordon
-        else f"{said}, which it does not tolerate: its template sets spec.nodeName"
+        else f"{message}, which it does not tolerate: its template sets spec.nodeName"
     )
 
 
 def _marked(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """P17, P18: somebody asked on the pod itself not to disturb it."""
+    """Whether somebody marked the pod itself as not to be disturbed (P17, P18)."""
     return _protection(pod, options, scope) is not None
 
 
 def _mark(pod: PodView, options: Drain, scope: Scope) -> str:
+    """Return what the mark on the pod says; empty without one."""
     protection = _protection(pod, options, scope)
     return protection.text if protection is not None else ""
 
 
 def _mark_ends(pod: PodView, options: Drain, scope: Scope) -> datetime | None:
+    """Return when the mark on the pod ends by itself, or None if it does not."""
     protection = _protection(pod, options, scope)
     return protection.until if protection is not None else None
 
 
 def _protection(pod: PodView, options: Drain, scope: Scope) -> Protection | None:
-    """Return the mark on the pod that asks not to disturb it; None if it has none, or if the policy ignores such marks.
-    Unless the policy says Block, a mark with a duration ends with it."""
+    """Return the mark on the pod that asks not to disturb it; None if it has none, or if the policy ignores such
+    marks. Unless the policy says Block, a mark with a duration ends with it."""
     if (
         options.protected_pods == "Ignore" or not pod.marks or is_reservation(pod)
     ):  # KAI's own mark, for Karpenter
@@ -312,29 +328,35 @@ def _protection(pod: PodView, options: Drain, scope: Scope) -> Protection | None
 
 
 def _undecided(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """P19: nobody knows whether the rule applies to this pod, so it is left alone."""
+    """Whether it is unknown if a rule applies to the pod, so that the pod is left alone (P19)."""
     ruled = find_rule(pod, options)
     return ruled is not None and not ruled.known
 
 
 def _rule_blocks(pod: PodView, options: Drain, scope: Scope) -> bool:
+    """Whether the pod's rule says Block."""
     return _rule_says(pod, options, "Block")
 
 
 def _rule_waits(pod: PodView, options: Drain, scope: Scope) -> bool:
+    """Whether the pod's rule says WaitCompleted."""
     return _rule_says(pod, options, "WaitCompleted")
 
 
 def _rule_evicts(pod: PodView, options: Drain, scope: Scope) -> bool:
+    """Whether the pod's rule says Evict."""
     return _rule_says(pod, options, "Evict")
 
 
 def _rule_says(pod: PodView, options: Drain, behavior: str) -> bool:
+    """Whether the pod's rule says this behavior. A rule that only may match counts too; `_undecided` comes before."""
     ruled = find_rule(pod, options)
     return ruled is not None and ruled.rule.behavior == behavior
 
 
 def _rule(pod: PodView, options: Drain, scope: Scope) -> str:
+    """Return which rule decides about the pod and what it says, or that its namespace's labels are needed; empty
+    without a rule."""
     ruled = find_rule(pod, options)
     if ruled is None:
         return ""
@@ -344,7 +366,7 @@ def _rule(pod: PodView, options: Drain, scope: Scope) -> str:
 
 
 def _job(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """T12: nothing is lost if it may end first."""
+    """Whether the pod is a job: nothing is lost if it may end first (T12)."""
     return is_job(pod)
 
 
@@ -359,7 +381,8 @@ def _unmanaged(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _local_files(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """P8: what it keeps on the disk of the node is lost with it."""
+    """Whether the policy says Block for pods that keep files on the node's disk, and this is one: they would be lost
+    with it (P8)."""
     return options.local_storage == "Block" and pod.local_files
 
 
@@ -376,10 +399,12 @@ def _is_restarted(pod: PodView) -> bool:
 
 
 def _lost_owner(pod: PodView) -> bool:
+    """Whether the pod's owner is known to be gone; False if it has none or nobody knows."""
     return pod.owner is not None and pod.owner.exists is False
 
 
 def _owner(pod: PodView) -> str:
+    """Return the kind and name of the pod's owner; empty without one."""
     return f"{pod.owner.kind} {pod.owner.name}" if pod.owner else ""
 
 

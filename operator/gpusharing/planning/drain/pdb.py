@@ -11,25 +11,25 @@ from gpusharing.planning.snapshot.podviews import PdbView, PodView
 
 
 def ref(pdb: PdbView) -> str:
-    """`namespace/name`."""
+    """Return the budget as `namespace/name`."""
     return f"{pdb.namespace}/{pdb.name}"
 
 
 def selecting(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
-    """The budgets that select the pod, sorted by name."""
+    """Return the budgets that select the pod, sorted by name."""
     return tuple(sorted((pdb for pdb in pdbs if _selects(pdb, pod)), key=ref))
 
 
 def binding_budgets(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
-    """The budgets that the server will check for an eviction of the pod, sorted by name.
+    """Return the budgets that the server will check for an eviction of the pod, sorted by name.
 
-    None: the eviction is not up to a budget. One decides. Two or more make every eviction of the pod fail, even of an
-    unready one (500, kubernetes#75957).
+    Empty if the eviction is not up to a budget. A single budget decides. Two or more make every eviction of the pod
+    fail, even of an unready one (500, kubernetes#75957).
     """
     if _exempt(pod):
         return ()
-    found = selecting(pod, pdbs)
-    return () if len(found) == 1 and _lets_unready_go(found[0], pod) else found
+    selected = selecting(pod, pdbs)
+    return () if len(selected) == 1 and _lets_unready_go(selected[0], pod) else selected
 
 
 def never_allows(pdb: PdbView) -> bool:
@@ -38,18 +38,22 @@ def never_allows(pdb: PdbView) -> bool:
 
 
 def _exempt(pod: PodView) -> bool:
-    """eviction.go canIgnorePDB: finished, pending and terminating pods leave without a check of any budget."""
+    """Whether the pod leaves without a check of any budget because it is finished, pending or terminating
+    (canIgnorePDB in eviction.go)."""
     return pod.phase in ("Succeeded", "Failed", "Pending") or pod.deleted_at is not None
 
 
 def _lets_unready_go(pdb: PdbView, pod: PodView) -> bool:
-    """KEP-3017: an unready pod may go under AlwaysAllow, or while enough of the others are healthy."""
+    """Whether the pod is unready and the budget lets it go: under AlwaysAllow, or while enough other pods are healthy
+    (KEP-3017)."""
     if pod.ready:
         return False
     return pdb.always_allow_unhealthy or pdb.current_healthy >= pdb.desired_healthy > 0
 
 
 def _selects(pdb: PdbView, pod: PodView) -> bool:
+    """Whether the budget is in the pod's namespace and its selector matches. A budget without any selector selects
+    nothing."""
     if pdb.namespace != pod.namespace:
         return False
     if pdb.selects_all:

@@ -47,21 +47,21 @@ class DrainPlan:
     only_leaving: bool = False
     """Whether every pod that is left is terminating, and the policy wants the node empty at the end of the drain."""
     holders: int = 0
-    """Pods that still hold a GPU, blocked ones included; -1: unknown, the pods could not be listed."""
+    """How many pods still hold a GPU, blocked ones included, or -1 if the pods could not be listed."""
     first: str = ""
-    """`namespace/name` of the first of these that is asked to leave or terminates already; empty: there is none."""
+    """The first pod that has to leave or is leaving, as `namespace/name`; empty if there is none."""
     blockers: tuple[Blocker, ...] = ()
-    """What a person may have to look at; the drain goes on trying."""
+    """What keeps pods from leaving, for people; the drain goes on trying."""
     jobs: tuple[PodView, ...] = ()
-    """Pods whose turn it is and that run to completion: until they have, no pod of their tier is evicted."""
+    """Pods whose turn it is and that end by themselves. Until they have, no pod of their tier is evicted."""
     jobs_until: datetime | None = None
-    """When the time of the last of these is over, NEVER where it has no end; None: there are none."""
+    """When the time of the last of `jobs` is over: NEVER if it has no end, None if there are no jobs."""
     overdue: tuple[PodView, ...] = ()
     """Pods of `jobs` whose time is over and that are not to be evicted: the change is to be given up."""
     needs: tuple[tuple[str, int], ...] = ()
     """By PodDisruptionBudget (`namespace/name`): how many pods are still to be evicted under it."""
     next_wake: datetime | None = None
-    """When the clock alone changes something; every other change shows in the next LIST."""
+    """When the clock alone may change the plan, or None; every other change shows in the next LIST."""
 
     @property
     def idle(self) -> bool:
@@ -69,193 +69,217 @@ class DrainPlan:
         return self.holders == 0
 
 
-def preflight(found: Standings, options: Drain, afterwards: Afterwards, now: datetime) -> tuple[Blocker, ...]:
+def preflight(pods: Standings, options: Drain, afterwards: Afterwards, now: datetime) -> tuple[Blocker, ...]:
     """Return what would keep a drain from succeeding; while there is any blocker, the node is not cordoned.
 
-    `found`: the standings on a node that is not cordoned yet. Pods that could not run `afterwards` are blockers unless
-    the policy allows that. If the pods could not be listed, that is the only blocker.
+    `pods` are the standings on a node that is not cordoned yet. Pods that could not run `afterwards` are blockers
+    unless the policy allows that. If the pods could not be listed, that is the only blocker.
     """
-    if found.error:
-        return (_list_failed(found),)
-    lost = (one.pod for one in _to_evict(found)) if options.stranded_pods == "Hold" else ()
-    stranded = afterwards.find_stranded(found.node, lost)
+    if pods.error:
+        return (_list_failed(pods),)
+    lost = (standing.pod for standing in _to_evict(pods)) if options.stranded_pods == "Hold" else ()
+    stranded = afterwards.find_stranded(pods.node, lost)
     return merge(
-        (*_kept(found, _unforced(_to_evict(found), found), now), *explain_force(found, []), *stranded)
+        (
+            *_find_blockers(pods, _unforced(_to_evict(pods), pods), now),
+            *explain_force(pods, []),
+            *stranded,
+        )
     )
 
 
-def plan_drain(found: Standings, now: datetime, end: datetime | None = None) -> DrainPlan:
-    """Which pods to evict now, and what keeps the others. `end`: when the drain's time is over and the remaining pods
-    are to be deleted by force; None: no pod is."""
-    if found.error:
-        return DrainPlan(holders=found.holders, blockers=(_list_failed(found),))
-    throttled = found.throttled_until is not None
-    jobs, most = _jobs(found), MAX_EVICTIONS - len(found.asked)
-    forced = find_forced(found, end, now)[: max(0, most)]
-    unasked = find_unasked(found, end, now)
-    due = [one for one in _in_turn(found, unasked) if one not in forced]
+def plan_drain(pods: Standings, now: datetime, end: datetime | None = None) -> DrainPlan:
+    """Return which pods to evict and delete now, and what keeps the others. `end` is when the drain's time is over and
+    the remaining pods are deleted by force, or None if none is deleted.
+
+    If the pods could not be listed, nothing is evicted and that is the only blocker.
+    """
+    if pods.error:
+        return DrainPlan(holders=pods.holders, blockers=(_list_failed(pods),))
+    throttled = pods.throttled_until is not None
+    jobs, most = _jobs(pods), MAX_EVICTIONS - len(pods.sent_at)
+    forced = find_forced(pods, end, now)[: max(0, most)]
+    unasked = find_unasked(pods, end, now)
+    due = [standing for standing in _in_turn(pods, unasked) if standing not in forced]
     evict = () if throttled else _pick(due, most - len(forced), unasked)
     return DrainPlan(
         evict=evict,
-        delete=tuple(one.pod for one in forced),
-        only_leaving=waits_for_forced(found, end),
-        holders=found.holders,
-        first=min((one.pod.ref for one in (*found.staying, *found.leaving)), default=""),
+        delete=tuple(standing.pod for standing in forced),
+        only_leaving=waits_for_forced(pods, end),
+        holders=pods.holders,
+        first=min((standing.pod.ref for standing in (*pods.remaining, *pods.leaving)), default=""),
         blockers=merge(
             (
-                *_kept(found, _to_evict(found), now),
-                *explain_force(found, forced),
+                *_find_blockers(pods, _to_evict(pods), now),
+                *explain_force(pods, forced),
                 *_running(jobs),
-                *(_throttled(found.staying, due) if throttled else ()),
+                *(_throttled(pods.remaining, due) if throttled else ()),
             )
         ),
-        jobs=tuple(one.pod for one in jobs),
-        jobs_until=max((one.ends for one in jobs if one.ends is not None), default=None),
-        overdue=tuple(one.pod for one in jobs if one.ends is not None and one.ends <= now),
-        needs=tuple(budget_room(found).items()),
-        next_wake=_next_wake(found, len(evict) + len(forced), end, now),
+        jobs=tuple(standing.pod for standing in jobs),
+        jobs_until=max((standing.ends for standing in jobs if standing.ends is not None), default=None),
+        overdue=tuple(
+            standing.pod for standing in jobs if standing.ends is not None and standing.ends <= now
+        ),
+        needs=tuple(budget_room(pods).items()),
+        next_wake=_next_wake(pods, len(evict) + len(forced), end, now),
     )
 
 
-def budget_room(found: Standings) -> Counter[str]:
-    """By PodDisruptionBudget (`namespace/name`): how many pods of the node a drain still has to evict under it."""
-    return Counter(pdb.ref(one.budget) for one in _to_evict(found) if one.budget is not None)
+def budget_room(pods: Standings) -> Counter[str]:
+    """Return how many pods of the node a drain still has to evict under each PodDisruptionBudget.
+
+    The keys are `namespace/name`.
+    """
+    return Counter(pdb.ref(standing.budget) for standing in _to_evict(pods) if standing.budget is not None)
 
 
-def crowding(found: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
-    """The budgets whose disruptions are all used by other nodes. `crowd`: the sum of the nodes' `budget_room`."""
+def crowding(pods: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
+    """Return a blocker for each budget whose allowed disruptions other nodes use up already. `crowd` is the sum of
+    `budget_room` over the nodes in flight."""
     return merge(
         Blocker(
             Reason.PDB,
-            tuple(one.pod.ref for one in guarded),
+            tuple(standing.pod.ref for standing in guarded),
             pdb.ref(budget),
             "Nodes that are already being drained use up the disruptions that it allows",
         )
-        for budget, guarded in _by_budget(_to_evict(found))
+        for budget, guarded in _by_budget(_to_evict(pods))
         if crowd.get(pdb.ref(budget), 0) >= max(1, budget.disruptions_allowed)
     )
 
 
-def forbidding(found: Standings) -> tuple[Blocker, ...]:
-    """Why some pods must not be evicted at all, or not now: a rule or a budget. For pods that were not evicted yet."""
-    return merge((*found.blockers, *_budgets(_unforced(found.staying, found))))
+def forbidding(pods: Standings) -> tuple[Blocker, ...]:
+    """Return why some pods must not be evicted at all, or not now: a rule or a budget. Only for pods that were not
+    evicted yet."""
+    return merge((*pods.blockers, *_budgets(_unforced(pods.remaining, pods))))
 
 
 # --- what keeps pods ----------------------------------------------------------------------------------------
 
 
-def _kept(found: Standings, guarded: Sequence[Standing], now: datetime) -> Iterator[Blocker]:
-    """What keeps pods from leaving whatever the pace, before and during a drain. `guarded`: the pods whose budgets
-    count."""
-    yield from found.blockers
-    yield from _unheard(found) if found.silent else _stuck(found.leaving, now)
+def _find_blockers(pods: Standings, guarded: Sequence[Standing], now: datetime) -> Iterator[Blocker]:
+    """Yield what keeps pods from leaving whatever the pace, before and during a drain: blocked pods, stuck or
+    unreachable ones, budgets, and other answers of the server. Budgets count only for the pods in `guarded`."""
+    yield from pods.blockers
+    yield from _unheard(pods) if pods.silent else _stuck(pods.leaving, now)
     yield from _budgets(guarded)
-    yield from _refused(found.staying, now)
+    yield from _refused(pods.remaining, now)
 
 
-def _unforced(staying: Iterable[Standing], found: Standings) -> list[Standing]:
-    """The pods whose budgets can keep a drain from succeeding: the others are deleted at its end (T4)."""
-    return [one for one in staying if not fits(one, found)]
+def _unforced(remaining: Iterable[Standing], pods: Standings) -> list[Standing]:
+    """Return the pods whose budgets can keep a drain from succeeding: those that cannot be deleted at its end (T4)."""
+    return [standing for standing in remaining if not fits(standing, pods)]
 
 
-def _to_evict(found: Standings) -> list[Standing]:
-    """The pods that are evicted sooner or later, without those that get time to end first."""
-    return [one for one in found.staying if not (one.spared or (one.waits and one.ends is not None))]
+def _to_evict(pods: Standings) -> list[Standing]:
+    """Return the pods that are evicted sooner or later. Left out are pods that are never evicted, and those that still
+    get time to end by themselves."""
+    return [
+        standing
+        for standing in pods.remaining
+        if not (standing.spared or (standing.waits and standing.ends is not None))
+    ]
 
 
-def _jobs(found: Standings) -> list[Standing]:
-    """T11: the pods that end by themselves and whose turn it is, on a cordoned node."""
-    waiting = (one for one in found.staying if one.waits and one.ends is not None)
-    return [one for one in waiting if one.tier == found.front]
+def _jobs(pods: Standings) -> list[Standing]:
+    """Return the pods that end by themselves and whose turn it is (T11); empty if the node is not cordoned."""
+    waiting = (standing for standing in pods.remaining if standing.waits and standing.ends is not None)
+    return [standing for standing in waiting if standing.tier == pods.front]
 
 
 def _running(jobs: Iterable[Standing]) -> Iterator[Blocker]:
     """Yield a blocker for each pod that the drain waits for, with the time until which it waits."""
-    for one in jobs:
-        why = f": {one.waits_for}" if one.waits_for else ""
-        if one.ends == NEVER:
-            said = f"The drain waits as long as the pod runs{why}"
-            yield Blocker(Reason.JOBS_RUNNING, (one.pod.ref,), message=said)
-        elif one.ends is not None:
-            said = f"The drain waits until {to_rfc3339(one.ends)}{why}"
-            yield Blocker(Reason.JOBS_RUNNING, (one.pod.ref,), message=said, until=one.ends)
+    for standing in jobs:
+        why = f": {standing.waits_for}" if standing.waits_for else ""
+        if standing.ends == NEVER:
+            message = f"The drain waits as long as the pod runs{why}"
+            yield Blocker(Reason.JOBS_RUNNING, (standing.pod.ref,), message=message)
+        elif standing.ends is not None:
+            message = f"The drain waits until {to_rfc3339(standing.ends)}{why}"
+            yield Blocker(Reason.JOBS_RUNNING, (standing.pod.ref,), message=message, until=standing.ends)
 
 
-def _list_failed(found: Standings) -> Blocker:
-    return Blocker(Reason.LIST_FAILED, message=found.error)
+def _list_failed(pods: Standings) -> Blocker:
+    """Return the blocker that says why the pods could not be listed."""
+    return Blocker(Reason.LIST_FAILED, message=pods.error)
 
 
-def _unheard(found: Standings) -> Iterator[Blocker]:
+def _unheard(pods: Standings) -> Iterator[Blocker]:
     """Yield one NodeUnreachable blocker for all pods that the drain waits for, or nothing without any (T6).
 
     The caller knows that the node is not Ready. Nobody knows whether its terminating pods still run.
     """
-    if pods := tuple(one.pod.ref for one in (*found.leaving, *found.staying)):
-        yield Blocker(Reason.NODE_UNREACHABLE, pods, message="The node is not Ready")
+    if refs := tuple(standing.pod.ref for standing in (*pods.leaving, *pods.remaining)):
+        yield Blocker(Reason.NODE_UNREACHABLE, refs, message="The node is not Ready")
 
 
 def _stuck(leaving: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
-    """T5: pods that should leave and do not."""
-    for pod in (one.pod for one in leaving):
+    """Yield a blocker for each leaving pod that should be gone by now (T5), with its finalizers."""
+    for pod in (standing.pod for standing in leaving):
         moment = stuck_from(pod)
         if moment is not None and now > moment:
-            held = (
+            finalizers = (
                 f"Finalizers: {', '.join(sorted(pod.finalizers))}"
                 if pod.finalizers
                 else "It has no finalizer"
             )
-            yield Blocker(Reason.TERMINATING_STUCK, (pod.ref,), message=held)
+            yield Blocker(Reason.TERMINATING_STUCK, (pod.ref,), message=finalizers)
 
 
-def _budgets(staying: Sequence[Standing]) -> Iterator[Blocker]:
-    """E5, E8, E9: one blocker per PodDisruptionBudget that refuses, whether the server has said so or will."""
-    for one in staying:
-        if one.conflicts:
-            names = ", ".join(map(pdb.ref, one.budgets))
-            yield Blocker(Reason.PDB_CONFLICT, (one.pod.ref,), names, _server_said([one]))
-    for budget, guarded in _by_budget(staying):
-        refused = [one for one in guarded if one.answer is Reason.PDB]
+def _budgets(remaining: Sequence[Standing]) -> Iterator[Blocker]:
+    """Yield one blocker for each PodDisruptionBudget that refuses evictions, according to its state or to the server's
+    answer (E5, E9), and one for each pod with several budgets, which no eviction can satisfy (E8)."""
+    for standing in remaining:
+        if standing.conflicts:
+            names = ", ".join(map(pdb.ref, standing.budgets))
+            yield Blocker(Reason.PDB_CONFLICT, (standing.pod.ref,), names, _server_said([standing]))
+    for budget, guarded in _by_budget(remaining):
+        refused = [standing for standing in guarded if standing.answer is Reason.PDB]
         shown = refused if budget.disruptions_allowed > 0 else guarded
         if shown:
             reason = Reason.PDB_NEVER_ALLOWS if pdb.never_allows(budget) else Reason.PDB
             message = f"{_state(budget)}. {_server_said(refused)}".rstrip()
-            yield Blocker(reason, tuple(one.pod.ref for one in shown), pdb.ref(budget), message)
+            yield Blocker(reason, tuple(standing.pod.ref for standing in shown), pdb.ref(budget), message)
 
 
-def _by_budget(staying: Iterable[Standing]) -> Iterable[tuple[PdbView, list[Standing]]]:
-    """The pods that one budget decides about, budget by budget."""
+def _by_budget(remaining: Iterable[Standing]) -> Iterable[tuple[PdbView, list[Standing]]]:
+    """Return each budget that alone decides about pods, with these pods."""
     guarded: dict[str, tuple[PdbView, list[Standing]]] = {}
-    for one in staying:
-        if (budget := one.budget) is not None:
-            guarded.setdefault(pdb.ref(budget), (budget, []))[1].append(one)
+    for standing in remaining:
+        if (budget := standing.budget) is not None:
+            guarded.setdefault(pdb.ref(budget), (budget, []))[1].append(standing)
     return guarded.values()
 
 
-def _refused(staying: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
-    """The other answers of the server, verbatim."""
-    for one in staying:
-        if one.memory is None or one.answer is None or one.conflicts:
+def _refused(remaining: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
+    """Yield the server's last answer about each pod, verbatim. Left out are answers that are reported once for all
+    pods, belong to a budget, mean that the pod is gone, or may change as soon as the budget's controller has caught
+    up (E6)."""
+    for standing in remaining:
+        if standing.memory is None or standing.answer is None or standing.conflicts:
             continue
-        if one.answer is Reason.PDB and one.budget is not None:
+        if standing.answer is Reason.PDB and standing.budget is not None:
             continue  # reported with its budget
-        if one.answer is Reason.PDB_NOT_OBSERVED and now < one.memory.since + timedelta(seconds=QUIET_WAIT):
+        if standing.answer is Reason.PDB_NOT_OBSERVED and now < standing.memory.since + timedelta(
+            seconds=QUIET_WAIT
+        ):
             continue
-        if one.answer not in (
-            Reason.THROTTLED,
-            Reason.PODS_LEAVING,
-        ):  # told once for all pods; no trouble at all
-            yield Blocker(one.answer, (one.pod.ref,), message=_server_said([one]))
+        # The first is reported once for all pods; the second is no trouble.
+        if standing.answer not in (Reason.THROTTLED, Reason.PODS_LEAVING):
+            yield Blocker(standing.answer, (standing.pod.ref,), message=_server_said([standing]))
 
 
-def _throttled(staying: Iterable[Standing], due: Iterable[Standing]) -> Iterator[Blocker]:
-    """E7: no pod and no budget is to blame, so one blocker for all that would be evicted now."""
-    told = [one for one in staying if one.answer is Reason.THROTTLED]
-    if refs := {one.pod.ref for one in (*told, *due)}:
+def _throttled(remaining: Iterable[Standing], due: Iterable[Standing]) -> Iterator[Blocker]:
+    """Yield one blocker for all pods whose evictions are throttled or that would be evicted now (E7): no pod and no
+    budget is to blame."""
+    told = [standing for standing in remaining if standing.answer is Reason.THROTTLED]
+    if refs := {standing.pod.ref for standing in (*told, *due)}:
         yield Blocker(Reason.THROTTLED, tuple(sorted(refs)), message=_server_said(told))
 
 
 def _state(budget: PdbView) -> str:
-    """Describe the state of a PodDisruptionBudget: how many of its pods are healthy and how many have to be."""
+    """Describe how many disruptions the budget allows, how many of its pods are healthy and how many have to be."""
     return (
         f"Allows {counted(budget.disruptions_allowed, 'disruption')}: {budget.current_healthy} of"
         f" {counted(budget.expected_pods, 'pod is', 'pods are')} healthy, {budget.desired_healthy} must be"
@@ -263,63 +287,73 @@ def _state(budget: PdbView) -> str:
 
 
 def _server_said(standings: Iterable[Standing]) -> str:
-    said = (one.memory.message for one in standings if one.memory is not None and one.memory.message)
-    return next((f'Server: "{message}"' for message in said), "")
+    """Return the first message of the server about these pods, quoted, or an empty string if there is none."""
+    messages = (
+        standing.memory.message
+        for standing in standings
+        if standing.memory is not None and standing.memory.message
+    )
+    return next((f'Server: "{message}"' for message in messages), "")
 
 
 # --- whom to evict, and when to look again -------------------------------------------------------------------
 
 
-def _in_turn(found: Standings, unasked: Sequence[Standing]) -> list[Standing]:
-    """The pods that are due, fewest refusals first, so that refused pods do not crowd out the others. `unasked`: pods
-    that are due although it is not their turn."""
-    early = {one.pod.uid for one in unasked}
-    return sorted((one for one in found.staying if one.due or one.pod.uid in early), key=_turn)
+def _in_turn(pods: Standings, unasked: Sequence[Standing]) -> list[Standing]:
+    """Return the pods that are due, fewest refusals first, so that refused pods do not crowd out the others. Pods in
+    `unasked` are due although it is not their turn."""
+    early = {standing.pod.uid for standing in unasked}
+    return sorted(
+        (standing for standing in pods.remaining if standing.due or standing.pod.uid in early), key=_turn
+    )
 
 
-def _turn(one: Standing) -> tuple[int, tuple[str, str]]:
-    return 0 if one.memory is None else one.memory.tries, by_ref(one.pod)
+def _turn(standing: Standing) -> tuple[int, tuple[str, str]]:
+    """Sort key: how often the server was asked in vain, then the pod's name."""
+    return 0 if standing.memory is None else standing.memory.tries, by_ref(standing.pod)
 
 
 def _pick(due: Iterable[Standing], most: int, unasked: Sequence[Standing]) -> tuple[PodView, ...]:
-    """At most `most` pods, and per budget no more than it allows now: the rest would surely be answered 429.
+    """Return at most `most` of these pods, and per budget no more than it allows now: further evictions would be
+    answered with 429.
 
-    If a budget allows none, one pod is tried anyway: our reading of the budget may be out of date. `unasked`: there is
-    no time left to try these one after another.
+    If a budget allows none, one pod is tried anyway, because our copy of the budget may be out of date. The pods in
+    `unasked` are exempt from that limit: there is no time left to try them one after another.
     """
     room: dict[str, int] = {}
-    early = {one.pod.uid for one in unasked}
+    early = {standing.pod.uid for standing in unasked}
     picked: list[PodView] = []
-    for one in due:
+    for standing in due:
         if len(picked) >= most:
             break
-        if (budget := one.budget) is not None and one.pod.uid not in early:
+        if (budget := standing.budget) is not None and standing.pod.uid not in early:
             name = pdb.ref(budget)
             left = room.get(name, max(1, budget.disruptions_allowed))
             if left == 0:
                 continue
             room[name] = left - 1
-        picked.append(one.pod)
+        picked.append(standing.pod)
     return tuple(picked)
 
 
-def _next_wake(found: Standings, sent: int, end: datetime | None, now: datetime) -> datetime | None:
-    """The first moment at which the clock alone may change the plan. `sent`: evictions and deletions of this pass."""
-    moments = [moment for one in found.leaving if (moment := stuck_from(one.pod)) is not None]
-    moments += next_force(found, end)
-    moments += _next_tries(found.staying)
-    moments += [one.ends for one in found.staying if one.ends not in (None, NEVER)]
-    moments += [blocker.until for blocker in found.blockers if blocker.until is not None]
-    if found.throttled_until is not None:
-        moments.append(found.throttled_until)
-    if sent + len(found.asked) >= MAX_EVICTIONS:
-        moments += [moment + PACE for moment in found.asked] or [now + PACE]
+def _next_wake(pods: Standings, sent: int, end: datetime | None, now: datetime) -> datetime | None:
+    """Return the first moment after `now` at which the clock alone may change the plan, or None if there is none.
+    `sent` counts the evictions and deletions of this pass."""
+    moments = [moment for standing in pods.leaving if (moment := stuck_from(standing.pod)) is not None]
+    moments += next_force(pods, end)
+    moments += _next_tries(pods.remaining)
+    moments += [standing.ends for standing in pods.remaining if standing.ends not in (None, NEVER)]
+    moments += [blocker.until for blocker in pods.blockers if blocker.until is not None]
+    if pods.throttled_until is not None:
+        moments.append(pods.throttled_until)
+    if sent + len(pods.sent_at) >= MAX_EVICTIONS:
+        moments += [moment + PACE for moment in pods.sent_at] or [now + PACE]
     return min((moment for moment in moments if moment > now), default=None)
 
 
-def _next_tries(staying: Iterable[Standing]) -> Iterator[datetime]:
+def _next_tries(remaining: Iterable[Standing]) -> Iterator[datetime]:
     """Yield when refused evictions are sent again, and until when a budget may not have observed its pods yet."""
-    for memory in (one.memory for one in staying if one.memory is not None):
+    for memory in (standing.memory for standing in remaining if standing.memory is not None):
         yield memory.next_try
         if memory.reason is Reason.PDB_NOT_OBSERVED:
             yield memory.since + timedelta(seconds=QUIET_WAIT)

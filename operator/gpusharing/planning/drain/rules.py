@@ -33,7 +33,8 @@ RAY_ORIGIN = "ray.io/originated-from-crd"
 """Label on the pods of a RayCluster; RayJob if the cluster was made for one job."""
 
 Tier = tuple[int, bool]
-"""Which pods leave first: by the order of the rule, then pods of the cluster's own priority classes last."""
+"""Sort key of the pods' turns: the order of the pod's rule, then whether the cluster's own priority classes put it
+last."""
 
 
 @value
@@ -41,20 +42,22 @@ class Ruled:
     """The rule that decides about a pod."""
 
     index: int
-    """Its place in drain.rules."""
+    """The position of the rule in spec.drain.rules, from 0."""
     rule: DrainRule
     """The rule itself."""
     known: bool
-    """Whether it matches for certain; False: unknown, the labels of the pod's namespace cannot be read."""
+    """Whether the rule certainly matches. False if that is unknown, because the labels of the pod's namespace cannot
+    be read."""
 
     @property
     def place(self) -> str:
-        """Its path in the policy."""
+        """The rule's path in the policy, such as `spec.drain.rules[0]`."""
         return f"spec.drain.rules[{self.index}]"
 
 
 def find_rule(pod: PodView, options: Drain) -> Ruled | None:
-    """The first rule that matches the pod, or may match it; None: none does."""
+    """Return the first rule that matches the pod, or may match it, or None if none does. A rule that asks for labels
+    of a namespace which cannot be read may match."""
     for index, rule in enumerate(options.rules):
         if not selects(rule.pod_selector, pod.labels):
             continue
@@ -73,12 +76,12 @@ def asks_for_namespaces(options: Drain) -> bool:
 
 
 def is_empty(selector: Selector) -> bool:
-    """It matches everything."""
+    """Whether the selector has no condition, so that it matches everything."""
     return not selector.match_labels and not selector.match_expressions
 
 
 def is_job(pod: PodView) -> bool:
-    """T12: it ends by itself, and a controller that understands completion started it."""
+    """Whether the pod ends by itself and was started by a controller that understands completion (T12)."""
     if pod.restarts or pod.owner is None:
         return False
     group = pod.owner.api_version.partition("/")[0]
@@ -86,18 +89,21 @@ def is_job(pod: PodView) -> bool:
 
 
 def patience(pod: PodView, options: Drain) -> timedelta | None:
-    """How long after the cordon the drain waits for a pod that ends by itself; None: as long as it runs."""
+    """Return how long after the cordon the drain waits for a pod that ends by itself, or None if as long as it runs.
+    The timeout of the pod's rule comes before that of spec.drain.jobs."""
     ruled = find_rule(pod, options)
     own = ruled.rule.timeout if ruled is not None else None
     return _wait(own or options.jobs.timeout)
 
 
 def _wait(text: str) -> timedelta | None:
+    """Return the duration that the text means, or None for never."""
     return None if text == NEVER else parse_duration(text)
 
 
 def tier_of(pod: PodView, options: Drain) -> Tier:
-    """T9, T10: its turn; all pods of a lower tier are gone before the next tier begins."""
+    """Return the pod's tier (T9, T10): all pods of a lower tier are gone before the next tier begins. It is the order
+    of the rule that certainly matches, else 0, and whether the cluster's own priority classes put the pod last."""
     ruled = find_rule(pod, options)
     return (ruled.rule.order if ruled is not None and ruled.known else 0, pod.system)
 
@@ -124,56 +130,63 @@ class Protection:
     text: str
     """Which mark it is and what it says; it does not change while the pod exists."""
     until: datetime | None
-    """When it ends by itself; None: not before the mark or the pod is gone."""
+    """When it ends by itself, or None if it lasts until the mark or the pod is gone."""
 
 
 def find_protection(pod: PodView, now: datetime | None) -> Protection | None:
-    """What protects the pod longest; None: nothing does. `now` None: a duration has no end.
+    """Return the mark that protects the pod longest, or None if nothing does. If `now` is None, a mark with a duration
+    counts whatever the time.
 
-    The caller has to know that a finished or leaving pod is no longer protected.
+    Do not ask about a pod that has finished or is leaving: its marks no longer count.
     """
-    found = [protection for key, value in pod.marks if (protection := _read(pod, key, value, now))]
-    return max(found, key=lambda one: (one.until or _NEVER, one.text), default=None)
+    protections = [protection for key, value in pod.marks if (protection := _read(pod, key, value, now))]
+    return max(
+        protections, key=lambda protection: (protection.until or _NEVER, protection.text), default=None
+    )
 
 
 def _read(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:
+    """Return the protection that one mark gives, or None if it gives none or its key is unknown."""
     reader = _READERS.get(key)
     return reader(pod, key, value, now) if reader is not None else None
 
 
 def _do_not_disrupt(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:
-    """`true`, or a duration from the pod's start as Go writes durations; `false` asks for nothing."""
-    said, meant = f"Annotation {key} is {_quoted(value)}", value.strip().lower()
-    if meant == "false":
+    """Return the protection by an annotation that says `true` or gives a duration from the pod's start, as Go writes
+    durations. None for `false`, and once the duration is over. A value that cannot be read protects without an end."""
+    text, setting = f"Annotation {key} is {_quoted(value)}", value.strip().lower()
+    if setting == "false":
         return None
-    if meant == "true" or now is None:
-        return Protection(said, None)
+    if setting == "true" or now is None:
+        return Protection(text, None)
     seconds = _seconds(value.strip())
     if seconds is None:
-        wish = "is not a duration such as 15m or 1h30m, so it protects the pod until it is removed"
-        return Protection(f"{said}, which {wish}", None)
+        problem = "is not a duration such as 15m or 1h30m, so it protects the pod until it is removed"
+        return Protection(f"{text}, which {problem}", None)
     if pod.started is None:
-        return Protection(f"{said}, counted from its start, and it has not started", None)
+        return Protection(f"{text}, counted from its start, and it has not started", None)
     try:
         until = pod.started + timedelta(seconds=seconds)
     except OverflowError:
-        return Protection(said, None)
+        return Protection(text, None)
     if until <= now:
         return None
-    return Protection(f"{said}, which protects it until {to_rfc3339(until)}", until)
+    return Protection(f"{text}, which protects it until {to_rfc3339(until)}", until)
 
 
 def _safe_to_evict(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:
-    said = f"Annotation {key} is {_quoted(value)}"
-    return Protection(said, None) if value.strip().lower() == "false" else None
+    """Return the protection by Cluster Autoscaler's annotation, or None unless it says `false`."""
+    text = f"Annotation {key} is {_quoted(value)}"
+    return Protection(text, None) if value.strip().lower() == "false" else None
 
 
 def _capi_drain(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:
-    """A pod that holds a GPU cannot be skipped: it has to be gone."""
-    said, meant = f"Label {key} is {_quoted(value)}", value.lower()
-    if meant == "skip":
-        return Protection(f"{said}, and a pod that has to leave cannot be skipped", None)
-    return Protection(f"{said}: waiting until it has ended", None) if meant == "wait-completed" else None
+    """Return the protection by Cluster API's label, or None unless it says `skip` or `wait-completed`. A pod that
+    holds a GPU cannot be skipped, so `skip` blocks the drain."""
+    text, setting = f"Label {key} is {_quoted(value)}", value.lower()
+    if setting == "skip":
+        return Protection(f"{text}, and a pod that has to leave cannot be skipped", None)
+    return Protection(f"{text}: waiting until it has ended", None) if setting == "wait-completed" else None
 
 
 _READERS: Mapping[str, Callable[[PodView, str, str, datetime | None], Protection | None]] = {
@@ -187,11 +200,13 @@ ANNOTATION_MARKS = tuple(key for key in _READERS if key not in LABEL_MARKS)
 
 
 def _quoted(value: str) -> str:
+    """Return the value in quotes, on one line and cut to MAX_VALUE characters."""
     return f'"{cut(" ".join(value.split()), MAX_VALUE)}"'
 
 
 def _seconds(text: str) -> float | None:
-    """A duration as Go's time.ParseDuration reads it; None: it is not a duration, or a negative one."""
+    """Return the seconds of a duration as Go's time.ParseDuration reads it, or None if it is not a duration or
+    negative."""
     if text == "0":
         return 0.0
     parts = _GO_DURATION.findall(text)

@@ -1,4 +1,4 @@
-"""What several looks at a node in work add up to: since when LISTs find it empty, and since when its agent is quiet.
+"""What several LISTs of a node's pods add up to: since when the node is empty, and since when its agent is quiet.
 
 A process remembers this between passes, in `NodeWork`; after a restart it starts again.
 """
@@ -15,10 +15,11 @@ KEPT = 32
 
 
 def looked(before: NodeWork | None, now: NodeWork, gpunode: GPUNodeView | None, scope: Scope) -> NodeWork:
-    """`now`, a LIST just made, with what the earlier ones add to it. `scope`: what it looked for when it began.
+    """Return `now`, a LIST just made, with what the earlier LISTs add: since when the node is empty, and since when
+    the agent is quiet. `scope` is what the LIST looked for when it began.
 
-    Earlier LISTs do not count if they looked for other pods, or under another cordon: before it pods could still come.
-    No clock says which came first, because the cordon's may have been ahead of ours.
+    Earlier LISTs do not count if they looked for other pods, or were made under another cordon: before it, pods could
+    still come. No clock says which came first, because the cordon's may have been ahead of ours.
     """
     now = replace(now, all_pods=scope.all_pods, cordoned_at=scope.cordoned_at)
     if before is not None:
@@ -34,7 +35,8 @@ def looked(before: NodeWork | None, now: NodeWork, gpunode: GPUNodeView | None, 
 
 
 def heard(work: NodeWork, gpunode: GPUNodeView | None, now: datetime) -> NodeWork:
-    """`work` with the agent's answer, once the agent has closed NVML for the current request."""
+    """Return `work` with the time since when the agent keeps NVML closed for the current request. If the agent does
+    not, or reports an older request, that time is removed."""
     observed = gpunode.observed if gpunode is not None else None
     if gpunode is None or observed is None or not observed.quiet or observed.request_id != gpunode.request_id:
         return work if not work.quiet_for else replace(work, quiet_for="", quiet_since=None)

@@ -13,13 +13,13 @@ from gpusharing.api.times import NEVER
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.drain import pdb
 from gpusharing.planning.drain.evictions import (
-    asked_lately,
     forget_old,
     is_accepted,
     is_seen,
+    sent_lately,
     throttled_until,
 )
-from gpusharing.planning.drain.gangkeepers import GangWait, find_gang_waits, find_kept_gangs
+from gpusharing.planning.drain.gangkeepers import GangWait, find_blocked_gangs, find_gang_waits
 from gpusharing.planning.drain.holders import Classified, Scope, classify
 from gpusharing.planning.drain.rules import Tier, patience, tier_of
 from gpusharing.planning.snapshot.podviews import EvictionMemory, Gang, NodeWork, PdbView, PodView
@@ -39,37 +39,38 @@ class Standing:
     pod: PodView
     """The pod."""
     memory: EvictionMemory | None
-    """The server's last answer about it, if that still counts; None: no eviction was sent."""
+    """The server's last answer about the pod if that still counts, or None if no eviction was sent."""
     budgets: tuple[PdbView, ...]
     """The budgets that the server will check, sorted by name; with more than one, it always refuses (E8)."""
     leaves: bool
     """Whether the pod needs no eviction: it is terminating, its eviction was accepted (E1), or the server no longer
     knows it (E2, E3)."""
     due: bool
-    """Nothing about the pod itself keeps it from being evicted now; the plan adds the pace and the room of its
-    budget."""
+    """Whether nothing about the pod itself keeps it from being evicted now. The plan also observes the pace and the
+    room of the budget."""
     tier: Tier = (0, False)
-    """All pods of a lower tier are gone before it is evicted."""
+    """The pod's tier: all pods of a lower tier are gone before it is evicted."""
     waits: bool = False
     """Whether the pod is not evicted now because it, or its gang, should end by itself."""
     ends: datetime | None = None
-    """Until when the drain waits for it, NEVER if that has no end; None: it does not wait, or the node is not cordoned
-    yet."""
+    """Until when the drain waits for the pod, NEVER if that has no end. None if it does not wait, or if the node is
+    not cordoned yet."""
     spared: bool = False
     """Whether the pod is waited for and never evicted: when its time is over, the change is given up."""
     waits_for: str = ""
-    """Which other member of its gang it is waited for, in words; empty: none."""
-    kept: bool = False
-    """A member of its gang must stay, or nobody knows the members: it is neither evicted nor deleted."""
+    """Why the drain waits for the pod, if another member of its gang is the reason; else empty."""
+    gang_blocked: bool = False
+    """Whether the pod is neither evicted nor deleted because a member of its gang must stay, or the members are
+    unknown."""
 
     @property
     def budget(self) -> PdbView | None:
-        """The one budget that decides about the eviction; None: no budget does, or several conflict."""
+        """The one budget that decides about the eviction, or None if no budget does or if several conflict."""
         return self.budgets[0] if len(self.budgets) == 1 else None
 
     @property
     def answer(self) -> Reason | None:
-        """The server's last answer; None: no eviction was sent."""
+        """The server's last answer, or None if no eviction was sent."""
         return None if self.memory is None else self.memory.reason
 
     @property
@@ -79,7 +80,7 @@ class Standing:
 
     @property
     def conflicts(self) -> bool:
-        """Two or more budgets make every eviction of it fail (500, kubernetes#75957)."""
+        """Whether several budgets select the pod, so that every eviction of it fails (500, kubernetes#75957)."""
         return len(self.budgets) > 1
 
 
@@ -90,66 +91,81 @@ class Standings:
     listed_at: datetime
     """When the LIST of the pods began."""
     leaving: tuple[Standing, ...] = ()
-    """Pods that are terminating already."""
-    staying: tuple[Standing, ...] = ()
+    """Pods that need no eviction any more: see `Standing.leaves`."""
+    remaining: tuple[Standing, ...] = ()
     """Pods that are still to be evicted, now or later."""
     blocked: int = 0
-    """Pods that hold a GPU and must not or cannot be evicted."""
+    """How many pods hold a GPU and must not or cannot be evicted."""
     blockers: tuple[Blocker, ...] = ()
-    """Why those are blocked."""
+    """Why the blocked pods, and gangs that must not be ended, keep their place."""
     front: Tier = (0, False)
     """The tier whose turn it is: the lowest of all pods that hold a GPU, blocked ones included."""
-    asked: tuple[datetime, ...] = ()
-    """When the evictions of the last `PACE` were sent, including those of pods that are gone since."""
+    sent_at: tuple[datetime, ...] = ()
+    """When the evictions of the last `PACE` were sent, including those of pods that have gone since."""
     throttled_until: datetime | None = None
-    """No eviction may be sent on this node before then; None: evictions may be sent (E7)."""
+    """Until when no eviction may be sent on this node (E7), or None if evictions may be sent."""
     error: str = ""
     """Why the pods could not be listed; nothing else is known then."""
     force_within: timedelta | None = None
-    """Pods with a shorter grace period may be deleted at the end of the drain (T4); None: none is."""
+    """The length of the drain: pods with a shorter grace period may be deleted at its end (T4). None if no pod is."""
     cordoned_at: datetime | None = None
-    """When we cordoned the node; None: we did not."""
+    """When we cordoned the node, or None if we did not."""
     silent: bool = False
     """Whether the node is not Ready: no pod is evicted, and nobody knows whether those that are leaving still run."""
     node: str = ""
-    """Name of the node; empty: unknown."""
+    """Name of the node; empty if unknown."""
 
     @property
     def holders(self) -> int:
-        """Pods that still hold a GPU; -1: unknown, the pods could not be listed."""
-        return -1 if self.error else len(self.leaving) + len(self.staying) + self.blocked
+        """How many pods still hold a GPU, blocked ones included, or -1 if the pods could not be listed."""
+        return -1 if self.error else len(self.leaving) + len(self.remaining) + self.blocked
 
 
 def find_standings(
     work: NodeWork, options: Drain, now: datetime, *, scope: Scope, cordoned: bool = True
 ) -> Standings:
-    """Find the standing of every pod of the node. If its pods could not be listed, only the error is returned.
+    """Return the standing of every pod of the node that holds a GPU. If its pods could not be listed, only the error
+    is set.
 
-    `cordoned`: whether the drain has begun. Before that no eviction is sent, so an old answer to one would never be
-    replaced and block for ever: it is left out once its wait is over.
+    `cordoned` says whether the drain has begun. Before that no eviction is sent, so an old answer to one would never
+    be replaced and block for ever: it is left out once its wait is over.
     """
     if work.error:
         return Standings(work.listed_at, error=work.error)
     memories = work.evictions if cordoned else forget_old(work.evictions, now)
     scope = replace(scope, now=now)
-    found = classify(work.pods, options, scope)
-    front = min((tier_of(pod, options) for pod in (*found.holders, *found.blocked)), default=(0, False))
-    known = [_stand(pod, memories.get(pod.uid), work, now, silent=scope.silent) for pod in found.holders]
+    classified = classify(work.pods, options, scope)
+    front = min(
+        (tier_of(pod, options) for pod in (*classified.holders, *classified.blocked)), default=(0, False)
+    )
+    standings = [
+        _stand(pod, memories.get(pod.uid), work, now, silent=scope.silent) for pod in classified.holders
+    ]
     waits = find_gang_waits(work, options, scope)
-    if options.rules or found.waited or waits or any(pod.system for pod in found.holders):
-        known = _in_turn([_waited(one, found, options, scope, now=now, gangs=waits) for one in known], front)
+    if options.rules or classified.waited or waits or any(pod.system for pod in classified.holders):
+        standings = _in_turn(
+            [_waited(standing, classified, options, scope, now=now, gangs=waits) for standing in standings],
+            front,
+        )
     # Gangs of which a pod has still to be evicted may have to stay.
-    gangs = {one.pod.gang for one in known if one.pod.gang is not None and not one.leaves}
-    kept, why = find_kept_gangs(work, found, gangs if cordoned else frozenset(), options, scope)
-    known = [replace(one, kept=True, due=False) if one.pod.gang in kept else one for one in known]
+    gangs = {
+        standing.pod.gang for standing in standings if standing.pod.gang is not None and not standing.leaves
+    }
+    blocked_gangs, why = find_blocked_gangs(
+        work, classified, gangs if cordoned else frozenset(), options, scope
+    )
+    standings = [
+        replace(standing, gang_blocked=True, due=False) if standing.pod.gang in blocked_gangs else standing
+        for standing in standings
+    ]
     return Standings(
         work.listed_at,
-        leaving=tuple(one for one in known if one.leaves),
-        staying=tuple(one for one in known if not one.leaves),
-        blocked=len(found.blocked),
-        blockers=merge((*found.blockers, *why)) if why else found.blockers,
+        leaving=tuple(standing for standing in standings if standing.leaves),
+        remaining=tuple(standing for standing in standings if not standing.leaves),
+        blocked=len(classified.blocked),
+        blockers=merge((*classified.blockers, *why)) if why else classified.blockers,
         front=front,
-        asked=asked_lately(memories, now),
+        sent_at=sent_lately(memories, now),
         throttled_until=throttled_until(memories, now),
         force_within=force_within(options, scope),
         cordoned_at=scope.cordoned_at,
@@ -159,7 +175,8 @@ def find_standings(
 
 
 def stuck_from(pod: PodView) -> datetime | None:
-    """When a leaving pod counts as stuck (T5); None: it is not leaving, or that time is later than any datetime."""
+    """Return when a leaving pod counts as stuck (T5), or None if it is not leaving or that time is later than any
+    datetime."""
     try:
         return None if pod.deleted_at is None else pod.deleted_at + STUCK_AFTER
     except OverflowError:
@@ -167,7 +184,8 @@ def stuck_from(pod: PodView) -> datetime | None:
 
 
 def force_within(options: Drain, scope: Scope) -> timedelta | None:
-    """Pods with a shorter grace period may be deleted at the end of the drain (T4); None: none is."""
+    """Return the length of the drain if pods may be deleted by force at its end (T4), or None if they may not: the
+    policy does not ask for it, or the operator lacks the right. Only pods with a shorter grace period are deleted."""
     return parse_duration(options.timeout) if asks_for_force(options) and scope.forces else None
 
 
@@ -177,8 +195,8 @@ def asks_for_force(options: Drain) -> bool:
 
 
 def _waited(
-    one: Standing,
-    found: Classified,
+    standing: Standing,
+    classified: Classified,
     options: Drain,
     scope: Scope,
     *,
@@ -187,27 +205,29 @@ def _waited(
 ) -> Standing:
     """Return the standing with its tier, and with whether and until when the drain waits for the pod or for its gang
     (T9-T13)."""
-    one = replace(one, tier=tier_of(one.pod, options))
-    gang = gangs.get(one.pod.gang) if one.pod.gang is not None else None
-    if one.leaves or (one.pod.uid not in found.waited and gang is None):
-        return one
-    wait, waits_for = patience(one.pod, options), ""
-    if gang is not None and (one.pod.uid not in found.waited or gang.patience != wait):
+    standing = replace(standing, tier=tier_of(standing.pod, options))
+    gang = gangs.get(standing.pod.gang) if standing.pod.gang is not None else None
+    if standing.leaves or (standing.pod.uid not in classified.waited and gang is None):
+        return standing
+    wait, waits_for = patience(standing.pod, options), ""
+    if gang is not None and (standing.pod.uid not in classified.waited or gang.patience != wait):
         wait, waits_for = gang.patience, gang.text
     ends = None
     if scope.cordoned_at is not None:
         ends = NEVER if wait is None else scope.cordoned_at + wait
     spared = options.jobs.on_timeout == "Abort" or (gang is not None and gang.spared)
     waits = spared or ends is None or now < ends
-    due = one.due and not waits
-    return replace(one, waits=waits, ends=ends, spared=spared, due=due, waits_for=waits_for)
+    due = standing.due and not waits
+    return replace(standing, waits=waits, ends=ends, spared=spared, due=due, waits_for=waits_for)
 
 
 def _in_turn(standings: list[Standing], front: Tier) -> list[Standing]:
     """Return the standings such that no pod is due before the turn of its tier, nor while the drain waits for pods of
     that tier. `front`: the tier whose turn it is."""
-    waits = any(one.waits and one.tier == front for one in standings)
-    return [replace(one, due=one.due and one.tier == front and not waits) for one in standings]
+    waits = any(standing.waits and standing.tier == front for standing in standings)
+    return [
+        replace(standing, due=standing.due and standing.tier == front and not waits) for standing in standings
+    ]
 
 
 def _stand(

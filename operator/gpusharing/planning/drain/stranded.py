@@ -29,7 +29,7 @@ class FutureNode:
     """Devices that it advertises, by resource name. Once its change has begun, these are those of `after`."""
     after: Mapping[str, int]
     """Devices that it will advertise."""
-    held: Mapping[str, int]
+    in_use: Mapping[str, int]
     """Devices that the pods of the node hold, as far as known; a pod that is being deleted no longer counts."""
     emptied: bool
     """Whether the pods of the node have to leave for the change. Otherwise they keep their devices."""
@@ -40,15 +40,15 @@ class FutureNode:
 
     @cached_property
     def labels(self) -> tuple[Mapping[str, str], ...]:
-        """The labels of the node afterwards, with its name as a field (FIELD). If there are several sets, the node will
-        have one of them, and it is unknown which."""
+        """The labels of the node afterwards, with its name as a field (FIELD). If there are several sets, the node
+        will have one of them, and it is unknown which."""
         return self.find_labels()
 
     def serves(self, pod: PodView) -> bool:
         """Whether the node will advertise at least as many devices as the pod asks for, of every name."""
         return all(self.after.get(name, 0) >= count for name, count in _wanted(pod).items())
 
-    def takes(self, pod: PodView) -> bool:
+    def accepts(self, pod: PodView) -> bool:
         """Whether the pod could be scheduled on the node afterwards if no other pod were there: by its devices, its
         node selector and its node affinity."""
         terms = pod.node_terms or ((),)
@@ -61,7 +61,7 @@ class FutureNode:
 class DeviceDemand:
     """How many devices of one resource name pods ask for, running or Pending, and how many there are for them."""
 
-    asked: int = 0
+    requested: int = 0
     """Devices that pods ask for."""
     remain: int = 0
     """Devices that there will be. Pods that stay bound keep theirs."""
@@ -71,17 +71,17 @@ class DeviceDemand:
     @property
     def waiting(self) -> int:
         """How many of the requested devices there will not be."""
-        return max(0, self.asked - self.remain)
+        return max(0, self.requested - self.remain)
 
     @property
     def worsens(self) -> bool:
         """Whether pods will wait for more devices than they would without the changes."""
-        return self.remain < min(self.asked, self.before)
+        return self.remain < min(self.requested, self.before)
 
     @property
     def text(self) -> str:
         """The demand and the shortage in words, for people."""
-        return f"{self.asked} ask, {self.remain} remain: {self.waiting} will wait"
+        return f"{self.requested} ask, {self.remain} remain: {self.waiting} will wait"
 
 
 @value(eq=False, slots=False)  # without slots, for what is worked out when somebody asks
@@ -104,15 +104,17 @@ class Afterwards:
     def _demands(self) -> Mapping[str, DeviceDemand]:
         """The demand by resource name, over all nodes. A node to which no pod can be scheduled offers only the devices
         that its pods keep."""
-        asked, remain, before = Counter(self.pending), Counter[str](), Counter[str]()
+        requested, remain, before = Counter(self.pending), Counter[str](), Counter[str]()
         for place in self._places.values():
-            for name in {*place.held, *place.before, *place.after}:
-                held = place.held.get(name, 0)
-                kept = 0 if place.emptied else held
-                asked[name] += held
-                remain[name] += max(kept, place.after.get(name, 0)) if place.open else kept
-                before[name] += max(held, place.before.get(name, 0)) if place.open else held
-        return {name: DeviceDemand(asked[name], remain[name], before[name]) for name in {*asked, *before}}
+            for name in {*place.in_use, *place.before, *place.after}:
+                in_use = place.in_use.get(name, 0)
+                kept_devices = 0 if place.emptied else in_use
+                requested[name] += in_use
+                remain[name] += max(kept_devices, place.after.get(name, 0)) if place.open else kept_devices
+                before[name] += max(in_use, place.before.get(name, 0)) if place.open else in_use
+        return {
+            name: DeviceDemand(requested[name], remain[name], before[name]) for name in {*requested, *before}
+        }
 
     def find_node(self, name: str) -> FutureNode | None:
         """Return the node of this name, or None if it is unknown what becomes of it."""
@@ -135,8 +137,8 @@ class Afterwards:
         return tuple(Blocker(Reason.STRANDED_PODS, (pod.ref,), message=why) for pod, why in found if why)
 
     def _explain(self, pod: PodView, own: FutureNode | None) -> str:
-        """Return why the pod would wait afterwards once it has left its `own` node; empty if it would not. Without that
-        node, only a resource name that no node would advertise is found."""
+        """Return why the pod would wait afterwards once it has left its `own` node; empty if it would not. Without
+        that node, only a resource name that no node would advertise is found."""
         wanted = _wanted(pod)
         if lost := [name for name in wanted if not self.find_demand(name).remain]:
             of_kai = ", of which KAI-Scheduler gives it a fraction" if gpu_groups(pod.labels) else ""
@@ -145,18 +147,18 @@ class Afterwards:
             return ""
         if not self._has_place(pod, own) and (broken := _find_broken(pod, own)):
             return broken
-        had = {name: max(own.before.get(name, 0), own.held.get(name, 0)) for name in wanted}
+        had = {name: max(own.before.get(name, 0), own.in_use.get(name, 0)) for name in wanted}
         fewer = [name for name in wanted if own.after.get(name, 0) < had[name]]
         demands = {name: self.find_demand(name) for name in fewer}
         return "; ".join(f"{name}: {one.text}" for name, one in demands.items() if one.worsens)
 
     def _has_place(self, pod: PodView, own: FutureNode) -> bool:
         """Whether the pod's own node, or any other, takes it if no other pod is there. Remembers the answer."""
-        if own.takes(pod):
+        if own.accepts(pod):
             return True
         needs = tuple(pod.node_selector.items()), pod.node_terms, tuple(pod.resources.items())
         if needs not in self._placed:
-            self._placed[needs] = any(place.takes(pod) for place in self._places.values())
+            self._placed[needs] = any(place.accepts(pod) for place in self._places.values())
         return self._placed[needs]
 
 
@@ -180,5 +182,5 @@ def _find_broken(pod: PodView, own: FutureNode) -> str:
         return f"It requires {rule}, and this label will be {labels.get(key, 'absent')}"
     if own.serves(pod):
         return ""
-    asked = ", ".join(f"{count} {name}" for name, count in _wanted(pod).items())
-    return f"No node that it may run on would offer {asked}"
+    requested = ", ".join(f"{count} {name}" for name, count in _wanted(pod).items())
+    return f"No node that it may run on would offer {requested}"

@@ -46,7 +46,7 @@ def _doubt(place: FutureNode, node: NodeView) -> FutureNode:
     that it would get. A node that is cordoned or not Ready has only those that its pods hold."""
     keeps = place.before if node.ready and not node.unschedulable else {}
     least = {
-        name: min(count, max(keeps.get(name, 0), place.held.get(name, 0)))
+        name: min(count, max(keeps.get(name, 0), place.in_use.get(name, 0)))
         for name, count in place.after.items()
     }
     return replace(place, after=least)
@@ -69,7 +69,7 @@ def _place(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnaps
         node.name,
         before=now if fence is None else after,
         after=after,
-        held=find_holdings(node, snapshot, remaining=True) or {},
+        in_use=find_holdings(node, snapshot, remaining=True) or {},
         emptied=emptied,
         open=not node.deleting and (emptied or (node.ready and not node.unschedulable)),
         find_labels=partial(_labels, node, assessed),

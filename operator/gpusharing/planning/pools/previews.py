@@ -123,7 +123,7 @@ def preview_of(
     drain = policy.spec.drain
     scope = scope_of(settings, all_pods=verdict.disruption is DisruptionClass.REBOOT, node=verdict.node)
     pods = find_standings(work, drain, work.listed_at, scope=scope, cordoned=False)
-    leaving = (*pods.leaving, *pods.staying)
+    leaving = (*pods.leaving, *pods.remaining)
     blockers = preflight(pods, drain, afterwards, work.listed_at)
     return Preview(
         policy.version,
