@@ -58,8 +58,8 @@ def picture() -> Mapping[str, str]:
 def status(record: Path) -> list[Line]:
     """What `kubectl gpusharing status` said when the record was taken (hack/demo/record.py)."""
     taken = json.loads(record.read_text())
-    pools, loose = read_pools(taken["policies"], taken["gpunodes"])
-    return describe(pools, loose, datetime.fromisoformat(taken["taken"]), PAPER)
+    pools, unowned = read_pools(taken["policies"], taken["gpunodes"])
+    return describe(pools, unowned, datetime.fromisoformat(taken["taken"]), PAPER)
 
 
 def screenshot() -> Mapping[str, str]:

@@ -114,6 +114,7 @@ NEVER_ONE = {
     "{gpus} GPUs": "the need is larger than the card",
     "{shared.replicas} clients": "one client shares nothing",
     "{pool.nodes or '0/0'} nodes": "a fraction, such as 1/3",
+    "{pool.used} devices": "a fraction, such as 14/96",
 }
 """Numbers before a plural that are never 1, and why."""
 

@@ -12,7 +12,7 @@ from tests.cli.reported import reported
 from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.setup.doctor import Examined, describe
+from gpusharing.cli.setup.doctor import Examination, describe
 from gpusharing.cli.shell.drawing import Paper, plain
 from gpusharing.cli.shell.troubles import DONE, FAILED
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, POLICIES
@@ -77,7 +77,9 @@ def test_what_is_wrong_with_many_nodes_is_told_once() -> None:
 
 def test_a_command_is_never_broken_into_lines() -> None:
     long = error(Topic.NODES, "Odd", "it is odd " * 20, "kubectl label node " + "gpu-1 " * 40)
-    lines = plain(describe(Examined(InstallationView(operator_replicas=1), [long]), Paper(60))).splitlines()
+    lines = plain(
+        describe(Examination(InstallationView(operator_replicas=1), [long]), Paper(60))
+    ).splitlines()
     assert f"         -> {long.command}".rstrip() in lines
     assert all(len(one) <= 60 for one in lines if "->" not in one)
 

@@ -10,7 +10,7 @@ from tests.build import make_cluster_policy, make_gpu, make_gpunode, make_node, 
 from tests.recipes import MIG, PLUGIN
 
 from gpusharing.cli.setup.adoption import AdminConfigMaps, find_steps, named_maps
-from gpusharing.cli.setup.handmade import BEYOND_POLICIES, Handmade, find_handmade, find_unsaid
+from gpusharing.cli.setup.handmade import BEYOND_POLICIES, Handmade, find_handmade, find_inexpressible
 from gpusharing.cli.setup.likeness import find_label, propose
 from gpusharing.kube.sources import NO_MAPS, AdminMaps
 from gpusharing.planning.gpus.geometry import Layout
@@ -186,14 +186,14 @@ def test_without_a_label_nvidias_chart_takes_of_the_entries(name: str) -> None:
 
 def test_what_a_policy_cannot_say_is_named_by_its_path() -> None:
     text = "version: v1\nflags: {migStrategy: mixed, plugin: {passDeviceSpecs: true}}\nresources: {gpus: []}"
-    assert find_unsaid(text) == ("flags.plugin.passDeviceSpecs", "resources.gpus")
-    assert find_unsaid("[") == ()
-    assert find_unsaid(text + "\nsharing: {renameByDefault: true}") == find_unsaid(text), (
+    assert find_inexpressible(text) == ("flags.plugin.passDeviceSpecs", "resources.gpus")
+    assert find_inexpressible("[") == ()
+    assert find_inexpressible(text + "\nsharing: {renameByDefault: true}") == find_inexpressible(text), (
         "the plugin ignores it"
     )
     found = read(entry=text)
     assert isinstance(found, Handmade)
-    assert found.unsaid == ("flags.plugin.passDeviceSpecs", "resources.gpus")
+    assert found.inexpressible == ("flags.plugin.passDeviceSpecs", "resources.gpus")
 
 
 # --- groups and selectors --------------------------------------------------------------------------------------

@@ -79,8 +79,8 @@ def divided(raw: JSON, *instances: tuple[str, int, int]) -> JSON:
 
 
 def view(policies: list[JSON], nodes: list[JSON]) -> View:
-    pools, loose = read_pools(policies, nodes)
-    return View("desk", NOW, pools, loose, read_cards(nodes))
+    pools, unowned = read_pools(policies, nodes)
+    return View("desk", NOW, pools, unowned, read_cards(nodes))
 
 
 def fleet_in_pieces() -> tuple[list[JSON], list[JSON]]:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator, Set
 
 from gpusharing.api.validation import is_rewritten
-from gpusharing.cli.live.cluster import Decided
+from gpusharing.cli.live.cluster import LivePlan
 from gpusharing.cli.shell.troubles import error_text
 from gpusharing.kube.client import DAEMON_SETS, DEPLOYMENTS, JSON, KubeClient, Resource
 from gpusharing.kube.convert import has_condition
@@ -31,14 +31,14 @@ KINDS: tuple[tuple[str, Resource], ...] = (
 )
 
 
-def find_vanishing(proposals: Iterable[Proposal], decided: Decided) -> frozenset[str]:
+def find_vanishing(proposals: Iterable[Proposal], live: LivePlan) -> frozenset[str]:
     """Return the resource names that no node would advertise after the changes, and the node labels, written as
     `key=value`, that no node would have. Only accepted policies that change something count."""
     accepted = [one for one in proposals if one.accepted and one.changes]
     names = {lost.resource for one in accepted for lost in one.vanishing if not lost.demand.remain}
-    nodes = [decided.snapshot.nodes[step.verdict.node] for one in accepted for step in one.steps]
+    nodes = [live.snapshot.nodes[step.verdict.node] for one in accepted for step in one.steps]
     pairs = {pair for node in nodes for pair in node.labels.items() if is_rewritten(pair[0])}
-    gone = pairs - decided.plan.afterwards.find_labels() if pairs else pairs
+    gone = pairs - live.plan.afterwards.find_labels() if pairs else pairs
     return frozenset(names | {f"{key}={value}" for key, value in gone})
 
 

@@ -331,19 +331,17 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
     proposed policies were applied, and what is uncertain about that. Nothing is written. Raises Trouble, also for a
     name that no policy has."""
     async with gathered(session, proposed) as cluster:
-        decided = await cluster.decide(only or None)
-        ignored = decided.snapshot.settings.gpu_operator_namespace
+        live = await cluster.decide(only or None)
+        ignored = live.snapshot.settings.gpu_operator_namespace
         proposals = tuple(
-            tell_proposal(policy, decided.plan, decided.snapshot, decided.now)
-            for policy in decided.snapshot.policies
+            tell_proposal(policy, live.plan, live.snapshot, live.now)
+            for policy in live.snapshot.policies
             if not only or policy.name in only
         )
-        dependents, unread = await read_dependents(
-            session.client, find_vanishing(proposals, decided), ignored
-        )
-    names = [policy.name for policy in decided.snapshot.policies]
+        dependents, unread = await read_dependents(session.client, find_vanishing(proposals, live), ignored)
+    names = [policy.name for policy in live.snapshot.policies]
     for name in sorted(only):
         if name not in names:
             raise Trouble(no_such(POLICIES, name, names, session.where))
-    nodes = {node for one in proposals for node in decided.plan.pools[one.policy].names}
-    return Planned(proposals, (*decided.notes, *unread), decided.simulated(nodes), dependents)
+    nodes = {node for one in proposals for node in live.plan.pools[one.policy].names}
+    return Planned(proposals, (*live.notes, *unread), live.simulated(nodes), dependents)

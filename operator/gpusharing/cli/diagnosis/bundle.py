@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpusharing.cli.live.installed import Installed, read_installed
+from gpusharing.cli.live.installed import InstalledOperator, read_installed
 from gpusharing.cli.pools.fleet import read_node
 from gpusharing.cli.shell.arguments import own_version
 from gpusharing.cli.shell.drawing import Ink, Span, fold, line, prose, simulated_sentence
@@ -236,7 +236,7 @@ async def gather(session: Session, at: datetime) -> Bundle:
     except Unauthorized:
         raise
     except KubeError as error:
-        installed = Installed(notes=(error_text(error),))
+        installed = InstalledOperator(notes=(error_text(error),))
     plan = installed.settings.plan
     ours = {plan.namespace, installed.settings.agent_namespace}
     namespaces = sorted({*ours, plan.gpu_operator_namespace})

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from gpusharing.api.times import from_rfc3339, to_rfc3339
-from gpusharing.cli.live.cluster import Decided
+from gpusharing.cli.live.cluster import LivePlan
 from gpusharing.cli.pools.fleet import NodeStatus, state_of
 from gpusharing.cli.shell.drawing import (
     BLANK,
@@ -105,24 +105,24 @@ def _written(moment: str | None) -> str | None:
     return None if read is None else to_rfc3339(read)
 
 
-def node_answer(name: str, published: NodeStatus | None, decided: Decided | None, trouble: str) -> NodeAnswer:
-    """Put together what is known about a node. `published`: the status from its GPUNode, or None; `decided`: the
+def node_answer(name: str, published: NodeStatus | None, live: LivePlan | None, trouble: str) -> NodeAnswer:
+    """Put together what is known about a node. `published`: the status from its GPUNode, or None; `live`: the
     present plan, or None; `trouble`: why there is no plan."""
-    verdict = None if decided is None else decided.plan.verdicts.get(name)
+    verdict = None if live is None else live.plan.verdicts.get(name)
     proofs: tuple[Proof, ...] = ()
     unproven = trouble
-    if decided is not None:
-        proofs, unproven = _proofs(name, decided)
+    if live is not None:
+        proofs, unproven = _proofs(name, live)
     node = _published_or_planned(published or NodeStatus(name=name), verdict)
     return NodeAnswer(
         node=replace(
             node,
-            cordon=_cordon(name, published, decided),
-            simulated=node.simulated or bool(decided is not None and decided.simulated([name])),
+            cordon=_cordon(name, published, live),
+            simulated=node.simulated or bool(live is not None and live.simulated([name])),
         ),
         proofs=proofs,
         unproven=unproven,
-        notes=() if decided is None else decided.notes,
+        notes=() if live is None else live.notes,
         remedy=remedy_of(node.reason),
     )
 
@@ -158,27 +158,25 @@ def remedy_of(word: str) -> str:
     return BY_WORD[word].remedy if word in BY_WORD else ""
 
 
-def _cordon(name: str, published: NodeStatus | None, decided: Decided | None) -> str:
+def _cordon(name: str, published: NodeStatus | None, live: LivePlan | None) -> str:
     """Return whose cordon the node has: as the snapshot shows it, or as published where there is no snapshot. Empty if
     it has none."""
-    node = None if decided is None else decided.snapshot.nodes.get(name)
+    node = None if live is None else live.snapshot.nodes.get(name)
     if node is not None:
         return whose_cordon(node)
     return "" if published is None else published.cordon
 
 
-def _proofs(name: str, decided: Decided) -> tuple[tuple[Proof, ...], str]:
+def _proofs(name: str, live: LivePlan) -> tuple[tuple[Proof, ...], str]:
     """Return what each source of proof says about the node, and an empty text. If it is unknown what they should say,
     return no proofs and the reason."""
-    for pool in decided.plan.pools.values():
+    for pool in live.plan.pools.values():
         for member in pool.members:
             if member.node.name != name:
                 continue
             assessment = member.assessment
             if isinstance(assessment, Assessed):
-                return tell_proofs(
-                    member.node, assessment.observed, assessment.goal, decided.snapshot.stack
-                ), ""
+                return tell_proofs(member.node, assessment.observed, assessment.goal, live.snapshot.stack), ""
             if isinstance(assessment, Refused):
                 return (), assessment.objection.message
             if isinstance(assessment, Unobserved):

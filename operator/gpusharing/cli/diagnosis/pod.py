@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gpusharing.api.names import RESOURCE_GPU, Phase
 from gpusharing.cli.diagnosis.rooms import NOTE, NodeRoom, RoomSearch, find_fraction, find_overlooked
-from gpusharing.cli.live.cluster import Decided
+from gpusharing.cli.live.cluster import LivePlan
 from gpusharing.cli.shell.drawing import (
     BLANK,
     Column,
@@ -97,14 +97,14 @@ class PodAnswer:
 
 def pod_answer(search: RoomSearch) -> PodAnswer:
     """Return the answer about the pod of a search that has examined all Nodes."""
-    raw, decided = search.pod, search.decided
+    raw, live = search.pod, search.live
     pod, asks = pod_view(raw, {}), dict(sorted(pod_requests(raw).items()))
     fraction, devices = find_fraction(raw)
     asks = asks or ({RESOURCE_GPU: devices} if devices else {})
     rooms = [search.rooms[name] for name in sorted(search.rooms)]
-    services = tuple(_services(asks, rooms, decided))
+    services = tuple(_services(asks, rooms, live))
     node = text(raw, "spec", "nodeName")
-    case = PodCase(raw, node, asks, services, rooms, decided.plan.verdicts.get(node))
+    case = PodCase(raw, node, asks, services, rooms, live.plan.verdicts.get(node))
     lasting = any(fits(asks, room.after) for room in rooms)
     later = {name for room in rooms for name in room.after}
     unchecked = ", ".join(find_overlooked(raw)) if asks and not node else ""
@@ -121,23 +121,23 @@ def pod_answer(search: RoomSearch) -> PodAnswer:
         others=() if lasting else tuple(sorted(later - asks.keys())),
         conclusion=next(sentence for conclude in CONCLUSIONS if (sentence := conclude(case))),
         notes=(
-            *decided.notes,
+            *live.notes,
             *((NOTE,) if fraction else ()),
-            *name_resources(asks, {name: one.other_plugin for name, one in decided.snapshot.nodes.items()}),
+            *name_resources(asks, {name: one.other_plugin for name, one in live.snapshot.nodes.items()}),
             *((note,) if unchecked else ()),
         ),
-        simulated=decided.simulated(),
+        simulated=live.simulated(),
         fraction=fraction,
     )
 
 
-def _services(asks: Mapping[str, int], rooms: Sequence[NodeRoom], decided: Decided) -> Iterator[Service]:
+def _services(asks: Mapping[str, int], rooms: Sequence[NodeRoom], live: LivePlan) -> Iterator[Service]:
     """Yield what the best node of each pool has of each requested resource. Pools that neither have nor will have the
     resource are left out; the nodes that no policy selects count as one pool."""
-    for policy in (*decided.snapshot.policies, None):
+    for policy in (*live.snapshot.policies, None):
         pool, status = "", ""
         if policy is not None:
-            summary = policy_status(policy, decided.plan, decided.snapshot, {}, decided.now)["summary"]
+            summary = policy_status(policy, live.plan, live.snapshot, {}, live.now)["summary"]
             pool, status = policy.name, f"{summary['status']}: {summary['message']}"
         yield from _services_of(pool, status, asks, [room for room in rooms if room.pool == pool])
 

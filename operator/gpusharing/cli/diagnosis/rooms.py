@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from gpusharing.api.names import TAINT_UNPROVEN, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.selectors import FIELD, Row, holds, parse_int
-from gpusharing.cli.live.cluster import Decided
+from gpusharing.cli.live.cluster import LivePlan
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert_pods import NO_NODE, node_terms
 from gpusharing.kube.podrequests import largest_requests
@@ -201,10 +201,10 @@ class RoomSearch:
     """A search through all Nodes for room for one pod. Of each Node only its `NodeRoom` is kept, because there may be
     thousands."""
 
-    def __init__(self, pod: JSON, decided: Decided) -> None:
+    def __init__(self, pod: JSON, live: LivePlan) -> None:
         """Begin a search for this pod. `look` has to be called with the Nodes."""
-        self.pod, self.decided = pod, decided
-        self._specs = {policy.name: policy.spec for policy in decided.snapshot.policies}
+        self.pod, self.live = pod, live
+        self._specs = {policy.name: policy.spec for policy in live.snapshot.policies}
         self._several = any(n > 1 for name, n in largest_requests(pod).items() if is_plugin_resource(name))
         self.rooms: dict[str, NodeRoom] = {}
         """The room on each node, by name of the node."""
@@ -212,13 +212,13 @@ class RoomSearch:
     def look(self, nodes: Iterable[JSON]) -> None:
         """Add to `rooms` what each of these Nodes has for the pod. A Node that is not in the snapshot is left out."""
         for raw in nodes:
-            if (node := self.decided.snapshot.nodes.get(text(raw, "metadata", "name"))) is not None:
+            if (node := self.live.snapshot.nodes.get(text(raw, "metadata", "name"))) is not None:
                 self.rooms[node.name] = self._room(raw, node)
 
     def _room(self, raw: JSON, node: NodeView) -> NodeRoom:
         """Return what one node has for the pod. It has nothing if a rule or the device plugin excludes the pod, and
         nothing free if it is cordoned or not Ready."""
-        plan, report = self.decided.plan, self.decided.snapshot.gpunodes.get(node.name)
+        plan, report = self.live.plan, self.live.snapshot.gpunodes.get(node.name)
         verdict = plan.verdicts.get(node.name)
         pool = "" if verdict is None else verdict.policy
         spec = self._specs.get(pool)

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from gpusharing.cli.diagnosis.node import NodeAnswer, describe_node, node_answer
 from gpusharing.cli.diagnosis.pod import describe_pod, pod_answer
 from gpusharing.cli.diagnosis.rooms import RoomSearch
-from gpusharing.cli.live.cluster import Decided, gathered
+from gpusharing.cli.live.cluster import LivePlan, gathered
 from gpusharing.cli.pools.fleet import read_node
 from gpusharing.cli.shell.session import Session, no_such
 from gpusharing.cli.shell.terminal import Terminal
@@ -42,8 +42,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     if namespace is not None:
         pod = await session.get(PODS, name, namespace)
         async with gathered(session) as cluster:
-            decided = await cluster.decide(())
-            search = RoomSearch(pod, decided)
+            live = await cluster.decide(())
+            search = RoomSearch(pod, live)
             async for nodes in session.each_page(NODES):
                 search.look(nodes)
             explained = pod_answer(search)
@@ -63,19 +63,19 @@ async def _node(session: Session, name: str) -> NodeAnswer:
         published = None
     except KubeError:
         published = read_node(await session.get(GPUNODES, name))  # turns the error into a Trouble
-    decided: Decided | None = None
+    live: LivePlan | None = None
     trouble = ""
     try:
         async with gathered(session) as cluster:
-            decided = await cluster.decide((), [name])
+            live = await cluster.decide((), [name])
     except Trouble as error:
         trouble = str(error)
-    if published is None and decided is None:
+    if published is None and live is None:
         # Nodes could not be read, so it is unknown whether this one exists; it has no GPUNode.
         names = []
         with suppress(Trouble):  # before the installation there are no GPUNodes to list
             names = [raw["metadata"]["name"] for raw in await session.all(GPUNODES)]
         raise Trouble(no_such(GPUNODES, name, names, session.where) if names else trouble)
-    if published is None and decided is not None and name not in decided.snapshot.nodes:
-        raise Trouble(no_such(NODES, name, sorted(decided.snapshot.nodes), session.where))
-    return node_answer(name, published, decided, trouble)
+    if published is None and live is not None and name not in live.snapshot.nodes:
+        raise Trouble(no_such(NODES, name, sorted(live.snapshot.nodes), session.where))
+    return node_answer(name, published, live, trouble)

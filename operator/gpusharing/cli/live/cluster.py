@@ -37,7 +37,7 @@ MARKERS = ("medik8s nodemaintenances", "nvidia nodemaintenances")
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
+class LivePlan:
     """A plan, the snapshot that it was made of, and what is uncertain about it."""
 
     plan: RolloutPlan
@@ -73,7 +73,7 @@ class Cluster:
     """The memory of a pass, with the beginning of each drift moved back by the drift grace: a leader that has run
     for long would have seen the drift for that time (ADR 73)."""
 
-    async def decide(self, policies: Iterable[str] | None = None, nodes: Iterable[str] = ()) -> Decided:
+    async def decide(self, policies: Iterable[str] | None = None, nodes: Iterable[str] = ()) -> LivePlan:
         """Return the plan that a leader would make that has run for longer than the drift grace. If it would write its
         configuration first, the plan is for the time after that, and a note says so. Sets `memory`. Raises Trouble.
 
@@ -107,7 +107,7 @@ class Cluster:
                 f"the operator writes the configuration first; the first node starts {length(wait)} later"
             )
             snapshot, plan = later, plan_rollout(later, now)
-        return Decided(plan, snapshot, now, tuple(notes))
+        return LivePlan(plan, snapshot, now, tuple(notes))
 
     async def _snapshot(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
         """Return a snapshot with the pods of the nodes in `wanted`. If the Lease gave no claims, the fences of the

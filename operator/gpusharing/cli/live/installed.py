@@ -31,7 +31,7 @@ DEFAULTS = SourceSettings(agent_namespace="gpusharing-agent")
 
 
 @dataclass(frozen=True, slots=True)
-class Installed:
+class InstalledOperator:
     """The installed operator of a cluster, as far as it could be read."""
 
     settings: SourceSettings = DEFAULTS
@@ -48,19 +48,19 @@ class Installed:
     """Whether there is no Deployment of the operator in any namespace."""
 
 
-async def read_installed(client: KubeClient) -> Installed:
+async def read_installed(client: KubeClient) -> InstalledOperator:
     """Read the settings and claims of the operator, which is looked for in all namespaces. If there is none, or
     Deployments may not be listed, the chart's defaults are returned with a note. Raises any other KubeError."""
     try:
         deployments = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
     except (Forbidden, NotFound) as error:
         why = f"the operator's own could not be read: {error_text(error)}"
-        return Installed(notes=(f"the chart's default settings are assumed, because {why}",))
+        return InstalledOperator(notes=(f"the chart's default settings are assumed, because {why}",))
     if not deployments:
         note = "no operator is installed, so the chart's default settings are assumed"
         where = await find_gpu_operator(client, PlanSettings().gpu_operator_namespace)
         settings = replace(DEFAULTS, plan=PlanSettings(gpu_operator_namespace=where))
-        return Installed(settings, notes=(note,), missing=True)
+        return InstalledOperator(settings, notes=(note,), missing=True)
     deployment = deployments[0]
     namespace = text(deployment, "metadata", "namespace")
     settings, notes = settings_of(deployment)
@@ -73,7 +73,7 @@ async def read_installed(client: KubeClient) -> Installed:
     if damaged or unread:
         more = (_without_lease(damaged or unread),)
     settings = replace(settings, plan=replace(settings.plan, pod_name=name))
-    return Installed(settings, claims, failed_nodes, version, (*notes, *more))
+    return InstalledOperator(settings, claims, failed_nodes, version, (*notes, *more))
 
 
 async def is_missing(client: KubeClient) -> bool:

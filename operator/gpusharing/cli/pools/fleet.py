@@ -116,8 +116,8 @@ def read_pools(
         by_policy.setdefault(node.policy, []).append(node)
     pools = tuple(_pool(raw, by_policy) for raw in policies)
     names = {pool.name for pool in pools}
-    loose = [node for policy, nodes in by_policy.items() if policy not in names for node in nodes]
-    return pools, tuple(sorted(loose, key=lambda node: node.name))
+    unowned = [node for policy, nodes in by_policy.items() if policy not in names for node in nodes]
+    return pools, tuple(sorted(unowned, key=lambda node: node.name))
 
 
 def _pool(raw: JSON, nodes: Mapping[str, list[NodeStatus]]) -> PoolStatus:
@@ -152,7 +152,7 @@ def read_node(raw: JSON) -> NodeStatus:
     return from_wire(NodeStatus, section(raw, "status", "transition") | beside)
 
 
-def simulated_nodes(pools: Iterable[PoolStatus], loose: Iterable[NodeStatus]) -> list[str]:
+def simulated_nodes(pools: Iterable[PoolStatus], unowned: Iterable[NodeStatus]) -> list[str]:
     """Return the names, sorted, of the nodes whose GPUs are SIMULATED, in these pools and among those of no pool."""
-    every = (*loose, *(node for pool in pools for node in pool.members))
+    every = (*unowned, *(node for pool in pools for node in pool.members))
     return sorted(node.name for node in every if node.simulated)

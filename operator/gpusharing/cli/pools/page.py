@@ -340,7 +340,7 @@ class View:
     """When the page was made."""
     pools: Sequence[PoolStatus]
     """Every policy."""
-    loose: Sequence[NodeStatus]
+    unowned: Sequence[NodeStatus]
     """GPU nodes that no policy selects."""
     cards: Mapping[str, Sequence[Cards]]
     """The cards of each policy, by its name."""
@@ -362,11 +362,11 @@ def page(view: View) -> str:
     pools = [_pool(pool, number, view) for number, pool in enumerate(view.pools)]
     if not pools:
         pools = [tag("p", "There is no GPUSharingPolicy.")]
-    simulated = simulated_sentence(simulated_nodes(view.pools, view.loose))
+    simulated = simulated_sentence(simulated_nodes(view.pools, view.unowned))
     alarm = [tag("p", f"{simulated}.", class_="alarm")] if simulated else []
-    if view.loose:
-        names = ", ".join(node.name for node in view.loose)
-        text = f"{counted(len(view.loose), 'node')} with GPUs and no policy: {names}"
+    if view.unowned:
+        names = ", ".join(node.name for node in view.unowned)
+        text = f"{counted(len(view.unowned), 'node')} with GPUs and no policy: {names}"
         pools.append(tag("section", tag("p", text)))
     body = tag("body", tag("h1", title), *alarm, tag("p", *made, class_="faint"), tag("main", *pools))
     return document(tag("html", head, body, lang="en"))

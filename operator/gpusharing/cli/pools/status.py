@@ -71,7 +71,7 @@ _CELLS = (*WAY, Phase.SYNCED)
 
 def describe(
     pools: Sequence[PoolStatus],
-    loose: Sequence[NodeStatus],
+    unowned: Sequence[NodeStatus],
     now: datetime,
     paper: Paper,
     *,
@@ -79,7 +79,7 @@ def describe(
 ) -> list[Line]:
     """Draw all pools, and the names of GPU nodes that no policy selects. `timeline`: also the last rollout of each
     pool."""
-    lines = describe_simulated(simulated_nodes(pools, loose), paper)
+    lines = describe_simulated(simulated_nodes(pools, unowned), paper)
     if not pools:
         lines += prose(
             "There is no GPUSharingPolicy. kubectl gpusharing plan -f FILE shows what one would do.", paper
@@ -89,11 +89,11 @@ def describe(
             drawn = describe_timeline(pool, now, paper) if timeline else []
             lines += [*describe_pool(pool, now, paper), *drawn, BLANK]
         lines.pop()
-    if loose:
-        names = ", ".join(node.name for node in loose[:5]) + (" ..." if len(loose) > 5 else "")
+    if unowned:
+        names = ", ".join(node.name for node in unowned[:5]) + (" ..." if len(unowned) > 5 else "")
         lines += [
             BLANK,
-            *prose(f"{counted(len(loose), 'node')} with GPUs and no policy: {names}", paper, ink=Ink.FAINT),
+            *prose(f"{counted(len(unowned), 'node')} with GPUs and no policy: {names}", paper, ink=Ink.FAINT),
         ]
     return lines
 
@@ -216,14 +216,14 @@ def _progress(node: NodeStatus, paper: Paper) -> str:
 
 
 def as_data(
-    pools: Sequence[PoolStatus], loose: Sequence[NodeStatus], where: str, now: datetime
+    pools: Sequence[PoolStatus], unowned: Sequence[NodeStatus], where: str, now: datetime
 ) -> dict[str, Any]:
     """Return all pools as plain data, for JSON and YAML; times as the API has them."""
     return {
         "context": where,
         "pools": [_pool_data(pool, now) for pool in pools],
-        "nodesWithoutPolicy": [node.name for node in loose],
-        "simulated": simulated_nodes(pools, loose),
+        "nodesWithoutPolicy": [node.name for node in unowned],
+        "simulated": simulated_nodes(pools, unowned),
     }
 
 
@@ -302,23 +302,23 @@ class Picture:
     def draw(self, policies: Iterable[JSON], nodes: Sequence[JSON], stale: str = "") -> None:
         """Draw the pools, or only the one named in `self.policy`. Outside a redrawing, nothing is drawn if nothing has
         changed. `stale`: why the data may be out of date. Raises Trouble if there is no policy of that name."""
-        pools, loose = read_pools(policies, nodes)
+        pools, unowned = read_pools(policies, nodes)
         if self.policy:
-            pools, loose = (self._find_pool(pools),), ()
-        if not self.terminal.redraws and self.last == (pools, loose):
+            pools, unowned = (self._find_pool(pools),), ()
+        if not self.terminal.redraws and self.last == (pools, unowned):
             return
-        self.last = pools, loose
+        self.last = pools, unowned
         if self.terminal.structured:
-            self.terminal.data(as_data(pools, loose, self.session.name, self.session.now()))
+            self.terminal.data(as_data(pools, unowned, self.session.name, self.session.now()))
         elif self.terminal.output == "html":
             from gpusharing.cli.pools.page import View, page, read_cards  # only a page needs these
 
-            view = View(self.session.name, self.session.now(), pools, loose, read_cards(nodes))
+            view = View(self.session.name, self.session.now(), pools, unowned, read_cards(nodes))
             self.terminal.write(page(view))
         else:
             paper = self.terminal.paper
             lines = prose(f"This may be out of date: {stale}", paper, ink=Ink.BAD) if stale else []
-            drawn = describe(pools, loose, self.session.now(), paper, timeline=self.timeline)
+            drawn = describe(pools, unowned, self.session.now(), paper, timeline=self.timeline)
             self.lines = [*lines, *drawn]
             hint = "; name a POLICY to see one pool" if len(pools) > 1 else "; a taller terminal shows them"
             self.terminal.show(self.lines, hint)

@@ -14,7 +14,7 @@ from gpusharing.api.names import DisruptionClass
 from gpusharing.api.validation import validate_policy
 from gpusharing.cli.live.onlooker import applied
 from gpusharing.cli.setup.handmade import Handmade, find_handmade, find_unserved, find_unsettled, presume
-from gpusharing.cli.setup.likeness import Proposed, propose
+from gpusharing.cli.setup.likeness import ProposedPolicy, propose
 from gpusharing.kube.convert import policy_view
 from gpusharing.kube.sources import NO_MAPS, AdminMaps
 from gpusharing.planning.report.proposal import configured
@@ -74,7 +74,7 @@ class AdoptionStep:
 class Import:
     """The policies to apply, the steps before that, and the nodes that are left out."""
 
-    proposed: tuple[Proposed, ...]
+    proposed: tuple[ProposedPolicy, ...]
     """The policies that take the nodes over as they are."""
     left_out: Mapping[str, str]
     """Nodes with GPUs that no policy would leave as they are, and why."""
@@ -194,7 +194,7 @@ def with_presumed(snapshot: ClusterSnapshot) -> ClusterSnapshot:
     return replace(snapshot, gpunodes=gpunodes, agents=frozenset(gpunodes))
 
 
-def _refused(snapshot: ClusterSnapshot, proposed: Sequence[Proposed], now: datetime) -> dict[str, str]:
+def _refused(snapshot: ClusterSnapshot, proposed: Sequence[ProposedPolicy], now: datetime) -> dict[str, str]:
     """Return the nodes that would not be adopted, each with the reason of the validation or the planner; empty if all
     would be. If the validation refuses some policies, only their nodes are returned and the planner does not run."""
     invalid = {
@@ -227,7 +227,7 @@ def _why(plan: RolloutPlan, policy: str, node: str) -> str:
     return f"{verdict.reason}: {verdict.message}"
 
 
-def _plan(snapshot: ClusterSnapshot, proposed: Iterable[Proposed], now: datetime) -> RolloutPlan:
+def _plan(snapshot: ClusterSnapshot, proposed: Iterable[ProposedPolicy], now: datetime) -> RolloutPlan:
     """Return the plan with the proposed policies applied, as the operator would make it once its configuration has
     reached all nodes."""
     views = [*snapshot.policies, *(policy_view(applied(None, one.manifest)) for one in proposed)]

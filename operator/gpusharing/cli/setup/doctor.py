@@ -65,7 +65,7 @@ NO_SERVERS: Unseen = {
 
 
 @dataclass(frozen=True, slots=True)
-class Examined:
+class Examination:
     """What doctor has read and found wrong."""
 
     view: InstallationView
@@ -95,7 +95,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     return FAILED if any(symptom.severity is Severity.ERROR for symptom in examined.symptoms) else DONE
 
 
-async def _examine(client: KubeClient) -> Examined:
+async def _examine(client: KubeClient) -> Examination:
     """Read the installation and all Nodes, and find what is wrong with them."""
     place, notes = await _place(client)
     view = await _as_installed(client, await gather_installation(client, place))
@@ -112,7 +112,7 @@ async def _examine(client: KubeClient) -> Examined:
     ]
     symptoms = [replace(one, message=one.message.replace(f" ({HINT})", "")) for one in symptoms]
     unseen = join_unseen(find_unread_topics(view), {} if version else NO_VERSION, unlisted)
-    return Examined(view, symptoms, notes, unseen)
+    return Examination(view, symptoms, notes, unseen)
 
 
 def _entry_symptoms(view: InstallationView, entries: PluginEntries | None) -> Symptoms:
@@ -247,7 +247,7 @@ async def _mig_maps(client: KubeClient, namespace: str, name: str) -> dict[str, 
 # --- in words ------------------------------------------------------------------------------------------------
 
 
-def describe(examined: Examined, paper: Paper) -> list[Line]:
+def describe(examined: Examination, paper: Paper) -> list[Line]:
     """Draw a line for each topic, and below a problem the command that fixes it. Commands are never wrapped. The last
     line has the totals."""
     lines: list[Line] = describe_simulated(sorted(examined.view.simulated), paper)
@@ -270,7 +270,7 @@ def describe(examined: Examined, paper: Paper) -> list[Line]:
     return [*lines, BLANK, *prose(title, paper, ink=Ink.BAD if errors else Ink.GOOD)]
 
 
-def as_data(examined: Examined, where: str) -> dict[str, Any]:
+def as_data(examined: Examination, where: str) -> dict[str, Any]:
     """Return the result as plain data, for JSON and YAML."""
     return {
         "context": where,

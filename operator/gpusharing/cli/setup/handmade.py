@@ -49,7 +49,7 @@ class Handmade:
     """The mode and its settings that leave the node as it is."""
     text: str
     """The layout in words, such as `2x3g.40gb, 4x shared`."""
-    unsaid: tuple[str, ...] = ()
+    inexpressible: tuple[str, ...] = ()
     """Fields of its device plugin's entry that no policy can express. They stay in force until its first change."""
 
 
@@ -83,7 +83,7 @@ def find_handmade(
         gpus=len(gpus),
         spec=_spec(node, gpus, here, stack),
         text=describe_layouts(layouts, here.sharing.replicas[0][1] if here.sharing else 1),
-        unsaid=find_unsaid(stack.plugin_configs.get(entry, "")),
+        inexpressible=find_inexpressible(stack.plugin_configs.get(entry, "")),
     )
 
 
@@ -258,7 +258,7 @@ BEYOND_POLICIES: tuple[Callable[[PluginUse], str], ...] = (
 """Checks for what a device plugin does and no policy can express; the first that finds something is reported."""
 
 
-def find_unsaid(text: str) -> tuple[str, ...]:
+def find_inexpressible(text: str) -> tuple[str, ...]:
     """Return the paths of the fields in a device plugin's configuration that no policy can express. Fields that the
     plugin ignores are left out. Empty for a configuration that the plugin refuses."""
     flaws = find_flaws(text)

@@ -13,7 +13,7 @@ from typing import Any
 
 from gpusharing.cli.live.cluster import gathered
 from gpusharing.cli.setup.adoption import AdminConfigMaps, Import, find_import, named_maps
-from gpusharing.cli.setup.likeness import Proposed
+from gpusharing.cli.setup.likeness import ProposedPolicy
 from gpusharing.cli.shell.drawing import printable, simulated_sentence
 from gpusharing.cli.shell.manifests import comment
 from gpusharing.cli.shell.session import Session
@@ -41,13 +41,13 @@ MOST = 8
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Print the policies and the remarks about them; see VerbModule."""
     async with gathered(session, beforehand=True) as cluster:
-        decided = await cluster.decide(())
-        admin = await read_admin_maps(session, decided.snapshot)
+        live = await cluster.decide(())
+        admin = await read_admin_maps(session, live.snapshot)
         merged = cluster.gatherer.sources.settings.admin_maps
-        answer = find_import(decided.snapshot, admin, merged, decided.now, missing=cluster.missing)
+        answer = find_import(live.snapshot, admin, merged, live.now, missing=cluster.missing)
     # Without an operator the notes would say that the chart's settings are assumed; PRESUMED says more.
-    unsure = [PRESUMED] if answer.presumed else decided.notes
-    remarks = [*filter(None, [simulated_sentence(decided.simulated())]), *unsure, *find_remarks(answer)]
+    unsure = [PRESUMED] if answer.presumed else live.notes
+    remarks = [*filter(None, [simulated_sentence(live.simulated())]), *unsure, *find_remarks(answer)]
     for remark in remarks:
         print(printable(" ".join(remark.splitlines())), file=sys.stderr)
     if terminal.output == "json":
@@ -118,7 +118,7 @@ def as_yaml(answer: Import, remarks: Sequence[str]) -> str:
     return "---\n".join(parts)
 
 
-def _document(policy: Proposed) -> str:
+def _document(policy: ProposedPolicy) -> str:
     """Return one policy as YAML, below comments that say which nodes it is for and what it does not express."""
     import yaml  # importing it takes as long as a short command
 
@@ -130,11 +130,11 @@ def _document(policy: Proposed) -> str:
             "No label that names a pool distinguishes these nodes from others, so they are listed. With a"
             " label of your own, new nodes would join automatically."
         )
-    unsaid = sorted({path for member in policy.members for path in member.unsaid})
-    if unsaid:
+    inexpressible = sorted({path for member in policy.members for path in member.inexpressible})
+    if inexpressible:
         lines.append(
-            f"A policy cannot express {', '.join(unsaid)} of the device plugin's configuration. That part stays in"
-            " force until the node's first change."
+            f"A policy cannot express {', '.join(inexpressible)} of the device plugin's configuration. That part stays"
+            " in force until the node's first change."
         )
     return "".join(map(comment, lines)) + yaml.safe_dump(_plain(policy.manifest), sort_keys=False)
 

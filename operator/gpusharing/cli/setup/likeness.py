@@ -31,7 +31,7 @@ _MODES = {"Full": "full", "MIG": "mig", "MPS": "mps", "TimeSlicing": "time-slici
 
 
 @dataclass(frozen=True, slots=True)
-class Proposed:
+class ProposedPolicy:
     """A proposed policy for nodes that are alike."""
 
     name: str
@@ -56,7 +56,7 @@ class Proposed:
 
 def propose(
     handmade: Iterable[Handmade], nodes: Mapping[str, NodeView], taken: Collection[str] = ()
-) -> tuple[tuple[Proposed, ...], tuple[str, ...]]:
+) -> tuple[tuple[ProposedPolicy, ...], tuple[str, ...]]:
     """Return a policy for each group of nodes that have the same cards and settings, and the nodes of groups for which
     no selector exists. `nodes`: all Nodes of the cluster; `taken`: names of existing policies, which are not used
     again."""
@@ -64,7 +64,7 @@ def propose(
     for member in sorted(handmade, key=lambda member: member.node):
         key = (member.products, member.gpus, json.dumps(member.spec, sort_keys=True))
         groups.setdefault(key, []).append(member)
-    proposed: list[Proposed] = []
+    proposed: list[ProposedPolicy] = []
     unnamed: list[str] = []
     used = set(taken)
     for members in groups.values():
@@ -75,7 +75,7 @@ def propose(
             continue
         name = _free(_name(chosen, members[0]), used)
         used.add(name)
-        proposed.append(Proposed(name, tuple(members), selector, by_name=chosen is None))
+        proposed.append(ProposedPolicy(name, tuple(members), selector, by_name=chosen is None))
     return tuple(sorted(proposed, key=lambda policy: policy.name)), tuple(sorted(unnamed))
 
 
