@@ -8,7 +8,7 @@ from tests.cli.asking import ME, Answered, ask, operated
 from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.diagnosis.rooms import TOLD_APART, find_obstacle, find_overlooked
+from gpusharing.cli.diagnosis.rooms import TRANSIENT_TAINTS, find_obstacle, find_overlooked
 from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.kube.client import NODES, PODS
 from gpusharing.kube.errors import Forbidden
@@ -158,7 +158,7 @@ def test_each_taint_has_to_be_tolerated_and_one_without_a_value_is_written_so() 
     assert found == "the pod does not tolerate the taint node.kubernetes.io/disk-pressure:NoSchedule"
 
 
-@pytest.mark.parametrize("key", sorted(TOLD_APART))
+@pytest.mark.parametrize("key", sorted(TRANSIENT_TAINTS))
 def test_a_taint_that_goes_by_itself_is_no_rule(key: str) -> None:
     assert find_obstacle({}, tainted({"key": key, "effect": "NoSchedule"})) == ""
 

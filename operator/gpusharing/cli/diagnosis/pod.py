@@ -92,7 +92,7 @@ class PodAnswer:
     simulated: tuple[str, ...] = ()
     """Nodes of the cluster whose GPUs are SIMULATED."""
     fraction: str = ""
-    """The fraction that the pod asks KAI-Scheduler for; empty if it asks for none."""
+    """The fraction of a GPU that the pod requests from KAI-Scheduler; empty if it requests none."""
 
 
 def pod_answer(search: RoomSearch) -> PodAnswer:

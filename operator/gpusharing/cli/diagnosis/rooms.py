@@ -26,7 +26,7 @@ from gpusharing.planning.wanted.target import is_plugin_resource, plugin_config
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 _KEEPS_OUT = ("NoSchedule", "NoExecute")
 _OPERATORS = frozenset({"In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"})
-TOLD_APART = frozenset(
+TRANSIENT_TAINTS = frozenset(
     {
         "node.kubernetes.io/unschedulable",
         "node.kubernetes.io/not-ready",
@@ -43,7 +43,7 @@ _NOT_EVALUATED = {
 }
 
 _PERSISTENT = ("persistentVolumeClaim", "ephemeral")
-"""Volumes that may be bound to some of the nodes."""
+"""Kinds of volumes that may be available on some nodes only."""
 
 
 def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None) -> str:
@@ -59,8 +59,8 @@ def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None
         return f"spec.affinity.nodeAffinity of the pod requires {why}"
     tolerations = entries(spec, "tolerations")
     for taint in entries(node, "spec", "taints"):
-        told_apart = text(taint, "key") in TOLD_APART
-        if text(taint, "effect") in _KEEPS_OUT and not told_apart and not _tolerated(taint, tolerations):
+        transient = text(taint, "key") in TRANSIENT_TAINTS
+        if text(taint, "effect") in _KEEPS_OUT and not transient and not _tolerated(taint, tolerations):
             return f"the pod does not tolerate the taint {_written(taint)}"
     return ""
 

@@ -29,7 +29,7 @@ class LegalLayouts:
     card: Card
     """The card."""
     wanted: Layout
-    """The instances that a layout has to contain; empty if there is no such wish."""
+    """The instances that a layout has to contain; empty if none are required."""
     layouts: tuple[Layout, ...]
     """The full layouts that contain them."""
     refusal: Refusal | None

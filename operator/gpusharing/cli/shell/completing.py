@@ -15,7 +15,7 @@ from gpusharing.cli.shell.troubles import Trouble
 NO_FILES = ":4"
 """The directive not to suggest file names as well."""
 SECONDS = 3.0
-"""Seconds for the cluster: a person who presses Tab waits no longer."""
+"""Seconds within which the cluster has to answer, because a person who presses Tab waits no longer."""
 Names = Callable[[str], Iterable[str]]
 """A function that returns the names of all objects of a kind, which is given by its plural."""
 KINDS = {"POLICY": "gpusharingpolicies", "NODE": "gpunodes", "NODE|POD": "gpunodes"}
