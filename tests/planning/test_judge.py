@@ -48,7 +48,7 @@ def test_a_verdict_holds_whatever_the_time_when(verdict: Verdict, node: NodeView
 
 
 DIVIDED = make_gpunode(gpus=(make_gpu(layout=(("3g.40gb", 2),)),))
-TRANSIENT_TAINTS: dict[str, tuple[NodeCase, bool]] = {
+TOLD_APART: dict[str, tuple[NodeCase, bool]] = {
     "it differs": (make_case(FULL, gpunode=DIVIDED), True),
     "it is as wanted": (make_case(FULL), False),
     "nobody owns it": (make_case(None), False),
@@ -59,7 +59,7 @@ TRANSIENT_TAINTS: dict[str, tuple[NodeCase, bool]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("case", "apart"), TRANSIENT_TAINTS.values(), ids=TRANSIENT_TAINTS)
+@pytest.mark.parametrize(("case", "apart"), TOLD_APART.values(), ids=TOLD_APART)
 def test_somebody_has_seen_a_difference_when(case: NodeCase, apart: bool) -> None:
     assert is_told_apart(case) is apart
 
