@@ -1,4 +1,7 @@
-"""Measure, print one table and write build/bench.json. `--only NAME,...` picks metrics, `--quick` uses small sizes."""
+"""Measure what the operator and the agent cost, print one table and write build/bench.json.
+
+`--only NAME,...` picks metrics, `--quick` uses small sizes.
+"""
 
 import argparse
 import statistics
@@ -19,14 +22,14 @@ OUTPUT = Path("build/bench.json")
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much is measured."""
+    """How long is measured, and over how many edits and nodes."""
 
     idle_seconds: float = 60
     edits: int = 50
     roll_nodes: int = 200
     fleet_nodes: int = 1000
     planned_nodes: int = 5000
-    """Also how many an operator is started on."""
+    """Nodes for the planner's measurements, and for the start of an operator."""
 
 
 QUICK = Sizes(idle_seconds=10, edits=10, roll_nodes=40, fleet_nodes=200, planned_nodes=1000)
@@ -34,21 +37,21 @@ QUICK = Sizes(idle_seconds=10, edits=10, roll_nodes=40, fleet_nodes=200, planned
 
 @dataclass(frozen=True, slots=True)
 class BenchPart:
-    """Measurements that belong together."""
+    """Measurements that are taken together, in one run on one testbed."""
 
     metrics: tuple[str, ...]
-    """Those with an aim that come out of it."""
+    """The metrics with an aim that `run` yields; it may yield others as well."""
     run: Callable[[Testbed, Sizes], Iterator[Measured]]
     factor: float = FACTOR
-    """How much faster than life time runs for hardware and waits."""
+    """How many times as fast as in life the SIMULATED hardware and the operator's waits run."""
     node_software: bool = True
-    """Whether it needs the SIMULATED node software."""
+    """Whether `run` needs the SIMULATED node software."""
     arguments: tuple[str, ...] = ()
-    """Of that software."""
+    """Further command-line arguments of the node software."""
 
     @property
     def kind(self) -> tuple[float, bool, tuple[str, ...]]:
-        """Parts of one kind share a testbed."""
+        """What distinguishes the testbed that this part needs. Parts of one kind are run on the same testbed."""
         return self.factor, self.node_software, self.arguments
 
 
@@ -101,13 +104,15 @@ PARTS = (
         node_software=False,
     ),
 )
-"""What runs on the control plane, in this order."""
+"""The parts that run on a control plane, in this order."""
 
 
 def measure(wanted: frozenset[str], sizes: Sizes, lost: list[Lost]) -> Iterator[Measured]:
-    """Everything that yields one of the wanted metrics; one control plane per kind of testbed.
+    """Run the planner's and the plugin's measurements, then the parts that yield one of the `wanted` metrics, and
+    yield every result of each, also metrics that were not asked for.
 
-    A part that fails goes to `lost`, and what is left of its kind gets a new testbed: nobody knows what it left behind.
+    Parts of one kind share a control plane. A part that fails is appended to `lost`, and the remaining parts of its
+    kind get a new testbed, because the failed one may have left anything behind.
     """
     if wanted & set(PLANNED):
         yield from planner.planning(sizes.planned_nodes)
@@ -121,22 +126,24 @@ def measure(wanted: frozenset[str], sizes: Sizes, lost: list[Lost]) -> Iterator[
 
 
 def on_one_testbed(
-    waiting: list[BenchPart], sizes: Sizes, lost: list[Lost], open_one: Callable[..., Opened] = open_testbed
+    waiting: list[BenchPart], sizes: Sizes, lost: list[Lost], open_bed: Callable[..., Opened] = open_testbed
 ) -> Iterator[Measured]:
-    """What parts of one kind yield, taken from `waiting` until one fails."""
+    """Open one testbed and yield the results of the parts in `waiting`, which must be of one kind. Each part is
+    removed from `waiting` before it runs. After the first part that raises, append it to `lost` and return; the
+    others stay in `waiting`."""
     factor, software, arguments = waiting[0].kind
-    with open_one(factor, node_software=software, arguments=arguments) as testbed:
+    with open_bed(factor, node_software=software, arguments=arguments) as testbed:
         while waiting:
             part = waiting.pop(0)
             try:
                 yield from part.run(testbed, sizes)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the other numbers have been paid for
+            except Exception as error:  # noqa: BLE001 - any error: the other parts can still be measured
                 lost.append(Lost(part.metrics, f"{type(error).__name__}: {error}"))
                 return
 
 
 def paced(results: Iterable[Measured], pace: Callable[[], float]) -> Iterator[Measured]:
-    """The same, each with how fast the machine ran around it: the mean of before and after."""
+    """Yield each result with `pace_ms` set to the mean of the machine's pace before and after it was measured."""
     before = pace()
     for result in results:
         after = pace()
@@ -145,20 +152,21 @@ def paced(results: Iterable[Measured], pace: Callable[[], float]) -> Iterator[Me
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line of `python -m hack.bench`."""
     parser = argparse.ArgumentParser(prog="python -m hack.bench", description=__doc__)
     parser.add_argument("--only", default=",".join(AIMS), help="metrics, separated by commas")
-    parser.add_argument("--quick", action="store_true", help="small sizes: a look, not a result")
+    parser.add_argument("--quick", action="store_true", help="small sizes: a first impression, not a result")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="where the JSON goes")
     return parser.parse_args()
 
 
 def main() -> int:
-    """Exit status 0 when everything could be measured, 1 otherwise; a missed aim is a result, not an error."""
+    """Return the exit status: 0 if everything could be measured, 1 if a part failed, 2 if a metric is unknown. A
+    missed aim is a result and not an error."""
     options = arguments()
     wanted = frozenset(options.only.split(","))
     if unknown := sorted(wanted - set(AIMS)):
-        print(f"hack.bench: unknown metric {unknown[0]}; there are {', '.join(AIMS)}", file=sys.stderr)
+        print(f"hack.bench: there is no metric {unknown[0]}; choose from {', '.join(AIMS)}", file=sys.stderr)
         return 2
     machine, begun, stolen = facts(), time.monotonic(), stolen_s()
     measured, lost = list[Measured](), list[Lost]()
@@ -168,7 +176,7 @@ def main() -> int:
     order = list(AIMS)
     measured.sort(key=lambda result: order.index(result.name) if result.name in order else len(order))
     machine |= {
-        "pace_ms": round(statistics.median([one.pace_ms or 0.0 for one in measured] or [pace_ms()])),
+        "pace_ms": round(statistics.median([result.pace_ms or 0.0 for result in measured] or [pace_ms()])),
         "stolen_s": round(stolen_s() - stolen, 1),
         "quick": int(options.quick),
         "seconds": round(time.monotonic() - begun, 1),

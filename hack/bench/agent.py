@@ -1,9 +1,10 @@
-"""The shipped agent process on the SIMULATED libnvidia-ml.so.1: eight whole GPUs, then seven MIG instances on each.
+"""The cost of the shipped agent process on the SIMULATED libnvidia-ml.so.1, with eight whole GPUs and then with seven
+MIG instances on each.
 
-Each device is held by a pod and used by a process of it, as on a node that earns its money; once more without, for
-what a node costs that nobody uses. A SIMULATED kubelet gives each device to a pod, in which a process computes. The
-processes are real ones that sleep, so that the agent finds them in procfs; that they compute is SIMULATED. They are in
-cgroups that are called as a kubelet calls those of pods, where this machine lets us make any.
+The agent is measured first on GPUs that nobody uses. Then a SIMULATED kubelet assigns each device to a pod, and a
+process uses it, as on a busy node. The processes are real ones that sleep, so that the agent finds them in procfs;
+their use of the GPU is SIMULATED. Where this machine permits it, each process is in a cgroup named as a kubelet names
+those of pods.
 """
 
 import json
@@ -32,43 +33,45 @@ from hack.realnode import cgroups
 from hack.sim import kubeletsocket
 
 OTHER_PODS = 32
-"""Pods without a device, which a kubelet lists as well: those of the system, and whoever needs no GPU."""
+"""Pods without a device, which a kubelet lists as well: pods of the system, and others that use no GPU."""
 MEMORY_MIB, SM_PERCENT = 4096, 40
 COMMAND = ("sleep", "infinity")
-"""Of each process; NVML reports it as the name."""
+"""The command line of each process; NVML reports it as the process name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A pod that holds one device, and computes on it."""
+    """A pod to which one device is assigned and whose process uses it."""
 
     namespace: str
     pod: str
     resource: str
     device: str
-    """Its UUID."""
+    """The UUID of the GPU or MIG device."""
     gpu: int
     gpu_instance: int = -1
-    """-1 for a whole GPU."""
+    """The id of the GPU instance, or -1 for a whole GPU."""
     compute_instance: int = -1
+    """The id of the compute instance, or -1 for a whole GPU."""
 
     @property
     def uid(self) -> str:
-        """The UID of the pod; it follows from the pod's namespace and name."""
+        """The UID of the pod, derived from its namespace and name."""
         return str(uuid5(NAMESPACE_OID, f"{self.namespace}/{self.pod}"))
 
 
 @dataclass(frozen=True, slots=True)
 class SeenTenants:
-    """What an agent needs to see the tenants."""
+    """The tenants of a machine, and the environment variables with which an agent finds them."""
 
     tenants: tuple[Tenant, ...]
     environment: Mapping[str, str]
     attributed: bool
-    """Whether the processes are in the cgroups of their pods."""
+    """Whether the processes are in cgroups named for their pods."""
 
     def expected(self) -> Mapping[str, int]:
-        """What an agent that sees them tells: of a gauge the sum of its series, of a counter how many there are."""
+        """Return what the agent's metrics must show, by metric name without the prefix `gpusharing_`: the sum of the
+        series of a gauge, the number of series of a counter."""
         return {
             "device_slices": len(self.tenants),
             "pod_slices": len(self.tenants),
@@ -81,17 +84,17 @@ class SeenTenants:
         whose = (
             "that pod's cgroup"
             if self.attributed
-            else "no pod's cgroup, for this machine lets nobody make any"
+            else "no pod's cgroup, because this machine does not permit us to create any"
         )
         return (
-            f"each held by a pod of a SIMULATED kubelet's podresources and used by a process in {whose}: with the"
-            " kubelet's answer, processes and their pods, and the meter"
+            f"each assigned to a pod by a SIMULATED kubelet and used by a process in {whose}; a reading includes the"
+            " kubelet's answer, the processes with their pods, and the meter"
         )
 
 
 def tenants_of(machine: Simulator) -> tuple[Tenant, ...]:
-    """One for each MIG device, and for each GPU that has none."""
-    found: list[Tenant] = []
+    """Return one tenant for each MIG device of the machine, and one for each GPU that is not divided."""
+    tenants: list[Tenant] = []
     for gpu in machine.show()["gpus"]:
         places = [
             (f"nvidia.com/mig-{instance['profile']}", compute["uuid"], instance["id"], compute["id"])
@@ -99,31 +102,36 @@ def tenants_of(machine: Simulator) -> tuple[Tenant, ...]:
             for compute in instance["compute"]
         ] or [("nvidia.com/gpu", gpu["uuid"], -1, -1)]
         for resource, device, *ids in places:
-            number = len(found)
-            found.append(
+            number = len(tenants)
+            tenants.append(
                 Tenant(f"team-{number % 8}", f"train-{number}", resource, device, gpu["index"], *ids)
             )
-    return tuple(found)
+    return tuple(tenants)
 
 
 @contextmanager
 def occupied(machine: Simulator, folder: Path) -> Iterator[SeenTenants]:
-    """Every device of the machine has its tenant; `folder` is new and takes the socket and the pods' log folders."""
-    found = tenants_of(machine)
+    """Start a SIMULATED kubelet and a process for every device of the machine, and yield the tenants; end both
+    afterwards. The kubelet's socket and the pods' log folders are created in `folder`."""
+    tenants = tenants_of(machine)
     logs, socket = folder / "logs", folder / "kubelet.sock"
-    for tenant in found:
+    for tenant in tenants:
         (logs / f"{tenant.namespace}_{tenant.pod}_{tenant.uid}").mkdir(parents=True)
-    held = [PodDevices(each.namespace, each.pod, each.resource, (each.device,)) for each in found]
+    users = [PodDevices(each.namespace, each.pod, each.resource, (each.device,)) for each in tenants]
     others = [PodDevices("kube-system", f"other-{number}", "", ()) for number in range(OTHER_PODS)]
-    offered = [(each.resource, each.device) for each in found]
+    devices = [(each.resource, each.device) for each in tenants]
     environment = {"POD_RESOURCES_SOCKET": str(socket), "POD_LOGS": str(logs)}
-    with kubeletsocket.serving(socket, [*held, *others], offered), _computing(machine, found) as attributed:
-        yield SeenTenants(found, environment, attributed)
+    with (
+        kubeletsocket.serving(socket, [*users, *others], devices),
+        _computing(machine, tenants) as attributed,
+    ):
+        yield SeenTenants(tenants, environment, attributed)
 
 
 @contextmanager
 def _computing(machine: Simulator, tenants: Sequence[Tenant]) -> Iterator[bool]:
-    """Whether the processes are in the cgroups of their pods."""
+    """Start one process per tenant, register it with the machine as a user of its GPU, and yield whether the processes
+    are in cgroups named for their pods. All processes are killed at the end."""
     running: list[subprocess.Popen[bytes]] = []
     cgroup = _make_cgroup()
     try:
@@ -154,7 +162,8 @@ def _computing(machine: Simulator, tenants: Sequence[Tenant]) -> Iterator[bool]:
 
 
 def _make_cgroup() -> str:
-    """Make a cgroup for the processes of the bench and return its path; empty if this machine does not let us."""
+    """Create a cgroup for the processes of the bench and return its path, or an empty string if this machine does not
+    permit it."""
     with suppress(OSError):
         return cgroups.make("bench")
     return ""
@@ -165,37 +174,37 @@ GPUS = 8
 INTERVAL = 0.05
 CYCLES = 200
 SELDOM = 2.0
-"""Seconds between two looks at the agent's metrics while it is measured: each costs more than a reading."""
+"""Seconds between two scrapes of the agent while it is measured: a scrape costs more than a reading."""
 SCRAPES = 50
 SERVICE_ACCOUNT = "gpusharing-agent"
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """An agent process and its port of probes and metrics."""
+    """An agent process, with its port for probes and metrics."""
 
     pid: int
     port: int
 
     def metrics(self) -> str:
-        """One scrape."""
+        """Scrape the agent once and return the metrics page."""
         return read_metrics(self.port)
 
     def readings(self) -> float:
-        """How often it has read the GPUs."""
+        """Return how often the agent has read its GPUs successfully since it started."""
         return read_metric(self.port, 'gpusharing_agent_readings_total{outcome="ok"}')
 
 
 @dataclass(frozen=True, slots=True)
 class _Used:
-    """What an agent used so far, or between two moments."""
+    """What an agent has used since it started, or between two moments."""
 
     readings: float
     cpu_ms: float
-    """Of the process, the library in it included."""
+    """CPU time of the agent's process, including the library."""
     calls: int
     driver_ms: float
-    """The library's own part; of a real one nearly all of it is the driver's."""
+    """CPU time within the library; with a real one nearly all of it is the driver's."""
 
     @classmethod
     def so_far(cls, running: Running, machine: Simulator) -> "_Used":
@@ -212,7 +221,7 @@ class _Used:
 
     @property
     def own_ms(self) -> float:
-        """Of each reading, without the library."""
+        """Milliseconds of CPU for one reading, without the time spent in the library."""
         return (self.cpu_ms - self.driver_ms) / self.readings
 
     def __str__(self) -> str:
@@ -224,7 +233,8 @@ class _Used:
 
 
 def agent(testbed: Testbed) -> Iterator[Measured]:
-    """Memory, and CPU of a reading in which nothing changed."""
+    """Yield the agent's memory and its CPU time for a reading that changes nothing: with unused GPUs, with used whole
+    GPUs, and with used MIG instances."""
     machine = Simulator.create(testbed.directory / "nvml.state", ["h100-80gb"] * GPUS, seed="bench")
     testbed.api.create("/api/v1/nodes", {"metadata": {"name": NODE}})
     gpunode = {"apiVersion": names.API_VERSION, "kind": "GPUNode", "metadata": {"name": NODE}, "spec": {}}
@@ -232,7 +242,7 @@ def agent(testbed: Testbed) -> Iterator[Measured]:
     library = machine.environment("root")
     with _run(testbed, library, "unused") as running:
         used = _over_cycles(running, machine)
-        how = f"{GPUS} whole GPUs that nobody uses, without a kubelet's socket; {used}"
+        how = f"{GPUS} unused whole GPUs, without a kubelet's socket; {used}"
         yield Measured("agent_cpu_ms_per_cycle_unused", used.own_ms, how)
     how = f"{GPUS} whole GPUs"
     yield from _with_tenants(testbed, machine, how, "whole")
@@ -245,7 +255,11 @@ def agent(testbed: Testbed) -> Iterator[Measured]:
 
 
 def _with_tenants(testbed: Testbed, machine: Simulator, which: str, kind: str) -> Iterator[Measured]:
-    """Memory, CPU of a reading, and of a scrape, in which the use is attributed."""
+    """Run an agent on a machine whose devices are all in use, and yield its memory, its CPU time for a reading, and
+    its CPU time for a scrape with the use of each pod.
+
+    `kind` is `whole` or `divided`; `which` describes the machine in the table.
+    """
     folder = testbed.directory / f"tenants-{kind}"
     folder.mkdir()
     mig = "_mig" if kind == "divided" else ""
@@ -253,7 +267,7 @@ def _with_tenants(testbed: Testbed, machine: Simulator, which: str, kind: str) -
         library = {**machine.environment("root"), **tenants.environment}
         with _run(testbed, library, kind) as running:
             used = _over_cycles(running, machine)
-            _check_told(running.metrics(), tenants)
+            _check_metrics(running.metrics(), tenants)
             how = f"{which}, {tenants}"
             yield Measured(f"agent_rss{mig}_mib", rss_mib(running.pid), f"VmRSS of gpusharing-agent; {how}")
             yield Measured(f"agent_cpu_ms_per_cycle{mig}", used.own_ms, f"{how}; {used}")
@@ -261,17 +275,20 @@ def _with_tenants(testbed: Testbed, machine: Simulator, which: str, kind: str) -
             yield Measured(f"agent_cpu_ms_per_scrape{mig}", _per_scrape(running, machine, used), how)
 
 
-def _check_told(metrics: str, tenants: SeenTenants) -> None:
-    """What was to be measured did happen. Raises RuntimeError."""
+def _check_metrics(metrics: str, tenants: SeenTenants) -> None:
+    """Raise RuntimeError unless the agent's metrics show every tenant, so that the measurement included them."""
     for name, expected in tenants.expected().items():
         rows = re.findall(rf"^gpusharing_{name}\{{.*\}} (\S+)$", metrics, re.MULTILINE)
-        told = len(rows) if name.endswith("_total") else sum(map(float, rows))
-        if told != expected:
-            raise RuntimeError(f"{told:g} of gpusharing_{name} on the agent's page, not {expected}: {rows}")
+        value = len(rows) if name.endswith("_total") else sum(map(float, rows))
+        if value != expected:
+            raise RuntimeError(
+                f"the agent reports {value:g} for gpusharing_{name} instead of {expected}: {rows}"
+            )
 
 
 def _per_scrape(running: Running, machine: Simulator, used: _Used) -> float:
-    """The readings that come meanwhile, and the library's time for them, taken away."""
+    """Return the CPU milliseconds of one scrape: what the agent used in total, less what the readings of that time
+    used."""
     begun = _Used.so_far(running, machine)
     for _ in range(SCRAPES - 1):
         running.metrics()
@@ -280,17 +297,20 @@ def _per_scrape(running: Running, machine: Simulator, used: _Used) -> float:
 
 
 def _over_cycles(running: Running, machine: Simulator) -> _Used:
+    """Wait until the agent has started, let it read its GPUs CYCLES times without a scrape, and return what it used
+    meanwhile."""
     wait_until(lambda: running.readings() > 10, 30, "the agent to read its GPUs")
     begun = _Used.so_far(running, machine)
     enough = begun.readings + CYCLES
-    time.sleep(CYCLES * INTERVAL)  # nobody looks meanwhile
+    time.sleep(CYCLES * INTERVAL)  # without a scrape, which would be measured as well
     wait_until(lambda: running.readings() >= enough, 60, f"{CYCLES} readings", poll=SELDOM)
     return _Used.so_far(running, machine) - begun
 
 
 @contextmanager
 def _run(testbed: Testbed, library: Mapping[str, str], name: str) -> Iterator[Running]:
-    """gpusharing-agent with the rights of the shipped ServiceAccount, on the simulated library."""
+    """Start gpusharing-agent on the simulated library with a token of the shipped ServiceAccount, and yield it once it
+    has logged its port; stop it at the end. `name` distinguishes its folder."""
     folder, api = testbed.directory / f"agent-{name}", testbed.api
     token = node_bound_token(api, launch.AGENT_NAMESPACE, SERVICE_ACCOUNT, NODE)
     environment = {

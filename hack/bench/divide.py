@@ -6,7 +6,7 @@ INSTANCES = 7
 
 
 def main() -> None:
-    """Turn MIG on and create them. Raises NVMLError when the library refuses."""
+    """Turn MIG on and create the instances. Raises NVMLError if the library refuses."""
     pynvml.nvmlInit()
     for index in range(pynvml.nvmlDeviceGetCount()):
         gpu = pynvml.nvmlDeviceGetHandleByIndex(index)

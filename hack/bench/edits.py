@@ -1,4 +1,4 @@
-"""From an edit of a policy to the first write on a Node: the time in which somebody at a terminal waits for a sign."""
+"""The time from an edit of a policy to the first write on a Node, which a person at a terminal waits for."""
 
 import random
 import time
@@ -13,13 +13,14 @@ from hack.cluster.process import wait_until
 POOL = "edit"
 WAIT = 120.0
 PAUSE = 0.4
-"""Longest random pause between two edits, so that they do not fall into step with the operator's passes."""
+"""The longest random pause in seconds between two edits, which keeps them out of step with the operator's passes."""
 
 
 def reaction(testbed: Testbed, edits: int) -> Iterator[Measured]:
-    """Edit policies of one node each, one after the other; every edit is a MIG change that needs a fence."""
+    """Edit policies of one node each, one after the other, and yield the median and the 99th percentile of the
+    reaction times. Every edit is a MIG change, which needs a fence (docs/design/glossary.md#fence)."""
     added = testbed.add_nodes(POOL, edits)
-    # One pool label each, set by name: kubernetes.io/hostname would do as well.
+    # Each node gets its own name as pool label, so that each has a policy of its own.
     in_parallel(lambda name: testbed.label_node(name, name), added)
     in_parallel(lambda name: testbed.apply_policy(name, name, SMALL_SLICES), added)
     testbed.wait_ready(added, WAIT)
@@ -37,17 +38,20 @@ def reaction(testbed: Testbed, edits: int) -> Iterator[Measured]:
 
 
 def _first_write(testbed: Testbed, name: str) -> float:
+    """Edit the policy `name` and return the seconds until the operator's first write on the Node of the same name, by
+    the times in the audit log."""
     span = testbed.span()
     testbed.edit(name, LARGE_SLICES)
-    found: list[datetime] = []
+    writes: list[datetime] = []
 
     def written() -> bool:
-        found[:] = [
+        """Whether the audit log has a write on the Node. Their times are put into `writes`."""
+        writes[:] = [
             request.at
             for request in testbed.requests(span)
             if request.is_write and request.resource == "nodes" and request.name == name
         ]
-        return bool(found)
+        return bool(writes)
 
     wait_until(written, WAIT, f"a write on node {name}")
     edited: datetime = next(
@@ -55,4 +59,4 @@ def _first_write(testbed: Testbed, name: str) -> float:
         for request in testbed.requests(span, user=None)
         if request.is_write and request.resource == "gpusharingpolicies" and request.name == name
     )
-    return (min(found) - edited).total_seconds()
+    return (min(writes) - edited).total_seconds()

@@ -1,7 +1,8 @@
-"""The operator as its image runs it: only what requirements.lock names, compiled, and logged in as a pod is.
+"""The operator as its image runs it: compiled, with the distributions of requirements.lock only, and logged in as a
+pod is.
 
-The development environment has more (rich, for one), and libraries import what they find: the same program is bigger
-there than where it runs.
+The development environment has more distributions (rich, for one), and some libraries import optional ones if they are
+installed, so that the same program is larger there than in its image.
 """
 
 import compileall
@@ -20,28 +21,29 @@ PACKAGE = launch.ROOT / "operator" / "gpusharing"
 
 
 def locked_names(text: str) -> list[str]:
-    """The distributions that a lock with hashes names."""
+    """Return the names of the distributions that a lock file with hashes pins."""
     return re.findall(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==", text, re.MULTILINE)
 
 
 def glibc_settings(text: str) -> dict[str, str]:
-    """The settings of glibc's allocator that a Dockerfile makes."""
+    """Return the environment variables for glibc's allocator (MALLOC_...) that a Dockerfile sets."""
     return dict(re.findall(r"\b(MALLOC_[A-Z_]+)=(\S+)", text))
 
 
 def make_site(folder: Path) -> None:
-    """Copy the locked distributions and our package into `folder`, and compile every module, as the image does.
+    """Copy the locked distributions and our package into `folder`, which is created, and compile every module as the
+    image does.
 
     Raises:
-        PackageNotFoundError: the environment lacks one of them; `make setup` installs it.
+        PackageNotFoundError: the environment lacks a locked distribution; `make setup` installs it.
     """
     folder.mkdir()
     for name in locked_names(LOCK.read_text()):
-        found = distribution(name)
-        if found.files is None:
+        package = distribution(name)
+        if package.files is None:
             raise PackageNotFoundError(name)
-        for top in {file.parts[0] for file in found.files if file.parts[0] not in ("..", "__pycache__")}:
-            _copy(Path(str(found.locate_file(top))), folder / top)
+        for top in {file.parts[0] for file in package.files if file.parts[0] not in ("..", "__pycache__")}:
+            _copy(Path(str(package.locate_file(top))), folder / top)
     _copy(PACKAGE, folder / PACKAGE.name)
     compileall.compile_dir(folder, quiet=2, workers=0)
 
@@ -54,7 +56,8 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def operator(api: Api, directory: Path, factor: float, **settings: str) -> launch.LaunchedProcess:
-    """The shipped operator under the shipped rights, with the files and variables that every pod has."""
+    """Return the shipped operator as a process that is not started yet, under the shipped rights, with the files and
+    variables that every pod has. `settings` are added as variables GPUSHARING_<NAME>."""
     site = directory / "site"
     make_site(site)
     token = service_account_token(api, launch.NAMESPACE, launch.SERVICE_ACCOUNT)

@@ -1,4 +1,5 @@
-"""A roll over 200 nodes against its physical minimum, and 1000 nodes: adoption against a raw PATCH loop, and memory."""
+"""A roll over 200 nodes compared with its physical minimum, the adoption of 1000 nodes compared with a raw PATCH loop,
+and memory."""
 
 import asyncio
 import math
@@ -21,13 +22,14 @@ from hack.cluster.audit import AuditedRequest
 ROLL, FLEET = "roll", "fleet"
 PERCENT = 10
 PARALLEL = 16
-"""Settings.parallel: nodes that the operator acts on at once."""
+"""How many nodes the operator acts on at once (Settings.parallel)."""
 IMAGES = 50
-"""A kubelet reports up to 50 images; they are most of a Node's 18 KB."""
+"""Images that a kubelet reports at most (nodeStatusMaxImages); they are most of a Node's 18 KB."""
 
 
 def roll(testbed: Testbed, count: int) -> Iterator[Measured]:
-    """Full to MIG over a pool of `count` empty nodes, maxUnavailable 10 %."""
+    """Change a pool of `count` empty nodes from Full to MIG with maxUnavailable 10 %, and yield efficiency, CPU time
+    and writes per node."""
     added = testbed.add_nodes(ROLL, count)
     testbed.apply_policy(ROLL, ROLL, {**FULL, "rollout": {"maxUnavailable": f"{PERCENT}%"}})
     testbed.wait_ready([ROLL], 60)
@@ -47,7 +49,8 @@ def roll(testbed: Testbed, count: int) -> Iterator[Measured]:
 
 
 def efficiency(name: str, testbed: Testbed, span: Spent, count: int, at_once: int) -> Measured:
-    """The shortest time that a roll over `count` nodes, so many at once, can take, by the time that it took."""
+    """Return the shortest time in which `count` nodes could be changed, `at_once` at a time, divided by the time that
+    the roll in `span` took."""
     writes, drain = (
         node_writes(testbed, span),
         (launch.WAITS["SETTLE"] + launch.WAITS["IDLE"]) / testbed.factor,
@@ -65,31 +68,34 @@ def efficiency(name: str, testbed: Testbed, span: Spent, count: int, at_once: in
 
 
 Times = tuple[list[datetime], list[datetime]]
-"""Writes on a Node: the operator's, the node software's."""
+"""The times of the writes on one Node: first the operator's, then the node software's."""
 
 
 def node_writes(testbed: Testbed, span: Spent) -> dict[str, Times]:
-    """By node that was changed since then."""
-    found: dict[str, Times] = {}
+    """Return the times of writes on Nodes since `span` began, by node. Nodes on which the operator wrote fewer than
+    three times are left out: they were not changed."""
+    times: dict[str, Times] = {}
     for request in testbed.requests(span, user=None):
         if not request.is_write or request.resource.partition("/")[0] != "nodes":
             continue
-        own, theirs = found.setdefault(request.name, ([], []))
+        own, theirs = times.setdefault(request.name, ([], []))
         if request.user == OPERATOR:
             own.append(request.at)
         elif request.user_agent == NODE_SOFTWARE:
             theirs.append(request.at)
-    return {name: (sorted(own), sorted(theirs)) for name, (own, theirs) in found.items() if len(own) >= 3}
+    return {name: (sorted(own), sorted(theirs)) for name, (own, theirs) in times.items() if len(own) >= 3}
 
 
 def actuation_seconds(times: Times) -> float:
-    """Seconds from the point of no return (the second write) to the node software's last write before the release."""
+    """Return the seconds from the point of no return (the operator's second write) to the node software's last write
+    before the release (the operator's last write)."""
     own, theirs = times
     return (max(moment for moment in theirs if moment < own[-1]) - own[1]).total_seconds()
 
 
 def fleet(testbed: Testbed, count: int) -> Iterator[Measured]:
-    """Adopt `count` nodes: our own labels only; then the same writes by a loop that does nothing else."""
+    """Adopt `count` nodes, for which the operator only writes its own labels, and compare this with a loop of the same
+    writes. Then yield the memory of the operator before and after a restart."""
     manifests = [
         as_kubelets_report(nodes.node_manifest(f"{FLEET}-{i:04}", pool=FLEET, product="NVIDIA L40S"))
         for i in range(count)
@@ -121,7 +127,7 @@ def fleet(testbed: Testbed, count: int) -> Iterator[Measured]:
 
 
 def as_kubelets_report(node: JSON) -> JSON:
-    """The same node with the image list of a kubelet."""
+    """Add the image list of a kubelet to the status of `node`, and return `node`."""
     name = node["metadata"]["name"]
     images = [
         {
@@ -147,13 +153,14 @@ def _seconds(requests: Sequence[AuditedRequest]) -> float:
 
 
 async def _relabel(testbed: Testbed, node_names: Sequence[str]) -> None:
-    """The raw loop, as the same user, with bodies of the same size."""
+    """Patch each node as the operator's user, PARALLEL at once, with bodies of the size that the operator writes."""
     path = launch.operator_kubeconfig(testbed.plane.kubeconfig, testbed.directory)
     slots = asyncio.Semaphore(PARALLEL)
     record = '{"v":1,"policy":"fleet","migConfig":"","pluginConfig":"fleet-0000000","correctedGeneration":0,"retry":""}'
     async with HttpClient(OfficialLogin(path)) as client:
 
-        async def one(name: str) -> None:
+        async def patch(name: str) -> None:
+            """Patch one node with a label and an annotation."""
             metadata = {
                 "labels": {f"{names.PREFIX}bench": "raw"},
                 "annotations": {f"{names.PREFIX}bench": record},
@@ -161,4 +168,4 @@ async def _relabel(testbed: Testbed, node_names: Sequence[str]) -> None:
             async with slots:
                 await client.patch(NODES, name, {"metadata": metadata})
 
-        await asyncio.gather(*(one(name) for name in node_names))
+        await asyncio.gather(*(patch(name) for name in node_names))

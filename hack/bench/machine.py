@@ -1,4 +1,4 @@
-"""This machine, and what a process on it uses, from /proc (Linux)."""
+"""Facts about this machine, and the memory and CPU time of processes, read from /proc (Linux)."""
 
 import os
 import platform
@@ -9,11 +9,12 @@ import urllib.request
 from pathlib import Path
 
 CPUCLOCK_SCHED = 2
-"""Which clock of a process: what the scheduler gave it (Linux, include/linux/posix-timers_types.h)."""
+"""The clock of a process that counts the CPU time it was scheduled for (Linux, include/linux/posix-timers_types.h)."""
 
 
 def facts() -> dict[str, str | int | float]:
-    """What a reader needs to compare numbers with those of another machine."""
+    """Return what a reader needs to compare the numbers with those of another machine: CPU model, cores, versions and
+    load."""
     model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return {
         "cpu": model[1] if model else platform.machine(),
@@ -25,11 +26,11 @@ def facts() -> dict[str, str | int | float]:
 
 
 def pace_ms() -> float:
-    """CPU time of a fixed walk over 200,000 objects, the median of five: how fast this machine runs just now.
+    """Return the CPU milliseconds of a fixed walk over 200,000 objects, the median of five: how fast this machine runs
+    now.
 
-    Where others use its caches and memory as well, the same work takes twice the CPU time, and nothing else says so: a
-    loop over numbers stays as quick, and the load counts our processes only. Numbers of two runs may be compared where
-    these are alike.
+    The same work takes twice the CPU time while other tenants of the host use its caches and memory. Neither a loop
+    over numbers nor the load average shows this. Numbers of two runs may be compared if their paces are alike.
     """
     things = [{"name": str(number)} for number in range(200_000)]
     taken = []
@@ -41,34 +42,38 @@ def pace_ms() -> float:
 
 
 def read_metrics(port: int) -> str:
-    """Read the metrics page of a process of ours. Raises OSError while nobody listens on the port."""
+    """Read the metrics page of one of our processes. Raises OSError while nothing listens on the port."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         return str(answer.read().decode())
 
 
 def read_metric(port: int, sample: str) -> float:
-    """Read the value of one sample from that page; 0 if the page does not have it."""
-    found = re.search(rf"^{re.escape(sample)} (\S+)$", read_metrics(port), re.MULTILINE)
-    return float(found[1]) if found else 0.0
+    """Return the value of one sample on that metrics page, or 0 if the page does not have it."""
+    match = re.search(rf"^{re.escape(sample)} (\S+)$", read_metrics(port), re.MULTILINE)
+    return float(match[1]) if match else 0.0
 
 
 def stolen_s() -> float:
-    """Seconds since the boot for which all cores of this machine were given to others (proc(5), /proc/stat)."""
+    """Return the seconds, summed over all cores since boot, that the hypervisor gave to other guests (proc(5),
+    /proc/stat)."""
     first = Path("/proc/stat").read_text().split("\n", 1)[0].split()
     return int(first[8]) / os.sysconf("SC_CLK_TCK")
 
 
 def rss_mib(pid: int) -> float:
-    """Resident memory of a process."""
-    found = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    if found is None:
+    """Return the resident memory of a process in MiB. Raises ProcessLookupError if it is a zombie or a kernel thread,
+    FileNotFoundError if it does not exist."""
+    match = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    if match is None:
         raise ProcessLookupError(pid)
-    return int(found[1]) / 1024
+    return int(match[1]) / 1024
 
 
 def cpu_ms(pid: int) -> float:
-    """CPU time of a process so far, exact to the switch, with threads that have ended: the agent reads in such.
+    """Return the CPU milliseconds of a process since it started, threads that have ended included (the agent reads in
+    such).
 
-    By the process's CPU clock, which every process may read (clock_getcpuclockid(3) of glibc; Python has none).
+    The process's CPU clock is read, which is exact and which every process may read (clock_getcpuclockid(3) of glibc;
+    Python has no function for it).
     """
     return time.clock_gettime(~pid << 3 | CPUCLOCK_SCHED) * 1000

@@ -1,4 +1,5 @@
-"""A roll at 60 s of actuation, beside a plain loop of `kubectl drain; label; wait; uncordon` over the same nodes."""
+"""A roll at 60 s of actuation, compared with a plain loop of `kubectl drain; label; wait; uncordon` over the same
+nodes."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -14,12 +15,13 @@ from hack.cluster.api import Object
 POOL = "plain"
 NODES, AT_ONCE, GPUS = 8, 4, 8
 SOFTWARE = ("--apply", "31")
-"""With the other steps of NVIDIA's software it takes about 60 s from the label to the node's new resources."""
+"""mig-manager applies for 31 s; with its other steps, new resources appear about 60 s after the label was written."""
 MIG_OFF = "all-disabled"
 
 
 def compared(testbed: Testbed) -> Iterator[Measured]:
-    """MIG to whole GPUs on empty nodes, so many at once: by a loop while no operator runs, then by the operator."""
+    """Change empty nodes from MIG to whole GPUs, AT_ONCE at a time: first with a loop while no operator runs, then
+    with the operator. Yield the roll's efficiency, and its time divided by the loop's."""
     added = testbed.add_nodes(POOL, NODES, gpus=GPUS)
     testbed.apply_policy(POOL, POOL, {**SMALL_SLICES, **_at_once(NODES)})
     testbed.wait_ready([POOL], 300)
@@ -40,7 +42,7 @@ def compared(testbed: Testbed) -> Iterator[Measured]:
     factor = testbed.factor
     how = (
         f"the same nodes: edit to Ready {operator * factor:.0f} s; kubectl drain, label, wait, uncordon"
-        f" {loop * factor:.0f} s; in seconds of life, {factor:g}x as long as they took"
+        f" {loop * factor:.0f} s; both are {factor:g} times the measured seconds, as in life"
     )
     yield Measured("roll_60s_vs_plain_loop", operator / loop, how)
     testbed.remove([POOL], added)
@@ -51,7 +53,8 @@ def _at_once(count: int) -> Object:
 
 
 def _loop(testbed: Testbed, node_names: Sequence[str]) -> float:
-    """Seconds that a script takes which knows the labels, changes AT_ONCE nodes side by side and proves nothing."""
+    """Return the seconds that a script takes that knows the labels, changes AT_ONCE nodes side by side and proves
+    nothing."""
     begun = time.monotonic()
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(lambda name: _change(testbed, name), node_names))
@@ -59,6 +62,8 @@ def _loop(testbed: Testbed, node_names: Sequence[str]) -> float:
 
 
 def _change(testbed: Testbed, name: str) -> None:
+    """Drain one node, set NVIDIA's labels for whole GPUs, wait for success and for the resources, and uncordon it, all
+    with kubectl."""
     kubectl, node = testbed.plane.kubectl, f"node/{name}"
     kubectl("drain", name, "--ignore-daemonsets")
     labels = (

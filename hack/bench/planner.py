@@ -1,6 +1,6 @@
-"""The planner alone, in this process: 5000 nodes, 50 policies. CPU time, so that neighbours do not count.
+"""The CPU time of the planner alone, in this process, with 5000 nodes and 50 policies.
 
-The fleet is made of views, as the planner sees it: whole H100s, proven as such, under some policies.
+The fleet consists of views, as the planner receives them: whole H100s, proven as such, each under one of the policies.
 """
 
 import statistics
@@ -45,7 +45,8 @@ SETTINGS = PlanSettings()
 
 
 def fleet(count: int, **spec: object) -> ClusterSnapshot:
-    """So many nodes, which were made under policies of mode Full; the policies want `spec` now."""
+    """Return a snapshot of `count` nodes that were adopted under policies of mode Full, whose policies now have the
+    fields `spec`."""
     policies = [_policy(index, **spec) for index in range(POLICIES)]
     before = [_policy(index, mode="Full") for index in range(POLICIES)]
     nodes = [_node(index, before[index % POLICIES]) for index in range(count)]
@@ -67,14 +68,14 @@ def fleet(count: int, **spec: object) -> ClusterSnapshot:
 
 
 def card() -> Card:
-    """What our table says of the GPUs of the fleet."""
+    """Return the row of our card table for the GPUs of the fleet."""
     card = find_card(PRODUCT)
     assert card is not None, "in the table"
     return card
 
 
 def _policy(index: int, **spec: object) -> PolicyView:
-    """One of the policies, for a pool of its own."""
+    """Return the policy with this number, which selects a pool of its own."""
     name = f"pool-{index:02}"
     wire = {"nodeSelector": {"matchLabels": {LABEL_POOL: name}}, **spec}
     parsed = GPUSharingPolicySpec.model_validate(wire)
@@ -92,10 +93,10 @@ def _policy(index: int, **spec: object) -> PolicyView:
 
 
 def _node(index: int, owner: PolicyView) -> NodeView:
-    """A node that `owner`, a Full policy, has adopted."""
+    """Return a node that `owner`, a policy of mode Full, has adopted."""
     assert owner.spec is not None, "valid"
-    wish = find_wish(owner.name, owner.spec)
-    (plugin_key,) = wish.plugins
+    request = find_wish(owner.name, owner.spec)
+    (plugin_key,) = request.plugins
     ours = {
         LABEL_POOL: owner.name,
         names.LABEL_POLICY: owner.name,
@@ -114,7 +115,7 @@ def _node(index: int, owner: PolicyView) -> NodeView:
         fence=None,
         fence_error="",
         deferred=None,
-        verified=Verified(owner.name, wish.mig_config, plugin_key),
+        verified=Verified(owner.name, request.mig_config, plugin_key),
         hold_cordon=False,
         retry="",
         foreign="",
@@ -138,7 +139,7 @@ def _gpu(index: int) -> GpuView:
 
 
 def _gpunode(name: str) -> GPUNodeView:
-    """The report of a node's agent."""
+    """Return the GPUNode of a node, with its agent's report of healthy whole GPUs."""
     report = ObservedView(
         request_id="",
         quiet=False,
@@ -151,7 +152,7 @@ def _gpunode(name: str) -> GPUNodeView:
 
 
 def _stack(policies: list[PolicyView]) -> StackView:
-    """NVIDIA's stack, with what the policies need in our ConfigMaps since yesterday."""
+    """Return NVIDIA's stack with the configurations of all `policies` in our ConfigMaps, written a day ago."""
     cluster_policy = ClusterPolicyView(SETTINGS.plugin_config_map, "", SETTINGS.mig_config_map)
     empty = StackView(
         cluster_policy=cluster_policy,
@@ -168,8 +169,8 @@ def _stack(policies: list[PolicyView]) -> StackView:
         target = targets.find("gpu-0000", Hardware.of((gpu,)))
         assert isinstance(target, Target), "an H100 can do what the bench asks for"
         plugins[target.plugin_key] = target.plugin
-    wishes = [find_wish(one.name, one.spec) for one in policies if one.spec is not None]
-    change, _ = plan_config(wishes, (), {PRODUCT: gpu}, plugins, empty)
+    requests = [find_wish(policy.name, policy.spec) for policy in policies if policy.spec is not None]
+    change, _ = plan_config(requests, (), {PRODUCT: gpu}, plugins, empty)
     assert change is not None, "an empty stack lacks everything"
     keys = [*change.plugin_configs, *parse_mig_file(change.mig_file)]
     written = dict.fromkeys(keys, NOW - timedelta(days=1))
@@ -194,15 +195,16 @@ RULED: Mapping[str, object] = {
         "blackouts": [{"schedule": "0 0 24 12 *", "duration": "72h", "timeZone": "America/New_York"}],
     },
 }
-"""What holds nodes and pods, in every policy; the windows are open at NOW."""
+"""Fields with drain rules and windows, for every policy of a second fleet; a window is open at NOW."""
 
 
 def planning(count: int) -> Iterator[Measured]:
-    """A pass that knows nothing yet, and passes after one node changed: in a settled fleet and in one that rolls."""
+    """Yield the CPU time of a pass with an empty memo, and of passes after one node changed, in a settled fleet and in
+    one that rolls. Both are measured again with windows and drain rules; the last result is the fit of a layout."""
     shared = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
     settled, rolling = fleet(count, mode="Full"), fleet(count, **shared)
-    held_settled, held = fleet(count, mode="Full", **RULED), fleet(count, **shared, **RULED)
-    settle_heap()  # as the operator does when it has read the cluster
+    settled_ruled, rolling_ruled = fleet(count, mode="Full", **RULED), fleet(count, **shared, **RULED)
+    settle_heap()  # as the operator does after it has read the cluster
     size = f"{count} nodes x {GPUS} GPUs, {POLICIES} policies"
     how = f"plan_rollout, {size}, empty memo, every node has to change; median of {REPEATS}, CPU time"
     full = [_cpu_ms(lambda: plan_rollout(rolling, NOW, Memo())) for _ in range(REPEATS)]
@@ -212,17 +214,18 @@ def planning(count: int) -> Iterator[Measured]:
     how = "the same while every node waits for its turn"
     yield Measured("plan_5000_nodes_incremental_rolling_ms", _incremental(rolling), how)
     how = f"{size} with windows, a blackout and rules each, empty memo, every node has to change; CPU time"
-    full = [_cpu_ms(lambda: plan_rollout(held, NOW, Memo())) for _ in range(REPEATS)]
+    full = [_cpu_ms(lambda: plan_rollout(rolling_ruled, NOW, Memo())) for _ in range(REPEATS)]
     yield Measured("plan_5000_nodes_windows_full_ms", statistics.median(full), how)
     how = "the same policies, settled, one node changed since the last pass"
-    yield Measured("plan_5000_nodes_windows_incremental_ms", _incremental(held_settled), how)
+    yield Measured("plan_5000_nodes_windows_incremental_ms", _incremental(settled_ruled), how)
     how = "the same policies while every node waits for its turn"
-    yield Measured("plan_5000_nodes_windows_incremental_rolling_ms", _incremental(held), how)
+    yield Measured("plan_5000_nodes_windows_incremental_rolling_ms", _incremental(rolling_ruled), how)
     yield fits()
 
 
 def fits() -> Measured:
-    """Can a GPU hold this layout? Asked of every combination of an H100's profiles, as few as fit alone at most."""
+    """Measure how long it takes to decide whether a GPU can hold a layout. Every combination of an H100's profiles is
+    tried, with each count up to the number of instances of that profile that fit alone."""
     profiles = card().profiles
     counts = product(*(range(profile.max_count + 1) for profile in profiles))
     layouts = [
@@ -230,15 +233,16 @@ def fits() -> Measured:
         for numbers in counts
     ]
 
-    def ask() -> None:
+    def fit_all() -> None:
         for layout in layouts:
             find_fit(layout, profiles)
 
     how = f"mean of {len(layouts)} layouts of an H100, possible or not, CPU time"
-    return Measured("layout_fit_ms", _cpu_ms(ask) / len(layouts), how)
+    return Measured("layout_fit_ms", _cpu_ms(fit_all) / len(layouts), how)
 
 
 def _incremental(snapshot: ClusterSnapshot) -> float:
+    """Return the median CPU milliseconds of a pass after one node changed; one full pass fills the memo first."""
     memo = Memo()
     plan = plan_rollout(snapshot, NOW, memo)
     assert {verdict.phase for verdict in plan.verdicts.values()} <= {

@@ -1,4 +1,4 @@
-"""The aims, the table and `build/bench.json`."""
+"""The aims of `make bench`, its table and `build/bench.json`."""
 
 import json
 import math
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REFERENCE_PACE_MS = 70.0
-"""The machine.pace_ms at which the aims of CPU time apply: two cores that nothing else uses
+"""The pace (machine.pace_ms) at which the aims for CPU time apply: that of two cores that nothing else uses
 (docs/adr/0051-aims-at-a-pace.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """What a metric should reach."""
+    """The limit that a metric should keep."""
 
     limit: float
     at_least: bool = False
-    """The value should be `limit` or more; else `limit` or less."""
+    """Whether the value should be `limit` or more, instead of `limit` or less."""
     cpu: bool = False
-    """Milliseconds of CPU: the aim is for a machine at REFERENCE_PACE_MS, and the value as it would be there counts."""
+    """Whether the value is CPU milliseconds, so that it is converted to REFERENCE_PACE_MS before it is compared."""
 
     def met(self, value: float) -> bool:
         """Whether the value reaches the aim."""
@@ -57,22 +57,22 @@ AIMS: Mapping[str, Aim] = {
     "agent_rss_mib": Aim(45),
     "agent_cpu_ms_per_cycle": Aim(1.75, cpu=True),
 }
-"""By metric; a metric that is not here is reported without a result, to explain another one."""
+"""The aim of each metric. A metric without an aim is only reported, to explain another one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One number and how it came about."""
+    """One result, with a description of how it was measured."""
 
     name: str
     value: float
     how: str
     pace_ms: float | None = None
-    """How fast the machine ran around it (machine.pace_ms); None: not measured."""
+    """The machine's pace while it was measured (machine.pace_ms), or None if that was not measured."""
 
     @property
     def compared(self) -> float:
-        """What the aim is compared with: of CPU time, what it would have been at REFERENCE_PACE_MS."""
+        """The value that the aim is compared with. CPU time is converted to what it would be at REFERENCE_PACE_MS."""
         aim = AIMS.get(self.name)
         if aim is None or not aim.cpu or self.pace_ms is None:
             return self.value
@@ -81,15 +81,16 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """What could not be measured, and why."""
+    """Metrics that could not be measured, and why."""
 
     metrics: tuple[str, ...]
-    """Of the part that failed; what it had yielded before counts all the same."""
+    """All metrics of the part that failed, also those that it yielded before it failed."""
     why: str
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest of the values that at least `percent` of them do not exceed. ValueError when there are none."""
+    """Return the smallest of the values that at least `percent` percent of them do not exceed. Raises ValueError if
+    there are none."""
     if not values:
         raise ValueError("no values")
     rank = math.ceil(len(values) * percent / 100)
@@ -97,13 +98,14 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def failures(results: Iterable[Measured], lost: Iterable[Lost]) -> dict[str, str]:
-    """Why there is no number, by metric."""
+    """Return, by metric, why it has no result. A metric that was measured before its part failed is left out."""
     there = {result.name for result in results}
-    return {name: one.why for one in lost for name in one.metrics if name not in there}
+    return {name: part.why for part in lost for name in part.metrics if name not in there}
 
 
 def table(results: Sequence[Measured], lost: Sequence[Lost] = ()) -> str:
-    """Metric, value, the same at the reference pace where that is what counts, aim, result, how measured."""
+    """Return the results as a text table: metric, value, value at the reference pace (CPU time only), aim, whether it
+    was met, and how it was measured. Metrics that failed come last, with the reason."""
     rows = [("METRIC", "VALUE", "AT PACE", "AIM", "RESULT", "HOW")]
     for result in results:
         aim = AIMS.get(result.name)
@@ -126,12 +128,12 @@ def write(
     machine: Mapping[str, str | int | float],
     lost: Sequence[Lost] = (),
 ) -> None:
-    """One flat JSON object: metric to number and to the pace around it, and the machine's facts under `machine.`.
-
-    What has no number is reported under `METRIC.failed`.
-    """
+    """Write one flat JSON object: each metric, the pace while it was measured (METRIC.pace_ms), the reason if it
+    failed (METRIC.failed), and the machine's facts (machine.NAME). Missing folders are created."""
     flat: dict[str, str | int | float] = {result.name: round(result.value, 5) for result in results}
-    flat |= {f"{one.name}.pace_ms": round(one.pace_ms) for one in results if one.pace_ms is not None}
+    flat |= {
+        f"{result.name}.pace_ms": round(result.pace_ms) for result in results if result.pace_ms is not None
+    }
     flat |= {f"{name}.failed": why for name, why in failures(results, lost).items()}
     flat |= {f"machine.{key}": value for key, value in machine.items()}
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""One pool of twelve nodes: what a transition costs in writes, reads and CPU, and what an idle operator costs."""
+"""One pool of twelve nodes: the writes, reads and CPU time of a transition, and the cost of an idle operator."""
 
 import time
 from collections.abc import Iterator
@@ -19,7 +19,8 @@ CONDITIONS = (
 
 
 def transitions(testbed: Testbed) -> Iterator[Measured]:
-    """Full to MIG and MIG to MIG on empty nodes, then MIG to MIG with four GPU pods on each node."""
+    """Change empty nodes from Full to MIG and to another MIG layout, then once more with four GPU pods on each node,
+    and yield the writes and reads of each."""
     added = testbed.add_nodes(POOL, NODES)
     rollout: Object = {"rollout": {"maxUnavailable": AT_ONCE}, "drain": {"unmanagedPods": "Evict"}}
     testbed.apply_policy(POOL, POOL, {**FULL, **rollout})
@@ -50,6 +51,8 @@ def transitions(testbed: Testbed) -> Iterator[Measured]:
 
 
 def _roll(testbed: Testbed, spec: Object) -> tuple[Counts, float]:
+    """Set the policy to `spec`, wait until the pool is Ready and the operator is idle, and return the operator's
+    requests and its CPU milliseconds."""
     span, used = testbed.span(), cpu_ms(testbed.operator.pid)
     testbed.edit(POOL, spec)
     testbed.wait_ready([POOL], WAIT)
@@ -58,6 +61,7 @@ def _roll(testbed: Testbed, spec: Object) -> tuple[Counts, float]:
 
 
 def _add_pod(testbed: Testbed, node: str, index: int) -> None:
+    """Create a pod with one GPU on `node`. It has no owner, and its name ends in `index`."""
     gpu = {"nvidia.com/gpu": "1"}
     container = {"name": "main", "image": "none", "resources": {"requests": gpu, "limits": gpu}}
     pod = {
@@ -70,7 +74,7 @@ def _add_pod(testbed: Testbed, node: str, index: int) -> None:
 
 
 def idle(testbed: Testbed, seconds: float) -> Iterator[Measured]:
-    """Nothing happens."""
+    """Yield the writes, CPU time and memory of the operator in `seconds` during which nothing changes."""
     testbed.wait_silent()
     span = testbed.span()
     used = cpu_ms(testbed.operator.pid)

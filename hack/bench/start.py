@@ -1,6 +1,6 @@
-"""An operator that is started on 5,000 nodes: until its first plan, and what it holds then.
+"""The start of an operator on 5,000 nodes: the time until its first plan, and its memory then.
 
-There is no node software here, since nothing changes: the reports of the agents are written once, by us.
+No node software runs, since nothing changes: this module writes the agents' reports once.
 """
 
 import time
@@ -19,11 +19,12 @@ from hack.sim.gpu import SimulatedGPUs
 
 POOL, PRODUCT, GPUS = "start", "NVIDIA L40S", 8
 WAIT_PER_NODE = 0.2
-"""Seconds that creating, reporting and adopting a node may take each."""
+"""Seconds that each of creating, reporting and adopting may take for one node."""
 
 
 def start(testbed: Testbed, count: int) -> Iterator[Measured]:
-    """Adopt `count` nodes, then restart the operator."""
+    """Adopt `count` nodes, restart the operator, and yield the time until its first plan was carried out and its
+    memory."""
     seconds = 60 + WAIT_PER_NODE * count
     made = [
         nodes.node_manifest(f"{POOL}-{i:04}", pool=POOL, product=PRODUCT, gpus=GPUS) for i in range(count)
@@ -49,13 +50,15 @@ def start(testbed: Testbed, count: int) -> Iterator[Measured]:
 
 
 def _report(testbed: Testbed, count: int, seconds: float) -> None:
-    """Write what the agents would, as the operator creates the GPUNodes."""
+    """Write the report of each node's agent into its GPUNode, as soon as the operator has created it. Raises
+    TimeoutError after `seconds`."""
     reported: set[str] = set()
 
     def all_reported() -> bool:
-        found = [raw for raw in testbed.api.list(GPUNODES) if raw["metadata"]["name"] not in reported]
-        in_parallel(lambda raw: _observe(testbed, raw), found)
-        reported.update(raw["metadata"]["name"] for raw in found)
+        """Write the reports of new GPUNodes, and return whether all nodes have one."""
+        missing = [raw for raw in testbed.api.list(GPUNODES) if raw["metadata"]["name"] not in reported]
+        in_parallel(lambda raw: _observe(testbed, raw), missing)
+        reported.update(raw["metadata"]["name"] for raw in missing)
         return len(reported) >= count
 
     wait_until(all_reported, seconds, f"the GPUNodes of {count} nodes", poll=1.0)
@@ -64,8 +67,8 @@ def _report(testbed: Testbed, count: int, seconds: float) -> None:
 def _observe(testbed: Testbed, raw: Object) -> None:
     name = raw["metadata"]["name"]
     gpus = SimulatedGPUs(name, [PRODUCT] * GPUS)
-    seen = Observation.after(request_of(raw), gpus.read(), simulated=True).held_by(Holdings({}, 0))
-    testbed.api.merge_patch(f"{GPUNODES}/{name}/status", seen.patch(raw) or {})
+    observation = Observation.after(request_of(raw), gpus.read(), simulated=True).held_by(Holdings({}, 0))
+    testbed.api.merge_patch(f"{GPUNODES}/{name}/status", observation.patch(raw) or {})
 
 
 def _planned(metrics_port: int) -> bool:

@@ -1,6 +1,7 @@
-"""kubectl gpusharing at a person's terminal: CPU of whole processes, the start of Python included, their waits not.
+"""The CPU time of whole `kubectl gpusharing` processes at a person's terminal, with the start of Python and without
+time spent waiting.
 
-SIMULATED: a web server on loopback hands out a fleet; what a real API server takes is not the plugin's.
+The API server is SIMULATED by a web server on loopback, because the time that a real one takes is not the plugin's.
 """
 
 import json
@@ -27,7 +28,7 @@ SECONDS = 60.0
 
 
 def terminal(count: int) -> Iterator[Measured]:
-    """--help, and the status of a fleet of which every tenth node changes just now."""
+    """Yield the CPU time of `--help`, and of `status` for a fleet in which every tenth node is changing."""
     with tempfile.TemporaryDirectory() as folder, _served(_fleet(count)) as url:
         kubeconfig = _kubeconfig(Path(folder), url)
         how = f"process, median of {REPEATS}, CPU time"
@@ -38,7 +39,7 @@ def terminal(count: int) -> Iterator[Measured]:
 
 
 def _cpu_ms(kubeconfig: Path, *arguments: str) -> float:
-    """Median CPU time of the program in ms. Raises CalledProcessError when it fails."""
+    """Return the median CPU milliseconds of the plugin with these arguments. Raises CalledProcessError if it fails."""
     environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
     program = [sys.executable, "-m", "gpusharing.cli", *arguments]
     taken = []
@@ -51,20 +52,21 @@ def _cpu_ms(kubeconfig: Path, *arguments: str) -> float:
 
 
 def _kubeconfig(folder: Path, url: str) -> Path:
+    """Write a kubeconfig for the server at `url` into `folder` and return its path."""
     path = folder / "kubeconfig"
-    told = {
+    sections = {
         "current-context": "bench",
         "clusters": [{"name": "bench", "cluster": {"server": url}}],
         "users": [{"name": "bench", "user": {"token": "none"}}],
         "contexts": [{"name": "bench", "context": {"cluster": "bench", "user": "bench"}}],
     }
-    path.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", **told}))
+    path.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", **sections}))
     return path
 
 
 @contextmanager
 def _served(lists: Mapping[str, list[JSON]]) -> Iterator[str]:
-    """Whole lists by path, whatever the limit; the address."""
+    """Serve each list in full under its path, whatever limit a request has, and yield the server's URL."""
     bodies = {
         path: json.dumps({"kind": "List", "metadata": {"resourceVersion": "1"}, "items": items}).encode()
         for path, items in lists.items()
@@ -74,6 +76,7 @@ def _served(lists: Mapping[str, list[JSON]]) -> Iterator[str]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            """Answer with the list of this path."""
             body = bodies[urlsplit(self.path).path]
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
@@ -82,7 +85,7 @@ def _served(lists: Mapping[str, list[JSON]]) -> Iterator[str]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Nothing."""
+            """Log nothing; the default would write each request to stderr."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
@@ -96,7 +99,7 @@ def _served(lists: Mapping[str, list[JSON]]) -> Iterator[str]:
 
 
 def _fleet(count: int) -> dict[str, list[JSON]]:
-    """What the operator publishes of so many nodes, by path."""
+    """Return the policies and GPUNodes that the operator publishes for `count` nodes, by URL path."""
     return {
         POLICIES.path(): [_policy(f"pool-{number}", count // POOLS) for number in range(POOLS)],
         GPUNODES.path(): [_gpunode(number) for number in range(count)],
@@ -104,6 +107,7 @@ def _fleet(count: int) -> dict[str, list[JSON]]:
 
 
 def _policy(name: str, nodes: int) -> JSON:
+    """Return a policy with the status of a pool in which one node drains."""
     summary = {"mode": "MIG", "layout": "7x1g.10gb", "nodes": f"{nodes - 1}/{nodes}", "gpus": nodes * GPUS}
     return {
         "metadata": {"name": name, "generation": 1},
@@ -116,6 +120,7 @@ def _policy(name: str, nodes: int) -> JSON:
 
 
 def _gpunode(number: int) -> JSON:
+    """Return a GPUNode with a full history; every tenth one is draining, the others are Synced."""
     phase, reason = ("Synced", "Synced") if number % 10 else ("Draining", "PDB")
     at = "2026-11-20T09:{:02}:00Z"
     history = [
@@ -157,6 +162,7 @@ _PROFILE = {
 
 
 def _gpu(index: int) -> JSON:
+    """Return one GPU with seven MIG instances, as an agent reports it."""
     uuid = "00000000-0000-0000-0000-000000000000"
     instances = [
         {"profile": "1g.10gb", "start": start, "size": 1, "id": start, "uuid": f"MIG-{uuid}"}

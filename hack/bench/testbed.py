@@ -1,4 +1,5 @@
-"""Where it is measured: a real control plane, SIMULATED node software, the operator under its shipped rights."""
+"""The testbed of `make bench`: a real control plane, SIMULATED node software, and the operator with its shipped
+rights."""
 
 import tempfile
 import time
@@ -27,21 +28,22 @@ LEASES = "leases"
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Requests of the operator in some span of time, renewals of the Lease apart."""
+    """The operator's requests in a span of time, without renewals of the Lease."""
 
     node_writes: int
     writes: int
-    """All, with those writes of the Lease that carry claims."""
+    """All writes, with those on the Lease that carry claims."""
     reads: int
-    """get and list, without drain polls and watches."""
+    """The requests get and list, without drain polls."""
     polls: int
-    """Lists of the pods of a node in work, and of PodDisruptionBudgets."""
+    """Drain polls: lists of the pods of a node that is changed, and of PodDisruptionBudgets."""
     by_resource: str
-    """Writes by resource, for people."""
+    """The writes of each resource, as a text."""
 
 
 def count(requests: Sequence[AuditedRequest], claim_writes: int) -> Counts:
-    """Count requests of one user. `claim_writes`: how many writes of the Lease carried claims."""
+    """Count requests of one user. `claim_writes` is the number of writes on the Lease that carried claims; the other
+    writes on it are renewals and are ignored."""
     writes = Counter(request.resource for request in requests if request.is_write)
     writes[LEASES] = claim_writes
     read = [request for request in requests if request.verb in ("get", "list") and request.resource != LEASES]
@@ -57,7 +59,7 @@ def count(requests: Sequence[AuditedRequest], claim_writes: int) -> Counts:
 
 
 def is_poll(request: AuditedRequest) -> bool:
-    """Whether a read looks at the pods of one node that is drained, or at the budgets of these pods."""
+    """Whether a request lists the pods of a node that is drained, or PodDisruptionBudgets."""
     if request.verb != "list":
         return False
     of_one_node = "fieldSelector=spec.nodeName%3D" in request.path and "status.phase" not in request.path
@@ -65,31 +67,33 @@ def is_poll(request: AuditedRequest) -> bool:
 
 
 def claim_writes(metrics_port: int) -> int:
-    """How many writes of claims the operator's own metrics count so far."""
+    """Return how many writes of claims the operator's metrics count since it started."""
     return int(read_metric(metrics_port, 'gpusharing_actions_total{action="SetClaims",result="done"}'))
 
 
 FACTOR = 20.0
-"""The SIMULATED hardware, and the operator's waits for hardware and kubelets, run so much faster than life."""
+"""How many times as fast as in life the SIMULATED hardware and the operator's waits for it run."""
 LOOP_FACTOR = 3.0
-"""A kubectl takes half a second of CPU that no factor shortens, and a plain loop runs five of them for each node."""
+"""The factor for the plain loop: each kubectl takes half a second of CPU, which no factor shortens, and the loop runs
+five of them for each node."""
 ROLL_FACTOR = 5.0
-"""A roll of 200 nodes keeps 20 in flight: at 20x its 200 requests a second measure the machine, not the operator."""
+"""The factor for a roll of 200 nodes, 20 at once: at 20x its 200 requests a second would measure the machine, not the
+operator."""
 SHELL_DEFAULTS = {"publish_period": "2.0", "pending_period": "60.0"}
-"""What hack/launch.py scales and the bench does not: how often people's view is written is part of the cost."""
+"""Settings that hack/launch.py scales and the bench leaves as they are: the writes of status are part of the cost."""
 LOOK = 1.0
-"""Seconds between two looks at all GPUNodes: they are 10 KB each, and looking must not be the load."""
+"""Seconds between two lists of all GPUNodes, which have 10 KB each: listing must not become the load."""
 POLICIES = f"/apis/{names.GROUP}/{names.VERSION}/{names.POLICIES}"
 GPUNODES = f"/apis/{names.GROUP}/{names.VERSION}/gpunodes"
 FULL: Object = {"mode": "Full", "mig": None}
 SMALL_SLICES: Object = {"mode": "MIG", "mig": {"strategy": "single", "config": "all-1g.10gb"}}
 LARGE_SLICES: Object = {"mode": "MIG", "mig": {"strategy": "single", "config": "all-2g.20gb"}}
-"""One resource name in all three, so that pods that ask for nvidia.com/gpu can run before and after."""
+"""FULL and both MIG layouts advertise nvidia.com/gpu, so that pods with that request run before and after a change."""
 
 
 @dataclass
 class Spent:
-    """What happened since a moment."""
+    """The beginning of a span of time, from which requests are counted."""
 
     start_bytes: int
     start_claims: int
@@ -98,7 +102,7 @@ class Spent:
 
 @dataclass
 class Testbed:
-    """The running parts, and what the measurements ask of them."""
+    """The running programs, and the operations that measurements need."""
 
     plane: ControlPlane
     directory: Path
@@ -108,15 +112,15 @@ class Testbed:
 
     @property
     def api(self) -> Api:
-        """As admin."""
+        """A client for the API server, as admin."""
         return self.plane.api
 
     def wait_started(self) -> None:
-        """Until the operator answers."""
+        """Wait up to 30 s until the operator serves its metrics."""
         wait_until(lambda: _answers(self.metrics_port), 30, "the operator to start")
 
     def restart_operator(self) -> None:
-        """A new process of the operator, which knows nothing yet."""
+        """Replace the operator by a new process with empty caches, and wait until it serves its metrics."""
         self.operator.stop()
         self.operator.start()
         self.wait_started()
@@ -124,16 +128,18 @@ class Testbed:
     # --- pools ---------------------------------------------------------------------------------------------
 
     def add_nodes(self, pool: str, count: int, **fields: Any) -> list[str]:
-        """Create nodes of a pool and wait until the agent of each has reported."""
+        """Create `count` nodes of a pool, wait until the agent of each has reported, and return their names. `fields`
+        go to `nodes.node_manifest`."""
         made = [nodes.node_manifest(f"{pool}-{index:04}", pool=pool, **fields) for index in range(count)]
         return self.create_nodes(made)
 
     def create_nodes(self, manifests: Sequence[Object]) -> list[str]:
-        """Create nodes and wait until the agent of each has reported."""
+        """Create nodes, wait until the agent of each has reported, and return their names."""
         added = nodes.create_nodes(self.api, manifests)
         waiting = set(added)
 
         def all_observed() -> bool:
+            """Whether all the new GPUNodes have a report."""
             time.sleep(LOOK)
             for raw in self.api.list(GPUNODES):
                 if raw.get("status", {}).get("observed"):
@@ -144,7 +150,7 @@ class Testbed:
         return added
 
     def apply_policy(self, name: str, pool: str, spec: Mapping[str, Any]) -> None:
-        """Create a policy for a pool, without waiting."""
+        """Create a policy for a pool, without waiting for it. Fields of `spec` that are None are left out."""
         selector = {"matchLabels": {nodes.LABEL_POOL: pool}}
         body = {
             "apiVersion": names.API_VERSION,
@@ -162,16 +168,17 @@ class Testbed:
         self.api.merge_patch(f"/api/v1/nodes/{name}", {"metadata": {"labels": {nodes.LABEL_POOL: pool}}})
 
     def edit(self, policy: str, spec: Mapping[str, Any]) -> None:
-        """Change a policy, without waiting."""
+        """Merge fields into the spec of a policy, without waiting; None removes a field."""
         self.api.merge_patch(f"{POLICIES}/{policy}", {"spec": dict(spec)})
 
     def wait_ready(self, policies: Sequence[str], seconds: float) -> None:
-        """Until the present generation of each is Ready."""
+        """Wait until the present generation of each policy is Ready. Raises TimeoutError after `seconds` for one of
+        them."""
         for policy in policies:
             launch.wait_ready(self.api, policy, seconds)
 
     def remove(self, policies: Sequence[str], node_names: Sequence[str]) -> None:
-        """Delete policies and nodes, and wait until their GPUNodes are collected."""
+        """Delete policies and nodes, and wait until the GPUNodes of these nodes have been garbage-collected."""
         in_parallel(lambda name: self.api.delete(f"{POLICIES}/{name}"), policies)
         in_parallel(lambda name: self.api.delete(f"/api/v1/nodes/{name}"), node_names)
         gone = set(node_names)
@@ -185,7 +192,7 @@ class Testbed:
     # --- traffic -------------------------------------------------------------------------------------------
 
     def span(self) -> Spent:
-        """Begin to count."""
+        """Return the present moment as the beginning of a span."""
         size = self.plane.audit_log.stat().st_size
         return Spent(size, claim_writes(self.metrics_port), time.monotonic())
 
@@ -194,15 +201,17 @@ class Testbed:
         return list(read_requests(self.plane.audit_log, user, start=span.start_bytes))
 
     def counts(self, span: Spent) -> Counts:
-        """The operator's requests since then."""
+        """Count the operator's requests since the span began."""
         claims = claim_writes(self.metrics_port) - span.start_claims
         return count(self.requests(span), claims)
 
     def wait_silent(self, seconds: float = 3.0, at_most: float = 60.0) -> None:
-        """Until the operator has written nothing but its Lease for so long."""
+        """Wait until the operator has written nothing but renewals of its Lease for `seconds`. Raises TimeoutError
+        after `at_most` seconds."""
         span = self.span()
 
         def silent() -> bool:
+            """Whether the time is over without a write; a write restarts it."""
             nonlocal span
             if time.monotonic() - span.begun < seconds:
                 return False
@@ -218,9 +227,10 @@ class Testbed:
 def open_testbed(
     factor: float = FACTOR, *, node_software: bool = True, arguments: tuple[str, ...] = ()
 ) -> Iterator[Testbed]:
-    """Start everything, with time running `factor` times as fast for hardware and waits; stop it at the end.
+    """Start everything, and yield the testbed once the operator answers; stop it all at the end.
 
-    Without `node_software` nobody reads GPUs or changes them; it gets the `arguments`.
+    Time for hardware and waits runs `factor` times as fast as in life. `arguments` go to the node software. Without
+    `node_software` nothing reads or changes GPUs.
     """
     with ControlPlane(options=Options(audit=True)) as plane, tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
@@ -240,6 +250,7 @@ def open_testbed(
 
 
 def _answers(port: int) -> bool:
+    """Whether the operator serves its metrics on this port."""
     try:
         claim_writes(port)
     except OSError:

@@ -46,7 +46,7 @@ def test_the_line_says_whether_processes_are_in_the_cgroups_of_pods() -> None:
     tenants = (Tenant("a", "x", "nvidia.com/gpu", "GPU-1", 0), Tenant("a", "y", "nvidia.com/gpu", "GPU-2", 1))
     yes, no = SeenTenants(tenants, {}, attributed=True), SeenTenants(tenants, {}, attributed=False)
     assert "used by a process in that pod's cgroup" in str(yes)
-    assert "in no pod's cgroup, for this machine lets nobody make any" in str(no)
+    assert "in no pod's cgroup, because this machine does not permit us to create any" in str(no)
     assert "SIMULATED" in str(yes)
     assert (yes.expected()["pod_processes"], no.expected()["pod_processes"]) == (2, 0)
     assert yes.expected()["slice_seconds_total"] == 1
