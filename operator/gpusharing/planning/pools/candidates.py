@@ -205,8 +205,9 @@ def look_at(
 
 
 def try_start(candidate: Candidate, ledger: Ledger) -> tuple[Verdict, Look | None]:
-    """Return the verdict of a candidate that has a slot, and what to remember of its pods, or None: its change begins,
-    its pods are to be listed, or something blocks it. The pods of a node that begins are counted in `ledger.crowd`."""
+    """Return the verdict of a candidate that has a slot, and what to remember of its pods if anything is known of
+    them. Either its change begins, or its pods are to be listed, or something blocks it. The pods of a node that
+    begins are counted in `ledger.crowd`."""
     case, policy, look, pods = candidate.case, candidate.policy, candidate.look, candidate.pods
     if not candidate.cordons:
         return begin(candidate), None
