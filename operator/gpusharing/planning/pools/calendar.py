@@ -81,7 +81,10 @@ def find_spans(
 
     Without windows nodes may start at any time except in blackouts.
     """
-    allowed, forbidden = [_Times.of(times) for times in windows], [_Times.of(times) for times in blackouts]
+    allowed, forbidden = (
+        [_Times.of(window) for window in windows],
+        [_Times.of(window) for window in blackouts],
+    )
     moment: datetime | None = after
     while moment is not None and (opens := _first(allowed, forbidden, moment)) is not None:
         ends = [_end(allowed, opens)] if allowed else []

@@ -68,8 +68,7 @@ def outnumbers(pooled: Pooled) -> bool:
 
 
 def is_proven(node: NodeView, policy: PolicyView) -> bool:
-    """Whether a change to the present revision was proven on the node, so that putting the node right starts no other
-    one."""
+    """Whether a change to the present revision of the policy was proven on the node."""
     return proven_at(node, policy, find_revision(policy)) is not None
 
 

@@ -84,9 +84,9 @@ def group(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
 def find_following(
     policy: PolicyView, members: Iterable[Member], candidates: Iterable[NodeView]
 ) -> frozenset[str]:
-    """Return the candidates that share a gang with another node of the pool for which there was no room at its start:
-    while that one is in flight, and after its proof until they were changed too. An edit of the policy ends that,
-    because all its nodes begin anew."""
+    """Return the candidates that share a gang with a node of the pool which started without them, because there was no
+    room. They are returned while that node is in flight, and after its proof until they were changed too. An edit
+    of the policy ends that, because all its nodes begin anew."""
     begun = {mate for one in members if (fence := one.node.fence) is not None for mate in fence.mates}
     verified = (one.node.verified for one in members)
     proofs = [proof for proof in verified if proof is not None and proof.mates]

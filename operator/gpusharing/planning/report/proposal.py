@@ -109,7 +109,7 @@ class Proposal:
         """The worst class of disruption of all changes."""
         return max(
             (step.verdict.disruption for step in self.steps),
-            key=lambda class_: class_.severity,
+            key=lambda disruption: disruption.severity,
             default=DisruptionClass.NONE,
         )
 

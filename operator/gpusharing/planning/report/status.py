@@ -443,7 +443,7 @@ def _plan(
         after.update(plan.targets.get(verdict.node, now))
     lost = [name for name in sorted(before) if after[name] < before[name]]
     demands = {name: plan.afterwards.find_demand(name) for name in lost}
-    worst = max((verdict.disruption for verdict in changing), key=lambda demand: demand.severity)
+    worst = max((verdict.disruption for verdict in changing), key=lambda disruption: disruption.severity)
     nodes, previews = [verdict.node for verdict in changing], plan.memory.previews
     return {
         "hash": plan_hash(policy, plan.pools[policy.name].members),
