@@ -139,11 +139,9 @@ class Sources:
         """UIDs; noted at every event and answer, or a mark that is soon removed would be missed."""
         pods, namespace = settings.agent_namespace or plan.namespace, plan.gpu_operator_namespace
         self._shown: dict[str, str] = {}
-        """Transition and conditions in the status of each GPUNode, as JSON text, which has a fifth of the size:
-        they are read only before a write."""
+        """Transition and conditions of each GPUNode as JSON text, a fifth of the size; read only before a write."""
         self._reports: dict[str, int] = {}
-        """A hash of the agent's report by GPUNode: most versions of the object have the same report as the one
-        before."""
+        """A hash of the agent's report by GPUNode: most versions of an object have the report of the one before."""
         self.policies = PolicyCache(client, restores)
         self._node = partial(node_view, maintenance_keys=settings.maintenance_keys)
         self.nodes = self._follow(NODES, self._node)
