@@ -365,9 +365,9 @@ async def test_without_the_kubelet_nobody_knows_who_holds_what_and_the_gpus_are_
         observed = await bench.node.answered("r1")
     assert (observed.error, observed.allocated, len(observed.gpus)) == ("", None, 1)
     assert observed.pods is None
-    assert [record.__dict__["error"] for record in caplog.records if "devices unknown" in record.message] == [
-        "no socket"
-    ]
+    assert [
+        record.__dict__["error"] for record in caplog.records if "which pods hold devices" in record.message
+    ] == ["no socket"]
 
 
 async def test_a_loop_that_stopped_turning_is_not_alive(bench: Bench) -> None:

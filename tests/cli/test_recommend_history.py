@@ -231,7 +231,7 @@ def test_gaps_make_the_answer_a_part(prometheus: str) -> None:
 def test_where_no_need_is_known_there_is_no_layout(prometheus: str, tmp_path: Path) -> None:
     told = ask(prometheus, cluster="unsaid")
     assert told.status == DONE
-    assert "No layout: what the workloads need" in told.out
+    assert "There is no layout, because what the workloads need" in told.out
     assert "Ask the owners of team-c/vllm" in told.out
     with pytest.raises(Trouble, match="there is no layout to write"):
         ask(prometheus, "--write", str(tmp_path / "pool.yaml"), cluster="unsaid")

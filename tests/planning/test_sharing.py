@@ -36,7 +36,7 @@ def test_who_uses_too_little_for_the_smallest_instance_is_on_fewer_gpus_with_mps
         " using this layout (a client has 4.0Gi, and the largest need is 2.0Gi; it has 5% of the compute,"
         " and the busiest takes 2%)."
     )
-    assert "nothing isolates them: a fatal fault of one reaches all clients" in text
+    assert "nothing isolates them: a fatal fault of one pod reaches all clients" in text
     assert "kubectl gpusharing advise" in text
 
 
@@ -57,7 +57,7 @@ def test_pods_of_very_different_sizes_take_turns_where_no_layout_holds_them_as_d
     text = shared_of(found)
     assert "time-slicing with 4 replicas of each" in text
     assert "the 4 that need most need 75.0Gi together, of 79." in text
-    assert "one that takes too much memory makes the others fail" in text
+    assert "a pod that uses too much memory makes the others fail" in text
 
 
 def test_where_activity_is_not_known_only_memory_counts_and_that_is_told() -> None:

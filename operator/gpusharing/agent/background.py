@@ -52,6 +52,7 @@ class Worker:
         return future
 
     def _work(self) -> None:
+        """Run queued calls for ever."""
         while True:
             self._calls.get()()
 

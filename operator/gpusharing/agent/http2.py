@@ -250,6 +250,7 @@ class Conversation:
 
 
 def _refused(what: str) -> ValueError:
+    """Return the error for something that HTTP/2 or this client does not allow."""
     return ValueError(f"invalid HTTP/2: {what}")
 
 

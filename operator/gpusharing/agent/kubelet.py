@@ -169,9 +169,11 @@ class _Connection(asyncio.Protocol):
             await self._woken
 
     def _is_settled(self) -> bool:
+        """Whether all awaited streams have ended, or the connection has."""
         return self._error is not None or all(stream.ended for stream in self._awaited)
 
     def _wake(self) -> None:
+        """Wake the waiting call, if there is one, to look at its streams again."""
         if self._woken is not None and not self._woken.done():
             self._woken.set_result(None)
 

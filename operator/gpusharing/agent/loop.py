@@ -263,7 +263,8 @@ class AgentLoop:
             error = str(unavailable)
         if error != self._pods_error:
             log.warning(
-                "pods' devices unknown" if error else "pods' devices known again", extra={"error": error}
+                "cannot read which pods hold devices" if error else "reading which pods hold devices again",
+                extra={"error": error},
             )
         self._pods_error = error
         return holdings

@@ -141,8 +141,12 @@ def last_allocatable(reading: Reading, holdings: Holdings, before: AllocatableSl
     allocatable, known = _allocatable(holdings), dict(before)
     if all(gpu.access == "Ok" for gpu in reading.gpus):
         # While a GPU cannot be read it has no UUID, so any of the known devices may be its own.
-        there = {uuid for gpu in reading.gpus for uuid in (gpu.uuid, *(one.uuid for one in gpu.instances))}
-        known = {uuid: slices for uuid, slices in known.items() if uuid in there}
+        present = {
+            uuid
+            for gpu in reading.gpus
+            for uuid in (gpu.uuid, *(instance.uuid for instance in gpu.instances))
+        }
+        known = {uuid: slices for uuid, slices in known.items() if uuid in present}
     for uuid, least in _least_allocatable(holdings).items():
         slices = known.get(uuid, {})
         known[uuid] = {
@@ -270,12 +274,12 @@ class Meter:
         self._now: Allotment | None = None
         self._since = 0.0
 
-    def turn(self, now: float, stands: Allotment | None) -> None:
-        """Count the time since the last turn by the state then, and set `metered`. `stands` is the state from now on,
-        or None if it is unknown, so that the last one goes on. `now` is in seconds of a monotonic clock."""
+    def turn(self, now: float, allotment: Allotment | None) -> None:
+        """Count the time since the last turn by the state then, and set `metered`. `allotment` is the state from now
+        on, or None if it is unknown, so that the last one goes on. `now` is in seconds of a monotonic clock."""
         if self._now is not None:
             self._count(self._now, self._since, now)
-        before, self._now, self._since = self._now, stands or self._now, now
+        before, self._now, self._since = self._now, allotment or self._now, now
         if self._now is None:
             return
         if self._now is not before:  # announce the counters of the new state, at 0
@@ -296,17 +300,17 @@ class Meter:
                 self._gpus.add(policy, grown, now)
         return Metered(allocated, idle, stranded, transition, self._gpus.export(now))
 
-    def _count(self, stands: Allotment, since: float, until: float) -> None:
+    def _count(self, allotment: Allotment, since: float, until: float) -> None:
         """Add the time from `since` to `until`, by this state, to the counters of everybody in it."""
         seconds = max(0.0, until - since)
-        policy = self._policy(stands.policy, until)
+        policy = self._policy(allotment.policy, until)
         self._gpus.add(policy, 0.0, until)
-        self._stranded.add(policy, float(stands.stranded) * seconds, until)
-        self._transition.add(policy, float(stands.transition) * seconds, until)
-        for (namespace, resource), part in stands.allocated.items():
+        self._stranded.add(policy, float(allotment.stranded) * seconds, until)
+        self._transition.add(policy, float(allotment.transition) * seconds, until)
+        for (namespace, resource), part in allotment.allocated.items():
             account = self._account(Account(policy, namespace, resource), until)
             self._allocated.add(account, float(part) * seconds, until)
-        for resource, part in stands.idle.items():
+        for resource, part in allotment.idle.items():
             self._idle.add(self._pair((policy, resource), until), float(part) * seconds, until)
 
     def _policy(self, policy: str, now: float) -> str:

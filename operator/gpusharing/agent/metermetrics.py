@@ -30,9 +30,7 @@ class MeterCollector(Collector):
         for account, seconds in metered.allocated.items():
             allocated.add_metric([account.policy, account.namespace, account.resource], seconds)
         yield allocated
-        idle = _family(
-            "idle_slice_seconds", "GPU-seconds of slices that no pod allocated.", "policy", "resource"
-        )
+        idle = _family("idle_slice_seconds", "GPU-seconds of slices that no pod held.", "policy", "resource")
         for (policy, resource), seconds in metered.idle.items():
             idle.add_metric([policy, resource], seconds)
         yield idle

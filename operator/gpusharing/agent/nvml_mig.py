@@ -80,6 +80,7 @@ def _profile(info: Any, placements: list[Any]) -> DriverProfile:
 
 
 def _nominal_gb(profile: str) -> int:
+    """Return the GB in the name of a profile; 0 if it names none."""
     match = re.search(r"\.(\d+)gb", profile)
     return int(match[1]) if match else 0
 
@@ -183,6 +184,7 @@ def _compute_profile_infos(instance: Any) -> Iterator[Any]:
 
 
 def _instance(info: Any, profile: DriverProfile, uuids: dict[int, str]) -> Instance:
+    """Return the instance that NVML lists; its UUID is empty if no MIG device of it is visible."""
     place = info.placement
     uuid = uuids.get(info.id, "")
     return Instance(profile=profile.name, start=place.start, size=place.size, id=info.id, uuid=uuid)

@@ -131,6 +131,7 @@ def _handler(alive: Probe, ready: Probe, metrics: CollectorRegistry) -> type[Bas
             """Log nothing, because probes come every few seconds."""
 
         def _answer_probe(self, why_not: str) -> None:
+            """Answer 200, or 503 with the reason in `why_not`."""
             self._answer(
                 503 if why_not else 200, "text/plain; charset=utf-8", f"{why_not or 'ok'}\n".encode()
             )

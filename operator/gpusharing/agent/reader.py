@@ -77,6 +77,7 @@ class Reader:
             return Answer(attempt.request, "failed", seconds, error=text, patience=error.patience)
 
     def _begin(self, request: Request) -> _Attempt:
+        """Start a reading for `request` in the background and remember it."""
         future = self._background(self._library.read, "nvml-reading")
         self._attempt = _Attempt(request, future, self._clock())
         return self._attempt

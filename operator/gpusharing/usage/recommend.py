@@ -164,12 +164,11 @@ def _refuse_too_little(needs: tuple[Need, ...]) -> None:
     if any(need.confidence is not Confidence.NONE or Doubt.TOO_LITTLE not in need.doubts for need in needs):
         return
     best = max(needs, key=lambda need: (need.samples, need.workload))
-    whose = best.workload
+    workload, hours, least = best.workload, best.span.total_seconds() / 3600, MIN_SPAN.total_seconds() / 3600
     raise Trouble(
-        f"too little history to recommend anything: of {counted(len(needs), 'workload')} {whose.namespace}/{whose.name}"
-        f" has the most, {best.samples} hourly peaks over {round(best.span.total_seconds() / 3600)} h, and"
-        f" {MIN_POINTS} over {round(MIN_SPAN.total_seconds() / 3600)} h are needed. Ask again later, or give"
-        " a longer --window"
+        f"too little history to recommend anything: of {counted(len(needs), 'workload')}"
+        f" {workload.namespace}/{workload.name} has the most, {best.samples} hourly peaks over {round(hours)} h, and"
+        f" {MIN_POINTS} over {round(least)} h are needed. Ask again later, or give a longer --window"
     )
 
 

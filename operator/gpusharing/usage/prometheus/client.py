@@ -87,7 +87,7 @@ def answer_of(status: int, kind: str, body: bytes) -> WebAnswer:
 
 def refused(answer: WebAnswer, where: str, through: str) -> Trouble:
     """Return the Trouble for HTTP 401 or 403. `where`: the address of Prometheus as a person knows it; `through`: the
-    context whose API server passed the query on, empty if Prometheus was asked directly."""
+    context whose API server passed the query on, empty if Prometheus was queried directly."""
     if not through:
         remedy = "give a token that it accepts: --token-file FILE"
     elif not answer.of_api_server:

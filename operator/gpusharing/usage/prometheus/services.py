@@ -114,6 +114,7 @@ def _one_of(services: list[JSON], where: str) -> JSON:
 
 
 def _name(raw: JSON) -> str:
+    """Return NAMESPACE/NAME:PORT of a Service, or NAMESPACE/NAME if it has no port."""
     port = _port(raw)
     return f"{text(raw, 'metadata', 'namespace')}/{text(raw, 'metadata', 'name')}" + (
         f":{port}" if port else ""

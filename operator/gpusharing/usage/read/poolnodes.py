@@ -170,12 +170,10 @@ def _of_policy(raw: JSON, policies: Sequence[JSON], nodes: Sequence[JSON]) -> No
     lost = _owned_by_others(
         name, policies, [node for node in nodes if text(node, "metadata", "name") in selected]
     )
-    whose = f"other policies ({', '.join(sorted(set(lost.values())))}) own"
+    owners = f"other policies ({', '.join(sorted(set(lost.values())))}) own"
     if len(lost) == len(selected):
-        raise Trouble(f"{whose} every node that policy {name} selects: there is nothing to recommend for it")
-    remark = (
-        f"{whose} {len(lost)} of the {len(selected)} nodes that policy {name} selects, and these are left out"
-    )
+        raise Trouble(f"{owners} every node that policy {name} selects: there is nothing to recommend for it")
+    remark = f"{owners} {len(lost)} of the {len(selected)} nodes that policy {name} selects, and these are left out"
     remarks = (remark,) if lost else ()
     metadata = _user_metadata(section(raw, "metadata"))
     return NodeScope(

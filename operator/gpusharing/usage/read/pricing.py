@@ -84,19 +84,19 @@ class Prices:
     def _only(self, key: tuple[str, str], by_currency: Mapping[str, Fraction], source: str) -> Price | str:
         """Return the single price in `by_currency`, or a clause that says why it is ambiguous. `key` is a label
         and its value."""
-        whose = " ".join(key)
+        subject = " ".join(key)
         if len(by_currency) > 1:
-            several = f"{whose} had several currencies on that day ({', '.join(sorted(by_currency))})"
+            several = f"{subject} had several currencies on that day ({', '.join(sorted(by_currency))})"
             return f"{several}, as when several clusters have it, or it was changed: {CHOOSE}"
         if key in self.rivals:
-            return _rivalry(whose)
+            return _rivalry(subject)
         ((currency, amount),) = by_currency.items()
         return Price(amount, currency, source)
 
 
-def _rivalry(whose: str) -> str:
+def _rivalry(subject: str) -> str:
     """Return the clause for something with several prices at once."""
-    return f"{whose} has several prices at once, as when several clusters have it: {CHOOSE}"
+    return f"{subject} has several prices at once, as when several clusters have it: {CHOOSE}"
 
 
 def read_prices(
@@ -139,7 +139,7 @@ def read_prices(
         ),
         currency,
         tuple(text for _, text in faults),
-        frozenset(whose for whose, _ in faults),
+        frozenset(subject for subject, _ in faults),
     )
 
 
@@ -155,15 +155,15 @@ def _by(
     one."""
     prices: dict[str, dict[str, Fraction]] = {}
     for series in answer:
-        whose, currency = series.labels.get(label, ""), series.labels.get("currency", "")
+        subject, currency = series.labels.get(label, ""), series.labels.get("currency", "")
         if not 0 <= series.value <= MOST or not currency:
-            faults.append(_fault(metric, label, whose, series.value, currency))
+            faults.append(_fault(metric, label, subject, series.value, currency))
         else:
-            prices.setdefault(whose, {})[currency] = _exact(series.value)
+            prices.setdefault(subject, {})[currency] = _exact(series.value)
     return prices
 
 
-def _fault(metric: str, label: str, whose: str, value: float, currency: str = "-") -> _Fault:
+def _fault(metric: str, label: str, subject: str, value: float, currency: str = "-") -> _Fault:
     """Return what has an impossible price, and the sentence that reports it."""
     why = (
         "it names no currency"
@@ -174,7 +174,7 @@ def _fault(metric: str, label: str, whose: str, value: float, currency: str = "-
         if value < 0
         else "no price is that high"
     )
-    return (label, _dashed(whose)), f"{metric} of {label} {whose} is {value:g}, which is left out: {why}"
+    return (label, _dashed(subject)), f"{metric} of {label} {subject} is {value:g}, which is left out: {why}"
 
 
 def _exact(value: float) -> Fraction:

@@ -188,10 +188,12 @@ def apportion(exact: Sequence[Fraction], whole: int) -> list[int]:
 
 
 def _currency(cell: Cell) -> str:
+    """Return the currency of a cell; empty if its price is not known."""
     return "" if cell.price is None else cell.price.currency
 
 
 def _pool(counted: tuple[Cell, int]) -> tuple[str, str]:
+    """Return policy and currency, which make a pool of the bill."""
     return counted[0].policy, _currency(counted[0])
 
 
@@ -207,6 +209,7 @@ _ORDER = tuple(Part)
 
 
 def _key(cell: Cell) -> tuple[int, str, str, str]:
+    """Return the key that sorts cells within a pool: by part, tenant, resource and basis."""
     return _ORDER.index(cell.part), cell.tenant, cell.resource, cell.basis
 
 

@@ -282,6 +282,7 @@ def _memory(
 
 
 def _confidence(memory: Histogram, span: timedelta) -> Confidence:
+    """Return how certain a need is: by the days of the span, or of the samples if they are fewer."""
     days = min(span / _DAY, memory.samples / 24)
     return Confidence.LOW if days < 3 else Confidence.MEDIUM if days < 7 else Confidence.HIGH
 

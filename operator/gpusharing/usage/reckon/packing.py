@@ -82,9 +82,11 @@ class Packer:
         return tuple((-self._index[name], -count) for name, count in layout)
 
     def _is_ours(self, layout: Layout) -> bool:
+        """Whether a layout has only the profiles that the packer offers."""
         return all(name in self._index for name, _ in layout)
 
     def _left(self, wanted: Counts, fill: Counts, gpus: int) -> bool:
+        """Whether what `fill` leaves of `wanted` fits on this many further GPUs."""
         return gpus >= 0 and self._fits(_minus(wanted, fill), gpus)
 
     def _find_fit(self, wanted: Counts, gpus: int) -> bool:
@@ -114,6 +116,7 @@ class Packer:
         )
 
     def _sum(self, counts: Counts, what: str) -> int:
+        """Return the sum of an attribute of the profiles, `slices` or `size`, over all instances."""
         return sum(
             count * int(getattr(profile, what)) for count, profile in zip(counts, self.profiles, strict=True)
         )
@@ -129,6 +132,7 @@ class Packer:
 
 
 def _within(part: Counts, whole: Counts) -> bool:
+    """Whether `part` has at most as many instances of each profile as `whole`."""
     return all(each <= other for each, other in zip(part, whole, strict=True))
 
 
@@ -137,5 +141,6 @@ def _minus(whole: Counts, part: Counts) -> Counts:
 
 
 def _one_more(counts: Counts) -> Iterator[Counts]:
+    """Yield the counts with one more instance of each profile in turn."""
     for index in range(len(counts)):
         yield (*counts[:index], counts[index] + 1, *counts[index + 1 :])

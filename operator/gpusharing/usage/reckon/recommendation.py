@@ -362,7 +362,7 @@ def _worst(card: Card, needs: Sequence[Need], occupied: Sequence[Occupied]) -> C
     highest = {need.workload: need.highest for need in needs}
     candidates = []
     for each in occupied:
-        parts = [(whose, count, highest[whose]) for whose, count in each.pods if whose in highest]
+        parts = [(workload, count, highest[workload]) for workload, count in each.pods if workload in highest]
         if sum(count for _, count, _ in parts) > 1:
             ordered = tuple(sorted(parts, key=lambda part: (-part[1] * part[2], part[0])))
             candidates.append(CoLocation(each.gpu, ordered, memory_of(card) * GIB))

@@ -139,9 +139,11 @@ def _best(
 
     @cache
     def undivided(nodes: int) -> int | None:
+        """Return how many GPUs of each node stay whole, or None if this many nodes are too few."""
         return _first_fit(whole, nodes, fleet.per_node)
 
     def order(choice: TemplateChoice) -> tuple[int, _Key]:
+        """Return the additional nodes, then the key: the least is the best."""
         return max(choice.nodes - fleet.nodes, 0), key(choice)
 
     best: TemplateChoice | None = None
@@ -160,6 +162,7 @@ def _dearness(seats: Sequence[Seat]) -> Callable[[TemplateChoice], _Key]:
     """Return the key of the goal cost: fewest GPUs, then nodes, then pods with more than they need."""
 
     def key(choice: TemplateChoice) -> _Key:
+        """Return a key that is least for the best choice."""
         raised = sum(seat.pods for seat in seats if not seat.gpus and choice.index(seat) != seat.index)
         return choice.gpus, choice.nodes, raised, choice.assignment
 
@@ -223,6 +226,7 @@ def _cheapest(
 
 
 def _per_node(wanted: Counts, nodes: int) -> Counts:
+    """Return how many instances of each profile one of `nodes` nodes must hold, rounded up."""
     return tuple(-(-count // nodes) for count in wanted)
 
 

@@ -165,6 +165,7 @@ def amount(price: Fraction) -> str:
 
 
 def _right(texts: Sequence[str]) -> list[str]:
+    """Return the texts padded to the same width, aligned to the right."""
     width = max(map(len, texts), default=0)
     return [text.rjust(width) for text in texts]
 
@@ -217,6 +218,7 @@ def _sum(micros: int, cents: int | None, currency: str) -> dict[str, Any]:
 
 
 def _plain(cents: int | None) -> str | None:
+    """Format an amount for programs, or return None if it is not known."""
     return None if cents is None else f"{cents // 100}.{cents % 100:02}"
 
 

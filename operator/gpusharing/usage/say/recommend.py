@@ -123,8 +123,9 @@ def _steps(answer: RecommendReport) -> Iterator[str]:
         yield f"The policy selects nodes by a label that they need first: kubectl label node NODE {labels}"
 
 
-def _name(whose: Workload) -> str:
-    return f"{whose.namespace}/{whose.name}"
+def _name(workload: Workload) -> str:
+    """Return NAMESPACE/NAME of a workload."""
+    return f"{workload.namespace}/{workload.name}"
 
 
 def describe(answer: RecommendReport, paper: Paper, *, verbose: bool, written: str) -> list[Line]:
@@ -152,20 +153,20 @@ def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
     placed = placed_of(answer.recommendation)
     rows: list[list[Span]] = []
     for history in answer.observed.histories:
-        whose = history.workload
-        need = next((need for need in answer.needs if need.workload == whose), None)
+        workload = history.workload
+        need = next((need for need in answer.needs if need.workload == workload), None)
         sure = Confidence.NONE if need is None else need.confidence
         rows.append(
             [
-                Span(whose.namespace),
-                Span(f"{whose.kind}/{whose.name}"),
+                Span(workload.namespace),
+                Span(f"{workload.kind}/{workload.name}"),
                 Span(str(history.pods)),
                 Span(now_of(history), Ink.FAINT),
                 Span(_size(need.peak) if need and need.samples else UNKNOWN),
                 Span(UNKNOWN if need is None or need.compute is None else f"{need.compute:.0%}"),
-                Span(advice_of(placed.get(whose)), Ink.TITLE),
+                Span(advice_of(placed.get(workload)), Ink.TITLE),
                 Span(str(sure), _INKS.get(sure, Ink.PLAIN)),
-                Span(why_of(need, placed.get(whose)), Ink.FAINT),
+                Span(why_of(need, placed.get(workload)), Ink.FAINT),
             ]
         )
     level = (
@@ -227,7 +228,7 @@ def why_of(need: Need | None, placed: Placed | Unplaced | None) -> str:
     if isinstance(placed, Unplaced):
         if placed.why is not Misplaced.UNKNOWN:
             return str(placed.why)
-        return need.reason if need.samples else "what it takes is unknown"
+        return need.reason if need.samples else "what it uses is unknown"
     reasons = [str(placed.bound)]
     reasons += [str(doubt) for doubt in need.doubts if doubt is not Doubt.PREALLOCATED]
     if need.history.declared is not None:
@@ -241,9 +242,9 @@ def why_of(need: Need | None, placed: Placed | Unplaced | None) -> str:
 
 def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
     """Yield what `-v` shows of a workload: its samples, as far as they can be drawn, and what follows from them."""
-    whose, history = need.workload, need.history
+    workload, history = need.workload, need.history
     yield BLANK
-    yield from fold(line(Span(f"{whose.namespace}  {whose.kind}/{whose.name}", Ink.TITLE)), paper)
+    yield from fold(line(Span(f"{workload.namespace}  {workload.kind}/{workload.name}", Ink.TITLE)), paper)
     for name, samples, top in (
         ("memory  ", history.memory, need.highest),
         ("activity", history.activity or (), 1.0),
@@ -308,7 +309,7 @@ def _layouts(recommendation: Recommendation, paper: Paper) -> list[Line]:
 def packing_of(recommendation: Recommendation) -> str:
     """Return how many GPUs the layout takes, compared with now, and what is left over."""
     if not recommendation.placed:
-        return "No layout: what the workloads need of an instance is unknown."
+        return "There is no layout, because what the workloads need of an instance is unknown."
     pool = recommendation.pool
     need = "needs" if recommendation.pods == 1 else "need"
     clauses = [
@@ -319,7 +320,7 @@ def packing_of(recommendation: Recommendation) -> str:
     if recommendation.gpus > pool.gpus:
         clauses.append(f"that is {recommendation.gpus - pool.gpus} more than there are")
     if recommendation.idle:
-        clauses.append(f"room for {layout_text(recommendation.idle).replace('+', ', ')} more")
+        clauses.append(f"there is room for {layout_text(recommendation.idle).replace('+', ', ')} more")
     lost = ((recommendation.stranded.slices, "compute slice"), (recommendation.stranded.units, "memory unit"))
     if any(count for count, _ in lost):
         clauses.append(
@@ -346,7 +347,7 @@ def shared_of(shared: Shared) -> str:
             if shared.busy is None
             else f"; it has {1 / shared.replicas:.0%} of the compute, and the busiest takes {shared.busy:.0%}"
         )
-        but = "a fatal fault of one reaches all clients of its GPU"
+        but = "a fatal fault of one pod reaches all clients of its GPU"
     else:
         way = f"time-slicing with {shared.replicas} replicas of each"
         fits = f"the {shared.replicas} that need most need {need} together, of {there}"
@@ -355,12 +356,12 @@ def shared_of(shared: Shared) -> str:
             if shared.busy is None
             else f"; the {shared.replicas} busiest take {shared.busy:.0%} of the compute"
         )
-        but = "one that takes too much memory makes the others fail"
+        but = "a pod that uses too much memory makes the others fail"
     unknown = "; how busy all of them are is unknown" if shared.busy is None else ""
     return (
         f"Sharing whole GPUs would take fewer: {pods} on {gpus} using {way}, and on {shared.instead} using this layout"
-        f" ({fits}{busy}{unknown}). But nothing isolates them: {but}, and nobody can be billed by use. Where nothing is"
-        " promised to anybody and all trust each other, let them share: kubectl gpusharing advise asks about that"
+        f" ({fits}{busy}{unknown}). But nothing isolates them: {but}, and they cannot be billed by use. If no isolation"
+        " was promised and all of them trust each other, let them share: kubectl gpusharing advise asks about that"
     )
 
 
@@ -461,11 +462,11 @@ def as_data(answer: RecommendReport) -> dict[str, Any]:
 
 def _workload(history: History, need: Need | None, placed: Placed | Unplaced | None) -> dict[str, Any]:
     """Return a workload for programs; what is unknown is None."""
-    whose = history.workload
+    workload = history.workload
     return {
-        "namespace": whose.namespace,
-        "kind": whose.kind,
-        "name": whose.name,
+        "namespace": workload.namespace,
+        "kind": workload.kind,
+        "name": workload.name,
         "pods": history.pods,
         "now": now_of(history),
         "samples": len(history.memory),
