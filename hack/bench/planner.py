@@ -17,7 +17,7 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.controller.main import settle_heap
 from gpusharing.kube.zones import find_zones
 from gpusharing.planning.gpus.cards import Card, find_card
-from gpusharing.planning.gpus.geometry import find_fit, normalise
+from gpusharing.planning.gpus.geometry import find_fit, normalize
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.records import Verified
@@ -229,7 +229,7 @@ def fits() -> Measured:
     profiles = card().profiles
     counts = product(*(range(profile.max_count + 1) for profile in profiles))
     layouts = [
-        normalise({profile.name: number for profile, number in zip(profiles, numbers, strict=True)})
+        normalize({profile.name: number for profile, number in zip(profiles, numbers, strict=True)})
         for numbers in counts
     ]
 

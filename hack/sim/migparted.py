@@ -25,7 +25,7 @@ import yaml
 from gpusharing.agent.library import Reading
 from gpusharing.api.gpunode import GPU
 from gpusharing.planning.gpus.cards import find_card
-from gpusharing.planning.gpus.geometry import Layout, generated_layouts, normalise
+from gpusharing.planning.gpus.geometry import Layout, generated_layouts, normalize
 from hack.sim.goyaml import GoError, to_json
 from hack.sim.gpu import DriverRefusal, NoFreePlace, NotSupported, SimulatedGPUs
 
@@ -115,7 +115,7 @@ def present(gpu: GPU) -> Target:
     """Return the layout that the GPU has now, or None if MIG is off."""
     if gpu.mig_mode != "Enabled":
         return None
-    return normalise(Counter(instance.profile for instance in gpu.instances))
+    return normalize(Counter(instance.profile for instance in gpu.instances))
 
 
 def generated(reading: Reading) -> str:
@@ -211,7 +211,7 @@ def _target(raw: Mapping[str, Any]) -> Target:
         return None
     if counts is None:
         raise ConfigError("mig-devices is compulsory with mig-enabled")
-    return normalise(wanted)
+    return normalize(wanted)
 
 
 def _is_profile(text: str) -> bool:

@@ -19,7 +19,7 @@ from gpusharing.cli.setup.layouts import pick
 from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
 from gpusharing.planning.gpus.capacity import usable_memory
 from gpusharing.planning.gpus.cards import CARDS, Card
-from gpusharing.planning.gpus.geometry import Legal, find_fit, normalise
+from gpusharing.planning.gpus.geometry import Legal, find_fit, normalize
 
 
 def told(
@@ -71,7 +71,7 @@ def test_whatever_is_answered_the_policy_is_valid_and_fits_the_card_and_the_work
         assert [why for why in found.why if "docs/" not in why] == [], "each cites a rule"
         assert found.but, "nothing is free"
         if found.profile is not None:
-            layout = normalise({found.profile.name: found.shares})
+            layout = normalize({found.profile.name: found.shares})
             assert isinstance(find_fit(layout, card.profiles), Legal)
             assert usable_memory(card, found.profile) >= memory
         if answers["promise"]:

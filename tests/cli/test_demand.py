@@ -19,7 +19,7 @@ from gpusharing.cli.setup.advice import Advice, Demand, advise_for, describe_dem
 from gpusharing.cli.setup.layouts import pick
 from gpusharing.cli.shell.troubles import DONE, FAILED
 from gpusharing.planning.gpus.cards import CARDS
-from gpusharing.planning.gpus.geometry import Legal, find_fit, normalise, resource_name
+from gpusharing.planning.gpus.geometry import Legal, find_fit, normalize, resource_name
 
 JSON = dict[str, Any]
 H100 = pick("h100-80gb")
@@ -102,7 +102,7 @@ def test_whatever_instances_are_named_the_policy_is_valid_and_its_layout_fits(ca
             assert isinstance(validate_policy(found.policy("p", "x")), GPUSharingPolicySpec)
             assert isinstance(find_fit(found.layout, card.profiles), Legal)
             assert {one.name, other.name} & dict(found.layout).keys()
-            assert found.layout == normalise(dict(found.layout))
+            assert found.layout == normalize(dict(found.layout))
 
 
 def test_every_page_that_is_cited_is_there_with_its_anchor() -> None:

@@ -7,7 +7,7 @@ from gpusharing.cli.setup.layouts import as_data, describe, draw, find_answer, p
 from gpusharing.cli.shell.drawing import Paper, plain
 from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
 from gpusharing.planning.gpus.cards import CARDS, Card
-from gpusharing.planning.gpus.geometry import Legal, find_fit, maximal_layouts, normalise
+from gpusharing.planning.gpus.geometry import Legal, find_fit, maximal_layouts, normalize
 
 H100 = pick("h100-80gb")
 PAPER = Paper(100)
@@ -39,7 +39,7 @@ def test_what_does_not_fit_is_refused_with_the_reason_and_the_nearest_that_does(
 
 def test_what_is_free_is_drawn_as_free() -> None:
     assert (
-        plain([draw(normalise({"3g.40gb": 1}), H100.profiles, PAPER)])
+        plain([draw(normalize({"3g.40gb": 1}), H100.profiles, PAPER)])
         == "[     3g.40gb      ]····················\n"
     )
 
@@ -65,7 +65,7 @@ def test_a_narrow_terminal_gets_the_picture_on_a_line_of_its_own(width: int) -> 
 def test_data_can_go_into_a_policy_as_it_is() -> None:
     (first, *_) = as_data(find_answer(H100, wanted_of("2x3g.40gb"), everything=False))["layouts"]
     assert first["profiles"] == {"3g.40gb": 2}
-    assert isinstance(find_fit(normalise(first["profiles"]), H100.profiles), Legal)
+    assert isinstance(find_fit(normalize(first["profiles"]), H100.profiles), Legal)
 
 
 @pytest.mark.parametrize(

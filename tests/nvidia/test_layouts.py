@@ -23,7 +23,7 @@ from gpusharing.planning.gpus.geometry import (
     generated_layouts,
     legal_layouts,
     maximal_layouts,
-    normalise,
+    normalize,
 )
 from gpusharing.planning.snapshot.views import GpuView
 from gpusharing.planning.wanted import migfile
@@ -186,7 +186,7 @@ def test_on_every_layout_of_other_cards_our_verdict_is_the_hardwares(
     verdicts = {layout: find_fit(layout, profiles) for layout in foreign_layouts(model)}
     legal = [layout for layout, verdict in verdicts.items() if isinstance(verdict, Legal)]
     unknown = [layout for layout, verdict in verdicts.items() if isinstance(verdict, UnknownProfile)]
-    unknown.append(normalise({profiles[0].name: 1, "1g.99gb": 1}))
+    unknown.append(normalize({profiles[0].name: 1, "1g.99gb": 1}))
     machine = Machine(make_sandbox, model)
     machine.put([maximal_layouts(profiles)[0]] * MAX_GPUS)
     for batch in batches(unknown):  # the trap: success, and empty GPUs, which were full at first
@@ -212,7 +212,7 @@ def just_too_full(model: str) -> list[Layout]:
 
 
 def more(layout: Layout, profile: str, number: int) -> Layout:
-    return normalise({**dict(layout), profile: dict(layout).get(profile, 0) + number})
+    return normalize({**dict(layout), profile: dict(layout).get(profile, 0) + number})
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -6,7 +6,7 @@ from functools import lru_cache
 from itertools import product
 
 from gpusharing.planning.gpus.cards import Profile
-from gpusharing.planning.gpus.geometry import Layout, normalise
+from gpusharing.planning.gpus.geometry import Layout, normalize
 
 
 def placement_sets(profiles: Sequence[Profile]) -> Iterator[tuple[Profile, ...]]:
@@ -37,10 +37,10 @@ def brute_force(profiles: tuple[Profile, ...]) -> frozenset[Layout]:
     most = {p.name: p.max_count for p in profiles}
     multisets = {tuple(sorted(p.name for p in chosen)) for chosen in placement_sets(profiles)}
     counted = [(names, Counter(names)) for names in multisets if media_engines_allow(names)]
-    return frozenset(normalise(c) for _, c in counted if all(c[name] <= most[name] for name in c))
+    return frozenset(normalize(c) for _, c in counted if all(c[name] <= most[name] for name in c))
 
 
 def every_multiset(profiles: Sequence[Profile]) -> Iterator[Layout]:
     """Every layout with no more of each profile than fit alone."""
     for counts in product(*(range(p.max_count + 1) for p in profiles)):
-        yield normalise({p.name: n for p, n in zip(profiles, counts, strict=True)})
+        yield normalize({p.name: n for p, n in zip(profiles, counts, strict=True)})

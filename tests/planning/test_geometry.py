@@ -18,7 +18,7 @@ from gpusharing.planning.gpus.geometry import (
     find_fit,
     legal_layouts,
     nearest_layout,
-    normalise,
+    normalize,
     resource_name,
 )
 
@@ -31,7 +31,7 @@ UNPLACED = [card for card in MIG_CARDS if card.source.placements == "unknown"]
 def layout(text: str) -> Layout:
     """``"1x3g.40gb 2x2g.20gb"`` as a layout."""
     parts = (item.partition("x") for item in text.split())
-    return normalise({name: int(count) for count, _, name in parts})
+    return normalize({name: int(count) for count, _, name in parts})
 
 
 def key(card: Card) -> str:
@@ -50,7 +50,7 @@ def test_a_legal_verdict_shows_a_placement_without_overlap(card: Card) -> None:
     for candidate in legal_layouts(card.profiles):
         verdict = find_fit(candidate, card.profiles)
         assert isinstance(verdict, Legal)
-        assert normalise(Counter(name for name, _ in verdict.placements)) == candidate
+        assert normalize(Counter(name for name, _ in verdict.placements)) == candidate
         assert all(start in by_name[name].starts for name, start in verdict.placements)
         used = [u for name, start in verdict.placements for u in range(start, start + by_name[name].size)]
         assert len(used) == len(set(used))
@@ -115,7 +115,7 @@ def test_media_engines_go_to_one_instance(model: str, wanted: str, fits: bool) -
 def test_without_known_placements_profiles_are_not_mixed(card: Card) -> None:
     first, second = card.profiles[0], card.profiles[1]
     assert find_fit(((first.name, first.max_count),), card.profiles) == Legal(())
-    verdict = find_fit(normalise({first.name: 1, second.name: 1}), card.profiles)
+    verdict = find_fit(normalize({first.name: 1, second.name: 1}), card.profiles)
     assert isinstance(verdict, DoesNotFit)
     assert verdict.reason is Misfit.PLACEMENTS_UNKNOWN
     assert "placements on this card are unknown" in verdict.message
@@ -212,7 +212,7 @@ def test_nearest_is_always_legal_and_keeps_what_is_legal(
     card: Card, picks: dict[int, int], foreign: dict[str, int]
 ) -> None:
     names = [p.name for p in card.profiles]
-    wanted = normalise({**{names[i % len(names)]: n for i, n in picks.items()}, **foreign})
+    wanted = normalize({**{names[i % len(names)]: n for i, n in picks.items()}, **foreign})
     found = nearest_layout(wanted, card.profiles)
     assert found is not None
     assert isinstance(find_fit(found, card.profiles), Legal)
@@ -224,12 +224,12 @@ def test_nearest_is_always_legal_and_keeps_what_is_legal(
 
 
 def test_a_layout_is_the_same_in_whatever_order_it_is_written() -> None:
-    one = normalise({"1g.10gb": 2, "3g.40gb": 1, "1g.10gb+me": 1, "2g.20gb": 0})
-    assert one == normalise({"1g.10gb+me": 1, "3g.40gb": 1, "1g.10gb": 2})
+    one = normalize({"1g.10gb": 2, "3g.40gb": 1, "1g.10gb+me": 1, "2g.20gb": 0})
+    assert one == normalize({"1g.10gb+me": 1, "3g.40gb": 1, "1g.10gb": 2})
     assert describe(one) == "1x3g.40gb+2x1g.10gb+1x1g.10gb+me"
-    assert describe(normalise({})) == "empty"
+    assert describe(normalize({})) == "empty"
     with pytest.raises(ValueError, match=r"2g\.20gb is negative"):
-        normalise({"2g.20gb": -1})
+        normalize({"2g.20gb": -1})
 
 
 def test_resource_names_are_those_of_the_device_plugin() -> None:

@@ -25,7 +25,7 @@ from gpusharing.planning.gpus.geometry import (
     find_fit,
     legal_layouts,
     maximal_layouts,
-    normalise,
+    normalize,
 )
 
 FACTS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("mig-facts.yaml").read_text())
@@ -175,7 +175,7 @@ def test_more_than_the_most_of_a_profile_is_refused_in_any_company(model: str) -
     for layout in legal(model):
         counts = dict(layout)
         for profile in documented(model):
-            too_many = normalise(counts | {profile.name: profile.max_count + 1})
+            too_many = normalize(counts | {profile.name: profile.max_count + 1})
             verdict = find_fit(too_many, BY_KEY[model].profiles)
             assert isinstance(verdict, DoesNotFit)
             assert verdict.reason is Misfit.TOO_MANY
@@ -216,7 +216,7 @@ def _read(texts: list[str]) -> set[frozenset[tuple[str, int]]]:
 def plain() -> dict[str, Layout]:
     """The facts' named layouts without a device filter, those with instances."""
     return {
-        name: normalise(row)
+        name: normalize(row)
         for name, row in NAMED["plain"].items()
         if not {"mig_enabled", "mig_devices"} & row.keys()
     }
@@ -226,7 +226,7 @@ def filtered() -> Iterator[tuple[str, list[str], Layout]]:
     """Name, device ids and layout of each entry with a filter."""
     for name, entries in NAMED["filtered"].items():
         for entry in entries:
-            yield name, entry["device_filter"], normalise(entry["mig_devices"])
+            yield name, entry["device_filter"], normalize(entry["mig_devices"])
 
 
 def everything_named() -> list[tuple[str, Layout]]:

@@ -11,7 +11,7 @@ from tests.planning.histories import BY_KEY, H100
 from tests.planning.placing import brute_force
 
 from gpusharing.planning.gpus.cards import CARDS, Card
-from gpusharing.planning.gpus.geometry import Layout, Legal, describe, find_fit, normalise
+from gpusharing.planning.gpus.geometry import Layout, Legal, describe, find_fit, normalize
 from gpusharing.usage.reckon.packing import Counts, Packer
 
 PACKERS = {card.key: Packer(card) for card in CARDS if card.profiles and card.memory_gb}
@@ -67,7 +67,7 @@ def test_no_brute_force_finds_fewer_gpus(key: str, data: st.DataObject) -> None:
 def test_on_one_gpu_it_is_the_geometry(card: Card) -> None:
     packer = PACKERS[card.key]
     for wanted in product(*(range(min(profile.max_count, 3) + 2) for profile in packer.profiles)):
-        layout = normalise({one.name: count for one, count in zip(packer.profiles, wanted, strict=True)})
+        layout = normalize({one.name: count for one, count in zip(packer.profiles, wanted, strict=True)})
         legal = isinstance(find_fit(layout, card.profiles), Legal)
         assert (packer.fewest(wanted, 1) is not None) == legal, describe(layout)
 
@@ -123,7 +123,7 @@ def test_what_fits_for_nothing_is_added_and_the_rest_is_stranded(
 
     def read(text: str) -> Layout:
         found = counts(packer, text)
-        return normalise({one.name: count for one, count in zip(packer.profiles, found, strict=True)})
+        return normalize({one.name: count for one, count in zip(packer.profiles, found, strict=True)})
 
     filled = packer.fill_up(read(layout), set(wanted))
     assert filled == read(full)

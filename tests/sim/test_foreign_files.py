@@ -6,7 +6,7 @@ import pytest
 from hack.sim import migparted, plugin
 from tests.foreign.corpus import ForeignFile, load
 
-from gpusharing.planning.gpus.geometry import normalise
+from gpusharing.planning.gpus.geometry import normalize
 
 MIG, PLUGIN = load("mig-parted"), load("device-plugin")
 
@@ -23,7 +23,7 @@ def test_the_simulated_mig_parted_reads_a_file_as_the_real_one_does(file: Foreig
         assert [(entry.devices, entry.target) for entry in found[name]] == [
             (
                 None if row.get("devices") == "all" else frozenset(row.get("devices", ())),
-                normalise(row.get("mig-devices", {})) if row.get("mig-enabled") else None,
+                normalize(row.get("mig-devices", {})) if row.get("mig-enabled") else None,
             )
             for row in rows
         ]

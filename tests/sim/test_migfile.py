@@ -5,9 +5,9 @@ from hack.sim.gpu import SimulatedGPUs
 from hack.sim.migparted import ConfigError, applied, entries, generated, mode_applied, parse, targets
 from tests.sim.build import A100, H100, L40S, make_reading
 
-from gpusharing.planning.gpus.geometry import normalise
+from gpusharing.planning.gpus.geometry import normalize
 
-SEVEN = normalise({"1g.10gb": 7})
+SEVEN = normalize({"1g.10gb": 7})
 
 
 def file(items: str, name: str = "x") -> str:
@@ -18,7 +18,7 @@ def test_every_named_configuration_of_the_hardware_is_generated() -> None:
     found = parse(generated(make_reading(None, None)))
     assert {"all-disabled", "all-enabled", "all-balanced", "all-1g.10gb", "all-1g.10gb.me"} <= found.keys()
     (balanced,) = found["all-balanced"]
-    assert balanced.target == normalise({"1g.10gb": 2, "2g.20gb": 1, "3g.40gb": 1})
+    assert balanced.target == normalize({"1g.10gb": 2, "2g.20gb": 1, "3g.40gb": 1})
 
 
 def test_a_card_without_mig_generates_nothing() -> None:
@@ -28,7 +28,7 @@ def test_a_card_without_mig_generates_nothing() -> None:
 def test_mixed_cards_get_a_device_filter() -> None:
     reading = SimulatedGPUs("n", [H100, A100]).read()
     wanted = targets(entries(generated(reading), "all-1g.10gb"), reading.gpus)
-    assert [(gpu.index, target) for gpu, target in wanted] == [(0, SEVEN), (1, normalise({"1g.10gb": 4}))]
+    assert [(gpu.index, target) for gpu, target in wanted] == [(0, SEVEN), (1, normalize({"1g.10gb": 4}))]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from gpusharing.kube.startgate import operand_tolerations, start_gate, tolerates
 from gpusharing.kube.zones import find_zones
 from gpusharing.planning.gpus.cards import Card, Profile, find_card
 from gpusharing.planning.gpus.doubts import find_doubt
-from gpusharing.planning.gpus.geometry import Layout, is_profile, normalise
+from gpusharing.planning.gpus.geometry import Layout, is_profile, normalize
 from gpusharing.planning.gpus.health import vitals_of
 from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
@@ -253,7 +253,7 @@ def _layout(gpu: GPU) -> Layout | None:
     """Return how a GPU is divided, or None if MIG is not enabled."""
     if gpu.mig_mode != "Enabled":
         return None
-    return normalise(Counter(instance.profile for instance in gpu.instances))
+    return normalize(Counter(instance.profile for instance in gpu.instances))
 
 
 def _listed(model: Model) -> tuple[Profile, ...]:

@@ -22,7 +22,7 @@ from gpusharing.planning.gpus.capacity import (
     usable_memory,
 )
 from gpusharing.planning.gpus.cards import Card, Profile
-from gpusharing.planning.gpus.geometry import Layout, maximal_layouts, normalise, resource_name
+from gpusharing.planning.gpus.geometry import Layout, maximal_layouts, normalize, resource_name
 from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.vocabulary.lengths import counted
 
@@ -118,7 +118,7 @@ def _isolated(answers: AdviceAnswers) -> Advice | None:
     )
     count = profile.max_count
     but = "changing the layout requires a drain of each node; an idle instance lends nothing to the others"
-    return Advice(Mode.MIG, count, (why, size), but, profile, normalise({profile.name: count}))
+    return Advice(Mode.MIG, count, (why, size), but, profile, normalize({profile.name: count}))
 
 
 def _together(answers: AdviceAnswers) -> Advice | None:
@@ -325,7 +325,7 @@ def _layout(wanted: Counter[str], profiles: Sequence[Profile]) -> tuple[Layout, 
         fits = [layout for layout in layouts if set(served) <= dict(layout).keys()]
         if fits:
             return min(fits, key=lambda layout: _cost(layout, wanted, served)), names[last:]
-    return normalise({names[0]: 1}), names[1:]
+    return normalize({names[0]: 1}), names[1:]
 
 
 def _cost(layout: Layout, wanted: Counter[str], served: Sequence[str]) -> tuple[int, int]:

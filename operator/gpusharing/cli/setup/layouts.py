@@ -13,7 +13,7 @@ from gpusharing.cli.shell.drawing import BLANK, Column, Ink, Line, Paper, Span, 
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble, nearest
 from gpusharing.planning.gpus.cards import CARDS, Card, Profile, find_card
-from gpusharing.planning.gpus.geometry import Layout, Legal, Refusal, find_fit, maximal_layouts, normalise
+from gpusharing.planning.gpus.geometry import Layout, Legal, Refusal, find_fit, maximal_layouts, normalize
 from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.vocabulary.lengths import counted
 
@@ -206,7 +206,7 @@ def wanted_of(text: str) -> Layout:
         if times and not count.isdecimal():
             raise Trouble(f"--fits {part}: write 3g.40gb or 2x3g.40gb, with commas between")
         counts[profile if times else part] += int(count) if times else 1
-    return normalise(counts)
+    return normalize(counts)
 
 
 def find_answer(card: Card, wanted: Layout, *, everything: bool) -> LegalLayouts:

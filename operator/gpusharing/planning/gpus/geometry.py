@@ -98,7 +98,7 @@ class DoesNotFit(Refusal):
 Fit: TypeAlias = Legal | UnknownProfile | DoesNotFit
 
 
-def normalise(counts: Mapping[str, int]) -> Layout:
+def normalize(counts: Mapping[str, int]) -> Layout:
     """Return the layout with these counts per profile, largest first; counts of 0 are left out. Raises ValueError for
     a negative count."""
     for name, count in counts.items():
@@ -160,7 +160,7 @@ def maximal_layouts(profiles: Sequence[Profile]) -> tuple[Layout, ...]:
     """Return the legal layouts to which no instance can be added, largest instances first."""
     legal = set(legal_layouts(profiles))
     names = [profile.name for profile in profiles]
-    full = [a for a in legal if not any(normalise(Counter(dict(a)) + Counter([n])) in legal for n in names)]
+    full = [a for a in legal if not any(normalize(Counter(dict(a)) + Counter([n])) in legal for n in names)]
     return tuple(sorted(full, key=lambda layout: [(_large_first(name), -count) for name, count in layout]))
 
 
@@ -185,7 +185,7 @@ def generated_layouts(profiles: Sequence[Profile]) -> dict[str, Layout | None]:
         layouts[named_configuration(profile.name)] = ((profile.name, profile.max_count),)
     formula = _BALANCED.get(max(base, default=0), {})
     if formula and formula.keys() <= base.keys():
-        layouts["all-balanced"] = normalise({base[g].name: count for g, count in formula.items()})
+        layouts["all-balanced"] = normalize({base[g].name: count for g, count in formula.items()})
     return dict(sorted(layouts.items()))
 
 

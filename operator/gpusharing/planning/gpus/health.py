@@ -63,7 +63,7 @@ XIDS: Mapping[int, str] = {
     119: "GSP did not answer in time",
     120: "GSP error",
     140: "unrecovered ECC error",
-    143: "GPU initialisation error",
+    143: "GPU initialization error",
 }
 """XIDs after which a GPU needs a reset or a reboot (NVIDIA, XID Errors, docs.nvidia.com/deploy/xid-errors). The many
 others are about an application, about NVLink, or are covered by the fields above."""

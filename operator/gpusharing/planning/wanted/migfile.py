@@ -13,7 +13,7 @@ import yaml
 
 from gpusharing.api.policy import MigLayout
 from gpusharing.planning.gpus.cards import find_card
-from gpusharing.planning.gpus.geometry import Layout, generated_layouts, normalise
+from gpusharing.planning.gpus.geometry import Layout, generated_layouts, normalize
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import CardView
 from gpusharing.planning.vocabulary.lengths import some
@@ -274,7 +274,7 @@ def resolve(entry: Entry, gpus: Sequence[CardView]) -> tuple[Layout | None, ...]
     """
     layouts: dict[int, Layout | None] = {}
     for row in entry:
-        layout = normalise(_counts(row)) if row.get("mig-enabled") else None
+        layout = normalize(_counts(row)) if row.get("mig-enabled") else None
         layouts |= {gpu.index: layout for gpu in gpus if _covers(row, gpu)}
     missing = [str(gpu.index) for gpu in gpus if gpu.index not in layouts]
     if missing:

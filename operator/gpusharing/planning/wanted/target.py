@@ -14,7 +14,7 @@ from gpusharing.planning.gpus.geometry import (
     Legal,
     describe,
     find_fit,
-    normalise,
+    normalize,
     resource_name,
 )
 from gpusharing.planning.snapshot.memo import AnswersByKind
@@ -288,7 +288,7 @@ def _foreseen(spec: GPUSharingPolicySpec) -> tuple[PluginConfig, ...]:
         if spec.mig.layouts is None and spec.time_slicing is not None and spec.mig.strategy == "mixed":
             return stop
         rows = spec.mig.layouts or ()
-        layouts = [normalise(row.profiles) if row.profiles else None for row in rows]
+        layouts = [normalize(row.profiles) if row.profiles else None for row in rows]
         if spec.mig.strategy == "single":
             layouts = [(("any", 1),)]  # every profile is nvidia.com/gpu then
     return (plugin_config(spec, layouts), *stop)

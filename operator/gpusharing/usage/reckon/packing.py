@@ -10,7 +10,7 @@ from functools import cache
 
 from gpusharing.planning.gpus.capacity import plain_profiles
 from gpusharing.planning.gpus.cards import Card
-from gpusharing.planning.gpus.geometry import Layout, legal_layouts, maximal_layouts, normalise
+from gpusharing.planning.gpus.geometry import Layout, legal_layouts, maximal_layouts, normalize
 
 Counts = tuple[int, ...]
 """Instances of each profile, in the order of the packer's profiles."""
@@ -128,7 +128,7 @@ class Packer:
         return tuple(counts)
 
     def _layout(self, counts: Counts) -> Layout:
-        return normalise({profile.name: count for profile, count in zip(self.profiles, counts, strict=True)})
+        return normalize({profile.name: count for profile, count in zip(self.profiles, counts, strict=True)})
 
 
 def _within(part: Counts, whole: Counts) -> bool:

@@ -25,7 +25,7 @@ from typing import Any
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.capacity import memory_of, plain_profiles, usable_memory
 from gpusharing.planning.gpus.cards import Card
-from gpusharing.planning.gpus.geometry import Layout, normalise
+from gpusharing.planning.gpus.geometry import Layout, normalize
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.usage.reckon.needs import GIB, Goal, Need, Workload
 from gpusharing.usage.reckon.packing import Packer
@@ -354,7 +354,7 @@ def _idle(template: Sequence[Layout | None], placed: Sequence[Placed], nodes: in
     for workload in placed:
         if workload.profile:
             there[workload.profile] -= workload.need.history.pods
-    return normalise(there)
+    return normalize(there)
 
 
 def _worst(card: Card, needs: Sequence[Need], occupied: Sequence[Occupied]) -> CoLocation | None:
