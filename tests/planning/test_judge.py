@@ -21,7 +21,7 @@ from gpusharing.planning.snapshot.actions import Action, EnsureGPUNode, LabelNod
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.transition.cases import keeps_verdict
-from gpusharing.planning.transition.judge import is_told_apart, judge
+from gpusharing.planning.transition.judge import differs_from_target, judge
 from gpusharing.planning.transition.members import find_member
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -61,7 +61,7 @@ TOLD_APART: dict[str, tuple[NodeCase, bool]] = {
 
 @pytest.mark.parametrize(("case", "apart"), TOLD_APART.values(), ids=TOLD_APART)
 def test_somebody_has_seen_a_difference_when(case: NodeCase, apart: bool) -> None:
-    assert is_told_apart(case) is apart
+    assert differs_from_target(case) is apart
 
 
 def judged(case: NodeCase) -> Verdict:

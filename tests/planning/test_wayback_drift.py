@@ -10,7 +10,7 @@ from tests.planning.test_wayback import BACK
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.transition.gates import find_gate
-from gpusharing.planning.transition.judge import is_told_apart
+from gpusharing.planning.transition.judge import differs_from_target
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -29,13 +29,13 @@ EMPTIED: dict[str, Any] = {"observed": answering(VERIFY, SINGLE, gpus=(make_gpu(
 
 def test_a_node_that_went_back_and_serves_that_has_not_drifted() -> None:
     case = gone_back()
-    assert not is_told_apart(case)
+    assert not differs_from_target(case)
     assert "no longer matches" not in kept_by_its_failure(case).message
 
 
 def test_a_node_that_went_back_and_lost_that_too_is_reported_as_drifted() -> None:
     fresh = gone_back(gpunode=EMPTIED)
-    assert is_told_apart(fresh)
+    assert differs_from_target(fresh)
     gate = find_gate(fresh, assessed_of(fresh))
     assert gate is not None
     assert gate.reason is Reason.DRIFTED

@@ -70,24 +70,26 @@ from gpusharing.planning.wanted.target import Target, Wish
 
 @value
 class RolloutPlan:
-    """What one pass decided."""
+    """The decisions of one pass."""
 
     verdicts: Mapping[str, Verdict]
-    """By node, in name order."""
+    """The verdicts by node, in the order of the names."""
     pools: Mapping[str, Pool]
-    """By policy."""
+    """The nodes of each policy together, by policy."""
     objections: Mapping[str, Finding]
-    """By policy: why it is not accepted."""
+    """Why policies are not accepted, by policy; accepted ones are left out."""
     shared: tuple[Action, ...]
-    """First, in this order: configuration, finalizers, claims, pointers. Fences of this pass need the claims."""
+    """The writes that serve all nodes, in this order: configuration, finalizers, claims, pointers. They are made before
+    those of the verdicts, because the fences of this pass need the claims."""
     targets: Mapping[str, Mapping[str, int]]
-    """By owned node that is not skipped: the allocatable GPU resources predicted for it."""
+    """The allocatable GPU resources that each node will have, by node; nodes without a target and skipped ones are left
+    out."""
     memory: PassMemory
     """What the caller puts into the next snapshot."""
     wake_at: datetime | None
-    """Look again then at the latest."""
+    """When to look again at the latest, or None if only an event can change anything."""
     coming: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """By policy: nodes that it owns and that another policy's change keeps until that ends."""
+    """The nodes that each policy owns but gets only when the change of another policy ends, by policy."""
     afterwards: Afterwards = field(default_factory=lambda: Afterwards(tuple), compare=False)
     """The cluster when all planned changes are done, and so who could not run then. It follows from the snapshot."""
 
@@ -99,26 +101,28 @@ class RolloutPlan:
 
 @value
 class Known:
-    """What is known of each policy and node before any node is chosen."""
+    """The verdicts on each policy and node by itself, before any node is chosen to start."""
 
     snapshot: ClusterSnapshot
-    """As it was given, with what the other policies of a gang say of its members."""
+    """The snapshot of this pass, with what other policies say about members of gangs."""
     wishes: Mapping[str, Wish | Finding]
-    """By policy: what it asks for."""
+    """What each policy asks for, or why its spec is refused, by policy."""
     terms: Mapping[str, Terms]
-    """By policy: what it offers its nodes."""
+    """What each policy offers its nodes, by policy."""
     unread: Mapping[str, Exception]
-    """By policy: why nobody can judge it."""
+    """The errors of the policies that cannot be judged, by policy."""
     owners: Mapping[str, str]
-    """By node: the policy that owns it; empty: none."""
+    """The policy that owns each node, by node; an empty text if none does."""
     members: dict[str, Member]
-    """By node, sorted: its case and its verdict. Nodes that do not concern us are left out."""
+    """The nodes as their pools count them, by node and in the order of the names. Nodes that do not concern us are left
+    out."""
     models: Mapping[str, GpuView]
-    """By product: one of its GPUs; those of nodes that cannot be judged count too."""
+    """One GPU of each card model, by product; nodes that cannot be judged count too."""
 
 
 def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = None) -> RolloutPlan:
-    """Decide about every node. Equal snapshots and times give equal plans: `memo` only saves work, and is updated."""
+    """Decide about every node. Equal snapshots and times give equal plans; `memo` only saves work. The answers of this
+    pass are put into it."""
     memo = Memo() if memo is None else memo
     memo.begin(now)
     known = find_known(snapshot, now, memo)
@@ -130,9 +134,9 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     pools = {name: judge_windows(pool, now) for name, pool in counted.items()}
     gone = find_gone(snapshot.claims, snapshot.nodes)
     failed_nodes = count_failures(pools.values(), snapshot.failed_nodes, gone)
-    kept = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | failing.kept
+    kept_claims = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | failing.uncertain_claims
     afterwards = find_afterwards(snapshot, members)
-    choice, crowd_known = choose(snapshot, now, pools, verdicts, afterwards, held=len(kept), memo=memo)
+    choice, crowd_known = choose(snapshot, now, pools, verdicts, afterwards, held=len(kept_claims), memo=memo)
     old = snapshot.old_views and f"what is known of {snapshot.old_views} is old"
     if why := snapshot.policies_error or old:
         choice = replace(choice, verdicts=failing.keep_back(choice.verdicts, why), claims={})
@@ -142,7 +146,9 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
 
     targets = _targets(members)
     config = configure(snapshot, targets.values(), known.models, known.wishes, memo)
-    shared = share(snapshot, config, {**choice.claims, **kept}, pools, verdicts, failed_nodes=failed_nodes)
+    shared = share(
+        snapshot, config, {**choice.claims, **kept_claims}, pools, verdicts, failed_nodes=failed_nodes
+    )
     failing.name(verdicts)
     vain = count_vain(pools, verdicts, choice.looks, snapshot) if crowd_known else {}
     return RolloutPlan(
@@ -170,12 +176,14 @@ def _remember(
     now: datetime,
 ) -> PassMemory:
     """Return what the next pass needs to know of this one."""
-    proving = [one for one in verdicts.values() if one.phase is Phase.VERIFYING_IDLE]
+    proving = [verdict for verdict in verdicts.values() if verdict.phase is Phase.VERIFYING_IDLE]
     since = snapshot.memory.drifting_since
     return PassMemory(
-        wants_pods=previews.wants_pods.union(one.node for one in verdicts.values() if one.wants_pods),
-        proving=frozenset(one.node for one in proving if one.reason is Reason.SETTLING),
-        drifting_since={name: since.get(name, now) for name, one in members.items() if one.differs},
+        wants_pods=previews.wants_pods.union(
+            verdict.node for verdict in verdicts.values() if verdict.wants_pods
+        ),
+        proving=frozenset(verdict.node for verdict in proving if verdict.reason is Reason.SETTLING),
+        drifting_since={name: since.get(name, now) for name, member in members.items() if member.differs},
         looks=looks,
         previews=previews.known,
         vain_passes=vain_passes,
@@ -185,7 +193,7 @@ def _remember(
 def _wake(
     verdicts: Mapping[str, Verdict], pools: Mapping[str, Pool], previews: Previews, now: datetime
 ) -> datetime | None:
-    """Return the next moment at which time alone may change anything; None if there is none. The next change of a
+    """Return the next moment at which time alone may change anything, or None if there is none. The next change of a
     window counts even if no node waits for it."""
     moments = [verdict.wake for verdict in verdicts.values() if verdict.wake is not None]
     changes = (previews.wake, *(pool.hours.change for pool in pools.values()))
@@ -193,7 +201,7 @@ def _wake(
 
 
 def find_known(snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> Known:
-    """Own, agree and judge: all that is asked about every policy and every node by itself."""
+    """Return what is known of every policy and every node by itself: who owns it, what it gets, and its verdict."""
     failed: dict[str, Exception] = {}
     unread: dict[str, Exception] = {}
     wishes = memo.each(wish_of, ((one.name, (one,)) for one in snapshot.policies), failed=unread)
@@ -246,7 +254,8 @@ def agree(
     memo: Memo,
     unread: dict[str, Exception],
 ) -> dict[str, Terms]:
-    """What every policy offers its nodes; `unread` gets those that nobody can judge."""
+    """Return what every policy offers its nodes, by policy. A policy that cannot be judged is left out, and its error
+    is added to `unread`."""
     stack, settings = snapshot.stack, snapshot.settings
     readable = (policy for policy in snapshot.policies if policy.name in wishes)
     rows = ((policy.name, (policy, wishes[policy.name], stack, settings)) for policy in readable)
@@ -280,7 +289,8 @@ def _with_failed(
     owners: Mapping[str, str],
     failed: Mapping[str, Exception],
 ) -> dict[str, Member]:
-    """The members, sorted by name; a node that cannot be judged, as `failed` says, has a verdict that says why."""
+    """Return the judged members and the nodes in `failed`, in the order of the names. A failed node has a verdict
+    that says why it cannot be judged."""
     members = {name: one for name, one in judged.items() if one is not None}
     if not failed:
         return members
@@ -326,16 +336,18 @@ def _pools(
 
 def _by_policy(names: Iterable[str], members: Mapping[str, Member]) -> dict[str, set[str]]:
     """Return those of these nodes that are among `members`, by the policy whose budget counts them."""
-    found: dict[str, set[str]] = {}
+    by_policy: dict[str, set[str]] = {}
     for name in names:
         if (member := members.get(name)) is not None:
-            found.setdefault(member.policy, set()).add(name)
-    return found
+            by_policy.setdefault(member.policy, set()).add(name)
+    return by_policy
 
 
 def _holds_slot(verdict: Verdict, failing: Failing) -> bool:
     """Whether a node with a claim still holds its slot: it was about to begin, and neither waits nor is proven now."""
-    return verdict.node in failing.kept or not (verdict.candidate or verdict.phase is Phase.SYNCED)
+    return verdict.node in failing.uncertain_claims or not (
+        verdict.candidate or verdict.phase is Phase.SYNCED
+    )
 
 
 # --- shared ----------------------------------------------------------------------------------------------------
@@ -348,7 +360,7 @@ def configure(
     wishes: Mapping[str, Wish | Finding],
     memo: Memo,
 ) -> WriteConfig | None:
-    """The ConfigMaps as they should be; None when they are."""
+    """Return the write of our ConfigMaps as they should be, or None if they are."""
     plugins = {target.plugin_key: target.plugin for target in targets if target.plugin_key}
     question = partial(_configure, nodes=snapshot.nodes)
     wishes, models = memo.same("wishes", wishes), memo.same("models", models)
@@ -371,11 +383,11 @@ def _configure(
     return plan_config(readable, nodes.values(), models, plugins, stack)
 
 
-def _is_settled(found: tuple[WriteConfig | None, bool]) -> bool:
-    """Nothing has to be written, whatever the nodes name."""
-    return found == (None, False)
+def _is_settled(configured: tuple[WriteConfig | None, bool]) -> bool:
+    """Whether nothing has to be written and no entry is kept only because Nodes name it."""
+    return configured == (None, False)
 
 
 def _targets(members: Mapping[str, Member]) -> dict[str, Target]:
-    """The targets of the nodes that have one."""
-    return {name: one.target for name, one in members.items() if one.target is not None}
+    """Return the targets of the nodes that have one, by node."""
+    return {name: member.target for name, member in members.items() if member.target is not None}

@@ -148,12 +148,9 @@ def find_standings(
             front,
         )
     # Gangs of which a pod has still to be evicted may have to stay.
-    gangs = {
-        standing.pod.gang for standing in standings if standing.pod.gang is not None and not standing.leaves
-    }
-    blocked_gangs, why = find_blocked_gangs(
-        work, classified, gangs if cordoned else frozenset(), options, scope
-    )
+    to_evict = (standing.pod.gang for standing in standings if cordoned and not standing.leaves)
+    gangs = frozenset(gang for gang in to_evict if gang is not None)
+    blocked_gangs, why = find_blocked_gangs(work, classified, gangs, options, scope)
     standings = [
         replace(standing, gang_blocked=True, due=False) if standing.pod.gang in blocked_gangs else standing
         for standing in standings

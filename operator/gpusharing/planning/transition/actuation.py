@@ -40,10 +40,11 @@ def run(
     again: bool = False,
     step_proven: bool = False,
 ) -> Verdict:
-    """The next step towards an idle node, and through the PNR once the node is proven idle.
+    """Return the next step towards an idle node, or, once the node is proven idle, the step through the PNR. A plugin
+    restart needs no idle node and begins as soon as what it needs is there.
 
-    `again`: the run of the PNR that was passed is repeated, with its labels and a fresh mig-manager. `step_proven`: the
-    step before is proven, this is the next one.
+    `again`: the run of the PNR that was passed is repeated, with its labels and a fresh mig-manager. `step_proven`:
+    the step before is proven, and this is the next one.
     """
     goal = _goal(case, assessed, again=again)
     waiting = _waiting(case, assessed, goal, again=again)
@@ -56,8 +57,9 @@ def run(
 
 
 def start_anew(case: FencedCase) -> Verdict:
-    """A change that began as a plugin restart now needs an idle node: the node is given back, and fenced again with a
-    cordon. A node that is going back is held instead, because only its fence records the failure."""
+    """Return the verdict for a change that began as a plugin restart and now needs an idle node: the node is released,
+    and fenced again with a cordon later. A node that is being rolled back is Failed instead, because only its fence
+    records the failure."""
     if goes_back(case):
         message = "the way back needs an idle node, and this one is in use"
         return case.verdict(Phase.FAILED, Reason.ROLLING_BACK, message)
@@ -70,7 +72,9 @@ def start_anew(case: FencedCase) -> Verdict:
 
 
 def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
-    """A new run begins when the pod of the actuator is gone; the fence records which pod that is."""
+    """Return the verdict that deletes this pod of an actuator, whose absence begins a new run. The node must first be
+    idle again, except for its agent's reading, which may be older. While the pod is terminating, only wait. `what`
+    names the actuator in the message."""
     verdict = case.verdict(
         Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, f"restarting {what} on the node"
     )
@@ -87,12 +91,14 @@ def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
 
 
 def _goal(case: FencedCase, assessed: Assessed, *, again: bool) -> Target:
-    """The goal of this run; a repeated step leads to the stop, whatever the node looks like half way."""
+    """Return the target of this run. A repeated first step of two leads to the stop, whatever the node looks like
+    halfway."""
     return assessed.stop if again and case.fence.step < case.fence.steps else assessed.goal
 
 
 def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool) -> Verdict | None:
-    """What the run needs and does not have yet: a node that stays, the configuration on it, mig-manager."""
+    """Return the verdict of a node whose run cannot begin because something is missing: a node that stays, up-to-date
+    views, the configuration on the node, a target that can be reached, or mig-manager. None if nothing is missing."""
     phase = Phase.VERIFYING_IDLE if case.fence.disruption.cordons else Phase.PREFLIGHT
     if case.fence.stage == "actuating" and phase is Phase.PREFLIGHT:
         phase = Phase.RECONFIGURING
@@ -119,7 +125,8 @@ def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
 def _begin(
     case: FencedCase, assessed: Assessed, goal: Target, idle: FreshReading | None, *, again: bool = False
 ) -> Verdict:
-    """Pass the PNR. `idle`: the reading that proved the node idle; None for a restart of the plugin."""
+    """Return the verdict that passes the PNR. `idle` is the reading that proved the node idle, or None for a restart
+    of the plugin."""
     message = f"changing to {goal.text}"
     verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message)
     action = _actuate(case, assessed, goal, idle, again=again)
@@ -130,10 +137,10 @@ def _begin(
 def _actuate(
     case: FencedCase, assessed: Assessed, goal: Target, idle: FreshReading | None, *, again: bool
 ) -> Actuate:
-    """Fence stage and labels in one PATCH."""
+    """Return the action that writes the fence's new stage and the labels in one PATCH."""
     node, fence, policy = case.node, case.fence, assessed.policy
-    told = node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
-    plugin_changes = find_entry(told, case.stack) != find_entry(goal.plugin_key, case.stack)
+    present_key = node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
+    plugin_changes = find_entry(present_key, case.stack) != find_entry(goal.plugin_key, case.stack)
     gfd_started = node.labels.get(names.LABEL_GFD_TIMESTAMP, "") if plugin_changes else ""
     revision = find_revision(policy)
     step, steps = _step(fence, two_steps=assessed.two_steps, again=again)
@@ -169,8 +176,11 @@ def _actuate(
 
 
 def _changed_labels(node: NodeView, goal: Target, idle: FreshReading | None) -> dict[str, str | None]:
-    """The labels that name the goal. The state is set to null only with a new value, never while rebooting. Without a
-    reading that is younger than the last event nothing asks mig-manager for a run."""
+    """Return the labels to write so that they name the goal; None as a value removes a label.
+
+    mig-manager's state is removed only together with a new value, and never while the node reboots. Without `idle`, a
+    reading that is younger than the last event, mig-manager's label is not written.
+    """
     labels: dict[str, str | None] = {}
     if idle is not None and goal.mig_config and node.labels.get(names.LABEL_MIG_CONFIG) != goal.mig_config:
         labels[names.LABEL_MIG_CONFIG] = goal.mig_config
@@ -182,15 +192,15 @@ def _changed_labels(node: NodeView, goal: Target, idle: FreshReading | None) -> 
 
 
 def _mig_manager_to_restart(case: FencedCase, goal: Target, *, again: bool) -> str:
-    """The uid of the pod that has to go before the run begins; empty: none."""
+    """Return the uid of the mig-manager pod that has to go before the run begins; empty if none has to."""
     if not goal.mig_config or case.operand is None:
         return ""
     return case.operand.uid if _restarts(case, goal, again=again) else ""
 
 
 def _restarts(case: FencedCase, goal: Target, *, again: bool) -> bool:
-    """Whether the run needs a new mig-manager pod: an idle one picks up a new value by itself, a stuck one never
-    does."""
+    """Whether the run needs a new mig-manager pod. An idle one reacts to a new value of its label by itself; one that
+    is stuck never does."""
     if not again or case.node.labels.get(names.LABEL_MIG_STATE) in ("success", "failed"):
         same = case.node.labels.get(names.LABEL_MIG_CONFIG) == goal.mig_config
         return needs_restart(case, goal) or (again and same)
@@ -198,7 +208,7 @@ def _restarts(case: FencedCase, goal: Target, *, again: bool) -> bool:
 
 
 def _step(fence: Fence, *, two_steps: bool, again: bool) -> tuple[int, int]:
-    """(number, of how many) of the step that begins; the way through the stop has two."""
+    """Return the number of the step that begins, and how many steps there are. A change through the stop has two."""
     if two_steps:
         return 1, 2
     if again:
@@ -207,8 +217,8 @@ def _step(fence: Fence, *, two_steps: bool, again: bool) -> tuple[int, int]:
 
 
 def _daemon_to_restart(case: FencedCase, target: Target) -> str:
-    """A running MPS daemon keeps its old number of clients: config-manager does not find its process
-    (docs/design/nvidia.md#b5)."""
+    """Return the uid of the MPS daemon that has to restart, because it would keep its old number of clients:
+    config-manager does not find its process (docs/design/nvidia.md#b5). Empty if none has to."""
     observed = case.gpunode.observed if case.gpunode else None
     if target.mode is not Mode.MPS or observed is None or case.mps_daemon is None:
         return ""

@@ -1,4 +1,4 @@
-"""A fenced node after the point of no return (PNR): wait for the actuators, cure their wedges, prove, give back.
+"""A fenced node after the point of no return (PNR): wait for the actuators, cure their wedges, prove, release.
 
     Reconfiguring ── state success, operands back ──► Verifying ── all sources agree ──► Uncordoning (one PATCH)
         │  pending for ever, operands paused: restart mig-manager, at most twice
@@ -37,7 +37,7 @@ from gpusharing.planning.transition.requests import (
     verify_request,
 )
 from gpusharing.planning.transition.verdict import FencedCase, Verdict
-from gpusharing.planning.transition.wayback import find_way_back, told_as_way_back, turn_back
+from gpusharing.planning.transition.wayback import find_way_back, present_way_back, turn_back
 from gpusharing.planning.transition.yielding import fence_after_proof, tell_wait
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasonkinds import Mark
@@ -49,17 +49,20 @@ from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 
 
 def after_pnr(case: FencedCase) -> Verdict:
-    """The next step of a node whose fence stage is `actuating`."""
+    """Return the next step of a node whose fence stage is `actuating`. If the node is being rolled back, its last
+    proven layout is the target."""
     back = find_way_back(case)
     if back is None:
         return _in_time(case, _way(case))
-    return told_as_way_back(_in_time(back, _way(back)), case)
+    return present_way_back(_in_time(back, _way(back)), case)
 
 
 def _in_time(case: FencedCase, verdict: Verdict) -> Verdict:
-    """Every verdict after the PNR passes through here: what continues past the deadline is Failed, and still continues.
+    """Return the verdict with the deadline applied: what continues past the deadline is Failed, and still continues. A
+    verdict that takes a step now is returned unchanged.
 
-    A step that the planner takes now counts more than the clock; so does a person's request for another try.
+    A reading that is awaited from a Ready agent gets a little more time. A person's request for another try, or a
+    rollback, may take the place of the failure.
     """
     if verdict.phase is Phase.FAILED or any(isinstance(action, _STEPS) for action in verdict.actions):
         return verdict
@@ -83,7 +86,7 @@ _STEPS = (Actuate, Release, RestartOperand, UpdateFence)
 
 
 def _way(case: FencedCase) -> Verdict:
-    """The first situation that applies to the node decides."""
+    """Return the verdict of the first situation that applies to the node."""
     if (verdict := _first(HELD, case)) is not None:
         return verdict
     if not isinstance(case.assessment, Assessed):
@@ -100,12 +103,14 @@ class Situation(Generic[Looked]):
     """A situation of a node after the PNR, and what follows from it."""
 
     follow: Callable[[Looked, Reason], Verdict | None]
-    """The verdict, with this reason unless it has a more specific one; None: the node is not in this situation."""
+    """The verdict, with this reason unless it has a more specific one, or None if the node is not in this situation.
+    """
     reason: Reason
     """The reason of the verdict."""
 
 
 def _first(situations: Iterable[Situation[Looked]], looked: Looked) -> Verdict | None:
+    """Return the verdict of the first of these situations that applies, or None if none does."""
     verdicts = (situation.follow(looked, situation.reason) for situation in situations)
     return next((verdict for verdict in verdicts if verdict is not None), None)
 
@@ -114,6 +119,7 @@ def _first(situations: Iterable[Situation[Looked]], looked: Looked) -> Verdict |
 
 
 def _other_node(case: FencedCase, reason: Reason) -> Verdict | None:
+    """Return the verdict Failed if the fence belongs to an earlier Node of this name, or None."""
     if case.fence.node_uid == case.node.uid:
         return None
     message = "the fence belongs to an earlier node of this name; check the node, then remove the annotation"
@@ -121,6 +127,7 @@ def _other_node(case: FencedCase, reason: Reason) -> Verdict | None:
 
 
 def _no_policy(case: FencedCase, reason: Reason) -> Verdict | None:
+    """Return the verdict Failed if no policy drives the node any more, or None."""
     if case.assessment is not None:
         return None
     message = (
@@ -130,6 +137,8 @@ def _no_policy(case: FencedCase, reason: Reason) -> Verdict | None:
 
 
 def _uncordoned(case: FencedCase, reason: Reason) -> Verdict | None:
+    """Return the verdict that puts the cordon back if somebody lifted it, or None. Pods and readings from before the
+    new cordon prove nothing."""
     if not case.fence.disruption.cordons or case.node.unschedulable:
         return None
     message = "somebody lifted the cordon before a good layout was proven; it is put back"
@@ -151,24 +160,26 @@ reach."""
 
 
 def _works_on(case: FencedCase, reason: Reason) -> Verdict | None:
+    """Return the verdict that mig-manager is still at work, or None if it is not."""
     trouble = find_trouble(case)
     return None if trouble is None or trouble.final else _at_work(case, trouble)
 
 
 def _refused(case: FencedCase, reason: Reason) -> Verdict | None:
-    found = case.assessment
-    if not isinstance(found, Refused):
+    """Return the verdict with the reason why the policy, as it is now, gives the node no target, or None. The node is
+    Failed unless the obstacle is momentary."""
+    assessment = case.assessment
+    if not isinstance(assessment, Refused):
         return None
-    if Mark.MOMENTARY in found.objection.reason.marks:
-        message = (
-            f"{found.objection.message}; the node stays fenced, and its proof continues when that is over"
-        )
-        return case.verdict(Phase.VERIFYING, found.objection.reason, message)
-    message = f"{found.objection.message}; the node stays fenced until the policy gives it a layout"
-    return case.verdict(Phase.FAILED, found.objection.reason, message)
+    if Mark.MOMENTARY in assessment.objection.reason.marks:
+        message = f"{assessment.objection.message}; the node stays fenced, and its proof continues when that is over"
+        return case.verdict(Phase.VERIFYING, assessment.objection.reason, message)
+    message = f"{assessment.objection.message}; the node stays fenced until the policy gives it a layout"
+    return case.verdict(Phase.FAILED, assessment.objection.reason, message)
 
 
 def _not_asked(case: FencedCase, reason: Reason) -> Verdict | None:
+    """Return the verdict that asks the agent to read the GPUs, or None if it was asked already."""
     request = verify_request(case)
     if request is None:
         return None
@@ -176,8 +187,9 @@ def _not_asked(case: FencedCase, reason: Reason) -> Verdict | None:
 
 
 def _unobserved(case: FencedCase) -> Verdict:
-    found = case.assessment
-    pending = found.pending if isinstance(found, Unobserved) else None
+    """Return the verdict that the agent's reading is awaited, or what it lacks, such as any GPU."""
+    assessment = case.assessment
+    pending = assessment.pending if isinstance(assessment, Unobserved) else None
     if (
         pending is not None and pending.reason is not Reason.OBSERVATION_PENDING
     ):  # no GPU at all, or a nameless one
@@ -186,8 +198,8 @@ def _unobserved(case: FencedCase) -> Verdict:
 
 
 AIMLESS = (
-    Situation(_works_on, Reason.ACTUATION_IN_PROGRESS),  # told with what mig-manager says
-    Situation(_refused, Reason.NOT_ACCEPTED),  # told with the objection's own reason
+    Situation(_works_on, Reason.ACTUATION_IN_PROGRESS),  # shown with what mig-manager says
+    Situation(_refused, Reason.NOT_ACCEPTED),  # shown with the objection's own reason
     Situation(_not_asked, Reason.OBSERVATION_PENDING),
 )
 """The first match wins; a test pins the order. When none applies, we wait for the agent's answer."""
@@ -203,39 +215,42 @@ class _Aimed:
     case: FencedCase
     assessed: Assessed
     aim: Target
-    """The goal of the present step: the target, or the stop before it."""
+    """The target of the present step: that of the policy, or the stop before it."""
     on_course: bool
     """Whether the labels of the PNR lead to the aim; if not, the spec has changed since."""
     owed: bool
-    """Another run towards the target is recorded and has not begun."""
+    """Whether another run towards the target is recorded and has not begun."""
     trouble: ManagerTrouble | None
-    """What mig-manager says, when it is not plain success."""
+    """What is wrong with mig-manager, or None if it reports success or is not needed."""
 
     @staticmethod
     def of(case: FencedCase, assessed: Assessed) -> "_Aimed":
+        """Return the case with what its last run says about its target."""
         fence = case.fence
         aim = assessed.stop if fence.step < fence.steps else assessed.target
         owed = fence.owed == owed_for(assessed.target)
         return _Aimed(case, assessed, aim, _aims_at(case, aim), owed, find_trouble(case))
 
     def run(self, *, again: bool = False, step_proven: bool = False) -> Verdict:
-        """The next run."""
+        """Return the verdict of the next run; see `actuation.run`."""
         return run(self.case, self.assessed, again=again, step_proven=step_proven)
 
     def owe(self, reason: Reason, message: str, attempt: int, *, failed: bool = False) -> Verdict:
-        """Record that another run is owed."""
+        """Return the verdict that records that another run is owed."""
         verdict = self.case.verdict(Phase.RECONFIGURING, reason, message)
         return verdict.then(owe(self.case, self.assessed, attempt, failed=failed))
 
 
 def _aims_at(case: FencedCase, target: Target) -> bool:
-    """Whether the labels of the PNR lead there; an admin may have changed the meaning of a name since."""
+    """Whether the labels of the PNR lead to this target. An administrator may have changed the meaning of a name
+    since."""
     fence = case.fence
     aims = (fence.target_mig_config, fence.target_plugin_config, fence.to_layout)
     return aims == (target.mig_config, target.plugin_key, target.text)
 
 
 def _old_mig_manager(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    """Return the verdict that restarts mig-manager if the pod that had to go is still there, or None."""
     pod = aimed.case.operand
     if pod is None or pod.uid != aimed.case.fence.restart_uid:
         return None
@@ -243,6 +258,7 @@ def _old_mig_manager(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 
 def _old_mps_daemon(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    """Return the verdict that restarts the MPS daemon if the pod that had to go is still there, or None."""
     pod = aimed.case.mps_daemon
     if pod is None or pod.uid != aimed.case.fence.daemon_uid:
         return None
@@ -250,27 +266,31 @@ def _old_mps_daemon(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 
 def _owes_run(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    """Return the verdict of the run that the fence says is owed, or None if none is owed towards the present target."""
     return aimed.run(again=True) if aimed.on_course and aimed.owed else None
 
 
 def _still_at_work(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Whatever is wanted now."""
+    """Return the verdict that mig-manager is still at work, or None. A new target does not interrupt it."""
     trouble = aimed.trouble
     return None if trouble is None or trouble.final else _at_work(aimed.case, trouble)
 
 
 def _stop_proven(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    """Return the verdict of the second step if the stop on the way is proven, or None."""
     proven = aimed.on_course and aimed.aim is aimed.assessed.stop and prepares_next_step(aimed.case)
     return aimed.run(step_proven=True) if proven else None
 
 
 def _run_ended(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    """Return the next step of the proof if mig-manager is done and the target is still the same, or None."""
     if not aimed.on_course or aimed.trouble is not None:
         return None
     return _verify(aimed.case, aimed.aim, aimed.assessed)
 
 
 def _curable(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    """Return the verdict that records another run if that may help and not too many were made, or None."""
     trouble, attempt = aimed.trouble, aimed.case.fence.attempt
     if trouble is None or not aimed.on_course:
         return None
@@ -280,17 +300,21 @@ def _curable(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 
 def _incurable(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    """Return the verdict Failed with what mig-manager says, or None if it is well or the target has changed."""
     if aimed.trouble is None or not aimed.on_course:
         return None
     return _failed(aimed.case, aimed.trouble.mismatch, known=True)
 
 
 def _changed(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """By the same way to an idle node as before."""
+    """Return the verdict of a run towards the new target, through the same proof of idleness, or None if the deadline
+    is over and no such run is owed."""
     return aimed.run() if aimed.owed or not is_late(aimed.case) else None
 
 
 def _changed_late(aimed: _Aimed) -> Verdict:
+    """Return the verdict that records a run towards a target that came after the deadline. The run gets a deadline of
+    its own."""
     message = f"the spec changed after the deadline; the node now goes to {aimed.assessed.target.text}"
     return aimed.owe(Reason.ACTUATION_IN_PROGRESS, message, attempt=1, failed=True)
 
@@ -299,11 +323,11 @@ AIMED = (
     Situation(_old_mig_manager, Reason.ACTUATION_IN_PROGRESS),
     Situation(_old_mps_daemon, Reason.ACTUATION_IN_PROGRESS),
     Situation(_owes_run, Reason.ACTUATION_IN_PROGRESS),
-    Situation(_still_at_work, Reason.ACTUATION_IN_PROGRESS),  # told with what mig-manager says
+    Situation(_still_at_work, Reason.ACTUATION_IN_PROGRESS),  # shown with what mig-manager says
     Situation(_stop_proven, Reason.ACTUATION_IN_PROGRESS),
     Situation(_run_ended, Reason.OBSERVATION_PENDING),  # or what the proof finds
     Situation(_curable, Reason.ACTUATION_IN_PROGRESS),
-    Situation(_incurable, Reason.ACTUATOR_FAILED),  # told with what mig-manager says
+    Situation(_incurable, Reason.ACTUATOR_FAILED),  # shown with what mig-manager says
     Situation(_changed, Reason.ACTUATION_IN_PROGRESS),
 )
 """The first match wins; a test pins the order. A recorded run is done before anything new is decided, and a run that
@@ -312,13 +336,18 @@ of its own."""
 
 
 def _at_work(case: FencedCase, trouble: ManagerTrouble) -> Verdict:
+    """Return the verdict of a node on which mig-manager is at work, with what it says."""
     mismatch = trouble.mismatch
     return case.verdict(Phase.RECONFIGURING, mismatch.reason, mismatch.message, wake=next_look(case))
 
 
 def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
-    """Failed, unless a person asked for another try: then the labels are written again, and mig-manager restarts; or
-    the policy wants the node to go back. `known`: the present state of the node was read."""
+    """Return the verdict Failed with this cause.
+
+    If a person asked for another try, return the verdict that records a new run instead: the labels are written again
+    and mig-manager restarts. If the policy says Rollback, return that of the rollback where it is possible; see
+    `turn_back`. `known`: the present state of the node was read.
+    """
     if was_asked_again(case) and isinstance(case.assessment, Assessed):
         verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "trying again")
         return verdict.then(owe(case, case.assessment, attempt=1, failed=True))
@@ -339,6 +368,8 @@ def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
 
 
 def _verify(case: FencedCase, aim: Target, assessed: Assessed) -> Verdict:
+    """Return the next step of the proof: ask the agent, wait for its answer, show what still differs, begin the second
+    step, or release the node."""
     if (request := verify_request(case)) is not None:
         verdict = case.verdict(
             Phase.VERIFYING, Reason.OBSERVATION_PENDING, "asking the agent to read the GPUs again"
@@ -360,8 +391,8 @@ def _verify(case: FencedCase, aim: Target, assessed: Assessed) -> Verdict:
 
 
 def _release(case: FencedCase, target: Target, policy: PolicyView) -> Verdict:
-    """One PATCH removes fence, marks and cordon, and restores the routing label. While somebody else works on the node,
-    cordon and fence stay (yielding.py)."""
+    """Return the verdict that releases a proven node: one PATCH removes fence, marks and cordon, and sets the routing
+    label. While somebody else works on the node, cordon and fence stay (yielding.py)."""
     fence, node = case.fence, case.node
     labels, annotations = unmarked(fence, node)
     labels[names.LABEL_POLICY] = policy.name

@@ -20,26 +20,28 @@ PROOF = 120.0
 
 
 def actuation_limit(spec: GPUSharingPolicySpec) -> timedelta:
-    """From the PNR until the node counts as Failed: actuation and verification together."""
+    """Return the time from the PNR until the node counts as Failed: actuation and verification together."""
     timeouts = spec.rollout.timeouts
     return parse_duration(timeouts.actuation) + parse_duration(timeouts.verification)
 
 
 def owed_for(target: Target) -> str:
-    """The fence's name for a run that leads to this target."""
+    """Return the text by which a fence names a run that leads to this target."""
     return f"{target.mig_config} {target.plugin_key} {target.text}".strip()
 
 
 def owed_by(proof: Verified) -> str:
-    """The same for what was proven."""
+    """Return the text by which a fence would name a run that leads to what was proven."""
     return f"{proof.mig_config} {proof.plugin_config} {proof.layout}".strip()
 
 
 def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = False) -> UpdateFence:
-    """Record that another run of the actuators is owed: it begins when the node is proven idle anew, by the deadline.
-    `failed`: the change has failed so far. A change that is going back continues to do so.
+    """Return the action that records that another run of the actuators is owed. The run begins when the node is proven
+    idle anew, by the deadline that this sets. `failed`: the change has failed so far. A change that is rolled back
+    continues to be.
 
-    The record comes first, so that a crash in between repeats nothing, and a pod can block only for a limited time.
+    The record comes before the run, so that a crash in between repeats nothing, and a pod can block only for a limited
+    time.
     """
     return UpdateFence(
         case.node,
@@ -61,11 +63,9 @@ def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = Fa
 
 
 def note_failure(case: FencedCase, verdict: Verdict) -> Verdict:
-    """The verdict of a node past the PNR with the record that it has failed, which is made once.
-
-    What was seen must not depend on a clock that may be set back: otherwise the failure would vanish with it, and a
-    rollout that it halted would continue.
-    """
+    """Return the verdict of a node past the PNR, with the record in its fence if it is Failed for the first time. The
+    record is needed because a clock that is set back would otherwise undo the failure, and a halted rollout would
+    continue."""
     ours = case.fence.node_uid == case.node.uid and case.assessment is not None
     if verdict.phase is not Phase.FAILED or case.fence.failed is not None or not ours:
         return verdict
@@ -73,74 +73,75 @@ def note_failure(case: FencedCase, verdict: Verdict) -> Verdict:
 
 
 def still_failed(case: FencedCase) -> datetime | None:
-    """When the change was seen to have failed, for a run that begins by itself; None: it has not. Only a proof, a
-    person or another generation ends that. Never later than now, for a new deadline is counted from now."""
+    """Return when the change was seen to have failed, but not later than now, or None if it has not failed. Only a
+    proof, a person or another generation clears that; a run that begins by itself does not."""
     return None if case.fence.failed is None else min(case.fence.failed, case.now)
 
 
 def is_late(case: FencedCase) -> bool:
-    """The deadline after the PNR has passed, or had passed when somebody looked."""
-    seen, deadline = case.fence.failed, case.fence.deadline
-    return case.now >= deadline or (seen is not None and seen >= deadline)
+    """Whether the deadline after the PNR is over, or was over when the failure was recorded."""
+    failed, deadline = case.fence.failed, case.fence.deadline
+    return case.now >= deadline or (failed is not None and failed >= deadline)
 
 
 def proof_time(case: NodeCase) -> timedelta:
-    """How long a node whose pods are gone may take to be proven idle: configuration on its way, readings, LISTs."""
+    """Return how long a node whose pods are gone may take to be proven idle: for configuration, readings and LISTs."""
     return timedelta(seconds=case.settings.config_propagation + PROOF)
 
 
 def was_asked_again(case: FencedCase) -> bool:
-    """A person set a new value of the retry annotation since the present attempt began."""
+    """Whether a person set a new value of the retry annotation since the present attempt began."""
     return is_new_value(case.node.retry, case.fence.retry)
 
 
 def is_new_value(retry: str, answered: str) -> bool:
-    """Whether this value of the retry annotation asks for another try. Nobody asks for one by removing it."""
+    """Whether this value of the retry annotation asks for another try: it is neither empty nor `answered` already."""
     return retry not in ("", answered)
 
 
 def retry_command(node: str, answered: str) -> str:
-    """The command for another try on this node. `answered`: the value that was answered already and would have no
-    effect."""
+    """Return the command that asks for another try on this node, with a value that differs from `answered`, the last
+    one."""
     value = "once-more" if answered == "again" else "again"
     return f"kubectl annotate node {node} --overwrite {names.ANNOTATION_RETRY}={value}"
 
 
 def goes_back(case: FencedCase) -> bool:
-    """Whether the node is on its way back to what was proven on it last. Another generation, a recreated policy and a
-    person's retry turn it round: they want what the policy asks for. A deletion or a pause of the policy does not."""
-    fence, found = case.fence, case.assessment
-    if not fence.rolls_back or found is None or was_asked_again(case):
+    """Whether the node is being rolled back to what was proven on it last. Another generation, a recreated policy or a
+    person's retry ends that, because they want what the policy asks for. A deletion or a pause of the policy does
+    not."""
+    fence, assessment = case.fence, case.assessment
+    if not fence.rolls_back or assessment is None or was_asked_again(case):
         return False
-    policy, followed = found.policy, fence.version
-    if followed.uid != policy.uid:
+    policy, version = assessment.policy, fence.version
+    if version.uid != policy.uid:
         return False
     if policy.spec is not None and policy.spec.rollout.paused:
         return True  # someone who pauses while nodes fail does not want more of the layout that failed
     # The API server gives an object that is being deleted another generation, though nobody edited it.
-    return followed.generation in (policy.generation, policy.generation - policy.deleting)
+    return version.generation in (policy.generation, policy.generation - policy.deleting)
 
 
 def was_rolled_back(node: NodeView, policy: PolicyView) -> bool:
-    """The change of this very generation failed on the node, and the node went back."""
-    seen = node.verified
-    return seen is not None and seen.rolled_back and seen.version == policy.version
+    """Whether the change of this very generation failed on the node and the node was rolled back."""
+    proof = node.verified
+    return proof is not None and proof.rolled_back and proof.version == policy.version
 
 
 def failed_in(node: NodeView, policy: PolicyView) -> SpecVersion | None:
-    """The last known version of this policy's spec in which a change failed here; another try does not reset it. None:
-    no change failed."""
-    records = (seen.failed_version for seen in (node.verified, node.deferred) if seen is not None)
+    """Return the last known version of this policy's spec in which a change failed on the node, or None if none
+    failed. Another try does not reset it."""
+    records = (record.failed_version for record in (node.verified, node.deferred) if record is not None)
     ours = (version for version in records if version is not None and version.uid == policy.uid)
     return max(ours, key=lambda version: version.generation, default=None)
 
 
 def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
-    """A person asked for another try after a failure of this generation, and the node has not begun it yet: it went
-    back, or had to be given back first. Whatever has kept other nodes from starting since then does not apply to
-    it."""
-    given = node.deferred
-    if given is not None and given.failed_version == policy.version:
+    """Whether a person asked for another try after a failure of this generation, and the node has not begun it yet: it
+    was rolled back, or had to be released first. What keeps other nodes from starting because of the failure does
+    not apply to such a node."""
+    deferred = node.deferred
+    if deferred is not None and deferred.failed_version == policy.version:
         return True
     return was_rolled_back(node, policy)
 
@@ -149,7 +150,8 @@ def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
 
 
 def next_deferral(case: FencedCase, reason: Reason) -> Deferred:
-    """The wait after this abort: 5 min · 2ⁿ within one generation of one policy."""
+    """Return the record of the wait after this abort: `abort_backoff` seconds (5 min by default), doubled with each
+    abort within one generation of one policy, at most 64 times as long."""
     earlier, version = case.node.deferred, case.fence.version
     if not version.uid and case.assessment is not None:
         version = replace(version, uid=case.assessment.policy.uid)
@@ -162,8 +164,8 @@ def next_deferral(case: FencedCase, reason: Reason) -> Deferred:
 
 
 def remembered(case: FencedCase, reason: Reason) -> Deferred | None:
-    """What stays on a node that is given back without a wait: the fact that the change had failed; None: it had not,
-    or the last proof records it."""
+    """Return what stays on a node that is released without a wait: the record that the change had failed. None if it
+    had not, or if the last proof records that."""
     proof, failed = case.node.verified, _failed_version(case.fence)
     if failed is None or (proof is not None and proof.failed_version == failed):
         return None
@@ -179,7 +181,8 @@ def _failed_version(fence: Fence) -> SpecVersion | None:
 
 
 def standing_deferral(case: NodeCase, policy: PolicyView) -> Deferred | None:
-    """The wait that holds the node back now; another generation or policy, or a new value of retry, ends it."""
+    """Return the wait that holds the node back now, or None. Another generation or policy, or a new value of the retry
+    annotation, ends it."""
     deferred = case.node.deferred
     if deferred is None or case.now >= deferred.until:
         return None
@@ -192,7 +195,7 @@ def standing_deferral(case: NodeCase, policy: PolicyView) -> Deferred | None:
 
 
 def may_correct_at_once(case: NodeCase) -> bool:
-    """A person asked for another try since the proof."""
+    """Whether a person asked for another try since the proof, so that drift is corrected without a wait."""
     verified = case.node.verified
     return verified is not None and is_new_value(case.node.retry, verified.retry)
 
@@ -204,7 +207,7 @@ def was_corrected(case: NodeCase, policy: PolicyView) -> bool:
 
 
 def _corrected_in(verified: Verified | None, policy: PolicyView) -> int:
-    """The generation of this policy in which drift was last corrected; 0: it never was."""
+    """Return the generation of this policy in which drift was last corrected, or 0 if it never was."""
     if verified is None or verified.policy != policy.name or verified.version.uid not in ("", policy.uid):
         return 0
     return verified.corrected_generation
@@ -216,7 +219,8 @@ def corrects_drift(fence: Fence, policy: PolicyView) -> bool:
 
 
 def adopted(case: NodeCase, assessed: Assessed) -> Verified:
-    """The record of a node that is as wanted without a change of ours. It keeps the record of corrected drift."""
+    """Return the proof for a node that is as wanted without a change of ours. What an earlier proof says about
+    corrected drift, and for the same policy about its change, is kept."""
     target, policy, earlier = assessed.target, assessed.policy, case.node.verified
     record = Verified(
         case.owner_name,
@@ -247,21 +251,22 @@ def adopted(case: NodeCase, assessed: Assessed) -> Verified:
 
 
 def _took(fence: Fence, now: datetime) -> int:
-    """The seconds that the change took; 0: unknown, because somebody repaired what mig-manager had given up."""
+    """Return the seconds that the change took, or 0 if that is unknown because somebody repaired what mig-manager had
+    given up."""
     repaired = fence.failed is not None and fence.failed < fence.deadline
     return 0 if repaired or fence.began is None else max(1, round((now - fence.began).total_seconds()))
 
 
 def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
-    """The record of a proven change, or of the way back from a failed one."""
+    """Return the proof of a change, or of the rollback of a failed one."""
     fence = case.fence
-    kept = _corrected_in(case.node.verified, policy)
+    corrected = _corrected_in(case.node.verified, policy)
     followed = fence.version.generation if fence.version.uid in ("", policy.uid) else 0
     record = Verified(
         policy=policy.name,
         mig_config=fence.target_mig_config,
         plugin_config=fence.target_plugin_config,
-        corrected_generation=policy.generation if corrects_drift(fence, policy) else kept,
+        corrected_generation=policy.generation if corrects_drift(fence, policy) else corrected,
         retry=case.node.retry,
         layout=target.text,
         gpus=len(target.layouts),
@@ -279,7 +284,7 @@ def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
         return record
     return replace(
         record,
-        corrected_generation=kept,
+        corrected_generation=corrected,
         changed_at=earlier.changed_at,
         took=earlier.took,
         rolled_back=True,

@@ -24,7 +24,7 @@ from gpusharing.planning.transition.actuation import run
 from gpusharing.planning.transition.attempts import next_deferral, owed_for, proof_time, remembered
 from gpusharing.planning.transition.cordon import may_uncordon
 from gpusharing.planning.transition.gates import AIM, find_gate
-from gpusharing.planning.transition.idle import JOBS_PACE, holds, next_poll, outlasts, raise_class
+from gpusharing.planning.transition.idle import JOBS_PACE, escalate, holds, next_poll, outlasts
 from gpusharing.planning.transition.marks import routing_before, unmarked
 from gpusharing.planning.transition.requests import last_busy
 from gpusharing.planning.transition.verdict import FencedCase, Verdict
@@ -39,12 +39,14 @@ from gpusharing.planning.wanted.assess import Assessed, Refused
 
 
 def before_pnr(case: FencedCase) -> Verdict:
-    """The next step of a node whose fence stage is `fenced`."""
+    """Return the next step of a node whose fence stage is `fenced`. The deadline is left out once it has no effect."""
     verdict = _next_step(case)
     return replace(verdict, deadline=None) if outlasts(case) else verdict
 
 
 def _next_step(case: FencedCase) -> Verdict:
+    """Return the next step: end the change, end the wait for jobs, wait for what holds the change up, or go on towards
+    idleness."""
     if (ending := find_ending(case)) is not None:
         return ending
     if (ended := _end_jobs(case)) is not None:
@@ -60,8 +62,8 @@ def _next_step(case: FencedCase) -> Verdict:
         return _held_up(case, Reason.PAUSED, message)
     if not case.fence.disruption.cordons:
         return run(case, assessment)
-    if (risen := raise_class(case)) is not None:
-        return risen
+    if (escalated := escalate(case)) is not None:
+        return escalated
     settled = case.fence.since + timedelta(seconds=case.settings.settle)
     if case.now < settled:
         message = "cordoned; pods that were just being bound may still appear"
@@ -70,20 +72,26 @@ def _next_step(case: FencedCase) -> Verdict:
 
 
 def _held_up(case: FencedCase, reason: Reason, message: str) -> Verdict:
-    """Only the clock goes on for now. The clock of jobs ends with the last of them, so their pods must be listed; the
-    clock of a held drain ends nothing."""
+    """Return the verdict of a change that cannot go on now, although its time runs.
+
+    If the drain waits for jobs, the pods must still be listed, because the wait ends with the last job. If the policy
+    says Hold and the time is over, only a person or the end of the obstacle helps.
+    """
     if not case.fence.jobs:
         if outlasts(case):
-            held = "drain.timeout is over and drain.onTimeout is Hold: the node stays cordoned until this passes or"
-            told = f"{message}; {held} somebody ends the change ({names.ANNOTATION_ABORT}={case.fence.op} on the Node)"
-            return case.verdict(Phase.CORDONED, reason, told)
+            text = (
+                f"{message}; drain.timeout is over and drain.onTimeout is Hold: the node stays cordoned until this"
+                f" passes or somebody ends the change ({names.ANNOTATION_ABORT}={case.fence.op} on the Node)"
+            )
+            return case.verdict(Phase.CORDONED, reason, text)
         return case.verdict(Phase.CORDONED, reason, message, wake=_next_limit(case))
     verdict = case.verdict(Phase.CORDONED, reason, message, wake=next_poll(case, JOBS_PACE))
     return replace(verdict, wants_pods=True)
 
 
 def _begin_jobs(case: FencedCase) -> Verdict | None:
-    """Record that the deadline is that of the jobs: first they get their time, then the drain gets all of its own.
+    """Return the verdict that sets the deadline to that of the jobs, or None if there are none or the deadline is
+    right. Jobs get their time first; then the drain gets all of its own.
 
     While we wait for jobs the deadline only grows, to what the policy says now; no job gets more than that. A wait
     without an end gets one when the policy is edited accordingly.
@@ -101,8 +109,8 @@ def _begin_jobs(case: FencedCase) -> Verdict | None:
 
 
 def _end_jobs(case: FencedCase) -> Verdict | None:
-    """No job is left: the clock of the drain starts, even if something else holds the drain up, because the wait for
-    jobs may have no end of its own."""
+    """Return the verdict that starts the time of the drain because no job is left, or None. That happens even if
+    something else holds the drain up, because the wait for jobs may have no end of its own."""
     plan, fence = case.drain, case.fence
     spec = case.assessment.policy.spec if case.assessment is not None else None
     if not fence.jobs or spec is None or plan is None or plan.holders < 0 or plan.jobs_until is not None:
@@ -113,12 +121,13 @@ def _end_jobs(case: FencedCase) -> Verdict | None:
 
 
 def _set_clock(case: FencedCase, plan: DrainPlan, verdict: Verdict, fence: Fence) -> Verdict:
+    """Return the verdict with what the drain shows, and with the write of this fence, which has a new deadline."""
     verdict = replace(verdict, pods=plan.holders, blockers=plan.blockers, wants_pods=True)
     return verdict.then(UpdateFence(case.node, fence))
 
 
 def _holds(spec: GPUSharingPolicySpec) -> bool:
-    """The policy was paused, and changes in flight must not continue."""
+    """Whether the policy is paused and changes in flight must not go on."""
     return spec.rollout.paused and spec.rollout.when_paused == "Hold"
 
 
@@ -130,74 +139,85 @@ class Ending:
     """What ends a change before the PNR, and how the node is given back."""
 
     find: Callable[[FencedCase], str | Finding]
-    """The message, or a Finding if it has a reason of its own; empty: the change goes on."""
+    """Returns the message, or a Finding if it has a reason of its own; an empty text if the change goes on."""
     reason: Reason
     """Why the change ends, unless its Finding has a reason of its own."""
     defer: bool = False
-    """The next try could end the same way, so it is put off."""
+    """Whether the next try is put off, because it could end the same way."""
 
 
 def find_ending(case: FencedCase) -> Verdict | None:
-    """The verdict of the first of ENDINGS that applies; None: the change goes on."""
+    """Return the verdict that gives the change up, by the first of ENDINGS that applies, or None if the change goes
+    on."""
     for ending in ENDINGS:
-        if found := ending.find(case):
-            return _abort(case, Finding.of(found, ending.reason), defer=ending.defer)
+        if match := ending.find(case):
+            return _abort(case, Finding.of(match, ending.reason), defer=ending.defer)
     return None
 
 
 def _other_node(case: FencedCase) -> str:
+    """Return that the fence belongs to an earlier Node of this name; empty if not."""
     return "the fence belongs to an earlier node of this name" if case.fence.node_uid != case.node.uid else ""
 
 
 def _node_going(case: FencedCase) -> str:
+    """Return that the Node is being deleted; empty if not."""
     if not case.node.deleting:
         return ""
     return f"{case.node.name} is being deleted; the change is given up, and the cordon stays until the node is gone"
 
 
 def _policy_going(case: FencedCase) -> str:
+    """Return that the policy of the change is gone or going; empty if not."""
     if case.assessment is not None and not case.assessment.policy.deleting:
         return ""
     return f"policy {case.fence.policy} was deleted, or is being deleted; the node is given back"
 
 
 def _asked_to_end(case: FencedCase) -> str:
-    asked = case.node.abort == case.fence.op
-    return f"given up by {names.ANNOTATION_ABORT}; evicted pods are not brought back" if asked else ""
+    """Return that a person asked to give this very change up; empty if not."""
+    requested = case.node.abort == case.fence.op
+    return f"given up by {names.ANNOTATION_ABORT}; evicted pods are not brought back" if requested else ""
 
 
 def _paused(case: FencedCase) -> str:
+    """Return that the policy is paused and wants changes aborted; empty if not."""
     policy = case.assessment.policy.spec if case.assessment is not None else None
     aborts = policy is not None and policy.rollout.paused and policy.rollout.when_paused == "Abort"
     return "spec.rollout.paused and whenPaused Abort: the node is given back" if aborts else ""
 
 
 def _unapproved(case: FencedCase) -> str:
-    """The change leads to something other than what was approved. An edit that keeps its target, such as a pause, also
-    keeps its class of disruption, so the approval still covers it; a change that began without an approval is not
-    covered."""
-    found, fence = case.assessment, case.fence
-    policy = found.policy if found is not None else None
+    """Return that the change leads to something other than what was approved; empty if not.
+
+    An edit that keeps its target, such as a pause, also keeps its class of disruption, so the approval still covers
+    it. A change that began without an approval is not covered once the policy was edited.
+    """
+    assessment, fence = case.assessment, case.fence
+    policy = assessment.policy if assessment is not None else None
     if policy is None or policy.spec is None or policy.spec.rollout.approval != "Manual":
         return ""
     another = fence.version.uid not in ("", policy.uid)  # deleted and created again under its name
     other = another or policy.generation != fence.version.generation
     if fence.approved and not another:
-        other = isinstance(found, Assessed) and owed_for(found.target) != fence.approved
+        other = isinstance(assessment, Assessed) and owed_for(assessment.target) != fence.approved
     return (
         "the policy was changed, and its new plan needs an approval; the node is given back" if other else ""
     )
 
 
 def _other_owner(case: FencedCase) -> str:
+    """Return that another policy owns the node now; empty if not."""
     return _disowned(case) if case.owner_name else ""
 
 
 def _no_owner(case: FencedCase) -> str:
+    """Return that no policy owns the node any more; empty if one does."""
     return "" if case.owner_name else _disowned(case)
 
 
 def _disowned(case: FencedCase) -> str:
+    """Return that the policy of the change no longer owns the node; empty if it does."""
     fence = case.fence
     return (
         f"policy {fence.policy} no longer owns the node; it is given back"
@@ -207,26 +227,30 @@ def _disowned(case: FencedCase) -> str:
 
 
 def _refused(case: FencedCase) -> str | Finding:
-    found = case.assessment
-    if not isinstance(found, Refused) or Mark.MOMENTARY in found.objection.reason.marks:
+    """Return the lasting objection to the policy or to its target on this node; empty if there is none."""
+    assessment = case.assessment
+    if not isinstance(assessment, Refused) or Mark.MOMENTARY in assessment.objection.reason.marks:
         return ""
-    return found.objection
+    return assessment.objection
 
 
 def _as_wanted(case: FencedCase) -> str:
-    found = case.assessment
-    as_wanted = isinstance(found, Assessed) and found.mismatch is None
+    """Return that the node is as wanted already; empty if not."""
+    assessment = case.assessment
+    as_wanted = isinstance(assessment, Assessed) and assessment.mismatch is None
     return "the node is already as wanted; nothing is left to change" if as_wanted else ""
 
 
 def _now_cordons(case: FencedCase) -> str:
-    found = case.assessment
-    cordons = isinstance(found, Assessed) and found.disruption.cordons
+    """Return that a change which began without a cordon now needs an idle node; empty if not."""
+    assessment = case.assessment
+    cordons = isinstance(assessment, Assessed) and assessment.disruption.cordons
     anew = cordons and not case.fence.disruption.cordons
     return "the change now needs an idle node; it starts over with a drain" if anew else ""
 
 
 def _uncordoned(case: FencedCase) -> str:
+    """Return that somebody lifted our cordon; empty if not."""
     lifted = case.fence.disruption.cordons and not case.node.unschedulable
     return "somebody lifted the cordon during the drain; the change is given up" if lifted else ""
 
@@ -234,8 +258,8 @@ def _uncordoned(case: FencedCase) -> str:
 def _barred(case: FencedCase) -> str | Finding:
     """Return why the target could no longer be reached, by the gates that also hold during a drain; empty if it can.
     The change is given up then: nothing is lost yet except evicted pods."""
-    found = case.assessment
-    return (find_gate(case, found, AIM) if isinstance(found, Assessed) else None) or ""
+    assessment = case.assessment
+    return (find_gate(case, assessment, AIM) if isinstance(assessment, Assessed) else None) or ""
 
 
 def _foreign(case: FencedCase) -> str:
@@ -246,11 +270,13 @@ def _foreign(case: FencedCase) -> str:
 
 
 def _unhealthy(case: FencedCase) -> str:
+    """Return which GPU is unhealthy and why; empty if all are healthy or nothing is known."""
     unhealthy = case.unhealthy
     return "" if unhealthy is None else unhealthy.message
 
 
 def _jobs_late(case: FencedCase) -> str:
+    """Return which jobs did not finish in time, where they must not be evicted; empty if none."""
     late = case.drain.overdue if case.drain is not None else ()
     if not late:
         return ""
@@ -259,6 +285,8 @@ def _jobs_late(case: FencedCase) -> str:
 
 
 def _late(case: FencedCase) -> str | Finding:
+    """Return why the change ends because its time is over; empty if it goes on. What a LIST shows counts more than the
+    clock, so the change goes on until the pods were listed."""
     if holds(case) or _unlooked(case):
         return ""
     plan = case.drain
@@ -270,16 +298,19 @@ def _late(case: FencedCase) -> str | Finding:
 
 
 def _unlooked(case: FencedCase) -> bool:
-    """The time is over, nothing holds the change up, and this process has not looked at the pods yet: a process that
-    was away may find them gone, and what a LIST shows counts more than the clock (docs/design/drain.md#x10). A LIST
-    that fails shows nothing, and is made again for as long as a proof may take: the right to it may be missing."""
-    found, fence = case.assessment, case.fence
+    """Whether the time is over, nothing holds the change up, and this process has not listed the pods yet.
+
+    A process that was away may find them gone, and what a LIST shows counts more than the clock
+    (docs/design/drain.md#x10). A LIST that fails shows nothing, and is repeated for as long as a proof may take: the
+    right to it may be missing.
+    """
+    assessment, fence = case.assessment, case.fence
     if not fence.disruption.cordons or case.now < fence.deadline:
         return False
     failed = case.work is not None and bool(case.work.error)
     if case.work is not None and not (failed and case.now < fence.deadline + proof_time(case)):
         return False
-    return isinstance(found, Assessed) and not _holds(found.spec)
+    return isinstance(assessment, Assessed) and not _holds(assessment.spec)
 
 
 ENDINGS = (
@@ -306,7 +337,8 @@ programs come before the clock, so that an abort names its cause."""
 
 
 def _limit(case: FencedCase) -> datetime:
-    """`drain.timeout` is the time for pods to leave: the proof that the node is idle has a time of its own."""
+    """Return when the clock ends the change: at the deadline, with extra time for the proof if no pod is left, or for
+    pods that are deleted by force."""
     gone = not case.fence.disruption.cordons
     if case.drain is not None:
         gone = case.drain.idle
@@ -316,11 +348,12 @@ def _limit(case: FencedCase) -> datetime:
 
 
 def _next_limit(case: FencedCase) -> datetime:
-    """When the clock may end the drain next."""
+    """Return when the clock may end the drain next: at the deadline, or at the extra time after it."""
     return case.fence.deadline if case.now < case.fence.deadline else _limit(case)
 
 
 def _time_out(case: FencedCase) -> str | Finding:
+    """Return that the change is given up at its deadline, with what kept it from succeeding."""
     if case.drain is not None and case.drain.idle:
         text = "the pods are gone, but the node was not proven idle in time and was given back"
         busy = last_busy(case)
@@ -331,7 +364,8 @@ def _time_out(case: FencedCase) -> str | Finding:
 
 
 def _abort(case: FencedCase, why: Finding, *, defer: bool) -> Verdict:
-    """Give the node back as it was before the fence; where somebody else works on it, when that is done."""
+    """Return the verdict that releases the node as it was before the fence. While somebody else works on the node, the
+    cordon stays (yielding.py). `defer`: the next try is put off."""
     if keeps_cordon(case):
         return give_way(case, why.message)
     labels, annotations = unmarked(case.fence, case.node)

@@ -31,22 +31,23 @@ from gpusharing.planning.vocabulary.values import value
 
 
 def is_moot(verdict: Verdict) -> bool:
-    """The node is where it should be: an earlier failure no longer matters."""
+    """Whether the node is where it should be and needs no write, so that an earlier failure no longer matters."""
     return verdict.phase in (Phase.SYNCED, Phase.SKIPPED) and not verdict.actions
 
 
 def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | None = None) -> Verdict:
-    """The verdict of a node whose calls fail, with the failure unless it names that already. It keeps its actions;
-    they wait for `next_try`. `fence`: the node's, needed only to find out whether the node is Failed."""
-    held = failure.holds(now)
+    """Return the verdict of a node whose calls fail, with the failure unless the verdict names one already or the
+    failure does not matter. Its actions stay; they wait for `next_try`. `fence`: the node's, needed only to find
+    out whether the node is Failed."""
+    suspended = failure.holds(now)
     on_its_way = verdict.phase.in_flight and failure.is_fresh(now)
-    silent = not verdict.actions and not (held and verdict.candidate) and not on_its_way
+    silent = not verdict.actions and not (suspended and verdict.candidate) and not on_its_way
     if silent or verdict.reason is Reason.CALL_FAILED:
         return verdict
     wake = verdict.wake
-    if held:
+    if suspended:
         wake = min(wake, failure.next_try) if wake is not None else failure.next_try
-    verdict = replace(verdict, wake=wake, candidate=verdict.candidate and not held)
+    verdict = replace(verdict, wake=wake, candidate=verdict.candidate and not suspended)
     if not failure.lasts:
         return verdict
     starts = any(isinstance(action, FenceNode) for action in verdict.actions)
@@ -62,7 +63,7 @@ def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | 
 
 
 def _is_late(verdict: Verdict, fence: Fence | None, now: datetime) -> bool:
-    """Whether a step after the point of no return still fails at its deadline; a release has no deadline."""
+    """Whether a step after the point of no return still fails at its deadline. A release has no deadline."""
     deadline, begun = verdict.deadline, fence is not None and fence.stage == "actuating"
     asks = begun and verdict.phase in (Phase.VERIFYING, Phase.VERIFYING_IDLE)
     asks = asks and any(isinstance(one, EnsureGPUNode) for one in verdict.actions)
@@ -70,17 +71,16 @@ def _is_late(verdict: Verdict, fence: Fence | None, now: datetime) -> bool:
 
 
 def _goes_on(action: Action) -> bool:
-    """Before the point of no return the deadline ends the change, and no such action is planned after it."""
+    """Whether the action continues a change past its point of no return. Before that point the deadline ends the
+    change, and no such action is planned after it."""
     if isinstance(action, UpdateFence | Actuate):
         return action.node.fence is not None and action.node.fence.stage == "actuating"
     return isinstance(action, RestartOperand)
 
 
 def _noted(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
-    """The verdict with the record that the change has failed (docs/adr/0044-what-was-seen-is-written-down.md).
-
-    The record goes into the PATCH that fails now. A step that is not a PATCH comes after it.
-    """
+    """Return the verdict with the record that the change has failed (docs/adr/0044-what-was-seen-is-written-down.md).
+    The record goes into the PATCH that fails now; a step that is not a PATCH comes after it."""
     fence = node.fence
     if fence is None or fence.failed is not None:
         return verdict
@@ -91,7 +91,8 @@ def _noted(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
 
 
 def _with_failure(action: Action, failed: Fence, now: datetime) -> Action:
-    """`failed`: the present fence. A change that no longer belongs to its generation has not failed in it."""
+    """Return the action with the failure recorded in its fence. An action without a fence, or for another generation
+    than `failed`, the present fence, is returned unchanged."""
     if not isinstance(action, UpdateFence | Actuate):
         return action
     fence = action.fence
@@ -106,33 +107,33 @@ class Failing:
 
     failures: Mapping[str, CallFailure]
     """By node, or by what every fence or those of one policy need."""
-    kept: dict[str, Claim]
+    uncertain_claims: dict[str, Claim]
     """Claims of nodes without a visible fence whose fence may exist although the call that wrote it failed."""
     now: datetime
     """When the pass began."""
 
     @staticmethod
     def of(snapshot: ClusterSnapshot, members: Mapping[str, Member], now: datetime) -> "Failing":
-        """What the snapshot tells. A candidate's slot is free once no fence can exist."""
+        """Return the failures in this snapshot. A candidate's slot is free once its fence cannot exist."""
         failures, claims = snapshot.call_failures, snapshot.claims
-        kept = {
+        claims_kept = {
             node: claims[node]
             for node in sorted(failures.keys() & members.keys() & claims.keys())
             if members[node].verdict.candidate and failures[node].holds(now) and not failures[node].lasts
         }
-        return Failing(failures, kept, now)
+        return Failing(failures, claims_kept, now)
 
     def holds(self, node: str) -> bool:
-        """A candidate whose last call failed lets others go first."""
+        """Whether the node's calls are suspended after a failure, so that other candidates go first."""
         failure = self.failures.get(node)
         return failure is not None and failure.holds(self.now)
 
     def find_late(self, members: dict[str, Member]) -> dict[str, Member]:
-        """The members; those that cannot take their next step although the time for it is up are Failed, and those
-        whose calls have failed for long say so.
+        """Return the members; those that could not take their next step by its deadline are Failed, and those whose
+        calls have failed for long say so.
 
-        Their pools must know this before they choose: nodes shown as Failed count for maxFailures, and the slot of the
-        others does not become free by itself.
+        Their pools must know this before they choose: Failed nodes count for maxFailures, and the slot of the others
+        does not become free by itself.
         """
         late = {}
         for node, failure in self.failures.items():
@@ -146,12 +147,13 @@ class Failing:
         return {**members, **late} if late else members
 
     def keep_back(self, verdicts: Mapping[str, Verdict], why: str) -> dict[str, Verdict]:
-        """The verdicts, in which nothing starts. `why`: the policies or other objects may have changed meanwhile."""
+        """Return the verdicts, with each start replaced by a wait. `why` says which objects may have changed
+        meanwhile."""
         failure = self.failures.get(POLICIES)
-        told = {}
+        changed = {}
         for node, verdict in verdicts.items():
             if not any(isinstance(action, FenceNode) for action in verdict.actions):
-                told[node] = verdict
+                changed[node] = verdict
                 continue
             waits = replace(
                 verdict,
@@ -165,11 +167,12 @@ class Failing:
             if failure is not None and failure.lasts:
                 blocker = Blocker(Reason.CALL_FAILED, message=failure.message)
                 waits = replace(waits, reason=Reason.CALL_FAILED, blockers=(*verdict.blockers, blocker))
-            told[node] = waits
-        return told
+            changed[node] = waits
+        return changed
 
     def name(self, verdicts: dict[str, Verdict]) -> None:
-        """Put the words of the server into the verdicts."""
+        """Add the failures to the verdicts of their nodes, in place. A failure of a shared write is added to each node
+        that would start."""
         for node, failure in self.failures.items():
             if (verdict := verdicts.get(node)) is not None:
                 verdicts[node] = named(verdict, failure, self.now)
@@ -180,5 +183,5 @@ class Failing:
                     verdicts[node] = named(verdict, common, self.now)
 
     def _common(self, policy: str) -> CallFailure | None:
-        """What keeps every fence of a policy from being written."""
+        """Return the failure that keeps every fence of a policy from being written, or None."""
         return self.failures.get(CLAIMS) or self.failures.get(policy_subject(policy))

@@ -15,7 +15,7 @@ from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.snapshot.memo import Column
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, Hardware
 from gpusharing.planning.stack.acceptance import Terms
-from gpusharing.planning.transition.judge import is_told_apart, judge
+from gpusharing.planning.transition.judge import differs_from_target, judge
 from gpusharing.planning.transition.members import Member, find_member, is_begun
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.wanted.assess import assess
@@ -92,13 +92,13 @@ def compare(case: NodeCase, terms: Terms | None) -> NodeCase:
 
 
 def judge_case(case: NodeCase, terms: Terms | None) -> Member | None:
-    """Compare the node of a case with its terms and judge it; None if it does not concern us."""
+    """Compare the node of a case with its terms and judge it. Return None if the node does not concern us."""
     case = compare(case, terms)
     node, verdict = case.node, judge(case)
     if verdict is None:
         return None
     # The gates of a candidate have asked already whether it differs.
-    differs = node.fence is None and node.ready and (verdict.candidate or is_told_apart(case))
+    differs = node.fence is None and node.ready and (verdict.candidate or differs_from_target(case))
     return find_member(verdict, node, case.gpunode, case, differs=differs)
 
 
@@ -110,25 +110,25 @@ def keeps_verdict(member: Member | None) -> bool:
 
 
 def find_models(gpunodes: Iterable[GPUNodeView | None]) -> dict[str, GpuView]:
-    """One GPU of each card model in these nodes, with the profiles that most of them report.
+    """Return one GPU of each card model in these nodes, by product, with the profiles that most of them report.
 
     NVIDIA's well-known names mean the same on every node, so no single report decides. In a tie the first counts. A
     report that makes the planner fail is left out; `judge_case` says so on its node.
     """
-    reports = (one.observed for one in gpunodes if one is not None)
-    kinds: Counter[Hardware] = Counter(one.hardware for one in reports if one is not None)
+    reports = (gpunode.observed for gpunode in gpunodes if gpunode is not None)
+    kinds: Counter[Hardware] = Counter(report.hardware for report in reports if report is not None)
     known: dict[tuple[str, int], GpuView] = {}
     counts: Counter[tuple[str, int]] = Counter()
     for hardware, nodes in kinds.items():
         with suppress(Exception):  # whatever one node holds, the others are counted (guard.py)
             for gpu in hardware.models:
-                known.setdefault(one := (gpu.product, id(gpu.profiles)), gpu)
-                counts[one] += nodes
+                known.setdefault(card := (gpu.product, id(gpu.profiles)), gpu)
+                counts[card] += nodes
     votes: Counter[tuple[str, tuple[Profile, ...]]] = Counter()
     first: dict[tuple[str, tuple[Profile, ...]], GpuView] = {}
-    for one, gpu in known.items():  # profiles are nearly always one object, and long to compare
+    for card, gpu in known.items():  # profiles are nearly always one object, and long to compare
         key = gpu.product, gpu.profiles
-        votes[key] += counts[one]
+        votes[key] += counts[card]
         first.setdefault(key, gpu)
     models: dict[str, GpuView] = {}
     for key, _ in votes.most_common():

@@ -5,21 +5,22 @@ from gpusharing.planning.transition.verdict import FencedCase
 
 
 def holds_our_cordon(case: FencedCase) -> bool:
-    """The node is cordoned, and as far as we can tell only by us."""
+    """Whether the node is cordoned, and as far as we can tell only by us."""
     node, fence = case.node, case.fence
     ours = fence.disruption.cordons and not fence.prior_unschedulable
     return ours and node.unschedulable and fence.node_uid == node.uid
 
 
 def may_uncordon(case: FencedCase) -> bool:
-    """Only our own cordon, only while nobody else wants the node cordoned (docs/design/drain.md#rule-5). Who only waits
-    for its turn does not want that yet, and cordons the node itself when it begins."""
+    """Whether the release may lift the cordon: it is ours alone, and nobody else wants the node cordoned
+    (docs/design/drain.md#rule-5). Others that only wait for their turn do not want that yet; they cordon the node
+    themselves when they begin."""
     node = case.node
     return holds_our_cordon(case) and not node.hold_cordon and not node.foreign_works and not node.deleting
 
 
 def tell_foreign(node: NodeView) -> str:
-    """Who else maintains the node and how far that is, as a clause."""
+    """Return who else maintains the node and how far that is, as a clause."""
     if node.foreign_queued:
         return f"{node.foreign} waits for {node.name}"
     return f"{node.foreign} {'has not finished with' if node.foreign_waits else 'works on'} {node.name}"

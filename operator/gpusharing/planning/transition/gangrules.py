@@ -1,5 +1,5 @@
-"""Which policy speaks for each member of a gang: that of the node on which it runs, also where that is another one than
-that of the node in work. A policy that cannot be read, and a node that cannot be judged, may forbid anything.
+"""Which policy speaks for each member of a gang: that of the node on which it runs, also where that is another one
+than that of the node in work. A policy that cannot be read, and a node that cannot be judged, may forbid anything.
 
 Specification: docs/adr/0039-a-wave-stays-within-its-policy.md.
 """
@@ -20,11 +20,11 @@ class _Rules(NamedTuple):
     """What the policy of a node says of the members of a gang there."""
 
     policy: str
-    """Its name."""
+    """The name of the policy."""
     drain: Drain | None
-    """Its spec.drain; None: nobody knows it."""
+    """The policy's spec.drain, or None if nobody knows it."""
     unruled: Finding | None
-    """Why nobody does."""
+    """Why nobody knows `drain`, or None."""
 
 
 def with_rules(
@@ -33,8 +33,9 @@ def with_rules(
     owners: Mapping[str, str],
     failed: Mapping[str, Exception],
 ) -> ClusterSnapshot:
-    """The same, and each member of a gang has the spec.drain of the policy that its own node follows, where that says
-    something else than the one of the node in work, or why nobody can tell what it says.
+    """Return the snapshot, in which each member of a gang has the spec.drain of the policy that its own node follows,
+    or the reason why nobody knows it. A member gets neither if its node's rules say the same as those of the node
+    in work.
 
     `followed` has the terms that each node is compared with, `owners` its policy by selectors, and `failed` why nodes
     have no terms.
@@ -43,7 +44,7 @@ def with_rules(
         return snapshot
 
     def find_rules(node: str) -> _Rules | None:
-        """Of one node; None: it follows no policy."""
+        """Return the rules for one node, or None if it follows no policy."""
         if (error := failed.get(node)) is not None:
             return _unruled(owners.get(node, ""), find_fault(error))
         terms = followed.get(node)
@@ -51,20 +52,23 @@ def with_rules(
 
     ruled = {}
     for name, work in snapshot.work.items():
-        mine = find_rules(name)
-        views = [_with_rules(view, mine, find_rules) for view in work.gangs]
+        own_rules = find_rules(name)
+        views = [_with_rules(view, own_rules, find_rules) for view in work.gangs]
         if any(view is not before for view, before in zip(views, work.gangs, strict=True)):
             ruled[name] = replace(work, gangs=tuple(views))
     return replace(snapshot, work={**snapshot.work, **ruled}) if ruled else snapshot
 
 
-def _with_rules(view: GangView, mine: _Rules | None, find_rules: Callable[[str], _Rules | None]) -> GangView:
-    ours = mine.drain if mine is not None else None
+def _with_rules(
+    view: GangView, own_rules: _Rules | None, find_rules: Callable[[str], _Rules | None]
+) -> GangView:
+    """Return the gang with the rules of the members' own nodes, where these differ from `own_rules`; else unchanged."""
+    own_drain = own_rules.drain if own_rules is not None else None
     others = {
         node: rules
         for node in {member.node for member in view.members}
-        if (rules := find_rules(node)) is not None and rules != mine
-        if rules.unruled is not None or rules.drain != ours
+        if (rules := find_rules(node)) is not None and rules != own_rules
+        if rules.unruled is not None or rules.drain != own_drain
     }
     if not others:
         return view
@@ -72,12 +76,14 @@ def _with_rules(view: GangView, mine: _Rules | None, find_rules: Callable[[str],
 
 
 def _ruled(member: GangMember, rules: _Rules | None) -> GangMember:
+    """Return the member with these rules; unchanged without any."""
     if rules is None:
         return member
     return replace(member, policy=rules.policy, drain=rules.drain, unruled=rules.unruled)
 
 
 def _rules_of(policy: PolicyView) -> _Rules:
+    """Return the rules of a policy, or why its spec cannot be read."""
     spec = find_spec(policy)
     if isinstance(spec, Finding):
         return _unruled(
@@ -87,5 +93,6 @@ def _rules_of(policy: PolicyView) -> _Rules:
 
 
 def _unruled(policy: str, why: Finding) -> _Rules:
+    """Return rules that nobody knows, with the reason."""
     message = f"The rules of its node are not known, and may keep it: {why.message}"
     return _Rules(policy, None, replace(why, message=message))

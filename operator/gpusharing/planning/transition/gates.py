@@ -44,12 +44,15 @@ class Gate:
     """What keeps a change of a node from beginning."""
 
     find: Callable[[NodeCase, Any], str | Finding]
-    """The message, or a Finding if the clock opens the gate or it has a reason of its own; empty: it is open."""
+    """Returns the message, or a Finding if the clock opens the gate or it has a reason of its own; an empty text if
+    the gate is open."""
     reason: Reason
     """Why the change does not begin, unless its Finding has a reason of its own."""
 
 
 def _skipped(case: NodeCase, assessed: Assessed) -> str:
+    """Return that the node's skip label keeps changes from beginning, with the command that removes it; empty without
+    one."""
     name = case.node.name
     if case.node.labels.get(names.LABEL_SKIP) != "true":
         return ""
@@ -57,18 +60,22 @@ def _skipped(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _going(case: NodeCase, assessed: Assessed) -> str:
+    """Return that the Node is being deleted; empty if not."""
     return f"{case.node.name} is being deleted" if case.node.deleting else ""
 
 
 def _unready(case: NodeCase, assessed: Assessed) -> str:
+    """Return that the node is not Ready; empty if it is."""
     return "" if case.node.ready else f"{case.node.name} is not Ready"
 
 
 def _foreign(case: NodeCase, assessed: Assessed) -> str:
+    """Return who else maintains the node; empty if nobody does."""
     return f"{tell_foreign(case.node)}; waiting until it is done" if case.node.foreign else ""
 
 
 def _cordoned(case: NodeCase, assessed: Assessed) -> str:
+    """Return that somebody else cordoned the node, with the command that lifts the cordon; empty if nobody did."""
     name = case.node.name
     if not case.node.unschedulable:
         return ""
@@ -76,25 +83,29 @@ def _cordoned(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _at_work(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Closed while somebody else works on the driver or the GPUs, so that the agent is quiet."""
+    """Return why the agent must keep NVML closed, because somebody else works on the driver or the GPUs; empty if
+    nobody does."""
     return find_quiet(case) or ""
 
 
 def _served_by_others(case: NodeCase, assessed: Assessed) -> str:
+    """Return which other device plugin serves the node; empty if none does."""
     return explain_plugin(case.node.other_plugin, [case.node.name]) if case.node.other_plugin else ""
 
 
 def _not_for_containers(case: NodeCase, assessed: Assessed) -> str:
+    """Return for which other workload, such as virtual machines, the node is; empty for containers."""
     return find_other_workload(case.node, case.stack.cluster_policy)
 
 
 def _switched_off(case: NodeCase, assessed: Assessed) -> str:
+    """Return which of NVIDIA's programs are kept off the node; empty if none is."""
     return find_disabled(case.node)
 
 
 def _bare_host(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Closed if the host is known to lack a program of NVIDIA's: by what Kubernetes says about the agent's pod, or else
-    by the error that a Ready agent reports."""
+    """Return which program of NVIDIA's the host lacks, or an empty text if it is not known to lack any: by what
+    Kubernetes says about the agent's pod, or else by the error that a Ready agent reports."""
     observed = case.gpunode.observed if case.gpunode else None
     words = observed.error if observed and case.agent_ready else ""
     if case.agent_trouble is not None:
@@ -103,6 +114,7 @@ def _bare_host(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _no_agent(case: NodeCase, assessed: Assessed) -> str | Finding:
+    """Return why no agent is Ready on the node; empty if one is."""
     if case.agent_ready:
         return ""
     return case.no_agent(
@@ -111,32 +123,36 @@ def _no_agent(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _unread(case: NodeCase, assessed: Assessed) -> str:
+    """Return that the agent has not read the GPUs yet; empty if it has."""
     observed = case.gpunode.observed if case.gpunode else None
     return "waiting for the agent to read the GPUs" if observed is None or observed.quiet else ""
 
 
 def _unreadable(case: NodeCase, assessed: Assessed) -> str:
+    """Return why the agent cannot read the GPUs; empty if it can."""
     observed = case.gpunode.observed if case.gpunode else None
     return f"the agent cannot read the GPUs: {observed.error}" if observed and observed.error else ""
 
 
 def _withheld(case: NodeCase, assessed: Assessed) -> str:
-    """Closed if NVML withholds what is needed to prove the change afterwards."""
+    """Return what NVML withholds that a proof of the change would need; empty if nothing."""
     return find_withheld(assessed.target, assessed.observed)
 
 
 def _missing(case: NodeCase, assessed: Assessed) -> str:
+    """Return which GPUs the agent no longer finds on the node; empty if none is missing."""
     return find_missing(case.node, assessed.observed)
 
 
 def _unhealthy(case: NodeCase, assessed: Assessed) -> str:
+    """Return which GPU is unhealthy and why; empty if all are healthy."""
     unhealthy = case.unhealthy
     return "" if unhealthy is None else unhealthy.message
 
 
 def _unsafe_driver(case: NodeCase, assessed: Assessed) -> str:
-    """Closed if GPUs would be repartitioned under a driver for which that is dangerous. Sharing and NVIDIA's labels may
-    change under any driver."""
+    """Return why GPUs must not be repartitioned under the node's driver; empty if they may be or need not be. Sharing
+    and NVIDIA's labels may change under any driver."""
     settings = case.settings
     if found_layouts(case) == assessed.target.layouts:
         return ""
@@ -156,22 +172,23 @@ def _hangs_pods(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _owned_elsewhere(case: NodeCase, assessed: Assessed) -> str:
+    """Return which other controller owns a label that the change would set; empty if none does."""
     return find_owned(case.node, assessed)
 
 
 def _left_exclusive(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Closed while a whole GPU has an exclusive compute mode, unless the node has MPS or is to get it: no label that we
-    set resets the mode, and every change except one to MPS fails because of it."""
+    """Return that a whole GPU has an exclusive compute mode. Empty if none has, or if the node has MPS or is to get
+    it: no label of ours resets the mode, and only a change to MPS works in spite of it."""
     if assessed.target.mode is Mode.MPS or is_told_mps(case.node, case.stack):
         return ""
     return find_exclusive(assessed.observed.hardware)
 
 
 def _deaf_mps(case: NodeCase, assessed: Assessed) -> str:
-    """Closed if the target is MPS and no label can switch it on, which would only show after the drain. The target
-    decides and not the policy's mode, because a rollback may lead to another mode."""
-    seen = case.stack.cluster_policy
-    daemon = seen.mps_daemon if seen is not None else None
+    """Return why no label can switch MPS on, if MPS is the target; else empty. Otherwise that would only show after
+    the drain. The target decides and not the policy's mode, because a rollback may lead to another mode."""
+    policy = case.stack.cluster_policy
+    daemon = policy.mps_daemon if policy is not None else None
     if daemon is None or assessed.target.mode is not Mode.MPS or not (why := find_deafness(daemon)):
         return ""
     return (
@@ -182,7 +199,8 @@ def _deaf_mps(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _nobody_ends_mig(case: NodeCase, assessed: Assessed) -> str:
-    """Closed if MIG is on and the target has no label for mig-manager, which therefore would not switch it off."""
+    """Return that MIG is on and no mig-manager would switch it off, because the target has no label for it; else
+    empty."""
     target, policy = assessed.target, case.stack.cluster_policy
     if target.mig_config or found_layouts(case) == target.layouts:
         return ""
@@ -192,7 +210,7 @@ def _nobody_ends_mig(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _rebooting(case: NodeCase, assessed: Assessed) -> str:
-    """Closed while mig-manager reboots the node although no change is under way, for as long as that takes."""
+    """Return that mig-manager reboots the node although no change is under way; else empty."""
     rebooting = case.node.labels.get(names.LABEL_MIG_STATE, "") == "rebooting"
     if not rebooting or not assessed.target.mig_config:
         return ""
@@ -200,6 +218,7 @@ def _rebooting(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _no_mig_manager(case: NodeCase, assessed: Assessed) -> str:
+    """Return that the change needs mig-manager and no Ready pod of it is on the node; else empty."""
     if is_ready(case) or not needs_run(case, assessed.target):
         return ""
     return (
@@ -209,8 +228,8 @@ def _no_mig_manager(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _drifted(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Closed until drift has lasted for the grace period: a difference that lasts only a moment is no reason to drain a
-    node."""
+    """Return that drift has not lasted for the grace period yet, and until when; empty otherwise. A difference that
+    lasts only a moment is no reason to drain a node."""
     drift = _drift(case, assessed)
     if drift is None:
         return ""
@@ -230,17 +249,18 @@ def _drifted_again(case: NodeCase, assessed: Assessed) -> str:
     if drift is None or not was_corrected(case, assessed.policy):
         return ""
     writers = case.node.label_rewriters.items()
-    told = "".join(f"; {who} was the last to write {label}" for label, who in writers)
-    return f"{case.node.name} drifted again after it was corrected: {drift.message}{told}"
+    history = "".join(f"; {who} was the last to write {label}" for label, who in writers)
+    return f"{case.node.name} drifted again after it was corrected: {drift.message}{history}"
 
 
 def _drift(case: NodeCase, assessed: Assessed) -> Finding | None:
+    """Return how the node drifted, or None if it did not or if a person asked to correct it at once."""
     return None if may_correct_at_once(case) else assessed.drift
 
 
 def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Closed if labels and layout are right already and the node still differs: a drain would disturb pods and then
-    change nothing."""
+    """Return the difference of a node whose labels and layout are right already; else empty. A drain would disturb
+    pods and change nothing."""
     target, labels, mismatch = assessed.target, case.node.labels, assessed.mismatch
     if mismatch is None or labels.get(names.LABEL_PLUGIN_CONFIG, "") != target.plugin_key:
         return ""
@@ -250,26 +270,27 @@ def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _rolled_back(case: NodeCase, assessed: Assessed) -> str:
-    """Closed after a change was rolled back, because the same change would fail again: until a person asks for another
-    try, or the policy gets another generation."""
-    seen, retry = case.node.verified, case.node.retry
-    if seen is None or not was_rolled_back(case.node, assessed.policy):
+    """Return that the change was rolled back on the node and why, because it would fail again; else empty. A person's
+    request for another try, or another generation of the policy, opens the gate."""
+    proof, retry = case.node.verified, case.node.retry
+    if proof is None or not was_rolled_back(case.node, assessed.policy):
         return ""
-    if is_new_value(retry, seen.retry):
+    if is_new_value(retry, proof.retry):
         return ""
-    lost = f". It no longer matches {seen.layout}: {assessed.drift.message}" if assessed.drift else ""
+    lost = f". It no longer matches {proof.layout}: {assessed.drift.message}" if assessed.drift else ""
     return (
-        f"{assessed.target.text} failed, and the node went back to {seen.layout}: {seen.failure}{lost}. To try again:"
-        f" {retry_command(case.node.name, seen.retry)}"
+        f"{assessed.target.text} failed, and the node went back to {proof.layout}: {proof.failure}{lost}. To try again:"
+        f" {retry_command(case.node.name, proof.retry)}"
     )
 
 
 PATIENCE = 5
-"""Attempts that may be given up before a person is asked to look."""
+"""How many attempts may be given up before a person is asked to look."""
 
 
 def _deferred(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Closed during the back-off after an attempt was given up; after PATIENCE attempts a person is asked to look."""
+    """Return the back-off after an attempt was given up and when it ends; empty if none holds. After PATIENCE attempts
+    the reason asks a person to look."""
     deferred = standing_deferral(case, assessed.policy)
     if deferred is None:
         return ""
@@ -282,17 +303,19 @@ def _deferred(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _paused(case: NodeCase, assessed: Assessed) -> str:
+    """Return that the policy is paused; empty if not."""
     return "spec.rollout.paused is true: no further node starts" if assessed.spec.rollout.paused else ""
 
 
 def _not_written(case: NodeCase, assessed: Assessed) -> str:
+    """Return why the configuration that the labels would name cannot be written; empty if it exists or can be."""
     error = case.stack.write_error
     missing = error and _configured(assessed) is None
     return f"the configuration is missing: {error}" if missing else ""
 
 
 def _on_its_way(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Closed until the configuration is written and the kubelet has had time to bring it to the node."""
+    """Return that the configuration is not written or may not have reached the node yet, and until when; else empty."""
     since, wait = _configured(assessed), case.settings.config_propagation
     if since is None:
         return "the configuration is about to be written"

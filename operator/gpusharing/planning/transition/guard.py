@@ -21,19 +21,20 @@ class UnjudgedPolicyError(Exception):
 
 
 def of_policy(policy: str, error: Exception) -> Finding:
-    """Why a policy cannot be judged."""
+    """Return the finding that a policy cannot be judged, with the error."""
     return Finding(Reason.POLICY_NOT_JUDGED, f"policy {policy} cannot be judged: {explain_error(error)}")
 
 
 def find_fault(error: Exception) -> Finding:
-    """Why a node cannot be judged, of which the judgement raised."""
+    """Return the finding that a node cannot be judged, or that its policy cannot, with the error."""
     if isinstance(error, UnjudgedPolicyError):
         return error.finding
     return Finding(Reason.NODE_NOT_JUDGED, explain_error(error))
 
 
 def not_judged(node: NodeView, policy: str, error: Exception) -> Verdict:
-    """The verdict for a node whose judgement raised: nothing is done on it, and a fence and a cordon stay."""
+    """Return the verdict for a node whose judgment raised an error: nothing is done on it, and a fence and a cordon
+    stay."""
     fence, why = node.fence, find_fault(error)
     return Verdict(
         node=node.name,
@@ -48,12 +49,12 @@ def not_judged(node: NodeView, policy: str, error: Exception) -> Verdict:
 
 
 def explain_error(error: Exception) -> str:
-    """What it is and where it was raised, as a clause."""
+    """Return the error and where it was raised, as a clause; the error's text is cut to 200 characters."""
     return f"{type(error).__name__}: {str(error)[:200]} ({_place(error)})"
 
 
 def _place(error: Exception) -> str:
-    """Module, function and line that raised: what a report needs and a log of the pass does not have."""
+    """Return the file, function and line that raised the error."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -36,12 +36,13 @@ def way_to_idle(
     any_event: bool = False,
     step_proven: bool = False,
 ) -> Verdict | None:
-    """What still has to be done or awaited; None: the node was just proven idle.
+    """Return the next step of the drain or of the proof of idleness, or None if the node was just proven idle.
 
-    `waiting`: what the run needs and does not have yet. `any_event`: the reading may be older than the last event.
+    `waiting`: the verdict on what the run needs and does not have yet, shown once no pod is left. `any_event`: the
+    agent's reading may be older than the last event. `step_proven`: the step before is proven.
     """
-    if (risen := raise_class(case)) is not None:
-        return risen
+    if (escalated := escalate(case)) is not None:
+        return escalated
     work, plan = case.work, case.drain
     if work is None or plan is None or work.error:
         why = work.error if work else "listing the pods of the node"
@@ -54,39 +55,38 @@ def way_to_idle(
     return _prove(case, work, any_event=any_event, step_proven=step_proven)
 
 
-def raise_class(case: FencedCase) -> Verdict | None:
-    """Record that the change disturbs more than was known: the worst class seen decides which pods must leave.
+def escalate(case: FencedCase) -> Verdict | None:
+    """Return the verdict that records a worse class of disruption in the fence, or None if the class is the recorded
+    one. The worst class seen decides which pods must leave.
 
-    Pods that it did not concern so far have all of `drain.timeout` from now on; the wait for jobs comes first.
+    Pods that were not concerned before get all of `drain.timeout` from now on; a wait for jobs comes first.
     """
-    fence, found = case.fence, case.assessment
+    fence, assessment = case.fence, case.assessment
     if case.disruption is case.fence.disruption:
         return None
-    assert isinstance(found, Assessed), "only what is wanted of the node makes the class rise"
+    assert isinstance(assessment, Assessed), "only what is wanted of the node makes the class rise"
     message = f"the change is now of class {case.disruption}, which decides which pods must leave"
     verdict = case.verdict(Phase.DRAINING, Reason.PODS_LEAVING, message)
-    until = case.now + parse_duration(found.spec.drain.timeout)
+    until = case.now + parse_duration(assessment.spec.drain.timeout)
     deadline = fence.deadline if fence.jobs else max(fence.deadline, until)
     fence = replace(fence, disruption=case.disruption, deadline=deadline)
     return replace(verdict, wants_pods=True).then(UpdateFence(case.node, fence))
 
 
 def holds(case: FencedCase) -> bool:
-    """The policy wants the drain to go on past its time; only before the point of no return."""
+    """Whether the policy wants the drain to go on after its time. Never after the point of no return."""
     spec = case.assessment.policy.spec if case.assessment is not None else None
     return spec is not None and spec.drain.on_timeout == "Hold" and case.fence.stage == "fenced"
 
 
 def outlasts(case: FencedCase) -> bool:
-    """The drain goes on past its time: no clock ends it any more, and its deadline has no effect."""
+    """Whether the drain goes on after its time: no clock ends it any more, and its deadline has no effect."""
     return holds(case) and case.now >= case.fence.deadline
 
 
 def next_poll(case: FencedCase, pace: int = 1) -> datetime:
-    """The next look at the pods, after so many polls; not past the deadline, which ends a drain.
-
-    Counted from the last look: a pass with another cause does not put it off.
-    """
+    """Return when to look at the pods again: `pace` polls after the last LIST, but not after a deadline that is still
+    to come. A pass for another cause does not put it off."""
     poll = timedelta(seconds=case.settings.poll * pace)
     soon = (case.work.listed_at if case.work is not None else case.now) + poll
     soon = soon if soon > case.now else case.now + poll
@@ -98,14 +98,14 @@ def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
     while what is known of the cluster is old, because somebody may have lifted the cordon since."""
     reason = main_reason(plan.blockers) or Reason.PODS_LEAVING
     lines = explain_blockers(plan.blockers)
-    said = _tell_left(case, plan)
+    text = _tell_left(case, plan)
     if outlasts(case) and not plan.jobs:
-        said = f"drain.timeout is over and drain.onTimeout is Hold: the node stays cordoned; {said}"
+        text = f"drain.timeout is over and drain.onTimeout is Hold: the node stays cordoned; {text}"
         reason = Reason.DRAIN_HELD
     if case.old_views and (plan.evict or plan.delete):  # somebody may have lifted the cordon meanwhile
         plan, reason = replace(plan, evict=(), delete=()), Reason.OBSERVATION_PENDING
-        said += f"; none is evicted until the API server sends news of {case.old_views}: what is known of them is old"
-    message = f"{said}; {lines[0]}" if lines else said
+        text += f"; none is evicted until the API server sends news of {case.old_views}: what is known of them is old"
+    message = f"{text}; {lines[0]}" if lines else text
     poll = next_poll(case, JOBS_PACE if plan.jobs else 1)
     wake = min(plan.next_wake, poll) if plan.next_wake else poll
     phase = Phase.WAITING_FOR_JOBS if plan.jobs else Phase.DRAINING
@@ -127,16 +127,18 @@ def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
 
 
 def _tell_left(case: FencedCase, plan: DrainPlan) -> str:
-    """How many pods are left to go, which of them may end by themselves, and which gangs end with them, as a clause."""
-    said = f"{counted(plan.holders, 'GPU pod')} left to go"
+    """Return how many pods are left to go, how many of them may end by themselves, and which gangs end with them, as a
+    clause."""
+    text = f"{counted(plan.holders, 'GPU pod')} left to go"
     if plan.jobs:
         alone = "themselves" if len(plan.jobs) > 1 else "itself"
-        said += f", of which {len(plan.jobs)} may end by {alone} first"
-    return f"{said}; with them {explain_gangs(case.gangs)}" if case.gangs else said
+        text += f", of which {len(plan.jobs)} may end by {alone} first"
+    return f"{text}; with them {explain_gangs(case.gangs)}" if case.gangs else text
 
 
 def _prove(case: FencedCase, work: NodeWork, *, any_event: bool, step_proven: bool) -> Verdict | None:
-    """An agent that closed NVML and saw no process that computes, then two empty LISTs some seconds apart."""
+    """Return what the proof of idleness still lacks, or None if the node is proven idle. The agent must have closed
+    NVML and seen no process that computes; then two LISTs some seconds apart must be empty."""
 
     def wait(reason: Reason, message: str, wake: datetime | None = None) -> Verdict:
         verdict = case.verdict(Phase.VERIFYING_IDLE, reason, message, wake=wake or next_poll(case))
@@ -161,7 +163,8 @@ def _prove(case: FencedCase, work: NodeWork, *, any_event: bool, step_proven: bo
 
 
 def _listed_twice(case: FencedCase, work: NodeWork) -> bool:
-    """Two LISTs without a holder, some seconds apart, both recent and made after the agent's answer."""
+    """Whether two LISTs without a holder were made some seconds apart, both recently and after the agent's answer, and
+    both for this change and cordon."""
     alike = (work.all_pods, work.cordoned_at) == (case.scope.all_pods, case.scope.cordoned_at)
     if work.quiet_since is None or not alike:
         return False

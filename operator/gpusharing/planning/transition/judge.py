@@ -23,7 +23,8 @@ from gpusharing.planning.wanted.assess import Assessed, Assessment, Refused, Uno
 
 
 def judge(case: NodeCase) -> Verdict | None:
-    """The verdict for one node; None for a node that does not concern us (no GPU, no policy, no mark of ours)."""
+    """Return the verdict for one node, or None if the node does not concern us: it has no GPU, no policy and no mark
+    of ours."""
     if case.node.fence_error:
         message = f"{case.node.fence_error}; nothing is done on this node"
         return case.verdict(Phase.BLOCKED, Reason.FENCE_UNREADABLE, message)
@@ -34,16 +35,18 @@ def judge(case: NodeCase) -> Verdict | None:
     return with_gpunode(_unfenced(case, case.assessment), case)
 
 
-def is_told_apart(case: NodeCase) -> bool:
+def differs_from_target(case: NodeCase) -> bool:
     """Whether somebody has looked and seen a difference from the target, which may count as drift when it lasts.
 
-    While NVML is closed nobody has; and what mig-manager is repairing after a reboot is not drift.
+    False while NVML is closed, because nobody has looked then, and for what mig-manager is repairing after a reboot.
     """
-    found, difference = case.assessment, None
-    if isinstance(found, Assessed):
-        difference = found.drift if was_rolled_back(case.node, found.policy) else found.mismatch
-    elif isinstance(found, Unobserved):
-        difference = found.pending
+    assessment, difference = case.assessment, None
+    if isinstance(assessment, Assessed):
+        difference = (
+            assessment.drift if was_rolled_back(case.node, assessment.policy) else assessment.mismatch
+        )
+    elif isinstance(assessment, Unobserved):
+        difference = assessment.pending
     return (
         difference is not None
         and difference.reason is not Reason.OBSERVATION_PENDING
@@ -54,6 +57,8 @@ def is_told_apart(case: NodeCase) -> bool:
 def _fenced(case: FencedCase) -> Verdict:
     # The change of such a node has ended: there is nothing to release by force, and only its fence says that the
     # cordon is ours and may be lifted once nobody else works there.
+    """Return the verdict for a node with our fence: the next step of its change, a forced release, or its way out of
+    foreign maintenance."""
     if case.fence.stage == "yielded":
         return yielded(case)
     policy, heir = case.policy, case.owner
@@ -87,7 +92,8 @@ def _hand_over(case: FencedCase, verdict: Verdict, heir: PolicyView) -> Verdict:
 
 
 def _unowned(case: NodeCase) -> Verdict | None:
-    """A GPU node that no policy selects keeps what it has; only the mark of its former owner is removed."""
+    """Return the verdict for a node that no policy selects; it keeps what it has, and only the mark of its former
+    owner is removed. None for a node without a GPU and without that mark."""
     marked = names.LABEL_POLICY in case.node.labels
     if not has_gpu(case.node) and not marked:
         return None
@@ -98,6 +104,8 @@ def _unowned(case: NodeCase) -> Verdict | None:
 
 
 def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
+    """Return the verdict for a node without a fence that a policy governs: left alone, adopted, blocked, or a
+    candidate."""
     if isinstance(assessment, Refused):
         phase, objection = Phase.SKIPPED if assessment.accepted else Phase.BLOCKED, assessment.objection
         if assessment.policy.resetting and Mark.OUTSIDE in objection.reason.marks:  # given up as they are
@@ -118,6 +126,7 @@ def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
 
 
 def _not_observed(case: NodeCase, pending: Finding) -> Verdict:
+    """Return the verdict for a node of which no usable reading exists, with the most specific cause that is known."""
     if (gate := find_gate(case, None, SERVABLE)) is not None:  # why nobody reads the GPUs
         return _gated(case, gate)
     if (closed := find_closed(case)) is not None:
@@ -127,18 +136,21 @@ def _not_observed(case: NodeCase, pending: Finding) -> Verdict:
     return case.verdict(pending.reason.waiting_phase, pending.reason, pending.message)
 
 
-def _blocked(case: NodeCase, found: Finding) -> Verdict:
-    return case.verdict(Phase.BLOCKED, found.reason, found.message)
+def _blocked(case: NodeCase, finding: Finding) -> Verdict:
+    """Return the verdict Blocked with this finding."""
+    return case.verdict(Phase.BLOCKED, finding.reason, finding.message)
 
 
 def _gated(case: NodeCase, gate: Finding) -> Verdict:
+    """Return the verdict for a node that may not start, with the time at which the gate opens by itself."""
     phase = Phase.SKIPPED if gate.reason is Reason.SKIP_LABEL else gate.reason.waiting_phase
     wake = gate.until if gate.until is not None and gate.until > case.now else None
     return replace(case.verdict(phase, gate.reason, gate.message, wake=wake), deadline=gate.until)
 
 
 def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
-    """Nothing differs: adopt the node with our own labels only, or leave everything alone."""
+    """Return the verdict for a node that is as wanted: proven, adopted by writing our own labels, or blocked until it
+    can be confirmed."""
     node, verified, target = case.node, case.node.verified, assessed.target
     proven = verified is not None and (verified.policy, verified.mig_config, verified.plugin_config) == (
         case.owner_name,
@@ -169,7 +181,8 @@ def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
 
 
 def _unseen(case: NodeCase) -> Verdict | None:
-    """A policy that is being deleted waits for a node whose whole GPUs nobody can confirm now (forgetting.py)."""
+    """Return why nobody can confirm the whole GPUs of a node whose policy is being deleted, or None. The policy waits
+    for it (forgetting.py)."""
     if not case.agent_ready:
         return _blocked(case, case.no_agent(" to prove that the node has whole GPUs"))
     if not case.node.ready:

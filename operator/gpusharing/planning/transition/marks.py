@@ -14,8 +14,8 @@ Marks = dict[str, str | None]
 
 
 def marks_for(node: NodeView, more: Iterable[str] = ()) -> tuple[Marks, Marks]:
-    """(labels, annotations) that the fence sets: those that the node does not have already. `more`: further labels of
-    this cluster, as key=value; one that we also set gets our value."""
+    """Return the labels and the annotations that the fence sets: those that the node does not have already. `more` has
+    further labels of this cluster, as key=value; one that we also set gets our value."""
     known = {
         key: value for key, _, value in (entry.partition("=") for entry in more)
     } | names.NEIGHBOUR_LABELS
@@ -36,7 +36,7 @@ removes no such label: left to that, ours would stay for good."""
 
 
 def unmarked(fence: Fence, node: NodeView) -> tuple[Marks, Marks]:
-    """(labels, annotations) that a release removes.
+    """Return the labels and the annotations that a release removes, with None as their values.
 
     medik8s marks a node that it maintains with the same label that we set, and removes it at the end
     (node-maintenance-operator, addExcludeRemediationLabel): while it works on the node the label belongs to it.

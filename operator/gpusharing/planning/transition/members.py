@@ -20,34 +20,34 @@ class Member:
     node: NodeView
     """The Node."""
     verdict: Verdict
-    """Its verdict before the pools choose."""
+    """The node's verdict before the pools choose."""
     case: NodeCase | None
-    """The case that was judged, at the time of that; None: the node cannot be judged."""
+    """The case that was judged, with the time of that pass, or None if the node cannot be judged."""
     policy: str
     """The policy whose budget counts it: the one that it is compared with, else the one that its verdict names."""
     away: bool
-    """It counts as used: see is_unavailable and is_expected_away."""
+    """Whether the node counts as used: see is_unavailable and is_expected_away."""
     newcomer: bool
-    """See is_newcomer."""
+    """Whether the node takes no slot of the budget: see is_newcomer."""
     marked: bool
-    """See is_marked."""
+    """Whether the node may show a failure: see is_marked."""
     to_go: bool
-    """It has yet to be drained."""
+    """Whether the node has yet to be drained."""
     outside: bool
-    """See is_outside."""
+    """Whether the node is none of the policy's business: see is_outside."""
     target: Target | None
-    """What the node is to become; None: it has no target, or cannot be judged."""
+    """What the node is to become, or None if it has no target or cannot be judged."""
     differs: bool = False
-    """A Ready, unfenced node that somebody has seen to differ from its target."""
+    """Whether the node is Ready, has no fence, and was seen to differ from its target."""
 
     @property
     def assessment(self) -> Assessment | None:
-        """The node compared with its policy; None: it has none, or cannot be judged."""
+        """The node compared with its policy, or None if it has none or cannot be judged."""
         return self.case.assessment if self.case is not None else None
 
     @property
     def candidate(self) -> NodeCase | None:
-        """The case of a node that waits only for its turn; None: it does not."""
+        """The case of a node that waits only for its turn, or None if it does not."""
         return self.case if self.verdict.candidate else None
 
 
@@ -59,7 +59,7 @@ def find_member(
     *,
     differs: bool = False,
 ) -> Member:
-    """The node as its pool counts it. `case`: the one that was judged; None: it cannot be judged."""
+    """Return the node as its pool counts it. `case` is the judged one, or None if the node cannot be judged."""
     waits = verdict.phase.part == "before" and verdict.phase is not Phase.SKIPPED
     assessment = case.assessment if case is not None else None
     return Member(
@@ -79,7 +79,7 @@ def find_member(
 
 def is_outside(verdict: Verdict, node: NodeView) -> bool:
     """Whether a node that the policy selects is none of its business: it has no GPU, or a product that is left out. A
-    node whose change has begun stays its business whatever becomes of it: we cordoned it, and only we give it back."""
+    node whose change has begun stays its business whatever becomes of it, because only we release it."""
     return Mark.OUTSIDE in verdict.reason.marks and not is_begun(node)
 
 
@@ -95,7 +95,7 @@ def is_marked(node: NodeView) -> bool:
 
 
 def is_unavailable(node: NodeView) -> bool:
-    """Whether no pod could be placed there now, for whatever reason."""
+    """Whether no pod can be placed on the node now, for whatever reason."""
     return not node.ready or node.unschedulable or node.deleting or is_begun(node)
 
 
@@ -108,29 +108,29 @@ def is_expected_away(node: NodeView) -> bool:
     return bool(node.foreign) and not node.foreign_waits
 
 
-# --- states that ladders of pools/ tell ----------------------------------------------------------------------
+# --- states that ladders of pools/ name ----------------------------------------------------------------------
 
 
 @value
 class MemberState:
-    """A state of a node, and how it is told."""
+    """A state of a node, and the words for it."""
 
     holds: Callable[[Member], bool]
     """Whether the node is in it."""
     says: str
-    """What is said of the node; each ladder names what it fills in."""
+    """The words for the node; each ladder says which placeholders it fills in."""
 
 
 def going(member: Member) -> bool:
-    """Its Node is being deleted; that is why it will not be Ready, so it is told before that."""
+    """Whether the Node is being deleted. Ladders ask this before `unready`, because such a node will not be Ready."""
     return member.node.deleting
 
 
 def unready(member: Member) -> bool:
-    """Nobody knows whether its pods run."""
+    """Whether the node is not Ready, so that nobody knows whether its pods run."""
     return not member.node.ready
 
 
 def cordoned(member: Member) -> bool:
-    """By whomever."""
+    """Whether the node is cordoned, by us or anybody else."""
     return member.node.unschedulable

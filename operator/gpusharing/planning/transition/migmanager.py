@@ -14,7 +14,7 @@ from gpusharing.planning.wanted.verify import paused_operands, tell_guest_reset
 
 
 def needs_run(case: NodeCase, target: Target) -> bool:
-    """Whether the change is impossible without mig-manager."""
+    """Whether the target has a label for mig-manager and only a run of mig-manager leads there."""
     if not target.mig_config:
         return False
     labels = case.node.labels
@@ -22,8 +22,8 @@ def needs_run(case: NodeCase, target: Target) -> bool:
 
 
 def needs_restart(case: NodeCase, target: Target) -> bool:
-    """The label has its value already, so only a new run of mig-manager can repair the difference
-    (docs/design/nvidia.md#a6)."""
+    """Whether the label has its value already and the node still differs, so that only a new mig-manager pod can
+    repair it (docs/design/nvidia.md#a6)."""
     if not target.mig_config or case.node.labels.get(names.LABEL_MIG_CONFIG) != target.mig_config:
         return False
     return (
@@ -34,13 +34,13 @@ def needs_restart(case: NodeCase, target: Target) -> bool:
 
 
 def found_layouts(case: NodeCase) -> tuple[Layout | None, ...]:
-    """The layout of every GPU that the agent saw last."""
+    """Return the layout of every GPU that the agent saw last; empty without a reading."""
     observed = case.gpunode.observed if case.gpunode else None
     return observed.hardware.layouts if observed else ()
 
 
 def is_ready(case: NodeCase) -> bool:
-    """A mig-manager pod on the node can act on a label."""
+    """Whether a Ready mig-manager pod on the node can act on a label."""
     return case.operand is not None and case.operand.ready
 
 
@@ -49,19 +49,19 @@ def is_ready(case: NodeCase) -> bool:
 
 @value
 class ManagerTrouble:
-    """What mig-manager says, when it is not plain success."""
+    """What mig-manager shows when it is not done or has failed."""
 
     mismatch: Finding
-    """What it says."""
+    """The reason and the message."""
     final: bool
     """Whether waiting longer changes nothing."""
     cure: str
-    """The first step of another run, for people; empty: no run would help."""
+    """The first step of another run, for people; empty if no run would help."""
 
 
 def find_trouble(case: FencedCase) -> ManagerTrouble | None:
-    """The trouble that mig-manager's labels show, given the time since the PNR or the last restart: the first of
-    SIGNS. None: it reports success and is done, or nobody needs it."""
+    """Return the trouble that mig-manager's labels show, by the first of SIGNS. None if it reports success and is
+    done, or if the change does not need it. The time since the PNR or the last restart counts."""
     if not case.fence.target_mig_config:
         return None
     for sign in SIGNS:
@@ -75,25 +75,27 @@ class Sign:
     """One way in which mig-manager's labels show that it is not done."""
 
     find: Callable[[FencedCase], str]
-    """The message; empty: they do not show it."""
+    """Returns the message; an empty text if the labels do not show it."""
     reason: Reason
-    """What it is called."""
+    """The reason of the trouble."""
     final: bool
     """Whether waiting longer changes nothing."""
     cure: str
-    """See ManagerTrouble."""
+    """The first step of another run, as in ManagerTrouble."""
 
 
 def _state(case: FencedCase) -> str:
+    """Return mig.config.state of the node; empty without one."""
     return case.node.labels.get(names.LABEL_MIG_STATE, "")
 
 
 def _waited(case: FencedCase) -> float:
-    """Seconds since the PNR or the last restart."""
+    """Return the seconds since the PNR or the last restart."""
     return (case.now - case.fence.stage_since).total_seconds()
 
 
 def _restarts(case: FencedCase) -> str:
+    """Return that the state is from before a restart of mig-manager that is under way; empty if not."""
     state = _state(case)
     if state not in _ENDED or case.now >= believed_from(case):
         return ""
@@ -112,7 +114,8 @@ def _overwritten(case: FencedCase) -> str:
 
 
 def _failed_midway(case: FencedCase) -> str:
-    """It left operands paused, which it starts again at the end of a run."""
+    """Return that mig-manager failed and left operands paused, which it would start again at the end of a run; else
+    empty."""
     return _failed(case) if paused_operands(case.node) else ""
 
 
@@ -125,18 +128,20 @@ def _failed(case: FencedCase) -> str:
 
 
 def _pending(case: FencedCase) -> str:
-    """Say, after a semicolon, that a GPU still waits for a reset which its virtual machine may be unable to make; empty
-    if no GPU waits, or if that is not the cause."""
+    """Say, after a semicolon, that a GPU still waits for a reset which its virtual machine may be unable to make;
+    empty if no GPU waits, or if that is not the cause."""
     observed = case.gpunode.observed if case.gpunode else None
     waits = observed is not None and any(gpu.mig_pending for gpu in observed.hardware.kinds)
     return tell_guest_reset(observed, case.stack) if waits else ""
 
 
 def _paused_for_long(case: FencedCase) -> str:
+    """Return that operands have been paused for longer than a run would need after success; else empty."""
     return _paused(case) if _waited(case) >= case.settings.wedge_paused else ""
 
 
 def _paused(case: FencedCase) -> str:
+    """Return that mig-manager reports success but operands are still paused; else empty."""
     paused = paused_operands(case.node)
     if _state(case) != "success" or not paused:
         return ""
@@ -144,7 +149,8 @@ def _paused(case: FencedCase) -> str:
 
 
 def _stuck(case: FencedCase) -> str:
-    """A reboot takes its time: only the deadline of the change ends that wait."""
+    """Return that mig-manager has been at work for too long; else empty. During a reboot only the deadline of the
+    change counts."""
     limit = case.settings.wedge_pending
     if _waited(case) < limit or _state(case) == "rebooting":
         return ""
@@ -153,6 +159,7 @@ def _stuck(case: FencedCase) -> str:
 
 
 def _at_work(case: FencedCase) -> str:
+    """Return what mig-manager is doing; empty once it has ended."""
     state = _state(case)
     doing = {"rebooting": "reboots the node", "pending": "is at work"}.get(state, "has not begun")
     return "" if state in _ENDED else f"mig-manager {doing}"
@@ -174,8 +181,8 @@ SIGNS: tuple[Sign, ...] = (
 
 
 def believed_from(case: FencedCase) -> datetime:
-    """From when a state is about this attempt: now where its labels began it, else when the pod that replaces the old
-    one has had time to start.
+    """Return from when mig-manager's state is about this attempt: now if labels alone began it, else when the pod that
+    replaces the old one has had time to start. Until that pod is Ready, return the deadline.
 
     The old pod may use its whole grace period, and the next one starts only after that.
     """
@@ -188,7 +195,7 @@ def believed_from(case: FencedCase) -> datetime:
 
 
 def next_look(case: FencedCase) -> datetime | None:
-    """When the clock alone may change what `find_trouble` says."""
+    """Return when the clock alone may change what `find_trouble` says, or None."""
     settings = case.settings
     moments = [
         case.fence.stage_since + timedelta(seconds=wait)

@@ -2,8 +2,8 @@
 
 An open NVML handle makes a MIG mode change fail and keeps the driver from being unloaded (docs/design/nvidia.md#a8,
 a.9, d.4). In a change of ours the agent is quiet anyway; this is for mig-manager on an admin's own label or after a
-reboot, and for NVIDIA's driver upgrade. The agent only does what `spec.request.quiet` says: the labels are the
-operator's to read.
+reboot, and for NVIDIA's driver upgrade. The agent only does what `spec.request.quiet` says: the
+operator reads the labels.
 """
 
 from datetime import timedelta
@@ -17,7 +17,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 AT_WORK = ("pending", "rebooting")
 """Values of mig.config.state while mig-manager works, or will go on after the reboot that it asked for."""
 ASKED_FOR = "node-maintenance-required"
-"""This one may last for weeks too; the NodeMaintenance shows when that work begins."""
+"""A state of a driver upgrade that may last for weeks; the NodeMaintenance shows when that work begins."""
 UNLOADING = frozenset(
     {
         "pod-deletion-required",
@@ -29,21 +29,25 @@ UNLOADING = frozenset(
 )
 """States of a driver upgrade from the last moment with the old driver to the start of the new one (d.4)."""
 PAUSED = "paused-for-driver-upgrade"
+"""Part of the value of an operand's switch while the driver is being replaced."""
 
 
 def is_at_work(node: NodeView) -> bool:
-    """mig-manager says that it works; the gatherer remembers since when."""
+    """Whether mig-manager says that it is working; the gatherer remembers since when."""
     return node.labels.get(names.LABEL_MIG_STATE) in AT_WORK
 
 
 def find_quiet(case: NodeCase) -> Finding | None:
-    """Why the agent of a node that we do not change must keep NVML closed; None: it may read."""
+    """Return why the agent of a node that we do not change must keep NVML closed, or None if it may read. None for a
+    node in a change of ours."""
     if case.node.fence is not None and case.node.fence.stage != "yielded":
         return None
     return _driver(case.node) or _mig_manager(case)
 
 
 def _driver(node: NodeView) -> Finding | None:
+    """Return that NVIDIA's driver is being replaced on the node, or None. A state that may last for weeks does not
+    count while that work only waits for its turn."""
     state = node.labels.get(names.LABEL_UPGRADE_STATE, "")
     if state in names.UPGRADE_LASTING or (state == ASKED_FOR and node.foreign_queued):
         return None
@@ -57,7 +61,8 @@ def _driver(node: NodeView) -> Finding | None:
 
 
 def _mig_manager(case: NodeCase) -> Finding | None:
-    """Not for ever: only a reading shows whether a mig-manager that does not end has done its work (a.7)."""
+    """Return that mig-manager is working without a change of ours, and until when that counts, or None. It does not
+    count for ever, because only a reading shows whether a mig-manager that does not end has done its work (a.7)."""
     if not is_at_work(case.node):
         return None
     until = (case.at_work_since or case.now) + timedelta(seconds=case.settings.wedge_pending)

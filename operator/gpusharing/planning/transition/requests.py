@@ -1,11 +1,9 @@
 """What the operator asks a node's agent, and which answers count: request ids, silence (quiet) and echo.
 
-    new:<node uid>                first request of a fresh GPUNode
-    <op>:quiet:<event>:<when>            close NVML; asked anew every poll while somebody computes, and when it grew old
-    <op>:quiet:after-<n>:<event>:<when>  the same, before the next step: step n is proven already
-    <op>:verify:<event>:<when>           read again, to prove the result of a run
-    <id>:close                           close NVML: others work on driver or GPUs of a node that we do not change
-    <id>:resume                          read again, now that no change is under way any more
+new:<node uid> first request of a fresh GPUNode <op>:quiet:<event>:<when> close NVML; asked anew every poll while
+somebody computes, and when it grew old <op>:quiet:after-<n>:<event>:<when> the same, before the next step: step n is
+proven already <op>:verify:<event>:<when> read again, to prove the result of a run <id>:close close NVML: others work
+on driver or GPUs of a node that we do not change <id>:resume read again, now that no change is under way any more
 
 An answer counts when it echoes the request that stands. It proves something about the last event (`last_event`) when
 that request names the event and so was written after it: a `FreshReading` (docs/design/transition.md#causality). The
@@ -31,12 +29,13 @@ _RESUME, _CLOSE = ":resume", ":close"
 
 
 def ask(case: NodeCase, request: str, *, quiet: bool) -> EnsureGPUNode:
-    """The write that asks the agent of this node."""
+    """Return the write that sends this request to the agent of the node."""
     return EnsureGPUNode(case.node.name, case.node.uid, request, quiet)
 
 
 def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
-    """Add the write that creates the GPUNode, closes NVML or opens it, unless the verdict has one of its own."""
+    """Return the verdict with the write that creates the GPUNode, closes NVML or opens it, if one is needed. A verdict
+    with such a write of its own, and a Node that is being deleted, get none."""
     gpunode, node = case.gpunode, case.node
     quiet = None if verdict.candidate else find_quiet(case)  # a candidate's gates have asked
     free = node.fence is None or node.fence.stage == "yielded"
@@ -51,8 +50,9 @@ def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
         changing = node.fence is not None and node.fence.stage == "actuating"
         request = ask(case, f"new:{node.uid}", quiet=changing or quiet is not None)
     elif free and gpunode.quiet != (quiet is not None):
-        asked = gpunode.request_id.removesuffix(_RESUME).removesuffix(_CLOSE)  # it must not grow for ever
-        request = ask(case, asked + (_CLOSE if quiet else _RESUME), quiet=quiet is not None)
+        # Without the suffix of the last request: the id must not grow for ever.
+        request_id = gpunode.request_id.removesuffix(_RESUME).removesuffix(_CLOSE)
+        request = ask(case, request_id + (_CLOSE if quiet else _RESUME), quiet=quiet is not None)
     else:
         return verdict
     return replace(verdict, actions=(*verdict.actions, request))
@@ -67,22 +67,22 @@ take 24."""
 
 
 def _quiet_prefix(case: FencedCase) -> str:
-    """The prefix of every request for silence in this change."""
+    """Return the prefix of every request for silence in this change."""
     return f"{case.fence.op}:quiet:"
 
 
 def _step_prefix(case: FencedCase) -> str:
-    """The prefix of requests which say that the present step is proven and the next one is being prepared."""
+    """Return the prefix of requests for silence which say that the present step is proven."""
     return f"{_quiet_prefix(case)}after-{case.fence.step}:"
 
 
 def prepares_next_step(case: FencedCase) -> bool:
-    """The operator asked for silence after this step, and nothing happened since: the step is proven already."""
+    """Whether the operator asked for silence after this step and nothing happened since: the step is proven already."""
     return _request(case).startswith(_step_prefix(case)) and _asked_at(case, "quiet") is not None
 
 
 def answers_quiet(case: NodeCase) -> bool:
-    """The agent has closed NVML for the current request."""
+    """Whether the agent has closed NVML for the current request."""
     gpunode = case.gpunode
     if gpunode is None or gpunode.observed is None:
         return False
@@ -90,10 +90,8 @@ def answers_quiet(case: NodeCase) -> bool:
 
 
 def last_busy(case: FencedCase) -> str:
-    """Why the GPUs were not idle, as far as the agent knew, when it last closed NVML for this change.
-
-    Empty: no process computed, or it has not closed NVML yet.
-    """
+    """Return why the GPUs were not idle when the agent last closed NVML for this change. Empty if no process computed,
+    or if it has not closed NVML yet."""
     observed = case.gpunode.observed if case.gpunode else None
     if observed is None or not observed.quiet or not observed.request_id.startswith(_quiet_prefix(case)):
         return ""
@@ -111,25 +109,25 @@ def last_busy(case: FencedCase) -> str:
 def next_quiet_request(
     case: FencedCase, stood: str, *, any_event: bool, step_proven: bool
 ) -> EnsureGPUNode | None:
-    """Ask for silence: at once where no request stands whose answer would count, again at every poll while a process
-    computes, and when the answer is too old. `stood`: see NodeWork. `any_event`: the request may be older than the last
-    event.
+    """Return the next request for silence, or None if the one that stands is good: at once if no request stands whose
+    answer would count, at every poll while a process computes, and when the answer is too old.
 
-    A request that the agent has not answered yet is not replaced by another one, or it might never answer.
+    A request that the agent has not answered yet is not replaced by another one, or it might never answer. `stood`:
+    see NodeWork. `any_event`: the request may be older than the last event.
     """
-    asked, now = _asked_at(case, "quiet", any_event=any_event), _stamp(case.now)
-    if asked is not None and _request(case) != stood:
+    asked_at, now = _asked_at(case, "quiet", any_event=any_event), _stamp(case.now)
+    if asked_at is not None and _request(case) != stood:
         patience = case.settings.poll if last_busy(case) else QUIET_AGE
-        if not answers_quiet(case) or now < asked + patience * 1000:
+        if not answers_quiet(case) or now < asked_at + patience * 1000:
             return None
-    if asked == now:  # our clock was set back to the very moment of the request that stands
+    if asked_at == now:  # our clock was set back to the very moment of the request that stands
         now -= 1
     kind = _step_prefix(case) if step_proven else _quiet_prefix(case)
     return ask(case, f"{kind}{last_event(case)}:{now}", quiet=True)
 
 
 def _stamp(moment: datetime) -> int:
-    """Milliseconds since 1970."""
+    """Return the moment in milliseconds since 1970."""
     return int(moment.timestamp() * 1000)
 
 
@@ -137,13 +135,11 @@ def _stamp(moment: datetime) -> int:
 
 
 def last_event(case: FencedCase) -> str:
-    """A word for what a proof has to be younger than: our last run, and what mig-manager was told and said since.
-
-    Whenever one of these changes, it is another word.
-    """
+    """Return a hash that changes with every event that a proof has to be younger than: our last run, another
+    mig-manager pod, and what its labels ask and report."""
     labels, operand = case.node.labels, case.operand
-    told = labels.get(names.LABEL_MIG_CONFIG, ""), labels.get(names.LABEL_MIG_STATE, "")
-    parts = (str(_stamp(case.fence.stage_since)), *told, operand.uid if operand is not None else "")
+    mig_labels = labels.get(names.LABEL_MIG_CONFIG, ""), labels.get(names.LABEL_MIG_STATE, "")
+    parts = (str(_stamp(case.fence.stage_since)), *mig_labels, operand.uid if operand is not None else "")
     return sha256(" ".join(parts).encode()).hexdigest()[:10]
 
 
@@ -153,8 +149,8 @@ def _request(case: FencedCase) -> str:
 
 
 def _asked_at(case: FencedCase, kind: str, *, any_event: bool = False) -> int | None:
-    """When the request of this kind that stands was written, in milliseconds since 1970. None where another one must
-    follow: there is none, or it is older than the last event, or of a clock that is ahead of ours."""
+    """Return when the request of this kind that stands was written, in milliseconds since 1970. None if another one
+    must follow: there is none, it is older than the last event, or its clock is ahead of ours."""
     if case.gpunode is None or case.gpunode.quiet != (kind == "quiet"):
         return None
     if not _request(case).startswith(f"{case.fence.op}:{kind}:"):
@@ -175,7 +171,7 @@ class FreshReading:
 
     @staticmethod
     def of(case: FencedCase, kind: str) -> "FreshReading | None":
-        """The answer to the request of this kind that stands; None where there is none yet."""
+        """Return the answer to the request of this kind that stands, or None if there is none yet."""
         gpunode = case.gpunode
         if gpunode is None or (observed := gpunode.observed) is None or _asked_at(case, kind) is None:
             return None
@@ -184,14 +180,14 @@ class FreshReading:
 
 
 def verify_request(case: FencedCase) -> EnsureGPUNode | None:
-    """Ask for the reading that proves the result of the last run of the actuators; None: it was requested already."""
+    """Return the request for the reading that proves the result of the last run, or None if it was sent already."""
     if _asked_at(case, "verify") is not None:
         return None
     return ask(case, f"{case.fence.op}:verify:{last_event(case)}:{_stamp(case.now)}", quiet=False)
 
 
 def answer_due(case: FencedCase) -> datetime:
-    """When the agent should have answered the request that stands, or the one that this pass writes."""
-    asked = _asked_at(case, "verify") or _asked_at(case, "quiet")
-    begun = case.now if asked is None else datetime.fromtimestamp(asked / 1000, UTC)
+    """Return when the agent should have answered the request that stands, or the one that this pass writes."""
+    asked_at = _asked_at(case, "verify") or _asked_at(case, "quiet")
+    begun = case.now if asked_at is None else datetime.fromtimestamp(asked_at / 1000, UTC)
     return begun + timedelta(seconds=PROOF)

@@ -20,11 +20,11 @@ from gpusharing.planning.wanted.assess import has_gpu
 
 
 def is_newcomer(node: NodeView, gpunode: GPUNodeView | None) -> bool:
-    """Nobody counts on this node yet, so its change takes no slot of its policy's budget.
+    """Whether nobody counts on this node yet, so that its change takes no slot of its policy's budget.
 
-    It waits behind the taint, was never given back after a proof (docs/adr/0034-the-start-up-gate.md), and has no GPU
-    pod as far as the agent knows: a taint that somebody puts on nodes in service must not let all of them be drained
-    at once. What was decided at the fence stays valid to its end.
+    Such a node waits behind the taint, was never released after a proof (docs/adr/0034-the-start-up-gate.md), and has
+    no GPU pod as far as the agent knows: a taint that somebody puts on nodes in service must not let all of them be
+    drained at once. What was decided at the fence stays valid to its end.
     """
     if node.fence is not None:
         return node.fence.newcomer
@@ -35,7 +35,8 @@ def is_newcomer(node: NodeView, gpunode: GPUNodeView | None) -> bool:
 
 
 def find_closed(case: NodeCase) -> Finding | None:
-    """What keeps a node behind the taint from ever being proven; None: nothing that is known here, or no taint."""
+    """Return what keeps a node behind the taint from ever being proven, with the command that mends it. None if
+    nothing is known to, or if the node has no taint."""
     if case.node.gate is None:
         return None
     policy = case.stack.cluster_policy
@@ -43,19 +44,20 @@ def find_closed(case: NodeCase) -> Finding | None:
     missing = find_untolerated_agents(case.stack) or operands or _find_finder(case)
     if missing is None:
         return None
-    said = f"{missing.message}, so {missing.pods} stay off {case.node.name} and nothing can prove it"
+    text = f"{missing.message}, so {missing.pods} stay off {case.node.name} and nothing can prove it"
     tail = f"; run (it restarts those pods on every node): {missing.command}"
-    return Finding(Reason.TAINT_NOT_TOLERATED, cut(said, MAX_TEXT - len(tail)) + tail)
+    return Finding(Reason.TAINT_NOT_TOLERATED, cut(text, MAX_TEXT - len(tail)) + tail)
 
 
 def _find_finder(case: NodeCase) -> Untolerated | None:
+    """Return what of Node Feature Discovery does not tolerate the taint, or None if all of it does."""
     policy, namespace = case.stack.cluster_policy, case.settings.gpu_operator_namespace
     plain = policy is not None and policy.plain is not None
     return find_untolerated_finder(case.stack.finders, namespace, plain=plain)
 
 
 def find_unseen(case: NodeCase) -> str:
-    """What else to say about a node behind the taint on which nobody has found a GPU; empty if one was found, or if
+    """Return a clause on why nobody may have found a GPU on a node behind the taint. Empty if one was found, or if
     what would find it may run there."""
     if case.node.gate is None or has_gpu(case.node):
         return ""

@@ -41,28 +41,30 @@ class Verdict:
     disruption: DisruptionClass = DisruptionClass.NONE
     """What the change disturbs, or would disturb; NONE: nothing is to be changed."""
     wanted: str = ""
-    """What the GPUs are to be divided into, for people; empty: unknown."""
+    """What the GPUs are to be divided into, for people; empty if unknown."""
     observed: str = ""
-    """What they are divided into now, for people; empty: unknown."""
+    """What the GPUs are divided into now, for people; empty if unknown."""
     pods: int = 0
-    """Pods that hold a GPU, as far as listed."""
+    """How many pods hold a GPU, as far as listed."""
     needs: tuple[tuple[str, int], ...] = ()
-    """By PodDisruptionBudget (`namespace/name`): how many pods its drain still has to evict under it, as far as listed.
-    Empty where no drain is under way, and where no policy says how to drain."""
+    """By PodDisruptionBudget (`namespace/name`): how many pods its drain still has to evict under it, as far as
+    listed. Empty where no drain is under way, and where no policy says how to drain."""
     blockers: tuple[Blocker, ...] = ()
     """What keeps pods from leaving, before and in a drain."""
     leaving: str = ""
-    """The first pod that still has to leave in a drain, and how many more: `namespace/name +2`; empty: none."""
+    """The first pod that still has to leave in a drain, and how many more: `namespace/name +2`; empty if none has to.
+    """
     deadline: datetime | None = None
-    """That of the fence, or before it when the clock ends the wait; None: something other than the clock ends it."""
+    """The deadline of the fence, or, before there is a fence, when the clock ends the wait. None if something else
+    ends it."""
     attempt: int = 0
-    """That of the fence; 0: no change is in flight."""
+    """The attempt that the fence counts, or 0 if no change is in flight."""
     step: str = ""
-    """The step and how many there are, such as `1/2`; empty: no change is in flight."""
+    """The step and how many there are, such as `1/2`; empty if no change is in flight."""
     actions: tuple[Action, ...] = ()
     """What is done about it now, in this order."""
     wake: datetime | None = None
-    """When to look again even if nothing happens; None: when something does."""
+    """When to look again even if nothing happens, or None if only an event can change the verdict."""
     wants_pods: bool = False
     """Whether the next pass needs the pods of this node."""
     candidate: bool = False
@@ -70,17 +72,17 @@ class Verdict:
     health: Finding | None = None
     """The health of the node's GPUs, as last reported; None while no GPU was reported."""
     keeper: str = ""
-    """The object that keeps the node where the reason does not say it, see `Finding`; empty: it does."""
+    """The object that holds the node back, see `Finding`; empty if the reason says it."""
     stands: bool = False
     """Whether only a person ends the wait, although the reason also has an end that comes by itself."""
 
     def then(self, *actions: Action) -> "Verdict":
-        """The same verdict with actions."""
+        """Return the same verdict with these actions in place of its own."""
         return replace(self, actions=actions)
 
 
 def find_health(gpunode: GPUNodeView | None) -> Finding | None:
-    """The health of a node's GPUs; None while the agent reported none."""
+    """Return the health of a node's GPUs, or None while the agent reported none."""
     hardware = gpunode.observed.hardware if gpunode and gpunode.observed else None
     return hardware.health if hardware is not None and hardware.gpus else None
 
@@ -95,27 +97,27 @@ class NodeCase:
     node: NodeView
     """The Node."""
     gpunode: GPUNodeView | None
-    """What we asked the agent and what it reports; None: the node has no GPUNode yet."""
+    """What we asked the agent and what it reports, or None if the node has no GPUNode yet."""
     owner: PolicyView | None
-    """The policy that owns the node by selectors; None: no policy does."""
+    """The policy that owns the node by selectors, or None if none does."""
     work: NodeWork | None
-    """Its pods; None: they were not listed, or the LIST was made for a smaller change than the present one."""
+    """The pods of the node, or None if they were not listed, or listed for a smaller change than the present one."""
     agent_ready: bool
     """Whether the agent's pod on the node is Ready."""
     agent_trouble: Finding | None
-    """Why no agent is Ready; None: one is Ready, or the cause is unknown."""
+    """Why no agent is Ready, or None if one is or the cause is unknown."""
     operand: Operand | None
-    """The node's mig-manager pod; None: there is none."""
+    """The node's mig-manager pod, or None."""
     mig_failure: str
     """The last line of mig-manager's log after it failed; empty when nobody could read it."""
     mps_daemon: Operand | None
-    """The node's MPS control daemon pod; None: there is none."""
+    """The node's MPS control daemon pod, or None."""
     claimed: bool
     """Whether the node already holds a slot of the budget."""
     drifting_since: datetime | None
-    """Since when this process has seen the node differ from its target; None: it has seen no difference."""
+    """Since when this process has seen the node differ from its target, or None if it has seen no difference."""
     at_work_since: datetime | None
-    """Since when this process has seen mig-manager at work; None: it is not at work."""
+    """Since when this process has seen mig-manager at work, or None if it is not."""
     stack: StackView
     """NVIDIA's components and our ConfigMaps."""
     settings: PlanSettings
@@ -123,48 +125,49 @@ class NodeCase:
     now: datetime = field(compare=False)
     """The time of the pass that made this case."""
     old_views: str = ""
-    """The kinds of objects of which the operator knows an old state only; empty: none."""
+    """The kinds of objects of which the operator knows only an old state; empty if there are none."""
     assessment: Assessment | None = None
-    """The node compared with what the policy that drives it wants, once `compare` has done that; None: no policy drives
-    it."""
+    """The node compared with what the policy that drives it wants, once `compare` has done that, or None if no policy
+    drives it."""
 
     @property
     def owner_name(self) -> str:
-        """The name of the policy that owns the node by selectors; empty: none."""
+        """The name of the policy that owns the node by selectors; empty if none does."""
         return self.owner.name if self.owner is not None else ""
 
     @property
     def policy(self) -> PolicyView | None:
-        """The policy with which the node was compared; None: with none."""
+        """The policy with which the node was compared, or None."""
         return self.assessment.policy if self.assessment is not None else None
 
     @property
     def health(self) -> Finding | None:
-        """The health of the node's GPUs, as last reported; None while no GPU was reported."""
+        """The health of the node's GPUs as last reported, or None while no GPU was reported."""
         return find_health(self.gpunode)
 
     def at(self, now: datetime) -> "NodeCase":
-        """The same case at another time."""
+        """Return the same case at another time."""
         return self if self.now == now else replace(self, now=now)
 
     def no_agent(self, consequence: str) -> Finding:
-        """Why no agent is Ready; `consequence` says what that prevents."""
+        """Return why no agent is Ready. `consequence` is added if no specific cause is known."""
         if (trouble := self.agent_trouble) is not None:
             return Finding(trouble.reason, f"no agent runs on {self.node.name}: {trouble.message}")
         return Finding(Reason.AGENT_NOT_READY, f"no Ready agent pod on {self.node.name}{consequence}")
 
     @property
     def unhealthy(self) -> Finding | None:
-        """What makes a GPU of the node unhealthy; None when nothing does, or nothing is known."""
+        """What makes a GPU of the node unhealthy, or None if nothing does or nothing is known."""
         health = self.health
         return None if health is None or is_healthy(health) else health
 
     @property
     def disruption(self) -> DisruptionClass:
-        """What the change disturbs: for a fenced node the worst class ever seen, because a class only rises."""
+        """What the change disturbs. For a fenced node this is the worst class seen so far, because a class never
+        falls."""
         fence, assessment = self.node.fence, self.assessment
         now = assessment.disruption if isinstance(assessment, Assessed) else DisruptionClass.NONE
-        return max(fence.disruption, now, key=lambda one: one.severity) if fence else now
+        return max(fence.disruption, now, key=lambda disruption: disruption.severity) if fence else now
 
     @property
     def scope(self) -> Scope:
@@ -180,14 +183,18 @@ class NodeCase:
         return ending_gangs(self.work, self.scope) if self.work is not None and self.work.gangs else ()
 
     def needs(self, phase: Phase) -> tuple[tuple[str, int], ...]:
-        """What its drain still needs of each PodDisruptionBudget; empty: no drain of ours goes on."""
+        """Return how many pods its drain still has to evict under each PodDisruptionBudget; always empty without a
+        fence."""
         del phase
         return ()
 
     def _observed_text(self) -> str:
+        """Return what the GPUs are divided into now, for people."""
         return describe_observed(self.node, self.gpunode.observed if self.gpunode else None)
 
     def _behind_gate(self, phase: Phase) -> str:
+        """Return the beginning of a message that says that the start-up taint keeps workloads off; empty without the
+        taint or once the change has begun."""
         if self.node.gate is None or phase.part != "before":
             return ""
         return f"no workload starts here before it is proven (taint {names.TAINT_UNPROVEN}): "
@@ -201,7 +208,7 @@ class NodeCase:
         wake: datetime | None = None,
         candidate: bool = False,
     ) -> Verdict:
-        """A verdict with the fields filled in that are the same for every phase."""
+        """Return a verdict with the fields filled in that follow from the case."""
         assessment = self.assessment
         fence = self.node.fence
         target = assessment.target if isinstance(assessment, Assessed) else None
@@ -229,15 +236,12 @@ class FencedCase(NodeCase):
     """The case of a node that carries our fence."""
 
     fence: Fence
-    """That fence, which `node` has too."""
+    """The fence, which `node` has too."""
 
     @cached_property
     def drain(self) -> DrainPlan | None:
-        """Which pods must leave and what keeps them; None while the pods were not listed, or no policy says how to
-        drain.
-
-        Planned once for all callers, and only when one asks.
-        """
+        """Which pods must leave and what keeps them, or None while the pods were not listed or no policy says how to
+        drain. Planned at the first use."""
         spec = self.assessment.policy.spec if self.assessment is not None else None
         if self.work is None or spec is None:
             return None
@@ -245,22 +249,24 @@ class FencedCase(NodeCase):
         return plan_drain(found, self.now, self._force_end)
 
     def needs(self, phase: Phase) -> tuple[tuple[str, int], ...]:
-        """What its drain still needs of each PodDisruptionBudget; empty: nothing, or nobody knows."""
+        """Return how many pods the drain still has to evict under each PodDisruptionBudget. Empty while that is
+        unknown, and in a phase in which nothing is evicted any more."""
         ends = phase in (Phase.ABORTING, Phase.UNCORDONING)  # no pod is asked to leave any more
         drains = not ends and self.fence.disruption.cordons
         return self.drain.needs if drains and self.drain is not None else ()
 
     @property
     def _force_end(self) -> datetime | None:
-        """When the remaining pods must be gone, if they are deleted by force in the end; None: no pod is, at present.
+        """When the remaining pods must be gone if they are deleted by force in the end, or None if none may be at
+        present.
 
-        Not after the point of no return, nor while jobs have their time, nor on a node whose kubelet does not answer:
-        there the object would stay, and its containers would keep running.
+        None after the point of no return, while jobs have their time, and on a node whose kubelet does not answer:
+        there the object would go, and its containers would keep running.
         """
         fence = self.fence
         return fence.deadline if fence.stage == "fenced" and not fence.jobs and self.node.ready else None
 
     @staticmethod
     def of(case: NodeCase, fence: Fence) -> "FencedCase":
-        """The same case with its node's fence."""
+        """Return the same case with its node's fence."""
         return FencedCase(**{one.name: getattr(case, one.name) for one in fields(NodeCase)}, fence=fence)

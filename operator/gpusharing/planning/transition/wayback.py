@@ -1,9 +1,10 @@
 """A change that failed after the point of no return goes back to what was proven on the node last: onFailure Rollback.
 
-    Failed ── recorded in the fence ──► the ways of after.py, with the last proven layout as the target ── proven ──►
-    given back as RolledBack: uncordoned, serving that, and not tried again by itself
+Failed ── recorded in the fence ──► the ways of after.py, with the last proven layout as the target ── proven ──► given
+back as RolledBack: uncordoned, serving that, and not tried again by itself
 
-It is turned round once: where the way back fails too, the node is Failed and held (docs/design/transition.md#rollback).
+It is turned round once: where the way back fails too, the node is Failed and held
+(docs/design/transition.md#rollback).
 """
 
 from dataclasses import replace
@@ -26,23 +27,25 @@ MAX_FAILURE = 300
 
 
 def find_way_back(case: FencedCase) -> FencedCase | None:
-    """The case with the last proven layout as its target, while the node is on its way there; None: it is not."""
+    """Return the case with the last proven layout as its target, or None if the node is not being rolled back. If that
+    layout can no longer be reached, the case has the reason as its objection."""
     if not goes_back(case):
         return None
-    found = case.assessment
-    if not isinstance(found, Assessed):
+    assessment = case.assessment
+    if not isinstance(assessment, Assessed):
         return case
-    back = _assess_back(case, found)
+    back = _assess_back(case, assessment)
     if isinstance(back, str):
         gone = Finding(Reason.ROLLING_BACK, f"the way back is lost: {back}")
-        return replace(case, assessment=Refused(found.policy, gone, True, found.observed_text))
+        return replace(case, assessment=Refused(assessment.policy, gone, True, assessment.observed_text))
     return replace(case, assessment=back)
 
 
-def told_as_way_back(verdict: Verdict, case: FencedCase) -> Verdict:
-    """The verdict of a node on its way back. `case`: as the policy wants it; that stays the wanted state."""
-    found = case.assessment
-    wanted = found.target.text if isinstance(found, Assessed) else verdict.wanted
+def present_way_back(verdict: Verdict, case: FencedCase) -> Verdict:
+    """Return the verdict of a node that is being rolled back, with a message and a reason that say so. `case` is as
+    the policy wants it; that stays the wanted state."""
+    assessment = case.assessment
+    wanted = assessment.target.text if isinstance(assessment, Assessed) else verdict.wanted
     reason, message = verdict.reason, verdict.message
     if verdict.phase not in (Phase.FAILED, Phase.UNCORDONING):
         message = f"going back after a failure: {message}"
@@ -54,23 +57,23 @@ def told_as_way_back(verdict: Verdict, case: FencedCase) -> Verdict:
 
 
 def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | str:
-    """The record that the node goes back, or why it is held instead, as a clause for people; empty: the policy wants
-    it held.
+    """Return the verdict that records the rollback of the node, or why the node is held instead, as a clause for
+    people. The clause is empty if the policy wants failed nodes held.
 
     `known`: the failure shows the present state of the node. A node that is not Ready, or without an agent, shows an
-    old state: what a kubelet offered before it went away is from before the change.
+    old state: what a kubelet advertised before it went away is from before the change.
     """
-    found = case.assessment
-    if not isinstance(found, Assessed) or found.spec.rollout.on_failure != "Rollback":
+    assessment = case.assessment
+    if not isinstance(assessment, Assessed) or assessment.spec.rollout.on_failure != "Rollback":
         return ""
     if goes_back(case):
-        return f"the way back to {found.target.text} failed too"
+        return f"the way back to {assessment.target.text} failed too"
     if not (known and case.node.ready and case.agent_ready):
         return "spec.rollout.onFailure Rollback follows once the state of the node is known"
-    back = _assess_back(case, found)
+    back = _assess_back(case, assessment)
     if isinstance(back, str):
         return f"spec.rollout.onFailure is Rollback, but {back}"
-    if owed_for(back.target) == owed_for(found.target):
+    if owed_for(back.target) == owed_for(assessment.target):
         return "spec.rollout.onFailure is Rollback, but what was proven last is what failed"
     if not case.fence.disruption.cordons and back.disruption.cordons:
         return (
@@ -79,11 +82,11 @@ def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | s
     message = f"{failure.message}; going back to {back.target.text}, which was proven here last"
     verdict = case.verdict(Phase.RECONFIGURING, Reason.ROLLING_BACK, message)
     owed = owe(case, back, attempt=1, failed=True)
-    policy, followed = found.policy, case.fence.version
+    policy, begun_version = assessment.policy, case.fence.version
     fence = replace(
         owed.fence,
         version=policy.version,
-        failed_version=policy.version if followed.uid in ("", policy.uid) else followed,
+        failed_version=policy.version if begun_version.uid in ("", policy.uid) else begun_version,
         revision=find_revision(policy),
         drift=False,
         step=1,
@@ -94,17 +97,17 @@ def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | s
     return verdict.then(UpdateFence(case.node, fence))
 
 
-def _assess_back(case: FencedCase, found: Assessed) -> Assessed | str:
-    """The node compared with what was proven on it last, or why that is impossible."""
-    node, observed, stack = case.node, found.observed, case.stack
+def _assess_back(case: FencedCase, assessment: Assessed) -> Assessed | str:
+    """Return the node compared with what was proven on it last, or why it cannot go back to that."""
+    node, observed, stack = case.node, assessment.observed, case.stack
     target = find_last_proven(node, observed, stack)
     if isinstance(target, str):
         return target
-    if deaf := DEAF.find(case, replace(found, target=target)):
+    if deaf := DEAF.find(case, replace(assessment, target=target)):
         return f"it leads to MPS, and {deaf}"
     mismatch = find_mismatch(Comparison(node, observed, target, stack))
     return replace(
-        found,
+        assessment,
         target=target,
         two_steps=needs_two_steps(node, observed, target, stack),
         mismatch=mismatch,

@@ -22,7 +22,8 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def give_way(case: FencedCase, message: str) -> Verdict:
-    """The change is given up; the cordon stays as long as somebody else works on the node."""
+    """Return the verdict that gives the change up and keeps the fence and our cordon as long as somebody else works on
+    the node. Our marks are removed."""
     labels, annotations = unmarked(case.fence, case.node)
     verdict = case.verdict(Phase.ABORTING, Reason.FOREIGN_MAINTENANCE, message)
     return verdict.then(UpdateFence(case.node, _aside(case), labels=labels, annotations=annotations))
@@ -34,23 +35,25 @@ def keeps_cordon(case: FencedCase) -> bool:
 
 
 def fence_after_proof(case: FencedCase, routing: str) -> Fence | None:
-    """The fence that remembers our cordon of a proven node while somebody else works on it; None if the fence is
-    removed with the proof. `routing`: the value of the routing label that the node then gets with its release."""
+    """Return the fence that remembers our cordon of a proven node while somebody else works on it, or None if the
+    fence is removed with the proof. `routing` is the value of the routing label that the node gets with its
+    release."""
     return replace(_aside(case), proven=case.now, from_mode=routing) if keeps_cordon(case) else None
 
 
 def _aside(case: FencedCase) -> Fence:
-    """The fence in stage `yielded`. It lists no marks, because the PATCH that writes it removes them."""
+    """Return the fence in stage `yielded`. It lists no marks, because the PATCH that writes it removes them."""
     return replace(case.fence, stage="yielded", stage_since=case.now, added=())
 
 
 def tell_wait(case: FencedCase) -> str:
-    """Who else works on the node, and what becomes of our cordon, as a clause."""
+    """Return who else works on the node, and what becomes of our cordon, as a clause."""
     return f"{tell_foreign(case.node)}; our cordon is lifted when that is done"
 
 
 def yielded(case: FencedCase) -> Verdict:
-    """The next step of a node whose fence stage is `yielded`."""
+    """Return the next step of a node whose fence stage is `yielded`: wait while somebody else works on it, else
+    release it."""
     if keeps_cordon(case):
         waiting = case.verdict(Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE, tell_wait(case))
         return replace(waiting, deadline=None)
