@@ -169,9 +169,9 @@ def test_get_gsp_shows_the_columns(server: Api, control_plane: ControlPlane) -> 
 def test_explain_tells_everything_about_mig(control_plane: ControlPlane) -> None:
     text = " ".join(control_plane.kubectl("explain", "gsp.spec.mig").split())
     for words in (
-        "MIG instances, isolated in hardware",
-        "config <string> A named mig-parted configuration",
-        "layouts <[]Object> The geometry itself",
+        "MIG instances, which hardware isolates",
+        "config <string> Name of a mig-parted configuration",
+        "layouts <[]Object> MIG instances of the GPUs, entry by entry",
         "strategy <string> enum: single, mixed `mixed` advertises nvidia.com/mig-<profile>",
     ):
         assert words in text

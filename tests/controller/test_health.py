@@ -111,7 +111,7 @@ async def test_a_watch_that_is_silent_for_too_long_is_dead(probed: Probed) -> No
     status, text = await probed.get("/healthz")
     assert status == 503
     assert text.splitlines() == [
-        f"{name}: nothing heard for 201 s"
+        f"{name}: the API server has sent nothing for 201 s"
         for name in ("agent pods", "configmaps", "gpunodes", "nodes", "operand pods")
     ]
 

@@ -26,16 +26,24 @@ async def test_where_everything_is_forbidden_each_reason_is_said_once() -> None:
         async with running(cluster, leader):
             await asyncio.sleep(HOUR)
             begun = [line["event"] for line in said]
-            warnings = "the Warnings about the agent's pods cannot be read"
-            assert sorted(begun) == ["not everything can be read", warnings, "waits to lead"]
+            warnings = "Warning events about the agent's pods cannot be read; trying again"
+            assert sorted(begun) == [
+                warnings,
+                "some objects cannot be read; nothing is decided until they can",
+                "this process waits to become the leader",
+            ]
             assert "no right to get leases" in str(said)
             leader.is_leader, leader.error = True, None
             for fault in sick:
                 fault.lift()
             await asyncio.sleep(120)
-    ended = [line["event"] for line in said if line["event"] != "configuration written"][3:]
-    over = ["over: not everything can be read", f"over: {warnings}", "over: waits to lead"]
-    assert sorted(ended) == ["leading", *over]
+    ended = [line["event"] for line in said if line["event"] != "the ConfigMap was written"][3:]
+    over = [
+        "over: some objects cannot be read; nothing is decided until they can",
+        f"over: {warnings}",
+        "over: this process waits to become the leader",
+    ]
+    assert sorted(ended) == sorted(["this process leads now", *over])
 
 
 @virtually
@@ -54,8 +62,13 @@ async def test_a_server_that_is_away_is_said_once_and_its_return_too() -> None:
             for fault in sick:
                 fault.lift()
             await asyncio.sleep(60)
-    lines = [line["event"] for line in said if line["event"] != "status is not written"]
-    assert 1 <= lines.count("no pass completes") + lines.count("no node starts") <= 2
+    lines = [line["event"] for line in said if line["event"] != "statuses and Events cannot be written now"]
+    assert (
+        1
+        <= lines.count("no pass can be completed; trying again")
+        + lines.count("the policies may be out of date, so no node starts")
+        <= 2
+    )
     assert len(lines) <= 8, "what failed by itself is said once more when the server counts as away"
     assert any(line.startswith("over: ") for line in lines)
 
@@ -84,7 +97,10 @@ async def test_a_server_that_asks_for_no_call_at_all_gets_none_and_that_is_said_
                 fault.lift()
             await asyncio.sleep(60)
         assert stage.cluster.get(POLICIES, "pool-b")["status"]["observedGeneration"] == 1
-    lines, waits = [line["event"] for line in said], "the API server asks us to wait"
+    lines, waits = (
+        [line["event"] for line in said],
+        "the API server asked the operator to wait, so no pass begins",
+    )
     assert (lines.count(waits), lines.count(f"over: {waits}")) == (1, 1), "its end is said once too"
 
 
@@ -94,7 +110,7 @@ async def test_damaged_claims_are_said() -> None:
     with capture_logs() as said:
         async with running(leader=leader):
             await asyncio.sleep(HOUR)
-    assert [line["why"] for line in said if "on the Lease cannot be read" in line["event"]] == [
+    assert [line["error"] for line in said if "on the Lease cannot be read" in line["event"]] == [
         "claims: no JSON"
     ]
 

@@ -163,7 +163,7 @@ async def test_a_port_that_is_taken_is_named(environment: dict[str, str]) -> Non
         status, _, errors = await end_of({**environment, "GPUSHARING_PROBE_PORT": str(port)})
     assert status == FAULT
     line = log_lines(errors)[-1]
-    assert line["event"] == "cannot listen"
+    assert line["event"] == "cannot listen on a port"
     assert (line["variable"], line["port"]) == ("GPUSHARING_PROBE_PORT", port)
 
 
@@ -224,7 +224,7 @@ async def test_it_outlives_an_error_that_ends_kopf(server: FakeServer, environme
         _, errors = await process.communicate()
         assert process.returncode == 0
     lines = log_lines(errors.decode())
-    assert "the policies are not being watched, trying again" in [line["event"] for line in lines]
+    assert "the policies cannot be watched; trying again" in [line["event"] for line in lines]
     traces = [line for line in lines if line.get("logger", "").startswith("kopf")]
     assert traces
     assert all("Traceback" in line["exception"] for line in traces), "also what libraries log is complete"
@@ -261,7 +261,10 @@ async def test_a_process_that_lost_the_lease_ends_at_once_and_writes_nothing_mor
         )
         _, errors = await process.communicate()
     assert process.returncode == LOST_LEASE
-    assert log_lines(errors.decode())[-1]["event"] == "the Lease is lost, ending at once"
+    assert (
+        log_lines(errors.decode())[-1]["event"]
+        == "the Lease is lost: the operator stops at once, because another process may lead"
+    )
     assert holder(server) == "somebody-else"
 
 
@@ -325,7 +328,11 @@ async def test_a_fault_of_its_own_ends_it_with_a_trace_in_the_log(
     server.garbled.add(NODES)
     status, _, errors = await end_of(environment)
     line = log_lines(errors)[-1]
-    assert (status, line["event"], line["level"]) == (FAULT, "ended by a fault of its own", "error")
+    assert (status, line["event"], line["level"]) == (
+        FAULT,
+        "the operator stops because of an internal error",
+        "error",
+    )
     assert "Traceback" in line["exception"]
     assert holder(server) == "", "the next one need not wait"
 

@@ -150,4 +150,4 @@ async def test_an_entry_for_which_mig_parted_refuses_the_file_holds_up_no_other_
             assert f"entry spare: {why}" in row["message"]
     told = [line for line in lines if line["event"] == "entries of the admin's ConfigMap are left out"]
     assert [(line["configmap"], why in line["why"]) for line in told] == [(SITE, True)]
-    assert "status cannot be told" not in {line["event"] for line in lines}
+    assert "the status cannot be computed; please report this bug" not in {line["event"] for line in lines}

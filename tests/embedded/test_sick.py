@@ -132,8 +132,8 @@ OBJECTS = {
     "the status of the policy": "policy/pool-b",
     "the list of policies": "policies cannot be listed",
     "the list of budgets": "PodDisruptionBudgets cannot be listed",
-    "Events": "events not posted",
-    "the list of Warnings": "the Warnings about the agent's pods cannot be read",
+    "Events": "Events cannot be posted; trying again",
+    "the list of Warnings": "Warning events about the agent's pods cannot be read; trying again",
     "the Lease": "lease",
 }
 

@@ -1,4 +1,4 @@
-"""The bodies that write our two ConfigMaps: only what changes, with the time at which each entry was written."""
+"""The patches that write our two ConfigMaps: only what changes, with the time at which each entry was written."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping
@@ -15,7 +15,8 @@ LABELS = {names.LABEL_MANAGED_BY: names.MANAGED_BY}
 
 
 def plugin_patch(action: WriteConfig, stack: StackView, now: datetime) -> JSON | None:
-    """Merge patch of the device-plugin ConfigMap; None when it is right. The ConfigMap is created even if empty."""
+    """Return the merge patch of the device-plugin ConfigMap, or None if nothing has to be written. The ConfigMap is
+    created even if it has no entries."""
     present, wanted = stack.plugin_configs, action.plugin_configs
     data: dict[str, str | None] = {key: text for key, text in wanted.items() if present.get(key) != text}
     same = wanted.keys() - data.keys()
@@ -26,18 +27,19 @@ def plugin_patch(action: WriteConfig, stack: StackView, now: datetime) -> JSON |
 
 
 def mig_patch(action: WriteConfig, stack: StackView, now: datetime) -> JSON | None:
-    """Merge patch of the mig-parted ConfigMap; None when it is right."""
+    """Return the merge patch of the mig-parted ConfigMap, or None if nothing has to be written."""
     wanted, present = migfile.parse(action.mig_file), migfile.parse(stack.mig_file)
     data = {MIG_KEY: action.mig_file} if action.mig_file != stack.mig_file else {}
     if not data and _is_marked(wanted, stack):
         return None
-    # A file that somebody edited may have been refused as a whole, and has to reach the nodes again.
+    # mig-manager may have refused a file that someone edited as a whole, so all of its entries count as written now.
     whole = not stack.mig_file or migfile.is_rendered(stack.mig_file)
     same = [name for name, entry in wanted.items() if whole and present.get(name) == entry]
     return _body(data, wanted, same, stack.written, now)
 
 
 def _is_marked(wanted: Iterable[str], stack: StackView) -> bool:
+    """Whether both ConfigMaps have our label, and a time of writing is recorded for each wanted entry."""
     return stack.marked and stack.written.keys() >= set(wanted)
 
 
@@ -48,7 +50,8 @@ def _body(
     written: Mapping[str, datetime],
     now: datetime,
 ) -> JSON:
-    """Entries in `same` keep the time they were written at, if they have one; all others count as written now."""
+    """Return a merge patch with `data`, our label, and the times at which the wanted entries were written. Entries in
+    `same` keep their recorded time, if they have one; all others get `now`."""
     stamps = {key: written.get(key, now) if key in same else now for key in sorted(wanted)}
     text = json.dumps({key: stamp.astimezone(UTC).isoformat() for key, stamp in stamps.items()})
     return {

@@ -1,8 +1,8 @@
-"""Isolates kopf from everything else in the process, and restarts it when it stops (docs/adr/0030).
+"""Run kopf isolated from everything else in the process, and restart it when it stops (docs/adr/0030).
 
-It stops on a watch ERROR such as 500, which is no reason to restart the process. And it treats its event loop as its
-own: when it stops, it cancels every task that was started after it, and it handles SIGTERM and SIGINT. So it gets a
-loop of its own, in a thread of its own.
+kopf stops on a watch ERROR such as 500, which is no reason to restart the process. It also treats its event loop as
+its own: when it stops, it cancels every task that was started after it, and it handles SIGTERM and SIGINT. So it gets
+an event loop in a thread of its own.
 """
 
 import asyncio
@@ -23,40 +23,41 @@ from gpusharing.kube.login import Access, Login
 log = structlog.get_logger()
 
 AGAIN_FIRST, AGAIN_MOST = 1.0, 60.0
-"""Seconds until kopf is started again; doubled while its lives are short."""
+"""The shortest and the longest wait in seconds until kopf is started again. It doubles while kopf stops soon."""
 LONG_LIFE = 60.0
-"""Seconds. A kopf that ran for this long was working: the next time it stops, the waits start again from the
-shortest."""
+"""Seconds after which a running kopf counts as working: the next time it stops, the shortest wait applies again."""
 STOP_SECONDS = 5.0
 """Seconds that kopf may take to stop. Its thread does not keep the process alive."""
 
 
 class PolicyWatch:
-    """Runs kopf, and runs it again when it stops."""
+    """Runs kopf, which watches the policies, and starts it again when it stops."""
 
     def __init__(
         self, client: KubeClient, login: Login, touch: Touch, *, again_after: float = AGAIN_FIRST
     ) -> None:
-        """Nothing is started yet. `again_after`: seconds before the first restart of kopf, varied at random by half."""
+        """Prepare the watch; `run` starts it. `touch` is called for every event. `again_after`: seconds before the
+        first restart of kopf, varied at random by half."""
         self._client, self._login, self._touch = client, login, touch
         self._backoff = Backoff(again_after, AGAIN_MOST)
         self.restarts = 0
         self.error = ""
-        """Why kopf is not watching the policies; empty when nothing is known."""
+        """Why kopf last stopped watching the policies; empty before any error."""
         self.running = threading.Event()
         """Set while kopf follows the policies."""
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run kopf again and again until cancelled. Errors of kopf and of the API server are kept in `error` and
+        logged."""
         while True:
             began = loop_time()
             try:
-                await self._served()
-                await self._once()
+                await self._check_served()
+                await self._run_once()
             except Exception as error:  # noqa: BLE001 -- kopf's watchers raise anything; all of it means: restart
                 before, self.error = self.error, str(error) or repr(error)
                 if self.error != before:
-                    log.warning("the policies are not being watched, trying again", error=self.error)
+                    log.warning("the policies cannot be watched; trying again", error=self.error)
             finally:
                 self.running.clear()
             self.restarts += 1
@@ -65,25 +66,27 @@ class PolicyWatch:
                 self._backoff.success()
             await asyncio.sleep(self._backoff.after_failure())
 
-    async def _served(self) -> None:
-        """Raises a KubeError as long as there is no CRD: kopf would start, and never look for it again."""
+    async def _check_served(self) -> None:
+        """Raise a KubeError as long as there is no CRD: kopf would start, and never look for it again."""
         await self._client.list_page(POLICIES, limit=1)
 
-    async def _once(self) -> None:
-        """One run of kopf."""
-        ours, theirs = asyncio.get_running_loop(), KopfLoop()
+    async def _run_once(self) -> None:
+        """Run kopf in a thread of its own until it stops, and raise the error that stopped it. When cancelled, stop
+        kopf first."""
+        own_loop, kopf_loop = asyncio.get_running_loop(), KopfLoop()
         sessions: list[aiohttp.ClientSession] = []
-        life = theirs.create_task(self._life(ours, sessions), name="kopf")
-        ended: asyncio.Future[BaseException | None] = ours.create_future()
+        life = kopf_loop.create_task(self._life(own_loop, sessions), name="kopf")
+        ended: asyncio.Future[BaseException | None] = own_loop.create_future()
 
         def follow() -> None:
+            """Run kopf in its thread, and hand its end, or its error, to our event loop."""
             error: BaseException | None = None
             try:
-                _run(theirs, life, sessions)
+                _run(kopf_loop, life, sessions)
             except BaseException as raised:  # noqa: BLE001 -- raised again in the thread that waits for it
                 error = raised
-            with suppress(RuntimeError):  # our loop is closed: nobody waits
-                ours.call_soon_threadsafe(ended.set_result, error)
+            with suppress(RuntimeError):  # our loop is closed, so no task waits
+                own_loop.call_soon_threadsafe(ended.set_result, error)
 
         threading.Thread(target=follow, name="kopf", daemon=True).start()
         try:
@@ -92,29 +95,30 @@ class PolicyWatch:
         finally:
             if not ended.done():
                 with suppress(RuntimeError):  # it has just ended by itself
-                    theirs.call_soon_threadsafe(life.cancel)
+                    kopf_loop.call_soon_threadsafe(life.cancel)
                 await asyncio.wait([ended], timeout=STOP_SECONDS)
 
-    async def _life(self, ours: asyncio.AbstractEventLoop, sessions: list[aiohttp.ClientSession]) -> None:
-        """Runs in kopf's loop; log-in and touch belong to our own."""
+    async def _life(self, own_loop: asyncio.AbstractEventLoop, sessions: list[aiohttp.ClientSession]) -> None:
+        """Follow the policies in kopf's event loop. Log-in and touch are handed to our own loop."""
 
         async def credentials() -> tuple[Access, str | None]:
-            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._credentials(), ours))
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._credentials(), own_loop))
 
         def touch(name: str, version: str) -> None:
-            ours.call_soon_threadsafe(self._touch, name, version)
+            own_loop.call_soon_threadsafe(self._touch, name, version)
 
         await follow_policies(credentials, touch, sessions, self.running)
 
     async def _credentials(self) -> tuple[Access, str | None]:
+        """Return how to reach the API server, and the value of the Authorization header or None."""
         return await self._login.access(), await self._login.token()
 
 
 class KopfLoop(asyncio.SelectorEventLoop):
-    """An event loop that knows its tasks and its connections, so that none is left when it is closed.
+    """An event loop that remembers its tasks and its connections, so that none is left when it is closed.
 
-    asyncio keeps only weak references to tasks: those of a kopf that is cancelled during its start would be lost
-    without being ended. And aiohttp forgets a connection as soon as it has begun to close it, which over TLS waits for
+    asyncio keeps only weak references to tasks: the tasks of a kopf that is cancelled during its start would be lost
+    without being ended. And aiohttp forgets a connection as soon as it begins to close it, which over TLS waits for
     the server.
     """
 
@@ -125,17 +129,18 @@ class KopfLoop(asyncio.SelectorEventLoop):
         self.set_task_factory(self._remember)
 
     async def create_connection(self, *args: Any, **kwargs: Any) -> Any:
-        """See asyncio.loop.create_connection."""
+        """Open a connection as asyncio.loop.create_connection does, and remember it."""
         made = await super().create_connection(*args, **kwargs)
         self._connections.add(made[0])
         return made
 
     def abort_connections(self) -> None:
-        """Close them without waiting for the server. They end in the next turn of the loop."""
+        """Close all connections without waiting for the server. They end in the next turn of the loop."""
         for transport in list(self._connections):
             transport.abort()
 
     def _remember(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        """Create a task, and hold it until it is done."""
         task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -143,7 +148,8 @@ class KopfLoop(asyncio.SelectorEventLoop):
 
 
 def _run(loop: KopfLoop, life: asyncio.Task[None], sessions: list[aiohttp.ClientSession]) -> None:
-    """kopf's thread: run its loop until it stops. Raises what stopped it."""
+    """Run kopf's event loop until kopf stops, then end its tasks and close the loop. Raises the error that stopped
+    kopf."""
     try:
         with suppress(asyncio.CancelledError):
             loop.run_until_complete(life)
@@ -155,12 +161,15 @@ def _run(loop: KopfLoop, life: asyncio.Task[None], sessions: list[aiohttp.Client
 
 
 async def _clear_up(sessions: list[aiohttp.ClientSession]) -> None:
-    """What kopf leaves behind when it is cancelled: tasks, when it was just starting, and always its connections."""
+    """End the tasks that kopf leaves behind when it is cancelled while it starts, and close its sessions. Errors of
+    these tasks are swallowed."""
     left = asyncio.all_tasks() - {asyncio.current_task()}
     for task in left:
         task.cancel()
     if left:
         ended, _ = await asyncio.wait(left)
-        _ = [task.cancelled() or task.exception() for task in ended]  # nobody else needs to know
+        _ = [
+            task.cancelled() or task.exception() for task in ended
+        ]  # retrieved, so that asyncio does not log them
     for session in sessions:
         await session.close()

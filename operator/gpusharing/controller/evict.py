@@ -1,5 +1,6 @@
-"""Send evictions and forced deletions, and remember what the API server answered (docs/design/drain.md, rows E and T4).
-No pod is evicted twice."""
+"""Send evictions and forced deletions, and remember what the API server answered (docs/design/drain.md, rows E and
+T4). No pod is evicted twice.
+"""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -31,45 +32,44 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Evictor:
-    """Part of the executor, which documents its fields."""
+    """Evicts pods, and deletes them by force. It is a part of the executor, which documents its fields."""
 
     client: KubeClient
     now: Callable[[], datetime]
     jitter: Callable[[], float]
     first_wait: float
-    """Seconds after the first refusal."""
+    """Seconds from the first refusal to the next attempt."""
     calls: CallMemory
     on_action: Callable[[Action, str], None]
 
     def forget(self, snapshot: ClusterSnapshot) -> None:
-        """Forget refusals: they are valid for one drain only, and the next one asks the budgets again.
+        """Forget the answers about nodes without a fence: refusals are valid for one drain only, and the next drain
+        asks the budgets again.
 
-        An accepted eviction is remembered beyond the drain: a LIST begun before it would show the pod as still to be
-        evicted.
+        An accepted eviction is remembered beyond the drain until a LIST shows its end: a LIST that began earlier would
+        show the pod as still to be evicted.
         """
         for name, memories in list(self.calls.evictions.items()):
             node = snapshot.nodes.get(name)
             if node is not None and node.fence is not None:
                 continue
             del self.calls.evictions[name]
-            if node is not None and (kept := _unseen(memories, snapshot.work.get(name))):
-                self.calls.evictions[name] = kept
+            if node is not None and (unseen := _unseen(memories, snapshot.work.get(name))):
+                self.calls.evictions[name] = unseen
 
     async def send(self, action: Evict | ForceDelete) -> bool:
-        """Evict or delete a pod; True when the server accepted it. Any other answer is remembered. The log names each
-        pod that is deleted by force.
+        """Evict or delete a pod. Returns True if the server accepted that, else False. Every answer is remembered; a
+        pod that is deleted by force is logged.
 
-        What was accepted is not sent again, whatever the plan says.
-
-        Raises:
-            KubeError: what concerns all calls.
+        Nothing is sent if the server has accepted it before, whatever the plan says. Raises a KubeError that concerns
+        all calls.
         """
         if is_accepted(self.calls.evictions.get(action.node, {}).get(action.uid)):
             return False
         try:
             answer, message, retry_after = await self._ask(action)
         except HeldBack:
-            return False  # nothing was sent
+            return False  # no call was sent
         memories = self.calls.evictions.setdefault(action.node, {})
         before = memories.get(action.uid)
         memory = remember(
@@ -85,24 +85,26 @@ class Evictor:
         where = {"node": action.node, "pod": f"{action.namespace}/{action.name}"}
         if is_accepted(memory):
             if isinstance(action, ForceDelete):
-                log.warning("pod deleted by force", **where, uid=action.uid)
+                log.warning("the pod was deleted by force", **where, uid=action.uid)
             return True
         self.on_action(action, memory.reason)
-        # Leaving pods are no refusal. A budget may say the same every minute, for weeks.
+        # A pod that leaves is no refusal. A budget may give the same answer every minute, for weeks.
         if answer is not Reason.PODS_LEAVING and (before is None or before.reason is not memory.reason):
-            what = "eviction refused" if isinstance(action, Evict) else "deletion refused"
+            what = f"the API server refused the {'eviction' if isinstance(action, Evict) else 'deletion'} of a pod"
             log.info(what, **where, reason=memory.reason)
         return False
 
     def _call(self, action: Evict | ForceDelete) -> Awaitable[None]:
-        """The call: both kinds name the UID, so that a new pod of the same name is safe."""
+        """Send the call of an action. Both kinds name the UID, so that a new pod of the same name is safe."""
         space, name, uid = action.namespace, action.name, action.uid
         if isinstance(action, Evict):
             return self.client.evict(space, name, uid)
         return self.client.delete(PODS, name, namespace=space, uid=uid, grace=action.grace)
 
     async def _ask(self, action: Evict | ForceDelete) -> tuple[Reason, str, float | None]:
-        """The server's answer, its words, and the seconds that it asks us to wait."""
+        """Send the call, and return the reason that its answer stands for, the server's message, and the seconds that
+        it asks us to wait, or None. Nodes whose answer was lost are added to `calls.unsure`. Raises HeldBack, and
+        what concerns all calls."""
         retry_after: float | None = None
         done, failed = Reason.EVICTED, Reason.EVICTION_ERROR
         if isinstance(action, ForceDelete):
@@ -110,11 +112,11 @@ class Evictor:
         try:
             await self._call(action)
         except (NotFound, Conflict) as error:
-            # Gone or replaced (E2, E3); the next LIST shows which. A pod that LISTs still show is neither.
+            # The pod is gone or replaced (E2, E3); the next LIST shows which. One that LISTs still show is neither.
             odd = is_odd(self.calls.evictions.get(action.node, {}).get(action.uid))
             answer, message = (failed, str(error)) if odd else (Reason.PODS_LEAVING, "")
         except HeldBack:
-            raise  # a Throttled, but nobody's answer
+            raise  # a Throttled, but no answer of the server
         except EvictionBlocked as error:
             answer, message, retry_after = Reason.PDB, str(error), error.retry_after
         except Throttled as error:
@@ -135,7 +137,7 @@ class Evictor:
 
 
 def _unseen(memories: Mapping[str, EvictionMemory], work: NodeWork | None) -> dict[str, EvictionMemory]:
-    """The accepted evictions whose end no LIST of the node's pods has shown."""
+    """Return the accepted evictions, by UID, whose end no LIST of the node's pods has shown."""
     listed_at = work.listed_at if work is not None and not work.error else None
     return {
         uid: memory

@@ -1,9 +1,9 @@
-"""Carry out a plan: one API call per action, preconditions on every check-then-act write.
+"""Carry out a plan: one API call per action, with preconditions on every write that follows a check.
 
-A failed call ends the actions of that node for this pass; the node waits, and the failure is shown if it lasts. Only a
-lost Lease, lost credentials or a server that is away end the pass itself. A pass does not wait for a slow call: its
-node is left alone until the call has ended. The cache takes the server's answer, never what we meant to write
-(docs/design/faults.md#d12).
+A failed call ends the actions of its node for this pass. The node waits, and the failure is shown if it lasts. Only a
+lost Lease, lost credentials or a server that is away end the pass itself. A pass does not wait for a slow call: the
+node is left alone until the call has ended. The cache takes the object that the server returns, never what we meant to
+write (docs/design/faults.md#d12).
 """
 
 import random
@@ -59,43 +59,43 @@ from gpusharing.planning.transition.callverdicts import is_moot
 log = structlog.get_logger()
 
 FATAL = (Unauthorized, ServerAway, LeaseLost)
-"""What concerns all calls, not one object."""
+"""Errors that concern all calls, not only one object."""
 
 SHARED_PATIENCE = 6.0
-"""Seconds for a write that fences wait for: claims are given up after five. With less, no node would ever start on a
-server that takes longer for each call."""
+"""Seconds for which a pass waits for a shared write; the Lease gives claims up after five. With less, no node would
+ever start on a server that takes longer for each call."""
 
 
 SetClaimsCall = Callable[[Mapping[str, Claim], Mapping[str, FailedNode]], Awaitable[None]]
-"""Writes all claims and failures to the Lease (LeaderLease.set_claims)."""
+"""A function that writes all claims and failures to the Lease (LeaderLease.set_claims)."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What a pass did."""
+    """What a pass has written, and when to try the rest again."""
 
     done: int = 0
-    """Writes that the server accepted."""
+    """How many writes the server accepted."""
     again: datetime | None = None
-    """When the first failed call may be tried again."""
+    """When the first failed call may be tried again, or None if none waits."""
 
 
 @dataclass(slots=True)
 class Executor:
-    """Matches on the Action union; a new action without a branch fails type checking."""
+    """Carries out the actions of plans. A new kind of action without a branch in `_perform` fails type checking."""
 
     client: KubeClient
     sources: Sources
-    """Has what is known of the objects now, and takes the server's answers."""
+    """The cache that holds the objects as they are known now, and takes the server's answers."""
     set_claims: SetClaimsCall
-    """Writes the Lease."""
+    """Writes claims and failures to the Lease."""
     now: Callable[[], datetime]
     jitter: Callable[[], float] = random.random
     crew: Crew = field(default_factory=lambda: Crew(16))
     eviction_wait: float = FIRST_WAIT
-    """Seconds after the first refusal."""
+    """Seconds from the first refusal of an eviction to the next attempt."""
     on_action: Callable[[Action, str], None] = lambda action, result: None
-    """Called after each action: for metrics."""
+    """Called after each action with its result, `done` or what prevented it; for metrics."""
     calls: CallMemory = field(default_factory=CallMemory)
     _nodes: NodeWrites = field(init=False)
     _shared: SharedWrites = field(init=False)
@@ -103,7 +103,7 @@ class Executor:
     _complaints: Complaints = field(default_factory=Complaints)
 
     def __post_init__(self) -> None:
-        """Create the parts."""
+        """Create the parts that make the calls."""
         self._nodes = NodeWrites(self.client, self.sources)
         self._shared = SharedWrites(self.client, self.sources, self.now)
         self._evictor = Evictor(
@@ -118,12 +118,13 @@ class Executor:
     async def execute(
         self, plan: RolloutPlan, snapshot: ClusterSnapshot, unseen: Set[str] = frozenset()
     ) -> Outcome:
-        """Shared writes first; then every node's actions, nodes side by side, one node's in order.
+        """Make the shared writes first; then the actions of every node, nodes side by side, the actions of one node in
+        order.
 
         `unseen`: the nodes that were `under_way` when the snapshot was begun. The plan was made without the results of
         those calls, so these nodes are left to the next pass, even if the calls have ended since.
 
-        Raises a group with what concerns all calls, and nothing else.
+        Raises a group of errors that concern all calls, and nothing else.
         """
         outcome = Outcome()
         self._evictor.forget(snapshot)
@@ -134,7 +135,7 @@ class Executor:
         due = {
             v.node: v.actions
             for v in plan.verdicts.values()
-            if v.actions and v.node not in unseen and not self._held(v.node)
+            if v.actions and v.node not in unseen and not self._is_suspended(v.node)
         }
 
         async def node(name: str) -> None:
@@ -147,26 +148,29 @@ class Executor:
         )
         return outcome
 
-    def _held(self, subject: str) -> bool:
+    def _is_suspended(self, subject: str) -> bool:
+        """Whether calls about this node or shared object are suspended after a failure."""
         failure = self.calls.failures.get(subject)
         return failure is not None and failure.holds(self.now())
 
     def _forget_failures(self, plan: RolloutPlan) -> None:
-        """Forget the failures of what is no longer wanted, and Nodes that are gone."""
+        """Forget the failures of calls that the plan no longer asks for, and what is remembered of Nodes that are
+        gone."""
         self._nodes.forget(plan.verdicts)
         wanted = {subject_of(action) for action in plan.shared}
         for subject in self.calls.failures.keys() - wanted - self.crew.busy:
             verdict = plan.verdicts.get(subject)
             if verdict is None or is_moot(verdict):
-                self._worked(subject)
+                self._note_success(subject)
 
     async def _write_shared(
         self, actions: tuple[Action, ...], snapshot: ClusterSnapshot, outcome: Outcome
     ) -> set[str]:
-        """What must wait: the policies without a new fence, `*` for all, and CLAIMS for points of no return.
+        """Make the shared writes in order, and return what must wait for those that are not done: policies whose nodes
+        may not be fenced, `*` for all policies, and CLAIMS for points of no return.
 
-        A refused entry keeps its own nodes away (`transition/gates.py`, PROPAGATION); a write under way may take one
-        away.
+        A refused ConfigMap keeps only its own nodes away (`transition/gates.py`, PROPAGATION); one that is being
+        written may still lose an entry, so then no node is fenced.
         """
         blocked: set[str] = set()
         if not any(isinstance(action, WriteConfig) for action in actions):
@@ -180,12 +184,14 @@ class Executor:
         return blocked
 
     async def _write_one(self, action: Action, snapshot: ClusterSnapshot, outcome: Outcome) -> bool:
-        """Whether this shared write is done now. One that hangs does not hold up the nodes in flight."""
+        """Make one shared write. Returns whether it is done now: a write that hangs does not hold up the nodes in
+        flight."""
         subject, before = subject_of(action), outcome.done
-        if self._held(subject):
+        if self._is_suspended(subject):
             return False
 
         async def write(_: str) -> None:
+            """Make the write, and set `calls.write_error` if a ConfigMap cannot be written."""
             error = await self._attempt(subject, action, snapshot, outcome)
             if isinstance(action, WriteConfig):
                 failure = self.calls.failures.get(subject)
@@ -203,10 +209,10 @@ class Executor:
         blocked: set[str],
         outcome: Outcome,
     ) -> None:
-        """The actions of one node in order, as long as the node is as it was when they were decided.
+        """Carry out the actions of one node in order, as long as the node is as it was when they were decided.
 
-        The cache may have moved on since, and with it the version that a conditional write carries: without this check
-        a cordon that arrived meanwhile would be overridden without a 409.
+        The cache may have moved on since, and with it the version that a conditional write carries: without this
+        check, a cordon that arrived meanwhile would be overridden without a 409.
         """
         decided_on = snapshot.nodes.get(node)
         for action in actions:
@@ -214,7 +220,11 @@ class Executor:
                 return
             latest = self.sources.seen_node(node)
             if None not in (latest, decided_on) and latest != decided_on:
-                log.info("node changed meanwhile, deciding again", node=node, action=type(action).__name__)
+                log.info(
+                    "the node changed since the decision; the next pass decides again",
+                    node=node,
+                    action=type(action).__name__,
+                )
                 return
             if isinstance(action, NodePatch):
                 decided_on = None  # the write itself changes the node; the actions after it expect that
@@ -224,25 +234,24 @@ class Executor:
     async def _attempt(
         self, subject: str, action: Action, snapshot: ClusterSnapshot, outcome: Outcome
     ) -> KubeError | None:
-        """Carry out an action and note how it went. Returns why it failed, or None if it did not.
-
-        Raises what concerns all calls.
-        """
+        """Carry out an action, and note how it went. Returns the error if it failed, else None. Raises errors that
+        concern all calls."""
         try:
             changed = await self._perform(action, snapshot)
         except FATAL:
             raise
         except KubeError as error:
-            self._failed(subject, action, error)
+            self._note_failure(subject, action, error)
             return error
         if changed:
             outcome.done += 1
             self.on_action(action, "done")
-        self._worked(subject, called(action))
+        self._note_success(subject, called(action))
         return None
 
-    def _failed(self, subject: str, action: Action, error: KubeError) -> None:
-        """Note a failure: the subject waits, longer each time, and the log gets one line."""
+    def _note_failure(self, subject: str, action: Action, error: KubeError) -> None:
+        """Note a failure: the subject waits, longer each time, and the log gets one line. A call that was held back is
+        only counted, because nothing was sent."""
         kind, words = type(action).__name__, str(error) or repr(error)
         if isinstance(action, WriteConfig):
             words = f"ConfigMap {self._shared.writing}: {words}"
@@ -260,18 +269,23 @@ class Executor:
         )
         self.calls.failures[subject] = failure
         self._complaints.begins(
-            subject, "action failed", f"{kind} {type(error).__name__}", action=kind, error=words
+            subject,
+            "an action failed; trying again",
+            f"{kind} {type(error).__name__}",
+            action=kind,
+            error=words,
         )
 
-    def _worked(self, subject: str, call: str = "") -> None:
-        """Note a success: a call about the subject was answered, although perhaps not the one that failed before."""
+    def _note_success(self, subject: str, call: str = "") -> None:
+        """Note a success: the failure of the subject is forgotten, unless `call` names another object than the one of
+        the failed call."""
         failure = self.calls.failures.get(subject)
         if failure is None or call in ("", failure.call):
             self.calls.failures.pop(subject, None)
             self._complaints.ends(subject)
 
     async def _perform(self, action: Action, snapshot: ClusterSnapshot) -> bool:
-        """Return False if the server changed nothing about a node. Raises a KubeError, or LeaseLost."""
+        """Make the call of an action. Returns False if the server changed nothing. Raises a KubeError, or LeaseLost."""
         match action:
             case EnsureGPUNode():
                 await self._nodes.ensure_gpunode(action)
@@ -295,12 +309,12 @@ class Executor:
 
 
 def must_wait(action: Action, blocked: Set[str]) -> bool:
-    """Whether this action of a node waits because a shared write is not done."""
+    """Whether this action of a node has to wait because a shared write in `blocked` is not done."""
     if isinstance(action, Actuate):
         return CLAIMS in blocked  # nobody would know of the failure if the Node went now (docs/adr/0044)
     return isinstance(action, FenceNode) and not blocked.isdisjoint({"*", action.fence.policy})
 
 
 def called(action: Action) -> str:
-    """The object that an action writes to."""
+    """Return the kind of the object that an action writes to."""
     return "Node" if isinstance(action, NodePatch) else type(action).__name__

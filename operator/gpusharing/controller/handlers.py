@@ -1,6 +1,6 @@
-"""kopf's part: follow the policies, nothing else. Every event only says "look again" (docs/adr/0001).
+"""The part that kopf runs: it follows the policies, and every event only says "look again" (docs/adr/0001).
 
-No change handlers, indexes, timers, daemons or kopf finalizers: kopf writes nothing at all.
+There are no change handlers, indexes, timers, daemons or kopf finalizers: kopf writes nothing at all.
 """
 
 from collections.abc import Awaitable, Callable
@@ -14,12 +14,13 @@ from gpusharing.api import names
 from gpusharing.kube.login import Access
 
 Touch = Callable[[str, str], None]
-"""Called with name and resourceVersion of a policy that may have changed."""
+"""A function that is called with name and resourceVersion of a policy that may have changed; both are empty if any
+policy may have changed."""
 Credentials = Callable[[], Awaitable[tuple[Access, str | None]]]
-"""Where the API server is, and the value of the Authorization header."""
+"""A function that returns how to reach the API server, and the value of the Authorization header or None."""
 
 TOKEN_LIFE = timedelta(minutes=10)
-"""kopf logs in again after this long: the kubelet replaces the pod's token."""
+"""The time after which kopf logs in again, because the kubelet replaces the pod's token."""
 IDENTITY: Any = "gpusharing-operator"
 """kopf's name for us among its peers. There are none (standalone), but without an identity it uses the user's name. A
 pod's uid has none, so getpass.getuser() would raise and kopf would never run. Its type is not public."""
@@ -28,22 +29,27 @@ pod's uid has none, so getpass.getuser() would raise and kopf would never run. I
 async def follow_policies(
     credentials: Credentials, touch: Touch, sessions: list[aiohttp.ClientSession], running: Any
 ) -> None:
-    """One life of kopf, in an event loop of its own (containment.py). `running`: an Event, set while it follows.
+    """Run kopf once, in an event loop of its own (containment.py), until it stops or is cancelled. `running` is an
+    Event that is set while kopf follows the policies.
 
-    `sessions` tells the caller what to close: kopf leaves sessions open when it is cancelled.
+    Each session that kopf opens is put into `sessions`, because kopf leaves sessions open when it is cancelled.
     """
     registry = kopf.OperatorRegistry()
-    heard = _after_each_list(lambda: touch("", ""))
+    lists_watched = _after_each_list(lambda: touch("", ""))
 
     # Without a log-in kopf neither runs nor stops: it has to try again, and sooner than after its minute.
     @kopf.on.login(registry=registry, backoff=1.0)
     async def authenticate(**_: Any) -> kopf.AiohttpSession:
+        """Open a session with new credentials. kopf logs in again after TOKEN_LIFE, or when the server refuses it."""
         access, token = await credentials()
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=4, ssl=access.tls or True),
             headers={"Authorization": token} if token else {},
             proxy=access.proxy,
-            middlewares=(heard, *([_called(access.tls_server_name)] if access.tls_server_name else ())),
+            middlewares=(
+                lists_watched,
+                *([_called(access.tls_server_name)] if access.tls_server_name else ()),
+            ),
         )
         sessions[:] = [*(known for known in sessions if not known.closed), session]
         expiration = datetime.now(UTC) + TOKEN_LIFE
@@ -64,14 +70,18 @@ async def follow_policies(
 
 
 def _after_each_list(act: Callable[[], None]) -> aiohttp.ClientMiddlewareType:
-    """Call `act` when kopf begins to watch what it has just listed: at its start, and after a 410.
+    """Return a middleware that calls `act` when kopf begins to watch what it has just listed: at its start, and after
+    a 410.
 
-    kopf does not learn of a policy that was deleted before its list, and the list does not show what is missing. The
-    watch reports later deletions.
+    kopf does not learn of a policy that was deleted before its list, because the list does not show what is missing.
+    The watch reports later deletions.
     """
     listed = False
 
-    async def told(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    async def watch_lists(
+        request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        """Send a request; before a watch of the policies that follows a list of them, call `act`."""
         nonlocal listed
         if request.url.path.endswith(f"/{names.POLICIES}"):
             watches = "watch" in request.url.query
@@ -80,23 +90,23 @@ def _after_each_list(act: Callable[[], None]) -> aiohttp.ClientMiddlewareType:
             listed = not watches
         return await send(request)
 
-    return told
+    return watch_lists
 
 
 def _called(name: str) -> aiohttp.ClientMiddlewareType:
-    """Set the name that the server's certificate must have on every request of a session: kopf itself sets none."""
+    """Return a middleware that sets the name which the server's certificate must have, because kopf sets none."""
 
-    async def named(
+    async def with_name(
         request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         request.server_hostname = name
         return await send(request)
 
-    return named
+    return with_name
 
 
 def _settings() -> kopf.OperatorSettings:
-    """kopf as we use it; the reasons are in docs/design/faults.md#kopf."""
+    """Return kopf's settings; the reasons are in docs/design/faults.md#kopf."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True

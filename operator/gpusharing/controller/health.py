@@ -1,7 +1,8 @@
-"""/healthz, /readyz and /metrics. kopf's own endpoint answers 200 whatever its watchers do, so these are ours.
+"""The pages /healthz, /readyz and /metrics. kopf has an endpoint of its own, which answers 200 whatever its watchers
+do.
 
 /healthz fails when only a new process can help: the loop neither finishes a pass nor gets answers (progress.py), or a
-reflector has heard nothing for so long that its connection must be dead. /readyz fails while we know too little to
+reflector has heard nothing for so long that its connection must be dead. /readyz fails while too little is known to
 decide.
 """
 
@@ -17,14 +18,16 @@ from gpusharing.kube.clock import loop_time
 from gpusharing.kube.lease import LeaderLease
 
 STUCK = 120.0
-"""Seconds without a pass or the answer to one of its calls; a call has a deadline of ten."""
+"""Seconds without the end of a pass or an answer to one of its calls, after which the loop counts as dead. A call has a
+deadline of ten seconds."""
 SILENT = 200.0
-"""Seconds without an event on a watch; the server sends a bookmark each minute and ends the watch after five."""
+"""Seconds without an event on a watch, after which its connection counts as dead. The server sends a bookmark each
+minute and ends the watch after five."""
 
 
 @dataclass(slots=True)
 class Health:
-    """Looks at the parts of a running operator."""
+    """Judges the parts of a running operator."""
 
     loop: Loop
     lease: LeaderLease
@@ -32,33 +35,33 @@ class Health:
     clock: Callable[[], float] = loop_time
 
     def dead(self) -> dict[str, str]:
-        """What only a restart can repair, by part."""
-        found = {}
+        """Return, by part, what only a restart can repair; empty if nothing is."""
+        problems = {}
         still = self.clock() - self.loop.progress.last
         if still > STUCK:
-            found["loop"] = f"no pass has ended, and no call of a pass was answered, for {still:.0f} s"
+            problems["loop"] = f"no pass has ended, and no call of a pass was answered, for {still:.0f} s"
         for name, source in self.loop.sources.required.items():
             silent = self.clock() - source.last_contact
             if source.synced.is_set() and source.error is None and silent > SILENT:
-                found[name] = f"nothing heard for {silent:.0f} s"
-        return found
+                problems[name] = f"the API server has sent nothing for {silent:.0f} s"
+        return problems
 
     def unready(self) -> dict[str, str]:
-        """What keeps us from deciding, by part."""
-        found = dict(self.dead())
-        found |= self.loop.sources.missing()
+        """Return, by part, why the operator cannot decide; empty if it can."""
+        problems = dict(self.dead())
+        problems |= self.loop.sources.missing()
         for name, source in self.loop.sources.required.items():
             if source.error is not None:
-                found[name] = str(source.error) or repr(source.error)
+                problems[name] = str(source.error) or repr(source.error)
         if not self.watch.running.is_set():
-            found["policies"] = self.watch.error or "kopf is not watching the policies"
+            problems["policies"] = self.watch.error or "kopf is not watching the policies"
         if not self.lease.is_leader:
-            found["lease"] = str(self.lease.error or "another process leads")
-        return found
+            problems["lease"] = str(self.lease.error or "another process leads")
+        return problems
 
 
 def application(health: Health) -> web.Application:
-    """The probes as a web application."""
+    """Return the web application that serves /healthz and /readyz."""
 
     async def healthz(_: web.Request) -> web.Response:
         return _answer(health.dead())
@@ -72,7 +75,7 @@ def application(health: Health) -> web.Application:
 
 
 def metrics_application(registry: CollectorRegistry) -> web.Application:
-    """The metrics as a web application."""
+    """Return the web application that serves /metrics."""
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(registry), content_type="text/plain")
@@ -83,5 +86,6 @@ def metrics_application(registry: CollectorRegistry) -> web.Application:
 
 
 def _answer(trouble: dict[str, str]) -> web.Response:
+    """Return status 200 and `ok` if there is no trouble, else 503 and one line for each part."""
     text = "\n".join(f"{part}: {why}" for part, why in sorted(trouble.items())) or "ok"
     return web.Response(text=text + "\n", status=503 if trouble else 200)

@@ -1,4 +1,4 @@
-"""Why the operator does nothing at all. Each reason is logged when it begins and when it ends."""
+"""Reasons why the operator does nothing at all. Each is logged when it begins and when it ends."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,93 +14,104 @@ log = structlog.get_logger()
 
 
 class Leader(Protocol):
-    """The Lease: whether we lead, and the claims that are kept on it."""
+    """The Lease: whether this process leads, and the claims that are recorded there."""
 
     @property
     def is_leader(self) -> bool:
-        """We hold the Lease and renewed it in time."""
+        """Whether this process holds the Lease and renewed it in time."""
         ...
 
     @property
     def claims(self) -> Mapping[str, Claim]:
-        """Claims as last read or written."""
+        """The claims on the Lease as last read or written, by node name."""
         ...
 
     @property
     def error(self) -> Exception | None:
-        """Why the Lease could not be acquired or renewed; None when it could."""
+        """Why the Lease could not be acquired or renewed, or None if it could."""
         ...
 
     @property
     def claims_error(self) -> str:
-        """Why claims or failures on the Lease cannot be read: claims are then made again from the fences."""
+        """Why claims or failures on the Lease cannot be read; empty if they can. Claims are then made again from the
+        fences."""
         ...
 
     @property
     def failed_nodes(self) -> Mapping[str, FailedNode]:
-        """Failures on record as last read or written, by UID of the Node."""
+        """The failures on record as last read or written, by UID of the Node."""
         ...
 
     @property
     def restores(self) -> int:
-        """How often writes of the Lease have proven that the store was restored from a backup."""
+        """How often a write of the Lease has proven that the store was restored from a backup."""
         ...
 
     async def set_claims(self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode]) -> None:
-        """Compare-and-swap of all claims and failures."""
+        """Replace all claims and failures on the Lease by compare-and-swap."""
         ...
 
 
 @dataclass(slots=True)
 class Idleness:
-    """Asked before every pass."""
+    """Decides before every pass whether it may begin."""
 
     leader: Leader
     sources: Sources
     complaints: Complaints
     _led: bool = False
+    """Whether this process has led before."""
     _refused: set[str] = field(default_factory=set)
+    """Sources that could not be read since all could."""
 
     def lasts(self) -> bool:
-        """Whether no pass may begin: another process leads, or not everything was read yet."""
+        """Whether no pass may begin, because another process leads or not everything was read yet. Logs each problem
+        when it begins and when it ends."""
         leads, missing = self.leader.is_leader, self.sources.missing()
-        self._tell_lease(leads)
+        self._log_lease(leads)
         if leads and (why := self.leader.claims_error):
             self.complaints.begins(
                 "claims",
                 "claims or failures on the Lease cannot be read: slots are counted from the fences, and a policy "
-                "that failures of deleted nodes halted goes on",
-                why=why,
+                "that was halted because of deleted nodes goes on",
+                error=why,
             )
         else:
             self.complaints.ends("claims")
-        self._tell_sources(missing)
-        # Nothing waits for the Warnings, because they only explain. Without this line nobody would miss them.
+        self._log_sources(missing)
+        # Nothing waits for the Warning events, because they only explain. Only this line tells that they are missing.
         if (error := self.sources.agent_warnings.error) is None:
             self.complaints.ends("agent warnings")
-        else:  # of one kind, whatever the error: a server that asks us to wait answers in turns
-            event = "the Warnings about the agent's pods cannot be read"
-            self.complaints.begins("agent warnings", event, why=str(error) or repr(error))
+        else:  # one kind for all errors, because a server that asks us to wait alternates between them
+            event = "Warning events about the agent's pods cannot be read; trying again"
+            self.complaints.begins("agent warnings", event, error=str(error) or repr(error))
         return not leads or bool(missing)
 
-    def _tell_lease(self, leads: bool) -> None:
+    def _log_lease(self, leads: bool) -> None:
+        """Log whether this process leads, when that has changed."""
         if leads:
             self.complaints.ends("lease")
             if not self._led:
                 self._led = True
-                log.info("leading", claims=len(self.leader.claims))
+                log.info("this process leads now", claims=len(self.leader.claims))
             return
         error = self.leader.error
         why = str(error) if error is not None else "another process leads, or its Lease has not expired yet"
-        event = "no longer leads" if self._led else "waits to lead"
-        self.complaints.begins("lease", event, type(error).__name__, why=why)
+        event = "this process no longer leads" if self._led else "this process waits to become the leader"
+        self.complaints.begins("lease", event, type(error).__name__, error=why)
 
-    def _tell_sources(self, missing: Mapping[str, str]) -> None:
+    def _log_sources(self, missing: Mapping[str, str]) -> None:
+        """Log the sources that cannot be read, when more of them cannot, and once when all can be read again."""
         refused = {name: why for name, why in missing.items() if why != NOT_YET}
         self._refused |= refused.keys()
         if refused:
             kind = " ".join(sorted(self._refused))  # those that come back one by one are not news
-            self.complaints.begins("sources", "not everything can be read", kind, sources=refused)
+            self.complaints.begins(
+                "sources",
+                "some objects cannot be read; nothing is decided until they can",
+                kind,
+                sources=refused,
+            )
         elif not missing:
             self._refused.clear()
             self.complaints.ends("sources")

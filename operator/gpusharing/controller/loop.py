@@ -1,8 +1,8 @@
 """wake → gather → plan → execute → publish: one level-triggered loop for the whole cluster.
 
 An event only says "look again". No decision depends on what only this process remembers, except for waits: how long to
-back off, since when a node differs, when a blocked node was last looked at. Anything else that it keeps only saves
-work.
+back off, since when a node differs, when a blocked node was last looked at. Anything else that the process remembers
+only saves work.
 """
 
 import asyncio
@@ -30,14 +30,15 @@ from gpusharing.planning.snapshot.views import ClusterSnapshot
 
 @contextmanager
 def timing(seconds: dict[str, float], step: str) -> Iterator[None]:
-    """Add how long the step took."""
+    """Measure the block, and put its seconds into `seconds` under this step. Nothing is put there if the block
+    raises."""
     begun = time.perf_counter()
     yield
     seconds[step] = time.perf_counter() - begun
 
 
 class Loop(LoopParts):
-    """The operator without kopf, HTTP server and process: embeddable in tests and the demo."""
+    """The operator without kopf, HTTP server and process, so that tests and the demo can embed it."""
 
     def __init__(
         self,
@@ -58,10 +59,10 @@ class Loop(LoopParts):
         self._on_first_pass = on_first_pass
         """Called once, when the whole cluster has been read and planned."""
         self.progress = Progress()
-        """/healthz reads it."""
+        """Whether passes end, for /healthz."""
 
     async def run(self) -> None:
-        """Follow the API and run passes until cancelled."""
+        """Follow the API and run passes until cancelled; then end all calls."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.sources.run())
             group.create_task(self.list_policies())
@@ -76,12 +77,16 @@ class Loop(LoopParts):
                 await self.close()
 
     async def _pass(self) -> datetime | None:
-        """One round; returns when to look again at the latest."""
+        """Run one pass, unless the operator must be idle or the API server asks us to wait. Returns when to look again
+        at the latest, or None if only an event or the regular look is awaited. A pass that fails is logged and
+        tried again."""
         self.wake.clear()
         if self._idleness.lasts():
             return self.now() + timedelta(seconds=RETRY / 4)
         if (left := self.calls.holds.left()) > 0:
-            self._complaints.begins("pace", "the API server asks us to wait", seconds=round(left, 1))
+            self._complaints.begins(
+                "pace", "the API server asked the operator to wait, so no pass begins", seconds=round(left, 1)
+            )
             return self.now() + timedelta(seconds=left)
         self._complaints.ends("pace")
         try:
@@ -101,15 +106,21 @@ class Loop(LoopParts):
         return self.now() + timedelta(seconds=RETRY)
 
     def _ended_by(self, group: BaseExceptionGroup[Exception]) -> None:
+        """Log the first error of a pass that did not complete."""
         error = first_of(group)
         self._complaints.begins(
-            "pass", "no pass completes", type(error).__name__, error=str(error) or repr(error)
+            "pass",
+            "no pass can be completed; trying again",
+            type(error).__name__,
+            error=str(error) or repr(error),
         )
 
     async def once(self) -> datetime | None:
-        """Gather, plan, execute, publish. Follow-up passes run at once while our own writes make progress.
+        """Gather, plan, execute, publish. Returns when to look again at the latest, or None if no time matters.
 
-        Raises a group with what concerns all calls, and nothing else that the API server may do.
+        The time is the present if our writes made progress, or if a node's pods are wanted that were not listed: the
+        next pass follows at once then. Raises a group of errors that concern all calls, and no other error of the API
+        server.
         """
         seconds: dict[str, float] = {}
         unseen = self.executor.under_way()
@@ -117,10 +128,10 @@ class Loop(LoopParts):
         with timing(seconds, "gather"):
             snapshot = await self._gather(wanted, self.now())
         with timing(seconds, "plan"):
-            now = self.now()  # what was seen is as old as it is now
+            now = self.now()  # gathering took time, and what was read is that much older
             plan = plan_rollout(snapshot, now, self.memo)
             if plan.wants_pods - wanted:
-                # A look at whether the pods of a node block its change does not wait for a round of status writes.
+                # The look at the pods of a node does not wait until this pass has written statuses.
                 wanted |= plan.wants_pods
                 snapshot = await self._gather(wanted, now)
                 now = self.now()
@@ -133,17 +144,21 @@ class Loop(LoopParts):
         with timing(seconds, "publish"):
             await self.publisher.ended()
             self.publisher.begin(plan, snapshot, now)
-            # What people see does not hold up the work: a follow-up pass does not wait for it.
+            # A follow-up pass does not wait for what is only published for people.
             held_back = None if at_once else await self.publisher.ended()
         self.observer.passed(seconds, plan, snapshot, outcome)
         if why := snapshot.policies_error:
-            self._complaints.begins("policies", "no node starts", why=why)
+            self._complaints.begins(
+                "policies", "the policies may be out of date, so no node starts", error=why
+            )
             return now + timedelta(seconds=RETRY)
         self._complaints.ends("policies")
         moments = (now,) if at_once else (plan.wake_at, held_back, outcome.again, self.calls.holds.ends(now))
         return min((moment for moment in moments if moment is not None), default=None)
 
     async def _gather(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
+        """Return a snapshot with the pods of the `wanted` nodes. Failures that were recorded on the Lease meanwhile
+        are in it."""
         leader = self.leader
         snapshot = await self.gatherer.snapshot(wanted, self.memory, leader.claims, leader.failed_nodes, now)
         # A write of an earlier pass may have ended meanwhile.

@@ -1,4 +1,4 @@
-"""The operator's process: `gpusharing-operator`, one in the cluster."""
+"""The operator's process: `gpusharing-operator`, of which one in the cluster leads."""
 
 import asyncio
 import gc
@@ -28,7 +28,7 @@ from gpusharing.kube.lease import LeaderLease, Timing
 from gpusharing.kube.login import environment_login
 
 FAULT = 1
-"""Exit status for a bad setting, a port that is taken, or a fault of our own."""
+"""Exit status for a bad setting, a port that is taken, or an internal error."""
 NO_LOGIN = 2
 """Exit status without credentials."""
 LOST_LEASE = 7
@@ -38,7 +38,7 @@ log = structlog.get_logger()
 
 
 def main() -> None:
-    """Run until SIGTERM or SIGINT."""
+    """Run the operator until SIGTERM, SIGINT or an error, and exit with its status."""
     try:
         settings = from_environment(os.environ)
     except SettingsError as error:
@@ -49,7 +49,7 @@ def main() -> None:
     try:
         status = asyncio.run(serve(settings, os.environ))
     except Exception:
-        log.exception("ended by a fault of its own")
+        log.exception("the operator stops because of an internal error")
         status = FAULT
     sys.exit(status)
 
@@ -57,24 +57,26 @@ def main() -> None:
 def read_in_small_pieces() -> None:
     """Let asyncio ask TLS for 64 KiB at once instead of 256.
 
-    It allocates memory for the most that may come every time it checks for more, twice for each answer; beyond
+    asyncio allocates memory for the most that may come each time it checks for more, twice for each answer. Beyond
     MALLOC_MMAP_THRESHOLD_ that is a mapping of its own each time, a fifth of the CPU time of a call.
     """
     sslproto.SSLProtocol.max_size = 64 * 1024
 
 
 def settle_heap() -> None:
-    """Collect garbage, then keep the cycle collector from ever visiting the present objects: they live long.
+    """Collect garbage, then keep the cycle collector from visiting the present objects ever again, because they live
+    long.
 
     Reference counts still free them. This is done again once the cluster has been read: thousands of views, none of
-    them in a cycle, cost 90 ms at every full collection.
+    them in a cycle, would cost 90 ms at every full collection.
     """
     gc.collect()
     gc.freeze()
 
 
 def configure_logs(settings: Settings) -> None:
-    """JSON with stable keys (event, level, timestamp, node, policy, phase ...), or text for people."""
+    """Log to stderr as JSON with stable keys (event, level, timestamp, node, policy, phase ...), or as text for
+    people."""
     level = logging.getLevelNamesMapping().get(settings.log_level.upper(), logging.INFO)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -110,7 +112,7 @@ def configure_logs(settings: Settings) -> None:
 
 
 async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
-    """Run the operator; returns the exit status."""
+    """Run the operator until it is stopped, and return the exit status of the process."""
     login = environment_login(environment)
     metrics = Metrics()
     try:
@@ -140,14 +142,14 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
                     await _until_signalled(lease, loop, watch)
             except PortTaken as error:
                 reason = str(error.__cause__)
-                log.error("cannot listen", variable=error.variable, port=error.port, error=reason)
+                log.error("cannot listen on a port", variable=error.variable, port=error.port, error=reason)
                 return FAULT
     log.info("stopped")
     return 0
 
 
 class PortTaken(Exception):
-    """One of our ports is taken."""
+    """One of the operator's ports cannot be listened on."""
 
     def __init__(self, name: str, port: int) -> None:
         super().__init__(name, port)
@@ -155,24 +157,27 @@ class PortTaken(Exception):
 
 
 def _lease(client: HttpClient, settings: Settings, identity: str, clock: SteadyClock) -> LeaderLease:
+    """Return the contender for the Lease that the settings name; the process ends when it loses the Lease."""
     timing = Timing(settings.lease_seconds, settings.renew_deadline, settings.retry_period)
     where = settings.plan.namespace, settings.lease_name
     return LeaderLease(client, *where, identity, on_lost=_lost, timing=timing, now=clock)
 
 
 def _touched(loop: Loop, name: str, version: str) -> None:
+    """Note the event of a policy, and wake the loop unless it is the echo of our own write."""
     if loop.sources.policies.touch(name, version):
         loop.wake.set()
 
 
 def _lost() -> None:
-    """Somebody else may lead now: nothing more may be written, not even on the way out (cilium#42920)."""
-    log.error("the Lease is lost, ending at once")
+    """End the process at once. Another process may lead now, so nothing may be written, not even on the way out
+    (cilium#42920)."""
+    log.error("the Lease is lost: the operator stops at once, because another process may lead")
     os._exit(LOST_LEASE)
 
 
 async def _until_signalled(lease: LeaderLease, loop: Loop, watch: PolicyWatch) -> None:
-    """Run the parts until a signal or until one of them fails; the Lease is released last."""
+    """Run the parts until a signal, or until one of them fails, which raises its error. The Lease is released last."""
     stop = asyncio.Event()
     running = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -194,7 +199,7 @@ async def _until_signalled(lease: LeaderLease, loop: Loop, watch: PolicyWatch) -
 
 @asynccontextmanager
 async def _servers(settings: Settings, health: Health, metrics: Metrics) -> AsyncIterator[None]:
-    """Probes and metrics on their ports; port 0 switches one off."""
+    """Serve probes and metrics on their ports during the block; port 0 switches one off. Raises PortTaken."""
     runners = []
     try:
         for app, name in (

@@ -26,13 +26,13 @@ from gpusharing.planning.wanted.assess import Assessed
 
 
 class Metrics(Observer):
-    """The operator's metrics in a registry of their own. `clock` answers in seconds and never goes back."""
+    """The operator's metrics, in a registry of their own. `clock` returns seconds and never goes back."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.registry = CollectorRegistry()
         self._clock = clock
         self._entered: dict[str, float] = {}
-        """By node: when its phase began, if this process has seen it begin."""
+        """By node: when its phase began, if this process saw it begin."""
         # First in the registry, so that the metrics after it are up to date at each scrape.
         self.registry.register(_AtEachScrape(self._count))
         self._last: tuple[RolloutPlan, ClusterSnapshot] | None = None
@@ -43,6 +43,7 @@ class Metrics(Observer):
         self._describe_slices()
 
     def _describe_passes(self) -> None:
+        """Create the metrics of passes, actions, transitions and API calls."""
         self.pass_seconds = Histogram(
             "gpusharing_pass_seconds",
             "Time of one step of a pass: gather, plan, execute or publish.",
@@ -78,10 +79,11 @@ class Metrics(Observer):
             ["verb", "resource", "status"],
             registry=self.registry,
         )
-        held = "1 while this process holds the Lease."
-        self.leader = Gauge("gpusharing_leader", held, registry=self.registry)
+        leads = "1 while this process holds the Lease."
+        self.leader = Gauge("gpusharing_leader", leads, registry=self.registry)
 
     def _describe_pools(self) -> None:
+        """Create the metrics of nodes, budgets and drains by policy, and of orphaned nodes."""
         self.nodes = self._per_policy("gpusharing_policy_nodes", "Nodes of a policy by phase.", "phase")
         self.unhealthy = self._per_policy(
             "gpusharing_policy_unhealthy_nodes",
@@ -118,6 +120,7 @@ class Metrics(Observer):
         )
 
     def _describe_slices(self) -> None:
+        """Create the metrics of slices, drift and agents by policy, and of Pending pods."""
         self.moves = Counter(
             "gpusharing_policy_transitions_total",
             "Phases that nodes of a policy entered; while it does not grow, no node moves on.",
@@ -148,17 +151,20 @@ class Metrics(Observer):
         )
 
     def _per_policy(self, name: str, text: str, *labels: str) -> Gauge:
+        """Return a new gauge with the label `policy` and these labels."""
         return Gauge(name, text, ["policy", *labels], registry=self.registry)
 
     def _count(self) -> None:
-        """Count what only a scrape needs and what is expensive with thousands of nodes, so not in each pass."""
+        """Set the gauges that only a scrape needs, from the last pass. They are expensive with thousands of nodes, so
+        passes leave them alone. Nothing is set before the first pass."""
         if self._last is None:
             return
         plan, snapshot = self._last
         pools, agents = plan.pools, snapshot.agents
         _show(self.drifted, {(name,): sum(map(_is_drifted, pool.members)) for name, pool in pools.items()})
         lacking = {
-            name: sum(one.node.name not in agents for one in pool.members) for name, pool in pools.items()
+            name: sum(member.node.name not in agents for member in pool.members)
+            for name, pool in pools.items()
         }
         _show(self.agentless, {(name,): count for name, count in lacking.items()})
         counted = {
@@ -166,15 +172,16 @@ class Metrics(Observer):
             for name, pool in pools.items()
         }
         _show(
-            self.slices, {(n, r): count for n, one in counted.items() for r, count in one.advertised.items()}
+            self.slices,
+            {(n, r): count for n, pool in counted.items() for r, count in pool.advertised.items()},
         )
-        _show(self.idle, {(n, r): count for n, one in counted.items() for r, count in one.idle.items()})
+        _show(self.idle, {(n, r): count for n, pool in counted.items() for r, count in pool.idle.items()})
         _show(self.pending, {(resource,): count for resource, count in waited_for(snapshot).items()})
 
     def passed(
         self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
     ) -> None:
-        """See Observer."""
+        """Count the steps of a pass, set the gauges of its plan, and remember it for the next scrape. See Observer."""
         # From 0 on: Prometheus does not count the first value that it sees. Not by what prevents an action, which comes
         # again, nor by phase and reason: nearly 2,000 pairs.
         for kind in get_args(Action) if self._last is None else ():
@@ -186,20 +193,22 @@ class Metrics(Observer):
         self._show_pools(plan)
 
     def _show_pools(self, plan: RolloutPlan) -> None:
+        """Set the gauges that every pass sets: nodes, health, budget, halts, prices and blocked pods."""
         verdicts = plan.verdicts
         self._entered = {node: began for node, began in self._entered.items() if node in verdicts}
-        mine = [(name, verdicts[node]) for name, pool in plan.pools.items() for node in pool.names]
-        _show(self.nodes, Tally((name, str(verdict.phase)) for name, verdict in mine))
-        _show(self.unhealthy, Tally(chain.from_iterable(_ills(*one) for one in mine)))
+        owned = [(name, verdicts[node]) for name, pool in plan.pools.items() for node in pool.names]
+        _show(self.nodes, Tally((name, str(verdict.phase)) for name, verdict in owned))
+        _show(self.unhealthy, Tally(chain.from_iterable(_unhealthy_reasons(*row) for row in owned)))
         _show(self.allowed, {(name,): pool.limit for name, pool in plan.pools.items()})
         _show(self.used, {(name,): pool.used for name, pool in plan.pools.items()})
-        halted = {name for name, verdict in mine if verdict.reason is Reason.HALTED}
+        halted = {name for name, verdict in owned if verdict.reason is Reason.HALTED}
         _show(self.halted, {(name,): name in halted for name in plan.pools})
         _show(self.price, _prices(plan))
-        _show(self.blocked_pods, Tally(chain.from_iterable(_kept(*one) for one in mine)))
+        _show(self.blocked_pods, Tally(chain.from_iterable(_blocked_reasons(*row) for row in owned)))
         self.orphans.set(sum(verdict.reason is Reason.ORPHAN_FENCE for verdict in verdicts.values()))
 
     def _count_moves_of(self, policies: Set[str]) -> None:
+        """Begin a counter of transitions for each new policy, and remove those of policies that are gone."""
         for name in policies:
             self.moves.labels(name)
         for name in self._policies - policies:
@@ -207,11 +216,12 @@ class Metrics(Observer):
         self._policies = set(policies)
 
     def acted(self, action: Action, result: str) -> None:
-        """See Observer."""
+        """Count an action by kind and result. See Observer."""
         self.actions.labels(type(action).__name__, result).inc()
 
     def changed(self, before: Verdict | None, after: Verdict) -> None:
-        """See Observer."""
+        """Count the phase that a node enters, and how long it was in the one before. Ignored if the phase stays the
+        same, or for a new node. See Observer."""
         if before is not None and before.phase is not after.phase:
             self.transitions.labels(str(after.phase), str(after.reason)).inc()
             if after.policy in self._policies:
@@ -221,43 +231,44 @@ class Metrics(Observer):
             self._entered[after.node] = self._clock()
 
     def called(self, request: ApiRequest, status: int) -> None:
-        """See http.OnCall. Discovery has no kind."""
+        """Count an API call. Its kind is empty for discovery. See http.OnCall."""
         kind = request.kind if request.resource.plural else ""
         self.requests.labels(request.verb, kind, str(status)).inc()
 
 
 class _AtEachScrape(Collector):
-    """Counts before the metrics after it in the registry are read; it has no metric itself."""
+    """Calls a function before the metrics after it in the registry are read. It has no metric itself."""
 
     def __init__(self, count: Callable[[], None]) -> None:
         self._count = count
 
     def collect(self) -> Iterable[Metric]:
-        """Count now; it has no metric of its own."""
+        """Call the function, and return no metric."""
         self._count()
         return []
 
 
 def _is_drifted(member: Member) -> bool:
-    found = member.assessment
-    return isinstance(found, Assessed) and found.drift is not None and member.node.fence is None
+    """Whether the node no longer matches what was proven there, and no change corrects that yet."""
+    assessed = member.assessment
+    return isinstance(assessed, Assessed) and assessed.drift is not None and member.node.fence is None
 
 
 def _prices(plan: RolloutPlan) -> dict[tuple[str, ...], float]:
-    """By policy and currency."""
+    """Return the hourly price of a GPU by policy and currency; policies without a price are left out."""
     specs = ((name, pool.policy.spec) for name, pool in plan.pools.items())
     costs = ((name, spec.cost) for name, spec in specs if spec is not None and spec.cost is not None)
     return {(name, cost.currency): float(cost.gpu_hourly_price) for name, cost in costs}
 
 
-def _ills(policy: str, verdict: Verdict) -> list[tuple[str, str]]:
-    """Policy and reason, if the node has an unhealthy GPU."""
+def _unhealthy_reasons(policy: str, verdict: Verdict) -> list[tuple[str, str]]:
+    """Return policy and reason if the node has an unhealthy GPU, else nothing."""
     health = verdict.health
     return [] if health is None or is_healthy(health) else [(policy, str(health.reason))]
 
 
-def _kept(policy: str, verdict: Verdict) -> list[tuple[str, str]]:
-    """Policy and reason, once for each pod that blocks."""
+def _blocked_reasons(policy: str, verdict: Verdict) -> list[tuple[str, str]]:
+    """Return policy and reason, once for each pod that blocks; blockers that pass soon are left out."""
     pods = {
         (blocker.reason, pod)
         for blocker in verdict.blockers
@@ -268,7 +279,8 @@ def _kept(policy: str, verdict: Verdict) -> list[tuple[str, str]]:
 
 
 def _show(gauge: Gauge, values: Mapping[tuple[str, ...], float]) -> None:
-    """Values that are gone are no longer shown. Nothing is scraped meanwhile: the same thread serves the pages."""
+    """Replace the values of a gauge by these. No scrape sees the gauge half filled: the same thread serves the
+    pages."""
     gauge.clear()
     for labels, value in values.items():
         gauge.labels(*labels).set(value)

@@ -24,23 +24,26 @@ class NodeWrites:
 
     client: KubeClient
     sources: Sources
-    """Has the versions that writes are conditional on, and takes the server's answers."""
-    _made: dict[str, str] = field(default_factory=dict)
+    """The cache that holds the versions which writes are conditional on, and takes the server's answers."""
+    _created: dict[str, str] = field(default_factory=dict)
     """UIDs of the Nodes for which a GPUNode was created, by name."""
     _deleted: set[str] = field(default_factory=set)
-    """UIDs of mig-manager pods whose deletion the server accepted; a few in a process's life."""
+    """UIDs of mig-manager pods whose deletion the server accepted; only a few come together in the life of a
+    process."""
     _missed: Counter[str] = field(default_factory=Counter)
     """By UID of a mig-manager pod: how often the server said that it is gone or replaced."""
 
     def forget(self, nodes: Container[str]) -> None:
-        """Forget the Nodes that are not among these."""
-        for name in [name for name in self._made if name not in nodes]:
-            del self._made[name]
+        """Forget for which Nodes a GPUNode was created, except for Nodes that are among these."""
+        for name in [name for name in self._created if name not in nodes]:
+            del self._created[name]
 
     async def patch(self, action: NodePatch) -> bool:
-        """Patch with the newest resourceVersion; after a 409 go on only if the node is still as it was when we decided.
+        """Patch the Node on the condition of its newest resourceVersion. After a 409 it is patched again only if the
+        node is still as it was when the action was decided; otherwise nothing is written and False is returned.
 
-        The executor has compared the node with the one that the plan saw, without a pause in between.
+        The executor has compared the node with the one that the plan saw, without a pause in between. Raises Conflict
+        after TRIES attempts.
         """
         name, version = action.node.name, self.sources.nodes.resource_version(action.node.name)
         for _ in range(TRIES):
@@ -51,13 +54,17 @@ class NodeWrites:
                 self.sources.nodes.accept(raw)
                 if self.sources.node_view(raw) != action.node:
                     log.info(
-                        "node changed meanwhile, deciding again", node=name, action=type(action).__name__
+                        "the node changed since the decision; the next pass decides again",
+                        node=name,
+                        action=type(action).__name__,
                     )
                     return False
                 version = str(raw["metadata"]["resourceVersion"])
             else:
                 return True
-        raise Conflict(f"node {name} changed {TRIES} times while we wrote to it")
+        raise Conflict(
+            f"node {name} was changed {TRIES} times by someone else while the operator wrote to it"
+        )
 
     async def ensure_gpunode(self, action: EnsureGPUNode) -> None:
         """Write the request to the agent into the node's GPUNode, which is created if there is none."""
@@ -74,23 +81,25 @@ class NodeWrites:
         self.sources.gpunodes.accept(raw)
 
     async def _new_gpunode(self, action: EnsureGPUNode, spec: JSON) -> JSON:
-        """Create one. If there was one already, only if its Node really exists, which a late watch does not show: an
-        object whose Node is gone is deleted at once, and we would create it again as fast as we can.
+        """Create a GPUNode, and return it. If one was created for this Node before, the Node is read first, because a
+        late watch may not show that it is gone: Kubernetes would delete the object at once, and we would create it
+        again as fast as we can.
 
-        Raises:
-            NotFound: that Node is gone.
+        Raises NotFound if that Node is gone.
         """
         name, uid = action.node, action.node_uid
-        if self._made.get(name) == uid and (await self.client.get(NODES, name))["metadata"]["uid"] != uid:
+        if self._created.get(name) == uid and (await self.client.get(NODES, name))["metadata"]["uid"] != uid:
             raise NotFound(f"the Node {name} was created again")
-        self._made[name] = uid
+        self._created[name] = uid
         owner = {"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid}
         metadata = {"name": name, "ownerReferences": [owner]}
         manifest = {"apiVersion": names.API_VERSION, "kind": "GPUNode", "metadata": metadata, "spec": spec}
         return await self.client.create(GPUNODES, manifest)
 
     async def restart(self, action: RestartOperand) -> bool:
-        """Delete a pod, once: the watch may not have shown yet that it is being deleted."""
+        """Delete a mig-manager pod, once: the watch may not have shown yet that the pod is being deleted. Returns
+        whether the server accepted a deletion now. Raises NotFound or Conflict if the server has said ODD_AFTER
+        times that the pod is gone, although the watch still shows it."""
         if action.uid in self._deleted:
             return False
         try:
@@ -98,7 +107,7 @@ class NodeWrites:
         except (NotFound, Conflict):
             self._missed[action.uid] += 1
             if self._missed[action.uid] >= ODD_AFTER:
-                raise  # a pod that the watch still shows is neither
+                raise  # the watch still shows the pod, so it is neither gone nor replaced
             return False
         self._deleted.add(action.uid)
         return True

@@ -1,4 +1,4 @@
-"""The observer of the loop: in the shipped process, the metrics."""
+"""The observer of the loop. In the shipped process it is the metrics."""
 
 from collections.abc import Mapping
 
@@ -10,15 +10,15 @@ from gpusharing.planning.transition.verdict import Verdict
 
 
 class Observer:
-    """Is called when something happens. This one keeps nothing, for an operator without metrics."""
+    """Receives what happens in the loop. This one ignores everything, for an operator without metrics."""
 
     def passed(
         self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
     ) -> None:
-        """One pass: the seconds of its steps, its plan, its snapshot, and the outcome."""
+        """Note the end of a pass: the seconds of its steps, its plan, its snapshot, and its outcome."""
 
     def acted(self, action: Action, result: str) -> None:
-        """One action and its result."""
+        """Note an action and its result: `done`, or what prevented it."""
 
     def changed(self, before: Verdict | None, after: Verdict) -> None:
-        """One verdict changed."""
+        """Note that the verdict of a node differs from the one before, which is None for a new node."""

@@ -1,4 +1,5 @@
-"""When the loop runs again: what wakes it, how a burst of events becomes one pass, what slows an endless plan down."""
+"""When the loop runs again: what wakes it, how a burst of events becomes one pass, and what slows down a plan that
+never settles."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,16 +11,15 @@ import structlog
 log = structlog.get_logger()
 
 LOOK_EVERY = timedelta(seconds=10)
-"""The longest rest between two passes, whatever a plan says."""
+"""The longest rest between two passes, even if a plan names a later time."""
 FIRST_LOOK = 4
 """The first event after a quiet time waits for this fraction of the debounce: events that belong together arrive
 within it."""
 AT_ONCE = 2
-"""Follow-ups without a break: configuration, then fence. In a longer row, other nodes keep a large pool busy, and every
-pass looks at all of it."""
+"""How many follow-up passes come without a break: configuration, then fence. More of them come from other nodes of a
+large pool, and every pass looks at all of it, so they are spaced out."""
 FOLLOW_UPS = 30
-"""The most passes that may follow one another at once. More of them make no progress and would only load the API
-server."""
+"""The most passes that may follow one another at once. More of them would only load the API server."""
 RETRY = 2.0
 """Seconds until the next pass after one that the API server or the Lease ended."""
 
@@ -35,7 +35,8 @@ class Pace:
     _follow_ups: int = 0
 
     async def rest(self, due: datetime | None) -> None:
-        """Wait until something happens or is due; then a moment longer, so that one pass sees all of a burst.
+        """Wait until an event or `due`, at most LOOK_EVERY; after an event a moment longer, so that one pass handles a
+        whole burst.
 
         An event after a quiet time gets a pass soon; while much happens, passes are a whole debounce apart.
         """
@@ -52,10 +53,13 @@ class Pace:
         await asyncio.sleep(max(apart, self.debounce / FIRST_LOOK))
 
     async def _slow_down(self, left: timedelta) -> None:
-        """Slow down a plan that writes in every pass and never settles: such a mistake must not run fast."""
+        """Wait if too many passes followed one another at once: a plan that writes in every pass and never settles
+        must not run fast."""
         self._follow_ups = self._follow_ups + 1 if left <= timedelta(0) else 0
         if self._follow_ups > FOLLOW_UPS:
-            log.warning("passes make no progress", passes=self._follow_ups)
+            log.warning(
+                "passes follow one another without a rest, so they are slowed down", passes=self._follow_ups
+            )
             await asyncio.sleep(RETRY)
         elif self._follow_ups > AT_ONCE:
             await asyncio.sleep(self.debounce / FIRST_LOOK)

@@ -1,4 +1,4 @@
-"""What a loop works with: the parts that read and write and decide nothing, and two clocks beside its passes."""
+"""The parts of a loop, which read and write and decide nothing, and two clocks beside its passes."""
 
 import asyncio
 from collections.abc import Callable
@@ -32,13 +32,13 @@ class LoopParts:
         identity: str,
         now: Callable[[], datetime],
     ) -> None:
-        """Nothing is called yet. `identity` is our name on the Lease."""
+        """Create the parts; no call is made yet. `identity` is our name on the Lease."""
         self.leader, self.settings, self.observer, self.now = leader, settings, observer, now
         self.wake, self._complaints = asyncio.Event(), Complaints()
-        """Set at any time, for any number of events: the loop then looks at everything at once."""
+        """`wake` is set by every event; one pass then handles all of them."""
         wake, limit = self.wake.set, Limits().parallel
         self.calls = Fanout(client, parallel=min(settings.parallel, limit))
-        """Every call of the loop goes through it; those of the Lease do not."""
+        """The client that every call of the loop goes through, except the calls about the Lease."""
         self.sources = Sources(self.calls, settings.sources, wake, lambda: leader.restores)
         crew = Crew(max(1, settings.parallel // 8), wake)
         self.publisher = Publisher(
@@ -57,25 +57,27 @@ class LoopParts:
         self.gatherer = Gatherer(self.calls, self.sources, self.executor.calls, crew)
 
     def _acted(self, action: Action, result: str) -> None:
+        """Report an action to the observer, and also as an Event if it changed a ClusterPolicy."""
         self.observer.acted(action, result)
         if isinstance(action, SetPointers) and result == "done":
-            self.publisher.tell_pointers(action, self.now())
+            self.publisher.report_pointers(action, self.now())
 
     async def close(self) -> None:
-        """End every call that is still under way; returns when they have ended."""
+        """End every call that is still under way; returns when all of them have ended."""
         await self.publisher.close()
         await self.executor.crew.close()
         await self.gatherer.close()
 
     async def list_policies(self) -> None:
-        """List the policies by the clock, even if no event came."""
+        """Have the policies listed again every `relist` seconds, even if no event came. Runs until cancelled."""
         while True:
             await asyncio.sleep(self.settings.relist)
             self.sources.policies.touch()
             self.wake.set()
 
     async def count_pending(self) -> None:
-        """Count the pods that wait for a GPU by the clock, and wake the loop when their number has changed."""
+        """Count the pods that wait for a GPU every `pending_period` seconds, and wake the loop when a number has
+        changed. Runs until cancelled; a count that fails is logged and tried again."""
         pending = self.gatherer.pending
         while True:
             if self.leader.is_leader and not self.sources.missing():
@@ -87,6 +89,9 @@ class LoopParts:
                     self._complaints.ends("pending pods")
                 except KubeError as error:
                     self._complaints.begins(
-                        "pending pods", "pending pods are not counted", type(error).__name__, error=str(error)
+                        "pending pods",
+                        "Pending pods cannot be counted; trying again",
+                        type(error).__name__,
+                        error=str(error),
                     )
             await asyncio.sleep(self.settings.pending_period)

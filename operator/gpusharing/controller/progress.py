@@ -1,8 +1,8 @@
-"""Does the loop make progress? This decides liveness: the duration of a pass says nothing.
+"""Whether the loop makes progress. This decides liveness, because the duration of a pass does not.
 
-A pass that creates five thousand objects takes minutes on a slow API server, and nothing is wrong with it. So what
-counts is that passes end, or that the API server answers the calls of the pass that is under way. Other calls of the
-process (watches, the Lease, the count of Pending pods) continue while the loop hangs, and do not count.
+A pass that creates five thousand objects takes minutes on a slow API server, and nothing is wrong with it. So passes
+must end, or the API server must answer the calls of the pass that is under way. Other calls of the process (watches,
+the Lease, the count of Pending pods) continue while the loop hangs, and do not count.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ _OF_A_PASS: ContextVar[bool] = ContextVar("of_a_pass", default=False)
 
 
 class Progress:
-    """When the loop last made progress."""
+    """The moment at which the loop last made progress."""
 
     def __init__(self, clock: Callable[[], float] = loop_time) -> None:
         self._clock = clock
@@ -25,12 +25,12 @@ class Progress:
         """By the clock, in seconds."""
 
     def made(self) -> None:
-        """A pass has ended."""
+        """Note that the loop has made progress now."""
         self.last = self._clock()
 
     @contextmanager
     def of_a_pass(self) -> Iterator[None]:
-        """Calls made in this block, and by tasks started in it, are those of a pass."""
+        """Make calls in this block, and in tasks that are started in it, count as calls of a pass."""
         token = _OF_A_PASS.set(True)
         try:
             yield
@@ -38,6 +38,6 @@ class Progress:
             _OF_A_PASS.reset(token)
 
     def called(self, request: ApiRequest, status: int) -> None:
-        """See http.OnCall. An answer of any kind is progress; status 0 is none."""
+        """Note an answer to a call of a pass, whatever the answer is. Status 0 is no answer. See http.OnCall."""
         if status and _OF_A_PASS.get():
             self.made()

@@ -1,11 +1,12 @@
-"""Write what people see: Events, and the status of policies and GPUNodes. Only changes are written.
+"""Write what people see: Events, and the statuses of policies and GPUNodes. Only changes are written, and nothing is
+decided from any of it.
 
-A node that begins to change is shown one period after it began to differ from what is shown, its next phases after two:
-shorter phases are never shown, and their information is shown with the next one. An end (Synced, Failed, Blocked ...)
-is written at once. Nothing is decided from any of it.
+A node that begins to change is shown one period after it began to differ from what is shown, its next phases after
+two. Shorter phases are never shown; their information is shown with the next one. A phase that lasts (Synced, Failed,
+Blocked ...) is written at once.
 
-Whatever fails here is logged and tried again, after a longer wait each time: no pass ends or waits because of it, and
-no object waits because of another one. An Event counts as told when the server has accepted it.
+Failures are logged and tried again, after a longer wait each time: no pass ends or waits because of them, and no
+object waits because of another one. An Event counts as posted when the server has accepted it.
 """
 
 import asyncio
@@ -50,61 +51,66 @@ POOL_FACTOR = 2
 MOVING_FACTOR = 2
 """A node that is changing is shown again after this many periods: a transition has half a dozen phases."""
 
-UNTOLD = 1000
-"""The most Events that may wait for the server; older ones are dropped to make room."""
+MOST_PENDING = 1000
+"""The most Events that may wait for the server; the oldest is dropped to make room for a new one."""
 
 RESTING = frozenset(phase for phase in Phase if phase.lasts)
-"""Phases that last: their transition is written without delay."""
+"""The phases that last. A transition to one of them is written without delay."""
 
 FAULTS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""The errors that computing a status from one odd object may raise: a fault of ours, which must not end a pass."""
+"""Errors that computing a status may raise because of our own mistakes; they must not end a pass."""
 
 _EVENTS = "events"
 
 
 @dataclass(slots=True)
 class Publisher:
-    """One per operator process."""
+    """Writes statuses and posts Events. There is one in each operator process."""
 
     client: KubeClient
     sources: Sources
-    """Has the statuses as they were read or written last, and takes the server's answers."""
+    """The cache that holds the statuses as last read or written, and takes the server's answers."""
     period: float
+    """Seconds that a change of a resting node is held back; multiples of it apply to other changes."""
     identity: str
+    """Name of this process, for Events."""
     crew: Crew = field(default_factory=lambda: Crew(16))
     on_verdict: Callable[[Verdict | None, Verdict], None] = lambda before, after: None
-    """Called for every verdict that changed: for metrics."""
-    _told: dict[str, Verdict] = field(default_factory=dict)
+    """Called with the last and the present verdict of each node whose verdict changed; for metrics."""
+    _verdicts: dict[str, Verdict] = field(default_factory=dict)
+    """By node: the verdict that was reported last to metrics, log and Events."""
     _drains: dict[str, str] = field(default_factory=dict)
-    """By node: the change (`op` of its fence) whose drain was reported last."""
+    """By node: the change (`op` of its fence) whose drain was last reported by an Event."""
     _due: dict[str, datetime] = field(default_factory=dict)
-    """By object whose status differs from what it should be: when to write it. It is checked again then, not before."""
-    _held: set[str] = field(default_factory=set)
-    """Transitions that are due although their verdict did not change."""
-    _seen: dict[str, tuple[NodeView, GPUNodeView | None]] = field(default_factory=dict)
-    """The objects of the last pass, compared by identity."""
-    _shown: dict[str, tuple[object, ...]] = field(default_factory=dict)
-    """By policy: what decided the status of its conditions when they were last checked."""
+    """By object whose status has to change: when to write it. The object is not checked before."""
+    _unwritten: set[str] = field(default_factory=set)
+    """Objects whose transition may differ from what is shown, as long as that is not written."""
+    _objects: dict[str, tuple[NodeView, GPUNodeView | None]] = field(default_factory=dict)
+    """By node: its Node and GPUNode of the last pass, which are compared by identity."""
+    _grounds: dict[str, tuple[object, ...]] = field(default_factory=dict)
+    """By policy: the facts that decided its conditions when they were last checked."""
     _refused: dict[str, tuple[int, datetime]] = field(default_factory=dict)
-    """By object: refusals in a row, and when to try again."""
-    _untold: deque[JSON] = field(default_factory=lambda: deque(maxlen=UNTOLD))
+    """By object: how many refusals came in a row, and when to try again."""
+    _pending_events: deque[JSON] = field(default_factory=lambda: deque(maxlen=MOST_PENDING))
     """Events that the server has not accepted yet, oldest first."""
     _complaints: Complaints = field(default_factory=Complaints)
     _serial: int = 0
     _round: asyncio.Task[datetime | None] | None = None
-    """The latest round."""
+    """The round that was begun last, or None if its end was awaited."""
 
     def begin(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> None:
-        """Begin to publish, concurrently with whatever comes next. Only after `ended`: there is one round at a time."""
+        """Begin to publish, concurrently with what comes next. Call it only after `ended`: there is one round at a
+        time."""
         self._round = asyncio.create_task(self.publish(plan, snapshot, now))
 
     async def ended(self) -> datetime | None:
-        """Wait for the current round; returns when something that was held back is due."""
+        """Wait for the end of the current round. Returns when something that was held back is due; None if nothing is,
+        or if there was no round."""
         round_, self._round = self._round, None
         return await round_ if round_ is not None else None
 
     async def close(self) -> None:
-        """End every write that is still under way; returns when they have ended."""
+        """End every write that is still under way; returns when all of them have ended."""
         if self._round is not None:
             self._round.cancel()
             await asyncio.wait({self._round})
@@ -114,7 +120,8 @@ class Publisher:
         await self.crew.close()
 
     async def publish(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> datetime | None:
-        """Returns when something that was held back is due. Raises nothing that the server causes."""
+        """Write the statuses that have changed, and post the pending Events. Returns when something that was held back
+        is due, or None if nothing is. Errors of the server are logged, never raised."""
         verdicts = {f"node/{v.node}": v for v in plan.verdicts.values() if self._is_news(v, snapshot)}
         policies = {f"policy/{policy.name}": policy for policy in snapshot.policies}
         for verdict in verdicts.values():
@@ -123,24 +130,29 @@ class Publisher:
         due: list[datetime] = []
 
         async def write(key: str) -> None:
+            """Publish one object, or the Events, and add to `due` when it has to be looked at again."""
             try:
                 if (refused := self._refused.get(key)) is not None and refused[1] > now:
                     later: datetime | None = refused[1]
                 elif key == _EVENTS:
-                    later = await self._tell(now)
+                    later = await self._post_events(now)
                 elif key in verdicts:
                     later = await self._write_transition(verdicts[key], snapshot, now)
                 else:
                     later = await self._status(policies[key], plan, snapshot, now)
             except FAULTS as error:
-                later = self._refusal(key, "status cannot be told", error, now)
+                later = self._refusal(
+                    key, "the status cannot be computed; please report this bug", error, now
+                )
             if later is not None:
                 due.append(later)
 
         try:
-            await self.crew.each([*verdicts, *policies, *([_EVENTS] if self._untold else [])], write)
+            await self.crew.each([*verdicts, *policies, *([_EVENTS] if self._pending_events else [])], write)
         except* (ServerAway, Unauthorized) as group:
-            self._complaints.begins("status", "status is not written", error=str(group.exceptions[0]))
+            self._complaints.begins(
+                "status", "statuses and Events cannot be written now", error=str(group.exceptions[0])
+            )
             due.append(now + timedelta(seconds=max(self.period, 1.0)))
         else:
             self._complaints.ends("status")
@@ -148,40 +160,43 @@ class Publisher:
 
     def _forget(self, plan: RolloutPlan) -> None:
         """Drop what is remembered about nodes and policies that no longer exist."""
-        for name in self._told.keys() - plan.verdicts.keys():
-            del self._told[name]
-            self._seen.pop(name, None)
+        for name in self._verdicts.keys() - plan.verdicts.keys():
+            del self._verdicts[name]
+            self._objects.pop(name, None)
             self._drains.pop(name, None)
             self._drop(f"node/{name}")
-        for name in self._shown.keys() - plan.pools.keys():
-            del self._shown[name]
+        for name in self._grounds.keys() - plan.pools.keys():
+            del self._grounds[name]
             self._drop(f"policy/{name}")
 
     def _drop(self, key: str) -> None:
-        self._held.discard(key)
+        """Drop what is remembered about the status of one object."""
+        self._unwritten.discard(key)
         self._due.pop(key, None)
         self._refused.pop(key, None)
         self._complaints.ends(key)
 
     def _is_news(self, verdict: Verdict, snapshot: ClusterSnapshot) -> bool:
-        """Whether the transition may have to change: it shows the verdict and the node, and is stored on the
-        GPUNode."""
+        """Whether the transition of a node may have to be written: its verdict, its Node or its GPUNode differs from
+        the last pass, or an earlier change was not written yet. The present Node and GPUNode are remembered for the
+        next pass."""
         name = verdict.node
-        seen = (snapshot.nodes[name], snapshot.gpunodes.get(name))
-        before, self._seen[name] = self._seen.get(name), seen
-        same = before is not None and before[0] is seen[0] and before[1] is seen[1]
-        return not same or self._told.get(name) != verdict or f"node/{name}" in self._held
+        objects = (snapshot.nodes[name], snapshot.gpunodes.get(name))
+        before, self._objects[name] = self._objects.get(name), objects
+        same = before is not None and before[0] is objects[0] and before[1] is objects[1]
+        return not same or self._verdicts.get(name) != verdict or f"node/{name}" in self._unwritten
 
     def _notice(self, verdict: Verdict, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> None:
-        """Report a changed verdict in metrics and log, and compose its Events; an unchanged one is ignored."""
-        before = self._told.get(verdict.node)
-        self._held.add(f"node/{verdict.node}")
+        """Note that the transition of a node may have to be written. If its verdict changed, report that to metrics
+        and log, and add its Events to those that wait."""
+        before = self._verdicts.get(verdict.node)
+        self._unwritten.add(f"node/{verdict.node}")
         if before != verdict:
-            self._told[verdict.node] = verdict
+            self._verdicts[verdict.node] = verdict
             self.on_verdict(before, verdict)
             change = fence.op if (fence := snapshot.nodes[verdict.node].fence) is not None else ""
             events = node_events(before, verdict, drained=self._drains.get(verdict.node) == change)
-            self._compose(events, verdict, plan, now)
+            self._queue_events(events, verdict, plan, now)
             if verdict.phase is Phase.DRAINING and verdict.pods:
                 self._drains[verdict.node] = change
 
@@ -190,6 +205,8 @@ class Publisher:
     async def _write_transition(
         self, verdict: Verdict, snapshot: ClusterSnapshot, now: datetime
     ) -> datetime | None:
+        """Write transition and health of a GPUNode if they differ from what is shown and may be written now. Returns
+        when to try again, or None if nothing is left to write. Ignored if the GPUNode does not exist yet."""
         key = f"node/{verdict.node}"
         if verdict.node not in snapshot.gpunodes:
             return None  # it is being created in this pass
@@ -201,7 +218,7 @@ class Publisher:
         conditions = health_conditions(verdict, stand, now)
         if wanted == previous and conditions == stand:
             self._due.pop(key, None)
-            self._held.discard(key)
+            self._unwritten.discard(key)
             return None
         rested = previous.get("phase", Phase.SYNCED) in RESTING
         lag = timedelta(seconds=self.period * (1 if rested else MOVING_FACTOR))
@@ -209,17 +226,18 @@ class Publisher:
             return later
         body = {"status": {"transition": wanted, "conditions": conditions}}
         later = await self._write(key, now, GPUNODES, body, self.sources.gpunodes.accept)
-        if later is None and self._told.get(verdict.node) == verdict:  # nothing newer came meanwhile
-            self._held.discard(key)
+        if later is None and self._verdicts.get(verdict.node) == verdict:  # nothing newer came meanwhile
+            self._unwritten.discard(key)
         return later
 
     async def _status(
         self, policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
     ) -> datetime | None:
-        """Write the status of a policy if it has changed. Returns when the next write is due, or None if none is."""
+        """Write the status of a policy if it has changed, and queue an Event if the policy has just been refused.
+        Returns when to look at it again, or None if nothing is left to write."""
         key = f"policy/{policy.name}"
         grounds = find_grounds(policy, plan, snapshot)
-        before, self._shown[policy.name] = self._shown.get(policy.name), grounds
+        before, self._grounds[policy.name] = self._grounds.get(policy.name), grounds
         if grounds == before and (due := self._due.get(key, now)) > now:
             return due  # numbers and messages: nobody needs them before they are due
         previous = self.sources.policies.status(policy.name)
@@ -236,31 +254,34 @@ class Publisher:
         refusal = refusal_event(previous, wanted)
         later = await self._write(key, now, POLICIES, body, self.sources.policies.accept)
         if later is None and refusal is not None:
-            self._untold.append(self._event(refusal, _policy_of(policy), now))
+            self._pending_events.append(self._event(refusal, _policy_of(policy), now))
             return now  # the Event is posted with the next round
         return later
 
     def _hold(self, key: str, now: datetime, lag: timedelta) -> datetime | None:
-        """When the change may be written, if that is later than now. `lag`: from when it is first seen."""
+        """Return when a change may be written if that is later than now, else None. It may be written `lag` after it
+        was first seen."""
         due = self._due.setdefault(key, now + lag)
         return due if due > now else None
 
     async def _write(
         self, key: str, now: datetime, resource: Resource, body: JSON, accept: Callable[[JSON], None]
     ) -> datetime | None:
+        """Patch the status of one object, and give the answer to `accept`. Returns when to try again after a refusal,
+        or None if it was written or the object is gone."""
         try:
             name = key.partition("/")[2]
             accept(await self.client.patch(resource, name, body, subresource="status"))
         except NotFound:
             pass
         except KubeError as error:
-            return self._refusal(key, "status not written", error, now)
+            return self._refusal(key, "the status cannot be written; trying again", error, now)
         self._due.pop(key, None)
         self._accepted(key)
         return None
 
     def _refusal(self, key: str, event: str, error: Exception, now: datetime) -> datetime:
-        """Note a refusal, log it once, and return when to try again. Raises what concerns all calls."""
+        """Note a refusal, log it once, and return when to try again. Raises errors that concern all calls."""
         if isinstance(error, ServerAway | Unauthorized):
             raise error
         if isinstance(error, HeldBack):
@@ -272,18 +293,22 @@ class Publisher:
         return self._refused[key][1]
 
     def _accepted(self, key: str) -> None:
+        """Forget the refusals of an object."""
         self._refused.pop(key, None)
         self._complaints.ends(key)
 
     # --- events --------------------------------------------------------------------------------------------
 
-    def _compose(self, events: tuple[Event, ...], verdict: Verdict, plan: RolloutPlan, now: datetime) -> None:
+    def _queue_events(
+        self, events: tuple[Event, ...], verdict: Verdict, plan: RolloutPlan, now: datetime
+    ) -> None:
+        """Queue the Events of a verdict and log them. Ignored if the policy of the verdict has no pool."""
         pool = plan.pools.get(verdict.policy)
         if pool is None:
             return
         for event in events:
             node = {"apiVersion": "v1", "kind": "Node", "name": verdict.node}
-            self._untold.append({**self._event(event, _policy_of(pool.policy), now), "related": node})
+            self._pending_events.append({**self._event(event, _policy_of(pool.policy), now), "related": node})
             log.info(
                 event.reason,
                 node=verdict.node,
@@ -292,33 +317,40 @@ class Publisher:
                 note=event.note,
             )
 
-    def tell_pointers(self, action: SetPointers, now: datetime) -> None:
-        """Report that we changed somebody else's object; posted with the next round."""
+    def report_pointers(self, action: SetPointers, now: datetime) -> None:
+        """Queue an Event that the operator changed a ClusterPolicy; it is posted with the next round."""
         policy = action.policy
         kind = {"apiVersion": CLUSTER_POLICIES.api_version, "kind": "ClusterPolicy"}
         regarding = {**kind, "name": policy.name, "uid": policy.uid}
-        self._untold.append(self._event(pointers_event(action), regarding, now))
+        self._pending_events.append(self._event(pointers_event(action), regarding, now))
 
-    async def _tell(self, now: datetime) -> datetime | None:
-        """Post the pending Events, in the order in which they happened."""
-        while self._untold:
-            body = self._untold[0]
+    async def _post_events(self, now: datetime) -> datetime | None:
+        """Post the pending Events in the order in which they happened. Returns when to try again after a failure, or
+        None if none is left. An Event that the server refuses as invalid is logged and dropped."""
+        while self._pending_events:
+            body = self._pending_events[0]
             try:
                 await self.client.create(EVENTS, body, namespace="default")
             except AlreadyExists:
                 pass  # an answer was lost
             except (Invalid, NotFound) as error:
-                self._complaints.begins(_EVENTS, "event refused", type(error).__name__, error=str(error))
+                self._complaints.begins(
+                    _EVENTS,
+                    "the API server refused an Event, which is dropped",
+                    type(error).__name__,
+                    error=str(error),
+                )
             except KubeError as error:
-                return self._refusal(_EVENTS, "events not posted", error, now)
+                return self._refusal(_EVENTS, "Events cannot be posted; trying again", error, now)
             else:
                 self._accepted(_EVENTS)
-            if self._untold and self._untold[0] is body:
-                self._untold.popleft()
+            if self._pending_events and self._pending_events[0] is body:
+                self._pending_events.popleft()
         return None
 
     def _event(self, event: Event, regarding: JSON, now: datetime) -> JSON:
-        """events.k8s.io/v1; events about cluster-scoped objects live in the namespace default."""
+        """Return the body of an Event (events.k8s.io/v1). Events about cluster-scoped objects live in the namespace
+        default."""
         self._serial += 1
         stamp = to_micro_time(now)
         return {
@@ -340,17 +372,19 @@ class Publisher:
 
 
 def _policy_of(policy: PolicyView) -> JSON:
-    """A policy, as an Event names it."""
+    """Return the reference by which an Event names a policy."""
     kind = {"apiVersion": names.API_VERSION, "kind": "GPUSharingPolicy"}
     return {**kind, "name": policy.name, "uid": policy.uid}
 
 
 def _statuses(status: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Return type and status of each condition."""
     return tuple((row["type"], row["status"]) for row in status.get("conditions") or ())
 
 
 def _replacing(wanted: Mapping[str, Any], previous: Mapping[str, Any]) -> JSON:
-    """A merge patch merges maps: keys that are gone from the plan's capacities must be named to vanish."""
+    """Return a merge patch that replaces the previous status. A merge patch merges maps, so resources that are gone
+    from the capacities of the plan are set to null."""
     body = dict(wanted)
     old, new = previous.get("plan"), wanted.get("plan")
     if old and new:

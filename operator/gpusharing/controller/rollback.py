@@ -1,4 +1,4 @@
-"""`gpusharing-rollback-check`: the chart's pre-rollback hook. Reads the CRD and the policies, writes nothing.
+"""`gpusharing-rollback-check`: the chart's pre-rollback hook. It reads the CRD and the policies, and writes nothing.
 
 Helm runs it from the revision that is rolled back to, so the fields that this image knows are all that the policies
 would keep.
@@ -26,7 +26,8 @@ CRD = POLICIES.full_name
 
 
 async def ask(client: KubeClient, release: str, namespace: str) -> HookAnswer:
-    """Whether the release may be rolled back. If something cannot be read the answer is no, with the server's words."""
+    """Return whether the release may be rolled back, and why. If something cannot be read the answer is no, with the
+    error."""
     try:
         crd = await client.get(CUSTOM_RESOURCE_DEFINITIONS, CRD)
         policies = await list_of(client, POLICIES)
@@ -43,7 +44,7 @@ async def ask(client: KubeClient, release: str, namespace: str) -> HookAnswer:
 
 
 def _served(crd: JSON) -> JSON:
-    """Schema of the spec in the version that is read here; empty where the CRD has none."""
+    """Return the schema of the spec in the version that we read; empty if the CRD does not have that version."""
     for version in entries(crd, "spec", "versions"):
         if text(version, "name") == VERSION:
             return section(version, "schema", "openAPIV3Schema", "properties", "spec")
@@ -57,7 +58,7 @@ async def _run(environment: Mapping[str, str]) -> HookAnswer:
 
 
 def main() -> None:
-    """Print the answer; the exit status says whether Helm may go on."""
+    """Print the answer, and exit with a status that says whether Helm may go on."""
     retreat = asyncio.run(_run(os.environ))
     print(retreat.text)
     sys.exit(0 if retreat.allowed else REFUSED)

@@ -1,4 +1,5 @@
-"""The operator's settings: environment variables GPUSHARING_*, set by the chart. A bad one is named and ends the start.
+"""The operator's settings: environment variables GPUSHARING_*, which the chart sets. A bad one ends the start with an
+error that names it.
 
 `docs/reference/settings.md` is generated from this file.
 """
@@ -32,67 +33,71 @@ WHY = {
     "greater_than": " must be above 0",
     "less_than_equal": " is not a port",
 }
-"""What pydantic's errors say about a variable of ours."""
+"""Our words for pydantic's errors, to follow the name and value of a variable."""
 MaintenanceKeys = Annotated[tuple[str, ...], listed(find_problem)]
 
 
 class SettingsError(Exception):
-    """A setting cannot be used; the message names the variable and a valid example."""
+    """A setting cannot be used; the message names the variable and shows a valid example."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Settings of the process itself, besides those of the planner. Times in seconds."""
+    """Settings of the process itself, besides those of the planner. Times are in seconds."""
 
     plan: PlanSettings = field(default_factory=PlanSettings)
-    """Settings that decisions depend on; each has its own variable too."""
+    """The settings that decisions depend on; each of them has a variable of its own, too."""
     admin_mig_config_map: str = ""
-    """ConfigMap in the GPU Operator's namespace whose mig-parted entries are merged into ours; empty: none."""
+    """ConfigMap in the GPU Operator's namespace whose mig-parted entries are merged into ours; empty if there
+    is none."""
     admin_plugin_config_map: str = ""
-    """ConfigMap in the GPU Operator's namespace whose device-plugin entries are merged into ours; empty: none."""
+    """ConfigMap in the GPU Operator's namespace whose device-plugin entries are merged into ours; empty if
+    there is none."""
     agent_namespace: str = "gpusharing-agent"
-    """Namespace of the agent's pods; empty: our own namespace."""
+    """Namespace of the agent's pods; if empty, the operator's own namespace."""
     maintenance_keys: MaintenanceKeys = ()
-    """Comma-separated keys: a label, annotation or taint with one means that somebody else maintains the Node."""
+    """Comma-separated keys. A label, annotation or taint with one of them means that someone else maintains the
+    Node."""
     lease_name: str = "gpusharing-operator"
-    """Name of the Lease in our namespace that holds leader and claims."""
+    """Name of the Lease in the operator's namespace that records the leader and the claims."""
     lease_seconds: Period = 15.0
-    """How long a lost leader blocks its successor."""
+    """How long a leader that has vanished blocks its successor."""
     renew_deadline: Period = 10.0
-    """A leader that could not renew the Lease for this long ends its process at once."""
+    """Time without a renewal of the Lease after which a leader ends its process at once."""
     retry_period: Period = 2.0
     """Time between two attempts to take or renew the Lease."""
     debounce: Seconds = 0.2
     """Time from the first change to the pass that handles all of them."""
     publish_period: Seconds = 2.0
-    """A node that begins to change is shown after this time, and its next phases after twice that; phases that pass
-    more quickly are never shown."""
+    """Time after which a node that begins to change is shown; its next phases are shown after twice that time. Phases
+    that pass more quickly are never shown."""
     relist: Period = 600.0
-    """Time after which policies are listed again even when nothing happened."""
+    """Time after which policies are listed again even if no event came."""
     pending_period: Period = 60.0
     """Time between two counts of Pending GPU pods."""
     parallel: Annotated[int, Field(gt=0)] = 16
     """How many nodes are acted on at once."""
     log_format: Literal["json", "console"] = "json"
-    """json or console."""
+    """Form of the log: json or console."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """debug, info, warning or error."""
+    """Lowest level that is logged: debug, info, warning or error."""
     metrics_port: Port = 8080
     """Port of /metrics; 0 switches it off."""
     probe_port: Port = 8081
     """Port of /healthz and /readyz; 0 switches it off."""
     listen: str = "0.0.0.0"
-    """Address of the two ports."""
+    """Address on which the two ports listen."""
 
     @property
     def sources(self) -> SourceSettings:
-        """The settings of the sources."""
+        """The settings of the sources: which objects are read, and the planner's own settings."""
         theirs = AdminMaps(self.admin_plugin_config_map, self.admin_mig_config_map)
         return SourceSettings(self.plan, theirs, self.agent_namespace, frozenset(self.maintenance_keys))
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
-    """Read every GPUSHARING_<NAME>. Raises SettingsError for a value of the wrong kind or an unknown name."""
+    """Return the settings from every GPUSHARING_<NAME>. Raises SettingsError for an unknown name or a value that is
+    not valid."""
     texts = {name.removeprefix(PREFIX): text for name, text in environment.items() if name.startswith(PREFIX)}
     plan, shell = _variables(PlanSettings), _variables(Settings)
     known = plan.keys() | shell.keys()
@@ -101,8 +106,8 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         raise SettingsError(f"{PREFIX}{unknown[0]} is not a setting; the known ones are {names}")
     try:
         planner = _PLAN.validate_python({plan[name]: texts[name] for name in texts if name in plan})
-        given = {shell[name]: texts[name] for name in texts if name in shell}
-        settings = _SHELL.validate_python({**given, "plan": planner})
+        own = {shell[name]: texts[name] for name in texts if name in shell}
+        settings = _SHELL.validate_python({**own, "plan": planner})
     except ValidationError as error:
         raise SettingsError(_explain(error)) from None
     _check_lease(settings)
@@ -116,19 +121,19 @@ _PLAN, _SHELL = TypeAdapter(PlanSettings), TypeAdapter(Settings)
 
 
 def default_text(value: object) -> str:
-    """A value in the form of its variable."""
+    """Return a value as the text of its variable."""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _variables(kind: type) -> dict[str, str]:
-    """Names of variables, without the prefix, to names of fields."""
+    """Return the names of fields by the names of their variables, without the prefix."""
     return {item.name.upper(): item.name for item in fields(kind) if item.name != "plan"}
 
 
 def _explain(error: ValidationError) -> str:
-    """The first bad value for people: the variable, what is wrong with it, and a valid example."""
+    """Return the first bad value for people: the variable, what is wrong with it, and a valid example."""
     first = error.errors(include_url=False)[0]
     name, text, context = str(first["loc"][0]), first["input"], first.get("ctx", {})
     if first["type"] == "literal_error":
@@ -143,7 +148,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def _check_lease(settings: Settings) -> None:
-    """A leader must be able to renew before it has to give up, and give up before others take over."""
+    """Raise SettingsError unless a leader can renew before it has to give up, and gives up before others take over."""
     if not settings.retry_period < settings.renew_deadline < settings.lease_seconds:
         raise SettingsError(
             f"{PREFIX}RETRY_PERIOD={settings.retry_period:g}, {PREFIX}RENEW_DEADLINE={settings.renew_deadline:g} and"
@@ -153,7 +158,7 @@ def _check_lease(settings: Settings) -> None:
 
 
 def _check_cap(settings: Settings) -> None:
-    """Every node in flight has its claim on the Lease."""
+    """Raise SettingsError if more nodes may be in flight than the Lease can hold claims."""
     if settings.plan.max_in_flight > MOST_CLAIMS:
         raise SettingsError(
             f"{PREFIX}MAX_IN_FLIGHT={settings.plan.max_in_flight} is more than the {MOST_CLAIMS} nodes whose slots the"
@@ -162,7 +167,8 @@ def _check_cap(settings: Settings) -> None:
 
 
 def _check_marks(settings: Settings) -> None:
-    """The marks that we set during a change must not be marks that keep us away."""
+    """Raise SettingsError if a mark that the operator sets during a change is also one that keeps it away from
+    nodes."""
     for entry in settings.plan.neighbour_labels:
         key = entry.partition("=")[0]
         if key in settings.maintenance_keys:
@@ -173,13 +179,14 @@ def _check_marks(settings: Settings) -> None:
 
 
 def _check_admin_maps(settings: Settings) -> None:
-    """Merged into itself, a ConfigMap of ours would keep every entry for ever and never be corrected."""
+    """Raise SettingsError if an admin's ConfigMap is one of ours: merged into itself, it would keep every entry for
+    ever and never be corrected."""
     ours = settings.plan.plugin_config_map, settings.plan.mig_config_map
-    given = {
+    admin_maps = {
         "ADMIN_PLUGIN_CONFIG_MAP": settings.admin_plugin_config_map,
         "ADMIN_MIG_CONFIG_MAP": settings.admin_mig_config_map,
     }
-    for name, value in given.items():
+    for name, value in admin_maps.items():
         if value in ours:
             raise SettingsError(
                 f"{PREFIX}{name}={value} is the operator's own ConfigMap: name the one whose entries should be"

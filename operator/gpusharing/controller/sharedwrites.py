@@ -1,4 +1,4 @@
-"""Writes that are made once for all nodes: configuration, finalizers, claims. Fences wait for them."""
+"""Writes that are made once for all nodes: configuration, finalizers, claims and pointers. Fences wait for them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ from gpusharing.planning.snapshot.views import ClusterSnapshot
 log = structlog.get_logger()
 
 TRIES = 3
-"""Attempts at a conditional write; after each 409 it is decided again."""
+"""How many attempts a conditional write gets; it is decided again after each 409."""
 
 
 def subject_of(action: Action) -> str:
-    """What a shared write is about, for people."""
+    """Return the object that a shared write is about, as failures name it."""
     match action:
         case SetFinalizer():
             return policy_subject(action.policy)
@@ -37,17 +37,17 @@ def subject_of(action: Action) -> str:
 
 @dataclass(slots=True)
 class SharedWrites:
-    """Carries out shared writes; every method raises KubeError."""
+    """Carries out shared writes; every method may raise a KubeError."""
 
     client: KubeClient
     sources: Sources
-    """Has what was read of these objects last, and takes the server's answers."""
+    """The cache that holds these objects as last read, and takes the server's answers."""
     now: Callable[[], datetime]
     writing: str = ""
-    """The ConfigMap that is being written, or was written last: `namespace/name`."""
+    """The ConfigMap that is being written, or was written last, as `namespace/name`."""
 
     async def write_config(self, action: WriteConfig, snapshot: ClusterSnapshot) -> None:
-        """Write what differs in our two ConfigMaps; one that is right already is not touched."""
+        """Write what differs in our two ConfigMaps; a ConfigMap that is right already is not written."""
         settings, stack = snapshot.settings, snapshot.stack
         namespace = settings.gpu_operator_namespace
         if (body := plugin_patch(action, stack, self.now())) is not None:
@@ -56,9 +56,11 @@ class SharedWrites:
             await self._apply(settings.mig_config_map, body, {MIG_KEY: action.mig_file}, namespace)
 
     async def _apply(self, name: str, body: JSON, data: Mapping[str, str], namespace: str) -> None:
-        """Patch what differs; a ConfigMap that does not exist, or no longer exists, is created with all of its `data`.
+        """Patch a ConfigMap, or create it with all of its `data` if it does not exist or no longer exists. The answer
+        goes to the cache.
 
-        One that somebody created a moment ago may have their entries: it is not patched before it has been read.
+        A ConfigMap that someone created a moment ago may have entries of theirs, so it is not patched before it has
+        been read: creating it raises AlreadyExists then.
         """
         self.writing = f"{namespace}/{name}"
         metadata = body["metadata"] | {"name": name, "namespace": namespace}
@@ -70,14 +72,15 @@ class SharedWrites:
                 raw = await self.client.patch(CONFIG_MAPS, name, body, namespace=namespace)
             except NotFound:
                 raw = await self.client.create(CONFIG_MAPS, whole, namespace=namespace)
-        log.info("configuration written", configmap=name, keys=sorted(body["data"]))
+        log.info("the ConfigMap was written", configmap=name, keys=sorted(body["data"]))
         self.sources.config_maps.accept(raw)
 
     async def set_pointers(self, action: SetPointers) -> None:
-        """One patch, refused when the ClusterPolicy has changed since the decision; the next pass decides again."""
+        """Set the pointers of a ClusterPolicy by one patch. Raises Conflict if the ClusterPolicy has changed since the
+        decision; the next pass decides again."""
         name, cache = action.policy.name, self.sources.cluster_policies
         if cache.items.get(name) != action.policy:
-            raise Conflict(f"ClusterPolicy {name} changed meanwhile")
+            raise Conflict(f"ClusterPolicy {name} changed since the decision")
         marks = {names.ANNOTATION_CONFIGURED: ",".join(sorted({*action.policy.configured, *action.wanted}))}
         body: JSON = {
             "metadata": {"annotations": marks, "resourceVersion": cache.resource_version(name)},
@@ -87,14 +90,20 @@ class SharedWrites:
             block, config, key = field_name.split(".")
             body["spec"][block] = {config: {key: config_map}}
         cache.accept(await self.client.patch(CLUSTER_POLICIES, name, body))
-        log.info("ClusterPolicy pointed at our ConfigMaps", clusterpolicy=name, fields=sorted(action.wanted))
+        log.info(
+            "ClusterPolicy now points at the operator's ConfigMaps",
+            clusterpolicy=name,
+            fields=sorted(action.wanted),
+        )
 
     async def set_finalizer(self, action: SetFinalizer) -> None:
-        """If the policy has changed meanwhile, our finalizer is still added, because that hinders nobody. It is not
+        """Add our finalizer to a policy, or remove it. Nothing is written if that is done already.
+
+        If the policy has changed meanwhile, the finalizer is still added, because that hinders nobody. It is not
         removed: the change may be the very deletionPolicy that needs it, so the next pass decides.
 
-        Raises Conflict where it cannot be added because that policy is gone, or is another one under its name: no node
-        may be fenced for it.
+        Raises Conflict if it cannot be added because that policy is gone, or has been replaced by another one of its
+        name: no node may be fenced for it.
         """
         policies = self.sources.policies
         version, present = policies.finalizers(action.policy)
@@ -111,14 +120,16 @@ class SharedWrites:
                 raw = await self._reread(action.policy)
             if raw is None or not action.present or action.uid not in ("", raw["metadata"]["uid"]):
                 if action.present:
-                    raise Conflict(f"policy {action.policy} was deleted meanwhile")
+                    raise Conflict(f"policy {action.policy} was deleted since the decision")
                 return  # what the finalizer was for is no longer there
             version = str(raw["metadata"]["resourceVersion"])
             present = tuple(raw["metadata"].get("finalizers") or ())
-        raise Conflict(f"policy {action.policy} changed {TRIES} times while we wrote to it")
+        raise Conflict(
+            f"policy {action.policy} was changed {TRIES} times by someone else while the operator wrote to it"
+        )
 
     async def _reread(self, policy: str) -> JSON | None:
-        """The policy as it is now, which the next pass decides on; None: it is gone."""
+        """Read a policy and give it to the cache. Returns the policy, or None if it is gone."""
         try:
             raw = await self.client.get(POLICIES, policy)
         except NotFound:
@@ -128,7 +139,8 @@ class SharedWrites:
 
 
 def _finalizers(present: tuple[str, ...], action: SetFinalizer) -> JSON:
-    """Metadata with the finalizers of others, with ours if the action wants it, and for which policy that is."""
+    """Return metadata with the finalizers of others, with ours if the action adds it, and with the policy's UID if it
+    is known."""
     others = [name for name in present if name != names.FINALIZER]
     wanted = [*others, names.FINALIZER] if action.present else others
     return {"finalizers": wanted, "uid": action.uid} if action.uid else {"finalizers": wanted}

@@ -1,4 +1,4 @@
-"""`gpusharing-uninstall-check`: the chart's pre-delete hook. Reads Nodes and policies, writes nothing."""
+"""`gpusharing-uninstall-check`: the chart's pre-delete hook. It reads Nodes and policies, and writes nothing."""
 
 import asyncio
 import os
@@ -21,7 +21,8 @@ REFUSED = 1
 
 
 async def ask(client: KubeClient, settings: PlanSettings) -> HookAnswer:
-    """Whether the operator may be uninstalled. When that cannot be read the answer is no, with the server's words."""
+    """Return whether the operator may be uninstalled, and why. If something cannot be read the answer is no, with the
+    error."""
     try:
         nodes = [node_view(raw) async for page in pages_of(client, NODES) for raw in page.items]
         policies = await _policies(client)
@@ -35,7 +36,7 @@ async def ask(client: KubeClient, settings: PlanSettings) -> HookAnswer:
 
 
 async def _policies(client: KubeClient) -> list[PolicyView]:
-    """A kind that no longer exists has none."""
+    """Return all policies; empty if their kind no longer exists."""
     try:
         return list(map(policy_view, await list_of(client, POLICIES)))
     except NotFound:
@@ -43,7 +44,8 @@ async def _policies(client: KubeClient) -> list[PolicyView]:
 
 
 async def _cluster_policies(client: KubeClient) -> list[str]:
-    """Their names, for the commands that are printed; not being allowed to read them keeps nobody from uninstalling."""
+    """Return the names of all ClusterPolicies, for the commands that are printed. Empty if they cannot be read, which
+    keeps nobody from uninstalling."""
     try:
         return [text(raw, "metadata", "name") for raw in await list_of(client, CLUSTER_POLICIES)]
     except KubeError:
@@ -58,7 +60,7 @@ async def _run(environment: Mapping[str, str]) -> HookAnswer:
 
 
 def main() -> None:
-    """Print the answer; the exit status says whether Helm may go on."""
+    """Print the answer, and exit with a status that says whether Helm may go on."""
     try:
         farewell = asyncio.run(_run(os.environ))
     except SettingsError as error:
