@@ -23,9 +23,9 @@ class LaggingCounts(Generic[Key]):
         """By how much each exported value grew in the last turn; counters that did not grow are absent."""
         self._lag = lag
         self._counts: dict[Key, float] = {}
-        self._born: dict[Key, float] = {}
+        self._first_added: dict[Key, float] = {}
         """When each counter was added to for the first time."""
-        self._stirred: dict[Key, float] = {}
+        self._last_changed: dict[Key, float] = {}
         """When each counter last changed: it was added to, or its exported value changed or still differed from its
         count."""
 
@@ -42,17 +42,17 @@ class LaggingCounts(Generic[Key]):
         """Add `amount` to the counter of `key` and record that it changed at `now`. An amount of 0 announces a counter
         before there is anything to count."""
         self._counts[key] = self._counts.get(key, 0.0) + amount
-        self._born.setdefault(key, now)
-        self._stirred[key] = now
+        self._first_added.setdefault(key, now)
+        self._last_changed[key] = now
 
     def export(self, now: float) -> Mapping[Key, float]:
         """End a turn: set `exported` and `growth` for the time `now`, and return the values that are exported from now
         on."""
         before, exported, growth = self.exported, {}, {}
         for key, count in self._counts.items():
-            exported[key] = count if now - self._born[key] >= self._lag else 0.0
+            exported[key] = count if now - self._first_added[key] >= self._lag else 0.0
             if not exported[key] == count == before.get(key):
-                self._stirred[key] = now
+                self._last_changed[key] = now
             if (more := exported[key] - before.get(key, 0.0)) > 0:
                 growth[key] = more
         self.exported, self.growth = exported, growth
@@ -63,11 +63,11 @@ class LaggingCounts(Generic[Key]):
         those in `keep`. A dropped one that comes back is new."""
         gone = {
             key
-            for key, at in self._stirred.items()
+            for key, at in self._last_changed.items()
             if now - at > patience and self.exported.get(key) == self._counts[key] and key not in keep
         }
         if not gone:
             return
         for key in gone:
-            del self._counts[key], self._born[key], self._stirred[key]
+            del self._counts[key], self._first_added[key], self._last_changed[key]
         self.exported = {key: count for key, count in self.exported.items() if key not in gone}

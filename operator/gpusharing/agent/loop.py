@@ -270,8 +270,9 @@ class AgentLoop:
         return holdings
 
     async def _publish(self, observed: Observation) -> None:
-        """Patch the GPUNode's status unless the server already has this observation. A KubeError is counted, logged
-        and kept in `_write_error`; a GPUNode that does not exist any more is dropped from the cache."""
+        """Patch the GPUNode's status unless the server already has this observation; while the cached version is
+        in doubt, send all of it. A KubeError is counted, logged and kept in `_write_error`. A GPUNode that does
+        not exist any more is dropped from the cache."""
         node, doubted = self._own.node, self._own.doubted
         if node is None or (not doubted and self._is_published(node, observed)):
             self._write_error = ""

@@ -131,7 +131,8 @@ class Xids:
             self._gpus[ctypes.addressof(handle.contents)] = index
 
     def heard(self) -> Iterator[tuple[int, int]]:
-        """Yield GPU index and XID of each event so far, without waiting. Errors end it."""
+        """Yield GPU index and XID of each event so far, at most _MOST_EVENTS, without waiting. An error of NVML
+        ends it."""
         with suppress(pynvml.NVMLError):  # a time-out: there are no more
             for _ in range(_MOST_EVENTS if self._gpus else 0):
                 event = pynvml.nvmlEventSetWait_v2(self._set, 0)

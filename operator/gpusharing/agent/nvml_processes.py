@@ -41,7 +41,7 @@ class ProcessLists:
         self._processes = processes
 
     def begin(self) -> None:
-        """Begin a new reading, which forgets processes that have ended."""
+        """Begin a new reading, as Processes.begin."""
         self._processes.begin()
 
     def of(self, handle: Any, device: str = "") -> list[Listed]:

@@ -206,7 +206,8 @@ class Fold:
                 self.beyond[labels.node] = max(last, self.beyond.get(labels.node, -1))
 
     def _see(self, gpus: dict[str, Gpu], labels: DeviceLabels, series: Series) -> None:
-        """Record a GPU in `gpus`, with the node and model that were reported last."""
+        """Record a GPU in `gpus`: when it was last seen, with which node and model, and when it last had MIG
+        devices."""
         last = self.hour(series.points[-1][0]) if series.points else -1
         gpu = gpus.get(labels.device.gpu)
         if gpu is None:

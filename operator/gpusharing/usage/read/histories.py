@@ -178,7 +178,7 @@ def _replaced(fold: Fold, latest: int) -> Iterator[str]:
 
 def _pods(record: Record) -> int:
     """Return how many pods of a workload run at the same time: as many as in all but the highest 2 % of its hours
-    (AT_ONCE), or more if both of the last two hours had more."""
+    (AT_ONCE), or more if both of the last two hours had more. It is 1 if no hour had any."""
     counts = [count for count in record.pods if count]
     if not counts:
         return 1

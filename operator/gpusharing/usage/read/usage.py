@@ -209,7 +209,8 @@ def add_gpus(fold: Fold, infos: Iterable[Series]) -> None:
 
 
 def _replicas(allocatable: Iterable[Series], used: Iterable[Series], fold: Fold) -> dict[str, int]:
-    """Return the nodes that advertise more GPUs than they have, and how many times each GPU is advertised."""
+    """Return how many times each GPU of a node is advertised, for the nodes that advertise more GPUs than they
+    have."""
     gpus: dict[str, set[str]] = {}
     for series in used:
         labels = read_dcgm(series, frozenset())

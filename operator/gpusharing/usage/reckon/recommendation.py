@@ -358,7 +358,8 @@ def _idle(template: Sequence[Layout | None], placed: Sequence[Placed], nodes: in
 
 
 def _worst(card: Card, needs: Sequence[Need], occupied: Sequence[Occupied]) -> CoLocation | None:
-    """Return the GPU with the worst case of memory among those that several pods share, or None if there is none."""
+    """Return the shared GPU whose pods would use the most memory if all had their highest peak at once, or None if
+    no GPU is shared."""
     highest = {need.workload: need.highest for need in needs}
     candidates = []
     for each in occupied:
