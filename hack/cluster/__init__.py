@@ -1,1 +1,1 @@
-"""A Kubernetes control plane for development, tests and the demo: real API server, no machines behind it."""
+"""A Kubernetes control plane for development, tests and the demo: the API server is real, the nodes are not."""

@@ -1,4 +1,4 @@
-"""`python -m hack.cluster`: see hack/cluster/cli.py."""
+"""The entry point of `python -m hack.cluster`; the verbs are in hack/cluster/cli.py."""
 
 import sys
 

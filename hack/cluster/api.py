@@ -1,7 +1,7 @@
-"""A small synchronous client for the development tools: raw JSON over kept-alive connections.
+"""A small synchronous client of the API server for the development tools: raw JSON over kept-alive connections.
 
-The shipped operator has its own client (`gpusharing.kube.client`); tools and tests look at the cluster
-without it.
+The shipped operator has its own client (`gpusharing.kube.client`). Tools and tests read the cluster with this one, so
+that an error in the shipped client cannot hide itself.
 """
 
 import http.client
@@ -23,7 +23,7 @@ APPLY_PATCH = "application/apply-patch+yaml"
 TIMEOUT_SECONDS = 30.0
 
 IDLE_SECONDS = 30.0
-"""Older idle connections are reopened: the server closes them silently after some time."""
+"""Seconds after which an idle connection is reopened, because the server closes idle ones without notice."""
 
 Object = dict[str, Any]
 T = TypeVar("T")
@@ -34,14 +34,14 @@ class ApiError(Exception):
     """The API server refused a request."""
 
     def __init__(self, method: str, path: str, status: int, body: str) -> None:
-        """`status` is the HTTP status, `body` the answer (mostly a Status object as JSON)."""
+        """Record the HTTP status `status` and the answer `body`, which is mostly a Status object as JSON."""
         self.status = status
         self.body = body
         super().__init__(f"{method} {path}: {status} {self.message}")
 
     @property
     def message(self) -> str:
-        """What the server says about it."""
+        """The server's message: that of the Status object, or the whole body if it is no such object."""
         try:
             return str(json.loads(self.body)["message"])
         except (ValueError, KeyError, TypeError):
@@ -50,7 +50,7 @@ class ApiError(Exception):
 
 @dataclass(frozen=True)
 class Credentials:
-    """Our credentials for the API server: a client certificate, or a bearer token, or none."""
+    """Our credentials for the API server: a client certificate with its key, or a bearer token, or none."""
 
     cert: Path | None = None
     key: Path | None = None
@@ -61,7 +61,8 @@ class Api:
     """Requests to one API server as one user; safe to use from several threads."""
 
     def __init__(self, url: str, ca_pem: str, credentials: Credentials) -> None:
-        """`url` as in a kubeconfig, `ca_pem` the certificate of the authority to trust."""
+        """Prepare a client without connecting. `url` is an address as in a kubeconfig, `ca_pem` the certificate of the
+        authority to trust."""
         parts = urllib.parse.urlsplit(url)
         self._host, self._port = parts.hostname or "", parts.port
         self.url, self.ca_pem = url, ca_pem
@@ -75,11 +76,11 @@ class Api:
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
-        """Nothing to do: connections open on use."""
+        """Return this client; connections are opened when they are needed."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close all connections."""
+        """Close the idle connections of this client."""
         self.close()
 
     def close(self) -> None:
@@ -90,21 +91,21 @@ class Api:
             self._idle.clear()
 
     def as_token(self, token: str) -> "Api":
-        """The same server, seen by the bearer of `token`."""
+        """Return a client for the same server that authenticates with the bearer token `token`."""
         return Api(self.url, self.ca_pem, Credentials(token=token))
 
     def as_nobody(self) -> "Api":
-        """The same server without any credentials."""
+        """Return a client for the same server that sends no credentials."""
         return Api(self.url, self.ca_pem, Credentials())
 
     def request(
         self, method: str, path: str, body: object = None, content_type: str = JSON, **query: str
     ) -> Any:
-        """Send one request and return the decoded JSON (or the text where the answer is no JSON).
+        """Send one request and return the decoded JSON, or the text if the answer is not JSON.
 
         Raises:
-            ApiError: the server answered with 400 or above.
-            OSError: no answer.
+            ApiError: the server answered with status 400 or above.
+            OSError: the server did not answer.
         """
         target = f"{path}?{urllib.parse.urlencode(query)}" if query else path
         data = None if body is None else json.dumps(body).encode()
@@ -118,21 +119,21 @@ class Api:
         return json.loads(text) if answer.headers.get_content_type() == JSON else text
 
     def get(self, path: str, **query: str) -> Any:
-        """GET an object, a list, or a text such as /readyz."""
+        """GET an object or a list, or a text such as that of /readyz."""
         return self.request("GET", path, **query)
 
     def list(self, path: str, **query: str) -> list[Object]:
-        """The items of a collection."""
+        """GET the items of a collection, all of them in one request."""
         items: list[Object] = self.get(path, **query)["items"]
         return items
 
     def create(self, path: str, manifest: Object) -> Object:
-        """POST an object to a collection or a subresource."""
+        """POST an object to a collection or a subresource, and return it as the server stored it."""
         created: Object = self.request("POST", path, manifest)
         return created
 
     def ensure(self, path: str, manifest: Object) -> None:
-        """POST an object to a collection. One of this name that is there already is left as it is."""
+        """POST an object to a collection. An existing object of the same name is left as it is."""
         try:
             self.create(path, manifest)
         except ApiError as error:
@@ -140,34 +141,36 @@ class Api:
                 raise
 
     def merge_patch(self, path: str, patch: Object) -> Object:
-        """PATCH with a JSON merge patch; null removes a key."""
+        """PATCH an object with a JSON merge patch, in which null removes a key, and return the object as stored."""
         patched: Object = self.request("PATCH", path, patch, MERGE_PATCH)
         return patched
 
     def apply(self, path: str, manifest: Object, manager: str = "gpusharing-dev") -> Object:
-        """Server-side apply: create the object or bring the fields we name to what they should be."""
+        """Apply `manifest` on the server side (server-side apply, forced) and return the object as stored. Other
+        fields of an existing object stay as they are."""
         applied: Object = self.request(
             "PATCH", path, manifest, APPLY_PATCH, fieldManager=manager, force="true"
         )
         return applied
 
     def delete(self, path: str, options: Object | None = None) -> Any:
-        """DELETE an object or a collection."""
+        """DELETE an object or a collection, with `options` (DeleteOptions) as the body, and return the answer."""
         return self.request("DELETE", path, options)
 
     def changes(
         self, path: str, version: str, seconds: int = 5, **query: str
     ) -> Generator[Object, None, None]:
-        """The objects of a collection as each write since a resourceVersion left them, for so many seconds.
+        """Watch a collection for `seconds` and yield each object as every write after the resourceVersion `version`
+        left it.
 
-        A state that passes is missed by who gets the object now and then, and never by this.
+        Unlike repeated GETs, a watch does not miss a state that lasts only for a moment.
 
         Raises:
-            ApiError: 410 when the server remembers no more what came after that version.
-            OSError: no answer.
+            ApiError: 410 if the server no longer has the changes since `version`.
+            OSError: the server did not answer.
         """
-        asked = {"watch": "true", "resourceVersion": version, "timeoutSeconds": str(seconds), **query}
-        target = f"{path}?{urllib.parse.urlencode(asked)}"
+        parameters = {"watch": "true", "resourceVersion": version, "timeoutSeconds": str(seconds), **query}
+        target = f"{path}?{urllib.parse.urlencode(parameters)}"
         with closing(self._new_connection()) as connection:
             connection.request("GET", target, headers=self._headers)
             answer = connection.getresponse()
@@ -181,7 +184,8 @@ class Api:
 
     @contextmanager
     def _connection(self) -> Iterator[http.client.HTTPSConnection]:
-        """A connection for one request; dropped after any trouble, because half an answer may lie on it."""
+        """Yield a connection for one request and keep it for the next one. It is closed after any error, because the
+        rest of an answer may still be on it."""
         with self._lock:
             used, connection = self._idle.pop() if self._idle else (0.0, self._new_connection())
         if time.monotonic() - used > IDLE_SECONDS:
@@ -201,11 +205,12 @@ class Api:
 
 
 def in_parallel(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Call `work` for every item on a few threads and return the results in order; an error is raised."""
+    """Call `work` for every item, in eight threads, and return the results in the order of the items. The first error
+    is raised after all calls have ended."""
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(work, items))
 
 
 def selector(labels: Mapping[str, str]) -> str:
-    """Labels as a labelSelector query value."""
+    """Return labels as the value of a labelSelector query parameter."""
     return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))

@@ -1,4 +1,5 @@
-"""The API server's audit log as values: who did what how often, for RBAC checks and the benchmark."""
+"""Reading the API server's audit log as values: who requested what, and how often, for RBAC checks and the
+benchmark."""
 
 import json
 import uuid
@@ -18,22 +19,22 @@ POD = "authentication.kubernetes.io/pod-name"
 
 @dataclass(frozen=True, slots=True)
 class AuditedRequest:
-    """One finished request."""
+    """One request that the API server has answered, as the audit log has it."""
 
     user: str
     verb: str
     group: str
     resource: str
-    """With its subresource, as RBAC writes it: `pods/eviction`. Empty for paths such as /version."""
+    """The resource with its subresource, as in RBAC: `pods/eviction`. Empty for paths such as /version."""
     namespace: str
     name: str
     status: int
     at: datetime
-    """When the server received it."""
+    """When the server received the request."""
     user_agent: str
     path: str
     pod: str = ""
-    """That the token was made for; empty for another login."""
+    """The pod that the user's token is bound to, or empty if it is not bound to a pod."""
 
     @property
     def is_write(self) -> bool:
@@ -42,9 +43,10 @@ class AuditedRequest:
 
 
 def lines_since(log: Path, start: int = 0) -> Iterator[bytes]:
-    """The whole lines that were begun since some moment, of which `start` is the size of the log (bytes).
+    """Yield the complete lines of the log that begin at or after byte `start`, which is the log's size at some moment.
 
-    That may be in the middle of a line: the server does not write one at a stroke. The last one may be half there.
+    The server does not write a line in one piece. A line that had been begun at `start` is therefore skipped, and so
+    is a last line without its end.
     """
     with log.open("rb") as lines:
         if start:
@@ -57,15 +59,16 @@ def lines_since(log: Path, start: int = 0) -> Iterator[bytes]:
 
 
 def read_requests(log: Path, user: str | None = None, *, start: int = 0) -> Iterator[AuditedRequest]:
-    """The requests in an audit log, in the order in which they ended; only those of `user` when given.
+    """Yield the requests in an audit log, in the order in which they ended; only those of `user`, or all if it is
+    None.
 
-    `start`: size of the log (bytes) at some moment; only what was logged since then.
-    A watch is logged twice (started, ended); only its start counts, so an open watch is seen as well.
+    `start` is the log's size in bytes at some moment: only what was logged after it is read. A watch is logged when it
+    starts and when it ends. Its start counts, so that an open watch is included.
     """
     mark = f'"username":"{user}"'.encode() if user is not None else b""
     for line in lines_since(log, start):
         if mark not in line:
-            continue  # cheaper than parsing what is not asked for
+            continue  # skipping it is cheaper than parsing it
         event = json.loads(line)
         if user is not None and event["user"].get("username") != user:
             continue
@@ -77,13 +80,14 @@ def read_requests(log: Path, user: str | None = None, *, start: int = 0) -> Iter
 
 
 def wait_logged(log: Path, api: Api) -> None:
-    """Wait until the log shows what the server has answered: it writes a line after the answer has left.
+    """Wait until the log has every request that the server has answered; it writes the line after it has sent the
+    answer.
 
-    The line of a request that is asked now comes later than theirs, but for one that is held up for longer than a
-    whole request takes.
+    A request with a unique mark is sent, and its line is awaited. The lines of earlier requests come before it, unless
+    one of them is delayed for longer than a whole request takes. Raises TimeoutError after LOGGED_SECONDS.
     """
     mark, start = uuid.uuid4().hex, log.stat().st_size
-    api.get("/version", asked=mark)
+    api.get("/version", mark=mark)
 
     def logged() -> bool:
         return any(mark.encode() in line for line in lines_since(log, start))
@@ -92,11 +96,12 @@ def wait_logged(log: Path, api: Api) -> None:
 
 
 def count_verbs(requests: Iterable[AuditedRequest]) -> Counter[tuple[str, str, str]]:
-    """How often each (group, resource, verb) was used: what a Role must allow, and no more."""
+    """Count how often each (API group, resource, verb) was used. The keys are what a Role must allow."""
     return Counter((request.group, request.resource, request.verb) for request in requests)
 
 
 def _request(event: dict[str, object]) -> AuditedRequest:
+    """Return an event of the audit log as an AuditedRequest; what the event lacks is empty or 0."""
     user = _mapping(event.get("user"))
     pods = _mapping(user.get("extra")).get(POD)
     reference = _mapping(event.get("objectRef"))

@@ -1,4 +1,5 @@
-"""Certificates and keys of one development control plane: made at each start, trusted by nothing else."""
+"""Certificates and keys of one development control plane. They are created at each start, and nothing else trusts
+them."""
 
 import datetime as dt
 import ipaddress
@@ -15,7 +16,7 @@ from hack.cache import private_directory, write_private
 
 LIFETIME = dt.timedelta(days=365)
 BACKDATED = dt.timedelta(minutes=5)
-"""A little past, so that a clock which is set back does not lock us out."""
+"""How long before now certificates begin to be valid, so that a clock which is set back does not make them invalid."""
 LOOPBACK = "127.0.0.1"
 SERVING_NAMES = ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc")
 CLIENTS = {
@@ -23,42 +24,42 @@ CLIENTS = {
     "admin": ("gpusharing-dev-admin", ("system:masters",)),
     "controller-manager": ("system:kube-controller-manager", ()),
     "scheduler": ("system:kube-scheduler", ()),
-    # kwok plays kubelets of all nodes at once, which the node authorizer refuses to one identity.
+    # kwok plays the kubelets of all nodes with one identity, which the node authorizer would refuse.
     "kwok": ("gpusharing-dev-kwok", ("system:masters",)),
     "etcd-client": ("etcd-client", ()),
 }
 KUBELET_CLIENT = "kubelet-client"
 SERVICE_ADDRESS = "10.96.0.1"
-"""Of the Service `kubernetes`, the first of the range: pods call the API server by it."""
+"""The address of the Service `kubernetes`, the first of its range, at which pods call the API server."""
 
 
 @dataclass(frozen=True)
 class Pki:
-    """Paths of the PEM files of one control plane."""
+    """The paths of the PEM files of one control plane."""
 
     directory: Path
 
     @property
     def ca(self) -> Path:
-        """Certificate of the authority that signs everything else."""
+        """The certificate of the authority that signs all others."""
         return self.directory / "ca.crt"
 
     @property
     def service_account_key(self) -> Path:
-        """Private key that signs service-account tokens."""
+        """The private key that signs service-account tokens."""
         return self.directory / "service-account.key"
 
     @property
     def service_account_public_key(self) -> Path:
-        """Public half, which verifies service-account tokens."""
+        """The public key that verifies service-account tokens."""
         return self.directory / "service-account.pub"
 
     def cert(self, name: str) -> Path:
-        """Certificate of `serving` or of a client in CLIENTS."""
+        """Return the path of the certificate of `serving`, or of a client in CLIENTS."""
         return self.directory / f"{name}.crt"
 
     def key(self, name: str) -> Path:
-        """Private key of `serving` or of a client in CLIENTS."""
+        """Return the path of the private key of `serving`, or of a client in CLIENTS."""
         return self.directory / f"{name}.key"
 
 
@@ -69,6 +70,7 @@ class _Authority:
     now: dt.datetime
 
     def issue(self, subject: x509.Name, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+        """Return an unsigned certificate for `subject`, valid from BACKDATED before `now` for LIFETIME after it."""
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
@@ -87,7 +89,7 @@ class _Authority:
 
 
 def kubelet_user(node: str) -> str:
-    """The file name of the client certificate with which a real kubelet of this node logs in."""
+    """Return the name of the client with which the real kubelet of `node` logs in; its files are named after it."""
     return f"kubelet-{node}"
 
 
@@ -98,9 +100,11 @@ def create_pki(
     addresses: Sequence[str] = (LOOPBACK,),
     kubelets: Sequence[str] = (),
 ) -> Pki:
-    """Write CA, serving certificate, client certificates and the service-account key pair to `directory`.
+    """Write CA, serving certificate, client certificates and the service-account key pair to `directory`, and return
+    their paths.
 
-    `addresses`: where the API server is called. `kubelets`: names of nodes with a real kubelet.
+    `addresses` are those at which the API server is called, `kubelets` the names of nodes with a real kubelet. `now`
+    is the present time by default.
     """
     pki = Pki(private_directory(directory))
     key = _new_key()
@@ -123,6 +127,7 @@ def create_pki(
 
 
 def _self_signed(authority: _Authority) -> x509.Certificate:
+    """Return the authority's own certificate, which it signs itself."""
     usage = x509.KeyUsage(
         digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False,
         key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
@@ -137,12 +142,13 @@ def _self_signed(authority: _Authority) -> x509.Certificate:
 def _write_leaf(
     pki: Pki, authority: _Authority, file: str, subject: x509.Name, addresses: Sequence[str] = ()
 ) -> None:
-    """`addresses`: of a server; a client has none."""
+    """Write a new key and its certificate as `file`.crt and `file`.key. `addresses` are those of a server; a client
+    has none."""
     key = _new_key()
     uses = [ExtendedKeyUsageOID.SERVER_AUTH] if addresses else []
     builder = authority.issue(subject, key.public_key())
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-    # etcd's gRPC gateway calls its own port with the serving certificate, so that one is a client as well.
+    # etcd's gRPC gateway calls etcd with the serving certificate, which is therefore a client's as well.
     builder = builder.add_extension(
         x509.ExtendedKeyUsage([*uses, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
     )
@@ -156,7 +162,7 @@ def _write_leaf(
 
 
 def _name(common_name: str, groups: tuple[str, ...] = ()) -> x509.Name:
-    """A subject: Kubernetes reads the user from CN and the groups from O."""
+    """Return a certificate's subject. Kubernetes reads the user from CN and the groups from O."""
     organisations = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in groups]
     return x509.Name([*organisations, x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
@@ -170,8 +176,9 @@ def _pem(certificate: x509.Certificate) -> bytes:
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Return a private key as unencrypted PEM."""
     encryption = serialization.NoEncryption()
-    # The traditional form: kube-apiserver reads "EC PRIVATE KEY" for service-account keys.
+    # kube-apiserver reads the traditional form "EC PRIVATE KEY" for service-account keys.
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, encryption
     )

@@ -1,6 +1,6 @@
-"""The command behind `make cluster`, `make cluster-down` and `make run`.
+"""The commands behind `make cluster`, `make cluster-down` and `make run`.
 
-Progress goes to stderr; stdout has one line, so that a shell can take it: `eval "$(make -s cluster)"`.
+Progress goes to stderr. Stdout has one line, so that a shell can evaluate it: `eval "$(make -s cluster)"`.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from gpusharing.planning.vocabulary.lengths import counted
 from hack.cache import UnavailableError, private_directory, state_root
 from hack.cluster import install, kind, nodes, state, toolchain
 from hack.cluster.api import Api, ApiError
@@ -26,7 +27,8 @@ EXPECTED = (UnavailableError, ComponentError, KubeconfigError, kind.KindError, T
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one verb; the exit status is 0 when it did what it says."""
+    """Run one verb and return the exit status: 0 if it succeeded, 1 after an error of EXPECTED, whose text is
+    printed."""
     options = _parser().parse_args(arguments)
     try:
         if options.verb == "up":
@@ -42,25 +44,30 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def up(count: int, driver: str) -> None:
-    """Bring the user's one development cluster up, or find it up, and print how to use it."""
+    """Start the user's one development cluster with `count` simulated nodes, unless it is running already, and print
+    the line that sets KUBECONFIG."""
     directory = cluster_directory()
     with _locked(directory.with_suffix(".lock")):
-        found = find_running(directory)
-        if found is None:
+        running = find_running(directory)
+        if running is None:
             begin = time.monotonic()
             api = _create(directory, driver)
             _populate(api, count)
-            _say(f"cluster up in {time.monotonic() - begin:.1f} s: {api.url}, files in {directory}")
+            _say(
+                f"the cluster is up after {time.monotonic() - begin:.1f} s: {api.url}; its files are in {directory}"
+            )
         else:
-            with found as api:
-                _say(f"the cluster is up already: {api.url}, {len(api.list('/api/v1/nodes'))} nodes")
-            _say("for another one: make cluster-down, then make cluster")
+            with running as api:
+                _say(
+                    f"the cluster is up already: {api.url}, {counted(len(api.list('/api/v1/nodes')), 'node')}"
+                )
+            _say("to replace it by a new one: make cluster-down, then make cluster")
     _say_kubectl()
     print(f"export KUBECONFIG={shlex.quote(str(_kubeconfig(directory)))}", flush=True)
 
 
 def down() -> None:
-    """Stop the cluster and remove its files; harmless when there is none."""
+    """Stop the cluster and remove its files. Without a cluster this only says so."""
     directory = cluster_directory()
     with _locked(directory.with_suffix(".lock")):
         record = state.read(directory)
@@ -73,21 +80,22 @@ def down() -> None:
 
 
 def account_kubeconfig(namespace: str, account: str, node: str | None) -> Path:
-    """A kubeconfig for a service account of the cluster that `$KUBECONFIG` names.
+    """Write a kubeconfig for a service account of the cluster that `$KUBECONFIG` names, and return its path. Its token
+    is bound to `node`, if one is given.
 
     Raises:
-        KubeconfigError: no such cluster or account; the text says what to do.
+        KubeconfigError: there is no such cluster or account; the text says what to do.
     """
-    given, root = kubeconfig_path().resolve(), private_directory(state_root()).resolve()
-    # Beside the kubeconfig of a cluster of ours, so that it goes when the cluster goes.
-    folder = given.parent if given.is_relative_to(root) else root
-    with open_api(given) as api:
+    current, root = kubeconfig_path().resolve(), private_directory(state_root()).resolve()
+    # Beside the kubeconfig of a cluster of ours, so that both are removed with the cluster.
+    folder = current.parent if current.is_relative_to(root) else root
+    with open_api(current) as api:
         path = folder / f"{'-'.join(filter(None, (namespace, account, node)))}.kubeconfig"
         try:
             return write_token_kubeconfig(api, path, namespace, account, node=node)
         except ApiError as error:
             raise KubeconfigError(
-                f"no token for service account {namespace}/{account}: {error.message}\n"
+                f"there is no token for service account {namespace}/{account}: {error.message}\n"
                 "Install the chart first: helm install gpusharing deploy/helm/gpu-sharing-operator "
                 f"--namespace {namespace} --create-namespace"
             ) from error
@@ -98,12 +106,13 @@ def account_kubeconfig(namespace: str, account: str, node: str | None) -> Path:
 
 
 def cluster_directory() -> Path:
-    """The folder of the one cluster that `up` makes."""
+    """Return the folder of the one cluster that `up` creates."""
     return private_directory(state_root()).resolve() / "cluster"
 
 
 def find_running(directory: Path) -> Api | None:
-    """A client for the cluster in `directory` when all of it runs and answers; else tidy up: None."""
+    """Return a client for the cluster in `directory` if all of it runs and answers. Otherwise stop what is left of it,
+    remove its files, and return None."""
     record = state.read(directory)
     if record is None:
         return None
@@ -124,21 +133,23 @@ def find_running(directory: Path) -> Api | None:
 
 
 def _create(directory: Path, driver: str) -> Api:
+    """Start a cluster with this driver and return a client for it."""
     if driver == "kind":
         kind.check()
         _say("creating a kind cluster ...")
         return kind.up(private_directory(directory), _kubeconfig(directory))
-    shutil.rmtree(directory, ignore_errors=True)  # what a start that was cut short has left
+    shutil.rmtree(directory, ignore_errors=True)  # files of an interrupted start
     plane = ControlPlane(directory, Options(detached=True))
     _step("control plane (etcd, API server, controller-manager, scheduler, kwok)", plane.start)
     return plane.api
 
 
 def _populate(api: Api, count: int) -> None:
+    """Install the CRDs, namespaces and a ClusterPolicy, create `count` nodes, and wait until these are Ready."""
     _step("CRDs, namespaces and a ClusterPolicy", lambda: install.install_all(api))
     manifests = nodes.fleet(count)
     _step(
-        f"{count} SIMULATED GPU nodes",
+        counted(count, "SIMULATED GPU node"),
         lambda: nodes.wait_nodes_ready(api, nodes.create_nodes(api, manifests), 30 + count / 20),
     )
 
@@ -152,7 +163,7 @@ def _step(what: str, work: Callable[[], object]) -> None:
 def _say_kubectl() -> None:
     if shutil.which("kubectl") is None:
         folder = toolchain.control_plane_programs().kubectl.parent
-        _say(f"no kubectl on PATH; ours: export PATH={shlex.quote(str(folder))}:$PATH")
+        _say(f"there is no kubectl on PATH; to use ours: export PATH={shlex.quote(str(folder))}:$PATH")
 
 
 def _kubeconfig(directory: Path) -> Path:
@@ -161,28 +172,34 @@ def _kubeconfig(directory: Path) -> Path:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One `up` or `down` at a time."""
+    """Hold an exclusive lock on `path`, so that only one `up` or `down` runs at a time."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line, with one subcommand per verb."""
     parser = argparse.ArgumentParser(prog="python -m hack.cluster", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     up_verb = verbs.add_parser("up", help="start the cluster; the last line is `export KUBECONFIG=...`")
-    up_verb.add_argument("--nodes", type=_count, default=os.environ.get("NODES") or "8", help="or $NODES")
+    up_verb.add_argument(
+        "--nodes",
+        type=_count,
+        default=os.environ.get("NODES") or "8",
+        help="number of simulated GPU nodes; default $NODES or 8",
+    )
     up_verb.add_argument(
         "--driver",
         type=_driver,
         default=os.environ.get("DRIVER") or "cluster",
-        help="or $DRIVER: cluster, kind",
+        help="cluster or kind; default $DRIVER or cluster",
     )
-    verbs.add_parser("down", help="stop it and remove its files")
+    verbs.add_parser("down", help="stop the cluster and remove its files")
     account = verbs.add_parser("kubeconfig", help="print a kubeconfig that acts as a service account")
     account.add_argument("--namespace", default=install.OPERATOR_NAMESPACE)
     account.add_argument("--service-account", required=True)
-    account.add_argument("--node", help="bind the token to this Node, as an agent's is")
+    account.add_argument("--node", help="bind the token to this Node, as the token of an agent is")
     return parser
 
 
@@ -193,7 +210,8 @@ def _count(text: str) -> int:
 
 
 def _driver(text: str) -> str:
-    """Checked here and not by `choices`, which argparse does not apply to a default from the environment."""
+    """Return `text` if it is a driver. The check is here because argparse does not apply `choices` to a default that
+    comes from the environment."""
     if text not in ("cluster", "kind"):
         raise argparse.ArgumentTypeError(f"DRIVER is cluster or kind, not {text!r}")
     return text

@@ -1,4 +1,5 @@
-"""SIMULATED: the CRD ClusterPolicy of each version of the GPU Operator, as far as we use it. Others are pruned."""
+"""SIMULATED: the CRD ClusterPolicy of each version of the GPU Operator, with the fields that we use. The API server
+prunes all other fields."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,37 +14,38 @@ FIELDS = Path(__file__).resolve().parent / "manifests" / "cluster-policy-fields.
 
 @dataclass(frozen=True)
 class Field:
-    """One field, in the version that was asked for."""
+    """One field of ClusterPolicy, in one version of its CRD."""
 
     path: tuple[str, ...]
     schema: Object
-    there: bool
-    """The CRD has it."""
+    present: bool
+    """Whether the CRD of this version has the field."""
     default: Any = None
-    """The CRD's default where its block exists and the field does not; None: none."""
+    """The CRD's default if the field is missing from an existing block, or None if it has no default."""
 
 
 @dataclass(frozen=True)
 class CRDVersion:
-    """The CRD of one version of the GPU Operator."""
+    """The CRD ClusterPolicy of one version of the GPU Operator."""
 
     name: str
     fields: tuple[Field, ...]
     required: tuple[str, ...] = field(repr=False, default=())
-    """Blocks that the spec must have."""
+    """The blocks that `spec` must have."""
 
     @property
     def group(self) -> str:
-        """Of its stand-in: all versions are served beside one another."""
+        """The API group of the stand-in for this version. Each version has its own, so that one API server can serve
+        them all."""
         return f"{self.name.replace('.', '-')}.stand-in.gpusharing.dev"
 
     @property
     def crd(self) -> Object:
-        """The stand-in."""
+        """The stand-in CRD as a manifest, with the fields that this version has."""
         root: Object = {"type": "object", "properties": {}}
-        for one in self.fields:
-            if one.there:
-                _put(root, one)
+        for item in self.fields:
+            if item.present:
+                _put(root, item)
         spec = root["properties"]["spec"]
         spec["required"] = list(self.required)
         for block in self.required:
@@ -71,7 +73,8 @@ class CRDVersion:
 
 
 def versions() -> tuple[CRDVersion, ...]:
-    """All that the table names, oldest first."""
+    """Return all versions in cluster-policy-fields.yaml, oldest first. Every version has all fields; `present` says
+    which its CRD has."""
     table = yaml.safe_load(FIELDS.read_text())
     rows = table["fields"].items()
     return tuple(
@@ -92,9 +95,10 @@ def versions() -> tuple[CRDVersion, ...]:
     )
 
 
-def _put(root: Object, one: Field) -> None:
-    *blocks, last = one.path
+def _put(root: Object, item: Field) -> None:
+    """Add a field to the schema `root`, and the blocks above it if they are missing."""
+    *blocks, last = item.path
     for block in blocks:
         root = root["properties"].setdefault(block, {"type": "object", "properties": {}})
-    default = {} if one.default is None else {"default": one.default}
-    root["properties"][last] = {**one.schema, **default}
+    default = {} if item.default is None else {"default": item.default}
+    root["properties"][last] = {**item.schema, **default}

@@ -1,7 +1,7 @@
 """Command lines of the control plane's programs: pure functions from options to flags.
 
-Everything listens on 127.0.0.1, but for an API server that real kubelets must reach (`Layout.host`). What does not
-need a port has none (controller-manager, scheduler, kwok).
+All programs listen on 127.0.0.1, except an API server that real kubelets must reach (`Layout.host`). Programs that do
+not need a port have none (controller-manager, scheduler, kwok).
 """
 
 from collections.abc import Sequence
@@ -14,55 +14,56 @@ from hack.cluster.toolchain import Programs
 HOST = "127.0.0.1"
 SERVICE_ACCOUNT_ISSUER = "https://kubernetes.default.svc"
 MANAGED_BY_KWOK = ("kwok.x-k8s.io/node", "fake")
-"""Annotation of the nodes whose kubelet kwok plays."""
+"""The annotation of nodes whose kubelet kwok plays."""
 NODE_GRACE = "87600h"
-"""Ten years: fake nodes send no heartbeats, so nothing writes to an idle node and none becomes NotReady."""
+"""How long a node stays Ready without a heartbeat: ten years, since simulated nodes send none."""
 STAGES = Path(__file__).resolve().parent / "manifests" / "kwok-stages.yaml"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the files of one control plane are and on which ports it listens."""
+    """The folder and the ports of one control plane."""
 
     directory: Path
     etcd_port: int
     etcd_peer_port: int
     apiserver_port: int
     host: str = HOST
-    """The address that the API server listens on: a bridge, where real kubelets are."""
+    """The address that the API server listens on; that of a bridge if there are real kubelets."""
 
     @property
     def url(self) -> str:
-        """Address of the API server."""
+        """The URL of the API server."""
         return f"https://{self.host}:{self.apiserver_port}"
 
     @property
     def etcd_url(self) -> str:
-        """Address of etcd."""
+        """The URL at which etcd serves its clients."""
         return f"https://{HOST}:{self.etcd_port}"
 
     @property
     def pki(self) -> Pki:
-        """The certificates."""
+        """The paths of the certificates and keys."""
         return Pki(self.directory / "pki")
 
     @property
     def audit_log(self) -> Path:
-        """One JSON line per finished request, when auditing is on."""
+        """The path of the audit log, which has one line of JSON per request if auditing is on."""
         return self.directory / "audit.log"
 
     @property
     def audit_policy(self) -> Path:
-        """The policy that asks for that log."""
+        """The path of the audit policy, which says what is logged."""
         return self.directory / "audit-policy.yaml"
 
     def kubeconfig(self, user: str) -> Path:
-        """The kubeconfig of a client in `certs.CLIENTS`."""
+        """Return the path of the kubeconfig of a client in `certs.CLIENTS`."""
         return self.directory / f"{user}.kubeconfig"
 
 
 def etcd(programs: Programs, layout: Layout) -> list[str]:
-    """etcd without fsync: what it holds dies with the cluster anyway, and a laptop's disk is slow."""
+    """Return the command line of etcd. It does not sync its files to disk, because its data dies with the cluster and
+    disks of laptops are slow."""
     pki, peer = layout.pki, f"https://{HOST}:{layout.etcd_peer_port}"
     tls = [
         f"--{kind}{name}={file}"
@@ -89,7 +90,8 @@ def etcd(programs: Programs, layout: Layout) -> list[str]:
 
 
 def apiserver(programs: Programs, layout: Layout, *, audit: bool, extra: Sequence[str] = ()) -> list[str]:
-    """kube-apiserver with TLS, the Node and RBAC authorizers, default admission and feature gates."""
+    """Return the command line of kube-apiserver with TLS, the authorizers Node and RBAC, and default admission and
+    feature gates. `audit` turns the audit log on; `extra` flags come last."""
     pki = layout.pki
     auditing = [
         f"--audit-policy-file={layout.audit_policy}",
@@ -101,7 +103,7 @@ def apiserver(programs: Programs, layout: Layout, *, audit: bool, extra: Sequenc
         f"--bind-address={layout.host}",
         f"--advertise-address={layout.host}",
         f"--secure-port={layout.apiserver_port}",
-        # The `kubernetes` Service would refuse a loopback endpoint, and nothing here dials it.
+        # The Service `kubernetes` would refuse a loopback endpoint, and nothing here connects to it.
         "--endpoint-reconciler-type=none",
         "--service-cluster-ip-range=10.96.0.0/16",
         f"--etcd-servers={layout.etcd_url}",
@@ -123,7 +125,8 @@ def apiserver(programs: Programs, layout: Layout, *, audit: bool, extra: Sequenc
 
 
 def kubelet_access(layout: Layout) -> list[str]:
-    """Flags of an API server that asks real kubelets for logs: who it is to them, and where they are."""
+    """Return the flags with which the API server reaches real kubelets, for logs and exec: its client certificate, and
+    the kind of address to use."""
     pki = layout.pki
     return [
         f"--kubelet-client-certificate={pki.cert(KUBELET_CLIENT)}",
@@ -133,7 +136,8 @@ def kubelet_access(layout: Layout) -> list[str]:
 
 
 def controller_manager(programs: Programs, layout: Layout) -> list[str]:
-    """kube-controller-manager with all default controllers: evictions need the disruption controller."""
+    """Return the command line of kube-controller-manager with all default controllers; evictions need the disruption
+    controller."""
     return [
         str(programs.kube_controller_manager),
         f"--kubeconfig={layout.kubeconfig('controller-manager')}",
@@ -144,14 +148,14 @@ def controller_manager(programs: Programs, layout: Layout) -> list[str]:
         f"--service-account-private-key-file={layout.pki.service_account_key}",
         f"--root-ca-file={layout.pki.ca}",
         f"--node-monitor-grace-period={NODE_GRACE}",
-        # The defaults (20/s) make a thousand new nodes wait a minute for their first taint to go.
+        # With the default (20/s) a thousand new nodes would wait a minute until their first taint is removed.
         "--kube-api-qps=500",
         "--kube-api-burst=1000",
     ]
 
 
 def scheduler(programs: Programs, layout: Layout) -> list[str]:
-    """kube-scheduler with its default profile."""
+    """Return the command line of kube-scheduler with its default profile."""
     return [
         str(programs.kube_scheduler),
         f"--kubeconfig={layout.kubeconfig('scheduler')}",
@@ -164,9 +168,9 @@ def scheduler(programs: Programs, layout: Layout) -> list[str]:
 
 
 def kwok(program: Path, kubeconfig: Path, lease_seconds: int = 0) -> list[str]:
-    """kwok in the place of all kubelets, with our own stages (see manifests/kwok-stages.yaml).
+    """Return the command line of kwok, which plays all kubelets by our own stages (manifests/kwok-stages.yaml).
 
-    `lease_seconds` > 0 makes it renew node leases, for a controller-manager with the usual grace period.
+    With `lease_seconds` above 0 it renews node leases, which a controller-manager with the usual grace period needs.
     """
     return [
         str(program),

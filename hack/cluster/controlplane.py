@@ -37,7 +37,7 @@ rules: [{level: Metadata}]
 
 @dataclass(frozen=True)
 class Options:
-    """What a control plane consists of."""
+    """Which programs a control plane consists of, and how they are configured."""
 
     kwok: bool = True
     """Let kwok play the kubelet of every node with the annotation `kwok.x-k8s.io/node: fake`."""
@@ -45,63 +45,63 @@ class Options:
     audit: bool = False
     """Log every request (who, verb, resource, when; no bodies) to `audit_log`."""
     address: str = commands.HOST
-    """What the API server listens on; real kubelets cannot reach our loopback."""
+    """The address that the API server listens on; real kubelets cannot reach our loopback."""
     kubelets: tuple[str, ...] = ()
-    """Names of nodes with a real kubelet: each gets a kubeconfig (`kubelet_kubeconfig`)."""
+    """Names of nodes with a real kubelet; a kubeconfig is written for each (`kubelet_kubeconfig`)."""
     apiserver_flags: tuple[str, ...] = ()
-    """More flags for kube-apiserver; the last of two wins."""
+    """Further flags for kube-apiserver; if a flag is set twice, the last one wins."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """More environment variables of all programs."""
+    """Further environment variables for all programs."""
     detached: bool = False
-    """Let the programs outlive this process (`make cluster`); else they are swept if we are killed."""
+    """Whether the programs outlive this process (`make cluster`). Otherwise they are swept if we are killed."""
 
 
 class ControlPlane:
-    """A Kubernetes control plane on free loopback ports, with TLS and RBAC on.
+    """A Kubernetes control plane on free loopback ports, with TLS and RBAC.
 
-    Without a `directory` its files live in a private temporary folder that stop() removes.
+    Without a `directory`, its files are in a private temporary folder that `stop` removes.
     """
 
     def __init__(self, directory: Path | None = None, options: Options | None = None) -> None:
-        """Nothing is started or written yet."""
+        """Keep the options; nothing is started or written yet."""
         self.options = options or Options()
-        self._given = directory
+        self._chosen_directory = directory
         self._layout: Layout | None = None
         self._api: Api | None = None
         self._components: dict[str, Component] = {}
         self._commands: dict[str, list[str]] = {}
 
     def __enter__(self) -> Self:
-        """Start it and wait until it is ready."""
+        """Start the control plane and wait until it is ready."""
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the control plane, whatever ended the block."""
+        """Stop the control plane, also after an error in the block."""
         self.stop()
 
     # --- what callers use ------------------------------------------------------------------------------
 
     @property
     def layout(self) -> Layout:
-        """Folder, ports and file names."""
+        """Folder, ports and file names of the control plane. Raises RuntimeError before `start`."""
         if self._layout is None:
             raise RuntimeError("the control plane is not started: call start() or use `with`")
         return self._layout
 
     @property
     def url(self) -> str:
-        """Address of the API server."""
+        """The URL of the API server."""
         return self.layout.url
 
     @property
     def directory(self) -> Path:
-        """Folder with logs, keys and kubeconfigs."""
+        """The folder with logs, keys and kubeconfigs."""
         return self.layout.directory
 
     @property
     def ca(self) -> Path:
-        """PEM file of the authority that clients must trust."""
+        """The PEM file of the authority that clients must trust."""
         return self.layout.pki.ca
 
     @property
@@ -110,36 +110,36 @@ class ControlPlane:
         return self.layout.kubeconfig("admin")
 
     def kubelet_kubeconfig(self, node: str) -> Path:
-        """With which the real kubelet of a node in `Options.kubelets` logs in."""
+        """Return the kubeconfig of the real kubelet of a node in `Options.kubelets`."""
         return self.layout.kubeconfig(kubelet_user(node))
 
     @property
     def audit_log(self) -> Path:
-        """Where requests are logged when `Options.audit` is on."""
+        """The path of the audit log, which exists if `Options.audit` is on."""
         return self.layout.audit_log
 
     @property
     def api(self) -> Api:
-        """Requests as admin."""
+        """A client of the API server as admin. Raises RuntimeError before `start`."""
         if self._api is None:
             raise RuntimeError("the control plane is not started: call start() or use `with`")
         return self._api
 
     @property
     def kubectl_program(self) -> Path:
-        """The kubectl that belongs to this control plane."""
+        """The path of the kubectl of this control plane's version."""
         return self._programs.kubectl
 
     def pids(self) -> dict[str, int]:
-        """Process ids by component name."""
+        """Return the process ids of the running programs by component name."""
         return {name: component.pid for name, component in self._components.items()}
 
     def log(self, name: str) -> Path:
-        """The log file of a component."""
+        """Return the path of a component's log file."""
         return self.directory / f"{name}.log"
 
     def kubectl(self, *arguments: str, kubeconfig: Path | None = None, stdin: str | None = None) -> str:
-        """Run kubectl (as admin unless told) and return what it printed.
+        """Run kubectl, as admin unless `kubeconfig` is given, and return its standard output.
 
         Raises:
             subprocess.CalledProcessError: kubectl failed; `.stderr` says why.
@@ -155,33 +155,36 @@ class ControlPlane:
         return done.stdout
 
     def environment(self, kubeconfig: Path | None = None) -> dict[str, str]:
-        """Our environment plus what clients of this cluster need: KUBECONFIG and a discovery cache.
+        """Return our environment plus the variables for clients of this cluster: KUBECONFIG, and a discovery cache of
+        its own.
 
-        kubectl caches discovery by host and port: with reused ports it would see another cluster's CRDs.
+        kubectl caches discovery by host and port, so that with a reused port it would take the CRDs of another cluster
+        for this one's.
         """
         own = {"KUBECONFIG": str(kubeconfig or self.kubeconfig), "KUBECTL_KUBERC": "false"}
         return {**os.environ, **own, "KUBECACHEDIR": str(self.directory / "kubecache")}
 
     def service_account_kubeconfig(self, namespace: str, name: str) -> Path:
-        """A kubeconfig that acts as an existing service account, under its RBAC."""
+        """Write a kubeconfig that acts as an existing service account, under its RBAC, and return its path."""
         path = self.directory / f"{namespace}-{name}.kubeconfig"
         return write_token_kubeconfig(self.api, path, namespace, name)
 
     # --- life ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start everything and return when the API server is ready and tokens can be had.
+        """Start all programs, and return when the API server is ready and service-account tokens can be requested. If
+        a port was taken meanwhile, try again with other ports, three times in all.
 
         Raises:
             UnavailableError: a program is missing and cannot be built.
-            ComponentError: a program ended or did not get ready; the text has its last log lines.
+            ComponentError: a program ended or did not become ready; the text has its last log lines.
         """
         programs = self._programs
         kwok = toolchain.program("kwok") if self.options.kwok else None
         directory = self._make_directory()
         options = self.options
-        called = (options.address, SERVICE_ADDRESS) if options.kubelets else (options.address,)
-        create_pki(directory / "pki", addresses=called, kubelets=options.kubelets)
+        addresses = (options.address, SERVICE_ADDRESS) if options.kubelets else (options.address,)
+        create_pki(directory / "pki", addresses=addresses, kubelets=options.kubelets)
         (directory / "audit-policy.yaml").write_text(AUDIT_POLICY)
         for attempt in range(1, START_ATTEMPTS + 1):
             etcd, peer, apiserver = process.free_ports(3)
@@ -201,23 +204,24 @@ class ControlPlane:
                 raise
 
     def stop(self) -> None:
-        """Stop every program and wait until it is gone; remove a temporary folder. Harmless when stopped."""
+        """Stop every program, wait until all have ended, and remove a temporary folder. Does nothing if it was stopped
+        already."""
         self._stop_components()
         if self._api is not None:
             self._api.close()
         if self._layout is None:
             return
         (self.directory / state.FILE).unlink(missing_ok=True)
-        if self._given is None:
+        if self._chosen_directory is None:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def kill_component(self, name: str) -> None:
-        """End one program as a crash would, for tests of what happens without it."""
+        """Kill one program with SIGKILL, as a crash would, and close the connections of `api`."""
         self._components.pop(name).stop(kill=True)
         self.api.close()
 
     def start_component(self, name: str) -> None:
-        """Start one program again on its old ports; does not wait for it to be ready."""
+        """Start one program on the ports of this control plane, without waiting until it is ready."""
         environment = self.options.environment
         self._components[name] = process.start(name, self._commands[name], self.log(name), environment)
         self._record()
@@ -229,7 +233,7 @@ class ControlPlane:
         self._await("the default service account", self._answers(path), "kube-controller-manager")
 
     def check(self) -> None:
-        """Raise ComponentError when a program has ended on its own."""
+        """Raise ComponentError if a program has ended by itself."""
         for component in self._components.values():
             component.check()
 
@@ -240,13 +244,16 @@ class ControlPlane:
         return toolchain.control_plane_programs()
 
     def _make_directory(self) -> Path:
-        if self._given is not None:
-            return private_directory(self._given.resolve())
+        """Create the folder of this control plane and return it. A temporary one is created after folders that killed
+        owners left behind have been swept."""
+        if self._chosen_directory is not None:
+            return private_directory(self._chosen_directory.resolve())
         root = private_directory(state_root())
         state.sweep(root)
         return Path(tempfile.mkdtemp(dir=root, prefix="run-")).resolve()
 
     def _prepare_clients(self) -> None:
+        """Write a kubeconfig for every client and set the admin's client."""
         layout, pki = self.layout, self.layout.pki
         ca_pem = pki.ca.read_text()
         nodes = map(kubelet_user, self.options.kubelets)
@@ -273,15 +280,19 @@ class ControlPlane:
         return lines
 
     def _start_all(self) -> None:
-        self._record()  # before the first program: a sweep must know whose folder this is
+        """Start every program and wait until the control plane is ready. The API server must answer before the
+        programs after it are started."""
+        self._record()  # before the first program starts, so that a sweep knows whose folder this is
         for name in self._commands:
             self.start_component(name)
             if name == "kube-apiserver":
-                # The others give up when no API server answers within seconds.
+                # The other programs give up if no API server answers within seconds.
                 self._await("the API server", self._answers("/readyz"), name)
         self.wait_ready()
 
     def _await(self, what: str, condition: Callable[[], bool], component: str) -> None:
+        """Wait until `condition` holds. Raises ComponentError with the log of `component` after READY_SECONDS, or if a
+        program ends."""
         try:
             wait_until(condition, READY_SECONDS, what, self.check)
         except TimeoutError as error:
@@ -289,6 +300,8 @@ class ControlPlane:
             raise ComponentError(f"{error}; the last lines of {log}:\n{process.tail(log)}") from None
 
     def _answers(self, path: str) -> Callable[[], bool]:
+        """Return a predicate: whether a GET of `path` succeeds now."""
+
         def ask() -> bool:
             with contextlib.suppress(ApiError, OSError):
                 self.api.get(path)
@@ -298,6 +311,7 @@ class ControlPlane:
         return ask
 
     def _record(self) -> None:
+        """Write down the pids and the owner of the programs, so that another process can stop or sweep them."""
         owner = None if self.options.detached else os.getpid()
         state.ClusterState(owner, self.url, self.pids()).write(self.directory)
 

@@ -1,4 +1,4 @@
-"""What a fresh cluster needs before the operator: our CRDs, and stand-ins for the GPU Operator's."""
+"""What a fresh cluster needs before the operator: our CRDs, and stand-ins for those of the GPU Operator."""
 
 import time
 from collections.abc import Iterable
@@ -17,21 +17,22 @@ OPERATOR_NAMESPACE = "gpusharing"
 ESTABLISHED_SECONDS = 120.0
 RETRY_SECONDS = 0.1
 NOT_SERVED_YET = (404, 429)
-"""Answers of a kind whose CRD is new; 429 says "storage is (re)initializing"."""
+"""The statuses with which the path of a new CRD answers at first; 429 says "storage is (re)initializing"."""
 
 
 def install_all(api: Api) -> None:
-    """Namespaces, GPU-operator stand-ins, ClusterPolicy, and our CRDs as far as they are generated."""
+    """Install the namespaces, the GPU Operator's stand-ins with a ClusterPolicy, and our CRDs."""
     install_gpu_operator(api)
-    # Our chart creates this one, and adopts it where it is there: the simulated agents may come before the chart.
+    # The simulated agents may run before our chart is installed, which adopts this namespace if it exists.
     apply_documents(api, documents(MANIFESTS / "agent-namespace.yaml"))
     install_crds(api, CRDS)
 
 
 def install_gpu_operator(api: Api, *, cluster_policy: bool = True) -> None:
-    """The CRDs ClusterPolicy and GPUCluster, the namespaces, and (unless told) a ready ClusterPolicy.
+    """Install the CRDs ClusterPolicy and GPUCluster, the namespaces, and, unless `cluster_policy` is False, a
+    ClusterPolicy that is ready.
 
-    SIMULATED: no software of the GPU Operator runs; the node software is played by the simulators.
+    SIMULATED: no software of the GPU Operator runs; simulators play the node software.
     """
     apply_documents(api, documents(MANIFESTS / "namespaces.yaml"))
     install_crds(api, MANIFESTS / "gpu-operator-crds.yaml")
@@ -40,7 +41,7 @@ def install_gpu_operator(api: Api, *, cluster_policy: bool = True) -> None:
 
 
 def install_crds(api: Api, source: Path) -> list[str]:
-    """Apply the CRDs in a file or folder, wait until they are served, and return their names."""
+    """Apply the CRDs of a file or folder, wait until they are served, and return their names."""
     crds = [document for document in documents(source) if document["kind"] == "CustomResourceDefinition"]
     apply_documents(api, crds)
     installed = [str(crd["metadata"]["name"]) for crd in crds]
@@ -50,16 +51,18 @@ def install_crds(api: Api, source: Path) -> list[str]:
 
 
 def documents(source: Path) -> list[Object]:
-    """All YAML documents of a file, or of the .yaml files of a folder in the order of their names."""
+    """Return all YAML documents of a file, or of the .yaml files of a folder in the order of their names. Empty
+    documents are left out."""
     files = sorted(source.glob("*.yaml")) if source.is_dir() else [source]
     loaded = (document for file in files for document in yaml.safe_load_all(file.read_text()))
     return [document for document in loaded if document]
 
 
 def apply_documents(api: Api, manifests: Iterable[Object]) -> None:
-    """Server-side apply each object; a `status` goes to the status subresource, where there is one.
+    """Apply each object on the server side; its `status`, if it has one, goes to the status subresource.
 
-    A kind whose CRD was created a moment ago is tried again: it is not discovered yet, or answers 404 or 429.
+    Objects of a kind whose CRD is new are retried for ESTABLISHED_SECONDS, because the kind may be missing from
+    discovery or its path may answer 404 or 429. Other ApiErrors are raised at once.
     """
     for manifest in manifests:
         deadline = time.monotonic() + ESTABLISHED_SECONDS
@@ -83,31 +86,32 @@ def _apply(api: Api, manifest: Object) -> None:
 
 
 def object_path(api: Api, manifest: Object) -> str:
-    """The URL path of an object, found through discovery.
+    """Return the URL path of an object, with the resource name that discovery has for its kind.
 
     Raises:
         LookupError: the server does not serve this kind.
     """
     version, kind = str(manifest["apiVersion"]), str(manifest["kind"])
     root = f"/apis/{version}" if "/" in version else f"/api/{version}"
-    served = api.get(root)["resources"] or ()  # null while the group's only CRD is being set up
-    found = [one for one in served if one["kind"] == kind and "/" not in one["name"]]
-    if not found:
+    served = api.get(root)["resources"] or ()  # null while the only CRD of the group is being set up
+    matches = [row for row in served if row["kind"] == kind and "/" not in row["name"]]
+    if not matches:
         raise LookupError(f"the API server does not serve {kind} in {version}")
     metadata = manifest["metadata"]
-    space = f"/namespaces/{metadata.get('namespace', 'default')}" if found[0]["namespaced"] else ""
-    return f"{root}{space}/{found[0]['name']}/{metadata['name']}"
+    space = f"/namespaces/{metadata.get('namespace', 'default')}" if matches[0]["namespaced"] else ""
+    return f"{root}{space}/{matches[0]['name']}/{metadata['name']}"
 
 
 def _established(api: Api, name: str) -> bool:
+    """Whether a CRD is established and the path of its resource answers, which happens a moment later."""
     crd = api.get(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}")
-    # A CRD that was created a moment ago says `conditions: null`.
+    # A CRD that was created a moment ago has `conditions: null`.
     conditions = crd.get("status", {}).get("conditions") or []
-    if not any(one["type"] == "Established" and one["status"] == "True" for one in conditions):
+    if not any(row["type"] == "Established" and row["status"] == "True" for row in conditions):
         return False
     spec = crd["spec"]
     try:
-        # Established comes a moment before the new path answers.
+        # The condition becomes True a moment before the new path answers.
         api.get(f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}", limit="1")
     except ApiError as error:
         if error.status not in NOT_SERVED_YET:

@@ -1,7 +1,7 @@
-"""DRIVER=kind: a kind cluster for those who have Docker; kwok runs beside it and plays the GPU nodes of NODES=.
+"""DRIVER=kind: a kind cluster for developers who have Docker. kwok runs beside it and plays the GPU nodes of NODES=.
 
-hack/kind.yaml says which real kubelets it has; one of them has SIMULATED GPUs, which hack/kind-values.yaml gives to our
-agent.
+hack/kind.yaml defines its real kubelets. One of them has SIMULATED GPUs, and hack/kind-values.yaml makes our agent
+read these.
 """
 
 import shutil
@@ -17,11 +17,12 @@ from hack.nvmlsim.simulator import Simulator
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIG = ROOT / "hack" / "kind.yaml"
 DRIVER = ROOT / "build" / "kind" / "driver"
-"""What hack/kind.yaml mounts into the node with SIMULATED GPUs."""
+"""The folder that hack/kind.yaml mounts into the node with SIMULATED GPUs."""
 GPUS = ("h100-80gb", "h100-80gb")
 LEASE_SECONDS = 40
-"""kind's controller-manager has the usual grace period, so the fake nodes must renew their leases."""
-INSTEAD = "Or use our own control plane, which needs neither: make cluster"
+"""Seconds for which the simulated nodes' leases are valid. They are renewed, since kind's controller-manager has the
+usual grace period."""
+INSTEAD = "Or use our own control plane, which needs no Docker: make cluster"
 
 
 class KindError(Exception):
@@ -29,23 +30,23 @@ class KindError(Exception):
 
 
 def check() -> None:
-    """Raise KindError unless Docker is here and answers."""
+    """Raise KindError unless Docker is installed and answers."""
     if shutil.which("docker") is None:
         raise KindError(
             "DRIVER=kind runs Kubernetes in Docker, but there is no `docker` on PATH.\n"
             f"Install it (https://docs.docker.com/engine/install). {INSTEAD}"
         )
-    told = _run("docker", "info")
-    if told.returncode != 0:
-        why = (told.stderr.strip().splitlines() or ["docker info failed"])[-1]
+    info = _run("docker", "info")
+    if info.returncode != 0:
+        why = (info.stderr.strip().splitlines() or ["docker info failed"])[-1]
         raise KindError(
             f"DRIVER=kind runs Kubernetes in Docker, but Docker does not answer: {why}\n"
-            f"Start it (on Linux: sudo systemctl start docker) and look: docker info. {INSTEAD}"
+            f"Start it (on Linux: sudo systemctl start docker) and check: docker info. {INSTEAD}"
         )
 
 
 def program() -> str:
-    """The `kind` on PATH, else the pinned one, built from its module.
+    """Return the path of the `kind` on PATH, or of the pinned version, which is built from its module.
 
     Raises:
         UnavailableError: it must be built and cannot.
@@ -54,7 +55,7 @@ def program() -> str:
 
 
 def put_driver(folder: Path = DRIVER) -> None:
-    """Lay the SIMULATED driver where a node mounts it: the library, and the state of a new machine.
+    """Write the SIMULATED driver to the folder that a node mounts: the library, and the state of a new machine.
 
     Raises:
         UnavailableError: the library cannot be built.
@@ -66,7 +67,7 @@ def put_driver(folder: Path = DRIVER) -> None:
 
 
 def up(directory: Path, kubeconfig: Path) -> Api:
-    """Create the kind cluster (or find it), start kwok against it, and return a client for it."""
+    """Create the kind cluster unless it exists, start kwok against it, and return a client for it."""
     check()
     kwok, kind = toolchain.program("kwok"), program()
     named = ("--name", CLUSTER_NAME, "--kubeconfig", str(kubeconfig))
@@ -83,15 +84,15 @@ def up(directory: Path, kubeconfig: Path) -> Api:
 
 
 def down() -> None:
-    """Delete the kind cluster; harmless when there is none."""
+    """Delete the kind cluster, if there is one."""
     _must(program(), "delete", "cluster", "--name", CLUSTER_NAME)
 
 
 def load(archive: Path) -> None:
-    """Give every node an image from the archive that `make images` wrote.
+    """Load the image from the archive that `make images` wrote into every node.
 
     Raises:
-        KindError: kind refused; what it said is in the text.
+        KindError: kind failed; the text has its output.
     """
     _must(program(), "load", "image-archive", str(archive), "--name", CLUSTER_NAME)
 
@@ -103,5 +104,5 @@ def _must(*command: str) -> None:
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
-    # Folders in the configuration are named from the root of the repository.
+    # The folders in hack/kind.yaml are relative to the root of the repository.
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,6 +1,7 @@
-"""Kubeconfig files: written self-contained and private to the user, read as far as our tools need it.
+"""Kubeconfig files: written with all data inline and readable by the user only; read as far as our tools need it.
 
-Service-account tokens come from the TokenRequest API, so that tools and tests act under shipped RBAC, not as admin.
+Service-account tokens come from the TokenRequest API, so that tools and tests act with the shipped RBAC and not as
+admin.
 """
 
 import base64
@@ -19,7 +20,7 @@ CLUSTER_NAME = "gpusharing-dev"
 
 
 class KubeconfigError(Exception):
-    """There is no kubeconfig, or it has nothing that we can use. The text says what to do."""
+    """There is no kubeconfig, or its credentials are of a kind that we cannot use. The text says what to do."""
 
 
 def write_kubeconfig(
@@ -46,21 +47,24 @@ def write_kubeconfig(
 
 
 def kubeconfig_path(environ: Mapping[str, str] = os.environ) -> Path:
-    """The file that `$KUBECONFIG` names.
+    """Return the file that `$KUBECONFIG` names.
 
     Raises:
-        KubeconfigError: it is unset. The user's own ~/.kube/config is never taken: that may be production.
+        KubeconfigError: the variable is unset. The user's ~/.kube/config is never used, because it may be for
+            production.
     """
     if chosen := environ.get("KUBECONFIG"):
         return Path(chosen)
-    raise KubeconfigError("KUBECONFIG is not set.\nStart a cluster and run its last line: make cluster")
+    raise KubeconfigError(
+        "KUBECONFIG is not set.\nStart a cluster with `make cluster` and run the line that it prints last."
+    )
 
 
 def open_api(path: Path) -> Api:
-    """A client for the current context of a kubeconfig with inline certificates or a token.
+    """Return a client for the current context of a kubeconfig, whose user must have inline certificates or a token.
 
     Raises:
-        KubeconfigError: the file is not there, or its user has other means (an exec plugin, say).
+        KubeconfigError: the file does not exist, or its user logs in by other means, such as an exec plugin.
     """
     try:
         document = yaml.safe_load(path.read_text())
@@ -74,7 +78,7 @@ def open_api(path: Path) -> Api:
         return Api(cluster["server"], ca_pem, Credentials(token=token))
     if "client-certificate-data" not in user:
         raise KubeconfigError(f"{path}: the current user has neither a token nor client-certificate-data")
-    with tempfile.TemporaryDirectory() as folder:  # ssl takes key material from files only
+    with tempfile.TemporaryDirectory() as folder:  # ssl reads key material from files only
         cert = write_private(Path(folder) / "crt", _decoded(user["client-certificate-data"]))
         key = write_private(Path(folder) / "key", _decoded(user["client-key-data"]))
         return Api(cluster["server"], ca_pem, Credentials(cert=cert, key=key))
@@ -96,10 +100,10 @@ LIFETIME_SECONDS = 7 * 24 * 3600
 
 
 def service_account_token(api: Api, namespace: str, name: str, *, bound_to: Object | None = None) -> str:
-    """A token of an existing service account, valid for a week; `bound_to` is a boundObjectRef.
+    """Request a token of an existing service account, valid for a week. `bound_to` is a boundObjectRef.
 
     Raises:
-        ApiError: 404 when the service account (or the bound object) does not exist.
+        ApiError: 404 if the service account or the bound object does not exist.
     """
     spec: dict[str, Any] = {"expirationSeconds": LIFETIME_SECONDS}
     if bound_to is not None:
@@ -110,9 +114,9 @@ def service_account_token(api: Api, namespace: str, name: str, *, bound_to: Obje
 
 
 def node_bound_token(api: Api, namespace: str, name: str, node: str) -> str:
-    """A token bound to a Node: its bearer carries the claim `authentication.kubernetes.io/node-name`.
+    """Request a token bound to a Node, which carries the claim `authentication.kubernetes.io/node-name`.
 
-    A kubelet requests pod-bound tokens, which carry the same claim; `pod_bound_token` makes such a one.
+    A kubelet requests pod-bound tokens, which carry the same claim (`pod_bound_token`).
     """
     uid = api.get(f"/api/v1/nodes/{node}")["metadata"]["uid"]
     bound_to = {"apiVersion": "v1", "kind": "Node", "name": node, "uid": uid}
@@ -120,17 +124,18 @@ def node_bound_token(api: Api, namespace: str, name: str, node: str) -> str:
 
 
 def pod_bound_token(api: Api, namespace: str, pod: str) -> str:
-    """The token that a kubelet would give to this pod: of its service account, bound to the pod."""
-    found = api.get(f"/api/v1/namespaces/{namespace}/pods/{pod}")
-    bound_to = {"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": found["metadata"]["uid"]}
-    account = found["spec"].get("serviceAccountName", "default")
+    """Request the token that a kubelet would request for this pod: of its service account, bound to the pod."""
+    existing = api.get(f"/api/v1/namespaces/{namespace}/pods/{pod}")
+    bound_to = {"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": existing["metadata"]["uid"]}
+    account = existing["spec"].get("serviceAccountName", "default")
     return service_account_token(api, namespace, account, bound_to=bound_to)
 
 
 def write_token_kubeconfig(
     api: Api, path: Path, namespace: str, name: str, *, node: str | None = None
 ) -> Path:
-    """Write a kubeconfig that acts as a service account, with a token bound to `node` when given."""
+    """Write a kubeconfig that acts as a service account, with a token bound to `node` if one is given, and return
+    `path`."""
     if node is None:
         token = service_account_token(api, namespace, name)
     else:

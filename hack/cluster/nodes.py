@@ -1,7 +1,7 @@
 """SIMULATED GPU nodes: Node objects as NVIDIA's software leaves them on a fresh machine, run by kwok.
 
-The labels are those of docs/design/nvidia.md#c for a full GPU and docs/design/nvidia.md#d2. Afterwards they belong to
-whoever plays NVIDIA's software (the simulators); nothing here writes a node a second time.
+The labels are those of docs/design/nvidia.md#c for a full GPU and docs/design/nvidia.md#d2. After a node is created,
+only the simulators of NVIDIA's software write to it.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ from functools import cache
 
 from gpusharing.api import names
 from gpusharing.planning.gpus.cards import Card, find_card
+from gpusharing.planning.vocabulary.lengths import counted
 from hack.cluster.api import Api, Object, in_parallel
 from hack.cluster.commands import MANAGED_BY_KWOK
 from hack.cluster.process import wait_until
@@ -19,7 +20,7 @@ from hack.sim.gpu import SimulatedGPUs
 from hack.sim.plugin import SimPluginConfig
 
 LABEL_POOL = f"{names.PREFIX}pool"
-"""How the README, the demo and the tests name a node pool; any other label would do."""
+"""The label by which the README, the demo and the tests name a node pool; policies may select by any label."""
 OPERANDS = (
     "container-toolkit",
     "dcgm",
@@ -37,7 +38,7 @@ FLEET = (
     ("c", "NVIDIA H100 80GB HBM3", 8),
     ("d", "NVIDIA L40S", 4),
 )
-"""Pool, card and GPUs per node of the default fleet: three pools that can do MIG, one that cannot."""
+"""Pool, card and GPUs per node of the default fleet: three pools with cards that support MIG, one without."""
 CPU, MEMORY, PODS = "128", "1Ti", "250"
 
 
@@ -49,7 +50,7 @@ def node_manifest(
     pool: str | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> Object:
-    """A Node with `gpus` whole cards of `product` (the name NVML reports) that kwok will run.
+    """Return a Node that kwok will run, with `gpus` whole cards of `product` (the name that NVML reports).
 
     Raises:
         ValueError: the card is not in `gpusharing.planning.gpus.cards`.
@@ -69,29 +70,30 @@ def node_manifest(
             "labels": {**system, **gpu_labels(card, product, gpus), **own, **(labels or {})},
             "annotations": {key: value},
         },
-        # The API server takes a new Node's status as given, as it does when a kubelet registers.
+        # The API server stores the status of a new Node as it is sent, as it does when a kubelet registers.
         "status": {"capacity": resources, "allocatable": dict(resources), "nodeInfo": _node_info(name)},
     }
 
 
 def gpu_labels(card: Card, product: str, gpus: int) -> dict[str, str]:
-    """The `nvidia.com/` labels of a node with whole cards: GFD's, and the GPU operator's placement labels."""
+    """Return the `nvidia.com/` labels of a node with whole cards: those of GFD, and the GPU Operator's placement
+    labels."""
     operands = (*OPERANDS, "mig-manager") if card.profiles else OPERANDS
     deploy = {f"{names.LABEL_DEPLOY_PREFIX}{operand}": "true" for operand in operands}
-    # A fresh MIG-capable node has been labelled by the GPU operator and seen by mig-manager once (d.1, a.2).
+    # The GPU Operator has labeled a fresh MIG-capable node, and mig-manager has applied the label once (d.1, a.2).
     mig = {names.LABEL_MIG_CONFIG: "all-disabled", names.LABEL_MIG_STATE: "success"} if card.profiles else {}
     return {names.LABEL_GPU_PRESENT: "true", **_gfd_labels(product, gpus), **deploy, **mig}
 
 
 @cache
 def _gfd_labels(product: str, gpus: int) -> Mapping[str, str]:
-    """What GFD would write, without the time of its start: it has not run on this machine."""
-    found = gfd.labels(SimulatedGPUs("", [product] * gpus).read(), SimPluginConfig(), started=0)
-    return {key: value for key, value in found.items() if key != names.LABEL_GFD_TIMESTAMP}
+    """Return the labels that GFD would write, without the time of its start, since it has not run on this machine."""
+    labels = gfd.labels(SimulatedGPUs("", [product] * gpus).read(), SimPluginConfig(), started=0)
+    return {key: value for key, value in labels.items() if key != names.LABEL_GFD_TIMESTAMP}
 
 
 def fleet(count: int) -> list[Object]:
-    """`count` nodes `gpu-01`, `gpu-02`, ... spread evenly over the pools of FLEET."""
+    """Return `count` nodes named `gpu-01`, `gpu-02` and so on, spread evenly over the pools of FLEET."""
     width = max(2, len(str(count)))
     return [
         node_manifest(f"gpu-{index + 1:0{width}}", pool=pool, product=product, gpus=gpus)
@@ -100,7 +102,7 @@ def fleet(count: int) -> list[Object]:
 
 
 def create_nodes(api: Api, manifests: Iterable[Object]) -> list[str]:
-    """Create the nodes and return their names; one that exists already is left as it is."""
+    """Create the nodes and return all their names; a node that exists already is left as it is."""
 
     def create(manifest: Object) -> str:
         api.ensure("/api/v1/nodes", manifest)
@@ -110,14 +112,15 @@ def create_nodes(api: Api, manifests: Iterable[Object]) -> list[str]:
 
 
 def wait_nodes_ready(api: Api, node_names: Sequence[str], seconds: float = 120.0) -> None:
-    """Wait until all these nodes are Ready and free of the taint that new nodes have.
+    """Wait until all these nodes are Ready and without the taint of new nodes.
 
     Raises:
-        TimeoutError: the message names up to five nodes that are not.
+        TimeoutError: some are not after `seconds`; the message names up to five.
     """
     missing = set(node_names)
 
     def all_ready() -> bool:
+        """Whether no node is missing; nodes that have become Ready are removed from `missing`."""
         missing.intersection_update(
             item["metadata"]["name"] for item in api.list("/api/v1/nodes") if not is_ready(item)
         )
@@ -127,18 +130,21 @@ def wait_nodes_ready(api: Api, node_names: Sequence[str], seconds: float = 120.0
         wait_until(all_ready, seconds, "")
         return
     shown = ", ".join(sorted(missing)[:5])
-    raise TimeoutError(f"{len(missing)} of {len(node_names)} nodes not Ready after {seconds:.0f} s: {shown}")
+    raise TimeoutError(
+        f"{len(missing)} of {counted(len(node_names), 'node')} did not become Ready within {seconds:.0f} s: {shown}"
+    )
 
 
 def is_ready(node: Object) -> bool:
-    """Whether the condition Ready is True and the taints of new nodes are gone."""
+    """Whether the node's condition Ready is True and the taint of new nodes is gone."""
     conditions = node.get("status", {}).get("conditions", [])
-    ready = any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+    ready = any(row["type"] == "Ready" and row["status"] == "True" for row in conditions)
     taints = {taint["key"] for taint in node["spec"].get("taints", [])}
     return ready and "node.kubernetes.io/not-ready" not in taints
 
 
 def _node_info(name: str) -> dict[str, str]:
+    """Return `status.nodeInfo` of a simulated node; the versions are those that are built."""
     return {
         "architecture": "amd64",
         "operatingSystem": "linux",

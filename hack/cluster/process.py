@@ -1,4 +1,5 @@
-"""Background programs of a control plane: own process group, log file, recorded pid, stopped by that pid."""
+"""Background programs of a control plane. Each has its own process group and log file, and is stopped by its recorded
+pid."""
 
 import contextlib
 import os
@@ -17,39 +18,40 @@ POLL_SECONDS = 0.02
 LOG_TAIL_LINES = 15
 PORTS_FROM, ENOUGH_PORTS = 10_000, 5_000
 LOCAL_PORTS_FROM = 49_152
-"""First of the ports that a system gives by itself (RFC 6335, dynamic ports), where there is no /proc to tell."""
+"""The first of the ports from which a system picks itself (RFC 6335, dynamic ports), used where /proc does not say."""
 
 
 class ComponentError(Exception):
-    """A program of the control plane ended, or did not get ready in time. The text has its last log lines."""
+    """A program of the control plane ended, or did not become ready in time. The text has its last log lines."""
 
 
 @dataclass
 class Component:
-    """One running program."""
+    """A program of a control plane that was started, with its pid and log."""
 
     name: str
     pid: int
     log: Path
     process: subprocess.Popen[bytes] | None = None
-    """None when another process of ours started it (`up` started it, `down` stops it)."""
+    """The process object, or None if another process started the program (`up` starts it, `down` stops it)."""
 
     def alive(self) -> bool:
-        """Whether the program still runs."""
+        """Whether the program is still running."""
         if self.process is not None:
             return self.process.poll() is None
         return pid_exists(self.pid)
 
     def check(self) -> None:
-        """Raise ComponentError when the program has ended."""
+        """Raise ComponentError if the program has ended."""
         if not self.alive():
             code = "" if self.process is None else f" with status {self.process.returncode}"
             raise ComponentError(f"{self.name} ended{code}; its last lines ({self.log}):\n{tail(self.log)}")
 
     def stop(self, *, kill: bool = False, patience: float = STOP_SECONDS) -> None:
-        """End the program and wait until it is gone: TERM first, KILL after `patience` seconds or at once.
+        """End the program and wait until it is gone: with TERM first and KILL after `patience` seconds, or with KILL
+        at once.
 
-        Children that a program started by this process leaves behind get KILL.
+        If this process started the program, children that it leaves behind are killed as well.
         """
         for sign in (signal.SIGKILL,) if kill else (signal.SIGTERM, signal.SIGKILL):
             if not self.alive():
@@ -66,7 +68,8 @@ class Component:
 def start(
     name: str, command: Sequence[str], log: Path, environ: Mapping[str, str] | None = None
 ) -> Component:
-    """Start a program in its own process group with its output appended to `log`."""
+    """Start a program in a session and process group of its own, with its output appended to `log`. `environ` is added
+    to our environment."""
     with log.open("ab") as file:
         process = subprocess.Popen(
             command,
@@ -80,26 +83,26 @@ def start(
 
 
 def is_ours(pid: int, mark: str) -> bool:
-    """Whether `pid` runs and has `mark` (our state folder) in its command line.
+    """Whether `pid` is running and has `mark` (our state folder) in its command line.
 
-    Pids are used again by the system: a recorded pid alone must never be killed.
+    The system reuses pids, so a recorded pid alone does not permit us to kill the process.
     """
     try:
         return mark in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
     except (
         FileNotFoundError,
         ProcessLookupError,
-    ):  # the latter when it ends between being opened and being read
+    ):  # the latter if it ends between open and read
         if Path("/proc/self").exists():
             return False
-    told = subprocess.run(
+    listing = subprocess.run(
         ["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
-    return mark in told.stdout
+    return mark in listing.stdout
 
 
 def pid_exists(pid: int) -> bool:
-    """Whether a process with this pid exists and is no zombie."""
+    """Whether a process with this pid exists and is not a zombie."""
     if not _is_taken(pid):
         return False
     with contextlib.suppress(OSError):
@@ -108,10 +111,11 @@ def pid_exists(pid: int) -> bool:
 
 
 def end_group(leader: subprocess.Popen[Any], sign: signal.Signals = signal.SIGKILL) -> None:
-    """Signal the process group of a program of ours, with the children that it may have left behind.
+    """Send a signal to the process group of a program that we started, including children that it left behind.
 
-    Once the leader has been waited for, a process with its pid is somebody else's: pids are used again. As long as
-    a member of the group lives, the kernel does not give the number away, so without such a process it is the group.
+    Nothing is sent if the leader has ended and a process has its pid: that process is another one, since pids are
+    reused. While a member of the group lives, the kernel does not reuse the number, so if no process has the pid, the
+    number still means this group.
     """
     if leader.poll() is not None and _is_taken(leader.pid):
         return
@@ -120,7 +124,7 @@ def end_group(leader: subprocess.Popen[Any], sign: signal.Signals = signal.SIGKI
 
 
 def _is_taken(pid: int) -> bool:
-    """Whether any process has this pid, a zombie too."""
+    """Whether a process has this pid, even a zombie or another user's process."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -131,21 +135,22 @@ def _is_taken(pid: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that are free now, for programs that are given theirs, and that may be started again on them.
+    """Return `count` loopback ports that are free now, for programs that may be restarted on the same ports.
 
-    They are none of those that the system gives to whoever asks for any, or connects to somebody: one that nobody
-    listens on for a moment would soon be taken. Another call of this may still find the same: callers start again then.
+    They are outside the range from which the system picks ports itself, because a port that is briefly unused during a
+    restart could be picked from there. Another call may return the same ports, so callers retry if a port is taken.
     """
-    found: dict[int, None] = {}
-    while len(found) < count:
-        with socket.socket() as one, contextlib.suppress(OSError):  # somebody has it
-            one.bind(("127.0.0.1", _any_port()))
-            found[int(one.getsockname()[1])] = None
-    return list(found)
+    ports: dict[int, None] = {}
+    while len(ports) < count:
+        with socket.socket() as server, contextlib.suppress(OSError):  # the port is in use
+            server.bind(("127.0.0.1", _any_port()))
+            ports[int(server.getsockname()[1])] = None
+    return list(ports)
 
 
 def _any_port() -> int:
-    """One that the system does not hand out automatically; 0, which lets it choose, where it hands out nearly all."""
+    """Return a random port below the range from which the system picks, or 0, which lets the system choose, if hardly
+    any ports are below it."""
     try:
         first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     except OSError:
@@ -160,10 +165,11 @@ def wait_until(
     check: Callable[[], None] = lambda: None,
     poll: float = POLL_SECONDS,
 ) -> None:
-    """Poll until `condition()`; `check()` runs between two looks, `poll` seconds apart, and may raise.
+    """Poll `condition` every `poll` seconds until it is true. `check` is called after each poll that failed and may
+    raise. `what` completes the message "waited in vain for ...".
 
     Raises:
-        TimeoutError: it did not come true within `seconds`.
+        TimeoutError: the condition was not true within `seconds`.
     """
     deadline = time.monotonic() + seconds
     while not condition():
@@ -174,7 +180,7 @@ def wait_until(
 
 
 def text_of(file: Path) -> str:
-    """What another program has written so far; empty where there is no file, or no more."""
+    """Return what another program has written to a file so far, or an empty text if the file does not exist."""
     try:
         return file.read_text(errors="replace")
     except FileNotFoundError:
@@ -182,6 +188,6 @@ def text_of(file: Path) -> str:
 
 
 def tail(log: Path) -> str:
-    """The last lines of a log file."""
+    """Return the last lines of a log file, indented, or `(nothing)`."""
     text = text_of(log)
     return "\n".join(f"  {line}" for line in text.splitlines()[-LOG_TAIL_LINES:]) or "  (nothing)"

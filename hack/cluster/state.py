@@ -1,4 +1,4 @@
-"""What is written down about a running control plane, so that another process can use, stop or sweep it."""
+"""The record of a running control plane, with which another process can use, stop or sweep it."""
 
 import json
 import os
@@ -15,23 +15,23 @@ FILE = "state.json"
 
 @dataclass(frozen=True)
 class ClusterState:
-    """The record `state.json` in the folder of a control plane."""
+    """The content of `state.json` in the folder of a control plane."""
 
     owner: int | None
-    """Pid of the process that must live as long as the control plane; None when it outlives its maker."""
+    """The pid of the process whose end makes the control plane garbage, or None if it outlives its creator."""
     url: str = ""
     pids: dict[str, int] = field(default_factory=dict)
     driver: str = "cluster"
     host: str = field(default_factory=platform.node)
-    """Where the pids mean something: the folder may be shared with containers, each with pids of its own."""
+    """The host on which the pids are valid: containers with pids of their own may share the folder."""
 
     def write(self, directory: Path) -> None:
-        """Write the record to its folder."""
+        """Write the record to `state.json` in `directory`."""
         write_private(directory / FILE, json.dumps(asdict(self), indent=2))
 
 
 def read(directory: Path) -> ClusterState | None:
-    """The record in `directory`, or None when there is none."""
+    """Return the record in `directory`, or None if there is none."""
     try:
         return ClusterState(**json.loads((directory / FILE).read_text()))
     except FileNotFoundError:
@@ -39,7 +39,7 @@ def read(directory: Path) -> ClusterState | None:
 
 
 def running(directory: Path) -> list[Component]:
-    """The recorded programs of `directory` that still run and are still ours, in the order of their start."""
+    """Return the recorded programs of `directory` that still run and are still ours, in the order of their start."""
     state = read(directory)
     pids = {} if state is None else state.pids
     return [
@@ -50,7 +50,8 @@ def running(directory: Path) -> list[Component]:
 
 
 def stop_recorded(directory: Path) -> list[str]:
-    """Stop what still runs there, the last started first; return the names of what was stopped."""
+    """Stop the recorded programs that still run, the last started first, remove the record, and return the names of
+    the stopped ones in the order of their start."""
     components = running(directory)
     for component in reversed(components):
         component.stop()
@@ -59,7 +60,8 @@ def stop_recorded(directory: Path) -> list[str]:
 
 
 def sweep(root: Path) -> None:
-    """Stop and remove control planes whose owner was killed before it could do so itself."""
+    """Stop the control planes below `root` whose owner no longer runs, and remove their folders. Those of another
+    host, and those without an owner, are left alone."""
     for file in root.glob(f"*/{FILE}"):
         state = read(file.parent)
         if state is None or state.owner is None or state.host != platform.node():

@@ -1,8 +1,8 @@
 """The programs that a control plane needs, built once from pinned Go modules into the user's cache.
 
-`python -m hack.cluster.toolchain [controlplane] [kwok] [helm]` builds what is missing and prints the paths; what few
-need (`kubelet`: rung 4; `kind`; `helm3`; `actionlint`: the workflows; `charttools`: helm-unittest and chart-testing;
-`krewtools`: krew) is built when it is named.
+`python -m hack.cluster.toolchain [controlplane] [kwok] [helm]` builds what is missing and prints the paths. Rarely
+needed tools are built only if they are named: `kubelet` (rung 4), `kind`, `helm3`, `actionlint` (workflows),
+`charttools` (helm-unittest and chart-testing) and `krewtools` (krew).
 """
 
 import hashlib
@@ -21,7 +21,7 @@ KWOK_VERSION = "v0.8.0"
 HELM_VERSION = "v4.3.1"
 HELM3_VERSION = "v3.22.0"
 KIND_VERSION = "v0.32.0"
-"""Its default node image has the minor version of Kubernetes that we build; hack/kind.yaml names that image."""
+"""The version of kind whose default node image has our minor version of Kubernetes; hack/kind.yaml names that image."""
 ACTIONLINT_VERSION = "v1.7.12"
 SOURCES = Path(__file__).resolve().parent.parent
 CONTROLPLANE_SOURCE = SOURCES / "controlplane"
@@ -30,7 +30,7 @@ CONTROLPLANE_CALLS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube
 
 @dataclass(frozen=True)
 class Programs:
-    """Paths of the programs of one Kubernetes control plane, all of one version."""
+    """The paths of the programs of one Kubernetes control plane, all of one version."""
 
     etcd: Path
     kube_apiserver: Path
@@ -41,7 +41,7 @@ class Programs:
 
 @dataclass(frozen=True)
 class ToolRecipe:
-    """How to build one tool: its cache key is made of everything that decides the result."""
+    """How to build one tool. Its folder in the cache is named by a hash of everything that decides the result."""
 
     name: str
     version: str
@@ -54,32 +54,33 @@ class ToolRecipe:
     calls: tuple[str, ...] = ()
     """Names under which the one program of a multi-call binary is linked."""
     cgo: bool = False
-    """Whether it is linked with C, and so needs a C compiler."""
+    """Whether the tool is linked with C and therefore needs a C compiler."""
     builder: str = "hack.cluster.toolchain"
-    """The module of ours that builds it, for the error of a build that failed."""
+    """Our module that builds the tool, named in the error if the build fails."""
 
     def directory(self, root: Path) -> Path:
-        """The folder of the finished build below the cache `root`."""
+        """Return the folder of the finished build below the cache `root`."""
         text = "\0".join((*self.inputs, *self.command, *self.calls, platform.system(), platform.machine()))
         return root / f"{self.name}-{self.version}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def built(self) -> bool:
-        """Whether it is in the cache."""
+        """Whether the tool is in the cache."""
         return self.directory(cache_root()).is_dir()
 
 
 def kubernetes_version(go_mod: str) -> str:
-    """The version of k8s.io/kubernetes that this go.mod pins, as `v1.36.3`."""
-    found = re.search(r"^\s*(?:require\s+)?k8s\.io/kubernetes\s+(v\d+\.\d+\.\d+)\s*$", go_mod, re.MULTILINE)
-    if not found:
+    """Return the version of k8s.io/kubernetes that this go.mod pins, such as `v1.36.3`. Raises UnavailableError if it
+    pins none."""
+    match = re.search(r"^\s*(?:require\s+)?k8s\.io/kubernetes\s+(v\d+\.\d+\.\d+)\s*$", go_mod, re.MULTILINE)
+    if not match:
         raise UnavailableError(
-            f"hack/controlplane/go.mod pins no k8s.io/kubernetes: git checkout -- {CONTROLPLANE_SOURCE}"
+            f"hack/controlplane/go.mod pins no k8s.io/kubernetes; restore it: git checkout -- {CONTROLPLANE_SOURCE}"
         )
-    return found[1]
+    return match[1]
 
 
 def version_flags(version: str) -> str:
-    """Linker flags that stamp a Kubernetes version; without them clients see v0.0.0 and refuse features."""
+    """Return linker flags that stamp a Kubernetes version. Without them clients see v0.0.0 and refuse features."""
     major, minor, _ = version.removeprefix("v").split(".")
     stamps = {"gitVersion": version, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
     packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
@@ -89,18 +90,19 @@ def version_flags(version: str) -> str:
 
 
 def controlplane_recipe() -> ToolRecipe:
-    """Build etcd, the control plane and kubectl as one program: one link instead of five."""
+    """Return how to build etcd, the control plane and kubectl as one program, which takes one link instead of five."""
     return _kubernetes_recipe("controlplane", 5, CONTROLPLANE_CALLS)
 
 
 def kubelet_recipe() -> ToolRecipe:
-    """Build the kubelet apart: only rung 4 runs it, and its module names things that no other program needs."""
+    """Return how to build the kubelet. It is separate because only rung 4 runs it and its module pins dependencies
+    that no other program needs."""
     return _kubernetes_recipe("kubelet", 2, ())
 
 
 def _kubernetes_recipe(name: str, minutes: int, calls: tuple[str, ...]) -> ToolRecipe:
-    """Return how a program of Kubernetes is built from our go.mod, which names its version. `minutes`: about how long
-    that takes on two cores."""
+    """Return how to build a program of Kubernetes from our module hack/`name`, whose go.mod pins the version.
+    `minutes` is about how long that takes on two cores, `calls` are names under which the program is linked."""
     source = SOURCES / name
     files = {file: (source / file).read_text() for file in ("go.mod", "go.sum", "main.go")}
     version = kubernetes_version(files["go.mod"])
@@ -118,12 +120,13 @@ def _kubernetes_recipe(name: str, minutes: int, calls: tuple[str, ...]) -> ToolR
 
 
 def install_recipe(name: str, version: str, module: str) -> ToolRecipe:
-    """Build one program with `go install module@version`."""
+    """Return how to build one program with `go install module@version`."""
     return ToolRecipe(name, version, (), ("go", "install", "-trimpath", f"{module}@{version}"), (name,))
 
 
 def helm3_recipe() -> ToolRecipe:
-    """Helm 3 as its releases are: told which Kubernetes it knows, else it takes every cluster for 1.20."""
+    """Return how to build Helm 3 as its releases are built, with the Kubernetes version that it knows. Without that
+    flag it assumes that every cluster is 1.20."""
     minor = kubernetes_version((CONTROLPLANE_SOURCE / "go.mod").read_text()).split(".")[1]
     packages = ("chartutil", "lint/rules")
     known = [f"-X helm.sh/helm/v3/pkg/{package}.k8sVersionMinor={minor}" for package in packages]
@@ -133,11 +136,12 @@ def helm3_recipe() -> ToolRecipe:
 
 
 def module_recipe(source: Path, leading: str, programs: tuple[str, ...]) -> ToolRecipe:
-    """Build the tools of a module of ours, which pins what they need; the version is that of its `leading` module."""
+    """Return how to build the tools of one of our modules, whose go.mod pins them. The version is that of the module
+    `leading`. Raises UnavailableError if go.mod does not pin it."""
     files = tuple((source / file).read_text() for file in ("go.mod", "go.sum"))
     version = re.search(rf"\s{re.escape(leading)} (v\S+)", files[0])
     if version is None:
-        raise UnavailableError(f"{source}/go.mod pins no {leading}: git checkout -- {source}")
+        raise UnavailableError(f"{source}/go.mod pins no {leading}; restore it: git checkout -- {source}")
     command = ("go", "build", "-trimpath", "-ldflags=-s -w", "-o", "{out}/", "tool")
     return ToolRecipe(source.name, version[1], files, command, programs, source)
 
@@ -152,18 +156,18 @@ RECIPES: Mapping[str, Callable[[], ToolRecipe]] = {
     "actionlint": lambda: install_recipe(
         "actionlint", ACTIONLINT_VERSION, "github.com/rhysd/actionlint/cmd/actionlint"
     ),
-    # `go install` refuses what replaces a module.
+    # `go install` refuses a module whose go.mod has replace directives.
     "charttools": lambda: module_recipe(SOURCES / "charttools", "helm.sh/helm/v3", ("helm-unittest", "ct")),
     "krewtools": lambda: module_recipe(
         SOURCES / "krewtools", "sigs.k8s.io/krew", ("krew", "validate-krew-manifest")
     ),
 }
 WITHOUT_A_NAME = ("controlplane", "kwok", "helm")
-"""What the lower rungs need."""
+"""The tools that rungs 0 to 2 need."""
 
 
 def ensure(name: str, root: Path | None = None) -> Path:
-    """The folder with the programs of tool `name` (a key of RECIPES), built first if it is not there.
+    """Return the folder with the programs of tool `name` (a key of RECIPES), which is built first if it is not cached.
 
     Raises:
         UnavailableError: Go is missing or too old, the build failed, or the cache cannot be used.
@@ -172,42 +176,46 @@ def ensure(name: str, root: Path | None = None) -> Path:
 
 
 def build_once(recipe: ToolRecipe, root: Path) -> Path:
-    """The folder below `root` with what the recipe makes; several processes may ask at once."""
+    """Return the folder below `root` with the programs of the recipe, built if needed. Concurrent calls of several
+    processes build once."""
     return make_once(recipe.directory(root), recipe.name, lambda out: _build(recipe, out))
 
 
 def control_plane_programs(environ: Mapping[str, str] = os.environ) -> Programs:
-    """The control plane's programs: those in `$KUBEBUILDER_ASSETS` first, the others built by us.
+    """Return the control plane's programs: those in `$KUBEBUILDER_ASSETS` if it is set, and our own builds of the
+    others.
 
-    The folder of setup-envtest has no controller-manager and no scheduler: those are ours then, so its version
-    should be the one that hack/controlplane/go.mod pins.
+    The folder of setup-envtest has no controller-manager and no scheduler. Ours are used then, so its version should
+    be the one that hack/controlplane/go.mod pins.
     """
     assets = environ.get("KUBEBUILDER_ASSETS")
-    given = find_assets(Path(assets)) if assets else {}
-    missing = [name for name in CONTROLPLANE_CALLS if name not in given]
+    existing = find_assets(Path(assets)) if assets else {}
+    missing = [name for name in CONTROLPLANE_CALLS if name not in existing]
     built = ensure("controlplane", cache_root(environ)) if missing else Path()
-    paths = {name: given.get(name, built / name) for name in CONTROLPLANE_CALLS}
+    paths = {name: existing.get(name, built / name) for name in CONTROLPLANE_CALLS}
     return Programs(**{name.replace("-", "_"): path for name, path in paths.items()})
 
 
 def find_assets(directory: Path) -> dict[str, Path]:
-    """The programs in a KUBEBUILDER_ASSETS folder; setup-envtest ships etcd, kube-apiserver and kubectl.
+    """Return the programs in a KUBEBUILDER_ASSETS folder by name; setup-envtest ships etcd, kube-apiserver and
+    kubectl.
 
     Raises:
-        UnavailableError: the folder lacks etcd or kube-apiserver, so the variable points at the wrong place.
+        UnavailableError: the folder lacks etcd or kube-apiserver, so the variable names a wrong folder.
     """
-    found = {name: directory / name for name in CONTROLPLANE_CALLS if os.access(directory / name, os.X_OK)}
-    lacking = [name for name in ("etcd", "kube-apiserver") if name not in found]
+    programs = {name: directory / name for name in CONTROLPLANE_CALLS if os.access(directory / name, os.X_OK)}
+    lacking = [name for name in ("etcd", "kube-apiserver") if name not in programs]
     if lacking:
         raise UnavailableError(
             f"KUBEBUILDER_ASSETS={directory} has no {' and no '.join(lacking)}: let it name a folder that "
-            "`setup-envtest use -p path` has printed, or unset it, and all programs are built."
+            "`setup-envtest use -p path` has printed, or unset it, so that all programs are built."
         )
-    return found
+    return programs
 
 
 def program(name: str) -> Path:
-    """The path of a tool that is one program: every one but `controlplane`."""
+    """Return the path of a tool that is one program: every tool except `controlplane`. It is built if it is not
+    cached."""
     return ensure(name) / RECIPES[name]().programs[0]
 
 
@@ -229,14 +237,16 @@ def _build(recipe: ToolRecipe, out: Path) -> None:
 
 
 def build_environment(recipe: ToolRecipe) -> dict[str, str]:
-    """The user's environment (proxies, module cache) without what he has set for another project's build."""
+    """Return the environment for a build: the user's, without settings for another project's build such as GOOS and
+    GOARCH."""
     environ = {key: value for key, value in os.environ.items() if key not in ("GOOS", "GOARCH")}
     mode = "-mod=mod" if recipe.cwd is None else "-mod=readonly"
     return {**environ, "GOWORK": "off", "GOFLAGS": mode, "CGO_ENABLED": str(int(recipe.cgo))}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Build the named tools (WITHOUT_A_NAME if none is named) and print one path per line."""
+    """Build the named tools (WITHOUT_A_NAME if none is named), print one path per line, and return the exit status: 2
+    if a tool is unknown, 1 if one cannot be built."""
     unknown = [name for name in arguments if name not in RECIPES]
     if unknown:
         say(f"unknown tool {unknown[0]!r}: choose from {', '.join(RECIPES)}")

@@ -131,7 +131,7 @@ def test_what_the_crd_makes_of_an_empty_block_is_no_value_of_somebody_else(
 def test_what_a_version_does_not_know_is_pruned_without_a_word(api: Api, version: CRDVersion) -> None:
     found = stored(api, version, {**NOT_READ, "spec.devicePlugin.config.made-up": "x"})
     assert "made-up" not in found["spec"]["devicePlugin"].get("config", {})
-    known = any(one.there for one in version.fields if one.path[-1] == "nriPluginEnabled")
+    known = any(one.present for one in version.fields if one.path[-1] == "nriPluginEnabled")
     assert found["spec"].get("cdi", {}).get("nriPluginEnabled", False) is known
 
 
@@ -158,7 +158,7 @@ def test_the_commands_for_the_pointers_fit_the_schema_and_do_what_they_say(
 
 def cell(one: Field) -> str:
     """How the page writes it."""
-    if not one.there:
+    if not one.present:
         return "–"
     return "yes" if one.default is None else f"`{json.dumps(one.default).strip(chr(34))}`"
 
