@@ -81,8 +81,8 @@ def _meant_for(raw: JSON) -> str:
 
 
 def _with_trouble(pod: AgentPod, raw: JSON) -> AgentPod:
-    """Return `pod` with why it does not run: whether the scheduler found a place, what its container waits for, and
-    how it ended last unless it has started since."""
+    """Return `pod` with why it does not run: whether the scheduler found a place, its image, what its container
+    waits for, and how it ended last unless it has started since."""
     statuses = entries(raw, "status", "containerStatuses")
     status = next((status for status in statuses if text(status, "name") == "agent"), {})
     containers = entries(raw, "spec", "containers")

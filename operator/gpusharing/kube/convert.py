@@ -320,8 +320,7 @@ def label_owners(annotations: Mapping[str, str]) -> dict[str, str]:
         label: f"{who} sets it (annotation {key}) and puts its own value back; remove it from {source}"
         for key, listed in annotations.items()
         for label, pattern in _LISTED.items()
-        if label
-        in listed  # cheap test first: the pattern alone takes as long as the rest of a view of a Node
+        if label in listed  # the pattern alone takes as long as all the rest of a Node's view
         for ending, (who, source) in KEEPERS.items()
         if key.endswith(ending)
         if pattern.search(listed)

@@ -69,12 +69,10 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> PodV
 def _grace(raw: JSON) -> int:
     """Return the grace period in seconds: the API server's default 30 if there is none, and NO_END, which no drain
     outlasts, if it is no whole number (fail-safe)."""
-    seconds = part(raw, "spec", "terminationGracePeriodSeconds")
-    if seconds is None:
+    grace = part(raw, "spec", "terminationGracePeriodSeconds")
+    if grace is None:
         return 30
-    return (
-        min(max(0, seconds), NO_END) if isinstance(seconds, int) and not isinstance(seconds, bool) else NO_END
-    )
+    return min(max(0, grace), NO_END) if isinstance(grace, int) and not isinstance(grace, bool) else NO_END
 
 
 def resource_claim_names(raw: JSON) -> tuple[str | None, ...]:

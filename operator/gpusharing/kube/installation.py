@@ -145,7 +145,8 @@ class _Reader:
                 "pod-security.kubernetes.io/enforce", ""
             ),
             reports={
-                text(raw, "metadata", "name"): text(raw, "status", "observed", "error") for raw in reports
+                text(report, "metadata", "name"): text(report, "status", "observed", "error")
+                for report in reports
             },
         )
 
@@ -228,9 +229,9 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
         config_maps=config_maps,
         agents=agents,
         simulated=frozenset(
-            text(raw, "metadata", "name")
-            for raw in reports
-            if part(raw, "status", "observed", "simulated") is True
+            text(report, "metadata", "name")
+            for report in reports
+            if part(report, "status", "observed", "simulated") is True
         ),
         policies=tuple(map(policy_view, policies)),
         unread=dict(reader.unread),

@@ -93,9 +93,8 @@ class ServiceAccountLogin:
         stamp = self._stamp("ca.crt")
         if self._access is not None and stamp == self._trusted:
             return self._access
-        authority = self._file(
-            "ca.crt"
-        )  # of the stamp or newer; a new token brings a new file of the same content
+        # As old as the stamp or newer. A new token brings a new file with the same content.
+        authority = self._file("ca.crt")
         if self._access is None or authority != self._authority:
             server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
             self._access, self._authority = Access(server, self._trust(authority)), authority

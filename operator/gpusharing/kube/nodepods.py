@@ -100,9 +100,7 @@ class NodePods:
         pdbs, trouble = ((), budgets) if isinstance(budgets, str) else (budgets or (), "")
         for node, (work, scope) in lists.items():
             if budgets is None and node in guarded:
-                self._lists.setdefault(
-                    node, (work, scope)
-                )  # the last LIST in `work` stays valid until the budgets are known
+                self._lists.setdefault(node, (work, scope))  # stored in `work` once the budgets are known
                 continue
             error = work.error or (trouble if node in guarded else "")
             now = replace(work, pdbs=pdbs, error=error)

@@ -21,8 +21,8 @@ class PendingPods:
     """How many devices they request together."""
 
     async def count(self) -> None:
-        """List such pods, and replace both counts. Pods that are being deleted do not count. A KubeError is raised,
-        and the counts stay."""
+        """List the Pending pods without a node, and replace both counts. Pods that are being deleted do not count.
+        A KubeError is raised, and the counts stay."""
         pods, devices = Counter[str](), Counter[str]()
         selector = "spec.nodeName=,status.phase=Pending"
         async for page in pages_of(self.client, PODS, field_selector=selector):

@@ -34,6 +34,7 @@ class Views(Generic[View]):
         self._known: dict[str, tuple[str, str]] = {}
         """UID and version by name."""
         self._gone: OrderedDict[str, str] = OrderedDict()
+        """The remembered deletions: UID of the object, and the version at which it was gone."""
         self.newest = ""
         """The highest version that the server has shown."""
         self.listing = False
