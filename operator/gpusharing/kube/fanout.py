@@ -105,9 +105,10 @@ class Holds:
     """The objects that were refused at each door since its last answer."""
 
     def left(self, target: CallTarget | None = None) -> float:
-        """Seconds until a call about `target` may be sent, or without one, any call; 0 or less if it may now.
+        """Return the seconds until a call about `target` may be sent, or any call at all if `target` is None; 0 or
+        less if it may be sent now.
 
-        No call at all is sent as long as calls about Nodes and others that decide are both refused.
+        No call at all is sent while both a door of Nodes and another door of the deciding flow are held.
         """
         never = float("-inf")
         of_nodes, others = never, never

@@ -29,7 +29,7 @@ JOB_NAMES = ("batch.kubernetes.io/job-name", "job-name")
 
 
 class PodMarks(NamedTuple):
-    """What pods say of their gangs with."""
+    """The parts of a Pod by which it declares its gang."""
 
     labels: Mapping[str, str]
     """Labels of the pod."""
@@ -49,16 +49,16 @@ class GangKey:
     """One way in which pods declare that they belong together."""
 
     kind: str
-    """The name of its kind, for people."""
+    """The kind of the gang, for people."""
     find: Callable[[PodMarks], tuple[str, str] | None]
-    """Return the name of the gang and a label selector that all of its pods match, empty if there is none; or None if
-    the pod does not say."""
+    """Returns the name of a pod's gang and a label selector that all of its pods match, which is empty if no label
+    does; or None if the pod declares no gang in this way."""
     source: str
     """The source of the key, and why its pods share one fate."""
 
 
 def _labels(*keys: str) -> Callable[[PodMarks], tuple[str, str] | None]:
-    """Return a function that finds the gang of pods that have all of these labels, and none of them empty."""
+    """Return a `GangKey.find` that requires these labels, with values. They name the gang and select its pods."""
 
     def find(pod: PodMarks) -> tuple[str, str] | None:
         values = [pod.labels.get(key, "") for key in keys]
@@ -80,21 +80,22 @@ def _scheduling_group(pod: PodMarks) -> tuple[str, str] | None:
 
 
 def _workload_ref(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the gang that `spec.workloadRef` names; a replica of a group of pods is a gang of its own."""
+    """Return the gang that `spec.workloadRef` names, or None. A replica of a group of pods is a gang of its own."""
     reference = section(pod.raw, "spec", "workloadRef")
     parts = [text(reference, key) for key in ("name", "podGroup", "podGroupReplicaKey")]
     return ("/".join(filter(None, parts)), "") if parts[0] and parts[1] else None
 
 
 def _kueue_group(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the group that the pod is in; since Kueue 0.18 its name is an annotation."""
+    """Return the group that Kueue's annotation names (since 0.18), or None. Its pods are selected by KUEUE_MANAGED if
+    Kueue queues the pod itself, else by no label."""
     name = pod.annotations.get(KUEUE_GROUP)
     return (name, f"{KUEUE_MANAGED}=true" if pod.plain else "") if name else None
 
 
 def _kueue_workload(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the Workload that the pod is part of; the slices of an elastic job are one. None for a plain pod, which is
-    a Workload of its own if it has no group."""
+    """Return the Workload that Kueue's annotations name, or None. The slices of an elastic job are one Workload. None
+    for a plain pod, which is a Workload of its own if it has no group."""
     name = pod.annotations.get(KUEUE_SLICES) or pod.annotations.get(KUEUE_WORKLOAD)
     if not name or pod.plain:
         return None
@@ -102,8 +103,9 @@ def _kueue_workload(pod: PodMarks) -> tuple[str, str] | None:
 
 
 def _kueue_job(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the job that controls the pod, if Kueue queues that job. It is named by its kind and its own name, with
-    which the name of its Workload begins; the hash behind that is on no pod."""
+    """Return the job that controls the pod if Kueue queues that job, else None. It is named by its kind and its own
+    name, with which the name of its Workload begins; the hash behind that is on no pod. Its pods are selected by
+    the job's name, else by a label that pods of Kueue's jobs have."""
     labels = pod.labels
     if not labels.keys() & {KUEUE_PODSET, KUEUE_QUEUE} or pod.plain:
         return None
@@ -170,7 +172,7 @@ LADDER: tuple[GangKey, ...] = (
         "the same without that gate: v0.10 gives such pods the label podset; a job has one Workload for all its pods",
     ),
 )
-"""The first match wins; a test pins the order."""
+"""The ways to find the gang of a pod. The first one that matches decides; a test pins the order."""
 
 
 def gang_of(raw: JSON) -> Gang | None:

@@ -66,7 +66,7 @@ class _Known:
     listed: datetime
     """When the LIST was made."""
     used: datetime
-    """When it was last asked for."""
+    """When one of its gangs was last requested."""
 
     def serves(self, gangs: Iterable[Gang]) -> bool:
         """Whether this result answers for these gangs: it has pods of all of them, or is an error. A LIST that was

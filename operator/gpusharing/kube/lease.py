@@ -46,9 +46,9 @@ class Timing:
     deadline: float = 10.0
     """How long we act without a successful renewal. Must be shorter than `duration`, to leave time to stop."""
     retry: float = 2.0
-    """Between two renewals, and between two attempts to acquire."""
+    """The wait between two renewals, and between two attempts to acquire."""
     clock: Callable[[], float] = boot_time
-    """Returns the seconds by which all of this is measured; it must advance while the machine sleeps, too."""
+    """Returns the seconds by which these limits are measured; it must advance while the machine sleeps, too."""
 
 
 class LeaderLease:

@@ -117,7 +117,7 @@ class Reflector(Generic[View]):
         """Whether the cache has missed nothing before its place; whether the last watch was refused."""
         self._list_due, self._relist_at, self._watched = asyncio.Event(), float("-inf"), False
         self._asked = float("-inf"), ""
-        """When the first page of the last list was asked for, and the highest version that was known then."""
+        """When the first page of the last list was requested, and the highest version that was known then."""
         self._restores_seen = settings.restores()
         """`restores` as of the last complete list that was not older than the cache."""
         self._following: asyncio.Timeout | None = None

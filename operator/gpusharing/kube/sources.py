@@ -43,6 +43,7 @@ View = TypeVar("View")
 AGENT_SELECTOR = f"app.kubernetes.io/name={AGENT}"
 MIG_MANAGER, MPS_DAEMON = "nvidia-mig-manager", "nvidia-device-plugin-mps-control-daemon"
 WARNINGS = "type=Warning"
+"""The field selector of Warning events."""
 OPERAND_SELECTOR = f"app in ({MIG_MANAGER},{MPS_DAEMON})"
 LABEL_ARCH = "kubernetes.io/arch"
 NOT_YET = "not listed yet"
@@ -136,7 +137,8 @@ class Sources:
         self.settings, plan, admin = settings, settings.plan, settings.admin_maps
         self._read_maps = {plan.plugin_config_map, plan.mig_config_map, admin.plugin, admin.mig}
         self._our_maps: set[str] = set()
-        """UIDs; noted at every event and answer, or a mark that is soon removed would be missed."""
+        """UIDs of ConfigMaps with a mark of ours. Noted at every event and answer, or a mark that is soon removed
+        would be missed."""
         pods, namespace = settings.agent_namespace or plan.namespace, plan.gpu_operator_namespace
         self._shown: dict[str, str] = {}
         """Transition and conditions of each GPUNode as JSON text, a fifth of the size; read only before a write."""
@@ -148,7 +150,7 @@ class Sources:
         self.gpunodes = self._follow(GPUNODES, self._gpunode, self._gpunode_changed)
         self.agents = self._follow(PODS, agent_pod, namespace=pods, label_selector=AGENT_SELECTOR)
         self.agent_warnings = self._follow(EVENTS, agent_warning, namespace=pods, field_selector=WARNINGS)
-        """Nothing waits for them: they only explain."""
+        """Warning events about the agent's pods. No decision waits for them: they only explain."""
         self.operands = self._follow(PODS, _pod_place, namespace=namespace, label_selector=OPERAND_SELECTOR)
         self.config_maps = self._follow(CONFIG_MAPS, self._config_map, namespace=namespace)
         self.cluster_policies = self._follow(CLUSTER_POLICIES, cluster_policy_view)
