@@ -6,7 +6,7 @@ import pytest
 from tests.build import make_node
 
 from gpusharing.kube.client import JSON
-from gpusharing.kube.maintenance import Maintained, Maintenance, medik8s_maintenance, nvidia_maintenance
+from gpusharing.kube.maintenance import Maintenance, MaintenanceIndex, medik8s_maintenance, nvidia_maintenance
 
 
 def medik8s(name: str = "nm-07", **parts: JSON) -> JSON:
@@ -81,13 +81,13 @@ def test_who_waits_gives_way_to_who_works() -> None:
     waiting = {"a": Maintenance("gpu-07", "A", waits=True)}
     at_rest, driver = make_node("gpu-07"), replace(make_node("gpu-07", foreign="D"), foreign_waits=True)
     busy = make_node("gpu-07", foreign="kured reboot")
-    assert [Maintained(waiting).join(one).foreign_waits for one in (at_rest, driver)] == [True, True]
-    assert Maintained(waiting).join(busy) == busy
-    assert not Maintained(waiting).join(at_rest).foreign_works
-    assert Maintained(waiting).join(driver) == driver, "it may have begun"
-    both = Maintained(waiting, {"b": Maintenance("gpu-07", "B")}).join(at_rest)
+    assert [MaintenanceIndex(waiting).join(one).foreign_waits for one in (at_rest, driver)] == [True, True]
+    assert MaintenanceIndex(waiting).join(busy) == busy
+    assert not MaintenanceIndex(waiting).join(at_rest).foreign_works
+    assert MaintenanceIndex(waiting).join(driver) == driver, "it may have begun"
+    both = MaintenanceIndex(waiting, {"b": Maintenance("gpu-07", "B")}).join(at_rest)
     assert (both.foreign, both.foreign_waits, both.foreign_works) == ("B", False, True)
-    two = Maintained(waiting, {"b": Maintenance("gpu-07", "B", waits=True)}).join(at_rest)
+    two = MaintenanceIndex(waiting, {"b": Maintenance("gpu-07", "B", waits=True)}).join(at_rest)
     assert two.foreign == "A", "of two who wait it is the first, as ever"
 
 
@@ -97,18 +97,18 @@ def test_who_waits_gives_way_to_who_works() -> None:
 def test_one_that_cannot_be_read_is_for_no_node(raw: JSON) -> None:
     nodes = {"gpu-07": make_node("gpu-07")}
     found = {"x": medik8s_maintenance(raw), "y": nvidia_maintenance(raw)}
-    assert Maintained(found).join_all(nodes) == nodes
+    assert MaintenanceIndex(found).join_all(nodes) == nodes
 
 
 def test_of_several_for_a_node_the_first_kind_and_name_speaks_whatever_their_order() -> None:
     second = {"b": Maintenance("gpu-07", "B"), "a": Maintenance("gpu-07", "A")}
     node = make_node("gpu-07", foreign="medik8s node maintenance")
-    assert Maintained({}, second).join(node).foreign == "A"
-    assert Maintained({"z": Maintenance("gpu-07", "Z")}, second).join(node).foreign == "Z"
+    assert MaintenanceIndex({}, second).join(node).foreign == "A"
+    assert MaintenanceIndex({"z": Maintenance("gpu-07", "Z")}, second).join(node).foreign == "Z"
 
 
 def test_one_for_a_node_that_is_not_there_touches_nothing() -> None:
     nodes = {"gpu-08": make_node("gpu-08", foreign="kured reboot")}
-    maintained = Maintained({"a": Maintenance("gpu-07", "A")})
+    maintained = MaintenanceIndex({"a": Maintenance("gpu-07", "A")})
     assert maintained.join_all(nodes) == nodes
     assert maintained.join(nodes["gpu-08"]) is nodes["gpu-08"]

@@ -73,7 +73,7 @@ def _maintenance(raw: JSON, operator: str, behalf: str, *, failed: bool) -> Main
     return Maintenance(text(raw, "spec", "nodeName"), f"{operator} NodeMaintenance {name}{behalf}{state}")
 
 
-class Maintained:
+class MaintenanceIndex:
     """Joins NodeMaintenance objects to the Nodes that they name. A view whose inputs did not change stays the same
     object."""
 

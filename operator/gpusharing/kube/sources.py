@@ -29,7 +29,7 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.convert import cluster_policy_view, gpunode_view, has_condition, node_view
 from gpusharing.kube.errors import Forbidden, NotFound
-from gpusharing.kube.maintenance import Maintained, medik8s_maintenance, nvidia_maintenance
+from gpusharing.kube.maintenance import MaintenanceIndex, medik8s_maintenance, nvidia_maintenance
 from gpusharing.kube.plainstack import daemon_set_view
 from gpusharing.kube.policies import PolicyCache
 from gpusharing.kube.raw import entries, part, section, text
@@ -160,7 +160,7 @@ class Sources:
             "medik8s nodemaintenances": self._follow(MEDIK8S_MAINTENANCES, medik8s_maintenance),
             "nvidia nodemaintenances": self._follow(NVIDIA_MAINTENANCES, nvidia_maintenance),
         }
-        self._maintained = Maintained(*(kind.items for kind in maintenances.values()))
+        self._maintained = MaintenanceIndex(*(kind.items for kind in maintenances.values()))
         self.required: Mapping[str, Reflector[Any]] = {
             "nodes": self.nodes,
             "gpunodes": self.gpunodes,
