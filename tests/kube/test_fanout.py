@@ -19,7 +19,7 @@ from gpusharing.kube.errors import (
     Throttled,
     Unavailable,
 )
-from gpusharing.kube.fanout import Fanout, Published
+from gpusharing.kube.fanout import Fanout, PublishingClient
 from gpusharing.kube.installation import ACCESS_REVIEWS
 from gpusharing.kube.paging import pages_of
 
@@ -181,7 +181,7 @@ async def test_every_call_is_held_back_while_nodes_and_something_else_are_refuse
     assert await refuse_all(fanout, "patch") == [Throttled] * 3
     await fanout.get(PODS, "llm-0", namespace="team-a")
     assert await refuse_all(fanout, "get") == [Throttled] * 3
-    for client in (fanout, Published(fanout)):
+    for client in (fanout, PublishingClient(fanout)):
         with pytest.raises(HeldBack):
             await client.get(PODS, "llm-0", namespace="team-a")
     assert fanout.holds.left() == 20.0, "as long as both are refused"
@@ -194,7 +194,7 @@ async def test_every_call_is_held_back_while_nodes_and_something_else_are_refuse
 @virtually
 async def test_a_refusal_of_what_is_published_holds_back_nothing_that_is_decided() -> None:
     cluster, fanout = stage()
-    published = Published(fanout)
+    published = PublishingClient(fanout)
     busy = cluster.faults.fail("patch", GPUNODES, Throttled("slow down", 30.0), times=3)
     assert await refuse_all(published, "patch") == [Throttled] * 3
     assert await refuse_all(published, "patch") == [HeldBack] * 3
@@ -209,7 +209,7 @@ async def test_a_refusal_of_what_is_published_holds_back_nothing_that_is_decided
 
 async def test_what_cannot_be_published_makes_no_server_that_is_away() -> None:
     cluster, fanout = stage()
-    published = Published(fanout)
+    published = PublishingClient(fanout)
     cluster.faults.fail("patch", GPUNODES, Unavailable("503"), times=EVER)
     cluster.faults.fail("get", NODES, Unavailable("503"), times=EVER)
     assert await refuse_all(published, "patch") == [Unavailable] * 3

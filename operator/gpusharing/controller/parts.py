@@ -13,7 +13,7 @@ from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import KubeClient
 from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import KubeError
-from gpusharing.kube.fanout import Fanout, Published
+from gpusharing.kube.fanout import Fanout, PublishingClient
 from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.http import Limits
 from gpusharing.kube.sources import Sources
@@ -42,7 +42,12 @@ class LoopParts:
         self.sources = Sources(self.calls, settings.sources, wake, lambda: leader.restores)
         crew = Crew(max(1, settings.parallel // 8), wake)
         self.publisher = Publisher(
-            Published(self.calls), self.sources, settings.publish_period, identity, crew, observer.changed
+            PublishingClient(self.calls),
+            self.sources,
+            settings.publish_period,
+            identity,
+            crew,
+            observer.changed,
         )
         self.executor = Executor(
             self.calls,

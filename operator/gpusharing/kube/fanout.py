@@ -34,7 +34,7 @@ FIRST_HOLD = 1.0
 """Seconds to wait after a 429 without a Retry-After; they double with each further one."""
 
 Door = tuple[bool, str, str]
-"""Whether its calls are only published (see `Published`), their verb and their kind."""
+"""Whether its calls are only published (see `PublishingClient`), their verb and their kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class CallTarget:
     name: str
     """Namespace and name, or selectors of a list, as `ApiRequest.full_name` writes them."""
     published: bool
-    """Whether the call only publishes something for people (see `Published`)."""
+    """Whether the call only publishes something for people (see `PublishingClient`)."""
 
     @property
     def door(self) -> Door:
@@ -217,7 +217,7 @@ class Fanout(PassingClient):
         self.holds.answered(target)
 
 
-class Published(PassingClient):
+class PublishingClient(PassingClient):
     """A client for calls that only publish something for people: statuses and Events.
 
     They share the slots of all other calls, and their answers show that the server is there. But their refusals and
