@@ -137,8 +137,7 @@ class Sources:
         self.settings, plan, admin = settings, settings.plan, settings.admin_maps
         self._read_maps = {plan.plugin_config_map, plan.mig_config_map, admin.plugin, admin.mig}
         self._our_maps: set[str] = set()
-        """UIDs of ConfigMaps with a mark of ours. Noted at every event and answer, or a mark that is soon removed
-        would be missed."""
+        """UIDs of ConfigMaps with a mark of ours, noted at every event: somebody may remove the mark soon after."""
         pods, namespace = settings.agent_namespace or plan.namespace, plan.gpu_operator_namespace
         self._shown: dict[str, str] = {}
         """Transition and conditions of each GPUNode as JSON text, a fifth of the size; read only before a write."""
