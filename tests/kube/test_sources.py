@@ -23,7 +23,7 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, Unavailable
-from gpusharing.kube.sources import RENEWED, AdminMaps, PodPlace, Sources, SourceSettings, by_node
+from gpusharing.kube.sources import RESTORE_NOTE, AdminMaps, PodPlace, Sources, SourceSettings, by_node
 from gpusharing.planning.snapshot.views import GPUNodeView
 
 
@@ -394,6 +394,6 @@ async def test_after_a_restore_everything_is_listed_anew_except_kinds_that_are_n
         assert followed.sources.missing() == {}
         followed.restores += 1
         kinds = {*followed.sources.required, *followed.sources.optional} - {"gpuclusters"}
-        assert followed.sources.missing() == dict.fromkeys(kinds, RENEWED)
+        assert followed.sources.missing() == dict.fromkeys(kinds, RESTORE_NOTE)
         await asyncio.sleep(1)
         assert followed.sources.missing() == {}

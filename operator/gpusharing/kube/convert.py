@@ -295,7 +295,7 @@ def _shared(profiles: tuple[Profile, ...]) -> tuple[Profile, ...]:
     return profiles
 
 
-KEEPERS: Mapping[str, tuple[str, str]] = {
+LABEL_KEEPERS: Mapping[str, tuple[str, str]] = {
     "nfd.node.kubernetes.io/feature-labels": ("Node Feature Discovery", "the NodeFeatureRule that sets it"),
     "cluster.x-k8s.io/labels-from-machine": ("Cluster API", "the labels of the node's Machine"),
     "node.gke.io/last-applied-node-labels": ("GKE", "the labels of the node pool"),
@@ -321,7 +321,7 @@ def label_owners(annotations: Mapping[str, str]) -> dict[str, str]:
         for key, listed in annotations.items()
         for label, pattern in _LISTED.items()
         if label in listed  # the pattern alone takes as long as all the rest of a Node's view
-        for ending, (who, source) in KEEPERS.items()
+        for ending, (who, source) in LABEL_KEEPERS.items()
         if key.endswith(ending)
         if pattern.search(listed)
     }

@@ -25,7 +25,7 @@ AWAY_DOORS = 2
 """Doors at which these calls must have failed. One webhook may refuse every eviction while the server is well."""
 LONGEST_HOLD = 60.0
 """Seconds; the longest Retry-After that we follow."""
-FORGOTTEN = 600.0
+FORGET_AFTER = 600.0
 """Seconds from the end of its wait until a refused object without further calls counts as new."""
 SEVERAL = 3
 """Objects that must be refused at one door, without one answer in between, before the whole door is held. A server that
@@ -154,9 +154,9 @@ class Holds:
             self.doors[target.door] = max(until, self.doors.get(target.door, until))
 
     def _forget_old(self) -> None:
-        """Forget the refusals of each object whose last hold ended FORGOTTEN seconds ago; it may be gone."""
+        """Forget the refusals of each object whose last hold ended FORGET_AFTER seconds ago; it may be gone."""
         now = self.clock()
-        for target in [target for target, until in self.objects.items() if until + FORGOTTEN < now]:
+        for target in [target for target, until in self.objects.items() if until + FORGET_AFTER < now]:
             del self.objects[target]
             self.tries.pop(target, None)
             self.refused.get(target.door, set()).discard(target)

@@ -51,16 +51,16 @@ METADATA_MARKERS: tuple[tuple[str, Check], ...] = (
     ("NVIDIA NVSentinel", lambda lab, _: bool(lab.get(_NVSENTINEL))),
     ("NVIDIA nodewright", lambda _, ann: any(key.startswith(_NODEWRIGHT) for key in ann)),
 )
-WAITING: Mapping[str, Check] = {
+WAIT_CHECKS: Mapping[str, Check] = {
     _UPGRADE: lambda lab, _: lab[names.LABEL_UPGRADE_STATE] in {*_UPGRADE_QUEUED, *names.UPGRADE_LASTING},
     _SRIOV_OPERATOR: lambda _, ann: ann[_SRIOV] in _SRIOV_WAITS,
 }
 """The markers behind which work may only wait for its turn or have stopped, with the check whether that is so."""
-QUEUED: Mapping[str, Check] = {
+QUEUE_CHECKS: Mapping[str, Check] = {
     _UPGRADE: lambda lab, _: lab[names.LABEL_UPGRADE_STATE] in _UPGRADE_QUEUED,
 }
-"""The markers of WAITING that can show for certain that no work has begun, with the check whether that is so. SR-IOV's
-cannot, because nothing tells them apart once the node is cordoned."""
+"""The markers of WAIT_CHECKS that can show for certain that no work has begun, with the check whether that is so.
+SR-IOV's cannot, because nothing tells them apart once the node is cordoned."""
 TAINT_MARKERS: Mapping[str, str] = {
     "medik8s.io/drain": "medik8s node maintenance",
     "remediation.medik8s.io/self-node-remediation": "medik8s node remediation",
@@ -143,5 +143,5 @@ def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
 
 def _metadata_marker(who: str, labels: Mapping[str, str], annotations: Mapping[str, str]) -> Marker:
     """Return the marker for a row of METADATA_MARKERS whose check holds, with how far that work is."""
-    waits = who in WAITING and WAITING[who](labels, annotations)
-    return Marker(who, waits, waits and who in QUEUED and QUEUED[who](labels, annotations))
+    waits = who in WAIT_CHECKS and WAIT_CHECKS[who](labels, annotations)
+    return Marker(who, waits, waits and who in QUEUE_CHECKS and QUEUE_CHECKS[who](labels, annotations))

@@ -33,7 +33,7 @@ LIST_VALID = timedelta(seconds=3)
 """How long a LIST serves, for all nodes that are read meanwhile."""
 LIST_VALID_IN_DRAIN = timedelta(seconds=30)
 """How long a LIST serves nodes that are being drained: they only wait for members that may end by themselves."""
-FORGOTTEN = timedelta(minutes=2)
+FORGET_AFTER = timedelta(minutes=2)
 """Time since the last request for a gang, after which its LIST is forgotten."""
 _FINISHED = ("Succeeded", "Failed")
 _RUNNING = ",".join(f"status.phase!={phase}" for phase in _FINISHED)
@@ -117,7 +117,7 @@ class Gangs:
                 known = self._known[query] = await self._current(query, gangs, now, anew=anew)
                 known.used = now
                 views += [known.view(gang, labels[gang.namespace]) for gang in gangs]
-        for query in [query for query, known in self._known.items() if now - known.used > FORGOTTEN]:
+        for query in [query for query, known in self._known.items() if now - known.used > FORGET_AFTER]:
             del self._known[query]
             self._locks.pop(query, None)
         return tuple(sorted(views, key=lambda view: (view.gang.ref, view.gang.labels)))

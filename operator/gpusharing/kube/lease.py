@@ -98,7 +98,7 @@ class LeaderLease:
         self._lost = False
         self._taking = False
         """Whether we have tried to take the Lease. Until the answer arrives, it may be ours without our knowledge."""
-        self._seen: tuple[object, float] = (None, float("-inf"))
+        self._observation: tuple[object, float] = (None, float("-inf"))
         """The spec and claims of another holder's Lease, and when this process first saw them."""
 
     @property
@@ -245,10 +245,10 @@ class LeaderLease:
     def _expired(self, lease: JSON) -> bool:
         """Whether the holder of this Lease has written nothing for as long as the Lease promises, by our clock."""
         written = part(lease, "spec"), _claims_of(lease)
-        if written != self._seen[0]:
-            self._seen = (written, self._clock())
+        if written != self._observation[0]:
+            self._observation = (written, self._clock())
         duration = whole(lease, "spec", "leaseDurationSeconds") or self._timing.duration
-        return self._clock() - self._seen[1] >= duration
+        return self._clock() - self._observation[1] >= duration
 
     async def _reread(self) -> None:
         """Read the Lease and take over its version and claims. Raises LeaseLost, after `on_lost`, if another process

@@ -31,7 +31,7 @@ PAGE = 500
 PATIENCE = 90.0
 """Seconds for which one page may fail before `pages_of` gives up its list. A hold lasts for 60 s at most."""
 
-LASTING = (Forbidden, NotFound, Invalid)
+LASTING_ERRORS = (Forbidden, NotFound, Invalid)
 """Errors that do not pass by themselves."""
 
 Ask = Callable[[int, str], Awaitable[Page]]
@@ -102,7 +102,7 @@ async def whole_list(
             continue
         except KubeError as error:
             failing = min(failing, began)
-            if not limit or isinstance(error, LASTING) or clock() - failing > TOKEN_LIVES:
+            if not limit or isinstance(error, LASTING_ERRORS) or clock() - failing > TOKEN_LIVES:
                 raise
             on_error(error)
             limit = size

@@ -33,13 +33,13 @@ from gpusharing.kube.paging import BACKOFF_FIRST, BACKOFF_MOST, whole_list
 from gpusharing.kube.raw import newer
 from gpusharing.kube.views import View, Views
 
-BRIEF = 1.0
+SHORT_WATCH = 1.0
 """Seconds. A watch that ends sooner is not progress, whatever it brought: the next one waits."""
 GONE_AFTER = 30.0
 """Seconds without the kind in discovery after which its objects count as gone."""
-DOUBTED = 30.0
+RECHECK_AFTER = 30.0
 """Seconds until a list that was older than the cache is made again."""
-SILENT = 120.0
+STALE_AFTER = 120.0
 """Seconds after which a view that is not known to be current is listed, before it is an OLD_VIEW. Where the store went
 back a watch is silent and nothing fails; the bookmarks of a quiet kind may stay behind its lists."""
 
@@ -105,7 +105,7 @@ class Reflector(Generic[View]):
         self._client, self._resource = client, resource
         self._where = where
         self._on_error = on_error
-        self._told: str | None = None
+        self._error_text: str | None = None
         self._page_size, self._relist_after = settings.page_size, settings.relist_after
         self._clock, self._restores = settings.clock, settings.restores
         long_names = resource.namespaced and where.get("namespace") is None
@@ -116,7 +116,7 @@ class Reflector(Generic[View]):
         self._whole = self._refused = False
         """Whether the cache has missed nothing before its place; whether the last watch was refused."""
         self._list_due, self._relist_at, self._watched = asyncio.Event(), float("-inf"), False
-        self._asked = float("-inf"), ""
+        self._list_request = float("-inf"), ""
         """When the first page of the last list was requested, and the highest version that was known then."""
         self._restores_seen = settings.restores()
         """`restores` as of the last complete list that was not older than the cache."""
@@ -217,13 +217,13 @@ class Reflector(Generic[View]):
     async def _page(self, limit: int, after: str) -> Page:
         """Request one page of the list. With the first one, its time and the newest version known are noted."""
         if not after:
-            self._asked = self._clock(), self._views.newest
+            self._list_request = self._clock(), self._views.newest
         return await self._client.list_page(self._resource, limit=limit, after=after, **self._where)
 
     def _begin(self, version: str) -> bool:
         """Note the moment of a list when its first page has arrived. Return whether it is older than what the cache
         had seen when that page was requested."""
-        older = newer(self._asked[1], version)
+        older = newer(self._list_request[1], version)
         if older and self.doubted and self._restores() > self._restores_seen:
             self._go_back(version)
             older = False
@@ -246,8 +246,11 @@ class Reflector(Generic[View]):
         if the store went back meanwhile."""
         self.doubted, self._whole, self._absent_since = older, True, None
         if not older:
-            self._restores_seen, self._current_at = self._restores(), max(self._current_at, self._asked[0])
-        wait = min(DOUBTED, self._relist_after) if older else self._relist_after
+            self._restores_seen, self._current_at = (
+                self._restores(),
+                max(self._current_at, self._list_request[0]),
+            )
+        wait = min(RECHECK_AFTER, self._relist_after) if older else self._relist_after
         self._relist_at = self._clock() + wait * random.uniform(1.0, 1.2)
         self.synced.set()
         self._list_due.clear()
@@ -286,7 +289,7 @@ class Reflector(Generic[View]):
             lasted = self._clock() - began
             # Only a watch that lasts for a while is progress: a server that expires, breaks or closes every watch,
             # even after sending something, is not pestered. Nothing may have happened during a long watch.
-            if error is None and lasted >= (BRIEF if self._watched else BACKOFF_MOST):
+            if error is None and lasted >= (SHORT_WATCH if self._watched else BACKOFF_MOST):
                 pause.success()
                 self._clear(follows=self._whole)
             else:
@@ -339,7 +342,7 @@ class Reflector(Generic[View]):
         """Return whether the store went back since the last list. If so, or if the view is too old, a list is made
         due."""
         went_back = self._restores() > self._restores_seen
-        silent = self._resource.bookmarks and not self.doubted and self.age > SILENT
+        silent = self._resource.bookmarks and not self.doubted and self.age > STALE_AFTER
         if went_back or silent:
             self._list_due.set()
         return went_back
@@ -359,6 +362,6 @@ class Reflector(Generic[View]):
     def _note(self, error: KubeError | None) -> None:
         """Record why the cache does not follow the server, or None if it does. Calls `on_error` if the text changes."""
         self.error, text = error, "" if error is None else str(error) or repr(error)
-        if text != self._told:
-            self._told = text
+        if text != self._error_text:
+            self._error_text = text
             self._on_error(text)

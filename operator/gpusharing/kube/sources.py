@@ -47,7 +47,7 @@ WARNINGS = "type=Warning"
 OPERAND_SELECTOR = f"app in ({MIG_MANAGER},{MPS_DAEMON})"
 LABEL_ARCH = "kubernetes.io/arch"
 NOT_YET = "not listed yet"
-RENEWED = "the cluster was restored from a backup; listing it anew"
+RESTORE_NOTE = "the cluster was restored from a backup; listing it anew"
 MIG_KEY = "config.yaml"
 """The one key of a ConfigMap of mig-parted configurations that mig-manager mounts (docs/design/nvidia.md#a10)."""
 NODE_CONFIG_SUFFIX = "-mig-config"
@@ -274,7 +274,7 @@ class Sources:
             if not source.synced.is_set():
                 missing[name] = str(source.error or NOT_YET)
             elif renews:
-                missing[name] = RENEWED
+                missing[name] = RESTORE_NOTE
         return missing
 
 
