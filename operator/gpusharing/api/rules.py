@@ -169,36 +169,38 @@ DEVICES = "devices is `all` alone, or lists that name each GPU once, for example
 # --- numbers and times ------------------------------------------------------------------------------
 GPU_HOURLY_PRICE = ApiRule(
     f"self.matches({_quoted(PRICE)})",
-    'not a price: write digits in quotes, for example gpuHourlyPrice: "3.20"',
+    'must be a price: digits in quotes, for example gpuHourlyPrice: "3.20"',
 )
-CURRENCY_CODE = ApiRule(f"self.matches({_quoted(CURRENCY)})", "not a currency; for example currency: USD")
+CURRENCY_CODE = ApiRule(
+    f"self.matches({_quoted(CURRENCY)})", "must be a code of three capital letters, for example currency: USD"
+)
 REPLICAS = ApiRule(
     "self >= 2",
     "one share per GPU is a whole GPU: use mode: Full, or at least 2 shares, for example replicas: 4",
 )
 MAX_UNAVAILABLE = ApiRule(
     f"type(self) == int ? self >= 0 : self.matches({_quoted(PERCENT)})",
-    'a number of nodes or a percentage up to 100, for example 1 or "25%"; 0 freezes the pool',
+    'must be a number of nodes or a percentage up to 100, for example 1 or "25%"; 0 freezes the pool',
 )
 POSITIVE_DURATION = ApiRule(
     f"self.matches({_quoted(DURATION)})"
     f" && duration(self) > duration('0s') && duration(self) <= duration('{MAX_DURATION_HOURS}h')",
-    f"a duration of more than 0 and at most {MAX_DURATION_HOURS}h, for example 15m or 1h30m",
+    f"must be a duration of more than 0 and at most {MAX_DURATION_HOURS}h, for example 15m or 1h30m",
 )
 NEVER = "Never"
 """The word that stands for a wait without end."""
 WAIT = r"^(Never|([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?)$"
 POSITIVE_WAIT = ApiRule(
     f"self == {_quoted(NEVER)} || ({POSITIVE_DURATION.cel})",
-    f"{POSITIVE_DURATION.message}; or Never",
+    f"{POSITIVE_DURATION.message}, or Never",
 )
 SCHEDULE = ApiRule(
     f"self.matches({_quoted(CRON)})",
-    'five fields of cron: minute, hour, day of month, month, day of week; for example "0 22 * * 1-5"',
+    'must be five fields of cron: minute, hour, day of month, month, day of week; for example "0 22 * * 1-5"',
 )
 TIME_ZONE = ApiRule(
     f"self.matches({_quoted(ZONE)})",
-    "a name of the IANA time zone database, for example Europe/Berlin",
+    "must be a name of the IANA time zone database, for example Europe/Berlin",
 )
 
 RULE_TIMEOUT = ApiRule(

@@ -177,7 +177,7 @@ def parse_duration(text: str) -> timedelta:
     """
     match = _DURATION.fullmatch(text)
     if match is None or not text:
-        raise ValueError(f"{text!r} is not {rules.POSITIVE_DURATION.message}")
+        raise ValueError(f"{text!r} {rules.POSITIVE_DURATION.message}")
     hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return timedelta(hours=hours, minutes=minutes, seconds=seconds)
 
@@ -299,7 +299,7 @@ def _problem(location: Iterable[int | str], message: str) -> Problem:
     path, hint, field = "spec", "", ""
     for part in location:
         if field in _UNIONS and isinstance(part, str):
-            message = "neither of the allowed forms"
+            message = "the value has neither of the allowed forms"
             continue
         if isinstance(part, int):
             path += f"[{part}]"
