@@ -23,6 +23,6 @@ class Complaints:
             log.warning(event, subject=subject, **words)
 
     def ends(self, subject: str) -> None:
-        """Log that the problem with `subject` is over. Ignored if there was none."""
+        """Log that the problem with `subject` is over, by its event up to a semicolon. Ignored if there was none."""
         if (known := self._open.pop(subject, None)) is not None:
-            log.info(f"over: {known[0]}", subject=subject)
+            log.info(f"over: {known[0].partition('; ')[0]}", subject=subject)

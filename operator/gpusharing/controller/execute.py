@@ -62,8 +62,8 @@ FATAL = (Unauthorized, ServerAway, LeaseLost)
 """Errors that concern all calls, not only one object."""
 
 SHARED_PATIENCE = 6.0
-"""Seconds for which a pass waits for a shared write; the Lease gives claims up after five. With less, no node would
-ever start on a server that takes longer for each call."""
+"""Seconds for which a pass waits for a shared write; a write of claims gives up after five. With less patience, no node
+would ever start on a server that takes longer for each call."""
 
 
 SetClaimsCall = Callable[[Mapping[str, Claim], Mapping[str, FailedNode]], Awaitable[None]]

@@ -72,8 +72,8 @@ class Idleness:
         if leads and (why := self.leader.claims_error):
             self.complaints.begins(
                 "claims",
-                "claims or failures on the Lease cannot be read: slots are counted from the fences, and a policy "
-                "that was halted because of deleted nodes goes on",
+                "claims or failures on the Lease cannot be read: slots are counted from the fences, and policies "
+                "that were halted by failures of deleted nodes go on",
                 error=why,
             )
         else:

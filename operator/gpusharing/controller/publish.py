@@ -82,7 +82,7 @@ class Publisher:
     _drains: dict[str, str] = field(default_factory=dict)
     """By node: the change (`op` of its fence) whose drain was last reported by an Event."""
     _due: dict[str, datetime] = field(default_factory=dict)
-    """By object whose status has to change: when to write it. The object is not checked before."""
+    """By object whose status has to change: when to write it, unless the change becomes urgent before."""
     _unwritten: set[str] = field(default_factory=set)
     """Objects whose transition may differ from what is shown, as long as that is not written."""
     _objects: dict[str, tuple[NodeView, GPUNodeView | None]] = field(default_factory=dict)
@@ -114,7 +114,7 @@ class Publisher:
         if self._round is not None:
             self._round.cancel()
             await asyncio.wait({self._round})
-            # Nobody awaits it any more: it ended for the same reason as we did.
+            # The error is retrieved, because asyncio would log it: the round ended for the same reason as we did.
             _ = self._round.cancelled() or self._round.exception()
             self._round = None
         await self.crew.close()
@@ -239,7 +239,7 @@ class Publisher:
         grounds = find_grounds(policy, plan, snapshot)
         before, self._grounds[policy.name] = self._grounds.get(policy.name), grounds
         if grounds == before and (due := self._due.get(key, now)) > now:
-            return due  # numbers and messages: nobody needs them before they are due
+            return due  # only numbers and messages may have changed, which can wait
         previous = self.sources.policies.status(policy.name)
         wanted = tell_status(policy, plan, snapshot, previous, now)
         if {name: value for name, value in wanted.items() if value is not None} == dict(previous):
