@@ -168,8 +168,7 @@ async def _clear_up(sessions: list[aiohttp.ClientSession]) -> None:
         task.cancel()
     if left:
         ended, _ = await asyncio.wait(left)
-        _ = [
-            task.cancelled() or task.exception() for task in ended
-        ]  # retrieved, so that asyncio does not log them
+        # Their errors are retrieved, because asyncio would log them.
+        _ = [task.cancelled() or task.exception() for task in ended]
     for session in sessions:
         await session.close()

@@ -141,7 +141,7 @@ class Executor:
         async def node(name: str) -> None:
             await self._node(name, due[name], snapshot, blocked, outcome)
 
-        # Where the server admits few calls, a proof under way must not grow old behind nodes that can wait.
+        # Nodes in flight come first: on a server that admits few calls their proofs would grow old behind the others.
         await self.crew.each(sorted(due, key=lambda name: not plan.verdicts[name].phase.in_flight), node)
         outcome.again = min(
             (f.next_try for f in self.calls.failures.values() if f.holds(self.now())), default=None
@@ -311,7 +311,9 @@ class Executor:
 def must_wait(action: Action, blocked: Set[str]) -> bool:
     """Whether this action of a node has to wait because a shared write in `blocked` is not done."""
     if isinstance(action, Actuate):
-        return CLAIMS in blocked  # nobody would know of the failure if the Node went now (docs/adr/0044)
+        return (
+            CLAIMS in blocked
+        )  # the failure would be forgotten if the Node were deleted now (docs/adr/0044)
     return isinstance(action, FenceNode) and not blocked.isdisjoint({"*", action.fence.policy})
 
 

@@ -105,7 +105,7 @@ class Idleness:
         refused = {name: why for name, why in missing.items() if why != NOT_YET}
         self._refused |= refused.keys()
         if refused:
-            kind = " ".join(sorted(self._refused))  # those that come back one by one are not news
+            kind = " ".join(sorted(self._refused))  # sources that recover one by one are not logged again
             self.complaints.begins(
                 "sources",
                 "some objects cannot be read; nothing is decided until they can",

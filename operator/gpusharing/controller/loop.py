@@ -131,7 +131,7 @@ class Loop(LoopParts):
             now = self.now()  # gathering took time, and what was read is that much older
             plan = plan_rollout(snapshot, now, self.memo)
             if plan.wants_pods - wanted:
-                # The look at the pods of a node does not wait until this pass has written statuses.
+                # The pods of nodes that may start are read now, and not only after this pass has written statuses.
                 wanted |= plan.wants_pods
                 snapshot = await self._gather(wanted, now)
                 now = self.now()

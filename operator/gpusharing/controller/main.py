@@ -45,7 +45,7 @@ def main() -> None:
         sys.exit(f"gpusharing-operator: {error}")
     configure_logs(settings)
     read_in_small_pieces()
-    settle_heap()  # modules and types
+    settle_heap()  # modules and types are loaded now
     try:
         status = asyncio.run(serve(settings, os.environ))
     except Exception:
@@ -107,7 +107,7 @@ def configure_logs(settings: Settings) -> None:
     )
     root = logging.getLogger()
     root.handlers, root.level = [handler], max(level, logging.WARNING)
-    # kopf warns that it cannot handle signals in its thread; that is why it has one.
+    # kopf would warn that it cannot handle signals in its thread, as is intended.
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
 
 

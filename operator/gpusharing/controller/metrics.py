@@ -71,7 +71,7 @@ class Metrics(Observer):
             registry=self.registry,
             buckets=(1, 5, 15, 60, 300, 900, 3600, 14400, 86400),
         )
-        for phase in Phase:  # increase() does not count what a series begins with
+        for phase in Phase:  # increase() does not count the first value of a series
             self.phase_seconds.labels(str(phase))
         self.requests = Counter(
             "gpusharing_api_requests_total",
@@ -182,8 +182,8 @@ class Metrics(Observer):
         self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
     ) -> None:
         """Count the steps of a pass, set the gauges of its plan, and remember it for the next scrape. See Observer."""
-        # From 0 on: Prometheus does not count the first value that it sees. Not by what prevents an action, which comes
-        # again, nor by phase and reason: nearly 2,000 pairs.
+        # These series begin at 0, because Prometheus does not count the first value of a series. Failures need no 0,
+        # because they recur; transitions would have nearly 2,000 pairs of phase and reason.
         for kind in get_args(Action) if self._last is None else ():
             self.actions.labels(kind.__name__, "done")
         self._last = plan, snapshot

@@ -36,8 +36,8 @@ async def ask(client: KubeClient, release: str, namespace: str) -> HookAnswer:
     except KubeError as error:
         return HookAnswer(
             False,
-            "NOT ROLLED BACK: whether a policy has a field that the older version does not know cannot be read:"
-            f" {error}\n{explain_unblock(release, namespace)}",
+            "NOT ROLLED BACK: it is unknown whether a policy has a field that the older version does not know, because"
+            f" the CRD or the policies cannot be read: {error}\n{explain_unblock(release, namespace)}",
         )
     specs = {text(raw, "metadata", "name"): raw.get("spec") for raw in policies}
     return find_retreat(specs, _served(crd), structural_schema(GPUSharingPolicySpec), release, namespace)

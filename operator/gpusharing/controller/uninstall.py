@@ -29,7 +29,8 @@ async def ask(client: KubeClient, settings: PlanSettings) -> HookAnswer:
     except KubeError as error:
         return HookAnswer(
             False,
-            f"NOT UNINSTALLED: whether a node or a policy needs the operator cannot be read: {error}\n"
+            "NOT UNINSTALLED: it is unknown whether a node or a policy still needs the operator, because they cannot be"
+            f" read: {error}\n"
             "To uninstall anyway: helm uninstall --no-hooks",
         )
     return find_farewell(nodes, settings, await _cluster_policies(client), policies)
