@@ -1,4 +1,4 @@
-"""`python -m hack.demo`: the story on a stage. Exit status 0 only when everything that it showed is true."""
+"""`python -m hack.demo` plays the story on a stage. The exit status is 0 only if everything that it showed is true."""
 
 import argparse
 import asyncio
@@ -33,28 +33,32 @@ TRY_NEXT = {
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line of the demo; an unknown driver ends the process with status 2."""
     parser = argparse.ArgumentParser(prog="python -m hack.demo", description=__doc__)
     parser.add_argument(
-        "--driver", default=os.environ.get("DRIVER") or "embedded", help=f"or $DRIVER: {', '.join(TRY_NEXT)}"
+        "--driver",
+        default=os.environ.get("DRIVER") or "embedded",
+        help=f"one of {', '.join(TRY_NEXT)}; default $DRIVER or embedded",
     )
-    parser.add_argument("--quiet", action="store_true", help="only headings and checks")
-    parser.add_argument("--no-color", action="store_true", help="or $NO_COLOR")
+    parser.add_argument("--quiet", action="store_true", help="print only headings and checks")
     parser.add_argument(
-        "--record", type=Path, metavar="FILE", help="write what the README's picture is drawn from"
+        "--no-color", action="store_true", help="print without colors; $NO_COLOR does the same"
+    )
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="write the data from which the README's picture is drawn"
     )
     options = parser.parse_args()
     if options.driver not in TRY_NEXT:
-        parser.error(f"DRIVER is {', '.join(TRY_NEXT)}, not {options.driver!r}")
+        parser.error(f"DRIVER is one of {', '.join(TRY_NEXT)}, not {options.driver!r}")
     return options
 
 
 async def run(options: argparse.Namespace, screen: Screen) -> None:
-    """Play on the chosen stage."""
+    """Play the story on the stage of the chosen driver; SIGTERM cancels it."""
     task = asyncio.current_task()
     assert task is not None, "a coroutine runs in a task"
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    # Imported here, after the first lines are on the screen.
+    # Imported here, so that the first lines are on the screen before the slow imports.
     from hack.demo.demo import Demo
     from hack.demo.stage import LOG, ROOT, Stage
     from hack.demo.story import play
@@ -75,7 +79,8 @@ async def run(options: argparse.Namespace, screen: Screen) -> None:
 
 
 def main() -> int:
-    """0: all is as shown; 1: something is not; 2: the stage could not be built; 130: interrupted."""
+    """Return the exit status: 0 if all checks passed, 1 if one failed, 2 if the stage could not be built, 130 if
+    interrupted."""
     options = arguments()
     color = not (options.no_color or os.environ.get("NO_COLOR"))
     screen = Screen(color=color, quiet=options.quiet)
@@ -95,7 +100,7 @@ def main() -> int:
     except (UnavailableError, ComponentError, LaunchError) as error:
         print(f"\nmake demo DRIVER={options.driver}: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (KeyboardInterrupt, asyncio.CancelledError):

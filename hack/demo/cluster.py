@@ -1,4 +1,5 @@
-"""The stage on a real control plane: etcd, API server, controllers, scheduler; chart, roles and operator as shipped."""
+"""The stage on a real control plane: etcd, API server, controllers and scheduler, with chart, roles and operator as
+shipped."""
 
 import asyncio
 import signal
@@ -29,12 +30,13 @@ FACTOR = 50.0
 """Simulated seconds in one real second."""
 OPERATOR = f"system:serviceaccount:{product.NAMESPACE}:{product.SERVICE_ACCOUNT}"
 LEASE = {"lease_seconds": "15", "renew_deadline": "14", "retry_period": "1"}
-"""The second operator waits as long after the kill as with the shipped one; a busy machine may hold up a renewal."""
+"""Settings of the Lease. Its duration is the shipped one, so that the second operator waits as long as in life; the
+renew deadline is long, because a busy machine may delay a renewal."""
 Result = TypeVar("Result")
 
 
 class ClusterStage:
-    """See stage.Stage."""
+    """The stage on a real control plane (see `stage.Stage`)."""
 
     patience = 6.0
     simulated = (
@@ -44,36 +46,36 @@ class ClusterStage:
     )
 
     def __init__(self, plane: ControlPlane, client: HttpClient) -> None:
-        """Use `cluster_stage`."""
+        """Keep the running control plane and a client of it; `cluster_stage` creates both."""
         self._plane = plane
         self._operator: product.LaunchedProcess | None = None
         self.client: KubeClient = client
 
     async def apply(self, manifest: JSON) -> str:
-        """See Stage."""
+        """Run `kubectl apply` and return its output, as `stage.Stage` says."""
         try:
             return await self._kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
         except subprocess.CalledProcessError as error:
             raise ApplyRefused(str(error.stderr)) from None
 
     async def show(self, view: KubectlView) -> str:
-        """See Stage."""
+        """Return the output of the view's `kubectl get`."""
         return await self._kubectl(*view.arguments)
 
     async def deploy(self, workload: SimWorkload) -> None:
-        """See Stage."""
+        """Create the Deployment of a workload."""
         path = f"/apis/apps/v1/namespaces/{workload.namespace}/deployments"
         await asyncio.to_thread(self._plane.api.create, path, deployment(workload))
 
     async def start_operator(self) -> None:
-        """See Stage."""
+        """Start the shipped operator as a process that logs to LOG."""
         start = partial(product.operator, self._plane.kubeconfig, self._plane.directory, FACTOR, **LEASE)
         self._operator = await asyncio.to_thread(start)
         self._operator.log = LOG
         self._operator.start()
 
     async def kill_operator(self) -> str:
-        """See Stage."""
+        """Kill the operator with SIGKILL and return a sentence that says so."""
         if self._operator is None:
             raise RuntimeError("no operator was started")
         pid = self._operator.pid
@@ -81,16 +83,16 @@ class ClusterStage:
         return f"process {pid} ended with status {self._operator.exit_status}"
 
     async def stop(self) -> None:
-        """End the operator in order, as a rollout of its Deployment does."""
+        """Stop the operator with SIGTERM, as a rollout of its Deployment does."""
         if self._operator is not None:
             await asyncio.to_thread(self._operator.stop)
 
     async def writes(self) -> list[Written]:
-        """See Stage: what the API server's audit log says."""
+        """Return the operator's successful writes that the API server's audit log has, without those on Leases."""
         return await asyncio.to_thread(self._writes)
 
     async def changed(self) -> None:
-        """See Stage. An operator that ended unexpectedly will not change anything any more."""
+        """Return after 0.2 s. Raises ComponentError with the end of the log if the operator ended by itself."""
         if self._operator is not None and self._operator.exit_status not in (None, -signal.SIGKILL):
             raise ComponentError(
                 f"the operator ended with status {self._operator.exit_status}; its last lines ({LOG}):\n{tail(LOG)}"
@@ -98,6 +100,7 @@ class ClusterStage:
         await asyncio.sleep(0.2)
 
     def _writes(self) -> list[Written]:
+        """Return the operator's successful writes from the audit log, once it is complete."""
         wait_logged(self._plane.audit_log, self._plane.api)
         return [
             Written(request.resource, "/".join(filter(None, (request.namespace, request.name))))
@@ -110,7 +113,7 @@ class ClusterStage:
 
 
 def deployment(workload: SimWorkload) -> JSON:
-    """The Deployment whose pods are those of the workload."""
+    """Return the Deployment whose pods are those of the workload."""
     pod = workload.body("")
     labels = pod["metadata"]["labels"]
     return {
@@ -127,7 +130,8 @@ def deployment(workload: SimWorkload) -> JSON:
 
 @asynccontextmanager
 async def cluster_stage(screen: Screen) -> AsyncIterator[ClusterStage]:
-    """A control plane of its own with everything on it but the operator; all of it ends with the context."""
+    """Start a control plane with everything on it except the operator, and yield the stage; stop everything at the
+    end."""
     empty_log()
     plane = ControlPlane(options=Options(audit=True))
     try:

@@ -1,6 +1,7 @@
-"""Tables as `kubectl get` prints them, from the very JSONPaths that the CRDs name: a table here cannot lie.
+"""Tables as `kubectl get` prints them, built from the JSONPaths that the CRDs name, so that they show what a user
+would see.
 
-Known are the forms of JSONPath that our columns use: `.key`, an escaped dot in a key, `[?(@.key=="value")]`.
+The forms of JSONPath that our columns use are supported: `.key`, an escaped dot in a key, and `[?(@.key=="value")]`.
 """
 
 import re
@@ -15,31 +16,31 @@ from hack.customresources import GPUNODE, POLICY, CustomResource
 _STEP = re.compile(r'\.(?P<key>(?:\\.|[^.\[\\])+)|\[\?\(@\.(?P<field>\w+)=="(?P<value>[^"]*)"\)\]')
 PADDING = 3
 MIN_WIDTH = 6
-"""Of a column, padding included: kubectl's own numbers."""
+"""The least width of a column with its padding, as in kubectl."""
 
 
 @dataclass(frozen=True, slots=True)
 class KubectlView:
-    """One `kubectl get`."""
+    """One call of `kubectl get`: which objects, and which columns of them."""
 
     resource: Resource
     columns: tuple[tuple[str, str], ...]
-    """Heading and JSONPath."""
+    """The heading and the JSONPath of each column."""
     kind: str
-    """As one types it."""
+    """The name of the resource as one types it after `kubectl get`."""
     dates: frozenset[str] = frozenset()
-    """Headings of columns that show the time since."""
+    """The headings of columns that show how long ago their time was."""
     custom: bool = True
-    """The columns are ours (`-o custom-columns`), not the server's."""
+    """Whether the columns are ours (`-o custom-columns`) and not the server's."""
     names: tuple[str, ...] = ()
-    """Only these objects."""
+    """The names of the objects to show, or empty for all."""
     field: tuple[str, str] | None = None
-    """`--field-selector`: path without the first dot, value."""
+    """A field selector: the path without its first dot, and the value. None selects all."""
     sort_by: str = ".metadata.name"
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What follows `kubectl`."""
+        """The arguments of kubectl for this view."""
         words = ["get", self.kind, *self.names]
         if self.field:
             words += ["--field-selector", "=".join(self.field)]
@@ -51,13 +52,13 @@ class KubectlView:
 
     @property
     def command(self) -> str:
-        """What a person would type; our own columns are left out of it."""
+        """The command as a person would type it; the paths of custom columns are replaced by `...`."""
         words = self.arguments[:-1] if self.custom else self.arguments
         return " ".join(("kubectl", *words, *(("custom-columns=...",) if self.custom else ())))
 
 
 def printed(resource: Resource, source: CustomResource, kind: str) -> KubectlView:
-    """The columns that the CRD gives to `kubectl get`."""
+    """Return the view with the columns that the CRD defines for `kubectl get`, without those of `-o wide`."""
     shown = [column for column in source.columns if not column.wide]
     return KubectlView(
         resource,
@@ -84,14 +85,15 @@ _GPUNODE_PATHS = {column.name.upper(): column.path for column in GPUNODE.columns
 
 
 def places(*nodes: str) -> KubectlView:
-    """Columns of `kubectl get gpunodes -o wide`, those that fit on a narrow screen."""
+    """Return a view of these GPUNodes (all if none is named) with the columns of `-o wide` that fit on a narrow
+    screen."""
     shown = ("OBSERVED", "PHASE", "REASON", "PODS", "CULPRIT")
     columns = (("NAME", ".metadata.name"), *((name, _GPUNODE_PATHS[name]) for name in shown))
     return KubectlView(GPUNODES, columns, "gpunodes", names=nodes)
 
 
 def events_about(policy: str) -> KubectlView:
-    """The events of one policy, oldest first."""
+    """Return a view of the events of one policy, oldest first."""
     columns = (("TYPE", ".type"), ("REASON", ".reason"), ("NOTE", ".note"))
     return KubectlView(
         EVENTS,
@@ -103,8 +105,9 @@ def events_about(policy: str) -> KubectlView:
 
 
 def find(obj: JSON, path: str) -> Any:
-    """What a JSONPath selects, None when there is nothing. ValueError for a form that is not known here."""
-    found: Any = obj
+    """Return what a JSONPath selects in `obj`, or None if there is nothing. Raises ValueError for an unsupported
+    form."""
+    value: Any = obj
     at = 0
     while at < len(path):
         step = _STEP.match(path, at)
@@ -112,14 +115,15 @@ def find(obj: JSON, path: str) -> Any:
             raise ValueError(f"JSONPath {path!r}: cannot read {path[at:]!r}")
         at = step.end()
         if step["key"] is not None:
-            found = found.get(step["key"].replace("\\", "")) if isinstance(found, dict) else None
+            value = value.get(step["key"].replace("\\", "")) if isinstance(value, dict) else None
         else:
-            found = next((row for row in found or () if row.get(step["field"]) == step["value"]), None)
-    return found
+            value = next((row for row in value or () if row.get(step["field"]) == step["value"]), None)
+    return value
 
 
 def render(view: KubectlView, objects: Iterable[JSON], now: datetime) -> str:
-    """The table as kubectl would print it."""
+    """Return the table of these objects as kubectl would print it, with those that the view selects. `now` is used for
+    ages."""
     chosen = [obj for obj in objects if _selected(view, obj)]
     chosen.sort(key=lambda obj: str(find(obj, view.sort_by)))
     rows = [[name for name, _ in view.columns]]
@@ -128,7 +132,7 @@ def render(view: KubectlView, objects: Iterable[JSON], now: datetime) -> str:
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell and three spaces."""
+    """Return the rows as text, with columns as wide as their widest cell plus three spaces."""
     widths = [max(MIN_WIDTH, *(len(cell) + PADDING for cell in column)) for column in zip(*rows, strict=True)]
     lines = ("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
@@ -141,6 +145,7 @@ def _selected(view: KubectlView, obj: JSON) -> bool:
 
 
 def _cell(view: KubectlView, name: str, value: Any, now: datetime) -> str:
+    """Return the text of one cell. A missing value is `<none>` in a custom column and empty in one of the server."""
     if value is None or value == "":
         return "<none>" if view.custom and value is None else ""
     if name in view.dates:
@@ -151,7 +156,7 @@ def _cell(view: KubectlView, name: str, value: Any, now: datetime) -> str:
 
 
 def age(seconds: float) -> str:
-    """A duration as kubectl shows it (apimachinery HumanDuration), up to days."""
+    """Return a duration as kubectl shows it (HumanDuration of apimachinery), up to days."""
     whole = max(0, int(seconds))
     minutes, hours = whole // 60, whole // 3600
     if whole < 120:

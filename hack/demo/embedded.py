@@ -1,4 +1,4 @@
-"""The stage in one Python process: FakeCluster for the API server, everything else as in hack/embedded.py."""
+"""The stage in one Python process, with FakeCluster as the API server and everything else as in hack/embedded.py."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,11 +19,11 @@ from hack.embedded import Embedded, embedded
 from hack.sim.workloads import SimWorkload
 
 LEASE = Timing(duration=6.0, deadline=5.0, retry=0.1)
-"""In seconds. Long enough for a machine that stands still, short enough to wait for the second operator."""
+"""The Lease's times in seconds: long enough that a slow machine does not lose it, short enough to await its expiry."""
 
 
 class EmbeddedStage:
-    """See stage.Stage."""
+    """The stage in this process (see `stage.Stage`)."""
 
     patience = 4.0
     simulated = (
@@ -32,12 +32,13 @@ class EmbeddedStage:
     )
 
     def __init__(self, environment: Embedded) -> None:
-        """Use `embedded_stage`."""
+        """Keep the running environment; `embedded_stage` creates it."""
         self._environment = environment
         self.client: KubeClient = environment.cluster.client("person")
 
     async def apply(self, manifest: JSON) -> str:
-        """See Stage. What CEL and the schema say on a real API server, validate_policy says here."""
+        """Apply a policy and return what kubectl would print. `validate_policy` refuses what CEL and the schema would
+        refuse on a real API server; then ApplyRefused is raised."""
         name = manifest["metadata"]["name"]
         checked = validate_policy(manifest)
         if isinstance(checked, tuple):
@@ -52,24 +53,24 @@ class EmbeddedStage:
         return f"gpusharingpolicy.gpusharing.dev/{name} created"
 
     async def show(self, view: KubectlView) -> str:
-        """See Stage."""
+        """Return the table that `kubectl get` would print."""
         return render(view, await list_of(self.client, view.resource), datetime.now(UTC))
 
     async def deploy(self, workload: SimWorkload) -> None:
-        """See Stage."""
+        """Create the pods of a workload and keep replacing those that go."""
         self._environment.workloads.apply(workload)
 
     async def start_operator(self) -> None:
-        """See Stage."""
+        """Start a new operator in this process."""
         self._environment.start_operator()
 
     async def kill_operator(self) -> str:
-        """See Stage. Its tasks are cancelled where they stand; nothing in it is told to finish anything."""
+        """Cancel all tasks of the operator at once, without an orderly end, and return a sentence that says so."""
         await self._environment.kill_operator()
-        return "every task of the operator is cancelled where it stands; its Lease is left to expire"
+        return "every task of the operator was canceled at once; its Lease must expire"
 
     async def writes(self) -> list[Written]:
-        """See Stage."""
+        """Return the operator's successful writes, without those on Leases."""
         return [
             Written(
                 "/".join(filter(None, (write.call.resource.plural, write.call.subresource))),
@@ -82,7 +83,7 @@ class EmbeddedStage:
         ]
 
     async def changed(self) -> None:
-        """See Stage."""
+        """Return at the next write on the cluster, or after 0.2 s."""
         with suppress(TimeoutError):
             async with asyncio.timeout(0.2):
                 await self._environment.cluster.changed()
@@ -90,7 +91,8 @@ class EmbeddedStage:
 
 @asynccontextmanager
 async def embedded_stage() -> AsyncIterator[EmbeddedStage]:
-    """A running stage; its operators log into a file."""
+    """Yield a running stage. Its operators log as JSON to LOG, and the configuration of structlog is reset at the
+    end."""
     fleet = nodes()
     for node in fleet:
         node["status"]["conditions"] = [{"type": "Ready", "status": "True"}]

@@ -1,7 +1,7 @@
-"""The people of the story: eleven nodes with 80 GPUs, four pools, five teams' pods, one PodDisruptionBudget.
+"""The cast of the story: eleven nodes with 80 GPUs, four pools, the pods of five teams, and one PodDisruptionBudget.
 
-Pools A to D are those of the article that this operator answers to, with its arithmetic corrected: 1g.20gb takes
-an eighth of the memory twice, so an 80 GB H100 holds four of them and not seven.
+Pools A to D are those of the article that this operator answers. Its arithmetic is corrected: an instance of 1g.20gb
+uses two of the eight memory slices, so an 80 GB H100 holds four of them and not seven.
 """
 
 import copy
@@ -17,11 +17,11 @@ from hack.sim.workloads import SimWorkload
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
 H100, L40S = "NVIDIA H100 80GB HBM3", "NVIDIA L40S"
 POOLS = (("a", H100, 8, 4), ("b", H100, 8, 3), ("c", H100, 8, 2), ("d", L40S, 4, 2))
-"""Pool, card, GPUs per node, nodes."""
+"""Each pool with its card, its GPUs per node, and its number of nodes."""
 GPUS = sum(gpus * nodes for _, _, gpus, nodes in POOLS)
 ZONE = "topology.kubernetes.io/zone"
 RANKER_NODE = "gpu-b-1"
-"""The only node in zone-1: where the ranker's disk is."""
+"""The only node in zone-1, where the ranker's disk is."""
 RANKER = SimWorkload(
     "ranker",
     3,
@@ -43,11 +43,11 @@ BUDGET: JSON = {
 }
 NAMESPACES = sorted({workload.namespace for workload in (*WORKLOADS, RANKER)})
 TARGET = {"3g.40gb": 1, "1g.10gb": 4}
-"""What pool B's cards are to be divided into: one half stays, the other becomes four small instances."""
+"""The new layout of pool B's cards: one half stays as it is, the other becomes four small instances."""
 
 
 def nodes() -> list[JSON]:
-    """The machines, all with whole GPUs."""
+    """Return the Nodes of the fleet, all with whole GPUs."""
     return [
         node_manifest(f"gpu-{pool}-{number}", product=card, gpus=gpus, pool=pool, labels=_zone(pool, number))
         for pool, card, gpus, count in POOLS
@@ -60,13 +60,13 @@ def _zone(pool: str, number: int) -> dict[str, str]:
 
 
 def example(pool: str) -> JSON:
-    """examples/pool-<pool>.yaml."""
+    """Return the policy in examples/pool-<pool>.yaml."""
     manifest: JSON = yaml.safe_load((EXAMPLES / f"pool-{pool}.yaml").read_text())
     return manifest
 
 
 def with_layout(pool: str, profiles: dict[str, int], **rollout: Any) -> JSON:
-    """The example with another division of every card."""
+    """Return the example policy with another division of every card, and with these fields of `spec.rollout`."""
     manifest = copy.deepcopy(example(pool))
     manifest["spec"]["mig"]["layouts"] = [{"devices": "all", "profiles": profiles}]
     manifest["spec"].setdefault("rollout", {}).update(rollout)

@@ -1,4 +1,4 @@
-"""The third stage has a story of its own: two nodes with NVIDIA's real node software go through every mode."""
+"""The story of DRIVER=nvidia: two nodes with NVIDIA's real node software go through every mode."""
 
 import tempfile
 from pathlib import Path
@@ -22,7 +22,7 @@ FAULTY = "two"
 
 
 def play_on_real_parts(screen: Screen) -> None:
-    """The whole story.
+    """Play the whole story.
 
     Raises:
         LaunchError: it cannot run on this machine; the text says why.
@@ -45,23 +45,25 @@ def play_on_real_parts(screen: Screen) -> None:
 
 
 def _play(screen: Screen, loop: NvidiaLoop) -> None:
+    """Play every stop of WALK, then a mig-manager that hangs and a GPU that fails."""
     versions = ", ".join(f"{release.folder} {release.version}" for release in build.RELEASES)
     screen.heading(f"1. Two nodes with two H100 each; {versions}")
-    offered = ""
+    resource = ""
     for number, stop in enumerate(WALK, start=1):
         if number > 1:
             screen.heading(f"{number}. {stop.text}")
-        _change(screen, loop, stop, offered)
-        offered = min(stop.served)
+        _change(screen, loop, stop, resource)
+        resource = min(stop.served)
     _wedge(screen, loop, len(WALK) + 1)
     _broken_gpu(screen, loop, len(WALK) + 2)
 
 
-def _change(screen: Screen, loop: NvidiaLoop, stop: Stop, offered: str) -> None:
-    """One change, with a pod in the way on each node."""
-    working = [loop.run_pod(node, offered) for node in loop.nodes if offered]
+def _change(screen: Screen, loop: NvidiaLoop, stop: Stop, resource: str) -> None:
+    """Play one change and check its result. If `resource` is not empty, a pod on each node uses one of it and must be
+    evicted."""
+    working = [loop.run_pod(node, resource) for node in loop.nodes if resource]
     if working:
-        screen.say(f"On each node a pod computes on one {offered}.")
+        screen.say(f"On each node a pod computes on one {resource}.")
     screen.command(f"kubectl apply -f -     # {stop.text}")
     loop.bring(**stop.spec)
     _show(screen, loop)
@@ -75,11 +77,12 @@ def _change(screen: Screen, loop: NvidiaLoop, stop: Stop, offered: str) -> None:
 
 
 def _check_sources(screen: Screen, loop: NvidiaLoop, node: str) -> None:
+    """Check that mig-manager reports success for a node and that it is not cordoned, and show what GFD says."""
     labels = loop.labels(node)
-    told = f"mig-manager says {labels[names.LABEL_MIG_STATE]} for {labels[names.LABEL_MIG_CONFIG]}"
+    report = f"mig-manager says {labels[names.LABEL_MIG_STATE]} for {labels[names.LABEL_MIG_CONFIG]}"
     product, count = labels[names.LABEL_GPU_PRODUCT], labels[names.LABEL_GPU_COUNT]
     fine = labels[names.LABEL_MIG_STATE] == "success" and not is_cordoned(loop, node)
-    screen.check(f"{node}: {told}; GFD {product} x {count}; not cordoned", fine)
+    screen.check(f"{node}: {report}; GFD {product} x {count}; not cordoned", fine)
 
 
 def _show(screen: Screen, loop: NvidiaLoop) -> None:
@@ -89,7 +92,8 @@ def _show(screen: Screen, loop: NvidiaLoop) -> None:
 
 
 def _wedge(screen: Screen, loop: NvidiaLoop, number: int) -> None:
-    screen.heading(f"{number}. mig-manager wedges: it fails once and forgets the operands it has paused")
+    """Let mig-manager fail once so that it hangs, and check that one restart of its pod cures it."""
+    screen.heading(f"{number}. mig-manager hangs: it fails once and forgets the operands that it has paused")
     before = len(loop.events("ActuatorRestarted"))
     loop.nodes["one"].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", count=1)
     loop.bring(**HALVES)
@@ -100,6 +104,7 @@ def _wedge(screen: Screen, loop: NvidiaLoop, number: int) -> None:
 
 
 def _broken_gpu(screen: Screen, loop: NvidiaLoop, number: int) -> None:
+    """Let a GPU fail during a change, check that its node is Failed and stays cordoned, then repair it and retry."""
     screen.heading(f"{number}. A GPU fails midway")
     loop.nodes[FAULTY].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", gpu=1)
     screen.command("kubectl apply -f -     # MIG single")

@@ -1,6 +1,6 @@
-"""What stands in the middle of the story, as data: the README's picture is drawn from it (hack/generate_picture.py).
+"""The state in the middle of the story, as data from which the README's picture is drawn (hack/generate_picture.py).
 
-`python -m hack.demo --record hack/demo/blocked.json` takes it anew; tests/demo says when that is due.
+`python -m hack.demo --record hack/demo/blocked.json` writes it anew; a test in tests/demo fails when that is due.
 """
 
 import asyncio
@@ -14,22 +14,24 @@ from gpusharing.kube.paging import list_of
 from hack.demo.stage import Stage
 
 RECORD = Path(__file__).with_name("blocked.json")
-"""The record that the picture is drawn from. SIMULATED, as the whole demo is."""
+"""The record from which the picture is drawn. SIMULATED, as the whole demo is."""
 OF_POLICY = {"observedGeneration", "summary", "plan"}
 OF_PLAN = {"hash", "disruption", "nodes", "nodeCount", "pods"}
 
 
 async def record(stage: Stage, path: Path) -> None:
-    """Write what people see of policies and nodes now, without what `kubectl gpusharing status` does not read."""
+    """Write what users see of policies and nodes now to `path`, without the fields that `kubectl gpusharing status`
+    does not read."""
     taken = {
         "taken": datetime.now(UTC).isoformat(timespec="seconds"),
-        "policies": [_policy(one) for one in await list_of(stage.client, POLICIES)],
-        "gpunodes": [_node(one) for one in await list_of(stage.client, GPUNODES)],
+        "policies": [_policy(raw) for raw in await list_of(stage.client, POLICIES)],
+        "gpunodes": [_node(raw) for raw in await list_of(stage.client, GPUNODES)],
     }
     await asyncio.to_thread(path.write_text, json.dumps(taken, indent=1) + "\n")
 
 
 def _policy(raw: JSON) -> JSON:
+    """Return the fields of a policy that are recorded."""
     status = _some(raw["status"], OF_POLICY)
     if plan := status.get("plan"):
         status["plan"] = _some(plan, OF_PLAN)
@@ -41,12 +43,14 @@ def _policy(raw: JSON) -> JSON:
 
 
 def _node(raw: JSON) -> JSON:
+    """Return the fields of a GPUNode that are recorded; its GPUs become empty objects, of which only the number
+    counts."""
     status, observed = raw["status"], raw["status"]["observed"]
-    seen = {**_some(observed, {"simulated", "pods"}), "gpus": [{} for _ in observed["gpus"]]}
+    reported = {**_some(observed, {"simulated", "pods"}), "gpus": [{} for _ in observed["gpus"]]}
     transition = {key: value for key, value in status["transition"].items() if key != "blockers"}
     return {
         "metadata": {"name": raw["metadata"]["name"]},
-        "status": {"transition": transition, "observed": seen},
+        "status": {"transition": transition, "observed": reported},
     }
 
 

@@ -1,4 +1,4 @@
-"""What the demo prints: plain lines of at most 100 columns, one tick for everything that it has checked."""
+"""The output of the demo: plain lines of at most 100 columns, and a tick for each check that passed."""
 
 import sys
 import textwrap
@@ -9,14 +9,15 @@ WIDTH = 100
 
 
 class DemoFailed(Exception):
-    """The demo showed something that is not so; the message says what was expected."""
+    """A check of the demo failed; the message says what was expected."""
 
 
 class Screen:
-    """One terminal, or a file."""
+    """The terminal, or the file, that the demo prints to."""
 
     def __init__(self, out: TextIO | None = None, *, color: bool = True, quiet: bool = False) -> None:
-        """`quiet` leaves only headings, checks and failures."""
+        """Prepare to print to `out` (standard output by default). `quiet` prints only headings, checks and failures;
+        colors are used on a terminal only."""
         self.out = out or sys.stdout
         self.color = color and self.out.isatty()
         self.quiet = quiet
@@ -26,31 +27,31 @@ class Screen:
         self._tick = "✓" if encoding.startswith("utf") else "ok"
 
     def heading(self, text: str) -> None:
-        """A new chapter."""
+        """Print the heading of a new chapter, with the seconds since the start."""
         seconds = time.monotonic() - self.begin
         self._line("")
         self._line(self._paint(f"{text:<{WIDTH - 10}} {seconds:7.1f} s", "1"))
 
     def banner(self, text: str) -> None:
-        """What must not be overlooked."""
+        """Print a highlighted notice, also if `quiet` is on."""
         for line in textwrap.wrap(text, WIDTH):
             self._line(self._paint(line, "33"))
 
     def say(self, text: str) -> None:
-        """A sentence that says what happens and why."""
+        """Print a sentence that says what happens and why."""
         if not self.quiet:
             for line in textwrap.wrap(text, WIDTH):
                 self._line(line)
 
     def command(self, text: str) -> None:
-        """What a person would type."""
+        """Print a command as a person would type it, broken with backslashes if it is too long."""
         if self.quiet:
             return
         lines = textwrap.wrap(f"$ {text}", WIDTH - 2, subsequent_indent="    ", break_on_hyphens=False)
         self._line(self._paint(" \\\n".join(lines), "36"))
 
     def output(self, text: str) -> None:
-        """What a program answered; a line that is too long continues below its last column."""
+        """Print the output of a program, indented; a line that is too long is folded below its last column."""
         if self.quiet:
             return
         lines = text.rstrip().splitlines()
@@ -60,7 +61,7 @@ class Screen:
                 self._line(f"  {part}")
 
     def check(self, what: str, condition: bool) -> None:
-        """Print that something holds. Raises DemoFailed when it does not."""
+        """Count and print a check that passed. Raises DemoFailed with `what` if `condition` is False."""
         if not condition:
             raise DemoFailed(what)
         self.checks += 1
@@ -77,13 +78,13 @@ class Screen:
 
 
 def last_column(header: str) -> int:
-    """Where the last column of a table begins; a small indent for what is no table."""
-    found = header.rstrip().rfind("   ")
-    return found + 3 if header.isupper() and 0 < found < WIDTH * 2 // 3 else 4
+    """Return the offset at which the last column of a table with this header begins, or 4 if it is no header."""
+    gap = header.rstrip().rfind("   ")
+    return gap + 3 if header.isupper() and 0 < gap < WIDTH * 2 // 3 else 4
 
 
 def fold(line: str, indent: int) -> list[str]:
-    """The line in pieces that fit on the screen, all but the first indented."""
+    """Return the line in pieces that fit on the screen, all but the first indented."""
     if len(line) <= WIDTH - 2:
         return [line]
     head = line[:indent]

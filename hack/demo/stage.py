@@ -1,4 +1,4 @@
-"""Where the story is played. Two stages, one story: what differs between them is here and nowhere else."""
+"""The interface of the stages on which the story is played. Everything that differs between them is behind it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +10,11 @@ from hack.sim.workloads import SimWorkload
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LOG = ROOT / "build" / "demo-operator.log"
-"""Where the operators log, one after the other."""
+"""The file to which the operators of the story log, one after the other."""
 
 
 class ApplyRefused(Exception):
-    """The API server would not take the object; the text is the answer."""
+    """The API server refused the object; the text is its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,45 +22,46 @@ class Written:
     """One write of the operator that the API server carried out."""
 
     resource: str
-    """Plural with subresource, as RBAC writes it: pods/eviction."""
+    """The plural with its subresource, as in RBAC: pods/eviction."""
     name: str
-    """`namespace/name`, or the name alone."""
+    """The object: `namespace/name`, or the name alone."""
 
 
 class Stage(Protocol):
-    """A cluster with simulated GPUs, and the shipped operator that can be started and killed."""
+    """A cluster with simulated GPUs, and the shipped operator, which can be started and killed."""
 
     client: KubeClient
-    """A person with all rights."""
+    """A client with all rights, as a person would use it."""
     patience: float
-    """How much longer than embedded things may take here: a factor for every time limit."""
+    """The factor for every time limit of the story on this stage."""
     simulated: str
-    """What is not real here."""
+    """A notice that says what is SIMULATED on this stage and what is real."""
 
     async def apply(self, manifest: JSON) -> str:
-        """`kubectl apply`; returns its answer. Raises ApplyRefused."""
+        """Apply a manifest and return the output of `kubectl apply`. Raises ApplyRefused if the API server refuses
+        it."""
 
     async def show(self, view: KubectlView) -> str:
-        """The table that `kubectl get` prints."""
+        """Return the table that `kubectl get` prints for this view."""
 
     async def deploy(self, workload: SimWorkload) -> None:
-        """A Deployment, or what stands for one."""
+        """Create a Deployment for the workload, or an equivalent of one."""
 
     async def start_operator(self) -> None:
-        """A new operator process, which knows nothing of an earlier one."""
+        """Start a new operator, which has no memory of an earlier one."""
 
     async def kill_operator(self) -> str:
-        """kill -9; returns what was killed, in words."""
+        """Kill the operator as `kill -9` does, and return a sentence that says what was killed."""
 
     async def writes(self) -> list[Written]:
-        """What the operator has written so far, in order; refused writes, and its Lease, left out."""
+        """Return all writes of the operator so far, in order, without refused ones and those on its Lease."""
 
     async def changed(self) -> None:
-        """Return when it is worth looking again."""
+        """Return when the cluster may have changed."""
 
 
 def empty_log() -> Path:
-    """LOG, without what an earlier demo left in it."""
+    """Empty the file LOG, or create it, and return its path."""
     LOG.parent.mkdir(exist_ok=True)
     LOG.write_text("")
     return LOG

@@ -1,4 +1,4 @@
-"""The story, step by step. Every step asserts what it shows."""
+"""The story, step by step. Every step checks what it shows."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ NAMES = tuple(f"pool-{pool}" for pool, *_ in fleet.POOLS)
 
 
 async def play(demo: Demo) -> None:
-    """The whole story. Raises DemoFailed at the first thing that is not as it should be."""
+    """Play the whole story. Raises DemoFailed at the first check that fails."""
     await fleet_appears(demo)
     await pools_are_declared(demo)
     await teams_move_in(demo)
@@ -34,7 +34,7 @@ async def play(demo: Demo) -> None:
 
 
 async def fleet_appears(demo: Demo) -> None:
-    """Bare machines."""
+    """Show the nodes, all of them with whole GPUs."""
     screen = demo.screen
     screen.heading(f"1. The fleet: {fleet.GPUS} GPUs, none shared")
     await demo.show(FLEET)
@@ -44,7 +44,7 @@ async def fleet_appears(demo: Demo) -> None:
 
 
 async def pools_are_declared(demo: Demo) -> None:
-    """Four policies; the idle nodes follow one by one."""
+    """Start the operator and apply four policies; the idle nodes are changed one by one."""
     screen = demo.screen
     screen.heading("2. One GPUSharingPolicy per pool says what its GPUs are for")
     await demo.stage.start_operator()
@@ -75,14 +75,14 @@ async def pools_are_declared(demo: Demo) -> None:
 
 
 async def teams_move_in(demo: Demo) -> None:
-    """Workloads of five teams; one has a budget."""
+    """Deploy the workloads of five teams, one of them with a PodDisruptionBudget."""
     screen = demo.screen
     screen.heading("3. The teams move in")
     await demo.stage.client.create(PDBS, fleet.BUDGET, namespace="team-b")
     for workload in fleet.WORKLOADS:
         await demo.stage.deploy(workload)
     for workload in (*fleet.WORKLOADS, fleet.RANKER):
-        if workload is fleet.RANKER:  # after the others, so that its node is the fullest
+        if workload is fleet.RANKER:  # last, so that its node is the fullest
             await demo.stage.deploy(workload)
         await demo.running(workload.name, workload.replicas)
     screen.say(
@@ -100,7 +100,7 @@ async def teams_move_in(demo: Demo) -> None:
 
 
 async def wrong_policies_are_refused(demo: Demo) -> None:
-    """By the API server, and by the operator that knows the card."""
+    """Show one policy that the API server refuses, and one that the operator refuses because of the card."""
     screen = demo.screen
     screen.heading("4. What cannot work is refused, and nothing is touched")
     bad = fleet.example("d")
@@ -134,15 +134,16 @@ async def wrong_policies_are_refused(demo: Demo) -> None:
 
 
 async def _refusal(stage: Stage, manifest: JSON) -> str:
+    """Apply a manifest and return the refusal. Raises DemoFailed if it is accepted."""
     try:
         answer = await stage.apply(manifest)
     except ApplyRefused as error:
         return str(error)
-    raise DemoFailed(f"the API server refuses it; it said: {answer}")
+    raise DemoFailed(f"the API server should have refused the policy, but answered: {answer}")
 
 
 async def plan_comes_first(demo: Demo) -> None:
-    """A paused change shows its plan."""
+    """Show the plan of a paused change, which touches no node."""
     screen = demo.screen
     screen.heading("5. The plan before the change")
     screen.say(
@@ -171,7 +172,7 @@ async def plan_comes_first(demo: Demo) -> None:
 
 
 def _plan_lines(plan: JSON) -> str:
-    """The plan, one field on a line."""
+    """Return the plan as text, with one field per line."""
     return "\n".join(
         f"{key}: {', '.join(value) if isinstance(value, list) else json.dumps(value).replace(chr(34), '')}"
         for key, value in plan.items()
@@ -179,7 +180,8 @@ def _plan_lines(plan: JSON) -> str:
 
 
 async def budget_blocks(demo: Demo) -> None:
-    """The change runs until a PodDisruptionBudget says no."""
+    """Let the change run until a PodDisruptionBudget refuses an eviction, and record that state if the demo was asked
+    to."""
     screen = demo.screen
     screen.heading("6. The change begins; a PodDisruptionBudget stops it")
     change = fleet.with_layout("b", fleet.TARGET, paused=False)
@@ -195,7 +197,7 @@ async def budget_blocks(demo: Demo) -> None:
     await demo.show(POOLS)
     await demo.show(places(*POOL_B))
     if demo.record_to is not None:
-        await _told(demo)
+        await _reported(demo)
         await record(demo.stage, demo.record_to)
     place = await demo.place(fleet.RANKER_NODE)
     screen.output("\n".join(place["blockers"]))
@@ -209,7 +211,7 @@ async def budget_blocks(demo: Demo) -> None:
 
 
 async def _settled(demo: Demo) -> None:
-    """All pods that may leave have left: only the budget is in the way, and the agents have counted again."""
+    """Wait until only the ranker's two pods are left on their node and the agent has counted them."""
 
     async def alone() -> bool:
         place = await demo.place(fleet.RANKER_NODE)
@@ -220,19 +222,19 @@ async def _settled(demo: Demo) -> None:
     await demo.until("only the ranker's two pods left on gpu-b-1", alone)
 
 
-async def _told(demo: Demo) -> None:
-    """The policy says of the drain what its node says, and counts the pod that waits for another place."""
+async def _reported(demo: Demo) -> None:
+    """Wait until the policy's summary names what blocks the drain and counts the pod that has no place yet."""
 
     async def up_to_date() -> bool:
         summary = (await demo.policy("pool-b"))[1].get("summary", {})
         words = ("2 GPU pods left to go", "2 of 3 pods are healthy")
-        return summary.get("pendingPods") == 1 and all(one in summary.get("message", "") for one in words)
+        return summary.get("pendingPods") == 1 and all(word in summary.get("message", "") for word in words)
 
     await demo.until("pool-b to say what is in the way", up_to_date)
 
 
 async def operator_dies(demo: Demo) -> None:
-    """kill -9 in the middle of a drain."""
+    """Kill the operator in the middle of a drain, and check that a new one continues the same change."""
     screen = demo.screen
     screen.heading("7. The operator is killed in the middle of the drain")
     fence = await demo.fence(fleet.RANKER_NODE)
@@ -257,7 +259,7 @@ async def operator_dies(demo: Demo) -> None:
 
 
 async def owner_gives_way(demo: Demo) -> None:
-    """The owner of the budget allows it; the rest happens automatically."""
+    """Let the budget's owner allow the eviction, and check that the change ends without further help."""
     screen = demo.screen
     screen.heading("8. The owner of the budget gives way")
     screen.command('kubectl -n team-b patch pdb ranker --type merge -p \'{"spec": {"minAvailable": 0}}\'')
@@ -271,7 +273,7 @@ async def owner_gives_way(demo: Demo) -> None:
 
 
 async def look_back(demo: Demo, since: int) -> None:
-    """What stands now, what was told, what was written."""
+    """Check the final state, the events, and the operator's writes after its first `since` writes."""
     screen = demo.screen
     screen.heading("9. Looking back")
 

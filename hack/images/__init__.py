@@ -5,10 +5,11 @@ For other tools:
     from hack.images import local
     image = local.build()   # for this machine's architecture; 20 s once packages and wheels are in the cache
     image.archive           # build/images/gpu-sharing-operator-0.1.0-amd64.tar: OCI layout and docker-archive
-    image.reference         # localhost/gpu-sharing-operator:0.1.0: its name after `ctr -n k8s.io images import`
+    image.reference         # localhost/gpu-sharing-operator:0.1.0, its name after `ctr -n k8s.io images import`
     image.digest            # sha256:... of the manifest
-    image.tree              # folders that, laid over each other, are the root file system
+    image.tree              # folders that form the root file system when copied over each other
 
-No root, no container program and no registry is needed; raises `hack.images.debian.FetchError` (a package is not to
-be had) or `hack.images.wheels.WheelError`, whose texts say what to do. Downloads lie in the user's cache.
+No root, no container program and no registry is needed. `build` raises `hack.images.debian.FetchError` or
+`hack.images.wheels.WheelError` if something cannot be downloaded; their texts say what to do. Downloads are kept in
+the user's cache.
 """

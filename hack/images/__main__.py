@@ -1,9 +1,11 @@
-"""`make images`: see hack/images/__init__.py."""
+"""`make images` builds the image, prints what it contains, and compares it with advisories. See
+hack/images/__init__.py."""
 
 import argparse
 import sys
 from pathlib import Path
 
+from gpusharing.planning.vocabulary.lengths import counted
 from hack.cache import UnavailableError
 from hack.images import advisories, local, registry
 from hack.images.contents import Image
@@ -12,20 +14,21 @@ from hack.images.local import TreeError, by_kind, table, too_big
 
 BASES = ("auto", "local", "registry")
 FOUND = 3
-"""Exit status when an advisory names something that the image holds."""
+"""The exit status if an advisory names a part of the image."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0 when every image is written, small enough, and no advisory names a part of it."""
+    """Return the exit status: 0 if every image is written, small enough, and free of parts that an advisory names; 1
+    after an error or if one is too big; FOUND if an advisory names a part."""
     parser = argparse.ArgumentParser(prog="python -m hack.images", description="Build the image.")
     parser.add_argument(
         "--base",
         choices=BASES,
         default="auto",
         help="local: Debian packages, no registry; registry: deploy/Dockerfile with Docker or buildah;"
-        " auto: registry where one of them runs and reaches the base, else local",
+        " auto: registry if one of them runs and can pull the base, else local",
     )
-    parser.add_argument("--arch", choices=ARCHITECTURES, action="append", help="this machine's without it")
+    parser.add_argument("--arch", choices=ARCHITECTURES, action="append", help="default: this machine's")
     parser.add_argument(
         "--image", default="", help="name and tag, such as registry.example/gpu-sharing-operator:0.1.0"
     )
@@ -35,16 +38,17 @@ def main(arguments: list[str] | None = None) -> int:
         known = advisories.read(options.advisories) if options.advisories else None
         base = registry.choose(options.base)
         if base == "registry":
-            return max(tell(image, known) for image in registry.build(options.arch or [""], options.image))
+            return max(report(image, known) for image in registry.build(options.arch or [""], options.image))
         images = [local.build(architecture, options.image) for architecture in options.arch or [""]]
     except (UnavailableError, LockError, TreeError, registry.RegistryError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
-    return max(tell(image, known) for image in images)
+    return max(report(image, known) for image in images)
 
 
-def tell(image: Image, known: list[advisories.Advisory] | None) -> int:
-    """Say what one image is; its exit status."""
+def report(image: Image, known: list[advisories.Advisory] | None) -> int:
+    """Print the facts of one image, with the advisories in `known` that name a part of it, and return its exit status.
+    `known` is None if there is nothing to compare with."""
     print(
         f"\n{image.reference} for {image.architecture}: {image.size / 1e6:.1f} MB compressed, {image.digest}"
     )
@@ -57,14 +61,14 @@ def tell(image: Image, known: list[advisories.Advisory] | None) -> int:
         print(problem, file=sys.stderr)
         return 1
     if known is None:
-        print("  advisories: not compared; ADVISORIES=osv.json compares with a file in OSV's format")
+        print("  advisories: not compared; to compare, name a file in OSV's format: ADVISORIES=osv.json")
         return 0
-    found = advisories.find(image.parts, known)
-    print(f"  advisories: {len(known)} compared, {len(found)} name something in the image")
-    for one in found:
-        fixed = f"fixed in {one.fixed}" if one.fixed else "no fixed version named"
-        print(f"    {one.name} {one.version}: {one.advisory}, {fixed}: {one.summary}")
-    return FOUND if found else 0
+    hits = advisories.find(image.parts, known)
+    print(f"  advisories: {len(known)} compared, {counted(len(hits), 'match', 'matches')} in the image")
+    for hit in hits:
+        fixed = f"fixed in {hit.fixed}" if hit.fixed else "no fixed version is named"
+        print(f"    {hit.name} {hit.version}: {hit.advisory}, {fixed}: {hit.summary}")
+    return FOUND if hits else 0
 
 
 if __name__ == "__main__":

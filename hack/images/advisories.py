@@ -1,7 +1,7 @@
-"""Compare what an image holds with a file of advisories (OSV's format, https://ossf.github.io/osv-schema/).
+"""A comparison of an image's contents with a file of advisories (OSV's format, https://ossf.github.io/osv-schema/).
 
-The file is a JSON list of advisories, one advisory, or an object with `vulns`: what osv.dev, pip-audit's cache and
-Debian's export give. Nothing is fetched.
+The file is a JSON list of advisories, one advisory, or an object with `vulns`, as osv.dev, pip-audit's cache and
+Debian's export have them. Nothing is downloaded.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from hack.images.debian import DISTRO
 
 Advisory = dict[str, Any]
 Order = Callable[[str], Any]
-"""A key by which versions of an ecosystem are compared."""
+"""A function from a version to the key by which versions of an ecosystem are compared."""
 EXAMPLE = (
     '[{"id": "PYSEC-1", "affected": [{"package": {"ecosystem": "PyPI", "name": "hpack"},'
     ' "ranges": [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "4.1.0"}]}]}]}]'
@@ -28,7 +28,7 @@ EXAMPLE = (
 
 
 class AdvisoryError(ValueError):
-    """The file is no file of advisories; the text names the field and a valid example."""
+    """The file does not contain advisories; the text names the field that is wrong and shows a valid example."""
 
 
 @dataclass(frozen=True, order=True)
@@ -39,49 +39,50 @@ class AdvisoryHit:
     version: str
     advisory: str
     fixed: str
-    """The first version without it; empty when none is named."""
+    """The first fixed version, or empty if the advisory names none."""
     summary: str
 
 
 def read(path: Path) -> list[Advisory]:
-    """The advisories of a file.
+    """Return the advisories of a file.
 
     Raises:
-        AdvisoryError: it cannot be read or holds something else.
+        AdvisoryError: the file cannot be read, or its content is not in OSV's format.
     """
     try:
-        told = json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise AdvisoryError(f"{path}: {error}; a valid file: {EXAMPLE}") from error
-    if isinstance(told, dict):
-        told = told.get("vulns", [told])
-    for number, entry in enumerate(told if isinstance(told, list) else [told]):
+    if isinstance(content, dict):
+        content = content.get("vulns", [content])
+    for number, entry in enumerate(content if isinstance(content, list) else [content]):
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), str):
             raise AdvisoryError(f"{path}: entry {number} has no field id; a valid file: {EXAMPLE}")
         if not isinstance(entry.get("affected", []), list):
-            raise AdvisoryError(f"{path}: affected of {entry['id']} is no list; a valid file: {EXAMPLE}")
-    return list(told)
+            raise AdvisoryError(f"{path}: affected of {entry['id']} is not a list; a valid file: {EXAMPLE}")
+    return list(content)
 
 
 def find(parts: Sequence[ImagePart], advisories: Sequence[Advisory]) -> list[AdvisoryHit]:
-    """What is affected, sorted; advisories that were withdrawn do not count."""
-    found = set()
+    """Return all parts that an advisory affects, sorted. Withdrawn advisories are ignored."""
+    hits = set()
     for advisory in advisories:
         if advisory.get("withdrawn"):
             continue
         for affected, part in itertools.product(advisory.get("affected", []), parts):
             if concerns(affected.get("package", {}), part) and is_affected(part, affected):
                 summary = str(advisory.get("summary") or advisory.get("details") or "").split("\n")[0]
-                found.add(
+                hits.add(
                     AdvisoryHit(
                         part.name, part.version, advisory["id"], first_fixed(part, affected), summary[:80]
                     )
                 )
-    return sorted(found)
+    return sorted(hits)
 
 
 def concerns(package: dict[str, Any], part: ImagePart) -> bool:
-    """Whether an advisory's package is this part; Debian's name source packages, of one release or of all."""
+    """Whether an advisory's package is this part. Debian's advisories name source packages, of one release or of all;
+    names of PyPI are compared in normalized form."""
     ecosystem, _, release = str(package.get("ecosystem", "")).partition(":")
     if ecosystem != part.ecosystem or (release and release != DISTRO.removeprefix("debian-")):
         return False
@@ -92,15 +93,16 @@ def concerns(package: dict[str, Any], part: ImagePart) -> bool:
 
 
 def is_affected(part: ImagePart, affected: dict[str, Any]) -> bool:
-    """Whether the part's version is listed or lies in a range."""
+    """Whether the part's version is listed by an advisory or lies in one of its ranges of type ECOSYSTEM or SEMVER."""
     if part.source_version in affected.get("versions", []):
         return True
-    ranges = [one for one in affected.get("ranges", []) if one.get("type") in ("ECOSYSTEM", "SEMVER")]
-    return any(in_range(part, one.get("events", [])) for one in ranges)
+    ranges = [row for row in affected.get("ranges", []) if row.get("type") in ("ECOSYSTEM", "SEMVER")]
+    return any(in_range(part, row.get("events", [])) for row in ranges)
 
 
 def in_range(part: ImagePart, events: Sequence[dict[str, str]]) -> bool:
-    """OSV's evaluation: the last event at or before the version decides (`limit` means nothing here)."""
+    """Whether the part's version is affected by a range: the last event at or before it decides, as OSV defines it.
+    Events of kind `limit` are ignored."""
     order = ORDERS[part.ecosystem]
     here = order(part.source_version)
     inside = False
@@ -121,31 +123,33 @@ def _events(events: Sequence[dict[str, str]]) -> Iterator[tuple[str, str]]:
 
 
 def first_fixed(part: ImagePart, affected: dict[str, Any]) -> str:
-    """The lowest version above the part's that an advisory calls fixed."""
+    """Return the lowest version above the part's in which an advisory says it is fixed, or an empty text if it names
+    none."""
     order = ORDERS[part.ecosystem]
     versions = [
         version
-        for one in affected.get("ranges", [])
-        for kind, version in _events(one.get("events", []))
-        if kind == "fixed" and one.get("type") in ("ECOSYSTEM", "SEMVER")
+        for row in affected.get("ranges", [])
+        for kind, version in _events(row.get("events", []))
+        if kind == "fixed" and row.get("type") in ("ECOSYSTEM", "SEMVER")
     ]
-    return min((one for one in versions if order(one) > order(part.source_version)), key=order, default="")
+    return min((item for item in versions if order(item) > order(part.source_version)), key=order, default="")
 
 
 # --- versions ---------------------------------------------------------------------------------------------
 
 
 def python_order(version: str) -> Version:
-    """PEP 440; what is no version is older than all."""
+    """Return the key by which Python versions are compared (PEP 440). An invalid version is older than all others."""
     try:
         return Version(version)
     except InvalidVersion:
         return Version("0.dev0")
 
 
-def compare_debian(one: str, other: str) -> int:
-    """As dpkg compares: epoch, upstream version, revision (deb-version(7)). Below, at or above 0."""
-    (epoch, upstream, revision), (epoch2, upstream2, revision2) = _split(one), _split(other)
+def compare_debian(left: str, right: str) -> int:
+    """Compare two versions as dpkg does, by epoch, upstream version and revision (deb-version(7)). Return a number
+    below, at or above 0."""
+    (epoch, upstream, revision), (epoch2, upstream2, revision2) = _split(left), _split(right)
     return (
         (epoch > epoch2) - (epoch < epoch2) or _compare(upstream, upstream2) or _compare(revision, revision2)
     )
@@ -157,22 +161,24 @@ def _split(version: str) -> tuple[int, str, str]:
     return int(epoch) if epoch.isdecimal() else 0, upstream, revision
 
 
-def _compare(one: str, other: str) -> int:
-    """Turn by turn what is no number, then what is one."""
-    while one or other:
+def _compare(left: str, right: str) -> int:
+    """Compare two version parts by their leading non-digits, then by the number that follows, and so on. Return -1, 0
+    or 1."""
+    while left or right:
         for pattern, key in ((r"\D*", _letters), (r"\d*", _number)):
-            head, head2 = (re.match(pattern, text) for text in (one, other))
+            head, head2 = (re.match(pattern, text) for text in (left, right))
             assert head is not None
             assert head2 is not None
             first, second = key(head[0]), key(head2[0])
             if first != second:
                 return 1 if first > second else -1
-            one, other = one[head.end() :], other[head2.end() :]
+            left, right = left[head.end() :], right[head2.end() :]
     return 0
 
 
 def _letters(text: str) -> tuple[int, ...]:
-    """Tilde sorts before the end, the end before letters, letters before the rest."""
+    """Return the key by which dpkg orders non-digits: tilde before the end, the end before letters, letters before all
+    others."""
     ranks = (-1 if char == "~" else ord(char) if char.isalpha() else ord(char) + 256 for char in text)
     return (*ranks, 0)
 

@@ -1,5 +1,5 @@
-"""What an image says of itself and what it holds, part by part: the one reading from which sizes, the bill of materials
-and the comparison with advisories are derived.
+"""What an image consists of, part by part, and its labels. Sizes, the bill of materials and the comparison with
+advisories are derived from this.
 
 OCI labels and annotations come from the checkout alone. The bill of materials is SPDX 2.3 as JSON
 (https://spdx.github.io/spdx-spec/v2.3/).
@@ -26,34 +26,35 @@ from hack.images.debian import DISTRO, Package
 from hack.images.layers import JSON, Layer
 
 PREFIX = "org.opencontainers.image"
-"""https://specs.opencontainers.org/image-spec/annotations/"""
+"""The prefix of labels and annotations (https://specs.opencontainers.org/image-spec/annotations/)."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The commit that an image is built of."""
+    """The commit from which an image is built, and the project's metadata."""
 
     name: str
     version: str
     """The project's version, from pyproject.toml."""
     description: str
     licenses: str
-    """An SPDX expression."""
+    """The project's license as an SPDX expression."""
     revision: str
-    """The commit; ends with `-dirty` when the checkout has changes."""
+    """The commit, with `-dirty` at its end if the checkout has changes, or `unknown`."""
     epoch: int
-    """The commit's time, seconds since 1970: the image's time, so that two builds are alike."""
+    """The commit's time in seconds since 1970. It becomes the image's time, so that two builds are equal."""
     source: str = ""
-    """Where the sources are; empty when not given ($IMAGE_SOURCE)."""
+    """The URL of the sources ($IMAGE_SOURCE), or empty if it is unset."""
 
     @property
     def created(self) -> str:
-        """When the sources were committed, as RFC 3339."""
+        """The time of the commit as RFC 3339."""
         return f"{datetime.fromtimestamp(self.epoch, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def read_origin(environ: Mapping[str, str] = os.environ) -> Origin:
-    """The origin of this checkout; $SOURCE_DATE_EPOCH and $IMAGE_REVISION win where there is no git."""
+    """Return the origin of this checkout. $SOURCE_DATE_EPOCH and $IMAGE_REVISION override what git says. Raises
+    ValueError if the former is not a number."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     revision = environ.get("IMAGE_REVISION") or _git("rev-parse", "HEAD")
     if (
@@ -64,7 +65,9 @@ def read_origin(environ: Mapping[str, str] = os.environ) -> Origin:
         revision += "-dirty"
     epoch = environ.get("SOURCE_DATE_EPOCH") or _git("log", "-1", "--format=%ct") or "0"
     if not epoch.isdecimal():
-        raise ValueError(f"SOURCE_DATE_EPOCH={epoch}: seconds since 1970 are needed, as 1763676000")
+        raise ValueError(
+            f"SOURCE_DATE_EPOCH={epoch} is not a number of seconds since 1970, such as 1763676000"
+        )
     return Origin(
         project["name"],
         project["version"],
@@ -77,8 +80,9 @@ def read_origin(environ: Mapping[str, str] = os.environ) -> Origin:
 
 
 def labels(origin: Origin, base: str) -> dict[str, str]:
-    """Labels of the configuration, which are the manifest's annotations too; `base`: name of what it stands on."""
-    found = {
+    """Return the labels of the image's configuration, which are the manifest's annotations as well. `base` is the name
+    of the base image; empty values are left out."""
+    values = {
         "title": origin.name,
         "description": origin.description,
         "version": origin.version,
@@ -88,7 +92,7 @@ def labels(origin: Origin, base: str) -> dict[str, str]:
         "source": origin.source,
         "base.name": base,
     }
-    return {f"{PREFIX}.{name}": value for name, value in found.items() if value}
+    return {f"{PREFIX}.{name}": value for name, value in values.items() if value}
 
 
 def _git(*arguments: str) -> str:
@@ -97,30 +101,30 @@ def _git(*arguments: str) -> str:
 
 
 DEBIAN, PYPI = "Debian", "PyPI"
-"""Ecosystems, as OSV names them."""
+"""The ecosystems of parts, as OSV names them."""
 PYTHON_ITSELF = "Python"
-"""Of a Python that was built from source; OSV has no ecosystem for it, so no advisory is compared with it."""
+"""The ecosystem of a Python that was built from source. OSV has none for it, so no advisory is compared with it."""
 UNKNOWN = "NOASSERTION"
-"""SPDX's value for what is not given."""
+"""SPDX's value for what is not known."""
 
 
 @dataclass(frozen=True, order=True)
 class ImagePart:
-    """One package of the image."""
+    """One package of the image: a Debian package, a Python distribution, or Python itself."""
 
     ecosystem: str
     name: str
     version: str
     purl: str
-    """https://github.com/package-url/purl-spec"""
+    """The package URL (https://github.com/package-url/purl-spec)."""
     source: str = ""
-    """Debian's advisories name the source package; that of a wheel is itself."""
+    """The source package, by which Debian's advisories name it; that of a wheel is its own name."""
     source_version: str = ""
     license: str = UNKNOWN
-    """An SPDX expression."""
+    """The license as an SPDX expression, or UNKNOWN."""
     homepage: str = UNKNOWN
     sha256: str = ""
-    """Of the file that was installed; empty for our own wheel."""
+    """The sha256 of the installed file in hexadecimal, or empty if it is not known, as for our own wheel."""
 
 
 @dataclass(frozen=True)
@@ -129,62 +133,63 @@ class Image:
 
     archive: Path
     reference: str
-    """The name it has once imported."""
+    """The name and tag that the image has after it was imported."""
     architecture: str
     digest: str
-    """sha256:... of the manifest. A saved image has none: of its configuration, its id in `docker images`."""
+    """The sha256:... of the manifest. A saved image has no manifest; this is its id in `docker images` then."""
     size: int
-    """Bytes of all layers when compressed, as they are transferred."""
+    """The size of all compressed layers in bytes, as they are transferred."""
     compiled: int
-    """Modules that are compiled."""
+    """The number of compiled modules."""
     parts: tuple[ImagePart, ...]
     config: JSON
-    """User, Env, Cmd, Labels ... as OCI names them."""
+    """The configuration of containers: User, Env, Cmd, Labels and so on, as OCI names them."""
     tree: tuple[Path, ...] = ()
-    """Folders that make the root file system, the lowest first, owned by whoever built it; empty for a saved image."""
+    """The folders that form the root file system, the lowest first, or empty for a saved image."""
     layers: tuple[Layer, ...] = ()
-    """Empty for a saved image."""
+    """The packed layers, or empty for a saved image."""
 
     @property
     def sbom(self) -> Path:
-        """The bill of materials beside the archive, SPDX 2.3."""
+        """The path of the bill of materials (SPDX 2.3), beside the archive."""
         return self.archive.with_suffix(".spdx.json")
 
     def write_sbom(self, origin: Origin) -> None:
-        """Write the bill of materials."""
+        """Write the bill of materials to `sbom`."""
         spdx = document(origin, self.architecture, self.digest, self.parts)
         self.sbom.write_text(json.dumps(spdx, indent=1) + "\n")
 
 
 def debian_parts(status: Sequence[str], locked: Sequence[Package]) -> Iterator[ImagePart]:
-    """The packages of these control files (dpkg's status); a sha256 is the lock's.
+    """Yield the packages that these control files (dpkg's status) describe; their sha256 is taken from the lock.
 
-    Their licences stand as texts in usr/share/doc/NAME/copyright, not as expressions.
+    Their licenses are not set: Debian has them as texts in usr/share/doc/NAME/copyright and not as expressions.
     """
     hashes = {package.name: package.sha256 for package in locked}
     for text in status:
         control = message_from_string(text)
         name, version = str(control["Package"]), str(control["Version"])
-        found = re.fullmatch(r"(\S+)(?: \((\S+)\))?", str(control.get("Source", name)))
-        assert found is not None, f"{name}: Source: {control['Source']}"
+        source = re.fullmatch(r"(\S+)(?: \((\S+)\))?", str(control.get("Source", name)))
+        assert source is not None, f"{name}: Source: {control['Source']}"
         yield ImagePart(
             DEBIAN,
             name,
             version,
             f"pkg:deb/debian/{quote(name)}@{quote(version, safe='')}?arch={control['Architecture']}&distro={DISTRO}",
-            found[1],
-            found[2] or version,
+            source[1],
+            source[2] or version,
             homepage=str(control.get("Homepage", UNKNOWN)),
             sha256=hashes.get(name, ""),
         )
 
 
 def wheel_parts(metadata: Sequence[str], files: Mapping[str, str]) -> Iterator[ImagePart]:
-    """The distributions of these METADATA files; `files`: name of each wheel file and its sha256."""
+    """Yield the distributions that these METADATA files describe. `files` has the sha256 of each wheel by file
+    name."""
     hashes = {canonicalize_name(name.split("-")[0]): digest for name, digest in files.items()}
     for text in metadata:
-        told = message_from_string(text)
-        name, version = canonicalize_name(str(told["Name"])), str(told["Version"])
+        headers = message_from_string(text)
+        name, version = canonicalize_name(str(headers["Name"])), str(headers["Version"])
         purl = f"pkg:pypi/{name}@{quote(version, safe='')}"
         yield ImagePart(
             PYPI,
@@ -193,25 +198,26 @@ def wheel_parts(metadata: Sequence[str], files: Mapping[str, str]) -> Iterator[I
             purl,
             name,
             version,
-            license_of(told),
-            homepage_of(told),
+            license_of(headers),
+            homepage_of(headers),
             hashes.get(name, ""),
         )
 
 
-def license_of(told: Message) -> str:
-    """The SPDX expression of a distribution: its own, or its old field where that is one."""
+def license_of(headers: Message) -> str:
+    """Return the license of a distribution as an SPDX expression: its field License-Expression, or License if that is
+    an expression, or UNKNOWN."""
     for field in ("License-Expression", "License"):
         try:
-            return str(canonicalize_license_expression(str(told[field] or "")))
+            return str(canonicalize_license_expression(str(headers[field] or "")))
         except InvalidLicenseExpression:
             continue
     return UNKNOWN
 
 
-def homepage_of(told: Message) -> str:
-    """Its home page or repository, if it names one."""
-    rows = [str(row).partition(",") for row in told.get_all("Project-URL", [])]
+def homepage_of(headers: Message) -> str:
+    """Return the home page or repository of a distribution, or UNKNOWN if it names neither."""
+    rows = [str(row).partition(",") for row in headers.get_all("Project-URL", [])]
     urls = {name.strip().lower(): url.strip() for name, _, url in rows}
     for name in ("homepage", "repository", "source", "source code", "github"):
         if name in urls:
@@ -220,21 +226,22 @@ def homepage_of(told: Message) -> str:
 
 
 def read_status(tree: Path) -> list[str]:
-    """The control files of the packages in a tree."""
+    """Return the control files of the packages in a tree, sorted by package name."""
     return [path.read_text() for path in sorted((tree / "var/lib/dpkg/status.d").iterdir())]
 
 
 def read_metadata(site: Path) -> list[str]:
-    """The METADATA files of the distributions in a folder of packages."""
+    """Return the METADATA files of the distributions in a folder of packages, sorted by name."""
     return [path.read_text() for path in sorted(site.glob("*.dist-info/METADATA"))]
 
 
 NAMESPACE = "https://gpusharing.dev/spdx"
-"""Makes the document's name unique; nothing is served there."""
+"""The prefix that makes a document's namespace unique; nothing is served at this URL."""
 
 
 def document(origin: Origin, architecture: str, digest: str, parts: Sequence[ImagePart]) -> JSON:
-    """The SPDX document of one image; `digest`: sha256:... of its manifest. Equal images give equal documents."""
+    """Return the SPDX document of one image. `digest` is the sha256:... of its manifest. Equal images have equal
+    documents."""
     name = f"{origin.name}-{origin.version}-{architecture}"
     image = {
         "SPDXID": "SPDXRef-Image",
@@ -269,8 +276,8 @@ def document(origin: Origin, architecture: str, digest: str, parts: Sequence[Ima
 
 
 def package(key: str, part: ImagePart) -> JSON:
-    """One part as SPDX has it."""
-    told: JSON = {
+    """Return one part as SPDX describes a package, with the identifier `key`."""
+    row: JSON = {
         "SPDXID": key,
         "name": part.name,
         "versionInfo": part.version,
@@ -285,20 +292,20 @@ def package(key: str, part: ImagePart) -> JSON:
         "externalRefs": [purl(part.purl)],
     }
     if part.sha256:
-        told["checksums"] = [{"algorithm": "SHA256", "checksumValue": part.sha256}]
+        row["checksums"] = [{"algorithm": "SHA256", "checksumValue": part.sha256}]
     if part.ecosystem == DEBIAN:
-        told["licenseComments"] = f"usr/share/doc/{part.name}/copyright in the image"
-        told["sourceInfo"] = f"built package from: {part.source} {part.source_version}"
-    return told
+        row["licenseComments"] = f"usr/share/doc/{part.name}/copyright in the image"
+        row["sourceInfo"] = f"built package from: {part.source} {part.source_version}"
+    return row
 
 
 def identifier(part: ImagePart) -> str:
-    """A name within the document: letters, digits, dots and dashes only."""
+    """Return a part's identifier within the document, which has only letters, digits, dots and dashes."""
     return "SPDXRef-" + re.sub(r"[^A-Za-z0-9.]+", "-", f"{part.ecosystem}-{part.name}-{part.version}")
 
 
 def purl(locator: str) -> JSON:
-    """The package URL by which scanners know a part."""
+    """Return a package URL as an external reference, by which scanners recognize the part."""
     return {
         "referenceCategory": "PACKAGE-MANAGER",
         "referenceType": "purl",
@@ -306,6 +313,6 @@ def purl(locator: str) -> JSON:
     }
 
 
-def relationship(one: str, kind: str, other: str) -> JSON:
-    """How two things of the document belong together."""
-    return {"spdxElementId": one, "relationshipType": kind, "relatedSpdxElement": other}
+def relationship(element: str, kind: str, other: str) -> JSON:
+    """Return a relationship between two elements of the document."""
+    return {"spdxElementId": element, "relationshipType": kind, "relatedSpdxElement": other}

@@ -1,12 +1,10 @@
-"""Which Debian packages the image is made of, and how they are fetched and laid out as a tree.
+"""The Debian packages of the image: which they are, how they are downloaded, and how they are laid out as a tree.
 
-That needs no root, no apt and no dpkg.
+This needs no root, no apt and no dpkg. `hack.images.local` reads every ELF file of the finished tree and names a
+library that is missing. Dependencies that only maintainer scripts need (debconf, perl) are left out, because no script
+is run.
 
-The list is closed under what the programs link: `hack.images.local` reads every ELF file of the finished tree and
-names a library that is not there. Dependencies that only maintainer scripts need (debconf, perl) are left out, as
-no script is run.
-
-`python -m hack.images.debian` regenerates deploy/debian.lock from Debian's signed index (that needs apt).
+`python -m hack.images.debian` writes deploy/debian.lock anew from Debian's signed index, which needs apt.
 """
 
 import hashlib
@@ -33,17 +31,17 @@ from hack.cache import UnavailableError, cache_root, writable
 from hack.generate import ROOT
 
 SUITE = "trixie"
-"""Debian 13: the Python of the base that deploy/Dockerfile names."""
+"""Debian 13, which has the Python of the base that deploy/Dockerfile names."""
 DISTRO = "debian-13"
 PYTHON = "3.13"
 ARCHITECTURES = ("amd64", "arm64")
 
 PACKAGES = {
-    "base-files": "what this system is (os-release), the folders, the texts of the licences",
+    "base-files": "os-release, the folders, the texts of the licenses",
     "libc6": "the C library",
     "libc-bin": "ld.so.conf, so that libraries of the driver are found where a runtime puts them",
     "gcc-14-base": "the copyright of libgcc",
-    "libgcc-s1": "pydantic-core and threads that are cancelled",
+    "libgcc-s1": "pydantic-core and threads that are canceled",
     "libbz2-1.0": "bz2",
     "libexpat1": "xml",
     "libffi8": "ctypes: NVML is called with it",
@@ -59,11 +57,11 @@ PACKAGES = {
     "libpython3.13-stdlib": "the standard library",
     "python3.13-minimal": "the interpreter",
 }
-"""Name and why it is there."""
+"""Each package, and which part of the image needs it."""
 
 DYNLOAD = "usr/lib/python3*/lib-dynload"
 DROPPED = (
-    # Nothing here reads a manual or speaks another language than the messages' own; copyright files stay.
+    # Manuals, translations and the like, which nothing in the image reads; copyright files stay.
     "usr/share/man/*",
     "usr/share/locale/*",
     "usr/share/lintian/*",
@@ -86,10 +84,10 @@ DROPPED = (
     "usr/bin/p[!y]*",
     "usr/bin/py[!t]*",
     "usr/sbin/*",
-    # Time zones under names that nobody should use any more.
+    # Time zones under obsolete names.
     "usr/share/zoneinfo/right/*",
     "usr/share/zoneinfo/posix/*",
-    # Of Python: its tests, its tools for the desktop, and modules whose library is not here.
+    # Python's tests, its tools for the desktop, and modules whose library is not in the image.
     f"{DYNLOAD}/_test*",
     f"{DYNLOAD}/_xxtest*",
     f"{DYNLOAD}/xx*",
@@ -109,18 +107,18 @@ DROPPED = (
     "usr/lib/python3*/idlelib/*",
     "usr/lib/python3*/__phello__/*",
 )
-"""Patterns of paths that are not taken."""
+"""Patterns of paths that are left out of the image."""
 
 
 @dataclass(frozen=True, order=True)
 class Package:
-    """One line of the lock: one file of one version for one architecture."""
+    """One line of the lock: a file of one package, version and architecture."""
 
     architecture: str
     name: str
     version: str
     archive: str
-    """`debian` or `debian-security`: the first part of the path on a mirror."""
+    """The first part of the path on a mirror: `debian` or `debian-security`."""
     path: str
     sha256: str
 
@@ -139,16 +137,16 @@ AS_OF = re.compile(r"^# as of (?P<stamp>\d{8}T\d{6}Z)$", re.MULTILINE)
 
 
 class LockError(ValueError):
-    """The lock of Debian packages is not what the code needs; the text says what and how to regenerate it."""
+    """The lock of Debian packages does not match the code; the text says why and how to write it anew."""
 
 
 def parse_lock(text: str) -> list[Package]:
-    """The packages of a lock.
+    """Return the packages of a lock, sorted.
 
     Raises:
-        LockError: a line is no package, or a package of PACKAGES is missing for an architecture.
+        LockError: a line is not a package, or the packages of an architecture are not those of PACKAGES.
     """
-    found = []
+    packages = []
     for number, row in enumerate(text.splitlines(), start=1):
         if not row or row.startswith("#"):
             continue
@@ -157,33 +155,33 @@ def parse_lock(text: str) -> list[Package]:
                 f"line {number} is not a package: {row!r}; each is: architecture name version debian pool/....deb"
                 " sha256:...; regenerate it with: python -m hack.images.debian"
             )
-        found.append(Package(**match.groupdict()))
+        packages.append(Package(**match.groupdict()))
     for architecture in ARCHITECTURES:
-        have = {package.name for package in found if package.architecture == architecture}
+        have = {package.name for package in packages if package.architecture == architecture}
         if have != set(PACKAGES):
             wrong = ", ".join(sorted(have ^ set(PACKAGES)))
             raise LockError(
-                f"{architecture}: {wrong} differ from hack/images/debian.py; regenerate the lock with: python -m"
-                " hack.images.debian"
+                f"{architecture}: the lock and PACKAGES of hack/images/debian.py differ in {wrong}; regenerate the"
+                " lock with: python -m hack.images.debian"
             )
-    return sorted(found)
+    return sorted(packages)
 
 
 def as_of(text: str) -> str:
-    """When the lock was written, as snapshot.debian.org names its folders: `20261120T220000Z`.
+    """Return when the lock was written, in the form of folder names on snapshot.debian.org: `20261120T220000Z`.
 
     Raises:
-        LockError: it does not say.
+        LockError: the lock has no such time.
     """
     if not (match := AS_OF.search(text)):
         raise LockError(
-            "the lock lacks a line such as `# as of 20261120T220000Z`; regenerate it: python -m hack.images.debian"
+            "the lock lacks a line such as `# as of 20261120T220000Z`; regenerate it with: python -m hack.images.debian"
         )
     return match["stamp"]
 
 
 def render_lock(packages: Iterable[Package], stamp: str) -> str:
-    """The text of a lock."""
+    """Return the text of a lock with these packages, written at `stamp`."""
     head = (
         f"# Debian packages of the image that `make images BASE=local` builds; {SUITE}, from its signed index.\n"
         "# Written by: python -m hack.images.debian\n"
@@ -193,20 +191,21 @@ def render_lock(packages: Iterable[Package], stamp: str) -> str:
 
 
 def is_dropped(path: str) -> bool:
-    """Whether this path of a package (without a slash at its head) is left out."""
+    """Whether this path of a package (without a leading slash) is left out of the image."""
     return any(fnmatchcase(path, pattern) for pattern in DROPPED)
 
 
 LOCK = ROOT / "deploy" / "debian.lock"
 MIRROR = "http://deb.debian.org"
-"""Overridden by $DEBIAN_MIRROR; below it lie debian/ and debian-security/. Hashes are checked, so http is enough."""
+"""The mirror unless $DEBIAN_MIRROR is set, with debian/ and debian-security/ below it. Hashes are checked, so HTTP is
+enough."""
 SNAPSHOT = "http://snapshot.debian.org/archive"
-"""Keeps every version for ever; $DEBIAN_SNAPSHOT names another."""
+"""The server that keeps all old versions, unless $DEBIAN_SNAPSHOT is set."""
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 TIMEOUT = 30.0
-"""Seconds until a mirror counts as silent."""
+"""Seconds after which a mirror that does not answer is given up."""
 MERGED = ("bin", "sbin", "lib", "lib64")
-"""Links into usr, which a script of base-files would make."""
+"""Links into usr, which a script of base-files would create."""
 FOLDERS = (
     "dev",
     "etc",
@@ -225,18 +224,18 @@ USERS = {
     "etc/group": "root:x:0:\nnogroup:x:65534:\n",
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
 }
-"""uid 65532 has no entry on purpose: on OpenShift it is any number, so nothing may need one."""
+"""The users of the image. The uid 65532 has no entry on purpose: OpenShift picks any uid, so none may be needed."""
 
 
 class FetchError(UnavailableError):
-    """A package cannot be had. The text says which, from where, and what to do."""
+    """A package cannot be downloaded. The text says which, from where, and what to do."""
 
 
 def fetch(packages: Sequence[Package], stamp: str) -> list[Path]:
-    """The packages' files, from the cache or a mirror, checked against their hashes.
+    """Return the files of the packages, from the cache or a mirror, each checked against its hash.
 
     Raises:
-        FetchError: a file is neither on the mirror nor in the archive of old versions, or not the locked one.
+        FetchError: a file is neither on the mirror nor on the snapshot server, or is not the locked one.
         UnavailableError: the cache cannot be written.
     """
     folder = cache_root() / "debs"
@@ -245,13 +244,15 @@ def fetch(packages: Sequence[Package], stamp: str) -> list[Path]:
 
 
 def _fetch(package: Package, stamp: str, folder: Path) -> Path:
+    """Return one package's file in `folder`, downloaded from the mirror or the snapshot server if it is not there.
+    Raises FetchError after two attempts on each."""
     target = folder / f"{package.sha256[:16]}-{Path(package.path).name}"
     if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == package.sha256:
         return target
     mirror = os.environ.get("DEBIAN_MIRROR") or MIRROR
     snapshot = os.environ.get("DEBIAN_SNAPSHOT") or SNAPSHOT
     tried = []
-    # Twice, for a mirror's answer may be cut short.
+    # Each server is tried twice, because an answer may be cut short.
     for base in (f"{mirror}/{package.archive}", f"{snapshot}/{package.archive}/{stamp}") * 2:
         try:
             with urllib.request.urlopen(f"{base}/{package.path}", timeout=TIMEOUT) as answer:
@@ -260,20 +261,20 @@ def _fetch(package: Package, stamp: str, folder: Path) -> Path:
             tried.append(f"{base}: {error}")
             continue
         if hashlib.sha256(data).hexdigest() != package.sha256:
-            tried.append(f"{base}: other content than the lock's sha256")
+            tried.append(f"{base}: its content does not match the sha256 of the lock")
             continue
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             (Path(scratch) / target.name).write_bytes(data)
             return (Path(scratch) / target.name).replace(target)
     raise FetchError(
         f"{package.name} {package.version} ({package.architecture}) cannot be downloaded ({'; '.join(tried[-2:])}): "
-        "check the network; where Debian has dropped that version, name a mirror that has it (DEBIAN_MIRROR=URL) or "
+        "check the network; if Debian has dropped that version, name a mirror that has it (DEBIAN_MIRROR=URL) or "
         "lock today's versions: python -m hack.images.debian"
     )
 
 
 def locked(architecture: str) -> tuple[list[Package], str]:
-    """The packages of deploy/debian.lock for one architecture, and as of when."""
+    """Return the packages of deploy/debian.lock for one architecture, and the time at which the lock was written."""
     text = LOCK.read_text()
     return [package for package in parse_lock(text) if package.architecture == architecture], as_of(text)
 
@@ -282,32 +283,32 @@ def locked(architecture: str) -> tuple[list[Package], str]:
 
 
 def members(data: bytes) -> dict[str, bytes]:
-    """The files of an ar archive, which a .deb is (man 5 deb).
+    """Return the files of an ar archive by name; a .deb is one (man 5 deb).
 
     Raises:
-        ValueError: it is none.
+        ValueError: the data is not an ar archive.
     """
     if not data.startswith(b"!<arch>\n"):
-        raise ValueError("no ar archive: a .deb begins with !<arch>")
-    found, at = {}, 8
+        raise ValueError("this is not an ar archive: a .deb begins with !<arch>")
+    files, at = {}, 8
     while at + 60 <= len(data):
         name, size = data[at : at + 16].decode().strip().rstrip("/"), int(data[at + 48 : at + 58])
-        found[name] = data[at + 60 : at + 60 + size]
+        files[name] = data[at + 60 : at + 60 + size]
         at += 60 + size + size % 2
-    return found
+    return files
 
 
 def open_part(deb: bytes, part: str) -> tarfile.TarFile:
-    """The tar `control` or `data` of a package."""
+    """Open the tar `control` or `data` of a package. Raises ValueError if the package does not have it."""
     parts = members(deb)
     for name, opened in ((f"{part}.tar.xz", lzma.decompress), (f"{part}.tar", bytes)):
         if name in parts:
             return tarfile.open(fileobj=io.BytesIO(opened(parts[name])))
-    raise ValueError(f"a .deb without {part}.tar.xz; it has {', '.join(sorted(parts))}")
+    raise ValueError(f"the .deb has no {part}.tar.xz; it has {', '.join(sorted(parts))}")
 
 
 def control(deb: bytes) -> str:
-    """The package's control file: name, version, dependencies, maintainer."""
+    """Return the package's control file, with its name, version and dependencies."""
     with open_part(deb, "control") as tar:
         file = tar.extractfile("./control")
         assert file is not None
@@ -315,7 +316,7 @@ def control(deb: bytes) -> str:
 
 
 def unpack(debs: Sequence[Path], tree: Path) -> None:
-    """Lay the packages out in `tree`, without what is dropped, with what their scripts would have made."""
+    """Unpack the packages into `tree`, without the paths in DROPPED, and add what their scripts would have created."""
     for folder in FOLDERS:
         (tree / folder).mkdir(parents=True, exist_ok=True)
     for name in MERGED:
@@ -324,9 +325,9 @@ def unpack(debs: Sequence[Path], tree: Path) -> None:
     for deb in debs:
         data = deb.read_bytes()
         text = control(data)
-        called = re.search(r"^Package: (\S+)$", text, re.MULTILINE)
-        assert called is not None
-        (tree / "var/lib/dpkg/status.d" / called[1]).write_text(text)
+        name_field = re.search(r"^Package: (\S+)$", text, re.MULTILINE)
+        assert name_field is not None
+        (tree / "var/lib/dpkg/status.d" / name_field[1]).write_text(text)
         with open_part(data, "data") as tar:
             for member in tar:
                 _lay(tar, member, tree)
@@ -336,6 +337,8 @@ def unpack(debs: Sequence[Path], tree: Path) -> None:
 
 
 def _lay(tar: tarfile.TarFile, member: tarfile.TarInfo, tree: Path) -> None:
+    """Write one member of a package's data into `tree`, unless it is dropped. Hard links become copies, and an
+    existing symbolic link stays."""
     path = member.name.removeprefix("./").rstrip("/")
     if not path or is_dropped(path):
         return
@@ -358,14 +361,14 @@ def _lay(tar: tarfile.TarFile, member: tarfile.TarInfo, tree: Path) -> None:
 
 
 def relock() -> str:
-    """The lock as Debian's index is now. Reads the index with apt, in folders of its own.
+    """Return a lock with the versions of Debian's index now. The index is read with apt, in folders of its own.
 
     Raises:
         FetchError: apt or Debian's keys are missing, or the index cannot be read.
     """
     if not shutil.which("apt-get") or not KEYRING.is_file():
         raise FetchError(
-            "apt and Debian's keys are needed, on Debian or Ubuntu: apt-get install apt debian-archive-keyring"
+            "apt and Debian's keys are needed; on Debian or Ubuntu: apt-get install apt debian-archive-keyring"
         )
     mirror = os.environ.get("DEBIAN_MIRROR") or MIRROR
     with tempfile.TemporaryDirectory() as scratch:
@@ -380,13 +383,15 @@ def relock() -> str:
         )
         if done.returncode != 0:
             raise FetchError(
-                f"apt cannot read the index at {mirror}:\n{done.stderr}\nName another: DEBIAN_MIRROR="
+                f"apt cannot read the index at {mirror}:\n{done.stderr}\nName another mirror: DEBIAN_MIRROR=URL"
             )
         packages = [package for name in ARCHITECTURES for package in _resolved(name, environ, mirror)]
     return render_lock(packages, f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
 
 
 def _apt_configuration(folder: Path, mirror: str) -> Path:
+    """Write a configuration with which apt uses only `folder` and the packages of SUITE at `mirror`, and return its
+    path."""
     for part in ("lists/partial", "cache/archives/partial"):
         (folder / part).mkdir(parents=True)
     (folder / "status").touch()
@@ -405,7 +410,7 @@ def _apt_configuration(folder: Path, mirror: str) -> Path:
 
 
 def _resolved(architecture: str, environ: dict[str, str], mirror: str) -> Iterator[Package]:
-    """Every package at the newest version, which is the one that apt would install."""
+    """Yield every package at the version that apt would install for this architecture."""
     command = ["apt-get", "-o", f"APT::Architecture={architecture}", "download", "--print-uris", *PACKAGES]
     listed = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
     for url, _, _, digest in re.findall(
@@ -417,7 +422,7 @@ def _resolved(architecture: str, environ: dict[str, str], mirror: str) -> Iterat
 
 
 def main() -> int:
-    """Write deploy/debian.lock."""
+    """Write deploy/debian.lock anew and return the exit status: 1 if that is impossible."""
     try:
         text = relock()
         parse_lock(text)

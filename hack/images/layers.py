@@ -1,4 +1,4 @@
-"""Pack folders as layers and layers as an image: equal content gives equal bytes, whoever packs it and when."""
+"""Packing folders as layers and layers as an image. Equal content gives equal bytes, whoever packs it and when."""
 
 import gzip
 import hashlib
@@ -15,7 +15,7 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 MODES = {"tmp": 0o1777, "var/tmp": 0o1777, "root": 0o700}
-"""Folders that are not 0755."""
+"""The modes of folders that are not 0755."""
 COMPRESSION = 9
 
 JSON = dict[str, Any]
@@ -23,46 +23,47 @@ JSON = dict[str, Any]
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer, packed."""
+    """A folder, packed as a layer of an image."""
 
     name: str
-    """What it holds, for people."""
+    """A description of the content, for people."""
     data: bytes
-    """gzip of the tar."""
+    """The compressed tar."""
     diff_id: str
-    """sha256:... of the tar itself."""
+    """The sha256:... of the uncompressed tar."""
     size: int
-    """Bytes of the tar itself."""
+    """The size of the uncompressed tar in bytes."""
 
     @property
     def digest(self) -> str:
-        """sha256:... of what is transferred."""
+        """The sha256:... of the compressed layer, which is what is transferred."""
         return sha256(self.data)
 
 
 def sha256(data: bytes) -> str:
-    """As OCI writes a digest."""
+    """Return the digest of data as OCI writes it, `sha256:...`."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def pack(name: str, tree: Path, epoch: int) -> Layer:
-    """A folder as a layer: sorted, owned by root, of one time (`epoch`, seconds)."""
+    """Return a folder as a layer. Its files are sorted and owned by root, and all have the time `epoch` (seconds since
+    1970)."""
     raw = pack_tar(tree, walk(tree), epoch)
     return Layer(name, compress(raw), sha256(raw), len(raw))
 
 
 def compress(raw: bytes) -> bytes:
-    """gzip without a time and a name."""
+    """Return `raw` compressed with gzip, without a time and a name in the header."""
     return gzip.compress(raw, COMPRESSION, mtime=0)
 
 
 def walk(tree: Path) -> list[Path]:
-    """Everything below a folder, parents first, in a stated order."""
+    """Return all paths below a folder, parents first, in a fixed order."""
     return sorted(tree.rglob("*"), key=lambda path: path.relative_to(tree).parts)
 
 
 def pack_tar(tree: Path, paths: Iterable[Path], epoch: int) -> bytes:
-    """These paths of a tree as a tar."""
+    """Return a tar with these paths of `tree`, owned by root, with modes that do not depend on the umask."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for path in paths:
@@ -85,7 +86,8 @@ def pack_tar(tree: Path, paths: Iterable[Path], epoch: int) -> bytes:
 def configuration(
     architecture: str, layers: Sequence[Layer], run: JSON, labels: Mapping[str, str], created: str
 ) -> JSON:
-    """The image's configuration; `run`: User, Env, Cmd ... as OCI names them; `created`: RFC 3339."""
+    """Return the image's configuration. `run` has User, Env, Cmd and so on as OCI names them, `created` is a time in
+    RFC 3339."""
     return {
         "created": created,
         "architecture": architecture,
@@ -99,9 +101,9 @@ def configuration(
 def archive(
     reference: str, config: JSON, layers: Sequence[Layer], annotations: Mapping[str, str], epoch: int
 ) -> tuple[bytes, str]:
-    """An OCI layout that is a docker-archive as well, as one tar, and the manifest's digest.
+    """Return one tar that is both an OCI layout and a docker-archive, and the manifest's digest.
 
-    containerd, podman, skopeo and buildah read the one, `docker load` the other.
+    containerd, podman, skopeo and buildah read the OCI layout, `docker load` the docker-archive.
     """
     settings = dump(config)
     manifest = dump(
@@ -139,21 +141,22 @@ def archive(
 
 
 def descriptor(media_type: str, data: bytes) -> JSON:
-    """How OCI points at a blob."""
+    """Return the descriptor by which OCI refers to a blob."""
     return {"mediaType": media_type, "digest": sha256(data), "size": len(data)}
 
 
 def blob_name(data: bytes) -> str:
-    """Where a blob lies in a layout."""
+    """Return the path of a blob within a layout."""
     return f"blobs/sha256/{hashlib.sha256(data).hexdigest()}"
 
 
 def dump(value: object) -> bytes:
-    """JSON, always the same for the same value."""
+    """Return a value as JSON, with the same bytes for equal values."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _plain_tar(files: Mapping[str, bytes], epoch: int) -> Iterator[bytes]:
+    """Yield the bytes of a tar with these files, all with the time `epoch`."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, data in files.items():

@@ -1,7 +1,7 @@
-"""Build the image of Debian packages and locked wheels, without root, a container program or a registry.
+"""Building the image from Debian packages and locked wheels, without root, a container program or a registry.
 
-Two checks of the finished tree are here as well: which shared libraries its programs need, read from their ELF headers
-(also for a foreign machine), and how big the image is, and of what.
+The finished tree is checked: which shared libraries its programs need, read from their ELF headers (also of another
+architecture), and how big the image is and why.
 """
 
 import re
@@ -40,19 +40,20 @@ RUN: JSON = {
     "Cmd": ["gpusharing-operator"],
     "WorkingDir": "/",
 }
-"""How a container of it starts; a test holds it to deploy/Dockerfile."""
+"""How a container of the image starts; a test compares it with deploy/Dockerfile."""
 
 
 class TreeError(Exception):
-    """The image would not run. The text says why."""
+    """The image would not run; the text says why."""
 
 
 def build(architecture: str = "", reference: str = "", out: Path = OUT) -> Image:
-    """Build for one architecture (`amd64` or `arm64`; without one for this machine's).
+    """Build the image for one architecture (`amd64` or `arm64`; this machine's by default), write archive and bill of
+    materials into `out`, and return it.
 
     Raises:
-        FetchError: a Debian package cannot be had.
-        WheelError: a wheel cannot be had.
+        FetchError: a Debian package cannot be downloaded.
+        WheelError: a wheel cannot be downloaded or installed.
         TreeError: a program would not find a library.
     """
     native = wheels.native()
@@ -76,30 +77,33 @@ def build(architecture: str = "", reference: str = "", out: Path = OUT) -> Image
         pack("locked libraries", site, locked_at),
         pack("operator and agent", own, origin.epoch),
     )
-    held = (
+    parts = (
         *debian_parts(read_status(system), packages),
         *wheel_parts(read_metadata(site / wheels.SITE), wheels.hashes(files)),
         *wheel_parts(read_metadata(own / wheels.SITE), {}),
     )
     if lacking := missing([system, site, own]):
         raise TreeError(
-            f"libraries are missing, add their packages to hack/images/debian.py: {'; '.join(lacking)}"
+            f"libraries are missing; add their packages to hack/images/debian.py: {'; '.join(lacking)}"
         )
     target, digest = _write(architecture, reference, origin, layers, out)
     size, trees = sum(len(layer.data) for layer in layers), (system, site, own)
-    image = Image(target, reference, architecture, digest, size, compiled, held, RUN, trees, layers)
+    image = Image(target, reference, architecture, digest, size, compiled, parts, RUN, trees, layers)
     image.write_sbom(origin)
     return image
 
 
 def _native_python(native: str, folder: Path) -> Path:
-    """Bytecode is the same on every machine: a foreign tree is compiled by the Python of this one."""
+    """Unpack the Python of this machine's architecture into `folder`, and return it. It compiles the tree of another
+    architecture, because bytecode is the same on every architecture."""
     packages, stamp = debian.locked(native)
     debian.unpack(debian.fetch(packages, stamp), folder)
     return folder
 
 
 def _compile(python: Path, *parts: tuple[Path, str]) -> int:
+    """Compile all modules of the parts with the Python in `python`, and return their number. A part is a tree and a
+    folder within it."""
     command, environ = wheels.interpreter(python)
     return sum(wheels.compile_all(command, environ, tree / shown, shown) for tree, shown in parts)
 
@@ -107,6 +111,7 @@ def _compile(python: Path, *parts: tuple[Path, str]) -> int:
 def _write(
     architecture: str, reference: str, origin: Origin, layers: tuple[Layer, ...], out: Path
 ) -> tuple[Path, str]:
+    """Write the image's archive into `out`, and return its path and the manifest's digest."""
     marks = labels(origin, DISTRO)
     config = configuration(architecture, layers, RUN, marks, origin.created)
     data, digest = archive(reference, config, layers, marks, origin.epoch)
@@ -120,9 +125,9 @@ NEEDED, STRTAB = 1, 5
 
 
 def needed(data: bytes) -> list[str]:
-    """The libraries that an ELF file names (DT_NEEDED); none when it is static or no ELF file.
+    """Return the libraries that an ELF file names (DT_NEEDED); none if it is static or not an ELF file.
 
-    Only 64 bits and little-endian, which amd64 and arm64 are (gABI, chapters 4 and 5).
+    Only 64-bit little-endian files are read, as those of amd64 and arm64 are (gABI, chapters 4 and 5).
     """
     if data[:6] != b"\x7fELF\x02\x01":
         return []
@@ -150,13 +155,14 @@ def needed(data: bytes) -> list[str]:
 
 
 def missing(trees: list[Path]) -> list[str]:
-    """Each `file needs library` where no file of that name lies anywhere in the trees, sorted."""
+    """Return a sorted text `file needs library` for each library that is needed and is in none of the trees."""
     files = [path for tree in trees for path in tree.rglob("*") if path.is_file() or path.is_symlink()]
     there = {path.name for path in files}
     return sorted(f"{path.name} needs {name}" for path, name in _wants(files) if name not in there)
 
 
 def _wants(files: list[Path]) -> Iterator[tuple[Path, str]]:
+    """Yield each program or library with each library that it needs. Symbolic links are ignored."""
     for path in files:
         if path.is_symlink() or not (".so" in path.name or path.stat().st_mode & 0o100):
             continue
@@ -165,7 +171,7 @@ def _wants(files: list[Path]) -> Iterator[tuple[Path, str]]:
 
 
 LIMIT = 70_000_000
-"""Bytes, compressed, above which no image may be."""
+"""The most bytes that an image may have when compressed."""
 KINDS = (
     ("operator and agent", r"usr/local/(bin|lib/[^/]+/dist-packages/(gpusharing|gpu_sharing_operator))(/|$)"),
     ("libraries: bytecode", r"usr/local/.*\.pyc$"),
@@ -178,17 +184,17 @@ KINDS = (
     ("time zones", r"usr/share/zoneinfo"),
     ("copyright, users, lists", r""),
 )
-"""The first pattern that matches a path says what it is."""
+"""Kinds of files with a pattern for their paths; the first that matches counts."""
 
 
 def kind(path: str) -> str:
-    """What a path of the image is, for the table."""
+    """Return the kind of a path of the image, the first of KINDS that matches."""
     return next(name for name, pattern in KINDS if re.match(pattern, path))
 
 
 def by_kind(trees: Sequence[Path]) -> dict[str, tuple[int, int, int]]:
-    """Files, bytes, and bytes when compressed alone, of each kind."""
-    found: dict[str, tuple[int, int, int]] = {}
+    """Return for each kind the number of its files, their bytes, and their bytes if compressed on their own."""
+    sizes: dict[str, tuple[int, int, int]] = {}
     for name, _ in KINDS:
         count = size = packed = 0
         for tree in trees:
@@ -200,24 +206,25 @@ def by_kind(trees: Sequence[Path]) -> dict[str, tuple[int, int, int]]:
             if paths:
                 count, size = count + len(paths), size + sum(path.stat().st_size for path in paths)
                 packed += len(compress(pack_tar(tree, paths, 0)))
-        found[name] = (count, size, packed)
-    return found
+        sizes[name] = (count, size, packed)
+    return sizes
 
 
-def table(found: Mapping[str, tuple[int, int, int]], whole: int) -> str:
-    """The table; `whole`: bytes of all layers as they are transferred."""
+def table(sizes: Mapping[str, tuple[int, int, int]], whole: int) -> str:
+    """Return the sizes by kind as a text table. `whole` is the size of all layers as they are transferred, in
+    bytes."""
     rows = [f"  {'':26} {'files':>6} {'MB':>7} {'compressed':>11}"]
     rows += [
         f"  {name:26} {count:6} {size / 1e6:7.1f} {packed / 1e6:11.1f}"
-        for name, (count, size, packed) in found.items()
+        for name, (count, size, packed) in sizes.items()
     ]
-    count, size = (sum(row[index] for row in found.values()) for index in (0, 1))
+    count, size = (sum(row[index] for row in sizes.values()) for index in (0, 1))
     rows.append(f"  {'all, as transferred':26} {count:6} {size / 1e6:7.1f} {whole / 1e6:11.1f}")
     return "\n".join(rows)
 
 
 def too_big(whole: int) -> str:
-    """What is wrong with this size; empty when nothing is."""
+    """Return a message if an image of this many compressed bytes is too big, or an empty text."""
     if whole <= LIMIT:
         return ""
-    return f"{whole / 1e6:.1f} MB compressed are more than {LIMIT / 1e6:.0f}: see the table for what grew"
+    return f"{whole / 1e6:.1f} MB compressed are more than the limit of {LIMIT / 1e6:.0f} MB: the table shows what grew"

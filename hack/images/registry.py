@@ -1,7 +1,8 @@
-"""Build deploy/Dockerfile with Docker or buildah, where a registry serves its base, and read the saved image back.
+"""Building deploy/Dockerfile with Docker or buildah where a registry with its base is reachable, and reading the saved
+image back.
 
-`python -m hack.images.registry` prints what a builder must be told besides, as outputs of a step of a hosted workflow:
-`epoch`, and the labels, one in a line.
+`python -m hack.images.registry` prints what else a builder needs, in the form of step outputs of a hosted workflow:
+`epoch`, and the labels, one per line.
 """
 
 import gzip
@@ -36,18 +37,18 @@ STATUS = re.compile(r"var/lib/dpkg/status(\.d/[^/]+)?$")
 METADATA = re.compile(r".*/(?:site|dist)-packages/[^/]+\.dist-info/METADATA$")
 VENV = "opt/venv/pyvenv.cfg"
 BUILT = "/usr/local/bin"
-"""Where a Python lies that is of no Debian package, as in the base of deploy/Dockerfile."""
+"""The folder of a Python that belongs to no Debian package, as in the base of deploy/Dockerfile."""
 
 
 class ArchiveError(ValueError):
-    """The archive is none that we can read. The text says why."""
+    """The file is not an archive that we can read; the text says why."""
 
 
 def read(path: Path) -> Image:
-    """The image in a docker-archive.
+    """Return the image in a docker-archive.
 
     Raises:
-        ArchiveError: it is none, or holds several images.
+        ArchiveError: the file is not such an archive, or has several images.
     """
     with tarfile.open(path) as tar:
         try:
@@ -62,8 +63,8 @@ def read(path: Path) -> Image:
         for name in manifest["Layers"]:
             layer = _member(tar, name)
             size += len(layer if layer.startswith(b"\x1f\x8b") else compress(layer))
-            found, modules = _kept(layer)
-            files |= found
+            descriptions, modules = _read_layer(layer)
+            files |= descriptions
             compiled += modules
     config = json.loads(raw)
     digest = f"sha256:{hashlib.sha256(raw).hexdigest()}"
@@ -75,14 +76,14 @@ def read(path: Path) -> Image:
 def _member(tar: tarfile.TarFile, name: str) -> bytes:
     file = tar.extractfile(name)
     if file is None:
-        raise KeyError(f"{name} is no file")
+        raise KeyError(f"{name} is not a file")
     return file.read()
 
 
-def _kept(layer: bytes) -> tuple[dict[str, bytes], int]:
-    """The files of a layer that say what is in the image, and the number of compiled modules."""
+def _read_layer(layer: bytes) -> tuple[dict[str, bytes], int]:
+    """Return the files of a layer that describe packages, by path, and the number of compiled modules in it."""
     raw = gzip.decompress(layer) if layer.startswith(b"\x1f\x8b") else layer
-    found, compiled = {}, 0
+    files, compiled = {}, 0
     with tarfile.open(fileobj=io.BytesIO(raw)) as tar:
         for member in tar:
             name = member.name.removeprefix("./")
@@ -90,11 +91,13 @@ def _kept(layer: bytes) -> tuple[dict[str, bytes], int]:
             if STATUS.match(name) or METADATA.match(name) or name == VENV:
                 file = tar.extractfile(member)
                 assert file is not None
-                found[name] = file.read()
-    return found, compiled
+                files[name] = file.read()
+    return files, compiled
 
 
 def _parts(files: Mapping[str, bytes]) -> Iterator[ImagePart]:
+    """Yield the parts that these files describe: Debian packages, Python distributions, and a Python that was built
+    from source."""
     texts = {name: data.decode() for name, data in files.items()}
     status = [
         paragraph
@@ -105,8 +108,8 @@ def _parts(files: Mapping[str, bytes]) -> Iterator[ImagePart]:
     ]
     yield from debian_parts(status, ())
     yield from wheel_parts([text for name, text in texts.items() if METADATA.match(name)], {})
-    told = dict(re.findall(r"^(\w+) = (.*)$", texts.get(VENV, ""), re.MULTILINE))
-    if told.get("home") == BUILT and (version := told.get("version")):
+    settings = dict(re.findall(r"^(\w+) = (.*)$", texts.get(VENV, ""), re.MULTILINE))
+    if settings.get("home") == BUILT and (version := settings.get("version")):
         yield ImagePart(
             PYTHON_ITSELF,
             "python",
@@ -130,16 +133,18 @@ class RegistryError(Exception):
 
 
 def choose(base: str, path: str | None = None) -> str:
-    """`registry` or `local`; `auto` takes the registry where a builder (on `path`, else $PATH) reaches it.
+    """Return `registry` or `local`. `auto` means `registry` if a builder (on `path`, by default $PATH) can pull the
+    base image; otherwise the reason is printed.
 
     Raises:
-        RegistryError: the registry is asked for, and no builder reaches it.
+        RegistryError: `base` is `registry`, and no builder can pull the base image.
     """
     if base == "local":
         return base
     builder = find_builder(path)
     problem = (
-        f"neither Docker (with its daemon) nor buildah is here: {INSTALL}, or build without: make images BASE=local"
+        f"neither Docker (with its daemon) nor buildah is here: {INSTALL}, or build without them: "
+        "make images BASE=local"
         if not builder
         else unreachable(builder)
     )
@@ -152,7 +157,7 @@ def choose(base: str, path: str | None = None) -> str:
 
 
 def find_builder(path: str | None = None) -> str:
-    """`docker` when its daemon answers, else `buildah`, else nothing."""
+    """Return `docker` if its daemon answers, else `buildah` if it is installed, else an empty text."""
     if (
         shutil.which("docker", path=path)
         and subprocess.run(["docker", "version"], capture_output=True, check=False).returncode == 0
@@ -164,22 +169,22 @@ def find_builder(path: str | None = None) -> str:
 
 
 def base_image(text: str) -> str:
-    """The base that a Dockerfile pins.
+    """Return the base image that a Dockerfile pins, with its digest.
 
     Raises:
-        RegistryError: it pins none by digest.
+        RegistryError: the Dockerfile pins none by digest.
     """
-    found = re.search(r"^ARG PYTHON_IMAGE=(\S+@sha256:[0-9a-f]{64})$", text, re.MULTILINE)
-    if not found:
+    pinned = re.search(r"^ARG PYTHON_IMAGE=(\S+@sha256:[0-9a-f]{64})$", text, re.MULTILINE)
+    if not pinned:
         raise RegistryError(
             "deploy/Dockerfile pins no base by digest;"
             " valid: ARG PYTHON_IMAGE=python:3.13-slim-trixie@sha256:<64 digits>"
         )
-    return found[1]
+    return pinned[1]
 
 
 def unreachable(builder: str) -> str:
-    """Why the base cannot be pulled; empty when it can."""
+    """Return why the base image cannot be pulled, or an empty text if it was pulled."""
     name = base_image(DOCKERFILE.read_text())
     try:
         done = subprocess.run(
@@ -190,17 +195,17 @@ def unreachable(builder: str) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"{builder} pulls {name} not within {REACH_SECONDS} s"
+        return f"{builder} did not pull {name} within {REACH_SECONDS} s"
     if done.returncode == 0:
         return ""
-    said = done.stderr.strip().splitlines()
-    return f"{builder} cannot pull {name}: {said[-1] if said else 'no reason given'}"
+    lines = done.stderr.strip().splitlines()
+    return f"{builder} cannot pull {name}: {lines[-1] if lines else 'no reason given'}"
 
 
 def command(
     builder: str, architecture: str, reference: str, marks: Mapping[str, str], epoch: int
 ) -> list[str]:
-    """The call that builds for one architecture."""
+    """Return the command that builds the image for one architecture."""
     options = [f"--label={key}={value}" for key, value in sorted(marks.items())]
     options += [
         f"--platform=linux/{architecture}",
@@ -212,24 +217,25 @@ def command(
 
 
 def all_labels(origin: Origin) -> dict[str, str]:
-    """Those of every image of ours, with name and digest of the Dockerfile's base."""
+    """Return the labels of an image that is built from the Dockerfile, with name and digest of its base."""
     base, _, digest = base_image(DOCKERFILE.read_text()).partition("@")
     return {**labels(origin, base), f"{PREFIX}.base.digest": digest}
 
 
 def build(architectures: Sequence[str], reference: str) -> list[Image]:
-    """Build, save as docker-archives under build/images, and write a bill of materials beside each.
+    """Build for these architectures (an empty one is this machine's), save each image as a docker-archive under
+    build/images with its bill of materials, and return all.
 
     Raises:
-        RegistryError: the builder failed; it has said why.
+        RegistryError: the builder failed; its output says why.
     """
     builder, origin = find_builder(), read_origin()
     reference = reference or f"localhost/{origin.name}:{origin.version}"
     marks = all_labels(origin)
     OUT.mkdir(parents=True, exist_ok=True)
     images = []
-    for wanted in architectures:
-        architecture = wanted or native()
+    for requested in architectures:
+        architecture = requested or native()
         target = OUT / f"{origin.name}-{origin.version}-{architecture}.tar"
         target.unlink(missing_ok=True)
         for step in (
@@ -238,21 +244,21 @@ def build(architectures: Sequence[str], reference: str) -> list[Image]:
         ):
             environ = {**os.environ, "SOURCE_DATE_EPOCH": str(origin.epoch)}
             if status := subprocess.run(step, env=environ, check=False).returncode:
-                raise RegistryError(f"{' '.join(step[:3])} ended with status {status}, see above")
+                raise RegistryError(f"{' '.join(step[:3])} ended with status {status}; see its output above")
         images.append(read(target))
         images[-1].write_sbom(origin)
     return images
 
 
 def save(builder: str, reference: str, target: Path) -> list[str]:
-    """The call that writes a built image as an archive."""
+    """Return the command that writes a built image to the archive `target`."""
     if builder == "docker":
         return ["docker", "save", "--output", str(target), reference]
     return ["buildah", "push", "--quiet", reference, f"docker-archive:{target}:{reference}"]
 
 
 def main() -> int:
-    """Exit status 0; standard output is for $GITHUB_OUTPUT."""
+    """Print the epoch and the labels for $GITHUB_OUTPUT, and return exit status 0."""
     origin = read_origin()
     rows = [f"{key}={value}" for key, value in sorted(all_labels(origin).items())]
     print("\n".join((f"epoch={origin.epoch}", "labels<<END", *rows, "END")))

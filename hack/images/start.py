@@ -1,8 +1,8 @@
-"""How long the operator takes from its start to Ready, as the image has it: `sudo python -m hack.images.start`.
+"""The time from the start of the operator in its image until it is Ready: `sudo python -m hack.images.start`.
 
-In the root file system of `make images BASE=local`, as uid 65532 (which has no entry in /etc/passwd), with the files
-and variables of a pod, under the shipped rights, against a control plane of its own. A container adds what its runtime
-and the kubelet's probes take.
+The operator runs in the root file system of `make images BASE=local`, as uid 65532 (which has no entry in
+/etc/passwd), with the files and variables of a pod and the shipped rights, against a control plane of its own. In a
+cluster, the time of the container runtime and the interval of the kubelet's probes are added.
 """
 
 import os
@@ -28,7 +28,7 @@ from hack.images import local
 from hack.images.contents import Image
 
 LIMIT = 3.0
-"""Seconds of CPU from the start of the process to the first good answer of /readyz; more is a fault."""
+"""The most seconds of CPU that a start may take, from the start of the process to the first success of /readyz."""
 STARTS = 3
 PATIENCE = 60.0
 UID = 65532
@@ -37,22 +37,23 @@ ACCOUNT = "run/secrets/account"
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One start, from the process to the first good answer of /readyz."""
+    """One start, measured from the start of the process to the first success of /readyz."""
 
     seconds: float
-    """By the clock on the wall, to which everything else that runs on the machine adds."""
+    """The elapsed time, which grows with the load of the machine."""
     cpu_seconds: float
-    """Of the process alone."""
+    """CPU time of the process."""
 
 
 def lay(image: Image, root: Path) -> None:
-    """The image's layers over each other."""
+    """Copy the image's layers over each other into `root`."""
     for tree in image.tree:
         shutil.copytree(tree, root, symlinks=True, dirs_exist_ok=True)
 
 
 def environment(root: Path, plane: ControlPlane, port: int) -> dict[str, str]:
-    """What a pod of the operator has, with the files of its ServiceAccount below `root`."""
+    """Return the environment variables of the operator's pod, and write the files of its ServiceAccount below
+    `root`."""
     api = plane.api
     token = service_account_token(api, launch.NAMESPACE, launch.SERVICE_ACCOUNT)
     return {
@@ -67,10 +68,10 @@ def environment(root: Path, plane: ControlPlane, port: int) -> dict[str, str]:
 
 
 def measure(root: Path, plane: ControlPlane) -> Start:
-    """One start.
+    """Start the operator once, wait until it is Ready, and end it.
 
     Raises:
-        RuntimeError: it ended, or was not Ready in a minute; the text holds its log.
+        RuntimeError: it ended, or was not Ready within a minute; the text has its log.
     """
     (port,) = free_ports(1)
     with tempfile.TemporaryFile() as log:
@@ -87,13 +88,14 @@ def measure(root: Path, plane: ControlPlane) -> Start:
                     return Start(time.monotonic() - begin, cpu_ms(process.pid) / 1000)
                 time.sleep(0.01)
             log.seek(0)
-            raise RuntimeError(f"the operator was never Ready:\n{log.read().decode()}")
+            raise RuntimeError(f"the operator did not become Ready:\n{log.read().decode()}")
         finally:
             process.terminate()
             process.wait(PATIENCE)
 
 
 def _is_ready(port: int) -> bool:
+    """Whether /readyz on this port answers with status 200."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
             return bool(answer.status == 200)
@@ -102,11 +104,12 @@ def _is_ready(port: int) -> bool:
 
 
 def measure_starts(image: Image) -> list[Start]:
-    """STARTS starts of this machine's image, one after another; root is needed, for chroot.
+    """Start the operator STARTS times, one after another, in the image of this machine's architecture. This needs root
+    for chroot.
 
     Raises:
-        RuntimeError: the operator was not Ready; the text holds its log.
-        UnavailableError, ComponentError: there is no control plane.
+        RuntimeError: the operator did not become Ready; the text has its log.
+        UnavailableError, ComponentError: the control plane could not be started.
     """
     with tempfile.TemporaryDirectory() as scratch, ControlPlane(Path(scratch) / "plane") as plane:
         root = Path(scratch) / "root"
@@ -119,19 +122,19 @@ def measure_starts(image: Image) -> list[Start]:
 
 
 def is_soon(starts: Sequence[Start]) -> bool:
-    """Whether the median start is within LIMIT."""
-    return statistics.median(one.cpu_seconds for one in starts) <= LIMIT
+    """Whether the median CPU time of the starts is within LIMIT."""
+    return statistics.median(item.cpu_seconds for item in starts) <= LIMIT
 
 
 def summary(starts: Sequence[Start]) -> str:
-    """What was measured, in one line."""
-    told = ", ".join(f"{one.seconds:.2f}" for one in starts)
-    median = statistics.median(one.cpu_seconds for one in starts)
-    return f"start to Ready: {told} s, median CPU {median:.2f} s, of which at most {LIMIT:.0f} s are fine"
+    """Return one line with the measured times and the limit."""
+    times = ", ".join(f"{item.seconds:.2f}" for item in starts)
+    median = statistics.median(item.cpu_seconds for item in starts)
+    return f"start to Ready: {times} s; median CPU {median:.2f} s, at most {LIMIT:.0f} s are allowed"
 
 
 def main() -> int:
-    """Exit status 0 when the operator is Ready soon enough."""
+    """Return the exit status: 0 if the operator is Ready soon enough, 1 if not, 2 without root."""
     if os.geteuid() != 0:
         print("root is needed for chroot: sudo .venv/bin/python -m hack.images.start", file=sys.stderr)
         return 2

@@ -1,6 +1,7 @@
-"""The locked wheels and our own, installed into a tree for any architecture, and byte-compiled by the tree's Python.
+"""The locked wheels and our own, installed into a tree for any architecture and compiled by the tree's Python.
 
-`python -m hack.images.wheels` proves from the index that every pin has a wheel for every architecture.
+`python -m hack.images.wheels` checks with the package index that every pinned version has a wheel for every
+architecture.
 """
 
 import hashlib
@@ -14,31 +15,32 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gpusharing.planning.vocabulary.lengths import counted
 from hack.cache import UnavailableError, cache_root
 from hack.generate import ROOT
 from hack.images.debian import ARCHITECTURES, PYTHON
 
 LOCK = ROOT / "requirements.lock"
 SITE = f"usr/local/lib/python{PYTHON}/dist-packages"
-"""Where Debian's Python looks by default."""
+"""The folder in which Debian's Python looks for packages by default."""
 STDLIB = f"usr/lib/python{PYTHON}"
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
-"""Debian's name of an architecture, and the one of wheels and of uname."""
+"""The name of each architecture in Debian, and its name in wheels and uname."""
 UNCHECKED = b"\1\0\0\0"
 """The flags of bytecode that is never compared with its source (PEP 552)."""
 GLIBC = ("manylinux_2_17", "manylinux2014", "manylinux_2_28", "manylinux_2_34")
-"""Kinds of wheels that run on the tree's glibc (2.41)."""
+"""The platform tags of wheels that run on the tree's glibc (2.41)."""
 
 
 class WheelError(UnavailableError):
-    """A wheel cannot be had, or cannot be installed. The text says which and why."""
+    """A wheel cannot be downloaded or installed; the text says which and why."""
 
 
 def native() -> str:
-    """Debian's name of this machine's architecture.
+    """Return Debian's name of this machine's architecture.
 
     Raises:
-        WheelError: no image is made for it.
+        WheelError: we build no image for it.
     """
     for name, machine in MACHINES.items():
         if platform.machine() == machine:
@@ -49,10 +51,11 @@ def native() -> str:
 
 
 def download(architecture: str) -> list[Path]:
-    """The files that requirements.lock names for this architecture, each checked against its hashes.
+    """Return the wheels of requirements.lock for this architecture, from the cache or the index, each checked against
+    its hashes.
 
     Raises:
-        WheelError: one has no wheel for it, or the index cannot be reached.
+        WheelError: a distribution has no wheel for it, or the index cannot be reached.
     """
     text = LOCK.read_bytes()
     folder = (
@@ -75,18 +78,19 @@ def download(architecture: str) -> list[Path]:
 
 
 def hashes(files: Sequence[Path]) -> dict[str, str]:
-    """Name and sha256 of each file."""
+    """Return the sha256 of each file by its name."""
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def target(architecture: str) -> list[str]:
-    """pip's options for another machine than its own."""
+    """Return pip's options for wheels of this architecture and of the image's Python."""
     tags = [f"--platform={kind}_{MACHINES[architecture]}" for kind in GLIBC]
     return ["--only-binary=:all:", f"--python-version={PYTHON}", "--implementation=cp", *tags]
 
 
 def own_wheel(folder: Path, epoch: int) -> Path:
-    """Our wheel of this checkout; `epoch`: seconds, the time that its files bear."""
+    """Build our wheel from this checkout into `folder`, and return its path. Its files have the time `epoch` (seconds
+    since 1970)."""
     shutil.rmtree(folder, ignore_errors=True)
     environ = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch)}
     _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT), environ=environ)
@@ -95,7 +99,8 @@ def own_wheel(folder: Path, epoch: int) -> Path:
 
 
 def install(wheels: Sequence[Path], architecture: str, tree: Path) -> None:
-    """Put wheels into the tree's packages."""
+    """Install wheels into the tree's folder of packages, without console scripts and without records that name paths
+    of this machine."""
     site = tree / SITE
     site.mkdir(parents=True)
     _pip(
@@ -107,15 +112,15 @@ def install(wheels: Sequence[Path], architecture: str, tree: Path) -> None:
         *target(architecture),
         *map(str, wheels),
     )
-    shutil.rmtree(site / "bin", ignore_errors=True)  # their first line names the Python of this machine
+    shutil.rmtree(site / "bin", ignore_errors=True)  # their first line has the path of this machine's Python
     for record in site.glob("*.dist-info"):
-        (record / "RECORD").unlink(missing_ok=True)  # it names those programs
+        (record / "RECORD").unlink(missing_ok=True)  # it lists those programs
         (record / "direct_url.json").unlink(missing_ok=True)  # a path of this machine
     (site / ".lock").unlink(missing_ok=True)
 
 
 def entry_points(tree: Path) -> None:
-    """Our console scripts, started by the tree's Python."""
+    """Write our console scripts into the tree; they are run by the tree's Python."""
     folder = tree / "usr/local/bin"
     folder.mkdir(parents=True, exist_ok=True)
     for name, place in scripts().items():
@@ -128,15 +133,16 @@ def entry_points(tree: Path) -> None:
 
 
 def scripts() -> Mapping[str, str]:
-    """Name and place (`module:function`) of our programs, as pyproject.toml has them."""
-    found: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    return found
+    """Return our console scripts from pyproject.toml: name to `module:function`."""
+    table: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    return table
 
 
 def compile_all(interpreter: Sequence[str], environ: Mapping[str, str], folder: Path, shown: str) -> int:
-    """Compile every module below `folder`, which is `shown` in the image; the number of compiled files.
+    """Compile every module below `folder`, whose path in the image is `shown`, and return the number of compiled
+    files.
 
-    The files hold no time and are never compared with their source, so equal sources give equal bytes.
+    The files have no time and are never compared with their source, so that equal sources give equal bytes.
 
     Raises:
         WheelError: a module cannot be compiled.
@@ -149,12 +155,15 @@ def compile_all(interpreter: Sequence[str], environ: Mapping[str, str], folder: 
         raise WheelError(f"{folder} cannot be compiled:\n{done.stdout}{done.stderr}")
     files = sorted(folder.rglob("*.pyc"))
     if timed := [file for file in files if file.read_bytes()[4:8] != UNCHECKED]:
-        raise WheelError(f"{timed[0]} and {len(timed) - 1} more contain the time of their source")
+        raise WheelError(
+            f"{counted(len(timed), 'compiled file')} would be compared with their source, such as {timed[0]}"
+        )
     return len(files)
 
 
 def interpreter(tree: Path) -> tuple[list[str], dict[str, str]]:
-    """The tree's own Python, started by the tree's own loader (no chroot, so no root), and its variables."""
+    """Return the command that runs the tree's own Python with the tree's own loader, and its environment variables.
+    Without a chroot, no root is needed."""
     machine = MACHINES[native()]
     libraries = tree / f"usr/lib/{machine}-linux-gnu"
     loader = next(iter(sorted((tree / "usr").glob("lib*/ld-linux-*.so.*"))))
@@ -167,6 +176,8 @@ def interpreter(tree: Path) -> tuple[list[str], dict[str, str]]:
 
 
 def _pip(verb: str, *arguments: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Run pip. Raises WheelError with a remedy if it fails: the index is unreachable, a wheel is missing, or any other
+    error."""
     command = [
         sys.executable,
         "-m",
@@ -186,11 +197,11 @@ def _pip(verb: str, *arguments: str, environ: Mapping[str, str] = os.environ) ->
     if missing:
         remedy = "pin a version that has one and run `make lock`"
         raise WheelError(f"there is no wheel of {', '.join(missing)} for this platform: {remedy}")
-    raise WheelError(f"pip {verb} failed: mend what it says below\n{done.stderr.strip()}")
+    raise WheelError(f"pip {verb} failed; its output says why:\n{done.stderr.strip()}")
 
 
 def main() -> int:
-    """Say for each architecture how many pins have a wheel; exit status 1 when one has none."""
+    """Print for each architecture how many pinned versions have a wheel, and return exit status 1 if one has none."""
     pins = len(re.findall(r"^[A-Za-z0-9].*==", LOCK.read_text(), re.MULTILINE))
     for architecture in ARCHITECTURES:
         try:

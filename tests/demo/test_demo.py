@@ -96,7 +96,7 @@ def test_the_story_on_a_real_control_plane_holds() -> None:
 def test_an_unknown_driver_is_refused_with_those_there_are() -> None:
     done = run_demo("kindd")
     assert done.returncode == 2
-    assert "DRIVER is embedded, cluster, nvidia, not 'kindd'" in done.stderr
+    assert "DRIVER is one of embedded, cluster, nvidia, not 'kindd'" in done.stderr
 
 
 def test_a_machine_that_cannot_run_nvidias_programs_is_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,5 +119,5 @@ async def test_what_does_not_come_ends_the_story_with_where_everything_stands() 
     async with embedded(fleet.nodes()) as environment:
         demo = Demo(EmbeddedStage(environment), Screen(io.StringIO()))
         await demo.stage.apply(fleet.example("a"))  # and no operator
-        with pytest.raises(DemoFailed, match=r"within 0 s: pool-a Ready\nNAME +MODE"):
+        with pytest.raises(DemoFailed, match=r"this did not happen within 0 s: pool-a Ready\nNAME +MODE"):
             await demo.ready("pool-a", seconds=0.1)

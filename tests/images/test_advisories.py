@@ -103,7 +103,7 @@ def test_versions_are_ordered_as_dpkg_orders_them(lower: str, higher: str) -> No
         ("{", "Expecting property name"),
         ('{"vulns": [{}]}', "entry 0 has no field id"),
         ("3", "entry 0 has no field id"),
-        ('[{"id": "A", "affected": {}}]', "affected of A is no list"),
+        ('[{"id": "A", "affected": {}}]', "affected of A is not a list"),
     ],
 )
 def test_a_wrong_file_is_told_the_field_and_a_valid_example(tmp_path: Path, text: str, said: str) -> None:

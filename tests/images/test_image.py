@@ -40,7 +40,7 @@ def test_time_revision_and_source_can_be_given_where_there_is_no_git() -> None:
 
 def test_a_time_that_is_none_is_named_with_a_valid_one() -> None:
     with pytest.raises(
-        ValueError, match="SOURCE_DATE_EPOCH=today: seconds since 1970 are needed, as 1763676000"
+        ValueError, match="SOURCE_DATE_EPOCH=today is not a number of seconds since 1970, such as 1763676000"
     ):
         read_origin({"SOURCE_DATE_EPOCH": "today"})
 
@@ -91,7 +91,7 @@ def test_without_a_builder_the_local_way_is_taken_and_a_wish_for_the_registry_is
     assert registry.choose("local", path=str(tmp_path)) == "local"
     assert registry.choose("auto", path=str(tmp_path)) == "local"
     with pytest.raises(
-        RegistryError, match="apt-get install buildah, or build without: make images BASE=local"
+        RegistryError, match="apt-get install buildah, or build without them: make images BASE=local"
     ):
         registry.choose("registry", path=str(tmp_path))
 
@@ -140,7 +140,10 @@ def test_the_table_adds_up(tmp_path: Path) -> None:
 
 def test_an_image_that_is_too_big_is_refused() -> None:
     assert too_big(LIMIT) == ""
-    assert too_big(LIMIT + 100_000) == "70.1 MB compressed are more than 70: see the table for what grew"
+    assert (
+        too_big(LIMIT + 100_000)
+        == "70.1 MB compressed are more than the limit of 70 MB: the table shows what grew"
+    )
 
 
 # --- what is linked ---------------------------------------------------------------------------------------
