@@ -1,1 +1,1 @@
-"""Mutants of the product: each of its guards removed, one at a time, and the named test that must notice."""
+"""Mutants of the product: each of its guards is removed, one at a time, and a named test must fail."""

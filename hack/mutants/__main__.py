@@ -1,9 +1,10 @@
-"""`make mutants`: the product without each of its guards, one at a time; the named test fails, or the mutant survives.
+"""`make mutants` removes each of the product's guards, one at a time. The named test must fail, or the mutant
+survives.
 
-Guards are the lines of hack/mutants/guards.yaml and the rows of the planner's ladders. Beside them stand the slips,
-which are easily made in the modules that talk to the API server and to NVML. The tests are collected once. Each mutant
-lives in a process of its own, forked after that, and plays the one test that the files of tests/mutants name for it.
-MUTANTS=regex plays some. FIND=1 looks for killers of those that have none, in the files about them.
+Guards are the lines of hack/mutants/guards.yaml and the rows of the planner's ladders. Slips are mistakes that are
+easily made in the modules that talk to the API server and to NVML. Tests are collected once. Each mutant then lives in
+a forked process of its own and plays the one test that the files of tests/mutants name for it. MUTANTS=regex selects
+mutants. FIND=1 looks for killers of those that have none, in the test files about them.
 """
 
 import os
@@ -21,31 +22,34 @@ from hack.mutants.slips import read_slips
 
 
 def read_mutants() -> dict[str, Mutant]:
-    """Return all of them by their names."""
+    """Return all guards, ladder rows and slips by their names."""
     return {**read_guards(), **read_rows(), **read_slips()}
 
 
-def asked_for(mutants: Mapping[str, Mutant], said: Collection[str]) -> dict[str, Mutant]:
-    """Return the mutants whose names match MUTANTS, a regular expression, except for those that `said` names."""
+def selected(mutants: Mapping[str, Mutant], excluded: Collection[str]) -> dict[str, Mutant]:
+    """Return the mutants whose names match MUTANTS, a regular expression, except for those in `excluded`."""
     pattern = os.environ.get("MUTANTS", "")
-    return {name: one for name, one in mutants.items() if re.search(pattern, name) and name not in said}
+    return {
+        name: mutant for name, mutant in mutants.items() if re.search(pattern, name) and name not in excluded
+    }
 
 
 def main() -> int:
-    """A line for each mutant that survives and for each killer that fails anyway, and a count."""
+    """Print a line for each mutant that survives and for each killer that fails without a mutant, then the counts.
+    Return exit status 1 if there is such a line or no mutant was selected, else 0."""
     killers = read_killers()
     if os.environ.get("FIND"):
-        find(asked_for(read_mutants(), killers.tests.keys() | killers.equivalent.keys()))
+        find(selected(read_mutants(), killers.tests.keys() | killers.equivalent.keys()))
         return 0
-    played = asked_for(read_mutants(), killers.equivalent)
+    played = selected(read_mutants(), killers.equivalent)
     if not played:
-        print(f"no mutant has a name that {os.environ.get('MUTANTS')} finds; such as: MUTANTS=GATES")
+        print(f"no mutant has a name that matches MUTANTS={os.environ.get('MUTANTS')}; try MUTANTS=GATES")
         return 1
     named = {name: killers.tests[name] for name in played if name in killers.tests}
     noticed = find_killers(played, {name: [test] for name, test in named.items()})
     alive = [name for name in played if not noticed[name]]
     for name in alive:
-        print(f"survives   {name}   ({named.get(name, 'no test is named')})")
+        print(f"survives   {name}   ({named.get(name, 'no test is named for it')})")
     failing = find_failing(sorted(set(named.values())))
     for test in failing:
         print(f"fails without a mutant   {test}")

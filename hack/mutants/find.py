@@ -1,4 +1,4 @@
-"""Looks for a killer, a test that fails with the mutant, for mutants that have none.
+"""A search for killers (tests that fail with the mutant) of mutants that have none.
 
 It prints lines for the files of tests/mutants. A person must judge whether the test is the right one. A pytest plugin
 records in which tests an operand decides, because other tests cannot notice that it is missing.
@@ -16,9 +16,10 @@ from hack.mutants.transplant import plant_source
 
 
 class Deciding:
-    """Records, by the name of a slip, the ids of the tests in which the operand that it leaves out decides.
+    """A pytest plugin that records, for each slip, the ids of the tests in which the operand that it leaves out
+    decides.
 
-    To see that, it plants probes in the modules of the slips. They stay there until the process ends.
+    For that it plants probes in the modules of the slips. They stay there until the process ends.
     """
 
     def __init__(self, slips: Iterable[Slip]) -> None:
@@ -46,7 +47,7 @@ class Deciding:
 
 
 TRIES = 40
-"""Most tests that are tried on one slip whose operand is missing."""
+"""How many tests are tried at most on a slip that leaves out an operand."""
 RUNGS = ("-m", "not cluster and not nvidia and not e2e and not gpu")
 
 

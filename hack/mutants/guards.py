@@ -1,4 +1,4 @@
-"""Guards that are no row of a ladder: a line of the product, and what it reads without it (guards.yaml)."""
+"""Guards that are not rows of a ladder: a line of the product, and the text that replaces it (guards.yaml)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,24 +14,24 @@ LIST = Path(__file__).with_name("guards.yaml")
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """One line, or a part of one, that is there once in its module."""
+    """A line, or a part of one, that occurs once in its module, and the text without the guard."""
 
     module: str
     line: str
     without: str
     look: tuple[str, ...]
-    """Files where a killer is looked for."""
+    """The test files in which a killer is looked for."""
 
     @property
     def path(self) -> Path:
-        """The module's file."""
+        """The path of the module's source."""
         spec = find_spec(self.module)
         assert spec is not None, self.module
         assert spec.origin is not None, self.module
         return Path(spec.origin)
 
     def blind(self) -> str:
-        """The text of the module without the guard.
+        """Return the text of the module without the guard.
 
         Raises:
             ValueError: the line does not occur exactly once, or nothing would change.
@@ -44,12 +44,12 @@ class Guard:
         return text.replace(self.line, self.without)
 
     def plant(self) -> None:
-        """Take the guard away from the module of this process, permanently."""
+        """Remove the guard from the module as this process has imported it. It cannot be undone."""
         plant_source(self.module, self.blind())
 
 
 def read_guards() -> Mapping[str, Guard]:
-    """By what holds."""
+    """Return all guards of guards.yaml by their names, which say what the guard ensures."""
     return {
         name: Guard(
             f"gpusharing.{row['module']}",

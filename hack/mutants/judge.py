@@ -156,7 +156,7 @@ def choose(
     `covered`, if given, limits them to these lines and to the defaults of functions that have such a line.
     """
     functions = {(path, function) for path, function, _ in covered or ()}
-    found = [
+    mutants = [
         (path, mutation)
         for path in sorted(paths)
         for mutation in find_mutations(Path(path).read_text())
@@ -164,9 +164,9 @@ def choose(
         or (path, mutation.scope, mutation.line) in covered
         or (mutation.is_default and (path, mutation.scope) in functions)
     ]
-    random.Random(seed).shuffle(found)
+    random.Random(seed).shuffle(mutants)
     drawn: dict[tuple[str, int], tuple[str, Mutation]] = {}
-    for path, mutation in found:
+    for path, mutation in mutants:
         drawn.setdefault((path, mutation.line), (path, mutation))
     return list(drawn.values())[:count]
 
@@ -246,18 +246,23 @@ def main(arguments: Sequence[str]) -> int:
 
     The exit status is 1 if an earlier test kills one of these, or if there was no mutant to play; else 0.
     """
-    asked = read_arguments(arguments)
+    options = read_arguments(arguments)
     for library in LIBRARIES:
         import_module(library)
     with tempfile.TemporaryDirectory(prefix="judge-") as folder:
         roots = [Path(folder) / "now", Path(folder) / "before"]
         copy_present(roots[0])
-        copy_revision(roots[1], asked.rev)
-        now, before = unhurt(Side(roots[0], tuple(asked.now))), unhurt(Side(roots[1], tuple(asked.before)))
-        covered = before.covered() if asked.covered else None
-        paths = {path for path, _, _ in covered} if covered is not None else modules(asked.modules.split(","))
+        copy_revision(roots[1], options.rev)
+        now, before = (
+            unhurt(Side(roots[0], tuple(options.now))),
+            unhurt(Side(roots[1], tuple(options.before))),
+        )
+        covered = before.covered() if options.covered else None
+        paths = (
+            {path for path, _, _ in covered} if covered is not None else modules(options.modules.split(","))
+        )
         came: Counter[str] = Counter()
-        for path, mutation in choose(paths, covered, asked.count, asked.seed):
+        for path, mutation in choose(paths, covered, options.count, options.seed):
             verdict, test = judge(path, mutation, now, before)
             came[verdict] += 1
             if verdict != KILLED:
@@ -272,14 +277,14 @@ def modules(names: Sequence[str]) -> set[str]:
     Raises:
         SystemExit: the product has no module or package with one of these names.
     """
-    found = set()
+    paths = set()
     for name in names:
         plain = Path(PRODUCT, *name.split("."))
         below = [str(path) for path in [plain.with_suffix(".py"), *plain.glob("**/*.py")] if path.is_file()]
         if not below:
             raise SystemExit(f"the product has no module {name}")
-        found.update(below)
-    return found
+        paths.update(below)
+    return paths
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which test kills which mutant, and which mutants are equivalent to the product: the files of tests/mutants."""
+"""The files of tests/mutants: which test kills which mutant, and which mutants are equivalent to the product."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,15 +12,16 @@ SLIPS = Path("tests/mutants/slips.yaml")
 
 @dataclass(frozen=True, slots=True)
 class Killers:
-    """What the files say."""
+    """The killers and the equivalent mutants that the files name."""
 
     tests: Mapping[str, str]
-    """The test that fails, by mutant."""
+    """The test that kills each mutant."""
     equivalent: Mapping[str, str]
-    """Why no test could notice, by mutant."""
+    """The reason why no test could kill it, by equivalent mutant."""
 
     def find_gaps(self, mutants: Iterable[str]) -> list[str]:
-        """What does not go with these mutants, a line each."""
+        """Return one line for each mutant that is missing from the files or in both lists, and for each entry that
+        fits no mutant or has no reason. Empty when all is well."""
         known = set(mutants)
         named = self.tests.keys() | self.equivalent.keys()
         return [
@@ -36,11 +37,11 @@ class Killers:
 
 
 def read_killers() -> Killers:
-    """Read both files of this checkout."""
-    found, slips = yaml.safe_load(LIST.read_text()), yaml.safe_load(SLIPS.read_text())
+    """Read both files of this checkout, relative to the working directory."""
+    killers, slips = yaml.safe_load(LIST.read_text()), yaml.safe_load(SLIPS.read_text())
     return Killers(
-        found["killers"] | _by_name(slips["killers"]),
-        (found.get("equivalent") or {}) | _by_name(slips["equivalent"]),
+        killers["killers"] | _by_name(slips["killers"]),
+        (killers.get("equivalent") or {}) | _by_name(slips["equivalent"]),
     )
 
 

@@ -1,7 +1,8 @@
-"""Ladders of the planner: tuples of rows, the first that applies decides. A mutant lets one row never apply.
+"""The planner's ladders, which are tuples of rows of which the first that applies decides. A mutant is a row that
+never applies.
 
-A row is made blind in place, so that whoever holds the tuple sees it. Its name and its place stay, so that the test
-which pins the order of a ladder is no proof that anybody would miss the row.
+The row is changed in place, so that every reference to its tuple sees the change. Its name and its position stay the
+same, so that a test that only pins the order of a ladder does not count as noticing the mutant.
 """
 
 import pkgutil
@@ -17,25 +18,25 @@ PLANNING = "gpusharing.planning"
 
 @dataclass(frozen=True, slots=True)
 class Ladder:
-    """One tuple of rows."""
+    """A tuple of rows in the planner, and how to disable one of them."""
 
     module: str
-    """Below `gpusharing.planning`."""
+    """The module's name below `gpusharing.planning`."""
     name: str
     part: str
-    """The field of a row that says whether it applies."""
+    """The field of a row with the function that says whether it applies."""
     blind: object
-    """What it answers when it does not."""
+    """The answer of that function when the row does not apply."""
     tests: tuple[str, ...]
-    """Files of tests/planning where a killer is looked for."""
+    """The test files in which a killer is looked for: NAME means tests/planning/test_NAME.py."""
 
     def rows(self) -> tuple[Any, ...]:
-        """As the product has them."""
-        found: tuple[Any, ...] = getattr(import_module(f"{PLANNING}.{self.module}"), self.name)
-        return found
+        """Return the rows as the product has them."""
+        rows: tuple[Any, ...] = getattr(import_module(f"{PLANNING}.{self.module}"), self.name)
+        return rows
 
     def names(self) -> list[str]:
-        """Of the rows, in their order; each is there once."""
+        """Return the names of the rows in their order; no two rows have the same name."""
         return [self._name(row) for row in self.rows()]
 
     def _name(self, row: Any) -> str:
@@ -43,12 +44,14 @@ class Ladder:
         return str(row.reason) if name == "<lambda>" else name
 
     def plant(self, name: str) -> None:
-        """Make the row blind, permanently in this process."""
+        """Disable the row with this name, permanently in this process."""
         (row,) = [row for row in self.rows() if self._name(row) == name]
         object.__setattr__(row, self.part, _blind(self.blind, getattr(row, self.part).__name__))
 
 
 def _blind(answer: object, name: str) -> Callable[..., object]:
+    """Return a function named `name` that ignores its arguments and returns `answer`."""
+
     def never(*_: object, **__: object) -> object:
         return answer
 
@@ -91,16 +94,16 @@ LADDERS = (
 
 @dataclass(frozen=True, slots=True)
 class LadderRow:
-    """One row of a ladder, as a mutant without it."""
+    """One row of a ladder, as a mutant in which it never applies."""
 
     look: tuple[str, ...]
-    """Files where a killer is looked for."""
+    """The test files in which a killer is looked for."""
     plant: Callable[[], None]
-    """See Ladder."""
+    """A function that disables the row in this process."""
 
 
 def read_rows() -> Mapping[str, LadderRow]:
-    """Every row of all ladders, by its id."""
+    """Return every row of all ladders by its id, `module.LADDER: row`."""
     return {
         f"{ladder.module}.{ladder.name}: {name}": LadderRow(
             tuple(f"tests/planning/test_{test}.py" for test in ladder.tests), partial(ladder.plant, name)
@@ -111,7 +114,7 @@ def read_rows() -> Mapping[str, LadderRow]:
 
 
 def find_strays(ladders: Iterable[Ladder] = LADDERS) -> list[str]:
-    """The tuples of the planner that look like a ladder and have a row which is on none of these."""
+    """Return the tuples of the planner that look like a ladder and have a row that is in none of `ladders`."""
     known = {id(row) for ladder in ladders for row in ladder.rows()}
     return [
         f"{module}.{name}"
@@ -121,6 +124,7 @@ def find_strays(ladders: Iterable[Ladder] = LADDERS) -> list[str]:
 
 
 def _tuples() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
+    """Yield all tuples of at least two elements in the planner's modules: module, name and tuple."""
     package = import_module(PLANNING)
     for module in pkgutil.walk_packages(package.__path__, f"{PLANNING}."):
         for name, value in vars(import_module(module.name)).items():
@@ -129,7 +133,7 @@ def _tuples() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
 
 
 def _asks(row: Any) -> bool:
-    """It is a function, or has one in a field."""
+    """Whether the row is a function, or a dataclass with a function in a field."""
     if is_dataclass(row) and not isinstance(row, type):
         return any(isinstance(getattr(row, field.name), FunctionType) for field in fields(row))
     return isinstance(row, FunctionType)

@@ -68,12 +68,12 @@ class Mutation:
 
 def find_mutations(text: str) -> list[Mutation]:
     """Return every mutation of a module whose result still compiles, in the order of `walk`."""
-    found = [
+    mutations = [
         replace_node(text, scope, target, kind, becomes, is_default=is_default)
         for scope, is_default, node in walk(ast.parse(text))
         for target, kind, becomes in _mistakes(node)
     ]
-    return [mutation for mutation in found if _compiles(mutation.apply(text))]
+    return [mutation for mutation in mutations if _compiles(mutation.apply(text))]
 
 
 def replace_node(

@@ -19,23 +19,24 @@ from _pytest.runner import runtestprotocol
 
 
 class Failures:
-    """Notes which tests failed, in the test itself; with `every_phase` also in its fixtures."""
+    """A pytest plugin that records which tests failed in the test itself, and with `every_phase` also in their
+    fixtures."""
 
     def __init__(self, *, every_phase: bool = False) -> None:
         self.failed: list[str] = []
         self._every_phase = every_phase
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """See pytest."""
+        """Record the test of a failed report in `failed`, once."""
         counts = self._every_phase or report.when == "call"
         if report.failed and counts and report.nodeid not in self.failed:
             self.failed.append(report.nodeid)
 
 
 CPU_SECONDS = 60
-"""Most seconds of CPU time of one mutant, because a loop without its guard may have no end."""
+"""The most seconds of CPU time for one mutant, because a loop without its guard may be endless."""
 LIBRARIES = ("aiohttp", "hypothesis", "pydantic", "pytest_asyncio", "structlog", "xdist")
-"""What every test needs: imported once, before the processes of the mutants are forked."""
+"""The libraries that most tests need. They are imported once, before the processes of the mutants are forked."""
 QUIET = ("-q", "-n", "0", "--assert=plain", "-p", "no:cacheprovider")
 
 
@@ -67,7 +68,7 @@ def in_child(work: Callable[[], object], *, seconds: float | None = None) -> obj
             answer = json.dumps(work())
             with os.fdopen(writer, "w") as pipe:
                 pipe.write(answer)
-        except BaseException:  # noqa: BLE001 - the parent's stack is none of the child's business
+        except BaseException:  # noqa: BLE001 - the child must not return into the parent's code
             traceback.print_exc()
         finally:
             os._exit(0)
@@ -75,9 +76,9 @@ def in_child(work: Callable[[], object], *, seconds: float | None = None) -> obj
     if seconds is not None:
         _end_late(child, reader, seconds)
     with os.fdopen(reader) as pipe:
-        told = pipe.read()
+        answer = pipe.read()
     os.waitpid(child, 0)
-    return json.loads(told) if told else None
+    return json.loads(answer) if answer else None
 
 
 def _end_late(child: int, reader: int, seconds: float) -> None:
@@ -117,7 +118,7 @@ def _play(tests: Sequence[str]) -> list[str]:
 
 
 CLOCK_SECONDS = 120.0
-"""Most seconds that one trial may take, for a test that waits for something that never happens."""
+"""The most seconds for one trial, in case a test waits for something that never happens."""
 Items = Mapping[str, pytest.Item]
 
 

@@ -17,10 +17,11 @@ from hack.mutants.transplant import plant_source
 PRODUCT = Path("operator/gpusharing")
 PACKAGES = ("kube", "agent")
 OUT_OF_REACH = "nvml"
-"""How modules begin that tests play in processes of their own, beside a stand-in of NVIDIA's library."""
+"""The beginning of the names of modules without slips: tests run them in other processes, beside a stand-in of
+NVIDIA's library."""
 PROBE = "__decides__"
 LONGEST = 60
-"""Characters of an operand in the name of a slip."""
+"""How many characters of an operand are in the name of a slip at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +86,17 @@ def _operands(module: str, tree: ast.Module) -> Iterator[tuple[str, str, bool, a
     The parts are the name of the slip, the scope, whether that is evaluated only once (see `mutator.walk`), the
     condition, and the index of the operand in it.
     """
-    seen: Counter[str] = Counter()
+    uses: Counter[str] = Counter()
     for scope, is_default, node in walk(tree):
         if not isinstance(node, ast.BoolOp):
             continue
         word = "and" if isinstance(node.op, ast.And) else "or"
         for index, operand in enumerate(node.values[1:], 1):
-            said = " ".join(ast.unparse(operand).split())
+            source = " ".join(ast.unparse(operand).split())
             place = f"{module} {scope}:" if scope else module
-            name = f"{place} {word} {said[:LONGEST]}{'…' * (len(said) > LONGEST)}"
-            seen[name] += 1
-            yield f"{name} ({seen[name]})" if seen[name] > 1 else name, scope, is_default, node, index
+            name = f"{place} {word} {source[:LONGEST]}{'…' * (len(source) > LONGEST)}"
+            uses[name] += 1
+            yield f"{name} ({uses[name]})" if uses[name] > 1 else name, scope, is_default, node, index
 
 
 def add_probes(module: str, text: str) -> str:
@@ -107,8 +108,8 @@ def add_probes(module: str, text: str) -> str:
     tree = ast.parse(text)
     for name, _, _, node, index in list(_operands(module, tree)):
         decides_if = False if isinstance(node.op, ast.And) else None
-        told = [ast.Constant(name), ast.Constant(decides_if), node.values[index]]
-        node.values[index] = ast.Call(ast.Name(PROBE), told, [])
+        arguments = [ast.Constant(name), ast.Constant(decides_if), node.values[index]]
+        node.values[index] = ast.Call(ast.Name(PROBE), arguments, [])
     return ast.unparse(ast.fix_missing_locations(tree))
 
 

@@ -1,4 +1,5 @@
-"""The cgroups below which a node's kubelet makes its own: made at the start, removed with all below at the end."""
+"""The cgroups below which a node's kubelet creates its own. They are created at the start and removed with all below
+them at the end."""
 
 import contextlib
 import os
@@ -13,14 +14,14 @@ REMOVE_SECONDS = 120.0
 
 
 def hierarchies() -> list[Path]:
-    """The mounted hierarchies: one per controller with cgroup v1, the one of cgroup v2."""
+    """Return the mounted hierarchies: one per controller with cgroup v1, a single one with cgroup v2."""
     if (ROOT / "cgroup.controllers").exists():
         return [ROOT]
     return [folder for folder in sorted(ROOT.iterdir()) if (folder / "cgroup.procs").exists()]
 
 
 def make(node: str) -> str:
-    """Make the cgroup of a node in every hierarchy; its path below each of them."""
+    """Create the cgroup of a node in every hierarchy, and return its path, which is the same below each of them."""
     path = f"{PREFIX}{os.getpid()}/{node}"
     for hierarchy in hierarchies():
         for folder in (hierarchy / f"{PREFIX}{os.getpid()}", hierarchy / path):
@@ -30,20 +31,21 @@ def make(node: str) -> str:
 
 
 def remove(path: str) -> None:
-    """Remove a cgroup of ours and all below it; its processes must have been ended.
+    """Remove one of our cgroups and all below it. Its processes must have been ended.
 
     Raises:
-        TimeoutError: a process in it lives on.
+        TimeoutError: a process in it is still running.
     """
     for hierarchy in hierarchies():
         folder = hierarchy / path.lstrip("/")
         wait_until(partial(_removed, folder), REMOVE_SECONDS, f"{folder} to be empty")
-        with contextlib.suppress(OSError):  # another node of ours is still in it
+        with contextlib.suppress(OSError):  # another of our nodes is still in it
             folder.parent.rmdir()
 
 
 def sweep() -> list[Path]:
-    """Remove what owners left behind that were killed; what is still busy, because their processes are ending."""
+    """Remove the cgroups of owners that were killed. Return those that could not be removed yet, because their
+    processes are still ending."""
     left = []
     for hierarchy in hierarchies():
         for folder in hierarchy.glob(f"{PREFIX}*"):
@@ -54,13 +56,14 @@ def sweep() -> list[Path]:
 
 
 def _inherit_cpuset(folder: Path) -> None:
-    """cgroup v1 refuses processes in a cpuset that names no CPU."""
+    """Copy an empty cpuset from the parent, because cgroup v1 refuses processes in a cpuset without CPUs."""
     for file in ("cpuset.cpus", "cpuset.mems"):
         if (folder / file).exists() and not (folder / file).read_text().strip():
             (folder / file).write_text((folder.parent / file).read_text())
 
 
 def _removed(folder: Path) -> bool:
+    """Try to remove a cgroup and all below it, and return whether it is gone. Busy ones are left alone."""
     if not folder.exists():
         return True
     for below, _, _ in os.walk(folder, topdown=False):

@@ -1,7 +1,7 @@
 """What NVIDIA's container toolkit would give a container, decided from its OCI configuration alone.
 
-Sources: nvidia-container-toolkit, cmd/nvidia-container-runtime-hook (which variables count, and what is refused to a
-container that is not privileged); MIG user guide, "Device Nodes and Capabilities".
+Sources: nvidia-container-toolkit, cmd/nvidia-container-runtime-hook (which variables count, and what is refused to an
+unprivileged container); MIG user guide, "Device Nodes and Capabilities".
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,65 +15,70 @@ SPECIAL_DEVICES = {"NVIDIA_MIG_CONFIG_DEVICES": CONFIG, "NVIDIA_MIG_MONITOR_DEVI
 DEFAULT_CAPABILITIES = "compute,utility"
 WITHOUT_DRIVER = ("", "void")
 MPS_PIPES = "CUDA_MPS_PIPE_DIRECTORY"
-"""Whoever has it is a client of MPS."""
+"""The variable whose presence makes a process a client of MPS."""
 
 
 class GrantRefused(Exception):
-    """The toolkit would not start this container. The text says why."""
+    """The toolkit would refuse to start this container; the text says why."""
 
 
 @dataclass(frozen=True)
 class Grant:
-    """What a container gets."""
+    """What a container receives from the toolkit."""
 
     library: bool
-    """libnvidia-ml comes only with the driver capability `utility`."""
+    """Whether it has libnvidia-ml, which needs the driver capability `utility`."""
     minors: tuple[int, ...]
-    """GPUs whose device node is there."""
+    """The minors of the GPUs whose device nodes it has."""
     capabilities: tuple[str, ...]
-    """Capability files that it can open."""
+    """The capability files that it can open."""
     computes_on: tuple[MachineDevice, ...]
-    """Devices that were named one by one: its first process computes on them. SIMULATED."""
+    """The devices that were named one by one. SIMULATED: the container's first process uses them."""
     mps: bool = False
-    """As a client of the MPS server."""
+    """Whether it uses them as a client of the MPS server."""
 
 
 def find_grant(spec: Object, devices: Sequence[MachineDevice]) -> Grant | None:
-    """What the container with this OCI configuration gets; None: nothing of the driver.
+    """Return what the container with this OCI configuration receives, or None if it receives nothing of the driver.
 
     Raises:
-        GrantRefused: it names a device that is not there, or asks for rights over MIG without being privileged.
+        GrantRefused: it names a device that does not exist, or requests rights over MIG without being privileged.
     """
     environ = dict(entry.partition("=")[::2] for entry in spec["process"].get("env") or ())
     named = environ.get(VISIBLE, "")
     if named in WITHOUT_DRIVER:
         return None
-    told = (environ.get(CAPABILITIES) or DEFAULT_CAPABILITIES).split(",")
-    library = not {"all", "utility"}.isdisjoint(told)
+    capabilities = (environ.get(CAPABILITIES) or DEFAULT_CAPABILITIES).split(",")
+    library = not {"all", "utility"}.isdisjoint(capabilities)
     special = _special(environ, privileged=is_privileged(spec))
     if named == "none":
         return Grant(library, (), special, ())
     chosen = list(devices) if named == "all" else [_find(name, devices) for name in named.split(",")]
-    access = [name for one in chosen if one.instance for name in of_device(one.gpu, *one.instance)]
-    minors = tuple(sorted({one.gpu for one in chosen}))
+    access = [
+        name for device in chosen if device.instance for name in of_device(device.gpu, *device.instance)
+    ]
+    minors = tuple(sorted({device.gpu for device in chosen}))
     computes_on = tuple(chosen) if named != "all" else ()
     return Grant(library, minors, (*special, *access), computes_on, mps=MPS_PIPES in environ)
 
 
 def is_privileged(spec: Object) -> bool:
-    """As the toolkit asks it: SYS_ADMIN is in the bounding set."""
-    held = (spec["process"].get("capabilities") or {}).get("bounding") or ()
-    return "CAP_SYS_ADMIN" in held
+    """Whether the container counts as privileged for the toolkit: SYS_ADMIN is in its bounding set."""
+    bounding = (spec["process"].get("capabilities") or {}).get("bounding") or ()
+    return "CAP_SYS_ADMIN" in bounding
 
 
 def _special(environ: Mapping[str, str], *, privileged: bool) -> tuple[str, ...]:
-    asked = [name for name in SPECIAL_DEVICES if environ.get(name)]
-    if asked and not privileged:
-        raise GrantRefused(f"cannot set {asked[0].removeprefix('NVIDIA_')} in non privileged container")
-    return tuple(SPECIAL_DEVICES[name] for name in asked)
+    """Return the capability files for rights over MIG that the variables request. Raises GrantRefused if the container
+    is not privileged."""
+    requested = [name for name in SPECIAL_DEVICES if environ.get(name)]
+    if requested and not privileged:
+        raise GrantRefused(f"cannot set {requested[0].removeprefix('NVIDIA_')} in non privileged container")
+    return tuple(SPECIAL_DEVICES[name] for name in requested)
 
 
 def _find(name: str, devices: Sequence[MachineDevice]) -> MachineDevice:
+    """Return the device with this UUID, or the GPU with this index. Raises GrantRefused if there is none."""
     for device in devices:
         if name == device.uuid or (device.instance is None and name == str(device.gpu)):
             return device

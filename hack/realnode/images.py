@@ -1,4 +1,4 @@
-"""Images of rung 4 that are not the product's: files in an archive that `ctr images import` takes."""
+"""The images of rung 4 that are not the product's, as archives that `ctr images import` reads."""
 
 import hashlib
 import io
@@ -15,13 +15,13 @@ from hack.compiler import compile_c
 PAUSE_IMAGE = "localhost/gpusharing-pause:1"
 SOURCES = Path(__file__).with_name("src")
 STATIC, LOADING = ("-static",), ("-pie", "-fPIE")
-"""Flags of the compiler for a program that needs no library, and for one that loads libraries when it runs."""
+"""Compiler flags for a program that needs no library, and for one that loads libraries when it runs."""
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A file, or with `link` a symbolic link, in an image."""
+    """A file in an image, or with `link` a symbolic link."""
 
     content: bytes = b""
     mode: int = 0o755
@@ -30,18 +30,18 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class OneLayerImage:
-    """What becomes one layer, and how it is started."""
+    """The content of an image with one layer, and how its containers are started."""
 
     name: str
     files: Mapping[str, ImageFile]
-    """By path without the leading slash."""
+    """The files by their paths, without the leading slash."""
     entrypoint: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     folders: Sequence[str] = ()
 
 
 def pause_image() -> OneLayerImage:
-    """What a pod's sandbox runs, and a workload that only holds what it was given.
+    """Return the image that pod sandboxes run, and workloads that only occupy what was assigned to them.
 
     Raises:
         UnavailableError: there is no C compiler, or no static C library.
@@ -50,7 +50,7 @@ def pause_image() -> OneLayerImage:
 
 
 def write_archive(image: OneLayerImage, path: Path) -> None:
-    """Write an image as `docker save` does; equal images give equal archives."""
+    """Write an image to `path` in the format of `docker save`; equal images give equal archives."""
     layer = pack_layer(image)
     digest = hashlib.sha256(layer).hexdigest()
     raw = json.dumps(configuration(image, layer, native()), sort_keys=True).encode()
@@ -63,12 +63,12 @@ def write_archive(image: OneLayerImage, path: Path) -> None:
 
 
 def native() -> str:
-    """This machine's architecture, as images name it."""
+    """Return this machine's architecture, as images name it."""
     return ARCHITECTURES[platform.machine()]
 
 
 def configuration(image: OneLayerImage, layer: bytes, architecture: str) -> dict[str, object]:
-    """What OCI's image specification calls the configuration."""
+    """Return the image's configuration, as OCI's image specification defines it."""
     return {
         "architecture": architecture,
         "os": "linux",
@@ -83,7 +83,7 @@ def configuration(image: OneLayerImage, layer: bytes, architecture: str) -> dict
 
 
 def pack_layer(image: OneLayerImage) -> bytes:
-    """Its files as a tar that is the same for equal images."""
+    """Return the image's files and folders as a tar; equal images give equal tars."""
     buffer = io.BytesIO()
     parents = {str(parent) for path in image.files for parent in Path(path).parents}
     with tarfile.open(fileobj=buffer, mode="w") as layer:
@@ -97,6 +97,7 @@ def pack_layer(image: OneLayerImage) -> bytes:
 
 
 def _add(archive: tarfile.TarFile, path: str, entry: ImageFile) -> None:
+    """Add a file or a symbolic link to a tar under this path."""
     member = tarfile.TarInfo(path)
     member.mode = entry.mode
     if entry.link:
@@ -108,7 +109,8 @@ def _add(archive: tarfile.TarFile, path: str, entry: ImageFile) -> None:
 
 
 def c_program(name: str, flags: Sequence[str] = STATIC) -> Path:
-    """The program of one C file in hack/realnode/src, from the user's cache: compiled first if it is not there.
+    """Return the program of one C file in hack/realnode/src, from the user's cache. It is compiled first if it is not
+    there.
 
     Raises:
         UnavailableError: there is no C compiler, or with STATIC no static C library.

@@ -1,9 +1,10 @@
-"""One node's own environment on this computer: mount, PID and network namespaces that end, with all in them, at once.
+"""The environment of one node on this computer: mount, PID and network namespaces that end at once, with everything in
+them.
 
-The kernel is the one that cleans up: when the first process of the PID namespace ends, every process in it is killed,
-and its mounts, interfaces, routes and iptables rules go with the namespaces. That process dies with us, too.
-Inside, /run is empty, /var/log and /var/lib/kubelet are folders of the node's own (their paths are fixed in the
-kubelet, the device plugins and containerd), and kernel settings that the kubelet would change are stand-ins.
+The kernel cleans up. When the first process of the PID namespace ends, every process in it is killed, and its mounts,
+interfaces, routes and iptables rules end with the namespaces. That process is killed when we end, too. Inside, /run is
+empty, /var/log and /var/lib/kubelet are folders of the node (their paths are fixed in the kubelet, the device plugins
+and containerd), and kernel settings that the kubelet would change are stand-ins.
 """
 
 import os
@@ -27,11 +28,12 @@ KERNEL_SETTINGS = {
     "kernel/keys/root_maxkeys": "1000000",
     "kernel/keys/root_maxbytes": "25000000",
 }
-"""What a kubelet wants; it would write what differs, for the whole computer."""
+"""The values that a kubelet requires. It would write others that it finds, for the whole computer."""
 BOOT_ID = "kernel/random/boot_id"
-"""Another one after each start, by which a kubelet knows that its node has been started anew."""
+"""The setting whose value differs after each start, by which a kubelet recognizes a reboot."""
 
-# $1 the folder of the node, the rest names of kernel settings. A folder that the computer lacks is made in an overlay.
+# $1 is the folder of the node, the rest are names of kernel settings. Folders that the computer lacks are created in
+# an overlay.
 _INIT = """
 set -e
 here=$1; shift
@@ -53,10 +55,11 @@ _FOLDERS = ("log", "lib/upper", "lib/work", "kubelet")
 
 
 class Machine:
-    """Namespaces and cgroup of one node. `folder` is the node's alone, with a path that the overlay can take."""
+    """The namespaces and the cgroup of one node. `folder` must belong to this node alone, with a path that overlayfs
+    accepts."""
 
     def __init__(self, name: str, folder: Path, bridge: Bridge, number: int) -> None:
-        """`number`: from 0, another for each node on the bridge."""
+        """Keep the values; nothing is started yet. `number` counts from 0 and differs for each node on the bridge."""
         self.name, self.folder, self.number = name, folder.resolve(), number
         self.bridge = bridge
         self.cgroup = ""
@@ -65,22 +68,23 @@ class Machine:
 
     @property
     def address(self) -> str:
-        """On the bridge."""
+        """The node's address on the bridge."""
         return self.bridge.node_address(self.number)
 
     @property
     def pid(self) -> int:
-        """The first process of its PID namespace, as seen from here."""
+        """The pid, outside of the namespace, of the first process in its PID namespace. Raises RuntimeError before
+        `start`."""
         if not self._first:
             raise RuntimeError(f"machine {self.name} is not started")
         return self._first
 
     def start(self) -> None:
-        """Make cgroup and namespaces.
+        """Create the cgroup and the namespaces, and attach the machine to the bridge.
 
         Raises:
             ComponentError: this computer refuses one of the mounts.
-            NetworkError: it refuses the interface.
+            NetworkError: this computer refuses the interface.
         """
         for folder in _FOLDERS:
             (self.folder / folder).mkdir(parents=True, exist_ok=True)
@@ -110,7 +114,8 @@ class Machine:
         self.bridge.attach(self._first, self.number)
 
     def stop(self) -> None:
-        """Kill everything in it, as a power cut does, and remove its cgroup. Harmless when stopped."""
+        """Kill every process in the machine, as a power cut does, and remove its cgroup. Does nothing if it was
+        stopped already."""
         if self._keeper is not None:
             if self._first:
                 self._kill_first()
@@ -121,10 +126,10 @@ class Machine:
             self.cgroup = ""
 
     def run(self, *command: str, seconds: float = 300.0) -> str:
-        """Run a program in it to its end; what it printed.
+        """Run a program in the machine to its end, and return its standard output.
 
         Raises:
-            subprocess.CalledProcessError: it failed; `.stderr` says why.
+            subprocess.CalledProcessError: the program failed; `.stderr` says why.
         """
         done = subprocess.run(
             self.inside(command), capture_output=True, text=True, check=False, timeout=seconds
@@ -134,19 +139,19 @@ class Machine:
         return done.stdout
 
     def spawn(self, name: str, command: Sequence[str], environ: Mapping[str, str] | None = None) -> Component:
-        """Start a program in it, with its output in `NAME.log`."""
+        """Start a program in the machine, with its output in `NAME.log`, and return it."""
         return process.start(name, self.inside(command), self.folder / f"{name}.log", environ)
 
     def inside(self, command: Sequence[str]) -> list[str]:
-        """The command line that runs a command in it."""
+        """Return the command line that runs a command in the machine."""
         return ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--net", "--", *command]
 
     def namespace(self, kind: str) -> int:
-        """The inode of one of its namespaces, `pid` for instance."""
+        """Return the inode of one of its namespaces, such as `pid`."""
         return os.stat(f"/proc/{self.pid}/ns/{kind}").st_ino
 
     def _children(self) -> list[int]:
-        """Of the keeper; none when it has ended."""
+        """Return the pids of the children of the process that keeps the namespaces; none if that has ended."""
         assert self._keeper is not None, "called while it is started"
         try:
             text = Path(f"/proc/{self._keeper.pid}/task/{self._keeper.pid}/children").read_text()
@@ -156,6 +161,6 @@ class Machine:
 
     def _kill_first(self) -> None:
         if self._first not in self._children():
-            return  # it has ended: its pid may be somebody else's
+            return  # it has ended, and its pid may be that of another process
         os.kill(self._first, signal.SIGKILL)
         wait_until(lambda: not process.pid_exists(self._first), READY_SECONDS, f"machine {self.name} to end")

@@ -1,4 +1,4 @@
-"""What rung 4 needs from a machine, and what of that is missing here."""
+"""What rung 4 needs from a machine, and what of that is missing."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ PROGRAMS = {
     "setpriv": "util-linux",
     "dbus-daemon": "dbus-daemon",
 }
-"""What we run, and Debian's package that has it."""
+"""The programs that are run, and the package of Debian that has each."""
 CNI_PACKAGE = "containernetworking-plugins"
 CNI_PLUGINS = ("bridge", "host-local", "loopback")
 CNI_FOLDERS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
@@ -32,7 +32,7 @@ NAMESPACES = ("unshare", "--mount", "--pid", "--net", "--fork", "mount", "-t", "
 
 
 def cni_folder() -> Path | None:
-    """Where the CNI plugins are; None where one is missing."""
+    """Return the folder with the CNI plugins, or None if one of them is missing."""
     for folder in CNI_FOLDERS:
         if all((folder / plugin).exists() for plugin in CNI_PLUGINS):
             return folder
@@ -40,7 +40,7 @@ def cni_folder() -> Path | None:
 
 
 def why_not() -> str | None:
-    """Why no real kubelet can run here, with what to do; None where it can."""
+    """Return why no real kubelet can run here and what to do, or None if one can."""
     if sys.platform != "linux":
         return "a real kubelet runs on Linux only"
     if os.geteuid() != 0:
@@ -63,7 +63,7 @@ def why_not() -> str | None:
 
 
 def missing_packages() -> list[str]:
-    """Debian's packages that have what is not on PATH."""
+    """Return Debian's packages with the programs that are not on PATH, each once."""
     packages = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
     if cni_folder() is None:
         packages.append(CNI_PACKAGE)
@@ -71,9 +71,10 @@ def missing_packages() -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Say why no real kubelet can run here, with exit status 1; `--install` first installs what Debian has.
+    """Print why no real kubelet can run here, and return 1 then. `--install` first installs the packages that Debian
+    has.
 
-    Where LEAVE_OUT names rung 4 nothing is installed or looked at.
+    If LEAVE_OUT names rung 4, nothing is installed or checked, and the exit status is 0.
     """
     try:
         if "rung4" in left_out():

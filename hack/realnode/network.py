@@ -1,6 +1,6 @@
-"""The network between this machine and its nodes: one bridge with a subnet that nobody uses, gone at the end.
+"""The network between this machine and its nodes: one bridge with an unused subnet, which is removed at the end.
 
-What a node has of its own (interfaces, routes, iptables) lives in the node's network namespace and ends with it.
+Interfaces, routes and iptables rules of a node are in the node's network namespace and end with it.
 """
 
 import contextlib
@@ -14,32 +14,32 @@ from dataclasses import dataclass
 from hack.cluster.process import pid_exists
 
 PREFIX = "gso"
-"""Our bridges are called gso<pid of their owner>."""
+"""The beginning of our bridges' names; the pid of the owner follows."""
 SUBNETS = tuple(ipaddress.IPv4Network(f"10.213.{third}.0/24") for third in range(256))
 
 
 class NetworkError(Exception):
-    """The bridge or an interface cannot be made. The text says what `ip` said."""
+    """The bridge or an interface cannot be created; the text has the output of `ip`."""
 
 
 @dataclass(frozen=True)
 class Bridge:
-    """The bridge; this machine has the first address of its subnet."""
+    """The bridge between this machine, which has the first address of its subnet, and the nodes."""
 
     name: str
     subnet: ipaddress.IPv4Network
 
     @property
     def address(self) -> str:
-        """This machine, as the nodes see it."""
+        """The address at which the nodes reach this machine."""
         return str(self.subnet[1])
 
     def node_address(self, number: int) -> str:
-        """Of the node with this number, from 0."""
+        """Return the address of the node with this number, which counts from 0."""
         return str(self.subnet[10 + number])
 
     def attach(self, pid: int, number: int) -> None:
-        """Give the network namespace of this process an interface eth0 on the bridge, and a default route."""
+        """Create an interface eth0 on the bridge in the network namespace of this process, and a default route."""
         port = f"{self.name}n{number}"
         inside = ("nsenter", "--target", str(pid), "--net")
         address = f"{self.node_address(number)}/{self.subnet.prefixlen}"
@@ -53,7 +53,7 @@ class Bridge:
 
 @contextlib.contextmanager
 def bridge() -> Iterator[Bridge]:
-    """A bridge of ours for as long as the context lasts.
+    """Create a bridge, yield it, and remove it at the end.
 
     Raises:
         NetworkError: this machine refuses it, or has no free subnet.
@@ -70,7 +70,7 @@ def bridge() -> Iterator[Bridge]:
 
 
 def sweep() -> None:
-    """Remove bridges whose owner was killed before it could do so itself."""
+    """Remove bridges whose owner was killed before it could remove them."""
     for link in json.loads(_run("ip", "-json", "link", "show", "type", "bridge") or "[]"):
         owner = str(link.get("ifname", "")).removeprefix(PREFIX)
         if link.get("ifname") == f"{PREFIX}{owner}" and owner.isdigit() and not pid_exists(int(owner)):
@@ -78,12 +78,14 @@ def sweep() -> None:
 
 
 def service_route(service: str, server: str) -> list[Sequence[str]]:
-    """The commands that lead the Service `kubernetes` to the API server `host:port`: no kube-proxy runs here."""
+    """Return the commands that route the Service `kubernetes` to the API server `host:port`, since no kube-proxy
+    runs."""
     rule = ("-d", service, "-p", "tcp", "--dport", "443", "-j", "DNAT", "--to-destination", server)
     return [("iptables", "-t", "nat", "-A", chain, *rule) for chain in ("PREROUTING", "OUTPUT")]
 
 
 def _free_subnet() -> ipaddress.IPv4Network:
+    """Return the first of SUBNETS that overlaps no route of this machine. Raises NetworkError if there is none."""
     routes = json.loads(_run("ip", "-json", "-4", "route", "show", "table", "all") or "[]")
     used = [
         ipaddress.IPv4Network(route["dst"], strict=False)
@@ -93,7 +95,7 @@ def _free_subnet() -> ipaddress.IPv4Network:
     for subnet in SUBNETS:
         if not any(subnet.overlaps(other) for other in used):
             return subnet
-    raise NetworkError(f"no free subnet in {SUBNETS[0]} ... {SUBNETS[-1]}: free one of them")
+    raise NetworkError(f"all subnets from {SUBNETS[0]} to {SUBNETS[-1]} are in use: free one of them")
 
 
 def _run(*command: str) -> str:

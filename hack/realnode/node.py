@@ -38,26 +38,27 @@ RUNTIME_CLASS = "nvidia"
 
 
 class NodeFiles:
-    """Where the files of one node lie."""
+    """The paths of the files of one node."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.containerd_config = folder / "containerd.toml"
         self.cni = folder / "cni"
-        """The folder with the one network."""
+        """The folder with the configuration of the pods' network."""
         self.kubelet_config = folder / "kubelet.yaml"
         self.ca = folder / "ca.crt"
-        """The authority that signs the clients of the kubelet."""
+        """The authority that signs the certificates of the kubelet's clients."""
         self.kubeconfig = folder / "kubeconfig"
-        """With which the kubelet logs in."""
+        """The kubeconfig with which the kubelet logs in."""
         self.images = folder / "images"
-        """Archives on their way to containerd."""
+        """The folder for archives while containerd imports them."""
 
 
 def containerd_settings(
     files: NodeFiles, cni_plugins: Path, pause_image: str, runtimes: Mapping[str, Path]
 ) -> str:
-    """containerd 1.6. `runtimes`: programs that are called in the place of runc, by the name of their handler."""
+    """Return the configuration of containerd 1.6. `runtimes` has programs that are called instead of runc, by the name
+    of their handler."""
     quoted = json.dumps  # TOML's basic strings are JSON's
     cri = '[plugins."io.containerd.grpc.v1.cri"'
     handlers = [
@@ -75,7 +76,7 @@ def containerd_settings(
             f"[grpc]\naddress = {quoted(CONTAINERD_SOCKET)}",
             f"{cri}]",
             f"sandbox_image = {quoted(pause_image)}",
-            # A score below our own is refused where we do not run as the computer's first root.
+            # In a user namespace, the kernel refuses an OOM score below our own.
             "restrict_oom_score_adj = true",
             "disable_apparmor = true",
             f"{cri}.cni]\nbin_dir = {quoted(str(cni_plugins))}\nconf_dir = {quoted(str(files.cni))}",
@@ -85,7 +86,8 @@ def containerd_settings(
 
 
 def cni_settings(files: NodeFiles, number: int) -> str:
-    """A bridge inside the node; pods reach the API server with the node's address."""
+    """Return the configuration of the pods' network: a bridge inside the node. Pods reach the API server with the
+    node's address."""
     bridge = {
         "type": "bridge",
         "bridge": "cni0",
@@ -102,7 +104,7 @@ def cni_settings(files: NodeFiles, number: int) -> str:
 
 
 def kubelet_settings(address: str, ca: Path, cgroup: str) -> str:
-    """As a kubelet is configured by default, but for what this computer cannot give."""
+    """Return the configuration of the kubelet: the defaults, except where this computer does not permit them."""
     return yaml.safe_dump(
         {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -121,7 +123,7 @@ def kubelet_settings(address: str, ca: Path, cgroup: str) -> str:
             "failSwapOn": False,
             "enforceNodeAllocatable": [],
             "localStorageCapacityIsolation": False,
-            # The computer's disk is not the node's: how full it is must neither evict pods nor delete images.
+            # The disk is the computer's, so that a full one must neither evict pods nor delete images.
             "evictionHard": {"memory.available": "0%", "nodefs.available": "0%", "imagefs.available": "0%"},
             "imageGCHighThresholdPercent": 100,
             "resolvConf": "",
@@ -131,17 +133,18 @@ def kubelet_settings(address: str, ca: Path, cgroup: str) -> str:
 
 
 class NodeGpus:
-    """A simulated machine whose own namespaces are those of a node. `folder` is its alone."""
+    """A simulated machine with GPUs whose driver checks rights against a node's namespaces. `folder` must belong to it
+    alone."""
 
     def __init__(self, folder: Path, node: str, models: Sequence[str]) -> None:
-        """Nothing of it depends on the machine being started.
+        """Create the simulated GPUs and the container runtime; the node need not be started.
 
         Raises:
             UnavailableError: there is no C compiler.
-            UnknownModelError: a model that is not simulated.
+            UnknownModelError: a model is not simulated.
         """
         self.simulator = Simulator.create(runtime.state_file(folder), models, seed=node)
-        self.simulator.path.chmod(0o666)  # whoever may call the library keeps his account in it
+        self.simulator.path.chmod(0o666)  # every user of the library writes to it
         gpus = self.simulator.show()["gpus"]
         write_devices(folder / "shown" / "pci", gpus)
         minors = folder / "shown" / "driver" / "nvidia-caps" / "mig-minors"
@@ -150,7 +153,7 @@ class NodeGpus:
         self.runtime = runtime.write_runtime(folder)
 
     def enter(self, machine: Machine) -> None:
-        """Rights are read against the namespaces of this machine, which must be started."""
+        """Let the simulated driver check rights against the namespaces of this machine, which must be started."""
         self.simulator.set_machine(
             pid_namespace=machine.namespace("pid"), capabilities=runtime.CAPABILITIES, devices=runtime.DEV
         )
@@ -161,16 +164,17 @@ NODE_SECONDS = 180.0
 
 
 def options(network: Bridge, nodes: Sequence[str], *, audit: bool = False) -> Options:
-    """Of a control plane for real kubelets only."""
+    """Return the options of a control plane whose nodes all have real kubelets."""
     return Options(kwok=False, audit=audit, address=network.address, kubelets=tuple(nodes))
 
 
-HEARD_POLL = 0.5
-"""Seconds between two looks for a kubelet's word, and at least between two starts of one that ends at once."""
+REPORT_POLL = 0.5
+"""Seconds between two reads of a kubelet's heartbeat, and the least between two starts of one that ends at once."""
 
 
 class KubeletNode:
-    """One node. It is Ready when the context begins, and gone with all it made when it ends."""
+    """One node with a real kubelet. It is Ready when the context begins, and is removed with all its files when it
+    ends."""
 
     def __init__(
         self,
@@ -182,7 +186,8 @@ class KubeletNode:
         labels: Mapping[str, str] | None = None,
         models: Sequence[str] = (),
     ) -> None:
-        """`models`: of its SIMULATED GPUs; with one it has the runtime for the RuntimeClass `nvidia`."""
+        """Create the node's folder; nothing runs yet. With `models`, the models of its SIMULATED GPUs, it has the
+        runtime of the RuntimeClass `nvidia`."""
         self.plane, self.name, self.number = plane, name, number
         self._labels = dict(labels or {})
         cgroups.sweep()
@@ -195,7 +200,7 @@ class KubeletNode:
         self._heartbeat = ""
 
     def __enter__(self) -> Self:
-        """Start it and wait until it is Ready."""
+        """Start the node and wait until it is Ready."""
         try:
             self.start()
         except BaseException:
@@ -204,11 +209,11 @@ class KubeletNode:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it."""
+        """Kill everything on the node and remove its files."""
         self.stop()
 
     def start(self) -> None:
-        """Start machine, containerd and kubelet; return when the Node is Ready.
+        """Start machine, containerd and kubelet, and return when the Node is Ready.
 
         Raises:
             UnavailableError: a program cannot be built.
@@ -220,7 +225,7 @@ class KubeletNode:
         self.wait_ready()
 
     def boot(self) -> None:
-        """Start the machine with containerd; raises as `start` does."""
+        """Start the machine with containerd and without a kubelet. Raises the errors of `start`."""
         self.machine.start()
         if self.gpus is not None:
             self.gpus.enter(self.machine)
@@ -231,7 +236,7 @@ class KubeletNode:
         self.start_containerd()
 
     def stop(self) -> None:
-        """Kill all that runs on it and remove its files. Harmless when stopped."""
+        """Kill everything that runs on the node and remove its files. Does nothing if it was stopped already."""
         self.machine.stop()
         for program in self._programs.values():
             program.stop(kill=True)
@@ -239,7 +244,8 @@ class KubeletNode:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def power_off(self) -> None:
-        """End all processes at once; /run and what the GPUs were set to are lost, the disk stays. Then comes `boot`."""
+        """Kill all processes at once. The content of /run and the settings of the GPUs are lost, the disk stays.
+        `boot` starts the node again."""
         self.machine.stop()
         for program in self._programs.values():
             program.stop(kill=True)
@@ -248,7 +254,7 @@ class KubeletNode:
             self.gpus.simulator.reboot()
 
     def load(self, image: OneLayerImage) -> None:
-        """Make an image known to containerd."""
+        """Import an image into containerd."""
         self.files.images.mkdir(exist_ok=True)
         archive = self.files.images / "image.tar"
         images.write_archive(image, archive)
@@ -256,7 +262,8 @@ class KubeletNode:
         archive.unlink()
 
     def load_archive(self, archive: Path) -> str:
-        """Import what `docker save` or buildah wrote; what ctr says."""
+        """Import an archive that `docker save` or buildah wrote, and return ctr's output. Raises ComponentError if
+        containerd refuses it."""
         try:
             return self.ctr("images", "import", str(archive.resolve()))
         except subprocess.CalledProcessError as error:
@@ -265,23 +272,24 @@ class KubeletNode:
             ) from None
 
     def ctr(self, *arguments: str) -> str:
-        """containerd's own client, in the namespace of the kubelet's containers."""
+        """Run containerd's own client in the namespace of the kubelet's containers, and return its output."""
         return self.machine.run("ctr", "--address", CONTAINERD_SOCKET, "--namespace", "k8s.io", *arguments)
 
     def start_containerd(self) -> None:
-        """Return when it answers."""
+        """Start containerd and return when it answers."""
         command = ["containerd", "--config", str(self.files.containerd_config)]
         self._programs["containerd"] = component = self.machine.spawn("containerd", command)
         self._await(self._containerd_answers, CONTAINERD_SECONDS, component)
 
     def start_kubelet(self) -> None:
-        """Does not wait; `wait_ready` does."""
+        """Start the kubelet without waiting until the Node is Ready (`wait_ready`)."""
         self._heartbeat = self._read_heartbeat()
-        # It counts whole seconds: the first one of the new kubelet must be another one.
-        wait_until(lambda: _now() > self._heartbeat, NODE_SECONDS, "the clock to go on")
+        # Heartbeats have whole seconds: the first one of the new kubelet must differ from the last of the old one.
+        wait_until(lambda: _now() > self._heartbeat, NODE_SECONDS, "the next second")
         self._spawn_kubelet()
 
     def _spawn_kubelet(self) -> None:
+        """Start the kubelet's process."""
         command = [
             str(toolchain.program("kubelet")),
             f"--config={self.files.kubelet_config}",
@@ -294,49 +302,53 @@ class KubeletNode:
         self._programs["kubelet"] = self.machine.spawn("kubelet", command)
 
     def kill_program(self, name: str) -> None:
-        """End `kubelet` or `containerd` as a crash would; the pods go on."""
+        """Kill `kubelet` or `containerd` as a crash would; the pods keep running."""
         self._programs.pop(name).stop(kill=True)
 
     def wait_ready(self) -> None:
-        """Until the Node is Ready, as the kubelet says that was started last.
+        """Wait until the Node is Ready, as reported by the kubelet that was started last.
 
-        What an earlier one said stays on the Node; a kubelet writes its conditions as soon as it runs. One that ends
-        before is started again, as systemd does (Restart=always in kubeadm's unit): containerd answers before its CRI
-        plugin has taken stock of what it finds, and a kubelet that meets it then gives up.
+        Conditions of an earlier kubelet stay on the Node, so a new heartbeat is awaited first; a kubelet writes its
+        conditions as soon as it runs. A kubelet that ends before is restarted, as systemd does (Restart=always in
+        kubeadm's unit): containerd answers before its CRI plugin has loaded its state, and a kubelet that starts then
+        gives up.
         """
 
-        def heard() -> bool:
+        def reported() -> bool:
+            """Whether there is a heartbeat of the new kubelet, which is restarted if it has ended."""
             if not self._programs["kubelet"].alive():
                 self._spawn_kubelet()
             return self._read_heartbeat() != self._heartbeat
 
         try:
-            wait_until(heard, NODE_SECONDS, f"kubelet of {self.name}", poll=HEARD_POLL)
+            wait_until(reported, NODE_SECONDS, f"kubelet of {self.name}", poll=REPORT_POLL)
         except TimeoutError as error:
             raise ComponentError(f"{error}; its last lines:\n{tail(self.log('kubelet'))}") from None
         wait_nodes_ready(self.plane.api, [self.name], NODE_SECONDS)
 
     def log(self, program: str) -> Path:
-        """Of `containerd` or `kubelet`."""
+        """Return the path of the log of `containerd` or `kubelet`."""
         return self.folder / f"{program}.log"
 
     def _write_files(self) -> None:
+        """Write the configurations of the CNI plugins, containerd and the kubelet. Raises ComponentError if CNI
+        plugins are missing."""
         plugins = cni_folder()
         if plugins is None:
-            raise ComponentError("no CNI plugins: apt-get install --yes containernetworking-plugins")
+            raise ComponentError("CNI plugins are missing: apt-get install --yes containernetworking-plugins")
         self.files.cni.mkdir(exist_ok=True)
         (self.files.cni / "10-pods.conflist").write_text(cni_settings(self.files, self.number))
         runtimes = {RUNTIME_CLASS: self.gpus.runtime} if self.gpus else {}
         text = containerd_settings(self.files, plugins, images.PAUSE_IMAGE, runtimes)
         self.files.containerd_config.write_text(text)
-        # Copies: the control plane's own folder may lie below /run, which is another one inside.
+        # Copies are used, because the control plane's folder may be below /run, which is another folder in the node.
         shutil.copy(self.plane.ca, self.files.ca)
         shutil.copy(self.plane.kubelet_kubeconfig(self.name), self.files.kubeconfig)
         text = kubelet_settings(self.machine.address, self.files.ca, self.machine.cgroup)
         self.files.kubelet_config.write_text(text)
 
     def _read_heartbeat(self) -> str:
-        """When a kubelet last wrote the Node's conditions; empty before the first time."""
+        """Return when a kubelet last wrote the Node's conditions, or an empty text if none has."""
         try:
             node = self.plane.api.get(f"/api/v1/nodes/{self.name}")
         except ApiError as error:
@@ -344,9 +356,10 @@ class KubeletNode:
                 raise
             return ""
         conditions = node["status"].get("conditions", ())
-        return next((str(one["lastHeartbeatTime"]) for one in conditions if one["type"] == "Ready"), "")
+        return next((str(row["lastHeartbeatTime"]) for row in conditions if row["type"] == "Ready"), "")
 
     def _containerd_answers(self) -> bool:
+        """Whether containerd answers a request now."""
         try:
             self.ctr("version")
         except subprocess.CalledProcessError:
@@ -361,12 +374,13 @@ class KubeletNode:
 
 
 def _now() -> str:
-    """As the API server writes a time."""
+    """Return the present time in the format of the API server."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def sweep() -> Path:
-    """Remove the folders of nodes whose owners were killed: their machines died with them. The folder they lie in."""
+    """Remove the folders of nodes whose owners were killed; their machines died with the owners. Return the folder
+    that has all nodes' folders."""
     root = private_directory(cache_root() / "nodes")
     for folder in root.iterdir():
         owner = folder.name.partition("-")[0]

@@ -1,6 +1,6 @@
 """NVIDIA's pods as the GPU Operator would create them, with its names, labels, selectors and rights.
 
-SIMULATED: that the GPU Operator does it; their ServiceAccount may do everything.
+SIMULATED: we create them instead of the GPU Operator, and their ServiceAccount has all rights.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,15 +13,15 @@ from hack.realnode.nvidiaimage import IN_CONTAINERS, MPS_ROOT, NVIDIA_IMAGE
 
 ACCOUNT = "nvidia-operands"
 FEATURES = "/run/nfd"
-"""On the node: where GFD writes its labels for NFD."""
+"""The folder on the node in which GFD writes its labels for NFD."""
 LABELS = f"{FEATURES}/gfd"
 HOST_ROOT = "/run/host-root"
-"""On the node: what mig-manager takes for the host's root, with a D-Bus; it runs `chroot … reboot` there."""
+"""The folder on the node that mig-manager uses as the host's root, with a D-Bus. It runs `chroot … reboot` there."""
 CONFIGS, CONFIG = "/available-configs", "/config/config.yaml"
 
 
 def manifests() -> list[Object]:
-    """ServiceAccount, binding, and the DaemonSets of device plugin, GFD, MPS daemon and mig-manager."""
+    """Return a ServiceAccount, its binding, and the DaemonSets of device plugin, GFD, MPS daemon and mig-manager."""
     account = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": GPU_OPERATOR_NAMESPACE}
     return [
         {
@@ -48,6 +48,7 @@ def manifests() -> list[Object]:
 
 
 def _plugin() -> Object:
+    """Return the DaemonSet of the device plugin."""
     sockets = "/var/lib/kubelet/device-plugins"
     command = ["/usr/bin/nvidia-device-plugin", "--config-file", CONFIG, "--mps-root", MPS_ROOT]
     return _configured(
@@ -62,30 +63,32 @@ def _gfd() -> Object:
 
 
 def _mps() -> Object:
-    """It hears of its configuration, unlike NVIDIA's up to GPU Operator v26.7 (docs/design/nvidia.md#b5): it does not
-    see the processes of the host, and runs under the name that config-manager looks for. It mounts shared memory for
-    the node."""
+    """Return the DaemonSet of the MPS daemon, with an init container that mounts shared memory for the node.
+
+    Unlike NVIDIA's up to GPU Operator v26.7 (docs/design/nvidia.md#b5), the daemon learns of new configurations: it
+    does not see the host's processes, and it runs under the name that config-manager looks for.
+    """
     folders = {"mps-root": (MPS_ROOT, IN_CONTAINERS), "mps-shm": (f"{MPS_ROOT}/shm", "/dev/shm")}
-    made = _configured(MPS, ["/usr/bin/mps-control-daemon", "--config-file", CONFIG], folders)
+    daemon = _configured(MPS, ["/usr/bin/mps-control-daemon", "--config-file", CONFIG], folders)
     mounts = _container("mps-control-daemon-mounts", ["/usr/bin/mps-control-daemon", "mount-shm"])
     mounts["volumeMounts"] = [
         {"name": "mps-root", "mountPath": IN_CONTAINERS, "mountPropagation": "Bidirectional"}
     ]
-    made["spec"]["template"]["spec"]["initContainers"].insert(0, mounts)
-    return made
+    daemon["spec"]["template"]["spec"]["initContainers"].insert(0, mounts)
+    return daemon
 
 
 def _configured(name: str, command: Sequence[str], folders: Mapping[str, tuple[str, str]]) -> Object:
-    """A program with config-manager as its init container and as its sidecar. `folders`: by the volume's name the path
-    on the node and in the program's container."""
+    """Return the DaemonSet of a program with config-manager as its init container and as its sidecar. `folders` has,
+    by the volume's name, the path on the node and in the program's container."""
     config = [
         {"name": "available-configs", "mountPath": CONFIGS},
         {"name": "config", "mountPath": "/config"},
     ]
     main = _container(name, command)
-    # config-manager links into /available-configs, so the program needs them, too.
+    # config-manager creates links into /available-configs, so the program needs that volume, too.
     main["volumeMounts"] = config + [
-        {"name": one, "mountPath": inside} for one, (_, inside) in folders.items()
+        {"name": volume, "mountPath": inside} for volume, (_, inside) in folders.items()
     ]
     environ = {
         "CONFIG_FILE_SRCDIR": CONFIGS,
@@ -99,18 +102,19 @@ def _configured(name: str, command: Sequence[str], folders: Mapping[str, tuple[s
         ["/usr/bin/config-manager"],
         {**environ, "ONESHOT": "true", "SEND_SIGNAL": "false"},
     )
-    for one in (sidecar, init):
-        one["volumeMounts"] = config
+    for container in (sidecar, init):
+        container["volumeMounts"] = config
     volumes = [
         {"name": "available-configs", "configMap": {"name": PLUGIN_MAP}},
         {"name": "config", "emptyDir": {}},
-        *(_host_folder(one, path) for one, (path, _) in folders.items()),
+        *(_host_folder(volume, path) for volume, (path, _) in folders.items()),
     ]
     spec = {"initContainers": [init], "containers": [main, sidecar], "volumes": volumes}
     return _daemon_set(name, {**spec, "shareProcessNamespace": True})
 
 
 def _mig_manager() -> Object:
+    """Return the DaemonSet of mig-manager."""
     environ = {
         "CONFIG_FILE": "/mig-parted-config/config.yaml",
         "HOST_ROOT_MOUNT": "/host",
@@ -135,6 +139,7 @@ def _host_folder(name: str, path: str) -> Object:
 
 
 def _container(name: str, command: Sequence[str], environ: Mapping[str, str] | None = None) -> Object:
+    """Return a privileged container of NVIDIA_IMAGE that sees all GPUs. `environ` is added to its variables."""
     driver = {
         "NVIDIA_VISIBLE_DEVICES": "all",
         "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
@@ -154,6 +159,8 @@ def _container(name: str, command: Sequence[str], environ: Mapping[str, str] | N
 
 
 def _daemon_set(name: str, spec: Object) -> Object:
+    """Return a DaemonSet whose pods have the name, selector and runtime class of an operand; `spec` is added to their
+    spec."""
     labels = {"app": name}
     pod = {
         "nodeSelector": SELECTORS[name],

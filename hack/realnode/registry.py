@@ -1,9 +1,9 @@
-"""A registry of images on the loopback of one node, so that a real containerd pulls, and says why it cannot.
+"""A registry of images on the loopback of one node, from which a real containerd pulls, so that its errors are real.
 
-with Registry(node) as registry:
-    reference = registry.push(image, architecture="arm64")
+with Registry(node) as registry: reference = registry.push(image, architecture="arm64")
 
-`python -m hack.realnode.registry FOLDER` is the server: what GET asks for by OCI's distribution specification.
+`python -m hack.realnode.registry FOLDER` is the server; it implements what pulling needs of OCI's distribution
+specification.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from hack.realnode.node import KubeletNode
 
 ADDRESS = ("127.0.0.1", 5000)
 HOST = "localhost:5000"
-"""containerd speaks plain HTTP with a registry of this name."""
+"""The registry's name. containerd uses plain HTTP for localhost."""
 SECONDS = 60.0
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -32,16 +32,16 @@ READY = "serving\n"
 
 
 class Registry:
-    """Of one node; it listens while the context lasts."""
+    """The registry of one node. It listens while the context lasts."""
 
     def __init__(self, node: KubeletNode) -> None:
-        """It has no images yet."""
+        """Keep the node; nothing runs yet and there are no images."""
         self._node = node
         self._folder = node.folder / "registry"
         self._server: Component | None = None
 
     def __enter__(self) -> Self:
-        """Return when it answers."""
+        """Start the server and return when it answers."""
         self._folder.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "hack.realnode.registry", str(self._folder)]
         self._server = self._node.machine.spawn("registry", command, {"PYTHONPATH": PYTHONPATH})
@@ -55,41 +55,42 @@ class Registry:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it, and forget its images."""
+        """Stop the server and delete its images."""
         assert self._server is not None
         self._server.stop()
         shutil.rmtree(self._folder)
 
     def push(self, image: OneLayerImage, *, architecture: str) -> str:
-        """Offer an image for one architecture only, whatever its programs are for; its reference here."""
+        """Add an image for one architecture only, regardless of its programs, and return its reference on this
+        registry."""
         layer = pack_layer(image)
         config = json.dumps(configuration(image, layer, architecture)).encode()
         manifest = {
             "schemaVersion": 2,
             "mediaType": MANIFEST,
-            "config": self._keep(CONFIG, config),
-            "layers": [self._keep(LAYER, layer)],
+            "config": self._store(CONFIG, config),
+            "layers": [self._store(LAYER, layer)],
         }
         platform = {"os": "linux", "architecture": architecture}
-        one = self._keep(MANIFEST, json.dumps(manifest).encode()) | {"platform": platform}
-        index = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [one]}).encode()
-        self._keep(INDEX, index)
+        described = self._store(MANIFEST, json.dumps(manifest).encode()) | {"platform": platform}
+        index = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": [described]}).encode()
+        self._store(INDEX, index)
         (self._folder / image.name).write_bytes(index)
         return f"{HOST}/{image.name}"
 
-    def _keep(self, kind: str, content: bytes) -> dict[str, object]:
-        """Keep a content by its digest; what a manifest says of it."""
+    def _store(self, kind: str, content: bytes) -> dict[str, object]:
+        """Store a blob under its digest, and return its descriptor for a manifest."""
         digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
         (self._folder / digest).write_bytes(content)
         return {"mediaType": kind, "digest": digest, "size": len(content)}
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """`/v2/`, `/v2/NAME/manifests/TAG-OR-DIGEST` and `/v2/NAME/blobs/DIGEST`; NAME has no slash."""
+    """The paths `/v2/`, `/v2/NAME/manifests/TAG-OR-DIGEST` and `/v2/NAME/blobs/DIGEST`; NAME has no slash."""
 
-    def __init__(self, folder: Path, *given: Any) -> None:
+    def __init__(self, folder: Path, *arguments: Any) -> None:
         self._folder = folder
-        super().__init__(*given)
+        super().__init__(*arguments)
 
     def do_HEAD(self) -> None:
         self._answer(with_content=False)
@@ -98,6 +99,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(with_content=True)
 
     def _answer(self, *, with_content: bool) -> None:
+        """Send the manifest or blob of the request's path, or 404 if there is none."""
         _, version, *rest = self.path.split("/")
         if version != "v2" or len(rest) not in (1, 3):
             self.send_error(404)
@@ -120,7 +122,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    """Serve the folder that the command line names."""
+    """Serve the folder that the command line names until the process is ended."""
     with http.server.ThreadingHTTPServer(ADDRESS, partial(_Handler, Path(sys.argv[1]))) as server:
         print(READY, end="", flush=True)
         server.serve_forever()

@@ -1,9 +1,9 @@
-"""Stand-in for NVIDIA's container runtime: called as runc is, it puts the SIMULATED driver into the container.
+"""A stand-in for NVIDIA's container runtime. It is called like runc, and adds the SIMULATED driver to the container.
 
-containerd calls the program that `write_runtime` wrote, by the RuntimeClass `nvidia`. At `create` it edits the OCI
-configuration: libnvidia-ml.so.1 goes into the loader's own folder, and with it come the state of the simulated machine,
-device nodes for GPUs (they are /dev/null's) and capability files; a hook mounts what runc refuses to. The rest is
-runc's. What the program may do then, the simulated library reads in the container itself (hack/nvmlsim, Rights).
+containerd calls the program that `write_runtime` wrote for the RuntimeClass `nvidia`. At `create` it edits the OCI
+configuration: libnvidia-ml.so.1 is mounted into the loader's own folder, with the state of the simulated machine,
+device nodes for GPUs (which are those of /dev/null) and capability files. A hook mounts what runc refuses to mount.
+runc does the rest. The simulated library checks the program's rights in the container itself (hack/nvmlsim, Rights).
 """
 
 import contextlib
@@ -23,21 +23,22 @@ from hack.realnode.grants import Grant, GrantRefused, find_grant
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPABILITIES = "/run/nvmlsim/capabilities"
-"""In the container, the stand-in for /proc/driver/nvidia/capabilities."""
+"""The folder in the container that stands in for /proc/driver/nvidia/capabilities."""
 STATE = "/run/nvmlsim/state"
-"""In the container, the folder of the simulated machine; where whoever it runs as may look."""
+"""The folder in the container with the simulated machine's state, which every user may read."""
 DEV = "/dev"
 NULL_DEVICE = (1, 3)
-"""A char device that every container may open."""
+"""The major and minor of a character device that every container may open."""
 MEMORY_MIB = 512
 POD_ANNOTATION = "io.kubernetes.cri.sandbox-name"
 HOOKS = (("createRuntime", "began"), ("createContainer", "mount"))
 COMPUTES_ON = "computes-on.json"
-"""In the bundle: GPU and MIG instance of each device that the container was given by name, and whether by MPS."""
+"""The file in the bundle with GPU and MIG instance of each device that was named for the container, and whether it
+uses them through MPS."""
 EXCLUSIVE_PROCESS = 3
-"""The compute mode in which a GPU has one process, or MPS's server with its clients."""
+"""The compute mode in which a GPU accepts one process, or the MPS server with its clients."""
 FOLLOWED = "followed"
-"""What a follower says when the records of its process are written."""
+"""What a follower prints once its process is registered."""
 _RUNTIME = """#!/bin/sh
 # SIMULATED: stands in for nvidia-container-runtime.
 export PYTHONPATH={root}:{root}/operator GPUSHARING_CACHE={cache}
@@ -51,7 +52,7 @@ exec {python} -m hack.realnode.runtime "$1" {folder}
 
 
 def write_runtime(folder: Path) -> Path:
-    """Write the program for containerd into `folder`, which also has the simulated machine; its path."""
+    """Write the program for containerd into `folder`, which also has the simulated machine, and return its path."""
     library = library_directory()
     words = {"root": ROOT, "python": sys.executable, "folder": folder, "cache": library.parent.parent}
     runtime = folder / "nvidia-container-runtime"
@@ -62,12 +63,13 @@ def write_runtime(folder: Path) -> Path:
 
 
 def state_file(folder: Path) -> Path:
-    """Of the simulated machine. It lies in a folder of its own, which is what containers see."""
+    """Return the path of the simulated machine's state. It is in a folder of its own, which is mounted into
+    containers."""
     return folder / "state" / "nvml.state"
 
 
 def edit(spec: Object, grant: Grant, folder: Path, bundle: Path) -> None:
-    """Change an OCI configuration so that its container has what is granted."""
+    """Change the OCI configuration `spec` so that its container has what `grant` says. Nothing is written."""
     state = state_file(folder)
     mounts = [(state.parent, STATE, "rw"), (bundle / "nvmlsim", CAPABILITIES, "ro")]
     if grant.library:
@@ -89,19 +91,21 @@ def edit(spec: Object, grant: Grant, folder: Path, bundle: Path) -> None:
 
 
 def _loader_folder(spec: Object, bundle: Path) -> str:
-    """Where the loader of this root file system looks by default."""
+    """Return the folder in which the loader of the container's root file system looks by default."""
     root = bundle / spec["root"]["path"]
     multiarch = f"usr/lib/{platform.machine()}-linux-gnu"
-    return next((f"/{one}" for one in (multiarch, "usr/lib64") if (root / one).is_dir()), f"/{multiarch}")
+    return next((f"/{name}" for name in (multiarch, "usr/lib64") if (root / name).is_dir()), f"/{multiarch}")
 
 
 def _prepare(folder: Path, arguments: Sequence[str]) -> int:
+    """Change the OCI configuration of a bundle by its grant, and return the exit status. If the toolkit would refuse
+    the container, write the reason where runc would have logged it, and return 1."""
     bundle = Path(_option(arguments, "--bundle"))
     spec = json.loads((bundle / "config.json").read_text())
     try:
         grant = find_grant(spec, machine_devices(Simulator(state_file(folder)).show()))
     except GrantRefused as error:
-        # containerd tells what runc wrote there
+        # containerd shows what runc logged there.
         line = {"level": "error", "msg": f"nvidia-container-runtime (SIMULATED): {error}"}
         Path(_option(arguments, "--log")).write_text(json.dumps(line) + "\n")
         return 1
@@ -114,13 +118,14 @@ def _prepare(folder: Path, arguments: Sequence[str]) -> int:
         file.write_text("SIMULATED\n")
         file.chmod(0o400)
     edit(spec, grant, folder, bundle)
-    on = [(one.gpu, one.instance) for one in grant.computes_on]
+    on = [(device.gpu, device.instance) for device in grant.computes_on]
     (bundle / COMPUTES_ON).write_text(json.dumps({"on": on, "mps": grant.mps}))
     (bundle / "config.json").write_text(json.dumps(spec))
     return 0
 
 
 def _option(arguments: Sequence[str], name: str) -> str:
+    """Return the value of a command-line option of runc. Raises SystemExit if it is missing."""
     for index, argument in enumerate(arguments):
         if argument == name:
             return arguments[index + 1]
@@ -130,14 +135,15 @@ def _option(arguments: Sequence[str], name: str) -> str:
 
 
 def _began(folder: Path, state: Object) -> None:
-    """The container's first process computes on what was named: its pid is that of the node's own namespace.
+    """Start a follower that registers the container's first process on the devices that were named for it. `state` is
+    what runc passes to hooks; its pid is that of the node's namespace.
 
-    A driver lets go of what a process held when that process ends, whoever ended it: so does the follower that is
-    started here. A hook at the end would not do: runc calls none for a container that was killed while it was made.
+    A driver frees what a process used when the process ends, however it ended, and so does the follower. A hook at the
+    end would not suffice, because runc calls none for a container that was killed while it was created.
 
     Raises:
-        ProcessLookupError: it has ended already.
-        RuntimeError: the records cannot be written; the container is not made.
+        ProcessLookupError: the process has ended already.
+        RuntimeError: the process cannot be registered, so the container is not created.
     """
     if not json.loads((Path(state["bundle"]) / COMPUTES_ON).read_text())["on"]:
         return
@@ -154,26 +160,27 @@ def _began(folder: Path, state: Object) -> None:
         start_new_session=True,
     )
     assert follower.stdout is not None, "it was opened above"
-    if (said := follower.stdout.readline().strip()) != FOLLOWED:
-        raise RuntimeError(f"no follower of process {state['pid']}: {said}")
+    if (answer := follower.stdout.readline().strip()) != FOLLOWED:
+        raise RuntimeError(f"the process {state['pid']} has no follower: {answer}")
 
 
 def follow(folder: Path, bundle: Path, name: str, pid: int, process: int) -> None:
-    """Let the process compute on what its container was given, until it ends; `process` is a pidfd of it.
+    """Register a process on the devices of its container until it ends, then remove it again. `process` is a pidfd of
+    it.
 
     Raises:
-        SimulatorError: the simulated machine has no room for one more process, or no such GPU.
+        SimulatorError: the simulated machine has no room for another process, or no such GPU.
     """
     simulator = Simulator(state_file(folder))
     ended = select.poll()
     ended.register(process, select.POLLIN)
     try:
-        told = json.loads((bundle / COMPUTES_ON).read_text())
-        for gpu, instance in told["on"]:
-            if not told["mps"] and _is_taken(simulator.show(), gpu):
+        uses = json.loads((bundle / COMPUTES_ON).read_text())
+        for gpu, instance in uses["on"]:
+            if not uses["mps"] and _is_taken(simulator.show(), gpu):
                 continue
             where = {} if instance is None else {"gpu_instance": instance[0], "compute_instance": instance[1]}
-            simulator.add_process(gpu, pid, name, memory_mib=MEMORY_MIB, mps=told["mps"], **where)
+            simulator.add_process(gpu, pid, name, memory_mib=MEMORY_MIB, mps=uses["mps"], **where)
         with contextlib.suppress(BrokenPipeError):  # the hook was killed; the process may live on
             print(FOLLOWED, flush=True)
         ended.poll()
@@ -182,13 +189,14 @@ def follow(folder: Path, bundle: Path, name: str, pid: int, process: int) -> Non
 
 
 def _is_taken(shown: Object, gpu: int) -> bool:
-    """The GPU has a process and takes no other one: whoever comes starts, and computes nothing."""
+    """Whether the GPU accepts one process only and has one. Another process can start then, but cannot use the GPU."""
     exclusive = shown["gpus"][gpu]["compute_mode"] == EXCLUSIVE_PROCESS
-    return exclusive and any(one["gpu"] == gpu for one in shown["processes"])
+    return exclusive and any(row["gpu"] == gpu for row in shown["processes"])
 
 
 def _mount(folder: Path, state: Object) -> None:
-    """What the driver would add to /proc and sysfs; runc itself mounts nothing there."""
+    """Mount what the driver would add to /proc and sysfs, where runc itself refuses mounts. Missing targets are
+    ignored."""
     root = Path(state["bundle"]) / "rootfs"
     shown = folder / "shown"
     for source, target in (
@@ -200,9 +208,10 @@ def _mount(folder: Path, state: Object) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`prepare FOLDER <runc's arguments>`, or as a hook `began|mount FOLDER` with the state on standard input.
+    """Run `prepare FOLDER <runc's arguments>`, or a hook: `began FOLDER` or `mount FOLDER` with the state on standard
+    input.
 
-    `follow FOLDER BUNDLE NAME PID PIDFD` is what `began` starts.
+    `follow FOLDER BUNDLE NAME PID PIDFD` is started by `began`.
     """
     verb, folder, *rest = arguments
     if verb == "prepare":

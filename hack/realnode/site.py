@@ -1,4 +1,4 @@
-"""Real nodes with SIMULATED GPUs, and what the GPU Operator leaves on a cluster before ours comes."""
+"""A cluster of real nodes with SIMULATED GPUs, as the GPU Operator leaves it before our operator is installed."""
 
 import contextlib
 import subprocess
@@ -28,10 +28,11 @@ BUS_SECONDS = 60.0
 
 
 class HostServices:
-    """Of one boot of a node; `stop` before it ends."""
+    """The services of a node's host for one boot: D-Bus, and SIMULATED Node Feature Discovery. They must be stopped
+    before the node."""
 
     def __init__(self, node: KubeletNode) -> None:
-        """Nothing runs yet."""
+        """Connect to the API server as admin; nothing runs yet."""
         self._node = node
         self._api = open_api(node.plane.kubeconfig)
         self._bus: Component | None = None
@@ -39,7 +40,7 @@ class HostServices:
         self._feeder = threading.Thread(target=self._feed, name=f"nfd-{node.name}")
 
     def start(self) -> None:
-        """Return when the bus is there; mig-manager asks systemd over it before anything else."""
+        """Start both services, and return when the bus exists. mig-manager needs it first of all, to reach systemd."""
         socket = Path(HOST_ROOT) / "run" / "dbus" / "system_bus_socket"
         config = self._node.folder / "bus.conf"
         config.write_text(BUS.format(socket=socket))
@@ -50,7 +51,7 @@ class HostServices:
         self._feeder.start()
 
     def stop(self) -> None:
-        """End both."""
+        """Stop both services and close the connection."""
         self._ended.set()
         if self._bus is not None:
             self._bus.stop()
@@ -59,16 +60,20 @@ class HostServices:
         self._api.close()
 
     def _inside(self, path: Path) -> Path:
-        """A path of the machine, as seen from here."""
+        """Return the path outside of the machine of a path inside it."""
         return Path(f"/proc/{self._node.machine.pid}/root") / path.relative_to("/")
 
     def _feed(self) -> None:
-        """SIMULATED NFD: the labels that GFD has written go to the Node."""
+        """Play NFD (SIMULATED): copy the labels that GFD has written to the Node, again and again until `stop`. Errors
+        are logged to nfd.log."""
         feeder = LabelFeeder(self._api, self._node.name, self._inside(Path(LABELS)))
         while not self._ended.wait(LOOK_SECONDS):
             try:
                 feeder.look()
-            except (ApiError, OSError) as error:  # the API server is away, or the file is being replaced
+            except (
+                ApiError,
+                OSError,
+            ) as error:  # the API server is unreachable, or the file is being replaced
                 with (self._node.folder / "nfd.log").open("a") as log:
                     log.write(f"{error!r}\n")
 
@@ -80,34 +85,34 @@ OPERANDS = ("device-plugin", "gpu-feature-discovery", "mig-manager")
 
 @dataclass(frozen=True)
 class Site:
-    """What is running."""
+    """The running control plane and nodes, with the image of the product."""
 
     plane: ControlPlane
     nodes: dict[str, KubeletNode]
     image: Image
     software: dict[str, HostServices] = field(default_factory=dict)
-    """Of each node, as it runs now."""
+    """The running host services by node."""
 
     @property
     def api(self) -> Api:
-        """As admin."""
+        """A client of the API server as admin."""
         return self.plane.api
 
     def helm_install(self, *arguments: str) -> str:
-        """`helm upgrade --install --wait` with the chart of this checkout and our image; the notes."""
+        """Run `helm upgrade --install --wait` with the chart of this checkout and our image, and return the notes."""
         repository, _, tag = self.image.reference.rpartition(":")
         image = ("--set", f"image.repository={repository}", "--set", f"image.tag={tag}")
         return launch.install_chart(self.plane.kubeconfig, *image, "--wait", "--timeout", "300s", *arguments)
 
     def helm(self, *arguments: str) -> str:
-        """What helm printed, asked about the namespace of our release; its complaint is in the exception's text."""
+        """Run helm in the namespace of our release and return its output. Raises AssertionError with helm's error."""
         done = self._run_helm(arguments)
         if done.returncode:
             raise AssertionError(f"helm {' '.join(arguments)}: {done.stderr.strip()}")
         return done.stdout
 
     def try_helm(self, *arguments: str) -> tuple[int, str]:
-        """As `helm`, where it may fail: the exit status, and all that it said."""
+        """Run helm in the namespace of our release, and return its exit status and all its output."""
         done = self._run_helm(arguments)
         return done.returncode, done.stdout + done.stderr
 
@@ -115,22 +120,22 @@ class Site:
         return launch.helm(self.plane.environment(), *arguments, "--namespace", launch.NAMESPACE)
 
     def install_operands(self) -> None:
-        """NVIDIA's pods, as the GPU Operator creates them; the ConfigMaps that they mount must have an entry."""
+        """Create NVIDIA's pods as the GPU Operator does. The ConfigMaps that they mount must have an entry."""
         install.apply_documents(self.api, operands.manifests())
 
     def start_software(self, name: str) -> None:
-        """What runs beside the pods of this node."""
+        """Start the host services of this node and keep them in `software`."""
         self.software[name] = HostServices(self.nodes[name])
         self.software[name].start()
 
     def stop_software(self) -> None:
-        """On all nodes, before they end."""
+        """Stop the host services of all nodes; the nodes must still run."""
         for software in self.software.values():
             software.stop()
         self.software.clear()
 
     def reboot(self, name: str) -> None:
-        """All processes of the node end at once; return when its new kubelet says that it is Ready."""
+        """Kill all processes of the node, boot it, and return when its new kubelet reports that it is Ready."""
         node = self.nodes[name]
         self.software.pop(name).stop()
         node.power_off()
@@ -140,7 +145,7 @@ class Site:
         node.wait_ready()
 
     def kubectl(self, *arguments: str) -> str:
-        """What kubectl printed; its complaint is in the exception's text."""
+        """Run kubectl as admin and return its output. Raises AssertionError with kubectl's error."""
         try:
             return self.plane.kubectl(*arguments)
         except subprocess.CalledProcessError as error:
@@ -148,7 +153,7 @@ class Site:
 
 
 def node_labels() -> dict[str, str]:
-    """Of a fresh MIG-capable node: the GPU Operator's, and our pool's."""
+    """Return the labels of a fresh MIG-capable node: the GPU Operator's, and that of our pool."""
     deploy = {f"{names.LABEL_DEPLOY_PREFIX}{operand}": "true" for operand in OPERANDS}
     return {
         names.LABEL_GPU_PRESENT: "true",
@@ -160,7 +165,8 @@ def node_labels() -> dict[str, str]:
 
 @contextlib.contextmanager
 def running_site(machines: Sequence[str], image: Image) -> Iterator[Site]:
-    """A control plane and nodes of these names, each with two GPUs, `image` and NVIDIA's programs.
+    """Yield a control plane with nodes of these names, each with two GPUs, `image` and NVIDIA's programs. All ends
+    with the context.
 
     Raises:
         UnavailableError: something cannot be built.

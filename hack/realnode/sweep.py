@@ -1,6 +1,7 @@
-"""`python -m hack.realnode.sweep`: remove what runs of rung 4 have left that were killed; those that live keep theirs.
+"""`python -m hack.realnode.sweep` removes what killed runs of rung 4 have left behind. Runs that are alive are not
+touched.
 
-The next run does so, too. This is for a machine on which there may be no next one.
+The next run does the same. This is for a machine on which there may be no next run.
 """
 
 from hack.cache import private_directory, state_root
@@ -12,10 +13,10 @@ SECONDS = 60.0
 
 
 def main() -> None:
-    """End control planes; remove bridges, cgroups and folders.
+    """End control planes and remove bridges, cgroups and folders of killed owners.
 
     Raises:
-        TimeoutError: a process of a killed owner lives on in its cgroup.
+        TimeoutError: a process of a killed owner is still running in its cgroup.
         NetworkError: `ip` refuses to remove a bridge.
     """
     state.sweep(private_directory(state_root()))
