@@ -114,7 +114,7 @@ def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
         return case.verdict(phase, closed.reason, closed.message, wake=closed.until)
     there = case.operand is not None if again and goal.mig_config else is_ready(case)
     if (needs_run(case, goal) or (again and goal.mig_config)) and not there:
-        message = f"no Ready mig-manager pod on {case.node.name}"
+        message = f"no Ready mig-manager pod runs on {case.node.name}"
         return case.verdict(phase, Reason.ACTUATOR_MISSING, message, wake=next_poll(case))
     return None
 

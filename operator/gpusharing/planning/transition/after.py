@@ -183,7 +183,7 @@ def _not_asked(case: FencedCase, reason: Reason) -> Verdict | None:
     request = verify_request(case)
     if request is None:
         return None
-    return case.verdict(Phase.VERIFYING, reason, "asking the agent").then(request)
+    return case.verdict(Phase.VERIFYING, reason, "asking the agent to read the GPUs again").then(request)
 
 
 def _unobserved(case: FencedCase) -> Verdict:

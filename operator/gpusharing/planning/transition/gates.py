@@ -222,7 +222,7 @@ def _no_mig_manager(case: NodeCase, assessed: Assessed) -> str:
     if is_ready(case) or not needs_run(case, assessed.target):
         return ""
     return (
-        f"no Ready mig-manager pod on {case.node.name}; look at pods with label app=nvidia-mig-manager"
+        f"no Ready mig-manager pod runs on {case.node.name}; look at pods with label app=nvidia-mig-manager"
         f" in namespace {case.settings.gpu_operator_namespace}"
     )
 

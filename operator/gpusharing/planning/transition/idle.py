@@ -133,7 +133,7 @@ def _tell_left(case: FencedCase, plan: DrainPlan) -> str:
     if plan.jobs:
         alone = "themselves" if len(plan.jobs) > 1 else "itself"
         text += f", of which {len(plan.jobs)} may end by {alone} first"
-    return f"{text}; with them {explain_gangs(case.gangs)}" if case.gangs else text
+    return f"{text}, which ends {explain_gangs(case.gangs)}" if case.gangs else text
 
 
 def _prove(case: FencedCase, work: NodeWork, *, any_event: bool, step_proven: bool) -> Verdict | None:
@@ -159,7 +159,7 @@ def _prove(case: FencedCase, work: NodeWork, *, any_event: bool, step_proven: bo
     if _listed_twice(case, work):
         return None
     wake = min(case.now + timedelta(seconds=case.settings.idle), next_poll(case))
-    return wait(Reason.SETTLING, "no pod holds a GPU; looking once more", wake)
+    return wait(Reason.SETTLING, "no pod holds a GPU; the pods are listed once more to be sure", wake)
 
 
 def _listed_twice(case: FencedCase, work: NodeWork) -> bool:

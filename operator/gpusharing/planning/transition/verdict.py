@@ -153,7 +153,7 @@ class NodeCase:
         """Return why no agent is Ready. `consequence` is added if no specific cause is known."""
         if (trouble := self.agent_trouble) is not None:
             return Finding(trouble.reason, f"no agent runs on {self.node.name}: {trouble.message}")
-        return Finding(Reason.AGENT_NOT_READY, f"no Ready agent pod on {self.node.name}{consequence}")
+        return Finding(Reason.AGENT_NOT_READY, f"no Ready agent pod runs on {self.node.name}{consequence}")
 
     @property
     def unhealthy(self) -> Finding | None:
