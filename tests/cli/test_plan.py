@@ -45,7 +45,7 @@ class Reset; 1 node at a time; no time windows; plan HASH
   at least 1.
 ! StrandedPods: Pods default/llm-POD, default/llm-POD, default/llm-POD. No node would offer
   nvidia.com/gpu. Remedy: Change the pod's request, let its node affinity accept the old and the new value of
-  the label (operator In), keep the devices elsewhere, or set drain.strandedPods to Allow.
+  the label (operator In), keep such devices on other nodes, or set drain.strandedPods to Allow.
 
 Note: the operator writes the configuration first; the first node starts 2m later
 2 nodes will change and 3 pods will be evicted. Nothing was changed.
