@@ -147,9 +147,7 @@ def find_standings(
             [_waited(standing, classified, options, scope, now=now, gangs=waits) for standing in standings],
             front,
         )
-    # Gangs of which a pod has still to be evicted may have to stay.
-    to_evict = (standing.pod.gang for standing in standings if cordoned and not standing.leaves)
-    gangs = frozenset(gang for gang in to_evict if gang is not None)
+    gangs = _remaining_gangs(standings) if cordoned else frozenset()
     blocked_gangs, why = find_blocked_gangs(work, classified, gangs, options, scope)
     standings = [
         replace(standing, gang_blocked=True, due=False) if standing.pod.gang in blocked_gangs else standing
@@ -169,6 +167,12 @@ def find_standings(
         silent=scope.silent,
         node=scope.node,
     )
+
+
+def _remaining_gangs(standings: list[Standing]) -> frozenset[Gang]:
+    """Return the gangs of which a pod has still to be evicted; they may have to stay."""
+    gangs = (standing.pod.gang for standing in standings if not standing.leaves)
+    return frozenset(gang for gang in gangs if gang is not None)
 
 
 def stuck_from(pod: PodView) -> datetime | None:
