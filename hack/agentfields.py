@@ -1,8 +1,9 @@
-"""Which call gives each observed field, what right that needs, and what the agent shows without the right.
+"""The source of each observed field: the NVML call, the right that it needs, and what the agent shows without that
+right.
 
-Data for docs/reference/agent-fields.md and for the tests that compare the adapter, the wire type, the simulator's
-rights and the chart with it. The agent does not load it. Rights: docs/design/hardware.md#rights, after nvml.h of
-NVML 13.3.
+This is data for docs/reference/agent-fields.md and for tests that compare it with the adapter, the wire type, the
+simulator's rights and the chart. The agent does not import it. The rights are those of docs/design/hardware.md#rights,
+after nvml.h of NVML 13.3.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from enum import Enum
 
 
 class NeededRight(Enum):
-    """A right, where it comes from in the chart, and why."""
+    """A right of the agent, how the chart grants it, and why it is needed."""
 
     NOTHING = ("nothing", "–", "the agent knows it itself")
     DRIVER = (
@@ -46,22 +47,22 @@ class NeededRight(Enum):
     def __init__(self, title: str, chart: str, why: str) -> None:
         self.title = title
         self.chart = chart
-        """Which values grant it."""
+        """The values of the chart that grant the right."""
         self.why = why
 
 
 @dataclass(frozen=True, slots=True)
 class FieldSource:
-    """Where some fields come from."""
+    """The source of one or several fields that are read together."""
 
     fields: tuple[str, ...]
-    """Below `status.observed`, as on the wire; a field covers everything below it that no other source names."""
+    """The names below `status.observed`, as on the wire. A field includes those below it that no other source names."""
     calls: tuple[str, ...]
-    """NVML functions, fields of nvmlDeviceGetFieldValues aside."""
+    """The NVML functions that are called; those that read single field ids appear as nvmlDeviceGetFieldValues."""
     needs: tuple[NeededRight, ...]
     """The rights that all of the calls together need."""
     without: str
-    """What the agent shows without the right, and where card or driver do not support the call."""
+    """What the agent shows without the right, or if card or driver do not support the call."""
 
 
 SESSION = (
@@ -70,7 +71,7 @@ SESSION = (
     "nvmlDeviceGetCount",
     "nvmlDeviceGetHandleByIndex",
 )
-"""Calls that the others depend on; without their right there is no reading, and `error` says so."""
+"""The calls on which all others depend. Without the right to them there is no reading, and `error` says so."""
 
 SOURCES: tuple[FieldSource, ...] = (
     FieldSource(("requestID", "quiet", "simulated", "error"), (), (NeededRight.NOTHING,), "–"),
@@ -178,7 +179,7 @@ SOURCES: tuple[FieldSource, ...] = (
         ("gpus[].processes[].name",),
         ("nvmlSystemGetProcessName",),
         (NeededRight.HOST_PID, NeededRight.MIG_CONFIG),
-        "empty, which counts as busy. MPS's own daemons are recognised by their executable and parent; where"
+        "empty, which counts as busy. MPS's own daemons are recognized by their executable and parent; where"
         " executables may not be read, by the 15 bytes that the kernel keeps of their names",
     ),
     FieldSource(("gpus[].eccUncorrected",), ("nvmlDeviceGetTotalEccErrors",), (NeededRight.DRIVER,), "null"),
@@ -198,7 +199,7 @@ SOURCES: tuple[FieldSource, ...] = (
         ("gpus[].xid",),
         ("nvmlEventSetCreate", "nvmlDeviceRegisterEvents", "nvmlEventSetWait_v2", "nvmlEventSetFree"),
         (NeededRight.DRIVER,),
-        "null; heard only while the agent reads (docs/adr/0015-health-from-the-same-reading.md)",
+        "null; received only while the agent reads (docs/adr/0015-health-from-the-same-reading.md)",
     ),
     FieldSource(
         ("gpus[].access", "gpus[].error"),
@@ -234,7 +235,7 @@ USAGE: tuple[FieldSource, ...] = (
         ("pod_sm_ratio", "device_sm_ratio"),
         ("nvmlDeviceGetProcessUtilization",),
         (NeededRight.DRIVER, NeededRight.HOST_PID),
-        "absent; never there with MIG on, where NVML does not support it",
+        "absent; always absent with MIG on, where NVML does not support it",
     ),
     FieldSource(
         ("pod_slices", "device_slices", "device_slices_allocated"),
@@ -246,14 +247,14 @@ USAGE: tuple[FieldSource, ...] = (
         ("the label pod of a shared device's processes",),
         (),
         (NeededRight.POD_LOGS,),
-        "the processes of a shared device count as unattributed, and what its holders take is absent; those of a "
-        "device that one pod holds are that pod's",
+        "the processes of a shared device count as unattributed, and the usage of its pods is absent; processes of a "
+        "device that one pod holds are attributed to that pod",
     ),
     FieldSource(
         ("xid_errors_total",),
         ("nvmlEventSetCreate", "nvmlDeviceRegisterEvents", "nvmlEventSetWait_v2", "nvmlEventSetFree"),
         (NeededRight.DRIVER,),
-        "absent; heard only while the agent reads",
+        "absent; received only while the agent reads",
     ),
 )
-"""The same for the metrics of usage, gpusharing_…, which are not part of the GPUNode."""
+"""The sources of the metrics of usage, gpusharing_…, which are not part of the GPUNode."""

@@ -38,6 +38,6 @@ def install(*packages: str) -> None:
             done = subprocess.run(apt, env=environ, stdout=sys.stderr, check=False)
             if done.returncode != 0:
                 raise UnavailableError(
-                    f"`{' '.join(apt)}` ended with status {done.returncode} (it says why above): mend that, "
-                    f"then install {' '.join(packages)}."
+                    f"`{' '.join(apt)}` ended with status {done.returncode}. Its output above says why: repair "
+                    f"that, then install {' '.join(packages)}."
                 )

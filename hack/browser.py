@@ -1,8 +1,8 @@
-"""A browser without a window, to look at the plugin's page: the machine's own, else Debian's, unpacked into the user's
-cache and not installed.
+"""A headless browser that renders the plugin's page in tests: one that is installed, else Debian's, unpacked into the
+user's cache without being installed.
 
-It is not pinned, unlike all other tools: only the newest version of a browser is mended, and Debian keeps no other.
-What apt fetches is checked against Debian's signatures.
+Unlike all other tools it is not pinned, because only the newest version of a browser gets security fixes and Debian
+keeps no other. apt checks what it downloads against Debian's signatures.
 """
 
 import os
@@ -18,47 +18,48 @@ from hack.apt import alone_with_apt
 from hack.cache import UnavailableError, cache_root, make_once
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-"""As they are called on a PATH."""
+"""The names of browsers that are looked for on the PATH."""
 PACKAGE = "chromium-headless-shell"
 PROGRAM = Path("usr/lib/chromium/chromium-headless-shell")
 SECONDS = 300.0
-"""For 100 MB from a mirror."""
+"""How long a command may take; a mirror sends 100 MB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Browser:
-    """A program, and where it finds what it was linked with."""
+    """A browser's program, with the folders of the libraries that it needs."""
 
     program: Path
     libraries: str = ""
-    """As LD_LIBRARY_PATH; empty: it needs none of its own."""
+    """The value of LD_LIBRARY_PATH for it, or empty if it needs no libraries of its own."""
 
 
 def find() -> Browser | None:
-    """What exists already, in the cache or on the PATH."""
+    """Return the browser in the cache, or else one on the PATH, or None if there is neither."""
     if (_folder() / PROGRAM).is_file():
         libraries = sorted(path for path in (_folder() / "usr/lib").glob("*-linux-gnu*") if path.is_dir())
         folders = [folder for path in libraries for folder in (path, path / "pulseaudio")]
         return Browser(_folder() / PROGRAM, os.pathsep.join(map(str, folders)))
-    own = next((found for name in NAMES if (found := shutil.which(name))), None)
+    own = next((path for name in NAMES if (path := shutil.which(name))), None)
     return None if own is None else Browser(Path(own))
 
 
 def ensure() -> Browser:
-    """What there is, else Debian's, with the libraries that this machine lacks.
+    """Return the browser that `find` finds, or else unpack Debian's into the cache, with the libraries that this
+    machine lacks.
 
     Raises:
-        UnavailableError: there is none, and apt cannot fetch one.
+        UnavailableError: there is no browser, and apt cannot download one.
     """
-    if (found := find()) is not None:
-        return found
+    if (browser := find()) is not None:
+        return browser
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise UnavailableError(f"there is no browser on the PATH: install one of {', '.join(NAMES)}")
     with alone_with_apt():
         make_once(_folder(), "browser", _unpack)
-    found = find()
-    assert found is not None, "it was unpacked just now"
-    return found
+    browser = find()
+    assert browser is not None, "it was unpacked just now"
+    return browser
 
 
 def _folder() -> Path:
@@ -66,6 +67,7 @@ def _folder() -> Path:
 
 
 def _unpack(out: Path) -> None:
+    """Download the packages of the browser and extract them into `out`."""
     with tempfile.TemporaryDirectory(dir=out.parent) as debs:
         _run(["apt-get", "download", *_missing()], Path(debs))
         for deb in sorted(Path(debs).glob("*.deb")):
@@ -73,17 +75,20 @@ def _unpack(out: Path) -> None:
 
 
 def _missing() -> list[str]:
-    """The packages that apt would install for it; where its lists are of old or none, they are fetched once more."""
+    """Return the packages that apt would install for the browser. If apt's lists are outdated or missing, they are
+    updated first."""
     command = ["apt-get", "install", "--simulate", "--no-install-recommends", PACKAGE]
     try:
-        told = _run(command, Path("/"))
+        listing = _run(command, Path("/"))
     except UnavailableError:
         _run(["apt-get", "update"], Path("/"))
-        told = _run(command, Path("/"))
-    return [line.split()[1] for line in told.splitlines() if line.startswith("Inst ")]
+        listing = _run(command, Path("/"))
+    return [line.split()[1] for line in listing.splitlines() if line.startswith("Inst ")]
 
 
 def _run(command: list[str], folder: Path) -> str:
+    """Run a command in `folder` and return its output. Raises UnavailableError with a remedy if it fails or takes too
+    long."""
     try:
         done = subprocess.run(
             command,
@@ -98,7 +103,7 @@ def _run(command: list[str], folder: Path) -> str:
         lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         raise UnavailableError(
             f"{' '.join(command[:2])} has no {PACKAGE} ({lines[-1]}): install a browser (apt-get install chromium), "
-            "or mend apt and try again: python -m hack.browser"
+            "or repair apt and try again: python -m hack.browser"
         ) from error
     return done.stdout
 

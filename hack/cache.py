@@ -141,9 +141,9 @@ def _sweep(root: Path, own: Path) -> None:
     a listed folder either still has its lock, or is dead.
     """
     for left in sorted(root.glob(".*-build-*")):
-        with ExitStack() as held:
+        with ExitStack() as opened:
             locks = set(root.glob(f"{left.name.partition('-build-')[0]}-*.lock")) - {own}
-            if all(_try_lock(held.enter_context(lock.open("a+"))) for lock in locks):
+            if all(_try_lock(opened.enter_context(lock.open("a+"))) for lock in locks):
                 shutil.rmtree(left, ignore_errors=True)
 
 
@@ -156,7 +156,7 @@ APP = "gpu-sharing-operator"
 
 
 def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
-    """The folder for built programs: `$GPUSHARING_CACHE`, else `$XDG_CACHE_HOME`, else `~/.cache`."""
+    """Return the folder for built programs, below `$GPUSHARING_CACHE`, else `$XDG_CACHE_HOME`, else `~/.cache`."""
     chosen = environ.get("GPUSHARING_CACHE") or environ.get("XDG_CACHE_HOME")
     if chosen:
         return Path(chosen).expanduser() / APP
@@ -164,9 +164,10 @@ def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def state_root(environ: Mapping[str, str] = os.environ) -> Path:
-    """The folder for running control planes: `$GPUSHARING_STATE`, else `$XDG_RUNTIME_DIR`, else the cache.
+    """Return the folder for running control planes: `$GPUSHARING_STATE`, else one in `$XDG_RUNTIME_DIR`, else one in
+    the cache.
 
-    Keys and tokens of the control planes lie below it, so it is made readable by its owner only.
+    It has keys and tokens of the control planes, so callers make it readable by its owner only.
     """
     if chosen := environ.get("GPUSHARING_STATE"):
         return Path(chosen).expanduser()
@@ -177,14 +178,15 @@ def state_root(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def private_directory(path: Path) -> Path:
-    """Create `path` with mode 0700 (parents as needed) and return it."""
+    """Create `path` with its parents if needed, set its mode to 0700, and return it."""
     path.mkdir(parents=True, exist_ok=True)
     path.chmod(0o700)
     return path
 
 
 def write_private(path: Path, data: str | bytes) -> Path:
-    """Write `data` to `path` with mode 0600, in one step: a reader sees the old file or the new one."""
+    """Write `data` to `path` with mode 0600 and return `path`. The file is replaced atomically: a reader sees the old
+    content or the new one."""
     raw = data.encode() if isinstance(data, str) else data
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     with os.fdopen(handle, "wb") as file:

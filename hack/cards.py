@@ -1,8 +1,9 @@
-"""What simulators and pages say of a card beside what the product knows of it."""
+"""Facts about cards that simulators and pages need and the product does not."""
 
 from gpusharing.planning.gpus.cards import Card
 
 
 def mig_mode_needs_reset(card: Card) -> bool:
-    """Whether switching MIG mode needs a GPU reset (guide: Ampere only). The agent reads NVML's field 184 instead."""
+    """Whether switching the MIG mode needs a GPU reset, as NVIDIA's guide says of Ampere only. The agent reads NVML's
+    field 184 instead."""
     return bool(card.profiles) and card.compute_capability[0] == 8

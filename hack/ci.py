@@ -26,7 +26,7 @@ from typing import IO
 PYTHON = ".venv/bin/python"
 BUILD = Path("build")
 TOOLS = ["controlplane", "kwok", "helm", "helm3", "kind", "actionlint", "charttools", "krewtools"]
-"""What tests of rung 2 need and `hack.cluster.toolchain` builds."""
+"""The tools that tests of rung 2 need and `hack.cluster.toolchain` builds."""
 STOPPED, NOT_FOUND = 143, 127
 """The statuses that a shell gives to a process ended by SIGTERM and to a program that does not exist."""
 OUT_OF_TIME = (124, 137)
@@ -123,6 +123,7 @@ class Checks:
         return asyncio.create_task(self._logged(BUILD / f"{name}.log", parts))
 
     async def _logged(self, path: Path, parts: Parts) -> int:
+        """Run the parts with a log at `path`, print the log once they have ended, and return their status."""
         with path.open("w+", errors="replace") as out:
             status = await parts(out)
             out.seek(0)
@@ -138,6 +139,7 @@ class Checks:
         )
 
     async def _rung3(self, out: IO[str]) -> int:
+        """Play rung 3 and return the status of `make test-nvidia`."""
         return await self._part("test-nvidia", "make", "test-nvidia", out=out)
 
     async def _rung4(self, out: IO[str]) -> int:

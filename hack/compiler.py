@@ -10,7 +10,7 @@ from pathlib import Path
 from hack.cache import UnavailableError, say
 
 INSTALL = "apt-get install --yes gcc libc6-dev"
-"""Installs on Debian what a C program is built with."""
+"""The command that installs a C compiler on Debian."""
 
 
 def find_compiler() -> str | None:
@@ -70,9 +70,9 @@ CAUSES = (
         "make the folders that `go env GOCACHE GOMODCACHE` names writable, or name others",
     ),
 )
-"""What Go says in its last lines, and what helps; the first match wins."""
+"""Patterns for the last lines of Go's output, each with what helps; the first match counts."""
 TAIL = 12
-"""Lines of Go's output that are shown where none of the causes matches."""
+"""How many lines of Go's output are shown if none of the causes matches."""
 
 
 def find_go(what: str) -> str:
@@ -86,10 +86,10 @@ def find_go(what: str) -> str:
     go = shutil.which("go")
     if go is None:
         raise UnavailableError(f"{need}, and there is no `go` on PATH: {remedy}")
-    asked = subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True, check=False)
-    version = asked.stdout.strip()
-    found = re.match(r"go(\d+)\.(\d+)", version)
-    if found is None or (int(found[1]), int(found[2])) < OLDEST_GO:
+    done = subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True, check=False)
+    version = done.stdout.strip()
+    match = re.match(r"go(\d+)\.(\d+)", version)
+    if match is None or (int(match[1]), int(match[2])) < OLDEST_GO:
         raise UnavailableError(f"{need}, but {go} is {version or 'of unknown version'}: {remedy}")
     return go
 
@@ -123,4 +123,6 @@ def failure(what: str, output: str, again: str) -> UnavailableError:
     for pattern, remedy in CAUSES:
         if found := re.search(pattern, "\n".join(lines)):
             return UnavailableError(f"{what}: {found[0]}; {remedy}, then run: {again}")
-    return UnavailableError("\n  ".join([f"{what}: mend what Go says, then run: {again}", *lines]))
+    return UnavailableError(
+        "\n  ".join([f"{what}: correct what Go reports below, then run: {again}", *lines])
+    )

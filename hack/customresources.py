@@ -1,7 +1,7 @@
-"""The CustomResourceDefinitions of both resources: their names, the columns of `kubectl get`, their schemas.
+"""The CustomResourceDefinitions of both resources: their names, the columns of `kubectl get`, and their schemas.
 
-They are not part of the product, which runs on a cluster that has them: the chart and `crds/` bring them. As YAML they
-are plain in crds/, and guarded by values in the chart.
+They are not part of the product, which runs on a cluster that has them already. They are written as plain YAML to
+crds/, and as templates to the chart.
 """
 
 from collections.abc import Sequence
@@ -21,21 +21,21 @@ from gpusharing.api.rules import NAME_LENGTH, ApiRule, cel
 
 @dataclass(frozen=True, slots=True)
 class PrinterColumn:
-    """A column of `kubectl get`."""
+    """A column of `kubectl get` for one of our resources."""
 
     name: str
-    """Its heading."""
+    """The heading, which kubectl shows in upper case."""
     path: str
-    """JSONPath of the value in the object."""
+    """The JSONPath of the value in the object."""
     description: str
-    """What `kubectl explain` says of it."""
+    """The column's description in the CRD, also shown on the reference page."""
     type: Literal["string", "integer", "date"] = "string"
-    """How kubectl shows it; a `date` as an age."""
+    """The type of the value; kubectl shows a `date` as an age."""
     wide: bool = False
-    """Shown with `-o wide` only."""
+    """Whether the column is shown with `-o wide` only."""
 
     def manifest(self) -> Schema:
-        """The column as an item of additionalPrinterColumns."""
+        """Return the column as an item of additionalPrinterColumns."""
         column: Schema = {
             "name": self.name,
             "type": self.type,
@@ -47,24 +47,24 @@ class PrinterColumn:
 
 @dataclass(frozen=True, slots=True)
 class CustomResource:
-    """One custom resource, cluster-scoped."""
+    """One of our custom resources, which are cluster-scoped."""
 
     kind: str
-    """Kind; the list has `List` behind it."""
+    """The kind of one object; `List` is appended for the kind of a list."""
     plural: str
-    """Name in URLs, in lower case."""
+    """The name in URLs, in lower case."""
     short_name: str
-    """What kubectl takes for the plural."""
+    """The short name that kubectl accepts instead of the plural."""
     description: str
-    """What the kind is for."""
+    """The description of the kind in the CRD."""
     spec: type[WireModel | WireRecord]
     """The type of `spec`."""
     status: type[WireModel | WireRecord]
     """The type of `status`, which is a subresource."""
     columns: Sequence[PrinterColumn]
-    """In the order in which kubectl shows them."""
+    """The columns of `kubectl get`, in their order."""
     rules: Sequence[ApiRule] = ()
-    """Rules about the whole object."""
+    """Validation rules about the whole object."""
 
 
 AGE = PrinterColumn("Age", ".metadata.creationTimestamp", "Time since creation.", "date")
@@ -81,10 +81,14 @@ POLICY = CustomResource(
             "Mode", ".status.summary.mode", "Full, MIG, MIG+TS (with time-slicing), MPS or TimeSlicing."
         ),
         PrinterColumn("Layout", ".status.summary.layout", "What each GPU is divided into."),
-        PrinterColumn("Nodes", ".status.summary.nodes", "Nodes that are verified and schedulable, of all."),
+        PrinterColumn("Nodes", ".status.summary.nodes", "Verified and schedulable nodes, out of all nodes."),
         PrinterColumn("GPUs", ".status.summary.gpus", "GPUs in the pool.", "integer"),
-        PrinterColumn("Used", ".status.summary.used", "Devices held by pods, of all devices served."),
-        PrinterColumn("Ready", '.status.conditions[?(@.type=="Ready")].status', "Every node is as wanted."),
+        PrinterColumn("Used", ".status.summary.used", "Devices held by pods, out of all advertised devices."),
+        PrinterColumn(
+            "Ready",
+            '.status.conditions[?(@.type=="Ready")].status',
+            "Whether every node is as the policy wants it.",
+        ),
         PrinterColumn("Status", ".status.summary.status", "One word for the pool."),
         AGE,
         PrinterColumn(
@@ -92,7 +96,10 @@ POLICY = CustomResource(
         ),
         PrinterColumn("Strategy", ".status.summary.strategy", "MIG strategy.", wide=True),
         PrinterColumn(
-            "Window", ".status.summary.nextWindow", "When nodes may start; empty: at any time.", wide=True
+            "Window",
+            ".status.summary.nextWindow",
+            "When nodes may start, or empty if at any time.",
+            wide=True,
         ),
         PrinterColumn("Product", ".status.summary.product", "Card models.", wide=True),
         PrinterColumn("Message", ".status.summary.message", "The most urgent sentence.", wide=True),
@@ -103,7 +110,7 @@ GPUNODE = CustomResource(
     kind="GPUNode",
     plural=GPUNODES,
     short_name="gpun",
-    description="GPUNode shows one GPU node: what is wanted, what its agent observed, how far a change has come. "
+    description="GPUNode shows one GPU node: what is wanted, what its agent observed, and how far a change has come. "
     "The operator creates one for each GPU node, with the same name.",
     spec=GPUNodeSpec,
     status=GPUNodeStatus,
@@ -120,13 +127,13 @@ GPUNODE = CustomResource(
         PrinterColumn(
             "Culprit",
             ".status.transition.culprit",
-            "What keeps the node: a pod, or something else.",
+            "What blocks the node: a pod or another object.",
             wide=True,
         ),
-        PrinterColumn("Cordon", ".status.transition.cordon", "Whose cordon the node carries.", wide=True),
+        PrinterColumn("Cordon", ".status.transition.cordon", "Who cordoned the node.", wide=True),
         PrinterColumn("Step", ".status.transition.step", "The step, and how many there are.", wide=True),
         PrinterColumn(
-            "Message", ".status.transition.message", "What is the case, why, and what to do.", wide=True
+            "Message", ".status.transition.message", "What happens, why, and what to do.", wide=True
         ),
     ),
 )
@@ -134,7 +141,7 @@ RESOURCES = (POLICY, GPUNODE)
 
 
 def custom_resource_definition(resource: CustomResource) -> Schema:
-    """The manifest of one resource, ready for the API server.
+    """Return the manifest of one resource's CustomResourceDefinition.
 
     Raises:
         SchemaError: a type has no structural schema.
@@ -195,7 +202,7 @@ LABELS = """\
   labels:
     {{- include "gpusharing.labels" . | nindent 4 }}
 """
-"""The version among them is what templates/validations.yaml refuses to go back from."""
+"""The labels of the chart's CRDs. templates/validations.yaml reads the version among them and refuses a downgrade."""
 KEEP = """\
   {{- if .Values.crds.keep }}
   annotations:
@@ -205,19 +212,21 @@ KEEP = """\
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what is the same twice: anchors are hard to read and helm's diff tools trip over them."""
+    """A YAML dumper without anchors, which are hard to read and confuse helm's diff tools. Repeated values are written
+    again."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def crds() -> dict[str, str]:
-    """For `kubectl apply -f crds/`."""
+    """Return the files of crds/, for `kubectl apply -f crds/`: content by path."""
     return {f"crds/{name}.yaml": HEADER + text for name, text in _manifests().items()}
 
 
 def chart_crds() -> dict[str, str]:
-    """For the chart: in templates/, so that an upgrade upgrades them; kept on uninstall."""
+    """Return the chart's CRDs: content by path. They are in templates/, so that an upgrade of the chart upgrades
+    them."""
     return {f"{CHART}/{name}.yaml": _guarded(name, text) for name, text in _manifests().items()}
 
 
@@ -233,6 +242,8 @@ def _manifests() -> dict[str, str]:
 
 
 def _guarded(name: str, text: str) -> str:
+    """Return a CRD as a template of the chart, with labels and with the conditions `crds.install` and `crds.keep`.
+    Raises ValueError if the text has template syntax."""
     if "{{" in text:
         raise ValueError(f"{name}: two opening braces would be read by helm; reword the description")
     before, line, after = text.partition("\nspec:\n")

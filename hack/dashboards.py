@@ -1,4 +1,4 @@
-"""The four Grafana dashboards of the chart: their questions, what they ask Prometheus, and their pictures as JSON."""
+"""The four Grafana dashboards of the chart: their panels, the queries to Prometheus, and their JSON."""
 
 import json
 from collections.abc import Iterator
@@ -8,12 +8,12 @@ from typing import Any, Literal
 MOVING = "Cordoned|Draining|VerifyingIdle|Reconfiguring|Verifying|Uncordoning|Aborting"
 Variable = Literal["policy", "namespace", "price"]
 RATE, RANGE = "$__rate_interval", "$__range"
-"""Grafana's variables for a range that misses no scrape, and for the whole range shown."""
+"""Grafana's variables for a range that is long enough for a rate, and for the whole range shown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One picture. `kind` is Grafana's name of it."""
+    """One panel of a dashboard. `kind` is Grafana's type of panel."""
 
     title: str
     expression: str
@@ -22,25 +22,26 @@ class Panel:
     width: int = 12
     unit: str = "short"
     alarm: bool = False
-    """A stat that is red above 0."""
+    """Whether a stat is red above 0."""
     stacked: bool = False
     text: str = ""
-    """What the title does not say."""
+    """The panel's description, for what the title does not say."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dashboard:
-    """One page of panels."""
+    """One dashboard, which is a page of panels."""
 
     name: str
-    """In its file name and its uid."""
+    """The name that appears in the file name and in the uid."""
     title: str
     variables: tuple[Variable, ...]
     panels: tuple[Panel, ...]
 
 
 def of(metric: str, *selectors: str, policy: bool = False, namespace: bool = False) -> str:
-    """A metric of the selected clusters, and of the selected policies or namespaces."""
+    """Return a query for a metric of the selected clusters, and of the selected policies or namespaces if asked
+    for."""
     chosen = ['cluster=~"$cluster"']
     chosen += ['policy=~"$policy"'] if policy else []
     chosen += ['namespace=~"$namespace"'] if namespace else []
@@ -48,7 +49,7 @@ def of(metric: str, *selectors: str, policy: bool = False, namespace: bool = Fal
 
 
 def increase(metric: str, over: str) -> str:
-    """How much a counter of the meter grew."""
+    """Return a query for the increase of a counter within the range `over`."""
     return f"increase({metric}[{over}])"
 
 
@@ -70,13 +71,15 @@ _METERS = {
     "stranded": "stranded_slice_",
     "transition": "transition_slice_",
 }
-"""Parts of all GPU-seconds."""
+"""The parts into which all GPU-seconds are divided, with the beginning of each meter's name."""
 
 
 def _by_part(query: str, *parts: str) -> str:
-    """The same query for each part, whose meter is its `{}`, under the label `part`.
+    """Return a query that evaluates `query` for each part and sets the label `part`. `{}` in `query` stands for the
+    part's meter.
 
-    A sum over this counts a policy that has no series of a part, such as one without idle slices; `+` loses it.
+    A sum over this includes a policy that lacks the series of one part, such as idle slices; addition with `+` would
+    drop it.
     """
     return " or ".join(
         f'label_replace({query.format(_meter(_METERS[part]))}, "part", "{part}", "", "")' for part in parts
@@ -103,9 +106,9 @@ FLEET = Dashboard(
             "Idle slices by policy",
             f"sum by (policy, resource) ({of('gpusharing_policy_slices_idle', policy=True)})",
             "{{policy}} {{resource}}",
-            text="What a pod could get now.",
+            text="Slices that a pod could get now.",
         ),
-        Panel("Pods that wait", f"sum by (resource) ({of('gpusharing_pending_pods')})", "{{resource}}"),
+        Panel("Waiting pods", f"sum by (resource) ({of('gpusharing_pending_pods')})", "{{resource}}"),
         Panel(
             "How busy slices are",
             f"avg by (profile, source) ({of('gpusharing:slice_utilization:ratio')})",
@@ -161,13 +164,13 @@ ROLLOUT = Dashboard(
             "{{phase}} {{reason}}",
         ),
         Panel(
-            "Unavailable nodes, and how many may be",
+            "Unavailable nodes, and how many are allowed",
             f'label_replace({of("gpusharing_policy_budget_used_nodes", policy=True)}, "is", "unavailable", "", "")'
             f' or label_replace({of("gpusharing_policy_budget_allowed_nodes", policy=True)}, "is", "allowed", "", "")',
             "{{policy}} {{is}}",
         ),
         Panel(
-            "Pods that keep nodes from changing",
+            "Pods that block nodes",
             f"sum by (policy, reason) ({of('gpusharing_drain_blocked_pods', policy=True)})",
             "{{policy}} {{reason}}",
         ),
@@ -187,7 +190,7 @@ ROLLOUT = Dashboard(
             f"sum by (status) (rate({of('gpusharing_api_requests_total')}[{RATE}]))",
             "{{status}}",
             unit="reqps",
-            text="By HTTP status; 0: no answer.",
+            text="By HTTP status; 0 means no answer.",
         ),
         Panel(
             "Time of a pass, 99th percentile",
@@ -232,21 +235,22 @@ TENANT = Dashboard(
             f" (max by (node, uuid, namespace) ({_SLICES}) > bool 0))",
             "{{namespace}}",
             unit="percentunit",
-            text="For a shared device, what all its pods do together. Needs dcgm-exporter with MIG on.",
+            text="For a shared device, all its pods together. Needs dcgm-exporter with MIG on.",
         ),
         Panel(
-            "Memory that pods on shared devices need, of what there is",
+            "Memory demand of pods on shared devices",
             of("gpusharing:shared_memory_demand:ratio"),
             "{{node}} GPU {{gpu}} {{profile}}",
             unit="percentunit",
-            text="Each pod at its peak in 6 hours. Above 100 % one of them runs out of memory when peaks coincide.",
+            text="The sum of each pod's peak in 6 hours, as a share of the memory. Above 100 %, pods run out of"
+            " memory if peaks coincide.",
         ),
         Panel(
-            "Slices held by pods that do nothing",
+            "Slices held by idle pods",
             f"sum by (namespace) ({_SLICES} and on (cluster, node, namespace, pod, uuid)"
             f" ({of('gpusharing:pod_processes', namespace=True)} == 0))",
             "{{namespace}}",
-            text="No process on the device.",
+            text="Pods without a process on the device.",
         ),
     ),
 )
@@ -267,9 +271,9 @@ WASTE = Dashboard(
                 text=text,
             )
             for title, part, text in (
-                ("Held", "held", "Given to a pod, whatever it does."),
+                ("Held", "held", "Assigned to a pod, whether or not it is used."),
                 ("Idle", "idle", "Slices that no pod held."),
-                ("Stranded", "stranded", "What no slice of the layout offered."),
+                ("Stranded", "stranded", "GPU capacity that no slice of the layout uses."),
                 ("In transition", "transition", "Held by no pod on nodes in the middle of a change."),
             )
         ),
@@ -280,14 +284,14 @@ WASTE = Dashboard(
             text="The share of all GPU time that was counted; a restart of an agent leaves a gap.",
         ),
         Panel(
-            "Where the GPUs are",
+            "How GPUs are used",
             _by_part(f"sum(rate({{}}[{RATE}]))", *_METERS),
             "{{part}}",
             stacked=True,
-            text="In whole GPUs.",
+            text="The unit is whole GPUs.",
         ),
         Panel(
-            "What that costs",
+            "What each use costs",
             _by_part(f"sum(increase({{}}[{RANGE}])) / 3600 * $price", *_METERS),
             "{{part}}",
             stacked=True,
@@ -313,12 +317,12 @@ WASTE = Dashboard(
             stacked=True,
         ),
         Panel(
-            "Cost of what nobody held, by policy",
+            "Cost of unused GPUs, by policy",
             f"sum by (policy) ({_by_part(increase('{}', RANGE), 'idle', 'stranded', 'transition')})"
             " / 3600 * $price",
             "{{policy}}",
             stacked=True,
-            text="What was idle, stranded or in transition.",
+            text="GPUs that were idle, stranded or in transition.",
         ),
     ),
 )
@@ -327,7 +331,7 @@ DASHBOARDS = (FLEET, ROLLOUT, TENANT, WASTE)
 
 
 def panels() -> Iterator[tuple[str, Panel]]:
-    """Every panel, with the name of its dashboard."""
+    """Yield every panel of all dashboards, with the name of its dashboard."""
     for dashboard in DASHBOARDS:
         for panel in dashboard.panels:
             yield dashboard.name, panel
@@ -343,12 +347,12 @@ VALUES: dict[str, str] = {
     "policy": "label_values(gpusharing_policy_nodes, policy)",
     "namespace": "label_values(gpusharing:namespace_slice_seconds_total, namespace)",
 }
-"""What the variables can be. Where nothing has a label `cluster`, All stands for all there is."""
+"""The query for each variable's values. If no metric has the label `cluster`, All includes everything."""
 
 
 def dashboard() -> dict[str, str]:
     """Return the text of each dashboard by its path."""
-    return {f"{FOLDER}/{found.name}.json": json.dumps(_model(found), indent=1) + "\n" for found in DASHBOARDS}
+    return {f"{FOLDER}/{board.name}.json": json.dumps(_model(board), indent=1) + "\n" for board in DASHBOARDS}
 
 
 def _model(dashboard: Dashboard) -> dict[str, Any]:
@@ -374,7 +378,7 @@ def _model(dashboard: Dashboard) -> dict[str, Any]:
 def _variable(name: Variable) -> dict[str, Any]:
     """Return a variable of a dashboard: a text box for the price, else a list of the values that a label has."""
     if name == "price":
-        # With 1 the panels show GPU-hours: no price of ours would be anybody's.
+        # With a price of 1 the panels show GPU-hours; any other default would be wrong for most users.
         text = {"text": "1", "value": "1"}
         label = "Price of a GPU-hour"
         return {
@@ -405,7 +409,7 @@ def _chosen(name: str) -> dict[str, Any]:
 
 
 def _placed(panels: tuple[Panel, ...]) -> list[dict[str, Any]]:
-    """From left to right, the next line where a panel has no room."""
+    """Return the panels in Grafana's JSON model, placed from left to right in lines of COLUMNS columns."""
     x = y = 0
     placed = []
     for number, panel in enumerate(panels, start=1):
@@ -429,7 +433,7 @@ def _panel(number: int, panel: Panel, place: dict[str, int]) -> dict[str, Any]:
     }
     if panel.stacked:
         defaults["custom"] = {"stacking": {"mode": "normal"}, "fillOpacity": 30}
-    # A count of nothing has no value: a stat shows 0 then, not "No data".
+    # A count of nothing has no value. A stat shows 0 then instead of "No data".
     expression = f"{panel.expression} or vector(0)" if panel.kind == "stat" else panel.expression
     target = {
         "refId": "A",

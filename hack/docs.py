@@ -1,6 +1,7 @@
-"""`make docs`: docs/ as a site in build/site, strictly: a link, an anchor or a page that does not fit fails.
+"""`make docs` builds docs/ as a site in build/site. It fails if a link, an anchor or a page is wrong.
 
-Built in an environment of its own, build/docs-venv, from requirements-docs.lock: nothing of it is imported by us.
+The site is built in an environment of its own, build/docs-venv, from requirements-docs.lock, because nothing of it is
+imported by our code.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ SITE = ROOT / "build" / "site"
 
 
 def main() -> int:
-    """The exit status of mkdocs, or of pip where it cannot install what is locked."""
+    """Return the exit status of mkdocs, or of pip if it cannot install the lock."""
     stamp, wanted = (
         VENV / "set-up.sha256",
         hashlib.sha256(sys.version.encode() + LOCK.read_bytes()).hexdigest(),
@@ -32,8 +33,8 @@ def main() -> int:
 
 
 def run(*arguments: str) -> int:
-    """Run the environment's Python at the root of the checkout."""
-    # The theme's makers advertise their next product in the terminal of whoever builds.
+    """Run the environment's Python in the root of the checkout and return its exit status."""
+    # The theme would print an advertisement for its successor.
     environ = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
     return subprocess.call([str(VENV / "bin" / "python"), *arguments], cwd=ROOT, env=environ)
 

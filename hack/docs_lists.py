@@ -1,6 +1,7 @@
-"""A hook of mkdocs: our pages indent what belongs to a list item as CommonMark and GitHub read it, by 2 or 3 spaces.
+"""A hook of mkdocs for list items. Our pages indent their content by 2 or 3 spaces, as CommonMark and GitHub accept.
 
-Python-Markdown wants 4 and would else end the list there, so that every step of an instruction were number 1.
+Python-Markdown needs 4 spaces and would end the list otherwise, so that every step of an instruction would be number
+1.
 """
 
 import re
@@ -9,7 +10,8 @@ _ITEM = re.compile(r"(?:\d+\.|[-*]) +(?=\S)")
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """The page with what belongs to an item of a top-level list indented by 4. mkdocs calls it for each page."""
+    """Return the page with the content of top-level list items indented by 4 spaces. mkdocs calls this for each
+    page."""
     lines, indent, fenced, blank = [], 0, False, True
     for line in markdown.splitlines():
         if line.startswith("```"):
@@ -22,7 +24,7 @@ def on_page_markdown(markdown: str, **_: object) -> str:
             shown = " " * 4 + line[indent:]
         else:
             if line and blank:
-                indent = 0  # a paragraph of its own: the list is over
+                indent = 0  # a new paragraph that is not indented ends the list
             shown = line
         blank = not line
         lines.append(shown)

@@ -1,7 +1,7 @@
-"""The shipped loop, planner and agents on a SIMULATED cluster in one process: for tests and the demo.
+"""The shipped loop, planner and agents on a SIMULATED cluster in one process, for tests and the demo.
 
-SIMULATED: the API server (FakeCluster), GPUs, mig-manager, device plugin, GFD, scheduler and workloads.
-Shipped code: everything under `gpusharing`.
+SIMULATED: the API server (FakeCluster), GPUs, mig-manager, device plugin, GFD, scheduler and workloads. Shipped code:
+everything under `gpusharing`.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ FAST_LEASE = Timing(duration=0.6, deadline=0.4, retry=0.05)
 
 
 def fast_settings(factor: float = FACTOR) -> Settings:
-    """The default settings with every wait divided by `factor`."""
+    """Return the default settings with every wait divided by `factor`."""
     plan, shell = PlanSettings(), Settings()
     waits = (
         "settle",
@@ -75,7 +75,7 @@ CLUSTER_POLICY: JSON = {
 
 @dataclass
 class Embedded:
-    """A cluster in memory with its node software; operators can be started and killed on it."""
+    """A cluster in memory with its node software, on which operators can be started and killed."""
 
     cluster: FakeCluster
     software: NodeSoftware
@@ -87,12 +87,13 @@ class Embedded:
     loop: Loop | None = None
     lease: LeaderLease | None = None
     client: MortalClient | None = None
-    """These three are of the operator that was started last."""
+    """The client of the operator that was started last, as are `loop` and `lease`."""
     _operator: asyncio.Task[None] | None = None
     log: list[str] = field(default_factory=list)
 
     def start_operator(self, client: KubeClient | None = None) -> Loop:
-        """Start a new operator process, as it were: nothing is carried over from an earlier one."""
+        """Start a new operator, with nothing in memory from an earlier one, and return its loop. `client` is one of
+        the cluster by default."""
         self.operators += 1
         identity = f"operator-{self.operators}"
         client = self.client = MortalClient(client or self.cluster.client("operator"))
@@ -130,7 +131,8 @@ class Embedded:
             loop.wake.set()
 
     async def kill_operator(self) -> None:
-        """kill -9: the operator ends wherever it is, and its Lease runs until it expires."""
+        """Kill the operator as `kill -9` does: it stops at once, and its Lease stays until it expires. Errors that had
+        ended it before are raised."""
         if self._operator is None or self.client is None:
             return
         self.client.die()
@@ -147,7 +149,7 @@ class Embedded:
     # --- what a person does --------------------------------------------------------------------------------
 
     def apply(self, manifest: JSON) -> JSON:
-        """Create or update a policy, as `kubectl apply` would."""
+        """Create or update a policy as `kubectl apply` would, and return it as stored."""
         name = manifest["metadata"]["name"]
         if any(raw["metadata"]["name"] == name for raw in self.cluster.objects(POLICIES)):
             return self.cluster.patch(
@@ -156,21 +158,21 @@ class Embedded:
         return self.cluster.add(POLICIES, manifest)
 
     def policy(self, name: str) -> JSON:
-        """One policy as the API server holds it."""
+        """Return a policy as the API server has it."""
         return self.cluster.get(POLICIES, name)
 
     def node(self, name: str) -> JSON:
-        """One Node as the API server holds it."""
+        """Return a Node as the API server has it."""
         return self.cluster.get(NODES, name)
 
     def gpunode(self, name: str) -> JSON:
-        """One GPUNode as the API server holds it."""
+        """Return a GPUNode as the API server has it."""
         return self.cluster.get(GPUNODES, name)
 
     async def until(self, condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
-        """Wait for a condition on the stored objects; AssertionError says what did not come.
+        """Wait until a condition on the stored objects holds. Raises AssertionError with `what` after `seconds`.
 
-        An operator that ends unexpectedly raises here what ended it.
+        If the operator ends unexpectedly, the error that ended it is raised here.
         """
         changed = asyncio.Event()
         self.cluster.store.waiting.add(changed)
@@ -184,7 +186,8 @@ class Embedded:
             self.cluster.store.waiting.discard(changed)
 
     async def _wait(self, changed: asyncio.Event) -> None:
-        """Until the next write of anybody, or the end of the operator."""
+        """Wait for the next write of anybody. If the operator ended meanwhile by itself, raise the error that ended
+        it."""
         operator, client = self._operator, self.client
 
         def ended(_: asyncio.Task[None]) -> None:
@@ -209,7 +212,8 @@ class Embedded:
         )
 
     def describe(self) -> str:
-        """Where every node is, for failure messages."""
+        """Return the transitions of all nodes, the conditions of all policies and the end of the log, for failure
+        messages."""
         lines = []
         for raw in self.cluster.objects(GPUNODES):
             shown = (raw.get("status") or {}).get("transition") or {}
@@ -222,7 +226,7 @@ class Embedded:
 
 
 def is_ready(policy: Mapping[str, Any]) -> bool:
-    """`kubectl wait --for=condition=Ready`: the condition speaks about the present generation."""
+    """Whether the condition Ready of a policy is True for its present generation, as `kubectl wait` would see it."""
     return any(
         row["type"] == "Ready"
         and row["status"] == "True"
@@ -232,7 +236,7 @@ def is_ready(policy: Mapping[str, Any]) -> bool:
 
 
 def _replacing(old: JSON, new: JSON) -> JSON:
-    """The merge patch that makes `new` of `old`: what is gone must be named."""
+    """Return the merge patch that turns `old` into `new`. Keys that `new` lacks are set to None."""
     merged: JSON = dict.fromkeys(old.keys() - new.keys())
     for key, value in new.items():
         before = old.get(key)
@@ -245,7 +249,7 @@ def _replacing(old: JSON, new: JSON) -> JSON:
 def _cluster(
     nodes: Iterable[JSON], cluster_policy: JSON | None, sim: SimSettings, now: Callable[[], datetime]
 ) -> FakeCluster:
-    """The API server with the objects that an installed GPU Operator leaves there."""
+    """Return an API server with these nodes and the objects that an installed GPU Operator leaves there."""
     cluster = FakeCluster(now=now, grace=30.0 / sim.time_factor, later=asyncio.get_running_loop().call_later)
     if cluster_policy is not None:
         cluster.add(CLUSTER_POLICIES, cluster_policy)
@@ -257,21 +261,21 @@ def _cluster(
 
 
 class EmbeddedOptions(TypedDict, total=False):
-    """What may be unlike the usual embedded cluster."""
+    """Options of an embedded cluster; each has a default."""
 
     settings: Settings | None
-    """The operator's; None: the default ones with waits as fast as the hardware."""
+    """The operator's settings, or None for the default ones with waits as fast as the hardware."""
     lease_timing: Timing
     now: Callable[[], datetime]
-    """The wall clock, which goes with the event loop's time."""
+    """The wall clock; it must run with the event loop's time."""
     cluster_policy: JSON | None
-    """The object of the GPU Operator; None: there is none."""
+    """The ClusterPolicy of the GPU Operator, or None if there is none."""
     hardware: dict[str, SimulatedGPUs] | None
-    """See NodeSoftware."""
+    """The GPUs of each node, or None for those that its labels name (see NodeSoftware)."""
     played: bool
-    """False: no software runs on the nodes."""
+    """Whether node software and workloads run."""
     pages: Pages | None
-    """See NodeSoftware."""
+    """The metrics pages of the agents, or None if there are none (see NodeSoftware)."""
 
 
 @asynccontextmanager
@@ -283,7 +287,8 @@ async def embedded(
     sim: Mapping[str, Any] | None = None,
     **setup: Unpack[EmbeddedOptions],
 ) -> AsyncIterator[Embedded]:
-    """A running SIMULATED cluster with these nodes; ends everything that it started."""
+    """Start a SIMULATED cluster with these nodes and yield it. Operator and node software are ended with the context,
+    and errors of the node software are raised then."""
     sim_settings = SimSettings(time_factor=factor, play_daemon_sets=True, **(sim or {}))
     now, played = setup.get("now", wall_time), setup.get("played", True)
     cluster = _cluster(nodes, setup.get("cluster_policy", CLUSTER_POLICY), sim_settings, now)

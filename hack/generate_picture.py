@@ -1,8 +1,8 @@
 """Pictures of a terminal (SVG), for the docs and the chart's page on Artifact Hub.
 
-One is of `make demo`, drawn by the plugin's own code from what stood in the middle of a run of it. SIMULATED: the
-fleet, 100 times as fast as we assume a real one to be. The other is of what `kubectl get` shows. Its words are those
-of tests/integration/golden, which a test holds to kubectl's own output on a real API server.
+One shows `make demo`, drawn by the plugin's own code from a record of the middle of a run. SIMULATED: its fleet runs
+100 times as fast as we assume a real one to. The other shows the output of `kubectl get`. Its text is that of
+tests/integration/golden, which a test compares with kubectl's output on a real API server.
 """
 
 import json
@@ -27,9 +27,9 @@ SCREENSHOT_PATH = "docs/images/kubectl-get.svg"
 SCREENSHOT_TITLE = "kubectl get on nodes with SIMULATED GPUs; columns of times are left out"
 COMMANDS = {"kubectl get gpusharingpolicies": "get-gsp.txt", "kubectl get gpunodes": "get-gpun.txt"}
 TIMES = {"AGE", "SINCE", "DEADLINE"}
-"""Columns that differ from run to run: the golden files mask them."""
+"""Columns that differ from run to run, which the golden files mask."""
 CELL, LINE, MARGIN = 8.4, 20, 20
-"""Pixels: width of a character at 14 px, height of a line, margin."""
+"""The width of a character at 14 px, the height of a line, and the margin, in pixels."""
 PAPER = Paper(100)
 COLORS: Mapping[Ink, str] = {
     Ink.PLAIN: "#e6e6e6",
@@ -43,7 +43,7 @@ COLORS: Mapping[Ink, str] = {
 
 
 def picture() -> Mapping[str, str]:
-    """{path: SVG}."""
+    """Return the picture of the demo, as SVG by path."""
     answer = find_answer(pick("h100-80gb"), wanted_of("3g.40gb,1g.20gb"), everything=False)
     lines = [
         _command("kubectl gpusharing status"),
@@ -56,7 +56,7 @@ def picture() -> Mapping[str, str]:
 
 
 def status(record: Path) -> list[Line]:
-    """What `kubectl gpusharing status` said when the record was taken (hack/demo/record.py)."""
+    """Return the lines that `kubectl gpusharing status` printed when the record was taken (hack/demo/record.py)."""
     taken = json.loads(record.read_text())
     pools, unowned = read_pools(taken["policies"], taken["gpunodes"])
     return describe(pools, unowned, datetime.fromisoformat(taken["taken"]), PAPER)
@@ -72,12 +72,13 @@ def screenshot() -> Mapping[str, str]:
 
 
 def without_times(table: list[str]) -> list[str]:
-    """The rows of a table of kubectl without the columns of TIMES."""
+    """Return the rows of a table of kubectl without the columns of TIMES."""
     header = [(match.group(), match.start()) for match in re.finditer(r"\S+", table[0])]
     ends = [start for _, start in header[1:]] + [None]
-    kept = [(start, end) for (name, start), end in zip(header, ends, strict=True) if name not in TIMES]
+    columns = [(start, end) for (name, start), end in zip(header, ends, strict=True) if name not in TIMES]
     return [
-        "".join(row[start:end].ljust((end or start) - start) for start, end in kept).rstrip() for row in table
+        "".join(row[start:end].ljust((end or start) - start) for start, end in columns).rstrip()
+        for row in table
     ]
 
 
@@ -86,9 +87,10 @@ def _command(text: str) -> Line:
 
 
 def svg(lines: Sequence[Line], title: str, source: str) -> str:
-    """The lines, made from `source`, as a terminal would show them; each piece of text is as wide as its characters."""
-    rows = [row for number, one in enumerate(lines) for row in _row(one, 3 * MARGIN + number * LINE)]
-    columns = max(sum(len(span.text) for span in one) for one in lines)
+    """Return a picture of the lines as a terminal would show them, with `title` and with `source` named as its origin.
+    Each text is stretched to the width of its characters."""
+    rows = [row for number, text in enumerate(lines) for row in _row(text, 3 * MARGIN + number * LINE)]
+    columns = max(sum(len(span.text) for span in text) for text in lines)
     width, height = round(columns * CELL) + 2 * MARGIN, len(lines) * LINE + 3 * MARGIN
     return "\n".join(
         [
@@ -104,9 +106,10 @@ def svg(lines: Sequence[Line], title: str, source: str) -> str:
     )
 
 
-def _row(one: Line, y: int) -> list[str]:
+def _row(text: Line, y: int) -> list[str]:
+    """Return the SVG elements of one line at the height `y`. Blank text is left out."""
     rows, at = [], 0
-    for span in one:
+    for span in text:
         if span.text.strip():
             x, length = MARGIN + at * CELL, len(span.text) * CELL
             rows.append(

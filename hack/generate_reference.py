@@ -1,4 +1,4 @@
-"""The field reference of both resources, from the same schema that the API server gets."""
+"""The reference pages of both resources, generated from the schema that the API server gets."""
 
 import json
 from collections.abc import Iterator
@@ -15,12 +15,13 @@ HEADER = (
 
 
 def api_reference() -> dict[str, str]:
-    """docs/reference/policy.md and docs/reference/gpunode.md."""
+    """Return docs/reference/policy.md and docs/reference/gpunode.md: content by path."""
     return {"docs/reference/policy.md": reference(POLICY), "docs/reference/gpunode.md": reference(GPUNODE)}
 
 
 def reference(resource: CustomResource) -> str:
-    """One page: what it is, its columns, every field with type, default and meaning, every rule."""
+    """Return the page of one resource: its description, its columns, every field with type, default and meaning, and
+    every rule."""
     version = custom_resource_definition(resource)["spec"]["versions"][0]
     schema: Schema = version["schema"]["openAPIV3Schema"]
     lines = [
@@ -47,7 +48,7 @@ def _column(column: dict[str, Any]) -> str:
 
 
 def _sections(path: str, schema: Schema) -> Iterator[str]:
-    """One section for each object, in the order of the schema."""
+    """Yield the lines of one section for each object of the schema, in the schema's order."""
     yield f"## {path}\n"
     yield f"{schema['description']}\n"
     yield "| Field | Type | Default | Meaning |"
@@ -67,6 +68,8 @@ def _sections(path: str, schema: Schema) -> Iterator[str]:
 
 
 def _rules(schema: Schema, name: str = "") -> Iterator[str]:
+    """Yield a line for each validation rule, with the field that it is about (`name`, or the rule's own field
+    path)."""
     rules = schema.get("x-kubernetes-validations", ())
     for rule in rules:
         field = name or rule.get("fieldPath", "").removeprefix(".")
@@ -83,6 +86,7 @@ def _default(schema: Schema) -> str:
 
 
 def _type(schema: Schema) -> str:
+    """Return a field's type in words, with its allowed values or range."""
     if schema.get("x-kubernetes-int-or-string"):
         return "integer or string"
     if schema.get("x-kubernetes-preserve-unknown-fields"):
@@ -101,5 +105,5 @@ def _type(schema: Schema) -> str:
 
 
 def cell(text: str) -> str:
-    """The text as a cell of a Markdown table."""
+    """Return a text escaped for a cell of a Markdown table."""
     return text.replace("|", "\\|").replace("<", "&lt;")

@@ -1,4 +1,5 @@
-"""The table of the chart's values, from the comments of values.yaml; in docs/reference and in the chart's README."""
+"""The table of the chart's values, generated from the comments in values.yaml for docs/reference and for the chart's
+README."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -45,7 +46,7 @@ What `values.yaml` of deploy/helm/gpu-sharing-operator says, as a table. Only `i
 
 
 def values() -> dict[str, str]:
-    """Path to content.
+    """Return the page and the README: content by path.
 
     Raises:
         ValueError: a value has no comment.
@@ -60,7 +61,7 @@ def values() -> dict[str, str]:
 def _rows(text: str, schema: dict[str, Any]) -> Iterator[str]:
     root = yaml.compose(text)
     if not isinstance(root, yaml.MappingNode):
-        raise ValueError("values.yaml is no mapping")
+        raise ValueError("values.yaml is not a mapping")
     yield from _mapping(root, (), schema, schema["definitions"], text.splitlines())
 
 
@@ -71,7 +72,8 @@ def _mapping(
     definitions: dict[str, Any],
     lines: Sequence[str],
 ) -> Iterator[str]:
-    """One row per value; what the schema knows by its keys and values.yaml explains by its keys is gone into."""
+    """Yield one row per value. A mapping whose keys the schema knows and values.yaml comments on is divided into its
+    keys; any other is one value."""
     for key, value in node.value:
         name = (*path, str(key.value))
         below = _resolved(schema["properties"][key.value], definitions)
@@ -87,8 +89,8 @@ def _mapping(
 
 def _resolved(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
     reference = schema.get("$ref", "").removeprefix("#/definitions/")
-    found: dict[str, Any] = definitions[reference] if reference else schema
-    return found
+    resolved: dict[str, Any] = definitions[reference] if reference else schema
+    return resolved
 
 
 def _is_explained(node: yaml.MappingNode, lines: Sequence[str]) -> bool:
@@ -96,11 +98,11 @@ def _is_explained(node: yaml.MappingNode, lines: Sequence[str]) -> bool:
 
 
 def _comment(lines: Sequence[str], line: int) -> str:
-    """The comment lines right above a key, with its indent."""
+    """Return the comment right above a key, with the key's indentation, or an empty text."""
     indent = lines[line][: len(lines[line]) - len(lines[line].lstrip())]
-    found: list[str] = []
+    comment: list[str] = []
     for text in reversed(lines[:line]):
         if not text.startswith(f"{indent}# "):
             break
-        found.insert(0, text.strip().removeprefix("# "))
-    return " ".join(found)
+        comment.insert(0, text.strip().removeprefix("# "))
+    return " ".join(comment)

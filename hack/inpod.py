@@ -1,23 +1,24 @@
-"""Runs a module of ours without what a pod has not: `python -m hack.inpod gpusharing.controller.main`.
+"""`python -m hack.inpod gpusharing.controller.main` runs one of our modules without packages that a pod does not have.
 
-Libraries import what they find. Here they would find packages of the development environment, and the operator under
-test would be another one than the image's, which has what requirements.lock names: bigger, slower to start, and free
-to lean on what is not there.
+Some libraries import optional packages if these are installed. In the development environment the operator under test
+would differ from the image's, which has the distributions of requirements.lock only: it would be larger and slower to
+start, and could use packages that the image lacks.
 """
 
 import runpy
 import sys
 
 ABSENT = ("kubernetes", "rich")
-"""Packages that kopf and structlog import where they are installed."""
+"""Optional packages that kopf and structlog import if they are installed."""
 
 
 def hide() -> None:
-    """From now on an import of these raises ModuleNotFoundError."""
+    """Let every later import of ABSENT packages fail with ModuleNotFoundError. Raises RuntimeError if one is imported
+    already."""
     if present := [name for name in ABSENT if name in sys.modules]:
-        raise RuntimeError(f"{', '.join(present)} was imported before")
+        raise RuntimeError(f"{', '.join(present)} was imported before it could be hidden")
     for name in ABSENT:
-        sys.modules[name] = None  # type: ignore[assignment]  # the import system's own way to say that it is not there
+        sys.modules[name] = None  # type: ignore[assignment]  # the import system's own mark for a module that cannot be imported
 
 
 if __name__ == "__main__":

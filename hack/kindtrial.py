@@ -1,7 +1,7 @@
-"""`make e2e DRIVER=kind`: our image and our chart on the cluster that `make cluster DRIVER=kind` made.
+"""`make e2e DRIVER=kind`: our image and our chart on the cluster that `make cluster DRIVER=kind` created.
 
-The nodes' kubelets and containerd are real, GPUs and driver are SIMULATED. NVIDIA's programs do not run there: how a
-mode changes is what `make e2e` shows. This shows that image and chart come up on kind, and that the agent reads GPUs.
+The kubelets and containerd are real, GPUs and driver are SIMULATED. NVIDIA's programs do not run there, so no mode is
+changed; `make e2e` tests that. This shows that image and chart start on kind, and that the agent reads GPUs.
 """
 
 import json
@@ -37,11 +37,11 @@ POLICIES = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies"
 
 
 class TrialError(Exception):
-    """What the trial needs is not there, or it did not go as it should; the text says what to do."""
+    """A requirement of the trial is missing, or a step failed; the text says what to do."""
 
 
 def main() -> int:
-    """Exit status 0 when all of it went well."""
+    """Return the exit status: 0 if every step succeeded, else 1 after the error was printed."""
     try:
         archive = find_archive(IMAGES)
         kubeconfig = kubeconfig_path()
@@ -55,20 +55,20 @@ def main() -> int:
 
 
 def find_archive(folder: Path) -> Path:
-    """The one image that `make images` has written.
+    """Return the one archive that `make images` has written into `folder`.
 
     Raises:
         TrialError: there is none, or there are several.
     """
-    found = sorted(folder.glob("*.tar"))
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise TrialError(f"one archive is expected in {folder}, found: {names}\nMake it: make images")
-    return found[0]
+    archives = sorted(folder.glob("*.tar"))
+    if len(archives) != 1:
+        names = ", ".join(path.name for path in archives) or "none"
+        raise TrialError(f"{folder} must have exactly one archive, but has: {names}\nBuild it: make images")
+    return archives[0]
 
 
 def read_reference(archive: Path) -> str:
-    """Repository and tag that the archive gives its image."""
+    """Return the repository and tag of the image in the archive."""
     with tarfile.open(archive) as tar:
         member = tar.extractfile("manifest.json")
         assert member is not None
@@ -76,10 +76,11 @@ def read_reference(archive: Path) -> str:
 
 
 def trial(api: Api, kubeconfig: Path, reference: str) -> None:
-    """Install, look, ask `helm test`, and have a policy checked against what the agent read.
+    """Install the chart, run `helm test`, wait until the agent has read two GPUs, and create a policy that must be
+    accepted. The policy is deleted at the end.
 
     Raises:
-        LaunchError, TrialError, TimeoutError: it did not go as it should.
+        LaunchError, TrialError, TimeoutError: a step failed.
     """
     repository, _, tag = reference.rpartition(":")
     image = ("--set", f"image.repository={repository}", "--set", f"image.tag={tag}")
@@ -91,7 +92,10 @@ def trial(api: Api, kubeconfig: Path, reference: str) -> None:
     )
     _step("helm test", lambda: _helm_test(kubeconfig))
     try:
-        _step("the agent reads two SIMULATED GPUs", lambda: wait_until(partial(_seen, api), SECONDS, "GPUs"))
+        _step(
+            "the agent reads two SIMULATED GPUs",
+            lambda: wait_until(partial(_reads_gpus, api), SECONDS, "GPUs"),
+        )
         api.create(POLICIES, POLICY)
         what = "the policy to be accepted"
         _step("a policy for its node is accepted", lambda: wait_until(partial(_accepted, api), SECONDS, what))
@@ -103,21 +107,22 @@ def _helm_test(kubeconfig: Path) -> None:
     command = ("test", "gpusharing", "-n", launch.NAMESPACE, "--logs", "--timeout", f"{SECONDS:.0f}s")
     done = launch.helm({**os.environ, "KUBECONFIG": str(kubeconfig)}, *command)
     if done.returncode:
-        raise TrialError(f"helm test says that this installation cannot work:\n{done.stdout}{done.stderr}")
+        raise TrialError(f"helm test found that this installation cannot work:\n{done.stdout}{done.stderr}")
 
 
-def _seen(api: Api) -> bool:
-    found = api.list("/apis/gpusharing.dev/v1alpha1/gpunodes")
-    return any(len(node.get("status", {}).get("observed", {}).get("gpus") or ()) == 2 for node in found)
+def _reads_gpus(api: Api) -> bool:
+    gpunodes = api.list("/apis/gpusharing.dev/v1alpha1/gpunodes")
+    return any(len(node.get("status", {}).get("observed", {}).get("gpus") or ()) == 2 for node in gpunodes)
 
 
 def _accepted(api: Api) -> bool:
     status = api.get(f"{POLICIES}/{POLICY['metadata']['name']}").get("status") or {}
     conditions = status.get("conditions") or ()
-    return any((one["type"], one["status"]) == ("Accepted", "True") for one in conditions)
+    return any((row["type"], row["status"]) == ("Accepted", "True") for row in conditions)
 
 
 def _delete_policy(api: Api) -> None:
+    """Delete the policy of the trial, if there is one."""
     try:
         api.delete(f"{POLICIES}/{POLICY['metadata']['name']}")
     except ApiError as error:

@@ -1,6 +1,6 @@
 """The whole product on a real control plane: chart, SIMULATED node software, and the operator as a process.
 
-The operator runs under the ServiceAccount and the roles that the chart ships, never as admin.
+The operator runs with the ServiceAccount and the roles that the chart ships, never as admin.
 """
 
 import os
@@ -23,7 +23,7 @@ CHART = ROOT / "deploy" / "helm" / "gpu-sharing-operator"
 DEBUG = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
 STOP_SECONDS = 30.0
 READY_POLL = 0.1
-"""Seconds between two looks at a policy: a change takes seconds, and each look costs the API server something."""
+"""Seconds between two reads of a policy, so that waiting for it is no load on the API server."""
 NAMESPACE = "gpusharing"
 AGENT_NAMESPACE = "gpusharing-agent"
 SERVICE_ACCOUNT = "gpusharing-operator"
@@ -39,31 +39,32 @@ WAITS = {
     "RESTART_GRACE": 30.0,
     "DRIFT_GRACE": 60.0,
 }
-"""The operator's waits in seconds; on simulated hardware they run faster by the same factor as the hardware."""
+"""The operator's waits in seconds. On simulated hardware they are divided by the factor of the hardware."""
 
 
 class LaunchError(Exception):
-    """The product could not be put on stage; the message says what helm or the process said."""
+    """The product could not be installed or started; the message has the output of helm or of the process."""
 
 
 def install_chart(kubeconfig: Path, *arguments: str) -> str:
-    """helm upgrade --install with the chart of this checkout; returns the notes."""
+    """Install or upgrade the chart of this checkout with these arguments for helm, and return the notes. Raises
+    LaunchError if helm fails."""
     with open_api(kubeconfig) as api:
         runtime_class(api)
     done = helm(
         {**os.environ, "KUBECONFIG": str(kubeconfig)},
         *("upgrade", "--install", "gpusharing", str(CHART), "-n", NAMESPACE, "--create-namespace"),
-        "--take-ownership",  # `make cluster` applied the CRDs already
-        *("--set", "image.repository=gpu-sharing-operator"),  # the pods are kwok's: nothing is pulled
+        "--take-ownership",  # `make cluster` has applied the CRDs
+        *("--set", "image.repository=gpu-sharing-operator"),  # kwok plays the pods, so nothing is pulled
         *arguments,
     )
     if done.returncode:
-        raise LaunchError(f"helm install: {done.stderr.strip()}")
+        raise LaunchError(f"helm could not install the chart: {done.stderr.strip()}")
     return done.stdout
 
 
 def runtime_class(api: Api) -> None:
-    """Create the RuntimeClass that the GPU Operator brings; without it the API server refuses the agent's pods."""
+    """Create the RuntimeClass that the GPU Operator installs. Without it the API server refuses the agent's pods."""
     metadata = {"name": "nvidia"}
     runtime = {
         "apiVersion": "node.k8s.io/v1",
@@ -81,7 +82,7 @@ def helm(environment: Mapping[str, str], *arguments: str) -> "subprocess.Complet
 
 
 def operator_kubeconfig(kubeconfig: Path, directory: Path) -> Path:
-    """A kubeconfig with a token of the shipped ServiceAccount."""
+    """Write a kubeconfig with a token of the shipped ServiceAccount into `directory`, and return its path."""
     path = directory / "operator.kubeconfig"
     with open_api(kubeconfig) as api:
         write_token_kubeconfig(api, path, NAMESPACE, SERVICE_ACCOUNT)
@@ -89,26 +90,24 @@ def operator_kubeconfig(kubeconfig: Path, directory: Path) -> Path:
 
 
 AT_A_DESK = ("-m", "gpusharing.controller.main")
-"""The operator of this checkout, with all that is installed here."""
+"""The arguments that run the operator of this checkout with all packages that are installed here."""
 IN_A_POD = ("-m", "hack.inpod", "gpusharing.controller.main")
-"""The operator with no more than its image has; it reads no kubeconfig."""
+"""The arguments that run the operator without packages that its image lacks; it reads no kubeconfig."""
 
 
 @dataclass(frozen=True)
 class Door:
-    """What is in front of an API server and is taken for it."""
+    """An address at which clients reach the API server, directly or through a proxy."""
 
     url: str
-    """https://..."""
+    """The address as https://HOST:PORT."""
     authority: str
-    """PEM of who signed its certificate."""
+    """The certificate (PEM) of the authority that signed its serving certificate."""
 
 
 def operator_account(kubeconfig: Path, directory: Path, door: Door | None = None) -> dict[str, str]:
-    """The shipped ServiceAccount as its pod has it: mounted files and variables, and no kubeconfig.
-
-    It leads to the API server, or through `door`.
-    """
+    """Write the shipped ServiceAccount's files as a pod has them into `directory`, and return the pod's variables.
+    They lead to the API server, or to `door` if one is given."""
     with open_api(kubeconfig) as api:
         token = service_account_token(api, NAMESPACE, SERVICE_ACCOUNT)
         return write_account(directory / "serviceaccount", door or Door(api.url, api.ca_pem), token)
@@ -129,7 +128,8 @@ def write_account(folder: Path, door: Door, token: str) -> dict[str, str]:
 
 
 def operator_environment(factor: float) -> dict[str, str]:
-    """Settings of an operator beside hardware that runs `factor` times as fast as we assume the real one to."""
+    """Return the operator's settings for hardware that runs `factor` times as fast as we assume the real one to
+    run."""
     waits = {f"GPUSHARING_{name}": str(seconds / factor) for name, seconds in WAITS.items()}
     return waits | {
         "GPUSHARING_NAMESPACE": NAMESPACE,
@@ -143,25 +143,27 @@ def operator_environment(factor: float) -> dict[str, str]:
 
 
 def own_environment() -> dict[str, str]:
-    """The environment without GPUSHARING_*: the operator refuses names that are no settings of its own."""
+    """Return our environment without variables GPUSHARING_*, because the operator refuses names that are not its
+    settings."""
     return {name: value for name, value in os.environ.items() if not name.startswith("GPUSHARING_")}
 
 
 @dataclass
 class LaunchedProcess:
-    """A program of ours that runs beside, with its output in a file."""
+    """A Python program of ours that runs in the background, with its output appended to a file."""
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
     log: Path
     around: tuple[str, ...] = ()
-    """The command that runs it: fewer rights, a namespace of its own."""
+    """A command to run it with, such as one that takes away rights or creates a namespace."""
     tied: bool = False
-    """Its standard input ends with us, however we end; it has to take that for its own end."""
+    """Whether its standard input is a pipe that closes when we end for any reason. The program must end then."""
     _running: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def start(self) -> "LaunchedProcess":
-        """Start it in a group of its own, so that a Ctrl-C here does not reach it."""
+        """Start the program and return this object. It has a session of its own, so that Ctrl-C here does not reach
+        it."""
         with self.log.open("ab") as output:
             self._running = subprocess.Popen(
                 [*self.around, sys.executable, *self.arguments],
@@ -176,13 +178,13 @@ class LaunchedProcess:
 
     @property
     def pid(self) -> int:
-        """Process id."""
+        """The pid of the program, which must have been started."""
         assert self._running is not None, "not started"
         return self._running.pid
 
     @property
     def exit_status(self) -> int | None:
-        """None while it runs."""
+        """The exit status, or None while the program runs or before it was started."""
         return self._running.poll() if self._running else None
 
     def alive(self) -> bool:
@@ -190,14 +192,17 @@ class LaunchedProcess:
         return self._running is not None and self._running.poll() is None
 
     def kill(self) -> None:
-        """SIGKILL: no farewell."""
+        """Kill the program with SIGKILL and wait for its end."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """SIGTERM, and wait."""
+        """End the program with SIGTERM and wait for its end. Raises TimeoutExpired if it does not end within
+        STOP_SECONDS."""
         self._end(signal.SIGTERM)
 
     def _end(self, number: signal.Signals) -> None:
+        """Send a signal and wait for the end. A program that does not end is sent SIGABRT, which makes Python log
+        where it hangs, and TimeoutExpired is raised."""
         if self._running is None:
             return
         try:
@@ -205,7 +210,7 @@ class LaunchedProcess:
                 self._running.send_signal(number)
                 self._running.wait(timeout=STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            # SIGABRT makes Python write where it hangs, with PYTHONFAULTHANDLER set.
+            # With PYTHONFAULTHANDLER set, SIGABRT makes Python print where it hangs.
             self._running.send_signal(signal.SIGABRT)
             self._running.wait(timeout=STOP_SECONDS)
             raise
@@ -223,9 +228,10 @@ class LaunchedProcess:
 def operator(
     kubeconfig: Path, directory: Path, factor: float, door: Door | None = None, /, **settings: str
 ) -> LaunchedProcess:
-    """The shipped operator under the shipped rights, logged in as its pod is; through `door` where there is one.
+    """Return the shipped operator as a process that is not started yet, with the shipped rights, logged in as its pod
+    is, through `door` if one is given.
 
-    `settings` are further GPUSHARING_* variables by short name.
+    `settings` are further variables GPUSHARING_<NAME>.
     """
     environment = operator_environment(factor) | {
         f"GPUSHARING_{name.upper()}": value for name, value in settings.items()
@@ -238,18 +244,20 @@ def operator(
 
 
 def node_software(kubeconfig: Path, directory: Path, factor: float, *arguments: str) -> LaunchedProcess:
-    """SIMULATED mig-manager, device plugin, GFD and GPUs, with the shipped agent loop, for every node.
+    """Return SIMULATED mig-manager, device plugin, GFD and GPUs for every node, with the shipped agent loop, as a
+    process that is not started yet.
 
-    They end with us, also when we are killed.
+    It ends with this process, even if that is killed.
     """
     options = ("--kubeconfig", str(kubeconfig), "--time-factor", str(factor), "--agents", "--with-parent")
     return LaunchedProcess(("-m", "hack.sim", *options, *arguments), {}, directory / "sim.log", tied=True)
 
 
 def wait_ready(api: Api, policy: str, seconds: float = 120.0) -> None:
-    """Wait until the present generation of a policy is Ready."""
+    """Wait until the present generation of a policy is Ready. Raises TimeoutError after `seconds`."""
 
     def ready() -> bool:
+        """Whether the condition Ready of the present generation is True."""
         raw = api.get(f"/apis/gpusharing.dev/v1alpha1/gpusharingpolicies/{policy}")
         return any(
             row["type"] == "Ready"

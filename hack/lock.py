@@ -1,6 +1,6 @@
-"""Regenerate all requirement locks from pyproject.toml: pinned, with hashes, for every platform.
+"""Write all requirement locks anew from pyproject.toml: pinned, with hashes, for every platform.
 
-No uv.lock: it names the registry of the person who wrote it (docs/adr/0006).
+There is no uv.lock, because that would contain the registry of the person who wrote it (docs/adr/0006).
 """
 
 import subprocess
@@ -14,11 +14,12 @@ LOCKS = {
     "requirements-dev.lock": ("pyproject.toml", "--group", "dev"),
     "requirements-docs.lock": ("--group", "docs", "--python-version", "3.11"),
 }
-"""File name and what goes into it: the project's own dependencies, these with a group, or a group alone."""
+"""Each lock with uv's arguments: the project's dependencies, these with a group, or a group alone."""
 
 
 def main(arguments: list[str]) -> int:
-    """With --upgrade every pin moves to the newest version; else only what pyproject.toml forces moves."""
+    """Write the locks and return the exit status of the first uv that failed, or 0. `--upgrade` moves every pin to the
+    newest version; without it, only what pyproject.toml requires changes."""
     for name, sources in LOCKS.items():
         command = ["uv", "pip", "compile", *FLAGS, *arguments, *sources, "-o", name]
         done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False)

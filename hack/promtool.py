@@ -1,4 +1,5 @@
-"""promtool, which checks alerts and queries, and Prometheus: of Debian's packages, unpacked into the user's cache."""
+"""promtool, which checks alerts and queries, and Prometheus, both from Debian's packages unpacked into the user's
+cache."""
 
 import platform
 import shutil
@@ -33,11 +34,12 @@ PACKAGES = {
     )
     for (program, machine), sha256 in _FILES.items()
 }
-"""By program and machine; Debian 13, as deploy/debian.lock. They need the C library (2.34 or newer), nothing else."""
+"""The package of each program and machine, from Debian 13. The programs need only the C library, 2.34 or newer."""
 
 
 def ensure(program: Program = "promtool") -> Path:
-    """The program: the locked one, fetched and unpacked first if it is not in the cache, else the machine's own.
+    """Return the path of the locked program, which is downloaded and unpacked if it is not cached. If that fails,
+    return the program on PATH.
 
     Raises:
         FetchError: there is neither.
@@ -52,11 +54,13 @@ def ensure(program: Program = "promtool") -> Path:
     if own := shutil.which(program):
         return Path(own)
     raise debian.FetchError(
-        f"{problem}; install it (apt-get install --yes prometheus), or lock another in hack/promtool.py"
+        f"{problem}; install it (apt-get install --yes prometheus), or lock another version in hack/promtool.py"
     )
 
 
 def _unpacked(package: Package) -> Path:
+    """Return the program of a package in the cache, unpacked if it is not there."""
+
     def make(out: Path) -> None:
         """Fetch the package and unpack its one program into the folder `out`."""
         _, stamp = debian.locked(package.architecture)
@@ -72,7 +76,8 @@ def _unpacked(package: Package) -> Path:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Fetch both and print their paths; where no mirror has the locked version, `--install` installs Debian's."""
+    """Print the paths of both programs and return the exit status: 1 if one is unavailable. With `--install`, Debian's
+    package is installed if the locked version cannot be downloaded."""
     try:
         for program in PROGRAMS:
             try:

@@ -1,9 +1,8 @@
-"""The chart as it is published: a copy that names its image by digest and says what changed, so that this is not done
-by hand.
+"""The chart as it is published: a copy that names its image by digest and lists the changes.
 
-python -m hack.release REPOSITORY sha256:...   writes build/chart/gpu-sharing-operator, for `helm package`
+python -m hack.release REPOSITORY sha256:... writes build/chart/gpu-sharing-operator, for `helm package`
 
-CHANGELOG.md needs a section of the chart's version first, `## 0.1.0`.
+CHANGELOG.md must have a section for the chart's version, such as `## 0.1.0`.
 """
 
 import argparse
@@ -20,21 +19,22 @@ CHART = ROOT / "deploy" / "helm" / "gpu-sharing-operator"
 CHANGELOG = ROOT / "CHANGELOG.md"
 TARGET = ROOT / "build" / "chart" / CHART.name
 PLATFORMS = ("linux/amd64", "linux/arm64")
-"""What the release builds the image for."""
+"""The platforms for which the release builds the image."""
 SCREENSHOT = "docs/images/kubectl-get.svg"
 SCREENSHOT_TITLE = "kubectl get gpusharingpolicies and gpunodes (SIMULATED GPUs)"
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0 when the copy is written; prints its path."""
+    """Write the copy, print its path, and return the exit status: 2 if the digest is invalid, 1 if the changelog lacks
+    the version."""
     parser = argparse.ArgumentParser(prog="python -m hack.release", description=__doc__.splitlines()[0])
     parser.add_argument("repository", help="where the image is, for example REGISTRY/gpu-sharing-operator")
     parser.add_argument("digest", help="of the image's index, for example sha256:0123...")
     parser.add_argument(
         "--source", default="", help="address of the repository, for example https://HOST/TEAM/NAME"
     )
-    parser.add_argument("--changelog", type=Path, default=CHANGELOG, help="CHANGELOG.md without it")
+    parser.add_argument("--changelog", type=Path, default=CHANGELOG, help="default: CHANGELOG.md")
     parser.add_argument(
         "--target", type=Path, default=TARGET, help="default: build/chart/gpu-sharing-operator"
     )
@@ -45,21 +45,24 @@ def main(arguments: list[str] | None = None) -> int:
     released = version()
     changes = read_changes(options.changelog.read_text(), released)
     if not changes:
-        needed = f"needed: a section ## {released} with a line per change"
-        print(f"{options.changelog.name} says nothing about {released}; {needed}", file=sys.stderr)
+        remedy = f"add a section ## {released} with a line per change"
+        print(f"{options.changelog.name} has no changes for {released}: {remedy}", file=sys.stderr)
         return 1
     print(write_chart(options.target, options.repository, options.digest, changes, options.source))
     return 0
 
 
 def read_changes(text: str, version: str) -> list[dict[str, str]]:
-    """The lines of a version's section of a changelog, as Artifact Hub's annotation has them."""
-    found = re.search(rf"^## \[?{re.escape(version)}\]?.*?\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    """Return the entries of a version's section of a changelog, each with kind and description as in Artifact Hub's
+    annotation. Empty if there is no such section."""
+    section = re.search(
+        rf"^## \[?{re.escape(version)}\]?.*?\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL
+    )
     changes: list[dict[str, str]] = []
     for kind, body in re.findall(
-        r"^### (\w+)\n(.*?)(?=^### |\Z)", found[1] if found else "", re.MULTILINE | re.DOTALL
+        r"^### (\w+)\n(.*?)(?=^### |\Z)", section[1] if section else "", re.MULTILINE | re.DOTALL
     ):
-        # An entry ends at an empty line: what follows may be the heading of the next group.
+        # An entry ends at an empty line, since the heading of the next group may follow.
         entries = [entry.split("\n\n")[0] for entry in re.split(r"^- ", body, flags=re.MULTILINE)[1:]]
         changes += [{"kind": kind.lower(), "description": " ".join(entry.split())} for entry in entries]
     return changes
@@ -68,9 +71,10 @@ def read_changes(text: str, version: str) -> list[dict[str, str]]:
 def write_chart(
     target: Path, repository: str, digest: str, changes: Sequence[dict[str, str]] = (), source: str = ""
 ) -> Path:
-    """Copy the chart to `target`, with this image among its defaults and in Artifact Hub's annotations.
+    """Copy the chart to `target`, with this image as its default and in Artifact Hub's annotations, and return
+    `target`.
 
-    `changes`: what `read_changes` gives; `source`: address of the repository, empty where it has none.
+    `changes` come from `read_changes`; `source` is the URL of the repository, or empty if it has none.
     """
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(CHART, target)
@@ -81,8 +85,8 @@ def write_chart(
     image = f"name: gpu-sharing-operator, image: {repository}@{digest}, platforms: {json.dumps(PLATFORMS)}"
     rows = ["annotations:", "  artifacthub.io/images: |", f"    - {{{image}}}"]
     if changes:
-        # JSON is YAML: no character of a sentence needs care.
-        rows += ["  artifacthub.io/changes: |", *(f"    - {json.dumps(one)}" for one in changes)]
+        # JSON is YAML, so that every character of a sentence is quoted correctly.
+        rows += ["  artifacthub.io/changes: |", *(f"    - {json.dumps(change)}" for change in changes)]
     if source:
         rows = [f"home: {source}", f"sources: [{source}]", *rows, *_addresses(source)]
     about.write_text(_put(about.read_text(), "annotations:", "\n".join(rows)))
@@ -90,7 +94,7 @@ def write_chart(
 
 
 def _addresses(source: str) -> list[str]:
-    """Links and the picture, of the tag that is released, as the workflow's host serves them."""
+    """Return annotations with links and the picture for the released tag, at the URLs of the workflow's host."""
     tag = f"v{version()}"
     links = [
         {"name": "source", "url": source},
@@ -108,7 +112,7 @@ def _put(text: str, old: str, new: str) -> str:
     """Replace a line that occurs once.
 
     Raises:
-        ValueError: it does not; the chart was changed, and this program must follow.
+        ValueError: it does not occur exactly once, since the chart was changed and this program must follow.
     """
     if text.count(f"\n{old}\n") != 1:
         raise ValueError(f"the line {old!r} does not occur exactly once")

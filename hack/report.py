@@ -25,11 +25,12 @@ from hack.verbs import RUNGS, MakeVerb, add_markers, find_rung, find_verb, folde
 PROPERTY = "what happened in the random world"
 """The name of pytest's `user_properties` under which a test leaves its counts, as a mapping."""
 WIDTH = 110
-"""The most characters of a line of counts."""
+"""How many characters a line of counts has at most."""
 
 
-def happened(properties: Iterable[tuple[str, object]]) -> Iterator[str]:
-    """Several counts in one line, in the order of their names."""
+def count_lines(properties: Iterable[tuple[str, object]]) -> Iterator[str]:
+    """Yield the counts of the random world, in the order of their names, several in one line of at most WIDTH
+    characters."""
     row = ""
     for name, counts in properties:
         if name != PROPERTY or not isinstance(counts, Mapping):
@@ -53,9 +54,9 @@ LONG = 120.0
 FEW_FILES = 15
 """A run of at most so many files reports the time by file, a larger one by folder."""
 MOST_LINES = 30
-"""Longest assertion message that the terminal shows, in lines. The file has the rest."""
+"""How many lines of an assertion message the terminal shows at most. The file has the rest."""
 FROM_WORKER = "gpusharing-report"
-"""Key of what a worker reports at its end."""
+"""The key under which a worker sends its numbers at its end."""
 
 
 class Report:
@@ -93,12 +94,12 @@ class Report:
         Raises:
             pytest.UsageError: a test belongs to a verb that never collects the test's folder.
         """
-        asked: MakeVerb | None = config.getoption("verb", None)
+        verb: MakeVerb | None = config.getoption("verb", None)
         for item in items:
             add_markers(item)
             if is_elsewhere(config.rootpath / "tests" / folder_of(item), find_verb(item)):
                 raise pytest.UsageError(f"no verb plays {item.nodeid}: give it a marker (hack/verbs.py)")
-        others = [item for item in items if asked not in (None, find_verb(item))]
+        others = [item for item in items if verb not in (None, find_verb(item))]
         self._left_out = Counter(find_verb(item) for item in others)
         config.hook.pytest_deselected(items=others)
         left_out = set(others)
@@ -196,9 +197,9 @@ class Report:
         """Yield, for each rung on which a test ran, how many passed, failed and were skipped."""
         for rung, name in RUNGS.items():
             counts = self._outcomes[rung]
-            told = [f"{counts[key]} {key}" for key in ("passed", "failed", "skipped") if counts[key]]
-            if told:
-                yield f"rung {rung} ({name}): {', '.join(told)}"
+            parts = [f"{counts[key]} {key}" for key in ("passed", "failed", "skipped") if counts[key]]
+            if parts:
+                yield f"rung {rung} ({name}): {', '.join(parts)}"
 
     def _write(self, config: pytest.Config) -> Path:
         """Write the report file of the verb below build/ and return its path, relative to the checkout."""
@@ -209,7 +210,7 @@ class Report:
         chapters = {
             "where the time went": [*self._places(), *pace_of(time.monotonic() - self._begin)],
             "slowest 40": [f"{took:7.2f} s  {nodeid}" for nodeid, took in largest(self._seconds)[:40]],
-            "what happened in the random world": list(happened(self._properties)),
+            "what happened in the random world": list(count_lines(self._properties)),
             "NVIDIA's programs on SIMULATED GPUs, model by model": list(self._results.lines()),
             "failed": self._logs,
         }

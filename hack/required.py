@@ -18,12 +18,12 @@ PARTS = {
     "rung3": "NVIDIA's programs (Linux, root, Go and a C compiler)",
     "rung4": "real nodes (Debian's packages, Linux, root, Go and a C compiler)",
     "rung5": "a real GPU",
-    "tools": "what rungs 0 and 1 build with Go or a C compiler",
-    "browser": "a browser that looks at the page of the plugin",
+    "tools": "programs that rungs 0 and 1 build with Go or a C compiler",
+    "browser": "a browser that renders the page of the plugin",
     "sanitizers": "ASan and UBSan around the simulated NVML",
-    "root": "rights and namespaces of containers, made on rungs 0 and 1",
+    "root": "root, for rights and namespaces of containers on rungs 0 and 1",
 }
-"""What can be left out, and what each needs."""
+"""The parts that can be left out, and what each needs."""
 FIXTURES = ("browser", "sanitizers")
 """Fixtures that are a part of their own, whatever else their tests need."""
 
@@ -50,7 +50,7 @@ def left_out() -> frozenset[str]:
 
 
 def require(part: str, why_not: str | None) -> None:
-    """Skip the calling test if LEAVE_OUT names `part`. Return if `why_not` is empty or None: the part can run here.
+    """Skip the calling test if LEAVE_OUT names `part`. Return if the part can run here, so that `why_not` is empty.
 
     Raises:
         PartUnavailableError: `why_not` says why the part cannot run here.
@@ -124,7 +124,7 @@ class Required:
         part = error.part if isinstance(error, PartUnavailableError) else next(iter(parts_of(item)), "")
         first = self._failed.setdefault(str(error), item.nodeid)
         if first != item.nodeid:
-            pytest.skip(f"what it needs cannot be had here: see the failure of {first}")
+            pytest.skip(f"what it needs is unavailable here: see the failure of {first}")
         advice = (
             f"Or leave it out on purpose: LEAVE_OUT={part}"
             if part

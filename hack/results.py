@@ -1,6 +1,6 @@
-"""What was asked of NVIDIA's programs on rung 3, model by model. The tests count, and only those that pass are added.
+"""A table of what was tested with NVIDIA's programs on rung 3, by model. Only tests that passed are counted.
 
-A test hangs a row (model, column, number) on its `user_properties` under PROPERTY; `hack.report` prints the sum.
+A test adds a row (model, column, number) to its `user_properties` under PROPERTY, and `hack.report` prints the sum.
 """
 
 from collections import Counter
@@ -11,12 +11,12 @@ PROPERTY = "asked of NVIDIA's programs"
 
 
 class Asked(StrEnum):
-    """A column of the table; the text beside it is its legend."""
+    """A column of the table. Its value is the heading; `meaning` is its legend."""
 
     meaning: str
 
     def __new__(cls, title: str, meaning: str) -> "Asked":
-        """The heading, and what one of it is."""
+        """Create a column with its heading and with a text that says what is counted."""
         member = str.__new__(cls, title)
         member._value_ = title
         member.meaning = meaning
@@ -24,42 +24,48 @@ class Asked(StrEnum):
 
     LAYOUTS = (
         "layouts",
-        "every named and every legal own layout: mig-parted applied, asserted and exported it as the same",
+        "named layouts and all legal ones: mig-parted applied and asserted each, and exported it unchanged",
     )
     VERDICTS = (
         "verdicts",
-        "layouts of other cards, or with one instance too many: it ended as our verdict says",
+        "layouts of other cards, or with one instance too many: mig-parted did what our verdict predicts",
     )
-    TRAPS = "traps", "of these: it said success and left nothing to serve; we refuse them before"
+    TRAPS = (
+        "traps",
+        "of these: mig-parted reported success and left nothing to serve; we refuse them beforehand",
+    )
     PLUGIN = (
         "plugin",
         "configurations served by the device plugin with exactly the predicted names and counts",
     )
     GFD = "GFD", "label sets of GPU feature discovery that are what the verifier expects"
-    BAD_INPUT = "bad input", "refusals and failures that ended as we say: program, what is left, what is told"
+    BAD_INPUT = (
+        "bad input",
+        "refusals and failures that ended as predicted: exit status, what is left on the GPU, the message",
+    )
     MIG_MANAGER = (
         "mig-manager",
-        "runs of mig-manager on the API server: its way from label to state, wedges too",
+        "runs of mig-manager on the API server, from label to state, including those in which it hangs",
     )
     CHANGES = "changes", "changes of a node by the shipped operator, proven by five real sources"
 
 
 class Results:
-    """The table."""
+    """The numbers of all passed tests, by model and column."""
 
     def __init__(self) -> None:
-        """Nothing has been asked yet."""
+        """Start with an empty table."""
         self._counts: Counter[tuple[str, str]] = Counter()
 
     def add(self, properties: Iterable[tuple[str, object]]) -> None:
-        """Take over what one passed test has counted."""
+        """Add the rows of one passed test to the table. Other properties are ignored."""
         for name, row in properties:
             if name == PROPERTY and isinstance(row, tuple):
                 model, column, number = row
                 self._counts[str(model), str(column)] += int(number)
 
     def lines(self) -> Iterator[str]:
-        """The table with its legend; nothing when nothing was counted."""
+        """Yield the lines of the table with its legend, or nothing if nothing was counted."""
         models = sorted({model for model, _ in self._counts})
         if not models:
             return

@@ -1,4 +1,4 @@
-"""`make run`: the operator of this checkout against $KUBECONFIG, under the roles of the chart, not as admin."""
+"""`make run`: the operator of this checkout against $KUBECONFIG, with the roles of the chart and not as admin."""
 
 import ctypes
 import os
@@ -21,25 +21,30 @@ from hack.launch import (
 )
 
 PR_SET_PDEATHSIG = 1
-"""linux/prctl.h"""
+"""The option of prctl(2) from linux/prctl.h."""
 FACTOR = float(os.environ.get("FACTOR", "10"))
 
 
 def main() -> int:
-    """Install the chart with the operator scaled to 0, play SIMULATED node software, run the operator here."""
+    """Install the chart with its operator scaled to 0, start SIMULATED node software, and run the operator in this
+    process. Return 2 if that is impossible."""
     end_with_parent()
     try:
         kubeconfig = kubeconfig_path()
         directory = Path(tempfile.mkdtemp(prefix="gpusharing-run-"))
-        say(f"installing the chart into namespace {NAMESPACE} (operator.replicas=0: it runs here)")
+        say(
+            f"installing the chart into namespace {NAMESPACE} (operator.replicas=0, because the operator runs here)"
+        )
         install_chart(kubeconfig, "--set", "operator.replicas=0")
         operator = operator_kubeconfig(kubeconfig, directory)
     except (KubeconfigError, UnavailableError, LaunchError, ApiError) as error:
         say(f"make run: {error}")
         return 2
     with node_software(kubeconfig, directory, FACTOR) as simulated:
-        say(f"SIMULATED GPUs and NVIDIA software, {FACTOR:g} times as fast as we assume the real ones to be")
-        say(f"log: {simulated.log}")
+        say(
+            f"GPUs and NVIDIA software are SIMULATED, {FACTOR:g} times as fast as we assume the real ones to be"
+        )
+        say(f"the log of the simulators: {simulated.log}")
         say("apply a policy in another shell: kubectl apply -f examples/pool-b.yaml; Ctrl-C ends")
         environment = operator_environment(FACTOR) | {
             "KUBECONFIG": str(operator),
@@ -55,13 +60,13 @@ def main() -> int:
 
 
 def end_with_parent() -> None:
-    """On Linux: SIGTERM for us when make, or whoever started us, is killed. Elsewhere nothing."""
+    """Let Linux send us SIGTERM when our parent, such as make, is killed. Does nothing on other systems."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def say(text: str) -> None:
-    """To the person at the terminal."""
+    """Print a text for the person at the terminal, on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 

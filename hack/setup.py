@@ -1,7 +1,7 @@
-"""Make .venv as requirements-dev.lock says; nothing to do when it is there already.
+"""Create .venv as requirements-dev.lock says. Does nothing if it is up to date.
 
-Run by the system's Python, so that nothing but Python is needed: this file keeps to syntax that an old one can
-read, and tells them what is missing.
+The system's Python runs this file, so that nothing else is needed. Its syntax must therefore be readable for an old
+Python, which is told what is missing.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ INPUTS = ("requirements-dev.lock", "pyproject.toml", "hack/setup.py")
 
 
 def main() -> int:
-    """The exit status is 0 when .venv is as the lock says."""
+    """Create .venv if needed and return the exit status: 0 if it is as the lock says."""
     if sys.version_info[:2] < OLDEST:
         need = "Python >= {}.{} is needed, and {} is {}".format(
             *OLDEST, sys.executable, sys.version.split()[0]
@@ -36,22 +36,22 @@ def main() -> int:
         if subprocess.call([sys.executable, "-m", "venv", "--clear", str(VENV)]) != 0:
             return refuse("python3 -m venv failed", "apt-get install python3-venv, then: make setup")
     stamp.unlink(missing_ok=True)
-    say("installing requirements-dev.lock, every file checked against its hash")
+    say("installing requirements-dev.lock; every file is checked against its hash")
     locked = ("--require-hashes", "--requirement", str(ROOT / "requirements-dev.lock"))
-    # The build backend is in the lock: nothing is fetched unchecked.
+    # The build backend is in the lock, so that nothing is downloaded unchecked.
     ours = ("--no-deps", "--no-build-isolation", "--editable", str(ROOT))
     if why := pip(*locked) or pip(*ours):
         return refuse(
-            f"pip could not install what is locked ({why}; all of it: {LOG.relative_to(ROOT)})",
+            f"pip could not install requirements-dev.lock ({why}; the full output is in {LOG.relative_to(ROOT)})",
             "check the network, PIP_INDEX_URL and the proxy, then: make setup",
         )
     stamp.write_text(wanted)
-    say(f"set up in {time.monotonic() - begin:.0f} s")
+    say(f".venv was set up in {time.monotonic() - begin:.0f} s")
     return 0
 
 
 def fingerprint() -> str:
-    """What .venv depends on, as one word."""
+    """Return a hash of everything that .venv depends on."""
     digest = hashlib.sha256(sys.version.encode())
     for name in INPUTS:
         digest.update((ROOT / name).read_bytes())
@@ -59,36 +59,38 @@ def fingerprint() -> str:
 
 
 def runs(python: Path) -> bool:
-    """Whether it is an interpreter of our own version with pip. A moved checkout leaves a dead link, and a set-up that
-    was killed an interpreter without pip."""
+    """Whether this is an interpreter of our own version with pip. In a moved checkout it is a dead link, and after an
+    interrupted set-up pip is missing."""
     ask = "import sys, pip; print(sys.version)"
     try:
-        told = subprocess.run([str(python), "-c", ask], capture_output=True, text=True, check=False)
+        done = subprocess.run([str(python), "-c", ask], capture_output=True, text=True, check=False)
     except OSError:
         return False
-    return told.stdout.strip() == sys.version.strip()
+    return done.stdout.strip() == sys.version.strip()
 
 
 def pip(*arguments: str) -> str:
     """Run .venv's pip install. Return why it failed (the broken connection or the last line), else an empty string."""
     command = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--quiet", *arguments]
-    # The variable would let `pip install --editable` of our own project ask for a hash.
+    # With this variable, `pip install --editable` of our own project would require a hash.
     environ = {key: value for key, value in os.environ.items() if key != "PIP_REQUIRE_HASHES"}
-    # stdout belongs to the verb: `eval "$(make -s cluster)"` reads it.
+    # stdout belongs to the verb, such as `eval "$(make -s cluster)"`, which reads it.
     with LOG.open("w") as log:
         status = subprocess.call(command, env=environ, stdout=sys.stderr, stderr=log)
-    said = LOG.read_text().strip()
-    told = re.findall("connection broken by '(.*)'", said) or said.splitlines() or [f"exit status {status}"]
-    return told[-1] if status else ""
+    output = LOG.read_text().strip()
+    causes = (
+        re.findall("connection broken by '(.*)'", output) or output.splitlines() or [f"exit status {status}"]
+    )
+    return causes[-1] if status else ""
 
 
 def say(text: str) -> None:
-    """Progress goes to stderr."""
+    """Print progress on stderr, because stdout belongs to the verb."""
     print(text, file=sys.stderr, flush=True)
 
 
 def refuse(why: str, remedy: str) -> int:
-    """Say what is wrong and what helps, in one sentence."""
+    """Print what is wrong and what helps, and return exit status 1."""
     say(f"{why}: {remedy}")
     return 1
 

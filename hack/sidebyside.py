@@ -1,14 +1,16 @@
-"""Who plays which tests when workers play them side by side (pytest-xdist, `-n`): each has control planes of its own.
+"""The distribution of tests when several workers (pytest-xdist, `-n`) play them. Each worker has control planes of its
+own.
 
-A file stays together, because its fixtures are made once. The tests of `APART` go one by one, those of `BY_SCENARIO` by
-scenario, and `LOOKED_BACK_AT` as one.
-Every other worker begins at the end of the list, where rung 2 waits for its control plane: meanwhile the rest computes.
+The tests of a file stay together, because its fixtures are created once. Those of `APART` are distributed one by one,
+those of `BY_SCENARIO` by scenario, and `LOOKED_BACK_AT` as one unit. Every other worker begins at the end of the list,
+where rung 2 waits for its control plane while the others compute.
 
-Workers collect the tests each for itself, and no test is played when their lists differ. So names and order of tests
-must be the same in every process. A set stands in an order that each Python process draws anew (PYTHONHASHSEED), and an
-object without a `repr` shows its address: half of the runs, or nearly all, go well, and the next one does not begin.
+Each worker collects the tests itself, and xdist plays none if their lists differ. Names and order of tests must
+therefore be the same in every process. The order of a set differs in each Python process (PYTHONHASHSEED), and an
+object without a `repr` shows its address, so that some runs, or nearly all, succeed and another one does not start.
 
-xdist's own groups are lost with pytest 9.2 (pytest-dev/pytest-xdist#1386), and its names of tests would be other ones.
+xdist's own groups do not work with pytest 9.2 (pytest-dev/pytest-xdist#1386), and they would change the names of
+tests.
 """
 
 import re
@@ -18,7 +20,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 LOOK_BACK = "tests/integration/test_rights.py"
-"""Looks back at what other files were seen to use, in the log of the one control plane that they share with it."""
+"""The file whose tests read what other files have used, in the log of the control plane that they share."""
 LOOKED_BACK_AT = frozenset(
     f"tests/integration/{name}.py"
     for name in (
@@ -31,7 +33,7 @@ LOOKED_BACK_AT = frozenset(
         "test_workloads",
     )
 )
-"""They run before it on the same worker."""
+"""The files whose use LOOK_BACK reads. They run before it on the same worker."""
 APART = frozenset(
     {
         "tests/demo/test_demo.py",
@@ -41,39 +43,39 @@ APART = frozenset(
         "tests/planning/test_invariants.py",
     }
 )
-"""Files of few long tests that share nothing dear."""
+"""Files of few long tests that share no costly fixtures."""
 BY_SCENARIO = "tests/integration/test_crash.py"
-"""The tests of one scenario go together: all its kills are compared with the same undisturbed runs."""
+"""The file whose tests of one scenario stay together: their kills are compared with the same undisturbed runs."""
 _SCENARIO = re.compile(r"\[(.+?)(?:-\d+)?\]$")
 """The scenario in the name of a test of BY_SCENARIO, which may end in the number of a part."""
 
 
 def unit(nodeid: str) -> str:
-    """What a test stays together with: equal for tests that one worker plays one after the other."""
+    """Return the key of the unit that a test belongs to. One worker plays all tests of a unit, one after the other."""
     path = nodeid.split("::", 1)[0]
     if path in LOOKED_BACK_AT:
         return LOOK_BACK
-    if path == BY_SCENARIO and (found := _SCENARIO.search(nodeid)):
-        return f"{path}[{found[1]}]"
+    if path == BY_SCENARIO and (match := _SCENARIO.search(nodeid)):
+        return f"{path}[{match[1]}]"
     return nodeid if path in APART else path
 
 
-class SideBySide(LoadScopeScheduling):  # type: ignore[misc]  # xdist tells mypy nothing
-    """xdist's scheduler of whole files, with our units, taken from both ends."""
+class SideBySide(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """xdist's scheduler of whole files with our units, which are assigned from both ends of the list."""
 
     def _split_scope(self, nodeid: str) -> str:
-        """See LoadScopeScheduling."""
+        """Return the unit of a test; LoadScopeScheduling calls this."""
         return unit(nodeid)
 
     def _assign_work_unit(self, node: object) -> None:
-        """See LoadScopeScheduling: it takes the first unit."""
+        """Assign the first unit to a worker, or the last one if the worker's index is odd."""
         if self.nodes.index(node) % 2:
             self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
         super()._assign_work_unit(node)
 
 
 def scheduler(config: pytest.Config, log: object) -> SideBySide | None:
-    """For pytest_xdist_make_scheduler; None when another way was asked for by `--dist`."""
+    """Return our scheduler for pytest_xdist_make_scheduler, or None if `--dist` names another one."""
     return SideBySide(config, log) if config.getvalue("dist") == "load" else None
 
 
@@ -81,7 +83,7 @@ ADDRESS = re.compile(r"0x[0-9a-f]{8,}")
 
 
 def check_parameters(definition: pytest.Function) -> None:
-    """Raise UsageError when a set gives a test its parameters: they would come in any order."""
+    """Raise UsageError if the parameters of a test are in a set, whose order is arbitrary."""
     for mark in definition.iter_markers("parametrize"):
         values = mark.args[1] if len(mark.args) > 1 else mark.kwargs["argvalues"]
         if isinstance(values, set | frozenset):
@@ -89,7 +91,7 @@ def check_parameters(definition: pytest.Function) -> None:
 
 
 def check_names(items: Iterable[pytest.Item]) -> None:
-    """Raise UsageError when the name of a test is another one in the next process."""
+    """Raise UsageError if the name of a test would differ in another process."""
     for item in items:
         call = getattr(item, "callspec", None)
         if call is None:
@@ -99,6 +101,6 @@ def check_names(items: Iterable[pytest.Item]) -> None:
         )
         if ADDRESS.search(call.id) or any(str(value) in call.id for value in sets):
             raise pytest.UsageError(
-                f"{item.nodeid}: differs in the next process, because it shows a set or an address; give it `ids` or a"
-                " tuple"
+                f"{item.nodeid}: its name differs in the next process, because it shows a set or an address; give it"
+                " `ids` or a tuple"
             )

@@ -1,4 +1,5 @@
-"""`make size`: how big the code is, per package: lines, files, types and public names. Nothing checks these numbers."""
+"""`make size` prints how big the code of each package is: lines, files, types and public names. No test checks these
+numbers."""
 
 import ast
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,8 @@ TREES = ("operator/gpusharing", "hack", "tests")
 
 @dataclass(frozen=True, slots=True)
 class PackageSize:
-    """One row of the table. A type is a class; a public name stands at the top of a module without an underscore."""
+    """One row of the table. A type is a class; a public name is one at the top of a module without a leading
+    underscore."""
 
     name: str
     lines: int
@@ -22,11 +24,11 @@ class PackageSize:
 
 
 def measure(name: str, files: Iterable[Path]) -> PackageSize:
-    """Count what these modules hold together."""
+    """Count lines, files, types and public names of these modules together."""
     texts = [path.read_text() for path in files]
     modules = [ast.parse(text) for text in texts]
     types = sum(isinstance(node, ast.ClassDef) for module in modules for node in ast.walk(module))
-    public = [one for module in modules for one in _defined(module) if not one.startswith("_")]
+    public = [item for module in modules for item in _defined(module) if not item.startswith("_")]
     return PackageSize(name, sum(map(len, map(str.splitlines, texts))), len(texts), types, len(public))
 
 

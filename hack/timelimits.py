@@ -1,7 +1,8 @@
-"""How long a test may take before it fails for it: one that waits for what never comes would take the whole run along.
+"""Time limits for tests: one that waits forever fails instead of stopping the whole run.
 
-pytest-timeout ends it by a signal in the test's own thread and says where it stood; the tests after it are played. The
-limits are far above what the slowest test of a rung takes on a slow machine: they are there for tests that hang.
+pytest-timeout ends it with a signal in the test's own thread and shows where it was; later tests are played. The
+limits are far above what the slowest test of a rung needs on a slow machine, because they are meant for tests that
+hang.
 """
 
 import signal
@@ -20,20 +21,20 @@ LIMITS = {
     4: 1500,
     5: 600,
 }
-"""By rung, in seconds, with fixtures: from rung 2 on these may build programs that nobody has built before."""
+"""The limit of each rung in seconds, for a test with its fixtures. From rung 2 on these may have to build programs."""
 ENDLESS = "faults"
-"""Marks tests that play one run after another, for hours in the full matrix; each run has its own limit."""
+"""The marker of tests that play many runs, for hours in the full matrix; each run has its own limit."""
 
 AGAIN = 30.0
-"""Seconds until the next signal, for what hangs while it is torn down."""
+"""Seconds until the next signal, in case the test hangs while it is torn down."""
 NEVER = 0.0, 0.0
-"""What stops a timer (setitimer(2))."""
+"""The values that stop a timer (setitimer(2))."""
 
 
 class TimeLimits:
-    """The plugin that makes pytest-timeout's signal come again, and only while a test, or a fixture, is running.
+    """A plugin that repeats pytest-timeout's signal, and permits it only while a test or a fixture is running.
 
-    A signal that came while pytest writes down how a test ended would end pytest.
+    A signal that came while pytest records the outcome of a test would end pytest.
     """
 
     def __init__(self) -> None:
@@ -41,12 +42,13 @@ class TimeLimits:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Give each test its limit, when all markers are there."""
+        """Give each test its limit. This is called last, when all markers have been added."""
         limit(items)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_timeout_set_timer(self, settings: Any) -> Generator[None, object, object]:
-        """It sets a timer that goes off once: a coroutine that swallows its end would hang behind it."""
+        """Replace pytest-timeout's timer, which goes off once, by ours, which repeats. A coroutine that swallows the
+        first signal would hang otherwise."""
         done = yield
         signal.setitimer(signal.ITIMER_REAL, *NEVER)
         self._clock = settings.timeout, AGAIN
@@ -54,11 +56,12 @@ class TimeLimits:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_timeout_cancel_timer(self) -> Generator[None, object, object]:
-        """The next test may have no limit."""
+        """Forget the limit, because the next test may have none."""
         self._clock = NEVER
         return (yield)
 
     def _limited(self) -> Generator[None, object, object]:
+        """Run the timer during one phase of a test, and keep the time that is left for the next phase."""
         signal.setitimer(signal.ITIMER_REAL, *self._clock)
         try:
             return (yield)
@@ -67,22 +70,22 @@ class TimeLimits:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self) -> Generator[None, object, object]:
-        """The clock goes on from here to the end of the fixtures' beginning."""
+        """Run the timer while the fixtures are set up."""
         return (yield from self._limited())
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self) -> Generator[None, object, object]:
-        """And during the test."""
+        """Run the timer during the test itself."""
         return (yield from self._limited())
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(self) -> Generator[None, object, object]:
-        """And during the fixtures' end."""
+        """Run the timer while the fixtures are torn down."""
         return (yield from self._limited())
 
 
 def limit(items: Iterable[pytest.Item]) -> None:
-    """Give each test its limit, but those that name one themselves."""
+    """Give each test the limit of its rung, except tests that set one themselves. Tests marked ENDLESS have none."""
     for item in items:
         if item.get_closest_marker("timeout") is None:
             seconds = 0 if item.get_closest_marker(ENDLESS) else LIMITS[find_rung(item)]

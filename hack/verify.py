@@ -1,7 +1,8 @@
-"""`make verify`: everything about the checkout that needs no control plane. Every step runs, then a table shows the
-results. `--without-tests` leaves out those that are tests: .ci/run plays all tests. SIGTERM ends the running step, too.
+"""`make verify`: all checks of the checkout that need no control plane. Every step runs, then a table shows the
+results. `--without-tests` leaves out the steps that are tests, since .ci/run plays all tests anyway. SIGTERM also
+ends the running step.
 
-A step is a program of .venv with its arguments, so that what you see is what you can repeat.
+A step is a program of .venv with its arguments, which are printed so that you can repeat it.
 """
 
 import shlex
@@ -47,7 +48,7 @@ class Steps:
             self.process.terminate()
 
     def run(self, name: str) -> tuple[int, float]:
-        """Exit status and seconds of one step."""
+        """Run one step, and return its exit status and its seconds."""
         print(f"== {name}: {STEPS[name]}", flush=True)
         program, *arguments = shlex.split(STEPS[name])
         begin = time.monotonic()
@@ -77,7 +78,7 @@ def main(arguments: list[str], steps: Steps) -> int:
 
 
 def without_tests() -> list[str]:
-    """The steps whose program is not pytest."""
+    """Return the names of the steps that do not run pytest."""
     return [name for name, command in STEPS.items() if not command.startswith("pytest ")]
 
 

@@ -51,7 +51,7 @@ class BenchPart:
 
     @property
     def kind(self) -> tuple[float, bool, tuple[str, ...]]:
-        """What distinguishes the testbed that this part needs. Parts of one kind are run on the same testbed."""
+        """The properties of the testbed that this part needs. Parts of one kind are run on the same testbed."""
         return self.factor, self.node_software, self.arguments
 
 

@@ -89,10 +89,8 @@ def is_ours(pid: int, mark: str) -> bool:
     """
     try:
         return mark in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-    except (
-        FileNotFoundError,
-        ProcessLookupError,
-    ):  # the latter if it ends between open and read
+    except (FileNotFoundError, ProcessLookupError):
+        # ProcessLookupError means that the process ended between open and read.
         if Path("/proc/self").exists():
             return False
     listing = subprocess.run(

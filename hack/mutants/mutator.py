@@ -49,12 +49,12 @@ class Mutation:
     """Whether the piece is evaluated once: a constant, or the default of a field or of a parameter."""
     line: int
     kind: str
-    """What sort of mistake it is."""
+    """The sort of mistake, such as `negated`."""
     was: str
     """The piece of source, on one line."""
     becomes: str
     start: int
-    """Where the piece begins, in bytes of the source."""
+    """The offset of the piece in the source, in bytes."""
     end: int
 
     def apply(self, text: str) -> str:

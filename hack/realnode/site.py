@@ -70,10 +70,8 @@ class HostServices:
         while not self._ended.wait(LOOK_SECONDS):
             try:
                 feeder.look()
-            except (
-                ApiError,
-                OSError,
-            ) as error:  # the API server is unreachable, or the file is being replaced
+            except (ApiError, OSError) as error:
+                # The API server is unreachable, or the file is being replaced.
                 with (self._node.folder / "nfd.log").open("a") as log:
                     log.write(f"{error!r}\n")
 

@@ -273,7 +273,7 @@ def test_panels_tell_tenants_and_their_pods_apart_however_the_agent_is_scraped(
         ):
             stored[name, _frozen(stored_labels(labels, target, honor=honor))] = value
     expected: dict[str, dict[str, float]] = {
-        panel(TENANT, "Slices held by pods that do nothing"): {'namespace="team-b"': 1},
+        panel(TENANT, "Slices held by idle pods"): {'namespace="team-b"': 1},
         panel(TENANT, "GPUs held"): {'namespace="team-a"': 0.5, 'namespace="team-b"': 0.5},
         panel(WASTE, "Cost by namespace"): {'namespace="team-a"': 0.05, 'namespace="team-b"': 0.05},
         "gpusharing:namespace_slice_seconds_total": {

@@ -48,16 +48,16 @@ BOTH: dict[str, Rows] = {
     "Stranded": {"": 66 / 180},
     "In transition": {"": 0.4 / 3},
     "Metered": {"": 1},
-    "Where the GPUs are": {
+    "How GPUs are used": {
         'part="held"': 1, 'part="idle"': 0.5, 'part="stranded"': 1.1, 'part="transition"': 0.4
     },
-    "What that costs": {
+    "What each use costs": {
         'part="held"': 2, 'part="idle"': 1, 'part="stranded"': 2.2, 'part="transition"': 0.8
     },
     "Idle GPUs by policy": {'policy="shared", resource="nvidia.com/gpu"': 0.5},
     "Stranded GPUs by policy": {'policy="unseen"': 1, 'policy="shared"': 0.1},
     "Cost by namespace": {'namespace="team-a"': 2},
-    "Cost of what nobody held, by policy": {'policy="unseen"': 2, 'policy="shared"': 2},
+    "Cost of unused GPUs, by policy": {'policy="unseen"': 2, 'policy="shared"': 2},
 }  # fmt: skip
 ALONE: dict[str, Rows] = {
     "GPU-hours": {"": 1},
@@ -66,12 +66,12 @@ ALONE: dict[str, Rows] = {
     "Stranded": {"": 1},
     "In transition": {"": 0},
     "Metered": {"": 1},
-    "Where the GPUs are": {'part="stranded"': 1, 'part="transition"': 0},
-    "What that costs": {'part="stranded"': 2, 'part="transition"': 0},
+    "How GPUs are used": {'part="stranded"': 1, 'part="transition"': 0},
+    "What each use costs": {'part="stranded"': 2, 'part="transition"': 0},
     "Idle GPUs by policy": {},
     "Stranded GPUs by policy": {'policy="unseen"': 1},
     "Cost by namespace": {},
-    "Cost of what nobody held, by policy": {'policy="unseen"': 2},
+    "Cost of unused GPUs, by policy": {'policy="unseen"': 2},
 }
 
 

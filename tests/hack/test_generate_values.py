@@ -40,7 +40,7 @@ def test_a_value_without_a_comment_is_refused(text: str) -> None:
 
 
 def test_a_list_is_no_values_file() -> None:
-    with pytest.raises(ValueError, match="no mapping"):
+    with pytest.raises(ValueError, match="not a mapping"):
         rows("[1]")
 
 

@@ -40,8 +40,8 @@ def test_a_pip_that_fails_is_one_sentence_with_its_last_line_and_the_remedy(chec
     done = set_up(checkout, SAYS="WARNING: retrying\nERROR: No matching distribution found for x")
     assert done.returncode == 1
     assert done.stderr.splitlines()[1:] == [
-        "pip could not install what is locked (ERROR: No matching distribution found for x; all of it: "
-        "build/setup.log): check the network, PIP_INDEX_URL and the proxy, then: make setup"
+        "pip could not install requirements-dev.lock (ERROR: No matching distribution found for x; the full output is "
+        "in build/setup.log): check the network, PIP_INDEX_URL and the proxy, then: make setup"
     ]
     assert (checkout / "build/setup.log").read_text().startswith("WARNING: retrying\n")
     assert not (checkout / ".venv/set-up.sha256").exists()

@@ -1,4 +1,4 @@
-/* SIMULATED: /proc/modules that names the driver. */
+/* Runs a program with a SIMULATED /proc/modules that names the driver; the rest of /proc are links to the real one. */
 #define _GNU_SOURCE
 #include <ctype.h>
 #include <dirent.h>

@@ -1,4 +1,4 @@
-/* SIMULATED: `-i UUID -c MODE` alone, which is what mps-control-daemon asks for. */
+/* SIMULATED nvidia-smi that supports `-i UUID -c MODE` only, which is what mps-control-daemon runs. */
 #include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
@@ -14,7 +14,7 @@ int main(int count, char **arguments)
     void *library = dlopen("libnvidia-ml.so.1", RTLD_NOW), *gpu = NULL;
     if (!library) { printf("NVIDIA-SMI (SIMULATED) could not find libnvidia-ml.so.1: %s\n", dlerror()); return 12; }
     if (count != 5 || strcmp(arguments[1], "-i") || strcmp(arguments[3], "-c")) {
-        printf("NVIDIA-SMI (SIMULATED) knows `-i UUID -c MODE` only\n");
+        printf("NVIDIA-SMI (SIMULATED) supports `-i UUID -c MODE` only\n");
         return 2;
     }
     call_init init = (call_init)dlsym(library, "nvmlInit_v2");

@@ -1,4 +1,4 @@
-/* Holds the namespaces of a pod, and what its containers were given, until it is told to end. */
+/* Keeps the namespaces of a pod, or the devices of a container, until it gets SIGTERM or SIGINT. */
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
