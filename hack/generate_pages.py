@@ -270,7 +270,8 @@ def gpus() -> str:
         "`operator/gpusharing/planning/gpus/cards.py` and run `make gen`; its tests check the entry by brute force.\n\n"
         "The source of a fact: `real` was read on that hardware, `doc` is in NVIDIA's guide or playbook, `cfg` is\n"
         "only in the file that mig-parted ships, `family` is inferred from cards of the same family. The card is its\n"
-        "product name, PCI device id and memory, and whether it has MIG; names, ids and placements are those of its profiles."
+        "product name, PCI device id and memory, and whether it has MIG; names, ids and placements are those of its\n"
+        "profiles."
     )
     return _page("operator/gpusharing/planning/gpus/cards.py", "GPU models", text, body[:-1])
 
