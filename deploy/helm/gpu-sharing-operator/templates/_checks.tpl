@@ -1,11 +1,12 @@
-{{- /* Spec of the Job of a hook that asks our image a question. `name`: of the Job and of the program; `account`: who
-asks; `env`: the program's variables. Helm shows what it said (3.18 and newer). */}}
+{{- /* Spec of the Job of a hook that runs one of our checks. `name` is the name of the Job and of the program, `account` its
+service account, and `env` the program's variables. Helm 3.18 and newer shows the program's output. */}}
 {{- define "gpusharing.checkJobSpec" -}}
 {{- $check := . }}
 {{- with .root -}}
-# Asked once: the answer is for a person, who tries again.
+# Runs once: a person reads the answer and tries again.
 backoffLimit: 0
-# Of a pod that nothing schedules. The pod has a shorter one, because the Job's would delete it, and with it the cause.
+# Ends a Job whose pod is never scheduled. The pod's own deadline is shorter, because this one deletes the pod, and with
+# it the cause.
 activeDeadlineSeconds: 180
 template:
   metadata:
