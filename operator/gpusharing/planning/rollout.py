@@ -136,7 +136,9 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     failed_nodes = count_failures(pools.values(), snapshot.failed_nodes, gone)
     kept_claims = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | failing.uncertain_claims
     afterwards = find_afterwards(snapshot, members)
-    choice, crowd_known = choose(snapshot, now, pools, verdicts, afterwards, held=len(kept_claims), memo=memo)
+    choice, crowd_known = choose(
+        snapshot, now, pools, verdicts, afterwards, reserved=len(kept_claims), memo=memo
+    )
     old = snapshot.old_views and f"what is known of {snapshot.old_views} is old"
     if why := snapshot.policies_error or old:
         choice = replace(choice, verdicts=failing.keep_back(choice.verdicts, why), claims={})

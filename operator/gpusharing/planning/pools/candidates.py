@@ -1,4 +1,7 @@
-"""A candidate of a pool: what its pods allow, and how its change starts."""
+"""A candidate of a pool: what its pods allow, and how its change starts.
+
+Terms: docs/design/glossary.md#candidate, docs/design/glossary.md#look.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -86,7 +89,8 @@ class Candidate:
 
 
 def find_place(case: NodeCase, policy: PolicyView) -> tuple[bool, int, str]:
-    """The order among candidates that nothing blocks and that are not the rest of a gang; the smallest comes first."""
+    """Return the sort key among candidates that nothing blocks and that are not the rest of a gang. The smallest
+    starts first."""
     observed = case.gpunode.observed if case.gpunode is not None else None
     pods = observed.pods if observed is not None else None
     cost = UNKNOWN_PODS if pods is None else find_cost(case, pods)

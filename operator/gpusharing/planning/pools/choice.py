@@ -1,6 +1,8 @@
-"""Who begins now: every pool chooses in turn, within its own allowance and what the operator-wide cap leaves.
+"""Which nodes begin now: every pool chooses in turn, within its own allowance and what the operator-wide cap leaves.
 
-A pool that cannot be judged begins nothing; the others do (transition/guard.py).
+If a pool cannot be judged, none of its nodes begins; the other pools choose (transition/guard.py).
+
+Terms: docs/design/glossary.md#candidate, docs/design/glossary.md#slot.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,11 +30,11 @@ def choose(
     verdicts: Mapping[str, Verdict],
     afterwards: Afterwards,
     *,
-    held: int,
+    reserved: int,
     memo: Memo,
 ) -> tuple[Selection, bool]:
-    """Let every pool choose its next nodes within its allowance and the operator-wide cap, of which `held` slots are
-    kept for nodes without a fence. `afterwards`: the cluster when all planned changes are done. `memo` keeps the
+    """Let every pool choose its next nodes within its allowance and the operator-wide cap, of which `reserved` slots
+    are kept for nodes without a fence. `afterwards`: the cluster when all planned changes are done. `memo` keeps the
     verdicts of the nodes that wait.
 
     Return the verdicts of all candidates, and whether the pods of every node in flight were listed: candidates that
@@ -51,7 +53,7 @@ def choose(
         if (look := ledger.add_in_flight(snapshot, verdicts[name])) is not None:
             chosen.looks[name] = look
     for pool in waiting:
-        taken = len(in_flight) + held + len(chosen.claims)
+        taken = len(in_flight) + reserved + len(chosen.claims)
         chosen.add(_select(pool, queues[pool.policy.name], snapshot.settings.max_in_flight - taken, ledger))
     chosen.verdicts |= _find_waits(chosen, memo)
     for pool in waiting:
@@ -60,17 +62,17 @@ def choose(
 
 
 def _with_gpunodes(pool: Pool, verdicts: Mapping[str, Verdict], chosen: Selection) -> dict[str, Verdict]:
-    """Return the chosen verdicts of the candidates of which the agent is asked something, with that request.
+    """Return the verdicts of the candidates whose agent has to be asked something, with that request added.
 
-    Their verdicts before the pools chose have actions; for nearly every candidate there is nothing to ask.
+    Their verdicts before the pools chose have actions. For nearly all candidates there is nothing to ask.
     """
     cases = [case for case in pool.candidates if verdicts[case.node.name].actions]
     return {case.node.name: with_gpunode(chosen.verdicts[case.node.name], case) for case in cases}
 
 
 def _find_waits(chosen: Selection, memo: Memo) -> dict[str, Verdict]:
-    """Return the verdicts of the candidates that wait without a look at them. A node whose verdict cannot be made gets
-    one that says so, and the others are not stopped."""
+    """Return the verdicts of the candidates that wait without a look at their pods, by name. A node whose verdict
+    cannot be computed gets one that says so, and the others are not stopped."""
     waits: dict[str, Wait] = {}
     cases: dict[str, NodeCase] = {}
     for number, (wait, waiting) in enumerate(chosen.waiting):
@@ -91,7 +93,8 @@ def _find_waits(chosen: Selection, memo: Memo) -> dict[str, Verdict]:
 
 
 def _select(pool: Pool, queue: Queue, cap: int, ledger: Ledger) -> Selection:
-    """Choose in one pool. If its candidates cannot be compared none starts; the fault may be on any of its nodes."""
+    """Choose in one pool. If its candidates cannot be compared, none starts and all get a verdict that says so,
+    because the error may come from any of its nodes."""
     try:
         return select(pool, queue, cap, ledger)
     except Exception as error:  # noqa: BLE001 - whatever one pool holds, the others choose (guard.py)

@@ -1,4 +1,7 @@
-"""Which failures of a generation are on record, so that no node takes its failure with it when it goes."""
+"""Which failures of a generation are on record, so that no node takes its failure with it when it goes.
+
+Terms: docs/design/glossary.md#point-of-no-return, docs/design/glossary.md#claim.
+"""
 
 from collections.abc import Container, Iterable, Mapping
 

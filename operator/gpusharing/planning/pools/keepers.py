@@ -2,6 +2,8 @@
 
 Nodes that are changing are not named. One begins every few minutes, and each waiting node would have to be written
 again.
+
+Terms: docs/design/glossary.md#slot.
 """
 
 from collections.abc import Iterable

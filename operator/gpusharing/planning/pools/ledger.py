@@ -1,5 +1,8 @@
 """What the pools share in one pass: who could not run after the changes, looks at pods, and room in
-PodDisruptionBudgets."""
+PodDisruptionBudgets.
+
+Terms: docs/design/glossary.md#slot, docs/design/glossary.md#claim.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,18 +1,20 @@
-"""One policy's nodes together: how many may be away, and which go next.
+"""One policy's nodes together: how many may be unavailable, and which start next.
 
-limit      allowance(maxUnavailable, nodes of the policy); 0 freezes. Nodes without a GPU and products that the policy
-           leaves out are none of its business: they are no part of a percentage and take no slot. Nodes that somebody
-           keeps from changing (cordon, maintenance, switched-off operands) are; newcomers behind the start-up taint are
-           not, and take a slot of the operator-wide cap only; all that holds the others holds them too
+limit      allowance(maxUnavailable, nodes of the policy); 0 freezes the pool. Nodes without a GPU and products that the
+           policy leaves out do not concern it: they are no part of a percentage and take no slot. Nodes that somebody
+           keeps from changing (cordon, maintenance, switched-off operands) do count. Newcomers behind the start-up
+           taint do not, and take a slot of the operator-wide cap only; what holds the others back holds them back too
            (docs/design/transition.md#gate)
-used       a set: not Ready, cordoned by anyone, fenced, claimed or being deleted; a node counts once
-           (a claim without a fence is left by a crash or a predecessor: that very node goes first)
-room       limit - used, and never more than the operator-wide cap leaves, or a place for our own pod (places.py)
-hold       what keeps every node from starting, whatever they are like: a frozen budget, closed windows (holds.py)
-order      fewest GPU pods first, a gang counted as a whole, then a stable shuffle; nodes that something blocks do not
-           stop the others, and share few looks at their pods (looks.py)
-waves      nodes that share a gang start in one pass, and wait for room enough where it can come (waves.py)
+used       nodes that are not Ready, cordoned by anyone, fenced, claimed or being deleted; each counts once. A claim
+           without a fence was left by a crash or a predecessor, and that very node goes first
+room       limit - used, but no more than the operator-wide cap leaves, and a place stays for our own pod (places.py)
+hold       what keeps every node from starting, whatever its state: a frozen budget, closed windows (holds.py)
+order      fewest GPU pods first, a gang counted as a whole, then a stable shuffle. Nodes that something blocks do not
+           stop the others, and share a few looks at their pods (looks.py)
+waves      nodes that share a gang start in one pass, and wait for enough room where that can come (waves.py)
 crowd      while nodes in flight use up the room of a PodDisruptionBudget, no other node that it guards starts
+
+Terms: docs/design/glossary.md#slot, docs/design/glossary.md#newcomer, docs/design/glossary.md#look.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -170,8 +172,8 @@ class Pool:
 
 
 def select(pool: Pool, queue: Queue, cap: int, ledger: Ledger) -> Selection:
-    """Choose among the candidates of a pool, which `queue` has too. `cap`: how many more nodes the whole operator may
-    take."""
+    """Choose which candidates of a pool start, all of which `queue` has too. `cap`: how many more nodes the whole
+    operator may take."""
     pooled = pool.pooled(ledger.now) if pool.candidates else None
     if pooled is None:
         return Selection()
@@ -179,7 +181,8 @@ def select(pool: Pool, queue: Queue, cap: int, ledger: Ledger) -> Selection:
 
 
 def _choose(pool: Pool, queue: Queue, pooled: Pooled, cap: int, ledger: Ledger) -> Selection:
-    """Choose among the candidates of a pool that nothing holds; `queue` may have more."""
+    """Choose among the candidates of a pool that nothing holds back; `queue` may have more. Their places are closed in
+    the ledger."""
     left, chosen = _find_room(pool, pooled, cap, ledger), Selection()
     candidates = _in_order(pool, queue, ledger, left, chosen)
     waves = group(candidates) if left.room > 0 else {}
@@ -317,14 +320,16 @@ def _find_full(pool: Pool, cap: int, ledger: Ledger) -> Finding:
 def _in_order(pool: Pool, queue: Queue, ledger: Ledger, left: Room, chosen: Selection) -> list[Candidate]:
     """Return the candidates that may start or be looked at, best first.
 
-    Left out, with what becomes of them in `chosen`: candidates of which nothing is known and that would be looked at
-    after all that may be; and those whose pods make the planner fail, which do not stop the others.
+    Two kinds are left out, and get their verdicts in `chosen`: candidates of which nothing is known and for whose look
+    it is not yet time, and those whose pods make the planner fail, which do not stop the others.
     """
     policy, cases = pool.policy, {case.node.name: case for case in pool.candidates}
     following = find_following(policy, pool.members, (case.node for case in pool.candidates))
     unknown = (cases.keys() & queue.unlisted.keys()) - ledger.looks.keys() - following
 
     def find(names: Iterable[str]) -> Iterator[tuple[Order, Candidate]]:
+        """Yield each of these candidates with its order. One whose computation fails gets a verdict in `chosen`
+        instead."""
         for name in names:
             try:
                 candidate = find_candidate(cases[name], policy, ledger, follows=name in following)
@@ -332,11 +337,11 @@ def _in_order(pool: Pool, queue: Queue, ledger: Ledger, left: Room, chosen: Sele
             except Exception as error:  # noqa: BLE001 - whatever one node holds, the others are chosen from (guard.py)
                 chosen.put(cases[name], not_judged(cases[name].node, policy.name, error))
 
-    found = list(find(name for name in cases if name not in unknown))
-    listed = (one.case for _, one in found if one.pods is not None)
+    ranked = list(find(name for name in cases if name not in unknown))
+    listed = (candidate.case for _, candidate in ranked if candidate.pods is not None)
     looked_at = unknown.intersection(chain.from_iterable(map(find_mates, listed)))
     looked_at.update(islice(filter(unknown.__contains__, queue.unlisted), left.looks))
-    found += find(sorted(looked_at))
+    ranked += find(sorted(looked_at))
     rest = [case for name, case in cases.items() if name in unknown and name not in looked_at]
     chosen.waiting.append((Wait(left.full), rest))
-    return [one for _, one in sorted(found, key=lambda row: row[0])]
+    return [candidate for _, candidate in sorted(ranked, key=lambda row: row[0])]

@@ -3,6 +3,8 @@ decides nothing.
 
 Nodes in work show their own pods. Those of the others are not listed, and `status.plan` could only count nodes. So the
 first of them are looked at, seldom, and a few at a time over all pools (docs/design/drain.md#preview).
+
+Terms: docs/design/glossary.md#look.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,6 +1,8 @@
 """Nodes that started as one wave return to service together, so that no filler pod takes the place of half a gang.
 
 Specification: docs/design/drain.md#waves. A wave is known by the `wave` of its fences, and so survives a restart.
+
+Terms: docs/design/glossary.md#wave, docs/design/glossary.md#gang.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -4,6 +4,8 @@ Which claims stay although their nodes carry no fence, and which policies keep o
 
 A claim is written before its fence. If the operator ends in between, the next one may find the node's gate closed
 again. Dropping claim and finalizer then, and taking them again, would be four writes for nothing.
+
+Terms: docs/design/glossary.md#claim, docs/design/glossary.md#fence.
 """
 
 from collections.abc import Collection, Mapping

@@ -1,6 +1,8 @@
 """Nodes of one pool that share a gang change as one wave: they start in one pass, or wait until they can.
 
 Specification: docs/design/drain.md#waves.
+
+Terms: docs/design/glossary.md#gang, docs/design/glossary.md#wave.
 """
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence

@@ -1,6 +1,8 @@
 """What each source of proof says about a node, and what it should say, for a person who asks why the node is not done.
 
 The answers are those of `wanted/verify.py`, source by source.
+
+Terms: docs/design/glossary.md#proof.
 """
 
 from collections.abc import Mapping

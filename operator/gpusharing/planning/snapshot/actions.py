@@ -1,4 +1,7 @@
-"""The actions that the operator can take, one API call each; the executor matches on this union."""
+"""The actions that the operator can take, one API call each; the executor matches on this union.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#point-of-no-return.
+"""
 
 from collections.abc import Mapping
 from dataclasses import field

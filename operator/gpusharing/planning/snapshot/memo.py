@@ -1,10 +1,10 @@
 """Answers to questions that were asked before: the cost of a pass depends on what changed, not on what exists.
 
-A question is a pure function of its arguments. Its answer is valid while it is asked with the same objects, or with
-equal ones: they are values. So the arguments are the key, and adding an argument adds it to the key. They come as rows,
-one for each name (`each`), or, where thousands of names have many arguments, as columns (`table`): comparing a column
-with that of the last pass takes one operation on dicts. Python compares an object with itself at once, and gatherers
-keep what did not change: a comparison costs next to nothing.
+A question is a pure function. Its answer stays valid while the arguments are the same objects as before, or equal
+ones, so the arguments are the key. They come as rows, one for each name (`each`), or, where thousands of names have
+many arguments, as columns (`table`): comparing a column with that of the last pass takes one operation on dicts.
+Python compares an object with itself at once, and gatherers keep objects that did not change, so a comparison costs
+next to nothing.
 
 All decisions are remembered here: by `Memo` from pass to pass, by `AnswersByKind` for nodes of one kind.
 functools.lru_cache stands only before pure functions of a few values, such as a layout or a version, that hold no
@@ -21,7 +21,7 @@ Inputs = TypeVarTuple("Inputs")
 Answer = TypeVar("Answer")
 Value = TypeVar("Value")
 Column: TypeAlias = Mapping[str, Any] | AbstractSet[str]
-"""One thing that is known of many: by name, or the names of which it is true."""
+"""One fact about many names: the fact by name, or the names for which it is true."""
 
 
 class Memo:
@@ -58,7 +58,7 @@ class Memo:
         *inputs: *Inputs,
         lasts: Callable[[Answer], bool] | None = None,
     ) -> Answer:
-        """Return the answer to a question that is asked once in a pass; see `each`."""
+        """Return the answer to a question that is asked once in a pass. `lasts` is that of `table`."""
         return self.each(question, [("", inputs)], lasts=lasts)[""]
 
     def each(
@@ -69,8 +69,8 @@ class Memo:
         lasts: Callable[[Answer], bool] | None = None,
         failed: dict[str, Exception] | None = None,
     ) -> dict[str, Answer]:
-        """Return the answers to one question about many, by name, in the order of `rows`, which have the arguments.
-        Ask it once in a pass, about all. For what else the question reads, and for errors, see `table`."""
+        """Return the answers to one question about many names, in the order of `rows`, which have the arguments. Call
+        it once in a pass, with all names. For what else the question reads, and for errors, see `table`."""
         inputs = dict(rows)
         key = question.func if isinstance(question, partial) else question
         return self.table(
@@ -93,12 +93,14 @@ class Memo:
         lasts: Callable[[Answer], bool] | None = None,
         failed: dict[str, Exception] | None = None,
     ) -> dict[str, Answer]:
-        """Return the answers to a question about these names, in their order. A name is asked about if the last pass
-        has no answer for it, if what one of `columns` has under it has changed since, or if one of `shared` has.
+        """Return the answers to a question about these names, in their order. The question is called for a name if the
+        last pass has no answer for it, if its entry in one of `columns` has changed since, or if one of `shared`
+        has changed.
 
-        Whatever else the question reads, above all the time, is not part of that; `lasts` says which of its answers
-        stay valid nevertheless. An error goes into `failed`, and its name has no answer; if `failed` is None, the error
-        is raised. `key` stands for the question from pass to pass.
+        Anything else that the question reads, above all the time, is not compared. `lasts` says which answers stay
+        valid although that changes; the others are computed again in the next pass. If `failed` is given, an error of
+        the question goes there and its name has no answer; otherwise the error is raised. `key` identifies the
+        question from pass to pass.
         """
         known = self._known.get(key)
         if known is None or known.shared != tuple(shared):
@@ -126,20 +128,20 @@ class Memo:
 
 
 class _Known(NamedTuple):
-    """What a pass has answered about one question."""
+    """The answers of one pass to one question, and what they were computed from."""
 
     answers: dict[str, Any]
-    """By name."""
+    """The answers, by name."""
     passing: frozenset[str]
     """The names whose answers are valid for that pass only."""
     columns: tuple[Column, ...]
-    """What was known of each name."""
+    """The facts about each name from which the answers were computed."""
     shared: tuple[object, ...]
-    """What was known besides, for all names."""
+    """The facts for all names from which the answers were computed."""
 
 
 def _find_changed(before: Column, now: Column) -> AbstractSet[str]:
-    """Return the names of which two passes know different things."""
+    """Return the names whose entries differ between two passes, those that are in only one of them included."""
     if not isinstance(before, Mapping) or not isinstance(now, Mapping):
         return set(before) ^ set(now)
     if before == now:
@@ -152,7 +154,7 @@ def _find_changed(before: Column, now: Column) -> AbstractSet[str]:
 
 
 def _copy(column: Column) -> Column:
-    """Return a copy, so that a later change of the original is noticed."""
+    """Return a copy of the column, so that a later change of the original is noticed."""
     return dict(column) if isinstance(column, Mapping) else frozenset(column)
 
 

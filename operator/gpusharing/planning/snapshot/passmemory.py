@@ -1,4 +1,7 @@
-"""What one pass remembers for the next, besides what the cluster says itself."""
+"""What one pass remembers for the next, besides what the cluster says itself.
+
+Terms: docs/design/glossary.md#pass, docs/design/glossary.md#look.
+"""
 
 from collections.abc import Mapping
 from dataclasses import field

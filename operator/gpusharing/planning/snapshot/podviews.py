@@ -1,4 +1,7 @@
-"""The pods of nodes in work, as the drain rules see them, and what is known about their evictions."""
+"""The pods of nodes in work, as the drain rules see them, and what is known about their evictions.
+
+Terms: docs/design/glossary.md#gang.
+"""
 
 from collections.abc import Mapping
 from dataclasses import field

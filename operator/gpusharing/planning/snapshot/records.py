@@ -1,4 +1,8 @@
-"""What we record on Nodes and on the leader Lease: the only memory of a change. `kube/fence.py` writes it as text."""
+"""What we record on Nodes and on the leader Lease: the only memory of a change. `kube/fence.py` writes it as text.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#wave,
+docs/design/glossary.md#drift.
+"""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta

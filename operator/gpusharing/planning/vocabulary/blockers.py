@@ -1,5 +1,8 @@
 """What keeps pods from leaving, in words that do not change while the situation does not
-(docs/design/drain.md#messages)."""
+(docs/design/drain.md#messages).
+
+Terms: docs/design/glossary.md#blocker.
+"""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
