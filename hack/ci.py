@@ -78,6 +78,7 @@ class Checks:
             _terminate(process)
 
     def _seconds(self) -> int:
+        """Return the whole seconds since the run began, including CI_ELAPSED_S."""
         return int(time.monotonic() - self._begin)
 
     async def _part(self, name: str, *command: str, out: IO[str] | None = None, cleanup: bool = False) -> int:
@@ -190,6 +191,7 @@ def count_tests() -> Counter[str]:
 
 
 def _terminate(process: asyncio.subprocess.Process) -> None:
+    """Send SIGTERM to a process, unless it has ended."""
     with contextlib.suppress(ProcessLookupError):  # It has ended by itself.
         process.terminate()
 

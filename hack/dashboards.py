@@ -54,14 +54,17 @@ def increase(metric: str, over: str) -> str:
 
 
 def _stat(title: str, expression: str, *, unit: str = "short", alarm: bool = False, text: str = "") -> Panel:
+    """Return a small panel that shows one number."""
     return Panel(title, expression, kind="stat", width=4, unit=unit, alarm=alarm, text=text)
 
 
 def _nodes(phase: str = "") -> str:
+    """Return a query for the number of nodes by policy, limited to phases that match `phase` if it is not empty."""
     return of("gpusharing_policy_nodes", *([f'phase=~"{phase}"'] if phase else []), policy=True)
 
 
 def _meter(part: str) -> str:
+    """Return a query for the meter of a part, such as `idle_slice_` (see _METERS)."""
     return of(f"gpusharing_{part}seconds_total", policy=True)
 
 

@@ -127,6 +127,7 @@ class Embedded:
 
     @staticmethod
     def _policy_changed(loop: Loop, name: str, version: str) -> None:
+        """Wake the loop, unless this version of the policy is known already."""
         if loop.sources.policies.touch(name, version):
             loop.wake.set()
 
@@ -271,11 +272,11 @@ class EmbeddedOptions(TypedDict, total=False):
     cluster_policy: JSON | None
     """The ClusterPolicy of the GPU Operator, or None if there is none."""
     hardware: dict[str, SimulatedGPUs] | None
-    """The GPUs of each node, or None for those that its labels name (see NodeSoftware)."""
+    """The GPUs of nodes whose labels cannot describe them, such as mixed cards, by node name."""
     played: bool
     """Whether node software and workloads run."""
     pages: Pages | None
-    """The metrics pages of the agents, or None if there are none (see NodeSoftware)."""
+    """An object that is notified which agents run, or None if nothing is (see NodeSoftware)."""
 
 
 @asynccontextmanager

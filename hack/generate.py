@@ -133,6 +133,7 @@ def tracked_files(root: Path) -> frozenset[str] | None:
 
 
 def _head(content: str) -> str:
+    """Return the first three lines of a file, in which the mark must be."""
     return "\n".join(content.splitlines()[:3])
 
 

@@ -39,10 +39,12 @@ def pages() -> dict[str, str]:
 
 
 def _page(source: str, title: str, text: str, body: Iterable[str]) -> str:
+    """Return the text of a page with its mark, title and introduction."""
     return HEAD.format(source=source, title=title, text=text) + "\n" + "\n".join(body) + "\n"
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """Return the lines of a Markdown table, with `|` escaped in the cells of the rows."""
     header = list(header)
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     return [*lines, *(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)]
@@ -219,6 +221,8 @@ def _makers(tree: ast.Module) -> dict[str, str]:
 
 
 def _text(node: ast.expr, prefix: str) -> str:
+    """Return the text of a string literal, or an empty text for any other expression. Each placeholder of an f-string
+    becomes `prefix`."""
     if isinstance(node, ast.JoinedStr):
         parts = [part.value if isinstance(part, ast.Constant) else prefix for part in node.values]
         return "".join(str(part) for part in parts)

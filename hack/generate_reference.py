@@ -79,6 +79,7 @@ def _rules(schema: Schema, name: str = "") -> Iterator[str]:
 
 
 def _default(schema: Schema) -> str:
+    """Return a field's default as code, or an empty text if it has none or an empty object."""
     if "default" not in schema or schema["default"] == {}:
         return ""
     value = schema["default"]

@@ -59,6 +59,7 @@ def values() -> dict[str, str]:
 
 
 def _rows(text: str, schema: dict[str, Any]) -> Iterator[str]:
+    """Yield the rows of the table. Raises ValueError if values.yaml is not a mapping or a value has no comment."""
     root = yaml.compose(text)
     if not isinstance(root, yaml.MappingNode):
         raise ValueError("values.yaml is not a mapping")
@@ -72,8 +73,8 @@ def _mapping(
     definitions: dict[str, Any],
     lines: Sequence[str],
 ) -> Iterator[str]:
-    """Yield one row per value. A mapping whose keys the schema knows and values.yaml comments on is divided into its
-    keys; any other is one value."""
+    """Yield one row per value. A mapping is divided into its keys if the schema defines them and values.yaml comments
+    on one of them; any other mapping is one value. Raises ValueError for a value without a comment."""
     for key, value in node.value:
         name = (*path, str(key.value))
         below = _resolved(schema["properties"][key.value], definitions)
@@ -88,12 +89,14 @@ def _mapping(
 
 
 def _resolved(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema, or the definition that its `$ref` names."""
     reference = schema.get("$ref", "").removeprefix("#/definitions/")
     resolved: dict[str, Any] = definitions[reference] if reference else schema
     return resolved
 
 
 def _is_explained(node: yaml.MappingNode, lines: Sequence[str]) -> bool:
+    """Whether at least one key of this mapping has a comment."""
     return any(_comment(lines, key.start_mark.line) for key, _ in node.value)
 
 

@@ -104,6 +104,7 @@ def trial(api: Api, kubeconfig: Path, reference: str) -> None:
 
 
 def _helm_test(kubeconfig: Path) -> None:
+    """Run `helm test`. Raises TrialError with its output if it fails."""
     command = ("test", "gpusharing", "-n", launch.NAMESPACE, "--logs", "--timeout", f"{SECONDS:.0f}s")
     done = launch.helm({**os.environ, "KUBECONFIG": str(kubeconfig)}, *command)
     if done.returncode:
@@ -111,11 +112,13 @@ def _helm_test(kubeconfig: Path) -> None:
 
 
 def _reads_gpus(api: Api) -> bool:
+    """Whether a GPUNode reports exactly two GPUs."""
     gpunodes = api.list("/apis/gpusharing.dev/v1alpha1/gpunodes")
     return any(len(node.get("status", {}).get("observed", {}).get("gpus") or ()) == 2 for node in gpunodes)
 
 
 def _accepted(api: Api) -> bool:
+    """Whether the policy of the trial has the condition Accepted=True."""
     status = api.get(f"{POLICIES}/{POLICY['metadata']['name']}").get("status") or {}
     conditions = status.get("conditions") or ()
     return any((row["type"], row["status"]) == ("Accepted", "True") for row in conditions)

@@ -248,6 +248,7 @@ def fetch(platform: str, python: str, target: Path) -> Path:
 
 
 def _uv(*arguments: str) -> None:
+    """Run `uv pip install` with these arguments. Raises KrewError if it fails."""
     command = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-config", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

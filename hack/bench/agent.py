@@ -208,6 +208,7 @@ class _Used:
 
     @classmethod
     def so_far(cls, running: Running, machine: Simulator) -> "_Used":
+        """Return what the agent and the library have used since they started."""
         calls, driver_ms = machine.library_calls()
         return cls(running.readings(), cpu_ms(running.pid), calls, driver_ms)
 

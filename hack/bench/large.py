@@ -144,10 +144,12 @@ def as_kubelets_report(node: JSON) -> JSON:
 
 
 def _on_nodes(requests: Sequence[AuditedRequest]) -> list[AuditedRequest]:
+    """Return the requests that write a Node itself and not one of its subresources."""
     return [request for request in requests if request.is_write and request.resource == "nodes"]
 
 
 def _seconds(requests: Sequence[AuditedRequest]) -> float:
+    """Return the seconds from the first to the last of these requests."""
     moments = [request.at for request in requests]
     return (max(moments) - min(moments)).total_seconds()
 

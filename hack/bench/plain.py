@@ -53,8 +53,8 @@ def _at_once(count: int) -> Object:
 
 
 def _loop(testbed: Testbed, node_names: Sequence[str]) -> float:
-    """Return the seconds that a script takes that knows the labels, changes AT_ONCE nodes side by side and proves
-    nothing."""
+    """Change all nodes as a script would that knows the labels, AT_ONCE side by side and without any proof, and return
+    the seconds that it took."""
     begun = time.monotonic()
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(lambda name: _change(testbed, name), node_names))

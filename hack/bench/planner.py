@@ -259,12 +259,14 @@ def _incremental(snapshot: ClusterSnapshot) -> float:
 
 
 def _changed(snapshot: ClusterSnapshot, name: str) -> ClusterSnapshot:
+    """Return a copy of the snapshot in which one node has a further label."""
     before = snapshot.nodes[name]
     after = replace(before, labels={**before.labels, "team": "other"})
     return replace(snapshot, nodes={**snapshot.nodes, name: after})
 
 
 def _cpu_ms(work: Callable[[], object]) -> float:
+    """Run `work` once and return the CPU milliseconds that it took."""
     begin = time.process_time()
     work()
     return (time.process_time() - begin) * 1000

@@ -65,6 +65,7 @@ def _report(testbed: Testbed, count: int, seconds: float) -> None:
 
 
 def _observe(testbed: Testbed, raw: Object) -> None:
+    """Write the report of an agent that has read healthy whole GPUs into the status of a GPUNode."""
     name = raw["metadata"]["name"]
     gpus = SimulatedGPUs(name, [PRODUCT] * GPUS)
     observation = Observation.after(request_of(raw), gpus.read(), simulated=True).held_by(Holdings({}, 0))
@@ -72,6 +73,7 @@ def _observe(testbed: Testbed, raw: Object) -> None:
 
 
 def _planned(metrics_port: int) -> bool:
+    """Whether the operator has planned at least once; False while it does not serve its metrics."""
     try:
         return read_metric(metrics_port, 'gpusharing_pass_seconds_count{step="plan"}') >= 1
     except OSError:

@@ -192,12 +192,14 @@ class Testbed:
     # --- traffic -------------------------------------------------------------------------------------------
 
     def span(self) -> Spent:
-        """Return the present moment as the beginning of a span."""
+        """Start to count: return the size of the audit log, the claims so far and the time, for `requests` and
+        `counts`."""
         size = self.plane.audit_log.stat().st_size
         return Spent(size, claim_writes(self.metrics_port), time.monotonic())
 
     def requests(self, span: Spent, user: str | None = OPERATOR) -> list[AuditedRequest]:
-        """Return the requests in the audit log since the beginning of the span, of all users if `user` is None."""
+        """Return the requests in the audit log since the beginning of the span: those of `user`, or of all users if it
+        is None."""
         return list(read_requests(self.plane.audit_log, user, start=span.start_bytes))
 
     def counts(self, span: Spent) -> Counts:

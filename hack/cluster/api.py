@@ -205,8 +205,8 @@ class Api:
 
 
 def in_parallel(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Call `work` for every item, in eight threads, and return the results in the order of the items. The first error
-    is raised after all calls have ended."""
+    """Call `work` for every item, in eight threads, and return the results in the order of the items. An error is
+    raised once the running calls have ended; calls that have not begun are canceled."""
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(work, items))
 

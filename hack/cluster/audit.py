@@ -45,8 +45,8 @@ class AuditedRequest:
 def lines_since(log: Path, start: int = 0) -> Iterator[bytes]:
     """Yield the complete lines of the log that begin at or after byte `start`, which is the log's size at some moment.
 
-    The server does not write a line in one piece. A line that had been begun at `start` is therefore skipped, and so
-    is a last line without its end.
+    The server does not write a line in one piece. A line of which only a part had been written at that moment is
+    therefore skipped, and so is a last line without its end.
     """
     with log.open("rb") as lines:
         if start:
@@ -125,4 +125,5 @@ def _request(event: dict[str, object]) -> AuditedRequest:
 
 
 def _mapping(value: object) -> dict[str, object]:
+    """Return `value` if it is a mapping, else an empty one."""
     return value if isinstance(value, dict) else {}

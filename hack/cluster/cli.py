@@ -155,12 +155,14 @@ def _populate(api: Api, count: int) -> None:
 
 
 def _step(what: str, work: Callable[[], object]) -> None:
+    """Run one step and print how long it took."""
     begin = time.monotonic()
     work()
     _say(f"  {time.monotonic() - begin:5.1f} s  {what}")
 
 
 def _say_kubectl() -> None:
+    """Print how to use our kubectl if none is on PATH."""
     if shutil.which("kubectl") is None:
         folder = toolchain.control_plane_programs().kubectl.parent
         _say(f"there is no kubectl on PATH; to use ours: export PATH={shlex.quote(str(folder))}:$PATH")
@@ -204,6 +206,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
+    """Return `text` as a number of nodes. Raises ArgumentTypeError if it is not one."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"NODES is a whole number such as 8, not {text!r}")
     return int(text)

@@ -316,5 +316,6 @@ class ControlPlane:
         state.ClusterState(owner, self.url, self.pids()).write(self.directory)
 
     def _stop_components(self) -> None:
+        """Stop all running programs, the last started first."""
         for name in reversed(list(self._components)):
             self._components.pop(name).stop()

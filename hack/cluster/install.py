@@ -79,6 +79,7 @@ def apply_documents(api: Api, manifests: Iterable[Object]) -> None:
 
 
 def _apply(api: Api, manifest: Object) -> None:
+    """Apply an object on the server side, and merge its `status`, if it has one, into the status subresource."""
     path = object_path(api, manifest)
     api.apply(path, {key: value for key, value in manifest.items() if key != "status"})
     if "status" in manifest:

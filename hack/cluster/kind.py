@@ -67,7 +67,8 @@ def put_driver(folder: Path = DRIVER) -> None:
 
 
 def up(directory: Path, kubeconfig: Path) -> Api:
-    """Create the kind cluster unless it exists, start kwok against it, and return a client for it."""
+    """Create the kind cluster unless it exists, start kwok against it, and return a client for it. Raises KindError if
+    Docker or kind fails."""
     check()
     kwok, kind = toolchain.program("kwok"), program()
     named = ("--name", CLUSTER_NAME, "--kubeconfig", str(kubeconfig))
@@ -98,6 +99,7 @@ def load(archive: Path) -> None:
 
 
 def _must(*command: str) -> None:
+    """Run a command. Raises KindError with its error output if it fails."""
     done = _run(*command)
     if done.returncode != 0:
         raise KindError(f"{' '.join(command)} failed:\n{done.stderr.strip()}")

@@ -85,6 +85,7 @@ def open_api(path: Path) -> Api:
 
 
 def _named(entries: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """Return the entry of this name. Raises StopIteration if there is none."""
     return next(entry for entry in entries if entry["name"] == name)
 
 

@@ -156,12 +156,14 @@ async def cluster_stage(screen: Screen) -> AsyncIterator[ClusterStage]:
 
 
 def _step(screen: Screen, what: str, work: Callable[[], object]) -> None:
+    """Run one step of the set-up and print how long it took."""
     begin = time.monotonic()
     work()
     screen.say(f"{time.monotonic() - begin:6.1f} s  {what}")
 
 
 def _prepare(plane: ControlPlane) -> None:
+    """Install the GPU Operator's stand-ins and create the teams' namespaces."""
     install.install_gpu_operator(plane.api)
     for name in fleet.NAMESPACES:
         namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}

@@ -139,6 +139,7 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _selected(view: KubectlView, obj: JSON) -> bool:
+    """Whether the view shows this object, by its names and its field selector."""
     if view.names and obj["metadata"]["name"] not in view.names:
         return False
     return view.field is None or find(obj, f".{view.field[0]}") == view.field[1]

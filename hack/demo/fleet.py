@@ -56,6 +56,7 @@ def nodes() -> list[JSON]:
 
 
 def _zone(pool: str, number: int) -> dict[str, str]:
+    """Return the zone label of a node: zone-1 for RANKER_NODE, zone-2 for all others."""
     return {ZONE: "zone-1" if f"gpu-{pool}-{number}" == RANKER_NODE else "zone-2"}
 
 

@@ -77,7 +77,8 @@ def _change(screen: Screen, loop: NvidiaLoop, stop: Stop, resource: str) -> None
 
 
 def _check_sources(screen: Screen, loop: NvidiaLoop, node: str) -> None:
-    """Check that mig-manager reports success for a node and that it is not cordoned, and show what GFD says."""
+    """Check that mig-manager reports success for a node and that the node is not cordoned; GFD's labels are shown with
+    it."""
     labels = loop.labels(node)
     report = f"mig-manager says {labels[names.LABEL_MIG_STATE]} for {labels[names.LABEL_MIG_CONFIG]}"
     product, count = labels[names.LABEL_GPU_PRODUCT], labels[names.LABEL_GPU_COUNT]

@@ -116,6 +116,7 @@ def in_range(part: ImagePart, events: Sequence[dict[str, str]]) -> bool:
 
 
 def _events(events: Sequence[dict[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield kind and version of each event that is evaluated; other kinds are ignored."""
     for event in events:
         for kind, version in event.items():
             if kind in ("introduced", "fixed", "last_affected"):
@@ -156,6 +157,8 @@ def compare_debian(left: str, right: str) -> int:
 
 
 def _split(version: str) -> tuple[int, str, str]:
+    """Return epoch, upstream version and revision of a Debian version. The epoch is 0 and the revision empty by
+    default."""
     epoch, _, rest = version.rpartition(":")
     upstream, _, revision = rest.rpartition("-") if "-" in rest else (rest, "", "")
     return int(epoch) if epoch.isdecimal() else 0, upstream, revision
@@ -184,6 +187,7 @@ def _letters(text: str) -> tuple[int, ...]:
 
 
 def _number(text: str) -> tuple[int, ...]:
+    """Return the key by which dpkg orders digits; no digits count as 0."""
     return (int(text or "0"),)
 
 

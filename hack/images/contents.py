@@ -96,6 +96,7 @@ def labels(origin: Origin, base: str) -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str:
+    """Return the output of git in the checkout, or an empty text if git fails."""
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip()
 

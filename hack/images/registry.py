@@ -74,6 +74,7 @@ def read(path: Path) -> Image:
 
 
 def _member(tar: tarfile.TarFile, name: str) -> bytes:
+    """Return the content of a file in a tar. Raises KeyError if it is missing or not a file."""
     file = tar.extractfile(name)
     if file is None:
         raise KeyError(f"{name} is not a file")
@@ -205,7 +206,8 @@ def unreachable(builder: str) -> str:
 def command(
     builder: str, architecture: str, reference: str, marks: Mapping[str, str], epoch: int
 ) -> list[str]:
-    """Return the command that builds the image for one architecture."""
+    """Return the command with which Docker or buildah builds deploy/Dockerfile for one architecture, with `marks` as
+    labels and `epoch` as its time."""
     options = [f"--label={key}={value}" for key, value in sorted(marks.items())]
     options += [
         f"--platform=linux/{architecture}",

@@ -40,6 +40,7 @@ class Ladder:
         return [self._name(row) for row in self.rows()]
 
     def _name(self, row: Any) -> str:
+        """Return a row's name: that of its function, or its reason if the function is a lambda."""
         name: str = getattr(row, self.part).__name__
         return str(row.reason) if name == "<lambda>" else name
 

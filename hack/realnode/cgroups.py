@@ -56,7 +56,8 @@ def sweep() -> list[Path]:
 
 
 def _inherit_cpuset(folder: Path) -> None:
-    """Copy an empty cpuset from the parent, because cgroup v1 refuses processes in a cpuset without CPUs."""
+    """Fill an empty cpuset with its parent's CPUs and memory nodes, because cgroup v1 refuses processes in an empty
+    one."""
     for file in ("cpuset.cpus", "cpuset.mems"):
         if (folder / file).exists() and not (folder / file).read_text().strip():
             (folder / file).write_text((folder.parent / file).read_text())

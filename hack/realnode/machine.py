@@ -160,6 +160,8 @@ class Machine:
         return [int(pid) for pid in text.split()]
 
     def _kill_first(self) -> None:
+        """Kill the first process of the PID namespace and wait until it is gone. A pid that is no longer our child is
+        left alone."""
         if self._first not in self._children():
             return  # it has ended, and its pid may be that of another process
         os.kill(self._first, signal.SIGKILL)

@@ -99,6 +99,7 @@ def _free_subnet() -> ipaddress.IPv4Network:
 
 
 def _run(*command: str) -> str:
+    """Run a command and return its output. Raises NetworkError if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise NetworkError(f"{' '.join(command)}: {done.stderr.strip()}")

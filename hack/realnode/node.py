@@ -367,6 +367,8 @@ class KubeletNode:
         return True
 
     def _await(self, condition: Callable[[], bool], seconds: float, component: Component) -> None:
+        """Wait until `condition` holds. Raises ComponentError with the end of the component's log if it does not, or
+        if the component ends."""
         try:
             wait_until(condition, seconds, f"{component.name} of {self.name}", component.check)
         except TimeoutError as error:

@@ -55,6 +55,7 @@ def nvidia_image() -> OneLayerImage:
 
 
 def _tool(name: str) -> Path:
+    """Return the path of a program of this machine. Raises UnavailableError if it is not on PATH."""
     path = shutil.which(name)
     if path is None:
         raise UnavailableError(f"there is no `{name}` on PATH, which mps-control-daemon runs")

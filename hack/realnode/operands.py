@@ -57,6 +57,7 @@ def _plugin() -> Object:
 
 
 def _gfd() -> Object:
+    """Return the DaemonSet of GPU Feature Discovery, which writes its labels to a file on the node."""
     output = ["--use-node-feature-api=false", "--output-file", LABELS, "--sleep-interval", GFD_SECONDS]
     command = ["/usr/bin/gpu-feature-discovery", "--config-file", CONFIG, *output]
     return _configured(GFD, command, {"features": (FEATURES, FEATURES)})

@@ -127,7 +127,7 @@ def test_the_driver_that_kind_mounts_is_laid_down_before_the_cluster_is_made(tmp
 
 
 def test_the_trial_says_which_image_it_lacks(tmp_path: Path) -> None:
-    with pytest.raises(kindtrial.TrialError, match=r"found: none\nMake it: make images"):
+    with pytest.raises(kindtrial.TrialError, match=r"but has: none\nBuild it: make images"):
         kindtrial.find_archive(tmp_path)
     for name in ("a.tar", "b.tar"):
         with tarfile.open(tmp_path / name, "w") as tar:
@@ -135,7 +135,7 @@ def test_the_trial_says_which_image_it_lacks(tmp_path: Path) -> None:
             member = tarfile.TarInfo("manifest.json")
             member.size = len(text)
             tar.addfile(member, BytesIO(text))
-    with pytest.raises(kindtrial.TrialError, match=r"found: a\.tar, b\.tar"):
+    with pytest.raises(kindtrial.TrialError, match=r"but has: a\.tar, b\.tar"):
         kindtrial.find_archive(tmp_path)
     (tmp_path / "b.tar").unlink()
     assert kindtrial.read_reference(kindtrial.find_archive(tmp_path)) == "localhost/x:1"
