@@ -1,4 +1,5 @@
-"""The time from an edit of a policy to the first write on a Node, which a person at a terminal waits for."""
+"""The time from an edit of a policy to the first write on a Node, which a person at a terminal waits for. Terms:
+docs/design/glossary.md#fence"""
 
 import random
 import time
@@ -18,7 +19,7 @@ PAUSE = 0.4
 
 def reaction(testbed: Testbed, edits: int) -> Iterator[Measured]:
     """Edit policies of one node each, one after the other, and yield the median and the 99th percentile of the
-    reaction times. Every edit is a MIG change, which needs a fence (docs/design/glossary.md#fence)."""
+    reaction times. Every edit is a MIG change, which needs a fence."""
     added = testbed.add_nodes(POOL, edits)
     # Each node gets its own name as pool label, so that each has a policy of its own.
     in_parallel(lambda name: testbed.label_node(name, name), added)

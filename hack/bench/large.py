@@ -1,5 +1,5 @@
 """A roll over 200 nodes compared with its physical minimum, the adoption of 1000 nodes compared with a raw PATCH loop,
-and memory."""
+and memory. Terms: docs/design/glossary.md#point-of-no-return"""
 
 import asyncio
 import math

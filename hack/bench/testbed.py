@@ -1,5 +1,5 @@
 """The testbed of `make bench`: a real control plane, SIMULATED node software, and the operator with its shipped
-rights."""
+rights. Terms: docs/design/glossary.md#claim"""
 
 import tempfile
 import time

@@ -85,7 +85,7 @@ def main() -> int:
     color = not (options.no_color or os.environ.get("NO_COLOR"))
     screen = Screen(color=color, quiet=options.quiet)
     screen.banner(
-        "gpu-sharing-operator: Full, MIG and time-slicing GPU pools, changed safely. SIMULATED GPUs."
+        "gpu-sharing-operator changes GPU pools safely between Full, MIG and time-slicing. SIMULATED GPUs."
     )
     try:
         if options.driver == "nvidia":

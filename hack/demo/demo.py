@@ -1,4 +1,5 @@
-"""What the steps of the story share: reading the stage, waiting for a state, and showing it."""
+"""What the steps of the story share: reading the stage, waiting for a state, and showing it. Terms:
+docs/design/glossary.md#fence"""
 
 import asyncio
 import json
@@ -105,8 +106,7 @@ class Demo:
         return str((lease.get("spec") or {}).get("holderIdentity") or "")
 
     async def fence(self, node: str) -> JSON:
-        """Return the fence of a Node, the record of its change in flight, or an empty object if there is none. Terms:
-        docs/design/glossary.md#fence"""
+        """Return the fence of a Node, the record of its change in flight, or an empty object if there is none."""
         raw = await self.stage.client.get(NODES, node)
         text = (raw["metadata"].get("annotations") or {}).get(ANNOTATION_FENCE)
         record: JSON = json.loads(text) if text else {}

@@ -63,13 +63,13 @@ def _change(screen: Screen, loop: NvidiaLoop, stop: Stop, resource: str) -> None
     evicted."""
     working = [loop.run_pod(node, resource) for node in loop.nodes if resource]
     if working:
-        screen.say(f"On each node a pod computes on one {resource}.")
+        screen.say(f"On each node a pod uses one {resource}.")
     screen.command(f"kubectl apply -f -     # {stop.text}")
     loop.bring(**stop.spec)
     _show(screen, loop)
     if working:
         gone = sorted(loop.evicted()[-len(working) :])
-        screen.check(f"{len(working)} pods were evicted, by the Eviction API", gone == sorted(working))
+        screen.check(f"{len(working)} pods were evicted through the Eviction API", gone == sorted(working))
     text = ", ".join(f"{count} {name}" for name, count in sorted(stop.served.items()))
     for node in loop.nodes:
         screen.check(f"{node}: the device plugin serves {text}", loop.served(node) == stop.served)
@@ -100,7 +100,7 @@ def _wedge(screen: Screen, loop: NvidiaLoop, number: int) -> None:
     loop.bring(**HALVES)
     cures = loop.events("ActuatorRestarted")[before:]
     screen.output("\n".join(cures))
-    screen.check("its pod was restarted once, and the change went through", len(cures) == 1)
+    screen.check("its pod was restarted once, and the change succeeded", len(cures) == 1)
     _check_sources(screen, loop, "one")
 
 
@@ -116,9 +116,9 @@ def _broken_gpu(screen: Screen, loop: NvidiaLoop, number: int) -> None:
     place = loop.transition(FAULTY)
     screen.output(place["message"])
     screen.check(f"{FAULTY} is Failed, and stays cordoned", is_cordoned(loop, FAULTY))
-    screen.check("mig-parted's own words are shown", "all orderings failed" in place["message"])
+    screen.check("the message quotes mig-parted's error", "all orderings failed" in place["message"])
     loop.nodes[FAULTY].simulator.clear_faults()
-    screen.say("The GPU is repaired; a person asks for a retry.")
+    screen.say("The GPU is repaired, and a person requests a retry.")
     words = ("annotate", "node", FAULTY, "--overwrite", f"{names.ANNOTATION_RETRY}=again")
     screen.command(" ".join(("kubectl", *words)))
     screen.output(loop.plane.kubectl(*words))

@@ -1,4 +1,4 @@
-"""The story, step by step. Every step checks what it shows."""
+"""The story, step by step. Every step checks what it shows. Terms: docs/design/glossary.md#fence"""
 
 import asyncio
 import json
@@ -57,8 +57,8 @@ async def pools_are_declared(demo: Demo) -> None:
 
     await demo.until("pool-a half way", half_way)
     screen.say(
-        "The operator takes one idle node per pool at a time, asks mig-manager and the device plugin for the "
-        "change, and counts a node only when the hardware proves it:"
+        "The operator changes one idle node per pool at a time with mig-manager and the device plugin, and counts "
+        "a node only after the hardware has proven the change:"
     )
     await demo.show(POOLS)
     await demo.ready(*NAMES)
@@ -102,18 +102,20 @@ async def teams_move_in(demo: Demo) -> None:
 async def wrong_policies_are_refused(demo: Demo) -> None:
     """Show one policy that the API server refuses, and one that the operator refuses because of the card."""
     screen = demo.screen
-    screen.heading("4. What cannot work is refused, and nothing is touched")
+    screen.heading("4. A policy that cannot work is refused, and no node is touched")
     bad = fleet.example("d")
     bad["spec"]["timeSlicing"]["replicas"] = 1
     screen.command("kubectl apply -f pool-d.yaml     # with timeSlicing.replicas: 1")
     refusal = await _refusal(demo.stage, bad)
     screen.output(refusal)
     screen.check(
-        "refused at the door, and the answer names the field", "spec.timeSlicing.replicas" in refusal
+        "the API server refuses it, and the answer names the field", "spec.timeSlicing.replicas" in refusal
     )
 
     before, pods = len(await demo.stage.writes()), {p["metadata"]["uid"] for p in await demo.pods("llm-7b")}
-    screen.say("An 80 GB H100 has seven compute slices: why not seven instances of 1g.20gb, as one can read?")
+    screen.say(
+        "An 80 GB H100 has seven compute slices. Why not seven instances of 1g.20gb, as some articles suggest?"
+    )
     await demo.apply(
         fleet.with_layout("a", {"1g.20gb": 7}), "kubectl apply -f pool-a.yaml     # with 1g.20gb: 7"
     )
@@ -125,10 +127,10 @@ async def wrong_policies_are_refused(demo: Demo) -> None:
     condition = await demo.condition("pool-a", ConditionType.ACCEPTED)
     screen.output(f"Accepted: {condition['status']} ({condition['reason']})\n{condition['message']}")
     screen.check("the policy is not accepted", condition["status"] == "False")
-    screen.check("the answer names a layout that is legal", "4x1g.20gb" in condition["message"])
+    screen.check("the answer names a layout that fits the card", "4x1g.20gb" in condition["message"])
     await demo.apply(fleet.example("a"), "kubectl apply -f examples/pool-a.yaml")
     await demo.ready("pool-a")
-    screen.check("not one write to a Node in between", await demo.writes("nodes", before) == [])
+    screen.check("no Node was written to meanwhile", await demo.writes("nodes", before) == [])
     after = {pod["metadata"]["uid"] for pod in await demo.pods("llm-7b")}
     screen.check("team-a's 97 pods are the same as before", after == pods)
 
@@ -161,14 +163,17 @@ async def plan_comes_first(demo: Demo) -> None:
     plan = (await demo.policy("pool-b"))[1]["plan"]
     screen.say("status.plan:")
     screen.output(_plan_lines(plan))
-    screen.check("it names the three nodes", plan["nodes"] == list(POOL_B))
+    screen.check("the plan names the three nodes", plan["nodes"] == list(POOL_B))
     screen.check(
-        "class GPUPods: pods with a GPU must leave, no GPU is reset", plan["disruption"] == "GPUPods"
+        "its class is GPUPods: pods with a GPU must leave, and no GPU is reset",
+        plan["disruption"] == "GPUPods",
     )
-    screen.check("15 pods hold a GPU there", plan["pods"] == 15)
-    screen.check("48 instances of 3g.40gb now", plan["capacityBefore"] == {MIG_40: 48})
-    screen.check("afterwards 24, and 96 of 1g.10gb", plan["capacityAfter"] == {MIG_40: 24, MIG_10: 96})
-    screen.check("nothing has changed yet on any Node", await demo.writes("nodes", before) == [])
+    screen.check("15 pods on these nodes hold a GPU", plan["pods"] == 15)
+    screen.check("the pool has 48 instances of 3g.40gb now", plan["capacityBefore"] == {MIG_40: 48})
+    screen.check(
+        "it will have 24 of 3g.40gb and 96 of 1g.10gb", plan["capacityAfter"] == {MIG_40: 24, MIG_10: 96}
+    )
+    screen.check("no Node has been written to yet", await demo.writes("nodes", before) == [])
 
 
 def _plan_lines(plan: JSON) -> str:
@@ -191,7 +196,7 @@ async def budget_blocks(demo: Demo) -> None:
         place = await demo.place(fleet.RANKER_NODE)
         return place.get("phase") == "Draining" and bool(place.get("culprit"))
 
-    await demo.until("the drain of gpu-b-1 blocked", blocked, 30.0)
+    await demo.until("the drain of gpu-b-1 is blocked", blocked, 30.0)
     await _settled(demo)
     await demo.used("pool-b", "14/96")
     await demo.show(POOLS)
@@ -201,13 +206,15 @@ async def budget_blocks(demo: Demo) -> None:
         await record(demo.stage, demo.record_to)
     place = await demo.place(fleet.RANKER_NODE)
     screen.output("\n".join(place["blockers"]))
-    screen.check("the budget and a pod are named", "PDB team-b/ranker: Pod" in place["blockers"][0])
-    screen.check(f"CULPRIT is a pod of the ranker: {place['culprit']}", "team-b/ranker-" in place["culprit"])
+    screen.check("the message names the budget and a pod", "PDB team-b/ranker: Pod" in place["blockers"][0])
+    screen.check(
+        f"CULPRIT names a pod of the ranker: {place['culprit']}", "team-b/ranker-" in place["culprit"]
+    )
     done, total = await demo.nodes_done("pool-b")
-    screen.check(f"the other nodes went first: {done} of {total} are done", (done, total) == (2, 3))
+    screen.check(f"the other nodes do not wait: {done} of {total} are done", (done, total) == (2, 3))
     ranker = await demo.pods("ranker")
     ready = sum(is_ready(pod) for pod in ranker)
-    screen.check("2 of the 3 ranker pods still serve, as their budget demands", ready == 2)
+    screen.check("2 of the 3 ranker pods are still ready, as their budget demands", ready == 2)
 
 
 async def _settled(demo: Demo) -> None:
@@ -238,12 +245,14 @@ async def operator_dies(demo: Demo) -> None:
     screen = demo.screen
     screen.heading("7. The operator is killed in the middle of the drain")
     fence = await demo.fence(fleet.RANKER_NODE)
-    screen.check("the change in flight is written on the Node, stage fenced", fence.get("stage") == "fenced")
+    screen.check(
+        "the Node carries the record of the change, in the stage fenced", fence.get("stage") == "fenced"
+    )
     screen.command("kill -9 <operator>")
     screen.output(await demo.stage.kill_operator())
     before, holder = len(await demo.stage.writes()), await demo.leader()
     await asyncio.sleep(0.5)
-    screen.check("silence: nothing is written", len(await demo.stage.writes()) == before)
+    screen.check("without an operator, nothing is written", len(await demo.stage.writes()) == before)
     node = await demo.stage.client.get(NODES, fleet.RANKER_NODE)
     screen.check(f"{fleet.RANKER_NODE} stays cordoned meanwhile", is_cordoned(node))
     await demo.stage.start_operator()
@@ -267,9 +276,11 @@ async def owner_gives_way(demo: Demo) -> None:
     await demo.ready("pool-b", seconds=60.0)
     await demo.running("ranker", 3)
     where = {pod["spec"]["nodeName"] for pod in await demo.pods("ranker")}
-    screen.check("the ranker is back on its node, in new instances", where == {fleet.RANKER_NODE})
+    screen.check("the ranker is back on its node and runs in new instances", where == {fleet.RANKER_NODE})
     served = await demo.served("b")
-    screen.check("pool-b serves 24 of 3g.40gb and 96 of 1g.10gb", served == {MIG_40: 24, MIG_10: 96})
+    screen.check(
+        "pool-b serves 24 instances of 3g.40gb and 96 of 1g.10gb", served == {MIG_40: 24, MIG_10: 96}
+    )
 
 
 async def look_back(demo: Demo, since: int) -> None:
@@ -281,14 +292,14 @@ async def look_back(demo: Demo, since: int) -> None:
     await demo.show(POOLS)
     await demo.show(events_about("pool-b"))
     rows = [await demo.condition(name, ConditionType.READY) for name in NAMES]
-    screen.check("four pools Ready", all(row["status"] == "True" for row in rows))
+    screen.check("all four pools are Ready", all(row["status"] == "True" for row in rows))
     nodes = await list_of(demo.stage.client, NODES)
     left = [node["metadata"]["name"] for node in nodes if is_cordoned(node)]
     fenced = [node["metadata"]["name"] for node in nodes if await demo.fence(node["metadata"]["name"])]
     screen.check("no node is left cordoned or fenced", not left and not fenced)
     evicted = Counter(write.name for write in await demo.writes("pods/eviction", since))
     screen.check(
-        f"{len(evicted)} pods were evicted, none of them twice, in spite of the kill",
+        f"{len(evicted)} pods were evicted, and none of them twice, in spite of the kill",
         bool(evicted) and max(evicted.values()) == 1,
     )
     written = (await demo.stage.writes())[since:]
@@ -297,6 +308,6 @@ async def look_back(demo: Demo, since: int) -> None:
     screen.output("\n".join(f"{number:4} {kind}" for kind, number in kinds.most_common()))
     by_node = Counter(write.name for write in written if write.resource == "nodes")
     screen.check(
-        "3 writes to each Node: fence, point of no return, release; none to any other",
+        "each Node of pool-b was written to 3 times (fence, point of no return, release), and no other Node",
         by_node == dict.fromkeys(POOL_B, 3),
     )
