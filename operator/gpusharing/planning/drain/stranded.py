@@ -36,7 +36,7 @@ class FutureNode:
     open: bool
     """Whether pods can be scheduled there afterwards."""
     find_labels: Callable[[], tuple[Mapping[str, str], ...]] = lambda: ({},)
-    """Returns `labels`."""
+    """Returns the label sets that `labels` caches."""
 
     @cached_property
     def labels(self) -> tuple[Mapping[str, str], ...]:
