@@ -1,4 +1,4 @@
-{{- /* Names are fixed: there is one operator per cluster, and a second release must fail at once. */}}
+{{- /* The names of our objects are fixed: there is one operator per cluster, and a second release must fail at once. */}}
 {{- define "gpusharing.labels" -}}
 {{- $own := dict "app.kubernetes.io/part-of" "gpu-sharing-operator" "app.kubernetes.io/instance" .Release.Name }}
 {{- $own = merge $own (dict "app.kubernetes.io/version" .Chart.AppVersion "app.kubernetes.io/managed-by" .Release.Service) }}
@@ -29,8 +29,8 @@ imagePullSecrets:
 {{ .Values.agent.serviceAccount.name | default "gpusharing-agent" }}
 {{- end }}
 
-{{- /* Entries of a list of `what` after our own; a name that is there already is refused: an API server would take
-either of the two, or neither. */}}
+{{- /* Appends the `extra` entries of the list `what` to our `own`. Refuses a name that our own entries have: an API server
+would use either of the two, or neither. */}}
 {{- define "gpusharing.extend" -}}
 {{- $names := list }}
 {{- range .own }}{{ $names = append $names .name }}{{ end }}
@@ -47,7 +47,7 @@ either of the two, or neither. */}}
 {{ .Values.agent.namespace | default .Release.Namespace }}
 {{- end }}
 
-{{- /* An hour, where the kubelet's own mount would hold a token that the API server lets live for a year. */}}
+{{- /* Mounts a token that is valid for an hour. The kubelet's own mount would have one that the API server extends to a year. */}}
 {{- define "gpusharing.serviceAccountVolume" -}}
 - name: service-account
   projected:
@@ -72,7 +72,7 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "gpusharing.operatorAc
 system:serviceaccount:{{ include "gpusharing.agentNamespace" . }}:{{ include "gpusharing.agentAccount" . }}
 {{- end }}
 
-{{- /* Further marks on a Node that changes, as the operator's variable has them: key=value, key=value. */}}
+{{- /* Renders operator.neighbourLabels in the form of the operator's environment variable: key=value,key=value. */}}
 {{- define "gpusharing.neighbourLabels" -}}
 {{- $found := list -}}
 {{- range $key, $value := .Values.operator.neighbourLabels }}{{ $found = append $found (printf "%s=%s" $key $value) }}{{ end -}}

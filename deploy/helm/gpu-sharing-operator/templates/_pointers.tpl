@@ -1,4 +1,4 @@
-{{- /* What ClusterPolicy says now. */}}
+{{- /* Shows in the notes which ConfigMaps ClusterPolicy names now. */}}
 {{- define "gpusharing.pointers" }}
 {{- $ours := (index . 0).Values.gpuOperator }}
 
