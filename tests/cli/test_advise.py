@@ -125,7 +125,7 @@ def test_the_advice_reads_like_this(desk: Desk) -> None:
 RELEASES = {
     "": (
         "MPS",
-        "no label can switch MPS on (docs/design/nvidia.md#b5) and the operator refuses it: use TimeSlicing",
+        "the operator refuses it (docs/design/nvidia.md#b5 has the remedy): without that, use TimeSlicing",
     ),
     "v25.10.1": ("MPS", ""),
     "24.9": ("MPS", ""),
@@ -144,6 +144,9 @@ def test_mps_is_not_advised_where_the_operator_refuses_it(desk: Desk, release: s
     text = " ".join((*told["why"], told["but"]))
     assert (told["mode"], said in text) == (mode, True)
     assert ("refuses it" in text) == (not release)
+    assert ("-c config-manager PROCESS_TO_SIGNAL=mps-control-daemon" in told["but"]) == (
+        mode == "TimeSlicing"
+    )
 
 
 def test_what_is_no_version_of_the_gpu_operator_is_refused(desk: Desk) -> None:

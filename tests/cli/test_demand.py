@@ -297,6 +297,7 @@ def test_mps_is_advised_by_what_the_operator_itself_would_check_where(desk: Desk
     assert said in text
     assert ("MPSNotSwitchable" in text) == (mode == "TimeSlicing")
     assert ("--gpu-operator" in text) == (not daemons)
+    assert ("daemonset/mps -c config-manager PROCESS_TO_SIGNAL" in told["but"]) == (mode == "TimeSlicing")
 
 
 def test_who_may_not_list_daemonsets_gets_the_caveat_and_may_name_the_version(desk: Desk) -> None:

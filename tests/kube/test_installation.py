@@ -87,6 +87,24 @@ async def test_a_good_installation_lacks_only_the_answers_about_rights(cluster: 
     assert view.unread == {}
 
 
+async def test_the_mps_daemon_of_the_gpu_operator_is_read_for_its_policy(cluster: FakeCluster) -> None:
+    name = "mps-control-daemon"
+    signalled = [{"name": "PROCESS_TO_SIGNAL", "value": f"/usr/bin/{name}"}]
+    containers = [
+        {"name": f"{name}-ctr", "image": "example.com/k8s-device-plugin:v0.20.0", "command": [name]},
+        {"name": "config-manager", "env": signalled},
+    ]
+    owners = [{"kind": "ClusterPolicy", "name": "cluster-policy"}]
+    metadata = {"name": "mps", "namespace": "gpu-operator", "ownerReferences": owners}
+    spec = {"template": {"spec": {"hostPID": True, "containers": containers}}}
+    cluster.add(DAEMON_SETS, {"metadata": metadata, "spec": spec})
+    mps = {"nodeSelector": {"matchLabels": {"pool": "e"}}, "mode": "MPS", "mps": {"replicas": 4}}
+    cluster.add(POLICIES, {"metadata": {"name": "pool-e"}, "spec": mps})
+    view = await gathered(cluster)
+    (found,) = [row for row in find_symptoms(view) if row.reason == "MPSNotSwitchable"]
+    assert found.command.endswith("daemonset/mps -c config-manager PROCESS_TO_SIGNAL=mps-control-daemon")
+
+
 async def test_nothing_is_written(cluster: FakeCluster) -> None:
     await gathered(cluster)
     assert {(verb, plural) for who, verb, plural in cluster.calls if verb not in ("get", "list")} <= {

@@ -60,12 +60,14 @@ def test_what_the_gpu_operators_mps_daemon_is_called_and_what_is_signalled_is_re
     raw = {
         "metadata": {
             "name": "theirs",
+            "namespace": "nvidia",
             "ownerReferences": [{"kind": "ClusterPolicy", "name": "cluster-policy"}],
         },
         "spec": {"template": {"spec": {"hostPID": True, "containers": containers}}},
     }
     found = with_mps_daemon(make_cluster_policy(), map(daemon_set_view, (plugin(), raw)))
-    assert found.mps_daemon == MpsDaemonView(version, name, f"/usr/bin/{name}", sees_host=True)
+    daemon = MpsDaemonView(version, name, f"/usr/bin/{name}", True, "theirs", "nvidia")
+    assert found.mps_daemon == daemon
     assert with_mps_daemon(found, ()).mps_daemon is None
 
 

@@ -43,7 +43,11 @@ def test_no_change_to_mps_begins() -> None:
     gate = find_gate(case, assessed_of(case))
     assert gate is not None
     assert gate.reason is Reason.MPS_NOT_SWITCHABLE
-    assert "GPU Operator v25.10.1 or older" in gate.message
+    remedy = (
+        "to v0.20.0 or newer, then run `kubectl -n gpu-operator set env daemonset/nvidia-device-plugin-mps-"
+    )
+    assert remedy in gate.message
+    assert "restarts all MPS daemons of the cluster and ends their clients" in gate.message
 
 
 @pytest.mark.parametrize(
@@ -113,5 +117,5 @@ def test_a_way_back_to_mps_is_gone_only_where_the_daemon_would_hear_of_it(versio
     assert [action.fence.rolls_back for action in verdict.actions if isinstance(action, UpdateFence)] == [
         True
     ] * goes
-    assert ("it leads to MPS, and with device plugin v0.19.3" in verdict.message) is not goes
+    assert ("it leads to MPS, and no label turns on MPS" in verdict.message) is not goes
     assert (verdict.phase is Phase.FAILED) is not goes

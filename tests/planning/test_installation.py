@@ -29,6 +29,7 @@ from gpusharing.planning.stack.installationviews import (
 from gpusharing.planning.stack.otherplugins import GKE
 from gpusharing.planning.stack.requirements import OPERANDS
 from gpusharing.planning.stack.rights import Right
+from gpusharing.planning.wanted.toolversions import RELEASED_DAEMON
 
 PLUGIN, MIG = Place().plugin_config_map, Place().mig_config_map
 POINTED = make_cluster_policy()
@@ -86,7 +87,14 @@ TWO = (replace(POINTED, name="a"), replace(POINTED, name="b", ignored=True))
 # What is broken, which finding, how bad, what its command contains.
 WAITING_NODE = replace(pointers(tolerates_gate=False), nodes=(*GOOD.nodes, make_node("x", gated=True)))
 KEPT_OFF = ("TaintNotTolerated", Severity.ERROR, '"daemonsets":{"tolerations":[')
+WANTS_MPS = (make_policy("pool-e", mode="MPS", mps={"replicas": 4}),)
 BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
+    "the MPS daemon follows no label": (
+        pointers(WANTS_MPS, mps_daemon=RELEASED_DAEMON),
+        "MPSNotSwitchable",
+        Severity.ERROR,
+        '{"devicePlugin":{"version":"v0.20.0"}}',
+    ),
     "the CRDs are not installed": (
         replace(GOOD, not_served=frozenset({"gpunodes.gpusharing.dev"})),
         "KindNotServed",

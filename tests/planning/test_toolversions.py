@@ -1,11 +1,16 @@
 """What device plugins serve differently by version. Rung 3 holds `counts_without_suffixes` against the real 0.19.3."""
 
+from dataclasses import replace
+
 import pytest
 
 from gpusharing.planning.snapshot.stackviews import MpsDaemonView
 from gpusharing.planning.wanted.toolversions import (
+    RELEASED_DAEMON,
+    SKIPS_THREADS,
     counts_without_suffixes,
     find_deafness,
+    find_remedy,
     find_suffixed,
     merges_suffixes,
 )
@@ -73,6 +78,44 @@ def test_an_mps_daemon_is_deaf_where_its_config_manager_cannot_reach_it(
     found = find_deafness(daemon)
     assert says in found
     assert bool(found) is bool(says)
+
+
+SET_ENV = "kubectl -n nvidia set env daemonset/mps -c config-manager PROCESS_TO_SIGNAL=mps-control-daemon"
+
+
+@pytest.mark.parametrize(
+    ("version", "program", "signalled", "sees_host", "newer", "command"),
+    [
+        ("v0.19.3", "mps-control-daemon", "/usr/bin/mps-control-daemon", True, True, SET_ENV),
+        ("v0.19.3", "mps-control-daemon", "mps-control-daemon", True, True, SET_ENV),
+        ("v0.19.3", "/bin/sh", "/usr/bin/mps-control-daemon", True, True, ""),
+        ("v0.19.3", "mps-control-daemon", "/usr/bin/mps-control-daemon", False, False, SET_ENV),
+        ("v0.20.0", "mps-control-daemon", "/usr/bin/mps-control-daemon", True, False, SET_ENV),
+    ],
+    ids=[
+        "both faults",
+        "a name that the GPU Operator writes anew",
+        "a shell around it",
+        "the host is not seen",
+        "the name",
+    ],
+)
+def test_the_remedy_has_the_steps_that_the_daemon_needs(
+    version: str, program: str, signalled: str, sees_host: bool, newer: bool, command: str
+) -> None:
+    daemon = MpsDaemonView(version, program, signalled, sees_host, name="mps", namespace="nvidia")
+    assert find_deafness(daemon)
+    remedy = find_remedy(daemon)
+    assert (remedy.needs_plugin, remedy.command) == (newer, command)
+    assert ("devicePlugin.version of ClusterPolicy to v0.20.0 or newer" in remedy.text) == newer
+    assert command in remedy.text
+
+
+def test_a_daemon_hears_once_the_remedy_was_carried_out() -> None:
+    """NVIDIA/k8s-device-plugin#1105 and #1118: where the GPU Operator itself is right, there is nothing to do."""
+    program = RELEASED_DAEMON.program
+    assert find_deafness(RELEASED_DAEMON)
+    assert find_deafness(replace(RELEASED_DAEMON, version=SKIPS_THREADS, signalled=program)) == ""
 
 
 def test_the_first_profile_with_a_suffix_is_named() -> None:

@@ -24,7 +24,7 @@ from gpusharing.kube.client import (
 from gpusharing.kube.convert import cluster_policy_view, has_condition, node_view, policy_view
 from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
 from gpusharing.kube.paging import list_of, pages_of
-from gpusharing.kube.plainstack import daemon_set_view, finder_state, plain_stack
+from gpusharing.kube.plainstack import daemon_set_view, finder_state, plain_stack, with_mps_daemon
 from gpusharing.kube.raw import entries, part, section, text, texts, whole
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack import rights
@@ -208,6 +208,7 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
     cluster_policies = await reader.items(CLUSTER_POLICIES)
     gpu_clusters = await reader.items(GPU_CLUSTERS)
     daemon_sets = await reader.items(DAEMON_SETS, place.gpu_operator_namespace)
+    sets = tuple(map(daemon_set_view, daemon_sets))
     config_maps = await reader.config_maps()
     reports = await reader.items(GPUNODES)
     agents = await reader.agents(reports)
@@ -219,8 +220,8 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
         rights=rights_held,
         operator_replicas=None if deployment is None else whole(deployment, "spec", "replicas"),
         operator_pods=operator_pods,
-        cluster_policies=tuple(map(cluster_policy_view, cluster_policies)),
-        plain=None if cluster_policies else plain_stack(map(daemon_set_view, daemon_sets)),
+        cluster_policies=tuple(with_mps_daemon(cluster_policy_view(raw), sets) for raw in cluster_policies),
+        plain=None if cluster_policies else plain_stack(sets),
         finders=tuple(finder for raw in daemon_sets if (finder := finder_state(raw)) is not None),
         nodes=tuple(view for view, _, _ in nodes.values()),
         kubelets={name: kubelet for name, (_, kubelet, _) in nodes.items()},

@@ -70,7 +70,7 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
     template = section(raw, "spec", "template", "spec")
     containers = {text(container, "name"): container for container in entries(template, "containers")}
     if any(owner.get("kind") == "ClusterPolicy" for owner in owners):
-        return replace(_OTHER, mps_daemon=_mps_daemon(template, containers)) if MPS in containers else _OTHER
+        return replace(_OTHER, mps_daemon=_mps_daemon(raw, containers)) if MPS in containers else _OTHER
     if not containers.keys() & {PLUGIN, DISCOVERY}:
         finder = finder_state(raw)
         return _OTHER if finder is None else replace(_OTHER, finder=finder)
@@ -107,14 +107,16 @@ def finder_state(daemon_set: JSON) -> FinderState | None:
     )
 
 
-def _mps_daemon(template: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
-    """Project the DaemonSet of the GPU Operator's MPS daemons, by its containers."""
+def _mps_daemon(raw: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
+    """Project the DaemonSet of the GPU Operator's MPS daemons. `containers`: those of its pods, by name."""
     daemon = containers[MPS]
     return MpsDaemonView(
         version=_version(daemon),
         program=next(iter(strings(daemon.get("command"))), ""),
         signalled=_variable(containers.get(MANAGER, {}), "PROCESS_TO_SIGNAL"),
-        sees_host=template.get("hostPID") is True,
+        sees_host=section(raw, "spec", "template", "spec").get("hostPID") is True,
+        name=text(raw, "metadata", "name"),
+        namespace=text(raw, "metadata", "namespace"),
     )
 
 

@@ -45,6 +45,8 @@ class AdviceAnswers:
     """Whether workloads compute only now and then."""
     no_mps: str | None = None
     """Why no label can switch MPS on in the cluster; empty if one can, or None if that is unknown."""
+    mps_remedy: str = ""
+    """What a person can do about that, as whole sentences; empty if MPS can be switched on or that is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +139,9 @@ def _together(answers: AdviceAnswers) -> Advice | None:
     but = "a fatal fault of one reaches all clients of the GPU (docs/design/hardware.md#mps-faults)"
     if answers.no_mps is None:
         but += (
-            ". With a GPU Operator newer than v25.10.1 no label can switch MPS on (docs/design/nvidia.md#b5) and the"
-            f" operator refuses it: use TimeSlicing with {_turns(answers)} shares there. Give --gpu-operator VERSION to"
-            " get advice for yours"
+            ". With GPU Operators newer than v25.10.1, as they are installed, no label can switch MPS on and the"
+            " operator refuses it (docs/design/nvidia.md#b5 has the remedy): without that, use TimeSlicing with"
+            f" {_turns(answers)} shares there. Give --gpu-operator VERSION to get advice for yours"
         )
     return Advice(Mode.MPS, clients, (why, size), but)
 
@@ -170,6 +172,8 @@ def _in_turns(answers: AdviceAnswers) -> Advice | None:
         "the workloads are not isolated: nothing limits what one of them uses, so one that uses too much memory makes"
         " the others fail (docs/design/hardware.md#time-slicing), and none can be billed for what it uses"
     )
+    if not answers.bursts and answers.mps_remedy:
+        but += f". {answers.mps_remedy}"
     return Advice(Mode.TIME_SLICING, shares, (why, size), but)
 
 

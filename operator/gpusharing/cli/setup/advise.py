@@ -36,7 +36,12 @@ from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.snapshot.stackviews import find_active
 from gpusharing.planning.stack.requirements import find_off
 from gpusharing.planning.vocabulary.lengths import counted
-from gpusharing.planning.wanted.toolversions import find_deaf_release, find_deafness
+from gpusharing.planning.wanted.toolversions import (
+    RELEASED_DAEMON,
+    find_deaf_release,
+    find_deafness,
+    find_remedy,
+)
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(Gi|GiB|G|GB|Mi|MiB)?")
 _GIB = {"Gi": 1.0, "GiB": 1.0, "": 1.0, "G": 0.931, "GB": 0.931, "Mi": 1 / 1024, "MiB": 1 / 1024}
@@ -71,7 +76,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     if (advice := advise_for(demand, card)) is None:
         answers = _find_answers(typed, card, demand)
         if (advice := advise(answers)).mode is Mode.MPS and answers.no_mps is None:
-            advice = advise(replace(answers, no_mps=await _deafness(session)))
+            why, remedy = await _deafness(session)
+            advice = advise(replace(answers, no_mps=why, mps_remedy=remedy))
     if obstacle := await _obstacle(session, advice.mode):
         advice = replace(advice, but=f"{advice.but}; {obstacle}")
     return _show(advice, card, demand, typed, terminal)
@@ -88,15 +94,19 @@ async def _obstacle(session: Session, mode: Mode) -> str:
     return f"{', and '.join(missing)} (kubectl gpusharing doctor has the command)" if missing else ""
 
 
-async def _deafness(session: Session) -> str | None:
-    """Return why no label can switch MPS on, by the check that the operator makes before a change; empty if a label
-    can, as far as the DaemonSet shows. None if the GPU Operator's MPS daemon was not found or DaemonSets could not be
-    listed, for whatever reason."""
+async def _deafness(session: Session) -> tuple[str | None, str]:
+    """Return why no label can switch MPS on, by the check that the operator makes before a change, and the remedy.
+    Both are empty if a label can, as far as the DaemonSet shows. The reason is None if the GPU Operator's MPS daemon
+    was not found or DaemonSets could not be listed, for whatever reason."""
     try:
-        daemons = [daemon_set_view(raw).mps_daemon for raw in await session.all(DAEMON_SETS)]
+        views = [daemon_set_view(raw).mps_daemon for raw in await session.all(DAEMON_SETS)]
     except Trouble:
-        return None
-    return next((find_deafness(daemon) for daemon in daemons if daemon is not None), None)
+        return None, ""
+    daemon = next((daemon for daemon in views if daemon is not None), None)
+    if daemon is None:
+        return None, ""
+    why = find_deafness(daemon)
+    return why, find_remedy(daemon).text if why else ""
 
 
 async def _only_card(session: Session) -> str:
@@ -137,7 +147,8 @@ def _find_answers(typed: Namespace, card: Card, demand: Demand | None) -> Advice
         or (known[name] if name in known else sys.stdin.isatty() and agrees(question, sys.stdin))
         for name, question in QUESTIONS.items()
     }
-    return AdviceAnswers(card, size_of(size), no_mps=no_mps, **answers)
+    remedy = find_remedy(RELEASED_DAEMON).text if no_mps else ""
+    return AdviceAnswers(card, size_of(size), no_mps=no_mps, mps_remedy=remedy, **answers)
 
 
 def _show(advice: Advice, card: Card, demand: Demand | None, typed: Namespace, terminal: Terminal) -> int:

@@ -33,6 +33,10 @@ class MpsDaemonView:
     """The name of the process that its config-manager looks for."""
     sees_host: bool
     """Whether its pods see the processes of their host."""
+    name: str = "nvidia-device-plugin-mps-control-daemon"
+    """Name of the DaemonSet."""
+    namespace: str = "gpu-operator"
+    """Namespace of the DaemonSet."""
 
 
 @value

@@ -27,6 +27,7 @@ from gpusharing.planning.stack.installationviews import (
     upgrade,
     warning,
 )
+from gpusharing.planning.stack.mpsdaemon import find_deaf_mps
 from gpusharing.planning.stack.otherplugins import GKE, GKE_GPU, GKE_WITHOUT_PLUGIN
 from gpusharing.planning.stack.pointers import (
     MIG_POINTER,
@@ -553,6 +554,7 @@ INSPECTIONS = (
     Inspection(_stack, Topic.CLUSTER_POLICY),
     Inspection(_plain, Topic.CLUSTER_POLICY),
     Inspection(_operands, Topic.CLUSTER_POLICY),
+    Inspection(find_deaf_mps, Topic.CLUSTER_POLICY),
     Inspection(_pointers, Topic.CLUSTER_POLICY),
     Inspection(_start_gate, Topic.CLUSTER_POLICY),
     Inspection(_config_maps, Topic.CONFIG_MAPS),

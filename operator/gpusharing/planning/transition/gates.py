@@ -30,7 +30,7 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.assess import Assessed, find_owned
-from gpusharing.planning.wanted.toolversions import find_deafness
+from gpusharing.planning.wanted.toolversions import find_deafness, find_remedy
 from gpusharing.planning.wanted.verify import (
     find_exclusive,
     find_missing,
@@ -191,11 +191,7 @@ def _deaf_mps(case: NodeCase, assessed: Assessed) -> str:
     daemon = policy.mps_daemon if policy is not None else None
     if daemon is None or assessed.target.mode is not Mode.MPS or not (why := find_deafness(daemon)):
         return ""
-    return (
-        f"with device plugin {daemon.version} of the GPU Operator no label can turn on MPS or change the number of"
-        f" clients: the daemon starts with the fallback, and {why}. Choose another mode, or GPU Operator v25.10.1 or"
-        " older, which has device plugin v0.18.1"
-    )
+    return f"no label turns on MPS under device plugin {daemon.version}: {why}. {find_remedy(daemon).text}"
 
 
 def _nobody_ends_mig(case: NodeCase, assessed: Assessed) -> str:

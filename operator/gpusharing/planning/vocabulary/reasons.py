@@ -66,8 +66,9 @@ class Reason(Worded):
     MPS_NOT_SWITCHABLE = (("MPSNotSwitchable", "Node", _PERSON, "device-plugin", Mark.TURNS_BACK),
         "The GPU Operator's MPS daemon would not read the configuration that a label names: from device plugin 0.18.2 "
         "on it starts with the fallback, and its config-manager cannot notify it afterwards. No change to MPS begins.",
-        "Choose another mode, or a GPU Operator whose MPS daemon follows labels: up to v25.10.1, with plugin v0.18.1. "
-        "A node past its point of no return waits for that, cordoned, or goes back if rollout.onFailure says so.")
+        "Do what the message says, which restarts all MPS daemons and ends their clients: give config-manager the "
+        "daemon's name in PROCESS_TO_SIGNAL, with device plugin v0.20 or newer. Or choose another mode. A node past "
+        "its point of no return waits for that, cordoned, or goes back if rollout.onFailure says so.")
     TAINT_NOT_TOLERATED = (("TaintNotTolerated", "Node", _PERSON, "ClusterPolicy"),
         "The node waits behind the taint gpusharing.dev/unproven, which the agent, NVIDIA's pods or the worker of Node "
         "Feature Discovery does not tolerate. Unless all of them run there, nothing can prove it.",

@@ -11,7 +11,9 @@ From 0.18.2 on config-manager takes the fallback before it has read the label, a
 reached by that signal: before 0.20 config-manager panics at a process without a command line, as the kernel's threads
 of the host are (k8s-device-plugin issue 1726), and it looks for /usr/bin/mps-control-daemon where the daemon runs as
 mps-control-daemon (PR 1827; gpu-operator v25.3 to v26.7, assets/state-mps-control-daemon). So the daemon keeps the
-fallback. In NVIDIA's chart alone config-manager is started before the daemon, which mostly reads what the label names.
+fallback. It follows labels where both faults are mended: plugin 0.20, and PROCESS_TO_SIGNAL with the daemon's name
+(docs/design/nvidia.md#b5). In NVIDIA's chart alone config-manager is started before the daemon, which mostly reads what
+the label names.
 """
 
 import re
@@ -23,6 +25,7 @@ from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, MpsDaemon
 from gpusharing.planning.snapshot.views import CardView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
 
 SUFFIXES_SINCE = (0, 20)
 """First version that serves a profile with a suffix under a name of its own."""
@@ -34,6 +37,13 @@ DEAF_SINCE = (25, 10, 2)
 """First version of the GPU Operator whose MPS daemon learns of no label, up to v26.7 at least."""
 SKIPS_THREADS_SINCE = (0, 20)
 """First version whose config-manager skips processes without a command line."""
+SKIPS_THREADS = "v0.20.0"
+"""The version SKIPS_THREADS_SINCE as ClusterPolicy names it."""
+RELEASED_DAEMON = MpsDaemonView(
+    "v0.19.3", "mps-control-daemon", "/usr/bin/mps-control-daemon", sees_host=True
+)
+"""The MPS daemon of the releases since DEAF_SINCE, for advice without a cluster (GO v26.7.0
+assets/state-mps-control-daemon)."""
 ADVICE = "device plugins before v0.20 serve profiles with a suffix under the plain name"
 
 _VERSION = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?\b")
@@ -100,9 +110,49 @@ def find_deafness(daemon: MpsDaemonView) -> str:
     )
 
 
+@value
+class MpsRemedy:
+    """What a person does so that an MPS daemon follows labels."""
+
+    needs_plugin: bool
+    """Whether the device plugin has to be SKIPS_THREADS or newer before `command` helps."""
+    command: str
+    """The command that gives config-manager the name of the daemon. Empty if that name is not known."""
+
+    @property
+    def text(self) -> str:
+        """What the steps do to running clients, and all steps in their order, as a sentence without its full stop."""
+        steps = []
+        if self.needs_plugin:
+            steps.append(f"set devicePlugin.version of ClusterPolicy to {SKIPS_THREADS} or newer")
+        if self.command:
+            steps.append(f"run `{self.command}`")
+        return (
+            "The remedy restarts all MPS daemons of the cluster and ends their clients:"
+            f" {', then '.join(steps)}"
+        )
+
+
+def find_remedy(daemon: MpsDaemonView) -> MpsRemedy:
+    """Return what lets this MPS daemon follow labels. Only for a daemon of which `find_deafness` says that it does
+    not.
+
+    The command is part of it even where the name is right already, because the GPU Operator writes its own value again
+    when ClusterPolicy is edited.
+    """
+    known = _base(daemon.signalled) == _base(daemon.program)  # not the name of a shell around the daemon
+    return MpsRemedy(
+        needs_plugin=daemon.sees_host and _is_before(daemon.version, SKIPS_THREADS_SINCE),
+        command=f"kubectl -n {daemon.namespace} set env daemonset/{daemon.name} -c config-manager"
+        f" PROCESS_TO_SIGNAL={daemon.program}"
+        if known
+        else "",
+    )
+
+
 def find_deaf_release(gpu_operator: str) -> str | None:
-    """Return why no label can switch MPS on with this version of the GPU Operator; empty if a label can. None if the
-    text is no version."""
+    """Return why no label can switch MPS on with this version of the GPU Operator as it is installed; empty if a label
+    can. None if the text is no version."""
     if _VERSION.match(gpu_operator) is None:
         return None
     return (

@@ -1,0 +1,27 @@
+"""Can labels switch MPS on in this installation? An inspection of `installation.py`."""
+
+from gpusharing.api.names import Mode
+from gpusharing.planning.stack.commands import kubectl_patch
+from gpusharing.planning.stack.installationviews import InstallationView, Symptoms, Topic, error
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.toolversions import SKIPS_THREADS, find_deafness, find_remedy
+
+
+def find_deaf_mps(view: InstallationView) -> Symptoms:
+    """Yield an error if a policy has mode MPS and the GPU Operator's MPS daemon would not read the configuration that
+    a label names (docs/design/nvidia.md#b5), with the first command of the remedy. The message has all of them."""
+    wanted = sorted(
+        policy.name for policy in view.policies if policy.spec is not None and policy.spec.mode is Mode.MPS
+    )
+    stack = view.followed_policy
+    daemon = stack.mps_daemon if stack is not None else None
+    if not wanted or stack is None or daemon is None or not (why := find_deafness(daemon)):
+        return
+    remedy = find_remedy(daemon)
+    newer = kubectl_patch(stack.name, {"devicePlugin": {"version": SKIPS_THREADS}})
+    yield error(
+        Topic.CLUSTER_POLICY,
+        str(Reason.MPS_NOT_SWITCHABLE),
+        f"{daemon.name}: no node changes to MPS for policy {', '.join(wanted)}, because {why}. {remedy.text}",
+        newer if remedy.needs_plugin else remedy.command,
+    )
