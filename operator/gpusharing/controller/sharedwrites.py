@@ -1,7 +1,7 @@
 """Writes that are made once for all nodes: configuration, finalizers, claims and pointers. Fences wait for them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import structlog
@@ -79,7 +79,8 @@ class SharedWrites:
         """Set the pointers of a ClusterPolicy by one patch. Raises Conflict if the ClusterPolicy has changed since the
         decision; the next pass decides again."""
         name, cache = action.policy.name, self.sources.cluster_policies
-        if cache.items.get(name) != action.policy:
+        # The cache holds ClusterPolicy alone; its MPS daemon was added for the decision, from a DaemonSet.
+        if cache.items.get(name) != replace(action.policy, mps_daemon=None):
             raise Conflict(f"ClusterPolicy {name} changed since the decision")
         marks = {names.ANNOTATION_CONFIGURED: ",".join(sorted({*action.policy.configured, *action.wanted}))}
         body: JSON = {
