@@ -111,7 +111,8 @@ def nvidia_differences() -> str:
     """Return the page that lists where NVIDIA's pinned programs differ from what their documents and code made us
     expect."""
     rows = [
-        (f"{row.program} {row.version}", row.expected, row.observed, row.consequence) for row in DIFFERENCES
+        (f"{row.program} {', '.join(row.versions)}", row.expected, row.observed, row.consequence)
+        for row in DIFFERENCES
     ]
     text = (
         "Observed with NVIDIA's unmodified programs on SIMULATED GPUs (`make test-nvidia`). A test guards each row\n"

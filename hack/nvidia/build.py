@@ -2,9 +2,12 @@
 
 `python -m hack.nvidia.build` builds what is missing and prints the folders. The programs are unmodified. Each release
 is a module of its own, so that it is linked with exactly the versions that its release names.
+
+The environment variable MIG_PARTED selects the release of mig-parted: one of MIG_PARTED_PINS, without it the newest.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -31,24 +34,34 @@ class UpstreamRelease:
     """Names of the programs below its cmd/."""
     ours: tuple[str, ...] = ()
     """Our own programs in the same Go module, because they share its protocol definitions."""
+    pins: str = "go.mod"
+    """Name of the file in our folder that pins this release and the modules it is linked with. Its sums lie beside it
+    in a file with the suffix .sum."""
 
     @property
     def source(self) -> Path:
-        """The folder with our go.mod for this release."""
+        """The folder with our pins of this release."""
         return HERE / self.folder
 
     @property
     def version(self) -> str:
-        """The version that our go.mod pins, such as `v0.19.3`. Raises UnavailableError if it pins none."""
-        match = re.search(rf"{re.escape(self.module)} (v\S+)", (self.source / "go.mod").read_text())
+        """The version that our file pins, such as `v0.19.3`. Raises UnavailableError if it pins none."""
+        match = re.search(rf"{re.escape(self.module)} (v\S+)", (self.source / self.pins).read_text())
         if match is None:
-            raise UnavailableError(f"{self.source / 'go.mod'} does not require {self.module}")
+            raise UnavailableError(f"{self.source / self.pins} does not require {self.module}")
         return match[1]
+
+    def inputs(self) -> list[Path]:
+        """Return the files that decide what is built: this release's pins and sums, and the sources of our own
+        programs, but not the pins of another release in the same folder."""
+        own = {self.pins, str(Path(self.pins).with_suffix(".sum"))}
+        files = sorted(path for path in self.source.rglob("*") if path.is_file())
+        return [path for path in files if path.suffix not in (".mod", ".sum") or path.name in own]
 
     def recipe(self) -> ToolRecipe:
         """Return how to build the programs. `-z lazy` leaves the symbols of NVML unresolved until they are called,
         because the programs look them up at run time."""
-        version, files = self.version, sorted(path for path in self.source.rglob("*") if path.is_file())
+        version = self.version
         flags = f"-s -w -X {self.module}/internal/info.version={version} -extldflags=-Wl,-z,lazy"
         packages = [f"{self.module}/cmd/{name}" for name in self.programs] + [
             f"./{name}" for name in self.ours
@@ -56,8 +69,17 @@ class UpstreamRelease:
         return ToolRecipe(
             name=self.folder,
             version=version,
-            inputs=tuple(path.read_text() for path in files),
-            command=("go", "build", "-trimpath", f"-ldflags={flags}", "-o", "{out}/", *packages),
+            inputs=tuple(path.read_text() for path in self.inputs()),
+            command=(
+                "go",
+                "build",
+                f"-modfile={self.pins}",
+                "-trimpath",
+                f"-ldflags={flags}",
+                "-o",
+                "{out}/",
+                *packages,
+            ),
             programs=(*self.programs, *self.ours),
             cwd=self.source,
             cgo=True,
@@ -71,12 +93,27 @@ DEVICE_PLUGIN = UpstreamRelease(
     ("nvidia-device-plugin", "gpu-feature-discovery", "config-manager", "mps-control-daemon"),
     ("kubeletstub", "pluginfilereader"),
 )
-MIG_PARTED = UpstreamRelease(
-    "mig-parted",
-    "github.com/NVIDIA/mig-parted",
-    ("nvidia-mig-parted", "nvidia-mig-manager"),
-    ("migfilereader",),
-)
+MIG_PARTED_PINS = {"v0.15.1": "go.mod", "v0.13.1": "go-v0.13.1.mod"}
+"""The releases of mig-parted that can be built, the newest first, and the file that pins each."""
+
+
+def mig_parted(version: str) -> UpstreamRelease:
+    """Return a release of mig-parted. Raises UnavailableError for a version that is not in MIG_PARTED_PINS."""
+    if version not in MIG_PARTED_PINS:
+        raise UnavailableError(
+            f"MIG_PARTED={version} is not pinned: choose from {', '.join(MIG_PARTED_PINS)}"
+        )
+    return UpstreamRelease(
+        "mig-parted",
+        "github.com/NVIDIA/mig-parted",
+        ("nvidia-mig-parted", "nvidia-mig-manager"),
+        ("migfilereader",),
+        MIG_PARTED_PINS[version],
+    )
+
+
+MIG_PARTED = mig_parted(os.environ.get("MIG_PARTED") or next(iter(MIG_PARTED_PINS)))
+"""The release of mig-parted that this process works with."""
 RELEASES = (DEVICE_PLUGIN, MIG_PARTED)
 
 
@@ -116,7 +153,7 @@ def module_folder(release: UpstreamRelease, module: str) -> Path:
         UnavailableError: Go is missing, or it cannot fetch the module.
     """
     result = subprocess.run(
-        [find_go(WHAT), "mod", "download", "-json", module],
+        [find_go(WHAT), "mod", "download", f"-modfile={release.pins}", "-json", module],
         cwd=release.source,
         env=build_environment(release.recipe()),
         capture_output=True,

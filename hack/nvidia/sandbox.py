@@ -23,6 +23,8 @@ FIRST_CAP_MINOR = 3  # 1 is mig/config, 2 is mig/monitor (MIG user guide, Device
 WITHOUT_SYS_ADMIN = ("setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin")
 """The command that runs a program as root without SYS_ADMIN, as in a container that is neither privileged nor has the
 capability. To NVML such a program is no administrator."""
+SUBSYSTEM = 0x16C1
+"""PCI id of the board that every simulated GPU sits on: that of an H100 in NVIDIA/k8s-test-infra."""
 KUBELET_PLUGINS = Path("/var/lib/kubelet/device-plugins")
 
 # $1 is the folder of this sandbox, $2 the folder to mount at /proc, $3 the folders to add to the root, $4 bind mounts
@@ -268,13 +270,19 @@ def _check_host_root(program: str, arguments: Sequence[str], extra: Mapping[str,
 
 
 def write_devices(folder: Path, gpus: Sequence[dict[str, Any]]) -> None:
-    """Create one folder for each GPU in `folder`, with the files that go-nvlib reads."""
+    """Create one folder for each GPU in `folder`, with the files that go-nvlib reads.
+
+    There is no `vfio-dev`, because a GPU that the driver nvidia holds has none. From mig-parted v0.15 on go-nvlib warns
+    of that ("unable to detect IOMMU FD"), here as on a real node.
+    """
     for gpu in gpus:
         device = folder / gpu["bus_id"]
         device.mkdir(parents=True, exist_ok=True)
         vendor, device_id = _ids(gpu)
         (device / "vendor").write_text(f"0x{vendor:04x}\n")
         (device / "device").write_text(f"0x{device_id:04x}\n")
+        (device / "subsystem_vendor").write_text(f"0x{vendor:04x}\n")
+        (device / "subsystem_device").write_text(f"0x{SUBSYSTEM:04x}\n")
         (device / "class").write_text("0x030200\n")  # 3D controller
         (device / "numa_node").write_text("-1\n")
         (device / "resource").write_text("0x00000000a0000000 0x00000000a0ffffff 0x0000000000040200\n")

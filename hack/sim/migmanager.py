@@ -1,8 +1,8 @@
 """SIMULATED nvidia-mig-manager: the process of its pod on one node, one run for each value of the label
 (docs/design/nvidia.md#a3).
 
-The numbers in the comments are the steps of a.3. Two bugs of the real one are kept (a.7): a time-out while it waits
-for the operands returns without a state, and after the first full run a failure leaves the operands paused.
+The numbers in the comments are the steps of a.3. Two bugs of the real one are kept (a.7): in 0.13.1 a time-out while
+it waits for the operands returns without a state, and after the first full run a failure leaves the operands paused.
 """
 
 import asyncio
@@ -91,7 +91,7 @@ class MigManagerFaults:
     """Faults for the next run that changes GPUs. One run uses up each of them except `refused`."""
 
     wedge_pending: bool = False
-    """The operand pods never terminate, so the state stays pending (a.7, 1)."""
+    """The run ends while it waits for the operand pods, and the state stays pending, in any version (a.7, 1)."""
     wedge_paused: bool = False
     """The apply fails as in a process that has had its first full run: the operands stay paused (a.7, 2)."""
     failed: bool = False
@@ -168,13 +168,16 @@ class MigManager:
         self, name: str, items: tuple[Entry, ...], gpus: tuple[GPU, ...], deploy: Mapping[str, str]
     ) -> None:
         """Pause the operands, change the GPUs, and restore the operands: steps 6 to 13. Returns early, with the
-        operands paused, after a time-out or a reboot. Raises ApplyError or LibraryError."""
+        operands paused, for a reboot and where a time-out writes no state. Raises ApplyError, also for a time-out in
+        0.15.1, or LibraryError."""
         await self._state("pending")  # 6
         await self._port.patch_labels(
             {key: "false" if value == "false" else PAUSED_FOR_MIG for key, value in deploy.items()}
         )  # 7
         stuck, self._faults.wedge_pending = self._faults.wedge_pending, False
         if stuck or not await self._port.operands_gone(self._times.pod_wait):
+            if not stuck and self._settings.mig_manager != "0.13.1":
+                raise ApplyError("timed out waiting for operand pods")
             # The first bug: no state is written, and the operands stay paused.
             self._port.log("mig-manager: timed out waiting for operand pods")
             return
@@ -227,7 +230,7 @@ class MigManager:
             raise ApplyError(
                 f"error creating MIG device on GPU {gpus[0].index}: SIMULATED, requested by inject"
             )
-        apply_layout(items, gpus, self._gpus, empty_on_unknown=self._settings.empty_on_unknown_profile)
+        apply_layout(items, gpus, self._gpus)
 
     def _fail_if_injected(self, name: str) -> None:
         """Use up the faults for the apply: raise ApplyError for `failed` and `wedge_paused`, and record this

@@ -272,25 +272,24 @@ def apply_mode(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPU
         raise ApplyError(f"error setting MIG mode: {refusal}") from None
 
 
-def apply_layout(
-    items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPUs, *, empty_on_unknown: bool
-) -> None:
+def apply_layout(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPUs) -> None:
     """Rebuild each GPU that differs from its target, one after the other (`apply` once the modes are right).
 
-    With `empty_on_unknown` a profile that the card lacks leaves the GPU without instances and raises no error, as in
-    mig-parted 0.13.1.
+    A profile that the card lacks leaves the GPU without instances and raises no error
+    (docs/design/nvidia.md#unknown-profile).
 
     Raises:
         ApplyError: an instance is in use, or no ordering of the profiles fits.
     """
     for gpu, target in targets(items, gpus):
         if target is not None and present(gpu) != target:
-            _rebuild(gpu.index, target, driver, empty_on_unknown=empty_on_unknown)
+            _rebuild(gpu.index, target, driver)
 
 
-def _rebuild(index: int, layout: Layout, driver: SimulatedGPUs, *, empty_on_unknown: bool) -> None:
-    """Destroy the instances of a GPU and create those of the layout, in the first ordering that fits. Raises
-    ApplyError, which leaves the GPU without instances unless some are in use."""
+def _rebuild(index: int, layout: Layout, driver: SimulatedGPUs) -> None:
+    """Destroy the instances of a GPU and create those of the layout, in the first ordering that fits. Ends without
+    instances, and without an error, if the card lacks a profile. Raises ApplyError, which leaves the GPU without
+    instances unless some are in use."""
     try:
         driver.destroy_all(index)
         for ordering in islice(_arrange(dict(layout)), _MOST_ORDERINGS):
@@ -301,10 +300,8 @@ def _rebuild(index: int, layout: Layout, driver: SimulatedGPUs, *, empty_on_unkn
                 driver.destroy_all(index)
                 continue
             return
-    except NotSupported as unknown:
+    except NotSupported:
         driver.destroy_all(index)
-        if not empty_on_unknown:
-            raise ApplyError(f"error creating MIG device: {unknown}") from None
         return
     except DriverRefusal as refusal:
         raise ApplyError(f"error clearing MIG devices: {refusal}") from None

@@ -53,7 +53,7 @@ class Times:
     """The reboot of a node, during which it is NotReady."""
 
 
-MigManagerVersion = Literal["0.13.1", "0.15.0"]
+MigManagerVersion = Literal["0.13.1", "0.15.1"]
 PluginVersion = Literal["0.19.3", "0.20.0"]
 
 
@@ -65,15 +65,13 @@ class SimSettings:
     """Simulated seconds in one real second."""
     seed: int = 1
     times: Times = field(default_factory=Times)
-    mig_manager: MigManagerVersion = "0.15.0"
+    mig_manager: MigManagerVersion = "0.15.1"
+    """The version of mig-manager. When it gives up waiting for the operand pods, 0.15.1 reports `failed` and 0.13.1
+    writes no state (a.7, 1)."""
     plugin: PluginVersion = "0.20.0"
     """The version of device plugin and GFD. Before 0.20 `+me` instances are counted under the plain profile (b.6).
     With 0.19.3 the GPU Operator is one up to v26.7, whose MPS daemon gets no configuration; with 0.20.0 it is a
     later one (b.5)."""
-    unknown_profile_is_success: bool | None = None
-    """Whether mig-parted reports success for a profile that the card lacks, and leaves the GPU with MIG on and no
-    instances. None means as the version does: this was observed with 0.13.1 and not examined in later versions,
-    which fail here."""
     gpu_operator_namespace: str = "gpu-operator"
     agent_namespace: str = "gpusharing-agent"
     agents: bool = True
@@ -93,13 +91,6 @@ class SimSettings:
     play_daemon_sets: bool = False
     """Whether to create the pods of mig-manager, the MPS daemon and the agent ourselves, as on FakeCluster, which has
     no controllers."""
-
-    @property
-    def empty_on_unknown_profile(self) -> bool:
-        """Whether mig-parted reports success for a profile that the card lacks."""
-        if self.unknown_profile_is_success is None:
-            return self.mig_manager == "0.13.1"
-        return self.unknown_profile_is_success
 
 
 class Clock:

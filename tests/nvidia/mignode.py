@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hack.cluster.api import ApiError, Object
 from hack.cluster.controlplane import ControlPlane
+from hack.nvidia import build
 from hack.nvidia.migmanager import MigManagerProgram
 from hack.nvidia.sandbox import Sandbox
 from hack.nvmlsim.simulator import Simulator
@@ -20,6 +21,12 @@ from gpusharing.planning.wanted import migfile
 SECONDS = 120.0
 NODES = "/api/v1/nodes"
 OPERANDS = ("dcgm", "dcgm-exporter", "device-plugin", "gpu-feature-discovery", "nvsm")
+SAYS_FAILED = build.MIG_PARTED.version != "v0.13.1"
+"""Whether this version writes a state when it gives up waiting for a pod (docs/design/nvidia.md#a7, wedge 1)."""
+GIVEN_UP = ["pending", "failed"] if SAYS_FAILED else ["pending"]
+"""The states of a first run that gives up waiting for a pod."""
+OPERANDS_WHEN_GIVEN_UP = {"true"} if SAYS_FAILED else {"paused-for-mig-change"}
+"""The deploy labels that such a run leaves."""
 ENTRIES = {
     "all-disabled": entry_for(None),
     "seven": entry_for((("1g.10gb", 7),)),

@@ -61,7 +61,8 @@ class MigParted:
 
     def _run(self, *arguments: str) -> Done:
         done = self.sandbox.run("nvidia-mig-parted", *arguments)
-        return Done(done.returncode, done.stdout + done.stderr)
+        # Its success is a line on stdout; its log, with go-nvlib's warnings in it, goes to stderr before that.
+        return Done(done.returncode, done.stderr + done.stdout)
 
 
 def entry_for(layout: Layout | None) -> migfile.Entry:

@@ -26,7 +26,7 @@ def applied_layouts(model: str, *layouts: Layout | None) -> tuple[SimulatedGPUs,
     items = entries(migfile.render({"own": rows}), "own")
     try:
         apply_mode(items, gpus.look(), gpus)
-        apply_layout(items, gpus.look(), gpus, empty_on_unknown=True)
+        apply_layout(items, gpus.look(), gpus)
     except ApplyError as error:
         return gpus, str(error)
     return gpus, ""

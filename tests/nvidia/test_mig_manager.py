@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hack.cluster.controlplane import ControlPlane
 from tests.nvidia.conftest import Count
-from tests.nvidia.mignode import MigNode
+from tests.nvidia.mignode import GIVEN_UP, OPERANDS_WHEN_GIVEN_UP, SAYS_FAILED, MigNode
 from tests.nvidia.undeletable import create_pod, undeletable
 
 from gpusharing.api.names import LABEL_DEPLOY_PREFIX
@@ -107,31 +107,36 @@ def test_nvidias_mig_manager_leaves_the_operands_paused_when_it_fails_after_a_su
     assert node.operands() == {"true"}
 
 
-def test_a_pod_that_cannot_be_deleted_after_the_change_leaves_it_pending_for_ever(make_node: Any) -> None:
+def test_a_pod_that_cannot_be_deleted_after_the_change_is_given_up_as_this_version_does(
+    make_node: Any,
+) -> None:
     node = make_node(config="seven")
     with undeletable(node.api, create_pod(node.api, node.name, "nvidia-operator-validator")):
         node.manager.start()
         node.wait_for_log("failed to restart validator pod", "Waiting for change to")
-    assert (node.states_until("pending"), node.state()) == (["pending"], "pending"), (
-        "wedge 1: given up, in silence"
-    )
-    assert node.operands() == {"paused-for-mig-change"}
+    given_up = node.states_until(GIVEN_UP[-1])
+    assert (given_up, node.state()) == (GIVEN_UP, GIVEN_UP[-1])
+    assert node.operands() == OPERANDS_WHEN_GIVEN_UP
     assert node.profiles() == [["1g.10gb"] * 7] * 2
     node.manager.restart()
-    assert node.states_until("success") == ["pending", "success"]
+    again = [] if SAYS_FAILED else ["pending"]
+    assert node.states_until("success") == [*given_up[1:], *again, "success"]
     assert node.operands() == {"true"}
 
 
-def test_a_pod_that_cannot_be_deleted_before_the_change_leaves_it_pending_for_ever(make_node: Any) -> None:
+def test_a_pod_that_cannot_be_deleted_before_the_change_is_given_up_as_this_version_does(
+    make_node: Any,
+) -> None:
     node = make_node(config="seven")
     with undeletable(node.api, create_pod(node.api, node.name, "nvidia-cuda-validator")):
         node.manager.start()
         node.wait_for_log("failed to delete cuda-validator pod", "Waiting for change to")
-    assert (node.states_until("pending"), node.state()) == (["pending"], "pending")
-    assert node.operands() == {"paused-for-mig-change"}
+    given_up = node.states_until(GIVEN_UP[-1])
+    assert (given_up, node.state()) == (GIVEN_UP, GIVEN_UP[-1])
+    assert node.operands() == OPERANDS_WHEN_GIVEN_UP
     assert node.profiles() == [[], []], "nothing was touched yet"
     node.manager.restart()
-    assert node.states_until("success") == ["pending", "success"]
+    assert node.states_until("success") == [*given_up[1:], "pending", "success"]
     assert node.profiles() == [["1g.10gb"] * 7] * 2
     assert node.operands() == {"true"}
 

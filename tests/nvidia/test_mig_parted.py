@@ -3,9 +3,12 @@
 from typing import Any
 
 import pytest
+from hack.nvidia import build
 from hack.results import Asked
 from tests.nvidia.conftest import Count, MakeSandbox
 from tests.nvidia.programs import MigParted, entry_for
+
+from gpusharing.kube.actuatorlog import failure_in
 
 pytestmark = pytest.mark.nvidia
 
@@ -86,4 +89,17 @@ def test_nvidias_mig_parted_leaves_the_gpu_on_and_empty_when_a_create_fails_midw
     assert parted.apply("seven").status == 1
     gpu = sandbox.simulator.show()["gpus"][0]
     assert (gpu["mig"]["current"], gpu["instances"]) == (True, [])
+    count("h100-80gb", Asked.BAD_INPUT)
+
+
+def test_go_nvlib_warns_of_each_gpu_from_v0_15_on_and_the_reason_of_a_failure_is_found_all_the_same(
+    make_sandbox: MakeSandbox, count: Count
+) -> None:
+    parted = MigParted(make_sandbox("h100-80gb"), {"too-full": entry_for((("3g.40gb", 2), ("1g.10gb", 1)))})
+    failed = parted.apply("too-full")
+    warnings = [line for line in failed.output.splitlines() if "WARNING" in line]
+    assert {"unable to detect IOMMU FD" in line for line in warnings} == (
+        set() if build.MIG_PARTED.version == "v0.13.1" else {True}
+    )
+    assert "ERROR_INSUFFICIENT_RESOURCES; Error applying" in failure_in(failed.output)
     count("h100-80gb", Asked.BAD_INPUT)

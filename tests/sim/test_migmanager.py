@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from hack.sim.gpu import SimulatedGPUs
@@ -204,28 +205,13 @@ async def test_impossible_geometry_leaves_the_gpu_mig_on_and_empty_and_fails() -
     assert not node.paused
 
 
-@pytest.mark.parametrize(
-    ("version", "trap", "state"),
-    [
-        pytest.param("0.13.1", None, "success", id="0.13.1 says success"),
-        pytest.param("0.15.0", None, "failed", id="0.15.0 fails"),
-        pytest.param("0.15.0", True, "success", id="the trap can be asked for"),
-    ],
-)
-async def test_a_profile_that_the_card_lacks_leaves_it_mig_on_and_empty(
-    version: str, trap: bool | None, state: str
-) -> None:
+async def test_a_profile_that_the_card_lacks_is_a_success_that_leaves_it_mig_on_and_empty() -> None:
     gpus = make_gpus(None)
     node = Node(gpus, OWN_FILE)
-    settings = SimSettings(
-        time_factor=10_000,
-        mig_manager="0.13.1" if version == "0.13.1" else "0.15.0",
-        unknown_profile_is_success=trap,
-    )
-    async with manager(node, gpus, settings) as played:
+    async with manager(node, gpus) as played:
         played.note("foreign")
         await node.ended(2)
-    assert node.states == ["pending", state]
+    assert node.states == ["pending", "success"]
     assert layouts_of(gpus) == [()]
 
 
@@ -280,19 +266,34 @@ async def test_an_open_nvml_client_makes_a_mode_change_fail(product: str) -> Non
     assert any("continuing" in line for line in node.lines)
 
 
-async def test_operands_that_do_not_go_leave_it_pending_for_ever_with_operands_paused() -> None:
+@pytest.mark.parametrize("injected", [True, False], ids=["injected, in any version", "0.13.1"])
+async def test_operands_that_do_not_go_leave_it_pending_for_ever_with_operands_paused(injected: bool) -> None:
     gpus = make_gpus(None)
     node = Node(gpus)
-    async with manager(node, gpus, faults=MigManagerFaults(wedge_pending=True)) as played:
+    node.operands_go = injected
+    settings = FAST if injected else replace(FAST, mig_manager="0.13.1")
+    async with manager(node, gpus, settings, MigManagerFaults(wedge_pending=injected)) as played:
         played.note("all-1g.10gb")
         await node.until(lambda: any("timed out" in line for line in node.lines))
     assert node.states == ["pending"]
     assert node.paused == list(DEPLOY)
+    node.operands_go = True
     async with manager(node, gpus) as played:  # a new pod cures it
         played.note("all-1g.10gb")
         await node.ended(3)
     assert node.states == ["pending", "pending", "success"]
     assert not node.paused
+
+
+async def test_since_0_15_1_operands_that_do_not_go_end_in_failed_and_are_started_again() -> None:
+    gpus = make_gpus(None)
+    node = Node(gpus)
+    node.operands_go = False
+    async with manager(node, gpus) as played:
+        played.note("all-1g.10gb")
+        await node.ended(2)
+    assert node.states == ["pending", "failed"]
+    assert (node.paused, layouts_of(gpus)) == ([], [None])
 
 
 async def test_a_failure_after_the_first_full_run_leaves_the_operands_paused() -> None:
