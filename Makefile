@@ -11,10 +11,10 @@ BUILD = $(if $(LEAVE_OUT),-)@exec $(PY) -m hack.$(1) >build/programs.txt
 unexport PYTHONDONTWRITEBYTECODE
 # `exec` replaces the shell with pytest, so that whoever ends make ends the tests too.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cluster test-hack test-long test-all test-random test-crash test-faults test-nvidia test-gpu e2e verify gen fmt lock docs cluster cluster-down run bench mutants size images clean
+.PHONY: help setup demo test test-cluster test-hack test-long test-all test-random test-crash test-faults test-nvidia test-nvidia-old test-gpu e2e verify gen fmt lock docs cluster cluster-down run bench mutants size images clean
 
 help: ## show these verbs
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {gsub(/\$$\$$/, "$$"); printf "  make %-13s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {gsub(/\$$\$$/, "$$"); printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
 setup: ## make .venv from requirements-dev.lock (PYTHON=python3.12 takes another interpreter)
 	@$(PYTHON) hack/setup.py
@@ -36,7 +36,7 @@ test-long: setup ## rungs 0 and 1, what takes long: kill -9 at every write of ev
 	@$(PLAY)
 
 test-all: ## every test that this machine can play, verb by verb; LEAVE_OUT="rung4" leaves out what it cannot
-	@$(MAKE) --no-print-directory --keep-going test test-hack test-long test-cluster test-crash test-nvidia e2e test-faults
+	@$(MAKE) --no-print-directory --keep-going test test-hack test-long test-cluster test-crash test-nvidia test-nvidia-old e2e test-faults
 
 test-random: setup ## 10,000 examples of the random world (about twenty minutes of CPU); ARGS="-k seed-7"
 	@exec env PROPERTIES=long $(PY) -m pytest -n auto tests/planning/test_invariants.py $(ARGS)
@@ -101,6 +101,12 @@ test-nvidia: setup ## rung 3: NVIDIA's own programs on the simulated libnvidia-m
 	$(call BUILD,cluster.toolchain)
 	$(call BUILD,nvidia.build)
 	@exec $(PY) -m pytest --verb=$@ $(ARGS)
+
+test-nvidia-old: export MIG_PARTED = v0.13.1
+test-nvidia-old: setup ## the tests of mig-parted and mig-manager of rung 3, with an older release of both
+	$(call BUILD,cluster.toolchain)
+	$(call BUILD,nvidia.build)
+	@exec $(PY) -m pytest --verb=test-nvidia $(or $(ARGS),$(wildcard tests/nvidia/test_mig_*.py) tests/nvidia/test_layouts.py tests/nvidia/test_foreign_files.py tests/nvidia/test_whole_wait.py)
 
 images: setup ## the image, under build/images; BASE=local: without a registry; ARCH="amd64 arm64", IMAGE=, ADVISORIES=
 	@$(PY) -m hack.images $(if $(BASE),--base $(BASE)) $(foreach arch,$(ARCH),--arch $(arch)) \
