@@ -25,7 +25,7 @@ from gpusharing.planning.gpus.geometry import Legal, find_fit, normalize
 def told(
     card: str = "h100-80gb", memory: float = 15, *, no_mps: str | None = None, **answers: bool
 ) -> Advice:
-    return advise(AdviceAnswers(pick(card), memory, no_mps=no_mps, **answers))
+    return advise(AdviceAnswers(pick(card), memory, no_mps=no_mps, mps_remedy="", **answers))
 
 
 def test_the_order_of_the_rules_is_part_of_the_product() -> None:
@@ -64,7 +64,7 @@ ANSWERS = [
 @pytest.mark.parametrize("card", [card for card in CARDS if card.memory_gb], ids=lambda card: card.key)
 def test_whatever_is_answered_the_policy_is_valid_and_fits_the_card_and_the_workload(card: Card) -> None:
     for answers, memory in itertools.product(ANSWERS, (0.1, 1, 4, 9, 15, 28, 60, 200)):
-        found = advise(AdviceAnswers(card, memory, no_mps=None, **answers))
+        found = advise(AdviceAnswers(card, memory, no_mps=None, mps_remedy="", **answers))
         spec = validate_policy(found.policy("p", "x"))
         assert isinstance(spec, GPUSharingPolicySpec), (answers, memory, spec)
         assert found.why, "each has a reason"

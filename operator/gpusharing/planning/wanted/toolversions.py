@@ -4,7 +4,8 @@ The device plugin's resource patterns are unanchored up to 0.19: instances of `1
 `1g.24gb-me` are served under the plain name `nvidia.com/mig-1g.10gb` (k8s-device-plugin PR 1807; seen with 0.19.3).
 
 On a node with two models mig-parted before 0.15 looks a profile up by name on the first card that has it: 1g.10gb is
-one thing on an H100 and another on an A100 40GB (docs/reference/nvidia-differences.md; seen with 0.13.1, and gone with 0.15.1).
+one thing on an H100 and another on an A100 40GB (docs/reference/nvidia-differences.md; seen with 0.13.1, gone with
+0.15.1).
 
 From 0.18.2 on config-manager takes the fallback before it has read the label, and signals its program afterwards (PR
 "Fix race condition in config-manager when label is unset"; seen with 0.19.3). The GPU Operator's MPS daemon is not
