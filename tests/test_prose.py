@@ -21,6 +21,17 @@ DOUBTFUL = re.compile(r"(?:That|As|By|For|The same|Nothing|What|Where|How|Who)\b
 """Openings that are often riddles and sometimes good sentences: `python -m tests.test_prose` lists them."""
 SOURCES = {name: text for name, text in PYTHON.items() if name.startswith(("operator/", "hack/"))}
 
+TERMS = {
+    "fence": r"\bfence[sd]?\b",
+    "gang": r"\bgangs?\b",
+    "wave": r"\bwaves?\b",
+    "newcomer": r"\bnewcomers?\b",
+    "class": r"\bclass(?:es)? of disruption\b",
+    "point-of-no-return": r"\bpoint of no return\b",
+}
+"""Words of docs/design/glossary.md, by their anchor, that mean nothing else in the operator's docstrings."""
+GLOSSARY = "docs/design/glossary.md#"
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -91,6 +102,18 @@ def is_dunder(name: str) -> bool:
 
 def test_docstrings_are_sentences_about_their_function() -> None:
     assert {name: found for name, text in SOURCES.items() if (found := complaints(text))} == {}
+
+
+def unlinked(text: str) -> list[str]:
+    """Return the words of our own that a module's docstrings use and do not link to the glossary."""
+    said = "\n".join(doc for _, name, doc in documented(ast.parse(text)) if name != "description")
+    return [word for word, form in TERMS.items() if re.search(form, said) and f"{GLOSSARY}{word}" not in said]
+
+
+def test_words_of_our_own_are_linked_where_a_module_uses_them() -> None:
+    modules = {name: text for name, text in SOURCES.items() if name.startswith("operator/")}
+    assert {name: words for name, text in modules.items() if (words := unlinked(text))} == {}
+    assert unlinked('"""Read the fence of a node."""\n') == ["fence"]
 
 
 BODY = "\n    a = 1\n    b = 2\n    c = 3\n    d = 4\n    return a + b + c + d\n"

@@ -1,5 +1,8 @@
 """GPUSharingPolicy: what a node pool's GPUs are for. `crds/` is generated from these types: edit them, then run `make
-gen`."""
+gen`.
+
+Terms: docs/design/glossary.md#point-of-no-return.
+"""
 
 from typing import Annotated, Literal
 

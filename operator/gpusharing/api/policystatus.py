@@ -1,4 +1,7 @@
-"""The status of a GPUSharingPolicy: what the operator tells people about a node pool. Nothing is decided from it."""
+"""The status of a GPUSharingPolicy: what the operator tells people about a node pool. Nothing is decided from it.
+
+Terms: docs/design/glossary.md#class.
+"""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal

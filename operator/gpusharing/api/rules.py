@@ -2,6 +2,8 @@
 
 The API server evaluates `cel`. `validation.py` checks the same in Python and answers with the same message, which says
 what is wrong and shows a valid example.
+
+Terms: docs/design/glossary.md#fence.
 """
 
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """Send evictions and forced deletions, and remember what the API server answered (docs/design/drain.md, rows E and
 T4). No pod is evicted twice.
+
+Terms: docs/design/glossary.md#fence.
 """
 
 from collections.abc import Awaitable, Callable, Mapping

@@ -4,6 +4,8 @@ A failed call ends the actions of its node for this pass. The node waits, and th
 lost Lease, lost credentials or a server that is away end the pass itself. A pass does not wait for a slow call: the
 node is left alone until the call has ended. The cache takes the object that the server returns, never what we meant to
 write (docs/design/faults.md#d12).
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim.
 """
 
 import random

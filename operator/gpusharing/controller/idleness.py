@@ -1,4 +1,7 @@
-"""Reasons why the operator does nothing at all. Each is logged when it begins and when it ends."""
+"""Reasons why the operator does nothing at all. Each is logged when it begins and when it ends.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,7 @@
-"""The operator's metrics for Prometheus. `docs/reference/metrics.md` is generated from this file."""
+"""The operator's metrics for Prometheus. `docs/reference/metrics.md` is generated from this file.
+
+Terms: docs/design/glossary.md#drift.
+"""
 
 import time
 from collections import Counter as Tally

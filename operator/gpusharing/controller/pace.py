@@ -1,5 +1,8 @@
 """When the loop runs again: what wakes it, how a burst of events becomes one pass, and what slows down a plan that
-never settles."""
+never settles.
+
+Terms: docs/design/glossary.md#fence.
+"""
 
 import asyncio
 from collections.abc import Callable

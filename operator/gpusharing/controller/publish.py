@@ -7,6 +7,8 @@ Blocked ...) is written at once.
 
 Failures are logged and tried again, after a longer wait each time: no pass ends or waits because of them, and no
 object waits because of another one. An Event counts as posted when the server has accepted it.
+
+Terms: docs/design/glossary.md#fence.
 """
 
 import asyncio

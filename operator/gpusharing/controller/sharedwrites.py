@@ -1,4 +1,7 @@
-"""Writes that are made once for all nodes: configuration, finalizers, claims and pointers. Fences wait for them."""
+"""Writes that are made once for all nodes: configuration, finalizers, claims and pointers. Fences wait for them.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

@@ -2,6 +2,8 @@
 
 A log is read once per failure, and again after a growing wait if it gave no reason. Without the right to read logs, or
 with a kubelet that does not answer, only the reason is missing: the verdict points to the log instead.
+
+Terms: docs/design/glossary.md#fence.
 """
 
 import asyncio

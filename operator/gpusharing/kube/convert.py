@@ -2,6 +2,8 @@
 
 No function raises because of an object's contents: a missing or malformed field becomes the value that makes the
 planner careful (not ready, no observation, a problem).
+
+Terms: docs/design/glossary.md#point-of-no-return.
 """
 
 import re

@@ -7,6 +7,8 @@ because an older operator wrote the record; anything else needs a higher version
 
 Unknown keys come from a newer operator that was rolled back. They stay as long as the fence, the claim or the failure
 on record does; the other two records are written from scratch each time.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim.
 """
 
 import json

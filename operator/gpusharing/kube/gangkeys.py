@@ -3,6 +3,8 @@
 LADDER is the maintained list of keys (docs/design/drain.md#t13); the first row that matches a pod decides. Rows
 go from the widest unit to the narrowest: a unit that restarts a whole workload when one pod ends counts more
 than pods that were scheduled together.
+
+Terms: docs/design/glossary.md#gang.
 """
 
 from collections.abc import Callable, Mapping

@@ -5,6 +5,8 @@ Where no label tells one gang from another, one LIST serves all such gangs of th
 here: the LIST selects by the label that all of them have, or else by the scheduler that they name. The same is done
 where the pods of a node belong to more than MAX_LISTS gangs. Nothing is watched, and no call is made if no pod belongs
 to a gang.
+
+Terms: docs/design/glossary.md#gang.
 """
 
 import asyncio

@@ -1,5 +1,8 @@
 """Reads what a plan depends on into one frozen ClusterSnapshot. Inputs that did not change stay the same objects, for
-the planner's memo."""
+the planner's memo.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

@@ -9,6 +9,8 @@ Another holder's Lease counts as expired when *we* have seen neither its spec no
 What anybody else writes on it, such as a label, is no sign of life. Time is measured by `boot_time`, which advances
 while the machine sleeps, too; clocks of two machines are never compared. `on_lost` must end the process at once
 (`os._exit`): an orderly stop takes longer than the time until another process acts (cilium#42920).
+
+Terms: docs/design/glossary.md#claim.
 """
 
 import asyncio

@@ -16,6 +16,8 @@ being deleted count too, because the uncordon is still to come and medik8s lifts
 No such object stays for ever: medik8s makes the Node its owner (setOwnerRefToNode), maintenance-operator deletes what
 was Ready for too long (garbage_collector_controller.go at e15d07b), and any other one is named in the message, for a
 person to delete.
+
+Terms: docs/design/glossary.md#slot.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,7 @@
-"""The pods of nodes in work: one LIST for each node, made as often as the drain needs it, the most urgent first."""
+"""The pods of nodes in work: one LIST for each node, made as often as the drain needs it, the most urgent first.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#gang.
+"""
 
 from collections.abc import Mapping
 from contextlib import suppress

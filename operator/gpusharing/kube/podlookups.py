@@ -1,4 +1,7 @@
-"""Other objects that decide about a pod: its ResourceClaims, its DaemonSet, and its namespace."""
+"""Other objects that decide about a pod: its ResourceClaims, its DaemonSet, and its namespace.
+
+Terms: docs/design/glossary.md#gang.
+"""
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace

@@ -27,6 +27,9 @@ The decision, in this order: whose is each node (own); what does its policy offe
 is it, and how far is it on its way (judge_case); who begins now (choose); what is written once for all (shared). What
 is asked about every node is asked through the memo, which keeps answers and knows nothing of what they mean: a pass
 costs what changed, not what exists.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#slot,
+docs/design/glossary.md#gang, docs/design/glossary.md#wave, docs/design/glossary.md#point-of-no-return.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,6 +1,8 @@
 """`plan -f FILE | POLICY`: what an edit would do, by the operator's own planner on a live snapshot.
 
 Exit status: 0 nothing would change, 2 something would, 1 a policy is refused or the plan could not be made.
+
+Terms: docs/design/glossary.md#gang.
 """
 
 from argparse import Namespace

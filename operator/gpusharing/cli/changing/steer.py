@@ -2,6 +2,8 @@
 
 If the patch may evict pods, the user has to confirm it, or give --yes. If no operator is installed, nothing would act
 on the patch, and the command says so.
+
+Terms: docs/design/glossary.md#fence.
 """
 
 import json

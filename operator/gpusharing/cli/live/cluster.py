@@ -1,6 +1,8 @@
 """A live snapshot of a cluster, gathered by the operator's own code with the user's own rights.
 
 Nothing is written: all calls go through a client that raises for every write (`Onlooker`).
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#drift.
 """
 
 import asyncio

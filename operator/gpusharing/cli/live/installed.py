@@ -1,6 +1,8 @@
 """The installed operator: its settings, from the environment variables of its Deployment, and the claims on its Lease.
 
 Where these do not exist or may not be read, the chart's defaults are assumed and a note says so.
+
+Terms: docs/design/glossary.md#claim, docs/design/glossary.md#slot.
 """
 
 from collections.abc import Mapping

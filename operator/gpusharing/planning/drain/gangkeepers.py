@@ -7,6 +7,8 @@ waited for (docs/design/drain.md#t13).
 Whether a member must stay is checked in every pass, up to the last eviction. The preflight checks the same before the
 node is cordoned (gangs.py), but a drain may wait for hours, and meanwhile somebody may mark a member or set a rule. A
 member that must stay keeps all pods of its gang from being evicted or deleted by force (docs/design/drain.md#gangs).
+
+Terms: docs/design/glossary.md#gang.
 """
 
 from collections import Counter

@@ -1,6 +1,8 @@
 """How a gang affects a preflight: the strictest rule of any member, on whatever node, applies to all of them.
 
 Specification: docs/design/drain.md#t13.
+
+Terms: docs/design/glossary.md#gang.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

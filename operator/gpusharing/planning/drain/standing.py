@@ -2,6 +2,8 @@
 
 Everything about a single pod is found here: who decides about it (holders.py), what the server last said about it
 (evictions.py), which budgets guard it (pdb.py), and hence whether it may be evicted now.
+
+Terms: docs/design/glossary.md#gang.
 """
 
 from collections.abc import Mapping

@@ -6,6 +6,9 @@ edit of the policy, makes another plan. So does a node that has drifted since, i
 was approved; lesser drift is covered.
 
 Even an edit that restores an earlier spec makes another plan, because nobody has looked at it since.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#drift, docs/design/glossary.md#point-of-no-return,
+docs/design/glossary.md#class.
 """
 
 from collections.abc import Sequence

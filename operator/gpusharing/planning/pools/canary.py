@@ -10,7 +10,8 @@ remaining node in service stands in for all (docs/adr/0055-a-canary-larger-than-
 Until another node has started, each node that is proven must also serve what was proven there. One that does not keeps
 the others waiting and is not replaced, or one node after another would be spent. The whole soak is not counted anew.
 
-Terms: docs/design/glossary.md#proof, docs/design/glossary.md#newcomer.
+Terms: docs/design/glossary.md#proof, docs/design/glossary.md#newcomer, docs/design/glossary.md#fence,
+docs/design/glossary.md#drift.
 """
 
 from collections.abc import Sequence

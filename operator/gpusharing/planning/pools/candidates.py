@@ -1,6 +1,7 @@
 """A candidate of a pool: what its pods allow, and how its change starts.
 
-Terms: docs/design/glossary.md#candidate, docs/design/glossary.md#look.
+Terms: docs/design/glossary.md#candidate, docs/design/glossary.md#look, docs/design/glossary.md#fence,
+docs/design/glossary.md#slot, docs/design/glossary.md#gang, docs/design/glossary.md#wave.
 """
 
 from collections.abc import Sequence

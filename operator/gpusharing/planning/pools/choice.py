@@ -2,7 +2,8 @@
 
 If a pool cannot be judged, none of its nodes begins; the other pools choose (transition/guard.py).
 
-Terms: docs/design/glossary.md#candidate, docs/design/glossary.md#slot.
+Terms: docs/design/glossary.md#candidate, docs/design/glossary.md#slot, docs/design/glossary.md#fence,
+docs/design/glossary.md#newcomer.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,6 +1,6 @@
 """Which failures of a generation are on record, so that no node takes its failure with it when it goes.
 
-Terms: docs/design/glossary.md#point-of-no-return, docs/design/glossary.md#claim.
+Terms: docs/design/glossary.md#point-of-no-return, docs/design/glossary.md#claim, docs/design/glossary.md#fence.
 """
 
 from collections.abc import Container, Iterable, Mapping

@@ -1,6 +1,8 @@
 """What keeps every node of a policy from starting, whatever the state of its nodes: HOLDS, in order; the first wins.
 
 HOLDS are checked once per pool and pass, and only while some node could start. Nodes in flight go on.
+
+Terms: docs/design/glossary.md#slot, docs/design/glossary.md#point-of-no-return.
 """
 
 from collections.abc import Callable

@@ -3,7 +3,7 @@
 Nodes that are changing are not named. One begins every few minutes, and each waiting node would have to be written
 again.
 
-Terms: docs/design/glossary.md#slot.
+Terms: docs/design/glossary.md#slot, docs/design/glossary.md#fence.
 """
 
 from collections.abc import Iterable

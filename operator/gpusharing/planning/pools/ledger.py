@@ -1,7 +1,8 @@
 """What the pools share in one pass: who could not run after the changes, looks at pods, and room in
 PodDisruptionBudgets.
 
-Terms: docs/design/glossary.md#slot, docs/design/glossary.md#claim.
+Terms: docs/design/glossary.md#slot, docs/design/glossary.md#claim, docs/design/glossary.md#fence,
+docs/design/glossary.md#gang, docs/design/glossary.md#wave.
 """
 
 from collections import Counter

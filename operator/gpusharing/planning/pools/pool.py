@@ -14,7 +14,9 @@ order      fewest GPU pods first, a gang counted as a whole, then a stable shuff
 waves      nodes that share a gang start in one pass, and wait for enough room where that can come (waves.py)
 crowd      while nodes in flight use up the room of a PodDisruptionBudget, no other node that it guards starts
 
-Terms: docs/design/glossary.md#slot, docs/design/glossary.md#newcomer, docs/design/glossary.md#look.
+Terms: docs/design/glossary.md#slot, docs/design/glossary.md#newcomer, docs/design/glossary.md#look,
+docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#gang,
+docs/design/glossary.md#drift, docs/design/glossary.md#wave.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -2,7 +2,7 @@
 
 Specification: docs/design/drain.md#waves. A wave is known by the `wave` of its fences, and so survives a restart.
 
-Terms: docs/design/glossary.md#wave, docs/design/glossary.md#gang.
+Terms: docs/design/glossary.md#wave, docs/design/glossary.md#gang, docs/design/glossary.md#fence.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

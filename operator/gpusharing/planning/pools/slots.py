@@ -5,7 +5,8 @@ Which claims stay although their nodes carry no fence, and which policies keep o
 A claim is written before its fence. If the operator ends in between, the next one may find the node's gate closed
 again. Dropping claim and finalizer then, and taking them again, would be four writes for nothing.
 
-Terms: docs/design/glossary.md#claim, docs/design/glossary.md#fence.
+Terms: docs/design/glossary.md#claim, docs/design/glossary.md#fence, docs/design/glossary.md#drift,
+docs/design/glossary.md#point-of-no-return.
 """
 
 from collections.abc import Collection, Mapping

@@ -2,7 +2,8 @@
 
 Specification: docs/design/drain.md#waves.
 
-Terms: docs/design/glossary.md#gang, docs/design/glossary.md#wave.
+Terms: docs/design/glossary.md#gang, docs/design/glossary.md#wave, docs/design/glossary.md#fence,
+docs/design/glossary.md#slot, docs/design/glossary.md#drift.
 """
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence

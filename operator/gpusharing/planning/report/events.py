@@ -1,5 +1,8 @@
 """The Events to post, as values: computed from the verdicts on a node before and after a pass. Nothing is posted while
-nothing changes."""
+nothing changes.
+
+Terms: docs/design/glossary.md#point-of-no-return.
+"""
 
 from collections.abc import Mapping
 from typing import Any, Literal

@@ -1,4 +1,7 @@
-"""The nodes that a policy's status is about, and texts about them."""
+"""The nodes that a policy's status is about, and texts about them.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return.
+"""
 
 from collections.abc import Sequence
 

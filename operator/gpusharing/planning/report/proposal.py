@@ -2,6 +2,8 @@
 changes.
 
 The decisions are those of `plan_rollout`; here they are only collected.
+
+Terms: docs/design/glossary.md#class.
 """
 
 from collections import Counter

@@ -2,6 +2,8 @@
 again while nothing changes.
 
 Conditions use the terms of kstatus. Messages are sorted, bounded and free of times, so that they do not flap.
+
+Terms: docs/design/glossary.md#gang.
 """
 
 from collections import Counter

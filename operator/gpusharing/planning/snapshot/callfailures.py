@@ -3,6 +3,8 @@ nodes go on.
 
 Failures are kept in memory only. A failed call may have been carried out nevertheless, when only its answer was lost,
 so the next attempt is decided anew from the state of the cluster at that time.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#slot.
 """
 
 from datetime import datetime, timedelta

@@ -4,7 +4,7 @@ A LIST of pods costs the API server the same whether it finds the old blocker or
 of all policies share LOOKS of them per poll. The caller remembers what a look found and puts it into the next
 snapshot, so everything here is a pure function of that.
 
-Terms: docs/design/glossary.md#look, docs/design/glossary.md#blocker.
+Terms: docs/design/glossary.md#look, docs/design/glossary.md#blocker, docs/design/glossary.md#gang.
 """
 
 from collections.abc import Iterable

@@ -1,6 +1,6 @@
 """The pods of nodes in work, as the drain rules see them, and what is known about their evictions.
 
-Terms: docs/design/glossary.md#gang.
+Terms: docs/design/glossary.md#gang, docs/design/glossary.md#fence.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,8 @@
 """What we record on Nodes and on the leader Lease: the only memory of a change. `kube/fence.py` writes it as text.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#wave,
-docs/design/glossary.md#drift.
+docs/design/glossary.md#drift, docs/design/glossary.md#slot, docs/design/glossary.md#gang,
+docs/design/glossary.md#point-of-no-return, docs/design/glossary.md#class, docs/design/glossary.md#newcomer.
 """
 
 from dataclasses import replace

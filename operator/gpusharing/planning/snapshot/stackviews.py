@@ -1,4 +1,7 @@
-"""NVIDIA's software in the cluster, and the configuration that we keep for it."""
+"""NVIDIA's software in the cluster, and the configuration that we keep for it.
+
+Terms: docs/design/glossary.md#fence.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import field

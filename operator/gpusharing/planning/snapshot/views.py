@@ -3,7 +3,8 @@
 A view leaves out resourceVersion and heartbeats on purpose: a node whose view did not change is the same input, so
 verdicts are memoized by identity. The executor takes the resourceVersion from the cache.
 
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#proof.
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#proof, docs/design/glossary.md#slot,
+docs/design/glossary.md#drift, docs/design/glossary.md#point-of-no-return.
 """
 
 from collections.abc import Mapping

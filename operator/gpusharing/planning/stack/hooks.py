@@ -1,4 +1,7 @@
-"""May the operator be uninstalled, or rolled back, now? The chart's pre-delete and pre-rollback hooks ask."""
+"""May the operator be uninstalled, or rolled back, now? The chart's pre-delete and pre-rollback hooks ask.
+
+Terms: docs/design/glossary.md#fence.
+"""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any

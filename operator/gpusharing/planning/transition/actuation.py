@@ -2,6 +2,8 @@
 
 It opens only on a node that was just proven idle: for the first run, a retry, a cure and the next step alike. A plugin
 restart disturbs no pod and needs no idle node; mig-manager never runs for one.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return.
 """
 
 from dataclasses import replace

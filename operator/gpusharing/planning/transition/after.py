@@ -7,6 +7,8 @@
 
 After the PNR safety wins: the node stays fenced until a good layout is proven, whatever anybody lifts. A result
 counts more than a clock: a Failed node that is proven after all is given back.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/glossary.md#point-of-no-return.
 """
 
 from collections.abc import Callable, Iterable

@@ -5,6 +5,8 @@
 
 Until the PNR nothing is lost but evicted pods: people take precedence over us, and an abort restores the node as it
 was.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return, docs/design/glossary.md#class.
 """
 
 from collections.abc import Callable

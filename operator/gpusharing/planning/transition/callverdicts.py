@@ -1,4 +1,7 @@
-"""The verdict of a node whose calls fail, with the server's words (see callfailures.py)."""
+"""The verdict of a node whose calls fail, with the server's words (see callfailures.py).
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/glossary.md#point-of-no-return.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -2,6 +2,8 @@
 
 A pass makes the cases of the nodes of which something is known that was not in the last pass; the memo (memo.py) finds
 them and keeps the verdicts of the others.
+
+Terms: docs/design/glossary.md#gang.
 """
 
 from collections import Counter

@@ -1,4 +1,7 @@
-"""Whose is the cordon of a fenced node, and may we lift it? Asked before the point of no return and after it."""
+"""Whose is the cordon of a fenced node, and may we lift it? Asked before the point of no return and after it.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return.
+"""
 
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.transition.verdict import FencedCase

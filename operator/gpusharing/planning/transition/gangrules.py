@@ -2,6 +2,8 @@
 than that of the node in work. A policy that cannot be read, and a node that cannot be judged, may forbid anything.
 
 Specification: docs/adr/0039-a-wave-stays-within-its-policy.md.
+
+Terms: docs/design/glossary.md#gang, docs/design/glossary.md#wave.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,6 +1,8 @@
 """May a change of this node begin? GATES check everything but its pods; the first closed gate is the answer.
 
 No gate touches the node: it is not cordoned while it waits here.
+
+Terms: docs/design/glossary.md#drift.
 """
 
 from collections.abc import Callable, Sequence

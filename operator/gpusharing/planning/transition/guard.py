@@ -3,6 +3,8 @@ goes for a policy: all of its nodes show it, and those of other policies go on.
 
 Readers of foreign text do not raise (`yamltext.py`, `kube/convert.py`), so this catches only faults in one of them.
 Without it the process would end, restart, and meet the same object again.
+
+Terms: docs/design/glossary.md#fence.
 """
 
 from gpusharing.api.names import DisruptionClass, Phase

@@ -5,6 +5,9 @@
 What can take long comes first, so that the proof is fresh when it is used: the reading was requested at most a minute
 ago, after the last pod left and after the last event (requests.py), and both LISTs were made after it was answered and
 in the last half minute.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#gang, docs/design/glossary.md#point-of-no-return,
+docs/design/glossary.md#class.
 """
 
 from dataclasses import replace

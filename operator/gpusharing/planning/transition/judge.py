@@ -1,4 +1,7 @@
-"""The verdict for one node: fenced nodes continue their way, others are adopted, skipped, gated or candidates."""
+"""The verdict for one node: fenced nodes continue their way, others are adopted, skipped, gated or candidates.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/glossary.md#drift.
+"""
 
 from dataclasses import replace
 

@@ -2,6 +2,8 @@
 (docs/design/drain.md#c6).
 
 Only marks that we set are removed again; the fence lists them.
+
+Terms: docs/design/glossary.md#fence.
 """
 
 from collections.abc import Iterable

@@ -1,5 +1,8 @@
 """One node as its pool counts it: facts about this node alone, so that the memo can keep them and a pass only adds
-up."""
+up.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot.
+"""
 
 from collections.abc import Callable
 

@@ -1,4 +1,7 @@
-"""What is known about mig-manager on one node: does a change need it, is it working or stuck, can it be believed?"""
+"""What is known about mig-manager on one node: does a change need it, is it working or stuck, can it be believed?
+
+Terms: docs/design/glossary.md#point-of-no-return.
+"""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta

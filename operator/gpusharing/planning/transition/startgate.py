@@ -2,6 +2,8 @@
 
 It gets its layout the ordinary way, and loses the taint with the proof: when its change is released, or when it is
 adopted because it is as wanted already. Until then every verdict on it says what keeps workloads off.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot.
 """
 
 from gpusharing.api import names

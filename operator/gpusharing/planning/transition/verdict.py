@@ -1,4 +1,8 @@
-"""The answer for one node: where it is, why, what to do about it now, and when to look again."""
+"""The answer for one node: where it is, why, what to do about it now, and when to look again.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/glossary.md#gang,
+docs/design/glossary.md#point-of-no-return.
+"""
 
 from dataclasses import field, fields, replace
 from datetime import datetime

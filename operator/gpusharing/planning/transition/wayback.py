@@ -5,6 +5,8 @@ back as RolledBack: uncordoned, serving that, and not tried again by itself
 
 It is turned round once: where the way back fails too, the node is Failed and held
 (docs/design/transition.md#rollback).
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return.
 """
 
 from dataclasses import replace

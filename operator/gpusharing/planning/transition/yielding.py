@@ -7,6 +7,8 @@ Before the point of no return the change is given up at once; after it the PATCH
 stage. The fence stays, or our cordon would look like somebody else's for ever. The PATCH that writes the stage removes
 our marks for the neighbours: NVIDIA's driver upgrade skips a node that has them, and we would wait for it for ever.
 Nothing is evicted meanwhile. The node is away from its pool, and holds no slot of the operator-wide cap.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/glossary.md#point-of-no-return.
 """
 
 from dataclasses import replace

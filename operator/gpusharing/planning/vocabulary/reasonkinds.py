@@ -1,4 +1,7 @@
-"""The columns of the table of reasons in `reasons.py`."""
+"""The columns of the table of reasons in `reasons.py`.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return.
+"""
 
 from enum import IntEnum, StrEnum, auto
 from typing import Literal, Self

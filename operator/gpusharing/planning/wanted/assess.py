@@ -2,6 +2,8 @@
 disturbs.
 
 The answer does not depend on time, so that the memo may keep it for as long as its inputs are equal.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#drift, docs/design/glossary.md#point-of-no-return.
 """
 
 from gpusharing.api import names

@@ -3,6 +3,8 @@
 An entry is added when a policy is accepted, before any label points at it. It is removed only when no policy, Node
 label, fence or last proof names it: a missing key makes the device plugin crash-loop (docs/design/nvidia.md#b4). The
 neutral entry is never removed, because a ConfigMap without any entry has the same effect.
+
+Terms: docs/design/glossary.md#fence.
 """
 
 from collections.abc import Iterable, Mapping

@@ -10,6 +10,8 @@
 
 The present owner is the policy that the fence names, because the fence is written before the label. Without a fence it
 is the label gpusharing.dev/policy on the Node, which is written when a node is adopted or released.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot.
 """
 
 from collections import defaultdict

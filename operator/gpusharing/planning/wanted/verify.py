@@ -11,6 +11,8 @@
 Each source counts where it exists for the mode and the card (docs/design/transition.md#proof). Nothing is remembered:
 the same checks adopt a node, find drift and prove a change; what proves a change is younger than it
 (`transition/requests.py`).
+
+Terms: docs/design/glossary.md#drift.
 """
 
 import re
