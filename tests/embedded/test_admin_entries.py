@@ -148,6 +148,11 @@ async def test_an_entry_for_which_mig_parted_refuses_the_file_holds_up_no_other_
             scene.apply({"mode": "MIG", "mig": {"config": "spare"}})
             row = await scene.until_condition("Accepted", "False", "ConfigUnknown")
             assert f"entry spare: {why}" in row["message"]
-    told = [line for line in lines if line["event"] == "entries of the admin's ConfigMap are left out"]
+    told = [
+        line
+        for line in lines
+        if line["event"]
+        == "mig-parted would refuse entries of the admin's ConfigMap, so they are not merged into ours"
+    ]
     assert [(line["configmap"], why in line["why"]) for line in told] == [(SITE, True)]
     assert "the status cannot be computed; please report this bug" not in {line["event"] for line in lines}

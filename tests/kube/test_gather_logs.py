@@ -43,7 +43,10 @@ async def test_a_wrong_file_of_the_admin_is_logged_when_it_changes_and_its_confi
                 await stage.snapshot()
                 counts.append(len(logged))
     assert counts == [1, 1, 2, 3]
-    wrong, gone = "entries of the admin's ConfigMap are left out", "the admin's ConfigMap does not exist"
+    wrong, gone = (
+        "mig-parted would refuse entries of the admin's ConfigMap, so they are not merged into ours",
+        "the admin's ConfigMap does not exist",
+    )
     assert [one["event"] for one in logged] == [wrong, wrong, gone]
 
 

@@ -21,7 +21,7 @@ MAX_DURATION = timedelta(hours=rules.MAX_DURATION_HOURS)
 MAX_VALUE = 60
 """The most characters of a value that a message shows."""
 UNKNOWN = (
-    "this operator does not know the field: the CRDs are of a newer version, so upgrade the operator too"
+    "this operator does not know the field: the CRDs are from a newer version, so upgrade the operator too"
     " (helm upgrade), or take the field out of the policy"
 )
 _DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?")

@@ -28,7 +28,7 @@ TOKEN_SECONDS = 60.0
 
 NO_CLIENT = (
     "the official client that reads it is not installed: pip install 'gpu-sharing-operator[kubeconfig]', "
-    "or unset KUBECONFIG in a pod"
+    "or unset KUBECONFIG if this runs in a pod"
 )
 
 

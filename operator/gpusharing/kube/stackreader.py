@@ -173,7 +173,11 @@ class StackReader:
         problem = migfile.parse_admin(now.admin_mig_file).problem
         if problem and (before is None or before.admin_mig_file != now.admin_mig_file):
             name = self.sources.settings.admin_maps.mig
-            log.warning("entries of the admin's ConfigMap are left out", configmap=name, why=problem)
+            log.warning(
+                "mig-parted would refuse entries of the admin's ConfigMap, so they are not merged into ours",
+                configmap=name,
+                why=problem,
+            )
 
 
 def _newest(remembered: dict[str, Any]) -> dict[str, Any]:

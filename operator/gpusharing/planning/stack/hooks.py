@@ -95,8 +95,8 @@ def _refuse_finalizers(policies: Sequence[str]) -> str:
             "or leave their nodes as they are (for a policy that is already being deleted: kubectl annotate gsp NAME"
             f" {names.ANNOTATION_FORCE_RELEASE}=true):",
             *(f"  kubectl patch gsp {name} --type merge -p '{retain}'" for name in shown),
-            "To uninstall anyway: helm uninstall --no-hooks. An operator that is installed again goes on with"
-            " these policies; without one, this releases a policy:",
+            "To uninstall anyway: helm uninstall --no-hooks. If you install the operator again later, it continues with"
+            " these policies. If you do not, this command removes a policy's finalizer, so that it can be deleted:",
             f"  kubectl patch gsp NAME --type merge -p '{finalizers}'",
         ]
     )

@@ -70,8 +70,8 @@ class Reason(Worded):
         "daemon's name in PROCESS_TO_SIGNAL, with device plugin v0.20 or newer. Or choose another mode. A node past "
         "its point of no return waits for that, cordoned, or goes back if rollout.onFailure says so.")
     TAINT_NOT_TOLERATED = (("TaintNotTolerated", "Node", _PERSON, "ClusterPolicy"),
-        "The node waits behind the taint gpusharing.dev/unproven, which the agent, NVIDIA's pods or the worker of Node "
-        "Feature Discovery does not tolerate. Unless all of them run there, nothing can prove it.",
+        "The node has the taint gpusharing.dev/unproven, and the agent, NVIDIA's pods or the worker of Node Feature "
+        "Discovery does not tolerate it. Unless all of them run there, the node cannot be proven and keeps the taint.",
         "Run the command in the message.")
     AGENT_NOT_READY = (("AgentNotReady", "Node", _PERSON, "agent"),
         "No ready agent pod runs on the node, so nothing could prove the change. No change starts.",
@@ -167,7 +167,7 @@ class Reason(Worded):
         "gpusharing.dev/retry on the Node.")
     CORDON_RESTORED = (("CordonRestored", "Node", _SOON, "operator", Mark.EVENT, Mark.PAST_RETURN),
         "Somebody lifted our cordon after the point of no return; it was put back, because the layout is unproven.",
-        "Wait for the proof; then the node is uncordoned. A cordon that is lifted again is put back again.")
+        "Wait for the proof; then the node is uncordoned. If somebody lifts the cordon again, the operator puts it back.")
     DRAIN_TIMEOUT = (("DrainTimeout", "Node", _LATER, "pods"),
         "The drain took longer than drain.timeout; the node was restored. Pods that were evicted stay where they "
         "went.",
@@ -316,11 +316,11 @@ class Reason(Worded):
     LAYOUT_MISMATCH = (("LayoutMismatch", "Proof", _LATER, "GPUs", Mark.TURNS_BACK),
         "According to the agent, the GPUs are not divided as wanted.")
     ALLOCATABLE_MISMATCH = (("AllocatableMismatch", "Proof", _LATER, "device-plugin", Mark.TURNS_BACK, Mark.ENDS_MPS),
-        "The node does not offer the resource names and counts that the mode predicts.",
+        "The node does not advertise the resource names and counts that the mode calls for.",
         "If it lasts, read the log of the device plugin on the node. A plugin that read its configuration "
         "while somebody was editing it reads it again when its pod is deleted.")
     LABEL_MISMATCH = (("LabelMismatch", "Proof", _LATER, "gpu-feature-discovery", Mark.TURNS_BACK, Mark.ENDS_MPS),
-        "The labels of GPU Feature Discovery do not say what the mode predicts.",
+        "The labels of GPU Feature Discovery do not say what the mode calls for.",
         "If it lasts, read the log of gpu-feature-discovery on the node.")
 
     # --- Drain: why a pod does not leave; if one is known before the cordon, the node is not cordoned
@@ -342,7 +342,7 @@ class Reason(Worded):
         "Remove its manifest from the node.")
     DRA_CLAIM = (("DRAClaim", "Drain", _PERSON, "pods"),
         "The pod holds a GPU through a ResourceClaim of driver gpu.nvidia.com, or through one that cannot "
-        "be read. Such GPUs are managed by the DRA driver.",
+        "be read. The DRA driver manages such GPUs, so the node is not changed while the pod is there.",
         "Use this operator on nodes that serve GPUs through the device plugin.")
     PROTECTED_NAMESPACE = (("ProtectedNamespace", "Drain", _PERSON, "pods"),
         "The pod's namespace is one in which nothing is evicted (value operator.protectedNamespaces).",
@@ -392,7 +392,7 @@ class Reason(Worded):
         "and keeps its slot until drain.timeout.",
         "Check the PodDisruptionBudget of the pod and the API server's answer.")
     DO_NOT_DISRUPT = (("DoNotDisrupt", "Drain", _LATER, "pods"),
-        "A mark on the pod asks not to disturb it: do-not-disrupt, safe-to-evict or cluster.x-k8s.io/drain. The node "
+        "A mark on the pod asks controllers not to disturb it: do-not-disrupt, safe-to-evict or cluster.x-k8s.io/drain. The node "
         "is not cordoned meanwhile.",
         "Wait for the pod or the end of its mark, remove the mark, or set drain.protectedPods to Ignore.")
     JOBS_RUNNING = (("JobsRunning", "Drain", _LATER, "pods", Mark.NO_BLOCKER_EVENT),
