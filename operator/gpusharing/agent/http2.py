@@ -164,7 +164,7 @@ class Conversation:
         we never opened."""
         number = frame.stream_id
         if number % 2 == 0 or number >= self._next:
-            raise _refused(f"an answer on stream {number}, on which nobody asked")
+            raise _refused(f"an answer on stream {number}, for which no call is open")
         return self._open.get(number)
 
     def _take_headers(self, frame: HeadersFrame) -> None:

@@ -167,7 +167,8 @@ class Reason(Worded):
         "gpusharing.dev/retry on the Node.")
     CORDON_RESTORED = (("CordonRestored", "Node", _SOON, "operator", Mark.EVENT, Mark.PAST_RETURN),
         "Somebody lifted our cordon after the point of no return; it was put back, because the layout is unproven.",
-        "Wait for the proof; then the node is uncordoned. If somebody lifts the cordon again, the operator puts it back.")
+        "Wait for the proof; then the node is uncordoned. If somebody lifts the cordon again, the operator puts it "
+        "back.")
     DRAIN_TIMEOUT = (("DrainTimeout", "Node", _LATER, "pods"),
         "The drain took longer than drain.timeout; the node was restored. Pods that were evicted stay where they "
         "went.",
@@ -392,8 +393,8 @@ class Reason(Worded):
         "and keeps its slot until drain.timeout.",
         "Check the PodDisruptionBudget of the pod and the API server's answer.")
     DO_NOT_DISRUPT = (("DoNotDisrupt", "Drain", _LATER, "pods"),
-        "A mark on the pod asks controllers not to disturb it: do-not-disrupt, safe-to-evict or cluster.x-k8s.io/drain. The node "
-        "is not cordoned meanwhile.",
+        "A mark on the pod asks controllers not to disturb it: do-not-disrupt, safe-to-evict or cluster.x-k8s.io/drain. "
+        "The node is not cordoned meanwhile.",
         "Wait for the pod or the end of its mark, remove the mark, or set drain.protectedPods to Ignore.")
     JOBS_RUNNING = (("JobsRunning", "Drain", _LATER, "pods", Mark.NO_BLOCKER_EVENT),
         "The node is cordoned and waits for pods that run to completion: those of Jobs, and those of rules with "
