@@ -28,10 +28,11 @@ from gpusharing.kube.lease import LeaderLease, Timing
 from gpusharing.kube.reflector import CacheSettings, Reflector
 from gpusharing.planning.snapshot.views import PlanSettings
 from hack.sim.agentpages import Pages
-from hack.sim.daemons import played_daemon_sets
+from hack.sim.daemons import MPS_DAEMON, played_daemon_sets
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import Crash
 from hack.sim.gpu import SimulatedGPUs
+from hack.sim.manifests import mps_daemon_set
 from hack.sim.mortal import MortalClient
 from hack.sim.nodesoftware import NodeSoftware
 from hack.sim.settings import SimSettings
@@ -257,7 +258,11 @@ def _cluster(
     for node in nodes:
         cluster.add(NODES, node)
     for name, namespace in played_daemon_sets(sim):
-        cluster.add(DAEMON_SETS, {"metadata": {"name": name, "namespace": namespace}})
+        if name == MPS_DAEMON and cluster_policy is not None:
+            policy = cluster.get(CLUSTER_POLICIES, cluster_policy["metadata"]["name"])
+            cluster.add(DAEMON_SETS, mps_daemon_set(sim, policy))
+        else:
+            cluster.add(DAEMON_SETS, {"metadata": {"name": name, "namespace": namespace}})
     return cluster
 
 

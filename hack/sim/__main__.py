@@ -90,9 +90,7 @@ async def play(
         agents_as = None
         if account:
             agents_as = await stack.enter_async_context(AgentClients(kubeconfig, account))
-        for name in await install(
-            client, settings.gpu_operator_namespace, settings.agent_namespace, agents=settings.agents
-        ):
+        for name in await install(client, settings):
             say(f"created DaemonSet {name}")
         await NodeSoftware(client, settings, log=say, agent_client=agents_as).run()
 

@@ -46,7 +46,7 @@ class DaemonSetPlayer:
         off; empty if it cannot."""
         self._cluster = cluster
         self._pods = pods
-        self._name = name
+        self.name = name
         self._selector = selector
         self._spawn = spawn
         self._operand = operand
@@ -67,20 +67,28 @@ class DaemonSetPlayer:
             self._busy.add(node)
             self._spawn(self._delete(node, pod))
 
+    def renew(self, node: str) -> None:
+        """Delete the running pod of this node, because the DaemonSet has a new template; the event of its deletion
+        leads to a new pod. Does nothing without a running pod, or while an earlier creation or deletion runs."""
+        pod = self._pods.running(node)
+        if pod is not None and node not in self._busy:
+            self._busy.add(node)
+            self._spawn(self._delete(node, pod))
+
     async def _create(self, node: str) -> None:
         """Create the pod and make it Running and Ready after a quarter of the pod's start time. Refusals of the API
         server are logged and not raised."""
         client, namespace = self._cluster.client, self._pods.namespace
         suffix = "".join(self._random.choices("bcdfghjklmnpqrstvwxz2456789", k=5))
         try:
-            pod = await client.create(PODS, self._body(f"{self._name}-{suffix}", node), namespace=namespace)
+            pod = await client.create(PODS, self._body(f"{self.name}-{suffix}", node), namespace=namespace)
             await self._cluster.clock.sleep(self._cluster.settings.times.pod_start / 4)
             name = pod["metadata"]["name"]
             await client.patch(
                 PODS, name, {"status": self._running()}, namespace=namespace, subresource="status"
             )
         except (NotFound, AlreadyExists) as error:
-            self._cluster.log(f"{node}: {self._name}: {error!r}")
+            self._cluster.log(f"{node}: {self.name}: {error!r}")
         finally:
             self._busy.discard(node)
 
@@ -92,7 +100,7 @@ class DaemonSetPlayer:
                 PODS, metadata["name"], namespace=metadata["namespace"], uid=metadata["uid"]
             )
         except (NotFound, Conflict) as error:
-            self._cluster.log(f"{node}: {self._name}: {error!r}")
+            self._cluster.log(f"{node}: {self.name}: {error!r}")
         finally:
             self._busy.discard(node)
 
@@ -101,8 +109,8 @@ class DaemonSetPlayer:
         owner = {
             "apiVersion": "apps/v1",
             "kind": "DaemonSet",
-            "name": self._name,
-            "uid": f"daemonset-{self._name}",
+            "name": self.name,
+            "uid": f"daemonset-{self.name}",
             "controller": True,
             "blockOwnerDeletion": True,
         }

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from gpusharing.kube.client import DAEMON_SETS, JSON, KubeClient
+from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, KubeClient
 from gpusharing.kube.errors import AlreadyExists
 from gpusharing.kube.paging import list_of
 from hack.sim.daemons import (
@@ -18,6 +18,8 @@ from hack.sim.daemons import (
     TOLERATED,
 )
 from hack.sim.gpuoperator import LABEL_DEPLOY_MIG_MANAGER
+from hack.sim.mpsset import mps_pod_spec
+from hack.sim.settings import SimSettings
 
 
 def daemon_set(
@@ -47,11 +49,25 @@ def daemon_set(
     }
 
 
-async def install(
-    client: KubeClient, gpu_operator_namespace: str, agent_namespace: str, *, agents: bool
-) -> list[str]:
-    """Create the DaemonSets that are missing, and return the created ones as namespace/name. The agent's DaemonSet is
-    usually created by our chart: a substitute is created only if `agents` is set and there is none."""
+def mps_daemon_set(settings: SimSettings, cluster_policy: JSON) -> JSON:
+    """Return the GPU Operator's DaemonSet of MPS daemons, which this ClusterPolicy owns."""
+    namespace = settings.gpu_operator_namespace
+    body = daemon_set(MPS_DAEMON, namespace, {LABEL_MPS_DAEMON: MPS_DAEMON}, MPS_SELECTOR)
+    owner = {key: cluster_policy["metadata"][key] for key in ("name", "uid")}
+    body["metadata"]["ownerReferences"] = [{"apiVersion": "nvidia.com/v1", "kind": "ClusterPolicy", **owner}]
+    body["spec"]["template"]["spec"] |= mps_pod_spec(settings)
+    return body
+
+
+async def install(client: KubeClient, settings: SimSettings) -> list[str]:
+    """Create the DaemonSets that are missing, and return the created ones as namespace/name.
+
+    The agent's DaemonSet is usually created by our chart: a substitute is created only if `settings.agents` is set and
+    there is none. Without a ClusterPolicy the MPS DaemonSet has no owner and does nothing, because a garbage collector
+    would delete it.
+    """
+    gpu_operator_namespace, agent_namespace = settings.gpu_operator_namespace, settings.agent_namespace
+    policies = await list_of(client, CLUSTER_POLICIES)
     wanted = [
         daemon_set(
             MIG_MANAGER_SET,
@@ -59,9 +75,11 @@ async def install(
             {LABEL_MIG_MANAGER: MIG_MANAGER},
             {LABEL_DEPLOY_MIG_MANAGER: "true"},
         ),
-        daemon_set(MPS_DAEMON, gpu_operator_namespace, {LABEL_MPS_DAEMON: MPS_DAEMON}, MPS_SELECTOR),
+        mps_daemon_set(settings, policies[0])
+        if policies
+        else daemon_set(MPS_DAEMON, gpu_operator_namespace, {LABEL_MPS_DAEMON: MPS_DAEMON}, MPS_SELECTOR),
     ]
-    if agents and not await _has_agents(client, agent_namespace):
+    if settings.agents and not await _has_agents(client, agent_namespace):
         labels = {LABEL_AGENT: AGENT}
         wanted.append(
             daemon_set(

@@ -1,9 +1,9 @@
 """SIMULATED MPS control daemon of one node, in a pod that the label nvidia.com/mps.capable creates and removes
 (docs/design/nvidia.md#b5).
 
-Its sidecar finds no process to signal, so the daemon keeps the number of clients that it started with until its pod is
-replaced. It sets every GPU to ExclusiveProcess, and back to Default when it stops cleanly; if killed, it leaves them
-exclusive.
+Its sidecar tells it which configuration the label names only when the pod starts, and only if it finds the daemon
+(mpsset.py). So the daemon keeps the number of clients that it started with until its pod is replaced. It sets every
+GPU to ExclusiveProcess, and back to Default when it stops cleanly; if killed, it leaves them exclusive.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from gpusharing.agent.library import LibraryError
 from hack.sim.gpu import SimulatedGPUs
+from hack.sim.mpsset import is_notified, mps_pod_spec
 from hack.sim.nodeobject import NodeObject, SimCluster
 from hack.sim.operands import Configured
 from hack.sim.plugin import PluginError
@@ -79,8 +80,8 @@ class MpsDaemon(Configured):
 
     async def _start(self) -> bool:
         """Start the pod: its init container selects the configuration, and the daemon serves if that is one for MPS.
-        Returns False if the pod crash-loops instead. With plugin 0.19.3 the daemon gets no configuration and never
-        serves."""
+        Returns False if the pod crash-loops instead. A daemon that config-manager does not find gets no configuration
+        and never serves."""
         key = self.key(new_pod=True)
         try:
             if key is None:
@@ -94,7 +95,8 @@ class MpsDaemon(Configured):
             return False
         if config.clients is None:
             return True  # the daemon logs "No devices are configured for MPS sharing" and waits for ever
-        if self.cluster.settings.plugin == "0.19.3":
+        pod = self.cluster.mps_pod or mps_pod_spec(self.cluster.settings)
+        if not self.cluster.policy.plain and not is_notified(pod):
             self.cluster.log(
                 f"{self.node.name}: {self.operand}: waits for ever: config-manager never signals it"
             )

@@ -14,11 +14,20 @@ from typing import Any
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.podresources import PodResources
 from gpusharing.api.gpunode import RemappedRows
-from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, KubeClient
+from gpusharing.kube.client import (
+    CLUSTER_POLICIES,
+    CONFIG_MAPS,
+    DAEMON_SETS,
+    GPUNODES,
+    JSON,
+    NODES,
+    PODS,
+    KubeClient,
+)
 from hack.sim.agentpages import ANNOTATION_LAPSE, LAPSING, AgentPages, Lapse, Pages
 from hack.sim.agents import AgentAPI, SharedGPUNodes, run_again
 from hack.sim.configmaps import MountedConfigMaps
-from hack.sim.daemons import DaemonSetPlayer, agent_pods, mig_manager_pods, mps_pods, players
+from hack.sim.daemons import MPS_DAEMON, DaemonSetPlayer, agent_pods, mig_manager_pods, mps_pods, players
 from hack.sim.feed import follow
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.gpuoperator import ClusterPolicy, cluster_policy, default_policy
@@ -135,6 +144,8 @@ class NodeSoftware:
             await self._policy_synced.wait()
             if self.settings.agents:
                 self._spawn(follow(client, GPUNODES, self._gpunodes.take, log=log))
+            if not self._cluster.policy.plain:
+                self._spawn(follow(client, DAEMON_SETS, self._take_daemon_set, namespace=namespace, log=log))
             self._spawn(follow(client, PODS, self._take_pod, log=log))
             self._spawn(follow(client, NODES, self._take_node, log=log))
 
@@ -231,6 +242,19 @@ class NodeSoftware:
                 node.policy_changed(plugin=plugin, mig=mig)
                 for player in self._players:
                     player.look(node.name, node.object.labels)
+
+    def _take_daemon_set(self, raw: JSON, gone: bool) -> None:
+        """Store the pod spec of the MPS DaemonSet. If it changed, replace the pods, where no real controller does.
+        Other DaemonSets, and one without a pod spec, are ignored."""
+        spec = ((raw.get("spec") or {}).get("template") or {}).get("spec")
+        if raw["metadata"]["name"] != MPS_DAEMON or gone or not spec:
+            return
+        before, self._cluster.mps_pod = self._cluster.mps_pod, spec
+        if before and before != spec:
+            for player in self._players:
+                if player.name == MPS_DAEMON:
+                    for node in self.nodes:
+                        player.renew(node)
 
     # --- inside ------------------------------------------------------------------------------------------
 

@@ -70,8 +70,10 @@ class SimSettings:
     writes no state (a.7, 1)."""
     plugin: PluginVersion = "0.20.0"
     """The version of device plugin and GFD. Before 0.20 `+me` instances are counted under the plain profile (b.6).
-    With 0.19.3 the GPU Operator is one up to v26.7, whose MPS daemon gets no configuration; with 0.20.0 it is a
-    later one (b.5)."""
+    With 0.19.3 the GPU Operator's MPS daemon gets no configuration (b.5)."""
+    mps_signals: str = "mps-control-daemon"
+    """The process that config-manager looks for in the GPU Operator's MPS DaemonSet. Releases up to v26.7 have
+    `/usr/bin/mps-control-daemon`, and their daemon gets no configuration; the default is that of a later one (b.5)."""
     gpu_operator_namespace: str = "gpu-operator"
     agent_namespace: str = "gpusharing-agent"
     agents: bool = True

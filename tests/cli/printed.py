@@ -17,6 +17,7 @@ from gpusharing.cli.live.installed import OPERATOR
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
+    DAEMON_SETS,
     DEPLOYMENTS,
     GPUNODES,
     JSON,
@@ -78,11 +79,25 @@ class CommandPlayer:
             self.scene.e.cluster.patch(
                 CONFIG_MAPS, words[3], {"metadata": {"labels": labels}}, words[words.index("-n") + 1]
             )
+        elif words[3:5] == ["set", "env"]:
+            self._set_env(words[5], words[2], words[7], words[8])
         elif words[3:] == ["rollout", "restart", f"deployment/{OPERATOR}"]:
             await self.roll_out()
         else:
             raise AssertionError(f"nobody knows how to play: {command}")
         await asyncio.sleep(QUIET)
+
+    def _set_env(self, daemon_set: str, namespace: str, container: str, pair: str) -> None:
+        """Set one variable of one container of a DaemonSet, given as `daemonset/NAME`."""
+        cluster, name = self.scene.e.cluster, daemon_set.removeprefix("daemonset/")
+        variable, _, value = pair.partition("=")
+        containers = cluster.get(DAEMON_SETS, name, namespace)["spec"]["template"]["spec"]["containers"]
+        for one in containers:
+            if one["name"] == container:
+                others = [row for row in one["env"] if row["name"] != variable]
+                one["env"] = [*others, {"name": variable, "value": value}]
+        body = {"spec": {"template": {"spec": {"containers": containers}}}}
+        cluster.patch(DAEMON_SETS, name, body, namespace)
 
     def _label(self, words: list[str]) -> None:
         pairs = [word.partition("=") for word in words if "=" in word]

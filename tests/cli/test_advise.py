@@ -4,6 +4,7 @@ cli/setup/advice.py)."""
 import itertools
 import json
 import re
+from typing import Any
 
 import pytest
 import yaml
@@ -55,7 +56,7 @@ def test_advice_for(name: str) -> None:
     assert (found.profile.name if found.profile else "") == profile
 
 
-ANSWERS = [
+ANSWERS: list[dict[str, Any]] = [
     dict(zip(("promise", "strangers", "bill", "bursts"), row, strict=True))
     for row in itertools.product((True, False), repeat=4)
 ]

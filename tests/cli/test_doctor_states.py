@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
-from tests.cli.asking import Answered, ask
+from tests.cli.asking import Answered, ask, install
 from tests.cli.printed import QUIET, CommandPlayer
 from tests.cli.test_import import manifests
-from tests.embedded.scene import L40S, open_scene
+from tests.embedded.scene import L40S, MPS, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 from tests.recipes import DOCUMENTED, PLUGIN, Recipe, RecipePool, time_slicing
 
@@ -156,3 +156,21 @@ async def test_a_label_that_names_no_entry_is_not_taken_off_while_its_node_serve
         assert player.allocatable() == before
         left = {one["reason"] for one in told.data["symptoms"] if one["severity"] == "ERROR"}
         assert left == {"PluginConfigNotOurs", "PluginConfigUnknown"}, "a person has to name an entry"
+
+
+@virtually
+async def test_whoever_mends_the_mps_daemon_as_doctor_says_gets_mps() -> None:
+    """docs/design/nvidia.md#b5, with a device plugin that needs no upgrade."""
+    sim = {"mps_signals": "/usr/bin/mps-control-daemon"}
+    async with open_scene(*nodes(1, product=L40S), sim=sim) as scene:
+        cluster, player = scene.e.cluster, CommandPlayer(scene)
+        install(cluster)
+        scene.apply(MPS)
+        await scene.reason("gpu-1", "MPSNotSwitchable")
+        told = await ask(cluster, "doctor", "-o", "json")
+        (command,) = (row["command"] for row in told.data["symptoms"] if row["reason"] == "MPSNotSwitchable")
+        assert player.changes(command)
+        await player.play(command)
+        await scene.ready()
+        told = await ask(cluster, "doctor", "-o", "json")
+        assert "MPSNotSwitchable" not in {row["reason"] for row in told.data["symptoms"]}

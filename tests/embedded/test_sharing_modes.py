@@ -1,6 +1,7 @@
 """MPS, MIG with time-slicing, the fleet of the examples, and workloads that are routed by mode."""
 
 import asyncio
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -155,32 +156,47 @@ async def test_the_operator_writes_nothing_to_a_node_whose_gpus_a_person_made_ex
         assert scene.node_writes(mark) == {}
 
 
+def carry_out_the_remedy(scene: Scene) -> None:
+    """A person gives config-manager the daemon's name, and a newer device plugin comes with ClusterPolicy."""
+    containers = deepcopy(
+        scene.e.cluster.get(DAEMON_SETS, DAEMON, "gpu-operator")["spec"]["template"]["spec"]
+    )["containers"]
+    for container in containers:
+        container["image"] = "simulated/k8s-device-plugin:v0.20.0"
+        container["env"] = [{"name": "PROCESS_TO_SIGNAL", "value": "mps-control-daemon"}]
+    body = {"spec": {"template": {"spec": {"containers": containers}}}}
+    scene.e.cluster.patch(DAEMON_SETS, DAEMON, body, "gpu-operator")
+
+
+DEAF = {
+    "the name is wrong": (
+        {"mps_signals": "/usr/bin/mps-control-daemon"},
+        "looks for a process /usr/bin/mps-control-daemon",
+    ),
+    "the plugin is too old": ({"plugin": "0.19.3"}, "panics at the threads of the host's kernel"),
+}
+
+
+@pytest.mark.parametrize("what", DEAF)
 @virtually
-async def test_where_the_mps_daemon_would_not_hear_of_its_configuration_no_drain_begins() -> None:
+async def test_where_the_mps_daemon_would_not_hear_of_its_configuration_no_drain_begins_until_it_is_mended(
+    what: str,
+) -> None:
     """docs/design/nvidia.md#b5: that it does not hear would show after the drain only."""
-    daemon = "mps-control-daemon"
-    signalled = [{"name": "PROCESS_TO_SIGNAL", "value": f"/usr/bin/{daemon}"}]
-    containers = [
-        {"name": f"{daemon}-ctr", "image": "example.com/k8s-device-plugin:v0.20.0", "command": [daemon]},
-        {"name": "config-manager", "env": signalled},
-    ]
-    owners = [{"kind": "ClusterPolicy", "name": "cluster-policy"}]
-    theirs: JSON = {
-        "metadata": {"name": "theirs", "namespace": "gpu-operator", "ownerReferences": owners},
-        "spec": {"template": {"spec": {"hostPID": True, "containers": containers}}},
-    }
-    async with open_scene(*nodes(1, product=L40S)) as scene:
-        scene.e.cluster.add(DAEMON_SETS, theirs)
+    sim, why = DEAF[what]
+    async with open_scene(*nodes(1, product=L40S), sim=sim) as scene:
         scene.apply(SLICED)
         await scene.ready()
         since = scene.mark()
         scene.apply(MPS)
         blocked = await scene.reason("gpu-1", "MPSNotSwitchable")
         assert blocked["phase"] == "Blocked"
-        assert "looks for a process /usr/bin/mps-control-daemon" in blocked["message"]
+        assert why in blocked["message"]
+        assert f"daemonset/{DAEMON} -c config-manager PROCESS_TO_SIGNAL=" in blocked["message"]
         assert scene.node_writes(since)["gpu-1"] == 0
-        scene.e.cluster.delete(DAEMON_SETS, "theirs", "gpu-operator")
+        carry_out_the_remedy(scene)
         await scene.ready()
+        assert difference(MPS, scene.e.node("gpu-1"), scene.e.software.nodes["gpu-1"]) == ""
 
 
 @virtually

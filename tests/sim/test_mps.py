@@ -4,7 +4,9 @@
 import pytest
 from hack.cluster.nodes import node_manifest
 from hack.sim.gpu import InUse
+from hack.sim.manifests import mps_daemon_set
 from hack.sim.mps import most_clients
+from hack.sim.mpsset import is_notified, mps_pod_spec
 from hack.sim.settings import SimSettings
 from tests.sim.build import L40S
 from tests.sim.stage import (
@@ -19,7 +21,9 @@ from tests.sim.stage import (
     playing,
 )
 
-from gpusharing.kube.client import JSON, PODS
+from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, PODS
+from gpusharing.kube.plainstack import daemon_set_view
+from gpusharing.planning.wanted.toolversions import find_deafness
 
 CAPABLE = "nvidia.com/mps.capable"
 PRODUCT = "nvidia.com/gpu.product"
@@ -84,6 +88,40 @@ async def test_under_an_older_gpu_operator_the_daemon_hears_of_no_configuration(
         await stage.until(lambda: stage.said("waits for ever: config-manager never signals it"))
         assert stage.offered() == {GPU: "0"}
         assert modes(stage) == ["Default"] * 2
+
+
+async def test_a_daemon_whose_daemonset_is_mended_gets_a_new_pod_and_serves() -> None:
+    """As `kubectl set env` does it: each pod is replaced."""
+    released = "/usr/bin/mps-control-daemon"
+    settings = SimSettings(time_factor=FACTOR, agents=False, play_daemon_sets=True, mps_signals=released)
+    async with playing(settings=settings) as stage:
+        made = mps_daemon_set(settings, stage.cluster.get(CLUSTER_POLICIES, "cluster-policy"))
+        stage.cluster.add(DAEMON_SETS, made)
+        await configured(stage, "mps4")
+        await stage.until(lambda: stage.said("waits for ever: config-manager never signals it"))
+        before = daemons(stage)[0]["metadata"]["uid"]
+        mended = {"spec": {"template": {"spec": mps_pod_spec(SimSettings())}}}
+        stage.cluster.patch(DAEMON_SETS, made["metadata"]["name"], mended, NAMESPACE)
+        await stage.until(lambda: stage.offered() == {GPU: "8"})
+        assert [pod["metadata"]["uid"] for pod in daemons(stage)] != [before]
+
+
+@pytest.mark.parametrize("version", ["0.18.1", "0.18.2", "0.19.3", "0.20.0", "1.0.0"])
+@pytest.mark.parametrize("signalled", ["mps-control-daemon", "/usr/bin/mps-control-daemon"])
+@pytest.mark.parametrize("sees_host", [True, False])
+def test_the_operator_believes_of_a_daemon_what_the_simulated_one_does(
+    version: str, signalled: str, sees_host: bool
+) -> None:
+    made = mps_daemon_set(
+        SimSettings(mps_signals=signalled), {"metadata": {"name": "cluster-policy", "uid": "x"}}
+    )
+    spec = made["spec"]["template"]["spec"]
+    spec["hostPID"] = sees_host
+    for container in spec["containers"]:
+        container["image"] = f"simulated/k8s-device-plugin:v{version}"
+    seen = daemon_set_view(made).mps_daemon
+    assert seen is not None
+    assert is_notified(spec) == (find_deafness(seen) == "")
 
 
 async def test_leaving_mps_ends_the_daemon_which_frees_the_gpus() -> None:

@@ -38,11 +38,11 @@ _SUM = "Error: failed to apply MIG configuration"
 
 
 def failure_in(log: str) -> str:
-    """Return the first error in the last run of `log`, and after "; " its last error or fatal line if that is another
-    one. mig-manager's own summary counts only if there is no other line. Cut to MAX_TEXT characters; empty if the
-    log has no such line.
+    """Return why the last run recorded in `log` failed: the text of its first error line, then "; " and the text of
+    its last error or fatal line if that differs. Empty if the run has no error or fatal line.
 
-    The first error is the cause, with the name of NVML's code; the last line sums up ("...: all orderings failed").
+    mig-manager's own summary is ignored unless it is the only such line. The result is cut to MAX_TEXT characters. The
+    first error is the cause, with the name of NVML's code; the last line sums up ("...: all orderings failed").
     """
     found = _LINE.findall(log.rpartition(_RUN)[2])
     rows = [(level, text.replace('\\"', '"').replace("\\n", " ").strip()) for level, text in found]
@@ -56,34 +56,35 @@ def failure_in(log: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What reading the log of a pod gave for one attempt."""
+    """The result of reading a pod's log for one attempt."""
 
     key: str
-    """UID of the pod and number of the attempt, with a slash between."""
+    """UID of the pod and number of the attempt, written `UID/attempt`."""
     text: str
     """The reason; empty if the log has none or could not be read."""
     tries: int
-    """How often the log was read for this attempt."""
+    """How many times the log was read for this attempt."""
     again: datetime
     """When to read the log again, if there is no reason."""
 
 
 @dataclass(slots=True)
 class ActuatorLogs:
-    """Reads, and remembers by node, why mig-manager fails at present."""
+    """Reads the logs of mig-manager's pods, and remembers for each node why mig-manager fails there."""
 
     client: KubeClient
     _known: dict[str, _Known] = field(default_factory=dict)
-    """The last reading of each node where mig-manager fails."""
+    """The last reading for each node where mig-manager fails, by node name."""
 
     async def read(
         self, nodes: Mapping[str, NodeView], pods: Mapping[str, Operand], now: datetime, crew: Crew
     ) -> dict[str, str]:
-        """Return the reasons known so far, by node, for fenced nodes whose label says that mig-manager failed. Nodes
-        without a known reason are left out.
+        """Return why mig-manager failed, by node name, for each fenced node whose label says that it failed. Nodes
+        whose reason is not known are left out.
 
-        Logs that are due are read first, by `crew`; a slow one may end after this call, and a later call returns its
-        reason. `pods`: mig-manager's pod of each node; a node without one is ignored.
+        Logs that are due are read first, concurrently by `crew`. A slow read may end after this call; a later call
+        then returns its reason. `pods` holds mig-manager's pod of each node; a node without one is ignored. Readings
+        of nodes that no longer fail are forgotten.
 
         Raises:
             ExceptionGroup: an error that ends a pass, see Crew.
@@ -106,21 +107,22 @@ class ActuatorLogs:
         return {name: known.text for name, known in self._known.items() if known.text}
 
     def _is_due(self, name: str, key: str, now: datetime) -> bool:
-        """Whether the log of `name` has to be read: never read for this `key`, or it gave no reason and the wait is
-        over."""
+        """Whether the log for node `name` has to be read now: it was never read for the attempt `key`, or it gave no
+        reason and the wait is over."""
         known = self._known.get(name)
         return known is None or known.key != key or (not known.text and now >= known.again)
 
     def _next(self, name: str, key: str, text: str, now: datetime) -> _Known:
-        """Return what to remember of a node whose log gave `text`: the wait before the next read doubles with each
-        read for the same `key`, up to LONGEST."""
+        """Return what to remember for node `name` after its log was read for the attempt `key` and gave the reason
+        `text`, which is empty if there was none. The wait before the next read doubles with each read for the same
+        `key`, up to LONGEST."""
         known = self._known.get(name)
         tries = known.tries + 1 if known is not None and known.key == key else 1
         return _Known(key, text, tries, now + min(LONGEST, RETRY * 2 ** min(tries - 1, 10)))
 
     async def _read(self, pod: Operand) -> str:
-        """Return the reason in the log of `pod`. Empty if there is none, or if the log cannot be read within PATIENCE;
-        only Unauthorized and ServerAway are raised."""
+        """Return the reason found in the log of `pod`. Empty if the log gives none or cannot be read within PATIENCE
+        seconds. Only Unauthorized and ServerAway are raised; other KubeErrors count as a log without a reason."""
         try:
             async with asyncio.timeout(PATIENCE):
                 return failure_in(await self.client.log(pod.namespace, pod.name, LINES))

@@ -18,8 +18,8 @@ lacks, a missing folder. Other Warning events of pods repeat what their status s
 
 
 def agent_pod(raw: JSON) -> AgentPod:
-    """Project one pod of the agent's DaemonSet. Why it does not run is read only if it is neither Ready nor being
-    deleted."""
+    """Convert a raw pod of the agent's DaemonSet. The reasons why it does not run are read only if it is neither Ready
+    nor being deleted."""
     metadata = section(raw, "metadata")
     deleting = "deletionTimestamp" in metadata
     pod = AgentPod(
@@ -35,7 +35,7 @@ def agent_pod(raw: JSON) -> AgentPod:
 
 
 def agent_warning(raw: JSON) -> AgentWarning | None:
-    """Project a Warning event (events.k8s.io/v1) that says why the DaemonSet cannot create a pod, or why one of its
+    """Convert a Warning event (events.k8s.io/v1) that says why the DaemonSet cannot create a pod, or why one of its
     pods cannot start. Return None for every other event."""
     namespace, kind, name, reason = (
         text(raw, *path)
@@ -57,8 +57,8 @@ def agent_warning(raw: JSON) -> AgentWarning | None:
 
 
 def _last_seen(raw: JSON) -> datetime | None:
-    """Return when the event was last seen, or None if it holds no readable time. Core events have that in a deprecated
-    field, new ones in their series."""
+    """Return when the event was last seen, or None if it holds no readable time. Events of the core API keep that time
+    in a deprecated field, newer ones in their series; otherwise the time of the event or of its creation is used."""
     written = (
         part(raw, "series", "lastObservedTime")
         or raw.get("deprecatedLastTimestamp")
@@ -69,8 +69,8 @@ def _last_seen(raw: JSON) -> datetime | None:
 
 
 def _meant_for(raw: JSON) -> str:
-    """Return the node of a DaemonSet's pod that is not bound yet, from the affinity that the DaemonSet controller
-    writes; empty if there is none."""
+    """Return the name of the node that the DaemonSet controller created this pod for, read from the node affinity that
+    it writes; empty if the pod names no such node. Used for pods that are not bound yet."""
     required = part(raw, "spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution")
     for term in entries(required, "nodeSelectorTerms"):
         for row in entries(term, "matchFields"):
@@ -81,8 +81,8 @@ def _meant_for(raw: JSON) -> str:
 
 
 def _with_trouble(pod: AgentPod, raw: JSON) -> AgentPod:
-    """Return `pod` with why it does not run: whether the scheduler found a place, its image, what its container
-    waits for, and how it ended last unless it has started since."""
+    """Return a copy of `pod` that says why it does not run: whether the scheduler found no node for it, its image,
+    what its container is waiting for, and how the container last ended, unless it has started since."""
     statuses = entries(raw, "status", "containerStatuses")
     status = next((status for status in statuses if text(status, "name") == "agent"), {})
     containers = entries(raw, "spec", "containers")

@@ -22,12 +22,12 @@ from gpusharing.kube.errors import (
 from gpusharing.kube.raw import entries, part, text
 
 MOST_SECONDS = 86400.0
-"""The longest time to wait that is read from an answer; a longer one is cut to it."""
+"""The longest wait that is accepted from an answer, in seconds. A longer one is shortened to this."""
 
 
 def error_of(request: ApiRequest, status: int, answer: object, retry_after: str | None = None) -> KubeError:
-    """Return the error for an answer that is not a success, by its status and machine-readable parts. `answer` is the
-    parsed body, `retry_after` the header."""
+    """Return the error for an answer that is not a success, chosen by its HTTP status and machine-readable parts.
+    `answer` is the parsed body, `retry_after` the value of the Retry-After header."""
     message = text(answer, "message") or f"HTTP {status}"
     match status:
         case 401:
@@ -54,28 +54,30 @@ def error_of(request: ApiRequest, status: int, answer: object, retry_after: str 
 
 
 def error_of_event(request: ApiRequest, status_object: object) -> KubeError:
-    """Return the error for an ERROR event of a watch, whose object is a Status. One without a code counts as 500."""
+    """Return the error for an ERROR event of a watch, whose object is a Status. A Status without a code is treated as
+    a 500."""
     code = part(status_object, "code")
     return error_of(request, code if isinstance(code, int) else 500, status_object)
 
 
 HINT = "the chart grants what is needed when rbac.create is true"
-"""What grants the operator the right that it lacks; see `Forbidden.hint`."""
+"""Tells people how the operator gets a right that it lacks; see `Forbidden.hint`."""
 
 
 def _forbidden(request: ApiRequest, answer: object, message: str) -> Forbidden:
-    """Return Forbidden with the hint, or without it if the namespace is being deleted, because then no right is
-    missing."""
+    """Return the error for a 403, with a hint on how to grant the missing right. If the namespace is being deleted, no
+    right is missing: then the error says so and has no hint."""
     if "NamespaceTerminating" in _causes(answer):
         return Forbidden(message, namespace_terminating=True)
     return Forbidden(f"no right to {request.what}: {message}", hint=HINT, group=request.resource.group)
 
 
 def _too_many(request: ApiRequest, answer: object, message: str, seconds: float | None) -> KubeError:
-    """Return the error for a 429: EvictionBlocked if a PodDisruptionBudget is the cause, EvictionFailed for an
-    eviction that a Status refuses without a time to wait, else Throttled.
+    """Return the error for a 429: EvictionBlocked if a PodDisruptionBudget is the cause, EvictionFailed if a Status
+    refuses an eviction without naming a time to wait, else Throttled. `seconds` is the wait that the server asks for,
+    or None.
 
-    A request to all clients to slow down has a time, or is plain text (apiserver v0.36.3 pkg/server/filters,
+    A request to all clients to slow down names a time to wait, or is plain text (apiserver v0.36.3 pkg/server/filters,
     maxinflight.go and priority-and-fairness.go). A Status without a time is an answer about this pod (E11): KubeVirt's
     webhook refuses this way while it moves a machine.
     """
@@ -106,13 +108,13 @@ def _eviction_error(
 
 
 def _causes(answer: object) -> dict[str, str]:
-    """Return the message of each cause in the details of a Status, by the cause's reason."""
+    """Return the causes in the details of a Status as a mapping from each cause's reason to its message."""
     return {text(cause, "reason"): text(cause, "message") for cause in entries(answer, "details", "causes")}
 
 
 def _seconds(answer: object, retry_after: str | None) -> float | None:
-    """Return how many seconds the server asks to wait, at most MOST_SECONDS: the header's number, else that of the
-    Status. None if neither has one; a date in the header is ignored."""
+    """Return how many seconds the server asks us to wait, at most MOST_SECONDS: the number in the Retry-After header,
+    else the one in the Status. None if neither has a number; a date in the header is ignored."""
     if retry_after and retry_after.isdecimal():
         return min(float(retry_after), MOST_SECONDS)
     seconds = part(answer, "details", "retryAfterSeconds")

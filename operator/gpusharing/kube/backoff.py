@@ -28,5 +28,5 @@ class Backoff:
         return delay * self._jitter()
 
     def success(self) -> None:
-        """Let the wait after the next failure be the shortest one again."""
+        """Reset the back-off: the wait after the next failure is the shortest one again."""
         self._next = self.first

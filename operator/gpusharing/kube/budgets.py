@@ -1,5 +1,5 @@
-"""The PodDisruptionBudgets of the cluster as last listed. While an answer is pending, nodes that need it wait; that is
-no error."""
+"""The PodDisruptionBudgets of the cluster as last listed. Until the first answer arrives, nodes whose drain depends on
+budgets wait; that is not an error."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -31,22 +31,22 @@ class Budgets:
     crew: Crew
     _pdbs: tuple[PdbView, ...] = ()
     _listed: float = float("-inf")
-    """When they were listed, by the loop's clock."""
+    """When the last list arrived, by the loop's clock."""
     _valid: float = LIST_VALID
     """Seconds for which the last list is valid."""
     _error: str = ""
-    """The error of the last list; empty when it was answered."""
+    """The error of the last list, or an empty string if it succeeded."""
     _failed: float = float("-inf")
-    """When that error came."""
+    """When that error arrived, by the loop's clock."""
     _waits_since: float | None = None
-    """Since when we have been waiting for an answer."""
+    """Since when we have been waiting for an answer, by the loop's clock; None while no LIST is awaited."""
 
     async def find(self) -> tuple[PdbView, ...] | str | None:
-        """List anew, and return all PodDisruptionBudgets; or a text that says why they cannot be listed; or None if
-        the server has not answered yet and the caller has to ask again.
+        """List the PodDisruptionBudgets again, and return all of them. Return a message if they cannot be listed, or
+        None if the server has not answered yet and the caller has to call again.
 
-        The last list is returned while it is valid, whether or not the new LIST was answered. An answer that comes
-        after the end of its round serves the next call.
+        The last list is returned while it is valid, whether or not the new LIST was answered. An answer that arrives
+        after the end of its round is used by the next call.
 
         Raises:
             ServerAway, Unauthorized: also in a group.
@@ -64,9 +64,13 @@ class Budgets:
         return f"the PodDisruptionBudgets cannot be listed: no answer within {PATIENCE:.0f} s"
 
     async def _read(self, _: str) -> None:
-        """List the PodDisruptionBudgets, and record them or the error, with the time. A list that was recorded before
-        serves for longer after a 429 and while the call is on hold. A call on hold says nothing new: the wait goes
-        on, and an error on record counts as fresh. Raises Unauthorized and ServerAway."""
+        """List the PodDisruptionBudgets, and record them or the error, with the time. The argument is the crew's key
+        and is ignored.
+
+        After a 429, and while the call is on hold, the list recorded before stays valid for LIST_VALID_THROTTLED. A
+        call on hold was not sent, so the wait for an answer goes on, and an error on record counts as new.
+        Unauthorized and ServerAway are raised; other KubeErrors are recorded.
+        """
         try:
             raws = await list_of(self.client, PDBS)
         except HeldBack:  # not sent: the wait goes on, and the server's last answer stays valid

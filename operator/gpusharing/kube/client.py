@@ -89,13 +89,13 @@ EVICTION, LOG = "eviction", "log"
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a list, and where to go on."""
+    """One page of a list, and the token for the next page."""
 
     items: list[JSON]
     """The objects, as the server sent them."""
     resource_version: str
-    """The version of the whole list, the same on each page; a watch goes on from there. Where an expired list went on
-    with a token for its rest, it is the version of that rest."""
+    """The version of the list, the same on every page, from which a watch can start. If the list expired and was
+    continued with a token for its remainder, this is the version of the remainder."""
     more: str = ""
     """The token for the next page; empty on the last one."""
 
@@ -111,7 +111,7 @@ class WatchEvent:
 
 
 class Filters(TypedDict, total=False):
-    """Which objects of a kind are meant. A key that is left out restricts nothing."""
+    """Restricts a call to some objects of a kind. A key that is left out does not restrict anything."""
 
     namespace: str | None
     """The namespace that the objects are in, or None for any."""
@@ -134,8 +134,8 @@ class ApiRequest:
     namespace: str | None = None
     """The namespace of the object or collection, or None for all namespaces and for kinds that are in none."""
     name: str = ""
-    """The object's name, or the plural for which discovery is asked. Empty for a collection, and for an object that is
-    created: its name is in the body."""
+    """The object's name, or the plural that discovery is asked about. Empty for a collection, and for an object to be
+    created, whose name is in the body."""
     query: Mapping[str, str] = field(default_factory=dict)
     """Parameters of the URL."""
     body: JSON | None = None
@@ -161,14 +161,15 @@ class ApiRequest:
 
     @property
     def full_name(self) -> str:
-        """Return `namespace/name` of the object. A list has its selectors in place of the name, or an empty text."""
+        """Return `namespace/name` of the object, or only its name if the request has no namespace. For a list or
+        watch, its selectors take the place of the name; without selectors that part is empty."""
         name = self.name or text(self.body, "metadata", "name") or self.selectors
         return f"{self.namespace}/{name}" if self.namespace else name
 
     @property
     def selectors(self) -> str:
-        """Return the label selector and the field selector of a list or watch, with a space between; empty without
-        any."""
+        """Return the label selector and the field selector of a list or watch, separated by a space; empty if it has
+        neither."""
         return " ".join(self.query[key] for key in ("labelSelector", "fieldSelector") if key in self.query)
 
 
@@ -183,7 +184,7 @@ class KubeClient(ABC):
     async def call(self, request: ApiRequest) -> JSON:
         """Send one request, and return the object that the server answers with.
 
-        The log of a pod, which is no JSON, is returned as `{"log": text}`.
+        The log of a pod, which is not JSON, is returned as `{"log": text}`.
         """
 
     @abstractmethod
@@ -197,10 +198,11 @@ class KubeClient(ABC):
     async def list_page(
         self, resource: Resource, *, limit: int = 500, after: str = "", **filters: Unpack[Filters]
     ) -> Page:
-        """Read one page of a list; `kube/paging.py` reads all of them. The pages of a list show one moment.
+        """Read one page of a list; `kube/paging.py` reads whole lists. All pages of a list show the cluster at the
+        same moment.
 
-        `limit`: the most objects of the page, or 0 for all. `after`: the token that the page before gave; an empty one
-        reads from the beginning. Raises Expired when the list took longer than the server keeps its moment.
+        `limit` is the most objects in the page, or 0 for all. `after` is the token of the previous page, or an empty
+        string for the first page. Raises Expired if the server no longer keeps the state that the token refers to.
         """
         query = _selectors(filters)
         if limit:
@@ -215,13 +217,14 @@ class KubeClient(ABC):
     def watch(
         self, resource: Resource, resource_version: str, **filters: Unpack[Filters]
     ) -> AsyncGenerator[WatchEvent, None]:
-        """Yield changes since `resource_version`, with bookmarks. Ends without an error when the server closes the
+        """Yield the changes since `resource_version`, and bookmarks. Ends without an error when the server closes the
         watch. Raises Expired on 410, and Unavailable when the stream breaks or is silent for too long."""
         query = {"resourceVersion": resource_version, **_selectors(filters)}
         return self.stream(ApiRequest("watch", resource, namespace=filters.get("namespace"), query=query))
 
     async def served(self, resource: Resource) -> bool:
-        """Whether the server's discovery lists this kind. A 404 of a collection alone does not say that it is gone."""
+        """Whether the server's discovery lists this kind; False if it does not know the group and version at all. A
+        404 for a collection is not enough to conclude that the kind is gone."""
         group = Resource(resource.group, resource.version, "")
         try:
             answer = await self.call(ApiRequest("get", group, name=resource.plural))
@@ -237,8 +240,8 @@ class KubeClient(ABC):
         return text(await self.call(ApiRequest("get", VERSION)), "gitVersion")
 
     async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
-        """Create one object and return it as the server stored it. Raises AlreadyExists if it exists. Without a
-        `namespace` it is created in that of its body."""
+        """Create one object and return it as the server stored it. Raises AlreadyExists if it exists. If `namespace`
+        is not given, the namespace in the body is used."""
         where = namespace or text(body, "metadata", "namespace")
         return await self.call(ApiRequest("create", resource, namespace=where, body=body))
 
@@ -251,8 +254,8 @@ class KubeClient(ABC):
         namespace: str | None = None,
         subresource: str | None = None,
     ) -> JSON:
-        """Send a JSON merge patch, and return the object as it is now. With metadata.resourceVersion in the body, the
-        patch is conditional and raises Conflict when the object has changed since."""
+        """Send a JSON merge patch, and return the object as it is now. If the body contains metadata.resourceVersion,
+        the patch is conditional and raises Conflict if the object has changed since."""
         request = ApiRequest("patch", resource, subresource, namespace=namespace, name=name, body=body)
         return await self.call(request)
 
@@ -265,15 +268,15 @@ class KubeClient(ABC):
         uid: str,
         grace: int | None = None,
     ) -> None:
-        """Delete this very object: the server answers Conflict if `uid` is another one's. `grace` is in seconds;
-        without it the object's own grace period applies."""
+        """Delete the object with this `uid`. Raises Conflict if the name belongs to an object with another UID.
+        `grace` is in seconds; None uses the object's own grace period."""
         options: JSON = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
         if grace is not None:
             options["gracePeriodSeconds"] = grace
         await self.call(ApiRequest("delete", resource, namespace=namespace, name=name, body=options))
 
     async def log(self, namespace: str, name: str, lines: int) -> str:
-        """Return the last `lines` lines of a pod's log. Raises Unavailable if its kubelet cannot be asked."""
+        """Return the last `lines` lines of a pod's log. Raises Unavailable if its kubelet cannot be reached."""
         query = {"tailLines": str(lines)}
         answer = await self.call(ApiRequest("get", PODS, LOG, namespace=namespace, name=name, query=query))
         return text(answer, LOG)
@@ -294,7 +297,7 @@ class KubeClient(ABC):
 
 
 def _selectors(filters: Filters) -> dict[str, str]:
-    """Return the selectors that are not empty, as parameters of a URL."""
+    """Return the selectors in `filters` that are not empty, as URL parameters."""
     selectors = {
         "labelSelector": filters.get("label_selector"),
         "fieldSelector": filters.get("field_selector"),

@@ -51,18 +51,19 @@ def boot_time() -> float:
 
 
 def wall_time() -> datetime:
-    """Return the time according to this machine."""
+    """Return the present UTC time by this machine's wall clock."""
     return datetime.now(UTC)
 
 
 class SteadyClock:
-    """A time of day that is never set: an object is called to read it. The module's docstring says how it follows the
-    API server."""
+    """A time of day that cannot be set. Call the object to read it. The module's docstring says how it follows the API
+    server."""
 
     def __init__(
         self, steady: Callable[[], float] = boot_time, wall: Callable[[], datetime] = wall_time
     ) -> None:
-        """`wall` is read once, now, for the time until the API server has reported its own."""
+        """`steady` returns the seconds of a clock that cannot be set. `wall` is read once, now, and gives the time of
+        day until the API server has reported its own."""
         self._steady = steady
         self._offset = wall().timestamp() - steady()
         """Seconds to add to the steady clock."""
@@ -75,12 +76,15 @@ class SteadyClock:
         return datetime.fromtimestamp(self._shown, UTC)
 
     def steady(self) -> float:
-        """Return the seconds of the clock beneath, for `sent_at` of `note_date`."""
+        """Return the seconds of the underlying steady clock, for the parameter `sent_at` of `note_date`."""
         return self._steady()
 
     def note_date(self, date: str, sent_at: float) -> None:
-        """Follow the server's time: an answer with this `Date` has just arrived, to a request sent at `sent_at` by the
-        clock beneath. A header that is missing or not a date (RFC 9110, 5.6.7) is ignored.
+        """Correct the clock by the server's time. Call it when an answer with this `Date` header has just arrived;
+        `sent_at` is when its request was sent, by `steady`.
+
+        The first date sets the clock; later ones move it by at most SLEW seconds per second since the last. A header
+        that is missing or not a date (RFC 9110, 5.6.7) is ignored.
         """
         try:
             server_time = parsedate_to_datetime(date).timestamp()

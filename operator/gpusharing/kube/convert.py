@@ -41,7 +41,9 @@ _REPORT = TypeAdapter(Observed)
 
 
 def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> NodeView:
-    """Project a Node. Heartbeats, images, addresses and resourceVersion are left out."""
+    """Convert a raw Node to the planner's view. Heartbeats, images, addresses and resourceVersion are left out.
+    `maintenance_keys` are further keys of labels, annotations and taints that mark a Node as maintained by somebody
+    else."""
     metadata = section(raw, "metadata")
     annotations = texts(metadata.get("annotations"))
     fence, fence_error = read_fence(annotations)
@@ -80,15 +82,16 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
 
 
 def other_plugin(raw: JSON) -> str:
-    """Return the name of the device plugin that serves a Node without following our labels; empty if none is known."""
+    """Return the name of the device plugin that serves a Node without following our labels, or an empty string if none
+    is known."""
     metadata, allocatable = section(raw, "metadata"), section(raw, "status", "allocatable")
     resources = [name for name, number in allocatable.items() if name.startswith(RESOURCES) and count(number)]
     return find_other_plugin(texts(metadata.get("labels")), texts(metadata.get("annotations")), resources)
 
 
 def _is_barred(raw: JSON) -> bool:
-    """Whether a taint NoSchedule or NoExecute keeps pods away. Taints named node.kubernetes.io/ are ignored: they
-    follow the node's conditions and its cordon, which are read separately."""
+    """Whether a NoSchedule or NoExecute taint keeps pods off a raw Node. Taints whose key starts with
+    node.kubernetes.io/ are ignored: they follow the node's conditions and its cordon, which are read separately."""
     return any(
         text(taint, "effect") in ("NoSchedule", "NoExecute")
         and not text(taint, "key").startswith("node.kubernetes.io/")
@@ -97,8 +100,8 @@ def _is_barred(raw: JSON) -> bool:
 
 
 def gpu_counts(quantities: object) -> Mapping[str, int]:
-    """Return the GPU resources in `quantities`, a Node's allocatable, by name; 0 and unreadable values count as absent
-    (docs/design/nvidia.md#r12)."""
+    """Return the number of each GPU resource in `quantities`, a Node's allocatable, sorted by resource name. Resources
+    with the value 0 or an unreadable one are left out (docs/design/nvidia.md#r12)."""
     if not isinstance(quantities, dict):
         return {}
     counts = {intern(key): count(value) for key, value in quantities.items() if names.is_gpu_resource(key)}
@@ -106,7 +109,7 @@ def gpu_counts(quantities: object) -> Mapping[str, int]:
 
 
 def has_condition(raw: JSON, kind: str) -> bool:
-    """Whether status.conditions has this type with status True."""
+    """Whether `status.conditions` of a raw object contains a condition of type `kind` with status True."""
     return any(
         condition.get("type") == kind and condition.get("status") == "True"
         for condition in entries(raw, "status", "conditions")
@@ -114,9 +117,9 @@ def has_condition(raw: JSON, kind: str) -> bool:
 
 
 def gpunode_view(raw: JSON, known: ObservedView | None = None) -> GPUNodeView:
-    """Project a GPUNode without its `status.transition`, which is for people.
+    """Convert a raw GPUNode, without its `status.transition`, which is for people.
 
-    `known`: the agent's report as it was converted before; without it the report in `raw` is converted.
+    `known` is the agent's report as it was converted before; if it is None, the report in `raw` is converted.
     """
     request = section(raw, "spec", "request")
     observed = part(raw, "status", "observed")
@@ -132,8 +135,8 @@ def gpunode_view(raw: JSON, known: ObservedView | None = None) -> GPUNodeView:
 
 
 def observed_view(raw: object) -> ObservedView:
-    """Convert the agent's report. One that cannot be read proves nothing: it becomes a view with the error, without
-    request id and without GPUs."""
+    """Convert the agent's raw report. A report that cannot be read proves nothing: it becomes a view that has the
+    error but no request id and no GPUs."""
     try:
         observed = _REPORT.validate_python(raw)
     except ValidationError as error:
@@ -158,8 +161,8 @@ def observed_view(raw: object) -> ObservedView:
 
 
 def policy_view(raw: JSON) -> PolicyView:
-    """Project a GPUSharingPolicy. An invalid spec becomes None, with its problems; a policy whose deletion resets its
-    nodes shows mode Full."""
+    """Convert a raw GPUSharingPolicy. If its spec is invalid, the view's spec is None and `problems` says what is
+    wrong. A policy that resets its nodes because it is being deleted gets mode Full."""
     checked = validate_policy(raw)
     metadata = section(raw, "metadata")
     annotations = texts(metadata.get("annotations"))
@@ -181,7 +184,7 @@ def policy_view(raw: JSON) -> PolicyView:
 
 
 def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
-    """Project NVIDIA's ClusterPolicy; missing or malformed fields become empty values."""
+    """Convert NVIDIA's raw ClusterPolicy. Missing or malformed fields become empty values."""
     spec, tolerations = section(raw, "spec"), operand_tolerations(raw)
     annotations = texts(part(raw, "metadata", "annotations"))
     return ClusterPolicyView(
@@ -223,9 +226,9 @@ class _Model:
 
 
 def _model(product: str, reported: Model | None) -> _Model:
-    """Return the profiles of a card model, how report and table differ, and whether a MIG change needs a reset inside
-    a guest. The profiles come from the report; the table replaces them if the report has none, or if NVML is known
-    to be wrong for this card."""
+    """Return what the GPUs of the card model `product` have in common. `reported` is the model in the agent's report,
+    or None if it has none. The MIG profiles come from the report; our table replaces them if the report lists none, or
+    if NVML is known to be wrong for this card."""
     card = find_card(product)
     doubt = find_doubt(product, _listed(reported)) if reported and reported.mig_capable else None
     kind = (reported.mig_mode_change, reported.virtualization) if reported else ()
@@ -233,7 +236,7 @@ def _model(product: str, reported: Model | None) -> _Model:
 
 
 def _gpu_view(gpu: GPU, model: _Model) -> GpuView:
-    """Project a GPU of an agent's report, together with what is known about its card model."""
+    """Convert one GPU of an agent's report, and add what is known about its card model."""
     return GpuView(
         index=gpu.index,
         product=gpu.product,
@@ -252,15 +255,15 @@ def _gpu_view(gpu: GPU, model: _Model) -> GpuView:
 
 
 def _layout(gpu: GPU) -> Layout | None:
-    """Return how a GPU is divided, or None if MIG is not enabled."""
+    """Return the MIG layout of a GPU, or None if MIG is not enabled on it."""
     if gpu.mig_mode != "Enabled":
         return None
     return normalize(Counter(instance.profile for instance in gpu.instances))
 
 
 def _listed(model: Model) -> tuple[Profile, ...]:
-    """Return the profiles as the driver lists them. Those whose name cannot be read are left out: names go into the
-    mig-parted file of all nodes, which would be refused as a whole."""
+    """Return the MIG profiles that the driver lists for a model. Profiles whose name cannot be read are left out:
+    names are written to the mig-parted file of all nodes, which would be rejected as a whole."""
     return tuple(
         Profile(p.name, tuple(dict.fromkeys(p.starts)), p.size, p.max_count, p.slices, p.memory_gb, p.id)
         for p in model.profiles
@@ -269,10 +272,10 @@ def _listed(model: Model) -> tuple[Profile, ...]:
 
 
 def _profiles(model: Model | None, card: Card | None) -> tuple[Profile, ...]:
-    """Return the profiles that the driver reports for a card model; those of the table if it lists none or is known to
-    be wrong; empty if there is neither.
+    """Return the MIG profiles of a card model. They come from the driver's report `model`, or from the table entry
+    `card` if the report lists none or is known to be wrong for this card. Empty if neither has any.
 
-    Placements that the driver does not report are filled in from the same profile of the table.
+    Where the driver reports no placements for a profile, those of the same profile in the table are used.
     """
     known = {profile.name: profile for profile in card.profiles} if card else {}
     if card and (not model or not model.profiles or card.nvml_counts_wrong):
@@ -292,8 +295,8 @@ def _profiles(model: Model | None, card: Card | None) -> tuple[Profile, ...]:
 
 @lru_cache(maxsize=256)
 def _shared(profiles: tuple[Profile, ...]) -> tuple[Profile, ...]:
-    """Return the first tuple that is equal to this one, so that all GPUs with the same profiles share an object: it
-    saves memory, and the planner compares by identity."""
+    """Return the first cached tuple that equals `profiles`, so that all GPUs with the same profiles share one object.
+    This saves memory, and the planner compares by identity."""
     return profiles
 
 
@@ -317,7 +320,9 @@ _LISTED = {
 
 
 def label_owners(annotations: Mapping[str, str]) -> dict[str, str]:
-    """Return, for each of the two labels that a controller lists as its own, who that is and what to do about it."""
+    """Return a message for each of our two labels that another controller lists as its own, by label. The message
+    names the controller and its annotation, and says where to remove the label. Labels that no controller lists are
+    left out."""
     return {
         label: f"{who} sets it (annotation {key}) and puts its own value back; remove it from {source}"
         for key, listed in annotations.items()
@@ -330,11 +335,12 @@ def label_owners(annotations: Mapping[str, str]) -> dict[str, str]:
 
 
 def label_rewriters(raw: JSON, fence: Fence | None, verified: Verified | None) -> dict[str, str]:
-    """Return, for each of the two labels whose value is not what we wrote last, the field manager that replaced it.
+    """Return the field manager that replaced our value, for each of our two labels that no longer has the value we
+    wrote last. A label is left out if the API server does not know its manager, if the manager is one of ours, or if
+    we never wrote the label.
 
-    A label is left out if its manager is unknown to the API server or is one of ours, or if we never wrote it. What we
-    wrote last is taken from the record of the change in flight once that has passed its point of no return, before that
-    from the record of the last proof.
+    The value that we wrote last is read from the fence if its change has passed the point of no return, else from
+    `verified`, the record of the last proof.
     """
     written = (verified.mig_config, verified.plugin_config) if verified is not None else ("", "")
     if fence is not None and fence.target_plugin_config:
@@ -349,7 +355,8 @@ def label_rewriters(raw: JSON, fence: Fence | None, verified: Verified | None) -
 
 
 def setter(raw: JSON, *path: str) -> str:
-    """Return the field manager that last wrote a field; empty when unknown."""
+    """Return the name of the field manager that last wrote the field at `path`, or an empty string if managedFields
+    does not show one."""
     fields = [f"f:{name}" for name in path]
     managers = entries(raw, "metadata", "managedFields")
     writers = [entry for entry in managers if part(entry, "fieldsV1", *fields) is not None]
