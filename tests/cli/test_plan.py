@@ -365,7 +365,7 @@ async def test_a_file_that_is_no_policy_is_refused_because(tmp_path: Path, name:
 
 
 @virtually
-async def test_a_plan_for_many_mps_clients_says_how_much_memory_is_left_for_each(tmp_path: Path) -> None:
+async def test_a_plan_for_many_mps_clients_says_how_little_is_left_for_each(tmp_path: Path) -> None:
     """NVIDIA/k8s-device-plugin#647: what a client may use is a part of the card, and too small for most programs."""
     async with open_scene(*nodes(1, product="Tesla T4")) as scene:
         install(scene.e.cluster)
@@ -375,6 +375,10 @@ async def test_a_plan_for_many_mps_clients_says_how_much_memory_is_left_for_each
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, edit))
         data = await ask(scene.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, edit))
         other = await ask(scene.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, policy(SLICED)))
-    assert "\neach MPS client of a Tesla T4 may use 0.37 GiB of its memory\n" in told.out
+    assert (
+        "\neach MPS client of a Tesla T4 may use 0.37 GiB of its memory and 2 % of its threads\n" in told.out
+    )
     assert data.data["policies"][0]["clientMemoryGiB"] == {"Tesla T4": 0.375}
+    assert data.data["policies"][0]["clientThreadsPercent"] == 2
     assert other.data["policies"][0]["clientMemoryGiB"] == {}
+    assert other.data["policies"][0]["clientThreadsPercent"] == 0

@@ -95,7 +95,10 @@ def _describe(proposal: Proposal, paper: Paper) -> list[Line]:
     if proposal.accepted and proposal.changes:
         lines += prose(_summary(proposal), paper, hang="  ")
     for product, gib in proposal.client_memory.items():
-        text = f"each MPS client of a {product} may use {floor(gib * 100) / 100:.2f} GiB of its memory"
+        text = (
+            f"each MPS client of a {product} may use {floor(gib * 100) / 100:.2f} GiB of its memory and"
+            f" {proposal.client_threads} % of its threads"
+        )
         lines += prose(text, paper, hang="  ")
     shown = proposal.steps if paper.wide else proposal.steps[:MOST]
     if shown:
@@ -285,6 +288,7 @@ def _proposal_data(proposal: Proposal) -> dict[str, Any]:
         "blockers": list(_blockers(proposal)),
         "singleKeepsName": proposal.single_keeps_name,
         "clientMemoryGiB": dict(proposal.client_memory),
+        "clientThreadsPercent": proposal.client_threads,
     }
 
 

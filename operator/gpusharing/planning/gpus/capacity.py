@@ -69,6 +69,12 @@ def client_memory(card: Card, clients: int) -> float:
     return memory_of(card) / clients
 
 
+def client_threads(clients: int) -> int:
+    """Return the percentage of a GPU's threads that each of this many MPS clients may use. The device plugin rounds it
+    down (docs/design/hardware.md#mps-share)."""
+    return 100 // clients
+
+
 def fits(requested: Mapping[str, int], available: Mapping[str, int]) -> bool:
     """Whether one node with these counts of devices, by resource name, has all that is requested of it."""
     return all(available.get(name, 0) >= count for name, count in requested.items())

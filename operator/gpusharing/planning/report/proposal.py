@@ -14,7 +14,7 @@ from datetime import datetime
 from gpusharing.api.names import RESOURCE_GPU, ConditionType, DisruptionClass, Phase
 from gpusharing.planning.drain.holders import gpu_resources, has_finished, is_reservation
 from gpusharing.planning.drain.stranded import Afterwards, DeviceDemand
-from gpusharing.planning.gpus.capacity import client_memory
+from gpusharing.planning.gpus.capacity import client_memory, client_threads
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.pools.candidates import find_candidate
 from gpusharing.planning.pools.ledger import Ledger
@@ -100,6 +100,8 @@ class Proposal:
     against it."""
     client_memory: Mapping[str, float] = field(default_factory=dict)
     """GiB of one MPS client, by product. Empty in other modes; cards that our table does not have are left out."""
+    client_threads: int = 0
+    """Percentage of a GPU's threads that one MPS client may use. 0 in other modes."""
 
     @property
     def changes(self) -> bool:
@@ -175,6 +177,7 @@ def tell_proposal(
         single_keeps_name=_single_would_do(
             policy, [plan.targets[name] for name in names & plan.targets.keys()], vanishing
         ),
+        client_threads=client_threads(policy.spec.mps.replicas) if policy.spec and policy.spec.mps else 0,
         client_memory=dict(_client_memory(policy, plan.pools[policy.name].names, snapshot)),
     )
 
