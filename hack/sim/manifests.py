@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, KubeClient
-from gpusharing.kube.errors import AlreadyExists
+from gpusharing.kube.errors import AlreadyExists, NotFound
 from gpusharing.kube.paging import list_of
 from hack.sim.daemons import (
     AGENT,
@@ -63,11 +63,14 @@ async def install(client: KubeClient, settings: SimSettings) -> list[str]:
     """Create the DaemonSets that are missing, and return the created ones as namespace/name.
 
     The agent's DaemonSet is usually created by our chart: a substitute is created only if `settings.agents` is set and
-    there is none. Without a ClusterPolicy the MPS DaemonSet has no owner and does nothing, because a garbage collector
-    would delete it.
+    there is none. Without a ClusterPolicy, the MPS DaemonSet has no owner, which the garbage collector would miss, and
+    its pods have no config-manager.
     """
     gpu_operator_namespace, agent_namespace = settings.gpu_operator_namespace, settings.agent_namespace
-    policies = await list_of(client, CLUSTER_POLICIES)
+    try:
+        policies = await list_of(client, CLUSTER_POLICIES)
+    except NotFound:
+        policies = []
     wanted = [
         daemon_set(
             MIG_MANAGER_SET,

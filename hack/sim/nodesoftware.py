@@ -32,6 +32,7 @@ from hack.sim.feed import follow
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.gpuoperator import ClusterPolicy, cluster_policy, default_policy
 from hack.sim.handout import Handout
+from hack.sim.mpsset import DAEMON, MANAGER
 from hack.sim.node import SimNode, simulated_gpus
 from hack.sim.nodeobject import SimCluster
 from hack.sim.pods import PodBook, PodBookResources
@@ -245,9 +246,10 @@ class NodeSoftware:
 
     def _take_daemon_set(self, raw: JSON, gone: bool) -> None:
         """Store the pod spec of the MPS DaemonSet. If it changed, replace the pods, where no real controller does.
-        Other DaemonSets, and one without a pod spec, are ignored."""
-        spec = ((raw.get("spec") or {}).get("template") or {}).get("spec")
-        if raw["metadata"]["name"] != MPS_DAEMON or gone or not spec:
+        Other DaemonSets, and a stand-in without NVIDIA's containers, are ignored."""
+        spec = ((raw.get("spec") or {}).get("template") or {}).get("spec") or {}
+        named = {container["name"] for container in spec.get("containers", ())}
+        if raw["metadata"]["name"] != MPS_DAEMON or gone or not {DAEMON, MANAGER} <= named:
             return
         before, self._cluster.mps_pod = self._cluster.mps_pod, spec
         if before and before != spec:

@@ -3,8 +3,9 @@
 
 import pytest
 from hack.cluster.nodes import node_manifest
+from hack.sim.fakecluster import FakeCluster
 from hack.sim.gpu import InUse
-from hack.sim.manifests import mps_daemon_set
+from hack.sim.manifests import daemon_set, install, mps_daemon_set
 from hack.sim.mps import most_clients
 from hack.sim.mpsset import is_notified, mps_pod_spec
 from hack.sim.settings import SimSettings
@@ -19,6 +20,7 @@ from tests.sim.stage import (
     TIMESTAMP,
     SimulatedCluster,
     playing,
+    policy,
 )
 
 from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, PODS
@@ -106,6 +108,13 @@ async def test_a_daemon_whose_daemonset_is_mended_gets_a_new_pod_and_serves() ->
         assert [pod["metadata"]["uid"] for pod in daemons(stage)] != [before]
 
 
+async def test_a_daemonset_that_shows_no_daemon_leaves_it_to_the_settings() -> None:
+    async with playing() as stage:
+        name = "nvidia-device-plugin-mps-control-daemon"
+        stage.cluster.add(DAEMON_SETS, daemon_set(name, NAMESPACE, {"app": name}, {}))
+        await to_mps(stage)
+
+
 @pytest.mark.parametrize("version", ["0.18.1", "0.18.2", "0.19.3", "0.20.0", "1.0.0"])
 @pytest.mark.parametrize("signalled", ["mps-control-daemon", "/usr/bin/mps-control-daemon"])
 @pytest.mark.parametrize("sees_host", [True, False])
@@ -122,6 +131,20 @@ def test_the_operator_believes_of_a_daemon_what_the_simulated_one_does(
     seen = daemon_set_view(made).mps_daemon
     assert seen is not None
     assert is_notified(spec) == (find_deafness(seen) == "")
+
+
+@pytest.mark.parametrize("state", ["a ClusterPolicy", "no ClusterPolicy", "the kind is not served"])
+async def test_hack_sim_creates_the_daemonset_as_the_gpu_operator_does_where_there_is_one(state: str) -> None:
+    cluster = FakeCluster()
+    if state == "a ClusterPolicy":
+        cluster.add(CLUSTER_POLICIES, policy())
+    elif state == "the kind is not served":
+        cluster.uninstalled.add(CLUSTER_POLICIES)
+    created = await install(cluster.client("sim"), SimSettings(agents=False))
+    assert f"{NAMESPACE}/nvidia-device-plugin-mps-control-daemon" in created
+    made = cluster.get(DAEMON_SETS, "nvidia-device-plugin-mps-control-daemon", NAMESPACE)
+    assert (daemon_set_view(made).mps_daemon is not None) == (state == "a ClusterPolicy")
+    assert await install(cluster.client("sim"), SimSettings(agents=False)) == []
 
 
 async def test_leaving_mps_ends_the_daemon_which_frees_the_gpus() -> None:
