@@ -393,8 +393,8 @@ class Reason(Worded):
         "and keeps its slot until drain.timeout.",
         "Check the PodDisruptionBudget of the pod and the API server's answer.")
     DO_NOT_DISRUPT = (("DoNotDisrupt", "Drain", _LATER, "pods"),
-        "A mark on the pod asks controllers to leave it alone: do-not-disrupt, safe-to-evict or cluster.x-k8s.io/drain. "
-        "The node is not cordoned meanwhile.",
+        "A mark on the pod asks controllers to leave it alone: do-not-disrupt, safe-to-evict or cluster.x-k8s.io/drain."
+        " The node is not cordoned meanwhile.",
         "Wait for the pod or the end of its mark, remove the mark, or set drain.protectedPods to Ignore.")
     JOBS_RUNNING = (("JobsRunning", "Drain", _LATER, "pods", Mark.NO_BLOCKER_EVENT),
         "The node is cordoned and waits for pods that run to completion: those of Jobs, and those of rules with "

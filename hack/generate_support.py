@@ -1,0 +1,133 @@
+"""The page that says which versions were run, which were only read, and what is refused.
+
+Its facts are the pins (go.mod files, hack/cluster/toolchain.py, hack/nvidia/build.py), the versions that the stand-ins
+simulate (hack/sim/settings.py), the first lines of docs/design/nvidia.md, the chart and the reasons of the product.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import get_args
+
+from gpusharing.planning.vocabulary.reasons import Reason
+from hack.cluster import toolchain
+from hack.generate_pages import HEAD
+from hack.nvidia import build
+from hack.sim.settings import MigManagerVersion, PluginVersion
+
+ROOT = toolchain.SOURCES.parent
+NVIDIA_PAGE = "docs/design/nvidia.md"
+CHART = "deploy/helm/gpu-sharing-operator/Chart.yaml"
+TEXT = """What the tests run, what was only read in source, and what is refused. No test runs a version that these
+tables do not name. The rungs are those of the [test ladder](../design/faults.md#rungs). All GPUs are SIMULATED on
+them, except on rung 5. [Where NVIDIA's programs differ](nvidia-differences.md) compares their versions."""
+REFUSED = (
+    Reason.UNSUPPORTED_STACK,
+    Reason.MIG_MANAGER_TOO_OLD,
+    Reason.PLUGIN_TOO_OLD,
+    Reason.MPS_NOT_SWITCHABLE,
+    Reason.UNSAFE_DRIVER,
+)
+"""The reasons that a version of a program, or a kind of installation, gives."""
+TITLES = {
+    "device-plugin": "device plugin, GPU Feature Discovery, config-manager, MPS control daemon",
+    "mig-parted": "mig-parted and mig-manager",
+}
+"""What each release of NVIDIA's has, by our folder of its pins."""
+
+
+def support() -> dict[str, str]:
+    """Return the page by its path."""
+    body = [
+        "## Run by the tests",
+        "",
+        *_table(("Program", "Version", "Rungs", "Pinned in"), [*_kubernetes(), *_nvidia()]),
+        "",
+        "## Simulated",
+        "",
+        "Rungs 1 and 2 have SIMULATED stand-ins for NVIDIA's programs, which behave as these versions do.",
+        "",
+        *_table(
+            ("Program", "Versions"),
+            [
+                ("mig-manager", _versions(get_args(MigManagerVersion))),
+                (
+                    "device plugin, GPU Feature Discovery, MPS control daemon",
+                    _versions(get_args(PluginVersion)),
+                ),
+            ],
+        ),
+        "",
+        "## Only read",
+        "",
+        "Their source was read for [what NVIDIA's programs do](../design/nvidia.md). No test runs them.",
+        "",
+        *_table(("Program", "Version"), _only_read()),
+        "",
+        "## Refused",
+        "",
+        f"Helm installs the chart on Kubernetes {_kube_version()} only. The operator refuses the rest before it drains",
+        "a node, and names the [reason](reasons.md):",
+        "",
+        *_table(
+            ("Reason", "What it means", "What to do"),
+            [(f"`{reason}`", reason.when, reason.remedy or "") for reason in REFUSED],
+        ),
+    ]
+    page = HEAD.format(source="hack/generate_support.py", title="Versions: run, read, refused", text=TEXT)
+    return {"docs/reference/support.md": page + "\n" + "\n".join(body) + "\n"}
+
+
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """Return the lines of a table."""
+    titles = list(header)
+    return [f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows)]
+
+
+def _versions(versions: Iterable[str]) -> str:
+    return ", ".join(f"v{version}" for version in sorted(versions, reverse=True))
+
+
+def _kubernetes() -> list[tuple[str, str, str, str]]:
+    """Return a row for each program of Kubernetes, of its test tools and of Helm."""
+    mods = {name: (toolchain.SOURCES / name / "go.mod").read_text() for name in ("controlplane", "kubelet")}
+    etcd = re.search(r"go\.etcd\.io/etcd/server/v3 (v\S+)", mods["controlplane"])
+    assert etcd is not None
+    here, tools = "`hack/{}/go.mod`", "`hack/cluster/toolchain.py`"
+    return [
+        (
+            "kube-apiserver, kube-controller-manager, kube-scheduler, kubectl",
+            toolchain.kubernetes_version(mods["controlplane"]), "2, 3, 4", here.format("controlplane"),
+        ),
+        ("kubelet", toolchain.kubernetes_version(mods["kubelet"]), "4", here.format("kubelet")),
+        ("etcd", etcd[1], "2, 3, 4", here.format("controlplane")),
+        ("kwok, as SIMULATED kubelets", toolchain.KWOK_VERSION, "2, 3", tools),
+        ("Helm", f"{toolchain.HELM_VERSION}, {toolchain.HELM3_VERSION}", "2", tools),
+    ]  # fmt: skip
+
+
+def _nvidia() -> list[tuple[str, str, str, str]]:
+    """Return a row for each release of NVIDIA's that is pinned. Of mig-parted only the newest is on rung 4."""
+    newest, *older = build.MIG_PARTED_PINS
+    releases = [(build.DEVICE_PLUGIN, "3, 4"), (build.mig_parted(newest), "3, 4")]
+    releases += [(build.mig_parted(version), "3, by `make test-nvidia-old`") for version in older]
+    return [
+        (TITLES[release.folder], release.version, rungs, f"`hack/nvidia/{release.folder}/{release.pins}`")
+        for release, rungs in releases
+    ]
+
+
+def _only_read() -> list[tuple[str, str]]:
+    """Return name and version of each program that docs/design/nvidia.md says was read, without the releases that are
+    also run."""
+    text = (ROOT / NVIDIA_PAGE).read_text()
+    sentence = text.partition("Read in ")[2].partition("What was *seen*")[0]
+    run = {("mig-parted", version) for version in build.MIG_PARTED_PINS}
+    run.add(("k8s-device-plugin", build.DEVICE_PLUGIN.version))
+    return [row for row in re.findall(r"([a-z0-9-]+) (v\d+\.\d+\.\d+)", sentence) if row not in run]
+
+
+def _kube_version() -> str:
+    """Return which versions of Kubernetes the chart accepts, such as `1.30 or newer`."""
+    match = re.search(r'^kubeVersion: ">=(\d+\.\d+)\.0-0"$', (ROOT / CHART).read_text(), re.MULTILINE)
+    assert match is not None
+    return f"{match[1]} or newer"
