@@ -554,9 +554,10 @@ INSPECTIONS = (
     Inspection(_stack, Topic.CLUSTER_POLICY),
     Inspection(_plain, Topic.CLUSTER_POLICY),
     Inspection(_operands, Topic.CLUSTER_POLICY),
-    Inspection(find_deaf_mps, Topic.CLUSTER_POLICY),
     Inspection(_pointers, Topic.CLUSTER_POLICY),
     Inspection(_start_gate, Topic.CLUSTER_POLICY),
+    # After all that edits ClusterPolicy, because such an edit can undo its command.
+    Inspection(find_deaf_mps, Topic.CLUSTER_POLICY),
     Inspection(_config_maps, Topic.CONFIG_MAPS),
     Inspection(find_agent_symptoms, Topic.AGENTS, of_chart=True),
 )
