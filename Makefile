@@ -7,11 +7,13 @@ WORKERS ?= $(if $(ARGS),0,auto)
 PLAY = exec $(PY) -m pytest -n $(WORKERS) --verb=$@ $(ARGS)
 # Programs that are built before the tests that need them. With LEAVE_OUT those tests decide whether one is missed.
 BUILD = $(if $(LEAVE_OUT),-)@exec $(PY) -m hack.$(1) >build/programs.txt
+# Contract of the API server, CRDs and admission.
+ON_ANOTHER_MINOR = tests/kube/test_contract_cluster.py tests/api/test_crd_cluster.py tests/chart/test_platform_admission.py
 # Hundreds of processes import our modules: compile them once.
 unexport PYTHONDONTWRITEBYTECODE
 # `exec` replaces the shell with pytest, so that whoever ends make ends the tests too.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cluster test-hack test-long test-all test-random test-crash test-faults test-nvidia test-nvidia-old test-gpu e2e verify gen fmt lock docs cluster cluster-down run bench mutants size images clean
+.PHONY: help setup demo test test-cluster test-hack test-long test-all test-random test-crash test-faults test-nvidia test-nvidia-old test-kubernetes test-gpu e2e verify gen fmt lock docs cluster cluster-down run bench mutants size images clean
 
 help: ## show these verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {gsub(/\$$\$$/, "$$"); printf "  make %-15s %s\n", $$1, $$2}' Makefile
@@ -101,6 +103,10 @@ test-nvidia: setup ## rung 3: NVIDIA's own programs on the simulated libnvidia-m
 	$(call BUILD,cluster.toolchain)
 	$(call BUILD,nvidia.build)
 	@exec $(PY) -m pytest --verb=$@ $(ARGS)
+
+test-kubernetes: setup ## contract, CRDs and admission on another minor of Kubernetes: VERSION=1.30
+	$(call BUILD,cluster.toolchain kwok helm)
+	@KUBEBUILDER_ASSETS=$$($(PY) -m hack.cluster.minors $(VERSION)) && export KUBEBUILDER_ASSETS && exec $(PY) -m pytest --verb=test-cluster $(or $(ARGS),$(ON_ANOTHER_MINOR))
 
 test-nvidia-old: export MIG_PARTED = v0.13.1
 test-nvidia-old: setup ## the tests of mig-parted and mig-manager of rung 3, with an older release of both

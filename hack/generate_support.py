@@ -28,6 +28,15 @@ REFUSED = (
     Reason.UNSAFE_DRIVER,
 )
 """The reasons that a version of a program, or a kind of installation, gives."""
+OTHER_MINORS = (
+    (
+        "v1.30.14",
+        "27 November 2026",
+        "contract of the API server, CRDs, admission (68 tests)",
+        "a change of mode did not complete within two minutes; the cause was not found",
+    ),
+)
+"""What was played on other minors than the pinned one, and when. Write a row here after each such run."""
 TITLES = {
     "device-plugin": "device plugin, GPU Feature Discovery, config-manager, MPS control daemon",
     "mig-parted": "mig-parted and mig-manager",
@@ -41,6 +50,12 @@ def support() -> dict[str, str]:
         "## Run by the tests",
         "",
         *_table(("Program", "Version", "Rungs", "Pinned in"), [*_kubernetes(), *_nvidia()]),
+        "",
+        "## Other minors of Kubernetes",
+        "",
+        "`make test-kubernetes VERSION=1.30` plays a few tests of rung 2 on the newest patch of another minor.",
+        "",
+        *_table(("Version", "Played", "Passed", "Did not pass"), OTHER_MINORS),
         "",
         "## Simulated",
         "",
