@@ -18,9 +18,10 @@ from tests.build import (
 )
 from tests.planning.cases import make_member
 from tests.planning.changes import FENCE, answering, changing, emptied
-from tests.planning.told import PENDING, SYNCED
+from tests.planning.told import PENDING, SYNCED, verdict
 
 from gpusharing.api.names import Phase
+from gpusharing.planning.pools.keepers import explain_keepers
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.report.events import node_events
 from gpusharing.planning.rollout import plan_rollout
@@ -44,6 +45,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 WORDS = "FenceNode failed: admission webhook denied it"
 LASTING = CallFailure(WORDS, at(8), tries=3)
+RELEASE = Release(make_node("gpu-07", fence=make_fence(stage="actuating")), uncordon=True, labels={})
 ACTION = EnsureGPUNode("gpu-07", "uid", "1", quiet=False)
 
 
@@ -62,6 +64,28 @@ def test_a_failure_that_lasts_is_named_with_the_servers_words_and_a_blocker() ->
     assert WORDS in verdict.message
     assert [(row.reason, row.message) for row in verdict.blockers] == [(Reason.CALL_FAILED, WORDS)]
     assert verdict.actions == (ACTION,)
+
+
+KEPT = verdict(Phase.ABORTING, Reason.CORDON_KEPT, "gpu-07", "the cordon stays").then(RELEASE)
+"""The node is let go, and people are to lift its cordon."""
+
+
+def test_that_a_cordon_stays_is_told_while_the_release_fails_because_no_later_pass_tells_it() -> None:
+    """A person gives the policy up because the API server refuses each write to the node."""
+    refused = replace(LASTING, message="Release failed: denied")
+    failing = named(KEPT, refused, NOW)
+    assert (failing.phase, failing.reason) == (KEPT.phase, Reason.CORDON_KEPT)
+    assert failing.message == (
+        "the cordon stays. This waits for a call that fails: Release failed: denied; it is retried with"
+        " increasing delays"
+    )
+    assert named(failing, refused, NOW) is failing, "the failure is named once"
+    restored = replace(KEPT, reason=Reason.DELETING, message="the policy is being deleted")
+    before = named(restored, refused, NOW)
+    assert before.reason is Reason.CALL_FAILED
+    assert [event.reason for event in node_events(before, failing)] == ["CordonKept"]
+    assert [event.reason for event in node_events(KEPT, failing)] == ["CallFailed"]
+    assert node_events(failing, failing) == node_events(failing, replace(failing, attempt=0)) == ()
 
 
 def test_one_failure_alone_is_waited_out_without_a_word() -> None:
@@ -84,7 +108,6 @@ def test_a_candidate_is_none_until_it_may_be_tried_again() -> None:
 
 UPDATE = UpdateFence(make_node("gpu-07", fence=make_fence(stage="actuating")), make_fence())
 RESTART = RestartOperand("gpu-07", "gpu-operator", "mig-manager", "uid")
-RELEASE = Release(make_node("gpu-07", fence=make_fence(stage="actuating")), uncordon=True, labels={})
 EARLY = UpdateFence(make_node("gpu-07", fence=make_fence(stage="fenced")), make_fence())
 
 
@@ -124,6 +147,15 @@ def test_a_node_whose_calls_have_failed_for_long_is_no_change_that_ends_by_itsel
     pool = Pool(make_policy())
     pool.count(found["gpu-07"])
     assert (pool.moving, len(pool.keepers)) == ((1, 0) if tries == 5 else (0, 1))
+
+
+def test_a_node_whose_release_fails_is_named_to_those_who_wait_for_its_slot_although_its_cordon_stays() -> (
+    None
+):
+    stuck = Failing({"gpu-07": replace(LASTING, tries=6)}, {}, NOW)
+    pool = Pool(make_policy())
+    pool.count(stuck.find_late({"gpu-07": find_member(KEPT, RELEASE.node, None)})["gpu-07"])
+    assert (pool.moving, explain_keepers(pool.keepers)) == (0, "the calls about gpu-07 fail")
 
 
 def test_people_are_told_once_and_no_pod_is_blamed() -> None:

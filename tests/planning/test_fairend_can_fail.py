@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from tests.build import make_policy
 from tests.planning.broken import Broken
+from tests.planning.callfaults import CALLS
 from tests.planning.cases import FULL, MIXED, pool_of
 from tests.planning.fairend import end_fairly
 from tests.planning.machines import patched
+from tests.planning.shareddeeds import policy_forced
 from tests.planning.world import World
 
 from gpusharing.api import names
@@ -51,3 +54,26 @@ def test_people_who_do_what_they_are_told_bring_a_change_to_its_end_beside_pods_
     plan = end_fairly(world)
     assert {verdict.wanted for verdict in plan.verdicts.values()} == {"2x3g.40gb"}
     assert world.happened["told a person: DoNotDisrupt"] > 0
+
+
+def test_people_learn_of_a_cordon_that_force_release_leaves_although_the_calls_failed() -> None:
+    world = pool_of(1, FULL)
+    world.set_policy(replace(MIXED, uid=FULL.uid))
+    for _ in range(60):
+        if world.nodes["n0"].fence is None:
+            pass_by(world)
+    assert policy_forced(world, "n0")
+    assert CALLS["every call about the node is lost"](world, "n0")
+    for _ in range(5):
+        pass_by(world)
+    assert world.memory.failures["n0"].lasts
+    end_fairly(world)
+    assert not world.nodes["n0"].unschedulable
+
+
+def pass_by(world: World) -> None:
+    """One pass of the operator, and a second of everybody else."""
+    world.step()
+    for node in world.nodes:
+        world.act(node)
+    world.now += timedelta(seconds=1)

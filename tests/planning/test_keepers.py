@@ -16,6 +16,7 @@ from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.pool import Pool, select
 from gpusharing.planning.transition.members import Member, find_member
 from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.blockers import Blocker
 from gpusharing.planning.vocabulary.reasons import Reason
 
 
@@ -28,7 +29,8 @@ def away(
     **fields: Any,
 ) -> Member:
     """A node that takes a slot."""
-    told = Verdict(name, "pool-b", phase, reason, "", deadline=deadline)
+    blockers = (Blocker(reason),) if reason is Reason.CALL_FAILED else ()
+    told = Verdict(name, "pool-b", phase, reason, "", deadline=deadline, blockers=blockers)
     return find_member(told, make_node(name, **fields), None)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
+from gpusharing.planning.transition.callverdicts import calls_fail
 from gpusharing.planning.transition.cordon import tell_foreign
 from gpusharing.planning.transition.members import Member, MemberState, cordoned, going, unready
 from gpusharing.planning.transition.verdict import Verdict
@@ -42,7 +43,7 @@ def is_for_a_person(member: Member) -> bool:
 
 def goes_on(verdict: Verdict) -> bool:
     """Whether a change of ours is under way on the node that some clock ends."""
-    ends = verdict.phase is not Phase.FAILED and verdict.reason is not Reason.CALL_FAILED
+    ends = verdict.phase is not Phase.FAILED and not calls_fail(verdict)
     return verdict.phase.in_flight and ends and not _lasts(verdict)
 
 
@@ -71,7 +72,7 @@ def _failed(member: Member) -> bool:
 
 def _calls_fail(member: Member) -> bool:
     """Whether our calls about the node fail repeatedly."""
-    return member.verdict.reason is Reason.CALL_FAILED
+    return calls_fail(member.verdict)
 
 
 def _yielded(member: Member) -> bool:

@@ -11,6 +11,7 @@ from gpusharing.api.names import ConditionType, DisruptionClass, Phase
 from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.snapshot.actions import Actuate, SetPointers, UpdateFence
 from gpusharing.planning.stack.pointers import VALUE
+from gpusharing.planning.transition.callverdicts import calls_fail
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.blockers import Blocker, explain_blockers
 from gpusharing.planning.vocabulary.lengths import counted, cut
@@ -54,8 +55,8 @@ def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False
         events.append(Event("Warning", "PodsForceDeleted", note))
     if after.attempt > max(before.attempt, 1) and after.phase.in_flight:
         events.append(Event("Warning", "ActuatorRestarted", f"{after.node}: {before.message}"))
-    if entered is None and after.reason is not before.reason and Mark.EVENT in after.reason.marks:
-        events.append(Event("Warning", str(after.reason), f"{after.node}: {after.message}"))
+    if entered is None and (news := _new_reason(before, after)) is not None:
+        events.append(Event("Warning", str(news), f"{after.node}: {after.message}"))
     if _turns_back(after) and not _turns_back(before):
         events.append(Event("Warning", "RollingBack", f"{after.node}: {after.message}"))
     events.append(_health(before, after))
@@ -121,6 +122,14 @@ def _entered(before: Verdict, after: Verdict) -> Event | None:
             return Event("Warning", "NodeFailed", f"{node}: {after.reason}: {after.message}")
         case _:
             return None
+
+
+def _new_reason(before: Verdict, after: Verdict) -> Reason | None:
+    """Return the reason that the node got, if it is one that an Event reports; else CALL_FAILED if its calls begin to
+    fail; else None."""
+    if after.reason is not before.reason:
+        return after.reason if Mark.EVENT in after.reason.marks else None
+    return Reason.CALL_FAILED if calls_fail(after) and not calls_fail(before) else None
 
 
 def _health(before: Verdict, after: Verdict) -> Event | None:

@@ -38,14 +38,22 @@ def is_moot(verdict: Verdict) -> bool:
     return verdict.phase in (Phase.SYNCED, Phase.SKIPPED) and not verdict.actions
 
 
+def calls_fail(verdict: Verdict) -> bool:
+    """Whether the verdict says that calls about its node fail repeatedly, by its reason or beside it."""
+    return any(blocker.reason is Reason.CALL_FAILED for blocker in verdict.blockers)
+
+
 def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | None = None) -> Verdict:
     """Return the verdict of a node whose calls fail, with the failure unless the verdict names one already or the
     failure does not matter. Its actions stay; they wait for `next_try`. `fence`: the node's, needed only to find
-    out whether the node is Failed."""
+    out whether the node is Failed.
+
+    CORDON_KEPT stays the reason, and its message stays before the failure, whose text may be long and cut: after the
+    release nothing tells the cordon from one of a person, so people read of it before the release or never."""
     suspended = failure.holds(now)
     on_its_way = verdict.phase.in_flight and failure.is_fresh(now)
     silent = not verdict.actions and not (suspended and verdict.candidate) and not on_its_way
-    if silent or verdict.reason is Reason.CALL_FAILED:
+    if silent or calls_fail(verdict):
         return verdict
     wake = verdict.wake
     if suspended:
@@ -55,11 +63,14 @@ def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | 
         return verdict
     starts = any(isinstance(action, FenceNode) for action in verdict.actions)
     phase = Phase.PENDING if starts else verdict.phase  # nothing has begun
+    reason, message = Reason.CALL_FAILED, f"{failure.message}; it is retried with increasing delays"
+    if verdict.reason is Reason.CORDON_KEPT:
+        reason, message = verdict.reason, f"{verdict.message}. This waits for a call that fails: {message}"
     return replace(
         verdict,
         phase=Phase.FAILED if _is_late(verdict, fence, now) else phase,
-        reason=Reason.CALL_FAILED,
-        message=f"{failure.message}; it is retried with increasing delays",
+        reason=reason,
+        message=message,
         deadline=None if any(isinstance(action, Release) for action in verdict.actions) else verdict.deadline,
         blockers=(*verdict.blockers, Blocker(Reason.CALL_FAILED, message=failure.message)),
     )
