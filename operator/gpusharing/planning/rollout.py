@@ -1,32 +1,35 @@
-"""The entry point of the planner: snapshot and time in, a verdict for every node and the next actions out. Pure.
+"""The entry point of the planner: a pure function from a snapshot and the time to a verdict for every node and the
+next actions.
 
-What holds after every action and from every interrupted prefix (tests/planning/test_invariants.py):
+These invariants hold after every action, also if the operator is interrupted at any point
+(tests/planning/test_invariants.py):
 
-  (a) nodes away because of us never exceed the policy's allowance or the operator-wide cap
-  (b) no point of no return while a pod that counts is on the node
-  (c) no eviction of DaemonSet, mirror, finished or terminating pods, of one twice, of a gang with one that must stay
-  (d) no uncordon of a cordon that is not ours
+  (a) the nodes that we make unavailable never exceed the policy's allowance or the operator-wide cap
+  (b) no node passes the point of no return while a pod that counts is on it
+  (c) DaemonSet, mirror, finished and terminating pods are never evicted, no pod is evicted twice, and no pod of a gang
+      is evicted while another member must stay
+  (d) a cordon that is not ours is never lifted
   (e) a settled cluster gives an empty plan
   (f) carrying out the plan reaches a fixpoint
   (g) the order of the input does not matter
-  (h) a malformed budget moves nothing
-  (i) nothing that somebody else has set is written or taken away: labels, marks
-  (k) a node with a pod that nobody may evict is not cordoned, nor one of a gang with such a member
-  (l) no node starts before the plan of this generation, with that node in it, was approved
-  (m) no node starts outside the windows, or with too little of its window left
-  (n) no node starts beside canaries that are not proven, do not serve, or not for long enough, or cannot all be
-  (o) no node starts after maxFailures
-  (p) nobody is evicted while a paused policy holds its changes
-  (q) a gang starts as a whole where the budget has room for it
-  (r) a wave is given back as a whole
-  (s) a policy that resets its nodes forgets none before all are whole
-  (t) nobody is deleted by force before the moment, without the right, or for a node that would not be empty
-  (u) a node goes back to what was proven there last or nowhere, and does not turn round by itself
+  (h) a policy with a malformed budget starts no node
+  (i) labels and marks that somebody else has set are neither overwritten nor removed
+  (k) a node is not cordoned if a pod on it must not be evicted, or belongs to a gang with such a member
+  (l) no node starts before a plan of this generation that includes the node was approved
+  (m) no node starts outside the windows, or with too little of the window left
+  (n) apart from the canaries, no node starts until all canaries are proven and have served for long enough
+  (o) no node starts after maxFailures nodes have failed
+  (p) no pod is evicted while a paused policy holds its changes
+  (q) a gang starts as a whole if the budget has room for it
+  (r) a wave is returned to service as a whole
+  (s) a policy that resets its nodes forgets none of them before all have whole GPUs
+  (t) no pod is deleted by force too early, without the right to do so, or on a node that would not become empty anyway
+  (u) a node is rolled back only to what was proven there last, and is not changed again by itself
 
-The decision, in this order: whose is each node (own); what does its policy offer it (agree, follow); what is it to be,
-is it, and how far is it on its way (judge_case); who begins now (choose); what is written once for all (shared). What
-is asked about every node is asked through the memo, which keeps answers and knows nothing of what they mean: a pass
-costs what changed, not what exists.
+The decision is made in this order: which policy owns each node (own); what the policy offers it (agree, follow); what
+its target is, whether the node has it, and how far its change has come (judge_case); which nodes begin now (choose);
+and what is written once for all nodes (share). Every per-node question goes through the memo, which caches the answers
+without interpreting them, so the cost of a pass depends on what changed and not on the size of the cluster.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#slot,
 docs/design/glossary.md#gang, docs/design/glossary.md#wave, docs/design/glossary.md#point-of-no-return.
@@ -85,47 +88,52 @@ class RolloutPlan:
     """The writes that serve all nodes, in this order: configuration, finalizers, claims, pointers. They are made before
     those of the verdicts, because the fences of this pass need the claims."""
     targets: Mapping[str, Mapping[str, int]]
-    """The allocatable GPU resources that each node will have, by node; nodes without a target and skipped ones are left
-    out."""
+    """The allocatable GPU resources that each node will have, as counts by resource name, by node. Nodes without a
+    target and skipped nodes are left out."""
     memory: PassMemory
-    """What the caller puts into the next snapshot."""
+    """What the caller must pass into the next snapshot."""
     wake_at: datetime | None
-    """When to look again at the latest, or None if only an event can change anything."""
+    """The latest time for the next pass, or None if only an event can change anything."""
     coming: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """The nodes that each policy owns but gets only when the change of another policy ends, by policy."""
+    """The nodes that each policy owns but that another policy is still changing, by policy. It gets each of them when
+    that change ends."""
     afterwards: Afterwards = field(default_factory=lambda: Afterwards(tuple), compare=False)
-    """The cluster when all planned changes are done, and so who could not run then. It follows from the snapshot."""
+    """The cluster as it will be when all planned changes are done, which shows the pods that could not run then. It is
+    derived from the snapshot, so comparisons of plans ignore it."""
 
     @property
     def wants_pods(self) -> frozenset[str]:
-        """Nodes whose pods the next pass needs."""
+        """The nodes whose pods have to be listed for the next pass."""
         return self.memory.wants_pods
 
 
 @value
 class Known:
-    """The verdicts on each policy and node by itself, before any node is chosen to start."""
+    """What is known of each policy and each node by itself, before any node is chosen to start."""
 
     snapshot: ClusterSnapshot
     """The snapshot of this pass, with what other policies say about members of gangs."""
     wishes: Mapping[str, Wish | Finding]
-    """What each policy asks for, or why its spec is refused, by policy."""
+    """The request that each policy makes, or the reason why its spec is refused, by policy."""
     terms: Mapping[str, Terms]
     """What each policy offers its nodes, by policy."""
     unread: Mapping[str, Exception]
     """The errors of the policies that cannot be judged, by policy."""
     owners: Mapping[str, str]
-    """The policy that owns each node, by node; an empty text if none does."""
+    """The policy that owns each node, by node; an empty string if none does."""
     members: dict[str, Member]
-    """The nodes as their pools count them, by node and in the order of the names. Nodes that do not concern us are left
-    out."""
+    """The nodes as their pools count them, by node and sorted by name. Nodes that do not concern us are left out."""
     models: Mapping[str, GpuView]
-    """One GPU of each card model, by product; nodes that cannot be judged count too."""
+    """One GPU of each card model, by product name. The reports of nodes that cannot be judged count too."""
 
 
 def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = None) -> RolloutPlan:
-    """Decide about every node. Equal snapshots and times give equal plans; `memo` only saves work. The answers of this
-    pass are put into it."""
+    """Return the plan for this pass: a verdict for every node, the writes that serve all nodes, and what the next pass
+    needs. Equal snapshots and times give equal plans.
+
+    `memo` caches answers from earlier passes, so that only what changed is computed again, and is updated; without it
+    everything is computed.
+    """
     memo = Memo() if memo is None else memo
     memo.begin(now)
     known = find_known(snapshot, now, memo)
@@ -180,7 +188,9 @@ def _remember(
     previews: Previews,
     now: datetime,
 ) -> PassMemory:
-    """Return what the next pass needs to know of this one."""
+    """Return what the next pass needs to know of this one: the nodes whose pods are to be listed, those whose proof is
+    settling, since when each node has differed from its target, the looks, the previews, and the passes without
+    progress."""
     proving = [verdict for verdict in verdicts.values() if verdict.phase is Phase.VERIFYING_IDLE]
     since = snapshot.memory.drifting_since
     return PassMemory(
@@ -198,15 +208,17 @@ def _remember(
 def _wake(
     verdicts: Mapping[str, Verdict], pools: Mapping[str, Pool], previews: Previews, now: datetime
 ) -> datetime | None:
-    """Return the next moment at which time alone may change anything, or None if there is none. The next change of a
-    window counts even if no node waits for it."""
+    """Return the next moment at which the passing of time alone may change anything, or None if there is none: the
+    earliest wake of any verdict or preview, or the next change of any policy's windows, even if no node waits for
+    that."""
     moments = [verdict.wake for verdict in verdicts.values() if verdict.wake is not None]
     changes = (previews.wake, *(pool.hours.change for pool in pools.values()))
     return min([*moments, *(change for change in changes if change is not None)], default=None)
 
 
 def find_known(snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> Known:
-    """Return what is known of every policy and every node by itself: who owns it, what it gets, and its verdict."""
+    """Return what is known of every policy and every node by itself: who owns the node, what it gets, and its verdict.
+    An error about one policy or node is recorded there and does not stop the others."""
     failed: dict[str, Exception] = {}
     unread: dict[str, Exception] = {}
     wishes = memo.each(wish_of, ((one.name, (one,)) for one in snapshot.policies), failed=unread)
@@ -275,9 +287,12 @@ def follow(
     failed: dict[str, Exception],
     unread: Mapping[str, Exception],
 ) -> dict[str, Terms | None]:
-    """Return the terms that each node is compared with: those of the policy of its fence if that exists, else those of
-    its owner, or None if it has neither. Leave out the nodes whose owner, or the policy of whose fence, is
-    `unread`; they get an error in `failed`."""
+    """Return the terms that each node is compared with: those of the policy that its fence names if that policy
+    exists, else those of its owner, or None if neither has terms.
+
+    Nodes in `failed` are left out. So are nodes whose owner, or whose fence's policy, is in `unread`; their errors are
+    added to `failed`.
+    """
     fences = {name: fence for name, fence in fences_of(snapshot).items() if name in owners}
     followed = {name: terms.get(owner) for name, owner in owners.items()}
     followed |= {name: terms.get(fence.policy, followed[name]) for name, fence in fences.items()}
@@ -294,8 +309,8 @@ def _with_failed(
     owners: Mapping[str, str],
     failed: Mapping[str, Exception],
 ) -> dict[str, Member]:
-    """Return the judged members and the nodes in `failed`, in the order of the names. A failed node has a verdict
-    that says why it cannot be judged."""
+    """Return the members that were judged and one for each node in `failed`, sorted by node name. The verdict of a
+    failed node says why it cannot be judged. Nodes whose judgment is None do not concern us and are left out."""
     members = {name: one for name, one in judged.items() if one is not None}
     if not failed:
         return members
@@ -310,7 +325,8 @@ def _with_failed(
 
 
 def _in_waves(snapshot: ClusterSnapshot, members: dict[str, Member], now: datetime) -> dict[str, Member]:
-    """Return the members, with the verdicts of those that were proven before the rest of their wave changed to wait."""
+    """Return the members. Those that were proven before the rest of their wave get a verdict that makes them wait for
+    it."""
     verdicts = {name: member.verdict for name, member in members.items()}
     held = hold_together(verdicts, fences_of(snapshot), snapshot.nodes, snapshot.policies, now)
     return members | {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
@@ -319,7 +335,9 @@ def _in_waves(snapshot: ClusterSnapshot, members: dict[str, Member], now: dateti
 def _pools(
     snapshot: ClusterSnapshot, members: Mapping[str, Member], failing: Failing, memo: Memo
 ) -> dict[str, Pool]:
-    """Return the pool of every policy, with its candidates and the number of its nodes that are unavailable."""
+    """Return the pool of every policy, by policy. In a pool, a node with a claim that still holds its slot counts as
+    unavailable, and a node whose calls are suspended after a failure is not a candidate. Members whose policy no
+    longer exists are in no pool."""
     nodes: dict[str, list[Member]] = {policy.name: [] for policy in snapshot.policies}
     for member in members.values():
         if (pool := nodes.get(member.policy)) is not None:
@@ -340,7 +358,8 @@ def _pools(
 
 
 def _by_policy(names: Iterable[str], members: Mapping[str, Member]) -> dict[str, set[str]]:
-    """Return those of these nodes that are among `members`, by the policy whose budget counts them."""
+    """Return the names that are in `members`, grouped by the policy whose budget counts the node; other names are
+    dropped."""
     by_policy: dict[str, set[str]] = {}
     for name in names:
         if (member := members.get(name)) is not None:
@@ -349,7 +368,8 @@ def _by_policy(names: Iterable[str], members: Mapping[str, Member]) -> dict[str,
 
 
 def _holds_slot(verdict: Verdict, failing: Failing) -> bool:
-    """Whether a node with a claim still holds its slot: it was about to begin, and neither waits nor is proven now."""
+    """Whether a node with a claim still holds its slot. False if the node is a candidate again or is proven, unless a
+    failed call may have written its fence nevertheless."""
     return verdict.node in failing.uncertain_claims or not (
         verdict.candidate or verdict.phase is Phase.SYNCED
     )
@@ -365,7 +385,9 @@ def configure(
     wishes: Mapping[str, Wish | Finding],
     memo: Memo,
 ) -> WriteConfig | None:
-    """Return the write of our ConfigMaps as they should be, or None if they are."""
+    """Return the action that brings our ConfigMaps up to date with the wishes of all policies and the plugin
+    configurations of `targets`, or None if they are up to date. The answer is cached in `memo` once nothing is left
+    to write or to remove."""
     plugins = {target.plugin_key: target.plugin for target in targets if target.plugin_key}
     question = partial(_configure, nodes=snapshot.nodes)
     wishes, models = memo.same("wishes", wishes), memo.same("models", models)
@@ -382,14 +404,15 @@ def _configure(
     *,
     nodes: Mapping[str, NodeView],
 ) -> tuple[WriteConfig | None, bool]:
-    """Return the answer of `plan_config` for the wishes of these policies that could be read, in their order: the
-    ConfigMaps to write, or None, and whether they hold entries that only Nodes retain."""
+    """Plan the ConfigMaps for the policies whose wishes could be read, in the order of `policies`. Return the action
+    that writes them, or None if they are up to date, and whether they hold entries that are kept only because Nodes
+    name them."""
     readable = [found for one in policies if isinstance(found := wishes.get(one.name), Wish)]
     return plan_config(readable, nodes.values(), models, plugins, stack)
 
 
 def _is_settled(configured: tuple[WriteConfig | None, bool]) -> bool:
-    """Whether nothing has to be written and no entry is kept only because Nodes name it."""
+    """Whether the ConfigMaps are up to date and hold no entry that is kept only because Nodes name it."""
     return configured == (None, False)
 
 

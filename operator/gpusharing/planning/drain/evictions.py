@@ -12,21 +12,22 @@ from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
 
 FIRST_WAIT = 5.0
-"""Seconds after the first refusal; doubles with each further one."""
+"""The wait after the first refusal, in seconds. It doubles with each further refusal."""
 LONGEST_WAIT = 60.0
-"""Seconds; the wait grows no longer than this."""
+"""The upper limit of that wait, in seconds."""
 SLOW_WAIT = 300.0
-"""Seconds to wait after a refusal that only a person can change; also the longest Retry-After that we follow."""
+"""The wait after a refusal that only a person can resolve, in seconds. It is also the longest Retry-After that we
+obey."""
 ODD_AFTER = 3
-"""How many answers in a row that a pod is gone, while newer LISTs still show it, count as an error."""
+"""After this many answers in a row that a pod is gone, while newer LISTs still show it, a further one is an error."""
 MAX_EVICTIONS = 10
-"""Evictions per node within `PACE`, however soon passes follow one another (E18)."""
+"""The most evictions that are sent on one node within `PACE`, however closely passes follow each other (E18)."""
 EVICTIONS_PER_SECOND = 5
 """The mean rate of evictions per node (E18)."""
 PACE = timedelta(seconds=MAX_EVICTIONS / EVICTIONS_PER_SECOND)
 """The period in which at most MAX_EVICTIONS are sent on one node."""
 QUIET_WAIT = 60.0
-"""Seconds for which a budget that its controller has not worked out yet is not shown as a blocker (E6)."""
+"""For this many seconds, a budget that its controller has not processed yet is not shown as a blocker (E6)."""
 
 
 def remember(
@@ -40,7 +41,8 @@ def remember(
     first_wait: float = FIRST_WAIT,
 ) -> EvictionMemory:
     """Return what to remember of the answer to one eviction or deletion. `memory` is what was remembered of this pod
-    before, or None.
+    before, or None. If the answer is the same as last time, `since` is kept and `tries` goes up by one; otherwise both
+    start anew.
 
     - `EVICTED` (201, E1): accepted; this pod is never evicted again.
     - `PDB` (429 with cause DisruptionBudget): E5; with `retry_after` (seconds) it is E6, the controller of the
@@ -49,10 +51,10 @@ def remember(
       `NAMESPACE_TERMINATING` (403 with that cause, E12), `FORBIDDEN` (403, E13), `INTERNAL_ERROR` (400, E15).
     - `PODS_LEAVING` (404 and 409, E2 and E3): that pod is gone or replaced; it is not evicted again before a newer
       LIST shows it.
-    - `FORCE_DELETE` (200 to a DELETE, T4): accepted, as with an eviction; `FORCE_DELETE_FAILED`: not carried out.
+    - `FORCE_DELETE` (200 to a DELETE, T4): the deletion was accepted; `FORCE_DELETE_FAILED`: it was not carried out.
 
     `first_wait` is in seconds. `jitter` is in [0, 1) and shortens the wait by up to a quarter, so that pods are not
-    all tried again at the same moment. Raises ValueError for a reason that is no such answer.
+    all tried again at the same moment. Raises ValueError if `answer` is not one of these reasons.
     """
     if Mark.ANSWER not in answer.marks:
         raise ValueError(f"{answer} is not an answer to an eviction")
@@ -65,7 +67,8 @@ def remember(
 
 
 def is_odd(memory: EvictionMemory | None) -> bool:
-    """Whether one more answer that the pod is gone is an error: it came `ODD_AFTER` times in a row, or an error did."""
+    """Whether a further answer that the pod is gone counts as an error: it was given `ODD_AFTER` times in a row
+    already, or the last answer was an error. False if no answer is remembered."""
     if memory is None:
         return False
     return memory.reason is Reason.EVICTION_ERROR or (
@@ -74,39 +77,42 @@ def is_odd(memory: EvictionMemory | None) -> bool:
 
 
 def is_accepted(memory: EvictionMemory | None) -> bool:
-    """Whether the server has accepted the eviction or deletion: the pod is leaving, and is never evicted again (E1)."""
+    """Whether the server has accepted the eviction or deletion of the pod, so that it is leaving and is never evicted
+    again (E1)."""
     return memory is not None and memory.reason in (Reason.EVICTED, Reason.FORCE_DELETE)
 
 
 def is_seen(memory: EvictionMemory, listed_at: datetime | None) -> bool:
-    """Whether a LIST begun at `listed_at` shows the effect of the answer, that is, began after it. True if the time of
-    the answer is unknown; False if there was no LIST."""
+    """Whether a LIST that began at `listed_at` shows the effect of the answer, which it does if it began after the
+    answer. True if the time of the answer is unknown; False if there was no LIST."""
     if memory.asked_at is None:
         return True  # not known, and long ago
     return listed_at is not None and listed_at > memory.asked_at
 
 
 def forget_old(memories: Mapping[str, EvictionMemory], now: datetime) -> Mapping[str, EvictionMemory]:
-    """Return the answers whose wait is not over, and all accepted evictions and deletions, by UID of the pod."""
+    """Return the answers, by UID of the pod, whose wait is not over yet or that accepted an eviction or a deletion."""
     return {uid: memory for uid, memory in memories.items() if memory.next_try > now or is_accepted(memory)}
 
 
 def throttled_until(memories: Mapping[str, EvictionMemory], now: datetime) -> datetime | None:
-    """Return until when no eviction may be sent on this node (E7), or None if evictions may be sent."""
+    """Return the time until which the server's throttling forbids evictions on this node (E7), or None if they may be
+    sent."""
     later = [m.next_try for m in memories.values() if m.reason is Reason.THROTTLED and m.next_try > now]
     return max(later, default=None)
 
 
 def sent_lately(memories: Mapping[str, EvictionMemory], now: datetime) -> tuple[datetime, ...]:
-    """Return when the evictions and deletions of the last `PACE` were sent. They limit this pass, because a pass that
-    made progress is followed by the next one at once."""
+    """Return when the evictions and deletions of the last `PACE` were sent. They count against this pass, because a
+    pass that made progress is followed by the next one immediately."""
     times = (memory.asked_at for memory in memories.values())
     return tuple(moment for moment in times if moment is not None and now - PACE < moment)
 
 
 def _wait(reason: Reason, tries: int, jitter: float, retry_after: float | None, first_wait: float) -> float:
-    """Return the seconds until the next try: 0 for a pod that is gone, Retry-After within limits, SLOW_WAIT for a
-    refusal that only a person can change, else a wait that doubles with each try and is shortened by `jitter`."""
+    """Return the seconds until the next try: 0 for a pod that is gone; Retry-After, but at least 1 and at most
+    SLOW_WAIT, if the server sent one; SLOW_WAIT for a refusal that only a person can resolve; else `first_wait`,
+    doubled with each try up to LONGEST_WAIT and shortened by `jitter`."""
     if reason is Reason.PODS_LEAVING:
         return 0.0  # the LIST decides, not the clock
     if retry_after is not None:

@@ -17,13 +17,14 @@ from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
 
 SLACK = timedelta(seconds=10)
-"""Added to the grace period, for the next pass to come and for a DELETE that fails at first; a quarter of a short
-drain."""
+"""Time added to a pod's grace period, so that the next pass comes early enough and a DELETE that fails at first can be
+repeated. If a quarter of the drain is shorter, that is used instead."""
 
 
 def find_force_note(options: Drain, *, granted: bool, namespace: str) -> Finding | None:
-    """Return the note on a policy that says ForceDelete although the operator may not delete pods, or Nlost.
-    `namespace` is the operator's own, for the command in the note."""
+    """Return the note for a policy that says ForceDelete while the operator lacks the right to delete pods, or None if
+    the policy does not say so or the right is `granted`. `namespace` is the operator's own, for the command in the
+    note."""
     if granted or not asks_for_force(options):
         return None
     return Finding(
@@ -34,8 +35,8 @@ def find_force_note(options: Drain, *, granted: bool, namespace: str) -> Finding
 
 
 def fits(standing: Standing, pods: Standings) -> bool:
-    """Whether the pod may be deleted at the end of the drain with all of its grace period, before the drain's time is
-    over. False if no pod may be deleted by force."""
+    """Whether the drain is longer than the pod's grace period and the slack together, so that the pod can be deleted
+    by force before the drain ends. False if no pod may be deleted by force."""
     return pods.force_within is not None and _lead(standing, pods.force_within) < pods.force_within
 
 
@@ -50,8 +51,9 @@ def _slack(within: timedelta) -> timedelta:
 
 
 def find_forced(pods: Standings, end: datetime | None, now: datetime) -> list[Standing]:
-    """Return the pods to delete now: their moment has come, and the server refused their eviction. Empty if `end`, the
-    end of the drain, is None, while evictions are throttled, or if the change will be given up anyway."""
+    """Return the pods to delete now: the time to delete them has come, and the server's last refusal to evict them
+    still counts. Empty if `end`, the end of the drain, is None, while evictions are throttled, or if the change
+    will be given up anyway."""
     if end is None or pods.throttled_until is not None or _in_vain(pods, end, now):
         return []
     come = (standing for standing in pods.remaining if _has_come(standing, pods, end, now))
@@ -63,8 +65,9 @@ def find_forced(pods: Standings, end: datetime | None, now: datetime) -> list[St
 
 
 def find_unasked(pods: Standings, end: datetime | None, now: datetime) -> list[Standing]:
-    """Return the pods to evict now although it may not be their turn: their moment has come, and no refusal counts
-    yet, which `find_forced` needs. Empty if `end` is None or if the change will be given up anyway."""
+    """Return the pods to evict now even if it is not their turn. The time to delete them by force has come, but
+    `find_forced` needs a refusal that still counts, and there is none. Empty if `end`, the end of the drain, is
+    None or if the change will be given up anyway."""
     if end is None or _in_vain(pods, end, now):
         return []
     come = (
@@ -76,15 +79,16 @@ def find_unasked(pods: Standings, end: datetime | None, now: datetime) -> list[S
 
 
 def next_force(pods: Standings, end: datetime | None) -> Iterator[datetime]:
-    """Yield the moments at which pods become due for deletion by the clock alone, past ones included."""
+    """Yield the time from which each remaining pod may be deleted by force, even if it is in the past. Pods that must
+    not be deleted by force are left out."""
     for standing in pods.remaining:
         if (moment := _moment(standing, pods, end)) is not None:
             yield moment
 
 
 def waits_for_forced(pods: Standings, end: datetime | None) -> bool:
-    """Whether all pods that remain are leaving and the policy forces the end of the drain, so that one more minute
-    after `end` may be enough."""
+    """Whether every pod that is left is leaving and the policy deletes pods by force, so that waiting one more minute
+    after `end` may be enough. False if `end` is None."""
     only_leaving = bool(pods.leaving) and not pods.remaining and not pods.blocked
     return end is not None and pods.force_within is not None and only_leaving
 
@@ -114,24 +118,26 @@ def explain_force(pods: Standings, forced: list[Standing]) -> Iterator[Blocker]:
 
 
 def _moment(standing: Standing, pods: Standings, end: datetime | None) -> datetime | None:
-    """Return from when the pod may be deleted, so that its grace period ends with the drain, or None if it must not be
-    deleted by force."""
+    """Return the time from which the pod may be deleted, chosen so that its grace period ends with the drain. None if
+    it must not be deleted by force: the policy does not say so, its grace period is too long, or that time was
+    before the cordon."""
     if end is None or pods.force_within is None or not fits(standing, pods):
         return None
     moment = end - _lead(standing, pods.force_within)
-    # Before the cordon no pod was evicted: the drain is shorter than the policy now says.
+    # A moment before the cordon: the drain is shorter than the policy says now, and no pod had been evicted yet.
     return moment if pods.cordoned_at is None or moment > pods.cordoned_at else None
 
 
 def _has_come(standing: Standing, pods: Standings, end: datetime, now: datetime) -> bool:
-    """Whether the pod may be deleted by force and its moment for that is over."""
+    """Whether the pod may be deleted by force, and the time from which it may has come."""
     moment = _moment(standing, pods, end)
     return moment is not None and moment <= now
 
 
 def _is_refused(standing: Standing, pods: Standings, now: datetime) -> bool:
-    """Whether the server refused to evict the pod and a LIST since then still shows it, or several budgets make it
-    refuse always (E8). After a failed deletion, or with such budgets, only once the wait is over."""
+    """Whether the server refused to evict the pod and a later LIST still shows the pod, or several budgets guard it,
+    so that every eviction fails (E8). After a failed deletion, or with several budgets, this is true only once the
+    wait after the last answer is over."""
     if standing.memory is None:
         return standing.conflicts
     if not is_seen(standing.memory, pods.listed_at):
@@ -143,7 +149,7 @@ def _is_refused(standing: Standing, pods: Standings, now: datetime) -> bool:
 
 def _is_unasked(standing: Standing, now: datetime) -> bool:
     """Whether the pod was not evicted yet, or the last answer said nothing about the pod itself (E7, E2, E3, E12) and
-    its wait is over."""
+    the wait after it is over."""
     if standing.memory is None:
         return True
     return Mark.FORCIBLE not in standing.marks and standing.memory.next_try <= now
@@ -167,8 +173,8 @@ def _is_stale(standing: Standing, pods: Standings, end: datetime) -> bool:
 
 
 def _in_vain(pods: Standings, end: datetime, now: datetime) -> bool:
-    """Whether some pod will stay whatever is deleted. The change will then be given up, so no pod should be deleted
-    for it."""
+    """Whether some pod will stay on the node no matter what is deleted. The change will then be given up, so no pod
+    should be deleted for it."""
     if pods.silent or pods.blocked or any(standing.gang_blocked for standing in pods.remaining):
         return True
     if any(
@@ -182,13 +188,13 @@ def _in_vain(pods: Standings, end: datetime, now: datetime) -> bool:
 
 
 def _is_too_late(standing: Standing, end: datetime, now: datetime) -> bool:
-    """Whether the pod, deleted now, would outlive the drain: its moment was missed because no operator ran, the node
-    was silent or calls failed."""
+    """Whether the pod would outlive the drain even if it were deleted now. That happens if the time to delete it was
+    missed because no operator ran, the node was silent or calls failed."""
     return now + timedelta(seconds=max(1, standing.pod.grace)) + SLACK > end + STUCK_AFTER
 
 
 def _stays(standing: Standing, end: datetime, now: datetime) -> bool:
-    """Whether a pod that is leaving will not be gone in time: its grace period ends too late, or it is stuck."""
+    """Whether a leaving pod will not be gone in time, because its grace period ends too late or it is stuck."""
     stuck = stuck_from(standing.pod)
     if standing.pod.deleted_at is not None and stuck is None:
         return True  # later than any datetime

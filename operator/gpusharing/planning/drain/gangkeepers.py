@@ -27,14 +27,14 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
 MAX_NODES = 3
-"""The most nodes of a gang that a text names."""
+"""The most nodes of a gang that a message names."""
 MAX_GANGS = 2
-"""The most gangs of a node that a text names."""
+"""The most gangs of a node that a message describes."""
 
 
 def describe_gang(view: GangView) -> str:
-    """Return the gang, its size and where it runs, such as `JobSet team-a/train, 16 pods (8 on gpu-1, 8 on gpu-2)`,
-    with at most three nodes. "at least" stands before the size if not all members are known."""
+    """Describe the gang, its size and where it runs, such as `JobSet team-a/train, 16 pods (8 on gpu-1, 8 on gpu-2)`,
+    with at most MAX_NODES nodes. The size is preceded by `at least` if not all members are known."""
     count = len(view.members)
     where = Counter(member.node for member in view.members)
     waiting = where.pop("", 0)
@@ -48,15 +48,15 @@ def describe_gang(view: GangView) -> str:
 
 
 def explain_gangs(gangs: Sequence[GangView]) -> str:
-    """Return the gangs of a node in one phrase that describes at most two and counts the others. A gang whose members
-    could not be listed is only named."""
+    """Describe the gangs of a node in one phrase: at most MAX_GANGS of them, and the number of the others. A gang
+    whose members could not be listed is only named."""
     shown = [describe_gang(view) if not view.error else view.gang.ref for view in gangs[:MAX_GANGS]]
     more = len(gangs) - len(shown)
     return " and ".join(shown) + (f" and {counted(more, 'more gang')}" if more else "")
 
 
 def name_gang(view: GangView, blocker: Blocker) -> Blocker:
-    """Return the blocker with a message that begins with the gang."""
+    """Return the blocker with a description of the gang in front of its message."""
     return replace(blocker, message=f"Gang: {describe_gang(view)}. {blocker.message}".rstrip())
 
 
@@ -70,21 +70,22 @@ class GangWait:
     """How long a drain waits for every pod of a gang."""
 
     patience: timedelta | None
-    """The time from the cordon on, or None for as long as the member runs."""
+    """How long after the cordon the drain waits, or None for as long as the member runs."""
     member: PodView
-    """The member that is given the most time, the first by name if there are several."""
+    """The member that is given the most time; if several are, the first by name."""
     text: str
     """Why the other pods of the gang are waited for."""
     spared: bool = False
-    """Whether some member must never be evicted before it ends: the change is given up instead when its time is over.
-    """
+    """Whether some member must never be evicted before it ends. When its time is over, the change is given up
+    instead."""
 
 
 def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gang, GangWait]:
-    """Return the longest time that any member of each gang of this node is given to end by itself, by gang. A gang
+    """Return, for each gang of this node, the longest time that any of its members is given to end by itself. A gang
     without such a member is left out.
 
-    Members on all nodes count, with or without a GPU. Those on this node are read from its own LIST, which is newer.
+    Members on all nodes count, with or without a GPU. Those on this node are read from the node's own LIST, which is
+    newer.
     """
     waits_by_gang = {}
     for view in work.gangs:
@@ -100,8 +101,8 @@ def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gan
 
 
 def _ruled_waits(view: GangView, members: Iterable[GangMember], scope: Scope) -> Iterator[GangWait]:
-    """Yield a wait for each member that the policy of its own node gives time, where that is another policy than the
-    one that changes this node."""
+    """Yield a wait for each member whose own node follows another policy than the one that changes this node, if that
+    other policy gives the member time to end by itself."""
     for member in members:
         if member.drain is not None and classify((member.pod,), member.drain, scope).waited:
             yield replace(
@@ -120,7 +121,8 @@ def running(view: GangView, work: NodeWork, node: str) -> list[GangMember]:
 
 
 def _wait_of(member: GangMember, view: GangView, options: Drain) -> GangWait:
-    """Return the wait for one member under these options, with a text that says why the others are waited for."""
+    """Return the wait for one member under these options, with a message that says why the other pods of the gang are
+    waited for."""
     where = f" on {member.node}" if member.node else ""
     text = (
         f"evicting it would end {view.gang.ref}, whose member {member.pod.ref}{where} may end by itself first"
@@ -129,21 +131,23 @@ def _wait_of(member: GangMember, view: GangView, options: Drain) -> GangWait:
 
 
 def _longest_first(wait: GangWait) -> tuple[bool, timedelta, str]:
-    """Sort key: waits without an end first, then the longest, then by the member's name."""
+    """Sort key: unlimited waits first, then the longest, then by the member's name."""
     longest = wait.patience
     return longest is not None, -(longest or timedelta(0)), wait.member.ref
 
 
 _KEEPS_ALL = Drain.model_validate({"rules": [{"behavior": "Block"}]})
-"""What is assumed of a policy that cannot be read."""
+"""The drain options assumed for a policy that cannot be read: every pod is blocked."""
 
 
 def find_blocked_gangs(
     work: NodeWork, classified: Classified, gangs: AbstractSet[Gang], options: Drain, scope: Scope
 ) -> tuple[frozenset[Gang], tuple[Blocker, ...]]:
-    """Return the gangs of a node of which no pod may be evicted or deleted now, and the blockers that explain it,
-    without those that a pod of the node itself has already. `classified` has the pods of the node, `gangs` those
-    gangs of which a pod still has to be evicted; no other gang's members are examined."""
+    """Return the gangs of a node of which no pod may be evicted or deleted now, and the blockers that explain why.
+    `classified` has the pods of the node; the blockers that it already has for them are not repeated.
+
+    `gangs` has the gangs of which a pod still has to be evicted; the members of other gangs are not examined.
+    """
     blocked = {pod.gang for pod in classified.blocked} if gangs else set()
     blockers: list[Blocker] = []
     for view in work.gangs:
@@ -156,8 +160,9 @@ def find_blocked_gangs(
 def find_keepers(
     members: Iterable[GangMember], options: Drain, scope: Scope
 ) -> Iterator[tuple[str, Blocker]]:
-    """Yield each blocker of the members that must stay, with the node of the member, whether or not it has a GPU. The
-    options of this change are applied first; only if they allow it, those of the policy of the member's own node."""
+    """Yield each blocker of the members that must stay, together with the name of the member's node. Members without a
+    GPU count too. The options of this change are applied first; only if they allow the eviction, those of the
+    policy that the member's own node follows."""
     everywhere = replace(scope, all_pods=True, cordoned_at=None)
     for member in members:
         for blocker in classify((member.pod,), options, everywhere).blockers or find_ruled((member,), scope):
@@ -165,7 +170,7 @@ def find_keepers(
 
 
 def find_ruled(members: Iterable[GangMember], scope: Scope) -> tuple[Blocker, ...]:
-    """Return why members must stay by the policy of their own node, where that is another one than the one that
+    """Return why members must stay according to the policy of their own node, where that is not the policy that
     changes this node. A policy that cannot be read blocks all its members."""
     everywhere = replace(scope, all_pods=True, cordoned_at=None)
     return tuple(
@@ -177,8 +182,8 @@ def find_ruled(members: Iterable[GangMember], scope: Scope) -> tuple[Blocker, ..
 
 
 def _by_policy(member: GangMember, blocker: Blocker) -> Blocker:
-    """Return the blocker with the name of the member's policy, or, if that policy cannot be read, with the reason why
-    not. A blocker of the pod itself is then returned unchanged."""
+    """Return the blocker with the name of the member's policy in front of its message. If that policy cannot be read,
+    a blocker that comes from its rules gets the reason why it cannot, and any other blocker is returned unchanged."""
     if member.unruled is None:
         return replace(blocker, message=f"By policy {member.policy}. {blocker.message}".rstrip())
     if blocker.reason is not Reason.RULE_BLOCKS:
@@ -189,8 +194,8 @@ def _by_policy(member: GangMember, blocker: Blocker) -> Blocker:
 def _keepers(
     view: GangView, work: NodeWork, classified: Classified, options: Drain, scope: Scope
 ) -> Iterator[Blocker]:
-    """Yield why members of a gang must stay, without members that are blocked on this node already. If the members
-    cannot be listed, yield only a blocker that says so."""
+    """Yield why members of a gang must stay, each with the gang and the member's node in its message. Members that are
+    blocked on this node already are left out. If the members cannot be listed, yield only a blocker that says so."""
     if view.error:
         its = tuple(pod.ref for pod in classified.holders if pod.gang == view.gang and pod.deleted_at is None)
         yield Blocker(Reason.LIST_FAILED, its, message=unlisted(view))

@@ -20,7 +20,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def ending_gangs(work: NodeWork, scope: Scope) -> tuple[GangView, ...]:
-    """Return the gangs that a change of the node ends: those of which a pod must leave the node."""
+    """Return the gangs that a change of the node interrupts: those with a pod that must leave the node."""
     leaving = {pod.gang for pod in work.pods if pod.gang is not None and must_leave(pod, scope)}
     return tuple(view for view in work.gangs if view.gang in leaving)
 
@@ -28,8 +28,9 @@ def ending_gangs(work: NodeWork, scope: Scope) -> tuple[GangView, ...]:
 def find_gang_blockers(
     work: NodeWork, node: str, options: Drain, now: datetime, scope: Scope
 ) -> tuple[Blocker, ...]:
-    """Return why the gangs that a change of this node ends must not be interrupted, by their members that need not
-    leave the node. Members on all nodes count, with or without a GPU, because what ends one of them ends all."""
+    """Return why the gangs that a change of this node interrupts must not be interrupted, judged by the members that
+    do not have to leave this node. Members on all nodes count, with or without a GPU, because evicting one of them
+    ends the whole gang."""
     blockers: list[Blocker] = []
     for view in ending_gangs(work, scope):
         if view.error:
@@ -45,8 +46,8 @@ def find_gang_blockers(
 def _forbid(
     members: Sequence[GangMember], work: NodeWork, options: Drain, now: datetime, scope: Scope
 ) -> Iterator[Blocker]:
-    """Yield why these members, wherever they run, must not be evicted: by the options of this change, or by the policy
-    of their own node."""
+    """Yield why these members, wherever they run, must not be evicted, either by the options of this change or by the
+    policy of their own node."""
     elsewhere = NodeWork(tuple(member.pod for member in members), work.pdbs, work.listed_at)
     everywhere = replace(scope, all_pods=True, cordoned_at=None)
     standings = find_standings(elsewhere, options, now, scope=everywhere, cordoned=False)
@@ -60,15 +61,16 @@ def _forbid(
 def with_gangs(
     blockers: tuple[Blocker, ...], work: NodeWork, node: str, options: Drain, *, now: datetime, scope: Scope
 ) -> tuple[Blocker, ...]:
-    """Return the blockers of the node's own pods and those of its gangs elsewhere, each with the gang that it
-    concerns. Without gangs, return `blockers` unchanged."""
+    """Return the blockers of the node's own pods and those of its gangs' members elsewhere. Each names the gang that
+    it concerns. If the node has no gangs, return `blockers` unchanged."""
     if not work.gangs:
         return blockers
     return merge((*name_gangs(blockers, work), *find_gang_blockers(work, node, options, now, scope)))
 
 
 def name_gangs(blockers: Iterable[Blocker], work: NodeWork) -> tuple[Blocker, ...]:
-    """Return the blockers of the node's own pods. A blocker whose pods all belong to one gang names it."""
+    """Return the blockers of the node's own pods, merged. If all pods of a blocker belong to the same gang, its
+    message begins with that gang."""
     views = {view.gang: view for view in work.gangs}
     gangs = {pod.ref: views.get(pod.gang) if pod.gang is not None else None for pod in work.pods}
     named = []

@@ -30,13 +30,13 @@ MultiGpuGroupLabelPrefix). The second name is the one that KAI's maintainers ann
 
 
 def gpu_groups(labels: Mapping[str, str]) -> frozenset[str]:
-    """Return the groups of the GPUs that a pod with these labels reserves or has a fraction of; empty for a pod
-    without KAI."""
+    """Return KAI-Scheduler's groups of the GPUs that a pod with these labels reserves or has a fraction of; empty for
+    a pod that does not use KAI."""
     return frozenset(value for key, value in labels.items() if key.partition("/")[0] in LABELS and value)
 
 
 def is_reservation(pod: PodView) -> bool:
-    """Whether this is KAI's own pod that reserves a GPU for a group.
+    """Whether this is a pod with which KAI-Scheduler reserves a GPU for a group.
 
     It is the only pod of a group that requests a whole GPU: KAI refuses fractions for pods that do.
     """
@@ -46,15 +46,15 @@ def is_reservation(pod: PodView) -> bool:
 _DEPLOY_CLIENT = f"{LABEL_DEPLOY_PREFIX}client"
 _NO_OPTIONS = Drain()
 _ROUNDED = timedelta(seconds=1)
-"""The API server cuts the fraction off creationTimestamp."""
+"""The API server truncates creationTimestamp to whole seconds."""
 
 
 @value
 class Scope:
-    """What a drain has to empty."""
+    """What a drain must empty and what it must not touch."""
 
     operator_namespace: str
-    """Where NVIDIA's own DaemonSets run."""
+    """The GPU Operator's namespace, in which NVIDIA's own DaemonSets run."""
     all_pods: bool = False
     """Whether every pod must leave, with or without a GPU, because the change reboots the node."""
     protected: frozenset[str] = frozenset()
@@ -64,17 +64,18 @@ class Scope:
     cordoned_at: datetime | None = None
     """When we cordoned the node, or None if we did not."""
     settle: timedelta = timedelta(seconds=5)
-    """For how long after the cordon pods may still appear that were just being bound."""
+    """How long after the cordon pods may still appear that the scheduler was just binding."""
     now: datetime | None = None
-    """The current time. If it is None, a mark with a duration counts whatever the time."""
+    """The current time. If it is None, a mark with a duration counts as if it never expired."""
     forces: bool = False
     """Whether the operator may delete pods at the end of a drain, where the policy asks for it."""
     node: str = ""
     """Name of the node; empty if unknown."""
     silent: bool = False
-    """Whether the node is not Ready: nobody knows whether its pods still run."""
+    """Whether the node is not Ready, so that nobody knows whether its pods still run."""
     gpu_groups: frozenset[str] = frozenset()
-    """Groups of KAI-Scheduler of which a pod is on the node, besides the reservation pod; `classify` finds them."""
+    """KAI-Scheduler's GPU groups of which some pod other than the reservation pod is on the node; `classify` fills
+    this in."""
 
 
 def scope_of(
@@ -93,13 +94,13 @@ class Classified:
     """The pods of a node, each in exactly one place, sorted by `namespace/name`."""
 
     holders: tuple[PodView, ...]
-    """Pods that hold a GPU and must leave; some may be terminating already."""
+    """Pods that hold a GPU and can be evicted or are waited for; some may be terminating already."""
     waited: frozenset[str]
     """The uids of the holders that end by themselves: the drain waits for them before it evicts them."""
     ignored: tuple[PodView, ...]
     """Pods that hold no GPU, are NVIDIA's own, or reserve a GPU for other pods on the node."""
     blocked: tuple[PodView, ...]
-    """Pods that hold a GPU and must not or cannot be evicted."""
+    """Pods that hold a GPU and must not be evicted, or cannot be."""
     blockers: tuple[Blocker, ...]
     """Why the pods in `blocked` are blocked."""
 
@@ -112,18 +113,20 @@ def gpu_resources(pod: PodView) -> tuple[str, ...]:
 
 
 def holds_gpu(pod: PodView) -> bool:
-    """Whether the pod, while it lives, holds a GPU: by a request, a ResourceClaim (G1-G6) or KAI's fraction (G10)."""
+    """Whether the pod holds a GPU while it runs, through a resource request, a ResourceClaim (G1-G6) or a fraction
+    from KAI (G10)."""
     return pod.dra != "none" or bool(gpu_resources(pod))
 
 
 def has_finished(pod: PodView) -> bool:
-    """Whether the pod holds no GPU any more, although its object is still there (P11)."""
+    """Whether the pod has succeeded or failed, so that it no longer holds a GPU although its object still exists
+    (P11)."""
     return pod.phase in ("Succeeded", "Failed")
 
 
 def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classified:
-    """Return the pods of a node by what the drain does about them. The first of `FILTERS` that applies to a pod
-    decides; a pod to which none applies holds a GPU and can be evicted."""
+    """Sort the pods of a node by what the drain does with them. The first of `FILTERS` that applies to a pod decides;
+    a pod to which none applies holds a GPU and can be evicted."""
     holders, ignored, blocked, blockers = [], [], [], []
     waited = set()
     pods = sorted(pods, key=by_ref)
@@ -147,13 +150,14 @@ def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classifie
 
 
 def must_leave(pod: PodView, scope: Scope) -> bool:
-    """Whether the pod must be gone before a change; no option makes a difference to that."""
+    """Whether the pod must be gone before the node is changed. The drain options of the policy make no difference to
+    that."""
     match = _filter_of(pod, _NO_OPTIONS, scope)
     return match is None or match.decision != "ignore"
 
 
 def is_idle(pods: Iterable[PodView], scope: Scope) -> bool:
-    """Whether no pod is left that must be gone before a change."""
+    """Whether none of these pods must be gone before the node is changed."""
     return not any(must_leave(pod, scope) for pod in pods)
 
 
@@ -184,9 +188,9 @@ class PodFilter:
     decision: Decision
     """What is decided about such a pod."""
     particulars: Callable[[PodView, Drain, Scope], str] = lambda pod, options, scope: ""
-    """What the blocker says about this pod besides the reason."""
+    """Returns what the blocker says about this pod in addition to the reason; empty if nothing."""
     until: Callable[[PodView, Drain, Scope], datetime | None] = lambda pod, options, scope: None
-    """When the block ends by the clock alone."""
+    """Returns when time alone ends the block, or None if it does not."""
 
 
 def _finished(pod: PodView, options: Drain, scope: Scope) -> bool:
@@ -232,13 +236,14 @@ def _without_gpu(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _shared_out(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether this is KAI's reservation pod of a GPU that pods on the node still share. Those are judged in its place,
-    and KAI deletes it when they are gone (G10)."""
+    """Whether this is KAI's reservation pod of a GPU that other pods on the node still share. The drain deals with
+    those pods, and KAI deletes the reservation when they are gone (G10)."""
     return is_reservation(pod) and not scope.gpu_groups.isdisjoint(gpu_groups(pod.labels))
 
 
 def _terminating(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether the pod is leaving already, so that no rule against evicting it matters; it still holds its GPU (P14)."""
+    """Whether the pod is already being deleted, so that rules against evicting it no longer matter; it still holds its
+    GPU (P14)."""
     return pod.deleted_at is not None
 
 
@@ -255,7 +260,8 @@ def _protected(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _resource_claim(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether a DRA driver manages the pod's GPU, and not the device plugin (G3-G5)."""
+    """Whether a DRA driver, and not the device plugin, manages the pod's GPU, or its ResourceClaim cannot be read
+    (G3-G5)."""
     return pod.dra != "none"
 
 
@@ -265,8 +271,8 @@ def _unread_claim(pod: PodView, options: Drain, scope: Scope) -> str:
 
 
 def _pinned_here(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether the pod tolerates the cordon and its node selector leaves it no other node, so that evicting it would
-    never end (P15)."""
+    """Whether the pod tolerates the cordon and its node selector pins it to this node, so that it would come back
+    after every eviction (P15)."""
     return pod.tolerates_cordon and _is_restarted(pod) and names.LABEL_HOSTNAME in pod.node_selector
 
 
@@ -276,11 +282,12 @@ def _pin(pod: PodView, options: Drain, scope: Scope) -> str:
 
 
 def _came_back(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether the pod's controller started it on the node after the cordon, so that evicting it would never end (P15).
+    """Whether the pod's controller started it on the node after the cordon, so that it would come back after every
+    eviction (P15).
 
-    A pod that does not tolerate the cordon was not put there by the scheduler, unless it was just being bound: such a
-    pod gets more time. If the clock leaves it open which came first, the pod is evicted, once; otherwise it would hold
-    up the drain for nothing.
+    The scheduler does not put a pod that does not tolerate the cordon on the node, unless it was just binding it: such
+    a pod is allowed more time. If the clocks cannot tell which came first, the pod is evicted once rather than
+    blocking the drain for nothing.
     """
     since, created = scope.cordoned_at, pod.created
     if since is None or created is None or not _is_restarted(pod):
@@ -290,8 +297,8 @@ def _came_back(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _start(pod: PodView, options: Drain, scope: Scope) -> str:
-    """Return a sentence that names the owner that started the pod after the cordon, and how it could if the pod does
-    not tolerate the cordon."""
+    """Return a sentence that names the owner that started the pod after the cordon. For a pod that does not tolerate
+    the cordon, it adds how that is possible."""
     message = f"Its {_owner(pod)} started it here after the cordon"
     return (
         message
@@ -306,20 +313,20 @@ def _marked(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _mark(pod: PodView, options: Drain, scope: Scope) -> str:
-    """Return what the mark on the pod says; empty without one."""
+    """Return the mark on the pod in words; empty without one."""
     protection = _protection(pod, options, scope)
     return protection.text if protection is not None else ""
 
 
 def _mark_ends(pod: PodView, options: Drain, scope: Scope) -> datetime | None:
-    """Return when the mark on the pod ends by itself, or None if it does not."""
+    """Return when the mark on the pod expires, or None if it has none or the mark does not expire."""
     protection = _protection(pod, options, scope)
     return protection.until if protection is not None else None
 
 
 def _protection(pod: PodView, options: Drain, scope: Scope) -> Protection | None:
-    """Return the mark on the pod that asks not to disturb it; None if it has none, or if the policy ignores such
-    marks. Unless the policy says Block, a mark with a duration ends with it."""
+    """Return the mark on the pod that asks not to disturb it, or None if it has none or if the policy ignores such
+    marks. A mark with a duration expires, unless the policy says Block."""
     if (
         options.protected_pods == "Ignore" or not pod.marks or is_reservation(pod)
     ):  # KAI's own mark, for Karpenter
@@ -328,7 +335,8 @@ def _protection(pod: PodView, options: Drain, scope: Scope) -> Protection | None
 
 
 def _undecided(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether it is unknown if a rule applies to the pod, so that the pod is left alone (P19)."""
+    """Whether the pod is left alone because nobody knows whether a rule applies to it: the labels of its namespace
+    cannot be read (P19)."""
     ruled = find_rule(pod, options)
     return ruled is not None and not ruled.known
 
@@ -349,14 +357,15 @@ def _rule_evicts(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _rule_says(pod: PodView, options: Drain, behavior: str) -> bool:
-    """Whether the pod's rule says this behavior. A rule that only may match counts too; `_undecided` comes before."""
+    """Whether the pod's rule has this behavior. A rule of which it is unknown whether it matches counts too, because
+    `_undecided` has already caught such pods."""
     ruled = find_rule(pod, options)
     return ruled is not None and ruled.rule.behavior == behavior
 
 
 def _rule(pod: PodView, options: Drain, scope: Scope) -> str:
-    """Return which rule decides about the pod and what it says, or that its namespace's labels are needed; empty
-    without a rule."""
+    """Say which rule decides about the pod and what its behavior is, such as `spec.drain.rules[0] says Block`, or that
+    the rule needs the labels of the pod's namespace. Empty if no rule matches."""
     ruled = find_rule(pod, options)
     if ruled is None:
         return ""
@@ -366,28 +375,30 @@ def _rule(pod: PodView, options: Drain, scope: Scope) -> str:
 
 
 def _job(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether the pod is a job: nothing is lost if it may end first (T12)."""
+    """Whether the pod belongs to a job that ends by itself, so that waiting for it loses no work (T12)."""
     return is_job(pod)
 
 
 def _unmanaged(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether no controller would start the pod again, so that it is not evicted unless the policy says so (P9, P5).
+    """Whether no controller would start the pod again and the policy does not allow the eviction of such pods (P9,
+    P5).
 
-    A KAI reservation pod counts only before the cordon. Later the drain has emptied its group and evicts it, because
-    KAI v0.17.0 forgets it if its pods had fractions of several GPUs (G10, GetGpuGroups).
+    A KAI reservation pod counts only before the cordon. After it the drain has emptied the pod's group and evicts the
+    pod as well, because KAI v0.17.0 forgets it if the pods of the group had fractions of several GPUs (G10,
+    GetGpuGroups).
     """
     left_over = scope.cordoned_at is not None and is_reservation(pod)
     return options.unmanaged_pods != "Evict" and not left_over and (pod.owner is None or _lost_owner(pod))
 
 
 def _local_files(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether the policy says Block for pods that keep files on the node's disk, and this is one: they would be lost
-    with it (P8)."""
+    """Whether the pod keeps files on the node's disk, which an eviction would delete, and the policy says Block for
+    such pods (P8)."""
     return options.local_storage == "Block" and pod.local_files
 
 
 def _lost(pod: PodView, options: Drain, scope: Scope) -> str:
-    """Say why no controller would start the pod again; empty for a pod that never had one."""
+    """Return a sentence that says why no controller would start the pod again; empty for a pod that never had one."""
     if is_reservation(pod):
         return "KAI-Scheduler keeps a GPU with it, and no pod of its group is on the node"
     return f"Its {_owner(pod)} no longer exists" if pod.owner else ""
@@ -399,7 +410,7 @@ def _is_restarted(pod: PodView) -> bool:
 
 
 def _lost_owner(pod: PodView) -> bool:
-    """Whether the pod's owner is known to be gone; False if it has none or nobody knows."""
+    """Whether the pod's owner is known to be gone. False if the pod has no owner, or if nobody knows."""
     return pod.owner is not None and pod.owner.exists is False
 
 

@@ -11,7 +11,7 @@ from gpusharing.planning.snapshot.podviews import PdbView, PodView
 
 
 def ref(pdb: PdbView) -> str:
-    """Return the budget as `namespace/name`."""
+    """Return the budget's `namespace/name`."""
     return f"{pdb.namespace}/{pdb.name}"
 
 
@@ -23,8 +23,8 @@ def selecting(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
 def binding_budgets(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
     """Return the budgets that the server will check for an eviction of the pod, sorted by name.
 
-    Empty if the eviction is not up to a budget. A single budget decides. Two or more make every eviction of the pod
-    fail, even of an unready one (500, kubernetes#75957).
+    Empty if no budget has a say in the eviction. A single budget decides. Two or more make every eviction of the pod
+    fail, even if the pod is unready (500, kubernetes#75957).
     """
     if _exempt(pod):
         return ()

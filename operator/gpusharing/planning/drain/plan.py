@@ -1,4 +1,4 @@
-"""The drain of one node: which pods to evict now, and what keeps the others.
+"""The drain of one node: which pods to evict now, and what holds back the others.
 
 The plan is a function of the pods' standings (standing.py); it examines no pod a second time.
 
@@ -45,23 +45,25 @@ class DrainPlan:
     delete: tuple[PodView, ...] = ()
     """Pods to delete now, because the time of the drain is nearly over."""
     only_leaving: bool = False
-    """Whether every pod that is left is terminating, and the policy wants the node empty at the end of the drain."""
+    """Whether every pod that is left is terminating, and the policy deletes by force what is left at the end of the
+    drain."""
     holders: int = 0
     """How many pods still hold a GPU, blocked ones included, or -1 if the pods could not be listed."""
     first: str = ""
     """The first pod that has to leave or is leaving, as `namespace/name`; empty if there is none."""
     blockers: tuple[Blocker, ...] = ()
-    """What keeps pods from leaving, for people; the drain goes on trying."""
+    """Why pods have not left yet, for people. The drain keeps trying nevertheless."""
     jobs: tuple[PodView, ...] = ()
     """Pods whose turn it is and that end by themselves. Until they have, no pod of their tier is evicted."""
     jobs_until: datetime | None = None
-    """When the time of the last of `jobs` is over: NEVER if it has no end, None if there are no jobs."""
+    """When the time of the last of `jobs` is over: NEVER if it is unlimited, None if there are no jobs."""
     overdue: tuple[PodView, ...] = ()
-    """Pods of `jobs` whose time is over and that are not to be evicted: the change is to be given up."""
+    """Pods of `jobs` whose time is over and that must not be evicted, so that the change has to be given up."""
     needs: tuple[tuple[str, int], ...] = ()
     """By PodDisruptionBudget (`namespace/name`): how many pods are still to be evicted under it."""
     next_wake: datetime | None = None
-    """When the clock alone may change the plan, or None; every other change shows in the next LIST."""
+    """When the passing of time alone may change the plan, or None if it cannot. Every other change shows in the next
+    LIST."""
 
     @property
     def idle(self) -> bool:
@@ -70,10 +72,10 @@ class DrainPlan:
 
 
 def preflight(pods: Standings, options: Drain, afterwards: Afterwards, now: datetime) -> tuple[Blocker, ...]:
-    """Return what would keep a drain from succeeding; while there is any blocker, the node is not cordoned.
+    """Return what would make a drain fail; while there is any blocker, the node is not cordoned.
 
-    `pods` are the standings on a node that is not cordoned yet. Pods that could not run `afterwards` are blockers
-    unless the policy allows that. If the pods could not be listed, that is the only blocker.
+    `pods` are the standings on a node that is not cordoned yet. Pods that could not run `afterwards` are blockers if
+    the policy says Hold for stranded pods. If the pods could not be listed, that is the only blocker.
     """
     if pods.error:
         return (_list_failed(pods),)
@@ -89,10 +91,11 @@ def preflight(pods: Standings, options: Drain, afterwards: Afterwards, now: date
 
 
 def plan_drain(pods: Standings, now: datetime, end: datetime | None = None) -> DrainPlan:
-    """Return which pods to evict and delete now, and what keeps the others. `end` is when the drain's time is over and
-    the remaining pods are deleted by force, or None if none is deleted.
+    """Return which pods to evict and delete now, and what holds back the others. `end` is when the time of the drain
+    is over and the remaining pods must have been deleted by force, or None if none is deleted.
 
-    If the pods could not be listed, nothing is evicted and that is the only blocker.
+    At most MAX_EVICTIONS evictions and deletions are sent within `PACE`, and no eviction while the server throttles
+    them. If the pods could not be listed, nothing is sent and that is the only blocker.
     """
     if pods.error:
         return DrainPlan(holders=pods.holders, blockers=(_list_failed(pods),))
@@ -127,16 +130,14 @@ def plan_drain(pods: Standings, now: datetime, end: datetime | None = None) -> D
 
 
 def budget_room(pods: Standings) -> Counter[str]:
-    """Return how many pods of the node a drain still has to evict under each PodDisruptionBudget.
-
-    The keys are `namespace/name`.
-    """
+    """Return how many pods of the node a drain still has to evict under each PodDisruptionBudget, by the budget's
+    `namespace/name`."""
     return Counter(pdb.ref(standing.budget) for standing in _to_evict(pods) if standing.budget is not None)
 
 
 def crowding(pods: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
-    """Return a blocker for each budget whose allowed disruptions other nodes use up already. `crowd` is the sum of
-    `budget_room` over the nodes in flight."""
+    """Return a blocker for each budget whose allowed disruptions are already used up by other nodes. `crowd` is the
+    sum of `budget_room` over the nodes in flight."""
     return merge(
         Blocker(
             Reason.PDB,
@@ -150,17 +151,18 @@ def crowding(pods: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
 
 
 def forbidding(pods: Standings) -> tuple[Blocker, ...]:
-    """Return why some pods must not be evicted at all, or not now: a rule or a budget. Only for pods that were not
-    evicted yet."""
+    """Return why pods that were not evicted yet must not be evicted at all, or not now: because of a rule or a gang,
+    or because a budget refuses. Budgets of pods that can be deleted by force at the end of the drain do not count."""
     return merge((*pods.blockers, *_budgets(_unforced(pods.remaining, pods))))
 
 
-# --- what keeps pods ----------------------------------------------------------------------------------------
+# --- what holds pods back ----------------------------------------------------------------------------------------
 
 
 def _find_blockers(pods: Standings, guarded: Sequence[Standing], now: datetime) -> Iterator[Blocker]:
-    """Yield what keeps pods from leaving whatever the pace, before and during a drain: blocked pods, stuck or
-    unreachable ones, budgets, and other answers of the server. Budgets count only for the pods in `guarded`."""
+    """Yield what stops pods from leaving, apart from the pace of evictions, before and during a drain: blocked pods,
+    stuck or unreachable ones, budgets, and other refusals of the server. Budgets count only for the pods in
+    `guarded`."""
     yield from pods.blockers
     yield from _unheard(pods) if pods.silent else _stuck(pods.leaving, now)
     yield from _budgets(guarded)
@@ -168,13 +170,13 @@ def _find_blockers(pods: Standings, guarded: Sequence[Standing], now: datetime) 
 
 
 def _unforced(remaining: Iterable[Standing], pods: Standings) -> list[Standing]:
-    """Return the pods whose budgets can keep a drain from succeeding: those that cannot be deleted at its end (T4)."""
+    """Return the pods whose budgets can make a drain fail: those that cannot be deleted by force at its end (T4)."""
     return [standing for standing in remaining if not fits(standing, pods)]
 
 
 def _to_evict(pods: Standings) -> list[Standing]:
-    """Return the pods that are evicted sooner or later. Left out are pods that are never evicted, and those that still
-    get time to end by themselves."""
+    """Return the pods that will be evicted sooner or later. Pods that are never evicted are left out, and those that
+    still have time to end by themselves."""
     return [
         standing
         for standing in pods.remaining
@@ -183,7 +185,8 @@ def _to_evict(pods: Standings) -> list[Standing]:
 
 
 def _jobs(pods: Standings) -> list[Standing]:
-    """Return the pods that end by themselves and whose turn it is (T11); empty if the node is not cordoned."""
+    """Return the pods of the tier whose turn it is that should end by themselves (T11); empty if the node is not
+    cordoned."""
     waiting = (standing for standing in pods.remaining if standing.waits and standing.ends is not None)
     return [standing for standing in waiting if standing.tier == pods.front]
 
@@ -206,9 +209,9 @@ def _list_failed(pods: Standings) -> Blocker:
 
 
 def _unheard(pods: Standings) -> Iterator[Blocker]:
-    """Yield one NodeUnreachable blocker for all pods that the drain waits for, or nothing without any (T6).
+    """Yield one NodeUnreachable blocker for all pods that the drain waits for, or nothing if there are none (T6).
 
-    The caller knows that the node is not Ready. Nobody knows whether its terminating pods still run.
+    Only called for a node that is not Ready, where nobody knows whether its terminating pods still run.
     """
     if refs := tuple(standing.pod.ref for standing in (*pods.leaving, *pods.remaining)):
         yield Blocker(Reason.NODE_UNREACHABLE, refs, message="The node is not Ready")
@@ -228,8 +231,8 @@ def _stuck(leaving: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
 
 
 def _budgets(remaining: Sequence[Standing]) -> Iterator[Blocker]:
-    """Yield one blocker for each PodDisruptionBudget that refuses evictions, according to its state or to the server's
-    answer (E5, E9), and one for each pod with several budgets, which no eviction can satisfy (E8)."""
+    """Yield one blocker for each PodDisruptionBudget that refuses evictions, according to its status or to the
+    server's answer (E5, E9), and one for each pod that several budgets guard, whose eviction always fails (E8)."""
     for standing in remaining:
         if standing.conflicts:
             names = ", ".join(map(pdb.ref, standing.budgets))
@@ -244,7 +247,8 @@ def _budgets(remaining: Sequence[Standing]) -> Iterator[Blocker]:
 
 
 def _by_budget(remaining: Iterable[Standing]) -> Iterable[tuple[PdbView, list[Standing]]]:
-    """Return each budget that alone decides about pods, with these pods."""
+    """Return pairs of a budget and the pods about which it alone decides. Pods without a budget or with several are
+    left out."""
     guarded: dict[str, tuple[PdbView, list[Standing]]] = {}
     for standing in remaining:
         if (budget := standing.budget) is not None:
@@ -254,8 +258,8 @@ def _by_budget(remaining: Iterable[Standing]) -> Iterable[tuple[PdbView, list[St
 
 def _refused(remaining: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
     """Yield the server's last answer about each pod, verbatim. Left out are answers that are reported once for all
-    pods, belong to a budget, mean that the pod is gone, or may change as soon as the budget's controller has caught
-    up (E6)."""
+    pods, that are reported with a budget, that say that the pod is gone, or that may change as soon as the budget's
+    controller has caught up (E6)."""
     for standing in remaining:
         if standing.memory is None or standing.answer is None or standing.conflicts:
             continue
@@ -265,14 +269,14 @@ def _refused(remaining: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
             seconds=QUIET_WAIT
         ):
             continue
-        # The first is reported once for all pods; the second is no trouble.
+        # THROTTLED is reported once for all pods, and PODS_LEAVING is not a problem.
         if standing.answer not in (Reason.THROTTLED, Reason.PODS_LEAVING):
             yield Blocker(standing.answer, (standing.pod.ref,), message=_server_said([standing]))
 
 
 def _throttled(remaining: Iterable[Standing], due: Iterable[Standing]) -> Iterator[Blocker]:
-    """Yield one blocker for all pods whose evictions are throttled or that would be evicted now (E7): no pod and no
-    budget is to blame."""
+    """Yield one blocker for all pods whose evictions the server throttled or that would be evicted now if it did not
+    (E7), or nothing if there are none. It blames no pod and no budget."""
     told = [standing for standing in remaining if standing.answer is Reason.THROTTLED]
     if refs := {standing.pod.ref for standing in (*told, *due)}:
         yield Blocker(Reason.THROTTLED, tuple(sorted(refs)), message=_server_said(told))
@@ -296,12 +300,12 @@ def _server_said(standings: Iterable[Standing]) -> str:
     return next((f'Server: "{message}"' for message in messages), "")
 
 
-# --- whom to evict, and when to look again -------------------------------------------------------------------
+# --- which pods to evict, and when to check again -------------------------------------------------------------------
 
 
 def _in_turn(pods: Standings, unasked: Sequence[Standing]) -> list[Standing]:
-    """Return the pods that are due, fewest refusals first, so that refused pods do not crowd out the others. Pods in
-    `unasked` are due although it is not their turn."""
+    """Return the pods to evict, those with the fewest refusals first, so that refused pods do not crowd out the
+    others: the pods that are due, and those in `unasked` even if it is not their turn."""
     early = {standing.pod.uid for standing in unasked}
     return sorted(
         (standing for standing in pods.remaining if standing.due or standing.pod.uid in early), key=_turn
@@ -309,15 +313,15 @@ def _in_turn(pods: Standings, unasked: Sequence[Standing]) -> list[Standing]:
 
 
 def _turn(standing: Standing) -> tuple[int, tuple[str, str]]:
-    """Sort key: how often the server was asked in vain, then the pod's name."""
+    """Sort key: how often the last answer was repeated, then the pod's name."""
     return 0 if standing.memory is None else standing.memory.tries, by_ref(standing.pod)
 
 
 def _pick(due: Iterable[Standing], most: int, unasked: Sequence[Standing]) -> tuple[PodView, ...]:
-    """Return at most `most` of these pods, and per budget no more than it allows now: further evictions would be
-    answered with 429.
+    """Return at most `most` of these pods, and for each budget no more than it allows now, because further evictions
+    would be refused with 429.
 
-    If a budget allows none, one pod is tried anyway, because our copy of the budget may be out of date. The pods in
+    If a budget allows none, one pod is tried anyway, because our copy of the budget may be stale. The pods in
     `unasked` are exempt from that limit: there is no time left to try them one after another.
     """
     room: dict[str, int] = {}
@@ -337,8 +341,8 @@ def _pick(due: Iterable[Standing], most: int, unasked: Sequence[Standing]) -> tu
 
 
 def _next_wake(pods: Standings, sent: int, end: datetime | None, now: datetime) -> datetime | None:
-    """Return the first moment after `now` at which the clock alone may change the plan, or None if there is none.
-    `sent` counts the evictions and deletions of this pass."""
+    """Return the first moment after `now` at which the passing of time alone may change the plan, or None if there is
+    none. `sent` counts the evictions and deletions of this pass."""
     moments = [moment for standing in pods.leaving if (moment := stuck_from(standing.pod)) is not None]
     moments += next_force(pods, end)
     moments += _next_tries(pods.remaining)
@@ -352,7 +356,8 @@ def _next_wake(pods: Standings, sent: int, end: datetime | None, now: datetime) 
 
 
 def _next_tries(remaining: Iterable[Standing]) -> Iterator[datetime]:
-    """Yield when refused evictions are sent again, and until when a budget may not have observed its pods yet."""
+    """Yield when each refused eviction is sent again, and when a budget that its controller has not processed yet
+    starts to be shown as a blocker."""
     for memory in (standing.memory for standing in remaining if standing.memory is not None):
         yield memory.next_try
         if memory.reason is Reason.PDB_NOT_OBSERVED:

@@ -33,8 +33,8 @@ RAY_ORIGIN = "ray.io/originated-from-crd"
 """Label on the pods of a RayCluster; RayJob if the cluster was made for one job."""
 
 Tier = tuple[int, bool]
-"""Sort key of the pods' turns: the order of the pod's rule, then whether the cluster's own priority classes put it
-last."""
+"""Sort key that decides the order in which pods are drained: first the order of the pod's rule, then whether it has
+one of the cluster's own priority classes, which go last."""
 
 
 @value
@@ -56,8 +56,8 @@ class Ruled:
 
 
 def find_rule(pod: PodView, options: Drain) -> Ruled | None:
-    """Return the first rule that matches the pod, or may match it, or None if none does. A rule that asks for labels
-    of a namespace which cannot be read may match."""
+    """Return the first rule that matches the pod or may match it, or None if none does. A rule may match if it depends
+    on the labels of the pod's namespace and these cannot be read."""
     for index, rule in enumerate(options.rules):
         if not selects(rule.pod_selector, pod.labels):
             continue
@@ -71,7 +71,7 @@ def find_rule(pod: PodView, options: Drain) -> Ruled | None:
 
 
 def asks_for_namespaces(options: Drain) -> bool:
-    """Whether labels of namespaces decide about pods."""
+    """Whether any rule selects pods by the labels of their namespace."""
     return any(not is_empty(rule.namespace_selector) for rule in options.rules)
 
 
@@ -81,7 +81,8 @@ def is_empty(selector: Selector) -> bool:
 
 
 def is_job(pod: PodView) -> bool:
-    """Whether the pod ends by itself and was started by a controller that understands completion (T12)."""
+    """Whether the pod ends by itself, which means that it does not restart and belongs to a controller of a kind in
+    JOB_KINDS or to a RayJob (T12)."""
     if pod.restarts or pod.owner is None:
         return False
     group = pod.owner.api_version.partition("/")[0]
@@ -89,35 +90,36 @@ def is_job(pod: PodView) -> bool:
 
 
 def patience(pod: PodView, options: Drain) -> timedelta | None:
-    """Return how long after the cordon the drain waits for a pod that ends by itself, or None if as long as it runs.
-    The timeout of the pod's rule comes before that of spec.drain.jobs."""
+    """Return how long after the cordon the drain waits for a pod that ends by itself, or None if it waits for as long
+    as the pod runs. The timeout of the pod's rule takes precedence over that of spec.drain.jobs."""
     ruled = find_rule(pod, options)
     own = ruled.rule.timeout if ruled is not None else None
     return _wait(own or options.jobs.timeout)
 
 
 def _wait(text: str) -> timedelta | None:
-    """Return the duration that the text means, or None for never."""
+    """Parse a timeout such as `30m`; None if it is `Never`."""
     return None if text == NEVER else parse_duration(text)
 
 
 def tier_of(pod: PodView, options: Drain) -> Tier:
-    """Return the pod's tier (T9, T10): all pods of a lower tier are gone before the next tier begins. It is the order
-    of the rule that certainly matches, else 0, and whether the cluster's own priority classes put the pod last."""
+    """Return the pod's tier (T9, T10); all pods of a lower tier are gone before the next tier begins. A tier is the
+    order of the rule that certainly matches the pod, or 0 without one, and whether the pod has one of the cluster's
+    own priority classes, which go last."""
     ruled = find_rule(pod, options)
     return (ruled.rule.order if ruled is not None and ruled.known else 0, pod.system)
 
 
 # --- marks on pods -------------------------------------------------------------------------------------
-# They ask not to disturb the pod, until they expire (docs/design/drain.md#p17, P18). A value that cannot be read counts
-# as a valid mark: whoever set it wanted to protect the pod.
+# Each asks that the pod not be disturbed, until it expires (docs/design/drain.md#p17, P18). A value that cannot be read
+# counts as a valid mark: whoever set it wanted to protect the pod.
 
 
 SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 KARPENTER = "karpenter.sh/do-not-disrupt"
 CAPI_DRAIN = "cluster.x-k8s.io/drain"
 MAX_VALUE = 40
-"""The most characters of a value that a message repeats."""
+"""The most characters of a mark's value that a message quotes."""
 _GO_DURATION = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _NEVER = datetime.max.replace(tzinfo=UTC)
@@ -128,16 +130,16 @@ class Protection:
     """Why a pod is not to be disturbed."""
 
     text: str
-    """Which mark it is and what it says; it does not change while the pod exists."""
+    """The mark and its value, in words. It does not change while the pod exists."""
     until: datetime | None
-    """When it ends by itself, or None if it lasts until the mark or the pod is gone."""
+    """When the protection ends by itself, or None if it lasts until the mark or the pod is gone."""
 
 
 def find_protection(pod: PodView, now: datetime | None) -> Protection | None:
-    """Return the mark that protects the pod longest, or None if nothing does. If `now` is None, a mark with a duration
-    counts whatever the time.
+    """Return the protection by the mark that protects the pod longest, or None if no mark does. If `now` is None, a
+    mark with a duration protects without an end.
 
-    Do not ask about a pod that has finished or is leaving: its marks no longer count.
+    Must not be called for a pod that has finished or is leaving, because its marks no longer count.
     """
     protections = [protection for key, value in pod.marks if (protection := _read(pod, key, value, now))]
     return max(
@@ -152,8 +154,9 @@ def _read(pod: PodView, key: str, value: str, now: datetime | None) -> Protectio
 
 
 def _do_not_disrupt(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:
-    """Return the protection by an annotation that says `true` or gives a duration from the pod's start, as Go writes
-    durations. None for `false`, and once the duration is over. A value that cannot be read protects without an end."""
+    """Return the protection by an annotation whose value is `true` or a duration in Go's notation, counted from the
+    pod's start. None if it is `false` or the duration is over. A value that cannot be read protects without an end,
+    and so does a duration if `now` is None or the pod has not started."""
     text, setting = f"Annotation {key} is {_quoted(value)}", value.strip().lower()
     if setting == "false":
         return None
@@ -175,13 +178,13 @@ def _do_not_disrupt(pod: PodView, key: str, value: str, now: datetime | None) ->
 
 
 def _safe_to_evict(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:
-    """Return the protection by Cluster Autoscaler's annotation, or None unless it says `false`."""
+    """Return the protection by Cluster Autoscaler's annotation, or None unless its value is `false`."""
     text = f"Annotation {key} is {_quoted(value)}"
     return Protection(text, None) if value.strip().lower() == "false" else None
 
 
 def _capi_drain(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:
-    """Return the protection by Cluster API's label, or None unless it says `skip` or `wait-completed`. A pod that
+    """Return the protection by Cluster API's label, or None unless its value is `skip` or `wait-completed`. A pod that
     holds a GPU cannot be skipped, so `skip` blocks the drain."""
     text, setting = f"Label {key} is {_quoted(value)}", value.lower()
     if setting == "skip":
@@ -205,8 +208,8 @@ def _quoted(value: str) -> str:
 
 
 def _seconds(text: str) -> float | None:
-    """Return the seconds of a duration as Go's time.ParseDuration reads it, or None if it is not a duration or
-    negative."""
+    """Return the seconds of a duration as Go's time.ParseDuration reads it, or None if it is not a duration or has a
+    sign."""
     if text == "0":
         return 0.0
     parts = _GO_DURATION.findall(text)

@@ -1,6 +1,7 @@
-"""What several LISTs of a node's pods add up to: since when the node is empty, and since when its agent is quiet.
+"""What successive LISTs of a node's pods show together: since when the node is empty, and since when its agent
+is quiet.
 
-A process remembers this between passes, in `NodeWork`; after a restart it starts again.
+The process keeps this in memory between passes, in `NodeWork`; after a restart it starts anew.
 """
 
 from dataclasses import replace
@@ -15,11 +16,13 @@ KEPT = 32
 
 
 def looked(before: NodeWork | None, now: NodeWork, gpunode: GPUNodeView | None, scope: Scope) -> NodeWork:
-    """Return `now`, a LIST just made, with what the earlier LISTs add: since when the node is empty, and since when
-    the agent is quiet. `scope` is what the LIST looked for when it began.
+    """Return `now`, a LIST just made, completed with what the earlier LISTs in `before` show: since when the node is
+    empty, and since when the agent is quiet. If the LIST failed or shows a pod that must leave, the node is not
+    empty. `scope` is the scope for which the LIST was made.
 
-    Earlier LISTs do not count if they looked for other pods, or were made under another cordon: before it, pods could
-    still come. No clock says which came first, because the cordon's may have been ahead of ours.
+    Earlier LISTs do not count if they were made for other pods or under another cordon, because pods could still come
+    before the cordon. Which came first is not decided by time, because the clock that stamped the cordon may have been
+    ahead of ours.
     """
     now = replace(now, all_pods=scope.all_pods, cordoned_at=scope.cordoned_at)
     if before is not None:
@@ -35,8 +38,9 @@ def looked(before: NodeWork | None, now: NodeWork, gpunode: GPUNodeView | None, 
 
 
 def heard(work: NodeWork, gpunode: GPUNodeView | None, now: datetime) -> NodeWork:
-    """Return `work` with the time since when the agent keeps NVML closed for the current request. If the agent does
-    not, or reports an older request, that time is removed."""
+    """Return `work` with the time since which the agent keeps NVML closed for the current request: `now` if it was not
+    recorded for this request yet. If the agent does not keep NVML closed, or reports an older request, that time is
+    removed."""
     observed = gpunode.observed if gpunode is not None else None
     if gpunode is None or observed is None or not observed.quiet or observed.request_id != gpunode.request_id:
         return work if not work.quiet_for else replace(work, quiet_for="", quiet_since=None)

@@ -1,7 +1,8 @@
-"""The standing of each pod in the drain of its node (docs/design/drain.md): found once, for preflight and plan alike.
+"""The standing of each pod in the drain of its node (docs/design/drain.md): determined once, and used by preflight and
+plan alike.
 
-Everything about a single pod is found here: who decides about it (holders.py), what the server last said about it
-(evictions.py), which budgets guard it (pdb.py), and hence whether it may be evicted now.
+Everything about a single pod comes together here: whether a filter blocks it (holders.py), the server's last answer
+about it (evictions.py), the budgets that guard it (pdb.py), and hence whether it may be evicted now.
 
 Terms: docs/design/glossary.md#gang.
 """
@@ -31,7 +32,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
 STUCK_AFTER = timedelta(seconds=60)
-"""From the end of the grace period until a pod that still exists is called stuck (T5)."""
+"""How long after the end of its grace period a pod that still exists counts as stuck (T5)."""
 
 
 @value
@@ -48,17 +49,17 @@ class Standing:
     """Whether the pod needs no eviction: it is terminating, its eviction was accepted (E1), or the server no longer
     knows it (E2, E3)."""
     due: bool
-    """Whether nothing about the pod itself keeps it from being evicted now. The plan also observes the pace and the
-    room of the budget."""
+    """Whether nothing about the pod itself prevents its eviction now. The plan also respects the pace and what the
+    budget still allows."""
     tier: Tier = (0, False)
-    """The pod's tier: all pods of a lower tier are gone before it is evicted."""
+    """The pod's tier. It is evicted only after all pods of lower tiers are gone."""
     waits: bool = False
     """Whether the pod is not evicted now because it, or its gang, should end by itself."""
     ends: datetime | None = None
-    """Until when the drain waits for the pod, NEVER if that has no end. None if it does not wait, or if the node is
-    not cordoned yet."""
+    """Until when the drain waits for the pod; NEVER if the wait is unlimited. None if it does not wait, or if the node
+    is not cordoned yet."""
     spared: bool = False
-    """Whether the pod is waited for and never evicted: when its time is over, the change is given up."""
+    """Whether the pod is waited for and never evicted. When its time is over, the change is given up."""
     waits_for: str = ""
     """Why the drain waits for the pod, if another member of its gang is the reason; else empty."""
     gang_blocked: bool = False
@@ -99,7 +100,7 @@ class Standings:
     blocked: int = 0
     """How many pods hold a GPU and must not or cannot be evicted."""
     blockers: tuple[Blocker, ...] = ()
-    """Why the blocked pods, and gangs that must not be ended, keep their place."""
+    """Why the blocked pods must stay, and why some gangs must not be interrupted."""
     front: Tier = (0, False)
     """The tier whose turn it is: the lowest of all pods that hold a GPU, blocked ones included."""
     sent_at: tuple[datetime, ...] = ()
@@ -109,7 +110,8 @@ class Standings:
     error: str = ""
     """Why the pods could not be listed; nothing else is known then."""
     force_within: timedelta | None = None
-    """The length of the drain: pods with a shorter grace period may be deleted at its end (T4). None if no pod is."""
+    """The length of the drain if pods may be deleted by force at its end (T4); only those with a shorter grace period
+    are. None if no pod may be."""
     cordoned_at: datetime | None = None
     """When we cordoned the node, or None if we did not."""
     silent: bool = False
@@ -130,7 +132,7 @@ def find_standings(
     is set.
 
     `cordoned` says whether the drain has begun. Before that no eviction is sent, so an old answer to one would never
-    be replaced and block for ever: it is left out once its wait is over.
+    be replaced and would block the node forever; it is therefore ignored once its wait is over.
     """
     if work.error:
         return Standings(work.listed_at, error=work.error)
@@ -172,7 +174,7 @@ def find_standings(
 
 
 def _remaining_gangs(standings: list[Standing]) -> frozenset[Gang]:
-    """Return the gangs of which a pod has still to be evicted; they may have to stay."""
+    """Return the gangs of which at least one pod still has to be evicted."""
     gangs = (standing.pod.gang for standing in standings if not standing.leaves)
     return frozenset(gang for gang in gangs if gang is not None)
 
@@ -187,13 +189,13 @@ def stuck_from(pod: PodView) -> datetime | None:
 
 
 def force_within(options: Drain, scope: Scope) -> timedelta | None:
-    """Return the length of the drain if pods may be deleted by force at its end (T4), or None if they may not: the
-    policy does not ask for it, or the operator lacks the right. Only pods with a shorter grace period are deleted."""
+    """Return the length of the drain if pods may be deleted by force at its end (T4), or None if they may not, because
+    the policy does not ask for it or the operator lacks the right."""
     return parse_duration(options.timeout) if asks_for_force(options) and scope.forces else None
 
 
 def asks_for_force(options: Drain) -> bool:
-    """Whether the policy wants the pods that are left at the end of the drain deleted."""
+    """Whether the policy wants pods that are left at the end of the drain to be deleted by force."""
     return options.on_timeout == "ForceDelete"
 
 
@@ -206,8 +208,9 @@ def _waited(
     now: datetime,
     gangs: Mapping[Gang, GangWait],
 ) -> Standing:
-    """Return the standing with its tier, and with whether and until when the drain waits for the pod or for its gang
-    (T9-T13)."""
+    """Return the standing with its tier, and with whether, why and until when the drain waits for the pod or for a
+    member of its gang to end by itself (T9-T13). `gangs` has the wait of each gang that has one. While the drain
+    waits for a pod, that pod is not due."""
     standing = replace(standing, tier=tier_of(standing.pod, options))
     gang = gangs.get(standing.pod.gang) if standing.pod.gang is not None else None
     if standing.leaves or (standing.pod.uid not in classified.waited and gang is None):
@@ -225,8 +228,8 @@ def _waited(
 
 
 def _in_turn(standings: list[Standing], front: Tier) -> list[Standing]:
-    """Return the standings such that no pod is due before the turn of its tier, nor while the drain waits for pods of
-    that tier. `front`: the tier whose turn it is."""
+    """Return the standings with `due` cleared where it is not yet the pod's turn: for pods of another tier than
+    `front`, the tier whose turn it is, and for all pods while the drain waits for any pod of that tier."""
     waits = any(standing.waits and standing.tier == front for standing in standings)
     return [
         replace(standing, due=standing.due and standing.tier == front and not waits) for standing in standings
@@ -236,8 +239,8 @@ def _in_turn(standings: list[Standing], front: Tier) -> list[Standing]:
 def _stand(
     pod: PodView, memory: EvictionMemory | None, work: NodeWork, now: datetime, *, silent: bool
 ) -> Standing:
-    """Return the standing of a pod by the last answer to its eviction and by its budgets: whether it is leaving
-    already, and whether its eviction is due now. Nothing is due on a node that is silent."""
+    """Return the standing of a pod according to `memory`, the last answer to its eviction, and to its budgets: whether
+    it is leaving already, and whether its eviction is due now. No eviction is due on a node that is silent."""
     budgets = pdb.binding_budgets(pod, work.pdbs)
     leaves = pod.deleted_at is not None or _is_answered(memory, work)
     # A pod that was evicted since the LIST began is left alone: an eviction whose answer was lost may have been
@@ -248,8 +251,8 @@ def _stand(
 
 
 def _is_answered(memory: EvictionMemory | None, work: NodeWork) -> bool:
-    """Whether the pod is as good as gone: its eviction was accepted (E1), or the server no longer knows the pod and no
-    newer LIST has shown otherwise (E2, E3)."""
+    """Whether the pod needs no further eviction: one was accepted (E1), or the server no longer knew the pod and no
+    newer LIST has shown it since (E2, E3)."""
     if memory is None:
         return False
     if memory.reason is Reason.PODS_LEAVING:

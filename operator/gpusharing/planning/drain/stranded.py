@@ -1,8 +1,8 @@
 """Which pods could not run after the planned changes: by resource name, by number of devices, and by the labels that a
 change rewrites.
 
-Everything here is about the end of all planned changes, never about a moment in between: a node counts with what it is
-to become, also while its change is under way (docs/design/drain.md#stranded).
+Everything here describes the cluster after all planned changes, never a moment in between: a node counts with its
+target even while its change is under way (docs/design/drain.md#stranded).
 """
 
 from collections import Counter
@@ -19,29 +19,31 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
 
-@value(eq=False, slots=False)  # without slots, for labels, which are worked out when somebody asks
+@value(eq=False, slots=False)  # no slots, because `labels` is a cached property
 class FutureNode:
     """One node, before and after the planned changes."""
 
     node: str
     """Name of the node."""
     before: Mapping[str, int]
-    """Devices that it advertises, by resource name. Once its change has begun, these are those of `after`."""
+    """How many devices it advertises now, by resource name. Once its change has begun, these are the counts of
+    `after`."""
     after: Mapping[str, int]
-    """Devices that it will advertise."""
+    """How many devices it will advertise, by resource name."""
     in_use: Mapping[str, int]
-    """Devices that the pods of the node hold, as far as known; a pod that is being deleted no longer counts."""
+    """How many devices the pods of the node hold, by resource name and as far as known. A pod that is being deleted no
+    longer counts."""
     emptied: bool
     """Whether the pods of the node have to leave for the change. Otherwise they keep their devices."""
     open: bool
     """Whether pods can be scheduled there afterwards."""
     find_labels: Callable[[], tuple[Mapping[str, str], ...]] = lambda: ({},)
-    """Returns the label sets that `labels` caches."""
+    """Computes the label sets, which `labels` caches."""
 
     @cached_property
     def labels(self) -> tuple[Mapping[str, str], ...]:
-        """The labels of the node afterwards, with its name as a field (FIELD). If there are several sets, the node
-        will have one of them, and it is unknown which."""
+        """The labels that the node will have, including its name as a field (FIELD). If there are several sets, the
+        node will have one of them, and it is unknown which. Computed at the first use."""
         return self.find_labels()
 
     def serves(self, pod: PodView) -> bool:
@@ -59,18 +61,18 @@ class FutureNode:
 
 @value
 class DeviceDemand:
-    """How many devices of one resource name pods ask for, running or Pending, and how many there are for them."""
+    """The devices of one resource name that pods ask for, running or Pending, and those that there are for them."""
 
     requested: int = 0
-    """Devices that pods ask for."""
+    """How many devices pods ask for."""
     remain: int = 0
-    """Devices that there will be. Pods that stay bound keep theirs."""
+    """How many devices there will be after the changes. Pods that stay on their node keep theirs."""
     before: int = 0
-    """Devices that there are now."""
+    """How many devices there are now."""
 
     @property
     def waiting(self) -> int:
-        """How many of the requested devices there will not be."""
+        """How many of the requested devices will be missing after the changes."""
         return max(0, self.requested - self.remain)
 
     @property
@@ -80,20 +82,20 @@ class DeviceDemand:
 
     @property
     def text(self) -> str:
-        """The demand and the shortage in words, for people."""
+        """The demand and the shortage in words, such as `6 ask, 4 remain: 2 will wait`."""
         return f"{self.requested} ask, {self.remain} remain: {self.waiting} will wait"
 
 
-@value(eq=False, slots=False)  # without slots, for what is worked out when somebody asks
+@value(eq=False, slots=False)  # no slots, because it has cached properties
 class Afterwards:
-    """The cluster when all planned changes are done."""
+    """The cluster as it will be when all planned changes are done."""
 
     find_places: Callable[[], Iterable[FutureNode]]
-    """Returns all nodes."""
+    """Returns all nodes; called once, when they are first needed."""
     pending: Mapping[str, int] = field(default_factory=dict)
-    """By resource name: devices that Pending pods without a node ask for."""
+    """How many devices Pending pods without a node ask for, by resource name."""
     _placed: dict[object, bool] = field(default_factory=dict)
-    """Whether some node takes pods with these requirements, as far as asked."""
+    """Whether some node accepts a pod with these requirements; a cache that `_has_place` fills."""
 
     @cached_property
     def _places(self) -> Mapping[str, FutureNode]:
@@ -102,8 +104,8 @@ class Afterwards:
 
     @cached_property
     def _demands(self) -> Mapping[str, DeviceDemand]:
-        """The demand by resource name, over all nodes. A node to which no pod can be scheduled offers only the devices
-        that its pods keep."""
+        """The demand by resource name, over all nodes. A node on which no pod can be scheduled counts only with the
+        devices that its pods keep."""
         requested, remain, before = Counter(self.pending), Counter[str](), Counter[str]()
         for place in self._places.values():
             for name in {*place.in_use, *place.before, *place.after}:
@@ -117,7 +119,7 @@ class Afterwards:
         }
 
     def find_node(self, name: str) -> FutureNode | None:
-        """Return the node of this name, or None if it is unknown what becomes of it."""
+        """Return the node of this name, or None if it is unknown what will become of it."""
         return self._places.get(name)
 
     def find_demand(self, name: str) -> DeviceDemand:
@@ -137,8 +139,8 @@ class Afterwards:
         return tuple(Blocker(Reason.STRANDED_PODS, (pod.ref,), message=why) for pod, why in found if why)
 
     def _explain(self, pod: PodView, own: FutureNode | None) -> str:
-        """Return why the pod would wait afterwards once it has left its `own` node; empty if it would not. Without
-        that node, only a resource name that no node would advertise is found."""
+        """Return why the pod would have to wait after the changes once it has left its `own` node; empty if it would
+        not. If `own` is None, only a resource name that no node would advertise is detected."""
         wanted = _wanted(pod)
         if lost := [name for name in wanted if not self.find_demand(name).remain]:
             of_kai = ", of which KAI-Scheduler gives it a fraction" if gpu_groups(pod.labels) else ""
@@ -153,7 +155,8 @@ class Afterwards:
         return "; ".join(f"{name}: {one.text}" for name, one in demands.items() if one.worsens)
 
     def _has_place(self, pod: PodView, own: FutureNode) -> bool:
-        """Whether the pod's own node, or any other, takes it if no other pod is there. Remembers the answer."""
+        """Whether the pod's own node or any other node would accept the pod if no other pod were there. The answer for
+        all nodes is cached by the pod's requirements."""
         if own.accepts(pod):
             return True
         needs = tuple(pod.node_selector.items()), pod.node_terms, tuple(pod.resources.items())
@@ -163,13 +166,14 @@ class Afterwards:
 
 
 def _wanted(pod: PodView) -> Mapping[str, int]:
-    """Return the devices that one node must have for the pod. A fraction from KAI-Scheduler counts as one GPU."""
+    """Return how many devices of each resource name one node must have for the pod. A fraction from KAI-Scheduler
+    counts as one GPU."""
     return {name: pod.resources.get(name, 1) for name in gpu_resources(pod)}
 
 
 def _find_broken(pod: PodView, own: FutureNode) -> str:
-    """Return the first requirement of the pod that its own node will not meet, in words; empty if it will meet all.
-    Only requirements about labels that our changes rewrite, and about devices, are considered."""
+    """Return a sentence about the first requirement of the pod that its own node will not meet; empty if it will meet
+    all. Only requirements about devices, and about labels that our changes rewrite, are considered."""
     labels = own.labels[0]
     rows: list[Row] = [(key, "In", (wanted,)) for key, wanted in sorted(pod.node_selector.items())]
     if not any(matches(labels, {}, term) for term in pod.node_terms):
