@@ -20,10 +20,11 @@ from gpusharing.planning.wanted.verify import served
 
 
 def find_afterwards(snapshot: ClusterSnapshot, members: Mapping[str, Member]) -> Afterwards:
-    """Return the cluster as it will be when all planned changes are done. It is computed at the first use.
+    """Return the cluster as it will be when all planned changes are done. The nodes are computed at the first use.
 
-    A node that has no target, cannot be judged or is skipped stays as it is. One whose change waits for a person, as
-    `members` say, counts with the devices that it has both with and without that change.
+    A node that has no target, cannot be judged or is skipped stays as it is. If the verdict in `members` says that the
+    change of a node waits for a person, the node counts only with the devices that it has both with and without that
+    change.
     """
 
     def places() -> Iterator[FutureNode]:
@@ -42,8 +43,9 @@ def find_afterwards(snapshot: ClusterSnapshot, members: Mapping[str, Member]) ->
 
 
 def _doubt(place: FutureNode, node: NodeView) -> FutureNode:
-    """Return the node with, for each resource name, the smaller number of devices: those that it has now, or those
-    that it would get. A node that is cordoned or not Ready has only those that its pods hold."""
+    """Return a node whose change is uncertain. For each resource name it has the smaller number of devices: those that
+    it has now, or those that it would get. A node that is cordoned or not Ready now has only those that its pods
+    hold."""
     keeps = place.before if node.ready and not node.unschedulable else {}
     least = {
         name: min(count, max(keeps.get(name, 0), place.in_use.get(name, 0)))
@@ -53,14 +55,15 @@ def _doubt(place: FutureNode, node: NodeView) -> FutureNode:
 
 
 def is_skipped(node: NodeView) -> bool:
-    """Whether no change begins on the node because of its label, which only a person removes. A change that has begun
-    goes on."""
+    """Whether the skip label, which only a person removes, keeps a change from beginning on the node. False if a
+    change has begun, because that goes on."""
     return node.fence is None and node.labels.get(LABEL_SKIP) == "true"
 
 
 def _place(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnapshot) -> FutureNode:
-    """Return the node with its target, or as it is if it has none. If its change cordons it, pods are assumed to be
-    scheduled there afterwards: our cordon ends with the change, and an earlier one is assumed to be there for it."""
+    """Return the node before and after its change, or as it is if it has no target. If the change cordons the node,
+    pods are assumed to be schedulable there afterwards: our cordon ends with the change, and an earlier cordon is
+    assumed to have been made for it."""
     now, fence = served(node), node.fence
     assessed = assessment if isinstance(assessment, Assessed) and not is_skipped(node) else None
     after = now if assessed is None else assessed.target.resources
@@ -77,8 +80,8 @@ def _place(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnaps
 
 
 def _labels(node: NodeView, assessed: Assessed | None) -> tuple[Mapping[str, str], ...]:
-    """Return the sets of labels of which the node will have one. Without a target they are the present ones. If the
-    node is as wanted already, only our own two labels change."""
+    """Return the label sets of which the node will have one. Without a target that is only the present one. If the
+    node already matches its target, only our own two labels change."""
     label_sets: tuple[Mapping[str, str], ...] = (node.labels,)
     if assessed is not None:
         target, policy = assessed.target, assessed.policy.name
@@ -94,9 +97,9 @@ def find_holdings(
 ) -> Mapping[str, int] | None:
     """Return how many devices of each resource name the pods of the node hold, or None if that is unknown.
 
-    They are counted from its pods if these were just listed, else taken from its agent's report, which is up to 30 s
-    old. `remaining`: leave out pods that are being deleted, and do not use the agent's report during a change, because
-    the change may have ended its pods since.
+    They are counted from the node's pods if these were just listed, and otherwise taken from its agent's report, which
+    is up to 30 s old. `remaining`: leave out pods that are being deleted, and do not use the agent's report during a
+    change, because the change may have ended some pods since.
     """
     work = snapshot.work.get(node.name)
     if work is not None and not work.error:

@@ -1,11 +1,11 @@
 """The hash of a plan, by which a person approves it: what each node will become, and how much that disturbs.
 
-The plan is hashed as it was when the change of each node began: pods and progress are not in it, and an approval lasts
-until the plan is carried out. A node that joins or leaves, or that cannot be read before its change begins, and every
-edit of the policy, makes another plan. So does a node that has drifted since, if correcting it disturbs more than what
-was approved; lesser drift is covered.
+The plan is hashed as it was when the change of each node began. Pods and progress are not part of it, so an approval
+lasts until the plan is carried out. The hash changes with every edit of the policy, and when a node joins, leaves, or
+cannot be read before its change begins. It also changes if a node drifts and correcting that disturbs more than was
+approved; lesser drift is covered.
 
-Even an edit that restores an earlier spec makes another plan, because nobody has looked at it since.
+Even an edit that restores an earlier spec changes the hash, because nobody has reviewed that spec since.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#drift, docs/design/glossary.md#point-of-no-return,
 docs/design/glossary.md#class.
@@ -26,8 +26,8 @@ LENGTH = 7
 
 
 def plan_hash(policy: PolicyView, members: Sequence[Member]) -> str:
-    """Return the hash, of LENGTH characters, of what a policy is about to do, or is doing. It does not depend on the
-    order of `members`."""
+    """Return the hash, LENGTH characters long, of what a policy is about to do or is doing with `members`. Their order
+    does not matter."""
     version = policy.version
     rows = sorted(row for member in members if (row := _row(version, member)) is not None)
     text = f"{policy.uid}/{policy.generation}/{rows}"
@@ -35,8 +35,8 @@ def plan_hash(policy: PolicyView, members: Sequence[Member]) -> str:
 
 
 def _row(version: SpecVersion, member: Member) -> tuple[str, str, str] | None:
-    """Return what the plan says about one node: its UID, its target, and the class of disruption. None if it says
-    nothing, because the node is as wanted."""
+    """Return the plan's entry for one node: its UID, its target, and the class of disruption. None if the plan has no
+    entry for it, because it already matches its target or only finishes a change of an earlier generation."""
     assessment = member.assessment
     if not isinstance(assessment, Assessed):
         return _row_on_record(version, member.node)
@@ -47,8 +47,9 @@ def _row(version: SpecVersion, member: Member) -> tuple[str, str, str] | None:
 
 
 def _row_on_record(version: SpecVersion, node: NodeView) -> tuple[str, str, str] | None:
-    """Return the same for a node that cannot be compared now: what it was approved for, if that began or was proven,
-    so that a node whose GPU or agent is gone does not invalidate the approval. None if neither is recorded."""
+    """Return the plan's entry, as in `_row`, for a node that cannot be compared with its policy now. It is taken from
+    the fence or the proof for this version of the spec, so that a node whose GPU or agent is gone does not
+    invalidate the approval. None if neither exists, if the fence was not approved, or if the node was rolled back."""
     fence, verified = node.fence, node.verified
     if fence is not None and fence.version == version:
         return (node.uid, fence.approved, str(fence.planned)) if fence.approved else None
@@ -59,8 +60,8 @@ def _row_on_record(version: SpecVersion, node: NodeView) -> tuple[str, str, str]
 
 def _planned(version: SpecVersion, member: Member, assessed: Assessed) -> DisruptionClass | None:
     """Return the disruption class that the plan shows for a node: that of its fence for this generation, else that of
-    its proof for this generation. If the node is not as wanted and has no such fence, the present class replaces a
-    missing record, or a milder one. None if the node is as wanted and this generation did not change it."""
+    its proof for this generation. If the node differs from its target and has no such fence, the present class
+    replaces a missing or milder one. None if the node matches its target and was not changed for this generation."""
     fence, verified = member.node.fence, member.node.verified
     if fence is not None and fence.version == version:
         return fence.planned
@@ -73,9 +74,9 @@ def _planned(version: SpecVersion, member: Member, assessed: Assessed) -> Disrup
 
 
 def _ends_anyway(version: SpecVersion, fence: Fence | None, assessed: Assessed) -> bool:
-    """Whether the node is past the point of no return for an earlier generation, on its way to what the policy still
-    wants. That needs no approval, and its proof says nothing about this generation: as part of the plan it would
-    only change the plan again when the node is proven."""
+    """Whether the node has passed the point of no return for an earlier generation and is on its way to a target that
+    the policy still wants. That needs no new approval. Its later proof will say nothing about this generation, so
+    an entry in the plan would disappear when the node is proven and change the hash."""
     if fence is None or fence.stage != "actuating" or fence.version == version:
         return False
     return fence.version.uid == version.uid and fence.approved == owed_for(assessed.target)

@@ -1,4 +1,4 @@
-"""When nodes may start by the clock: windows minus blackouts, as spans of time.
+"""The spans of time in which nodes may start: windows minus blackouts.
 
 union      windows that overlap or touch are one span; blackouts are cut out of it
 length     a duration is elapsed time: six hours are six hours when the clocks change too
@@ -16,12 +16,14 @@ from gpusharing.api.validation import parse_duration
 from gpusharing.planning.vocabulary.values import value
 
 HORIZON = timedelta(days=8)
-"""A longer span is shown as one without an end. No window is longer than a week."""
+"""A span that is longer is shown as one without an end. No window is longer than a week."""
 FAR = timedelta(days=366)
-"""Blackouts in a row that last longer count as blackouts without an end; one alone lasts a week at most."""
+"""Blackouts that follow each other without a gap for longer than this count as never ending. A single blackout lasts a
+week at most."""
 STEPS = 400
-"""The most windows in a row that are examined; this many without a gap count as a span without an end. Each takes a
-search in its schedule, in every pass: 400 steps are 400 days of daily windows, or 16 days of hourly ones."""
+"""The most consecutive windows that are examined; if there is no gap until then, they count as a span without an end.
+Each one takes a search in its schedule in every pass: 400 steps are 400 days of daily windows, or 16 days of hourly
+ones."""
 SHIFT = timedelta(hours=3)
 """How far to search beyond a moment: more than any change of the clock. If a schedule names minute and hour, cronsim
 uses only the time of day, and takes the first of two."""
@@ -32,12 +34,12 @@ class Span:
     """A time span in which nodes may start."""
 
     opens: datetime
-    """The beginning of the span, or the moment of the question if that is within the span."""
+    """The beginning of the span, or the time from which spans were searched if that is within the span."""
     closes: datetime | None
     """The end of the span, or None if it has no end within HORIZON."""
 
     def lasts(self, needed: timedelta, now: datetime) -> bool:
-        """Whether at least `needed` of it is left, from `now` on."""
+        """Whether at least `needed` of the span is left, counted from `now` or from its beginning if that is later."""
         return self.closes is None or self.closes - max(self.opens, now) >= needed
 
 
@@ -52,7 +54,8 @@ class ZonedWindow:
 
 
 def add_zones(windows: Windows, zones: Mapping[str, tzinfo]) -> tuple[ZonedWindow, ...]:
-    """Return the windows in their order, each with its zone from `zones`, which has the known ones by name."""
+    """Return the windows in their order, each with its time zone from `zones`, which maps known names to zones, or
+    with None if the name is unknown."""
     return tuple(ZonedWindow(window, zones.get(window.time_zone)) for window in windows)
 
 
@@ -98,13 +101,16 @@ def find_spans(
 
 @value
 class _Times:
-    """One window, as a function of time."""
+    """One window, with a search for its starts and ends."""
 
     schedule: str
+    """The cron schedule of the starts."""
     zone: tzinfo
+    """The time zone of the schedule."""
     duration: timedelta
+    """How long the window stays open after each start."""
     shift: timedelta
-    """How far from a moment the search for a start has to begin."""
+    """How far before or after a moment the search for a start has to begin."""
 
     @staticmethod
     def of(zoned: ZonedWindow) -> "_Times":
@@ -124,20 +130,21 @@ class _Times:
         return self._find(moment - self.shift, lambda start: start > moment, reverse=False)
 
     def until(self, moment: datetime) -> datetime:
-        """Return the end of the latest of these windows that covers this moment, or the moment itself if none does."""
+        """Return the end of the window's latest opening that covers this moment, or the moment itself if the window is
+        closed then."""
         start = self.last(moment)
         return moment if start is None else max(moment, start + self.duration)
 
     def _find(self, begin: datetime, fits: Callable[[datetime], bool], *, reverse: bool) -> datetime | None:
-        """Return the first start in UTC, searched from `begin` on or backward, for which `fits` is true. None if there
-        is none."""
+        """Return the first start for which `fits` is true, in UTC, searched from `begin` onward, or backward if
+        `reverse`. None if there is none."""
         local = begin.replace(microsecond=0).astimezone(self.zone)
         starts = (start.astimezone(UTC) for start in CronSim(self.schedule, local, reverse=reverse))
         return next((start for start in starts if fits(start)), None)
 
 
 def _first(allowed: Sequence[_Times], forbidden: Sequence[_Times], moment: datetime) -> datetime | None:
-    """Return the first moment from `moment` on at which a node may start, or None if none can be foreseen."""
+    """Return the first moment, from `moment` onward, at which a node may start, or None if none can be foreseen."""
     for _ in range(STEPS):
         after: datetime | None = moment
         if any(one.until(moment) > moment for one in forbidden):

@@ -57,8 +57,8 @@ def find_canary(pooled: Pooled) -> int | Finding | None:
 def _find_proven(
     members: Sequence[Member], policy: PolicyView, revision: str
 ) -> list[tuple[datetime, str, Member]]:
-    """Return when the change to this revision was proven on each node where it was, with the name and the node, oldest
-    first."""
+    """Return the nodes on which a change to this revision was proven, as tuples of the time of the proof, the node's
+    name and the member, oldest first."""
     proofs = ((proven_at(one.node, policy, revision), one.node.name, one) for one in members)
     return sorted((at, name, one) for at, name, one in proofs if at is not None)
 
@@ -98,9 +98,9 @@ def _find_begun(members: Sequence[Member], policy: PolicyView, revision: str) ->
 
 
 def _has_begun(member: Member, policy: PolicyView, revision: str) -> bool:
-    """Whether a change of this policy is under way on the node that will prove this revision: its fence is for this
-    revision, or for another one in a phase from which its next run switches to this one. False if the node was left
-    to somebody else's maintenance, or if this revision is proven there already."""
+    """Whether a change of this policy is under way on the node that will prove this revision. Its fence is for this
+    revision, or for another one in a phase from which its next run switches to this one. False if we yielded the
+    node to somebody else's maintenance, or if this revision is proven there already."""
     fence, phase = member.node.fence, member.verdict.phase
     if fence is None or fence.stage == "yielded" or fence.version.uid != policy.uid:
         return False
@@ -112,9 +112,12 @@ def _has_begun(member: Member, policy: PolicyView, revision: str) -> bool:
 def _broken(
     pooled: Pooled, canaries: Sequence[Member], members: Sequence[Member], end: datetime | None
 ) -> Finding | None:
-    """Return the Finding about the first canary by name that no longer serves what was proven on it. None if all serve
-    it, if another node has started since `end`, or if the policy resets its nodes, because nobody can correct it
-    any more. `end`: when the soak ends, or None if not all canaries are proven."""
+    """Return the Finding about the first canary by name that no longer serves what was proven on it. `end` is when the
+    soak ends, or None if not all canaries are proven.
+
+    None if all canaries serve it, if another node has started since `end`, or if the policy resets its nodes, because
+    nobody can correct such a policy any more.
+    """
     if pooled.policy.resetting:
         return None
     for canary in sorted(canaries, key=lambda canary: canary.node.name):
@@ -132,8 +135,8 @@ def _broken(
 
 
 def _why_not_serving(member: Member) -> str:
-    """Return the first of LAPSES that applies to the node, as a clause. Empty if the node serves what was proven
-    there."""
+    """Return the clause of the first of LAPSES that applies to the node, such as `it is cordoned`. Empty if the node
+    serves what was proven there."""
     says = next((one.says for one in LAPSES if one.holds(member)), "")
     return says.format(reason=member.verdict.reason)
 
@@ -171,8 +174,8 @@ LAPSES: tuple[MemberState, ...] = (
 def _others_began(
     pooled: Pooled, canaries: Sequence[Member], members: Sequence[Member], end: datetime
 ) -> bool:
-    """Whether another node has started since the soak ended, so that the state of the canaries no longer holds the
-    others back."""
+    """Whether another node has started since the soak ended at `end`. From then on the state of the canaries no longer
+    holds other nodes back."""
     policy, revision = pooled.policy, find_revision(pooled.policy)
     known = {member.node.name for member in canaries}
     for member in members:
@@ -196,8 +199,9 @@ def _soaks(nodes: int, soak: str, end: datetime) -> Finding:
 
 
 def _unproven(message: str, begun: Sequence[Member]) -> Finding:
-    """Return the Finding for nodes that wait for canaries, of which `begun` are under way. It names those canaries
-    that no clock ends. It stands if one of them waits for a person, because no other node is proven in its place."""
+    """Return the Finding for nodes that wait for canaries to be proven. `begun` are the canaries whose change is under
+    way; those whose change does not end by itself are named. The Finding stands if one of these waits for a person,
+    because no other node is proven in its place."""
     kept = [one for one in begun if not goes_on(one.verdict)]
     told = f" ({keepers})" if (keepers := explain_keepers(kept)) else ""
     stands = any(map(is_for_a_person, kept))
@@ -205,7 +209,7 @@ def _unproven(message: str, begun: Sequence[Member]) -> Finding:
 
 
 def _too_large(pooled: Pooled, nodes: int, soak: str) -> Finding:
-    """Return the finding that the canary is larger than the pool, with the value to set."""
+    """Return the Finding that the canary is larger than the pool, with a value to set instead."""
     total = len(pooled.members)
     message = (
         f"policy {pooled.policy.name}: {_sizes(pooled, nodes)}, so no node in service starts. Set it to {total} or"

@@ -37,9 +37,9 @@ from gpusharing.planning.wanted.revision import find_revision
 MAX_NAME = 40
 """The most characters of a policy's name in the id of its changes."""
 UNKNOWN_PODS = 1000
-"""The cost of a node whose pods cannot be counted, so that it comes after all others."""
+"""The cost of a node whose pods cannot be counted. It is high, so that the node comes after all others."""
 Order: TypeAlias = tuple[bool, bool, bool, bool, int, str]
-"""The sort key of a candidate; the smaller starts first."""
+"""The sort key of a candidate; the candidate with the smallest key starts first."""
 
 
 @value
@@ -53,11 +53,13 @@ class Candidate:
     policy: PolicyView
     """The policy that it would follow."""
     look: Look | None
-    """What blocks it, by the latest LIST of its pods. None if nothing does, or if they were not listed."""
+    """The last LIST of its pods and what it found to block the node, or None if nothing does or the pods were not
+    listed."""
     pods: Standings | None = None
     """The standings of its pods, or None if they were not listed in this pass."""
     follows: bool = False
-    """Whether it is the rest of a gang, and so comes next (`find_following` in waves.py)."""
+    """Whether other nodes of its gang have started without it, so that it comes next (`find_following` in
+    waves.py)."""
 
     @property
     def cordons(self) -> bool:
@@ -80,9 +82,9 @@ class Candidate:
     def order(self) -> Order:
         """The sort key among candidates; the smallest starts first.
 
-        Of the rest of a gang those nodes come first whose pods are known. Each look at such a node keeps a slot and
-        shows that it costs more than was thought, so the others would otherwise be looked at in turn, and none would
-        start.
+        Among nodes whose gang has started without them, those whose pods are known come first. A look at such a node
+        reserves a slot and then shows a higher cost than was assumed. If the others came first, they would be looked
+        at in turn and none would ever start.
         """
         unclaimed, cost, shuffle = find_place(self.case, self.policy)
         unknown = self.follows and self.needs_list
@@ -90,17 +92,18 @@ class Candidate:
 
 
 def find_place(case: NodeCase, policy: PolicyView) -> tuple[bool, int, str]:
-    """Return the sort key among candidates that nothing blocks and that are not the rest of a gang. The smallest
-    starts first."""
+    """Return the sort key among candidates that nothing blocks and whose gang has not started without them: whether
+    the node has no claim, its cost in pods, and a stable shuffle. The smallest starts first."""
     observed = case.gpunode.observed if case.gpunode is not None else None
     pods = observed.pods if observed is not None else None
     cost = UNKNOWN_PODS if pods is None else find_cost(case, pods)
     return not case.claimed, cost, _shuffle(case.node.uid, policy.uid, policy.generation)
 
 
-@value(eq=False, slots=False)  # without slots, for what is worked out once
+@value(eq=False, slots=False)  # no slots, because it has a cached property
 class Queue:
-    """The candidates of a pool, and what follows from them alone. The memo keeps it while they are the same."""
+    """The candidates of a pool, and what follows from them alone. The memo reuses it as long as the candidates do not
+    change."""
 
     policy: PolicyView
     """The policy of the pool."""
@@ -130,11 +133,11 @@ class Selection:
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     """The verdicts of all candidates that are not in `waiting`, by node."""
     claims: dict[str, Claim] = field(default_factory=dict)
-    """The slot that each candidate which starts takes, by node."""
+    """The claim of each candidate that starts, by node."""
     looks: dict[str, Look] = field(default_factory=dict)
-    """What is to be remembered of the pods of candidates, by node."""
+    """What the next passes need to know about the pods of candidates, by node."""
     waiting: list[tuple[Wait, Sequence[NodeCase]]] = field(default_factory=list)
-    """The candidates that wait without a look at their pods, by what they wait for."""
+    """Pairs of a wait and the candidates that wait for it without a look at their pods."""
 
     def put(self, case: NodeCase, verdict: Verdict, look: Look | None = None) -> bool:
         """Add the verdict of a candidate and what is to be remembered of its pods. Return whether it starts."""
@@ -157,7 +160,8 @@ class Selection:
 
 @lru_cache(maxsize=16384)
 def _shuffle(node_uid: str, policy_uid: str, generation: int) -> str:
-    """Return a text whose order among nodes is stable, and differs for every generation of the policy."""
+    """Return a hash that orders the nodes of a policy at random. The order is stable, and differs for every
+    generation."""
     return sha256(f"{node_uid}{policy_uid}{generation}".encode()).hexdigest()
 
 
@@ -173,11 +177,11 @@ def find_cost(case: NodeCase, pods: int) -> int:
 
 
 def find_candidate(case: NodeCase, policy: PolicyView, ledger: Ledger, *, follows: bool = False) -> Candidate:
-    """Return the candidate with the blockers that its pods show. If its pods were not listed in this pass, it has the
-    last look for this same change, or none.
+    """Return the candidate with the blockers that its pods show, or with its last look for this same change if its
+    pods were not listed in this pass.
 
-    `case` may come from an earlier pass: its time is set to that of this one. It must have a target. `follows`: it is
-    the rest of a gang that has begun.
+    `case` may come from an earlier pass, so its time is set to that of this one. It must have a target. `follows`:
+    other nodes of its gang have started without it.
     """
     case = case.at(ledger.now)
     assessed, before = case.assessment, standing_look(case, policy, ledger.looks)
@@ -201,8 +205,8 @@ def look_at(
     *,
     slower: bool = True,
 ) -> Look:
-    """Return what to remember of a look that found these blockers. `slower`: the next look waits longer than this one
-    did, unless the pods were not listed since."""
+    """Return what to remember of a look that found these blockers. `before` is the last look, or None. `slower`: the
+    next look waits longer than this one did, unless the pods were not listed again since `before`."""
     at, tries = pods.listed_at, 1
     if before is not None and slower:
         tries = before.tries if before.at == at else before.tries + 1
@@ -210,9 +214,9 @@ def look_at(
 
 
 def try_start(candidate: Candidate, ledger: Ledger) -> tuple[Verdict, Look | None]:
-    """Return the verdict of a candidate that has a slot, and what to remember of its pods if anything is known of
-    them. Either its change begins, or its pods are to be listed, or something blocks it. The pods of a node that
-    begins are counted in `ledger.crowd`."""
+    """Return the verdict of a candidate for which there is a slot, and what to remember of its pods, or None if
+    nothing is known of them. Either its change begins, or its pods are to be listed, or something blocks it. If the
+    change begins, its evictions are added to `ledger.crowd`."""
     case, policy, look, pods = candidate.case, candidate.policy, candidate.look, candidate.pods
     if not candidate.cordons:
         return begin(candidate), None
@@ -224,7 +228,7 @@ def try_start(candidate: Candidate, ledger: Ledger) -> tuple[Verdict, Look | Non
     if needed and not ledger.crowd_known:
         return looking(case), None
     if crowded := crowding(pods, ledger.crowd):
-        # Others make room within seconds: such a node is looked at again at every poll.
+        # Other nodes make room within seconds, so the pods of this one are listed again at every poll.
         look = look_at(case, policy, None, pods, crowded, slower=False)
         return blocked(case, look), look
     ledger.crowd.update(needed)
@@ -232,14 +236,14 @@ def try_start(candidate: Candidate, ledger: Ledger) -> tuple[Verdict, Look | Non
 
 
 def begun_look(candidate: Candidate, pods: Standings) -> Look:
-    """Return what to remember of the look before the start: how many pods the change will evict under each budget."""
+    """Return what to remember of the LIST before the start: how many pods the change will evict under each budget."""
     policy, needed = candidate.policy, tuple(budget_room(pods).items())
     return Look(policy.version, candidate.case.node.retry, pods.listed_at, 1, (), needed)
 
 
 def begin(candidate: Candidate, wave: str = "", mates: tuple[str, ...] = ()) -> Verdict:
-    """Return the verdict that starts the change of this node by fencing it. `wave` and `mates` are those of
-    `Fence`."""
+    """Return the verdict that starts the change of this node by fencing it. The fence records `wave`, the id of its
+    wave, and `mates`, the nodes of the wave that were left behind."""
     verdict = candidate.case.verdict(Phase.CORDONED, Reason.SETTLING, "the change begins")
     action = _fence(candidate)
     verdict = replace(verdict, deadline=action.fence.deadline)
@@ -247,7 +251,7 @@ def begin(candidate: Candidate, wave: str = "", mates: tuple[str, ...] = ()) -> 
 
 
 def looking(case: NodeCase) -> Verdict:
-    """Return the verdict that asks for the pods of the node to be listed in the next pass."""
+    """Return the verdict of a candidate whose pods have to be listed in the next pass before it can start."""
     message = "looking at the pods of the node"
     verdict = case.verdict(Phase.PREFLIGHT, Reason.PROGRESSING, message, candidate=True)
     return replace(verdict, wants_pods=True)
@@ -255,7 +259,7 @@ def looking(case: NodeCase) -> Verdict:
 
 def blocked(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
     """Return the verdict of a blocked candidate, which shows the blockers of the last look until the next one.
-    `again`: ask for its pods to be listed in the next pass."""
+    `again`: its pods are to be listed in the next pass."""
     reason = main_reason(look.blockers) or Reason.BLOCKED
     due = look.due(case.settings.poll)
     wake = due if due > case.now else case.now + timedelta(seconds=case.settings.poll)
@@ -265,8 +269,8 @@ def blocked(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
 
 
 def op_of(case: NodeCase, policy: PolicyView) -> str:
-    """Return the id of a change of this policy that begins now. A policy's name of more than MAX_NAME characters is
-    cut, and a hash keeps it distinct."""
+    """Return the id of a change of this policy that begins now. The name of a policy that is longer than MAX_NAME
+    characters is cut and given a hash that keeps it distinct."""
     name = policy.name
     if len(name) > MAX_NAME:
         name = f"{name[: MAX_NAME - 8]}-{sha256(name.encode()).hexdigest()[:7]}"

@@ -35,16 +35,16 @@ def choose(
     memo: Memo,
 ) -> tuple[Selection, bool]:
     """Let every pool choose its next nodes within its allowance and the operator-wide cap, of which `reserved` slots
-    are kept for nodes without a fence. `afterwards`: the cluster when all planned changes are done. `memo` keeps the
-    verdicts of the nodes that wait.
+    are kept for nodes without a fence. `afterwards`: the cluster when all planned changes are done. `memo` caches
+    the verdicts of the nodes that wait.
 
-    Return the verdicts of all candidates, and whether the pods of every node in flight were listed: candidates that
-    share a budget with them wait for that.
+    Return the verdicts of all candidates, and whether the pods of every node in flight are known. If they are not,
+    candidates that share a budget with such a node wait until they are.
     """
     chosen = Selection()
     waiting = [pool for _, pool in sorted(pools.items()) if pool.candidates]
     if not waiting:
-        memo.each(Queue, ())  # so that nothing is kept of nodes that waited before
+        memo.each(Queue, ())  # so that the memo drops what it has of nodes that waited before
         memo.each(Wait.verdict, ())
         return chosen, True
     queues = memo.each(Queue, ((pool.policy.name, (pool.policy, tuple(pool.candidates))) for pool in waiting))
@@ -63,17 +63,17 @@ def choose(
 
 
 def _with_gpunodes(pool: Pool, verdicts: Mapping[str, Verdict], chosen: Selection) -> dict[str, Verdict]:
-    """Return the verdicts of the candidates whose agent has to be asked something, with that request added.
+    """Return the verdicts of the candidates whose agent has to be sent a request, with that request added, by name.
 
-    Their verdicts before the pools chose have actions. For nearly all candidates there is nothing to ask.
+    These are the candidates whose verdicts had actions before the pools chose; nearly all have none.
     """
     cases = [case for case in pool.candidates if verdicts[case.node.name].actions]
     return {case.node.name: with_gpunode(chosen.verdicts[case.node.name], case) for case in cases}
 
 
 def _find_waits(chosen: Selection, memo: Memo) -> dict[str, Verdict]:
-    """Return the verdicts of the candidates that wait without a look at their pods, by name. A node whose verdict
-    cannot be computed gets one that says so, and the others are not stopped."""
+    """Return the verdicts of the candidates that wait without a look at their pods, by name. If a verdict cannot be
+    computed, the node gets one that says so, and the others are not affected."""
     waits: dict[str, Wait] = {}
     cases: dict[str, NodeCase] = {}
     for number, (wait, waiting) in enumerate(chosen.waiting):
@@ -94,7 +94,7 @@ def _find_waits(chosen: Selection, memo: Memo) -> dict[str, Verdict]:
 
 
 def _select(pool: Pool, queue: Queue, cap: int, ledger: Ledger) -> Selection:
-    """Choose in one pool. If its candidates cannot be compared, none starts and all get a verdict that says so,
+    """Let one pool choose. If its candidates cannot be compared, none starts and all get a verdict that says so,
     because the error may come from any of its nodes."""
     try:
         return select(pool, queue, cap, ledger)
@@ -108,8 +108,8 @@ def _select(pool: Pool, queue: Queue, cap: int, ledger: Ledger) -> Selection:
 def _able_to_begin(
     waiting: Iterable[Pool], looks: Mapping[str, Look]
 ) -> Iterator[tuple[NodeCase, PolicyView]]:
-    """Yield the candidates that were looked at: those of pools with room in their allowance, and newcomers of the
-    others, which take none of it."""
+    """Yield the candidates that were looked at before, each with its policy: all of them in pools with free slots, and
+    only newcomers in full pools, because newcomers take no slot of the pool."""
     for pool in waiting:
         for case in pool.candidates:
             if case.node.name not in looks:

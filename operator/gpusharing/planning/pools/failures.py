@@ -1,4 +1,4 @@
-"""Which failures of a generation are on record, so that no node takes its failure with it when it goes.
+"""The record of the failures in a generation of a policy, so that a failure still counts after its node is gone.
 
 Terms: docs/design/glossary.md#point-of-no-return, docs/design/glossary.md#claim, docs/design/glossary.md#fence.
 """
@@ -18,8 +18,8 @@ MOST = 200
 
 
 def find_gone(claims: Mapping[str, Claim], nodes: Mapping[str, NodeView]) -> dict[str, FailedNode]:
-    """Return the nodes that were deleted past the point of no return and unproven, by UID, from their claims. The
-    write that records them also drops the claims."""
+    """Return the nodes that were deleted after the point of no return and before they were proven, by UID. They are
+    found by their claims, which the write that records these failures drops."""
     return {
         claim.node_uid: FailedNode(name, claim.version, gone=True)
         for name, claim in claims.items()
@@ -53,8 +53,8 @@ def count_failures(
 def _find_lost(
     pool: Pool, recorded: Mapping[str, FailedNode], failing: Container[str]
 ) -> dict[str, FailedNode]:
-    """Return the recorded failures of the pool's generation, by UID, of Nodes that neither show the failure themselves
-    (`failing`) nor were proven since."""
+    """Return the recorded failures of the pool's generation, by UID of the Node. Nodes that show the failure
+    themselves (`failing`) or were proven since are left out."""
     version = pool.policy.version
     lost = {uid: one for uid, one in recorded.items() if one.version == version and uid not in failing}
     proven = {one.node.uid for one in pool.members if _is_proven(one)} if lost else set()

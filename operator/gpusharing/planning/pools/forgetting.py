@@ -1,8 +1,9 @@
 """The last step of a policy with deletionPolicy Reset: nothing of ours stays on its nodes
 (docs/design/transition.md#reset).
 
-A rollout keeps its memory on its nodes: which are away, which canaries serve and since when, what failed, which plan
-was approved. So nodes with whole GPUs are not forgotten one by one, but all together when the last one is proven.
+A rollout keeps its state on its nodes: which of them are being changed, which canaries serve and since when, what
+failed, and which plan was approved. So nodes with whole GPUs are not forgotten one by one, but all together when the
+last one is proven.
 """
 
 from collections.abc import Mapping
@@ -20,8 +21,8 @@ from gpusharing.planning.vocabulary.reasons import Reason
 def find_forgotten(
     pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict], nodes: Mapping[str, NodeView]
 ) -> dict[str, Verdict]:
-    """Return the new verdicts of the nodes that are forgotten now, by name: all nodes of each policy that resets them,
-    once all are proven. If the operator is killed in between, the next pass forgets the others."""
+    """Return the new verdicts of the nodes whose marks are removed now, by name: all nodes of each policy that resets
+    them, once all are proven. If the operator is killed in between, the next pass removes the remaining marks."""
     forgotten: dict[str, Verdict] = {}
     for pool in pools.values():
         if not pool.policy.resetting:

@@ -1,6 +1,7 @@
-"""What keeps every node of a policy from starting, whatever the state of its nodes: HOLDS, in order; the first wins.
+"""What keeps every node of a policy from starting, whatever the state of the node.
 
-HOLDS are checked once per pool and pass, and only while some node could start. Nodes in flight go on.
+HOLDS are checked in order, once per pool and pass, and only while some node could start; the first one that applies
+wins. Nodes in flight go on.
 
 Terms: docs/design/glossary.md#slot, docs/design/glossary.md#point-of-no-return.
 """
@@ -36,12 +37,13 @@ class Hold:
 
 
 def _frozen(pooled: Pooled) -> str:
-    """Return that maxUnavailable is 0, or an empty text."""
+    """Return the message that maxUnavailable is 0, or an empty string if it is not."""
     return "spec.rollout.maxUnavailable is 0, so no node starts" if pooled.frozen else ""
 
 
 def _halted(pooled: Pooled) -> str:
-    """Return that so many nodes have failed that no further one starts, or an empty text."""
+    """Return the message that too many nodes have failed for another one to start, or an empty string if they have
+    not."""
     policy = pooled.policy
     failing = (one.node.name for one in pooled.members if one.marked and has_failed(one, policy))
     failed = sorted({*failing, *pooled.failed_before})
@@ -61,18 +63,18 @@ def has_failed(member: Member, policy: PolicyView) -> bool:
 
 
 def _outnumbered(pooled: Pooled) -> str | Finding:
-    """Return the Finding that the canary is larger than the pool, or an empty text."""
+    """Return the Finding that the canary is larger than the pool, or an empty string if it is not."""
     return _by_canary(pooled, Reason.CANARY_TOO_LARGE) if outnumbers(pooled) else ""
 
 
 def _broken(pooled: Pooled) -> str | Finding:
-    """Return the Finding that a canary no longer serves, or an empty text."""
+    """Return the Finding that a canary no longer serves what was proven on it, or an empty string if all do."""
     return _by_canary(pooled, Reason.CANARY_NOT_SERVING)
 
 
 def _unapproved(pooled: Pooled) -> str:
-    """Return that a person has to approve the plan, with the command. Empty if the policy needs no approval, or if
-    this plan is approved."""
+    """Return the message that a person has to approve the plan, with the command for it. Empty if the policy needs no
+    approval, or if this plan is approved."""
     policy = pooled.policy
     if pooled.spec.rollout.approval != "Manual":
         return ""
@@ -92,18 +94,19 @@ def _unapproved(pooled: Pooled) -> str:
 
 
 def _soaking(pooled: Pooled) -> str | Finding:
-    """Return the Finding that the canaries are not proven, or have not served long enough, or an empty text."""
+    """Return the Finding that the canaries are not proven yet or have not served long enough, or an empty string."""
     return _by_canary(pooled, Reason.CANARY_SOAK)
 
 
 def _by_canary(pooled: Pooled, reason: Reason) -> str | Finding:
-    """Return what `find_canary` says if it has this reason, else an empty text."""
+    """Return the Finding of `find_canary` if it has this reason, else an empty string."""
     canary = find_canary(pooled)
     return canary if isinstance(canary, Finding) and canary.reason is reason else ""
 
 
 def _closed(pooled: Pooled) -> str | Finding:
-    """Return the Finding that no window is open, or that the windows cannot be followed. Empty if nodes may start."""
+    """Return the Finding that no window is open or that the windows cannot be followed, or an empty string if nodes
+    may start."""
     return pooled.hours.closed or ""
 
 
@@ -133,14 +136,14 @@ def find_hold(pooled: Pooled, past: AbstractSet[Reason] = frozenset()) -> Findin
 
 @value
 class Wait:
-    """What many candidates of a pool wait for, and how their verdicts say it."""
+    """What candidates of a pool wait for together; their verdicts are made from it."""
 
     reason: Finding
-    """The reason and the message, and who or what holds the nodes back."""
+    """The reason and the message, and the object that holds the nodes back."""
     phase: Phase = Phase.PENDING
     """The phase of these nodes."""
     for_room: bool = True
-    """Whether they wait only for a slot. False if a hold of their pool keeps them from starting."""
+    """Whether these nodes wait only for a slot. False if a hold of their pool keeps them from starting."""
 
     @staticmethod
     def for_hold(hold: Finding) -> "Wait":
@@ -148,8 +151,8 @@ class Wait:
         return Wait(hold, hold.reason.waiting_phase, for_room=False)
 
     def verdict(self, case: NodeCase) -> Verdict:
-        """Return the verdict of a candidate that waits for this. It depends on nothing else, so the memo may
-        keep it."""
+        """Return the verdict of a candidate that waits for this. It depends only on the wait and the case, so the memo
+        may cache it."""
         reason, ends = self.reason, None if self.for_room else self.reason.until
         found = case.verdict(self.phase, reason.reason, reason.message, wake=ends, candidate=self.for_room)
         return replace(found, deadline=ends, keeper=reason.keeper, stands=reason.stands)

@@ -1,7 +1,7 @@
-"""May a node of the policy start now, by its windows, and when may the next one? Computed once per policy and pass.
+"""Whether the windows of a policy let a node start now, and when the next one may. Computed once per policy and pass.
 
-To start, a node needs as much of the window as the change may take: drain.timeout, and the slowest of the last 20
-changes of the pool. A change that has begun may finish.
+A node starts only if as much of the window is left as the change may take: drain.timeout plus the time of the slowest
+of the last 20 changes of the pool. A change that has begun may finish after the window.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,13 +21,13 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
 RECENT = 20
-"""The number of recent changes of which the slowest says how long the next one may take."""
+"""How many recent changes of a pool are considered; the slowest of them says how long the next one may take."""
 UNKNOWN = timedelta(minutes=15)
-"""How long the first change of a pool may take."""
+"""How long a change may take as long as the pool has no finished changes."""
 SHOWN = 3
 """The most spans that are shown."""
 LOOKED_AT = 40
-"""The most spans that are searched for those that are long enough."""
+"""The most spans that are examined in search of long enough ones."""
 
 
 @value
@@ -40,11 +40,11 @@ class Hours:
     closed: Finding | None = None
     """Why no node starts now, or None if nodes may start."""
     change: datetime | None = None
-    """When the clock alone may change the answer, or None if it does not."""
+    """When the passing of time alone may change the answer, or None if it does not."""
 
     @property
     def next_window(self) -> str:
-        """The text of a status column: the time at which the next window opens, `open until <time>`, or `open` for a
+        """The value of a status column: the time at which the next window opens, `open until <time>`, or `open` for a
         window without an end. Empty if nodes may start at any time, or never."""
         if not self.spans:
             return ""
@@ -55,7 +55,7 @@ class Hours:
 
     @property
     def listed(self) -> list[str]:
-        """The spans as texts for the plan, each with its beginning and end."""
+        """The spans as the plan shows them, such as `now to <time>` or `<time> to open end`."""
         begins = ["now" if self.closed is None else to_rfc3339(span.opens) for span in self.spans[:1]]
         begins += [to_rfc3339(span.opens) for span in self.spans[1:]]
         ends = ["open end" if span.closes is None else to_rfc3339(span.closes) for span in self.spans]
@@ -63,10 +63,12 @@ class Hours:
 
 
 def needed_time(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView]) -> timedelta:
-    """Return how much of a window must be left for a node to start: drain.timeout plus the expected change.
+    """Return how much of a window must be left for a node to start: drain.timeout plus the expected time of the
+    change.
 
-    A change is expected to take as long as the slowest of the last ones, or UNKNOWN without any, but never longer than
-    its time limits. What took over twice these waited for a person and is left out (ADR 63).
+    A change is expected to take as long as the slowest of the last RECENT ones, or UNKNOWN if there are none, but
+    never longer than its time limits. Changes that took more than twice the limits waited for a person and are ignored
+    (ADR 63).
     """
     proofs, limit = [node.verified for node in nodes], actuation_limit(spec)
     known = [(one.changed_at, timedelta(seconds=one.took)) for one in proofs if one and one.changed_at]
@@ -78,8 +80,8 @@ def needed_time(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView]) -> timede
 def find_hours(
     spec: GPUSharingPolicySpec, zones: Mapping[str, tzinfo], nodes: Iterable[NodeView], now: datetime
 ) -> Hours:
-    """Return what the windows of a policy allow now. `zones`: the known time zones by name; `nodes`: the nodes of the
-    policy."""
+    """Return what the windows of a policy allow now. `zones` maps the names of the known time zones to the zones;
+    `nodes` are the nodes of the policy."""
     rollout = spec.rollout
     if not rollout.windows and not rollout.blackouts:
         return ALWAYS
@@ -90,7 +92,7 @@ def find_hours(
     minute = now.replace(second=0, microsecond=0)
     candidates, longest = _spans(windows, blackouts, needed, minute)
     if not candidates and (long_ones := _long(windows, needed)):
-        # So many short spans may come first that no long one was examined.
+        # There may be so many short spans before it that no long one was examined.
         candidates, _ = _spans(long_ones, blackouts, needed, minute)
     spans = tuple(span for span in candidates if span.lasts(needed, now))[:SHOWN]
     if not spans:
@@ -117,8 +119,8 @@ Zoned = tuple[ZonedWindow, ...]
 def _spans(
     windows: Zoned, blackouts: Zoned, needed: timedelta, minute: datetime
 ) -> tuple[tuple[Span, ...], timedelta]:
-    """Return the next spans that last at least `needed`, at most SHOWN + 1, and the length of the longest span
-    examined. No schedule has seconds, so each minute is computed once."""
+    """Return the next spans that last at least `needed`, at most SHOWN + 1 of them, and the length of the longest span
+    examined. Cached for each minute, which is exact because no schedule has seconds."""
     long_enough, longest = [], timedelta(0)
     for span in islice(find_spans(windows, blackouts, minute), LOOKED_AT):
         if span.closes is not None:
@@ -143,12 +145,13 @@ def _flaw(windows: Zoned, blackouts: Zoned) -> str:
 
 
 def _long(windows: Zoned, needed: timedelta) -> Zoned:
-    """Return the windows that are long enough by themselves."""
+    """Return the windows that last at least `needed` if blackouts are ignored."""
     return tuple(one for one in windows if parse_duration(one.window.duration) >= needed)
 
 
 def _too_short(needed: timedelta, longest: timedelta) -> str:
-    """Return the finding's text that no window lasts `needed`; `longest` is zero if none opens."""
+    """Return the message that no window stays open for as long as `needed`. `longest` is the longest time that one
+    does, or zero if none opens."""
     left = f"for {_text(longest)} at most" if longest else "at no time"
     return (
         f"{_needs(needed)}, but spec.rollout.windows, minus spec.rollout.blackouts, are open {left}: lengthen a window,"
@@ -157,8 +160,8 @@ def _too_short(needed: timedelta, longest: timedelta) -> str:
 
 
 def _blacked_out(needed: timedelta, longest: timedelta) -> str:
-    """Return the Finding's text that blackouts leave too little of windows that are long enough by themselves. It
-    gives no advice about the length of the windows, which would not help."""
+    """Return the message that blackouts leave too little of windows that are long enough by themselves. `longest` is
+    the longest time that is left. The message does not advise longer windows, which would not help."""
     left = f"{_text(longest)} at most" if longest else "nothing"
     return (
         f"{_needs(needed)}, but as far as can be foreseen spec.rollout.blackouts leave {left} of the time in which"
@@ -172,6 +175,6 @@ def _needs(needed: timedelta) -> str:
 
 
 def _text(length: timedelta) -> str:
-    """Return a length in whole minutes, rounded up, such as `1h30m`."""
+    """Return a duration in whole minutes, rounded up, such as `1h30m`."""
     hours, minutes = divmod(-(-int(length.total_seconds()) // 60), 60)
     return f"{hours}h{minutes}m" if hours and minutes else f"{hours}h" if hours else f"{minutes}m"

@@ -1,7 +1,7 @@
-"""Who keeps a slot of the budget until somebody or something else acts, for the nodes that wait for a slot: KEEPERS.
+"""Which nodes occupy a slot of the budget until somebody or something else acts, and why, as shown on waiting nodes.
 
-Nodes that are changing are not named. One begins every few minutes, and each waiting node would have to be written
-again.
+Nodes whose changes make progress are not named: a change begins every few minutes, and the status of every waiting node
+would have to be written again each time.
 
 Terms: docs/design/glossary.md#slot, docs/design/glossary.md#fence.
 """
@@ -17,24 +17,25 @@ from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 
 MOST = 3
-"""The most nodes that a message names. How many more there are is left out, because it would change too often."""
+"""The most nodes that a message names. The number of the others is left out, because it would change too often."""
 
 
 def explain_keepers(members: Iterable[Member]) -> str:
-    """Return these nodes and why each is away, by name, at most MOST of them. Empty if there are none."""
+    """Return why each of these nodes is unavailable, as clauses separated by semicolons: the first MOST nodes by name,
+    then `others` if there are more. Empty if there are none."""
     reasons = [_why(member) for member in sorted(members, key=lambda member: member.node.name)]
     return "; ".join([*reasons[:MOST], *["others"] * (len(reasons) > MOST)])
 
 
 def first_keeper(members: Iterable[Member]) -> str:
-    """Return the first of these nodes by name, as a culprit is shown. Empty if there are none."""
+    """Return the first of these nodes by name, in the form `node/NAME`. Empty if there are none."""
     return min((f"node/{one.node.name}" for one in members), default="")
 
 
 def is_for_a_person(member: Member) -> bool:
-    """Whether nobody but a person, or somebody else's maintenance, can free the slot of the node: its change failed or
-    is held, or it is Ready, not being deleted and has no fence of ours. False for a node whose kubelet may report
-    again."""
+    """Whether only a person, or somebody else's maintenance, can free the slot of the node: its change failed or is
+    held, or it is Ready, not being deleted and has no fence of ours. False for a node whose kubelet may report
+    again by itself."""
     node, verdict = member.node, member.verdict
     if verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD:
         return True
@@ -48,18 +49,19 @@ def goes_on(verdict: Verdict) -> bool:
 
 
 def _lasts(verdict: Verdict) -> bool:
-    """Whether the drain goes on until somebody or something else ends it: it is held past its time, or it waits for
-    jobs as long as they run."""
+    """Whether the node is being drained without a deadline: the drain is held past its time, or it waits for jobs for
+    as long as they run."""
     return verdict.phase.part == "emptying" and verdict.deadline in (None, NEVER)
 
 
 def keeps_its_slot(verdict: Verdict) -> bool:
-    """Whether a fenced node with this verdict has a slot of the operator-wide cap until somebody acts."""
+    """Whether a fenced node with this verdict occupies a slot of the operator-wide cap until somebody acts."""
     return verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD or not verdict.phase.in_flight
 
 
 def _why(member: Member) -> str:
-    """Return why the node is away: the first of KEEPERS, else that somebody else has begun to work on it."""
+    """Return why the node is unavailable, as a clause: that of the first of KEEPERS that applies, else that somebody
+    else has begun to work on the node."""
     node = member.node
     says = next((one.says for one in KEEPERS if one.holds(member)), "{foreign} has begun to work on {name}")
     return says.format(name=node.name, foreign=node.foreign, work=tell_foreign(node))
@@ -82,8 +84,8 @@ def _yielded(member: Member) -> bool:
 
 
 def _is_held(member: Member) -> bool:
-    """Whether our change of the node does not go on by itself. A fenced node that keeps its slot and has not failed is
-    such a one."""
+    """Whether the node has our fence. Only changes that do not continue by themselves get this far, so such a node is
+    held."""
     return member.node.fence is not None
 
 

@@ -1,5 +1,5 @@
-"""What the pools share in one pass: who could not run after the changes, looks at pods, and room in
-PodDisruptionBudgets.
+"""What the pools share in one pass: the cluster after the changes, the looks at pods, and what budgets of pods still
+allow.
 
 Terms: docs/design/glossary.md#slot, docs/design/glossary.md#claim, docs/design/glossary.md#fence,
 docs/design/glossary.md#gang, docs/design/glossary.md#wave.
@@ -29,7 +29,7 @@ class Ledger:
     now: datetime
     """The time of the pass."""
     looks: Mapping[str, Look] = field(default_factory=dict)
-    """What the last look at its pods found, by node."""
+    """The last look at each node's pods and what it found, by node."""
     crowd: Counter[str] = field(default_factory=Counter)
     """How many pods of nodes in flight still have to be evicted under each PodDisruptionBudget."""
     crowd_known: bool = True
@@ -37,13 +37,14 @@ class Ledger:
     due: frozenset[str] = frozenset()
     """The blocked nodes that are due for another look."""
     recent: int = 0
-    """How many blocked nodes were looked at within the last poll."""
+    """How many blocked nodes were looked at within the last poll interval."""
     claimed_waves: Mapping[str, str] = field(default_factory=dict)
-    """For each node that has a claim and no fence: the wave in which it was about to start. Empty if it is in none."""
+    """The wave in which each node was about to start that has a claim and no fence, by node; an empty string if it is
+    in none."""
     places: Places | None = None
     """Where our own pod could be scheduled, or None if we do not run in a pod."""
     keepers: list[Member] = field(default_factory=list)
-    """The nodes of all policies that have a slot of the operator-wide cap until somebody acts."""
+    """The nodes of all policies that occupy a slot of the operator-wide cap until somebody acts."""
 
     @staticmethod
     def of(
@@ -52,8 +53,8 @@ class Ledger:
         afterwards: Afterwards,
         cases: Sequence[tuple[NodeCase, PolicyView]],
     ) -> "Ledger":
-        """Return what is known before any node starts. `cases`: the candidates of pools with room that were looked at
-        before, each with its policy."""
+        """Return what is known before any node starts. `cases` has the candidates that were looked at before and may
+        start now, each with its policy."""
         poll = snapshot.settings.poll
         last = [
             (case.node.name, look)
@@ -75,18 +76,19 @@ class Ledger:
         )
 
     def resumed_wave(self, case: NodeCase) -> str:
-        """Return the wave in which the node was about to start when an operator ended between claim and fence. Empty
-        if there is none.
+        """Return the wave in which the node was about to start when an operator ended after it wrote the claim and
+        before it wrote the fence. Empty if there is none.
 
-        A wave of which a part had begun so stays one wave, however often that happens.
+        This keeps a wave of which only a part had begun together, however often that happens.
         """
         return self.claimed_waves.get(case.node.name, "")
 
     def add_in_flight(self, snapshot: ClusterSnapshot, verdict: Verdict) -> Look | None:
-        """Count in `crowd` which budgets the pods of a fenced node still need, by its verdict or by the look before
-        its fence, and note in `keepers` a node that keeps its slot. `crowd_known` becomes false if neither tells.
+        """Add to `crowd` how many pods of a fenced node still have to be evicted under each budget, according to its
+        verdict or, before its pods are listed, to the look before its fence. If neither says so, `crowd_known`
+        becomes false. Add the node to `keepers` if it occupies its slot until somebody acts.
 
-        Returns that look while nothing newer is known about the pods, else None.
+        Return the look if it was used, so that it is remembered, else None.
         """
         node = snapshot.nodes[verdict.node]
         if keeps_its_slot(verdict):
@@ -108,13 +110,14 @@ class Ledger:
 
 
 def find_mates(case: NodeCase) -> frozenset[str]:
-    """Return the other nodes on which the gangs of this node run, as far as its pods were listed."""
+    """Return the names of the other nodes on which the gangs of this node run; empty if its pods were not listed."""
     members = (member for view in case.gangs for member in view.members)
     return frozenset(member.node for member in members if member.node not in ("", case.node.name))
 
 
 def standing_look(case: NodeCase, policy: PolicyView, looks: Mapping[str, Look]) -> Look | None:
-    """Return the last look at a candidate if it found blockers and was for this very change, else None."""
+    """Return the last look at a candidate if it found blockers and still applies, else None. It no longer applies once
+    the policy has another version or the node another value of the retry annotation."""
     look = looks.get(case.node.name)
     if look is None or not look.blockers or look.version != policy.version:
         return None

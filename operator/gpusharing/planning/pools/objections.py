@@ -1,4 +1,4 @@
-"""Why policies are not accepted, and which of them cannot be judged: these stop their own nodes only."""
+"""Why policies are not accepted. A policy that cannot be judged stops only its own nodes."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +13,8 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def judge_windows(pool: Pool, now: datetime) -> Pool:
-    """Return the pool with what its windows allow. If that cannot be computed, none of its nodes starts."""
+    """Return the pool with what its windows allow. If that cannot be computed, they are closed with a Finding that
+    says so, and none of the pool's nodes starts."""
     try:
         return pool.with_hours(now)
     except Exception as error:  # noqa: BLE001 - whatever one policy holds, the others go on (guard.py)
@@ -23,8 +24,8 @@ def judge_windows(pool: Pool, now: datetime) -> Pool:
 def find_objections(
     terms: Mapping[str, Terms], unread: Mapping[str, Exception], pools: Mapping[str, Pool]
 ) -> dict[str, Finding]:
-    """Return why policies are not accepted, by name; accepted policies are missing. `unread`: the errors of policies
-    that cannot be judged; `pools`: their windows may not be computable."""
+    """Return why policies are not accepted, by policy; accepted ones are left out. `unread` has the errors of policies
+    that cannot be judged, and `pools` may show that a policy's windows cannot be computed."""
     found = {name: one.targets for name, one in terms.items() if isinstance(one.targets, Finding)}
     found |= {name: of_policy(name, error) for name, error in unread.items()}
     closed = ((name, pool.hours.closed) for name, pool in pools.items() if name not in found)

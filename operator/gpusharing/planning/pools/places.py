@@ -1,7 +1,7 @@
 """Where the operator's own pod could be scheduled: our cordons must leave one node for it.
 
-A cordoned node keeps the pods that it has, but the operator's may be replaced in the middle of a change: deleted,
-upgraded or drained by somebody. If our own cordons covered every node then, nobody would be left to lift them
+A cordoned node keeps its pods, but the operator's own pod may be replaced in the middle of a change, because somebody
+deletes, upgrades or drains it. If our cordons covered every node then, no operator could run to lift them
 (docs/design/drain.md#place).
 """
 
@@ -21,23 +21,24 @@ LAST_PLACE = (
 
 @dataclass(slots=True)
 class Places:
-    """The nodes that would take our pod, as far as that is known: our own tolerations and selectors are not."""
+    """The nodes on which our own pod could be scheduled. The pod's own tolerations and selectors are not known, and
+    are ignored."""
 
     open: set[str]
-    """The nodes that are Ready, schedulable, and without a taint that keeps pods off."""
+    """The names of the nodes that are Ready, schedulable, and without a taint that keeps pods off."""
     all: int
-    """How many nodes are open or may be open again, such as cordoned ones and those that are not Ready."""
+    """How many nodes are open or may open again, such as nodes that are cordoned or not Ready."""
 
     @staticmethod
     def of(nodes: Iterable[NodeView]) -> "Places":
-        """Return the places by the present state of the nodes."""
+        """Return the places that the nodes offer in their present state."""
         able = [node for node in nodes if _is_able(node)]
         return Places({node.name for node in able if is_open(node)}, len(able))
 
     def spare(self, candidates: Iterable[NodeCase]) -> int | None:
-        """Return how many of these nodes may be cordoned so that one open node is left. None if any number may be,
-        because none of their changes would cordon an open node, or because no other node may ever open again, so
-        that waiting would not help."""
+        """Return how many of the candidates may be cordoned so that one open node is left. None if there is no limit:
+        none of their changes would cordon an open node, or no other node may ever open again, so that waiting would
+        not help."""
         if self.all <= 1 or not any(case.node.name in self.open and _cordons(case) for case in candidates):
             return None
         return len(self.open) - 1
@@ -48,8 +49,8 @@ class Places:
 
 
 def becomes_place(node: NodeView) -> bool:
-    """Whether the node takes no pods now and does again when our change ends. False if it was cordoned before our
-    change."""
+    """Whether pods cannot be scheduled on the node now and can again when our change ends. False if it was cordoned
+    before our change."""
     fence = node.fence
     return fence is not None and not fence.prior_unschedulable and _is_able(node) and not is_open(node)
 

@@ -3,11 +3,12 @@
 limit      allowance(maxUnavailable, nodes of the policy); 0 freezes the pool. Nodes without a GPU and products that the
            policy leaves out do not concern it: they are no part of a percentage and take no slot. Nodes that somebody
            keeps from changing (cordon, maintenance, switched-off operands) do count. Newcomers behind the start-up
-           taint do not, and take a slot of the operator-wide cap only; what holds the others back holds them back too
+           taint do not, and take a slot of the operator-wide cap only; holds of the pool apply to them too
            (docs/design/transition.md#gate)
 used       nodes that are not Ready, cordoned by anyone, fenced, claimed or being deleted; each counts once. A claim
-           without a fence was left by a crash or a predecessor, and that very node goes first
-room       limit - used, but no more than the operator-wide cap leaves, and a place stays for our own pod (places.py)
+           without a fence was left by a crash or an earlier operator, and its node goes first
+room       limit - used, but no more than the operator-wide cap leaves, and one node stays open for our own pod
+           (places.py)
 hold       what keeps every node from starting, whatever its state: a frozen budget, closed windows (holds.py)
 order      fewest GPU pods first, a gang counted as a whole, then a stable shuffle. Nodes that something blocks do not
            stop the others, and share a few looks at their pods (looks.py)
@@ -54,15 +55,16 @@ from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Reason
 
 LOOKAHEAD = 2
-"""How many candidates beyond the room have their pods listed, so that a blocked node does not stop the pool."""
+"""How many candidates beyond the free slots have their pods listed, so that blocked nodes do not stop the pool."""
 _PASSES: Mapping[Reason, Callable[[NodeCase, PolicyView], bool]] = {
     Reason.HALTED: lambda case, policy: is_tried_again(case.node, policy),
     Reason.CANARY_TOO_LARGE: lambda case, policy: is_newcomer(case.node, case.gpunode),
     Reason.CANARY_NOT_SERVING: lambda case, policy: is_proven(case.node, policy),
     Reason.CANARY_SOAK: lambda case, policy: is_proven(case.node, policy),
 }
-"""The nodes that each hold lets through: failed nodes that a person wants tried again, as if retried in their own
-slot; newcomers, from which no pod is evicted; and canaries that have drifted, for which the others wait."""
+"""For each hold that lets some nodes through, whether it lets this one through. These are failed nodes that a person
+wants tried again; newcomers, from which no pod is evicted; and canaries that have drifted, for which the others
+wait."""
 
 
 @dataclass(slots=True)
@@ -74,25 +76,25 @@ class Pool:
     names: list[str] = field(default_factory=list)
     """Nodes of the policy."""
     used: int = 0
-    """How many nodes of the budget are unavailable or have a slot."""
+    """How many nodes that the budget covers are unavailable or hold a slot."""
     candidates: list[NodeCase] = field(default_factory=list)
-    """The cases of the nodes that wait only for their turn."""
+    """The cases of the nodes that wait only for a slot."""
     outside: int = 0
     """How many of `names` do not concern the policy, or not yet (see `is_newcomer`)."""
     moving: int = 0
-    """How many of the used slots become free by themselves: some clock ends our change there, or only a claim holds
-    the slot, which becomes such a change or is dropped."""
+    """How many of the used slots become free by themselves: those of changes that end at a deadline, and those held
+    only by a claim, which either becomes such a change or is dropped."""
     opening: int = 0
-    """How many of the nodes with these slots take no pods now, and do again when their changes end."""
+    """How many of the nodes in `moving` take no pods now and will again when their changes end."""
     members: list[Member] = field(default_factory=list)
     """The nodes that concern the policy, newcomers included."""
     to_go: list[str] = field(default_factory=list)
     """The nodes that have yet to be drained."""
     keepers: list[Member] = field(default_factory=list)
-    """The nodes whose slot does not become free by itself."""
+    """The nodes whose slots do not become free by themselves."""
     failed_before: tuple[str, ...] = ()
-    """Nodes whose failure only the record knows, as messages name them: they are gone, or lost their fence (see
-    `count_failures`)."""
+    """The nodes, as messages name them, whose failure is known only from the record, because they are gone or lost
+    their fence (see `count_failures`)."""
     judged_hours: Hours | None = None
     """What the windows allow, or None before `with_hours` has computed it."""
 
@@ -100,8 +102,9 @@ class Pool:
     def of(
         policy: PolicyView, members: Iterable[Member], claimed: AbstractSet[str], failing: AbstractSet[str]
     ) -> "Pool":
-        """Return the pool of these nodes. `claimed`: those that have a slot and are about to be away. `failing`: those
-        whose last call failed; they are no candidates, so that others go first."""
+        """Return the pool of these nodes. `claimed` has the nodes that hold a slot and are about to become
+        unavailable. `failing` has the nodes whose calls are suspended after a failure; they are no candidates, so
+        that others go first."""
         pool = Pool(policy)
         for member in members:
             name = member.verdict.node
@@ -116,7 +119,8 @@ class Pool:
         return len(self.names) - self.outside
 
     def count(self, member: Member, *, claimed: bool = False) -> None:
-        """Add a node of the policy to the pool and its budget. `claimed`: it has a slot, and is about to be away."""
+        """Add a node of the policy to the pool and its budget. `claimed`: it holds a slot and is about to become
+        unavailable."""
         verdict = member.verdict
         self.names.append(verdict.node)
         if not member.outside:
@@ -134,7 +138,7 @@ class Pool:
                 self.keepers.append(member)
 
     def with_hours(self, now: datetime) -> "Pool":
-        """Return the pool with what its windows allow. All its nodes must have been counted, because their last
+        """Return the pool with what its windows allow. All its nodes must have been counted before, because their last
         changes decide how much of a window is needed."""
         spec = self.policy.spec
         hours = (
@@ -152,8 +156,8 @@ class Pool:
         return self.judged_hours
 
     def pooled(self, now: datetime) -> Pooled | None:
-        """Return everything that may keep its nodes from starting, or None if the policy cannot be read, in which case
-        it has no candidates."""
+        """Return everything that may keep the pool's nodes from starting, or None if the policy cannot be read. Raises
+        ValueError before `with_hours`."""
         if self.policy.spec is None:
             return None
         spec, before = self.policy.spec, self.failed_before
@@ -168,14 +172,15 @@ class Pool:
 
     @property
     def frozen(self) -> bool:
-        """Whether not a single node may be unavailable, however many there are."""
+        """Whether maxUnavailable allows no node at all, whatever the size of the pool. True if the policy cannot be
+        read."""
         spec = self.policy.spec
         return spec is None or allowance(spec.rollout.max_unavailable, 1) == 0
 
 
 def select(pool: Pool, queue: Queue, cap: int, ledger: Ledger) -> Selection:
-    """Choose which candidates of a pool start, all of which `queue` has too. `cap`: how many more nodes the whole
-    operator may take."""
+    """Choose which candidates of a pool start; `queue` must have all of them. `cap` is how many more nodes the
+    operator-wide cap allows. Empty if there are no candidates or the policy cannot be read."""
     pooled = pool.pooled(ledger.now) if pool.candidates else None
     if pooled is None:
         return Selection()
@@ -183,15 +188,15 @@ def select(pool: Pool, queue: Queue, cap: int, ledger: Ledger) -> Selection:
 
 
 def _choose(pool: Pool, queue: Queue, pooled: Pooled, cap: int, ledger: Ledger) -> Selection:
-    """Choose among the candidates of a pool that nothing holds back; `queue` may have more. Their places are closed in
-    the ledger."""
+    """Choose among the candidates of a pool when no hold applies to them; `queue` may have further candidates. The
+    nodes that start are removed from the places for our own pod in `ledger`."""
     left, chosen = _find_room(pool, pooled, cap, ledger), Selection()
     candidates = _in_order(pool, queue, ledger, left, chosen)
     waves = group(candidates) if left.room > 0 else {}
     for candidate in candidates:
         case = candidate.case
         if case.node.name in chosen.verdicts:
-            continue  # it was decided with its wave
+            continue  # its verdict was given together with its wave
         if left.room > 0 and (wave := waves.get(case.node.name)):
             taken = try_wave(wave, left.room, left.most, left.full, ledger=ledger, chosen=chosen)
             left.room, left.cap = left.room - taken, left.cap - taken
@@ -212,28 +217,28 @@ class Room:
     """How many candidates of a pool may still start or be looked at."""
 
     room: int
-    """How many nodes may start now, not counting newcomers."""
+    """How many nodes may start now, newcomers excluded."""
     most: int
-    """The most nodes that can ever start together, not counting newcomers."""
+    """The most nodes that can ever start together, newcomers excluded."""
     cap: int
     """How many nodes may start now, newcomers included."""
     full: Finding
-    """The finding for nodes for which there is no room."""
+    """The Finding for nodes for which there is no room."""
     capped: Finding
-    """The finding for newcomers for which there is no room."""
+    """The Finding for newcomers for which there is no room."""
     lookahead: int | None = LOOKAHEAD
     """How many candidates beyond the room have their pods listed, or None if no further ones are listed now."""
     listed: int = 0
-    """How many candidates have asked so far for their pods to be listed in the next pass."""
+    """How many candidates have asked so far in this pass for their pods to be listed in the next one."""
 
     @property
     def looks(self) -> int:
-        """How many candidates of the policy's own budget may still have their pods listed, at most."""
+        """The most candidates that take slots of the policy's own budget and may still have their pods listed."""
         return 0 if self.lookahead is None or self.room <= 0 else self.room + self.lookahead
 
     def find_wait(self, candidate: Candidate) -> Wait | None:
-        """Return what a candidate waits for without a look at its pods, or None if there is room for it to start, or
-        for a look at its pods."""
+        """Return what a candidate waits for without a look at its pods, or None if it may start or have its pods
+        listed."""
         slots = self.cap if candidate.newcomer else self.room
         beyond = self.lookahead is None or self.listed >= slots + self.lookahead
         if slots <= 0 or (candidate.needs_list and beyond):
@@ -242,7 +247,8 @@ class Room:
 
 
 def _try(candidate: Candidate, left: Room, ledger: Ledger) -> tuple[Verdict, Look | None]:
-    """Return the verdict of a candidate that is no part of a wave, and what to remember of its pods."""
+    """Return the verdict of a candidate that is not part of a wave, and what to remember of its pods. A candidate
+    whose pods are to be listed is counted in `left.listed`."""
     if (wait := left.find_wait(candidate)) is not None:
         return wait.verdict(candidate.case), candidate.look
     verdict, look = try_start(candidate, ledger)
@@ -251,8 +257,9 @@ def _try(candidate: Candidate, left: Room, ledger: Ledger) -> tuple[Verdict, Loo
 
 
 def _find_room(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Room:
-    """Return how many nodes of the pool may start now, by the smallest of its limits: maxUnavailable, the operator-wide
-    cap, its canaries, and the places left for the pods; and what those that may not start are told."""
+    """Return how many nodes of the pool may start now, and the Findings for those that may not. The smallest of these
+    limits counts: maxUnavailable, the operator-wide cap, the canaries, and the nodes that must stay open for our
+    own pod."""
     most = min(pool.limit - pool.used, cap)
     room, most, full = max(0, most), most + pool.moving, _find_full(pool, cap, ledger)
     capped = _find_capped(ledger)
@@ -278,8 +285,9 @@ def _find_room(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Room:
 def _select(
     pool: Pool, queue: Queue, pooled: Pooled, cap: int, ledger: Ledger, past: AbstractSet[Reason]
 ) -> Selection:
-    """Choose among the candidates which nodes start. Holds of the pool in `past` were checked already. A hold may let
-    some candidates through: the others wait, and further holds are checked only for those that pass."""
+    """Choose which candidates start. Holds of the pool with a reason in `past` were checked already. If a hold lets
+    some candidates through, the others wait, and the remaining holds are checked only for those that it lets
+    through."""
     if (hold := find_hold(pooled, past)) is None:
         return _choose(pool, queue, pooled, cap, ledger)
     passes = _PASSES.get(hold.reason)
@@ -294,7 +302,8 @@ def _select(
 
 
 def _find_capped(ledger: Ledger) -> Finding:
-    """Explain to a node of any policy that the operator-wide cap leaves no slot for it."""
+    """Return the Finding for a node of any policy for which the operator-wide cap leaves no slot. It names the nodes
+    that occupy slots until somebody acts."""
     keepers = explain_keepers(ledger.keepers)
     told = f" ({keepers})" if keepers else ""
     message = (
@@ -304,8 +313,9 @@ def _find_capped(ledger: Ledger) -> Finding:
 
 
 def _find_full(pool: Pool, cap: int, ledger: Ledger) -> Finding:
-    """Explain which of the two limits holds the next node back, the policy's or the operator-wide cap, and which nodes
-    occupy its slots until somebody acts. The message has no number that changes as nodes come and go."""
+    """Return the Finding for the next node of the pool for which there is no slot. It says whether the policy's limit
+    or the operator-wide cap is the cause, and which nodes occupy slots until somebody acts. The message has no
+    number that changes as nodes come and go."""
     if cap < pool.limit - pool.used:
         return _find_capped(ledger)
     keepers = explain_keepers(pool.keepers)
@@ -320,10 +330,10 @@ def _find_full(pool: Pool, cap: int, ledger: Ledger) -> Finding:
 
 
 def _in_order(pool: Pool, queue: Queue, ledger: Ledger, left: Room, chosen: Selection) -> list[Candidate]:
-    """Return the candidates that may start or be looked at, best first.
+    """Return the candidates that may start or have their pods listed, in the order in which they start.
 
-    Two kinds are left out, and get their verdicts in `chosen`: candidates of which nothing is known and for whose look
-    it is not yet time, and those whose pods make the planner fail, which do not stop the others.
+    Two kinds are left out and put into `chosen`: candidates whose pods are unknown and not to be listed yet, which
+    wait there, and those that raise an error, which get a verdict that says so.
     """
     policy, cases = pool.policy, {case.node.name: case for case in pool.candidates}
     following = find_following(policy, pool.members, (case.node for case in pool.candidates))

@@ -21,9 +21,9 @@ class Pooled:
     members: Sequence[Member]
     """The nodes that concern the policy."""
     failed_before: tuple[str, ...]
-    """Nodes whose failure in this generation only the record knows, as a message names them."""
+    """The nodes, as messages name them, whose failure in this generation is known only from the record."""
     frozen: bool
-    """Whether the limit is 0, whatever the size of the pool."""
+    """Whether spec.rollout.maxUnavailable allows no node at all, whatever the size of the pool."""
     hours: Hours
     """What the windows allow."""
     now: datetime

@@ -1,8 +1,9 @@
-"""What the nodes of a pool that wait would disturb, for people who approve it or wait for it. It is read from pods and
-decides nothing.
+"""What the changes of waiting nodes would disturb, for people who approve a plan or wait for it. It is read from pods
+and influences no decision.
 
-Nodes in work show their own pods. Those of the others are not listed, and `status.plan` could only count nodes. So the
-first of them are looked at, seldom, and a few at a time over all pools (docs/design/drain.md#preview).
+The pods of nodes in work are listed anyway. Those of waiting nodes are not, so `status.plan` could only count nodes.
+Therefore the pods of the first waiting nodes are listed, seldom and a few at a time over all pools
+(docs/design/drain.md#preview).
 
 Terms: docs/design/glossary.md#look.
 """
@@ -45,7 +46,7 @@ class Previews:
     wants_pods: frozenset[str] = frozenset()
     """Nodes whose pods are to be listed."""
     wake: datetime | None = None
-    """When to wake for further first looks, or None if no node waits for one."""
+    """When to wake for the first look at nodes that have no preview yet, or None if there are none."""
 
 
 def find_previews(
@@ -55,8 +56,9 @@ def find_previews(
     afterwards: Afterwards,
     now: datetime,
 ) -> Previews:
-    """Return what the changes of waiting nodes would disturb. `afterwards`: the cluster when all planned changes are
-    done."""
+    """Return what the changes of waiting nodes would disturb, and which of them to list next. `afterwards`: the
+    cluster when all planned changes are done. A node whose preview cannot be computed gets one whose blocker says
+    so."""
     known: dict[str, Preview] = {}
     missing: list[str] = []
     looked_at: set[str] = set()
@@ -86,9 +88,10 @@ def _pace(
     now: datetime,
     poll: timedelta,
 ) -> Previews:
-    """Return the previews with the nodes whose pods are to be listed next. The clock wakes the operator only for first
-    looks, because any change of pods wakes it anyway. `looked_at`: nodes that their pods block, which looks.py
-    lists often enough."""
+    """Return the known previews, with the nodes whose pods are to be listed next: first the `missing` ones, then those
+    with the oldest previews, but at most LOOKS within one `poll`. The operator is woken only for first looks,
+    because any change of pods wakes it anyway. `looked_at` has the blocked nodes, which looks.py lists often
+    enough."""
     ours = {name: one.at for name, one in known.items() if name not in looked_at}
     old = sorted((at, name) for name, at in ours.items() if at + AGAIN <= now)
     due = [*missing, *(name for _, name in old)]
@@ -99,7 +102,8 @@ def _pace(
 def _to_go(
     pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict]
 ) -> Iterator[tuple[PolicyView, Verdict]]:
-    """Yield the nodes of each pool that have yet to be drained, at most MAX_NODES for each, with their policy."""
+    """Yield the verdicts of the nodes that have yet to be drained, each with its policy, at most MAX_NODES of each
+    pool. Policies that are being deleted or cannot be read are left out."""
     for _, pool in sorted(pools.items()):
         if pool.policy.spec is None or pool.policy.deleting:
             continue
@@ -117,8 +121,8 @@ def _standing(preview: Preview | None, policy: PolicyView) -> Preview | None:
 def preview_of(
     policy: PolicyView, verdict: Verdict, work: NodeWork, afterwards: Afterwards, settings: PlanSettings
 ) -> Preview:
-    """Return what the change of one node would disturb, by the last list of its pods: nothing if the change does not
-    cordon the node. The policy must have a spec."""
+    """Return what the change of one node would disturb, according to the last LIST of its pods: nothing if the change
+    does not cordon the node. The policy must have a spec."""
     assert policy.spec is not None, "a policy without a spec has no nodes to go"
     if not verdict.disruption.cordons:
         return Preview(policy.version, work.listed_at)

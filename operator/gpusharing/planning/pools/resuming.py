@@ -1,8 +1,8 @@
 """How far a person lets a rollout go on after failures: the annotation gpusharing.dev/resume of the policy.
 
-`<generation>` allows as many further failures as spec.rollout.maxFailures says, `<generation>.<k>` k times as many.
-Any other value allows none. A person who has looked at further failures so writes another value, and nothing else has
-to be remembered.
+The value `<generation>` allows as many further failures as spec.rollout.maxFailures says, `<generation>.<k>` k times as
+many, and any other value none. So a person who has looked at further failures writes another value, and nothing else
+has to be remembered.
 """
 
 import re
@@ -18,7 +18,8 @@ _SHOWN = 64
 
 
 def find_batches(policy: PolicyView) -> int:
-    """Return how many times maxFailures a person allowed in this generation, beyond the first. 0 if nobody did."""
+    """Return how many times maxFailures a person has allowed in this generation in addition to the first maxFailures.
+    0 if nobody did."""
     found = _WRITTEN.fullmatch(policy.resumed)
     if found is None or found[1] != str(policy.generation):
         return 0
@@ -26,8 +27,8 @@ def find_batches(policy: PolicyView) -> int:
 
 
 def explain_halt(policy: PolicyView, failed: Sequence[str], most: int) -> str:
-    """Return why no further node starts, or an empty text if nodes may. `failed` lists the failed nodes of this
-    generation as shown to people; `most` is maxFailures."""
+    """Return why no further node starts, with the command that lets the rollout go on, or an empty string if nodes may
+    start. `failed` has the failed nodes of this generation as messages name them; `most` is maxFailures."""
     batches = find_batches(policy)
     if len(failed) < most * (1 + batches):
         return ""
@@ -40,18 +41,18 @@ def explain_halt(policy: PolicyView, failed: Sequence[str], most: int) -> str:
 
 
 def read_value(message: str) -> str:
-    """Return the value of the annotation that the command in such a message sets. Empty if the message has no such
-    command."""
+    """Return the value of the annotation in the command of a message from `explain_halt`. Empty if the message has no
+    such command."""
     return message.rpartition(f" {names.ANNOTATION_RESUME}=")[2]
 
 
 def _next_value(policy: PolicyView, batches: int) -> str:
-    """Return the value that allows `batches` times maxFailures beyond the first."""
+    """Return the annotation's value that allows `batches` times maxFailures in addition to the first."""
     return f"{policy.generation}.{batches}" if batches > 1 else str(policy.generation)
 
 
 def _resumed(policy: PolicyView, limit: int) -> str:
-    """Return what the present value of the annotation says, in parentheses. Empty if there is none."""
+    """Return what the present value of the annotation allows, in parentheses. Empty if the annotation is not set."""
     if not policy.resumed:
         return ""
     value = f'{names.ANNOTATION_RESUME} "{policy.resumed[:_SHOWN]}"'

@@ -1,6 +1,7 @@
-"""Nodes that started as one wave return to service together, so that no filler pod takes the place of half a gang.
+"""Nodes that started as one wave return to service together, so that no filler pod takes the place of half
+a gang.
 
-Specification: docs/design/drain.md#waves. A wave is known by the `wave` of its fences, and so survives a restart.
+Specification: docs/design/drain.md#waves. The fences of a wave's nodes record its id, so it survives a restart.
 
 Terms: docs/design/glossary.md#wave, docs/design/glossary.md#gang, docs/design/glossary.md#fence.
 """
@@ -28,8 +29,8 @@ def hold_together(
 ) -> dict[str, Verdict]:
     """Return the new verdicts of proven nodes that wait for the others of their wave, by name.
 
-    They wait until all are proven, at most `timeouts.verification` from the first proof on, and not at all once one of
-    them is Failed, because the gang could not come back whole.
+    They wait until all are proven, but no longer than `timeouts.verification` after the first proof. They do not wait
+    once one of the others has failed or is being rolled back, because then the gang could not come back whole.
     """
     waves = _find_waves({name: fence for name, fence in fences.items() if name in verdicts}, nodes)
     if not waves:
@@ -50,13 +51,14 @@ def hold_together(
 def _find_awaited(
     names: Iterable[str], verdicts: Mapping[str, Verdict], fences: Mapping[str, Fence]
 ) -> list[str]:
-    """Return the nodes of a wave that are not proven yet, sorted. Empty once one of them has failed."""
+    """Return the nodes of a wave that this pass does not release, sorted by name. Empty once one
+    of them has failed or is being rolled back."""
     others = sorted(name for name in names if not _is_leaving(verdicts[name]))
     return [] if any(_will_not_come(verdicts[name], fences[name]) for name in others) else others
 
 
 def _find_waves(fences: Mapping[str, Fence], nodes: Mapping[str, NodeView]) -> dict[str, list[str]]:
-    """Return the names of the nodes of each wave whose change is not over. A Node that was recreated is in no wave."""
+    """Return the nodes whose change is not over, by wave. A Node that was deleted and created again is in no wave."""
     waves: dict[str, list[str]] = {}
     for name, fence in fences.items():
         if fence.wave and fence.stage != "yielded" and fence.node_uid == nodes[name].uid:
@@ -71,7 +73,7 @@ def returns_proven(verdict: Verdict) -> bool:
 
 
 def _will_not_come(verdict: Verdict, fence: Fence) -> bool:
-    """Whether the change of the node has failed, so that the node stays cordoned or goes back to what it was."""
+    """Whether the change of the node has failed, so that the node stays cordoned or is rolled back."""
     return verdict.phase is Phase.FAILED or fence.rolls_back
 
 
@@ -83,8 +85,8 @@ def _is_leaving(verdict: Verdict) -> bool:
 def _until(
     proven: Iterable[str], fences: Mapping[str, Fence], policies: Mapping[str, PolicyView], now: datetime
 ) -> datetime:
-    """Return when the first of the proven nodes has waited long enough, or `now` if no policy says how long
-    that is."""
+    """Return when the first of the proven nodes has waited for timeouts.verification, or `now` if none of their
+    policies says how long that is."""
     first = min((moment for name in proven if (moment := fences[name].proven) is not None), default=now)
     spec = next((p.spec for name in proven if (p := policies.get(fences[name].policy)) is not None), None)
     return now if spec is None else first + parse_duration(spec.rollout.timeouts.verification)
@@ -94,7 +96,7 @@ def _await_wave(
     verdict: Verdict, node: NodeView, fence: Fence, *, others: Sequence[str], until: datetime, now: datetime
 ) -> Verdict:
     """Return the verdict of a proven node that waits for `others` until `until`: it is not released, and its fence
-    records since when it is proven."""
+    records when it was first proven."""
     actions = tuple(action for action in verdict.actions if not isinstance(action, Release))
     if fence.proven is None:
         actions = (*actions, UpdateFence(node, replace(fence, proven=now)))

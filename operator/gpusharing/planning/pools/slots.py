@@ -1,9 +1,9 @@
 """What is written once for all nodes: configuration, finalizers, and the claims and failures on the leader Lease.
 
-Which claims stay although their nodes carry no fence, and which policies keep our finalizer for that, is decided here.
-
-A claim is written before its fence. If the operator ends in between, the next one may find the node's gate closed
-again. Dropping claim and finalizer then, and taking them again, would be four writes for nothing.
+This module also decides which claims stay although their nodes have no fence, and which policies therefore keep our
+finalizer. A claim is written before its fence. If the operator ends in between, the next one may find the node's gate
+closed again for a moment. Removing the claim and the finalizer then, and adding them again, would be four needless
+writes.
 
 Terms: docs/design/glossary.md#claim, docs/design/glossary.md#fence, docs/design/glossary.md#drift,
 docs/design/glossary.md#point-of-no-return.
@@ -23,11 +23,12 @@ from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 
 CLOCKS = timedelta(seconds=1.5)
-"""How far the clocks of two processes may differ: each was set by a Date header of whole seconds (kube/clock.py)."""
+"""How far the clocks of two processes may differ, because each was set from a Date header with whole seconds
+(kube/clock.py)."""
 
 
 def fences_of(snapshot: ClusterSnapshot) -> dict[str, Fence]:
-    """Return our fences, by node, yielded ones included."""
+    """Return the fences that can be read, by node, including yielded ones."""
     return {name: node.fence for name, node in snapshot.nodes.items() if node.fence is not None}
 
 
@@ -41,8 +42,8 @@ def share(
     failed_nodes: Mapping[str, FailedNode],
 ) -> tuple[Action, ...]:
     """Return the writes that concern all nodes, in the order in which they are made: configuration, finalizers, claims
-    and failures, and pointers. They come before anything that needs them. `unfenced`: claims of nodes without a
-    fence that stay."""
+    and failures, and pointers. They are made before any write that depends on them. `unfenced` has the claims that
+    nodes without a fence get or keep."""
     actions: list[Action] = [] if config is None else [config]
     nodes, fences = snapshot.nodes, fences_of(snapshot)
     claims = {
@@ -59,9 +60,12 @@ def share(
 
 def _claim(node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim | None) -> Claim:
     """Return the claim of a node with our fence. If this pass takes the node past its point of no return, the claim
-    records that first, because nobody else knows it if the Node goes a moment later
-    (docs/adr/0044-what-was-seen-is-written-down.md). A successor that decides it again after a crash finds that
-    record."""
+    records that before the fence does, because nobody else would know it if the Node were deleted a moment later
+    (docs/adr/0044-what-was-seen-is-written-down.md).
+
+    If an operator crashed after it recorded that, its record in `before` is kept as long as the fence still is for an
+    earlier generation.
+    """
     actions = verdict.actions if verdict is not None else ()
     coming = next((action.fence for action in actions if isinstance(action, Actuate)), fence)
     claim = Claim.of(node_uid, coming)
@@ -74,10 +78,12 @@ def _claim(node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim |
 
 
 def opens_again(verdict: Verdict, now: datetime) -> bool:
-    """Whether the gate was open for the previous process, and opens for this one soon and by itself.
+    """Whether the gate of the node was probably open for the previous process and opens for this one soon and by
+    itself.
 
-    A wait that was just over may last a moment longer by another clock. And only a process knows since when a node
-    drifts, so a new process waits again. A wait for an answer or a person may last forever.
+    A wait that was just over may last a moment longer by another clock. And since when a node drifts is known only to
+    the process that has seen it, so a new process waits again. A wait for an answer or a person may last forever, so
+    it does not count.
     """
     if verdict.wake is None:
         return False
@@ -90,9 +96,9 @@ def find_resumed(
     verdicts: Mapping[str, Verdict],
     now: datetime,
 ) -> dict[str, Claim]:
-    """Return the claims of nodes without a fence that stay, by node: those whose change is about to begin, with only a
-    brief wait before it, and those whose fence cannot be read, such as that of a newer operator, because their
-    change is under way all the same."""
+    """Return the claims of nodes without a readable fence that stay, by node. These are claims whose change is about
+    to begin after a brief wait, and claims of nodes whose fence cannot be read, such as that of a newer operator,
+    because their change is under way nevertheless."""
     resumed = {}
     for name, claim in claims.items():
         node, verdict = nodes.get(name), verdicts.get(name)
@@ -109,8 +115,8 @@ def plan_finalizers(
     fenced: Collection[NodeView],
     verdicts: Mapping[str, Verdict],
 ) -> list[SetFinalizer]:
-    """Return the finalizers to add or remove. `claims`: all that exist after this pass; `fenced`: nodes with our
-    fence."""
+    """Return the actions that add our finalizer to policies or remove it, sorted by policy. `claims` are all claims
+    that exist after this pass; `fenced` are the nodes with our fence."""
     actions = []
     claiming = {claim.policy for claim in claims}
     for name, pool in sorted(pools.items()):
@@ -125,24 +131,27 @@ def plan_finalizers(
 
 
 def _keeps_finalizer(pool: Pool) -> bool:
-    """Whether a policy that is not about to go needs the finalizer although none of its nodes has a claim: while it
-    resets its nodes, while candidates wait, and from the start if it is to reset them one day."""
+    """Whether a policy needs the finalizer although none of its nodes has a claim: while it resets its nodes, while
+    candidates wait and it has the finalizer already, and from the start if it is to reset its nodes one day. Not
+    for policies that are being deleted without a reset."""
     if pool.policy.resetting:
         return bool(pool.names)
     return (pool.policy.finalizer and bool(pool.candidates)) or _resets(pool.policy)
 
 
 def _resets(policy: PolicyView) -> bool:
-    """Whether the policy is to reset its nodes when it is deleted. Its finalizer is then held from the start, because
+    """Whether the policy is to reset its nodes when it is deleted. Its finalizer is then added from the start, because
     it cannot be added once the policy is being deleted. A spec that cannot be read may have asked for a reset, so
-    the present finalizer stays."""
+    the policy then keeps the finalizer if it has one."""
     return policy.finalizer if policy.spec is None else policy.spec.deletion_policy == "Reset"
 
 
 def _holds_up(node: NodeView, policy: str, verdict: Verdict) -> bool:
-    """Whether a policy waits for this node before it is deleted.
+    """Whether the deletion of a policy has to wait for this node: the node's fence is for this policy and its change
+    goes on.
 
-    A Failed node may never end: it then waits for a policy, any policy. A yielded node is left to somebody else.
+    A Failed node does not count, because its change may never end; any other policy may take it over. A yielded node
+    does not count either, because it is left to somebody else.
     """
     fence = node.fence
     if fence is None or fence.policy != policy or fence.stage == "yielded":

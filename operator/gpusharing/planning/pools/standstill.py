@@ -1,4 +1,4 @@
-"""Whether a pool only seems to go on: pass after pass looks at the pods of nodes that might start, and none starts."""
+"""Detects a pool that only seems to make progress: every pass lists pods of nodes that might start, and none does."""
 
 from collections.abc import Mapping
 
@@ -9,8 +9,8 @@ from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.transition.verdict import Verdict
 
 MOST = 60
-"""This many passes without progress are a fault of the planner, because a look at pods ends with a start or with a
-blocker."""
+"""The limit of the count. This many passes without progress are a fault of the planner, because every look at pods
+should lead to a start or to a blocker."""
 
 
 def count_vain(
@@ -19,12 +19,12 @@ def count_vain(
     looks: Mapping[str, Look],
     snapshot: ClusterSnapshot,
 ) -> dict[str, int]:
-    """Return how many passes in a row, up to MOST, made no progress, by policy; policies that progress are missing.
-    Such a pass wants to look at the pods of a candidate for the first time although none of those whose pods are
-    known started, and nothing new was found that blocks one.
+    """Return how many passes in a row, at most MOST, made no progress, by policy; policies that make progress are left
+    out. A pass makes no progress if it wants to look at the pods of a candidate for the first time although no
+    candidate whose pods are known started, and no new blocker was found.
 
-    The count starts anew while pods that the last pass wanted are missing: then the API server delays a LIST, and the
-    planner can do nothing but want it again.
+    The count starts anew while pods that the last pass asked for are missing, because then the API server delays a
+    LIST and the planner can only ask again.
     """
     counts, before = {}, snapshot.memory
     vain = before.vain_passes if before.wants_pods <= snapshot.work.keys() else {}

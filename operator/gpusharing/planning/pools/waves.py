@@ -35,15 +35,16 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.revision import find_revision, is_of
 
 MAX_MATES = 20
-"""The most nodes of a wave that a fence records as left behind."""
+"""The most nodes of a wave that a fence records as having been left behind."""
 
 
-# --- who goes together -----------------------------------------------------------------------------------------
+# --- which nodes change together -------------------------------------------------------------------------------
 
 
 def find_waves(order: Sequence[str], mates: Mapping[str, frozenset[str]]) -> dict[str, tuple[str, ...]]:
-    """Return the nodes that share gangs, directly or through others, by the first of them in `order`. A node that
-    shares no gang is in no wave."""
+    """Return the nodes that share gangs, directly or through others, by the first of them in `order`, and in that
+    order. `mates` has the nodes with which each node shares a gang; nodes that are not in `order` are ignored. A
+    node that shares no gang is in no wave."""
     places = {name: place for place, name in enumerate(order)}
     linked: dict[str, set[str]] = {}
     for name, others in mates.items():
@@ -61,7 +62,7 @@ def find_waves(order: Sequence[str], mates: Mapping[str, frozenset[str]]) -> dic
 
 
 def _reached(first: str, linked: Mapping[str, set[str]]) -> set[str]:
-    """Return all nodes that are linked to the first one, directly or through others, with itself."""
+    """Return the names of all nodes that are linked to the first one, directly or through others, including itself."""
     reached, edge = {first}, {first}
     while edge:
         edge = set().union(*(linked[name] for name in edge)) - reached
@@ -70,8 +71,8 @@ def _reached(first: str, linked: Mapping[str, set[str]]) -> set[str]:
 
 
 def group(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
-    """Return the candidates that share gangs, by the name of the first of them. If no gang was seen this costs next to
-    nothing."""
+    """Return the candidates that share gangs and whose changes cordon, by the name of the first of them. If no gang
+    was seen, return an empty mapping at once."""
     mates = {
         candidate.case.node.name: others
         for candidate in candidates
@@ -87,9 +88,9 @@ def group(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
 def find_following(
     policy: PolicyView, members: Iterable[Member], candidates: Iterable[NodeView]
 ) -> frozenset[str]:
-    """Return the candidates that share a gang with a node of the pool which started without them, because there was no
-    room. They are returned while that node is in flight, and after its proof until they were changed too. An edit
-    of the policy ends that, because all its nodes begin anew."""
+    """Return the candidates that share a gang with a node of the pool which started without them because there was no
+    room. They are returned while that node is in flight, and after its proof until they have been changed too. An
+    edit of the policy ends that, because all nodes then start anew."""
     begun = {mate for one in members if (fence := one.node.fence) is not None for mate in fence.mates}
     verified = (one.node.verified for one in members)
     proofs = [proof for proof in verified if proof is not None and proof.mates]
@@ -101,13 +102,13 @@ def find_following(
 
 
 def _is_left(node: NodeView, proofs: Iterable[Verified]) -> bool:
-    """Whether one of these proofs of other nodes names this node as left behind, and it was not changed since."""
+    """Whether one of these proofs of other nodes names this node as left behind, and the node was not changed since."""
     return any(node.name in proof.mates and not _is_later(node, proof) for proof in proofs)
 
 
 def _is_later(node: NodeView, proof: Verified) -> bool:
-    """Whether the node was changed since this proof of another one. Its drift is then no longer the rest of
-    that gang."""
+    """Whether the node was changed since this proof of another node. If it drifts then, it is no longer the rest of
+    that node's gang."""
     changed = node.verified.changed_at if node.verified is not None else None
     return changed is not None and proof.changed_at is not None and changed >= proof.changed_at
 
@@ -118,12 +119,12 @@ def _is_later(node: NodeView, proof: Verified) -> bool:
 def try_wave(
     wave: Sequence[Candidate], room: int, most: int, full: Finding, *, ledger: Ledger, chosen: Selection
 ) -> int:
-    """Start as many nodes of a wave as can ever go at once (`most`), all of them in one pass or none. Adds the verdict
-    of every node of the wave to `chosen`, and returns how many slots the wave takes, or are kept for it until it
+    """Start the nodes of a wave in one pass, or none of them: as many as can ever change together (`most`). Put the
+    verdict of every node of the wave into `chosen`, and return how many slots the wave takes, or reserves until it
     can start.
 
-    `full`: the Finding for nodes for which there will be no room. Blocked nodes stay behind; before the others start
-    without them, their pods are listed once more.
+    `full` is the Finding for nodes for which there will be no room. Blocked nodes are left behind; before the others
+    start without them, their pods are listed once more.
     """
     free = sorted((candidate for candidate in wave if candidate.look is None), key=_listed_first)
     free = free[: max(1, most)]
@@ -147,26 +148,27 @@ def try_wave(
 
 def _stay_blocked(candidate: Candidate, look: Look, again: Container[str], chosen: Selection) -> None:
     """Put the verdict of a blocked node of a wave into `chosen`. If the node is in `again`, its pods are listed once
-    more, unless they were in this pass."""
+    more in the next pass, unless they were listed in this one."""
     case = candidate.case
     unlisted = candidate.pods is None and case.node.name in again
     chosen.put(case, blocked(case, look, again=unlisted), look)
 
 
 def _names(candidates: Iterable[Candidate]) -> frozenset[str]:
+    """Return the names of the candidates' nodes."""
     return frozenset(candidate.case.node.name for candidate in candidates)
 
 
 def _listed_first(candidate: Candidate) -> tuple[bool, ...]:
-    """Return the sort key of a candidate within its wave. A gang is only counted once a LIST shows it, so a node that
-    was listed comes after those that were not: if not all can go, each pass would otherwise ask for another one's
-    pods, and none would ever start."""
+    """Return the sort key of a candidate within its wave. Nodes whose pods were listed come before nodes whose pods
+    were not. Otherwise, because only a LIST shows the real cost of a gang, each pass of a wave that cannot start as
+    a whole would ask for the pods of yet another node, and none would ever start."""
     return (*candidate.order[:3], candidate.pods is None)
 
 
 def _find_wait(free: Sequence[Candidate], room: int, ledger: Ledger) -> Callable[[Candidate], Verdict] | None:
-    """Return a function that makes the verdict of each node of the wave while the wave cannot start, or None if it can
-    start."""
+    """Return a function that makes the verdict of each node while the wave cannot start, or None if it can start.
+    `free` are the nodes that would start."""
     pods = [candidate.pods for candidate in free if candidate.pods is not None]
     if len(pods) < len(free) or (not ledger.crowd_known and any(map(budget_room, pods))):
         return _look_first
@@ -176,13 +178,13 @@ def _find_wait(free: Sequence[Candidate], room: int, ledger: Ledger) -> Callable
 
 
 def _look_first(candidate: Candidate) -> Verdict:
-    """Return the verdict of a node of a wave whose pods, or those of another node, have to be listed first."""
+    """Return the verdict of a node of a wave that waits until its pods, or those of another node, are listed."""
     return looking(candidate.case)
 
 
 def _crowded(candidate: Candidate, blockers: tuple[Blocker, ...]) -> Verdict:
-    """Return the verdict of a node of a wave that waits for others to make room under a budget. That takes seconds, so
-    the pods of the wave are listed again at every poll."""
+    """Return the verdict of a node of a wave that waits until other nodes leave room under a budget. That takes
+    seconds, so the pods of the wave are listed again at every poll."""
     assert candidate.pods is not None, "it was looked at"
     case = candidate.case
     look = look_at(case, candidate.policy, None, candidate.pods, blockers, slower=False)
@@ -190,7 +192,8 @@ def _crowded(candidate: Candidate, blockers: tuple[Blocker, ...]) -> Verdict:
 
 
 def _gathering(candidate: Candidate, size: int) -> Verdict:
-    """Return the verdict of a node of a wave that waits for as many slots as the wave has nodes."""
+    """Return the verdict of a node of a wave that waits for as many free slots as `size`, the number of nodes of the
+    wave. Its pods are listed again in the next pass."""
     case = candidate.case
     gang = next((view.gang.ref for view in case.gangs), "a gang")
     message = (
@@ -201,8 +204,9 @@ def _gathering(candidate: Candidate, size: int) -> Verdict:
 
 
 def _start(free: Sequence[Candidate], wave: Sequence[Candidate], ledger: Ledger, chosen: Selection) -> None:
-    """Start the nodes `free` of a wave in `chosen`, and record the others as left behind. Within a wave the server
-    decides which pod goes first under a budget, so the needs of its nodes are only counted."""
+    """Start the nodes `free` of a wave, put their verdicts into `chosen`, and record the other nodes of the wave as
+    left behind. Their evictions are added to `ledger.crowd` without a check, because within a wave the server
+    decides which pod leaves first under a budget."""
     first, going, names = free[0], _names(free), [candidate.case.node.name for candidate in wave]
     left = tuple(name for name in names if name not in going)[:MAX_MATES]
     begun = next(filter(None, (ledger.resumed_wave(candidate.case) for candidate in free)), "")
