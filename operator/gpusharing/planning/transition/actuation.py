@@ -1,7 +1,7 @@
-"""The one door to the actuators: the labels of the point of no return (PNR), and restarts of their pods.
+"""The only place that starts the actuators: it writes the labels of the point of no return (PNR) and restarts pods.
 
-It opens only on a node that was just proven idle: for the first run, a retry, a cure and the next step alike. A plugin
-restart disturbs no pod and needs no idle node; mig-manager never runs for one.
+A run begins only on a node that was just proven idle, be it the first run, a retry, a repetition after a fault, or the
+next step. A plugin restart disturbs no pod, so it needs no idle node and never involves mig-manager.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return.
 """
@@ -42,11 +42,12 @@ def run(
     again: bool = False,
     step_proven: bool = False,
 ) -> Verdict:
-    """Return the next step towards an idle node, or, once the node is proven idle, the step through the PNR. A plugin
-    restart needs no idle node and begins as soon as what it needs is there.
+    """Return the verdict for the next step of a change: towards an idle node or, once the node is proven idle, through
+    the PNR. A plugin restart needs no idle node and passes the PNR as soon as everything that it needs is there; if
+    the change turns out to need an idle node, it starts over.
 
-    `again`: the run of the PNR that was passed is repeated, with its labels and a fresh mig-manager. `step_proven`:
-    the step before is proven, and this is the next one.
+    `again`: the last run is repeated, with its labels and a new mig-manager pod. `step_proven`: the previous step is
+    proven, and this is the next one.
     """
     goal = _goal(case, assessed, again=again)
     waiting = _waiting(case, assessed, goal, again=again)
@@ -59,8 +60,8 @@ def run(
 
 
 def start_anew(case: FencedCase) -> Verdict:
-    """Return the verdict for a change that began as a plugin restart and now needs an idle node: the node is released,
-    and fenced again with a cordon later. A node that is being rolled back is Failed instead, because only its fence
+    """Return the verdict for a change that began as a plugin restart and now needs an idle node. The node is released,
+    and fenced again later with a cordon. A node that is being rolled back is Failed instead, because only its fence
     records the failure."""
     if goes_back(case):
         message = "the way back needs an idle node, and this one is in use"
@@ -74,9 +75,10 @@ def start_anew(case: FencedCase) -> Verdict:
 
 
 def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
-    """Return the verdict that deletes this pod of an actuator, whose absence begins a new run. The node must first be
-    idle again, except for its agent's reading, which may be older. While the pod is terminating, only wait. `what`
-    names the actuator in the message."""
+    """Return the verdict that deletes this pod of an actuator, so that its replacement begins a new run. The node must
+    first be proven idle again, except that the agent's reading may be older than the last event. If the pod is
+    already terminating, the verdict only waits; if the change has no cordon, it starts over. `what` names the
+    actuator in the message."""
     verdict = case.verdict(
         Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, f"restarting {what} on the node"
     )
@@ -93,14 +95,15 @@ def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
 
 
 def _goal(case: FencedCase, assessed: Assessed, *, again: bool) -> Target:
-    """Return the target of this run. A repeated first step of two leads to the stop, whatever the node looks like
-    halfway."""
+    """Return the target of this run. If the first of two steps is repeated, that is the intermediate stop, no matter
+    how far the node has come."""
     return assessed.stop if again and case.fence.step < case.fence.steps else assessed.goal
 
 
 def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool) -> Verdict | None:
-    """Return the verdict of a node whose run cannot begin because something is missing: a node that stays, up-to-date
-    views, the configuration on the node, a target that can be reached, or mig-manager. None if nothing is missing."""
+    """Return the verdict of a node whose run cannot begin yet, or None if it can. It cannot begin while the Node is
+    being deleted, while the operator's views are stale, while the configuration has not reached the node, while the
+    target is objected to, or without the mig-manager pod that the run needs."""
     phase = Phase.VERIFYING_IDLE if case.fence.disruption.cordons else Phase.PREFLIGHT
     if case.fence.stage == "actuating" and phase is Phase.PREFLIGHT:
         phase = Phase.RECONFIGURING
@@ -110,7 +113,7 @@ def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
     if case.old_views:
         message = f"waiting for news of {case.old_views} from the API server: what is known of them is old"
         return case.verdict(phase, Reason.OBSERVATION_PENDING, message, wake=next_poll(case))
-    # A cure at the stop on the way to MPS leads to whole GPUs, wherever the way continues from there.
+    # A repeated run of the first step towards MPS leads to whole GPUs, so objections to the final target do not apply.
     gates = PROPAGATION if again and goal is not assessed.target else (*AIM, *PROPAGATION)
     if (closed := find_gate(case, assessed, gates)) is not None:
         return case.verdict(phase, closed.reason, closed.message, wake=closed.until)
@@ -127,8 +130,8 @@ def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
 def _begin(
     case: FencedCase, assessed: Assessed, goal: Target, idle: FreshReading | None, *, again: bool = False
 ) -> Verdict:
-    """Return the verdict that passes the PNR. `idle` is the reading that proved the node idle, or None for a restart
-    of the plugin."""
+    """Return the verdict that passes the PNR. `idle` is the reading that proved the node idle, or None for a plugin
+    restart. `again`: the last run is repeated."""
     message = f"changing to {goal.text}"
     verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message)
     action = _actuate(case, assessed, goal, idle, again=again)
@@ -178,10 +181,10 @@ def _actuate(
 
 
 def _changed_labels(node: NodeView, goal: Target, idle: FreshReading | None) -> dict[str, str | None]:
-    """Return the labels to write so that they name the goal; None as a value removes a label.
+    """Return the labels to write so that they name the goal, by key; the value None removes a label.
 
-    mig-manager's state is removed only together with a new value, and never while the node reboots. Without `idle`, a
-    reading that is younger than the last event, mig-manager's label is not written.
+    mig-manager's label is written only with `idle`, the reading that proved the node idle. mig-manager's state is
+    removed only together with a new value of that label, and never while the node reboots.
     """
     labels: dict[str, str | None] = {}
     if idle is not None and goal.mig_config and node.labels.get(names.LABEL_MIG_CONFIG) != goal.mig_config:
@@ -194,15 +197,16 @@ def _changed_labels(node: NodeView, goal: Target, idle: FreshReading | None) -> 
 
 
 def _mig_manager_to_restart(case: FencedCase, goal: Target, *, again: bool) -> str:
-    """Return the uid of the mig-manager pod that has to go before the run begins; empty if none has to."""
+    """Return the UID of the mig-manager pod that has to be deleted before the run begins; empty if none has to."""
     if not goal.mig_config or case.operand is None:
         return ""
     return case.operand.uid if _restarts(case, goal, again=again) else ""
 
 
 def _restarts(case: FencedCase, goal: Target, *, again: bool) -> bool:
-    """Whether the run needs a new mig-manager pod. An idle one reacts to a new value of its label by itself; one that
-    is stuck never does."""
+    """Whether the run needs a new mig-manager pod. An idle mig-manager reacts to a new value of its label by itself,
+    so it is restarted only if the value stays the same. For a repeated run, one that is neither done nor failed is
+    stuck and is always restarted."""
     if not again or case.node.labels.get(names.LABEL_MIG_STATE) in ("success", "failed"):
         same = case.node.labels.get(names.LABEL_MIG_CONFIG) == goal.mig_config
         return needs_restart(case, goal) or (again and same)
@@ -210,7 +214,8 @@ def _restarts(case: FencedCase, goal: Target, *, again: bool) -> bool:
 
 
 def _step(fence: Fence, *, two_steps: bool, again: bool) -> tuple[int, int]:
-    """Return the number of the step that begins, and how many steps there are. A change through the stop has two."""
+    """Return the number of the step that begins and how many steps there are. A change with an intermediate stop
+    begins with step 1 of 2. A repeated run keeps its numbers; any other run is the last step."""
     if two_steps:
         return 1, 2
     if again:
@@ -219,7 +224,7 @@ def _step(fence: Fence, *, two_steps: bool, again: bool) -> tuple[int, int]:
 
 
 def _daemon_to_restart(case: FencedCase, target: Target) -> str:
-    """Return the uid of the MPS daemon that has to restart, because it would keep its old number of clients:
+    """Return the UID of the MPS daemon that has to restart, because otherwise it would keep its old number of clients:
     config-manager does not find its process (docs/design/nvidia.md#b5). Empty if none has to."""
     observed = case.gpunode.observed if case.gpunode else None
     if target.mode is not Mode.MPS or observed is None or case.mps_daemon is None:

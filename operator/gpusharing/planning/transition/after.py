@@ -1,12 +1,12 @@
-"""A fenced node after the point of no return (PNR): wait for the actuators, cure their wedges, prove, release.
+"""A fenced node after the point of no return (PNR): wait for the actuators, restart stuck ones, prove, release.
 
     Reconfiguring ── state success, operands back ──► Verifying ── all sources agree ──► Uncordoning (one PATCH)
-        │  pending for ever, operands paused: restart mig-manager, at most twice
+        │  pending forever, operands paused: restart mig-manager, at most twice
         └── failed, time-out ──► Failed: stays cordoned, keeps its slot; a retry or another target repairs it, or
-                                 with onFailure Rollback it goes back to what was proven last (wayback.py)
+                                 onFailure Rollback restores what was proven last (wayback.py)
 
-After the PNR safety wins: the node stays fenced until a good layout is proven, whatever anybody lifts. A result
-counts more than a clock: a Failed node that is proven after all is given back.
+After the PNR safety comes first: the node stays fenced until a good layout is proven, even if somebody lifts the
+cordon. A result counts more than the deadline: a Failed node that is proven after all is returned to service.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/glossary.md#point-of-no-return.
 """
@@ -60,11 +60,12 @@ def after_pnr(case: FencedCase) -> Verdict:
 
 
 def _in_time(case: FencedCase, verdict: Verdict) -> Verdict:
-    """Return the verdict with the deadline applied: what continues past the deadline is Failed, and still continues. A
-    verdict that takes a step now is returned unchanged.
+    """Return the verdict with the deadline of the fence applied. Before the deadline, the verdict wakes at the
+    deadline at the latest. After it, the verdict becomes Failed, but its step is still tried. A verdict that is
+    Failed or takes a step now is returned unchanged.
 
-    A reading that is awaited from a Ready agent gets a little more time. A person's request for another try, or a
-    rollback, may take the place of the failure.
+    An answer that is awaited from a Ready agent gets a little more time. Instead of failing, the verdict may be
+    another run that a person asked for, or a rollback.
     """
     if verdict.phase is Phase.FAILED or any(isinstance(action, _STEPS) for action in verdict.actions):
         return verdict
@@ -88,7 +89,8 @@ _STEPS = (Actuate, Release, RestartOperand, UpdateFence)
 
 
 def _way(case: FencedCase) -> Verdict:
-    """Return the verdict of the first situation that applies to the node."""
+    """Return the verdict of the first situation that applies: one of HELD, then one of AIMED if the node has a target,
+    or of AIMLESS if it has none."""
     if (verdict := _first(HELD, case)) is not None:
         return verdict
     if not isinstance(case.assessment, Assessed):
@@ -105,8 +107,8 @@ class Situation(Generic[Looked]):
     """A situation of a node after the PNR, and what follows from it."""
 
     follow: Callable[[Looked, Reason], Verdict | None]
-    """The verdict, with this reason unless it has a more specific one, or None if the node is not in this situation.
-    """
+    """Returns the verdict, or None if the node is not in this situation. The verdict has this reason unless a more
+    specific one is known."""
     reason: Reason
     """The reason of the verdict."""
 
@@ -117,11 +119,11 @@ def _first(situations: Iterable[Situation[Looked]], looked: Looked) -> Verdict |
     return next((verdict for verdict in verdicts if verdict is not None), None)
 
 
-# --- whatever is wanted of the node ------------------------------------------------------------------------
+# --- whatever the target is ------------------------------------------------------------------------
 
 
 def _other_node(case: FencedCase, reason: Reason) -> Verdict | None:
-    """Return the verdict Failed if the fence belongs to an earlier Node of this name, or None."""
+    """Return a Failed verdict if the fence belongs to an earlier Node of this name, else None."""
     if case.fence.node_uid == case.node.uid:
         return None
     message = "the fence belongs to an earlier node of this name; check the node, then remove the annotation"
@@ -129,7 +131,7 @@ def _other_node(case: FencedCase, reason: Reason) -> Verdict | None:
 
 
 def _no_policy(case: FencedCase, reason: Reason) -> Verdict | None:
-    """Return the verdict Failed if no policy drives the node any more, or None."""
+    """Return a Failed verdict if no policy drives the node any more, else None."""
     if case.assessment is not None:
         return None
     message = (
@@ -139,7 +141,7 @@ def _no_policy(case: FencedCase, reason: Reason) -> Verdict | None:
 
 
 def _uncordoned(case: FencedCase, reason: Reason) -> Verdict | None:
-    """Return the verdict that puts the cordon back if somebody lifted it, or None. Pods and readings from before the
+    """Return the verdict that puts the cordon back if somebody lifted it, else None. Pods and readings from before the
     new cordon prove nothing."""
     if not case.fence.disruption.cordons or case.node.unschedulable:
         return None
@@ -158,18 +160,18 @@ HELD = (
 reach."""
 
 
-# --- the policy, as it is now, gives no target: what is there cannot be proven against anything ------------------
+# --- the policy gives no target now, so there is nothing against which a layout could be proven ------------------
 
 
 def _works_on(case: FencedCase, reason: Reason) -> Verdict | None:
-    """Return the verdict that mig-manager is still at work, or None if it is not."""
+    """Return the verdict that mig-manager is still at work, or None if it is done, has failed or is not needed."""
     trouble = find_trouble(case)
     return None if trouble is None or trouble.final else _at_work(case, trouble)
 
 
 def _refused(case: FencedCase, reason: Reason) -> Verdict | None:
-    """Return the verdict with the reason why the policy, as it is now, gives the node no target, or None. The node is
-    Failed unless the obstacle is momentary."""
+    """Return the verdict with the reason why the policy, as it is now, gives the node no target, or None if there is
+    no such reason. The node is Failed unless the obstacle is momentary."""
     assessment = case.assessment
     if not isinstance(assessment, Refused):
         return None
@@ -189,7 +191,8 @@ def _not_asked(case: FencedCase, reason: Reason) -> Verdict | None:
 
 
 def _unobserved(case: FencedCase) -> Verdict:
-    """Return the verdict that the agent's reading is awaited, or what it lacks, such as any GPU."""
+    """Return the verdict that waits for the agent's reading, or the verdict that the reading lacks something, such as
+    any GPU."""
     assessment = case.assessment
     pending = assessment.pending if isinstance(assessment, Unobserved) else None
     if (
@@ -217,13 +220,13 @@ class _Aimed:
     case: FencedCase
     assessed: Assessed
     aim: Target
-    """The target of the present step: that of the policy, or the stop before it."""
+    """The target of the present step: that of the policy, or the intermediate stop before it."""
     on_course: bool
-    """Whether the labels of the PNR lead to the aim; if not, the spec has changed since."""
+    """Whether the labels written at the PNR lead to the aim. If not, the spec has changed since."""
     owed: bool
-    """Whether another run towards the target is recorded and has not begun."""
+    """Whether the fence records that another run towards the target is to begin."""
     trouble: ManagerTrouble | None
-    """What is wrong with mig-manager, or None if it reports success or is not needed."""
+    """What is wrong with mig-manager, or None if it reports success or the change does not need it."""
 
     @staticmethod
     def of(case: FencedCase, assessed: Assessed) -> "_Aimed":
@@ -238,21 +241,22 @@ class _Aimed:
         return run(self.case, self.assessed, again=again, step_proven=step_proven)
 
     def owe(self, reason: Reason, message: str, attempt: int, *, failed: bool = False) -> Verdict:
-        """Return the verdict that records that another run is owed."""
+        """Return the verdict that records in the fence that another run is to begin, as attempt number `attempt`.
+        `failed`: the change has failed so far."""
         verdict = self.case.verdict(Phase.RECONFIGURING, reason, message)
         return verdict.then(owe(self.case, self.assessed, attempt, failed=failed))
 
 
 def _aims_at(case: FencedCase, target: Target) -> bool:
-    """Whether the labels of the PNR lead to this target. An administrator may have changed the meaning of a name
-    since."""
+    """Whether the labels of the PNR lead to this target. An administrator may have changed what a configuration's name
+    means since."""
     fence = case.fence
     aims = (fence.target_mig_config, fence.target_plugin_config, fence.to_layout)
     return aims == (target.mig_config, target.plugin_key, target.text)
 
 
 def _old_mig_manager(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict that restarts mig-manager if the pod that had to go is still there, or None."""
+    """Return the verdict that deletes the mig-manager pod that had to be replaced, or None if it is gone already."""
     pod = aimed.case.operand
     if pod is None or pod.uid != aimed.case.fence.restart_uid:
         return None
@@ -260,7 +264,7 @@ def _old_mig_manager(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 
 def _old_mps_daemon(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict that restarts the MPS daemon if the pod that had to go is still there, or None."""
+    """Return the verdict that deletes the MPS daemon's pod that had to be replaced, or None if it is gone already."""
     pod = aimed.case.mps_daemon
     if pod is None or pod.uid != aimed.case.fence.daemon_uid:
         return None
@@ -268,31 +272,34 @@ def _old_mps_daemon(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 
 def _owes_run(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict of the run that the fence says is owed, or None if none is owed towards the present target."""
+    """Return the verdict for the run that the fence records as due, or None if none is due towards the present
+    target."""
     return aimed.run(again=True) if aimed.on_course and aimed.owed else None
 
 
 def _still_at_work(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict that mig-manager is still at work, or None. A new target does not interrupt it."""
+    """Return the verdict that mig-manager is still at work, or None if it is not. A new target does not interrupt
+    it."""
     trouble = aimed.trouble
     return None if trouble is None or trouble.final else _at_work(aimed.case, trouble)
 
 
 def _stop_proven(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict of the second step if the stop on the way is proven, or None."""
+    """Return the verdict that goes on to the second step if the intermediate stop is proven, else None."""
     proven = aimed.on_course and aimed.aim is aimed.assessed.stop and prepares_next_step(aimed.case)
     return aimed.run(step_proven=True) if proven else None
 
 
 def _run_ended(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the next step of the proof if mig-manager is done and the target is still the same, or None."""
+    """Return the next step of the proof if mig-manager is done and the target is still the same, else None."""
     if not aimed.on_course or aimed.trouble is not None:
         return None
     return _verify(aimed.case, aimed.aim, aimed.assessed)
 
 
 def _curable(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict that records another run if that may help and not too many were made, or None."""
+    """Return a verdict that records that mig-manager is to run once more. None if nothing is wrong with it, the target
+    has changed, another run would not help, or the limit of attempts is reached."""
     trouble, attempt = aimed.trouble, aimed.case.fence.attempt
     if trouble is None or not aimed.on_course:
         return None
@@ -302,21 +309,21 @@ def _curable(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 
 def _incurable(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict Failed with what mig-manager says, or None if it is well or the target has changed."""
+    """Return a Failed verdict with the trouble of mig-manager, or None if it has none or the target has changed."""
     if aimed.trouble is None or not aimed.on_course:
         return None
     return _failed(aimed.case, aimed.trouble.mismatch, known=True)
 
 
 def _changed(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict of a run towards the new target, through the same proof of idleness, or None if the deadline
-    is over and no such run is owed."""
+    """Return the verdict for a run towards a target that has changed. The node must be proven idle again first. None
+    if the deadline is over and the fence records no such run."""
     return aimed.run() if aimed.owed or not is_late(aimed.case) else None
 
 
 def _changed_late(aimed: _Aimed) -> Verdict:
-    """Return the verdict that records a run towards a target that came after the deadline. The run gets a deadline of
-    its own."""
+    """Return the verdict that records a run towards a target that was set after the deadline. The run gets a new
+    deadline."""
     message = f"the spec changed after the deadline; the node now goes to {aimed.assessed.target.text}"
     return aimed.owe(Reason.ACTUATION_IN_PROGRESS, message, attempt=1, failed=True)
 
@@ -338,16 +345,16 @@ of its own."""
 
 
 def _at_work(case: FencedCase, trouble: ManagerTrouble) -> Verdict:
-    """Return the verdict of a node on which mig-manager is at work, with what it says."""
+    """Return the verdict of a node on which mig-manager is at work, with the reason and message of `trouble`."""
     mismatch = trouble.mismatch
     return case.verdict(Phase.RECONFIGURING, mismatch.reason, mismatch.message, wake=next_look(case))
 
 
 def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
-    """Return the verdict Failed with this cause.
+    """Return a Failed verdict with this cause and the command for a retry.
 
     If a person asked for another try, return the verdict that records a new run instead: the labels are written again
-    and mig-manager restarts. If the policy says Rollback, return that of the rollback where it is possible; see
+    and mig-manager restarts. If the policy says Rollback and a rollback is possible, return its verdict; see
     `turn_back`. `known`: the present state of the node was read.
     """
     if was_asked_again(case) and isinstance(case.assessment, Assessed):
@@ -363,15 +370,15 @@ def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
     request = verify_request(case) if mismatch.reason is Reason.ACTUATOR_FAILED else None
     return (
         verdict.then(request) if request is not None else verdict
-    )  # mig-manager is idle: show what it left behind
+    )  # mig-manager is idle, so read what it left behind
 
 
 # --- the proof ---------------------------------------------------------------------------------------------
 
 
 def _verify(case: FencedCase, aim: Target, assessed: Assessed) -> Verdict:
-    """Return the next step of the proof: ask the agent, wait for its answer, show what still differs, begin the second
-    step, or release the node."""
+    """Return the next step of the proof: ask the agent to read the GPUs, wait for its answer, show what still differs
+    from `aim`, begin the second step, or release the node."""
     if (request := verify_request(case)) is not None:
         verdict = case.verdict(
             Phase.VERIFYING, Reason.OBSERVATION_PENDING, "asking the agent to read the GPUs again"
@@ -393,8 +400,8 @@ def _verify(case: FencedCase, aim: Target, assessed: Assessed) -> Verdict:
 
 
 def _release(case: FencedCase, target: Target, policy: PolicyView) -> Verdict:
-    """Return the verdict that releases a proven node: one PATCH removes fence, marks and cordon, and sets the routing
-    label. While somebody else works on the node, cordon and fence stay (yielding.py)."""
+    """Return the verdict that releases a proven node. One PATCH removes the fence, our marks and the cordon, and sets
+    the routing label. While somebody else works on the node, the cordon and the fence stay (yielding.py)."""
     fence, node = case.fence, case.node
     labels, annotations = unmarked(fence, node)
     labels[names.LABEL_POLICY] = policy.name

@@ -19,7 +19,7 @@ from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.target import Target
 
 PROOF = 120.0
-"""Seconds for the readings and LISTs that prove a node idle."""
+"""How many seconds the readings and LISTs may take that prove a node idle."""
 
 
 def actuation_limit(spec: GPUSharingPolicySpec) -> timedelta:
@@ -29,22 +29,23 @@ def actuation_limit(spec: GPUSharingPolicySpec) -> timedelta:
 
 
 def owed_for(target: Target) -> str:
-    """Return the text by which a fence names a run that leads to this target."""
+    """Return the string that identifies runs towards this target in a fence: the names of its MIG and plugin
+    configurations and its layout, separated by spaces."""
     return f"{target.mig_config} {target.plugin_key} {target.text}".strip()
 
 
 def owed_by(proof: Verified) -> str:
-    """Return the text by which a fence would name a run that leads to what was proven."""
+    """Return the string that `owed_for` returns for the target that this proof is about."""
     return f"{proof.mig_config} {proof.plugin_config} {proof.layout}".strip()
 
 
 def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = False) -> UpdateFence:
-    """Return the action that records that another run of the actuators is owed. The run begins when the node is proven
-    idle anew, by the deadline that this sets. `failed`: the change has failed so far. A change that is rolled back
-    continues to be.
+    """Return the action that records in the fence that another run of the actuators is to begin. The run begins when
+    the node is proven idle again, for which this sets a new deadline. `failed`: the change has failed so far. A
+    rollback stays a rollback.
 
-    The record comes before the run, so that a crash in between repeats nothing, and a pod can block only for a limited
-    time.
+    The record is written before the run, so that nothing is repeated after a crash in between, and a pod can block the
+    run only for a limited time.
     """
     return UpdateFence(
         case.node,
@@ -66,9 +67,8 @@ def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = Fa
 
 
 def note_failure(case: FencedCase, verdict: Verdict) -> Verdict:
-    """Return the verdict of a node past the PNR, with the record in its fence if it is Failed for the first time. The
-    record is needed because a clock that is set back would otherwise undo the failure, and a halted rollout would
-    continue."""
+    """Return the verdict of a node past the PNR. If it is Failed for the first time, the failure is recorded in the
+    fence. Without the record, a clock that is set back would undo the failure, and a halted rollout would continue."""
     ours = case.fence.node_uid == case.node.uid and case.assessment is not None
     if verdict.phase is not Phase.FAILED or case.fence.failed is not None or not ours:
         return verdict
@@ -76,19 +76,20 @@ def note_failure(case: FencedCase, verdict: Verdict) -> Verdict:
 
 
 def still_failed(case: FencedCase) -> datetime | None:
-    """Return when the change was seen to have failed, but not later than now, or None if it has not failed. Only a
-    proof, a person or another generation clears that; a run that begins by itself does not."""
+    """Return when the change was seen to have failed, at the latest now, or None if it has not failed. Only a proof, a
+    person or another generation clears a failure; a run that begins by itself does not."""
     return None if case.fence.failed is None else min(case.fence.failed, case.now)
 
 
 def is_late(case: FencedCase) -> bool:
-    """Whether the deadline after the PNR is over, or was over when the failure was recorded."""
+    """Whether the deadline after the PNR has passed, or had passed when the failure was recorded."""
     failed, deadline = case.fence.failed, case.fence.deadline
     return case.now >= deadline or (failed is not None and failed >= deadline)
 
 
 def proof_time(case: NodeCase) -> timedelta:
-    """Return how long a node whose pods are gone may take to be proven idle: for configuration, readings and LISTs."""
+    """Return how long it may take to prove a node idle after its pods are gone: the time for the configuration, the
+    readings and the LISTs."""
     return timedelta(seconds=case.settings.config_propagation + PROOF)
 
 
@@ -98,21 +99,22 @@ def was_asked_again(case: FencedCase) -> bool:
 
 
 def is_new_value(retry: str, answered: str) -> bool:
-    """Whether this value of the retry annotation asks for another try: it is neither empty nor `answered` already."""
+    """Whether this value of the retry annotation asks for another try. `answered` is the value that was acted on last;
+    an empty value asks for nothing."""
     return retry not in ("", answered)
 
 
 def retry_command(node: str, answered: str) -> str:
-    """Return the command that asks for another try on this node, with a value that differs from `answered`, the last
-    one."""
+    """Return the command that asks for another try on this node. Its value differs from `answered`, the value that was
+    acted on last."""
     value = "once-more" if answered == "again" else "again"
     return f"kubectl annotate node {node} --overwrite {names.ANNOTATION_RETRY}={value}"
 
 
 def goes_back(case: FencedCase) -> bool:
-    """Whether the node is being rolled back to what was proven on it last. Another generation, a recreated policy or a
-    person's retry ends that, because they want what the policy asks for. A deletion or a pause of the policy does
-    not."""
+    """Whether the node is being rolled back to what was proven on it last. Another generation, a policy that was
+    created again, or a person's retry ends the rollback, because then the policy's target is wanted. A deletion or
+    a pause of the policy does not end it."""
     fence, assessment = case.fence, case.assessment
     if not fence.rolls_back or assessment is None or was_asked_again(case):
         return False
@@ -126,23 +128,22 @@ def goes_back(case: FencedCase) -> bool:
 
 
 def was_rolled_back(node: NodeView, policy: PolicyView) -> bool:
-    """Whether the change of this very generation failed on the node and the node was rolled back."""
+    """Whether the change of the policy's present generation failed on the node and the node was rolled back."""
     proof = node.verified
     return proof is not None and proof.rolled_back and proof.version == policy.version
 
 
 def failed_in(node: NodeView, policy: PolicyView) -> SpecVersion | None:
-    """Return the last known version of this policy's spec in which a change failed on the node, or None if none
-    failed. Another try does not reset it."""
+    """Return the latest version of this policy's spec in which a change is known to have failed on the node, or None
+    if none is known. Another try does not reset it."""
     records = (record.failed_version for record in (node.verified, node.deferred) if record is not None)
     ours = (version for version in records if version is not None and version.uid == policy.uid)
     return max(ours, key=lambda version: version.generation, default=None)
 
 
 def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
-    """Whether a person asked for another try after a failure of this generation, and the node has not begun it yet: it
-    was rolled back, or had to be released first. What keeps other nodes from starting because of the failure does
-    not apply to such a node."""
+    """Whether the node failed in this generation and is not fenced for another try yet: it was rolled back, or it was
+    released to start over. A hold that keeps other nodes from starting because of the failure does not apply to it."""
     deferred = node.deferred
     if deferred is not None and deferred.failed_version == policy.version:
         return True
@@ -153,8 +154,8 @@ def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
 
 
 def next_deferral(case: FencedCase, reason: Reason) -> Deferred:
-    """Return the record of the wait after this abort: `abort_backoff` seconds (5 min by default), doubled with each
-    abort within one generation of one policy, at most 64 times as long."""
+    """Return the record of the back-off after this abort: `abort_backoff` seconds (5 min by default), doubled with
+    each abort within one generation of a policy, up to 64 times as long."""
     earlier, version = case.node.deferred, case.fence.version
     if not version.uid and case.assessment is not None:
         version = replace(version, uid=case.assessment.policy.uid)
@@ -167,8 +168,8 @@ def next_deferral(case: FencedCase, reason: Reason) -> Deferred:
 
 
 def remembered(case: FencedCase, reason: Reason) -> Deferred | None:
-    """Return what stays on a node that is released without a wait: the record that the change had failed. None if it
-    had not, or if the last proof records that."""
+    """Return the record, without a back-off, that the change had failed, to be left on a node that is released. None
+    if the change had not failed, or if the last proof records the failure already."""
     proof, failed = case.node.verified, _failed_version(case.fence)
     if failed is None or (proof is not None and proof.failed_version == failed):
         return None
@@ -184,8 +185,8 @@ def _failed_version(fence: Fence) -> SpecVersion | None:
 
 
 def standing_deferral(case: NodeCase, policy: PolicyView) -> Deferred | None:
-    """Return the wait that holds the node back now, or None. Another generation or policy, or a new value of the retry
-    annotation, ends it."""
+    """Return the back-off that holds the node back now, or None if there is none or it is over. Another generation or
+    policy, or a new value of the retry annotation, ends it early."""
     deferred = case.node.deferred
     if deferred is None or case.now >= deferred.until:
         return None
@@ -198,13 +199,13 @@ def standing_deferral(case: NodeCase, policy: PolicyView) -> Deferred | None:
 
 
 def may_correct_at_once(case: NodeCase) -> bool:
-    """Whether a person asked for another try since the proof, so that drift is corrected without a wait."""
+    """Whether a person has asked for another try since the proof, so that drift is corrected without a wait."""
     verified = case.node.verified
     return verified is not None and is_new_value(case.node.retry, verified.retry)
 
 
 def was_corrected(case: NodeCase, policy: PolicyView) -> bool:
-    """Whether drift was already corrected in this generation of this very policy."""
+    """Whether drift was corrected already in the present generation of this policy."""
     verified = case.node.verified
     return verified is not None and _corrected_in(verified, policy) == policy.generation
 
@@ -222,8 +223,9 @@ def corrects_drift(fence: Fence, policy: PolicyView) -> bool:
 
 
 def adopted(case: NodeCase, assessed: Assessed) -> Verified:
-    """Return the proof for a node that is as wanted without a change of ours. What an earlier proof says about
-    corrected drift, and for the same policy about its change, is kept."""
+    """Return the proof for a node that matches its target without a change by us. From an earlier proof it keeps the
+    generation in which drift was corrected, and, if that proof is for the same policy, what it says about its
+    change."""
     target, policy, earlier = assessed.target, assessed.policy, case.node.verified
     record = Verified(
         case.owner_name,
@@ -254,14 +256,14 @@ def adopted(case: NodeCase, assessed: Assessed) -> Verified:
 
 
 def _took(fence: Fence, now: datetime) -> int:
-    """Return the seconds that the change took, or 0 if that is unknown because somebody repaired what mig-manager had
-    given up."""
+    """Return how many seconds the change took, or 0 if that is unknown, because the change has no recorded start or
+    somebody repaired it after mig-manager had failed."""
     repaired = fence.failed is not None and fence.failed < fence.deadline
     return 0 if repaired or fence.began is None else max(1, round((now - fence.began).total_seconds()))
 
 
 def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
-    """Return the proof of a change, or of the rollback of a failed one."""
+    """Return the proof of a change, or of the rollback of a failed one. `target` is the layout that was proven."""
     fence = case.fence
     corrected = _corrected_in(case.node.verified, policy)
     followed = fence.version.generation if fence.version.uid in ("", policy.uid) else 0

@@ -3,8 +3,8 @@
     Cordoned ── settle ──► Draining ── no holder by LIST ──► VerifyingIdle ── twice, agent quiet, GPUs idle ──► PNR
         └───────────────────────┴──────────── any objection, time-out, lifted cordon ──────────────► Aborting
 
-Until the PNR nothing is lost but evicted pods: people take precedence over us, and an abort restores the node as it
-was.
+Until the PNR nothing is lost except evicted pods. So people and other programs take precedence over us, and an abort
+restores the node as it was.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return, docs/design/glossary.md#class.
 """
@@ -47,8 +47,8 @@ def before_pnr(case: FencedCase) -> Verdict:
 
 
 def _next_step(case: FencedCase) -> Verdict:
-    """Return the next step: end the change, end the wait for jobs, wait for what holds the change up, or go on towards
-    idleness."""
+    """Return the next step: give the change up, end the wait for jobs, wait for what holds the change up, or continue
+    towards an idle node."""
     if (ending := find_ending(case)) is not None:
         return ending
     if (ended := _end_jobs(case)) is not None:
@@ -74,10 +74,10 @@ def _next_step(case: FencedCase) -> Verdict:
 
 
 def _held_up(case: FencedCase, reason: Reason, message: str) -> Verdict:
-    """Return the verdict of a change that cannot go on now, although its time runs.
+    """Return the verdict of a change that cannot continue for now, although its deadline stays.
 
-    If the drain waits for jobs, the pods must still be listed, because the wait ends with the last job. If the policy
-    says Hold and the time is over, only a person or the end of the obstacle helps.
+    If the drain waits for jobs, the pods are still listed, because the wait ends with the last job. If the policy says
+    Hold and the deadline is over, the change waits until the obstacle ends or a person gives it up.
     """
     if not case.fence.jobs:
         if outlasts(case):
@@ -92,11 +92,12 @@ def _held_up(case: FencedCase, reason: Reason, message: str) -> Verdict:
 
 
 def _begin_jobs(case: FencedCase) -> Verdict | None:
-    """Return the verdict that sets the deadline to that of the jobs, or None if there are none or the deadline is
-    right. Jobs get their time first; then the drain gets all of its own.
+    """Return the verdict that sets the fence's deadline to the time when the last job must have ended, or None if
+    there are no jobs or the deadline is right already. Jobs get their time first; after that the drain gets all of
+    its own.
 
-    While we wait for jobs the deadline only grows, to what the policy says now; no job gets more than that. A wait
-    without an end gets one when the policy is edited accordingly.
+    During the wait the deadline is only extended, and only to what the policy says now. An unlimited wait gets a limit
+    if the policy is edited so.
     """
     plan, fence = case.drain, case.fence
     if plan is None or plan.jobs_until is None:
@@ -111,8 +112,9 @@ def _begin_jobs(case: FencedCase) -> Verdict | None:
 
 
 def _end_jobs(case: FencedCase) -> Verdict | None:
-    """Return the verdict that starts the time of the drain because no job is left, or None. That happens even if
-    something else holds the drain up, because the wait for jobs may have no end of its own."""
+    """Return the verdict that starts the time of the drain because no job is left, or None if the drain does not wait
+    for jobs or they are still there. This happens even if something else holds the drain up, because the wait for
+    jobs may be unlimited."""
     plan, fence = case.drain, case.fence
     spec = case.assessment.policy.spec if case.assessment is not None else None
     if not fence.jobs or spec is None or plan is None or plan.holders < 0 or plan.jobs_until is not None:
@@ -123,13 +125,13 @@ def _end_jobs(case: FencedCase) -> Verdict | None:
 
 
 def _set_clock(case: FencedCase, plan: DrainPlan, verdict: Verdict, fence: Fence) -> Verdict:
-    """Return the verdict with what the drain shows, and with the write of this fence, which has a new deadline."""
+    """Return the verdict with what the drain shows, and with the write of `fence`, which has a new deadline."""
     verdict = replace(verdict, pods=plan.holders, blockers=plan.blockers, wants_pods=True)
     return verdict.then(UpdateFence(case.node, fence))
 
 
 def _holds(spec: GPUSharingPolicySpec) -> bool:
-    """Whether the policy is paused and changes in flight must not go on."""
+    """Whether the policy is paused and also holds changes that are in flight."""
     return spec.rollout.paused and spec.rollout.when_paused == "Hold"
 
 
@@ -138,19 +140,19 @@ def _holds(spec: GPUSharingPolicySpec) -> bool:
 
 @value
 class Ending:
-    """What ends a change before the PNR, and how the node is given back."""
+    """A cause that ends a change before the PNR."""
 
     find: Callable[[FencedCase], str | Finding]
-    """Returns the message, or a Finding if it has a reason of its own; an empty text if the change goes on."""
+    """Returns the message, or a Finding if it has a reason of its own. Empty if the change goes on."""
     reason: Reason
-    """Why the change ends, unless its Finding has a reason of its own."""
+    """The reason for which the change ends, unless its Finding has one of its own."""
     defer: bool = False
-    """Whether the next try is put off, because it could end the same way."""
+    """Whether the next attempt waits for a back-off, because it could end in the same way."""
 
 
 def find_ending(case: FencedCase) -> Verdict | None:
-    """Return the verdict that gives the change up, by the first of ENDINGS that applies, or None if the change goes
-    on."""
+    """Return the verdict that gives the change up because of the first of ENDINGS that applies, or None if the change
+    goes on."""
     for ending in ENDINGS:
         if match := ending.find(case):
             return _abort(case, Finding.of(match, ending.reason), defer=ending.defer)
@@ -158,42 +160,45 @@ def find_ending(case: FencedCase) -> Verdict | None:
 
 
 def _other_node(case: FencedCase) -> str:
-    """Return that the fence belongs to an earlier Node of this name; empty if not."""
+    """Return the message that the fence belongs to an earlier Node of this name, or an empty string if it belongs to
+    this one."""
     return "the fence belongs to an earlier node of this name" if case.fence.node_uid != case.node.uid else ""
 
 
 def _node_going(case: FencedCase) -> str:
-    """Return that the Node is being deleted; empty if not."""
+    """Return the message that the Node is being deleted, or an empty string if it is not."""
     if not case.node.deleting:
         return ""
     return f"{case.node.name} is being deleted; the change is given up, and the cordon stays until the node is gone"
 
 
 def _policy_going(case: FencedCase) -> str:
-    """Return that the policy of the change is gone or going; empty if not."""
+    """Return the message that the policy of the change was deleted or is being deleted, or an empty string if
+    neither."""
     if case.assessment is not None and not case.assessment.policy.deleting:
         return ""
     return f"policy {case.fence.policy} was deleted, or is being deleted; the node is given back"
 
 
 def _asked_to_end(case: FencedCase) -> str:
-    """Return that a person asked to give this very change up; empty if not."""
+    """Return the message that a person asked to give this very change up, or an empty string if nobody did."""
     requested = case.node.abort == case.fence.op
     return f"given up by {names.ANNOTATION_ABORT}; evicted pods are not brought back" if requested else ""
 
 
 def _paused(case: FencedCase) -> str:
-    """Return that the policy is paused and wants changes aborted; empty if not."""
+    """Return the message that the policy is paused and aborts changes in flight, or an empty string if it does not."""
     policy = case.assessment.policy.spec if case.assessment is not None else None
     aborts = policy is not None and policy.rollout.paused and policy.rollout.when_paused == "Abort"
     return "spec.rollout.paused and whenPaused Abort: the node is given back" if aborts else ""
 
 
 def _unapproved(case: FencedCase) -> str:
-    """Return that the change leads to something other than what was approved; empty if not.
+    """Return the message that the change no longer leads to what was approved, or an empty string if it does or needs
+    no approval.
 
-    An edit that keeps its target, such as a pause, also keeps its class of disruption, so the approval still covers
-    it. A change that began without an approval is not covered once the policy was edited.
+    An edit that keeps the target, such as a pause, keeps the class of disruption too, so the approval still covers it.
+    A change that began without an approval needs one once the policy was edited.
     """
     assessment, fence = case.assessment, case.fence
     policy = assessment.policy if assessment is not None else None
@@ -209,17 +214,17 @@ def _unapproved(case: FencedCase) -> str:
 
 
 def _other_owner(case: FencedCase) -> str:
-    """Return that another policy owns the node now; empty if not."""
+    """Return the message that another policy owns the node now, or an empty string if not."""
     return _disowned(case) if case.owner_name else ""
 
 
 def _no_owner(case: FencedCase) -> str:
-    """Return that no policy owns the node any more; empty if one does."""
+    """Return the message that no policy owns the node any more, or an empty string if one does."""
     return "" if case.owner_name else _disowned(case)
 
 
 def _disowned(case: FencedCase) -> str:
-    """Return that the policy of the change no longer owns the node; empty if it does."""
+    """Return the message that the policy of the change no longer owns the node, or an empty string if it does."""
     fence = case.fence
     return (
         f"policy {fence.policy} no longer owns the node; it is given back"
@@ -229,7 +234,8 @@ def _disowned(case: FencedCase) -> str:
 
 
 def _refused(case: FencedCase) -> str | Finding:
-    """Return the lasting objection to the policy or to its target on this node; empty if there is none."""
+    """Return the objection to the policy or to its target on this node, or an empty string if there is none or it is
+    momentary."""
     assessment = case.assessment
     if not isinstance(assessment, Refused) or Mark.MOMENTARY in assessment.objection.reason.marks:
         return ""
@@ -237,14 +243,16 @@ def _refused(case: FencedCase) -> str | Finding:
 
 
 def _as_wanted(case: FencedCase) -> str:
-    """Return that the node is as wanted already; empty if not."""
+    """Return the message that the node already matches its target, or an empty string if it does not or nobody
+    knows."""
     assessment = case.assessment
     as_wanted = isinstance(assessment, Assessed) and assessment.mismatch is None
     return "the node is already as wanted; nothing is left to change" if as_wanted else ""
 
 
 def _now_cordons(case: FencedCase) -> str:
-    """Return that a change which began without a cordon now needs an idle node; empty if not."""
+    """Return the message that a change which began without a cordon now needs an idle node, or an empty string if
+    not."""
     assessment = case.assessment
     cordons = isinstance(assessment, Assessed) and assessment.disruption.cordons
     anew = cordons and not case.fence.disruption.cordons
@@ -252,33 +260,34 @@ def _now_cordons(case: FencedCase) -> str:
 
 
 def _uncordoned(case: FencedCase) -> str:
-    """Return that somebody lifted our cordon; empty if not."""
+    """Return the message that somebody lifted our cordon, or an empty string if nobody did."""
     lifted = case.fence.disruption.cordons and not case.node.unschedulable
     return "somebody lifted the cordon during the drain; the change is given up" if lifted else ""
 
 
 def _barred(case: FencedCase) -> str | Finding:
-    """Return why the target could no longer be reached, by the gates that also hold during a drain; empty if it can.
-    The change is given up then: nothing is lost yet except evicted pods."""
+    """Return the objection of the first closed gate of AIM to the target, or an empty string if the target can still
+    be reached. The change is given up then, because so far nothing is lost except evicted pods."""
     assessment = case.assessment
     return (find_gate(case, assessment, AIM) if isinstance(assessment, Assessed) else None) or ""
 
 
 def _foreign(case: FencedCase) -> str:
-    """Return that somebody else has begun to work on the node; empty if not. One who only waits for its turn does not
-    count: our marks keep it away until the change is done."""
+    """Return the message that somebody else has begun to work on the node, or an empty string if nobody has. Work that
+    only waits for its turn does not count: our marks keep it away until the change is done."""
     node = case.node
     return f"{node.foreign} began to work on the node; the cordon stays for it" if node.foreign_works else ""
 
 
 def _unhealthy(case: FencedCase) -> str:
-    """Return which GPU is unhealthy and why; empty if all are healthy or nothing is known."""
+    """Return which GPU is unhealthy and why, or an empty string if all are healthy or nothing is known."""
     unhealthy = case.unhealthy
     return "" if unhealthy is None else unhealthy.message
 
 
 def _jobs_late(case: FencedCase) -> str:
-    """Return which jobs did not finish in time, where they must not be evicted; empty if none."""
+    """Return the message that names the jobs that must not be evicted and did not end in time, or an empty string if
+    there are none."""
     late = case.drain.overdue if case.drain is not None else ()
     if not late:
         return ""
@@ -287,24 +296,24 @@ def _jobs_late(case: FencedCase) -> str:
 
 
 def _late(case: FencedCase) -> str | Finding:
-    """Return why the change ends because its time is over; empty if it goes on. What a LIST shows counts more than the
-    clock, so the change goes on until the pods were listed."""
+    """Return why the change ends because its time is over, or an empty string if it goes on. What a LIST shows counts
+    more than the clock, so the change goes on until the pods were listed."""
     if holds(case) or _unlooked(case):
         return ""
     plan = case.drain
     ended = plan is None or (plan.holders >= 0 and not plan.jobs)
     if case.fence.jobs and ended and isinstance(case.assessment, Assessed):
-        return ""  # nobody has looked yet, or they ended: what a LIST shows counts more than the clock
+        return ""  # the pods were not listed yet, or the jobs ended: a LIST counts more than the clock
     late = case.now >= case.fence.deadline and case.now >= _limit(case)
     return _time_out(case) if late else ""
 
 
 def _unlooked(case: FencedCase) -> bool:
-    """Whether the time is over, nothing holds the change up, and this process has not listed the pods yet.
+    """Whether the deadline is over, nothing holds the change up, and this process has not listed the pods yet.
 
-    A process that was away may find them gone, and what a LIST shows counts more than the clock
-    (docs/design/drain.md#x10). A LIST that fails shows nothing, and is repeated for as long as a proof may take: the
-    right to it may be missing.
+    An operator that was not running for a while may find the pods gone, and what a LIST shows counts more than the
+    clock (docs/design/drain.md#x10). A LIST that fails shows nothing. It is repeated for as long as a proof may take,
+    but not longer, because the operator may lack the right to list pods.
     """
     assessment, fence = case.assessment, case.fence
     if not fence.disruption.cordons or case.now < fence.deadline:
@@ -334,13 +343,13 @@ ENDINGS = (
     Ending(_jobs_late, Reason.JOBS_TIMEOUT, defer=True),
     Ending(_late, Reason.DRAIN_TIMEOUT, defer=True),
 )
-"""The first match wins; a test pins the order. Who owns the node comes before what is wanted of it; people and other
-programs come before the clock, so that an abort names its cause."""
+"""The first match wins; a test pins the order. Ownership of the node comes before its target, and people and other
+programs come before the deadline, so that an abort names its real cause."""
 
 
 def _limit(case: FencedCase) -> datetime:
-    """Return when the clock ends the change: at the deadline, with extra time for the proof if no pod is left, or for
-    pods that are deleted by force."""
+    """Return when the change ends by the clock: at the deadline, plus extra time for the proof if no pod is left, or
+    for the termination of pods if only terminating ones are left and the policy deletes by force."""
     gone = not case.fence.disruption.cordons
     if case.drain is not None:
         gone = case.drain.idle
@@ -350,12 +359,14 @@ def _limit(case: FencedCase) -> datetime:
 
 
 def _next_limit(case: FencedCase) -> datetime:
-    """Return when the clock may end the drain next: at the deadline, or at the extra time after it."""
+    """Return when the clock may next end the drain: at the deadline or, once that is over, at the end of the extra
+    time."""
     return case.fence.deadline if case.now < case.fence.deadline else _limit(case)
 
 
 def _time_out(case: FencedCase) -> str | Finding:
-    """Return that the change is given up at its deadline, with what kept it from succeeding."""
+    """Return the message that the change is given up at its deadline, with what kept it from succeeding. It is a
+    Finding if processes still used a GPU after the pods were gone."""
     if case.drain is not None and case.drain.idle:
         text = "the pods are gone, but the node was not proven idle in time and was given back"
         busy = last_busy(case)
@@ -366,8 +377,8 @@ def _time_out(case: FencedCase) -> str | Finding:
 
 
 def _abort(case: FencedCase, why: Finding, *, defer: bool) -> Verdict:
-    """Return the verdict that releases the node as it was before the fence. While somebody else works on the node, the
-    cordon stays (yielding.py). `defer`: the next try is put off."""
+    """Return the verdict that releases the node and restores it as it was before the fence. While somebody else works
+    on the node, the cordon stays (yielding.py). `defer`: the next attempt waits for a back-off."""
     if keeps_cordon(case):
         return give_way(case, why.message)
     labels, annotations = unmarked(case.fence, case.node)

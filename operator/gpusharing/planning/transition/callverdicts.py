@@ -44,12 +44,14 @@ def calls_fail(verdict: Verdict) -> bool:
 
 
 def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | None = None) -> Verdict:
-    """Return the verdict of a node whose calls fail, with the failure unless the verdict names one already or the
-    failure does not matter. Its actions stay; they wait for `next_try`. `fence`: the node's, needed only to find
-    out whether the node is Failed.
+    """Return the verdict of a node whose calls fail. Calls that are suspended make it wake when they may be sent
+    again, and no longer a candidate. If the failure lasts, the verdict also gets its reason, message and blocker,
+    and is Failed if a step past the point of no return missed its deadline. Its actions stay; they wait for
+    `next_try`.
 
-    CORDON_KEPT stays the reason, and its message stays before the failure, whose text may be long and cut: after the
-    release nothing tells the cordon from one of a person, so people read of it before the release or never."""
+    The verdict is returned unchanged if it names a failed call already or if the failure does not matter to it.
+    `fence`: that of the node, needed only to decide whether it is Failed.
+    """
     suspended = failure.holds(now)
     on_its_way = verdict.phase.in_flight and failure.is_fresh(now)
     silent = not verdict.actions and not (suspended and verdict.candidate) and not on_its_way
@@ -77,7 +79,7 @@ def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | 
 
 
 def _is_late(verdict: Verdict, fence: Fence | None, now: datetime) -> bool:
-    """Whether a step after the point of no return still fails at its deadline. A release has no deadline."""
+    """Whether the deadline is over and a step after the point of no return still fails. A release has no deadline."""
     deadline, begun = verdict.deadline, fence is not None and fence.stage == "actuating"
     asks = begun and verdict.phase in (Phase.VERIFYING, Phase.VERIFYING_IDLE)
     asks = asks and any(isinstance(one, EnsureGPUNode) for one in verdict.actions)
@@ -93,8 +95,10 @@ def _goes_on(action: Action) -> bool:
 
 
 def _noted(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
-    """Return the verdict with the record that the change has failed (docs/adr/0044-what-was-seen-is-written-down.md).
-    The record goes into the PATCH that fails now; a step that is not a PATCH comes after it."""
+    """Return the verdict with the record in the fence that the change has failed
+    (docs/adr/0044-what-was-seen-is-written-down.md). If the call that fails is itself a PATCH of the fence, the
+    record is added to it; otherwise a PATCH with the record comes first. Unchanged without a fence, or if it has
+    the record."""
     fence = node.fence
     if fence is None or fence.failed is not None:
         return verdict
@@ -105,8 +109,9 @@ def _noted(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
 
 
 def _with_failure(action: Action, failed: Fence, now: datetime) -> Action:
-    """Return the action with the failure recorded in its fence. An action without a fence, or for another generation
-    than `failed`, the present fence, is returned unchanged."""
+    """Return the action with the failure recorded in the fence that it writes. Unchanged are actions that write no
+    fence, or one for another generation than `failed`, the present fence, and those of a change that is known to
+    have failed in this generation."""
     if not isinstance(action, UpdateFence | Actuate):
         return action
     fence = action.fence
@@ -120,15 +125,18 @@ class Failing:
     """The nodes whose calls fail, in one pass."""
 
     failures: Mapping[str, CallFailure]
-    """By node, or by what every fence or those of one policy need."""
+    """The failures by subject: a node, or a write on which the fences of all nodes, or of the nodes of one policy,
+    depend."""
     uncertain_claims: dict[str, Claim]
-    """Claims of nodes without a visible fence whose fence may exist although the call that wrote it failed."""
+    """The claims of nodes without a visible fence, by node. The call that wrote the fence failed, but the fence may
+    exist nevertheless."""
     now: datetime
     """When the pass began."""
 
     @staticmethod
     def of(snapshot: ClusterSnapshot, members: Mapping[str, Member], now: datetime) -> "Failing":
-        """Return the failures in this snapshot. A candidate's slot is free once its fence cannot exist."""
+        """Return the failures in this snapshot. The claim of a candidate is uncertain as long as its calls are
+        suspended after a failure that does not last; then its fence may exist."""
         failures, claims = snapshot.call_failures, snapshot.claims
         claims_kept = {
             node: claims[node]
@@ -143,11 +151,11 @@ class Failing:
         return failure is not None and failure.holds(self.now)
 
     def find_late(self, members: dict[str, Member]) -> dict[str, Member]:
-        """Return the members; those that could not take their next step by its deadline are Failed, and those whose
-        calls have failed for long say so.
+        """Return the members with new verdicts for two kinds of nodes: those that missed the deadline of their next
+        step are Failed, and those whose calls have failed for long say so.
 
-        Their pools must know this before they choose: Failed nodes count for maxFailures, and the slot of the others
-        does not become free by itself.
+        The pools must know this before they choose, because Failed nodes count for maxFailures and the slots of the
+        others do not become free by themselves.
         """
         late = {}
         for node, failure in self.failures.items():
@@ -161,8 +169,8 @@ class Failing:
         return {**members, **late} if late else members
 
     def keep_back(self, verdicts: Mapping[str, Verdict], why: str) -> dict[str, Verdict]:
-        """Return the verdicts, with each start replaced by a wait. `why` says which objects may have changed
-        meanwhile."""
+        """Return the verdicts, with each start replaced by a wait. `why` says what keeps the nodes from starting and
+        begins the message."""
         failure = self.failures.get(POLICIES)
         changed = {}
         for node, verdict in verdicts.items():
@@ -185,8 +193,8 @@ class Failing:
         return changed
 
     def name(self, verdicts: dict[str, Verdict]) -> None:
-        """Add the failures to the verdicts of their nodes, in place. A failure of a shared write is added to each node
-        that would start."""
+        """Add the failures to the verdicts of their nodes, in place. A failure of a write that several nodes need is
+        added to each node that would start and needs it."""
         for node, failure in self.failures.items():
             if (verdict := verdicts.get(node)) is not None:
                 verdicts[node] = named(verdict, failure, self.now)
@@ -197,5 +205,6 @@ class Failing:
                     verdicts[node] = named(verdict, common, self.now)
 
     def _common(self, policy: str) -> CallFailure | None:
-        """Return the failure that keeps every fence of a policy from being written, or None."""
+        """Return the failure of the write of all claims or, without one, of this policy's finalizer, which keeps every
+        fence of the policy from being written. None if both work."""
         return self.failures.get(CLAIMS) or self.failures.get(policy_subject(policy))

@@ -1,7 +1,7 @@
 """The case of each node in one pass, and what follows from it: the comparison with its policy, and its verdict.
 
-A pass makes the cases of the nodes of which something is known that was not in the last pass; the memo (memo.py) finds
-them and keeps the verdicts of the others.
+A pass makes cases only for the nodes about which something has changed since the last pass. The memo (memo.py) finds
+these nodes and keeps the verdicts of the others.
 
 Terms: docs/design/glossary.md#gang.
 """
@@ -24,8 +24,8 @@ from gpusharing.planning.wanted.assess import assess
 
 
 class Cases:
-    """What the cases of all nodes are made of in one pass, and nothing else: each attribute is a mapping or a set of
-    nodes, or one value for all of them. The memo compares them with those of the last pass."""
+    """Everything from which the cases of all nodes are made in one pass. Each attribute is a mapping or a set with an
+    entry per node, or one value for all nodes, so that the memo can compare it with that of the last pass."""
 
     def __init__(
         self,
@@ -34,8 +34,8 @@ class Cases:
         terms: Mapping[str, Terms],
         followed: Mapping[str, Terms | None],
     ) -> None:
-        """`owners` has the policy that owns each node, `terms` those of each policy, and `followed` those that each
-        node is compared with."""
+        """`owners` has the policy that owns each node, `terms` the terms of each policy, and `followed` the terms that
+        each node is compared with."""
         self.nodes, self.gpunodes, self.work = snapshot.nodes, snapshot.gpunodes, snapshot.work
         self.agents, troubles = snapshot.agents, snapshot.agent_troubles
         self.troubles = {name: troubles.of(name) for name in followed.keys() - snapshot.agents}
@@ -71,20 +71,20 @@ class Cases:
 
     @property
     def columns(self) -> list[Column]:
-        """What is known of each node."""
+        """The mappings and sets that have an entry per node."""
         return [one for one in vars(self).values() if isinstance(one, Mapping | AbstractSet)]
 
     @property
     def shared(self) -> list[object]:
-        """What is known besides, for all nodes."""
+        """The values that are the same for all nodes."""
         return [one for one in vars(self).values() if not isinstance(one, Mapping | AbstractSet)]
 
 
 def compare(case: NodeCase, terms: Terms | None) -> NodeCase:
-    """Return the case with the node compared with the terms of a policy.
+    """Return the case with the node compared with these terms; without terms it is not compared.
 
-    A LIST that was made for a smaller change says nothing about one that became a reboot meanwhile, so it is left out:
-    nothing was looked up about pods without a GPU, such as their gangs.
+    If the change has become a reboot since the pods were listed for a smaller change, that LIST is left out, because
+    pods without a GPU were not examined then, nor their gangs.
     """
     if terms is not None:
         found = assess(case.node, case.gpunode, terms.policy, terms.targets, case.stack)
@@ -94,28 +94,29 @@ def compare(case: NodeCase, terms: Terms | None) -> NodeCase:
 
 
 def judge_case(case: NodeCase, terms: Terms | None) -> Member | None:
-    """Compare the node of a case with its terms and judge it. Return None if the node does not concern us."""
+    """Compare the node of a case with its terms and judge it. Return the node as its pool counts it, or None if the
+    node does not concern us."""
     case = compare(case, terms)
     node, verdict = case.node, judge(case)
     if verdict is None:
         return None
-    # The gates of a candidate have asked already whether it differs.
+    # A candidate differs from its target, or it would not be one.
     differs = node.fence is None and node.ready and (verdict.candidate or differs_from_target(case))
     return find_member(verdict, node, case.gpunode, case, differs=differs)
 
 
 def keeps_verdict(member: Member | None) -> bool:
-    """Whether a node gets the same answer of `judge_case` until something other than the time changes."""
+    """Whether `judge_case` gives the same answer for the node until something other than the time changes."""
     if member is None:
         return True
     return not is_begun(member.node) and member.verdict.wake is None and not member.verdict.actions
 
 
 def find_models(gpunodes: Iterable[GPUNodeView | None]) -> dict[str, GpuView]:
-    """Return one GPU of each card model in these nodes, by product, with the profiles that most of them report.
+    """Return one GPU of each card model in these nodes, by product, with the profiles that most nodes report for it.
 
-    NVIDIA's well-known names mean the same on every node, so no single report decides. In a tie the first counts. A
-    report that makes the planner fail is left out; `judge_case` says so on its node.
+    NVIDIA's well-known names mean the same on every node, so no single report decides. In a tie the first one counts.
+    A report that raises an error is ignored here; `judge_case` shows the error on its node.
     """
     reports = (gpunode.observed for gpunode in gpunodes if gpunode is not None)
     kinds: Counter[Hardware] = Counter(report.hardware for report in reports if report is not None)

@@ -1,4 +1,4 @@
-"""Whose is the cordon of a fenced node, and may we lift it? Asked before the point of no return and after it.
+"""Whether the cordon of a fenced node is ours and may be lifted, before the point of no return and after it.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return.
 """
@@ -8,7 +8,7 @@ from gpusharing.planning.transition.verdict import FencedCase
 
 
 def holds_our_cordon(case: FencedCase) -> bool:
-    """Whether the node is cordoned, and as far as we can tell only by us."""
+    """Whether the node is cordoned and, as far as we can tell, only by us."""
     node, fence = case.node, case.fence
     ours = fence.disruption.cordons and not fence.prior_unschedulable
     return ours and node.unschedulable and fence.node_uid == node.uid
@@ -16,14 +16,15 @@ def holds_our_cordon(case: FencedCase) -> bool:
 
 def may_uncordon(case: FencedCase) -> bool:
     """Whether the release may lift the cordon: it is ours alone, and nobody else wants the node cordoned
-    (docs/design/drain.md#rule-5). Others that only wait for their turn do not want that yet; they cordon the node
+    (docs/design/drain.md#rule-5). Others whose work only waits for its turn do not count; they cordon the node
     themselves when they begin."""
     node = case.node
     return holds_our_cordon(case) and not node.hold_cordon and not node.foreign_works and not node.deleting
 
 
 def tell_foreign(node: NodeView) -> str:
-    """Return who else maintains the node and how far that is, as a clause."""
+    """Return who else maintains the node, and whether they work, wait for the node or have not finished, as a
+    clause."""
     if node.foreign_queued:
         return f"{node.foreign} waits for {node.name}"
     return f"{node.foreign} {'has not finished with' if node.foreign_waits else 'works on'} {node.name}"

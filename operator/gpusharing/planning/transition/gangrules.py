@@ -1,5 +1,5 @@
-"""Which policy speaks for each member of a gang: that of the node on which it runs, also where that is another one
-than that of the node in work. A policy that cannot be read, and a node that cannot be judged, may forbid anything.
+"""The drain rules that apply to each member of a gang: those of the policy of the member's own node, even if another
+policy governs the node in work. If that policy cannot be read, or that node cannot be judged, its members must stay.
 
 Specification: docs/adr/0039-a-wave-stays-within-its-policy.md.
 
@@ -19,14 +19,14 @@ from gpusharing.planning.vocabulary.findings import Finding
 
 
 class _Rules(NamedTuple):
-    """What the policy of a node says of the members of a gang there."""
+    """What the policy of a node says about the gang members there."""
 
     policy: str
     """The name of the policy."""
     drain: Drain | None
     """The policy's spec.drain, or None if nobody knows it."""
     unruled: Finding | None
-    """Why nobody knows `drain`, or None."""
+    """Why nobody knows `drain`, or None if it is known."""
 
 
 def with_rules(
@@ -35,12 +35,12 @@ def with_rules(
     owners: Mapping[str, str],
     failed: Mapping[str, Exception],
 ) -> ClusterSnapshot:
-    """Return the snapshot, in which each member of a gang has the spec.drain of the policy that its own node follows,
-    or the reason why nobody knows it. A member gets neither if its node's rules say the same as those of the node
+    """Return the snapshot in which each member of a gang has the spec.drain of the policy that its own node follows,
+    or the reason why that is unknown. A member gets neither if its node's rules are the same as those of the node
     in work.
 
-    `followed` has the terms that each node is compared with, `owners` its policy by selectors, and `failed` why nodes
-    have no terms.
+    `followed` has the terms that each node is compared with, `owners` the policy that owns it, and `failed` the errors
+    of nodes that cannot be judged.
     """
     if len(snapshot.policies) < 2 and not failed:
         return snapshot
@@ -64,7 +64,8 @@ def with_rules(
 def _with_rules(
     view: GangView, own_rules: _Rules | None, find_rules: Callable[[str], _Rules | None]
 ) -> GangView:
-    """Return the gang with the rules of the members' own nodes, where these differ from `own_rules`; else unchanged."""
+    """Return the gang in which the members on other nodes have the rules of their own nodes, where these differ from
+    `own_rules`. Unchanged if none differ."""
     own_drain = own_rules.drain if own_rules is not None else None
     others = {
         node: rules
@@ -78,14 +79,14 @@ def _with_rules(
 
 
 def _ruled(member: GangMember, rules: _Rules | None) -> GangMember:
-    """Return the member with these rules; unchanged without any."""
+    """Return the member with these rules, or unchanged if `rules` is None."""
     if rules is None:
         return member
     return replace(member, policy=rules.policy, drain=rules.drain, unruled=rules.unruled)
 
 
 def _rules_of(policy: PolicyView) -> _Rules:
-    """Return the rules of a policy, or why its spec cannot be read."""
+    """Return the rules of a policy. If its spec cannot be read, they are unknown and say why."""
     spec = find_spec(policy)
     if isinstance(spec, Finding):
         return _unruled(
@@ -95,6 +96,6 @@ def _rules_of(policy: PolicyView) -> _Rules:
 
 
 def _unruled(policy: str, why: Finding) -> _Rules:
-    """Return rules that nobody knows, with the reason."""
+    """Return the rules of a policy whose spec.drain is unknown, with the reason."""
     message = f"The rules of its node are not known, and may keep it: {why.message}"
     return _Rules(policy, None, replace(why, message=message))

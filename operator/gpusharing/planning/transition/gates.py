@@ -1,6 +1,6 @@
-"""May a change of this node begin? GATES check everything but its pods; the first closed gate is the answer.
+"""Whether a change of a node may begin: GATES check everything but its pods, and the first closed gate decides.
 
-No gate touches the node: it is not cordoned while it waits here.
+A node that waits for a gate is not touched, and in particular not cordoned.
 
 Terms: docs/design/glossary.md#drift.
 """
@@ -46,15 +46,15 @@ class Gate:
     """What keeps a change of a node from beginning."""
 
     find: Callable[[NodeCase, Any], str | Finding]
-    """Returns the message, or a Finding if the clock opens the gate or it has a reason of its own; an empty text if
-    the gate is open."""
+    """Returns the message, or a Finding if time opens the gate or it has a reason of its own. Empty if the gate is
+    open."""
     reason: Reason
-    """Why the change does not begin, unless its Finding has a reason of its own."""
+    """The reason for which the change does not begin, unless its Finding has one of its own."""
 
 
 def _skipped(case: NodeCase, assessed: Assessed) -> str:
-    """Return that the node's skip label keeps changes from beginning, with the command that removes it; empty without
-    one."""
+    """Return the message that the node's skip label keeps changes from beginning, with the command that removes it.
+    Empty if the label is not `true`."""
     name = case.node.name
     if case.node.labels.get(names.LABEL_SKIP) != "true":
         return ""
@@ -62,22 +62,23 @@ def _skipped(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _going(case: NodeCase, assessed: Assessed) -> str:
-    """Return that the Node is being deleted; empty if not."""
+    """Return the message that the Node is being deleted, or an empty string if it is not."""
     return f"{case.node.name} is being deleted" if case.node.deleting else ""
 
 
 def _unready(case: NodeCase, assessed: Assessed) -> str:
-    """Return that the node is not Ready; empty if it is."""
+    """Return the message that the node is not Ready, or an empty string if it is."""
     return "" if case.node.ready else f"{case.node.name} is not Ready"
 
 
 def _foreign(case: NodeCase, assessed: Assessed) -> str:
-    """Return who else maintains the node; empty if nobody does."""
+    """Return the message that names who else maintains the node, or an empty string if nobody does."""
     return f"{tell_foreign(case.node)}; waiting until it is done" if case.node.foreign else ""
 
 
 def _cordoned(case: NodeCase, assessed: Assessed) -> str:
-    """Return that somebody else cordoned the node, with the command that lifts the cordon; empty if nobody did."""
+    """Return the message that somebody else cordoned the node, with the command that lifts the cordon, or an empty
+    string if it is not cordoned."""
     name = case.node.name
     if not case.node.unschedulable:
         return ""
@@ -85,29 +86,31 @@ def _cordoned(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _at_work(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return why the agent must keep NVML closed, because somebody else works on the driver or the GPUs; empty if
-    nobody does."""
+    """Return why the agent must keep NVML closed, because somebody else works on the driver or the GPUs, or an empty
+    string if nobody does."""
     return find_quiet(case) or ""
 
 
 def _served_by_others(case: NodeCase, assessed: Assessed) -> str:
-    """Return which other device plugin serves the node; empty if none does."""
+    """Return the message that another device plugin serves the node, or an empty string if none does."""
     return explain_plugin(case.node.other_plugin, [case.node.name]) if case.node.other_plugin else ""
 
 
 def _not_for_containers(case: NodeCase, assessed: Assessed) -> str:
-    """Return for which other workload, such as virtual machines, the node is; empty for containers."""
+    """Return the message that the node is for other workloads than containers, such as virtual machines, or an empty
+    string if it is not."""
     return find_other_workload(case.node, case.stack.cluster_policy)
 
 
 def _switched_off(case: NodeCase, assessed: Assessed) -> str:
-    """Return which of NVIDIA's programs are kept off the node; empty if none is."""
+    """Return the message that some of NVIDIA's programs are kept off the node, or an empty string if none are."""
     return find_disabled(case.node)
 
 
 def _bare_host(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return which program of NVIDIA's the host lacks, or an empty text if it is not known to lack any: by what
-    Kubernetes says about the agent's pod, or else by the error that a Ready agent reports."""
+    """Return which of NVIDIA's programs the host lacks, or an empty string if none is known to be missing. It is
+    inferred from what Kubernetes says about the agent's pod or, if that is fine, from the error that a Ready agent
+    reports."""
     observed = case.gpunode.observed if case.gpunode else None
     words = observed.error if observed and case.agent_ready else ""
     if case.agent_trouble is not None:
@@ -116,7 +119,7 @@ def _bare_host(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _no_agent(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return why no agent is Ready on the node; empty if one is."""
+    """Return why no agent is Ready on the node, or an empty string if one is."""
     if case.agent_ready:
         return ""
     return case.no_agent(
@@ -125,36 +128,38 @@ def _no_agent(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _unread(case: NodeCase, assessed: Assessed) -> str:
-    """Return that the agent has not read the GPUs yet; empty if it has."""
+    """Return the message that the agent has not read the GPUs since it started or last closed NVML, or an empty string
+    if it has."""
     observed = case.gpunode.observed if case.gpunode else None
     return "waiting for the agent to read the GPUs" if observed is None or observed.quiet else ""
 
 
 def _unreadable(case: NodeCase, assessed: Assessed) -> str:
-    """Return why the agent cannot read the GPUs; empty if it can."""
+    """Return the error for which the agent cannot read the GPUs, or an empty string if it can."""
     observed = case.gpunode.observed if case.gpunode else None
     return f"the agent cannot read the GPUs: {observed.error}" if observed and observed.error else ""
 
 
 def _withheld(case: NodeCase, assessed: Assessed) -> str:
-    """Return what NVML withholds that a proof of the change would need; empty if nothing."""
+    """Return what NVML withholds from the agent although a proof of the change would need it, or an empty string if
+    nothing."""
     return find_withheld(assessed.target, assessed.observed)
 
 
 def _missing(case: NodeCase, assessed: Assessed) -> str:
-    """Return which GPUs the agent no longer finds on the node; empty if none is missing."""
+    """Return which GPUs the agent no longer finds on the node, or an empty string if none are missing."""
     return find_missing(case.node, assessed.observed)
 
 
 def _unhealthy(case: NodeCase, assessed: Assessed) -> str:
-    """Return which GPU is unhealthy and why; empty if all are healthy."""
+    """Return which GPU is unhealthy and why, or an empty string if all are healthy."""
     unhealthy = case.unhealthy
     return "" if unhealthy is None else unhealthy.message
 
 
 def _unsafe_driver(case: NodeCase, assessed: Assessed) -> str:
-    """Return why GPUs must not be repartitioned under the node's driver; empty if they may be or need not be. Sharing
-    and NVIDIA's labels may change under any driver."""
+    """Return why GPUs must not be repartitioned under the node's driver. Empty if they may be, or if their layouts do
+    not change: sharing and NVIDIA's labels may be changed under any driver."""
     settings = case.settings
     if found_layouts(case) == assessed.target.layouts:
         return ""
@@ -167,28 +172,30 @@ def _unsafe_driver(case: NodeCase, assessed: Assessed) -> str:
 
 def _hangs_pods(case: NodeCase, assessed: Assessed) -> str:
     """Return why the layout would hang the pods that come back after the change (docs/design/hardware.md#mixed-nodes).
-    Empty if it would not, if the setting allows unsafe drivers, or if the node is rolled back to such a layout."""
+    Empty if it would not, if the settings allow unsafe drivers, or if the node is being rolled back to such a
+    layout."""
     if not case.settings.refuse_unsafe_drivers or (isinstance(case, FencedCase) and goes_back(case)):
         return ""
     return find_hanging(assessed.observed.driver_version, assessed.target.layouts)
 
 
 def _owned_elsewhere(case: NodeCase, assessed: Assessed) -> str:
-    """Return which other controller owns a label that the change would set; empty if none does."""
+    """Return which other controller owns a label that the change would set, or an empty string if none does."""
     return find_owned(case.node, assessed)
 
 
 def _left_exclusive(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return that a whole GPU has an exclusive compute mode. Empty if none has, or if the node has MPS or is to get
-    it: no label of ours resets the mode, and only a change to MPS works in spite of it."""
+    """Return the objection that a whole GPU has an exclusive compute mode. Empty if none has, or if the node has or
+    gets MPS: no label of ours resets the mode, and only a change to MPS works in spite of it."""
     if assessed.target.mode is Mode.MPS or is_told_mps(case.node, case.stack):
         return ""
     return find_exclusive(assessed.observed.hardware)
 
 
 def _deaf_mps(case: NodeCase, assessed: Assessed) -> str:
-    """Return why no label can switch MPS on, if MPS is the target; else empty. Otherwise that would only show after
-    the drain. The target decides and not the policy's mode, because a rollback may lead to another mode."""
+    """Return why no label can turn MPS on, if MPS is the target, else an empty string. Without this gate that would
+    show only after the drain. It checks the target and not the policy's mode, because a rollback may lead to
+    another mode."""
     policy = case.stack.cluster_policy
     daemon = policy.mps_daemon if policy is not None else None
     if daemon is None or assessed.target.mode is not Mode.MPS or not (why := find_deafness(daemon)):
@@ -197,8 +204,8 @@ def _deaf_mps(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _nobody_ends_mig(case: NodeCase, assessed: Assessed) -> str:
-    """Return that MIG is on and no mig-manager would switch it off, because the target has no label for it; else
-    empty."""
+    """Return the message that MIG is on and no mig-manager would switch it off, because the target has no label for
+    mig-manager. Empty if it has one, or if the layouts are right already."""
     target, policy = assessed.target, case.stack.cluster_policy
     if target.mig_config or found_layouts(case) == target.layouts:
         return ""
@@ -208,7 +215,8 @@ def _nobody_ends_mig(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _rebooting(case: NodeCase, assessed: Assessed) -> str:
-    """Return that mig-manager reboots the node although no change is under way; else empty."""
+    """Return the message that mig-manager reboots the node although no change is under way. Empty if it does not, or
+    if the target does not need mig-manager."""
     rebooting = case.node.labels.get(names.LABEL_MIG_STATE, "") == "rebooting"
     if not rebooting or not assessed.target.mig_config:
         return ""
@@ -216,7 +224,8 @@ def _rebooting(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _no_mig_manager(case: NodeCase, assessed: Assessed) -> str:
-    """Return that the change needs mig-manager and no Ready pod of it is on the node; else empty."""
+    """Return the message that the change needs mig-manager and no Ready pod of it is on the node, or an empty string
+    if one is or is not needed."""
     if is_ready(case) or not needs_run(case, assessed.target):
         return ""
     return (
@@ -226,8 +235,8 @@ def _no_mig_manager(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _drifted(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return that drift has not lasted for the grace period yet, and until when; empty otherwise. A difference that
-    lasts only a moment is no reason to drain a node."""
+    """Return the Finding that drift has not lasted for the grace period yet, which says until when. Empty if it has
+    lasted, or without drift. A short difference is no reason to drain a node."""
     drift = _drift(case, assessed)
     if drift is None:
         return ""
@@ -239,7 +248,7 @@ def _drifted(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _drifted_again(case: NodeCase, assessed: Assessed) -> str:
-    """Return why a person has to look at a node that drifts again; empty if its drift may be corrected.
+    """Return why a person has to look at a node that drifts again, or an empty string if its drift may be corrected.
 
     Drift is corrected once per generation of a policy, and again when a person asks for another try.
     """
@@ -252,13 +261,13 @@ def _drifted_again(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _drift(case: NodeCase, assessed: Assessed) -> Finding | None:
-    """Return how the node drifted, or None if it did not or if a person asked to correct it at once."""
+    """Return how the node drifted, or None if it did not or a person asked for it to be corrected at once."""
     return None if may_correct_at_once(case) else assessed.drift
 
 
 def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return the difference of a node whose labels and layout are right already; else empty. A drain would disturb
-    pods and change nothing."""
+    """Return the remaining difference of a node whose labels and layouts are right already, or an empty string if a
+    change would help. A drain would disturb its pods without changing anything."""
     target, labels, mismatch = assessed.target, case.node.labels, assessed.mismatch
     if mismatch is None or labels.get(names.LABEL_PLUGIN_CONFIG, "") != target.plugin_key:
         return ""
@@ -268,8 +277,9 @@ def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _rolled_back(case: NodeCase, assessed: Assessed) -> str:
-    """Return that the change was rolled back on the node and why, because it would fail again; else empty. A person's
-    request for another try, or another generation of the policy, opens the gate."""
+    """Return the message that the change failed on the node and was rolled back, and why, or an empty string if it was
+    not. The gate is closed because the change would fail again; it opens when a person asks for another try or the
+    policy has another generation."""
     proof, retry = case.node.verified, case.node.retry
     if proof is None or not was_rolled_back(case.node, assessed.policy):
         return ""
@@ -283,12 +293,12 @@ def _rolled_back(case: NodeCase, assessed: Assessed) -> str:
 
 
 PATIENCE = 5
-"""How many attempts may be given up before a person is asked to look."""
+"""After this many abandoned attempts, the verdict asks a person to look."""
 
 
 def _deferred(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return the back-off after an attempt was given up and when it ends; empty if none holds. After PATIENCE attempts
-    the reason asks a person to look."""
+    """Return the Finding that the back-off after an abandoned attempt is not over, which says when it ends, or an
+    empty string if there is none. From PATIENCE attempts on, its reason asks a person to look."""
     deferred = standing_deferral(case, assessed.policy)
     if deferred is None:
         return ""
@@ -301,19 +311,21 @@ def _deferred(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _paused(case: NodeCase, assessed: Assessed) -> str:
-    """Return that the policy is paused; empty if not."""
+    """Return the message that the policy is paused, or an empty string if it is not."""
     return "spec.rollout.paused is true: no further node starts" if assessed.spec.rollout.paused else ""
 
 
 def _not_written(case: NodeCase, assessed: Assessed) -> str:
-    """Return why the configuration that the labels would name cannot be written; empty if it exists or can be."""
+    """Return why the configuration that the labels would name cannot be written, or an empty string if it exists or no
+    write has failed."""
     error = case.stack.write_error
     missing = error and _configured(assessed) is None
     return f"the configuration is missing: {error}" if missing else ""
 
 
 def _on_its_way(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return that the configuration is not written or may not have reached the node yet, and until when; else empty."""
+    """Return that the configuration is not written yet, or may not have reached the node yet and until when. Empty
+    once it has had time to."""
     since, wait = _configured(assessed), case.settings.config_propagation
     if since is None:
         return "the configuration is about to be written"
@@ -325,8 +337,8 @@ def _on_its_way(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _configured(assessed: Assessed) -> datetime | None:
-    """Return when the last of the configurations that the labels will name was written, for the target and for the
-    goal behind it; None if one of them is not written yet."""
+    """Return when the newest of the configurations that the labels will name was written, for the target and the goal
+    of this step. None if one of them is not written yet."""
     since, goal = assessed.target.configured, assessed.goal
     if since is None or goal is assessed.target:
         return since
@@ -347,8 +359,9 @@ AIM = (
     Gate(_owned_elsewhere, Reason.LABEL_OWNED_ELSEWHERE),
     DEAF,
 )
-"""What speaks against the target. Checked before a change, in a drain and before every run: since the change began the
-policy may have been edited, the driver replaced, the GPU Operator upgraded, or a NodeFeatureRule added."""
+"""Objections to the target. They are checked before a change, during the drain and before every run, because in the
+meantime the policy may have been edited, the driver replaced, the GPU Operator upgraded, or a NodeFeatureRule
+added."""
 
 SERVABLE = (
     Gate(_served_by_others, Reason.FOREIGN_DEVICE_PLUGIN),  # an admin may have switched operands off for it
@@ -392,8 +405,8 @@ whether the change could be made and proven, then whether it should be made now.
 
 
 def find_gate(case: NodeCase, assessed: Assessed | None, gates: Sequence[Gate] = GATES) -> Finding | None:
-    """Return why the first closed gate is closed, or None if all are open. `assessed`: the assessment of `case`, which
-    only SERVABLE can do without."""
+    """Return why the first closed gate is closed, or None if all are open. `assessed` is the assessment of `case`; it
+    may be None only for the gates of SERVABLE."""
     for gate in gates:
         if closed := gate.find(case, assessed):
             return Finding.of(closed, gate.reason)

@@ -1,8 +1,8 @@
-"""No input of one node ends the pass: a node that the planner cannot judge shows that, and the others go on. The same
-goes for a policy: all of its nodes show it, and those of other policies go on.
+"""Errors about one node or one policy must not end the pass. A node that the planner cannot judge shows the error and
+the others go on. If a policy cannot be judged, all its nodes show that and those of other policies go on.
 
-Readers of foreign text do not raise (`yamltext.py`, `kube/convert.py`), so this catches only faults in one of them.
-Without it the process would end, restart, and meet the same object again.
+The readers of input do not raise (`yamltext.py`, `kube/convert.py`), so this only catches faults in our own code.
+Without it the process would end, restart, and fail on the same object again.
 
 Terms: docs/design/glossary.md#fence.
 """
@@ -15,7 +15,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 
 class UnjudgedPolicyError(Exception):
-    """Stands for the fault of a policy at each of its nodes."""
+    """Stands for the error about a policy at each of its nodes."""
 
     def __init__(self, policy: str, error: Exception) -> None:
         self.finding = of_policy(policy, error)
@@ -23,20 +23,21 @@ class UnjudgedPolicyError(Exception):
 
 
 def of_policy(policy: str, error: Exception) -> Finding:
-    """Return the finding that a policy cannot be judged, with the error."""
+    """Return the Finding that a policy cannot be judged, with the error."""
     return Finding(Reason.POLICY_NOT_JUDGED, f"policy {policy} cannot be judged: {explain_error(error)}")
 
 
 def find_fault(error: Exception) -> Finding:
-    """Return the finding that a node cannot be judged, or that its policy cannot, with the error."""
+    """Return the Finding that a node cannot be judged or, for an UnjudgedPolicyError, that its policy cannot, with the
+    error."""
     if isinstance(error, UnjudgedPolicyError):
         return error.finding
     return Finding(Reason.NODE_NOT_JUDGED, explain_error(error))
 
 
 def not_judged(node: NodeView, policy: str, error: Exception) -> Verdict:
-    """Return the verdict for a node whose judgment raised an error: nothing is done on it, and a fence and a cordon
-    stay."""
+    """Return the verdict for a node whose judgment raised an error: nothing is done on it, and its fence and cordon
+    stay. `policy` is shown if the node has no fence."""
     fence, why = node.fence, find_fault(error)
     return Verdict(
         node=node.name,

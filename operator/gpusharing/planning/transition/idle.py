@@ -1,10 +1,10 @@
-"""A cordoned node's way to idleness, repeated before every run of an actuator: drain, waits, then the proof.
+"""How a cordoned node becomes idle, repeated before every run of an actuator: the drain, waits, then the proof.
 
     no holder by LIST ── what the run waits for is there ── the agent read and closed NVML ── two more empty LISTs
 
-What can take long comes first, so that the proof is fresh when it is used: the reading was requested at most a minute
-ago, after the last pod left and after the last event (requests.py), and both LISTs were made after it was answered and
-in the last half minute.
+What can take long comes first, so that the proof is fresh when it is used. The reading was requested at most a minute
+ago, after the last pod left and after the last event (requests.py). Both LISTs were made after it was answered and
+within the last half minute.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#gang, docs/design/glossary.md#point-of-no-return,
 docs/design/glossary.md#class.
@@ -27,9 +27,9 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed
 
 JOBS_PACE = 4
-"""Polls between two looks at jobs, which run for minutes to hours."""
+"""The number of poll intervals between two LISTs while the drain waits for jobs, which run for minutes to hours."""
 LIST_AGE = timedelta(seconds=30)
-"""A LIST that proves idleness is not older than this."""
+"""The greatest age of a LIST that proves idleness."""
 
 
 def way_to_idle(
@@ -41,8 +41,8 @@ def way_to_idle(
 ) -> Verdict | None:
     """Return the next step of the drain or of the proof of idleness, or None if the node was just proven idle.
 
-    `waiting`: the verdict on what the run needs and does not have yet, shown once no pod is left. `any_event`: the
-    agent's reading may be older than the last event. `step_proven`: the step before is proven.
+    `waiting`: the verdict on what the run still lacks, shown once no pod is left. `any_event`: the agent's reading may
+    be older than the last event. `step_proven`: the previous step is proven.
     """
     if (escalated := escalate(case)) is not None:
         return escalated
@@ -62,7 +62,8 @@ def escalate(case: FencedCase) -> Verdict | None:
     """Return the verdict that records a worse class of disruption in the fence, or None if the class is the recorded
     one. The worst class seen decides which pods must leave.
 
-    Pods that were not concerned before get all of `drain.timeout` from now on; a wait for jobs comes first.
+    Pods that did not have to leave before get all of `drain.timeout` from now on. While the drain waits for jobs, the
+    deadline stays.
     """
     fence, assessment = case.fence, case.assessment
     if case.disruption is case.fence.disruption:
@@ -77,19 +78,19 @@ def escalate(case: FencedCase) -> Verdict | None:
 
 
 def holds(case: FencedCase) -> bool:
-    """Whether the policy wants the drain to go on after its time. Never after the point of no return."""
+    """Whether the policy wants the drain to continue after its deadline. False after the point of no return."""
     spec = case.assessment.policy.spec if case.assessment is not None else None
     return spec is not None and spec.drain.on_timeout == "Hold" and case.fence.stage == "fenced"
 
 
 def outlasts(case: FencedCase) -> bool:
-    """Whether the drain goes on after its time: no clock ends it any more, and its deadline has no effect."""
+    """Whether the drain continues although its deadline is over. Then no clock ends it any more."""
     return holds(case) and case.now >= case.fence.deadline
 
 
 def next_poll(case: FencedCase, pace: int = 1) -> datetime:
-    """Return when to look at the pods again: `pace` polls after the last LIST, but not after a deadline that is still
-    to come. A pass for another cause does not put it off."""
+    """Return when to list the pods again: `pace` poll intervals after the last LIST, but at the deadline if that comes
+    first and is not over. A pass for another reason does not delay it."""
     poll = timedelta(seconds=case.settings.poll * pace)
     soon = (case.work.listed_at if case.work is not None else case.now) + poll
     soon = soon if soon > case.now else case.now + poll
@@ -97,15 +98,15 @@ def next_poll(case: FencedCase, pace: int = 1) -> datetime:
 
 
 def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
-    """Return the verdict on a node whose drain goes on, with the evictions and deletions of this pass. There are none
-    while what is known of the cluster is old, because somebody may have lifted the cordon since."""
+    """Return the verdict on a node whose drain continues, with the evictions and deletions of this pass. There are
+    none while the operator's views are stale, because somebody may have lifted the cordon since."""
     reason = main_reason(plan.blockers) or Reason.PODS_LEAVING
     lines = explain_blockers(plan.blockers)
     text = _tell_left(case, plan)
     if outlasts(case) and not plan.jobs:
         text = f"drain.timeout is over and drain.onTimeout is Hold: the node stays cordoned; {text}"
         reason = Reason.DRAIN_HELD
-    if case.old_views and (plan.evict or plan.delete):  # somebody may have lifted the cordon meanwhile
+    if case.old_views and (plan.evict or plan.delete):  # the cordon may have been lifted since
         plan, reason = replace(plan, evict=(), delete=()), Reason.OBSERVATION_PENDING
         text += f"; none is evicted until the API server sends news of {case.old_views}: what is known of them is old"
     message = f"{text}; {lines[0]}" if lines else text
@@ -130,8 +131,8 @@ def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
 
 
 def _tell_left(case: FencedCase, plan: DrainPlan) -> str:
-    """Return how many pods are left to go, how many of them may end by themselves, and which gangs end with them, as a
-    clause."""
+    """Return how many pods are left, how many of them may end by themselves, and which gangs the drain interrupts, as
+    a clause."""
     text = f"{counted(plan.holders, 'GPU pod')} left to go"
     if plan.jobs:
         alone = "themselves" if len(plan.jobs) > 1 else "itself"
@@ -140,10 +141,13 @@ def _tell_left(case: FencedCase, plan: DrainPlan) -> str:
 
 
 def _prove(case: FencedCase, work: NodeWork, *, any_event: bool, step_proven: bool) -> Verdict | None:
-    """Return what the proof of idleness still lacks, or None if the node is proven idle. The agent must have closed
-    NVML and seen no process that computes; then two LISTs some seconds apart must be empty."""
+    """Return the verdict on what the proof of idleness still lacks, or None if the node is proven idle. The agent must
+    have closed NVML and seen no process on the GPUs; after that, two LISTs some seconds apart must show no pod that
+    has to leave."""
 
     def wait(reason: Reason, message: str, wake: datetime | None = None) -> Verdict:
+        """Return a VerifyingIdle verdict for which the pods are listed again, at the next poll unless `wake` is
+        given."""
         verdict = case.verdict(Phase.VERIFYING_IDLE, reason, message, wake=wake or next_poll(case))
         return replace(verdict, wants_pods=True)
 
@@ -155,7 +159,7 @@ def _prove(case: FencedCase, work: NodeWork, *, any_event: bool, step_proven: bo
     request = next_quiet_request(case, work.stood, any_event=any_event, step_proven=step_proven)
     busy = last_busy(case)
     if request is not None or busy or not answers_quiet(case):
-        # The last answer stays visible until the next one: status does not flap with every request.
+        # The last answer stays visible until the next one, so that the status does not flap with every request.
         reason = Reason.GPU_STILL_BUSY if busy else Reason.OBSERVATION_PENDING
         verdict = wait(reason, busy or "waiting for the agent to read the GPUs once more and close NVML")
         return verdict.then(request) if request is not None else verdict
@@ -166,8 +170,8 @@ def _prove(case: FencedCase, work: NodeWork, *, any_event: bool, step_proven: bo
 
 
 def _listed_twice(case: FencedCase, work: NodeWork) -> bool:
-    """Whether two LISTs without a holder were made some seconds apart, both recently and after the agent's answer, and
-    both for this change and cordon."""
+    """Whether two LISTs without a pod that has to leave were made at least `settings.idle` seconds apart, both
+    recently, after the agent's answer, and for this change and cordon."""
     alike = (work.all_pods, work.cordoned_at) == (case.scope.all_pods, case.scope.cordoned_at)
     if work.quiet_since is None or not alike:
         return False

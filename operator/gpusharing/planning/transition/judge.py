@@ -1,4 +1,4 @@
-"""The verdict for one node: fenced nodes continue their way, others are adopted, skipped, gated or candidates.
+"""The verdict for one node: fenced nodes continue their change, others are adopted, skipped, gated or candidates.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/glossary.md#drift.
 """
@@ -39,9 +39,10 @@ def judge(case: NodeCase) -> Verdict | None:
 
 
 def differs_from_target(case: NodeCase) -> bool:
-    """Whether somebody has looked and seen a difference from the target, which may count as drift when it lasts.
+    """Whether the node was seen to differ from its target, which counts as drift if it lasts.
 
-    False while NVML is closed, because nobody has looked then, and for what mig-manager is repairing after a reboot.
+    False while NVML must stay closed, because nobody reads the GPUs then, and while mig-manager repairs the node after
+    a reboot.
     """
     assessment, difference = case.assessment, None
     if isinstance(assessment, Assessed):
@@ -58,10 +59,10 @@ def differs_from_target(case: NodeCase) -> bool:
 
 
 def _fenced(case: FencedCase) -> Verdict:
-    # The change of such a node has ended: there is nothing to release by force, and only its fence says that the
+    """Return the verdict for a node with our fence: the next step of its change, or its forced release. If we yielded
+    the node to somebody else, the verdict waits for them or releases the node."""
+    # The change of a yielded node has ended, so there is nothing to release by force. Only its fence says that the
     # cordon is ours and may be lifted once nobody else works there.
-    """Return the verdict for a node with our fence: the next step of its change, a forced release, or its way out of
-    foreign maintenance."""
     if case.fence.stage == "yielded":
         return yielded(case)
     policy, heir = case.policy, case.owner
@@ -85,7 +86,8 @@ def _fenced(case: FencedCase) -> Verdict:
 
 
 def _hand_over(case: FencedCase, verdict: Verdict, heir: PolicyView) -> Verdict:
-    """Return the verdict of a Failed node, with the write that names `heir`, its present owner, in the fence.
+    """Return the verdict of a Failed node that writes `heir`, its present owner, into the fence as the policy of the
+    change.
 
     The node stays Failed and keeps its slot, and the fence keeps the version of the spec that failed.
     """
@@ -95,8 +97,8 @@ def _hand_over(case: FencedCase, verdict: Verdict, heir: PolicyView) -> Verdict:
 
 
 def _unowned(case: NodeCase) -> Verdict | None:
-    """Return the verdict for a node that no policy selects; it keeps what it has, and only the mark of its former
-    owner is removed. None for a node without a GPU and without that mark."""
+    """Return the verdict for a node that no policy selects. It stays as it is, except that the label that names its
+    former owner is removed. None for a node without a GPU and without that label."""
     marked = names.LABEL_POLICY in case.node.labels
     if not has_gpu(case.node) and not marked:
         return None
@@ -107,11 +109,11 @@ def _unowned(case: NodeCase) -> Verdict | None:
 
 
 def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
-    """Return the verdict for a node without a fence that a policy governs: left alone, adopted, blocked, or a
+    """Return the verdict for a node without a fence that a policy governs: it is left alone, adopted, blocked, or a
     candidate."""
     if isinstance(assessment, Refused):
         phase, objection = Phase.SKIPPED if assessment.accepted else Phase.BLOCKED, assessment.objection
-        if assessment.policy.resetting and Mark.OUTSIDE in objection.reason.marks:  # given up as they are
+        if assessment.policy.resetting and Mark.OUTSIDE in objection.reason.marks:  # left as they are
             verdict = case.verdict(phase, objection.reason, objection.message)
             return verdict.then(LabelNode(case.node, {names.LABEL_POLICY: None}))
         unseen = find_unseen(case) if objection.reason is Reason.NO_GPU else ""
@@ -129,8 +131,9 @@ def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
 
 
 def _not_observed(case: NodeCase, pending: Finding) -> Verdict:
-    """Return the verdict for a node of which no usable reading exists, with the most specific cause that is known."""
-    if (gate := find_gate(case, None, SERVABLE)) is not None:  # why nobody reads the GPUs
+    """Return the verdict for a node of which no usable reading exists, with the most specific known cause. `pending`
+    is the cause if no other is known."""
+    if (gate := find_gate(case, None, SERVABLE)) is not None:  # this explains why nobody reads the GPUs
         return _gated(case, gate)
     if (closed := find_closed(case)) is not None:
         return _blocked(case, closed)
@@ -140,20 +143,21 @@ def _not_observed(case: NodeCase, pending: Finding) -> Verdict:
 
 
 def _blocked(case: NodeCase, finding: Finding) -> Verdict:
-    """Return the verdict Blocked with this finding."""
+    """Return a Blocked verdict with this Finding."""
     return case.verdict(Phase.BLOCKED, finding.reason, finding.message)
 
 
 def _gated(case: NodeCase, gate: Finding) -> Verdict:
-    """Return the verdict for a node that may not start, with the time at which the gate opens by itself."""
+    """Return the verdict for a node that a gate keeps from starting, with the time at which the gate opens by itself,
+    if any."""
     phase = Phase.SKIPPED if gate.reason is Reason.SKIP_LABEL else gate.reason.waiting_phase
     wake = gate.until if gate.until is not None and gate.until > case.now else None
     return replace(case.verdict(phase, gate.reason, gate.message, wake=wake), deadline=gate.until)
 
 
 def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
-    """Return the verdict for a node that is as wanted: proven, adopted by writing our own labels, or blocked until it
-    can be confirmed."""
+    """Return the verdict for a node that matches its target: it is proven, is adopted by writing our labels, or is
+    blocked because the match cannot be confirmed."""
     node, verified, target = case.node, case.node.verified, assessed.target
     proven = verified is not None and (verified.policy, verified.mig_config, verified.plugin_config) == (
         case.owner_name,
@@ -184,8 +188,8 @@ def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
 
 
 def _unseen(case: NodeCase) -> Verdict | None:
-    """Return why nobody can confirm the whole GPUs of a node whose policy is being deleted, or None. The policy waits
-    for it (forgetting.py)."""
+    """Return the verdict that nobody can confirm the whole GPUs of a node whose policy is being deleted, or None if
+    the agent and the node are Ready. The policy waits for the confirmation (forgetting.py)."""
     if not case.agent_ready:
         return _blocked(case, case.no_agent(" to prove that the node has whole GPUs"))
     if not case.node.ready:

@@ -1,4 +1,4 @@
-"""Being a good neighbour: marks on a fenced Node that keep driver upgrades, autoscalers and repair controllers away
+"""Marks on a fenced Node that keep driver upgrades, autoscalers and repair controllers away
 (docs/design/drain.md#c6).
 
 Only marks that we set are removed again; the fence lists them.
@@ -17,7 +17,7 @@ Marks = dict[str, str | None]
 
 def marks_for(node: NodeView, more: Iterable[str] = ()) -> tuple[Marks, Marks]:
     """Return the labels and the annotations that the fence sets: those that the node does not have already. `more` has
-    further labels of this cluster, as key=value; one that we also set gets our value."""
+    further labels of this cluster, as `key=value`; for a key that we set ourselves, our value is used."""
     known = {
         key: value for key, _, value in (entry.partition("=") for entry in more)
     } | names.NEIGHBOUR_LABELS
@@ -27,21 +27,25 @@ def marks_for(node: NodeView, more: Iterable[str] = ()) -> tuple[Marks, Marks]:
 
 
 def routing_before(fence: Fence, node: NodeView) -> Marks:
-    """Return the routing label that `fence` keeps for the release, or nothing if it is not true of `node` any more."""
+    """Return the routing label from before the change, to be restored by the release. Empty if there was none, if the
+    fence belongs to another Node, or if the node has passed the point of no return."""
     kept = fence.from_mode and fence.node_uid == node.uid and fence.stage != "actuating"
     return {names.LABEL_MODE: fence.from_mode} if kept else {}
 
 
 _MAINTAINED = ("medik8s NodeMaintenance", "medik8s node maintenance")
-"""How the markers begin that its maintenance operator sets (kube/maintenance.py, kube/foreign.py). Its remediation
-removes no such label: left to that, ours would stay for good."""
+"""The prefixes of `NodeView.foreign` for nodes that medik8s's maintenance operator works on (kube/maintenance.py,
+kube/foreign.py). medik8s's remediation never removes the label, so ours would stay for good if we left its removal to
+that."""
 
 
 def unmarked(fence: Fence, node: NodeView) -> tuple[Marks, Marks]:
-    """Return the labels and the annotations that a release removes, with None as their values.
+    """Return the labels and the annotations that a release removes, with None as their values: those that the fence
+    added.
 
-    medik8s marks a node that it maintains with the same label that we set, and removes it at the end
-    (node-maintenance-operator, addExcludeRemediationLabel): while it works on the node the label belongs to it.
+    medik8s marks a node that it maintains with the same label that we set, and removes the label at the end
+    (node-maintenance-operator, addExcludeRemediationLabel). While it works on the node the label belongs to medik8s
+    and is left out.
     """
     annotations: Marks = {name: None for name in fence.added if name in names.NEIGHBOUR_ANNOTATIONS}
     theirs = {names.LABEL_NO_REMEDIATION} if node.foreign.startswith(_MAINTAINED) else set()

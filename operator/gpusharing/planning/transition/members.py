@@ -1,5 +1,5 @@
-"""One node as its pool counts it: facts about this node alone, so that the memo can keep them and a pass only adds
-up.
+"""One node as its pool counts it. A member has facts about its node only, so the memo can cache it and a pass only
+adds members up.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot.
 """
@@ -27,17 +27,19 @@ class Member:
     case: NodeCase | None
     """The case that was judged, with the time of that pass, or None if the node cannot be judged."""
     policy: str
-    """The policy whose budget counts it: the one that it is compared with, else the one that its verdict names."""
+    """The policy whose budget counts the node: the one with which it is compared, else the one that its verdict
+    names."""
     away: bool
-    """Whether the node counts as used: see is_unavailable and is_expected_away."""
+    """Whether the node counts as used, because it is unavailable or somebody else's work will soon make it so
+    (`is_unavailable`, `is_expected_away`)."""
     newcomer: bool
-    """Whether the node takes no slot of the budget: see is_newcomer."""
+    """Whether the node takes no slot of the budget (`is_newcomer`)."""
     marked: bool
-    """Whether the node may show a failure: see is_marked."""
+    """Whether the Node has any record that can show a failure (`is_marked`)."""
     to_go: bool
     """Whether the node has yet to be drained."""
     outside: bool
-    """Whether the node is none of the policy's business: see is_outside."""
+    """Whether the node does not concern the policy although it selects it (`is_outside`)."""
     target: Target | None
     """What the node is to become, or None if it has no target or cannot be judged."""
     differs: bool = False
@@ -62,7 +64,8 @@ def find_member(
     *,
     differs: bool = False,
 ) -> Member:
-    """Return the node as its pool counts it. `case` is the judged one, or None if the node cannot be judged."""
+    """Return the node as its pool counts it. `case` is the case that was judged, or None if the node cannot be judged.
+    `differs`: it is Ready, has no fence, and was seen to differ from its target."""
     waits = verdict.phase.part == "before" and verdict.phase is not Phase.SKIPPED
     assessment = case.assessment if case is not None else None
     return Member(
@@ -81,24 +84,25 @@ def find_member(
 
 
 def is_outside(verdict: Verdict, node: NodeView) -> bool:
-    """Whether a node that the policy selects is none of its business: it has no GPU, or a product that is left out. A
-    node whose change has begun stays its business whatever becomes of it, because only we release it."""
+    """Whether a node that the policy selects does not concern it, because it has no GPU or only a product that the
+    policy leaves out. A node whose change has begun always concerns it, because nobody else releases the node."""
     return Mark.OUTSIDE in verdict.reason.marks and not is_begun(node)
 
 
 def is_begun(node: NodeView) -> bool:
-    """Whether a change has begun on the node and has not ended, also if its fence cannot be read."""
+    """Whether a change has begun on the node and has not ended, even if its fence cannot be read."""
     return node.fence is not None or bool(node.fence_error)
 
 
 def is_marked(node: NodeView) -> bool:
-    """Whether the Node carries a fence, or a record of a change that failed: no other one can have failed."""
+    """Whether the Node has a fence or a record of a failed change. Any other node cannot have failed."""
     records = (one for one in (node.verified, node.deferred) if one is not None)
     return node.fence is not None or any(one.failed_version for one in records)
 
 
 def is_unavailable(node: NodeView) -> bool:
-    """Whether no pod can be placed on the node now, for whatever reason."""
+    """Whether the node is not Ready, cordoned, being deleted, or in a change, so that no pod can be placed there
+    now."""
     return not node.ready or node.unschedulable or node.deleting or is_begun(node)
 
 
@@ -111,21 +115,22 @@ def is_expected_away(node: NodeView) -> bool:
     return bool(node.foreign) and not node.foreign_waits
 
 
-# --- states that ladders of pools/ name ----------------------------------------------------------------------
+# --- states of a node that messages of pools/ name -----------------------------------------------------------
 
 
 @value
 class MemberState:
-    """A state of a node, and the words for it."""
+    """A state of a node, and the words that describe it in a message."""
 
     holds: Callable[[Member], bool]
-    """Whether the node is in it."""
+    """Whether the node is in this state."""
     says: str
-    """The words for the node; each ladder says which placeholders it fills in."""
+    """The words for such a node. Each list of states says which placeholders it fills in."""
 
 
 def going(member: Member) -> bool:
-    """Whether the Node is being deleted. Ladders ask this before `unready`, because such a node will not be Ready."""
+    """Whether the Node is being deleted. Lists of states check this before `unready`, because such a node does not
+    become Ready again."""
     return member.node.deleting
 
 

@@ -1,4 +1,5 @@
-"""What is known about mig-manager on one node: does a change need it, is it working or stuck, can it be believed?
+"""What is known about mig-manager on one node: whether a change needs it, whether it works, is stuck or has failed, and
+from when on its state is about the present run.
 
 Terms: docs/design/glossary.md#point-of-no-return.
 """
@@ -17,7 +18,7 @@ from gpusharing.planning.wanted.verify import paused_operands, tell_guest_reset
 
 
 def needs_run(case: NodeCase, target: Target) -> bool:
-    """Whether the target has a label for mig-manager and only a run of mig-manager leads there."""
+    """Whether the target has a label for mig-manager and can be reached only by a run of mig-manager."""
     if not target.mig_config:
         return False
     labels = case.node.labels
@@ -25,8 +26,8 @@ def needs_run(case: NodeCase, target: Target) -> bool:
 
 
 def needs_restart(case: NodeCase, target: Target) -> bool:
-    """Whether the label has its value already and the node still differs, so that only a new mig-manager pod can
-    repair it (docs/design/nvidia.md#a6)."""
+    """Whether mig-manager's label already has the target's value and the node still differs, so that only a new
+    mig-manager pod can repair it (docs/design/nvidia.md#a6)."""
     if not target.mig_config or case.node.labels.get(names.LABEL_MIG_CONFIG) != target.mig_config:
         return False
     return (
@@ -37,13 +38,13 @@ def needs_restart(case: NodeCase, target: Target) -> bool:
 
 
 def found_layouts(case: NodeCase) -> tuple[Layout | None, ...]:
-    """Return the layout of every GPU that the agent saw last; empty without a reading."""
+    """Return the layout of every GPU in the agent's last reading; empty without one."""
     observed = case.gpunode.observed if case.gpunode else None
     return observed.hardware.layouts if observed else ()
 
 
 def is_ready(case: NodeCase) -> bool:
-    """Whether a Ready mig-manager pod on the node can act on a label."""
+    """Whether the node's mig-manager pod exists and is Ready."""
     return case.operand is not None and case.operand.ready
 
 
@@ -52,19 +53,20 @@ def is_ready(case: NodeCase) -> bool:
 
 @value
 class ManagerTrouble:
-    """What mig-manager shows when it is not done or has failed."""
+    """What mig-manager's labels show while it is not done, or after it has failed."""
 
     mismatch: Finding
     """The reason and the message."""
     final: bool
     """Whether waiting longer changes nothing."""
     cure: str
-    """The first step of another run, for people; empty if no run would help."""
+    """The first step of another run, as shown to people. Empty if another run would not help."""
 
 
 def find_trouble(case: FencedCase) -> ManagerTrouble | None:
-    """Return the trouble that mig-manager's labels show, by the first of SIGNS. None if it reports success and is
-    done, or if the change does not need it. The time since the PNR or the last restart counts."""
+    """Return the trouble that mig-manager's labels show, by the first of SIGNS that applies. None if mig-manager
+    reports success and is done, or if the change does not need it. Some signs depend on the time since the PNR or
+    the last restart."""
     if not case.fence.target_mig_config:
         return None
     for sign in SIGNS:
@@ -78,7 +80,7 @@ class Sign:
     """One way in which mig-manager's labels show that it is not done."""
 
     find: Callable[[FencedCase], str]
-    """Returns the message; an empty text if the labels do not show it."""
+    """Returns the message, or an empty string if the labels do not show this."""
     reason: Reason
     """The reason of the trouble."""
     final: bool
@@ -88,17 +90,18 @@ class Sign:
 
 
 def _state(case: FencedCase) -> str:
-    """Return mig.config.state of the node; empty without one."""
+    """Return the value of the node's mig.config.state label; empty without one."""
     return case.node.labels.get(names.LABEL_MIG_STATE, "")
 
 
 def _waited(case: FencedCase) -> float:
-    """Return the seconds since the PNR or the last restart."""
+    """Return the seconds since the PNR or the last restart of mig-manager."""
     return (case.now - case.fence.stage_since).total_seconds()
 
 
 def _restarts(case: FencedCase) -> str:
-    """Return that the state is from before a restart of mig-manager that is under way; empty if not."""
+    """Return the message that mig-manager is restarting and its state is from before, or an empty string if the state
+    is about this run."""
     state = _state(case)
     if state not in _ENDED or case.now >= believed_from(case):
         return ""
@@ -106,9 +109,9 @@ def _restarts(case: FencedCase) -> str:
 
 
 def _overwritten(case: FencedCase) -> str:
-    """Return that mig-manager has finished with another configuration than ours, because somebody overwrote our label
-    in the middle of the change; empty if not. NVIDIA's GPU Operator writes all-disabled when it finds no label
-    (docs/design/nvidia.md#d1)."""
+    """Return the message that mig-manager has ended while its label has another value than ours, because somebody
+    overwrote the label during the change, or an empty string if not. NVIDIA's GPU Operator writes all-disabled if
+    it finds no label (docs/design/nvidia.md#d1)."""
     label, wanted = case.node.labels.get(names.LABEL_MIG_CONFIG, ""), case.fence.target_mig_config
     if _state(case) not in _ENDED or label == wanted:
         return ""
@@ -117,13 +120,14 @@ def _overwritten(case: FencedCase) -> str:
 
 
 def _failed_midway(case: FencedCase) -> str:
-    """Return that mig-manager failed and left operands paused, which it would start again at the end of a run; else
-    empty."""
+    """Return the message that mig-manager failed, if it also left operands paused, else an empty string. It would
+    start these again at the end of another run."""
     return _failed(case) if paused_operands(case.node) else ""
 
 
 def _failed(case: FencedCase) -> str:
-    """Return that mig-manager failed to apply our configuration, and why; empty if its state is not `failed`."""
+    """Return the message that mig-manager failed to apply our configuration, and why, or an empty string if its state
+    is not `failed`."""
     if _state(case) != "failed":
         return ""
     why = f": {case.mig_failure}" if case.mig_failure else "; its pod's log says why"
@@ -131,20 +135,22 @@ def _failed(case: FencedCase) -> str:
 
 
 def _pending(case: FencedCase) -> str:
-    """Say, after a semicolon, that a GPU still waits for a reset which its virtual machine may be unable to make;
-    empty if no GPU waits, or if that is not the cause."""
+    """Return a clause, with a leading separator, that a GPU still waits for a reset which its virtual machine may be
+    unable to make. Empty if no GPU waits for one, or if that is not the cause."""
     observed = case.gpunode.observed if case.gpunode else None
     waits = observed is not None and any(gpu.mig_pending for gpu in observed.hardware.kinds)
     return tell_guest_reset(observed, case.stack) if waits else ""
 
 
 def _paused_for_long(case: FencedCase) -> str:
-    """Return that operands have been paused for longer than a run would need after success; else empty."""
+    """Return the message that operands are still paused after success, for longer than a run would need, else an empty
+    string."""
     return _paused(case) if _waited(case) >= case.settings.wedge_paused else ""
 
 
 def _paused(case: FencedCase) -> str:
-    """Return that mig-manager reports success but operands are still paused; else empty."""
+    """Return the message that mig-manager reports success but operands are still paused, or an empty string if that is
+    not so."""
     paused = paused_operands(case.node)
     if _state(case) != "success" or not paused:
         return ""
@@ -152,8 +158,8 @@ def _paused(case: FencedCase) -> str:
 
 
 def _stuck(case: FencedCase) -> str:
-    """Return that mig-manager has been at work for too long; else empty. During a reboot only the deadline of the
-    change counts."""
+    """Return the message that mig-manager has been at work for too long, or an empty string if it has not. A reboot is
+    limited only by the deadline of the change."""
     limit = case.settings.wedge_pending
     if _waited(case) < limit or _state(case) == "rebooting":
         return ""
@@ -162,7 +168,7 @@ def _stuck(case: FencedCase) -> str:
 
 
 def _at_work(case: FencedCase) -> str:
-    """Return what mig-manager is doing; empty once it has ended."""
+    """Return what mig-manager is doing, or an empty string if it has succeeded or failed."""
     state = _state(case)
     doing = {"rebooting": "reboots the node", "pending": "is at work"}.get(state, "has not begun")
     return "" if state in _ENDED else f"mig-manager {doing}"
@@ -180,12 +186,13 @@ SIGNS: tuple[Sign, ...] = (
     Sign(_stuck, Reason.ACTUATOR_STUCK, final=True, cure=_RESTART),
     Sign(_at_work, Reason.ACTUATION_IN_PROGRESS, final=False, cure=_RESTART),
 )
-"""The first match wins; a test pins the order. Whether a state is about this run at all comes before what it says."""
+"""The first match wins; a test pins the order. First comes whether the state is about this run at all."""
 
 
 def believed_from(case: FencedCase) -> datetime:
-    """Return from when mig-manager's state is about this attempt: now if labels alone began it, else when the pod that
-    replaces the old one has had time to start. Until that pod is Ready, return the deadline.
+    """Return the time from which mig-manager's state is about this attempt: now if the attempt needed no restart, else
+    when the pod that replaces the old one has been Ready for `restart_grace` seconds. Until that pod is Ready,
+    return the deadline.
 
     The old pod may use its whole grace period, and the next one starts only after that.
     """
@@ -198,7 +205,7 @@ def believed_from(case: FencedCase) -> datetime:
 
 
 def next_look(case: FencedCase) -> datetime | None:
-    """Return when the clock alone may change what `find_trouble` says, or None."""
+    """Return when the passing of time alone may change what `find_trouble` returns, or None if it will not."""
     settings = case.settings
     moments = [
         case.fence.stage_since + timedelta(seconds=wait)

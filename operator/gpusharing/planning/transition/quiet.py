@@ -1,9 +1,9 @@
 """When NVML must stay closed on a node that we do not change: somebody else works on its driver or its GPUs.
 
 An open NVML handle makes a MIG mode change fail and keeps the driver from being unloaded (docs/design/nvidia.md#a8,
-a.9, d.4). In a change of ours the agent is quiet anyway; this is for mig-manager on an admin's own label or after a
-reboot, and for NVIDIA's driver upgrade. The agent only does what `spec.request.quiet` says: the
-operator reads the labels.
+a.9, d.4). During our own change the agent is quiet anyway. This module is for mig-manager when it acts on an
+administrator's label or after a reboot, and for NVIDIA's driver upgrade. The operator reads the labels; the agent only
+does what `spec.request.quiet` says.
 """
 
 from datetime import timedelta
@@ -15,9 +15,10 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 
 AT_WORK = ("pending", "rebooting")
-"""Values of mig.config.state while mig-manager works, or will go on after the reboot that it asked for."""
+"""Values of mig.config.state while mig-manager works, or while the node reboots for it and mig-manager will
+continue."""
 ASKED_FOR = "node-maintenance-required"
-"""A state of a driver upgrade that may last for weeks; the NodeMaintenance shows when that work begins."""
+"""A state of a driver upgrade that may last for weeks. The NodeMaintenance object shows when the work begins."""
 UNLOADING = frozenset(
     {
         "pod-deletion-required",
@@ -33,21 +34,21 @@ PAUSED = "paused-for-driver-upgrade"
 
 
 def is_at_work(node: NodeView) -> bool:
-    """Whether mig-manager says that it is working; the gatherer remembers since when."""
+    """Whether the node's label says that mig-manager is working."""
     return node.labels.get(names.LABEL_MIG_STATE) in AT_WORK
 
 
 def find_quiet(case: NodeCase) -> Finding | None:
-    """Return why the agent of a node that we do not change must keep NVML closed, or None if it may read. None for a
-    node in a change of ours."""
+    """Return why the agent of a node that we do not change must keep NVML closed, or None if it may read. Always None
+    for a node that we are changing."""
     if case.node.fence is not None and case.node.fence.stage != "yielded":
         return None
     return _driver(case.node) or _mig_manager(case)
 
 
 def _driver(node: NodeView) -> Finding | None:
-    """Return that NVIDIA's driver is being replaced on the node, or None. A state that may last for weeks does not
-    count while that work only waits for its turn."""
+    """Return the Finding that NVIDIA's driver is being replaced on the node, or None if it is not. A state that may
+    last for weeks does not count while the work only waits for its turn."""
     state = node.labels.get(names.LABEL_UPGRADE_STATE, "")
     if state in names.UPGRADE_LASTING or (state == ASKED_FOR and node.foreign_queued):
         return None
@@ -61,8 +62,8 @@ def _driver(node: NodeView) -> Finding | None:
 
 
 def _mig_manager(case: NodeCase) -> Finding | None:
-    """Return that mig-manager is working without a change of ours, and until when that counts, or None. It does not
-    count for ever, because only a reading shows whether a mig-manager that does not end has done its work (a.7)."""
+    """Return the Finding that mig-manager is working without a change by us, or None if it is not. The Finding has a
+    time limit, because only a reading shows whether a mig-manager that never ends has done its work (a.7)."""
     if not is_at_work(case.node):
         return None
     until = (case.at_work_since or case.now) + timedelta(seconds=case.settings.wedge_pending)

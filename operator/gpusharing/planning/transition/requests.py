@@ -1,13 +1,17 @@
-"""What the operator asks a node's agent, and which answers count: request ids, silence (quiet) and echo.
+"""The operator's requests to a node's agent, and which answers count.
 
-new:<node uid> first request of a fresh GPUNode <op>:quiet:<event>:<when> close NVML; asked anew every poll while
-somebody computes, and when it grew old <op>:quiet:after-<n>:<event>:<when> the same, before the next step: step n is
-proven already <op>:verify:<event>:<when> read again, to prove the result of a run <id>:close close NVML: others work
-on driver or GPUs of a node that we do not change <id>:resume read again, now that no change is under way any more
+Request ids:
 
-An answer counts when it echoes the request that stands. It proves something about the last event (`last_event`) when
-that request names the event and so was written after it: a `FreshReading` (docs/design/transition.md#causality). The
-times tell how old a request is, and never what it came after.
+new:<node uid>                       the first request of a new GPUNode
+<op>:quiet:<event>:<when>            close NVML; sent again every poll while a process uses a GPU, and when it is old
+<op>:quiet:after-<n>:<event>:<when>  the same before the next step, when step n is proven already
+<op>:verify:<event>:<when>           read again, to prove the result of a run
+<id>:close                           close NVML, because others work on driver or GPUs of a node that we do not change
+<id>:resume                          read again, because NVML no longer has to stay closed
+
+An answer counts if it echoes the current request. It proves something about the last event (`last_event`) if that
+request names the event and so was written after it: a `FreshReading` (docs/design/transition.md#causality). The times
+only show how old a request is, never what it came after.
 """
 
 from dataclasses import replace
@@ -29,15 +33,17 @@ _RESUME, _CLOSE = ":resume", ":close"
 
 
 def ask(case: NodeCase, request: str, *, quiet: bool) -> EnsureGPUNode:
-    """Return the write that sends this request to the agent of the node."""
+    """Return the write that sends this request to the agent of the node. `quiet`: the agent is to close NVML after it
+    has read."""
     return EnsureGPUNode(case.node.name, case.node.uid, request, quiet)
 
 
 def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
-    """Return the verdict with the write that creates the GPUNode, closes NVML or opens it, if one is needed. A verdict
-    with such a write of its own, and a Node that is being deleted, get none."""
+    """Return the verdict with the write that creates the node's GPUNode, or that closes or opens NVML on a node that
+    we do not change, if one is needed. The verdict then also wakes when NVML no longer has to stay closed. A
+    verdict that has such a write already, and a Node that is being deleted, get none."""
     gpunode, node = case.gpunode, case.node
-    quiet = None if verdict.candidate else find_quiet(case)  # a candidate's gates have asked
+    quiet = None if verdict.candidate else find_quiet(case)  # the gates of a candidate have checked this
     free = node.fence is None or node.fence.stage == "yielded"
     if quiet is not None and quiet.until is not None:
         verdict = replace(verdict, wake=min(verdict.wake or quiet.until, quiet.until))
@@ -50,7 +56,7 @@ def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
         changing = node.fence is not None and node.fence.stage == "actuating"
         request = ask(case, f"new:{node.uid}", quiet=changing or quiet is not None)
     elif free and gpunode.quiet != (quiet is not None):
-        # Without the suffix of the last request: the id must not grow for ever.
+        # The suffix of the last request is removed, so that the id does not grow forever.
         request_id = gpunode.request_id.removesuffix(_RESUME).removesuffix(_CLOSE)
         request = ask(case, request_id + (_CLOSE if quiet else _RESUME), quiet=quiet is not None)
     else:
@@ -62,22 +68,23 @@ def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
 
 
 QUIET_AGE = 60.0
-"""Seconds; the greatest age of the request for a reading that proves idleness. Eight GPUs without persistence mode
-take 24."""
+"""The greatest age, in seconds, of the request whose answer proves idleness. Reading eight GPUs without persistence
+mode takes 24 seconds."""
 
 
 def _quiet_prefix(case: FencedCase) -> str:
-    """Return the prefix of every request for silence in this change."""
+    """Return the prefix of the ids of all requests to close NVML in this change."""
     return f"{case.fence.op}:quiet:"
 
 
 def _step_prefix(case: FencedCase) -> str:
-    """Return the prefix of requests for silence which say that the present step is proven."""
+    """Return the prefix of the ids of requests to close NVML that also record that the present step is proven."""
     return f"{_quiet_prefix(case)}after-{case.fence.step}:"
 
 
 def prepares_next_step(case: FencedCase) -> bool:
-    """Whether the operator asked for silence after this step and nothing happened since: the step is proven already."""
+    """Whether the current request records that the present step is proven, and no event has happened since it was
+    written."""
     return _request(case).startswith(_step_prefix(case)) and _asked_at(case, "quiet") is not None
 
 
@@ -90,8 +97,8 @@ def answers_quiet(case: NodeCase) -> bool:
 
 
 def last_busy(case: FencedCase) -> str:
-    """Return why the GPUs were not idle when the agent last closed NVML for this change. Empty if no process computed,
-    or if it has not closed NVML yet."""
+    """Return why the GPUs were not idle when the agent last closed NVML for this change, or an empty string if they
+    were or it has not closed NVML yet."""
     observed = case.gpunode.observed if case.gpunode else None
     if observed is None or not observed.quiet or not observed.request_id.startswith(_quiet_prefix(case)):
         return ""
@@ -109,11 +116,12 @@ def last_busy(case: FencedCase) -> str:
 def next_quiet_request(
     case: FencedCase, stood: str, *, any_event: bool, step_proven: bool
 ) -> EnsureGPUNode | None:
-    """Return the next request for silence, or None if the one that stands is good: at once if no request stands whose
-    answer would count, at every poll while a process computes, and when the answer is too old.
+    """Return the next request to close NVML, or None if the current one is good. A new one is needed if the answer to
+    the current one would not count, at every poll while a process uses a GPU, and when the answer is too old.
 
-    A request that the agent has not answered yet is not replaced by another one, or it might never answer. `stood`:
-    see NodeWork. `any_event`: the request may be older than the last event.
+    A request that the agent has not answered yet is not replaced, or the agent might never answer. `stood`: see
+    NodeWork. `any_event`: the request may be older than the last event. `step_proven`: the request also records that
+    the present step is proven.
     """
     asked_at, now = _asked_at(case, "quiet", any_event=any_event), _stamp(case.now)
     if asked_at is not None and _request(case) != stood:
@@ -135,8 +143,8 @@ def _stamp(moment: datetime) -> int:
 
 
 def last_event(case: FencedCase) -> str:
-    """Return a hash that changes with every event that a proof has to be younger than: our last run, another
-    mig-manager pod, and what its labels ask and report."""
+    """Return a hash that changes with every event that a proof has to be younger than: our last run, a new mig-manager
+    pod, and changes of the labels that mig-manager acts on and reports with."""
     labels, operand = case.node.labels, case.operand
     mig_labels = labels.get(names.LABEL_MIG_CONFIG, ""), labels.get(names.LABEL_MIG_STATE, "")
     parts = (str(_stamp(case.fence.stage_since)), *mig_labels, operand.uid if operand is not None else "")
@@ -144,13 +152,14 @@ def last_event(case: FencedCase) -> str:
 
 
 def _request(case: FencedCase) -> str:
-    """Return the id of the request on the node's GPUNode, or an empty text without one."""
+    """Return the id of the current request on the node's GPUNode, or an empty string without one."""
     return case.gpunode.request_id if case.gpunode is not None else ""
 
 
 def _asked_at(case: FencedCase, kind: str, *, any_event: bool = False) -> int | None:
-    """Return when the request of this kind that stands was written, in milliseconds since 1970. None if another one
-    must follow: there is none, it is older than the last event, or its clock is ahead of ours."""
+    """Return when the current request was written, in milliseconds since 1970, if it is of this kind (`quiet` or
+    `verify`) and of this change. None if a new one is needed: there is none, it is older than the last event
+    (unless `any_event`), or its time is ahead of our clock."""
     if case.gpunode is None or case.gpunode.quiet != (kind == "quiet"):
         return None
     if not _request(case).startswith(f"{case.fence.op}:{kind}:"):
@@ -163,15 +172,16 @@ def _asked_at(case: FencedCase, kind: str, *, any_event: bool = False) -> int | 
 
 @value
 class FreshReading:
-    """An answer of the agent to a request that was written after the last event: the only form in which a reading of
-    the GPUs proves what came of it. No observation becomes one without that request."""
+    """The agent's answer to a request that was written after the last event. Only such a reading of the GPUs proves
+    the result of the event, so an observation becomes one only with that request."""
 
     observed: ObservedView
     """What the agent read."""
 
     @staticmethod
     def of(case: FencedCase, kind: str) -> "FreshReading | None":
-        """Return the answer to the request of this kind that stands, or None if there is none yet."""
+        """Return the answer to the current request of this kind (`quiet` or `verify`), or None if there is none
+        yet."""
         gpunode = case.gpunode
         if gpunode is None or (observed := gpunode.observed) is None or _asked_at(case, kind) is None:
             return None
@@ -187,7 +197,8 @@ def verify_request(case: FencedCase) -> EnsureGPUNode | None:
 
 
 def answer_due(case: FencedCase) -> datetime:
-    """Return when the agent should have answered the request that stands, or the one that this pass writes."""
+    """Return when the agent should have answered the current request, or the one that this pass writes if there is
+    none."""
     asked_at = _asked_at(case, "verify") or _asked_at(case, "quiet")
     begun = case.now if asked_at is None else datetime.fromtimestamp(asked_at / 1000, UTC)
     return begun + timedelta(seconds=PROOF)

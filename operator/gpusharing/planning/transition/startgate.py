@@ -1,7 +1,8 @@
 """A node that joins behind the start-up taint `gpusharing.dev/unproven` (docs/design/transition.md#gate).
 
-It gets its layout the ordinary way, and loses the taint with the proof: when its change is released, or when it is
-adopted because it is as wanted already. Until then every verdict on it says what keeps workloads off.
+It gets its layout in the ordinary way. The taint is removed with the proof: when the node is released after its change,
+or when it is adopted because it already matches its target. Until then every verdict says that the taint keeps
+workloads off.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot.
 """
@@ -22,11 +23,11 @@ from gpusharing.planning.wanted.assess import has_gpu
 
 
 def is_newcomer(node: NodeView, gpunode: GPUNodeView | None) -> bool:
-    """Whether nobody counts on this node yet, so that its change takes no slot of its policy's budget.
+    """Whether no workload depends on this node yet, so that its change takes no slot of its policy's budget.
 
     Such a node waits behind the taint, was never released after a proof (docs/adr/0034-the-start-up-gate.md), and has
-    no GPU pod as far as the agent knows: a taint that somebody puts on nodes in service must not let all of them be
-    drained at once. What was decided at the fence stays valid to its end.
+    no GPU pod as far as the agent knows: if somebody puts the taint on nodes in service, they must not all be drained
+    at once. While the node is fenced, the decision made at the fence stays valid.
     """
     if node.fence is not None:
         return node.fence.newcomer
@@ -37,8 +38,8 @@ def is_newcomer(node: NodeView, gpunode: GPUNodeView | None) -> bool:
 
 
 def find_closed(case: NodeCase) -> Finding | None:
-    """Return what keeps a node behind the taint from ever being proven, with the command that mends it. None if
-    nothing is known to, or if the node has no taint."""
+    """Return which component cannot run behind the taint, so that the node can never be proven, with the command that
+    fixes it. None if no such component is known, or if the node does not have the taint."""
     if case.node.gate is None:
         return None
     policy = case.stack.cluster_policy
@@ -52,15 +53,15 @@ def find_closed(case: NodeCase) -> Finding | None:
 
 
 def _find_finder(case: NodeCase) -> Untolerated | None:
-    """Return what of Node Feature Discovery does not tolerate the taint, or None if all of it does."""
+    """Return the part of Node Feature Discovery that does not tolerate the taint, or None if all of it does."""
     policy, namespace = case.stack.cluster_policy, case.settings.gpu_operator_namespace
     plain = policy is not None and policy.plain is not None
     return find_untolerated_finder(case.stack.finders, namespace, plain=plain)
 
 
 def find_unseen(case: NodeCase) -> str:
-    """Return a clause on why nobody may have found a GPU on a node behind the taint. Empty if one was found, or if
-    what would find it may run there."""
+    """Return a clause on why a GPU of a node behind the taint may not have been found. Empty if one was found, if the
+    node does not have the taint, or if Node Feature Discovery may run there."""
     if case.node.gate is None or has_gpu(case.node):
         return ""
     if (missing := _find_finder(case)) is not None:

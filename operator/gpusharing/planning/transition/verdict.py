@@ -1,4 +1,4 @@
-"""The answer for one node: where it is, why, what to do about it now, and when to look again.
+"""The verdict on one node: how far it is, why, what to do about it now, and when to judge it again.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/glossary.md#gang,
 docs/design/glossary.md#point-of-no-return.
@@ -30,7 +30,8 @@ from gpusharing.planning.wanted.verify import describe_observed
 
 @value
 class Verdict:
-    """One per node that a policy selects or that carries our fence, including "nothing to do"."""
+    """The decision about one node. Every node that a policy selects or that has our fence gets one, even if nothing is
+    to be done."""
 
     node: str
     """Name of the node."""
@@ -41,34 +42,35 @@ class Verdict:
     reason: Reason
     """Why it is in this phase."""
     message: str
-    """What is the case, why, and what to do; the same text as long as nothing changes."""
+    """What is the case, why, and what to do. It stays the same as long as nothing changes."""
     disruption: DisruptionClass = DisruptionClass.NONE
-    """What the change disturbs, or would disturb; NONE: nothing is to be changed."""
+    """What the change disturbs, or would disturb. NONE means that nothing is to be changed."""
     wanted: str = ""
-    """What the GPUs are to be divided into, for people; empty if unknown."""
+    """The layout that the GPUs are to get, as shown to people; empty if unknown."""
     observed: str = ""
-    """What the GPUs are divided into now, for people; empty if unknown."""
+    """The layout that the GPUs have now, as shown to people; empty if unknown."""
     pods: int = 0
     """How many pods hold a GPU, as far as listed."""
     needs: tuple[tuple[str, int], ...] = ()
-    """By PodDisruptionBudget (`namespace/name`): how many pods its drain still has to evict under it, as far as
-    listed. Empty where no drain is under way, and where no policy says how to drain."""
+    """How many pods the drain of the node still has to evict under each PodDisruptionBudget (`namespace/name`),
+    according to the last LIST. Empty if the node is not being drained, or if no policy says how to drain it."""
     blockers: tuple[Blocker, ...] = ()
-    """What keeps pods from leaving, before and in a drain."""
+    """Why pods have not left or cannot leave, before and during a drain."""
     leaving: str = ""
-    """The first pod that still has to leave in a drain, and how many more: `namespace/name +2`; empty if none has to.
-    """
+    """The first pod that still has to leave in a drain, and how many more there are, such as `namespace/name +2`.
+    Empty if there is none."""
     deadline: datetime | None = None
-    """The deadline of the fence, or, before there is a fence, when the clock ends the wait. None if something else
+    """The deadline of the fence or, before there is a fence, when time alone ends the wait. None if something else
     ends it."""
     attempt: int = 0
-    """The attempt that the fence counts, or 0 if no change is in flight."""
+    """The number of the attempt, from the fence, or 0 if no change is in flight."""
     step: str = ""
-    """The step and how many there are, such as `1/2`; empty if no change is in flight."""
+    """The number of the step and how many steps there are, such as `1/2`. Empty if no change is in flight."""
     actions: tuple[Action, ...] = ()
-    """What is done about it now, in this order."""
+    """What is done about the node now, in this order."""
     wake: datetime | None = None
-    """When to look again even if nothing happens, or None if only an event can change the verdict."""
+    """When the node has to be judged again even if nothing happens, or None if only an event can change the
+    verdict."""
     wants_pods: bool = False
     """Whether the next pass needs the pods of this node."""
     candidate: bool = False
@@ -76,12 +78,12 @@ class Verdict:
     health: Finding | None = None
     """The health of the node's GPUs, as last reported; None while no GPU was reported."""
     keeper: str = ""
-    """The object that holds the node back, see `Finding`; empty if the reason says it."""
+    """The object that holds the node back (see `Finding`). Empty if the reason says enough."""
     stands: bool = False
-    """Whether only a person ends the wait, although the reason also has an end that comes by itself."""
+    """Whether only a person can end the wait here, although waits with this reason may end by themselves."""
 
     def then(self, *actions: Action) -> "Verdict":
-        """Return the same verdict with these actions in place of its own."""
+        """Return a copy of the verdict with these actions in place of its own."""
         return replace(self, actions=actions)
 
 
@@ -95,7 +97,8 @@ def find_health(gpunode: GPUNodeView | None) -> Finding | None:
 class NodeCase:
     """Everything that decides about one node in this pass.
 
-    Cases are equal if everything but the time is, so a case is also the key by which the memo finds the last verdict.
+    Two cases are equal if they differ only in the time, so a case is also the key by which the memo finds the last
+    verdict.
     """
 
     node: NodeView
@@ -111,13 +114,13 @@ class NodeCase:
     agent_trouble: Finding | None
     """Why no agent is Ready, or None if one is or the cause is unknown."""
     operand: Operand | None
-    """The node's mig-manager pod, or None."""
+    """The node's mig-manager pod, or None if there is none."""
     mig_failure: str
     """The last line of mig-manager's log after it failed; empty when nobody could read it."""
     mps_daemon: Operand | None
-    """The node's MPS control daemon pod, or None."""
+    """The node's MPS control daemon pod, or None if there is none."""
     claimed: bool
-    """Whether the node already holds a slot of the budget."""
+    """Whether the node holds a slot of the budget by a claim."""
     drifting_since: datetime | None
     """Since when this process has seen the node differ from its target, or None if it has seen no difference."""
     at_work_since: datetime | None
@@ -129,10 +132,10 @@ class NodeCase:
     now: datetime = field(compare=False)
     """The time of the pass that made this case."""
     old_views: str = ""
-    """The kinds of objects of which the operator knows only an old state; empty if there are none."""
+    """The kinds of objects of which the operator knows only a stale state; empty if there are none."""
     assessment: Assessment | None = None
-    """The node compared with what the policy that drives it wants, once `compare` has done that, or None if no policy
-    drives it."""
+    """The result of `compare`: the node compared with what its policy wants. None before that, or if no policy drives
+    the node."""
 
     @property
     def owner_name(self) -> str:
@@ -141,7 +144,7 @@ class NodeCase:
 
     @property
     def policy(self) -> PolicyView | None:
-        """The policy with which the node was compared, or None."""
+        """The policy with which the node was compared, or None if it was not compared."""
         return self.assessment.policy if self.assessment is not None else None
 
     @property
@@ -167,8 +170,8 @@ class NodeCase:
 
     @property
     def disruption(self) -> DisruptionClass:
-        """What the change disturbs. For a fenced node this is the worst class seen so far, because a class never
-        falls."""
+        """What the change disturbs. For a fenced node this is the worst class seen so far, because a recorded class is
+        never lowered."""
         fence, assessment = self.node.fence, self.assessment
         now = assessment.disruption if isinstance(assessment, Assessed) else DisruptionClass.NONE
         return max(fence.disruption, now, key=lambda disruption: disruption.severity) if fence else now
@@ -183,22 +186,22 @@ class NodeCase:
 
     @property
     def gangs(self) -> tuple[GangView, ...]:
-        """The gangs that the change ends, as far as the pods were listed."""
+        """The gangs that the change interrupts; empty if the pods were not listed."""
         return ending_gangs(self.work, self.scope) if self.work is not None and self.work.gangs else ()
 
     def needs(self, phase: Phase) -> tuple[tuple[str, int], ...]:
-        """Return how many pods its drain still has to evict under each PodDisruptionBudget; always empty without a
-        fence."""
+        """Return how many pods the drain of the node still has to evict under each PodDisruptionBudget. Always empty
+        here, because a node without a fence is not drained; see FencedCase."""
         del phase
         return ()
 
     def _observed_text(self) -> str:
-        """Return what the GPUs are divided into now, for people."""
+        """Return the layout that the GPUs have now, as shown to people; empty if unknown."""
         return describe_observed(self.node, self.gpunode.observed if self.gpunode else None)
 
     def _behind_gate(self, phase: Phase) -> str:
-        """Return the beginning of a message that says that the start-up taint keeps workloads off; empty without the
-        taint or once the change has begun."""
+        """Return the beginning of a message, which says that the start-up taint keeps workloads off the node. Empty
+        without the taint, or once the change has begun."""
         if self.node.gate is None or phase.part != "before":
             return ""
         return f"no workload starts here before it is proven (taint {names.TAINT_UNPROVEN}): "
@@ -212,7 +215,8 @@ class NodeCase:
         wake: datetime | None = None,
         candidate: bool = False,
     ) -> Verdict:
-        """Return a verdict with the fields filled in that follow from the case."""
+        """Return a verdict with this phase, reason and message, and with every other field that follows from the case
+        filled in."""
         assessment = self.assessment
         fence = self.node.fence
         target = assessment.target if isinstance(assessment, Assessed) else None
@@ -240,11 +244,11 @@ class FencedCase(NodeCase):
     """The case of a node that carries our fence."""
 
     fence: Fence
-    """The fence, which `node` has too."""
+    """The fence, the same as that of `node`."""
 
     @cached_property
     def drain(self) -> DrainPlan | None:
-        """Which pods must leave and what keeps them, or None while the pods were not listed or no policy says how to
+        """Which pods must leave and what holds them back, or None if the pods were not listed or no policy says how to
         drain. Planned at the first use."""
         spec = self.assessment.policy.spec if self.assessment is not None else None
         if self.work is None or spec is None:
@@ -254,18 +258,18 @@ class FencedCase(NodeCase):
 
     def needs(self, phase: Phase) -> tuple[tuple[str, int], ...]:
         """Return how many pods the drain still has to evict under each PodDisruptionBudget. Empty while that is
-        unknown, and in a phase in which nothing is evicted any more."""
-        ends = phase in (Phase.ABORTING, Phase.UNCORDONING)  # no pod is asked to leave any more
+        unknown, and in phases in which no further pod is evicted."""
+        ends = phase in (Phase.ABORTING, Phase.UNCORDONING)  # no further pod is evicted
         drains = not ends and self.fence.disruption.cordons
         return self.drain.needs if drains and self.drain is not None else ()
 
     @property
     def _force_end(self) -> datetime | None:
-        """When the remaining pods must be gone if they are deleted by force in the end, or None if none may be at
-        present.
+        """When the pods that are left must be gone if they are deleted by force at the end of the drain, or None if
+        none may be for now.
 
-        None after the point of no return, while jobs have their time, and on a node whose kubelet does not answer:
-        there the object would go, and its containers would keep running.
+        None after the point of no return, while jobs have their time, and on a node that is not Ready: there a
+        deletion would remove the object while its containers keep running.
         """
         fence = self.fence
         return fence.deadline if fence.stage == "fenced" and not fence.jobs and self.node.ready else None

@@ -1,9 +1,9 @@
-"""A change that failed after the point of no return goes back to what was proven on the node last: onFailure Rollback.
+"""The rollback of a change that failed after the point of no return, for policies with onFailure Rollback.
 
-Failed ── recorded in the fence ──► the ways of after.py, with the last proven layout as the target ── proven ──► given
-back as RolledBack: uncordoned, serving that, and not tried again by itself
+    Failed ── recorded in the fence ──► the steps of after.py towards the layout that was proven last ── proven ──►
+    RolledBack: uncordoned, serving that layout; the change is not tried again by itself
 
-It is turned round once: where the way back fails too, the node is Failed and held
+A node is rolled back only once. If the rollback fails too, the node is Failed and held
 (docs/design/transition.md#rollback).
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return.
@@ -25,12 +25,12 @@ from gpusharing.planning.wanted.target import find_last_proven
 from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 
 MAX_FAILURE = 300
-"""The most characters of the cause that is kept on the Node."""
+"""The most characters of a failure's cause that are kept on the Node."""
 
 
 def find_way_back(case: FencedCase) -> FencedCase | None:
     """Return the case with the last proven layout as its target, or None if the node is not being rolled back. If that
-    layout can no longer be reached, the case has the reason as its objection."""
+    layout can no longer be reached, the case is refused with the reason."""
     if not goes_back(case):
         return None
     assessment = case.assessment
@@ -44,14 +44,16 @@ def find_way_back(case: FencedCase) -> FencedCase | None:
 
 
 def present_way_back(verdict: Verdict, case: FencedCase) -> Verdict:
-    """Return the verdict of a node that is being rolled back, with a message and a reason that say so. `case` is as
-    the policy wants it; that stays the wanted state."""
+    """Return the verdict of a node that is being rolled back, with a message and a reason that say so. `case` is the
+    case with the policy's target, which stays the wanted layout."""
     assessment = case.assessment
     wanted = assessment.target.text if isinstance(assessment, Assessed) else verdict.wanted
     reason, message = verdict.reason, verdict.message
     if verdict.phase not in (Phase.FAILED, Phase.UNCORDONING):
         message = f"going back after a failure: {message}"
-    if verdict.phase is Phase.FAILED and reason is Reason.ROLLING_BACK:  # no way back is left
+    if (
+        verdict.phase is Phase.FAILED and reason is Reason.ROLLING_BACK
+    ):  # the last proven layout cannot be reached any more
         message = f"{message}. To try {wanted} again: {retry_command(case.node.name, case.fence.retry)}"
     if reason in (Reason.ACTUATION_IN_PROGRESS, Reason.OBSERVATION_PENDING):
         reason = Reason.ROLLING_BACK
@@ -59,11 +61,11 @@ def present_way_back(verdict: Verdict, case: FencedCase) -> Verdict:
 
 
 def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | str:
-    """Return the verdict that records the rollback of the node, or why the node is held instead, as a clause for
-    people. The clause is empty if the policy wants failed nodes held.
+    """Return the verdict that records the rollback of the node, or a clause on why the node is not rolled back now.
+    The clause is empty if the policy wants failed nodes held.
 
-    `known`: the failure shows the present state of the node. A node that is not Ready, or without an agent, shows an
-    old state: what a kubelet advertised before it went away is from before the change.
+    `known`: the failure shows the present state of the node. A node that is not Ready, or without a Ready agent, shows
+    an old state: what its kubelet advertised before it went away is from before the change.
     """
     assessment = case.assessment
     if not isinstance(assessment, Assessed) or assessment.spec.rollout.on_failure != "Rollback":
@@ -100,7 +102,7 @@ def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | s
 
 
 def _assess_back(case: FencedCase, assessment: Assessed) -> Assessed | str:
-    """Return the node compared with what was proven on it last, or why it cannot go back to that."""
+    """Return the node compared with what was proven on it last, or a clause on why that can no longer be reached."""
     node, observed, stack = case.node, assessment.observed, case.stack
     target = find_last_proven(node, observed, stack)
     if isinstance(target, str):

@@ -1,12 +1,13 @@
-"""A node that somebody else began to maintain during our change: we stand aside, and remember our cordon.
+"""A node that somebody else began to maintain during our change: we yield it to them and remember our cordon.
 
-    fenced ──── somebody begins ────────────► yielded ── the marker goes, or only waits ──► given back, our own cordon
+    fenced ──── somebody begins ────────────► yielded ── the marker goes, or only waits ──► released, our own cordon
     actuating ── proven while somebody works ──┘                                             lifted
 
 Before the point of no return the change is given up at once; after it the PATCH that records the proof writes the
-stage. The fence stays, or our cordon would look like somebody else's for ever. The PATCH that writes the stage removes
-our marks for the neighbours: NVIDIA's driver upgrade skips a node that has them, and we would wait for it for ever.
-Nothing is evicted meanwhile. The node is away from its pool, and holds no slot of the operator-wide cap.
+stage `yielded`. The fence stays, because otherwise our cordon would look like somebody else's forever. The PATCH that
+writes the stage removes our marks that keep others away: NVIDIA's driver upgrade skips a node that has them, and we
+would wait for it forever. No pod is evicted meanwhile. The node counts as unavailable in its pool, and holds no slot of
+the operator-wide cap.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/glossary.md#point-of-no-return.
 """
@@ -24,8 +25,8 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def give_way(case: FencedCase, message: str) -> Verdict:
-    """Return the verdict that gives the change up and keeps the fence and our cordon as long as somebody else works on
-    the node. Our marks are removed."""
+    """Return the verdict that gives the change up and yields the node. The fence and our cordon stay as long as
+    somebody else works on the node; our marks are removed."""
     labels, annotations = unmarked(case.fence, case.node)
     verdict = case.verdict(Phase.ABORTING, Reason.FOREIGN_MAINTENANCE, message)
     return verdict.then(UpdateFence(case.node, _aside(case), labels=labels, annotations=annotations))
@@ -37,25 +38,25 @@ def keeps_cordon(case: FencedCase) -> bool:
 
 
 def fence_after_proof(case: FencedCase, routing: str) -> Fence | None:
-    """Return the fence that remembers our cordon of a proven node while somebody else works on it, or None if the
-    fence is removed with the proof. `routing` is the value of the routing label that the node gets with its
-    release."""
+    """Return the fence that remembers our cordon of a proven node while somebody else works on it, or None if nobody
+    does, so that the proof removes the fence. `routing` is the value that the routing label gets when the node is
+    released."""
     return replace(_aside(case), proven=case.now, from_mode=routing) if keeps_cordon(case) else None
 
 
 def _aside(case: FencedCase) -> Fence:
-    """Return the fence in stage `yielded`. It lists no marks, because the PATCH that writes it removes them."""
+    """Return the fence with the stage `yielded`. It lists no marks, because the PATCH that writes it removes them."""
     return replace(case.fence, stage="yielded", stage_since=case.now, added=())
 
 
 def tell_wait(case: FencedCase) -> str:
-    """Return who else works on the node, and what becomes of our cordon, as a clause."""
+    """Return who else works on the node, and that our cordon is lifted when they are done, as a clause."""
     return f"{tell_foreign(case.node)}; our cordon is lifted when that is done"
 
 
 def yielded(case: FencedCase) -> Verdict:
-    """Return the next step of a node whose fence stage is `yielded`: wait while somebody else works on it, else
-    release it."""
+    """Return the next step of a node whose fence stage is `yielded`: wait while somebody else works on it and our
+    cordon stands, otherwise release it."""
     if keeps_cordon(case):
         waiting = case.verdict(Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE, tell_wait(case))
         return replace(waiting, deadline=None)
