@@ -43,7 +43,8 @@ def is_for_a_person(member: Member) -> bool:
 
 
 def goes_on(verdict: Verdict) -> bool:
-    """Whether a change of ours is under way on the node that some clock ends."""
+    """Whether our change of the node is under way and ends by itself at some deadline. False if it has failed, if
+    calls about the node fail, or if its drain has no deadline."""
     ends = verdict.phase is not Phase.FAILED and not calls_fail(verdict)
     return verdict.phase.in_flight and ends and not _lasts(verdict)
 
