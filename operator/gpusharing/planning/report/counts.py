@@ -1,4 +1,4 @@
-"""What columns and metrics count: devices that pods hold or could get, and pods that wait for one."""
+"""Counts for status columns and metrics: the devices that pods hold or could get, and the pods that wait for one."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -12,15 +12,19 @@ from gpusharing.planning.wanted.target import is_plugin_resource
 from gpusharing.planning.wanted.verify import served
 
 MOST_WAITED_FOR = 16
-"""The most resource names that pods wait for and no node serves: anyone who may create pods may invent names."""
+"""The largest number of resource names that `waited_for` lists although no node serves them. Anyone who may create
+pods may invent such names, so the list has to be bounded."""
 OTHERS = "_others"
-"""The name under which the other resources are counted; no resource can have it."""
+"""The key under which the remaining resources are counted together. No real resource can have this name."""
 
 
 def count_used(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> str:
-    """Return how many devices pods hold, of all that the nodes serve, such as `27/32`, or `27+?/32` if it is unknown
-    for some node what its pods hold. Pods keep their devices when the device plugin of their node is gone, so
-    `16/0` is possible."""
+    """Return the number of devices that pods hold and the number that the nodes serve, such as `27/32`. If the
+    holdings of a node that serves devices are unknown, the first number is marked as incomplete, such as `27+?/32`.
+
+    Only resources that the node serves now are counted. If it serves none, all device plugin resources that pods still
+    hold there are counted, so `16/0` is possible after the plugin is gone.
+    """
     used = total = 0
     known = True
     for node in nodes:
@@ -39,11 +43,13 @@ def count_pending(
     targets: Mapping[str, Mapping[str, int]],
     snapshot: ClusterSnapshot,
 ) -> int:
-    """Count the Pending pods that ask for a resource which these nodes serve. If the policy may strand pods, also count
-    those that ask for a resource which no node of the cluster serves or should serve.
+    """Return the number of requests by Pending pods for a resource that one of `nodes` serves. If the policy may
+    strand pods (`drain.strandedPods: Allow`), also count requests for resources that no node of the cluster serves
+    or is planned to serve. A pod that asks for two such resources counts twice.
 
-    It is unknown which change removed such a resource, so every such policy counts them. `targets`: what each node
-    should serve, by the name of the node.
+    It is unknown which change removed such a resource, so every policy with that setting counts it. `spec` is None for
+    a policy that cannot be read. `targets` maps the name of each node to the resources that it should serve, with
+    their counts.
     """
     names = {name for node in nodes for name in served(node)}
     others = snapshot.pending.keys() - names
@@ -59,13 +65,14 @@ class Slices:
     """The slices of some nodes, by resource name."""
 
     advertised: Mapping[str, int]
-    """How many slices the nodes serve."""
+    """The number of slices that the nodes serve, by resource name."""
     idle: Mapping[str, int]
-    """How many of those no pod holds, on nodes that accept pods and report who holds what. 0 if all are held."""
+    """The number of those slices that no pod holds, by resource name; 0 if all are held. Nodes that are unavailable,
+    or whose holdings are unknown, contribute none."""
 
 
 def count_slices(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> Slices:
-    """Return the slices that the nodes serve, and how many of them a pod could get now."""
+    """Return the slices that `nodes` serve by resource name, and how many of them a new pod could get now."""
     totals: Counter[str] = Counter()
     idle: Counter[str] = Counter()
     for node in nodes:
@@ -83,8 +90,8 @@ def _takes_pods(node: NodeView) -> bool:
 
 
 def waited_for(snapshot: ClusterSnapshot) -> Mapping[str, int]:
-    """Return how many Pending pods ask for each GPU resource. Names that no node serves are limited to the
-    MOST_WAITED_FOR most frequent; the rest is counted under OTHERS."""
+    """Return the number of Pending pods that request each GPU resource, by resource name. Of the resources that no
+    node serves, only the MOST_WAITED_FOR most requested are listed by name; the others are added up under OTHERS."""
     served_names = {name for node in snapshot.nodes.values() for name in served(node)}
     strange = sorted(snapshot.pending.keys() - served_names, key=lambda name: (-snapshot.pending[name], name))
     counts = {name: count for name, count in snapshot.pending.items() if name in served_names}

@@ -1,5 +1,5 @@
-"""The Events to post, as values: computed from the verdicts on a node before and after a pass. Nothing is posted while
-nothing changes.
+"""Computes the Events to post by comparing the verdicts on a node before and after a pass. If nothing has changed,
+there are no Events. The caller posts them.
 
 Terms: docs/design/glossary.md#point-of-no-return.
 """
@@ -25,7 +25,8 @@ MAX_NOTE = 1000
 
 @value
 class Event:
-    """Something that happened: to a node, reported on its policy and its Node, to a policy, or to ClusterPolicy."""
+    """A Kubernetes Event that is to be posted about a node (on its policy and on its Node), about a policy, or about
+    ClusterPolicy."""
 
     type: Literal["Normal", "Warning"]
     """`Warning` if somebody should look at it."""
@@ -36,9 +37,12 @@ class Event:
 
 
 def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False) -> tuple[Event, ...]:
-    """Return the Events about what changed between two verdicts on one node. Empty if `before` is None, as in the
-    first pass after a restart. `drained`: whether the start of this drain was reported already, so that it is not
-    reported again after its pods could not be listed for a while."""
+    """Return the Events about what changed on one node between the verdicts `before` and `after`. Empty if `before` is
+    None, as in the first pass after a restart, or if both are the same object.
+
+    `drained` says whether the start of this drain was reported already. Then it is not reported again, even if the
+    pods could not be listed for a while.
+    """
     if before is None or before is after:
         return ()
     events: list[Event | None] = []
@@ -66,8 +70,8 @@ def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False
 
 
 def refusal_event(before: Mapping[str, Any], after: Mapping[str, Any]) -> Event | None:
-    """Return the Warning about a policy that is not accepted, or None if it is accepted or was refused with the same
-    reason and message before. `before` and `after`: the status of the policy as stored, and as it will be written."""
+    """Return the Warning that a policy is not accepted. Return None if it is accepted, or if its stored status already
+    has the same refusal. `before` is the stored status of the policy and `after` the one that will be written."""
     earlier, answer = _acceptance(before), _acceptance(after)
     if answer == earlier or answer.get("status") != "False":
         return None
@@ -75,21 +79,23 @@ def refusal_event(before: Mapping[str, Any], after: Mapping[str, Any]) -> Event 
 
 
 def _acceptance(status: Mapping[str, Any]) -> dict[str, str]:
-    """Return status, reason and message of the condition Accepted; empty if there is none yet."""
+    """Return the keys `status`, `reason` and `message` of the condition Accepted, or an empty dict if the status has
+    no such condition."""
     rows = (row for row in status.get("conditions") or () if row.get("type") == ConditionType.ACCEPTED)
     return next(({key: row.get(key, "") for key in ("status", "reason", "message")} for row in rows), {})
 
 
 def pointers_event(action: SetPointers) -> Event:
-    """Return the Event that says which pointers the operator has set in ClusterPolicy."""
+    """Return the Event that names the fields of ClusterPolicy that the operator has set, and their values."""
     fields = ", ".join(f"{field}={name}" for field, name in sorted(action.wanted.items()))
     text = f"set {fields}; {VALUE}. The GPU Operator restarts its operands on every GPU node"
     return Event("Normal", "PointersSet", cut(text, MAX_NOTE))
 
 
 def _begun(before: Verdict, after: Verdict) -> Event | None:
-    """Return the Event that a node has passed its point of no return, or None if it has not, or if that was reported.
-    A planned or refused write does not count: only the next pass shows that it was made."""
+    """Return the Event that a node has passed its point of no return, or None if it has not, or if that was reported
+    before. A PATCH that is only planned, or that was refused, does not count: the next pass shows whether it was
+    made."""
     if _plans_return(after) or after.attempt > 1 or Mark.PAST_RETURN in after.reason.marks:
         return None
     if _plans_return(before):
@@ -104,12 +110,13 @@ def _begun(before: Verdict, after: Verdict) -> Event | None:
 
 
 def _plans_return(verdict: Verdict) -> bool:
-    """Whether this pass is going to write that the node passes its point of no return."""
+    """Whether the verdict has an Actuate action, which would take the node past its point of no return."""
     return any(isinstance(action, Actuate) for action in verdict.actions)
 
 
 def _entered(before: Verdict, after: Verdict) -> Event | None:
-    """Return the Event about the phase that a node has entered, or None if the phase is not worth one."""
+    """Return the Event about the phase of `after`, which differs from that of `before`, or None if no Event reports
+    that phase."""
     node = after.node
     match after.phase:
         case Phase.WAITING_FOR_JOBS:
@@ -133,8 +140,8 @@ def _new_reason(before: Verdict, after: Verdict) -> Reason | None:
 
 
 def _health(before: Verdict, after: Verdict) -> Event | None:
-    """Return the Event about GPUs that fail, or that are healthy again, or None if their health has not changed. A
-    missing report is no recovery, and a first report that all are healthy is no news."""
+    """Return a Warning if GPUs have become unhealthy in another way than before, or a Normal Event if they have
+    recovered. None if their health is unchanged or unknown, or if the first report says that all are healthy."""
     known, health = before.health, after.health
     if health is None or health == known:
         return None
@@ -147,7 +154,8 @@ def _health(before: Verdict, after: Verdict) -> Event | None:
 
 
 def _turns_back(verdict: Verdict) -> bool:
-    """Whether this pass begins to roll the node back to the configuration that was last proven on it."""
+    """Whether this pass begins to roll the node back: the verdict updates the fence with `rolls_back` set, and the
+    fence on the Node does not have it yet."""
     records = (action for action in verdict.actions if isinstance(action, UpdateFence))
     return any(
         one.fence.rolls_back and one.node.fence is not None and not one.node.fence.rolls_back
@@ -156,15 +164,15 @@ def _turns_back(verdict: Verdict) -> bool:
 
 
 def _drain_started(before: Verdict, after: Verdict) -> bool:
-    """Whether the pods that the drain has to evict are known for the first time. A drain begins before they are known,
-    and is reported when they are."""
+    """Whether the drain has pods to evict for the first time: the node is Draining with a count of pods above 0, and
+    was not in `before`. A drain begins before its pods are listed, so it is reported only then."""
     draining = before.phase is Phase.DRAINING and before.pods > 0
     return after.phase is Phase.DRAINING and after.pods > 0 and not draining
 
 
 def _newly_blocked(before: Verdict, after: Verdict) -> tuple[Blocker, ...]:
-    """Return the blockers whose reason or budget is new, without those that no Event reports. The pods and the message
-    of a known blocker may change."""
+    """Return the blockers of `after` whose reason and PodDisruptionBudget together are new, except those that no Event
+    reports. A blocker of which only the pods or the message have changed is not new."""
     known = {(blocker.reason, blocker.pdb) for blocker in before.blockers}
     news = (blocker for blocker in after.blockers if (blocker.reason, blocker.pdb) not in known)
     return tuple(blocker for blocker in news if Mark.NO_BLOCKER_EVENT not in blocker.reason.marks)

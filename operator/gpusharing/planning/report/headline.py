@@ -1,6 +1,6 @@
-"""How a policy stands, in one place: the condition Ready and the columns STATUS and MESSAGE say it in their own words.
+"""The headline of a policy, which the condition Ready and the columns STATUS and MESSAGE show in their own words.
 
-HEADLINES are checked in order; the first that applies is what both say.
+HEADLINES are checked in order, and the first that applies is shown everywhere.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,14 @@ from gpusharing.planning.vocabulary.values import value
 
 @value
 class Headline:
-    """How one pool stands, in three texts."""
+    """The state of one pool, worded for the three places that show it."""
 
     ready: str
     """Message of the condition Ready."""
     word: str
-    """Text of the column STATUS."""
+    """Value of the column STATUS."""
     message: str
-    """Text of the column MESSAGE."""
+    """Value of the column MESSAGE."""
 
 
 @value
@@ -37,8 +37,9 @@ class PoolState:
 
 
 def find_headline(pool: Members, plan: RolloutPlan) -> tuple[Reason, Headline]:
-    """Return the reason of the condition Ready and the headline of the first of HEADLINES that applies, else that
-    nodes have yet to change. Ready is True only with reason Synced."""
+    """Return the reason of the condition Ready and the headline of the pool, from the first of HEADLINES that applies.
+    If none applies, the headline says how many nodes are proven and names the most urgent one that is not. Ready is
+    True only with the reason Synced."""
     for state in HEADLINES:
         if (found := state.find(pool, plan)) is not None:
             return state.reason, found
@@ -77,7 +78,9 @@ def _refused(pool: Members, plan: RolloutPlan) -> Headline | None:
 
 
 def _empty(pool: Members, plan: RolloutPlan) -> Headline | None:
-    """Return the headline of a policy without a node to work on, which says why there is none, else None."""
+    """Return the headline of a policy that has no nodes, with the cause: spec.products leaves all of them out, another
+    policy owns them, or the selector matches none. None if the policy has nodes, or will have some after a change
+    of another policy."""
     if pool.verdicts or pool.coming:
         return None
     text = "spec.nodeSelector selects no node with GPUs; label the nodes of the pool"
@@ -98,8 +101,8 @@ def _away(pool: Members, plan: RolloutPlan) -> Headline | None:
 
 
 def _awaited(pool: Members, plan: RolloutPlan) -> Headline | None:
-    """Return the headline of a pool whose nodes are all proven while a change of another policy still keeps others,
-    else None."""
+    """Return the headline of a pool whose own nodes are all proven, while other nodes that the policy now owns are
+    still in a change that another policy began. None for other pools."""
     if pool.unproven or not pool.coming:
         return None
     proven = counted(pool.done, "node is", "nodes are")
@@ -127,19 +130,19 @@ time."""
 
 
 def tell_coming(pool: Members) -> str:
-    """Return the text that names the nodes which a change of another policy still keeps."""
+    """Return a message that names the nodes of the pool that are still in a change which another policy began."""
     return f"waiting for {some(pool.coming, 1)}: a change that another policy began there has to end first"
 
 
 def _progress(pool: Members) -> str:
-    """Return how many of the pool's nodes are proven, as a sentence without its end."""
+    """Return how many of the pool's nodes are proven, as a clause such as `3 of 8 nodes are proven`."""
     are = "is" if pool.done == 1 else "are"
     return f"{pool.done} of {counted(len(pool.verdicts), 'node')} {are} proven"
 
 
 def _shown(pool: Members) -> tuple[str, str]:
-    """Return the texts of STATUS and MESSAGE for the node that matters most: of those that failed, else of those in
-    flight, else of those not proven, else of all, the one with the most urgent reason."""
+    """Return the values of STATUS and MESSAGE, taken from the most urgent verdict. It is chosen from the failed nodes
+    if there are any, else from those in flight, else from those not proven, else from all."""
     moving = [verdict for verdict in pool.verdicts if verdict.phase.in_flight]
     shown = min(pool.failures or moving or pool.unproven or pool.verdicts, key=urgency)
     word = str(shown.reason) if Mark.STATUS in shown.reason.marks else str(shown.phase)

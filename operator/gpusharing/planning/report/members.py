@@ -1,4 +1,4 @@
-"""The nodes that a policy's status is about, and texts about them.
+"""The nodes that a policy's status is about, and the messages that name them.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return.
 """
@@ -17,7 +17,8 @@ from gpusharing.planning.wanted.ownership import selects_node
 
 @value
 class Members:
-    """The nodes of one policy with their verdicts, without those that are left alone on purpose (spec.products)."""
+    """The nodes of one policy with their verdicts. Nodes that spec.products leaves out are listed apart, in
+    `skipped`."""
 
     policy: PolicyView
     """The policy."""
@@ -28,9 +29,10 @@ class Members:
     skipped: tuple[Verdict, ...]
     """The verdicts of the nodes that spec.products leaves out."""
     lost: tuple[str, ...] = ()
-    """Nodes that the policy selects and another policy owns. Empty unless the policy has no node at all."""
+    """Nodes that the policy selects but another policy owns, sorted. Only filled in if the policy has no nodes of its
+    own."""
     coming: tuple[str, ...] = ()
-    """Nodes of the policy that a change of another policy still keeps."""
+    """Nodes that the policy owns but that are still in a change which another policy began."""
 
     @property
     def done(self) -> int:
@@ -50,10 +52,10 @@ class Members:
 
     @property
     def failures(self) -> list[Verdict]:
-        """The verdicts of the nodes that failed past the point of no return in this generation: held, going back, or
-        gone back.
+        """The verdicts of the nodes whose change failed past the point of no return in this generation: those that are
+        held as Failed, are being rolled back, or were rolled back.
 
-        The verdict of a node that goes back names whatever it waits for now, so its fence is checked for that.
+        The reason of a node that is being rolled back may name whatever it waits for, so its fence is checked as well.
         """
         return [
             verdict
@@ -65,7 +67,8 @@ class Members:
 
 
 def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Members:
-    """Return the nodes that the status of a policy is about, with their verdicts, sorted by name."""
+    """Return the nodes of a policy with their verdicts, sorted by name, with the nodes that spec.products leaves out
+    in a field of their own."""
     verdicts = [plan.verdicts[name] for name in sorted(plan.pools[policy.name].names)]
     skipped = tuple(
         verdict for verdict in verdicts if is_product_skipped(verdict, snapshot.nodes[verdict.node])
@@ -79,12 +82,13 @@ def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) ->
 
 
 def is_product_skipped(verdict: Verdict, node: NodeView) -> bool:
-    """Whether the node is left alone on purpose; one whose change had begun before is not, until it is given back."""
+    """Whether spec.products leaves the node out and it is not in a change. A node whose change had begun before counts
+    as skipped only after it is returned to service."""
     return verdict.reason is Reason.PRODUCT_SKIPPED and is_outside(verdict, node)
 
 
 def _lost(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[str, ...]:
-    """Return the nodes that the policy selects and another policy owns, sorted. Empty if the spec cannot be read."""
+    """Return the nodes that the policy selects but another policy owns, sorted. Empty if the spec cannot be read."""
     if policy.spec is None:
         return ()
     selector, verdicts = policy.spec.node_selector, plan.verdicts
@@ -98,7 +102,8 @@ def is_done(verdict: Verdict, node: NodeView) -> bool:
 
 
 def urgency(verdict: Verdict) -> tuple[tuple[int, int], str]:
-    """Return the sort key by which the verdict that a person should read first comes first."""
+    """Return a sort key that puts the verdict that a person should read first in front: by urgency of the reason, then
+    by node name."""
     return verdict.reason.urgency, verdict.node
 
 

@@ -1,6 +1,7 @@
-"""What each source of proof says about a node, and what it should say, for a person who asks why the node is not done.
+"""Shows what each source of proof says about a node and what it should say, for a person who asks why the node is not
+done.
 
-The answers are those of `wanted/verify.py`, source by source.
+The results are those of `wanted/verify.py`, one row per source.
 
 Terms: docs/design/glossary.md#proof.
 """
@@ -32,7 +33,7 @@ class Proof:
     says: str
     """What the source says about the node."""
     should: str
-    """What it should say. Empty if the target does not depend on this source."""
+    """What it should say. Empty if the target needs nothing from this source."""
     disagrees: Finding | None
     """Why it disagrees with the target, or None if it agrees."""
 
@@ -40,7 +41,8 @@ class Proof:
 def tell_proofs(
     node: NodeView, observed: ObservedView, target: Target, stack: StackView
 ) -> tuple[Proof, ...]:
-    """Return one row for each source, in the order in which they are believed."""
+    """Return one Proof for each source, in the order in which the sources are checked. A Proof whose source disagrees
+    with the target carries the Finding that says why."""
     wrong = find_disagreements(Comparison(node, observed, target, stack))
     rows = {
         Source.AGENT: (_agent(observed), "reads GPUs"),
@@ -77,5 +79,6 @@ def _mig_manager(node: NodeView, target: Target) -> tuple[str, str]:
 
 
 def _counts(resources: Mapping[str, int]) -> str:
-    """Return the resources with their counts as a text, sorted by name, or `none`."""
+    """Return the resources with their counts, sorted by name and separated by commas, such as `4 nvidia.com/gpu`, or
+    `none`."""
     return ", ".join(f"{count} {name}" for name, count in sorted(resources.items())) or "none"

@@ -1,7 +1,7 @@
-"""What a plan would do to the pool of one policy, shown before anything is done, with the nodes in the order of their
+"""Shows what a plan would do to the pool of one policy before anything is done, with the nodes in the order of their
 changes.
 
-The decisions are those of `plan_rollout`; here they are only collected.
+The decisions are those of `plan_rollout`; this module only collects them.
 
 Terms: docs/design/glossary.md#class.
 """
@@ -35,69 +35,72 @@ from gpusharing.planning.wanted.verify import served
 
 @value
 class Step:
-    """A node that changes, in the order of the changes."""
+    """One node that would change."""
 
     verdict: Verdict
-    """Where the node stands now."""
+    """The verdict on the node now."""
     starts: bool
-    """Whether its change would begin at once."""
+    """Whether this pass would fence the node, so that its change begins at once."""
     preview: Preview | None
     """What its change would disturb, or None if its pods were not listed."""
 
 
 @value
 class Vanishing:
-    """A resource name of which the pool offers fewer afterwards, and the pods that ask for it."""
+    """A resource of which the pool would have fewer devices after the changes, and the pods that request it."""
 
     resource: str
     """Name of the resource."""
     before: int
-    """How many of it the pool offers now."""
+    """How many devices the pool serves now."""
     after: int
-    """How many it would offer in the end."""
+    """How many it would serve after all changes."""
     demand: DeviceDemand
-    """How many devices pods request in the whole cluster, and how many it will have in the end."""
+    """How many devices the pods of the whole cluster request, and how many the cluster will have after all changes."""
     pods: tuple[str, ...]
-    """Pods that ask for it and run on nodes that change, as `namespace/name`, as far as they were listed."""
+    """Pods that request the resource and run on nodes that change, as `namespace/name`. Only nodes whose pods were
+    listed are included."""
     pending: int
-    """How many pods without a node ask for it."""
+    """How many Pending pods without a node request the resource."""
 
 
 @value
 class Proposal:
-    """What would become of the pool of one policy."""
+    """What would happen to the pool of one policy."""
 
     policy: str
     """Name of the policy."""
     accepted: bool
-    """Whether it can be carried out."""
+    """Whether the policy is accepted, which means that it can be carried out."""
     about: str
-    """Why the policy is refused, with what the cards offer, or what can serve it, with any doubts about that."""
+    """Message of its condition Accepted: why the policy is refused, or which nodes can serve it, with any doubts."""
     reason: str
     """The reason of its condition Accepted."""
     steps: tuple[Step, ...]
-    """The nodes that change, in their order: those in flight, then those that begin, then those that wait."""
+    """The nodes that change, in order: nodes in flight, then nodes that start now, then nodes that wait."""
     left_out: tuple[Verdict, ...]
-    """Nodes that are not as wanted and do not change, because somebody or something else has to act first."""
+    """Verdicts of the nodes that differ from the policy but do not change, because a person or another program has to
+    act first."""
     adopted: tuple[str, ...]
-    """Nodes that are as wanted and not under the policy yet. They are only labeled."""
+    """Nodes that already match the policy but are not governed by it yet. They only get labels."""
     settled: int
-    """How many nodes are as wanted and under the policy."""
+    """How many nodes match the policy and are governed by it."""
     before: Mapping[str, int]
-    """GPU resources that the pool offers now."""
+    """Devices that the pool serves now, by resource name."""
     after: Mapping[str, int]
-    """GPU resources that it would offer in the end."""
+    """Devices that the pool would serve after all changes, by resource name."""
     vanishing: tuple[Vanishing, ...]
-    """The resource names of which the pool would offer fewer."""
+    """The resources of which the pool would have fewer devices."""
     hash: str
-    """The hash of the plan, by which it is approved. Empty if nothing changes, or while the policy has no UID."""
+    """The hash of the plan, which a person sets to approve it. Empty if nothing changes, or if the policy has no UID
+    yet."""
     windows: tuple[str, ...]
     """The next times at which nodes may start. Empty if they may start at any time, or never."""
     at_once: int
-    """How many nodes may be unavailable at once."""
+    """How many nodes may be unavailable at the same time."""
     single_keeps_name: bool = False
-    """Whether mig.strategy single would keep offering nvidia.com/gpu, for which pods ask, without anything
-    against it."""
+    """Whether mig.strategy single would suit the layouts and would keep the resource name nvidia.com/gpu, which pods
+    request."""
     client_memory: Mapping[str, float] = field(default_factory=dict)
     """GiB of one MPS client, by product. Empty in other modes; cards that our table does not have are left out."""
     client_threads: int = 0
@@ -110,7 +113,7 @@ class Proposal:
 
     @property
     def disruption(self) -> DisruptionClass:
-        """The worst class of disruption of all changes."""
+        """The worst class of disruption of all steps, or DisruptionClass.NONE if there are none."""
         return max(
             (step.verdict.disruption for step in self.steps),
             key=lambda disruption: disruption.severity,
@@ -119,8 +122,9 @@ class Proposal:
 
 
 def configured(snapshot: ClusterSnapshot, plan: RolloutPlan, since: datetime) -> ClusterSnapshot | None:
-    """Return the snapshot as if the configuration that the plan wants to write had existed since `since`, because
-    every node would otherwise wait for it. None if it exists already."""
+    """Return a copy of the snapshot in which the ConfigMaps already have the contents that the plan wants to write,
+    with every entry written at `since`. Otherwise every node would wait for them to be written. None if the plan
+    writes no ConfigMaps."""
     change = next((action for action in plan.shared if isinstance(action, WriteConfig)), None)
     if change is None:
         return None
@@ -139,7 +143,7 @@ def configured(snapshot: ClusterSnapshot, plan: RolloutPlan, since: datetime) ->
 def tell_proposal(
     policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
 ) -> Proposal:
-    """Collect what the plan means for this policy and its pool: whether it is accepted, the nodes that change, are
+    """Return what the plan means for this policy and its pool: whether the policy is accepted, which nodes change, are
     adopted or are left out, and the devices of the pool before and after."""
     pool = members(policy, plan, snapshot)
     status = tell_status(policy, plan, snapshot, {}, now)
@@ -185,8 +189,9 @@ def tell_proposal(
 def _single_would_do(
     policy: PolicyView, targets: Iterable[Mapping[str, int]], vanishing: Iterable[Vanishing]
 ) -> bool:
-    """Whether strategy single would keep the name nvidia.com/gpu that pods ask for and that strategy mixed removes. It
-    can if all GPUs of each node are to have the same single profile."""
+    """Whether strategy single would keep the resource name nvidia.com/gpu, which pods request and which strategy mixed
+    removes. That is so if each of `targets` (the resources of one node that changes) has exactly one resource,
+    other than nvidia.com/gpu. False unless the policy asks for strategy mixed."""
     if policy.spec is None or policy.spec.mig is None or policy.spec.mig.strategy != "mixed":
         return False
     asked = any(one.resource == RESOURCE_GPU and (one.pods or one.pending) for one in vanishing)
@@ -196,8 +201,8 @@ def _single_would_do(
 def _client_memory(
     policy: PolicyView, nodes: Iterable[str], snapshot: ClusterSnapshot
 ) -> Iterator[tuple[str, float]]:
-    """Yield each card model of these nodes with the GiB that one MPS client may use there. Yields nothing unless the
-    policy has mode MPS, and leaves out models whose memory is unknown."""
+    """Yield the product name of each card on these nodes, sorted, with the GiB that one MPS client may use there.
+    Yields nothing unless the policy has mode MPS. Products whose memory is unknown are left out."""
     reports = [snapshot.gpunodes[name].observed for name in nodes if name in snapshot.gpunodes]
     products = {gpu.product for seen in reports if seen is not None for gpu in seen.hardware.models}
     for product in sorted(products):
@@ -213,8 +218,9 @@ def _steps(
     snapshot: ClusterSnapshot,
     now: datetime,
 ) -> Iterator[Step]:
-    """Yield the nodes that change, in the order of their changes: those in flight, then those that start in this pass,
-    then the others. The previews of nodes whose pods were not listed are None."""
+    """Yield a Step for each verdict in `changing`: first the nodes in flight, then those that this pass fences, then
+    the others in the order in which the planner would start them. The preview is None if the pods of the node were
+    not listed."""
     ledger = Ledger(plan.afterwards, now, snapshot.memory.looks)
     order = {
         case.node.name: find_candidate(case, policy, ledger).order
@@ -236,7 +242,7 @@ def _steps(
 
 
 _LAST = (True, True, True, 1_000_000, "")
-"""The place of a node that is not a candidate."""
+"""The sort key of a node that is not a candidate; it follows those of all candidates."""
 
 
 def _vanishing(
@@ -246,8 +252,8 @@ def _vanishing(
     snapshot: ClusterSnapshot,
     afterwards: Afterwards,
 ) -> Iterator[Vanishing]:
-    """Yield each resource name of which the pool would offer fewer, those that it loses completely first. Only pods on
-    `nodes` are named."""
+    """Yield each resource of which `after` has fewer devices than `before`; those with the fewest devices left come
+    first. Only pods on `nodes` are named."""
     fewer = [name for name, count in before.items() if after.get(name, 0) < count]
     for name in sorted(fewer, key=lambda name: (after.get(name, 0), name)):
         pods = [
@@ -268,6 +274,6 @@ def _vanishing(
 
 
 def _asks(pod: PodView, resource: str) -> bool:
-    """Whether a pod that has not finished asks for the resource. KAI's reservation pod does not count: the pods that
-    share its GPU count in its place."""
+    """Whether the pod has not finished and requests the resource. KAI's reservation pods do not count, because the
+    pods that share their GPU are counted."""
     return resource in gpu_resources(pod) and not is_reservation(pod) and not has_finished(pod)

@@ -1,5 +1,5 @@
-"""A policy's whole status, recomputed from snapshot and plan. Equal inputs give equal statuses, so nothing is written
-again while nothing changes.
+"""Computes the whole status of a policy from the snapshot and the plan. Equal inputs give equal statuses, so an
+unchanged status is not written again.
 
 Conditions use the terms of kstatus. Messages are sorted, bounded and free of times, so that they do not flap.
 
@@ -44,9 +44,10 @@ from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.verify import served, tell_guest_reset
 
 MAX_LISTED = 20
-"""The most nodes that the plan and the failures name."""
+"""The largest number of entries in each list of a status, such as the nodes, pods, budgets and shortages of the plan,
+and the failures."""
 MAX_GANGS = 10
-"""The most gangs that the plan names."""
+"""The largest number of gangs that the plan lists."""
 
 
 def tell_status(
@@ -56,8 +57,8 @@ def tell_status(
     previous: Mapping[str, Any],
     now: datetime,
 ) -> dict[str, Any]:
-    """Return the status of a policy (see `policy_status`). If the planner cannot compute it, return `previous` with
-    conditions that say so."""
+    """Return the status of a policy (see `policy_status`). If computing it raises any exception, return `previous`
+    with conditions that say so, because the other policies must still get theirs."""
     try:
         return policy_status(policy, plan, snapshot, previous, now)
     except Exception as error:  # noqa: BLE001 - whatever one policy holds, the others are told (guard.py)
@@ -81,8 +82,8 @@ def policy_status(
     previous: Mapping[str, Any],
     now: datetime,
 ) -> dict[str, Any]:
-    """Return the body of `status` with every key present; a value of None removes its key. The conditions in
-    `previous` give the times of those that have not changed."""
+    """Return the body of `status`. Every key is present; a value of None tells the writer to remove the key.
+    `previous` is the stored status, from which conditions with an unchanged status keep their lastTransitionTime."""
     pool = members(policy, plan, snapshot)
     pooled = plan.pools[policy.name].pooled(now)
     hours, note = (pooled.hours, find_note(pooled)) if pooled is not None else (ALWAYS, "")
@@ -110,8 +111,8 @@ def policy_status(
 
 
 def find_grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[object, ...]:
-    """Return everything on which the statuses of the conditions depend, to compare with an earlier pass. It is far
-    less than the whole status."""
+    """Return a tuple of everything that decides the True or False of the policy's conditions. If it equals that of an
+    earlier pass, none of them has changed. It is much cheaper to compute than the whole status."""
     own = [(plan.verdicts[name], snapshot.nodes[name]) for name in plan.pools[policy.name].names]
     kinds = {
         (v.phase, v.reason, bool(v.actions), node.ready, v.stands, is_begun(node)): (v, node)
@@ -123,7 +124,8 @@ def find_grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsho
 
 
 def bearing(verdict: Verdict, node: NodeView) -> tuple[bool, ...]:
-    """Return everything about one node that decides the statuses of the conditions. Their messages depend on more."""
+    """Return every fact about one node that decides the True or False of the policy's conditions. The messages of the
+    conditions depend on more."""
     return (
         is_product_skipped(verdict, node),
         Mark.UNSUPPORTED in verdict.reason.marks,
@@ -140,13 +142,14 @@ def bearing(verdict: Verdict, node: NodeView) -> tuple[bool, ...]:
 # --- conditions --------------------------------------------------------------------------------------------
 
 Answer = tuple[bool, Reason, str]
+"""The status, reason and message of a condition."""
 
 
 def _condition(
     kind: ConditionType, answer: Answer, generation: int, previous: Mapping[str, Any], now: datetime
 ) -> dict[str, Any]:
-    """Return a condition with its status, reason and message. Its time changes only if its status differs from that in
-    `previous`."""
+    """Return the condition `kind` as it is stored, with the status, reason and message of `answer`. Its
+    lastTransitionTime is that in `previous` unless its status has changed."""
     holds, reason, message = answer
     status = "True" if holds else "False"
     rows: list[dict[str, Any]] = list(previous.get("conditions") or ())
@@ -164,16 +167,17 @@ def _condition(
 
 @value
 class Circumstance:
-    """A state of a pool, and the condition that follows from it."""
+    """A state that a pool may be in, and the status of the condition that reports it."""
 
     find: Callable[[Members, RolloutPlan], Finding | None]
-    """Returns the reason and message of the condition; None if the pool is not in this state."""
+    """Returns the reason and message of the condition, or None if the pool is not in this state."""
     status: bool
-    """The status of the condition."""
+    """Whether the condition is True in this state."""
 
 
 def _first(ladder: Sequence[Circumstance], pool: Members, plan: RolloutPlan) -> Answer | None:
-    """Return the condition of the first row of the ladder that applies to the pool, or None if none does."""
+    """Return the condition for the first row of `ladder` whose state the pool is in, or None if it is in none of
+    them."""
     for row in ladder:
         if (found := row.find(pool, plan)) is not None:
             return row.status, found.reason, found.message
@@ -181,8 +185,9 @@ def _first(ladder: Sequence[Circumstance], pool: Members, plan: RolloutPlan) -> 
 
 
 def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, note: str) -> Answer:
-    """Return the condition Accepted: the first of ACCEPTANCES that applies. If none does, the policy is accepted, with
-    the doubts that people should know."""
+    """Return the condition Accepted, from the first of ACCEPTANCES that applies. If none does, the policy is accepted,
+    and the message names the layouts, any doubts about the cards or the drain, and `note` (about the canary) if it
+    is not empty."""
     if (answer := _first(ACCEPTANCES, pool, plan)) is not None:
         return answer
     doubts = [found for found in (_force(pool, snapshot), _doubt(pool, snapshot)) if found is not None]
@@ -197,7 +202,8 @@ def _objected(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _unserved(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Return why the pool has nodes and none of them can serve the policy; None if at least one can."""
+    """Explain why no node of the pool can serve the policy. None if the pool has no nodes, or if at least one of them
+    can."""
     refused = _refused(pool)
     if not refused or len(refused) < len(pool.verdicts):
         return None
@@ -205,15 +211,16 @@ def _unserved(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _all_skipped(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Return that the policy selects nodes, but its own spec.products leaves all of them out."""
+    """Explain that spec.products leaves out every node that the policy selects. None if it does not, or if none is
+    selected."""
     if pool.verdicts or not pool.skipped:
         return None
     return Finding(Reason.PRODUCT_SKIPPED, tell_first(pool.skipped))
 
 
 def _partly_served(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Return how many nodes cannot serve the policy; None if all can. Other nodes can (`_unserved` comes first), so the
-    policy is accepted, with this message in place of any doubt."""
+    """Return a Finding that says how many nodes cannot serve the policy, or None if all can. `_unserved` comes first,
+    so other nodes can serve it and the policy is accepted. The message takes the place of any doubts."""
     refused = _refused(pool)
     if not refused:
         return None
@@ -235,8 +242,8 @@ ACCEPTANCES: tuple[Circumstance, ...] = (
 
 
 def _force(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:
-    """Return that the policy asks for pods to be deleted at the end of a drain although the operator may not do that;
-    None if it does not."""
+    """Return a Finding that the policy asks for pods to be force-deleted at the end of a drain, but the operator may
+    not do that. None if the policy does not ask for it, if it is allowed, or if the spec cannot be read."""
     spec, settings = pool.policy.spec, snapshot.settings
     if spec is None:
         return None
@@ -244,7 +251,8 @@ def _force(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:
 
 
 def _doubt(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:
-    """Return what is uncertain about the MIG profiles of the pool's cards; None if nothing is, or without mode MIG."""
+    """Return the first doubt about the MIG profiles of a card in the pool, or None if there is none or the policy is
+    not in mode MIG."""
     if pool.policy.spec is None or pool.policy.spec.mode is not Mode.MIG:
         return None
     return next(
@@ -253,8 +261,8 @@ def _doubt(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:
 
 
 def _guest(pool: Members, snapshot: ClusterSnapshot) -> str:
-    """Name the nodes whose MIG mode may stay pending after a change because their GPUs cannot be reset; empty if there
-    are none."""
+    """Return a clause that names the nodes whose MIG mode may stay pending after a change because their virtual
+    machines may be unable to reset their GPUs. Empty if there are none."""
     nodes = [v.node for v in pool.verdicts if v.disruption is DisruptionClass.RESET]
     reports = {name: snapshot.gpunodes[name].observed for name in nodes if name in snapshot.gpunodes}
     notes = {name: why for name, seen in reports.items() if (why := tell_guest_reset(seen, snapshot.stack))}
@@ -262,7 +270,7 @@ def _guest(pool: Members, snapshot: ClusterSnapshot) -> str:
 
 
 def _legal(pool: Members) -> str:
-    """Return that the nodes can serve the policy, or that no node is selected yet."""
+    """Return a clause that says how many nodes can serve which layouts, or that the policy selects no node yet."""
     if not pool.verdicts:
         return "the spec is valid; no node is selected yet"
     layouts = sorted({verdict.wanted for verdict in pool.verdicts if verdict.wanted})
@@ -270,8 +278,9 @@ def _legal(pool: Members) -> str:
 
 
 def _reconciling(pool: Members, ready: Answer, stalled: Answer) -> Answer:
-    """Return the condition Reconciling: True while nodes change, will change without a person, or are still kept by a
-    change of another policy."""
+    """Return the condition Reconciling. It is True while nodes are changing, while nodes wait for a change that no
+    person has to unblock, or while nodes are still in a change that another policy began (unless the policy is
+    stalled)."""
     moving = [verdict for verdict in pool.verdicts if _moves(verdict)]
     waiting = [verdict for verdict in pool.verdicts if _waits(verdict)]
     if moving:
@@ -287,14 +296,14 @@ def _reconciling(pool: Members, ready: Answer, stalled: Answer) -> Answer:
 
 
 def _moves(verdict: Verdict) -> bool:
-    """Whether the node is in flight, or is proven and only a write of ours is left."""
+    """Whether the node is in flight (which excludes Failed), or is proven with a write of ours still to be made."""
     if verdict.phase is Phase.SYNCED:
         return bool(verdict.actions)
     return verdict.phase.in_flight and verdict.phase is not Phase.FAILED
 
 
 def _waits(verdict: Verdict) -> bool:
-    """Whether the change of the node has not begun, and will begin without a person."""
+    """Whether the change of the node has not begun, and will begin without the help of a person."""
     if verdict.stands:
         return False
     if verdict.phase is Phase.BLOCKED:
@@ -303,12 +312,14 @@ def _waits(verdict: Verdict) -> bool:
 
 
 def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
-    """Return the condition Stalled: the first of STALLS that applies, else that nothing is stalled."""
+    """Return the condition Stalled, from the first of STALLS that applies. If none does, it is False and says that
+    nothing needs a person."""
     return _first(STALLS, pool, plan) or (False, Reason.PROGRESSING, "nothing needs a person")
 
 
 def _failed(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Return the nodes that failed and are out of service; None if there are none."""
+    """Return a Finding with the number of nodes in phase Failed and the message of the most urgent one, or None if no
+    node is."""
     failed = [verdict for verdict in pool.verdicts if verdict.phase is Phase.FAILED]
     if not failed:
         return None
@@ -316,8 +327,8 @@ def _failed(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _left_to_a_person(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Return the nodes that only a person can help, although other nodes go on: those with the most urgent reason that
-    stalls; None if there are none."""
+    """Return a Finding about the nodes whose reason stalls the policy even while other nodes go on. It names the most
+    urgent such reason. None if there are no such nodes."""
     stalling = [verdict for verdict in pool.verdicts if Mark.STALLS in verdict.reason.marks]
     if not stalling:
         return None
@@ -326,8 +337,9 @@ def _left_to_a_person(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _stuck(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Return the blocked nodes that need a person, but only when no other node goes on: the rollout takes blocked nodes
-    last, so until then they do not stall the pool."""
+    """Return a Finding about the blocked nodes that need a person, or None if there are none. Also None while another
+    node is in flight, waits without needing a person, or is about to join the pool: blocked nodes come last in a
+    rollout, so they do not stall it until then."""
     stuck = [verdict for verdict in pool.verdicts if _needs_person(verdict)]
     going_on = any(verdict.phase.in_flight or _waits(verdict) for verdict in pool.verdicts)
     if not stuck or going_on or pool.coming:
@@ -354,7 +366,8 @@ def _stands_still(policy: PolicyView, plan: RolloutPlan) -> bool:
 
 
 def _unapproved(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Return that the plan waits for the approval that the policy asks for, which is no stall; None if it does not."""
+    """Return a Finding that the rollout waits for a person to approve the plan, or None if it does not. The policy is
+    not stalled by that."""
     if all(verdict.reason is not Reason.APPROVAL_NEEDED for verdict in pool.verdicts):
         return None
     return Finding(Reason.PROGRESSING, "the rollout waits for a person to approve the plan")
@@ -371,7 +384,7 @@ STALLS: tuple[Circumstance, ...] = (
 
 
 def _needs_person(verdict: Verdict) -> bool:
-    """Whether the node waits for something that only a person can end."""
+    """Whether the node waits for something that only a person can resolve."""
     return verdict.stands or (
         verdict.phase in (Phase.BLOCKED, Phase.SKIPPED) and verdict.reason.passes is Passes.BY_A_PERSON
     )
@@ -383,7 +396,7 @@ def _needs_person(verdict: Verdict) -> bool:
 def _summary(
     pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, hours: Hours, headline: Headline
 ) -> dict[str, Any]:
-    """Return `status.summary`, from which kubectl fills the columns of a policy."""
+    """Return `status.summary`, which kubectl shows in the columns of a policy."""
     spec = pool.policy.spec
     gpus = [gpu for verdict in pool.verdicts for gpu in _gpus(verdict, snapshot)]
     layouts = Counter(one.wanted for one in pool.verdicts if one.wanted)
@@ -409,12 +422,12 @@ def _summary(
 
 
 def _mode(spec: GPUSharingPolicySpec) -> str:
-    """Return the value of the MODE column."""
+    """Return the value of the MODE column: the mode, or `MIG+TS` for MIG with time-slicing."""
     return "MIG+TS" if spec.mode is Mode.MIG and spec.time_slicing else str(spec.mode)
 
 
 def _gpus(verdict: Verdict, snapshot: ClusterSnapshot) -> Sequence[Any]:
-    """Return the GPUs that the agent of the node reports. Empty if there is no report."""
+    """Return the GPUs in the last report of the node's agent. Empty if there is no report."""
     gpunode = snapshot.gpunodes.get(verdict.node)
     return gpunode.observed.gpus if gpunode and gpunode.observed else ()
 
@@ -429,7 +442,8 @@ def _plan(
     snapshot: ClusterSnapshot,
     hours: Hours,
 ) -> dict[str, Any] | None:
-    """Return `status.plan`: what is going to happen to the nodes of a policy, or None if none of them changes."""
+    """Return `status.plan`, which says what will happen to the nodes of the policy, or None if no node is to change in
+    a way that disturbs it."""
     changing = [
         verdict
         for verdict in verdicts
@@ -464,8 +478,8 @@ def _plan(
 
 
 def _disturbed(previews: Sequence[Preview]) -> dict[str, list[str]]:
-    """Return the pods, budgets, gangs and blockers of the previews, sorted, because a status is written when it
-    changes."""
+    """Return the pods, PodDisruptionBudgets, gangs and blockers of all previews, each list without duplicates, sorted
+    and bounded, so that equal previews give an equal status."""
     pods = sorted({name for one in previews for name in one.pods})
     budgets = sorted({name for one in previews for name in one.budgets})
     gangs = sorted({text for one in previews for text in one.gangs})
@@ -479,8 +493,8 @@ def _disturbed(previews: Sequence[Preview]) -> dict[str, list[str]]:
 
 
 def _pods_on(verdict: Verdict, snapshot: ClusterSnapshot) -> int:
-    """Return how many GPU pods the node has: those of its drain, else those that the agent reports, or 0 if that is
-    unknown."""
+    """Return the number of GPU pods on the node: those of its drain, or else those that the agent reports. 0 if both
+    are unknown."""
     gpunode = snapshot.gpunodes.get(verdict.node)
     return verdict.pods or (gpunode.observed.pods if gpunode and gpunode.observed else None) or 0
 
@@ -489,7 +503,7 @@ def _pods_on(verdict: Verdict, snapshot: ClusterSnapshot) -> int:
 
 
 def _phases(verdicts: Iterable[Verdict]) -> str:
-    """Return how many nodes are in each phase, as a text sorted by phase."""
+    """Return how many nodes are in each phase, sorted by phase, such as `2 nodes are Draining, 1 node is Verifying`."""
     by_phase = Counter(str(verdict.phase) for verdict in verdicts)
     rows = sorted(by_phase.items())
     return ", ".join(f"{counted(count, 'node is', 'nodes are')} {phase}" for phase, count in rows)

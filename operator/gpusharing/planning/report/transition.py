@@ -1,7 +1,8 @@
-"""`GPUNode.status.transition` and `.conditions`: the verdict of a node for people. Nothing is decided from them.
+"""Computes `GPUNode.status.transition` and `.conditions`, which show the verdict on a node to people. No decision is
+made from them.
 
-Every wait that is shown names who keeps the node, and until when (docs/design/drain.md#rule-14): a time if the clock
-ends it, otherwise who ends it, a person or others.
+Every wait that is shown names who holds the node back, and until when (docs/design/drain.md#rule-14): a time if the
+clock ends the wait, otherwise `person` or `others`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,18 +20,18 @@ from gpusharing.planning.vocabulary.reasonkinds import Passes
 from gpusharing.planning.vocabulary.reasons import Reason
 
 MAX_HISTORY = 20
-"""The most phases that the history of a node keeps."""
+"""The largest number of phases in the history of a node; the oldest are dropped."""
 PERSON, OTHERS = "person", "others"
 """Values of the column DEADLINE if no clock ends the wait."""
 DAY = timedelta(days=1)
-"""A deadline that is further than this from the beginning of its phase is shown with its date."""
+"""A deadline more than a day after the beginning of its phase is shown with its date."""
 
 
 def transition(
     verdict: Verdict, node: NodeView, previous: Mapping[str, Any], now: datetime
 ) -> dict[str, Any]:
-    """Return `status.transition` after this pass. `previous` is its present value, from which the history and the time
-    of an unchanged phase are taken. Equal verdicts give equal texts."""
+    """Return `status.transition` after this pass. `previous` is the stored value, which provides the history, and the
+    time since which the phase has lasted if it is unchanged. Equal verdicts give equal values."""
     phase, reason = str(verdict.phase), str(verdict.reason)
     same = previous.get("phase") == phase
     moment = to_rfc3339(now)
@@ -58,13 +59,14 @@ def transition(
 
 
 def is_wait(verdict: Verdict) -> bool:
-    """Whether something still has to happen to this node, by a person, by somebody else or by the clock."""
+    """Whether the node is still waiting for a person, for another program or for the clock."""
     return verdict.reason.passes is not Passes.DONE or verdict.reason is Reason.PROGRESSING
 
 
 def who_keeps(verdict: Verdict, node: NodeView) -> str:
-    """Return the first pod that keeps the node and how many more do, or else the object or program that keeps it.
-    Empty if there is no wait."""
+    """Return who or what holds the node back: the first blocking pod and the number of others (`namespace/name +2`),
+    or else the object or program that the verdict or its reason names, such as `gsp/NAME` for a policy. Empty if
+    the node waits for nothing."""
     if not is_wait(verdict):
         return ""
     if found := culprit(verdict.blockers) or verdict.leaving or verdict.keeper:
@@ -81,8 +83,9 @@ def who_keeps(verdict: Verdict, node: NodeView) -> str:
 
 
 def until_when(verdict: Verdict, since: datetime) -> str:
-    """Return when the clock ends the wait: a time of day in UTC, with its date if it is more than a day after `since`,
-    when the phase began. If no clock ends it, return PERSON or OTHERS. Empty if there is no wait."""
+    """Return when the clock ends the wait, in UTC: a time of day such as `14:30:00Z`, or a full timestamp if that is
+    more than a day after `since`, when the phase began. If no clock ends the wait, return PERSON or OTHERS. Empty
+    if the node waits for nothing."""
     if not is_wait(verdict):
         return ""
     if verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD or verdict.stands:
@@ -97,8 +100,8 @@ def until_when(verdict: Verdict, since: datetime) -> str:
 def health_conditions(
     verdict: Verdict, previous: Sequence[Mapping[str, Any]], now: datetime
 ) -> list[Mapping[str, Any]]:
-    """Return `GPUNode.status.conditions`, which is the condition Healthy. Returns `previous` while nothing is known
-    about any GPU."""
+    """Return `GPUNode.status.conditions`, whose only row is the condition Healthy. Returns the rows of `previous`
+    unchanged while the health of the GPUs is unknown."""
     health = verdict.health
     if health is None:
         return list(previous)
@@ -116,8 +119,8 @@ def health_conditions(
 
 
 def whose_cordon(node: NodeView) -> str:
-    """Return who holds the cordon of a node, as far as is known: `ours`, `foreign` or `human`. Empty if it is not
-    cordoned."""
+    """Return who cordoned the node, as far as is known: `ours`, `foreign` (another controller that works on it) or
+    `human` (anybody else). Empty if the node is not cordoned."""
     if not node.unschedulable:
         return ""
     if node.fence is not None and node.fence.disruption.cordons and not node.fence.prior_unschedulable:
