@@ -33,13 +33,13 @@ class EnsureGPUNode:
     request_id: str
     """Id of the request; the agent's answer echoes it."""
     quiet: bool
-    """Whether the agent is to close NVML once it has read."""
+    """Whether the agent is asked to close NVML after the reading."""
 
 
 @value
 class SetClaims:
-    """Replace all claims and failures on the leader Lease by compare-and-swap. Success proves leadership, so it
-    precedes every fence."""
+    """Replace all claims and recorded failures on the leader's Lease by compare-and-swap. Only the leader can succeed,
+    so this comes before every fence."""
 
     claims: Mapping[str, Claim]
     """All claims, by node name; they replace those on the Lease."""
@@ -49,24 +49,26 @@ class SetClaims:
 
 @value
 class SetFinalizer:
-    """Set our finalizer on a policy, which keeps it while one of its nodes is in flight, or remove it."""
+    """Set or remove our finalizer on a policy. The finalizer keeps the policy from disappearing while one of its nodes
+    is in flight."""
 
     policy: str
     """Name of the policy."""
     present: bool
-    """Whether it is to have our finalizer."""
+    """True to set the finalizer, False to remove it."""
     uid: str = ""
-    """UID of the policy that was decided about; another policy of the same name is left alone. Empty accepts any."""
+    """UID that the policy must have, so that a new policy of the same name is left alone. Empty accepts any."""
 
 
 @value
 class SetPointers:
-    """Point ClusterPolicy at our ConfigMaps, once, in one conditional PATCH. No fence waits for it."""
+    """Set the fields of ClusterPolicy that name our ConfigMaps, once, in one conditional PATCH. No fence waits for
+    this."""
 
     policy: ClusterPolicyView
     """ClusterPolicy as it was when this was decided."""
     wanted: Mapping[str, str]
-    """The name of our ConfigMap for each field of ClusterPolicy's spec."""
+    """The name of our ConfigMap, by the path of the field below ClusterPolicy's spec."""
 
 
 @value
@@ -78,11 +80,12 @@ class FenceNode:
     fence: Fence
     """The fence to write."""
     cordon: bool
-    """Whether to cordon. False for class PluginRestart, where the node stays schedulable."""
+    """Whether to cordon the node. False for class PluginRestart, in which the node stays schedulable."""
     labels: Mapping[str, str | None]
-    """Labels for the neighbors to set, and the routing label to drop (None)."""
+    """Labels to set for other controllers that must leave the node alone meanwhile, and the routing label with None,
+    which removes it."""
     annotations: Mapping[str, str | None] = field(default_factory=dict)
-    """Annotations for the neighbors to set."""
+    """Annotations to set for such controllers."""
 
 
 @value
@@ -100,8 +103,8 @@ class Actuate:
 
 @value
 class UpdateFence:
-    """Rewrite the fence of a node in one conditional Node PATCH: before the next attempt, when we yield, or when the
-    class rises."""
+    """Rewrite the fence of a node in one conditional Node PATCH: before the next attempt, when the node is yielded to
+    other maintenance, or when the class of disruption gets worse."""
 
     node: NodeView
     """The Node as it was when this was decided."""
@@ -110,9 +113,9 @@ class UpdateFence:
     cordon: bool = False
     """Whether to restore the cordon too, because a person lifted it after the point of no return."""
     labels: Mapping[str, str | None] = field(default_factory=dict)
-    """Labels for the neighbors to drop."""
+    """Labels that were set for other controllers, with None, which removes them."""
     annotations: Mapping[str, str | None] = field(default_factory=dict)
-    """Annotations for the neighbors to drop."""
+    """Annotations that were set for other controllers, with None, which removes them."""
 
 
 @value
@@ -161,20 +164,20 @@ class RestartOperand:
 
 @value
 class Release:
-    """Return a node to service in one conditional PATCH: remove the fence, our marks, our cordon if it is still only
-    ours, and after a proof the start-up taint. If somebody else still works on a proven node, our cordon and the
-    taint stay, and a fence remains that remembers them."""
+    """Return a node to service in one conditional PATCH. It removes the fence, our marks, our cordon if nobody else
+    needs it, and after a proof the start-up taint. If somebody else still works on a proven node, our cordon and
+    the taint stay, and so does a fence that remembers them."""
 
     node: NodeView
     """The Node as it was when this was decided."""
     uncordon: bool
     """Whether to lift the cordon."""
     labels: Mapping[str, str | None]
-    """Our labels and those for the neighbors: values to set, or None to remove one."""
+    """Our own labels and those that were set for other controllers: the values to set, or None to remove one."""
     verified: Verified | None = None
     """What was proven, or None to leave the earlier record."""
     annotations: Mapping[str, str | None] = field(default_factory=dict)
-    """Annotations for the neighbors to drop."""
+    """Annotations that were set for other controllers, with None, which removes them."""
     deferred: Deferred | None = None
     """When to try again after an abort, or None to remove an earlier record."""
     fence: Fence | None = None
@@ -183,9 +186,9 @@ class Release:
 
 @value
 class LabelNode:
-    """Write only our own labels and the record of what was proven (adoption, change of owner). The PATCH is not
-    conditional, unless a proven node waits behind the start-up taint, which the same PATCH then removes, or the
-    records are removed."""
+    """Write only our own labels and the record of what was proven, when a node is adopted or changes its owner. The
+    PATCH is conditional only if it also removes the start-up taint from a proven node, or if it removes the
+    records."""
 
     node: NodeView
     """The Node as it was when this was decided."""
@@ -194,8 +197,8 @@ class LabelNode:
     verified: Verified | None = None
     """What was proven, or None to leave the earlier record."""
     forget: bool = False
-    """Whether to remove the records of what was proven and of what was given up too, so that nothing of ours stays on
-    the node."""
+    """Whether to also remove the records of what was proven and of the last change that was given up, so that nothing
+    of ours stays on the node."""
 
 
 Action = (
@@ -213,3 +216,4 @@ Action = (
     | Release
     | LabelNode
 )
+"""Any action that the executor can carry out."""

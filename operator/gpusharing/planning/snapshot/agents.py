@@ -1,5 +1,5 @@
-"""Why no agent runs on a node: its pods are refused, never start, or exit at once. The texts stay the same while the
-cause does."""
+"""Explains why no agent runs on a node: its pods are refused, never start, or exit at once. The message stays the same
+as long as the cause does."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -11,17 +11,17 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
 HEAD, TAIL = 140, 160
-"""Characters that are shown from the beginning and from the end of a long message: PodSecurity names the cause at the
-beginning, a runtime at the end."""
+"""How many characters of a long message are shown from its beginning and from its end. PodSecurity names the cause at
+the beginning, a container runtime at the end."""
 _NEVER_PULLED = "ErrImageNeverPull"
 _IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName"})
 _STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
 _ENDS = frozenset({"CrashLoopBackOff"})
 _NEVER_RAN = ("StartError", "ContainerCannotRun")
 _NO_PLATFORM = "no match for platform"
-"""containerd's words for an image that has no manifest for the architecture of the node."""
+"""containerd's message for an image that has no manifest for the architecture of the node."""
 _BAD_FORMAT = "exec format error"
-"""Linux's words (ENOEXEC) for a program of another architecture."""
+"""Linux's message (ENOEXEC) for a program that was built for another architecture."""
 _CHANGING = (
     (re.compile(r"^\(combined from similar events\): "), ""),
     (re.compile(r"^Error creating: "), ""),
@@ -31,7 +31,8 @@ _CHANGING = (
     (re.compile(r"rpc error: code = \w+ desc = "), ""),
     (re.compile(r"\b[0-9a-f]{64}\b"), "..."),
 )
-"""Parts of a message that differ from one attempt to the next, or carry no information, and what replaces them."""
+"""Patterns for the parts of a message that differ from one attempt to the next or carry no information, each with its
+replacement."""
 
 
 @value
@@ -43,7 +44,7 @@ class AgentPod:
     name: str
     """Name of the pod."""
     node: str
-    """The node that the pod is for, even before it is bound to it."""
+    """The node that the DaemonSet controller made the pod for, even before the pod is bound to it."""
     ready: bool
     """Whether its condition Ready is True."""
     deleting: bool
@@ -55,15 +56,17 @@ class AgentPod:
     image: str = ""
     """The image that its container is to run. Empty if it is unknown."""
     waiting: str = ""
-    """Why its container waits, in the kubelet's word. Empty if it does not wait."""
+    """Why its container is waiting, as the kubelet's reason, such as `ImagePullBackOff`. Empty if it is not
+    waiting."""
     message: str = ""
-    """The kubelet's message about why it waits. Empty if there is none."""
+    """The kubelet's message for that reason. Empty if there is none."""
     ended: str = ""
-    """How the container ended last, such as `Error, exit code 1`. Empty if it has been up since."""
+    """How the container exited last, such as `Error, exit code 1`. Empty if it has not exited, or has been running
+    since."""
     last_words: str = ""
-    """The end of that container's log, as the kubelet reports it."""
+    """The end of the log of the container that exited, as the kubelet reports it."""
     tolerates_gate: bool = True
-    """Whether the pod, and so every pod of its DaemonSet, tolerates the start-up taint."""
+    """Whether the pod, and therefore every pod of its DaemonSet, tolerates the start-up taint."""
 
 
 @value
@@ -77,7 +80,8 @@ class AgentWarning:
     message: str
     """The message of the event."""
     at: datetime | None
-    """When the event was first seen, or, about the DaemonSet, when it was last seen. None if that cannot be read."""
+    """When an event about a pod was first seen, or when an event about the DaemonSet was last seen. None if that
+    cannot be read."""
 
 
 @value
@@ -85,21 +89,23 @@ class AgentTroubles:
     """Why the agent does not run on nodes, as far as that is known."""
 
     pods: Mapping[str, Finding | None] = field(default_factory=dict)
-    """For each node with a pod that is not Ready: why it does not start, or None if it may just be starting."""
+    """By the name of each node whose agent pod is not Ready: why the pod does not start, or None if it may just be
+    starting."""
     refused: Finding | None = None
     """Why the API server refuses further pods of the DaemonSet, or None if it does not."""
 
     def of(self, node: str) -> Finding | None:
-        """Return why no agent runs on this node, or None if the cause is unknown. The node must have no Ready
-        agent."""
+        """Return why no agent is Ready on `node`, or None if the cause is unknown. Must not be called for a node with
+        a Ready agent. A node without a pod gets the reason why the API server refuses pods."""
         return self.pods.get(node, self.refused)
 
 
 def find_troubles(
     pods: Collection[AgentPod], warnings: Iterable[AgentWarning | None], arch: Callable[[str], str]
 ) -> AgentTroubles:
-    """Return why agents do not run, from their pods and from the Warning events about them; None among the events is
-    ignored. `arch` returns the architecture of a node, or an empty string if it is unknown."""
+    """Return why agents do not run. `pods` are the agents' pods, and `warnings` the Warning events about them and
+    their DaemonSet, in which None is ignored. `arch` returns the architecture of a node by name, or an empty string
+    if it is unknown."""
     unready = [pod for pod in pods if not pod.ready and pod.node and not pod.deleting]
     events = [event for event in warnings if event is not None]
     if not unready and not events:
@@ -115,8 +121,9 @@ def find_troubles(
 
 
 def _of_pod(pod: AgentPod, warnings: list[AgentWarning], arch: str) -> Finding | None:
-    """Return why this pod, which is not Ready, does not start, with a remedy: the first of HINDRANCES that applies.
-    None if no cause is known, because it may just be starting."""
+    """Return why the pod, which is not Ready, does not start, and what a person can do about it, from the first of
+    HINDRANCES that applies. None if none applies, because the pod may just be starting. `warnings` are the events
+    about this pod, and `arch` is the architecture of its node."""
     state = _PodState(pod, steady(pod.message), warnings, arch)
     for hindrance in HINDRANCES:
         if (why := hindrance.find(state)) is not None:
@@ -140,22 +147,22 @@ class _PodState:
 
 @value
 class Hindrance:
-    """What keeps a pod of the agent from starting, and what a person does about it."""
+    """One thing that keeps an agent pod from starting, and its remedy."""
 
     find: Callable[[_PodState], str | None]
-    """Returns the cause, as people read it, or None if this hindrance does not apply."""
+    """Returns the cause as a clause for people, or None if this hindrance does not apply."""
     remedy: str
-    """What a person does. {namespace} and {name} are those of the pod."""
+    """What a person should do, as a sentence. {namespace} and {name} are replaced by those of the pod."""
 
 
 def _unplaced(state: _PodState) -> str | None:
-    """Return that the scheduler does not place the pod, or None if it is bound to its node."""
+    """Return a clause if the scheduler has not bound the pod to its node, or None if it has."""
     return None if state.pod.scheduled else "the scheduler does not place it"
 
 
 def _other_architecture(state: _PodState) -> str | None:
-    """Return that the image is for another architecture: it could not be pulled for this one, or its program does not
-    run here. None if neither shows."""
+    """Return a clause if the image is for another architecture, which shows in a failed pull or in a program that
+    cannot be executed. None otherwise."""
     if (
         _NO_PLATFORM not in state.kubelet_message
         and _BAD_FORMAT not in f"{state.kubelet_message} {state.pod.last_words}"
@@ -166,25 +173,26 @@ def _other_architecture(state: _PodState) -> str | None:
 
 
 def _never_pulled(state: _PodState) -> str | None:
-    """Return that the image is not on the node and may not be pulled, or None."""
+    """Return a clause if the image is not on the node and the pull policy is Never, or None otherwise."""
     return _no_image(state, "is not on this node") if state.pod.waiting == _NEVER_PULLED else None
 
 
 def _not_pulled(state: _PodState) -> str | None:
-    """Return that the image cannot be pulled, or None."""
+    """Return a clause with the kubelet's reason if the image cannot be pulled, or None otherwise."""
     return _no_image(state, "cannot be pulled") if state.pod.waiting in _IMAGE else None
 
 
 def _no_image(state: _PodState, what: str) -> str:
-    """Return that the image `what`, with the kubelet's reason unless that only says that it backs off."""
+    """Return a clause such as `image X cannot be pulled (REASON)`, where `what` is the predicate. The kubelet's
+    message is left out if it only says that the kubelet backs off."""
     image, cause = state.pod.image, state.kubelet_message
     why = f" ({cause})" if cause and cause != f'Back-off pulling image "{image}"' else ""
     return f"image {image} {what}{why}"
 
 
 def _start_error(state: _PodState) -> str | None:
-    """Return the runtime's message about a container that it cannot start, or None. Between two attempts the message
-    is in the container's last state."""
+    """Return the container runtime's message if it cannot start the container, or None otherwise. Between two attempts
+    the message is in the container's last state, so that is checked as well."""
     pod = state.pod
     if pod.waiting == "RunContainerError":
         return state.kubelet_message or None
@@ -192,20 +200,21 @@ def _start_error(state: _PodState) -> str | None:
 
 
 def _waiting(state: _PodState) -> str | None:
-    """Return why the container waits, in the kubelet's words, unless it only starts or has exited before."""
+    """Return the kubelet's reason why the container is waiting, with its message. None if the container is not
+    waiting, is being created, or is waiting only because it has exited before."""
     if state.pod.waiting in _STARTING | _ENDS:
         return None
     return f"{state.pod.waiting}{f': {state.kubelet_message}' if state.kubelet_message else ''}"
 
 
 def _ends(state: _PodState) -> str | None:
-    """Return how the container exits at once, or None if it has been up since."""
+    """Return a clause that says how the container exited, or None if it has not exited or has been running since."""
     return f"its container exits at once ({state.pod.ended})" if state.pod.ended else None
 
 
 def _warned(state: _PodState) -> str | None:
-    """Return the text of the latest Warning event about the pod, or None. A pod whose container is still being
-    created, such as one without a sandbox, has no other sign."""
+    """Return the message of the latest Warning event about the pod, or None if there is no event. A pod whose
+    container is still being created, such as one without a sandbox, shows its problem nowhere else."""
     return steady(_latest(state.warnings).message) if state.warnings else None
 
 
@@ -229,8 +238,8 @@ image for another architecture cannot be pulled, or its program exits at once.""
 
 
 def _refused(pods: Iterable[AgentPod], warnings: list[AgentWarning]) -> Finding | None:
-    """Return why the API server refuses the pods of the DaemonSet, with a remedy. None if there is no Warning event
-    about it, or if a pod was created since."""
+    """Return why the API server refuses further pods of the DaemonSet, with the command that helps. `warnings` are the
+    events about the DaemonSet. None if there are none, or if one of `pods` was created after the latest of them."""
     if not warnings:
         return None
     last = _latest(warnings)
@@ -251,13 +260,14 @@ def _refused(pods: Iterable[AgentPod], warnings: list[AgentWarning]) -> Finding 
 
 
 def _latest(warnings: list[AgentWarning]) -> AgentWarning:
-    """Return the latest of these Warning events; those without a time come first."""
+    """Return the event with the latest time. Events without a time count as the oldest, and the message breaks ties.
+    Raises ValueError if there are none."""
     return max(warnings, key=lambda warning: (warning.at.timestamp() if warning.at else 0.0, warning.message))
 
 
 def steady(message: str) -> str:
-    """Return a message of Kubernetes without the parts that differ from one attempt to the next, and a long one
-    without its middle."""
+    """Return a message of Kubernetes without the parts that differ from one attempt to the next. A message of more
+    than HEAD + TAIL characters has its middle replaced by dots."""
     text = " ".join(message.split())
     for pattern, put in _CHANGING:
         text = pattern.sub(put, text)

@@ -1,8 +1,9 @@
-"""Looks (LISTs) at the pods of blocked nodes: few at a time, in turn, and less often the longer a node stays blocked.
+"""Looks (LISTs) at the pods of blocked nodes: only a few at a time, in turn, and less often the longer a node stays
+blocked.
 
 A LIST of pods costs the API server the same whether it finds the old blocker or a node that can start. Blocked nodes
-of all policies share LOOKS of them per poll. The caller remembers what a look found and puts it into the next
-snapshot, so everything here is a pure function of that.
+of all policies therefore share LOOKS of them per poll. The caller remembers what a look found and puts it into the
+next snapshot, so the functions here are pure.
 
 Terms: docs/design/glossary.md#look, docs/design/glossary.md#blocker, docs/design/glossary.md#gang.
 """
@@ -15,33 +16,35 @@ from gpusharing.planning.vocabulary.blockers import Blocker, ends_at
 from gpusharing.planning.vocabulary.values import value
 
 LOOKS = 5
-"""LISTs of pods of blocked nodes within one poll, over all policies."""
+"""The largest number of blocked nodes, over all policies, whose pods are listed within one poll."""
 FIRST_LOOKS = 20
-"""Once this many nodes were found blocked within one poll, no further node is looked at for the first time."""
+"""Once this many nodes were found blocked within one poll, no further node gets its first look."""
 LONGEST = timedelta(seconds=60)
 """The longest time between two looks at one node, however long it is blocked."""
 
 
 @value
 class Look:
-    """What kept the pods of a node from leaving when they were listed last, and for which change they were listed."""
+    """The result of the latest LIST of a node's pods before its change starts: which change it was for, and what kept
+    the pods from leaving."""
 
     version: SpecVersion
-    """The version of the spec whose change the look was for; for another version it is worthless."""
+    """The version of the spec whose change the look was for. The look is not used for any other version."""
     retry: str
-    """The value of the retry annotation on the Node. If it changes, the node is looked at again at once."""
+    """The value of the retry annotation on the Node at that time. If it changes, the pods are listed again at once."""
     at: datetime
     """When the pods were listed."""
     tries: int
-    """How often in a row the same was found, which decides about the next wait."""
+    """How many looks in a row had the same result, on which the next wait depends."""
     blockers: tuple[Blocker, ...] = ()
-    """What kept the pods. Empty if nothing did and the change began."""
+    """What kept the pods from leaving. Empty if nothing did and the change began."""
     needs: tuple[tuple[str, int], ...] = ()
-    """For a change that began: how many pods it will evict under each PodDisruptionBudget."""
+    """If the change began: pairs of a PodDisruptionBudget and the number of pods that the change will evict under
+    it."""
 
     def due(self, poll: float) -> datetime:
-        """Return when to list the pods again: after a wait that doubles up to LONGEST, or earlier when the clock has
-        ended all blockers. `poll` is in seconds."""
+        """Return when to list the pods again. The wait is `poll` seconds at first and doubles with each equal result,
+        up to LONGEST. It ends early at the time at which the clock has ended all blockers."""
         again = self.at + min(LONGEST, timedelta(seconds=poll * 2 ** min(self.tries - 1, 10)))
         end = ends_at(self.blockers)
         return again if end is None or end <= self.at else min(again, end)
@@ -49,25 +52,26 @@ class Look:
 
 @value
 class Preview:
-    """What the change of a node would disturb, by its pods as they were listed while it waits."""
+    """What the change of a waiting node would disturb, according to the latest LIST of its pods."""
 
     version: SpecVersion
-    """The version of the spec whose change it is; for another version the preview is worthless."""
+    """The version of the spec whose change this is about. The preview is not used for any other version."""
     at: datetime
     """When the pods were listed."""
     pods: tuple[str, ...] = ()
     """The pods that would have to leave, as `namespace/name`, sorted."""
     budgets: tuple[str, ...] = ()
-    """The PodDisruptionBudgets that guard them, as `namespace/name`, sorted."""
+    """The PodDisruptionBudgets that select those pods, as `namespace/name`, sorted."""
     gangs: tuple[str, ...] = ()
-    """The gangs that they belong to, as texts."""
+    """Descriptions of the gangs that those pods belong to, for people."""
     blockers: tuple[Blocker, ...] = ()
     """What would keep the drain from succeeding."""
 
 
 def find_due(looks: Iterable[tuple[str, Look]], now: datetime, poll: float) -> frozenset[str]:
-    """Return the nodes whose pods are due to be listed again, those with the oldest look first. At most LOOKS nodes
-    are listed within one poll, including those that were listed already."""
+    """Return the nodes whose pods are to be listed again now, given as pairs of a node name and its latest look. The
+    oldest looks come first. At most LOOKS nodes are listed within one poll of `poll` seconds, including those
+    already listed."""
     known = list(looks)
     left = LOOKS - count_recent((look for _, look in known), now, poll)
     due = sorted((look.at, name) for name, look in known if look.due(poll) <= now)
@@ -75,5 +79,5 @@ def find_due(looks: Iterable[tuple[str, Look]], now: datetime, poll: float) -> f
 
 
 def count_recent(looks: Iterable[Look], now: datetime, poll: float) -> int:
-    """Return how many of these looks were made within the last poll of `poll` seconds."""
+    """Return how many of these looks were made within the last `poll` seconds."""
     return sum(now - timedelta(seconds=poll) < look.at for look in looks)

@@ -1,13 +1,13 @@
-"""Answers to questions that were asked before: the cost of a pass depends on what changed, not on what exists.
+"""Caches results between passes, so that the cost of a pass depends on what has changed and not on the size of the
+cluster.
 
-A question is a pure function. Its answer stays valid while the arguments are the same objects as before, or equal
-ones, so the arguments are the key. They come as rows, one for each name (`each`), or, where thousands of names have
-many arguments, as columns (`table`): comparing a column with that of the last pass takes one operation on dicts.
-Python compares an object with itself at once, and gatherers keep objects that did not change, so a comparison costs
-next to nothing.
+A question is a pure function. Its cached answer stays valid as long as the arguments are the same objects as before,
+or equal ones. The arguments come as rows, one for each name (`each`), or as columns (`table`) where thousands of names
+have many arguments: comparing a column with that of the last pass is one operation on dicts. Python compares an object
+with itself at once, and gatherers keep objects that did not change, so a comparison costs next to nothing.
 
-All decisions are remembered here: by `Memo` from pass to pass, by `AnswersByKind` for nodes of one kind.
-functools.lru_cache stands only before pure functions of a few values, such as a layout or a version, that hold no
+All decisions are cached here: by `Memo` from pass to pass, by `AnswersByKind` for nodes of one kind.
+functools.lru_cache is used only for pure functions of a few values, such as a layout or a version, that hold no
 snapshot (tests/test_shape.py has the list).
 """
 
@@ -21,31 +21,35 @@ Inputs = TypeVarTuple("Inputs")
 Answer = TypeVar("Answer")
 Value = TypeVar("Value")
 Column: TypeAlias = Mapping[str, Any] | AbstractSet[str]
-"""One fact about many names: the fact by name, or the names for which it is true."""
+"""One fact about many names: a mapping from the name to the fact, or the set of names for which it is true."""
 
 
 class Memo:
-    """The answers of the last pass. A planner has one, which is empty at first.
+    """The answers of the last pass. Each planner has one Memo, which is empty at first.
 
-    A question that a pass does not ask is forgotten after it, so nodes and policies that are gone leave nothing
+    If a pass does not ask about a name again, its answer is dropped, so nodes and policies that are gone leave nothing
     behind.
     """
 
     def __init__(self) -> None:
+        """Create an empty memo."""
         self._known: dict[object, _Known] = {}
-        """By question: what the last pass answered."""
+        """The answers of the last pass, by question."""
         self._values: dict[str, Any] = {}
+        """The values of `same`, by name."""
         self._latest: datetime | None = None
+        """The time of the last pass, or None before the first."""
 
     def begin(self, now: datetime) -> None:
-        """Begin a pass. Answers stay valid while time goes forward. If the clock was set back, all are dropped."""
+        """Begin a pass at `now`. If the clock was set back since the last pass, all answers and values are dropped,
+        because they may depend on the time."""
         if self._latest is not None and now < self._latest:
             self._known, self._values = {}, {}
         self._latest = now
 
     def same(self, name: str, value: Value) -> Value:
-        """Return the value of this name in the last pass if it equals this one, so that a question gets the same
-        object; else return `value`."""
+        """Return the value that was stored under `name` if it equals `value`, so that callers get the same object as
+        in the last pass. Otherwise store `value` and return it."""
         known: Value | None = self._values.get(name)
         if known is not None and known == value:
             return known
@@ -58,7 +62,8 @@ class Memo:
         *inputs: *Inputs,
         lasts: Callable[[Answer], bool] | None = None,
     ) -> Answer:
-        """Return the answer to a question that is asked once in a pass. `lasts` is that of `table`."""
+        """Return the answer to a question that is asked only once in a pass, for these arguments. See `table` for
+        `lasts`."""
         return self.each(question, [("", inputs)], lasts=lasts)[""]
 
     def each(
@@ -69,8 +74,9 @@ class Memo:
         lasts: Callable[[Answer], bool] | None = None,
         failed: dict[str, Exception] | None = None,
     ) -> dict[str, Answer]:
-        """Return the answers to one question about many names, in the order of `rows`, which have the arguments. Call
-        it once in a pass, with all names. For what else the question reads, and for errors, see `table`."""
+        """Return the answer of `question` for each name, in the order of `rows`, which are pairs of a name and its
+        arguments. Call it once in a pass, with all names. See `table` for `lasts`, for `failed` and for other data
+        that the question reads."""
         inputs = dict(rows)
         key = question.func if isinstance(question, partial) else question
         return self.table(
@@ -93,14 +99,14 @@ class Memo:
         lasts: Callable[[Answer], bool] | None = None,
         failed: dict[str, Exception] | None = None,
     ) -> dict[str, Answer]:
-        """Return the answers to a question about these names, in their order. The question is called for a name if the
-        last pass has no answer for it, if its entry in one of `columns` has changed since, or if one of `shared`
-        has changed.
+        """Return the answer of `question` for each of `names`, in their order. The question is called for a name only
+        if the last pass has no answer for it, if its entry in one of `columns` has changed since, or if one of
+        `shared` has changed.
 
-        Anything else that the question reads, above all the time, is not compared. `lasts` says which answers stay
-        valid although that changes; the others are computed again in the next pass. If `failed` is given, an error of
-        the question goes there and its name has no answer; otherwise the error is raised. `key` identifies the
-        question from pass to pass.
+        Anything else that the question reads, above all the time, is not compared. If `lasts` is given, only answers
+        for which it returns True stay valid; the others are computed again in the next pass. If `failed` is given, an
+        exception of the question is stored there under the name, which then has no answer; otherwise it is raised.
+        `key` identifies the question from pass to pass.
         """
         known = self._known.get(key)
         if known is None or known.shared != tuple(shared):
@@ -128,7 +134,7 @@ class Memo:
 
 
 class _Known(NamedTuple):
-    """The answers of one pass to one question, and what they were computed from."""
+    """The answers of one pass to one question, and the facts from which they were computed."""
 
     answers: dict[str, Any]
     """The answers, by name."""
@@ -141,7 +147,8 @@ class _Known(NamedTuple):
 
 
 def _find_changed(before: Column, now: Column) -> AbstractSet[str]:
-    """Return the names whose entries differ between two passes, those that are in only one of them included."""
+    """Return the names whose entries in the column differ between two passes, including names that only one of them
+    has."""
     if not isinstance(before, Mapping) or not isinstance(now, Mapping):
         return set(before) ^ set(now)
     if before == now:
@@ -154,20 +161,22 @@ def _find_changed(before: Column, now: Column) -> AbstractSet[str]:
 
 
 def _copy(column: Column) -> Column:
-    """Return a copy of the column, so that a later change of the original is noticed."""
+    """Return a shallow copy of the column, so that the next pass can tell whether the original was changed in
+    place."""
     return dict(column) if isinstance(column, Mapping) else frozenset(column)
 
 
 class AnswersByKind:
-    """The answers to questions that thousands of nodes ask with few different arguments, such as nodes with the same
+    """A cache for questions that thousands of nodes ask with few different arguments, because many nodes have the same
     cards.
 
-    Everything else that a question reads must stay the same while this object exists: it is part of a value that is
-    made of just that, and that the memo makes anew when any of it changes.
+    Everything else that a question reads must stay the same while this object exists. The object that holds it is
+    therefore made of just those inputs, and the memo makes a new one when any of them changes.
     """
 
     def __init__(self, most: int = 256) -> None:
-        """Keep at most `most` answers; when there are more, all are dropped."""
+        """Create an empty cache that keeps up to `most` answers. When it is full, all are dropped before the next is
+        stored."""
         self._most = most
         self._known: dict[object, Any] = {}
 
@@ -177,8 +186,8 @@ class AnswersByKind:
         *inputs: *Inputs,
         lasts: Callable[[Answer], bool] | None = None,
     ) -> Answer:
-        """Return the answer to a question with these arguments, which must be hashable. `lasts` is that of
-        `Memo.each`."""
+        """Return the cached answer of `question` for these arguments, which must be hashable, or compute it. If
+        `lasts` is given, the answer is cached only if `lasts` returns True for it."""
         key = (question.func if isinstance(question, partial) else question), inputs
         if key in self._known:
             known: Answer = self._known[key]

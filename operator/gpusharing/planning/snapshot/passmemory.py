@@ -1,4 +1,4 @@
-"""What one pass remembers for the next, besides what the cluster says itself.
+"""What one pass remembers for the next one because the cluster does not record it.
 
 Terms: docs/design/glossary.md#pass, docs/design/glossary.md#look.
 """
@@ -13,17 +13,19 @@ from gpusharing.planning.vocabulary.values import value
 
 @value
 class PassMemory:
-    """Made by a plan and read by the next one. A new process starts with an empty memory."""
+    """State that each plan returns and that the next plan receives. It is kept in memory only, so a new process starts
+    without it."""
 
     wants_pods: frozenset[str] = frozenset()
-    """Nodes whose pods the next pass needs."""
+    """Nodes whose pods have to be listed for the next pass."""
     proving: frozenset[str] = frozenset()
-    """Nodes that need nothing but another LIST of their pods to be proven idle."""
+    """Nodes that are idle except for the last LIST of their pods that has to confirm it."""
     drifting_since: Mapping[str, datetime] = field(default_factory=dict)
-    """Since when this process has seen that a Ready, unfenced node differs from its target, by node."""
+    """By node: since when this process has seen that the node, which is Ready and has no fence, differs from its
+    target."""
     looks: Mapping[str, Look] = field(default_factory=dict)
-    """What the latest LIST of its pods found at each node whose pods block it."""
+    """By node: the result of the latest LIST of its pods before its change starts."""
     previews: Mapping[str, Preview] = field(default_factory=dict)
-    """What the change of each waiting node would disturb."""
+    """By node that waits: what its change would disturb."""
     vain_passes: Mapping[str, int] = field(default_factory=dict)
-    """How many passes in a row made no progress, by policy (`count_vain`)."""
+    """By policy: how many passes in a row made no progress (`count_vain`)."""

@@ -1,4 +1,5 @@
-"""The pods of nodes in work, as the drain rules see them, and what is known about their evictions.
+"""The pods of nodes whose pods were listed, as far as the drain rules need them, and what is known about their
+evictions.
 
 Terms: docs/design/glossary.md#gang, docs/design/glossary.md#fence.
 """
@@ -26,25 +27,26 @@ class Owner:
     name: str
     """Name, in the namespace of the pod."""
     exists: bool | None = None
-    """False if it was looked up and is gone, or None if it was not looked up, because we cannot or need not read its
-    kind."""
+    """True or False if the controller was looked up and exists or is gone. None if it was not looked up, because its
+    kind cannot be read or need not be."""
 
 
 @value
 class Gang:
-    """Pods that work as one: the end of one ends them all (docs/design/drain.md#t13). It is found from the pods
-    alone."""
+    """Pods that only work together, so that the end of one ends them all (docs/design/drain.md#t13). A gang is
+    recognized from its pods alone."""
 
     kind: str
-    """The kind by which people know it: PodGroup, JobSet, LeaderWorkerSet, Workload."""
+    """The kind of object by which people know it, such as PodGroup, JobSet, LeaderWorkerSet or Workload."""
     namespace: str
     """Namespace of its pods."""
     name: str
     """Name of the gang, as its pods give it."""
     labels: str = ""
-    """A label selector that all of its pods match, and other pods too if it names no value. Empty if there is none."""
+    """A label selector that all of its pods match. Other pods may match it as well if it names only a key. Empty if
+    there is none."""
     fields: str = ""
-    """A field selector that matches all of its pods, and other pods too. Empty if there is none."""
+    """A field selector that all of its pods match, and perhaps other pods as well. Empty if there is none."""
 
     @property
     def ref(self) -> str:
@@ -54,7 +56,7 @@ class Gang:
 
 @value
 class PodView:
-    """One pod bound to a node in work."""
+    """One pod that is bound to a node whose pods were listed."""
 
     namespace: str
     """Namespace of the pod."""
@@ -67,19 +69,20 @@ class PodView:
     labels: Mapping[str, str] = field(default_factory=dict)
     """All labels of the pod."""
     owner: Owner | None = None
-    """The pod's controller, from the ownerReference that says so, or None if it has none."""
+    """The pod's controller, from its ownerReference with `controller: true`, or None if it has none."""
     mirror: bool = False
     """Whether it is a static pod: annotation kubernetes.io/config.mirror or an ownerReference of kind Node."""
     resources: Mapping[str, int] = field(default_factory=dict)
-    """GPU resources that its containers, init and sidecar containers included, ask for; 0 is left out."""
+    """The GPU resources that its containers request, including init and sidecar containers, with their counts. Counts
+    of 0 are left out."""
     dra: Literal["none", "gpu", "unresolved"] = "none"
     """What its ResourceClaims hold: `gpu` if gpu.nvidia.com allocated one without adminAccess, or `unresolved`, which
     counts like `gpu`, if one cannot be read."""
     node_selector: Mapping[str, str] = field(default_factory=dict)
     """spec.nodeSelector."""
     node_terms: tuple[tuple[Row, ...], ...] = ()
-    """The terms of its required node affinity, of which a node must match one; matchFields count as labels. Empty if
-    it has none, or if it asks for no GPU resource."""
+    """The terms of its required node affinity, of which a node must match at least one; matchFields count as labels.
+    Empty if the pod has none, or if it requests no GPU resource."""
     deleted_at: datetime | None = None
     """metadata.deletionTimestamp, which is when the grace period ends, or None if it is not being deleted."""
     ready: bool = True
@@ -93,16 +96,16 @@ class PodView:
     started: datetime | None = None
     """status.startTime, or None if the kubelet has not accepted the pod yet or the time cannot be read."""
     marks: tuple[tuple[str, str], ...] = ()
-    """Annotations and labels that ask not to disturb it (drain/rules.py), with their values, sorted."""
+    """Annotations and labels that ask not to disturb the pod (drain/rules.py), as pairs of key and value, sorted."""
     namespace_labels: Mapping[str, str] | None = None
-    """Labels of its namespace, the same for all pods of a node and for the members of their gangs. None if no rule
-    needs them, if no pod of that namespace has to leave the node, or if they cannot be read."""
+    """Labels of its namespace. None if no rule needs them, if no pod of that namespace has to leave the node, or if
+    they cannot be read. All pods of a node, and the members of their gangs, get the same answer."""
     restarts: bool = True
-    """Whether its restartPolicy is Always: it never runs to completion."""
+    """Whether its restartPolicy is Always, so that it never runs to completion."""
     system: bool = False
     """Whether its priority class is system-cluster-critical or system-node-critical."""
     local_files: bool = False
-    """Whether it mounts an emptyDir on the node's disk. One in memory, as for /dev/shm, does not count."""
+    """Whether it mounts an emptyDir on the node's disk. An emptyDir in memory, as for /dev/shm, does not count."""
     gang: Gang | None = None
     """The gang that it belongs to, or None if it works alone."""
     grace: int = 30
@@ -123,32 +126,31 @@ class GangMember:
     pod: PodView
     """The pod."""
     policy: str = ""
-    """The policy that its node follows, if that policy has another spec.drain than the policy of the node in work, or
-    one that cannot be read. Empty if the spec.drain is the same, or if its node follows no policy. The planner
-    fills it in."""
+    """The policy that its node follows, if the spec.drain of that policy differs from that of the policy of the listed
+    node, or cannot be read. Empty if both are the same, or if its node follows no policy. The planner fills it in."""
     drain: Drain | None = None
     """spec.drain of that policy, or None if `policy` is empty or cannot be read."""
     unruled: Finding | None = None
-    """Why the spec.drain of that policy is unknown, so that the member must stay, or None if it is known."""
+    """Why the spec.drain of that policy is unknown, so that the member has to stay. None if it is known."""
 
 
 @value
 class GangView:
-    """A gang with all of its pods that are not finished."""
+    """A gang with all of its pods that have not finished."""
 
     gang: Gang
     """Which gang."""
     members: tuple[GangMember, ...] = ()
     """The pods of the gang, sorted by node, then by `namespace/name`."""
     partial: bool = False
-    """Whether the gang has more pods than were read."""
+    """Whether the gang has more pods than were listed."""
     error: str = ""
-    """Why its pods could not be listed, so that nothing else is known. Empty if they were."""
+    """Why its pods could not be listed, in which case the other fields say nothing. Empty if they were listed."""
 
 
 @value
 class PdbView:
-    """One PodDisruptionBudget, as far as it decides about an eviction."""
+    """The parts of a PodDisruptionBudget that decide about an eviction."""
 
     namespace: str
     """Namespace of the budget and its pods."""
@@ -174,53 +176,56 @@ class PdbView:
 
 @value
 class EvictionMemory:
-    """What the executor remembers of the last answer to an eviction of one pod. It is kept in memory only."""
+    """The last response of the API server to an eviction of one pod, as the executor remembers it. Kept in memory
+    only."""
 
     reason: Reason
-    """The server's answer, as a reason."""
+    """The reason that stands for the server's response."""
     message: str
     """The message of the server. Empty if it is not shown."""
     next_try: datetime
     """When the eviction of the pod may be requested again."""
     since: datetime
-    """When this answer came for the first time in an unbroken series."""
+    """When this response came for the first time in an unbroken series."""
     tries: int = 1
-    """How often it came in that series, which decides about the next wait."""
+    """How often it came in that series, on which the next wait depends."""
     asked_at: datetime | None = None
     """When the eviction was last requested, or None if that is unknown but long ago."""
 
 
 @value
 class NodeWork:
-    """The pods of a node in work, as listed now, and what earlier LISTs have shown."""
+    """The pods of one node as just listed, and what earlier LISTs of them have shown."""
 
     pods: tuple[PodView, ...]
-    """All pods that are bound to it."""
+    """All pods that are bound to the node."""
     pdbs: tuple[PdbView, ...]
-    """The budgets of their namespaces."""
+    """The PodDisruptionBudgets in the namespaces of those pods."""
     listed_at: datetime
-    """When the latest LIST began. It says nothing about pods that came later."""
+    """When the latest LIST began. It shows nothing about pods that came later."""
     empty_since: datetime | None = None
-    """When the first of the consecutive LISTs without a GPU holder was made, or None if the latest LIST found one."""
+    """When the first of an unbroken series of LISTs without a GPU pod was made. None if the latest LIST found a GPU
+    pod."""
     evictions: Mapping[str, EvictionMemory] = field(default_factory=dict)
-    """The last answer to the eviction of each pod, by pod UID."""
+    """The last response to the eviction of each pod, by the pod's UID."""
     error: str = ""
-    """Why the pods could not be listed, so that nothing is decided about them. Empty if they were."""
+    """Why the pods could not be listed, in which case nothing is decided about them. Empty if they were listed."""
     empty_lists: tuple[datetime, ...] = ()
-    """When the latest of the consecutive LISTs without a GPU holder were made, oldest first."""
+    """When the latest LISTs of that unbroken series were made, oldest first."""
     all_pods: bool = False
-    """Whether the latest LIST was made for a reboot. The empty LISTs then found no pod at all that has to leave for
-    one, and pods without a GPU were looked up completely as well."""
+    """Whether the latest LIST was made for a reboot, which almost every pod has to leave. The LISTs of the series then
+    found no such pod at all, and pods without a GPU were looked up completely as well."""
     cordoned_at: datetime | None = None
-    """`since` of the fence that the node had when the latest LIST began, or None if it had none. It is only compared
-    for equality with that of the present fence."""
+    """`since` of the fence that the node had when the latest LIST began, or None if it had no fence. Only compared for
+    equality with `since` of the present fence."""
     stood: str = ""
-    """Id of the request to the agent that was current when the first of the consecutive empty LISTs was made: its
-    answer may be from before the last pod left. Empty if there was no request."""
+    """Id of the request to the agent that was current when the first LIST of the series was made. Its answer may date
+    from before the last pod left. Empty if there was no request."""
     quiet_for: str = ""
-    """Id of the request for silence that the agent has answered and that is still in force. Empty if there is none."""
+    """Id of the request to close NVML that the agent has answered and that is still in force. Empty if there is
+    none."""
     quiet_since: datetime | None = None
     """Since when this process has seen that answer, or None if there is none."""
     gangs: tuple[GangView, ...] = ()
-    """The gangs of its pods that may have to leave, in the order of `Gang.ref`. The change may end fewer of them, such
-    as when it takes no reboot after all (`drain/gangs.py` has those that it ends)."""
+    """The gangs of the pods that may have to leave, sorted by `Gang.ref`. The change may end fewer of them, for
+    example if it turns out to need no reboot (`drain/gangs.py` finds those that it ends)."""

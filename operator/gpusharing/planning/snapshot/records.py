@@ -1,4 +1,5 @@
-"""What we record on Nodes and on the leader Lease: the only memory of a change. `kube/fence.py` writes it as text.
+"""The records that we keep on Nodes and on the leader's Lease. They are the only memory of a change. `kube/fence.py`
+reads and writes them as JSON.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#wave,
 docs/design/glossary.md#drift, docs/design/glossary.md#slot, docs/design/glossary.md#gang,
@@ -17,14 +18,15 @@ from gpusharing.api.times import NEVER, from_rfc3339
 from gpusharing.planning.vocabulary.values import value
 
 CLOCK_ERROR = timedelta(seconds=1)
-"""How far a time that we write may be from the API server's: one clock counts to half a second and half of what a call
-took (kube/clock.py), here up to a second."""
+"""How far a time that we write may be from the API server's clock. That clock is known to half a second plus half of
+the duration of a call (kube/clock.py); a second covers both."""
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+"""The earliest time that a record may contain."""
 
 
 def _moment(text: object) -> datetime:
-    """Return the time that `text` says, for pydantic. Raises ValueError if it is no time with a time zone, or one
-    before 1970 or after 9999."""
+    """Return the RFC 3339 time in `text` as a datetime; a validator for pydantic. Raises ValueError if it is not a
+    time with a time zone, or if it is before 1970 or after 9999."""
     if (moment := from_rfc3339(text)) is None:
         raise ValueError("not a time with a time zone")
     if not EARLIEST <= moment <= NEVER:
@@ -33,24 +35,25 @@ def _moment(text: object) -> datetime:
 
 
 Moment = Annotated[datetime, BeforeValidator(_moment)]
-"""A time that is written as text. Its bounds keep additions from overflowing, which would stop other nodes too."""
+"""A time that is written as an RFC 3339 string. Its bounds keep additions from overflowing, which would stop other
+nodes too."""
 Number = Annotated[int, Field(ge=0, le=10**10)]
-"""A count, bounded so that adding to it cannot overflow. As seconds the bound is 317 years."""
+"""A count, bounded so that additions cannot overflow. As seconds, the bound is 317 years."""
 _WRITTEN = ConfigDict(alias_generator=to_camel, strict=True)
-"""How a record is written as text: camelCase keys, and no conversion between types."""
+"""How a record is written as JSON: camelCase keys, and no conversion between types."""
 
 
 @value
 class SpecVersion:
-    """One generation of the spec of one policy. A generation alone says nothing: every policy counts from 1, also one
-    that is recreated under its name."""
+    """One generation of the spec of one policy. The generation alone does not identify it, because every policy counts
+    from 1, and so does one that is recreated under the same name."""
 
     __pydantic_config__ = _WRITTEN
 
     uid: str
     """UID of the policy. Empty if an older operator did not record it."""
     generation: int
-    """metadata.generation of the policy, or 0 for no generation in particular."""
+    """metadata.generation of the policy, or 0 if the record is about no generation in particular."""
 
 
 UNRECORDED = SpecVersion("", 0)
@@ -59,147 +62,151 @@ UNRECORDED = SpecVersion("", 0)
 
 @value
 class Fence:
-    """Our record on a Node of the change in flight. It is the only memory of that change.
+    """The record of the change in flight, which we write to the Node. It is the only memory of that change.
 
-    The PATCH that cordons, where the change needs a cordon, also writes it. Every run of the actuators (each goes
-    through the point of no return, PNR) and the steps that a field names rewrite it, and the release removes it.
+    It is written in the PATCH that cordons the node (or in a PATCH of its own, if the change needs no cordon). It is
+    rewritten by every run of the actuators, each of which passes the point of no return (PNR), and by the steps that a
+    field names. The release removes it.
     """
 
     __pydantic_config__ = _WRITTEN
 
     op: str
-    """Id of the change, with which the ids of its requests to the agent begin. It stays the same until the release."""
+    """Id of the change, which stays the same until the release. The ids of its requests to the agent begin with it."""
     policy: str
-    """The policy whose change it is. Each run sets the policy that drives the node at that time. If the node has
-    failed and another policy owns it by now, that owner replaces it."""
+    """The policy whose change this is. Each run sets it to the policy that drives the node at that time. If the node
+    has failed and another policy owns it by then, it is set to that owner."""
     version: SpecVersion
-    """The version of the policy's spec that the change follows. It is set when the fence is written, and by each run
-    and turn back. If another policy takes the node over meanwhile, it is not that policy's version until the next
-    run."""
+    """The version of the policy's spec that the change follows. It is set when the fence is written, by each run and
+    by a rollback. If another policy takes the node over in between, it is still that of the former policy until the
+    next run."""
     node_uid: str
-    """UID of the Node that was fenced. A Node with another UID has only inherited the annotation."""
+    """UID of the Node that was fenced. A Node with another UID was recreated with a copy of the annotation."""
     prior_unschedulable: bool
-    """Whether the node was cordoned before the fence: that cordon is not ours to lift."""
+    """Whether the node was cordoned before the fence. That cordon is not ours to lift."""
     added: tuple[str, ...]
-    """Keys of the labels and annotations for the neighbors (docs/design/drain.md#c6) that we set and remove again.
-    Empty once the node is yielded, which removes them."""
+    """Keys of the labels and annotations that we set for other controllers (docs/design/drain.md#c6) and have to
+    remove again. Empty once the node is yielded, because that removes them."""
     disruption: DisruptionClass
-    """The worst class of disruption that the change has had so far. It only gets worse."""
+    """The worst class of disruption of the change so far. It never gets better."""
     from_layout: str
-    """How the GPUs were divided when the fence was written, for people. It does not change."""
+    """How the GPUs were divided when the fence was written, for people. It is never changed."""
     to_layout: str
-    """The layout that the change leads to, for people. After the PNR it is what the run leads to, which may be a stop
-    on the way. If the text of the target differs from it, a configuration has got another meaning since."""
+    """The layout that the change leads to, for people. After the PNR it is the layout of the current run, which may be
+    an intermediate step. If it differs from the description of the target, a named configuration has changed its
+    meaning since."""
     stage: Literal["fenced", "yielded", "actuating"]
-    """`fenced` before the PNR, `actuating` after it, `yielded` while somebody else maintains the node that we had
+    """`fenced` before the PNR, `actuating` after it, and `yielded` while somebody else maintains the node that we had
     fenced."""
     step: Number
-    """Number, from 1, of the step that the last run belongs to. Before the PNR it is 1."""
+    """Number of the step that the latest run belongs to, counted from 1. It is 1 before the PNR."""
     steps: Number
-    """How many steps there are: 2 if the change leads through a stop on the way, else 1. Each run sets it."""
+    """How many steps there are: 2 if the change goes through an intermediate layout, else 1. Each run sets it."""
     attempt: Number
-    """Number of the attempt: 1 for a new aim and after each retry that a person asks for; each cure of mig-manager
-    adds 1."""
+    """Number of the attempt. It is 1 for a new target and after each retry that a person requests, and each attempt to
+    repair a stuck mig-manager adds 1."""
     since: Moment
-    """When the node was fenced, or when we restored our cordon after the PNR: earlier LISTs prove nothing, and pods
-    created later were started despite the cordon."""
+    """When the node was fenced, or when we restored our cordon after the PNR. Earlier LISTs of its pods prove nothing,
+    and pods created later were started despite the cordon."""
     stage_since: Moment
-    """When the stage began; after the PNR, when the last run began."""
+    """When the stage began, or after the PNR, when the latest run began."""
     deadline: Moment
-    """Before the PNR, when the time for pods to leave ends; after it, the time from which the node counts as Failed.
-    Each run sets a new one, and so does the record of a run that is owed."""
+    """Before the PNR, the time by which the pods must have left. After it, the time from which the node counts as
+    Failed. It is set anew by each run, and when a run is recorded as owed."""
     drift: bool = False
-    """Whether the change corrects drift, which is allowed once per generation. False after a run that follows another
-    policy or generation."""
+    """Whether the change corrects drift, which is allowed once per generation. A run that follows another policy or
+    generation sets it to False."""
     from_mode: str = ""
-    """Value of the routing label before the fence, which an abort restores. Empty if there was none."""
+    """Value of the routing label before the fence, which is restored if the change is given up. Empty if there was
+    none."""
     target_mig_config: str = ""
-    """Value of `nvidia.com/mig.config` that the run leads to; empty before the PNR, and where mig-manager is not
+    """Value of `nvidia.com/mig.config` that the latest run has set. Empty before the PNR, and if mig-manager is not
     needed."""
     target_plugin_config: str = ""
-    """Value of `nvidia.com/device-plugin.config` that the run leads to; empty before the PNR."""
+    """Value of `nvidia.com/device-plugin.config` that the latest run has set. Empty before the PNR."""
     gfd_timestamp: str = ""
-    """GFD's start time before the run that changed the plugin's configuration: only a later start time proves that
-    change. Empty where the run did not change it."""
+    """The start time of GPU Feature Discovery before the run that changed the configuration of the device plugin. Only
+    a later start time proves that GFD has seen the change. Empty if the run did not change it."""
     daemon_uid: str = ""
-    """UID of the MPS daemon's pod that this run deletes. As long as that pod exists, it is still to be deleted. Empty
-    if there is none."""
+    """UID of the MPS daemon's pod that this run has to delete. While a pod with this UID exists, it is still to be
+    deleted. Empty if there is none."""
     restart_uid: str = ""
-    """UID of the mig-manager pod that this run deletes. As long as that pod exists, it is still to be deleted. Empty
-    if there is none."""
+    """UID of the mig-manager pod that this run has to delete. While a pod with this UID exists, it is still to be
+    deleted. Empty if there is none."""
     retry: str = ""
-    """The value of the retry annotation when the fence was written, at the last run, or at the record of one that is
-    owed. Another value on the Node asks for a new attempt."""
+    """The value of the retry annotation when the fence was written, at the latest run, or when a run was recorded as
+    owed. If the Node has another value, a person has requested a new attempt."""
     began: Moment | None = None
-    """When the change first passed the PNR, or did so again after a failure; None before that, and in fences of older
-    operators."""
+    """When the change first passed the PNR, or passed it again after a failure. None before that, and in fences of
+    older operators."""
     planned: DisruptionClass = DisruptionClass.NONE
-    """The class of disruption that the plan showed; `disruption` may have got worse since. DisruptionClass.NONE if it
-    was not recorded."""
+    """The class of disruption that the plan showed; `disruption` may have become worse since. DisruptionClass.NONE if
+    it was not recorded."""
     failed_version: SpecVersion | None = None
-    """The version of the spec that an earlier run of this change followed when it failed after the PNR, or None if
-    none failed."""
+    """The version of the spec that an earlier run of this change followed when it failed after the PNR. None if none
+    failed."""
     failed: Moment | None = None
-    """When a pass first found that the last run had failed after the PNR. None if it has not failed, or if an older
-    operator did not record it. A time at or after `deadline` means that it failed by the clock, even if the clock
-    was set back since."""
+    """When a pass first found that the latest run had failed after the PNR. None if it has not failed, or if an older
+    operator did not record it. A time at or after `deadline` means that the run failed by its deadline, even if the
+    clock was set back since."""
     rolls_back: bool = False
-    """Whether the change of this generation failed and the node goes back to what was proven on it last. True until the
-    policy is edited or a person sets another value of the retry annotation."""
+    """Whether the change of this generation failed and the node is being rolled back to what was last proven on it.
+    True until the policy is edited or a person sets another value of the retry annotation."""
     failure: str = ""
-    """Why the node goes back, for people. Empty if it does not go back."""
+    """Why the node is being rolled back, for people. Empty if it is not."""
     owed: str = ""
-    """The target of a run that has yet to begin, which it does when the node is proven idle again. Empty if no run is
-    owed."""
+    """The target of a run that begins as soon as the node is proven idle again. Empty if no such run is pending."""
     jobs: bool = False
-    """Whether, before the PNR, pods that run to completion are waited for; `deadline` is then the end of that wait."""
+    """Whether the change, before the PNR, waits for pods that run to completion. `deadline` is then the end of that
+    wait."""
     newcomer: bool = False
-    """Whether the node waited behind the start-up taint, had never been returned to service after a proof and had no
-    GPU pod. Nobody counted on it, so the change takes no slot of its policy's budget."""
+    """Whether the node had the start-up taint, had never been returned to service after a proof, and had no GPU pod.
+    Nobody depended on it, so the change uses no slot of its policy's budget."""
     wave: str = ""
-    """Name of the wave, the same on all nodes that started together because they share a gang. Empty if the node
-    started alone."""
+    """Name of the wave, which is the same on all nodes that started together because they share a gang. Empty if the
+    node started alone."""
     mates: tuple[str, ...] = ()
-    """Nodes of that gang that did not fit into the budget and so come next; at most 20 are recorded."""
+    """Nodes with pods of the same gangs that did not fit into the budget and should therefore come next. At most 20
+    are recorded."""
     proven: Moment | None = None
-    """When the node was found proven while it waits for the others of its wave, or, in stage `yielded`, for somebody
-    else's work to end. None if it is not proven yet, or does not wait."""
+    """When the node was found proven, if it then waits for the other nodes of its wave or, in stage `yielded`, for
+    other maintenance to end. None if it is not proven yet or does not wait."""
     revision: str = ""
     """Revision of the policy's spec that the change follows (`wanted/revision.py`), set with `version`. Empty if it
     was not recorded."""
     turned: bool = False
-    """Whether the change began under another policy or revision than its last run."""
+    """Whether the change began under another policy or revision than that of its latest run."""
     approved: str = ""
-    """The target that a person approved for the change, in the form of `owed`. Empty if no approval was needed, or if
-    it was not recorded."""
+    """The target that a person approved for the change, in the same form as `owed`. Empty if no approval was needed,
+    or if it was not recorded."""
     unknown: str = ""
-    """JSON object of the keys that a newer operator wrote and this one does not know; they are written back unchanged.
+    """JSON object of the keys that a newer operator wrote and this one does not know. They are written back unchanged.
     Empty if there are none."""
 
 
 @value
 class Deferred:
-    """The record that an abort leaves on the Node, so that the next attempt waits until `until`. The next release
-    without one removes it.
+    """The record that a change was given up, which is written to the Node. The next attempt waits until `until`. A
+    later release without such a record removes it.
 
-    A node that is returned to service after a failure, to begin again, gets one that only records the failure, without
-    a wait.
+    If a node is returned to service after a failure, to start again, the record only remembers the failure and has no
+    wait.
     """
 
     __pydantic_config__ = _WRITTEN
 
     count: Number
-    """How many changes of this policy and generation were aborted so far. Each doubles the wait, from 5 minutes. 0 if
-    there is no wait."""
+    """How many changes of this policy and generation have been given up so far. The first wait is 5 minutes, and each
+    further one doubles it. 0 if there is no wait."""
     until: Moment
     """When the next attempt may begin."""
     reason: str
     """Why the last attempt was given up, for people."""
     version: SpecVersion
-    """The version of the spec whose change was given up; another version does not wait. Without a UID, any policy of
-    this generation waits."""
+    """The version of the spec whose change was given up. Changes of other versions do not wait. If the UID was not
+    recorded, any policy of this generation waits."""
     retry: str = ""
-    """The value of the retry annotation at that time; another value ends the wait."""
+    """The value of the retry annotation at that time. A different value ends the wait."""
     failed_version: SpecVersion | None = None
     """The version of the spec in which the change failed after the PNR before it was given up, or None if it did not
     fail."""
@@ -207,77 +214,79 @@ class Deferred:
 
 @value
 class Verified:
-    """The record of what was proven on a Node last. Every release after a proof and every adoption writes it."""
+    """The record of what was last proven on a Node. It is written by every release after a proof and by every
+    adoption."""
 
     __pydantic_config__ = _WRITTEN
 
     policy: str
-    """Name of the policy that asked for what was proven."""
+    """Name of the policy whose target was proven."""
     mig_config: str
-    """Value of `nvidia.com/mig.config` at the proof; empty where mig-manager is not needed."""
+    """Value of `nvidia.com/mig.config` at the proof. Empty if mig-manager was not needed."""
     plugin_config: str
-    """Value of `nvidia.com/device-plugin.config`."""
+    """Value of `nvidia.com/device-plugin.config` at the proof."""
     corrected_generation: int = 0
-    """The policy generation in which drift was already corrected once, or 0 if it never was."""
+    """The generation of the policy in which drift was last corrected, or 0 if it never was."""
     retry: str = ""
-    """The value of the retry annotation at that time; another value allows one more correction."""
+    """The value of the retry annotation at that time. A different value allows one more correction of drift."""
     layout: str = ""
-    """The layout that the two values meant at the proof; an admin may give them another meaning. Empty if it was not
+    """The layout that the two values meant at the proof; an admin may change their meaning later. Empty if it was not
     recorded."""
     gpus: Number = 0
-    """How many GPUs the node had; if it has fewer now, one is missing. 0 if it was not recorded."""
+    """How many GPUs the node had at the proof. If it has fewer now, one is missing. 0 if it was not recorded."""
     version: SpecVersion = UNRECORDED
-    """The version of the spec that our last change followed. Its UID is that of `policy`, even if no change of ours
-    made the node as it is."""
+    """The version of the spec that our latest change followed. Its UID is that of `policy`, even if the node was
+    adopted without a change."""
     changed_at: Moment | None = None
-    """When our last change was proven here, or None if there was none, or an older operator made it."""
+    """When our latest change was proven on this node. None if there was none, or if an older operator made it."""
     took: Number = 0
-    """Seconds from the PNR of that change, or of its first run after a failure, to its proof. 0 if it is unknown."""
+    """Seconds from the PNR of that change (after a failure: from its first run since then) to its proof. 0 if it is
+    unknown."""
     planned: DisruptionClass = DisruptionClass.NONE
     """The class of disruption that the plan of this change showed. DisruptionClass.NONE if it was not recorded."""
     failed_version: SpecVersion | None = None
     """The version of the spec in which this change failed after the PNR before it was proven, or None if it did not
     fail."""
     rolled_back: bool = False
-    """Whether the change of `version` failed and this is what the node went back to; `changed_at` and `took` are
-    then those of the last change that reached its target."""
+    """Whether the change of `version` failed and the node was rolled back to what is recorded here. `changed_at` and
+    `took` are then those of the latest change that reached its target."""
     failure: str = ""
-    """Why the node went back, for people. Empty if it did not go back."""
+    """Why the node was rolled back, for people. Empty if it was not."""
     revision: str = ""
     """Revision of the policy's spec that this change followed (`wanted/revision.py`). Empty if it was not recorded."""
     apart: bool = False
-    """Whether the change says nothing about a canary for which the pool is too small, because nobody counted on the
-    node yet (`newcomer`), or because the change began under another spec (`turned`). False if an older operator
-    wrote the record."""
+    """Whether the change must not count as a canary: the node was a `newcomer` on which nobody depended, or the change
+    began under another spec (`turned`). False if an older operator wrote the record."""
     mates: tuple[str, ...] = ()
-    """`mates` of the fence of that change, which come next once the change has ended too. Empty if no node was left
-    behind, if the node went back, or if an older operator wrote the record."""
+    """`mates` of the fence of that change. These nodes should still come next after the change has ended. Empty if
+    there were none, if the node was rolled back, or if an older operator wrote the record."""
 
 
 @value
 class FailedNode:
-    """The record that a node failed after the point of no return. It is kept on the leader Lease, because the Node may
-    be deleted: a node whose kubelet does not come back is replaced."""
+    """The record that the change of a node failed after the point of no return. It is kept on the leader's Lease
+    because the Node may be deleted: a node whose kubelet does not come back is replaced."""
 
     __pydantic_config__ = _WRITTEN
 
     node: str
     """Name of the Node, for people."""
     version: SpecVersion
-    """The version of the spec whose change failed; it counts for `rollout.maxFailures` of that one."""
+    """The version of the spec whose change failed. The failure counts against `rollout.maxFailures` of that
+    version."""
     gone: bool = False
     """Whether the Node was deleted before its change was proven or found to have failed."""
 
     @property
     def display_name(self) -> str:
-        """The name of the node for a message, which says so if the node was deleted in the middle of its change."""
+        """The name of the node for a message, with a remark if the node was deleted in the middle of its change."""
         return f"{self.node} (deleted in the middle of its change)" if self.gone else self.node
 
 
 @value
 class Claim:
-    """A slot of the disruption budget, held on the leader Lease from before the fence is written until the fence is
-    gone."""
+    """A slot of the disruption budget, recorded on the leader's Lease from before the fence is written until the fence
+    is gone."""
 
     __pydantic_config__ = _WRITTEN
 
@@ -288,17 +297,18 @@ class Claim:
     op: str
     """The change that the slot is for: `op` of the fence."""
     wave: str = ""
-    """`wave` of the fence that is to come, so that after a crash a successor starts the node in the same wave. Empty
-    if there is none."""
+    """`wave` of the fence that is to be written, so that after a crash the next leader starts the node in the same
+    wave. Empty if there is none."""
     version: SpecVersion | None = None
-    """The version of the spec whose change is at its point of no return or past it, and unproven: if the Node goes
-    now, that change has failed (docs/adr/0044-what-was-seen-is-written-down.md). None before that, and once it is
-    proven."""
+    """The version of the spec whose change has reached its point of no return and is not proven. If the Node is
+    deleted now, that change counts as failed (docs/adr/0044-what-was-seen-is-written-down.md). None before that
+    point, and after the proof."""
 
     @staticmethod
     def of(node_uid: str, fence: Fence) -> "Claim":
-        """Return the claim of a change that begins or is in flight. It has a `version` only if the change has reached
-        its point of no return and is unproven, and only if the fence is of this Node."""
+        """Return the claim for the change that `fence` records on the Node with `node_uid`. Its `version` is set only
+        if the change is past its point of no return and not proven, and if the fence was written for this very
+        Node."""
         claim = Claim(node_uid, fence.policy, fence.op, fence.wave)
         if fence.stage != "actuating" or fence.proven is not None or fence.node_uid != node_uid:
             return claim

@@ -16,7 +16,8 @@ MIG_MANAGER_SWITCH = "migManager.enabled"
 
 @value
 class PlainStackView:
-    """NVIDIA's device-plugin chart without the GPU Operator: no ClusterPolicy, no mig-manager."""
+    """NVIDIA's device-plugin chart without the GPU Operator, which means without a ClusterPolicy and without
+    mig-manager."""
 
     daemon_set: str
     """Name of the device plugin's DaemonSet."""
@@ -26,14 +27,15 @@ class PlainStackView:
 
 @value
 class MpsDaemonView:
-    """The GPU Operator's DaemonSet of MPS control daemons, as far as it shows whether they learn of a configuration."""
+    """The GPU Operator's DaemonSet of MPS control daemons, with the facts that decide whether its config-manager can
+    notify the daemon of a new configuration."""
 
     version: str
     """Version of the device plugin's image, which the daemon runs. Empty if it is unknown."""
     program: str
-    """The name under which the daemon runs."""
+    """The process name of the daemon."""
     signalled: str
-    """The name of the process that its config-manager looks for."""
+    """The process name to which its config-manager sends the signal."""
     sees_host: bool
     """Whether its pods see the processes of their host."""
     name: str = "nvidia-device-plugin-mps-control-daemon"
@@ -44,8 +46,8 @@ class MpsDaemonView:
 
 @value
 class ClusterPolicyView:
-    """NVIDIA's ClusterPolicy, as far as it can override us (docs/design/nvidia.md#d5), or what stands in for it where
-    NVIDIA's device-plugin chart runs without the GPU Operator."""
+    """The parts of NVIDIA's ClusterPolicy that can override us (docs/design/nvidia.md#d5). If NVIDIA's device-plugin
+    chart runs without the GPU Operator, an equivalent view is made from its DaemonSets."""
 
     plugin_config_name: str
     """devicePlugin.config.name. Empty if it is not set."""
@@ -55,7 +57,7 @@ class ClusterPolicyView:
     """migManager.config.name. Empty if it is not set."""
     switches: Mapping[str, bool | str] = field(default_factory=dict)
     """The values of the fields that `stack/requirements.py` reads, by their path below `spec`; fields that are not set
-    are left out. Without a ClusterPolicy they are the values that the programs which run would need."""
+    are left out. Without a ClusterPolicy, they are the values that correspond to the programs that run."""
     plugin_default: str = ""
     """devicePlugin.config.default: the device-plugin configuration for nodes without the label. Empty if it is not
     set."""
@@ -70,13 +72,13 @@ class ClusterPolicyView:
     uid: str = ""
     """UID of the object. Empty if there is none."""
     ignored: bool = False
-    """Whether the GPU Operator says that it follows another one (docs/design/nvidia.md#d7)."""
+    """Whether the GPU Operator reports that it follows another ClusterPolicy (docs/design/nvidia.md#d7)."""
     plugin_config_setter: str = ""
     """Field manager that wrote `plugin_config_name` last. Empty if it is unknown."""
     mig_config_setter: str = ""
     """Field manager that wrote `mig_config_name` last. Empty if it is unknown."""
     configured: frozenset[str] = frozenset()
-    """Fields that the operator has set once (`planning/stack/pointers.py`)."""
+    """Fields that this operator has already set once, by path (`planning/stack/pointers.py`)."""
     tolerates_gate: bool = True
     """Whether NVIDIA's pods tolerate the start-up taint."""
     tolerations: str = "[]"
@@ -90,13 +92,13 @@ class ClusterPolicyView:
     """Namespace of NVIDIA's pods, as status.namespace says. Empty if it does not."""
 
     def is_off(self, switch: str) -> bool:
-        """Whether the field with this path is false. A field that is not set does not turn its program off."""
+        """Whether the field with this path below `spec` is false. A field that is not set does not count as false."""
         return self.switches.get(switch) is False
 
 
 @value
 class FinderState:
-    """A DaemonSet of Node Feature Discovery's worker, without which a node is not known to have a GPU."""
+    """A DaemonSet of Node Feature Discovery's worker. Without its labels nobody knows that a node has a GPU."""
 
     name: str
     """Name of the DaemonSet."""
@@ -110,12 +112,12 @@ class FinderState:
 
 @value
 class StackView:
-    """NVIDIA's software in the cluster and the configuration that we keep for it."""
+    """NVIDIA's software in the cluster and the ConfigMaps that we keep for it."""
 
     cluster_policy: ClusterPolicyView | None
-    """What serves the GPUs, or None if nothing was found."""
+    """The ClusterPolicy or its equivalent, or None if nothing of NVIDIA's was found."""
     gpu_cluster: bool
-    """Whether NVIDIA's DRA stack is installed: our labels would have no effect."""
+    """Whether NVIDIA's DRA stack is installed, in which case our labels would have no effect."""
     plugin_configs: Mapping[str, str]
     """Device-plugin configurations by key, as they are in our ConfigMap now."""
     mig_file: str
@@ -125,45 +127,46 @@ class StackView:
     admin_mig_file: str = ""
     """mig-parted entries of the admin's own ConfigMap, merged into ours."""
     admin_plugin_configs: Mapping[str, str] = field(default_factory=dict)
-    """Device-plugin configurations of the admin's own ConfigMap, by key; merged into ours as they are."""
+    """Device-plugin configurations of the admin's own ConfigMap, by key. They are merged into ours unchanged."""
     missing_entries: tuple[str, ...] = ()
-    """Device-plugin configurations that Nodes name and `plugin_configs` lacks, while the pointer is not at ours."""
+    """Device-plugin configurations that Nodes name and `plugin_configs` lacks, as long as ClusterPolicy does not name
+    our ConfigMap."""
     missing_maps: tuple[str, ...] = ()
-    """ConfigMaps of the admin that a setting names, and that do not exist."""
+    """ConfigMaps of the admin that are named by a setting but do not exist."""
     generated_mig_files: Mapping[str, str] = field(default_factory=dict)
-    """The configuration that mig-manager >= 0.14 generated from the hardware of each node, by node."""
+    """The mig-parted file that mig-manager >= 0.14 generated from the hardware, by node."""
     plugin_map_exists: bool = True
     """Whether our device-plugin ConfigMap exists; NVIDIA's pods cannot start while ClusterPolicy names a missing
     one."""
     serves_our_mig_file: bool = False
     """Whether ClusterPolicy points mig-manager at our ConfigMap."""
     marked: bool = True
-    """Whether both of our ConfigMaps have our label; one that does not exist is not counted."""
+    """Whether those of our two ConfigMaps that exist have our label."""
     write_error: str = ""
     """Why the last write of our ConfigMaps was refused. Empty if it was not refused."""
     rival_policies: tuple[str, ...] = ()
-    """ClusterPolicies among which we cannot tell which one the GPU Operator follows; `cluster_policy` is then the
-    first of them."""
+    """Names of ClusterPolicies if it cannot be told which of them the GPU Operator follows; `cluster_policy` is then
+    the first of them. Empty otherwise."""
     pointer_error: str = ""
-    """Why ClusterPolicy could not be pointed at our ConfigMaps. Empty if nothing prevented it."""
+    """Why the write that points ClusterPolicy at our ConfigMaps failed. Empty if it did not fail."""
     foreign_map: str = ""
-    """Name of a ConfigMap that somebody else created and filled under the name of one of ours. Empty if there
-    is none."""
+    """Name of a ConfigMap with entries that has the name of one of ours but was created by somebody else. Empty if
+    there is none."""
     finders: tuple[FinderState, ...] = ()
     """The DaemonSets of Node Feature Discovery's worker in the namespace of NVIDIA's components; the operator may read
     no other namespace."""
     intolerant_agents: str = ""
-    """Namespace of the agent's pods, if those that exist do not tolerate the start-up taint. Empty if they do, or if
-    none was seen."""
+    """Namespace of the agent's pods, if the existing ones do not tolerate the start-up taint. Empty if they do, or if
+    none exists."""
     seen_plugin_configs: Mapping[str, str] = field(default_factory=dict)
-    """Device-plugin entries that this process has read, by key. Entries named by their content can be restored from
-    here when they are lost."""
+    """Device-plugin entries that this process has read so far, by key. If an entry whose name is made from its content
+    is lost, it can be restored from here."""
     seen_mig_entries: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """mig-parted entries that this process has read, by key, for the same purpose."""
+    """mig-parted entries that this process has read so far, by key, for the same purpose."""
 
     def generated_mig_file(self, node: str) -> str:
-        """Return the file that mig-manager generated on this node. Empty if mig-manager reads our file instead, or
-        generated nothing."""
+        """Return the mig-parted file that mig-manager generated on `node`. Empty if mig-manager reads our ConfigMap
+        instead, or if it generated nothing there."""
         return "" if self.serves_our_mig_file else self.generated_mig_files.get(node, "")
 
 
@@ -186,12 +189,13 @@ class Operand:
 
 
 def find_active(views: Iterable[ClusterPolicyView]) -> tuple[ClusterPolicyView | None, tuple[str, ...]]:
-    """Return the ClusterPolicy that the GPU Operator follows, or None if there is none, and the names of those among
-    which that cannot be decided. If there are such names, the policy returned is the first of them; otherwise they
-    are empty.
+    """Return the ClusterPolicy that the GPU Operator follows, or None if there is none, and a tuple of names. The
+    tuple is empty unless the choice is uncertain. Then it names all policies that come into question, and the
+    returned policy is the first of them by name.
 
-    The GPU Operator marks all but one as `ignored`. Before it has looked, or while it is away, it may have marked
-    none. A single ClusterPolicy is the one, whatever its mark.
+    The GPU Operator marks all but one as `ignored`. It may not have marked any before its first reconciliation, or
+    while it is not running. If all are marked, the mark is disregarded; a single ClusterPolicy is therefore always the
+    one.
     """
     policies = sorted(views, key=lambda policy: policy.name)
     heeded = [policy for policy in policies if not policy.ignored] or policies
