@@ -1,9 +1,9 @@
-"""How much memory a card and each of its MIG instances have for workloads, which profile is large enough, and whether a
-node has enough devices.
+"""The memory that a card and each of its MIG instances have for workloads, the smallest profile with enough memory,
+and whether a node has enough devices.
 
-The number in a profile's name is nominal: an instance has less, and how much less cannot be computed. `_SEEN` is what
-``nvidia-smi mig -lgip`` and ``nvidia-smi`` printed on that hardware, in published captures (the same as in
-tests/planning/mig-facts.yaml, which names them). It varies by 0.1 to 0.5 GiB with the driver.
+The number in a profile's name is nominal: an instance has less memory, and how much less cannot be computed. `_SEEN`
+contains what ``nvidia-smi mig -lgip`` and ``nvidia-smi`` printed on that hardware, in published captures (the same as
+in tests/planning/mig-facts.yaml, which names them). It varies by 0.1 to 0.5 GiB with the driver.
 """
 
 from collections.abc import Mapping
@@ -11,14 +11,15 @@ from collections.abc import Mapping
 from gpusharing.planning.gpus.cards import Card, Profile
 
 HEADROOM = 1.2
-"""Factor on memory: allocators, caches and bursts need a fifth more than the peak seen."""
+"""Factor by which the memory of a workload is multiplied: allocators, caches and bursts need a fifth more than the
+observed peak."""
 TURNS = 4
-"""Pods that take turns on a GPU, at most: with more, each waits too long."""
+"""The largest number of pods that should take turns on one GPU. With more of them, each waits too long."""
 _CARD = 0.95
-"""GiB of a whole card for each GB of its name, if there is no capture of it."""
+"""GiB of usable memory for each GB in the name of a card of which there is no capture."""
 _INSTANCE = 0.88
-"""GiB of an instance for each GB of its name, if there is no capture. The least of all captures is 16.0 GiB of an
-H200's 1g.18gb, 0.89; the assumption must not exceed the real size."""
+"""GiB of usable memory for each GB in the name of a profile of which there is no capture. The lowest ratio of all
+captures is 0.89 (16.0 GiB of an H200's 1g.18gb), and the assumption must not exceed the real size."""
 _SEEN: Mapping[str, Mapping[int, float]] = {
     "a30": {6: 5.81, 12: 11.69, 24: 23.5},
     "a100-40gb": {5: 4.75, 10: 9.62, 20: 19.5, 40: 39.25},
@@ -29,27 +30,29 @@ _SEEN: Mapping[str, Mapping[int, float]] = {
     "h200-141gb": {18: 16.0, 35: 32.5, 71: 69.8, 141: 140.0},
     "rtx-pro-6000-blackwell": {24: 23.62, 48: 47.38, 96: 95.0},
 }
-"""GiB of an instance, by card and the GB in the profile's name: profiles with the same number have the same memory."""
+"""GiB of usable memory of an instance, by the key of the card and the GB in the profile's name. Profiles with the same
+number have the same memory."""
 
 
 def memory_of(card: Card) -> float:
-    """Return the memory of the whole card in GiB: its total if known, else the memory of its largest instance, else an
-    assumption."""
+    """Return the memory of the whole card in GiB: its total if known, else that of its largest instance if captured,
+    else an estimate from the GB in its name."""
     if card.memory_mib:
         return card.memory_mib / 1024
     return _SEEN.get(card.key, {}).get(card.memory_gb, card.memory_gb * _CARD)
 
 
 def usable_memory(card: Card, profile: Profile) -> float:
-    """Return the GiB that a workload can use of one instance; 0 if the card shares its memory with the CPU."""
+    """Return the GiB that a workload can use of one instance of the profile: from a capture, or an estimate from the
+    GB in its name. 0 if the card shares its memory with the CPU."""
     if not card.memory_gb:
         return 0.0
     return _SEEN.get(card.key, {}).get(profile.memory_gb, profile.memory_gb * _INSTANCE)
 
 
 def plain_profiles(card: Card) -> tuple[Profile, ...]:
-    """Return the profiles that are a part of the card and have no attribute such as +me or +gfx, smallest first. Of
-    profiles with equal memory, the one of which more instances fit comes first."""
+    """Return the profiles of the card that are smaller than the whole card and have no attribute such as +me or +gfx,
+    smallest first. If two have equal memory, the one of which more instances fit comes first."""
     whole = max((profile.slices for profile in card.profiles), default=0)
     plain = [
         profile for profile in card.profiles if not {"+", "-"} & set(profile.name) and profile.slices < whole
@@ -58,13 +61,13 @@ def plain_profiles(card: Card) -> tuple[Profile, ...]:
 
 
 def smallest_profile(card: Card, gib: float) -> Profile | None:
-    """Return the profile with the least memory that holds `gib` GiB; of equal ones, that of which more instances fit.
-    None if only the whole card holds as much, or not even that."""
+    """Return the profile with the least memory whose instances hold `gib` GiB. If several have equal memory, it is the
+    one of which more instances fit. None if no profile smaller than the whole card is large enough."""
     return next((profile for profile in plain_profiles(card) if usable_memory(card, profile) >= gib), None)
 
 
 def client_memory(card: Card, clients: int) -> float:
-    """Return the GiB that each of this many MPS clients of a card may use: equal parts of its memory
+    """Return the GiB that each of `clients` MPS clients of a card may use, which is an equal part of its memory
     (docs/design/hardware.md#mps-share)."""
     return memory_of(card) / clients
 
@@ -76,5 +79,6 @@ def client_threads(clients: int) -> int:
 
 
 def fits(requested: Mapping[str, int], available: Mapping[str, int]) -> bool:
-    """Whether one node with these counts of devices, by resource name, has all that is requested of it."""
+    """Whether a node with the devices in `available` has all devices in `requested`; both are counts by resource
+    name."""
     return all(available.get(name, 0) >= count for name, count in requested.items())

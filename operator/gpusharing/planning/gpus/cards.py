@@ -1,8 +1,8 @@
-"""GPU models: what each card is, which MIG profiles it offers and where their instances may lie.
+"""GPU models: what each card is, which MIG profiles it offers, and where their instances can be placed.
 
-This table is the fallback. What the card itself reports through NVML (and the agent into ``GPUNode``) wins,
-with one known exception, `Card.nvml_counts_wrong`. A new model is ONE entry in `CARDS`; only a card with a
-new kind of slicing also needs a family. Sources, named in each `Provenance`:
+This table is the fallback. What the card itself reports through NVML (and the agent into ``GPUNode``) takes
+precedence, with one known exception, `Card.nvml_counts_wrong`. A new model is ONE entry in `CARDS`; only a card
+with a new way of dividing it also needs a family. Sources, named in each `Provenance`:
 
 - *guide*: NVIDIA MIG user guide, pages "supported GPUs" and "supported MIG profiles";
 - *capture*: output of ``nvidia-smi mig -lgip`` / ``-lgipp`` taken on that hardware and published;
@@ -20,45 +20,45 @@ from typing import Literal
 
 from gpusharing.planning.vocabulary.values import value
 
-# How well a fact is known. real: read on that hardware. doc: NVIDIA's guide or playbook. cfg: only in
-# mig-parted's shipped file. family: taken from the family, never seen for this model. unknown: no source.
+# How reliable a fact is. real: read on that hardware. doc: NVIDIA's guide or playbook. cfg: only in mig-parted's
+# shipped file. family: taken from the family, never seen for this model. unknown: no source.
 Status = Literal["real", "doc", "cfg", "family", "unknown"]
 
 
 @value
 class Profile:
-    """One GPU instance profile as one card offers it, from this table or from NVML."""
+    """One GPU instance profile as a card offers it, according to this table or to NVML."""
 
     name: str
     """The name as NVML and mig-parted write it, such as `1g.10gb+me`."""
     starts: tuple[int, ...]
-    """Memory units at which an instance may start; empty if placements are unknown."""
+    """Memory units at which an instance may start. Empty if the placements are unknown."""
     size: int
-    """Memory units that an instance covers; 0 if unknown."""
+    """The number of memory units that an instance covers, or 0 if unknown."""
     max_count: int
-    """How many instances of only this profile fit."""
+    """How many instances fit on a card that has only instances of this profile."""
     slices: int
-    """Compute slices, the number before the g."""
+    """The number of compute slices, which is the number before the g."""
     memory_gb: int
-    """GB, the number in the name; the usable memory is less."""
+    """The number of GB in the name. The usable memory is less."""
     profile_id: int | None = None
-    """GPU instance profile id, which means other profiles on other cards; None if unknown."""
+    """GPU instance profile id, or None if unknown. The same id stands for other profiles on other cards."""
 
 
 @value
 class Provenance:
-    """How well a card and its profiles are known, and from where."""
+    """How reliable the facts about a card and its profiles are, and where they come from."""
 
     names: Status
-    """How well the names and counts of its profiles are known."""
+    """How reliable the names and counts of its profiles are."""
     ids: Status
-    """How well their ids are known."""
+    """How reliable the ids of its profiles are."""
     placements: Status
-    """How well their placements are known."""
+    """How reliable their placements are."""
     cite: str
     """The sources of these facts, for people."""
     card: Status = "doc"
-    """How well its product name, PCI device id and memory are known, and whether it has MIG."""
+    """How reliable its product name, PCI device ids and memory are, and the fact whether it supports MIG."""
 
 
 @value
@@ -70,32 +70,34 @@ class Card:
     products: tuple[str, ...]
     """Product names exactly as NVML prints them."""
     pci_device_ids: tuple[str, ...]
-    """Ids in the form of mig-parted's device-filter, `0xDDDDVVVV` (device, vendor); empty if unknown."""
+    """Ids in the form of mig-parted's device-filter, `0xDDDDVVVV` (device, vendor). Empty if unknown."""
     compute_capability: tuple[int, int]
     """Major and minor number of the compute capability."""
     memory_gb: int
-    """GB, the number from which the names of MIG profiles are computed; 0 if the memory is shared with the CPU."""
+    """The number of GB from which the names of the MIG profiles are computed, or 0 if the memory is shared with the
+    CPU."""
     profiles: tuple[Profile, ...]
-    """The MIG profiles that the card offers; empty if it has no MIG."""
+    """The MIG profiles that the card offers. Empty if it does not support MIG."""
     source: Provenance
-    """How well the facts about the card are known."""
+    """How reliable the facts about the card are."""
     memory_mib: int | None = None
     """Total memory as nvidia-smi shows it, or None if there is no capture."""
     nvml_counts_wrong: bool = False
-    """Whether this table is right where NVML's counts differ (mig-parted v0.15.0 pkg/mig/discovery: A30)."""
+    """Whether the counts of this table are right and NVML's are wrong (mig-parted v0.15.0 pkg/mig/discovery: A30)."""
 
     @property
     def mps_max_clients(self) -> int:
-        """The most MPS replicas that the device plugin accepts (docs/design/hardware.md#mps-served)."""
+        """The largest number of MPS replicas that the device plugin accepts on the card
+        (docs/design/hardware.md#mps-served)."""
         return 48 if self.compute_capability >= (7, 5) else 16
 
 
 @value
 class _Shape:
-    """A profile of a family; its memory number follows from the card's total."""
+    """A profile of a family of cards. The number of GB in its name follows from the memory of the card."""
 
     slices: int
-    eighths: int  # share of the card's memory that the name counts
+    eighths: int  # eighths of the card's memory, from which the number in the name is computed
     attribute: str
     starts: tuple[int, ...]
     size: int
@@ -104,7 +106,7 @@ class _Shape:
 
     def on(self, memory_gb: int) -> Profile:
         # go-nvlib v0.10.0 mig_profile.go: the fraction of the total, rounded half up.
-        """Return the profile of this shape on a card with this much memory in GB."""
+        """Return the profile that this shape gives on a card with `memory_gb` GB."""
         gb = (memory_gb * self.eighths + 4) // 8
         name = f"{self.slices}g.{gb}gb{self.attribute}"
         return Profile(name, self.starts, self.size, self.max_count, self.slices, gb, self.profile_id)
@@ -168,8 +170,8 @@ def _card(
     family: tuple[_Shape, ...],
     source: Provenance,
 ) -> Card:
-    """Return one entry of the table. ``device_ids``: PCI device ids in hex, separated by spaces; the vendor is NVIDIA
-    (10DE)."""
+    """Return one entry of the table. ``device_ids`` are PCI device ids in hex, separated by spaces; the vendor is
+    always NVIDIA (10DE). ``family`` has the shapes of its profiles."""
     pci = tuple(f"0x{device}10DE" for device in device_ids.split())
     profiles = tuple(shape.on(memory_gb) for shape in family)
     return Card(key, products, pci, compute_capability, memory_gb, profiles, source)
@@ -304,14 +306,17 @@ _GFD_SUFFIX = re.compile(r"(?:-MIG-(?:INVALID|(?:\d+c\.)?\d+g\.\d+gb[a-z.+-]*?))
 
 
 def bare_product(product: str) -> str:
-    """Return the product in GFD's dashed form without GFD's suffixes: ``NVIDIA-H100-80GB-HBM3`` for each of ``NVIDIA
-    H100 80GB HBM3``, ``NVIDIA-H100-80GB-HBM3-SHARED`` and ``…-MIG-1g.10gb-SHARED``."""
+    """Return the product name in GPU Feature Discovery's form, with dashes and without its suffixes:
+    ``NVIDIA-H100-80GB-HBM3`` for each of ``NVIDIA H100 80GB HBM3``, ``NVIDIA-H100-80GB-HBM3-SHARED`` and
+    ``…-MIG-1g.10gb-SHARED``."""
     return _GFD_SUFFIX.sub("", "-".join(product.split()), count=1)
 
 
 _BY_PRODUCT = {bare_product(product): card for card in CARDS for product in card.products}
+"""Every card of the table, by each of its product names in the form of `bare_product`."""
 
 
 def find_card(product_name: str) -> Card | None:
-    """Return the card with this product name, as NVML prints it or GFD labels it, or None if it is not in the table."""
+    """Return the card with this product name, in the form that NVML prints or in that of GPU Feature Discovery's
+    label. None if it is not in the table."""
     return _BY_PRODUCT.get(bare_product(product_name))

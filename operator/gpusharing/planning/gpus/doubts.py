@@ -1,5 +1,5 @@
-"""Compare the MIG profiles that a card reports with our table. What the card reports counts; a message names the
-differences."""
+"""Compares the MIG profiles that a card reports with our table. The operator uses what the card reports, and a message
+names the differences."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -9,16 +9,16 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 
 MOST = 3
-"""The most differences that a message names."""
+"""The largest number of differences that a message names."""
 
 
 @lru_cache(maxsize=64)
 def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
-    """Return why the profiles of a card are less certain than usual; nothing is decided from it. At most MOST
-    differences are named.
+    """Return a Finding with the differences (at most MOST) between the `reported` profiles of a card and our table. If
+    none are reported, the Finding says that the table is used. It is for people only; nothing is decided from it.
 
-    None if card and table agree, if the table does not have the card or its profiles, or if the table is known to be
-    right. With no profiles `reported`, the Finding says that the table is used.
+    None if both agree, if the table has neither the card nor profiles for it, or if NVML is known to report wrong
+    counts for the card.
     """
     card = find_card(product)
     if card is None or not card.profiles or card.nvml_counts_wrong:
@@ -41,8 +41,8 @@ def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
 
 
 def _difference(profile: Profile, known: Mapping[str, Profile]) -> str:
-    """Return how card and table differ on one profile; empty if they do not. Placements that one of them leaves open
-    are no difference."""
+    """Return how the reported profile differs from the one of the same name in `known`, which has our table's profiles
+    by name. Empty if it does not. Placements that are unknown on either side are not compared."""
     same = known.get(profile.name)
     if same is None:
         return f"{profile.name}, which our table does not have"
@@ -54,4 +54,5 @@ def _difference(profile: Profile, known: Mapping[str, Profile]) -> str:
 
 
 def _places(profile: Profile) -> str:
+    """Return the placements of a profile for a message, such as `0, 4 (size 4)`."""
     return f"{', '.join(map(str, profile.starts))} (size {profile.size})"

@@ -1,11 +1,11 @@
-"""Drivers under which no GPU is repartitioned: those affected by CVE-2026-24197, and those that an admin names. And
-drivers that hang pods under some layouts.
+"""Drivers under which no GPU is repartitioned: those affected by CVE-2026-24197 and those that an admin lists. Also
+drivers under which pods hang with some layouts.
 
 CVE-2026-24197: memory routing of MIG partitions starts from an insecure default, so that repartitioning may corrupt
 data or hang, beyond the tenant that caused it. The fixed versions are those of NVIDIA's own record (bulletin 5821,
 https://github.com/NVIDIA/product-security/blob/5f2f483bdb97b934730c448e6f6c54e04212dd0f/2026/5821/CVE-2026-24197.json).
-It lists three branches of the Linux driver. Of other old branches NVIDIA says only that they "might also be affected":
-they are not guessed at here, an admin can name them.
+It lists three branches of the Linux driver. Of other old branches NVIDIA says only that they "might also be affected".
+The operator does not refuse those by itself, but an admin can list them.
 """
 
 import re
@@ -17,30 +17,30 @@ from gpusharing.planning.gpus.geometry import Layout
 
 CVE = "CVE-2026-24197"
 FIXED: Mapping[int, str] = {535: "535.309.01", 580: "580.159.03", 595: "595.71.05"}
-"""Branch of the Linux driver to the first version in which it is fixed."""
+"""The first fixed version of each affected branch of the Linux driver, by the number of the branch."""
 HANGING = frozenset({"570.124.06", "570.133.20", "570.148.08", "570.158.01"})
 """Drivers under which pods hang on a node that has MIG instances beside whole GPUs (NVIDIA/gpu-operator#1361, and the
 known issues of GPU Operator 25.3 in NVIDIA's release notes)."""
 NOT_HANGING = "570.172.08"
-"""The first version of their branch in which that is fixed, by the same issue."""
+"""The first version of that branch in which the problem is fixed, according to the same issue."""
 _VERSION = re.compile(r"\d+(\.\d+)*")
 
 
 def _find_no_version(entry: str) -> str:
-    """Return why an entry of operator.unsafeDrivers is not valid; empty if it is."""
+    """Return why an entry of operator.unsafeDrivers is not valid, or an empty string if it is."""
     return "" if _VERSION.fullmatch(entry) else f"{entry!r} is not a driver version or the start of one"
 
 
 DriverVersions = Annotated[tuple[str, ...], listed(_find_no_version)]
-"""Versions of the driver, or their beginnings: `570`, `570.86`."""
+"""Driver versions or their leading parts, such as `570` or `570.86`."""
 
 
 def find_driver_flaw(version: str, named: Iterable[str], *, refuse_affected: bool) -> str:
-    """Return why no GPU may be repartitioned under this driver; empty when nothing is known against it, as for an
-    unknown driver.
+    """Return why no GPU may be repartitioned under this driver. Empty if nothing is known against the driver, or if
+    its version is unknown.
 
-    `version`: as NVML reports it. `named`: versions or their beginnings (`570`, `570.86`) that an admin refuses.
-    `refuse_affected`: whether those affected by the CVE are refused.
+    `version` is what NVML reports. `named` has the versions, or leading parts of versions (`570`, `570.86`), that an
+    admin refuses. `refuse_affected` says whether drivers with the CVE are refused as well.
     """
     numbers = _numbers(version)
     if not numbers:
@@ -58,9 +58,9 @@ def find_driver_flaw(version: str, named: Iterable[str], *, refuse_affected: boo
 
 
 def find_hanging(version: str, layouts: Sequence[Layout | None]) -> str:
-    """Return why a node must not get these layouts, one for each GPU, under this driver. Empty when nothing is known
-    against it, as for an unknown driver.
-    """
+    """Return why a node must not have these layouts under this driver, or an empty string if nothing is known against
+    it. `layouts` has one entry for each GPU, which is None if MIG is off. The known bug needs a GPU without MIG
+    beside one with MIG instances."""
     if version not in HANGING or None not in layouts or not any(layouts):
         return ""
     return (
@@ -70,7 +70,7 @@ def find_hanging(version: str, layouts: Sequence[Layout | None]) -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Return the parts of a version; empty for text that is not a version."""
+    """Return the parts of a version as numbers, such as (570, 86). Empty if the string is not a version."""
     # Nine digits are more than any version has, and few enough for int() whatever a label says.
     if not _VERSION.fullmatch(version) or any(len(part) > 9 for part in version.split(".")):
         return ()

@@ -1,4 +1,4 @@
-"""Does a MIG layout fit on a GPU? An exact check over placements, and what to offer when it does not.
+"""Checks exactly, by searching placements, whether a MIG layout fits on a GPU, and finds the nearest one that does.
 
 Works on the profiles that a card offers (from NVML or from `gpusharing.planning.gpus.cards`) and on nothing else.
 A layout is legal when, as NVIDIA's MIG user guide and mig-parted have it:
@@ -34,7 +34,7 @@ _NAME = re.compile(r"(?:\d+c\.)?(?P<slices>\d+)g\.(?P<gb>\d+)gb(?P<attribute>(?:
 
 
 class Misfit(StrEnum):
-    """Why profiles that a card offers do not fit together."""
+    """Why profiles that a card offers cannot be combined."""
 
     TOO_MANY = "TooMany"
     MEDIA_ENGINES = "MediaEngines"
@@ -49,8 +49,8 @@ class Legal:
     """The layout fits on the GPU."""
 
     placements: tuple[tuple[str, int], ...]
-    """One way to place the instances, as (profile, start) in the order of creation, large to small. The driver may
-    choose another. Empty if the placements of the card are unknown."""
+    """One possible placement of the instances, as pairs of a profile and its start, in the order of creation, large to
+    small. The driver may choose another. Empty if the placements of the card are unknown."""
 
 
 @value
@@ -58,20 +58,21 @@ class Refusal:
     """The layout does not fit on the GPU."""
 
     layout: Layout
-    """The layout that was asked for."""
+    """The requested layout."""
     profiles: tuple[Profile, ...]
-    """The profiles that the card offers; empty if it has no MIG."""
+    """The profiles that the card offers. Empty if it does not support MIG."""
     why: str
     """Why it does not fit, as a clause."""
 
     @property
     def alternative(self) -> Layout | None:
-        """The nearest legal layout, or None if the card has no MIG."""
+        """The legal layout that is nearest to the requested one, or None if the card does not support MIG."""
         return nearest_layout(self.layout, self.profiles)
 
     @property
     def message(self) -> str:
-        """Why the layout does not fit, what the card offers and the nearest legal layout, as one sentence."""
+        """Why the layout does not fit, what the card offers, and the nearest legal layout, as one sentence without its
+        period."""
         alternative = self.alternative
         if alternative is None:
             return f"{self.why}; the card has no MIG profiles"
@@ -89,18 +90,19 @@ class UnknownProfile(Refusal):
 
 @value
 class DoesNotFit(Refusal):
-    """Every profile is offered, but not these counts together."""
+    """The card offers every profile of the layout, but not these counts together."""
 
     reason: Misfit
-    """What there is too little of."""
+    """The rule that the layout breaks."""
 
 
 Fit: TypeAlias = Legal | UnknownProfile | DoesNotFit
+"""The result of `find_fit`."""
 
 
 def normalize(counts: Mapping[str, int]) -> Layout:
-    """Return the layout with these counts per profile, largest first; counts of 0 are left out. Raises ValueError for
-    a negative count."""
+    """Return the layout with these counts by profile, largest profile first. Counts of 0 are left out. Raises
+    ValueError for a negative count."""
     for name, count in counts.items():
         if count < 0:
             raise ValueError(f"count of profile {name} is negative: {count}")
@@ -108,12 +110,13 @@ def normalize(counts: Mapping[str, int]) -> Layout:
 
 
 def describe(layout: Layout) -> str:
-    """Return the layout for people, such as ``1x3g.40gb+2x2g.20gb``, or ``empty`` without instances."""
+    """Return the layout for people, such as ``1x3g.40gb+2x2g.20gb``, or ``empty`` if it has no instances."""
     return "+".join(f"{count}x{name}" for name, count in layout) or "empty"
 
 
 def find_fit(layout: Layout, profiles: Sequence[Profile]) -> Fit:
-    """Return Legal if one GPU with these profiles can hold the layout, else a Refusal. The answer is exact."""
+    """Return Legal if a GPU with these profiles can hold the layout, else a Refusal with the cause. The check is
+    exact."""
     offer = _Offer.of(profiles)
     unknown = tuple(name for name, _ in layout if name not in offer.by_name)
     if unknown:
@@ -127,12 +130,13 @@ def find_fit(layout: Layout, profiles: Sequence[Profile]) -> Fit:
 
 
 def nearest_layout(layout: Layout, profiles: Sequence[Profile]) -> Layout | None:
-    """Return the legal layout closest to ``layout``, or None for a card without profiles.
+    """Return the legal layout nearest to ``layout``, or None for a card without profiles.
 
-    A name that the card does not offer becomes the profile with the same compute slices (else the closest number),
-    then the nearest memory, then the same attribute, then the smaller one: 1g.20gb is 1g.18gb on an H200. Then the
-    fewest instances are dropped; among equal choices the one that keeps more compute slices, then more memory. A
-    request with no readable name gets one instance of the largest profile.
+    A profile that the card does not offer is replaced by the one with the same number of compute slices (else the
+    closest number), then the nearest memory, then the same attribute, then the smaller one: 1g.20gb becomes 1g.18gb on
+    an H200. Then as few instances as possible are dropped. Among equal choices, the layout that keeps more compute
+    slices wins, then the one that keeps more memory. If no name in the layout can be read, the result is one instance
+    of the largest profile.
     """
     if not profiles:
         return None
@@ -151,13 +155,13 @@ def nearest_layout(layout: Layout, profiles: Sequence[Profile]) -> Layout | None
 
 
 def legal_layouts(profiles: Sequence[Profile]) -> tuple[Layout, ...]:
-    """Return every legal layout of a card with these profiles, also the empty one."""
+    """Return every legal layout of a card with these profiles, including the empty one."""
     offer = _Offer.of(profiles)
     return tuple(offer.legal_layouts({profile.name: profile.max_count for profile in profiles}))
 
 
 def maximal_layouts(profiles: Sequence[Profile]) -> tuple[Layout, ...]:
-    """Return the legal layouts to which no instance can be added, largest instances first."""
+    """Return the legal layouts to which no further instance can be added, those with the largest instances first."""
     legal = set(legal_layouts(profiles))
     names = [profile.name for profile in profiles]
     full = [a for a in legal if not any(normalize(Counter(dict(a)) + Counter([n])) in legal for n in names)]
@@ -166,13 +170,16 @@ def maximal_layouts(profiles: Sequence[Profile]) -> tuple[Layout, ...]:
 
 # mig-parted v0.15.0 pkg/mig/builder/balanced.go: by the number of compute slices of the card.
 _BALANCED = {7: {1: 2, 2: 1, 3: 1}, 4: {1: 2, 2: 1}}
+"""The counts of mig-parted's configuration all-balanced, by the number of compute slices of the card: how many
+instances of each number of slices."""
 
 
 def generated_layouts(profiles: Sequence[Profile]) -> dict[str, Layout | None]:
-    """Return the named configurations that mig-manager from v0.14 generates on a node of this card, sorted by name.
+    """Return the layouts of the named configurations that mig-manager from v0.14 generates on a node with this card,
+    sorted by name.
 
-    A layout of None means that MIG is off. Empty for a card without profiles. A profile of which the card reports no
-    instance has no configuration: mig-parted refuses a whole file for an entry whose counts are all 0.
+    A layout of None means that MIG is off. Empty for a card without profiles. A profile with a max_count of 0 gets no
+    configuration, because mig-parted refuses a whole file for an entry whose counts are all 0.
     """
     profiles = [profile for profile in profiles if profile.max_count > 0]
     if not profiles:
@@ -190,40 +197,39 @@ def generated_layouts(profiles: Sequence[Profile]) -> dict[str, Layout | None]:
 
 
 def named_configuration(profile: str) -> str:
-    """Return the name of the configuration with only instances of this profile: ``all-1g.10gb.me`` for 1g.10gb+me."""
+    """Return the name of the configuration that fills a card with instances of this profile: ``all-1g.10gb.me`` for
+    1g.10gb+me."""
     return "all-" + profile.replace("+", ".")
 
 
 def is_profile(name: str) -> bool:
-    """Whether a name can be read as that of a profile."""
+    """Whether the string has the form of a profile name."""
     return _NAME.fullmatch(name) is not None
 
 
 def resource_name(profile: str, *, shared: bool = False) -> str:
-    """Return the resource name under which the device plugin (from v0.20) advertises an instance with strategy mixed,
-    such as ``nvidia.com/mig-1g.10gb.me``.
-
-    ``shared``: whether it is time-sliced with renameByDefault.
-    """
+    """Return the resource name under which the device plugin (from v0.20) advertises instances of this profile with
+    strategy mixed, such as ``nvidia.com/mig-1g.10gb.me``. ``shared`` says whether they are time-sliced with
+    renameByDefault, which adds the suffix ``.shared``."""
     return f"{RESOURCE_MIG_PREFIX}{profile.replace('+', '.')}{'.shared' if shared else ''}"
 
 
 def _large_first(name: str) -> tuple[int, int, str]:
-    """Return the key that sorts profiles by compute slices and then memory, largest first. A name that cannot be read
-    comes last."""
+    """Return the key that sorts profile names by compute slices and then memory, largest first. Names that cannot be
+    read come last."""
     match = _NAME.fullmatch(name)
     return (-int(match["slices"]), -int(match["gb"]), name) if match else (0, 0, name)
 
 
 def _attribute(name: str) -> str:
-    """Return the attribute of a profile, such as `+me`; empty if it has none, or if the name cannot be read."""
+    """Return the attribute of a profile name, such as `+me`. Empty if it has none, or if the name cannot be read."""
     match = _NAME.fullmatch(name)
     return match["attribute"] if match else ""
 
 
 @value
 class _Offer:
-    """The profiles of one card, prepared for many questions."""
+    """The profiles of one card, prepared for many checks."""
 
     by_name: Mapping[str, Profile]
     slices: int  # compute slices of the card: those of its largest profile
@@ -231,14 +237,14 @@ class _Offer:
 
     @classmethod
     def of(cls, profiles: Sequence[Profile]) -> "_Offer":
-        """Return the offer of a card with these profiles; without profiles it has 0 slices and 0 units."""
+        """Return the offer of a card with these profiles. Without profiles, it has 0 slices and 0 units."""
         slices = max((profile.slices for profile in profiles), default=0)
         units = max((max(profile.starts) + profile.size for profile in profiles if profile.starts), default=0)
         return cls({profile.name: profile for profile in profiles}, slices, units)
 
     def why_not(self, layout: Layout) -> tuple[Misfit, str] | None:
-        """Return the first rule that a layout of offered profiles breaks, in a fixed order, with a clause for people.
-        None if the layout is legal."""
+        """Return the first rule that the layout breaks, with a clause for people, or None if the layout is legal.
+        Rules are checked in a fixed order. All profiles of the layout must be offered by the card."""
         for name, count in layout:
             if count > (most := self.by_name[name].max_count):
                 return Misfit.TOO_MANY, f"the card holds at most {most}x{name}"
@@ -263,8 +269,8 @@ class _Offer:
         return None
 
     def place(self, layout: Layout) -> tuple[tuple[str, int], ...]:
-        """Return one placement of a legal layout as (profile, start), in the order of the layout. Empty where
-        placements are unknown."""
+        """Return one placement of a legal layout as pairs of profile and start, in the order of the layout. Empty if
+        the placements are unknown."""
         shapes = self._shapes(layout)
         free = {shape[:2]: list(starts) for shape, starts in zip(shapes, _place(shapes) or (), strict=False)}
         placed = []
@@ -274,19 +280,19 @@ class _Offer:
         return tuple(placed)
 
     def _shapes(self, layout: Layout) -> "tuple[_Shape, ...]":
-        """Return the layout as the placement search needs it: profiles with the same placements are one shape, the
-        widest first."""
+        """Return the layout in the form that the placement search needs: profiles with the same placements are added
+        up to one shape, and the widest shape comes first."""
         shapes: Counter[tuple[tuple[int, ...], int]] = Counter()
         for name, count in layout:
             shapes[self.by_name[name].starts, self.by_name[name].size] += count
         return tuple(sorted(((*s, n) for s, n in shapes.items()), key=lambda shape: (-shape[1], shape)))
 
     def legal_layouts(self, most: Mapping[str, int]) -> Iterator[Layout]:
-        """Yield every legal layout with at most ``most`` of each profile, also the empty one."""
+        """Yield every legal layout with at most ``most[name]`` instances of each profile, including the empty one."""
 
         def extend(names: Sequence[str], chosen: Layout) -> Iterator[Layout]:
-            """Yield the legal layouts that add instances of these profiles to ``chosen``, which is one of them. Once a
-            count is refused, larger ones are not tried: legal layouts are downward closed."""
+            """Yield ``chosen``, which is legal, and the legal layouts that add instances of the profiles in ``names``
+            to it. Once a count is refused, larger counts are not tried, because legal layouts are downward closed."""
             if not names:
                 yield chosen
                 return
@@ -300,7 +306,8 @@ class _Offer:
         return extend(sorted(most, key=_large_first), ())
 
     def rank(self, layout: Layout) -> tuple[int, int, int]:
-        """Return how much a candidate has, to compare candidates: instances, compute slices, memory."""
+        """Return the number of instances, of compute slices and of GB in the layout, as a key to compare candidates
+        with."""
         of = self.by_name
         return (
             sum(count for _, count in layout),
@@ -309,8 +316,8 @@ class _Offer:
         )
 
     def closest(self, name: str) -> str | None:
-        """Return the name of the offered profile nearest to ``name`` (see `nearest_layout`), or None when the name
-        cannot be read."""
+        """Return the name of the offered profile that is nearest to ``name`` (see `nearest_layout`), or None if
+        ``name`` cannot be read."""
         if name in self.by_name:
             return name
         match = _NAME.fullmatch(name)
@@ -319,7 +326,7 @@ class _Offer:
         slices, gb, attribute = int(match["slices"]), int(match["gb"]), match["attribute"]
 
         def distance(profile: Profile) -> tuple[int, int, bool, int, str]:
-            """Return the key that is smallest for the nearest profile."""
+            """Return a sort key that is smallest for the nearest profile."""
             far = abs(profile.slices - slices), abs(profile.memory_gb - gb)
             return (*far, _attribute(profile.name) != attribute, profile.memory_gb, profile.name)
 
@@ -345,8 +352,8 @@ _Shape: TypeAlias = tuple[tuple[int, ...], int, int]  # starts, size, how many
 
 @lru_cache(maxsize=4096)
 def _place(shapes: tuple[_Shape, ...], taken: int = 0) -> tuple[tuple[int, ...], ...] | None:
-    """Return starts for each shape so that nothing overlaps, or None if there are none. ``taken``: one bit per memory
-    unit in use."""
+    """Return the starts of the instances of each shape, chosen so that nothing overlaps, or None if there is no such
+    choice. ``taken`` is a bit mask of the memory units that are in use already."""
     if not shapes:
         return ()
     rest = shapes[1:]
@@ -358,8 +365,9 @@ def _place(shapes: tuple[_Shape, ...], taken: int = 0) -> tuple[tuple[int, ...],
 
 
 def _choices(shape: _Shape, taken: int) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Yield each choice of starts for all instances of one shape, with the bits of the memory units in use then. A
-    start that overlaps ends its branch at once, because an invented card may have many."""
+    """Yield each choice of starts for all instances of one shape that overlaps neither ``taken`` nor itself, together
+    with the bit mask of the memory units in use afterwards. Overlaps are cut off early, because an invented card
+    may have many starts."""
     starts, size, count = shape
     if not count:
         yield (), taken

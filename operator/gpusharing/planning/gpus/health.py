@@ -1,8 +1,9 @@
-"""Is a GPU healthy enough to be reconfigured? The rules are data: which fact, which reason, what a person has to do.
+"""Whether a GPU is healthy enough to be reconfigured. The rules are a table: which fact makes it unhealthy, which
+reason is reported, and what a person has to do.
 
 The facts come from the agent's ordinary reading (docs/adr/0015-health-from-the-same-reading.md says what that shows
-and what it does not). Running pods are left alone: an unhealthy GPU goes on serving, as far as NVIDIA's device plugin
-lets it. Its mode and layout stay as they are until a person has acted.
+and what it does not). Running pods are left alone: an unhealthy GPU continues to serve as far as NVIDIA's device
+plugin lets it. Its mode and layout stay as they are until a person has acted.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -13,35 +14,37 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
 REACHABLE = "Ok"
+"""Value of `Vitals.access` for a GPU that NVML can talk to."""
 
 
 @value
 class Vitals:
-    """What NVML reports about one GPU's health. Counts are reduced to yes or no, so that a growing count changes
-    nothing."""
+    """What NVML reports about one GPU's health. Counts are reduced to booleans, so that a growing count is not a
+    change."""
 
     access: str = REACHABLE
-    """Ok, Lost, ResetRequired or Failed: whether NVML can talk to the GPU."""
+    """Whether NVML can talk to the GPU: Ok, Lost, ResetRequired or Failed."""
     recovery: str | None = None
-    """The action that the driver asks for (NVML field 230, since R565); None if it does not say."""
+    """The action that the driver recommends (NVML field 230, since R565), or None if it does not report one."""
     ecc_errors: bool = False
-    """Uncorrected ECC errors since the driver was loaded."""
+    """Whether there were uncorrected ECC errors since the driver was loaded."""
     remap_pending: bool = False
-    """Whether a row remapping waits for a reset."""
+    """Whether a remapped memory row waits for a GPU reset."""
     remap_failed: bool = False
-    """Whether a row remapping failed."""
+    """Whether a memory row could not be remapped."""
     xid: int | None = None
-    """The first XID of XIDS that the agent received, or None if there was none."""
+    """The first of the XIDS errors that the agent received, or None if there was none."""
     error: str = ""
-    """NVML's error if access is Failed; empty otherwise."""
+    """NVML's error if `access` is Failed. Empty otherwise."""
 
 
 HEALTHY = Vitals(recovery="None")
+"""The vitals of a healthy GPU whose driver reports a recovery action."""
 
 
 def vitals_of(gpu: GPU) -> Vitals:
-    """Return the facts that decide whether a GPU is healthy. All healthy GPUs have the same object, so that the planner
-    need not examine it any further."""
+    """Return the facts in a GPU's report that decide whether it is healthy. The result is the object HEALTHY itself
+    for every GPU that equals it, so that many healthy GPUs share one object."""
     rows = gpu.remapped_rows
     vitals = Vitals(
         access=gpu.access,
@@ -65,10 +68,11 @@ XIDS: Mapping[int, str] = {
     140: "unrecovered ECC error",
     143: "GPU initialization error",
 }
-"""XIDs after which a GPU needs a reset or a reboot (NVIDIA, XID Errors, docs.nvidia.com/deploy/xid-errors). The many
-others are about an application, about NVLink, or are covered by the fields above."""
+"""XID errors after which a GPU needs a reset or a reboot (NVIDIA, XID Errors, docs.nvidia.com/deploy/xid-errors). The
+many others concern an application or NVLink, or are covered by the fields of Vitals."""
 
 NO_ACTION = "None"
+"""The driver's value for "no recovery action is needed"."""
 _RESET = "drain the node, then reset the GPU (nvidia-smi -r) or reboot the node"
 _REBOOT = "drain and reboot the node"
 RECOVERIES: Mapping[str, str] = {
@@ -81,23 +85,23 @@ RECOVERIES: Mapping[str, str] = {
     "SystemReboot": _REBOOT,
     "Unknown": "see `nvidia-smi -q` on the node for the recovery action, which is newer than this agent",
 }
-"""What to do, by the driver's recovery action (nvmlDeviceGpuRecoveryAction_t; the meaning of each is NVIDIA's)."""
+"""What a person should do, by the driver's recovery action (nvmlDeviceGpuRecoveryAction_t, with NVIDIA's meanings)."""
 
 
 NO_TROUBLE = Finding(Reason.NO_TROUBLE, "every GPU is healthy")
-"""The finding for GPUs without trouble."""
+"""The finding if all GPUs are healthy."""
 
 
 @value
 class Rule:
-    """A fact that makes a GPU unhealthy."""
+    """One way in which a GPU can be unhealthy."""
 
     reason: Reason
-    """The reason that condition Healthy then has."""
+    """The reason of the condition Healthy in that case."""
     holds: Callable[[Vitals], bool]
-    """Whether a GPU is unhealthy in this way."""
+    """Returns whether a GPU is unhealthy in this way."""
     says: Callable[[Vitals], str]
-    """Returns the trouble and what to do about it, without the name of the GPU."""
+    """Returns what is wrong and what to do about it, as a clause without the name of the GPU."""
 
 
 RULES: tuple[Rule, ...] = (
@@ -146,17 +150,18 @@ RULES: tuple[Rule, ...] = (
         lambda gpu: f"uncorrected ECC errors since the driver was loaded; {_RESET}",
     ),
 )
-"""Gravest first; the first that applies is reported. A test pins the order."""
+"""Gravest first; the first rule that holds is reported. A test pins the order."""
 
 
 def is_healthy(diagnosis: Finding) -> bool:
-    """Whether nothing is wrong with the GPUs."""
+    """Whether the diagnosis says that all GPUs are healthy."""
     return diagnosis.reason is Reason.NO_TROUBLE
 
 
 def diagnose(gpus: Iterable[tuple[int, Vitals]]) -> Finding:
-    """Return NO_TROUBLE, or the gravest trouble among the GPUs, which are given as (index, vitals). Of equally grave
-    ones, the lowest index is reported. Equal facts give equal texts."""
+    """Return NO_TROUBLE if all GPUs are healthy, else a Finding about the one with the gravest problem, with the
+    number of other unhealthy GPUs. `gpus` are pairs of index and vitals. Among equally grave problems, the lowest
+    index is reported. Equal input gives an equal message."""
     unhealthy = [(rank, index, gpu) for index, gpu in gpus if (rank := _rank(gpu)) is not None]
     if not unhealthy:
         return NO_TROUBLE
@@ -167,5 +172,5 @@ def diagnose(gpus: Iterable[tuple[int, Vitals]]) -> Finding:
 
 
 def _rank(gpu: Vitals) -> int | None:
-    """Return the index of the first rule that the GPU breaks, or None if it is healthy."""
+    """Return the index in RULES of the first rule that holds for the GPU, or None if the GPU is healthy."""
     return next((rank for rank, rule in enumerate(RULES) if rule.holds(gpu)), None)

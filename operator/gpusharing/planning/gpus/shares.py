@@ -1,7 +1,8 @@
-"""What part of a GPU a MIG instance is, for bills: the larger one of its parts of compute and of memory.
+"""The share of a GPU that a MIG instance counts for on a bill: its fraction of the compute slices or of the memory,
+whichever is larger.
 
-The larger one counts, because a pod that takes all of one resource leaves no use for the other. Parts of one GPU may
-then add up to more than the GPU (4g.40gb and 3g.40gb on an 80 GB card: 4/7 and 4/8), and are reduced in proportion.
+The larger one counts, because a pod that takes all of one resource leaves no use for the other. The shares of one GPU
+may then add up to more than 1 (4g.40gb and 3g.40gb on an 80 GB card: 4/7 and 4/8), and are reduced in proportion.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from fractions import Fraction
 from gpusharing.planning.vocabulary.values import value
 
 WHOLE = Fraction(1)
+"""The share of a whole GPU."""
 
 
 @value
@@ -17,16 +19,17 @@ class Extent:
     """The size of a MIG instance or of a whole card."""
 
     slices: int
-    """Compute slices."""
+    """Number of compute slices, or 0 if unknown."""
     memory: int
-    """Memory, in the same unit as the card's largest profile."""
+    """Memory, in the same unit for the instances and the card, or 0 if unknown."""
 
 
 def shares(instances: Sequence[Extent], card: Extent) -> tuple[Fraction, ...]:
-    """Return the share of each instance of one GPU, in their order. Together they are at most 1; the rest is nobody's.
+    """Return the share of each instance of one GPU, in the order of `instances`. Together they are at most 1; the rest
+    belongs to nobody.
 
-    `card`: the size of the largest profile. An instance of unknown size has no share, and neither has any on a card of
-    unknown size.
+    `card` is the size of the card's largest profile. An instance of unknown size has the share 0, and so do all
+    instances on a card of unknown size.
     """
     parts = [max(_part(each.slices, card.slices), _part(each.memory, card.memory)) for each in instances]
     most = max(WHOLE, sum(parts, Fraction(0)))
@@ -34,5 +37,5 @@ def shares(instances: Sequence[Extent], card: Extent) -> tuple[Fraction, ...]:
 
 
 def _part(part: int, whole: int) -> Fraction:
-    """Return the quotient, or 0 if the whole is unknown (not above 0)."""
+    """Return the fraction `part / whole`, or 0 if `whole` is not above 0, which means unknown."""
     return Fraction(part, whole) if whole > 0 else Fraction(0)

@@ -1,7 +1,7 @@
-"""What the planner sees of the world: small frozen projections of API objects, compared by value.
+"""The planner's view of the cluster: small frozen projections of API objects, compared by value.
 
-A view leaves out resourceVersion and heartbeats on purpose: a node whose view did not change is the same input, so
-verdicts are memoized by identity. The executor takes the resourceVersion from the cache.
+A view leaves out resourceVersion and heartbeats on purpose. A node whose view did not change is therefore the same
+input, and its verdict is cached. The executor takes the resourceVersion from the watch cache.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#proof, docs/design/glossary.md#slot,
 docs/design/glossary.md#drift, docs/design/glossary.md#point-of-no-return.
@@ -30,17 +30,17 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.values import value
 
 _NOTHING: Mapping[str, str] = {}
-"""The `held_off` of nearly all nodes, shared by them."""
+"""An empty mapping, which nearly all nodes share as their `held_off`."""
 
 
 @value
 class NodeView:
-    """A Node, as far as decisions depend on it."""
+    """The parts of a Node on which decisions depend."""
 
     name: str
     """Name of the Node."""
     uid: str
-    """UID of the Node. A Node that is recreated under the same name has another."""
+    """UID of the Node. A Node that is recreated under the same name has a new one."""
     labels: Mapping[str, str]
     """All labels of the Node."""
     resources: Mapping[str, int]
@@ -52,48 +52,50 @@ class NodeView:
     deleting: bool = False
     """Whether the Node object is being deleted."""
     barred: bool = False
-    """Whether a taint keeps away pods that do not tolerate it; taints for conditions of the node do not count."""
+    """Whether the node has a taint that keeps away pods without a toleration. Taints that reflect conditions of the
+    node do not count."""
     fence: Fence | None = None
-    """Our record of the change in flight, or None if there is none or `fence_error` says why it cannot be read."""
+    """Our record of the change in flight. None if there is none, or if it cannot be read (`fence_error`)."""
     fence_error: str = ""
-    """Why our fence annotation cannot be read; such a node is left as it is. Empty if it can be read, or if there is
-    none."""
+    """Why our fence annotation cannot be read, in which case the node is left as it is. Empty if it can be read, or if
+    there is none."""
     deferred: Deferred | None = None
     """Our record of the last change that was given up, or None if there is none."""
     verified: Verified | None = None
     """Our record of what was proven last, or None if there is none."""
     neighbour_marks: frozenset[str] = frozenset()
-    """Annotations of NEIGHBOUR_ANNOTATIONS that the node has."""
+    """Those annotations of the Node that are in NEIGHBOUR_ANNOTATIONS."""
     hold_cordon: bool = False
-    """Whether a person wants the cordon kept when our change ends."""
+    """Whether a person has asked for the cordon to stay when our change ends."""
     retry: str = ""
     """Value of the retry annotation. Empty if there is none."""
     gate: str | None = None
-    """If the node has the start-up taint (docs/design/transition.md#gate): its other taints as JSON, in their order,
-    which a release leaves there. None if it does not have that taint."""
+    """The other taints of the node as JSON, in their order, if it has the start-up taint
+    (docs/design/transition.md#gate). A release writes them back without it. None if the node does not have the
+    start-up taint."""
     abort: str = ""
-    """The `op` of the change that a person wants given up. Empty if there is none."""
+    """The `op` of the change that a person has asked to give up. Empty if there is none."""
     foreign: str = ""
-    """Who or what else maintains the node, according to a marker or a NodeMaintenance (docs/design/drain.md#c5). Empty
-    if nobody does."""
+    """Name of the person or program that maintains the node, according to a marker or a NodeMaintenance
+    (docs/design/drain.md#c5). Empty if there is none."""
     foreign_waits: bool = False
-    """Whether that maintenance has not begun or was given up, and may stay so for weeks. It then takes no slot of its
-    own."""
+    """Whether that maintenance has not begun or was given up, which may remain so for weeks. It then uses no slot."""
     foreign_queued: bool = False
-    """Whether that maintenance has certainly not begun, so that a cordon of ours is not also its cordon."""
+    """Whether that maintenance has certainly not begun, so that it does not depend on our cordon."""
     other_plugin: str = ""
-    """Which device plugin that does not follow our labels serves the node (stack/otherplugins.py). Empty if there is
-    none."""
+    """Name of the device plugin that serves the node without following our labels (stack/otherplugins.py). Empty if
+    there is none."""
     label_owners: Mapping[str, str] = field(default_factory=dict)
-    """By label: which other controller lists it as its own, and what to do about that. Nearly always empty, as is
-    `label_rewriters`."""
+    """By label: which other controller claims the label as its own, and what to do about that. Nearly always empty,
+    like `label_rewriters`."""
     label_rewriters: Mapping[str, str] = field(default_factory=dict)
-    """By label: the field manager that replaced the value which we wrote last."""
+    """By label: the field manager that has replaced the value that we wrote last."""
     held_off: Mapping[str, str] = field(init=False, compare=False)
-    """The labels that switch NVIDIA's operands and have any other value than `true`, such as `false` and paused."""
+    """Those labels that switch NVIDIA's operands on and off and whose value is not `true`, for example `false` or
+    paused."""
 
     def __post_init__(self) -> None:
-        """Set `held_off`, so that the labels need not be searched again."""
+        """Derive `held_off` from the labels once, so that they need not be searched again."""
         switches = {
             label: value
             for label, value in self.labels.items()
@@ -103,14 +105,14 @@ class NodeView:
 
     @property
     def foreign_works(self) -> bool:
-        """Whether somebody else may have begun to work on the node, or stopped in the middle. The node and its cordon
-        are then left to them (docs/design/drain.md#c4)."""
+        """Whether somebody else may be working on the node, or may have stopped halfway. The node and its cordon are
+        then left to them (docs/design/drain.md#c4)."""
         return bool(self.foreign) and not self.foreign_queued
 
 
 @value
 class CardView:
-    """The part of a GPU that no change of ours changes, which is all that a target is found from."""
+    """The properties of a GPU that no change of ours affects. A target is computed from these alone."""
 
     index: int
     """Index of the GPU, as NVML counts."""
@@ -119,36 +121,38 @@ class CardView:
     mig_capable: bool
     """Whether the card has MIG."""
     profiles: tuple[Profile, ...] = field(hash=False)  # hashing them would cost too much
-    """Profiles that the card offers, or those of our table if the driver lists none."""
+    """The MIG profiles that the driver lists for the card, or those of our table if it lists none."""
 
 
 @value
 class GpuView(CardView):
-    """A GPU as the agent read it."""
+    """A GPU in the agent's latest report."""
 
     mig_enabled: bool
-    """Whether MIG mode is in force."""
+    """Whether MIG mode is on."""
     mig_pending: bool
-    """Whether the MIG mode after the next reset differs from the mode in force."""
+    """Whether the MIG mode will change with the next GPU reset."""
     compute_mode: str
-    """CUDA compute mode, as in `api.gpunode.GPU`."""
+    """CUDA compute mode, one of the values in `api.gpunode.GPU`."""
     layout: Layout | None
     """The MIG instances that exist, or None while MIG is off."""
     processes: tuple[str, ...] = ()
-    """Names of the processes that use it, with an empty name for each that the agent cannot name or may not see."""
+    """Names of the processes that use the GPU. A process that the agent cannot name, or may not see, has an empty
+    name."""
     doubt: Finding | None = None
-    """How the profiles that the driver reports and our table differ, or None if they do not."""
+    """How the profiles that the driver reports differ from our table, or None if they do not."""
     vitals: Vitals = HEALTHY
     """What NVML reports about its health."""
     instances_withheld: bool = False
-    """Whether the agent may not list MIG instances: `layout` may lack some, and no layout can be proven."""
+    """Whether the agent is not allowed to list MIG instances. `layout` may then lack some of them, and no layout can
+    be proven."""
     reset_in_guest: bool = False
-    """Whether a change of its MIG mode takes a reset that its virtual machine may be unable to make."""
+    """Whether changing its MIG mode takes a GPU reset that its virtual machine may be unable to perform."""
 
 
 @value(eq=False, slots=False)  # no slots, because cached_property needs a __dict__
 class Hardware:
-    """The GPUs of a node, and what many rules derive from them. Thousands of nodes share one object."""
+    """The GPUs of a node and the facts that many rules derive from them. Thousands of nodes may share one object."""
 
     gpus: tuple[GpuView, ...]
     """The GPUs, as the agent reported them."""
@@ -156,17 +160,17 @@ class Hardware:
     @staticmethod
     @lru_cache(maxsize=1024)
     def of(gpus: tuple[GpuView, ...]) -> "Hardware":
-        """Return the Hardware of these GPUs. Equal GPUs give the same object."""
+        """Return the Hardware for these GPUs. Calls with equal GPUs return the same cached object."""
         return Hardware(gpus)
 
     @cached_property
     def layouts(self) -> tuple[Layout | None, ...]:
-        """The layout of each GPU, in their order; None where MIG is off."""
+        """The layout of each GPU, in the order of `gpus`; None where MIG is off."""
         return tuple(gpu.layout for gpu in self.gpus)
 
     @cached_property
     def kinds(self) -> tuple[GpuView, ...]:
-        """The first GPU of each group that differs in nothing but the index."""
+        """One GPU of each kind, the first: GPUs are of the same kind if they are equal in everything but the index."""
         kinds: dict[GpuView, GpuView] = {}
         for gpu in self.gpus:
             kinds.setdefault(replace(gpu, index=0), gpu)
@@ -174,7 +178,7 @@ class Hardware:
 
     @cached_property
     def models(self) -> tuple[GpuView, ...]:
-        """One GPU of each product."""
+        """One GPU of each product, the last."""
         return tuple({gpu.product: gpu for gpu in self.gpus}.values())
 
     @cached_property
@@ -184,36 +188,36 @@ class Hardware:
 
     @cached_property
     def cards(self) -> tuple[CardView, ...]:
-        """The GPUs without what changes. Nodes of one kind have equal cards, whatever their GPUs do."""
+        """The GPUs reduced to CardViews. Nodes of one kind have equal cards, whatever state their GPUs are in."""
         return tuple(CardView(gpu.index, gpu.product, gpu.mig_capable, gpu.profiles) for gpu in self.gpus)
 
 
 @value
 class ObservedView:
-    """The last report of a node's agent."""
+    """The latest report of a node's agent."""
 
     request_id: str
-    """Id of the request that this observation answers."""
+    """Id of the request that this report answers."""
     quiet: bool
-    """Whether NVML is closed at our request."""
+    """Whether the agent has closed NVML at our request."""
     error: str
-    """What keeps the agent from reading NVML. Empty if nothing does."""
+    """Why the agent cannot read NVML. Empty if it can."""
     gpus: tuple[GpuView, ...]
     """The GPUs of the node."""
     allocated: Mapping[str, int] | None = field(default_factory=dict)
-    """Devices that pods hold, by GPU resource name, or None if that is unknown."""
+    """The number of devices that pods hold, by GPU resource name, or None if that is unknown."""
     pods: int | None = 0
     """How many pods hold a GPU device, or None if that is unknown."""
     simulated: bool = False
-    """Whether the GPUs are SIMULATED."""
+    """Whether the GPUs are simulated."""
     driver_version: str = ""
     """Version of the driver, as NVML reports it. Empty if it is unknown."""
     hardware: Hardware = field(init=False, compare=False)
-    """The same GPUs, with what rules derive from them."""
+    """The same GPUs with the facts that rules derive from them."""
 
     def __post_init__(self) -> None:
-        """Replace the GPUs by those of the shared Hardware, because equal GPUs of many nodes are most of a snapshot's
-        size."""
+        """Replace `gpus` by those of the shared Hardware object. Equal GPUs of many nodes would otherwise take up most
+        of a snapshot's memory."""
         hardware = Hardware.of(self.gpus)
         object.__setattr__(self, "hardware", hardware)
         object.__setattr__(self, "gpus", hardware.gpus)
@@ -221,8 +225,8 @@ class ObservedView:
 
 @value
 class GPUNodeView:
-    """A GPUNode: our request and the agent's answer. `status.transition` is left out, because it is only for
-    people."""
+    """A GPUNode: our request to the agent and the agent's answer. `status.transition` is left out, because it is only
+    for people."""
 
     name: str
     """Name of the GPUNode, which is that of its Node."""
@@ -238,41 +242,41 @@ class GPUNodeView:
 
 @value
 class PolicyView:
-    """A GPUSharingPolicy. `spec` is None when `problems` say why it cannot be read."""
+    """A GPUSharingPolicy. `spec` is None if it cannot be read; `problems` then say why."""
 
     name: str
     """Name of the policy."""
     uid: str
-    """UID of the policy. One that is recreated under the same name has another."""
+    """UID of the policy. A policy that is recreated under the same name has a new one."""
     generation: int
-    """metadata.generation, which each edit of the spec raises, and so does the deletion."""
+    """metadata.generation, which is increased by each edit of the spec and by the deletion."""
     created: str
-    """metadata.creationTimestamp. Of policies of equal priority, the oldest gets a node."""
+    """metadata.creationTimestamp. If several policies of equal priority select a node, the oldest owns it."""
     deleting: bool
     """Whether it is being deleted and releases its nodes as they are; see `resetting`."""
     finalizer: bool
     """Whether it has our finalizer."""
     force_release: bool
-    """Whether a person wants it released at once, with every cordon kept."""
+    """Whether a person has asked for it to be released at once, with every cordon kept."""
     spec: GPUSharingPolicySpec | None
     """The spec of the policy, or None if `problems` say why it cannot be read."""
     problems: tuple[Problem, ...] = ()
     """Why the spec is refused. Empty if it is not refused."""
     approved: str = ""
-    """The hash of the plan that a person approved last. Empty if there is none."""
+    """The hash of the plan that a person last approved. Empty if there is none."""
     resumed: str = ""
-    """The value by which a person allowed nodes to start despite failures: for which generation, and how often
-    (`pools/resuming.py`). Empty if nobody did."""
+    """The annotation value with which a person allowed nodes to start despite failures. It names the generation and a
+    count (`pools/resuming.py`). Empty if nobody did."""
     zones: Mapping[str, tzinfo] = field(default_factory=lambda: {"UTC": UTC})
-    """The time zones that its windows and blackouts name, by IANA name, read where the policy was converted. A name
-    that the time zone database does not have is missing."""
+    """The time zones that its windows and blackouts name, by IANA name, loaded when the policy was converted. Names
+    that the time zone database does not have are missing."""
     resetting: bool = False
-    """Whether it is being deleted and first changes its nodes to whole GPUs, for which `spec` then asks. `deleting` is
-    false meanwhile."""
+    """Whether it is being deleted but first changes its nodes to whole GPUs. `spec` is then a spec for whole GPUs, and
+    `deleting` is False."""
 
     @property
     def version(self) -> SpecVersion:
-        """The UID and generation of this spec."""
+        """The UID and generation of this spec, as records refer to it."""
         return SpecVersion(self.uid, self.generation)
 
     @property
@@ -336,13 +340,13 @@ class PlanSettings:
 
 
 OLD_VIEW = 150.0
-"""Seconds after which a view is too old for a point of no return. The API server sends a bookmark every 60 s, and the
-connection of a watch counts as broken after 75 s of silence: two signs of life are missing then."""
+"""The age in seconds from which a view is too old for a point of no return. The API server sends a bookmark every 60
+s, and a watch counts as broken after 75 s of silence, so two signs of life are missing by then."""
 
 
 @value
 class ClusterSnapshot:
-    """Everything a plan depends on, read once. Mappings are keyed by node name unless said otherwise."""
+    """All input of a plan, read once. Mappings are keyed by node name unless their description says otherwise."""
 
     nodes: Mapping[str, NodeView]
     """Every Node of the cluster."""
@@ -357,43 +361,46 @@ class ClusterSnapshot:
     mig_managers: Mapping[str, Operand]
     """The mig-manager pod of each node that has one."""
     claims: Mapping[str, Claim]
-    """The slots of the disruption budget that are taken."""
+    """The claimed slots of the disruption budget."""
     work: Mapping[str, NodeWork]
-    """The pods of the nodes whose pods were listed."""
+    """The pods of those nodes whose pods were listed."""
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
-    """The failures on record by UID of the Node, whether or not the Node is still there."""
+    """The recorded failures by UID of the Node, whether or not the Node still exists."""
     agent_troubles: AgentTroubles = field(default_factory=AgentTroubles)
-    """Why no agent is Ready on the other nodes."""
+    """Why no agent is Ready on the nodes that are not in `agents`."""
     mps_daemons: Mapping[str, Operand] = field(default_factory=dict)
     """The MPS control daemon's pod of each node that has one."""
     mig_failures: Mapping[str, str] = field(default_factory=dict)
-    """Why mig-manager failed in a change of ours, from its log, by node."""
+    """Why mig-manager failed during a change of ours, according to its log."""
     pending: Mapping[str, int] = field(default_factory=dict)
-    """How many Pending pods without a node ask for each GPU resource, by its name."""
+    """How many Pending pods without a node request each GPU resource, by resource name."""
     pending_devices: Mapping[str, int] = field(default_factory=dict)
-    """How many devices of each GPU resource these pods request together, by its name."""
+    """How many devices of each GPU resource those pods request in total, by resource name."""
     at_work_since: Mapping[str, datetime] = field(default_factory=dict)
-    """Since when this process has seen a mig.config.state that says that mig-manager is working."""
+    """Since when this process has seen a mig.config.state which says that mig-manager is working."""
     call_failures: Mapping[str, CallFailure] = field(default_factory=dict)
-    """The failure of our last call about each node, or about the subject of a shared write. Kept in memory only."""
+    """The failure of our latest call about each node, by node name, or about another subject, by its name. Kept in
+    memory only."""
     policies_error: str = ""
-    """Why the policies may have changed meanwhile; no node starts then. Empty if they are up to date."""
+    """Why `policies` may be outdated, in which case no node starts. Empty if they are up to date."""
     view_ages: Mapping[str, float] = field(default_factory=dict)
-    """Seconds since each of our views, such as that of nodes, was last known to be up to date. A view that is missing
-    here is up to date."""
+    """For each of our cached views, such as that of nodes: the seconds since it was last known to be up to date. A
+    view that is missing here is up to date."""
     memory: PassMemory = PassMemory()
-    """What the last pass remembered."""
+    """What the last pass left for this one."""
     settings: PlanSettings = PlanSettings()
     """The operator's settings."""
 
     @property
     def old_views(self) -> str:
-        """The views that are older than OLD_VIEW, separated by commas. Empty if none is."""
+        """The names of the views that are older than OLD_VIEW, sorted and separated by commas. Empty if there are
+        none."""
         return ", ".join(sorted(name for name, age in self.view_ages.items() if age > OLD_VIEW))
 
 
 def routing_label(mode: Mode, *, time_slicing: bool) -> str:
-    """Return the value of the routing label `gpusharing.dev/mode` for a mode of a policy."""
+    """Return the value that the routing label `gpusharing.dev/mode` has under a policy with this mode, such as `mig`
+    or `time-slicing`."""
     if mode is Mode.MIG and time_slicing:
         return "mig-time-slicing"
     return {Mode.FULL: "full", Mode.MIG: "mig", Mode.MPS: "mps", Mode.TIME_SLICING: "time-slicing"}[mode]

@@ -1,4 +1,4 @@
-"""What keeps pods from leaving, in words that do not change while the situation does not
+"""Explains what keeps pods from leaving a node, in a form that does not change while the situation does not
 (docs/design/drain.md#messages).
 
 Terms: docs/design/glossary.md#blocker.
@@ -12,32 +12,32 @@ from gpusharing.planning.vocabulary.reasons import Reason, most_urgent
 from gpusharing.planning.vocabulary.values import value
 
 MAX_LINES = 5
-"""The most lines that are shown about the blockers of one node."""
+"""The largest number of lines that are shown about the blockers of one node."""
 MAX_PODS = 3
-"""The most pods that one line names."""
+"""The largest number of pods that one line names."""
 MAX_MESSAGE = 400
-"""The most characters of a blocker's particulars in its line, because the texts of a server can be long."""
+"""The largest number of characters of a blocker's message in its line, because a server's message can be long."""
 
 
 @value
 class Blocker:
-    """One reason why some pods do not leave."""
+    """One reason why some pods cannot leave their node."""
 
     reason: Reason
-    """Why these pods do not leave."""
+    """Why these pods cannot leave."""
     pods: tuple[str, ...] = ()
-    """The pods that it keeps, as `namespace/name`, sorted."""
+    """The pods concerned, as `namespace/name`, sorted."""
     pdb: str = ""
-    """The PodDisruptionBudget that refuses, as `namespace/name`; several are joined by a comma."""
+    """The PodDisruptionBudget that refuses the eviction, as `namespace/name`; several are separated by commas."""
     message: str = ""
-    """The particulars. What the API server said is quoted verbatim, after `Server:`."""
+    """Details. A response of the API server is quoted verbatim, after `Server:`."""
     until: datetime | None = None
-    """When the clock alone ends it, or None if the clock does not."""
+    """When the passing of time alone ends the blocker, or None if it does not."""
 
 
 def merge(blockers: Iterable[Blocker]) -> tuple[Blocker, ...]:
-    """Return the blockers with those that differ only in their pods merged into one, sorted by reason, then by
-    pods."""
+    """Return the blockers, sorted by reason and then by pods. Blockers that differ only in their pods are merged into
+    one with all of these pods."""
     pods: dict[tuple[Reason, str, str, datetime | None], set[str]] = {}
     for blocker in blockers:
         alike = (blocker.reason, blocker.pdb, blocker.message, blocker.until)
@@ -50,10 +50,10 @@ def merge(blockers: Iterable[Blocker]) -> tuple[Blocker, ...]:
 
 
 def explain_blockers(blockers: Iterable[Blocker]) -> tuple[str, ...]:
-    """Return one line per reason, with its budget, at most three pods, particulars and remedy. There are at most five
-    lines; the last says how many reasons are left out, if any are.
+    """Return one line per merged blocker, with its reason, budget, pods (at most MAX_PODS), message and remedy. There
+    are at most MAX_LINES lines; if blockers are left out, the last line says how many.
 
-    Equal blockers in any order give equal lines, because status must not change while nothing does.
+    Equal blockers in any order give equal lines, because a status must not change while the situation does not.
     """
     ordered = merge(blockers)
     if len(ordered) <= MAX_LINES:
@@ -73,16 +73,15 @@ def culprit(blockers: Iterable[Blocker]) -> str:
 
 
 def ends_at(blockers: Iterable[Blocker]) -> datetime | None:
-    """Return when the clock alone will have ended all blockers. None if one of them needs more than the clock, or if
-    there are none."""
+    """Return the time at which all blockers will have ended without anybody acting. None if one of them does not end
+    by the clock, or if there are none."""
     ends = [blocker.until for blocker in blockers]
     known = [end for end in ends if end is not None]
     return max(known) if known and len(known) == len(ends) else None
 
 
 def main_reason(blockers: Iterable[Blocker]) -> Reason | None:
-    """Return the most urgent reason of the blockers, to show where there is room for only one. None if nothing
-    blocks."""
+    """Return the most urgent reason of the blockers, or None if there are no blockers."""
     reasons = [blocker.reason for blocker in blockers]
     return most_urgent(reasons) if reasons else None
 
@@ -93,7 +92,7 @@ def _order(blocker: Blocker) -> tuple[str, tuple[str, ...], str, str]:
 
 
 def _line(blocker: Blocker) -> str:
-    """Return the line that people read about one blocker: reason and budget, pods, particulars, remedy."""
+    """Return the line that people read about one blocker: reason and budget, pods, message, remedy."""
     parts = [f"{blocker.reason} {blocker.pdb}".rstrip()]
     if blocker.pods:
         parts[0] += f": {_pods(blocker.pods)}."
@@ -107,7 +106,7 @@ def _line(blocker: Blocker) -> str:
 
 
 def _pods(pods: Sequence[str]) -> str:
-    """Return the first MAX_PODS pods by name, and how many more there are, with the right noun before them."""
+    """Return the first MAX_PODS names in alphabetical order after `Pod` or `Pods`, and how many more there are."""
     text = ", ".join(sorted(pods)[:MAX_PODS])
     if len(pods) > MAX_PODS:
         text += f", ... ({len(pods) - MAX_PODS} more)"
@@ -115,5 +114,5 @@ def _pods(pods: Sequence[str]) -> str:
 
 
 def _sentence(text: str) -> str:
-    """Return the text with a full stop, unless it ends in one or in three dots."""
+    """Return the text with a period at the end, unless it ends with one already."""
     return text if text.endswith((".", "...")) else f"{text}."

@@ -1,4 +1,5 @@
-"""Why something is not, or not yet, as it should be: an expected "no" is a value and no exception."""
+"""A Finding says why something is not, or not yet, as it should be. An expected "no" is returned as a value and not
+raised as an exception."""
 
 from datetime import datetime
 
@@ -8,21 +9,24 @@ from gpusharing.planning.vocabulary.values import value
 
 @value
 class Finding:
-    """One reason with its particulars: about a policy, a card, an agent, a closed gate, or a source that disagrees."""
+    """One reason with its details: about a policy, a card, an agent, a gate that refuses, or a source of proof that
+    disagrees."""
 
     reason: Reason
-    """The word for tools; it never changes its meaning."""
+    """The word for tools, whose meaning never changes."""
     message: str
-    """What is wrong and what to do about it. The text stays the same as long as nothing changes."""
+    """What is wrong and what to do about it. It stays the same as long as nothing changes."""
     until: datetime | None = None
-    """When the clock alone may end it, or None if it ends only when something else changes."""
+    """When the passing of time alone may end the situation, or None if something else has to change."""
     keeper: str = ""
-    """The object that keeps the node waiting, as a culprit is shown. Empty if the keeper of the reason says enough."""
+    """The object that holds the node back, in the form of the column CULPRIT, such as `gsp/NAME`. Empty if the keeper
+    of the reason is precise enough."""
     stands: bool = False
-    """Whether only a person can end it in this case, although its reason may otherwise end by itself."""
+    """Whether only a person can end the situation in this case, although the same reason may end by itself in
+    others."""
 
     @staticmethod
     def of(result: "str | Finding", reason: Reason) -> "Finding":
-        """Return what one row of a ladder of checks found as a Finding: a text gets the reason of the row, a Finding
-        keeps its own."""
+        """Return the result of one check as a Finding. A message becomes a Finding with `reason`, and a Finding is
+        returned as it is."""
         return result if isinstance(result, Finding) else Finding(reason, result)

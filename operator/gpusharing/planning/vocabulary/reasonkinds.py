@@ -9,31 +9,32 @@ from typing import Literal, Self
 from gpusharing.api.names import Phase
 
 Group = Literal["Node", "Hardware", "Health", "Proof", "Drain", "Accepted", "Ready", "Stalled"]
-"""Where a reason is seen: on a node, its hardware and its health, its proof or its drain, or on a policy condition."""
+"""The group under which a reason is listed: where it is seen on a node (its hardware, health, proof or drain), or on
+which condition of a policy."""
 
 Keeper = Literal[
     "", "policy", "node", "pods", "foreign", "kubelet", "kube-apiserver", "ClusterPolicy", "ConfigMap", "operator",
     "agent", "GPUs", "mig-manager", "device-plugin", "gpu-feature-discovery", "mps-control-daemon",
 ]  # fmt: skip
-"""The object or program that keeps a node waiting. `foreign` is whoever else maintains the node; empty means that
-nobody does."""
+"""The kind of object, or the program, that holds a node back. `foreign` stands for whoever else maintains the node.
+Empty means that nothing holds it back."""
 
 
 class Passes(IntEnum):
-    """When the situation that a reason names comes to an end."""
+    """How the situation that a reason describes comes to an end."""
 
     BY_A_PERSON = 0
-    """Not before a person acts."""
+    """Only when a person acts."""
     LATER = 1
-    """When others are done or a back-off is over: minutes to hours."""
+    """When others are done or a back-off is over, which takes minutes to hours."""
     SOON = 2
     """Automatically, within seconds or minutes."""
     DONE = 3
-    """Already: this is an end state, and nothing is waited for."""
+    """It is a final state, and nothing is waited for."""
 
 
 class Mark(StrEnum):
-    """What only some reasons have in common."""
+    """Properties that some reasons share."""
 
     PENDING = auto()
     """A node that waits for this reason is Pending and not Blocked: it ends automatically, or the author of the policy
@@ -81,8 +82,8 @@ class Mark(StrEnum):
 
 
 class Worded(StrEnum):
-    """A reason as an enum member: its value is one CamelCase word, and its attributes are the other columns of its
-    row."""
+    """A reason as an enum member. Its value is one CamelCase word, and its attributes are the other columns of its row
+    in the table."""
 
     _value_: str
     group: Group
@@ -94,16 +95,17 @@ class Worded(StrEnum):
     marks: frozenset[Mark]
     """The properties that it shares with some other reasons."""
     urgency: tuple[Passes, int]
-    """Sort key: what needs a person comes first, then what lasts longest. Among equals the order of definition
-    decides."""
+    """Sort key that puts reasons which need a person first, then those that last longest. Reasons with the same
+    `passes` keep the order of their definition."""
     when: str
-    """The situation in which it is used."""
+    """The situation in which the reason is used."""
     remedy: str
-    """What a person does next. Empty if there is nothing to do."""
+    """What a person should do next. Empty if there is nothing to do."""
 
     def __new__(
         cls, columns: tuple[str, Group, Passes, Keeper, *tuple[Mark, ...]], when: str, remedy: str = ""
     ) -> Self:
+        """Create a reason. `columns` are its word, group, passes, keeper and any number of marks."""
         member = str.__new__(cls, columns[0])
         member._value_ = columns[0]
         member.group = columns[1]

@@ -1,8 +1,9 @@
-"""Every reason the product gives: one CamelCase word for tools, when it is used, what a person does about it.
+"""Every reason that the operator reports: one CamelCase word for tools, the situation in which it is used, and what a
+person should do about it.
 
-A reason is never removed or given a second meaning. `docs/reference/reasons.md` is generated from this file.
-Where several reasons apply and there is room for one, `most_urgent` decides: first what waits for a person,
-then what lasts longest. So reasons with the same `passes` stand in their order, longest first.
+A reason is never removed or given a second meaning. `docs/reference/reasons.md` is generated from this file. If
+several reasons apply and only one can be shown, `most_urgent` chooses: first those that wait for a person, then those
+that last longest. Reasons with the same `passes` are therefore defined in order, longest first.
 """
 
 from collections.abc import Iterable
@@ -523,10 +524,9 @@ class Reason(Worded):
 
 
 BY_WORD = {reason.value: reason for reason in Reason}
-"""Every reason by its word. A word that an operator of another version wrote may be missing here."""
+"""Every reason by its word. Look-ups may fail for words that another version of the operator wrote."""
 
 
 def most_urgent(reasons: Iterable[Reason]) -> Reason:
-    """Return the most urgent of these reasons, to show where there is room for only one. Raises ValueError if there
-    are none."""
+    """Return the most urgent of these reasons, for places that show only one. Raises ValueError if there are none."""
     return min(reasons, key=lambda reason: reason.urgency)
