@@ -1,7 +1,7 @@
-"""Compare one node, fenced or not, with its owner's policy: what it should be, whether it is, and what a change
-disturbs.
+"""Compares one node, fenced or not, with the policy that owns it: what the node should be, whether it is, and how much
+a change would disturb.
 
-The answer does not depend on time, so that the memo may keep it for as long as its inputs are equal.
+The result does not depend on time, so it can be cached for as long as its inputs are equal.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#drift, docs/design/glossary.md#point-of-no-return.
 """
@@ -31,59 +31,60 @@ from gpusharing.planning.wanted.verify import (
 
 @value
 class Refused:
-    """The answer for a node to which its policy gives no target."""
+    """The assessment of a node for which its policy gives no target."""
 
     policy: PolicyView
     """The policy that the node is compared with."""
     objection: Finding
     """Why there is no target."""
     accepted: bool
-    """Whether the policy is accepted and only this node cannot have what it asks for."""
+    """Whether the policy itself is accepted, and only this node cannot be as it asks."""
     observed_text: str
-    """The layouts that the GPUs have now, for people; empty if that is unknown."""
+    """The layouts that the GPUs have now, for people. Empty if they are unknown."""
 
 
 @value
 class Unobserved:
-    """The answer for a node whose GPUs are unknown, so that it has no target yet."""
+    """The assessment of a node whose GPUs are unknown, so that no target can be computed yet."""
 
     policy: PolicyView
     """The policy that the node is compared with."""
     pending: Finding
-    """What is missing, or what keeps the agent from reading."""
+    """What is missing, or why the agent cannot read the GPUs."""
     observed_text: str
-    """The layouts that the GPUs had when last seen, for people; empty if that is unknown."""
+    """The layouts in the last report, for people. Empty if they are unknown."""
 
 
 @value
 class Assessed:
-    """The answer for a node that has a target: what it should be, and whether it is."""
+    """The assessment of a node with a target: what the node should be, and whether it is."""
 
     policy: PolicyView
     """The policy that the node is compared with."""
     spec: GPUSharingPolicySpec
     """The spec of that policy."""
     observed: ObservedView
-    """The report of the agent for which the target was computed."""
+    """The agent's report from which the target was computed."""
     target: Target
-    """What the node should be in the end."""
+    """What the node should finally be."""
     stop: Target
-    """Whole GPUs without sharing: what the node becomes first if `two_steps`."""
+    """The intermediate target: whole GPUs without sharing. It is used only if `two_steps`."""
     two_steps: bool
-    """Whether MPS and MIG both are part of the change: in one step, mig-manager would race with the MPS daemon."""
+    """Whether the change involves both MPS and MIG. In a single step, mig-manager would race with the MPS daemon."""
     mismatch: Finding | None
-    """How the first source that disagrees with the target disagrees, or None if the node is as wanted."""
+    """The first disagreement between a source of proof and the target, or None if the node is as it should be."""
     disruption: DisruptionClass
-    """The class of the change from what the node is now; NONE if the node is as wanted."""
+    """The class of disruption of the change from the present state to the target. NONE if the node is as it should
+    be."""
     drift: Finding | None
-    """How the node differs from what was last proven on it for this policy: its target, or what it was rolled back to.
-    None if it does not differ, or if neither was proven."""
+    """How the node differs from what was last proven on it for this policy, which is its target or what it was rolled
+    back to. None if it does not differ, or if neither of these was proven."""
     observed_text: str
     """The layouts that the GPUs have now, for people."""
 
     @property
     def goal(self) -> Target:
-        """The target of the next point of no return: the final one, or the stop before it."""
+        """The target that the next run leads to: the intermediate one if there are two steps, else the final one."""
         return self.stop if self.two_steps else self.target
 
 
@@ -98,8 +99,12 @@ def assess(
     terms: Finding | Targets,
     stack: StackView,
 ) -> Assessment:
-    """Compare a node with its policy. Returns Refused if the policy gives it no target, Unobserved while its GPUs are
-    unknown, else Assessed. `terms`: why the policy is not accepted (acceptance.py), or its targets by hardware."""
+    """Compare a node with its policy. Returns Refused if the policy gives it no target, Unobserved if its GPUs are
+    unknown, and Assessed otherwise.
+
+    `gpunode` is the GPUNode of the node, or None if it does not exist yet. `terms` are the targets of the policy by
+    hardware, or the Finding that says why the policy is not accepted (acceptance.py).
+    """
     observed = gpunode.observed if gpunode else None
     text = describe_observed(node, observed)
     if isinstance(terms, Finding):
@@ -127,9 +132,10 @@ def assess(
 
 
 def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stack: StackView) -> bool:
-    """Whether the change leads from MPS to MIG or back (docs/design/nvidia.md#b5, R11), so that the MPS daemon has to
-    end before mig-manager begins, or the other way round. Also true from MPS to other MPS with NVIDIA's chart
-    alone, where we have no right to restart the daemon and it would keep its old number of clients."""
+    """Whether the change leads from MPS to MIG or from MIG to MPS (docs/design/nvidia.md#b5, R11), so that one of the
+    MPS daemon and mig-manager has to finish before the other begins. Also True for a change of an MPS configuration
+    under NVIDIA's chart without the GPU Operator: the operator may not restart the daemon there, so it would keep
+    its old number of clients."""
     if target.with_mig:
         return uses_mps(node, observed, stack)
     if target.mode is not Mode.MPS:
@@ -147,15 +153,15 @@ def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stac
 
 
 def _is_being_divided(node: NodeView) -> bool:
-    """Whether mig-manager has been told to divide the GPUs and has not finished: the last reading may soon be
-    outdated."""
+    """Whether the label tells mig-manager to apply a MIG layout and mig-manager has not finished. The agent's last
+    reading may then soon be outdated."""
     config = node.labels.get(names.LABEL_MIG_CONFIG, "")
     ended = node.labels.get(names.LABEL_MIG_STATE) in ("success", "failed")
     return config not in ("", ALL_DISABLED) and not ended
 
 
 def uses_mps(node: NodeView, observed: ObservedView, stack: StackView) -> bool:
-    """Whether an MPS daemon serves the node's GPUs, or is about to."""
+    """Whether an MPS daemon serves the node's GPUs, or is configured to."""
     return is_told_mps(node, stack) or any(gpu.compute_mode == EXCLUSIVE for gpu in observed.hardware.kinds)
 
 
@@ -169,7 +175,7 @@ def has_gpu(node: NodeView) -> bool:
 
 
 def _no_gpu(node: NodeView, observed: ObservedView | None) -> Finding | None:
-    """Return a Finding if the node has no NVIDIA GPU by its labels, its resources and NVML; else None."""
+    """Return a Finding if the labels, the resources and the agent's report all show no NVIDIA GPU, else None."""
     if has_gpu(node) or (observed is not None and observed.gpus):
         return None
     return Finding(
@@ -179,7 +185,8 @@ def _no_gpu(node: NodeView, observed: ObservedView | None) -> Finding | None:
 
 
 def _unobserved(observed: ObservedView | None) -> Finding:
-    """Return why the GPUs are unknown: no report yet, an error of the agent, or a report without GPUs."""
+    """Return a Finding that says why the GPUs are unknown: there is no report yet, or the agent reports an error or no
+    GPU."""
     if observed is None:
         return Finding(Reason.OBSERVATION_PENDING, "the agent has not reported yet")
     if observed.error:
@@ -190,9 +197,10 @@ def _unobserved(observed: ObservedView | None) -> Finding:
 def _find_lapse(
     node: NodeView, observed: ObservedView, policy: PolicyView, stack: StackView
 ) -> Finding | None:
-    """Return how a node that was rolled back under this version of the spec differs from what it was rolled back to.
+    """Return how a node that was rolled back under this version of the spec now differs from what it was rolled back
+    to.
 
-    None if it does not differ, if it was not rolled back, or if the record of that layout can no longer be used.
+    None if it does not differ, if it was not rolled back, or if the recorded configuration can no longer be used.
     """
     record = node.verified
     if record is None or not record.rolled_back or record.version != policy.version:
@@ -202,7 +210,7 @@ def _find_lapse(
 
 
 def _proven_before(node: NodeView, policy: PolicyView, target: Target) -> bool:
-    """Whether this target, for this policy, was the last one that was proven on the node."""
+    """Whether this target of this policy is what was last proven on the node."""
     record = node.verified
     return (
         record is not None
@@ -216,8 +224,8 @@ def _proven_before(node: NodeView, policy: PolicyView, target: Target) -> bool:
 def find_disruption(
     node: NodeView, observed: ObservedView, target: Target, mismatch: Finding | None, stack: StackView
 ) -> DisruptionClass:
-    """Return the class of the change from what the node is to the target (docs/design/transition.md#classes). NONE if
-    `mismatch` is None."""
+    """Return the class of disruption of the change from the node's present state to the target
+    (docs/design/transition.md#classes). NONE if `mismatch` is None, which means that the node is as it should be."""
     if mismatch is None:
         return DisruptionClass.NONE
     for gpu, layout in zip(observed.gpus, target.layouts, strict=True):
@@ -234,8 +242,8 @@ def find_disruption(
 
 
 def _serves_already(node: NodeView, observed: ObservedView, target: Target) -> bool:
-    """Whether the node advertises the wanted resources, its GPUs have the wanted layouts, and mig-manager has nothing
-    left to do. What differs then can be put right by a restart of the device plugin."""
+    """Whether the node already advertises the resources of the target, its GPUs have the layouts of the target, and
+    mig-manager has nothing left to do. Any other difference can be corrected by restarting the device plugin."""
     if served(node) != target.resources or observed.hardware.layouts != target.layouts:
         return False
     if not target.mig_config:
@@ -252,14 +260,16 @@ def _serves_already(node: NodeView, observed: ObservedView, target: Target) -> b
 # (docs/design/transition.md#label-owners).
 
 HANDS = ("kubectl", "kubelet", "gpu-operator")
-"""Beginnings of the names of field managers that never set a label back: people's tools, and the GPU Operator, which
+"""Prefixes of the names of field managers that never set a label back: people's tools, and the GPU Operator, which
 writes `mig.config` only if the label is absent (docs/design/nvidia.md#d1)."""
 
 
 def find_owners(node: NodeView) -> dict[str, str]:
-    """Return, for each label that somebody else sets, who that is and what to do about it; empty for nearly all nodes.
+    """Return the labels that somebody else sets, each with a clause for people that says who it is and what to do
+    about it. Empty for nearly all nodes.
 
-    A field manager counts after it has replaced a value that we wrote, until a person asks for another try.
+    A field manager that has replaced a value of ours is included until a person sets a new value of the retry
+    annotation.
     """
     proof = node.verified
     if not node.label_rewriters or proof is None or node.retry not in ("", proof.retry):
@@ -272,11 +282,11 @@ def find_owners(node: NodeView) -> dict[str, str]:
 
 
 def find_owned(node: NodeView, assessed: Assessed) -> str:
-    """Return the first label that the change would write although somebody else sets it, and who that is; empty if
+    """Return a message about the first label that the change would write although somebody else sets it. Empty if
     there is none.
 
-    When drift is corrected and in the middle of a change, only controllers that list the label as their own count, not
-    field managers that have replaced our value.
+    While drift is corrected or a change is in progress, only controllers that claim the label as their own count, and
+    not field managers that have replaced our value.
     """
     begins = node.fence is None and assessed.drift is None
     owners = find_owners(node) if begins else node.label_owners

@@ -1,8 +1,9 @@
-"""What the two ConfigMaps must hold (docs/design/transition.md#configuration), and which entries may be removed.
+"""Computes what our two ConfigMaps must contain (docs/design/transition.md#configuration), and which entries may be
+removed.
 
-An entry is added when a policy is accepted, before any label points at it. It is removed only when no policy, Node
-label, fence or last proof names it: a missing key makes the device plugin crash-loop (docs/design/nvidia.md#b4). The
-neutral entry is never removed, because a ConfigMap without any entry has the same effect.
+An entry is added when a policy is accepted, before any label names it. It is removed only when no policy, Node label,
+fence or last proof names it: a missing key makes the device plugin crash-loop (docs/design/nvidia.md#b4). The neutral
+entry is never removed, because a ConfigMap without any entry has the same effect.
 
 Terms: docs/design/glossary.md#fence.
 """
@@ -25,12 +26,12 @@ def plan_config(
     plugins: Mapping[str, PluginConfig],
     stack: StackView,
 ) -> tuple[WriteConfig | None, bool]:
-    """Return the write that brings the ConfigMaps to what they should be, and whether they hold entries that only
-    Nodes need, so that a later pass may remove them. The write is None if nothing has to change, or if a ConfigMap
-    is somebody else's.
+    """Return the write that the ConfigMaps need, and whether they contain entries that only Nodes need, which a later
+    pass may be able to remove. The write is None if nothing has to change, or if a ConfigMap was created by
+    somebody else.
 
-    `requests`: what the policies ask for; `models`: one GPU per card model in the cluster; `plugins`: the
-    device-plugin configurations of the nodes' targets, by key.
+    `requests` is what the policies ask of every node, `models` has one GPU for each card model in the cluster by
+    product, and `plugins` has the device-plugin configurations of all targets by key.
     """
     if stack.foreign_map:
         return None, False
@@ -58,8 +59,8 @@ def _wanted(
     plugins: Mapping[str, PluginConfig],
     stack: StackView,
 ) -> tuple[dict[str, str], dict[str, migfile.Entry]]:
-    """Return what policies, the admin and the cards in the cluster need: the texts of device-plugin configurations by
-    key, and mig-parted entries by name."""
+    """Return the entries that the policies, the admin and the cards in the cluster need. The first mapping has the
+    YAML of device-plugin configurations by key, and the second has mig-parted entries by name."""
     plugin = dict(stack.admin_plugin_configs)
     plugin |= {key: pluginconfig.render(config) for key, config in plugins.items()}
     well_known = migfile.well_known_entries({product: [gpu] for product, gpu in models.items()})
@@ -75,9 +76,9 @@ def _wanted(
 def _retain(
     plugin: dict[str, str], entries: dict[str, migfile.Entry], nodes: Iterable[NodeView], stack: StackView
 ) -> None:
-    """Add to `plugin` and `entries` what no policy needs but a Node still names, or what nodes without the label use,
-    as it was before somebody edited or deleted it. If the admin's mig-parted file cannot be read, everything that
-    was merged from it before stays too."""
+    """Add to `plugin` and `entries` the entries that no policy needs but that a Node still names or that nodes without
+    the label use, with their content from before somebody edited or deleted them. If the admin's mig-parted file
+    has an entry that cannot be used, all entries of our present file are kept too."""
     old_plugin = {**stack.plugin_configs, **stack.seen_plugin_configs}
     present = migfile.sound_entries(stack.mig_file)
     old_entries = {**present, **stack.seen_mig_entries}
@@ -97,7 +98,8 @@ def _retain(
 
 
 def referenced_entries(nodes: Iterable[NodeView]) -> set[str]:
-    """Return the name of every entry that a Node names, by label, fence or last proof. An empty text may be one."""
+    """Return the name of every entry that a Node names in a label, its fence or its last proof. The set may contain an
+    empty string."""
     entries: set[str] = set()
     for node in nodes:
         entries.add(node.labels.get(names.LABEL_MIG_CONFIG, ""))

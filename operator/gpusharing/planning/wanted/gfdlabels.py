@@ -1,4 +1,5 @@
-"""Which labels GPU Feature Discovery (GFD) writes for a layout and a configuration of the device plugin."""
+"""Predicts the labels that GPU Feature Discovery (GFD) writes for a layout and a configuration of the device
+plugin."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -26,7 +27,8 @@ def expected_gfd_labels(target: Target, observed: ObservedView) -> tuple[Mapping
 def _expect(
     layouts: tuple[Layout | None, ...], plugin: PluginConfig, products: tuple[str, ...]
 ) -> tuple[Mapping[str, str], ...]:
-    """Return the label sets for GPUs of these products with these layouts, one for each product that may be shown."""
+    """Return the label sets for a node with these GPUs, one set for each product that GFD may describe. `products` and
+    `layouts` have one entry for each GPU."""
     shared = "-SHARED" if plugin.sharing and not plugin.sharing.rename else ""
     # GFD writes models with a whole GPU last, so the labels of one of them remain.
     whole = [product for product, layout in zip(products, layouts, strict=True) if layout is None]
@@ -44,7 +46,7 @@ def _expect(
 
 
 def _whole_labels(plugin: PluginConfig, gpus: int) -> dict[str, str]:
-    """Return the labels for GPUs without MIG, except the product."""
+    """Return the labels of a node with `gpus` GPUs without MIG, except the product."""
     sharing = plugin.sharing
     return {
         names.LABEL_GPU_COUNT: str(gpus),
@@ -55,8 +57,8 @@ def _whole_labels(plugin: PluginConfig, gpus: int) -> dict[str, str]:
 
 
 def _mig_labels(layouts: tuple[Layout | None, ...], plugin: PluginConfig) -> dict[str, str]:
-    """Return the labels for GPUs with MIG, except the product: totals with strategy single, a count and a number of
-    replicas per profile with strategy mixed."""
+    """Return the labels of a node with MIG, except the product. With strategy single these are totals; with strategy
+    mixed, a count and a number of replicas for each profile."""
     sharing = plugin.sharing
     replicas = sharing.replicas[0][1] if sharing else 1
     instances: Counter[str] = Counter()
@@ -77,15 +79,17 @@ def _mig_labels(layouts: tuple[Layout | None, ...], plugin: PluginConfig) -> dic
 
 
 _MEMORY = "nvidia.com/gpu.memory"
+"""GFD's label with the memory of a GPU, or of an instance under strategy single, in MiB."""
 _OF_INSTANCES = ("nvidia.com/gpu.multiprocessors", "nvidia.com/gpu.slices.", "nvidia.com/gpu.engines.")
-"""Beginnings of labels that GFD writes under strategy single only, from what NVML says about the instances."""
+"""Prefixes of labels that GFD writes only under strategy single, from what NVML reports about the instances."""
 
 
 def future_labels(
     node: NodeView, target: Target, observed: ObservedView, policy: str
 ) -> tuple[Mapping[str, str], ...]:
-    """Return all labels that the node will have once it is as `target` wants. There is one set for each card model on
-    the node, because GFD describes only one of them.
+    """Return all labels that the node will have when the change to `target` is done. There is one set for each card
+    model on the node, because GFD describes only one of them. `policy` is the name of the policy that will own the
+    node.
 
     A label whose future value is unknown keeps its present value. The memory of an instance is rounded up to GiB.
     """
@@ -108,8 +112,8 @@ def future_labels(
 
 
 def _stays(label: str, target: Target) -> bool:
-    """Whether the label is still there after the change: it is about no MIG profile, or about one that GFD will
-    describe then. GFD describes profiles only under strategy mixed."""
+    """Whether the label will still exist after the change to `target`. Labels of a MIG profile do not, unless GFD will
+    describe that profile, which it does only under strategy mixed."""
     if not label.startswith(names.RESOURCE_MIG_PREFIX):
         return True
     profiles = {profile for layout in target.layouts for profile, _ in layout or ()}
@@ -118,8 +122,8 @@ def _stays(label: str, target: Target) -> bool:
 
 
 def _find_memory(target: Target, observed: ObservedView) -> int:
-    """Return the MiB that the label gpu.memory will show: of an instance under strategy single, else of a card. 0 if
-    that is unknown."""
+    """Return the MiB that the label gpu.memory will have: those of an instance under strategy single, else those of a
+    whole card. 0 if they are unknown."""
     gpu, layout = observed.gpus[0], target.layouts[0]
     if target.plugin.mig_strategy == "single" and layout:
         return 1024 * next((one.memory_gb for one in gpu.profiles if one.name == layout[0][0]), 0)

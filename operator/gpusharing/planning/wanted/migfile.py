@@ -1,7 +1,9 @@
-"""The mig-parted file: renders our entries, reads those of others, and finds what a name means on the GPUs of a node.
+"""The mig-parted file: renders our entries, parses those of others, and finds what a configuration name means on the
+GPUs of a node.
 
-Grammar: docs/design/nvidia.md#a10 (mig-parted api/spec/v1). The file is rendered whole
-(docs/design/transition.md#mig-file); names of our own entries are content-hashed and never change their meaning.
+Grammar: docs/design/nvidia.md#a10 (mig-parted api/spec/v1). The file is always rendered as a whole
+(docs/design/transition.md#mig-file). Names of our own entries contain a hash of their content and never change their
+meaning.
 """
 
 import re
@@ -22,21 +24,23 @@ from gpusharing.planning.wanted.pluginconfig import is_named_after
 from gpusharing.planning.wanted.yamltext import Unreadable, dump_yaml, is_whole, parse_yaml
 
 ALL_DISABLED = "all-disabled"
+"""Name of the configuration that switches MIG off on all GPUs."""
 Entry = list[dict[str, Any]]
+"""The value of one named configuration: a list of rows, as parsed from YAML."""
 _FIELDS = frozenset({"device-filter", "devices", "mig-enabled", "mig-devices"})
 _ATTRIBUTE = r"[A-Za-z](?:[A-Za-z0-9.]*[A-Za-z0-9])?"
 _PROFILE = re.compile(
-    r"(?!.{100})"  # no card has such a name, and the search for repeated attributes would take minutes
+    r"(?!.{100})"  # no card has such a long name, and searching it for repeated attributes would take minutes
     r"(?!.*[+,-]([^,]+),(?:.*,)?\1(?:,|$))"  # no attribute twice
     r"(?:[0-9]{1,18}c\.)?[0-9]{1,18}g\.[0-9]{1,18}gb"
     rf"(?:[+-]{_ATTRIBUTE}(?:,{_ATTRIBUTE})*)?"
 )
-"""Profiles as go-nvlib v0.8.1 reads them (pkg/nvlib/device/mig_profile.go, parseMigProfile)."""
+"""Profile names that go-nvlib v0.8.1 accepts (pkg/nvlib/device/mig_profile.go, parseMigProfile)."""
 _FILTER = re.compile(r"0x[0-9A-Fa-f]{1,8}(?::0x[0-9A-Fa-f]{1,8})?")
 
 
 def entry_of(layouts: Iterable[MigLayout]) -> Entry:
-    """Return the mig-parted entry for the layouts of a policy, one row for each."""
+    """Return the mig-parted entry for the layouts of a policy, with one row for each layout."""
     return [
         {
             "devices": "all" if layout.devices == "all" else list(layout.devices),
@@ -48,19 +52,20 @@ def entry_of(layouts: Iterable[MigLayout]) -> Entry:
 
 
 def entry_text(entry: Entry) -> str:
-    """Return the text of one entry, to hash it. Equal entries give equal texts."""
+    """Return one entry as YAML, from which its hash is computed. Equal entries give equal YAML."""
     return yaml.safe_dump(entry, sort_keys=True)
 
 
 def render(entries: Mapping[str, Entry]) -> str:
-    """Return the text of a whole mig-parted file, with the entries in the order of their names."""
+    """Return a whole mig-parted file as YAML, with the entries sorted by name."""
     configs = {name: entries[name] for name in sorted(entries)}
     return dump_yaml({"version": "v1", "mig-configs": configs})
 
 
 @lru_cache(maxsize=256)
 def parse(text: str) -> Mapping[str, Entry]:
-    """Return all entries of a file by name, also those that mig-parted would refuse; a damaged file has none."""
+    """Return all entries of a file by name, including those that mig-parted would refuse. Empty if the file is not
+    valid YAML or has no map mig-configs. Values that are not lists of maps are left out."""
     try:
         return {name: entry for name, entry in _configs(text, any_version=True).items() if _is_entry(entry)}
     except Unreadable:
@@ -68,9 +73,11 @@ def parse(text: str) -> Mapping[str, Entry]:
 
 
 def _configs(text: str, *, any_version: bool = False) -> dict[str, Any]:
-    """Return the map mig-configs of a file, with the names as mig-parted reads them: a bare `off` is `false` in JSON.
+    """Return the map mig-configs of a file. A bare `off` as a name becomes `false`, as for mig-parted, which converts
+    YAML to JSON.
 
-    Raises Unreadable if the text is no YAML or has no such map, or if its version is not v1, unless `any_version`.
+    Raises Unreadable if the text is not valid YAML or has no such map. Also raised for a version other than v1, unless
+    `any_version`.
     """
     document = parse_yaml(text)
     configs = document.get("mig-configs") if isinstance(document, dict) else None
@@ -84,44 +91,45 @@ def _configs(text: str, *, any_version: bool = False) -> dict[str, Any]:
 
 
 def _is_entry(entry: object) -> bool:
-    """Whether the value is a list of maps, possibly an empty one."""
+    """Whether the value is a list of maps; the list may be empty."""
     return isinstance(entry, list) and all(isinstance(row, dict) for row in entry)
 
 
 @lru_cache(maxsize=64)
 def sound_entries(text: str) -> Mapping[str, Entry]:
-    """Return the entries of a file by name, without those for which mig-parted would refuse the whole file."""
+    """Return the entries of a file by name, without those because of which mig-parted would refuse the whole file."""
     return {name: entry for name, entry in parse(text).items() if not _find_problem(entry)}
 
 
 @lru_cache(maxsize=64)
 def lasting_entries(text: str) -> Mapping[str, Entry]:
-    """Return the entries of a file that are named after their content, so that their name has only one meaning."""
+    """Return those entries of a file whose names contain the hash of their content, so that the name can have only one
+    meaning."""
     return {name: entry for name, entry in parse(text).items() if is_named_after(entry_text(entry), name)}
 
 
 @lru_cache(maxsize=64)
 def is_rendered(text: str) -> bool:
-    """Whether a file is, to the letter, what `render` makes of the entries in it that mig-parted accepts. A file that
-    mig-parted refuses because of one entry is not."""
+    """Whether the file is byte for byte what `render` returns for its sound entries. That is not the case for a file
+    with an entry that mig-parted refuses."""
     return bool(text) and text == render(sound_entries(text))
 
 
 @value
 class AdminFile:
-    """What can be taken over from an admin's own file."""
+    """The usable content of an admin's own mig-parted file."""
 
     entries: Mapping[str, Entry]
     """The entries that mig-parted would accept, by name."""
     problem: str = ""
-    """Why the other entries cannot be taken over, as a clause for people; empty when all can."""
+    """Why the other entries cannot be used, as a clause for people. Empty if all can be used."""
 
 
 @lru_cache(maxsize=64)
 def parse_admin(text: str) -> AdminFile:
-    """Read an admin's file entry by entry, and leave out those that mig-parted would refuse, because one bad entry
-    makes it refuse the whole file on every node. What surrounds the entries is ignored: the operator writes that
-    itself. An empty text has no entries and no problem."""
+    """Return the entries of an admin's file that mig-parted would accept, with the problems of the others: one bad
+    entry would make mig-parted refuse the whole file on every node. Keys outside the entries are ignored, because
+    the operator renders the file itself. An empty string gives no entries and no problem."""
     if not text:
         return AdminFile({})
     try:
@@ -134,8 +142,8 @@ def parse_admin(text: str) -> AdminFile:
 
 
 def _find_problem(entry: object) -> str:
-    """Return why mig-parted would refuse an entry whatever the hardware is (docs/design/nvidia.md#a10); empty if it
-    would accept it."""
+    """Return why mig-parted would refuse the entry on any hardware (docs/design/nvidia.md#a10), or an empty string if
+    it would accept it."""
     if not isinstance(entry, list) or not _is_entry(entry):
         return "it is not a list of maps"
     if not entry:
@@ -145,22 +153,22 @@ def _find_problem(entry: object) -> str:
 
 @value
 class RowFault:
-    """A mistake in a row of an entry, for which mig-parted refuses the file."""
+    """A mistake in a row of an entry because of which mig-parted refuses the whole file."""
 
     find: Callable[[Mapping[str, Any]], str]
-    """Returns what is wrong, as a clause for people, or an empty text if the row does not have the mistake."""
+    """Returns what is wrong, as a clause for people, or an empty string if the row does not have this mistake."""
 
 
 def _unknown_field(row: Mapping[str, Any]) -> str:
-    """Return a message for the first unknown field, else an empty text. Checked first, because a misspelt field is
-    also missing, and this names the typo."""
+    """Return a clause about the first unknown field of the row, or an empty string if there is none. Checked first,
+    because a misspelled field is also missing, and this clause shows the typo."""
     unknown = sorted(map(str, row.keys() - _FIELDS))
     return f"unknown field {unknown[0]}" if unknown else ""
 
 
 def _bad_devices(row: Mapping[str, Any]) -> str:
-    """Return a message if `devices` is neither `all` nor a list of indexes, else an empty text. A boolean is no index,
-    although it is an int in Python."""
+    """Return a clause if `devices` is neither `all` nor a list of indexes, else an empty string. A boolean is not an
+    index, although it is an int in Python."""
     devices = row.get("devices")
     if devices == "all" or (isinstance(devices, list) and all(map(is_whole, devices))):
         return ""
@@ -168,27 +176,27 @@ def _bad_devices(row: Mapping[str, Any]) -> str:
 
 
 def _bad_switch(row: Mapping[str, Any]) -> str:
-    """Return a message if mig-enabled is no boolean, else an empty text. The next two checks rely on this one."""
+    """Return a clause if mig-enabled is not a boolean, else an empty string. The next two checks rely on this one."""
     return "" if type(row.get("mig-enabled")) is bool else "mig-enabled is neither true nor false"
 
 
 def _no_instances(row: Mapping[str, Any]) -> str:
-    """Return a message if MIG is on and mig-devices is no map, else an empty text. An empty map is right: MIG without
-    instances."""
+    """Return a clause if MIG is on and mig-devices is not a map, else an empty string. An empty map is valid; it means
+    MIG without instances."""
     wrong = row.get("mig-enabled") and not isinstance(row.get("mig-devices"), dict)
     return "mig-enabled needs mig-devices" if wrong else ""
 
 
 def _instances_without_mig(row: Mapping[str, Any]) -> str:
-    """Return a message if the row has instances but does not switch MIG on, else an empty text. It is unknown which of
-    both was meant."""
+    """Return a clause if the row has instances but does not switch MIG on, else an empty string. It cannot be known
+    which of the two was meant."""
     wrong = row.get("mig-devices") and not row.get("mig-enabled")
     return "mig-devices needs mig-enabled" if wrong else ""
 
 
 def _bad_instances(row: Mapping[str, Any]) -> str:
-    """Return a message for the first item of mig-devices that is no profile with a count, or if all counts are 0; else
-    an empty text. Whether a card has the profile is not checked."""
+    """Return a clause about the first item of mig-devices that is not a profile name with a count, or if all counts
+    are 0. Empty otherwise. Whether any card has the profile is not checked."""
     counts = row.get("mig-devices")
     if counts is None:
         return ""
@@ -201,8 +209,8 @@ def _bad_instances(row: Mapping[str, Any]) -> str:
 
 
 def _bad_filter(row: Mapping[str, Any]) -> str:
-    """Return a message for the first device-filter that is no PCI device id in quotes, else an empty text. Without
-    quotes YAML makes a number of it."""
+    """Return a clause about the first device-filter that is not a PCI device id as a string, or an empty string if
+    there is none. YAML reads an id without quotes as a number."""
     for item in _filters(row):
         if not isinstance(item, str) or not _FILTER.fullmatch(item):
             return f"device-filter {item} is not a PCI device id in quotes, such as '0x233010DE'"
@@ -218,10 +226,11 @@ ROW_FAULTS: tuple[RowFault, ...] = (
     RowFault(_bad_instances),
     RowFault(_bad_filter),
 )
+"""All checks of a row, in order; the first fault is reported."""
 
 
 def _filters(row: Mapping[str, Any]) -> list[Any]:
-    """Return the PCI device ids that a row is for, unchecked; empty if it is for every card."""
+    """Return the PCI device ids that the row is limited to, not validated. Empty if it applies to every card."""
     wanted = row.get("device-filter")
     if wanted is None or wanted == "":
         return []
@@ -231,16 +240,17 @@ def _filters(row: Mapping[str, Any]) -> list[Any]:
 def resolve_name(
     name: str, node: str, gpus: Sequence[CardView], stack: StackView
 ) -> tuple[Layout | None, ...] | str:
-    """Return the layout of each GPU that a mig.config name means on a node, by the admin's entries, our file, or the
-    file that mig-manager generated; or why it means none, as a clause for people."""
+    """Return the layout that the mig.config value `name` gives each GPU of the node, or a clause for people that says
+    why it gives none. The name is looked up in the admin's entries and our file, or in the file that mig-manager
+    generated, depending on which of them mig-manager reads."""
     return find_meaning(name, node, stack, gpus, stack.generated_mig_file(node))
 
 
 def find_meaning(
     name: str, node: str, stack: StackView, gpus: Sequence[CardView], generated: str
 ) -> tuple[Layout | None, ...] | str:
-    """Return the layout of each GPU as `resolve_name` does. `generated`: what mig-manager generated for the node,
-    which is used only if mig-manager does not read our file."""
+    """Return the same as `resolve_name`. `generated` is the file that mig-manager generated for the node, which is
+    used only if mig-manager does not read our file."""
     if not stack.serves_our_mig_file:
         return _generated_name(name, node, gpus, generated)
     admin = parse_admin(stack.admin_mig_file)
@@ -256,8 +266,8 @@ def find_meaning(
 def _generated_name(
     name: str, node: str, gpus: Sequence[CardView], generated: str
 ) -> tuple[Layout | None, ...] | str:
-    """Return the layout of each GPU by the file that mig-manager generated for the node, or why that file gives none,
-    as a clause for people."""
+    """Return the layout of each GPU according to the file that mig-manager generated for the node, or a clause for
+    people that says why the file gives none."""
     entries = parse(generated)
     if not entries:
         return f"ConfigMap {node}-mig-config, where mig-manager lists its configurations, does not exist"
@@ -267,10 +277,10 @@ def _generated_name(
 
 
 def resolve(entry: Entry, gpus: Sequence[CardView]) -> tuple[Layout | None, ...] | str:
-    """Return the layout that an entry gives each GPU, in the order of `gpus`, or which GPUs it does not cover, as a
-    clause for people.
+    """Return the layout that an entry gives each GPU, in the order of `gpus`, or a clause for people that names the
+    GPUs which no row covers.
 
-    mig-parted's assert never succeeds on a GPU that no row covers, so such an entry has no meaning (R6).
+    mig-parted's assert never succeeds on a GPU that no row covers, so such an entry is unusable (R6).
     """
     layouts: dict[int, Layout | None] = {}
     for row in entry:
@@ -283,7 +293,7 @@ def resolve(entry: Entry, gpus: Sequence[CardView]) -> tuple[Layout | None, ...]
 
 
 def _counts(row: Mapping[str, Any]) -> dict[str, int]:
-    """Return the profiles of a row with their counts, without counts that are 0 or no numbers."""
+    """Return the profiles of a row with their counts. Counts that are not positive integers are left out."""
     devices = row.get("mig-devices")
     if not isinstance(devices, dict):
         return {}
@@ -291,8 +301,8 @@ def _counts(row: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _covers(row: Mapping[str, Any], gpu: CardView) -> bool:
-    """Whether a row of an entry applies to the GPU, by its index and its PCI device id. A row with a device-filter
-    never applies to a card whose ids we do not know."""
+    """Whether the row applies to the GPU, according to its index and its PCI device id. A row with a device-filter
+    does not apply to a card whose ids are not in our table."""
     devices = row.get("devices")
     if devices != "all" and not (isinstance(devices, list) and gpu.index in devices):
         return False
@@ -305,11 +315,12 @@ def _covers(row: Mapping[str, Any], gpu: CardView) -> bool:
 
 
 _generated = lru_cache(maxsize=64)(generated_layouts)
+"""`generated_layouts` with a cache."""
 
 
 def well_known(gpus: Sequence[CardView], name: str) -> tuple[Layout | None, ...] | str:
-    """Return the layout of each GPU for a name that mig-manager generates from the hardware (a.10), or the names that
-    the first card without it has, as a clause for people."""
+    """Return the layout that a configuration name which mig-manager generates from the hardware (a.10) gives each GPU.
+    If a card does not have this name, return a clause for people with the names that it has."""
     layouts: list[Layout | None] = []
     profiles, generated = None, {}
     for gpu in gpus:
@@ -322,11 +333,11 @@ def well_known(gpus: Sequence[CardView], name: str) -> tuple[Layout | None, ...]
 
 
 def well_known_entries(models: Mapping[str, Sequence[CardView]]) -> dict[str, Entry]:
-    """Return entries for NVIDIA's well-known names, for the card models present. `models`: by product, a sequence of
-    which only the first GPU is read.
+    """Return the entries for NVIDIA's well-known names on the card models that are present. `models` maps each product
+    to a sequence of GPUs, of which only the first is used.
 
-    If a name means different things on different models, each row carries that model's PCI device ids. A model whose
-    ids are unknown is left out of such names.
+    If a name means different layouts on different models, it gets one row per model, limited to the PCI device ids of
+    that model. A model whose ids are unknown is left out of such entries.
     """
     meanings: dict[str, list[tuple[str, Layout | None]]] = {}
     for product in sorted(models):
@@ -344,8 +355,8 @@ def well_known_entries(models: Mapping[str, Sequence[CardView]]) -> dict[str, En
 
 
 def _filtered(rows: Sequence[tuple[str, Layout | None]]) -> Entry:
-    """Return an entry with one row for each product, limited to its PCI device ids. Products whose ids are unknown are
-    left out; the entry is empty if all are."""
+    """Return an entry with one row for each pair of product and layout, limited to the PCI device ids of the product.
+    Products whose ids are unknown are left out, so the entry may be empty."""
     entry: Entry = []
     for product, layout in rows:
         card = find_card(product)
@@ -355,7 +366,8 @@ def _filtered(rows: Sequence[tuple[str, Layout | None]]) -> Entry:
 
 
 def _row(device_filter: list[str] | None, layout: Layout | None) -> dict[str, Any]:
-    """Return the row of an entry that gives all GPUs this layout, or those with these PCI device ids."""
+    """Return the row of an entry that gives this layout to all GPUs, or only to those with the PCI device ids in
+    `device_filter` unless that is None. A layout of None switches MIG off."""
     row: dict[str, Any] = {"device-filter": device_filter} if device_filter else {}
     row |= {"devices": "all", "mig-enabled": layout is not None}
     if layout is not None:

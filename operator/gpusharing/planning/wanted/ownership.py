@@ -1,15 +1,15 @@
-"""Which policy owns a node.
+"""Decides which policy owns a node.
 
-    node has no owner          the highest priority that selects it; then the oldest; then the first name
-    node has an owner          the owner keeps it until it leaves the selector ...
+    node has no owner          the selecting policy of highest priority; then the oldest; then the first by name
+    node has an owner          the owner keeps it until its selector no longer matches the node ...
                                ... or a policy of strictly higher priority selects it
     its spec cannot be read    the owner keeps it, and nothing happens until the spec is corrected
     its policy is being reset  the policy keeps a node that no other selects, and gets no more nodes (target.py)
-    fence of another policy    that change ends first; then the node moves as a normal, budgeted change. A Failed one
-                               does not end: its new owner repairs it, in the same slot (judge.py)
+    fence of another policy    that change ends first; then the node moves as a normal, budgeted change. A Failed change
+                               does not end: the new owner repairs the node, in the same slot (judge.py)
 
-The present owner is the policy that the fence names, because the fence is written before the label. Without a fence it
-is the label gpusharing.dev/policy on the Node, which is written when a node is adopted or released.
+The present owner is the policy that the fence names, because the fence is written before the label. Without a fence,
+the label gpusharing.dev/policy on the Node names it. The label is written when a node is adopted or released.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot.
 """
@@ -26,8 +26,8 @@ from gpusharing.planning.vocabulary.values import value
 
 
 def selects_node(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
-    """Whether a selector selects a node with these labels, as Kubernetes' LabelSelector does. Unlike there, an empty
-    selector selects nothing; the API refuses it anyway."""
+    """Whether the selector matches a node with these labels, by the rules of Kubernetes' LabelSelector. In contrast to
+    those, an empty selector matches nothing; the API refuses it anyway."""
     if not selector.match_labels and not selector.match_expressions:
         return False
     return selects(selector, labels)
@@ -35,29 +35,30 @@ def selects_node(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
 
 @value
 class Contender:
-    """The parts of a policy that decide about ownership. If none of them changes, no node gets another owner."""
+    """The parts of a policy that decide about ownership. As long as none of them changes, no node changes its
+    owner."""
 
     name: str
     """Name of the policy."""
     created: str
-    """The policy's creationTimestamp: of equal priorities, the oldest wins."""
+    """The policy's creationTimestamp. Among policies of equal priority, the oldest wins."""
     selector: LabelSelector | None
     """The policy's node selector, or None if the spec cannot be read."""
     priority: int
-    """`spec.priority`: the highest wins."""
+    """`spec.priority`. The highest wins."""
     leaving: bool = False
-    """Whether the policy is resetting its nodes before it is deleted. It keeps nodes that no other policy selects, and
-    gets no others."""
+    """Whether the policy is resetting its nodes before it is deleted. It keeps the nodes that no other policy selects,
+    and gets no new ones."""
 
     @property
     def order(self) -> tuple[int, str, str]:
-        """The key by which contenders are sorted; the first one wins."""
+        """Sort key; the first contender wins."""
         return (-self.priority, self.created, self.name)
 
 
 def find_contenders(policies: Iterable[PolicyView]) -> tuple[Contender, ...]:
-    """Return the policies that may own nodes: all except those that are being deleted. One that first resets its nodes
-    is not being deleted yet; it is `leaving`."""
+    """Return the policies that may own nodes, which are all that are not being deleted. A policy that is resetting its
+    nodes before its deletion is included, marked as `leaving`."""
     return tuple(
         Contender(one.name, one.created, None, 0)
         if one.spec is None
@@ -68,13 +69,14 @@ def find_contenders(policies: Iterable[PolicyView]) -> tuple[Contender, ...]:
 
 
 class Owners:
-    """Finds the owner of a node among contenders. Built once per set of contenders and then used for all nodes.
+    """Finds the owner of a node among contenders. Built once for a set of contenders and then used for all nodes.
 
-    Most selectors name one label value. Contenders are indexed by it, so that a node is compared only with those that
-    can match.
+    Most selectors require one label value. Contenders are indexed by it, so that a node is compared only with those
+    that can match.
     """
 
     def __init__(self, contenders: Iterable[Contender]) -> None:
+        """Build the index from the contenders."""
         self._by_label: dict[str, dict[str, list[tuple[LabelSelector, Contender]]]] = defaultdict(
             lambda: defaultdict(list)
         )
@@ -91,13 +93,13 @@ class Owners:
                 self._others.append((selector, contender))
 
     def owner(self, node: NodeView) -> str:
-        """Return the name of the policy that owns the node; empty when none does. An owner whose spec cannot be read
-        keeps the node."""
+        """Return the name of the policy that owns the node, or an empty string if none does. A present owner whose
+        spec cannot be read keeps the node."""
         present = node.fence.policy if node.fence is not None else node.labels.get(names.LABEL_POLICY, "")
         return present if present in self._unreadable else _choose(present, self.selecting(node))
 
     def selecting(self, node: NodeView) -> list[Contender]:
-        """Return all contenders whose selector matches the node, the strongest first."""
+        """Return all contenders whose selector matches the node, the one that wins first."""
         labels = node.labels
         contenders = [contender for selector, contender in self._others if selects_node(selector, labels)]
         for key, by_value in self._by_label.items():
@@ -112,8 +114,8 @@ class Owners:
 
 
 def find_coming(owners: Mapping[str, str], fences: Mapping[str, Fence]) -> dict[str, tuple[str, ...]]:
-    """Return, by policy, the names of the nodes that it owns and that still belong to a change of another policy,
-    sorted. Policies without such nodes are left out."""
+    """Return, by policy, the sorted names of the nodes that the policy owns although their fence belongs to a change
+    of another policy. `owners` and `fences` are keyed by node name. Policies without such nodes are left out."""
     coming = defaultdict(list)
     for name in sorted(fences):
         if (owner := owners.get(name, "")) not in ("", fences[name].policy):
@@ -122,9 +124,9 @@ def find_coming(owners: Mapping[str, str], fences: Mapping[str, Fence]) -> dict[
 
 
 def _choose(present: str, selecting: Sequence[Contender]) -> str:
-    """Return the name of the owner among the contenders that select a node, strongest first. `present` is the owner
-    until now: it loses the node only to a higher priority. A contender that is leaving keeps a node only if no
-    other one selects it. Empty when no contender may have the node."""
+    """Return the name of the new owner, or an empty string if there is none. `selecting` are the contenders that
+    select the node, the winning one first. `present` is the current owner, which loses the node only to a contender
+    of strictly higher priority. A contender that is leaving keeps its node only if no other one selects it."""
     claiming = [contender for contender in selecting if not contender.leaving]
     if not claiming:
         return present if any(contender.name == present for contender in selecting) else ""

@@ -1,8 +1,8 @@
-"""The device plugin's configuration: what a mode means there, its text, how to read the configurations of others, and
-what the plugin's own parser refuses or silently ignores, by field.
+"""The device plugin's configuration: what it says for a mode, how it is rendered and parsed, and which fields the
+plugin's own parser refuses or silently ignores.
 
-Format and precedence: docs/design/nvidia.md#b1 to b.4 (k8s-device-plugin v0.19.3 api/config/v1). Answers of that
-parser are in tests/foreign. Keys are content-hashed and never change their meaning
+Format and precedence: docs/design/nvidia.md#b1 to b.4 (k8s-device-plugin v0.19.3 api/config/v1). Results of that
+parser are recorded in tests/foreign. Keys contain a hash of the content and never change their meaning
 (docs/design/transition.md#plugin-entries), because config-manager does not notice an edit under the same key.
 """
 
@@ -31,14 +31,14 @@ _DURATION = re.compile(r"infinite|[-+]?(0|(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µ
 
 @value
 class Flaw:
-    """A place in a configuration that the device plugin refuses or ignores."""
+    """A field of a configuration that the device plugin refuses or ignores."""
 
     path: str
-    """The field, such as `sharing.timeSlicing.resources[0].replicas`; empty for the whole text."""
+    """The field, such as `sharing.timeSlicing.resources[0].replicas`. Empty if the whole document is meant."""
     why: str
     """What the plugin does and what it expects, as a clause for people."""
     refused: bool = True
-    """Whether the plugin does not start with the configuration. If not, it only ignores the field."""
+    """Whether the plugin does not start with this configuration. If False, it only ignores the field."""
 
     @property
     def text(self) -> str:
@@ -47,7 +47,8 @@ class Flaw:
 
 
 def find_flaws(text: str) -> tuple[Flaw, ...]:
-    """Return everything in a configuration that the device plugin refuses or ignores; empty if it reads all of it."""
+    """Return every field of a configuration that the device plugin refuses or ignores. Empty if it reads all of it. If
+    the text is not valid YAML, the only flaw says so."""
     try:
         return tuple(_find(parse_yaml(text), _CONFIG, ""))
     except Unreadable as error:
@@ -55,15 +56,15 @@ def find_flaws(text: str) -> tuple[Flaw, ...]:
 
 
 def field_of(item: object, name: str) -> Any:
-    """Return the value of a field by its name in any case, as Go's encoding/json finds it; None if the map has no such
-    field, or if `item` is no map."""
+    """Return the value of the field `name` of a map, compared case-insensitively as by Go's encoding/json. None if the
+    map has no such field, or if `item` is not a map."""
     fields = item if isinstance(item, dict) else {}
     return next((fields[key] for key in fields if str(key).lower() == name.lower()), None)
 
 
 def _is_choice(item: Any) -> bool:
-    """Whether the plugin can read `devices` of a row: `all`, a positive number, or a list of devices. The plugin
-    shares all devices in any case."""
+    """Whether the plugin can parse the value of `devices`: `all`, a positive number, or a list of devices. Whatever
+    the value is, the plugin shares all devices."""
     if isinstance(item, list):
         return all(
             is_whole(device) or (isinstance(device, str) and _DEVICE.fullmatch(device)) for device in item
@@ -72,7 +73,7 @@ def _is_choice(item: Any) -> bool:
 
 
 def _is_text(item: object, pattern: str | re.Pattern[str] = "") -> bool:
-    """Whether the value is a text that matches the pattern as a whole; without a pattern, any text."""
+    """Whether the value is a string that the pattern matches completely. Without a pattern, any string will do."""
     return isinstance(item, str) and (not pattern or re.fullmatch(pattern, item) is not None)
 
 
@@ -91,11 +92,13 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "replicas": (lambda item: is_whole(item) and item > 1, "a number of at least 2, without quotes"),
     "devices": (_is_choice, "all, a number or a list of devices"),
 }
-"""The kinds of values: a test of the value, and what a message says is expected."""
+"""The kinds of field values. Each has a function that tests a value, and the words with which a message says what is
+expected."""
 
 
 def _all(kind: str, names: str) -> dict[str, Any]:
-    """Return several fields of the same kind, as the format below has them. `names`: separated by spaces."""
+    """Return the part of the format below that declares several fields of one kind. `names` are the fields, separated
+    by spaces."""
     return dict.fromkeys(names.split(), kind)
 
 
@@ -119,12 +122,15 @@ _CONFIG = {
     "sharing": _SHARING,
     "imex": {"channelIDs": ["number"], "required": "flag"},
 }
-"""The format. `!` marks a field that must be there; a map with such fields knows them only in their own case."""
+"""The format of a configuration. `!` marks a required field. In maps with required fields the names are
+case-sensitive; in all others they are not."""
 _PLACES = {"flags": _FLAGS, "sharing": _SHARING, "sharing.timeSlicing": _BLOCK, "its resources": _ROW}
+"""The blocks of a configuration, by the name that a message gives them."""
 
 
 def _find(item: Any, wanted: Any, path: str) -> Iterator[Flaw]:
-    """Yield the flaws of the value at `path`. `wanted`: one of _KINDS, or a map or list of such."""
+    """Yield the flaws of the value at `path`. `wanted` is the format that it should have: a kind in _KINDS, a map of
+    formats by field, or a list with the format of its items."""
     words = "a map" if isinstance(wanted, dict) else "a list"
     if isinstance(wanted, str):
         accepts, words = _KINDS[wanted]
@@ -141,8 +147,8 @@ def _find(item: Any, wanted: Any, path: str) -> Iterator[Flaw]:
 
 
 def _find_in_map(fields: Mapping[Any, Any], wanted: Mapping[str, Any], path: str) -> Iterator[Flaw]:
-    """Yield the flaws of a map: fields that are unknown, wrong or missing. A required field that is null or an empty
-    list counts as missing."""
+    """Yield the flaws of a map at `path`: fields that are unknown, have the wrong format, or are missing. A required
+    field that is null or an empty list counts as missing."""
     needed = [name.rstrip("!") for name in wanted if name.endswith("!")]
     known = {name.rstrip("!") if needed else name.lower(): inner for name, inner in wanted.items()}
     for key, item in fields.items():
@@ -157,8 +163,8 @@ def _find_in_map(fields: Mapping[Any, Any], wanted: Mapping[str, Any], path: str
 
 
 def _belongs(key: str) -> str:
-    """Return, after a comma, the part of the configuration to which a field of this name belongs; empty if none has
-    it."""
+    """Return a clause, after a comma, that names the block of the configuration in which the field `key` exists. Empty
+    if no block has it."""
     places = [place for place, fields in _PLACES.items() if not {key, f"{key}!"}.isdisjoint(fields)]
     return f", which belongs to {places[0]}" if places else ""
 
@@ -177,10 +183,10 @@ one of this name; without it, `single` would take the only entry there is, which
 
 
 def default_entry(stack: StackView) -> str:
-    """Return the name of the entry that the device plugin of a node without the label uses. Empty if there is none, so
-    that nothing is shared.
+    """Return the name of the entry that the device plugin uses on a node without the label. Empty if there is none, in
+    which case nothing is shared.
 
-    NVIDIA's own chart uses the entry of the neutral name unless it is told another (b.4).
+    NVIDIA's own chart uses the entry named NEUTRAL_KEY unless its values name another one (b.4).
     """
     policy = stack.cluster_policy
     if policy is None or policy.plugin_default:
@@ -189,9 +195,10 @@ def default_entry(stack: StackView) -> str:
 
 
 SharingStrategy = Literal["time-slicing", "mps"]
-"""The value that GFD writes into nvidia.com/gpu.sharing-strategy."""
+"""A value of the label nvidia.com/gpu.sharing-strategy, which GFD writes."""
 _BLOCKS: Mapping[SharingStrategy, str] = {"mps": "mps", "time-slicing": "timeSlicing"}
-"""Key of the block under `sharing`; with both, the plugin uses mps (b.3)."""
+"""The key below `sharing` for each strategy, in order of precedence: if both are present, the plugin uses mps
+(b.3)."""
 
 
 @value
@@ -199,41 +206,41 @@ class Sharing:
     """How several pods share one device."""
 
     replicas: tuple[tuple[str, int], ...]
-    """Each resource name with the number of pods that share one device of it."""
+    """Pairs of a resource name and the number of pods that share one device of it."""
     rename: bool = False
-    """Whether the name of the shared resource ends with `.shared`."""
+    """Whether `.shared` is appended to the name of the shared resource."""
     fail_requests_greater_than_one: bool = False
-    """Whether a container that asks for more than one is refused."""
+    """Whether a container that requests more than one device is refused."""
     strategy: SharingStrategy = "time-slicing"
     """How the pods share the device."""
 
 
 @value
 class PluginConfig:
-    """What one configuration makes the device plugin do."""
+    """The effect of one configuration on the device plugin."""
 
     mig_strategy: MigStrategy = "none"
-    """Under which resource names MIG instances are advertised."""
+    """The strategy that decides under which resource names MIG instances are advertised."""
     sharing: Sharing | None = None
     """How several pods share a device, or None if each pod has a whole device."""
 
     def on(self, names: Container[str]) -> "PluginConfig":
-        """Return the configuration without the rows for resources that are not among `names`, which have no effect on
-        a node that lacks these resources."""
+        """Return the configuration without the rows for resources that are not in `names`. Those rows have no effect
+        on a node without these resources."""
         if self.sharing is None:
             return self
         rows = tuple(row for row in self.sharing.replicas if row[0] in names)
         return replace(self, sharing=replace(self.sharing, replicas=rows) if rows else None)
 
     def same_effect(self, other: "PluginConfig", *, with_mig: bool) -> bool:
-        """Whether both configurations serve the same devices. The MIG strategy only counts if there are MIG instances
-        (`with_mig`)."""
+        """Whether both configurations advertise the same devices. The MIG strategy is compared only if the node has
+        MIG instances (`with_mig`)."""
         return self.sharing == other.sharing and (not with_mig or self.mig_strategy == other.mig_strategy)
 
 
 @lru_cache(maxsize=256)
 def render(config: PluginConfig) -> str:
-    """Return the text of a configuration. Equal configurations give equal texts."""
+    """Return the configuration as YAML. Equal configurations give equal YAML."""
     document: dict[str, Any] = {"version": "v1", "flags": {"migStrategy": config.mig_strategy}}
     if config.sharing is not None:
         document["sharing"] = {
@@ -248,7 +255,7 @@ def render(config: PluginConfig) -> str:
 
 @lru_cache(maxsize=1024)
 def parse(text: str) -> PluginConfig | None:
-    """Return what a configuration makes the device plugin do, or None if the plugin would not start with it."""
+    """Return the effect of a configuration, given as YAML, or None if the device plugin would not start with it."""
     if any(flaw.refused for flaw in find_flaws(text)):
         return None
     document = parse_yaml(text)
@@ -260,8 +267,8 @@ def parse(text: str) -> PluginConfig | None:
 
 
 def _parse_sharing(block: Mapping[str, Any], strategy: SharingStrategy) -> Sharing:
-    """Return what a block of `sharing` makes the plugin do. The block must be one in which `find_flaws` finds nothing
-    that the plugin refuses."""
+    """Return the effect of a block of `sharing`. `find_flaws` must have found nothing in the block that the plugin
+    refuses."""
     rows = [(row["name"], row["replicas"]) for row in block["resources"]]
     fails = block.get("failRequestsGreaterThanOne")
     return Sharing(
@@ -274,12 +281,14 @@ def _parse_sharing(block: Mapping[str, Any], strategy: SharingStrategy) -> Shari
 
 @lru_cache(maxsize=1024)
 def key_for(policy: str, content: str) -> str:
-    """Return the name of an entry: the policy, shortened to fit a label value, and a hash of the content."""
+    """Return the name of an entry for `policy`: the name of the policy, shortened so that the result fits a label
+    value, and a hash of the content."""
     return f"{policy[:55].rstrip('-.')}-{_digest(content)}"
 
 
 def is_named_after(content: str, key: str) -> bool:
-    """Whether `key_for` gave the entry its name, which then has only one meaning."""
+    """Whether the key ends with the hash of this content, as `key_for` makes it, so that it can have only one
+    meaning."""
     return key.endswith(f"-{_digest(content)}")
 
 

@@ -1,7 +1,7 @@
-"""The revision of a policy's spec, computed without its price and without the fields that only stop and start its
-rollout.
+"""The revision of a policy: a hash of its spec without the prices and without the fields that only pause and resume
+its rollout.
 
-Fences and proofs record it, so that a proven canary is still one after a pause (docs/design/drain.md#canary).
+Fences and proofs record it, so that a proven canary still counts after a pause (docs/design/drain.md#canary).
 """
 
 import json
@@ -12,15 +12,17 @@ from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.views import PolicyView
 
 LENGTH = 12
-"""Characters of a revision."""
+"""The number of characters of a revision."""
 _RUNNING = Rollout()
+"""A rollout with default values, which is not paused."""
 
 
 def find_revision(policy: PolicyView) -> str:
-    """Return the hash of the policy's spec without `rollout.paused`, `rollout.whenPaused` and `cost`; empty if the
+    """Return the hash of the policy's spec without `rollout.paused`, `rollout.whenPaused` and `cost`. Empty if the
     spec cannot be read.
 
-    Defaults are left out: a field that a newer operator adds does not change the revision of a policy without it.
+    Fields with default values are left out of the hash. A field that a newer operator adds therefore does not change
+    the revision of policies that do not set it.
     """
     if policy.spec is None:
         return ""
@@ -32,10 +34,10 @@ def find_revision(policy: PolicyView) -> str:
 
 
 def is_of(record: Fence | Verified, policy: PolicyView, revision: str) -> bool:
-    """Whether a change or a proof followed this policy as it is now. `revision`: the policy's, computed once for all
-    nodes.
+    """Whether the change or proof in `record` followed this policy with its present spec. `revision` is the revision
+    of the policy, which the caller computes once for all nodes.
 
-    A record of an older operator has no revision; the generation of the policy counts instead.
+    A record by an older operator has no revision. Then the generations are compared instead.
     """
     if record.version.uid != policy.uid:
         return False

@@ -1,4 +1,4 @@
-"""Find what a policy makes of a node with certain GPUs, or why it cannot. Pure: nothing is touched to find out."""
+"""Computes what a policy makes of a node with certain GPUs, or why it cannot. All functions are pure."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -36,12 +36,13 @@ from gpusharing.planning.wanted import migfile, pluginconfig, toolversions
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing
 
 CLOCKS_APART = 2 * CLOCK_ERROR
-"""How far the clock of one operator and that of its successor may be apart."""
+"""The largest possible difference between the clocks of an operator and of its successor."""
 
 
 def known_times(times: Mapping[str, datetime], now: datetime) -> dict[str, datetime]:
-    """Return when entries were written, by key, without times in the future by more than CLOCKS_APART: the clock was
-    set back since. Such an entry is written again, and its wait is no longer than any other."""
+    """Return the times at which entries were written, by key, without times that are more than CLOCKS_APART in the
+    future. Such a time means that the clock was set back since. The entry is then written again, so that nodes do
+    not wait for it longer than usual."""
     return {key: moment for key, moment in times.items() if moment <= now + CLOCKS_APART}
 
 
@@ -52,9 +53,12 @@ def configured_since(
     gpus: Sequence[CardView],
     stack: StackView,
 ) -> datetime | None:
-    """Return since when our ConfigMaps hold exactly what a node needs: the content counts, not the name (ADR 16). None
-    while an entry is missing, is wrong, or has no time of writing. `plugin`: key and text of the device plugin's
-    configuration."""
+    """Return since when our ConfigMaps have contained exactly what a node needs, by content and not by name (ADR 16).
+    None if an entry is missing, has other content, or has no recorded time of writing.
+
+    `plugin` is the key and the YAML of the device plugin's configuration. `layouts` are those that `mig_config` must
+    give the GPUs.
+    """
     key, text = plugin
     if stack.plugin_configs.get(key) != text:
         return None
@@ -73,26 +77,28 @@ def configured_since(
 
 @value
 class Target:
-    """What a node should become, in terms of the components that make the change and of those that prove it."""
+    """What a node should become, as settings of the components that make the change and as readings of those that
+    prove it."""
 
     mode: Mode
-    """What the GPUs are for."""
+    """The mode of the GPUs."""
     routing: str
     """Value of the routing label."""
     layouts: tuple[Layout | None, ...]
     """The layout of each GPU, in the order of their indexes, or None for a GPU with MIG off."""
     mig_config: str
-    """Value of nvidia.com/mig.config; empty if it is not set, as for cards without MIG."""
+    """Value of nvidia.com/mig.config. Empty if the operator does not set it, as for cards without MIG."""
     plugin_key: str
-    """Value of nvidia.com/device-plugin.config; empty if the label must be absent."""
+    """Value of nvidia.com/device-plugin.config. Empty if the label must be absent."""
     plugin: PluginConfig
-    """What that configuration makes the device plugin do."""
+    """The effect of that configuration on the device plugin."""
     resources: Mapping[str, int]
-    """The allocatable count of each resource, exactly. A name that is not here must be absent or 0."""
+    """The exact allocatable count of each resource of the device plugin. A resource that is not listed must be absent
+    or 0."""
     text: str
-    """The layouts for people, such as 2x3g.40gb, 4x shared or 1x full."""
+    """The layouts for people, such as `2x3g.40gb`, `4x shared` or `1x full`."""
     configured: datetime | None
-    """Since when our ConfigMaps hold exactly that; None while they do not."""
+    """Since when our ConfigMaps have contained exactly this configuration, or None if they do not."""
 
     @property
     def with_mig(self) -> bool:
@@ -102,22 +108,22 @@ class Target:
 
 @value
 class Wish:
-    """What a policy asks of every node: the part of a target that is the same on all of them."""
+    """What a policy asks of every node: the part of a target that does not depend on the node."""
 
     policy: str
     """Name of the policy."""
     spec: GPUSharingPolicySpec = field(compare=False)
-    """The whole spec; it is ignored when two of these are compared."""
+    """The whole spec. It is ignored when two Wishes are compared."""
     mig_config: str
-    """Name of the mig-parted entry that MIG-capable nodes get."""
+    """Name of the mig-parted configuration for nodes that support MIG."""
     entry: migfile.Entry | None
-    """Our own mig-parted entry, or None if the policy gives no layouts."""
+    """Our own mig-parted entry of that name, or None if the policy has no spec.mig.layouts."""
     plugins: Mapping[str, str]
-    """Device-plugin configurations that are known in advance, by key."""
+    """The YAML of those device-plugin configurations that do not depend on the cards, by key."""
 
 
 def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
-    """Return what a policy asks of every node, before any node is known."""
+    """Return what the policy named `policy` with this spec asks of every node."""
     entry = (
         migfile.entry_of(spec.mig.layouts) if spec.mig is not None and spec.mig.layouts is not None else None
     )
@@ -138,9 +144,9 @@ def _find_target(
     gpus: Sequence[CardView],
     generated: str,
 ) -> Target | Finding:
-    """Return what `node` with these GPUs becomes, or a Finding, which names the node, if it cannot become what the
-    policy asks for. `generated`: the file that mig-manager generated for the node, empty if mig-manager does not
-    read that."""
+    """Return what `node` with these GPUs should become, or a Finding that names the node if it cannot become what the
+    policy asks for. `generated` is the file that mig-manager generated for the node. It is empty if mig-manager
+    does not read that file."""
     spec = request.spec
     if spec.products and (other := _unlisted_product(spec, gpus)):
         return Finding(
@@ -173,8 +179,8 @@ def _target(
     layouts: tuple[Layout | None, ...],
     plugin: PluginConfig,
 ) -> Target:
-    """Return the target for these layouts and this device-plugin configuration. Everything else in it follows from
-    them."""
+    """Return the target of `policy` with these layouts and this device-plugin configuration, from which its other
+    fields are derived."""
     replicas = plugin.sharing.replicas[0][1] if plugin.sharing else 1
     content = pluginconfig.render(plugin)
     key = pluginconfig.key_for(policy, content)
@@ -192,8 +198,8 @@ def _target(
 
 
 def _too_many_clients(spec: GPUSharingPolicySpec, node: str, gpus: Sequence[CardView]) -> Finding | None:
-    """Return a Finding if a card serves fewer MPS clients than the policy asks for, else None
-    (docs/design/hardware.md#mps-served). Cards that are not in our table are not checked."""
+    """Return a Finding if the policy asks for more MPS clients than a card supports
+    (docs/design/hardware.md#mps-served), else None. Cards that are not in our table are not checked."""
     if spec.mode is not Mode.MPS or spec.mps is None:
         return None
     for gpu in gpus:
@@ -208,16 +214,17 @@ def _too_many_clients(spec: GPUSharingPolicySpec, node: str, gpus: Sequence[Card
 
 
 def _has_mig_manager(spec: GPUSharingPolicySpec, gpus: Sequence[CardView], stack: StackView) -> bool:
-    """Whether the label mig.config is to be set: a GPU can have MIG, and mig-manager runs. With mode MIG it is set
-    even if mig-manager does not run, because such a policy is refused elsewhere (acceptance.py)."""
+    """Whether the label mig.config is to be set, because a GPU supports MIG and ClusterPolicy does not turn
+    mig-manager off. In mode MIG it is set even if mig-manager is off, because such a policy is refused elsewhere
+    (acceptance.py)."""
     switched_off = stack.cluster_policy is not None and stack.cluster_policy.is_off(MIG_MANAGER_SWITCH)
     return any(gpu.mig_capable for gpu in gpus) and (spec.mode is Mode.MIG or not switched_off)
 
 
 @value(eq=False)
 class Targets:
-    """The targets of one policy in one cluster. Each is computed once per kind of hardware, because thousands of nodes
-    have the same few kinds of cards."""
+    """The targets of one policy in one cluster. Each target is computed once for each kind of hardware, because
+    thousands of nodes have the same few kinds of cards."""
 
     policy: PolicyView
     """The policy whose targets these are."""
@@ -226,11 +233,12 @@ class Targets:
     stack: StackView
     """NVIDIA's components and our ConfigMaps."""
     answers: AnswersByKind = field(default_factory=AnswersByKind)
-    """The targets found so far."""
+    """The cache of targets."""
 
     def find(self, node: str, hardware: Hardware) -> Target | Finding:
-        """Return what `node` with these GPUs (sorted by index, at least one) becomes, or why it cannot. Targets are
-        the same for all nodes with such GPUs; a Finding names the node and is not kept."""
+        """Return the target of `node`, whose GPUs are at least one and sorted by index, or a Finding that says why it
+        cannot have one. Targets are cached for all nodes with the same GPUs. A Finding names the node, so it is not
+        cached."""
         question = partial(_find_target, self.request, node, self.stack)
         generated = self.stack.generated_mig_file(node)
         return self.answers.ask(
@@ -238,12 +246,12 @@ class Targets:
         )
 
     def stop(self, hardware: Hardware) -> Target:
-        """Return the target of whole GPUs without sharing, which a node has for a while between MPS and MIG:
-        mig-manager and the MPS daemon would race otherwise (b.5)."""
+        """Return the intermediate target between MPS and MIG: whole GPUs without sharing. Without it, mig-manager and
+        the MPS daemon would race (b.5)."""
         return self.answers.ask(self._stop, hardware.cards)
 
     def _stop(self, cards: tuple[CardView, ...]) -> Target:
-        """Compute the answer of `stop` for these cards."""
+        """Compute the result of `stop` for these cards."""
         mig_config = migfile.ALL_DISABLED if _has_mig_manager(self.request.spec, cards, self.stack) else ""
         whole = (None,) * len(cards)
         policy, plugin = self.request.policy, PluginConfig()
@@ -253,13 +261,13 @@ class Targets:
 
 
 def _unlisted_product(spec: GPUSharingPolicySpec, gpus: Sequence[CardView]) -> str:
-    """Return the first product among these GPUs that spec.products does not list; empty if all are listed."""
+    """Return the product of the first GPU that spec.products does not list, or an empty string if all are listed."""
     listed = {bare_product(product) for product in spec.products}
     return next((gpu.product for gpu in gpus if bare_product(gpu.product) not in listed), "")
 
 
 def plugin_config(spec: GPUSharingPolicySpec, layouts: Sequence[Layout | None]) -> PluginConfig:
-    """Return the device plugin's configuration for a node with these layouts in the mode of the spec."""
+    """Return the device plugin's configuration in the mode of the spec, for a node with these layouts."""
     if spec.mode is Mode.MPS and spec.mps is not None:
         # failRequestsGreaterThanOne: MPS's own default; two shares of one GPU would be no more than one.
         return PluginConfig(
@@ -279,9 +287,9 @@ def plugin_config(spec: GPUSharingPolicySpec, layouts: Sequence[Layout | None]) 
 
 
 def _foreseen(spec: GPUSharingPolicySpec) -> tuple[PluginConfig, ...]:
-    """Return the device-plugin configurations that a policy needs on every node: its own, and the one of the stop
-    between MPS and MIG. Its own is missing if it depends on the cards, as time-slicing of a named MIG configuration
-    does with strategy mixed; it is then added with the first node."""
+    """Return the device-plugin configurations that a policy needs on any node: its own, and in modes MIG and MPS that
+    of the intermediate target. Its own is left out if it depends on the cards, which is the case for time-slicing
+    of a named MIG configuration with strategy mixed. It is then added when the first node has a target."""
     stop = (PluginConfig(),) if spec.mode in (Mode.MIG, Mode.MPS) else ()
     layouts: list[Layout | None] = [None]
     if spec.mode is Mode.MIG and spec.mig is not None:
@@ -301,8 +309,8 @@ def _wanted_layouts(
     gpus: Sequence[CardView],
     generated: str,
 ) -> tuple[Layout | None, ...] | Finding:
-    """Return the layout of each GPU that the policy asks for, or why the node cannot have it. All are None unless the
-    mode is MIG."""
+    """Return the layout of each GPU that the policy asks for, or a Finding that says why the node cannot have it. All
+    layouts are None unless the mode is MIG."""
     spec = request.spec
     if spec.mode is not Mode.MIG or spec.mig is None:
         return (None,) * len(gpus)
@@ -320,7 +328,8 @@ def _wanted_layouts(
 def _named(
     name: str, node: str, stack: StackView, gpus: Sequence[CardView], generated: str
 ) -> tuple[Layout | None, ...] | Finding:
-    """Return the layout of each GPU by spec.mig.config, or a Finding if the node does not have this configuration."""
+    """Return the layouts that the configuration `name` (spec.mig.config) gives the GPUs, or a Finding if it is not
+    usable on the node."""
     meaning = migfile.find_meaning(name, node, stack, gpus, generated)
     if isinstance(meaning, str):
         return Finding(Reason.CONFIG_UNKNOWN, f"{node}: spec.mig.config {name} is not usable: {meaning}")
@@ -330,8 +339,8 @@ def _named(
 def _own(
     layouts: Sequence[MigLayout], entry: migfile.Entry, node: str, gpus: Sequence[CardView]
 ) -> tuple[Layout | None, ...] | Finding:
-    """Return the layout of each GPU by spec.mig.layouts, or a Finding if spec.mig.layouts names GPUs that the node
-    does not have or leaves some out."""
+    """Return the layouts that spec.mig.layouts gives the GPUs, or a Finding if it names GPUs that the node does not
+    have or does not cover all of them."""
     named = {index for row in layouts if row.devices != "all" for index in row.devices}
     here = {gpu.index for gpu in gpus}
     if beyond := sorted(named - here):
@@ -352,8 +361,8 @@ def _own(
 def _legal(
     layouts: tuple[Layout | None, ...], spec: GPUSharingPolicySpec, node: str, gpus: Sequence[CardView]
 ) -> tuple[Layout | None, ...] | Finding:
-    """Return `layouts`, or a Finding if a card cannot have its layout, or if they differ under strategy single, which
-    needs one profile on all GPUs."""
+    """Return `layouts` unchanged, or a Finding if a card cannot have its layout. Also a Finding if the GPUs do not all
+    have one and the same profile under strategy single."""
     fitted: tuple[Layout | None, object] = (None, None)
     for gpu, layout in zip(gpus, layouts, strict=True):
         if layout is None or fitted == (layout, gpu.profiles):
@@ -372,7 +381,8 @@ def _legal(
 
 
 def _find_unfit(layout: Layout, gpu: CardView) -> Finding | None:
-    """Return why a card cannot have a layout, or None if it can. The message is to follow the name of the GPU."""
+    """Return a Finding that says why the card cannot have the layout, or None if it can. The caller puts the name of
+    the GPU before its message."""
     if layout == ():
         return Finding(Reason.LAYOUT_EMPTY, ": MIG on without instances serves nothing")
     if not gpu.profiles:
@@ -387,8 +397,8 @@ def _find_unfit(layout: Layout, gpu: CardView) -> Finding | None:
 
 
 def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) -> dict[str, int]:
-    """Return the allocatable resources that the device plugin will advertise, with their counts
-    (docs/design/nvidia.md#b6, b.7)."""
+    """Return the allocatable resources, by name with their counts, that the device plugin will advertise for these
+    layouts under this configuration (docs/design/nvidia.md#b6, b.7)."""
     counts: Counter[str] = Counter()
     for layout in layouts:
         if layout is None:
@@ -408,13 +418,13 @@ def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) ->
 
 def describe_layouts(layouts: Sequence[Layout | None], replicas: int = 1) -> str:
     """Return the layouts of a node's GPUs for people, such as `2x3g.40gb`. If they differ, each is listed with its
-    number of GPUs: `2x3g.40gb (4 GPUs), 1x full (4 GPUs)`."""
+    number of GPUs: `2x3g.40gb (4 GPUs), 1x full (4 GPUs)`. `replicas` above 1 adds `4x shared`."""
     return _describe(tuple(layouts), replicas)
 
 
 @lru_cache(maxsize=1024)
 def _describe(layouts: tuple[Layout | None, ...], replicas: int) -> str:
-    """Compute the answer of `describe_layouts`. Answers are cached, because nodes of one kind have equal layouts."""
+    """Compute the result of `describe_layouts`, with a cache, because many nodes have equal layouts."""
     texts: Counter[str] = Counter()
     shared = f"{replicas}x shared" if replicas > 1 else ""
     for layout in layouts:
@@ -428,10 +438,10 @@ def _describe(layouts: tuple[Layout | None, ...], replicas: int) -> str:
 
 
 def is_plugin_resource(name: str) -> bool:
-    """Whether NVIDIA's device plugin serves this resource name under a configuration of ours.
+    """Whether NVIDIA's device plugin may advertise this resource name under a configuration of ours.
 
-    Fewer names than `api.names.is_gpu_resource` accepts: resources that another plugin serves on the node do not count
-    as a difference.
+    `api.names.is_gpu_resource` accepts more names. Resources that another plugin serves on the node must not count as
+    a difference from the target.
     """
     return name in (RESOURCE_GPU, RESOURCE_GPU_SHARED) or name.startswith(RESOURCE_MIG_PREFIX)
 
@@ -443,14 +453,16 @@ def is_plugin_resource(name: str) -> bool:
 # owns is drained as usual, whole GPUs are proven, our labels and records are removed, and at the end our finalizer.
 # Until then it is like any other policy, with mode Full, but it gets no nodes that it does not own yet.
 _FULL = {"mode": Mode.FULL, "mig": None, "time_slicing": None, "mps": None}
+"""The fields of a spec that make it one of mode Full."""
 
 
 def under_deletion(policy: PolicyView, *, resets: bool) -> PolicyView:
-    """Return the policy as the planner is to see it: with mode Full if it is being deleted and resets its nodes, else
-    unchanged. `resets`: whether deletionPolicy is Reset, as far as that can be read.
+    """Return the policy as the planner should see it. If it is being deleted and `resets` says that its deletionPolicy
+    is Reset, as far as that can be read, the result has mode Full and is marked as `resetting` in place of
+    `deleting`. Otherwise the policy is unchanged.
 
-    A policy without our finalizer is left unchanged, because the object will be gone in a moment, and so is one with
-    force-release, because a person has given its nodes up.
+    It is also unchanged if it does not have our finalizer, because the object will be gone in a moment, or if it has
+    force-release, because a person has given up its nodes.
     """
     if not (policy.deleting and policy.finalizer and resets) or policy.force_release:
         return policy
@@ -459,11 +471,11 @@ def under_deletion(policy: PolicyView, *, resets: bool) -> PolicyView:
 
 
 def without_default_label(target: Target, stack: StackView) -> Target:
-    """Return the target without the label for the device plugin if ClusterPolicy's default has the same effect, else
-    unchanged.
+    """Return the target without the device-plugin label if the plugin's default configuration has the same effect.
+    Otherwise return the target unchanged.
 
-    Removing the label restarts the plugin, so it is part of the change: budgeted, held and proven like the rest. If
-    the default shares GPUs, or names an entry that cannot be read, the label stays permanently.
+    Removing the label restarts the plugin, so it is part of the change: it uses the budget and is proven like the
+    rest. If the default shares GPUs, or names an entry that cannot be read, the label stays permanently.
     """
     key = pluginconfig.default_entry(stack)
     text = stack.plugin_configs.get(key) if key else pluginconfig.NEUTRAL
@@ -477,11 +489,12 @@ def without_default_label(target: Target, stack: StackView) -> Target:
 
 
 def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -> Target | str:
-    """Return the target that the record of the last proof names, or why there is no valid one, as a clause for people.
-    A failed change is rolled back to it (docs/design/transition.md#rollback).
+    """Return the target that the record of the last proof describes, or a clause for people that says why it cannot be
+    used. A failed change is rolled back to this target (docs/design/transition.md#rollback).
 
-    The record on the Node names two configurations. Both must still mean what they meant: the device plugin's is named
-    after its content, and what the mig-parted entry makes of these GPUs must read as the record says.
+    The record on the Node names two configurations, and both must still mean the same. The name of the device plugin's
+    contains a hash of its content. For the mig-parted configuration, the layouts that it gives these GPUs now are
+    compared with the recorded ones.
     """
     record, gpus = node.verified, observed.gpus
     if record is None:
@@ -514,9 +527,9 @@ def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -
 
 
 def _find_plugin(key: str, stack: StackView) -> tuple[str, PluginConfig | None]:
-    """Return text and meaning of the device plugin's configuration of this name. The text is empty and the meaning
-    None if it is lost. An entry that somebody edited or removed is found among those seen before, because it is
-    about to be written again."""
+    """Return the YAML and the effect of the device-plugin configuration with this key, or an empty string and None if
+    it is lost. If somebody edited or removed the entry, the content that this process has read before is used,
+    because it is about to be written again."""
     for entries in (stack.plugin_configs, stack.seen_plugin_configs):
         content = entries.get(key)
         if content is not None and pluginconfig.is_named_after(content, key):
@@ -527,8 +540,8 @@ def _find_plugin(key: str, stack: StackView) -> tuple[str, PluginConfig | None]:
 def _find_layouts(
     record: Verified, node: NodeView, observed: ObservedView, stack: StackView
 ) -> tuple[Layout | None, ...] | str:
-    """Return the layout of each GPU by the recorded mig-manager configuration, or why there is none, as a clause for
-    people. Without a recorded configuration, MIG must be off now."""
+    """Return the layouts that the recorded mig-manager configuration gives the GPUs, or a clause for people that says
+    why it gives none. If no configuration was recorded, MIG must be off now."""
     whole = (None,) * len(observed.gpus)
     if record.mig_config == migfile.ALL_DISABLED:
         return whole
@@ -540,7 +553,8 @@ def _find_layouts(
 
 
 def _find_mode(layouts: tuple[Layout | None, ...], plugin: PluginConfig) -> Mode:
-    """Return the mode of a node with these layouts and this device-plugin configuration. MIG wins over time-slicing."""
+    """Return the mode that these layouts and this device-plugin configuration amount to. With MIG and time-slicing it
+    is MIG."""
     if plugin.sharing is not None and plugin.sharing.strategy == "mps":
         return Mode.MPS
     if layouts.count(None) < len(layouts):

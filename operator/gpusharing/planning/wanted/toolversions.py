@@ -1,20 +1,20 @@
-"""What NVIDIA's programs do differently by version: data, from their change logs and rung 3.
+"""How the behavior of NVIDIA's programs differs by version, according to their change logs and to rung 3.
 
 The device plugin's resource patterns are unanchored up to 0.19: instances of `1g.10gb+me`, `1g.24gb+gfx` or
 `1g.24gb-me` are served under the plain name `nvidia.com/mig-1g.10gb` (k8s-device-plugin PR 1807; seen with 0.19.3).
 
-On a node with two models mig-parted before 0.15 looks a profile up by name on the first card that has it: 1g.10gb is
-one thing on an H100 and another on an A100 40GB (docs/reference/nvidia-differences.md; seen with 0.13.1, gone with
-0.15.1).
+On a node with two card models, mig-parted before 0.15 looks up a profile by name on the first card that has it,
+although 1g.10gb is not the same profile on an H100 and on an A100 40GB (docs/reference/nvidia-differences.md; seen
+with 0.13.1, gone with 0.15.1).
 
-From 0.18.2 on config-manager takes the fallback before it has read the label, and signals its program afterwards (PR
+From 0.18.2 on, config-manager takes the fallback before it has read the label, and signals its program afterwards (PR
 "Fix race condition in config-manager when label is unset"; seen with 0.19.3). The GPU Operator's MPS daemon is not
-reached by that signal: before 0.20 config-manager panics at a process without a command line, as the kernel's threads
-of the host are (k8s-device-plugin issue 1726), and it looks for /usr/bin/mps-control-daemon where the daemon runs as
+reached by that signal. Before 0.20, config-manager panics at a process without a command line, such as the host's
+kernel threads (k8s-device-plugin issue 1726). It also looks for /usr/bin/mps-control-daemon where the daemon runs as
 mps-control-daemon (PR 1827; gpu-operator v25.3 to v26.7, assets/state-mps-control-daemon). So the daemon keeps the
-fallback. It follows labels where both faults are mended: plugin 0.20, and PROCESS_TO_SIGNAL with the daemon's name
-(docs/design/nvidia.md#b5). In NVIDIA's chart alone config-manager is started before the daemon, which mostly reads what
-the label names.
+fallback. It follows labels only if both faults are corrected, by plugin 0.20 and by PROCESS_TO_SIGNAL with the
+daemon's name (docs/design/nvidia.md#b5). In NVIDIA's chart without the GPU Operator, config-manager is started before
+the daemon, which therefore usually reads the configuration that the label names.
 """
 
 import re
@@ -29,21 +29,22 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
 SUFFIXES_SINCE = (0, 20)
-"""First version that serves a profile with a suffix under a name of its own."""
+"""The first version of the device plugin that advertises a profile with a suffix under a name of its own."""
 OWN_NAMES_SINCE = (0, 15)
-"""First version of mig-parted that gives each card its own profile of a name."""
+"""The first version of mig-parted that looks up a profile name on each card separately."""
 FALLBACK_FIRST_SINCE = (0, 18, 2)
-"""First version whose config-manager starts with the fallback."""
+"""The first version of the device plugin whose config-manager starts with the fallback configuration."""
 DEAF_SINCE = (25, 10, 2)
-"""First version of the GPU Operator whose MPS daemon learns of no label, up to v26.7 at least."""
+"""The first version of the GPU Operator whose MPS daemon is not notified of a label. Later versions up to at least
+v26.7 are affected too."""
 SKIPS_THREADS_SINCE = (0, 20)
-"""First version whose config-manager skips processes without a command line."""
+"""The first version of the device plugin whose config-manager skips processes without a command line."""
 SKIPS_THREADS = "v0.20.0"
-"""The version SKIPS_THREADS_SINCE as ClusterPolicy names it."""
+"""The version SKIPS_THREADS_SINCE in the form that ClusterPolicy uses."""
 RELEASED_DAEMON = MpsDaemonView(
     "v0.19.3", "mps-control-daemon", "/usr/bin/mps-control-daemon", sees_host=True
 )
-"""The MPS daemon of the releases since DEAF_SINCE, for advice without a cluster (GO v26.7.0
+"""The MPS daemon as released since DEAF_SINCE, for advice that is given without a cluster (GO v26.7.0
 assets/state-mps-control-daemon)."""
 ADVICE = "device plugins before v0.20 serve profiles with a suffix under the plain name"
 
@@ -58,8 +59,8 @@ def find_too_old(
     layouts: Sequence[Layout | None],
     cluster_policy: ClusterPolicyView,
 ) -> Finding | None:
-    """Return why these layouts, one per GPU, would come out wrong with the versions that ClusterPolicy names, or None
-    if they would not."""
+    """Return a Finding if the versions of NVIDIA's programs that ClusterPolicy names would apply or advertise these
+    layouts wrongly, else None. `layouts` has one entry for each of `gpus`, and `strategy` is the MIG strategy."""
     plugin, parted = cluster_policy.plugin_version, cluster_policy.mig_manager_version
     if strategy == "mixed" and merges_suffixes(plugin) and (profile := find_suffixed(layouts)):
         return Finding(Reason.PLUGIN_TOO_OLD, f"{profile} with device plugin {plugin}: {ADVICE}")
@@ -76,8 +77,8 @@ def find_too_old(
 def find_mistaken(
     gpus: Sequence[CardView], layouts: Sequence[Layout | None]
 ) -> tuple[CardView, CardView, str] | None:
-    """Return the first GPU for which mig-parted before 0.15 would take another profile, the earlier GPU that has it,
-    and the name that both profiles share. None if there is no such GPU."""
+    """Return the first GPU for which mig-parted before 0.15 would choose the wrong profile, the earlier GPU whose
+    profile it would choose, and the name that the two profiles share. None if there is no such GPU."""
     first: dict[str, tuple[CardView, int | None]] = {}
     for gpu, layout in zip(gpus, layouts, strict=True):
         wanted = dict(layout or ())
@@ -89,17 +90,17 @@ def find_mistaken(
 
 
 def merges_suffixes(version: str) -> bool:
-    """Whether this version of the device plugin (as ClusterPolicy names it, `v0.19.3-ubi9`) serves profiles with a
-    suffix under the plain name. False if the version is unknown."""
+    """Whether this version of the device plugin advertises profiles with a suffix under the plain name. `version` is
+    in the form that ClusterPolicy uses, such as `v0.19.3-ubi9`. False if it is unknown."""
     return _is_before(version, SUFFIXES_SINCE)
 
 
 def find_deafness(daemon: MpsDaemonView) -> str:
-    """Return why this MPS daemon would not read the configuration that a label names. Empty if it would, or if that is
-    unknown."""
+    """Return why this MPS daemon would not read the configuration that a label names, as a clause for people. Empty if
+    it would read it, or if that is unknown."""
     if _VERSION.match(daemon.version) is None or _is_before(daemon.version, FALLBACK_FIRST_SINCE):
         return ""
-    if not daemon.signalled:  # it has no config-manager
+    if not daemon.signalled:  # the DaemonSet has no config-manager
         return ""
     if daemon.sees_host and _is_before(daemon.version, SKIPS_THREADS_SINCE):
         return "config-manager panics at the threads of the host's kernel (NVIDIA/k8s-device-plugin#1726)"
@@ -113,16 +114,16 @@ def find_deafness(daemon: MpsDaemonView) -> str:
 
 @value
 class MpsRemedy:
-    """What a person does so that an MPS daemon follows labels."""
+    """The steps by which a person can make an MPS daemon follow labels."""
 
     needs_plugin: bool
-    """Whether the device plugin has to be SKIPS_THREADS or newer before `command` helps."""
+    """Whether the device plugin first has to be upgraded to SKIPS_THREADS or newer."""
     command: str
-    """The command that gives config-manager the name of the daemon. Empty if that name is not known."""
+    """The command that tells config-manager the process name of the daemon. Empty if that name is not known."""
 
     @property
     def text(self) -> str:
-        """What the steps do to running clients, and all steps in their order, as a sentence without its full stop."""
+        """What the remedy does to running clients, and its steps in order, as a sentence without its period."""
         steps = []
         if self.needs_plugin:
             steps.append(f"set devicePlugin.version of ClusterPolicy to {SKIPS_THREADS} or newer")
@@ -135,10 +136,10 @@ class MpsRemedy:
 
 
 def find_remedy(daemon: MpsDaemonView) -> MpsRemedy:
-    """Return what lets this MPS daemon follow labels. Only for a daemon of which `find_deafness` says that it does
-    not.
+    """Return the steps that make this MPS daemon follow labels. Only for a daemon for which `find_deafness` returns a
+    reason.
 
-    The command is part of it even where the name is right already, because the GPU Operator writes its own value again
+    The command is included even if the process name is right already, because the GPU Operator restores its own value
     when ClusterPolicy is edited.
     """
     known = _base(daemon.signalled) == _base(daemon.program)  # not the name of a shell around the daemon
@@ -152,8 +153,8 @@ def find_remedy(daemon: MpsDaemonView) -> MpsRemedy:
 
 
 def find_deaf_release(gpu_operator: str) -> str | None:
-    """Return why no label can switch MPS on with this version of the GPU Operator as it is installed; empty if a label
-    can. None if the text is no version."""
+    """Return why labels cannot switch MPS on with this version of the GPU Operator as it is installed. Empty if they
+    can, and None if the string is not a version."""
     if _VERSION.match(gpu_operator) is None:
         return None
     return (
@@ -162,24 +163,25 @@ def find_deaf_release(gpu_operator: str) -> str | None:
 
 
 def _base(program: str) -> str:
+    """Return the part of a program's path after the last slash."""
     return program.rpartition("/")[2]
 
 
 def _is_before(version: str, since: tuple[int, ...]) -> bool:
-    """Whether the version is older than `since`. False if it cannot be read."""
+    """Whether the version is older than `since`. False if it cannot be parsed."""
     match = _VERSION.match(version)
     return match is not None and tuple(int(part or 0) for part in match.groups())[: len(since)] < since
 
 
 def find_suffixed(layouts: Sequence[Layout | None]) -> str:
-    """Return the first profile with a suffix in these layouts; empty when there is none."""
+    """Return the first profile name with a suffix in these layouts, or an empty string if there is none."""
     names = (name for layout in layouts for name, _ in layout or ())
     return next((name for name in names if not _PLAIN.fullmatch(name)), "")
 
 
 def counts_without_suffixes(resources: Mapping[str, int]) -> dict[str, int]:
-    """Return these predicted counts as device plugins before v0.20 advertise them: profiles with a suffix count under
-    the plain name."""
+    """Return the predicted counts as device plugins before v0.20 advertise them, in which a profile with a suffix
+    counts under the plain name."""
     counts: Counter[str] = Counter()
     for name, count in resources.items():
         match = _NAME.fullmatch(name)

@@ -1,16 +1,17 @@
-"""Is a node what it should be? CHECKS query the sources of proof in order; the first disagreement is the answer.
+"""Checks whether a node is what it should be. CHECKS query the sources of proof in order, and the first disagreement is
+the result.
 
     source             proves                                             reason when it disagrees
-    agent              it can read, and NVML is open                      AgentError, ObservationPending
+    agent              it can read, with NVML open                        AgentError, ObservationPending
     NVML (agent)       instances per GPU, MIG mode, compute mode          LayoutMismatch ...
-    mig.config(.state) mig-manager is done, and with this very layout     ActuatorBusy, ActuatorFailed, LabelMismatch
+    mig.config(.state) mig-manager has applied this very layout           ActuatorBusy, ActuatorFailed, LabelMismatch
     gpu.deploy.*       no operand is paused                               OperandsPaused
     GFD labels         plugin and GFD read the new configuration          LabelMismatch
     allocatable        the scheduler sees exactly the predicted counts    AllocatableMismatch
 
-Each source counts where it exists for the mode and the card (docs/design/transition.md#proof). Nothing is remembered:
-the same checks adopt a node, find drift and prove a change; what proves a change is younger than it
-(`transition/requests.py`).
+A source is checked only if it exists for the mode and the card (docs/design/transition.md#proof). The checks keep no
+state, so the same ones adopt a node, find drift and prove a change. The caller makes sure that what proves a change is
+more recent than the change (`transition/requests.py`).
 
 Terms: docs/design/glossary.md#drift.
 """
@@ -41,12 +42,13 @@ from gpusharing.planning.wanted.pluginconfig import (
 from gpusharing.planning.wanted.target import Target, describe_layouts, is_plugin_resource, predict_resources
 
 SETTING = 'WITH_REBOOT "true" in ClusterPolicy migManager.env'
-"""What lets mig-manager reboot a node whose GPUs cannot be reset, for people."""
+"""The setting that lets mig-manager reboot a node whose GPUs cannot be reset, for messages."""
 
 
 def tell_guest_reset(observed: ObservedView | None, stack: StackView) -> str:
-    """Return, after a semicolon, why a MIG mode may stay pending in a virtual machine and which setting helps. Empty
-    if no GPU is known to be one that a virtual machine has to reset, or if the setting is on already."""
+    """Return a clause, after a semicolon, that says why a MIG mode may stay pending in a virtual machine and which
+    setting helps. Empty if no GPU is known to need a reset by its virtual machine, if the setting is on already, or
+    if there is no ClusterPolicy."""
     policy, kinds = stack.cluster_policy, observed.hardware.kinds if observed is not None else ()
     if policy is None or policy.plain is not None or policy.with_reboot:
         return ""
@@ -59,8 +61,9 @@ def tell_guest_reset(observed: ObservedView | None, stack: StackView) -> str:
 
 
 EXCLUSIVE = "ExclusiveProcess"
+"""The compute mode of a GPU that an MPS daemon serves."""
 MPS_DAEMONS = frozenset({"nvidia-cuda-mps-server", "nvidia-cuda-mps-control"})
-"""NVIDIA's own processes; an idle GPU may have them (docs/design/transition.md#idle)."""
+"""Names of NVIDIA's own MPS processes, which may run on an idle GPU (docs/design/transition.md#idle)."""
 FREE = ("Default", "NotSupported")
 """Compute modes in which any process may use a GPU."""
 
@@ -72,17 +75,18 @@ class Comparison:
     node: NodeView
     """The Node as it is now."""
     observed: ObservedView
-    """What its agent reported last."""
+    """The latest report of its agent."""
     target: Target
     """What the node should be."""
     stack: StackView
     """NVIDIA's components, and our ConfigMaps."""
     gfd_timestamp: str = ""
-    """GFD's timestamp before the change: it proves nothing until it has another one. Empty if it need not restart."""
+    """GFD's timestamp from before the change. As long as the label still has this value, GFD has not restarted and
+    proves nothing. Empty if GFD need not restart."""
 
 
 class Source(StrEnum):
-    """A source of proof: who reports the state of a node."""
+    """A source of proof: a program that reports about the state of a node."""
 
     AGENT = "agent"
     NVML = "NVML"
@@ -95,30 +99,31 @@ class Source(StrEnum):
 
 @value
 class Check:
-    """A check of what one source reports."""
+    """A check of one thing that a source reports."""
 
     find: Callable[[Comparison], str | Finding]
-    """Returns how the source disagrees, or a Finding if that has a reason of its own; an empty text if it agrees."""
+    """Returns a message if the source disagrees with the target, or a Finding if the disagreement has a reason of its
+    own. Returns an empty string if the source agrees."""
     reason: Reason
-    """The reason if it disagrees, unless its Finding has one."""
+    """The reason of the disagreement, unless `find` returns a Finding."""
     source: Source
-    """The source that reports what is checked."""
+    """The source that this check is about."""
 
 
 def _unreadable(compared: Comparison) -> str:
-    """Return a message with the agent's error if it cannot read the GPUs, else an empty text."""
+    """Return a message with the agent's error if it cannot read the GPUs, else an empty string."""
     return f"the agent cannot read the GPUs: {compared.observed.error}" if compared.observed.error else ""
 
 
 def _quiet(compared: Comparison) -> str:
-    """Return a message if the agent has closed NVML for a change, so that its report may be outdated; else an empty
-    text."""
+    """Return a message if the agent has closed NVML for a change, so that its report may be outdated, else an empty
+    string."""
     return "the agent is quiet, so its last reading proves nothing" if compared.observed.quiet else ""
 
 
 def _unreachable(compared: Comparison) -> str:
-    """Return a message for the first GPU that does not answer, so that only its last state is known; else an empty
-    text."""
+    """Return a message about the first GPU that does not answer, of which only the last state is known. Empty if all
+    answer."""
     gone = next((gpu for gpu in compared.observed.hardware.kinds if gpu.vitals.access != REACHABLE), None)
     if gone is None:
         return ""
@@ -126,12 +131,13 @@ def _unreachable(compared: Comparison) -> str:
 
 
 def _withheld(compared: Comparison) -> str:
+    """Return the result of `find_withheld` for this comparison."""
     return find_withheld(compared.target, compared.observed)
 
 
 def find_withheld(target: Target, observed: ObservedView) -> str:
-    """Return a message if the agent may not list the MIG instances of a GPU, so that its report proves no layout.
-    Empty if there is no such GPU, or if MIG is neither wanted nor on."""
+    """Return a message if the agent is not allowed to list the MIG instances of a GPU, so that its report proves no
+    layout. Empty if there is no such GPU, or if MIG is neither on nor wanted."""
     kinds = observed.hardware.kinds
     blind = next((gpu for gpu in kinds if gpu.instances_withheld), None)
     if blind is None or not (target.with_mig or any(gpu.mig_enabled for gpu in kinds)):
@@ -143,12 +149,13 @@ def find_withheld(target: Target, observed: ObservedView) -> str:
 
 
 def _missing(compared: Comparison) -> str:
+    """Return the result of `find_missing` for this comparison."""
     return find_missing(compared.node, compared.observed)
 
 
 def find_missing(node: NodeView, observed: ObservedView) -> str:
-    """Return a message if NVML lists fewer GPUs than were last proven on the node, with what to do; else an empty
-    text."""
+    """Return a message with the remedy if NVML lists fewer GPUs than were last proven on the node, else an empty
+    string."""
     proven, listed = node.verified.gpus if node.verified else 0, len(observed.gpus)
     if listed >= proven:
         return ""
@@ -159,7 +166,8 @@ def find_missing(node: NodeView, observed: ObservedView) -> str:
 
 
 def _other_layout(compared: Comparison) -> str:
-    """Return a message if NVML shows other layouts than those of the target, else an empty text."""
+    """Return a message if the GPUs' layouts according to NVML differ from those of the target, else an empty
+    string."""
     layouts = compared.observed.hardware.layouts
     if layouts == compared.target.layouts:
         return ""
@@ -167,8 +175,8 @@ def _other_layout(compared: Comparison) -> str:
 
 
 def _mode_pending(compared: Comparison) -> str:
-    """Return a message if the MIG mode of a GPU still waits for a reset or reboot, with the reason; else an empty
-    text."""
+    """Return a message about the first GPU whose MIG mode is still waiting for a reset or reboot, else an empty
+    string."""
     pending = next((gpu for gpu in compared.observed.hardware.kinds if gpu.mig_pending), None)
     if pending is None:
         return ""
@@ -177,8 +185,9 @@ def _mode_pending(compared: Comparison) -> str:
 
 
 def _mig_config(compared: Comparison) -> str:
-    """Return a message if the label mig.config does not stand for the layout of the target. Empty if it does, by
-    whatever name, and if the target has no such label. A missing label counts only for a target with MIG."""
+    """Return a message if the label mig.config means another layout than the target has. Empty if it means the same
+    layout, even under another name, or if the target does not use the label. A missing label counts only if the
+    target has MIG."""
     wanted, config = compared.target.mig_config, compared.node.labels.get(names.LABEL_MIG_CONFIG, "")
     if config == wanted or not wanted:
         return ""
@@ -193,23 +202,23 @@ def _mig_config(compared: Comparison) -> str:
 
 
 def _mig_failed(compared: Comparison) -> str:
-    """Return a message if mig-manager failed. Empty if it did not, or if the target does not need it."""
+    """Return a message if mig-manager reports a failure. Empty if it does not, or if the target does not need it."""
     config, state = _mig_state(compared)
     failed = config and state == "failed"
     return f"mig-manager failed to apply {config}; its pod's log says why" if failed else ""
 
 
 def _mig_busy(compared: Comparison) -> str:
-    """Return a message if mig-manager has not succeeded yet. Empty if it has, or if the target does not need it.
-    Checked after `_mig_failed`."""
+    """Return a message if mig-manager has not reported success yet. Empty if it has, or if the target does not need
+    it. A failure is reported by `_mig_failed`, which is checked first."""
     config, state = _mig_state(compared)
     busy = config and state != "success"
     return f"mig-manager is applying {config} (state {state or 'not reported yet'})" if busy else ""
 
 
 def _mig_state(compared: Comparison) -> tuple[str, str]:
-    """Return the configuration that mig-manager is applying and the state that it reports. The configuration is empty
-    if the target does not need mig-manager or the label is missing, and the state if its label is missing."""
+    """Return the values of the labels mig.config and mig.config.state. Each is empty if the label is missing. The
+    first is also empty if the target does not need mig-manager."""
     labels = compared.node.labels
     config = labels.get(names.LABEL_MIG_CONFIG, "") if compared.target.mig_config else ""
     return config, labels.get(names.LABEL_MIG_STATE, "")
@@ -219,7 +228,7 @@ _PAUSABLE = tuple((operand, names.LABEL_DEPLOY_PREFIX + operand) for operand in 
 
 
 def paused_operands(node: NodeView) -> tuple[str, ...]:
-    """Return the operands that a MIG change or a driver upgrade has paused and that have not been started again
+    """Return the operands that a MIG change or a driver upgrade has paused and that are still paused
     (docs/design/nvidia.md#a1, d.4)."""
     if not (labels := node.held_off):
         return ()
@@ -227,7 +236,7 @@ def paused_operands(node: NodeView) -> tuple[str, ...]:
 
 
 def _paused(compared: Comparison) -> str:
-    """Return a message with the operands that are still paused, or an empty text if there are none."""
+    """Return a message that lists the operands that are still paused, or an empty string if there are none."""
     paused = paused_operands(compared.node)
     are = "is" if len(paused) == 1 else "are"
     change = "for a MIG change or a driver upgrade"
@@ -235,8 +244,8 @@ def _paused(compared: Comparison) -> str:
 
 
 def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | None:
-    """Return the present configuration of a node's device plugin, with the MIG strategy of ClusterPolicy if that fixes
-    one. None if the node's label names no configuration, or one that the plugin refuses (b.4)."""
+    """Return the configuration that the node's device plugin has now. If ClusterPolicy sets a MIG strategy, that takes
+    precedence. None if the node's label names an entry that does not exist or that the plugin refuses (b.4)."""
     key = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack)
     # ClusterPolicy mig.strategy overrides that of every configuration (b.2).
     fixed = STRATEGIES.get(stack.cluster_policy.mig_strategy) if stack.cluster_policy else None
@@ -248,20 +257,21 @@ def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | 
 
 
 def find_entry(label: str, stack: StackView) -> str:
-    """Return the name of the entry that the device plugin of a node with this label uses. Empty if there is none, so
-    that nothing is shared."""
+    """Return the name of the entry that the device plugin uses on a node whose device-plugin label has the value
+    `label`, which is empty if there is no label. The result is empty if the plugin uses no entry, in which case
+    nothing is shared."""
     return label or default_entry(stack)
 
 
 def is_told_mps(node: NodeView, stack: StackView) -> bool:
-    """Whether the device plugin of a node is configured to share its GPUs by MPS."""
+    """Whether the node's device plugin is configured to share its GPUs by MPS."""
     config = effective_plugin_config(node, stack)
     return config is not None and config.sharing is not None and config.sharing.strategy == "mps"
 
 
 def _plugin_config(compared: Comparison) -> str:
-    """Return a message if the device-plugin label names no configuration with the effect of the target's; else an
-    empty text. If the target has no label, the label must be absent."""
+    """Return a message if the device-plugin label names a configuration with another effect than that of the target,
+    or none that is known. Empty if the effect is the same. If the target has no label, the label must be absent."""
     key = compared.node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
     if key == compared.target.plugin_key:
         return ""  # the entry itself is written again when somebody deletes it (configmaps.py); the node is as it was
@@ -281,8 +291,8 @@ def _plugin_config(compared: Comparison) -> str:
 
 
 def _mps_absent(compared: Comparison) -> str:
-    """Return a message for the first GPU that should be shared by MPS and that the MPS daemon does not serve yet; else
-    an empty text. The daemon makes a GPU exclusive and restores Default when it stops cleanly
+    """Return a message about the first GPU that should be shared by MPS but is not yet served by the MPS daemon, else
+    an empty string. The daemon sets a GPU to exclusive mode and restores Default when it stops cleanly
     (docs/design/hardware.md#mps-mode)."""
     if compared.target.mode is not Mode.MPS:
         return ""
@@ -296,14 +306,13 @@ def _mps_absent(compared: Comparison) -> str:
 
 
 def _exclusive(compared: Comparison) -> str | Finding:
-    """Return a message if a whole GPU admits only one process. Empty if none does, or if the target is MPS, which
-    needs that."""
+    """Return the result of `find_exclusive`, or an empty string if the target is MPS, which needs exclusive GPUs."""
     return "" if compared.target.mode is Mode.MPS else find_exclusive(compared.observed.hardware)
 
 
 def find_exclusive(hardware: Hardware) -> str | Finding:
-    """Return a message if a whole GPU admits only one process, with what to do; a Finding if the agent may not read
-    its compute mode. Empty if there is no such GPU."""
+    """Return a message with the remedy if a GPU without MIG is in a compute mode that admits only one process. Return
+    a Finding if the agent is not allowed to read its compute mode. Empty if there is no such GPU."""
     odd = next((gpu for gpu in hardware.kinds if gpu.layout is None and gpu.compute_mode not in FREE), None)
     if odd is None:
         return ""
@@ -317,7 +326,8 @@ def find_exclusive(hardware: Hardware) -> str | Finding:
 
 
 def _gfd_not_restarted(compared: Comparison) -> str:
-    """Return a message if GPU Feature Discovery has not restarted since the change. Empty if it has, or need not."""
+    """Return a message if GPU Feature Discovery has not restarted since the change. Empty if it has restarted, or need
+    not."""
     before = compared.gfd_timestamp
     if not before or compared.node.labels.get(names.LABEL_GFD_TIMESTAMP) != before:
         return ""
@@ -327,8 +337,8 @@ def _gfd_not_restarted(compared: Comparison) -> str:
 
 
 def _gfd_labels(compared: Comparison) -> str:
-    """Return a message for the first label of GPU Feature Discovery with another value than it has for the target;
-    else an empty text. On a node with several models, the labels must be those of one of them."""
+    """Return a message about the first label of GPU Feature Discovery that does not have the value predicted for the
+    target, else an empty string. On a node with several card models, the labels must be those of one of them."""
     labels = compared.node.labels
     possible = expected_gfd_labels(compared.target, compared.observed)
     shown = labels.get(names.LABEL_GPU_PRODUCT, "")
@@ -343,13 +353,14 @@ def _gfd_labels(compared: Comparison) -> str:
 
 
 def served(node: NodeView) -> dict[str, int]:
-    """Return the resources of NVIDIA's device plugin that the node advertises now, without those whose count is 0."""
+    """Return the resources of NVIDIA's device plugin that the node advertises now, by name with their counts. Counts
+    of 0 are left out."""
     return {name: count for name, count in node.resources.items() if is_plugin_resource(name) and count > 0}
 
 
 def _allocatable(compared: Comparison) -> str | Finding:
-    """Return a message if the node does not advertise exactly the resources of the target, else an empty text. If a
-    device plugin that is too old explains the difference, return a Finding with a reason of its own."""
+    """Return a message if the node does not advertise exactly the resources of the target, else an empty string. If a
+    device plugin that is too old explains the difference, return a Finding with that reason."""
     now = served(compared.node)
     if now == dict(compared.target.resources):
         return ""
@@ -360,7 +371,8 @@ def _allocatable(compared: Comparison) -> str | Finding:
 
 
 def _counts(resources: dict[str, int]) -> str:
-    """Return the counts of resources for people, or `no GPU resource` if there are none."""
+    """Return the resources with their counts, sorted by name and separated by commas, or `no GPU resource` if there
+    are none."""
     return ", ".join(f"{count} {name}" for name, count in sorted(resources.items())) or "no GPU resource"
 
 
@@ -385,13 +397,13 @@ CHECKS = (
         _allocatable, Reason.ALLOCATABLE_MISMATCH, Source.ALLOCATABLE
     ),  # or a device plugin that is too old for it
 )
-"""The first disagreement wins; a test pins the order. The agent comes first because every other source can be stale;
-the compute mode comes after the plugin, because a GPU is rightly exclusive as long as the plugin is configured for
+"""The first disagreement wins; a test pins the order. The agent comes first because every other source may be stale.
+The compute mode comes after the plugin, because a GPU is rightly exclusive as long as the plugin is configured for
 MPS."""
 
 
 def find_mismatch(compared: Comparison) -> Finding | None:
-    """Return how the first source in the order of CHECKS disagrees with the target, or None if all sources agree."""
+    """Return the first disagreement with the target in the order of CHECKS, or None if all sources agree."""
     for check in CHECKS:
         if disagreement := check.find(compared):
             return Finding.of(disagreement, check.reason)
@@ -399,7 +411,8 @@ def find_mismatch(compared: Comparison) -> Finding | None:
 
 
 def find_disagreements(compared: Comparison) -> dict[Source, Finding]:
-    """Return the first disagreement of each source that disagrees, for people. Decisions use only `find_mismatch`."""
+    """Return the first disagreement of each source that does not agree with the target, by source. These are for
+    people; decisions use only `find_mismatch`."""
     disagreements: dict[Source, Finding] = {}
     for check in CHECKS:
         if check.source not in disagreements and (text := check.find(compared)):
@@ -408,8 +421,8 @@ def find_disagreements(compared: Comparison) -> dict[Source, Finding]:
 
 
 def describe_observed(node: NodeView, observed: ObservedView | None) -> str:
-    """Return the layouts that the GPUs have now, for people, with the replicas by GFD's labels. Empty if the GPUs are
-    unknown."""
+    """Return the layouts that the GPUs have now, for people, with the number of replicas according to GFD's labels.
+    Empty if the GPUs are unknown."""
     if observed is None or not observed.gpus:
         return ""
     layouts = observed.hardware.layouts
@@ -420,8 +433,8 @@ _COUNT = re.compile("[0-9]{1,9}")
 
 
 def _replicas_now(node: NodeView, layouts: Sequence[Layout | None]) -> int:
-    """Return how many pods share each device according to GFD's labels: of the GPU, or with strategy mixed of the
-    first profile. 1 if that is unknown."""
+    """Return how many pods share each device according to GFD's label for the GPU or, with strategy mixed, for the
+    first profile in `layouts`. 1 if the label is missing or not a number."""
     labels, label = node.labels, names.LABEL_GPU_REPLICAS
     if labels.get(names.LABEL_MIG_STRATEGY) == "mixed":
         profile = next((name for layout in layouts for name, _ in layout or ()), "")

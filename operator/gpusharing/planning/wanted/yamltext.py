@@ -1,8 +1,9 @@
-"""The only reader of YAML that somebody else may have written: ConfigMaps of admins, of NVIDIA's programs, and our own
-after an edit. It reads as NVIDIA's programs do, which use go-yaml v2.4.3 through sigs.k8s.io/yaml v1.6.0.
+"""Parses and writes YAML that others may edit: ConfigMaps of admins and of NVIDIA's programs, and our own. No other
+module parses such YAML. It is read as by NVIDIA's programs, which use go-yaml v2.4.3 through sigs.k8s.io/yaml
+v1.6.0.
 
 PyYAML raises far more than YAMLError (RecursionError for deep nesting, ValueError for 2024-13-45, OverflowError,
-TypeError), and aliases make a small text a huge or an endless document.
+TypeError), and aliases can turn a small text into a huge or endless document.
 """
 
 import re
@@ -11,10 +12,10 @@ from typing import Any
 import yaml
 
 MAX_DEPTH = 20
-"""Levels of maps and lists; the deepest file that NVIDIA's programs read has six."""
+"""The largest number of nested maps and lists. The deepest file that NVIDIA's programs read has six levels."""
 TOO_DEEP = f"it is nested more than {MAX_DEPTH} levels deep"
 MAX_VALUES = 100_000
-"""Maps, lists and scalars, each counted wherever an alias repeats it."""
+"""The largest number of maps, lists and scalars. A value counts again wherever an alias repeats it."""
 TOO_LARGE = f"it holds more than {MAX_VALUES} values"
 _MERGE = "tag:yaml.org,2002:merge"
 _BOOL = re.compile("(?:y|Y|yes|Yes|YES|true|True|TRUE|on|On|ON|n|N|no|No|NO|false|False|FALSE|off|Off|OFF)$")
@@ -22,47 +23,47 @@ _NUMBER = re.compile(r"[-+]?(?:0[xXbBoO][0-9a-fA-F_]+|[0-9.][0-9_]*(?:\.[0-9_]*)
 
 
 class Unreadable(ValueError):
-    """Raised for a text that is not a document which we read; the message is a clause for people."""
+    """Raised for text that is not a YAML document which we accept. Its message is a clause for people."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Resolves plain scalars as go-yaml does, and stops at the first bracket too many.
+    """Resolves plain scalars as go-yaml does, and stops as soon as brackets are nested too deeply.
 
-    PyYAML's scanner takes 0.9 s for 3,000 brackets in a line.
+    PyYAML's scanner would take 0.9 s for 3,000 brackets in a line.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own name
         first: [row for row in rows if row[0] in (_MERGE, "tag:yaml.org,2002:null")]
         for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-    _merged = 0  # entries that merge keys have brought in so far
+    _merged = 0  # number of keys that merge keys have merged in so far
     bool_values = {**yaml.SafeLoader.bool_values, "y": True, "n": False}  # noqa: RUF012 - the same
 
     def fetch_flow_collection_start(self, TokenClass: Any) -> None:
-        """Open a bracket as PyYAML does. Raises Unreadable for more than MAX_DEPTH open ones."""
+        """Open a bracket as PyYAML does. Raises Unreadable if MAX_DEPTH brackets are open already."""
         if self.flow_level >= MAX_DEPTH:
             raise Unreadable(TOO_DEEP)
         super().fetch_flow_collection_start(TokenClass)
 
     def scan_to_next_token(self) -> None:
-        """Skip spaces and comments as PyYAML does, and also tabs where no indentation is expected: libyaml and go-yaml
-        allow those."""
+        """Skip spaces and comments as PyYAML does, and also tabs where no indentation is expected, which libyaml and
+        go-yaml allow."""
         super().scan_to_next_token()
         while self.peek() == "\t" and (self.flow_level or not self.allow_simple_key):
             self.forward()
             super().scan_to_next_token()
 
     def check_value(self) -> bool:
-        """Recognize the colon after a key as PyYAML does, but refuse that of `{key:[]}`: go-yaml reads it as a part of
-        the key."""
+        """Whether a colon after a key comes next, as in PyYAML. Raises ScannerError for a colon as in `{key:[]}`,
+        which go-yaml reads as part of the key."""
         if self.flow_level and self.peek(1) in ",[]{}" and self.buffer[self.pointer - 1] not in "\"'":
             raise yaml.scanner.ScannerError(None, None, "a colon needs a space after it", self.get_mark())
         return bool(super().check_value())
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Replace merge keys (`<<`) by what they bring in, as PyYAML does. Raises Unreadable for one after other keys,
-        which it overrides in go-yaml v2 but not in PyYAML, and for more than MAX_VALUES merged keys, because merges of
-        merges make millions out of a few lines."""
+        """Replace merge keys (`<<`) by the keys that they merge in, as PyYAML does. Raises Unreadable for a merge key
+        after other keys, which it overrides in go-yaml v2 but not in PyYAML. Also raised for more than MAX_VALUES
+        merged keys, because merges of merges make millions out of a few lines."""
         first = [key.tag == _MERGE for key, _ in node.value]
         if first != sorted(first, reverse=True):
             raise Unreadable(
@@ -79,8 +80,8 @@ class _Loader(yaml.SafeLoader):
         super().flatten_mapping(node)
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float | str:
-        """Return the number as Go's strconv reads it and JSON writes it, so that 2.0 is 2; the text itself if it is no
-        number."""
+        """Return the scalar as the number that Go's strconv reads and JSON writes, so that 2.0 becomes 2. Return the
+        string itself if it is not a number."""
         plain = re.sub(r"^([-+]?)0(?=[0-7]+$)", r"\g<1>0o", node.value.replace("_", ""))
         try:
             whole = int(plain, 0)
@@ -96,7 +97,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that PyYAML or go-yaml would take for something else."""
+    """Quotes strings that PyYAML or go-yaml would otherwise read as another type."""
 
 
 for _class in (_Loader, _Dumper):
@@ -106,16 +107,17 @@ _Loader.add_constructor("!number", _Loader.construct_number)
 
 
 def dump_yaml(document: object) -> str:
-    """Return a document as YAML that NVIDIA's programs and `parse_yaml` read back unchanged. Keys keep their order."""
+    """Return a document as YAML that NVIDIA's programs and `parse_yaml` read back unchanged. The order of keys is
+    kept."""
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False)
 
 
 def parse_yaml(text: str) -> object:
-    """Return the first document in a text; None for an empty text.
+    """Return the first YAML document in `text`, or None if the text is empty.
 
     Raises:
-        Unreadable: the text is no YAML, or the document has more than MAX_DEPTH levels or MAX_VALUES values. No other
-            error is raised, whatever the text is.
+        Unreadable: the text is not valid YAML, or the document has more than MAX_DEPTH levels or MAX_VALUES values. No
+            other exception is raised for any text.
     """
     try:
         document: object = next(yaml.load_all(text, _Loader), None)
@@ -132,13 +134,13 @@ def parse_yaml(text: str) -> object:
 
 
 def is_whole(value: object) -> bool:
-    """Whether Go reads the value into an int64. False for a boolean, which Python counts as an int."""
+    """Whether Go would read the value into an int64. False for a boolean, which is an int in Python."""
     return type(value) is int and -(2**63) <= value < 2**63
 
 
 def _check_size(document: object) -> None:
-    """Raise Unreadable for a document that is too deep or too large, or that has a key which JSON cannot have. Walks
-    without recursion, so that neither deep nesting nor a loop of aliases can crash the process."""
+    """Raise Unreadable if the document is nested too deeply, is too large, or has a key that JSON does not allow. The
+    walk is not recursive, so neither deep nesting nor a loop of aliases can crash the process."""
     left, count = [(document, 1)], 0
     while left:
         value, depth = left.pop()
