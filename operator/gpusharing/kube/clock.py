@@ -68,7 +68,9 @@ class SteadyClock:
         self._offset = wall().timestamp() - steady()
         """Seconds to add to the steady clock."""
         self._dated_at: float | None = None
+        """When the server's last Date arrived, by the steady clock, or None before the first."""
         self._shown = float("-inf")
+        """The highest result so far, below which no later result may fall."""
 
     def __call__(self) -> datetime:
         """Return the time of day in UTC. Once the API server has reported its time, the result never goes back."""

@@ -23,6 +23,7 @@ from gpusharing.planning.drain.rules import ANNOTATION_MARKS, LABEL_MARKS
 from gpusharing.planning.snapshot.podviews import Owner, PdbView, PodView
 
 DRA_DRIVER = "gpu.nvidia.com"
+"""NVIDIA's DRA driver for GPUs, as allocations of ResourceClaims name it."""
 CORDON_TAINT = "node.kubernetes.io/unschedulable"
 MIRROR_ANNOTATION = "kubernetes.io/config.mirror"
 
@@ -34,9 +35,11 @@ _FAR_FUTURE = datetime.max.replace(tzinfo=UTC)
 
 
 def pod_view(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> PodView:
-    """Project a Pod. Its node affinity is read only if it requests GPUs or has labels of KAI's GPU groups.
-    `resource_claims` maps `namespace/name` to what a claim is used for; a claim that is missing there counts as
-    unresolved."""
+    """Convert a raw Pod. Its node affinity is read only if it requests GPUs or has the labels of KAI's GPU groups.
+
+    `resource_claims` maps the `namespace/name` of a ResourceClaim to what it is used for; a claim that is missing
+    there counts as unresolved.
+    """
     metadata, resources = section(raw, "metadata"), dict(sorted(pod_requests(raw).items()))
     labels = interned(metadata.get("labels"))
     return PodView(
@@ -67,8 +70,8 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> PodV
 
 
 def _grace(raw: JSON) -> int:
-    """Return the grace period in seconds: the API server's default 30 if there is none, and NO_END, which no drain
-    outlasts, if it is no whole number (fail-safe)."""
+    """Return the pod's grace period in seconds, at least 0 and at most NO_END. A pod without one gets the API server's
+    default, 30. A value that is not a whole number becomes NO_END, which no drain outlasts (fail-safe)."""
     grace = part(raw, "spec", "terminationGracePeriodSeconds")
     if grace is None:
         return 30
@@ -100,8 +103,8 @@ def resource_claim_names(raw: JSON) -> tuple[str | None, ...]:
 
 
 def resource_claim_use(raw: JSON) -> ResourceClaimUse:
-    """Return `gpu` if gpu.nvidia.com allocated a device for a ResourceClaim, other than with adminAccess; `unresolved`
-    if the allocation cannot be read; else `none` (G3, G6, G7)."""
+    """Return what a ResourceClaim is used for (G3, G6, G7): `gpu` if gpu.nvidia.com allocated a device for it without
+    adminAccess, `unresolved` if its allocation cannot be read, else `none`."""
     allocation = part(raw, "status", "allocation")
     if allocation is None:
         return "none"
@@ -116,7 +119,8 @@ def resource_claim_use(raw: JSON) -> ResourceClaimUse:
 
 
 def pdb_view(raw: JSON) -> PdbView:
-    """Project a PodDisruptionBudget. Without a selector it matches no pod, with an empty one all (policy/v1)."""
+    """Convert a raw PodDisruptionBudget. Without a selector it matches no pod; with an empty selector it matches all
+    pods of its namespace (policy/v1)."""
     selector = part(raw, "spec", "selector")
     expressions = _rows(entries(selector, "matchExpressions"))
     labels = texts(part(selector, "matchLabels"))
@@ -150,8 +154,8 @@ def _is_mirror(metadata: JSON) -> bool:
 
 
 def _marks(metadata: JSON) -> tuple[tuple[str, str], ...]:
-    """Return the annotations and labels that ask not to disturb the pod (P17), sorted by key. A value that is not a
-    string is written as text."""
+    """Return the annotations and labels that ask us not to disturb the pod (P17), as pairs of key and value, sorted by
+    key. A value that is not a string is converted to one."""
     marks: dict[str, object] = {}
     for kind, keys in (("annotations", ANNOTATION_MARKS), ("labels", LABEL_MARKS)):
         written = metadata.get(kind)
@@ -161,8 +165,8 @@ def _marks(metadata: JSON) -> tuple[tuple[str, str], ...]:
 
 
 def _is_local(volume: JSON) -> bool:
-    """Whether a volume is an emptyDir on the disk of the node (P8). One in memory does not count: it keeps nothing
-    beyond its pod."""
+    """Whether a volume is an emptyDir on the node's disk (P8). An emptyDir in memory does not count, because its
+    contents were never meant to outlive the pod."""
     return "emptyDir" in volume and not text(volume, "emptyDir", "medium")
 
 
@@ -171,8 +175,9 @@ NO_NODE: Row = (f"{FIELD}metadata.name", "In", ())
 
 
 def node_terms(raw: JSON) -> tuple[tuple[Row, ...], ...]:
-    """Return the terms of a pod's required node affinity; empty if it has none. A term without any row matches no node
-    and is left out; if there is no other, one with NO_NODE is returned."""
+    """Return the terms of a pod's required node affinity, each with its rows; empty if the pod has no required node
+    affinity. A term without rows matches no node and is left out. If no term is left, one that contains NO_NODE is
+    returned, so that the pod matches no node."""
     required = part(raw, "spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution")
     terms = entries(required, "nodeSelectorTerms")
     rows = (
@@ -183,8 +188,8 @@ def node_terms(raw: JSON) -> tuple[tuple[Row, ...], ...]:
 
 
 def _rows(written: Iterable[JSON], *, prefix: str = "") -> tuple[Row, ...]:
-    """Convert matchExpressions, or matchFields with `prefix` before each key. What a row lacks, or holds with another
-    type, is empty."""
+    """Convert raw matchExpressions, or matchFields with `prefix` put before each key, to rows of key, operator and
+    values. A part that is missing or has the wrong type becomes empty."""
     return tuple(
         (intern(prefix + text(row, "key")), intern(text(row, "operator")), strings(row.get("values")))
         for row in written
@@ -192,7 +197,8 @@ def _rows(written: Iterable[JSON], *, prefix: str = "") -> tuple[Row, ...]:
 
 
 def _dra_use(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> ResourceClaimUse:
-    """Return what the ResourceClaims of a pod are used for: a GPU if any is, else unresolved if any is unknown."""
+    """Return what a pod's ResourceClaims are used for: `gpu` if any holds a GPU, else `unresolved` if any is unknown,
+    else `none`."""
     namespace = text(raw, "metadata", "namespace")
     uses = {
         "unresolved" if name is None else resource_claims.get(f"{namespace}/{name}", "unresolved")
@@ -213,8 +219,8 @@ def _matches_cordon(toleration: JSON) -> bool:
 
 
 def _deleted_at(metadata: JSON) -> datetime | None:
-    """Return the time in `metadata.deletionTimestamp`, a far future if that cannot be read, or None if the pod is not
-    being deleted."""
+    """Return the time in `metadata.deletionTimestamp`, or None if the pod is not being deleted. A time that cannot be
+    read becomes one in the far future."""
     written = metadata.get("deletionTimestamp")
     if written is None:
         return None

@@ -1,8 +1,8 @@
-"""Concurrent calls, one piece of work per object, none of which holds up the others.
+"""Concurrent calls, one piece of work per object, so that no object holds up the others.
 
-A call about one object may take its whole deadline, again and again. Waiting for the slowest of many makes all of them
-as slow as that one. So a round waits only as long as pieces of work keep ending; work that is still under way after
-that continues by itself, and its object is left out of the following rounds until it is done.
+A call about one object may take its whole deadline, again and again. Waiting for the slowest of many calls makes all
+of them as slow as that one. So a round waits only as long as pieces of work keep ending. Work that is still under way
+after that continues in the background, and its object is left out of later rounds until it is done.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ class _Round:
     moved: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever a piece of work or a worker ends."""
     left: bool = False
-    """Whether nobody waits for the round any more."""
+    """Whether `each` has returned, so that nothing waits for the round any more."""
 
 
 @dataclass(slots=True)
@@ -42,19 +42,19 @@ class Crew:
     parallel: int
     """The most pieces of work at once."""
     on_late: Callable[[], None] = lambda: None
-    """Called when a piece of work ends that its round no longer waited for."""
+    """Called when a piece of work ends after its round has stopped waiting for it."""
     busy: set[str] = field(default_factory=set)
-    """Objects that are being worked on."""
+    """The keys of objects that are being worked on."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _errors: list[BaseException] = field(default_factory=list)
 
     async def each(self, keys: Iterable[str], work: Work, patience: float = PATIENCE) -> None:
-        """Work on every key that is not busy, in their order, at most `parallel` at once. Return when all work has
-        ended, or earlier: when no piece of work ended for `patience` seconds, or after LONGEST. Work under way then
-        goes on by itself, and keys whose work has not begun are dropped.
+        """Call `work` with every key that is not busy, in the order of `keys`, at most `parallel` at once. Return when
+        all work has ended, or when no piece of work has ended for `patience` seconds, or after LONGEST seconds. Work
+        that is under way then continues in the background; keys whose work has not begun are dropped.
 
-        The first error ends all work, including that of earlier rounds, and is raised here; an error that comes after
-        its round is raised by the next.
+        The first error cancels all work, including that of earlier rounds, and is raised here in a group. An error
+        that comes after the end of its round is raised by the next call.
         """
         await self._raise()
         round_ = _Round(deque(key for key in keys if key not in self.busy), work)
@@ -81,7 +81,7 @@ class Crew:
         await self._raise()
 
     async def close(self) -> None:
-        """Cancel all work, and return when it has ended."""
+        """Cancel all work, and return when every task has ended."""
         tasks = set(self._tasks)
         for task in tasks:
             task.cancel()
@@ -89,8 +89,8 @@ class Crew:
             await asyncio.wait(tasks)
 
     async def _work(self, round_: _Round) -> None:
-        """Work on the keys of the round one after the other. An error is kept in `_errors` for `each`; only a
-        cancellation is raised."""
+        """Work on the keys in the queue of the round, one after another, until it is empty. An error is stored in
+        `_errors` for `each` to raise; only a cancellation is raised here."""
         try:
             while round_.queue:
                 key = round_.queue.popleft()
@@ -111,7 +111,7 @@ class Crew:
             round_.moved.set()
 
     async def _raise(self) -> None:
-        """End all work and raise the errors of workers as one group; without errors, do nothing."""
+        """If a worker has failed, cancel all work and raise the workers' errors as one group. Otherwise do nothing."""
         if self._errors:
             await self.close()
             errors, self._errors = self._errors, []

@@ -13,7 +13,7 @@ class KubeError(Exception):
 
 @dataclass
 class _Worded(KubeError):
-    """Base of errors that are equal if their texts and fields are."""
+    """Base of errors that compare equal if their messages and fields are equal."""
 
     message: str
     """What is wrong, on which object."""
@@ -79,8 +79,8 @@ class EvictionBlocked(_Worded):
 
 @dataclass
 class Throttled(_Worded):
-    """429 without that cause, from API Priority and Fairness: slow down (docs/design/drain.md#e7). Which further calls
-    have to wait is decided in kube/fanout.py."""
+    """429 for any other reason, from API Priority and Fairness: slow down (docs/design/drain.md#e7). Which further
+    calls have to wait is decided in kube/fanout.py."""
 
     retry_after: float | None = None
 

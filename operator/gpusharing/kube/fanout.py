@@ -26,7 +26,8 @@ AWAY_DOORS = 2
 LONGEST_HOLD = 60.0
 """Seconds; the longest Retry-After that we follow."""
 FORGET_AFTER = 600.0
-"""Seconds from the end of its wait until a refused object without further calls counts as new."""
+"""Seconds after the end of an object's hold, until its earlier refusals are forgotten if no further call was refused.
+"""
 SEVERAL = 3
 """Objects that must be refused at one door, without one answer in between, before the whole door is held. A server that
 refuses every fifth call at random seldom does that."""
@@ -72,7 +73,7 @@ class Reachability:
     """Calls that failed since the last answer, with the reasons."""
 
     def answered(self) -> None:
-        """Note that the server has answered a call, and forget the failures before."""
+        """Note that the server has answered a call, and forget the failures recorded before."""
         self.successes += 1
         self.failed.clear()
 
@@ -129,8 +130,9 @@ class Holds:
         return min((now + timedelta(seconds=left) for left in lasts if left > 0), default=None)
 
     def answered(self, target: CallTarget) -> None:
-        """Note that the server carried out a call, or refused it because of its contents. The back-off of this object
-        ends, and refusals at its door are counted from 0 again; a hold of the whole door goes on."""
+        """Note that the server carried out the call, or refused it because of its contents. The object's hold ends and
+        its count of refusals is reset, and so is the set of refused objects at its door. A hold of the whole door
+        continues."""
         self.refused.pop(target.door, None)
         if target in self.tries:
             del self.tries[target]
@@ -154,7 +156,8 @@ class Holds:
             self.doors[target.door] = max(until, self.doors.get(target.door, until))
 
     def _forget_old(self) -> None:
-        """Forget the refusals of each object whose last hold ended FORGET_AFTER seconds ago; it may be gone."""
+        """Forget the refusals of each object whose last hold ended more than FORGET_AFTER seconds ago; the object may
+        no longer exist."""
         now = self.clock()
         for target in [target for target, until in self.objects.items() if until + FORGET_AFTER < now]:
             del self.objects[target]
@@ -163,13 +166,14 @@ class Holds:
 
 
 class Fanout(PassingClient):
-    """A KubeClient in front of another one. Calls also raise HeldBack and ServerAway.
+    """A KubeClient in front of another one. Its calls may also raise HeldBack and ServerAway.
 
-    A watch takes no slot and is not held back; its events count as answers.
+    A watch uses no slot and is never held back; its events count as answers.
     """
 
     def __init__(self, client: KubeClient, *, parallel: int = 16) -> None:
-        """`parallel`: calls under way at once; watches do not count."""
+        """Put the fan-out in front of `client`. `parallel` is how many calls may be under way at once; watches do not
+        count."""
         super().__init__(client)
         self._slots = asyncio.Semaphore(parallel)
         self.reachability = Reachability()
@@ -187,10 +191,12 @@ class Fanout(PassingClient):
         return await self.send(request, published=False)
 
     async def send(self, request: ApiRequest, *, published: bool) -> JSON:
-        """Wait for a slot, send a request and return the answer. Its result is noted: an answer, a failure or a
-        refusal may hold back or release other calls.
+        """Wait for a slot, send the request and return the answer. `published` says whether the call only publishes
+        something for people. The result is recorded in `reachability` and `holds`, where it may hold back or release
+        other calls.
 
-        Raises HeldBack, without sending, while the call is on hold, and ServerAway if this failure is one too many.
+        Raises HeldBack, without sending anything, while the call is on hold, and ServerAway if so many calls have
+        failed that the server counts as away.
         """
         target = CallTarget(request.verb, request.kind, request.full_name, published)
         async with self._slots:
@@ -213,6 +219,7 @@ class Fanout(PassingClient):
             return answer
 
     def _answered(self, target: CallTarget) -> None:
+        """Note that the server answered the call: it is reachable, and the hold of this object ends."""
         self.reachability.answered()
         self.holds.answered(target)
 
@@ -225,6 +232,7 @@ class PublishingClient(PassingClient):
     """
 
     def __init__(self, fanout: Fanout) -> None:
+        """Send calls to the client behind `fanout`, and use its slots."""
         super().__init__(fanout.client)
         self._fanout = fanout
 

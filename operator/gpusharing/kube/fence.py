@@ -1,12 +1,12 @@
-"""The records that we leave on Nodes and on the leader Lease, as text, and the Node patches that carry them.
+"""The records that we leave on Nodes and on the leader Lease, as JSON, and the Node patches that carry them.
 
-Every record is a flat JSON object with a version `v` and one key per field of its dataclass; a `SpecVersion` is two
-keys, as in the records of older operators (`_flat`). Reading never raises: a damaged record, or one of a newer
-version, gives an error text, and the caller leaves such a node as it is. A field with a default may be missing,
-because an older operator wrote the record; anything else needs a higher version.
+Every record is a flat JSON object with a version `v` and one key per field of its dataclass; a `SpecVersion` is
+written as two keys, as in the records of older operators (`_flat`). Reading never raises: a record that is damaged or
+of a newer version gives an error message, and the caller leaves such a node as it is. A field with a default may be
+missing, because an older operator wrote the record; any other change needs a higher version.
 
-Unknown keys come from a newer operator that was rolled back. They stay as long as the fence, the claim or the failure
-on record does; the other two records are written from scratch each time.
+Unknown keys come from a newer operator that was rolled back. They are kept as long as the fence, the claim or the
+failure on record exists; the other two kinds of record are written from scratch each time.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim.
 """
@@ -51,39 +51,40 @@ def record_text(record: Fence | Deferred | Verified) -> str:
 
 
 def _waits(record: Fence | Deferred | Verified) -> bool:
+    """Whether the record is a fence that waits for jobs."""
     return isinstance(record, Fence) and record.jobs
 
 
 def read_fence(annotations: Mapping[str, str]) -> tuple[Fence | None, str]:
-    """Return the fence among the annotations of a Node, or None if there is none or it cannot be read; and why it
-    cannot be read, else an empty text."""
+    """Return the fence in the annotations of a Node, and an empty string. If there is no fence, return None and an
+    empty string; if it cannot be read, None and the reason."""
     recorded = annotations.get(names.ANNOTATION_FENCE)
     return (None, "") if recorded is None else parse_fence(recorded)
 
 
 def parse_fence(text: str) -> tuple[Fence | None, str]:
-    """Return the fence and an empty text, or None and why it cannot be read."""
+    """Return the fence in `text` and an empty string, or None and the reason why it cannot be read."""
     return _parse(Fence, names.ANNOTATION_FENCE, text)
 
 
 def parse_deferred(text: str) -> tuple[Deferred | None, str]:
-    """Return the record of the last abort and an empty text, or None and why it cannot be read."""
+    """Return the record of the last abort and an empty string, or None and the reason why it cannot be read."""
     return _parse(Deferred, names.ANNOTATION_DEFERRED, text)
 
 
 def parse_verified(text: str) -> tuple[Verified | None, str]:
-    """Return the record of the last proof and an empty text, or None and why it cannot be read."""
+    """Return the record of the last proof and an empty string, or None and the reason why it cannot be read."""
     return _parse(Verified, names.ANNOTATION_VERIFIED, text)
 
 
 def claims_text(
     claims: Mapping[str, Claim], before: str = "", failed_nodes: Mapping[str, FailedNode] | None = None
 ) -> str:
-    """Return the value of the annotation `gpusharing.dev/claims` on the leader Lease, nodes in name order;
-    `failed_nodes` are keyed by UID.
+    """Return the value of the annotation `gpusharing.dev/claims` on the leader Lease. It holds `claims` by node name
+    and `failed_nodes` by UID of the Node, both sorted by key.
 
-    `before`: the text that this one replaces. Its unknown keys are kept, those of claims and failures as long as these
-    stay; a text that cannot be read is ignored.
+    `before` is the value that this one replaces. Its unknown keys are kept; those inside a claim or failure only as
+    long as it stays the same one. A value that cannot be read is ignored.
     """
     try:
         record = _load(before) if before else {}
@@ -95,7 +96,7 @@ def claims_text(
 
 
 def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
-    """Return the claims by node name and an empty text, or an empty map and why they cannot be read."""
+    """Return the claims by node name and an empty string, or an empty mapping and the reason why they cannot be read."""
     try:
         records = _load(text).get("claims")
         if not isinstance(records, dict):
@@ -111,8 +112,8 @@ def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
 
 
 def parse_failed_nodes(text: str) -> tuple[dict[str, FailedNode], str]:
-    """Return the failures on record by UID of the Node, without those that cannot be read; and why some cannot, else
-    an empty text."""
+    """Return the failures on record by UID of the Node, and an error message. Failures that cannot be read are left
+    out and named in the message, which is empty if all can be read."""
     where = f"annotation {names.ANNOTATION_CLAIMS}: "
     try:
         records = _load(text).get("failedNodes", {})
@@ -135,12 +136,12 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
     """Return the body of the JSON merge patch on the Node that carries out `action`.
 
     Every patch names the UID: a Node that was deleted and created again under the same name is another node, and the
-    server answers Conflict, or Invalid where the patch has no resourceVersion.
+    server answers Conflict, or Invalid if the patch has no resourceVersion.
 
-    A patch that was decided by what was read of the Node is conditional on `resource_version`. `LabelNode` is not,
-    because it touches only fields that we alone own, with two exceptions. Where it removes the start-up taint, the
-    list of taints is written whole; only a proof removes that taint (docs/design/transition.md#gate). And it may
-    forget a node only if that is still as it was seen.
+    A patch whose decision depends on what was read from the Node is conditional on `resource_version`. `LabelNode` is
+    not, because it touches only fields that we alone own, with two exceptions. When it removes the start-up taint, it
+    writes the whole list of taints; only a proof removes that taint (docs/design/transition.md#gate). When it forgets
+    a node, that node must be unchanged since it was read.
     """
     labels, annotations, spec = _changes(action)
     opens = False
@@ -157,8 +158,8 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
 
 
 def _changes(action: NodePatch) -> tuple[Mapping[str, str | None], dict[str, str | None], JSON]:
-    """Return the labels, annotations and fields of `spec` that an action sets; a value None removes one. The record of
-    a proof is left to the caller."""
+    """Return the labels, the annotations and the fields of `spec` that an action sets, in that order; the value None
+    removes an entry. The annotation for the record of a proof is left to the caller."""
     annotations: dict[str, str | None] = {}
     labels: Mapping[str, str | None] = {}
     spec: JSON = {}
@@ -193,14 +194,15 @@ _CHANGING: Mapping[type, Collection[str]] = {Claim: {"wave", "generation", "poli
 
 
 def _grown(before: object, records: Mapping[str, Claim | FailedNode]) -> JSON:
-    """Return all records as JSON in the order of their keys, each with its unknown keys from `before`."""
+    """Return all records as JSON, sorted by key. Each record keeps the unknown keys that it has in `before`, the JSON
+    object that is being replaced."""
     older = before if isinstance(before, dict) else {}
     return {key: _with_unknown(older.get(key), record) for key, record in sorted(records.items())}
 
 
 def _with_unknown(before: object, record: Claim | FailedNode) -> JSON:
-    """Return a record as JSON. Unknown keys of `before` are added if that is the same claim or failure: equal in all
-    of our keys but those in _CHANGING."""
+    """Return a record as JSON. The unknown keys of `before`, its earlier JSON, are added if that is the same claim or
+    failure: all of our keys but those in _CHANGING have equal values."""
     ours, kind = _encode(record), type(record)
     if not isinstance(before, dict):
         return ours
@@ -210,13 +212,14 @@ def _with_unknown(before: object, record: Claim | FailedNode) -> JSON:
 
 
 class _Damaged(ValueError):
-    """Raised for a record that cannot be read; the text says why."""
+    """Raised for a record that cannot be read; the message says why."""
 
 
 # A Node is read again whenever a label on it changes, mostly with the same records; few nodes change at once.
 @lru_cache(maxsize=256)
 def _parse(kind: type[Record], annotation: str, text: str) -> tuple[Record | None, str]:
-    """Return the record and an empty text, or None and why this annotation cannot be read."""
+    """Return the record of this kind in `text` and an empty string, or None and the reason why the annotation named
+    `annotation` cannot be read."""
     try:
         return _decode(kind, _load(text, _READ_FENCES if kind is Fence else _READ)), ""
     except _Damaged as error:
@@ -224,11 +227,12 @@ def _parse(kind: type[Record], annotation: str, text: str) -> tuple[Record | Non
 
 
 def _dump(record: JSON, *, version: int = RECORD_VERSION) -> str:
+    """Return a record as compact JSON, with its version first."""
     return json.dumps({"v": version, **record}, separators=(",", ":"), ensure_ascii=False)
 
 
 def _load(text: str, read: Collection[int] = _READ) -> JSON:
-    """Return the JSON object in `text`. Raises _Damaged if there is none, or if its version is not among `read`."""
+    """Return the JSON object in `text`. Raises _Damaged if `text` holds none, or if its version is not one of `read`."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -251,7 +255,8 @@ _KEYS = {
     | {*_PAIR, "failedGeneration"}
     for kind in _WRITERS
 }
-"""The keys of each record. `Fence.unknown` is none: a key of that name would be an unknown one. Nor is `version`."""
+"""The keys of each kind of record, as they are written. `Fence.unknown` is not one of them, so a key of that name in a
+record counts as unknown. Neither is `version`, which is written as the keys of _PAIR."""
 
 
 def _encode(record: Fence | Deferred | Verified | Claim | FailedNode) -> JSON:
@@ -268,7 +273,7 @@ def _encode(record: Fence | Deferred | Verified | Claim | FailedNode) -> JSON:
 
 
 def _flat(record: JSON) -> JSON:
-    """Change the versions in `record` to the flat keys that older operators read, and return `record`.
+    """Replace the spec versions in `record` by the flat keys that older operators read, and return `record`.
 
     A record without `version` stays as it is. A failure under another policy keeps its own key `failedVersion`.
     """
@@ -286,8 +291,8 @@ def _flat(record: JSON) -> JSON:
 
 
 def _nested(kind: type[Record], record: JSON) -> JSON:
-    """Return the fields of a record, with its versions of specs as objects: the opposite of `_flat`. Where an older
-    operator has recorded a failure since, that one counts."""
+    """Undo `_flat`: return the fields of a record, with its spec versions as objects. If the record has the flat key
+    `failedGeneration`, that replaces `failedVersion`, because an older operator has recorded a failure since."""
     nested = {key: value for key, value in record.items() if key not in ("failedGeneration", *_PAIR)}
     unnamed = {"uid": "", "generation": 0} if kind is Verified else {"uid": ""}  # by an older operator
     version = unnamed | {field: record[key] for key, field in _PAIR.items() if key in record}
@@ -299,7 +304,7 @@ def _nested(kind: type[Record], record: JSON) -> JSON:
 
 
 def _decode(kind: type[Record], data: JSON) -> Record:
-    """Return the record of `kind` that `data` holds. Of keys that we do not know, only a fence keeps any, as text.
+    """Return the record of `kind` that `data` holds. Unknown keys are dropped, except that a fence keeps them as JSON.
     Raises _Damaged if a key is missing or has a wrong value."""
     ours = {key: value for key, value in data.items() if key in _KEYS[kind]}
     left = {key: value for key, value in data.items() if key not in ours and key != "v"}
@@ -312,7 +317,8 @@ def _decode(kind: type[Record], data: JSON) -> Record:
 
 
 def _complaint(error: ValidationError, ours: JSON) -> str:
-    """Return what is wrong with the first key that pydantic refuses, named as in the annotation."""
+    """Return a message about the first key that pydantic rejects, named as in the annotation, such as `deadline is
+    missing`. `ours` holds the known keys of the record, whose value the message quotes."""
     first = error.errors(include_url=False)[0]
     if not first["loc"]:
         return f"it cannot be read ({first['msg']})"
@@ -327,7 +333,7 @@ def _complaint(error: ValidationError, ours: JSON) -> str:
 
 
 def _text_of(keys: JSON) -> str:
-    """Return the keys as JSON text. Raises _Damaged if they are nested too deeply to be written."""
+    """Return `keys` as compact JSON. Raises _Damaged if they are nested too deeply to be written."""
     try:
         return json.dumps(keys, separators=(",", ":"), ensure_ascii=False)
     except RecursionError as error:

@@ -55,12 +55,12 @@ WAIT_CHECKS: Mapping[str, Check] = {
     _UPGRADE: lambda lab, _: lab[names.LABEL_UPGRADE_STATE] in {*_UPGRADE_QUEUED, *names.UPGRADE_LASTING},
     _SRIOV_OPERATOR: lambda _, ann: ann[_SRIOV] in _SRIOV_WAITS,
 }
-"""The markers behind which work may only wait for its turn or have stopped, with the check whether that is so."""
+"""The markers whose work may not have begun or may have stopped, each with a check that returns whether that is so."""
 QUEUE_CHECKS: Mapping[str, Check] = {
     _UPGRADE: lambda lab, _: lab[names.LABEL_UPGRADE_STATE] in _UPGRADE_QUEUED,
 }
-"""The markers of WAIT_CHECKS that can show for certain that no work has begun, with the check whether that is so.
-SR-IOV's cannot, because nothing tells them apart once the node is cordoned."""
+"""The markers of WAIT_CHECKS that can prove that no work has begun, each with a check that returns whether that is so.
+SR-IOV's marker cannot, because it looks the same before and after the node is cordoned."""
 TAINT_MARKERS: Mapping[str, str] = {
     "medik8s.io/drain": "medik8s node maintenance",
     "remediation.medik8s.io/self-node-remediation": "medik8s node remediation",
@@ -91,7 +91,7 @@ _OUR_PREFIXES = (names.PREFIX, *names.REWRITTEN_PREFIXES)
 
 
 def find_problem(key: str) -> str:
-    """Return why an admin may not name this key as a further marker, or an empty text if it may be used."""
+    """Return the reason why an admin may not name `key` as a further marker, or an empty string if it may be used."""
     if len(key) > MAX_KEY or not re.fullmatch(LABEL_KEY, key):
         return f"{key!r} is not a key of a label, annotation or taint"
     if key in _OURS or key.startswith(_OUR_PREFIXES):
@@ -113,8 +113,9 @@ class Marker(NamedTuple):
 
 
 def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
-    """Return the marker of who else works on this Node; an empty one if nobody does. The first row of the tables wins,
-    then `keys`. Markers that only wait come last, and of these the ones that have certainly not begun."""
+    """Return the marker of whoever else is maintaining this Node, or an empty marker if nobody is. The first match in
+    the tables counts; after them, `keys` are searched for among the labels, annotations and taints. Markers whose work
+    only waits come last, and among these the ones whose work has certainly not begun."""
     metadata = section(node, "metadata")
     labels, annotations = texts(metadata.get("labels")), texts(metadata.get("annotations"))
     taints = [str(taint.get("key")) for taint in entries(node, "spec", "taints")]
@@ -142,6 +143,7 @@ def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
 
 
 def _metadata_marker(who: str, labels: Mapping[str, str], annotations: Mapping[str, str]) -> Marker:
-    """Return the marker for a row of METADATA_MARKERS whose check holds, with how far that work is."""
+    """Return the marker for `who`, a row of METADATA_MARKERS whose check holds for these labels and annotations, with
+    whether its work waits or is queued."""
     waits = who in WAIT_CHECKS and WAIT_CHECKS[who](labels, annotations)
     return Marker(who, waits, waits and who in QUEUE_CHECKS and QUEUE_CHECKS[who](labels, annotations))

@@ -60,7 +60,8 @@ class GangKey:
 
 
 def _labels(*keys: str) -> Callable[[PodMarks], tuple[str, str] | None]:
-    """Return a `GangKey.find` that requires these labels, with values. They name the gang and select its pods."""
+    """Return a `GangKey.find` for pods that have all of these labels, with values that are not empty. The values,
+    joined by slashes, name the gang, and the labels select its pods."""
 
     def find(pod: PodMarks) -> tuple[str, str] | None:
         values = [pod.labels.get(key, "") for key in keys]
@@ -72,32 +73,36 @@ def _labels(*keys: str) -> Callable[[PodMarks], tuple[str, str] | None]:
 
 
 def _volcano(pod: PodMarks) -> tuple[str, str] | None:
+    """Return the PodGroup that Volcano's annotation names, with an empty selector; None without that annotation."""
     name = pod.annotations.get(VOLCANO)
     return (name, "") if name else None
 
 
 def _scheduling_group(pod: PodMarks) -> tuple[str, str] | None:
+    """Return the PodGroup that `spec.schedulingGroup` names, with an empty selector; None if it names none."""
     name = text(pod.raw, "spec", "schedulingGroup", "podGroupName")
     return (name, "") if name else None
 
 
 def _workload_ref(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the gang that `spec.workloadRef` names, or None. A replica of a group of pods is a gang of its own."""
+    """Return the gang that `spec.workloadRef` names, with an empty selector, or None if it names no pod group. Each
+    replica of a pod group is a gang of its own."""
     reference = section(pod.raw, "spec", "workloadRef")
     parts = [text(reference, key) for key in ("name", "podGroup", "podGroupReplicaKey")]
     return ("/".join(filter(None, parts)), "") if parts[0] and parts[1] else None
 
 
 def _kueue_group(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the group that Kueue's annotation names (since 0.18), or None. Its pods are selected by KUEUE_MANAGED if
-    Kueue queues the pod itself, else by no label."""
+    """Return the group that Kueue's annotation names (since 0.18), or None without that annotation. Its pods are
+    selected by KUEUE_MANAGED if Kueue queues the pod itself, else by no label."""
     name = pod.annotations.get(KUEUE_GROUP)
     return (name, f"{KUEUE_MANAGED}=true" if pod.plain else "") if name else None
 
 
 def _kueue_workload(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the Workload that Kueue's annotations name, or None. The slices of an elastic job are one Workload. None
-    for a plain pod, which is a Workload of its own if it has no group."""
+    """Return the Workload that Kueue's annotations name, or None if they name none. The slices of an elastic job
+    belong to one Workload. Also None for a pod that Kueue queues itself: without a group, it is a Workload of its own.
+    """
     name = pod.annotations.get(KUEUE_SLICES) or pod.annotations.get(KUEUE_WORKLOAD)
     if not name or pod.plain:
         return None
@@ -105,9 +110,12 @@ def _kueue_workload(pod: PodMarks) -> tuple[str, str] | None:
 
 
 def _kueue_job(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the job that controls the pod if Kueue queues that job, else None. It is named by its kind and its own
-    name, with which the name of its Workload begins; the hash behind that is on no pod. Its pods are selected by
-    the job's name, else by a label that pods of Kueue's jobs have."""
+    """Return the job that controls the pod if Kueue queues that job, else None.
+
+    The gang is named after the job's kind and name, because the name of its Workload begins with them and ends with a
+    hash that no pod carries. Its pods are selected by the label with the job's name if they have it, else by a label
+    that all pods of Kueue's jobs have.
+    """
     labels = pod.labels
     if not labels.keys() & {KUEUE_PODSET, KUEUE_QUEUE} or pod.plain:
         return None

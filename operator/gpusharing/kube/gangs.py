@@ -25,16 +25,17 @@ from gpusharing.planning.drain.holders import Scope, must_leave
 from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PodView
 
 MAX_LISTS = 16
-"""The most gangs of one node that are listed each by its own label. With more, one LIST serves all gangs of a namespace
-that have the same keys, because each slice of a node may belong to another job."""
+"""The most gangs of one node that each get a LIST by their own label. If there are more, one LIST serves all gangs of
+a namespace that have the same keys. There can be many, because each slice of a node may belong to another job."""
 MAX_PODS = 5000
 """The most pods read from the LIST of one gang."""
 MAX_SHARED = 20_000
-"""The most pods read from a LIST that serves several gangs: with more pods, nothing is known about these gangs."""
+"""The most pods read from a LIST that serves several gangs. If there are more, these gangs count as unknown."""
 LIST_VALID = timedelta(seconds=3)
-"""How long a LIST serves, for all nodes that are read meanwhile."""
+"""How long the result of a LIST is reused for all nodes whose pods are read in the meantime."""
 LIST_VALID_IN_DRAIN = timedelta(seconds=30)
-"""How long a LIST serves nodes that are being drained: they only wait for members that may end by themselves."""
+"""How long the result of a LIST is reused for nodes that are being drained: they only wait for members that may end by
+themselves."""
 FORGET_AFTER = timedelta(minutes=2)
 """Time since the last request for a gang, after which its LIST is forgotten."""
 _FINISHED = ("Succeeded", "Failed")
@@ -71,13 +72,14 @@ class _Known:
     """When one of its gangs was last requested."""
 
     def serves(self, gangs: Iterable[Gang]) -> bool:
-        """Whether this result answers for these gangs: it has pods of all of them, or is an error. A LIST that was
-        made for others may be older than all pods of a gang."""
+        """Whether this result answers a request for these gangs: it has pods of each of them, or it is an error. A
+        LIST that was made for other gangs may be older than every pod of one of these."""
         return bool(self.error) or all(gang in self.members for gang in gangs)
 
     def view(self, gang: Gang, labels: Mapping[str, str] | None) -> GangView:
-        """Return the view of one gang, its members sorted by node and name. `labels`: the labels of the gang's
-        namespace, which each member gets; None changes no member."""
+        """Return the view of one gang, with its members sorted by node and name, or with the error of the LIST.
+        `labels` are the labels of the gang's namespace, which are set on each member; None leaves the members as they
+        are."""
         if self.error:
             return GangView(gang, error=self.error)
         members = self.members.get(gang, ())
@@ -95,18 +97,18 @@ class Gangs:
 
     client: KubeClient
     most: int = MAX_SHARED
-    """Pods read from a LIST that serves several gangs."""
+    """The most pods read from a LIST that serves several gangs."""
     _known: dict[_Query, _Known] = field(default_factory=dict)
     _locks: defaultdict[_Query, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
     async def find(
         self, pods: Sequence[PodView], scope: Scope, now: datetime, *, anew: bool
     ) -> tuple[GangView, ...]:
-        """Return the gangs of those pods that must leave, sorted. Their members have the labels of their namespace as
-        these pods have them; a LIST that fails becomes the error of its gangs.
+        """Return the gangs of those `pods` that must leave within `scope`, sorted. Each member gets the labels of its
+        namespace from `pods`. If a LIST fails, its gangs are returned with the error.
 
-        `anew`: only a LIST from the last seconds serves (LIST_VALID). Otherwise one serves for longer, and remains
-        where a new one fails.
+        With `anew`, only a LIST made within LIST_VALID is reused. Otherwise a LIST without an error is reused for
+        LIST_VALID_IN_DRAIN, and is kept if a new one fails.
 
         Raises:
             ServerAway, Unauthorized, HeldBack: no gang can be listed now.
@@ -125,7 +127,9 @@ class Gangs:
         return tuple(sorted(views, key=lambda view: (view.gang.ref, view.gang.labels)))
 
     async def _current(self, query: _Query, gangs: Sequence[Gang], now: datetime, *, anew: bool) -> _Known:
-        """Return the last LIST if it is new enough for these gangs, else a new one; see `find`."""
+        """Return the last result for `query` if it is recent enough and serves these gangs, else that of a new LIST.
+        If the new LIST fails, not `anew` and the last result serves these gangs, that result is returned as if it were
+        new."""
         known = self._known.get(query)
         valid = LIST_VALID if anew or known is None or known.error else LIST_VALID_IN_DRAIN
         if known is not None and now - known.listed < valid and known.serves(gangs):
@@ -136,9 +140,9 @@ class Gangs:
         return fresh
 
     async def _list(self, query: _Query, now: datetime) -> _Known:
-        """List the unfinished pods of a query, and return the members by gang; one that fails returns the error.
-        Reading stops after the most pods allowed: then the members of a single gang are partial, and a shared
-        LIST is an error. Raises ServerAway, Unauthorized and HeldBack."""
+        """List the unfinished pods of `query`, and return the members that it finds by gang; if the LIST fails, the
+        result has its error. Reading stops once the limit of pods is reached: then the members of a single gang are
+        marked as partial, and a shared LIST counts as failed. Raises ServerAway, Unauthorized and HeldBack."""
         members: defaultdict[Gang, list[GangMember]] = defaultdict(list)
         read, most = 0, self.most if query.shared else MAX_PODS
         fields = ",".join(filter(None, (query.fields, _RUNNING)))
@@ -166,8 +170,8 @@ class Gangs:
 
 
 def _queries(gangs: Iterable[Gang]) -> dict[_Query, list[Gang]]:
-    """Return the LISTs that find these gangs, each with the gangs that it serves. Where there would be more than
-    MAX_LISTS, gangs of a namespace that have the same keys share one."""
+    """Return the LISTs that find these gangs, each with the gangs that it serves. If that would take more than
+    MAX_LISTS, gangs of one namespace whose labels have the same keys share a LIST."""
     queries: dict[_Query, list[Gang]] = {}
     for gang in gangs:
         queries.setdefault(_Query(gang.namespace, gang.labels, gang.fields), []).append(gang)
@@ -181,7 +185,7 @@ def _queries(gangs: Iterable[Gang]) -> dict[_Query, list[Gang]]:
 
 
 def _too_many(query: _Query, most: int) -> str:
-    """Return why a shared LIST that reached its limit says nothing about its gangs."""
+    """Return the message for a shared LIST that reached its limit of `most` pods."""
     return (
         f"{most:,} or more pods of the namespace {query.namespace} would have to be read to find the gang, because no"
         " label selects it; delete pods that are no longer needed"
@@ -189,6 +193,6 @@ def _too_many(query: _Query, most: int) -> str:
 
 
 def _member(raw: JSON) -> GangMember:
-    """Return one member of a gang. Its ResourceClaims are not read: they say who manages a GPU there, and nothing
-    about the gang."""
+    """Convert a raw pod to a member of a gang. Its ResourceClaims are not read, because they matter only for the pod's
+    own node."""
     return GangMember(text(raw, "spec", "nodeName"), replace(pod_view(raw, {}), dra="none"))
