@@ -96,7 +96,8 @@ def claims_text(
 
 
 def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
-    """Return the claims by node name and an empty string, or an empty mapping and the reason why they cannot be read."""
+    """Return the claims by node name and an empty string, or an empty mapping and the reason why they cannot be
+    read."""
     try:
         records = _load(text).get("claims")
         if not isinstance(records, dict):
@@ -232,7 +233,8 @@ def _dump(record: JSON, *, version: int = RECORD_VERSION) -> str:
 
 
 def _load(text: str, read: Collection[int] = _READ) -> JSON:
-    """Return the JSON object in `text`. Raises _Damaged if `text` holds none, or if its version is not one of `read`."""
+    """Return the JSON object in `text`. Raises _Damaged if `text` holds none, or if its version is not one of
+    `read`."""
     try:
         data = json.loads(text)
     except (ValueError, RecursionError) as error:

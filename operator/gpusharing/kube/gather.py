@@ -32,7 +32,8 @@ _POLICIES = "/policies"
 
 @dataclass(slots=True)
 class Gatherer:
-    """Builds snapshots. Between them it remembers only what saves reads or keeps inputs the same objects."""
+    """Builds snapshots. Between two of them it remembers only what saves reads, or what lets unchanged inputs stay the
+    same objects."""
 
     client: KubeClient
     sources: Sources
@@ -52,7 +53,9 @@ class Gatherer:
     _ready_since: dict[str, datetime] = field(default_factory=dict)
     """Since when a mig-manager pod on a fenced node has been Ready, by UID, as seen by this process."""
     _policies_error: str = ""
+    """Why the policies may be out of date; empty if the last LIST succeeded."""
     _listing: dict[str, CallFailure] = field(default_factory=dict)
+    """The failure of the last LIST of the policies, under the subject POLICIES; empty if it succeeded."""
 
     def __post_init__(self) -> None:
         """Create the readers that the gatherer consists of."""
@@ -63,7 +66,7 @@ class Gatherer:
         self._logs, self.pending = ActuatorLogs(client), PendingPods(client)
 
     async def close(self) -> None:
-        """End every call that is still under way, and return when they have ended."""
+        """End every call that is still under way, and return when all of them have ended."""
         await self.crew.close()
         await self.shared.close()
 
@@ -77,14 +80,14 @@ class Gatherer:
     ) -> ClusterSnapshot:
         """Return everything that a plan depends on. A failed call about one node is recorded in the snapshot.
 
-        `wanted`: the nodes whose pods are listed. `memory`: what the last pass left. `claims` and `failed_nodes`: the
-        records on the Lease.
+        `wanted`: the nodes whose pods are listed. `memory`: what the last pass handed on. `claims`, by node name, and
+        `failed_nodes`, by UID: the records on the Lease.
 
-        A snapshot does not wait for a slow LIST: the node keeps the result of the last one, with its age.
+        A snapshot does not wait for a slow LIST: the node then keeps the result of its last one, with its age.
 
         Raises:
-            KubeError: the policies cannot be listed, the server is away, or our credentials are no longer valid;
-                also in a group.
+            KubeError: the policies cannot be listed, the server is away, or our credentials are no longer valid; also
+                in a group.
         """
         began = loop_time()
         policies_error = await self._refresh_policies(now)
@@ -117,12 +120,12 @@ class Gatherer:
         )
 
     async def _refresh_policies(self, now: datetime) -> str:
-        """List the policies if there is news, and return why they are older than this pass; an empty text if they are
-        not.
+        """List the policies if an event said that one may have changed. Return why the policies may be older than this
+        pass, or an empty string if they are not.
 
-        News that comes after their LIST belongs to the next pass. Otherwise constant writes to a policy would keep
-        every node from starting. An error is also counted in `_listing`, for the back-off. Raises Unavailable if the
-        policies were never listed.
+        An event that arrives after their LIST belongs to the next pass. Otherwise constant writes to a policy would
+        keep every node from starting. An error is also counted in `_listing`, for the back-off. Raises Unavailable if
+        the policies have never been listed.
         """
         cache = self.sources.policies
         if cache.stale:
@@ -147,8 +150,8 @@ class Gatherer:
         return message
 
     def _mig_managers(self, now: datetime) -> dict[str, Operand]:
-        """Return the mig-manager pod of each node. On fenced nodes a Ready pod has the time when this process first
-        saw it Ready."""
+        """Return the mig-manager pod of each node, by node name. On fenced nodes, a Ready pod also has the time at
+        which this process first saw it Ready."""
         operands = by_node(self.sources.operands.items.values(), MIG_MANAGER)
         ready_since: dict[str, datetime] = {}
         for name, node in self.sources.nodes.items.items():

@@ -39,7 +39,7 @@ class Limits:
     connect: float = 3.0
     """Seconds to open a connection."""
     total: float = 10.0
-    """Seconds for a whole call that is no watch."""
+    """Seconds for a whole call other than a watch."""
     watch: float = WATCH_SECONDS
     """Seconds after which the server ends a watch; the client begins another."""
     inactivity: float = INACTIVITY
@@ -47,24 +47,25 @@ class Limits:
     header: int = 256 * 1024
     """Bytes of one line of an answer's head. A longer one is an error, although a write may have been carried out."""
     parallel: int = 8
-    """Calls under way at once, without watches. Each connection costs 0.3 MiB, and one process cannot keep more
-    busy."""
+    """Calls under way at once; watches do not count. Each connection costs 0.3 MiB, and one process cannot keep more
+    of them busy."""
 
 
 class _Body(aiohttp.BytesPayload):
     """The body of a write. aiohttp sends the headers together with it, so nothing has left before `ask` is called."""
 
     def __init__(self, data: bytes, ask: Callable[[], None]) -> None:
+        """`data` is the body; `ask` is called just before it is sent, and raises to prevent that."""
         super().__init__(data)
         self._ask = ask
         self.objection: Exception | None = None
-        """What `ask` raised: aiohttp passes on another exception."""
+        """The exception that `ask` raised, kept because aiohttp raises another one in its place."""
 
     async def write_with_length(
         self, writer: aiohttp.abc.AbstractStreamWriter, content_length: int | None
     ) -> None:
-        """Call `ask`, then send headers and body. What `ask` raises is kept in `objection` and raised: nothing is
-        sent."""
+        """Call `ask`, then send the headers and the body. If `ask` raises, nothing is sent; the exception is stored in
+        `objection` and raised."""
         try:
             self._ask()
         except Exception as error:
@@ -86,10 +87,12 @@ class HttpClient(KubeClient):
         clock: SteadyClock | None = None,
         before_write: Callable[[], None] = lambda: None,
     ) -> None:
-        """`name` is the field manager of our writes and our User-Agent. `clock` gets the server's time.
+        """Prepare a client with the credentials of `login`; no connection is opened before the first call.
 
-        `before_write` is called when a write leaves: it has waited for a slot, a connection and the loop's turn. What
-        it raises reaches the caller as it is, and nothing is sent.
+        `name` is the field manager of our writes and our User-Agent. `on_call` is called after each request. `clock`
+        is corrected by the Date of each answer. `before_write` is called immediately before a write is sent, after it
+        has waited for a slot and a connection. If it raises, nothing is sent, and the exception reaches the caller
+        unchanged.
         """
         self._login = login
         self._name = name
@@ -154,8 +157,9 @@ class HttpClient(KubeClient):
     async def _open(
         self, request: ApiRequest, timeout: aiohttp.ClientTimeout, token: str | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send one request and yield the response. A connection whose answer was not read to its end is dropped
-        afterwards. A failure of the network becomes Unavailable; what `before_write` raises is raised as it is."""
+        """Send one request with the Authorization header `token`, if any, and yield the response. A connection whose
+        answer was not read to its end is dropped afterwards. A failure of the network becomes Unavailable; an
+        exception of `before_write` is raised unchanged."""
         access = await self._login.access()
         session = self._opened()
         status = 0
@@ -193,8 +197,8 @@ class HttpClient(KubeClient):
             raise Unavailable(f"cannot {request.what} at {access.server}: {reason}") from error
 
     def _opened(self) -> aiohttp.ClientSession:
-        """Return the session, which is created at the first use: no limit of connections, no compression, no silent
-        retries."""
+        """Return the session, which is created at the first call. It has no limit of connections, does not compress,
+        and does not retry silently."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 # Watches hold a connection each, so the limit of calls is ours (`_slots`), not the connector's.
@@ -210,24 +214,24 @@ class HttpClient(KubeClient):
         return self._session
 
     async def _renew(self, refused: str | None) -> None:
-        """Renew the credentials, unless another call has done so since this one sent the token `refused`."""
+        """Renew the credentials, unless another call has already done so since this one sent the token `refused`."""
         async with self._renewing:
             if await self._login.token() == refused:
                 await self._login.renew()
 
 
 def _abort(response: aiohttp.ClientResponse) -> None:
-    """Drop the connection of an answer that was not read to its end, such as an abandoned watch.
+    """Drop the connection of an answer that was not read to its end, such as that of an abandoned watch.
 
-    aiohttp would start to close TLS, which nobody awaits and which would outlive the session.
+    Otherwise aiohttp would begin to close TLS, which nobody awaits and which would outlive the session.
     """
     if response.connection and response.connection.transport:
         response.connection.transport.abort()
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """Yield the lines of an answer as they arrive, without empty ones. Lines may have any length: aiohttp's own line
-    reader refuses those longer than its buffer."""
+    """Yield the lines of an answer as they arrive, without empty ones. A last line without a newline is dropped. Lines
+    may have any length: aiohttp's own reader rejects those longer than its buffer."""
     rest = b""
     async for chunk in response.content.iter_any():
         *complete, rest = (rest + chunk).split(b"\n")

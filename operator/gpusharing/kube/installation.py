@@ -48,19 +48,20 @@ NAME = "app.kubernetes.io/name"
 
 @dataclass(slots=True)
 class _Reader:
-    """Reads objects of an installation, and notes what could not be read."""
+    """Reads the objects of an installation, and records which could not be read."""
 
     client: KubeClient
     place: Place
     """Namespaces and names of the installation."""
     unread: dict[str, str] = field(default_factory=dict)
-    """Why objects could not be read, by their kind."""
+    """Why objects could not be read, by the full name of their kind."""
     not_served: set[str] = field(default_factory=set)
     """Our own kinds that the API server does not have."""
 
     async def items(self, resource: Resource, namespace: str | None = None, labels: str = "") -> list[JSON]:
-        """Return all objects of a kind; empty if they cannot be read or the kind is not served. The former is noted in
-        `unread`, the latter, for our own kinds, in `not_served`. Raises Unauthorized and Unavailable."""
+        """Return all objects of a kind; empty if the kind is not served or the objects cannot be read. A kind of ours
+        that is not served is recorded in `not_served`, and an error in `unread`. Raises Unauthorized and Unavailable.
+        """
         try:
             return await list_of(self.client, resource, namespace=namespace, label_selector=labels)
         except (Unauthorized, Unavailable):
@@ -73,7 +74,7 @@ class _Reader:
         return []
 
     async def read(self, resource: Resource, name: str, namespace: str | None = None) -> JSON | None:
-        """Return one object, or None if it does not exist or cannot be read; the latter is noted in `unread`. Raises
+        """Return one object, or None if it does not exist or cannot be read. An error is recorded in `unread`. Raises
         Unauthorized and Unavailable."""
         try:
             return await self.client.get(resource, name, namespace=namespace)
@@ -86,7 +87,7 @@ class _Reader:
             return None
 
     async def pods(self, namespace: str, name: str) -> tuple[PodState, ...]:
-        """Return the state of each pod of one of our workloads."""
+        """Return the state of each pod of our workload `name` in this namespace."""
         return tuple(map(_pod, await self.items(PODS, namespace, f"{NAME}={name}")))
 
     async def config_maps(self) -> dict[str, ConfigMapState]:
@@ -102,8 +103,9 @@ class _Reader:
         return states
 
     async def nodes(self) -> dict[str, tuple[NodeView, str, bool]]:
-        """Return, by name, the view of each Node, the version of its kubelet, and whether its operating system includes
-        a device plugin. Empty if Nodes cannot be read, which is noted in `unread`.
+        """Return, by node name, the view of the Node, the version of its kubelet, and whether its operating system
+        includes a device plugin. Empty if Nodes cannot be read, which is recorded in `unread`. Raises Unauthorized and
+        Unavailable.
 
         Nodes are read page by page, so that thousands of whole objects are never held at once.
         """
@@ -122,8 +124,9 @@ class _Reader:
         return rows
 
     async def agents(self, reports: Sequence[JSON]) -> AgentsState | None:
-        """Read the DaemonSet of the agents, its pods, and what may keep them from running; None if there is no such
-        DaemonSet or it cannot be read. `reports`: all GPUNodes."""
+        """Return the state of the agents: the DaemonSet's node selector, its pods, their RuntimeClass and the Pod
+        Security level of their namespace. None if the DaemonSet does not exist or cannot be read. `reports` are all
+        GPUNodes, from which the agents' errors are taken."""
         where = self.place.agent_namespace
         raw = await self.read(DAEMON_SETS, AGENT, where)
         if raw is None:
@@ -151,8 +154,8 @@ class _Reader:
         )
 
     async def rights(self) -> tuple[RightState, ...]:
-        """Return for each right that the operator and the agent need whether the API server grants it to their service
-        accounts."""
+        """Return, for each right that the operator and the agent need, whether the API server grants it to their
+        service accounts. All rights are checked concurrently."""
         operators = rights.OPERATOR + (rights.CONFIGURE if self.place.configure_gpu_operator else ())
         operators += rights.FORCE_DELETE if self.place.force_delete else ()
         questions = [(OPERATOR, right) for right in operators] + [(AGENT, right) for right in rights.AGENT]
@@ -161,7 +164,8 @@ class _Reader:
         return tuple(task.result() for task in tasks)
 
     async def _right(self, subject: str, right: Right) -> RightState:
-        """Ask the API server whether a service account has one right. An error makes it unknown, with the reason."""
+        """Ask the API server whether the service account of `subject` has one right. If the question fails, the answer
+        is unknown (None), with the error."""
         place = self.place
         spaces = {
             "own": place.namespace,
@@ -196,7 +200,8 @@ class _Reader:
 
 
 async def gather_installation(client: KubeClient, place: Place) -> InstallationView:
-    """Read what an installation consists of. Other errors than these are noted in `unread` of the result.
+    """Read the objects that an installation consists of, without changing any. All errors but these are recorded in
+    `unread` of the result.
 
     Raises:
         Unauthorized: our credentials are not accepted.
@@ -241,8 +246,8 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
 
 
 def _pod(raw: JSON) -> PodState:
-    """Return the state of a pod, with its nearest problem unless it is Ready. A pod that is being deleted is not
-    Ready."""
+    """Convert a raw pod to its state, with the nearest cause why it does not run unless it is Ready. A pod that is
+    being deleted is not Ready."""
     ready = has_condition(raw, "Ready") and part(raw, "metadata", "deletionTimestamp") is None
     return PodState(
         text(raw, "metadata", "name"),
@@ -267,8 +272,8 @@ def _problems(raw: JSON) -> Iterator[str]:
 
 
 async def find_namespaces(client: KubeClient, config_map: str) -> tuple[str, ...]:
-    """Return the namespaces with a ConfigMap of this name, sorted; none for an empty name, or if ConfigMaps cannot be
-    listed."""
+    """Return the namespaces that contain a ConfigMap named `config_map`, sorted. Empty if the name is empty or
+    ConfigMaps cannot be listed."""
     if not config_map:
         return ()
     try:

@@ -36,7 +36,7 @@ RELEASE_SECONDS = 2.0
 
 
 class LeaseLost(Exception):
-    """We do not lead any more: no pending action may be carried out."""
+    """We are no longer the leader: no pending action may be carried out."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Timing:
     retry: float = 2.0
     """The wait between two renewals, and between two attempts to acquire."""
     clock: Callable[[], float] = boot_time
-    """Returns the seconds by which these limits are measured; it must advance while the machine sleeps, too."""
+    """Returns the seconds by which these limits are measured. It must advance even while the machine sleeps."""
 
 
 class LeaderLease:
@@ -67,7 +67,8 @@ class LeaderLease:
         timing: Timing | None = None,
         now: Callable[[], datetime] = wall_time,
     ) -> None:
-        """`identity` must differ between processes, a restarted one included. `now` is only shown to people."""
+        """`identity` must differ between processes, including a restarted one. `on_lost` is called once, when the
+        Lease is lost. `now` gives the times that are written for people to read."""
         self.identity = identity
         self.acquired = asyncio.Event()
         """Set once we lead. Never cleared: losing the Lease ends the process."""
@@ -91,15 +92,15 @@ class LeaderLease:
         self.failed_nodes: Mapping[str, FailedNode] = {}
         """The failures on record by UID of the Node, including those that a predecessor wrote."""
         self.restores = 0
-        """How often a write of ours got a lower version than was there before. It was accepted on the condition of the
-        present version, so this comes from etcd: the store was restored from a backup."""
+        """How often the server gave one of our writes a lower resourceVersion than it had given before. Each write was
+        conditional on the present version, so etcd itself went back: the store was restored from a backup."""
         self._reached = ""
         """The version that our last write got; before the first one, the highest that we have read."""
         self._claims_before = ""
         self._renewed_at = float("-inf")
         self._lost = False
         self._taking = False
-        """Whether we have tried to take the Lease. Until the answer arrives, it may be ours without our knowledge."""
+        """Whether we have tried to take the Lease. Until the answer arrives, we may hold it without knowing."""
         self._observation: tuple[object, float] = (None, float("-inf"))
         """The spec and claims of another holder's Lease, and when this process first saw them."""
 
@@ -109,15 +110,15 @@ class LeaderLease:
         return self.acquired.is_set() and not self._lost and self._left() > 0
 
     def must_lead(self) -> None:
-        """Raise LeaseLost, after calling `on_lost`, unless we lead at this moment. Called before each write, because a
-        process that was frozen wakes up in the middle of its work, before `run` notices."""
+        """Raise LeaseLost, after calling `on_lost`, unless we lead now. Called before each write, because a process
+        that was frozen continues in the middle of its work, before `run` notices."""
         if not self.is_leader:
             self._lose()
             raise LeaseLost(f"{self.identity} no longer holds the Lease {self._name}")
 
     async def run(self) -> None:
-        """Acquire the Lease, and renew it until cancelled; then release it. Returns after calling `on_lost` if the
-        Lease is lost."""
+        """Acquire the Lease, and renew it until cancelled; then release it. If the Lease is lost, call `on_lost` and
+        return."""
         try:
             while True:
                 if await self._attempt(self._acquire, lambda: self._timing.deadline):
@@ -133,13 +134,13 @@ class LeaderLease:
                 await self._attempt(self._release, lambda: RELEASE_SECONDS)
 
     async def set_claims(self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode]) -> None:
-        """Replace all claims and failures on the Lease, by compare-and-swap, which also renews it. If it returns, we
-        led at that moment.
+        """Replace all claims and failures on the Lease by compare-and-swap, which also renews it. If this returns, we
+        led at the moment of the write.
 
         Raises:
             LeaseLost: another process holds the Lease, or we missed the deadline; `on_lost` was called.
-                Conflict: the Lease kept changing; try in the next pass. KubeError: the server could not be
-                reached or refused.
+            Conflict: the Lease kept changing; try again in the next pass.
+            KubeError: the server could not be reached, or refused the write.
         """
         try:
             # A slow renewal may come first. It has its own limit, and leaves this write its whole time.
@@ -158,10 +159,10 @@ class LeaderLease:
         raise Conflict(f"the Lease {self._name} changed {CLAIM_ATTEMPTS} times while claims were written")
 
     async def _attempt(self, step: Callable[[], Awaitable[bool]], limit: Callable[[], float]) -> bool:
-        """Take one step when no other one is under way, and return its result. `limit` returns the seconds that it may
-        take, and is called again when its turn comes, because written claims renew the Lease.
+        """Wait until no other step is under way, run `step`, and return its result. `limit` returns the most seconds
+        that this may take. It is called again when the turn of the step comes, because written claims renew the Lease.
 
-        A failure is recorded in `error` and returned as False.
+        LeaseLost, KubeErrors and a time-out are recorded in `error`, and False is returned.
         """
         try:
             async with asyncio.timeout(max(0.0, limit())):
@@ -183,8 +184,8 @@ class LeaderLease:
         return False
 
     async def _acquire(self) -> bool:
-        """Take the Lease if it is free, new or ours already, or was not renewed for its duration. Return whether we
-        have it now."""
+        """Take the Lease if it does not exist, has no holder, is already ours, or was not renewed for its duration.
+        Return whether we hold it now. Raises KubeErrors, but a Conflict only means that another process was faster."""
         started = self._clock()
         try:
             lease = await self._client.get(LEASES, self._name, namespace=self._namespace)
@@ -213,8 +214,8 @@ class LeaderLease:
         return False
 
     async def _renew(self) -> bool:
-        """Renew the Lease and return True. After a Conflict, by a lost answer or a stranger's edit, it is read and
-        written once more. Raises LeaseLost if another process holds it, and KubeErrors."""
+        """Renew the Lease and return True. After a Conflict, which a lost answer or somebody's edit can cause, the
+        Lease is read and written once more. Raises LeaseLost if another process holds it, and KubeErrors."""
         self.must_lead()
         try:
             await self._write({"renewTime": self._time()})
@@ -224,8 +225,8 @@ class LeaderLease:
         return True
 
     async def _release(self) -> bool:
-        """Give the Lease up, so that a successor need not wait, and return whether it was ours. From then on this
-        process does not lead, whatever the server answers."""
+        """Give up the Lease, so that a successor need not wait, and return whether it was ours. From then on this
+        process does not lead, whatever the server answers. Raises KubeErrors."""
         self._renewed_at = float("-inf")
         spec = {"holderIdentity": None, "leaseDurationSeconds": 1, "renewTime": self._time()}
 
@@ -245,7 +246,8 @@ class LeaderLease:
         return True
 
     def _expired(self, lease: JSON) -> bool:
-        """Whether the holder of this Lease has written nothing for as long as the Lease promises, by our clock."""
+        """Whether the holder of this Lease has changed neither its spec nor its claims for the Lease's duration,
+        measured by our clock from when this process first saw them."""
         written = part(lease, "spec"), _claims_of(lease)
         if written != self._observation[0]:
             self._observation = (written, self._clock())
@@ -253,8 +255,8 @@ class LeaderLease:
         return self._clock() - self._observation[1] >= duration
 
     async def _reread(self) -> None:
-        """Read the Lease and take over its version and claims. Raises LeaseLost, after `on_lost`, if another process
-        holds it."""
+        """Read the Lease and adopt its version, claims and failures. Raises LeaseLost, after calling `on_lost`, if
+        another process holds it."""
         lease = await self._client.get(LEASES, self._name, namespace=self._namespace)
         if text(lease, "spec", "holderIdentity") != self.identity:
             self._lose()
@@ -264,7 +266,8 @@ class LeaderLease:
     async def _write(
         self, spec: JSON, annotations: JSON | None = None, *, started: float | None = None
     ) -> None:
-        """Write fields of the spec, and annotations, on the condition of the version that we know. A Lease that was
+        """Write fields of the Lease's spec, and annotations, on the condition of the version that we know. On success
+        the Lease counts as renewed at `started`, or at the beginning of this call if that is None. A Lease that was
         deleted is created again. Raises Conflict if it changed, or if another process was first to create it."""
         begun = self._clock() if started is None else started
         patch: JSON = {"metadata": {"resourceVersion": self._version}, "spec": spec}
@@ -280,8 +283,8 @@ class LeaderLease:
         self._adopt_written(lease)
 
     async def _create(self, annotations: JSON | None = None) -> bool:
-        """Create the Lease with us as its holder and, unless `annotations` has others, the claims and failures that we
-        know. Return False if it exists already."""
+        """Create the Lease with us as its holder, and with `annotations`, or the claims and failures that we know if
+        there are none. Return False if the Lease already exists."""
         begun = self._clock()
         body = {
             "apiVersion": LEASES.api_version,
@@ -308,16 +311,16 @@ class LeaderLease:
         return True
 
     def _adopt_written(self, lease: JSON) -> None:
-        """Take over what the server answered to our write, and count a restore if its version is below our previous
-        one."""
+        """Adopt the Lease that the server returned for our write, and count a restore if its version is lower than
+        that of our previous write."""
         self._adopt(lease)
         if newer(self._reached, self._version):
             self.restores += 1
         self._reached = self._version
 
     def _adopt(self, lease: JSON) -> None:
-        """Take over version, claims and failures from the Lease as the server has it. Text that cannot be read becomes
-        `claims_error`."""
+        """Adopt the version, claims and failures of the Lease as the server has it. Claims or failures that cannot be
+        read leave a message in `claims_error`."""
         self._version = text(lease, "metadata", "resourceVersion")
         written = _claims_of(lease)
         self.claims, self.failed_nodes, self.claims_error = {}, {}, ""
@@ -328,19 +331,20 @@ class LeaderLease:
         self._claims_before = written or ""
 
     def _left(self) -> float:
-        """Return the seconds until we lose the Lease unless it is renewed; negative if that is past."""
+        """Return the seconds until we lose the Lease unless it is renewed; negative if we have lost it."""
         return self._renewed_at + self._timing.deadline - self._clock()
 
     def _lose(self) -> None:
-        """Note that the Lease is lost, and call `on_lost` the first time."""
+        """Record that the Lease is lost, and call `on_lost` the first time."""
         if not self._lost:
             self._lost = True
             self._on_lost()
 
     def _time(self) -> str:
+        """Return the present time as the API writes a MicroTime."""
         return to_micro_time(self._now())
 
 
 def _claims_of(lease: JSON) -> str | None:
-    """Return the text of the claims on a Lease, or None if it has none."""
+    """Return the value of the claims annotation on a Lease, or None if it has none."""
     return texts(section(lease, "metadata").get("annotations")).get(ANNOTATION_CLAIMS)

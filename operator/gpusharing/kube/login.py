@@ -50,7 +50,7 @@ class Login(Protocol):
     """Credentials that can be renewed. Each method raises Unauthorized when there are none."""
 
     async def access(self) -> Access:
-        """Return how to reach the server. It may differ after `renew`."""
+        """Return the address of the server and how to connect to it. Both may change after `renew`."""
         ...
 
     async def token(self) -> str | None:
@@ -58,7 +58,7 @@ class Login(Protocol):
         ...
 
     async def renew(self) -> None:
-        """Have the credentials read or fetched again, because the server refused them."""
+        """Discard the credentials, because the server refused them: they are read or fetched again."""
         ...
 
 
@@ -73,16 +73,16 @@ class ServiceAccountLogin:
     _authority: str = ""
     """The certificates that `_access` trusts."""
     _trusted: tuple[int, ...] = ()
-    """The stamp of the file that they were read from."""
+    """The stamp of the file from which those certificates were read; see `_stamp`."""
     _token: str = ""
     _read_at: float = float("-inf")
 
     async def access(self) -> Access:
-        """Return the server that the kubelet names, trusted by `ca.crt` as it is now. Raises Unauthorized outside a
-        pod and if the file cannot be used.
+        """Return the server that the kubelet names, trusting the authorities in `ca.crt` as it is now. Raises
+        Unauthorized outside a pod, or if the file cannot be used.
 
-        The file is checked each time and read again when it changed: the kubelet replaces it when the cluster's
-        authority is rotated, and from then on no connection can be made with the old one.
+        The file is checked on every call and read again when it has changed: the kubelet replaces it when the
+        cluster's authority is rotated, and from then on no connection can be made with the old one.
         """
         host = self.environment.get("KUBERNETES_SERVICE_HOST", "")
         port = self.environment.get("KUBERNETES_SERVICE_PORT", "443")
@@ -102,15 +102,16 @@ class ServiceAccountLogin:
         return self._access
 
     async def token(self) -> str | None:
-        """Return the projected token with its scheme. It is read again each minute, because the kubelet replaces it."""
+        """Return the projected token as `Bearer TOKEN`. It is read again after TOKEN_SECONDS, because the kubelet
+        replaces it. Raises Unauthorized if it cannot be read."""
         if self.clock() - self._read_at >= TOKEN_SECONDS:
             self._token = f"Bearer {self._file('token').strip()}"
             self._read_at = self.clock()
         return self._token
 
     def _trust(self, authority: str) -> ssl.SSLContext:
-        """Return a TLS context that trusts these certificates and no others. Raises Unauthorized if there are none:
-        then the library would trust those of the image."""
+        """Return a TLS context that trusts the certificates in `authority`, in PEM, and no others. Raises Unauthorized
+        if there are none, because the library would then trust those of the image."""
         try:
             if authority.strip():
                 return ssl.create_default_context(cadata=authority)
@@ -131,8 +132,9 @@ class ServiceAccountLogin:
             raise _not_mounted(error) from error
 
     def _stamp(self, name: str) -> tuple[int, ...]:
-        """Return a value that changes when the file does. Reading it costs a twentieth of reading the file, and every
-        call needs it. Raises Unauthorized if there is no such file."""
+        """Return a value that changes whenever the file does: its device, inode, modification time and size. That
+        takes a twentieth of the time of reading the file, and every call needs it. Raises Unauthorized if there is no
+        such file."""
         try:
             found = os.stat(f"{self.directory}/{name}")
         except OSError as error:
@@ -141,6 +143,7 @@ class ServiceAccountLogin:
 
 
 def _not_mounted(error: OSError) -> Unauthorized:
+    """Return the error for a file of the service account that cannot be read."""
     return Unauthorized(
         f"no service account token is mounted in this pod (automountServiceAccountToken): {error}"
     )
@@ -160,7 +163,7 @@ class OfficialLogin:
     _access: Access | None = None
 
     async def access(self) -> Access:
-        """Return server, trust, client certificate and proxy of the context."""
+        """Return the server, the trusted authorities, the client certificate and the proxy of the context."""
         await self._configuration()
         if self._access is None:
             raise RuntimeError("loading sets the access")
@@ -177,7 +180,8 @@ class OfficialLogin:
         self._loaded = None
 
     async def _configuration(self) -> Any:
-        """Return the official client's configuration, loaded by the first call and by the first one after `renew`."""
+        """Return the official client's configuration. It is loaded by the first call, and by the first one after
+        `renew`."""
         if self._loaded is None:
             self._loaded = await self._load()
             self._access = _access(self._loaded, self.environment)
@@ -217,12 +221,11 @@ class OfficialLogin:
 
 
 def _without_init(package: str) -> None:
-    """Let the modules of a package be imported without what its `__init__` imports, unless the package is loaded
-    already.
+    """Let the modules of `package` be imported without running its `__init__`, unless the package is loaded already.
 
-    The `__init__` of the official client imports all modules for blocking calls, of which `kubernetes.aio` uses
-    nothing, and requests with them: two fifths of what reading a kubeconfig costs, and a fifth of what a command of
-    kubectl-gpusharing takes (37.0).
+    The `__init__` of the official client imports all modules for blocking calls, and requests with them, none of which
+    `kubernetes.aio` uses: two fifths of the cost of reading a kubeconfig, and a fifth of the time of a
+    kubectl-gpusharing command (37.0).
     """
     spec = None if package in sys.modules else find_spec(package)
     if spec is not None:
@@ -231,8 +234,8 @@ def _without_init(package: str) -> None:
 
 @contextmanager
 def _complaints() -> Iterator[list[str]]:
-    """Yield a list that fills with the errors which the official client only logs inside the block, such as the output
-    of a failing login program. They are not logged elsewhere."""
+    """Yield a list that fills with the errors that the official client only logs inside the block, such as the output
+    of a failing login program. They do not reach any other log handler."""
     complaints: list[str] = []
 
     class Listener(logging.Handler):
@@ -251,8 +254,8 @@ def _complaints() -> Iterator[list[str]]:
 
 
 def _readable(text: str) -> str:
-    """Return a log message with the output of a program as text, which the client renders as Python bytes; other
-    messages are returned unchanged."""
+    """Decode the output of a login program, which the official client renders as Python bytes at the end of its log
+    message `text`. Other messages are returned unchanged."""
     head, found, rest = text.partition(". b")
     if not found:
         return text
@@ -264,8 +267,8 @@ def _readable(text: str) -> str:
 
 
 def _access(configuration: Any, environment: Mapping[str, str]) -> Access:
-    """Return how to reach the server that this configuration names. Raises Unauthorized for a proxy that cannot be
-    used."""
+    """Return how to reach the server of the official client's `configuration`. `environment` may name a proxy if the
+    kubeconfig does not. Raises Unauthorized for a proxy that cannot be used."""
     return Access(
         server=configuration.host.rstrip("/"),
         tls=_tls(configuration) if configuration.host.startswith("https") else None,
@@ -275,15 +278,15 @@ def _access(configuration: Any, environment: Mapping[str, str]) -> Access:
 
 
 def _tls(configuration: Any) -> Any:
-    """Return the TLS context that the official transport makes in its constructor, which opens no connection."""
+    """Return the TLS context that the official transport creates for this configuration; no connection is opened."""
     from kubernetes.aio.client.rest import RESTClientObject
 
     return RESTClientObject(configuration).ssl_context
 
 
 def environment_login(environment: Mapping[str, str]) -> Login:
-    """Return the login for the kubeconfig in KUBECONFIG, else for the files in SERVICE_ACCOUNT, or where every pod has
-    them."""
+    """Return the login for the kubeconfig named by KUBECONFIG, if that is set. Otherwise return the login for the
+    service account files in the directory named by SERVICE_ACCOUNT, or in the one that every pod has."""
     directory = Path(environment.get("SERVICE_ACCOUNT") or SERVICE_ACCOUNT)
     return find_login(environment, environment.get("KUBECONFIG", ""), directory)
 
@@ -291,8 +294,8 @@ def environment_login(environment: Mapping[str, str]) -> Login:
 def find_login(
     environment: Mapping[str, str], kubeconfig: str, service_account: Path = SERVICE_ACCOUNT
 ) -> Login:
-    """Return the login for a kubeconfig, read by the official client; for an empty path, the one of the files mounted
-    in a pod, which needs no client (docs/adr/0014)."""
+    """Return the login for the kubeconfig at this path, which the official client reads. If the path is empty, return
+    the login for the files in `service_account`, which needs no client (docs/adr/0014)."""
     if kubeconfig:
         return OfficialLogin(Path(kubeconfig))
     return ServiceAccountLogin(environment, service_account)

@@ -30,24 +30,26 @@ from gpusharing.planning.snapshot.views import NodeView
 
 @dataclass(frozen=True, slots=True)
 class Maintenance:
-    """One NodeMaintenance: the node that it is about, and what people read of it."""
+    """One NodeMaintenance: the node that it is about, and its description for people."""
 
     node: str
     """Name of the node that is to be maintained."""
     who: str
-    """Which operator maintains the node, on whose behalf, and by which object, for people."""
+    """Which operator maintains the node, on whose behalf, and by which object; for people."""
     waits: bool = False
-    """Whether its operator has not chosen it yet; a large upgrade creates one for every node at once."""
+    """Whether the maintenance operator has not yet chosen this object; a large upgrade creates one for every node at
+    once."""
 
 
 def medik8s_maintenance(raw: JSON) -> Maintenance:
-    """Project a NodeMaintenance of the group nodemaintenance.medik8s.io, which never waits."""
+    """Convert a raw NodeMaintenance of the group nodemaintenance.medik8s.io. It never waits."""
     return _maintenance(raw, "medik8s", "", failed=text(raw, "status", "phase") == "Failed")
 
 
 def nvidia_maintenance(raw: JSON) -> Maintenance:
-    """Project a NodeMaintenance of the group maintenance.nvidia.com. It waits until its operator has chosen it, unless
-    it failed or is being deleted. RequestorFailed: the requestor left the node in a state that a person must see."""
+    """Convert a raw NodeMaintenance of the group maintenance.nvidia.com. It waits until its operator has chosen it,
+    unless it has failed or is being deleted. The condition RequestorFailed means that the requestor left the node in a
+    state that a person must look at."""
     failed = any(
         condition.get("type") == "RequestorFailed" and condition.get("status") == "True"
         for condition in entries(raw, "status", "conditions")
@@ -67,7 +69,9 @@ _NOT_CHOSEN = frozenset({"", "Pending"})
 
 
 def _maintenance(raw: JSON, operator: str, behalf: str, *, failed: bool) -> Maintenance:
-    """Return the node of a NodeMaintenance and its description, which ends with its state if that is unusual."""
+    """Return the node of a raw NodeMaintenance, and a description such as `NVIDIA NodeMaintenance ns/name for
+    REQUESTOR (failed)`. `operator` begins the description and `behalf` follows the name; the state is added only if
+    the object is being deleted or has `failed`."""
     where, name = text(raw, "metadata", "namespace"), text(raw, "metadata", "name")
     deleting = "deletionTimestamp" in section(raw, "metadata")
     state = " (being deleted)" if deleting else " (failed)" if failed else ""
@@ -80,14 +84,14 @@ class MaintenanceIndex:
     object."""
 
     def __init__(self, *kinds: Mapping[str, Maintenance]) -> None:
-        """`kinds`: the maintenances of each kind by name, as live maps. Of several for one node, the first kind and
-        name counts."""
+        """`kinds` are live mappings, one for each kind, with the maintenances by name. If several name the same node,
+        earlier kinds come first, and within a kind the order of names decides."""
         self._kinds = kinds
         self._joined: dict[str, tuple[NodeView, NodeView]] = {}
 
     def by_node(self) -> dict[str, Maintenance]:
-        """Return the maintenance of each node that has one. An object that only waits yields to one that does not;
-        otherwise the first counts."""
+        """Return the maintenance of each node that has one. Of several, the first that does not wait counts, else the
+        first one."""
         chosen: dict[str, Maintenance] = {}
         for kind in self._kinds:
             for name in sorted(kind):
@@ -103,7 +107,8 @@ class MaintenanceIndex:
         return _joined(view, maintenance) if maintenance is not None else view
 
     def join_all(self, nodes: Mapping[str, NodeView]) -> dict[str, NodeView]:
-        """Return a copy of `nodes` with every NodeMaintenance joined in."""
+        """Return a copy of `nodes`, by name, in which each node with a NodeMaintenance is joined to it. If neither has
+        changed since the last call, the same joined view is returned."""
         copy, joined = dict(nodes), {}
         for name, maintenance in self.by_node().items():
             if (view := nodes.get(name)) is None:
@@ -121,8 +126,8 @@ class MaintenanceIndex:
 
 
 def _joined(view: NodeView, maintenance: Maintenance) -> NodeView:
-    """Return the view with this maintenance, or unchanged if it only waits while somebody else works on the node
-    already."""
+    """Return the view with this maintenance. The view stays unchanged if the maintenance only waits while somebody
+    else is already working on the node."""
     if maintenance.waits and view.foreign_works:
         return view
     waits = maintenance.waits

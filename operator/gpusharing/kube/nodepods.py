@@ -1,4 +1,4 @@
-"""The pods of nodes in work: one LIST for each node, made as often as the drain needs it, the most urgent first.
+"""The pods of nodes in work: one LIST for each node, made as often as the drain needs it, the most urgent node first.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#gang.
 """
@@ -35,11 +35,12 @@ class NodePods:
     crew: Crew
     budgets: Budgets
     work: dict[str, NodeWork] = field(default_factory=dict)
-    """The last LIST of each node in work, with what was seen since."""
+    """The last LIST of each node in work, with what was learned since, by node name."""
     gangs: Gangs = field(init=False)
     _lookups: PodLookups = field(init=False)
     _lists: dict[str, tuple[NodeWork, Scope]] = field(default_factory=dict)
-    """LISTs by node that ended since the last `look`, each with the pods that it was to find."""
+    """The LISTs that have ended since they were last stored in `work`, by node, each with the scope it was made
+    for."""
 
     def __post_init__(self) -> None:
         """Create the readers of gangs and of other objects that decide about pods."""
@@ -50,9 +51,9 @@ class NodePods:
     ) -> None:
         """List the pods of each wanted node whose last LIST is old enough, update `work`, and forget the other nodes.
 
-        A LIST that is late serves the next call; one that was not sent or refused with 429 leaves `work` as it is,
-        with its age. `proving`: the nodes that come first, because they need nothing else. It was `now` at `began` of
-        the loop's clock.
+        A LIST that ends late is used by the next call. One that was not sent or was refused with 429 leaves `work` as
+        it is, with its age. `proving` are the nodes that are listed first, because they need nothing else. `now` is
+        the time of day at the moment `began` of the loop's clock.
 
         Raises:
             ExceptionGroup: an error that ends a pass, see Crew.
@@ -80,20 +81,24 @@ class NodePods:
         self._hear(now, began)
 
     def _hear(self, now: datetime, began: float) -> None:
-        """Record in `work` what the agents of its nodes have answered by now."""
+        """Record in `work` what the agents on those nodes have reported so far. `now` is the time of day at the moment
+        `began` of the loop's clock."""
         answers = self.sources.gpunodes.items
         for name, work in self.work.items():
             self.work[name] = heard(work, answers.get(name), _later(now, began))
 
     def forget(self) -> None:
-        """Forget all pods, because an answer was lost: only a new LIST shows whether a pod was evicted."""
+        """Forget the pods of all nodes, because an answer was lost: only a new LIST shows whether a pod was
+        evicted."""
         self.work.clear()
         self._lists.clear()
 
     async def _take(self, lists: Mapping[str, tuple[NodeWork, Scope]]) -> None:
-        """Store finished LISTs in `work`, with the PodDisruptionBudgets for nodes where a pod may have to leave. If
-        the budgets have no answer yet, such a node's LIST goes back to `_lists` for the next round. If they cannot
-        be listed, the node's `error` says why."""
+        """Store finished LISTs in `work`. Nodes where a pod may have to leave also get the PodDisruptionBudgets.
+
+        If the budgets have not been answered yet, the LIST of such a node goes back to `_lists` for the next round. If
+        they cannot be listed, the node's `error` says why.
+        """
         guarded = {
             node
             for node, (work, scope) in lists.items()
@@ -110,15 +115,15 @@ class NodePods:
             self.work[node] = looked(self.work.get(node), now, self.sources.gpunodes.items.get(node), scope)
 
     async def _read(self, node: str, at: datetime) -> tuple[NodeWork, Scope]:
-        """List the pods of one node and the gangs that they belong to. If the pods cannot be listed, the result says
-        why. `at`: the moment when the LIST begins. Also returns the scope of the LIST."""
+        """List the pods of one node, and the gangs that they belong to. Return the result and the scope that it was
+        made for. If the pods cannot be listed, the result has the error. `at` is the time at which the LIST begins."""
         scope, view = self._scope(node), self.sources.nodes.items.get(node)
         pods, error = await self._pods_of(node, scope, at)
         gangs = await self.gangs.find(pods, scope, at, anew=view is None or view.fence is None)
         return NodeWork(pods, (), at, error=error, gangs=gangs), scope
 
     def _is_due(self, name: str, now: datetime) -> bool:
-        """Whether the pods of a node have to be listed now: the last LIST is too old, or may be wrong."""
+        """Whether the pods of node `name` have to be listed now, because the last LIST is too old or may be wrong."""
         settings, work = self.sources.settings.plan, self.work.get(name)
         age = timedelta(seconds=min(settings.poll, settings.idle))
         if work is None or name in self.calls.unsure or now - work.listed_at >= age:
@@ -127,12 +132,12 @@ class NodePods:
         return work.quiet_since is not None and work.listed_at < work.quiet_since
 
     def _urgency(self, name: str, proving: frozenset[str]) -> tuple[bool, float, str]:
-        """Return the sort key of a node whose pods are to be listed; smaller comes first. On a slow server a round
-        ends before its work is done, and the next one begins with the most urgent.
+        """Return the sort key of a node whose pods are to be listed; the smallest key comes first. On a slow server a
+        round ends before its work is done, and the next one begins with the most urgent node.
 
-        Nodes in `proving` come first, the oldest fence first, because their proof grows old and the first of them
-        should be proven if there is no time for all. The others follow by the time of their last LIST; a node without
-        one precedes those.
+        Nodes in `proving` come first, the oldest fence first: their proof grows old, and if there is not enough time
+        for all, the first ones should be proven. The others follow, those never listed first, then by the time of
+        their last LIST.
         """
         node, work = self.sources.nodes.items.get(name), self.work.get(name)
         if name in proving and node is not None and node.fence is not None:
@@ -140,8 +145,8 @@ class NodePods:
         return True, work.listed_at.timestamp() if work is not None else 0.0, name
 
     def _scope(self, node: str) -> Scope:
-        """Return which pods of a node have to leave. Before the fence names its class, every change may become a
-        reboot where mig-manager runs WITH_REBOOT."""
+        """Return which pods of a node have to leave. A fenced node has the scope of its fence. Before that, all pods
+        may have to leave if mig-manager runs WITH_REBOOT, because any change may then become a reboot."""
         view = self.sources.nodes.items.get(node)
         if view is not None and view.fence is not None:
             reboots, since = view.fence.disruption is DisruptionClass.REBOOT, view.fence.since
@@ -151,8 +156,8 @@ class NodePods:
         return scope_of(self.sources.settings.plan, all_pods=reboots, cordoned_at=since)
 
     async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
-        """List the pods of one node; return them and an empty text, or no pods and why they cannot be listed. Raises
-        Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still valid."""
+        """List the pods of one node. Return them and an empty string, or no pods and the reason why they cannot be
+        listed. Raises Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still valid."""
         try:
             raws = await list_of(self.client, PODS, field_selector=f"spec.nodeName={node}")
             namespaces = any(
@@ -170,5 +175,5 @@ class NodePods:
 
 
 def _later(now: datetime, began: float) -> datetime:
-    """Return the present time, given that it was `now` at `began` of the loop's clock."""
+    """Return the present time of day, given that it was `now` at the moment `began` of the loop's clock."""
     return now + timedelta(seconds=loop_time() - began)
