@@ -1,9 +1,8 @@
-"""Lists in pages, in spite of pages that fail, are slow, or can no longer be had from one moment.
+"""Lists read in pages, even if pages fail, are slow, or can no longer be read from one moment.
 
 Every list of the product is read here (`tests/test_shape.py`), so none is lost because one of its pages failed.
-
 kube-apiserver lets etcd compact its history every 5 minutes (`--etcd-compaction-interval`), so a token for the next
-page lives for 300 s. A list of 200 pages at 1.6 s each takes longer.
+page is valid for 300 s. A list of 200 pages at 1.6 s each takes longer.
 """
 
 import asyncio
@@ -22,21 +21,22 @@ SLOW, SLOWEST = 1.0, 4.0
 """Seconds. After a page that took between the two, the next one has twice as many objects: it may take twice as long,
 and a call has a deadline of 10 s."""
 TOKEN_LIVES = 300.0
-"""Seconds. A token that fails for longer will never be accepted again: after the store was restored from a backup it
-names a version that is yet to come, which kube-apiserver answers with 500."""
+"""Seconds. A token that has failed for longer will never be accepted again: after the store was restored from a backup
+it names a version that is yet to come, which kube-apiserver answers with 500."""
 MOST_OBJECTS = 100
-"""The most objects in one page. Its raw objects are held besides the views: with Nodes of 18 KB, some 10 MiB."""
+"""The most objects in one page. The raw objects of a page are held in addition to the views: for Nodes of 18 KB, about
+10 MiB."""
 PAGE = 500
-"""Objects of one page where the whole list is waited for, which then takes few calls."""
+"""The most objects of one page where the caller waits for the whole list, so that it takes few calls."""
 PATIENCE = 90.0
 """Seconds for which one page may fail before `pages_of` gives up its list. A hold lasts for 60 s at most."""
 
 LASTING_ERRORS = (Forbidden, NotFound, Invalid)
-"""Errors that do not pass by themselves."""
+"""Errors that do not go away by themselves."""
 
 Ask = Callable[[int, str], Awaitable[Page]]
-"""Makes one call for a page: of at most so many objects, or all if 0, and from this token on, or from the beginning if
-it is empty."""
+"""Requests one page. The arguments are the most objects in it, or 0 for all, and the token to continue from, which is
+empty for the first page."""
 
 
 async def list_of(client: KubeClient, resource: Resource, **where: Unpack[Filters]) -> list[JSON]:
@@ -47,14 +47,15 @@ async def list_of(client: KubeClient, resource: Resource, **where: Unpack[Filter
 async def pages_of(
     client: KubeClient, resource: Resource, size: int = PAGE, **where: Unpack[Filters]
 ) -> AsyncIterator[Page]:
-    """Yield the pages of a list, of `size` objects each. All of them show the moment of the first page.
+    """Yield the pages of a list, with at most `size` objects each. All of them show the cluster at the moment of the
+    first page.
 
-    A later page that fails or is refused with 429 is requested again with its token, not before the time that the
-    server asks to wait. The first page is requested once only, because nothing is lost with it.
+    A later page that fails or is refused with 429 is requested again with its token, after a back-off that is at least
+    the wait that the server asks for. The first page is requested only once, because nothing is lost if it fails.
 
     Raises:
-        KubeError: the first page failed, another one did for PATIENCE seconds, or the error does not pass by
-            itself.
+        KubeError: the first page failed, a later one kept failing for PATIENCE seconds, or the error does not go away
+            by itself.
     """
     after, failing, pause = "", inf, Backoff(BACKOFF_FIRST, BACKOFF_MOST)
     while True:
@@ -79,15 +80,16 @@ async def pages_of(
 async def whole_list(
     ask: Ask, size: int, clock: Callable[[], float], on_error: Callable[[KubeError], None]
 ) -> AsyncGenerator[Page, None]:
-    """Yield the pages of a list, which begin with `size` objects.
+    """Yield the pages of a list. `ask` requests one page, of `size` objects at first and more if pages are slow;
+    `clock` returns the time in seconds.
 
-    After an error that may pass by itself the same page is requested again, with its token and `size` objects;
-    `on_error` gets the error. When a token has expired, the answer holds one for the rest of the list as it is now. If
-    it does not, everything is requested in one page, once. Either way the list then shows several moments, so the
-    caller must have watched since that of the first page.
+    After an error that may go away by itself, `on_error` is called with it, and the same page is requested again with
+    its token and `size` objects. When a token has expired, the answer holds one for the rest of the list as it is now;
+    if it does not, everything is requested in one page, once. In both cases the list no longer shows one moment, so
+    the caller must have been watching since the moment of the first page.
 
     Raises:
-        KubeError: the list has to begin anew.
+        KubeError: the list has to start over.
     """
     after, limit, expired, pause = "", size, False, Backoff(BACKOFF_FIRST, BACKOFF_MOST)
     failing = inf
@@ -118,11 +120,11 @@ async def whole_list(
 
 
 def _next_limit(limit: int, took: float) -> int:
-    """Return how many objects to request after a page of `limit` objects that took so many seconds; see SLOW."""
+    """Return how many objects to request after a page of `limit` objects that took `took` seconds; see SLOW."""
     return max(limit, min(2 * limit, MOST_OBJECTS)) if SLOW < took < SLOWEST else limit
 
 
 def _resumed(error: Expired, limit: int) -> tuple[str, int]:
-    """Return the token and the number of objects with which a list goes on after its token has expired; see
-    `whole_list`."""
+    """Return the token and the limit with which to continue a list whose token has expired: the token in `error` and
+    the same limit, or, if the server gave none, an empty token and 0, which request everything at once."""
     return error.rest, limit if error.rest else 0

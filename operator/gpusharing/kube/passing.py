@@ -9,6 +9,7 @@ class PassingClient(KubeClient):
     """Passes every request on to another client, unchanged."""
 
     def __init__(self, client: KubeClient) -> None:
+        """Pass requests on to `client`."""
         self.client = client
 
     async def call(self, request: ApiRequest) -> JSON:

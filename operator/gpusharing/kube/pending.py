@@ -1,4 +1,4 @@
-"""Pods that wait for a GPU, counted by one LIST of the pods without a node."""
+"""Pods that are waiting for a GPU, counted by one LIST of the pods without a node."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -16,13 +16,13 @@ class PendingPods:
 
     client: KubeClient
     pods: Mapping[str, int] = field(default_factory=dict)
-    """How many pods request a resource."""
+    """How many pods request each resource, by resource name."""
     devices: Mapping[str, int] = field(default_factory=dict)
-    """How many devices they request together."""
+    """How many devices these pods request in total, by resource name."""
 
     async def count(self) -> None:
-        """List the Pending pods without a node, and replace both counts. Pods that are being deleted do not count.
-        A KubeError is raised, and the counts stay."""
+        """List the Pending pods without a node, and replace both counts. Pods that are being deleted are not counted.
+        If the LIST fails, a KubeError is raised and the counts stay as they were."""
         pods, devices = Counter[str](), Counter[str]()
         selector = "spec.nodeName=,status.phase=Pending"
         async for page in pages_of(self.client, PODS, field_selector=selector):

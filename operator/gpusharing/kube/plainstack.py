@@ -1,5 +1,5 @@
 """DaemonSets that serve GPUs. Where NVIDIA's device-plugin chart runs without the GPU Operator, its DaemonSets say
-what ClusterPolicy would say; those of the GPU Operator say what ClusterPolicy does not.
+what a ClusterPolicy would say; those of the GPU Operator say what ClusterPolicy does not.
 
 Names are those of the chart in k8s-device-plugin, deployments/helm/nvidia-device-plugin (v0.19.3); tests/nvidia
 compares what is read here with its rendered templates.
@@ -23,16 +23,16 @@ from gpusharing.planning.snapshot.stackviews import (
 from gpusharing.planning.stack.nodesymptoms import Server
 
 PLUGIN, DISCOVERY = "nvidia-device-plugin-ctr", "gpu-feature-discovery-ctr"
-"""Containers by which the chart's DaemonSets are known; the GPU Operator's have other names."""
+"""Names of the containers by which the chart's DaemonSets are recognized; the GPU Operator's have other names."""
 MPS, MANAGER = "mps-control-daemon-ctr", "config-manager"
 """Containers of the GPU Operator's MPS daemon."""
 CONFIGS = "available-configs"
-"""The volume that config-manager takes configurations from."""
+"""Name of the volume from which config-manager reads configurations."""
 
 
 @dataclass(frozen=True, slots=True)
 class DaemonSetView:
-    """What one DaemonSet in the namespace of NVIDIA's components runs, as far as we use it."""
+    """The parts that we use of one DaemonSet in the namespace of NVIDIA's components."""
 
     name: str
     """Name of the DaemonSet; empty unless it is one of the chart."""
@@ -55,17 +55,17 @@ class DaemonSetView:
     tolerations: str = "[]"
     """Tolerations of its pods, as JSON."""
     mps_daemon: MpsDaemonView | None = None
-    """What it shows if it runs the GPU Operator's MPS daemons, else None."""
+    """The GPU Operator's MPS daemon, or None if the DaemonSet does not run it."""
     finder: FinderState | None = None
-    """What it shows if it runs Node Feature Discovery's workers, else None."""
+    """The state of Node Feature Discovery's workers, or None if the DaemonSet does not run them."""
 
 
 _OTHER = DaemonSetView("", "", False, False, "")
 
 
 def daemon_set_view(raw: JSON) -> DaemonSetView:
-    """Project a DaemonSet. All those that belong neither to the chart nor to the GPU Operator's MPS daemon, and run no
-    worker of Node Feature Discovery, become one and the same empty view."""
+    """Convert a raw DaemonSet. If it belongs neither to the chart nor to the GPU Operator's MPS daemon, and runs no
+    worker of Node Feature Discovery, the shared empty view is returned."""
     owners = entries(raw, "metadata", "ownerReferences")
     template = section(raw, "spec", "template", "spec")
     containers = {text(container, "name"): container for container in entries(template, "containers")}
@@ -92,8 +92,8 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
 
 
 def finder_state(daemon_set: JSON) -> FinderState | None:
-    """Return the state of a DaemonSet whose container runs Node Feature Discovery's worker (its chart,
-    templates/worker.yaml), or None if none does."""
+    """Return the state of a raw DaemonSet that runs Node Feature Discovery's worker (its chart,
+    templates/worker.yaml), or None if none of its containers does."""
     template = section(daemon_set, "spec", "template", "spec")
     containers = entries(template, "containers")
     if not any("nfd-worker" in strings(container.get("command")) for container in containers):
@@ -108,7 +108,8 @@ def finder_state(daemon_set: JSON) -> FinderState | None:
 
 
 def _mps_daemon(raw: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
-    """Project the DaemonSet of the GPU Operator's MPS daemons. `containers`: those of its pods, by name."""
+    """Convert the raw DaemonSet of the GPU Operator's MPS daemons. `containers` are the containers of its pod
+    template, by name."""
     daemon = containers[MPS]
     return MpsDaemonView(
         version=_version(daemon),
@@ -127,13 +128,13 @@ def _version(container: JSON) -> str:
 
 
 def _variable(container: JSON, name: str) -> str:
-    """Return the value of an environment variable of a container; empty if it has none."""
+    """Return the value of the environment variable `name` of a container; empty if the variable is not set."""
     return next((text(row, "value") for row in entries(container, "env") if row.get("name") == name), "")
 
 
 def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
-    """Return what a ClusterPolicy would say, read from the DaemonSets of NVIDIA's chart, or None if none of them runs
-    the chart's device plugin."""
+    """Return what a ClusterPolicy would say, read from the DaemonSets of NVIDIA's chart among `sets`, or None if none
+    of them runs the chart's device plugin. It tolerates the start-up taint only if all DaemonSets of the chart do."""
     chart = sorted((row for row in sets if row.plugin or row.discovery), key=lambda row: row.name)
     plugin = next((row for row in chart if row.plugin), None)
     if plugin is None:
@@ -154,8 +155,8 @@ def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
 
 
 def with_mps_daemon(policy: ClusterPolicyView, sets: Iterable[DaemonSetView]) -> ClusterPolicyView:
-    """Return the policy with what the first DaemonSet of MPS daemons shows about these; None there if there is no such
-    DaemonSet."""
+    """Return the policy with the MPS daemon of the first DaemonSet that runs one, or with None if no DaemonSet
+    does."""
     daemon = next((row.mps_daemon for row in sets if row.mps_daemon is not None), None)
     return replace(policy, mps_daemon=daemon)
 
@@ -166,15 +167,15 @@ DRIVER, DRIVER_PROGRAM = "gpus", "gpu-kubelet-plugin"
 
 
 def gpu_server(raw: JSON) -> Server | None:
-    """Project a DaemonSet that serves GPUs, or return None if it is not known to serve any. It is known by names and
-    images of its containers:
+    """Convert a raw DaemonSet that serves GPUs, or return None if it is not known to serve any. It is recognized by
+    the names and images of its containers:
 
     - the GPU Operator's device plugin: container `nvidia-device-plugin`, owner ClusterPolicy (gpu-operator
-      assets/state-device-plugin/0500_daemonset.yaml);
+    assets/state-device-plugin/0500_daemonset.yaml);
     - NVIDIA's chart and static manifest: `nvidia-device-plugin-ctr` (k8s-device-plugin v0.19.3);
     - HAMi's device plugin, which serves nvidia.com/gpu too, by its image (charts/hami of Project-HAMi/HAMi v2.10.0);
     - NVIDIA's DRA driver: container `gpus`, which starts `gpu-kubelet-plugin`, and is left out of the chart with
-      `resources.gpus.enabled=false` (k8s-dra-driver-gpu, templates/kubeletplugin.yaml at 12d2af7).
+    `resources.gpus.enabled=false` (k8s-dra-driver-gpu, templates/kubeletplugin.yaml at 12d2af7).
     """
     template = section(raw, "spec", "template", "spec")
     containers = entries(template, "containers")
@@ -199,16 +200,16 @@ def gpu_server(raw: JSON) -> Server | None:
 
 
 def _starts(container: JSON, program: str) -> bool:
-    """Whether the command or the arguments of a container contain this program."""
+    """Whether any word of a container's command or arguments contains `program`."""
     return any(
         program in word for word in (*strings(container.get("command")), *strings(container.get("args")))
     )
 
 
 async def find_gpu_operator(client: KubeClient, default: str) -> str:
-    """Return the namespace of the GPU Operator's pods: the one in ClusterPolicy's status, else that of the device
-    plugin which ClusterPolicy owns, else `default`. Also `default` if these may not be read or do not exist; other
-    errors are raised."""
+    """Return the namespace of the GPU Operator's pods: the one in ClusterPolicy's status, else that of a device plugin
+    owned by a ClusterPolicy, else `default`. If these objects do not exist or may not be read, `default` is returned;
+    other errors are raised."""
     try:
         states = [section(raw, "status") for raw in await list_of(client, CLUSTER_POLICIES)]
         reported = [text(state, "namespace") for state in states if text(state, "state") != "ignored"]

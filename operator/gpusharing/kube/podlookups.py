@@ -1,4 +1,4 @@
-"""Other objects that decide about a pod: its ResourceClaims, its DaemonSet, and its namespace.
+"""Other objects that affect how a pod is drained: its ResourceClaims, its DaemonSet, and its namespace.
 
 Terms: docs/design/glossary.md#gang.
 """
@@ -20,12 +20,12 @@ Key = TypeVar("Key")
 Answer = TypeVar("Answer")
 
 ANSWER_VALID = timedelta(seconds=30)
-"""How long a DaemonSet or a namespace is not read again."""
+"""How long after it was read a DaemonSet or a namespace is not read again."""
 
 
 @dataclass(slots=True)
 class PodLookups:
-    """Reads single objects for the pods of nodes in work, and only for those that matter to a drain."""
+    """Reads single objects for the pods of nodes in work, and only for pods that matter to a drain."""
 
     client: KubeClient
     owners: dict[tuple[str, str], tuple[datetime, bool | None]] = field(default_factory=dict)
@@ -36,15 +36,15 @@ class PodLookups:
     async def views(
         self, raws: Iterable[JSON], scope: Scope, now: datetime, *, namespaces: bool
     ) -> tuple[PodView, ...]:
-        """Return the pods of one node as views, with what other objects say about them. `namespaces`: whether labels
-        of namespaces matter.
+        """Convert the raw pods of one node, with what other objects say about them. `namespaces` says whether the
+        labels of namespaces matter.
 
-        A namespace is read if the drain concerns one of its pods, and then all of its pods get the labels: a rank
-        without a GPU is asked about with its gang (docs/design/drain.md#t13). Labels that cannot be read are None.
+        A namespace is read if one of its pods has to leave or holds a GPU; then all of its pods get the labels,
+        because a rank without a GPU is judged with its gang (docs/design/drain.md#t13). Labels that cannot be read are
+        None.
 
         Raises:
-            KubeError: an object could not be read, for another reason than that it is gone or that we may not
-                read it.
+            KubeError: an object could not be read, unless it is gone or we lack the right to read it.
         """
         pods = [pod_view(raw, await self._resource_claims(raw)) for raw in raws]
         concerned = {pod.uid for pod in pods if scope.all_pods or holds_gpu(pod)}
@@ -57,8 +57,8 @@ class PodLookups:
         return tuple([await self._with_owner(pod, now) if pod.uid in concerned else pod for pod in pods])
 
     async def _resource_claims(self, raw: JSON) -> dict[str, ResourceClaimUse]:
-        """Return by `namespace/name` what the ResourceClaims of a pod are used for. One that is gone or may not be
-        read is `unresolved`, which counts as a GPU (docs/design/drain.md#g5)."""
+        """Return what each ResourceClaim of a raw pod is used for, by `namespace/name`. A claim that is gone or that
+        we may not read is `unresolved`, which counts as a GPU (docs/design/drain.md#g5)."""
         namespace = raw["metadata"]["namespace"]
         uses: dict[str, ResourceClaimUse] = {}
         for name in resource_claim_names(raw):
@@ -68,8 +68,8 @@ class PodLookups:
         return uses
 
     async def _with_owner(self, pod: PodView, now: datetime) -> PodView:
-        """Return the pod with whether its DaemonSet still exists (docs/design/drain.md#p3, P5); unchanged if no
-        DaemonSet owns it."""
+        """Return the pod with whether its DaemonSet still exists, or None where we may not read it
+        (docs/design/drain.md#p3, P5). A pod without a DaemonSet is returned unchanged."""
         owner = pod.owner
         if owner is None or owner.kind != "DaemonSet" or not owner.api_version.startswith("apps/"):
             return pod
@@ -103,8 +103,9 @@ class PodLookups:
 async def _ask(
     known: dict[Key, tuple[datetime, Answer]], key: Key, now: datetime, read: Callable[[], Awaitable[Answer]]
 ) -> Answer:
-    """Return the answer in `known`, or `read` it anew if that is too old. A new answer is stored in `known`, and all
-    old ones are removed there: namespaces come and go as long as the operator runs."""
+    """Return the answer for `key` in `known`, or call `read` if there is none or it is too old. A new answer is stored
+    in `known`, and all answers that are too old are removed from it, because namespaces come and go as long as the
+    operator runs."""
     if key not in known or now - known[key][0] > ANSWER_VALID:
         answer = await read()
         for old in [old for old, (read_at, _) in known.items() if now - read_at > ANSWER_VALID]:

@@ -10,9 +10,10 @@ from gpusharing.kube.raw import entries, section, text
 
 
 def pod_requests(pod: JSON) -> Counter[str]:
-    """Return the GPU resources that a node must have for the pod; names of which the pod requests 0 are left out.
+    """Return how much of each GPU resource a node must have for the pod; resources of which it requests 0 are left
+    out.
 
-    Containers and sidecars run together. Each init container runs before them, beside the sidecars above it
+    Containers and sidecars run together. Each init container runs before them, alongside the sidecars listed above it
     (PodRequests of Kubernetes' component-helpers v0.36.3, resource/helpers.go). The pod's overhead is added.
     """
     sidecars: Counter[str] = Counter()
@@ -31,7 +32,7 @@ def pod_requests(pod: JSON) -> Counter[str]:
 
 
 def largest_requests(pod: JSON) -> Counter[str]:
-    """Return, by GPU resource, the most that a single container of the pod requests; init containers count."""
+    """Return, by GPU resource, the most that any single container of the pod requests, init containers included."""
     largest: Counter[str] = Counter()
     for container in (*entries(pod, "spec", "containers"), *entries(pod, "spec", "initContainers")):
         largest |= container_requests(container)
@@ -39,7 +40,8 @@ def largest_requests(pod: JSON) -> Counter[str]:
 
 
 def container_requests(container: JSON) -> Counter[str]:
-    """Return the GPU resources that one container requests; a quantity that cannot be read counts as 1."""
+    """Return how much of each GPU resource one container requests. A quantity that cannot be read counts as 1; a 0 is
+    left out."""
     # Requests of an extended resource equal its limits, so one of them is enough (docs/design/drain.md#g1).
     requests = {**section(container, "resources", "requests"), **section(container, "resources", "limits")}
     counts = {intern(key): count(quantity) for key, quantity in requests.items() if is_gpu_resource(key)}

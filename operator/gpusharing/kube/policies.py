@@ -12,12 +12,12 @@ from gpusharing.planning.snapshot.views import PolicyView
 
 
 class PolicyCache:
-    """All policies, which are few and so are listed as a whole. Views and their tuple stay the same objects while
-    nothing changed.
+    """All policies. There are few, so they are always listed as a whole. A view, and the tuple of all views, stays the
+    same object while nothing has changed.
 
-    Like a Reflector the cache never goes back, unless the store was restored from a backup: a list that is older than
-    what the server has shown already is refused. A deleted policy in it would own nodes again, and would stay for
-    good, because no watch goes on from that list.
+    Like a Reflector, the cache never goes back unless the store was restored from a backup: a list that is older than
+    what the server has already shown is rejected. A deleted policy in such a list would own nodes again, and would
+    stay for good, because no watch continues from that list.
     """
 
     def __init__(self, client: KubeClient, restores: Callable[[], int] = int) -> None:
@@ -37,17 +37,17 @@ class PolicyCache:
 
     @property
     def stale(self) -> bool:
-        """Whether there is news that is not listed yet, or a list is under way."""
+        """Whether an event has come that is not listed yet, or a list is under way."""
         return self.dirty or self._listing
 
     @property
     def dirty(self) -> bool:
-        """Whether the next pass has to list: something was touched, or the store went back."""
+        """Whether the next pass has to list, because `touch` was called or the store went back."""
         return self._dirty or self._restores() > self._restores_seen
 
     def touch(self, name: str = "", resource_version: str = "") -> bool:
-        """Note that an event came; without arguments, that anything may have changed. Return False, and note nothing,
-        if this version of the policy is known already, as after our own write."""
+        """Note that an event came for the policy `name` at this version; without arguments, that any policy may have
+        changed. Return False, and note nothing, if this version is known already, as after our own write."""
         if name and resource_version and _version(self._raw.get(name, {})) == resource_version:
             return False
         self._reached(resource_version)
@@ -75,7 +75,7 @@ class PolicyCache:
 
     async def _list(self) -> dict[str, JSON]:
         """List the policies, and return them by name. Raises Unavailable if the list is older than what the server has
-        shown, unless that happened twice and a write has proven that the store went back."""
+        already shown. A second such list is accepted if a write has proven that the store went back."""
         listed: dict[str, JSON] = {}
         at_least, version = self._newest, ""
         async for page in pages_of(self._client, POLICIES):
@@ -94,10 +94,10 @@ class PolicyCache:
         return listed
 
     def accept(self, raw: JSON) -> None:
-        """Take over the policy that the server returned for our write, unless a newer version is known already or the
+        """Store the policy that the server returned for our write, unless a newer version is known already or the
         policy is unknown.
 
-        Status is written beside the passes: an edit can be listed before the answer to an older write arrives.
+        Statuses are written beside the passes: an edit can be listed before the answer to an older write arrives.
         """
         name = raw["metadata"]["name"]
         self._reached(_version(raw))
@@ -106,12 +106,13 @@ class PolicyCache:
             self._rebuild()
 
     def _reached(self, version: str) -> None:
-        """Note that the server has shown its state of this version."""
+        """Record that the server has shown this version of the policies."""
         if not self._newest or newer(version, self._newest):
             self._newest = version
 
     def _rebuild(self) -> None:
-        """Make the views anew; each one, and the tuple, stays the same object if it is equal to the one before."""
+        """Make the views again from the raw policies. A view that is equal to the one before stays the same object,
+        and so does the tuple."""
         before = {view.name: view for view in self.views}
         views = []
         for name in sorted(self._raw):
@@ -124,7 +125,7 @@ class PolicyCache:
             self.views = tuple(views)
 
     def finalizers(self, policy: str) -> tuple[str, tuple[str, ...]]:
-        """Return resourceVersion and finalizers of a policy as last read; empty if it is unknown."""
+        """Return the resourceVersion and the finalizers of a policy as last read; both are empty if it is unknown."""
         metadata = self._raw.get(policy, {}).get("metadata", {})
         return str(metadata.get("resourceVersion", "")), tuple(metadata.get("finalizers") or ())
 
@@ -135,4 +136,5 @@ class PolicyCache:
 
 
 def _version(raw: JSON) -> str:
+    """Return the resourceVersion of a raw object."""
     return text(raw, "metadata", "resourceVersion")

@@ -1,8 +1,8 @@
 """The proxy in front of an API server, chosen as kubectl does: `proxy-url` of the cluster, else the environment.
 
-HTTPS_PROXY or HTTP_PROXY counts, by the scheme of the server, unless NO_PROXY has its host or network, or it is
-on loopback (golang.org/x/net/http/httpproxy). kubectl can use SOCKS proxies too; we cannot, and raise an error
-that says so.
+HTTPS_PROXY or HTTP_PROXY is used, depending on the scheme of the server, unless NO_PROXY lists the server's host or
+network, or the server is on loopback (golang.org/x/net/http/httpproxy). kubectl can also use SOCKS proxies; we cannot,
+and raise an error that says so.
 """
 
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ from gpusharing.kube.errors import Unauthorized
 
 
 def find_proxy(server: str, proxy_url: str | None, environment: Mapping[str, str]) -> str | None:
-    """Return the URL of the proxy to this server, or None if none is used. `proxy_url` is that of the kubeconfig,
-    which precedes the environment.
+    """Return the URL of the proxy for this server, or None if no proxy is used. `proxy_url` is the one in the
+    kubeconfig, which takes precedence over the environment.
 
-    Raises Unauthorized for a proxy that cannot be used; the message names the field or variable, and no password.
+    Raises Unauthorized for a proxy that cannot be used; the message names the field or variable, but no password.
     """
     source, proxy = "proxy-url of the cluster in the kubeconfig", proxy_url
     if not proxy and not _is_direct(server, environment):
@@ -39,7 +39,8 @@ def find_proxy(server: str, proxy_url: str | None, environment: Mapping[str, str
 
 
 def _is_direct(server: str, environment: Mapping[str, str]) -> bool:
-    """Whether no proxy of the environment is used for this server: it is on loopback, or NO_PROXY exempts it."""
+    """Whether the proxies in the environment do not apply to this server, because it is on loopback or NO_PROXY
+    exempts it."""
     _, exempt = _first(environment, "NO_PROXY", "no_proxy")
     with suppress(ValueError):  # no URL, or none with an address: the connection will say what is wrong
         place = urlsplit(server)
@@ -51,12 +52,13 @@ def _is_direct(server: str, environment: Mapping[str, str]) -> bool:
 
 
 def _holds(network: str, address: object) -> bool:
-    """Whether `address` is in this entry of NO_PROXY; False if the entry is no IP address or CIDR."""
+    """Whether the entry `network` of NO_PROXY contains `address`; False if the entry is not an IP address or CIDR."""
     with suppress(ValueError):
         return address in ip_network(network.strip(), strict=False)
     return False
 
 
 def _first(environment: Mapping[str, str], *names: str) -> tuple[str, str]:
-    """Return the first of these variables that is set, and its value; both empty if none is."""
+    """Return the name and the value of the first of these variables that is set and not empty; two empty strings if
+    none is."""
     return next(((name, environment[name]) for name in names if environment.get(name)), ("", ""))

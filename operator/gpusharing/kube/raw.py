@@ -6,7 +6,7 @@ from typing import Any
 
 
 def part(value: object, *path: str) -> Any:
-    """Return the value at `path`, or None if a step is missing or not an object."""
+    """Return the value at `path`, or None if a key is missing or a value on the way is not an object."""
     for key in path:
         if not isinstance(value, dict):
             return None
@@ -15,19 +15,19 @@ def part(value: object, *path: str) -> Any:
 
 
 def section(value: object, *path: str) -> dict[str, Any]:
-    """Return the object at `path`; empty if there is none."""
+    """Return the object at `path`, or an empty one if there is none."""
     found = part(value, *path)
     return found if isinstance(found, dict) else {}
 
 
 def entries(value: object, *path: str) -> list[dict[str, Any]]:
-    """Return the objects in the list at `path`; other entries are left out, and without a list it is empty."""
+    """Return the items of the list at `path` that are objects; empty if there is no list."""
     found = part(value, *path)
     return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
 
 
 def text(value: object, *path: str) -> str:
-    """Return the text at `path`; empty if there is none."""
+    """Return the string at `path`, or an empty one if there is none."""
     found = part(value, *path)
     return found if isinstance(found, str) else ""
 
@@ -39,27 +39,27 @@ def whole(value: object, *path: str) -> int:
 
 
 def texts(value: object) -> Mapping[str, str]:
-    """Return the entries of labels or annotations that are strings; empty if `value` is no object."""
+    """Return the entries of labels or annotations whose values are strings; empty if `value` is not an object."""
     if not isinstance(value, dict):
         return {}
     return {key: item for key, item in value.items() if isinstance(item, str)}
 
 
 def strings(value: object) -> tuple[str, ...]:
-    """Return the texts in a list; other entries are left out, and without a list it is empty."""
+    """Return the items of a list that are strings; empty if `value` is not a list."""
     return tuple(item for item in value if isinstance(item, str)) if isinstance(value, list) else ()
 
 
 def interned(value: object) -> Mapping[str, str]:
-    """Return labels with keys and values that equal labels of other objects share: thousands of nodes repeat the same
-    texts. Entries that are not strings are left out."""
+    """Return labels whose keys and values are shared with equal labels of other objects, because thousands of nodes
+    repeat the same strings. Entries whose value is not a string are left out; empty if `value` is not an object."""
     if not isinstance(value, dict):
         return {}
     return {intern(key): intern(item) for key, item in value.items() if isinstance(item, str)}
 
 
 def newer(a: str, b: str) -> bool:
-    """Whether version a is newer than b; False when they cannot be compared (see kube/reflector.py)."""
+    """Whether the resourceVersion `a` is newer than `b`; False if they cannot be compared (see kube/reflector.py)."""
     try:
         return int(a) > int(b)
     except ValueError:

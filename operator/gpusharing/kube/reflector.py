@@ -34,14 +34,15 @@ from gpusharing.kube.raw import newer
 from gpusharing.kube.views import View, Views
 
 SHORT_WATCH = 1.0
-"""Seconds. A watch that ends sooner is not progress, whatever it brought: the next one waits."""
+"""Seconds. A watch that ends sooner does not count as progress, whatever it delivered, so the next one is delayed."""
 GONE_AFTER = 30.0
 """Seconds without the kind in discovery after which its objects count as gone."""
 RECHECK_AFTER = 30.0
 """Seconds until a list that was older than the cache is made again."""
 STALE_AFTER = 120.0
-"""Seconds after which a view that is not known to be current is listed, before it is an OLD_VIEW. Where the store went
-back a watch is silent and nothing fails; the bookmarks of a quiet kind may stay behind its lists."""
+"""Seconds after which a view that is not known to be current is listed again, before the planner reports it as
+OLD_VIEW. After the store went back a watch is silent and nothing fails; the bookmarks of a quiet kind may lag behind
+its lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,27 +57,28 @@ class CacheSettings:
     remembered: int = 1024
     """The most deleted objects whose late events are ignored."""
     clock: Callable[[], float] = loop_time
-    """Returns the present time in seconds, and never goes back."""
+    """Returns the present time in seconds; it never goes back."""
     restores: Callable[[], int] = int
-    """Returns how often a write has proven that the store went back, see LeaderLease."""
+    """Returns how often a write has proven that the store went back; see LeaderLease."""
 
 
 DEFAULTS = CacheSettings()
 
 
 def _ignore(_: str) -> None:
-    """Do nothing, as the default callback."""
+    """Do nothing; the default of both callbacks."""
 
 
 class Reflector(Generic[View]):
     """A cache of one kind. Run `run()` as a task; read from any other task of the same loop."""
 
     items: Mapping[str, View]
-    """The views by name; a live read-only mapping, copy it for a snapshot."""
+    """The views by name: a live, read-only mapping, to be copied for a snapshot."""
     synced: asyncio.Event
     """Set when the first list is complete."""
     error: KubeError | None
-    """Why the cache does not follow the server now, or None while it does. A later list that fails does not count."""
+    """Why the cache does not follow the server at present, or None if it does. The failure of a later list alone is
+    not such a reason."""
     doubted: bool
     """Whether the last complete list was older than the cache: the server lags, or was restored from a backup."""
     last_contact: float
@@ -93,12 +95,13 @@ class Reflector(Generic[View]):
         settings: CacheSettings = DEFAULTS,
         **where: Unpack[Filters],
     ) -> None:
-        """Prepare the cache of the objects that `where` selects; nothing is called before `run`.
+        """Prepare the cache of the objects that `where` selects; no call is made before `run`.
 
-        `on_change` is called with the name of an object that came, went or changed in its projection; `on_error` with
-        the reason why the server cannot be followed, when that changes, and with the empty text when it can (again).
+        `project` converts a raw object to its view. `on_change` is called with the name of an object that was added,
+        removed, or changed in its view. `on_error` is called with the reason why the server cannot be followed
+        whenever that reason changes, and with an empty string once it can be followed (again).
 
-        Objects are stored by name; those of a namespaced kind over all namespaces by `namespace/name`.
+        Objects are stored by name; those of a namespaced kind across all namespaces by `namespace/name`.
         """
         self.synced, self.error, self.doubted = asyncio.Event(), None, False
         self.last_contact = self._current_at = float("-inf")
@@ -127,28 +130,29 @@ class Reflector(Generic[View]):
 
     @property
     def age(self) -> float:
-        """Return the seconds since the cache was last known to be the server's present state; infinite before the
-        first list."""
+        """Return the seconds since the cache was last known to match the server's state; infinite before the first
+        list."""
         return self._clock() - self._current_at
 
     def resource_version(self, name: str) -> str:
-        """Return the newest version seen of an object, even if its projection is unchanged; empty if unknown."""
+        """Return the newest version seen of the object `name`, even if its view did not change; empty if the object is
+        unknown."""
         return self._views.version(name)
 
     def accept(self, obj: JSON) -> None:
-        """Take over the object that the server returned for our write, without waiting for the watch.
+        """Store the object that the server returned for our write, without waiting for the watch.
 
-        An object that is older than the cache, or was deleted since, is ignored.
+        An object that is older than the cached one, or was deleted since, is ignored.
         """
         self._views.apply(obj)
 
     def drop(self, name: str) -> None:
-        """Drop the object of this name, because the server answered that it has none; the watch may not have shown
-        that yet."""
+        """Drop the object of this name, because the server answered that it does not exist; the watch may not have
+        shown that yet."""
         self._views.drop(name)
 
     async def run(self) -> None:
-        """List, watch, and list again, until cancelled. Errors of the server are retried with a back-off, never
+        """List, watch, and list again, until cancelled. Errors of the server are retried with a back-off and never
         raised."""
         try:
             async with asyncio.TaskGroup() as group:
@@ -160,7 +164,8 @@ class Reflector(Generic[View]):
     # --- the list ------------------------------------------------------------------------------------------
 
     async def _keep_listed(self) -> None:
-        """List whenever a list is due, for ever. A list that fails is recorded and begins anew after a pause."""
+        """List whenever a list is due, forever. A list that fails is recorded and starts over after a pause; after a
+        404, discovery is asked whether the kind still exists."""
         pause = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
             with suppress(TimeoutError):
@@ -180,8 +185,8 @@ class Reflector(Generic[View]):
                 self._views.listing = False
 
     async def _look_for_kind(self) -> None:
-        """Ask discovery for the kind, and empty the cache once it has been absent for GONE_AFTER. An error counts as
-        present."""
+        """Ask discovery for the kind, and empty the cache once the kind has been absent for GONE_AFTER seconds. If
+        discovery fails, the kind counts as present."""
         try:
             served = await self._client.served(self._resource)
         except KubeError:
@@ -195,8 +200,8 @@ class Reflector(Generic[View]):
                 self.drop(name)
 
     async def _list(self) -> None:
-        """Read the whole list into the cache and drop what no longer exists. Raises a KubeError if the list has to
-        begin anew."""
+        """Read the whole list into the cache and drop the objects that no longer exist. Raises a KubeError if the list
+        has to start over."""
         version, older, names = "", False, set[str]()
         pages = whole_list(self._page, self._page_size, self._clock, self._list_failed)
         async with aclosing(pages):
@@ -215,14 +220,17 @@ class Reflector(Generic[View]):
         self._end(older=older)
 
     async def _page(self, limit: int, after: str) -> Page:
-        """Request one page of the list. With the first one, its time and the newest version known are noted."""
+        """Request one page of at most `limit` objects, continuing from the token `after`. Before the first page,
+        record the time and the newest version known."""
         if not after:
             self._list_request = self._clock(), self._views.newest
         return await self._client.list_page(self._resource, limit=limit, after=after, **self._where)
 
     def _begin(self, version: str) -> bool:
-        """Note the moment of a list when its first page has arrived. Return whether it is older than what the cache
-        had seen when that page was requested."""
+        """Record the version of a list when its first page has arrived, and watch from it if the watch has no place.
+        If a write has proven that the store went back, and the list before was already too old, the cache goes back to
+        this version. Return whether the list is still older than what the cache had seen when its first page was
+        requested."""
         older = newer(self._list_request[1], version)
         if older and self.doubted and self._restores() > self._restores_seen:
             self._go_back(version)
@@ -233,17 +241,17 @@ class Reflector(Generic[View]):
         return older
 
     def _go_back(self, version: str) -> None:
-        """Let whatever comes from now on replace the cached objects, because the store went back to `version`.
+        """Let every object that arrives from now on replace the cached one, because the store went back to `version`.
 
-        Until the next list is complete the cache counts as incomplete. The watch goes on from `version`.
+        Until the next list is complete, the cache counts as incomplete. The watch continues from `version`.
         """
         self._views.go_back(version)
         self._whole, self._current_at = False, float("-inf")
         self._move(version)
 
     def _end(self, *, older: bool) -> None:
-        """Note that a list is complete, and plan the next one: soon if this list was `older` than the cache, at once
-        if the store went back meanwhile."""
+        """Record that a list is complete, and schedule the next one: soon if this one was `older` than the cache, at
+        once if the store went back in the meantime."""
         self.doubted, self._whole, self._absent_since = older, True, None
         if not older:
             self._restores_seen, self._current_at = (
@@ -258,15 +266,15 @@ class Reflector(Generic[View]):
             self._list_due.set()
 
     def _list_failed(self, error: KubeError) -> None:
-        """Note why a list does not go on, unless the watch keeps the cache up to date."""
+        """Record the error that interrupted a list, unless the watch keeps the cache up to date anyway."""
         if not self._whole:
             self._note(error)
 
     # --- the watch -----------------------------------------------------------------------------------------
 
     async def _keep_watched(self) -> None:
-        """Watch from `_place`, and again after each end; wait for a list if there is no place. After an error by which
-        changes may have been missed, a new list is due. Never returns, and raises no KubeError."""
+        """Watch from `_place`, and again after each watch ends; wait for a list if there is no place. After an error
+        that may have hidden changes, make a new list due. Never returns, and raises no KubeError."""
         pause = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
             await self._placed.wait()
@@ -299,8 +307,8 @@ class Reflector(Generic[View]):
             self.renews()
 
     async def _watch(self) -> None:
-        """Apply the events of one watch from our place, until it ends or the place is moved. Raises a KubeError if the
-        watch fails."""
+        """Apply the events of one watch from `_place`, until it ends or `_move` changes the place. Raises a KubeError
+        if the watch fails."""
         events = self._client.watch(self._resource, self._place, **self._where)
         try:
             async with asyncio.timeout(None) as self._following, aclosing(events):
@@ -312,7 +320,7 @@ class Reflector(Generic[View]):
             self._following = None
 
     def _take(self, event: WatchEvent) -> None:
-        """Apply one event of the watch to the cache, and move our place forward to its version."""
+        """Apply one event of the watch to the cache, and move `_place` forward to its version."""
         obj = event.object
         version = obj["metadata"]["resourceVersion"]
         if event.type == "DELETED":
@@ -329,7 +337,8 @@ class Reflector(Generic[View]):
         self.renews()
 
     def _move(self, place: str) -> None:
-        """Let the watch go on from another place, or wait for a list if `place` is empty. A watch that is open ends."""
+        """Make the watch continue from another version, or wait for a list if `place` is empty. A watch that is open
+        ends."""
         self._place = place
         if place:
             self._placed.set()
@@ -339,7 +348,7 @@ class Reflector(Generic[View]):
             self._following.reschedule(loop_time())
 
     def renews(self) -> bool:
-        """Return whether the store went back since the last list. If so, or if the view is too old, a list is made
+        """Return whether the store went back since the last list. If it did, or if the view is too old, make a list
         due."""
         went_back = self._restores() > self._restores_seen
         silent = self._resource.bookmarks and not self.doubted and self.age > STALE_AFTER
@@ -350,17 +359,19 @@ class Reflector(Generic[View]):
     # --- what both bring -----------------------------------------------------------------------------------
 
     def _contacted(self, *, follows: bool) -> None:
-        """Note that the server has answered; `follows`: whether the cache is up to date then, as far as we know."""
+        """Record that the server has answered just now. `follows` says whether the cache is up to date with that
+        answer, as far as we know; if so, the error is cleared."""
         self.last_contact = self._clock()
         self._clear(follows=follows)
 
     def _clear(self, *, follows: bool) -> None:
-        """Forget the error and report its end, if the cache `follows` the server."""
+        """If the cache `follows` the server, clear the error and report that."""
         if follows:
             self._note(None)
 
     def _note(self, error: KubeError | None) -> None:
-        """Record why the cache does not follow the server, or None if it does. Calls `on_error` if the text changes."""
+        """Record why the cache does not follow the server, or None if it does. Calls `on_error` if the message has
+        changed."""
         self.error, text = error, "" if error is None else str(error) or repr(error)
         if text != self._error_text:
             self._error_text = text

@@ -57,7 +57,7 @@ NODE_CONFIG_SUFFIX = "-mig-config"
 
 @dataclass(frozen=True, slots=True)
 class PodPlace:
-    """A pod of NVIDIA's components, with its node."""
+    """A pod of NVIDIA's components, and the node that it runs on."""
 
     node: str
     """Name of the node; empty until the pod is scheduled."""
@@ -73,9 +73,9 @@ class AdminMaps:
     that there is none."""
 
     plugin: str = ""
-    """The one with device-plugin configurations."""
+    """Name of the ConfigMap with device-plugin configurations."""
     mig: str = ""
-    """The one with mig-parted configurations."""
+    """Name of the ConfigMap with mig-parted configurations."""
 
 
 NO_MAPS = AdminMaps()
@@ -83,7 +83,7 @@ NO_MAPS = AdminMaps()
 
 @dataclass(frozen=True, slots=True)
 class SourceSettings:
-    """Which objects are read, and with which settings a plan is made of them."""
+    """Which objects are read, and the planner's settings."""
 
     plan: PlanSettings = field(default_factory=PlanSettings)
     """The planner's settings."""
@@ -92,17 +92,17 @@ class SourceSettings:
     agent_namespace: str = ""
     """Namespace of the agents; our own if empty."""
     maintenance_keys: frozenset[str] = frozenset()
-    """Further keys of labels, annotations and taints which mean that somebody else maintains a Node."""
+    """Additional keys of labels, annotations and taints which mean that somebody else maintains a Node."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigMapView:
-    """A ConfigMap, as far as we read it, and whether it is ours."""
+    """The parts that we read of a ConfigMap, and whether it is ours."""
 
     data: Mapping[str, str]
     """The entries, by key."""
     annotations: Mapping[str, str]
-    """All its annotations; ours says when each entry was written."""
+    """All its annotations; one of ours says when each entry was written."""
     uid: str = ""
     """UID of the object."""
     labelled: bool = False
@@ -112,7 +112,7 @@ class ConfigMapView:
 
 
 def _pod_place(raw: JSON) -> PodPlace:
-    """Project a pod of NVIDIA's components. One that is being deleted is not Ready."""
+    """Convert a raw pod of NVIDIA's components. A pod that is being deleted is not Ready."""
     metadata = raw.get("metadata", {})
     deleting = "deletionTimestamp" in metadata
     ready = has_condition(raw, "Ready") and not deleting
@@ -123,7 +123,8 @@ def _pod_place(raw: JSON) -> PodPlace:
 
 
 class Sources:
-    """The reflectors of all kinds; and what GPUNodes show to people, which decisions do not depend on."""
+    """The reflectors of all kinds, and the parts of GPUNodes that are shown to people, on which no decision
+    depends."""
 
     def __init__(
         self,
@@ -183,21 +184,21 @@ class Sources:
         on_change: Callable[[str], None] | None = None,
         **where: Unpack[Filters],
     ) -> Reflector[View]:
-        """Return a reflector of the objects that `where` selects; its changes call `on_change`, or else wake the
-        loop."""
+        """Return a reflector of the objects that `where` selects. It calls `on_change` with the name of each object
+        that changes, or wakes the loop if `on_change` is None."""
         on_change = on_change or (lambda _: self._wake())
         settings = CacheSettings(restores=self._restores)
         return Reflector(self._client, resource, project, on_change=on_change, settings=settings, **where)
 
     def _gpunode_changed(self, name: str) -> None:
-        """Forget what was kept about a GPUNode that is gone, and wake the loop."""
+        """Wake the loop; if the GPUNode is gone, first forget what was stored about it."""
         if name not in self.gpunodes.items:
             self._shown.pop(name, None)
             self._reports.pop(name, None)
         self._wake()
 
     def node_view(self, raw: JSON) -> NodeView:
-        """Return the view of a raw Node, with what other objects say about it."""
+        """Convert a raw Node, and add what other objects say about it."""
         return self._maintained.join(self._node(raw))
 
     def seen_node(self, name: str) -> NodeView | None:
@@ -206,25 +207,26 @@ class Sources:
         return self._maintained.join(view) if view is not None else None
 
     def node_views(self) -> dict[str, NodeView]:
-        """Return all Nodes by name, with what other objects say about them. A view whose inputs did not change is the
-        same object."""
+        """Return all Nodes by name, with what other objects say about them. A view whose inputs did not change stays
+        the same object."""
         return self._maintained.join_all(self.nodes.items)
 
     @property
     def agent_troubles(self) -> AgentTroubles:
-        """Return why agents are not Ready, by their pods and the Warning events about them."""
+        """Return why agents are not Ready, as their pods and the Warning events about them show."""
         return find_troubles(
             self.agents.items.values(), self.agent_warnings.items.values(), self._architecture
         )
 
     def _architecture(self, name: str) -> str:
-        """Return a node's architecture, such as `amd64` or `arm64`; empty if its Node is unknown or does not say."""
+        """Return the architecture of the node `name`, such as `amd64` or `arm64`; empty if its Node is unknown or has
+        no such label."""
         view = self.nodes.items.get(name)
         return view.labels.get(LABEL_ARCH, "") if view is not None else ""
 
     def _gpunode(self, raw: JSON) -> GPUNodeView:
-        """Project a GPUNode. Its `status.transition` and conditions are kept separately, because nothing is decided
-        from them. An unchanged report of the agent is not converted again."""
+        """Convert a raw GPUNode. Its `status.transition` and conditions are stored separately for `shown`, because no
+        decision depends on them. If the agent's report has not changed, the view of the last one is reused."""
         name = raw["metadata"]["name"]
         shown = [section(raw, "status", "transition"), entries(raw, "status", "conditions")]
         self._shown[name] = json.dumps(shown)
@@ -234,8 +236,8 @@ class Sources:
         return gpunode_view(raw, known.observed if known is not None else None)
 
     def _config_map(self, raw: JSON) -> ConfigMapView:
-        """Project a ConfigMap. Of one that is neither ours nor the admin's nor generated by mig-manager, only its
-        existence counts: the view is empty."""
+        """Convert a raw ConfigMap. If it is neither ours nor the admin's nor generated by mig-manager, only its
+        existence matters, and an empty view is returned."""
         metadata = raw.get("metadata", {})
         name, uid = metadata.get("name", ""), str(metadata.get("uid", ""))
         if name not in self._read_maps and not name.endswith(NODE_CONFIG_SUFFIX):
@@ -263,9 +265,9 @@ class Sources:
                 group.create_task(reflector.run())
 
     def missing(self) -> dict[str, str]:
-        """Return the sources that have no complete list so far, or since the store went back, each with the reason.
-        Optional kinds that are not installed, or that we may not read, are left out. Where a list is overdue, it is
-        made due."""
+        """Return the names of the sources that have no complete list yet, or none since the store went back, each with
+        the reason. Optional kinds that are not installed, or that we may not read, are left out. Also makes lists due
+        that are overdue."""
         missing = {}
         for name, source in {**self.required, **self.optional}.items():
             renews = source.renews()
@@ -279,8 +281,8 @@ class Sources:
 
 
 def by_node(pods: Iterable[PodPlace], app: str) -> dict[str, Operand]:
-    """Return the pod of NVIDIA's component `app` on each node. With several, the last Ready one wins, else the first;
-    pods without a node are left out."""
+    """Return the pod of NVIDIA's component `app` on each node, by node name. If a node has several, the last Ready one
+    is returned, or the first if none is Ready. Pods without a node are left out."""
     operands: dict[str, Operand] = {}
     for pod in pods:
         if pod.app == app and pod.node and (pod.node not in operands or pod.operand.ready):

@@ -26,8 +26,8 @@ _ABSENT = ConfigMapView({}, {})
 
 
 def parse_written(text: str) -> dict[str, datetime]:
-    """Return when each entry was written, by its key, from the text of the annotation. Entries whose time cannot be
-    read are left out; a text that cannot be read gives none."""
+    """Return when each entry of a ConfigMap was written, by its key. `text` is the value of the annotation. Entries
+    whose time cannot be read are left out; the result is empty if `text` cannot be read at all."""
     try:
         stamps = json.loads(text)
     except (ValueError, RecursionError):
@@ -40,10 +40,10 @@ def parse_written(text: str) -> dict[str, datetime]:
 
 @dataclass(slots=True)
 class OurConfigMaps:
-    """Our two ConfigMaps, of device-plugin and of mig-parted configurations, and what people changed in them.
+    """Our two ConfigMaps, with device-plugin and with mig-parted configurations, and their earlier entries.
 
-    An entry that is named after its content can mean nothing else. Such entries are remembered, so that one that
-    somebody edits or deletes while a Node names it can be restored. A restart forgets them.
+    An entry that is named after its content can never mean anything else. Such entries are remembered, so that one
+    that somebody edits or deletes while a Node names it can be restored. A restart forgets them.
     """
 
     plugin: ConfigMapView = _ABSENT
@@ -56,7 +56,8 @@ class OurConfigMaps:
     """When the entries were written, as the annotations say."""
 
     def read(self, plugin: ConfigMapView | None, mig: ConfigMapView | None) -> None:
-        """Take over the present ConfigMaps, None for one that does not exist, and remember their entries."""
+        """Store the present ConfigMaps, None for one that does not exist, and remember their entries. Nothing is done
+        if both are the same objects as before."""
         if plugin is self.plugin and mig is self.mig:
             return
         if plugin is not self.plugin:
@@ -75,18 +76,19 @@ class OurConfigMaps:
 
     @staticmethod
     def is_foreign(config_map: ConfigMapView) -> bool:
-        """Whether somebody else created the ConfigMap: it is not empty, and as far as we know it never had a mark of
-        ours."""
+        """Whether somebody else created the ConfigMap: it is not empty, and as far as we know it never carried a mark
+        of ours."""
         return bool(config_map.data) and not config_map.ours
 
     def written(self, now: datetime) -> dict[str, datetime]:
-        """Return when the entries of both were written, as far as known at `now` (`known_times`)."""
+        """Return when the entries of both ConfigMaps were written, by key, as far as that is known at `now`
+        (`known_times`)."""
         return known_times(self._times, now)
 
 
 @dataclass(slots=True)
 class StackReader:
-    """Reads the view from the sources, without a call, and remembers what people changed in our ConfigMaps."""
+    """Builds the view from the sources, without any call, and remembers earlier entries of our ConfigMaps."""
 
     sources: Sources
     calls: CallMemory
@@ -96,8 +98,8 @@ class StackReader:
     _view: StackView | None = None
 
     def read(self, now: datetime) -> StackView:
-        """Return what NVIDIA's components and our ConfigMaps look like now; the same object while nothing changed.
-        Unless `silent`, news about the admin's ConfigMaps is logged."""
+        """Return the present state of NVIDIA's components and of our ConfigMaps; the same object as long as nothing
+        changes. Unless `silent`, new problems of the admin's ConfigMaps are logged."""
         maps, settings = self.sources.config_maps.items, self.sources.settings.plan
         ours = self._config_maps
         ours.read(maps.get(settings.plugin_config_map), maps.get(settings.mig_config_map))
@@ -142,7 +144,7 @@ class StackReader:
         return self._view
 
     def _generated_mig_files(self) -> dict[str, str]:
-        """Return the file that mig-manager generated for each node, by node name."""
+        """Return the configuration file that mig-manager generated for each node, by node name."""
         return {
             name.removesuffix(NODE_CONFIG_SUFFIX): config_map.data.get(MIG_KEY, "")
             for name, config_map in self.sources.config_maps.items.items()
@@ -150,8 +152,9 @@ class StackReader:
         }
 
     def _missing_entries(self, policy: ClusterPolicyView | None, present: Collection[str]) -> tuple[str, ...]:
-        """Return the plugin configurations that Nodes name and our ConfigMap lacks, sorted. Empty if ClusterPolicy
-        points to our ConfigMap already, or if there is none to change."""
+        """Return the plugin configurations that Nodes name but our ConfigMap lacks, sorted. `present` are the keys of
+        our ConfigMap. Empty if ClusterPolicy already points to our ConfigMap, or if there is no ClusterPolicy to
+        change."""
         if policy is None or policy.plugin_config_name == self.sources.settings.plan.plugin_config_map:
             return ()  # no pointer to move; a Node that names a missing entry is reported on its own
         named = {node.labels.get(LABEL_PLUGIN_CONFIG, "") for node in self.sources.nodes.items.values()}
@@ -165,8 +168,8 @@ class StackReader:
         return settings.mig_config_map if ours.is_foreign(ours.mig) else ""
 
     def _tell(self, before: StackView | None, now: StackView) -> None:
-        """Log admin's ConfigMaps that are missing, and entries in them that cannot be used, if that is new since
-        `before`."""
+        """Log the admin's ConfigMaps that are missing, and those with entries that cannot be used, if that was not so
+        in `before`."""
         for name in now.missing_maps:
             if before is None or name not in before.missing_maps:
                 log.warning("the admin's ConfigMap does not exist", configmap=name)
@@ -181,5 +184,5 @@ class StackReader:
 
 
 def _newest(remembered: dict[str, Any]) -> dict[str, Any]:
-    """Return the last entries that were added, at most as many as are remembered."""
+    """Return the entries of `remembered` that were added last, at most MOST_REMEMBERED."""
     return dict(list(remembered.items())[-MOST_REMEMBERED:])

@@ -14,16 +14,16 @@ GPU_TOLERATION = {"key": names.RESOURCE_GPU, "operator": "Exists", "effect": EFF
 
 
 def start_gate(node: JSON) -> str | None:
-    """Return the taints of a Node besides the start-up taint, as JSON. None if the Node does not have that taint with
-    effect NoSchedule; its value does not matter."""
+    """Return the other taints of a Node that has the start-up taint, as JSON. None if the Node does not have that
+    taint with the effect NoSchedule; its value does not matter."""
     taints = entries(node, "spec", "taints")
     others = [taint for taint in taints if not _is_ours(taint)]
     return None if len(others) == len(taints) else _dump(others)
 
 
 def opened(gate: str) -> list[JSON] | None:
-    """Return `spec.taints` without the start-up taint, from the text that `start_gate` made; None, which removes the
-    list, if no taint is left."""
+    """Return the value of `spec.taints` without the start-up taint. `gate` is the JSON that `start_gate` returned.
+    None, which removes the list, if no taint is left."""
     others: list[JSON] = json.loads(gate)
     return others or None
 
@@ -34,8 +34,8 @@ def _is_ours(taint: JSON) -> bool:
 
 
 def tolerates(tolerations: Sequence[JSON]) -> bool:
-    """Whether pods with these tolerations may start on a node with the start-up taint. A toleration that names the key
-    of the taint counts whatever its value."""
+    """Whether pods with these tolerations may start on a node with the start-up taint. A toleration with the key of
+    the taint counts whatever its value."""
     return any(
         text(row, "effect") in ("", EFFECT)
         and (
@@ -53,9 +53,10 @@ def operand_tolerations(cluster_policy: JSON) -> list[JSON]:
 
 
 def tolerations_text(tolerations: Sequence[JSON]) -> str:
-    """Return tolerations as JSON text, in which views keep them."""
+    """Return tolerations as JSON, the form in which views hold them."""
     return _dump(list(tolerations))
 
 
 def _dump(value: object) -> str:
+    """Return `value` as compact JSON."""
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)

@@ -1,4 +1,5 @@
-"""The objects of one kind as a Reflector knows them: small projections by name. The newest version wins."""
+"""The objects of one kind as a Reflector knows them: small projections by name. The newest version of an object
+wins."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
@@ -11,7 +12,8 @@ from gpusharing.kube.raw import newer
 View = TypeVar("View")
 
 OLDEST = "1"
-"""The version with which etcd begins. The server refuses a write on the condition that an object has it."""
+"""The version with which etcd begins, so every other version counts as newer. The server rejects a write that is
+conditional on it."""
 
 
 class Views(Generic[View]):
@@ -25,8 +27,9 @@ class Views(Generic[View]):
         long_names: bool,
         remembered: int,
     ) -> None:
-        """`long_names`: objects are called `namespace/name`. `remembered`: deleted objects whose late events are
-        ignored. For `on_change`, see Reflector."""
+        """`project` converts a raw object to its view. `on_change` is called with the name of each object that
+        changes. `long_names`: whether objects are called `namespace/name`. `remembered`: how many deleted objects to
+        remember, so that late events about them are ignored."""
         self._project, self._on_change = project, on_change
         self._long_names, self._remembered = long_names, remembered
         self._views: dict[str, View] = {}
@@ -52,13 +55,14 @@ class Views(Generic[View]):
         return self._known.get(name, ("", ""))[1]
 
     def reached(self, version: str) -> None:
-        """Note that the server has shown this version."""
+        """Record that the server has shown this version."""
         if not self.newest or newer(version, self.newest):
             self.newest = version
 
     def apply(self, obj: JSON, moment: str = "") -> None:
-        """Store the view of an object, unless the cache knows a newer version or its deletion. `on_change` is called
-        if the view differs from the one before. `moment`: the version of the list that the object is from.
+        """Store the view of a raw object, unless the cache knows a newer version of it or its deletion. `on_change` is
+        called if the view differs from the one before. `moment` is the version of the list that the object is from;
+        empty if it is from an event or a write.
 
         A complete list is right about its moment whatever the object's own version: a store that was restored under a
         higher version (etcdutl --bump-revision) holds objects older than those that we knew.
@@ -81,8 +85,9 @@ class Views(Generic[View]):
         self._on_change(name)
 
     def deleted(self, obj: JSON) -> None:
-        """Drop an object that a watch reports as deleted, unless another one of that name is stored or this one came
-        back into the selection since. The deletion is remembered, because a list may still bring the object."""
+        """Drop an object that a watch reports as deleted. It stays if another object of that name is stored, or if
+        this one has matched the selection again since. The deletion is remembered, because a list may still contain
+        the object."""
         uid, name, version = obj["metadata"]["uid"], self.name(obj), obj["metadata"]["resourceVersion"]
         known = self._known.get(name, ("", ""))
         if known[0] != uid:
@@ -96,8 +101,8 @@ class Views(Generic[View]):
             self._forget(name, self.version(name))
 
     def keep_only(self, names: Collection[str], version: str) -> None:
-        """Drop all objects but `names`, which a complete list of this version has. An object with a newer version
-        stays: our own write created it after the moment of the list."""
+        """Drop all objects except `names`, the objects in a complete list of this version. An object with a newer
+        version stays: our own write created it after the moment of the list."""
         for name in [name for name in self._known if name not in names]:
             if not newer(self.version(name), version):
                 self._forget(name, version)
@@ -110,14 +115,15 @@ class Views(Generic[View]):
         self.newest = version
 
     def _forget(self, name: str, version: str) -> None:
-        """Drop an object that was deleted, or left the selection, at `version`, and call `on_change`."""
+        """Drop an object that was deleted, or no longer matched the selection, at `version`; remember that, and call
+        `on_change`."""
         self._remember_gone(self._known.pop(name)[0], version)
         del self._views[name]
         self._on_change(name)
 
     def _remember_gone(self, uid: str, version: str) -> None:
-        """Remember that this object was deleted, and forget the oldest deletions beyond the limit unless a list is
-        being read."""
+        """Remember that the object with this UID was gone at `version`. Forget the oldest deletions beyond the limit,
+        unless a list is being read."""
         self._gone[uid] = version
         while len(self._gone) > self._remembered and not self.listing:
             self._gone.popitem(last=False)

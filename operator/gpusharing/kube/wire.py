@@ -16,7 +16,7 @@ INACTIVITY = 75.0
 WATCH_SECONDS = 300.0
 """The server ends a watch after this long; each asks for 80 to 100 % of it, so that they do not end together."""
 _EVENT_TYPES = ("ADDED", "MODIFIED", "DELETED", "BOOKMARK")
-"""A tuple, no set: in place of a name a server may send something that cannot be hashed."""
+"""A tuple and not a set, because a server may send a type that cannot be hashed."""
 
 METHODS = {
     "get": "GET",
@@ -26,12 +26,12 @@ METHODS = {
     "patch": "PATCH",
     "delete": "DELETE",
 }
-"""The method of HTTP for each verb."""
+"""The HTTP method for each verb."""
 
 
 def content(request: ApiRequest) -> tuple[bytes | None, dict[str, str]]:
-    """Return the body of a request as bytes and the headers that describe it; None and no headers for a request
-    without a body."""
+    """Return the body of a request as bytes and the headers that describe it, or None and no headers if the request
+    has no body."""
     if request.body is None:
         return None, {}
     kind = MERGE_PATCH if request.verb == "patch" else JSON_TYPE
@@ -39,8 +39,9 @@ def content(request: ApiRequest) -> tuple[bytes | None, dict[str, str]]:
 
 
 def lasting(request: ApiRequest, most: float = WATCH_SECONDS, inactivity: float = INACTIVITY) -> ApiRequest:
-    """Return the request of a watch with bookmarks, which the server ends after 80 to 100 % of `most` seconds. A kind
-    without bookmarks cannot show that its watch lives: it ends before it may be silent for `inactivity` seconds."""
+    """Return the request of a watch that has bookmarks and that the server ends after 80 to 100 % of `most` seconds. A
+    kind without bookmarks cannot show that its watch is alive, so its watch ends before it could have been silent for
+    `inactivity` seconds."""
     seconds = most if request.resource.bookmarks else min(most, 0.8 * inactivity)
     terms = {
         "watch": "true",
@@ -51,13 +52,14 @@ def lasting(request: ApiRequest, most: float = WATCH_SECONDS, inactivity: float 
 
 
 def answer_of(request: ApiRequest, raw: bytes) -> JSON:
-    """Return what `KubeClient.call` returns for the body of a success. Raises Unavailable as `parsed` does."""
+    """Return what `KubeClient.call` returns for the body `raw` of a successful answer. Raises Unavailable as `parsed`
+    does."""
     return {LOG: raw.decode(errors="replace")} if request.subresource == LOG else parsed(request, raw)
 
 
 def event_of(request: ApiRequest, line: bytes) -> WatchEvent:
-    """Return the event in one line of a watch. Raises the error that an ERROR event holds, or any line that is no
-    event."""
+    """Return the event in one line of a watch. Raises the error that an ERROR event holds; a line that is not a valid
+    event is treated as such an error."""
     event = parsed(request, line)
     kind = event.get("type")
     if kind not in _EVENT_TYPES or not isinstance(part(event, "object", "metadata"), dict):
@@ -66,7 +68,8 @@ def event_of(request: ApiRequest, line: bytes) -> WatchEvent:
 
 
 def parsed(request: ApiRequest, raw: bytes) -> JSON:
-    """Return the JSON object of a success. Raises Unavailable for anything else, which no API server sends."""
+    """Return the JSON object in the body `raw` of a successful answer. Raises Unavailable for anything else, which no
+    API server sends."""
     try:
         answer = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -77,12 +80,14 @@ def parsed(request: ApiRequest, raw: bytes) -> JSON:
 
 
 def refusal(request: ApiRequest, status: int, raw: bytes, retry_after: str | None) -> KubeError:
-    """Return the error for an answer with a status of 300 or above."""
+    """Return the error for an answer with an HTTP status of 300 or above. `raw` is its body, `retry_after` its
+    Retry-After header."""
     return error_of(request, status, _status_of(raw), retry_after)
 
 
 def _status_of(raw: bytes) -> object:
-    """Return the parsed body of a refusal, a Status as a rule; plain words of a proxy or filter become its message."""
+    """Return the parsed body of a refusal, usually a Status. A body that is not JSON, such as the plain text of a
+    proxy, becomes the message of one."""
     try:
         found: object = json.loads(raw)
     except (ValueError, RecursionError):

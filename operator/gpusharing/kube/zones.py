@@ -12,8 +12,8 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 
 
 def find_zones(spec: GPUSharingPolicySpec) -> dict[str, tzinfo]:
-    """Return UTC and the time zones that the windows and blackouts of the policy name, by name. A name that the time
-    zone database does not have is left out."""
+    """Return UTC and the time zones that the windows and blackouts of the policy name, by name. A name that is not in
+    the time zone database is left out."""
     named = {window.time_zone for window in (*spec.rollout.windows, *spec.rollout.blackouts)}
     zones = {name: find_zone(name) for name in sorted({"UTC", *named})}
     return {name: zone for name, zone in zones.items() if zone is not None}
@@ -21,7 +21,8 @@ def find_zones(spec: GPUSharingPolicySpec) -> dict[str, tzinfo]:
 
 @cache
 def find_zone(name: str) -> tzinfo | None:
-    """Return the time zone of this IANA name, or None if the database has none. Equal names return the same object."""
+    """Return the time zone with this IANA name, or None if the database does not have it. Equal names return the same
+    object."""
     if name == "UTC":
         return UTC
     if name not in _names():
@@ -32,4 +33,5 @@ def find_zone(name: str) -> tzinfo | None:
 
 @cache
 def _names() -> frozenset[str]:
+    """Return all IANA names in the time zone database."""
     return frozenset(resources.files("tzdata").joinpath("zones").read_text().split())
