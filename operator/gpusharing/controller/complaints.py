@@ -9,20 +9,21 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Complaints:
-    """The problems that last at this moment, each under its subject."""
+    """The problems that exist at present, each under its subject."""
 
     _open: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """By subject: the event that was logged, and its kind."""
+    """The event that was logged for each problem and its kind, by subject."""
 
     def begins(self, subject: str, event: str, kind: str = "", **words: object) -> None:
-        """Log a warning that something is wrong with `subject`, unless the log says so already. A problem that lasts
-        is logged again only if its event or `kind` differs; `words` are logged but not compared, because texts of a
-        server may hold counters."""
+        """Log the warning `event` about `subject`, unless that was already done. A lasting problem is logged again
+        only if its event or its `kind` differs. `words` are added to the log line but not compared, because messages
+        of a server may contain counters."""
         if self._open.get(subject) != (event, kind):
             self._open[subject] = (event, kind)
             log.warning(event, subject=subject, **words)
 
     def ends(self, subject: str) -> None:
-        """Log that the problem with `subject` is over, by its event up to a semicolon. Ignored if there was none."""
+        """Log that the problem with `subject` is over, quoting its event up to the first semicolon. Does nothing if
+        there was no problem."""
         if (known := self._open.pop(subject, None)) is not None:
             log.info(f"over: {known[0].partition('; ')[0]}", subject=subject)

@@ -15,8 +15,8 @@ LABELS = {names.LABEL_MANAGED_BY: names.MANAGED_BY}
 
 
 def plugin_patch(action: WriteConfig, stack: StackView, now: datetime) -> JSON | None:
-    """Return the merge patch of the device-plugin ConfigMap, or None if nothing has to be written. The ConfigMap is
-    created even if it has no entries."""
+    """Return the merge patch for the device-plugin ConfigMap, or None if nothing has to be written. A patch is
+    returned also if the ConfigMap does not exist and has no entries."""
     present, wanted = stack.plugin_configs, action.plugin_configs
     data: dict[str, str | None] = {key: text for key, text in wanted.items() if present.get(key) != text}
     same = wanted.keys() - data.keys()
@@ -27,7 +27,7 @@ def plugin_patch(action: WriteConfig, stack: StackView, now: datetime) -> JSON |
 
 
 def mig_patch(action: WriteConfig, stack: StackView, now: datetime) -> JSON | None:
-    """Return the merge patch of the mig-parted ConfigMap, or None if nothing has to be written."""
+    """Return the merge patch for the mig-parted ConfigMap, or None if nothing has to be written."""
     wanted, present = migfile.parse(action.mig_file), migfile.parse(stack.mig_file)
     data = {MIG_KEY: action.mig_file} if action.mig_file != stack.mig_file else {}
     if not data and _is_marked(wanted, stack):
@@ -39,7 +39,7 @@ def mig_patch(action: WriteConfig, stack: StackView, now: datetime) -> JSON | No
 
 
 def _is_marked(wanted: Iterable[str], stack: StackView) -> bool:
-    """Whether both ConfigMaps have our label, and a time of writing is recorded for each wanted entry."""
+    """Whether both ConfigMaps have our label, and the time of writing is recorded for each of the `wanted` entries."""
     return stack.marked and stack.written.keys() >= set(wanted)
 
 
@@ -50,8 +50,8 @@ def _body(
     written: Mapping[str, datetime],
     now: datetime,
 ) -> JSON:
-    """Return a merge patch with `data`, our label, and the times at which the wanted entries were written. Entries in
-    `same` keep their recorded time, if they have one; all others get `now`."""
+    """Return a merge patch with `data`, our label, and an annotation that says when each of the `wanted` entries was
+    written. Entries in `same` keep the time recorded in `written`, if there is one; all others get `now`."""
     stamps = {key: written.get(key, now) if key in same else now for key in sorted(wanted)}
     text = json.dumps({key: stamp.astimezone(UTC).isoformat() for key, stamp in stamps.items()})
     return {

@@ -31,24 +31,25 @@ STOP_SECONDS = 5.0
 
 
 class PolicyWatch:
-    """Runs kopf, which watches the policies, and starts it again when it stops."""
+    """Runs kopf, which watches the policies, and restarts it when it stops."""
 
     def __init__(
         self, client: KubeClient, login: Login, touch: Touch, *, again_after: float = AGAIN_FIRST
     ) -> None:
-        """Prepare the watch; `run` starts it. `touch` is called for every event. `again_after`: seconds before the
-        first restart of kopf, varied at random by half."""
+        """Prepare the watch; `run` starts it. `touch` is called for every event, and whenever kopf has stopped.
+        `again_after` is the shortest wait in seconds before kopf is restarted, varied at random by half."""
         self._client, self._login, self._touch = client, login, touch
         self._backoff = Backoff(again_after, AGAIN_MOST)
         self.restarts = 0
+        """How often kopf has stopped."""
         self.error = ""
         """Why kopf last stopped watching the policies; empty before any error."""
         self.running = threading.Event()
         """Set while kopf follows the policies."""
 
     async def run(self) -> None:
-        """Run kopf again and again until cancelled. Errors of kopf and of the API server are kept in `error` and
-        logged."""
+        """Run kopf again and again until canceled, with a growing wait in between. Errors of kopf and of the API
+        server are stored in `error`, and logged if they differ from the one before."""
         while True:
             began = loop_time()
             try:
@@ -67,12 +68,13 @@ class PolicyWatch:
             await asyncio.sleep(self._backoff.after_failure())
 
     async def _check_served(self) -> None:
-        """Raise a KubeError as long as there is no CRD: kopf would start, and never look for it again."""
+        """Raise a KubeError if the policies cannot be listed, as before their CRD is installed: kopf would start, and
+        never look for the CRD again."""
         await self._client.list_page(POLICIES, limit=1)
 
     async def _run_once(self) -> None:
-        """Run kopf in a thread of its own until it stops, and raise the error that stopped it. When cancelled, stop
-        kopf first."""
+        """Run kopf in a thread of its own until it stops, and raise the error that stopped it, if any. When canceled,
+        stop kopf first, and wait for that for STOP_SECONDS at most."""
         own_loop, kopf_loop = asyncio.get_running_loop(), KopfLoop()
         sessions: list[aiohttp.ClientSession] = []
         life = kopf_loop.create_task(self._life(own_loop, sessions), name="kopf")
@@ -99,7 +101,8 @@ class PolicyWatch:
                 await asyncio.wait([ended], timeout=STOP_SECONDS)
 
     async def _life(self, own_loop: asyncio.AbstractEventLoop, sessions: list[aiohttp.ClientSession]) -> None:
-        """Follow the policies in kopf's event loop. Log-in and touch are handed to our own loop."""
+        """Follow the policies in kopf's event loop. Requests for credentials and calls of `touch` are passed to our
+        own event loop."""
 
         async def credentials() -> tuple[Access, str | None]:
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._credentials(), own_loop))
@@ -123,6 +126,7 @@ class KopfLoop(asyncio.SelectorEventLoop):
     """
 
     def __init__(self) -> None:
+        """Create the loop, with no task or connection remembered."""
         super().__init__()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._connections: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
@@ -140,7 +144,7 @@ class KopfLoop(asyncio.SelectorEventLoop):
             transport.abort()
 
     def _remember(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
-        """Create a task, and hold it until it is done."""
+        """Create a task, and keep a reference to it until it is done."""
         task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -148,8 +152,8 @@ class KopfLoop(asyncio.SelectorEventLoop):
 
 
 def _run(loop: KopfLoop, life: asyncio.Task[None], sessions: list[aiohttp.ClientSession]) -> None:
-    """Run kopf's event loop until kopf stops, then end its tasks and close the loop. Raises the error that stopped
-    kopf."""
+    """Run kopf's event loop until `life`, the task in which kopf runs, has ended; then end the tasks that kopf has
+    left behind and close `sessions` and the loop. Raises the error that stopped kopf."""
     try:
         with suppress(asyncio.CancelledError):
             loop.run_until_complete(life)
@@ -161,8 +165,8 @@ def _run(loop: KopfLoop, life: asyncio.Task[None], sessions: list[aiohttp.Client
 
 
 async def _clear_up(sessions: list[aiohttp.ClientSession]) -> None:
-    """End the tasks that kopf leaves behind when it is cancelled while it starts, and close its sessions. Errors of
-    these tasks are swallowed."""
+    """Cancel the tasks that kopf leaves behind when it is canceled while it starts, wait until they have ended, and
+    close its sessions. Errors of these tasks are swallowed."""
     left = asyncio.all_tasks() - {asyncio.current_task()}
     for task in left:
         task.cancel()

@@ -34,7 +34,7 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Evictor:
-    """Evicts pods, and deletes them by force. It is a part of the executor, which documents its fields."""
+    """Evicts pods, and deletes them by force. It is part of the executor, which documents its fields."""
 
     client: KubeClient
     now: Callable[[], datetime]
@@ -45,11 +45,12 @@ class Evictor:
     on_action: Callable[[Action, str], None]
 
     def forget(self, snapshot: ClusterSnapshot) -> None:
-        """Forget the answers about nodes without a fence: refusals are valid for one drain only, and the next drain
-        asks the budgets again.
+        """Forget the answers about nodes without a fence. Refusals are valid for one drain only: the next drain asks
+        the budgets again.
 
-        An accepted eviction is remembered beyond the drain until a LIST shows its end: a LIST that began earlier would
-        show the pod as still to be evicted.
+        An accepted eviction is remembered beyond the drain until a LIST of the node's pods shows its end, because a
+        LIST that began earlier would show the pod as still to be evicted. Answers about a Node that is gone are
+        forgotten at once.
         """
         for name, memories in list(self.calls.evictions.items()):
             node = snapshot.nodes.get(name)
@@ -60,11 +61,12 @@ class Evictor:
                 self.calls.evictions[name] = unseen
 
     async def send(self, action: Evict | ForceDelete) -> bool:
-        """Evict or delete a pod. Returns True if the server accepted that, else False. Every answer is remembered; a
-        pod that is deleted by force is logged.
+        """Evict or delete a pod. Return True if the server accepted that now, else False. Every answer is remembered
+        in `calls`, a refusal is reported to `on_action`, and a new reason for refusing and a forced deletion are
+        logged.
 
-        Nothing is sent if the server has accepted it before, whatever the plan says. Raises a KubeError that concerns
-        all calls.
+        Nothing is sent if the server has already accepted this, whatever the plan says. Raises a KubeError that
+        concerns all calls.
         """
         if is_accepted(self.calls.evictions.get(action.node, {}).get(action.uid)):
             return False
@@ -97,7 +99,8 @@ class Evictor:
         return False
 
     def _call(self, action: Evict | ForceDelete) -> Awaitable[None]:
-        """Send the call of an action. Both kinds name the UID, so that a new pod of the same name is safe."""
+        """Send the call for an action. Both kinds of call name the UID, so that a new pod with the same name is
+        safe."""
         space, name, uid = action.namespace, action.name, action.uid
         if isinstance(action, Evict):
             return self.client.evict(space, name, uid)
@@ -105,8 +108,8 @@ class Evictor:
 
     async def _ask(self, action: Evict | ForceDelete) -> tuple[Reason, str, float | None]:
         """Send the call, and return the reason that its answer stands for, the server's message, and the seconds that
-        it asks us to wait, or None. Nodes whose answer was lost are added to `calls.unsure`. Raises HeldBack, and
-        what concerns all calls."""
+        it asks us to wait, or None. If the call got no answer, the node is added to `calls.unsure`. Raises HeldBack,
+        and errors that concern all calls."""
         retry_after: float | None = None
         done, failed = Reason.EVICTED, Reason.EVICTION_ERROR
         if isinstance(action, ForceDelete):
@@ -139,7 +142,8 @@ class Evictor:
 
 
 def _unseen(memories: Mapping[str, EvictionMemory], work: NodeWork | None) -> dict[str, EvictionMemory]:
-    """Return the accepted evictions, by UID, whose end no LIST of the node's pods has shown."""
+    """Return the accepted evictions in `memories`, by UID of the pod, whose end no LIST of the node's pods has shown
+    yet."""
     listed_at = work.listed_at if work is not None and not work.error else None
     return {
         uid: memory

@@ -79,7 +79,7 @@ class Outcome:
     done: int = 0
     """How many writes the server accepted."""
     again: datetime | None = None
-    """When the first failed call may be tried again, or None if none waits."""
+    """When the first failed call may be tried again, or None if none is suspended."""
 
 
 @dataclass(slots=True)
@@ -113,20 +113,20 @@ class Executor:
         )
 
     def under_way(self) -> frozenset[str]:
-        """Return the nodes that are being written to now. Ask before a snapshot begins, because it may not show the
-        results of these writes."""
+        """Return the nodes that are being written to now. Call this before a snapshot begins, because the snapshot may
+        not show the results of these writes."""
         return frozenset(self.crew.busy)
 
     async def execute(
         self, plan: RolloutPlan, snapshot: ClusterSnapshot, unseen: Set[str] = frozenset()
     ) -> Outcome:
-        """Make the shared writes first; then the actions of every node, nodes side by side, the actions of one node in
-        order.
+        """Make the shared writes first. Then carry out the actions of the nodes, nodes concurrently, the actions of
+        one node in order.
 
         `unseen`: the nodes that were `under_way` when the snapshot was begun. The plan was made without the results of
         those calls, so these nodes are left to the next pass, even if the calls have ended since.
 
-        Raises a group of errors that concern all calls, and nothing else.
+        Raises only a group of errors that concern all calls.
         """
         outcome = Outcome()
         self._evictor.forget(snapshot)
@@ -151,12 +151,12 @@ class Executor:
         return outcome
 
     def _is_suspended(self, subject: str) -> bool:
-        """Whether calls about this node or shared object are suspended after a failure."""
+        """Whether calls about `subject`, a node or a shared object, are suspended because one has failed."""
         failure = self.calls.failures.get(subject)
         return failure is not None and failure.holds(self.now())
 
     def _forget_failures(self, plan: RolloutPlan) -> None:
-        """Forget the failures of calls that the plan no longer asks for, and what is remembered of Nodes that are
+        """Forget the failures of calls that the plan no longer contains, and the GPUNodes created for Nodes that are
         gone."""
         self._nodes.forget(plan.verdicts)
         wanted = {subject_of(action) for action in plan.shared}
@@ -168,11 +168,12 @@ class Executor:
     async def _write_shared(
         self, actions: tuple[Action, ...], snapshot: ClusterSnapshot, outcome: Outcome
     ) -> set[str]:
-        """Make the shared writes in order, and return what must wait for those that are not done: policies whose nodes
-        may not be fenced, `*` for all policies, and CLAIMS for points of no return.
+        """Make the shared writes in order. Return what is blocked because a write was not made: the names of policies
+        whose nodes may not be fenced, `*` for the nodes of all policies, and the subjects of the writes, such as
+        CLAIMS, which blocks points of no return.
 
-        A refused ConfigMap keeps only its own nodes away (`transition/gates.py`, PROPAGATION); one that is being
-        written may still lose an entry, so then no node is fenced.
+        A ConfigMap that the server refused blocks only its own nodes (`transition/gates.py`, PROPAGATION). One that is
+        still being written may lose an entry, so then no node is fenced.
         """
         blocked: set[str] = set()
         if not any(isinstance(action, WriteConfig) for action in actions):
@@ -186,8 +187,8 @@ class Executor:
         return blocked
 
     async def _write_one(self, action: Action, snapshot: ClusterSnapshot, outcome: Outcome) -> bool:
-        """Make one shared write. Returns whether it is done now: a write that hangs does not hold up the nodes in
-        flight."""
+        """Make one shared write, and return whether the server accepted it by now. A write that hangs does not hold up
+        the nodes in flight: it is awaited for SHARED_PATIENCE seconds at most."""
         subject, before = subject_of(action), outcome.done
         if self._is_suspended(subject):
             return False
@@ -211,10 +212,11 @@ class Executor:
         blocked: set[str],
         outcome: Outcome,
     ) -> None:
-        """Carry out the actions of one node in order, as long as the node is as it was when they were decided.
+        """Carry out the actions of one node in order, as long as the node is unchanged since they were decided. Stops
+        at the first action that fails or has to wait for a shared write.
 
-        The cache may have moved on since, and with it the version that a conditional write carries: without this
-        check, a cordon that arrived meanwhile would be overridden without a 409.
+        The cache may have moved on since the decision, and with it the version that a conditional write names: without
+        this check, a cordon that arrived in the meantime would be overridden without a 409.
         """
         decided_on = snapshot.nodes.get(node)
         for action in actions:
@@ -236,8 +238,8 @@ class Executor:
     async def _attempt(
         self, subject: str, action: Action, snapshot: ClusterSnapshot, outcome: Outcome
     ) -> KubeError | None:
-        """Carry out an action, and note how it went. Returns the error if it failed, else None. Raises errors that
-        concern all calls."""
+        """Carry out an action, and record its success or failure under `subject`. Return the error if it failed, else
+        None. Raises errors that concern all calls."""
         try:
             changed = await self._perform(action, snapshot)
         except FATAL:
@@ -252,8 +254,9 @@ class Executor:
         return None
 
     def _note_failure(self, subject: str, action: Action, error: KubeError) -> None:
-        """Note a failure: the subject waits, longer each time, and the log gets one line. A call that was held back is
-        only counted, because nothing was sent."""
+        """Record a failed call: calls about the subject are suspended, longer each time, and the failure is logged
+        once. If the call got no answer, the subject is also added to `calls.unsure`. A call that was held back is only
+        counted, because nothing was sent."""
         kind, words = type(action).__name__, str(error) or repr(error)
         if isinstance(action, WriteConfig):
             words = f"ConfigMap {self._shared.writing}: {words}"
@@ -279,15 +282,15 @@ class Executor:
         )
 
     def _note_success(self, subject: str, call: str = "") -> None:
-        """Note a success: the failure of the subject is forgotten, unless `call` names another object than the one of
-        the failed call."""
+        """Forget the failure of the subject, and log that it is over. A failure of another kind of call is kept,
+        unless `call` is empty."""
         failure = self.calls.failures.get(subject)
         if failure is None or call in ("", failure.call):
             self.calls.failures.pop(subject, None)
             self._complaints.ends(subject)
 
     async def _perform(self, action: Action, snapshot: ClusterSnapshot) -> bool:
-        """Make the call of an action. Returns False if the server changed nothing. Raises a KubeError, or LeaseLost."""
+        """Make the call of an action. Return False if the server changed nothing. Raises KubeErrors and LeaseLost."""
         match action:
             case EnsureGPUNode():
                 await self._nodes.ensure_gpunode(action)
@@ -311,7 +314,8 @@ class Executor:
 
 
 def must_wait(action: Action, blocked: Set[str]) -> bool:
-    """Whether this action of a node has to wait because a shared write in `blocked` is not done."""
+    """Whether this action of a node has to wait, because a shared write in `blocked` was not made: an Actuate waits
+    for CLAIMS, a FenceNode for its policy or `*`."""
     if isinstance(action, Actuate):
         return (
             CLAIMS in blocked
@@ -320,5 +324,6 @@ def must_wait(action: Action, blocked: Set[str]) -> bool:
 
 
 def called(action: Action) -> str:
-    """Return the kind of the object that an action writes to."""
+    """Return what an action writes to, as failures record it: `Node` for every Node patch, else the name of the
+    action's class."""
     return "Node" if isinstance(action, NodePatch) else type(action).__name__

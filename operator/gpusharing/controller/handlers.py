@@ -14,25 +14,28 @@ from gpusharing.api import names
 from gpusharing.kube.login import Access
 
 Touch = Callable[[str, str], None]
-"""A function that is called with name and resourceVersion of a policy that may have changed; both are empty if any
-policy may have changed."""
+"""Called with the name and the resourceVersion of a policy that may have changed; both are empty if any policy may
+have changed."""
 Credentials = Callable[[], Awaitable[tuple[Access, str | None]]]
-"""A function that returns how to reach the API server, and the value of the Authorization header or None."""
+"""Returns how to reach the API server, and the value of the Authorization header, or None if none is needed."""
 
 TOKEN_LIFE = timedelta(minutes=10)
-"""The time after which kopf logs in again, because the kubelet replaces the pod's token."""
+"""How long kopf uses one log-in. After that it logs in again, because the kubelet replaces the pod's token."""
 IDENTITY: Any = "gpusharing-operator"
-"""kopf's name for us among its peers. There are none (standalone), but without an identity it uses the user's name. A
-pod's uid has none, so getpass.getuser() would raise and kopf would never run. Its type is not public."""
+"""kopf's name for us among its peers. It has none here (standalone), but without an identity it would use the name of
+the user. The uid of a pod has no name, so getpass.getuser() would raise and kopf would never run. Its type is not
+public."""
 
 
 async def follow_policies(
     credentials: Credentials, touch: Touch, sessions: list[aiohttp.ClientSession], running: Any
 ) -> None:
-    """Run kopf once, in an event loop of its own (containment.py), until it stops or is cancelled. `running` is an
-    Event that is set while kopf follows the policies.
+    """Run kopf once, in an event loop of its own (containment.py), until it stops or is canceled. `running` is an
+    Event that is set while kopf follows the policies. `touch` is called with each policy that changes, and once after
+    each list.
 
-    Each session that kopf opens is put into `sessions`, because kopf leaves sessions open when it is cancelled.
+    Each session that kopf opens is added to `sessions`, because kopf leaves sessions open when it is canceled; closed
+    ones are removed.
     """
     registry = kopf.OperatorRegistry()
     lists_watched = _after_each_list(lambda: touch("", ""))
@@ -74,7 +77,7 @@ def _after_each_list(act: Callable[[], None]) -> aiohttp.ClientMiddlewareType:
     a 410.
 
     kopf does not learn of a policy that was deleted before its list, because the list does not show what is missing.
-    The watch reports later deletions.
+    Later deletions are reported by the watch.
     """
     listed = False
 
@@ -94,7 +97,7 @@ def _after_each_list(act: Callable[[], None]) -> aiohttp.ClientMiddlewareType:
 
 
 def _called(name: str) -> aiohttp.ClientMiddlewareType:
-    """Return a middleware that sets the name which the server's certificate must have, because kopf sets none."""
+    """Return a middleware that sets the name that the server's certificate must have, because kopf sets none."""
 
     async def with_name(
         request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
@@ -106,7 +109,7 @@ def _called(name: str) -> aiohttp.ClientMiddlewareType:
 
 
 def _settings() -> kopf.OperatorSettings:
-    """Return kopf's settings; the reasons are in docs/design/faults.md#kopf."""
+    """Return kopf's settings; docs/design/faults.md#kopf gives the reasons."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True

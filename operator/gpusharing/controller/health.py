@@ -2,7 +2,7 @@
 do.
 
 /healthz fails when only a new process can help: the loop neither finishes a pass nor gets answers (progress.py), or a
-reflector has heard nothing for so long that its connection must be dead. /readyz fails while too little is known to
+reflector has received nothing for so long that its connection must be dead. /readyz fails while too little is known to
 decide.
 """
 
@@ -21,13 +21,13 @@ STUCK = 120.0
 """Seconds without the end of a pass or an answer to one of its calls, after which the loop counts as dead. A call has a
 deadline of ten seconds."""
 SILENT = 200.0
-"""Seconds without an event on a watch, after which its connection counts as dead. The server sends a bookmark each
+"""Seconds without an event on a watch, after which its connection counts as dead. The server sends a bookmark every
 minute and ends the watch after five."""
 
 
 @dataclass(slots=True)
 class Health:
-    """Judges the parts of a running operator."""
+    """Reports whether the parts of a running operator work."""
 
     loop: Loop
     lease: LeaderLease
@@ -35,7 +35,8 @@ class Health:
     clock: Callable[[], float] = loop_time
 
     def dead(self) -> dict[str, str]:
-        """Return, by part, what only a restart can repair; empty if nothing is."""
+        """Return the problems that only a restart can solve: the reason by the name of the part. Empty if there are
+        none."""
         problems = {}
         still = self.clock() - self.loop.progress.last
         if still > STUCK:
@@ -47,7 +48,8 @@ class Health:
         return problems
 
     def unready(self) -> dict[str, str]:
-        """Return, by part, why the operator cannot decide; empty if it can."""
+        """Return why the operator cannot decide at present: the reason by the name of the part, those of `dead`
+        included. Empty if it can."""
         problems = dict(self.dead())
         problems |= self.loop.sources.missing()
         for name, source in self.loop.sources.required.items():
@@ -86,6 +88,6 @@ def metrics_application(registry: CollectorRegistry) -> web.Application:
 
 
 def _answer(trouble: dict[str, str]) -> web.Response:
-    """Return status 200 and `ok` if there is no trouble, else 503 and one line for each part."""
+    """Return status 200 and `ok` if `trouble` is empty, else 503 and one line `part: reason` for each part."""
     text = "\n".join(f"{part}: {why}" for part, why in sorted(trouble.items())) or "ok"
     return web.Response(text=text + "\n", status=503 if trouble else 200)

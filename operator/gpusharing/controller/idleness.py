@@ -1,4 +1,4 @@
-"""Reasons why the operator does nothing at all. Each is logged when it begins and when it ends.
+"""Reasons why no pass may run. Each is logged when it begins and when it ends.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim.
 """
@@ -36,8 +36,8 @@ class Leader(Protocol):
 
     @property
     def claims_error(self) -> str:
-        """Why claims or failures on the Lease cannot be read; empty if they can. Claims are then made again from the
-        fences."""
+        """Why claims or failures on the Lease cannot be read; empty if they can. Claims that cannot be read are made
+        again from the fences."""
         ...
 
     @property
@@ -57,19 +57,19 @@ class Leader(Protocol):
 
 @dataclass(slots=True)
 class Idleness:
-    """Decides before every pass whether it may begin."""
+    """Decides before each pass whether it may run."""
 
     leader: Leader
     sources: Sources
     complaints: Complaints
     _led: bool = False
-    """Whether this process has led before."""
+    """Whether this process has ever led."""
     _refused: set[str] = field(default_factory=set)
-    """Sources that could not be read since all could."""
+    """The sources that could not be read at some time since all of them last could."""
 
     def lasts(self) -> bool:
-        """Whether no pass may begin, because another process leads or not everything was read yet. Logs each problem
-        when it begins and when it ends."""
+        """Whether no pass may run, because another process leads or some source is not readable yet. Logs these
+        problems, and those with claims or Warning events, when they begin and when they end."""
         leads, missing = self.leader.is_leader, self.sources.missing()
         self._log_lease(leads)
         if leads and (why := self.leader.claims_error):
@@ -91,7 +91,7 @@ class Idleness:
         return not leads or bool(missing)
 
     def _log_lease(self, leads: bool) -> None:
-        """Log whether this process leads, when that has changed."""
+        """Log that this process leads, or why it does not, if that has changed."""
         if leads:
             self.complaints.ends("lease")
             if not self._led:
@@ -104,7 +104,8 @@ class Idleness:
         self.complaints.begins("lease", event, type(error).__name__, error=why)
 
     def _log_sources(self, missing: Mapping[str, str]) -> None:
-        """Log the sources that cannot be read, when more of them cannot, and once when all can be read again."""
+        """Log the sources in `missing` that cannot be read, again only when a further one is added, and once when all
+        can be read. Sources that were merely not listed yet are ignored."""
         refused = {name: why for name, why in missing.items() if why != NOT_YET}
         self._refused |= refused.keys()
         if refused:

@@ -1,7 +1,7 @@
 """wake → gather → plan → execute → publish: one level-triggered loop for the whole cluster.
 
 An event only says "look again". No decision depends on what only this process remembers, except for waits: how long to
-back off, since when a node differs, when a blocked node was last looked at. Anything else that the process remembers
+back off, since when a node differs, when a blocked node was last looked at. Everything else that the process remembers
 only saves work.
 """
 
@@ -30,8 +30,8 @@ from gpusharing.planning.snapshot.views import ClusterSnapshot
 
 @contextmanager
 def timing(seconds: dict[str, float], step: str) -> Iterator[None]:
-    """Measure the block, and put its seconds into `seconds` under this step. Nothing is put there if the block
-    raises."""
+    """Measure how long the block takes, and store the seconds in `seconds` under `step`. Nothing is stored if the
+    block raises."""
     begun = time.perf_counter()
     yield
     seconds[step] = time.perf_counter() - begun
@@ -51,18 +51,20 @@ class Loop(LoopParts):
         now: Callable[[], datetime] = wall_time,
         on_first_pass: Callable[[], None] | None = None,
     ) -> None:
+        """Create the parts; no call is made before `run`. `identity` names this process in Events, `now` returns the
+        time of day, and `on_first_pass` is called once, after the first complete pass."""
         super().__init__(client, leader, settings, observer, identity, now)
         self._idleness = Idleness(leader, self.sources, self._complaints)
         self._pace = Pace(self.wake, settings.debounce, now)
         self.memo, self.memory = Memo(), PassMemory()
         self.plan: RolloutPlan | None = None
         self._on_first_pass = on_first_pass
-        """Called once, when the whole cluster has been read and planned."""
+        """Called once, when the whole cluster has been read and planned; then None."""
         self.progress = Progress()
         """Whether passes end, for /healthz."""
 
     async def run(self) -> None:
-        """Follow the API and run passes until cancelled; then end all calls."""
+        """Follow the API and run passes until canceled; then end all calls."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.sources.run())
             group.create_task(self.list_policies())
@@ -77,9 +79,9 @@ class Loop(LoopParts):
                 await self.close()
 
     async def _pass(self) -> datetime | None:
-        """Run one pass, unless the operator must be idle or the API server asks us to wait. Returns when to look again
-        at the latest, or None if only an event or the regular look is awaited. A pass that fails is logged and
-        tried again."""
+        """Run one pass, unless the operator must be idle or the API server asks us to wait. Return when the next one
+        is due at the latest, or None if only an event or the regular interval can start it. A pass that fails with a
+        KubeError or a lost Lease is logged, and tried again after RETRY seconds."""
         self.wake.clear()
         if self._idleness.lasts():
             return self.now() + timedelta(seconds=RETRY / 4)
@@ -106,7 +108,7 @@ class Loop(LoopParts):
         return self.now() + timedelta(seconds=RETRY)
 
     def _ended_by(self, group: BaseExceptionGroup[Exception]) -> None:
-        """Log the first error of a pass that did not complete."""
+        """Log the first error in the group that ended a pass."""
         error = first_of(group)
         self._complaints.begins(
             "pass",
@@ -116,11 +118,11 @@ class Loop(LoopParts):
         )
 
     async def once(self) -> datetime | None:
-        """Gather, plan, execute, publish. Returns when to look again at the latest, or None if no time matters.
+        """Gather, plan, execute and publish. Return when the next pass is due at the latest, or None if no time is
+        known.
 
-        The time is the present if our writes made progress, or if a node's pods are wanted that were not listed: the
-        next pass follows at once then. Raises a group of errors that concern all calls, and no other error of the API
-        server.
+        That time is now if one of our writes was accepted, or if the plan wants the pods of a node that were not
+        listed. Raises a group of errors that concern all calls, and no other error of the API server.
         """
         seconds: dict[str, float] = {}
         unseen = self.executor.under_way()
@@ -157,8 +159,8 @@ class Loop(LoopParts):
         return min((moment for moment in moments if moment is not None), default=None)
 
     async def _gather(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
-        """Return a snapshot with the pods of the `wanted` nodes. Failures that were recorded on the Lease meanwhile
-        are in it."""
+        """Return a snapshot with the pods of the `wanted` nodes. It contains failures that were recorded on the Lease
+        while it was made."""
         leader = self.leader
         snapshot = await self.gatherer.snapshot(wanted, self.memory, leader.claims, leader.failed_nodes, now)
         # A write of an earlier pass may have ended meanwhile.

@@ -1,4 +1,4 @@
-"""The operator's process: `gpusharing-operator`, of which one in the cluster leads."""
+"""The operator's process: `gpusharing-operator`. One process in the cluster leads."""
 
 import asyncio
 import gc
@@ -30,7 +30,7 @@ from gpusharing.kube.login import environment_login
 FAULT = 1
 """Exit status for a bad setting, a port that is taken, or an internal error."""
 NO_LOGIN = 2
-"""Exit status without credentials."""
+"""Exit status if there are no valid credentials."""
 LOST_LEASE = 7
 """Exit status of a process that lost the Lease."""
 
@@ -55,28 +55,27 @@ def main() -> None:
 
 
 def read_in_small_pieces() -> None:
-    """Let asyncio ask TLS for 64 KiB at once instead of 256.
+    """Make asyncio read 64 KiB at once from TLS instead of 256 KiB.
 
-    asyncio allocates memory for the most that may come each time it checks for more, twice for each answer. Beyond
-    MALLOC_MMAP_THRESHOLD_ that is a mapping of its own each time, a fifth of the CPU time of a call.
+    asyncio allocates a buffer of that size each time it checks for more data, twice for each answer. Above
+    MALLOC_MMAP_THRESHOLD_ that is a separate mapping each time, which costs a fifth of the CPU time of a call.
     """
     sslproto.SSLProtocol.max_size = 64 * 1024
 
 
 def settle_heap() -> None:
-    """Collect garbage, then keep the cycle collector from visiting the present objects ever again, because they live
-    long.
+    """Collect garbage, then exempt all present objects from the cycle collector for good, because they live long.
 
     Reference counts still free them. This is done again once the cluster has been read: thousands of views, none of
-    them in a cycle, would cost 90 ms at every full collection.
+    them in a cycle, would cost 90 ms in every full collection.
     """
     gc.collect()
     gc.freeze()
 
 
 def configure_logs(settings: Settings) -> None:
-    """Log to stderr as JSON with stable keys (event, level, timestamp, node, policy, phase ...), or as text for
-    people."""
+    """Log to stderr, from the level in the settings on: as JSON with stable keys (event, level, timestamp, node,
+    policy, phase ...), or as lines for people. Libraries are logged from the level warning on."""
     level = logging.getLevelNamesMapping().get(settings.log_level.upper(), logging.INFO)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -112,7 +111,8 @@ def configure_logs(settings: Settings) -> None:
 
 
 async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
-    """Run the operator until it is stopped, and return the exit status of the process."""
+    """Run the operator until it is stopped, and return the exit status: 0 after a signal, NO_LOGIN without
+    credentials, FAULT if a port is taken. Errors of the operator's parts are raised."""
     login = environment_login(environment)
     metrics = Metrics()
     try:
@@ -152,32 +152,34 @@ class PortTaken(Exception):
     """One of the operator's ports cannot be listened on."""
 
     def __init__(self, name: str, port: int) -> None:
+        """`name` is the setting that holds the port."""
         super().__init__(name, port)
         self.variable, self.port = f"{PREFIX}{name.upper()}", port
 
 
 def _lease(client: HttpClient, settings: Settings, identity: str, clock: SteadyClock) -> LeaderLease:
-    """Return the contender for the Lease that the settings name; the process ends when it loses the Lease."""
+    """Return the contender for the Lease that the settings name. The process ends when it loses the Lease."""
     timing = Timing(settings.lease_seconds, settings.renew_deadline, settings.retry_period)
     where = settings.plan.namespace, settings.lease_name
     return LeaderLease(client, *where, identity, on_lost=_lost, timing=timing, now=clock)
 
 
 def _touched(loop: Loop, name: str, version: str) -> None:
-    """Note the event of a policy, and wake the loop unless it is the echo of our own write."""
+    """Record the event of a policy, and wake the loop unless the event only repeats our own write."""
     if loop.sources.policies.touch(name, version):
         loop.wake.set()
 
 
 def _lost() -> None:
-    """End the process at once. Another process may lead now, so nothing may be written, not even on the way out
-    (cilium#42920)."""
+    """Log that the Lease is lost and end the process at once. Another process may lead now, so nothing may be written,
+    not even on the way out (cilium#42920)."""
     log.error("the Lease is lost: the operator stops at once, because another process may lead")
     os._exit(LOST_LEASE)
 
 
 async def _until_signalled(lease: LeaderLease, loop: Loop, watch: PolicyWatch) -> None:
-    """Run the parts until a signal, or until one of them fails, which raises its error. The Lease is released last."""
+    """Run the loop, the watch and the Lease until a signal arrives or one of them ends; then stop all of them, the
+    Lease last. Raises the error of a part that failed."""
     stop = asyncio.Event()
     running = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -199,7 +201,8 @@ async def _until_signalled(lease: LeaderLease, loop: Loop, watch: PolicyWatch) -
 
 @asynccontextmanager
 async def _servers(settings: Settings, health: Health, metrics: Metrics) -> AsyncIterator[None]:
-    """Serve probes and metrics on their ports during the block; port 0 switches one off. Raises PortTaken."""
+    """Serve probes and metrics on their ports while the block runs; a port of 0 turns its server off. Raises
+    PortTaken."""
     runners = []
     try:
         for app, name in (

@@ -29,16 +29,18 @@ from gpusharing.planning.wanted.assess import Assessed
 
 
 class Metrics(Observer):
-    """The operator's metrics, in a registry of their own. `clock` returns seconds and never goes back."""
+    """The operator's metrics, in a registry of their own."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Create all metrics. `clock` returns seconds and never goes back."""
         self.registry = CollectorRegistry()
         self._clock = clock
         self._entered: dict[str, float] = {}
-        """By node: when its phase began, if this process saw it begin."""
+        """When each node entered its phase, by node name, if this process saw that."""
         # First in the registry, so that the metrics after it are up to date at each scrape.
         self.registry.register(_AtEachScrape(self._count))
         self._last: tuple[RolloutPlan, ClusterSnapshot] | None = None
+        """Plan and snapshot of the last pass, or None before the first."""
         self._policies: set[str] = set()
         """Policies whose transitions are counted."""
         self._describe_passes()
@@ -154,12 +156,12 @@ class Metrics(Observer):
         )
 
     def _per_policy(self, name: str, text: str, *labels: str) -> Gauge:
-        """Return a new gauge with the label `policy` and these labels."""
+        """Create and return a gauge with the label `policy` and the labels in `labels`."""
         return Gauge(name, text, ["policy", *labels], registry=self.registry)
 
     def _count(self) -> None:
-        """Set the gauges that only a scrape needs, from the last pass. They are expensive with thousands of nodes, so
-        passes leave them alone. Nothing is set before the first pass."""
+        """Set the gauges that are computed only for a scrape, from the last pass: they are expensive with thousands of
+        nodes, so passes do not set them. Nothing is set before the first pass."""
         if self._last is None:
             return
         plan, snapshot = self._last
@@ -184,7 +186,8 @@ class Metrics(Observer):
     def passed(
         self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
     ) -> None:
-        """Count the steps of a pass, set the gauges of its plan, and remember it for the next scrape. See Observer."""
+        """Record the duration of each step of a pass, set the gauges of its plan, and remember plan and snapshot for
+        the next scrape. See Observer."""
         # These series begin at 0, because Prometheus does not count the first value of a series. Failures need no 0,
         # because they recur; transitions would have nearly 2,000 pairs of phase and reason.
         for kind in get_args(Action) if self._last is None else ():
@@ -211,7 +214,7 @@ class Metrics(Observer):
         self.orphans.set(sum(verdict.reason is Reason.ORPHAN_FENCE for verdict in verdicts.values()))
 
     def _count_moves_of(self, policies: Set[str]) -> None:
-        """Begin a counter of transitions for each new policy, and remove those of policies that are gone."""
+        """Create the counter of transitions for each new policy, and remove those of policies that are gone."""
         for name in policies:
             self.moves.labels(name)
         for name in self._policies - policies:
@@ -223,8 +226,8 @@ class Metrics(Observer):
         self.actions.labels(type(action).__name__, result).inc()
 
     def changed(self, before: Verdict | None, after: Verdict) -> None:
-        """Count the phase that a node enters, and how long it was in the one before. Ignored if the phase stays the
-        same, or for a new node. See Observer."""
+        """Count the phase that a node enters, and how long it was in the phase before. Does nothing for a new node, or
+        if the phase is the same. See Observer."""
         if before is not None and before.phase is not after.phase:
             self.transitions.labels(str(after.phase), str(after.reason)).inc()
             if after.policy in self._policies:
@@ -234,15 +237,17 @@ class Metrics(Observer):
             self._entered[after.node] = self._clock()
 
     def called(self, request: ApiRequest, status: int) -> None:
-        """Count an API call. Its kind is empty for discovery. See http.OnCall."""
+        """Count an API call by verb, kind and HTTP status. The kind is empty for discovery. See http.OnCall."""
         kind = request.kind if request.resource.plural else ""
         self.requests.labels(request.verb, kind, str(status)).inc()
 
 
 class _AtEachScrape(Collector):
-    """Calls a function before the metrics after it in the registry are read. It has no metric itself."""
+    """Calls a function at each scrape, before the metrics that follow it in the registry are read. It has no metric of
+    its own."""
 
     def __init__(self, count: Callable[[], None]) -> None:
+        """`count` is the function to call at each scrape."""
         self._count = count
 
     def collect(self) -> Iterable[Metric]:
@@ -252,26 +257,27 @@ class _AtEachScrape(Collector):
 
 
 def _is_drifted(member: Member) -> bool:
-    """Whether the node no longer matches what was proven there, and no change corrects that yet."""
+    """Whether a node no longer matches what was proven there, and no change is correcting that yet."""
     assessed = member.assessment
     return isinstance(assessed, Assessed) and assessed.drift is not None and member.node.fence is None
 
 
 def _prices(plan: RolloutPlan) -> dict[tuple[str, ...], float]:
-    """Return the hourly price of a GPU by policy and currency; policies without a price are left out."""
+    """Return the hourly price of a GPU by policy and currency. Policies without a price are left out."""
     specs = ((name, pool.policy.spec) for name, pool in plan.pools.items())
     costs = ((name, spec.cost) for name, spec in specs if spec is not None and spec.cost is not None)
     return {(name, cost.currency): float(cost.gpu_hourly_price) for name, cost in costs}
 
 
 def _unhealthy_reasons(policy: str, verdict: Verdict) -> list[tuple[str, str]]:
-    """Return policy and reason if the node has an unhealthy GPU, else nothing."""
+    """Return the policy and the reason as the only pair if the node has an unhealthy GPU, else an empty list."""
     health = verdict.health
     return [] if health is None or is_healthy(health) else [(policy, str(health.reason))]
 
 
 def _blocked_reasons(policy: str, verdict: Verdict) -> list[tuple[str, str]]:
-    """Return policy and reason, once for each pod that blocks; blockers that pass soon are left out."""
+    """Return a pair of policy and reason for each reason and each pod that blocks for it. Blockers that go away soon
+    by themselves are left out."""
     pods = {
         (blocker.reason, pod)
         for blocker in verdict.blockers
@@ -282,8 +288,8 @@ def _blocked_reasons(policy: str, verdict: Verdict) -> list[tuple[str, str]]:
 
 
 def _show(gauge: Gauge, values: Mapping[tuple[str, ...], float]) -> None:
-    """Replace the values of a gauge by these. No scrape sees the gauge half filled: the same thread serves the
-    pages."""
+    """Replace all values of a gauge. `values` are keyed by the values of its labels. No scrape sees the gauge half
+    filled, because the same thread serves the pages."""
     gauge.clear()
     for labels, value in values.items():
         gauge.labels(*labels).set(value)

@@ -26,24 +26,24 @@ class NodeWrites:
     sources: Sources
     """The cache that holds the versions which writes are conditional on, and takes the server's answers."""
     _created: dict[str, str] = field(default_factory=dict)
-    """UIDs of the Nodes for which a GPUNode was created, by name."""
+    """UID of the Node for which a GPUNode was last created, by node name."""
     _deleted: set[str] = field(default_factory=set)
-    """UIDs of mig-manager pods whose deletion the server accepted; only a few come together in the life of a
-    process."""
+    """UIDs of mig-manager pods whose deletion the server accepted; there are only a few in the life of a process."""
     _missed: Counter[str] = field(default_factory=Counter)
-    """By UID of a mig-manager pod: how often the server said that it is gone or replaced."""
+    """How often the server said that a mig-manager pod is gone or was replaced, by UID of the pod."""
 
     def forget(self, nodes: Container[str]) -> None:
-        """Forget for which Nodes a GPUNode was created, except for Nodes that are among these."""
+        """Forget the Nodes for which a GPUNode was created, except those in `nodes`."""
         for name in [name for name in self._created if name not in nodes]:
             del self._created[name]
 
     async def patch(self, action: NodePatch) -> bool:
-        """Patch the Node on the condition of its newest resourceVersion. After a 409 it is patched again only if the
-        node is still as it was when the action was decided; otherwise nothing is written and False is returned.
+        """Patch the Node on the condition of its newest known resourceVersion, and return True. After a 409 the Node
+        is read, and patched again only if it is still as it was when the action was decided; otherwise nothing is
+        written, and False is returned.
 
-        The executor has compared the node with the one that the plan saw, without a pause in between. Raises Conflict
-        after TRIES attempts.
+        The executor has compared the node with the one in the snapshot immediately before. Raises Conflict after TRIES
+        attempts.
         """
         name, version = action.node.name, self.sources.nodes.resource_version(action.node.name)
         for _ in range(TRIES):
@@ -67,7 +67,8 @@ class NodeWrites:
         )
 
     async def ensure_gpunode(self, action: EnsureGPUNode) -> None:
-        """Write the request to the agent into the node's GPUNode, which is created if there is none."""
+        """Write the request to the agent into the node's GPUNode, and create the GPUNode if it does not exist. The
+        server's answer is stored in the cache."""
         spec = {"request": {"id": action.request_id, "quiet": action.quiet}}
         try:
             if self.sources.gpunodes.resource_version(action.node):
@@ -81,9 +82,9 @@ class NodeWrites:
         self.sources.gpunodes.accept(raw)
 
     async def _new_gpunode(self, action: EnsureGPUNode, spec: JSON) -> JSON:
-        """Create a GPUNode, and return it. If one was created for this Node before, the Node is read first, because a
-        late watch may not show that it is gone: Kubernetes would delete the object at once, and we would create it
-        again as fast as we can.
+        """Create a GPUNode that the Node owns, and return it. If one was created for this Node before, the Node is
+        read first. A slow watch may not have shown yet that the Node is gone; Kubernetes would then delete the object
+        at once, and we would create it again as fast as we can.
 
         Raises NotFound if that Node is gone.
         """
@@ -97,9 +98,10 @@ class NodeWrites:
         return await self.client.create(GPUNODES, manifest)
 
     async def restart(self, action: RestartOperand) -> bool:
-        """Delete a mig-manager pod, once: the watch may not have shown yet that the pod is being deleted. Returns
-        whether the server accepted a deletion now. Raises NotFound or Conflict if the server has said ODD_AFTER
-        times that the pod is gone, although the watch still shows it."""
+        """Delete a mig-manager pod, so that it is restarted. It is deleted only once, because the watch may not have
+        shown yet that the pod is being deleted. Return whether the server accepted the deletion now. Raises NotFound
+        or Conflict once the server has said ODD_AFTER times that the pod is gone, although the watch still shows it.
+        """
         if action.uid in self._deleted:
             return False
         try:

@@ -1,4 +1,4 @@
-"""The observer of the loop. In the shipped process it is the metrics."""
+"""The observer of the loop. In the shipped process, the metrics are the observer."""
 
 from collections.abc import Mapping
 
@@ -10,15 +10,17 @@ from gpusharing.planning.transition.verdict import Verdict
 
 
 class Observer:
-    """Receives what happens in the loop. This one ignores everything, for an operator without metrics."""
+    """Receives a call for each thing that happens in the loop. This one ignores all of them, for an operator without
+    metrics."""
 
     def passed(
         self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
     ) -> None:
-        """Note the end of a pass: the seconds of its steps, its plan, its snapshot, and its outcome."""
+        """Called at the end of a pass with the seconds of each step by its name, the plan, the snapshot and the
+        outcome."""
 
     def acted(self, action: Action, result: str) -> None:
-        """Note an action and its result: `done`, or what prevented it."""
+        """Called after an action with its result: `done`, or what prevented it."""
 
     def changed(self, before: Verdict | None, after: Verdict) -> None:
-        """Note that the verdict of a node differs from the one before, which is None for a new node."""
+        """Called when the verdict of a node differs from the one before, which is None for a new node."""

@@ -16,32 +16,32 @@ log = structlog.get_logger()
 LOOK_EVERY = timedelta(seconds=10)
 """The longest rest between two passes, even if a plan names a later time."""
 FIRST_LOOK = 4
-"""The first event after a quiet time waits for this fraction of the debounce: events that belong together arrive
-within it."""
+"""An event after a quiet time waits for the debounce divided by this: events that belong together arrive within that
+time."""
 AT_ONCE = 2
-"""How many follow-up passes come without a break: configuration, then fence. More of them come from other nodes of a
-large pool, and every pass looks at all of it, so they are spaced out."""
+"""How many follow-up passes run without a break: configuration, then fence. More of them are caused by other nodes of
+a large pool, and every pass examines all nodes, so they are spaced out."""
 FOLLOW_UPS = 30
-"""The most passes that may follow one another at once. More of them would only load the API server."""
+"""The most passes that may follow one another without a rest. More of them would only load the API server."""
 RETRY = 2.0
-"""Seconds until the next pass after one that the API server or the Lease ended."""
+"""Seconds until the next pass, after the API server or the Lease has ended one."""
 
 
 @dataclass(slots=True)
 class Pace:
-    """The rests between the passes of one loop."""
+    """Decides how long one loop rests between its passes."""
 
     wake: asyncio.Event
     debounce: float
-    """Seconds from the first change to the pass that looks at all of them."""
+    """Seconds from the first change to the pass that handles all of them."""
     now: Callable[[], datetime]
     _follow_ups: int = 0
 
     async def rest(self, due: datetime | None) -> None:
-        """Wait until an event or `due`, at most LOOK_EVERY; after an event a moment longer, so that one pass handles a
-        whole burst.
+        """Wait until an event arrives or `due` has come, for LOOK_EVERY at most. After an event wait a little longer,
+        so that one pass handles a whole burst.
 
-        An event after a quiet time gets a pass soon; while much happens, passes are a whole debounce apart.
+        An event after a quiet time gets a pass soon; while many events arrive, passes are a whole debounce apart.
         """
         clock = asyncio.get_running_loop().time
         begun = clock()
@@ -56,8 +56,8 @@ class Pace:
         await asyncio.sleep(max(apart, self.debounce / FIRST_LOOK))
 
     async def _slow_down(self, left: timedelta) -> None:
-        """Wait if too many passes followed one another at once: a plan that writes in every pass and never settles
-        must not run fast."""
+        """Wait if too many passes have followed one another without a rest: a plan that writes in every pass and never
+        settles must not run fast. `left` is the rest that has just ended; one of 0 or less counts as no rest."""
         self._follow_ups = self._follow_ups + 1 if left <= timedelta(0) else 0
         if self._follow_ups > FOLLOW_UPS:
             log.warning(

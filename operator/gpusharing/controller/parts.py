@@ -1,4 +1,4 @@
-"""The parts of a loop, which read and write and decide nothing, and two clocks beside its passes."""
+"""The parts of a loop, which read and write but decide nothing, and two periodic tasks beside its passes."""
 
 import asyncio
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from gpusharing.planning.snapshot.actions import Action, SetPointers
 
 
 class LoopParts:
-    """The parts of one loop, and which of them know each other."""
+    """Creates the parts of one loop and connects them."""
 
     def __init__(
         self,
@@ -32,7 +32,8 @@ class LoopParts:
         identity: str,
         now: Callable[[], datetime],
     ) -> None:
-        """Create the parts; no call is made yet. `identity` is our name on the Lease."""
+        """Create the parts; no call is made yet. `identity` names this process in Events, `now` returns the time of
+        day."""
         self.leader, self.settings, self.observer, self.now = leader, settings, observer, now
         self.wake, self._complaints = asyncio.Event(), Complaints()
         """`wake` is set by every event; one pass then handles all of them."""
@@ -62,27 +63,29 @@ class LoopParts:
         self.gatherer = Gatherer(self.calls, self.sources, self.executor.calls, crew)
 
     def _acted(self, action: Action, result: str) -> None:
-        """Report an action to the observer, and also as an Event if it changed a ClusterPolicy."""
+        """Report an action and its result to the observer, and queue an Event if the action changed a
+        ClusterPolicy."""
         self.observer.acted(action, result)
         if isinstance(action, SetPointers) and result == "done":
             self.publisher.report_pointers(action, self.now())
 
     async def close(self) -> None:
-        """End every call that is still under way; returns when all of them have ended."""
+        """End every call that is still under way, and return when all of them have ended."""
         await self.publisher.close()
         await self.executor.crew.close()
         await self.gatherer.close()
 
     async def list_policies(self) -> None:
-        """Have the policies listed again every `relist` seconds, even if no event came. Runs until cancelled."""
+        """Make the next pass list the policies every `relist` seconds, even if no event came. Runs until canceled."""
         while True:
             await asyncio.sleep(self.settings.relist)
             self.sources.policies.touch()
             self.wake.set()
 
     async def count_pending(self) -> None:
-        """Count the pods that wait for a GPU every `pending_period` seconds, and wake the loop when a number has
-        changed. Runs until cancelled; a count that fails is logged and tried again."""
+        """Count the pods that wait for a GPU every `pending_period` seconds while this process leads and all sources
+        can be read, and wake the loop when a number has changed. Runs until canceled. A count that fails is logged and
+        tried again."""
         pending = self.gatherer.pending
         while True:
             if self.leader.is_leader and not self.sources.missing():

@@ -1,4 +1,4 @@
-"""Whether the loop makes progress. This decides liveness, because the duration of a pass does not.
+"""Whether the loop makes progress. Liveness is decided by this and not by the duration of a pass.
 
 A pass that creates five thousand objects takes minutes on a slow API server, and nothing is wrong with it. So passes
 must end, or the API server must answer the calls of the pass that is under way. Other calls of the process (watches,
@@ -13,19 +13,20 @@ from gpusharing.kube.client import ApiRequest
 from gpusharing.kube.clock import loop_time
 
 _OF_A_PASS: ContextVar[bool] = ContextVar("of_a_pass", default=False)
-"""Inherited by every task that a pass starts."""
+"""Whether the running task belongs to a pass. Inherited by every task that a pass starts."""
 
 
 class Progress:
-    """The moment at which the loop last made progress."""
+    """Records when the loop last made progress."""
 
     def __init__(self, clock: Callable[[], float] = loop_time) -> None:
+        """Count the present moment as progress. `clock` returns seconds and never goes back."""
         self._clock = clock
         self.last = clock()
-        """By the clock, in seconds."""
+        """When the loop last made progress, in seconds by the clock."""
 
     def made(self) -> None:
-        """Note that the loop has made progress now."""
+        """Record that the loop has made progress now."""
         self.last = self._clock()
 
     @contextmanager
@@ -38,6 +39,7 @@ class Progress:
             _OF_A_PASS.reset(token)
 
     def called(self, request: ApiRequest, status: int) -> None:
-        """Note an answer to a call of a pass, whatever the answer is. Status 0 is no answer. See http.OnCall."""
+        """Record progress if a call of a pass was answered, whatever the answer. A status of 0 means that there was
+        none. See http.OnCall."""
         if status and _OF_A_PASS.get():
             self.made()
