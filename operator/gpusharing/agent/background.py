@@ -1,5 +1,5 @@
-"""Run calls that may block for ever in daemon threads, so that neither the event loop nor the exit of the process
-waits for them."""
+"""Run calls that may block forever in daemon threads, so that neither the event loop nor the exit of the process waits
+for them."""
 
 import asyncio
 import queue
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Background(Protocol):
-    """Start a call that may block for ever in a daemon thread, and return a future of its result."""
+    """Starts a call that may block forever in a daemon thread, and returns a future of its result."""
 
     def __call__(self, call: Callable[[], T], name: str) -> asyncio.Future[T]:
         """Start `call` in a thread called `name` and return the future of its result. Must be called from a running
@@ -20,10 +20,10 @@ class Background(Protocol):
 
 
 def in_daemon_thread(call: Callable[[], T], name: str) -> asyncio.Future[T]:
-    """Start `call` in a new daemon thread called `name`, and return the future of its result or of the error that it
+    """Start `call` in a new daemon thread called `name`, and return a future that gets its result or the error that it
     raised.
 
-    asyncio.to_thread will not do: its threads are joined at exit, and a hung one would keep the process alive.
+    asyncio.to_thread does not fit: its threads are joined at exit, and a hung one would keep the process alive.
     """
     run, future = _prepare(call)
     threading.Thread(target=run, name=name, daemon=True).start()
@@ -31,10 +31,11 @@ def in_daemon_thread(call: Callable[[], T], name: str) -> asyncio.Future[T]:
 
 
 class Worker:
-    """Run calls as `in_daemon_thread` does, but all in one thread that stays: that halves the cost of an occasional
-    call.
+    """Runs calls as `in_daemon_thread` does, but all of them in one thread that stays, which halves the cost of an
+    occasional call.
 
-    Calls run one after the other, so if one hangs, the next ones wait. Meant for a caller that never has two at once.
+    Calls run one after another, so if one hangs, the next ones wait. Meant for a caller that never has two calls at
+    once.
     """
 
     def __init__(self) -> None:
@@ -52,14 +53,14 @@ class Worker:
         return future
 
     def _work(self) -> None:
-        """Run queued calls for ever."""
+        """Run queued calls forever."""
         while True:
             self._calls.get()()
 
 
 def _prepare(call: Callable[[], T]) -> tuple[Callable[[], None], asyncio.Future[T]]:
-    """Return a function for a thread to run, and the future that then carries the result of `call` or the error that
-    it raised. An abandoned future and a closed event loop are ignored."""
+    """Return a function for a thread to run, and the future that then gets the result of `call` or the error that it
+    raised. Nothing happens if the future was abandoned or the event loop is closed by then."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 

@@ -55,6 +55,7 @@ class Stream:
     __slots__ = ("body", "ended", "error", "headers")
 
     def __init__(self) -> None:
+        """Begin without any part of an answer."""
         self.body = bytearray()
         self.headers: dict[bytes, bytes] = {}
         """Headers and trailers by name; gRPC reports its status in the trailers."""
@@ -68,6 +69,7 @@ class Conversation:
     the bytes to send."""
 
     def __init__(self) -> None:
+        """Begin a connection: the first bytes to send are the client's preface."""
         self._unsent = [_PREFACE]
         self._unread = bytearray()
         self._decoder = Decoder()
@@ -107,12 +109,12 @@ class Conversation:
         return self._to_send()
 
     def _to_send(self) -> bytes:
-        """Return all bytes that were not sent yet, and forget them."""
+        """Return all bytes that have not been sent yet, and clear the buffer."""
         unsent, self._unsent = self._unsent, []
         return b"".join(unsent)
 
     def _begin(self, path: str) -> Stream:
-        """Queue the two frames of a call of the method `path` with an empty message, and return its new stream."""
+        """Queue the two frames that call the method `path` with an empty message, and return the new stream."""
         number, self._next = self._next, self._next + 2
         headers = HeadersFrame(number, _request(path), flags=("END_HEADERS",))
         message = DataFrame(number, _EMPTY_MESSAGE, flags=("END_STREAM",))
@@ -135,8 +137,8 @@ class Conversation:
             yield frame
 
     def _take(self, frame: Frame) -> None:
-        """Process one frame. Frames that do not matter to such calls are ignored. Raises ValueError for one that is
-        not allowed here: a push, or one that interrupts a block of headers."""
+        """Process one frame. Frames that do not matter to such calls are ignored. Raises ValueError for a frame that
+        is not allowed here: a push, one that interrupts a block of headers, or a continuation without a block."""
         if (self._headers is None) is isinstance(frame, ContinuationFrame):
             raise _refused("a block of headers is interrupted, or continues where none began")
         match frame:
@@ -160,16 +162,16 @@ class Conversation:
                 pass  # does not matter to such calls, or belongs to an extension
 
     def _stream(self, frame: Frame) -> Stream | None:
-        """Return the call that a frame belongs to, or None if that call has ended. Raises ValueError for a stream that
-        we never opened."""
+        """Return the stream that a frame belongs to, or None if its call has ended. Raises ValueError for a stream
+        that we never opened."""
         number = frame.stream_id
         if number % 2 == 0 or number >= self._next:
             raise _refused(f"an answer on stream {number}, for which no call is open")
         return self._open.get(number)
 
     def _take_headers(self, frame: HeadersFrame) -> None:
-        """Process a block of headers, or remember its beginning until the rest has come. Adds the headers to the call,
-        and ends it if this frame was its last."""
+        """Process a block of headers: add the headers to the call, and end the call if this frame was its last. If the
+        block is incomplete, store it until the rest has arrived."""
         if "END_HEADERS" not in frame.flags:
             self._headers = frame
             return
@@ -195,7 +197,7 @@ class Conversation:
 
     def _take_data(self, frame: DataFrame) -> None:
         """Append the data of a frame to the body of its call, and queue a window update once MOST bytes were consumed.
-        A body above MOST bytes ends its call with an error and resets the stream; the other calls go on."""
+        A body of more than MOST bytes ends its call with an error and resets the stream; the other calls continue."""
         self._taken += frame.flow_controlled_length
         if self._taken >= MOST:  # long before the window is used up
             self._unsent.append(WindowUpdateFrame(0, self._taken).serialize())
@@ -221,8 +223,8 @@ class Conversation:
             self._take_back(frame.stream_id)
 
     def _take_settings(self, frame: SettingsFrame) -> None:
-        """Queue the acknowledgment of the server's settings. Raises ValueError if they leave no room for a call; other
-        settings do not matter, because our headers use no table and our messages have five bytes."""
+        """Queue the acknowledgment of the server's settings. Raises ValueError if they allow no call. Other settings
+        do not matter, because our headers use no table and our messages have five bytes."""
         if "ACK" in frame.flags:
             return
         window = frame.settings.get(SettingsFrame.INITIAL_WINDOW_SIZE, _FIRST_WINDOW)
@@ -236,14 +238,14 @@ class Conversation:
             self._unsent.append(PingFrame(0, frame.opaque_data, flags=("ACK",)).serialize())
 
     def _take_goaway(self, frame: GoAwayFrame) -> None:
-        """Accept no more calls, and end those after the last one that the server names: it may finish the others
-        (section 6.8)."""
+        """Record that the connection accepts no more calls, and end the calls after the last one that the server
+        names; it may finish the earlier ones (section 6.8)."""
         self._terminated = True
         for number in [number for number in self._open if number > frame.last_stream_id]:
             self._take_back(number)
 
     def _take_back(self, number: int) -> None:
-        """End a call without an answer and drop the headers that have arrived for it."""
+        """End a call without an answer, and drop the headers that have arrived for it."""
         stream = self._open.pop(number)
         stream.headers.clear()
         stream.ended = True
@@ -256,8 +258,8 @@ def _refused(what: str) -> ValueError:
 
 @lru_cache(maxsize=8)
 def _request(path: str) -> bytes:
-    """Return the encoded headers of a call of the method `path`. They are never indexed, so the same bytes are valid
-    on every connection at any time."""
+    """Return the encoded headers that call the method `path`. They are never indexed, so the same bytes are valid on
+    every connection at any time."""
     rows = (
         (":method", "POST"),
         (":scheme", "http"),

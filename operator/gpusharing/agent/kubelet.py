@@ -27,8 +27,8 @@ class KubeletPodResources:
     """The podresources API of this node's kubelet. Supports one reading at a time."""
 
     def __init__(self, socket: Path = SOCKET, timeout: float = 5.0, allocatable_timeout: float = 2.0) -> None:
-        """Timeouts are in seconds: `timeout` for which pods hold devices, `allocatable_timeout` for which devices
-        exist. No connection is opened yet."""
+        """Prepare to read from `socket`; no connection is opened yet. `timeout` is how many seconds the kubelet has to
+        report which pods hold devices, `allocatable_timeout` how many it has to report which devices exist."""
         self._socket = socket
         self._timeout = timeout
         self._allocatable_timeout = allocatable_timeout
@@ -38,7 +38,8 @@ class KubeletPodResources:
         """Identity of the socket's file when the connection was opened; see `_identity_of`."""
 
     async def read(self) -> Holdings:
-        """Read once, as PodResources.read. A failure closes the connection, so the next reading opens a new one."""
+        """Return the current holdings, as PodResources.read does. An error closes the connection, so that the next
+        reading opens a new one."""
         try:
             holdings = await self._read()
         except BaseException:
@@ -53,8 +54,8 @@ class KubeletPodResources:
         self._connection = None
 
     async def _read(self) -> Holdings:
-        """Make both calls and decode their answers. Raises PodResourcesUnavailable, which says what to do, for every
-        error of the socket, the time limit or the protocol."""
+        """Make both calls and decode their answers. Raises PodResourcesUnavailable with a message about what to do,
+        for every error of the socket, the time limit or the protocol."""
         try:
             async with asyncio.timeout(self._timeout):
                 listed, allocatable = await self._ask()
@@ -73,8 +74,8 @@ class KubeletPodResources:
             ) from error
 
     async def _ask(self) -> Sequence[Stream]:
-        """Return the streams of both calls, the first of which has ended. If the open connection has failed, or the
-        socket's file was replaced by a new kubelet, connect anew and ask once more."""
+        """Return the streams of both calls, the first of which has ended. If the open connection fails, or a new
+        kubelet has replaced the socket's file, connect again and repeat the calls once."""
         file = _identity_of(self._socket)
         if self._connection is not None and self._connection.usable and self._file == file:
             with suppress(OSError, ValueError):
@@ -86,9 +87,9 @@ class KubeletPodResources:
         return await self._connection.ask(self._allocatable_timeout)
 
     def _allocatable_message(self, allocatable: Stream) -> bytes | None:
-        """Return the message of GetAllocatableResources, or None if the kubelet gave none, whatever the cause (feature
-        gate KubeletPodResourcesGetAllocatable, final since 1.28). A call that has not ended closes the connection.
-        Which pods hold devices decides about drains, and is known by now."""
+        """Return the message of GetAllocatableResources, or None if the kubelet gave none for any reason (feature gate
+        KubeletPodResourcesGetAllocatable, final since 1.28). If the call has not ended, the connection is closed. No
+        error is raised, because drains depend only on which pods hold devices, and that is known by now."""
         if not allocatable.ended:
             self.close()  # so that a late answer is not taken for that of the next turn
             return None
@@ -99,9 +100,10 @@ class KubeletPodResources:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection to the kubelet. It answers what the kubelet sends at any time, above all pings between calls."""
+    """One connection to the kubelet. It also answers what the kubelet sends between calls, above all pings."""
 
     def __init__(self) -> None:
+        """Begin unconnected; asyncio calls `connection_made`."""
         self._http2 = Conversation()
         self._transport: asyncio.Transport | None = None
         self._error: Exception | None = None
@@ -136,12 +138,12 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Remember the transport, as asyncio.Protocol demands."""
+        """Store the transport, as asyncio.Protocol requires."""
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
-        """Process bytes of the kubelet, send what they demand, and wake the waiting call. Invalid bytes end the
-        connection."""
+        """Process bytes from the kubelet, send the bytes that they require in return, and wake the waiting call.
+        Invalid bytes end the connection."""
         try:
             answer = self._http2.receive(data)
         except ValueError as error:
@@ -153,7 +155,7 @@ class _Connection(asyncio.Protocol):
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End all waiting calls with the connection's error, or with a ConnectionError if the kubelet closed it."""
+        """End the waiting call with the connection's error, or with a ConnectionError if the kubelet closed it."""
         self._end(exc or ConnectionError("the kubelet closed the connection before it answered"))
 
     def _end(self, error: Exception) -> None:
@@ -173,14 +175,14 @@ class _Connection(asyncio.Protocol):
         return self._error is not None or all(stream.ended for stream in self._awaited)
 
     def _wake(self) -> None:
-        """Wake the waiting call, if there is one, to look at its streams again."""
+        """Wake the waiting call, if there is one, so that it checks its streams again."""
         if self._woken is not None and not self._woken.done():
             self._woken.set_result(None)
 
 
 def _identity_of(socket: Path) -> tuple[int, ...]:
-    """Return what distinguishes the file of a socket from its replacement: inode numbers are reused, but with another
-    time of change. Raises OSError."""
+    """Return values that tell the file of a socket from a later file in its place: inode numbers are reused, but with
+    another time of change. Raises OSError."""
     status = os.stat(socket)
     return status.st_dev, status.st_ino, status.st_ctime_ns
 

@@ -1,7 +1,7 @@
 """Counters that are exported as Prometheus needs them, and dropped long after they stopped changing. Pure.
 
-`increase` does not count the first value of a series, and takes a value that fell for a counter that restarted at 0.
-So a new series, or one that comes back, is exported at once with the value 0, keeps it for longer than the usual time
+`increase` does not count the first value of a series, and takes a lower value for a counter that restarted at 0. So a
+new series, or one that comes back, is exported at once with the value 0, keeps it for longer than the usual time
 between scrapes, and only then shows its real count. None is dropped before its last count was exported and could be
 scraped.
 """
@@ -16,7 +16,7 @@ class LaggingCounts(Generic[Key]):
     """The counters of one metric by their labels, exported with a delay."""
 
     def __init__(self, lag: float) -> None:
-        """Keep a new counter at 0 for `lag` seconds after it was first counted."""
+        """Export each new counter as 0 for `lag` seconds after it was first added to."""
         self.exported: Mapping[Key, float] = {}
         """The values that are exported since the last turn. The mapping is replaced, never changed."""
         self.growth: Mapping[Key, float] = {}
@@ -30,12 +30,15 @@ class LaggingCounts(Generic[Key]):
         count."""
 
     def __contains__(self, key: Key) -> bool:
+        """Whether there is a counter for `key`."""
         return key in self._counts
 
     def __iter__(self) -> Iterator[Key]:
+        """Iterate over the keys of all counters."""
         return iter(self._counts)
 
     def __len__(self) -> int:
+        """Return how many counters there are."""
         return len(self._counts)
 
     def add(self, key: Key, amount: float, now: float) -> None:
@@ -46,8 +49,7 @@ class LaggingCounts(Generic[Key]):
         self._last_changed[key] = now
 
     def export(self, now: float) -> Mapping[Key, float]:
-        """End a turn: set `exported` and `growth` for the time `now`, and return the values that are exported from now
-        on."""
+        """End a turn at the time `now`: update `exported` and `growth`, and return the new `exported`."""
         before, exported, growth = self.exported, {}, {}
         for key, count in self._counts.items():
             exported[key] = count if now - self._first_added[key] >= self._lag else 0.0
@@ -59,8 +61,8 @@ class LaggingCounts(Generic[Key]):
         return exported
 
     def drop(self, now: float, patience: float, keep: Collection[Key] = ()) -> None:
-        """Drop the counters that have not changed for more than `patience` seconds and were exported in full, except
-        those in `keep`. A dropped one that comes back is new."""
+        """Drop the counters that have not changed for more than `patience` seconds and whose count was exported in
+        full, except those in `keep`. If a dropped counter comes back, it counts as new."""
         gone = {
             key
             for key, at in self._last_changed.items()

@@ -17,8 +17,8 @@ UNKNOWN_PROCESS = Process(pid=0, name="")
 
 
 def unreachable(index: int, access: Access, error: str = "") -> GPU:
-    """Return the record of a GPU that NVML cannot talk to: only its index, `access` and `error` are known, and
-    everything else says so."""
+    """Return the record of a GPU that NVML cannot communicate with. Only its index, `access` and `error` are known;
+    all other fields have the values for unknown or not supported."""
     return GPU(
         index=index,
         uuid="",
@@ -40,7 +40,7 @@ class PodID:
     """A pod as the node itself identifies it."""
 
     uid: str
-    """UID of the pod. That of a static pod is the hash of its manifest."""
+    """UID of the pod. For a static pod it is the hash of its manifest."""
     namespace: str = ""
     """Namespace of the pod; empty if `name` is."""
     name: str = ""
@@ -58,14 +58,14 @@ class ProcessUse:
     memory: int | None
     """Bytes; None when the driver does not report it."""
     sm_percent: int | None = None
-    """Share of the time of the GPU's SMs, of 100; None when the driver does not report it."""
+    """Percentage of the time of the GPU's SMs; None when the driver does not report it."""
     pod: PodID | None = None
-    """The pod of its cgroup, or None if it is in no pod or has ended."""
+    """The pod that its cgroup belongs to, or None if it is in no pod or has ended."""
 
 
 @value
 class DeviceUse:
-    """A whole GPU or MIG device and how much of it is in use. Only the metrics need it."""
+    """A whole GPU or MIG device, and how much of it is in use. Only the metrics need this."""
 
     gpu: int
     """Index of the GPU."""
@@ -87,14 +87,14 @@ class DeviceUse:
 
 @value
 class Use:
-    """What the GPUs are used for, and their XIDs. Only the metrics need it: no decision rests on it."""
+    """What the GPUs are used for, and their XIDs. Only the metrics need this: no decision depends on it."""
 
     devices: tuple[DeviceUse, ...] = ()
     """The devices, by GPU and then in the order of its MIG devices."""
     processes: tuple[ProcessUse, ...] = ()
     """What each process uses of each device."""
     xids: tuple[tuple[int, int, int], ...] = ()
-    """GPU index, XID, and how often it was received since the agent started."""
+    """For each GPU and XID: the index of the GPU, the XID, and how often it was received since the agent started."""
 
 
 @value
@@ -113,15 +113,17 @@ class Reading:
 
 
 class LibraryError(Exception):
-    """No reading was possible. The agent reports it, keeps the last known GPUs and reads again at the next turn.
+    """No reading was possible. The agent reports the error, keeps the last known GPUs and reads again at the next
+    turn.
 
     The message says what to do about it.
     """
 
     reason: ClassVar[str] = "NVMLFailed"
-    """First word of `status.observed.error`."""
+    """First word of `status.observed.error` for this error."""
     patience: ClassVar[int] = 0
-    """Consecutive readings with this error after which only a new process can help; 0 if a new one would not."""
+    """How many consecutive readings with this error are tolerated before the process ends, because only a new one can
+    read again; 0 if a new one would not help."""
 
 
 class NotLoaded(LibraryError):
@@ -131,7 +133,7 @@ class NotLoaded(LibraryError):
 
 
 class Replaced(LibraryError):
-    """The loaded driver is another one than this container's library belongs to: only a new container gets the right
+    """The loaded driver is not the one that this container's library belongs to. Only a new container gets the right
     library."""
 
     reason = "NVMLReplaced"
@@ -139,7 +141,7 @@ class Replaced(LibraryError):
 
 
 class AccessLost(LibraryError):
-    """The container cannot open the devices any more, for example since systemd was reloaded: only a new container
+    """The container can no longer open the devices, for example since systemd was reloaded. Only a new container
     can."""
 
     reason = "NVMLAccessLost"
@@ -157,8 +159,8 @@ class Library(Protocol):
     def read(self) -> Reading:
         """Open the library, read everything, and close it again even after an error. Raises LibraryError.
 
-        It blocks for as long as the driver blocks, which is for ever with a hung GPU, so it is never called from the
-        event loop. Between two calls no device is held: any open NVML client makes a MIG mode change fail
+        This blocks for as long as the driver blocks, which is forever with a hung GPU, so it is never called from the
+        event loop. Between two calls no device is held open: any open NVML client makes a MIG mode change fail
         (docs/design/nvidia.md#a9).
         """
         ...

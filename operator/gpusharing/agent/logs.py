@@ -1,4 +1,4 @@
-"""Write JSON log lines with stable keys, by the standard library alone: structlog would cost the agent 3 MiB."""
+"""Write JSON log lines with stable keys, using only the standard library: structlog would cost the agent 3 MiB."""
 
 import json
 import logging
@@ -9,16 +9,16 @@ _NO_EXTRAS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 class JSONLines(logging.Formatter):
-    """Format a record as one JSON object per line: timestamp, level, logger, event, node, and the keys passed as
-    `extra`."""
+    """Formats a record as one line of JSON: timestamp, level, logger, event, node, and the keys passed as `extra`."""
 
     def __init__(self, node: str) -> None:
+        """`node` is the value of the key `node` in each line."""
         super().__init__()
         self._node = node
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the JSON line of a record, with its traceback under `exception`. Values that JSON cannot hold are
-        written as text."""
+        converted to strings."""
         line = {
             "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -33,7 +33,8 @@ class JSONLines(logging.Formatter):
 
 
 def log_as_json(node: str, level: str) -> None:
-    """Send every log record of this process to stderr as a JSON line, from `level` on; replaces other handlers."""
+    """Send every log record of this process from `level` on to stderr as a JSON line, in place of any other
+    handler."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines(node))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -1,10 +1,9 @@
-"""Write what people see: Events, and the statuses of policies and GPUNodes. Only changes are written, and nothing is
-decided from any of it.
+"""Write what people see: Events, and the statuses of policies and GPUNodes. Only changes are written, and no decision
+depends on any of it.
 
 A node that begins to change is shown one period after it began to differ from what is shown, its next phases after
 two. Shorter phases are never shown; their information is shown with the next one. A phase that lasts (Synced, Failed,
 Blocked ...) is written at once.
-
 Failures are logged and tried again, after a longer wait each time: no pass ends or waits because of them, and no
 object waits because of another one. An Event counts as posted when the server has accepted it.
 
@@ -48,10 +47,10 @@ from gpusharing.planning.transition.verdict import Verdict
 log = structlog.get_logger()
 
 POOL_FACTOR = 2
-"""A policy's numbers and message may lag this many periods: every node of the pool changes them."""
+"""How many periods the numbers and the message of a policy may lag, because every node of the pool changes them."""
 
 MOVING_FACTOR = 2
-"""A node that is changing is shown again after this many periods: a transition has half a dozen phases."""
+"""How many periods pass until a node that is changing is shown again, because a transition has half a dozen phases."""
 
 MOST_PENDING = 1000
 """The most Events that may wait for the server; the oldest is dropped to make room for a new one."""
@@ -73,46 +72,48 @@ class Publisher:
     sources: Sources
     """The cache that holds the statuses as last read or written, and takes the server's answers."""
     period: float
-    """Seconds that a change of a resting node is held back; multiples of it apply to other changes."""
+    """Seconds for which a change of a resting node is held back; other changes are held back for multiples of this."""
     identity: str
-    """Name of this process, for Events."""
+    """Name of this process in Events."""
     crew: Crew = field(default_factory=lambda: Crew(16))
     on_verdict: Callable[[Verdict | None, Verdict], None] = lambda before, after: None
-    """Called with the last and the present verdict of each node whose verdict changed; for metrics."""
+    """Called with the previous and the present verdict of each node whose verdict changed; for metrics."""
     _verdicts: dict[str, Verdict] = field(default_factory=dict)
-    """By node: the verdict that was reported last to metrics, log and Events."""
+    """The verdict of each node that was last reported to metrics, log and Events, by node name."""
     _drains: dict[str, str] = field(default_factory=dict)
-    """By node: the change (`op` of its fence) whose drain was last reported by an Event."""
+    """The change (`op` of the fence) of each node whose drain was last reported by an Event, by node name."""
     _due: dict[str, datetime] = field(default_factory=dict)
-    """By object whose status has to change: when to write it, unless the change becomes urgent before."""
+    """When to write the status of each object that has to change, by key of the object, unless the change becomes
+    urgent earlier."""
     _unwritten: set[str] = field(default_factory=set)
-    """Objects whose transition may differ from what is shown, as long as that is not written."""
+    """Keys of nodes whose transition may differ from what is shown and was not written yet."""
     _objects: dict[str, tuple[NodeView, GPUNodeView | None]] = field(default_factory=dict)
-    """By node: its Node and GPUNode of the last pass, which are compared by identity."""
+    """The Node and the GPUNode of each node in the last pass, by node name. They are compared by identity."""
     _grounds: dict[str, tuple[object, ...]] = field(default_factory=dict)
-    """By policy: the facts that decided its conditions when they were last checked."""
+    """The facts that decided the conditions of each policy when they were last checked, by policy name."""
     _refused: dict[str, tuple[int, datetime]] = field(default_factory=dict)
-    """By object: how many refusals came in a row, and when to try again."""
+    """How many refusals came in a row, and when to try again, by key of the object."""
     _pending_events: deque[JSON] = field(default_factory=lambda: deque(maxlen=MOST_PENDING))
     """Events that the server has not accepted yet, oldest first."""
     _complaints: Complaints = field(default_factory=Complaints)
     _serial: int = 0
+    """How many Events were made, to give each a name of its own."""
     _round: asyncio.Task[datetime | None] | None = None
-    """The round that was begun last, or None if its end was awaited."""
+    """The round that was started last, or None once its end was awaited."""
 
     def begin(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> None:
-        """Begin to publish, concurrently with what comes next. Call it only after `ended`: there is one round at a
-        time."""
+        """Start a round that publishes in the background; `ended` awaits it. Call this only after `ended`, because
+        there is only one round at a time."""
         self._round = asyncio.create_task(self.publish(plan, snapshot, now))
 
     async def ended(self) -> datetime | None:
-        """Wait for the end of the current round. Returns when something that was held back is due; None if nothing is,
-        or if there was no round."""
+        """Wait for the end of the current round. Return when the first write that was held back is due, or None if
+        nothing was held back or there is no round."""
         round_, self._round = self._round, None
         return await round_ if round_ is not None else None
 
     async def close(self) -> None:
-        """End every write that is still under way; returns when all of them have ended."""
+        """End every write that is still under way, and return when all of them have ended."""
         if self._round is not None:
             self._round.cancel()
             await asyncio.wait({self._round})
@@ -122,8 +123,9 @@ class Publisher:
         await self.crew.close()
 
     async def publish(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> datetime | None:
-        """Write the statuses that have changed, and post the pending Events. Returns when something that was held back
-        is due, or None if nothing is. Errors of the server are logged, never raised."""
+        """Write the statuses that have changed, and post the pending Events. Return when the first write that was held
+        back is due, or None if nothing was. Errors of the server, and errors in computing a status, are logged and
+        never raised."""
         verdicts = {f"node/{v.node}": v for v in plan.verdicts.values() if self._is_news(v, snapshot)}
         policies = {f"policy/{policy.name}": policy for policy in snapshot.policies}
         for verdict in verdicts.values():
@@ -161,7 +163,7 @@ class Publisher:
         return min(due, default=None)
 
     def _forget(self, plan: RolloutPlan) -> None:
-        """Drop what is remembered about nodes and policies that no longer exist."""
+        """Drop what is remembered about nodes and policies that are not in the plan any more."""
         for name in self._verdicts.keys() - plan.verdicts.keys():
             del self._verdicts[name]
             self._objects.pop(name, None)
@@ -172,7 +174,7 @@ class Publisher:
             self._drop(f"policy/{name}")
 
     def _drop(self, key: str) -> None:
-        """Drop what is remembered about the status of one object."""
+        """Drop what is remembered about the status of the object with this key."""
         self._unwritten.discard(key)
         self._due.pop(key, None)
         self._refused.pop(key, None)
@@ -180,8 +182,8 @@ class Publisher:
 
     def _is_news(self, verdict: Verdict, snapshot: ClusterSnapshot) -> bool:
         """Whether the transition of a node may have to be written: its verdict, its Node or its GPUNode differs from
-        the last pass, or an earlier change was not written yet. The present Node and GPUNode are remembered for the
-        next pass."""
+        the last pass, or an earlier change was not written yet. Remembers the present Node and GPUNode for the next
+        pass."""
         name = verdict.node
         objects = (snapshot.nodes[name], snapshot.gpunodes.get(name))
         before, self._objects[name] = self._objects.get(name), objects
@@ -189,8 +191,8 @@ class Publisher:
         return not same or self._verdicts.get(name) != verdict or f"node/{name}" in self._unwritten
 
     def _notice(self, verdict: Verdict, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> None:
-        """Note that the transition of a node may have to be written. If its verdict changed, report that to metrics
-        and log, and add its Events to those that wait."""
+        """Record that the transition of a node may have to be written. If its verdict changed, report that to
+        `on_verdict`, and log and queue its Events."""
         before = self._verdicts.get(verdict.node)
         self._unwritten.add(f"node/{verdict.node}")
         if before != verdict:
@@ -207,8 +209,9 @@ class Publisher:
     async def _write_transition(
         self, verdict: Verdict, snapshot: ClusterSnapshot, now: datetime
     ) -> datetime | None:
-        """Write transition and health of a GPUNode if they differ from what is shown and may be written now. Returns
-        when to try again, or None if nothing is left to write. Ignored if the GPUNode does not exist yet."""
+        """Write the transition and the health of a node to its GPUNode if they differ from what is shown and may be
+        written now. Return when to try again, or None if nothing is left to write or the GPUNode does not exist yet.
+        """
         key = f"node/{verdict.node}"
         if verdict.node not in snapshot.gpunodes:
             return None  # it is being created in this pass
@@ -235,8 +238,8 @@ class Publisher:
     async def _status(
         self, policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
     ) -> datetime | None:
-        """Write the status of a policy if it has changed, and queue an Event if the policy has just been refused.
-        Returns when to look at it again, or None if nothing is left to write."""
+        """Write the status of a policy if it has changed and may be written now, and queue an Event if the policy has
+        just been refused. Return when to check it again, or None if nothing is left to write."""
         key = f"policy/{policy.name}"
         grounds = find_grounds(policy, plan, snapshot)
         before, self._grounds[policy.name] = self._grounds.get(policy.name), grounds
@@ -261,16 +264,16 @@ class Publisher:
         return later
 
     def _hold(self, key: str, now: datetime, lag: timedelta) -> datetime | None:
-        """Return when a change may be written if that is later than now, else None. It may be written `lag` after it
-        was first seen."""
+        """Return when the change of the object `key` may be written, or None if it may be written now. It may be
+        written `lag` after it was first noticed."""
         due = self._due.setdefault(key, now + lag)
         return due if due > now else None
 
     async def _write(
         self, key: str, now: datetime, resource: Resource, body: JSON, accept: Callable[[JSON], None]
     ) -> datetime | None:
-        """Patch the status of one object, and give the answer to `accept`. Returns when to try again after a refusal,
-        or None if it was written or the object is gone."""
+        """Patch the status of the object named by `key`, and pass the server's answer to `accept`. Return when to try
+        again after a refusal, or None if the status was written or the object is gone."""
         try:
             name = key.partition("/")[2]
             accept(await self.client.patch(resource, name, body, subresource="status"))
@@ -283,7 +286,8 @@ class Publisher:
         return None
 
     def _refusal(self, key: str, event: str, error: Exception, now: datetime) -> datetime:
-        """Note a refusal, log it once, and return when to try again. Raises errors that concern all calls."""
+        """Record a refusal, log `event` once, and return when to try again; the wait doubles with each refusal in a
+        row. A call that was held back is neither recorded nor logged. Raises errors that concern all calls."""
         if isinstance(error, ServerAway | Unauthorized):
             raise error
         if isinstance(error, HeldBack):
@@ -295,7 +299,7 @@ class Publisher:
         return self._refused[key][1]
 
     def _accepted(self, key: str) -> None:
-        """Forget the refusals of an object."""
+        """Forget the refusals of an object, and log that they are over if there were any."""
         self._refused.pop(key, None)
         self._complaints.ends(key)
 
@@ -304,7 +308,8 @@ class Publisher:
     def _queue_events(
         self, events: tuple[Event, ...], verdict: Verdict, plan: RolloutPlan, now: datetime
     ) -> None:
-        """Queue the Events of a verdict and log them. Ignored if the policy of the verdict has no pool."""
+        """Queue `events`, which concern the node of the verdict, and log them. Does nothing if the policy of the
+        verdict has no pool."""
         pool = plan.pools.get(verdict.policy)
         if pool is None:
             return
@@ -320,15 +325,15 @@ class Publisher:
             )
 
     def report_pointers(self, action: SetPointers, now: datetime) -> None:
-        """Queue an Event that the operator changed a ClusterPolicy; it is posted with the next round."""
+        """Queue an Event which says that the operator changed a ClusterPolicy; it is posted in the next round."""
         policy = action.policy
         kind = {"apiVersion": CLUSTER_POLICIES.api_version, "kind": "ClusterPolicy"}
         regarding = {**kind, "name": policy.name, "uid": policy.uid}
         self._pending_events.append(self._event(pointers_event(action), regarding, now))
 
     async def _post_events(self, now: datetime) -> datetime | None:
-        """Post the pending Events in the order in which they happened. Returns when to try again after a failure, or
-        None if none is left. An Event that the server refuses as invalid is logged and dropped."""
+        """Post the pending Events, oldest first. Return when to try again after a failure, or None if all were posted.
+        An Event that the server rejects as invalid is logged and dropped."""
         while self._pending_events:
             body = self._pending_events[0]
             try:
@@ -351,8 +356,8 @@ class Publisher:
         return None
 
     def _event(self, event: Event, regarding: JSON, now: datetime) -> JSON:
-        """Return the body of an Event (events.k8s.io/v1). Events about cluster-scoped objects live in the namespace
-        default."""
+        """Return the body of an Event (events.k8s.io/v1) about the object `regarding`. Events about cluster-scoped
+        objects are created in the namespace default."""
         self._serial += 1
         stamp = to_micro_time(now)
         return {
@@ -374,19 +379,19 @@ class Publisher:
 
 
 def _policy_of(policy: PolicyView) -> JSON:
-    """Return the reference by which an Event names a policy."""
+    """Return the object reference that Events use for a policy."""
     kind = {"apiVersion": names.API_VERSION, "kind": "GPUSharingPolicy"}
     return {**kind, "name": policy.name, "uid": policy.uid}
 
 
 def _statuses(status: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Return type and status of each condition."""
+    """Return the type and the status of each condition in the status of a policy."""
     return tuple((row["type"], row["status"]) for row in status.get("conditions") or ())
 
 
 def _replacing(wanted: Mapping[str, Any], previous: Mapping[str, Any]) -> JSON:
-    """Return a merge patch that replaces the previous status. A merge patch merges maps, so resources that are gone
-    from the capacities of the plan are set to null."""
+    """Return a merge patch that replaces the status `previous` by `wanted`. A merge patch merges maps, so resources
+    that are no longer in the capacities of the plan are set to null."""
     body = dict(wanted)
     old, new = previous.get("plan"), wanted.get("plan")
     if old and new:

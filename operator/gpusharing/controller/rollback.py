@@ -1,7 +1,7 @@
 """`gpusharing-rollback-check`: the chart's pre-rollback hook. It reads the CRD and the policies, and writes nothing.
 
-Helm runs it from the revision that is rolled back to, so the fields that this image knows are all that the policies
-would keep.
+Helm runs it from the revision that the release returns to, so the policies would keep only the fields that this image
+knows.
 """
 
 import asyncio
@@ -21,13 +21,13 @@ from gpusharing.kube.raw import entries, section, text
 from gpusharing.planning.stack.hooks import HookAnswer, explain_unblock, find_retreat
 
 REFUSED = 1
-"""Exit status that keeps Helm from rolling back."""
+"""Exit status that makes Helm stop the rollback."""
 CRD = POLICIES.full_name
 
 
 async def ask(client: KubeClient, release: str, namespace: str) -> HookAnswer:
-    """Return whether the release may be rolled back, and why. If something cannot be read the answer is no, with the
-    error."""
+    """Return whether the release may be rolled back, and the reason. If something cannot be read, the answer is no,
+    with the error."""
     try:
         crd = await client.get(CUSTOM_RESOURCE_DEFINITIONS, CRD)
         policies = await list_of(client, POLICIES)
@@ -44,7 +44,7 @@ async def ask(client: KubeClient, release: str, namespace: str) -> HookAnswer:
 
 
 def _served(crd: JSON) -> JSON:
-    """Return the schema of the spec in the version that we read; empty if the CRD does not have that version."""
+    """Return the schema of the spec in our version of the CRD; empty if the CRD does not have that version."""
     for version in entries(crd, "spec", "versions"):
         if text(version, "name") == VERSION:
             return section(version, "schema", "openAPIV3Schema", "properties", "spec")
@@ -52,13 +52,15 @@ def _served(crd: JSON) -> JSON:
 
 
 async def _run(environment: Mapping[str, str]) -> HookAnswer:
+    """Return the answer of `ask` for the release that the environment names, with the credentials of the
+    environment."""
     login = environment_login(environment)
     async with HttpClient(login, name="gpusharing-rollback") as client:
         return await ask(client, environment["GPUSHARING_RELEASE"], environment["GPUSHARING_NAMESPACE"])
 
 
 def main() -> None:
-    """Print the answer, and exit with a status that says whether Helm may go on."""
+    """Print the answer, and exit with 0 if Helm may roll back, else with REFUSED."""
     retreat = asyncio.run(_run(os.environ))
     print(retreat.text)
     sys.exit(0 if retreat.allowed else REFUSED)

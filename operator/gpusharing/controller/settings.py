@@ -1,5 +1,5 @@
-"""The operator's settings: environment variables GPUSHARING_*, which the chart sets. A bad one ends the start with an
-error that names it.
+"""The operator's settings: environment variables GPUSHARING_*, which the chart sets. A variable that is not valid
+prevents the start, with an error that names it.
 
 `docs/reference/settings.md` is generated from this file.
 """
@@ -24,7 +24,7 @@ EXAMPLES = {
     "protected_namespaces": "kube-system,monitoring",
     "unsafe_drivers": "570,580.95.05",
 }
-"""Examples for settings whose default does not show how to write one."""
+"""Examples for the settings whose default does not show what a value looks like, by field name."""
 WHY = {
     "float_parsing": " is not a number",
     "finite_number": " is not a number",
@@ -33,7 +33,7 @@ WHY = {
     "greater_than": " must be above 0",
     "less_than_equal": " is not a port",
 }
-"""Our words for pydantic's errors, to follow the name and value of a variable."""
+"""Our wording for pydantic's errors, by their type. It follows the name and the value of the variable."""
 MaintenanceKeys = Annotated[tuple[str, ...], listed(find_problem)]
 
 
@@ -96,8 +96,8 @@ class Settings:
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
-    """Return the settings from every GPUSHARING_<NAME>. Raises SettingsError for an unknown name or a value that is
-    not valid."""
+    """Return the settings that the variables GPUSHARING_<NAME> give; others have their defaults. Raises SettingsError
+    for an unknown name, or for a value that is not valid by itself or together with others."""
     texts = {name.removeprefix(PREFIX): text for name, text in environment.items() if name.startswith(PREFIX)}
     plan, shell = _variables(PlanSettings), _variables(Settings)
     known = plan.keys() | shell.keys()
@@ -121,19 +121,20 @@ _PLAN, _SHELL = TypeAdapter(PlanSettings), TypeAdapter(Settings)
 
 
 def default_text(value: object) -> str:
-    """Return a value as the text of its variable."""
+    """Return a value as it would be written in its environment variable."""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _variables(kind: type) -> dict[str, str]:
-    """Return the names of fields by the names of their variables, without the prefix."""
+    """Return the field names of a settings class by the names of their variables, without the prefix."""
     return {item.name.upper(): item.name for item in fields(kind) if item.name != "plan"}
 
 
 def _explain(error: ValidationError) -> str:
-    """Return the first bad value for people: the variable, what is wrong with it, and a valid example."""
+    """Return a message about the first value that is not valid: its variable, what is wrong with it, and a valid
+    example."""
     first = error.errors(include_url=False)[0]
     name, text, context = str(first["loc"][0]), first["input"], first.get("ctx", {})
     if first["type"] == "literal_error":
@@ -148,7 +149,8 @@ def _explain(error: ValidationError) -> str:
 
 
 def _check_lease(settings: Settings) -> None:
-    """Raise SettingsError unless a leader can renew before it has to give up, and gives up before others take over."""
+    """Raise SettingsError unless a leader has time to renew before it must stop, and stops before another process
+    takes over."""
     if not settings.retry_period < settings.renew_deadline < settings.lease_seconds:
         raise SettingsError(
             f"{PREFIX}RETRY_PERIOD={settings.retry_period:g}, {PREFIX}RENEW_DEADLINE={settings.renew_deadline:g} and"
@@ -158,7 +160,7 @@ def _check_lease(settings: Settings) -> None:
 
 
 def _check_cap(settings: Settings) -> None:
-    """Raise SettingsError if more nodes may be in flight than the Lease can hold claims."""
+    """Raise SettingsError if more nodes may be in flight than the Lease can hold claims for."""
     if settings.plan.max_in_flight > MOST_CLAIMS:
         raise SettingsError(
             f"{PREFIX}MAX_IN_FLIGHT={settings.plan.max_in_flight} is more than the {MOST_CLAIMS} nodes whose slots the"
@@ -167,8 +169,8 @@ def _check_cap(settings: Settings) -> None:
 
 
 def _check_marks(settings: Settings) -> None:
-    """Raise SettingsError if a mark that the operator sets during a change is also one that keeps it away from
-    nodes."""
+    """Raise SettingsError if a label that the operator sets during a change is also configured as a mark that keeps
+    the operator away from nodes."""
     for entry in settings.plan.neighbour_labels:
         key = entry.partition("=")[0]
         if key in settings.maintenance_keys:
@@ -179,8 +181,8 @@ def _check_marks(settings: Settings) -> None:
 
 
 def _check_admin_maps(settings: Settings) -> None:
-    """Raise SettingsError if an admin's ConfigMap is one of ours: merged into itself, it would keep every entry for
-    ever and never be corrected."""
+    """Raise SettingsError if an admin's ConfigMap is one of ours: merged into itself, it would keep every entry
+    forever and never be corrected."""
     ours = settings.plan.plugin_config_map, settings.plan.mig_config_map
     admin_maps = {
         "ADMIN_PLUGIN_CONFIG_MAP": settings.admin_plugin_config_map,

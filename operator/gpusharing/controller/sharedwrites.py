@@ -22,11 +22,12 @@ from gpusharing.planning.snapshot.views import ClusterSnapshot
 log = structlog.get_logger()
 
 TRIES = 3
-"""How many attempts a conditional write gets; it is decided again after each 409."""
+"""How many attempts a conditional write gets. After each 409 it is decided again whether to write."""
 
 
 def subject_of(action: Action) -> str:
-    """Return the object that a shared write is about, as failures name it."""
+    """Return the name under which failures of a shared write are recorded: that of the policy, CLAIMS, CLUSTER_POLICY
+    or CONFIG_MAPS."""
     match action:
         case SetFinalizer():
             return policy_subject(action.policy)
@@ -47,10 +48,10 @@ class SharedWrites:
     """The cache that holds these objects as last read, and takes the server's answers."""
     now: Callable[[], datetime]
     writing: str = ""
-    """The ConfigMap that is being written, or was written last, as `namespace/name`."""
+    """The ConfigMap that is being written, or was last written, as `namespace/name`."""
 
     async def write_config(self, action: WriteConfig, snapshot: ClusterSnapshot) -> None:
-        """Write what differs in our two ConfigMaps; a ConfigMap that is right already is not written."""
+        """Write the differences to our two ConfigMaps. A ConfigMap without differences is not written."""
         settings, stack = snapshot.settings, snapshot.stack
         namespace = settings.gpu_operator_namespace
         if (body := plugin_patch(action, stack, self.now())) is not None:
@@ -59,11 +60,11 @@ class SharedWrites:
             await self._apply(settings.mig_config_map, body, {MIG_KEY: action.mig_file}, namespace)
 
     async def _apply(self, name: str, body: JSON, data: Mapping[str, str], namespace: str) -> None:
-        """Patch a ConfigMap, or create it with all of its `data` if it does not exist or no longer exists. The answer
-        goes to the cache.
+        """Patch a ConfigMap with `body`, or create it with all of its `data` if it does not exist (any more). Logs the
+        write and stores the answer in the cache.
 
-        A ConfigMap that someone created a moment ago may have entries of theirs, so it is not patched before it has
-        been read: creating it raises AlreadyExists then.
+        A ConfigMap that somebody else created a moment ago may have other entries, so it is not patched before it has
+        been read: creating it then raises AlreadyExists.
         """
         self.writing = f"{namespace}/{name}"
         metadata = body["metadata"] | {"name": name, "namespace": namespace}
@@ -79,8 +80,8 @@ class SharedWrites:
         self.sources.config_maps.accept(raw)
 
     async def set_pointers(self, action: SetPointers) -> None:
-        """Set the pointers of a ClusterPolicy by one patch. Raises Conflict if the ClusterPolicy has changed since the
-        decision; the next pass decides again."""
+        """Set the pointers of a ClusterPolicy to our ConfigMaps with one patch, and log that. Raises Conflict if the
+        ClusterPolicy has changed since the decision; the next pass decides again."""
         name, cache = action.policy.name, self.sources.cluster_policies
         # The cache holds ClusterPolicy alone; its MPS daemon was added for the decision, from a DaemonSet.
         if cache.items.get(name) != replace(action.policy, mps_daemon=None):
@@ -101,13 +102,13 @@ class SharedWrites:
         )
 
     async def set_finalizer(self, action: SetFinalizer) -> None:
-        """Add our finalizer to a policy, or remove it. Nothing is written if that is done already.
+        """Add our finalizer to a policy, or remove it. Nothing is written if that is already done.
 
-        If the policy has changed meanwhile, the finalizer is still added, because that hinders nobody. It is not
-        removed: the change may be the very deletionPolicy that needs it, so the next pass decides.
+        If the policy has changed since it was read, the finalizer is still added, because that hinders nobody. It is
+        not removed, because the change may be the very deletionPolicy that needs it; the next pass decides again.
 
-        Raises Conflict if it cannot be added because that policy is gone, or has been replaced by another one of its
-        name: no node may be fenced for it.
+        Raises Conflict if the finalizer cannot be added because the policy is gone or was replaced by another one of
+        its name (no node may be fenced for it then), or if others keep changing the policy.
         """
         policies = self.sources.policies
         version, present = policies.finalizers(action.policy)
@@ -133,7 +134,7 @@ class SharedWrites:
         )
 
     async def _reread(self, policy: str) -> JSON | None:
-        """Read a policy and give it to the cache. Returns the policy, or None if it is gone."""
+        """Read a policy, store it in the cache, and return it, or None if it is gone."""
         try:
             raw = await self.client.get(POLICIES, policy)
         except NotFound:
@@ -143,8 +144,8 @@ class SharedWrites:
 
 
 def _finalizers(present: tuple[str, ...], action: SetFinalizer) -> JSON:
-    """Return metadata with the finalizers of others, with ours if the action adds it, and with the policy's UID if it
-    is known."""
+    """Return the metadata of a patch: the finalizers of others in `present`, ours if the action adds it, and the
+    policy's UID if that is known."""
     others = [name for name in present if name != names.FINALIZER]
     wanted = [*others, names.FINALIZER] if action.present else others
     return {"finalizers": wanted, "uid": action.uid} if action.uid else {"finalizers": wanted}

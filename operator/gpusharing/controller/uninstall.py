@@ -17,12 +17,12 @@ from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
 from gpusharing.planning.stack.hooks import HookAnswer, find_farewell
 
 REFUSED = 1
-"""Exit status that keeps Helm from uninstalling."""
+"""Exit status that makes Helm stop the removal."""
 
 
 async def ask(client: KubeClient, settings: PlanSettings) -> HookAnswer:
-    """Return whether the operator may be uninstalled, and why. If something cannot be read the answer is no, with the
-    error."""
+    """Return whether the operator may be uninstalled, and the reason. If something cannot be read, the answer is no,
+    with the error."""
     try:
         nodes = [node_view(raw) async for page in pages_of(client, NODES) for raw in page.items]
         policies = await _policies(client)
@@ -37,7 +37,7 @@ async def ask(client: KubeClient, settings: PlanSettings) -> HookAnswer:
 
 
 async def _policies(client: KubeClient) -> list[PolicyView]:
-    """Return all policies; empty if their kind no longer exists."""
+    """Return all policies; empty if their kind no longer exists. Raises other KubeErrors."""
     try:
         return list(map(policy_view, await list_of(client, POLICIES)))
     except NotFound:
@@ -46,7 +46,7 @@ async def _policies(client: KubeClient) -> list[PolicyView]:
 
 async def _cluster_policies(client: KubeClient) -> list[str]:
     """Return the names of all ClusterPolicies, for the commands that are printed. Empty if they cannot be read, which
-    keeps nobody from uninstalling."""
+    does not prevent the removal."""
     try:
         return [text(raw, "metadata", "name") for raw in await list_of(client, CLUSTER_POLICIES)]
     except KubeError:
@@ -54,6 +54,7 @@ async def _cluster_policies(client: KubeClient) -> list[str]:
 
 
 async def _run(environment: Mapping[str, str]) -> HookAnswer:
+    """Return the answer of `ask` with the settings and the credentials of the environment. Raises SettingsError."""
     settings = from_environment(environment)
     login = environment_login(environment)
     async with HttpClient(login, name="gpusharing-uninstall") as client:
@@ -61,7 +62,8 @@ async def _run(environment: Mapping[str, str]) -> HookAnswer:
 
 
 def main() -> None:
-    """Print the answer, and exit with a status that says whether Helm may go on."""
+    """Print the answer, and exit with 0 if Helm may go on, else with REFUSED. Exits with a message if a setting is not
+    valid."""
     try:
         farewell = asyncio.run(_run(os.environ))
     except SettingsError as error:
