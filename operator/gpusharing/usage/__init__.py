@@ -1,1 +1,2 @@
-"""What did the GPUs cost, and which layout suits what used them? Two verbs of the plugin, from Prometheus alone."""
+"""What did the GPUs cost, and which layout would suit the workloads that used them? Two verbs of the plugin that read
+only Prometheus."""

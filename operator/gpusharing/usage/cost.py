@@ -19,14 +19,15 @@ from gpusharing.usage.say.cost import CostReport, as_data, as_rows, describe
 
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
-    """Run the verb against the address that `--prometheus` gives. Return the exit status, as VerbModule."""
+    """Run the verb against the Prometheus at the address in `--prometheus`, without contacting a cluster. Return the
+    exit status (see VerbModule)."""
     return asyncio.run(_answer(place_named(typed), typed, terminal))
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Run the verb against a Prometheus in the cluster. Return the exit status, as VerbModule. Flags are checked
-    before the cluster is contacted."""
-    query_of(typed, 0.0)  # a mistake is reported before anything is asked
+    """Run the verb against a Prometheus in the cluster. Return the exit status (see VerbModule). Flags are checked
+    first, so a mistake in them raises Trouble before the cluster is contacted."""
+    query_of(typed, 0.0)  # reports mistakes before the cluster is contacted
     return await _answer(await place_found(session, typed), typed, terminal)
 
 
@@ -41,7 +42,8 @@ async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def find_answer(prometheus: Prometheus, typed: Namespace) -> CostReport:
-    """Read the meter's series from `prometheus` and return the bill with its remarks. Raises Trouble."""
+    """Read the meter's series from `prometheus` and return the bill with its remarks. The window ends now, by the
+    clock of that Prometheus, unless `--until` names another time. Raises Trouble."""
     query = query_of(typed, await prometheus.now())
     metered = await read_metered(prometheus, query)
     bill = make_bill(metered.cells, by_policy=query.by == POLICY)
@@ -62,8 +64,8 @@ async def find_answer(prometheus: Prometheus, typed: Namespace) -> CostReport:
 
 
 def query_of(typed: Namespace, now: float) -> MeterQuery:
-    """Return the query that the flags ask for; its window ends at `now` unless `--until` says otherwise. Raises
-    Trouble for flags that cannot be used."""
+    """Return the query for these flags; its window ends at `now` unless `--until` names another time. Raises Trouble
+    for flags that cannot be used."""
     start, end = span_of(typed, now)
     if not re.fullmatch(r"[A-Z]{3}", typed.currency):
         raise Trouble(f"--currency {typed.currency}: write three capital letters, such as USD")

@@ -1,8 +1,7 @@
-"""The flags of verbs that query only Prometheus, and the one that they mean (`--prometheus`, `--service`, or
-neither).
+"""Find the Prometheus that the flags `--prometheus` and `--service` name, for verbs that query nothing else.
 
-With an address no cluster is contacted. Otherwise a Service is queried, through the API server and with the right
-`get services/proxy`: the one that is named, or the only one that looks like a Prometheus.
+With `--prometheus`, no cluster is contacted. Otherwise a Service is queried through the API server, which requires the
+right `get services/proxy`: the Service that `--service` names, or else the only one that looks like a Prometheus.
 """
 
 from argparse import Namespace
@@ -14,16 +13,16 @@ from gpusharing.usage.prometheus.services import find_place
 
 
 def place_named(typed: Namespace) -> Endpoint:
-    """Return how to reach the Prometheus at the address of `--prometheus`. Raises Trouble if a Service is named
-    too."""
+    """Return how to reach the Prometheus at the address in `--prometheus`. Raises Trouble if `--service` is given too,
+    and for the reasons of `place_of`."""
     if typed.service:
         raise Trouble("give --prometheus or --service, not both")
     return place_of(typed.prometheus, typed.token_file, typed.ca_file)
 
 
 async def place_found(session: Session, typed: Namespace) -> Endpoint:
-    """Return how to reach a Prometheus in the cluster. Raises Trouble, also for flags that only work with an
-    address."""
+    """Return how to reach a Prometheus in the cluster: the Service of `--service`, or the only likely one. Raises
+    Trouble if there is none, and if `--token-file` or `--ca-file` is given, which only work with `--prometheus`."""
     if typed.token_file or typed.ca_file:
         raise Trouble(
             "--token-file and --ca-file are for --prometheus URL; a Service is reached with your kubeconfig"

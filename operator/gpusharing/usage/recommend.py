@@ -1,8 +1,8 @@
-"""`recommend [-l NODES | --policy NAME] [--window 14d]`: recommend a layout for a pool, by what its workloads
+"""`recommend [-l NODES | --policy NAME] [--window 14d]`: recommend a layout for a pool, based on what its workloads
 used.
 
-It needs only Prometheus and not the operator: dcgm-exporter is enough. Where the operator is installed, it also
-shows the plan of the policy. Nothing is applied: `--write FILE` writes a policy that waits for an approval.
+It needs only Prometheus with dcgm-exporter, not the operator. Where the operator is installed, it also shows the plan
+of the policy. Nothing is applied: `--write FILE` writes a policy that waits for an approval.
 """
 
 import asyncio
@@ -35,23 +35,26 @@ from gpusharing.usage.say.recommend import (
 )
 
 MOST = round(30 * DAY)
-"""The longest window, in seconds: what is older than some days has almost no weight."""
+"""The longest window, in seconds. Samples older than a few days have almost no weight."""
 
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
-    """Run the verb against the address that `--prometheus` gives. Return the exit status, as VerbModule."""
+    """Run the verb against the Prometheus at the address in `--prometheus`, without contacting a cluster. Return the
+    exit status (see VerbModule)."""
     _check(typed)
     return asyncio.run(_answer(place_named(typed), typed, terminal, None))
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Run the verb against a Prometheus in the cluster. Return the exit status, as VerbModule."""
+    """Run the verb against a Prometheus in the cluster, and plan the policy there. Return the exit status (see
+    VerbModule)."""
     _check(typed)
     return await _answer(await place_found(session, typed), typed, terminal, session)
 
 
 def _check(typed: Namespace) -> None:
-    """Raise Trouble for flags that cannot be used, before anything is queried."""
+    """Raise Trouble for flags that cannot be used, including a `--write` file that already exists. Nothing
+    is queried."""
     span_of(typed, 0.0, MOST)
     selector_of(typed.selector)
     if typed.policy and typed.nodes:
@@ -69,8 +72,9 @@ def _check(typed: Namespace) -> None:
 
 
 async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal, session: Session | None) -> int:
-    """Find and print the recommendation, and write the policy to the file of `--write`. Return DONE, or CHANGES if
-    the answer is incomplete. Raises Trouble, also if there is no policy to write."""
+    """Find and print the recommendation, and write the policy to the file of `--write`. Return DONE, or CHANGES if the
+    answer is incomplete. Raises Trouble; if `--write` is given and there is no policy to write, it does so after
+    the answer was printed."""
     async with prometheus_at(place) as prometheus:
         answer = await find_answer(prometheus, typed, session)
     if answer.policy is not None and terminal.output != "csv":
@@ -98,8 +102,9 @@ async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal, session
 
 
 async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session | None) -> RecommendReport:
-    """Return the recommendation. With a `session` the cluster says which nodes are meant, with None Prometheus
-    does. Raises Trouble, also where the history is too short to recommend anything."""
+    """Return the recommendation, without the plan of its policy. With a `session` the nodes are selected in the
+    cluster, and with None in Prometheus. Raises Trouble, also if no pod used a GPU or no workload has a history
+    that is long enough."""
     start, end = span_of(typed, await prometheus.now(), MOST)
     selector = selector_of(typed.selector)
     if session is None:
@@ -148,7 +153,8 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
 
 
 async def find_effect(session: Session | None, scope: NodeScope, policy: dict[str, object]) -> Planned | str:
-    """Return what the policy would do, by the code of `plan -f`, or why that is unknown, as a clause."""
+    """Return the plan of the policy, as `plan -f` would compute it, or a clause that says why it is unknown. A Trouble
+    from the cluster becomes such a clause."""
     if session is None:
         return "with --prometheus no cluster is contacted; use --service for a Prometheus inside one"
     if scope.unlabelled:
@@ -160,7 +166,7 @@ async def find_effect(session: Session | None, scope: NodeScope, policy: dict[st
 
 
 def _refuse_too_little(needs: tuple[Need, ...]) -> None:
-    """Raise Trouble if no workload has been seen for long enough to recommend anything."""
+    """Raise Trouble if every workload's need is unknown because its history is too short."""
     if any(need.confidence is not Confidence.NONE or Doubt.TOO_LITTLE not in need.doubts for need in needs):
         return
     best = max(needs, key=lambda need: (need.samples, need.workload))
@@ -173,5 +179,5 @@ def _refuse_too_little(needs: tuple[Need, ...]) -> None:
 
 
 def _unknown(observed: ObservedPool) -> str:
-    """Return a clause that says that the layouts of the pool's card are unknown."""
+    """Return a clause that says that the layouts of the pool's GPU model are unknown."""
     return f"the layouts that {observed.model or 'a GPU of unknown model'} can have are unknown"

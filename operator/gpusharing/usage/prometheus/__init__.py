@@ -1,1 +1,1 @@
-"""How is a Prometheus found and queried?"""
+"""How does the plugin find and query a Prometheus?"""

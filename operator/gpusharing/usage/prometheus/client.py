@@ -1,8 +1,7 @@
-"""Query a Prometheus through its HTTP API, as https://prometheus.io/docs/prometheus/latest/querying/api describes
-it.
+"""Query a Prometheus through its HTTP API, as https://prometheus.io/docs/prometheus/latest/querying/api describes it.
 
-It is reached at an address of its own, or as a Service through the API server. Any answer but data becomes a
-`Trouble`.
+The server is reached directly at its address, or as a Service through the API server. Any answer other than data is
+raised as a `Trouble`.
 """
 
 import asyncio
@@ -27,7 +26,7 @@ from gpusharing.kube.errors import Unauthorized, first_of
 from gpusharing.kube.proxies import find_proxy
 
 MOST_CHARACTERS = 300
-"""The most characters of a foreign text that are shown."""
+"""How many characters of a message from another program are shown."""
 PORT_FORWARD = (
     "For one inside a cluster: kubectl -n monitoring port-forward svc/prometheus-operated 9090, then"
     " --prometheus http://127.0.0.1:9090"
@@ -47,27 +46,27 @@ OTHER_NAME, OLD, EARLY, UNKNOWN_AUTHORITY = (62, 64), (10,), (9,), (2, 18, 19, 2
 
 @dataclass(frozen=True, slots=True)
 class WebAnswer:
-    """An answer that came over HTTP, successful or not."""
+    """An HTTP response, successful or not."""
 
     status: int
     """HTTP status code."""
     data: Any
     """The decoded JSON, or None if the body is not JSON."""
     line: str
-    """The first line of a plain text; empty if the body is something else."""
+    """The first line of the body if its content type is text/plain; else empty."""
     wants_tls: bool
-    """Whether the answer says that the port expects TLS."""
+    """Whether the server complains that it received plain HTTP on a TLS port."""
 
     @property
     def of_api_server(self) -> bool:
-        """Whether the API server answered itself, instead of passing on what a Service answered (apimachinery's
-        metav1.Status)."""
+        """Whether the API server itself answered (with apimachinery's metav1.Status) instead of passing on the
+        response of a Service."""
         return isinstance(self.data, dict) and self.data.get("kind") == "Status"
 
     @property
     def message(self) -> str:
-        """The error message with a colon before it; empty if there is none. Prometheus puts it in `error`,
-        Kubernetes in `message`."""
+        """The error message of the JSON body, preceded by a colon and a space; empty if there is none. Prometheus puts
+        it in `error`, Kubernetes in `message`."""
         if not isinstance(self.data, dict):
             return ""
         text = one_line(self.data.get("error") or self.data.get("message"))
@@ -75,7 +74,8 @@ class WebAnswer:
 
 
 def answer_of(status: int, kind: str, body: bytes) -> WebAnswer:
-    """Parse an answer whose content type is `kind`."""
+    """Parse a response with this HTTP status, the content type `kind`, and this body. A body that is not JSON is no
+    error: `data` is then None."""
     try:
         data: Any = json.loads(body)
     except (ValueError, RecursionError):
@@ -86,8 +86,9 @@ def answer_of(status: int, kind: str, body: bytes) -> WebAnswer:
 
 
 def refused(answer: WebAnswer, where: str, through: str) -> Trouble:
-    """Return the Trouble for HTTP 401 or 403. `where`: the address of Prometheus as a person knows it; `through`: the
-    context whose API server passed the query on, empty if Prometheus was queried directly."""
+    """Return the Trouble for HTTP 401 or 403, with a remedy. `where` is the address of the Prometheus as messages name
+    it. `through` is the context whose API server passed the query on; it is empty if Prometheus was queried
+    directly."""
     if not through:
         remedy = "give a token that it accepts: --token-file FILE"
     elif not answer.of_api_server:
@@ -103,7 +104,8 @@ def refused(answer: WebAnswer, where: str, through: str) -> Trouble:
 
 
 def no_prometheus(answer: WebAnswer, where: str, through: str) -> Trouble:
-    """Return the Trouble for an answer that is not Prometheus' own; `where` and `through` as for `refused`."""
+    """Return the Trouble for a response that did not come from a Prometheus. If the port expects TLS, the message says
+    so. For `where` and `through` see `refused`."""
     if answer.wants_tls:
         secure = f"--prometheus {where.replace('http:', 'https:', 1)}"
         remedy = "--service NAMESPACE/https:NAME:PORT" if through else secure
@@ -113,7 +115,8 @@ def no_prometheus(answer: WebAnswer, where: str, through: str) -> Trouble:
 
 
 def stranger(what: str, where: str) -> Trouble:
-    """Return the Trouble for an answer of another program than Prometheus; `what`: what it answered."""
+    """Return the Trouble for a server that is not a Prometheus. `what` is a clause about its response, such as `HTTP
+    404: not found`."""
     return Trouble(
         f"{where} does not answer as Prometheus does ({what}). Give the address that serves"
         " /api/v1/query, such as http://127.0.0.1:9090"
@@ -121,7 +124,8 @@ def stranger(what: str, where: str) -> Trouble:
 
 
 def unreachable(error: Exception, where: str, through: str) -> Trouble:
-    """Return the Trouble for a query that got no answer at all; `where` and `through` as for `refused`."""
+    """Return the Trouble for a query that failed without a response, with a remedy that depends on `error`. For
+    `where` and `through` see `refused`."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return _untrusted(error.certificate_error, where, through)
     if WANTS_CLIENT in str(error):
@@ -139,8 +143,8 @@ def unreachable(error: Exception, where: str, through: str) -> Trouble:
 
 
 def _untrusted(error: Exception, where: str, through: str) -> Trouble:
-    """Return the Trouble for a certificate that is not accepted, with a remedy for OpenSSL's reason. `where` and
-    `through` as for `refused`."""
+    """Return the Trouble for a certificate that was rejected, with a remedy that depends on OpenSSL's error code. For
+    `where` and `through` see `refused`."""
     code = error.verify_code if isinstance(error, ssl.SSLCertVerificationError) else 0
     if code in OTHER_NAME:
         setting = f"tls-server-name for {through} in the kubeconfig" if through else "--prometheus"
@@ -159,53 +163,56 @@ def _untrusted(error: Exception, where: str, through: str) -> Trouble:
 
 
 def one_line(text: object) -> str:
-    """Return foreign text in one line, without control characters, cut to MOST_CHARACTERS."""
+    """Return a message from elsewhere on one line: without control characters, without periods at its end, and cut to
+    MOST_CHARACTERS. None becomes an empty string."""
     return printable(" ".join(str(text or "").split())[:MOST_CHARACTERS].rstrip(". "))
 
 
 SECONDS = 150.0
-"""The longest time for one answer. Prometheus itself gives up after 2 min (--query.timeout)."""
+"""How long to wait for one answer. Prometheus itself gives up after 2 min (--query.timeout)."""
 MOST_BYTES = 256 * 2**20
-"""The most bytes of one answer, which is about a million series."""
+"""The largest answer that is read, in bytes: enough for about a million series."""
 PARALLEL = 4
-"""The most queries at the same time."""
+"""How many queries may run at the same time."""
 CLOCKS = (1e9, 4e9)
-"""Seconds since 1970 that a clock may show: 2001 to 2096."""
+"""The earliest and the latest plausible time of a server's clock, in seconds since 1970: 2001 and 2096."""
 LESS = "query less, with --selector or with a --window of hours: a longer one is queried a day at a time"
 TOO_MUCH = re.compile(r"too many|exceed|\blimit\b")
-"""In errors of programs that limit a query: `query processing would load too many samples` (Prometheus
-promql/engine.go at d15adb9), `the query hit the max number of series limit` (Cortex pkg/util/limiter/query_limiter.go
-at a8c6358), `the query exceeded the maximum number of series` (Mimir pkg/util/limiter/errors.go at 10cab1c) and
-`exceeded series limit` (Mimir pkg/storegateway/series_refs.go at 01ddd0e)."""
+"""Matches the errors of programs that limit queries: `query processing would load too many samples` (Prometheus
+promql/engine.go at d15adb9), `the query hit the max number of series limit` (Cortex
+pkg/util/limiter/query_limiter.go at a8c6358), `the query exceeded the maximum number of series` (Mimir
+pkg/util/limiter/errors.go at 10cab1c) and `exceeded series limit` (Mimir pkg/storegateway/series_refs.go at
+01ddd0e)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a Prometheus is, and how to log in."""
+    """The address of a Prometheus, and how to log in there."""
 
     url: str
-    """Address without `/api/v1`."""
+    """The base URL, without `/api/v1`."""
     where: str
-    """How messages call it."""
+    """The name of this endpoint in messages."""
     authorization: str = ""
-    """Value of the header Authorization; empty if none is sent."""
+    """The value of the Authorization header; empty if none is sent."""
     tls: ssl.SSLContext | None = None
-    """Settings of TLS, or None for plain HTTP."""
+    """The TLS context, or None for the default one of aiohttp."""
     tls_server_name: str | None = None
-    """The name on the server's certificate, or None if it is the host's."""
+    """The host name that the server's certificate is checked against, or None for the host name in the URL."""
     proxy: str | None = None
-    """URL of the proxy to go through, or None without a proxy."""
+    """The URL of the proxy to use, or None."""
     through: str = ""
     """The cluster whose API server passes queries on; empty if Prometheus is queried directly."""
     renew: Callable[[], Awaitable["Endpoint"]] | None = None
-    """Logs in again after a 401 of that server, or None if nothing can be renewed. Raises Trouble."""
+    """Logs in again after that API server answered 401, and returns the new endpoint. None if there are no credentials
+    to renew. Raises Trouble."""
     remark: str = ""
-    """How it was chosen; empty if it was named."""
+    """A remark about how this endpoint was chosen; empty if the user named it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One series: its labels, and its values by time."""
+    """One time series: its labels and its values."""
 
     labels: Mapping[str, str]
     """The labels of the series."""
@@ -220,18 +227,18 @@ class Series:
 
 @dataclass(slots=True)
 class Prometheus:
-    """A Prometheus that can be queried."""
+    """A client of one Prometheus. All methods raise Trouble if a query fails."""
 
     session: aiohttp.ClientSession
     place: Endpoint
     warnings: set[str] = field(default_factory=set)
     """Warnings that came with answers; an answer with one is incomplete."""
     _renewing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while one of several refused queries logs in again."""
+    """Held while credentials are renewed, so that only one of several refused queries does so."""
 
     async def now(self) -> float:
-        """Return the time by the clock of the Prometheus, in seconds: it may differ from ours. Raises Trouble, as
-        all methods do."""
+        """Return the time by the clock of the Prometheus, which may differ from ours, in seconds since 1970. Raises
+        Trouble if that time is implausible (outside CLOCKS)."""
         answer = await self.instant("vector(time())", None)
         if len(answer) != 1:
             raise stranger("it returned no time", self.place.where)
@@ -245,27 +252,26 @@ class Prometheus:
         return answer[0].value
 
     async def instant(self, query: str, at: float | None) -> list[Series]:
-        """Return the series of a query at the time `at`, in seconds, or at its own present time with None. Values
-        that are not finite are left out."""
+        """Return the series that `query` yields at the time `at`, in seconds since 1970, or at the server's present
+        time if `at` is None. Series whose value is not finite are left out."""
         return [series for series in await self.instant_all(query, at) if math.isfinite(series.value)]
 
     async def instant_all(self, query: str, at: float | None) -> list[Series]:
-        """Query as `instant` does, but keep values that are not finite, for callers to whom their presence
-        matters."""
+        """Return the same series as `instant`, but also those whose value is infinite or not a number."""
         parameters = {"query": query} | ({} if at is None else {"time": f"{at:.3f}"})
         return [series for series in await self._result("query", parameters, "vector") if series.points]
 
     async def between(
         self, query: str, start: float, end: float, step: float, *, whole: tuple[float, float] | None = None
     ) -> list[Series]:
-        """Return the series of a query with a value every `step` seconds from `start` to `end`. Values that are
-        not finite are left out.
+        """Return the series that `query` yields from `start` to `end`, with a value every `step` seconds. Values that
+        are not finite are left out.
 
-        A proxy in front may move the beginning and the end to multiples of the step (Mimir's
-        pkg/frontend/querymiddleware/step_align.go at 0c388a4, Thanos' query frontend), so values more than half a
-        step before the first or after the last time are left out. `whole` is the time span of all queries if this
-        is one part of it, and None if it is all. All parts are moved alike, so what one of them loses is in the
-        one before.
+        A proxy in front of Prometheus may move the start and the end to multiples of the step (Mimir's
+        pkg/frontend/querymiddleware/step_align.go at 0c388a4, Thanos' query frontend). So values more than half a step
+        before the first or after the last time are left out. If this is one of several queries that together cover a
+        longer time, `whole` is the start and end of that time; otherwise it is None. The proxy moves all of these
+        queries in the same way, so a value that one of them loses is in the answer to the query before it.
         """
         parameters = {"query": query, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
         answer = await self._result("query_range", parameters, "matrix")
@@ -282,8 +288,8 @@ class Prometheus:
         ]
 
     async def _result(self, path: str, parameters: Mapping[str, str], kind: str) -> list[Series]:
-        """Query and return the series of the answer; its warnings are added to `warnings`. Raises Trouble if the result
-        is of another kind than `kind`, or cannot be read."""
+        """Send a query to the API path `path` and return the series of its result. Warnings in the response are added
+        to `warnings`. Raises Trouble if the result cannot be read or its type is not `kind` (`vector` or `matrix`)."""
         answer = await self._ask(path, parameters)
         try:
             if answer["data"]["resultType"] != kind:
@@ -295,8 +301,9 @@ class Prometheus:
             raise stranger(what, self.place.where) from error
 
     async def _ask(self, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
-        """Query once, or once more with renewed credentials if an API server answered 401, as kube/http.py does.
-        Return the answer's JSON. Raises Trouble."""
+        """Send a query and return the JSON of the response. If an API server answered 401 and credentials can be
+        renewed, renew them once for all concurrent queries and send the query again, as kube/http.py does. Raises
+        Trouble."""
         place = self.place
         answer = await self._call(place, path, parameters)
         if answer.status == 401 and answer.of_api_server and place.renew is not None:
@@ -307,7 +314,8 @@ class Prometheus:
         return self._understood(answer)
 
     async def _call(self, place: Endpoint, path: str, parameters: Mapping[str, str]) -> WebAnswer:
-        """Send one request, without following redirects. Raises Trouble if there is no answer; an HTTP error is one."""
+        """Send one request, without following redirects, and return the response even if its HTTP status is an error.
+        Raises Trouble if there is no response."""
         headers = {"Authorization": place.authorization} if place.authorization else {}
         try:
             async with self.session.get(
@@ -327,8 +335,8 @@ class Prometheus:
             raise unreachable(error, place.where, place.through) from error
 
     def _understood(self, answer: WebAnswer) -> dict[str, Any]:
-        """Return the JSON of a successful answer. Raises Trouble, which says who refused the query, that the
-        server is no Prometheus, or why Prometheus could not evaluate the query."""
+        """Return the JSON of a successful response. Otherwise raises a Trouble that says who refused the query, that
+        the server is not a Prometheus, or why Prometheus could not evaluate the query."""
         where, through, data = self.place.where, self.place.through, answer.data
         if answer.status in (401, 403):
             raise refused(answer, where, through)
@@ -347,7 +355,8 @@ class Prometheus:
 
 @asynccontextmanager
 async def prometheus_at(place: Endpoint) -> AsyncIterator[Prometheus]:
-    """Yield a Prometheus to query at `place`. Nothing is sent before the first query."""
+    """Yield a client for the Prometheus at `place`, and close its connections afterwards. Nothing is sent before the
+    first query."""
     limits = aiohttp.ClientTimeout(total=SECONDS, sock_connect=10.0)
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=PARALLEL), timeout=limits
@@ -358,8 +367,9 @@ async def prometheus_at(place: Endpoint) -> AsyncIterator[Prometheus]:
 def place_of(
     url: str, token_file: str, ca_file: str, environment: Mapping[str, str] = os.environ
 ) -> Endpoint:
-    """Return how to reach the Prometheus that the flags name, through the proxy that the environment names, if any.
-    Raises Trouble for flags that cannot be used, or that would send the token unencrypted to another machine."""
+    """Return how to reach the Prometheus at `url`, with the token in `token_file` and the authorities in `ca_file`
+    (both may be empty), through the proxy that `environment` names, if any. Raises Trouble if a flag cannot be
+    used, or if the token would be sent unencrypted to another machine."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -399,7 +409,7 @@ def place_of(
 
 
 def _is_this_machine(host: str) -> bool:
-    """Whether a host name or address always means this machine."""
+    """Whether a host name or address always refers to this machine: `localhost` or a loopback address."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -407,8 +417,8 @@ def _is_this_machine(host: str) -> bool:
 
 
 def _text(name: str, flag: str) -> str:
-    """Return the content of a file that a flag names, without blanks around it. Raises Trouble if it cannot be
-    read."""
+    """Return the content of the file `name` without surrounding whitespace. Raises Trouble, which names `flag`, if it
+    cannot be read."""
     try:
         return Path(name).read_text().strip()
     except (OSError, ValueError) as error:
@@ -416,7 +426,7 @@ def _text(name: str, flag: str) -> str:
 
 
 async def _body(response: aiohttp.ClientResponse, place: Endpoint) -> bytes:
-    """Read the body of an answer. Raises Trouble once it is larger than MOST_BYTES."""
+    """Return the body of a response. Raises Trouble as soon as more than MOST_BYTES have arrived."""
     parts: list[bytes] = []
     taken = 0
     async for part in response.content.iter_any():
@@ -430,7 +440,8 @@ async def _body(response: aiohttp.ClientResponse, place: Endpoint) -> bytes:
 
 
 def _series(raw: Any) -> Series:
-    """Convert one series of an answer. Raises KeyError, TypeError or ValueError if it has another form."""
+    """Convert the JSON of one series in a result. Raises KeyError, TypeError, AttributeError or ValueError if it does
+    not have the expected form."""
     points = raw["values"] if "values" in raw else [raw["value"]]
     numbers = ((float(at), float(value)) for at, value in points)
     labels = {printable(name): printable(text) for name, text in raw["metric"].items()}
@@ -438,8 +449,8 @@ def _series(raw: Any) -> Series:
 
 
 async def side_by_side(*queries: Coroutine[Any, Any, list[Series]]) -> list[list[Series]]:
-    """Run queries at the same time and return their answers in the same order. Raises the first Trouble, and
-    cancels the rest."""
+    """Run queries concurrently and return their answers in the same order. If one raises Trouble, cancel the others
+    and raise it."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(query) for query in queries]

@@ -1,5 +1,4 @@
-"""Which series are meant: the matchers of --selector, labels as kube-state-metrics names them, and nodes with
-SIMULATED GPUs. Pure."""
+"""The matchers of --selector, the label names of kube-state-metrics, and nodes with SIMULATED GPUs. Pure."""
 
 import re
 from collections.abc import Iterable
@@ -12,12 +11,12 @@ TARGET = ("__name__", "instance", "pod", "container", "endpoint", "uid")
 OF_TARGETS = frozenset((*TARGET, "job", "namespace", "node", "service"))
 """Labels that name the scrape target. Prices, owners and labels of namespaces come from other targets."""
 MATCHER = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*(?:=~|!~|!=|=)\s*"(?:[^"\\\n]|\\.)*"\s*')
-"""A matcher of PromQL: label, operator, value."""
+"""One PromQL matcher: label, operator and quoted value. Group 1 is the label."""
 
 
 def selector_of(selector: str) -> str:
-    """Return the PromQL matchers of `--selector` as they were typed, without braces; empty if there are none.
-    Raises Trouble for anything else."""
+    """Return the PromQL matchers of `--selector` as they were typed, without braces, or an empty string if there are
+    none. Raises Trouble if the flag holds anything else."""
     rest = selector.strip().removeprefix("{").removesuffix("}").strip()
     at = 0
     while rest and (match := MATCHER.match(rest, at)):
@@ -33,18 +32,19 @@ def selector_of(selector: str) -> str:
 
 
 def labels_of(selector: str) -> list[str]:
-    """Return the labels that the matchers name, in their order."""
+    """Return the label name of each matcher in `selector`, in the same order."""
     return [match[1] for match in MATCHER.finditer(selector)]
 
 
 def of_others(selector: str, targets: frozenset[str] = OF_TARGETS) -> str:
-    """Return the matchers that apply to series of other exporters: those that name none of the labels in
-    `targets`."""
+    """Return those matchers of `selector` that also apply to series of other exporters: the matchers whose label is
+    not in `targets`. The result is comma-separated and may be empty."""
     return ",".join(match[0].strip() for match in MATCHER.finditer(selector) if match[1] not in targets)
 
 
 def braced(*matchers: str) -> str:
-    """Return the matchers that are not empty in braces, to append to a metric's name; empty if there are none."""
+    """Join the matchers that are not empty and put them in braces, to be appended to a metric's name. Return an empty
+    string if all are empty."""
     joined = ",".join(filter(None, matchers))
     return f"{{{joined}}}" if joined else ""
 
@@ -52,10 +52,10 @@ def braced(*matchers: str) -> str:
 def state_label(key: str) -> str:
     """Return the label in which kube-state-metrics exports the label `key` of a Node or a Namespace.
 
-    Characters that Prometheus does not allow become `_`. Then a `_` is put before each capital after a lower-case
-    letter or a digit, and all becomes lower case (kubernetes/kube-state-metrics internal/store/utils.go,
-    labelName, v2.20.0, unchanged since v2.0.0). Keys that become equal get a suffix `_conflict1` and so on there;
-    these are not found.
+    Characters that Prometheus does not allow become `_`. Then a `_` is put before each capital that follows a
+    lower-case letter or a digit, and all letters become lower-case (kubernetes/kube-state-metrics
+    internal/store/utils.go, labelName, v2.20.0, unchanged since v2.0.0). Where two keys lead to the same name,
+    kube-state-metrics appends `_conflict1` and so on; such labels are not found.
     """
     plain = re.sub("[^a-zA-Z0-9_]", "_", key)
     snake = re.sub("([a-z0-9])([A-Z])", r"\1_\2", plain)
@@ -63,16 +63,17 @@ def state_label(key: str) -> str:
 
 
 METRIC = "gpusharing_agent_simulated"
-"""1 where the agent reads a SIMULATED driver library (gpusharing/agent/metrics.py)."""
+"""A metric that is 1 on nodes where the agent reads a SIMULATED driver library (gpusharing/agent/metrics.py)."""
 _OF_OTHER_SERIES = OF_TARGETS | {"policy", "resource", "exported_namespace"}
 
 
 def simulated_query(selector: str, seconds: int) -> str:
-    """Return the query for nodes that reported SIMULATED GPUs at some time in the last `seconds`, even when
-    `selector` chooses tenants, pools or devices."""
+    """Return the query for the nodes that reported SIMULATED GPUs at any time in the last `seconds`. Matchers of
+    `selector` that choose tenants, pools or devices are ignored."""
     return f"max by (node) (max_over_time({METRIC}{braced(of_others(selector, _OF_OTHER_SERIES))}[{seconds}s])) > 0"
 
 
 def nodes_of(answer: Iterable[Series]) -> frozenset[str]:
-    """Return the nodes in the answer to `simulated_query`; an empty text stands for a node without a name."""
+    """Return the names of the nodes in the answer to `simulated_query`; an empty string stands for a series without
+    the label `node`."""
     return frozenset(series.labels.get("node", "") for series in answer)

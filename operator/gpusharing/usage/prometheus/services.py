@@ -1,7 +1,7 @@
-"""A Prometheus inside the cluster, queried through the API server: the Service that is named, or the only likely
+"""A Prometheus inside the cluster, queried through the API server: the Service that the user names, or the only likely
 one.
 
-It needs the right `get services/proxy`, and `list services` in all namespaces to find one.
+This requires the right `get services/proxy`, and `list services` in all namespaces if no Service is named.
 """
 
 import re
@@ -26,15 +26,16 @@ LABELS = (
     {"app.kubernetes.io/name": "thanos-query"},
 )
 """Labels of the Services of common installations: kube-prometheus-stack, the Prometheus Operator, Prometheus' own
-chart, Rancher, Thanos. The first set that a Service has wins, as several Services may lead to one Prometheus."""
+chart, Rancher, Thanos. The first set that any Service has decides, because several Services may lead to the same
+Prometheus."""
 
 
 NAME = "--service monitoring/prometheus-operated:9090, or --prometheus http://127.0.0.1:9090"
 
 
 async def find_place(session: Session, named: str) -> Endpoint:
-    """Return how to reach the Service `named`, as NAMESPACE/NAME:PORT, or the only one that looks like a
-    Prometheus. Raises Trouble."""
+    """Return how to reach the Service `named`, which is written NAMESPACE/NAME:PORT, or if it is empty, the only
+    Service that looks like a Prometheus. Raises Trouble if there is not exactly one, or if the login fails."""
     if session.login is None:
         raise Trouble("there is no API server to go through: give --prometheus URL")
     path = _path_of(named or _name(_one_of(await _services(session), session.where)))
@@ -45,8 +46,9 @@ async def find_place(session: Session, named: str) -> Endpoint:
 
 
 async def _place(login: Login, cluster: str, path: str, *, chosen: bool) -> Endpoint:
-    """Return how to reach the Service at `path` with the current credentials. `chosen` adds the remark that nobody
-    named it. Raises KubeError."""
+    """Return how to reach the Service at `path` (see `_path_of`) through the API server of `cluster`, with the current
+    credentials. With `chosen`, the result has a remark that the Service was found by its labels. Raises KubeError
+    if the login fails."""
     where = f"Service {path.replace('/services/', '/')} of {cluster}"
     access, token = await login.access(), await login.token()
 
@@ -75,7 +77,8 @@ async def _place(login: Login, cluster: str, path: str, *, chosen: bool) -> Endp
 
 
 async def _services(session: Session) -> list[JSON]:
-    """Return all Services of the cluster. Raises Trouble that also says how to do without."""
+    """Return all Services of the cluster. Raises a Trouble that also tells how to name a Service, which makes the list
+    unnecessary."""
     try:
         return await session.all(SERVICES)
     except Trouble as trouble:
@@ -83,8 +86,9 @@ async def _services(session: Session) -> list[JSON]:
 
 
 def _path_of(flag: str) -> str:
-    """Return the path of a Service below /api/v1/namespaces from the value of `--service`. Raises Trouble if it
-    has another form."""
+    """Convert the value of `--service` to the path of that Service below /api/v1/namespaces, such as
+    `monitoring/services/prometheus-operated:9090`. Raises Trouble if the value does not have the form
+    NAMESPACE/NAME:PORT."""
     name = "[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
     match = re.fullmatch(f"({name})/((?:https?:)?{name}(?::{name})?)", flag)
     if match is None:
@@ -99,7 +103,8 @@ def _path_of(flag: str) -> str:
 
 
 def _one_of(services: list[JSON], where: str) -> JSON:
-    """Return the Service that looks like a Prometheus. Raises Trouble unless there is exactly one."""
+    """Return the only Service whose labels match the first set in LABELS that any Service matches. Raises Trouble if
+    several match that set, or if no Service matches any set."""
     for labels in LABELS:
         matches = [raw for raw in services if labels.items() <= section(raw, "metadata", "labels").items()]
         if len(matches) == 1:
@@ -122,7 +127,8 @@ def _name(raw: JSON) -> str:
 
 
 def _port(raw: JSON) -> str:
-    """Return the port of a Service's web page: the first with a usual name, else the first; empty without ports."""
+    """Return the name or number of the port that serves HTTP: the number of the first port with a usual name, or else
+    of the first port; empty if the Service has no ports."""
     ports = entries(raw, "spec", "ports")
     usual = [port for port in ports if text(port, "name") in ("http-web", "web", "http", "http-query")]
     return str(whole(next(iter([*usual, *ports]), {}), "port") or "")

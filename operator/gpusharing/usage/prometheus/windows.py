@@ -1,4 +1,5 @@
-"""Time windows of queries to Prometheus: as they are typed, in stretches of a day, and the gaps in their data."""
+"""The time windows of queries to Prometheus: parsing the flags, splitting a window into stretches of a day, and
+finding gaps in its data."""
 
 import re
 from argparse import Namespace
@@ -13,7 +14,8 @@ from gpusharing.usage.prometheus.client import Prometheus
 
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 LEAST, MOST = 600, 366 * 86400
-"""Shortest and longest window, in seconds: a counter needs some scrapes to grow, and a year is enough for a bill."""
+"""The shortest and the longest window, in seconds: a counter needs several scrapes to grow, and a year is enough for a
+bill."""
 DAY = 86400.0
 SHORT = 600.0
 """The shortest stretch, in seconds: a shorter one may lie between two points of a subquery."""
@@ -24,8 +26,8 @@ MOST_POINTS = 3000
 
 
 def seconds_of(window: str, most: int = MOST) -> int:
-    """Return the length of a window such as 12h, 30d or 4w, in seconds. Raises Trouble unless it is between LEAST
-    and `most`."""
+    """Return the length of a window such as 12h, 30d or 4w, in seconds. Raises Trouble if it cannot be parsed or is
+    not between LEAST and `most`."""
     match = re.fullmatch(r"([0-9]{1,6})([mhdw])", window)
     seconds = int(match[1]) * UNITS[match[2]] if match else 0
     if not LEAST <= seconds <= most:
@@ -34,8 +36,9 @@ def seconds_of(window: str, most: int = MOST) -> int:
 
 
 def span_of(typed: Namespace, now: float, most: int = MOST) -> tuple[float, float]:
-    """Return begin and end of the window of --window and --until, in seconds since 1970; it ends `now` by default.
-    Raises Trouble."""
+    """Return the start and end of the window that `--window` and `--until` describe, in seconds since 1970. Without
+    `--until` it ends at `now`. Raises Trouble if a flag cannot be parsed, or if the end lies more than a minute
+    after `now` (not checked if `now` is 0)."""
     end = now
     if typed.until:
         until = from_rfc3339(f"{typed.until}T00:00:00Z" if len(typed.until) == 10 else typed.until)
@@ -50,7 +53,8 @@ def span_of(typed: Namespace, now: float, most: int = MOST) -> tuple[float, floa
 
 
 def days(start: float, end: float) -> list[tuple[float, float]]:
-    """Divide the window into stretches of about a day at most, oldest first. All but the first are whole days."""
+    """Divide a window into stretches, oldest first. All but the first are exactly a day long; the first is shorter
+    than a day plus SHORT. Empty if the window is."""
     stretches: list[tuple[float, float]] = []
     while end - start >= DAY + SHORT:
         stretches.append((end - DAY, end))
@@ -68,11 +72,11 @@ async def find_gaps(
     lost: str,
     points: float = MOST_POINTS,
 ) -> list[str]:
-    """Return a sentence for each kind of gap in the data of the window: before it, in it, and after it; empty if
-    it is complete.
+    """Return one sentence for each kind of gap in the data of a window: before the first sample, between samples (all
+    such gaps together), and after the last. Empty if the data is complete.
 
-    `query` has a value wherever there is data, and is sampled at `points` times at most. `lost` says what follows
-    from a gap. Raises Trouble with the text `nothing` if there is no data at all.
+    `query` must have a value wherever there is data; it is sampled at `points` times at most. `lost` is a clause about
+    the consequence of a gap. If there is no data at all, raises Trouble with the message `nothing`.
     """
     step = max(60.0, (end - start) / points)
     answer = await prometheus.between(query, start, end, step)
@@ -100,7 +104,7 @@ async def find_gaps(
 
 
 def moment(at: float) -> str:
-    """Format a time, in seconds since 1970, to the second and in UTC."""
+    """Format a time, given in seconds since 1970, in UTC, rounded to the second."""
     return to_rfc3339(datetime.fromtimestamp(round(at), UTC))
 
 

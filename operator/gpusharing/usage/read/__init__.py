@@ -1,1 +1,1 @@
-"""What does Prometheus have about the use of GPUs, and of what is there no record?"""
+"""What does Prometheus record about the use of GPUs, and which records are missing?"""

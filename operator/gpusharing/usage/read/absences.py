@@ -1,13 +1,14 @@
-"""Nodes whose agents Prometheus did not see for a while, although it saw others: an agent was away or was not
+"""Nodes whose agents Prometheus did not see for a while, although it saw others: the agent was not running or was not
 scraped.
 
-If the agent went on, its counters did too, and `increase` bridges the time. If it restarted, nobody knows what the
-node's GPUs did. Prometheus cannot tell one from the other, so both are reported. A time in which Prometheus saw no
-node at all is no absence: `find_gaps` reports that.
+If the agent kept running, its counters kept growing and `increase` bridges the gap. If it restarted, the use of the
+node's GPUs in the meantime is unknown. Prometheus cannot distinguish the two, so both are reported. A time in which
+Prometheus saw no node at all is not an absence: `find_gaps` reports that.
 
-A node that joined or left during the window has no absence either, and nothing is missing. But something is
-missing if the agent died or began late (`find_losses`). The agent's pod tells the two apart: while it exists,
-Prometheus scrapes it, so `up` is 0, or the agent reports that it cannot read its GPUs.
+A node that joined or left during the window has no absence either, and nothing is missing. But something is missing if
+the agent failed before the node left, or started long after the node joined (`find_losses`). The agent's pod
+distinguishes these: while it exists, Prometheus scrapes it, so `up` is 0, or the agent reports that it cannot read its
+GPUs.
 """
 
 from collections import Counter
@@ -23,21 +24,21 @@ from gpusharing.usage.read.queries import GPUS, POLICY, MeterQuery
 POINT = 60.0
 """Seconds between the times at which each node is checked."""
 SHORT = 300.0
-"""Seconds of absence in a day that are not reported: an update or a crash restarts an agent."""
+"""The longest absence in a day, in seconds, that is not reported: an update or a crash restarts an agent."""
 Stretch = tuple[float, float]
-"""Begin and end, in seconds since 1970, of a time without samples."""
+"""The start and end of a time without samples, in seconds since 1970."""
 
 
 async def find_absences(prometheus: Prometheus, query: MeterQuery) -> "Absences":
-    """Return when each node was seen, and for how many seconds of the window it was not although it was seen
-    before and after that. Raises Trouble."""
+    """Query when each node was seen, up to a day before and after the window, and return the sightings with the
+    seconds of the window for which each node was absent between two of them. Raises Trouble."""
     absences = Absences(query.start, query.end)
     # No farther before and after than the window is long: a user may choose a short one because a day is too much.
     beside = min(DAY, query.end - query.start)
     chosen = braced(of_others(query.selector, frozenset({POLICY})))
 
     def timestamps(function: str, seconds: float) -> str:
-        """Return the query for `function` (min, max or count) over the times at which each node was seen in the
+        """Return the query that applies `function` (min, max or count) to the times at which each node was seen in the
         last `seconds`."""
         return (
             f"{function}_over_time(timestamp(max by (node) ({GPUS}{chosen}))[{round(seconds)}s:{POINT:g}s])"
@@ -56,7 +57,8 @@ async def find_absences(prometheus: Prometheus, query: MeterQuery) -> "Absences"
 
 
 def describe_absences(seconds: dict[str, float]) -> list[str]:
-    """Return one sentence about the absent nodes, by their `seconds` of absence; empty without any."""
+    """Return a list with one sentence about the absent nodes, or an empty list if there are none. `seconds` has the
+    seconds of absence by node."""
     if not seconds:
         return []
     return [
@@ -66,7 +68,7 @@ def describe_absences(seconds: dict[str, float]) -> list[str]:
 
 
 class Absences:
-    """When each node was seen, from answers that are added in the order of time."""
+    """The times at which each node was seen. Answers must be added in chronological order."""
 
     def __init__(self, start: float, end: float) -> None:
         self.seconds: Counter[str] = Counter()
@@ -87,8 +89,9 @@ class Absences:
         counts: Iterable[Series],
         holes: Sequence[Stretch],
     ) -> None:
-        """Add the next stretch of time: when each node was seen first and last, and how often. `holes` are the
-        times in which none was."""
+        """Add the answers for the next stretch of time. `firsts` and `lasts` have the times at which each node was
+        first and last seen in it, and `counts` the number of sightings. `holes` are the stretches in which no node
+        was seen. A node's absence is only added to `seconds` if it exceeds SHORT."""
         self._holes += holes
         last_seen, numbers = by_node(lasts), by_node(counts)
         for node, first in by_node(firsts).items():
@@ -106,7 +109,7 @@ class Absences:
         self.last |= last_seen
 
     def began(self, node: str) -> bool:
-        """Whether a node was first seen in the window or after it."""
+        """Whether the node was first seen in the window or after it, so not before it."""
         return node in self.first and node not in self._old
 
     def came(self, least: float) -> set[str]:
@@ -120,38 +123,43 @@ class Absences:
         return {node for node in nodes if self.missed(self.last[node], self._end) > least}
 
     def missed(self, begin: float, end: float, sightings: int = 0) -> float:
-        """Return the seconds between two sightings of a node with `sightings` between them in which it was absent,
-        without the times in which no node was seen."""
+        """Return the seconds between `begin` and `end` for which a node was absent. A node is seen every POINT
+        seconds, so each of the `sightings` in between accounts for POINT seconds. Times in which no node was seen
+        at all, and times outside the window, do not count."""
         begin, end = max(begin, self._start - POINT), min(end, self._end + POINT)
         others = sum(max(0.0, min(end, b) - max(begin, a) - POINT) for a, b in self._holes)
         return max(0.0, end - begin - POINT * (sightings + 1) - others)
 
 
 def by_node(answer: Iterable[Series]) -> dict[str, float]:
-    """Return the values by node, such as times or counts, without those that no clock shows."""
+    """Return the value of each series by the name of its node, without values that are too large to be a time."""
     return {
         series.labels.get("node", ""): series.value for series in answer if abs(series.value) <= CLOCKS[1]
     }
 
 
 def _holes(start: float, end: float, anybody: Iterable[Series]) -> list[Stretch]:
-    """Return the stretches of time in which no node was seen."""
+    """Return the stretches between `start` and `end` in which no node was seen. `anybody` has a value for each time at
+    which any node was seen."""
     times = sorted(at for series in anybody for at, _ in series.points)
     return [(a, b) for a, b in pairwise((start - POINT, *times, end + POINT)) if b - a > 1.5 * POINT]
 
 
 AGENTS = 'job="gpusharing-agent"'
-"""The job of the chart's PodMonitor (templates/podmonitor.yaml, jobLabel), unless the selector names another."""
+"""A matcher for the job of the chart's PodMonitor (templates/podmonitor.yaml, jobLabel). It is not used if the
+selector has a matcher for `job`."""
 LATELY = 600
-"""Seconds before the end of the window in which a node without a Ready agent had none: an update takes less."""
+"""How many seconds before the end of the window a node must have been without a Ready agent to be reported. An update
+of the agent takes less."""
 LOOK = "kubectl get pods -A -o wide -l app.kubernetes.io/name=gpusharing-agent"
 
 
 async def find_losses(
     prometheus: Prometheus, query: MeterQuery, metered: Set[str]
 ) -> tuple[list[str], list[str]]:
-    """Return why the bill is incomplete, and remarks about what may be missing in it, for nodes that were not seen
-    for a while. If the query is about one policy, only its nodes in `metered` count. Raises Trouble."""
+    """Look for nodes whose samples are missing for a part of the window. Return two lists of sentences: why the bill
+    is incomplete, and remarks about what may be missing. If the query is about one policy, only the nodes in
+    `metered` are considered. Raises Trouble."""
     absences = await find_absences(prometheus, query)
     down = await _find_down(prometheus, query)
     bare = await _find_bare(prometheus, query)
@@ -192,13 +200,15 @@ async def find_losses(
 
 
 def _nodes(nodes: Mapping[str, float], show: Callable[[float], str]) -> str:
-    """Format the first nodes, each with its number as `show` does, and how many more there are."""
+    """Format the nodes, each followed by its number as formatted by `show`, such as `gpu-1 (20 min)`. A long list is
+    shortened."""
     return some([f"{node or 'a node'} ({show(number)})" for node, number in sorted(nodes.items())])
 
 
 def silence_of(node: str, absences: Absences, down: tuple[float, float]) -> float:
-    """Return the seconds before a node was first seen and after it was last seen in which its agent did not answer
-    or could not read. `down` is the first and the last time at which that was so."""
+    """Return the seconds for which the agent of `node` did not answer or could not read its GPUs, before the node was
+    first seen and after it was last seen. `down` has the first and the last time at which the agent was in that
+    state."""
     begin, end = down
     if node not in absences.first and node not in absences.last:
         return absences.missed(begin, end)
@@ -211,8 +221,8 @@ def silence_of(node: str, absences: Absences, down: tuple[float, float]) -> floa
 
 
 async def _find_down(prometheus: Prometheus, query: MeterQuery) -> dict[str, tuple[float, float]]:
-    """Return the first and the last time at which the agent of each node did not answer or was not Ready. Raises
-    Trouble."""
+    """Return, by node, the first and the last time in the window at which its agent did not answer or was not Ready.
+    Raises Trouble."""
     job = "" if "job" in labels_of(query.selector) else AGENTS
     chosen = of_others(query.selector, frozenset({POLICY}))
     metrics = f"up{braced(chosen, job)}", f"gpusharing_agent_ready{braced(chosen)}"
@@ -230,8 +240,9 @@ async def _find_down(prometheus: Prometheus, query: MeterQuery) -> dict[str, tup
 
 
 async def _find_bare(prometheus: Prometheus, query: MeterQuery) -> int:
-    """Return how many nodes had no Ready agent at the end of the window, as the operator reports it by policy; 0
-    if the selector names targets, because then that is unknown. Raises Trouble."""
+    """Return how many nodes had no Ready agent for the last LATELY seconds of the window, as the operator reports it
+    for each policy. Return 0 if the selector names labels of scrape targets, because the operator's metric does not
+    have them. Raises Trouble."""
     if OF_TARGETS & set(labels_of(query.selector)):
         return 0
     counts = f"max by ({POLICY}) (gpusharing_policy_nodes_without_agent{braced(query.selector)})"

@@ -1,8 +1,8 @@
-"""Folds hourly answers about GPUs, one stretch of time after the other, into sums by workload. Pure; its size is
-bounded by the number of hours.
+"""Fold hourly answers about GPUs into one record for each workload, a stretch of time after the other. Pure; the size
+of a record depends only on the number of hours.
 
-dcgm-exporter does not report what a pod uses of a GPU that other pods hold too: it reports each of them, or one of
-them, with what the whole GPU uses. Such hours are left out, unless the agent reports the pod's own use.
+Where several pods hold a GPU, dcgm-exporter does not report the use of each: it reports all of them, or only one, with
+the use of the whole GPU. Such hours are left out, unless the agent reports the pod's own use.
 """
 
 from array import array
@@ -18,8 +18,8 @@ from gpusharing.usage.read.series import MIB, Device, DeviceLabels, Pod, PodOwne
 from gpusharing.usage.reckon.needs import Workload
 
 MOST_MIB = 1 << 20
-"""No GPU has more than that: DCGM writes an unknown value as a number near 2^31 or 2^63 (NVIDIA/DCGM
-dcgmlib/dcgm_structs.h at 72fa3fe, DCGM_INT32_BLANK and DCGM_INT64_BLANK)."""
+"""A memory size in MiB that no GPU exceeds. Larger values are not sizes: DCGM reports an unknown value as a number
+near 2^31 or 2^63 (NVIDIA/DCGM dcgmlib/dcgm_structs.h at 72fa3fe, DCGM_INT32_BLANK and DCGM_INT64_BLANK)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,37 +35,38 @@ class HourAnswers:
     own: Sequence[Series]
     """The highest memory use of each hour, in bytes, by our agent."""
     slices: Sequence[Series]
-    """Slices that pods hold at the end of each hour, by our agent."""
+    """The slices that each pod holds at the end of each hour, by our agent."""
     sm: Sequence[Series]
-    """The 95th percentile of the SM time of each hour, by our agent."""
+    """The 95th percentile of the SM activity in each hour, 0 to 1, by our agent."""
     owners: PodOwners
     """The owners of the pods."""
     declared: Mapping[Pod, int]
-    """Bytes that the annotation of each pod declares."""
+    """The bytes of GPU memory that the annotation of each pod declares."""
     exporters: frozenset[Pod]
     """The pods of dcgm-exporter itself, which hold no GPU."""
     devices: Mapping[str, Device]
-    """The device that each UUID of the agent means."""
+    """The device for each UUID that the agent reports."""
     simulated: frozenset[str] = frozenset()
-    """Nodes whose GPUs are SIMULATED."""
+    """The names of nodes whose GPUs are SIMULATED."""
 
 
 @dataclass(slots=True)
 class Record:
-    """The history of one workload. Arrays have a place for each hour, oldest first; nan stands for unknown."""
+    """The history of one workload. The arrays have one element for each hour of the window, oldest first; nan stands
+    for unknown."""
 
     memory: "array[float]"
     """Memory in use, in bytes."""
     activity: "array[float]"
     """Activity of one pod, as a part of the whole card."""
     pods: "array[int]"
-    """How many pods there were at the end of the hour."""
+    """The number of pods at the end of the hour."""
     devices: "array[int]"
     """The most devices that one pod held at the end of the hour."""
     last: int = -1
     """The hour in which a pod of the workload was last seen; -1 if none was."""
     profile: str = ""
-    """MIG profile of the device that it held last; empty for a whole GPU."""
+    """The MIG profile of the device that the workload held last; empty for a whole GPU."""
     gpu: str = ""
     """UUID of the GPU of that device."""
     node: str = ""
@@ -73,30 +74,32 @@ class Record:
     resource: str = ""
     """Resource name of that device; empty if the agent does not report it."""
     slices: float = 0.0
-    """Replicas that a pod holds of that device, as the agent reports it."""
+    """The number of replicas of that device that a pod holds, as the agent reports it."""
     of_device: bool = False
-    """Whether some of the activity is that of a whole device which other pods held too."""
+    """Whether some of the recorded activity is that of a whole device that other pods held too."""
     shared: int = 0
-    """Hours in which what a pod used is unknown, because other pods held its GPU too."""
+    """The number of hourly values whose share for a pod is unknown, because other pods held its GPU too."""
     declared: int | None = None
-    """The most bytes that one of the pods that were seen last declares, or None."""
+    """The highest memory, in bytes, that any pod declared in the hour `declared_at`; None if none did."""
     declared_at: int = -1
-    """The hour in which those pods were seen."""
+    """The latest hour in which a pod of the workload was seen; -1 if none was."""
 
     @classmethod
     def of(cls, hours: int) -> "Record":
-        """Return the record of a workload of which nothing is known yet."""
+        """Return an empty record for a window of `hours`."""
         none = array("I", [0]) * hours
         return cls(array("d", [nan]) * hours, array("f", [nan]) * hours, none, none[:])
 
     def hold(self, labels: DeviceLabels, hour: int) -> None:
-        """Record the device that a pod of the workload held in this hour."""
+        """Record that a pod of the workload held the device that `labels` describe in this hour, which becomes the
+        last hour."""
         self.last, self.profile = hour, labels.profile
         self.gpu, self.node = labels.device.gpu, labels.node
 
     def declare(self, declared: int | None, hour: int) -> None:
-        """Record what a pod that existed in this hour declares, or None. A later hour wins, because the owner may
-        have changed or removed it; within an hour the highest does."""
+        """Record the memory declared by a pod that existed in this hour; None if it declares none. A later hour
+        replaces the value of an earlier one, because the owner may have changed or removed it. Within an hour the
+        highest value is kept."""
         if hour > self.declared_at:
             self.declared_at, self.declared = hour, declared
         elif hour == self.declared_at and declared is not None:
@@ -116,18 +119,18 @@ class Gpu:
     divided: int = -1
     """The hour in which the GPU was last seen with MIG devices; -1 if never."""
     holders: Counter[Workload] = field(default_factory=Counter)
-    """Pods of each workload in `held_at`."""
+    """The number of pods of each workload that held the GPU in the hour `held_at`."""
     held_at: int = -1
     """The hour in which a pod last held the GPU; -1 if none did."""
 
 
 Reading = tuple[DeviceLabels, Series]
-"""A series, and what its labels mean."""
+"""A series, preceded by its parsed labels."""
 
 
 @dataclass(slots=True)
 class Fold:
-    """The state of the fold after the stretches that were added."""
+    """The result of all stretches that have been added, and the filters that apply to them."""
 
     end: float
     """End of the window, in seconds since 1970."""
@@ -136,7 +139,7 @@ class Fold:
     nodes: frozenset[str] | None = None
     """The nodes whose GPUs count, or None for all."""
     card: Card | None = None
-    """The model of the GPUs that count, or None for all. A workload may have pods on other models besides."""
+    """The model of the GPUs that count, or None for all. A workload may also have pods on GPUs of other models."""
     replicated: frozenset[str] = frozenset()
     """Nodes that advertise more GPUs than they have."""
     records: dict[Workload, Record] = field(default_factory=dict)
@@ -144,16 +147,17 @@ class Fold:
     gpus: dict[str, Gpu] = field(default_factory=dict)
     """The GPUs that count, by UUID."""
     others: dict[str, Gpu] = field(default_factory=dict)
-    """GPUs of `nodes` that are not of `card`."""
+    """The GPUs of `nodes` that are of another model than `card`, by UUID."""
     beyond: dict[str, int] = field(default_factory=dict)
-    """The hour in which each node with GPUs that is not in `nodes` was last seen."""
+    """The hour in which each node that has GPUs but is not in `nodes` was last seen."""
     unnamed: set[Pod] = field(default_factory=set)
     """Pods whose owner is unknown."""
     _workloads: dict[Pod, Workload] = field(default_factory=dict)
-    """The workload of each pod in the current stretch, for reuse: a pod has many series."""
+    """A cache of the workload of each pod in the current stretch, because a pod has many series."""
 
     def add(self, part: HourAnswers) -> None:
-        """Add the answers for the next stretch of time."""
+        """Add the answers for the next stretch of time: update the records of workloads, the GPUs, and the nodes that
+        are not chosen."""
         self._workloads.clear()
         read_own = partial(read_agent, devices=part.devices)
         read_exporter = partial(read_dcgm, exporters=part.exporters)
@@ -177,16 +181,16 @@ class Fold:
             self._pass(labels, series, part)
 
     def hour(self, at: float) -> int:
-        """Return the place in the arrays of a time, in seconds since 1970."""
+        """Return the index in the arrays of the hour that ends at `at`, in seconds since 1970."""
         return self.hours - 1 - round((self.end - at) / 3600)
 
     def _is_there(self, labels: DeviceLabels) -> bool:
-        """Whether a series is about a device of one of the chosen nodes."""
+        """Whether the labels name a GPU that is on one of the chosen nodes."""
         return bool(labels.device.gpu) and (self.nodes is None or labels.node in self.nodes)
 
     def _is_ours(self, labels: DeviceLabels) -> bool:
-        """Whether a series is about a device of one of the chosen nodes and of the chosen card. A series without a
-        model counts by what is known of its GPU."""
+        """Whether the labels name a GPU that is on one of the chosen nodes and of the chosen model. Where the labels
+        do not name a model, the one recorded for that GPU is used."""
         if not self._is_there(labels):
             return False
         if self.card is None:
@@ -195,19 +199,19 @@ class Fold:
         return find_card(labels.model or (gpu.model if gpu else "")) is self.card
 
     def _ours(self, answer: Iterable[Series], read: Callable[[Series], DeviceLabels]) -> list[Reading]:
-        """Return the series about our devices, each with its labels as `read` understands them."""
+        """Return the series about devices that count (`_is_ours`), each with its labels as `read` parses them."""
         return [(labels, series) for series in answer if self._is_ours(labels := read(series))]
 
     def _look_beyond(self, readings: Iterable[Reading]) -> None:
-        """Record when nodes that are not chosen were last seen with GPUs."""
+        """Record in `beyond` when nodes that are not chosen were last seen with GPUs."""
         for labels, series in readings:
             if labels.node and self.nodes is not None and labels.node not in self.nodes and series.points:
                 last = self.hour(series.points[-1][0])
                 self.beyond[labels.node] = max(last, self.beyond.get(labels.node, -1))
 
     def _see(self, gpus: dict[str, Gpu], labels: DeviceLabels, series: Series) -> None:
-        """Record a GPU in `gpus`: when it was last seen, with which node and model, and when it last had MIG
-        devices."""
+        """Record in `gpus` the GPU that `labels` name: when it was last seen, its node and model then, and when it
+        last had MIG devices."""
         last = self.hour(series.points[-1][0]) if series.points else -1
         gpu = gpus.get(labels.device.gpu)
         if gpu is None:
@@ -218,10 +222,13 @@ class Fold:
             gpu.divided = max(gpu.divided, last)
 
     def _crowded(self, live: Iterable[Reading]) -> tuple[set[Device], set[Device]]:
-        """Return the devices for which dcgm-exporter does not report the use of each pod, and the devices that
-        several pods held, each reported with its own memory. The first are devices that several pods held at
-        one time, each reported with the use of all, and GPUs of nodes that advertise more GPUs than they have,
-        where it names one holder of several."""
+        """Return two sets of devices, judged by `live`, the memory that dcgm-exporter reports for each pod.
+
+        For the devices in the first set the use of each pod is unknown. Either several pods held the device at one
+        time and all are reported with the same value, or the device belongs to a node that advertises more GPUs than
+        it has, and only one of its holders is reported. The devices in the second set were also held by several pods,
+        but each pod is reported with its own memory.
+        """
         holders: dict[Device, dict[float, dict[Pod, float]]] = {}
         replicas: dict[Device, str] = {}
         for labels, series in live:
@@ -246,8 +253,8 @@ class Fold:
     def _values(
         self, readings: Iterable[Reading], part: HourAnswers
     ) -> Iterator[tuple[Pod, DeviceLabels, Record, int, float]]:
-        """Yield every value of the series that are about a pod: the pod, the labels, the record of its workload,
-        the hour, and the value."""
+        """Yield every value of the series that name a pod: the pod, the labels, the record of its workload (created if
+        missing), the index of the hour, and the value."""
         for labels, series in readings:
             if labels.pod is not None:
                 record = self._record(labels.pod, part)
@@ -257,8 +264,9 @@ class Fold:
     def _add_memory(
         self, used: Iterable[Reading], own: Iterable[Reading], crowded: set[Device], part: HourAnswers
     ) -> None:
-        """Record the peak memory of each hour. What the agent reports (`own`) wins; on crowded devices
-        dcgm-exporter's values (`used`) are only counted as shared hours."""
+        """Record the peak memory of each hour in the records of the workloads. The agent's values (`own`) take
+        precedence. On crowded devices the values of dcgm-exporter (`used`) are not recorded, and `shared` is
+        incremented instead. Implausible sizes are ignored."""
         known: set[tuple[Pod, int]] = set()
         for pod, _, record, hour, size in self._values(own, part):
             if 0 <= size <= MOST_MIB * MIB:
@@ -280,9 +288,13 @@ class Fold:
         split: set[Device],
         part: HourAnswers,
     ) -> None:
-        """Record the activity of each hour. The agent's hours (`sm`, for GPUs without MIG only) win, because it
-        reports each pod. dcgm-exporter does not split activity by pods: each pod on a device that others hold
-        too is reported with all of it, which is recorded as an estimate (`of_device`)."""
+        """Record the activity of each hour in the records of the workloads, as a part of the whole card. The agent's
+        values (`sm`, only for GPUs without MIG) take precedence because they are those of each pod.
+
+        dcgm-exporter (`active`) reports the activity of the whole device for every pod on it. On devices in `split`
+        that value is recorded as an estimate (`of_device`); devices in `crowded` and MIG profiles of unknown size are
+        left out.
+        """
         known: set[tuple[Pod, int]] = set()
         for pod, _, record, hour, value in self._values(sm, part):
             self._most(record.activity, hour, min(1.0, max(0.0, value)))
@@ -297,7 +309,8 @@ class Fold:
                     record.of_device = record.of_device or labels.device in split
 
     def _add_pods(self, readings: Iterable[Reading], part: HourAnswers) -> None:
-        """Record the pods at the end of each hour, and how many devices each holds."""
+        """Record how many pods each workload had at the end of each hour, how many devices each pod held, the device
+        that was held last, and the memory that the pods declare."""
         devices: dict[tuple[Pod, int], set[Device]] = {}
         for pod, labels, record, hour, value in self._values(readings, part):
             devices.setdefault((pod, hour), set()).add(labels.device)
@@ -318,7 +331,8 @@ class Fold:
                 self._hold(device, hour, workload)
 
     def _pass(self, labels: DeviceLabels, series: Series, part: HourAnswers) -> None:
-        """Record a pod that existed, even if it came and went between the ends of two hours."""
+        """Record the last hour of a series about a pod, so that a pod that came and went between the ends of two hours
+        is not missed."""
         if labels.pod is None or not series.points:
             return
         record, hour = self._record(labels.pod, part), self.hour(series.points[-1][0])
@@ -327,7 +341,8 @@ class Fold:
             record.hold(labels, hour)
 
     def _hold(self, device: Device, hour: int, workload: Workload) -> None:
-        """Record that a pod of the workload held the device in this hour. Only the last hour is kept."""
+        """Record that a pod of the workload held the device's GPU in this hour. Only the holders of the latest hour
+        are kept. GPUs that do not count are ignored."""
         gpu = self.gpus.get(device.gpu)
         if gpu is None:
             return
@@ -337,14 +352,15 @@ class Fold:
             gpu.holders[workload] += 1
 
     def _record(self, pod: Pod, part: HourAnswers) -> Record:
-        """Return the record of a pod's workload, a new one if there is none."""
+        """Return the record of the pod's workload, and create it if there is none."""
         workload = self._workload(pod, part.owners)
         if workload not in self.records:
             self.records[workload] = Record.of(self.hours)
         return self.records[workload]
 
     def _workload(self, pod: Pod, owners: PodOwners) -> Workload:
-        """Return the workload of a pod. A pod whose owner is not known is added to `unnamed`."""
+        """Return the workload of a pod, cached for the current stretch. If the pod's owner is unknown, the pod is
+        added to `unnamed` and the workload is named after it."""
         if pod not in self._workloads:
             if pod not in owners.pods:
                 self.unnamed.add(pod)
@@ -353,13 +369,14 @@ class Fold:
 
     @staticmethod
     def _most(values: "array[float]", hour: int, value: float) -> None:
-        """Set the value of an hour if it is unknown or lower so far."""
+        """Set the value of an hour to `value` if it is unknown or lower."""
         if isnan(values[hour]) or value > values[hour]:
             values[hour] = value
 
 
 def part_of_card(model: str, profile: str) -> float | None:
-    """Return the part of its card's compute that a profile has, or None if the card or the profile is not known."""
+    """Return the part of the card's compute that a MIG profile has, from 0 to 1, or None if the model or the profile
+    is unknown."""
     card = find_card(model)
     if card is None or not card.profiles:
         return None

@@ -1,5 +1,5 @@
-"""Turn what was read from Prometheus into the input of a recommendation: the pool, the histories of its workloads,
-and who shares GPUs. Pure."""
+"""Turn the use that was read from Prometheus into the input of a recommendation: the pool, the histories of its
+workloads, and the GPUs that pods share. Pure."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,11 +23,11 @@ from gpusharing.usage.reckon.recommendation import Occupied
 RECENT = 24
 """Hours without a sighting after which a workload counts as gone."""
 PRESENT = 2
-"""Hours without a sighting after which a GPU does not count: its node was replaced or is away. Peaks are queried for
-full hours, so it cannot be less."""
+"""Hours without a sighting after which a GPU does not count: its node was replaced or is unavailable. Peaks are
+queried for full hours, so the value cannot be lower."""
 AT_ONCE = 0.98
-"""The part of a workload's hours that the number of its pods has to cover. Not all, because during an update old and
-new pods exist together."""
+"""The part of a workload's hours in which its number of pods must not be exceeded. It is below 1 because old and new
+pods coexist during an update."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class ObservedPool:
     used: int
     """GPUs that were held in the last hour, in whole or in part."""
     histories: tuple[History, ...]
-    """What each workload used, and holds."""
+    """What each workload used, and what its pods hold now."""
     occupied: tuple[Occupied, ...]
     """The GPUs that several pods share now."""
     remarks: tuple[str, ...]
@@ -53,8 +53,8 @@ class ObservedPool:
 
 
 def find_pool(usage: Usage, where: str) -> ObservedPool:
-    """Return the pool. Raises Trouble if there are no GPUs, or GPUs of several models, also if they are beside
-    those of the chosen card."""
+    """Return the pool that the usage shows. `where` names the chosen nodes in messages. Raises Trouble if there are no
+    GPUs, if the GPUs are of several models, or if their nodes also have GPUs of another model than the chosen card."""
     fold = usage.fold
     records: list[Record | Gpu] = [*fold.records.values(), *fold.gpus.values()]
     latest = max((record.last for record in records), default=-1)  # the last hour of which anything is known
@@ -102,7 +102,8 @@ def find_pool(usage: Usage, where: str) -> ObservedPool:
 
 
 def _gpus(fold: Fold, latest: int, where: str) -> dict[str, Gpu]:
-    """Return the present GPUs by UUID, which are of one model. Raises Trouble if there are none or several models."""
+    """Return the GPUs seen in the last hours (PRESENT) by UUID. Raises Trouble if there are none, or if they are of
+    several models."""
     gpus = {uuid: gpu for uuid, gpu in fold.gpus.items() if gpu.last > latest - PRESENT}
     if not gpus:
         card = fold.card
@@ -121,8 +122,8 @@ def _gpus(fold: Fold, latest: int, where: str) -> dict[str, Gpu]:
 
 
 def _refuse_mixed(fold: Fold, gpus: Mapping[str, Gpu], latest: int, where: str) -> None:
-    """Raise Trouble if nodes also have GPUs of another model: a layout names GPUs by their index among all of a
-    node."""
+    """Raise Trouble if a node of these GPUs also has GPUs of another model. A layout names GPUs by their index among
+    all GPUs of a node, so it would divide the wrong ones."""
     nodes = {gpu.node for gpu in gpus.values() if gpu.node}
     beside = [gpu for gpu in fold.others.values() if gpu.node in nodes and gpu.last > latest - PRESENT]
     if beside:
@@ -142,7 +143,8 @@ def _without_node(gpus: Iterable[Gpu]) -> Iterator[str]:
 
 
 def _away(gpus: Iterable[Gpu], latest: int) -> Iterator[str]:
-    """Yield a remark about `gpus`, which are not counted, unless all of them have been gone for a day."""
+    """Yield a remark about `gpus`, which are known but not counted, if at least one of them was seen in
+    the last day."""
     lately = [gpu for gpu in gpus if gpu.last > latest - RECENT]
     if not lately:
         return
@@ -164,8 +166,8 @@ def _gone(workloads: Iterable[Workload]) -> Iterator[str]:
 
 
 def _replaced(fold: Fold, latest: int) -> Iterator[str]:
-    """Yield a remark about nodes that are neither chosen nor there any more: whether they had the labels in
-    question is unknown."""
+    """Yield a remark if there are nodes with GPUs that were not chosen and no longer exist. Nodes are chosen by their
+    present labels, so whether such a node belonged to this pool is unknown."""
     old = sorted(node for node, last in fold.beyond.items() if last <= latest - PRESENT)
     if old:
         gone = "they are" if len(old) > 1 else "it is"
@@ -177,8 +179,8 @@ def _replaced(fold: Fold, latest: int) -> Iterator[str]:
 
 
 def _pods(record: Record) -> int:
-    """Return how many pods of a workload run at the same time: as many as in all but the highest 2 % of its hours
-    (AT_ONCE), or more if both of the last two hours had more. It is 1 if no hour had any."""
+    """Return how many pods of a workload run at the same time: a number that is not exceeded in 98 % of the hours with
+    pods (AT_ONCE), or more if both of the last two such hours had more. Return 1 if no hour had any."""
     counts = [count for count in record.pods if count]
     if not counts:
         return 1
@@ -187,13 +189,14 @@ def _pods(record: Record) -> int:
 
 
 def _devices(record: Record) -> int:
-    """Return the most devices that one pod held in the last day in which the workload ran; at least 1. What it
-    held earlier does not count."""
+    """Return the most devices that one pod held in the last RECENT hours up to the workload's last one; at least 1.
+    Earlier hours do not count."""
     return max((1, *record.devices[max(0, record.last - RECENT + 1) : record.last + 1]))
 
 
 def _holding(usage: Usage, record: Record, gpu: Gpu, card: Card | None) -> Holding:
-    """Return what each pod of a workload holds now, as far as it is known."""
+    """Return what each pod of a workload holds now: the resource, the number of devices, and the part of a card that
+    one device is. `gpu` is the GPU that the workload held last. The share is None if it is unknown."""
     if record.profile:
         resource = record.resource or resource_name(record.profile)
         share, compute = _of_instance(record.profile, card)
@@ -210,8 +213,8 @@ def _holding(usage: Usage, record: Record, gpu: Gpu, card: Card | None) -> Holdi
 
 
 def _of_instance(profile: str, card: Card | None) -> tuple[Fraction | None, Fraction]:
-    """Return the parts of its card's memory and compute that an instance has. For an unknown profile or card the
-    memory is None, and the compute is 1."""
+    """Return the parts of the card's memory and compute that an instance of this profile has. If the profile or the
+    card is unknown, return None and 1."""
     match = next((each for each in card.profiles if each.name == profile), None) if card else None
     if card is None or match is None:
         return None, Fraction(1)
@@ -220,7 +223,7 @@ def _of_instance(profile: str, card: Card | None) -> tuple[Fraction | None, Frac
 
 
 def _samples(fold: Fold, values: "Iterable[float]") -> Iterator[Sample]:
-    """Yield the known hours of an array, each with its end as the time."""
+    """Yield a sample for each known hour of the array, timed at the end of the hour."""
     for hour, value in enumerate(values):
         if not isnan(value):
             at = fold.end - (fold.hours - 1 - hour) * 3600

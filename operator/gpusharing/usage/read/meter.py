@@ -1,9 +1,8 @@
-"""Read the meter (docs/adr/0043-the-meter.md) from Prometheus for a window: who had how much at which price, and
-what is missing.
+"""Read the meter (docs/adr/0043-the-meter.md) from Prometheus for a window: who used how much GPU time at which price,
+and what is missing.
 
-The window is queried a day at a time, so that a price counts for the days on which it was exported, and no answer
-is large. `increase` extrapolates a series to both ends of the day, bridges gaps, and handles counters that
-restarted.
+The window is queried a day at a time, so that a price applies only to the days on which it was exported, and no answer
+is large. `increase` extrapolates a series to both ends of the day, bridges gaps, and handles counters that restarted.
 """
 
 import math
@@ -35,12 +34,12 @@ from gpusharing.usage.reckon.bills import MICROS, Basis, Cell, Part, Price
 
 @dataclass(frozen=True, slots=True)
 class Teams:
-    """Which value of a namespace label each namespace had on one day."""
+    """The value of a namespace label for each namespace on one day. Bills by that label name these values."""
 
     last: Mapping[str, str] = field(default_factory=dict)
-    """The value that was last seen of each namespace: the namespace may be gone or have another owner since."""
+    """The value that was last seen for each namespace. Since then the namespace may have been deleted or changed."""
     rivals: Set[str] = frozenset()
-    """Namespaces that had several values at a time, so that their owner is ambiguous."""
+    """Namespaces that had several values at the same time, so that their owner is ambiguous."""
 
     def find(self, namespace: str) -> str:
         """Return the label's value of a namespace; empty if it is unknown or ambiguous."""
@@ -48,8 +47,8 @@ class Teams:
 
 
 def read_teams(last: Iterable[Series], rivals: Iterable[Series], label: str) -> Teams:
-    """Return the values of the label `label` from two answers: when each value was last seen, and which namespaces
-    had several at a time."""
+    """Return the values of the label `label` from two answers: `last` has the time at which each value was last seen,
+    and `rivals` the namespaces that had several values at one time. The value seen last wins."""
     ordered = sorted(last, key=lambda series: (series.value, series.labels.get(label, "")))
     return Teams(
         {namespace_of(series): series.labels.get(label, "") for series in ordered},
@@ -64,7 +63,7 @@ def namespace_of(series: Series) -> str:
 
 
 def no_label(label: str) -> str:
-    """Return the message for when no namespace has the label."""
+    """Return the message for a label that no namespace has in Prometheus, with a remedy."""
     return (
         f"Prometheus knows no namespace with the label {label}. kube-state-metrics exports only the"
         f" labels that a flag names: --metric-labels-allowlist=namespaces=[{label}]. Without it, use --by namespace"
@@ -72,8 +71,8 @@ def no_label(label: str) -> str:
 
 
 def describe_rivals(namespaces: Set[str], label: str) -> list[str]:
-    """Return one sentence about `namespaces` that used GPUs while they had several values of the label; empty
-    without any."""
+    """Return a list with one sentence about `namespaces`, which used GPUs while they had several values of the label;
+    empty if there are none."""
     if not namespaces:
         return []
     several = len(namespaces) > 1
@@ -85,21 +84,24 @@ def describe_rivals(namespaces: Set[str], label: str) -> list[str]:
 
 
 TOLERANCE = 0.01
-"""Part of a pool's GPU time by which its parts may differ from it; series that come and go in a day differ by less."""
+"""How far the sum of the parts may differ from a pool's GPU time, as a fraction of that time. Series that start and
+end within a day cause a smaller difference."""
 ENDS = 60.0
-"""Seconds of a GPU by which the parts may differ from the whole, however short the window is: `increase` extends a part
-that came or went in it by up to a scrape interval of 30 s at either end, but not its pool."""
+"""How far the parts may differ from the whole, in seconds of one GPU, even in a short window: `increase` extends a
+series that starts or ends within the window by up to a scrape interval of 30 s at either end, but not the series of
+the pool."""
 OTHERS = "_others"
-"""The namespace or policy of what exceeds the meter's bounds (gpusharing/agent/meter.py)."""
+"""The namespace or policy under which the meter counts time that exceeds its bounds (gpusharing/agent/meter.py)."""
 CHOSEN = frozenset(("container", "endpoint"))
 """Labels of a target that stay the same when an agent restarts, so that they can select series."""
 MISSED = 3600.0
-"""GPU-seconds of a node above which a loss is reported; a scrape interval at the end of each day is less."""
+"""The smallest loss of a node that is reported, in GPU-seconds. The loss of one scrape interval at the end of each day
+is below it."""
 COUNTED = (*Part, "gpus", "firsts", "lasts")
-"""Names of the answers of `queries_of` that come from the meter: each Part of the GPU time, all of it, and the lowest
-and the highest value of each node's counters of it."""
+"""The names of those queries of `queries_of` that read the meter: one for each Part of the GPU time, one for all of it
+(`gpus`), and the lowest and the highest value of each node's counter (`firsts`, `lasts`)."""
 NodePool = tuple[str, str]
-"""Name of a node, and of the policy that owned it."""
+"""The name of a node, and the name of the policy that owned it."""
 
 
 @dataclass(slots=True)
@@ -107,7 +109,7 @@ class MeteredPools:
     """What the meter counted in a window, and what is known to be missing."""
 
     cells: Counter[Cell] = field(default_factory=Counter)
-    """Microseconds of GPUs, by cell."""
+    """Microseconds of whole GPUs, by cell."""
     missing: list[str] = field(default_factory=list)
     """Why the answer is incomplete; empty if it is complete."""
     remarks: list[str] = field(default_factory=list)
@@ -127,7 +129,7 @@ class _Day:
     prices: Prices
     """The prices of that day."""
     teams: Teams
-    """Whom the namespaces belonged to on that day."""
+    """The value of the bill's label for each namespace on that day."""
     simulated: frozenset[str]
     """Nodes whose GPUs are SIMULATED."""
     faults: Sequence[str] = ()
@@ -135,7 +137,9 @@ class _Day:
 
 
 async def read_metered(prometheus: Prometheus, query: MeterQuery) -> MeteredPools:
-    """Read a window of the meter. Raises Trouble, also if Prometheus has nothing of it at all."""
+    """Read the meter's series for the window of `query` and return the time by cell, with everything known to be
+    missing. Raises Trouble if Prometheus has no data of the meter in the window, if a node was metered twice, or if
+    no namespace ever had the label that the bill is made by."""
     metered = MeteredPools()
     metered.missing += await _gaps(prometheus, query)
     unpriced: dict[tuple[str, str], float] = {}
@@ -179,14 +183,14 @@ async def read_metered(prometheus: Prometheus, query: MeterQuery) -> MeteredPool
 
 
 def _sum(counts: dict[NodePool, float], answer: Iterable[Series]) -> None:
-    """Add the values of an answer to `counts`, by node and policy."""
+    """Add each value of the answer to `counts` under the node and policy of its series."""
     for series in answer:
         counts[_node(series)] = counts.get(_node(series), 0.0) + series.value
 
 
 async def _read_day(prometheus: Prometheus, query: MeterQuery, start: float, end: float) -> _Day:
-    """Query one stretch of time and return its answers, without values that cannot be right. Raises Trouble, also
-    if a node was metered twice."""
+    """Query the meter for one stretch of time and return the answers; impossible values are left out and reported in
+    `faults`. Raises Trouble, also if a node was metered twice."""
     queries = queries_of(query, round(end - start))
     results = await side_by_side(*(prometheus.instant_all(promql, end) for promql in queries.values()))
     answers = dict(zip(queries, results, strict=True))
@@ -208,7 +212,7 @@ async def _read_day(prometheus: Prometheus, query: MeterQuery, start: float, end
 
 
 def _credible(answer: Iterable[Series], faults: list[str]) -> Iterator[Series]:
-    """Yield the series whose value is possible, and add a sentence to `faults` for each other one."""
+    """Yield the series whose value is plausible (at most MOST). For each of the others, add a sentence to `faults`."""
     for series in answer:
         if abs(series.value) <= MOST:
             yield series
@@ -221,8 +225,8 @@ def _credible(answer: Iterable[Series], faults: list[str]) -> Iterator[Series]:
 
 
 def _add(metered: MeteredPools, day: _Day, by: str, unpriced: dict[tuple[str, str], float]) -> None:
-    """Add a day's time to the cells of `metered`, and the seconds without a price to `unpriced`, by policy and
-    reason."""
+    """Add the time of a day to the cells of `metered`. Seconds without a price are also added to `unpriced`, by policy
+    and by the reason why there is no price."""
     for part in Part:
         for series in day.counted[part]:
             node, policy = series.labels.get("node", ""), series.labels.get(POLICY, "")
@@ -240,8 +244,8 @@ def _add(metered: MeteredPools, day: _Day, by: str, unpriced: dict[tuple[str, st
 
 
 def _tenant(series: Series, day: _Day, by: str) -> str:
-    """Return whom a series is billed to: nobody in a bill by policy, else its namespace or the namespace's label;
-    empty if unknown."""
+    """Return who is billed for a series: in a bill by policy nobody (an empty string), in one by namespace the
+    namespace, else the namespace's label value on that day, empty if it is unknown."""
     namespace = namespace_of(series)
     if by == POLICY:
         return ""
@@ -249,15 +253,16 @@ def _tenant(series: Series, day: _Day, by: str) -> str:
 
 
 def _basis(resource: str, most: float | None) -> Basis:
-    """Return how the time of a tenant was found. `most` is how many slices the device had, or None if it is
-    unknown."""
+    """Return how the time of a tenant was determined. `most` is the number of slices of the device, or None if it is
+    unknown: then a resource name that ends in `.shared` counts as reserved, and any other as an estimate."""
     if most is not None:
         return Basis.RESERVED if most > 1 else Basis.MEASURED
     return Basis.RESERVED if resource.endswith(".shared") else Basis.ESTIMATE
 
 
 def _unpriced(unpriced: Mapping[tuple[str, str], float]) -> list[str]:
-    """Return a sentence for each policy and reason with time that has no price."""
+    """Return a sentence for each policy and each reason for which some time has no price, with the number of GPU-hours
+    and a remedy."""
     return [
         f"no price is known for {seconds / 3600:,.1f} GPU-hours of {_pool(policy)}: {why}"
         + ("" if why.endswith(CHOOSE) else f"; {REMEDY}")
@@ -267,14 +272,16 @@ def _unpriced(unpriced: Mapping[tuple[str, str], float]) -> list[str]:
 
 
 def _pool(policy: str) -> str:
+    """Return how messages name the policy `policy`; an empty string stands for nodes without one."""
     return policy or "nodes without a policy"
 
 
 def _lacking(
     parts: Mapping[NodePool, float], gpus: Mapping[NodePool, float], seconds: float
 ) -> Iterator[str]:
-    """Yield a sentence for each pool whose parts do not add up to its GPU time, so some series are missing.
-    `seconds` is the length of the window."""
+    """Yield a sentence for each policy whose parts of the GPU time do not add up to the time of its GPUs, which means
+    that some series are missing. `parts` and `gpus` have seconds by node and policy; `seconds` is the length of the
+    window."""
     tolerance = max(TOLERANCE, ENDS / seconds)
     pools: dict[str, list[NodePool]] = {}
     for key in sorted(parts.keys() | gpus.keys()):
@@ -299,10 +306,10 @@ def _lacking(
 
 
 class _Unseen:
-    """What agents counted while Prometheus did not see them: a counter that begins a day above where it ended the
-    one before.
+    """GPU time that agents counted while Prometheus did not scrape them: a counter starts a day at a higher value than
+    it had at the end of the day before.
 
-    If the counter restarted meanwhile, nobody knows how much that was.
+    If the counter restarted in the meantime, the lost time is unknown and is not counted here.
     """
 
     def __init__(self) -> None:
@@ -311,7 +318,8 @@ class _Unseen:
         self._lost: Counter[NodePool] = Counter()
 
     def add(self, growth: Iterable[Series], firsts: Iterable[Series], lasts: Iterable[Series]) -> None:
-        """Add the answers for the next day: the growth of each counter, and its first and its last value."""
+        """Add the answers for the next day: the growth of each node's counter, and its lowest and its
+        highest value."""
         for series in growth:
             self._seen[_node(series)] += round(series.value)
         for series in firsts:
@@ -322,11 +330,12 @@ class _Unseen:
 
     @property
     def nodes(self) -> set[str]:
-        """The nodes of which anything was metered."""
+        """The names of the nodes for which any GPU time was metered."""
         return {node for node, _ in self._seen}
 
     def describe(self) -> list[str]:
-        """Return one sentence about lost time; empty if there is too little to report."""
+        """Return a list with one sentence about the lost time, or an empty list if no node lost more than MISSED
+        seconds and a part of TOLERANCE of its time."""
         lost = {
             key: count
             for key, count in self._lost.items()
@@ -347,7 +356,8 @@ def _node(series: Series) -> NodePool:
 
 
 async def _gaps(prometheus: Prometheus, query: MeterQuery) -> list[str]:
-    """Return sentences about the parts of the window without data. Raises Trouble if there is none at all."""
+    """Return sentences about the parts of the window without data of the meter. Raises Trouble if there is no data at
+    all."""
     chosen = braced(query.selector)
     where = f" for {chosen}" if chosen else ""
     return await find_gaps(
@@ -363,7 +373,7 @@ async def _gaps(prometheus: Prometheus, query: MeterQuery) -> list[str]:
 
 
 def _refuse_doubles(twice: Iterable[Series]) -> None:
-    """Raise Trouble if a node was metered twice at one time. `twice` has all of its series on that day."""
+    """Raise Trouble if a node was metered twice at one time. `twice` has all series of such nodes on that day."""
     by_pool: dict[NodePool, list[Mapping[str, str]]] = {}
     for each in twice:
         by_pool.setdefault(_node(each), []).append(each.labels)
@@ -374,8 +384,9 @@ def _refuse_doubles(twice: Iterable[Series]) -> None:
 
 
 def _refuse(node: str, differ: Mapping[str, Sequence[str]]) -> None:
-    """Raise Trouble for a node whose series differ in the labels `differ`, with a remedy for the label that is
-    most likely the reason. Without a differing label nothing is raised."""
+    """Raise Trouble for a node that was metered twice. `differ` has the values of the labels in which its series
+    differ; the remedy depends on the label that is the most likely reason. Returns without raising if `differ` is
+    empty."""
     # Labels of a target also differ between an agent and its successor, so any other label is the likelier reason.
     label = min(
         differ, key=lambda name: (name in TARGET, name in OF_PARTS, name not in CHOSEN, name), default=""

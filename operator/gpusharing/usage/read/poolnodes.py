@@ -1,4 +1,4 @@
-"""Which nodes make a pool: those that `-l SELECTOR` selects as in kubectl, or those of a policy."""
+"""Which nodes belong to the pool: those that `-l SELECTOR` selects as in kubectl, or those that a policy owns."""
 
 import re
 from argparse import Namespace
@@ -40,7 +40,8 @@ _FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Row]], ...] = (
     ),
     (re.compile(rf"(!?)\s*({_KEY})"), lambda match: (match[2], "DoesNotExist" if match[1] else "Exists", ())),
 )
-"""The ways to select by a label, each with a function that returns the row of a selector."""
+"""The forms of one requirement in a label selector, each with a function that converts its match to a row: key,
+operator and values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class NodeScope:
     name: str
     """Name of the policy."""
     where: str
-    """How messages call the nodes."""
+    """The name of the set of nodes in messages."""
     selector: Mapping[str, Any]
     """`spec.nodeSelector` of the policy."""
     nodes: frozenset[str] | None = None
@@ -60,13 +61,14 @@ class NodeScope:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """Labels and annotations of that policy, because applying a policy without them may remove them."""
     unlabelled: bool = False
-    """Whether no node has the selector's label yet."""
+    """Whether the nodes still have to be given the label that the policy selects by."""
     remarks: tuple[str, ...] = ()
     """What a reader should know about the choice."""
 
 
 def rows_of(selector: str) -> list[Row]:
-    """Parse what `kubectl get nodes -l` accepts into rows of a selector. Raises Trouble for anything else."""
+    """Parse a label selector as `kubectl get nodes -l` accepts it and return its rows: key, operator and values.
+    Raises Trouble if it is empty or cannot be parsed."""
     rows: list[Row] = []
     for part in filter(None, (piece.strip() for piece in re.split(r",(?![^(]*\))", selector))):
         row = next((read(match) for form, read in _FORMS if (match := form.fullmatch(part))), None)
@@ -81,8 +83,9 @@ def rows_of(selector: str) -> list[Row]:
 
 
 def scope_of(rows: Sequence[Row], nodes: frozenset[str], selector: str) -> NodeScope:
-    """Return a scope of `nodes` that were selected by `rows`, with a policy selector that selects them. If a
-    change of mode rewrites one of the labels, the nodes need a label of their own instead."""
+    """Return the scope of `nodes`, which `rows` selected, with a node selector for its policy. `selector` is what the
+    user typed. If a change of mode would rewrite one of the labels, the policy selects a pool label instead, which
+    the nodes do not have yet (`unlabelled`)."""
     equal = {key: values[0] for key, operator, values in rows if operator == "In" and len(values) == 1}
     name = _name(equal)
     if any(is_rewritten(key) for key, _, _ in rows):
@@ -101,15 +104,17 @@ def scope_of(rows: Sequence[Row], nodes: frozenset[str], selector: str) -> NodeS
 
 
 def whole_fleet(card: str) -> NodeScope:
-    """Return the scope of all nodes whose GPUs Prometheus knows; `card` gives it its name."""
+    """Return the scope of all nodes whose GPUs Prometheus knows. Its policy is named after `card`, or `pool` if that
+    is empty."""
     name = _name({"": card})
     return NodeScope(name, "what Prometheus sees", _of_label(name), unlabelled=True)
 
 
 def narrow(scope: NodeScope, nodes: int, card: str) -> tuple[NodeScope, tuple[str, ...]]:
-    """Return the scope, with a selector for only the `nodes` that have GPUs of `card`, and remarks. Without a
-    `card` the selector stays. Raises Trouble if an existing policy also selects other nodes, because it has one
-    layout for all of them."""
+    """Return the scope limited to the `nodes` (a number) that have GPUs of `card`, and remarks. If all nodes of the
+    scope have such GPUs, it is returned as it is. Without a `card` the scope stays, and a remark says that its
+    policy selects more nodes. Otherwise the policy gets a pool label of its own. Raises Trouble if the policy
+    already exists, because it has one layout for all its nodes."""
     others = 0 if scope.nodes is None else len(scope.nodes) - nodes
     if others < 1:
         return scope, ()
@@ -129,18 +134,19 @@ def narrow(scope: NodeScope, nodes: int, card: str) -> tuple[NodeScope, tuple[st
 
 
 def _of_label(name: str) -> dict[str, Any]:
-    """Return a node selector for the pool label with this name."""
+    """Return a node selector for nodes whose pool label is `name`."""
     return {"matchLabels": {LABEL_POOL: name}}
 
 
 def _name(equal: Mapping[str, str]) -> str:
-    """Return a name for the policy, from the pool label or else the first of the labels."""
+    """Return a name for the policy, made from the value of the pool label or else of the first label in `equal`;
+    `pool` if neither gives one."""
     return pool_name(equal.get(LABEL_POOL) or next(iter(equal.values()), "")) or "pool"
 
 
 async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
-    """Return the scope of --policy or -l from the API server; without either, nothing is requested. Raises
-    Trouble."""
+    """Return the scope that `--policy` or `-l` selects, as read from the API server. Without either flag, return the
+    whole fleet and request nothing. Raises Trouble, also if no node is selected."""
     if typed.policy and typed.nodes:
         raise Trouble("give --policy or -l, not both")
     if typed.policy:
@@ -156,8 +162,8 @@ async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
 
 
 def _of_policy(raw: JSON, policies: Sequence[JSON], nodes: Sequence[JSON]) -> NodeScope:
-    """Return the scope of the nodes that a policy owns, which may be fewer than it selects. Raises Trouble if it
-    selects or owns none."""
+    """Return the scope of the nodes that the policy `raw` owns. A remark says if other policies own some of the nodes
+    that it selects. Raises Trouble if it selects no node, or if other policies own all of them."""
     name, spec = text(raw, "metadata", "name"), section(raw, "spec")
     selector = section(spec, "nodeSelector")
     rows: list[Row] = [
@@ -182,15 +188,16 @@ def _of_policy(raw: JSON, policies: Sequence[JSON], nodes: Sequence[JSON]) -> No
 
 
 def _owned_by_others(name: str, policies: Sequence[JSON], nodes: Sequence[JSON]) -> dict[str, str]:
-    """Return the nodes that another policy than `name` owns, each with that policy."""
+    """Return the owner of each of `nodes` that is owned by a policy other than `name`. Nodes without an owner are left
+    out."""
     owners = Owners(find_contenders(policy_view(each) for each in policies))
     owner_of = {each.name: owners.owner(each) for each in map(node_view, nodes)}
     return {node: owner for node, owner in owner_of.items() if owner not in ("", name)}
 
 
 def _user_metadata(metadata: JSON) -> dict[str, Any]:
-    """Return the labels and annotations that people or their tools wrote, without approvals and resumptions, which
-    an edit of the policy ends."""
+    """Return the labels and annotations that people or their tools wrote. Left out are approvals and resumptions,
+    which are void once the policy is edited, and what kubectl recorded of its last apply."""
     annotations = {
         key: value for key, value in texts(metadata.get("annotations")).items() if key not in _OF_THE_OLD
     }
@@ -199,7 +206,7 @@ def _user_metadata(metadata: JSON) -> dict[str, Any]:
 
 
 def _chosen(nodes: Sequence[JSON], wanted: Mapping[str, str], rows: Sequence[Row]) -> frozenset[str]:
-    """Return the names of the nodes that a selector of labels and rows selects."""
+    """Return the names of the nodes whose labels equal those in `wanted` and match all of `rows`."""
     return frozenset(
         text(raw, "metadata", "name")
         for raw in nodes
@@ -210,7 +217,9 @@ def _chosen(nodes: Sequence[JSON], wanted: Mapping[str, str], rows: Sequence[Row
 async def find_in_prometheus(
     prometheus: Prometheus, typed: Namespace, selector: str, end: float
 ) -> NodeScope:
-    """Return the scope of -l from what kube-state-metrics reports about nodes. Raises Trouble."""
+    """Return the scope that `-l` selects, by the labels of nodes that kube-state-metrics exported at `end`; without
+    `-l`, the whole fleet. Raises Trouble for `--policy`, if no node matches, or if Prometheus does not know a label
+    that a node must have."""
     if typed.policy:
         raise Trouble(
             "--policy is read from the cluster: leave out --prometheus (--service names one in it), or choose the nodes"
@@ -243,7 +252,8 @@ async def find_in_prometheus(
 
 
 def _labels(series: Series, named: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    """Return the node that a series is about, and which of the labels in `named` it has."""
+    """Return the name of the node that a series is about, and its labels by their Kubernetes keys. `named` has the
+    Prometheus label of each key; labels that the node does not have are left out."""
     return exported_label(series, "node"), {
         key: series.labels[label] for key, label in named.items() if series.labels.get(label)
     }

@@ -1,7 +1,8 @@
-"""Which price a node's GPUs have: OpenCost's metric, else the policy's, else that of the chart's map. Pure.
+"""The price of a node's GPUs: OpenCost's metric if it has one, else the policy's price, else the price of the product
+in the chart's map. Pure.
 
-`node_gpu_hourly_cost` is the "hourly cost for each gpu on this node" (opencost, pkg/costmodel/metrics.go at
-02e0666) with the label `node`, without a currency, and 0 for a node whose price OpenCost does not know.
+`node_gpu_hourly_cost` is the "hourly cost for each gpu on this node" (opencost, pkg/costmodel/metrics.go at 02e0666)
+with the label `node`, without a currency, and 0 for a node whose price OpenCost does not know.
 """
 
 import math
@@ -22,19 +23,21 @@ REMEDY = (
 )
 """What to do about an unknown price."""
 MOST = 1e15
-"""The highest plausible price, and number of seconds of a counter. Higher values are left out."""
+"""The highest plausible price, and the highest plausible number of seconds in a counter. Higher values are left out.
+"""
 NO_NUMBER = "that is not a number"
-"""The reason why NaN is left out."""
+"""The reason given for a value that is NaN."""
 CHOOSE = "choose one by --selector"
-"""What to do if several clusters have something of the same name."""
+"""The remedy if several clusters have an object of the same name."""
 
 _Fault = tuple[tuple[str, str], str]
-"""Label and value of what has an impossible price, and the sentence that reports it."""
+"""The label and value of a subject with an impossible price, such as `node` and its name, and the sentence that
+reports it."""
 
 
 @dataclass(slots=True)
 class Prices:
-    """The prices that Prometheus has for a stretch of time."""
+    """The prices that Prometheus has for one stretch of time."""
 
     opencost: Mapping[str, Fraction] = field(default_factory=dict)
     """OpenCost's price of each node."""
@@ -43,18 +46,21 @@ class Prices:
     products: Mapping[str, Mapping[str, Fraction]] = field(default_factory=dict)
     """Prices of the chart's map, by product and currency."""
     cards: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    """The products of each node."""
+    """The GPU products of each node."""
     rivals: frozenset[tuple[str, str]] = frozenset()
-    """Label and value of nodes, policies and products with several prices at once; their mean is no real price."""
+    """The label and value of each node, policy and product that had several prices at once. The mean of these is not a
+    real price."""
     currency: str = "USD"
     """Currency of OpenCost's prices."""
     faults: tuple[str, ...] = ()
     """A sentence for each impossible price that was left out."""
     odd: frozenset[tuple[str, str]] = frozenset()
-    """Label and value of the nodes, policies and products that have such a price."""
+    """The label and value of each node, policy and product that has an impossible price."""
 
     def find(self, node: str, policy: str) -> Price | str:
-        """Return the price of a GPU of this node under this policy, or a clause that says why there is none."""
+        """Return the price of a GPU of this node under this policy, or a clause that says why there is none. The
+        sources are tried in the order OpenCost, policy, chart, and the first that has a price decides, even if its
+        price is ambiguous."""
         if node in self.opencost:
             if ("node", node) in self.rivals:
                 return _rivalry(f"node {node}")
@@ -82,8 +88,8 @@ class Prices:
         return prices[0]
 
     def _only(self, key: tuple[str, str], by_currency: Mapping[str, Fraction], source: str) -> Price | str:
-        """Return the single price in `by_currency`, or a clause that says why it is ambiguous. `key` is a label
-        and its value."""
+        """Return the only price in `by_currency`, or a clause that says why it is ambiguous. `key` is the label and
+        value that the prices belong to, such as `policy` and its name."""
         subject = " ".join(key)
         if len(by_currency) > 1:
             several = f"{subject} had several currencies on that day ({', '.join(sorted(by_currency))})"
@@ -95,7 +101,7 @@ class Prices:
 
 
 def _rivalry(subject: str) -> str:
-    """Return the clause for something with several prices at once."""
+    """Return the clause about a subject that has several prices at the same time."""
     return f"{subject} has several prices at once, as when several clusters have it: {CHOOSE}"
 
 
@@ -108,8 +114,9 @@ def read_prices(
     currency: str,
     rivals: Iterable[Series] = (),
 ) -> Prices:
-    """Return the prices from answers. Impossible prices are left out and reported in `faults`. `rivals` are series
-    that have several prices."""
+    """Read the prices from the answers to the queries of `queries_of`; `cards` has the products of each node.
+    Impossible prices are left out and reported in `faults`. `rivals` has a series for each subject with several
+    prices at once. `currency` is that of OpenCost's prices."""
     faults: list[_Fault] = []
     by_node: dict[str, Fraction] = {}
     for series in opencost:
@@ -144,15 +151,15 @@ def read_prices(
 
 
 def _dashed(product: str) -> str:
-    """Return a product name as GFD's label has it, with dashes where NVML's has blanks."""
+    """Return a product name as GPU Feature Discovery writes it in its label: with dashes in place of NVML's spaces."""
     return product.replace(" ", "-")
 
 
 def _by(
     answer: Iterable[Series], label: str, metric: str, faults: list[_Fault]
 ) -> dict[str, dict[str, Fraction]]:
-    """Return the prices of an answer by the value of `label` and by currency, and add a fault for each impossible
-    one."""
+    """Return the prices of an answer, by the value of `label` and then by currency. Prices that are impossible or
+    without a currency are left out, and each adds a fault to `faults`."""
     prices: dict[str, dict[str, Fraction]] = {}
     for series in answer:
         subject, currency = series.labels.get(label, ""), series.labels.get("currency", "")
@@ -164,7 +171,7 @@ def _by(
 
 
 def _fault(metric: str, label: str, subject: str, value: float, currency: str = "-") -> _Fault:
-    """Return what has an impossible price, and the sentence that reports it."""
+    """Return the label and value of a subject with an impossible price, and the sentence that reports it."""
     why = (
         "it names no currency"
         if not currency
@@ -178,5 +185,5 @@ def _fault(metric: str, label: str, subject: str, value: float, currency: str = 
 
 
 def _exact(value: float) -> Fraction:
-    """Return the value to the millionth: averages of Prometheus are off by less."""
+    """Return the value rounded to the millionth; the averages that Prometheus computes are more precise than that."""
     return Fraction(round(value * MICROS), MICROS)

@@ -25,42 +25,42 @@ POINTS = "5m"
 NAMESPACE, POLICY, EXPORTED = "namespace", "policy", "exported_namespace"
 GPUS = "gpusharing_gpu_seconds_total"
 OF_PARTS = frozenset((NAMESPACE, EXPORTED, "resource", "gpu", "uuid", "profile", "product", "currency"))
-"""Labels that only some series of a bill have: if they selected series, the parts would not add up. (Time that no pod
-held has no tenant; `namespace` is the agent's there, or absent.)"""
+"""Labels that only some series of a bill have. If a selector used them, the parts would not add up. (Time that no pod
+held has no tenant: in those series `namespace` is the agent's namespace, or is missing.)"""
 _PRICES = (
     ("opencost", OPENCOST_METRIC, "node", " != 0"),
     ("policies", POLICY_METRIC, f"{POLICY}, currency", ""),
     ("products", PRODUCT_METRIC, "product, currency", ""),
 )
-"""Name of each answer, its metric, the labels of a price, and a filter: OpenCost writes 0 for a price that it does not
-know."""
+"""The name of each answer, its metric, the labels that identify a price, and a filter. OpenCost exports 0 for a price
+that it does not know."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeterQuery:
-    """What a bill is made for: a window, and what is billed by."""
+    """The window of a bill, and how it is grouped."""
 
     start: float
     """Seconds since 1970."""
     end: float
     """Seconds since 1970."""
     by: str = NAMESPACE
-    """What is billed by: NAMESPACE, POLICY, or a label of namespaces."""
+    """What the bill is grouped by: NAMESPACE, POLICY, or the key of a namespace label."""
     selector: str = ""
-    """Matchers, without braces. Those of labels in OF_TARGETS apply to the agents' series, that of POLICY to series
-    that have it, and the others to every series."""
+    """PromQL matchers, without braces. Matchers for labels in OF_TARGETS apply to the agents' series, a matcher for
+    POLICY to the series that have this label, and all others to every series."""
     currency: str = "USD"
     """Currency of OpenCost's prices."""
 
 
 def label_of(by: str) -> str:
-    """Return the name that kube-state-metrics gives to the namespace label `by`; empty if the bill is by namespace
-    or policy."""
+    """Return the name under which kube-state-metrics exports the namespace label `by`, or an empty string if the bill
+    is by namespace or policy."""
     return "" if by in (NAMESPACE, POLICY) else state_label(by)
 
 
 def refuse_parts(selector: str) -> None:
-    """Raise Trouble for matchers of labels that only a part of a bill's series have."""
+    """Raise Trouble if a matcher names a label that only some series of a bill have (OF_PARTS)."""
     for label in labels_of(selector):
         if label in OF_PARTS:
             raise Trouble(
@@ -71,14 +71,16 @@ def refuse_parts(selector: str) -> None:
 
 
 def queries_of(query: MeterQuery, seconds: int) -> dict[str, str]:
-    """Return the queries for one stretch of `seconds`, by the name of the answer."""
+    """Return the queries of a bill for one stretch of `seconds`, by the name of their answer. They must be evaluated
+    at the end of the stretch. The queries for labels of namespaces are only there if the bill is made by such a
+    label."""
     span = f"[{seconds}s]"
     chosen = braced(query.selector)
     of_devices = braced(of_others(query.selector, frozenset({POLICY})))
     counters = f"{GPUS}{chosen}"
 
     def increase_of(name: str, *labels: str) -> str:
-        """Return the query for the growth of a counter by node and these labels."""
+        """Return the query for the growth of the counter `name`, by node and these labels."""
         return f"sum by (node, {', '.join(labels)}) (increase({name}{chosen}{span}))"
 
     queries = {
@@ -105,8 +107,8 @@ def queries_of(query: MeterQuery, seconds: int) -> dict[str, str]:
 
 
 def _rival_labels(metric: str, label: str, seconds: int) -> str:
-    """Return the query for namespaces that had several values of the label at a time, as namespaces of the same
-    name in several clusters have."""
+    """Return the query for namespaces that had several values of the label at one time, such as namespaces of the same
+    name in several clusters."""
     # A Prometheus that does not honor labels has the name in another label.
     named = f'label_replace({metric}, "{NAMESPACE}", "$1", "{EXPORTED}", "(.+)")'
     values = f"count by ({NAMESPACE}) (group by ({NAMESPACE}, {label}) ({named})) > 1"
@@ -114,7 +116,8 @@ def _rival_labels(metric: str, label: str, seconds: int) -> str:
 
 
 def _prices(query: MeterQuery, seconds: int) -> dict[str, str]:
-    """Return the queries for the prices of each kind, and for those that had two at a time (`rivals`)."""
+    """Return the queries for the mean price of each source, by the name of the answer, and under `rivals` the query
+    for subjects that had two prices at one time."""
     points = f"[{seconds}s:{POINTS}]"
     of_policies, others = braced(of_others(query.selector)), braced(_others(query))
     prices = {
@@ -135,14 +138,15 @@ def _prices(query: MeterQuery, seconds: int) -> dict[str, str]:
 
 
 def _moments(seconds: int) -> int:
-    """Return for how many points of a subquery two series may coexist without being rivals: a successor exists
-    beside its predecessor for up to 5 min, the look-back of Prometheus."""
+    """Return at how many points of a subquery two series may coexist without being rivals. When an exporter is
+    replaced, the series of both are visible for up to 5 min, the look-back of Prometheus."""
     return min(2, seconds // 600)
 
 
 def _twice(counters: str, seconds: int) -> str:
-    """Return the query for all series of nodes that were metered twice at a time. An agent that is gone may still
-    be seen for LOOKBACK beside its successor, so each further series may exist beside another for as long."""
+    """Return the query for all series of nodes that were metered twice at one time; `counters` selects the series. A
+    stopped agent stays visible beside its successor for LOOKBACK seconds, so each further series may coexist with
+    another for that long."""
     # A Prometheus may have another look-back than usual, so series with older samples do not count.
     fresh = f"count by (node, {POLICY}) (timestamp({counters}) > time() - {LOOKBACK:g}) > 1"
     minutes = f"count_over_time(({fresh})[{seconds}s:1m])"
@@ -154,14 +158,14 @@ def _twice(counters: str, seconds: int) -> str:
 
 
 def _others(query: MeterQuery) -> str:
-    """Return the matchers for series that name neither a scrape target nor a policy."""
+    """Return the matchers of the query's selector that name neither a scrape target nor a policy."""
     return of_others(query.selector, OF_TARGETS | {POLICY})
 
 
 LOOKS = 100
-"""How often in a window the series are counted, at most."""
+"""At how many times in a window the series are counted, at most."""
 HOUR = 3600
-"""Seconds between two points: the peak of each hour is queried."""
+"""Seconds between two points of a range query: the peak of each hour is read."""
 USED, ACTIVE = "DCGM_FI_DEV_FB_USED", "DCGM_FI_PROF_GR_ENGINE_ACTIVE"
 """Memory in use, and the share of time in which the engines were active: reported for MIG devices too, where
 DCGM_FI_DEV_GPU_UTIL is not."""
@@ -169,7 +173,7 @@ OWN, SM, SLICES = "gpusharing_pod_memory_used_bytes", "gpusharing_pod_sm_ratio",
 """Metrics of the agent, which reports each pod even on shared GPUs."""
 INFO = "gpusharing_device_info"
 ANNOTATION = "annotation_gpusharing_dev_gpu_memory"
-"""The label in which kube-state-metrics exports names.ANNOTATION_GPU_MEMORY."""
+"""The label in which kube-state-metrics exports the annotation names.ANNOTATION_GPU_MEMORY."""
 _PODS = "namespace, pod, exported_namespace, exported_pod, cluster"
 _DEVICES = "UUID, uuid, GPU_I_ID, GPU_I_PROFILE, modelName, Hostname, hostname, node, pod_name, pod_namespace"
 _MEASURED = f"{_PODS}, {_DEVICES}"
@@ -180,21 +184,23 @@ _OF_DEVICES = OF_TARGETS | {
 
 
 def usage_count(selector: str) -> str:
-    """Return the query for the number of series that report a pod's memory; it has a value wherever there is any."""
+    """Return the query for the number of series with the memory use of pods. It has a value wherever there is such
+    data."""
     chosen = braced(selector)
     return f"count({USED}{chosen} or {OWN}{chosen})"
 
 
 def most_series(selector: str, seconds: int) -> str:
-    """Return the query for the highest number of such series at one time in the last `seconds`."""
+    """Return the query for the highest number of series with the memory use of pods at any one time in the last
+    `seconds`."""
     return f"max_over_time(({usage_count(selector)})[{max(seconds, HOUR)}s:{max(HOUR, seconds // LOOKS)}s])"
 
 
 def hourly(selector: str) -> dict[str, str]:
-    """Return the queries for every hour, by the field of HourAnswers that the answer goes into.
+    """Return the queries whose value is needed for every hour, by the field of HourAnswers that holds the answer.
 
-    They are grouped by labels that name pods and devices, so that series that are scraped twice, or that a
-    successor continues, count once.
+    They aggregate by the labels that name pods and devices, so that a series that is scraped twice, or continued by a
+    successor, counts once.
     """
     chosen = braced(selector)
     return {
@@ -208,8 +214,9 @@ def hourly(selector: str) -> dict[str, str]:
 
 
 def ownership(selector: str, seconds: int) -> tuple[str, ...]:
-    """Return the queries for a whole stretch: the owners of pods, ReplicaSets and Jobs, the annotations of pods,
-    dcgm-exporter's own pods, the devices, and the nodes with SIMULATED GPUs."""
+    """Return the queries that are needed once for a stretch of `seconds`, in this order: the owners of pods, of
+    ReplicaSets and of Jobs, the annotations of pods, the pods of dcgm-exporter, the devices, and the nodes with
+    SIMULATED GPUs."""
     span = f"[{max(seconds, round(SHORT))}s]"
     chosen, others = braced(selector), others_of(selector)
     annotated = braced(others, f'{ANNOTATION}!=""')
@@ -229,8 +236,8 @@ def ownership(selector: str, seconds: int) -> tuple[str, ...]:
 
 
 def latest(selector: str) -> tuple[str, ...]:
-    """Return the queries for the end of the window: what Nodes advertise, which shows shared GPUs, when agents
-    last reported each GPU, and the slices of each device."""
+    """Return the queries for the end of the window, in this order: the GPUs that each Node advertises (more than it
+    has if they are shared), the time at which an agent last reported each GPU, and the slices of each device."""
     chosen = braced(selector)
     allocatable = braced(others_of(selector), 'resource=~"nvidia_com_gpu(_shared)?"')
     return (
@@ -241,11 +248,12 @@ def latest(selector: str) -> tuple[str, ...]:
 
 
 def labels_of_nodes(selector: str, labels: list[str]) -> str:
-    """Return the query for nodes with those of their labels that kube-state-metrics exports."""
+    """Return the query for all nodes; its series carry those of `labels` that kube-state-metrics exports
+    for the node."""
     names = "".join(f", {label}" for label in labels)
     return f"max by (node, exported_node{names}) (last_over_time(kube_node_labels{braced(others_of(selector))}[1d]))"
 
 
 def others_of(selector: str) -> str:
-    """Return the matchers that apply to series of kube-state-metrics."""
+    """Return those matchers of `selector` that also apply to series of kube-state-metrics."""
     return of_others(selector, _OF_DEVICES)

@@ -1,8 +1,8 @@
-"""Read the labels of series about GPUs, whatever exports them and however Prometheus scrapes: which device, and
-which pod holds it. Pure.
+"""Parse the labels of series about GPUs: which device a series is about, and which pod holds it. This works for every
+exporter and scrape configuration. Pure.
 
-Where Prometheus does not honor the labels of the exporter (honorLabels), it renames them to exported_namespace and
-exported_pod (scrape_config, honor_labels).
+If Prometheus does not honor the labels of the exporter (honorLabels), it renames namespace and pod to
+exported_namespace and exported_pod (scrape_config, honor_labels).
 """
 
 import re
@@ -13,10 +13,10 @@ from typing import TypeAlias
 from gpusharing.usage.prometheus.client import Series
 
 Pod: TypeAlias = tuple[str, str]
-"""Namespace and name."""
+"""The namespace and name of a pod, or of another namespaced object."""
 MIB = 1 << 20
 EXPORTER = "dcgm-exporter"
-"""Part of the name of its pods, for when no `up` shows which they are."""
+"""A part of the names of dcgm-exporter's pods, by which they are recognized if no `up` series shows which they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class DeviceLabels:
-    """What the labels of a series about a device mean."""
+    """The parsed labels of a series about a device."""
 
     device: Device
     """The device that the series is about."""
@@ -44,11 +44,12 @@ class DeviceLabels:
     model: str = ""
     """Product name of the card; empty if the labels name none."""
     resource: str = ""
-    """Resource name of the device, in series of our agent; else empty."""
+    """Resource name of the device; empty in series of other exporters than our agent."""
 
 
 def read_dcgm(series: Series, exporters: frozenset[Pod]) -> DeviceLabels:
-    """Read the labels of a series of dcgm-exporter. `exporters` are its own pods, which hold no GPU."""
+    """Parse the labels of a series of dcgm-exporter. `exporters` are the exporter's own pods: they hold no GPU, so
+    they count as no pod. If `exporters` is empty, they are recognized by their name."""
     labels = series.labels
     device = Device(labels.get("UUID") or labels.get("uuid", ""), labels.get("GPU_I_ID", ""))
     node = labels.get("node") or labels.get("Hostname") or labels.get("hostname", "")
@@ -62,7 +63,7 @@ def read_dcgm(series: Series, exporters: frozenset[Pod]) -> DeviceLabels:
 
 
 def pod_of(labels: Mapping[str, str]) -> Pod | None:
-    """Return the pod that a series is about, whether its labels were renamed or not, or None if it names none."""
+    """Return the pod that the labels name, whether or not Prometheus renamed them, or None if they name none."""
     if labels.get("exported_pod"):
         return labels.get("exported_namespace", ""), labels["exported_pod"]
     if labels.get("pod"):
@@ -71,13 +72,14 @@ def pod_of(labels: Mapping[str, str]) -> Pod | None:
 
 
 def exported_label(series: Series, label: str) -> str:
-    """Return a label of a series of kube-state-metrics, renamed or not; empty if it has none."""
+    """Return the value of a label in a series of kube-state-metrics, whether or not Prometheus renamed it; empty if it
+    is missing."""
     return series.labels.get(f"exported_{label}") or series.labels.get(label, "")
 
 
 def devices_of(infos: Iterable[Series]) -> dict[str, Device]:
-    """Return the device that the agent means by each UUID, of a GPU or of a MIG device, from
-    `gpusharing_device_info`."""
+    """Read `gpusharing_device_info` and return the device for each UUID by which the agent names a GPU or a MIG
+    device."""
     return {
         series.labels.get("uuid", ""): Device(
             series.labels.get("gpu_uuid") or series.labels.get("uuid", ""),
@@ -88,7 +90,8 @@ def devices_of(infos: Iterable[Series]) -> dict[str, Device]:
 
 
 def read_agent(series: Series, devices: Mapping[str, Device]) -> DeviceLabels:
-    """Read the labels of a series of the agent. `devices` has the device that each of its UUIDs means."""
+    """Parse the labels of a series of the agent. `devices` maps the agent's UUIDs to devices; a UUID that is missing
+    there counts as that of a whole GPU."""
     labels = series.labels
     uuid = labels.get("uuid", "")
     return DeviceLabels(
@@ -103,9 +106,9 @@ def read_agent(series: Series, devices: Mapping[str, Device]) -> DeviceLabels:
 # --- the owners of pods --------------------------------------------------------------------------------------------
 
 RECURS = "cronjob"
-"""The kind of a workload that may come back although none of its pods exists."""
+"""The kind of workloads that may run again although they have no pods now."""
 UNNAMED = "pods"
-"""The kind of a workload of which only names of pods are known."""
+"""The kind of a workload that is known only by the names of its pods."""
 # Letters and digits of generated names (apimachinery v0.36.3 pkg/util/rand/rand.go, alphanums).
 _HASH = "[bcdfghjklmnpqrstvwxz2456789]"
 _SUFFIX = re.compile(rf"(?:(?:-{_HASH}{{5,10}})?-{_HASH}{{5}}|-[0-9]+)\Z")
@@ -113,7 +116,7 @@ _SUFFIX = re.compile(rf"(?:(?:-{_HASH}{{5,10}})?-{_HASH}{{5}}|-[0-9]+)\Z")
 
 @dataclass(frozen=True, slots=True)
 class PodOwners:
-    """What kube-state-metrics reports about the owners of pods."""
+    """The owners of pods, ReplicaSets and Jobs, as kube-state-metrics reports them."""
 
     pods: Mapping[Pod, tuple[str, str]]
     """Kind and name of the owner of each pod; both are empty if it has none."""
@@ -138,8 +141,9 @@ class PodOwners:
         )
 
     def find(self, pod: Pod) -> tuple[str, str]:
-        """Return kind, in lower case, and name of the workload that a pod belongs to. Without a known owner they
-        are UNNAMED and the pod's name without the generated suffix."""
+        """Return the kind, in lower case, and the name of the workload that a pod belongs to. A Deployment or CronJob
+        is found through the pod's ReplicaSet or Job. A pod without an owner is its own workload. If nothing is
+        known about the pod, return UNNAMED and the pod's name without the generated suffix."""
         namespace, name = pod
         if pod not in self.pods:
             return UNNAMED, _SUFFIX.sub("", name, count=1)
@@ -154,7 +158,7 @@ class PodOwners:
 
 
 def _owner(series: Series) -> tuple[str, str]:
-    # Without an owner: "", and <none> before kube-state-metrics v2.8.0 (its internal/store/pod.go).
-    """Return kind and name of the owner in a series; both empty if it has none."""
+    """Return the kind and name of the owner that a series names; both are empty if the object has no owner."""
+    # Without an owner, kube-state-metrics exports "", and before v2.8.0 <none> (its internal/store/pod.go).
     kind, name = series.labels.get("owner_kind", ""), series.labels.get("owner_name", "")
     return ("", "") if kind in ("", "<none>") else (kind, name)

@@ -1,7 +1,7 @@
-"""Read the use of GPUs from Prometheus: the peaks of each hour by workload, in stretches of at most a day.
+"""Read the use of GPUs from Prometheus: the peaks of each hour by workload, queried in stretches of at most a day.
 
-They come from dcgm-exporter, with either of its label sets, from our agent, or from both; the names of workloads
-come from kube-state-metrics if it exists.
+The use is reported by dcgm-exporter, with either of its label sets, by our agent, or by both. The names of workloads
+come from kube-state-metrics, if it is there.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,23 +32,25 @@ from gpusharing.usage.read.queries import (
 from gpusharing.usage.read.series import MIB, Pod, PodOwners, devices_of, exported_label, pod_of, read_dcgm
 
 MOST_SERIES = 100_000
-"""The most series at one time. Beyond that the user has to select some."""
+"""The highest number of series at one time that is read. Above it the user has to select some of them."""
 SAMPLES = 10_000_000
-"""The most samples that Prometheus has to load for one query: it refuses more than 50 million (--query.max-samples)."""
+"""The highest number of samples that one query may make Prometheus load. It refuses more than 50 million
+(--query.max-samples)."""
 POINTS = 500_000
-"""The most points in one answer: the more series, the shorter the stretch, so that memory stays bounded."""
+"""The highest number of points in one answer. The more series there are, the shorter the stretches, so that memory
+stays bounded."""
 
 
 @dataclass(frozen=True, slots=True)
 class UsageQuery:
-    """Which window and which GPUs are read."""
+    """The window and the GPUs to read."""
 
     start: float
     """Seconds since 1970."""
     end: float
     """Seconds since 1970."""
     selector: str = ""
-    """Matchers, without braces."""
+    """PromQL matchers, without braces."""
     nodes: frozenset[str] | None = None
     """The nodes whose GPUs are read, or None for all."""
     card: Card | None = None
@@ -57,7 +59,7 @@ class UsageQuery:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The use of the GPUs that was read."""
+    """The use of GPUs that was read for a UsageQuery."""
 
     fold: Fold
     """The answers of all hours, folded."""
@@ -70,11 +72,12 @@ class Usage:
     remarks: tuple[str, ...]
     """What a reader should know about the series."""
     simulated: frozenset[str] = frozenset()
-    """Nodes whose agents say that their GPUs are SIMULATED."""
+    """The names of nodes whose agents report SIMULATED GPUs."""
 
 
 async def read_usage(prometheus: Prometheus, usage_query: UsageQuery) -> Usage:
-    """Read the window. Raises Trouble, also if Prometheus has nothing about these GPUs."""
+    """Read the use of the chosen GPUs in the window. Raises Trouble if Prometheus has no GPU metrics in the window,
+    has too many series, or has GPUs of several clusters."""
     chosen = braced(usage_query.selector)
     where = f" for {chosen}" if chosen else ""
     most_series_at_once = await _series(prometheus, usage_query)
@@ -113,7 +116,8 @@ async def read_usage(prometheus: Prometheus, usage_query: UsageQuery) -> Usage:
 
 
 async def _series(prometheus: Prometheus, usage_query: UsageQuery) -> float:
-    """Return the highest number of series at one time, at least 1. Raises Trouble beyond MOST_SERIES."""
+    """Return the highest number of series at one time in the window; at least 1. Raises Trouble if it exceeds
+    MOST_SERIES."""
     counts = await prometheus.instant(
         most_series(usage_query.selector, round(usage_query.end - usage_query.start)), usage_query.end
     )
@@ -127,8 +131,8 @@ async def _series(prometheus: Prometheus, usage_query: UsageQuery) -> float:
 
 
 def _stretches(usage_query: UsageQuery, hours: int, series: float) -> list[tuple[float, float]]:
-    """Divide the window into stretches of whole hours, oldest first, each from the end of an hour (not included)
-    to the end of another. The more series, the shorter they are."""
+    """Divide the window into stretches of whole hours, at most a day each, oldest first. The more `series` there are,
+    the shorter the stretches. The hour that ends at the start of a stretch belongs to the stretch before it."""
     at_once = max(1, min(round(DAY / HOUR), int(POINTS / max(1.0, series))))
     begin = usage_query.end - hours * HOUR
     stretches = []
@@ -141,8 +145,8 @@ def _stretches(usage_query: UsageQuery, hours: int, series: float) -> list[tuple
 async def _read_part(
     prometheus: Prometheus, usage_query: UsageQuery, start: float, end: float, remarks: list[str]
 ) -> HourAnswers:
-    """Query one stretch and return its answers; adds to `remarks`. Raises Trouble, also for GPUs of several
-    clusters."""
+    """Query one stretch and return its answers. Remarks about unreadable annotations are added to `remarks`. Raises
+    Trouble, also for GPUs of several clusters."""
     hours = max(1, round((usage_query.end - usage_query.start) / HOUR))
     whole = (usage_query.end - (hours - 1) * HOUR, usage_query.end)
     queries = hourly(usage_query.selector)
@@ -169,7 +173,8 @@ async def _read_part(
 
 
 def _declared(annotated: Iterable[Series], remarks: list[str]) -> dict[Pod, int]:
-    """Return the bytes that the annotation of each pod declares, and add a remark for each unreadable value."""
+    """Return the bytes of GPU memory that the annotation of each pod declares. A value that cannot be read, or is
+    below 1 MiB, is left out and adds a remark to `remarks`."""
     declared: dict[Pod, int] = {}
     for series in annotated:
         pod, size = pod_of(series.labels), series.labels.get(ANNOTATION, "")
@@ -197,8 +202,8 @@ def _refuse_clusters(answer: Iterable[Series]) -> None:
 
 
 def add_gpus(fold: Fold, infos: Iterable[Series]) -> None:
-    """Add to `fold` the GPUs of the chosen nodes that agents reported; `infos` has the time of the last report of
-    each."""
+    """Add to `fold` the GPUs of the chosen nodes that agents reported: to `gpus` if they are of the chosen card, else
+    to `others`. The value of each series in `infos` is the time of the last report."""
     for series in sorted(infos, key=lambda series: series.value):
         node, uuid = series.labels.get("node", ""), series.labels.get("uuid", "")
         product = series.labels.get("product", "")
@@ -209,8 +214,8 @@ def add_gpus(fold: Fold, infos: Iterable[Series]) -> None:
 
 
 def _replicas(allocatable: Iterable[Series], used: Iterable[Series], fold: Fold) -> dict[str, int]:
-    """Return how many times each GPU of a node is advertised, for the nodes that advertise more GPUs than they
-    have."""
+    """Return, by node, how many times each GPU is advertised. Only nodes that advertise each GPU more than once are
+    included. `allocatable` has the advertised number of each node."""
     gpus: dict[str, set[str]] = {}
     for series in used:
         labels = read_dcgm(series, frozenset())
@@ -227,7 +232,8 @@ def _replicas(allocatable: Iterable[Series], used: Iterable[Series], fold: Fold)
 
 
 def _remarks(fold: Fold) -> list[str]:
-    """Return remarks about what the series do not show: owners, the use of shared GPUs, activity."""
+    """Return remarks about what the series do not show: the owners of some pods, the use of each pod on shared GPUs,
+    or any activity."""
     remarks: list[str] = []
     if fold.unnamed:
         remarks.append(
