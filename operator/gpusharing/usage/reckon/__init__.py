@@ -1,1 +1,1 @@
-"""What does that cost, and which layout would suffice? Pure."""
+"""What does the GPU time cost, and which layout would suffice for the workloads? Pure."""

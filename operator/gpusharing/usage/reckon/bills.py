@@ -1,9 +1,10 @@
-"""Compute what GPU time costs and whom, with whole numbers and fractions, so that a bill adds up to the cent.
+"""Compute what GPU time costs and who is billed for it, with integers and fractions, so that a bill adds up to the
+cent.
 
-A cent is a hundredth of any currency, and nothing is converted. The amount of a pool is its GPU-hours times the
-price, rounded once (half to even); its parts are rounded so that they add up to it (largest remainder). An amount
-across pools is a sum of such parts. So tenants, idle, stranded and transition always add up to the pool, and the
-pools to the total.
+A cent is a hundredth of any currency, and nothing is converted. The amount of a pool is its GPU-hours times the price,
+rounded once (half to even). The amounts of its parts are rounded so that they add up to it (largest remainder). An
+amount across pools is a sum of such parts. So tenants, idle, stranded and transition always add up to the pool, and
+the pools to the total.
 """
 
 from collections import Counter
@@ -16,12 +17,12 @@ from operator import attrgetter
 from gpusharing.planning.vocabulary.values import value
 
 MICROS = 1_000_000
-"""Microseconds of a second: whole numbers, because sums of them are exact in any order."""
+"""Microseconds in a second. Times are integers, because their sums are exact in any order."""
 HOUR = 3600 * MICROS
 
 
 class Part(StrEnum):
-    """Where a second of a GPU went (docs/adr/0043-the-meter.md); in the order of a bill."""
+    """How a second of a GPU was used (docs/adr/0043-the-meter.md), in the order of a bill."""
 
     HELD = "held"
     IDLE = "idle"
@@ -30,16 +31,16 @@ class Part(StrEnum):
 
 
 class Basis(StrEnum):
-    """How the time of a tenant was found."""
+    """How the time of a tenant was determined."""
 
     MEASURED = "measured"
     """The tenant held a device that no other pod could use."""
     RESERVED = "reserved"
-    """The tenant held replicas of a shared device, which count as reserved, whichever pod computed."""
+    """The tenant held replicas of a shared device. They count as reserved, whichever pod computed."""
     ESTIMATE = "estimate"
     """Whether the device was shared is unknown."""
     NONE = ""
-    """No tenant held it."""
+    """No tenant held the device."""
 
 
 @value
@@ -47,16 +48,16 @@ class Price:
     """The price of one GPU for an hour."""
 
     amount: Fraction
-    """In `currency`, exact."""
+    """The exact amount, in `currency`."""
     currency: str
-    """Currency code, as `spec.cost.currency`."""
+    """The currency code, as in `spec.cost.currency`."""
     source: str
-    """The source of the price, for people."""
+    """The source of the price, as people read it, such as `OpenCost`."""
 
 
 @value
 class Cell:
-    """The finest division of a bill: time is counted by cell."""
+    """The attributes by which GPU time is counted; the rows of a bill are sums of cells."""
 
     policy: str
     """The policy of the node at the time; empty if it had none."""
@@ -69,7 +70,7 @@ class Cell:
     basis: Basis
     """What the tenant is billed by."""
     price: Price | None
-    """Price of a GPU, or None if it is unknown."""
+    """The price of a GPU, or None if it is unknown."""
 
 
 @value
@@ -79,7 +80,7 @@ class Row:
     tenant: str
     """Who is billed; empty for time that no tenant held."""
     policy: str
-    """Name of the policy in a bill by policies; else empty."""
+    """Name of the policy in a bill by policy; otherwise empty."""
     part: Part
     """What became of the time."""
     resource: str
@@ -133,7 +134,7 @@ class Bill:
     pools: tuple[PoolBill, ...]
     """The policies, each in each of its currencies."""
     totals: tuple[Total, ...]
-    """One for each currency."""
+    """One total for each currency, and one for the time without a price."""
 
 
 _Item = tuple[Cell, int, int | None]
@@ -141,10 +142,10 @@ _Item = tuple[Cell, int, int | None]
 
 
 def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
-    """Return the bill for microseconds of GPUs by cell. With `by_policy`, every policy has its own rows for all of
-    its parts.
+    """Return the bill for the microseconds of GPU time in each cell. With `by_policy`, the rows are divided by policy;
+    otherwise a row sums up all policies.
 
-    Raises ValueError for a time or a price below 0: no bill has these.
+    Raises ValueError if a time or a price is negative.
     """
     pools: list[PoolBill] = []
     items: list[_Item] = []
@@ -160,8 +161,8 @@ def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
 
 
 def _in_order(counted: Mapping[Cell, int]) -> list[tuple[Cell, int]]:
-    """Return the cells that have any time, in the order of a bill. Raises ValueError for a time or a price below
-    0."""
+    """Return the cells with a positive time, each with its time, sorted by pool, row and price. Raises ValueError if a
+    time or a price is negative."""
     for cell, micros in counted.items():
         if micros < 0 or (cell.price is not None and cell.price.amount < 0):
             raise ValueError(f"{cell} has {micros} microseconds: neither time nor price may be below 0")
@@ -169,16 +170,18 @@ def _in_order(counted: Mapping[Cell, int]) -> list[tuple[Cell, int]]:
 
 
 def _price(members: Iterable[tuple[Cell, int]]) -> tuple[int, Sequence[int | None]]:
-    """Return the cents of a pool, rounded once, and those of each of its cells, which add up to them."""
+    """Return the cents of a pool, rounded once, and the cents of each of its cells, which add up to them. All members
+    must have a price."""
     exact = [cell.price.amount * 100 * micros / HOUR for cell, micros in members if cell.price is not None]
     cents = round(sum(exact, Fraction(0)))
     return cents, apportion(exact, cents)
 
 
 def apportion(exact: Sequence[Fraction], whole: int) -> list[int]:
-    """Round each amount down, and give the rest of the whole to those that lost most; in a tie, to the first.
+    """Round every amount down, then add 1 to those that lost most by that, the first ones in a tie, until the result
+    adds up to `whole`.
 
-    `whole` is the rounded sum of `exact`, whose amounts are not below 0.
+    `whole` must be the rounded sum of `exact`, and no amount may be negative.
     """
     floors = [int(each) for each in exact]
     order = sorted(range(len(exact)), key=lambda index: (floors[index] - exact[index], index))
@@ -193,12 +196,12 @@ def _currency(cell: Cell) -> str:
 
 
 def _pool(counted: tuple[Cell, int]) -> tuple[str, str]:
-    """Return policy and currency, which make a pool of the bill."""
+    """Return the policy and the currency of a cell; cells that agree in both belong to the same pool of the bill."""
     return counted[0].policy, _currency(counted[0])
 
 
 def _pool_key(counted: tuple[Cell, int]) -> tuple[object, ...]:
-    """Return the key by which the cells of a bill are sorted: the pool first, then the row, then the price."""
+    """Return the sort key for a cell and its time: first the pool, then the row within it, then the price."""
     cell = counted[0]
     price = cell.price
     worth = () if price is None else (price.amount, price.source)
@@ -214,11 +217,11 @@ def _key(cell: Cell) -> tuple[int, str, str, str]:
 
 
 def _rows(items: Iterable[_Item], *, by_policy: bool) -> tuple[Row, ...]:
-    """Return one row for all cells that differ only in what the bill does not show, in the order of a bill. Rows
-    without a price come last."""
+    """Return one row for each group of cells that differ only in what the bill does not show (the price and, unless
+    `by_policy`, the policy). Rows are sorted by currency; those without a price come last."""
 
     def key(item: _Item) -> tuple[object, ...]:
-        """Return what a row shows of a cell, in the order of the rows."""
+        """Return the values by which cells are grouped into rows and rows are sorted."""
         cell = item[0]
         policy = cell.policy if by_policy else ""
         return (_currency(cell) == "", _currency(cell), policy, *_key(cell))
@@ -235,7 +238,8 @@ def _rows(items: Iterable[_Item], *, by_policy: bool) -> tuple[Row, ...]:
 
 
 def _totals(pools: Iterable[PoolBill], items: Iterable[_Item]) -> tuple[Total, ...]:
-    """Return a total for each currency, and last one for the time without a price, if there is any."""
+    """Return one total for each currency, sorted by its code, and then one for the time without a price if there is
+    any."""
     parts: Counter[tuple[str, Part]] = Counter()
     for cell, _, cents in items:
         parts[_currency(cell), cell.part] += cents or 0

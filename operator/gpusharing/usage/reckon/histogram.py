@@ -1,10 +1,10 @@
-"""Keep days of samples in a few hundred numbers: a histogram whose buckets grow by 5 % and whose weights halve in
-a day.
+"""Reduce days of samples to a few hundred numbers: a histogram whose buckets grow by 5 % and whose weights halve every
+day.
 
 The scheme is that of the Vertical Pod Autoscaler 1.7.1 (kubernetes/autoscaler,
-pkg/recommender/model/aggregations_config.go and util/decaying_histogram.go: growth 0.05, half-life 24 h for memory
-and CPU). One difference: there the width of a bucket grows by 5 %, here its bounds do, so that no value is
-reported more than 5 % too high.
+pkg/recommender/model/aggregations_config.go and util/decaying_histogram.go: growth 0.05, half-life 24 h for memory and
+CPU). There is one difference: in VPA the width of a bucket grows by 5 %, here its upper bound does, so that no value
+is reported more than 5 % too high.
 
 Histograms are built anew for each recommendation, because Prometheus stores the samples (docs/adr/0048).
 """
@@ -19,7 +19,8 @@ from gpusharing.planning.vocabulary.values import value
 GROWTH = 1.05
 HALF_LIFE = timedelta(hours=24)
 _NEGLIGIBLE = 2.0**-60
-"""A bucket that is lighter than this part of the heaviest changes no percentile and is dropped (after two months)."""
+"""A bucket whose weight is below this fraction of the heaviest one's is dropped, because it changes no percentile. A
+sample becomes that light after two months."""
 
 
 class Sample(NamedTuple):
@@ -28,7 +29,7 @@ class Sample(NamedTuple):
     at: datetime
     """When the value was measured, with a time zone."""
     value: float
-    """The measured value, in the unit of its scale."""
+    """The measured value, in the unit of its `Scale`."""
 
 
 @value
@@ -38,20 +39,20 @@ class Scale:
     name: str
     """One word for what is measured."""
     first: float
-    """Upper bound of the first bucket; smaller values are reported as this."""
+    """Upper bound of the first bucket; smaller values are reported as this one."""
     last: float
-    """The largest value; larger ones are reported as this."""
+    """The highest bound; larger values are reported as this one."""
 
     def bucket(self, value: float) -> int:
-        """Return the number of the bucket for `value`: 0 up to `first`, else n for values above first x GROWTH^(n-1),
-        up to first x GROWTH^n. Values above `last` count as `last`."""
+        """Return the index of the bucket that holds `value`: 0 for values up to `first`, and n for values above first
+        x GROWTH^(n-1) and up to first x GROWTH^n. Values above `last` are put into the bucket of `last`."""
         if value <= self.first:
             return 0
         index = ceil(log(min(value, self.last) / self.first) / log(GROWTH) - 1e-9)
         return max(1, index)
 
     def bound(self, bucket: int) -> float:
-        """Return the upper bound of a bucket."""
+        """Return the upper bound of the bucket with this index, at most `last`."""
         return min(self.first * GROWTH**bucket, self.last)
 
 
@@ -63,13 +64,14 @@ ACTIVITY = Scale("activity", 0.001, 1.0)
 
 @value
 class Histogram:
-    """The distribution of samples, in which newer ones weigh more. Bounded: at most one weight for each bucket of
-    the scale."""
+    """The distribution of samples, in which newer samples weigh more. Its size is bounded: it has at most one weight
+    for each bucket of the scale."""
 
     scale: Scale
     """What is measured."""
     weights: tuple[tuple[int, float], ...] = ()
-    """Weight of each bucket, in ascending order. A sample at `last` weighs 1, one a half-life earlier 0.5."""
+    """The index and weight of each bucket, in ascending order. A sample at `last` weighs 1, and one a half-life
+    earlier 0.5."""
     samples: int = 0
     """How many samples were seen."""
     first: datetime | None = None
@@ -77,13 +79,14 @@ class Histogram:
     last: datetime | None = None
     """When the newest sample was taken, or None without samples."""
     lowest: float = inf
-    """The lowest of all samples, however old; exact, as `highest`."""
+    """The exact value of the lowest sample, however old; infinite without samples."""
     highest: float = 0.0
-    """The highest of all samples; 0 without any."""
+    """The exact value of the highest sample, however old; 0 without samples."""
 
     def percentile(self, part: float) -> float:
-        """Return the least value that at least `part` of the weight does not exceed, up to 5 % too high and never
-        above the highest sample; 0 without samples. Raises ValueError if `part` is not within 0 to 1."""
+        """Return the smallest bucket bound such that the samples up to it have at least the fraction `part` of the
+        weight. The value is up to 5 % too high, but never above the highest sample; it is 0 without samples. Raises
+        ValueError if `part` is not between 0 and 1."""
         if not 0 <= part <= 1:
             raise ValueError(f"a percentile is a number from 0 to 1, for example 0.99, not {part}")
         wanted = part * fsum(weight for _, weight in self.weights)
@@ -96,7 +99,8 @@ class Histogram:
 
 
 def build(scale: Scale, samples: Iterable[Sample | tuple[datetime, float]]) -> Histogram:
-    """Return the histogram of samples in any order. Raises ValueError if a sample is negative or not a number."""
+    """Return the histogram of samples, which may be in any order. Raises ValueError if a value is negative, infinite
+    or NaN."""
     all_samples = [Sample(*sample) for sample in samples]
     if not all_samples:
         return Histogram(scale)
@@ -121,6 +125,6 @@ def build(scale: Scale, samples: Iterable[Sample | tuple[datetime, float]]) -> H
 
 
 def _heavy_weights(weights: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
-    """Return the weights by bucket, in ascending order, without those that change no percentile."""
+    """Return the weights sorted by bucket, without those that are too small to change a percentile (_NEGLIGIBLE)."""
     least = max(weights.values()) * _NEGLIGIBLE
     return tuple(sorted((bucket, weight) for bucket, weight in weights.items() if weight >= least))

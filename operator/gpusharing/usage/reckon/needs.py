@@ -1,14 +1,14 @@
-"""How much of a GPU a workload needs, by what it used: memory, part of the compute, and how certain that is.
+"""How much of a GPU each pod of a workload needs, judged by what it used: memory, a part of the compute, and how
+certain both are.
 
-- *Memory*: the 99th percentile of the hourly peaks with headroom, and never less than a tenth above the highest
-peak. A pod that runs out of memory is killed, so memory is never traded for price. People plan with 20 to 30 % of
-headroom.
+- *Memory*: the 99th percentile of the hourly peaks with headroom, and at least a tenth more than the highest peak. A
+pod that runs out of memory is killed, so memory is never traded for price. People plan with 20 to 30 % of headroom.
 
 - *Compute*: a percentile of the activity. A pod that gets less is only slower.
 
 - *Nothing* where the history is too short, or where memory is flat while activity is low: servers such as vLLM
-allocate most of the memory at their start, so what they use is a setting and not a need. Only their owner can say
-what they need.
+allocate most of the memory when they start, so their use is a setting and not a need. Only their owner can say what
+they need.
 
 Activity cannot show that a pod would have computed more: one that uses all the compute of its slice is reported as
 held back.
@@ -27,20 +27,22 @@ from gpusharing.usage.reckon.histogram import ACTIVITY, MEMORY, Histogram, Sampl
 
 GIB = 2**30
 MIN_POINTS = 24
-"""Hourly peaks below which nothing is advised. KRR wants 100 points of any step and 3 hours (robusta-dev/krr
-robusta_krr/strategies/simple.py); a day is the shortest time in which day and night can differ."""
+"""The number of hourly peaks below which nothing is advised. KRR demands 100 points of any step and 3 hours
+(robusta-dev/krr robusta_krr/strategies/simple.py). A day is the shortest time in which day and night can differ."""
 MIN_SPAN = timedelta(hours=24)
-"""The shortest history, from the beginning of the first hour to the end of the last, below which nothing is advised."""
+"""The length of the history, from the beginning of its first hour to the end of its last, below which nothing is
+advised."""
 FLAT = 0.95
-"""Memory is flat when the lowest hourly peak is at least this part of the highest."""
+"""Memory is flat if the lowest hourly peak is at least this fraction of the highest."""
 FILLED = 0.5
-"""Part of the device's memory below which memory does not count as preallocated."""
+"""The fraction of the device's memory below which memory does not count as preallocated."""
 LOW_ACTIVITY = 0.5
-"""Activity is low when its part of the card's compute is below this part of memory's part of the card's memory."""
+"""Activity is low if the used part of the card's compute is below this fraction of the used part of its memory."""
 COVERED = 0.8
-"""Part of the span's hours that have a peak, below which gaps are reported."""
+"""Gaps are reported if less than this fraction of the span's hours have a peak."""
 FULL = 0.9
-"""Part of a device's compute from which on a pod uses all of it, so that it might use more if it had more."""
+"""A pod whose activity reaches this fraction of its device's compute is considered to use all of it, and might use
+more if it had more."""
 IDLE = 0.01
 """Activity below this counts as idle."""
 _HOUR = timedelta(hours=1)
@@ -48,18 +50,18 @@ _DAY = timedelta(days=1)
 
 
 class Goal(StrEnum):
-    """What a recommendation optimizes. As in Kruize (kruize/autotune, RecommendationConstants.java: the 60th and
-    98th percentile) it decides which part of the use a profile has to hold."""
+    """The objective of a recommendation. As in Kruize (kruize/autotune, RecommendationConstants.java: the 60th and
+    98th percentile) it decides which percentile of the use a profile must hold."""
 
     COST = "cost"
-    """As few GPUs as hold 95 % of the activity."""
+    """The fewest GPUs that suffice, with room for the 95th percentile of the activity."""
     PERFORMANCE = "performance"
-    """As much room as the GPUs of the pool have, and at least for 98 % of the activity."""
+    """As much room as the pool's GPUs offer, and at least for the 98th percentile of the activity."""
 
 
 @value
 class Level:
-    """Which part of its use a workload is given room for."""
+    """The headroom and the percentile that belong to a goal."""
 
     headroom: float
     """Factor on the 99th percentile of memory."""
@@ -68,27 +70,27 @@ class Level:
 
 
 MEMORY_PART = 0.99
-"""Percentile of the hourly memory peaks that the headroom is added to."""
+"""The percentile of the hourly memory peaks to which headroom is added."""
 RARE = 1.1
 """Factor on the highest peak: where peaks are rare, the next one may be a little higher."""
 LEVELS: Mapping[Goal, Level] = {Goal.COST: Level(1.2, 0.95), Goal.PERFORMANCE: Level(1.3, 0.98)}
 
 
 class Confidence(StrEnum):
-    """How much data a need rests on: days of observed hours, as VPA 1.7.1 counts (logic/estimator.go,
-    getConfidence)."""
+    """How much data a need is based on: the number of days with observed hours, as VPA 1.7.1 counts
+    (logic/estimator.go, getConfidence)."""
 
     NONE = "none"
     """There is no advice."""
     LOW = "low"
-    """There are less than 3 days of data."""
+    """There are fewer than 3 days of data."""
     MEDIUM = "medium"
-    """There are less than 7 days of data, and each day of a week has its own load."""
+    """There are fewer than 7 days of data, and every weekday may have its own load."""
     HIGH = "high"
 
 
 class Doubt(StrEnum):
-    """What is not known about the need of a workload."""
+    """A reason why the need of a workload is uncertain or unknown."""
 
     TOO_LITTLE = "too little history"
     PREALLOCATED = "LIKELY PREALLOCATED"
@@ -118,15 +120,16 @@ class Holding:
     devices: int = 1
     """How many devices each pod holds."""
     share: Fraction | None = Fraction(1)
-    """Part of a card's memory that such a device has: 1 for a whole GPU, 1/4 with four replicas, None if unknown."""
+    """The part of a card's memory that one such device has: 1 for a whole GPU, 1/4 with four replicas, None if
+    unknown."""
     compute: Fraction = Fraction(1)
-    """Part of a card's compute that a pod can use: that of its MIG instance, or all of the GPU even if other pods have
-    replicas of it."""
+    """The part of a card's compute that a pod can use: that of its MIG instance, or 1 for a GPU, even if other pods
+    have replicas of it."""
 
 
 @value
 class History:
-    """What a workload used. Each sample is that of the pod that used most, on the device with the highest use."""
+    """What the pods of a workload used, hour by hour. Each sample is the highest of all pods and devices."""
 
     workload: Workload
     """The workload that used it."""
@@ -137,12 +140,13 @@ class History:
     memory: tuple[Sample, ...]
     """Highest use of each hour, in bytes, with the hour's end as its time."""
     activity: tuple[Sample, ...] | None = None
-    """Part of a whole card's compute that was in use, 0 to 1: that of an instance times its part of the card's slices.
-    None if it was not measured."""
+    """The part of the whole card's compute that was in use, 0 to 1. (For an instance, its activity times its part of
+    the card's slices.) None if it was not measured."""
     declared: int | None = None
-    """Bytes that a pod needs according to its owner, which wins over the measured use; None if undeclared."""
+    """The bytes that a pod needs according to its owner, which take precedence over the measured use; None if
+    undeclared."""
     of_device: bool = False
-    """Whether some of the activity is that of a whole device that other pods held too, so more than a pod used."""
+    """Whether some of the activity is that of a whole device that other pods held too, and so more than a pod used."""
 
 
 @value
@@ -166,19 +170,19 @@ class Need:
     coverage: float
     """Part of the span's hours that have a peak, 0 to 1."""
     idle: float | None
-    """Part of the activity samples in which nothing computed, or None without samples."""
+    """The fraction of the activity samples in which the GPU was idle, or None without samples."""
     full: float | None
-    """Part of the activity samples in which a pod used all the compute that it could have, or None without samples."""
+    """The fraction of the activity samples in which a pod used all the compute it had, or None without samples."""
     confidence: Confidence
-    """How much data it rests on."""
+    """How much data the need is based on."""
     doubts: tuple[Doubt, ...]
-    """What makes it less certain, or unknown."""
+    """The reasons why the need is uncertain or unknown."""
     reason: str
-    """What the answer rests on, as a clause for people."""
+    """A clause for people that says what the need is based on, or why it is unknown."""
 
     @property
     def samples(self) -> int:
-        """How many hourly peaks the need rests on."""
+        """How many hourly peaks the need is based on."""
         return len(self.history.memory)
 
     @property
@@ -188,8 +192,8 @@ class Need:
 
 
 def find_need(history: History, card: Card, goal: Goal) -> Need:
-    """Return the need of a workload by its use on `card`. Raises ValueError if a sample is negative or not a
-    number, or if activity is above 1."""
+    """Return what each pod of the workload needs on `card`, given its history. Raises ValueError if a sample is
+    negative or not a number, or if activity is above 1."""
     memory = build(MEMORY, history.memory)
     activity = _activity(history)
     level = LEVELS[goal]
@@ -218,8 +222,8 @@ def find_need(history: History, card: Card, goal: Goal) -> Need:
 
 
 def _activity(history: History) -> Histogram | None:
-    """Return the histogram of the activity, or None if it was not measured for long enough. Raises ValueError if
-    it is above 1."""
+    """Return the histogram of the activity, or None if there are fewer than MIN_POINTS samples. Raises ValueError if a
+    sample is above 1."""
     if history.activity is None or len(history.activity) < MIN_POINTS:
         return None
     activity = build(ACTIVITY, history.activity)
@@ -236,7 +240,7 @@ def _span(memory: Histogram) -> timedelta:
 def _doubts(
     history: History, memory: Histogram, compute: float | None, card: Card, coverage: float
 ) -> tuple[Doubt, ...]:
-    """Return what is not known about the need, in the order of Doubt."""
+    """Return all doubts that apply to the need, in the order of Doubt."""
     holds = {
         Doubt.TOO_LITTLE: memory.samples < MIN_POINTS or _span(memory) < MIN_SPAN,
         Doubt.PREALLOCATED: _is_preallocated(history, memory, compute, card),
@@ -248,7 +252,8 @@ def _doubts(
 
 
 def _is_preallocated(history: History, memory: Histogram, compute: float | None, card: Card) -> bool:
-    """Whether the memory is flat and most of the device while activity is low. False if activity was not measured."""
+    """Whether the memory is probably preallocated: it is flat and takes up most of the device while the activity is
+    low. False if memory or activity was not measured."""
     whole = memory_of(card) * GIB
     if compute is None or not memory.samples or not whole:
         return False
@@ -258,22 +263,22 @@ def _is_preallocated(history: History, memory: Histogram, compute: float | None,
 
 
 def _is_held_back(history: History, compute: float | None) -> bool:
-    """Whether the pod uses all the compute of its slice or of its share of a GPU. A whole GPU of its own holds
-    nothing back: there is nothing larger."""
+    """Whether the pods use all the compute that their slice or share offers, so that they might use more. False if
+    each pod has a whole GPU of its own, because there is nothing larger."""
     alone = history.holds.share == 1 and history.holds.compute == 1
     return compute is not None and not alone and compute >= _ceiling(history)
 
 
 def _ceiling(history: History) -> float:
-    """Return the activity from which on a pod uses all the compute it can have."""
+    """Return the activity, as a part of the whole card, from which on a pod is considered to use all its compute."""
     return FULL * float(history.holds.compute)
 
 
 def _memory(
     history: History, memory: Histogram, peak: float, level: Level, doubts: tuple[Doubt, ...]
 ) -> int | None:
-    """Return the bytes that a pod needs: as declared, else by its use with headroom. None if the history is too
-    short or the memory likely preallocated."""
+    """Return the bytes that each pod needs: what its owner declared, or else the measured use with headroom. Return
+    None if nothing is declared and the history is too short or the memory is probably preallocated."""
     if history.declared is not None:
         return history.declared
     if Doubt.TOO_LITTLE in doubts or Doubt.PREALLOCATED in doubts:
@@ -282,7 +287,8 @@ def _memory(
 
 
 def _confidence(memory: Histogram, span: timedelta) -> Confidence:
-    """Return how certain a need is: by the days of the span, or of the samples if they are fewer."""
+    """Return how certain a need is, judged by the days that the samples span, or by 24 samples a day if that is fewer
+    days."""
     days = min(span / _DAY, memory.samples / 24)
     return Confidence.LOW if days < 3 else Confidence.MEDIUM if days < 7 else Confidence.HIGH
 
@@ -295,7 +301,7 @@ def _part_of_activity(history: History, holds: Callable[[float], bool]) -> float
 
 
 def _reason(history: History, memory: Histogram, span: timedelta, doubts: tuple[Doubt, ...]) -> str:
-    """Return what the need rests on, or why it is unknown, as a clause for people."""
+    """Return a clause for people that says what the need is based on, or why it is unknown."""
     if history.declared is not None:
         return "its owner says what it needs"
     if Doubt.TOO_LITTLE in doubts:

@@ -1,8 +1,9 @@
-"""On how few GPUs do these instances fit? Exact: it uses legal layouts of the card, not only sums of slices.
+"""Find out on how few GPUs a number of instances fit. The result is exact: it is based on legal layouts of the card,
+not only on sums of slices.
 
-Two 3g.40gb and a 1g.10gb have 7 compute slices together, as many as the card, and do not fit. So GPUs are filled
-one by one with layouts that `geometry` calls legal. A GPU is always filled until nothing more of what is left fits
-on it: because a legal layout stays legal without one of its instances, no solution is lost.
+Two 3g.40gb and a 1g.10gb have 7 compute slices together, as many as the card, and do not fit. So GPUs are filled one
+by one with layouts that `geometry` calls legal. Each GPU is filled until none of the remaining instances fits on it:
+because a legal layout stays legal without one of its instances, no solution is lost.
 """
 
 from collections.abc import Collection, Iterator
@@ -13,16 +14,16 @@ from gpusharing.planning.gpus.cards import Card
 from gpusharing.planning.gpus.geometry import Layout, legal_layouts, maximal_layouts, normalize
 
 Counts = tuple[int, ...]
-"""Instances of each profile, in the order of the packer's profiles."""
+"""The number of instances of each profile, in the order of the packer's profiles."""
 
 
 class Packer:
-    """Packs instances on GPUs of one card. It remembers its results, so reuse the same packer."""
+    """Packs instances on GPUs of one card. It caches its results, so use one packer for all questions about a card."""
 
     def __init__(self, card: Card) -> None:
         self.profiles = plain_profiles(card)
         self._index = {profile.name: index for index, profile in enumerate(self.profiles)}
-        # How many slices a card has is known by its largest profile alone, so that one is asked about, too.
+        # How many slices a card has is known by its largest profile alone, so that profile is included too.
         largest = max((each.slices for each in card.profiles), default=0)
         profiles = (*self.profiles, *(each for each in card.profiles if each.slices == largest))
         self._legal = frozenset(self._counts(each) for each in legal_layouts(profiles) if self._is_ours(each))
@@ -33,12 +34,14 @@ class Packer:
         self._fits = cache(self._find_fit)
 
     def fewest(self, wanted: Counts, most: int) -> int | None:
-        """Return the fewest GPUs that hold `wanted`, or None if that is more than `most`."""
+        """Return the smallest number of GPUs that can hold the `wanted` instances, or None if that is more than
+        `most`."""
         return next((gpus for gpus in range(self.least(wanted), most + 1) if self._fits(wanted, gpus)), None)
 
     def pack(self, wanted: Counts, gpus: int) -> tuple[Layout, ...]:
-        """Return a layout for each of at most `gpus` GPUs that together hold `wanted`. If possible, a GPU has only
-        one profile, which is easier to read. Raises ValueError if they do not fit."""
+        """Return one layout for each GPU, at most `gpus` of them, that together hold the `wanted` instances. Where
+        possible, a GPU gets instances of only one profile, which is easier to read. Raises ValueError if they do
+        not fit."""
         layouts = []
         while any(wanted):
             gpus -= 1
@@ -51,20 +54,21 @@ class Packer:
         return tuple(layouts)
 
     def least(self, wanted: Counts) -> int:
-        """Return a lower bound for the number of GPUs, by slices, memory units and maxima of the profiles."""
+        """Return a lower bound for the number of GPUs that the `wanted` instances need, computed from their slices,
+        their memory units and the maximum of each profile on one GPU."""
         alone = [-(-count // profile.max_count) for count, profile in zip(wanted, self.profiles, strict=True)]
         slices = -(-self._sum(wanted, "slices") // self._slices) if self._slices else 0
         units = -(-self._sum(wanted, "size") // self._units) if self._units else 0
         return max(slices, units, *alone, 0)
 
     def fill_up(self, layout: Layout, wanted: Collection[str]) -> Layout:
-        """Return the layout with everything else that fits on its GPU: as many instances of the `wanted` profiles
-        as possible, then of as few profiles as possible, then with as little stranded as possible."""
+        """Return the layout with more instances added until its GPU is full. Preferred are as many instances of the
+        `wanted` profiles as possible, then as few profiles as possible, then as little stranded as possible."""
         counts = self._counts(layout)
         useful = {self._index[name] for name in wanted}
 
         def worth(candidate: Layout) -> tuple[int, int, int, int, Layout]:
-            """Return the key by which the best of the larger layouts is the least."""
+            """Return a sort key for full layouts; the best one has the lowest."""
             more = _minus(self._counts(candidate), counts)
             of_use = sum(count for index, count in enumerate(more) if index in useful)
             return -of_use, len(candidate), *self.stranded(candidate), candidate
@@ -73,24 +77,26 @@ class Packer:
         return min(fuller, key=worth, default=layout)
 
     def stranded(self, layout: Layout) -> tuple[int, int]:
-        """Return the memory units and the compute slices of a GPU that no instance of the layout covers."""
+        """Return two numbers: the memory units and the compute slices of a GPU that no instance of the
+        layout covers."""
         counts = self._counts(layout)
         return self._units - self._sum(counts, "size"), self._slices - self._sum(counts, "slices")
 
     def rank(self, layout: Layout) -> tuple[tuple[int, int], ...]:
-        """Return a key that sorts layouts: those with the largest instances first, then those with more of them."""
+        """Return a sort key for layouts: those with the largest instances come first, and among these, those with more
+        of them."""
         return tuple((-self._index[name], -count) for name, count in layout)
 
     def _is_ours(self, layout: Layout) -> bool:
-        """Whether a layout has only the profiles that the packer offers."""
+        """Whether all profiles of the layout are among those that the packer uses."""
         return all(name in self._index for name, _ in layout)
 
     def _left(self, wanted: Counts, fill: Counts, gpus: int) -> bool:
-        """Whether what `fill` leaves of `wanted` fits on this many further GPUs."""
+        """Whether the instances of `wanted` that are not in `fill` fit on `gpus` GPUs; False if `gpus` is negative."""
         return gpus >= 0 and self._fits(_minus(wanted, fill), gpus)
 
     def _find_fit(self, wanted: Counts, gpus: int) -> bool:
-        """Whether `wanted` fits on this many GPUs."""
+        """Whether the `wanted` instances fit on `gpus` GPUs."""
         if self.least(wanted) > gpus:
             return False
         if not any(wanted):
@@ -98,14 +104,14 @@ class Packer:
         return any(self._left(wanted, fill, gpus - 1) for fill in self._fills(self._clip(wanted)))
 
     def _clip(self, wanted: Counts) -> Counts:
-        """Return the counts, none above the most instances of its profile that one GPU can have."""
+        """Return the counts, each reduced to the number of instances of its profile that fit on one GPU."""
         return tuple(
             min(count, profile.max_count) for count, profile in zip(wanted, self.profiles, strict=True)
         )
 
     def _find_fills(self, wanted: Counts) -> tuple[Counts, ...]:
-        """Return how one GPU can be filled with some of `wanted`: with the largest profile in it, until nothing
-        more fits; the fullest first."""
+        """Return all ways to fill one GPU with some of the `wanted` instances, including the largest, until no other
+        of them fits. The fullest come first."""
         if not any(wanted):
             return ()
         largest = max(index for index, count in enumerate(wanted) if count)
@@ -116,18 +122,20 @@ class Packer:
         )
 
     def _sum(self, counts: Counts, what: str) -> int:
-        """Return the sum of an attribute of the profiles, `slices` or `size`, over all instances."""
+        """Return the sum, over all instances, of the profile attribute `what`: `slices` or `size`."""
         return sum(
             count * int(getattr(profile, what)) for count, profile in zip(counts, self.profiles, strict=True)
         )
 
     def _counts(self, layout: Layout) -> Counts:
+        """Return the number of instances of each of the packer's profiles in the layout."""
         counts = [0] * len(self.profiles)
         for name, count in layout:
             counts[self._index[name]] = count
         return tuple(counts)
 
     def _layout(self, counts: Counts) -> Layout:
+        """Return the layout that has these counts of the packer's profiles."""
         return normalize({profile.name: count for profile, count in zip(self.profiles, counts, strict=True)})
 
 
@@ -137,10 +145,11 @@ def _within(part: Counts, whole: Counts) -> bool:
 
 
 def _minus(whole: Counts, part: Counts) -> Counts:
+    """Return the counts of `whole` reduced by those of `part`."""
     return tuple(each - other for each, other in zip(whole, part, strict=True))
 
 
 def _one_more(counts: Counts) -> Iterator[Counts]:
-    """Yield the counts with one more instance of each profile in turn."""
+    """Yield a variant of the counts for each profile, with one more instance of it."""
     for index in range(len(counts)):
         yield (*counts[:index], counts[index] + 1, *counts[index + 1 :])

@@ -1,18 +1,18 @@
 """Which layout a pool should have, given what all its workloads need.
 
-A policy gives every node of its pool the same layout, GPU by GPU (`spec.mig.layouts` by index), so the answer is
-one template for a node and the number of nodes it takes. Workloads whose smallest profile is the same get the same
+A policy gives every node of its pool the same layout, GPU by GPU (`spec.mig.layouts` by index), so the answer is one
+template for a node and the number of nodes that are needed. Workloads whose smallest profile is the same get the same
 profile, or a larger one if that takes fewer GPUs. So the explanation fits into a sentence, and manifests need few
 resource names.
 
-The layout uses no more nodes than the pool has, or as few additional ones as possible. Among those layouts the
-goal decides:
+The layout uses no more nodes than the pool has, or as few additional ones as possible. Among those layouts the goal
+decides:
 
 - *cost*: the fewest GPUs; then the fewest nodes, then the fewest pods with more than they need.
 
-- *performance*: the most room for the workload that has least; then the most slices for all; then the fewest GPUs.
+- *performance*: the most room for the workload that has least; then the most compute for all; then the fewest GPUs.
 
-Equal input gives an equal answer, whatever the order of the workloads.
+The same input always gives the same answer, whatever the order of the workloads.
 """
 
 from collections import Counter
@@ -41,9 +41,9 @@ class ModelPool:
     card: Card
     """The model of all its GPUs."""
     nodes: tuple[int, ...]
-    """How many GPUs each node has. If nodes differ, a policy can only name one layout for all GPUs."""
+    """How many GPUs each node has. If these numbers differ, a policy can only have one layout for all GPUs."""
     used: int
-    """GPUs that pods hold now, completely or in part."""
+    """The number of GPUs that pods hold now, completely or in part."""
 
     @property
     def gpus(self) -> int:
@@ -58,11 +58,11 @@ class Occupied:
     gpu: str
     """Which GPU it is, for people."""
     pods: tuple[tuple[Workload, int], ...]
-    """The workloads and how many pods of each."""
+    """The workloads on the GPU, each with its number of pods there."""
 
 
 class Bound(StrEnum):
-    """Why a workload gets this much."""
+    """Why a workload gets a profile of this size and no smaller one."""
 
     MEMORY = "memory-bound"
     """A smaller profile does not have enough memory."""
@@ -71,7 +71,7 @@ class Bound(StrEnum):
     SMALLEST = "fits smallest"
     """The card has no smaller profile."""
     LAYOUT = "larger than needed"
-    """The layout of the pool has nothing smaller left, or gives more room."""
+    """The layout of the pool has no smaller instance for it, or deliberately gives it more room."""
     WHOLE = "needs whole GPUs"
 
 
@@ -82,9 +82,10 @@ class Misplaced(StrEnum):
     """The doubts of the need say why."""
     SEVERAL = "more GPUs than a node has"
     APART = "needs a pool of whole GPUs"
-    """The nodes have one GPU each, or differ, so that one policy cannot divide some GPUs and leave others whole."""
+    """The nodes have one GPU each, or different numbers of them, so that one policy cannot divide some GPUs and leave
+    others whole."""
     DEVICES = "holds several instances or shares"
-    """One pod holds several, which have to be on one node: there is no advice for such pods."""
+    """One pod holds several instances or shares, which must be on one node. There is no advice for such pods."""
 
 
 @value
@@ -110,7 +111,7 @@ class Unplaced:
     why: Misplaced
     """Why it has no place."""
     gpus: int = 0
-    """Whole GPUs of each pod, if it needs whole GPUs."""
+    """The number of whole GPUs that each pod needs; 0 if it does not need whole GPUs, or if its need is unknown."""
 
 
 @value
@@ -120,14 +121,14 @@ class Portion:
     layout: Layout | None
     """The layout of these GPUs, or None if they stay whole."""
     indexes: tuple[int, ...]
-    """The indexes on each node, as NVML counts."""
+    """The indexes of these GPUs on each node, as NVML counts them."""
     gpus: int
-    """How many such GPUs there are on all nodes that are needed."""
+    """The number of these GPUs on all nodes that are needed."""
 
 
 @value
 class Stranded:
-    """What no instance covers, over all GPUs that are needed."""
+    """The parts of GPUs that no instance covers, summed over all GPUs that are needed."""
 
     slices: int
     """Compute slices."""
@@ -137,12 +138,13 @@ class Stranded:
 
 @value
 class CoLocation:
-    """The shared GPU on which pods would use the most memory if all had their highest peak at once."""
+    """A shared GPU whose pods, if all reached their highest peak at once, would use more memory than the pods of any
+    other shared GPU."""
 
     gpu: str
     """Which GPU it is, for people."""
     parts: tuple[tuple[Workload, int, float], ...]
-    """Each workload, the number of its pods, and the bytes of each pod; the largest first."""
+    """Each workload with the number of its pods and the bytes of each pod, the largest sum first."""
     memory: float
     """Memory of the card, in bytes."""
 
@@ -159,15 +161,15 @@ class CoLocation:
 
 @value
 class Recommendation:
-    """The answer for a pool."""
+    """The recommended layout of a pool, with its consequences."""
 
     pool: ModelPool
-    """The pool that was asked about."""
+    """The pool that the recommendation is for."""
     goal: Goal
-    """What the layout was chosen for."""
+    """The goal by which the layout was chosen."""
     template: tuple[Layout | None, ...]
-    """Layout of each GPU of a node, by index, or None for one that stays whole. A single element is for every GPU,
-    however many a node has."""
+    """The layout of each GPU of a node, by index, or None for a GPU that stays whole. If there is a single element, it
+    applies to all GPUs of every node."""
     placed: tuple[Placed, ...]
     """The workloads that the layout serves."""
     unplaced: tuple[Unplaced, ...]
@@ -175,13 +177,13 @@ class Recommendation:
     nodes: int
     """The number of nodes needed."""
     gpus: int
-    """The number of GPUs needed: the divided ones on these nodes, and those that pods hold whole."""
+    """The number of GPUs needed: the divided ones on these nodes, and those that pods get whole."""
     stranded: Stranded
     """What no instance covers."""
     idle: Layout
-    """Instances on these nodes that no workload needs: room to grow."""
+    """The instances on these nodes that no workload needs, as room to grow."""
     worst: CoLocation | None
-    """The worst case of memory today, or None if no GPU is shared."""
+    """The shared GPU with the highest possible memory use today, or None if no GPU is shared."""
 
     @property
     def pods(self) -> int:
@@ -204,7 +206,8 @@ class Recommendation:
         return tuple(Portion(layout, tuple(at), len(at) * units) for layout, at in indexes.items())
 
     def block(self) -> dict[str, Any]:
-        """Return the mode and its block as `spec` of a policy has them."""
+        """Return the fields of a policy's `spec` that set the layout: `mode` and, unless all GPUs stay
+        whole, `mig`."""
         if self.mode is Mode.FULL:
             return {"mode": "Full"}
         everywhere = len(set(self.template)) == 1
@@ -221,8 +224,8 @@ class Recommendation:
 def recommend(
     pool: ModelPool, needs: Sequence[Need], occupied: Sequence[Occupied] = (), *, goal: Goal
 ) -> Recommendation:
-    """Return the layout for all these workloads. Raises ValueError if the pool has no GPU, or its card has no
-    memory of its own."""
+    """Return the recommended layout of `pool` for workloads with these needs. `occupied` lists the GPUs that pods
+    share now. Raises ValueError if the pool has no GPU, or if its GPUs use the memory of the CPU."""
     if not pool.nodes or min(pool.nodes) < 1:
         raise ValueError(f"pool {pool.name} has no GPU")
     if not pool.card.memory_gb:
@@ -250,12 +253,12 @@ def recommend(
 
 
 _packer = lru_cache(maxsize=4)(Packer)
-"""The packer of a card, reused because it remembers its results."""
+"""Returns the packer of a card. Packers are cached because they cache their results."""
 
 
 def _sizes(card: Card) -> tuple[Size, ...]:
-    """Return the sizes of the plain profiles. A compute slice counts as its part of all, although it is a little
-    less or more on real cards: 16 of an H100 SXM's 132 multiprocessors, not 1/7."""
+    """Return the size of each plain profile of the card. A compute slice counts as an equal part of the compute,
+    although on real cards it is a little more or less: 16 of an H100 SXM's 132 multiprocessors, not 1/7."""
     whole = max((profile.slices for profile in card.profiles), default=1)
     return tuple(
         Size(usable_memory(card, profile) * GIB, profile.slices / whole) for profile in plain_profiles(card)
@@ -265,7 +268,8 @@ def _sizes(card: Card) -> tuple[Size, ...]:
 def _seats(
     pool: ModelPool, needs: Sequence[Need], sizes: Sequence[Size], fleet: Fleet
 ) -> tuple[list[Seat], tuple[Unplaced, ...]]:
-    """Return the least that each workload has to get, and the workloads that have no place."""
+    """Return the smallest seat of each workload, and the workloads that the layout cannot serve, both sorted by
+    workload."""
     seats: list[Seat] = []
     unplaced: list[Unplaced] = []
     for need in sorted(needs, key=lambda each: each.workload):
@@ -286,8 +290,8 @@ def _seats(
 
 
 def _seat(card: Card, need: Need, sizes: Sequence[Size]) -> Seat | Misplaced:
-    """Return the smallest profile that holds the need's memory and compute, or whole GPUs, or why the workload has
-    no place."""
+    """Return the smallest profile that holds the need's memory and compute, or a number of whole GPUs if none does. If
+    the workload cannot be served, return the reason."""
     holds = need.history.holds
     if holds.devices > 1:
         # Several whole GPUs are one program that spreads over them; instances and shares cannot be joined.
@@ -307,8 +311,8 @@ def _seat(card: Card, need: Need, sizes: Sequence[Size]) -> Seat | Misplaced:
 def _granted(
     packer: Packer, sizes: Sequence[Size], seat: Seat, chosen: TemplateChoice
 ) -> tuple[str, int, Bound]:
-    """Return profile, number of whole GPUs, and reason of what a workload gets; one of the first two is empty or
-    0."""
+    """Return the profile that a workload gets, its number of whole GPUs, and why it gets this much. The profile is
+    empty if the pods get whole GPUs; otherwise the number is 0."""
     if seat.gpus:
         return "", seat.gpus, Bound.WHOLE
     index = chosen.index(seat)
@@ -322,8 +326,8 @@ def _granted(
 
 
 def _template(packer: Packer, chosen: TemplateChoice, fleet: Fleet) -> tuple[Layout | None, ...]:
-    """Return the layout of each GPU of a node: what is needed, filled up with what else fits, then None for those
-    left whole."""
+    """Return the layout of each GPU of a node: first the divided GPUs, filled up with whatever else fits on them, then
+    None for each GPU that stays whole."""
     names = {profile.name for profile, count in zip(packer.profiles, chosen.wanted, strict=True) if count}
     divided = sorted((packer.fill_up(layout, names) for layout in chosen.layouts), key=packer.rank)
     whole: list[Layout | None] = [None] * (fleet.per_node - len(divided))
@@ -331,8 +335,8 @@ def _template(packer: Packer, chosen: TemplateChoice, fleet: Fleet) -> tuple[Lay
 
 
 def _nodes_for(nodes: Sequence[int], gpus: int) -> int:
-    """Return how many nodes it takes to have this many GPUs, the largest first. It is more than there are if all
-    of them together have fewer GPUs."""
+    """Return how many nodes are needed to have this many GPUs, if the largest are used first. If all nodes together
+    have fewer GPUs, the missing nodes are assumed to be as large as the largest."""
     ordered = sorted(nodes, reverse=True)
     for count in range(len(ordered) + 1):
         if sum(ordered[:count]) >= gpus:
@@ -341,13 +345,13 @@ def _nodes_for(nodes: Sequence[int], gpus: int) -> int:
 
 
 def _stranded(packer: Packer, template: Sequence[Layout | None], nodes: int) -> Stranded:
-    """Return what the layouts leave uncovered, on this many nodes."""
+    """Return what the template's layouts leave uncovered on all `nodes` together."""
     lost = [packer.stranded(layout) for layout in template if layout is not None]
     return Stranded(sum(slices for _, slices in lost) * nodes, sum(units for units, _ in lost) * nodes)
 
 
 def _idle(template: Sequence[Layout | None], placed: Sequence[Placed], nodes: int) -> Layout:
-    """Return the instances that the layouts have on this many nodes beyond those that workloads get."""
+    """Return the instances that the template provides on `nodes` nodes and that no workload gets."""
     there: Counter[str] = Counter()
     for layout in template:
         there.update({name: count * nodes for name, count in layout or ()})
@@ -358,8 +362,8 @@ def _idle(template: Sequence[Layout | None], placed: Sequence[Placed], nodes: in
 
 
 def _worst(card: Card, needs: Sequence[Need], occupied: Sequence[Occupied]) -> CoLocation | None:
-    """Return the shared GPU whose pods would use the most memory if all had their highest peak at once, or None if
-    no GPU is shared."""
+    """Return the shared GPU whose pods would use the most memory if all had their highest peak at once. Workloads
+    without a need are ignored. Return None if no GPU is shared by pods of the others."""
     highest = {need.workload: need.highest for need in needs}
     candidates = []
     for each in occupied:

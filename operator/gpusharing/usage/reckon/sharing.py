@@ -1,14 +1,14 @@
 """Would the pods of a recommended layout fit on fewer GPUs if they shared whole ones? This is only the arithmetic:
-nothing isolates pods that share a GPU, so people have to say whether that is acceptable (`advise` asks them).
+nothing isolates pods that share a GPU, so people have to decide whether that is acceptable (`advise` asks them).
 
-A policy gives all GPUs the same number of replicas, and the scheduler puts any pods together, so the worst case
+A policy gives all GPUs the same number of replicas, and the scheduler may put any pods together, so the worst case
 counts:
 
-- *MPS* divides evenly (docs/design/hardware.md#mps-share): the pod that needs most has to fit into 1/n of the
-memory and of the compute.
+- *MPS* divides a GPU evenly (docs/design/hardware.md#mps-share): the pod with the greatest need must fit into 1/n of
+the memory and of the compute.
 
-- *Time-slicing* divides nothing: the n pods that need most memory have to fit together, and so have the n that
-compute most. More than TURNS wait too long for their turn.
+- *Time-slicing* divides nothing: the n pods that need most memory must fit together, and so must the n pods that need
+most compute. With more than TURNS pods, each would wait too long for its turn.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from gpusharing.usage.reckon.recommendation import Recommendation
 from gpusharing.usage.reckon.templates import ROUNDING
 
 _Pods = tuple[float, ...]
-"""What each pod needs, the largest first."""
+"""The need of each pod, the largest first."""
 
 
 @value
@@ -37,20 +37,21 @@ class Shared:
     pods: int
     """How many pods would share them."""
     gpus: int
-    """How many GPUs that takes."""
+    """How many GPUs this takes."""
     instead: int
     """How many GPUs the layout takes for the same pods."""
     needed: float
-    """Bytes needed, headroom included: with MPS by the neediest pod, else by the largest pods that share a GPU."""
+    """The bytes needed, headroom included: with MPS by the pod with the greatest need, otherwise by the largest pods
+    that may share a GPU."""
     there: float
-    """Bytes that they can use: 1/replicas of the card with MPS, else all of the card's."""
+    """The bytes available for that: with MPS 1/replicas of the card's memory, otherwise all of it."""
     busy: float | None
-    """Compute that they use, as a part of a whole card, or None if it is not known for all pods."""
+    """The compute that these pods use, as a part of a whole card, or None if it is not known for every pod."""
 
 
 def find_shared(recommendation: Recommendation) -> Shared | None:
-    """Return the way to share whole GPUs that takes the fewest, or None if none takes fewer than the layout, or
-    the goal was performance. Pods with whole GPUs of a card that has MIG keep them, and are not counted."""
+    """Return the way to share whole GPUs that takes the fewest GPUs. Return None if the goal is performance or if no
+    way takes fewer than the layout. On a card with MIG, pods that get whole GPUs keep them and are not counted."""
     if recommendation.goal is not Goal.COST:
         return None
     card = recommendation.pool.card
@@ -74,14 +75,15 @@ def find_shared(recommendation: Recommendation) -> Shared | None:
 
 
 def _each_pod(needs: Sequence[Need], values: Sequence[float]) -> _Pods:
-    """Return one value for each pod, the largest first; `values` has that of each workload in `needs`."""
+    """Return one value for each pod, the largest first. `values` has one value for each workload in `needs`."""
     pairs = zip(values, needs, strict=True)
     of_all = chain.from_iterable(repeat(value, need.history.pods) for value, need in pairs)
     return tuple(sorted(of_all, reverse=True))
 
 
 def _mps(card: Card, memory: _Pods, compute: _Pods | None, instead: int) -> Shared | None:
-    """Return how many GPUs MPS would take, or None if not even two pods fit on one, or there is no memory need."""
+    """Return how MPS would serve these pods. `instead` is the number of GPUs in the layout. Return None if not even
+    two pods fit on a GPU, or if the memory needs are not known."""
     if not memory or not memory[0]:
         return None
     most = min(card.mps_max_clients, int(memory_of(card) * GIB // memory[0]))
@@ -96,7 +98,8 @@ def _mps(card: Card, memory: _Pods, compute: _Pods | None, instead: int) -> Shar
 
 
 def _turns(card: Card, memory: _Pods, compute: _Pods | None, instead: int) -> Shared | None:
-    """Return how many GPUs time-slicing would take, or None if not even two pods fit on one."""
+    """Return how time-slicing would serve these pods, with as many on each GPU as fit. `instead` is the number of GPUs
+    in the layout. Return None if not even two pods fit on a GPU."""
     whole = memory_of(card) * GIB
     for most in range(min(TURNS, len(memory)), 1, -1):
         gpus, replicas = _spread(len(memory), most)
@@ -108,6 +111,7 @@ def _turns(card: Card, memory: _Pods, compute: _Pods | None, instead: int) -> Sh
 
 
 def _spread(pods: int, most: int) -> tuple[int, int]:
-    """Return the number of GPUs with at most `most` pods on each, and how many pods on each are then enough."""
+    """Return how many GPUs `pods` pods need with at most `most` on each, and how many pods each GPU has if they are
+    spread evenly."""
     gpus = -(-pods // most)
     return gpus, -(-pods // gpus)

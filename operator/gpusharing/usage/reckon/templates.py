@@ -1,9 +1,9 @@
-"""The search behind a recommendation: which workload gets which profile, how many of each a node has, and how many
-nodes.
+"""The search behind a recommendation: which workload gets which profile, how many instances of each a node has, and
+how many nodes are needed.
 
-Each of n nodes must hold an n-th of the pods that get a profile, rounded up; whether a node does is a question of
-exact packing (packing.py). Only those n matter at which one of these numbers changes, so the search is short and,
-for instances and pods with one GPU each, exact. Pods with several whole GPUs are put on nodes first fit, the
+Each of n nodes must hold an n-th of the pods that get a profile, rounded up. Whether a node can is a question of exact
+packing (packing.py). Only those n have to be tried at which one of these numbers changes, so the search is short. It
+is exact for instances and for pods with one GPU each. Pods with several whole GPUs are put on nodes first fit, the
 largest first.
 """
 
@@ -37,20 +37,20 @@ class Size:
     """Part of the whole card's compute."""
 
     def holds(self, other: "Size") -> bool:
-        """Whether a pod that fits into the other size fits into this one."""
+        """Whether this size is at least as large as the other in memory and, within a tolerance, in compute."""
         return self.memory >= other.memory and self.compute >= other.compute - ROUNDING
 
 
 @value
 class Seat:
-    """The least that each pod of a workload has to get."""
+    """The least that each pod of a workload must get: a profile, or a number of whole GPUs."""
 
     need: Need
     """The need of the workload."""
     index: int
     """Index of the smallest profile that holds the need, in the packer's order; -1 for whole GPUs."""
     gpus: int
-    """Number of whole GPUs; 0 with a profile."""
+    """The number of whole GPUs; 0 if the pods get a profile."""
 
     @property
     def pods(self) -> int:
@@ -60,7 +60,7 @@ class Seat:
 
 @value
 class Fleet:
-    """The nodes that the pool has."""
+    """The size of the pool: its number of nodes, and the GPUs of each."""
 
     per_node: int
     """The number of GPUs that one template covers."""
@@ -70,16 +70,17 @@ class Fleet:
 
 @value
 class TemplateChoice:
-    """A candidate for the template, and what it takes."""
+    """A candidate for the template, with the numbers of nodes and GPUs that it needs."""
 
     assignment: tuple[tuple[int, int], ...]
-    """Indexes of the smallest profile of each class of workloads and of the one that it gets."""
+    """For each class of workloads, the index of the smallest profile that holds it and the index of the profile that
+    it gets."""
     wanted: Counts
     """Number of instances of each profile in the whole pool."""
     nodes: int = 0
     """How many nodes are needed."""
     divided: int = 0
-    """GPUs of each node that are divided into instances."""
+    """The number of GPUs of each node that are divided into instances."""
     whole: int = 0
     """Number of GPUs that are needed whole, on all nodes."""
     layouts: tuple[Layout, ...] = ()
@@ -98,8 +99,8 @@ class TemplateChoice:
 def choose(
     packer: Packer, sizes: Sequence[Size], seats: Sequence[Seat], fleet: Fleet, goal: Goal
 ) -> TemplateChoice:
-    """Return the best template for the goal; `sizes` are those of the packer's profiles. Raises ValueError if no
-    node has room for instances beside the whole GPUs of one pod."""
+    """Return the best template for the goal. `sizes` has the size of each of the packer's profiles. Raises ValueError
+    if a node has no room for instances beside the whole GPUs of one pod."""
     key = _dearness(seats) if goal is Goal.COST else _tightness(seats, sizes)
     best = _best(packer, _ways(sizes, seats), seats, fleet, key)
     if best is None:
@@ -109,8 +110,9 @@ def choose(
 
 
 def _ways(sizes: Sequence[Size], seats: Sequence[Seat]) -> Iterator[tuple[tuple[int, int], ...]]:
-    """Yield every assignment of profiles to the classes of workloads: each gets the smallest that holds it, or a
-    larger one."""
+    """Yield every possible assignment of profiles to classes of workloads; a class has all workloads with the same
+    smallest profile. Each class gets that profile or a larger one. An assignment is a tuple of pairs: the smallest
+    profile and the assigned one."""
     classes = sorted({seat.index for seat in seats if not seat.gpus})
     choices = [
         [larger for larger in range(len(sizes)) if sizes[larger].holds(sizes[smallest])]
@@ -127,23 +129,25 @@ def _best(
     fleet: Fleet,
     key: Callable[[TemplateChoice], _Key],
 ) -> TemplateChoice | None:
-    """Return the assignment that takes the fewest additional nodes, then the one with the least key, or None if
-    none is possible."""
+    """Return the choice that needs the fewest additional nodes and, among those, has the lowest `key`. Return None if
+    no assignment in `ways` is possible."""
     pods: Counter[int] = Counter()
     for seat in seats:
         if not seat.gpus:
             pods[seat.index] += seat.pods
     whole = sorted((seat.gpus for seat in seats if seat.gpus for _ in range(seat.pods)), reverse=True)
-    if fleet.per_node == 1:  # the nodes differ, or have one each: only the sum can be said
+    if fleet.per_node == 1:  # the nodes differ, or have one GPU each: only the sum counts
         whole = [1] * sum(whole)
 
     @cache
     def undivided(nodes: int) -> int | None:
-        """Return how many GPUs of each node stay whole, or None if this many nodes are too few."""
+        """Return how many GPUs of each node must stay whole if there are `nodes` nodes, or None if these
+        are too few."""
         return _first_fit(whole, nodes, fleet.per_node)
 
     def order(choice: TemplateChoice) -> tuple[int, _Key]:
-        """Return the additional nodes, then the key: the least is the best."""
+        """Return the sort key of a choice: the number of additional nodes, then `key`. The best choice has
+        the lowest."""
         return max(choice.nodes - fleet.nodes, 0), key(choice)
 
     best: TemplateChoice | None = None
@@ -159,10 +163,11 @@ def _best(
 
 
 def _dearness(seats: Sequence[Seat]) -> Callable[[TemplateChoice], _Key]:
-    """Return the key of the goal cost: fewest GPUs, then nodes, then pods with more than they need."""
+    """Return the sort key function for the goal cost: it prefers few GPUs, then few nodes, then few pods that get more
+    than they need."""
 
     def key(choice: TemplateChoice) -> _Key:
-        """Return a key that is least for the best choice."""
+        """Return the sort key of a choice; the best one has the lowest."""
         raised = sum(seat.pods for seat in seats if not seat.gpus and choice.index(seat) != seat.index)
         return choice.gpus, choice.nodes, raised, choice.assignment
 
@@ -170,12 +175,12 @@ def _dearness(seats: Sequence[Seat]) -> Callable[[TemplateChoice], _Key]:
 
 
 def _tightness(seats: Sequence[Seat], sizes: Sequence[Size]) -> Callable[[TemplateChoice], _Key]:
-    """Return the key of the goal performance: most room for the workload that has least, in memory or compute,
-    whichever is tighter; then most for all; then fewest GPUs."""
+    """Return the sort key function for the goal performance: it prefers much room for the workload that has least (in
+    memory or compute, whichever is tighter), then much compute for all pods, then few GPUs."""
     shared = [seat for seat in seats if not seat.gpus]
 
     def key(choice: TemplateChoice) -> _Key:
-        """Return a key that is least for the best choice."""
+        """Return the sort key of a choice; the best one has the lowest."""
         got = [(seat, sizes[choice.index(seat)]) for seat in shared]
         room = min((_room(seat.need, size) for seat, size in got), default=inf)
         return (
@@ -190,7 +195,8 @@ def _tightness(seats: Sequence[Seat], sizes: Sequence[Size]) -> Callable[[Templa
 
 
 def _room(need: Need, size: Size) -> float:
-    """Return how many times the need fits into the size."""
+    """Return how many times the need fits into the size, in memory or compute, whichever is tighter; infinite if
+    neither need is known."""
     memory = size.memory / need.memory if need.memory else inf
     return min(memory, size.compute / need.compute if need.compute else inf)
 
@@ -202,8 +208,9 @@ def _cheapest(
     fleet: Fleet,
     undivided_on: Callable[[int], int | None],
 ) -> TemplateChoice | None:
-    """Return the choice on as few GPUs as the existing nodes allow, then on as few nodes; else on as few
-    additional nodes as possible. None if it is impossible."""
+    """Return `way` completed with a number of nodes and of divided GPUs on each: as few GPUs as possible on the
+    existing nodes, and among these as few nodes as possible. If the existing nodes are too few, return it with as
+    few additional nodes as possible. Return None if it is impossible."""
     if not any(way.wanted) and not whole:
         return way
     best: TemplateChoice | None = None
@@ -226,12 +233,14 @@ def _cheapest(
 
 
 def _per_node(wanted: Counts, nodes: int) -> Counts:
-    """Return how many instances of each profile one of `nodes` nodes must hold, rounded up."""
+    """Return how many instances of each profile a node must hold if `wanted` is spread evenly over `nodes` nodes,
+    rounded up."""
     return tuple(-(-count // nodes) for count in wanted)
 
 
 def _steps(wanted: Sequence[int]) -> list[int]:
-    """Return the numbers of nodes at which some n-th, rounded up, becomes less, in ascending order."""
+    """Return, in ascending order, the numbers of nodes n at which an n-th of any of `wanted`, rounded up, becomes
+    smaller. Numbers in between need not be tried."""
     numbers = {1}
     for count in wanted:
         each = count
@@ -243,8 +252,8 @@ def _steps(wanted: Sequence[int]) -> list[int]:
 
 
 def _first_fit(whole: Sequence[int], nodes: int, per_node: int) -> int | None:
-    """Return how many whole GPUs each node must have for these pods, put on nodes the largest first, or None if
-    that is more than it has."""
+    """Return how many whole GPUs each node must have so that pods with `whole` GPUs each fit on `nodes` nodes, first
+    fit. Return None if that is more than `per_node`. `whole` must be sorted in descending order."""
     if not whole:
         return 0
     for room in range(max(whole[0], -(-sum(whole) // nodes)), per_node + 1):

@@ -1,1 +1,1 @@
-"""How is the answer shown: as text, data, CSV, or a policy?"""
+"""How is the answer presented: as text, data, CSV, or a policy?"""

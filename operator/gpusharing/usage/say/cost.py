@@ -30,10 +30,10 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class CostReport:
-    """A bill, and what a reader must know about it."""
+    """A bill, with everything that a reader must know about it."""
 
     where: str
-    """Which Prometheus was queried."""
+    """The Prometheus that was queried, as messages name it."""
     query: MeterQuery
     """What the bill was made for."""
     bill: Bill
@@ -47,7 +47,7 @@ class CostReport:
 
 
 def describe(answer: CostReport, paper: Paper) -> list[Line]:
-    """Draw the rows, the pools, the totals, and what is not known."""
+    """Draw the rows, the pools, the totals, the remarks, and what is missing."""
     query, bill = answer.query, answer.bill
     head = f"{duration(query.end - query.start)} until {moment(query.end)}, by {query.by}"
     lines = [*prose(head, paper, ink=Ink.TITLE), *describe_simulated(answer.simulated, paper)]
@@ -62,7 +62,7 @@ def describe(answer: CostReport, paper: Paper) -> list[Line]:
 
 
 def describe_doubts(remarks: Iterable[str], missing: Iterable[str], paper: Paper) -> list[Line]:
-    """Draw the remarks about an answer, then why a part of it is unknown (PARTIAL)."""
+    """Draw the remarks about an answer, then a line marked PARTIAL for each reason in `missing`."""
     lines = [line for text in remarks for line in prose(f"{text}.", paper, hang="  ", ink=Ink.FAINT)]
     for text in missing:
         lines += prose(f"PARTIAL: {text}.", paper, hang="  ", ink=Ink.WAITING)
@@ -70,7 +70,7 @@ def describe_doubts(remarks: Iterable[str], missing: Iterable[str], paper: Paper
 
 
 def _of_rows(answer: CostReport, paper: Paper) -> list[Line]:
-    """Draw the table of the rows. The part is the row's share of all GPU time."""
+    """Draw the table of the rows. The column PART has each row's percentage of all GPU time."""
     query, rows = answer.query, answer.bill.rows
     whole = sum(row.micros for row in rows)
     hours = _right([hours_of(row.micros) for row in rows])
@@ -99,7 +99,7 @@ def _of_rows(answer: CostReport, paper: Paper) -> list[Line]:
 
 
 def _of_pools(pools: Sequence[PoolBill], paper: Paper) -> list[Line]:
-    """Draw the table of the pools."""
+    """Draw the table of the pools, with the time, the prices and the cost of each."""
     hours = _right([hours_of(pool.micros) for pool in pools])
     costs = _right([money(pool.cents, pool.currency) for pool in pools])
     cells = [
@@ -116,7 +116,8 @@ def _of_pools(pools: Sequence[PoolBill], paper: Paper) -> list[Line]:
 
 
 def _priced(prices: Sequence[Price]) -> str:
-    """Return the prices of a pool as one text, from the lowest to the highest, with their sources."""
+    """Return the range of a pool's prices with the currency and the sources, such as `USD 2.50 to 3.20 (chart,
+    policy)`, or UNKNOWN if it has none. The prices must be sorted."""
     if not prices:
         return UNKNOWN
     low, high = amount(prices[0].amount), amount(prices[-1].amount)
@@ -125,7 +126,8 @@ def _priced(prices: Sequence[Price]) -> str:
 
 
 def _sentence(total: Total) -> str:
-    """Return the sentence about a total."""
+    """Return a sentence about a total: its GPU-hours, their cost and the cost of each part, or that they have no
+    price."""
     if not total.currency:
         return f"{hours_of(total.micros)} GPU-hours have no price."
     parts = ", ".join(f"{part} {money(cents)}" for part, cents in total.parts.items())
@@ -133,7 +135,8 @@ def _sentence(total: Total) -> str:
 
 
 def name_of(row: Row, query: MeterQuery) -> str:
-    """Return whom or what the row is about, as people read it."""
+    """Return the name of a row for people: the policy or tenant, or the part in parentheses for time that no tenant
+    held."""
     if query.by == POLICY:
         return row.policy or "(no policy)"
     if row.part is not Part.HELD:
@@ -142,12 +145,12 @@ def name_of(row: Row, query: MeterQuery) -> str:
 
 
 def _whose(row: Row, query: MeterQuery) -> str:
-    """Return whom the row is about, for programs; empty if nobody, or nobody known."""
+    """Return the policy or tenant of a row, for programs; empty if there is none or it is unknown."""
     return row.policy if query.by == POLICY else row.tenant
 
 
 def hours_of(micros: int) -> str:
-    """Format microseconds as GPU-hours, to a tenth."""
+    """Format microseconds as GPU-hours, with one decimal."""
     return f"{round(Fraction(micros * 10, HOUR)) / 10:,.1f}"
 
 
@@ -159,19 +162,20 @@ def money(cents: int | None, currency: str = "") -> str:
 
 
 def amount(price: Fraction) -> str:
-    """Format a price to the cent, or finer if it is."""
+    """Format a price with at least two decimals, and with up to six if it needs them."""
     whole, rest = f"{float(price):.6f}".split(".")
     return f"{whole}.{rest[:2]}{rest[2:].rstrip('0')}"
 
 
 def _right(texts: Sequence[str]) -> list[str]:
-    """Return the texts padded to the same width, aligned to the right."""
+    """Pad all strings on the left to the width of the longest."""
     width = max(map(len, texts), default=0)
     return [text.rjust(width) for text in texts]
 
 
 def as_data(answer: CostReport) -> dict[str, Any]:
-    """Return the bill for programs. Amounts are texts, because a float cannot hold every amount."""
+    """Return the bill as plain data for JSON and YAML. Amounts are strings, because a float cannot represent every
+    amount."""
     query, bill = answer.query, answer.bill
     return {
         "prometheus": answer.where,
@@ -214,16 +218,19 @@ def as_data(answer: CostReport) -> dict[str, Any]:
 
 
 def _sum(micros: int, cents: int | None, currency: str) -> dict[str, Any]:
+    """Return the fields `gpuHours`, `cost` and `currency` of a row, a pool or a total; the last two are None if the
+    price is unknown."""
     return {"gpuHours": round(micros / HOUR, 6), "cost": _plain(cents), "currency": currency or None}
 
 
 def _plain(cents: int | None) -> str | None:
-    """Format an amount for programs, or return None if it is not known."""
+    """Format an amount for programs, such as `12.50`, or return None if it is not known."""
     return None if cents is None else f"{cents // 100}.{cents % 100:02}"
 
 
 def as_rows(answer: CostReport) -> list[tuple[object, ...]]:
-    """Return a header and a row for each row of the bill, for CSV; an unknown amount is empty."""
+    """Return the lines of the CSV: the header, and one line for each row of the bill. An unknown amount is None, which
+    becomes an empty cell."""
     query, partial, simulated = answer.query, answer.missing, answer.simulated
     rows = [
         (

@@ -1,4 +1,4 @@
-"""Format a recommendation as text, data and CSV, and as a policy that waits for an approval. Pure; nothing is
+"""Present a recommendation as text, data and CSV, and as a policy that waits for an approval. Pure; nothing is
 applied."""
 
 from collections.abc import Iterator, Sequence
@@ -47,16 +47,16 @@ SPARKS, ASCII = "▁▂▃▄▅▆▇█", "_.-=+*%#"
 WIDTH = 48
 """The most characters of a sparkline."""
 BESIDE = len("  activity  ")
-"""Width of what stands before a sparkline in its line."""
+"""The width of the label before a sparkline."""
 _INKS = {Confidence.NONE: Ink.WAITING, Confidence.LOW: Ink.FAINT, Confidence.HIGH: Ink.GOOD}
 
 
 @dataclass(frozen=True, slots=True)
 class RecommendReport:
-    """A recommendation, what it rests on, and what a reader must know about it."""
+    """A recommendation, the data it is based on, and what a reader must know about it."""
 
     where: str
-    """Which Prometheus was queried."""
+    """The Prometheus that was queried, as messages name it."""
     start: float
     """Seconds since 1970."""
     end: float
@@ -76,13 +76,14 @@ class RecommendReport:
     remarks: tuple[str, ...]
     """What else a reader should know."""
     effect: Planned | str | None = None
-    """What the policy would do, or a clause that says why that is unknown. None if it was not requested."""
+    """The plan of the policy, or a clause that says why it is unknown, or None if no plan was requested."""
     context: str = ""
-    """Context of the cluster for which that was planned; empty without one."""
+    """The context of the cluster that `effect` was planned for; empty without a cluster."""
 
     @property
     def span(self) -> str:
-        """The window, the pool and its GPUs, as one text."""
+        """A heading such as `14d until 2026-11-01T06:00:00Z, policy a: 16 GPUs (H100) on 2 nodes`: the window, the
+        nodes and their GPUs."""
         card = self.observed.model or "GPUs without a name"
         gpus = counted(sum(self.observed.nodes), "GPU")
         nodes = counted(len(self.observed.nodes), "node")
@@ -91,17 +92,18 @@ class RecommendReport:
 
     @property
     def packing(self) -> str:
-        """What the layout takes, as one text; empty without a recommendation."""
+        """A sentence about the GPUs that the layout takes (`packing_of`); empty without a recommendation."""
         return "" if self.recommendation is None else packing_of(self.recommendation)
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """What a person has to do besides, as sentences without a period."""
+        """What a person has to do before or after the policy is applied, as sentences without a period."""
         return tuple(_steps(self))
 
 
 def _steps(answer: RecommendReport) -> Iterator[str]:
-    """Yield what a person has to do: for workloads without a place, for unknown needs, and for a missing label."""
+    """Yield what a person has to do: about workloads without a place, about workloads whose need is unknown, and about
+    the label that nodes still lack."""
     if answer.policy is not None and answer.recommendation is not None and answer.recommendation.unplaced:
         names = some([_name(each.need.workload) for each in answer.recommendation.unplaced])
         yield (
@@ -129,8 +131,8 @@ def _name(workload: Workload) -> str:
 
 
 def describe(answer: RecommendReport, paper: Paper, *, verbose: bool, written: str) -> list[Line]:
-    """Draw each workload, the layout, what to do next, and what is not known. `verbose` adds the samples;
-    `written` is the file that the policy was written to, empty if none."""
+    """Draw the workloads, the layout, the next steps, and what is not known. `verbose` adds the samples of each
+    workload. `written` is the file that the policy was written to, or empty if none was."""
     lines = prose(answer.span, paper, ink=Ink.TITLE)
     lines += describe_simulated(answer.observed.simulated, paper)
     lines += _table(answer, paper)
@@ -149,7 +151,7 @@ def describe(answer: RecommendReport, paper: Paper, *, verbose: bool, written: s
 
 
 def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
-    """Draw the table of the workloads."""
+    """Draw the table of the workloads: what each uses and holds, and what is advised."""
     placed = placed_of(answer.recommendation)
     rows: list[list[Span]] = []
     for history in answer.observed.histories:
@@ -189,7 +191,7 @@ def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
 
 
 def placed_of(recommendation: Recommendation | None) -> dict[Workload, Placed | Unplaced]:
-    """Return each workload with where the recommendation puts it, or why nowhere; empty without a recommendation."""
+    """Return where the recommendation puts each workload, or why it has no place; empty without a recommendation."""
     if recommendation is None:
         return {}
     every: list[Placed | Unplaced] = [*recommendation.placed, *recommendation.unplaced]
@@ -197,7 +199,8 @@ def placed_of(recommendation: Recommendation | None) -> dict[Workload, Placed | 
 
 
 def now_of(history: History) -> str:
-    """Return what each pod holds now: `1g.20gb`, `1/4 GPU`, `full GPU`, `2 GPUs`."""
+    """Return what each pod holds now, such as `1g.20gb`, `1/4 GPU`, `full GPU` or `2 GPUs`; `shared GPU` if the share
+    is unknown."""
     holds = history.holds
     if holds.resource.startswith(RESOURCE_MIG_PREFIX):
         profile = holds.resource.removeprefix(RESOURCE_MIG_PREFIX).removesuffix(".shared")
@@ -211,7 +214,7 @@ def now_of(history: History) -> str:
 
 
 def advice_of(placed: Placed | Unplaced | None) -> str:
-    """Return what a pod should request, or UNKNOWN."""
+    """Return what each pod should request: a profile or a number of GPUs; UNKNOWN if there is no advice."""
     if isinstance(placed, Placed):
         return placed.profile or counted(placed.gpus, "GPU")
     if placed is not None and placed.gpus:
@@ -220,7 +223,7 @@ def advice_of(placed: Placed | Unplaced | None) -> str:
 
 
 def why_of(need: Need | None, placed: Placed | Unplaced | None) -> str:
-    """Return why there is this advice, or none."""
+    """Return the reasons for the advice, comma-separated, or why there is no advice."""
     if need is None or placed is None:
         return "unknown card"
     if Doubt.PREALLOCATED in need.doubts and need.history.declared is None:
@@ -241,7 +244,8 @@ def why_of(need: Need | None, placed: Placed | Unplaced | None) -> str:
 
 
 def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
-    """Yield what `-v` shows of a workload: its samples, as far as they can be drawn, and what follows from them."""
+    """Yield what `-v` shows about a workload: sparklines of its memory and activity, the number of samples, its peaks,
+    and the reason for its need."""
     workload, history = need.workload, need.history
     yield BLANK
     yield from fold(line(Span(f"{workload.namespace}  {workload.kind}/{workload.name}", Ink.TITLE)), paper)
@@ -271,7 +275,8 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
 
 
 def sparkline(samples: Sequence[Sample], top: float, paper: Paper) -> str:
-    """Return one character for each part of the time, for its highest sample; a blank where there is none."""
+    """Return a row of characters whose heights show the highest sample of each equal stretch of time, relative to
+    `top`. A stretch without samples is a space. The samples must be in chronological order and not empty."""
     first, last = samples[0].at, samples[-1].at
     cells = min(WIDTH, paper.room - BESIDE, round((last - first).total_seconds() / 3600) + 1)
     highest: list[float | None] = [None] * cells
@@ -286,7 +291,8 @@ def sparkline(samples: Sequence[Sample], top: float, paper: Paper) -> str:
 
 
 def describe_effect(effect: Planned | str | None, paper: Paper) -> list[Line]:
-    """Draw what the policy would do, as `plan -f` shows it, or why that is not shown; empty if `effect` is None."""
+    """Draw the plan of the policy, as `plan -f` shows it, or the reason why there is none; empty if
+    `effect` is None."""
     if effect is None:
         return []
     if isinstance(effect, str):
@@ -296,7 +302,7 @@ def describe_effect(effect: Planned | str | None, paper: Paper) -> list[Line]:
 
 
 def _layouts(recommendation: Recommendation, paper: Paper) -> list[Line]:
-    """Draw the layouts, each with the GPUs that get it."""
+    """Draw one line for each layout, with the GPUs of a node that get it."""
     lines: list[Line] = []
     for portion in recommendation.portions:
         layout = "whole" if portion.layout is None else layout_text(portion.layout)
@@ -307,7 +313,8 @@ def _layouts(recommendation: Recommendation, paper: Paper) -> list[Line]:
 
 
 def packing_of(recommendation: Recommendation) -> str:
-    """Return how many GPUs the layout takes, compared with now, and what is left over."""
+    """Return a sentence that says how many GPUs and nodes the layout takes and the pool has, what is left over, and
+    how much memory pods on the worst shared GPU could use today."""
     if not recommendation.placed:
         return "There is no layout, because what the workloads need of an instance is unknown."
     pool = recommendation.pool
@@ -336,7 +343,7 @@ def packing_of(recommendation: Recommendation) -> str:
 
 
 def shared_of(shared: Shared) -> str:
-    """Return the sentence that sharing takes fewer GPUs, with the arithmetic and the disadvantages."""
+    """Return sentences that sharing whole GPUs would take fewer of them, with the arithmetic and the disadvantages."""
     pods, gpus = counted(shared.pods, "pod"), counted(shared.gpus, "GPU")
     need, there = _size(shared.needed), _size(shared.there)
     if shared.mode is Mode.MPS:
@@ -366,7 +373,7 @@ def shared_of(shared: Shared) -> str:
 
 
 def _next(answer: RecommendReport, paper: Paper, written: str) -> list[Line]:
-    """Draw the steps, and how to go on with the policy."""
+    """Draw the steps that a person has to take and, if there is a policy, where it was written or how to write it."""
     lines: list[Line] = []
     for text in answer.steps:
         lines += prose(f"{text}.", paper, hang="  ")
@@ -383,7 +390,7 @@ def _next(answer: RecommendReport, paper: Paper, written: str) -> list[Line]:
 
 
 def _size(count: float) -> str:
-    """Format bytes as Kubernetes writes quantities."""
+    """Format bytes in GiB with one decimal, such as `15.0Gi`."""
     return f"{count / GIB:.1f}Gi"
 
 
@@ -391,8 +398,8 @@ _MODES = ("mode", "mig", "mps", "timeSlicing")
 
 
 def policy_of(scope: NodeScope, recommendation: Recommendation) -> dict[str, Any]:
-    """Return a policy for the pool with this layout and manual approval; everything else in an existing policy
-    stays."""
+    """Return a policy with this layout and manual approval. Of an existing policy everything else is kept, except that
+    the node selector is that of `scope`."""
     unchanged = {
         key: value for key, value in scope.spec.items() if key not in (*_MODES, "nodeSelector", "rollout")
     }
@@ -407,7 +414,7 @@ def policy_of(scope: NodeScope, recommendation: Recommendation) -> dict[str, Any
 
 
 def as_file(answer: RecommendReport) -> str:
-    """Return the policy as YAML, with comments about what it is based on."""
+    """Return the policy as a YAML document, preceded by comments about what it is based on."""
     import yaml  # as in terminal.py: it costs as much as a short command
 
     comments = [
@@ -430,7 +437,7 @@ COLUMNS = (
 
 
 def as_data(answer: RecommendReport) -> dict[str, Any]:
-    """Return the recommendation for programs."""
+    """Return the recommendation as plain data, for JSON and YAML."""
     placed = placed_of(answer.recommendation)
     by_workload = {need.workload: need for need in answer.needs}
     return {
@@ -461,7 +468,7 @@ def as_data(answer: RecommendReport) -> dict[str, Any]:
 
 
 def _workload(history: History, need: Need | None, placed: Placed | Unplaced | None) -> dict[str, Any]:
-    """Return a workload for programs; what is unknown is None."""
+    """Return one workload as plain data. Unknown values are None."""
     workload = history.workload
     return {
         "namespace": workload.namespace,
@@ -484,7 +491,7 @@ def _workload(history: History, need: Need | None, placed: Placed | Unplaced | N
 
 
 def _shared(shared: Shared) -> dict[str, Any]:
-    """Return for programs what sharing whole GPUs would take."""
+    """Return as plain data what sharing whole GPUs would take."""
     return {
         "mode": str(shared.mode),
         "replicas": shared.replicas,
@@ -498,7 +505,7 @@ def _shared(shared: Shared) -> dict[str, Any]:
 
 
 def _recommendation_data(recommendation: Recommendation) -> dict[str, Any]:
-    """Return the layout and what it takes, for programs."""
+    """Return the layout, and what it takes, as plain data."""
     shared = find_shared(recommendation)
     return {
         "goal": str(recommendation.goal),
@@ -525,7 +532,8 @@ def _recommendation_data(recommendation: Recommendation) -> dict[str, Any]:
 
 
 def as_rows(answer: RecommendReport) -> list[tuple[object, ...]]:
-    """Return a header and a row for each workload, for CSV; what is unknown is empty."""
+    """Return the lines of the CSV: the header, and one line for each workload. An unknown value is None, which becomes
+    an empty cell."""
     data = as_data(answer)
     partial, simulated = ("yes" if data[name] else "no" for name in ("partial", "simulated"))
     rows = [
