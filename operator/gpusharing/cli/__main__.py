@@ -1,4 +1,4 @@
-"""`python -m gpusharing.cli`: the same as `kubectl-gpusharing`."""
+"""`python -m gpusharing.cli` does the same as `kubectl-gpusharing`."""
 
 from gpusharing.cli.main import main
 

@@ -1,4 +1,4 @@
-"""`kubectl gpusharing`: answers questions about GPU pools at a terminal, and steers rollouts.
+"""`kubectl gpusharing`: answer questions about GPU pools in a terminal, and steer rollouts.
 
 Only the module of the verb that was typed is imported, so that `--help` loads neither the client nor the planner
 (docs/adr/0038).
@@ -22,8 +22,8 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Carry out one command line and return its exit status. A `Trouble` is printed on standard error as one sentence
-    and gives 1; Ctrl-C and a closed pipe give the statuses of a shell. SystemExit of --help and of flags that
-    cannot be understood passes through."""
+    and returns 1. Ctrl-C and a closed pipe return the statuses that a shell would. The SystemExit of --help and of
+    invalid flags passes through."""
     try:
         status = _carry_out(_parsed(arguments))
         sys.stdout.flush()
@@ -41,7 +41,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _parsed(arguments: Sequence[str]) -> Namespace:
-    """Return the parsed arguments. SystemExit passes through after standard output is flushed."""
+    """Return the parsed arguments. If argparse raises SystemExit, standard output is flushed before it
+    passes through."""
     try:
         return parse(arguments)
     except SystemExit:
@@ -50,8 +51,8 @@ def _parsed(arguments: Sequence[str]) -> Namespace:
 
 
 def _carry_out(typed: Namespace) -> int:
-    # A command ends before garbage matters, and collecting it takes as long as reading a thousand nodes.
     """Turn garbage collection off, import the module of the verb, run it and return its exit status."""
+    # A command ends before garbage matters, and collecting it takes as long as reading a thousand nodes.
     gc.disable()
     from gpusharing.cli.shell.running import carry_out
 

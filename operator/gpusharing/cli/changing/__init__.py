@@ -1,1 +1,1 @@
-"""What would a change do, and how does a person steer it?"""
+"""What would a change do, and how does a person steer a rollout?"""

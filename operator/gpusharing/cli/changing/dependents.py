@@ -1,5 +1,5 @@
-"""Finds other objects that refer to resources and labels which a plan would remove: quotas, limits, objects of Kueue
-and the templates of workloads. They are read with the user's rights, and only here; the operator needs no right to
+"""Find other objects that refer to resources and labels which a plan would remove: quotas, limits, objects of Kueue
+and the templates of workloads. They are read with the user's rights, and only here; the operator needs no rights to
 them."""
 
 from collections import defaultdict
@@ -33,7 +33,7 @@ KINDS: tuple[tuple[str, Resource], ...] = (
 
 def find_vanishing(proposals: Iterable[Proposal], live: LivePlan) -> frozenset[str]:
     """Return the resource names that no node would advertise after the changes, and the node labels, written as
-    `key=value`, that no node would have. Only accepted policies that change something count."""
+    `key=value`, that no node would have. Only proposals that are accepted and change something are considered."""
     accepted = [one for one in proposals if one.accepted and one.changes]
     names = {lost.resource for one in accepted for lost in one.vanishing if not lost.demand.remain}
     nodes = [live.snapshot.nodes[step.verdict.node] for one in accepted for step in one.steps]
@@ -45,8 +45,9 @@ def find_vanishing(proposals: Iterable[Proposal], live: LivePlan) -> frozenset[s
 async def read_dependents(
     client: KubeClient, vanishing: Set[str], ignored: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return sentences about the objects outside the namespace `ignored` that name what vanishes, and at most one note,
-    about the kinds that could not be read. Reads nothing if `vanishing` is empty, and raises no KubeError."""
+    """Look for objects outside the namespace `ignored` that refer to a name in `vanishing`. Return sentences about
+    them, and a note if some kinds could not be read (empty otherwise). Nothing is read if `vanishing` is empty. No
+    KubeError is raised."""
     mentions: dict[str, set[str]] = defaultdict(set)
     unread: dict[str, str] = {}
     for kind, resource in KINDS if vanishing else ():
@@ -70,8 +71,8 @@ async def read_dependents(
 async def _read_mentions(
     client: KubeClient, resource: Resource, vanishing: Set[str], ignored: str
 ) -> AsyncIterator[tuple[str, str]]:
-    """Yield each name of `vanishing` that an object of this kind refers to, with the namespace and name of the object,
-    page by page. Raises KubeError."""
+    """Yield each name of `vanishing` that an object of this kind refers to, followed by NAMESPACE/NAME of the object.
+    The kind is listed page by page. Raises KubeError."""
     async for page in pages_of(client, resource):
         for raw in page.items:
             place = text(raw, "metadata", "namespace"), text(raw, "metadata", "name")
@@ -80,8 +81,8 @@ async def _read_mentions(
 
 
 def _counts(raw: JSON, ignored: str) -> bool:
-    """Whether an object is affected by the change: it is not in the namespace `ignored`, not a Job that has ended, and
-    not a Job that a CronJob has made."""
+    """Whether the change affects the object `raw`. False if it is in the namespace `ignored`, if it is a Job that has
+    ended, or if it is a Job of a CronJob, which is found itself."""
     owners = entries(raw, "metadata", "ownerReferences")
     ended = has_condition(raw, "Complete") or has_condition(raw, "Failed")
     made = ended or any(one.get("kind") == "CronJob" for one in owners)
@@ -89,8 +90,8 @@ def _counts(raw: JSON, ignored: str) -> bool:
 
 
 def _mentioned(value: object, vanishing: Set[str]) -> Iterator[str]:
-    """Yield the names in `vanishing` that occur in a part of an object, at any depth: as a key, as a text, or as a
-    label with its value."""
+    """Yield the names in `vanishing` that occur anywhere in `value`, a part of an object: as a key (also with the
+    prefix `requests.` of quotas), as a string, or as a key and its value, written `key=value`."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from {str(key).removeprefix("requests."), f"{key}={item}"} & vanishing

@@ -1,4 +1,4 @@
-"""`plan -f FILE | POLICY`: what an edit would do, by the operator's own planner on a live snapshot.
+"""`plan -f FILE | POLICY`: what an edit would do, computed by the operator's own planner on a live snapshot.
 
 Exit status: 0 nothing would change, 2 something would, 1 a policy is refused or the plan could not be made.
 
@@ -37,7 +37,7 @@ from gpusharing.planning.vocabulary.blockers import explain_blockers
 from gpusharing.planning.vocabulary.lengths import counted, some
 
 MOST = 20
-"""The most nodes and pods that are listed; -o wide lists all."""
+"""How many nodes and pods are listed; -o wide lists all."""
 COLUMNS = (
     Column("NODE"),
     Column("CLASS", drop=3),
@@ -51,16 +51,16 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """Everything that `plan` shows."""
+    """All the results that `plan` shows."""
 
     proposals: tuple[Proposal, ...] = ()
     """What would happen to each pool."""
     notes: tuple[str, ...] = ()
-    """What is uncertain about that."""
+    """Sentences about what is uncertain in the proposals."""
     simulated: tuple[str, ...] = ()
     """Nodes of these pools whose GPUs are SIMULATED."""
     dependents: tuple[str, ...] = ()
-    """Sentences about other objects that name resources or labels which vanish."""
+    """Sentences about other objects that refer to resources or labels which will no longer exist."""
 
 
 def describe(planned: Planned, paper: Paper) -> list[Line]:
@@ -84,7 +84,7 @@ def describe(planned: Planned, paper: Paper) -> list[Line]:
 
 def _describe(proposal: Proposal, paper: Paper) -> list[Line]:
     """Draw what would happen to one pool: whether its policy is accepted, which nodes and resources would change, what
-    blocks them, and which nodes stay as they are and why."""
+    blocks the changes, and which nodes stay as they are and why."""
     lines = fold(_title(proposal), paper)
     lines += prose(
         f"{'Accepted' if proposal.accepted else 'Refused'}: {proposal.about}",
@@ -112,7 +112,8 @@ def _describe(proposal: Proposal, paper: Paper) -> list[Line]:
 
 
 def _unchanged(proposal: Proposal, paper: Paper) -> list[Line]:
-    """Draw which nodes stay as they are, and why: they are as wanted, or something keeps them from changing."""
+    """Draw which nodes stay as they are and why: they already have the wanted layout, or something blocks their
+    change."""
     lines: list[Line] = []
     if proposal.adopted:
         named = some(proposal.adopted, len(proposal.adopted) if paper.wide else MOST)
@@ -122,7 +123,7 @@ def _unchanged(proposal: Proposal, paper: Paper) -> list[Line]:
         )
         lines += prose(text, paper, hang="  ", ink=Ink.GOOD)
     blocked = [step.verdict for step in proposal.steps if step.verdict.phase is Phase.BLOCKED]
-    # Pods that block have been named already, so only blocked nodes without such pods are listed.
+    # Blocking pods have been named already, so only blocked nodes without such pods are listed.
     others = {verdict.message: verdict for verdict in blocked if not verdict.blockers}
     for verdict in (*proposal.left_out, *others.values())[: None if paper.wide else 5]:
         text = f"! {verdict.node} stays as it is ({verdict.reason}): {verdict.message}"
@@ -131,8 +132,8 @@ def _unchanged(proposal: Proposal, paper: Paper) -> list[Line]:
 
 
 def _title(proposal: Proposal) -> Line:
-    """Return the first line about a policy: refused, nothing to change, or from which layout to which how many of its
-    nodes would change."""
+    """Return the first line about a policy. It says that the policy is refused, that there is nothing to change, or
+    which layouts would change and on how many of its nodes."""
     count = len(proposal.steps)
     size = count + len(proposal.left_out) + len(proposal.adopted) + proposal.settled
     changes = f"{count} of {counted(size, 'node')} will change"
@@ -146,8 +147,8 @@ def _title(proposal: Proposal) -> Line:
 
 
 def _summary(proposal: Proposal) -> str:
-    """Return a text with the class of the change, how many nodes change at a time, the windows and the hash of the
-    plan."""
+    """Return the class of the change, the number of nodes that change at a time, the time windows and the hash of the
+    plan, separated by semicolons."""
     facts = [f"class {proposal.disruption}", f"{counted(proposal.at_once, 'node')} at a time"]
     facts.append(f"windows: {', '.join(proposal.windows)}" if proposal.windows else "no time windows")
     if proposal.hash:
@@ -156,7 +157,7 @@ def _summary(proposal: Proposal) -> str:
 
 
 def _row(step: Step) -> list[Span]:
-    """Return the cells of one node in the table of nodes."""
+    """Return the cells of one node in the table of nodes; see COLUMNS."""
     verdict, preview = step.verdict, step.preview
     return [
         Span(verdict.node),
@@ -170,7 +171,8 @@ def _row(step: Step) -> list[Span]:
 
 
 def _when(step: Step) -> str:
-    """Return when the change of a node begins, or its phase and the reason why it does not begin at once."""
+    """Return `at once` or `under way`, or the phase of the node and the reason why its change does not
+    begin at once."""
     verdict = step.verdict
     if step.starts:
         return "at once"
@@ -179,7 +181,7 @@ def _when(step: Step) -> str:
 
 
 def _evicted(proposal: Proposal, paper: Paper) -> list[Line]:
-    """Draw the pods that would be evicted, and each gang that would be interrupted, once."""
+    """Draw the pods that would be evicted, and the gangs that would be interrupted, each once."""
     pods = [pod for step in proposal.steps if step.preview is not None for pod in step.preview.pods]
     gangs = sorted({gang for s in proposal.steps if s.preview is not None for gang in s.preview.gangs})
     lines: list[Line] = []
@@ -192,8 +194,8 @@ def _evicted(proposal: Proposal, paper: Paper) -> list[Line]:
 
 
 def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
-    """Draw each resource of which the pool will have more or fewer devices, and the pods that ask for one that shrinks.
-    Empty for a policy that is refused."""
+    """Draw each resource of which the pool will have more or fewer devices, and the pods that request one of which it
+    will have fewer. Empty for a policy that is refused."""
     if proposal.before == proposal.after or not proposal.accepted:
         return []
     shrinking = {one.resource: one for one in proposal.vanishing}
@@ -213,8 +215,8 @@ def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
 
 
 def _who_asks(resource: Vanishing) -> str:
-    """Return a text that says which pods request a resource of which the pool will have fewer devices, and whether the
-    rest of the cluster has enough of them; empty if no pod requests it."""
+    """Return a clause that says which pods request a resource of which the pool will have fewer devices, and whether
+    the rest of the cluster has enough of them. Empty if no pod requests it."""
     if not resource.pods and not resource.pending:
         return ""
     named = some(resource.pods, 5)
@@ -231,7 +233,7 @@ def _who_asks(resource: Vanishing) -> str:
 
 
 def _blockers(proposal: Proposal) -> tuple[str, ...]:
-    """Return sentences about what would keep pods from being evicted, for all nodes of a policy together."""
+    """Return sentences about what would prevent the eviction of pods, merged for all nodes of a policy."""
     return explain_blockers(
         blocker for step in proposal.steps if step.preview is not None for blocker in step.preview.blockers
     )
@@ -241,7 +243,7 @@ def _blockers(proposal: Proposal) -> tuple[str, ...]:
 
 
 def as_data(planned: Planned, where: str) -> dict[str, Any]:
-    """Return the whole plan as plain data, for JSON and YAML. `where`: the context of the kubeconfig."""
+    """Return the whole plan as plain data, for JSON and YAML. `where` is the name of the kubeconfig's context."""
     return {
         "context": where,
         "changes": any(one.changes for one in planned.proposals),
@@ -253,7 +255,7 @@ def as_data(planned: Planned, where: str) -> dict[str, Any]:
 
 
 def _proposal_data(proposal: Proposal) -> dict[str, Any]:
-    """Return what would happen to one pool as plain data, with all of its nodes."""
+    """Return what would happen to one pool as plain data, including all of its nodes."""
     return {
         "name": proposal.policy,
         "accepted": proposal.accepted,
@@ -293,12 +295,13 @@ def _proposal_data(proposal: Proposal) -> dict[str, Any]:
 
 
 def _more(count: int, what: str) -> list[Line]:
-    """Draw how many more there are than those shown; empty if there are none."""
+    """Return a line that says how many more items of the kind `what` there are than those shown; empty if `count` is
+    0."""
     return [line(Span(f"  and {count} {what} more; -o wide lists all", Ink.FAINT))] if count > 0 else []
 
 
 def _step_data(step: Step) -> dict[str, Any]:
-    """Return the change of one node as plain data. What its pods are is None if they were not listed."""
+    """Return the change of one node as plain data. The fields about its pods are None if the pods were not listed."""
     verdict, preview = step.verdict, step.preview
     return {
         "name": verdict.node,
@@ -316,8 +319,8 @@ def _step_data(step: Step) -> dict[str, Any]:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Show what an edit, or the present policies, would do; see VerbModule. Returns FAILED if a policy is refused,
-    CHANGES if something would change, otherwise DONE."""
+    """Show what the policies in the files of `-f`, or else the present policies, would do (see VerbModule). Returns
+    FAILED if a policy is refused, CHANGES if something would change, otherwise DONE."""
     proposed, others = read_policies(typed.filename)
     only = {text(raw, "metadata", "name") for raw in proposed}
     if typed.policy:
@@ -333,9 +336,9 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) -> Planned:
-    """Return what would happen to the pools of the policies named in `only`, or to all pools if it is empty, once the
-    proposed policies were applied, and what is uncertain about that. Nothing is written. Raises Trouble, also for a
-    name that no policy has."""
+    """Return what would happen to the pools if the `proposed` policies were applied, and what is uncertain about it.
+    Only the policies named in `only` are considered, or all if it is empty. Nothing is written. Raises Trouble,
+    also if a name in `only` belongs to no policy."""
     async with gathered(session, proposed) as cluster:
         live = await cluster.decide(only or None)
         ignored = live.snapshot.settings.gpu_operator_namespace

@@ -1,7 +1,7 @@
-"""Carries out one row of the table of steering verbs: shows a small patch and sends it.
+"""Carry out a steering verb: show a small patch and send it.
 
-If the patch may evict pods, the user has to confirm it, or give --yes. If no operator is installed, nothing would act
-on the patch, and the command says so.
+If the patch may evict pods, the user must confirm it or give --yes. If no operator is installed, nothing would act on
+the patch, and the command says so.
 
 Terms: docs/design/glossary.md#fence.
 """
@@ -25,12 +25,12 @@ from gpusharing.kube.raw import section, text, whole
 
 DID = "Done."
 TRIES = 5
-"""How often the object is read when somebody else writes it between our read and our patch."""
+"""How often the patch is tried if somebody else writes the object between our read and our patch."""
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Show the patch, ask for confirmation if pods may be evicted, and send it; see VerbModule. Returns FAILED if the
-    user does not confirm."""
+    """Show the patch, ask for confirmation if it may evict pods, and send it (see VerbModule). With --dry-run nothing
+    is sent. Returns DONE, or FAILED if the user does not confirm."""
     verb, flags = STEERING[typed.verb], vars(typed)
     shown = await session.get(verb.resource, typed.name)
     absent = await _find_absence(session, typed, lasts=verb.lasts)
@@ -44,7 +44,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     change = verb.find(shown, request)
 
     def end(message: str, *, done: bool = False) -> int:
-        """Print the outcome, or with -o json or yaml the patch, and return DONE."""
+        """Print `message`, or with -o json or yaml the patch and `done`, and return DONE."""
         if terminal.structured:
             kind = verb.resource.plural
             terminal.data({"kind": kind, "name": typed.name, "patch": change.body, "done": done})
@@ -68,10 +68,11 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> str:
-    """Return the sentence to end with if no operator is installed; empty if one is, or if that is unknown. `lasts`: an
-    operator that is installed later acts on the patch.
+    """Return a closing sentence that no operator is installed; empty if one is, or if that is unknown. `lasts` says
+    whether an operator that is installed later would act on the patch.
 
-    Raises Trouble if the patch would have no effect, and for errors of the API server.
+    Raises Trouble if no operator is installed and `lasts` is false, because the patch would have no effect, and for
+    errors of the API server.
     """
     try:
         missing = await is_missing(session.client)
@@ -88,11 +89,12 @@ async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> s
 async def _send(
     session: Session, resource: Resource, shown: JSON, change: Change, find: Callable[[JSON], Change]
 ) -> None:
-    """Patch the object that was shown. Raises Trouble if it has changed in a way that matters to the user's decision,
-    who may have thought for a long time.
+    """Patch the object that was shown to the user as `shown`. Raises Trouble if it has changed since then in a way
+    that matters to the user's decision: the user may have thought for a long time. `find` computes the patch for
+    the present object, to compare it with `change`.
 
-    After an irrelevant write by somebody else, such as a kubelet's heartbeat, the server refuses the patch. The object
-    is then read again, at most TRIES times.
+    If somebody else writes the object between our read and our patch, such as a kubelet with its heartbeat, the server
+    refuses the patch. The object is then read and compared again. After TRIES attempts Trouble is raised.
     """
     name = text(shown, "metadata", "name")
     what = _reference(resource, name)
@@ -118,20 +120,21 @@ async def _send(
 
 
 def _decided_on(raw: JSON) -> tuple[str, int, str]:
-    """Return what the user's decision depends on: the UID of the object, the generation of a policy, and the operation
-    and stage of a node's fence, or the damage of the fence."""
+    """Return the parts of an object that the user's decision depends on: its UID, the generation of a policy, and the
+    operation and stage of a node's fence. If the fence cannot be read, the last part says why."""
     fence, damage = read_fence(annotations_of(raw))
     stands = f"{fence.op} {fence.stage}" if fence is not None else damage
     return text(raw, "metadata", "uid"), whole(raw, "metadata", "generation"), stands
 
 
 def _reference(resource: Resource, name: str) -> str:
-    """Return the object as kubectl takes it: gsp/NAME or node/NAME."""
+    """Return the name of the object as kubectl accepts it: gsp/NAME or node/NAME."""
     return f"{'node' if resource == NODES else 'gsp'}/{name}"
 
 
 def is_wanted(answers: TextIO) -> bool:
-    """Ask at the terminal whether to continue although pods may be evicted. Raises Trouble if there is no terminal."""
+    """Ask at the terminal `answers` whether to continue although pods may be evicted, and return the answer. Raises
+    Trouble if it is not a terminal."""
     if not answers.isatty():
         raise Trouble(
             "this may evict pods, and there is no terminal to ask for confirmation: give --yes or --dry-run"

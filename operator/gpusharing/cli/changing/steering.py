@@ -1,7 +1,6 @@
-"""The verbs that steer a rollout, as one table: which object each verb patches, with what, what follows, and what it
-refuses.
+"""The verbs that steer a rollout, as one table: which object a verb patches, how, what follows, and when it refuses.
 
-The operator reads the patches on its next pass; `api/names.py` says what they mean. `steer.py` carries a row out.
+The operator reads the patches on its next pass; `api/names.py` says what they mean. `steer.py` carries out the verbs.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -29,34 +28,35 @@ IN_FLIGHT = {
     "Hold": "nodes in flight that are before the point of no return stay cordoned and wait, and no pod is evicted",
     "Abort": "nodes in flight that are before the point of no return are returned to service as they were",
 }
-"""What a pause does to nodes in flight, by `whenPaused`."""
+"""What a pause does to nodes in flight, for each value of `whenPaused`."""
 
 
 @dataclass(frozen=True, slots=True)
 class SteeringRequest:
-    """What the user typed besides verb and name, and what the verb has read for it."""
+    """What the user typed in addition to the verb and the name, and the objects that the verb has read."""
 
     now: datetime
-    """When it was typed."""
+    """When the user typed the command."""
     hash: str = ""
-    """For approve: the hash of the plan that the user has read; empty to approve the current one."""
+    """For approve: the hash of the plan that the user has read; empty to approve the current plan."""
     when_paused: str = ""
-    """For pause: what happens to nodes in flight; empty to keep what the policy says."""
+    """For pause: the new value of `whenPaused`, which says what happens to nodes in flight; empty to keep the present
+    value."""
     undo: bool = False
     """For skip: whether to remove the label instead."""
     gpunodes: tuple[NodeStatus, ...] = ()
-    """For resume: the nodes of the policy that failures keep from starting. For retry: the status of the node, or empty
-    if the user may not read it."""
+    """For resume: the nodes of the policy that may not start because others failed. For retry: the status of the node;
+    empty if the user may not read it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A patch of the object that the verb is about, and its consequences."""
+    """A patch of the object that the verb acts on, and its consequences."""
 
     body: JSON
     """A JSON merge patch."""
     means: str
-    """What will happen because of the patch, as a sentence without a full stop."""
+    """The consequences of the patch, as a sentence without a period."""
     moves: bool = False
     """Whether pods may be evicted because of the patch, so that the user has to confirm it."""
 
@@ -76,8 +76,8 @@ class SteeringVerb:
 
 
 def _approve(policy: JSON, request: SteeringRequest) -> Change:
-    """Return the patch that lets the current plan be carried out. Raises Trouble if the policy needs no approval, has
-    no plan, has been approved already, or has another plan than the one named in the request."""
+    """Return the patch that allows the current plan to be carried out. Raises Trouble if the policy needs no approval,
+    has no plan, has been approved already, or if its plan is not the one that the request names."""
     name, plan = text(policy, "metadata", "name"), section(policy, "status", "plan")
     _refuse_unseen(policy)
     if part(policy, "spec", "rollout", "approval") != "Manual":
@@ -113,8 +113,8 @@ def _pause(policy: JSON, request: SteeringRequest) -> Change:
 
 
 def _resume(policy: JSON, request: SteeringRequest) -> Change:
-    """Return the patch that ends a pause or, if the policy is not paused, lets a rollout continue that failures have
-    halted. Raises Trouble if it is neither paused nor halted."""
+    """Return the patch that ends the pause of a policy or, if it is not paused, continues a rollout that was halted by
+    failures. Raises Trouble if it is neither paused nor halted."""
     name, generation = text(policy, "metadata", "name"), whole(policy, "metadata", "generation")
     if part(policy, "spec", "rollout", "paused") is True:
         means = "nodes start again, and earlier failures no longer count"
@@ -145,8 +145,8 @@ def _retry(node: JSON, request: SteeringRequest) -> Change:
 
 
 def _find_wait(node: JSON, status: NodeStatus) -> str:
-    """Return what the retry of a node waits for, as the end of a sentence; empty if it begins at once. Raises Trouble
-    if the operator would not try the node again."""
+    """Return what the retry of a node must wait for, as the end of a sentence; empty if the retry begins at once.
+    Raises Trouble if the operator would ignore the retry, because there is nothing to try again."""
     state = f"{status.phase} ({status.reason})"
     refusal = f"there is nothing to try again on {status.name}: it is {state}"
     if (remedy := _NOT_RETRIED.get(status.reason)) is not None:
@@ -170,8 +170,8 @@ def _find_wait(node: JSON, status: NodeStatus) -> str:
 
 
 def _abort(node: JSON, request: SteeringRequest) -> Change:
-    """Return the patch that gives up the change in flight. Raises Trouble if there is none, or if it is past the point
-    of no return."""
+    """Return the patch that gives up the change in flight on a node. Raises Trouble if there is none, if it has
+    already stopped for somebody else, if it is past the point of no return, or if the fence cannot be read."""
     name = text(node, "metadata", "name")
     fence, damage = read_fence(annotations_of(node))
     if damage:
@@ -197,8 +197,8 @@ def _abort(node: JSON, request: SteeringRequest) -> Change:
 
 
 def _skip(node: JSON, request: SteeringRequest) -> Change:
-    """Return the patch that keeps changes from starting on a node, or with `undo` lets them start. Raises Trouble if
-    that is the case already."""
+    """Return the patch that prevents changes from starting on a node, or with `undo` allows them again. Raises Trouble
+    if that is already the case."""
     name = text(node, "metadata", "name")
     skipped = texts(section(node, "metadata", "labels")).get(names.LABEL_SKIP) == "true"
     if skipped is not request.undo:
@@ -213,14 +213,15 @@ def _skip(node: JSON, request: SteeringRequest) -> Change:
 
 
 async def _read_halted(session: Session, policy: str) -> tuple[NodeStatus, ...]:
-    """Return the nodes of a policy that wait for a resume; the policy itself does not list them."""
+    """Return the nodes of a policy whose change was halted by failures of other nodes. The policy itself does not list
+    them. Raises Trouble."""
     nodes = map(read_node, await session.all(GPUNODES))
     return tuple(node for node in nodes if (node.policy, node.reason) == (policy, Reason.HALTED))
 
 
 async def _read_gpunode(session: Session, node: str) -> tuple[NodeStatus, ...]:
-    """Return the status of a node in a tuple of one; empty if the user may not read it. Raises Trouble if the node has
-    no GPUNode: every node with GPUs or a policy has one, so there is nothing to retry."""
+    """Return the status of a node as a tuple of one, or an empty tuple if the user may not read it. Raises Trouble if
+    the node has no GPUNode: every node with GPUs or a policy has one, so there is nothing to retry."""
     try:
         return (read_node(await session.client.get(GPUNODES, node)),)
     except Forbidden:
@@ -244,11 +245,12 @@ STEERING: Mapping[str, SteeringVerb] = {
 
 
 def annotations_of(node: JSON) -> Mapping[str, str]:
-    """Return the annotations of an object, without those whose values are not text."""
+    """Return the annotations of a node, without those whose values are not strings."""
     return texts(section(node, "metadata", "annotations"))
 
 
 def _annotation(key: str, value: str) -> JSON:
+    """Return the merge patch that sets one annotation."""
     return {"metadata": {"annotations": {key: value}}}
 
 

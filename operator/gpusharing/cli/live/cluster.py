@@ -1,6 +1,6 @@
 """A live snapshot of a cluster, gathered by the operator's own code with the user's own rights.
 
-Nothing is written: all calls go through a client that raises for every write (`Onlooker`).
+Nothing is written: all calls go through a client that raises an error for every write (`Onlooker`).
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#drift.
 """
@@ -30,30 +30,29 @@ from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 
 MAX_LISTED = 100
-"""The most nodes whose pods are listed, because each needs a call."""
+"""The highest number of nodes whose pods are listed, because each takes a call."""
 PATIENCE = 30.0
-"""Seconds within which everything has to be listed."""
+"""Seconds within which all sources must be listed."""
 CHECKED_EVERY = 0.02
 MARKERS = ("medik8s nodemaintenances", "nvidia nodemaintenances")
-"""Sources without which a plan is less exact but not wrong."""
+"""The names of sources without which a plan is less precise but not wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class LivePlan:
-    """A plan, the snapshot that it was made of, and what is uncertain about it."""
+    """A plan, the snapshot it was computed from, and what is uncertain about it."""
 
     plan: RolloutPlan
-    """The plan of the operator's own planner."""
+    """The plan that the operator's own planner made."""
     snapshot: ClusterSnapshot
     """The snapshot that the plan was made from."""
     now: datetime
     """The time for which the plan was made."""
     notes: tuple[str, ...]
-    """What could not be read, and what that makes uncertain."""
+    """Sentences about what could not be read or is uncertain."""
 
     def simulated(self, nodes: Iterable[str] | None = None) -> tuple[str, ...]:
-        """Return the names, sorted, of those of `nodes` whose agents report that their GPUs are SIMULATED. None stands
-        for all nodes."""
+        """Return the sorted names of those of `nodes`, or of all nodes if None, whose agents report SIMULATED GPUs."""
         reports = self.snapshot.gpunodes
         known = (reports[name] for name in (reports if nodes is None else nodes) if name in reports)
         return tuple(sorted(one.name for one in known if one.observed is not None and one.observed.simulated))
@@ -61,26 +60,28 @@ class LivePlan:
 
 @dataclass(slots=True)
 class Cluster:
-    """A cluster of which all objects have been listed, and which is followed while `gathered` lasts."""
+    """A cluster whose objects have all been listed, and are kept up to date while the context of
+    `gathered` is open."""
 
     gatherer: Gatherer
     claims: dict[str, Claim]
     notes: list[str]
     missing: bool = False
-    """Whether the operator is not installed, so that there are no policies and no reports of agents."""
+    """True if the operator is not installed, so that there are neither policies nor reports of agents."""
     now: Callable[[], datetime] = wall_time
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
     """The failures that the Lease records, by UID of the Node."""
     memory: PassMemory = field(default_factory=PassMemory)
-    """The memory of a pass, with the beginning of each drift moved back by the drift grace: a leader that has run
-    for long would have seen the drift for that time (ADR 73)."""
+    """The memory of a pass, in which each drift is recorded as having begun at least one drift grace ago: a leader
+    that has been running for long would have seen it for that time (ADR 73)."""
 
     async def decide(self, policies: Iterable[str] | None = None, nodes: Iterable[str] = ()) -> LivePlan:
-        """Return the plan that a leader would make that has run for longer than the drift grace. If it would write its
-        configuration first, the plan is for the time after that, and a note says so. Sets `memory`. Raises Trouble.
+        """Return the plan of a leader that has been running for longer than the drift grace. If that leader would
+        first write its configuration, the plan is for the time after that, and a note says so. Sets `memory`.
+        Raises Trouble.
 
-        Lists the pods of the nodes that would be disrupted under the policies named here (None stands for all
-        policies), at most MAX_LISTED, and of `nodes`.
+        The pods are listed for `nodes`, and for at most MAX_LISTED nodes that would be disrupted under `policies`
+        (None stands for all policies).
         """
         now, only = self.now(), None if policies is None else frozenset(policies)
         snapshot = await self._snapshot(frozenset(nodes), now)
@@ -112,8 +113,8 @@ class Cluster:
         return LivePlan(plan, snapshot, now, tuple(notes))
 
     async def _snapshot(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
-        """Return a snapshot with the pods of the nodes in `wanted`. If the Lease gave no claims, the fences of the
-        Nodes stand in for them. Raises the first error of the calls that failed."""
+        """Return a snapshot that includes the pods of the nodes in `wanted`. If no claims could be read from the
+        Lease, they are derived from the fences of the Nodes. If calls fail, the first error is raised."""
         try:
             snapshot = await self.gatherer.snapshot(wanted, self.memory, self.claims, self.failed_nodes, now)
         except BaseExceptionGroup as group:
@@ -132,8 +133,8 @@ class Cluster:
 async def gathered(
     session: Session, proposed: tuple[JSON, ...] = (), *, beforehand: bool = False
 ) -> AsyncIterator[Cluster]:
-    """Read the cluster as it would be with the proposed policies applied, and follow it while the context lasts.
-    Raises Trouble, also if the operator is not installed, unless `beforehand` is true."""
+    """Yield the cluster as it would be with the proposed policies applied, and keep it up to date while the context is
+    open. Raises Trouble, also if the operator is not installed and `beforehand` is false."""
     try:
         installed = await read_installed(session.client)
         missing = beforehand and installed.missing
@@ -163,11 +164,11 @@ async def gathered(
 
 
 async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) -> list[str]:
-    """Wait until every source is listed or has failed. Return a sentence for each optional kind that may not be read.
-    Raises Trouble after PATIENCE seconds, without a right that a plan needs, or if GPUNodes are not served and
-    `missing` is false.
+    """Wait until every source is listed or has failed. Return a sentence for each optional kind that the user may not
+    read. Raises Trouble after PATIENCE seconds, if the user lacks a permission that a plan needs, or if the API
+    server does not serve GPUNodes and `missing` is false.
 
-    `missing`: the operator need not be installed. `bare`: errors about GPUNodes are ignored.
+    `missing` is true if the operator need not be installed. `bare` is true if errors about GPUNodes are ignored.
     """
     everything = {**sources.required, **sources.optional}
     try:
@@ -195,4 +196,6 @@ async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) ->
 
 
 def _is_settled(source: Reflector[object]) -> bool:
+    """Whether a source has been listed, or failed with an error that waiting does not cure: the kind may not be read,
+    or is not served."""
     return source.synced.is_set() or isinstance(source.error, Forbidden | NotFound)

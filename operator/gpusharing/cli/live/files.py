@@ -1,5 +1,5 @@
-"""Read policies from the files that `kubectl apply -f` would take. Whatever is in a file, the caller gets policies or a
-Trouble, and no traceback."""
+"""Read policies from files that `kubectl apply -f` would accept. Whatever a file contains, the caller gets policies or
+a Trouble, never another exception."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,9 +15,9 @@ from gpusharing.kube.raw import entries, text
 
 
 def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ...]]:
-    """Read the policies in these files. Returns the policies, and a sentence for each other object, which is ignored.
-    Raises Trouble for a file that cannot be read, for two policies of one name, and if the files hold no policy at
-    all. `-` is standard input."""
+    """Return the policies in these files, and a sentence for each other object, which is ignored. The name `-` stands
+    for standard input. Raises Trouble if a file cannot be read, if two policies have the same name, or if no file
+    contains a policy; without files, both results are empty."""
     policies: dict[str, JSON] = {}
     others: list[str] = []
     for name in names:
@@ -37,7 +37,8 @@ def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ..
 
 
 def _check(document: JSON, name: str) -> None:
-    """Raise Trouble if the policy has an API version that this plugin does not know, or no name."""
+    """Raise Trouble if the policy has no name, or an API version that this plugin does not know. `name` is that of the
+    file."""
     written = text(document, "apiVersion")
     if written != API_VERSION:
         raise Trouble(f"{name}: apiVersion is {written or 'missing'}; this plugin knows {API_VERSION}")
@@ -46,8 +47,8 @@ def _check(document: JSON, name: str) -> None:
 
 
 def _documents(name: str) -> Iterator[JSON]:
-    """Yield each object of a file; a List is replaced by its items. Raises Trouble if the file cannot be read or holds
-    something else."""
+    """Yield each object in the file `name`; a List is replaced by its items. Raises Trouble if the file cannot be
+    read, is not YAML, or contains a document that is not an object."""
     try:
         content = sys.stdin.read() if name == "-" else Path(name).read_text()
         documents = list(yaml.load_all(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))

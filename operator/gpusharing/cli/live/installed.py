@@ -1,6 +1,6 @@
 """The installed operator: its settings, from the environment variables of its Deployment, and the claims on its Lease.
 
-Where these do not exist or may not be read, the chart's defaults are assumed and a note says so.
+If these do not exist or may not be read, the chart's defaults are assumed and a note says so.
 
 Terms: docs/design/glossary.md#claim, docs/design/glossary.md#slot.
 """
@@ -37,22 +37,23 @@ class InstalledOperator:
     """The installed operator of a cluster, as far as it could be read."""
 
     settings: SourceSettings = DEFAULTS
-    """The settings in the Deployment, or the defaults."""
+    """The settings in the Deployment, or the chart's defaults."""
     claims: Mapping[str, Claim] = field(default_factory=dict)
     """The claims on the leader Lease, by name of the node that holds the slot."""
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
     """The failures that the leader Lease records, by UID of the Node."""
     version: str = ""
-    """The version of the operator, by the label of its chart; empty if unknown."""
+    """The version of the operator, from the chart's label on the Deployment; empty if unknown."""
     notes: tuple[str, ...] = ()
     """Sentences about what could not be read, and why."""
     missing: bool = False
-    """Whether there is no Deployment of the operator in any namespace."""
+    """True if no namespace has a Deployment of the operator."""
 
 
 async def read_installed(client: KubeClient) -> InstalledOperator:
-    """Read the settings and claims of the operator, which is looked for in all namespaces. If there is none, or
-    Deployments may not be listed, the chart's defaults are returned with a note. Raises any other KubeError."""
+    """Find the operator's Deployment in any namespace and return its settings, its version, and the claims and
+    failures on its Lease. If there is no Deployment, or the user may not list Deployments, return the chart's
+    defaults with a note. Raises any other KubeError."""
     try:
         deployments = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
     except (Forbidden, NotFound) as error:
@@ -79,7 +80,8 @@ async def read_installed(client: KubeClient) -> InstalledOperator:
 
 
 async def is_missing(client: KubeClient) -> bool:
-    """Whether there is certainly no Deployment of the operator; False also where Deployments may not be listed."""
+    """Whether no namespace has a Deployment of the operator. False if the user may not list Deployments. Raises any
+    other KubeError."""
     try:
         return not await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
     except (Forbidden, NotFound):
@@ -87,8 +89,8 @@ async def is_missing(client: KubeClient) -> bool:
 
 
 def settings_of(deployment: JSON) -> tuple[SourceSettings, tuple[str, ...]]:
-    """Read the operator's settings from the environment variables of its containers. Returns them with a note that
-    names those that cannot be used, for which the defaults are taken."""
+    """Return the operator's settings, read from the environment variables of its containers. If some values cannot be
+    used, their defaults are taken and the second result is a note that names them; otherwise it is empty."""
     namespace = text(deployment, "metadata", "namespace")
     containers = entries(deployment, "spec", "template", "spec", "containers")
     values = {
@@ -120,7 +122,8 @@ def settings_of(deployment: JSON) -> tuple[SourceSettings, tuple[str, ...]]:
 
 
 def find_difference(theirs: str) -> tuple[str, ...]:
-    """Return a note if the operator has another version than this plugin; empty if they are equal or one is unknown."""
+    """Return a note if the version of the operator, `theirs`, differs from that of this plugin; empty if they are
+    equal or one is unknown."""
     ours = own_version()
     if not theirs or not ours or theirs == ours:
         return ()
@@ -128,8 +131,8 @@ def find_difference(theirs: str) -> tuple[str, ...]:
 
 
 async def _pod_name(client: KubeClient, namespace: str) -> str:
-    """Return the name of the operator's own pod, which is never evicted; empty if pods may not be listed or there is
-    none."""
+    """Return the name of the operator's own pod, which is never evicted; empty if there is none or the user may not
+    list pods."""
     try:
         pods = await list_of(client, PODS, namespace=namespace, label_selector=SELECTOR)
     except (Forbidden, NotFound):
@@ -138,8 +141,8 @@ async def _pod_name(client: KubeClient, namespace: str) -> str:
 
 
 async def _written_claims(client: KubeClient, namespace: str) -> tuple[str, tuple[str, ...]]:
-    """Return the annotation of the Lease that records slots and failures, and a note if the Lease may not be read.
-    Both are empty if there is no Lease."""
+    """Return the annotation of the operator's Lease that records slots and failures, and a note if the Lease could not
+    be read. Both are empty if there is no Lease."""
     try:
         lease = await client.get(LEASES, OPERATOR, namespace=namespace)
     except NotFound:

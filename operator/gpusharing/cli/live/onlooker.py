@@ -1,4 +1,4 @@
-"""A read-only client that shows policies as they would be if proposed ones were applied."""
+"""A read-only client that shows the cluster as if proposed policies had been applied."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,25 +12,25 @@ from gpusharing.kube.raw import section, text, whole
 
 
 class Onlooker(PassingClient):
-    """Passes reads on to another client, and raises for writes. Lists of policies include the proposed ones.
+    """Passes reads on to another client, and raises an error for writes. Lists of policies include the proposed ones.
 
-    `beforehand`: the operator is not installed yet and its kinds do not exist. Lists of them are empty then, also if
-    the server refuses them: it checks a user's rights before it checks whether it serves a kind.
+    `beforehand` is true if the operator is not installed yet and its kinds do not exist. Lists of these kinds are then
+    empty, even if the server answers Forbidden: it checks a user's rights before it checks whether it serves a kind.
     """
 
     def __init__(
         self, client: KubeClient, proposed: Sequence[JSON] = (), *, beforehand: bool = False
     ) -> None:
-        """Wrap `client`, and show `proposed` as if these policies were applied."""
+        """Wrap `client`, and show the policies in `proposed` as if they had been applied."""
         super().__init__(client)
         self._beforehand = beforehand
         self._proposed = {text(raw, "metadata", "name"): raw for raw in proposed}
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Make a request as KubeClient does. Raises RuntimeError for everything but get and list.
+        """Make a request as KubeClient does. Raises RuntimeError for all verbs other than get and list.
 
-        If there are proposed policies, a list of policies is always one page with all of them, sorted by name,
-        whatever page was requested.
+        If there are proposed policies, a list of policies always returns a single page with all of them, sorted by
+        name, whatever page was requested.
         """
         if request.verb not in ("get", "list"):
             raise RuntimeError(
@@ -48,7 +48,7 @@ class Onlooker(PassingClient):
             return _list([], "0")
 
     async def _merged_policies(self) -> JSON:
-        """Return the list of all policies with the proposed ones applied, sorted by name."""
+        """List all policies and return the list with the proposed ones applied, sorted by name."""
         policies: dict[str, JSON] = {}
         version = "0"
         try:
@@ -64,13 +64,14 @@ class Onlooker(PassingClient):
 
 
 def _list(items: list[JSON], version: str) -> JSON:
+    """Return the JSON of a list with these items and this resource version."""
     return {"metadata": {"resourceVersion": version}, "items": items}
 
 
 def applied(live: JSON | None, proposed: Mapping[str, Any]) -> JSON:
-    """Return the policy as the server would have it after `kubectl apply`: the file's spec and annotations on the live
-    object, and the next generation if the spec means something else. `live` is None for a policy that does not
-    exist yet."""
+    """Return the policy as the server would store it after `kubectl apply`: the live object with the spec and
+    annotations of the file. The generation is incremented if the spec has another meaning. `live` is None if the
+    policy does not exist yet."""
     own = section(proposed, "metadata")
     if live is None:
         return {**proposed, "metadata": {**own, "generation": 1}}

@@ -1,1 +1,1 @@
-"""What may be typed, for which cluster is it asked, and where does the answer go?"""
+"""What may a person type, which cluster does the command contact, and where is the output written?"""

@@ -1,4 +1,4 @@
-"""The verbs, their flags and their help. Nothing of ours is imported here, so that --help is fast."""
+"""The verbs, their flags and their help. No other module of ours is imported here, so that --help is fast."""
 
 import argparse
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ is no: doctor found errors, a plan is refused, no layout fits, you did not confi
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of which wrong flags end with exit status 1, because 2 means that a plan has changes."""
+    """A parser that exits with status 1 for invalid flags, because 2 means that a plan has changes."""
 
     def error(self, message: str) -> Never:
-        """Print what is wrong with the flags and where to read on, and exit with status 1."""
+        """Print what is wrong with the flags and which help to read, and exit with status 1."""
         self.exit(1, f"error: {message}\nSee: {self.prog} --help\n")
 
 
 class Version(argparse.Action):
-    """Prints the version and exits. The version is looked up only when asked for, because that takes as long as all of
-    --help."""
+    """Prints the version and exits. The version is looked up only when it is requested, because that takes as long as
+    all of --help."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> Never:
         """Print the version of this plugin and exit with status 0; see argparse.Action."""
@@ -35,7 +35,8 @@ class Version(argparse.Action):
 
 
 def own_version() -> str:
-    """Return the version of the installed plugin; empty if it is not installed but found through a path."""
+    """Return the version of the installed plugin, or an empty string if it runs from a source folder without being
+    installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -49,12 +50,12 @@ Flag = tuple[tuple[str, ...], dict[str, Any]]
 
 
 def _word(name: str, metavar: str, text: str) -> Flag:
-    """Return an argument that may be left out and is the empty string then."""
+    """Return an optional positional argument, which is an empty string if it is left out."""
     return (name,), {"nargs": "?", "default": "", "metavar": metavar, "help": text}
 
 
 def _value(name: str, metavar: str, text: str, default: str = "", short: str = "") -> Flag:
-    """Return a flag that takes a value. `short`: a second spelling, such as `-l`; empty for none."""
+    """Return a flag that takes a value. `short` is a second spelling, such as `-l`; empty if there is none."""
     return (*filter(None, (short,)), name), {"default": default, "metavar": metavar, "help": text}
 
 
@@ -64,12 +65,12 @@ def _choice(name: str, choices: tuple[str, ...], default: str, text: str) -> Fla
 
 
 def _switch(name: str, text: str, short: str = "") -> Flag:
-    """Return a flag without a value, which is false unless it is given."""
+    """Return a flag without a value, which is false by default."""
     return (*filter(None, (short,)), name), {"action": "store_true", "help": text}
 
 
 def _steering(what: str) -> tuple[Flag, ...]:
-    """Return the arguments of every verb that patches an object. `what`: the kind of the object, as help and
+    """Return the arguments of every verb that patches an object. `what` is the kind of the object, as the help and the
     completion name it."""
     return (
         (("name",), {"metavar": what}),
@@ -79,8 +80,8 @@ def _steering(what: str) -> tuple[Flag, ...]:
 
 
 def _window(default: str, most: str) -> tuple[Flag, ...]:
-    """Return the flags --window and --until. `default` and `most`: default and greatest length of the window, as they
-    are typed."""
+    """Return the flags --window and --until. `default` and `most` are the default and the greatest length of the
+    window, as a user would type them."""
     return (
         _value(
             "--window",
@@ -121,12 +122,12 @@ class Verb:
     offline: bool = False
     """Whether the verb contacts no cluster and is carried out by `run_offline`."""
     asks_with: str = ""
-    """The flag that makes an offline verb contact a cluster after all, by `run`."""
+    """The flag with which an offline verb does contact a cluster and is carried out by `run`."""
     asks_prometheus: bool = False
     """Whether the verb queries a Prometheus about all namespaces. Such a verb has the flags of PROMETHEUS, refuses -n
     and can write CSV. With --prometheus it needs no cluster and is carried out by `run_offline`."""
     page: bool = False
-    """Whether it can write a page of HTML."""
+    """Whether the verb can write a page of HTML."""
     one_file: bool = False
     """Whether the verb writes one file for one cluster and refuses --contexts."""
 
@@ -137,7 +138,8 @@ class Verb:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the verb and its flags. Raises SystemExit for --help (0) and for flags that cannot be understood (1)."""
+    """Return the verb and its flags. Raises SystemExit with status 0 for --help and with status 1 for
+    invalid flags."""
     return parser().parse_args(arguments)
 
 
@@ -176,8 +178,8 @@ def parser() -> Parser:
 
 
 def _common(outputs: tuple[str, ...]) -> Parser:
-    """Return the flags of every verb. They have no defaults, because those would override flags typed before the verb.
-    `outputs`: what -o may be."""
+    """Return a parser with the flags that every verb has; `outputs` are the choices of -o. The flags have no defaults,
+    because those would override flags that are typed before the verb."""
     common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
     group = common.add_argument_group("cluster and output")
     group.add_argument("--kubeconfig", metavar="FILE", help="instead of KUBECONFIG or ~/.kube/config")

@@ -1,7 +1,7 @@
 """`kubectl_complete-gpusharing`: suggestions for kubectl's own shell completion.
 
-kubectl calls it with all words typed so far, the last one possibly incomplete, and reads a line for each suggestion and
-then a directive (cobra, ShellCompDirective). If anything goes wrong, nothing is suggested.
+kubectl calls it with all the words typed so far, the last one possibly incomplete. It reads one suggestion from each
+line and a directive from the last (cobra, ShellCompDirective). If anything goes wrong, nothing is suggested.
 """
 
 import argparse
@@ -15,22 +15,22 @@ from gpusharing.cli.shell.troubles import Trouble
 NO_FILES = ":4"
 """The directive not to suggest file names as well."""
 SECONDS = 3.0
-"""Seconds within which the cluster has to answer, because a person who presses Tab waits no longer."""
+"""Seconds within which the cluster must answer, because a person who presses Tab waits no longer."""
 Names = Callable[[str], Iterable[str]]
-"""A function that returns the names of all objects of a kind, which is given by its plural."""
+"""A function that returns the names of all objects of a kind; the argument is the plural of the kind."""
 KINDS = {"POLICY": "gpusharingpolicies", "NODE": "gpunodes", "NODE|POD": "gpunodes"}
-"""The plural of the kind that an argument names, by what the argument is called in the help."""
+"""The plural of the kind that an argument refers to, by the argument's name in the help."""
 
 
 def main() -> None:
-    """Run the console script that kubectl looks for: print a line for each suggestion, then the directive."""
+    """Run the console script that kubectl looks for: print one suggestion on each line, then the directive."""
     words = sys.argv[1:] or [""]
     print("\n".join([*suggest(words, lambda kind: cluster_names(kind, words)), NO_FILES]))
 
 
 def suggest(words: Sequence[str], names: Names) -> list[str]:
-    """Return what the last of the words may become, sorted: flags, the values of a flag, verbs, or what the first
-    argument of the verb may be."""
+    """Return the sorted completions of the last word: flags, the values of the flag before it, verbs, or values of the
+    verb's first argument. `names` lists the objects of a kind."""
     # argparse has no public way to list its flags. These private names are the same from Python 3.11 to 3.14.
     top = parser()
     *before, begun = ("", *words)
@@ -44,7 +44,8 @@ def suggest(words: Sequence[str], names: Names) -> list[str]:
 
 
 def _flags(chosen: argparse.ArgumentParser, last: str, begun: str) -> Iterable[str] | None:
-    """Return the values of the flag that was typed last, or the flags that may follow; None if neither is asked for."""
+    """Return the values of the flag `last` if it takes one, or all long flags if the incomplete word `begun` starts
+    with a dash. Return None otherwise."""
     options = {text: action for action in chosen._actions for text in action.option_strings}
     if last in options and options[last].nargs != 0:
         return options[last].choices or ()
@@ -52,7 +53,8 @@ def _flags(chosen: argparse.ArgumentParser, last: str, begun: str) -> Iterable[s
 
 
 def _positional(chosen: argparse.ArgumentParser, names: Names) -> Iterable[str]:
-    """Return what the first argument of the verb may be; the others are not worth a call."""
+    """Return the possible values of the verb's first argument: cards, or the names of policies or nodes. Empty for
+    other arguments. Further arguments are not completed."""
     first = next((action for action in chosen._actions if not action.option_strings), None)
     if first is None:
         return ()
@@ -64,15 +66,15 @@ def _positional(chosen: argparse.ArgumentParser, names: Names) -> Iterable[str]:
 
 
 def cluster_names(kind: str, words: Sequence[str]) -> list[str]:
-    """Return the names of all objects of a kind, in the cluster that the words name; empty if it cannot be asked or
-    does not answer in time."""
+    """Return the names of all objects of a kind in the cluster that the typed words select. Empty if the cluster
+    cannot be reached or does not answer within SECONDS."""
     from gpusharing.cli.shell.session import connected
     from gpusharing.kube.client import GPUNODES, POLICIES
 
     resource = POLICIES if kind == POLICIES.plural else GPUNODES
 
     async def ask() -> list[str]:
-        """List the names. Raises Trouble or TimeoutError."""
+        """List the objects and return their names. Raises Trouble or TimeoutError."""
         async with (
             asyncio.timeout(SECONDS),
             connected(_value(words, "--kubeconfig"), _value(words, "--context")) as session,
@@ -86,7 +88,7 @@ def cluster_names(kind: str, words: Sequence[str]) -> list[str]:
 
 
 def _value(words: Sequence[str], flag: str) -> str:
-    """Return the value that the words give for a flag; empty if they do not contain it."""
+    """Return the value of a flag in the typed words, or an empty string if the flag is not there."""
     for word, following in zip(words, (*words[1:], ""), strict=True):
         if word == flag:
             return following

@@ -1,4 +1,4 @@
-"""Lays out text for a width, with an ink for each piece. Pure, so that tests compare what a person sees.
+"""Lay out text for a given width, with an ink for each piece. Pure, so that tests compare what a person sees.
 
 No information is in the color alone: each state has a glyph of its own, in ASCII too.
 """
@@ -20,7 +20,7 @@ GAP = "  "
 
 
 class Ink(StrEnum):
-    """What a piece of text means. `terminal.py` chooses the color for it."""
+    """The meaning of a piece of text. `terminal.py` chooses the color for it."""
 
     PLAIN = ""
     TITLE = "title"
@@ -38,7 +38,7 @@ class Span:
     text: str
     """The characters."""
     ink: Ink = Ink.PLAIN
-    """What the text means, which decides its color."""
+    """The meaning of the text, which decides its color."""
 
 
 Line = tuple[Span, ...]
@@ -51,29 +51,31 @@ class Column:
     title: str
     """The heading of the column."""
     drop: int = 0
-    """The order in which columns are left out if there is no room: the highest number first. A column with 0 stays."""
+    """The order in which columns are left out if there is no room: the highest number first. A column with 0 is never
+    left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Paper:
-    """What output is drawn on: the width of the terminal, which characters it can show, and how much is wanted."""
+    """The medium that output is drawn on: its width, the characters it can show, and whether everything is to be
+    shown."""
 
     width: int | None = None
-    """Characters in a line, or None if lines may be of any length, as in a file or a pipe."""
+    """The number of characters in a line, or None if lines may be of any length, as in a file or a pipe."""
     glyphs: bool = True
-    """Whether more than ASCII can be shown."""
+    """Whether characters other than ASCII can be shown."""
     wide: bool = False
-    """Whether everything that is known is wanted, even if lines become too long for the terminal."""
+    """Whether to show everything that is known, even if lines become too long for the terminal."""
 
     @property
     def room(self) -> int:
-        """The number of characters in a line of prose: the width, at least NARROW and at most 140; 110 where there is
-        no width."""
+        """The number of characters in a line of prose: the width, but at least NARROW and at most 140. It is 110 if
+        there is no width."""
         return max(NARROW, min(self.width or 110, 140))
 
 
 def line(*parts: str | Span) -> Line:
-    """Return a line of these parts; a part that is a plain text gets plain ink."""
+    """Return a line that consists of these parts. A part that is a string gets plain ink."""
     return tuple(part if isinstance(part, Span) else Span(part) for part in parts)
 
 
@@ -81,18 +83,19 @@ BLANK: Line = ()
 
 
 def plain(lines: Iterable[Line]) -> str:
-    """Return the lines as text without ink. Each line ends with a line feed, and blanks at its end are removed."""
+    """Return the lines as a string without colors. Each line ends with a line feed; trailing whitespace is removed."""
     return "".join("".join(span.text for span in one).rstrip() + "\n" for one in lines)
 
 
 def printable(text: str) -> str:
-    """Return the text with ? in place of every character that cannot be printed: others wrote parts of it."""
+    """Return the string with ? in place of every unprintable character. It is meant for strings from elsewhere, which
+    could otherwise control the terminal."""
     return text if text.isprintable() else "".join(one if one.isprintable() else "?" for one in text)
 
 
 def prose(text: str, paper: Paper, *, indent: str = "", hang: str = "", ink: Ink = Ink.PLAIN) -> list[Line]:
-    """Return a text broken into lines that fit the paper. All lines begin with `indent`, and all but the first with
-    `hang` after it. Runs of white space become one blank."""
+    """Break a string into lines that fit the paper. All lines begin with `indent`, and all but the first with `hang`
+    after it. Runs of whitespace become one space."""
     wrapped = textwrap.wrap(
         " ".join(text.split()),
         max(NARROW, paper.room),
@@ -104,7 +107,8 @@ def prose(text: str, paper: Paper, *, indent: str = "", hang: str = "", ink: Ink
 
 
 def fold(text: Line, paper: Paper) -> list[Line]:
-    """Break a line of several inks between words into lines that fit the paper. Returned as it is if it fits."""
+    """Break a line of several inks between words into lines that fit the paper. A line that fits is returned
+    unchanged."""
     if sum(len(span.text) for span in text) <= paper.room:
         return [text]
     pieces = [Span(piece, span.ink) for span in text for piece in re.findall(r"\s+|\S+", span.text)]
@@ -126,8 +130,8 @@ def fold(text: Line, paper: Paper) -> list[Line]:
 def table(
     columns: Sequence[Column], rows: Sequence[Sequence[Span]], paper: Paper, indent: str = ""
 ) -> list[Line]:
-    """Return a header and a line for each row. Columns without any text are left out. If the paper has a width and is
-    not wide, columns that do not fit are left out by their `drop`, and then texts are cut."""
+    """Return a header and a line for each row. Columns without any content are left out. If the paper has a width and
+    is not wide, columns are left out in the order of `drop` until the rest fits, and then long cells are cut."""
     shown = [index for index in range(len(columns)) if any(row[index].text for row in rows)]
     widths = {
         index: max(len(columns[index].title), *(len(row[index].text) for row in rows)) for index in shown
@@ -144,8 +148,8 @@ def table(
 
 
 def _fitting(columns: Sequence[Column], shown: list[int], widths: dict[int, int], room: int) -> list[int]:
-    """Return the columns of `shown` that stay when those with the highest `drop` are left out until the rest fits.
-    Columns with `drop` 0 always stay, even if they do not fit."""
+    """Return the columns that remain of `shown` after those with the highest `drop` were left out until the rest fits
+    into `room`. Columns whose `drop` is 0 always remain, even if they do not fit."""
     shown = list(shown)
     while _total(shown, widths) > room:
         loose = [index for index in shown if columns[index].drop]
@@ -156,8 +160,8 @@ def _fitting(columns: Sequence[Column], shown: list[int], widths: dict[int, int]
 
 
 def _cut(shown: Sequence[int], widths: dict[int, int], room: int) -> dict[int, int]:
-    """Return the widths after the widest of the shown columns has given up characters until all fit. No column goes
-    below 5 characters, even if the row is too long then."""
+    """Return the widths of the columns after the widest of those `shown` was narrowed, again and again, until all fit
+    into `room`. No column becomes narrower than 5 characters, even if the row is then too long."""
     widths = dict(widths)
     while shown and _total(shown, widths) > room:
         widest = max(shown, key=lambda index: widths[index])
@@ -168,11 +172,12 @@ def _cut(shown: Sequence[int], widths: dict[int, int], room: int) -> dict[int, i
 
 
 def _total(shown: Sequence[int], widths: dict[int, int]) -> int:
+    """Return the width of a row with the columns `shown`, including the gaps between them."""
     return sum(widths[index] for index in shown) + len(GAP) * max(0, len(shown) - 1)
 
 
 def _row(cells: Sequence[Span], widths: Sequence[int]) -> list[Span]:
-    """Return the cells of a row with gaps between them, each cut or filled to its width."""
+    """Return the cells of a row with gaps between them, each cut or padded to its width."""
     spans: list[Span] = []
     for number, (cell, width) in enumerate(zip(cells, widths, strict=True)):
         if number:
@@ -182,12 +187,14 @@ def _row(cells: Sequence[Span], widths: Sequence[int]) -> list[Span]:
 
 
 def shows(row: Line, text: str) -> bool:
-    """Whether a drawn row of a table has this cell whole: it was neither cut nor left out for want of room."""
+    """Whether `text` is a complete cell of a drawn row: it was neither cut nor left out for lack of room. True for an
+    empty string."""
     return not text or any(span.text.rstrip() == text for span in row)
 
 
 def shorten(text: str, width: int) -> str:
-    """Return the text, cut to `width` characters where it is longer. The last two of a cut text are dots."""
+    """Return the string if it is at most `width` characters long; otherwise cut it to that length, ending
+    in two dots."""
     return text if len(text) <= width else text[: max(0, width - 2)] + ".."
 
 
@@ -202,16 +209,16 @@ class Glyph:
     ink: Ink
     """The ink of the cell."""
     word: str = field(default="")
-    """What the character stands for, as a legend says it."""
+    """The meaning of the character in a legend."""
 
     def on(self, paper: Paper) -> str:
-        """Return the character that the paper can show."""
+        """Return the character of the glyph that `paper` can show."""
         return self.drawn if paper.glyphs else self.ascii
 
 
 def bar(glyphs: Sequence[Glyph], paper: Paper, room: int) -> Line:
-    """Return a cell for each glyph. If there is no room for all, each cell stands for several and shows the worst of
-    them.
+    """Return one cell for each glyph. If there are more glyphs than `room`, each cell stands for several of them and
+    shows the worst.
 
     A glyph is worse if its ink comes later in _BADNESS: a failure is worse than a success.
     """
@@ -230,8 +237,8 @@ _BADNESS = (Ink.PLAIN, Ink.TITLE, Ink.FAINT, Ink.GOOD, Ink.WAITING, Ink.BUSY, In
 
 
 def simulated_sentence(nodes: Sequence[str]) -> str:
-    """Return the sentence that says that these nodes have no real GPUs, without a full stop; empty if there are no
-    nodes."""
+    """Return a sentence, without a period, that says that these nodes have no real GPUs; empty if there
+    are no nodes."""
     if not nodes:
         return ""
     have, them = ("have", "them") if len(nodes) > 1 else ("has", "it")
@@ -245,14 +252,14 @@ def describe_simulated(nodes: Sequence[str], paper: Paper) -> list[Line]:
 
 
 def age(since: datetime | None, now: datetime) -> str:
-    """Return how long ago a moment was, as kubectl writes it: 42s, 5m, 3h, 41d. Empty when the moment is unknown, and
-    0s if it is in the future, because clocks differ."""
+    """Return the time since a moment as kubectl formats it: 42s, 5m, 3h, 41d. Empty if the moment is unknown, and 0s
+    if it is in the future, because clocks differ."""
     return "" if since is None else length(now - since)
 
 
 def length(time: timedelta) -> str:
-    """Return a length of time in its largest full unit, such as 41d, and the next smaller unit beside it if the count
-    is below 5, such as 1h5m. Negative lengths give 0s."""
+    """Format a length of time in its largest full unit, such as 41d, followed by the next smaller unit if the count is
+    below 5, such as 1h5m. Negative lengths become 0s."""
     seconds = max(0, int(time.total_seconds()))
     for unit, size, below, small in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
         count, rest = divmod(seconds, size)

@@ -1,4 +1,4 @@
-"""Policies written out as files that `kubectl apply -f` takes."""
+"""Policies as files that `kubectl apply -f` accepts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ KIND = "GPUSharingPolicy"
 
 
 def policy_manifest(name: str, spec: Mapping[str, Any], **metadata: object) -> JSON:
-    """Return a policy as `kubectl apply` takes it. `metadata`: further fields of its metadata."""
+    """Return a policy as `kubectl apply` accepts it. `metadata` has further fields for its metadata."""
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -21,6 +21,6 @@ def policy_manifest(name: str, spec: Mapping[str, Any], **metadata: object) -> J
 
 
 def comment(text: str) -> str:
-    """Return the text as one comment line of a YAML file. Line breaks become blanks and unprintable characters become
-    ?, because others wrote parts of the text."""
+    """Return the string as one comment line of a YAML file. Line breaks become spaces and unprintable characters
+    become ?, because parts of the string come from elsewhere."""
     return f"# {printable(' '.join(text.splitlines()))}\n"

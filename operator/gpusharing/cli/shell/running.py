@@ -1,4 +1,4 @@
-"""Runs a verb in each of the named contexts, one after the other."""
+"""Run a verb in each of the contexts that the user named, one after the other."""
 
 import asyncio
 from argparse import Namespace
@@ -13,20 +13,20 @@ from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
 
 
 class VerbModule(Protocol):
-    """A module that carries out a verb; it has one of these functions, or both."""
+    """A module that implements a verb; it has one of these functions, or both."""
 
     async def run(self, session: Session, typed: Namespace, terminal: Terminal) -> int:
-        """Ask a cluster, print, and return the exit status. Raises Trouble."""
+        """Query a cluster, print the answer, and return the exit status. Raises Trouble."""
         ...
 
     def run_offline(self, typed: Namespace, terminal: Terminal) -> int:
-        """Print without asking a cluster, and return the exit status. Raises Trouble."""
+        """Print the answer without contacting a cluster, and return the exit status. Raises Trouble."""
         ...
 
 
 def carry_out(verb: Any, typed: Namespace) -> int:
-    """Run the verb, offline or in each context, and return the worst exit status. Raises Trouble for flags that
-    contradict each other and, after the last context, if any context had trouble."""
+    """Run the verb, either offline or in each context, and return the worst exit status. Raises Trouble if flags
+    contradict each other and, after the last context, if any context raised one."""
     flags, row = vars(typed), typed.row
     named = tuple(name.strip() for name in flags.get("contexts", "").split(",") if name.strip())
     contexts = named or (flags.get("context", ""),)
@@ -40,8 +40,8 @@ def carry_out(verb: Any, typed: Namespace) -> int:
 
 
 def _find_contradiction(typed: Namespace, *, several: bool) -> str:
-    """Return what is wrong with the flags that every verb has; empty if nothing is. `several`: more than one context is
-    asked."""
+    """Return a message that says which flags contradict each other or the verb; empty if none do. `several` is true if
+    the verb runs in more than one context."""
     flags, verb = vars(typed), typed.row
     output, watch = flags.get("output", "table"), flags.get("watch")
     contradictions = {
@@ -63,8 +63,8 @@ def _find_contradiction(typed: Namespace, *, several: bool) -> str:
 
 
 async def _everywhere(verb: VerbModule, typed: Namespace, contexts: Sequence[str], terminal: Terminal) -> int:
-    """Run the verb in each context and return FAILED if it failed in any, otherwise the highest exit status. A context
-    with trouble does not keep the others from running; all troubles are raised as one Trouble at the end."""
+    """Run the verb in each context and return FAILED if it failed in any, otherwise the highest exit status. A Trouble
+    in one context does not prevent the others from running; all are combined and raised at the end."""
     troubles: list[str] = []
     statuses: list[int] = []
     for context in contexts:

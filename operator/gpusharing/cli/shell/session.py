@@ -1,5 +1,4 @@
-"""One cluster: how it is reached, according to the kubeconfig, and how it is read. Errors of the server become a
-`Trouble`.
+"""One cluster: how the kubeconfig says to reach it, and how to read it. Errors of the server become a `Trouble`.
 
 The official client reads most of a kubeconfig (`kube/login.py`). The context is found here, because that client does
 not follow kubectl's rule for several files: the first file that names a current context decides.
@@ -26,8 +25,8 @@ from gpusharing.kube.raw import entries, text
 
 
 def find_context(files: Sequence[Path], name: str) -> tuple[str, str]:
-    """Return the name of a context and its namespace of pods: of the context that is named, or of the current one if
-    `name` is empty. Raises Trouble when it does not exist."""
+    """Return the name of a context and the namespace that it sets (`default` if none). It is the context `name`, or
+    the current one if `name` is empty. Raises Trouble if a file cannot be read or the context does not exist."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     current, known = "", dict[str, str]()
     for file in files:
@@ -53,7 +52,7 @@ def find_context(files: Sequence[Path], name: str) -> tuple[str, str]:
 
 
 NAME = "kubectl-gpusharing"
-"""The field manager of what a person writes with the plugin, and its User-Agent."""
+"""The field manager of all writes of the plugin, and its User-Agent."""
 LIMITS = Limits(connect=5.0, total=30.0)
 
 
@@ -64,9 +63,9 @@ class Session:
     client: KubeClient
     """The cluster's API server."""
     where: str
-    """How messages name the cluster: `context` and its name, or `this pod's cluster`."""
+    """The name of the cluster in messages: `context` followed by the context's name, or `this pod's cluster`."""
     namespace: str = "default"
-    """The namespace of a pod that is named without one."""
+    """The namespace of a pod that the user names without one."""
     now: Callable[[], datetime] = wall_time
     """The clock."""
     login: Login | None = None
@@ -74,14 +73,14 @@ class Session:
 
     @property
     def name(self) -> str:
-        """The name of the context, as JSON and YAML have it."""
+        """The name of the context in JSON and YAML."""
         return self.where.removeprefix("context ")
 
     async def each_page(
         self, resource: Resource, namespace: str | None = None, fields: str = ""
     ) -> AsyncIterator[Sequence[JSON]]:
-        """Yield the objects of a kind, page by page. Raises Trouble for every error of the server, also if the kind is
-        not installed; it is a Denied if the user lacks permission."""
+        """Yield the objects of a kind, page by page; `fields` is a field selector. Raises Trouble for every error of
+        the server, also if the kind is not installed, and its subclass Denied if the user lacks permission."""
         try:
             async for page in pages_of(self.client, resource, namespace=namespace, field_selector=fields):
                 yield page.items
@@ -103,8 +102,8 @@ class Session:
         )
 
     async def lists(self, *resources: Resource) -> list[list[JSON]]:
-        """Return every object of several kinds, one list for each, read side by side. Raises Trouble as `each_page`
-        does."""
+        """Return a list of all objects for each of these kinds, read concurrently. Raises Trouble as
+        `each_page` does."""
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self.all(resource)) for resource in resources]
@@ -113,8 +112,8 @@ class Session:
         return [task.result() for task in tasks]
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JSON:
-        """Return one object. Raises Trouble for every error; if no object has this name, it names the nearest ones,
-        unless they may not be listed."""
+        """Return one object. Raises Trouble for every error. If no object has this name, the message suggests similar
+        names, unless the user may not list the objects."""
         try:
             return await self.client.get(resource, name, namespace=namespace)
         except NotFound as error:
@@ -129,8 +128,8 @@ class Session:
 
 
 def no_such(resource: Resource, name: str, names: list[str], where: str) -> str:
-    """Return the sentence that no object of the kind has this name, with the most similar names, or with the first
-    five if none is similar."""
+    """Return a sentence that says that no object of the kind has this name. It names the most similar of the existing
+    `names`, or the first five if none is similar."""
     kind = resource.plural
     if not names:
         return f"there is no {name} in {kind} of {where}, which has none at all"
@@ -143,7 +142,7 @@ def no_such(resource: Resource, name: str, names: list[str], where: str) -> str:
 async def connected(
     kubeconfig: str, context: str, environment: Mapping[str, str] = os.environ
 ) -> AsyncIterator[Session]:
-    """Open a session for one context and close it at the end. Empty texts mean the same as in kubectl: the default
+    """Yield a session for one context, and close it afterwards. Empty strings mean the same as in kubectl: the default
     files and the current context. Raises Trouble."""
     login, where, namespace = find_login(kubeconfig, context, environment)
     client = HttpClient(login, name=NAME, limits=LIMITS)
@@ -156,9 +155,9 @@ async def connected(
 
 
 def find_login(kubeconfig: str, context: str, environment: Mapping[str, str]) -> tuple[Login, str, str]:
-    """Return how to log in, what to call the cluster in messages, and the namespace of pods. The kubeconfig is
-    --kubeconfig, KUBECONFIG or ~/.kube/config; without any, a pod's own service account is used. Raises Trouble if
-    there is neither."""
+    """Return how to log in, the name of the cluster in messages, and the default namespace. The kubeconfig is the file
+    of --kubeconfig, of KUBECONFIG, or ~/.kube/config. If there is none and none was named, a pod's own service
+    account is used. Raises Trouble if there is none of these."""
     home = Path(environment.get("HOME") or Path.home()) / ".kube" / "config"
     named = kubeconfig or environment.get("KUBECONFIG", "")
     files = [Path(part) for part in named.split(os.pathsep) if part] if named else [home]

@@ -1,5 +1,5 @@
-"""Writes output: to a person's terminal in color, to a pipe without. Also asks that person questions. rich is imported
-only for a terminal."""
+"""Write output, in color to a person's terminal and without color to a pipe, and ask that person questions. rich is
+imported only for a terminal."""
 
 import json
 import os
@@ -16,11 +16,11 @@ from gpusharing.cli.shell.drawing import Ink, Line, Paper, Span, line, plain, sh
 
 
 def ask_line(question: str, answers: TextIO) -> str:
-    """Ask a question on standard error, so that it is not mixed with data, and return the line that was typed, without
-    white space around it. Ctrl-C raises KeyboardInterrupt.
+    """Print a question on standard error, so that it is not mixed with data, and return the line that was typed,
+    without surrounding whitespace. Ctrl-C raises KeyboardInterrupt.
 
-    asyncio would only note a first Ctrl-C and keep waiting for the line to end, so Python's own handler is in place
-    while the question is open.
+    asyncio would only take note of the first Ctrl-C and keep waiting for the line to end, so Python's own handler is
+    installed while the question is open.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -31,7 +31,7 @@ def ask_line(question: str, answers: TextIO) -> str:
 
 
 def agrees(question: str, answers: TextIO) -> bool:
-    """Ask the question and return whether the answer was y or yes, in any case of letters."""
+    """Ask a question and return whether the answer was y or yes, case-insensitively."""
     return ask_line(f"{question} [y/N]", answers).lower() in ("y", "yes")
 
 
@@ -51,23 +51,23 @@ ROWS = 24
 
 @dataclass(slots=True)
 class Terminal:
-    """A place that output is written to, in one format."""
+    """A stream that output is written to, in one format."""
 
     stream: TextIO
     output: Output = "table"
     color: bool = False
     width: int | None = None
-    """The number of columns, or None if the stream is no terminal and lines may be of any length."""
+    """The number of columns, or None if the stream is not a terminal, so that lines may be of any length."""
     measure: Callable[[], os.terminal_size] | None = None
     """Returns the size of the terminal, which may change during a watch, or None if the size never changes."""
     _live: Any = field(default=None, init=False)
     _documents: int = field(default=0, init=False)
-    """How many documents have been written; YAML separates them by a line."""
+    """How many JSON or YAML documents have been written."""
 
     @classmethod
     def of(cls, output: Output, *, color: bool, environment: Mapping[str, str] = os.environ) -> "Terminal":
-        """Return standard output as a Terminal. Colors are off if it is no terminal, and for NO_COLOR
-        (https://no-color.org) and TERM=dumb."""
+        """Return a Terminal for standard output. Colors are off if `color` is false, if it is not a terminal, and for
+        NO_COLOR (https://no-color.org) and TERM=dumb."""
         stream = sys.stdout
         if not stream.isatty():
             return cls(stream, output)
@@ -77,7 +77,7 @@ class Terminal:
 
     @property
     def paper(self) -> Paper:
-        """The `Paper` that output is drawn on. Its width is the terminal's, which is measured anew during a
+        """The `Paper` that output is drawn on. Its width is that of the terminal, which is measured anew while
         `redrawing`."""
         unicode = (self.stream.encoding or "").lower().replace("-", "").startswith("utf8")
         width = self._size().columns if self.redraws else self.width
@@ -85,17 +85,17 @@ class Terminal:
 
     @property
     def structured(self) -> bool:
-        """Whether JSON or YAML is wanted instead of text."""
+        """Whether the output format is JSON or YAML."""
         return self.output in ("json", "yaml")
 
     @property
     def redraws(self) -> bool:
-        """Whether a `redrawing` is under way, so that `show` replaces what it showed before."""
+        """Whether the context of `redrawing` is open, so that `show` replaces what it showed before."""
         return self._live is not None
 
     def data(self, value: object) -> None:
-        """Write the value as YAML if that was asked for, otherwise as JSON. Several YAML documents are separated by a
-        line."""
+        """Write the value as YAML if that is the output format, otherwise as JSON. Several YAML documents are
+        separated by `---`."""
         if self.output == "yaml":
             import yaml  # importing it takes as long as all the rest of a short command
 
@@ -112,8 +112,8 @@ class Terminal:
         lines: Callable[[Paper], Sequence[Line]],
         rows: Callable[[], Iterable[Iterable[object]]] = tuple,
     ) -> None:
-        """Write an answer in the wanted format: `rows` as CSV, `data` as JSON or YAML, otherwise `lines`. Only the
-        function of that format is called."""
+        """Write an answer in the output format: `rows` as CSV, `data` as JSON or YAML, otherwise `lines`. Only the
+        function for that format is called."""
         if self.output == "csv":
             import csv  # only two verbs write CSV
 
@@ -125,7 +125,7 @@ class Terminal:
             self.show(lines(self.paper))
 
     def write(self, text: str) -> None:
-        """Write a text as it is and flush the stream."""
+        """Write a string unchanged and flush the stream."""
         self.stream.write(text)
         self.stream.flush()
 
@@ -134,8 +134,8 @@ class Terminal:
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def show(self, lines: Sequence[Line], hint: str = "") -> None:
-        """Write the lines. In a `redrawing` they replace those that were shown before, and only as many are shown as
-        fit on the screen; `hint` says how to see the others."""
+        """Write the lines. While `redrawing`, they replace the lines shown before, and only as many are shown as fit
+        on the screen; `hint` says how to see the others."""
         if self._live is not None:
             self._live.console.size = size = self._size()
             self._live.update(_rich(_fitting(lines, size, hint, self._live.console)), refresh=True)
@@ -149,12 +149,13 @@ class Terminal:
             self.write(plain(lines))
 
     def _size(self) -> os.terminal_size:
+        """Return the size of the terminal: measured if that is possible, otherwise `width` (or 80) and ROWS."""
         return os.terminal_size((self.width or 80, ROWS)) if self.measure is None else self.measure()
 
     @contextmanager
     def redrawing(self) -> Iterator[None]:
-        """While the context lasts, `show` draws over what it drew before. On a pipe, and for JSON and YAML, output is
-        appended as usual."""
+        """Make `show` draw over its earlier output while the context is open. On a pipe, and for JSON and YAML, output
+        is appended as usual."""
         if self.width is None or self.structured:
             yield
             return
@@ -171,8 +172,8 @@ class Terminal:
 
 
 def _fitting(lines: Sequence[Line], size: os.terminal_size, hint: str, console: Any) -> Sequence[Line]:
-    """Return the lines that fit on a screen of this size. If they are not all, the last row says how many more there
-    are, followed by `hint`."""
+    """Return the lines that fit on a screen of this size. If some do not, the last row says how many there are,
+    followed by `hint`."""
     # A line that is too long takes several rows. Its text ends with a line feed, after which rich counts an empty row.
     rows = [len(_rich([one]).wrap(console, size.columns)) - 1 for one in lines]
     if sum(rows) <= size.lines:
@@ -185,7 +186,7 @@ def _fitting(lines: Sequence[Line], size: os.terminal_size, hint: str, console: 
 
 
 def _rich(lines: Sequence[Line]) -> Any:
-    """Return the lines as a rich Text with the colors of their inks, each ended by a line feed."""
+    """Return the lines as a rich Text in the colors of their inks, with a line feed after each."""
     from rich.text import Text
 
     text = Text()

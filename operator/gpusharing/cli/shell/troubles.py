@@ -1,4 +1,5 @@
-"""Errors that end a command without a result: each is a sentence for the person who typed it, with an exit status."""
+"""Errors that end a command without a result. Each is a sentence for the person who typed the command, with an exit
+status."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -14,16 +15,16 @@ from gpusharing.kube.errors import (
 )
 
 DONE, FAILED, CHANGES, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
-"""Exit statuses. The last two are those that a shell reports for a program that SIGINT or SIGPIPE ended."""
+"""Exit statuses. The last two are those that a shell reports for a program that was ended by SIGINT or SIGPIPE."""
 INSTALL = "helm install gpusharing deploy/helm/gpu-sharing-operator --namespace gpusharing --create-namespace"
 VIEWER = "ClusterRole gpusharing-viewer"
-"""The role that the chart makes for users who only look. It grants reading our own kinds and nothing else."""
+"""The role that the chart creates for users who only read. It grants reading our own kinds and nothing else."""
 MOST_MEANT = 3
-"""The most similar names that are suggested for a name that does not exist."""
+"""How many similar names are suggested for a name that does not exist."""
 
 
 class Trouble(Exception):
-    """The command cannot continue. The message says what is wrong and what to do."""
+    """The command cannot continue. The message says what is wrong and what to do about it."""
 
 
 class Denied(Trouble):
@@ -31,8 +32,8 @@ class Denied(Trouble):
 
 
 def sentence(error: KubeError, where: str) -> str:
-    """Return a sentence for the user about an error of the API server, or about its silence. `where`: the context, for
-    the message."""
+    """Return a sentence for the user about an error of the API server, or about its failure to answer. `where` is the
+    name of the cluster in that sentence."""
     if isinstance(error, Unauthorized):
         return f"{error_text(error)}. The credentials of {where} are expired or refused: log in again"
     if isinstance(error, Forbidden):
@@ -51,15 +52,15 @@ def sentence(error: KubeError, where: str) -> str:
 
 
 def error_text(error: Exception) -> str:
-    """Return the text of an error on one line without a final full stop, or its type if it has no text. The hint of a
-    Forbidden error is left out, because it addresses the operator."""
+    """Return the message of an error on one line and without a period at its end, or the name of its type if it has no
+    message. The hint of a Forbidden error is left out, because it addresses the operator."""
     if isinstance(error, Forbidden):
         error = KubeError(error.message)
     return " ".join((str(error) or type(error).__name__).split()).rstrip(". ")
 
 
 def nearest(name: str, names: Iterable[str]) -> list[str]:
-    """Return at most MOST_MEANT of `names` that are similar to `name`, the most similar first; empty when none is."""
+    """Return at most MOST_MEANT of `names` that are similar to `name`, the most similar first; empty if none is."""
     known = sorted(set(names))
     part = [other for other in known if name in other or other in name][:MOST_MEANT] if name else []
     close = get_close_matches(name, known, n=MOST_MEANT, cutoff=0.6)
