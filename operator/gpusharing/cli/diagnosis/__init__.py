@@ -1,1 +1,1 @@
-"""Why is a node not done, why does a pod wait, and what does somebody else need to find out?"""
+"""Why is a node not done, why does a pod wait, and what does a colleague need for troubleshooting?"""

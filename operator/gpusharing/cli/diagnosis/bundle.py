@@ -1,10 +1,10 @@
 """`support-bundle [FILE]`: a tar archive for troubleshooting. Secrets are not read, and the environments of pods are
 left out.
 
-Objects that may not be read are left out, and README.txt in the archive names them. If nothing can be read, no archive
-is written.
+Objects that the user may not read are left out, and README.txt in the archive names them. If nothing can be read, no
+archive is written.
 
-Fields in which people keep secrets on purpose are left out (`cleaned`). In messages and logs, text that is named as a
+Fields in which people keep secrets on purpose are left out (`cleaned`). In messages and logs, whatever is named as a
 secret or has the form of one is removed too. A secret that nothing marks as one stays.
 """
 
@@ -47,7 +47,8 @@ _NAMES = f"passw|passphrase|pwd|(?<![a-z])pass(?![a-z])|token|secret|credential|
 _TELLING = re.compile(f"{_NAMES}|private|(?<![a-z])auth(?:orization)?(?![a-z])", re.IGNORECASE)
 _QUOTED = r"""\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|\\\"[^\"\n]*\""""
 _PROSE = "(?:not|no|context|user|unauthorized|invalid|expired|error|failed)"
-"""How ordinary sentences about secrets continue after a colon; these are kept."""
+"""The first word after a colon in ordinary sentences about secrets, such as `token: expired since …`;
+these are kept."""
 _IN_TEXTS = (
     # A private key as PEM (RFC 7468), also if its beginning or end is missing.
     re.compile(
@@ -85,12 +86,13 @@ _IN_TEXTS = (
 )
 
 _HINTS = ("-----", "bearer", "://", "eyj", "pass", "pwd", "token", "secret", "credent", "key", "auth")
-"""Every text that a pattern above matches contains one of these, case-folded. Texts without any need no search."""
+"""Every string that a pattern above matches contains one of these, case-folded. Strings without any are
+not searched."""
 
 
 def cleaned(value: object) -> Any:
-    """Return the value without the keys in LEFT_OUT and without annotations of other programs. A value whose key
-    suggests a secret is replaced by REMOVED, and every text is `scrubbed`."""
+    """Return a copy of the JSON value without the keys in LEFT_OUT and without annotations of other programs. A value
+    whose key suggests a secret is replaced by REMOVED, and every string is `scrubbed`."""
     if isinstance(value, list):
         return [cleaned(item) for item in value]
     if isinstance(value, str):
@@ -101,8 +103,8 @@ def cleaned(value: object) -> Any:
 
 
 def _cleaned(key: str, value: object) -> Any:
-    """Return the value of one key: REMOVED if the key suggests a secret, only our own and NVIDIA's annotations,
-    otherwise `cleaned`."""
+    """Return the cleaned value of one key. Of annotations only those in KEPT_ANNOTATIONS are kept. A value whose key
+    suggests a secret becomes REMOVED; any other is `cleaned`."""
     if key == "annotations" and isinstance(value, dict):
         return {
             name: _cleaned(name, text) for name, text in value.items() if name.startswith(KEPT_ANNOTATIONS)
@@ -113,7 +115,7 @@ def _cleaned(key: str, value: object) -> Any:
 
 
 def scrubbed(text: str) -> str:
-    """Return a text with REMOVED in place of everything that is named as a secret or has the form of one."""
+    """Return the string with REMOVED in place of everything that is named as a secret or has the form of one."""
     folded = text.casefold()
     if not any(hint in folded for hint in _HINTS):
         return text
@@ -123,7 +125,7 @@ def scrubbed(text: str) -> str:
 
 
 def node_facts(raw: JSON) -> JSON:
-    """Return the parts of a Node that help to find a fault: metadata, taints, cordon, allocatable resources,
+    """Return those parts of a Node that help to find a fault: its metadata, taints, cordon, allocatable resources,
     conditions and versions."""
     status, spec = raw.get("status") or {}, raw.get("spec") or {}
     return {
@@ -136,12 +138,12 @@ def node_facts(raw: JSON) -> JSON:
 
 
 LINES = 2000
-"""The most lines of each log."""
+"""How many lines of each log are included."""
 AWAY = 3
-"""How many calls may go unanswered, before any has been answered, until the server counts as away. Each may take half a
-minute."""
+"""How many calls may go unanswered, before any has succeeded, until the server is considered unreachable. Each may
+take half a minute."""
 MOST_LOGS = 20
-"""The most pods of one workload whose logs are read; those that are not Ready come first."""
+"""How many pods of one workload have their logs read; those that are not Ready come first."""
 WORKLOADS = (
     "gpusharing-operator",
     "gpusharing-agent",
@@ -166,21 +168,22 @@ Operator: {operator}
 
 @dataclass(slots=True)
 class Bundle:
-    """The files of the archive, collected one after the other, and what could not be read."""
+    """The files of the archive, which are collected one after the other, and what could not be read."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     gaps: list[str] = field(default_factory=list)
     """What could not be read, and why."""
     errors: list[KubeError] = field(default_factory=list)
-    """The errors behind the gaps."""
+    """The errors that caused the gaps."""
 
     def add(self, name: str, value: object) -> None:
         """Add `value` to the bundle as a JSON file of this name."""
         self.files[name] = (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
     async def read(self, name: str, what: Callable[[], Awaitable[object]]) -> None:
-        """Add what `what` reads as a JSON file, or record the error as a gap. Raises Unauthorized, because then
-        nothing can be read, and Unavailable if the server has left the first AWAY calls unanswered."""
+        """Call `what` and add its result as the JSON file `name`; a KubeError is recorded as a gap. Raises
+        Unauthorized, because then nothing can be read, and Unavailable if no file was read yet and AWAY calls went
+        unanswered."""
         try:
             self.add(name, await what())
         except Unauthorized:
@@ -193,7 +196,7 @@ class Bundle:
                 raise
 
     def tar(self, folder: str, at: datetime) -> bytes:
-        """Return a gzipped tar of all files, in one folder. `at`: the time of change that the files get."""
+        """Return a gzipped tar archive with all files in one folder. `at` becomes their modification time."""
         stream = io.BytesIO()
         with tarfile.open(fileobj=stream, mode="w:gz") as archive:
             for name, content in sorted(self.files.items()):
@@ -204,7 +207,7 @@ class Bundle:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Write the archive and print its name and its gaps; see VerbModule. Raises Trouble if nothing could be read, or
+    """Write the archive, and print its name and its gaps (see VerbModule). Raises Trouble if nothing could be read, or
     if the file cannot be written."""
     at = session.now()
     folder = f"gpusharing-support-{at:%Y%m%dT%H%M%SZ}"
@@ -228,8 +231,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def gather(session: Session, at: datetime) -> Bundle:
-    """Read everything that the archive holds, one call after the other so that a sick server is not overloaded. Raises
-    the first KubeError if nothing could be read."""
+    """Read everything that belongs into the archive, one call after the other so that an ailing server is not
+    overloaded. Raises the first KubeError if nothing could be read."""
     bundle, client = Bundle(), session.client
     try:
         installed = await read_installed(client)
@@ -265,8 +268,8 @@ async def gather(session: Session, at: datetime) -> Bundle:
 
 
 def _lists(ours: Sequence[str], namespaces: Sequence[str]) -> Iterator[tuple[str, Resource, str | None]]:
-    """Yield each list in the bundle: its file, the kind, and the namespace, or None for a list of all namespaces.
-    `ours`: namespaces of our workloads; `namespaces`: those and the namespace of NVIDIA's."""
+    """Yield the file, the kind and the namespace (None for all namespaces) of each list in the bundle. `ours` are the
+    namespaces of our workloads; `namespaces` are these and the one of NVIDIA's."""
     yield "policies.json", kinds.POLICIES, None
     yield "gpunodes.json", kinds.GPUNODES, None
     yield "nodes.json", kinds.NODES, None
@@ -282,21 +285,23 @@ def _lists(ours: Sequence[str], namespaces: Sequence[str]) -> Iterator[tuple[str
 
 
 async def _object(client: KubeClient, resource: Resource, name: str, namespace: str) -> JSON:
-    """Read one object and return it `cleaned`."""
+    """Read one object and return it `cleaned`. Raises KubeError."""
     clean: JSON = cleaned(await client.get(resource, name, namespace=namespace))
     return clean
 
 
 async def _all(client: KubeClient, resource: Resource, namespace: str | None) -> list[JSON]:
-    """Read all objects of a kind and return them `cleaned`; of Nodes only `node_facts`."""
+    """Read all objects of a kind and return them `cleaned`. Of Nodes only `node_facts` are returned.
+    Raises KubeError."""
     clean = node_facts if resource == kinds.NODES else cleaned
     pages = pages_of(client, resource, namespace=namespace)
     return [clean(raw) async for page in pages for raw in page.items]
 
 
 async def _logs(session: Session, bundle: Bundle, namespace: str) -> None:
-    """Add the last LINES lines of the logs of WORKLOADS in this namespace, of at most MOST_LOGS pods each. Pods that
-    were left out and logs that could not be read are recorded as gaps."""
+    """Add the last LINES lines of the logs of each of WORKLOADS in this namespace, from at most MOST_LOGS pods of
+    each. Pods that are left out and logs that cannot be read are recorded as gaps. If the pods cannot be listed,
+    nothing is added: that gap is recorded already."""
     try:
         pods = await list_of(session.client, kinds.PODS, namespace=namespace)
     except KubeError:
@@ -320,5 +325,5 @@ async def _logs(session: Session, bundle: Bundle, namespace: str) -> None:
 
 
 def _ready(raw: JSON) -> tuple[bool, str]:
-    """Sort key of a Pod: those that are not Ready first, then by name."""
+    """Return the sort key of a Pod: those that are not Ready come first, then by name."""
     return has_condition(raw, "Ready"), text(raw, "metadata", "name")

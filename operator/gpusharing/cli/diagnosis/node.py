@@ -1,4 +1,5 @@
-"""Why a node is in its present state: the verdict, each source of proof, what blocks it, and the remedy. Pure."""
+"""Explain why a node is in its present state: the verdict, each source of proof, what blocks it, and the
+remedy. Pure."""
 
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -31,14 +32,14 @@ from gpusharing.planning.wanted.assess import Assessed, Refused, Unobserved
 from gpusharing.planning.wanted.verify import Source
 
 LAST = 8
-"""The most transitions that are shown; -o wide shows all."""
+"""How many transitions are shown; -o wide shows all."""
 _ENDS = {PERSON: "a person acts", OTHERS: "others are done"}
 _CORDONED = {
     "ours": "cordoned by the operator",
     "foreign": "cordoned by another controller",
     "human": "cordoned by a person",
 }
-"""Who holds the cordon, as a text, by the word in the GPUNode (planning/report/transition.py)."""
+"""A description of who holds the cordon, by the word in the GPUNode (planning/report/transition.py)."""
 _IN_WORDS = (Source.AGENT, Source.GFD)
 PROOF = (Column("PROOF"), Column("SAYS"), Column("SHOULD SAY"))
 HISTORY = (Column("ENTERED"), Column("PHASE"), Column("REASON"))
@@ -51,11 +52,11 @@ class NodeAnswer:
     node: NodeStatus
     """What the operator published about the node, or what is planned for it if nothing was published."""
     proofs: tuple[Proof, ...] = ()
-    """What each source of proof says and should say."""
+    """For each source of proof, what it says and what it should say."""
     unproven: str = ""
     """Why there are no proofs; empty if there are."""
     notes: tuple[str, ...] = ()
-    """What could not be read, and what that makes uncertain."""
+    """Sentences about what could not be read or is uncertain."""
     remedy: str = ""
     """What to do; empty if there is nothing to do."""
 
@@ -100,14 +101,14 @@ class NodeAnswer:
 
 
 def _written(moment: str | None) -> str | None:
-    """Return a moment in the format of our output, or None if it cannot be read."""
+    """Convert a timestamp to the format of our output, or return None if it cannot be parsed."""
     read = from_rfc3339(moment)
     return None if read is None else to_rfc3339(read)
 
 
 def node_answer(name: str, published: NodeStatus | None, live: LivePlan | None, trouble: str) -> NodeAnswer:
-    """Put together what is known about a node. `published`: the status from its GPUNode, or None; `live`: the
-    present plan, or None; `trouble`: why there is no plan."""
+    """Combine what is known about a node. `published` is the status from its GPUNode, or None. `live` is the present
+    plan, or None, and `trouble` then says why there is none."""
     verdict = None if live is None else live.plan.verdicts.get(name)
     proofs: tuple[Proof, ...] = ()
     unproven = trouble
@@ -128,9 +129,9 @@ def node_answer(name: str, published: NodeStatus | None, live: LivePlan | None, 
 
 
 def _published_or_planned(published: NodeStatus, verdict: Verdict | None) -> NodeStatus:
-    """Return the published status of the node. Policy and blockers that are empty are taken from the verdict of the
-    present plan, and if the phase is empty, everything else too. With neither phase nor verdict, the message says
-    that no policy selects the node."""
+    """Return the published status of the node, completed from the verdict of the present plan. An empty policy and
+    empty blockers are taken from the verdict; if the phase is empty, so is everything else. Without a phase and a
+    verdict, the message says that no policy selects the node."""
     if verdict is None:
         none = "no policy selects this node, so the operator does not change its GPUs"
         return published if published.phase else replace(published, message=none)
@@ -153,14 +154,14 @@ def _published_or_planned(published: NodeStatus, verdict: Verdict | None) -> Nod
 
 
 def remedy_of(word: str) -> str:
-    """Return what to do about the reason of this name; empty if there is nothing to do, or if this version does not
-    know it."""
+    """Return the remedy for the reason with this name. Empty if there is nothing to do, or if this version does not
+    know the reason."""
     return BY_WORD[word].remedy if word in BY_WORD else ""
 
 
 def _cordon(name: str, published: NodeStatus | None, live: LivePlan | None) -> str:
-    """Return whose cordon the node has: as the snapshot shows it, or as published where there is no snapshot. Empty if
-    it has none."""
+    """Return who holds the node's cordon (a key of _CORDONED), according to the snapshot, or without one, to the
+    published status. Empty if the node is not cordoned."""
     node = None if live is None else live.snapshot.nodes.get(name)
     if node is not None:
         return whose_cordon(node)
@@ -168,8 +169,8 @@ def _cordon(name: str, published: NodeStatus | None, live: LivePlan | None) -> s
 
 
 def _proofs(name: str, live: LivePlan) -> tuple[tuple[Proof, ...], str]:
-    """Return what each source of proof says about the node, and an empty text. If it is unknown what they should say,
-    return no proofs and the reason."""
+    """Return what each source of proof says about the node, and an empty string. If it is unknown what the sources
+    should say, return no proofs and the reason."""
     for pool in live.plan.pools.values():
         for member in pool.members:
             if member.node.name != name:
@@ -188,7 +189,7 @@ def _proofs(name: str, live: LivePlan) -> tuple[tuple[Proof, ...], str]:
 
 
 def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]:
-    """Draw the answer: state, message, remedy, proofs, what blocks, history, and notes."""
+    """Draw the answer: the state, message, remedy, proofs, blockers, history, and notes."""
     lines = describe_simulated([answer.node.name] if answer.node.simulated else [], paper)
     lines += fold(_title(answer, now), paper)
     lines += prose(answer.node.message, paper)
@@ -210,7 +211,8 @@ def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]
 
 
 def _title(answer: NodeAnswer, now: datetime) -> Line:
-    """Return the first line: the node, its policy, phase and reason, since when and until when."""
+    """Return the first line: the node, its policy, its phase and reason, how long ago the phase began, and when it is
+    to end."""
     since = age(answer.node.entered, now)
     when = f"  since {since}" if since else ""
     until = f", until {_ENDS.get(answer.node.deadline, answer.node.deadline)}" if answer.node.deadline else ""
@@ -224,8 +226,8 @@ def _title(answer: NodeAnswer, now: datetime) -> Line:
 
 
 def _facts(answer: NodeAnswer) -> list[str]:
-    """Return short texts about the change of the node: from which layout to which, its class, step and cordon. Those
-    that do not apply are left out."""
+    """Return short facts about the node: its present and wanted layout, the class and step of its change, and its
+    cordon. Facts that do not apply are left out."""
     facts = []
     if answer.node.wanted and answer.node.wanted != answer.node.observed:
         facts.append(f"{answer.node.observed or '?'} -> {answer.node.wanted}")
@@ -241,8 +243,8 @@ def _facts(answer: NodeAnswer) -> list[str]:
 
 
 def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:
-    """Draw the table of proofs, and below it the messages of sources that disagree where the row does not say it all.
-    Without proofs, draw why there are none."""
+    """Draw the table of proofs. Below it, draw the messages of sources that disagree, unless the row of the source
+    already says it all. Without proofs, draw the reason why there are none."""
     if not answer.proofs:
         return prose(f"No proof to show: {answer.unproven}", paper, hang="  ", ink=Ink.WAITING)
     good, bad = ("✓", "✗") if paper.glyphs else ("+", "x")
@@ -262,7 +264,7 @@ def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:
 
 
 def _history(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]:
-    """Draw the last transitions of the node: the last LAST of them, or all on wide paper."""
+    """Draw the transitions of the node: the last LAST, or all on wide paper."""
     shown = answer.node.history if paper.wide else answer.node.history[-LAST:]
     rows = [
         [Span(f"{age(from_rfc3339(one.at), now)} ago"), Span(one.phase), Span(one.reason)] for one in shown

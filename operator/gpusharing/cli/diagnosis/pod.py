@@ -1,5 +1,5 @@
-"""Why a pod waits for a GPU: which nodes have everything that it requests, now or after their changes, and what those
-changes wait for. Pure."""
+"""Explain why a pod waits for a GPU: which nodes have everything that it requests, now or after their changes, and
+what those changes wait for. Pure."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +44,8 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One resource that the pod requests, on the node of a pool that comes nearest to all that it requests."""
+    """One resource that the pod requests, as provided by the best node of a pool: the node that comes nearest to the
+    whole request."""
 
     pool: str
     """Name of the policy; empty for the nodes that no policy selects."""
@@ -53,33 +54,34 @@ class Service:
     resource: str
     """The resource name."""
     now: int
-    """How many are allocatable on the node."""
+    """The number of these devices that are allocatable on the node."""
     free: int | None
-    """How many of them are free, or None if that is unknown."""
+    """The number of those that are free, or None if it is unknown."""
     after: int
-    """How many will be allocatable after the changes."""
+    """The number of these devices that will be allocatable after the changes."""
     but: str
     """Why the node does not help the pod at once; empty if it should."""
     kept: tuple[str, ...] = ()
-    """The nodes of the pool from which the pod is excluded, with the rule, as texts."""
+    """For each rule that excludes the pod from nodes of the pool, the nodes and the rule, such as `gpu-1:
+    spec.nodeSelector …`."""
 
 
 @dataclass(frozen=True, slots=True)
 class PodAnswer:
-    """Everything that is known about one pod and why it waits."""
+    """Everything that `why` shows about one pod."""
 
     pod: str
     """`namespace/name`."""
     phase: str
-    """The pod's phase, as the API has it."""
+    """The pod's `status.phase`."""
     node: str
     """The node that the pod is bound to; empty if there is none."""
     asks: Mapping[str, int]
     """The GPU resources that the pod requests of one node."""
     status: str
-    """Reason and message of the pod's status, such as a kubelet's refusal; empty if it has none."""
+    """The reason and message of the pod's status, such as a kubelet's refusal; empty if it has none."""
     scheduler: str
-    """The scheduler's last message about the pod; empty if it has none or has placed the pod."""
+    """The scheduler's last message about the pod; empty if there is none or the pod is scheduled."""
     services: tuple[Service, ...]
     """What the best node of each pool has for the pod."""
     others: tuple[str, ...]
@@ -88,15 +90,15 @@ class PodAnswer:
     conclusion: str
     """The answer in a sentence."""
     notes: tuple[str, ...]
-    """What could not be read, and what that makes uncertain."""
+    """Sentences about what could not be read or is uncertain."""
     simulated: tuple[str, ...] = ()
-    """Nodes of the cluster whose GPUs are SIMULATED."""
+    """The names of all nodes of the cluster whose GPUs are SIMULATED."""
     fraction: str = ""
-    """The fraction of a GPU that the pod requests from KAI-Scheduler; empty if it requests none."""
+    """A description of the fraction of a GPU that the pod requests from KAI-Scheduler; empty if it requests none."""
 
 
 def pod_answer(search: RoomSearch) -> PodAnswer:
-    """Return the answer about the pod of a search that has examined all Nodes."""
+    """Return the answer about the pod of `search`, which must have examined all Nodes."""
     raw, live = search.pod, search.live
     pod, asks = pod_view(raw, {}), dict(sorted(pod_requests(raw).items()))
     fraction, devices = find_fraction(raw)
@@ -132,8 +134,8 @@ def pod_answer(search: RoomSearch) -> PodAnswer:
 
 
 def _services(asks: Mapping[str, int], rooms: Sequence[NodeRoom], live: LivePlan) -> Iterator[Service]:
-    """Yield what the best node of each pool has of each requested resource. Pools that neither have nor will have the
-    resource are left out; the nodes that no policy selects count as one pool."""
+    """Yield what the best node of each pool has of each requested resource. Pools that do not have the resource, now
+    or later, are left out. All nodes without a policy count as one pool."""
     for policy in (*live.snapshot.policies, None):
         pool, status = "", ""
         if policy is not None:
@@ -145,9 +147,9 @@ def _services(asks: Mapping[str, int], rooms: Sequence[NodeRoom], live: LivePlan
 def _services_of(
     pool: str, status: str, asks: Mapping[str, int], members: Sequence[NodeRoom]
 ) -> Iterator[Service]:
-    """Yield, for each requested resource that a member has or will have, what the best node of the pool offers. The
-    best node is chosen once for the whole request. If no member has any resource now or later, the node's name is
-    empty and the counts are 0. `status`: the policy's status as shown to people."""
+    """Yield, for each requested resource that a member has or will have, what the best node of the pool provides. The
+    best node is chosen once for the whole request. If the pod may use no member, now or later, the node's name is
+    empty and the counts are 0. `status` is the policy's status as shown to people."""
     reached = (room for room in members if room.now or room.after)
     none = NodeRoom("", pool, {}, {}, {}, "", "", "", {}, frozenset())
     best = max(reached, key=lambda room: room.rank(asks), default=none)
@@ -163,7 +165,8 @@ def _services_of(
 
 
 def _exclusions(rooms: Sequence[NodeRoom]) -> Iterator[str]:
-    """Yield each rule that excludes the pod from nodes, as `names of the nodes: rule`."""
+    """Yield one string for each rule that excludes the pod from some of these nodes: the names of the nodes, a colon,
+    and the rule."""
     by_rule: dict[str, list[str]] = {}
     for room in rooms:
         if room.later:
@@ -173,13 +176,15 @@ def _exclusions(rooms: Sequence[NodeRoom]) -> Iterator[str]:
 
 
 def _all_of(exclusions: Sequence[str]) -> str:
-    """Return the rules that exclude the pod from a whole pool. A single rule applies to all nodes of the pool, so they
-    are not named."""
+    """Return the rules in `exclusions` for a pool whose nodes are all excluded, separated by semicolons. A single rule
+    applies to all nodes, so their names are left out."""
     return "; ".join(exclusions) if len(exclusions) > 1 else exclusions[0].partition(": ")[2]
 
 
 def _but(room: NodeRoom, *, now: int, free: int | None, after: int, wanted: int, status: str) -> str:
-    """Return why the devices on the best node of a pool do not help the pod at once; empty if they should."""
+    """Return why the best node of a pool does not help the pod at once; empty if it should. `now` and `after` are the
+    node's devices before and after the changes, `free` those that no pod holds (None if unknown), and `wanted` the
+    number that the pod requests."""
     most = max(now, after)
     if now < wanted <= after:
         return f"not before the changes are done; {status}"
@@ -202,7 +207,7 @@ class PodCase:
     """The facts from which a conclusion about a pod is drawn."""
 
     raw: JSON
-    """The pod."""
+    """The pod, as the API server returned it."""
     node: str
     """Name of the node that the pod is on; empty if it has none."""
     asks: Mapping[str, int]
@@ -216,8 +221,8 @@ class PodCase:
 
 
 def _ended(case: PodCase) -> str:
-    """Explain a pod that has finished: it never starts again. If the kubelet refused it for its number of shares, say
-    so. Empty for any other pod."""
+    """Explain a pod that has ended and does not start again. If it ended because the kubelet refused its number of
+    shares, say so. Empty for any other pod."""
     phase = text(case.raw, "status", "phase")
     if phase not in ("Succeeded", "Failed"):
         return ""
@@ -228,8 +233,7 @@ def _ended(case: PodCase) -> str:
 
 
 def _asks_nothing(case: PodCase) -> str:
-    """Explain a pod that requests no GPU resource: it is waiting for something that this operator does not manage.
-    Empty for any other pod."""
+    """Explain a pod that requests no GPU resource: no GPU pool is the reason why it waits. Empty for any other pod."""
     if case.asks:
         return ""
     if resource_claim_names(case.raw):
@@ -265,8 +269,8 @@ def _unadvertised(case: PodCase) -> str:
 
 
 def _available(case: PodCase) -> str:
-    """Explain a pod for which at least one node has everything free, so that only the scheduler knows why it waits.
-    Empty if there is no such node."""
+    """Explain a pod for which at least one node has everything free, so that only the scheduler knows why the pod
+    waits. Empty if there is no such node."""
     nodes = [room.node for room in case.rooms if room.has_free(case.asks)]
     if not nodes:
         return ""
@@ -278,8 +282,8 @@ def _available(case: PodCase) -> str:
 
 
 def _to_come(case: PodCase) -> str:
-    """Explain a pod for which some node will have everything once the changes are done: it has to wait, or somebody has
-    to remove the obstacle that is shown beside the pool. Empty if there is no such node."""
+    """Explain a pod for which some node has everything, or will have it after the changes. The pod must wait, or a
+    person must remove the obstacle that the table shows. Empty if there is no such node."""
     nodes = [room.node for room in case.rooms if fits(case.asks, room.after)]
     if not nodes:
         return ""
@@ -290,8 +294,8 @@ def _to_come(case: PodCase) -> str:
 
 
 def _too_large(case: PodCase) -> str:
-    """Explain a pod that requests more than any single node has, so that waiting does not help. Empty if one node has
-    enough, or if one of the resources is on no node that the pod may go to."""
+    """Explain a pod that requests more than any single node has, so that waiting does not help. Empty if a node has
+    enough now, or if a resource is on no node that the pod may use."""
     nowhere = "no node that this pod may use" if any(one.kept for one in case.services) else "no node"
     most = {
         name: max(max(room.now.get(name, 0), room.after.get(name, 0)) for room in case.rooms)
@@ -307,8 +311,8 @@ def _too_large(case: PodCase) -> str:
 
 
 def _never(case: PodCase) -> str:
-    """Explain every pod that is left: its own rules or the device plugin exclude it from all nodes that will have what
-    it requests, or no node will. Waiting does not help. Never empty."""
+    """Explain a pod to which no earlier conclusion applies. Either rules or the device plugin exclude it from all
+    nodes that will have what it requests, or no node will have it. Waiting does not help. Never empty."""
     names = ", ".join(case.asks)
     if refusals := sorted({room.later for room in case.rooms if room.refusal and room.later == room.refusal}):
         return f"kubelets would refuse this pod: {'; '.join(refusals)}"
@@ -331,7 +335,8 @@ CONCLUSIONS: tuple[Callable[[PodCase], str], ...] = (
     _too_large,
     _never,
 )
-"""The conclusions about a pod, in order. The first that returns a text is shown; the last one always does."""
+"""The possible conclusions about a pod, in order. The first that is not empty is shown; the last one never
+is empty."""
 
 
 # --- in words ------------------------------------------------------------------------------------------------
@@ -357,8 +362,8 @@ def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
 
 
 def _service_lines(services: Sequence[Service], paper: Paper) -> list[Line]:
-    """Draw one table row for each service. Below the table come the obstacles that were cut off in their row, and the
-    nodes of a pool from which the pod is excluded while it may use others of the pool."""
+    """Draw a table with one row for each service. Below it, draw the obstacles that were cut off in the table, and the
+    exclusions in pools of which the pod may use other nodes."""
     rows = [
         [
             Span(service.pool or "no policy"),

@@ -1,5 +1,5 @@
-"""What each node has for a pod, and which rule excludes the pod from it: the pod's own rules about nodes, and taints,
-as the scheduler evaluates them. Each node is judged alone, because a pod runs on one node. Pure.
+"""What each node has for a pod, and which rule excludes the pod from the node: the pod's own rules about nodes, or
+taints, evaluated as the scheduler does. Each node is judged alone, because a pod runs on one node. Pure.
 
 From core/v1 of Kubernetes 1.36: NodeAffinity (component-helpers v0.36.3, nodeaffinity.go) and Toleration (k8s.io/api
 v0.36.3, core/v1/toleration.go). Cordons and the kubelet's conditions are taints too; they are handled separately.
@@ -43,12 +43,12 @@ _NOT_EVALUATED = {
 }
 
 _PERSISTENT = ("persistentVolumeClaim", "ephemeral")
-"""Kinds of volumes that may be available on some nodes only."""
+"""Kinds of volumes that may be available only on some nodes."""
 
 
 def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None) -> str:
-    """Return the first requirement of the pod that the node does not meet, as a clause; empty if it meets all that are
-    evaluated. `labels`: the labels that the node will have; None stands for its present ones."""
+    """Return, as a clause, the first rule that excludes the pod from the node; empty if no rule that is evaluated here
+    does. `labels` are the labels that the node will have; None stands for its present ones."""
     spec = section(pod, "spec")
     labels = texts(part(node, "metadata", "labels")) if labels is None else labels
     for key, value in sorted(texts(spec.get("nodeSelector")).items()):
@@ -66,8 +66,8 @@ def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None
 
 
 def find_overlooked(pod: JSON) -> tuple[str, ...]:
-    """Return the fields of the pod by which the scheduler may also exclude nodes, but which are not evaluated here:
-    they depend on other pods, on volumes, or on another scheduler."""
+    """Return the fields of the pod that are not evaluated here although the scheduler may exclude nodes because of
+    them. They depend on other pods, on volumes, or on another scheduler."""
     spec = section(pod, "spec")
     overlooked = [field for field, path in _NOT_EVALUATED.items() if entries(spec, *path)]
     spreads = entries(spec, "topologySpreadConstraints")
@@ -89,8 +89,8 @@ def find_overlooked(pod: JSON) -> tuple[str, ...]:
 
 
 def _outside(terms: Sequence[Sequence[Row]], labels: Mapping[str, str]) -> str:
-    """Return what the terms require of a node that matches none of them, joined by `or`; empty if it matches one. A
-    row with an operator that Kubernetes does not have matches no node: the API server refuses such rows, and the
+    """Return what the terms require of a node that matches none of them, joined by `or`; empty if the node's `labels`
+    match a term. A row with an unknown operator matches no node: the API server refuses such rows, and the
     scheduler treats them as unmet."""
     wanted = []
     for term in terms:
@@ -112,7 +112,8 @@ def _tolerated(taint: JSON, tolerations: Sequence[JSON]) -> bool:
 
 
 def _tolerates(toleration: JSON, taint: JSON) -> bool:
-    """Whether a toleration matches a taint, as Kubernetes compares them. One with an unknown operator matches none."""
+    """Whether a toleration matches a taint, as Kubernetes compares them. A toleration with an unknown operator matches
+    no taint."""
     if text(toleration, "effect") not in ("", text(taint, "effect")):
         return False
     if text(toleration, "key") not in ("", text(taint, "key")):
@@ -132,7 +133,7 @@ def _tolerates(toleration: JSON, taint: JSON) -> bool:
 
 
 def _written(taint: JSON) -> str:
-    """Return the taint in the form of `kubectl describe`."""
+    """Return the taint as `kubectl describe` prints it, such as `key=value:NoSchedule`."""
     value = text(taint, "value")
     return f"{text(taint, 'key')}{f'={value}' if value else ''}:{text(taint, 'effect')}"
 
@@ -144,8 +145,8 @@ NOTE = (
 
 
 def find_fraction(raw: JSON) -> tuple[str, int]:
-    """Return the fraction of a GPU that a Pod requests from KAI-Scheduler by its annotations, as text, and from how
-    many GPUs. Empty and 0 if it requests none, or if the default scheduler binds the Pod."""
+    """Return a description of the fraction of a GPU that the Pod's annotations request from KAI-Scheduler, and the
+    number of GPUs. Return an empty string and 0 if it requests none, or if the default scheduler binds the Pod."""
     annotations = texts(part(raw, "metadata", "annotations"))
     memory, devices = annotations.get("gpu-memory", ""), annotations.get("gpu-fraction-num-devices", "1")
     share = annotations.get("gpu-fraction", f"{memory} MiB" if memory else "")
@@ -160,19 +161,19 @@ def find_fraction(raw: JSON) -> tuple[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class NodeRoom:
-    """What one node has for a pod; counts are by resource name."""
+    """What one node has for a pod. All counts are by resource name."""
 
     node: str
     """Name of the node."""
     pool: str
     """Name of the policy that selects the node; empty if none does."""
     now: Mapping[str, int]
-    """What is allocatable now; empty if a rule excludes the pod from the node."""
+    """The devices that are allocatable now; empty if a rule excludes the pod from the node."""
     free: Mapping[str, int] | None
-    """The part of `now` that no pod holds, by the report of the agent. Empty while the node accepts no pods, and None
-    if that is unknown."""
+    """The part of `now` that no pod holds, according to the agent. Empty while the node accepts no pods, and None if
+    it is unknown."""
     after: Mapping[str, int]
-    """What is allocatable when all changes are done; empty if a rule excludes the pod then."""
+    """The devices that will be allocatable once all changes are done; empty if a rule will exclude the pod then."""
     closed: str
     """Why the node accepts no pods now, as a clause; empty if it does."""
     later: str
@@ -180,16 +181,18 @@ class NodeRoom:
     refusal: str
     """Why the device plugin refuses the pod under the policy of the node; empty if it does not."""
     planned: Mapping[str, int]
-    """What is allocatable when all changes are done, even if a rule excludes the pod then."""
+    """The devices that will be allocatable once all changes are done, even if a rule will exclude the pod then."""
     names: frozenset[str]
-    """The resources that the node advertises, now or when all changes are done, even if a rule excludes the pod."""
+    """The resources that the node advertises now or will advertise once all changes are done, even if a rule excludes
+    the pod."""
 
     def has_free(self, requests: Mapping[str, int]) -> bool:
-        """Whether everything that is requested is free; where it is unknown what is free, whether it is allocatable."""
+        """Whether everything that is requested is free on the node. If it is unknown what is free, whether it is
+        allocatable."""
         return fits(requests, self.now if self.free is None else self.free)
 
     def rank(self, requests: Mapping[str, int]) -> tuple[bool, bool, bool, bool, int]:
-        """Sort key: the node with the largest one comes nearest to having everything that is requested."""
+        """Return a sort key: the node with the greatest comes nearest to having everything that is requested."""
         most = sum(
             min(n, max(self.now.get(name, 0), self.after.get(name, 0))) for name, n in requests.items()
         )
@@ -198,11 +201,11 @@ class NodeRoom:
 
 
 class RoomSearch:
-    """A search through all Nodes for room for one pod. Of each Node only its `NodeRoom` is kept, because there may be
-    thousands."""
+    """A search through all Nodes for room for one pod. Only the `NodeRoom` of each Node is kept, because there may be
+    thousands of Nodes."""
 
     def __init__(self, pod: JSON, live: LivePlan) -> None:
-        """Begin a search for this pod. `look` has to be called with the Nodes."""
+        """Begin a search for room for this pod. The caller must then pass all Nodes to `look`."""
         self.pod, self.live = pod, live
         self._specs = {policy.name: policy.spec for policy in live.snapshot.policies}
         self._several = any(n > 1 for name, n in largest_requests(pod).items() if is_plugin_resource(name))
@@ -210,14 +213,15 @@ class RoomSearch:
         """The room on each node, by name of the node."""
 
     def look(self, nodes: Iterable[JSON]) -> None:
-        """Add to `rooms` what each of these Nodes has for the pod. A Node that is not in the snapshot is left out."""
+        """Record in `rooms` what each of these Nodes has for the pod. A Node that is not in the snapshot
+        is ignored."""
         for raw in nodes:
             if (node := self.live.snapshot.nodes.get(text(raw, "metadata", "name"))) is not None:
                 self.rooms[node.name] = self._room(raw, node)
 
     def _room(self, raw: JSON, node: NodeView) -> NodeRoom:
-        """Return what one node has for the pod. It has nothing if a rule or the device plugin excludes the pod, and
-        nothing free if it is cordoned or not Ready."""
+        """Return what one node has for the pod. Its `now` is empty if a rule or the device plugin excludes the pod,
+        and its `free` also if the node is cordoned, gated or not Ready."""
         plan, report = self.live.plan, self.live.snapshot.gpunodes.get(node.name)
         verdict = plan.verdicts.get(node.name)
         pool = "" if verdict is None else verdict.policy
@@ -256,8 +260,8 @@ class RoomSearch:
 
 
 def find_refusal(policy: str, spec: GPUSharingPolicySpec) -> str:
-    """Return why the device plugin refuses a container that requests several shares under a policy; empty if it does
-    not."""
+    """Return why, under a policy with this spec, the device plugin refuses a container that requests several shares;
+    empty if it does not."""
     sharing = plugin_config(spec, ()).sharing
     if sharing is None or not sharing.fail_requests_greater_than_one:
         return ""

@@ -1,7 +1,8 @@
-"""`why NODE|POD`: one screen about the state of a node or pod: which sources disagree, what blocks, and what to do.
+"""`why NODE|POD`: explain the state of a node or pod on one screen: which sources disagree, what blocks it, and what
+to do.
 
-The published state of a node needs only the viewer's rights. The sources of proof need those of `plan`; if they are
-missing, the screen names them.
+The published state of a node needs only the viewer's rights. The sources of proof need those of `plan`; if the user
+lacks them, the screen names them.
 """
 
 from argparse import Namespace
@@ -21,8 +22,9 @@ from gpusharing.kube.errors import KubeError, NotFound
 
 
 def find_subject(word: str, namespace: str) -> tuple[str, str | None]:
-    """Return the name that `gpu-07`, `node/gpu-07`, `pod/llm-0`, `team-a/llm-0` or `pod/team-a/llm-0` means, and the
-    namespace of a pod, or None for a node. Raises Trouble for any other word."""
+    """Parse the argument: `gpu-07` and `node/gpu-07` name a node; `pod/llm-0`, `team-a/llm-0` and `pod/team-a/llm-0`
+    name a pod. Return the name, and the namespace of a pod (by default `namespace`) or None for a node. Raises
+    Trouble for any other form."""
     kind, _, rest = word.partition("/")
     if not rest:
         return word, None
@@ -37,7 +39,7 @@ def find_subject(word: str, namespace: str) -> tuple[str, str | None]:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Explain the node or the pod that was typed; see VerbModule."""
+    """Explain the node or the pod that the user named (see VerbModule)."""
     name, namespace = find_subject(typed.subject, getattr(typed, "namespace", session.namespace))
     if namespace is not None:
         pod = await session.get(PODS, name, namespace)
@@ -55,8 +57,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def _node(session: Session, name: str) -> NodeAnswer:
-    """Return what was published about a node and, if the user has the rights for it, what each source of proof says
-    now. Raises Trouble if there is neither a GPUNode nor a Node of this name."""
+    """Return what the operator published about a node and, if the user has the rights for it, what each source of
+    proof says now. Raises Trouble if there is neither a GPUNode nor a Node of this name."""
     try:
         published = read_node(await session.client.get(GPUNODES, name))
     except NotFound:

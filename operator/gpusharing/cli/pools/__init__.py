@@ -1,1 +1,1 @@
-"""How do the pools stand?"""
+"""What is the state of the pools?"""

@@ -1,4 +1,4 @@
-"""How long a pool may still take, estimated from how long its nodes' past changes took. Pure."""
+"""Estimate how long a pool's change may still take, from how long past changes of its nodes took. Pure."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from gpusharing.api.times import from_rfc3339
 from gpusharing.cli.pools.fleet import NodeStatus, PoolStatus, State, known_phase
 
 PERSON, OTHERS = "person", "others"
-"""The deadlines that the operator publishes for a wait that ends when a person acts, or when other nodes or programs
-are done (planning/report/transition.py)."""
+"""The deadlines that the operator publishes for a wait that ends when a person acts, and for one that ends when other
+nodes or programs are done (planning/report/transition.py)."""
 _BY_THE_CLOCK = frozenset({"WindowClosed", "CanarySoak"})
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The time that is left, and what the estimate is based on."""
+    """The time that is left, and the numbers that it is based on."""
 
     left: timedelta
-    """How long the rest may take."""
+    """How long the rest of the change may take."""
     nodes: int
     """How many nodes still have to change."""
     each: timedelta
@@ -31,9 +31,10 @@ class Estimate:
 
 
 def find_estimate(pool: PoolStatus, now: datetime) -> Estimate | None:
-    """Return how long the rest of a pool's change may take. None if nothing is left, if no past change is known, or if
-    the end cannot be foreseen: the pool is paused, a node waits for a person or a window, a node has been changing
-    for longer than any past change took, or all nodes wait for something outside the pool."""
+    """Return how long the rest of a pool's change may take. Return None if nothing is left, if no past change is
+    known, or if the end cannot be foreseen: the pool is paused, a node is blocked or failed, a node waits for a
+    person or a window, a node has been changing for longer than any past change took, or all nodes wait for
+    something outside the pool."""
     left = [node for node in pool.members if node.state is not State.DONE]
     if not left or pool.paused or any(_is_open_ended(node) for node in left):
         return None
@@ -50,7 +51,8 @@ def find_estimate(pool: PoolStatus, now: datetime) -> Estimate | None:
 
 
 def _is_open_ended(node: NodeStatus) -> bool:
-    """Whether the node's next step is up to a person, or comes at a time of day."""
+    """Whether the duration of past changes says nothing about the node: its next step depends on a person, or on the
+    time of day."""
     return (
         node.state in (State.BLOCKED, State.FAILED) or node.deadline == PERSON or node.reason in _BY_THE_CLOCK
     )
@@ -72,13 +74,14 @@ def _began(node: NodeStatus) -> datetime | None:
 
 def durations(members: Iterable[NodeStatus]) -> list[timedelta]:
     """Return how long each past change of these nodes took, from its first phase to Synced. Changes that were given up
-    or failed are left out. If the history no longer has the beginning of a change, the oldest phase in it counts
-    instead."""
+    or failed are left out. If the history no longer includes the beginning of a change, it is measured from the
+    oldest phase."""
     return [took for node in members for took in _changes(node.history)]
 
 
 def _changes(history: Sequence[HistoryEntry]) -> list[timedelta]:
-    """Return how long each change in one history took; changes that were given up or failed are left out."""
+    """Return how long each change in one history took. Changes that were given up or failed, and one still under way,
+    are left out."""
     lengths: list[timedelta] = []
     began: datetime | None = None
     for step in history:

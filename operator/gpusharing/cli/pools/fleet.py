@@ -1,8 +1,8 @@
-"""What GPUSharingPolicies and GPUNodes report, read from raw JSON without pydantic models, so that a thousand nodes
+"""The status of GPUSharingPolicies and GPUNodes, read from raw JSON without pydantic models, so that a thousand nodes
 are read in a moment.
 
-The operator wrote all of it. A field that an older or newer version does not write is empty, and an unknown phase is
-shown as it is.
+The operator wrote all of it. A field that is missing, because an older or newer version wrote the object, is empty. An
+unknown phase is shown as it is.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,7 +22,7 @@ from gpusharing.kube.raw import entries, part, section, text, whole
 
 
 class State(Enum):
-    """The state of a node in one word. The order is that of the cells in a bar."""
+    """The state of a node in one word, in the order of the cells in a bar."""
 
     DONE = Glyph("█", "#", Ink.GOOD, "done")
     MOVES = Glyph("▒", ">", Ink.BUSY, "under way")
@@ -36,14 +36,14 @@ _PHASES: Mapping[str, Phase] = {str(phase): phase for phase in Phase}
 
 
 def known_phase(word: str) -> Phase | None:
-    """Return the phase of this name, or None if this version does not know it because another version of the operator
-    gave it."""
+    """Return the phase with this name, or None if this version does not know it because another version of the
+    operator wrote it."""
     return _PHASES.get(word)
 
 
 def state_of(word: str) -> State:
-    """Return the state of a node in the phase of this name. A phase that this version does not know counts as one
-    before the change."""
+    """Return the state of a node in the phase with this name. A phase that this version does not know counts as
+    waiting."""
     phase = known_phase(word)
     if phase is Phase.FAILED:
         return State.FAILED
@@ -54,8 +54,8 @@ def state_of(word: str) -> State:
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus(Transition):
-    """One GPUNode as people see it: its transition, and what its agent and its conditions report. The phase is empty
-    until the operator has examined the node."""
+    """One GPUNode: its transition, and what its agent and its conditions report. The phase is empty until the operator
+    has examined the node."""
 
     name: str = ""
     """Name of the node."""
@@ -81,8 +81,8 @@ class NodeStatus(Transition):
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus(Summary):
-    """One policy as people see it: its summary, and the nodes that it owns. The status is empty until the operator has
-    processed the policy."""
+    """One policy: its summary, and the nodes that it owns. The status is empty until the operator has processed the
+    policy."""
 
     name: str = ""
     """Name of the policy."""
@@ -99,7 +99,7 @@ class PoolStatus(Summary):
 
     @property
     def changing(self) -> tuple[NodeStatus, ...]:
-        """The nodes that are not as wanted yet; those that need a person come first."""
+        """The nodes that do not have the wanted layout yet. Those that need a person's attention come first."""
         order = (State.FAILED, State.BLOCKED, State.MOVES, State.WAITS)
         return tuple(
             sorted((m for m in self.members if m.state in order), key=lambda m: order.index(m.state))
@@ -109,7 +109,8 @@ class PoolStatus(Summary):
 def read_pools(
     policies: Iterable[JSON], gpunodes: Iterable[JSON]
 ) -> tuple[tuple[PoolStatus, ...], tuple[NodeStatus, ...]]:
-    """Return the pools in the order of the policies, and the GPU nodes that belong to none of them, sorted by name."""
+    """Return the pools in the order of the policies, and the GPU nodes that belong to none of these policies, sorted
+    by name."""
     by_policy: dict[str, list[NodeStatus]] = {}
     for raw in gpunodes:
         node = read_node(raw)
@@ -121,7 +122,7 @@ def read_pools(
 
 
 def _pool(raw: JSON, nodes: Mapping[str, list[NodeStatus]]) -> PoolStatus:
-    """Return the pool of one policy. `nodes`: the nodes of each policy, by its name."""
+    """Return the pool of the policy `raw`. `nodes` has the nodes of each policy, by the policy's name."""
     name, status = text(raw, "metadata", "name"), section(raw, "status")
     generation = whole(raw, "metadata", "generation")
     limit = part(raw, "spec", "rollout", "maxUnavailable")
@@ -139,7 +140,7 @@ def _pool(raw: JSON, nodes: Mapping[str, list[NodeStatus]]) -> PoolStatus:
 
 
 def read_node(raw: JSON) -> NodeStatus:
-    """Return the status of the node that this GPUNode describes."""
+    """Return the status of the node that a GPUNode describes."""
     observed = section(raw, "status", "observed")
     healthy = next((row for row in entries(raw, "status", "conditions") if row.get("type") == "Healthy"), {})
     beside = {
@@ -153,6 +154,6 @@ def read_node(raw: JSON) -> NodeStatus:
 
 
 def simulated_nodes(pools: Iterable[PoolStatus], unowned: Iterable[NodeStatus]) -> list[str]:
-    """Return the names, sorted, of the nodes whose GPUs are SIMULATED, in these pools and among those of no pool."""
+    """Return the sorted names of all nodes with SIMULATED GPUs, both those of the pools and those in `unowned`."""
     every = (*unowned, *(node for pool in pools for node in pool.members))
     return sorted(node.name for node in every if node.simulated)

@@ -1,4 +1,4 @@
-"""`status -o html`: one HTML page that shows the pools. Pure. The page loads nothing from elsewhere."""
+"""`status -o html`: an HTML page that shows the pools. Pure. The page loads nothing from elsewhere."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ class Slice:
     """One MIG instance on a card."""
 
     profile: str
-    """For example 3g.40gb."""
+    """The profile of the instance, such as 3g.40gb."""
     start: int
     """The first memory unit that the instance covers; -1 if the agent may not read it."""
     size: int
@@ -30,12 +30,12 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """What a card looks like: its product and how it is divided."""
+    """The look of a card: its product and how it is divided."""
 
     product: str
     """The card's product name."""
     units: int
-    """Memory units of the whole card; 0 if unknown, so that nothing can be drawn to scale."""
+    """The memory units of the whole card; 0 if they are unknown, so that nothing can be drawn to scale."""
     slices: tuple[Slice, ...]
     """The MIG instances on the card, from the first memory unit to the last."""
     layout: str
@@ -44,10 +44,10 @@ class Face:
 
 @dataclass(frozen=True, slots=True)
 class Cards:
-    """Cards that look the same."""
+    """A group of cards that look the same."""
 
     face: Face
-    """What these cards look like."""
+    """The look that these cards have in common."""
     gpus: int
     """How many such cards there are."""
     nodes: tuple[str, ...]
@@ -55,7 +55,8 @@ class Cards:
 
 
 def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, tuple[Cards, ...]]:
-    """Return, for each policy by name, its cards grouped by what they look like; the largest group comes first."""
+    """Return the groups of equal cards of each policy, by the policy's name. The largest group comes first. Nodes
+    without a policy are under the empty name."""
     by_policy: dict[str, dict[Face, list[str]]] = {}
     for raw in gpunodes:
         transition = section(raw, "status", "transition")
@@ -72,8 +73,8 @@ def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, tuple[Cards, ...]]:
 
 
 def _faces(raw: JSON, layout: str) -> list[Face]:
-    """Return what each card of a node looks like. `layout`: the layout that the operator observed, for cards without
-    instances."""
+    """Return the look of each card of a node. `layout` is the layout that the operator observed; it is used for cards
+    without MIG instances."""
     observed = section(raw, "status", "observed")
     units = {text(model, "product"): _units(model) for model in entries(observed, "models")}
     faces = []
@@ -89,13 +90,13 @@ def _faces(raw: JSON, layout: str) -> list[Face]:
 
 
 def _read_slice(raw: JSON) -> Slice:
-    """Return one MIG instance. A start that the agent did not report is -1."""
+    """Convert the JSON of one MIG instance. A start that the agent did not report becomes -1."""
     start = raw.get("start")
     return Slice(text(raw, "profile"), start if isinstance(start, int) else -1, whole(raw, "size"))
 
 
 def _units(model: JSON) -> int:
-    """Return the number of memory units of a card: the end of the last instance that it can have; 0 if that is
+    """Return the number of memory units of a card, which is where its last possible instance ends; 0 if that is
     unknown."""
     ends = [0]
     for profile in entries(model, "profiles"):
@@ -172,19 +173,20 @@ _HARMLESS = dict.fromkeys((*range(32), 127, *range(8234, 8239), *range(8294, 829
 
 @dataclass(frozen=True, slots=True)
 class Markup:
-    """Text that is HTML already and is not escaped again. Only `tag` and `style` make it."""
+    """A string that is HTML already and is not escaped again. Only `tag` and `style` create one."""
 
     text: str
-    """The HTML. Text from a cluster in it is escaped."""
+    """The HTML, in which strings from a cluster are escaped."""
 
 
 Child = Markup | str
 
 
 def tag(name: str, /, *children: Child, **attributes: str | None) -> Markup:
-    """Return an HTML element. Children and attributes that are plain text are escaped.
+    """Return an HTML element. Children and attributes that are plain strings are escaped.
 
-    `attributes`: `class_` stands for class and `_` for a dash. An attribute that is None is left out.
+    In the names of `attributes`, a final underscore is dropped (`class_`) and any other becomes a dash. An attribute
+    whose value is None is left out.
     """
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{_escaped(value)}"'
@@ -198,27 +200,27 @@ def tag(name: str, /, *children: Child, **attributes: str | None) -> Markup:
 
 
 def style(css: str) -> Markup:
-    """Return a style element with our own CSS, which is not escaped. Text from a cluster must not be passed in. Raises
-    ValueError if the CSS contains a `<`."""
+    """Return a style element with our own CSS, which is not escaped, so it must not contain strings from a cluster.
+    Raises ValueError if the CSS contains a `<`."""
     if "<" in css:
         raise ValueError("a style sheet could end itself")
     return Markup(f"<style>{css}</style>")
 
 
 def document(root: Markup) -> str:
-    """Return the whole page in ASCII, which is the same in every encoding."""
+    """Return the whole page as ASCII with character references, so that it is the same in every encoding."""
     return "<!doctype html>\n" + root.text.encode("ascii", "xmlcharrefreplace").decode() + "\n"
 
 
 def _escaped(text: str) -> str:
-    """Return the text escaped for HTML, without characters that no page may contain."""
+    """Return the string escaped for HTML. Characters that a page must not contain are replaced."""
     return escape(text.translate(_HARMLESS), quote=True)
 
 
 CELL = 26
 """Width and height, in pixels, of a node in the bar of a pool."""
 PER_LINE = 12
-"""Nodes in one line of the bar, which fit on a phone. Large pools get four times as many."""
+"""How many nodes one line of the bar has, which fits on a phone. Large pools get four times as many."""
 BAR = 22
 """Height, in pixels, of a timeline and of a card."""
 LETTER = 4.0
@@ -231,7 +233,7 @@ MARKS = {State.DONE: "✓", State.MOVES: "▸", State.WAITS: "·", State.BLOCKED
 
 
 def bar(members: Sequence[NodeStatus]) -> Markup:
-    """Return a picture with a cell for each node, those that are done first."""
+    """Return a picture with one cell for each node, sorted by state; those that are done come first."""
     order = sorted(members, key=lambda node: list(State).index(node.state))
     per_line = PER_LINE if len(order) <= 4 * PER_LINE else 4 * PER_LINE
     cells = [_cell(number, node, per_line) for number, node in enumerate(order)]
@@ -244,8 +246,8 @@ def bar(members: Sequence[NodeStatus]) -> Markup:
 
 
 def _cell(number: int, node: NodeStatus, per_line: int) -> Markup:
-    """Return the cell of the bar with this number: a square with the mark of the node's state, and its name and phase
-    as title."""
+    """Return the cell at position `number` in the bar: a square with the mark of the node's state, whose tooltip has
+    the node's name and phase."""
     x, y = number % per_line * CELL, number // per_line * CELL
     place = {"x": str(x + 1), "y": str(y + 1), "width": str(CELL - 2), "height": str(CELL - 2), "rx": "4"}
     centre = {"x": str(x + CELL // 2), "y": str(y + CELL // 2 + 5)}
@@ -259,7 +261,7 @@ def _cell(number: int, node: NodeStatus, per_line: int) -> Markup:
 
 
 def track(timeline: Timeline, row: Track) -> Markup:
-    """Return a picture of the phases of one node, from the beginning of the rollout to its end."""
+    """Return a picture of the phases of one node from the beginning of the rollout to its end."""
     whole = (timeline.end - timeline.begin).total_seconds() or 1.0
 
     def percent(at: datetime) -> float:
@@ -284,8 +286,9 @@ def track(timeline: Timeline, row: Track) -> Markup:
 
 
 def card(face: Face) -> Markup:
-    """Return a picture of a card from its first memory unit to its last; free memory is empty. A card without
-    instances is one piece. If the size of the card or a start is unknown, all instances are drawn equally wide."""
+    """Return a picture of a card from its first memory unit to its last; free memory stays empty. A card without
+    instances is a single piece. If the size of the card or the start of an instance is unknown, all instances are
+    drawn with the same width."""
     if not face.slices:
         return _card([_slice(0, 100, face.layout, face.layout, "whole")], face.layout or "unknown")
     spans: Iterable[tuple[float, float]]
@@ -309,41 +312,44 @@ def card(face: Face) -> Markup:
 
 
 def _card(parts: Iterable[Markup], label: str) -> Markup:
-    """Return a picture of a card with these parts on an empty ground."""
+    """Return a picture of a card: an empty background with these parts on it. `label` describes it for
+    screen readers."""
     ground = tag("rect", class_="free", width="100%", height=str(BAR))
     return tag("svg", ground, *parts, class_="card", role="img", aria_label=label)
 
 
 def _slice(x: float, wide: float, name: str, label: str, kind: str) -> Markup:
-    """Return one part of a card. `x` and `wide`: percent of the card; `name`: the title; `label`: the text inside."""
+    """Return one part of a card, at `x` and `wide` percent of its width. `name` is the tooltip, `label` the text
+    inside, and `kind` the CSS class."""
     place = {"x": f"{x:.2f}%", "width": f"{wide:.2f}%", "height": str(BAR)}
     return tag("g", tag("title", name), tag("rect", **place), _centred(label, x + wide / 2), class_=kind)
 
 
 def _centred(text: str, x: float) -> Markup:
-    """Return a text whose middle is at `x` percent."""
+    """Return a text element centered at `x` percent of the width."""
     return tag("text", text, x=f"{x:.2f}%", y=str(BAR // 2 + 4))
 
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-"""The page's Content-Security-Policy: the browser fetches and runs nothing, even if foreign markup got in."""
+"""The page's Content-Security-Policy: the browser fetches and runs nothing, even if foreign markup got
+into the page."""
 NODES = ("Node", "Phase", "Reason", "Pods", "Culprit", "Since", "Deadline", "Observed", "Wanted", "Message")
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the page shows."""
+    """The data that the page shows."""
 
     where: str
     """Name of the context."""
     now: datetime
-    """When the page was made."""
+    """The time at which the page was made."""
     pools: Sequence[PoolStatus]
     """Every policy."""
     unowned: Sequence[NodeStatus]
     """GPU nodes that no policy selects."""
     cards: Mapping[str, Sequence[Cards]]
-    """The cards of each policy, by its name."""
+    """The cards of each policy, by the policy's name."""
 
 
 def page(view: View) -> str:
@@ -373,7 +379,7 @@ def page(view: View) -> str:
 
 
 def _pool(pool: PoolStatus, number: int, view: View) -> Markup:
-    """Return the section of one pool; `number` makes its id unique."""
+    """Return the section of one pool. `number` makes its id unique on the page."""
     name = f"pool-{number}"
     parts = [*_title(pool, name), *_bar(pool)]
     if pool.unseen:
@@ -390,7 +396,8 @@ def _pool(pool: PoolStatus, number: int, view: View) -> Markup:
 
 
 def _title(pool: PoolStatus, name: str) -> list[Markup]:
-    """Return the head of a pool: its name, layout, status and numbers, and its product if that is known."""
+    """Return the heading of a pool: its name, mode, layout, status and numbers, and its product if that is known.
+    `name` is the id of the heading."""
     what = " ".join(filter(None, (pool.mode, pool.layout)))
     badge = tag("span", pool.status or "new", class_="badge")
     line = (tag("h2", pool.name, id=name), tag("span", what), badge, tag("span", numbers(pool)))
@@ -410,12 +417,13 @@ def _bar(pool: PoolStatus) -> list[Markup]:
 
 
 def _legend(texts: Iterable[str]) -> Markup:
-    """Return a list that explains the marks of a picture."""
+    """Return a list with one item for each of `texts`, which explain the marks of a picture."""
     return tag("ul", *(tag("li", text) for text in texts), class_="legend faint")
 
 
 def _row(node: NodeStatus, now: datetime) -> list[Markup]:
-    """Return the cells of a node in the table of nodes. The last has its message, blockers and health, each once."""
+    """Return the cells of a node in the table of nodes. The last cell has its message, blockers and health without
+    duplicates."""
     since = "" if node.entered is None else _time(node.entered, age(node.entered, now))
     texts = [text for text in (node.message, *node.blockers, node.unhealthy) if text]
     cells: list[Child] = [
@@ -433,7 +441,7 @@ def _row(node: NodeStatus, now: datetime) -> list[Markup]:
 
 
 def _timeline(pool: PoolStatus, now: datetime) -> list[Markup]:
-    """Return the table of a pool's last rollout with its legend; empty if there was none."""
+    """Return the table of a pool's last rollout and its legend; empty if there was none."""
     timeline = find_timeline(pool, now)
     if timeline is None:
         return []
@@ -451,8 +459,8 @@ def _timeline(pool: PoolStatus, now: datetime) -> list[Markup]:
 
 
 def _letters(timeline: Timeline) -> list[str]:
-    """Return what the marks of a timeline stand for, only those that occur: the phases in their order, then the
-    states."""
+    """Return the meaning of each mark that occurs in the timeline: first the phases in their order, then
+    the states."""
     there = {one.phase: one for row in timeline.tracks for one in row.stretches}
     letters = [f"{letter} {phase}" for phase, letter in LETTERS.items() if phase in there]
     states = {one.state for one in there.values() if glyph_of(one) is one.state.value}
@@ -460,7 +468,7 @@ def _letters(timeline: Timeline) -> list[str]:
 
 
 def _cards(cards: Sequence[Cards]) -> list[Markup]:
-    """Return the table of a pool's cards, a row for each group that looks the same; empty without cards."""
+    """Return the table of a pool's cards, with one row for each group of equal cards; empty without cards."""
     if not cards:
         return []
     rows = []
@@ -477,7 +485,8 @@ def _cards(cards: Sequence[Cards]) -> list[Markup]:
 
 
 def _table(caption: str, kind: str, header: Iterable[str], rows: Iterable[Sequence[Markup]]) -> Markup:
-    """Return a table that can be scrolled sideways in a narrow window, with the keyboard too."""
+    """Return a table that can be scrolled sideways in a narrow window, also with the keyboard. `kind` is its CSS
+    class."""
     head = tag("thead", tag("tr", *(tag("th", one, scope="col") for one in header)))
     body = tag("tbody", *(tag("tr", *row) for row in rows))
     inner = tag("table", tag("caption", caption), head, body, class_=kind)
@@ -485,6 +494,6 @@ def _table(caption: str, kind: str, header: Iterable[str], rows: Iterable[Sequen
 
 
 def _time(at: datetime, text: str) -> Markup:
-    """Return a text that stands for a moment, with the exact time in UTC as its title."""
+    """Return a time element that shows `text`, with the exact time in UTC as its tooltip."""
     moment_of_it = to_rfc3339(at)
     return tag("time", text, datetime=moment_of_it, title=moment_of_it)

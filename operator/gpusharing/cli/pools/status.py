@@ -1,6 +1,6 @@
-"""`status [POLICY]`: what each pool runs, what it waits for, why, since when and until when.
+"""`status [POLICY]`: show what each pool runs and what it waits for: why, since when and until when.
 
-It shows what the operator published, so the rights of ClusterRole gpusharing-viewer are enough.
+Only what the operator published is shown, so the rights of ClusterRole gpusharing-viewer are enough.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ from gpusharing.kube.reflector import CacheSettings, Reflector
 from gpusharing.planning.vocabulary.lengths import counted
 
 MOST = 20
-"""The most nodes of a pool that are listed; -o wide lists all."""
+"""How many nodes of a pool are listed; -o wide lists all."""
 COLUMNS = (
     Column("NODE"),
     Column("PROGRESS", drop=5),
@@ -77,8 +77,8 @@ def describe(
     *,
     timeline: bool = False,
 ) -> list[Line]:
-    """Draw all pools, and the names of GPU nodes that no policy selects. `timeline`: also the last rollout of each
-    pool."""
+    """Draw all pools, and the names of GPU nodes that no policy selects. With `timeline`, draw the last rollout of
+    each pool too."""
     lines = describe_simulated(simulated_nodes(pools, unowned), paper)
     if not pools:
         lines += prose(
@@ -99,8 +99,8 @@ def describe(
 
 
 def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
-    """Draw one pool: what it runs, a cell for each node, its message, what is about to happen, and a table of the
-    nodes that are not done. On wide paper the table has all nodes; otherwise at most MOST."""
+    """Draw one pool: its title, a cell for each node, its message, what is about to happen, and a table of nodes. The
+    table has all nodes on wide paper, otherwise at most MOST of those that are not done."""
     lines = [*_title(pool, paper), *_bar(pool, paper)]
     if pool.unseen:
         lines += prose(NOT_SEEN.format(pool.unseen), paper, ink=Ink.BAD)
@@ -117,7 +117,8 @@ def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
 
 
 def _title(pool: PoolStatus, paper: Paper) -> list[Line]:
-    """Draw name, mode, layout and status of a pool with its numbers, on one line if there is room, otherwise on two."""
+    """Draw the name, mode, layout and status of a pool, and its numbers: on one line if there is room, otherwise on
+    two."""
     ink = Ink.GOOD if pool.status == "Synced" else Ink.BUSY if pool.status else Ink.FAINT
     what = " ".join(filter(None, (pool.mode, pool.layout)))
     head = line(Span(pool.name, Ink.TITLE), f"  {what}  ", Span(pool.status or "new", ink))
@@ -128,7 +129,8 @@ def _title(pool: PoolStatus, paper: Paper) -> list[Line]:
 
 
 def numbers(pool: PoolStatus) -> str:
-    """Return a text that says how many nodes and GPUs a pool has, how many are in use, and how many pods wait."""
+    """Return a comma-separated list of how many nodes and GPUs a pool has, how many devices are used, and how many
+    pods wait."""
     texts = [f"{pool.nodes or '0/0'} nodes", counted(pool.gpus, "GPU")]
     if pool.used:
         texts.append(f"{pool.used} devices used")
@@ -138,8 +140,8 @@ def numbers(pool: PoolStatus) -> str:
 
 
 def _bar(pool: PoolStatus, paper: Paper) -> list[Line]:
-    """Draw a cell for each node, and a legend beside it, or below it if there is no room. Empty if the pool has no
-    nodes."""
+    """Draw a cell for each node, with a legend beside the cells, or below them if there is no room. Empty if the pool
+    has no nodes."""
     if not pool.members:
         return []
     states = Counter(node.state for node in pool.members)
@@ -158,8 +160,8 @@ def _bar(pool: PoolStatus, paper: Paper) -> list[Line]:
 
 
 def facts(pool: PoolStatus, now: datetime) -> list[str]:
-    """Return sentences about what is about to happen in a pool: its plan, a pause, its window, and how long the change
-    may take."""
+    """Return clauses about what is about to happen in a pool: its plan, a pause, its window, and how long the change
+    may take. Those that do not apply are left out."""
     texts = []
     plan = pool.plan
     if plan:
@@ -183,7 +185,7 @@ def facts(pool: PoolStatus, now: datetime) -> list[str]:
 
 
 def _row(node: NodeStatus, now: datetime, paper: Paper) -> list[Span]:
-    """Return the cells of a node in the table of nodes; wide paper has the columns of WIDE as well."""
+    """Return the cells of a node in the table of nodes: those of COLUMNS and, on wide paper, those of WIDE."""
     ink = node.state.value.ink
     cells = [
         Span(node.name),
@@ -202,8 +204,8 @@ def _row(node: NodeStatus, now: datetime, paper: Paper) -> list[Span]:
 
 
 def _progress(node: NodeStatus, paper: Paper) -> str:
-    """Draw how far the change of a node has come: a cell for each phase of a change that goes well, those that are
-    reached filled. A blocked or failed node has one mark and no filled cells."""
+    """Draw the progress of a node's change: one cell for each phase of a successful change, filled up to the present
+    phase. For a blocked or failed node, the first cell has the mark of that state and the others are empty."""
     phase = known_phase(node.phase)
     done = _CELLS.index(phase) + 1 if phase in _CELLS else 0
     glyph = node.state.value
@@ -218,7 +220,7 @@ def _progress(node: NodeStatus, paper: Paper) -> str:
 def as_data(
     pools: Sequence[PoolStatus], unowned: Sequence[NodeStatus], where: str, now: datetime
 ) -> dict[str, Any]:
-    """Return all pools as plain data, for JSON and YAML; times as the API has them."""
+    """Return all pools as plain data, for JSON and YAML. `where` is the name of the context."""
     return {
         "context": where,
         "pools": [_pool_data(pool, now) for pool in pools],
@@ -228,7 +230,7 @@ def as_data(
 
 
 def _pool_data(pool: PoolStatus, now: datetime) -> dict[str, Any]:
-    """Return one pool as plain data, with all of its nodes."""
+    """Return one pool as plain data, including all of its nodes."""
     estimate = find_estimate(pool, now)
     return {
         "name": pool.name,
@@ -274,11 +276,11 @@ def node_data(node: NodeStatus) -> Mapping[str, Any]:
 TICK = 1.0
 """Seconds between two redraws. Ages grow even when nothing happens."""
 ENOUGH = 2
-"""How many ticks in a row have to pass without an error until the cluster counts as followed again."""
+"""How many ticks in a row must pass without an error until the cluster counts as followed again."""
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Show the pools once, or with --watch until Ctrl-C; see VerbModule."""
+    """Show the pools once, or with --watch again and again until Ctrl-C (see VerbModule)."""
     policies, nodes = await session.lists(POLICIES, GPUNODES)
     picture = Picture(session, typed.policy, terminal, typed.timeline)
     if typed.watch:
@@ -290,7 +292,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 @dataclass(slots=True)
 class Picture:
-    """Draws the pools, and remembers what was drawn last."""
+    """Draws the pools to a terminal, and remembers what was drawn last."""
 
     session: Session
     policy: str
@@ -300,8 +302,9 @@ class Picture:
     lines: Sequence[Line] = ()
 
     def draw(self, policies: Iterable[JSON], nodes: Sequence[JSON], stale: str = "") -> None:
-        """Draw the pools, or only the one named in `self.policy`. Outside a redrawing, nothing is drawn if nothing has
-        changed. `stale`: why the data may be out of date. Raises Trouble if there is no policy of that name."""
+        """Draw the pools, or only the one named in `policy`. Outside a redrawing, nothing is drawn if the pools have
+        not changed since the last call. `stale` says why the data may be out of date; empty if it is current.
+        Raises Trouble if no policy has that name."""
         pools, unowned = read_pools(policies, nodes)
         if self.policy:
             pools, unowned = (self._find_pool(pools),), ()
@@ -324,7 +327,7 @@ class Picture:
             self.terminal.show(self.lines, hint)
 
     def _find_pool(self, pools: Sequence[PoolStatus]) -> PoolStatus:
-        """Return the pool named in `self.policy`. Raises Trouble if there is none."""
+        """Return the pool whose name is `self.policy`. Raises Trouble if there is none."""
         named = {pool.name: pool for pool in pools}
         if self.policy not in named:
             raise Trouble(no_such(POLICIES, self.policy, list(named), self.session.where))
@@ -338,19 +341,19 @@ def _in_order(reflector: Reflector[JSON]) -> list[JSON]:
 
 @dataclass(slots=True)
 class Notices:
-    """Warnings on standard error when a watch loses the cluster and when it is back. They are for pipes, JSON and
-    YAML, where output may be silent for long; a redrawn picture shows the error itself."""
+    """Warns on standard error when a watch loses the cluster, and when it is back. This is for pipes, JSON and YAML,
+    where there may be no output for a long time; a redrawn picture shows the error itself."""
 
     session: Session
     terminal: Terminal
     away: bool = False
-    """Whether the loss of the cluster has been reported and its return has not."""
+    """Whether the loss of the cluster has been reported, but its return has not."""
     looks: int = 0
-    """How many ticks in a row the cluster could be followed since then."""
+    """For how many ticks in a row the cluster could be followed since then."""
 
     def look(self, error: KubeError | None) -> None:
-        """Note whether the cluster can be followed now; `error` says why not. The loss and the return are each
-        reported once. Does nothing during a redrawing."""
+        """Note whether the cluster can be followed now; `error` is None if it can. Warn once when the cluster is lost,
+        and once when it has been followed for ENOUGH ticks again. Does nothing during a redrawing."""
         if self.terminal.redraws:
             return
         if error is not None:
@@ -370,8 +373,8 @@ class Notices:
 
 
 async def _watch(session: Session, picture: Picture, first: tuple[Sequence[JSON], Sequence[JSON]]) -> None:
-    """Draw the pools at every TICK until Ctrl-C; on a pipe only what has changed. `first`: policies and nodes as they
-    were read before the watch."""
+    """Draw the pools at every TICK until Ctrl-C; on a pipe only when they have changed. `first` has the policies and
+    the GPUNodes that were read before the watch."""
     gc.enable()  # a watch may run for days
     policies, nodes = (
         Reflector(session.client, resource, lambda raw: raw, settings=CacheSettings(page_size=PAGE))
@@ -380,7 +383,7 @@ async def _watch(session: Session, picture: Picture, first: tuple[Sequence[JSON]
     notices = Notices(session, picture.terminal)
 
     async def draw() -> None:
-        """Draw the newest data at every TICK. Until both kinds are listed, that is `first`."""
+        """Draw the newest data at every TICK, which is `first` until both kinds have been listed."""
         known = first
         while True:
             if policies.synced.is_set() and nodes.synced.is_set():

@@ -1,7 +1,7 @@
-"""A pool's last rollout over time: which node was in which phase, from when to when, taken from the nodes' histories
-and drawn with characters. Pure.
+"""A pool's last rollout over time: which node was in which phase, from when to when. It is reconstructed from the
+nodes' histories and drawn with characters. Pure.
 
-A history holds the last 20 transitions of a node; older ones are not known.
+A history holds the last 20 transitions of a node; older ones are unknown.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from gpusharing.cli.shell.drawing import Glyph, Ink, Line, Paper, Span, bar, len
 from gpusharing.planning.vocabulary.lengths import counted
 
 REST = timedelta(days=1)
-"""Changes with less than this between them belong to one rollout: one with windows continues each night."""
+"""Changes with less time than this between them belong to one rollout: a rollout with windows continues each night."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,11 @@ class Stretch:
     phase: str
     """Name of the phase."""
     reason: str
-    """Why the node was in it."""
+    """Why the node was in the phase."""
     begin: datetime
-    """When the node entered it."""
+    """When the node entered the phase."""
     end: datetime
-    """When the node left it, or now if it is still in it."""
+    """When the node left the phase, or now if it is still in it."""
 
     @property
     def state(self) -> State:
@@ -57,7 +57,7 @@ class Track:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """A rollout from its first change to its last, or to now if it is not over."""
+    """A rollout, from the beginning of its first change to the end of its last, or to now if it is not over."""
 
     begin: datetime
     """When the first change began."""
@@ -68,8 +68,8 @@ class Timeline:
 
 
 def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
-    """Return the last rollout of a pool; None if the histories contain no change. Nodes that have not changed yet but
-    will are included."""
+    """Return the last rollout of a pool, including nodes that have yet to change. Return None if no node's history
+    contains a change."""
     changes = [(node, change) for node in pool.members if (change := _last_change(node, now))]
     begin = _beginning([moving for _, change in changes if (moving := _moving(change))])
     if begin is None:
@@ -85,8 +85,8 @@ def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
 
 
 def _last_change(node: NodeStatus, now: datetime) -> tuple[Stretch, ...]:
-    """Return the periods since the node was last Synced. A Synced period at the end is included, because it ends the
-    change. Empty if the node was Synced all the time."""
+    """Return the periods of a node since it was last Synced, oldest first. If it is Synced again, that last period is
+    included, because it ends the change. Empty if the history contains nothing but Synced."""
     steps = [(step, at) for step in node.history if (at := from_rfc3339(step.at)) is not None]
     ends = [*(at for _, at in steps), now][1:]
     stretches = [
@@ -99,15 +99,15 @@ def _last_change(node: NodeStatus, now: datetime) -> tuple[Stretch, ...]:
 
 
 def _moving(change: Sequence[Stretch]) -> tuple[datetime, datetime] | None:
-    """Return when the node's change began and ended, without waiting before and after; None if the node was not
-    changed."""
+    """Return when the node's change began and when it ended, without waiting before and after it. Return None if the
+    node was not changed."""
     moving = [one for one in change if one.moves]
     return (moving[0].begin, moving[-1].end) if moving else None
 
 
 def _beginning(spans: Iterable[tuple[datetime, datetime]]) -> datetime | None:
-    """Return when the last rollout began; None if `spans`, the periods of change, is empty. Changes with less than
-    REST between them belong together."""
+    """Return when the last rollout began, or None if `spans` is empty. Each of `spans` has the beginning and end of a
+    node's change. Changes with less than REST between them belong to the same rollout."""
     begin: datetime | None = None
     for first, last in sorted(spans, key=lambda span: span[1], reverse=True):
         if begin is not None and begin - last > REST:
@@ -117,19 +117,21 @@ def _beginning(spans: Iterable[tuple[datetime, datetime]]) -> datetime | None:
 
 
 def _belongs(node: NodeStatus, change: Sequence[Stretch], begin: datetime) -> bool:
-    """Whether the change is part of the rollout that began at `begin`: the node is not done, or its change began then
-    or later."""
+    """Whether a node's change is part of the rollout that began at `begin`: the node is not done, or its change began
+    at that time or later."""
     moving = _moving(change)
     return node.state is not State.DONE or (moving is not None and moving[0] >= begin)
 
 
 def _order(track: Track, end: datetime) -> tuple[datetime, str]:
-    """Sort key: by the beginning of the change, then by name; nodes that have not begun come last."""
+    """Return the sort key of a track: the beginning of the change, or `end` if it has not begun, and then the node's
+    name."""
     return next((one.begin for one in track.stretches if one.moves), end), track.node
 
 
 def _track(node: str, change: Sequence[Stretch], begin: datetime, end: datetime) -> Track:
-    """Return the part of a node's change that lies between `begin` and `end`."""
+    """Return the part of a node's change that lies between `begin` and `end`, with the duration of the
+    whole change."""
     cut = (replace(one, begin=max(one.begin, begin), end=min(one.end, end)) for one in change)
     moving = _moving(change)
     took = None if moving is None or change[-1].state is not State.DONE else change[-1].begin - moving[0]
@@ -137,8 +139,8 @@ def _track(node: str, change: Sequence[Stretch], begin: datetime, end: datetime)
 
 
 def busiest(track: Track, begin: datetime, end: datetime) -> Stretch | None:
-    """Return the phase that stands for a period in one cell: a blocked or failed one if there is any, otherwise the
-    longest. None if the track has nothing in that period."""
+    """Return the phase to show in the cell for the period from `begin` to `end`: the longest in which the node was
+    blocked or failed, otherwise the longest of all. None if the track has no phase in that period."""
     shown: Stretch | None = None
     most = (False, timedelta(0))
     for stretch in track.stretches:
@@ -150,12 +152,12 @@ def busiest(track: Track, begin: datetime, end: datetime) -> Stretch | None:
 
 
 MOST = 20
-"""The most nodes that are drawn; -o wide draws all."""
+"""How many nodes are drawn; -o wide draws all."""
 CELLS = 48
 """The number of cells in a line, if there is room."""
 FEWEST = 8
 NAME = 24
-"""The most characters of a node's name, if the paper has a width."""
+"""How many characters of a node's name are shown, if the paper has a width."""
 LETTERS: Mapping[Phase, str] = {
     Phase.CORDONED: "c",
     Phase.WAITING_FOR_JOBS: "w",
@@ -170,8 +172,8 @@ LETTERS: Mapping[Phase, str] = {
 
 
 def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
-    """Draw the last rollout of a pool: its period, a line for each node, and a legend. At most MOST nodes, unless the
-    paper is wide."""
+    """Draw the last rollout of a pool: its period, a line for each node, and a legend. At most MOST nodes are drawn,
+    or all on wide paper."""
     timeline = find_timeline(pool, now)
     if timeline is None:
         return prose("The histories of the nodes contain no change.", paper, indent="  ", ink=Ink.FAINT)
@@ -196,7 +198,7 @@ def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Lin
 
 
 def glyph_of(stretch: Stretch) -> Glyph:
-    """Return how a period is drawn: the letter of its phase, or the glyph of the node's state if the phase has no
+    """Return the glyph of a period: the letter of its phase, or the glyph of the node's state if the phase has no
     letter."""
     phase = known_phase(stretch.phase)
     letter = LETTERS.get(phase) if phase is not None else None
@@ -204,7 +206,7 @@ def glyph_of(stretch: Stretch) -> Glyph:
 
 
 def moment(at: datetime, beside: datetime) -> str:
-    """Return a time of day in UTC, with the date if `beside` is on another day."""
+    """Format a time of day in UTC, with the date if `beside` is on another day."""
     return at.strftime("%H:%M:%SZ" if at.date() == beside.date() else "%Y-%m-%d %H:%M:%SZ")
 
 
@@ -216,14 +218,15 @@ def _outcome(track: Track) -> str:
 
 
 def _cells(track: Track, begin: datetime, cell: timedelta, cells: int, paper: Paper) -> Line:
-    """Draw one node as a number of cells, each of which stands for a period as long as `cell`."""
+    """Draw the track of one node as a number of `cells`, each of which stands for a period as long as `cell`."""
     shown = (busiest(track, begin + number * cell, begin + (number + 1) * cell) for number in range(cells))
     glyphs = [Glyph(" ", " ", Ink.PLAIN) if one is None else glyph_of(one) for one in shown]
     return bar(glyphs, paper, cells)
 
 
 def _legend(tracks: tuple[Track, ...], paper: Paper) -> str:
-    """Return what the characters stand for, only those that occur: the phases in their order, then the states."""
+    """Return the meaning of each character that occurs in the tracks: first the phases in their order, then the
+    states."""
     glyphs = {glyph_of(one).drawn: glyph_of(one) for track in tracks for one in track.stretches}
     order = [*LETTERS.values(), *(state.value.drawn for state in State)]
     return "; ".join(f"{glyphs[key].on(paper)} {glyphs[key].word}" for key in order if key in glyphs)
