@@ -1,6 +1,6 @@
-"""Proposes policies for a cluster that was configured by hand, and checks them with the planner. Pure.
+"""Propose policies for a cluster that was configured by hand, and check them with the planner. Pure.
 
-The check runs on a snapshot of the cluster as it will be: the admin's ConfigMaps merged into ours, ClusterPolicy
+The check runs on a snapshot of the cluster as it will be: with the admin's ConfigMaps merged into ours, ClusterPolicy
 pointing at ours, and the policies applied. Nodes that the planner would not adopt unchanged are left out, and the rest
 is checked again.
 """
@@ -57,17 +57,18 @@ class AdminConfigMaps:
     mig_file: str | None = None
     """The content of mig-manager's ConfigMap, or None if ClusterPolicy names none or it does not exist."""
     elsewhere: Sequence[str] = ()
-    """Other namespaces with a ConfigMap of the device plugin's name, if there is none where it has to be."""
+    """Other namespaces that have a ConfigMap with the name of the device plugin's, if it does not exist where it must
+    be."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdoptionStep:
-    """A command to run before the policies can take effect."""
+    """A command that must be run before the policies can take effect."""
 
     command: str
     """The complete command."""
     about: str
-    """What the command is for."""
+    """The purpose of the command."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +76,20 @@ class Import:
     """The policies to apply, the steps before that, and the nodes that are left out."""
 
     proposed: tuple[ProposedPolicy, ...]
-    """The policies that take the nodes over as they are."""
+    """The policies that adopt nodes as they are."""
     left_out: Mapping[str, str]
-    """Nodes with GPUs that no policy would leave as they are, and why."""
+    """The nodes with GPUs that no policy would leave as they are, each with the reason."""
     owned: int
-    """How many nodes a policy owns already."""
+    """How many nodes are owned by a policy already."""
     steps: tuple[AdoptionStep, ...]
-    """The steps to take before the policies are applied, in their order."""
+    """The steps to take before the policies are applied, in order."""
     presumed: bool = False
-    """Whether no agent has read the GPUs, so that they were inferred from labels and from what Nodes advertise."""
+    """True if no agent has read the GPUs, so that they were inferred from labels and from what Nodes advertise."""
 
 
 def named_maps(snapshot: ClusterSnapshot) -> AdminMaps:
-    """Return the names of the admin's ConfigMaps to which ClusterPolicy points. A name is empty if the ConfigMap is
-    ours, or the default that nobody chose (docs/design/nvidia.md#d6)."""
+    """Return the names of the admin's ConfigMaps to which ClusterPolicy points. A name is empty if ClusterPolicy names
+    no ConfigMap, names ours, or names the default that nobody chose (docs/design/nvidia.md#d6)."""
     policy, settings = snapshot.stack.cluster_policy, snapshot.settings
     if policy is None:
         return NO_MAPS
@@ -108,10 +109,11 @@ def find_import(
     *,
     missing: bool = False,
 ) -> Import:
-    """Return policies for the GPU nodes that no policy owns. Nodes that the planner would not adopt unchanged are left
-    out, until it would adopt all that remain.
+    """Return policies for the GPU nodes that no policy owns, so that the planner would adopt all of these nodes
+    unchanged. The other nodes are left out, each with a reason.
 
-    `merged`: the ConfigMaps whose entries the operator merges already. `missing`: no operator is installed yet.
+    `merged` names the ConfigMaps whose entries the operator merges already. `missing` is true if no operator is
+    installed yet; the GPUs are then inferred from labels.
     """
     pointed = with_pointers(snapshot, admin)
     if missing:
@@ -140,7 +142,7 @@ def find_import(
 
 
 def _has_gpu(node: NodeView, snapshot: ClusterSnapshot) -> bool:
-    """Whether the node has GPUs, by its labels and resources or by its agent's report."""
+    """Whether the node has GPUs, according to its labels and resources or to its agent's report."""
     gpunode = snapshot.gpunodes.get(node.name)
     return has_gpu(node) or bool(gpunode and gpunode.observed and gpunode.observed.gpus)
 
@@ -149,7 +151,7 @@ def _read(
     node: NodeView, snapshot: ClusterSnapshot, admin: AdminConfigMaps, *, missing: bool
 ) -> Handmade | str:
     """Return the policy settings that match what the node serves now, or a clause that says why there are none.
-    `missing`: no operator is installed, so there are no agents either."""
+    `missing` is true if no operator is installed, so that there are no agents either."""
     gpunode = snapshot.gpunodes.get(node.name)
     observed = gpunode.observed if gpunode is not None else None
     if node.fence is not None:
@@ -169,7 +171,8 @@ def _read(
 
 
 def with_pointers(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> ClusterSnapshot:
-    """Return the snapshot with the admin's entries merged and both pointers at our ConfigMaps."""
+    """Return the snapshot as it will be with the admin's entries merged into our ConfigMaps and both pointers of
+    ClusterPolicy at these. Without a ClusterPolicy it is returned unchanged."""
     stack, settings = snapshot.stack, snapshot.settings
     if (policy := stack.cluster_policy) is None:
         return snapshot
@@ -188,15 +191,16 @@ def with_pointers(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> ClusterS
 
 
 def with_presumed(snapshot: ClusterSnapshot) -> ClusterSnapshot:
-    """Return the snapshot with agents' reports inferred from labels and allocatable resources (`presume`)."""
+    """Return the snapshot with reports of agents that are inferred from labels and allocatable resources (`presume`).
+    They replace all reports it had."""
     presumed = {name: presume(node, snapshot.stack) for name, node in snapshot.nodes.items()}
     gpunodes = {name: gpunode for name, gpunode in presumed.items() if gpunode is not None}
     return replace(snapshot, gpunodes=gpunodes, agents=frozenset(gpunodes))
 
 
 def _refused(snapshot: ClusterSnapshot, proposed: Sequence[ProposedPolicy], now: datetime) -> dict[str, str]:
-    """Return the nodes that would not be adopted, each with the reason of the validation or the planner; empty if all
-    would be. If the validation refuses some policies, only their nodes are returned and the planner does not run."""
+    """Return the nodes that would not be adopted, each with the reason; empty if all would be. If the validation
+    refuses some policies, only the nodes of these are returned, and the planner does not run."""
     invalid = {
         node: f"no policy can express it: {errors[0]}"
         for policy in proposed
@@ -217,8 +221,8 @@ def _refused(snapshot: ClusterSnapshot, proposed: Sequence[ProposedPolicy], now:
 
 
 def _why(plan: RolloutPlan, policy: str, node: str) -> str:
-    """Return why the planner would not adopt the node: what differs from the policy or, if nothing does, the reason
-    and message of its verdict."""
+    """Return why the planner would not adopt the node under `policy`: what differs from the policy or, if nothing
+    does, the reason and message of its verdict."""
     members = plan.pools[policy].members if policy in plan.pools else ()
     assessed = next((member.assessment for member in members if member.node.name == node), None)
     verdict = plan.verdicts[node]
@@ -228,7 +232,7 @@ def _why(plan: RolloutPlan, policy: str, node: str) -> str:
 
 
 def _plan(snapshot: ClusterSnapshot, proposed: Iterable[ProposedPolicy], now: datetime) -> RolloutPlan:
-    """Return the plan with the proposed policies applied, as the operator would make it once its configuration has
+    """Return the plan with the proposed policies applied, as the operator would make it after its configuration has
     reached all nodes."""
     views = [*snapshot.policies, *(policy_view(applied(None, one.manifest)) for one in proposed)]
     snapshot = replace(snapshot, policies=tuple(sorted(views, key=lambda view: view.name)))
@@ -244,8 +248,8 @@ def _plan(snapshot: ClusterSnapshot, proposed: Iterable[ProposedPolicy], now: da
 def find_steps(
     snapshot: ClusterSnapshot, admin: AdminConfigMaps, merged: AdminMaps
 ) -> Iterator[AdoptionStep]:
-    """Yield the steps that are left with an installed operator. The pointers of ClusterPolicy move last, because a
-    device plugin does not start if its Node names an entry that the ConfigMap lacks."""
+    """Yield the steps that remain if the operator is installed. The pointers of ClusterPolicy are moved last, because
+    a device plugin does not start if its Node names an entry that the ConfigMap lacks."""
     if values := ",".join(_values(admin, merged)):
         upgrade = f"helm upgrade gpusharing CHART -n {snapshot.settings.namespace} --reset-then-reuse-values"
         about = "Merge the entries that Nodes name into the operator's ConfigMaps"
@@ -270,8 +274,8 @@ def find_steps(
 def first_steps(
     snapshot: ClusterSnapshot, admin: AdminConfigMaps, merged: AdminMaps
 ) -> Iterator[AdoptionStep]:
-    """Yield the steps without an operator: install it with the admin's ConfigMaps named, then run import again. That
-    run has the steps that move the pointers, because agents have read the GPUs by then."""
+    """Yield the steps if the operator is not installed: install it with the admin's ConfigMaps, then run import again.
+    That run yields the steps that move the pointers, because agents have read the GPUs by then."""
     settings = snapshot.settings
     values = _values(admin, merged)
     yield AdoptionStep(
@@ -285,7 +289,8 @@ def first_steps(
 
 
 def _values(admin: AdminConfigMaps, merged: AdminMaps) -> list[str]:
-    """Return the chart values that name the admin's ConfigMaps, without those that the operator merges already."""
+    """Return the chart values that name the admin's ConfigMaps, such as `gpuOperator.adminMigConfigMap=NAME`.
+    ConfigMaps that do not exist, and those that the operator merges already, are left out."""
     values = {
         "adminPluginConfigMap": (admin.maps.plugin, merged.plugin, admin.plugin_configs),
         "adminMigConfigMap": (admin.maps.mig, merged.mig, admin.mig_file),
@@ -298,8 +303,8 @@ def _values(admin: AdminConfigMaps, merged: AdminMaps) -> list[str]:
 
 
 def _wait(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> str:
-    """Return a shell loop that ends once each of our ConfigMaps has an entry that it lacks now; empty if none lacks
-    any. One entry of each is enough to wait for, because all are written at once."""
+    """Return a shell loop that ends when the operator has written its ConfigMaps: each must have one entry that it
+    lacks now. Empty if none lacks an entry. One entry each is enough, because all are written at once."""
     stack, settings = snapshot.stack, snapshot.settings
     plugin = sorted({NEUTRAL_KEY, *(admin.plugin_configs or {})} - stack.plugin_configs.keys())
     theirs = parse_admin(admin.mig_file or "").entries
@@ -318,8 +323,8 @@ def _wait(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> str:
 
 
 def _point(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> str:
-    """Return the command that points NVIDIA's programs at our ConfigMaps. Empty if they point there already, or if our
-    ConfigMaps are in a namespace where those programs cannot mount them."""
+    """Return the command that points NVIDIA's programs at our ConfigMaps. Empty if they point there already, if there
+    is no ClusterPolicy, or if our ConfigMaps are in a namespace where those programs cannot mount them."""
     policy, settings = snapshot.stack.cluster_policy, snapshot.settings
     if policy is None or find_other_namespace(policy, settings.gpu_operator_namespace):
         return ""

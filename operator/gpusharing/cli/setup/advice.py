@@ -1,6 +1,6 @@
-"""Advice on the mode and the layout: rules in a fixed order, of which the first that applies decides. Pure.
+"""Advice on the mode and the layout: rules in a fixed order, the first of which that applies decides. Pure.
 
-`docs/design/hardware.md` says what isolates what; what fits on a card is decided as for a policy.
+`docs/design/hardware.md` says which mode isolates what. Whether something fits on a card is decided as for a policy.
 """
 
 from collections import Counter
@@ -44,21 +44,21 @@ class AdviceAnswers:
     bursts: bool = False
     """Whether workloads compute only now and then."""
     no_mps: str | None = None
-    """Why no label can switch MPS on in the cluster; empty if one can, or None if that is unknown."""
+    """The reason why no label can switch MPS on in the cluster; empty if one can, or None if it is unknown."""
     mps_remedy: str = ""
-    """What a person can do about that, as whole sentences; empty if MPS can be switched on or that is unknown."""
+    """What a person can do about it, in sentences; empty if MPS can be switched on, or if it is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """The mode and layout to choose, with the reasons and the price."""
+    """The mode and layout to choose, with the reasons and the disadvantage."""
 
     mode: Mode
     """The mode to choose."""
     shares: int
     """How many workloads share one GPU."""
     why: tuple[str, ...]
-    """One reason for each question that decided, with the page that says so."""
+    """The reasons for this choice, each with the page that explains it."""
     but: str
     """The disadvantage of this choice."""
     profile: Profile | None = None
@@ -67,7 +67,8 @@ class Advice:
     """The layout of each GPU in mode MIG; empty in the other modes."""
 
     def policy(self, name: str, pool: str) -> dict[str, object]:
-        """Return the policy to apply, which selects the nodes of this pool by their label."""
+        """Return the manifest of the policy to apply. It is called `name` and selects the nodes whose pool label is
+        `pool`."""
         blocks: dict[Mode, dict[str, object]] = {
             Mode.MIG: {"mig": {"layouts": [{"devices": "all", "profiles": dict(self.layout)}]}},
             Mode.MPS: {"mps": {"replicas": self.shares}},
@@ -79,13 +80,13 @@ class Advice:
 
 
 def advise(answers: AdviceAnswers) -> Advice:
-    """Return the advice of the first rule that applies. The last rule always does."""
+    """Return the advice of the first rule in RULES that gives any. The last rule always does."""
     return next(advice for rule in RULES if (advice := rule(answers)) is not None)
 
 
 def _whole(answers: AdviceAnswers) -> Advice | None:
-    """Advise a whole GPU if the memory at the peak, with headroom, is more than half of the card's; None if it is not.
-    If it is more than the card has, the advice says how many GPUs it takes."""
+    """Advise a whole GPU if the memory that a workload needs, with headroom, exceeds half of the card's; return None
+    otherwise. If it exceeds all of the card's memory, the advice says how many GPUs the workload needs."""
     need, have = answers.memory * HEADROOM, memory_of(answers.card)
     if need <= have / 2:
         return None
@@ -98,8 +99,8 @@ def _whole(answers: AdviceAnswers) -> Advice | None:
 
 
 def _isolated(answers: AdviceAnswers) -> Advice | None:
-    """Advise MIG, with the smallest profile that is large enough, if promises, strangers or billing require isolation;
-    None if nothing does. A card without such a profile gets whole GPUs."""
+    """Advise MIG with the smallest profile that is large enough, if promises, strangers or billing require isolation;
+    return None otherwise. If the card has no such profile, advise whole GPUs."""
     reasons = {
         "latency or availability is promised": answers.promise,
         "workloads of strangers share": answers.strangers,
@@ -124,8 +125,8 @@ def _isolated(answers: AdviceAnswers) -> Advice | None:
 
 
 def _together(answers: AdviceAnswers) -> Advice | None:
-    """Advise MPS for workloads that compute all the time and whose owners trust each other; None if they compute only
-    now and then, or if the operator would refuse MPS."""
+    """Advise MPS for workloads that compute all the time and whose owners trust each other. Return None if the
+    workloads compute only now and then, or if MPS cannot be switched on."""
     if answers.bursts or answers.no_mps:
         return None
     most = int(memory_of(answers.card) // (answers.memory * HEADROOM))
@@ -147,13 +148,13 @@ def _together(answers: AdviceAnswers) -> Advice | None:
 
 
 def _turns(answers: AdviceAnswers) -> int:
-    """Return how many workloads can take turns on one GPU: as many as fit its memory at their peak, with headroom, but
-    at most TURNS."""
+    """Return how many workloads can take turns on one GPU: as many as fit into its memory at their peak, with
+    headroom, but at most TURNS."""
     return min(TURNS, int(memory_of(answers.card) // (answers.memory * HEADROOM)))
 
 
 def _in_turns(answers: AdviceAnswers) -> Advice | None:
-    """Advise time-slicing, which is left for every workload that no earlier rule covers. Never None."""
+    """Advise time-slicing, for all workloads that no earlier rule covers. Never returns None."""
     shares = _turns(answers)
     why = (
         "the workloads use the GPU only now and then, so each can have the whole GPU in turn"
@@ -178,21 +179,21 @@ def _in_turns(answers: AdviceAnswers) -> Advice | None:
 
 
 RULES: tuple[Callable[[AdviceAnswers], Advice | None], ...] = (_whole, _isolated, _together, _in_turns)
-"""The rules in order, of which the first that gives advice wins: workloads that need a whole GPU, workloads that must
-be isolated, workloads that compute at the same time, all others."""
+"""The rules, in order; the first that gives advice decides. They are for workloads that need a whole GPU, workloads
+that must be isolated, workloads that compute at the same time, and all others."""
 
 
 NOTEBOOKS = {"notebook-name": "", "component": "singleuser-server"}
-"""Labels of notebooks: that of Kubeflow with any value, and that of JupyterHub."""
+"""Labels of notebooks: Kubeflow's, which may have any value, and JupyterHub's."""
 _FINISHED = frozenset({"Succeeded", "Failed"})
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What the pods of a namespace request of GPUs."""
+    """The GPU requests of the pods in a namespace, added up."""
 
     namespace: str
-    """The namespace."""
+    """The name of the namespace."""
     pods: int
     """How many pods request a GPU and have not finished."""
     devices: Counter[str] = field(default_factory=Counter)
@@ -210,22 +211,22 @@ class Demand:
 
     @property
     def promised(self) -> bool:
-        """Whether more than half of the pods have QoS class Guaranteed, or a priority above 0, because somebody relies
-        on them."""
+        """Whether somebody probably relies on the pods: more than half of them have QoS class Guaranteed, or more than
+        half have a priority above 0."""
         return max(self.guaranteed, self.ranked) * 2 > self.pods
 
     @property
     def bursts(self) -> bool:
-        """Whether more than half of the pods are notebooks, which compute only now and then."""
+        """Whether the pods probably compute only now and then: more than half of them are notebooks."""
         return self.notebooks * 2 > self.pods
 
     def instances(self, card: Card) -> Counter[str]:
-        """Return how many instances of each MIG profile of this card the pods request by name."""
+        """Return, by profile, how many MIG instances of this card the pods request by resource name."""
         names = {resource_name(profile.name): profile.name for profile in card.profiles}
         return Counter({names[name]: count for name, count in self.devices.items() if name in names})
 
     def unknown(self, card: Card) -> list[str]:
-        """Return the requested resource names of MIG instances that this card does not have, sorted."""
+        """Return the sorted resource names of MIG instances that the pods request and this card does not have."""
         known = {resource_name(one.name, shared=shared) for one in card.profiles for shared in (False, True)}
         return sorted(
             name for name in self.devices if name.startswith(RESOURCE_MIG_PREFIX) and name not in known
@@ -233,7 +234,7 @@ class Demand:
 
 
 def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
-    """Add up what the pods request of GPUs. Pods that have finished or request no GPU are left out."""
+    """Add up the GPU requests of the pods. Pods that have finished or request no GPU are left out."""
     devices: Counter[str] = Counter()
     several: list[str] = []
     count = spread = guaranteed = ranked = notebooks = 0
@@ -253,7 +254,7 @@ def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
 
 
 def _is_notebook(raw: JSON) -> bool:
-    """Whether the pod is a notebook of Kubeflow or JupyterHub, by its labels or its owner."""
+    """Whether the pod is a notebook of Kubeflow or JupyterHub, judged by its labels and its owner."""
     owners = entries(raw, "metadata", "ownerReferences")
     labels = section(raw, "metadata", "labels")
     by_label = any(name in labels and value in ("", labels[name]) for name, value in NOTEBOOKS.items())
@@ -261,7 +262,7 @@ def _is_notebook(raw: JSON) -> bool:
 
 
 def describe_demand(demand: Demand) -> str:
-    """Put the demand into one sentence, for people."""
+    """Return a sentence for people about the pods of a namespace and what they request."""
     asks = ", ".join(f"{count} {name}" for name, count in sorted(demand.devices.items()))
     facts = {
         "with several GPU containers": demand.spread,
@@ -279,12 +280,13 @@ def describe_demand(demand: Demand) -> str:
 
 
 def advise_for(demand: Demand, card: Card) -> Advice | None:
-    """Return the advice that the requests of the pods already determine; None if the questions have to be answered."""
+    """Return the advice that follows from the requests of the pods alone, or None if the user has to
+    answer questions."""
     return next((advice for rule in DEMAND_RULES if (advice := rule(demand, card)) is not None), None)
 
 
 def _several(demand: Demand, _: Card) -> Advice | None:
-    """Advise whole GPUs if a container requests more than one; None if none does."""
+    """Advise whole GPUs if a container requests more than one GPU; return None otherwise."""
     if not demand.several:
         return None
     names = ", ".join(demand.several[:3]) + (" ..." if len(demand.several) > 3 else "")
@@ -300,8 +302,8 @@ def _several(demand: Demand, _: Card) -> Advice | None:
 
 
 def _as_named(demand: Demand, card: Card) -> Advice | None:
-    """Advise MIG, with the layout that needs the fewest GPUs, if pods request MIG instances by name, which no other
-    mode has; None if none does."""
+    """Advise MIG, with the layout that needs the fewest GPUs, if pods request MIG instances by name, because no other
+    mode has those. Return None otherwise."""
     wanted = demand.instances(card)
     if not wanted:
         return None
@@ -319,8 +321,8 @@ def _as_named(demand: Demand, card: Card) -> Advice | None:
 
 
 def _layout(wanted: Counter[str], profiles: Sequence[Profile]) -> tuple[Layout, list[str]]:
-    """Return the full layout with which the fewest GPUs serve the requested profiles, and the profiles for which it has
-    no room. Those requested least are left out first."""
+    """Return the full layout that serves the requested profiles with the fewest GPUs, and the profiles for which it
+    has no room. If no layout has all of them, the profiles that are requested least are left out."""
     plain = [one for one in profiles if one.name in wanted or not {"+", "-"} & set(one.name)]
     layouts = maximal_layouts(plain)
     names = [name for name, _ in sorted(wanted.items(), key=lambda item: (-item[1], item[0]))]
@@ -333,12 +335,13 @@ def _layout(wanted: Counter[str], profiles: Sequence[Profile]) -> tuple[Layout, 
 
 
 def _cost(layout: Layout, wanted: Counter[str], served: Sequence[str]) -> tuple[int, int]:
-    """Sort key of a layout: the GPUs that it needs, then the instances that nobody requests."""
+    """Return the sort key of a layout: the number of GPUs that it needs to serve all of `wanted` that are in `served`,
+    then the number of its instances that have other profiles."""
     counts = dict(layout)
     unused = sum(counts.values()) - sum(counts[name] for name in served)
     return max(ceil(wanted[name] / counts[name]) for name in served), unused
 
 
 DEMAND_RULES: tuple[Callable[[Demand, Card], Advice | None], ...] = (_several, _as_named)
-"""The rules in order, of which the first that gives advice wins: pods that need several GPUs, then pods that name MIG
-instances. For all others `advise` asks its questions."""
+"""The rules, in order; the first that gives advice decides. They are for pods that need several GPUs and for pods that
+name MIG instances. For all others `advise` asks its questions."""

@@ -1,7 +1,8 @@
-"""`advise --card CARD --memory 15Gi ...`: a mode and a layout, with the reason, the price, and the policy to apply.
+"""`advise --card CARD --memory 15Gi ...`: advise a mode and a layout, with the reason, the disadvantage, and the
+policy to apply.
 
-Contacts no cluster, except with -n: then it reads the pods of that namespace, which cards there are, and what NVIDIA's
-ClusterPolicy turns off. Flags that are missing are asked for at a terminal, and are "no" on a pipe.
+No cluster is contacted, except with -n: then the pods of that namespace, the cards in the cluster, and what NVIDIA's
+ClusterPolicy turns off are read. Flags that are missing are asked for at a terminal, and count as "no" on a pipe.
 """
 
 import re
@@ -55,14 +56,14 @@ QUESTIONS = {
 
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
-    """Give advice by the answers of the user, without a cluster; see VerbModule."""
+    """Give advice based on the user's answers, without a cluster (see VerbModule)."""
     card = _card(typed.card or _ask(WHICH, "--card"))
     return _show(advise(_find_answers(typed, card, None)), card, None, typed, terminal)
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Give advice by the pods of a namespace, and by the user's answers where the pods leave questions open; see
-    VerbModule. Raises Trouble if no pod there requests a GPU."""
+    """Give advice based on the pods of a namespace, and on the user's answers to questions that the pods leave open
+    (see VerbModule). Raises Trouble if no pod there requests a GPU."""
     demand = read_demand(typed.namespace, await session.all(PODS, typed.namespace))
     if not demand.pods:
         raise Trouble(
@@ -84,7 +85,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def _obstacle(session: Session, mode: Mode) -> str:
-    """Return which of NVIDIA's programs the mode needs and this cluster does not run; empty if none is known."""
+    """Return a clause about NVIDIA's programs that the mode needs and ClusterPolicy turns off. Empty if there are
+    none, or if ClusterPolicies cannot be read."""
     try:
         policy, _ = find_active(map(cluster_policy_view, await session.all(CLUSTER_POLICIES)))
     except Trouble:
@@ -95,9 +97,9 @@ async def _obstacle(session: Session, mode: Mode) -> str:
 
 
 async def _deafness(session: Session) -> tuple[str | None, str]:
-    """Return why no label can switch MPS on, by the check that the operator makes before a change, and the remedy.
-    Both are empty if a label can, as far as the DaemonSet shows. The reason is None if the GPU Operator's MPS daemon
-    was not found or DaemonSets could not be listed, for whatever reason."""
+    """Return why no label can switch MPS on, found by the check that the operator makes before a change, and the
+    remedy. Both are empty if a label can, as far as the DaemonSet shows. The reason is None if there is no MPS
+    daemon of the GPU Operator, or if DaemonSets cannot be listed for whatever reason."""
     try:
         views = [daemon_set_view(raw).mps_daemon for raw in await session.all(DAEMON_SETS)]
     except Trouble:
@@ -110,8 +112,8 @@ async def _deafness(session: Session) -> tuple[str | None, str]:
 
 
 async def _only_card(session: Session) -> str:
-    """Return the product of all cards that agents have read; empty if there are several products, or if GPUNodes may
-    not be read."""
+    """Return the product of the GPUs in the cluster, as the agents report it. Empty if there are several products, or
+    if GPUNodes cannot be read."""
     try:
         nodes = await session.all(GPUNODES)
     except Trouble:
@@ -121,8 +123,8 @@ async def _only_card(session: Session) -> str:
 
 
 def _card(word: str) -> Card:
-    """Return the card that the word names. Raises Trouble if none or several match, or if its memory is shared with
-    the CPU."""
+    """Return the card that `word` names (see `pick`). Raises Trouble if none or several match, or if the card uses the
+    memory of the CPU."""
     card = pick(word)
     if not card.memory_gb:
         raise Trouble(
@@ -132,8 +134,9 @@ def _card(word: str) -> Card:
 
 
 def _find_answers(typed: Namespace, card: Card, demand: Demand | None) -> AdviceAnswers:
-    """Collect the answers to all questions: from the flags, else from `demand`, else by asking the person at the
-    terminal. Raises Trouble for a flag that cannot be read."""
+    """Collect the answers to all questions: from the flags, or else from `demand`, or else from the person at the
+    terminal. Raises Trouble if a flag cannot be parsed, or if the memory is unknown and there is no terminal to ask
+    at."""
     no_mps = find_deaf_release(typed.gpu_operator) if typed.gpu_operator else None
     if typed.gpu_operator and no_mps is None:
         raise Trouble(f"--gpu-operator {typed.gpu_operator}: write a version like v25.10.1")
@@ -152,7 +155,7 @@ def _find_answers(typed: Namespace, card: Card, demand: Demand | None) -> Advice
 
 
 def _show(advice: Advice, card: Card, demand: Demand | None, typed: Namespace, terminal: Terminal) -> int:
-    """Print the advice and the policy in the wanted format and return DONE. For YAML that is the policy alone."""
+    """Print the advice and the policy in the output format, and return DONE. In YAML only the policy is printed."""
     policy = advice.policy(typed.name, typed.pool)
     if terminal.output == "yaml":
         terminal.data(policy)
@@ -166,7 +169,7 @@ def _show(advice: Advice, card: Card, demand: Demand | None, typed: Namespace, t
 
 
 def size_of(text: str) -> float:
-    """Return the size in GiB. Raises Trouble if the text is not a size."""
+    """Parse a size such as `15Gi` and return it in GiB. Raises Trouble if it cannot be parsed or is not positive."""
     match = _SIZE.fullmatch(text.strip())
     if match is None or float(match[1]) <= 0:
         raise Trouble(f"{text!r} is not a memory size; write it like 15Gi")
@@ -174,14 +177,15 @@ def size_of(text: str) -> float:
 
 
 def _ask(question: str, flag: str) -> str:
-    """Ask at the terminal and return the answer. Raises Trouble, which names `flag`, if there is no terminal."""
+    """Ask a question at the terminal and return the answer. If there is no terminal, raises a Trouble that names
+    `flag`."""
     if not sys.stdin.isatty():
         raise Trouble(f"advise needs {flag}")
     return ask_line(question, sys.stdin)
 
 
 def describe(card: Card, advice: Advice, policy: dict[str, object], paper: Paper) -> list[Line]:
-    """Draw the advice with its reasons and its price, and the policy as YAML."""
+    """Draw the advice with its reasons and its disadvantage, and the policy as YAML."""
     layout = advice.layout
     what = f"{advice.mode}, {layout_text(layout)} on each GPU" if layout else str(advice.mode)
     if not layout and advice.shares > 1:

@@ -1,6 +1,6 @@
-"""`doctor`: what silently overrides the operator or breaks its proofs, each with the one command that fixes it.
+"""`doctor`: find what silently overrides the operator or breaks its proofs, with one command to fix each problem.
 
-It checks what `helm test` checks (`planning/stack/installation.py`), and also labels of Nodes and versions of
+It checks what `helm test` checks (`planning/stack/installation.py`), and also the labels of Nodes and the versions of
 kubelets. Before the operator is installed, it leaves out the checks of the installation itself.
 """
 
@@ -54,7 +54,7 @@ from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted.migfile import parse
 
 NEEDED = frozenset({"nodes", "configmaps", "daemonsets.apps", "clusterpolicies.nvidia.com"})
-"""The kinds without which nothing can be said."""
+"""The kinds that the user must be able to read, because most checks need them."""
 OUR_KINDS = frozenset({"gpusharingpolicies.gpusharing.dev", "gpunodes.gpusharing.dev"})
 NO_VERSION: Unseen = {
     Topic.KUBELETS: "the API server does not report its version, so kubelet versions were not compared with it"
@@ -66,21 +66,21 @@ NO_SERVERS: Unseen = {
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """What doctor has read and found wrong."""
+    """What doctor has read, and what it found to be wrong."""
 
     view: InstallationView
-    """What was read of the installation."""
+    """The state of the installation, as far as it could be read."""
     symptoms: Sequence[Symptom] = ()
-    """What is wrong."""
+    """The problems that were found."""
     notes: tuple[str, ...] = ()
-    """What could not be found out about the installation, and why."""
+    """Sentences about what could not be determined about the installation, and why."""
     unseen: Unseen = field(default_factory=dict)
-    """Why something could not be checked, by topic."""
+    """The reason why something could not be checked, by topic."""
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print what is wrong and return FAILED if there is an error; see VerbModule. Raises Trouble if nothing can be
-    said because the user may not read one of NEEDED."""
+    """Print what is wrong, and return FAILED if there is an error, otherwise DONE (see VerbModule). Raises Trouble if
+    no error was found but the user may not read one of the kinds in NEEDED."""
     try:
         examined = await _examine(session.client)
     except KubeError as error:
@@ -96,7 +96,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def _examine(client: KubeClient) -> Examination:
-    """Read the installation and all Nodes, and find what is wrong with them."""
+    """Read the installation and all Nodes, and find what is wrong with them. Raises KubeError."""
     place, notes = await _place(client)
     view = await _as_installed(client, await gather_installation(client, place))
     view, entries = await _with_pointed(client, view)
@@ -116,8 +116,8 @@ async def _examine(client: KubeClient) -> Examination:
 
 
 def _entry_symptoms(view: InstallationView, entries: PluginEntries | None) -> Symptoms:
-    """Return what is wrong with the device plugin's ConfigMap. If that is the operator's own and it is absent, nothing
-    is returned, because `find_symptoms` reports it."""
+    """Return what is wrong with the device plugin's ConfigMap. Empty if it is the operator's own and does not exist,
+    because `find_symptoms` reports that."""
     if entries is None or (entries.config_map == view.place.plugin_config_map and entries.texts is None):
         return ()
     stack = view.followed_policy
@@ -126,9 +126,8 @@ def _entry_symptoms(view: InstallationView, entries: PluginEntries | None) -> Sy
 
 
 async def _as_installed(client: KubeClient, view: InstallationView) -> InstallationView:
-    """Return the view with our kinds marked as not served, if they are not served but the user may not read them. The
-    API server checks rights before it looks whether it serves a kind; whether it does, everybody may ask. Otherwise
-    the view is returned unchanged."""
+    """Return the view. If the user may not read our kinds and the API server does not serve them, mark them as not
+    served: the server checks rights before it checks whether it serves a kind, but anybody may ask whether it does."""
     hidden = OUR_KINDS & view.unread.keys()
     if not hidden or await client.served(GPUNODES):
         return view
@@ -137,7 +136,7 @@ async def _as_installed(client: KubeClient, view: InstallationView) -> Installat
 
 
 async def _version(client: KubeClient) -> str:
-    """Return the version of the API server; empty if it does not report one."""
+    """Return the version of the API server; empty if the user may not read it."""
     try:
         return await client.version()
     except (Forbidden, NotFound):
@@ -145,8 +144,8 @@ async def _version(client: KubeClient) -> str:
 
 
 async def _servers(client: KubeClient) -> tuple[list[Server], Unseen]:
-    """Return the DaemonSets of all namespaces that serve GPUs, and what remains unknown if DaemonSets may not be
-    listed."""
+    """Return the DaemonSets of all namespaces that serve GPUs. If the user may not list DaemonSets, return no servers
+    and what remains unknown."""
     try:
         pages = pages_of(client, DAEMON_SETS)
         servers = [
@@ -158,11 +157,9 @@ async def _servers(client: KubeClient) -> tuple[list[Server], Unseen]:
 
 
 async def _place(client: KubeClient) -> tuple[Place, tuple[str, ...]]:
-    """Read the settings of this installation from the operator's Deployment. Where there is none, or it may not be
-    read, the chart's defaults hold and the GPU Operator is looked for in the cluster.
-
-    Also returns notes about the Deployment, for people.
-    """
+    """Return the settings of this installation, read from the operator's Deployment, and notes about it for people. If
+    there is no Deployment, or it may not be read, return the chart's defaults with the namespace in which the GPU
+    Operator was found, and no notes."""
     place = Place()
     try:
         deployments = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
@@ -188,9 +185,9 @@ async def _place(client: KubeClient) -> tuple[Place, tuple[str, ...]]:
 async def _with_pointed(
     client: KubeClient, view: InstallationView
 ) -> tuple[InstallationView, PluginEntries | None]:
-    """Return `view` with the ConfigMaps that ClusterPolicy names instead of ours, and the entries of the device
-    plugin's ConfigMap. They are None if ClusterPolicy names none, or if it may not be read. A ConfigMap that does not
-    exist counts as empty."""
+    """Return `view` with the ConfigMaps that ClusterPolicy names instead of ours added to it, and the entries of the
+    device plugin's ConfigMap. The entries are None if ClusterPolicy names no ConfigMap, or if it may not be read. A
+    ConfigMap that does not exist counts as empty."""
     stack, place, maps, entries = view.followed_policy, view.place, dict(view.config_maps), None
     plugin = stack.plugin_config_name if stack is not None else ""
     pointed = {plugin, stack.mig_config_name if stack is not None else ""}
@@ -212,9 +209,10 @@ async def _with_pointed(
 
 
 async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, MigEntries]:
-    """Return, by node, the entries that mig-manager has on the nodes whose label names one: those of the ConfigMap to
-    which ClusterPolicy points it, else of the one that it generated for the node (docs/design/nvidia.md#a10). Empty
-    without a mig-manager, and without the nodes whose ConfigMap is absent or may not be read."""
+    """Return, for each node whose label names an entry, the entries that mig-manager knows there: those of the
+    ConfigMap to which ClusterPolicy points, or else of the one that mig-manager generated for the node
+    (docs/design/nvidia.md#a10). Nodes whose ConfigMap does not exist or may not be read are left out. Empty without
+    a mig-manager."""
     stack = view.followed_policy
     named = [
         one.name
@@ -229,8 +227,8 @@ async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, 
 
 
 async def _mig_maps(client: KubeClient, namespace: str, name: str) -> dict[str, frozenset[str]]:
-    """Return the names of the entries by ConfigMap: of the one with this name, or without a name of all that
-    mig-managers have generated."""
+    """Return the entry names in ConfigMaps of mig-manager, by the ConfigMap's name: of the one called `name` or, if
+    that is empty, of all that mig-managers have generated. Empty if they do not exist or may not be read."""
     maps = []
     try:
         if name:
@@ -248,8 +246,8 @@ async def _mig_maps(client: KubeClient, namespace: str, name: str) -> dict[str, 
 
 
 def describe(examined: Examination, paper: Paper) -> list[Line]:
-    """Draw a line for each topic, and below a problem the command that fixes it. Commands are never wrapped. The last
-    line has the totals."""
+    """Draw a line for each topic, and below each problem the command that fixes it. Commands are never wrapped, so
+    that they can be copied. The last line has the totals."""
     lines: list[Line] = describe_simulated(sorted(examined.view.simulated), paper)
     if not examined.view.installed:
         text = "The operator is not installed. These checks show what an installation would find here."
@@ -271,7 +269,7 @@ def describe(examined: Examination, paper: Paper) -> list[Line]:
 
 
 def as_data(examined: Examination, where: str) -> dict[str, Any]:
-    """Return the result as plain data, for JSON and YAML."""
+    """Return the result as plain data, for JSON and YAML. `where` is the name of the context."""
     return {
         "context": where,
         "installed": examined.view.installed,

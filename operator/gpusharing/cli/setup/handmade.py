@@ -1,8 +1,8 @@
-"""What a node that was configured by hand serves, written as settings of a policy that would change nothing. Pure.
+"""Describe what a node that was configured by hand serves, as settings of a policy that would change nothing. Pure.
 
-The GPUs are what NVML reports. How the device plugin shares them is in the entry that the Node's label or
-ClusterPolicy's default names. Policies can express less than NVIDIA's files; for a node that is beyond a policy none
-is proposed.
+The GPUs are those that NVML reports. How the device plugin shares them is read from the entry that the Node's label or
+ClusterPolicy's default names. Policies can express less than NVIDIA's files; no policy is proposed for a node that
+needs more.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ from gpusharing.planning.wanted.verify import (
 from gpusharing.planning.wanted.yamltext import parse_yaml
 
 Spec = Mapping[str, Any]
-"""Mode and its block, as a policy has them on the wire."""
+"""The mode and its settings, as in the JSON of a policy's `spec`."""
 _AT_WORK = ("pending", "rebooting")
 _EXPRESSIBLE = ("version", "flags.migStrategy", "sharing.timeSlicing", "sharing.mps")
 """Fields of a device plugin's configuration that a policy can express."""
@@ -50,15 +50,17 @@ class Handmade:
     text: str
     """The layout in words, such as `2x3g.40gb, 4x shared`."""
     inexpressible: tuple[str, ...] = ()
-    """Fields of its device plugin's entry that no policy can express. They stay in force until its first change."""
+    """The fields of the device plugin's entry that no policy can express. They stay in force until the node's first
+    change."""
 
 
 def find_handmade(
     node: NodeView, observed: ObservedView, stack: StackView, plugin: PluginEntries
 ) -> Handmade | str:
-    """Return the node with the policy settings that match it, or a clause that says why no policy can.
+    """Return the node with the policy settings that match it, or a clause that says why no policy does.
 
-    `stack`: already has the entries of `plugin`, the ConfigMap that ClusterPolicy names for the device plugin.
+    `plugin` is the ConfigMap that ClusterPolicy names for the device plugin; its entries must already be merged into
+    `stack`.
     """
     gpus = observed.gpus
     if (
@@ -91,9 +93,9 @@ def find_handmade(
 
 
 def _only_entry(node: NodeView, stack: StackView, plugin_map: str) -> str:
-    """Return the message about a node without a label for its device plugin, which uses the only entry of the
-    ConfigMap of NVIDIA's chart; empty for any other node. The plugin would stop doing so once the entry is merged
-    into our ConfigMap, which has more entries (docs/design/nvidia.md#b4)."""
+    """Return an objection if no label names the configuration of the node's device plugin, so that the plugin uses the
+    only entry in the ConfigMap of NVIDIA's chart; empty for any other node. The plugin would stop doing so after
+    the entry is merged into our ConfigMap, which has more entries (docs/design/nvidia.md#b4)."""
     theirs, policy = stack.admin_plugin_configs, stack.cluster_policy
     if policy is None or policy.plain is None or policy.plugin_default or not plugin_map:
         return ""
@@ -108,7 +110,8 @@ def _only_entry(node: NodeView, stack: StackView, plugin_map: str) -> str:
 
 
 def find_unserved(node: NodeView, stack: StackView, plugin: PluginEntries) -> str:
-    """Return why the device plugin of a node has no configuration that it can start with; empty if it has one."""
+    """Return why the device plugin of the node has no configuration with which it could start, and a remedy; empty if
+    it has one."""
     if effective_plugin_config(node, stack) is not None:
         return ""
     entry = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack)
@@ -128,8 +131,8 @@ def find_unserved(node: NodeView, stack: StackView, plugin: PluginEntries) -> st
 
 
 def find_unsettled(node: NodeView) -> str:
-    """Return the message that mig-manager has not applied the configuration of the node's label yet, or failed to;
-    empty if it has."""
+    """Return an objection if mig-manager has not applied the configuration that the node's label names, or has failed
+    to; empty otherwise."""
     config, state = node.labels.get(names.LABEL_MIG_CONFIG, ""), node.labels.get(names.LABEL_MIG_STATE, "")
     if config and state in _AT_WORK:
         return f"mig-manager is applying {config} (state {state}): run import again when it is done"
@@ -139,8 +142,8 @@ def find_unsettled(node: NodeView) -> str:
 
 
 def _contradiction(node: NodeView, gpus: Sequence[GpuView], stack: StackView) -> str:
-    """Return the message that the node's MIG label is missing, unknown, or does not match the instances on its GPUs;
-    empty if it matches."""
+    """Return an objection if the node's MIG label is missing although there are instances, is unknown, or does not
+    match the instances on its GPUs; empty if it matches or no GPU can do MIG."""
     config, layouts = node.labels.get(names.LABEL_MIG_CONFIG, ""), tuple(gpu.layout for gpu in gpus)
     if not config:
         return _unnamed(node, gpus) if any(layouts) else ""
@@ -159,8 +162,8 @@ def _contradiction(node: NodeView, gpus: Sequence[GpuView], stack: StackView) ->
 
 
 def _unnamed(node: NodeView, gpus: Sequence[GpuView]) -> str:
-    """Return the message about MIG instances without a label, which nos or a person created without mig-manager. It
-    says which label to set."""
+    """Return the objection to MIG instances on a node without the MIG label, which nos or a person created without
+    mig-manager. It says which label to set."""
     layouts = tuple(gpu.layout for gpu in gpus)
     known = (name for name in generated_layouts(gpus[0].profiles) if well_known(gpus, name) == layouts)
     label = f"kubectl label node {node.name} {names.LABEL_MIG_CONFIG}="
@@ -173,7 +176,7 @@ def _unnamed(node: NodeView, gpus: Sequence[GpuView]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PluginUse:
-    """What the device plugin makes of the GPUs of one node."""
+    """How the device plugin presents the GPUs of one node."""
 
     config: PluginConfig
     """The configuration of the plugin, with a row for each of `advertised`."""
@@ -189,41 +192,40 @@ class PluginUse:
 
     @property
     def counts(self) -> str:
-        """A text that lists the shared resources and their numbers of replicas."""
+        """The shared resources with their numbers of replicas, such as `nvidia.com/gpu by 4`, comma-separated."""
         return ", ".join(f"{name} by {count}" for name, count in self.replicas)
 
     @property
     def with_mps(self) -> bool:
-        """Whether the plugin shares GPUs by MPS."""
+        """Whether the plugin shares GPUs with MPS."""
         return self.config.sharing is not None and self.config.sharing.strategy == "mps"
 
 
 def _whole_despite_mig(use: PluginUse) -> str:
-    """Return the message that MIG is on but the plugin advertises whole GPUs, so that its sharing would not apply to
-    the MIG instances; empty if it does not."""
+    """Return an objection if MIG is on but the plugin advertises whole GPUs, so that its sharing would not apply to
+    the MIG instances; empty otherwise."""
     if not use.with_mig or use.config.mig_strategy != "none":
         return ""
     return "MIG is on, but its device plugin advertises whole GPUs (migStrategy none): no mode does that"
 
 
 def _uneven(use: PluginUse) -> str:
-    """Return the message that the plugin shares resources by different numbers; empty if it does not. Checked before
-    `_partly_shared`, because fixing that first would not help."""
+    """Return an objection if the plugin shares resources with different numbers of replicas; empty otherwise. Checked
+    before `_partly_shared`, because fixing that first would not help."""
     if len({count for _, count in use.replicas}) <= 1:
         return ""
     return f"its device plugin shares {use.counts}: a policy has one number of replicas for all"
 
 
 def _too_many(use: PluginUse) -> str:
-    """Return the message about a device plugin that shares a GPU among more pods than a policy allows; empty if it does
-    not."""
+    """Return an objection if the plugin shares a GPU among more pods than a policy allows; empty otherwise."""
     if all(count <= MAX_REPLICAS for _, count in use.replicas):
         return ""
     return f"its device plugin shares {use.counts}: a policy allows {MIN_REPLICAS} to {MAX_REPLICAS}"
 
 
 def _partly_shared(use: PluginUse) -> str:
-    """Return the message that the plugin shares some resources and leaves others whole; empty if it does not."""
+    """Return an objection if the plugin shares some resources and leaves others whole; empty otherwise."""
     missing = sorted(use.advertised - dict(use.replicas).keys())
     if use.config.sharing is None or not missing:
         return ""
@@ -231,14 +233,14 @@ def _partly_shared(use: PluginUse) -> str:
 
 
 def _mps_on_mig(use: PluginUse) -> str:
-    """Return the message that the node has MPS on MIG instances, which NVIDIA's device plugin refuses; empty if it
-    does not."""
+    """Return an objection if the plugin is to use MPS on MIG instances, which NVIDIA's device plugin refuses; empty
+    otherwise."""
     return "MPS on MIG instances: NVIDIA's device plugin refuses it" if use.with_mps and use.with_mig else ""
 
 
 def _lenient_mps(use: PluginUse) -> str:
-    """Return the message that containers may request several MPS shares today, which a policy would refuse; empty if
-    they may not."""
+    """Return an objection if containers may now request several MPS shares, which a policy would refuse; empty
+    otherwise."""
     sharing = use.config.sharing
     if sharing is None or not use.with_mps or sharing.fail_requests_greater_than_one:
         return ""
@@ -255,12 +257,12 @@ BEYOND_POLICIES: tuple[Callable[[PluginUse], str], ...] = (
     _mps_on_mig,
     _lenient_mps,
 )
-"""Checks for what a device plugin does and no policy can express; the first that finds something is reported."""
+"""Checks for what a device plugin does and no policy can express. The first objection is reported."""
 
 
 def find_inexpressible(text: str) -> tuple[str, ...]:
-    """Return the paths of the fields in a device plugin's configuration that no policy can express. Fields that the
-    plugin ignores are left out. Empty for a configuration that the plugin refuses."""
+    """Return the sorted paths of those fields in a device plugin's configuration that no policy can express. Fields
+    that the plugin ignores are left out. Empty for a configuration that the plugin refuses."""
     flaws = find_flaws(text)
     if any(flaw.refused for flaw in flaws):
         return ()
@@ -270,7 +272,8 @@ def find_inexpressible(text: str) -> tuple[str, ...]:
 
 
 def _paths(value: object, path: str) -> Iterator[str]:
-    """Yield the path of every value below `value` that is not a map, joined by dots."""
+    """Yield the path of every value below `value` that is not a mapping, such as `sharing.mps.resources`. `path` is
+    the path of `value` itself."""
     if path and not isinstance(value, dict):
         yield path
     for key, item in value.items() if isinstance(value, dict) else ():
@@ -281,8 +284,8 @@ def _paths(value: object, path: str) -> Iterator[str]:
 
 
 def _spec(node: NodeView, gpus: Sequence[GpuView], config: PluginConfig, stack: StackView) -> Spec:
-    """Return the mode and its settings that describe what the node serves. A MIG layout is named by the node's label if
-    that is a well-known name with this meaning, else written out."""
+    """Return the mode and its settings that describe what the node serves. If the node's label is a well-known name
+    for its MIG layout, that name is used; otherwise the layout is written out."""
     with_mig, sharing = any(gpu.layout is not None for gpu in gpus), config.sharing
     if not with_mig:
         if sharing is None:
@@ -301,7 +304,7 @@ def _spec(node: NodeView, gpus: Sequence[GpuView], config: PluginConfig, stack: 
 
 
 def _shares(sharing: Sharing) -> dict[str, Any]:
-    """Return the block of a policy that says how GPUs are shared. Defaults are left out."""
+    """Return the block of a policy that describes how GPUs are shared, without fields that have their default."""
     block: dict[str, Any] = {"replicas": sharing.replicas[0][1]}
     if sharing.rename:
         block["renameByDefault"] = True
@@ -311,8 +314,8 @@ def _shares(sharing: Sharing) -> dict[str, Any]:
 
 
 def _layouts(gpus: Sequence[GpuView]) -> list[dict[str, Any]]:
-    """Return a row for each layout, with the indexes of the GPUs that have it, or `all` if they all have the same. A
-    GPU without instances has no profiles."""
+    """Return `spec.mig.layouts`: a row for each layout with the indexes of the GPUs that have it, or `all` if all GPUs
+    have the same. A GPU without instances has no profiles."""
     rows: dict[Layout | None, list[int]] = {}
     for gpu in gpus:
         rows.setdefault(gpu.layout, []).append(gpu.index)
@@ -323,9 +326,9 @@ def _layouts(gpus: Sequence[GpuView]) -> list[dict[str, Any]]:
 
 
 INSTANCE = "-MIG-"
-"""The text before the profile in GPU Feature Discovery's product label, if MIG instances are advertised as GPUs."""
+"""The part before the profile in GPU Feature Discovery's product label, if MIG instances are advertised as GPUs."""
 MOST = 16
-"""The most GPUs of one node that are tried: an HGX board has 8, and NVIDIA's largest single system 16."""
+"""The largest number of GPUs of one node that is tried: an HGX board has 8, and NVIDIA's largest single system 16."""
 
 
 # --- before the installation ---------------------------------------------------------------------------------
@@ -335,8 +338,9 @@ MOST = 16
 
 
 def presume(node: NodeView, stack: StackView) -> GPUNodeView | None:
-    """Return what the agent of a node would most likely read, inferred from the node's labels and what it offers; None
-    if nothing explains those, or if its card is not in the table."""
+    """Return what the agent of the node would probably read, inferred from the node's labels and the resources that it
+    advertises. Return None if no number of GPUs explains these, or if the product label or the plugin's
+    configuration is missing."""
     label = node.labels.get(names.LABEL_GPU_PRODUCT, "")
     config = effective_plugin_config(node, stack)
     if not label or config is None:
@@ -370,9 +374,9 @@ def presume(node: NodeView, stack: StackView) -> GPUNodeView | None:
 def _labeled_layouts(
     node: NodeView, gpus: Sequence[GpuView], stack: StackView
 ) -> tuple[Layout | None, ...] | None:
-    """Return the layout of each GPU that the label nvidia.com/mig.config stands for. Without the label, or if the
-    first GPU cannot do MIG, each layout is None (no MIG). The whole result is None if the product label shows MIG
-    instances all the same, or if the label's value means nothing on these GPUs."""
+    """Return the layout of each GPU according to the label nvidia.com/mig.config. Without the label, or if the first
+    GPU cannot do MIG, each layout is None (no MIG). Return None instead of a tuple if the product label
+    nevertheless shows MIG instances, or if the label's value has no meaning on these GPUs."""
     config = node.labels.get(names.LABEL_MIG_CONFIG, "")
     if not config or not gpus[0].mig_capable:
         # Under strategy single, instances are advertised as nvidia.com/gpu like whole GPUs; only the product differs.

@@ -1,7 +1,7 @@
-"""`import`: policies for a cluster that was configured by hand, which change nothing when they are applied.
+"""`import`: propose policies for a cluster that was configured by hand, which change nothing when they are applied.
 
-The policies go to standard output, for `kubectl apply -f -`. The steps to take first and the nodes that are left out
-go into comments there and to standard error.
+The policies go to standard output, for `kubectl apply -f -`. The steps to take first, and the nodes that are left out,
+go to standard error and into comments on standard output.
 
 Exit status: 0 if the policies cover every GPU node, 2 if some nodes are left out, 1 if all are.
 """
@@ -35,11 +35,11 @@ PRESUMED = (
     " these GPUs; what they are is inferred from the labels of Nodes and from what the Nodes advertise."
 )
 MOST = 8
-"""The most nodes that a comment names."""
+"""How many nodes a comment names."""
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print the policies and the remarks about them; see VerbModule."""
+    """Print the policies and the remarks about them (see VerbModule)."""
     async with gathered(session, beforehand=True) as cluster:
         live = await cluster.decide(())
         admin = await read_admin_maps(session, live.snapshot)
@@ -63,9 +63,9 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def read_admin_maps(session: Session, snapshot: ClusterSnapshot) -> AdminConfigMaps:
-    """Read the ConfigMaps of the admin that ClusterPolicy names. If the device plugin's does not exist in the
-    namespace of NVIDIA's pods, also find the namespaces that have one of that name. Raises Trouble if one may not
-    be read."""
+    """Read the ConfigMaps of the admin that ClusterPolicy names. If that of the device plugin does not exist in the
+    namespace of NVIDIA's pods, also find the namespaces that have one with this name. Raises Trouble if a ConfigMap
+    cannot be read."""
     maps = named_maps(snapshot)
     plugin = await _data(session, snapshot, maps.plugin)
     mig = await _data(session, snapshot, maps.mig)
@@ -75,8 +75,8 @@ async def read_admin_maps(session: Session, snapshot: ClusterSnapshot) -> AdminC
 
 
 async def _data(session: Session, snapshot: ClusterSnapshot, name: str) -> Mapping[str, str] | None:
-    """Read a ConfigMap in the namespace of NVIDIA's pods; None without a name, or if it does not exist. Raises Trouble
-    for any other error."""
+    """Return the data of the ConfigMap `name` in the namespace of NVIDIA's pods, or None if the name is empty or the
+    ConfigMap does not exist. Raises Trouble for any other error."""
     if not name:
         return None
     try:
@@ -92,8 +92,8 @@ async def _data(session: Session, snapshot: ClusterSnapshot, name: str) -> Mappi
 
 
 def find_remarks(answer: Import) -> Iterator[str]:
-    """Yield what the user has to know besides the policies, a line each: the steps to take first, and which nodes are
-    left out and why."""
+    """Yield what the user must know in addition to the policies, one line each: the steps to take first, and which
+    nodes are left out and why."""
     for number, step in enumerate(answer.steps, 1):
         yield f"{number}. {step.about}:"
         yield f"   {step.command}"
@@ -111,7 +111,7 @@ def find_remarks(answer: Import) -> Iterator[str]:
 
 
 def as_yaml(answer: Import, remarks: Sequence[str]) -> str:
-    """Return a file for `kubectl apply -f -`: the remarks as comments, then the policies."""
+    """Return a YAML file for `kubectl apply -f -`: the remarks as comments, then the policies."""
     proven = [PROVEN] if answer.proposed and not answer.presumed else []
     parts = ["".join(map(comment, [*proven, *remarks]))]
     parts += [_document(policy) for policy in answer.proposed]
@@ -119,7 +119,7 @@ def as_yaml(answer: Import, remarks: Sequence[str]) -> str:
 
 
 def _document(policy: ProposedPolicy) -> str:
-    """Return one policy as YAML, below comments that say which nodes it is for and what it does not express."""
+    """Return one policy as YAML, preceded by comments that say which nodes it is for and what it does not express."""
     import yaml  # importing it takes as long as a short command
 
     first = policy.members[0]
@@ -140,8 +140,8 @@ def _document(policy: ProposedPolicy) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return the value as plain dicts and lists, so that equal parts are written out each time instead of as YAML
-    aliases."""
+    """Convert all mappings and sequences in the value to new dicts and lists, so that equal parts are written out each
+    time instead of as YAML aliases."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,6 +1,7 @@
-"""`layouts [CARD] [--fits 3g.40gb,1g.10gb]`: every MIG layout of a card, drawn as slices. It contacts no cluster.
+"""`layouts [CARD] [--fits 3g.40gb,1g.10gb]`: draw every MIG layout of a card as slices. No cluster is contacted.
 
-The card is the table's (`planning/gpus/cards.py`); what fits is decided as for a policy (`planning/gpus/geometry.py`).
+The card comes from our table (`planning/gpus/cards.py`). Whether instances fit is decided as for a policy
+(`planning/gpus/geometry.py`).
 """
 
 from argparse import Namespace
@@ -24,22 +25,23 @@ _INKS = (Ink.GOOD, Ink.BUSY)
 
 @dataclass(frozen=True, slots=True)
 class LegalLayouts:
-    """The layouts of one card that were asked for, or why there are none."""
+    """The layouts of one card that contain the wanted instances, or why there are none."""
 
     card: Card
     """The card."""
     wanted: Layout
-    """The instances that a layout has to contain; empty if none are required."""
+    """The instances that a layout must contain; empty if none are required."""
     layouts: tuple[Layout, ...]
     """The full layouts that contain them."""
     refusal: Refusal | None
     """Why the wanted instances do not fit, or None if they do."""
     hidden: bool = False
-    """Whether profiles with an attribute were left out."""
+    """Whether profiles with attributes were left out."""
 
 
 def describe(answer: LegalLayouts, paper: Paper) -> list[Line]:
-    """Draw the card and a picture of each layout, or say why the wanted instances do not fit."""
+    """Draw the card and a picture of each layout, or say why the wanted instances do not fit or that the card has no
+    MIG."""
     card = answer.card
     slices = f"{_slices(card)} compute slices" if card.profiles else ""
     size = ", ".join(filter(None, (f"{card.memory_gb} GB" if card.memory_gb or not slices else "", slices)))
@@ -64,7 +66,7 @@ def describe(answer: LegalLayouts, paper: Paper) -> list[Line]:
 
 
 def _notes(answer: LegalLayouts, paper: Paper) -> list[Line]:
-    """Draw remarks about how sure the placements are and which profiles were left out; empty if there are none."""
+    """Draw remarks about how certain the placements are, and that profiles were left out; empty if there are none."""
     lines: list[Line] = []
     known = answer.card.source.placements
     if known == "unknown":
@@ -82,7 +84,7 @@ def _notes(answer: LegalLayouts, paper: Paper) -> list[Line]:
 
 
 def draw(layout: Layout, profiles: Sequence[Profile], paper: Paper) -> Line:
-    """Return a picture of one card from its first memory unit to its last; empty if the placements of its instances
+    """Return a picture of one card from its first memory unit to its last. Empty if the placements of its instances
     are unknown."""
     sizes = {profile.name: profile.size for profile in profiles}
     units = max((max(profile.starts) + profile.size for profile in profiles if profile.starts), default=0)
@@ -107,7 +109,7 @@ def draw(layout: Layout, profiles: Sequence[Profile], paper: Paper) -> Line:
 
 
 def _slices(card: Card) -> int:
-    """Return the number of compute slices of the card: those of its largest profile."""
+    """Return the number of compute slices of the card, which is that of its largest profile; 0 without MIG."""
     return max((profile.slices for profile in card.profiles), default=0)
 
 
@@ -115,7 +117,7 @@ CARDS_TABLE = (Column("CARD"), Column("PRODUCT", drop=1), Column("LARGEST"), Col
 
 
 def describe_cards(cards: Iterable[Card], paper: Paper) -> list[Line]:
-    """Draw a table of the cards with MIG; cards without MIG are left out."""
+    """Draw a table of those cards that have MIG."""
     rows = []
     for card in cards:
         if card.profiles:
@@ -160,8 +162,8 @@ def as_data(answer: LegalLayouts) -> dict[str, Any]:
 
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
-    """Draw the layouts of a card, or list the cards if none is named; see VerbModule. Returns FAILED if the wanted
-    instances do not fit."""
+    """Draw the layouts of a card, or list the cards if none is named (see VerbModule). Returns FAILED if the wanted
+    instances do not fit, otherwise DONE."""
     if not typed.product:
         terminal.answer(
             lambda: [card.key for card in CARDS if card.profiles], lambda paper: describe_cards(CARDS, paper)
@@ -173,8 +175,9 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 
 
 def pick(word: str) -> Card:
-    """Return the card that the word names: NVML's name, GPU Feature Discovery's label, our key, or a part of these
-    that only one card has. Cards whose key begins with the word win. Raises Trouble if none or several match."""
+    """Return the card that `word` names: by NVML's name, GPU Feature Discovery's label, our key, or a part of one of
+    these. If several cards match, those whose key begins with the word are preferred. Raises Trouble unless exactly
+    one matches."""
     exact = find_card(word) or next((card for card in CARDS if card.key == word.lower()), None)
     if exact is not None:
         return exact
@@ -195,11 +198,13 @@ def pick(word: str) -> Card:
 
 
 def _plain(name: str) -> str:
+    """Return only the letters and digits of the name, in lower case."""
     return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def wanted_of(text: str) -> Layout:
-    """Return the layout that a text such as `3g.40gb,1g.10gb` or `2x3g.40gb` means. Raises Trouble for others."""
+    """Parse the value of `--fits`, such as `3g.40gb,1g.10gb` or `2x3g.40gb`, and return the layout. Raises Trouble if
+    it cannot be parsed."""
     counts: Counter[str] = Counter()
     for part in filter(None, (one.strip() for one in text.split(","))):
         count, times, profile = part.partition("x")
@@ -210,8 +215,8 @@ def wanted_of(text: str) -> Layout:
 
 
 def find_answer(card: Card, wanted: Layout, *, everything: bool) -> LegalLayouts:
-    """Return the full layouts, to which no instance can be added, that contain the wanted instances, or the refusal.
-    `everything`: also use profiles with attributes that are not wanted by name."""
+    """Return all layouts that contain the wanted instances and to which no instance can be added, or the refusal if
+    these do not fit. With `everything`, layouts may also use profiles with attributes that are not in `wanted`."""
     profiles = card.profiles
     if not everything:
         named = {name for name, _ in wanted}

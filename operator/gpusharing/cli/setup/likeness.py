@@ -1,4 +1,4 @@
-"""Groups nodes that are alike, and finds a selector that matches the nodes of a group and no others. Pure."""
+"""Group nodes that are alike, and find a selector that matches the nodes of a group and no others. Pure."""
 
 import json
 import re
@@ -17,16 +17,16 @@ from gpusharing.planning.snapshot.views import NodeView
 LABEL_POOL = f"{PREFIX}pool"
 """The label that our documentation recommends. The operator neither reads nor writes it."""
 MAX_NAMES = 64
-"""The most values that one row of a selector may have."""
+"""How many values one row of a selector may have."""
 _POOL = re.compile(r"[\w.-]*(pool|node-?group|instance-?group)([-_.]?(name|id))?", re.IGNORECASE)
-"""Names of labels, without their domains, by which people, clouds and autoscalers distinguish pools: a node that joins
-with such a label belongs to the pool. With any other label, such as a zone, it is chance that no other node has it
-today."""
+"""Matches names of labels, without their domains, by which people, clouds and autoscalers distinguish pools: a node
+that joins with such a label belongs to the pool. With any other label, such as a zone, it is mere chance that no
+other node has it today."""
 _CHANCE = re.compile(
     r"topology|zone|region|image|hash|capacity|hostname|machine|version|network|subnet|address|storage",
     re.IGNORECASE,
 )
-"""Parts of keys that match _POOL but describe a machine or its place, such as the pool of its addresses."""
+"""Matches parts of keys that match _POOL but describe a machine or its location, such as the pool of its addresses."""
 _MODES = {"Full": "full", "MIG": "mig", "MPS": "mps", "TimeSlicing": "time-slicing"}
 
 
@@ -37,7 +37,7 @@ class ProposedPolicy:
     name: str
     """Name of the policy."""
     members: tuple[Handmade, ...]
-    """The nodes, in the order of their names."""
+    """The nodes, sorted by name."""
     selector: Mapping[str, Any]
     """The `spec.nodeSelector` of the policy."""
     by_name: bool = False
@@ -45,12 +45,12 @@ class ProposedPolicy:
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        """The names of the nodes, in order."""
+        """The sorted names of the nodes."""
         return tuple(member.node for member in self.members)
 
     @property
     def manifest(self) -> JSON:
-        """The policy as an object to apply."""
+        """The policy as an object that can be applied."""
         return policy_manifest(self.name, {"nodeSelector": dict(self.selector), **self.members[0].spec})
 
 
@@ -58,8 +58,8 @@ def propose(
     handmade: Iterable[Handmade], nodes: Mapping[str, NodeView], taken: Collection[str] = ()
 ) -> tuple[tuple[ProposedPolicy, ...], tuple[str, ...]]:
     """Return a policy for each group of nodes that have the same cards and settings, and the nodes of groups for which
-    no selector exists. `nodes`: all Nodes of the cluster; `taken`: names of existing policies, which are not used
-    again."""
+    there is no selector. `nodes` has all Nodes of the cluster. `taken` has the names of existing policies, which
+    are not used again."""
     groups: dict[tuple[object, ...], list[Handmade]] = {}
     for member in sorted(handmade, key=lambda member: member.node):
         key = (member.products, member.gpus, json.dumps(member.spec, sort_keys=True))
@@ -80,8 +80,8 @@ def propose(
 
 
 def find_label(members: Sequence[str], nodes: Mapping[str, NodeView]) -> tuple[str, str] | None:
-    """Return the key and value of a label that names a pool, that all of these nodes have and no other node has; None
-    if there is none. The label gpusharing.dev/pool is preferred, then labels that are not ids."""
+    """Return the key and value of a label that names a pool and that all these nodes and no others have; None if there
+    is none. The label gpusharing.dev/pool is preferred, then labels that are not ids."""
     common = set(nodes[members[0]].labels.items())
     for name in members[1:]:
         common &= set(nodes[name].labels.items())
@@ -98,8 +98,8 @@ def find_label(members: Sequence[str], nodes: Mapping[str, NodeView]) -> tuple[s
 
 
 def _by_name(members: Sequence[Handmade], nodes: Mapping[str, NodeView]) -> Mapping[str, Any] | None:
-    """Return a selector that lists the host names of the nodes; None if a host name is missing, not unique, or if
-    there are more than MAX_NAMES."""
+    """Return a selector that lists the host names of the nodes. Return None if a host name is missing or also belongs
+    to another node, or if there are more than MAX_NAMES."""
     own = {member.node for member in members}
     hosts = {nodes[name].labels.get(LABEL_HOSTNAME, "") for name in own}
     others = {view.labels.get(LABEL_HOSTNAME, "") for name, view in nodes.items() if name not in own}
@@ -110,7 +110,7 @@ def _by_name(members: Sequence[Handmade], nodes: Mapping[str, NodeView]) -> Mapp
 
 
 def _name(label: tuple[str, str] | None, member: Handmade) -> str:
-    """Return a name for the policy: by the pool that the label names, else by card and mode."""
+    """Return a name for the policy: made from the pool that the label names, or else from the card and the mode."""
     if label is not None and (named := pool_name(label[1])):
         return named
     card = find_card(member.products[0])
@@ -118,18 +118,19 @@ def _name(label: tuple[str, str] | None, member: Handmade) -> str:
 
 
 def pool_name(text: str) -> str:
-    """Return a name for a policy, made from the name of a pool; empty if that contains no letter or digit."""
+    """Return a name for a policy, made from the name of a pool. Empty if that contains neither letters nor digits."""
     slug = _slug(text)
     return slug if len(slug) > 2 else f"pool-{slug}" if slug else ""
 
 
 def _slug(text: str) -> str:
-    """Return the text in lower case with a dash for everything else than letters and digits, at most 50 characters."""
+    """Convert a name to lower case, replace everything other than letters and digits with dashes, and cut it to 50
+    characters."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower())[:50].strip("-")
 
 
 def _free(name: str, used: Collection[str]) -> str:
-    """Return the name, with a number behind it if it is in `used`."""
+    """Return the name if it is not in `used`, otherwise with the first free number appended, such as `name-2`."""
     if name not in used:
         return name
     return next(other for number in range(2, len(used) + 3) if (other := f"{name}-{number}") not in used)
