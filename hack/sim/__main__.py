@@ -38,7 +38,7 @@ OPTIONS = {
 
 
 def arguments() -> argparse.Namespace:
-    """Return the parsed command line. Exits with status 2 when it cannot be parsed, as argparse does."""
+    """Parse the command line and return its options. Exits with status 2 if it cannot be parsed, as argparse does."""
     parser = argparse.ArgumentParser(prog="python -m hack.sim", description=__doc__)
     parser.add_argument("--kubeconfig", type=Path, help="default: $KUBECONFIG")
     parser.add_argument("--agents", action="store_true", help="run the shipped agent loop for every node too")
@@ -58,7 +58,8 @@ def arguments() -> argparse.Namespace:
 
 
 def settings_of(options: argparse.Namespace) -> SimSettings:
-    """Return the settings that the command line asks for; the rest keep their defaults."""
+    """Return the simulation settings for these command-line options. Settings that have no option keep their
+    defaults."""
     named = {name: getattr(options, name) for name in OPTIONS}
     return SimSettings(agents=options.agents, times=Times(apply=options.apply), **named)
 
@@ -66,9 +67,12 @@ def settings_of(options: argparse.Namespace) -> SimSettings:
 async def play(
     kubeconfig: Path | None, settings: SimSettings, account: str = "", *, with_parent: bool = False
 ) -> None:
-    """Install the DaemonSets and simulate the node software until SIGTERM, SIGINT or, if `with_parent`, the end of
-    standard input; each of these raises CancelledError. With `account` (`namespace/name`) the agents call the API
-    with the rights of that service account, else with those of the kubeconfig."""
+    """Install the DaemonSets, then simulate the node software until SIGTERM or SIGINT arrives or, with `with_parent`,
+    standard input ends. Each of these raises CancelledError.
+
+    Without `kubeconfig` the default kubeconfig is used. With `account` (`namespace/name`) the agents call the API with
+    the rights of that service account, otherwise with those of the kubeconfig.
+    """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None, "a coroutine runs in a task"
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -96,8 +100,8 @@ async def play(
 
 
 def end_with_input(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
-    """Cancel `task` when standard input ends. A parent that is killed cannot stop its children, but the kernel closes
-    its pipes."""
+    """Cancel `task` when standard input ends, and return at once. A parent that is killed cannot stop its children,
+    but the kernel closes its pipes."""
 
     def ended() -> None:
         loop.remove_reader(sys.stdin.fileno())

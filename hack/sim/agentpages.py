@@ -48,7 +48,7 @@ class Lapse:
         self._lock = threading.Lock()
         self._at = float(int(datetime.now(UTC).timestamp() - BEFORE))
         self._missing: dict[str, frozenset[str]] = {}
-        """By node: what must still happen before the next step."""
+        """What must still happen before the next step (`turn`, `seen`), by node."""
 
     @property
     def at(self) -> float:
@@ -56,8 +56,9 @@ class Lapse:
         return self._at
 
     def join(self, node: str) -> Callable[[], float]:
-        """Let the clock wait for the agent of this node, and return its clock function, which the agent must call in
-        each turn: the call counts as the turn."""
+        """Make every step of the clock wait for the agent of `node`, and return the clock function for that agent. The
+        agent must call the function once per turn: it returns the simulated time and records that the turn has
+        happened."""
         with self._lock:
             self._missing[node] = _ALL
 
@@ -68,7 +69,8 @@ class Lapse:
         return clock
 
     def leave(self, node: str) -> None:
-        """Stop waiting for the agent of this node, because it has ended. The clock may advance by that."""
+        """Stop waiting for the agent of `node`, which has ended. If the clock was waiting for this agent only, it
+        advances."""
         with self._lock:
             self._missing.pop(node, None)
             self._step()
@@ -78,25 +80,26 @@ class Lapse:
         self._happened(node, "seen")
 
     def _happened(self, node: str, what: str) -> None:
-        """Record that the turn or the scrape of a node has happened, and advance the clock if it was the last one.
-        Ignored for a node whose agent has not joined."""
+        """Record that `what` ("turn" or "seen", which means a scrape) has happened for the node, and advance the clock
+        if nothing else is missing. Ignored for a node whose agent has not joined."""
         with self._lock:
             if node in self._missing:
                 self._missing[node] -= {what}
                 self._step()
 
     def _step(self) -> None:
-        """Advance the clock by one step if nothing is missing any more. Does nothing while no agent has joined."""
+        """Advance the clock by one step, and expect a new turn and scrape of each agent, if every agent has had both.
+        Does nothing otherwise, or while no agent has joined."""
         if self._missing and not any(self._missing.values()):
             self._at += STEP
             self._missing = dict.fromkeys(self._missing, _ALL)
 
 
 class Pages(Protocol):
-    """Something that is notified which agents run, such as a server of their metrics."""
+    """Something that is notified when agents start and end, such as a server of their metrics."""
 
     def show(self, node: str, agent: AgentLoop, lapse: Lapse | None = None) -> None:
-        """Add the agent of a node, whose counters begin at 0. With `lapse` it runs by that clock."""
+        """Add the agent of a node, whose counters begin at 0. With `lapse` the agent runs by that simulated clock."""
 
     def hide(self, node: str) -> None:
         """Remove the agent of a node, because it has ended."""
@@ -109,7 +112,8 @@ class AgentPages:
     """An HTTP server with a metrics page for each of a thousand agents that run in one process."""
 
     def __init__(self, port: int) -> None:
-        """Start to listen on loopback. Port 0 takes a free one. Raises OSError when the port is taken."""
+        """Start to listen on `port` of the loopback address; port 0 takes a free port. Raises OSError if the port is
+        in use."""
         self._registries: dict[str, CollectorRegistry] = {}
         self._lapses: dict[str, Lapse] = {}
         self._server = _Server(("127.0.0.1", port), _handler(self._registries, self._lapses, set()))
@@ -123,7 +127,8 @@ class AgentPages:
         return port
 
     def show(self, node: str, agent: AgentLoop, lapse: Lapse | None = None) -> None:
-        """Serve the metrics of this agent. With `lapse` each sample has the time of that clock."""
+        """Serve the metrics of this agent at /NODE/metrics. With `lapse` each sample carries the time of that
+        simulated clock."""
         registry = CollectorRegistry()
         for collector in (AgentCollector(agent), UsageCollector(agent), MeterCollector(agent.meter)):
             registry.register(collector if lapse is None else _Timed(collector, lapse))
@@ -132,7 +137,7 @@ class AgentPages:
         self._registries[node] = registry
 
     def hide(self, node: str) -> None:
-        """Answer 404 for this node from now on, as Prometheus finds no one at the address of a deleted pod."""
+        """Answer 404 for this node from now on, because Prometheus finds nothing at the address of a deleted pod."""
         self._registries.pop(node, None)
         self._lapses.pop(node, None)
 

@@ -17,8 +17,8 @@ class SharedGPUNodes:
         self._listeners: dict[str, list[asyncio.Queue[WatchEvent]]] = {}
 
     def take(self, node: JSON, gone: bool) -> None:
-        """Store a version of a GPUNode, or forget it if it is `gone`, and pass the change on to the watches of that
-        name."""
+        """Store a version of a GPUNode, or forget the GPUNode if it is `gone`, and send the change to every open watch
+        of that name."""
         name = node["metadata"]["name"]
         if gone:
             self._nodes.pop(name, None)
@@ -32,8 +32,9 @@ class SharedGPUNodes:
         return self._nodes.get(name)
 
     async def changes(self, name: str, since: str) -> AsyncGenerator[WatchEvent, None]:
-        """Yield the newest version of one GPUNode unless that is `since`, then every change, without end. Raises
-        Expired if the object was deleted before the watch began, or when the store was restored from a backup."""
+        """Yield the newest version of one GPUNode unless its resourceVersion is `since`, then every change, without
+        end. Raises Expired if the object was deleted before the watch began, or if a version is older than `since`
+        because the store was restored from a backup."""
         queue: asyncio.Queue[WatchEvent] = asyncio.Queue()
         self._listeners.setdefault(name, []).append(queue)
         try:
@@ -64,8 +65,8 @@ class AgentAPI(PassingClient):
         self._name = name
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Make a call as KubeClient does. A list is answered from the shared watch and holds at most the agent's own
-        GPUNode."""
+        """Make a call as KubeClient does. A list is answered from the shared watch, whatever its kind and filters: its
+        only item is the agent's own GPUNode, if that exists."""
         if request.verb != "list":
             return await self.client.call(request)
         node = self._shared.get(self._name)
@@ -78,8 +79,8 @@ class AgentAPI(PassingClient):
 
 
 async def run_again(agent: Callable[[], AgentLoop], pause: Callable[[], Awaitable[object]]) -> None:
-    """Run an agent for ever: when one asks for a restart, wait for `pause` and run a new one, as a kubelet restarts a
-    container. Other errors are raised."""
+    """Run the agents that `agent` creates, one after another, without end. When one raises RestartNeeded, wait for
+    `pause` and run a new one, as a kubelet restarts a container. Other errors pass through."""
     while True:
         try:
             await agent().run()

@@ -29,8 +29,9 @@ class MountedConfigMaps:
         return True
 
     def content(self, name: str, *, node: str, pod_started: float, now: float) -> Mapping[str, str]:
-        """Return the data of a ConfigMap as a pod on this node sees it now; empty when there is none. The delay
-        differs by node, from 40 % to 100 % of the longest."""
+        """Return the data of a ConfigMap as a pod on this node sees it now; empty if there is no such ConfigMap. The
+        pod sees the newest version from before its start, and later versions after a delay that depends on the
+        node: 40 % to 100 % of the longest delay."""
         delay = self._delay * (0.4 + 0.6 * (zlib.crc32(node.encode()) % 1000) / 1000)
         content: Mapping[str, str] = {}
         for since, data in self._versions.get(name, ()):

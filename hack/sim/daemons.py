@@ -42,8 +42,8 @@ class DaemonSetPlayer:
         spawn: Spawn,
         operand: str = "",
     ) -> None:
-        """Prepare to keep the pods of the DaemonSet `name`. `operand` is the name by which a ClusterPolicy turns it
-        off; empty if it cannot."""
+        """Prepare to keep the pods of the DaemonSet `name` on the nodes that match `selector`; `pods` records which
+        pods exist. `operand` is the name by which a ClusterPolicy turns the DaemonSet off; empty if none can."""
         self._cluster = cluster
         self._pods = pods
         self.name = name
@@ -54,8 +54,9 @@ class DaemonSetPlayer:
         self._busy: set[str] = set()
 
     def look(self, node: str, labels: Mapping[str, str]) -> None:
-        """Create the pod of this node if the selector matches and there is none; delete it if the selector does not
-        match or the operand is turned off. Does nothing while an earlier creation or deletion runs."""
+        """Start to create this node's pod if the selector matches `labels` and there is no pod, or to delete the pod
+        if the selector does not match or the operand is turned off. Does nothing while an earlier creation or
+        deletion is in progress."""
         if node in self._busy:
             return
         wanted = self._operand not in self._cluster.policy.off and self._selector.items() <= labels.items()
@@ -76,8 +77,8 @@ class DaemonSetPlayer:
             self._spawn(self._delete(node, pod))
 
     async def _create(self, node: str) -> None:
-        """Create the pod and make it Running and Ready after a quarter of the pod's start time. Refusals of the API
-        server are logged and not raised."""
+        """Create the node's pod, and make it Running and Ready after a quarter of a pod's start time. NotFound and
+        AlreadyExists are logged and swallowed; other errors pass through."""
         client, namespace = self._cluster.client, self._pods.namespace
         suffix = "".join(self._random.choices("bcdfghjklmnpqrstvwxz2456789", k=5))
         try:
@@ -93,7 +94,8 @@ class DaemonSetPlayer:
             self._busy.discard(node)
 
     async def _delete(self, node: str, pod: JSON) -> None:
-        """Delete this pod, unless it was replaced meanwhile. Refusals of the API server are logged and not raised."""
+        """Delete this pod unless another one has replaced it. NotFound and Conflict are logged and swallowed; other
+        errors pass through."""
         metadata = pod["metadata"]
         try:
             await self._cluster.client.delete(
@@ -132,7 +134,7 @@ class DaemonSetPlayer:
         }
 
     def _running(self) -> JSON:
-        """Return the status of a pod that is Running and Ready since now."""
+        """Return the status of a pod that became Running and Ready just now."""
         moment = self._cluster.clock.rfc3339()
         conditions = [
             {"type": kind, "status": "True", "lastTransitionTime": moment}
@@ -142,26 +144,26 @@ class DaemonSetPlayer:
 
 
 def mig_manager_pods(cluster: SimCluster) -> DaemonPods:
-    """Return a record, empty at first, of the pods of nvidia-mig-manager-daemonset."""
+    """Return an empty record for the pods of nvidia-mig-manager-daemonset."""
     return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_MIG_MANAGER, MIG_MANAGER)
 
 
 def agent_pods(cluster: SimCluster) -> DaemonPods:
-    """Return a record, empty at first, of the pods of our agent's DaemonSet."""
+    """Return an empty record for the pods of our agent's DaemonSet."""
     return DaemonPods(cluster.settings.agent_namespace, LABEL_AGENT, AGENT)
 
 
 def mps_pods(cluster: SimCluster) -> DaemonPods:
-    """Return a record, empty at first, of the pods of the MPS control daemon. In the device-plugin chart they have the
-    labels of the plugin."""
+    """Return an empty record for the pods of the MPS control daemon. In the device-plugin chart these have the
+    plugin's labels."""
     if cluster.settings.plain_config:
         return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_AGENT, PLAIN_PLUGIN)
     return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_MPS_DAEMON, MPS_DAEMON)
 
 
 def played_daemon_sets(settings: SimSettings) -> tuple[tuple[str, str], ...]:
-    """Return name and namespace of each DaemonSet whose pods `players` keeps. The caller creates them, or their pods
-    would be orphans."""
+    """Return (name, namespace) of each DaemonSet whose pods the `players` create. The caller must create the
+    DaemonSets, otherwise their pods would be orphans."""
     operator = settings.gpu_operator_namespace
     sets = ((MIG_MANAGER_SET, operator), (MPS_DAEMON, operator))
     return (*sets, (AGENT, settings.agent_namespace)) if settings.agents else sets
@@ -170,7 +172,9 @@ def played_daemon_sets(settings: SimSettings) -> tuple[tuple[str, str], ...]:
 def players(
     cluster: SimCluster, mig: DaemonPods, mps: DaemonPods, agents: DaemonPods, spawn: Spawn
 ) -> tuple[DaemonSetPlayer, ...]:
-    """Return one player for each DaemonSet that is simulated; empty where a real controller runs."""
+    """Return one player for each simulated DaemonSet, or an empty tuple if real controllers create the pods
+    (`play_daemon_sets` is off). `mig`, `mps` and `agents` record the pods of the three DaemonSets. The plain stack
+    has no mig-manager."""
     if not cluster.settings.play_daemon_sets:
         return ()
     plain = bool(cluster.settings.plain_config)

@@ -50,8 +50,8 @@ class SetUp:
 
 
 def samples(devices: Sequence[DCGMValues], setup: SetUp) -> Iterator[tuple[str, dict[str, str], float]]:
-    """Yield metric name, labels as Prometheus stores them, and value: two samples for each device. The label modelName
-    is SIMULATED."""
+    """Yield (metric name, labels as Prometheus stores them, value) for each device: first its engine activity, then
+    its used memory. The label modelName is SIMULATED."""
     for device in devices:
         target = {"namespace": "gpu-operator", "pod": "dcgm-exporter-x"}  # of the scrape
         labels = stored_labels(_exported_labels(device, setup), target, honor=setup.honor_labels)
@@ -60,8 +60,8 @@ def samples(devices: Sequence[DCGMValues], setup: SetUp) -> Iterator[tuple[str, 
 
 
 def _exported_labels(device: DCGMValues, setup: SetUp) -> dict[str, str]:
-    """Return the labels of a device as dcgm-exporter serves them. Profile and instance are left out for a whole GPU,
-    and the pod's labels where no pod holds the device."""
+    """Return the labels of a device as dcgm-exporter serves them. The labels of the MIG profile and instance are left
+    out for a whole GPU, and the pod's labels if no pod holds the device."""
     labels = {
         "gpu": str(device.gpu),
         "uuid" if setup.old_namespace else "UUID": device.gpu_uuid,
@@ -79,7 +79,7 @@ def _exported_labels(device: DCGMValues, setup: SetUp) -> dict[str, str]:
 
 
 class MetricsPage(Collector):
-    """A collector of what a dcgm-exporter serves at /metrics."""
+    """A collector that yields what a dcgm-exporter serves at /metrics."""
 
     def __init__(self, devices: Sequence[DCGMValues], setup: SetUp) -> None:
         self._devices, self._setup = devices, setup
@@ -95,9 +95,9 @@ class MetricsPage(Collector):
 
 
 def stored_labels(exported: Mapping[str, str], target: Mapping[str, str], *, honor: bool) -> dict[str, str]:
-    """Return the labels that Prometheus stores for a sample: the target's and the exported ones. Where both have a
-    label, the exported one wins if `honor`, else it is renamed to exported_* (Prometheus, scrape_config:
-    honor_labels)."""
+    """Return the labels that Prometheus stores for a sample: the scrape target's and the exported ones. If both have a
+    label, the exported one replaces the target's if `honor`; otherwise the exported one is renamed to exported_*
+    (Prometheus, scrape_config: honor_labels)."""
     if honor:
         return {**target, **exported}
     renamed = {f"exported_{key}" if key in target else key: value for key, value in exported.items()}

@@ -47,9 +47,9 @@ class FakeCluster:
         bookmark_every: float = 60.0,
         on_write: Hook | None = None,
     ) -> None:
-        """Create an empty cluster. A grace period lasts `grace` seconds and ends by `later` (such as
-        `loop.call_later`), or without it by `finish_terminations()`. `on_write` is called around each write of a
-        client."""
+        """Create an empty cluster. A deleted pod vanishes after a grace period of `grace` seconds, which `later` (such
+        as `loop.call_later`) times; without `later` it lasts until `finish_terminations()`. `on_write` is called
+        before and after each write of a client."""
         self.store = Store(now)
         self.lists = Lists(loop_time)
         self.pods = Pods(self.store, grace, later)
@@ -57,7 +57,7 @@ class FakeCluster:
         self.terminating_namespaces: set[str] = set()
         """Namespaces that are being deleted, in which nothing can be created."""
         self.uninstalled: set[Resource] = set()
-        """Kinds whose CRD is not installed: calls of them get 404."""
+        """Kinds whose CRD is not installed: calls for them get 404."""
         self.version = "v1.36.3"
         """The version that the server reports."""
         self.logs: dict[tuple[str, str], str] = {}
@@ -65,9 +65,9 @@ class FakeCluster:
         self.bookmark_every = bookmark_every
         """Seconds between two bookmarks of a watch."""
         self.bookmarks = 0
-        """How often bookmarks were sent at once. Open watches notice a change of it."""
+        """Number of calls of `send_bookmarks`. Open watches notice when it changes."""
         self.closings = 0
-        """How often all watches were closed. Open watches notice a change of it."""
+        """Number of times that all watches were closed. Open watches notice when it changes."""
 
     @property
     def writes(self) -> list[Write]:
@@ -111,7 +111,8 @@ class FakeCluster:
         return copied(self.store.patch(resource, key, body, subresource))
 
     def delete(self, resource: Resource, name: str, namespace: str = "") -> None:
-        """Delete an object as kubectl does: pods with a grace period, objects with finalizers once those are gone."""
+        """Delete an object as kubectl does. A pod vanishes after its grace period, and an object with finalizers once
+        they are removed."""
         self.delete_key(resource, self._key(resource, namespace, name), None)
 
     def delete_key(self, resource: Resource, key: Key, uid: str | None, *, at_once: bool = False) -> None:
@@ -125,13 +126,13 @@ class FakeCluster:
             self.store.delete(resource, key, uid)
 
     def finish_terminations(self, node: str | None = None) -> list[str]:
-        """End the grace period of all terminating pods, or of those on one node. Returns the pods that are gone, as
-        namespace/name."""
+        """End the grace period of all terminating pods, or of those on `node`. Returns the pods that have vanished, as
+        namespace/name; pods with finalizers stay."""
         return self.pods.finish(node=node)
 
     def expire(self) -> None:
-        """Compact the history. Every open watch gets 410, and so does a watch from an older resourceVersion and the
-        next page of a list that has begun."""
+        """Compact the history. Every open watch gets 410, and so do a later watch from an older resourceVersion and
+        the next page of a list that is being read."""
         self.store.compact()
         self.lists.compact()
 
@@ -175,12 +176,12 @@ class FakeCluster:
         self.store.wake()
 
     def swallow(self, resource: Resource, events: int) -> None:
-        """Withhold the next `events` changes of a kind from all watches, so that only a new list shows them."""
+        """Withhold the next `events` changes of a kind from all watches, so that only a new list shows their effect."""
         self.store.swallow[resource] = events
 
     @staticmethod
     def _key(resource: Resource, namespace: str, name: str) -> Key:
-        """Return where the store keeps an object. A namespaced kind without a namespace is in `default`."""
+        """Return the store's key of an object. A namespaced object without a namespace is in `default`."""
         return (namespace or "default", name) if resource.namespaced else ("", name)
 
 
@@ -193,8 +194,8 @@ class FakeClient(KubeClient):
         self.identity = identity
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Make a call as KubeClient does. A deleted pod gets the grace period of the cluster and not the requested
-        one, except 0, with which it vanishes at once."""
+        """Make a call as KubeClient does. A deleted pod gets the cluster's grace period whatever the request says,
+        except that a requested 0 removes it at once."""
         call = _call(self.identity, request)
         if request.verb in ("get", "list"):
             await self._enter(call)
@@ -205,8 +206,9 @@ class FakeClient(KubeClient):
         return copied(result) if result is not None else {}
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """Watch as KubeClient does, until the server closes the watches. A kind without bookmarks ends after
-        `bookmark_every` seconds instead of getting one. Raises Expired when the version is too old."""
+        """Watch as KubeClient does, until the server closes all watches. A watch of a kind with bookmarks gets one
+        every `bookmark_every` seconds; of a kind without them it ends after that time. Raises Expired if the
+        requested version is too old."""
         await self._enter(_call(self.identity, request))
         cluster, resource, wake = self.cluster, request.resource, asyncio.Event()
         match, version = _matcher(request), int(request.query.get("resourceVersion", "0"))
@@ -241,8 +243,8 @@ class FakeClient(KubeClient):
             watching.discard(wake)
 
     def _read(self, request: ApiRequest) -> JSON:
-        """Return the answer to a get or a list: a page of objects, the server's version, the discovery of a kind, a
-        pod's log (its last `tailLines` lines), or one object. Raises NotFound, Invalid or Expired."""
+        """Return the answer to a get or a list: a page of objects, the server's version, the discovery of a kind, the
+        last `tailLines` lines of a pod's log, or one object. Raises NotFound, Invalid or Expired."""
         cluster, namespace, name = self.cluster, request.namespace, request.name
         if request.verb == "list":
             match, query = _matcher(request), request.query
@@ -260,8 +262,8 @@ class FakeClient(KubeClient):
         return {kinds.LOG: "".join(lines[-int(request.query["tailLines"]) :])}
 
     def _apply(self, request: ApiRequest) -> JSON | None:
-        """Carry out a write and return the stored object, or None for a deletion or an eviction. Raises the error that
-        the server would answer with."""
+        """Carry out a create, patch, delete or eviction. Returns the stored object, or None after a deletion or an
+        eviction. Raises the error that the server would answer with."""
         cluster, resource, namespace = self.cluster, request.resource, request.namespace
         body = request.body or {}
         if request.verb == "patch":
@@ -279,23 +281,24 @@ class FakeClient(KubeClient):
         return cluster.store.create(resource, body, namespace, with_status=False)
 
     async def _enter(self, call: Call) -> None:
-        """Let other tasks run, then refuse an uninstalled kind, and count the call or raise its scripted fault."""
+        """Let other tasks run, then raise NotFound for an uninstalled kind, or else count the read and raise the fault
+        that is scripted for it."""
         await asyncio.sleep(0)
         self._refuse_uninstalled(call.resource)
         await self.cluster.faults.read(call)
 
     def _is_uninstalled(self, group: Resource, plural: str) -> bool:
-        """Whether a kind of this group and version with this plural is uninstalled."""
+        """Whether an uninstalled kind has this plural and the group and version of `group`."""
         name = (group.group, group.version, plural)
         return any((kind.group, kind.version, kind.plural) == name for kind in self.cluster.uninstalled)
 
     def _refuse_uninstalled(self, resource: Resource) -> None:
-        """Raise NotFound, with the text of kube-apiserver, for a kind whose CRD is not installed."""
+        """Raise NotFound, with kube-apiserver's message, for a kind whose CRD is not installed."""
         if resource in self.cluster.uninstalled:
             raise NotFound("the server could not find the requested resource")
 
     def _refuse_terminating(self, resource: Resource, namespace: str | None) -> None:
-        """Raise Forbidden for a creation or an eviction in a namespace that is being deleted."""
+        """Raise Forbidden if the namespace is being deleted, where nothing can be created or evicted."""
         if resource.namespaced and namespace in self.cluster.terminating_namespaces:
             raise Forbidden(
                 f"unable to create new content in namespace {namespace} because it is being terminated",
@@ -304,8 +307,8 @@ class FakeClient(KubeClient):
 
 
 def _call(identity: str, request: ApiRequest) -> Call:
-    """Return the request as it is logged and as faults match it. Its verb is `evict` or `log` for these
-    subresources."""
+    """Return the request in the form in which it is logged and matched against faults. The verb is `evict` or `log`
+    for these subresources."""
     verb = {kinds.EVICTION: "evict", kinds.LOG: "log"}.get(request.subresource or "", request.verb)
     return Call(
         identity,
@@ -320,7 +323,8 @@ def _call(identity: str, request: ApiRequest) -> Call:
 
 
 def _matcher(request: ApiRequest) -> Matcher:
-    """Return a test for the request's label and field selectors. Raises Invalid for one that cannot be parsed."""
+    """Return a predicate for the request's label and field selectors. Raises Invalid for a selector that cannot be
+    parsed."""
     try:
         return matcher(request.query.get("labelSelector", ""), request.query.get("fieldSelector", ""))
     except ValueError as error:
@@ -328,8 +332,8 @@ def _matcher(request: ApiRequest) -> Matcher:
 
 
 def _event(change: StoredChange, namespace: str | None, match: Matcher) -> WatchEvent | None:
-    """Return the change as a watch with a selector sees it, or None if it does not: an object that leaves the
-    selection is DELETED, and one that enters it is ADDED."""
+    """Return the event that a watch of this namespace (None for all) and selector gets for a change, or None if it
+    gets none. An object that no longer matches is DELETED, and one that begins to match is ADDED."""
 
     def selected(obj: JSON | None) -> bool:
         if obj is None or namespace not in (None, obj["metadata"].get("namespace")):

@@ -29,11 +29,11 @@ class Silence(Enum):
 
 
 SILENCE: Final = Silence.SILENCE
-"""In place of an error: the server does not answer until the deadline of the caller."""
+"""A value for `error`: the server does not answer before the deadline of the caller."""
 
 
 class Crash(BaseException):
-    """The process dies here. No `except Exception` catches it, as no program survives kill -9."""
+    """The simulated death of the process. No `except Exception` catches it, as no program survives kill -9."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Call:
     subresource: str | None = None
     body: JSON | None = None
     selector: str = ""
-    """Label and field selector of a list or watch, as one text; empty for other calls."""
+    """Label and field selector of a list or watch, as one string; empty for other calls."""
 
     @property
     def path(self) -> str:
@@ -73,7 +73,7 @@ Hook = Callable[[Write, Literal["before", "after"]], None]
 
 
 class CallMatch(TypedDict, total=False):
-    """Conditions beside verb and kind for the calls that a fault hits; see CallFault."""
+    """Conditions, in addition to verb and kind, for the calls that a fault hits; see CallFault."""
 
     identity: str | None
     namespace: str | None
@@ -84,7 +84,8 @@ class CallMatch(TypedDict, total=False):
 
 @dataclass
 class CallFault:
-    """An error that the next `times` matching calls get instead of being carried out, or afterwards with `after`."""
+    """An error that the next `times` matching calls get. They are not carried out, or with `after` they are carried
+    out first."""
 
     verb: str
     resource: Resource | None
@@ -95,9 +96,9 @@ class CallFault:
     namespace: str | None = None
     name: str | None = None
     subresource: str | None = None
-    """The subresource, empty for the object itself. Here and in the other conditions None matches all."""
+    """The subresource; empty for the object itself. Here, as in the other conditions, None matches everything."""
     selector: str | None = None
-    """A part of the selector of a list or watch."""
+    """A string that the selector of the list or watch must contain."""
     hits: int = 0
     """Number of calls that have got the error."""
 
@@ -156,8 +157,8 @@ class Faults:
         return fault
 
     def crash(self, identity: str, *, before: int | None = None, after: int | None = None) -> None:
-        """Raise Crash before, or after, the k-th write of an identity, counted from 1 over the life of the cluster.
-        Replaces `on_write`."""
+        """Raise Crash before write number `before`, or after write number `after`, of an identity. Writes are counted
+        from 1 over the life of the cluster. Replaces `on_write`."""
 
         def hook(write: Write, when: Literal["before", "after"]) -> None:
             if write.call.identity == identity and write.number == (before if when == "before" else after):
@@ -171,8 +172,8 @@ class Faults:
         await self._raise(call, after=False)
 
     async def write(self, call: Call, apply: Callable[[], JSON | None]) -> JSON | None:
-        """Count a write, carry it out and return the result of `apply`. Faults before and after it, and the hook, may
-        raise. The write is logged if it reached the server."""
+        """Count a write, carry it out by calling `apply`, and return the result. Scripted faults before and after the
+        write, and the hook, may raise. The write is logged if it reached the server, even if the server refused it."""
         self.calls[call.identity, call.verb, call.resource.plural] += 1
         await self._raise(call, after=False)
         result = self._carry_out(call, apply)
@@ -180,8 +181,8 @@ class Faults:
         return result
 
     def _carry_out(self, call: Call, apply: Callable[[], JSON | None]) -> JSON | None:
-        """Number and log the write, call the hook before and after it, and record the new version or the error. An
-        error is raised again."""
+        """Number and log the write, call `apply`, and record the new version or the error, which is raised again. The
+        hook is called before the write, and after it if it succeeded."""
         self._numbers[call.identity] += 1
         write = Write(self._numbers[call.identity], call)
         if self.on_write:
@@ -199,8 +200,8 @@ class Faults:
         return result
 
     async def _raise(self, call: Call, *, after: bool) -> None:
-        """Raise the first fault that matches the call, and count the hit; a SILENCE raises Unavailable after the
-        deadline. Does nothing when none matches."""
+        """Raise the error of the first fault that matches the call, and count the hit. A SILENCE waits for the
+        caller's deadline and raises Unavailable. Does nothing if no fault matches."""
         for fault in self._faults:
             if fault.after is after and fault.matches(call):
                 fault.times -= 1

@@ -1,4 +1,5 @@
-"""Lists of FakeCluster in pages. All pages of a list show the moment of its first page, while their tokens live."""
+"""Lists of FakeCluster in pages. All pages of a list show its state when the first page was read, for as long as the
+list's tokens are valid."""
 
 import json
 import sys
@@ -15,7 +16,7 @@ TOKEN_LIFE = 300.0
 
 @dataclass(frozen=True)
 class _Moment:
-    """The objects of a list when its first page was read, and the time of that."""
+    """The objects of a list as they were when its first page was read, and when that was."""
 
     objects: Sequence[JSON]
     version: int
@@ -39,10 +40,11 @@ class Lists:
         self._moments.clear()
 
     def page(self, objects: Iterable[JSON], version: int, limit: int, after: str) -> JSON:
-        """Return the answer with a page of at most `limit` objects (0 for all) and the token of the next page.
+        """Return the API server's answer for one page: at most `limit` objects (0 for all) and the token of the next
+        page. `after` is the token of this page, or an empty string for the first.
 
-        `objects` and `version` are the list as it is now, in order of name. They are used for a first page, and for
-        the rest of a list whose token has expired. Raises Expired for an expired token.
+        `objects` and `version` are the list as it is now, sorted by namespace and name. They are used for a first
+        page, and for the rest of a list whose token has expired. Raises Expired for an expired token.
         """
         now = self._clock()
         self._moments = {
@@ -67,5 +69,5 @@ class Lists:
 
 
 def _key(obj: JSON) -> list[str]:
-    """Return namespace and name, by which a list is sorted."""
+    """Return namespace and name, by which lists are sorted."""
     return [obj["metadata"].get("namespace", ""), obj["metadata"]["name"]]

@@ -1,4 +1,4 @@
-"""Pods of FakeCluster: graceful deletion, the numbers of PodDisruptionBudgets, the Eviction subresource.
+"""Pods of FakeCluster: graceful deletion, the status of PodDisruptionBudgets, the Eviction subresource.
 
 Follows pkg/registry/core/pod/storage/eviction.go and the disruption controller of Kubernetes v1.36.3 as far as
 docs/design/drain.md needs it (E1-E6, E8, E9, E12, P12, P14). `expectedPods` is the number of matching pods, not the
@@ -16,7 +16,7 @@ from hack.sim.selectors import selects
 
 FINISHED = ("Succeeded", "Failed")
 Later = Callable[[float, Callable[[], object]], object]
-"""Runs a function after a number of seconds, for example `loop.call_later`."""
+"""A function that calls another one after a number of seconds, such as `loop.call_later`."""
 
 
 class Pods:
@@ -31,8 +31,8 @@ class Pods:
         store.on_commit.append(self._follow)
 
     def evict(self, namespace: str, name: str, uid: str | None) -> None:
-        """Evict a pod by the Eviction subresource. Raises NotFound, Conflict when `uid` differs, EvictionBlocked when
-        its budget allows no disruption, or EvictionFailed when several budgets match."""
+        """Evict a pod through the Eviction subresource. Raises NotFound, Conflict if the pod's uid is not `uid`,
+        EvictionBlocked if its budget allows no disruption, or EvictionFailed if several budgets match."""
         pod = self.store.get(kinds.PODS, (namespace, name))
         self.store.check_uid(pod, uid)
         if not _ignores_budgets(pod):
@@ -40,7 +40,7 @@ class Pods:
         self.delete(pod)
 
     def delete(self, pod: JSON, *, at_once: bool = False) -> None:
-        """Delete a pod. Without finalizers it vanishes at once if `at_once`, or if it is not bound or has finished.
+        """Delete a pod. If it has no finalizers and is unbound or finished, or `at_once` is set, it vanishes at once.
         Otherwise it is marked as deleted, and vanishes after the grace period unless it has finalizers."""
         metadata = pod["metadata"]
         key = (metadata["namespace"], metadata["name"])
@@ -53,8 +53,8 @@ class Pods:
             self.later(self.grace, lambda: self.finish(uid=metadata["uid"]))
 
     def finish(self, *, node: str | None = None, uid: str | None = None) -> list[str]:
-        """Let terminating pods vanish: all, those on one node, or the one with this uid. Pods with finalizers stay.
-        Returns those that are gone, as namespace/name."""
+        """Remove terminating pods: all, those on `node`, or the one with this uid. Pods with finalizers stay. Returns
+        the removed pods as namespace/name."""
         gone = []
         for pod in list(self.store.all(kinds.PODS)):
             metadata = pod["metadata"]
@@ -92,11 +92,12 @@ class Pods:
             )
 
     def _budgets(self, namespace: str) -> Iterator[JSON]:
+        """Yield the PodDisruptionBudgets of a namespace."""
         return self.store.all(kinds.PDBS, namespace)
 
     def _follow(self, resource: Resource, change: StoredChange) -> None:
-        """Recompute the budgets of a namespace when one of its pods or budgets changes, as the disruption controller
-        does."""
+        """Update the status of every budget in a namespace after one of its pods or budgets changed, as the disruption
+        controller does. Changes of other kinds are ignored."""
         if resource not in (kinds.PODS, kinds.PDBS):
             return
         namespace = change.last["metadata"]["namespace"]
@@ -107,7 +108,8 @@ class Pods:
                 self.store.patch(kinds.PDBS, key, {"status": status}, "status")
 
     def _numbers(self, budget: JSON) -> JSON:
-        """Return the status of a budget. Finished pods are not expected, and terminating ones not healthy."""
+        """Return the status of a budget: expected, desired and healthy pods, and the allowed disruptions. Finished
+        pods are not expected, and terminating ones are not healthy."""
         pods = self.store.all(kinds.PODS, budget["metadata"]["namespace"])
         covered = [pod for pod in pods if _covers(budget, pod) and _phase(pod) not in FINISHED]
         healthy = sum(_is_ready(pod) and not pod["metadata"].get("deletionTimestamp") for pod in covered)
@@ -142,11 +144,12 @@ def _is_ready(pod: JSON) -> bool:
 
 
 def _ignores_budgets(pod: JSON) -> bool:
-    """Whether a pod is evicted without asking its budget, because it is finished, pending or terminating (KK
+    """Whether a pod is evicted whatever its budget says, because it is finished, pending or terminating (KK
     canIgnorePDB)."""
     return _phase(pod) in (*FINISHED, "Pending") or bool(pod["metadata"].get("deletionTimestamp"))
 
 
 def _scaled(value: int | str, total: int) -> int:
-    """Return an absolute number, or a percentage of `total`, rounded up as for both fields of a PodDisruptionBudget."""
+    """Return an absolute number as it is, or a percentage of `total`, rounded up as for both fields of a
+    PodDisruptionBudget."""
     return math.ceil(total * int(value.removesuffix("%")) / 100) if isinstance(value, str) else value

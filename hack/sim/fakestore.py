@@ -31,7 +31,8 @@ HISTORY = 10_000
 
 
 def received(obj: JSON) -> JSON:
-    """Return an object as it arrives over the wire: tuples become lists. Raises TypeError for what JSON cannot hold."""
+    """Return a copy of an object as it arrives over the wire: tuples become lists. Raises TypeError for a value that
+    JSON cannot hold."""
     arrived: JSON = json.loads(json.dumps(obj))
     return arrived
 
@@ -97,9 +98,9 @@ class Store:
         self.waiting = Waiters()
         """Events that are set at every change."""
         self.watching: dict[Resource, Waiters] = defaultdict(Waiters)
-        """By kind: events that are set at every change of that kind."""
+        """Events that are set at every change of a kind, by kind."""
         self.swallow: dict[Resource, int] = {}
-        """By kind: the number of next events that no watch gets."""
+        """The number of next events of a kind that no watch gets, by kind."""
         self.on_commit: list[Callable[[Resource, StoredChange], None]] = []
         """Functions that are called with the kind and the change after each commit."""
         self._objects: dict[Resource, dict[Key, JSON]] = {}
@@ -114,14 +115,15 @@ class Store:
         return obj
 
     def all(self, resource: Resource, namespace: str | None = None) -> Iterator[JSON]:
-        """Yield the stored objects themselves, in order of namespace and name; the caller must not change them."""
+        """Yield the stored objects of a kind, in one namespace or in all, sorted by namespace and name. These are the
+        objects themselves, which the caller must not change."""
         for key, obj in sorted(self._objects.get(resource, {}).items()):
             if namespace is None or key[0] == namespace:
                 yield obj
 
     def create(self, resource: Resource, body: JSON, namespace: str | None, *, with_status: bool) -> JSON:
         """Store a new object with uid, version and creationTimestamp, and return it. Without `with_status` a status in
-        `body` is dropped, as the API server does. Raises Invalid without a name, and AlreadyExists."""
+        `body` is dropped, as the API server does. Raises Invalid if the object has no name, and AlreadyExists."""
         metadata = body.get("metadata") or {}
         name = metadata.get("name")
         if not name:
@@ -219,7 +221,8 @@ class Store:
         return last
 
     def since(self, resource: Resource, version: int) -> list[StoredChange]:
-        """Return the changes of a kind after `version`, oldest first. Raises Expired when they are no longer known."""
+        """Return the changes of a kind after `version`, oldest first. Raises Expired if some of them have been dropped
+        from the history."""
         oldest = max(self._oldest_of_all, self._oldest.get(resource, 0))
         if version < oldest:
             raise Expired(f"too old resource version: {version} ({oldest})")
@@ -238,25 +241,25 @@ class Store:
         return Backup({kind: dict(objects) for kind, objects in self._objects.items()}, self.version)
 
     def restore(self, backup: Backup, bump: int) -> None:
-        """Replace everything stored by the backup. The next versions follow the backup's, raised by `bump`. A watch
-        from a later version gets no event until that version is reached."""
+        """Replace everything stored with the backup. The next versions follow the backup's version plus `bump`. A
+        watch from a later version gets no event until that version is reached."""
         self._objects = {kind: dict(objects) for kind, objects in backup.objects.items()}
         self.version = self._oldest_of_all = backup.version + bump
         self._oldest.clear()
         self._history.clear()
 
     def wake(self) -> None:
-        """Set the events of all watches, so that each looks for changes."""
+        """Set the events of all watches, so that each checks for changes."""
         for resource in self.watching:
             self._wake(resource)
 
     def _wake(self, resource: Resource) -> None:
-        """Set the events of those that wait for changes of this kind or of any kind."""
+        """Wake everyone who waits for a change of this kind or of any kind, by setting their events."""
         for event in (*self.waiting, *self.watching[resource]):
             event.set()
 
     def check_uid(self, obj: JSON, uid: str | None) -> None:
-        """Raise Conflict when the object's uid is not `uid`; None matches every object."""
+        """Raise Conflict if the object's uid is not `uid`; a `uid` of None matches every object."""
         if uid is not None and obj["metadata"]["uid"] != uid:
             raise Conflict(
                 f"the UID in the precondition ({uid}) does not match the UID in record "
@@ -264,8 +267,8 @@ class Store:
             )
 
     def _remember(self, resource: Resource, change: StoredChange) -> None:
-        """Append a change to the history of its kind and wake the watches, unless the change is to be swallowed. The
-        older half of a history that is too long is dropped."""
+        """Append a change to the history of its kind and wake the watches. A change that is to be swallowed is only
+        counted. A history that is too long loses its older half."""
         if self.swallow.get(resource, 0) > 0:
             self.swallow[resource] -= 1
             return
@@ -277,8 +280,8 @@ class Store:
         self._wake(resource)
 
     def _check_preconditions(self, resource: Resource, old: JSON, metadata: JSON) -> None:
-        """Raise Conflict when the patch names another resourceVersion than the object has, and Invalid when it would
-        change uid, name or namespace."""
+        """Raise Conflict if the patch's `metadata` names a resourceVersion other than the object's, and Invalid if it
+        would change uid, name or namespace."""
         version = metadata.get("resourceVersion")
         if version and version != old["metadata"]["resourceVersion"]:
             raise Conflict(
@@ -290,8 +293,9 @@ class Store:
                 raise Invalid(f"metadata.{field}: Invalid value: {metadata[field]!r}: field is immutable")
 
     def _patched(self, resource: Resource, old: JSON, body: JSON) -> JSON:
-        """Return the object with the patch merged in, as the API server does it: its own metadata fields and the
-        status stay, empty maps vanish, and the generation rises if anything but metadata changed."""
+        """Return the object with the patch merged in, as the API server does it: metadata fields that the server owns
+        and the status stay, empty maps vanish, and the generation rises if anything but metadata and status
+        changed."""
         new: JSON = merged(old, body)
         for field in SERVER_FIELDS:
             if field in old["metadata"]:

@@ -9,7 +9,7 @@ from gpusharing.kube.errors import Expired, KubeError, NotFound
 from gpusharing.kube.paging import pages_of
 
 Handler = Callable[[JSON, bool], None]
-"""Called with an object and whether it is gone, in the order of the changes; must not block."""
+"""Called with an object and whether it is gone, in the order of the changes. It must not block."""
 
 FIRST_RETRY, LAST_RETRY = 0.2, 5.0
 
@@ -24,8 +24,8 @@ async def follow(
     synced: asyncio.Event | None = None,
 ) -> None:
     """Call the handler with every existing object, then with every change, until canceled. Errors are retried with
-    back-off and logged once in a row; a kind that the server does not serve counts as empty. `synced` is set after
-    the first complete list, or when the kind is not served."""
+    back-off, and an error that repeats is logged once. A kind that the server does not serve counts as empty.
+    `synced` is set after the first complete list, or once the server answers that it does not serve the kind."""
     known: dict[tuple[str, str], JSON] = {}
     synced = synced or asyncio.Event()
     wait, logged = FIRST_RETRY, ""
@@ -94,8 +94,8 @@ async def _watch(
 
 
 def _deliver(item: JSON, handler: Handler, known: dict[tuple[str, str], JSON]) -> None:
-    """Call the handler with a new version of an object, and before that with the old one as gone if another object had
-    the name. A version that is already known is ignored. Updates `known`."""
+    """Call the handler with a new version of an object and store it in `known`. If another object had the same name,
+    that one is delivered as gone first. A version that is already known is ignored."""
     before = known.get(_key(item))
     if before is not None and before["metadata"].get("uid") != item["metadata"].get("uid"):
         handler(before, True)

@@ -43,13 +43,13 @@ _LATER_FAMILIES = {(7, 5): "turing", (8, 9): "ada-lovelace"}
 
 
 def owns(label: str) -> bool:
-    """Whether GFD writes this label, and removes it when it does not run (b.4)."""
+    """Whether GFD writes this label while it runs, and removes it when it is turned off or crash-loops (b.4)."""
     return _OWNED.fullmatch(label) is not None
 
 
 def labels(reading: Reading, config: SimPluginConfig, started: int, turn: int = 0) -> dict[str, str]:
-    """Return all labels that GFD gives a node; empty without GPUs. `started` is when this GFD process began, in
-    seconds since 1970, and `turn` counts its runs.
+    """Return all labels that GFD gives a node; empty if the node has no GPUs. `started` is when this GFD process
+    began, in seconds since 1970. `turn` numbers the runs of its loop, and selects the model whose labels are shown.
 
     Raises PluginError where GFD would exit with an error.
     """
@@ -74,7 +74,8 @@ def labels(reading: Reading, config: SimPluginConfig, started: int, turn: int = 
 
 
 def _shown(reading: Reading, turn: int) -> Model:
-    """Return the model whose labels overwrite the others' in this turn. Raises PluginError if no GPU answers."""
+    """Return the model whose labels overwrite those of the other models in this turn: one with a whole GPU, if any.
+    Raises PluginError if no GPU answers."""
     answering = [gpu for gpu in reading.gpus if gpu.access == "Ok"]
     if not answering:
         raise PluginError("no GPU answers")
@@ -84,7 +85,7 @@ def _shown(reading: Reading, turn: int) -> Model:
 
 
 def _model(reading: Reading, product: str) -> Model:
-    """Return the model of this product, which must be among those that were read."""
+    """Return the model of this product. The reading must contain it."""
     return next(model for model in reading.models if model.product == product)
 
 
@@ -133,8 +134,8 @@ def _whole(gpus: tuple[GPU, ...], model: Model, config: SimPluginConfig) -> dict
 
 
 def _single(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str, str]:
-    """Return the labels of MIG strategy single: those of the instances if all GPUs have the same profile, of whole
-    GPUs if MIG is off, else those of a MIG-INVALID product with 0 GPUs."""
+    """Return the labels for MIG strategy single: the labels of the instances if all GPUs have the same profile, those
+    of whole GPUs if MIG is off everywhere, and otherwise those of a MIG-INVALID product with 0 GPUs."""
     gpus = reading.gpus
     divided = next((gpu.product for gpu in gpus if gpu.mig_mode == "Enabled"), None)
     if divided is not None:
@@ -156,7 +157,8 @@ def _single(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str
 
 
 def _mixed(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str, str]:
-    """Return the labels of MIG strategy mixed: those of the whole GPUs and of each profile that has instances."""
+    """Return the labels for MIG strategy mixed: those of the whole GPUs of `model`, and those of each profile that has
+    instances on any GPU."""
     merged = _whole(reading.gpus, model, config)
     owners = [(instance.profile, gpu.product) for gpu in reading.gpus for instance in gpu.instances]
     names = [name for name, _ in owners]

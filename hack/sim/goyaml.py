@@ -22,15 +22,15 @@ _UNSUPPORTED = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _STRING, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 _RESOLVER = yaml.SafeLoader("")
 _MOST = 200_000
-"""The most values a document may have. Those below an alias count again at each use."""
+"""The largest number of values in a document. Values behind an alias count again at each use of the alias."""
 
 
 class GoError(Exception):
-    """The program refuses the text; the message is close to Go's."""
+    """The simulated program refuses the document; the message is close to Go's."""
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader that accepts tabs where libyaml does: inside brackets, and where no indentation is expected."""
+    """A YAML loader that accepts tabs where libyaml does: inside brackets, and where no indentation is expected."""
 
     def scan_to_next_token(self) -> None:
         """Skip white space and comments as PyYAML does, and also tabs where libyaml allows them."""
@@ -40,15 +40,16 @@ class _Loader(yaml.SafeLoader):
             super().scan_to_next_token()
 
     def check_value(self) -> bool:
-        """Whether a value begins here, as PyYAML says. Raises GoError for `{key:[]}`: go-yaml reads that colon as a
-        part of the key, and then misses a comma."""
+        """Whether a value begins here, as PyYAML decides it. Raises GoError for `{key:[]}`: go-yaml takes that colon
+        as a part of the key, and then misses a comma."""
         if self.flow_level and self.peek(1) in ",[]{}" and self.buffer[self.pointer - 1] not in "\"'":
             raise GoError("did not find expected ',' or '}'")
         return bool(super().check_value())
 
 
 def to_json(text: str) -> JSONValue:
-    """Return the first document of a text as JSON, or None if the text has none. Raises GoError."""
+    """Return the first YAML document in `text` as JSON, or None if there is no document. Raises GoError if the
+    document cannot be converted."""
     try:
         node = next(yaml.compose_all(text, _Loader), None)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -63,8 +64,8 @@ class _Converter:
         self._count = 0
 
     def value(self, node: yaml.Node, above: tuple[yaml.Node, ...]) -> JSONValue:
-        """Return the JSON of a node. `above` are the nodes around it: an alias to one of them raises GoError, as do
-        too many values."""
+        """Return the JSON value of a node. `above` are the nodes that contain it: an alias to one of them raises
+        GoError, as does a document with too many values."""
         self._count += 1
         if any(node is parent for parent in above) or self._count > _MOST:
             raise GoError("an anchor contains itself, or the document contains excessive aliasing")
@@ -83,8 +84,8 @@ class _Converter:
         return fields
 
     def _merged(self, node: yaml.Node, above: tuple[yaml.Node, ...]) -> dict[str, JSONValue]:
-        """Return the fields that a merge key (`<<`) adds; of several maps the first wins. Raises GoError for anything
-        but maps."""
+        """Return the fields that a merge key (`<<`) adds. If it merges several maps, the first one that has a field
+        wins. Raises GoError for anything but maps."""
         fields: dict[str, JSONValue] = {}
         for source in reversed(node.value) if isinstance(node, yaml.SequenceNode) else [node]:
             if not isinstance(source, yaml.MappingNode):
@@ -94,15 +95,15 @@ class _Converter:
 
 
 def _key(value: JSONValue) -> str:
-    """Return the text of a map key. Raises GoError for null, a list or a map."""
+    """Return a map key as a string; booleans become `true` or `false`. Raises GoError for null, a list or a map."""
     if value is None or isinstance(value, dict | list):
         raise GoError(f"unsupported map key: {value!r}")
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _scalar(node: yaml.ScalarNode) -> JSONValue:
-    """Return the value of a scalar by go-yaml's rules for words such as `y` and numbers such as `0x10`. A quoted text
-    stays a text. Raises GoError for infinity and NaN, which JSON cannot hold."""
+    """Return the value of a scalar by go-yaml's rules for words such as `y` and numbers such as `0x10`. A quoted
+    scalar stays a string. Raises GoError for infinity and NaN, which JSON cannot hold."""
     text = node.value
     plain_tag = _RESOLVER.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]  # no stub
     if node.style is not None or (node.tag == _STRING and plain_tag != _STRING):
@@ -115,8 +116,8 @@ def _scalar(node: yaml.ScalarNode) -> JSONValue:
 
 
 def _number(text: str) -> JSONValue:
-    """Return the number that Go's strconv reads in a text, or the text itself if there is none. A float without a
-    fraction becomes an integer, because encoding/json writes it so."""
+    """Return the number that Go's strconv would parse from `text`, or `text` itself if it is not a number. A float
+    without a fraction becomes an integer, because encoding/json writes it that way."""
     plain = text.replace("_", "") if text[0] in "+-0123456789" else text
     if match := _WHOLE.fullmatch(plain):
         sign, *bases = match.groups()

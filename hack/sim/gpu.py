@@ -61,8 +61,8 @@ ALL_RIGHTS = Container()
 
 
 def gpu_as_seen(gpu: GPU, container: Container) -> GPU:
-    """Return the GPU as an agent in such a container reports it. What is withheld is left out, or stands as
-    unknown."""
+    """Return the GPU as an agent in such a container reports it. What NVML withholds from the container is left out or
+    marked as unknown."""
     if gpu.access != "Ok":
         return gpu
     if not container.mig and gpu.mig_mode != "NotSupported":
@@ -78,8 +78,8 @@ def gpu_as_seen(gpu: GPU, container: Container) -> GPU:
 
 
 def model_as_seen(model: Model, container: Container, *, mig: bool) -> Model:
-    """Return the model as an agent in such a container reports it: without the rights for MIG it lacks placements and,
-    with `mig`, the memory. `mig` is whether MIG is on at the GPU that stands for the model."""
+    """Return the model as an agent in such a container reports it. Without the rights for MIG the placements are
+    missing and, if `mig`, also the memory. `mig` says whether MIG is on at the GPU from which the model is read."""
     if container.mig or not model.mig_capable:
         return model
     profiles = tuple(replace(profile, starts=(), size=0) for profile in model.profiles)
@@ -142,14 +142,14 @@ class SimulatedGPUs:
     simulated = True
 
     def __init__(self, node: str, products: Sequence[str], *, driver_version: str = DRIVER_VERSION) -> None:
-        """Create GPUs in their default state, one for each of `products`, which are NVML's names. Raises ValueError
-        for an unknown one. UUIDs are derived from `node`."""
+        """Create one GPU in its default state for each name in `products`, which are NVML's product names. UUIDs are
+        derived from `node`. Raises ValueError for an unknown product."""
         self.open_sessions = 0
         """Number of NVML clients that are open now: readings, and clients added with `client`."""
         self.readings = 0
         """Number of readings begun so far."""
         self.uses: dict[int, ProcessUse] = {}
-        """By pid: how much of a GPU a process uses. A process that is missing uses nothing."""
+        """How much of a GPU each process uses, by pid. A process that is missing uses nothing."""
         self.is_guest = False
         """Whether the node is a virtual machine, which cannot reset a GPU."""
         self._node = node
@@ -173,8 +173,8 @@ class SimulatedGPUs:
         return self._read(ALL_RIGHTS)
 
     def _read(self, container: Container) -> Reading:
-        """Return a reading with these rights, as an NVML client that is open meanwhile. Blocks while NVML hangs, and
-        raises the error set by `fail`."""
+        """Return a reading with the rights of `container`, and count as an open NVML client until it is complete.
+        Blocks while NVML hangs, and raises the error set by `fail`."""
         with self.client():
             self.readings += 1
             self._hang.wait()
@@ -186,14 +186,14 @@ class SimulatedGPUs:
                 return Reading(self._driver_version, self._models(container), gpus, use)
 
     def look(self) -> tuple[GPU, ...]:
-        """Return the actual state without NVML, for a comparison with the agent's report. Never blocks, and does not
-        count as a client."""
+        """Return the GPUs as they really are, to compare the agent's report with. Does not use NVML: it never blocks
+        and does not count as a client."""
         with self._lock:
             return tuple(map(_observed, self._gpus))
 
     @contextmanager
     def client(self) -> Iterator[None]:
-        """Keep an NVML client of this node open for the length of the block."""
+        """Count as an open NVML client of this node for the length of the `with` block."""
         with self._lock:
             self.open_sessions += 1
         try:
@@ -208,22 +208,22 @@ class SimulatedGPUs:
         return self._hang.begun
 
     def hang(self) -> None:
-        """Let every reading block from now on, as when a GPU hangs in the kernel."""
+        """Make every reading block from now on, as when a GPU hangs in the kernel."""
         self._hang.begin()
 
     def unhang(self) -> None:
-        """Let every blocked reading return, and end the hang."""
+        """End the hang, so that every blocked reading returns."""
         self._hang.end()
 
     def contain(self, *, mig: bool = True, host_pid: bool = True) -> None:
-        """Restart the agent's container, privileged or not (`mig`) and in the host's PID namespace or its own. MIG
-        devices that exist now are those it may open."""
+        """Restart the agent's container: `mig` says whether it is privileged, and `host_pid` whether it is in the
+        host's PID namespace. It may open the MIG devices that exist now, whatever its rights."""
         with self._lock:
             devices = frozenset(instance.uuid for gpu in self._gpus for instance in gpu.instances)
             self._container = Container(mig, host_pid, devices)
 
     def fail(self, error: LibraryError | None) -> None:
-        """Let every reading raise this error from now on; None ends that."""
+        """Make every reading raise this error from now on; None ends that."""
         self._failure = error
 
     # --- the driver's side: what mig-manager, workloads and MPS do -------------------------------------
@@ -257,8 +257,8 @@ class SimulatedGPUs:
             return "Applied"
 
     def reset(self, *indexes: int) -> None:
-        """Reset these GPUs, or all without indexes (`nvidia-smi -r`): pending modes take effect, and instances are
-        gone. Raises InUse or, in a virtual machine, NotSupported; then no GPU is reset."""
+        """Reset these GPUs, or all if no index is given (`nvidia-smi -r`): pending modes take effect, and instances
+        are destroyed. Raises InUse or, in a virtual machine, NotSupported; then no GPU is reset."""
         with self._lock:
             gpus = [self._gpus[index] for index in indexes] or self._gpus
             for gpu in gpus:
@@ -267,8 +267,8 @@ class SimulatedGPUs:
                 _reset(gpu)
 
     def reboot(self) -> None:
-        """Reboot the node: processes and instances are gone, the MIG mode too where the card does not store it, and
-        lost GPUs answer again."""
+        """Reboot the node: processes and instances are gone, lost GPUs answer again, and MIG is off on cards that do
+        not store the mode."""
         with self._lock:
             for gpu in self._gpus:
                 gpu.processes.clear()
@@ -278,8 +278,9 @@ class SimulatedGPUs:
                 _reset(gpu)
 
     def create(self, index: int, profile: str, start: int | None = None) -> Instance:
-        """Create a GPU instance with a full compute instance, at `start` or where the driver would put it, and return
-        it. Raises NotSupported or NoFreePlace. As for the driver, the order of creation matters."""
+        """Create a GPU instance with a full compute instance, and return it. It is placed at memory slice `start`, or
+        if that is None at the highest free start of its profile, so that the order of creation matters. Raises
+        NotSupported or NoFreePlace."""
         with self._lock:
             gpu = self._mig_gpu(index)
             if not gpu.mig:
@@ -326,20 +327,21 @@ class SimulatedGPUs:
                 gpu.processes = [process for process in gpu.processes if process.pid != pid]
 
     def set_health(self, index: int, ecc_uncorrected: int | None, rows: RemappedRows | None) -> None:
-        """Set what the memory of a GPU reports: uncorrected ECC errors and remapped rows, None where NVML does not
-        report it."""
+        """Set what NVML reports about the memory of a GPU: the number of uncorrected ECC errors and the remapped rows.
+        None means that NVML does not report the value."""
         with self._lock:
             self._gpus[index] = replace(
                 self._gpus[index], ecc_uncorrected=ecc_uncorrected, remapped_rows=rows
             )
 
     def ask_recovery(self, index: int, action: RecoveryAction | None) -> None:
-        """Set the recovery action that the driver asks for. A reset or a reboot of the GPU clears it."""
+        """Set the recovery action that the driver asks for; None means that it reports none. A reset or a reboot
+        clears the action."""
         self._gpus[index].recovery_action = action
 
     def lose(self, index: int, access: Access = "Lost", error: str = "") -> None:
-        """Let NVML fail to reach a GPU from now on; `Ok` ends that, as a reboot does. `error` is NVML's answer when
-        `access` is Failed."""
+        """Make a GPU unreachable for NVML from now on, or reachable again if `access` is `Ok`; a reboot also makes it
+        reachable. `error` is NVML's answer if `access` is Failed."""
         self._gpus[index].access, self._gpus[index].error = access, error
 
     # --- inside -----------------------------------------------------------------------------------------
@@ -371,7 +373,8 @@ class SimulatedGPUs:
             raise InUse(f"GPU {gpu.index} is in use by {counted(len(gpu.processes), 'process', 'processes')}")
 
     def _refuse_reset(self, gpu: _GPU) -> None:
-        """Raise NotSupported in a virtual machine, and InUse while a client or process exists."""
+        """Raise NotSupported in a virtual machine, and InUse while a client of the node or a process on the GPU
+        exists."""
         if self.is_guest:
             raise NotSupported(f"GPU {gpu.index}: a virtual machine cannot reset it")
         self._refuse_clients(gpu)
@@ -386,8 +389,7 @@ class SimulatedGPUs:
         return True
 
     def _models(self, container: Container) -> tuple[Model, ...]:
-        """Return one model for each product, as the container sees it. The first GPU of a product stands for its
-        model."""
+        """Return one model for each product, as the container sees it, read from the first GPU of that product."""
         models: dict[str, Model] = {}
         for gpu in self._gpus:
             if gpu.product not in models:
@@ -404,8 +406,8 @@ def _reset(gpu: _GPU) -> None:
 
 
 def _refuse_too_many(gpu: _GPU, wanted: Profile) -> None:
-    """Raise NoFreePlace if the GPU may not have one more instance of this profile: because of the profile's maximum,
-    its media engines or the compute slices. Free places are not checked."""
+    """Raise NoFreePlace if the GPU may not have one more instance of the profile `wanted`: because of the profile's
+    maximum, the media engines or the number of compute slices. Whether a place is free is not checked."""
     by_name = {profile.name: profile for profile in gpu.card.profiles}
     present = [by_name[instance.profile] for instance in gpu.instances]
     if sum(profile.name == wanted.name for profile in present) >= wanted.max_count:
@@ -424,7 +426,8 @@ def _refuse_too_many(gpu: _GPU, wanted: Profile) -> None:
 
 
 def _free_start(gpu: _GPU, wanted: Profile, start: int | None) -> int:
-    """Return where the instance goes: at `start`, or without it at the highest free place. Raises NoFreePlace."""
+    """Return the memory slice at which a new instance of the profile begins: `start` if given, otherwise the highest
+    start at which it fits. Raises NoFreePlace if that place is taken or there is none."""
     taken = {unit for i in gpu.instances for unit in range(i.start, i.start + i.size)}
     for candidate in sorted(wanted.starts, reverse=True) if start is None else [start]:
         if candidate in wanted.starts and taken.isdisjoint(range(candidate, candidate + wanted.size)):
@@ -433,7 +436,7 @@ def _free_start(gpu: _GPU, wanted: Profile, start: int | None) -> int:
 
 
 def _observed(gpu: _GPU) -> GPU:
-    """Return the GPU as the agent reports it with all rights."""
+    """Return the GPU as an agent with all rights reports it."""
 
     def mode(on: bool) -> MigMode:
         return ("Enabled" if on else "Disabled") if gpu.mig_capable else "NotSupported"
@@ -456,7 +459,7 @@ def _observed(gpu: _GPU) -> GPU:
 
 
 def _model(gpu: _GPU) -> Model:
-    """Return the model of a GPU as the agent reports it with all rights."""
+    """Return the model of a GPU as an agent with all rights reports it."""
     card = gpu.card
     needs_reset: Literal["Live", "Reset"] = "Reset" if mig_mode_needs_reset(card) else "Live"
     return Model(
@@ -470,7 +473,8 @@ def _model(gpu: _GPU) -> Model:
 
 
 def _profile(profile: Profile) -> DriverProfile:
-    """Return a profile of the card table as the driver reports it; its id is -1 if the table does not know it."""
+    """Return a profile of the card table in the form in which the driver reports it. Its id is -1 if the table has no
+    id for it."""
     return DriverProfile(
         name=profile.name,
         id=-1 if profile.profile_id is None else profile.profile_id,
@@ -486,8 +490,8 @@ GIB = 1024**3
 
 
 def use_of(gpus: Sequence[GPU], cards: Sequence[Card], uses: Mapping[int, ProcessUse]) -> Use:
-    """Return the use of the GPUs as a container sees them. Shares of SM time are left out, because a simulated process
-    has none."""
+    """Return the memory use of the GPUs as a container sees it. `cards` are the cards of `gpus`, in the same order,
+    and `uses` is the use by pid. Shares of SM time are left out, because a simulated process has none."""
     processes = tuple(each for gpu in gpus for each in _processes(gpu, uses))
     devices = tuple(
         each for gpu, card in zip(gpus, cards, strict=True) for each in _devices(gpu, card, processes)
@@ -496,7 +500,7 @@ def use_of(gpus: Sequence[GPU], cards: Sequence[Card], uses: Mapping[int, Proces
 
 
 def _processes(gpu: GPU, uses: Mapping[int, ProcessUse]) -> Iterator[ProcessUse]:
-    """Yield the use of each visible process of a GPU; one that `uses` does not know uses nothing."""
+    """Yield the use of each visible process of a GPU. A process that is missing in `uses` uses no memory."""
     for process in gpu.processes:
         if process != UNKNOWN_PROCESS:
             use = uses.get(process.pid, ProcessUse(process.pid, "", 0))
@@ -504,8 +508,8 @@ def _processes(gpu: GPU, uses: Mapping[int, ProcessUse]) -> Iterator[ProcessUse]
 
 
 def _devices(gpu: GPU, card: Card, processes: Sequence[ProcessUse]) -> Iterator[DeviceUse]:
-    """Yield the use of a whole GPU or of each of its MIG instances, and whether all processes are visible. Empty if
-    NVML cannot reach the GPU."""
+    """Yield the use of a whole GPU, or of each of its MIG instances. Each says whether all of the GPU's processes are
+    visible. Yields nothing if NVML cannot reach the GPU."""
     if gpu.access != "Ok":
         return
     all_seen = UNKNOWN_PROCESS not in gpu.processes
@@ -527,5 +531,5 @@ def _devices(gpu: GPU, card: Card, processes: Sequence[ProcessUse]) -> Iterator[
 
 
 def _used(uuid: str, processes: Sequence[ProcessUse]) -> int:
-    """Return the bytes that the processes of a device use; unknown memory counts as 0."""
+    """Return the number of bytes that the processes of a device use. A process whose memory is unknown counts as 0."""
     return sum(process.memory or 0 for process in processes if process.device == uuid)

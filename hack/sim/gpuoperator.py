@@ -62,8 +62,8 @@ def default_policy(plain_config: str) -> ClusterPolicy:
 
 
 def cluster_policy(objects: Iterable[JSON]) -> ClusterPolicy:
-    """Return the settings of the oldest ClusterPolicy, because the GPU Operator ignores the others; the defaults if
-    there is none."""
+    """Return the settings of the oldest ClusterPolicy among `objects`, because the GPU Operator ignores the others.
+    Returns the defaults if there is none."""
     policies = sorted(
         objects, key=lambda o: (o["metadata"].get("creationTimestamp", ""), o["metadata"]["name"])
     )
@@ -115,7 +115,7 @@ def operator_labels(
 
 
 def _at(tree: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
-    """Return the block at this path of an object; empty if any part of the path is missing or null."""
+    """Return the nested block at this path of `tree`; empty if any part of the path is missing or null."""
     for key in path:
         tree = tree.get(key) or {}
     return tree

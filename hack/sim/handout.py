@@ -1,4 +1,4 @@
-"""The SIMULATED devices that the kubelet assigned to each pod, and how much of them the pod uses.
+"""The SIMULATED devices that the kubelet assigned to each pod, and how much GPU memory the pod uses.
 
 The kubelet assigns devices once, when it admits the pod, and frees them when the pod ends. Of shared devices it
 assigns replicas of different ones first. The memory that a pod uses is stated by its own annotation; it is SIMULATED,
@@ -38,8 +38,8 @@ class Handout:
         self._next_pid = count(FIRST_PID)
 
     async def read(self) -> Holdings:
-        """Assign devices to new pods and free those of ended ones. Return the numbers of devices, the devices of each
-        pod, and all healthy devices. Never raises."""
+        """Assign devices to new pods and free those of ended ones. Return the numbers of assigned devices, the devices
+        of each pod, and all healthy devices. Never raises."""
         pods = self._book.pods(self._node.name)
         advertised = advertised_ids(self._gpus.look(), _allocatable(self._node))
         for uid in self._assigned.keys() - pods.keys():
@@ -57,8 +57,8 @@ class Handout:
         return Holdings(counted.allocated, counted.pods, assigned, rows)
 
     def _give(self, uid: str, pod: DeviceHolder, advertised: Devices) -> None:
-        """Assign free devices to a pod and start its process if it uses memory. Does nothing if there are too few
-        devices; the next reading tries again."""
+        """Assign free devices to a pod, and start its process if it uses memory. Does nothing if a resource has too
+        few free devices; the next reading tries again."""
         taken = {device for pod_ids in self._assigned.values() for ids in pod_ids.values() for device in ids}
         assigned = {}
         for resource, wanted in pod.resources.items():
@@ -72,7 +72,8 @@ class Handout:
             self._compute(uid, pod, first)
 
     def _compute(self, uid: str, pod: DeviceHolder, device: str) -> None:
-        """Start a process of the pod on the GPU or MIG device with this UUID."""
+        """Start the pod's process on the GPU or MIG device whose UUID is `device`, with the GPU memory that the pod's
+        annotation states."""
         gpus = self._gpus.look()
         index = next(
             gpu.index for gpu in gpus if device in (gpu.uuid, *(each.uuid for each in gpu.instances))
@@ -83,7 +84,7 @@ class Handout:
         self._gpus.add_process(index, "python3", pid, device)
 
     def _end(self, uid: str) -> None:
-        """Free the devices of a pod and end its process."""
+        """Free the devices of an ended pod, and end its process if it has one."""
         del self._assigned[uid]
         if (pid := self._pids.pop(uid, None)) is not None:
             self._gpus.remove_process(pid)
@@ -91,8 +92,8 @@ class Handout:
 
 
 def advertised_ids(gpus: Sequence[GPU], allocatable: Mapping[str, int]) -> dict[str, list[str]]:
-    """Return the device ids that the plugin advertises, by resource name, with the replicas of one device as far apart
-    as possible.
+    """Return the device ids that the plugin advertises for the numbers in `allocatable`, by resource name. Replicas of
+    one device are as far apart in the list as possible.
 
     A resource whose number is not a multiple of the existing devices belongs to a layout that is being changed. It is
     left out, because the kubelet reports healthy devices only.
@@ -111,14 +112,14 @@ def advertised_ids(gpus: Sequence[GPU], allocatable: Mapping[str, int]) -> dict[
 
 
 def _allocatable(node: NodeObject) -> dict[str, int]:
-    """Return the allocatable GPU resources in the status of a Node."""
+    """Return the allocatable number of each GPU resource in the Node's status."""
     allocatable = (node.raw.get("status") or {}).get("allocatable") or {}
     return {name: int(value) for name, value in allocatable.items() if is_gpu_resource(name)}
 
 
 def _devices(gpus: Iterable[GPU], resource: str) -> list[str]:
-    """Return the UUIDs of the devices of a resource: whole GPUs without MIG, or MIG devices. `nvidia.com/gpu` stands
-    for whole GPUs if there are any, else for all MIG devices (strategy single)."""
+    """Return the UUIDs of the devices behind a resource: whole GPUs, or MIG devices of a profile. `nvidia.com/gpu`
+    stands for the GPUs without MIG if there are any, otherwise for all MIG devices (strategy single)."""
     gpus = list(gpus)
     divided = [gpu for gpu in gpus if gpu.mig_mode == "Enabled"]
     if resource == RESOURCE_GPU and len(divided) < len(gpus):

@@ -25,7 +25,7 @@ GPU = "nvidia.com/gpu"
 
 
 class Kai:
-    """A scheduler that binds the pods that name it, and maintains the reservation pods of their groups."""
+    """A scheduler that binds the pods that name it, and maintains the reservation pods of their GPU groups."""
 
     def __init__(
         self, client: KubeClient, settings: SimSettings, *, log: Callable[[str], None] = lambda line: None
@@ -39,8 +39,8 @@ class Kai:
         self._groups = 0
 
     async def run(self) -> None:
-        """Follow pods and nodes, and schedule until canceled. An error of the API server ends it, except
-        NotFound and Conflict."""
+        """Watch pods and nodes, and schedule until canceled. NotFound and Conflict are ignored; any other error of the
+        API server ends the scheduler."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follow(self._client, PODS, self._take(self._pods, "uid"), log=self._log))
             tasks.create_task(follow(self._client, NODES, self._take(self._nodes, "name"), log=self._log))
@@ -54,8 +54,8 @@ class Kai:
                         tasks.create_task(start_pod(self._client, self._clock, bound))
 
     def _take(self, known: dict[str, JSON], key: str) -> Callable[[JSON, bool], None]:
-        """Return a handler for `follow` that keeps `known` up to date, by this field of the metadata, and wakes the
-        scheduler."""
+        """Return a handler for `follow` that stores each object in `known` under the metadata field `key`, removes it
+        once it is gone, and wakes the scheduler."""
 
         def take(raw: JSON, gone: bool) -> None:
             """Store or remove an object, and wake the scheduler."""
@@ -75,7 +75,8 @@ class Kai:
         return reserving, [pod for pod in sharing if phase_of(pod) in ("Pending", "Running")]
 
     async def _sync(self) -> None:
-        """Delete reservation pods without a group, and running pods of a group without a reservation pod."""
+        """Delete the reservation pods of groups that no pod uses any more, and the running pods of groups whose
+        reservation pod is gone."""
         for group in sorted({group_of(pod) for pod in self._pods.values()} - {""}):
             reserving, sharing = self._members(group)
             if reserving and not sharing:
@@ -84,7 +85,8 @@ class Kai:
                 await self._delete([pod for pod in sharing if phase_of(pod) == "Running"])
 
     async def _delete(self, pods: list[JSON], grace: int | None = None) -> None:
-        """Delete the pods that are not being deleted yet. A pod that is gone or was replaced is skipped."""
+        """Delete those of the pods that are not terminating yet. A pod that is gone or was replaced is skipped.
+        `grace` is the grace period in seconds, or None for the pod's own."""
         for pod in pods:
             metadata = pod["metadata"]
             if "deletionTimestamp" in metadata:
@@ -102,7 +104,7 @@ class Kai:
                 continue
 
     def _pending(self) -> list[JSON]:
-        """Return the pods that name this scheduler and have no node, by name."""
+        """Return the pods that name this scheduler and have no node yet, sorted by name."""
         waiting = [
             pod
             for pod in self._pods.values()
@@ -111,8 +113,9 @@ class Kai:
         return sorted(waiting, key=lambda pod: str(pod["metadata"]["name"]))
 
     async def _bind(self, pod: JSON) -> list[JSON]:
-        """Bind a pod where there is room: on a GPU that is shared already, or else on a free one. Returns the pods
-        that start to run, with a new reservation first; empty if there is no room."""
+        """Bind a pod to a node with room for it. For a GPU that no group uses yet, a reservation pod is created first.
+        Returns the pods that start to run: the new reservation, if any, and the bound pod. Empty if no node has
+        room."""
         first = next((place for name in sorted(self._nodes) if (place := self._place(pod, name))), None)
         if first is None:
             return []
@@ -135,8 +138,8 @@ class Kai:
         return begun
 
     def _place(self, pod: JSON, name: str) -> tuple[str, str] | None:
-        """Return the node and the group of a shared GPU with room for the pod, or the node and an empty group if it
-        has a free GPU, or None if it has neither or is cordoned."""
+        """Return the node and the group of a shared GPU with room for the pod, or the node and an empty group if the
+        node has a free GPU. Returns None if it has neither, or is cordoned."""
         node = self._nodes[name]
         if (node.get("spec") or {}).get("unschedulable"):
             return None
@@ -155,7 +158,7 @@ def group_of(pod: JSON) -> str:
 
 
 def gpus_of(pod: JSON) -> int:
-    """Return how many whole GPUs the containers of the pod hold; 0 if it has finished."""
+    """Return how many whole GPUs the pod's containers request in their limits; 0 if the pod has finished."""
     if phase_of(pod) in ("Succeeded", "Failed"):
         return 0
     resources = (container.get("resources") or {} for container in pod["spec"]["containers"])
@@ -163,7 +166,7 @@ def gpus_of(pod: JSON) -> int:
 
 
 def fraction_of(pod: JSON) -> float:
-    """Return the part of a GPU that the pod asks for, from 0 to 1."""
+    """Return the fraction of a GPU that the pod requests by its annotation, or 0 if it has none."""
     return float((pod["metadata"].get("annotations") or {}).get(FRACTION, "0"))
 
 

@@ -26,7 +26,7 @@ from gpusharing.agent.kubelet import ALLOCATABLE, LIST
 from gpusharing.agent.podresources import PodDevices
 
 Body: TypeAlias = bytes | Callable[[], bytes]
-"""A response, or a function that makes it at each call."""
+"""A response, or a function that returns one for each call."""
 Headers: TypeAlias = list[tuple[str, str]]
 OK: Headers = [("grpc-status", "0")]
 UNIMPLEMENTED: Headers = [
@@ -53,14 +53,15 @@ def framed(message: bytes) -> bytes:
 
 
 def devices(number: int, rows: Iterable[tuple[str, str]]) -> bytes:
-    """Return this field of a message for each device, which is given by resource name and id; all devices are at NUMA
-    node 0."""
+    """Return a ContainerDevices message in field `number` for each row (resource name, device id). All devices are on
+    NUMA node 0."""
     near = field(3, field(1, varint(8) + varint(0)))
     return b"".join(field(number, field(1, resource) + field(2, device) + near) for resource, device in rows)
 
 
 def listed(rows: Iterable[PodDevices]) -> bytes:
-    """Return a ListPodResourcesResponse. Each row is a pod of one container; a pod without devices is listed too."""
+    """Return a ListPodResourcesResponse with one pod of one container for each row. A pod without devices is listed
+    too."""
     response = b""
     for each in rows:
         container = field(1, "main") + devices(2, ((each.resource, device) for device in each.devices))
@@ -69,7 +70,7 @@ def listed(rows: Iterable[PodDevices]) -> bytes:
 
 
 def allocatable(rows: Iterable[tuple[str, str]]) -> bytes:
-    """Return an AllocatableResourcesResponse of these devices, which are given by resource name and id."""
+    """Return an AllocatableResourcesResponse with a device for each row (resource name, device id)."""
     return devices(1, rows)
 
 
@@ -84,9 +85,10 @@ class Kubelet:
         allocatable: Body | None = None,
         instead: bytes | None = None,
     ) -> None:
-        """Create a kubelet that answers List with `body` and `trailers`. `allocatable` is its answer to
-        GetAllocatableResources, which it does not implement if that is None. With `instead` it answers that call
-        with these bytes in place of HTTP/2 frames, and then waits for the client to hang up."""
+        """Create a kubelet that answers List with `body` and `trailers`, and GetAllocatableResources with
+        `allocatable`; None means that it does not implement that method. If `instead` is given, it answers
+        GetAllocatableResources with these bytes in place of HTTP/2 frames, and then waits for the client to hang
+        up."""
         self._instead = instead
         self._open: set[asyncio.StreamWriter] = set()
         self._over = False
@@ -96,7 +98,7 @@ class Kubelet:
         }
 
     def heard(self, request: Mapping[str, str]) -> None:
-        """Called with the headers of each request; does nothing here."""
+        """Called with the headers of each request. Does nothing here; a subclass can override it."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection until the client hangs up."""
@@ -112,13 +114,14 @@ class Kubelet:
             writer.close()
 
     def hang_up(self) -> None:
-        """Close every connection, and any that is opened from now on as soon as it is."""
+        """Close every open connection. Connections that are opened later are closed at once."""
         self._over = True
         for writer in self._open:
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one call after the other, until the client hangs up or has got the bytes `instead`."""
+        """Answer the calls of one connection until the client hangs up, or until `instead` was sent in place of an
+        answer."""
         session = _Session(self._answers)
         while True:
             writer.write(session.http2.data_to_send())
@@ -144,11 +147,12 @@ class _Session:
         self._answers = answers
         self._paths: dict[int, str] = {}
         self._left: dict[int, tuple[bytes, Headers]] = {}
-        """By stream: what is still to be sent, and the trailers after it."""
+        """The rest of the body that must still be sent, and the trailers that follow it, by stream."""
         self._pinged = False
 
     def take(self, event: Event) -> str:
-        """Handle an event of the connection. Returns the path if a request begins with it, else the empty text."""
+        """Handle an event of the connection. Returns the path of the request that the event begins, or an empty string
+        for any other event."""
         if isinstance(event, RequestReceived):
             self.headers = {str(name): str(value) for name, value in event.headers}
             self._paths[event.stream_id] = self.headers[":path"]
@@ -184,7 +188,7 @@ class _Session:
 
 
 def shuffled(parts: Sequence[bytes]) -> Callable[[], bytes]:
-    """Return a function that makes a message of these parts, each time in another order."""
+    """Return a function that frames these parts as one gRPC message. Each call puts the parts in another random order."""
     order = random.Random("SIMULATED kubelet")
     return lambda: framed(b"".join(order.sample(parts, len(parts))))
 

@@ -1,8 +1,9 @@
-"""SIMULATED nvidia-mig-manager: the process of its pod on one node, one run for each value of the label
-(docs/design/nvidia.md#a3).
+"""SIMULATED nvidia-mig-manager: the process of its pod on one node, which makes one run for each new value of the
+label (docs/design/nvidia.md#a3).
 
-The numbers in the comments are the steps of a.3. Two bugs of the real one are kept (a.7): in 0.13.1 a time-out while
-it waits for the operands returns without a state, and after the first full run a failure leaves the operands paused.
+The numbers in the comments are the steps of a.3. Two bugs of the real program are reproduced (a.7): in 0.13.1 a run
+that times out while it waits for the operands writes no state, and after the first complete run a failure leaves the
+operands paused.
 """
 
 import asyncio
@@ -36,21 +37,20 @@ CLIENT_LABEL = f"{LABEL_DEPLOY_PREFIX}client"
 
 
 class NodePort(Protocol):
-    """The node as mig-manager sees and changes it, apart from the GPUs."""
+    """The node as mig-manager reads and changes it, apart from the GPUs."""
 
     @property
     def labels(self) -> Mapping[str, str]:
-        """The labels of its Node, as they are now."""
+        """The present labels of the Node."""
 
     async def patch_labels(self, changes: Mapping[str, str | None]) -> None:
-        """Change labels of its Node; None removes one."""
+        """Change labels of the Node; a value of None removes the label."""
 
     async def operands_gone(self, seconds: float) -> bool:
-        """Wait until no operand pod is left on the node. Returns False if there still is one after this
-        many seconds."""
+        """Wait until no operand pod is left on the node. Returns False if one is left after this many seconds."""
 
     def mig_file(self) -> str:
-        """Return the text of the configuration file as the pod sees it now."""
+        """Return the content of the mig-parted configuration file as the pod sees it now."""
 
     @property
     def with_reboot(self) -> bool:
@@ -60,24 +60,25 @@ class NodePort(Protocol):
         """Reboot the node. This kills the caller's process, so the call does not return."""
 
     def log(self, line: str) -> None:
-        """Print one line for people."""
+        """Print one line of the log."""
 
 
 class Register:
-    """The label's value as mig-manager stores it: one place for the latest value, without a queue (a.2)."""
+    """The label's value as mig-manager stores it: only the latest value is kept, and there is no queue (a.2)."""
 
     def __init__(self) -> None:
         self._current = self._last_read = ""
         self._signal = asyncio.Event()
 
     def set(self, value: str) -> None:
-        """Store a value that the informer saw, and wake the reader unless it is empty."""
+        """Store a value that the informer saw. Wakes the reader unless the value is empty."""
         self._current = value
         if value:
             self._signal.set()
 
     async def get(self) -> str:
-        """Return the value, after waiting until it differs from the one returned last or was set again."""
+        """Return the latest value. If it equals the value returned last, wait until `set` is called again with a value
+        that is not empty."""
         if self._last_read == self._current:
             self._signal.clear()
             await self._signal.wait()
@@ -97,7 +98,7 @@ class MigManagerFaults:
     failed: bool = False
     """The apply fails, and the operands are restored unless an earlier run was complete."""
     refuse: bool = False
-    """The apply fails half way, and from now on every apply of this configuration does, as if the card could not have
+    """The apply fails halfway, and so does every later apply of this configuration, as if the card did not support
     it."""
     refused: str = ""
     """The name of the configuration that every apply fails with; empty if there is none."""
@@ -132,8 +133,8 @@ class MigManager:
         self._no_restart_on_exit = False
 
     def note(self, value: str) -> None:
-        """Pass on the node's mig.config, at the start of the pod and on every change. A value that equals the last one
-        is ignored."""
+        """Pass on the Node's mig.config label; called when the pod starts and at every change of labels. A value that
+        equals the last one is ignored."""
         if value != self._last_value:
             self._last_value = value
             self._register.set(value)
@@ -146,8 +147,8 @@ class MigManager:
             await self._reconfigure(name)
 
     async def _reconfigure(self, name: str) -> None:
-        """Make one run for the configuration of this name, and write its state to the Node. Errors of the
-        configuration, the apply or NVML are logged and end in `failed`."""
+        """Make one run for the configuration `name`, and write its state to the Node. Errors of the configuration, the
+        apply or NVML are logged and end in the state `failed`."""
         self._port.log(f"mig-manager: {name or '(empty)'}")
         deploy = {key: self._port.labels.get(key, "") for key in _pausable(self._port.labels)}  # 1
         before = self._port.labels.get(LABEL_MIG_STATE, "")
@@ -167,9 +168,12 @@ class MigManager:
     async def _change(
         self, name: str, items: tuple[Entry, ...], gpus: tuple[GPU, ...], deploy: Mapping[str, str]
     ) -> None:
-        """Pause the operands, change the GPUs, and restore the operands: steps 6 to 13. Returns early, with the
-        operands paused, for a reboot and where a time-out writes no state. Raises ApplyError, also for a time-out in
-        0.15.1, or LibraryError."""
+        """Pause the operands, change the GPUs, and restore the operands: steps 6 to 13. Raises ApplyError if the apply
+        fails or, in 0.15.1, if the operand pods do not stop in time, and LibraryError.
+
+        Returns early, with the operands paused, after a reboot or if an injected wedge or the time-out of 0.13.1 ends
+        the run without a state.
+        """
         await self._state("pending")  # 6
         await self._port.patch_labels(
             {key: "false" if value == "false" else PAUSED_FOR_MIG for key, value in deploy.items()}
@@ -199,8 +203,8 @@ class MigManager:
         self._no_restart_on_exit = True
 
     async def _apply_mode(self, items: tuple[Entry, ...], gpus: tuple[GPU, ...]) -> None:
-        """Set the MIG modes if any is wrong. Raises ApplyError when something is in use or a mode stays pending,
-        _NeedsReboot when that was injected, and LibraryError."""
+        """Set the MIG modes if any is wrong. Raises ApplyError if something is in use or a mode stays pending,
+        _NeedsReboot if that was injected, and LibraryError."""
         if mode_applied(items, gpus):
             return
         await self._clock.sleep(self._times.apply / 2)
@@ -216,7 +220,8 @@ class MigManager:
             raise ApplyError("MIG mode is pending a reset")
 
     async def _apply_all(self, name: str, items: tuple[Entry, ...]) -> None:
-        """Set the modes if they are still wrong, and rebuild the instances. Raises ApplyError."""
+        """Set the MIG modes that are still wrong, and rebuild the instances. Raises ApplyError if a mode stays
+        pending, the configuration is the refused one, or the layout cannot be created, and LibraryError."""
         await self._clock.sleep(self._times.apply / 2)
         gpus = await self._read()
         if not mode_applied(items, gpus):
@@ -245,14 +250,14 @@ class MigManager:
             raise ApplyError("SIMULATED failure, requested by inject")
 
     async def _leave(self, deploy: Mapping[str, str], state: str) -> None:
-        """End a run early: restore the operands, except after a complete run, and write the state. The flag is never
-        reset: that is the second bug."""
+        """End a run early: restore the operands unless an earlier run was complete, and write the state. That a
+        complete run is remembered for ever is the second bug."""
         if not self._no_restart_on_exit:
             await self._restore(deploy)
         await self._state(state)
 
     async def _restore(self, deploy: Mapping[str, str]) -> None:
-        """Set the deploy labels back to true, and to false those that were false before the run."""
+        """Set the paused deploy labels back to true, except for those that were false before the run."""
         await self._port.patch_labels(
             {key: "false" if value == "false" else "true" for key, value in deploy.items()}
         )
@@ -263,14 +268,15 @@ class MigManager:
         await self._port.patch_labels({LABEL_MIG_STATE: state})
 
     async def _read(self) -> tuple[GPU, ...]:
-        """Read every GPU, as one call of nvidia-mig-parted does. Blocks while NVML hangs, and raises LibraryError."""
+        """Read every GPU, as one call of nvidia-mig-parted does, which takes simulated time. Blocks while NVML hangs,
+        and raises LibraryError."""
         await self._clock.sleep(self._times.parted)
         reading: Reading = await Readings(self._gpus)(self._gpus.read_as_operand, "mig-parted")
         return reading.gpus
 
 
 def _pausable(labels: Mapping[str, str]) -> list[str]:
-    """Return the deploy labels that a run pauses and restores. The client's is among them only if the Node has it
-    (a.1)."""
+    """Return the deploy labels that a run pauses and restores. The label of NVIDIA's client is one of them only if the
+    Node has it (a.1)."""
     keys = [f"{LABEL_DEPLOY_PREFIX}{operand}" for operand in DEPLOY_PAUSABLE]
     return [*keys, CLIENT_LABEL] if labels.get(CLIENT_LABEL) else keys

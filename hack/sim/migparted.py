@@ -60,8 +60,8 @@ class Entry:
 
 @lru_cache(maxsize=64)
 def parse(text: str) -> Mapping[str, tuple[Entry, ...]]:
-    """Return all named configurations of the file, by name; empty for an empty file. Raises ConfigError: one mistake
-    makes the whole file invalid, as in mig-parted's api/spec/v1/spec.go."""
+    """Return the items of every configuration in the YAML file, by name; empty for an empty file. Raises ConfigError:
+    one mistake makes the whole file invalid, as in mig-parted's api/spec/v1/spec.go."""
     try:
         document = to_json(text)
     except GoError as error:
@@ -81,7 +81,8 @@ def parse(text: str) -> Mapping[str, tuple[Entry, ...]]:
 
 
 def entries(text: str, name: str) -> tuple[Entry, ...]:
-    """Return the items of the configuration of this name. Raises ConfigError if the file is invalid or lacks it."""
+    """Return the items of the configuration `name` in the YAML file. Raises ConfigError if the file is invalid or has
+    no such configuration."""
     items = parse(text).get(name)
     if items is None:
         raise ConfigError(f"no mig-config named {name!r}")
@@ -89,9 +90,9 @@ def entries(text: str, name: str) -> tuple[Entry, ...]:
 
 
 def targets(items: Iterable[Entry], gpus: Sequence[GPU]) -> list[tuple[GPU, Target]]:
-    """Return a GPU and its target for each match of an item, in the order of the file; a GPU may occur several times
-    or not at all. A GPU without MIG is skipped by items for all devices, and raises ConfigError in an item that
-    names it."""
+    """Return (GPU, target) for each GPU that an item selects, in the order of the items. A GPU may occur several times
+    or not at all. A GPU without MIG is skipped by items for all devices, and raises ConfigError if an item lists
+    its index and turns MIG on."""
     wanted: list[tuple[GPU, Target]] = []
     for entry in items:
         for gpu in gpus:
@@ -119,13 +120,15 @@ def present(gpu: GPU) -> Target:
 
 
 def generated(reading: Reading) -> str:
-    """Return the file that mig-manager >= 0.14 generates from the hardware; empty if no card has a profile (a.10)."""
+    """Return the YAML file that mig-manager >= 0.14 generates from the hardware; an empty string if no card has a MIG
+    profile (a.10)."""
     return _generated(tuple(model.product for model in reading.models))
 
 
 @lru_cache(maxsize=64)
 def _generated(products: tuple[str, ...]) -> str:
-    """Return the generated file for these products; filters by card are written only if there are several."""
+    """Return the generated YAML file for these products. Its items have a filter by card only if there are several
+    products."""
     configs: dict[str, list[dict[str, Any]]] = {}
     for product in products:
         card = find_card(product)
@@ -137,8 +140,8 @@ def _generated(products: tuple[str, ...]) -> str:
 
 
 def pci_device_id(product: str) -> str:
-    """Return the PCI device id of a product: the card's first one if the table does not tell its products apart, and
-    empty if it has none."""
+    """Return the PCI device id of a product, or the first id of its card if the table does not say which id belongs to
+    which product. Returns an empty string if the table has no id for it."""
     card = find_card(product)
     if card is None or not card.pci_device_ids:
         return ""
@@ -147,21 +150,22 @@ def pci_device_id(product: str) -> str:
 
 
 def _render(layout: Target) -> dict[str, Any]:
-    """Return an item of the file that gives this layout to all devices."""
+    """Return an item of the file that gives this layout to all devices of a node."""
     if layout is None:
         return {"devices": "all", "mig-enabled": False}
     return {"devices": "all", "mig-enabled": True, "mig-devices": dict(layout)}
 
 
 def _items(name: object, entries: object) -> list[Any]:
-    """Return the items of a configuration. Raises ConfigError unless it is a list that is not empty."""
+    """Return `entries`, the items of the configuration `name`. Raises ConfigError unless it is a list with at least
+    one item."""
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"mig-config {name} is not a list with at least one entry")
     return entries
 
 
 def _entry(raw: Any) -> Entry:
-    """Return an item of the file as an Entry. Raises ConfigError for unknown or missing fields and bad values."""
+    """Parse one item of the file. Raises ConfigError for unknown or missing fields and invalid values."""
     if not isinstance(raw, dict) or raw.keys() - _FIELDS or not {"devices", "mig-enabled"} <= raw.keys():
         raise ConfigError(f"a mig-config item has devices, mig-enabled and mig-devices: {raw!r}")
     filters = raw.get("device-filter")
@@ -183,7 +187,8 @@ def _devices(raw: object) -> frozenset[int] | None:
 
 
 def _int(raw: object) -> int:
-    """Return an integer of 64 bits. Null gives 0, because encoding/json ignores a null. Raises ConfigError."""
+    """Return an integer that fits in 64 bits, or 0 for null, which encoding/json ignores. Raises ConfigError for
+    anything else."""
     if raw is None:
         return 0
     if type(raw) is not int or not -(2**63) <= raw < 2**63:
@@ -192,8 +197,8 @@ def _int(raw: object) -> int:
 
 
 def _target(raw: Mapping[str, Any]) -> Target:
-    """Return the layout that an item asks for. Raises ConfigError for a bad profile or count, for counts that are all
-    0, and if mig-devices is missing with MIG on or present with MIG off."""
+    """Return the layout that an item requests, or None if it turns MIG off. Raises ConfigError for a bad profile or
+    count, if all counts are 0, if mig-devices is missing with MIG on, or if it is present with MIG off."""
     enabled, counts = raw["mig-enabled"], raw.get("mig-devices")
     if type(enabled) not in (bool, NoneType):
         raise ConfigError(f"mig-enabled is true or false: {enabled!r}")
@@ -215,8 +220,8 @@ def _target(raw: Mapping[str, Any]) -> Target:
 
 
 def _is_profile(text: str) -> bool:
-    """Whether go-nvlib's parseMigProfile accepts the text: attributes follow one + or one -, and none
-    occurs twice."""
+    """Whether go-nvlib's parseMigProfile accepts this profile name: attributes follow one + or one -, and none occurs
+    twice."""
     slices, *attributes = re.split(r"[+-]", text, maxsplit=1)
     if not _SLICES.fullmatch(slices):
         return False
@@ -225,7 +230,7 @@ def _is_profile(text: str) -> bool:
 
 
 def _normal_id(text: str) -> str:
-    """Return a PCI device id in our spelling. Text that is no such id becomes one that matches no GPU."""
+    """Return a PCI device id in our notation, such as 0x233010DE. Any other string becomes one that matches no GPU."""
     return "0x" + text.partition(":")[0][2:].upper()
 
 
@@ -239,22 +244,21 @@ class ApplyError(Exception):
 
 
 def mode_applied(items: Sequence[Entry], gpus: Sequence[GPU]) -> bool:
-    """Whether every GPU is selected and in its MIG mode (`assert --mode-only`)."""
+    """Whether every GPU is selected by an item and has the MIG mode that the item requests (`assert --mode-only`)."""
     wanted = targets(items, gpus)
     return covers_all(items, gpus) and all((t is not None) == _mig(gpu) for gpu, t in wanted)
 
 
 def applied(items: Sequence[Entry], gpus: Sequence[GPU]) -> bool:
-    """Whether every GPU is selected and has exactly its target (`assert`)."""
+    """Whether every GPU is selected by an item and has exactly the layout that the item requests (`assert`)."""
     return covers_all(items, gpus) and all(present(gpu) == target for gpu, target in targets(items, gpus))
 
 
 def apply_mode(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPUs) -> None:
-    """Set the MIG modes (`apply --mode-only`). If any is wrong, destroy the instances of every selected GPU, set all
-    modes, and reset all GPUs if one is pending.
+    """Set the MIG modes (`apply --mode-only`). Does nothing if all are right. Otherwise destroys the instances of
+    every selected GPU, sets all modes, and resets all GPUs if a mode is pending.
 
-    Raises:
-        ApplyError: something is in use. Pending modes stay pending.
+    Raises ApplyError if something is in use. Modes that are pending then stay pending.
     """
     wanted = [(gpu, t) for gpu, t in targets(items, gpus) if gpu.mig_mode != "NotSupported"]
     if all(
@@ -273,13 +277,11 @@ def apply_mode(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPU
 
 
 def apply_layout(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPUs) -> None:
-    """Rebuild each GPU that differs from its target, one after the other (`apply` once the modes are right).
-
-    A profile that the card lacks leaves the GPU without instances and raises no error
+    """Rebuild each GPU that differs from its target, one GPU after another (`apply` once the modes are right). A
+    profile that the card does not have leaves the GPU without instances and raises no error
     (docs/design/nvidia.md#unknown-profile).
 
-    Raises:
-        ApplyError: an instance is in use, or no ordering of the profiles fits.
+    Raises ApplyError if an instance is in use, or if no ordering of the profiles fits.
     """
     for gpu, target in targets(items, gpus):
         if target is not None and present(gpu) != target:
@@ -287,9 +289,11 @@ def apply_layout(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedG
 
 
 def _rebuild(index: int, layout: Layout, driver: SimulatedGPUs) -> None:
-    """Destroy the instances of a GPU and create those of the layout, in the first ordering that fits. Ends without
-    instances, and without an error, if the card lacks a profile. Raises ApplyError, which leaves the GPU without
-    instances unless some are in use."""
+    """Destroy the instances of a GPU and create those of the layout, in the first ordering that fits. If the card does
+    not have a profile, the GPU ends without instances and no error is raised.
+
+    Raises ApplyError if an instance is in use, or if no ordering fits; in the second case the GPU has no instances.
+    """
     try:
         driver.destroy_all(index)
         for ordering in islice(_arrange(dict(layout)), _MOST_ORDERINGS):
@@ -319,4 +323,5 @@ def _arrange(counts: dict[str, int]) -> Iterator[tuple[str, ...]]:
 
 
 def _mig(gpu: GPU) -> bool:
+    """Whether MIG is on at this GPU."""
     return gpu.mig_mode == "Enabled"

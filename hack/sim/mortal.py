@@ -20,7 +20,7 @@ Disturbance = Callable[[Resource, str], object]
 
 
 class MortalClient(PassingClient):
-    """Passes every call on to another client while its process lives."""
+    """Passes every call on to another client until its simulated process dies."""
 
     def __init__(self, client: KubeClient) -> None:
         super().__init__(client)
@@ -35,12 +35,13 @@ class MortalClient(PassingClient):
         self._cut: tuple[Resource, KubeError] | None = None
 
     def disturb(self, write: int, when: When, disturbance: Disturbance) -> None:
-        """Call `disturbance` before this write reaches the server, or after it did and before the answer arrives.
-        Writes are counted from 1, without those of the Lease."""
+        """Call `disturbance` when write number `write` is made: before it reaches the server, or after it has, but
+        before the answer arrives. Writes are counted from 1, without those of the Lease."""
         self._disturbances[write, when] = disturbance
 
     def die_at(self, write: int, when: When) -> None:
-        """Die `before` this write, which is then lost, or `after` it, so that its answer is lost."""
+        """Die at write number `write`: `before` it reaches the server, so that the write is lost, or `after`, so that
+        only its answer is lost."""
 
         def end(resource: Resource, name: str) -> None:
             self.die()
@@ -49,12 +50,11 @@ class MortalClient(PassingClient):
         self.disturb(write, when, end)
 
     def interfere(self, sent: Callable[[JSON], bool], act: Callable[[], object]) -> None:
-        """Call `act` once, after the first patch whose body satisfies `sent` was sent and before it reaches the
-        server."""
+        """Call `act` once, just before the first patch whose body satisfies `sent` reaches the server."""
         self._interference = sent, act
 
     def cut(self, resource: Resource, error: KubeError) -> None:
-        """Let every write to this kind raise `error` from now on."""
+        """Make every write to this kind raise `error` from now on."""
         self._cut = resource, error
 
     def die(self) -> None:
@@ -63,8 +63,8 @@ class MortalClient(PassingClient):
         self.died.set()
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """Watch as KubeClient does. Withholds `lose_events` events, and raises Crash at the first event after the
-        death."""
+        """Watch as KubeClient does. Withholds the next `lose_events` events, and raises Crash at the first event after
+        the death of the process."""
         async with aclosing(self.client.stream(request)) as events:
             async for event in events:
                 self._live()
@@ -74,8 +74,8 @@ class MortalClient(PassingClient):
                     yield event
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Make a call as KubeClient does, with the disturbances of its write before and after. Raises Crash once dead.
-        Writes of a Lease are neither counted nor disturbed, but can be cut."""
+        """Make a call as KubeClient does, and call the disturbances that are set for a write before and after it.
+        Raises Crash once the process is dead. Writes of a Lease are neither counted nor disturbed, but can be cut."""
         if (
             request.verb == "patch"
             and self._interference is not None

@@ -46,20 +46,21 @@ class MpsDaemon(Configured):
             self._wake.set()
 
     def kill(self) -> None:
-        """Kill the daemon with SIGKILL: the GPUs stay exclusive, and the pod's container does not restart."""
+        """Kill the daemon with SIGKILL. The GPUs stay exclusive, and the daemon does not serve again before its pod is
+        replaced."""
         if self._pid is not None:
             self.gpus.remove_process(self._pid)
         self._pid = None
         self._serve(None)
 
     def reboot(self) -> None:
-        """Kill the daemon because the node goes down; its pod starts anew with the next `run`. Call it only while
-        `run` is not running."""
+        """Kill the daemon because the node goes down; the next `run` starts its pod again. Call it only while `run` is
+        not running."""
         self.kill()
         self._started = ""
 
     async def run(self) -> None:
-        """Start and stop the daemon as its pod comes and goes, until canceled. A start that fails is repeated with
+        """Start and stop the daemon as its pod comes and goes, until canceled. A start that fails is repeated after a
         CrashLoopBackOff."""
         crashes = 0
         while True:
@@ -79,9 +80,9 @@ class MpsDaemon(Configured):
                 crashes += 1
 
     async def _start(self) -> bool:
-        """Start the pod: its init container selects the configuration, and the daemon serves if that is one for MPS.
-        Returns False if the pod crash-loops instead. A daemon that config-manager does not find gets no configuration
-        and never serves."""
+        """Start the pod: its init container selects the configuration, and the daemon serves if MPS is configured.
+        Returns False if the pod crash-loops instead, which is logged. With plugin 0.19.3 the daemon gets no
+        configuration and never serves."""
         key = self.key(new_pod=True)
         try:
             if key is None:
@@ -125,7 +126,8 @@ class MpsDaemon(Configured):
         return [gpu.index for gpu in self.gpus.look() if gpu.mig_mode != "Enabled"]
 
     def _serve(self, clients: int | None) -> None:
-        """Set the number of clients, None for stopped; log it and call `on_change` if it changed."""
+        """Set the number of clients per GPU, or None if the daemon has stopped. If the number changed, log it and call
+        `on_change`."""
         if clients != self.clients:
             self.clients = clients
             shown = "stopped" if clients is None else f"serves {clients} clients per GPU"
@@ -134,14 +136,14 @@ class MpsDaemon(Configured):
 
 
 def most_clients(compute_capability: str) -> int:
-    """Return the most clients per GPU that the daemon allows for this compute capability
+    """Return how many clients per GPU the daemon allows at most for a compute capability such as 9.0
     (docs/design/nvidia.md#b5)."""
     major, _, minor = compute_capability.partition(".")
     return 48 if (int(major), int(minor)) >= (7, 5) else 16
 
 
 def _refuse_too_many(clients: int | None, compute_capability: str) -> None:
-    """Raise PluginError if there are more clients per GPU than the daemon allows."""
+    """Raise PluginError if `clients` is more than the daemon allows per GPU. None is never too many."""
     most = most_clients(compute_capability)
     if clients is not None and clients > most:
         raise PluginError(f"invalid MPS configuration: maximum allowed replicas exceeded: {clients} > {most}")

@@ -37,7 +37,8 @@ Spawn: TypeAlias = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 
 def simulated_gpus(raw: JSON) -> SimulatedGPUs | None:
-    """Return the GPUs of a Node by its annotations or its product label, or None if a card is unknown to us."""
+    """Return simulated GPUs for a Node, by its annotations or its product label, or None if the card table does not
+    know a card."""
     metadata = raw["metadata"]
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
     if several := annotations.get(ANNOTATION_PRODUCTS):
@@ -49,7 +50,7 @@ def simulated_gpus(raw: JSON) -> SimulatedGPUs | None:
 
 
 def _product(label: str) -> str:
-    """Return NVML's name for a card, given GFD's; empty for a card that is unknown to us."""
+    """Return NVML's product name for GFD's product label; an empty string if the card table does not know the product."""
     card = find_card(label)
     bare = bare_product(label)
     return next((name for name in card.products if bare_product(name) == bare), "") if card else ""
@@ -61,7 +62,7 @@ and a time-out before them is one that NVIDIA's software would not have."""
 
 
 class _MigPort:
-    """The node as its mig-manager sees and changes it; a NodePort."""
+    """The NodePort of one node: it gives the node's mig-manager access to the Node and to the other programs."""
 
     def __init__(self, node: "SimNode") -> None:
         self._node = node
@@ -79,8 +80,9 @@ class _MigPort:
         await self._node.object.patch(changes)
 
     async def operands_gone(self, seconds: float) -> bool:
-        """Wait for one operand after the other until it has no pod. Returns False if one takes longer than this many
-        seconds, and longer than CALLS real seconds."""
+        """Wait until no operand has a pod on the node. Returns False if one of them still has a pod after this many
+        simulated seconds and after CALLS real seconds, counted from when it is waited for; the operands are waited
+        for one after another."""
         cluster = self._node.cluster
         patience = max(seconds, CALLS * cluster.settings.time_factor)
         gone = [operand.is_gone for operand in self._node.operands]
@@ -90,8 +92,8 @@ class _MigPort:
         return True
 
     def mig_file(self) -> str:
-        """Return ClusterPolicy's configuration file, or the generated one if its ConfigMap does not exist (in life the
-        pod would not start then)."""
+        """Return the configuration file that ClusterPolicy names, or the generated file if it names none. A ConfigMap
+        that does not exist also gives the generated file, although a real pod would not start then."""
         cluster = self._node.cluster
         content = cluster.config_maps.content(
             cluster.policy.mig_config,
@@ -111,7 +113,8 @@ class _MigPort:
 
 
 class SimNode:
-    """The programs of one node. `take`, `set_mig_manager_pod` and `policy_changed` pass on what changes around it."""
+    """The programs of one node. Call `take`, `set_mig_manager_pod`, `set_mps_pod` and `policy_changed` when something
+    around the node changes."""
 
     def __init__(self, cluster: SimCluster, raw: JSON, gpus: SimulatedGPUs, spawn: Spawn) -> None:
         self.cluster = cluster
@@ -151,7 +154,7 @@ class SimNode:
             self._kill(key)
 
     def take(self, raw: JSON) -> None:
-        """Pass on a new version of the Node."""
+        """Store a new version of the Node, and wake the programs that its changes affect."""
         self.object.take(raw)
 
     def set_mig_manager_pod(self, pod: JSON | None) -> None:
@@ -169,8 +172,9 @@ class SimNode:
         self.mps.set_pod(_uid(pod) or "")
 
     def policy_changed(self, *, plugin: bool, mig: bool) -> None:
-        """Restart the programs that a change of ClusterPolicy affects: device plugin and GFD, and mig-manager. Ignored
-        while the node is down."""
+        """Restart the programs that a change of ClusterPolicy affects: with `plugin` the device plugin and GFD, with
+        `mig` mig-manager. With `plugin` the GPU Operator's labels are also written again. Ignored while the node is
+        down."""
         if self._down:
             return
         if plugin:
@@ -180,18 +184,18 @@ class SimNode:
             self.kill_mig_manager()
 
     def kill_mig_manager(self) -> None:
-        """Kill the process of mig-manager at any point, and restart its container."""
+        """Kill the process of mig-manager wherever it is, and start a new one as if its container restarted."""
         self._kill("mig-manager")
         self._start_mig_manager()
 
     def reboot(self) -> None:
-        """Reboot the node: all its processes are killed, MIG instances are lost, and the Node is NotReady
-        meanwhile."""
+        """Start to reboot the node: all its processes are killed, MIG instances are destroyed, and the Node is
+        NotReady until it is up again."""
         self._tasks["reboot"] = self._spawn(self._reboot())
 
     def lose_instances(self) -> None:
-        """Destroy every MIG instance, as by hand. GFD notices at its next turn, the device plugin never does. Raises
-        InUse while an instance is in use."""
+        """Destroy every MIG instance, as a person might. GFD notices in its next turn, the device plugin never does.
+        Raises InUse if an instance is in use."""
         for index in range(self.gpus.count):
             if self.gpus.card(index).profiles:
                 self.gpus.destroy_all(index)
@@ -204,7 +208,7 @@ class SimNode:
     # --- inside ------------------------------------------------------------------------------------------
 
     def _labels_changed(self, before: Labels, after: Labels) -> None:
-        """Wake the programs that a label change affects: the GPU Operator, the operands, and mig-manager."""
+        """Wake the programs that a label change affects: the GPU Operator, the operands or mig-manager."""
         if _differ(before, after, LABEL_GPU_PRESENT, LABEL_WORKLOAD_CONFIG):
             self._spawn(self._operator_labels())
         if _differ(before, after, LABEL_PLUGIN_CONFIG, *_DEPLOY):
@@ -212,7 +216,7 @@ class SimNode:
         self._note_mig_config()
 
     def _wake_operands(self) -> None:
-        """Let device plugin and GFD look for changes."""
+        """Make the device plugin and GFD check for changes."""
         for operand in self.operands:
             operand.wake()
 
@@ -234,7 +238,8 @@ class SimNode:
             self._tasks["mig-manager"] = self._spawn(self._run_mig_manager(self._pod))
 
     async def _run_mig_manager(self, pod: JSON) -> None:
-        """Run the process of this mig-manager pod until it is killed. It first generates the configuration file."""
+        """Run the process of this mig-manager pod until it is killed. The process first generates the configuration
+        file, and then starts with the present value of the label."""
         cluster = self.cluster
         port = _MigPort(self)
         self.generated_file = await self._generate(pod)
@@ -243,8 +248,9 @@ class SimNode:
         await self._manager.run()
 
     async def _generate(self, pod: JSON) -> str:
-        """Generate the configuration from the hardware, publish it unless ClusterPolicy names one, and return it
-        (docs/design/nvidia.md#a10). Empty if NVML cannot be read or no card has a profile."""
+        """Generate the configuration file from the hardware and return it (docs/design/nvidia.md#a10). It is published
+        as a ConfigMap unless ClusterPolicy names one. Returns an empty string if NVML cannot be read or no card has
+        a MIG profile."""
         try:
             reading = await Readings(self.gpus)(self.gpus.read_as_operand, "mig-manager")
         except LibraryError:
@@ -255,7 +261,7 @@ class SimNode:
         return text
 
     async def _publish(self, pod: JSON, text: str) -> None:
-        """Create or update the ConfigMap with the generated configuration, which the pod owns."""
+        """Create or update the ConfigMap with the generated configuration. The mig-manager pod becomes its owner."""
         namespace, name = self.cluster.settings.gpu_operator_namespace, f"{self.name}-mig-config"
         owner = {"apiVersion": "v1", "kind": "Pod", "name": pod["metadata"]["name"], "uid": _uid(pod)}
         metadata = {
@@ -275,23 +281,23 @@ class SimNode:
             )
 
     async def _first_labels(self) -> None:
-        """Record the number of GPUs on a Node that lacks it, and write the GPU Operator's labels."""
+        """Write the number of GPUs to the annotation of a Node that lacks it, and then the GPU Operator's labels."""
         if ANNOTATION_GPUS not in self.object.annotations:
             await self.object.patch(annotations={ANNOTATION_GPUS: str(self.gpus.count)})
         await self._operator_labels()
 
     async def _operator_labels(self) -> None:
-        """Write the labels that the GPU Operator would change on this Node."""
+        """Make the label changes that the GPU Operator would make on this Node."""
         capable = any(self.gpus.card(index).profiles for index in range(self.gpus.count))
         await self.object.patch(operator_labels(self.object.labels, self.cluster.policy, mig_capable=capable))
 
     async def _label_later(self) -> None:
-        """Let GFD label the node after an interval of its loop."""
+        """Wait for one interval of GFD's loop, and then let GFD label the node."""
         await self.cluster.clock.sleep(self.cluster.settings.times.gfd_loop)
         await self._gfd.label()
 
     async def _roll_operands(self) -> None:
-        """Replace the pods of device plugin and GFD."""
+        """Replace the pods of the device plugin and GFD with new ones."""
         for operand in self.operands:
             self._kill(operand.name)
             await operand.restart()
@@ -332,7 +338,7 @@ _DEPLOY = tuple(f"{LABEL_DEPLOY_PREFIX}{operand}" for operand in ("device-plugin
 
 
 def _differ(before: Labels, after: Labels, *keys: str) -> bool:
-    """Whether any of these labels changed."""
+    """Whether the value of any of these labels differs between `before` and `after`."""
     return any(before.get(key) != after.get(key) for key in keys)
 
 

@@ -35,8 +35,8 @@ class SimCluster:
 
 
 class NodeObject:
-    """A cached Node and its writes. A write is retried while the API server is unavailable, and dropped when the Node
-    does not exist."""
+    """A cached Node, and the writes to it. A write is retried while the API server is unavailable or throttles, and
+    dropped if the Node does not exist."""
 
     def __init__(self, cluster: SimCluster, raw: JSON, on_labels: Callable[[Labels, Labels], None]) -> None:
         """Wrap this version of a Node. `on_labels` is called with the labels before and after each change, including
@@ -72,17 +72,18 @@ class NodeObject:
         labels: Mapping[str, str | None] | None = None,
         annotations: Mapping[str, str | None] | None = None,
     ) -> None:
-        """Change labels and annotations; None removes one. Makes no call if there is nothing to change."""
+        """Change labels and annotations; a value of None removes one. Makes no call if both arguments are empty."""
         metadata = {"labels": dict(labels or {}), "annotations": dict(annotations or {})}
         metadata = {key: value for key, value in metadata.items() if value}
         if metadata:
             await self._write({"metadata": metadata}, None)
 
     async def advertise(self, counts: Mapping[str, int], *, plugin: bool) -> None:
-        """Write the numbers of GPU resources into the Node's status as the kubelet does (docs/design/nvidia.md#b7). A
-        resource that is not advertised any more stays, with 0.
+        """Write the number of each GPU resource to the Node's status, as the kubelet does (docs/design/nvidia.md#b7).
+        A resource that is no longer advertised stays, with 0. Makes no call if nothing changes.
 
-        Without a `plugin` allocatable drops to 0, and capacity stays for now. Makes no call if nothing changes.
+        `plugin` says whether the device plugin is registered. Without it allocatable drops to 0, and capacity keeps
+        its value.
         """
         status = self.raw.get("status") or {}
         capacity, allocatable = status.get("capacity") or {}, status.get("allocatable") or {}

@@ -48,19 +48,19 @@ CRASH_BACKOFF = 10.0
 
 
 def _served_by(policy: ClusterPolicy) -> tuple[object, ...]:
-    """Return the fields of ClusterPolicy that affect device plugin and GFD, or where operands run; for a
-    comparison."""
+    """Return the fields of ClusterPolicy that affect the device plugin, GFD or where operands run, to compare two
+    versions by."""
     configured = (policy.plugin_config, policy.plugin_default, policy.mig_strategy)
     return (*configured, policy.off, policy.workload, policy.sandboxes)
 
 
 def _divided_by(policy: ClusterPolicy) -> tuple[object, ...]:
-    """Return the fields of ClusterPolicy that affect mig-manager; for a comparison."""
+    """Return the fields of ClusterPolicy that affect mig-manager, to compare two versions by."""
     return policy.mig_config, policy.with_reboot, "mig-manager" in policy.off
 
 
 class NodeSoftware:
-    """Simulates NVIDIA's software, and runs the shipped agents, on every node with a card that is known to us."""
+    """Simulates NVIDIA's software, and runs the shipped agents, on every node whose cards are in the card table."""
 
     def __init__(
         self,
@@ -75,8 +75,9 @@ class NodeSoftware:
         """Prepare the simulation; `run` starts it.
 
         `hardware` holds, by node name, the GPUs of nodes whose labels cannot describe them, such as mixed cards.
-        `agent_client` returns the client with which the agent of a node writes; `client` by default. `pages` is
-        notified which agents run, in place of a server of their metrics on the port of the settings.
+        `agent_client` returns the client with which the agent of a node writes; by default all agents use `client`.
+        `pages` is notified when agents start and end. By default it is a server of their metrics on the `agent_port`
+        of the settings, or nothing if that is None.
         """
         self.settings = settings or SimSettings()
         self.nodes: dict[str, SimNode] = {}
@@ -151,8 +152,8 @@ class NodeSoftware:
             self._spawn(follow(client, NODES, self._take_node, log=log))
 
     def add_node(self, raw: JSON) -> SimNode | None:
-        """Begin to simulate this Node, and return it, or None if it has no GPU that is known to us. The watch calls
-        this for every new Node."""
+        """Begin to simulate this Node, and return it, or None if the card table does not know its GPUs. Called by the
+        watch for every new Node."""
         name = raw["metadata"]["name"]
         gpus = self._hardware.get(name) or simulated_gpus(raw)
         if gpus is None:
@@ -166,8 +167,8 @@ class NodeSoftware:
         return node
 
     def inject(self, node: str, fault: str) -> None:
-        """Inject a fault of `FAULTS` on a node. Raises ValueError for another word, and KeyError for a node that is
-        not simulated."""
+        """Inject a fault of `FAULTS` on a node, and log it. Raises ValueError for an unknown fault, and KeyError for a
+        node that is not simulated."""
         if fault not in FAULTS:
             raise ValueError(f"unknown fault {fault!r}; choose from {', '.join(FAULTS)}")
         self._cluster.log(f"{node}: inject {fault}")
@@ -176,8 +177,8 @@ class NodeSoftware:
     # --- events ------------------------------------------------------------------------------------------
 
     def _take_node(self, raw: JSON, gone: bool) -> None:
-        """Add, update or stop the simulation of a Node, create or delete its pods, and inject the faults that its
-        annotation asks for."""
+        """Add, update or stop the simulation of a Node, let the DaemonSet players create or delete its pods, and start
+        to inject the faults that its annotation requests."""
         name = raw["metadata"]["name"]
         node = self.nodes.get(name)
         if gone:
@@ -199,8 +200,8 @@ class NodeSoftware:
             self._spawn(self._inject_from_annotation(node))
 
     def _take_pod(self, pod: JSON, gone: bool) -> None:
-        """Pass a pod on to everyone that it concerns: the books of devices, mig-manager, the MPS daemon, the agent and
-        the DaemonSets."""
+        """Pass a pod on to everything that it concerns: the record of device holders, mig-manager, the MPS daemon, the
+        agent and the DaemonSet players."""
         self._book.take(pod, gone)
         name = self._mig_pods.take(pod, gone)
         if name is not None and name in self.nodes:
@@ -217,7 +218,8 @@ class NodeSoftware:
                 player.look(changed, self.nodes[changed].object.labels)
 
     def _take_config_map(self, raw: JSON, gone: bool) -> None:
-        """Store a version of a ConfigMap. Generated ones are ignored, and those of the first list count as old."""
+        """Store a version of a ConfigMap. Generated ones are ignored. Those of the first list count as old, so that
+        running pods see them without a delay."""
         name = raw["metadata"]["name"]
         if name.endswith("-mig-config") and "nvidia.com/node-name" in (raw["metadata"].get("labels") or {}):
             return  # the simulated mig-manager generated it
@@ -225,8 +227,8 @@ class NodeSoftware:
         self._cluster.config_maps.put(name, None if gone else raw, now)
 
     def _take_cluster_policy(self, raw: JSON, gone: bool) -> None:
-        """Apply a ClusterPolicy, and let all nodes follow if the relevant fields changed. Ignored on the
-        plain stack."""
+        """Store a ClusterPolicy, and notify all nodes and DaemonSet players if the relevant settings changed. Ignored
+        on the plain stack."""
         if self._cluster.policy.plain:
             return
         name = raw["metadata"]["name"]
@@ -266,8 +268,8 @@ class NodeSoftware:
         return self._tasks.create_task(work)
 
     def _look_at_agent(self, name: str) -> None:
-        """Start or stop the agent of a node, so that it runs exactly while its pod does. A pod with another UID is a
-        new process."""
+        """Start or stop the agent of a node, so that it runs exactly while its pod does. A pod with another UID gets a
+        new agent. Does nothing if the settings turn agents off."""
         node, pod = self.nodes.get(name), self._agent_pods.running(name)
         uid = pod["metadata"]["uid"] if pod is not None and node is not None else ""
         running, task = self._agents.get(name, ("", None))
@@ -313,15 +315,15 @@ class NodeSoftware:
         )
 
     def _pod_resources(self, node: SimNode) -> PodResources:
-        """Return the node's kubelet as its agent sees it: with the devices of each pod if metrics are served, else
-        with numbers only."""
+        """Return the kubelet's pod resources for a node's agent: with the devices of each pod if metrics are served,
+        otherwise with numbers only."""
         if self.pages is None:
             return PodBookResources(self._book, node.name)
         return self._handouts.setdefault(node.name, Handout(self._book, node.object, node.gpus))
 
     async def _inject_from_annotation(self, node: SimNode) -> None:
-        """Inject the annotated faults and remove the annotation, which shows that it is done. Repeats if the
-        annotation was set again meanwhile. Unknown faults are logged."""
+        """Inject the faults of the Node's annotation and remove the annotation, which shows that they are injected.
+        Repeats if the annotation was set again meanwhile. Unknown faults are logged."""
         while (faults := node.object.annotations.get(ANNOTATION_INJECT)) and node.name in self.nodes:
             for fault in faults.split(","):
                 try:
@@ -336,13 +338,13 @@ class NodeSoftware:
 
 
 def _unwedge(node: SimNode) -> None:
-    """End or cancel the wedge `wedge-pending`, and restart mig-manager."""
+    """End the fault `wedge-pending`, or cancel it before it happens, and restart mig-manager."""
     node.faults.wedge_pending = False
     node.kill_mig_manager()
 
 
 def _break_next_run(fault: str, node: SimNode) -> None:
-    """Set a fault for the next run of mig-manager; `fault` is a field of MigManagerFaults."""
+    """Set `fault`, a field of MigManagerFaults, for the next run of mig-manager that changes GPUs."""
     setattr(node.faults, fault, True)
 
 

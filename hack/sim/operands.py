@@ -1,4 +1,4 @@
-"""Two SIMULATED operands with a config-manager, device plugin and GFD: each is one pod of a DaemonSet.
+"""Two SIMULATED operands that have a config-manager: the device plugin and GFD. Each is one pod of a DaemonSet.
 
 Both work alike (docs/design/nvidia.md#b4). At the start an init container selects the configuration by a Node label,
 and crash-loops when the key is missing. A sidecar watches the label and sends SIGHUP when the key changes. If the new
@@ -28,8 +28,8 @@ from hack.sim.settings import Clock, Times
 
 
 class Configured:
-    """The common part of operands with config-manager: the deploy label, and the configuration by label and
-    ConfigMap."""
+    """What all operands with a config-manager share: the deploy label, and the selection of a configuration by label
+    and ConfigMap."""
 
     operand = ""
 
@@ -40,16 +40,16 @@ class Configured:
         self._pod_started = 0.0
 
     def deployed(self) -> bool:
-        """Whether a DaemonSet selects the node: by the deploy label, or always with the device-plugin chart, whose
-        DaemonSets have no such selector."""
+        """Whether a DaemonSet runs the operand on the node: by the deploy label and ClusterPolicy, or always with the
+        device-plugin chart, whose DaemonSets have no such selector."""
         policy = self.cluster.policy
         labeled = self.node.labels.get(f"{LABEL_DEPLOY_PREFIX}{self.operand}") == "true"
         return policy.plain or (labeled and self.operand not in policy.off)
 
     def key(self, *, new_pod: bool) -> str | None:
-        """Return the key that config-manager would load now, or None if it does not exist. Empty for the built-in
-        configuration, as when ClusterPolicy names no ConfigMap. With `new_pod` the pod starts now, and sees the
-        newest ConfigMap."""
+        """Return the configuration key that config-manager would load now, or None if the key does not exist. Empty
+        for the built-in configuration, which applies if ClusterPolicy names no ConfigMap. With `new_pod` the pod
+        starts now, so from now on it sees the present ConfigMap."""
         policy = self.cluster.policy
         if new_pod:
             self._pod_started = self.cluster.clock.now()
@@ -59,7 +59,8 @@ class Configured:
         return choose_key(label, tuple(self._files()), policy.plugin_default)
 
     def config(self, key: str) -> SimPluginConfig:
-        """Return the parsed configuration of this key. Raises PluginError."""
+        """Return the parsed configuration of this key; an empty key stands for the built-in one. Raises PluginError if
+        the configuration is invalid."""
         return parse_config(self._files()[key] if key else "", self.cluster.policy.mig_strategy)
 
     async def read(self) -> Reading:
@@ -67,7 +68,7 @@ class Configured:
         return await Readings(self.gpus)(self.gpus.read_as_operand, self.operand)
 
     def _files(self) -> dict[str, str]:
-        """Return the data of ClusterPolicy's ConfigMap as the pod sees it now."""
+        """Return the data of the ConfigMap that ClusterPolicy names, by key, as the pod sees it now."""
         policy, clock = self.cluster.policy, self.cluster.clock
         content = self.cluster.config_maps.content(
             policy.plugin_config, node=self.node.name, pod_started=self._pod_started, now=clock.now()
@@ -76,7 +77,7 @@ class Configured:
 
 
 class DevicePlugin(Configured):
-    """The device plugin: it advertises resources by the configuration and the GPUs."""
+    """The device plugin, which advertises resources according to its configuration and the GPUs."""
 
     operand = "device-plugin"
 
@@ -93,8 +94,8 @@ class DevicePlugin(Configured):
         self._waits = False
 
     async def serve(self, key: str) -> None:
-        """Advertise the resources of this configuration, after the time that the kubelet takes; with MPS, none until
-        the daemon serves. Raises PluginError or LibraryError when the plugin would exit."""
+        """Advertise the resources of this configuration, after the time that the kubelet takes. With MPS nothing is
+        advertised until the daemon serves. Raises PluginError or LibraryError where the plugin would exit."""
         config = self.config(key)
         counts = advertised((await self.read()).gpus, config, self.cluster.settings.plugin)
         await self.cluster.clock.sleep(self.cluster.settings.times.node_status)
@@ -102,17 +103,17 @@ class DevicePlugin(Configured):
         await self.node.advertise({} if self._waits else counts, plugin=not self._waits)
 
     def again(self) -> bool:
-        """Whether the plugin waited for the MPS control daemon, which serves now."""
+        """Whether the plugin has been waiting for the MPS control daemon, and the daemon serves now."""
         return self._waits and self._mps_serves()
 
     async def gone(self, *, crashed: bool) -> None:
-        """Let the kubelet set allocatable to 0, because the plugin's socket is gone."""
+        """Make the kubelet set allocatable to 0, because the plugin's socket is gone. `crashed` makes no difference."""
         self._waits = False
         await self.node.advertise({}, plugin=False)
 
 
 class FeatureDiscovery(Configured):
-    """GFD: it labels the node by the configuration and the GPUs."""
+    """GFD, which labels the node according to its configuration and the GPUs."""
 
     operand = "gpu-feature-discovery"
 
@@ -123,15 +124,15 @@ class FeatureDiscovery(Configured):
         self._turns = 0
 
     async def serve(self, key: str) -> None:
-        """Restart with this configuration and label the node; the label with the time stamp gets the present time.
-        Raises PluginError or LibraryError when GFD would exit."""
+        """Restart with this configuration and label the node; the timestamp label gets the present time. Raises
+        PluginError or LibraryError where GFD would exit."""
         self._config = self.config(key)
         self._started = self.cluster.clock.timestamp()
         await self.label()
 
     async def label(self) -> None:
-        """Label the node, as in one turn of GFD's loop; does nothing while it does not run. Raises as
-        `serve` does."""
+        """Update the node's labels, as one turn of GFD's loop does. Does nothing while GFD does not run. Raises
+        PluginError or LibraryError."""
         if self._config is None:
             return
         self._turns += 1
@@ -163,7 +164,7 @@ class Pod:
     running: bool = False
     """Whether the main container runs with the configuration `loaded`."""
     loaded: str | None = None
-    """The key of that configuration: the empty text for the built-in one, None while it does not run."""
+    """The key of the loaded configuration: an empty string for the built-in one, or None while it does not run."""
 
 
 class OperandStep(Enum):
@@ -178,8 +179,8 @@ class OperandStep(Enum):
 
 
 def decide(pod: Pod, *, deployed: bool, key: str | None, again: bool = False) -> OperandStep:
-    """Return the next step of an operand's pod. `key` is the one that config-manager would load now, or None if it
-    does not exist; with `again` the main container has to serve anew with the same key."""
+    """Return the next step of an operand's pod. `key` is the key that config-manager would load now, or None if the
+    key does not exist. With `again` the main container must reload even if its key is the same."""
     if not deployed:
         return OperandStep.STOP if pod.exists else OperandStep.REST
     if not pod.running:
@@ -190,28 +191,28 @@ def decide(pod: Pod, *, deployed: bool, key: str | None, again: bool = False) ->
 
 
 class OperandPort(Protocol):
-    """One operand of a node, as PlayedOperand drives it."""
+    """The interface of one operand of a node to PlayedOperand."""
 
     def deployed(self) -> bool:
         """Whether the node selector of its DaemonSet matches the node."""
 
     def key(self, *, new_pod: bool) -> str | None:
-        """Return the configuration key for this node, or None if it does not exist. A new pod sees the newest
-        ConfigMap, a running one with delay."""
+        """Return the configuration key for this node, or None if the key does not exist. A new pod sees the newest
+        ConfigMap, a running one sees it after a delay."""
 
     async def serve(self, key: str) -> None:
         """Start or restart the main container with this configuration. Raises PluginError or LibraryError when it
         exits."""
 
     def again(self) -> bool:
-        """Whether the main container waited for something that has happened now."""
+        """Whether the main container has been waiting for something that has now happened."""
 
     async def gone(self, *, crashed: bool) -> None:
-        """Called when the main container has ended; `crashed` if it or the init container crash-loops."""
+        """Called when the main container has ended. `crashed` says whether the pod crash-loops."""
 
 
 class PlayedOperand:
-    """Simulates the pod of one operand of one node. `run` sleeps until `wake`."""
+    """Simulates the pod of one operand of one node. `run` acts when `wake` is called."""
 
     def __init__(
         self, name: str, port: OperandPort, clock: Clock, times: Times, log: Callable[[str], None]
@@ -228,11 +229,12 @@ class PlayedOperand:
         self.is_gone.set()
 
     def wake(self) -> None:
-        """Look at labels, ConfigMaps and ClusterPolicy again, because one may have changed."""
+        """Make `run` check labels, ConfigMaps and ClusterPolicy again, because one of them may have changed."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Take one step after the other until canceled. A crash-loop is repeated with CrashLoopBackOff."""
+        """Take the steps that `decide` returns, until canceled. After a crash the step is repeated with
+        CrashLoopBackOff."""
         crashes = 0
         while True:
             self._wake.clear()
@@ -261,7 +263,7 @@ class PlayedOperand:
         self.is_gone.set()
 
     async def _take(self, step: OperandStep) -> bool:
-        """Take one step. Returns False if it ends in a crash-loop."""
+        """Take one step. Returns False if the pod or its sidecar crash-loops."""
         if step is OperandStep.STOP:
             await self._stop()
             return True
@@ -279,7 +281,8 @@ class PlayedOperand:
         return await self._serve(key)
 
     async def _serve(self, key: str | None) -> bool:
-        """Serve with this key; None is an unknown key. On an error log it, call `gone` and return False."""
+        """Serve the configuration of this key, and return whether that worked. For an error or a key of None, which
+        does not exist, log it and call the port's `gone`."""
         error = "unknown configuration key"
         if key is not None:
             try:
@@ -302,8 +305,8 @@ class PlayedOperand:
         self.is_gone.set()
 
     async def _back_off(self, crashes: int) -> None:
-        """Wait for CrashLoopBackOff. It ends early only if the deploy label is paused, because that deletes
-        the pod."""
+        """Wait for the CrashLoopBackOff after this many earlier crashes in a row. Returns early only if the operand is
+        no longer deployed, because that deletes the pod."""
         ends = self._clock.now() + min(self._times.crash_first * 2**crashes, self._times.crash_last)
         while (left := ends - self._clock.now()) > 0 and self._port.deployed():
             await self._clock.wait_for(self._wake, left)

@@ -3,10 +3,10 @@
 Pure functions for docs/design/nvidia.md, b.1 to b.7, and docs/design/nvidia.md#served. `operands.py` and `node.py` add
 the time that things take.
 
-The parser gives what k8s-device-plugin v0.19.3, api/config/v1, makes of a text. It follows encoding/json step by step:
-structs match their fields in any case and ignore unknown ones, types with an UnmarshalJSON of their own match keys
-exactly, and null leaves a plain field unchanged. tests/foreign/device-plugin.yaml holds the answers of the real
-plugin; the product has a reader of its own (planning/wanted/pluginconfig.py).
+The parser returns what k8s-device-plugin v0.19.3, api/config/v1, makes of a file. It follows encoding/json step by
+step: structs match their fields case-insensitively and ignore unknown ones, types with an UnmarshalJSON of their own
+match keys exactly, and null leaves a plain field unchanged. tests/foreign/device-plugin.yaml holds the answers of the
+real plugin; the product has a reader of its own (planning/wanted/pluginconfig.py).
 """
 
 import re
@@ -51,7 +51,7 @@ class SimPluginConfig:
     replicas: Mapping[str, int] | None = None
     """Replicas by resource name, or None without sharing."""
     rename: bool = False
-    """renameByDefault: the name of a shared resource ends in `.shared`."""
+    """Whether the name of a shared resource ends in `.shared` (renameByDefault)."""
 
     @property
     def clients(self) -> int | None:
@@ -61,8 +61,8 @@ class SimPluginConfig:
 
 @lru_cache(maxsize=256)
 def parse_config(text: str, strategy: str = "") -> SimPluginConfig:
-    """Return a parsed configuration. Unknown keys are ignored, as the plugin does. `strategy` is ClusterPolicy's
-    mig.strategy, which takes precedence over the file (b.2). Raises PluginError if the plugin would exit with an
+    """Parse a configuration file. Unknown keys are ignored, as by the plugin. `strategy` is ClusterPolicy's
+    mig.strategy, which takes precedence over the file (b.2). Raises PluginError where the plugin would exit with an
     error."""
     try:
         document = to_json(text)
@@ -91,7 +91,7 @@ def parse_config(text: str, strategy: str = "") -> SimPluginConfig:
 
 
 def _flags(flags: JSONValue) -> None:
-    """Check the type of every flag. Raises PluginError."""
+    """Check the type of every flag, and raise PluginError for a wrong one."""
     plugin, gfd = _struct(_field(flags, "plugin")), _struct(_field(flags, "gfd"))
     for where, names in ((flags, _TEXTS), (plugin, _PLUGIN), (gfd, _GFD)):
         for name in names:
@@ -114,8 +114,8 @@ def _flags(flags: JSONValue) -> None:
 
 
 def _block(value: JSONValue, kind: Literal["mps", "time-slicing"]) -> SimPluginConfig:
-    """Return the configuration of `sharing.mps` or `sharing.timeSlicing`, whose keys match exactly. Raises
-    PluginError."""
+    """Return the configuration in `sharing.mps` or `sharing.timeSlicing`. The keys below it are case-sensitive. Raises
+    PluginError if the block is invalid or shares no resource."""
     if not isinstance(value, dict | None):
         raise PluginError(f"cannot unmarshal {value!r} into a map")
     block = value or {}
@@ -128,7 +128,8 @@ def _block(value: JSONValue, kind: Literal["mps", "time-slicing"]) -> SimPluginC
 
 
 def _row(value: JSONValue) -> tuple[str, int]:
-    """Return the full name and the replicas of one shared resource. Raises PluginError."""
+    """Return the full name and the number of replicas of one shared resource. Raises PluginError if the entry is
+    invalid or has fewer than 2 replicas."""
     if not isinstance(value, dict | None):
         raise PluginError(f"cannot unmarshal {value!r} into a map")
     row = value or {}
@@ -146,7 +147,8 @@ def _row(value: JSONValue) -> tuple[str, int]:
 
 
 def _resource(value: JSONValue) -> None:
-    """Check one entry of `resources`, which the plugin reads and then ignores. Raises PluginError."""
+    """Check one entry of `resources`, which the plugin parses and then ignores. Raises PluginError if the entry is
+    invalid."""
     if not isinstance(value, dict) or not {"pattern", "name"} <= value.keys():
         raise PluginError("resources must have a pattern and a name")
     _text(value["pattern"])
@@ -154,7 +156,8 @@ def _resource(value: JSONValue) -> None:
 
 
 def _device_list(value: JSONValue) -> None:
-    """Check the devices of a shared resource: `all`, a number, or a list. Raises PluginError."""
+    """Check the devices of a shared resource: `all`, a positive number, or a list of devices. Raises PluginError for
+    anything else."""
     if value == "all" or (type(value) is int and 0 < value < 2**63):
         return
     if not isinstance(value, list) or not all(map(_is_device, value)):
@@ -169,8 +172,8 @@ def _is_device(value: JSONValue) -> bool:
 
 
 def _name(value: JSONValue) -> str:
-    """Return the full name of a resource, with NVIDIA's prefix. Raises PluginError for a name that is no
-    such name."""
+    """Return the full name of a resource, with NVIDIA's prefix. Raises PluginError if that is not a valid resource
+    name."""
     name = _text(value)
     full = name if name.startswith("nvidia.com/") else f"nvidia.com/{name}"
     if len(full) > 63 or not _NAME.fullmatch(full.removeprefix("nvidia.com/")):
@@ -182,42 +185,42 @@ def _name(value: JSONValue) -> str:
 
 
 def _struct(value: JSONValue) -> JSONValue:
-    """Return the value, a map or None. Raises PluginError for anything else."""
+    """Return the value if it is a map or null (None). Raises PluginError for anything else."""
     if not isinstance(value, dict | None):
         raise PluginError(f"cannot unmarshal {value!r} into a struct")
     return value
 
 
 def _field(value: JSONValue, name: str) -> JSONValue:
-    """Return the last of the fields with this name in any case, or None if there is none. Raises PluginError unless
-    `value` is a map or None."""
+    """Return the value of a field, whose name is matched case-insensitively, or None if the field is missing. If
+    several keys match, the last in order of the keys counts. Raises PluginError unless `value` is a map or None."""
     values = [item for key, item in sorted((_struct(value) or {}).items()) if key.lower() == name.lower()]
     return values[-1] if values else None
 
 
 def _list(value: JSONValue) -> Sequence[JSONValue]:
-    """Return the list, empty for null. Raises PluginError for anything else."""
+    """Return a list as it is, and an empty one for null. Raises PluginError for anything else."""
     if not isinstance(value, list | None):
         raise PluginError(f"cannot unmarshal {value!r} into a list")
     return value or []
 
 
 def _text(value: JSONValue) -> str:
-    """Return the text, empty for null. Raises PluginError for anything else."""
+    """Return a string as it is, and an empty one for null. Raises PluginError for anything else."""
     if not isinstance(value, str | None):
         raise PluginError(f"cannot unmarshal {value!r} into a string")
     return value or ""
 
 
 def _bool(value: JSONValue) -> bool:
-    """Return the Boolean, False for null. Raises PluginError for anything else."""
+    """Return a Boolean as it is, and False for null. Raises PluginError for anything else."""
     if not isinstance(value, bool | None):
         raise PluginError(f"cannot unmarshal {value!r} into a bool")
     return bool(value)
 
 
 def _whole(value: JSONValue) -> int:
-    """Return the integer of 64 bits, 0 for null. Raises PluginError for anything else."""
+    """Return an integer that fits in 64 bits, and 0 for null. Raises PluginError for anything else."""
     if value is None:
         return 0
     if type(value) is not int or not -(2**63) <= value < 2**63:
@@ -226,10 +229,10 @@ def _whole(value: JSONValue) -> int:
 
 
 def choose_key(label: str | None, keys: Sequence[str], default: str) -> str | None:
-    """Return the key that config-manager loads: the label's, else the default; empty for the built-in configuration if
-    both are empty.
+    """Return the configuration key that config-manager loads: that of the node's label, or `default` if the label is
+    missing or empty. If both are empty, the empty key stands for the built-in configuration.
 
-    Returns None if the key does not exist or there is no key at all: config-manager exits with status 1 (b.4; 0.19.3
+    Returns None if `keys` does not contain the key or is empty: config-manager then exits with status 1 (b.4; 0.19.3
     "no configuration files available").
     """
     if not keys:
@@ -241,7 +244,7 @@ def choose_key(label: str | None, keys: Sequence[str], default: str) -> str | No
 def advertised(
     gpus: Sequence[GPU], config: SimPluginConfig, version: PluginVersion = "0.20.0"
 ) -> dict[str, int]:
-    """Return the number of devices by resource name, as the plugin registers it. Raises PluginError when it exits
+    """Return the number of devices that the plugin registers, by resource name. Raises PluginError where it exits
     instead (b.6)."""
     if config.sharing == "mps":
         _refuse_mig(gpus, config)
@@ -255,8 +258,8 @@ def advertised(
 
 
 def single_profile(gpus: Sequence[GPU]) -> str:
-    """Return the one profile that strategy single advertises; empty if MIG is off on all GPUs. Raises PluginError if
-    GPUs differ or one has no instance."""
+    """Return the one profile that strategy single advertises; an empty string if MIG is off on all GPUs. Raises
+    PluginError if the GPUs differ in mode or profile, or one has no instance."""
     if not any(map(_mig, gpus)):
         return ""
     if not all(map(_mig, gpus)):
@@ -270,8 +273,8 @@ def single_profile(gpus: Sequence[GPU]) -> str:
 
 
 def _refuse_mig(gpus: Sequence[GPU], config: SimPluginConfig) -> None:
-    """Raise PluginError for MPS on a node with MIG, because they exclude each other (docs/design/hardware.md#mig-mps).
-    The card's limit of clients is checked by the daemon, not here."""
+    """Raise PluginError for MPS on a node with MIG or with strategy mixed, because they exclude each other
+    (docs/design/hardware.md#mig-mps). The card's limit of clients is checked by the daemon, not here."""
     if config.mig_strategy == "mixed":
         raise PluginError("using --mig-strategy=mixed is not supported with MPS")
     if any(map(_mig, gpus)):
@@ -279,7 +282,8 @@ def _refuse_mig(gpus: Sequence[GPU], config: SimPluginConfig) -> None:
 
 
 def _devices(gpus: Sequence[GPU], strategy: MigStrategy, version: PluginVersion) -> list[str]:
-    """Return the resource name of each device. Raises PluginError if strategy single cannot serve the GPUs."""
+    """Return the resource name of each device, one entry per device. Raises PluginError if strategy single cannot
+    serve the GPUs."""
     if strategy == "none":  # the plugin's mistake, reproduced (docs/design/hardware.md#mig-none)
         return [RESOURCE_GPU for _ in gpus]
     if strategy == "single":
@@ -290,18 +294,20 @@ def _devices(gpus: Sequence[GPU], strategy: MigStrategy, version: PluginVersion)
 
 
 def _mixed_devices(gpu: GPU, version: PluginVersion) -> list[str]:
-    """Return the resource names of one GPU with strategy mixed: its own, or with MIG one for each instance."""
+    """Return the resource names of one GPU with strategy mixed: one for the whole GPU or, with MIG, one for each
+    instance."""
     if not _mig(gpu):
         return [RESOURCE_GPU]
     return [_mig_resource(instance.profile, version) for instance in gpu.instances]
 
 
 def _mig_resource(profile: str, version: PluginVersion) -> str:
-    """Return the resource name of a MIG profile, as this version of the plugin has it."""
+    """Return the resource name of a MIG profile in this version of the plugin."""
     if version == "0.19.3":  # its patterns are not anchored, so it ignores attributes (DP PR#1807)
         return resource_name(re.sub(r"[+-].*", "", profile))
     return resource_name(profile)
 
 
 def _mig(gpu: GPU) -> bool:
+    """Whether MIG is on at this GPU."""
     return gpu.mig_mode == "Enabled"

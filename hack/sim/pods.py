@@ -1,4 +1,4 @@
-"""Books on the pods of one watch: which hold GPU devices, and which pods of a DaemonSet run where."""
+"""Records of the pods that one watch delivers: which of them hold GPU devices, and where the pods of a DaemonSet run."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ class PodBook:
             self._by_node[node].pop(uid, None)
 
     def holdings(self, node: str) -> Holdings:
-        """Return what the kubelet of this node reports, without the ids of devices."""
+        """Return what the kubelet of this node reports: numbers of devices, without their ids."""
         pods = self._by_node.get(node, {})
         total: Counter[str] = Counter()
         for pod in pods.values():
@@ -51,7 +51,7 @@ class PodBook:
         return Holdings(dict(sorted(total.items())), len(pods))
 
     def pods(self, node: str) -> Mapping[str, DeviceHolder]:
-        """Return the pods of a node by uid, in the order in which they began to run."""
+        """Return the pods of a node that hold devices, by uid, in the order in which they began to run."""
         return self._by_node.get(node, {})
 
 
@@ -68,8 +68,8 @@ class PodBookResources:
 
 
 def _device_counts(pod: JSON) -> Counter[str]:
-    """Return the number of devices by resource that the kubelet has assigned to a pod; empty unless its phase is
-    Running. A terminating pod still holds them."""
+    """Return the number of devices that the kubelet has assigned to a pod, by resource name; empty unless the pod's
+    phase is Running. A terminating pod still holds its devices."""
     if (pod.get("status") or {}).get("phase") != "Running":
         return Counter()
     return Counter(dict(pod_view(pod, {}).resources))
@@ -85,15 +85,15 @@ class DaemonPods:
     """The pods of one DaemonSet, by node."""
 
     def __init__(self, namespace: str, label: str, value: str) -> None:
-        """Create an empty record of the pods with this label in this namespace."""
+        """Create an empty record of the pods in this namespace whose label `label` has this value."""
         self.namespace = namespace
         self.label = label
         self.value = value
         self._by_node: dict[str, dict[str, JSON]] = {}
 
     def take(self, pod: JSON, gone: bool) -> str | None:
-        """Record a version of any pod, or remove it if it is `gone`. Returns its node, or None if it belongs to
-        another DaemonSet or has no node."""
+        """Record a version of a pod, or remove the pod if it is `gone`. Returns the name of its node. A pod of another
+        DaemonSet, or without a node, is ignored, and None is returned."""
         metadata, node = pod["metadata"], (pod.get("spec") or {}).get("nodeName")
         if metadata.get("namespace") != self.namespace or not node:
             return None
@@ -110,8 +110,8 @@ class DaemonPods:
         return bool(self._by_node.get(node))
 
     def running(self, node: str) -> JSON | None:
-        """Return the pod whose processes run on the node, or None. A pod that is being deleted has received its
-        SIGTERM and does not count."""
+        """Return the pod whose processes run on the node, or None. A terminating pod has received its SIGTERM and does
+        not count."""
         for pod in self._by_node.get(node, {}).values():
             if "deletionTimestamp" not in pod["metadata"] and pod.get("status", {}).get("phase") == "Running":
                 return pod

@@ -26,7 +26,7 @@ HANGING: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 
 class Hang:
-    """A state in which calls of NVML do not return, and the threads that are in such a call."""
+    """A state in which NVML calls do not return, and the threads that are blocked by it."""
 
     def __init__(self) -> None:
         """Create a state in which calls return."""
@@ -42,13 +42,14 @@ class Hang:
         return self._end is not None
 
     def begin(self) -> None:
-        """Let calls block from now on. Does nothing if they already do."""
+        """Make calls block from now on. Does nothing if they already do."""
         with self._lock:
             self._end = self._end or threading.Event()
 
     def end(self) -> None:
-        """Let blocked calls return. Their threads are no longer in HANGING, so simulated time waits for them again:
-        the machine decides when they run, and minutes might pass before."""
+        """End the hang, so that blocked calls return. Their threads are removed from HANGING, so that simulated time
+        waits for them again: it may take the machine a while to run them, and without that simulated minutes could
+        pass first."""
         with self._lock:
             HANGING.difference_update(self._threads)
             self._threads.clear()
@@ -82,8 +83,9 @@ class Readings:
         self._gpus = gpus
 
     def __call__(self, call: Callable[[], T], name: str) -> asyncio.Future[T]:
-        """Make the call at once and return a future with its result or error, which is set in the next turn of the
-        loop, as with a thread. While readings hang, the call runs in a daemon thread."""
+        """Make the call at once, and return a future for its result or error. The future is set in the next turn of
+        the event loop, as if a thread had made the call. While readings hang, a daemon thread named `name` makes
+        it."""
         if self._gpus.hangs:
             return in_daemon_thread(call, name)
         loop = asyncio.get_running_loop()
@@ -112,7 +114,7 @@ Change: TypeAlias = Callable[[Reading], Reading]
 
 
 class ChangedReading:
-    """The NVML library of the agent on a SIMULATED node: it reads the GPUs and changes the reading."""
+    """The NVML library of the agent on a SIMULATED node. It reads the GPUs and passes each reading through `change`."""
 
     simulated = True
 
@@ -121,8 +123,8 @@ class ChangedReading:
         self.change: Change = ODDITIES["as-it-is"]
 
     def read(self) -> Reading:
-        """Return the changed reading, as Library.read does. Raises its errors, and NotLoaded for the oddity
-        `no-nvml`."""
+        """Return the changed reading, as Library.read does. Raises the errors of Library.read, and NotLoaded for the
+        oddity `no-nvml`."""
         return self.change(self._gpus.read())
 
 
@@ -133,17 +135,17 @@ def _renamed(reading: Reading, product: str) -> Reading:
 
 
 def _unknown_card(reading: Reading) -> Reading:
-    """Return the reading of a card that is in no table and whose driver lists no profiles."""
+    """Return the reading as if the card were in no table and the driver listed no profiles."""
     return _silent(_renamed(reading, UNKNOWN))
 
 
 def _new_card(reading: Reading) -> Reading:
-    """Return the reading of a card that is in no table but whose driver lists its profiles."""
+    """Return the reading as if the card were in no table, but the driver listed its profiles."""
     return _renamed(reading, UNKNOWN)
 
 
 def _other_profiles(reading: Reading) -> Reading:
-    """Return the reading with profiles of three slices that fit only once and only at their first start, unlike in our
+    """Return the reading as if profiles of three slices fitted only once and only at their first start, unlike in our
     table."""
 
     def changed(model: Model) -> Model:
@@ -158,20 +160,20 @@ def _other_profiles(reading: Reading) -> Reading:
 
 
 def _silent(reading: Reading) -> Reading:
-    """Return the reading of a driver that lists no profiles."""
+    """Return the reading as if the driver listed no profiles."""
     return replace(reading, models=tuple(replace(model, profiles=()) for model in reading.models))
 
 
 def _old_driver(reading: Reading) -> Reading:
-    """Return the reading of a driver that reports neither profiles, nor the effect of a mode change, nor the health of
-    the memory."""
+    """Return the reading as if an old driver reported neither profiles, nor the effect of a mode change, nor the
+    health of the memory."""
     models = tuple(replace(model, mig_mode_change="Unknown") for model in _silent(reading).models)
     gpus = tuple(replace(gpu, ecc_uncorrected=None, remapped_rows=None) for gpu in reading.gpus)
     return replace(reading, driver_version="450.80.02", models=models, gpus=gpus)
 
 
 def _second_model(reading: Reading) -> Reading:
-    """Return the reading with another card, without MIG, as the last GPU."""
+    """Return the reading with the last GPU replaced by a card without MIG."""
     *others, last = reading.gpus
     ada = replace(
         last, product="NVIDIA L40S", mig_mode="NotSupported", mig_mode_pending="NotSupported", instances=()
@@ -188,7 +190,7 @@ def _second_model(reading: Reading) -> Reading:
 
 
 def _no_nvml(reading: Reading) -> Reading:
-    """Raise NotLoaded, as where the library is missing in the agent's container."""
+    """Raise NotLoaded, as if the library were missing in the agent's container."""
     raise NotLoaded(NO_NVML)
 
 

@@ -13,7 +13,7 @@ from hack.cluster.kubeconfig import node_bound_token, open_api
 
 
 class NodeLogin:
-    """The login of the agent on one node. It requests tokens through `api`, as a kubelet would."""
+    """The login of the agent on one node. It requests tokens through `api`, as a kubelet does."""
 
     def __init__(self, api: Api, tls: ssl.SSLContext, account: str, node: str) -> None:
         """Prepare the login; no token is requested yet. `account` is `namespace/name` of a service account."""
@@ -26,8 +26,8 @@ class NodeLogin:
         return Access(self._api.url, self._tls)
 
     async def token(self) -> str | None:
-        """Return the bearer token, which is requested once. Raises NotFound if the Node or the service account does
-        not exist, and Unavailable for other failures."""
+        """Return the value of the Authorization header. The token is requested by the first call and cached. Raises
+        NotFound if the Node or the service account does not exist, and Unavailable for other failures."""
         if not self._token:
             try:
                 token = await asyncio.to_thread(
@@ -41,13 +41,13 @@ class NodeLogin:
         return self._token
 
     async def renew(self) -> None:
-        """Drop the token, so that the next call requests a new one: the Node may have been replaced by another one of
-        the same name."""
+        """Drop the cached token, so that the next call requests a new one: the Node may have been replaced by another
+        of the same name."""
         self._token = ""
 
 
 class AgentClients:
-    """A client for the agent of each node. Use `async with`, which closes them."""
+    """One client for the agent of each node. Use `async with`, which closes the clients."""
 
     def __init__(self, kubeconfig: Path, account: str) -> None:
         """Open the API with `kubeconfig`, whose user must be allowed to request tokens for `account`."""
@@ -57,14 +57,14 @@ class AgentClients:
         self._clients: dict[str, HttpClient] = {}
 
     def __call__(self, node: str) -> HttpClient:
-        """Return the client of the agent on this node; always the same one."""
+        """Return the client of the agent on this node, which the first call for the node creates."""
         if node not in self._clients:
             login = NodeLogin(self._api, self._tls, self._account, node)
             self._clients[node] = HttpClient(login, name="gpusharing-agent")
         return self._clients[node]
 
     async def __aenter__(self) -> "AgentClients":
-        """Return self; clients are opened by the first call for their node."""
+        """Return self. A node's client is created by the first call for that node."""
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -14,8 +14,8 @@ _REQUIREMENT = re.compile(
 
 
 def matcher(label_selector: str = "", field_selector: str = "") -> Matcher:
-    """Return a test whether an object matches both selectors. Raises ValueError for a selector that cannot
-    be parsed."""
+    """Return a predicate that says whether an object matches both selectors. Raises ValueError for a selector that
+    cannot be parsed."""
     checks = [*_label_checks(label_selector), *_field_checks(field_selector)]
     return lambda obj: all(check(obj) for check in checks)
 
@@ -48,7 +48,8 @@ def _holds(operator: str, value: str | None, values: list[str]) -> bool:
 
 
 def _label_checks(selector: str) -> Iterator[Matcher]:
-    """Yield a test for each requirement of a label selector. Raises ValueError where it cannot be parsed."""
+    """Yield a predicate for each requirement of a label selector. Raises ValueError where the selector cannot be
+    parsed."""
     position = 0
     while position < len(selector):
         match = _REQUIREMENT.match(selector, position)
@@ -59,7 +60,7 @@ def _label_checks(selector: str) -> Iterator[Matcher]:
 
 
 def _label_check(match: re.Match[str]) -> Matcher:
-    """Return the test for one requirement. As in Kubernetes, != and notin also match an absent label."""
+    """Return the predicate for one requirement. As in Kubernetes, != and notin also match an object without the label."""
     key = match["key"]
     if match["op"]:
         operator, values = ("NotIn" if match["op"] == "!=" else "In"), [match["value"]]
@@ -72,7 +73,8 @@ def _label_check(match: re.Match[str]) -> Matcher:
 
 
 def _field_checks(selector: str) -> Iterator[Matcher]:
-    """Yield a test for each requirement of a field selector. Raises ValueError where it cannot be parsed."""
+    """Yield a predicate for each requirement of a field selector. Raises ValueError where the selector cannot be
+    parsed."""
     for requirement in filter(None, selector.split(",")):
         path, sign, value = requirement.partition("!=" if "!=" in requirement else "=")
         if not sign:
@@ -81,8 +83,8 @@ def _field_checks(selector: str) -> Iterator[Matcher]:
 
 
 def _field_check(path: list[str], value: str, equal: bool) -> Matcher:
-    """Return the test whether the field at this path has this value, or has not unless `equal`. An absent field counts
-    as empty."""
+    """Return the predicate for the field at `path`: the field must have this value if `equal`, and must not have it
+    otherwise. An absent field counts as empty."""
 
     def check(obj: JSON) -> bool:
         """Whether an object satisfies the requirement."""

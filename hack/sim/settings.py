@@ -30,7 +30,7 @@ class Times:
     pod_start: float = 8.0
     """An operand's pod, from the label change until it is registered at the kubelet."""
     pod_wait: float = 300.0
-    """The longest that mig-manager waits for each operand to be gone (a.3 step 7)."""
+    """The longest time that mig-manager waits for each operand to be gone (a.3 step 7)."""
     apply: float = 3.0
     """Destroying and creating the instances of all GPUs, resets included."""
     finish: float = 2.0
@@ -44,7 +44,7 @@ class Times:
     node_status: float = 4.0
     """From a change of resources until the kubelet writes it into the Node's status."""
     config_map: float = 60.0
-    """The longest until a running pod sees a changed ConfigMap (a.10: up to 1-2 min)."""
+    """The longest time until a running pod sees a changed ConfigMap (a.10: up to 1-2 min)."""
     crash_first: float = 10.0
     """The first CrashLoopBackOff; doubled each time."""
     crash_last: float = 300.0
@@ -96,8 +96,8 @@ class SimSettings:
 
 
 class Clock:
-    """Simulated time: the event loop's time multiplied by a factor. Each sleep is jittered by ±15 %, from
-    one seed."""
+    """Simulated time: the event loop's time multiplied by a factor. Sleeps are jittered by ±15 % with a seeded
+    generator, so that runs are repeatable."""
 
     def __init__(self, settings: SimSettings) -> None:
         self._factor = settings.time_factor
@@ -110,7 +110,7 @@ class Clock:
         return asyncio.get_running_loop().time() * self._factor
 
     def timestamp(self) -> int:
-        """Return simulated seconds since 1970. They begin at the real time and advance by the time factor."""
+        """Return the simulated time in seconds since 1970. It begins at the real time and advances by the time factor."""
         if self._origin is None:
             self._origin = self.now()
         return int(self._wall + self.now() - self._origin)
@@ -124,7 +124,7 @@ class Clock:
         await asyncio.sleep(seconds * self._random.uniform(0.85, 1.15) / self._factor)
 
     async def wait_for(self, event: asyncio.Event, seconds: float) -> bool:
-        """Wait for an event for at most this many simulated seconds. Returns whether it came."""
+        """Wait for an event for at most this many simulated seconds. Returns whether the event was set in time."""
         try:
             # Not asyncio.wait_for, which before Python 3.12 loses a cancellation that arrives together with the event.
             async with asyncio.timeout(seconds / self._factor):

@@ -27,7 +27,7 @@ START_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class SimWorkload:
-    """A number of equal pods that each request GPUs, as a ReplicaSet maintains them."""
+    """A number of identical pods that each request GPUs, as a ReplicaSet maintains them."""
 
     name: str
     replicas: int
@@ -78,8 +78,8 @@ class SimWorkload:
 
 
 class Workloads:
-    """Maintains the pods of workloads: it replaces missing ones, and binds them where they fit; others stay
-    Pending."""
+    """Maintains the pods of workloads: it replaces missing pods, and binds pods to nodes where they fit. Pods that fit
+    nowhere stay Pending."""
 
     def __init__(
         self, client: KubeClient, settings: SimSettings, *, log: Callable[[str], None] = lambda line: None
@@ -91,17 +91,18 @@ class Workloads:
         self._wanted: dict[tuple[str, str], SimWorkload] = {}
         self._pods: dict[str, JSON] = {}
         self._views: dict[str, tuple[str, PodView]] = {}
-        """By uid: the version of a pod, and its parsed form."""
+        """The resourceVersion of a pod and its parsed form, by uid."""
         self._nodes: dict[str, JSON] = {}
         self._wake = asyncio.Event()
 
     def apply(self, workload: SimWorkload) -> None:
-        """Maintain this workload from now on. With 0 replicas its pods are not replaced, but not deleted either."""
+        """Maintain this workload from now on. It replaces one of the same namespace and name. With 0 replicas its pods
+        are no longer replaced, but not deleted either."""
         self._wanted[workload.namespace, workload.name] = workload
         self._wake.set()
 
     async def run(self) -> None:
-        """Follow pods and nodes, and replace, bind and start pods, until canceled."""
+        """Watch pods and nodes, and replace, bind and start pods, until canceled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follow(self._client, PODS, self._take_pod, log=self._log))
             tasks.create_task(follow(self._client, NODES, self._take_node, log=self._log))
@@ -126,7 +127,7 @@ class Workloads:
         self._wake.set()
 
     def _store(self, pod: JSON) -> None:
-        """Store a version unless a newer one is known: our own writes come back later as events."""
+        """Store a version of a pod unless a newer one is known, because our own writes come back later as events."""
         known = self._pods.get(pod["metadata"]["uid"])
         if known is None or _version(known) < _version(pod):
             self._pods[pod["metadata"]["uid"]] = pod
@@ -154,7 +155,8 @@ class Workloads:
                 self._store(pod)
 
     async def _schedule(self) -> list[JSON]:
-        """Bind every pending pod that fits on a node, and return the bound ones."""
+        """Bind every pending pod that fits on a node, and return the bound pods. A pod that is gone or was changed
+        meanwhile is skipped."""
         bound = []
         used = self._device_counts()
         for pod in self._pending():
@@ -177,7 +179,7 @@ class Workloads:
         return bound
 
     def _pending(self) -> list[JSON]:
-        """Return the pods of our workloads that wait for us to bind them, by name."""
+        """Return the pods of our workloads that have no node and name no other scheduler, sorted by name."""
         known = (pod for pod in self._pods.values() if self._is_ours(pod) and _alive(pod))
         pending = [pod for pod in known if not {"nodeName", "schedulerName"} & pod["spec"].keys()]
         return sorted(pending, key=lambda pod: str(pod["metadata"]["name"]))
@@ -187,7 +189,7 @@ class Workloads:
         return any(_belongs(pod, namespace, name) for namespace, name in self._wanted)
 
     def _device_counts(self) -> dict[str, Counter[str]]:
-        """Return the resources that bound pods use, by node. Finished pods use none."""
+        """Return the resources that bound pods use, by node and resource name. Finished pods use none."""
         used: dict[str, Counter[str]] = {}
         for pod in self._pods.values():
             node = pod["spec"].get("nodeName")
@@ -196,7 +198,7 @@ class Workloads:
         return used
 
     def _view(self, pod: JSON) -> PodView:
-        """Return the parsed form of a pod, which is cached by its version."""
+        """Return the parsed form of a pod, which is cached until the pod's resourceVersion changes."""
         uid, version = pod["metadata"]["uid"], pod["metadata"]["resourceVersion"]
         known = self._views.get(uid)
         if known is None or known[0] != version:
@@ -204,8 +206,8 @@ class Workloads:
         return known[1]
 
     def _fits(self, pod: JSON, request: Counter[str], name: str, used: dict[str, Counter[str]]) -> bool:
-        """Whether the scheduler may bind a pod with this request to this node: by cordon, taints, node selector and
-        free GPU resources. Other resources are ignored."""
+        """Whether the scheduler may bind a pod with this request to the node `name`, by cordon, taints, node selector
+        and free GPU resources. `used` holds the resources in use, by node. Other resources are ignored."""
         node = self._nodes[name]
         labels = node["metadata"].get("labels") or {}
         cordoned = node.get("spec", {}).get("unschedulable") and not self._view(pod).tolerates_cordon
@@ -221,8 +223,8 @@ class Workloads:
 
 
 async def start_pod(client: KubeClient, clock: Clock, pod: JSON) -> None:
-    """Make a bound pod Running and Ready after START_SECONDS, as a kubelet does. A pod that does not exist any more is
-    ignored."""
+    """Make a bound pod Running and Ready after START_SECONDS, as a kubelet does. Does nothing if the pod no longer
+    exists."""
     await clock.sleep(START_SECONDS)
     moment = clock.rfc3339()
     ready = [
@@ -243,7 +245,8 @@ def _is_repelled(pod: JSON, node: JSON) -> bool:
 
 
 def _tolerates(toleration: JSON, taint: JSON) -> bool:
-    """Whether a toleration matches a taint; without a key it must have the operator Exists."""
+    """Whether a toleration matches a taint. A toleration without a key matches every taint if its operator is Exists,
+    and otherwise none."""
     if toleration.get("effect") not in (None, "", taint["effect"]):
         return False
     exists, key = toleration.get("operator") == "Exists", toleration.get("key")
@@ -253,11 +256,12 @@ def _tolerates(toleration: JSON, taint: JSON) -> bool:
 
 
 def _version(pod: JSON) -> int:
+    """Return a pod's resourceVersion as a number."""
     return int(pod["metadata"]["resourceVersion"])
 
 
 def _belongs(pod: JSON, namespace: str, name: str) -> bool:
-    """Whether the pod belongs to the workload of this name, by its namespace and label."""
+    """Whether the pod belongs to the workload of this namespace and name, by its label."""
     metadata = pod["metadata"]
     return metadata["namespace"] == namespace and (metadata.get("labels") or {}).get(LABEL_WORKLOAD) == name
 
