@@ -41,7 +41,7 @@ class ApiError(Exception):
 
     @property
     def message(self) -> str:
-        """The server's message: that of the Status object, or the whole body if it is no such object."""
+        """The server's message: the one in its Status object or, if the body is not such an object, the whole body."""
         try:
             return str(json.loads(self.body)["message"])
         except (ValueError, KeyError, TypeError):
@@ -61,8 +61,8 @@ class Api:
     """Requests to one API server as one user; safe to use from several threads."""
 
     def __init__(self, url: str, ca_pem: str, credentials: Credentials) -> None:
-        """Prepare a client without connecting. `url` is an address as in a kubeconfig, `ca_pem` the certificate of the
-        authority to trust."""
+        """Prepare a client without connecting. `url` is the server's address as in a kubeconfig, and `ca_pem` the
+        certificate of the authority to trust."""
         parts = urllib.parse.urlsplit(url)
         self._host, self._port = parts.hostname or "", parts.port
         self.url, self.ca_pem = url, ca_pem
@@ -101,11 +101,10 @@ class Api:
     def request(
         self, method: str, path: str, body: object = None, content_type: str = JSON, **query: str
     ) -> Any:
-        """Send one request and return the decoded JSON, or the text if the answer is not JSON.
+        """Send one request and return the decoded JSON, or the body as a string if it is not JSON. `query` are the
+        query parameters.
 
-        Raises:
-            ApiError: the server answered with status 400 or above.
-            OSError: the server did not answer.
+        Raises ApiError if the server answered with status 400 or above, and OSError if it did not answer.
         """
         target = f"{path}?{urllib.parse.urlencode(query)}" if query else path
         data = None if body is None else json.dumps(body).encode()
@@ -119,11 +118,11 @@ class Api:
         return json.loads(text) if answer.headers.get_content_type() == JSON else text
 
     def get(self, path: str, **query: str) -> Any:
-        """GET an object or a list, or a text such as that of /readyz."""
+        """GET an object or a list, or a plain string from paths such as /readyz. `query` are the query parameters."""
         return self.request("GET", path, **query)
 
     def list(self, path: str, **query: str) -> list[Object]:
-        """GET the items of a collection, all of them in one request."""
+        """GET a collection and return all its items, in a single request."""
         items: list[Object] = self.get(path, **query)["items"]
         return items
 
@@ -146,8 +145,9 @@ class Api:
         return patched
 
     def apply(self, path: str, manifest: Object, manager: str = "gpusharing-dev") -> Object:
-        """Apply `manifest` on the server side (server-side apply, forced) and return the object as stored. Other
-        fields of an existing object stay as they are."""
+        """Create or change an object by server-side apply, with conflicts forced, and return the object as stored.
+        Fields of an existing object that are not in `manifest` stay as they are, unless `manager` applied them
+        before."""
         applied: Object = self.request(
             "PATCH", path, manifest, APPLY_PATCH, fieldManager=manager, force="true"
         )
@@ -160,14 +160,11 @@ class Api:
     def changes(
         self, path: str, version: str, seconds: int = 5, **query: str
     ) -> Generator[Object, None, None]:
-        """Watch a collection for `seconds` and yield each object as every write after the resourceVersion `version`
-        left it.
+        """Watch a collection for `seconds`, and yield each object as every write after the resourceVersion `version`
+        left it. Unlike repeated GETs, a watch does not miss a state that lasts only for a moment.
 
-        Unlike repeated GETs, a watch does not miss a state that lasts only for a moment.
-
-        Raises:
-            ApiError: 410 if the server no longer has the changes since `version`.
-            OSError: the server did not answer.
+        Raises ApiError with status 410 if the server no longer has the changes since `version`, and OSError if it does
+        not answer.
         """
         parameters = {"watch": "true", "resourceVersion": version, "timeoutSeconds": str(seconds), **query}
         target = f"{path}?{urllib.parse.urlencode(parameters)}"
@@ -184,8 +181,8 @@ class Api:
 
     @contextmanager
     def _connection(self) -> Iterator[http.client.HTTPSConnection]:
-        """Yield a connection for one request and keep it for the next one. It is closed after any error, because the
-        rest of an answer may still be on it."""
+        """Yield a connection for one request, an idle one if there is one, and keep it for later requests. After any
+        error it is closed instead, because the rest of a response may still be in it."""
         with self._lock:
             used, connection = self._idle.pop() if self._idle else (0.0, self._new_connection())
         if time.monotonic() - used > IDLE_SECONDS:
@@ -199,14 +196,15 @@ class Api:
             self._idle.append((time.monotonic(), connection))
 
     def _new_connection(self) -> http.client.HTTPSConnection:
+        """Return a connection that opens when it is first used."""
         return http.client.HTTPSConnection(
             self._host, self._port, timeout=TIMEOUT_SECONDS, context=self._context
         )
 
 
 def in_parallel(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Call `work` for every item, in eight threads, and return the results in the order of the items. An error is
-    raised once the running calls have ended; calls that have not begun are canceled."""
+    """Call `work` for every item, in eight threads, and return the results in the order of the items. If a call fails,
+    its error is raised once the running calls have ended; the remaining calls are canceled."""
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(work, items))
 

@@ -1,4 +1,4 @@
-"""Reading the API server's audit log as values: who requested what, and how often, for RBAC checks and the
+"""The API server's audit log as Python values: who requested what, and how often, for RBAC checks and the
 benchmark."""
 
 import json
@@ -19,7 +19,7 @@ POD = "authentication.kubernetes.io/pod-name"
 
 @dataclass(frozen=True, slots=True)
 class AuditedRequest:
-    """One request that the API server has answered, as the audit log has it."""
+    """One request that the API server has answered, as recorded in the audit log."""
 
     user: str
     verb: str
@@ -43,10 +43,11 @@ class AuditedRequest:
 
 
 def lines_since(log: Path, start: int = 0) -> Iterator[bytes]:
-    """Yield the complete lines of the log that begin at or after byte `start`, which is the log's size at some moment.
+    """Yield the complete lines of the log that begin at or after byte `start`, which is the size of the log at an
+    earlier moment.
 
-    The server does not write a line in one piece. A line of which only a part had been written at that moment is
-    therefore skipped, and so is a last line without its end.
+    The server does not write a line in one piece. If only a part of a line had been written at that moment, the line
+    is skipped, and so is a last line that is still incomplete.
     """
     with log.open("rb") as lines:
         if start:
@@ -59,11 +60,10 @@ def lines_since(log: Path, start: int = 0) -> Iterator[bytes]:
 
 
 def read_requests(log: Path, user: str | None = None, *, start: int = 0) -> Iterator[AuditedRequest]:
-    """Yield the requests in an audit log, in the order in which they ended; only those of `user`, or all if it is
-    None.
+    """Yield the requests in an audit log, in the order in which they ended; only those of `user`, unless it is None.
 
-    `start` is the log's size in bytes at some moment: only what was logged after it is read. A watch is logged when it
-    starts and when it ends. Its start counts, so that an open watch is included.
+    `start` is the size of the log in bytes at an earlier moment, and only what was logged later is read. A watch is
+    logged when it starts and when it ends; it is yielded for its start, so that an open watch is included.
     """
     mark = f'"username":"{user}"'.encode() if user is not None else b""
     for line in lines_since(log, start):
@@ -80,10 +80,10 @@ def read_requests(log: Path, user: str | None = None, *, start: int = 0) -> Iter
 
 
 def wait_logged(log: Path, api: Api) -> None:
-    """Wait until the log has every request that the server has answered; it writes the line after it has sent the
-    answer.
+    """Wait until the log contains every request that the server has answered, because the server writes the line after
+    it has sent the answer.
 
-    A request with a unique mark is sent, and its line is awaited. The lines of earlier requests come before it, unless
+    Sends a request with a unique mark, and waits for its line. The lines of earlier requests come before it, unless
     one of them is delayed for longer than a whole request takes. Raises TimeoutError after LOGGED_SECONDS.
     """
     mark, start = uuid.uuid4().hex, log.stat().st_size
@@ -96,12 +96,12 @@ def wait_logged(log: Path, api: Api) -> None:
 
 
 def count_verbs(requests: Iterable[AuditedRequest]) -> Counter[tuple[str, str, str]]:
-    """Count how often each (API group, resource, verb) was used. The keys are what a Role must allow."""
+    """Return how often each (API group, resource, verb) was requested. The keys are what a Role must allow."""
     return Counter((request.group, request.resource, request.verb) for request in requests)
 
 
 def _request(event: dict[str, object]) -> AuditedRequest:
-    """Return an event of the audit log as an AuditedRequest; what the event lacks is empty or 0."""
+    """Parse an event of the audit log. Fields that the event lacks become empty or 0."""
     user = _mapping(event.get("user"))
     pods = _mapping(user.get("extra")).get(POD)
     reference = _mapping(event.get("objectRef"))
@@ -125,5 +125,5 @@ def _request(event: dict[str, object]) -> AuditedRequest:
 
 
 def _mapping(value: object) -> dict[str, object]:
-    """Return `value` if it is a mapping, else an empty one."""
+    """Return `value` if it is a mapping, otherwise an empty mapping."""
     return value if isinstance(value, dict) else {}

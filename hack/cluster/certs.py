@@ -16,7 +16,7 @@ from hack.cache import private_directory, write_private
 
 LIFETIME = dt.timedelta(days=365)
 BACKDATED = dt.timedelta(minutes=5)
-"""How long before now certificates begin to be valid, so that a clock which is set back does not make them invalid."""
+"""How long before now certificates become valid, so that a clock that is set back does not make them invalid."""
 LOOPBACK = "127.0.0.1"
 SERVING_NAMES = ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc")
 CLIENTS = {
@@ -65,6 +65,9 @@ class Pki:
 
 @dataclass(frozen=True)
 class _Authority:
+    """A certificate authority: its key, its name, and the moment that counts as now for the certificates that it
+    issues."""
+
     key: ec.EllipticCurvePrivateKey
     name: x509.Name
     now: dt.datetime
@@ -85,11 +88,13 @@ class _Authority:
         )
 
     def sign(self, builder: x509.CertificateBuilder) -> x509.Certificate:
+        """Sign a certificate with the authority's key."""
         return builder.sign(self.key, hashes.SHA256())
 
 
 def kubelet_user(node: str) -> str:
-    """Return the name of the client with which the real kubelet of `node` logs in; its files are named after it."""
+    """Return the client name of the real kubelet of `node`. Its certificate, key and kubeconfig files have this
+    name."""
     return f"kubelet-{node}"
 
 
@@ -103,8 +108,8 @@ def create_pki(
     """Write CA, serving certificate, client certificates and the service-account key pair to `directory`, and return
     their paths.
 
-    `addresses` are those at which the API server is called, `kubelets` the names of nodes with a real kubelet. `now`
-    is the present time by default.
+    `addresses` are the IP addresses at which clients call the API server, and `kubelets` the names of nodes with a
+    real kubelet. `now` is the moment at which the certificates count as issued; the present time by default.
     """
     pki = Pki(private_directory(directory))
     key = _new_key()
@@ -127,7 +132,7 @@ def create_pki(
 
 
 def _self_signed(authority: _Authority) -> x509.Certificate:
-    """Return the authority's own certificate, which it signs itself."""
+    """Return the authority's own certificate, signed by the authority itself."""
     usage = x509.KeyUsage(
         digital_signature=True, content_commitment=False, key_encipherment=False, data_encipherment=False,
         key_agreement=False, key_cert_sign=True, crl_sign=True, encipher_only=False, decipher_only=False,
@@ -142,8 +147,8 @@ def _self_signed(authority: _Authority) -> x509.Certificate:
 def _write_leaf(
     pki: Pki, authority: _Authority, file: str, subject: x509.Name, addresses: Sequence[str] = ()
 ) -> None:
-    """Write a new key and its certificate as `file`.crt and `file`.key. `addresses` are those of a server; a client
-    has none."""
+    """Write a new private key and its certificate as `file`.key and `file`.crt. `addresses` are the IP addresses of a
+    server; empty for a client."""
     key = _new_key()
     uses = [ExtendedKeyUsageOID.SERVER_AUTH] if addresses else []
     builder = authority.issue(subject, key.public_key())
@@ -168,10 +173,12 @@ def _name(common_name: str, groups: tuple[str, ...] = ()) -> x509.Name:
 
 
 def _new_key() -> ec.EllipticCurvePrivateKey:
+    """Return a new private key on the curve P-256."""
     return ec.generate_private_key(ec.SECP256R1())
 
 
 def _pem(certificate: x509.Certificate) -> bytes:
+    """Return a certificate as PEM."""
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 

@@ -23,12 +23,12 @@ from hack.cluster.kubeconfig import KubeconfigError, kubeconfig_path, open_api, 
 from hack.cluster.process import ComponentError
 
 EXPECTED = (UnavailableError, ComponentError, KubeconfigError, kind.KindError, TimeoutError)
-"""Errors whose text is meant for the user."""
+"""Errors whose message is meant for the user."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one verb and return the exit status: 0 if it succeeded, 1 after an error of EXPECTED, whose text is
-    printed."""
+    """Run one verb and return the exit status: 0 if it succeeded, or 1 after an error of EXPECTED, whose message is
+    printed to stderr."""
     options = _parser().parse_args(arguments)
     try:
         if options.verb == "up":
@@ -44,8 +44,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def up(count: int, driver: str) -> None:
-    """Start the user's one development cluster with `count` simulated nodes, unless it is running already, and print
-    the line that sets KUBECONFIG."""
+    """Start the user's one development cluster with `count` simulated nodes and print the line that sets KUBECONFIG. A
+    cluster that is running already is kept, with its nodes."""
     directory = cluster_directory()
     with _locked(directory.with_suffix(".lock")):
         running = find_running(directory)
@@ -67,7 +67,7 @@ def up(count: int, driver: str) -> None:
 
 
 def down() -> None:
-    """Stop the cluster and remove its files. Without a cluster this only says so."""
+    """Stop the cluster and remove its files. If there is no cluster, only a message says so."""
     directory = cluster_directory()
     with _locked(directory.with_suffix(".lock")):
         record = state.read(directory)
@@ -80,11 +80,10 @@ def down() -> None:
 
 
 def account_kubeconfig(namespace: str, account: str, node: str | None) -> Path:
-    """Write a kubeconfig for a service account of the cluster that `$KUBECONFIG` names, and return its path. Its token
-    is bound to `node`, if one is given.
+    """Write a kubeconfig for a service account of the cluster that `$KUBECONFIG` names, and return its path. The token
+    in it is bound to `node` unless that is None.
 
-    Raises:
-        KubeconfigError: there is no such cluster or account; the text says what to do.
+    Raises KubeconfigError if there is no such cluster or account; the message says what to do.
     """
     current, root = kubeconfig_path().resolve(), private_directory(state_root()).resolve()
     # Beside the kubeconfig of a cluster of ours, so that both are removed with the cluster.
@@ -111,8 +110,8 @@ def cluster_directory() -> Path:
 
 
 def find_running(directory: Path) -> Api | None:
-    """Return a client for the cluster in `directory` if all of it runs and answers. Otherwise stop what is left of it,
-    remove its files, and return None."""
+    """Return a client for the cluster in `directory` if all its programs run and the API server answers. Otherwise
+    stop what is left of the cluster, remove its files, and return None."""
     record = state.read(directory)
     if record is None:
         return None
@@ -145,7 +144,8 @@ def _create(directory: Path, driver: str) -> Api:
 
 
 def _populate(api: Api, count: int) -> None:
-    """Install the CRDs, namespaces and a ClusterPolicy, create `count` nodes, and wait until these are Ready."""
+    """Install the CRDs, namespaces and a ClusterPolicy, create `count` simulated nodes, and wait until the nodes are
+    Ready."""
     _step("CRDs, namespaces and a ClusterPolicy", lambda: install.install_all(api))
     manifests = nodes.fleet(count)
     _step(
@@ -155,14 +155,14 @@ def _populate(api: Api, count: int) -> None:
 
 
 def _step(what: str, work: Callable[[], object]) -> None:
-    """Run one step and print how long it took."""
+    """Call `work`, and then print `what` with the seconds that it took."""
     begin = time.monotonic()
     work()
     _say(f"  {time.monotonic() - begin:5.1f} s  {what}")
 
 
 def _say_kubectl() -> None:
-    """Print how to use our kubectl if none is on PATH."""
+    """Print how to put our kubectl on PATH, if PATH has no kubectl."""
     if shutil.which("kubectl") is None:
         folder = toolchain.control_plane_programs().kubectl.parent
         _say(f"there is no kubectl on PATH; to use ours: export PATH={shlex.quote(str(folder))}:$PATH")
@@ -206,19 +206,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    """Return `text` as a number of nodes. Raises ArgumentTypeError if it is not one."""
+    """Parse a number of nodes. Raises ArgumentTypeError if `text` is not a whole number."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"NODES is a whole number such as 8, not {text!r}")
     return int(text)
 
 
 def _driver(text: str) -> str:
-    """Return `text` if it is a driver. The check is here because argparse does not apply `choices` to a default that
-    comes from the environment."""
+    """Return `text` if it names a driver, otherwise raise ArgumentTypeError. argparse does not apply `choices` to a
+    default, and this default comes from the environment."""
     if text not in ("cluster", "kind"):
         raise argparse.ArgumentTypeError(f"DRIVER is cluster or kind, not {text!r}")
     return text
 
 
 def _say(text: str) -> None:
+    """Print a line of progress to stderr."""
     print(text, file=sys.stderr, flush=True)

@@ -57,13 +57,13 @@ class Layout:
         return self.directory / "audit-policy.yaml"
 
     def kubeconfig(self, user: str) -> Path:
-        """Return the path of the kubeconfig of a client in `certs.CLIENTS`."""
+        """Return the path of the kubeconfig of `user`, a client in `certs.CLIENTS` or a kubelet."""
         return self.directory / f"{user}.kubeconfig"
 
 
 def etcd(programs: Programs, layout: Layout) -> list[str]:
-    """Return the command line of etcd. It does not sync its files to disk, because its data dies with the cluster and
-    disks of laptops are slow."""
+    """Return the command line of etcd. etcd does not sync its files to disk, because its data is discarded with the
+    cluster and laptop disks are slow."""
     pki, peer = layout.pki, f"https://{HOST}:{layout.etcd_peer_port}"
     tls = [
         f"--{kind}{name}={file}"
@@ -90,8 +90,8 @@ def etcd(programs: Programs, layout: Layout) -> list[str]:
 
 
 def apiserver(programs: Programs, layout: Layout, *, audit: bool, extra: Sequence[str] = ()) -> list[str]:
-    """Return the command line of kube-apiserver with TLS, the authorizers Node and RBAC, and default admission and
-    feature gates. `audit` turns the audit log on; `extra` flags come last."""
+    """Return the command line of kube-apiserver with TLS, the Node and RBAC authorizers, and default admission and
+    feature gates. `audit` turns the audit log on. The flags in `extra` come last."""
     pki = layout.pki
     auditing = [
         f"--audit-policy-file={layout.audit_policy}",
@@ -125,8 +125,8 @@ def apiserver(programs: Programs, layout: Layout, *, audit: bool, extra: Sequenc
 
 
 def kubelet_access(layout: Layout) -> list[str]:
-    """Return the flags with which the API server reaches real kubelets, for logs and exec: its client certificate, and
-    the kind of address to use."""
+    """Return the kube-apiserver flags for access to real kubelets, which logs and exec need: the client certificate,
+    and the kind of address to use."""
     pki = layout.pki
     return [
         f"--kubelet-client-certificate={pki.cert(KUBELET_CLIENT)}",
@@ -136,7 +136,7 @@ def kubelet_access(layout: Layout) -> list[str]:
 
 
 def controller_manager(programs: Programs, layout: Layout) -> list[str]:
-    """Return the command line of kube-controller-manager with all default controllers; evictions need the disruption
+    """Return the command line of kube-controller-manager with all default controllers. Evictions need its disruption
     controller."""
     return [
         str(programs.kube_controller_manager),
@@ -168,9 +168,11 @@ def scheduler(programs: Programs, layout: Layout) -> list[str]:
 
 
 def kwok(program: Path, kubeconfig: Path, lease_seconds: int = 0) -> list[str]:
-    """Return the command line of kwok, which plays all kubelets by our own stages (manifests/kwok-stages.yaml).
+    """Return the command line of kwok, which plays the kubelets of all annotated nodes according to our own stages
+    (manifests/kwok-stages.yaml).
 
-    With `lease_seconds` above 0 it renews node leases, which a controller-manager with the usual grace period needs.
+    With `lease_seconds` above 0 kwok renews node leases of that duration, which a controller-manager with the usual
+    grace period needs.
     """
     return [
         str(program),

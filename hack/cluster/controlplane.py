@@ -40,10 +40,10 @@ class Options:
     """Which programs a control plane consists of, and how they are configured."""
 
     kwok: bool = True
-    """Let kwok play the kubelet of every node with the annotation `kwok.x-k8s.io/node: fake`."""
+    """Whether kwok plays the kubelet of every node with the annotation `kwok.x-k8s.io/node: fake`."""
     scheduler: bool = True
     audit: bool = False
-    """Log every request (who, verb, resource, when; no bodies) to `audit_log`."""
+    """Whether every request is logged to `audit_log`: who, verb, resource and time, but no bodies."""
     address: str = commands.HOST
     """The address that the API server listens on; real kubelets cannot reach our loopback."""
     kubelets: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class Options:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Further environment variables for all programs."""
     detached: bool = False
-    """Whether the programs outlive this process (`make cluster`). Otherwise they are swept if we are killed."""
+    """Whether the programs outlive this process (`make cluster`). Otherwise a later run stops them if we are killed."""
 
 
 class ControlPlane:
@@ -63,7 +63,8 @@ class ControlPlane:
     """
 
     def __init__(self, directory: Path | None = None, options: Options | None = None) -> None:
-        """Keep the options; nothing is started or written yet."""
+        """Prepare a control plane; nothing is started or written yet. Without a `directory` its files are in a private
+        temporary folder, which `stop` removes."""
         self.options = options or Options()
         self._chosen_directory = directory
         self._layout: Layout | None = None
@@ -155,11 +156,11 @@ class ControlPlane:
         return done.stdout
 
     def environment(self, kubeconfig: Path | None = None) -> dict[str, str]:
-        """Return our environment plus the variables for clients of this cluster: KUBECONFIG, and a discovery cache of
-        its own.
+        """Return our environment plus the variables for clients of this cluster: KUBECONFIG, and a discovery cache
+        that no other cluster uses.
 
-        kubectl caches discovery by host and port, so that with a reused port it would take the CRDs of another cluster
-        for this one's.
+        kubectl caches discovery by host and port, so if a port is reused it would take the CRDs of the earlier cluster
+        for those of this one.
         """
         own = {"KUBECONFIG": str(kubeconfig or self.kubeconfig), "KUBECTL_KUBERC": "false"}
         return {**os.environ, **own, "KUBECACHEDIR": str(self.directory / "kubecache")}
@@ -173,11 +174,10 @@ class ControlPlane:
 
     def start(self) -> None:
         """Start all programs, and return when the API server is ready and service-account tokens can be requested. If
-        a port was taken meanwhile, try again with other ports, three times in all.
+        another program has taken a port in the meantime, try again with other ports, three times in all.
 
-        Raises:
-            UnavailableError: a program is missing and cannot be built.
-            ComponentError: a program ended or did not become ready; the text has its last log lines.
+        Raises UnavailableError if a program is missing and cannot be built, and ComponentError if a program ended or
+        did not become ready; its message has the last log lines.
         """
         programs = self._programs
         kwok = toolchain.program("kwok") if self.options.kwok else None
@@ -204,8 +204,8 @@ class ControlPlane:
                 raise
 
     def stop(self) -> None:
-        """Stop every program, wait until all have ended, and remove a temporary folder. Does nothing if it was stopped
-        already."""
+        """Stop every program, wait until all have ended, and remove the folder if it is a temporary one. A second call
+        does nothing."""
         self._stop_components()
         if self._api is not None:
             self._api.close()
@@ -216,12 +216,12 @@ class ControlPlane:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def kill_component(self, name: str) -> None:
-        """Kill one program with SIGKILL, as a crash would, and close the connections of `api`."""
+        """Kill one program with SIGKILL, like a crash, and close the connections of `api`."""
         self._components.pop(name).stop(kill=True)
         self.api.close()
 
     def start_component(self, name: str) -> None:
-        """Start one program on the ports of this control plane, without waiting until it is ready."""
+        """Start one program on the ports of this control plane. Returns before the program is ready."""
         environment = self.options.environment
         self._components[name] = process.start(name, self._commands[name], self.log(name), environment)
         self._record()
@@ -233,7 +233,7 @@ class ControlPlane:
         self._await("the default service account", self._answers(path), "kube-controller-manager")
 
     def check(self) -> None:
-        """Raise ComponentError if a program has ended by itself."""
+        """Raise ComponentError if one of the programs has ended on its own."""
         for component in self._components.values():
             component.check()
 
@@ -241,11 +241,12 @@ class ControlPlane:
 
     @cached_property
     def _programs(self) -> toolchain.Programs:
+        """The paths of the control plane's programs, which are built first if they are not cached."""
         return toolchain.control_plane_programs()
 
     def _make_directory(self) -> Path:
-        """Create the folder of this control plane and return it. A temporary one is created after folders that killed
-        owners left behind have been swept."""
+        """Create the folder of this control plane and return it. Before a temporary folder is created, control planes
+        whose owners were killed are swept."""
         if self._chosen_directory is not None:
             return private_directory(self._chosen_directory.resolve())
         root = private_directory(state_root())
@@ -253,7 +254,7 @@ class ControlPlane:
         return Path(tempfile.mkdtemp(dir=root, prefix="run-")).resolve()
 
     def _prepare_clients(self) -> None:
-        """Write a kubeconfig for every client and set the admin's client."""
+        """Write a kubeconfig for every client, and set `api` to a client that acts as admin."""
         layout, pki = self.layout, self.layout.pki
         ca_pem = pki.ca.read_text()
         nodes = map(kubelet_user, self.options.kubelets)
@@ -280,8 +281,8 @@ class ControlPlane:
         return lines
 
     def _start_all(self) -> None:
-        """Start every program and wait until the control plane is ready. The API server must answer before the
-        programs after it are started."""
+        """Start every program and wait until the control plane is ready. Programs that follow the API server are
+        started once it answers."""
         self._record()  # before the first program starts, so that a sweep knows whose folder this is
         for name in self._commands:
             self.start_component(name)
@@ -291,8 +292,8 @@ class ControlPlane:
         self.wait_ready()
 
     def _await(self, what: str, condition: Callable[[], bool], component: str) -> None:
-        """Wait until `condition` holds. Raises ComponentError with the log of `component` after READY_SECONDS, or if a
-        program ends."""
+        """Wait until `condition` holds. Raises ComponentError if a program ends, or if READY_SECONDS pass; the message
+        then has the last log lines of `component`."""
         try:
             wait_until(condition, READY_SECONDS, what, self.check)
         except TimeoutError as error:
@@ -300,7 +301,7 @@ class ControlPlane:
             raise ComponentError(f"{error}; the last lines of {log}:\n{process.tail(log)}") from None
 
     def _answers(self, path: str) -> Callable[[], bool]:
-        """Return a predicate: whether a GET of `path` succeeds now."""
+        """Return a predicate that says whether a GET of `path` succeeds when it is called."""
 
         def ask() -> bool:
             with contextlib.suppress(ApiError, OSError):
@@ -311,7 +312,8 @@ class ControlPlane:
         return ask
 
     def _record(self) -> None:
-        """Write down the pids and the owner of the programs, so that another process can stop or sweep them."""
+        """Write the pids of the programs, and the pid of their owner unless they are detached, to state.json, so that
+        another process can stop or sweep them."""
         owner = None if self.options.detached else os.getpid()
         state.ClusterState(owner, self.url, self.pids()).write(self.directory)
 

@@ -1,4 +1,4 @@
-"""What a fresh cluster needs before the operator: our CRDs, and stand-ins for those of the GPU Operator."""
+"""What a new cluster needs before the operator is installed: our CRDs, and stand-ins for those of the GPU Operator."""
 
 import time
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ OPERATOR_NAMESPACE = "gpusharing"
 ESTABLISHED_SECONDS = 120.0
 RETRY_SECONDS = 0.1
 NOT_SERVED_YET = (404, 429)
-"""The statuses with which the path of a new CRD answers at first; 429 says "storage is (re)initializing"."""
+"""The HTTP statuses with which the path of a new CRD answers at first; 429 means "storage is (re)initializing"."""
 
 
 def install_all(api: Api) -> None:
@@ -29,8 +29,8 @@ def install_all(api: Api) -> None:
 
 
 def install_gpu_operator(api: Api, *, cluster_policy: bool = True) -> None:
-    """Install the CRDs ClusterPolicy and GPUCluster, the namespaces, and, unless `cluster_policy` is False, a
-    ClusterPolicy that is ready.
+    """Install the namespaces, the CRDs ClusterPolicy and GPUCluster and, unless `cluster_policy` is False, a
+    ClusterPolicy whose status says ready.
 
     SIMULATED: no software of the GPU Operator runs; simulators play the node software.
     """
@@ -51,18 +51,19 @@ def install_crds(api: Api, source: Path) -> list[str]:
 
 
 def documents(source: Path) -> list[Object]:
-    """Return all YAML documents of a file, or of the .yaml files of a folder in the order of their names. Empty
-    documents are left out."""
+    """Return all YAML documents of a file, or of a folder's .yaml files sorted by name. Empty documents are left
+    out."""
     files = sorted(source.glob("*.yaml")) if source.is_dir() else [source]
     loaded = (document for file in files for document in yaml.safe_load_all(file.read_text()))
     return [document for document in loaded if document]
 
 
 def apply_documents(api: Api, manifests: Iterable[Object]) -> None:
-    """Apply each object on the server side; its `status`, if it has one, goes to the status subresource.
+    """Create or change each object by server-side apply. If the object has a `status`, that is written to the status
+    subresource.
 
-    Objects of a kind whose CRD is new are retried for ESTABLISHED_SECONDS, because the kind may be missing from
-    discovery or its path may answer 404 or 429. Other ApiErrors are raised at once.
+    An object whose kind is not served yet, because its CRD is new, is retried for ESTABLISHED_SECONDS: the kind may be
+    missing from discovery, or its path may answer 404 or 429. Other ApiErrors are raised at once.
     """
     for manifest in manifests:
         deadline = time.monotonic() + ESTABLISHED_SECONDS
@@ -79,7 +80,8 @@ def apply_documents(api: Api, manifests: Iterable[Object]) -> None:
 
 
 def _apply(api: Api, manifest: Object) -> None:
-    """Apply an object on the server side, and merge its `status`, if it has one, into the status subresource."""
+    """Create or change an object by server-side apply, and merge its `status`, if it has one, into the status
+    subresource."""
     path = object_path(api, manifest)
     api.apply(path, {key: value for key, value in manifest.items() if key != "status"})
     if "status" in manifest:
@@ -87,11 +89,8 @@ def _apply(api: Api, manifest: Object) -> None:
 
 
 def object_path(api: Api, manifest: Object) -> str:
-    """Return the URL path of an object, with the resource name that discovery has for its kind.
-
-    Raises:
-        LookupError: the server does not serve this kind.
-    """
+    """Return the URL path of an object. The resource name of its kind comes from discovery. Raises LookupError if the
+    server does not serve this kind."""
     version, kind = str(manifest["apiVersion"]), str(manifest["kind"])
     root = f"/apis/{version}" if "/" in version else f"/api/{version}"
     served = api.get(root)["resources"] or ()  # null while the only CRD of the group is being set up
@@ -104,7 +103,8 @@ def object_path(api: Api, manifest: Object) -> str:
 
 
 def _established(api: Api, name: str) -> bool:
-    """Whether a CRD is established and the path of its resource answers, which happens a moment later."""
+    """Whether a CRD has the condition Established and the path of its resource answers, which happens a moment
+    later."""
     crd = api.get(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}")
     # A CRD that was created a moment ago has `conditions: null`.
     conditions = crd.get("status", {}).get("conditions") or []

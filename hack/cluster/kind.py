@@ -26,7 +26,7 @@ INSTEAD = "Or use our own control plane, which needs no Docker: make cluster"
 
 
 class KindError(Exception):
-    """kind cannot run here, or failed. The text says what is missing, why, and the command that helps."""
+    """kind cannot run here, or failed. The message says what is missing, why, and which command helps."""
 
 
 def check() -> None:
@@ -46,20 +46,14 @@ def check() -> None:
 
 
 def program() -> str:
-    """Return the path of the `kind` on PATH, or of the pinned version, which is built from its module.
-
-    Raises:
-        UnavailableError: it must be built and cannot.
-    """
+    """Return the path of the `kind` program: the one on PATH, or else the pinned version, which is built if it is not
+    cached. Raises UnavailableError if it cannot be built."""
     return shutil.which("kind") or str(toolchain.program("kind"))
 
 
 def put_driver(folder: Path = DRIVER) -> None:
-    """Write the SIMULATED driver to the folder that a node mounts: the library, and the state of a new machine.
-
-    Raises:
-        UnavailableError: the library cannot be built.
-    """
+    """Write the SIMULATED driver to the folder that a node mounts: the library, and the state of a new machine. Raises
+    UnavailableError if the library cannot be built."""
     library = build.library_directory() / build.LIBRARY
     (folder / "state").mkdir(parents=True, exist_ok=True)
     shutil.copy(library, folder / build.LIBRARY)
@@ -67,8 +61,9 @@ def put_driver(folder: Path = DRIVER) -> None:
 
 
 def up(directory: Path, kubeconfig: Path) -> Api:
-    """Create the kind cluster unless it exists, start kwok against it, and return a client for it. Raises KindError if
-    Docker or kind fails."""
+    """Create the kind cluster unless it exists, start kwok for its simulated nodes, and return a client. The pid of
+    kwok is recorded in `directory`, and the kubeconfig is written to `kubeconfig`. Raises KindError if Docker or
+    kind fails."""
     check()
     kwok, kind = toolchain.program("kwok"), program()
     named = ("--name", CLUSTER_NAME, "--kubeconfig", str(kubeconfig))
@@ -90,16 +85,13 @@ def down() -> None:
 
 
 def load(archive: Path) -> None:
-    """Load the image from the archive that `make images` wrote into every node.
-
-    Raises:
-        KindError: kind failed; the text has its output.
-    """
+    """Load the image in `archive`, which `make images` wrote, into every node. Raises KindError with kind's output if
+    that fails."""
     _must(program(), "load", "image-archive", str(archive), "--name", CLUSTER_NAME)
 
 
 def _must(*command: str) -> None:
-    """Run a command. Raises KindError with its error output if it fails."""
+    """Run a command, and raise KindError with its error output if it fails."""
     done = _run(*command)
     if done.returncode != 0:
         raise KindError(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
@@ -107,4 +99,5 @@ def _must(*command: str) -> None:
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
     # The folders in hack/kind.yaml are relative to the root of the repository.
+    """Run a command in the root of the repository and return its result, whatever its exit status."""
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,4 +1,5 @@
-"""Kubeconfig files: written with all data inline and readable by the user only; read as far as our tools need it.
+"""Kubeconfig files. They are written with all data inline and readable by the user only, and read as far as our tools
+need them.
 
 Service-account tokens come from the TokenRequest API, so that tools and tests act with the shipped RBAC and not as
 admin.
@@ -20,7 +21,7 @@ CLUSTER_NAME = "gpusharing-dev"
 
 
 class KubeconfigError(Exception):
-    """There is no kubeconfig, or its credentials are of a kind that we cannot use. The text says what to do."""
+    """There is no kubeconfig, or we cannot use its kind of credentials. The message says what to do."""
 
 
 def write_kubeconfig(
@@ -47,12 +48,8 @@ def write_kubeconfig(
 
 
 def kubeconfig_path(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the file that `$KUBECONFIG` names.
-
-    Raises:
-        KubeconfigError: the variable is unset. The user's ~/.kube/config is never used, because it may be for
-            production.
-    """
+    """Return the path in `$KUBECONFIG`. Raises KubeconfigError if the variable is unset. The user's ~/.kube/config is
+    never used, because it may be for production."""
     if chosen := environ.get("KUBECONFIG"):
         return Path(chosen)
     raise KubeconfigError(
@@ -62,10 +59,7 @@ def kubeconfig_path(environ: Mapping[str, str] = os.environ) -> Path:
 
 def open_api(path: Path) -> Api:
     """Return a client for the current context of a kubeconfig, whose user must have inline certificates or a token.
-
-    Raises:
-        KubeconfigError: the file does not exist, or its user logs in by other means, such as an exec plugin.
-    """
+    Raises KubeconfigError if the file does not exist, or its user logs in by other means, such as an exec plugin."""
     try:
         document = yaml.safe_load(path.read_text())
     except FileNotFoundError:
@@ -85,7 +79,7 @@ def open_api(path: Path) -> Api:
 
 
 def _named(entries: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    """Return the entry of this name. Raises StopIteration if there is none."""
+    """Return the entry whose `name` is this one. Raises StopIteration if there is none."""
     return next(entry for entry in entries if entry["name"] == name)
 
 
@@ -101,11 +95,9 @@ LIFETIME_SECONDS = 7 * 24 * 3600
 
 
 def service_account_token(api: Api, namespace: str, name: str, *, bound_to: Object | None = None) -> str:
-    """Request a token of an existing service account, valid for a week. `bound_to` is a boundObjectRef.
-
-    Raises:
-        ApiError: 404 if the service account or the bound object does not exist.
-    """
+    """Request a token for an existing service account, valid for a week. `bound_to` is the boundObjectRef of the
+    request, or None for a token that is not bound. Raises ApiError with status 404 if the service account or the
+    bound object does not exist."""
     spec: dict[str, Any] = {"expirationSeconds": LIFETIME_SECONDS}
     if bound_to is not None:
         spec["boundObjectRef"] = bound_to
@@ -115,17 +107,17 @@ def service_account_token(api: Api, namespace: str, name: str, *, bound_to: Obje
 
 
 def node_bound_token(api: Api, namespace: str, name: str, node: str) -> str:
-    """Request a token bound to a Node, which carries the claim `authentication.kubernetes.io/node-name`.
-
-    A kubelet requests pod-bound tokens, which carry the same claim (`pod_bound_token`).
-    """
+    """Request a token for a service account that is bound to a Node. It carries the claim
+    `authentication.kubernetes.io/node-name`. A kubelet requests pod-bound tokens, which carry the same claim
+    (`pod_bound_token`)."""
     uid = api.get(f"/api/v1/nodes/{node}")["metadata"]["uid"]
     bound_to = {"apiVersion": "v1", "kind": "Node", "name": node, "uid": uid}
     return service_account_token(api, namespace, name, bound_to=bound_to)
 
 
 def pod_bound_token(api: Api, namespace: str, pod: str) -> str:
-    """Request the token that a kubelet would request for this pod: of its service account, bound to the pod."""
+    """Request the token that a kubelet would request for this pod: for the pod's service account, and bound to the
+    pod."""
     existing = api.get(f"/api/v1/namespaces/{namespace}/pods/{pod}")
     bound_to = {"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": existing["metadata"]["uid"]}
     account = existing["spec"].get("serviceAccountName", "default")
@@ -135,8 +127,8 @@ def pod_bound_token(api: Api, namespace: str, pod: str) -> str:
 def write_token_kubeconfig(
     api: Api, path: Path, namespace: str, name: str, *, node: str | None = None
 ) -> Path:
-    """Write a kubeconfig that acts as a service account, with a token bound to `node` if one is given, and return
-    `path`."""
+    """Write a kubeconfig to `path` that acts as a service account, and return `path`. The token in it is bound to
+    `node` unless that is None."""
     if node is None:
         token = service_account_token(api, namespace, name)
     else:

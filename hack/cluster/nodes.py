@@ -50,11 +50,9 @@ def node_manifest(
     pool: str | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> Object:
-    """Return a Node that kwok will run, with `gpus` whole cards of `product` (the name that NVML reports).
-
-    Raises:
-        ValueError: the card is not in `gpusharing.planning.gpus.cards`.
-    """
+    """Return the manifest of a Node that kwok will run, with `gpus` whole cards of `product` (the name that NVML
+    reports). `labels` are added to the usual ones. Raises ValueError if the card is not in
+    `gpusharing.planning.gpus.cards`."""
     card = find_card(product)
     if card is None:
         raise ValueError(f"unknown card {product!r}: use a product name from gpusharing.planning.gpus.cards")
@@ -76,8 +74,8 @@ def node_manifest(
 
 
 def gpu_labels(card: Card, product: str, gpus: int) -> dict[str, str]:
-    """Return the `nvidia.com/` labels of a node with whole cards: those of GFD, and the GPU Operator's placement
-    labels."""
+    """Return the `nvidia.com/` labels of a node with whole cards: those that GFD writes, and those with which the GPU
+    Operator places its operands."""
     operands = (*OPERANDS, "mig-manager") if card.profiles else OPERANDS
     deploy = {f"{names.LABEL_DEPLOY_PREFIX}{operand}": "true" for operand in operands}
     # The GPU Operator has labeled a fresh MIG-capable node, and mig-manager has applied the label once (d.1, a.2).
@@ -87,7 +85,7 @@ def gpu_labels(card: Card, product: str, gpus: int) -> dict[str, str]:
 
 @cache
 def _gfd_labels(product: str, gpus: int) -> Mapping[str, str]:
-    """Return the labels that GFD would write, without the time of its start, since it has not run on this machine."""
+    """Return the labels that GFD would write, without its timestamp, because GFD has not run on this machine."""
     labels = gfd.labels(SimulatedGPUs("", [product] * gpus).read(), SimPluginConfig(), started=0)
     return {key: value for key, value in labels.items() if key != names.LABEL_GFD_TIMESTAMP}
 
@@ -102,7 +100,7 @@ def fleet(count: int) -> list[Object]:
 
 
 def create_nodes(api: Api, manifests: Iterable[Object]) -> list[str]:
-    """Create the nodes and return all their names; a node that exists already is left as it is."""
+    """Create the nodes and return the names of all of them. A node that exists already is left as it is."""
 
     def create(manifest: Object) -> str:
         api.ensure("/api/v1/nodes", manifest)
@@ -112,11 +110,8 @@ def create_nodes(api: Api, manifests: Iterable[Object]) -> list[str]:
 
 
 def wait_nodes_ready(api: Api, node_names: Sequence[str], seconds: float = 120.0) -> None:
-    """Wait until all these nodes are Ready and without the taint of new nodes.
-
-    Raises:
-        TimeoutError: some are not after `seconds`; the message names up to five.
-    """
+    """Wait until all these nodes are Ready and without the taint of new nodes. Raises TimeoutError if some are not
+    within `seconds`; the message names up to five of them."""
     missing = set(node_names)
 
     def all_ready() -> bool:
@@ -136,7 +131,7 @@ def wait_nodes_ready(api: Api, node_names: Sequence[str], seconds: float = 120.0
 
 
 def is_ready(node: Object) -> bool:
-    """Whether the node's condition Ready is True and the taint of new nodes is gone."""
+    """Whether the node's Ready condition is True and it no longer has the taint of new nodes."""
     conditions = node.get("status", {}).get("conditions", [])
     ready = any(row["type"] == "Ready" and row["status"] == "True" for row in conditions)
     taints = {taint["key"] for taint in node["spec"].get("taints", [])}
@@ -144,7 +139,7 @@ def is_ready(node: Object) -> bool:
 
 
 def _node_info(name: str) -> dict[str, str]:
-    """Return `status.nodeInfo` of a simulated node; the versions are those that are built."""
+    """Return `status.nodeInfo` of a simulated node, with the versions of Kubernetes and kwok that we build."""
     return {
         "architecture": "amd64",
         "operatingSystem": "linux",

@@ -18,16 +18,16 @@ POLL_SECONDS = 0.02
 LOG_TAIL_LINES = 15
 PORTS_FROM, ENOUGH_PORTS = 10_000, 5_000
 LOCAL_PORTS_FROM = 49_152
-"""The first of the ports from which a system picks itself (RFC 6335, dynamic ports), used where /proc does not say."""
+"""The first dynamic port (RFC 6335), which a system may assign itself; used where /proc does not say."""
 
 
 class ComponentError(Exception):
-    """A program of the control plane ended, or did not become ready in time. The text has its last log lines."""
+    """A program of the control plane ended, or did not become ready in time. The message has its last log lines."""
 
 
 @dataclass
 class Component:
-    """A program of a control plane that was started, with its pid and log."""
+    """A program of a control plane that has been started, with its pid and its log file."""
 
     name: str
     pid: int
@@ -48,11 +48,8 @@ class Component:
             raise ComponentError(f"{self.name} ended{code}; its last lines ({self.log}):\n{tail(self.log)}")
 
     def stop(self, *, kill: bool = False, patience: float = STOP_SECONDS) -> None:
-        """End the program and wait until it is gone: with TERM first and KILL after `patience` seconds, or with KILL
-        at once.
-
-        If this process started the program, children that it leaves behind are killed as well.
-        """
+        """End the program and wait until it is gone: with SIGTERM and, after `patience` seconds, SIGKILL, or with
+        SIGKILL at once if `kill`. If this process started the program, its remaining children are killed as well."""
         for sign in (signal.SIGKILL,) if kill else (signal.SIGTERM, signal.SIGKILL):
             if not self.alive():
                 break
@@ -83,10 +80,8 @@ def start(
 
 
 def is_ours(pid: int, mark: str) -> bool:
-    """Whether `pid` is running and has `mark` (our state folder) in its command line.
-
-    The system reuses pids, so a recorded pid alone does not permit us to kill the process.
-    """
+    """Whether the process `pid` is running and has `mark` (our state folder) in its command line. The system reuses
+    pids, so a recorded pid alone does not permit us to kill the process."""
     try:
         return mark in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
@@ -111,9 +106,9 @@ def pid_exists(pid: int) -> bool:
 def end_group(leader: subprocess.Popen[Any], sign: signal.Signals = signal.SIGKILL) -> None:
     """Send a signal to the process group of a program that we started, including children that it left behind.
 
-    Nothing is sent if the leader has ended and a process has its pid: that process is another one, since pids are
-    reused. While a member of the group lives, the kernel does not reuse the number, so if no process has the pid, the
-    number still means this group.
+    Nothing is sent if the leader has ended and a process has its pid, because that is an unrelated process: while any
+    member of the group lives, the kernel does not reuse the number. If no process has the pid, the number still means
+    our group.
     """
     if leader.poll() is not None and _is_taken(leader.pid):
         return
@@ -135,8 +130,9 @@ def _is_taken(pid: int) -> bool:
 def free_ports(count: int) -> list[int]:
     """Return `count` loopback ports that are free now, for programs that may be restarted on the same ports.
 
-    They are outside the range from which the system picks ports itself, because a port that is briefly unused during a
-    restart could be picked from there. Another call may return the same ports, so callers retry if a port is taken.
+    They are outside the range from which the system itself assigns ports, because the system could assign a port that
+    is briefly unused during a restart. Another call may return the same ports, so callers must retry if a port is
+    taken.
     """
     ports: dict[int, None] = {}
     while len(ports) < count:
@@ -147,8 +143,8 @@ def free_ports(count: int) -> list[int]:
 
 
 def _any_port() -> int:
-    """Return a random port below the range from which the system picks, or 0, which lets the system choose, if hardly
-    any ports are below it."""
+    """Return a random port below the range from which the system itself assigns ports. If that leaves hardly any
+    ports, return 0, which lets the system choose."""
     try:
         first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     except OSError:
@@ -163,12 +159,9 @@ def wait_until(
     check: Callable[[], None] = lambda: None,
     poll: float = POLL_SECONDS,
 ) -> None:
-    """Poll `condition` every `poll` seconds until it is true. `check` is called after each poll that failed and may
-    raise. `what` completes the message "waited in vain for ...".
-
-    Raises:
-        TimeoutError: the condition was not true within `seconds`.
-    """
+    """Poll `condition` every `poll` seconds until it is true. `check` is called after each poll that was false, and
+    may raise. Raises TimeoutError with the message "waited … in vain for `what`" if the condition is not true
+    within `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         check()
@@ -178,7 +171,7 @@ def wait_until(
 
 
 def text_of(file: Path) -> str:
-    """Return what another program has written to a file so far, or an empty text if the file does not exist."""
+    """Return what another program has written to a file so far, or an empty string if the file does not exist."""
     try:
         return file.read_text(errors="replace")
     except FileNotFoundError:
@@ -186,6 +179,6 @@ def text_of(file: Path) -> str:
 
 
 def tail(log: Path) -> str:
-    """Return the last lines of a log file, indented, or `(nothing)`."""
+    """Return the last LOG_TAIL_LINES lines of a log file, indented, or `(nothing)` if it is empty or missing."""
     text = text_of(log)
     return "\n".join(f"  {line}" for line in text.splitlines()[-LOG_TAIL_LINES:]) or "  (nothing)"

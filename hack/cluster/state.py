@@ -1,4 +1,4 @@
-"""The record of a running control plane, with which another process can use, stop or sweep it."""
+"""The record of a running control plane, by which another process can use, stop or sweep it."""
 
 import json
 import os
@@ -18,7 +18,7 @@ class ClusterState:
     """The content of `state.json` in the folder of a control plane."""
 
     owner: int | None
-    """The pid of the process whose end makes the control plane garbage, or None if it outlives its creator."""
+    """The pid of the process with whose end the control plane must end, or None if it outlives its creator."""
     url: str = ""
     pids: dict[str, int] = field(default_factory=dict)
     driver: str = "cluster"
@@ -39,7 +39,8 @@ def read(directory: Path) -> ClusterState | None:
 
 
 def running(directory: Path) -> list[Component]:
-    """Return the recorded programs of `directory` that still run and are still ours, in the order of their start."""
+    """Return the programs recorded in `directory` that are still running, in the order in which they were started. A
+    process that has reused a recorded pid is left out."""
     state = read(directory)
     pids = {} if state is None else state.pids
     return [
@@ -50,8 +51,8 @@ def running(directory: Path) -> list[Component]:
 
 
 def stop_recorded(directory: Path) -> list[str]:
-    """Stop the recorded programs that still run, the last started first, remove the record, and return the names of
-    the stopped ones in the order of their start."""
+    """Stop the recorded programs that are still running, in the reverse order of their start, and remove the record.
+    Returns the names of the stopped programs in the order of their start."""
     components = running(directory)
     for component in reversed(components):
         component.stop()
@@ -60,8 +61,8 @@ def stop_recorded(directory: Path) -> list[str]:
 
 
 def sweep(root: Path) -> None:
-    """Stop the control planes below `root` whose owner no longer runs, and remove their folders. Those of another
-    host, and those without an owner, are left alone."""
+    """Stop the control planes below `root` whose owner no longer runs, and remove their folders. Control planes of
+    another host, and those without an owner, are left alone."""
     for file in root.glob(f"*/{FILE}"):
         state = read(file.parent)
         if state is None or state.owner is None or state.host != platform.node():

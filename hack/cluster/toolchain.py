@@ -41,18 +41,19 @@ class Programs:
 
 @dataclass(frozen=True)
 class ToolRecipe:
-    """How to build one tool. Its folder in the cache is named by a hash of everything that decides the result."""
+    """How to build one tool. The name of its folder in the cache contains a hash of everything that determines the
+    result."""
 
     name: str
     version: str
     inputs: tuple[str, ...]
     command: tuple[str, ...]
-    """`{out}` in an argument stands for the folder to build into."""
+    """The command that builds the tool. `{out}` in an argument stands for the folder to build into."""
     programs: tuple[str, ...]
     cwd: Path | None = None
     minutes: int = 2
     calls: tuple[str, ...] = ()
-    """Names under which the one program of a multi-call binary is linked."""
+    """Names under which a multi-call program is linked."""
     cgo: bool = False
     """Whether the tool is linked with C and therefore needs a C compiler."""
     builder: str = "hack.cluster.toolchain"
@@ -69,8 +70,8 @@ class ToolRecipe:
 
 
 def kubernetes_version(go_mod: str) -> str:
-    """Return the version of k8s.io/kubernetes that this go.mod pins, such as `v1.36.3`. Raises UnavailableError if it
-    pins none."""
+    """Return the version of k8s.io/kubernetes that the content of a go.mod pins, such as `v1.36.3`. Raises
+    UnavailableError if it pins none."""
     match = re.search(r"^\s*(?:require\s+)?k8s\.io/kubernetes\s+(v\d+\.\d+\.\d+)\s*$", go_mod, re.MULTILINE)
     if not match:
         raise UnavailableError(
@@ -80,7 +81,8 @@ def kubernetes_version(go_mod: str) -> str:
 
 
 def version_flags(version: str) -> str:
-    """Return linker flags that stamp a Kubernetes version. Without them clients see v0.0.0 and refuse features."""
+    """Return linker flags that stamp a Kubernetes version. Without the stamp clients see v0.0.0 and refuse
+    features."""
     major, minor, _ = version.removeprefix("v").split(".")
     stamps = {"gitVersion": version, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
     packages = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
@@ -90,19 +92,21 @@ def version_flags(version: str) -> str:
 
 
 def controlplane_recipe() -> ToolRecipe:
-    """Return how to build etcd, the control plane and kubectl as one program, which takes one link instead of five."""
+    """Return the recipe for etcd, the control plane and kubectl as one multi-call program, which takes one link
+    instead of five."""
     return _kubernetes_recipe("controlplane", 5, CONTROLPLANE_CALLS)
 
 
 def kubelet_recipe() -> ToolRecipe:
-    """Return how to build the kubelet. It is separate because only rung 4 runs it and its module pins dependencies
-    that no other program needs."""
+    """Return the recipe for the kubelet. It is separate because only rung 4 runs the kubelet, and its module pins
+    dependencies that no other program needs."""
     return _kubernetes_recipe("kubelet", 2, ())
 
 
 def _kubernetes_recipe(name: str, minutes: int, calls: tuple[str, ...]) -> ToolRecipe:
-    """Return how to build a program of Kubernetes from our module hack/`name`, whose go.mod pins the version.
-    `minutes` is about how long that takes on two cores, `calls` are names under which the program is linked."""
+    """Return the recipe for a program of Kubernetes in our module hack/`name`, whose go.mod pins the version.
+    `minutes` is roughly how long the build takes on two cores, and `calls` are the names under which the program is
+    linked."""
     source = SOURCES / name
     files = {file: (source / file).read_text() for file in ("go.mod", "go.sum", "main.go")}
     version = kubernetes_version(files["go.mod"])
@@ -120,13 +124,13 @@ def _kubernetes_recipe(name: str, minutes: int, calls: tuple[str, ...]) -> ToolR
 
 
 def install_recipe(name: str, version: str, module: str) -> ToolRecipe:
-    """Return how to build one program with `go install module@version`."""
+    """Return the recipe for one program that `go install module@version` builds."""
     return ToolRecipe(name, version, (), ("go", "install", "-trimpath", f"{module}@{version}"), (name,))
 
 
 def helm3_recipe() -> ToolRecipe:
-    """Return how to build Helm 3 as its releases are built, with the Kubernetes version that it knows. Without that
-    flag it assumes that every cluster is 1.20."""
+    """Return the recipe for Helm 3. As in Helm's own releases, the Kubernetes version is linked in. Without it Helm
+    assumes that every cluster is 1.20."""
     minor = kubernetes_version((CONTROLPLANE_SOURCE / "go.mod").read_text()).split(".")[1]
     packages = ("chartutil", "lint/rules")
     known = [f"-X helm.sh/helm/v3/pkg/{package}.k8sVersionMinor={minor}" for package in packages]
@@ -136,8 +140,8 @@ def helm3_recipe() -> ToolRecipe:
 
 
 def module_recipe(source: Path, leading: str, programs: tuple[str, ...]) -> ToolRecipe:
-    """Return how to build the tools of one of our modules, whose go.mod pins them. The version is that of the module
-    `leading`. Raises UnavailableError if go.mod does not pin it."""
+    """Return the recipe for the tools of our module in the folder `source`, whose go.mod pins them. Its version is
+    that of the dependency `leading`. Raises UnavailableError if go.mod does not pin that."""
     files = tuple((source / file).read_text() for file in ("go.mod", "go.sum"))
     version = re.search(rf"\s{re.escape(leading)} (v\S+)", files[0])
     if version is None:
@@ -168,25 +172,22 @@ WITHOUT_A_NAME = ("controlplane", "kwok", "helm")
 
 def ensure(name: str, root: Path | None = None) -> Path:
     """Return the folder with the programs of tool `name` (a key of RECIPES), which is built first if it is not cached.
-
-    Raises:
-        UnavailableError: Go is missing or too old, the build failed, or the cache cannot be used.
-    """
+    Raises UnavailableError if Go is missing or too old, the build fails, or the cache cannot be used."""
     return build_once(RECIPES[name](), root or cache_root())
 
 
 def build_once(recipe: ToolRecipe, root: Path) -> Path:
-    """Return the folder below `root` with the programs of the recipe, built if needed. Concurrent calls of several
-    processes build once."""
+    """Return the folder below `root` with the programs of the recipe. They are built if they are not there; concurrent
+    calls, even of several processes, build them once."""
     return make_once(recipe.directory(root), recipe.name, lambda out: _build(recipe, out))
 
 
 def control_plane_programs(environ: Mapping[str, str] = os.environ) -> Programs:
-    """Return the control plane's programs: those in `$KUBEBUILDER_ASSETS` if it is set, and our own builds of the
-    others.
+    """Return the control plane's programs: those in the folder `$KUBEBUILDER_ASSETS`, if it is set, and our own builds
+    of the others.
 
-    The folder of setup-envtest has no controller-manager and no scheduler. Ours are used then, so its version should
-    be the one that hack/controlplane/go.mod pins.
+    The folder that setup-envtest fills has no controller-manager and no scheduler. Ours are used then, so the folder's
+    version should be the one that hack/controlplane/go.mod pins.
     """
     assets = environ.get("KUBEBUILDER_ASSETS")
     existing = find_assets(Path(assets)) if assets else {}
@@ -197,12 +198,9 @@ def control_plane_programs(environ: Mapping[str, str] = os.environ) -> Programs:
 
 
 def find_assets(directory: Path) -> dict[str, Path]:
-    """Return the programs in a KUBEBUILDER_ASSETS folder by name; setup-envtest ships etcd, kube-apiserver and
-    kubectl.
-
-    Raises:
-        UnavailableError: the folder lacks etcd or kube-apiserver, so the variable names a wrong folder.
-    """
+    """Return the control plane's programs in a KUBEBUILDER_ASSETS folder, by name; setup-envtest ships etcd,
+    kube-apiserver and kubectl. Raises UnavailableError if the folder lacks etcd or kube-apiserver, because the
+    variable then names a wrong folder."""
     programs = {name: directory / name for name in CONTROLPLANE_CALLS if os.access(directory / name, os.X_OK)}
     lacking = [name for name in ("etcd", "kube-apiserver") if name not in programs]
     if lacking:
@@ -214,13 +212,14 @@ def find_assets(directory: Path) -> dict[str, Path]:
 
 
 def program(name: str) -> Path:
-    """Return the path of a tool that is one program: every tool except `controlplane`. It is built if it is not
-    cached."""
+    """Return the path of a tool that is a single program, which every tool except `controlplane` is. It is built first
+    if it is not cached."""
     return ensure(name) / RECIPES[name]().programs[0]
 
 
 def _build(recipe: ToolRecipe, out: Path) -> None:
-    """Build the programs of a recipe into the folder `out`, and link the names under which one of them is called."""
+    """Build the programs of a recipe into the folder `out`, and create the links under whose names a multi-call
+    program is called."""
     what = f"{recipe.name} {recipe.version}"
     if recipe.cgo:
         need_compiler(what)
@@ -237,16 +236,16 @@ def _build(recipe: ToolRecipe, out: Path) -> None:
 
 
 def build_environment(recipe: ToolRecipe) -> dict[str, str]:
-    """Return the environment for a build: the user's, without settings for another project's build such as GOOS and
-    GOARCH."""
+    """Return the environment for a build: the user's, without GOOS and GOARCH, and with the recipe's settings for
+    Go."""
     environ = {key: value for key, value in os.environ.items() if key not in ("GOOS", "GOARCH")}
     mode = "-mod=mod" if recipe.cwd is None else "-mod=readonly"
     return {**environ, "GOWORK": "off", "GOFLAGS": mode, "CGO_ENABLED": str(int(recipe.cgo))}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Build the named tools (WITHOUT_A_NAME if none is named), print one path per line, and return the exit status: 2
-    if a tool is unknown, 1 if one cannot be built."""
+    """Build the named tools, or WITHOUT_A_NAME if none is named, and print one path per line. Returns the exit status:
+    2 if a tool is unknown, and 1 if a tool cannot be built."""
     unknown = [name for name in arguments if name not in RECIPES]
     if unknown:
         say(f"unknown tool {unknown[0]!r}: choose from {', '.join(RECIPES)}")

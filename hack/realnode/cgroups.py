@@ -1,5 +1,5 @@
-"""The cgroups below which a node's kubelet creates its own. They are created at the start and removed with all below
-them at the end."""
+"""The cgroup below which a node's kubelet creates its own cgroups. It is created when the node starts, and removed
+with everything below it when the node ends."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ def hierarchies() -> list[Path]:
 
 
 def make(node: str) -> str:
-    """Create the cgroup of a node in every hierarchy, and return its path, which is the same below each of them."""
+    """Create the cgroup of a node in every hierarchy, and return its path, which is the same in each of them."""
     path = f"{PREFIX}{os.getpid()}/{node}"
     for hierarchy in hierarchies():
         for folder in (hierarchy / f"{PREFIX}{os.getpid()}", hierarchy / path):
@@ -31,11 +31,8 @@ def make(node: str) -> str:
 
 
 def remove(path: str) -> None:
-    """Remove one of our cgroups and all below it. Its processes must have been ended.
-
-    Raises:
-        TimeoutError: a process in it is still running.
-    """
+    """Remove one of our cgroups and everything below it. Its processes must have been ended. Raises TimeoutError if a
+    process in it is still running after REMOVE_SECONDS."""
     for hierarchy in hierarchies():
         folder = hierarchy / path.lstrip("/")
         wait_until(partial(_removed, folder), REMOVE_SECONDS, f"{folder} to be empty")
@@ -44,8 +41,8 @@ def remove(path: str) -> None:
 
 
 def sweep() -> list[Path]:
-    """Remove the cgroups of owners that were killed. Return those that could not be removed yet, because their
-    processes are still ending."""
+    """Remove the cgroups whose owner was killed. Returns those that could not be removed yet, because processes in
+    them are still ending."""
     left = []
     for hierarchy in hierarchies():
         for folder in hierarchy.glob(f"{PREFIX}*"):
@@ -64,7 +61,7 @@ def _inherit_cpuset(folder: Path) -> None:
 
 
 def _removed(folder: Path) -> bool:
-    """Try to remove a cgroup and all below it, and return whether it is gone. Busy ones are left alone."""
+    """Try to remove a cgroup and everything below it, and return whether it is gone. Cgroups that are busy stay."""
     if not folder.exists():
         return True
     for below, _, _ in os.walk(folder, topdown=False):

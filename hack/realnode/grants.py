@@ -19,7 +19,7 @@ MPS_PIPES = "CUDA_MPS_PIPE_DIRECTORY"
 
 
 class GrantRefused(Exception):
-    """The toolkit would refuse to start this container; the text says why."""
+    """The toolkit would refuse to start this container; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,17 @@ class Grant:
     capabilities: tuple[str, ...]
     """The capability files that it can open."""
     computes_on: tuple[MachineDevice, ...]
-    """The devices that were named one by one. SIMULATED: the container's first process uses them."""
+    """The devices that the container names one by one. SIMULATED: the container's first process uses them."""
     mps: bool = False
-    """Whether it uses them as a client of the MPS server."""
+    """Whether the process uses them as a client of the MPS server."""
 
 
 def find_grant(spec: Object, devices: Sequence[MachineDevice]) -> Grant | None:
-    """Return what the container with this OCI configuration receives, or None if it receives nothing of the driver.
+    """Return what the container with this OCI configuration receives from the toolkit, or None if it receives nothing
+    of the driver. `devices` are the GPUs and MIG devices of the machine.
 
-    Raises:
-        GrantRefused: it names a device that does not exist, or requests rights over MIG without being privileged.
+    Raises GrantRefused if the container names a device that does not exist, or requests rights over MIG without being
+    privileged.
     """
     environ = dict(entry.partition("=")[::2] for entry in spec["process"].get("env") or ())
     named = environ.get(VISIBLE, "")
@@ -63,14 +64,14 @@ def find_grant(spec: Object, devices: Sequence[MachineDevice]) -> Grant | None:
 
 
 def is_privileged(spec: Object) -> bool:
-    """Whether the container counts as privileged for the toolkit: SYS_ADMIN is in its bounding set."""
+    """Whether the toolkit counts the container as privileged, which it does if SYS_ADMIN is in the bounding set."""
     bounding = (spec["process"].get("capabilities") or {}).get("bounding") or ()
     return "CAP_SYS_ADMIN" in bounding
 
 
 def _special(environ: Mapping[str, str], *, privileged: bool) -> tuple[str, ...]:
-    """Return the capability files for rights over MIG that the variables request. Raises GrantRefused if the container
-    is not privileged."""
+    """Return the capability files for the rights over MIG that the container's variables request. Raises GrantRefused
+    if there are any and the container is not privileged."""
     requested = [name for name in SPECIAL_DEVICES if environ.get(name)]
     if requested and not privileged:
         raise GrantRefused(f"cannot set {requested[0].removeprefix('NVIDIA_')} in non privileged container")

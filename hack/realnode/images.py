@@ -1,4 +1,4 @@
-"""The images of rung 4 that are not the product's, as archives that `ctr images import` reads."""
+"""The images of rung 4 that do not belong to the product, as archives that `ctr images import` reads."""
 
 import hashlib
 import io
@@ -21,7 +21,7 @@ ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A file in an image, or with `link` a symbolic link."""
+    """A file in an image or, if `link` is set, a symbolic link to that path."""
 
     content: bytes = b""
     mode: int = 0o755
@@ -41,16 +41,13 @@ class OneLayerImage:
 
 
 def pause_image() -> OneLayerImage:
-    """Return the image that pod sandboxes run, and workloads that only occupy what was assigned to them.
-
-    Raises:
-        UnavailableError: there is no C compiler, or no static C library.
-    """
+    """Return the image of pod sandboxes, and of workloads that only occupy the devices assigned to them. Raises
+    UnavailableError if there is no C compiler or no static C library."""
     return OneLayerImage(PAUSE_IMAGE, {"pause": ImageFile(c_program("pause").read_bytes())}, ["/pause"])
 
 
 def write_archive(image: OneLayerImage, path: Path) -> None:
-    """Write an image to `path` in the format of `docker save`; equal images give equal archives."""
+    """Write an image to `path` in the format of `docker save`. Equal images produce identical archives."""
     layer = pack_layer(image)
     digest = hashlib.sha256(layer).hexdigest()
     raw = json.dumps(configuration(image, layer, native()), sort_keys=True).encode()
@@ -83,7 +80,7 @@ def configuration(image: OneLayerImage, layer: bytes, architecture: str) -> dict
 
 
 def pack_layer(image: OneLayerImage) -> bytes:
-    """Return the image's files and folders as a tar; equal images give equal tars."""
+    """Return a tar with the image's files and folders. Equal images produce identical tars."""
     buffer = io.BytesIO()
     parents = {str(parent) for path in image.files for parent in Path(path).parents}
     with tarfile.open(fileobj=buffer, mode="w") as layer:
@@ -97,7 +94,7 @@ def pack_layer(image: OneLayerImage) -> bytes:
 
 
 def _add(archive: tarfile.TarFile, path: str, entry: ImageFile) -> None:
-    """Add a file or a symbolic link to a tar under this path."""
+    """Add a file or a symbolic link to a tar as `path`."""
     member = tarfile.TarInfo(path)
     member.mode = entry.mode
     if entry.link:
@@ -109,12 +106,9 @@ def _add(archive: tarfile.TarFile, path: str, entry: ImageFile) -> None:
 
 
 def c_program(name: str, flags: Sequence[str] = STATIC) -> Path:
-    """Return the program of one C file in hack/realnode/src, from the user's cache. It is compiled first if it is not
-    there.
-
-    Raises:
-        UnavailableError: there is no C compiler, or with STATIC no static C library.
-    """
+    """Return the path of the program that is compiled from `name`.c in hack/realnode/src, with these compiler flags.
+    It is kept in the user's cache, and compiled if it is not there. Raises UnavailableError if there is no C
+    compiler or, with STATIC, no static C library."""
     source = SOURCES / f"{name}.c"
     content = hashlib.sha256(" ".join(flags).encode() + source.read_bytes()).hexdigest()[:12]
 

@@ -28,7 +28,7 @@ KERNEL_SETTINGS = {
     "kernel/keys/root_maxkeys": "1000000",
     "kernel/keys/root_maxbytes": "25000000",
 }
-"""The values that a kubelet requires. It would write others that it finds, for the whole computer."""
+"""The values that a kubelet requires. If it finds others, it changes them for the whole computer."""
 BOOT_ID = "kernel/random/boot_id"
 """The setting whose value differs after each start, by which a kubelet recognizes a reboot."""
 
@@ -80,12 +80,8 @@ class Machine:
         return self._first
 
     def start(self) -> None:
-        """Create the cgroup and the namespaces, and attach the machine to the bridge.
-
-        Raises:
-            ComponentError: this computer refuses one of the mounts.
-            NetworkError: this computer refuses the interface.
-        """
+        """Create the cgroup and the namespaces, and attach the machine to the bridge. Raises ComponentError if this
+        computer refuses one of the mounts, and NetworkError if it refuses the interface."""
         for folder in _FOLDERS:
             (self.folder / folder).mkdir(parents=True, exist_ok=True)
         stand_ins = {**KERNEL_SETTINGS, BOOT_ID: str(uuid.uuid4())}
@@ -114,8 +110,8 @@ class Machine:
         self.bridge.attach(self._first, self.number)
 
     def stop(self) -> None:
-        """Kill every process in the machine, as a power cut does, and remove its cgroup. Does nothing if it was
-        stopped already."""
+        """Kill every process in the machine, like a power cut, and remove its cgroup. Does nothing if the machine is
+        not started."""
         if self._keeper is not None:
             if self._first:
                 self._kill_first()
@@ -126,11 +122,8 @@ class Machine:
             self.cgroup = ""
 
     def run(self, *command: str, seconds: float = 300.0) -> str:
-        """Run a program in the machine to its end, and return its standard output.
-
-        Raises:
-            subprocess.CalledProcessError: the program failed; `.stderr` says why.
-        """
+        """Run a program in the machine, wait for its end, and return its standard output. Raises CalledProcessError if
+        the program fails, with its error output in `.stderr`, and TimeoutExpired after `seconds`."""
         done = subprocess.run(
             self.inside(command), capture_output=True, text=True, check=False, timeout=seconds
         )
@@ -139,19 +132,21 @@ class Machine:
         return done.stdout
 
     def spawn(self, name: str, command: Sequence[str], environ: Mapping[str, str] | None = None) -> Component:
-        """Start a program in the machine, with its output in `NAME.log`, and return it."""
+        """Start a program in the machine and return it without waiting. Its output goes to `NAME.log` in the node's
+        folder."""
         return process.start(name, self.inside(command), self.folder / f"{name}.log", environ)
 
     def inside(self, command: Sequence[str]) -> list[str]:
-        """Return the command line that runs a command in the machine."""
+        """Return the command line with which this computer runs `command` inside the machine."""
         return ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--net", "--", *command]
 
     def namespace(self, kind: str) -> int:
-        """Return the inode of one of its namespaces, such as `pid`."""
+        """Return the inode number of the machine's namespace of this kind, such as `pid`."""
         return os.stat(f"/proc/{self.pid}/ns/{kind}").st_ino
 
     def _children(self) -> list[int]:
-        """Return the pids of the children of the process that keeps the namespaces; none if that has ended."""
+        """Return the pids of the children of the process that keeps the namespaces; empty if that process has
+        ended."""
         assert self._keeper is not None, "called while it is started"
         try:
             text = Path(f"/proc/{self._keeper.pid}/task/{self._keeper.pid}/children").read_text()
@@ -160,8 +155,8 @@ class Machine:
         return [int(pid) for pid in text.split()]
 
     def _kill_first(self) -> None:
-        """Kill the first process of the PID namespace and wait until it is gone. A pid that is no longer our child is
-        left alone."""
+        """Kill the first process of the PID namespace and wait until it is gone. Does nothing if its pid no longer
+        belongs to our child."""
         if self._first not in self._children():
             return  # it has ended, and its pid may be that of another process
         os.kill(self._first, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What rung 4 needs from a machine, and what of that is missing."""
+"""What rung 4 needs from a machine, and which of these needs are not met."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ PROGRAMS = {
     "setpriv": "util-linux",
     "dbus-daemon": "dbus-daemon",
 }
-"""The programs that are run, and the package of Debian that has each."""
+"""The Debian package of each program that rung 4 runs, by the name of the program."""
 CNI_PACKAGE = "containernetworking-plugins"
 CNI_PLUGINS = ("bridge", "host-local", "loopback")
 CNI_FOLDERS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
@@ -40,7 +40,7 @@ def cni_folder() -> Path | None:
 
 
 def why_not() -> str | None:
-    """Return why no real kubelet can run here and what to do, or None if one can."""
+    """Return why no real kubelet can run here and what to do about it, or None if one can run."""
     if sys.platform != "linux":
         return "a real kubelet runs on Linux only"
     if os.geteuid() != 0:
@@ -63,7 +63,8 @@ def why_not() -> str | None:
 
 
 def missing_packages() -> list[str]:
-    """Return Debian's packages with the programs that are not on PATH, each once."""
+    """Return the Debian packages with the programs that are not on PATH and, if they are missing, the CNI plugins.
+    Each package is listed once."""
     packages = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
     if cni_folder() is None:
         packages.append(CNI_PACKAGE)
@@ -71,8 +72,8 @@ def missing_packages() -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print why no real kubelet can run here, and return 1 then. `--install` first installs the packages that Debian
-    has.
+    """Return 0 if a real kubelet can run here; otherwise print why not and return 1. `--install` first installs the
+    missing Debian packages.
 
     If LEAVE_OUT names rung 4, nothing is installed or checked, and the exit status is 0.
     """

@@ -19,7 +19,7 @@ SUBNETS = tuple(ipaddress.IPv4Network(f"10.213.{third}.0/24") for third in range
 
 
 class NetworkError(Exception):
-    """The bridge or an interface cannot be created; the text has the output of `ip`."""
+    """The bridge or an interface cannot be created; the message has the output of `ip`."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Bridge:
         return str(self.subnet[10 + number])
 
     def attach(self, pid: int, number: int) -> None:
-        """Create an interface eth0 on the bridge in the network namespace of this process, and a default route."""
+        """Create an interface eth0 in the network namespace of the process `pid`, connect it to the bridge, and give
+        it the address of node `number` and a default route through this machine."""
         port = f"{self.name}n{number}"
         inside = ("nsenter", "--target", str(pid), "--net")
         address = f"{self.node_address(number)}/{self.subnet.prefixlen}"
@@ -53,11 +54,8 @@ class Bridge:
 
 @contextlib.contextmanager
 def bridge() -> Iterator[Bridge]:
-    """Create a bridge, yield it, and remove it at the end.
-
-    Raises:
-        NetworkError: this machine refuses it, or has no free subnet.
-    """
+    """Create a bridge, yield it, and remove it at the end of the context. Raises NetworkError if this machine refuses
+    the bridge, or has no free subnet."""
     sweep()
     made = Bridge(f"{PREFIX}{os.getpid()}", _free_subnet())
     _run("ip", "link", "add", made.name, "type", "bridge")
@@ -78,8 +76,8 @@ def sweep() -> None:
 
 
 def service_route(service: str, server: str) -> list[Sequence[str]]:
-    """Return the commands that route the Service `kubernetes` to the API server `host:port`, since no kube-proxy
-    runs."""
+    """Return the iptables commands that route the address of the Service `kubernetes` to the API server at
+    `host:port`. They are needed because no kube-proxy runs."""
     rule = ("-d", service, "-p", "tcp", "--dport", "443", "-j", "DNAT", "--to-destination", server)
     return [("iptables", "-t", "nat", "-A", chain, *rule) for chain in ("PREROUTING", "OUTPUT")]
 
@@ -99,7 +97,7 @@ def _free_subnet() -> ipaddress.IPv4Network:
 
 
 def _run(*command: str) -> str:
-    """Run a command and return its output. Raises NetworkError if it fails."""
+    """Run a command and return its standard output. Raises NetworkError with its error output if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise NetworkError(f"{' '.join(command)}: {done.stderr.strip()}")

@@ -57,8 +57,8 @@ class NodeFiles:
 def containerd_settings(
     files: NodeFiles, cni_plugins: Path, pause_image: str, runtimes: Mapping[str, Path]
 ) -> str:
-    """Return the configuration of containerd 1.6. `runtimes` has programs that are called instead of runc, by the name
-    of their handler."""
+    """Return the configuration file of containerd 1.6. `runtimes` are the programs that are called instead of runc, by
+    the name of their handler."""
     quoted = json.dumps  # TOML's basic strings are JSON's
     cri = '[plugins."io.containerd.grpc.v1.cri"'
     handlers = [
@@ -86,8 +86,8 @@ def containerd_settings(
 
 
 def cni_settings(files: NodeFiles, number: int) -> str:
-    """Return the configuration of the pods' network: a bridge inside the node. Pods reach the API server with the
-    node's address."""
+    """Return the configuration file of the pods' network: a bridge inside the node. Pods call the API server with the
+    node's address. `number` is the node's number, by which the subnet of its pods is chosen."""
     bridge = {
         "type": "bridge",
         "bridge": "cni0",
@@ -104,7 +104,8 @@ def cni_settings(files: NodeFiles, number: int) -> str:
 
 
 def kubelet_settings(address: str, ca: Path, cgroup: str) -> str:
-    """Return the configuration of the kubelet: the defaults, except where this computer does not permit them."""
+    """Return the configuration file of the kubelet: the defaults, except where this computer does not permit them.
+    `ca` is the authority of the kubelet's clients, and `cgroup` the path of the node's cgroup."""
     return yaml.safe_dump(
         {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -133,8 +134,8 @@ def kubelet_settings(address: str, ca: Path, cgroup: str) -> str:
 
 
 class NodeGpus:
-    """A simulated machine with GPUs whose driver checks rights against a node's namespaces. `folder` must belong to it
-    alone."""
+    """A simulated machine with GPUs, whose driver checks rights against a node's namespaces. `folder` must belong to
+    this machine alone."""
 
     def __init__(self, folder: Path, node: str, models: Sequence[str]) -> None:
         """Create the simulated GPUs and the container runtime; the node need not be started.
@@ -153,7 +154,7 @@ class NodeGpus:
         self.runtime = runtime.write_runtime(folder)
 
     def enter(self, machine: Machine) -> None:
-        """Let the simulated driver check rights against the namespaces of this machine, which must be started."""
+        """Make the simulated driver check rights against the namespaces of this machine, which must be started."""
         self.simulator.set_machine(
             pid_namespace=machine.namespace("pid"), capabilities=runtime.CAPABILITIES, devices=runtime.DEV
         )
@@ -169,12 +170,12 @@ def options(network: Bridge, nodes: Sequence[str], *, audit: bool = False) -> Op
 
 
 REPORT_POLL = 0.5
-"""Seconds between two reads of a kubelet's heartbeat, and the least between two starts of one that ends at once."""
+"""Seconds between two reads of a kubelet's heartbeat, and at least between two starts of one that ends at once."""
 
 
 class KubeletNode:
-    """One node with a real kubelet. It is Ready when the context begins, and is removed with all its files when it
-    ends."""
+    """One node with a real kubelet. As a context manager it is Ready when the block begins, and removed with all its
+    files when the block ends."""
 
     def __init__(
         self,
@@ -186,8 +187,9 @@ class KubeletNode:
         labels: Mapping[str, str] | None = None,
         models: Sequence[str] = (),
     ) -> None:
-        """Create the node's folder; nothing runs yet. With `models`, the models of its SIMULATED GPUs, it has the
-        runtime of the RuntimeClass `nvidia`."""
+        """Create the node's folder, after sweeping what killed owners left behind; nothing runs yet. `models` are the
+        models of the node's SIMULATED GPUs. If there are any, the node has the runtime of the RuntimeClass
+        `nvidia`."""
         self.plane, self.name, self.number = plane, name, number
         self._labels = dict(labels or {})
         cgroups.sweep()
@@ -213,11 +215,10 @@ class KubeletNode:
         self.stop()
 
     def start(self) -> None:
-        """Start machine, containerd and kubelet, and return when the Node is Ready.
+        """Start the machine, containerd and the kubelet, and return when the Node is Ready.
 
-        Raises:
-            UnavailableError: a program cannot be built.
-            ComponentError, NetworkError: it cannot run here; the text has the last log lines.
+        Raises UnavailableError if a program cannot be built, and ComponentError or NetworkError if the node cannot run
+        here; the message has the last log lines.
         """
         self.boot()
         self.load(images.pause_image())
@@ -225,7 +226,7 @@ class KubeletNode:
         self.wait_ready()
 
     def boot(self) -> None:
-        """Start the machine with containerd and without a kubelet. Raises the errors of `start`."""
+        """Start the machine with containerd but without a kubelet. Raises the same errors as `start`."""
         self.machine.start()
         if self.gpus is not None:
             self.gpus.enter(self.machine)
@@ -244,8 +245,8 @@ class KubeletNode:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def power_off(self) -> None:
-        """Kill all processes at once. The content of /run and the settings of the GPUs are lost, the disk stays.
-        `boot` starts the node again."""
+        """Kill all processes of the node at once. The content of /run and the settings of the GPUs are lost, and the
+        disk stays. `boot` starts the node again."""
         self.machine.stop()
         for program in self._programs.values():
             program.stop(kill=True)
@@ -254,7 +255,7 @@ class KubeletNode:
             self.gpus.simulator.reboot()
 
     def load(self, image: OneLayerImage) -> None:
-        """Import an image into containerd."""
+        """Import an image into the node's containerd."""
         self.files.images.mkdir(exist_ok=True)
         archive = self.files.images / "image.tar"
         images.write_archive(image, archive)
@@ -272,7 +273,7 @@ class KubeletNode:
             ) from None
 
     def ctr(self, *arguments: str) -> str:
-        """Run containerd's own client in the namespace of the kubelet's containers, and return its output."""
+        """Run `ctr`, containerd's own client, in containerd's namespace for the kubelet, and return its output."""
         return self.machine.run("ctr", "--address", CONTAINERD_SOCKET, "--namespace", "k8s.io", *arguments)
 
     def start_containerd(self) -> None:
@@ -282,7 +283,7 @@ class KubeletNode:
         self._await(self._containerd_answers, CONTAINERD_SECONDS, component)
 
     def start_kubelet(self) -> None:
-        """Start the kubelet without waiting until the Node is Ready (`wait_ready`)."""
+        """Start the kubelet. Returns before the Node is Ready; `wait_ready` waits for that."""
         self._heartbeat = self._read_heartbeat()
         # Heartbeats have whole seconds: the first one of the new kubelet must differ from the last of the old one.
         wait_until(lambda: _now() > self._heartbeat, NODE_SECONDS, "the next second")
@@ -302,16 +303,17 @@ class KubeletNode:
         self._programs["kubelet"] = self.machine.spawn("kubelet", command)
 
     def kill_program(self, name: str) -> None:
-        """Kill `kubelet` or `containerd` as a crash would; the pods keep running."""
+        """Kill `kubelet` or `containerd`, like a crash; the pods keep running."""
         self._programs.pop(name).stop(kill=True)
 
     def wait_ready(self) -> None:
-        """Wait until the Node is Ready, as reported by the kubelet that was started last.
+        """Wait until the kubelet that was started last reports the Node as Ready. Raises ComponentError, with the
+        kubelet's last log lines, if it does not report in time.
 
-        Conditions of an earlier kubelet stay on the Node, so a new heartbeat is awaited first; a kubelet writes its
-        conditions as soon as it runs. A kubelet that ends before is restarted, as systemd does (Restart=always in
-        kubeadm's unit): containerd answers before its CRI plugin has loaded its state, and a kubelet that starts then
-        gives up.
+        Conditions of an earlier kubelet stay on the Node, so this waits for a new heartbeat first; a kubelet writes
+        its conditions as soon as it runs. A kubelet that ends before that is restarted, as systemd does
+        (Restart=always in kubeadm's unit): containerd answers before its CRI plugin has loaded its state, and a
+        kubelet that starts then gives up.
         """
 
         def reported() -> bool:
@@ -331,7 +333,7 @@ class KubeletNode:
         return self.folder / f"{program}.log"
 
     def _write_files(self) -> None:
-        """Write the configurations of the CNI plugins, containerd and the kubelet. Raises ComponentError if CNI
+        """Write the configuration files of the CNI plugins, containerd and the kubelet. Raises ComponentError if CNI
         plugins are missing."""
         plugins = cni_folder()
         if plugins is None:
@@ -348,7 +350,8 @@ class KubeletNode:
         self.files.kubelet_config.write_text(text)
 
     def _read_heartbeat(self) -> str:
-        """Return when a kubelet last wrote the Node's conditions, or an empty text if none has."""
+        """Return when a kubelet last wrote the Node's conditions, as an RFC 3339 timestamp, or an empty string if none
+        has or there is no Node."""
         try:
             node = self.plane.api.get(f"/api/v1/nodes/{self.name}")
         except ApiError as error:
@@ -367,8 +370,8 @@ class KubeletNode:
         return True
 
     def _await(self, condition: Callable[[], bool], seconds: float, component: Component) -> None:
-        """Wait until `condition` holds. Raises ComponentError with the end of the component's log if it does not, or
-        if the component ends."""
+        """Wait until `condition` holds. Raises ComponentError, with the component's last log lines, if that takes
+        longer than `seconds` or the component ends."""
         try:
             wait_until(condition, seconds, f"{component.name} of {self.name}", component.check)
         except TimeoutError as error:
@@ -381,8 +384,8 @@ def _now() -> str:
 
 
 def sweep() -> Path:
-    """Remove the folders of nodes whose owners were killed; their machines died with the owners. Return the folder
-    that has all nodes' folders."""
+    """Remove the folders of nodes whose owners were killed, because their machines ended with them. Returns the folder
+    that contains the folders of all nodes."""
     root = private_directory(cache_root() / "nodes")
     for folder in root.iterdir():
         owner = folder.name.partition("-")[0]

@@ -31,12 +31,8 @@ TOOLS = ("mount", "umount", "tail")
 
 
 def nvidia_image() -> OneLayerImage:
-    """Return an image with device plugin, GFD, config-manager, MPS daemon, mig-parted and mig-manager in /usr/bin, and
-    the programs that they run.
-
-    Raises:
-        UnavailableError: a program cannot be built here.
-    """
+    """Return an image with the device plugin, GFD, config-manager, the MPS daemon, mig-parted and mig-manager in
+    /usr/bin, and the programs that these run. Raises UnavailableError if a program cannot be built here."""
     tools = {name: _tool(name) for name in TOOLS}
     built = {name: build.program(name) for release in build.RELEASES for name in release.programs}
     driver = {
@@ -55,7 +51,7 @@ def nvidia_image() -> OneLayerImage:
 
 
 def _tool(name: str) -> Path:
-    """Return the path of a program of this machine. Raises UnavailableError if it is not on PATH."""
+    """Return the path of a program of this machine. Raises UnavailableError if the program is not on PATH."""
     path = shutil.which(name)
     if path is None:
         raise UnavailableError(f"there is no `{name}` on PATH, which mps-control-daemon runs")
@@ -63,7 +59,8 @@ def _tool(name: str) -> Path:
 
 
 def _libraries(program: Path) -> list[Path]:
-    """Return the libraries that a program links, or none if it is static, which makes ldd fail."""
+    """Return the paths of the libraries that a program links; empty if it is static, which makes ldd fail. Raises
+    UnavailableError if ldd fails for another reason."""
     done = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=False)
     if done.returncode != 0 and "not a dynamic executable" not in done.stdout + done.stderr:
         raise UnavailableError(f"ldd {program}: {done.stderr.strip()}")
@@ -71,7 +68,8 @@ def _libraries(program: Path) -> list[Path]:
 
 
 def _place(library: Path) -> str:
-    """Return where the loader looks for a library in the image. The loader itself is where programs name it."""
+    """Return the path in the image at which the loader looks for a library. The loader itself keeps its own path,
+    because programs name it."""
     if library.name.startswith("ld-linux"):
         return str(library).lstrip("/")
     return f"usr/lib/{platform.machine()}-linux-gnu/{library.name}"

@@ -21,7 +21,8 @@ CONFIGS, CONFIG = "/available-configs", "/config/config.yaml"
 
 
 def manifests() -> list[Object]:
-    """Return a ServiceAccount, its binding, and the DaemonSets of device plugin, GFD, MPS daemon and mig-manager."""
+    """Return the manifests of a ServiceAccount, its ClusterRoleBinding, and the DaemonSets of the device plugin, GFD,
+    the MPS daemon and mig-manager."""
     account = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": GPU_OPERATOR_NAMESPACE}
     return [
         {
@@ -66,8 +67,8 @@ def _gfd() -> Object:
 def _mps() -> Object:
     """Return the DaemonSet of the MPS daemon, with an init container that mounts shared memory for the node.
 
-    Unlike NVIDIA's up to GPU Operator v26.7 (docs/design/nvidia.md#b5), the daemon learns of new configurations: it
-    does not see the host's processes, and it runs under the name that config-manager looks for.
+    Up to GPU Operator v26.7 NVIDIA's DaemonSet never gets a new configuration (docs/design/nvidia.md#b5). This one
+    does: the daemon does not see the host's processes, and it runs under the name that config-manager looks for.
     """
     folders = {"mps-root": (MPS_ROOT, IN_CONTAINERS), "mps-shm": (f"{MPS_ROOT}/shm", "/dev/shm")}
     daemon = _configured(MPS, ["/usr/bin/mps-control-daemon", "--config-file", CONFIG], folders)
@@ -80,8 +81,8 @@ def _mps() -> Object:
 
 
 def _configured(name: str, command: Sequence[str], folders: Mapping[str, tuple[str, str]]) -> Object:
-    """Return the DaemonSet of a program with config-manager as its init container and as its sidecar. `folders` has,
-    by the volume's name, the path on the node and in the program's container."""
+    """Return the DaemonSet of a program, with config-manager as its init container and as its sidecar. `folders` holds
+    (path on the node, path in the program's container) by the name of the volume."""
     config = [
         {"name": "available-configs", "mountPath": CONFIGS},
         {"name": "config", "mountPath": "/config"},
@@ -136,6 +137,7 @@ def _mig_manager() -> Object:
 
 
 def _host_folder(name: str, path: str) -> Object:
+    """Return a volume for a folder of the node, which is created if it does not exist."""
     return {"name": name, "hostPath": {"path": path, "type": "DirectoryOrCreate"}}
 
 
@@ -160,8 +162,8 @@ def _container(name: str, command: Sequence[str], environ: Mapping[str, str] | N
 
 
 def _daemon_set(name: str, spec: Object) -> Object:
-    """Return a DaemonSet whose pods have the name, selector and runtime class of an operand; `spec` is added to their
-    spec."""
+    """Return the DaemonSet of the operand `name`, with that operand's selector and runtime class. The fields of `spec`
+    are added to the spec of its pods, or replace them."""
     labels = {"app": name}
     pod = {
         "nodeSelector": SELECTORS[name],

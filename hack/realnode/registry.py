@@ -1,9 +1,10 @@
-"""A registry of images on the loopback of one node, from which a real containerd pulls, so that its errors are real.
+"""A registry of images on the loopback interface of one node, from which a real containerd pulls, so that its errors
+are real ones.
 
 with Registry(node) as registry: reference = registry.push(image, architecture="arm64")
 
-`python -m hack.realnode.registry FOLDER` is the server; it implements what pulling needs of OCI's distribution
-specification.
+`python -m hack.realnode.registry FOLDER` is the server. It implements the part of OCI's distribution specification
+that pulling needs.
 """
 
 import hashlib
@@ -32,10 +33,10 @@ READY = "serving\n"
 
 
 class Registry:
-    """The registry of one node. It listens while the context lasts."""
+    """The registry of one node, which listens for the length of the context."""
 
     def __init__(self, node: KubeletNode) -> None:
-        """Keep the node; nothing runs yet and there are no images."""
+        """Prepare an empty registry on `node`; nothing runs yet."""
         self._node = node
         self._folder = node.folder / "registry"
         self._server: Component | None = None
@@ -61,8 +62,8 @@ class Registry:
         shutil.rmtree(self._folder)
 
     def push(self, image: OneLayerImage, *, architecture: str) -> str:
-        """Add an image for one architecture only, regardless of its programs, and return its reference on this
-        registry."""
+        """Add an image for this architecture only, whatever its programs are built for, and return its reference in
+        this registry."""
         layer = pack_layer(image)
         config = json.dumps(configuration(image, layer, architecture)).encode()
         manifest = {
@@ -86,7 +87,8 @@ class Registry:
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """The paths `/v2/`, `/v2/NAME/manifests/TAG-OR-DIGEST` and `/v2/NAME/blobs/DIGEST`; NAME has no slash."""
+    """Answers the paths `/v2/`, `/v2/NAME/manifests/TAG-OR-DIGEST` and `/v2/NAME/blobs/DIGEST`; NAME contains no
+    slash."""
 
     def __init__(self, folder: Path, *arguments: Any) -> None:
         self._folder = folder
@@ -99,7 +101,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(with_content=True)
 
     def _answer(self, *, with_content: bool) -> None:
-        """Send the manifest or blob of the request's path, or 404 if there is none."""
+        """Send the manifest or blob that the request's path names, or 404 if it does not exist. The body is sent only
+        with `with_content`."""
         _, version, *rest = self.path.split("/")
         if version != "v2" or len(rest) not in (1, 3):
             self.send_error(404)

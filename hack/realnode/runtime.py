@@ -33,8 +33,8 @@ MEMORY_MIB = 512
 POD_ANNOTATION = "io.kubernetes.cri.sandbox-name"
 HOOKS = (("createRuntime", "began"), ("createContainer", "mount"))
 COMPUTES_ON = "computes-on.json"
-"""The file in the bundle with GPU and MIG instance of each device that was named for the container, and whether it
-uses them through MPS."""
+"""The file in the bundle with the GPU and MIG instance of each device that the container names, and whether the
+container uses them through MPS."""
 EXCLUSIVE_PROCESS = 3
 """The compute mode in which a GPU accepts one process, or the MPS server with its clients."""
 FOLLOWED = "followed"
@@ -52,7 +52,8 @@ exec {python} -m hack.realnode.runtime "$1" {folder}
 
 
 def write_runtime(folder: Path) -> Path:
-    """Write the program for containerd into `folder`, which also has the simulated machine, and return its path."""
+    """Write the programs that containerd and runc call into `folder`, which also contains the simulated machine.
+    Returns the path of the runtime for containerd."""
     library = library_directory()
     words = {"root": ROOT, "python": sys.executable, "folder": folder, "cache": library.parent.parent}
     runtime = folder / "nvidia-container-runtime"
@@ -63,13 +64,14 @@ def write_runtime(folder: Path) -> Path:
 
 
 def state_file(folder: Path) -> Path:
-    """Return the path of the simulated machine's state. It is in a folder of its own, which is mounted into
-    containers."""
+    """Return the path of the simulated machine's state file. The file has a folder of its own, because that folder is
+    mounted into containers."""
     return folder / "state" / "nvml.state"
 
 
 def edit(spec: Object, grant: Grant, folder: Path, bundle: Path) -> None:
-    """Change the OCI configuration `spec` so that its container has what `grant` says. Nothing is written."""
+    """Change the OCI configuration `spec` in place, so that its container gets what `grant` says. No file is
+    written."""
     state = state_file(folder)
     mounts = [(state.parent, STATE, "rw"), (bundle / "nvmlsim", CAPABILITIES, "ro")]
     if grant.library:
@@ -91,15 +93,15 @@ def edit(spec: Object, grant: Grant, folder: Path, bundle: Path) -> None:
 
 
 def _loader_folder(spec: Object, bundle: Path) -> str:
-    """Return the folder in which the loader of the container's root file system looks by default."""
+    """Return the folder in the container's root file system in which the dynamic loader looks by default."""
     root = bundle / spec["root"]["path"]
     multiarch = f"usr/lib/{platform.machine()}-linux-gnu"
     return next((f"/{name}" for name in (multiarch, "usr/lib64") if (root / name).is_dir()), f"/{multiarch}")
 
 
 def _prepare(folder: Path, arguments: Sequence[str]) -> int:
-    """Change the OCI configuration of a bundle by its grant, and return the exit status. If the toolkit would refuse
-    the container, write the reason where runc would have logged it, and return 1."""
+    """Change the OCI configuration in a bundle so that the container gets its grant, and return the exit status. If
+    the toolkit would refuse the container, write the reason to runc's log and return 1."""
     bundle = Path(_option(arguments, "--bundle"))
     spec = json.loads((bundle / "config.json").read_text())
     try:
@@ -125,7 +127,7 @@ def _prepare(folder: Path, arguments: Sequence[str]) -> int:
 
 
 def _option(arguments: Sequence[str], name: str) -> str:
-    """Return the value of a command-line option of runc. Raises SystemExit if it is missing."""
+    """Return the value of the option `name` in runc's command line. Raises SystemExit if the option is missing."""
     for index, argument in enumerate(arguments):
         if argument == name:
             return arguments[index + 1]
@@ -135,15 +137,14 @@ def _option(arguments: Sequence[str], name: str) -> str:
 
 
 def _began(folder: Path, state: Object) -> None:
-    """Start a follower that registers the container's first process on the devices that were named for it. `state` is
-    what runc passes to hooks; its pid is that of the node's namespace.
+    """Start a follower that registers the container's first process on the devices that the container names. `state`
+    is what runc passes to hooks, and its pid is valid in the node's PID namespace.
 
     A driver frees what a process used when the process ends, however it ended, and so does the follower. A hook at the
     end would not suffice, because runc calls none for a container that was killed while it was created.
 
-    Raises:
-        ProcessLookupError: the process has ended already.
-        RuntimeError: the process cannot be registered, so the container is not created.
+    Raises ProcessLookupError if the process has ended already, and RuntimeError if it cannot be registered; then the
+    container is not created.
     """
     if not json.loads((Path(state["bundle"]) / COMPUTES_ON).read_text())["on"]:
         return
@@ -165,12 +166,9 @@ def _began(folder: Path, state: Object) -> None:
 
 
 def follow(folder: Path, bundle: Path, name: str, pid: int, process: int) -> None:
-    """Register a process on the devices of its container until it ends, then remove it again. `process` is a pidfd of
-    it.
-
-    Raises:
-        SimulatorError: the simulated machine has no room for another process, or no such GPU.
-    """
+    """Register a process on the devices of its container, wait until the process ends, and remove it again. `process`
+    is a pidfd of the process. Raises SimulatorError if the simulated machine has no room for another process, or
+    has no such GPU."""
     simulator = Simulator(state_file(folder))
     ended = select.poll()
     ended.register(process, select.POLLIN)
@@ -189,14 +187,15 @@ def follow(folder: Path, bundle: Path, name: str, pid: int, process: int) -> Non
 
 
 def _is_taken(shown: Object, gpu: int) -> bool:
-    """Whether the GPU accepts one process only and has one. Another process can start then, but cannot use the GPU."""
+    """Whether the GPU accepts one process only and already has one. Another process can then start, but not use the
+    GPU."""
     exclusive = shown["gpus"][gpu]["compute_mode"] == EXCLUSIVE_PROCESS
     return exclusive and any(row["gpu"] == gpu for row in shown["processes"])
 
 
 def _mount(folder: Path, state: Object) -> None:
-    """Mount what the driver would add to /proc and sysfs, where runc itself refuses mounts. Missing targets are
-    ignored."""
+    """Mount what the driver would add to /proc and sysfs, where runc itself refuses mounts. Targets that do not exist
+    are skipped."""
     root = Path(state["bundle"]) / "rootfs"
     shown = folder / "shown"
     for source, target in (

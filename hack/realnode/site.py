@@ -1,4 +1,5 @@
-"""A cluster of real nodes with SIMULATED GPUs, as the GPU Operator leaves it before our operator is installed."""
+"""A cluster of real nodes with SIMULATED GPUs, in the state in which the GPU Operator leaves it before our operator is
+installed."""
 
 import contextlib
 import subprocess
@@ -28,8 +29,8 @@ BUS_SECONDS = 60.0
 
 
 class HostServices:
-    """The services of a node's host for one boot: D-Bus, and SIMULATED Node Feature Discovery. They must be stopped
-    before the node."""
+    """The services of a node's host for one boot: D-Bus, and SIMULATED Node Feature Discovery. Stop them before the
+    node."""
 
     def __init__(self, node: KubeletNode) -> None:
         """Connect to the API server as admin; nothing runs yet."""
@@ -40,7 +41,8 @@ class HostServices:
         self._feeder = threading.Thread(target=self._feed, name=f"nfd-{node.name}")
 
     def start(self) -> None:
-        """Start both services, and return when the bus exists. mig-manager needs it first of all, to reach systemd."""
+        """Start both services, and return when the D-Bus socket exists. mig-manager needs the bus before anything
+        else, to reach systemd."""
         socket = Path(HOST_ROOT) / "run" / "dbus" / "system_bus_socket"
         config = self._node.folder / "bus.conf"
         config.write_text(BUS.format(socket=socket))
@@ -51,7 +53,7 @@ class HostServices:
         self._feeder.start()
 
     def stop(self) -> None:
-        """Stop both services and close the connection."""
+        """Stop both services and close the connection to the API server."""
         self._ended.set()
         if self._bus is not None:
             self._bus.stop()
@@ -60,12 +62,12 @@ class HostServices:
         self._api.close()
 
     def _inside(self, path: Path) -> Path:
-        """Return the path outside of the machine of a path inside it."""
+        """Return the path at which this computer sees a path inside the machine."""
         return Path(f"/proc/{self._node.machine.pid}/root") / path.relative_to("/")
 
     def _feed(self) -> None:
-        """Play NFD (SIMULATED): copy the labels that GFD has written to the Node, again and again until `stop`. Errors
-        are logged to nfd.log."""
+        """Play NFD (SIMULATED): copy the labels that GFD has written to a file to the Node, every LOOK_SECONDS until
+        `stop`. Errors are logged to nfd.log."""
         feeder = LabelFeeder(self._api, self._node.name, self._inside(Path(LABELS)))
         while not self._ended.wait(LOOK_SECONDS):
             try:
@@ -83,7 +85,7 @@ OPERANDS = ("device-plugin", "gpu-feature-discovery", "mig-manager")
 
 @dataclass(frozen=True)
 class Site:
-    """The running control plane and nodes, with the image of the product."""
+    """The running control plane and nodes, and the image of the product."""
 
     plane: ControlPlane
     nodes: dict[str, KubeletNode]
@@ -97,32 +99,37 @@ class Site:
         return self.plane.api
 
     def helm_install(self, *arguments: str) -> str:
-        """Run `helm upgrade --install --wait` with the chart of this checkout and our image, and return the notes."""
+        """Run `helm upgrade --install --wait` with the chart of this checkout and our image, and return helm's notes.
+        `arguments` are added to the command line."""
         repository, _, tag = self.image.reference.rpartition(":")
         image = ("--set", f"image.repository={repository}", "--set", f"image.tag={tag}")
         return launch.install_chart(self.plane.kubeconfig, *image, "--wait", "--timeout", "300s", *arguments)
 
     def helm(self, *arguments: str) -> str:
-        """Run helm in the namespace of our release and return its output. Raises AssertionError with helm's error."""
+        """Run helm in the namespace of our release and return its standard output. Raises AssertionError with helm's
+        error output if it fails."""
         done = self._run_helm(arguments)
         if done.returncode:
             raise AssertionError(f"helm {' '.join(arguments)}: {done.stderr.strip()}")
         return done.stdout
 
     def try_helm(self, *arguments: str) -> tuple[int, str]:
-        """Run helm in the namespace of our release, and return its exit status and all its output."""
+        """Run helm in the namespace of our release, and return its exit status and its output, standard output and
+        errors together."""
         done = self._run_helm(arguments)
         return done.returncode, done.stdout + done.stderr
 
     def _run_helm(self, arguments: tuple[str, ...]) -> "subprocess.CompletedProcess[str]":
+        """Run helm in the namespace of our release, and return its result whatever the exit status."""
         return launch.helm(self.plane.environment(), *arguments, "--namespace", launch.NAMESPACE)
 
     def install_operands(self) -> None:
-        """Create NVIDIA's pods as the GPU Operator does. The ConfigMaps that they mount must have an entry."""
+        """Create NVIDIA's pods as the GPU Operator does. Each ConfigMap that they mount must have at least one
+        entry."""
         install.apply_documents(self.api, operands.manifests())
 
     def start_software(self, name: str) -> None:
-        """Start the host services of this node and keep them in `software`."""
+        """Start the host services of the node `name` and keep them in `software`."""
         self.software[name] = HostServices(self.nodes[name])
         self.software[name].start()
 
@@ -143,7 +150,8 @@ class Site:
         node.wait_ready()
 
     def kubectl(self, *arguments: str) -> str:
-        """Run kubectl as admin and return its output. Raises AssertionError with kubectl's error."""
+        """Run kubectl as admin and return its output. Raises AssertionError with kubectl's error output if it
+        fails."""
         try:
             return self.plane.kubectl(*arguments)
         except subprocess.CalledProcessError as error:
@@ -163,12 +171,11 @@ def node_labels() -> dict[str, str]:
 
 @contextlib.contextmanager
 def running_site(machines: Sequence[str], image: Image) -> Iterator[Site]:
-    """Yield a control plane with nodes of these names, each with two GPUs, `image` and NVIDIA's programs. All ends
-    with the context.
+    """Yield a control plane with nodes of these names, each with two GPUs, `image` and NVIDIA's programs. Everything
+    ends with the context.
 
-    Raises:
-        UnavailableError: something cannot be built.
-        ComponentError, NetworkError: this computer cannot run it.
+    Raises UnavailableError if something cannot be built, and ComponentError or NetworkError if this computer cannot
+    run it.
     """
     with contextlib.ExitStack() as stack:
         network = stack.enter_context(bridge())

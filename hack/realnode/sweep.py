@@ -1,7 +1,7 @@
-"""`python -m hack.realnode.sweep` removes what killed runs of rung 4 have left behind. Runs that are alive are not
-touched.
+"""`python -m hack.realnode.sweep` removes what killed runs of rung 4 have left behind. Runs whose owner is alive are
+not touched.
 
-The next run does the same. This is for a machine on which there may be no next run.
+The next run of rung 4 does the same. The command is for a machine on which there may be no next run.
 """
 
 from hack.cache import private_directory, state_root
@@ -13,12 +13,9 @@ SECONDS = 60.0
 
 
 def main() -> None:
-    """End control planes and remove bridges, cgroups and folders of killed owners.
-
-    Raises:
-        TimeoutError: a process of a killed owner is still running in its cgroup.
-        NetworkError: `ip` refuses to remove a bridge.
-    """
+    """Stop the control planes, and remove the bridges, cgroups and folders, whose owners were killed. Raises
+    TimeoutError if a process of a killed owner is still running in its cgroup, and NetworkError if `ip` refuses to
+    remove a bridge."""
     state.sweep(private_directory(state_root()))
     network.sweep()
     wait_until(lambda: not cgroups.sweep(), SECONDS, f"no cgroup {cgroups.PREFIX}* to be in use")

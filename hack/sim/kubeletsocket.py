@@ -188,7 +188,8 @@ class _Session:
 
 
 def shuffled(parts: Sequence[bytes]) -> Callable[[], bytes]:
-    """Return a function that frames these parts as one gRPC message. Each call puts the parts in another random order."""
+    """Return a function that frames these parts as one gRPC message. Each call puts the parts in another random
+    order."""
     order = random.Random("SIMULATED kubelet")
     return lambda: framed(b"".join(order.sample(parts, len(parts))))
 

@@ -50,7 +50,8 @@ def simulated_gpus(raw: JSON) -> SimulatedGPUs | None:
 
 
 def _product(label: str) -> str:
-    """Return NVML's product name for GFD's product label; an empty string if the card table does not know the product."""
+    """Return NVML's product name for GFD's product label; an empty string if the card table does not know the
+    product."""
     card = find_card(label)
     bare = bare_product(label)
     return next((name for name in card.products if bare_product(name) == bare), "") if card else ""

@@ -1,4 +1,5 @@
-"""Records of the pods that one watch delivers: which of them hold GPU devices, and where the pods of a DaemonSet run."""
+"""Records of the pods that one watch delivers: which of them hold GPU devices, and where the pods of a DaemonSet
+run."""
 
 from collections import Counter
 from collections.abc import Mapping
