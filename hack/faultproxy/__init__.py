@@ -1,4 +1,4 @@
-"""A reverse proxy on loopback before an API server, which does something at an exact write: it kills the client, say.
+"""A reverse proxy on loopback in front of an API server, which acts at an exact write, for example kills the client.
 
 with FaultProxy(api.url, api.ca_pem, tls=context) as proxy:      # plain http without `tls`; bearer tokens pass through
     account = operator_account(kubeconfig, directory, Door(proxy.url, authority))

@@ -12,7 +12,7 @@ from aiohttp import web
 
 WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 BLOCKED = 429
-"""The status of an eviction that a PodDisruptionBudget refuses. It is a refusal, but worth dying at, too."""
+"""The status of an eviction that a PodDisruptionBudget refuses. It counts as a write, although it is refused."""
 SUBRESOURCES = frozenset({"status", "eviction", "binding", "scale"})
 VERSION = re.compile(rb'"resourceVersion":\s*"(\d+)"')
 
@@ -27,7 +27,7 @@ class Incoming:
     """The query of the URL, decoded."""
     body: bytes
     door: str
-    """The client, by the name under which its door was opened; empty for the front door."""
+    """The name under which the client's door was opened; empty for the front door."""
     agent: str
     """The client's User-Agent."""
     number: int
@@ -42,39 +42,39 @@ class Incoming:
 
     @property
     def is_write(self) -> bool:
-        """Whether the call may change something."""
+        """Whether the method may change something."""
         return self.method in WRITES
 
     @property
     def is_watch(self) -> bool:
-        """Whether the call asks for a stream of events."""
+        """Whether the call requests a watch."""
         return "watch=true" in self.query or "watch=1" in self.query
 
     @property
     def decoded(self) -> Any:
-        """The body as JSON, or None without one."""
+        """The body parsed as JSON, or None if there is no body."""
         return json.loads(self.body) if self.body else None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class OpenWatch:
-    """A watch that is open."""
+    """A watch that a client has open through the proxy."""
 
     path: str
     opened: float
-    """When it was opened, in time of the loop."""
+    """When it was opened, in the event loop's time."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProxiedAnswer:
-    """A whole answer, either the server's or an invented one."""
+    """A complete answer, either from the server or invented by the proxy."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
 
     def response(self) -> web.Response:
-        """Return the answer as aiohttp sends it."""
+        """Return the answer as a response for aiohttp."""
         return web.Response(status=self.status, headers=self.headers, body=self.body)
 
     @property
@@ -117,7 +117,7 @@ class ProxiedWrite:
 
 @dataclass(frozen=True, slots=True)
 class PlayedRefusal:
-    """A refusal that the proxy invents: an HTTP status and a Status object, in an API server's words."""
+    """A refusal that the proxy invents: an HTTP status and a Status object, as an API server sends them."""
 
     status: int
     message: str = "the fault proxy says no"
@@ -125,7 +125,7 @@ class PlayedRefusal:
     retry_after: int | None = None
     """Seconds to wait, in the header and in the body, or None."""
     causes: Mapping[str, str] = field(default_factory=dict)
-    """Messages of the causes by reason, for example DisruptionBudget."""
+    """The message of each cause, by its reason, such as DisruptionBudget."""
 
     @property
     def object(self) -> dict[str, Any]:
@@ -147,7 +147,7 @@ class PlayedRefusal:
         }
 
     def answer(self) -> ProxiedAnswer:
-        """Return the whole answer, with headers."""
+        """Return the complete answer, with headers."""
         headers = {"Content-Type": "application/json"}
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)
@@ -156,14 +156,15 @@ class PlayedRefusal:
 
 @dataclass(slots=True)
 class Sick:
-    """Calls of one path that get a refusal, or no answer, instead of being forwarded. Watches are forwarded."""
+    """A fault of one path: its calls are refused, or get no answer, instead of being forwarded. Watches are always
+    forwarded."""
 
     method: str
     path: str
     answer: PlayedRefusal | None
     """The refusal, or None for no answer at all."""
     query: str
-    """Text that the decoded query must contain; empty matches every query."""
+    """A string that the decoded query must contain; an empty one matches every query."""
     times: float = math.inf
     """Number of further calls that are not forwarded."""
     hits: int = 0
@@ -174,7 +175,8 @@ class Sick:
         self.times = 0
 
     def strikes(self, call: Incoming) -> bool:
-        """Whether this call gets the refusal; if so, it is counted as a hit."""
+        """Whether this call is refused or left unanswered. If so, it is counted as a hit and uses up one of
+        `times`."""
         if call.is_watch or self.times <= 0 or (call.method, call.path) != (self.method, self.path):
             return False
         if self.query not in unquote_plus(call.query):
@@ -185,8 +187,8 @@ class Sick:
 
 
 def is_renewal(path: str, body: bytes) -> bool:
-    """Whether a write to a Lease only says who leads: it takes, renews or releases the Lease. False if it also writes
-    annotations."""
+    """Whether a write to a Lease only concerns who leads: it acquires, renews or releases the Lease. False if the body
+    also has annotations, or if the path is not that of a Lease."""
     if "/leases" not in path:
         return False
     metadata = json.loads(body).get("metadata", {}) if body else {}
@@ -194,7 +196,8 @@ def is_renewal(path: str, body: bytes) -> bool:
 
 
 def object_of(path: str) -> str:
-    """Return the path of the object, without a subresource; the path of a collection stays as it is."""
+    """Return the path without its subresource. The path of a collection or of an object itself is returned as it
+    is."""
     front, _, last = path.rpartition("/")
     return front if last in SUBRESOURCES and front.count("/") > 3 else path
 

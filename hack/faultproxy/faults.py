@@ -1,9 +1,10 @@
-"""F3 to F12 of docs/design/faults.md. Each begins with one write, and hits calls about its object or all calls.
+"""Faults F3 to F12 of docs/design/faults.md. Each begins with one write, and hits either the calls about the object of
+that write or all calls.
 
-A fault begins when its write is sent, or, if it concerns what is read, when that write was answered. It ends by
-itself. The faults show nothing that a real API server cannot show: a competing change is a write that the server
-accepted, a watch is late as a whole and never per object, and an old list is one that the server sent before. To kill
-the client, use `FaultProxy.arm`.
+A fault begins when its write is sent or, if it concerns reads, when the write has been answered. It ends by itself.
+The faults show nothing that a real API server cannot show: a competing change is a write that the server accepted, a
+watch is late as a whole and never for single objects, and an old list is one that the server sent before. To kill the
+client, use `FaultProxy.arm`.
 """
 
 import asyncio
@@ -19,43 +20,43 @@ from hack.faultproxy.calls import Incoming, OpenWatch, PlayedRefusal, ProxiedAns
 
 Scope = Literal["one", "all"]
 Forward = Callable[[], Awaitable[ProxiedAnswer | None]]
-"""Forwards the call to the server and returns the answer, or None if the client gets none."""
+"""A function that forwards the call and returns the answer, or None if the client gets no answer."""
 GONE = PlayedRefusal(410, "too old resource version", "Expired")
 BROKEN = PlayedRefusal(500, "etcdserver: leader changed", "InternalError")
 HEAL_SECONDS = 1.0
 """Seconds until a watch that swallowed events ends. Only the list that follows can then show what it withheld."""
 
 AGAIN_SECONDS = 2.5
-"""Seconds within which the client retries after a failure, with the quick settings of the tests."""
+"""Seconds within which the client retries after a failure, with the short waits of the tests."""
 ARRIVES_SECONDS = 0.2
 """Seconds within which an answer has reached its client's socket."""
 
 
 @dataclass
 class Fault:
-    """A fault that begins with write number `at` of those aimed at. With scope `one` it hits calls about the object of
-    that write, with `all` all calls."""
+    """A fault that begins with write number `at` of the writes that are aimed at. With scope `one` it hits calls about
+    the object of that write, with `all` it hits all calls."""
 
     at: int
     scope: Scope
     times: int = 3
-    """The most calls or events that it hits."""
+    """The largest number of calls or events that it hits."""
     hits: int = 0
     """Number of calls or events that it has hit."""
     began: float | None = None
-    """When it began, in time of the loop, or None until then."""
+    """When it began, in the event loop's time, or None if it has not begun."""
     target: str = ""
     """The path of the object of its write; empty until it has begun."""
     last: float = 0.0
-    """When it hit the last call, in time of the loop."""
+    """When it last hit a call, in the event loop's time."""
     early = True
-    """Whether it begins when its write is sent; else when that was answered."""
+    """Whether it begins when its write is sent, and not when the write has been answered."""
 
     def watch_for(self, call: Incoming, *, answered: bool) -> bool:
-        """Begin if `call` is the fault's write, or the first one after it if no write had its number. Returns whether
-        it began.
+        """Begin the fault if `call` is its write, or the first write after it if no write had that number. Returns
+        whether the fault began. `answered` says whether the call has been answered or is about to be sent.
 
-        Of two writes that are on their way at once both have the lower number.
+        Of two writes that are in flight at once, both have the lower number.
         """
         if self.began is not None or not 0 < self.at <= call.mark or answered is self.early:
             return False
@@ -64,51 +65,54 @@ class Fault:
         return True
 
     def begin(self) -> None:
-        """Called when the fault begins; does nothing here."""
+        """Called when the fault begins. Does nothing here; a subclass can override it."""
 
     def concerns(self, call: Incoming) -> bool:
-        """Whether the fault hits a call: it has begun, hits are left, and the call is about its object or the scope is
-        `all`."""
+        """Whether the fault hits a call: the fault has begun and has hits left, and the call is about the fault's
+        object or the scope is `all`."""
         if self.began is None or self.hits >= self.times:
             return False
         return self.scope == "all" or object_of(call.path) == self.target
 
     def over_at(self) -> float:
-        """Return when the fault has no further effect, in time of the loop (which is time.monotonic()): the client has
-        repeated its call by then."""
+        """Return when the fault has no further effect, in the event loop's time (time.monotonic()): AGAIN_SECONDS
+        after its last hit, when the client has repeated its call."""
         return self.last + AGAIN_SECONDS
 
     def hit(self) -> None:
-        """Count one more call as hit now."""
+        """Count one more call as hit, and remember the time as that of the last hit."""
         self.hits += 1
         self.last = asyncio.get_running_loop().time()
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Handle a call that is not a watch. Return its answer, or None if the client gets none. Forwards it here."""
+        """Handle a call that is not a watch, and return its answer, or None if the client gets no answer. Forwards the
+        call here; a subclass can override it."""
         return await forward()
 
     def headers(self, headers: Mapping[str, str]) -> Mapping[str, str]:
-        """Return the headers of an answer of the server, including those of a watch; unchanged here."""
+        """Return the headers that the client gets for an answer or a watch of the server with these headers. Unchanged
+        here."""
         return headers
 
     async def opening(self, call: Incoming) -> None:
-        """Called for a new watch before the server is asked; may wait. Does nothing here."""
+        """Called for a new watch before the server is called; may wait. Does nothing here."""
 
     async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:
-        """Return a line of a watch that arrived at the time `came`, or an empty one to swallow it. May wait. Unchanged
-        here."""
+        """Return what the client gets for a line of a watch: the line, or an empty one if it is swallowed. `came` is
+        when the line arrived. May wait first. Unchanged here."""
         return line
 
     def ends(self, stream: OpenWatch) -> bytes:
-        """Return the last line of a watch that must end now, or an empty one if it continues, as here."""
+        """Return the last line to send if a watch must end now, or an empty line if it continues, which is always so
+        here."""
         return b""
 
 
 class AnswerLost(Fault):
-    """F3: the write is done, but its answer is lost."""
+    """F3: the server carries out the write, but its answer is lost."""
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call, and lose the answer of a write that is hit."""
+        """Forward the call. If it is a write that the fault hits, its answer is dropped."""
         if not (call.is_write and self.concerns(call)):
             return await forward()
         self.hit()
@@ -120,7 +124,7 @@ class RequestLost(Fault):
     """F4: the write never reaches the server."""
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call, but lose a write that is hit."""
+        """Forward the call, unless it is a write that the fault hits, which is dropped."""
         if not (call.is_write and self.concerns(call)):
             return await forward()
         self.hit()
@@ -129,13 +133,15 @@ class RequestLost(Fault):
 
 @dataclass
 class Competitor(Fault):
-    """F5: somebody else writes to the object just before. The server decides whether that leads to a 409."""
+    """F5: another client writes to the object just before our write. Whether our write then gets a 409 is up to the
+    server."""
 
     write: Callable[[str], None] = lambda path: None
     """Writes to the object of this path. It may block, because it runs in a thread."""
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call, after the competing write if this is a hit on an existing object."""
+        """Forward the call. If it is a write to an existing object that the fault hits, the competing write is made
+        first."""
         if call.is_write and call.method != "POST" and self.concerns(call):
             self.hit()
             await asyncio.to_thread(self.write, object_of(call.path))
@@ -144,12 +150,12 @@ class Competitor(Fault):
 
 @dataclass
 class RefusedCalls(Fault):
-    """F6 and F7: the server refuses with each of these answers in turn. With scope `all` it refuses reads as well."""
+    """F6 and F7: the server refuses calls, with each of these answers in turn. Reads are refused too."""
 
     answers: tuple[PlayedRefusal, ...] = (PlayedRefusal(503),)
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call, or return a refusal if it is hit."""
+        """Forward the call, or return the next refusal if the fault hits it."""
         if not self.concerns(call):
             return await forward()
         self.hit()
@@ -158,7 +164,7 @@ class RefusedCalls(Fault):
 
 @dataclass
 class HeldWrite(Fault):
-    """F8 and other delays: the write waits until `act` has returned, and is then forwarded."""
+    """F8 and other delays: a write is held until `act` has returned, and is then forwarded."""
 
     act: Callable[[], None] = lambda: None
     """Called before the write is forwarded. It may block, because it runs in a thread."""
@@ -168,7 +174,8 @@ class HeldWrite(Fault):
     times: int = 1
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call, after `act` if it is a write that is hit."""
+        """Forward the call. If it is a write that the fault hits, `act` is called first, and `then` after the answer
+        has arrived."""
         if not (call.is_write and self.concerns(call)):
             return await forward()
         self.hits += 1
@@ -180,20 +187,21 @@ class HeldWrite(Fault):
             asyncio.get_running_loop().call_later(ARRIVES_SECONDS, self._let_go)
 
     def _let_go(self) -> None:
-        """Call `then`; the fault is over soon after."""
+        """Call `then`, and record the time, so that the fault is over soon after."""
         self.then()
         self.last = asyncio.get_running_loop().time()
 
 
 @dataclass
 class Slow(Fault):
-    """Every call and every new watch takes this much longer, from the first on with `at=0`."""
+    """Every call that the fault hits, and every new watch, is delayed by `seconds`. With `at=0` that begins with the
+    first call."""
 
     seconds: float = 1.0
     times: int = 10**9
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call, after the delay if it is hit."""
+        """Forward the call, delayed if the fault hits it."""
         if self.at == 0 or self.concerns(call):
             self.hits += 1
             await asyncio.sleep(self.seconds)
@@ -207,7 +215,8 @@ class Slow(Fault):
 
 @dataclass
 class DateShifted(Fault):
-    """The server's clock was set: every answer has another Date, from the first on with `at=0`."""
+    """The server's clock is wrong: the Date of every answer is shifted by `seconds`. With `at=0` that begins with the
+    first answer."""
 
     seconds: float = 3600.0
 
@@ -221,7 +230,8 @@ class DateShifted(Fault):
 
 
 class WatchFault(Fault):
-    """A fault of watches. With scope `one` it hits those of the object's kind."""
+    """A fault of watches. With scope `one` it hits the watches of the kind to which the object of its write
+    belongs."""
 
     early = False
 
@@ -232,13 +242,13 @@ class WatchFault(Fault):
         return self.scope == "all" or collection_of(stream.path) == collection_of(self.target)
 
     def on_open_watch(self, stream: OpenWatch) -> bool:
-        """Whether the fault hits this watch and the watch was open when it began."""
+        """Whether the fault hits this watch, and the watch was opened before the fault began."""
         return self.began is not None and stream.opened < self.began and self.on_watch(stream)
 
 
 @dataclass
 class WatchLate(WatchFault):
-    """F9: for a while every line arrives late, in its order, so the client's view is stale."""
+    """F9: for a while every line of a watch arrives late, with the order unchanged, so the client's view is stale."""
 
     seconds: float = 5.0
     lasts: float = 3.0
@@ -249,7 +259,7 @@ class WatchLate(WatchFault):
         return 0.0 if self.began is None else self.began + self.lasts + self.seconds
 
     async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:
-        """Return the line, after its delay if it is late."""
+        """Return the line, after a delay if it came while lines are late."""
         if self.began is not None and self.on_watch(stream) and 0 <= came - self.began < self.lasts:
             self.hits += 1
             await asyncio.sleep(came + self.seconds - asyncio.get_running_loop().time())
@@ -258,12 +268,12 @@ class WatchLate(WatchFault):
 
 @dataclass
 class WatchEnds(WatchFault):
-    """F10: the open watches end with an ERROR: 410 because the history is gone, or 500."""
+    """F10: the open watches end with an ERROR event: 410 because the history is gone, or 500."""
 
     error: PlayedRefusal = GONE
 
     def ends(self, stream: OpenWatch) -> bytes:
-        """Return the ERROR for a watch that was open when the fault began, else an empty line."""
+        """Return the ERROR event for a watch that was open when the fault began, otherwise an empty line."""
         if not self.on_open_watch(stream):
             return b""
         self.hits += 1
@@ -272,10 +282,10 @@ class WatchEnds(WatchFault):
 
 @dataclass
 class EventsSwallowed(WatchFault):
-    """F11: up to `times` events are lost. Then the watch ends, and the list that follows heals the loss.
+    """F11: up to `times` events are lost. Then the watch ends, and the list that follows shows what was lost.
 
-    With scope `one` only events of the object are lost. No server does that: it stands for a client's cache that
-    missed something.
+    With scope `one` only events of the fault's object are lost. No server does that: it stands for a client whose
+    cache missed something.
     """
 
     _swallowed: set[OpenWatch] = field(default_factory=set)
@@ -298,32 +308,32 @@ class EventsSwallowed(WatchFault):
         return b""
 
     def ends(self, stream: OpenWatch) -> bytes:
-        """Return a 410 for a watch that has swallowed events, HEAL_SECONDS after the fault began; else an
-        empty line."""
+        """Return a 410 event for a watch that has swallowed events, once HEAL_SECONDS have passed since the fault
+        began; otherwise an empty line."""
         if stream not in self._swallowed or not self._is_over():
             return b""
         self._swallowed.discard(stream)
         return error_line(GONE)
 
     def _is_over(self) -> bool:
-        """Whether the time for swallowing events is over."""
+        """Whether more than HEAL_SECONDS have passed since the fault began. False if it has not begun."""
         return self.began is not None and asyncio.get_running_loop().time() - self.began > HEAL_SECONDS
 
 
 @dataclass
 class OldList(WatchFault):
-    """F12: watches end in 410, and the list that follows is the first one that the server sent in this run.
+    """F12: watches end with 410, and the list that follows is the first one that the server sent in this run.
 
-    This is how an API server that lags behind behaves. Lists of one node's pods, on which the point of no return
-    depends, are not old: they ask for the newest state, and an API server returns it (docs/design/drain.md#p1).
+    An API server that lags behind behaves like this. Lists of one node's pods, on which the point of no return
+    depends, are never old: they request the newest state, and an API server returns it (docs/design/drain.md#p1).
     """
 
     _lists: dict[tuple[str, str], ProxiedAnswer] = field(default_factory=dict)
     _owed: set[tuple[str, str]] = field(default_factory=set)
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call, or return the recorded list once for each list that is due to be old. Records the first
-        answer of each list before the fault begins."""
+        """Forward the call, or return the recorded list if the next list of this collection is due to be old. Before
+        the fault begins, the first answer to each list is recorded."""
         key = call.path, call.query
         if call.method != "GET" or "limit=" not in call.query or "spec.nodeName" in call.query:
             return await forward()
@@ -337,12 +347,13 @@ class OldList(WatchFault):
         return answer
 
     def begin(self) -> None:
-        """Let the next list of each recorded collection be old: of the object's kind, or of all kinds."""
+        """Make the next list of each recorded collection an old one: collections of the object's kind, or of all kinds
+        with scope `all`."""
         kind = collection_of(self.target)
         self._owed = {key for key in self._lists if self.scope == "all" or collection_of(key[0]) == kind}
 
     def ends(self, stream: OpenWatch) -> bytes:
-        """Return a 410 for a watch that was open when the fault began, if any list was recorded; else an
+        """Return a 410 event for a watch that was open when the fault began, if any list was recorded; otherwise an
         empty line."""
         return error_line(GONE) if self.on_open_watch(stream) and self._lists else b""
 

@@ -1,4 +1,4 @@
-"""FaultProxy: the server, in a thread of its own. faults.py says what it can do to a call.
+"""FaultProxy: the proxy server, in a thread of its own. faults.py says what it can do to a call.
 
 Watches pass through it line by line, each line with the time at which it arrived.
 """
@@ -30,20 +30,20 @@ from hack.faultproxy.calls import (
 from hack.faultproxy.faults import HEAL_SECONDS, Fault
 
 LOOK: Final = (0.0, b"")
-"""Not a line: it makes a stream check whether a fault ends it or its client is gone."""
+"""In place of a line: makes a watch check whether a fault ends it or its client is gone."""
 END: Final = (-1.0, b"")
 Lines = asyncio.Queue[tuple[float, bytes]]
 
 
 class Relay:
-    """All watches that pass through the proxy."""
+    """All watches that are open through the proxy."""
 
     def __init__(self) -> None:
         """Create a relay without streams."""
         self._open: set[Lines] = set()
 
     def look(self) -> None:
-        """Let each stream check whether a fault ends it, even if no line arrives."""
+        """Make each watch check whether a fault ends it or its client is gone, even if no line arrives."""
         for lines in self._open:
             lines.put_nowait(LOOK)
 
@@ -55,8 +55,8 @@ class Relay:
         stream: OpenWatch,
         faults: Callable[[], tuple[Fault, ...]],
     ) -> None:
-        """Pass the lines of `reply` on to `response` through the faults, until the server, the client or a fault ends
-        the stream."""
+        """Pass the lines of `reply`, the server's answer, through the faults to `response`, until the server, the
+        client or a fault ends the watch. `faults` returns the present faults."""
         lines: Lines = asyncio.Queue()
         reading = asyncio.create_task(_read(reply, lines))
         self._open.add(lines)
@@ -80,8 +80,8 @@ class Relay:
 
 
 async def _read(reply: aiohttp.ClientResponse, lines: Lines) -> None:
-    """Put each line of an answer into `lines`, with the time at which it arrived, and END after the last. A stream
-    that breaks off just ends."""
+    """Put each line of an answer into `lines` together with the time at which it arrived, and END after the last line.
+    A broken connection only ends the lines."""
     loop = asyncio.get_running_loop()
     try:
         async for line in split(reply.content.iter_any()):
@@ -93,8 +93,8 @@ async def _read(reply: aiohttp.ClientResponse, lines: Lines) -> None:
 
 
 async def split(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield whole lines of any length, with their line ends. If the stream ends in the middle of a line, that part
-    comes last."""
+    """Yield complete lines of any length, including their line ends. If the stream ends in the middle of a line, that
+    incomplete line comes last."""
     rest = b""
     async for chunk in chunks:
         *whole, rest = (rest + chunk).split(b"\n")
@@ -109,12 +109,12 @@ HOP_BY_HOP = frozenset(
 )
 HOST = "127.0.0.1"
 Aim = Callable[[str, str, bytes], bool]
-"""Whether a write is aimed at, by its method, path and body."""
+"""A predicate that says whether a write is aimed at, given its method, path and body."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Trap:
-    """A function to call at one write: before it is forwarded, or once it is answered."""
+    """A function to call at write number `at`: before the write is forwarded, or after it has been answered."""
 
     at: int
     act: Callable[[], None]
@@ -122,11 +122,12 @@ class _Trap:
 
 
 class FaultProxy:
-    """The proxy, in a thread of its own. Log, trap and faults may be used from any thread."""
+    """The proxy, in a thread of its own. Its methods may be called from any thread."""
 
     def __init__(self, upstream: str, ca_pem: str, *, tls: ssl.SSLContext | None = None) -> None:
-        """Prepare a proxy before the server `upstream`, a URL as in a kubeconfig, whose certificate `ca_pem` signed.
-        Clients connect by TLS with `tls`, or by plain HTTP without it."""
+        """Prepare a proxy for the server `upstream`, a URL as in a kubeconfig. `ca_pem` is the certificate of the
+        authority that signed the server's certificate. Clients connect by TLS if `tls` is given, otherwise by plain
+        HTTP."""
         self._upstream = upstream.rstrip("/")
         self._tls = ssl.create_default_context(cadata=ca_pem)
         self._shown = tls
@@ -160,14 +161,15 @@ class FaultProxy:
         return self._url(self._port)
 
     def open_door(self, name: str) -> str:
-        """Open one more address, for one client, and return its URL. The log marks the client's writes with
-        this name."""
+        """Open an additional address for one client, and return its URL. The client's writes are logged with this
+        name."""
         assert self._loop is not None, "enter the proxy before"
         listening = asyncio.run_coroutine_threadsafe(self._listen(name), self._loop)
         return self._url(listening.result(60))
 
     def reset(self) -> None:
-        """Clear the log, the trap and all faults, count writes from 1 again, and aim at every write."""
+        """Clear the log, the trap and all faults, count writes from 1 again, and let every write count for traps and
+        faults."""
         self._trap = None
         self._sick, self._faults = (), ()
         self._count = 0
@@ -176,19 +178,17 @@ class FaultProxy:
         self.sprung.clear()
 
     def aim(self, aim: Aim) -> None:
-        """Let traps and faults count only writes that `aim` accepts, from 1; the log counts all of them.
-
-        Writes that arrive while others of them are on their way count in the order of arrival.
-        """
+        """Make traps and faults count only the writes that `aim` accepts, starting with 1; the log counts all writes.
+        Writes that arrive while others of them are in flight count in the order of arrival."""
         self._aim, self._aimed_at, self._taken = aim, 0, 0
 
     def arm(self, at: int, act: Callable[[], None], *, before: bool = False) -> None:
-        """Call `act` once, when write number `at` was answered by the server, or `before` it is forwarded at all.
-        Replaces the trap that was armed before."""
+        """Call `act` once, after the server has answered write number `at`, or `before` that write is forwarded; it is
+        then never forwarded. Replaces the trap that was armed before."""
         self._trap = _Trap(at, act, before)
 
     def disturb(self, *faults: Fault) -> None:
-        """Add these faults to the present ones."""
+        """Add these faults to those that are set already."""
         self._faults = (*self._faults, *faults)
 
     def fail(
@@ -200,17 +200,15 @@ class FaultProxy:
         query: str = "",
         times: float = math.inf,
     ) -> Sick:
-        """Let calls of exactly this path get `answer`, or with None hang until the client gives up. Returns the fault,
-        which can be lifted.
-
-        `query` must be part of the decoded query, such as `spec.nodeName=gpu-1` for the LIST of one node's pods.
-        """
+        """Make the next `times` calls with this method and exactly this path get `answer`, or hang until the client
+        gives up if `answer` is None. `query` must occur in the decoded query, such as `spec.nodeName=gpu-1` for the
+        LIST of one node's pods. Returns the fault, which can be lifted."""
         sick = Sick(method, path, answer, query, times)
         self._sick = (*self._sick, sick)
         return sick
 
     def __enter__(self) -> Self:
-        """Start the thread and wait until the proxy listens. Raises TimeoutError after 60 s."""
+        """Start the thread and wait until the proxy listens. Raises TimeoutError if it does not within 60 s."""
         self._thread.start()
         if not self._ready.wait(60):
             raise TimeoutError("the fault proxy did not start")
@@ -225,6 +223,7 @@ class FaultProxy:
     # --- inside ----------------------------------------------------------------------------------------
 
     def _url(self, port: int) -> str:
+        """Return the URL of a port of the proxy."""
         return f"{'https' if self._shown else 'http'}://{HOST}:{port}"
 
     async def _serve(self) -> None:
@@ -260,7 +259,7 @@ class FaultProxy:
         return port
 
     def _incoming(self, request: web.Request, body: bytes) -> Incoming:
-        """Return the call with the numbers that it gets among the writes; both are 0 if it does not count."""
+        """Return the call with its numbers among the writes. Both numbers are 0 if the call does not count."""
         transport = request.transport
         port = transport.get_extra_info("sockname")[1] if transport is not None else 0
         counts = request.method in WRITES and not is_renewal(request.path, body)
@@ -282,8 +281,8 @@ class FaultProxy:
         )
 
     async def _handle(self, request: web.Request, session: aiohttp.ClientSession) -> web.StreamResponse:
-        """Answer one call: by the trap, a path that fails, or the server through the faults. The connection is aborted
-        if the answer is lost. Errors of the connection to the server become 502."""
+        """Answer one call: from the trap, from a path that is to fail, or from the server by way of the faults. If the
+        answer is lost, the client's connection is aborted. An error of the connection to the server becomes a 502."""
         call = self._incoming(request, await request.read())
         if self._trap is not None and self._trap.before and 0 < self._trap.at <= call.mark:
             self._spring()
@@ -307,8 +306,8 @@ class FaultProxy:
     async def _through(
         self, call: Incoming, faults: tuple[Fault, ...], request: web.Request, session: aiohttp.ClientSession
     ) -> ProxiedAnswer | None:
-        """Pass a call through the faults, the first one outermost, to the server. Return the answer, or None if the
-        client gets none."""
+        """Send a call through the faults, the first one outermost, to the server, and log it if it is a write. Returns
+        the answer, or None if the client gets no answer."""
         if faults:
             first, *rest = faults
             return await first.around(call, lambda: self._through(call, tuple(rest), request, session))
@@ -321,7 +320,8 @@ class FaultProxy:
         return answer
 
     def _headers(self, reply: aiohttp.ClientResponse) -> Mapping[str, str]:
-        """Return the headers of the server's answer that the client gets, as the faults change them."""
+        """Return the headers that the client gets: those of the server's answer, as changed by the faults, without
+        those that concern the connection only."""
         headers: Mapping[str, str] = {
             key: value for key, value in reply.headers.items() if key.lower() not in HOP_BY_HOP
         }
@@ -332,7 +332,7 @@ class FaultProxy:
     def _ask(
         self, call: Incoming, request: web.Request, session: aiohttp.ClientSession
     ) -> "aiohttp.client._RequestContextManager":
-        """Return the request to the server, to be entered."""
+        """Return a context manager that sends the call to the server and yields its answer."""
         return session.request(
             call.method,
             self._upstream + request.raw_path,
@@ -356,7 +356,8 @@ class FaultProxy:
             return response
 
     def _begun(self, call: Incoming, *, answered: bool) -> tuple[Fault, ...]:
-        """Begin the faults that wait for this write, and return all faults."""
+        """Begin the faults that wait for this write, and return all faults. `answered` says whether the write has been
+        answered or is about to be sent."""
         faults: Iterable[Fault] = self._faults
         began = [fault for fault in faults if fault.watch_for(call, answered=answered)]
         if began:
@@ -365,8 +366,8 @@ class FaultProxy:
         return self._faults
 
     def _note(self, call: Incoming, answer: ProxiedAnswer) -> None:
-        """Log a write that was answered and number it if it counts. Springs the trap and begins the faults that wait
-        for its answer."""
+        """Log a write that the server has answered, and number it if it counts. Then spring the trap if it waits for
+        this write, and begin the faults that wait for its answer."""
         counts = call.number > 0 and (answer.status < 400 or answer.status == BLOCKED)
         if counts:
             self._count += 1
@@ -396,7 +397,7 @@ class FaultProxy:
         self._begun(call, answered=True)
 
     def _spring(self) -> None:
-        """Disarm the trap and let it act."""
+        """Disarm the trap, set `sprung`, and call the trap's function."""
         trap, self._trap = self._trap, None
         assert trap is not None, "only an armed trap springs"
         self.sprung.set()  # before it acts, because whoever restarts what it kills clears the event

@@ -1,7 +1,8 @@
-"""A program whose time of day is set while it runs, forward or back, as a person or NTP sets a machine's clock.
+"""A program whose time of day is changed while it runs, forward or back, as a person or NTP sets a machine's clock.
 
-The program is started with a library that changes its CLOCK_REALTIME only. That needs no rights and affects no other
-program. CLOCK_MONOTONIC and CLOCK_BOOTTIME stay, as nobody can set them on a real machine either.
+The program is started with a library that shifts only its own CLOCK_REALTIME. That needs no rights and affects no
+other program. CLOCK_MONOTONIC and CLOCK_BOOTTIME are not shifted, because nobody can set them on a real machine
+either.
 """
 
 import mmap
@@ -15,14 +16,12 @@ SOURCE = Path(__file__).with_suffix(".c")
 
 
 class SetClock:
-    """The clock of the programs that are started with `environment`, and of their children."""
+    """The clock of the programs that are started with `environment`, and of their children. It shows the real time
+    until `set` is called."""
 
     def __init__(self, directory: Path) -> None:
-        """Build the library in this folder.
-
-        Raises:
-            UnavailableError: there is no C compiler, or the compilation failed.
-        """
+        """Build the library in `directory`. Raises UnavailableError if there is no C compiler, or the compilation
+        fails."""
         library, self._path = directory / "setclock.so", directory / "setclock"
         flags = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared")
         compile_c("a clock that can be set", *flags, str(SOURCE), "-o", str(library))
@@ -30,7 +29,7 @@ class SetClock:
         self.environment = {"LD_PRELOAD": str(library), "SETCLOCK_FILE": str(self._path)}
 
     def __enter__(self) -> Self:
-        """Map the clock, which is still set to the real time."""
+        """Map the file with the clock's offset, which is still 0, so that `set` can change it."""
         with self._path.open("r+b") as file:
             self._seconds = mmap.mmap(file.fileno(), 8)
         return self

@@ -18,8 +18,8 @@ FOUND = 3
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return the exit status: 0 if every image is written, small enough, and free of parts that an advisory names; 1
-    after an error or if one is too big; FOUND if an advisory names a part."""
+    """Build the images and return the exit status: 0 if every image is written, small enough, and free of parts that
+    an advisory names; 1 after an error or if an image is too big; FOUND if an advisory names a part."""
     parser = argparse.ArgumentParser(prog="python -m hack.images", description="Build the image.")
     parser.add_argument(
         "--base",
@@ -47,8 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def report(image: Image, known: list[advisories.Advisory] | None) -> int:
-    """Print the facts of one image, with the advisories in `known` that name a part of it, and return its exit status.
-    `known` is None if there is nothing to compare with."""
+    """Print the facts of one image and the advisories in `known` that name a part of it, and return the exit status
+    for this image. `known` is None if no file of advisories was given."""
     print(
         f"\n{image.reference} for {image.architecture}: {image.size / 1e6:.1f} MB compressed, {image.digest}"
     )

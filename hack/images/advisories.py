@@ -44,11 +44,8 @@ class AdvisoryHit:
 
 
 def read(path: Path) -> list[Advisory]:
-    """Return the advisories of a file.
-
-    Raises:
-        AdvisoryError: the file cannot be read, or its content is not in OSV's format.
-    """
+    """Return the advisories in a file. Raises AdvisoryError if the file cannot be read, or its content is not in OSV's
+    format."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -64,7 +61,8 @@ def read(path: Path) -> list[Advisory]:
 
 
 def find(parts: Sequence[ImagePart], advisories: Sequence[Advisory]) -> list[AdvisoryHit]:
-    """Return all parts that an advisory affects, sorted. Withdrawn advisories are ignored."""
+    """Return one hit for each part that an advisory affects, sorted by name and version. Withdrawn advisories are
+    ignored."""
     hits = set()
     for advisory in advisories:
         if advisory.get("withdrawn"):
@@ -81,8 +79,8 @@ def find(parts: Sequence[ImagePart], advisories: Sequence[Advisory]) -> list[Adv
 
 
 def concerns(package: dict[str, Any], part: ImagePart) -> bool:
-    """Whether an advisory's package is this part. Debian's advisories name source packages, of one release or of all;
-    names of PyPI are compared in normalized form."""
+    """Whether `package`, the package that an advisory names, is this part. Debian's advisories name source packages,
+    for one release or for all. Names of PyPI are compared in normalized form."""
     ecosystem, _, release = str(package.get("ecosystem", "")).partition(":")
     if ecosystem != part.ecosystem or (release and release != DISTRO.removeprefix("debian-")):
         return False
@@ -93,7 +91,8 @@ def concerns(package: dict[str, Any], part: ImagePart) -> bool:
 
 
 def is_affected(part: ImagePart, affected: dict[str, Any]) -> bool:
-    """Whether the part's version is listed by an advisory or lies in one of its ranges of type ECOSYSTEM or SEMVER."""
+    """Whether `affected`, one entry of an advisory, lists the part's version or has a range of type ECOSYSTEM or
+    SEMVER that contains it."""
     if part.source_version in affected.get("versions", []):
         return True
     ranges = [row for row in affected.get("ranges", []) if row.get("type") in ("ECOSYSTEM", "SEMVER")]
@@ -101,8 +100,8 @@ def is_affected(part: ImagePart, affected: dict[str, Any]) -> bool:
 
 
 def in_range(part: ImagePart, events: Sequence[dict[str, str]]) -> bool:
-    """Whether the part's version is affected by a range: the last event at or before it decides, as OSV defines it.
-    Events of kind `limit` are ignored."""
+    """Whether the part's version is affected according to the events of a range. As OSV defines it, the last event at
+    or before the version decides. Events of type `limit` are ignored."""
     order = ORDERS[part.ecosystem]
     here = order(part.source_version)
     inside = False
@@ -116,7 +115,7 @@ def in_range(part: ImagePart, events: Sequence[dict[str, str]]) -> bool:
 
 
 def _events(events: Sequence[dict[str, str]]) -> Iterator[tuple[str, str]]:
-    """Yield kind and version of each event that is evaluated; other kinds are ignored."""
+    """Yield (type, version) of each introduced, fixed and last_affected event; other types are ignored."""
     for event in events:
         for kind, version in event.items():
             if kind in ("introduced", "fixed", "last_affected"):
@@ -124,7 +123,7 @@ def _events(events: Sequence[dict[str, str]]) -> Iterator[tuple[str, str]]:
 
 
 def first_fixed(part: ImagePart, affected: dict[str, Any]) -> str:
-    """Return the lowest version above the part's in which an advisory says it is fixed, or an empty text if it names
+    """Return the lowest fixed version that is above the part's version, or an empty string if the advisory names
     none."""
     order = ORDERS[part.ecosystem]
     versions = [
@@ -140,7 +139,7 @@ def first_fixed(part: ImagePart, affected: dict[str, Any]) -> str:
 
 
 def python_order(version: str) -> Version:
-    """Return the key by which Python versions are compared (PEP 440). An invalid version is older than all others."""
+    """Return the sort key of a Python version (PEP 440). An invalid version sorts before all others."""
     try:
         return Version(version)
     except InvalidVersion:
@@ -148,8 +147,8 @@ def python_order(version: str) -> Version:
 
 
 def compare_debian(left: str, right: str) -> int:
-    """Compare two versions as dpkg does, by epoch, upstream version and revision (deb-version(7)). Return a number
-    below, at or above 0."""
+    """Compare two versions as dpkg does, by epoch, upstream version and revision (deb-version(7)). Returns a negative
+    number if `left` is older, 0 if both are equal, and a positive number otherwise."""
     (epoch, upstream, revision), (epoch2, upstream2, revision2) = _split(left), _split(right)
     return (
         (epoch > epoch2) - (epoch < epoch2) or _compare(upstream, upstream2) or _compare(revision, revision2)
@@ -157,16 +156,16 @@ def compare_debian(left: str, right: str) -> int:
 
 
 def _split(version: str) -> tuple[int, str, str]:
-    """Return epoch, upstream version and revision of a Debian version. The epoch is 0 and the revision empty by
-    default."""
+    """Return epoch, upstream version and revision of a Debian version. Without an epoch that is 0, and without a
+    revision that is empty."""
     epoch, _, rest = version.rpartition(":")
     upstream, _, revision = rest.rpartition("-") if "-" in rest else (rest, "", "")
     return int(epoch) if epoch.isdecimal() else 0, upstream, revision
 
 
 def _compare(left: str, right: str) -> int:
-    """Compare two version parts by their leading non-digits, then by the number that follows, and so on. Return -1, 0
-    or 1."""
+    """Compare two upstream versions or revisions: first their leading non-digits, then the number that follows, and so
+    on. Returns -1, 0 or 1."""
     while left or right:
         for pattern, key in ((r"\D*", _letters), (r"\d*", _number)):
             head, head2 = (re.match(pattern, text) for text in (left, right))
@@ -180,14 +179,14 @@ def _compare(left: str, right: str) -> int:
 
 
 def _letters(text: str) -> tuple[int, ...]:
-    """Return the key by which dpkg orders non-digits: tilde before the end, the end before letters, letters before all
-    others."""
+    """Return the sort key of non-digits in dpkg's order: a tilde sorts before the end of the string, the end before
+    letters, and letters before all other characters."""
     ranks = (-1 if char == "~" else ord(char) if char.isalpha() else ord(char) + 256 for char in text)
     return (*ranks, 0)
 
 
 def _number(text: str) -> tuple[int, ...]:
-    """Return the key by which dpkg orders digits; no digits count as 0."""
+    """Return the sort key of a string of digits; an empty string counts as 0."""
     return (int(text or "0"),)
 
 

@@ -1,5 +1,5 @@
-"""What an image consists of, part by part, and its labels. Sizes, the bill of materials and the comparison with
-advisories are derived from this.
+"""What an image consists of, part by part, and its labels. The bill of materials and the comparison with advisories
+are derived from this.
 
 OCI labels and annotations come from the checkout alone. The bill of materials is SPDX 2.3 as JSON
 (https://spdx.github.io/spdx-spec/v2.3/).
@@ -53,8 +53,8 @@ class Origin:
 
 
 def read_origin(environ: Mapping[str, str] = os.environ) -> Origin:
-    """Return the origin of this checkout. $SOURCE_DATE_EPOCH and $IMAGE_REVISION override what git says. Raises
-    ValueError if the former is not a number."""
+    """Return the origin of this checkout. $SOURCE_DATE_EPOCH and $IMAGE_REVISION take precedence over what git says.
+    Raises ValueError if $SOURCE_DATE_EPOCH is not a number."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     revision = environ.get("IMAGE_REVISION") or _git("rev-parse", "HEAD")
     if (
@@ -80,8 +80,8 @@ def read_origin(environ: Mapping[str, str] = os.environ) -> Origin:
 
 
 def labels(origin: Origin, base: str) -> dict[str, str]:
-    """Return the labels of the image's configuration, which are the manifest's annotations as well. `base` is the name
-    of the base image; empty values are left out."""
+    """Return the labels of the image's configuration, which are also the manifest's annotations. `base` is the name of
+    the base image. Labels without a value are left out."""
     values = {
         "title": origin.name,
         "description": origin.description,
@@ -96,7 +96,7 @@ def labels(origin: Origin, base: str) -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str:
-    """Return the output of git in the checkout, or an empty text if git fails."""
+    """Return git's standard output for this command in the checkout, or an empty string if git fails."""
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip()
 
@@ -119,7 +119,7 @@ class ImagePart:
     purl: str
     """The package URL (https://github.com/package-url/purl-spec)."""
     source: str = ""
-    """The source package, by which Debian's advisories name it; that of a wheel is its own name."""
+    """The source package, which Debian's advisories name. For a wheel it is the wheel's own name."""
     source_version: str = ""
     license: str = UNKNOWN
     """The license as an SPDX expression, or UNKNOWN."""
@@ -137,7 +137,7 @@ class Image:
     """The name and tag that the image has after it was imported."""
     architecture: str
     digest: str
-    """The sha256:... of the manifest. A saved image has no manifest; this is its id in `docker images` then."""
+    """The sha256:... of the manifest or, for a saved image, which has no manifest, its id in `docker images`."""
     size: int
     """The size of all compressed layers in bytes, as they are transferred."""
     compiled: int
@@ -162,10 +162,9 @@ class Image:
 
 
 def debian_parts(status: Sequence[str], locked: Sequence[Package]) -> Iterator[ImagePart]:
-    """Yield the packages that these control files (dpkg's status) describe; their sha256 is taken from the lock.
-
-    Their licenses are not set: Debian has them as texts in usr/share/doc/NAME/copyright and not as expressions.
-    """
+    """Yield a part for each of these control files (entries of dpkg's status). The sha256 comes from the lock, and is
+    empty if the lock does not have the package. Licenses are not set, because Debian has them as prose in
+    usr/share/doc/NAME/copyright and not as expressions."""
     hashes = {package.name: package.sha256 for package in locked}
     for text in status:
         control = message_from_string(text)
@@ -185,8 +184,8 @@ def debian_parts(status: Sequence[str], locked: Sequence[Package]) -> Iterator[I
 
 
 def wheel_parts(metadata: Sequence[str], files: Mapping[str, str]) -> Iterator[ImagePart]:
-    """Yield the distributions that these METADATA files describe. `files` has the sha256 of each wheel by file
-    name."""
+    """Yield a part for each of these METADATA files of Python distributions. `files` holds the sha256 of each wheel by
+    file name; without an entry the part's sha256 is empty."""
     hashes = {canonicalize_name(name.split("-")[0]): digest for name, digest in files.items()}
     for text in metadata:
         headers = message_from_string(text)
@@ -206,8 +205,8 @@ def wheel_parts(metadata: Sequence[str], files: Mapping[str, str]) -> Iterator[I
 
 
 def license_of(headers: Message) -> str:
-    """Return the license of a distribution as an SPDX expression: its field License-Expression, or License if that is
-    an expression, or UNKNOWN."""
+    """Return the license of a distribution as an SPDX expression: the field License-Expression, or the field License
+    if it contains an expression, or UNKNOWN."""
     for field in ("License-Expression", "License"):
         try:
             return str(canonicalize_license_expression(str(headers[field] or "")))
@@ -227,12 +226,12 @@ def homepage_of(headers: Message) -> str:
 
 
 def read_status(tree: Path) -> list[str]:
-    """Return the control files of the packages in a tree, sorted by package name."""
+    """Return the content of the control file of each package in a tree, sorted by package name."""
     return [path.read_text() for path in sorted((tree / "var/lib/dpkg/status.d").iterdir())]
 
 
 def read_metadata(site: Path) -> list[str]:
-    """Return the METADATA files of the distributions in a folder of packages, sorted by name."""
+    """Return the content of the METADATA file of each distribution in a folder of packages, sorted by name."""
     return [path.read_text() for path in sorted(site.glob("*.dist-info/METADATA"))]
 
 
@@ -241,8 +240,8 @@ NAMESPACE = "https://gpusharing.dev/spdx"
 
 
 def document(origin: Origin, architecture: str, digest: str, parts: Sequence[ImagePart]) -> JSON:
-    """Return the SPDX document of one image. `digest` is the sha256:... of its manifest. Equal images have equal
-    documents."""
+    """Return the SPDX document of one image as JSON. `digest` is the sha256:... of the image's manifest. Equal images
+    have equal documents."""
     name = f"{origin.name}-{origin.version}-{architecture}"
     image = {
         "SPDXID": "SPDXRef-Image",
@@ -277,7 +276,7 @@ def document(origin: Origin, architecture: str, digest: str, parts: Sequence[Ima
 
 
 def package(key: str, part: ImagePart) -> JSON:
-    """Return one part as SPDX describes a package, with the identifier `key`."""
+    """Return one part as an SPDX package, with `key` as its identifier in the document."""
     row: JSON = {
         "SPDXID": key,
         "name": part.name,
@@ -301,7 +300,7 @@ def package(key: str, part: ImagePart) -> JSON:
 
 
 def identifier(part: ImagePart) -> str:
-    """Return a part's identifier within the document, which has only letters, digits, dots and dashes."""
+    """Return a part's identifier in the document, which may contain only letters, digits, dots and dashes."""
     return "SPDXRef-" + re.sub(r"[^A-Za-z0-9.]+", "-", f"{part.ecosystem}-{part.name}-{part.version}")
 
 
@@ -315,5 +314,5 @@ def purl(locator: str) -> JSON:
 
 
 def relationship(element: str, kind: str, other: str) -> JSON:
-    """Return a relationship between two elements of the document."""
+    """Return the relationship `kind` from one element of the document to another, both given by their identifiers."""
     return {"spdxElementId": element, "relationshipType": kind, "relatedSpdxElement": other}

@@ -1,10 +1,11 @@
-"""The Debian packages of the image: which they are, how they are downloaded, and how they are laid out as a tree.
+"""The Debian packages of the image: which packages these are, how they are downloaded, and how they are unpacked into
+a tree.
 
 This needs no root, no apt and no dpkg. `hack.images.local` reads every ELF file of the finished tree and names a
 library that is missing. Dependencies that only maintainer scripts need (debconf, perl) are left out, because no script
 is run.
 
-`python -m hack.images.debian` writes deploy/debian.lock anew from Debian's signed index, which needs apt.
+`python -m hack.images.debian` regenerates deploy/debian.lock from Debian's signed index, which needs apt.
 """
 
 import hashlib
@@ -57,7 +58,7 @@ PACKAGES = {
     "libpython3.13-stdlib": "the standard library",
     "python3.13-minimal": "the interpreter",
 }
-"""Each package, and which part of the image needs it."""
+"""What the image needs each package for, by the name of the package."""
 
 DYNLOAD = "usr/lib/python3*/lib-dynload"
 DROPPED = (
@@ -123,7 +124,7 @@ class Package:
     sha256: str
 
     def line(self) -> str:
-        """Return the line for this package in the lock."""
+        """Return the package as a line of the lock."""
         return " ".join(
             (self.architecture, self.name, self.version, self.archive, self.path, f"sha256:{self.sha256}")
         )
@@ -137,15 +138,12 @@ AS_OF = re.compile(r"^# as of (?P<stamp>\d{8}T\d{6}Z)$", re.MULTILINE)
 
 
 class LockError(ValueError):
-    """The lock of Debian packages does not match the code; the text says why and how to write it anew."""
+    """The lock of Debian packages does not match the code; the message says why and how to regenerate the lock."""
 
 
 def parse_lock(text: str) -> list[Package]:
-    """Return the packages of a lock, sorted.
-
-    Raises:
-        LockError: a line is not a package, or the packages of an architecture are not those of PACKAGES.
-    """
+    """Return the packages in the content of a lock, sorted. Raises LockError if a line is not a package, or if the
+    packages of an architecture are not exactly those of PACKAGES."""
     packages = []
     for number, row in enumerate(text.splitlines(), start=1):
         if not row or row.startswith("#"):
@@ -168,11 +166,8 @@ def parse_lock(text: str) -> list[Package]:
 
 
 def as_of(text: str) -> str:
-    """Return when the lock was written, in the form of folder names on snapshot.debian.org: `20261120T220000Z`.
-
-    Raises:
-        LockError: the lock has no such time.
-    """
+    """Return when the lock was written, in the format of folder names on snapshot.debian.org: `20261120T220000Z`.
+    Raises LockError if the lock does not say when."""
     if not (match := AS_OF.search(text)):
         raise LockError(
             "the lock lacks a line such as `# as of 20261120T220000Z`; regenerate it with: python -m hack.images.debian"
@@ -181,7 +176,7 @@ def as_of(text: str) -> str:
 
 
 def render_lock(packages: Iterable[Package], stamp: str) -> str:
-    """Return the text of a lock with these packages, written at `stamp`."""
+    """Return the content of a lock with these packages. `stamp` is the time at which they were resolved."""
     head = (
         f"# Debian packages of the image that `make images BASE=local` builds; {SUITE}, from its signed index.\n"
         "# Written by: python -m hack.images.debian\n"
@@ -203,7 +198,7 @@ SNAPSHOT = "http://snapshot.debian.org/archive"
 """The server that keeps all old versions, unless $DEBIAN_SNAPSHOT is set."""
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 TIMEOUT = 30.0
-"""Seconds after which a mirror that does not answer is given up."""
+"""Seconds after which a request to a mirror times out."""
 MERGED = ("bin", "sbin", "lib", "lib64")
 """Links into usr, which a script of base-files would create."""
 FOLDERS = (
@@ -228,15 +223,15 @@ USERS = {
 
 
 class FetchError(UnavailableError):
-    """A package cannot be downloaded. The text says which, from where, and what to do."""
+    """A package cannot be downloaded. The message says which one, from where, and what to do."""
 
 
 def fetch(packages: Sequence[Package], stamp: str) -> list[Path]:
-    """Return the files of the packages, from the cache or a mirror, each checked against its hash.
+    """Return the paths of the packages' .deb files in the cache, after downloading those that are missing. Each is
+    checked against its hash.
 
-    Raises:
-        FetchError: a file is neither on the mirror nor on the snapshot server, or is not the locked one.
-        UnavailableError: the cache cannot be written.
+    Raises FetchError if a file is neither on the mirror nor on the snapshot server, or is not the locked one, and
+    UnavailableError if the cache cannot be written.
     """
     folder = cache_root() / "debs"
     with writable(folder), ThreadPoolExecutor(4) as pool:
@@ -244,8 +239,8 @@ def fetch(packages: Sequence[Package], stamp: str) -> list[Path]:
 
 
 def _fetch(package: Package, stamp: str, folder: Path) -> Path:
-    """Return one package's file in `folder`, downloaded from the mirror or the snapshot server if it is not there.
-    Raises FetchError after two attempts on each."""
+    """Return the path of one package's .deb file in `folder`. If it is not there, it is downloaded from the mirror or
+    the snapshot server. Raises FetchError after two failed attempts on each."""
     target = folder / f"{package.sha256[:16]}-{Path(package.path).name}"
     if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == package.sha256:
         return target
@@ -283,11 +278,8 @@ def locked(architecture: str) -> tuple[list[Package], str]:
 
 
 def members(data: bytes) -> dict[str, bytes]:
-    """Return the files of an ar archive by name; a .deb is one (man 5 deb).
-
-    Raises:
-        ValueError: the data is not an ar archive.
-    """
+    """Return the content of each file in an ar archive, by name; a .deb is such an archive (man 5 deb). Raises
+    ValueError if the data is not an ar archive."""
     if not data.startswith(b"!<arch>\n"):
         raise ValueError("this is not an ar archive: a .deb begins with !<arch>")
     files, at = {}, 8
@@ -299,7 +291,7 @@ def members(data: bytes) -> dict[str, bytes]:
 
 
 def open_part(deb: bytes, part: str) -> tarfile.TarFile:
-    """Open the tar `control` or `data` of a package. Raises ValueError if the package does not have it."""
+    """Open the tar `control` or `data` inside a package. Raises ValueError if the package does not contain it."""
     parts = members(deb)
     for name, opened in ((f"{part}.tar.xz", lzma.decompress), (f"{part}.tar", bytes)):
         if name in parts:
@@ -308,7 +300,7 @@ def open_part(deb: bytes, part: str) -> tarfile.TarFile:
 
 
 def control(deb: bytes) -> str:
-    """Return the package's control file, with its name, version and dependencies."""
+    """Return the content of the package's control file, with its name, version and dependencies."""
     with open_part(deb, "control") as tar:
         file = tar.extractfile("./control")
         assert file is not None
@@ -316,7 +308,8 @@ def control(deb: bytes) -> str:
 
 
 def unpack(debs: Sequence[Path], tree: Path) -> None:
-    """Unpack the packages into `tree`, without the paths in DROPPED, and add what their scripts would have created."""
+    """Unpack the packages into `tree`, except for the paths in DROPPED, and add the links, folders, users and control
+    files that maintainer scripts and dpkg would have created."""
     for folder in FOLDERS:
         (tree / folder).mkdir(parents=True, exist_ok=True)
     for name in MERGED:
@@ -337,8 +330,8 @@ def unpack(debs: Sequence[Path], tree: Path) -> None:
 
 
 def _lay(tar: tarfile.TarFile, member: tarfile.TarInfo, tree: Path) -> None:
-    """Write one member of a package's data into `tree`, unless it is dropped. Hard links become copies, and an
-    existing symbolic link stays."""
+    """Write one member of a package's data into `tree`, unless it is dropped. A hard link becomes a copy, and a
+    symbolic link that exists already stays."""
     path = member.name.removeprefix("./").rstrip("/")
     if not path or is_dropped(path):
         return
@@ -361,11 +354,8 @@ def _lay(tar: tarfile.TarFile, member: tarfile.TarInfo, tree: Path) -> None:
 
 
 def relock() -> str:
-    """Return a lock with the versions of Debian's index now. The index is read with apt, in folders of its own.
-
-    Raises:
-        FetchError: apt or Debian's keys are missing, or the index cannot be read.
-    """
+    """Return the content of a lock with the versions that are in Debian's index now. The index is read with apt, which
+    uses a temporary folder. Raises FetchError if apt or Debian's keys are missing, or the index cannot be read."""
     if not shutil.which("apt-get") or not KEYRING.is_file():
         raise FetchError(
             "apt and Debian's keys are needed; on Debian or Ubuntu: apt-get install apt debian-archive-keyring"
@@ -390,7 +380,7 @@ def relock() -> str:
 
 
 def _apt_configuration(folder: Path, mirror: str) -> Path:
-    """Write a configuration with which apt uses only `folder` and the packages of SUITE at `mirror`, and return its
+    """Write a configuration that makes apt use only `folder` and the packages of SUITE at `mirror`, and return its
     path."""
     for part in ("lists/partial", "cache/archives/partial"):
         (folder / part).mkdir(parents=True)
@@ -410,7 +400,7 @@ def _apt_configuration(folder: Path, mirror: str) -> Path:
 
 
 def _resolved(architecture: str, environ: dict[str, str], mirror: str) -> Iterator[Package]:
-    """Yield every package at the version that apt would install for this architecture."""
+    """Yield each package in PACKAGES with the version that apt would install for this architecture."""
     command = ["apt-get", "-o", f"APT::Architecture={architecture}", "download", "--print-uris", *PACKAGES]
     listed = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
     for url, _, _, digest in re.findall(
@@ -422,7 +412,7 @@ def _resolved(architecture: str, environ: dict[str, str], mirror: str) -> Iterat
 
 
 def main() -> int:
-    """Write deploy/debian.lock anew and return the exit status: 1 if that is impossible."""
+    """Regenerate deploy/debian.lock and return the exit status: 0, or 1 after an error."""
     try:
         text = relock()
         parse_lock(text)

@@ -46,14 +46,15 @@ def sha256(data: bytes) -> str:
 
 
 def pack(name: str, tree: Path, epoch: int) -> Layer:
-    """Return a folder as a layer. Its files are sorted and owned by root, and all have the time `epoch` (seconds since
-    1970)."""
+    """Pack a folder as a layer. Its files are sorted and owned by root, and all have the modification time `epoch`
+    (seconds since 1970). `name` describes the content."""
     raw = pack_tar(tree, walk(tree), epoch)
     return Layer(name, compress(raw), sha256(raw), len(raw))
 
 
 def compress(raw: bytes) -> bytes:
-    """Return `raw` compressed with gzip, without a time and a name in the header."""
+    """Return `raw` compressed with gzip. The header contains neither a time nor a name, so that equal content gives
+    equal bytes."""
     return gzip.compress(raw, COMPRESSION, mtime=0)
 
 
@@ -63,7 +64,8 @@ def walk(tree: Path) -> list[Path]:
 
 
 def pack_tar(tree: Path, paths: Iterable[Path], epoch: int) -> bytes:
-    """Return a tar with these paths of `tree`, owned by root, with modes that do not depend on the umask."""
+    """Return a tar with these paths of `tree`, all owned by root and with the modification time `epoch`. The modes do
+    not depend on the umask."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for path in paths:
@@ -86,8 +88,8 @@ def pack_tar(tree: Path, paths: Iterable[Path], epoch: int) -> bytes:
 def configuration(
     architecture: str, layers: Sequence[Layer], run: JSON, labels: Mapping[str, str], created: str
 ) -> JSON:
-    """Return the image's configuration. `run` has User, Env, Cmd and so on as OCI names them, `created` is a time in
-    RFC 3339."""
+    """Return the image's configuration. `run` holds User, Env, Cmd and so on, as OCI names them, and `created` is an
+    RFC 3339 time."""
     return {
         "created": created,
         "architecture": architecture,
@@ -101,10 +103,8 @@ def configuration(
 def archive(
     reference: str, config: JSON, layers: Sequence[Layer], annotations: Mapping[str, str], epoch: int
 ) -> tuple[bytes, str]:
-    """Return one tar that is both an OCI layout and a docker-archive, and the manifest's digest.
-
-    containerd, podman, skopeo and buildah read the OCI layout, `docker load` the docker-archive.
-    """
+    """Return a tar that is both an OCI layout and a docker-archive, and the digest of the manifest. containerd,
+    podman, skopeo and buildah read the OCI layout, `docker load` reads the docker-archive."""
     settings = dump(config)
     manifest = dump(
         {
@@ -146,17 +146,17 @@ def descriptor(media_type: str, data: bytes) -> JSON:
 
 
 def blob_name(data: bytes) -> str:
-    """Return the path of a blob within a layout."""
+    """Return the path of a blob inside an OCI layout."""
     return f"blobs/sha256/{hashlib.sha256(data).hexdigest()}"
 
 
 def dump(value: object) -> bytes:
-    """Return a value as JSON, with the same bytes for equal values."""
+    """Serialize a value as JSON. Equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _plain_tar(files: Mapping[str, bytes], epoch: int) -> Iterator[bytes]:
-    """Yield the bytes of a tar with these files, all with the time `epoch`."""
+    """Yield the bytes of a tar with these files, given by name. All have the modification time `epoch`."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, data in files.items():

@@ -1,7 +1,7 @@
 """Building the image from Debian packages and locked wheels, without root, a container program or a registry.
 
-The finished tree is checked: which shared libraries its programs need, read from their ELF headers (also of another
-architecture), and how big the image is and why.
+Two checks follow: that every shared library that the image's programs need is in the image (read from their ELF
+headers, also those of another architecture), and that the image is not too big.
 """
 
 import re
@@ -44,17 +44,15 @@ RUN: JSON = {
 
 
 class TreeError(Exception):
-    """The image would not run; the text says why."""
+    """The image would not run; the message says why."""
 
 
 def build(architecture: str = "", reference: str = "", out: Path = OUT) -> Image:
-    """Build the image for one architecture (`amd64` or `arm64`; this machine's by default), write archive and bill of
-    materials into `out`, and return it.
+    """Build the image for one architecture (`amd64` or `arm64`; this machine's by default), write the archive and the
+    bill of materials into `out`, and return the image. `reference` is its name and tag.
 
-    Raises:
-        FetchError: a Debian package cannot be downloaded.
-        WheelError: a wheel cannot be downloaded or installed.
-        TreeError: a program would not find a library.
+    Raises FetchError if a Debian package cannot be downloaded, WheelError if a wheel cannot be downloaded or
+    installed, and TreeError if a program would not find a library.
     """
     native = wheels.native()
     architecture = architecture or native
@@ -94,16 +92,16 @@ def build(architecture: str = "", reference: str = "", out: Path = OUT) -> Image
 
 
 def _native_python(native: str, folder: Path) -> Path:
-    """Unpack the Python of this machine's architecture into `folder`, and return it. It compiles the tree of another
-    architecture, because bytecode is the same on every architecture."""
+    """Unpack the Python of this machine's architecture into `folder`, and return `folder`. This Python compiles the
+    tree of another architecture, because bytecode is the same on every architecture."""
     packages, stamp = debian.locked(native)
     debian.unpack(debian.fetch(packages, stamp), folder)
     return folder
 
 
 def _compile(python: Path, *parts: tuple[Path, str]) -> int:
-    """Compile all modules of the parts with the Python in `python`, and return their number. A part is a tree and a
-    folder within it."""
+    """Compile all modules of the parts with the Python in `python`, and return the number of compiled modules. A part
+    is a tree and a folder within the tree."""
     command, environ = wheels.interpreter(python)
     return sum(wheels.compile_all(command, environ, tree / shown, shown) for tree, shown in parts)
 
@@ -125,10 +123,8 @@ NEEDED, STRTAB = 1, 5
 
 
 def needed(data: bytes) -> list[str]:
-    """Return the libraries that an ELF file names (DT_NEEDED); none if it is static or not an ELF file.
-
-    Only 64-bit little-endian files are read, as those of amd64 and arm64 are (gABI, chapters 4 and 5).
-    """
+    """Return the libraries that an ELF file names (DT_NEEDED); empty if the file is static or not an ELF file. Only
+    64-bit little-endian files are read, as those of amd64 and arm64 are (gABI, chapters 4 and 5)."""
     if data[:6] != b"\x7fELF\x02\x01":
         return []
     (at,) = struct.unpack_from("<Q", data, 32)
@@ -155,14 +151,14 @@ def needed(data: bytes) -> list[str]:
 
 
 def missing(trees: list[Path]) -> list[str]:
-    """Return a sorted text `file needs library` for each library that is needed and is in none of the trees."""
+    """Return a message "FILE needs LIBRARY" for each needed library that is in none of the trees, sorted."""
     files = [path for tree in trees for path in tree.rglob("*") if path.is_file() or path.is_symlink()]
     there = {path.name for path in files}
     return sorted(f"{path.name} needs {name}" for path, name in _wants(files) if name not in there)
 
 
 def _wants(files: list[Path]) -> Iterator[tuple[Path, str]]:
-    """Yield each program or library with each library that it needs. Symbolic links are ignored."""
+    """Yield (path of a program or library, name of a library that it needs). Symbolic links are ignored."""
     for path in files:
         if path.is_symlink() or not (".so" in path.name or path.stat().st_mode & 0o100):
             continue
@@ -171,7 +167,7 @@ def _wants(files: list[Path]) -> Iterator[tuple[Path, str]]:
 
 
 LIMIT = 70_000_000
-"""The most bytes that an image may have when compressed."""
+"""The largest compressed size of an image, in bytes."""
 KINDS = (
     ("operator and agent", r"usr/local/(bin|lib/[^/]+/dist-packages/(gpusharing|gpu_sharing_operator))(/|$)"),
     ("libraries: bytecode", r"usr/local/.*\.pyc$"),
@@ -184,16 +180,17 @@ KINDS = (
     ("time zones", r"usr/share/zoneinfo"),
     ("copyright, users, lists", r""),
 )
-"""Kinds of files with a pattern for their paths; the first that matches counts."""
+"""Kinds of files, each with a pattern for paths. The first pattern that matches decides."""
 
 
 def kind(path: str) -> str:
-    """Return the kind of a path of the image, the first of KINDS that matches."""
+    """Return the kind of a file of the image: the first of KINDS whose pattern matches its path."""
     return next(name for name, pattern in KINDS if re.match(pattern, path))
 
 
 def by_kind(trees: Sequence[Path]) -> dict[str, tuple[int, int, int]]:
-    """Return for each kind the number of its files, their bytes, and their bytes if compressed on their own."""
+    """Return, for each kind, the number of its files, their total bytes, and their bytes when compressed on their
+    own."""
     sizes: dict[str, tuple[int, int, int]] = {}
     for name, _ in KINDS:
         count = size = packed = 0
@@ -211,7 +208,7 @@ def by_kind(trees: Sequence[Path]) -> dict[str, tuple[int, int, int]]:
 
 
 def table(sizes: Mapping[str, tuple[int, int, int]], whole: int) -> str:
-    """Return the sizes by kind as a text table. `whole` is the size of all layers as they are transferred, in
+    """Return the sizes by kind as a table for people. `whole` is the size of all layers as they are transferred, in
     bytes."""
     rows = [f"  {'':26} {'files':>6} {'MB':>7} {'compressed':>11}"]
     rows += [
@@ -224,7 +221,7 @@ def table(sizes: Mapping[str, tuple[int, int, int]], whole: int) -> str:
 
 
 def too_big(whole: int) -> str:
-    """Return a message if an image of this many compressed bytes is too big, or an empty text."""
+    """Return a message if `whole`, the compressed size of an image in bytes, is above LIMIT, or an empty string."""
     if whole <= LIMIT:
         return ""
     return f"{whole / 1e6:.1f} MB compressed are more than the limit of {LIMIT / 1e6:.0f} MB: the table shows what grew"

@@ -1,8 +1,8 @@
-"""Building deploy/Dockerfile with Docker or buildah where a registry with its base is reachable, and reading the saved
-image back.
+"""Building deploy/Dockerfile with Docker or buildah, if one of them can pull the base from a registry, and reading the
+saved image.
 
-`python -m hack.images.registry` prints what else a builder needs, in the form of step outputs of a hosted workflow:
-`epoch`, and the labels, one per line.
+`python -m hack.images.registry` prints the other inputs of a build, `epoch` and the labels (one per line), in the
+format of the step outputs of a hosted workflow.
 """
 
 import gzip
@@ -41,15 +41,12 @@ BUILT = "/usr/local/bin"
 
 
 class ArchiveError(ValueError):
-    """The file is not an archive that we can read; the text says why."""
+    """The file is not an archive that we can read; the message says why."""
 
 
 def read(path: Path) -> Image:
-    """Return the image in a docker-archive.
-
-    Raises:
-        ArchiveError: the file is not such an archive, or has several images.
-    """
+    """Return the image in a docker-archive. Raises ArchiveError if the file is not such an archive, or contains
+    several images."""
     with tarfile.open(path) as tar:
         try:
             (manifest,) = json.loads(_member(tar, "manifest.json"))
@@ -82,7 +79,7 @@ def _member(tar: tarfile.TarFile, name: str) -> bytes:
 
 
 def _read_layer(layer: bytes) -> tuple[dict[str, bytes], int]:
-    """Return the files of a layer that describe packages, by path, and the number of compiled modules in it."""
+    """Return the files in a layer that describe packages, by path, and the number of compiled modules in the layer."""
     raw = gzip.decompress(layer) if layer.startswith(b"\x1f\x8b") else layer
     files, compiled = {}, 0
     with tarfile.open(fileobj=io.BytesIO(raw)) as tar:
@@ -98,7 +95,7 @@ def _read_layer(layer: bytes) -> tuple[dict[str, bytes], int]:
 
 def _parts(files: Mapping[str, bytes]) -> Iterator[ImagePart]:
     """Yield the parts that these files describe: Debian packages, Python distributions, and a Python that was built
-    from source."""
+    from source. `files` holds the content of the files by path."""
     texts = {name: data.decode() for name, data in files.items()}
     status = [
         paragraph
@@ -130,15 +127,14 @@ REACH_SECONDS = 20
 
 
 class RegistryError(Exception):
-    """The image cannot be built from a registry. The text says why and what to do."""
+    """The image cannot be built from a registry. The message says why and what to do."""
 
 
 def choose(base: str, path: str | None = None) -> str:
-    """Return `registry` or `local`. `auto` means `registry` if a builder (on `path`, by default $PATH) can pull the
-    base image; otherwise the reason is printed.
+    """Return `registry` or `local`. `auto` means `registry` if a builder can pull the base image, and otherwise
+    `local`, after printing why. Builders are looked for on `path`, by default $PATH.
 
-    Raises:
-        RegistryError: `base` is `registry`, and no builder can pull the base image.
+    Raises RegistryError if `base` is `registry` and no builder can pull the base image.
     """
     if base == "local":
         return base
@@ -158,7 +154,7 @@ def choose(base: str, path: str | None = None) -> str:
 
 
 def find_builder(path: str | None = None) -> str:
-    """Return `docker` if its daemon answers, else `buildah` if it is installed, else an empty text."""
+    """Return `docker` if its daemon answers, otherwise `buildah` if it is installed, otherwise an empty string."""
     if (
         shutil.which("docker", path=path)
         and subprocess.run(["docker", "version"], capture_output=True, check=False).returncode == 0
@@ -170,11 +166,8 @@ def find_builder(path: str | None = None) -> str:
 
 
 def base_image(text: str) -> str:
-    """Return the base image that a Dockerfile pins, with its digest.
-
-    Raises:
-        RegistryError: the Dockerfile pins none by digest.
-    """
+    """Return the base image that a Dockerfile pins, with its digest. `text` is the content of the Dockerfile. Raises
+    RegistryError if it pins no base by digest."""
     pinned = re.search(r"^ARG PYTHON_IMAGE=(\S+@sha256:[0-9a-f]{64})$", text, re.MULTILINE)
     if not pinned:
         raise RegistryError(
@@ -185,7 +178,7 @@ def base_image(text: str) -> str:
 
 
 def unreachable(builder: str) -> str:
-    """Return why the base image cannot be pulled, or an empty text if it was pulled."""
+    """Try to pull the base image with this builder. Returns why that failed, or an empty string if it succeeded."""
     name = base_image(DOCKERFILE.read_text())
     try:
         done = subprocess.run(
@@ -206,8 +199,8 @@ def unreachable(builder: str) -> str:
 def command(
     builder: str, architecture: str, reference: str, marks: Mapping[str, str], epoch: int
 ) -> list[str]:
-    """Return the command with which Docker or buildah builds deploy/Dockerfile for one architecture, with `marks` as
-    labels and `epoch` as its time."""
+    """Return the command with which Docker or buildah builds deploy/Dockerfile for one architecture. `marks` are the
+    labels of the image, and `epoch` is its time."""
     options = [f"--label={key}={value}" for key, value in sorted(marks.items())]
     options += [
         f"--platform=linux/{architecture}",
@@ -219,18 +212,16 @@ def command(
 
 
 def all_labels(origin: Origin) -> dict[str, str]:
-    """Return the labels of an image that is built from the Dockerfile, with name and digest of its base."""
+    """Return the labels of an image that is built from the Dockerfile, including the name and the digest of the base
+    image."""
     base, _, digest = base_image(DOCKERFILE.read_text()).partition("@")
     return {**labels(origin, base), f"{PREFIX}.base.digest": digest}
 
 
 def build(architectures: Sequence[str], reference: str) -> list[Image]:
-    """Build for these architectures (an empty one is this machine's), save each image as a docker-archive under
-    build/images with its bill of materials, and return all.
-
-    Raises:
-        RegistryError: the builder failed; its output says why.
-    """
+    """Build the image for each of these architectures (an empty string stands for this machine's), save it as a
+    docker-archive under build/images together with its bill of materials, and return the images. Raises
+    RegistryError if the builder fails; its output says why."""
     builder, origin = find_builder(), read_origin()
     reference = reference or f"localhost/{origin.name}:{origin.version}"
     marks = all_labels(origin)
@@ -253,14 +244,14 @@ def build(architectures: Sequence[str], reference: str) -> list[Image]:
 
 
 def save(builder: str, reference: str, target: Path) -> list[str]:
-    """Return the command that writes a built image to the archive `target`."""
+    """Return the command that saves a built image to the archive `target`."""
     if builder == "docker":
         return ["docker", "save", "--output", str(target), reference]
     return ["buildah", "push", "--quiet", reference, f"docker-archive:{target}:{reference}"]
 
 
 def main() -> int:
-    """Print the epoch and the labels for $GITHUB_OUTPUT, and return exit status 0."""
+    """Print the epoch and the labels in the format of $GITHUB_OUTPUT, and return exit status 0."""
     origin = read_origin()
     rows = [f"{key}={value}" for key, value in sorted(all_labels(origin).items())]
     print("\n".join((f"epoch={origin.epoch}", "labels<<END", *rows, "END")))

@@ -1,4 +1,4 @@
-"""The time from the start of the operator in its image until it is Ready: `sudo python -m hack.images.start`.
+"""How long the operator takes in its image from its start until it is Ready: `sudo python -m hack.images.start`.
 
 The operator runs in the root file system of `make images BASE=local`, as uid 65532 (which has no entry in
 /etc/passwd), with the files and variables of a pod and the shipped rights, against a control plane of its own. In a
@@ -28,7 +28,7 @@ from hack.images import local
 from hack.images.contents import Image
 
 LIMIT = 3.0
-"""The most seconds of CPU that a start may take, from the start of the process to the first success of /readyz."""
+"""The largest CPU time of a start in seconds, from the start of the process to the first success of /readyz."""
 STARTS = 3
 PATIENCE = 60.0
 UID = 65532
@@ -46,14 +46,14 @@ class Start:
 
 
 def lay(image: Image, root: Path) -> None:
-    """Copy the image's layers over each other into `root`."""
+    """Copy the image's layers on top of each other into `root`."""
     for tree in image.tree:
         shutil.copytree(tree, root, symlinks=True, dirs_exist_ok=True)
 
 
 def environment(root: Path, plane: ControlPlane, port: int) -> dict[str, str]:
-    """Return the environment variables of the operator's pod, and write the files of its ServiceAccount below
-    `root`."""
+    """Write the files of the operator's ServiceAccount below `root`, and return the environment variables of the
+    operator's pod. `port` is the port for probes."""
     api = plane.api
     token = service_account_token(api, launch.NAMESPACE, launch.SERVICE_ACCOUNT)
     return {
@@ -68,11 +68,8 @@ def environment(root: Path, plane: ControlPlane, port: int) -> dict[str, str]:
 
 
 def measure(root: Path, plane: ControlPlane) -> Start:
-    """Start the operator once, wait until it is Ready, and end it.
-
-    Raises:
-        RuntimeError: it ended, or was not Ready within a minute; the text has its log.
-    """
+    """Start the operator once, wait until it is Ready, and stop it. Raises RuntimeError if it ended, or was not Ready
+    within a minute; the message has its log."""
     (port,) = free_ports(1)
     with tempfile.TemporaryFile() as log:
         begin = time.monotonic()
@@ -107,9 +104,8 @@ def measure_starts(image: Image) -> list[Start]:
     """Start the operator STARTS times, one after another, in the image of this machine's architecture. This needs root
     for chroot.
 
-    Raises:
-        RuntimeError: the operator did not become Ready; the text has its log.
-        UnavailableError, ComponentError: the control plane could not be started.
+    Raises RuntimeError, with the operator's log, if the operator does not become Ready, and UnavailableError or
+    ComponentError if the control plane cannot be started.
     """
     with tempfile.TemporaryDirectory() as scratch, ControlPlane(Path(scratch) / "plane") as plane:
         root = Path(scratch) / "root"
@@ -122,7 +118,7 @@ def measure_starts(image: Image) -> list[Start]:
 
 
 def is_soon(starts: Sequence[Start]) -> bool:
-    """Whether the median CPU time of the starts is within LIMIT."""
+    """Whether the median CPU time of the starts is at most LIMIT."""
     return statistics.median(item.cpu_seconds for item in starts) <= LIMIT
 
 
@@ -134,7 +130,8 @@ def summary(starts: Sequence[Start]) -> str:
 
 
 def main() -> int:
-    """Return the exit status: 0 if the operator is Ready soon enough, 1 if not, 2 without root."""
+    """Measure the starts and return the exit status: 0 if the operator is Ready soon enough, 1 if not, 2 without
+    root."""
     if os.geteuid() != 0:
         print("root is needed for chroot: sudo .venv/bin/python -m hack.images.start", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""The locked wheels and our own, installed into a tree for any architecture and compiled by the tree's Python.
+"""The locked wheels and our own wheel, installed into a tree for any architecture and compiled by the tree's Python.
 
 `python -m hack.images.wheels` checks with the package index that every pinned version has a wheel for every
 architecture.
@@ -33,15 +33,11 @@ GLIBC = ("manylinux_2_17", "manylinux2014", "manylinux_2_28", "manylinux_2_34")
 
 
 class WheelError(UnavailableError):
-    """A wheel cannot be downloaded or installed; the text says which and why."""
+    """A wheel cannot be downloaded or installed; the message says which one and why."""
 
 
 def native() -> str:
-    """Return Debian's name of this machine's architecture.
-
-    Raises:
-        WheelError: we build no image for it.
-    """
+    """Return Debian's name of this machine's architecture. Raises WheelError if no image is built for it."""
     for name, machine in MACHINES.items():
         if platform.machine() == machine:
             return name
@@ -51,12 +47,9 @@ def native() -> str:
 
 
 def download(architecture: str) -> list[Path]:
-    """Return the wheels of requirements.lock for this architecture, from the cache or the index, each checked against
-    its hashes.
-
-    Raises:
-        WheelError: a distribution has no wheel for it, or the index cannot be reached.
-    """
+    """Return the wheels in requirements.lock for this architecture, from the cache or the package index, each checked
+    against its hashes. Raises WheelError if a distribution has no wheel for the architecture, or the index cannot
+    be reached."""
     text = LOCK.read_bytes()
     folder = (
         cache_root() / "wheels" / f"{architecture}-{hashlib.sha256(text + PYTHON.encode()).hexdigest()[:16]}"
@@ -78,7 +71,7 @@ def download(architecture: str) -> list[Path]:
 
 
 def hashes(files: Sequence[Path]) -> dict[str, str]:
-    """Return the sha256 of each file by its name."""
+    """Return the sha256 of each file, by file name."""
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
@@ -99,8 +92,8 @@ def own_wheel(folder: Path, epoch: int) -> Path:
 
 
 def install(wheels: Sequence[Path], architecture: str, tree: Path) -> None:
-    """Install wheels into the tree's folder of packages, without console scripts and without records that name paths
-    of this machine."""
+    """Install wheels into the tree's folder of packages. Console scripts are left out, and so are records that name
+    paths of this machine."""
     site = tree / SITE
     site.mkdir(parents=True)
     _pip(
@@ -122,7 +115,7 @@ def install(wheels: Sequence[Path], architecture: str, tree: Path) -> None:
 
 
 def entry_points(tree: Path) -> None:
-    """Write our console scripts into the tree; they are run by the tree's Python."""
+    """Write our console scripts into the tree. The tree's Python runs them."""
     folder = tree / "usr/local/bin"
     folder.mkdir(parents=True, exist_ok=True)
     for name, place in scripts().items():
@@ -135,19 +128,17 @@ def entry_points(tree: Path) -> None:
 
 
 def scripts() -> Mapping[str, str]:
-    """Return our console scripts from pyproject.toml: name to `module:function`."""
+    """Return `module:function` of each of our console scripts in pyproject.toml, by the script's name."""
     table: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     return table
 
 
 def compile_all(interpreter: Sequence[str], environ: Mapping[str, str], folder: Path, shown: str) -> int:
     """Compile every module below `folder`, whose path in the image is `shown`, and return the number of compiled
-    files.
+    files. These contain no time and are never compared with their source, so that equal sources give equal bytes.
+    `interpreter` is the command of the Python that compiles, and `environ` its environment.
 
-    The files have no time and are never compared with their source, so that equal sources give equal bytes.
-
-    Raises:
-        WheelError: a module cannot be compiled.
+    Raises WheelError if a module cannot be compiled.
     """
     options = ["-B", "-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash"]
     moved = ["-s", str(folder), "-p", f"/{shown}"]
@@ -164,8 +155,8 @@ def compile_all(interpreter: Sequence[str], environ: Mapping[str, str], folder: 
 
 
 def interpreter(tree: Path) -> tuple[list[str], dict[str, str]]:
-    """Return the command that runs the tree's own Python with the tree's own loader, and its environment variables.
-    Without a chroot, no root is needed."""
+    """Return the command that runs the tree's own Python through the tree's own loader, and the environment variables
+    for it. It needs no chroot, and so no root."""
     machine = MACHINES[native()]
     libraries = tree / f"usr/lib/{machine}-linux-gnu"
     loader = next(iter(sorted((tree / "usr").glob("lib*/ld-linux-*.so.*"))))
@@ -178,8 +169,8 @@ def interpreter(tree: Path) -> tuple[list[str], dict[str, str]]:
 
 
 def _pip(verb: str, *arguments: str, environ: Mapping[str, str] = os.environ) -> None:
-    """Run pip. Raises WheelError with a remedy if it fails: the index is unreachable, a wheel is missing, or any other
-    error."""
+    """Run pip. If it fails, raise WheelError, whose message says what to do about an unreachable index or a missing
+    wheel and has pip's output for any other error."""
     command = [
         sys.executable,
         "-m",
@@ -203,7 +194,8 @@ def _pip(verb: str, *arguments: str, environ: Mapping[str, str] = os.environ) ->
 
 
 def main() -> int:
-    """Print for each architecture how many pinned versions have a wheel, and return exit status 1 if one has none."""
+    """Print how many pinned versions have a wheel, for each architecture, and return the exit status: 1 if a version
+    has none, otherwise 0."""
     pins = len(re.findall(r"^[A-Za-z0-9].*==", LOCK.read_text(), re.MULTILINE))
     for architecture in ARCHITECTURES:
         try:
