@@ -1,7 +1,5 @@
-"""Measure what the operator and the agent cost, print one table and write build/bench.json.
-
-`--only NAME,...` picks metrics, `--quick` uses small sizes.
-"""
+"""Measure what the operator and the agent cost, print a table and write build/bench.json. `--only NAME,...` picks
+metrics, `--quick` uses small sizes."""
 
 import argparse
 import statistics
@@ -22,7 +20,7 @@ OUTPUT = Path("build/bench.json")
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How long is measured, and over how many edits and nodes."""
+    """How long the bench measures, and over how many edits and nodes."""
 
     idle_seconds: float = 60
     edits: int = 50
@@ -37,7 +35,7 @@ QUICK = Sizes(idle_seconds=10, edits=10, roll_nodes=40, fleet_nodes=200, planned
 
 @dataclass(frozen=True, slots=True)
 class BenchPart:
-    """Measurements that are taken together, in one run on one testbed."""
+    """Measurements that are taken together, in one run on a testbed."""
 
     metrics: tuple[str, ...]
     """The metrics with an aim that `run` yields; it may yield others as well."""
@@ -108,8 +106,8 @@ PARTS = (
 
 
 def measure(wanted: frozenset[str], sizes: Sizes, lost: list[Lost]) -> Iterator[Measured]:
-    """Run the planner's and the plugin's measurements, then the parts that yield one of the `wanted` metrics, and
-    yield every result of each, also metrics that were not asked for.
+    """Run the planner's and the plugin's measurements, and then the parts that yield one of the `wanted` metrics.
+    Yields every result of what ran, including metrics that were not asked for.
 
     Parts of one kind share a control plane. A part that fails is appended to `lost`, and the remaining parts of its
     kind get a new testbed, because the failed one may have left anything behind.
@@ -128,9 +126,9 @@ def measure(wanted: frozenset[str], sizes: Sizes, lost: list[Lost]) -> Iterator[
 def on_one_testbed(
     waiting: list[BenchPart], sizes: Sizes, lost: list[Lost], open_bed: Callable[..., Opened] = open_testbed
 ) -> Iterator[Measured]:
-    """Open one testbed and yield the results of the parts in `waiting`, which must be of one kind. Each part is
-    removed from `waiting` before it runs. After the first part that raises, append it to `lost` and return; the
-    others stay in `waiting`."""
+    """Open one testbed and yield the results of the parts in `waiting`, which must all be of one kind. Each part is
+    removed from `waiting` before it runs. When a part raises, it is appended to `lost` and the function returns;
+    the other parts stay in `waiting`."""
     factor, software, arguments = waiting[0].kind
     with open_bed(factor, node_software=software, arguments=arguments) as testbed:
         while waiting:
@@ -143,7 +141,8 @@ def on_one_testbed(
 
 
 def paced(results: Iterable[Measured], pace: Callable[[], float]) -> Iterator[Measured]:
-    """Yield each result with `pace_ms` set to the mean of the machine's pace before and after it was measured."""
+    """Yield each result with `pace_ms` set to the mean of the machine's pace just before and just after the
+    measurement."""
     before = pace()
     for result in results:
         after = pace()
@@ -152,7 +151,7 @@ def paced(results: Iterable[Measured], pace: Callable[[], float]) -> Iterator[Me
 
 
 def arguments() -> argparse.Namespace:
-    """Parse the command line of `python -m hack.bench`."""
+    """Parse the command line of `python -m hack.bench` and return its options."""
     parser = argparse.ArgumentParser(prog="python -m hack.bench", description=__doc__)
     parser.add_argument("--only", default=",".join(AIMS), help="metrics, separated by commas")
     parser.add_argument("--quick", action="store_true", help="small sizes: a first impression, not a result")
@@ -161,8 +160,8 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Return the exit status: 0 if everything could be measured, 1 if a part failed, 2 if a metric is unknown. A
-    missed aim is a result and not an error."""
+    """Measure, print the table and write the JSON. Returns the exit status: 0 if everything could be measured, 1 if a
+    part failed, 2 if a metric is unknown. A missed aim is a result and not an error."""
     options = arguments()
     wanted = frozenset(options.only.split(","))
     if unknown := sorted(wanted - set(AIMS)):

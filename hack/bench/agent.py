@@ -1,10 +1,10 @@
 """The cost of the shipped agent process on the SIMULATED libnvidia-ml.so.1, with eight whole GPUs and then with seven
 MIG instances on each.
 
-The agent is measured first on GPUs that nobody uses. Then a SIMULATED kubelet assigns each device to a pod, and a
-process uses it, as on a busy node. The processes are real ones that sleep, so that the agent finds them in procfs;
-their use of the GPU is SIMULATED. Where this machine permits it, each process is in a cgroup named as a kubelet names
-those of pods.
+The agent is measured first on GPUs that nobody uses. Then, as on a busy node, a SIMULATED kubelet assigns each device
+to a pod, and a process uses the device. The processes are real ones that sleep, so that the agent finds them in
+procfs; their use of the GPU is SIMULATED. Where this machine permits it, each process is in a cgroup named as a
+kubelet names those of pods.
 """
 
 import json
@@ -70,8 +70,8 @@ class SeenTenants:
     """Whether the processes are in cgroups named for their pods."""
 
     def expected(self) -> Mapping[str, int]:
-        """Return what the agent's metrics must show, by metric name without the prefix `gpusharing_`: the sum of the
-        series of a gauge, the number of series of a counter."""
+        """Return what the agent's metrics must show, by metric name without the prefix `gpusharing_`: for a gauge the
+        sum of its series, and for a counter the number of its series."""
         return {
             "device_slices": len(self.tenants),
             "pod_slices": len(self.tenants),
@@ -111,8 +111,8 @@ def tenants_of(machine: Simulator) -> tuple[Tenant, ...]:
 
 @contextmanager
 def occupied(machine: Simulator, folder: Path) -> Iterator[SeenTenants]:
-    """Start a SIMULATED kubelet and a process for every device of the machine, and yield the tenants; end both
-    afterwards. The kubelet's socket and the pods' log folders are created in `folder`."""
+    """Start a SIMULATED kubelet and a process for every device of the machine, yield the tenants, and end the kubelet
+    and the processes afterwards. The kubelet's socket and the pods' log folders are created in `folder`."""
     tenants = tenants_of(machine)
     logs, socket = folder / "logs", folder / "kubelet.sock"
     for tenant in tenants:
@@ -208,7 +208,7 @@ class _Used:
 
     @classmethod
     def so_far(cls, running: Running, machine: Simulator) -> "_Used":
-        """Return what the agent and the library have used since they started."""
+        """Return what the agent and the library have used since the agent started."""
         calls, driver_ms = machine.library_calls()
         return cls(running.readings(), cpu_ms(running.pid), calls, driver_ms)
 
@@ -222,7 +222,7 @@ class _Used:
 
     @property
     def own_ms(self) -> float:
-        """Milliseconds of CPU for one reading, without the time spent in the library."""
+        """CPU milliseconds of one reading, without the time spent in the library."""
         return (self.cpu_ms - self.driver_ms) / self.readings
 
     def __str__(self) -> str:
@@ -234,8 +234,8 @@ class _Used:
 
 
 def agent(testbed: Testbed) -> Iterator[Measured]:
-    """Yield the agent's memory and its CPU time for a reading that changes nothing: with unused GPUs, with used whole
-    GPUs, and with used MIG instances."""
+    """Yield the agent's memory, and its CPU time for a reading that changes nothing: with unused GPUs, with whole GPUs
+    in use, and with MIG instances in use."""
     machine = Simulator.create(testbed.directory / "nvml.state", ["h100-80gb"] * GPUS, seed="bench")
     testbed.api.create("/api/v1/nodes", {"metadata": {"name": NODE}})
     gpunode = {"apiVersion": names.API_VERSION, "kind": "GPUNode", "metadata": {"name": NODE}, "spec": {}}
@@ -256,11 +256,9 @@ def agent(testbed: Testbed) -> Iterator[Measured]:
 
 
 def _with_tenants(testbed: Testbed, machine: Simulator, which: str, kind: str) -> Iterator[Measured]:
-    """Run an agent on a machine whose devices are all in use, and yield its memory, its CPU time for a reading, and
-    its CPU time for a scrape with the use of each pod.
-
-    `kind` is `whole` or `divided`; `which` describes the machine in the table.
-    """
+    """Run an agent on a machine whose devices are all in use. Yield its memory, its CPU time for a reading, and its
+    CPU time for a scrape of metrics with the use of each pod. `kind` is `whole` or `divided`; `which` describes the
+    machine in the table."""
     folder = testbed.directory / f"tenants-{kind}"
     folder.mkdir()
     mig = "_mig" if kind == "divided" else ""
@@ -288,8 +286,8 @@ def _check_metrics(metrics: str, tenants: SeenTenants) -> None:
 
 
 def _per_scrape(running: Running, machine: Simulator, used: _Used) -> float:
-    """Return the CPU milliseconds of one scrape: what the agent used in total, less what the readings of that time
-    used."""
+    """Return the CPU milliseconds of one scrape: the total use of the agent during the scrapes, less that of its
+    readings in the same time, divided by their number. `used` says what a reading costs."""
     begun = _Used.so_far(running, machine)
     for _ in range(SCRAPES - 1):
         running.metrics()
@@ -298,8 +296,8 @@ def _per_scrape(running: Running, machine: Simulator, used: _Used) -> float:
 
 
 def _over_cycles(running: Running, machine: Simulator) -> _Used:
-    """Wait until the agent has started, let it read its GPUs CYCLES times without a scrape, and return what it used
-    meanwhile."""
+    """Wait until the agent has started, let it read its GPUs CYCLES times without a scrape, and return what it used in
+    that time."""
     wait_until(lambda: running.readings() > 10, 30, "the agent to read its GPUs")
     begun = _Used.so_far(running, machine)
     enough = begun.readings + CYCLES
@@ -310,8 +308,9 @@ def _over_cycles(running: Running, machine: Simulator) -> _Used:
 
 @contextmanager
 def _run(testbed: Testbed, library: Mapping[str, str], name: str) -> Iterator[Running]:
-    """Start gpusharing-agent on the simulated library with a token of the shipped ServiceAccount, and yield it once it
-    has logged its port; stop it at the end. `name` distinguishes its folder."""
+    """Start gpusharing-agent on the simulated library, with a token of the shipped ServiceAccount, and yield it once
+    it has logged its port. It is stopped at the end. `library` are the environment variables of the library, and
+    `name` distinguishes the agent's folder."""
     folder, api = testbed.directory / f"agent-{name}", testbed.api
     token = node_bound_token(api, launch.AGENT_NAMESPACE, SERVICE_ACCOUNT, NODE)
     environment = {

@@ -1,4 +1,5 @@
-"""`python -m hack.bench.divide`: seven MIG instances on every GPU of a SIMULATED machine, through its library."""
+"""`python -m hack.bench.divide` creates seven MIG instances on every GPU of a SIMULATED machine, through the machine's
+library."""
 
 import pynvml
 

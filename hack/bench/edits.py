@@ -1,4 +1,4 @@
-"""The time from an edit of a policy to the first write on a Node, which a person at a terminal waits for. Terms:
+"""The time from an edit of a policy to the first write to a Node, for which a person at a terminal waits. Terms:
 docs/design/glossary.md#fence"""
 
 import random
@@ -18,8 +18,8 @@ PAUSE = 0.4
 
 
 def reaction(testbed: Testbed, edits: int) -> Iterator[Measured]:
-    """Edit policies of one node each, one after the other, and yield the median and the 99th percentile of the
-    reaction times. Every edit is a MIG change, which needs a fence."""
+    """Edit policies of one node each, one after another, and yield the median and the 99th percentile of the reaction
+    times. Every edit is a MIG change, which needs a fence."""
     added = testbed.add_nodes(POOL, edits)
     # Each node gets its own name as pool label, so that each has a policy of its own.
     in_parallel(lambda name: testbed.label_node(name, name), added)
@@ -39,8 +39,8 @@ def reaction(testbed: Testbed, edits: int) -> Iterator[Measured]:
 
 
 def _first_write(testbed: Testbed, name: str) -> float:
-    """Edit the policy `name` and return the seconds until the operator's first write on the Node of the same name, by
-    the times in the audit log."""
+    """Edit the policy `name`, and return the seconds until the operator's first write to the Node of the same name,
+    according to the audit log."""
     span = testbed.span()
     testbed.edit(name, LARGE_SLICES)
     writes: list[datetime] = []

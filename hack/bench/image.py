@@ -1,7 +1,7 @@
 """The operator as its image runs it: compiled, with the distributions of requirements.lock only, and logged in as a
-pod is.
+pod.
 
-The development environment has more distributions (rich, for one), and some libraries import optional ones if they are
+The development environment has more distributions, such as rich, and some libraries import optional ones if they are
 installed, so that the same program is larger there than in its image.
 """
 
@@ -31,12 +31,8 @@ def glibc_settings(text: str) -> dict[str, str]:
 
 
 def make_site(folder: Path) -> None:
-    """Copy the locked distributions and our package into `folder`, which is created, and compile every module as the
-    image does.
-
-    Raises:
-        PackageNotFoundError: the environment lacks a locked distribution; `make setup` installs it.
-    """
+    """Create `folder`, copy the locked distributions and our package into it, and compile every module as the image
+    does. Raises PackageNotFoundError if the environment lacks a locked distribution; `make setup` installs it."""
     folder.mkdir()
     for name in locked_names(LOCK.read_text()):
         package = distribution(name)
@@ -49,6 +45,7 @@ def make_site(folder: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
+    """Copy a file, or a folder without its bytecode, to `target`."""
     if source.is_dir():
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
     else:
@@ -56,8 +53,8 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def operator(api: Api, directory: Path, factor: float, **settings: str) -> launch.LaunchedProcess:
-    """Return the shipped operator as a process that is not started yet, under the shipped rights, with the files and
-    variables that every pod has. `settings` are added as variables GPUSHARING_<NAME>."""
+    """Prepare the shipped operator, with the shipped rights and with the files and variables that every pod has, and
+    return it as a process that is not started yet. `settings` are added as variables GPUSHARING_<NAME>."""
     site = directory / "site"
     make_site(site)
     token = service_account_token(api, launch.NAMESPACE, launch.SERVICE_ACCOUNT)

@@ -1,5 +1,5 @@
-"""A roll over 200 nodes compared with its physical minimum, the adoption of 1000 nodes compared with a raw PATCH loop,
-and memory. Terms: docs/design/glossary.md#point-of-no-return"""
+"""A rollout over 200 nodes compared with its physical minimum, the adoption of 1000 nodes compared with a loop of raw
+PATCHes, and memory. Terms: docs/design/glossary.md#point-of-no-return"""
 
 import asyncio
 import math
@@ -28,8 +28,8 @@ IMAGES = 50
 
 
 def roll(testbed: Testbed, count: int) -> Iterator[Measured]:
-    """Change a pool of `count` empty nodes from Full to MIG with maxUnavailable 10 %, and yield efficiency, CPU time
-    and writes per node."""
+    """Change a pool of `count` empty nodes from Full to MIG with maxUnavailable 10 %. Yield the efficiency, and the
+    CPU time and writes per node."""
     added = testbed.add_nodes(ROLL, count)
     testbed.apply_policy(ROLL, ROLL, {**FULL, "rollout": {"maxUnavailable": f"{PERCENT}%"}})
     testbed.wait_ready([ROLL], 60)
@@ -50,7 +50,7 @@ def roll(testbed: Testbed, count: int) -> Iterator[Measured]:
 
 def efficiency(name: str, testbed: Testbed, span: Spent, count: int, at_once: int) -> Measured:
     """Return the shortest time in which `count` nodes could be changed, `at_once` at a time, divided by the time that
-    the roll in `span` took."""
+    the rollout in `span` took. `name` is the metric's name."""
     writes, drain = (
         node_writes(testbed, span),
         (launch.WAITS["SETTLE"] + launch.WAITS["IDLE"]) / testbed.factor,
@@ -72,8 +72,8 @@ Times = tuple[list[datetime], list[datetime]]
 
 
 def node_writes(testbed: Testbed, span: Spent) -> dict[str, Times]:
-    """Return the times of writes on Nodes since `span` began, by node. Nodes on which the operator wrote fewer than
-    three times are left out: they were not changed."""
+    """Return the times of the writes to each Node since `span` began, by node. A node to which the operator wrote
+    fewer than three times was not changed and is left out."""
     times: dict[str, Times] = {}
     for request in testbed.requests(span, user=None):
         if not request.is_write or request.resource.partition("/")[0] != "nodes":
@@ -94,8 +94,8 @@ def actuation_seconds(times: Times) -> float:
 
 
 def fleet(testbed: Testbed, count: int) -> Iterator[Measured]:
-    """Adopt `count` nodes, for which the operator only writes its own labels, and compare this with a loop of the same
-    writes. Then yield the memory of the operator before and after a restart."""
+    """Let the operator adopt `count` nodes, for which it only writes its own labels, and compare the time with that of
+    a loop of the same writes. Then yield the memory of the operator before and after a restart."""
     manifests = [
         as_kubelets_report(nodes.node_manifest(f"{FLEET}-{i:04}", pool=FLEET, product="NVIDIA L40S"))
         for i in range(count)
@@ -144,7 +144,7 @@ def as_kubelets_report(node: JSON) -> JSON:
 
 
 def _on_nodes(requests: Sequence[AuditedRequest]) -> list[AuditedRequest]:
-    """Return the requests that write a Node itself and not one of its subresources."""
+    """Return those requests that write a Node itself, and not one of its subresources."""
     return [request for request in requests if request.is_write and request.resource == "nodes"]
 
 
@@ -155,7 +155,8 @@ def _seconds(requests: Sequence[AuditedRequest]) -> float:
 
 
 async def _relabel(testbed: Testbed, node_names: Sequence[str]) -> None:
-    """Patch each node as the operator's user, PARALLEL at once, with bodies of the size that the operator writes."""
+    """Patch each node as the operator's user, PARALLEL at a time, with bodies as large as those that the operator
+    writes."""
     path = launch.operator_kubeconfig(testbed.plane.kubeconfig, testbed.directory)
     slots = asyncio.Semaphore(PARALLEL)
     record = '{"v":1,"policy":"fleet","migConfig":"","pluginConfig":"fleet-0000000","correctedGeneration":0,"retry":""}'

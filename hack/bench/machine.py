@@ -13,8 +13,8 @@ CPUCLOCK_SCHED = 2
 
 
 def facts() -> dict[str, str | int | float]:
-    """Return what a reader needs to compare the numbers with those of another machine: CPU model, cores, versions and
-    load."""
+    """Return the facts that a reader needs to compare the results with those of another machine, by name: CPU model,
+    number of cores, versions and load."""
     model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return {
         "cpu": model[1] if model else platform.machine(),
@@ -26,11 +26,11 @@ def facts() -> dict[str, str | int | float]:
 
 
 def pace_ms() -> float:
-    """Return the CPU milliseconds of a fixed walk over 200,000 objects, the median of five: how fast this machine runs
-    now.
+    """Return the CPU milliseconds of a fixed walk over 200,000 objects, the median of five, as a measure of how fast
+    this machine runs now.
 
     The same work takes twice the CPU time while other tenants of the host use its caches and memory. Neither a loop
-    over numbers nor the load average shows this. Numbers of two runs may be compared if their paces are alike.
+    over numbers nor the load average shows this. Results of two runs may be compared if their paces are similar.
     """
     things = [{"name": str(number)} for number in range(200_000)]
     taken = []
@@ -42,27 +42,29 @@ def pace_ms() -> float:
 
 
 def read_metrics(port: int) -> str:
-    """Read the metrics page of one of our processes. Raises OSError while nothing listens on the port."""
+    """Return the metrics page of the process of ours that serves it on this port. Raises OSError while nothing listens
+    on the port."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         return str(answer.read().decode())
 
 
 def read_metric(port: int, sample: str) -> float:
-    """Return the value of one sample on that metrics page, or 0 if the page does not have it."""
+    """Return the value of one sample on the metrics page at this port, or 0 if the page does not have the sample.
+    `sample` is the name with its labels."""
     match = re.search(rf"^{re.escape(sample)} (\S+)$", read_metrics(port), re.MULTILINE)
     return float(match[1]) if match else 0.0
 
 
 def stolen_s() -> float:
-    """Return the seconds, summed over all cores since boot, that the hypervisor gave to other guests (proc(5),
+    """Return how many seconds the hypervisor has given to other guests since boot, summed over all cores (proc(5),
     /proc/stat)."""
     first = Path("/proc/stat").read_text().split("\n", 1)[0].split()
     return int(first[8]) / os.sysconf("SC_CLK_TCK")
 
 
 def rss_mib(pid: int) -> float:
-    """Return the resident memory of a process in MiB. Raises ProcessLookupError if it is a zombie or a kernel thread,
-    FileNotFoundError if it does not exist."""
+    """Return the resident memory of a process in MiB. Raises ProcessLookupError if the process is a zombie or a kernel
+    thread, and FileNotFoundError if it does not exist."""
     match = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     if match is None:
         raise ProcessLookupError(pid)
@@ -70,10 +72,10 @@ def rss_mib(pid: int) -> float:
 
 
 def cpu_ms(pid: int) -> float:
-    """Return the CPU milliseconds of a process since it started, threads that have ended included (the agent reads in
-    such).
+    """Return the CPU milliseconds that a process has used since it started, including those of threads that have
+    ended, in which the agent reads.
 
-    The process's CPU clock is read, which is exact and which every process may read (clock_getcpuclockid(3) of glibc;
-    Python has no function for it).
+    The value comes from the process's CPU clock, which is exact and which every process may read
+    (clock_getcpuclockid(3) of glibc; Python has no function for it).
     """
     return time.clock_gettime(~pid << 3 | CPUCLOCK_SCHED) * 1000

@@ -1,4 +1,4 @@
-"""A roll at 60 s of actuation, compared with a plain loop of `kubectl drain; label; wait; uncordon` over the same
+"""A rollout with 60 s of actuation, compared with a plain loop of `kubectl drain; label; wait; uncordon` over the same
 nodes."""
 
 import time
@@ -21,7 +21,7 @@ MIG_OFF = "all-disabled"
 
 def compared(testbed: Testbed) -> Iterator[Measured]:
     """Change empty nodes from MIG to whole GPUs, AT_ONCE at a time: first with a loop while no operator runs, then
-    with the operator. Yield the roll's efficiency, and its time divided by the loop's."""
+    with the operator. Yield the efficiency of the operator's rollout, and its time divided by the loop's."""
     added = testbed.add_nodes(POOL, NODES, gpus=GPUS)
     testbed.apply_policy(POOL, POOL, {**SMALL_SLICES, **_at_once(NODES)})
     testbed.wait_ready([POOL], 300)
@@ -49,12 +49,13 @@ def compared(testbed: Testbed) -> Iterator[Measured]:
 
 
 def _at_once(count: int) -> Object:
+    """Return the part of a policy's spec that sets maxUnavailable to this number."""
     return {"rollout": {"maxUnavailable": count}}
 
 
 def _loop(testbed: Testbed, node_names: Sequence[str]) -> float:
-    """Change all nodes as a script would that knows the labels, AT_ONCE side by side and without any proof, and return
-    the seconds that it took."""
+    """Change all nodes as a script would that knows the labels, AT_ONCE in parallel and without any proof. Returns how
+    many seconds that took."""
     begun = time.monotonic()
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(lambda name: _change(testbed, name), node_names))
@@ -62,8 +63,8 @@ def _loop(testbed: Testbed, node_names: Sequence[str]) -> float:
 
 
 def _change(testbed: Testbed, name: str) -> None:
-    """Drain one node, set NVIDIA's labels for whole GPUs, wait for success and for the resources, and uncordon it, all
-    with kubectl."""
+    """Drain one node, set NVIDIA's labels for whole GPUs, wait until mig-manager reports success and the GPUs are
+    allocatable, and uncordon the node, all with kubectl."""
     kubectl, node = testbed.plane.kubectl, f"node/{name}"
     kubectl("drain", name, "--ignore-daemonsets")
     labels = (

@@ -1,6 +1,7 @@
 """The CPU time of the planner alone, in this process, with 5000 nodes and 50 policies.
 
-The fleet consists of views, as the planner receives them: whole H100s, proven as such, each under one of the policies.
+The fleet consists of views, as the planner receives them: nodes with whole H100s, proven to be so, each under one of
+the policies.
 """
 
 import statistics
@@ -45,8 +46,8 @@ SETTINGS = PlanSettings()
 
 
 def fleet(count: int, **spec: object) -> ClusterSnapshot:
-    """Return a snapshot of `count` nodes that were adopted under policies of mode Full, whose policies now have the
-    fields `spec`."""
+    """Return a snapshot of `count` nodes that were adopted under policies of mode Full. The policies have since been
+    changed to have the fields `spec`."""
     policies = [_policy(index, **spec) for index in range(POLICIES)]
     before = [_policy(index, mode="Full") for index in range(POLICIES)]
     nodes = [_node(index, before[index % POLICIES]) for index in range(count)]
@@ -75,7 +76,7 @@ def card() -> Card:
 
 
 def _policy(index: int, **spec: object) -> PolicyView:
-    """Return the policy with this number, which selects a pool of its own."""
+    """Return the policy number `index`, which selects a pool of its own. `spec` are the other fields of its spec."""
     name = f"pool-{index:02}"
     wire = {"nodeSelector": {"matchLabels": {LABEL_POOL: name}}, **spec}
     parsed = GPUSharingPolicySpec.model_validate(wire)
@@ -139,7 +140,7 @@ def _gpu(index: int) -> GpuView:
 
 
 def _gpunode(name: str) -> GPUNodeView:
-    """Return the GPUNode of a node, with its agent's report of healthy whole GPUs."""
+    """Return the GPUNode of a node, in which the agent reports healthy whole GPUs."""
     report = ObservedView(
         request_id="",
         quiet=False,
@@ -200,7 +201,8 @@ RULED: Mapping[str, object] = {
 
 def planning(count: int) -> Iterator[Measured]:
     """Yield the CPU time of a pass with an empty memo, and of passes after one node changed, in a settled fleet and in
-    one that rolls. Both are measured again with windows and drain rules; the last result is the fit of a layout."""
+    one that is being rolled out. All are measured again with windows and drain rules. The last result is the time
+    to fit a layout."""
     shared = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
     settled, rolling = fleet(count, mode="Full"), fleet(count, **shared)
     settled_ruled, rolling_ruled = fleet(count, mode="Full", **RULED), fleet(count, **shared, **RULED)
@@ -225,7 +227,7 @@ def planning(count: int) -> Iterator[Measured]:
 
 def fits() -> Measured:
     """Measure how long it takes to decide whether a GPU can hold a layout. Every combination of an H100's profiles is
-    tried, with each count up to the number of instances of that profile that fit alone."""
+    tried, each profile with any count up to its maximum."""
     profiles = card().profiles
     counts = product(*(range(profile.max_count + 1) for profile in profiles))
     layouts = [
@@ -242,7 +244,7 @@ def fits() -> Measured:
 
 
 def _incremental(snapshot: ClusterSnapshot) -> float:
-    """Return the median CPU milliseconds of a pass after one node changed; one full pass fills the memo first."""
+    """Return the median CPU milliseconds of a pass after one node has changed. One full pass fills the memo first."""
     memo = Memo()
     plan = plan_rollout(snapshot, NOW, memo)
     assert {verdict.phase for verdict in plan.verdicts.values()} <= {

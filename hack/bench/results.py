@@ -13,7 +13,7 @@ REFERENCE_PACE_MS = 70.0
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """The limit that a metric should keep."""
+    """The limit that a metric should stay within."""
 
     limit: float
     at_least: bool = False
@@ -84,13 +84,13 @@ class Lost:
     """Metrics that could not be measured, and why."""
 
     metrics: tuple[str, ...]
-    """All metrics of the part that failed, also those that it yielded before it failed."""
+    """All metrics of the part that failed, including those that it yielded before it failed."""
     why: str
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Return the smallest of the values that at least `percent` percent of them do not exceed. Raises ValueError if
-    there are none."""
+    """Return the smallest of the values that is not exceeded by at least `percent` percent of them. Raises ValueError
+    if there are no values."""
     if not values:
         raise ValueError("no values")
     rank = math.ceil(len(values) * percent / 100)
@@ -98,14 +98,15 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def failures(results: Iterable[Measured], lost: Iterable[Lost]) -> dict[str, str]:
-    """Return, by metric, why it has no result. A metric that was measured before its part failed is left out."""
+    """Return why each metric of a failed part has no result, by metric. A metric that was measured before its part
+    failed is left out."""
     there = {result.name for result in results}
     return {name: part.why for part in lost for name in part.metrics if name not in there}
 
 
 def table(results: Sequence[Measured], lost: Sequence[Lost] = ()) -> str:
-    """Return the results as a text table: metric, value, value at the reference pace (CPU time only), aim, whether it
-    was met, and how it was measured. Metrics that failed come last, with the reason."""
+    """Return the results as a table for people: metric, value, value at the reference pace (CPU time only), aim,
+    whether the aim was met, and how the value was measured. Metrics that failed come last, with the reason."""
     rows = [("METRIC", "VALUE", "AT PACE", "AIM", "RESULT", "HOW")]
     for result in results:
         aim = AIMS.get(result.name)
@@ -128,8 +129,9 @@ def write(
     machine: Mapping[str, str | int | float],
     lost: Sequence[Lost] = (),
 ) -> None:
-    """Write one flat JSON object: each metric, the pace while it was measured (METRIC.pace_ms), the reason if it
-    failed (METRIC.failed), and the machine's facts (machine.NAME). Missing folders are created."""
+    """Write the results to `path` as one flat JSON object: each metric, the pace while it was measured
+    (METRIC.pace_ms), the reason if it failed (METRIC.failed), and the machine's facts (machine.NAME). Missing
+    folders are created."""
     flat: dict[str, str | int | float] = {result.name: round(result.value, 5) for result in results}
     flat |= {
         f"{result.name}.pace_ms": round(result.pace_ms) for result in results if result.pace_ms is not None

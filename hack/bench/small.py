@@ -19,8 +19,8 @@ CONDITIONS = (
 
 
 def transitions(testbed: Testbed) -> Iterator[Measured]:
-    """Change empty nodes from Full to MIG and to another MIG layout, then once more with four GPU pods on each node,
-    and yield the writes and reads of each."""
+    """Change empty nodes from Full to MIG and to another MIG layout, then once more with four GPU pods on each node.
+    Yield the writes and reads of each transition."""
     added = testbed.add_nodes(POOL, NODES)
     rollout: Object = {"rollout": {"maxUnavailable": AT_ONCE}, "drain": {"unmanagedPods": "Evict"}}
     testbed.apply_policy(POOL, POOL, {**FULL, **rollout})
@@ -61,7 +61,7 @@ def _roll(testbed: Testbed, spec: Object) -> tuple[Counts, float]:
 
 
 def _add_pod(testbed: Testbed, node: str, index: int) -> None:
-    """Create a pod with one GPU on `node`. It has no owner, and its name ends in `index`."""
+    """Create a pod on `node` that requests one GPU and has no owner. Its name ends in `index`."""
     gpu = {"nvidia.com/gpu": "1"}
     container = {"name": "main", "image": "none", "resources": {"requests": gpu, "limits": gpu}}
     pod = {
@@ -74,7 +74,8 @@ def _add_pod(testbed: Testbed, node: str, index: int) -> None:
 
 
 def idle(testbed: Testbed, seconds: float) -> Iterator[Measured]:
-    """Yield the writes, CPU time and memory of the operator in `seconds` during which nothing changes."""
+    """Wait `seconds` during which nothing changes, and yield the operator's writes, CPU time and memory in that
+    time."""
     testbed.wait_silent()
     span = testbed.span()
     used = cpu_ms(testbed.operator.pid)

@@ -1,6 +1,6 @@
-"""The start of an operator on 5,000 nodes: the time until its first plan, and its memory then.
+"""The start of an operator on 5,000 nodes: how long it takes until its first plan, and its memory at that point.
 
-No node software runs, since nothing changes: this module writes the agents' reports once.
+No node software runs, because nothing changes; this module writes the agents' reports once.
 """
 
 import time
@@ -23,7 +23,7 @@ WAIT_PER_NODE = 0.2
 
 
 def start(testbed: Testbed, count: int) -> Iterator[Measured]:
-    """Adopt `count` nodes, restart the operator, and yield the time until its first plan was carried out and its
+    """Adopt `count` nodes and restart the operator. Yield the time until its first plan has been carried out, and its
     memory."""
     seconds = 60 + WAIT_PER_NODE * count
     made = [
@@ -50,7 +50,7 @@ def start(testbed: Testbed, count: int) -> Iterator[Measured]:
 
 
 def _report(testbed: Testbed, count: int, seconds: float) -> None:
-    """Write the report of each node's agent into its GPUNode, as soon as the operator has created it. Raises
+    """Write the report of each node's agent to its GPUNode, as soon as the operator has created the GPUNode. Raises
     TimeoutError after `seconds`."""
     reported: set[str] = set()
 
@@ -65,7 +65,7 @@ def _report(testbed: Testbed, count: int, seconds: float) -> None:
 
 
 def _observe(testbed: Testbed, raw: Object) -> None:
-    """Write the report of an agent that has read healthy whole GPUs into the status of a GPUNode."""
+    """Write the report of an agent that has read healthy whole GPUs to the status of a GPUNode."""
     name = raw["metadata"]["name"]
     gpus = SimulatedGPUs(name, [PRODUCT] * GPUS)
     observation = Observation.after(request_of(raw), gpus.read(), simulated=True).held_by(Holdings({}, 0))
@@ -73,7 +73,7 @@ def _observe(testbed: Testbed, raw: Object) -> None:
 
 
 def _planned(metrics_port: int) -> bool:
-    """Whether the operator has planned at least once; False while it does not serve its metrics."""
+    """Whether the operator has planned at least once. False as long as it does not serve its metrics."""
     try:
         return read_metric(metrics_port, 'gpusharing_pass_seconds_count{step="plan"}') >= 1
     except OSError:

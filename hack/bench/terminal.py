@@ -1,5 +1,4 @@
-"""The CPU time of whole `kubectl gpusharing` processes at a person's terminal, with the start of Python and without
-time spent waiting.
+"""The CPU time of whole `kubectl gpusharing` processes, including the start of Python but not the time spent waiting.
 
 The API server is SIMULATED by a web server on loopback, because the time that a real one takes is not the plugin's.
 """
@@ -39,7 +38,8 @@ def terminal(count: int) -> Iterator[Measured]:
 
 
 def _cpu_ms(kubeconfig: Path, *arguments: str) -> float:
-    """Return the median CPU milliseconds of the plugin with these arguments. Raises CalledProcessError if it fails."""
+    """Run the plugin REPEATS times with these arguments, and return the median of its CPU milliseconds. Raises
+    CalledProcessError if it fails."""
     environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
     program = [sys.executable, "-m", "gpusharing.cli", *arguments]
     taken = []
@@ -66,7 +66,7 @@ def _kubeconfig(folder: Path, url: str) -> Path:
 
 @contextmanager
 def _served(lists: Mapping[str, list[JSON]]) -> Iterator[str]:
-    """Serve each list in full under its path, whatever limit a request has, and yield the server's URL."""
+    """Serve each list at its path, always in full even if a request has a limit, and yield the server's URL."""
     bodies = {
         path: json.dumps({"kind": "List", "metadata": {"resourceVersion": "1"}, "items": items}).encode()
         for path, items in lists.items()
@@ -107,7 +107,7 @@ def _fleet(count: int) -> dict[str, list[JSON]]:
 
 
 def _policy(name: str, nodes: int) -> JSON:
-    """Return a policy with the status of a pool in which one node drains."""
+    """Return a policy whose status is that of a pool of `nodes` nodes in which one node drains."""
     summary = {"mode": "MIG", "layout": "7x1g.10gb", "nodes": f"{nodes - 1}/{nodes}", "gpus": nodes * GPUS}
     return {
         "metadata": {"name": name, "generation": 1},
@@ -120,7 +120,7 @@ def _policy(name: str, nodes: int) -> JSON:
 
 
 def _gpunode(number: int) -> JSON:
-    """Return a GPUNode with a full history; every tenth one is draining, the others are Synced."""
+    """Return a GPUNode with a full history. Every tenth one is draining, and the others are Synced."""
     phase, reason = ("Synced", "Synced") if number % 10 else ("Draining", "PDB")
     at = "2026-11-20T09:{:02}:00Z"
     history = [
@@ -162,7 +162,7 @@ _PROFILE = {
 
 
 def _gpu(index: int) -> JSON:
-    """Return one GPU with seven MIG instances, as an agent reports it."""
+    """Return one GPU with seven MIG instances, in the form in which an agent reports it."""
     uuid = "00000000-0000-0000-0000-000000000000"
     instances = [
         {"profile": "1g.10gb", "start": start, "size": 1, "id": start, "uuid": f"MIG-{uuid}"}

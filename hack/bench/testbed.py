@@ -28,22 +28,22 @@ LEASES = "leases"
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """The operator's requests in a span of time, without renewals of the Lease."""
+    """The operator's requests in a span of time, without those that renew the Lease."""
 
     node_writes: int
     writes: int
-    """All writes, with those on the Lease that carry claims."""
+    """All writes, including those to the Lease that carry claims."""
     reads: int
     """The requests get and list, without drain polls."""
     polls: int
     """Drain polls: lists of the pods of a node that is changed, and of PodDisruptionBudgets."""
     by_resource: str
-    """The writes of each resource, as a text."""
+    """The number of writes to each resource, for people, such as `36 nodes, 12 pods`."""
 
 
 def count(requests: Sequence[AuditedRequest], claim_writes: int) -> Counts:
-    """Count requests of one user. `claim_writes` is the number of writes on the Lease that carried claims; the other
-    writes on it are renewals and are ignored."""
+    """Count the requests of one user. `claim_writes` is the number of writes to the Lease that carried claims; all
+    other writes to it are renewals and are ignored."""
     writes = Counter(request.resource for request in requests if request.is_write)
     writes[LEASES] = claim_writes
     read = [request for request in requests if request.verb in ("get", "list") and request.resource != LEASES]
@@ -59,7 +59,7 @@ def count(requests: Sequence[AuditedRequest], claim_writes: int) -> Counts:
 
 
 def is_poll(request: AuditedRequest) -> bool:
-    """Whether a request lists the pods of a node that is drained, or PodDisruptionBudgets."""
+    """Whether a request lists PodDisruptionBudgets, or the pods of a node that is being drained."""
     if request.verb != "list":
         return False
     of_one_node = "fieldSelector=spec.nodeName%3D" in request.path and "status.phase" not in request.path
@@ -67,7 +67,7 @@ def is_poll(request: AuditedRequest) -> bool:
 
 
 def claim_writes(metrics_port: int) -> int:
-    """Return how many writes of claims the operator's metrics count since it started."""
+    """Return how many writes of claims the operator has made since it started, according to its metrics."""
     return int(read_metric(metrics_port, 'gpusharing_actions_total{action="SetClaims",result="done"}'))
 
 
@@ -93,7 +93,8 @@ LARGE_SLICES: Object = {"mode": "MIG", "mig": {"strategy": "single", "config": "
 
 @dataclass
 class Spent:
-    """The beginning of a span of time, from which requests are counted."""
+    """The beginning of a span of time, from which requests are counted: the size of the audit log, the number of
+    claims so far, and the time."""
 
     start_bytes: int
     start_claims: int
@@ -102,7 +103,7 @@ class Spent:
 
 @dataclass
 class Testbed:
-    """The running programs, and the operations that measurements need."""
+    """The running programs, and the operations on them that measurements need."""
 
     plane: ControlPlane
     directory: Path
@@ -116,11 +117,11 @@ class Testbed:
         return self.plane.api
 
     def wait_started(self) -> None:
-        """Wait up to 30 s until the operator serves its metrics."""
+        """Wait until the operator serves its metrics. Raises TimeoutError after 30 s."""
         wait_until(lambda: _answers(self.metrics_port), 30, "the operator to start")
 
     def restart_operator(self) -> None:
-        """Replace the operator by a new process with empty caches, and wait until it serves its metrics."""
+        """Replace the operator with a new process, whose caches are empty, and wait until that serves its metrics."""
         self.operator.stop()
         self.operator.start()
         self.wait_started()
@@ -128,13 +129,13 @@ class Testbed:
     # --- pools ---------------------------------------------------------------------------------------------
 
     def add_nodes(self, pool: str, count: int, **fields: Any) -> list[str]:
-        """Create `count` nodes of a pool, wait until the agent of each has reported, and return their names. `fields`
-        go to `nodes.node_manifest`."""
+        """Create `count` nodes of a pool, wait until each node's agent has reported, and return the names of the
+        nodes. `fields` are passed to `nodes.node_manifest`."""
         made = [nodes.node_manifest(f"{pool}-{index:04}", pool=pool, **fields) for index in range(count)]
         return self.create_nodes(made)
 
     def create_nodes(self, manifests: Sequence[Object]) -> list[str]:
-        """Create nodes, wait until the agent of each has reported, and return their names."""
+        """Create nodes, wait until each node's agent has reported, and return the names of the nodes."""
         added = nodes.create_nodes(self.api, manifests)
         waiting = set(added)
 
@@ -150,7 +151,8 @@ class Testbed:
         return added
 
     def apply_policy(self, name: str, pool: str, spec: Mapping[str, Any]) -> None:
-        """Create a policy for a pool, without waiting for it. Fields of `spec` that are None are left out."""
+        """Create a policy for a pool, without waiting until it is Ready. Fields of `spec` that are None are left
+        out."""
         selector = {"matchLabels": {nodes.LABEL_POOL: pool}}
         body = {
             "apiVersion": names.API_VERSION,
@@ -164,16 +166,17 @@ class Testbed:
         self.api.create(POLICIES, body)
 
     def label_node(self, name: str, pool: str) -> None:
-        """Move a node to a pool."""
+        """Move a node to a pool by changing its label."""
         self.api.merge_patch(f"/api/v1/nodes/{name}", {"metadata": {"labels": {nodes.LABEL_POOL: pool}}})
 
     def edit(self, policy: str, spec: Mapping[str, Any]) -> None:
-        """Merge fields into the spec of a policy, without waiting; None removes a field."""
+        """Merge fields into the spec of a policy, without waiting until it is Ready; a value of None removes a
+        field."""
         self.api.merge_patch(f"{POLICIES}/{policy}", {"spec": dict(spec)})
 
     def wait_ready(self, policies: Sequence[str], seconds: float) -> None:
-        """Wait until the present generation of each policy is Ready. Raises TimeoutError after `seconds` for one of
-        them."""
+        """Wait until the present generation of each policy is Ready. Raises TimeoutError if one of them takes longer
+        than `seconds`."""
         for policy in policies:
             launch.wait_ready(self.api, policy, seconds)
 
@@ -192,14 +195,14 @@ class Testbed:
     # --- traffic -------------------------------------------------------------------------------------------
 
     def span(self) -> Spent:
-        """Start to count: return the size of the audit log, the claims so far and the time, for `requests` and
-        `counts`."""
+        """Begin a span of time: return the size of the audit log, the number of claims so far and the time, for
+        `requests` and `counts`."""
         size = self.plane.audit_log.stat().st_size
         return Spent(size, claim_writes(self.metrics_port), time.monotonic())
 
     def requests(self, span: Spent, user: str | None = OPERATOR) -> list[AuditedRequest]:
-        """Return the requests in the audit log since the beginning of the span: those of `user`, or of all users if it
-        is None."""
+        """Return the requests in the audit log since the span began: those of `user`, or of all users if that is
+        None."""
         return list(read_requests(self.plane.audit_log, user, start=span.start_bytes))
 
     def counts(self, span: Spent) -> Counts:
@@ -229,9 +232,9 @@ class Testbed:
 def open_testbed(
     factor: float = FACTOR, *, node_software: bool = True, arguments: tuple[str, ...] = ()
 ) -> Iterator[Testbed]:
-    """Start everything, and yield the testbed once the operator answers; stop it all at the end.
+    """Start everything, yield the testbed once the operator serves its metrics, and stop everything at the end.
 
-    Time for hardware and waits runs `factor` times as fast as in life. `arguments` go to the node software. Without
+    Hardware and waits run `factor` times as fast as in life. `arguments` are passed to the node software. Without
     `node_software` nothing reads or changes GPUs.
     """
     with ControlPlane(options=Options(audit=True)) as plane, tempfile.TemporaryDirectory() as folder:

@@ -1,10 +1,10 @@
-"""`make mutants` removes each of the product's guards, one at a time. The named test must fail, or the mutant
-survives.
+"""`make mutants` removes each of the product's guards, one at a time. The test that is named for the guard must then
+fail; otherwise the mutant survives.
 
 Guards are the lines of hack/mutants/guards.yaml and the rows of the planner's ladders. Slips are mistakes that are
 easily made in the modules that talk to the API server and to NVML. Tests are collected once. Each mutant then lives in
 a forked process of its own and plays the one test that the files of tests/mutants name for it. MUTANTS=regex selects
-mutants. FIND=1 looks for killers of those that have none, in the test files about them.
+mutants. FIND=1 looks for a killer of each mutant that has none, in the test files about its module.
 """
 
 import os
@@ -22,7 +22,7 @@ from hack.mutants.slips import read_slips
 
 
 def read_mutants() -> dict[str, Mutant]:
-    """Return all guards, ladder rows and slips by their names."""
+    """Return all guards, ladder rows and slips, by name."""
     return {**read_guards(), **read_rows(), **read_slips()}
 
 

@@ -1,7 +1,8 @@
 """A search for killers (tests that fail with the mutant) of mutants that have none.
 
-It prints lines for the files of tests/mutants. A person must judge whether the test is the right one. A pytest plugin
-records in which tests an operand decides, because other tests cannot notice that it is missing.
+Its output can be copied into the files of tests/mutants, but a person must judge whether the test is the right one. A
+pytest plugin records in which tests an operand decides a condition, because no other test can notice that the operand
+is missing.
 """
 
 import json
@@ -16,11 +17,8 @@ from hack.mutants.transplant import plant_source
 
 
 class Deciding:
-    """A pytest plugin that records, for each slip, the ids of the tests in which the operand that it leaves out
-    decides.
-
-    For that it plants probes in the modules of the slips. They stay there until the process ends.
-    """
+    """A pytest plugin that records, for each slip that drops an operand, the ids of the tests in which the operand
+    decides its condition. It plants probes in the modules of the slips, where they stay until the process ends."""
 
     def __init__(self, slips: Iterable[Slip]) -> None:
         self._modules = {slip.module: slip.path for slip in slips}
@@ -28,7 +26,7 @@ class Deciding:
         self.tests: defaultdict[str, list[str]] = defaultdict(list)
 
     def pytest_collection_finish(self) -> None:
-        """Plant the probes. This comes after the collection, in which tests have imported the modules."""
+        """Plant the probes. This happens after the collection, during which the tests have imported the modules."""
         for module, path in self._modules.items():
             plant_source(f"gpusharing.{module}", add_probes(module, path.read_text()), {PROBE: self._probe})
 
@@ -37,22 +35,21 @@ class Deciding:
         self._now = nodeid
 
     def _probe(self, name: str, decides_if: bool | None, value: object) -> object:
-        """Record the running test if the operand decides with this value, and return the value unchanged.
-
-        See `add_probes` for the arguments.
-        """
+        """Return `value`, the value of an operand, unchanged. If the operand decides its condition with that value,
+        record the running test for the slip `name`. See `add_probes` for the arguments."""
         if decides_if in (None, bool(value)) and self._now not in self.tests[name][-1:]:
             self.tests[name].append(self._now)
         return value
 
 
 TRIES = 40
-"""How many tests are tried at most on a slip that leaves out an operand."""
+"""The largest number of tests that are tried on a slip that drops an operand."""
 RUNGS = ("-m", "not cluster and not nvidia and not e2e and not gpu")
 
 
 def find(mutants: Mapping[str, Mutant]) -> None:
-    """Print for each mutant its name and the first test in its files (`look`) that fails with it, or an empty text."""
+    """Print each mutant's name and the first test in its files (`look`) that fails with it, or an empty string if none
+    fails."""
     files = sorted({path for mutant in mutants.values() for path in mutant.look})
     slips = {name: mutant for name, mutant in mutants.items() if isinstance(mutant, Slip)}
     candidates = {name: mutant.look for name, mutant in mutants.items()} | _deciding(slips)
@@ -61,10 +58,8 @@ def find(mutants: Mapping[str, Mutant]) -> None:
 
 
 def _deciding(slips: Mapping[str, Slip]) -> dict[str, Sequence[str]]:
-    """Return, by slip that leaves out an operand, at most TRIES tests in which it decides, in the order of `_in_order`.
-
-    Slips that change a value are left out.
-    """
+    """Return at most TRIES tests in which the operand decides, for each slip that drops an operand, by the slip's name
+    and in the order of `_in_order`. Slips that change a value are left out."""
     operands = {name: slip for name, slip in slips.items() if not slip.mutation.is_default}
     if not operands:
         return {}
@@ -74,18 +69,17 @@ def _deciding(slips: Mapping[str, Slip]) -> dict[str, Sequence[str]]:
 
 
 def _watched(slips: Collection[Slip]) -> dict[str, list[str]]:
-    """Play the tests that the slips look at, in this process, and return those in which each operand decides."""
+    """Run the tests in the slips' files in this process. Returns the ids of the tests in which each operand decides,
+    by the slip's name."""
     watch = Deciding(slips)
     pytest.main([*QUIET, *RUNGS, *sorted({path for slip in slips for path in slip.look})], plugins=[watch])
     return watch.tests
 
 
 def _in_order(slip: Slip, tests: Sequence[str]) -> list[str]:
-    """Return the TRIES tests that are most likely to notice the slip, the likeliest first.
-
-    Tests whose id contains the module's name come before all others. Within both groups the first case of each
-    parametrized test comes before the second one of any.
-    """
+    """Return the TRIES tests that are most likely to notice the slip, the most likely first. Tests whose id contains
+    the module's name come before all others. Within both groups the first case of every parametrized test comes
+    before the second case of any."""
     cases: Counter[str] = Counter()
     rank = {}
     for test in tests:

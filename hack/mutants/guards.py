@@ -1,4 +1,4 @@
-"""Guards that are not rows of a ladder: a line of the product, and the text that replaces it (guards.yaml)."""
+"""Guards that are not rows of a ladder: a line of the product, and what replaces the line (guards.yaml)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ LIST = Path(__file__).with_name("guards.yaml")
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A line, or a part of one, that occurs once in its module, and the text without the guard."""
+    """A line, or a part of one, that occurs once in its module, and what the source has in its place without the
+    guard."""
 
     module: str
     line: str
@@ -31,11 +32,8 @@ class Guard:
         return Path(spec.origin)
 
     def blind(self) -> str:
-        """Return the text of the module without the guard.
-
-        Raises:
-            ValueError: the line does not occur exactly once, or nothing would change.
-        """
+        """Return the source of the module without the guard. Raises ValueError if the line does not occur exactly
+        once, or if its replacement is the same."""
         text = self.path.read_text()
         if text.count(self.line) != 1 or self.line == self.without:
             raise ValueError(
@@ -44,12 +42,12 @@ class Guard:
         return text.replace(self.line, self.without)
 
     def plant(self) -> None:
-        """Remove the guard from the module as this process has imported it. It cannot be undone."""
+        """Remove the guard from the module that this process has imported. This cannot be undone."""
         plant_source(self.module, self.blind())
 
 
 def read_guards() -> Mapping[str, Guard]:
-    """Return all guards of guards.yaml by their names, which say what the guard ensures."""
+    """Return all guards in guards.yaml by their names. A name says what the guard ensures."""
     return {
         name: Guard(
             f"gpusharing.{row['module']}",

@@ -42,7 +42,7 @@ PATIENCE = 5
 more counts as killed."""
 ALLOWED = 60
 TRACED = 500
-"""The calls of one function in which its lines are noted. More would make the tests far slower and show little more."""
+"""The number of calls of a function whose lines are recorded. More would slow the tests and show little more."""
 STALLED = 10
 """A mutant may wait this many times its processor seconds by the clock. The machine may be busy with other work."""
 
@@ -54,28 +54,25 @@ class Side:
     root: Path
     tests: tuple[str, ...]
     cpu_seconds: float = 600
-    """The most that one play may use."""
+    """The CPU time that one run of the tests may use."""
 
     def play(self) -> tuple[int | None, list[str]]:
-        """Play the tests in a child process until one fails. Return pytest's exit code and the ids of failed tests.
-
-        The code is None and the list empty if the child crashed, or was killed because it used too much time.
-        """
+        """Run the tests in a child process until one fails. Return pytest's exit code and the ids of the failed tests.
+        If the child crashed, or was killed because it took too long, the code is None and the list is empty."""
         answer = in_child(self._play, seconds=self.cpu_seconds * STALLED)
         return (answer[0], answer[1]) if isinstance(answer, list) else (None, [])
 
     def covered(self) -> set[tuple[str, str, int]]:
-        """Return the lines of the product that these tests run in their own process: path, function and number of each.
-
-        A file of which only the import ran is left out. Lines that a function runs only after its first TRACED calls
-        are missing.
-        """
+        """Return the lines of the product that these tests run in their own process, each as (path, function, line
+        number). A file of which only the top level ran, when it was imported, is left out. Lines that a function
+        runs only after its first TRACED calls are missing."""
         answer = in_child(self._watch)
         assert isinstance(answer, list), "the tests of the earlier set can be played"
         return {(path, function, line) for path, function, line in answer}
 
     def _enter(self) -> None:
-        """Change to the folder of the copy and unload our modules, so that this forked process imports the copy's."""
+        """Change to the folder of the copy and unload our modules, so that this forked process imports those of the
+        copy."""
         for name in [
             name for name in sys.modules if name.partition(".")[0] in ("hack", "tests", "gpusharing")
         ]:
@@ -84,7 +81,8 @@ class Side:
         os.environ["PYTHONPATH"] = f"{self.root / PRODUCT}:{self.root}"
 
     def _play(self) -> tuple[int, list[str]]:
-        """Run pytest in this process, which must be a forked one: it gets a limit of CPU time. See `play`."""
+        """Run pytest in this process, which must be a forked one because it gets a limit of CPU time. Returns what
+        `play` returns."""
         limit = int(self.cpu_seconds)
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
         noted = Failures(every_phase=True)
@@ -92,7 +90,8 @@ class Side:
         return int(pytest.main([*QUIET, "-x", *self.tests], plugins=[noted])), noted.failed
 
     def _watch(self) -> list[tuple[str, str, int]]:
-        """Run pytest in this process, which must be a forked one, and trace it. See `covered`."""
+        """Run pytest in this process with tracing. The process must be a forked one. Returns what `covered` returns,
+        as a sorted list."""
         calls: Counter[CodeType] = Counter()
         lines: set[tuple[CodeType, int]] = set()
         product = f"{self.root / PRODUCT}/"
@@ -122,11 +121,9 @@ class Side:
 
 
 def _scope_of(qualified: str) -> str:
-    """Return the `Mutation.scope` of code whose `co_qualname` is `qualified`.
-
-    That is the enclosing function or class for a lambda or a comprehension inside one. It is empty for the module
-    itself, and for a lambda or a comprehension at its top.
-    """
+    """Return the `Mutation.scope` of code whose `co_qualname` is `qualified`. For a lambda or a comprehension that is
+    the enclosing function or class. It is empty for the module itself, and for a lambda or a comprehension at the
+    module's top level."""
     return "" if qualified.startswith("<") else qualified.replace(".<locals>", "").partition(".<")[0]
 
 
@@ -151,10 +148,9 @@ def copy_revision(root: Path, revision: str) -> None:
 def choose(
     paths: Iterable[str], covered: set[tuple[str, str, int]] | None, count: int, seed: int
 ) -> list[tuple[str, Mutation]]:
-    """Draw at most `count` mutants of these files, each with its path, and at most one for each line.
-
-    `covered`, if given, limits them to these lines and to the defaults of functions that have such a line.
-    """
+    """Draw at most `count` mutants from these files, at random and at most one for each line, and return each with its
+    path. `covered`, if given, limits the mutants to these lines and to the defaults of functions that have such a
+    line."""
     functions = {(path, function) for path, function, _ in covered or ()}
     mutants = [
         (path, mutation)
@@ -172,10 +168,10 @@ def choose(
 
 
 def judge(path: str, mutation: Mutation, now: Side, before: Side) -> tuple[str, str]:
-    """Plant the mutant in both copies, play their tests, and restore the files.
+    """Plant the mutant in both copies, run their tests, and restore the files.
 
-    The first part of the answer is KILLED, LIVED or LOST. The second is empty, except that with LOST it names the
-    earlier test that fails, or says that the earlier tests did not end in time.
+    The first part of the result is KILLED, LIVED or LOST. The second part is empty unless the first is LOST: then it
+    names the earlier test that fails, or says that the earlier tests did not end in time.
     """
     text = Path(path).read_text()
     try:
@@ -191,18 +187,15 @@ def judge(path: str, mutation: Mutation, now: Side, before: Side) -> tuple[str, 
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a source file and delete its bytecode from the cache."""
+    """Write a source file and delete its cached bytecode."""
     path.write_text(text)
     for cached in path.parent.glob(f"__pycache__/{path.stem}.*.pyc"):
         cached.unlink()  # Python compares times in whole seconds, and would miss this change
 
 
 def unhurt(side: Side) -> Side:
-    """Play the tests without a mutant. Return the side with a limit of CPU time for mutants, from what this play used.
-
-    Raises:
-        SystemExit: a test fails without a mutant, so nothing can be judged.
-    """
+    """Run the tests without a mutant. Returns the side with a limit of CPU time for mutants, which is derived from
+    what this run used. Raises SystemExit if a test fails, because nothing can be judged then."""
     began = resource.getrusage(resource.RUSAGE_CHILDREN)
     code, failed = side.play()
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -214,7 +207,7 @@ def unhurt(side: Side) -> Side:
 
 
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line; `--help` explains the options."""
+    """Parse the command line and return its options; `--help` explains them."""
     parser = argparse.ArgumentParser(
         prog="python -m hack.mutants.judge", description=__doc__.partition("\n")[0]
     )
@@ -242,10 +235,9 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Play the mutants, and print a line for each that the present tests do not kill, and the counts.
-
-    The exit status is 1 if an earlier test kills one of these, or if there was no mutant to play; else 0.
-    """
+    """Judge the mutants. Prints a line for each mutant that the present tests do not kill, and then the counts.
+    Returns the exit status: 1 if an earlier test kills one of these mutants, or if there was no mutant to judge;
+    otherwise 0."""
     options = read_arguments(arguments)
     for library in LIBRARIES:
         import_module(library)
@@ -272,11 +264,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def modules(names: Sequence[str]) -> set[str]:
-    """Return the paths of these modules, and of all modules below those that are packages. Names have dots.
-
-    Raises:
-        SystemExit: the product has no module or package with one of these names.
-    """
+    """Return the paths of these modules and, for packages, of all modules below them. The names have dots. Raises
+    SystemExit if the product has no module or package with one of the names."""
     paths = set()
     for name in names:
         plain = Path(PRODUCT, *name.split("."))

@@ -17,11 +17,11 @@ class Killers:
     tests: Mapping[str, str]
     """The test that kills each mutant."""
     equivalent: Mapping[str, str]
-    """The reason why no test could kill it, by equivalent mutant."""
+    """The reason why no test could kill an equivalent mutant, by the mutant's name."""
 
     def find_gaps(self, mutants: Iterable[str]) -> list[str]:
-        """Return one line for each mutant that is missing from the files or in both lists, and for each entry that
-        fits no mutant or has no reason. Empty when all is well."""
+        """Return one message for each mutant that is missing from the files or in both lists, and for each entry that
+        matches no mutant or has no reason. Empty if nothing is wrong."""
         known = set(mutants)
         named = self.tests.keys() | self.equivalent.keys()
         return [
@@ -37,7 +37,7 @@ class Killers:
 
 
 def read_killers() -> Killers:
-    """Read both files of this checkout, relative to the working directory."""
+    """Read killers.yaml and slips.yaml of the checkout in the working directory."""
     killers, slips = yaml.safe_load(LIST.read_text()), yaml.safe_load(SLIPS.read_text())
     return Killers(
         killers["killers"] | _by_name(slips["killers"]),
@@ -46,5 +46,5 @@ def read_killers() -> Killers:
 
 
 def _by_name(grouped: Mapping[str, Iterable[str]]) -> dict[str, str]:
-    """Return the test or the reason under which each name stands."""
+    """Return, for each mutant, the test or the reason under which `grouped` lists it."""
     return {name: heading for heading, names in grouped.items() for name in names}

@@ -1,5 +1,5 @@
-"""The planner's ladders, which are tuples of rows of which the first that applies decides. A mutant is a row that
-never applies.
+"""The planner's ladders: tuples of rows, of which the first that applies decides. A mutant is a row that never
+applies.
 
 The row is changed in place, so that every reference to its tuple sees the change. Its name and its position stay the
 same, so that a test that only pins the order of a ladder does not count as noticing the mutant.
@@ -36,7 +36,7 @@ class Ladder:
         return rows
 
     def names(self) -> list[str]:
-        """Return the names of the rows in their order; no two rows have the same name."""
+        """Return the names of the rows, in order. No two rows have the same name."""
         return [self._name(row) for row in self.rows()]
 
     def _name(self, row: Any) -> str:
@@ -45,7 +45,7 @@ class Ladder:
         return str(row.reason) if name == "<lambda>" else name
 
     def plant(self, name: str) -> None:
-        """Disable the row with this name, permanently in this process."""
+        """Make the row with this name never apply in this process. This cannot be undone."""
         (row,) = [row for row in self.rows() if self._name(row) == name]
         object.__setattr__(row, self.part, _blind(self.blind, getattr(row, self.part).__name__))
 
@@ -125,7 +125,8 @@ def find_strays(ladders: Iterable[Ladder] = LADDERS) -> list[str]:
 
 
 def _tuples() -> Iterator[tuple[str, str, tuple[Any, ...]]]:
-    """Yield all tuples of at least two elements in the planner's modules: module, name and tuple."""
+    """Yield (module, name, tuple) for each tuple of at least two elements at the top level of the planner's
+    modules."""
     package = import_module(PLANNING)
     for module in pkgutil.walk_packages(package.__path__, f"{PLANNING}."):
         for name, value in vars(import_module(module.name)).items():

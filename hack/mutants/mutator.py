@@ -1,7 +1,8 @@
-"""Finds small mistakes that could be planted in a module: a comparison shifted, a condition dropped, a default changed.
+"""Finds small mistakes that could be planted in a module, such as a shifted comparison, a dropped condition or a
+changed default.
 
-A mutation replaces one piece of the source, so that the rest of it does not change. Docstrings, type annotations,
-decorators, strings, assertions, imports and statements that write to the log are not mutated.
+A mutation replaces one piece of the source, and the rest does not change. Docstrings, type annotations, decorators,
+strings, assertions, imports and statements that write to the log are not mutated.
 """
 
 import ast
@@ -41,7 +42,7 @@ SKIPPED_NODES = (ast.JoinedStr, ast.Assert, ast.Import, ast.ImportFrom)
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """A mistake that can be planted: a piece of a module's source, and the text that replaces it."""
+    """A mistake that can be planted: a piece of a module's source, and the source that replaces it."""
 
     scope: str
     """The qualified name of the function or class around it, or empty at the top of the module."""
@@ -49,7 +50,7 @@ class Mutation:
     """Whether the piece is evaluated once: a constant, or the default of a field or of a parameter."""
     line: int
     kind: str
-    """The sort of mistake, such as `negated`."""
+    """The kind of mistake, such as `negated`."""
     was: str
     """The piece of source, on one line."""
     becomes: str
@@ -79,7 +80,7 @@ def find_mutations(text: str) -> list[Mutation]:
 def replace_node(
     text: str, scope: str, target: ast.expr | ast.stmt, kind: str, becomes: str, *, is_default: bool
 ) -> Mutation:
-    """Return the mutation that replaces the source of the node `target` of `text` by `becomes`."""
+    """Return the mutation that replaces the source of the node `target` in `text` with `becomes`."""
     assert target.end_lineno is not None, "a parsed node has an end"
     assert target.end_col_offset is not None, "a parsed node has an end"
     was = " ".join((ast.get_source_segment(text, target) or "").split())
@@ -90,7 +91,7 @@ def replace_node(
 
 
 def _compiles(text: str) -> bool:
-    """Whether this source has no SyntaxError."""
+    """Whether this source compiles without a SyntaxError."""
     try:
         compile(text, "mutated", "exec")
     except SyntaxError:
@@ -99,11 +100,9 @@ def _compiles(text: str) -> bool:
 
 
 def walk(node: ast.AST, scope: str = "", *, is_default: bool = True) -> Iterator[tuple[str, bool, ast.AST]]:
-    """Yield the node and all nodes below it that may be mutated, outer ones first.
-
-    The first part is the qualified name of the enclosing function or class. The second is True outside the body of any
-    function: that code is evaluated once, at import.
-    """
+    """Yield (scope, is_default, node) for the node and all nodes below it that may be mutated, outer ones first.
+    `scope` is the qualified name of the enclosing function or class. `is_default` is True outside the body of any
+    function, where code is evaluated once, at import."""
     yield scope, is_default, node
     is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
     for name, value in ast.iter_fields(node):
@@ -119,7 +118,8 @@ def walk(node: ast.AST, scope: str = "", *, is_default: bool = True) -> Iterator
 
 
 def _is_log(node: ast.AST) -> bool:
-    """Whether this statement is a call on something named like a logger (LOGS), or a constant such as a docstring."""
+    """Whether this statement calls something named like a logger (LOGS), or is only a constant, such as a
+    docstring."""
     if not isinstance(node, ast.Expr):
         return False
     if isinstance(node.value, ast.Constant):
@@ -133,7 +133,7 @@ def _is_log(node: ast.AST) -> bool:
 
 
 def _mistakes(node: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, str, str]]:
-    """Yield the mistakes possible in this node itself: the part to replace, the sort of mistake, the new text."""
+    """Yield (node to replace, kind of mistake, new source) for each mistake that is possible in this node itself."""
     match node:
         case ast.Compare(left, [op], [right]):
             for kind, table in (("negated", NEGATED), ("shifted", SHIFTED)):
@@ -159,7 +159,8 @@ def _mistakes(node: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, str, str]]:
 
 
 def _control_flow(node: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, str, str]]:
-    """Yield mistakes of control flow: a condition that is always true or false, a statement or result left out."""
+    """Yield (node to replace, kind of mistake, new source) for mistakes of control flow: a condition that is always
+    true or always false, a dropped statement, or a dropped result."""
     match node:
         case ast.If(test) | ast.IfExp(test):
             yield test, "condition decided", "True"
@@ -183,12 +184,13 @@ def _control_flow(node: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, str, str
 
 
 def without(condition: ast.BoolOp, index: int) -> ast.expr:
-    """Return the condition without its operand number `index`; if only one is left, that operand itself."""
+    """Return the condition without its operand number `index`. If only one operand is left, return that operand
+    itself."""
     rest = condition.values[:index] + condition.values[index + 1 :]
     return rest[0] if len(rest) == 1 else ast.BoolOp(condition.op, rest)
 
 
 def in_brackets(node: ast.expr) -> str:
-    """Return the source of the expression in brackets, so that it can replace any other expression."""
+    """Return the source of the expression in parentheses, so that it can replace any other expression."""
     text = ast.unparse(ast.fix_missing_locations(node))
     return f"({text})"

@@ -19,43 +19,43 @@ from _pytest.runner import runtestprotocol
 
 
 class Failures:
-    """A pytest plugin that records which tests failed in the test itself, and with `every_phase` also in their
-    fixtures."""
+    """A pytest plugin that records which tests failed: in the test itself or, with `every_phase`, also in their setup
+    or teardown."""
 
     def __init__(self, *, every_phase: bool = False) -> None:
         self.failed: list[str] = []
         self._every_phase = every_phase
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Record the test of a failed report in `failed`, once."""
+        """Add the test of a failed report to `failed`, unless it is there already."""
         counts = self._every_phase or report.when == "call"
         if report.failed and counts and report.nodeid not in self.failed:
             self.failed.append(report.nodeid)
 
 
 CPU_SECONDS = 60
-"""The most seconds of CPU time for one mutant, because a loop without its guard may be endless."""
+"""The limit of CPU time for one mutant, because a loop without its guard may be endless."""
 LIBRARIES = ("aiohttp", "hypothesis", "pydantic", "pytest_asyncio", "structlog", "xdist")
 """The libraries that most tests need. They are imported once, before the processes of the mutants are forked."""
 QUIET = ("-q", "-n", "0", "--assert=plain", "-p", "no:cacheprovider")
 
 
 class Mutant(Protocol):
-    """A change that takes one thing away from the product or makes one value wrong. A test should notice it."""
+    """A change that removes one thing from the product or makes one value wrong. A test should notice it."""
 
     @property
     def look(self) -> tuple[str, ...]:
         """The paths of the test files, or of folders for a Slip, where `find` looks for a killer."""
 
     def plant(self) -> None:
-        """Make the change in the modules of this process. It cannot be undone."""
+        """Make the change in the modules of this process. This cannot be undone."""
 
 
 def in_child(work: Callable[[], object], *, seconds: float | None = None) -> object:
-    """Call `work` in a forked process whose stdout is dropped. Its stderr is ours.
+    """Call `work` in a forked process whose stdout is discarded; its stderr is ours.
 
-    Returns the result of `work`, as JSON transports it (a tuple becomes a list). Returns None if `work` raised, if the
-    process died, or if it was killed because it had not answered within `seconds`.
+    Returns the result of `work` after a round trip through JSON, in which a tuple becomes a list. Returns None if
+    `work` raised, if the process died, or if it was killed because it had not answered within `seconds`.
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -82,7 +82,8 @@ def in_child(work: Callable[[], object], *, seconds: float | None = None) -> obj
 
 
 def _end_late(child: int, reader: int, seconds: float) -> None:
-    """Wait until the child answers or dies. After `seconds`, or when interrupted, kill it and its process group."""
+    """Wait until the child answers or dies. If that takes longer than `seconds`, or if we are interrupted, kill the
+    child's process group."""
     answered: list[int] = []
     try:
         answered = select.select([reader], [], [], seconds)[0]
@@ -92,11 +93,8 @@ def _end_late(child: int, reader: int, seconds: float) -> None:
 
 
 def find_failing(tests: Sequence[str]) -> list[str]:
-    """Play the tests without a mutant, in a forked process, and return the ids of those that fail.
-
-    Raises:
-        RuntimeError: the process died or pytest could not play the tests, so the result is unknown.
-    """
+    """Run the tests without a mutant, in a forked process, and return the ids of those that fail. Raises RuntimeError
+    if the process died or pytest could not run the tests, because the result is then unknown."""
     failed = in_child(partial(_play, tests))
     if not isinstance(failed, list):
         raise RuntimeError(f"the process that played {', '.join(tests)} died")
@@ -104,11 +102,8 @@ def find_failing(tests: Sequence[str]) -> list[str]:
 
 
 def _play(tests: Sequence[str]) -> list[str]:
-    """Play the tests in this process and return the ids of those that fail in the test itself.
-
-    Raises:
-        RuntimeError: pytest could not play them.
-    """
+    """Run the tests in this process, and return the ids of those that fail in the test itself. Raises RuntimeError if
+    pytest could not run them."""
     assert all([tests, *tests]), "without a name pytest plays everything"
     noted = Failures()
     code = pytest.main([*QUIET, *tests], plugins=[noted])
@@ -118,19 +113,19 @@ def _play(tests: Sequence[str]) -> list[str]:
 
 
 CLOCK_SECONDS = 120.0
-"""The most seconds for one trial, in case a test waits for something that never happens."""
+"""The limit of elapsed time for one trial, in case a test waits for something that never happens."""
 Items = Mapping[str, pytest.Item]
 
 
 class _Trials:
-    """A pytest plugin that calls `play` with the collected tests by id, instead of running them."""
+    """A pytest plugin that passes the collected tests, by id, to `play` instead of running them."""
 
     def __init__(self, play: Callable[[Items], object]) -> None:
         self._play = play
         self.answer: object = None
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        """Store the result of `play` in `answer`. True keeps pytest from running the tests itself."""
+        """Store the result of `play` in `answer`. Returns True, so that pytest does not run the tests itself."""
         self.answer = self._play({item.nodeid: item for item in session.items})
         return True
 
@@ -138,14 +133,13 @@ class _Trials:
 def find_killers(
     mutants: Mapping[str, Mutant], candidates: Mapping[str, Sequence[str]], collected: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Return, by mutant, the id of the first candidate test that fails with it, or an empty text if none does.
+    """Return the id of the first candidate test that fails with each mutant, or an empty string if none does, by the
+    mutant's name.
 
     A candidate is the id of a test, or the path of a file or folder, which stands for all tests in it. A test whose
-    setup fails, or whose process dies or does not end in time, does not count as failed.
-    `collected` are the arguments with which pytest collects tests; without any it collects the files of all candidates.
-
-    Raises:
-        RuntimeError: the tests cannot be collected.
+    setup fails, or whose process dies or does not end in time, does not count as failed. `collected` are the arguments
+    with which pytest collects tests; if there are none, it collects the files of all candidates. Raises RuntimeError
+    if the tests cannot be collected.
     """
 
     def play(items: Items) -> dict[str, str]:
@@ -166,7 +160,7 @@ def find_killers(
 
 
 def _collect(arguments: Sequence[str], play: Callable[[Items], object]) -> object:
-    """Let pytest collect tests, and return what `play` makes of them, or None if the collection failed."""
+    """Let pytest collect tests, and return the result of `play` for them, or None if the collection failed."""
     assert all([arguments, *arguments]), "without a name pytest collects everything"
     trials = _Trials(play)
     pytest.main([*QUIET, *arguments], plugins=[trials])
@@ -174,7 +168,8 @@ def _collect(arguments: Sequence[str], play: Callable[[Items], object]) -> objec
 
 
 def _expand(candidates: Sequence[str], items: Items) -> Iterator[str]:
-    """Yield the ids of the collected tests that are candidates, or are in a file or folder that is one."""
+    """Yield the ids of those collected tests that are candidates themselves, or are in a file or folder that is a
+    candidate."""
     for candidate in candidates:
         yield from (
             test
@@ -184,15 +179,13 @@ def _expand(candidates: Sequence[str], items: Items) -> Iterator[str]:
 
 
 def _notices(item: pytest.Item, mutant: Mutant) -> bool:
-    """Return whether the test fails with the mutant, in a forked process. False if that dies or takes too long."""
+    """Whether the test fails with the mutant, in a forked process. False if that process dies or takes too long."""
     return in_child(partial(_fails, item, mutant), seconds=CLOCK_SECONDS) is True
 
 
 def _fails(item: pytest.Item, mutant: Mutant) -> bool:
-    """Plant the mutant in this process, which must be a forked one, and return whether the test itself fails then.
-
-    A failure of its setup or teardown does not count.
-    """
+    """Plant the mutant in this process, which must be a forked one, and return whether the test itself then fails. A
+    failure of its setup or teardown does not count."""
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     mutant.plant()
     reports = runtestprotocol(item, log=False, nextitem=None)

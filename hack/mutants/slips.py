@@ -1,7 +1,7 @@
 """Slips: what is easily forgotten or changed by mistake in the modules that talk to the API server and to NVML.
 
-In one sort of slip a condition lacks an operand that is not its first. In the other a constant, or the default of a
-field or of a parameter, has another value: a number is doubled, 0 becomes 1, and True and False are swapped. Slips are
+One kind of slip drops an operand of a condition, except the first one. The other gives a constant, or the default of a
+field or of a parameter, a wrong value: a number is doubled, 0 becomes 1, and True and False are swapped. Slips are
 found in the code. For each of them tests/mutants/slips.yaml names the test that notices it.
 """
 
@@ -21,12 +21,12 @@ OUT_OF_REACH = "nvml"
 NVIDIA's library."""
 PROBE = "__decides__"
 LONGEST = 60
-"""How many characters of an operand are in the name of a slip at most."""
+"""The largest number of characters of an operand in the name of a slip."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slip:
-    """One such mistake in one module, as a mutant that can be planted (`hack.mutants.plays.Mutant`)."""
+    """One slip in one module, as a mutant that can be planted (`hack.mutants.plays.Mutant`)."""
 
     module: str
     """The name of the module below `gpusharing`, as in `kube.http`."""
@@ -48,12 +48,12 @@ class Slip:
         return f"tests/{self.module.partition('.')[0]}", "tests/controller"
 
     def plant(self) -> None:
-        """Plant the mistake in the module as this process has imported it. It cannot be undone."""
+        """Plant the mistake in the module that this process has imported. This cannot be undone."""
         plant_source(f"gpusharing.{self.module}", self.mutation.apply(self.path.read_text()))
 
 
 def read_slips() -> Mapping[str, Slip]:
-    """Return the slips of all modules in PACKAGES, except those that are OUT_OF_REACH, by their names."""
+    """Return the slips of all modules in PACKAGES, except those that are OUT_OF_REACH, by name."""
     files = [(package, path) for package in PACKAGES for path in sorted((PRODUCT / package).glob("*.py"))]
     files = [(package, path) for package, path in files if not path.stem.startswith(OUT_OF_REACH)]
     return {
@@ -64,10 +64,8 @@ def read_slips() -> Mapping[str, Slip]:
 
 
 def find_slips(module: str, text: str) -> Iterator[tuple[str, Slip]]:
-    """Yield the slips of a module, each after its name.
-
-    If a function has several operands with the same text, the names from the second on end with (2), (3) and so on.
-    """
+    """Yield (name, slip) for each slip of a module, whose source is `text`. If a function has several operands with
+    the same source, the names from the second one on end with (2), (3) and so on."""
     tree = ast.parse(text)
     for name, scope, is_default, node, index in _operands(module, tree):
         becomes = in_brackets(without(node, index))
@@ -81,11 +79,8 @@ def find_slips(module: str, text: str) -> Iterator[tuple[str, Slip]]:
 
 
 def _operands(module: str, tree: ast.Module) -> Iterator[tuple[str, str, bool, ast.BoolOp, int]]:
-    """Yield the operands that a slip may leave out.
-
-    The parts are the name of the slip, the scope, whether that is evaluated only once (see `mutator.walk`), the
-    condition, and the index of the operand in it.
-    """
+    """Yield a tuple for each operand that a slip may drop: the name of the slip, the scope, whether that code is
+    evaluated only once (see `mutator.walk`), the condition, and the index of the operand in the condition."""
     uses: Counter[str] = Counter()
     for scope, is_default, node in walk(tree):
         if not isinstance(node, ast.BoolOp):
@@ -100,10 +95,11 @@ def _operands(module: str, tree: ast.Module) -> Iterator[tuple[str, str, bool, a
 
 
 def add_probes(module: str, text: str) -> str:
-    """Return the source with a call of the function PROBE around each operand that a slip may leave out.
+    """Return the source with a call of the function PROBE around each operand that a slip may drop.
 
-    PROBE gets the name of the slip, the truth value with which the operand decides, and the value of the operand. That
-    truth value is False in an `and`. It is None in an `or`, where an operand decides whenever it is evaluated.
+    PROBE gets the name of the slip, the truth value with which the operand decides the condition, and the value of the
+    operand. The truth value is False in an `and`. It is None in an `or`, where an operand decides whenever it is
+    evaluated.
     """
     tree = ast.parse(text)
     for name, _, _, node, index in list(_operands(module, tree)):
@@ -114,7 +110,7 @@ def add_probes(module: str, text: str) -> str:
 
 
 def _assigned(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
-    """Yield each name to which this assignment, or these parameters with defaults, give a value, and the value."""
+    """Yield (name, value) for each name to which an assignment, or a parameter with a default, gives a value."""
     match node:
         case ast.Assign([ast.Name(name)], value) | ast.AnnAssign(ast.Name(name), _, ast.expr() as value):
             yield name, value
@@ -130,7 +126,8 @@ def _assigned(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
 
 
 def _is_number(value: ast.expr) -> bool:
-    """Whether this is a number or a bool, or arithmetic of numbers with at most names beside them."""
+    """Whether this is a number or a bool, or an arithmetic operation on at least one number and otherwise only
+    names."""
     match value:
         case ast.Constant(number):
             return isinstance(number, int | float)
@@ -142,7 +139,7 @@ def _is_number(value: ast.expr) -> bool:
 
 
 def _wrong_number(value: ast.expr) -> str:
-    """Return the source of another value of the same type: twice the number, 1 for 0, and the other bool."""
+    """Return the source of a wrong value of the same type: twice the number, 1 for 0, or the other bool."""
     match value:
         case ast.Constant(bool() as answer):
             return str(not answer)

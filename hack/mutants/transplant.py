@@ -1,8 +1,8 @@
-"""Puts another version of a module's source into a process that has imported the module already.
+"""Puts another version of a module's source into a process that has already imported the module.
 
-Importing the product and collecting tests takes far longer than a test. So both are done once, and each mutant lives in
-a process that is forked after that. There the functions, defaults and plain constants of the module are replaced by
-those of the other version. Objects that another module has computed from them at its import do not change.
+Importing the product and collecting tests takes far longer than a test. So both are done once, and each mutant lives
+in a process that is forked after that. There the functions, defaults and plain constants of the module are replaced
+with those of the other version. Objects that another module computed from them at its import do not change.
 """
 
 import ast
@@ -21,11 +21,12 @@ OURS = ("gpusharing", "tests", "hack")
 
 
 def plant_source(module: str, text: str, known: Mapping[str, object] = MappingProxyType({})) -> None:
-    """Replace the functions, defaults and plain constants of a module by those of the source `text`.
+    """Replace the functions, defaults and plain constants of a module with those of the source `text`, until this
+    process ends.
 
-    This process keeps them until it ends. Modules of ours that import a constant get the new value, too. Functions and
-    constants that the source adds or lacks are ignored. `known` has objects that the source uses without defining or
-    importing them; they become globals of the module.
+    Other modules of ours that import a constant get the new value, too. Functions and constants that are only in one
+    of the two versions are ignored. `known` holds objects that the source uses without defining or importing them;
+    they become globals of the module.
     """
     present = import_module(module)
     assert present.__file__ is not None, "a module of ours is a file"
@@ -44,7 +45,7 @@ def plant_source(module: str, text: str, known: Mapping[str, object] = MappingPr
 
 
 def _differs(old: object, new: object) -> bool:
-    """Whether both are plain values (see `_is_plain`) of the same type, and not equal."""
+    """Whether both are plain values (see `_is_plain`) of the same type and are not equal."""
     return type(old) is type(new) and isinstance(old, PLAIN) and _is_plain(new) and old != new
 
 
@@ -54,7 +55,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _importers(module: str, name: str) -> list[ModuleType]:
-    """Return the loaded modules of ours, except `module`, that have this constant through `from module import name`."""
+    """Return the loaded modules of ours, except `module`, that got this constant by `from module import name`."""
     return [
         each
         for key, each in list(sys.modules.items())
@@ -66,7 +67,7 @@ def _importers(module: str, name: str) -> list[ModuleType]:
 
 
 def _imports(importer: ModuleType, module: str, name: str) -> bool:
-    """Whether the source of `importer` has `from module import …` and binds something by it to `name`."""
+    """Whether the source of `importer` contains a `from module import …` that binds `name`."""
     return any(
         isinstance(node, ast.ImportFrom)
         and node.module == module
@@ -76,10 +77,11 @@ def _imports(importer: ModuleType, module: str, name: str) -> bool:
 
 
 def _transplant(module: str, old: Any, new: Any, done: set[int]) -> None:
-    """Give `old`, and all that it holds, the code, defaults and plain values that are in the same places of `new`.
+    """Copy code, defaults and plain values from `new` to `old`, and do the same for all objects that both hold in the
+    same place.
 
     Objects are changed in place, so all references to them see the change. Functions and classes of other modules, and
-    objects whose type differs, are left alone. `done` has the ids of objects that were visited already.
+    objects whose types differ, are left alone. `done` holds the ids of objects that were visited already.
     """
     if id(old) in done or type(old) is not type(new) or isinstance(old, str | bytes):
         return
@@ -117,7 +119,7 @@ def _replace_function(old: FunctionType, new: FunctionType) -> None:
 
 
 def _replace_class(old: type, new: type) -> None:
-    """Give `old` those plain values in the body of `new` that differ."""
+    """Copy those plain values in the body of `new` that differ to `old`."""
     if hasattr(old, "_field_defaults"):  # a NamedTuple, whose functions have another `__module__`
         _replace_function(vars(old)["__new__"].__func__, vars(new)["__new__"].__func__)
     for name, value in list(vars(old).items()):
@@ -126,14 +128,14 @@ def _replace_class(old: type, new: type) -> None:
 
 
 def _replace_fields(old: Any, new: Any) -> None:
-    """Give the dataclass instance `old`, even a frozen one, those plain values of `new` that differ."""
+    """Copy those plain values of `new` that differ to the dataclass instance `old`, even if it is frozen."""
     for each in fields(old):
         if _differs(getattr(old, each.name, None), value := getattr(new, each.name, None)):
             object.__setattr__(old, each.name, value)
 
 
 def _parts(whole: Any) -> dict[object, Any]:
-    """Return the parts of an object that may be functions or hold some, by attribute, index or key. Most have none."""
+    """Return the parts of an object that may be functions or contain functions, by attribute, index or key."""
     match whole:
         case FunctionType():
             cells = [cell.cell_contents for cell in whole.__closure__ or () if cell != EMPTY]
