@@ -253,7 +253,7 @@ async def test_an_agent_whose_image_no_registry_has_is_told_by_its_cause() -> No
         scene.apply(SLICED)
         transition = await scene.reason("gpu-1", "AgentNotStarted")
         assert transition["phase"] == "Blocked"
-        told = ("cannot be pulled", f"{image}: not found", "correct image.repository")
+        told = ("cannot be pulled", f"{image}: not found", "Correct image.repository")
         assert all(words in transition["message"] for words in told), transition["message"]
         row = await scene.until_condition("Stalled", "True", "Blocked")
         assert all(words in row["message"] for words in told), row["message"]
