@@ -34,7 +34,7 @@ test-cluster: setup ## rung 2, a real control plane, and what else Go or a C com
 test-hack: setup ## the tests of hack/, Python only
 	@$(PLAY)
 
-test-long: setup ## rungs 0 and 1, what takes long: kill -9 at every write of every scenario, a metered day
+test-long: setup ## the long tests of rungs 0 and 1: kill -9 at every write of every scenario, a metered day
 	@$(PLAY)
 
 test-all: ## every test that this machine can play, verb by verb; LEAVE_OUT="rung4" leaves out what it cannot
@@ -43,10 +43,10 @@ test-all: ## every test that this machine can play, verb by verb; LEAVE_OUT="run
 test-random: setup ## 10,000 examples of the random world (about twenty minutes of CPU); ARGS="-k seed-7"
 	@exec env PROPERTIES=long $(PY) -m pytest -n auto tests/planning/test_invariants.py $(ARGS)
 
-mutants: setup ## each guard taken away in turn: its named test must fail (two minutes); MUTANTS=regex, FIND=1
+mutants: setup ## remove each guard in turn; its named test must fail (two minutes); MUTANTS=regex, FIND=1
 	@$(PY) -m hack.mutants
 
-size: setup ## lines, files, types and public names of each package
+size: setup ## print the lines, files, types and public names of each package
 	@$(PY) -m hack.size
 
 verify: setup ## format, lint, types, imports, generated files, chart, house rules
@@ -55,7 +55,7 @@ verify: setup ## format, lint, types, imports, generated files, chart, house rul
 gen: setup ## write CRDs, the chart's copies and docs/reference
 	@$(PY) -m hack.generate
 
-fmt: setup ## format and mend what ruff can mend
+fmt: setup ## format, and fix what ruff can fix
 	@$(PY) -m ruff check --quiet --fix-only . && $(PY) -m ruff format --quiet .
 
 lock: setup ## write requirements*.lock anew from pyproject.toml
