@@ -38,8 +38,8 @@ def choose(
     are kept for nodes without a fence. `afterwards`: the cluster when all planned changes are done. `memo` caches
     the verdicts of the nodes that wait.
 
-    Return the verdicts of all candidates, and whether the pods of every node in flight are known. If they are not,
-    candidates that share a budget with such a node wait until they are.
+    Return the selection, which has a verdict for every candidate, and whether the pods of every node in flight are
+    known. If they are not, candidates that share a budget with such a node wait until they are.
     """
     chosen = Selection()
     waiting = [pool for _, pool in sorted(pools.items()) if pool.candidates]

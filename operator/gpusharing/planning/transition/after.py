@@ -61,8 +61,8 @@ def after_pnr(case: FencedCase) -> Verdict:
 
 def _in_time(case: FencedCase, verdict: Verdict) -> Verdict:
     """Return the verdict with the deadline of the fence applied. Before the deadline, the verdict wakes at the
-    deadline at the latest. After it, the verdict becomes Failed, but its step is still tried. A verdict that is
-    Failed or takes a step now is returned unchanged.
+    deadline at the latest. After it, the verdict becomes Failed and keeps its other actions, such as a request to
+    the agent. A verdict that is Failed already or takes a step now is returned unchanged.
 
     An answer that is awaited from a Ready agent gets a little more time. Instead of failing, the verdict may be
     another run that a person asked for, or a rollback.

@@ -142,8 +142,9 @@ def failed_in(node: NodeView, policy: PolicyView) -> SpecVersion | None:
 
 
 def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
-    """Whether the node failed in this generation and is not fenced for another try yet: it was rolled back, or it was
-    released to start over. A hold that keeps other nodes from starting because of the failure does not apply to it."""
+    """Whether the node failed in this generation, and was then rolled back or released to start over. Among candidates
+    these are the nodes that a person wants tried again, so a hold that keeps other nodes from starting because of
+    the failure does not apply to them."""
     deferred = node.deferred
     if deferred is not None and deferred.failed_version == policy.version:
         return True

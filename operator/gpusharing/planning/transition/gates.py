@@ -128,8 +128,8 @@ def _no_agent(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _unread(case: NodeCase, assessed: Assessed) -> str:
-    """Return the message that the agent has not read the GPUs since it started or last closed NVML, or an empty string
-    if it has."""
+    """Return the message that the agent has not read the GPUs yet or keeps NVML closed, or an empty string if its
+    reading is current."""
     observed = case.gpunode.observed if case.gpunode else None
     return "waiting for the agent to read the GPUs" if observed is None or observed.quiet else ""
 
