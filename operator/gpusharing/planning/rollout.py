@@ -251,8 +251,8 @@ def find_known(snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> Known:
 
 
 def own(snapshot: ClusterSnapshot, memo: Memo, failed: dict[str, Exception]) -> dict[str, str]:
-    """Return the name of the policy that owns each node, by node name and in the order of the names; it is empty if no
-    policy owns the node. A node whose owner cannot be determined is left out, and its error is added to `failed`."""
+    """Return the name of the policy that owns each node, by node and sorted by node name; an empty string if no policy
+    owns it. A node whose owner cannot be determined is left out, and its error is added to `failed`."""
     nodes = snapshot.nodes
     owners = memo.ask(Owners, memo.same("contenders", find_contenders(snapshot.policies)))
     return memo.table(
@@ -271,8 +271,8 @@ def agree(
     memo: Memo,
     unread: dict[str, Exception],
 ) -> dict[str, Terms]:
-    """Return what every policy offers its nodes, by policy. A policy that cannot be judged is left out, and its error
-    is added to `unread`."""
+    """Return the terms of every policy, which say what it offers its nodes, by policy. A policy that cannot be judged
+    is left out, and its error is added to `unread`."""
     stack, settings = snapshot.stack, snapshot.settings
     readable = (policy for policy in snapshot.policies if policy.name in wishes)
     rows = ((policy.name, (policy, wishes[policy.name], stack, settings)) for policy in readable)

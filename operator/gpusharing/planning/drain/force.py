@@ -18,7 +18,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 SLACK = timedelta(seconds=10)
 """Time added to a pod's grace period, so that the next pass comes early enough and a DELETE that fails at first can be
-repeated. If a quarter of the drain is shorter, that is used instead."""
+repeated. In a short drain it is a quarter of the drain instead."""
 
 
 def find_force_note(options: Drain, *, granted: bool, namespace: str) -> Finding | None:
@@ -41,12 +41,13 @@ def fits(standing: Standing, pods: Standings) -> bool:
 
 
 def _lead(standing: Standing, within: timedelta) -> timedelta:
-    """Return how long before the end of the drain the pod is deleted: its grace period and the slack."""
+    """Return how long before the end of the drain the pod is deleted: its grace period plus the slack. `within` is the
+    length of the drain."""
     return timedelta(seconds=standing.pod.grace) + _slack(within)
 
 
 def _slack(within: timedelta) -> timedelta:
-    """Return SLACK, or a quarter of the drain if that is shorter."""
+    """Return SLACK, or a quarter of the drain's length `within` if that is shorter."""
     return min(SLACK, within / 4)
 
 
@@ -94,8 +95,8 @@ def waits_for_forced(pods: Standings, end: datetime | None) -> bool:
 
 
 def explain_force(pods: Standings, forced: list[Standing]) -> Iterator[Blocker]:
-    """Yield a blocker for each pod that is deleted by force, now (`forced`) or in an earlier pass, and for each pod
-    that its budget refuses and that cannot be deleted because its grace period is too long."""
+    """Yield a blocker for each pod that is deleted by force, in this pass (`forced`) or in an earlier one, and for
+    each pod whose eviction a budget refuses and that cannot be deleted because its grace period is too long."""
     deleted = (standing for standing in pods.leaving if standing.answer is Reason.FORCE_DELETE)
     for standing in (*forced, *deleted):
         # A failed deletion is reported as failed until one is accepted.
@@ -156,8 +157,9 @@ def _is_unasked(standing: Standing, now: datetime) -> bool:
 
 
 def _is_stale(standing: Standing, pods: Standings, end: datetime) -> bool:
-    """Whether the pod was refused before its moment came, and its budget, as far as we can see, would not refuse it
-    now. Such a pod is evicted once more before it is deleted, because up to a minute passes between two tries."""
+    """Whether the last refusal no longer counts, because it came before the pod might be deleted by force and its
+    budget, as far as we can see, would allow the eviction now. Such a pod is evicted once more before it is
+    deleted, because up to a minute passes between two tries."""
     full = standing.budget is not None and standing.budget.disruptions_allowed <= 0
     if (
         standing.memory is None

@@ -81,7 +81,8 @@ class Scope:
 def scope_of(
     settings: PlanSettings, *, all_pods: bool = False, cordoned_at: datetime | None = None, node: str = ""
 ) -> Scope:
-    """Return what a drain of this operator has to empty, and what it must not touch, by its settings."""
+    """Return what a drain must empty and what it must not touch, according to the operator's settings. `all_pods`:
+    every pod must leave, because the change reboots the node. `cordoned_at`: when we cordoned the node, or None."""
     own = f"{settings.namespace}/{settings.pod_name}" if settings.pod_name else ""
     protected = frozenset(settings.protected_namespaces)
     forces = settings.force_delete
@@ -181,7 +182,7 @@ evicted. `wait`: it holds one and should end by itself. A Reason: it holds one a
 
 @value
 class PodFilter:
-    """One kind of pod and what is decided about it."""
+    """One kind of pod, and the decision about such pods."""
 
     applies: Callable[[PodView, Drain, Scope], bool]
     """Whether the pod is of this kind; if not, the next filter decides."""

@@ -37,7 +37,7 @@ STUCK_AFTER = timedelta(seconds=60)
 
 @value
 class Standing:
-    """One pod that holds a GPU and that no filter keeps, and the state of its eviction in this pass."""
+    """One pod that holds a GPU and that no filter blocks, and the state of its eviction in this pass."""
 
     pod: PodView
     """The pod."""

@@ -21,7 +21,7 @@ from gpusharing.planning.vocabulary.values import value
 
 @value(eq=False, slots=False)  # no slots, because `labels` is a cached property
 class FutureNode:
-    """One node, before and after the planned changes."""
+    """One node before and after the planned changes."""
 
     node: str
     """Name of the node."""
@@ -47,12 +47,12 @@ class FutureNode:
         return self.find_labels()
 
     def serves(self, pod: PodView) -> bool:
-        """Whether the node will advertise at least as many devices as the pod asks for, of every name."""
+        """Whether the node will advertise at least as many devices of each resource name as the pod asks for."""
         return all(self.after.get(name, 0) >= count for name, count in _wanted(pod).items())
 
     def accepts(self, pod: PodView) -> bool:
-        """Whether the pod could be scheduled on the node afterwards if no other pod were there: by its devices, its
-        node selector and its node affinity."""
+        """Whether the pod could be scheduled on the node after the changes if no other pod were there. Only its
+        devices, its node selector and its node affinity are considered."""
         terms = pod.node_terms or ((),)
         return (self.open and self.serves(pod)) and any(
             matches(labels, pod.node_selector, term) for labels in self.labels for term in terms
@@ -123,17 +123,18 @@ class Afterwards:
         return self._places.get(name)
 
     def find_demand(self, name: str) -> DeviceDemand:
-        """Return the demand for devices of this resource name in the whole cluster; all zero if nobody uses it."""
+        """Return the demand for devices of this resource name in the whole cluster. All its counts are 0 if no pod
+        asks for such devices and no node has any."""
         return self._demands.get(name, DeviceDemand())
 
     def find_labels(self) -> frozenset[tuple[str, str]]:
-        """Return all labels that nodes will have, as pairs of key and value."""
+        """Return all labels that any node will have, as pairs of key and value."""
         found = (labels for place in self._places.values() for labels in place.labels)
         return frozenset(pair for labels in found for pair in labels.items())
 
     def find_stranded(self, node: str, pods: Iterable[PodView]) -> tuple[Blocker, ...]:
         """Return a blocker for each of these pods of `node` that, once evicted, would still wait when all changes are
-        done. KAI's reservation pods get none."""
+        done. KAI's reservation pods are skipped."""
         own = self.find_node(node)
         found = ((pod, self._explain(pod, own)) for pod in pods if not is_reservation(pod))
         return tuple(Blocker(Reason.STRANDED_PODS, (pod.ref,), message=why) for pod, why in found if why)

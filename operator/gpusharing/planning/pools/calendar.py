@@ -60,7 +60,8 @@ def add_zones(windows: Windows, zones: Mapping[str, tzinfo]) -> tuple[ZonedWindo
 
 
 def find_flaw(zoned: ZonedWindow) -> tuple[str, str] | None:
-    """Return the invalid field of a window and why it is invalid, or None if the window is valid."""
+    """Return the name of the window's first invalid field (`timeZone` or `schedule`) and why it is invalid, or None if
+    the window is valid."""
     if zoned.zone is None:
         return "timeZone", "the time zone database has no such name; use one such as Europe/Berlin"
     try:

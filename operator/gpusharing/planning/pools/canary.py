@@ -142,14 +142,14 @@ def _why_not_serving(member: Member) -> str:
 
 
 def _failed(member: Member) -> bool:
-    """Whether a change on the node has failed. Checked before `_changing`, which would report it as a change under
-    way."""
+    """Whether a change on the node has failed. LAPSES checks this before `_changing`, which would report it as a
+    change under way."""
     return _changing(member) and member.verdict.phase is Phase.FAILED
 
 
 def _changing(member: Member) -> bool:
-    """Whether a repair is under way on the node. Its steps are not named, because every node that waits shows this
-    message."""
+    """Whether a change is under way on the node, such as a repair. The message does not name its steps, because every
+    waiting node shows it."""
     return is_begun(member.node)
 
 
@@ -227,9 +227,9 @@ def wait_for_canaries(pooled: Pooled) -> Finding:
 
 
 def find_note(pooled: Pooled) -> str:
-    """Return a note if the canary is as large as the pool or larger: the whole pool is the canary, the canary is too
-    large, or only the first remaining node is one by now. Empty if it is smaller, or if there is no canary or no
-    member."""
+    """Return a note if the canary has at least as many nodes as the pool: the whole pool is the canary, the canary is
+    too large, or only the first remaining node is the canary by now. Empty if it has fewer nodes, or if there is no
+    canary or no member."""
     canary, total = pooled.spec.rollout.canary, len(pooled.members)
     if canary is None or not total or canary.nodes < total:
         return ""

@@ -75,7 +75,7 @@ class Candidate:
 
     @property
     def needs_list(self) -> bool:
-        """Whether the pods of this node must be known before it may start, and are not known yet."""
+        """Whether the node may start only after its pods were listed, and they were not."""
         return self.cordons and self.pods is None and self.look is None
 
     @property
@@ -140,7 +140,8 @@ class Selection:
     """Pairs of a wait and the candidates that wait for it without a look at their pods."""
 
     def put(self, case: NodeCase, verdict: Verdict, look: Look | None = None) -> bool:
-        """Add the verdict of a candidate and what is to be remembered of its pods. Return whether it starts."""
+        """Record the verdict of a candidate, what is to be remembered of its pods (`look`), and, if the verdict fences
+        the node, its claim. Return whether it starts."""
         name = case.node.name
         self.verdicts[name] = verdict
         if look is not None:
@@ -167,8 +168,8 @@ def _shuffle(node_uid: str, policy_uid: str, generation: int) -> str:
 
 def find_cost(case: NodeCase, pods: int) -> int:
     """Return how many pods the change of this node ends. Without a gang that is `pods`, the number of pods on the node
-    that hold a GPU. With gangs, their members and the node's GPU pods are counted once each, without finished ones,
-    and `pods` is ignored."""
+    that hold a GPU. With gangs, it is the number of their members and of the node's GPU pods together; finished
+    pods are left out, and `pods` is ignored."""
     if case.work is None or not (gangs := case.gangs):
         return pods
     ended = {one.pod.uid for view in gangs for one in view.members if not has_finished(one.pod)}

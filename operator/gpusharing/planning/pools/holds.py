@@ -27,7 +27,7 @@ from gpusharing.planning.vocabulary.values import value
 
 @value
 class Hold:
-    """A rule that keeps the next node of a policy from starting."""
+    """A rule that may keep every node of a policy from starting."""
 
     find: Callable[[Pooled], str | Finding]
     """Returns the message, or a Finding if the clock ends the hold or it has a reason of its own. Empty if it does not

@@ -22,7 +22,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 @dataclass(slots=True)
 class Ledger:
-    """What all pools share in one pass: what is known about pods and slots."""
+    """What all pools share in one pass and update as their nodes start."""
 
     afterwards: Afterwards
     """The cluster when all planned changes are done."""

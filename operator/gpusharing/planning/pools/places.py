@@ -44,7 +44,7 @@ class Places:
         return len(self.open) - 1
 
     def close(self, names: Iterable[str]) -> None:
-        """Remove nodes from the open ones, because their changes begin in this pass."""
+        """Remove these nodes from the open ones, because their changes begin in this pass."""
         self.open.difference_update(names)
 
 

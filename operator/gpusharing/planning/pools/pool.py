@@ -69,7 +69,7 @@ wait."""
 
 @dataclass(slots=True)
 class Pool:
-    """What one pass learns about the nodes of one policy."""
+    """The nodes of one policy, as one pass counts them."""
 
     policy: PolicyView
     """The policy whose pool it is."""
@@ -214,7 +214,7 @@ def _choose(pool: Pool, queue: Queue, pooled: Pooled, cap: int, ledger: Ledger) 
 
 @dataclass(slots=True)
 class Room:
-    """How many candidates of a pool may still start or be looked at."""
+    """How many candidates of a pool may still start or have their pods listed in this pass."""
 
     room: int
     """How many nodes may start now, newcomers excluded."""

@@ -142,7 +142,8 @@ def _begin(
 def _actuate(
     case: FencedCase, assessed: Assessed, goal: Target, idle: FreshReading | None, *, again: bool
 ) -> Actuate:
-    """Return the action that writes the fence's new stage and the labels in one PATCH."""
+    """Return the action that passes the PNR: one PATCH that writes the fence with the stage `actuating` and the labels
+    for `goal`. Parameters are those of `_begin`."""
     node, fence, policy = case.node, case.fence, assessed.policy
     present_key = node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
     plugin_changes = find_entry(present_key, case.stack) != find_entry(goal.plugin_key, case.stack)

@@ -114,7 +114,7 @@ class Situation(Generic[Looked]):
 
 
 def _first(situations: Iterable[Situation[Looked]], looked: Looked) -> Verdict | None:
-    """Return the verdict of the first of these situations that applies, or None if none does."""
+    """Return the verdict of the first of these situations that applies to `looked`, or None if none does."""
     verdicts = (situation.follow(looked, situation.reason) for situation in situations)
     return next((verdict for verdict in verdicts if verdict is not None), None)
 
@@ -230,7 +230,7 @@ class _Aimed:
 
     @staticmethod
     def of(case: FencedCase, assessed: Assessed) -> "_Aimed":
-        """Return the case with what its last run says about its target."""
+        """Return the case together with how its last run relates to the target of `assessed`."""
         fence = case.fence
         aim = assessed.stop if fence.step < fence.steps else assessed.target
         owed = fence.owed == owed_for(assessed.target)

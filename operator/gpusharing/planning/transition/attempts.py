@@ -178,9 +178,9 @@ def remembered(case: FencedCase, reason: Reason) -> Deferred | None:
 
 
 def _failed_version(fence: Fence) -> SpecVersion | None:
-    """Return the version of the spec under which the change in flight failed, or None if it has not.
+    """Return the version of the spec under which the change in flight failed, or None if it has not failed.
 
-    A failure that was recorded earlier counts if the change goes on without a new one.
+    If it goes on after a failure and has not failed again, that is the version recorded at the earlier failure.
     """
     return fence.failed_version if fence.failed is None else fence.version
 

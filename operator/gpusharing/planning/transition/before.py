@@ -41,7 +41,8 @@ from gpusharing.planning.wanted.assess import Assessed, Refused
 
 
 def before_pnr(case: FencedCase) -> Verdict:
-    """Return the next step of a node whose fence stage is `fenced`. The deadline is left out once it has no effect."""
+    """Return the verdict with the next step of a node whose fence stage is `fenced`. It shows no deadline once the
+    deadline has no effect."""
     verdict = _next_step(case)
     return replace(verdict, deadline=None) if outlasts(case) else verdict
 

@@ -34,7 +34,7 @@ from gpusharing.planning.vocabulary.values import value
 
 
 def is_moot(verdict: Verdict) -> bool:
-    """Whether the node is where it should be and needs no write, so that an earlier failure no longer matters."""
+    """Whether the node is done or skipped and needs no write, so that an earlier failure no longer matters."""
     return verdict.phase in (Phase.SYNCED, Phase.SKIPPED) and not verdict.actions
 
 

@@ -18,6 +18,7 @@ class UnjudgedPolicyError(Exception):
     """Stands for the error about a policy at each of its nodes."""
 
     def __init__(self, policy: str, error: Exception) -> None:
+        """Store the Finding that `policy` cannot be judged because of `error`."""
         self.finding = of_policy(policy, error)
         super().__init__(self.finding.message)
 

@@ -26,8 +26,8 @@ from gpusharing.planning.wanted.assess import Assessed, Assessment, Refused, Uno
 
 
 def judge(case: NodeCase) -> Verdict | None:
-    """Return the verdict for one node, or None if the node does not concern us: it has no GPU, no policy and no mark
-    of ours."""
+    """Return the verdict for one node, or None if the node does not concern us: it has no fence, no policy, no GPU and
+    no label that names a former owner."""
     if case.node.fence_error:
         message = f"{case.node.fence_error}; nothing is done on this node"
         return case.verdict(Phase.BLOCKED, Reason.FENCE_UNREADABLE, message)

@@ -18,7 +18,7 @@ from gpusharing.planning.wanted.target import Target
 
 @value
 class Member:
-    """One node of a policy."""
+    """One node as the pool of its policy counts it."""
 
     node: NodeView
     """The Node."""
@@ -52,7 +52,7 @@ class Member:
 
     @property
     def candidate(self) -> NodeCase | None:
-        """The case of a node that waits only for its turn, or None if it does not."""
+        """The case of a node that waits only for a slot, or None if it does not."""
         return self.case if self.verdict.candidate else None
 
 

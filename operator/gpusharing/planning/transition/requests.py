@@ -135,7 +135,7 @@ def next_quiet_request(
 
 
 def _stamp(moment: datetime) -> int:
-    """Return the moment in milliseconds since 1970."""
+    """Return the moment as milliseconds since 1970."""
     return int(moment.timestamp() * 1000)
 
 

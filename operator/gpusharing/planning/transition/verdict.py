@@ -157,7 +157,8 @@ class NodeCase:
         return self if self.now == now else replace(self, now=now)
 
     def no_agent(self, consequence: str) -> Finding:
-        """Return why no agent is Ready. `consequence` is added if no specific cause is known."""
+        """Return the Finding that no agent is Ready on the node, with the cause if it is known, else with
+        `consequence` after the message."""
         if (trouble := self.agent_trouble) is not None:
             return Finding(trouble.reason, f"no agent runs on {self.node.name}: {trouble.message}")
         return Finding(Reason.AGENT_NOT_READY, f"no Ready agent pod runs on {self.node.name}{consequence}")
@@ -178,7 +179,7 @@ class NodeCase:
 
     @property
     def scope(self) -> Scope:
-        """Which pods must be gone before the change."""
+        """Which pods must be gone before the change, and which must not be touched."""
         fence, reboots = self.node.fence, self.disruption is DisruptionClass.REBOOT
         since = fence.since if fence else None
         scope = scope_of(self.settings, all_pods=reboots, cordoned_at=since, node=self.node.name)
@@ -276,5 +277,5 @@ class FencedCase(NodeCase):
 
     @staticmethod
     def of(case: NodeCase, fence: Fence) -> "FencedCase":
-        """Return the same case with its node's fence."""
+        """Return the same case as a FencedCase with this fence, which is that of its node."""
         return FencedCase(**{one.name: getattr(case, one.name) for one in fields(NodeCase)}, fence=fence)
