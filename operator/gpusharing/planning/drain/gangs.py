@@ -1,4 +1,4 @@
-"""How a gang affects a preflight: the strictest rule of any member, on whatever node, applies to all of them.
+"""How a gang affects a preflight: the strictest rule of any member, on any node, applies to all of them.
 
 Specification: docs/design/drain.md#t13.
 

@@ -8,6 +8,8 @@ Specification: docs/design/drain.md. What holds in every plan:
 - every pod that holds a GPU is evicted, waited for, put off to the next pass or blocked with a reason. None is
   skipped: it holds the GPU until its API object is gone;
 - the order of the input makes no difference.
+
+Terms: docs/design/glossary.md#gang.
 """
 
 from collections import Counter

@@ -98,7 +98,7 @@ def _select(pool: Pool, queue: Queue, cap: int, ledger: Ledger) -> Selection:
     because the error may come from any of its nodes."""
     try:
         return select(pool, queue, cap, ledger)
-    except Exception as error:  # noqa: BLE001 - whatever one pool holds, the others choose (guard.py)
+    except Exception as error:  # noqa: BLE001 - an error in one pool must not stop the others (guard.py)
         stopped = Selection()
         for case in pool.candidates:
             stopped.put(case, not_judged(case.node, pool.policy.name, error))

@@ -17,7 +17,7 @@ def judge_windows(pool: Pool, now: datetime) -> Pool:
     says so, and none of the pool's nodes starts."""
     try:
         return pool.with_hours(now)
-    except Exception as error:  # noqa: BLE001 - whatever one policy holds, the others go on (guard.py)
+    except Exception as error:  # noqa: BLE001 - one policy must not stop the others (guard.py)
         return replace(pool, judged_hours=Hours(closed=of_policy(pool.policy.name, error)))
 
 

@@ -346,7 +346,7 @@ def _in_order(pool: Pool, queue: Queue, ledger: Ledger, left: Room, chosen: Sele
             try:
                 candidate = find_candidate(cases[name], policy, ledger, follows=name in following)
                 yield candidate.order, candidate
-            except Exception as error:  # noqa: BLE001 - whatever one node holds, the others are chosen from (guard.py)
+            except Exception as error:  # noqa: BLE001 - one node must not stop the others (guard.py)
                 chosen.put(cases[name], not_judged(cases[name].node, policy.name, error))
 
     ranked = list(find(name for name in cases if name not in unknown))

@@ -156,8 +156,8 @@ HELD = (
     Situation(_no_policy, Reason.ORPHAN_FENCE),
     Situation(_uncordoned, Reason.CORDON_RESTORED),
 )
-"""The first match wins; a test pins the order. Nothing else matters for a node that is not ours or that pods may still
-reach."""
+"""The first match wins; a test pins the order. Nothing else matters for a node that is not ours, or on which pods may
+still be scheduled."""
 
 
 # --- the policy gives no target now, so there is nothing against which a layout could be proven ------------------

@@ -243,7 +243,7 @@ def adopted(case: NodeCase, assessed: Assessed) -> Verified:
     record = replace(record, changed_at=earlier.changed_at, took=earlier.took)
     if earlier.version.uid != policy.uid:
         return record
-    if earlier.rolled_back:  # no change of ours made it as it is now: it is not a canary
+    if earlier.rolled_back:  # its present layout is not the result of our change, so it is not a canary
         return replace(record, failed_version=earlier.failed_version)
     return replace(
         record,

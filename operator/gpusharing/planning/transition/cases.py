@@ -123,7 +123,7 @@ def find_models(gpunodes: Iterable[GPUNodeView | None]) -> dict[str, GpuView]:
     known: dict[tuple[str, int], GpuView] = {}
     counts: Counter[tuple[str, int]] = Counter()
     for hardware, nodes in kinds.items():
-        with suppress(Exception):  # whatever one node holds, the others are counted (guard.py)
+        with suppress(Exception):  # one node must not hide the others (guard.py)
             for gpu in hardware.models:
                 known.setdefault(card := (gpu.product, id(gpu.profiles)), gpu)
                 counts[card] += nodes

@@ -3,7 +3,7 @@
 
 Only marks that we set are removed again; the fence lists them.
 
-Terms: docs/design/glossary.md#fence.
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return.
 """
 
 from collections.abc import Iterable
