@@ -35,7 +35,7 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # Otherwise Python would report at its exit that it cannot flush standard output.
+        # Otherwise Python would report on exit that it cannot flush standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
 
@@ -46,7 +46,7 @@ def _parsed(arguments: Sequence[str]) -> Namespace:
     try:
         return parse(arguments)
     except SystemExit:
-        sys.stdout.flush()  # raises BrokenPipeError here if the reader of --help is gone, not at the exit
+        sys.stdout.flush()  # if the reader of --help is gone, raise BrokenPipeError here and not on exit
         raise
 
 

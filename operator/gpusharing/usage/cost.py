@@ -32,8 +32,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal) -> int:
-    """Query the Prometheus at `place` and print the bill. Return DONE, or CHANGES if the bill is incomplete.
-    Raises Trouble."""
+    """Query the Prometheus at `place` and print the bill. Return DONE, or CHANGES if the bill is incomplete. Raises
+    Trouble if a flag cannot be used or a query fails."""
     query_of(typed, 0.0)
     async with prometheus_at(place) as prometheus:
         answer = await find_answer(prometheus, typed)

@@ -17,7 +17,7 @@ from gpusharing.planning.report.proposal import Proposal
 from gpusharing.planning.vocabulary.lengths import some
 
 KUEUE = ("v1beta2", "v1beta1")
-"""Versions of Kueue's API in which its objects are looked for."""
+"""The versions of Kueue's API in which its objects are searched."""
 KINDS: tuple[tuple[str, Resource], ...] = (
     ("ResourceQuota", Resource("", "v1", "resourcequotas", namespaced=True)),
     ("LimitRange", Resource("", "v1", "limitranges", namespaced=True)),

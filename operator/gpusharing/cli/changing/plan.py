@@ -54,7 +54,7 @@ class Planned:
     """All the results that `plan` shows."""
 
     proposals: tuple[Proposal, ...] = ()
-    """What would happen to each pool."""
+    """For each pool, what would happen to it."""
     notes: tuple[str, ...] = ()
     """Sentences about what is uncertain in the proposals."""
     simulated: tuple[str, ...] = ()
@@ -64,7 +64,8 @@ class Planned:
 
 
 def describe(planned: Planned, paper: Paper) -> list[Line]:
-    """Draw all proposals, the notes about what is uncertain, and a last line with the totals."""
+    """Draw all proposals, the objects that depend on what vanishes, the notes about what is uncertain, and a last line
+    with the totals."""
     proposals = planned.proposals
     lines = describe_simulated(planned.simulated, paper)
     for proposal in proposals:
@@ -176,7 +177,7 @@ def _when(step: Step) -> str:
     verdict = step.verdict
     if step.starts:
         return "at once"
-    # How far a change has come is known only to the operator, which has sent the evictions.
+    # Only the operator knows the progress of a change, because it has sent the evictions.
     return "under way" if verdict.phase.in_flight else f"{verdict.phase}: {verdict.reason}"
 
 

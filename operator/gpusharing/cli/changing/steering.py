@@ -126,15 +126,15 @@ def _resume(policy: JSON, request: SteeringRequest) -> Change:
         f"{counted(len(request.gpunodes), 'node')} may start although others failed; further failures halt the rollout"
         " again, and failed nodes stay as they are until you retry them"
     )
-    # The value that the operator has published may be for an earlier generation; then it would have no effect.
+    # The value that the operator has published may be for an earlier generation, and would then have no effect.
     requested = read_value(request.gpunodes[0].message)
     value = requested if requested.partition(".")[0] == str(generation) else str(generation)
     return Change(_annotation(names.ANNOTATION_RESUME, value), means, moves=True)
 
 
 def _retry(node: JSON, request: SteeringRequest) -> Change:
-    """Return the patch that lets the operator try a failed or deferred node again. Raises Trouble if the operator
-    would not do so."""
+    """Return the patch that makes the operator try a failed or deferred node again. Raises Trouble if the operator
+    would ignore it. If the status of the node may not be read, this is not checked."""
     means = (
         "the operator tries this node again by its policy's rules, after making it idle, which may evict pods"
     )

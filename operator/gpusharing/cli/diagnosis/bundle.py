@@ -50,24 +50,24 @@ _PROSE = "(?:not|no|context|user|unauthorized|invalid|expired|error|failed)"
 """The first word after a colon in ordinary sentences about secrets, such as `token: expired since …`;
 these are kept."""
 _IN_TEXTS = (
-    # A private key as PEM (RFC 7468), also if its beginning or end is missing.
+    # A private key in PEM format (RFC 7468), even if its beginning or end is missing.
     re.compile(
         r"()-----BEGIN [A-Z ]*PRIVATE KEY-----"
         r"(?:[\sA-Za-z0-9+/=:,-]*?-----END [A-Z ]*PRIVATE KEY-----|(?:\s+[\w+/=]{16,})*(?:\s+[\w+/=]+(?=\s*\Z))?)"
     ),
     re.compile(r"()(?:^[\w+/=]+[ \t\r]*\n)*-----END [A-Z ]*PRIVATE KEY-----", re.MULTILINE),
     re.compile(r"(\bbearer[ \t]+)[^\s\"']+", re.IGNORECASE),
-    # user:password@ or token@ of an address (RFC 3986), and a JSON Web Token (RFC 7519).
+    # user:password@ or token@ in a URL (RFC 3986), and a JSON Web Token (RFC 7519).
     re.compile(r"(://)[^/\s@\"']+(?=@)"),
     re.compile(r"()\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"),
-    # A list or an object under such a name, to the end of its line; and a block or a list of YAML.
+    # A list or an object under such a name, to the end of its line; and a block or a list in YAML.
     re.compile(rf"((?:{_NAMES}|\bauth\b)[\w.-]{{0,60}}\\?[\"']?[ \t]*[=:][ \t]*)[\[{{][^\n]*", re.IGNORECASE),
     re.compile(
         rf"(^([ \t]*)[\w\"'.-]{{0,60}}(?:{_NAMES})[\w\"'.-]{{0,60}}:[ \t]*(?:[|>][^\n]*)?\n)"
         r"(?:\2(?:[ \t]+|- )[^\n]*(?:\n|\Z))+",
         re.IGNORECASE | re.MULTILINE,
     ),
-    # The value of HTTP's Authorization: its scheme and one word (RFC 9110, RFC 6750).
+    # The value of the HTTP header Authorization: a scheme and one word (RFC 9110, RFC 6750).
     re.compile(
         rf"(\bauth(?:orization)?[\"']?[ \t]*[=:][ \t]*)(?:{_QUOTED}|(?:\w+[ \t]+)?[^\s\"',;}}]+)",
         re.IGNORECASE,
@@ -172,7 +172,7 @@ class Bundle:
 
     files: dict[str, bytes] = field(default_factory=dict)
     gaps: list[str] = field(default_factory=list)
-    """What could not be read, and why."""
+    """Messages about what could not be read, and why."""
     errors: list[KubeError] = field(default_factory=list)
     """The errors that caused the gaps."""
 

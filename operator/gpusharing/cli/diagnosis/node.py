@@ -135,7 +135,7 @@ def _published_or_planned(published: NodeStatus, verdict: Verdict | None) -> Nod
     if verdict is None:
         none = "no policy selects this node, so the operator does not change its GPUs"
         return published if published.phase else replace(published, message=none)
-    # The published blockers have the server's answers to the operator's evictions, which the plan made here lacks.
+    # The published blockers include the server's answers to the operator's evictions; the plan made here lacks them.
     blockers = published.blockers or tuple(explain_blockers(verdict.blockers))
     node = replace(published, policy=published.policy or verdict.policy, blockers=blockers)
     if node.phase:
@@ -256,7 +256,7 @@ def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:
     drawn = table(PROOF, rows, paper)
     lines = list(drawn)
     for proof, row in zip(answer.proofs, drawn[1:], strict=True):
-        # The message adds nothing where the row shows what the source says and should say, both whole.
+        # The message adds nothing if the row shows completely what the source says and what it should say.
         whole = shows(row, proof.says) and shows(row, proof.should) and proof.says != proof.should
         if proof.disagrees is not None and (not whole or proof.source in _IN_WORDS):
             lines += prose(f"{proof.source}: {proof.disagrees.message}", paper, hang="  ", ink=Ink.BAD)

@@ -244,7 +244,7 @@ def _asks_nothing(case: PodCase) -> str:
 
 
 def _on_changing(case: PodCase) -> str:
-    """Explain a pod on a node that is being changed, which it may have to leave. Empty for any other pod."""
+    """Explain a pod whose node is being changed, so that the pod may have to leave. Empty for any other pod."""
     if case.verdict is None or case.verdict.phase is Phase.SYNCED:
         return ""
     what = f"this pod is on node {case.node}, which is {case.verdict.phase}"
@@ -252,7 +252,7 @@ def _on_changing(case: PodCase) -> str:
 
 
 def _on_quiet(case: PodCase) -> str:
-    """Explain a pod that has a node already: no pool is holding it up. Empty for a pod without a node."""
+    """Explain a pod that has a node already, so that no pool is holding it up. Empty for a pod without a node."""
     return f"this pod is on node {case.node}, which the operator is not changing now" if case.node else ""
 
 

@@ -34,8 +34,8 @@ TRANSIENT_TAINTS = frozenset(
         TAINT_UNPROVEN,
     }
 )
-"""Taints that disappear with a cordon, a condition or the missing proof. They exclude no pod here: a node with one
-counts as closed for now."""
+"""Taints that are removed when a cordon, a condition or the lack of proof ends. They do not exclude a pod here: a node
+with such a taint counts as closed for now."""
 _NOT_EVALUATED = {
     "spec.affinity.podAffinity": ("affinity", "podAffinity", _REQUIRED),
     "spec.affinity.podAntiAffinity": ("affinity", "podAntiAffinity", _REQUIRED),

@@ -138,7 +138,7 @@ async def gathered(
     try:
         installed = await read_installed(session.client)
         missing = beforehand and installed.missing
-        # Without a right to a kind, requests are refused even if it is not served; discovery says whether it is.
+        # A user without a right to a kind gets Forbidden even if it is not served; discovery tells whether it is.
         bare = missing and not await session.client.served(GPUNODES)
         client = Onlooker(session.client, proposed, beforehand=bare)
         sources = Sources(client, installed.settings, lambda: None)

@@ -51,7 +51,7 @@ class Cards:
     gpus: int
     """How many such cards there are."""
     nodes: tuple[str, ...]
-    """Names of the nodes that have them, sorted."""
+    """The sorted names of the nodes that have such cards."""
 
 
 def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, tuple[Cards, ...]]:
@@ -265,6 +265,7 @@ def track(timeline: Timeline, row: Track) -> Markup:
     whole = (timeline.end - timeline.begin).total_seconds() or 1.0
 
     def percent(at: datetime) -> float:
+        """Return the position of a time in the picture, in percent of its width."""
         return (at - timeline.begin).total_seconds() / whole * 100
 
     parts: list[Markup] = []
@@ -345,7 +346,7 @@ class View:
     now: datetime
     """The time at which the page was made."""
     pools: Sequence[PoolStatus]
-    """Every policy."""
+    """All pools."""
     unowned: Sequence[NodeStatus]
     """GPU nodes that no policy selects."""
     cards: Mapping[str, Sequence[Cards]]

@@ -253,7 +253,7 @@ def _pool_data(pool: PoolStatus, now: datetime) -> dict[str, Any]:
 
 
 def node_data(node: NodeStatus) -> Mapping[str, Any]:
-    """Return one node as plain data."""
+    """Return one node as plain data, for JSON and YAML."""
     return {
         "name": node.name,
         "state": node.state.value.word,
@@ -366,7 +366,7 @@ class Notices:
                 )
         elif self.away:
             self.looks += 1
-            # A user who may list but not watch succeeds for a moment at each try, so one success is not enough.
+            # A user who may list but not watch succeeds briefly at each attempt, so one success is not enough.
             if self.looks == ENOUGH:
                 self.away = False
                 self.terminal.warn(f"following {self.session.where} again")

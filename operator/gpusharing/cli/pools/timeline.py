@@ -76,7 +76,7 @@ def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
         return None
     shown = [(node, change) for node, change in changes if _belongs(node, change, begin)]
     over = all(node.state is State.DONE for node, _ in shown)
-    # A change that ended well gets some room after it, so that its end can be seen.
+    # Some room after a successful change makes its end visible.
     end = max(change[-1].begin if over else change[-1].end for _, change in shown)
     if over:
         end += (end - begin) / 20

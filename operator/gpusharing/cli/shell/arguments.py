@@ -60,7 +60,7 @@ def _value(name: str, metavar: str, text: str, default: str = "", short: str = "
 
 
 def _choice(name: str, choices: tuple[str, ...], default: str, text: str) -> Flag:
-    """Return a flag that takes one of `choices`."""
+    """Return a flag that takes one of `choices`. Its value is `default` if it is not given."""
     return (name,), {"choices": choices, "default": default, "help": text}
 
 
@@ -144,7 +144,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def parser() -> Parser:
-    """Build the parser for all verbs and their flags."""
+    """Build the parser for the flags that all verbs share, the verbs, and their own flags."""
     every = (*OUTPUTS, PAGE, CSV)
     commons = {outputs: _common(outputs) for outputs in {every, *(verb.outputs for verb in VERBS)}}
     top = Parser(

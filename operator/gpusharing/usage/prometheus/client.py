@@ -32,8 +32,8 @@ PORT_FORWARD = (
     " --prometheus http://127.0.0.1:9090"
 )
 PLAIN_TO_TLS = re.compile(r"HTTP request (?:was sent )?to (?:an )?HTTPS (?:server|port)")
-"""`Client sent an HTTP request to an HTTPS server.` (Go net/http/server.go at 1.24, status 400) and `The plain HTTP
-request was sent to HTTPS port` (nginx, on a page of HTML)."""
+"""Matches `Client sent an HTTP request to an HTTPS server.` (Go net/http/server.go at 1.24, status 400) and `The plain
+HTTP request was sent to HTTPS port` (nginx, in an HTML page)."""
 WANTS_CLIENT = "ALERT_CERTIFICATE_REQUIRED"
 """OpenSSL's name for the TLS 1.3 alert that a server sends if we showed no certificate (RFC 8446, 6.2)."""
 NO_FLAG = (
@@ -41,7 +41,8 @@ NO_FLAG = (
     " through a proxy that has one"
 )
 OTHER_NAME, OLD, EARLY, UNKNOWN_AUTHORITY = (62, 64), (10,), (9,), (2, 18, 19, 20, 21)
-"""Codes of OpenSSL 3.0.19 for what is wrong with a certificate (include/openssl/x509_vfy.h, X509_V_ERR_...)."""
+"""Codes of OpenSSL 3.0.19 for a certificate that was issued for another name, has expired, is not valid yet, or comes
+from an unknown authority (include/openssl/x509_vfy.h, X509_V_ERR_...)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class WebAnswer:
     """An HTTP response, successful or not."""
 
     status: int
-    """HTTP status code."""
+    """The HTTP status code."""
     data: Any
     """The decoded JSON, or None if the body is not JSON."""
     line: str
@@ -134,7 +135,7 @@ def unreachable(error: Exception, where: str, through: str) -> Trouble:
         return Trouble(f"TLS with {where} failed: {error_text(error)}. Does it speak http://?")
     if isinstance(error, aiohttp.InvalidURL):
         return Trouble(f"{where} is not an address; write one like http://127.0.0.1:9090")
-    # The alert comes after our handshake, and is lost if the server hangs up before we read it.
+    # The alert arrives after our handshake, and is lost if the server closes the connection before we read it.
     ended = isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError) or (
         isinstance(error, OSError) and error.errno in (errno.ECONNRESET, errno.EPIPE)
     )
@@ -217,7 +218,7 @@ class Series:
     labels: Mapping[str, str]
     """The labels of the series."""
     points: tuple[tuple[float, float], ...]
-    """Times, in seconds since 1970, with their values; oldest first."""
+    """Pairs of a time, in seconds since 1970, and the value at that time; oldest first."""
 
     @property
     def value(self) -> float:
@@ -232,7 +233,7 @@ class Prometheus:
     session: aiohttp.ClientSession
     place: Endpoint
     warnings: set[str] = field(default_factory=set)
-    """Warnings that came with answers; an answer with one is incomplete."""
+    """The warnings in all answers so far. An answer with a warning is incomplete."""
     _renewing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while credentials are renewed, so that only one of several refused queries does so."""
 

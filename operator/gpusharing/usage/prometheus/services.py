@@ -97,7 +97,7 @@ def _path_of(flag: str) -> str:
             " NAMESPACE/https:NAME:PORT"
         )
     namespace, service = match.groups()
-    # With a scheme there are always two colons (apimachinery v0.36.3, pkg/util/net/port_split.go).
+    # If there is a scheme, two colons are required (apimachinery v0.36.3, pkg/util/net/port_split.go).
     closed = f"{service}:" if service.startswith(("http:", "https:")) and service.count(":") == 1 else service
     return f"{namespace}/services/{closed}"
 

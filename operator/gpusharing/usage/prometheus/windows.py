@@ -22,7 +22,7 @@ SHORT = 600.0
 LOOKBACK = 300.0
 """Seconds for which Prometheus keeps returning a value (--query.lookback-delta): shorter gaps are invisible."""
 MOST_POINTS = 3000
-"""The most points of one series in an answer; Prometheus refuses more than 11,000."""
+"""The highest number of points of one series in an answer. Prometheus refuses more than 11,000."""
 
 
 def seconds_of(window: str, most: int = MOST) -> int:
@@ -109,5 +109,5 @@ def moment(at: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format a number of seconds as people write it."""
+    """Format a number of seconds in its largest full unit, such as 14d or 1h5m (see `length`)."""
     return length(timedelta(seconds=seconds))

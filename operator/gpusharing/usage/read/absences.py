@@ -33,7 +33,7 @@ async def find_absences(prometheus: Prometheus, query: MeterQuery) -> "Absences"
     """Query when each node was seen, up to a day before and after the window, and return the sightings with the
     seconds of the window for which each node was absent between two of them. Raises Trouble."""
     absences = Absences(query.start, query.end)
-    # No farther before and after than the window is long: a user may choose a short one because a day is too much.
+    # Look no farther back and ahead than the window is long: users may choose a short one because a day is too much.
     beside = min(DAY, query.end - query.start)
     chosen = braced(of_others(query.selector, frozenset({POLICY})))
 
@@ -71,6 +71,7 @@ class Absences:
     """The times at which each node was seen. Answers must be added in chronological order."""
 
     def __init__(self, start: float, end: float) -> None:
+        """Begin with no sightings. The window is from `start` to `end`, in seconds since 1970."""
         self.seconds: Counter[str] = Counter()
         self.first: dict[str, float] = {}
         """When each node was first seen in the window or after it; absent if it was seen in neither."""
@@ -113,12 +114,14 @@ class Absences:
         return node in self.first and node not in self._old
 
     def came(self, least: float) -> set[str]:
-        """Return the nodes that were first seen in the window, more than `least` seconds after its beginning."""
+        """Return the nodes that were first seen in the window and more than `least` seconds after its beginning. Times
+        in which no node was seen do not count."""
         nodes = {node for node in self.first.keys() & self.last.keys() if self.began(node)}
         return {node for node in nodes if self.missed(self._start, self.first[node]) > least}
 
     def left(self, least: float) -> set[str]:
-        """Return the nodes that were last seen in the window, more than `least` seconds before its end."""
+        """Return the nodes that were last seen in the window and more than `least` seconds before its end. Times in
+        which no node was seen do not count."""
         nodes = {node for node, last in self.last.items() if last >= self._start} - self.returned
         return {node for node in nodes if self.missed(self.last[node], self._end) > least}
 

@@ -58,11 +58,11 @@ class Record:
     memory: "array[float]"
     """Memory in use, in bytes."""
     activity: "array[float]"
-    """Activity of one pod, as a part of the whole card."""
+    """The highest activity of any pod, as a part of the whole card."""
     pods: "array[int]"
     """The number of pods at the end of the hour."""
     devices: "array[int]"
-    """The most devices that one pod held at the end of the hour."""
+    """The highest number of devices that one pod held at the end of the hour."""
     last: int = -1
     """The hour in which a pod of the workload was last seen; -1 if none was."""
     profile: str = ""
@@ -108,7 +108,7 @@ class Record:
 
 @dataclass(slots=True)
 class Gpu:
-    """What is known of one GPU."""
+    """What is known about one GPU."""
 
     node: str
     """Name of its node; empty if unknown."""
@@ -135,7 +135,7 @@ class Fold:
     end: float
     """End of the window, in seconds since 1970."""
     hours: int
-    """Length of the window."""
+    """Length of the window, in hours."""
     nodes: frozenset[str] | None = None
     """The nodes whose GPUs count, or None for all."""
     card: Card | None = None
@@ -237,7 +237,7 @@ class Fold:
             if not labels.profile and labels.node in self.replicated:
                 replicas[labels.device] = labels.node
             for at, value in series.points:
-                # By pod, because one that is scraped twice with different labels is still one pod.
+                # Keyed by pod, because a pod that is scraped twice with different labels is still one pod.
                 holders.setdefault(labels.device, {}).setdefault(at, {})[labels.pod] = value
         crowded: set[Device] = set()
         split: set[Device] = set()

@@ -158,7 +158,8 @@ def _away(gpus: Iterable[Gpu], latest: int) -> Iterator[str]:
 
 
 def _gone(workloads: Iterable[Workload]) -> Iterator[str]:
-    """Yield a remark about workloads that are left out because they had no pod in the last day."""
+    """Yield a remark about these workloads, which are left out because they had no pod in the last day; nothing if
+    there are none."""
     names = sorted(f"{workload.namespace}/{workload.name}" for workload in workloads)
     if names:
         are = "are" if len(names) > 1 else "is"
@@ -184,7 +185,7 @@ def _pods(record: Record) -> int:
     counts = [count for count in record.pods if count]
     if not counts:
         return 1
-    # A workload that has grown counts with its new pods. Those of an update do not exist at the ends of two hours.
+    # If a workload has grown, its new pods count. The extra pods of an update do not exist at the ends of two hours.
     return max(sorted(counts)[ceil(AT_ONCE * len(counts)) - 1], min(counts[-2:]))
 
 
@@ -231,7 +232,7 @@ def _samples(fold: Fold, values: "Iterable[float]") -> Iterator[Sample]:
 
 
 def _occupied(gpus: dict[str, Gpu], latest: int) -> Iterator[Occupied]:
-    """Yield the GPUs without MIG that several pods share now, by UUID."""
+    """Yield each GPU without MIG that several pods held in the last hour, with its workloads, sorted by UUID."""
     for uuid, gpu in sorted(gpus.items()):
         if gpu.held_at == latest and gpu.divided != latest and sum(gpu.holders.values()) > 1:
             yield Occupied(f"{gpu.node}/{uuid}", tuple(sorted(gpu.holders.items())))

@@ -42,7 +42,7 @@ class Teams:
     """Namespaces that had several values at the same time, so that their owner is ambiguous."""
 
     def find(self, namespace: str) -> str:
-        """Return the label's value of a namespace; empty if it is unknown or ambiguous."""
+        """Return the label's value for a namespace; empty if it is unknown or ambiguous."""
         return "" if namespace in self.rivals else self.last.get(namespace, "")
 
 
@@ -57,8 +57,9 @@ def read_teams(last: Iterable[Series], rivals: Iterable[Series], label: str) -> 
 
 
 def namespace_of(series: Series) -> str:
-    """Return the namespace that a series is about."""
-    # A Prometheus that does not honor labels renames the exporter's.
+    """Return the tenant's namespace that a series is about, whether or not Prometheus renamed the label; empty if the
+    series names none."""
+    # A Prometheus that does not honor labels renames those of the exporter.
     return series.labels.get(EXPORTED) or series.labels.get(NAMESPACE, "")
 
 
@@ -125,7 +126,7 @@ class _Day:
     counted: Mapping[str, list[Series]]
     """The answers that come from the meter, by their names in COUNTED."""
     shared: Mapping[tuple[str, str], float]
-    """The most slices of one device, by node and resource."""
+    """The highest number of slices that a device had, by node and resource."""
     prices: Prices
     """The prices of that day."""
     teams: Teams
@@ -351,7 +352,8 @@ class _Unseen:
 
 
 def _node(series: Series) -> NodePool:
-    """Return the node and the policy that a series is about."""
+    """Return the names of the node and of the policy that a series is about. Each is empty if the series has no such
+    label."""
     return series.labels.get("node", ""), series.labels.get(POLICY, "")
 
 

@@ -127,7 +127,7 @@ def read_prices(
             faults.append(_fault(OPENCOST_METRIC, "node", node, series.value))
     on_nodes: dict[str, set[str]] = {}
     for series in cards:
-        # A GPU that cannot be read for a moment has no product then.
+        # A GPU that cannot be read has no product for that time.
         if product := series.labels.get("product"):
             on_nodes.setdefault(series.labels.get("node", ""), set()).add(_dashed(product))
     return Prices(

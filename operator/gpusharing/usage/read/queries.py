@@ -1,8 +1,8 @@
 """The PromQL queries for a bill (`MeterQuery`) and for the use of GPUs. Pure.
 
-Names and labels of dcgm-exporter are those of its 4.5.3-4.8.2 (internal/pkg/transformation/const.go and
-kubernetes.go): `UUID`, with --use-old-namespace `uuid`, `pod_name` and `pod_namespace`; a MIG device has the UUID
-of its GPU, GPU_I_ID and GPU_I_PROFILE. DCGM_FI_DEV_FB_USED is in MiB. Those of kube-state-metrics are of its v2
+The metrics and labels of dcgm-exporter are those of its versions 4.5.3 to 4.8.2 (internal/pkg/transformation/const.go
+and kubernetes.go): `UUID`, with --use-old-namespace `uuid`, `pod_name` and `pod_namespace`. A MIG device has the UUID
+of its GPU, GPU_I_ID and GPU_I_PROFILE. DCGM_FI_DEV_FB_USED is in MiB. Those of kube-state-metrics are from its v2
 (docs/metrics/workload).
 """
 
@@ -41,9 +41,9 @@ class MeterQuery:
     """The window of a bill, and how it is grouped."""
 
     start: float
-    """Seconds since 1970."""
+    """Start of the window, in seconds since 1970."""
     end: float
-    """Seconds since 1970."""
+    """End of the window, in seconds since 1970."""
     by: str = NAMESPACE
     """What the bill is grouped by: NAMESPACE, POLICY, or the key of a namespace label."""
     selector: str = ""
@@ -99,7 +99,7 @@ def queries_of(query: MeterQuery, seconds: int) -> dict[str, str]:
     }
     if label := label_of(query.by):
         matchers = ",".join(filter(None, (_others(query), f'{label}!=""')))
-        # When each label was last seen: a namespace may have gone, or have changed hands.
+        # When each label was last seen: a namespace may have been deleted, or have a new owner.
         last = f"timestamp(kube_namespace_labels{{{matchers}}})[{seconds}s:{POINTS}]"
         queries["labels"] = f"max by ({NAMESPACE}, {EXPORTED}, {label}) (max_over_time({last}))"
         queries["rival labels"] = _rival_labels(f"kube_namespace_labels{{{matchers}}}", label, seconds)
@@ -124,7 +124,7 @@ def _prices(query: MeterQuery, seconds: int) -> dict[str, str]:
         name: (f"{metric}{of_policies if metric == POLICY_METRIC else others}{known}", labels)
         for name, metric, labels, known in _PRICES
     }
-    # First the mean of series and then the mean over time, so that a restart of the exporter of a price does not
+    # First the mean of all series and then the mean over time, so that a restart of the price's exporter does not
     # change the weight of the hours before and after it.
     means = {
         name: f"avg_over_time((avg by ({labels}) ({metric})){points})"
@@ -147,7 +147,7 @@ def _twice(counters: str, seconds: int) -> str:
     """Return the query for all series of nodes that were metered twice at one time; `counters` selects the series. A
     stopped agent stays visible beside its successor for LOOKBACK seconds, so each further series may coexist with
     another for that long."""
-    # A Prometheus may have another look-back than usual, so series with older samples do not count.
+    # This Prometheus may have a longer look-back than usual, so series with older samples do not count.
     fresh = f"count by (node, {POLICY}) (timestamp({counters}) > time() - {LOOKBACK:g}) > 1"
     minutes = f"count_over_time(({fresh})[{seconds}s:1m])"
     series = f"count by (node, {POLICY}) (count_over_time({counters}[{seconds}s]))"
@@ -227,7 +227,7 @@ def ownership(selector: str, seconds: int) -> tuple[str, ...]:
         "max by (namespace, exported_namespace, job_name, exported_job_name, owner_kind, owner_name)"
         f" (last_over_time(kube_job_owner{braced(others)}{span}))",
         f"max by ({_PODS}, {ANNOTATION}) (last_over_time(kube_pod_annotations{annotated}{span}))",
-        # The series of a device that nobody holds names the pod of its scrape target: the exporter's.
+        # The series of a device that no pod holds names the pod of its scrape target, which is the exporter's.
         f"group by (namespace, pod) (last_over_time(up{span})"
         f" and on (job, instance) last_over_time({USED}{chosen}{span}))",
         f"max by (node, gpu, uuid, gpu_uuid, instance_id, profile) (last_over_time({INFO}{chosen}{span}))",

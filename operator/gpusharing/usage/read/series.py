@@ -21,7 +21,7 @@ EXPORTER = "dcgm-exporter"
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A whole GPU, or a MIG device."""
+    """A whole GPU or a MIG device."""
 
     gpu: str
     """UUID of the GPU."""
@@ -127,7 +127,8 @@ class PodOwners:
 
     @classmethod
     def of(cls, pods: Iterable[Series], replicasets: Iterable[Series], jobs: Iterable[Series]) -> "PodOwners":
-        """Read the owners from kube_pod_owner, kube_replicaset_owner and kube_job_owner."""
+        """Read the owners from the series kube_pod_owner, kube_replicaset_owner and kube_job_owner. Series that name
+        no pod are ignored."""
         return cls(
             {pod: _owner(series) for series in pods if (pod := pod_of(series.labels)) is not None},
             {

@@ -46,9 +46,9 @@ class UsageQuery:
     """The window and the GPUs to read."""
 
     start: float
-    """Seconds since 1970."""
+    """Start of the window, in seconds since 1970."""
     end: float
-    """Seconds since 1970."""
+    """End of the window, in seconds since 1970."""
     selector: str = ""
     """PromQL matchers, without braces."""
     nodes: frozenset[str] | None = None
@@ -62,11 +62,11 @@ class Usage:
     """The use of GPUs that was read for a UsageQuery."""
 
     fold: Fold
-    """The answers of all hours, folded."""
+    """The records of workloads and GPUs, folded from the answers for all hours."""
     slices: Mapping[tuple[str, str], float]
-    """The most replicas of a device, by node and resource, as the agents report them."""
+    """The highest number of replicas of a device, by node and resource, as the agents report it."""
     replicas: Mapping[str, int]
-    """How many times each GPU of a node is advertised; only nodes where that is more than once."""
+    """How many times each GPU is advertised, by node. It has only nodes where that is more than once."""
     missing: tuple[str, ...]
     """Why the answer is incomplete; empty if it is complete."""
     remarks: tuple[str, ...]

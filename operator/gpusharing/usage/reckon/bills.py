@@ -64,11 +64,11 @@ class Cell:
     tenant: str
     """Who is billed; empty for time that no tenant held."""
     part: Part
-    """What became of the time: held, idle, stranded or in transition."""
+    """How the time was used: held, idle, stranded or in transition."""
     resource: str
     """The resource that was held or advertised; empty where no slice was advertised."""
     basis: Basis
-    """What the tenant is billed by."""
+    """How the time of the tenant was determined."""
     price: Price | None
     """The price of a GPU, or None if it is unknown."""
 
@@ -82,11 +82,11 @@ class Row:
     policy: str
     """Name of the policy in a bill by policy; otherwise empty."""
     part: Part
-    """What became of the time."""
+    """How the time was used."""
     resource: str
     """The resource that was held or advertised; empty where no slice was advertised."""
     basis: Basis
-    """What the tenant is billed by."""
+    """How the time of the tenant was determined."""
     micros: int
     """Microseconds of whole GPUs."""
     currency: str
@@ -132,7 +132,7 @@ class Bill:
     rows: tuple[Row, ...]
     """The lines, in the order in which they are shown."""
     pools: tuple[PoolBill, ...]
-    """The policies, each in each of its currencies."""
+    """One bill for each policy and each of its currencies."""
     totals: tuple[Total, ...]
     """One total for each currency, and one for the time without a price."""
 

@@ -57,9 +57,9 @@ class Scale:
 
 
 MEMORY = Scale("memory", 10e6, 1e12)
-"""Bytes, from 10 MB to 1 TB as in VPA: 237 buckets."""
+"""The scale of memory use, in bytes: from 10 MB to 1 TB as in VPA, with 237 buckets."""
 ACTIVITY = Scale("activity", 0.001, 1.0)
-"""Parts of a whole card, from a thousandth: 143 buckets."""
+"""The scale of activity, as a part of a whole card: from a thousandth to 1, with 143 buckets."""
 
 
 @value
@@ -68,7 +68,7 @@ class Histogram:
     for each bucket of the scale."""
 
     scale: Scale
-    """What is measured."""
+    """The scale of the measured values."""
     weights: tuple[tuple[int, float], ...] = ()
     """The index and weight of each bucket, in ascending order. A sample at `last` weighs 1, and one a half-life
     earlier 0.5."""

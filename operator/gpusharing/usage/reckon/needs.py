@@ -294,7 +294,7 @@ def _confidence(memory: Histogram, span: timedelta) -> Confidence:
 
 
 def _part_of_activity(history: History, holds: Callable[[float], bool]) -> float | None:
-    """Return the part of the activity samples for which `holds` is true, or None without samples."""
+    """Return the fraction of the activity samples for which `holds` is true, or None without samples."""
     if not history.activity:
         return None
     return sum(holds(sample.value) for sample in history.activity) / len(history.activity)

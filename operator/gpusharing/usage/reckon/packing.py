@@ -21,9 +21,11 @@ class Packer:
     """Packs instances on GPUs of one card. It caches its results, so use one packer for all questions about a card."""
 
     def __init__(self, card: Card) -> None:
+        """Prepare to pack instances of the card's plain profiles: compute all legal layouts, the full ones among them,
+        and the card's size."""
         self.profiles = plain_profiles(card)
         self._index = {profile.name: index for index, profile in enumerate(self.profiles)}
-        # How many slices a card has is known by its largest profile alone, so that profile is included too.
+        # Only the largest profile shows how many slices the card has, so it is always included.
         largest = max((each.slices for each in card.profiles), default=0)
         profiles = (*self.profiles, *(each for each in card.profiles if each.slices == largest))
         self._legal = frozenset(self._counts(each) for each in legal_layouts(profiles) if self._is_ours(each))

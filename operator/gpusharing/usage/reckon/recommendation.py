@@ -56,7 +56,7 @@ class Occupied:
     """A GPU that several pods share now."""
 
     gpu: str
-    """Which GPU it is, for people."""
+    """The name of the GPU in messages."""
     pods: tuple[tuple[Workload, int], ...]
     """The workloads on the GPU, each with its number of pods there."""
 
@@ -99,7 +99,7 @@ class Placed:
     gpus: int
     """Whole GPUs of each pod; 0 with a profile."""
     bound: Bound
-    """Why it gets this much."""
+    """Why the workload gets this much."""
 
 
 @value
@@ -116,7 +116,7 @@ class Unplaced:
 
 @value
 class Portion:
-    """GPUs of a node with the same layout."""
+    """The GPUs of a node that have the same layout."""
 
     layout: Layout | None
     """The layout of these GPUs, or None if they stay whole."""
@@ -131,9 +131,9 @@ class Stranded:
     """The parts of GPUs that no instance covers, summed over all GPUs that are needed."""
 
     slices: int
-    """Compute slices."""
+    """The number of compute slices."""
     units: int
-    """Memory units: eighths of the card's memory on most cards."""
+    """The number of memory units, which are eighths of the card's memory on most cards."""
 
 
 @value
@@ -142,7 +142,7 @@ class CoLocation:
     other shared GPU."""
 
     gpu: str
-    """Which GPU it is, for people."""
+    """The name of the GPU in messages."""
     parts: tuple[tuple[Workload, int, float], ...]
     """Each workload with the number of its pods and the bytes of each pod, the largest sum first."""
     memory: float
@@ -281,7 +281,7 @@ def _seats(
         else:
             seats.append(seat)
     if any(not seat.gpus for seat in seats):
-        # A pod that needs all GPUs of a template leaves none to divide, on any node.
+        # A pod that needs all GPUs of a node leaves none to divide, and all nodes have the same template.
         unplaced += [
             Unplaced(seat.need, Misplaced.APART, seat.gpus) for seat in seats if seat.gpus >= fleet.per_node
         ]
@@ -303,7 +303,7 @@ def _seat(card: Card, need: Need, sizes: Sequence[Size]) -> Seat | Misplaced:
         if size.holds(wanted):
             return Seat(need, index, 0)
     whole = memory_of(card) * GIB
-    # The use did fit on one GPU: anything more is only headroom.
+    # The measured use did fit on one GPU, so anything beyond that is only headroom.
     declared = need.history.declared is not None
     return Seat(need, -1, ceil(need.memory / whole) if declared and need.memory > whole else 1)
 

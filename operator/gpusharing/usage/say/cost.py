@@ -25,7 +25,7 @@ COLUMNS = (
     "from", "until", "by", "name", "policy", "part", "resource", "basis", "gpu_hours", "cost", "currency", "partial",
     "simulated",
 )  # fmt: skip
-"""Header of the CSV."""
+"""The header of the CSV."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class CostReport:
     where: str
     """The Prometheus that was queried, as messages name it."""
     query: MeterQuery
-    """What the bill was made for."""
+    """The query that the bill answers."""
     bill: Bill
     """The bill."""
     missing: tuple[str, ...]
@@ -155,7 +155,8 @@ def hours_of(micros: int) -> str:
 
 
 def money(cents: int | None, currency: str = "") -> str:
-    """Format an amount to the cent, with its currency if one is given."""
+    """Format an amount to the cent, such as `USD 1,234.50`; the currency may be empty. Return UNKNOWN if the amount is
+    None."""
     if cents is None:
         return UNKNOWN
     return f"{currency} {cents // 100:,}.{cents % 100:02}".lstrip()

@@ -45,7 +45,7 @@ from gpusharing.usage.say.cost import describe_doubts
 UNKNOWN = "?"
 SPARKS, ASCII = "▁▂▃▄▅▆▇█", "_.-=+*%#"
 WIDTH = 48
-"""The most characters of a sparkline."""
+"""The highest number of characters in a sparkline."""
 BESIDE = len("  activity  ")
 """The width of the label before a sparkline."""
 _INKS = {Confidence.NONE: Ink.WAITING, Confidence.LOW: Ink.FAINT, Confidence.HIGH: Ink.GOOD}
@@ -58,9 +58,9 @@ class RecommendReport:
     where: str
     """The Prometheus that was queried, as messages name it."""
     start: float
-    """Seconds since 1970."""
+    """Start of the window, in seconds since 1970."""
     end: float
-    """Seconds since 1970."""
+    """End of the window, in seconds since 1970."""
     scope: NodeScope
     """The nodes that the recommendation is for."""
     observed: ObservedPool
@@ -285,7 +285,7 @@ def sparkline(samples: Sequence[Sample], top: float, paper: Paper) -> str:
         at = min(cells - 1, int((sample.at - first).total_seconds() / whole * cells))
         highest[at] = max(sample.value, highest[at] or 0.0)
     marks = SPARKS if paper.glyphs else ASCII
-    # Divided one by one: a factor of 1 / top would be infinite for a very small top.
+    # Each value is divided by top, because a factor of 1 / top would be infinite for a very small top.
     parts = [None if part is None else min(1.0, part / top) if top > 0 else 0.0 for part in highest]
     return "".join(" " if part is None else marks[round(part * (len(marks) - 1))] for part in parts)
 
@@ -433,7 +433,7 @@ COLUMNS = (
     "advice", "confidence", "why", "samples", "partial",
     "simulated",
 )  # fmt: skip
-"""Header of the CSV."""
+"""The header of the CSV."""
 
 
 def as_data(answer: RecommendReport) -> dict[str, Any]:
