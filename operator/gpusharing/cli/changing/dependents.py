@@ -17,7 +17,7 @@ from gpusharing.planning.report.proposal import Proposal
 from gpusharing.planning.vocabulary.lengths import some
 
 KUEUE = ("v1beta2", "v1beta1")
-"""The versions of Kueue's API in which its objects are searched."""
+"""The versions of Kueue's API that are tried."""
 KINDS: tuple[tuple[str, Resource], ...] = (
     ("ResourceQuota", Resource("", "v1", "resourcequotas", namespaced=True)),
     ("LimitRange", Resource("", "v1", "limitranges", namespaced=True)),
@@ -82,7 +82,7 @@ async def _read_mentions(
 
 def _counts(raw: JSON, ignored: str) -> bool:
     """Whether the change affects the object `raw`. False if it is in the namespace `ignored`, if it is a Job that has
-    ended, or if it is a Job of a CronJob, which is found itself."""
+    ended, or if it is a Job made by a CronJob, because the CronJob is examined instead."""
     owners = entries(raw, "metadata", "ownerReferences")
     ended = has_condition(raw, "Complete") or has_condition(raw, "Failed")
     made = ended or any(one.get("kind") == "CronJob" for one in owners)

@@ -47,8 +47,8 @@ _NAMES = f"passw|passphrase|pwd|(?<![a-z])pass(?![a-z])|token|secret|credential|
 _TELLING = re.compile(f"{_NAMES}|private|(?<![a-z])auth(?:orization)?(?![a-z])", re.IGNORECASE)
 _QUOTED = r"""\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|\\\"[^\"\n]*\""""
 _PROSE = "(?:not|no|context|user|unauthorized|invalid|expired|error|failed)"
-"""The first word after a colon in ordinary sentences about secrets, such as `token: expired since …`;
-these are kept."""
+"""Matches the word after the colon in an ordinary sentence about a secret, such as `token: expired since May`. Such
+sentences are kept."""
 _IN_TEXTS = (
     # A private key in PEM format (RFC 7468), even if its beginning or end is missing.
     re.compile(
@@ -231,7 +231,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def gather(session: Session, at: datetime) -> Bundle:
-    """Read everything that belongs into the archive, one call after the other so that an ailing server is not
+    """Read everything that belongs in the archive, one call after the other so that an ailing server is not
     overloaded. Raises the first KubeError if nothing could be read."""
     bundle, client = Bundle(), session.client
     try:

@@ -221,8 +221,8 @@ class PodCase:
 
 
 def _ended(case: PodCase) -> str:
-    """Explain a pod that has ended and does not start again. If it ended because the kubelet refused its number of
-    shares, say so. Empty for any other pod."""
+    """Explain a pod that has ended and does not start again. If the kubelet refused it because of the number of shares
+    that it requests, say so. Empty for any other pod."""
     phase = text(case.raw, "status", "phase")
     if phase not in ("Succeeded", "Failed"):
         return ""

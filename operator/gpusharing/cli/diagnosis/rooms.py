@@ -221,7 +221,8 @@ class RoomSearch:
 
     def _room(self, raw: JSON, node: NodeView) -> NodeRoom:
         """Return what one node has for the pod. Its `now` is empty if a rule or the device plugin excludes the pod,
-        and its `free` also if the node is cordoned, gated or not Ready."""
+        its `free` also if the node is cordoned, gated or not Ready, and its `after` if the pod will be excluded
+        once the changes are done."""
         plan, report = self.live.plan, self.live.snapshot.gpunodes.get(node.name)
         verdict = plan.verdicts.get(node.name)
         pool = "" if verdict is None else verdict.policy

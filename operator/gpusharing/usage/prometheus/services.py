@@ -127,8 +127,8 @@ def _name(raw: JSON) -> str:
 
 
 def _port(raw: JSON) -> str:
-    """Return the name or number of the port that serves HTTP: the number of the first port with a usual name, or else
-    of the first port; empty if the Service has no ports."""
+    """Return the number of the port that probably serves HTTP, as a string: that of the first port with a usual name,
+    or else of the first port; empty if the Service has no ports."""
     ports = entries(raw, "spec", "ports")
     usual = [port for port in ports if text(port, "name") in ("http-web", "web", "http", "http-query")]
     return str(whole(next(iter([*usual, *ports]), {}), "port") or "")

@@ -314,6 +314,7 @@ class _Unseen:
     """
 
     def __init__(self) -> None:
+        """Begin with no counters seen and nothing lost."""
         self._ended: dict[NodePool, float] = {}
         self._seen: Counter[NodePool] = Counter()
         self._lost: Counter[NodePool] = Counter()
