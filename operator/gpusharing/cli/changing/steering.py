@@ -1,6 +1,8 @@
 """The verbs that steer a rollout, as one table: which object a verb patches, how, what follows, and when it refuses.
 
 The operator reads the patches on its next pass; `api/names.py` says what they mean. `steer.py` carries out the verbs.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
