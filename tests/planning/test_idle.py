@@ -230,12 +230,12 @@ def test_a_node_that_is_given_back_because_of_a_process_names_it() -> None:
     busy = before_pnr(fenced(gpunode=silent(gpus=(make_gpu(processes=("python",)),)), fence=late))
     assert (busy.phase, busy.reason) == (Phase.ABORTING, Reason.GPU_STILL_BUSY)
     assert busy.message == (
-        "the pods are gone, but the node was not proven idle in time and was given back: no pod holds a GPU, yet GPU 0"
+        "the pods are gone, but the node was not proven idle in time and was restored: no pod holds a GPU, yet GPU 0"
         " is used by python"
     )
     silence = before_pnr(fenced(gpunode=silent(), fence=late))
     assert (silence.phase, silence.reason) == (Phase.ABORTING, Reason.DRAIN_TIMEOUT)
-    assert silence.message == "the pods are gone, but the node was not proven idle in time and was given back"
+    assert silence.message == "the pods are gone, but the node was not proven idle in time and was restored"
 
 
 def test_nvidias_own_mps_daemons_do_not_count_as_busy() -> None:

@@ -116,7 +116,7 @@ def test_the_cordon_of_a_proven_node_is_lifted_when_the_other_one_is_done_and_no
     waiting = yielded(aside(fence=proven, node={"foreign": "kured"}))
     assert (waiting.phase, waiting.reason) == (Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE)
     verdict = yielded(aside(fence=proven))
-    assert verdict.message == "nobody else works on gpu-07 any more; it is given back"
+    assert verdict.message == "nobody else works on gpu-07 any more; it is returned to service"
     action = released(verdict)
     assert (action.uncordon, action.labels) == (True, {names.LABEL_MODE: "mig"})
     assert action.deferred is None, "there is no next try"
@@ -147,7 +147,7 @@ def test_no_other_cordon_is_lifted(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("foreign", "said"),
     [
-        ("", "nobody else works on gpu-07 any more; it is given back as it was"),
+        ("", "nobody else works on gpu-07 any more; it is restored"),
         ("kured", "our cordon on gpu-07 is gone; what happens next is up to kured"),
     ],
     ids=["nobody", "somebody"],

@@ -178,7 +178,7 @@ def _policy_going(case: FencedCase) -> str:
     neither."""
     if case.assessment is not None and not case.assessment.policy.deleting:
         return ""
-    return f"policy {case.fence.policy} was deleted, or is being deleted; the node is given back"
+    return f"policy {case.fence.policy} was deleted, or is being deleted; the node is restored"
 
 
 def _asked_to_end(case: FencedCase) -> str:
@@ -191,7 +191,7 @@ def _paused(case: FencedCase) -> str:
     """Return the message that the policy is paused and aborts changes in flight, or an empty string if it does not."""
     policy = case.assessment.policy.spec if case.assessment is not None else None
     aborts = policy is not None and policy.rollout.paused and policy.rollout.when_paused == "Abort"
-    return "spec.rollout.paused and whenPaused Abort: the node is given back" if aborts else ""
+    return "spec.rollout.paused and whenPaused Abort: the node is restored" if aborts else ""
 
 
 def _unapproved(case: FencedCase) -> str:
@@ -209,9 +209,7 @@ def _unapproved(case: FencedCase) -> str:
     other = another or policy.generation != fence.version.generation
     if fence.approved and not another:
         other = isinstance(assessment, Assessed) and owed_for(assessment.target) != fence.approved
-    return (
-        "the policy was changed, and its new plan needs an approval; the node is given back" if other else ""
-    )
+    return "the policy was changed, and its new plan needs an approval; the node is restored" if other else ""
 
 
 def _other_owner(case: FencedCase) -> str:
@@ -228,7 +226,7 @@ def _disowned(case: FencedCase) -> str:
     """Return the message that the policy of the change no longer owns the node, or an empty string if it does."""
     fence = case.fence
     return (
-        f"policy {fence.policy} no longer owns the node; it is given back"
+        f"policy {fence.policy} no longer owns the node; it is restored"
         if case.owner_name != fence.policy
         else ""
     )
@@ -369,7 +367,7 @@ def _time_out(case: FencedCase) -> str | Finding:
     """Return the message that the change is given up at its deadline, with what kept it from succeeding. It is a
     Finding if processes still used a GPU after the pods were gone."""
     if case.drain is not None and case.drain.idle:
-        text = "the pods are gone, but the node was not proven idle in time and was given back"
+        text = "the pods are gone, but the node was not proven idle in time and was restored"
         busy = last_busy(case)
         return Finding(Reason.GPU_STILL_BUSY, f"{text}: {busy}") if busy else text
     text = "the drain was given up at its deadline and the node restored; evicted pods are not brought back"

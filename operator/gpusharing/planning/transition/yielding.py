@@ -61,9 +61,7 @@ def yielded(case: FencedCase) -> Verdict:
         waiting = case.verdict(Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE, tell_wait(case))
         return replace(waiting, deadline=None)
     done = case.fence.proven is not None
-    message = (
-        f"nobody else works on {case.node.name} any more; it is given back{'' if done else ' as it was'}"
-    )
+    message = f"nobody else works on {case.node.name} any more; it is {'returned to service' if done else 'restored'}"
     if case.node.foreign_works:
         message = f"our cordon on {case.node.name} is gone; what happens next is up to {case.node.foreign}"
     verdict = case.verdict(Phase.UNCORDONING, Reason.FOREIGN_MAINTENANCE, message)
