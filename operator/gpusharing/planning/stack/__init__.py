@@ -1,1 +1,1 @@
-"""Can NVIDIA's installation, and ours beside it, carry out what a policy asks for?"""
+"""Whether NVIDIA's installation, and ours beside it, can carry out what a policy asks for."""

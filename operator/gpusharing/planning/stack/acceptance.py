@@ -1,7 +1,7 @@
-"""Can a policy be carried out in this cluster at all? OBJECTIONS are checked in order; the first that applies is the
-answer.
+"""Decides whether a policy can be carried out in this cluster at all. OBJECTIONS are checked in order, and the first
+that applies is reported.
 
-What depends on the card of a node is decided node by node in `wanted/target.py`.
+Everything that depends on the card of a node is decided for each node in `wanted/target.py`.
 """
 
 from collections.abc import Callable
@@ -30,24 +30,24 @@ from gpusharing.planning.wanted.target import Targets, Wish, find_wish
 
 @value
 class Objection:
-    """An obstacle to a policy."""
+    """A cause for which a policy can be refused."""
 
     find: Callable[[PolicyView, StackView, PlanSettings], str]
-    """Returns the message, or an empty text if the objection does not apply."""
+    """Returns the message, or an empty string if the objection does not apply."""
     reason: Reason
     """The reason with which the policy is then refused."""
 
 
 @value
 class WrongField:
-    """A field of ClusterPolicy that overrides what a policy asks for."""
+    """A field of ClusterPolicy whose value overrides what a policy asks for."""
 
     message: str
-    """What it is set to and what that overrides, for people."""
+    """What the field is set to and what that overrides, as a clause for people."""
     patch: Fields
-    """The fields to set, below `spec`; empty if they must not be set yet."""
+    """The fields of ClusterPolicy to set, below `spec`. Empty if they must not be set yet."""
     hint: str = ""
-    """What is appended to the command, such as how to do the same with Helm."""
+    """A remark that is appended to the command, such as how to do the same with Helm."""
 
 
 @value
@@ -55,14 +55,14 @@ class FieldCheck:
     """A check of one field of the ClusterPolicy that the GPU Operator follows."""
 
     find: Callable[[GPUSharingPolicySpec, ClusterPolicyView, StackView, PlanSettings], WrongField | None]
-    """Returns how the field prevents a spec from taking effect, or None if it does not."""
+    """Returns how the field keeps a spec from taking effect, or None if it does not."""
     reason: Reason
     """The reason with which a policy is refused because of this field."""
 
 
 def find_objection(policy: PolicyView, stack: StackView, settings: PlanSettings) -> Finding | None:
-    """Return why the policy cannot be carried out in this cluster, by the first objection that applies, or None if it
-    is accepted."""
+    """Return the first objection to the policy as a Finding, or None if the policy can be carried out in this
+    cluster."""
     for objection in OBJECTIONS:
         if message := objection.find(policy, stack, settings):
             return Finding(objection.reason, message)
@@ -70,7 +70,7 @@ def find_objection(policy: PolicyView, stack: StackView, settings: PlanSettings)
 
 
 def find_spec(policy: PolicyView) -> GPUSharingPolicySpec | Finding:
-    """Return the spec of the policy, or a Finding with its first three problems if the spec cannot be read."""
+    """Return the spec of the policy. If it cannot be read, return a Finding with its first three problems."""
     if policy.spec is not None:
         return policy.spec
     text = "; ".join(map(str, policy.problems[:3]))
@@ -80,11 +80,12 @@ def find_spec(policy: PolicyView) -> GPUSharingPolicySpec | Finding:
 def _against(
     find: Callable[[GPUSharingPolicySpec, ClusterPolicyView, StackView, PlanSettings], str],
 ) -> Callable[[PolicyView, StackView, PlanSettings], str]:
-    """Turn a check of the spec against the ClusterPolicy into one that returns an empty text if either is missing: an
-    earlier row of OBJECTIONS reports that."""
+    """Turn a check of a spec against a ClusterPolicy into a function that fits `Objection.find`. The function returns
+    an empty string if the spec or the ClusterPolicy is missing, because an earlier row of OBJECTIONS reports that."""
 
     @wraps(find)
     def both(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
+        """Return the result of the check, or an empty string if the spec or the ClusterPolicy is missing."""
         if policy.spec is None or stack.cluster_policy is None:
             return ""
         return find(policy.spec, stack.cluster_policy, stack, settings)
@@ -93,14 +94,14 @@ def _against(
 
 
 def _readable(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Return why the spec cannot be read, or an empty text if it can."""
+    """Return why the spec cannot be read, or an empty string if it can."""
     spec = find_spec(policy)
     return spec.message if isinstance(spec, Finding) else ""
 
 
 def _selector(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Return a message if nodeSelector names a label which the operator itself sets during a change, else an empty
-    text. The CRD refuses only the labels that it knows."""
+    """Return a message if nodeSelector uses a label that the operator itself sets during a change, else an empty
+    string. The CRD refuses only the labels that are built in."""
     if policy.spec is None or not settings.neighbour_labels:
         return ""
     ours = {entry.partition("=")[0] for entry in settings.neighbour_labels}
@@ -116,7 +117,7 @@ def _selector(policy: PolicyView, stack: StackView, settings: PlanSettings) -> s
 
 
 def _device_plugin(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Return a message if NVIDIA's DRA stack serves the GPUs of the cluster, else an empty text."""
+    """Return a message if NVIDIA's DRA stack serves the GPUs of the cluster, else an empty string."""
     if not stack.gpu_cluster:
         return ""
     return (
@@ -126,7 +127,7 @@ def _device_plugin(policy: PolicyView, stack: StackView, settings: PlanSettings)
 
 
 def _cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Return a message if there is neither a ClusterPolicy nor NVIDIA's device-plugin chart, else an empty text."""
+    """Return a message if there is neither a ClusterPolicy nor NVIDIA's device-plugin chart, else an empty string."""
     if stack.cluster_policy is not None:
         return ""
     return (
@@ -137,8 +138,8 @@ def _cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings
 
 
 def _one_cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Return a message while it is unknown which of several ClusterPolicies the GPU Operator follows, else an empty
-    text."""
+    """Return a message as long as it is unknown which of several ClusterPolicies the GPU Operator follows, else an
+    empty string."""
     if not stack.rival_policies:
         return ""
     return (
@@ -152,8 +153,8 @@ def _one_cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSett
 def _plugin_config(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> str:
-    """Return why the device plugin does not read our ConfigMap and what to do about that; empty if it reads ours. With
-    a ClusterPolicy, the fields of FIELDS after this one are named too."""
+    """Return a message with the remedy if the device plugin does not read our ConfigMap, else an empty string. With a
+    ClusterPolicy, the message also names the wrong fields that follow this one in FIELDS."""
     ours = settings.plugin_config_map
     if apart := find_other_namespace(cluster_policy, settings.gpu_operator_namespace):
         return apart
@@ -176,7 +177,7 @@ def _plugin_config(
 def _why_not_set(
     pointer: Pointer, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> str:
-    """Return why the operator has not set this pointer itself, as a clause after a semicolon; empty if chart value
+    """Return why the operator has not set this pointer itself, as a clause after a semicolon. Empty if chart value
     gpuOperator.configure is off."""
     configure = settings.configure_gpu_operator
     return why_not_set(pointer, cluster_policy, configure=configure, error=stack.pointer_error)
@@ -185,8 +186,8 @@ def _why_not_set(
 def _plugin_field(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> WrongField | None:
-    """Return the device plugin's pointer if it does not name our ConfigMap, or None if it does. The patch is empty if
-    device plugins could not start with the pointer at ours."""
+    """Return the device plugin's pointer as a WrongField if it does not name our ConfigMap, or None if it does. The
+    patch is empty if the pointer must not be set yet, because device plugins could not start."""
     ours = settings.plugin_config_map
     if cluster_policy.plugin_config_name == ours:
         return None
@@ -197,9 +198,9 @@ def _plugin_field(
 
 
 def _unmerged(pointer: Pointer, stack: StackView) -> str:
-    """Return what has to be done before the pointer may name our ConfigMap, as clauses that each follow a semicolon;
-    empty if nothing has to be. These are entries of the admin's own ConfigMap that Nodes name, or may name, and
-    ConfigMaps that a chart value names but that do not exist."""
+    """Return what has to be done before the pointer may name our ConfigMap, as clauses that each follow a semicolon.
+    Empty if nothing has to be done. It concerns entries of the admin's own ConfigMap that Nodes name or may name,
+    and ConfigMaps that a chart value names but that do not exist."""
     absent = "".join(
         f"; there is no ConfigMap {name}, which a chart value names" for name in stack.missing_maps
     )
@@ -216,9 +217,8 @@ def _unmerged(pointer: Pointer, stack: StackView) -> str:
 def _not_in_chart(
     row: NeededProgram, spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, settings: PlanSettings
 ) -> str:
-    """Return a message, with what to do, if NVIDIA's device-plugin chart does not run the program of this row although
-    the policy's mode needs it. Empty if the program runs, if the mode does not need it, or if there is a
-    ClusterPolicy in place of the chart."""
+    """Return a message with the remedy if the policy's mode needs the program of this row and NVIDIA's device-plugin
+    chart does not run it. Empty if the program runs, if the mode does not need it, or if there is a ClusterPolicy."""
     plain = cluster_policy.plain
     if plain is None or spec.mode not in row.modes or not row.is_off(cluster_policy):
         return ""
@@ -229,15 +229,16 @@ def _not_in_chart(
 
 
 def _in_chart(row: NeededProgram, missing: Reason) -> Objection:
-    """Return the objection that applies where NVIDIA's device-plugin chart does not run the program of this row."""
+    """Return an objection, with the reason `missing`, that applies if a mode needs the program of this row and
+    NVIDIA's device-plugin chart does not run it."""
     return Objection(
         _against(lambda spec, policy, stack, settings: _not_in_chart(row, spec, policy, settings)), missing
     )
 
 
 def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Return a message if somebody else's ConfigMap with entries has the name of one of ours, with how to hand it
-    over; else an empty text."""
+    """Return a message if somebody else created a non-empty ConfigMap with the name of one of ours, with the commands
+    that hand it over or remove it. Empty otherwise."""
     if not stack.foreign_map:
         return ""
     where = f"configmap {stack.foreign_map} -n {settings.gpu_operator_namespace}"
@@ -251,22 +252,23 @@ def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -
 def _off_field(
     row: NeededProgram, spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView
 ) -> WrongField | None:
-    """Return the field with which ClusterPolicy turns off the program of this row. None if it does not, if the
-    policy's mode does not need the program, or if there is NVIDIA's chart in place of ClusterPolicy."""
+    """Return the field with which ClusterPolicy turns off the program of this row, as a WrongField. None if it does
+    not turn it off, if the policy's mode does not need the program, or if there is no ClusterPolicy."""
     if cluster_policy.plain is not None or spec.mode not in row.modes or not row.is_off(cluster_policy):
         return None
     return WrongField(tell_off(row, cluster_policy), row.patch)
 
 
 def _switched_off(row: NeededProgram) -> FieldCheck:
-    """Return the check of the ClusterPolicy field that turns the program of this row off."""
+    """Return a check of the ClusterPolicy field that can turn off the program of this row."""
     return FieldCheck(lambda spec, cluster_policy, *_: _off_field(row, spec, cluster_policy), row.disabled)
 
 
 def _strategy_field(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> WrongField | None:
-    """Return ClusterPolicy's MIG strategy if it overrides the one of the policy, or None if it does not."""
+    """Return ClusterPolicy's MIG strategy as a WrongField if it overrides that of the policy, or None if it does
+    not."""
     fixed = cluster_policy.mig_strategy
     if spec.mig is None or not fixed or fixed == spec.mig.strategy:
         return None
@@ -277,8 +279,8 @@ def _strategy_field(
 def _layouts_field(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> WrongField | None:
-    """Return the pointer to mig-manager's ConfigMap if the policy has layouts and mig-manager does not read our
-    ConfigMap; None otherwise."""
+    """Return the pointer to mig-manager's ConfigMap as a WrongField if the policy has spec.mig.layouts and mig-manager
+    does not read our ConfigMap, or None otherwise."""
     if spec.mig is None or spec.mig.layouts is None or stack.serves_our_mig_file:
         return None
     pointer = mig_pointer(cluster_policy, settings.mig_config_map)
@@ -300,8 +302,8 @@ FIELDS = (
     FieldCheck(_strategy_field, Reason.MIG_STRATEGY_SET),
     FieldCheck(_layouts_field, Reason.LAYOUTS_NEED_CONFIG_MAP),
 )
-"""Fields with which a ClusterPolicy can stop a policy, in the order of their OBJECTIONS. The first gives the reason;
-all are named, with one command for all."""
+"""Checks of the fields with which a ClusterPolicy can stop a policy, in the order of their OBJECTIONS. The first wrong
+field provides the reason. The message names all of them, with one command that corrects all."""
 
 
 def _explain_from(
@@ -311,9 +313,9 @@ def _explain_from(
     stack: StackView,
     settings: PlanSettings,
 ) -> str:
-    """Return what is wrong with the field of this reason and with the fields after it in FIELDS, and one command that
-    corrects all of them. Empty if the field of this reason is right. The description is truncated to MAX_TEXT, the
-    command never."""
+    """Return a message about the wrong field with the reason `first` and all wrong fields after it in FIELDS, with one
+    command that corrects them. Empty if the field with the reason `first` is not wrong. If the message is longer
+    than MAX_TEXT, the text before the command is cut, but never the command."""
     rows = dropwhile(lambda row: row.reason is not first, FIELDS)
     answers = [row.find(spec, cluster_policy, stack, settings) for row in rows]
     if answers[0] is None:
@@ -328,7 +330,8 @@ def _explain_from(
 
 
 def _to_field(reason: Reason) -> Objection:
-    """Return the objection to the field of this reason. Its message also names the wrong fields after it in FIELDS."""
+    """Return the objection to the field that FIELDS lists with this reason. Its message also names the wrong fields
+    that follow it there."""
     return Objection(
         _against(lambda spec, cluster_policy, *read: _explain_from(reason, spec, cluster_policy, *read)),
         reason,
@@ -356,12 +359,12 @@ OBJECTIONS = (
 
 @value(eq=False)
 class Terms:
-    """One policy and the targets that its nodes get in this cluster."""
+    """One policy with the targets of its nodes in this cluster."""
 
     policy: PolicyView
     """The policy whose targets these are."""
     targets: Targets | Finding
-    """The targets by hardware, or why the policy is not accepted."""
+    """The targets by hardware, or the Finding that says why the policy is not accepted."""
 
 
 def wish_of(policy: PolicyView) -> Wish | Finding:
@@ -373,8 +376,8 @@ def wish_of(policy: PolicyView) -> Wish | Finding:
 def find_terms(
     policy: PolicyView, request: Wish | Finding, stack: StackView, settings: PlanSettings
 ) -> Terms:
-    """Return the policy with its targets in this cluster, or with the objection for which it is not accepted. A
-    Finding as `request` is that objection."""
+    """Return the policy with its targets in this cluster, or with the Finding that says why it is not accepted.
+    `request` is the result of `wish_of`; if it is a Finding, that is the objection."""
     if isinstance(request, Finding):
         return Terms(policy, request)
     return Terms(policy, find_objection(policy, stack, settings) or Targets(policy, request, stack))

@@ -1,15 +1,16 @@
-"""Commands that messages tell people to run, as text."""
+"""Builds the commands that messages tell people to run."""
 
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 Fields = Mapping[str, Mapping[str, object]]
-"""A part of ClusterPolicy's spec: what to set in which block."""
+"""Fields of ClusterPolicy's spec to set: their values by name, by block."""
 
 
 def kubectl_patch(cluster_policy: str, *parts: Fields) -> str:
-    """Return the kubectl command that sets these fields of the ClusterPolicy of this name, all in one patch."""
+    """Return the kubectl command that sets the fields of all `parts` in one patch. `cluster_policy` is the name of the
+    ClusterPolicy."""
     spec: defaultdict[str, dict[str, object]] = defaultdict(dict)
     for part in parts:
         for block, fields in part.items():
@@ -19,8 +20,8 @@ def kubectl_patch(cluster_policy: str, *parts: Fields) -> str:
 
 
 def helm_install(release: str, namespace: str, gpu_operator: str, values: Iterable[str]) -> str:
-    """Return the command that installs this operator for NVIDIA's pods in namespace `gpu_operator`. `values`: further
-    values of its chart, each as NAME=VALUE."""
+    """Return the command that installs this operator as `release` in `namespace`. `gpu_operator` is the namespace of
+    NVIDIA's pods, and `values` are further values of the chart, each as NAME=VALUE."""
     where = [] if gpu_operator == "gpu-operator" else [f"gpuOperator.namespace={gpu_operator}"]
     sets = ",".join([*where, *values])
     return f"helm install {release} CHART -n {namespace} --create-namespace{sets and f' --set {sets}'}"

@@ -1,4 +1,5 @@
-"""May the operator be uninstalled, or rolled back, now? The chart's pre-delete and pre-rollback hooks ask.
+"""Decides whether the operator may be uninstalled or rolled back now, for the chart's pre-delete and pre-rollback
+hooks.
 
 Terms: docs/design/glossary.md#fence.
 """
@@ -15,17 +16,17 @@ from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.configmaps import referenced_entries
 
 SHOWN = 20
-"""The most nodes or policies that a message lists; it only counts the others."""
+"""The largest number of nodes or policies that a message lists; the others are only counted."""
 
 
 @value
 class HookAnswer:
-    """The answer to the person who uninstalls or rolls back."""
+    """The decision of a hook, with a message for the person who uninstalls or rolls back."""
 
     allowed: bool
     """Whether Helm may go on."""
     text: str
-    """What the person reads: what would be lost, what stays behind, or what has to be done first."""
+    """The message: what would be lost, what stays behind, or what has to be done first."""
 
 
 def find_farewell(
@@ -34,13 +35,15 @@ def find_farewell(
     cluster_policies: Sequence[str] = (),
     policies: Collection[PolicyView] = (),
 ) -> HookAnswer:
-    """Return whether the operator may be uninstalled, with what stays behind or what has to be done first.
+    """Return whether the operator may be uninstalled, with a message about what stays behind or what has to be done
+    first.
 
-    Refused while a node carries our fence: it would stay cordoned, and nothing would finish its change. Also refused
-    while a policy carries our finalizer, as every idle one with deletionPolicy Reset does: neither the policy nor its
-    CRD could be deleted any more.
+    It is refused while a node has our fence, because the node would stay cordoned and nothing would finish its change.
+    It is also refused while a policy has our finalizer, as every policy with deletionPolicy Reset does, because
+    neither the policy nor its CRD could then be deleted.
 
-    `cluster_policies`: their names; empty if they cannot be read, or if NVIDIA's GPU Operator is not installed.
+    `cluster_policies` are the names of the ClusterPolicies. They are empty if they cannot be read, or if NVIDIA's GPU
+    Operator is not installed.
     """
     fenced = sorted((node for node in nodes if node.fence or node.fence_error), key=lambda node: node.name)
     if fenced:
@@ -51,8 +54,8 @@ def find_farewell(
 
 
 def _refuse_fences(fenced: list[NodeView]) -> str:
-    """Return the text that refuses to uninstall because of these nodes: each with its change, at most SHOWN of them,
-    and the commands that pause the policies."""
+    """Return the message that refuses to uninstall because these nodes have our fence. It describes at most SHOWN of
+    the changes and has the commands that pause their policies."""
     lines = [f"  {_describe_fence(node)}" for node in fenced[:SHOWN]]
     if len(fenced) > SHOWN:
         lines.append(f"  and {len(fenced) - SHOWN} more")
@@ -77,8 +80,8 @@ def _refuse_fences(fenced: list[NodeView]) -> str:
 
 
 def _refuse_finalizers(policies: Sequence[str]) -> str:
-    """Return the text that refuses to uninstall because the policies of these names carry our finalizer, with the
-    commands that delete the policies or release their nodes. At most SHOWN of them are named."""
+    """Return the message that refuses to uninstall because these policies have our finalizer. It lists at most SHOWN
+    of them, with the commands that delete them or release their nodes."""
     shown, more = policies[:SHOWN], len(policies) - SHOWN
     retain = '{"spec":{"deletionPolicy":"Retain"}}'
     finalizers = '{"metadata":{"finalizers":null}}'
@@ -103,8 +106,8 @@ def _refuse_finalizers(policies: Sequence[str]) -> str:
 
 
 def _describe_fence(node: NodeView) -> str:
-    """Return the node with its policy, its change and the stage that the change is in, or with why its fence cannot be
-    read."""
+    """Return a line with the node, its policy, its change and the stage of the change, or with the error if its fence
+    cannot be read."""
     if node.fence is None:
         return f"{node.name}: {node.fence_error}"
     fence = node.fence
@@ -115,8 +118,8 @@ def _describe_fence(node: NodeView) -> str:
 def _explain_remains(
     nodes: Collection[NodeView], settings: PlanSettings, cluster_policies: Sequence[str]
 ) -> str:
-    """Return what stays in the cluster after the operator is uninstalled, which nodes still need it, and how to remove
-    that too."""
+    """Return a message about what stays in the cluster after the operator is uninstalled, which nodes still need our
+    ConfigMaps, and how to remove everything."""
     naming = sorted(node.name for node in nodes if referenced_entries([node]) - {""})
     maps = f"{settings.plugin_config_map} {settings.mig_config_map}"
     lines = [
@@ -133,8 +136,8 @@ def _explain_remains(
 
 
 def _explain_removal(maps: str, settings: PlanSettings, cluster_policies: Sequence[str]) -> list[str]:
-    """Return the commands that remove what stays behind, in order, as lines under a heading. NODE and NAME are for the
-    person to fill in. `maps`: the names of our ConfigMaps, separated by a space."""
+    """Return lines with the commands that remove what stays behind, in order, below a heading. `maps` are the names of
+    our ConfigMaps, separated by a space. NODE and NAME in the commands are for the person to fill in."""
     pointers = {block: {"config": {"name": ""}} for block in ("devicePlugin", "migManager")}
     return [
         "To remove those too, in this order:",
@@ -150,19 +153,21 @@ def _explain_removal(maps: str, settings: PlanSettings, cluster_policies: Sequen
 
 
 Schema = Mapping[str, Any]
+"""A structural schema, or a part of one, as a CRD has it."""
 
 
 def find_retreat(
     specs: Mapping[str, object], served: Schema, own: Schema, release: str, namespace: str
 ) -> HookAnswer:
-    """Return whether the release may be rolled back without dropping fields of stored policies.
+    """Return whether the release may be rolled back without losing fields of stored policies.
 
-    Helm puts the older CRDs back, and the API server then drops the fields that they do not know: a policy that may
-    drain at night only would drain by day. Refused while a policy has a field that the older CRD lacks, unless the
-    field only has the newer CRD's default. GPUNodes are not checked, because operator and agent write them again.
+    On a rollback, Helm restores the older CRDs, and the API server then drops the fields that they do not know: a
+    policy that may drain only at night would drain by day. It is refused while a policy has a field that the older CRD
+    lacks, unless the value is the default of the newer CRD. GPUNodes are not checked, because operator and agent write
+    them again.
 
-    `specs`: spec by name of the policy, as the API server serves it; `served` and `own`: the structural schemas of a
-    spec in the CRD of the cluster and in the older CRD; `release` and `namespace`: Helm's.
+    `specs` are the specs of the policies by name, as the API server returns them. `served` and `own` are the schemas
+    of a spec in the CRD of the cluster and in the older CRD. `release` and `namespace` are those of the Helm release.
     """
     lost = {name: tuple(_lost(specs[name], served, own, "spec")) for name in sorted(specs)}
     lost = {name: paths for name, paths in lost.items() if paths}
@@ -172,7 +177,8 @@ def find_retreat(
 
 
 def explain_unblock(release: str, namespace: str) -> str:
-    """Return what to do about the Helm release after a refusal, and how to override the refusal, as lines of text."""
+    """Return a message that says how to make the Helm release usable again after a refused rollback, and how to
+    override the refusal."""
     return "\n".join(
         [
             "Nothing was changed. Helm marks the release as pending-rollback and refuses to upgrade it until you run:",
@@ -183,8 +189,8 @@ def explain_unblock(release: str, namespace: str) -> str:
 
 
 def _refuse_rollback(lost: Mapping[str, Sequence[str]], release: str, namespace: str) -> str:
-    """Return the text that refuses to roll back, with the fields that each policy would lose, for at most SHOWN
-    policies. `lost`: the paths of these fields by name of the policy."""
+    """Return the message that refuses to roll back. `lost` has the paths of the fields that each policy would lose, by
+    name of the policy. At most SHOWN policies are listed."""
     lines = [f"  {name}: {', '.join(paths)}" for name, paths in list(lost.items())[:SHOWN]]
     if len(lost) > SHOWN:
         lines.append(f"  and {len(lost) - SHOWN} more")
@@ -201,8 +207,8 @@ def _refuse_rollback(lost: Mapping[str, Sequence[str]], release: str, namespace:
 
 
 def _lost(value: object, served: Schema, own: Schema, at: str) -> Iterator[str]:
-    """Yield the paths of the fields that a schema `own` would prune from `value` and `served` would not set again by
-    default, in the order of the value. `at` is the path of the value itself."""
+    """Yield the paths of the fields that the schema `own` would prune from `value` and that the schema `served` would
+    not fill in again with the same default. `at` is the path of `value` itself."""
     if own.get("x-kubernetes-preserve-unknown-fields"):
         return
     if isinstance(value, list):
@@ -223,7 +229,7 @@ def _lost(value: object, served: Schema, own: Schema, at: str) -> Iterator[str]:
 
 
 def _filled(value: object, schema: Schema) -> object:
-    """Return the value with the defaults below it filled in, as the API server does."""
+    """Return the value with the defaults of the schema filled in at all levels, as the API server does."""
     if isinstance(value, list):
         return [_filled(item, schema.get("items", {})) for item in value]
     if not isinstance(value, dict):

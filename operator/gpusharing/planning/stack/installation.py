@@ -1,7 +1,7 @@
-"""Can this installation work? Pure: takes what was read from a cluster and returns symptoms, each with the command
-that corrects it.
+"""Decides whether this installation can work. Takes what was read from a cluster and returns symptoms, each with the
+command that corrects it; all functions are pure.
 
-`helm test` and `kubectl gpusharing doctor` both ask here, so that they give the same answer.
+`helm test` and `kubectl gpusharing doctor` both use this module, so that they report the same.
 """
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence, Set
@@ -52,15 +52,15 @@ from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
-# --- commands that mend an installation ----------------------------------------------------------------------
-# They depend on how much of it there is: nothing, CRDs, a chart without operator, everything. Before the installation
-# there is only `helm install`. A pointer of ClusterPolicy moves last: NVIDIA's pods that mount a ConfigMap which does
-# not exist cannot start, and all GPUs of their nodes vanish.
+# --- commands that repair an installation --------------------------------------------------------------------
+# They depend on what is installed: nothing, CRDs, a chart without operator, or everything. If nothing is, the only
+# command is `helm install`. A pointer of ClusterPolicy is set last: NVIDIA's pods that mount a missing ConfigMap cannot
+# start, and all GPUs of their nodes vanish.
 
 
 def start(view: InstallationView) -> str:
-    """Return the command that makes the operator run and write its ConfigMaps, or one that shows why it does not.
-    Before the installation, return the command that installs the chart with the values that fit this cluster."""
+    """Return the command that makes the operator run and write its ConfigMaps, or one that shows why it does not. If
+    the chart is not installed, return the command that installs it with values that suit this cluster."""
     place, stack = view.place, view.followed_policy
     if not view.installed:
         maps = {"Plugin": stack.plugin_config_name, "Mig": stack.mig_config_name} if stack is not None else {}
@@ -76,15 +76,15 @@ def start(view: InstallationView) -> str:
 
 
 def _is_admins(view: InstallationView, name: str) -> bool:
-    """Whether `name`, which a pointer of ClusterPolicy names, is a ConfigMap of the admin that may have entries."""
+    """Whether `name`, which ClusterPolicy points at, is a ConfigMap of the admin that may have entries."""
     place = view.place
     others = ("", place.plugin_config_map, place.mig_config_map, UPSTREAM_MIG_CONFIG)
     return name not in others and not view.is_void(name)
 
 
 def point(view: InstallationView, stack: ClusterPolicyView, pointer: Pointer, last: str) -> str:
-    """Return the next command on the way to a pointer that names our ConfigMap. That is a command that starts the
-    operator, moves our ConfigMaps or merges entries, as far as one is needed; else `last`, which sets the pointer."""
+    """Return the next command on the way to a `pointer` that names our ConfigMap: one that starts the operator, moves
+    our ConfigMaps or merges entries, if that has to come first, else `last`, which sets the pointer in `stack`."""
     config_map = view.config_maps.get(pointer.ours)
     if not view.installed or config_map is None or not config_map.keys:
         return start(view)
@@ -92,15 +92,15 @@ def point(view: InstallationView, stack: ClusterPolicyView, pointer: Pointer, la
 
 
 def move(view: InstallationView, stack: ClusterPolicyView) -> str:
-    """Return the command that moves our ConfigMaps to the namespace of NVIDIA's pods; empty if they are there already,
+    """Return the command that moves our ConfigMaps to the namespace of NVIDIA's pods. Empty if they are there already,
     or if that namespace is unknown."""
     apart = find_other_namespace(stack, view.place.gpu_operator_namespace)
     return upgrade(view, f"gpuOperator.namespace={stack.namespace}") if apart else ""
 
 
 def _merge(view: InstallationView, pointer: Pointer) -> str:
-    """Return the command that merges the entries of the admin's ConfigMap into ours, or one that shows the Nodes if no
-    ConfigMap has the entries that they name; empty if nothing has to be merged."""
+    """Return the command that merges the entries of the admin's ConfigMap into ours. If no ConfigMap has the entries
+    that Nodes name, return one that shows these Nodes. Empty if nothing has to be merged."""
     if pointer.field == MIG_POINTER:
         unmerged = pointer.now != view.place.admin_mig_config_map and _is_admins(view, pointer.now)
         return upgrade(view, f"gpuOperator.adminMigConfigMap={pointer.now}") if unmerged else ""
@@ -110,18 +110,18 @@ def _merge(view: InstallationView, pointer: Pointer) -> str:
 
 
 def correct(view: InstallationView, policy: ClusterPolicyView, patch: Fields, *, needed: bool) -> str:
-    """Return the command that patches ClusterPolicy if a policy needs that (`needed`). If none does, return one that
-    only shows ClusterPolicy, because the patch would only change what nodes without a policy serve. Before the
-    installation, return the command that installs the operator."""
+    """Return the command that applies `patch` to ClusterPolicy if a policy needs that (`needed`). If none does, return
+    one that only shows ClusterPolicy, because the patch would only change what nodes without a policy serve. If the
+    chart is not installed, return the command that installs it."""
     if not view.installed:
         return start(view)
     return kubectl_patch(policy.name, patch) if needed else f"kubectl get clusterpolicy {policy.name} -o yaml"
 
 
 def find_agent_symptoms(view: InstallationView) -> Symptoms:
-    """Yield what keeps the agents from running or from reading GPUs, and device plugins that must not run on their
-    nodes. If Nodes or pods could not be read, only an absent DaemonSet is reported; if DaemonSets could not be
-    read, nothing is."""
+    """Yield a symptom for everything that keeps the agents from running or from reading GPUs, and for device plugins
+    that must not run on their nodes. If Nodes or pods could not be read, only a missing DaemonSet is reported. If
+    DaemonSets could not be read, nothing is."""
     agents = view.agents
     if agents is None and "daemonsets.apps" not in view.unread:
         message = f"there is no DaemonSet gpusharing-agent in namespace {view.place.agent_namespace}"
@@ -143,7 +143,7 @@ def find_agent_symptoms(view: InstallationView) -> Symptoms:
 
 
 def _failing_agents(agents: AgentsState, nodes: Sequence[NodeView], view: InstallationView) -> Symptoms:
-    """Yield a symptom for those of `nodes` that have no Ready agent (an error if that is all of them), and one for
+    """Yield a symptom about those of `nodes` without a Ready agent (an error if that is all of them), and one about
     those whose Ready agent cannot read the GPUs."""
     without = {one.name for one in nodes} - {pod.node for pod in agents.pods if pod.ready}
     if without:
@@ -161,11 +161,11 @@ def _failing_agents(agents: AgentsState, nodes: Sequence[NodeView], view: Instal
 
 
 def _blind_agents(troubled: Mapping[str, str], nodes: Sequence[NodeView], view: InstallationView) -> Symptom:
-    """Return the error for agents that cannot read the GPUs. If ClusterPolicy keeps the GPU Operator from installing a
-    program that the first host lacks, the error says so. Its command then installs the program, unless other hosts
-    bring their own.
+    """Return the error that agents cannot read the GPUs. If ClusterPolicy keeps the GPU Operator from installing a
+    program that the first host lacks, the error says so. Its command then has the program installed, unless other
+    hosts bring their own driver.
 
-    `troubled`: by node, what its agent reports; `nodes`: all nodes with agents.
+    `troubled` maps the names of these nodes to what their agents report. `nodes` are all nodes with agents.
     """
     first = min(troubled)
     message = f"the agent cannot read the GPUs of {some(sorted(troubled))}; {first}: {troubled[first]}"
@@ -181,7 +181,7 @@ def _blind_agents(troubled: Mapping[str, str], nodes: Sequence[NodeView], view: 
 
 
 def _agents_kept_out(agents: AgentsState, view: InstallationView) -> Symptoms:
-    """Yield an error for each reason why no agent pod can be created: its RuntimeClass does not exist, or its
+    """Yield an error for each cause for which no agent pod can be created: its RuntimeClass does not exist, or its
     namespace enforces PodSecurity baseline or restricted."""
     place = view.place
     if agents.runtime_class and agents.runtime_class_exists is False:
@@ -202,8 +202,8 @@ def _agents_kept_out(agents: AgentsState, view: InstallationView) -> Symptoms:
 
 
 def _two_plugins(nodes: Sequence[NodeView], system_plugins: Set[str]) -> Symptoms:
-    """Yield an error for the nodes on which GKE runs its own device plugin, and a warning for those whose Bottlerocket
-    may run one. `system_plugins`: the names of the latter."""
+    """Yield an error about the nodes on which GKE runs its own device plugin, and a warning about those on which
+    Bottlerocket may run one. `system_plugins` are the names of the latter."""
     if cloud := sorted(node.name for node in nodes if node.other_plugin == GKE):
         yield error(
             Topic.AGENTS,
@@ -228,16 +228,16 @@ class Inspection:
     """One check of an installation."""
 
     find: Callable[[InstallationView], Symptoms]
-    """Yields everything that is wrong; nothing if all is well."""
+    """Yields a symptom for everything that is wrong."""
     topic: Topic
     """The topic of all symptoms that it yields."""
     of_chart: bool = False
-    """Whether it checks what the chart installs, so that it is left out before the installation."""
+    """Whether it checks what the chart installs. It is then skipped if the chart is not installed."""
 
 
 def find_symptoms(view: InstallationView) -> tuple[Symptom, ...]:
-    """Return everything that is wrong, in the order of the topics and with errors first within a topic. The
-    installation can work if there is no error. Before it is installed, its own parts are not checked."""
+    """Return everything that is wrong, sorted by topic, with errors first within a topic. The installation can work if
+    there are no errors. If the chart is not installed, its own parts are not checked."""
     rows = (row for row in INSPECTIONS if view.installed or not row.of_chart)
     symptoms = [symptom for row in rows for symptom in row.find(view)]
     order = list(Topic)
@@ -261,7 +261,7 @@ def _served(view: InstallationView) -> Symptoms:
 
 
 def _unread(view: InstallationView) -> Symptoms:
-    """Yield a warning for each kind that could not be read."""
+    """Yield a warning for each kind of object that could not be read."""
     for what, why in sorted(view.unread.items()):
         yield warning(
             Topic.RIGHTS,
@@ -272,8 +272,8 @@ def _unread(view: InstallationView) -> Symptoms:
 
 
 def _rights(view: InstallationView) -> Symptoms:
-    """Yield an error if the service account of the operator or of the agent lacks rights, and a warning if that could
-    not be found out for some of them."""
+    """Yield an error for the service account of the operator, and one for that of the agent, if it lacks rights. Yield
+    a warning for each of them if some of its rights could not be determined."""
     for subject in (OPERATOR, AGENT):
         of_it = [state for state in view.rights if state.subject == subject]
         lacking = [state.text for state in of_it if state.allowed is False]
@@ -318,8 +318,8 @@ _INSTALL_GPU_OPERATOR = "helm install gpu-operator nvidia/gpu-operator -n gpu-op
 
 
 def _stack(view: InstallationView) -> Symptoms:
-    """Yield a symptom for a stack of NVIDIA's that cannot be used: DRA, neither ClusterPolicy nor chart, several
-    ClusterPolicies, or NVIDIA's pods in a namespace where they cannot mount our ConfigMaps."""
+    """Yield a symptom if NVIDIA's installation cannot be used: it is the DRA stack, nothing of it is installed, there
+    are several ClusterPolicies, or its pods run in a namespace where they cannot mount our ConfigMaps."""
     if view.gpu_cluster:
         yield error(
             Topic.CLUSTER_POLICY,
@@ -359,8 +359,7 @@ def _stack(view: InstallationView) -> Symptoms:
 
 
 def _plain(view: InstallationView) -> Symptoms:
-    """Yield an error if the device plugin of NVIDIA's chart does not read our ConfigMap. Yields nothing if there is a
-    ClusterPolicy."""
+    """Yield an error if NVIDIA's device-plugin chart runs alone and its plugin does not read our ConfigMap."""
     stack = view.plain
     if stack is None or stack.plain is None:
         return
@@ -378,15 +377,15 @@ def _plain(view: InstallationView) -> Symptoms:
 
 def _operands(view: InstallationView) -> Symptoms:
     """Yield a symptom for each of NVIDIA's programs that a mode needs and the installation does not run. If no policy
-    has such a mode, that is a warning, or nothing with NVIDIA's chart alone."""
+    has such a mode, it is a warning, or nothing with NVIDIA's device-plugin chart alone."""
     for stack in _followed(view):
         for row in find_off(stack):
             yield from _operand(row, stack, view)
 
 
 def _operand(row: NeededProgram, stack: ClusterPolicyView, view: InstallationView) -> Symptoms:
-    """Yield a symptom for the program of this row, which `stack` does not run. With NVIDIA's chart alone, yields
-    nothing if no policy needs the program."""
+    """Yield a symptom about the program of this row, which `stack` does not run. Yields nothing if `stack` is NVIDIA's
+    device-plugin chart and no policy needs the program."""
     every = row.modes == EVERY_MODE
     needed = every or any(
         policy.spec is not None and policy.spec.mode in row.modes for policy in view.policies
@@ -406,13 +405,14 @@ def _operand(row: NeededProgram, stack: ClusterPolicyView, view: InstallationVie
 
 
 def _followed(view: InstallationView) -> list[ClusterPolicyView]:
-    """Return the ClusterPolicies that the GPU Operator does not ignore, or else what NVIDIA's chart says, as the only
-    item. Empty if there is neither."""
+    """Return the ClusterPolicies that the GPU Operator does not ignore, or if there are none, the view of NVIDIA's
+    device-plugin chart as the only item. Empty if there is neither."""
     return [one for one in view.cluster_policies if not one.ignored] or ([view.plain] if view.plain else [])
 
 
 def _pointers(view: InstallationView) -> Symptoms:
-    """Yield what is wrong with the pointers of each ClusterPolicy that the GPU Operator does not ignore."""
+    """Yield a symptom for everything that is wrong with the pointers of each ClusterPolicy that the GPU Operator does
+    not ignore."""
     for policy in view.cluster_policies:
         if not policy.ignored:
             yield from _plugin_pointer(view, policy)
@@ -443,8 +443,8 @@ def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Sympto
 
 
 def _plugin_pointer_of(view: InstallationView, policy: ClusterPolicyView) -> Pointer:
-    """Return the device plugin's pointer, with the entries that Nodes name and our ConfigMap lacks. If our ConfigMap
-    does not exist, only the default counts as being in it."""
+    """Return the device plugin's pointer, together with the entries that Nodes name and our ConfigMap lacks. If our
+    ConfigMap does not exist, it is treated as if it had only the default entry."""
     ours = view.place.plugin_config_map
     config_map = view.config_maps.get(ours)
     our_keys = frozenset({policy.plugin_default}) if config_map is None else config_map.keys
@@ -454,8 +454,8 @@ def _plugin_pointer_of(view: InstallationView, policy: ClusterPolicyView) -> Poi
 
 
 def _effect(view: InstallationView, pointer: Pointer, otherwise: str) -> str:
-    """Return, as the end of a sentence, what follows from a pointer that does not name our ConfigMap. `otherwise`:
-    what follows if the ConfigMap that it names exists and has entries."""
+    """Return, as the end of a sentence, the consequence of a pointer that does not name our ConfigMap. It is
+    `otherwise`, unless the ConfigMap that the pointer names is known to be empty or missing."""
     if not view.is_void(pointer.now):
         return f"so {otherwise}"
     where = view.place.gpu_operator_namespace
@@ -463,8 +463,8 @@ def _effect(view: InstallationView, pointer: Pointer, otherwise: str) -> str:
 
 
 def _unmerged(view: InstallationView, pointer: Pointer) -> str:
-    """Return what has to be done before the pointer may name our ConfigMap, as the end of a sentence; empty if nothing
-    has to be."""
+    """Return what has to be done before the pointer may name our ConfigMap, as the end of a sentence. Empty if nothing
+    has to be done."""
     if pointer.stops or not pointer.now or view.is_void(pointer.now):
         return pointer.merge_first
     return ". Its entries that Nodes name must be in ours first: see kubectl gpusharing import"
@@ -497,8 +497,8 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
 
 
 def _start_gate(view: InstallationView) -> Symptoms:
-    """Yield an error for each DaemonSet whose pods cannot run behind the start-up taint although they have to prove
-    the nodes that wait there. Yields nothing if the taint is not used."""
+    """Yield an error for each DaemonSet whose pods do not tolerate the start-up taint although they are needed to
+    prove the nodes that have it. Yields nothing if the taint is not used."""
     gated = sorted(one.name for one in view.nodes if one.gate is not None)
     if not (gated or view.place.startup_gate):
         return
@@ -516,8 +516,8 @@ def _start_gate(view: InstallationView) -> Symptoms:
 
 
 def _config_maps(view: InstallationView) -> Symptoms:
-    """Yield a symptom for each of our two ConfigMaps that is absent, empty or somebody else's. Before the
-    installation, only those that NVIDIA's programs are pointed at already are checked."""
+    """Yield a symptom for each of our two ConfigMaps that is missing, empty or somebody else's. If the chart is not
+    installed, only those that NVIDIA's programs point at already are checked."""
     place = view.place
     if "configmaps" in view.unread:
         return
@@ -567,8 +567,9 @@ INSPECTIONS = (
 def report_topics(
     symptoms: Sequence[Symptom], unseen: Unseen, topics: Container[Topic]
 ) -> Iterator[tuple[str, str, str]]:
-    """Yield a word, a text and a command for each symptom, in the order of the topics. For each of `topics` that has
-    no symptom, or that could not be examined, yield `ok` or `UNKNOWN` with a text and an empty command."""
+    """Yield three strings for each symptom, in the order of the topics: its severity, the topic with the message, and
+    the command. For each of `topics` without a symptom, yield `ok`, and for each that is in `unseen`, yield
+    `UNKNOWN` with the cause; their command is empty."""
     for topic in Topic:
         of_it = [symptom for symptom in symptoms if symptom.topic is topic]
         if topic in topics and topic in unseen:
@@ -579,9 +580,9 @@ def report_topics(
 
 
 def render(symptoms: Iterable[Symptom], unseen: Unseen) -> list[str]:
-    """Return the report as lines: `ok` or `UNKNOWN` for each topic without a symptom or not examined, each symptom
-    with its command, and a last line with the conclusion and the counts. The topics in ASKED_BY_PEOPLE appear only
-    with a symptom."""
+    """Return the report as lines: a line for each topic that is `ok` or `UNKNOWN`, each symptom with its command, and
+    a last line with the conclusion and the counts. The topics in ASKED_BY_PEOPLE are listed only if they have
+    symptoms."""
     listed = list(symptoms)
     lines = []
     for word, text, command in report_topics(listed, unseen, frozenset(Topic) - ASKED_BY_PEOPLE):
@@ -592,8 +593,8 @@ def render(symptoms: Iterable[Symptom], unseen: Unseen) -> list[str]:
 
 
 def conclude(what: str, *, unseen: bool, errors: int) -> str:
-    """Return the conclusion as a clause without its full stop: whether the thing called `what` can work. `unseen`:
-    whether a part of it could not be read."""
+    """Return the conclusion whether the thing called `what` can work, as a sentence without its period. `unseen`:
+    whether a part of it could not be read. `errors`: the number of errors found."""
     if errors:
         return f"This {what} cannot work as it is"
     return f"As far as could be checked, this {what} can work" if unseen else f"This {what} can work"

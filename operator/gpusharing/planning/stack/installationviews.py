@@ -1,4 +1,4 @@
-"""What is read from a cluster to check an installation, and the symptoms that a check returns: plain values."""
+"""Plain values: what is read from a cluster to check an installation, and the symptoms that a check returns."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import field
@@ -12,12 +12,13 @@ from gpusharing.planning.stack.rights import Right
 from gpusharing.planning.vocabulary.values import value
 
 OPERATOR, AGENT = "gpusharing-operator", "gpusharing-agent"
-"""Service accounts, and the names of their workloads."""
+"""The default names of the service accounts, and the names of the workloads that use them."""
 
 
 @value
 class Place(PlanSettings):
-    """Where the release is installed, and the names that its values set: the operator's settings, and more."""
+    """Where the release is installed and how it is configured: the operator's settings and some values of the
+    chart."""
 
     release: str = "gpusharing"
     """Name of the Helm release."""
@@ -33,7 +34,7 @@ class Place(PlanSettings):
     """Name of the agent's service account."""
 
     def account(self, subject: str) -> str:
-        """Return the service account of OPERATOR or AGENT as namespace/name."""
+        """Return the service account of OPERATOR or AGENT as `namespace/name`."""
         if subject == AGENT:
             return f"{self.agent_namespace}/{self.agent_account}"
         return f"{self.namespace}/{self.operator_account}"
@@ -50,7 +51,8 @@ class PodState:
     ready: bool
     """Whether its condition Ready is True."""
     problem: str = ""
-    """Why a container waits or the scheduler refuses, in the API's words: `ImagePullBackOff: ...`."""
+    """Why a container is waiting or the scheduler cannot place the pod, as the API reports it, such as
+    `ImagePullBackOff: ...`. Empty if there is no problem."""
 
 
 @value
@@ -58,17 +60,17 @@ class RightState:
     """Whether a service account has a right."""
 
     subject: str
-    """OPERATOR or AGENT: the program whose service account it is."""
+    """OPERATOR or AGENT, the program to whose service account this applies."""
     right: Right
-    """What it must be allowed to do."""
+    """The right that it needs."""
     allowed: bool | None
     """Whether it is allowed, or None if that is unknown."""
     why: str = ""
-    """Why that is unknown; empty if it is known."""
+    """Why that is unknown. Empty if it is known."""
 
     @property
     def text(self) -> str:
-        """The right as kubectl writes it, with its namespace if it has one."""
+        """The right in the form that kubectl uses, with its namespace unless it is cluster-wide."""
         scope = self.right.scope
         return self.right.text if scope == "cluster" else f"{self.right.text} (namespace: {scope})"
 
@@ -80,41 +82,42 @@ class ConfigMapState:
     keys: frozenset[str]
     """The keys of its data."""
     ours: bool
-    """Whether it carries our label or our record of writes."""
+    """Whether it has our label or our record of writes."""
 
 
 @value
 class AgentsState:
-    """The agent's DaemonSet and what it needs."""
+    """The agent's DaemonSet and its prerequisites."""
 
     selector: Mapping[str, str]
     """The node selector of its pods."""
     pods: tuple[PodState, ...]
     """The agents' pods."""
     runtime_class: str = ""
-    """The RuntimeClass that they ask for; empty if they ask for none."""
+    """The RuntimeClass of its pods. Empty if they have none."""
     runtime_class_exists: bool | None = None
     """Whether that RuntimeClass exists, or None if that is unknown."""
     enforced: str = ""
-    """PodSecurity level that its namespace enforces; empty when it enforces none."""
+    """The PodSecurity level that its namespace enforces. Empty if it enforces none."""
     reports: Mapping[str, str] = field(default_factory=dict)
-    """What keeps the agent from reading the GPUs, in its own words, by node; an empty text if nothing does."""
+    """By node: the error that keeps the agent from reading the GPUs, or an empty string if there is none."""
 
 
 @value
 class InstallationView:
-    """Everything in a cluster on which the answer depends, read once."""
+    """Everything in a cluster that the checks depend on, read once."""
 
     place: Place = Place()
     """Where the release is."""
     unread: Mapping[str, str] = field(default_factory=dict)
-    """Why a kind could not be read, by the name of the kind as kubectl takes it."""
+    """Why a kind of object could not be read, by the name of the kind as kubectl uses it."""
     not_served: frozenset[str] = frozenset()
-    """Kinds of ours that the API server does not serve."""
+    """Those of our kinds that the API server does not serve."""
     rights: tuple[RightState, ...] = ()
     """Each right that the roles of the chart should grant, for both service accounts."""
     operator_replicas: int | None = None
-    """Replicas that the operator's Deployment asks for. None if there is no Deployment, or if it could not be read."""
+    """Replicas of the operator's Deployment according to its spec. None if there is no Deployment, or if it could not
+    be read."""
     operator_pods: tuple[PodState, ...] = ()
     """The operator's pods."""
     cluster_policies: tuple[ClusterPolicyView, ...] = ()
@@ -122,23 +125,23 @@ class InstallationView:
     finders: tuple[FinderState, ...] = ()
     """Workers of Node Feature Discovery in the GPU Operator's namespace."""
     nodes: tuple[NodeView, ...] = ()
-    """Every Node; empty if they could not be read."""
+    """Every Node. Empty if they could not be read."""
     kubelets: Mapping[str, str] = field(default_factory=dict)
-    """The version of the kubelet by node, such as `v1.36.3`; empty if it is unknown."""
+    """The version of the kubelet, such as `v1.36.3`, by node. Empty if it is unknown."""
     system_plugins: frozenset[str] = frozenset()
-    """Nodes whose operating system includes a device plugin, which is on unless its settings disable it."""
+    """Nodes whose operating system includes a device plugin that runs unless its settings disable it."""
     plain: ClusterPolicyView | None = None
-    """What NVIDIA's device-plugin chart says in place of a ClusterPolicy. None if there is a ClusterPolicy,
-    or no chart."""
+    """The view of NVIDIA's device-plugin chart that takes the place of a ClusterPolicy. None if there is a
+    ClusterPolicy, or no such chart."""
     gpu_cluster: bool = False
-    """Whether NVIDIA's DRA stack is installed: our labels would have no effect."""
+    """Whether NVIDIA's DRA stack is installed, in which case our labels would have no effect."""
     config_maps: Mapping[str, ConfigMapState] = field(default_factory=dict)
-    """Our ConfigMaps that exist, and those that ClusterPolicy names instead, as far as they could be read. One that is
-    named and does not exist has no keys."""
+    """Those of our ConfigMaps that exist, and those that ClusterPolicy names instead, by name, as far as they could be
+    read. A ConfigMap that ClusterPolicy names but that does not exist has no keys."""
     agents: AgentsState | None = None
     """The agent's DaemonSet. None if there is none, or if it could not be read."""
     simulated: frozenset[str] = frozenset()
-    """Nodes whose agents report that their GPUs are SIMULATED."""
+    """Nodes whose agents report that their GPUs are simulated."""
     policies: tuple[PolicyView, ...] = ()
     """Every GPUSharingPolicy."""
 
@@ -149,8 +152,8 @@ class InstallationView:
 
     @property
     def selectors(self) -> tuple[LabelSelector, ...] | None:
-        """The node selectors of the policies that are not being deleted. None if there is no policy. Empty if policies
-        could not be read: then nothing is reported about their nodes."""
+        """The node selectors of the policies that are not being deleted. None if there are no policies at all. Empty
+        if policies could not be read, in which case nothing is reported about their nodes."""
         if "gpusharingpolicies.gpusharing.dev" in self.unread:
             return ()
         specs = (one.spec for one in self.policies if not one.deleting)
@@ -158,18 +161,20 @@ class InstallationView:
 
     @property
     def installed(self) -> bool:
-        """Whether the chart is installed: the operator's Deployment exists, or may exist and could not be read."""
+        """Whether the chart is installed, which is assumed if the operator's Deployment exists, or if Deployments
+        could not be read while our kinds are served."""
         hidden = "deployments.apps" in self.unread and not self.not_served
         return self.operator_replicas is not None or hidden
 
     @property
     def followed_policy(self) -> ClusterPolicyView | None:
-        """The ClusterPolicy that the GPU Operator follows, or else what NVIDIA's device-plugin chart says; None if
+        """The ClusterPolicy that the GPU Operator follows, or else the view of NVIDIA's device-plugin chart. None if
         there is neither."""
         return next((one for one in self.cluster_policies if not one.ignored), self.plain)
 
     def is_void(self, name: str) -> bool:
-        """Whether the ConfigMap of this name is known to be empty, or to be named by ClusterPolicy and not to exist."""
+        """Whether the ConfigMap of this name is known to be empty, or is named by ClusterPolicy and known not to
+        exist."""
         held = self.config_maps.get(name)
         return held is not None and not held.keys
 
@@ -178,7 +183,7 @@ class InstallationView:
 
 
 class Topic(StrEnum):
-    """What is checked, in the order of the output."""
+    """The topics of the checks, in the order of the output."""
 
     API = "API"
     RIGHTS = "rights"
@@ -191,49 +196,50 @@ class Topic(StrEnum):
 
 
 ASKED_BY_PEOPLE = frozenset({Topic.KUBELETS, Topic.NODES})
-"""Topics that `kubectl gpusharing doctor` checks and `helm test` does not."""
+"""Topics that only `kubectl gpusharing doctor` checks, and not `helm test`."""
 
 
 class Severity(StrEnum):
-    """How bad a symptom is."""
+    """How serious a symptom is."""
 
     ERROR = "ERROR"
-    """Policies cannot be carried out, or only some of them."""
+    """Some or all policies cannot be carried out."""
     WARNING = "WARNING"
-    """The installation works today, or that is unknown, but it may fail later."""
+    """The installation works today or its state is unknown, but it may fail later."""
 
 
 @value
 class Symptom:
-    """One fault of an installation."""
+    """One problem of an installation."""
 
     topic: Topic
     """What was checked."""
     severity: Severity
-    """How bad the fault is."""
+    """How serious the problem is."""
     reason: str
-    """One CamelCase word, for tools; never changes its meaning."""
+    """One CamelCase word for tools, whose meaning never changes."""
     message: str
     """What is wrong, and what follows from it."""
     command: str
-    """The one command that corrects it, or that shows what a person has to decide. CAPITALS are for you to fill in."""
+    """The command that corrects the problem, or that shows what a person has to decide. Words in CAPITALS are for the
+    person to fill in."""
 
 
 Symptoms = Iterable[Symptom]
 
 
 def error(topic: Topic, reason: str, message: str, command: str) -> Symptom:
-    """Return a symptom that keeps policies from being carried out."""
+    """Return a symptom because of which policies cannot be carried out."""
     return Symptom(topic, Severity.ERROR, reason, message, command)
 
 
 def warning(topic: Topic, reason: str, message: str, command: str) -> Symptom:
-    """Return a symptom with which the installation works today, or whose effect is unknown."""
+    """Return a symptom that does not keep the installation from working today, or whose effect is unknown."""
     return Symptom(topic, Severity.WARNING, reason, message, command)
 
 
 def upgrade(view: InstallationView, values: str) -> str:
-    """Return the command that sets values of the release. `values`: NAME=VALUE, with commas between."""
+    """Return the command that sets values of the release. `values` are pairs NAME=VALUE, separated by commas."""
     place = view.place
     return f"helm upgrade {place.release} CHART -n {place.namespace} --reset-then-reuse-values --set {values}"
 
@@ -253,18 +259,19 @@ LOOKED_AT: Mapping[Topic, frozenset[str]] = {
     Topic.KUBELETS: frozenset({"nodes"}),
     Topic.NODES: _STACK | {"nodes", "configmaps", _POLICIES},
 }
-"""The kinds that have to be read to check a topic, as kubectl takes them. An unknown right is a symptom of its own."""
+"""The kinds of objects that have to be read to check a topic, by the names that kubectl uses. Rights that could not be
+determined are reported as a symptom."""
 Unseen = Mapping[Topic, str]
-"""What could not be read, as a clause, by topic."""
+"""By topic: what could not be read, as a clause."""
 
 
 def find_unread_topics(view: InstallationView) -> Unseen:
-    """Return a clause for each topic of which something could not be read, in the order of the topics."""
+    """Return, for each topic for which some kind of object could not be read, a clause that lists these kinds."""
     found = {topic: sorted(LOOKED_AT.get(topic, frozenset()) & view.unread.keys()) for topic in Topic}
     return {topic: f"{', '.join(kinds)} cannot be read" for topic, kinds in found.items() if kinds}
 
 
 def join_unseen(*parts: Unseen) -> Unseen:
-    """Return the clauses of several such maps, joined by topic."""
+    """Return one mapping with the clauses of all `parts`. Clauses about the same topic are joined."""
     found = {topic: [part[topic] for part in parts if topic in part] for topic in Topic}
     return {topic: "; ".join(clauses) for topic, clauses in found.items() if clauses}

@@ -1,4 +1,4 @@
-"""Can labels switch MPS on in this installation? An inspection of `installation.py`."""
+"""Checks whether labels can switch MPS on in this installation; one of the inspections of `installation.py`."""
 
 from gpusharing.api.names import Mode
 from gpusharing.planning.stack.commands import kubectl_patch
@@ -9,7 +9,8 @@ from gpusharing.planning.wanted.toolversions import SKIPS_THREADS, find_deafness
 
 def find_deaf_mps(view: InstallationView) -> Symptoms:
     """Yield an error if a policy has mode MPS and the GPU Operator's MPS daemon would not read the configuration that
-    a label names (docs/design/nvidia.md#b5), with the first command of the remedy. The message has all of them."""
+    a label names (docs/design/nvidia.md#b5). The message has all steps of the remedy, and the command is the first
+    step."""
     wanted = sorted(
         policy.name for policy in view.policies if policy.spec is not None and policy.spec.mode is Mode.MPS
     )

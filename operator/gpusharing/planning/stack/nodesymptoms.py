@@ -1,4 +1,4 @@
-"""What `doctor` finds beyond `helm test`: wrong values of NVIDIA's Node labels, unsupported kubelets, programs that
+"""What `doctor` checks beyond `helm test`: wrong values of NVIDIA's Node labels, unsupported kubelets, programs that
 serve GPUs beside the device plugin, and entries that the plugin refuses."""
 
 import re
@@ -31,6 +31,7 @@ from gpusharing.planning.wanted.pluginconfig import find_flaws
 LABEL_DRIVER = "nvidia.com/cuda.driver-version.full"
 """GPU Feature Discovery's label with the version of the driver (k8s-device-plugin v0.19.3, internal/lm/nvml.go)."""
 _AT_WORK = ("pending", "rebooting")
+"""States of mig-manager in which it is still working."""
 
 
 @value
@@ -40,7 +41,7 @@ class MigEntries:
     config_map: str
     """Name of the ConfigMap."""
     names: frozenset[str]
-    """The configurations that it holds."""
+    """The names of the configurations in it."""
 
 
 def has_gpu_label(node: NodeView) -> bool:
@@ -49,11 +50,11 @@ def has_gpu_label(node: NodeView) -> bool:
 
 
 def find_node_symptoms(view: InstallationView, mig_entries: Mapping[str, MigEntries]) -> tuple[Symptom, ...]:
-    """Return what is wrong with the labels of Nodes: each fault once, with the names of all Nodes that have it. Nodes
-    that the operator is changing are left out, because such values are part of the change there.
+    """Return what is wrong with the labels of Nodes. Each problem is reported once, with the names of all Nodes that
+    have it. Nodes with our fence are left out, because such values are part of a change there.
 
-    `mig_entries`: the configurations that mig-manager has, by node. A node is missing from it if they are unknown, or
-    if there is no mig-manager.
+    `mig_entries` has the configurations that mig-manager knows, by node. Nodes for which they are unknown, or that
+    have no mig-manager, are missing.
     """
     nodes = sorted(
         (node for node in view.nodes if node.fence is None and not node.fence_error),
@@ -85,8 +86,8 @@ def find_node_symptoms(view: InstallationView, mig_entries: Mapping[str, MigEntr
 
 
 def _unknown_configs(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Yield a symptom if nodes name an entry in their device-plugin label that the ConfigMap does not have:
-    config-manager silently keeps the former configuration then (docs/design/nvidia.md#b4). Yields nothing if the
+    """Yield a symptom if the device-plugin label of some nodes names an entry that the ConfigMap does not have.
+    config-manager then silently keeps the previous configuration (docs/design/nvidia.md#b4). Yields nothing if the
     entries are unknown."""
     label, policy = names.LABEL_PLUGIN_CONFIG, view.followed_policy
     plugin_map = policy.plugin_config_name if policy else ""
@@ -108,8 +109,8 @@ def _unknown_configs(nodes: list[NodeView], view: InstallationView) -> Symptoms:
 
 
 def _other_plugins(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Yield a symptom for each device plugin of somebody else that serves some of these nodes. GKE's is left out: it
-    is reported with the agents, so that `helm test` shows it too."""
+    """Yield a symptom for each device plugin, other than NVIDIA's, that serves some of these nodes. GKE's is left out,
+    because it is reported with the agents, so that `helm test` shows it too."""
     for plugin in sorted({node.other_plugin for node in nodes} - {"", GKE}):
         there = [node.name for node in nodes if node.other_plugin == plugin]
         show = f"kubectl describe node {there[0]}"
@@ -117,7 +118,7 @@ def _other_plugins(nodes: list[NodeView], view: InstallationView) -> Symptoms:
 
 
 def _other_workloads(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Yield a symptom if the GPUs of some nodes are for virtual machines: such nodes have neither device plugin nor
+    """Yield a symptom if the GPUs of some nodes are for virtual machines. Such nodes have neither device plugin nor
     mig-manager (docs/design/nvidia.md#d2)."""
     label, policy = names.LABEL_WORKLOAD_CONFIG, view.followed_policy
     odd = [node for node in nodes if workload_of(node.labels, policy) != names.WORKLOAD_CONTAINER]
@@ -137,11 +138,11 @@ def _other_workloads(nodes: list[NodeView], view: InstallationView) -> Symptoms:
 
 
 def _switched_off(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Yield a symptom for each label that keeps a needed program of NVIDIA's off some nodes (docs/design/nvidia.md#d2,
-    d.4).
+    """Yield a symptom for each deploy label that keeps a needed program of NVIDIA's off some nodes
+    (docs/design/nvidia.md#d2, d.4).
 
-    Pauses of mig-manager and of a driver upgrade are left out, because they end by themselves. So are nodes that
-    another device plugin serves, because their admin may have switched NVIDIA's off on purpose.
+    Pauses by mig-manager and by a driver upgrade are left out, because they end without anybody acting. Nodes that
+    another device plugin serves are left out too, because their admin may have switched NVIDIA's off on purpose.
     """
     for operand, label in DEPLOY_NEEDED.items():
         odd = [
@@ -161,7 +162,8 @@ def _switched_off(nodes: list[NodeView], view: InstallationView) -> Symptoms:
 
 
 def _owned_elsewhere(nodes: list[NodeView]) -> Symptoms:
-    """Yield a warning for each label that the operator would write and each program that would set it back."""
+    """Yield a warning for each combination of a label that the operator would write and a program that would set it
+    back."""
     owners = {node.name: find_owners(node) for node in nodes}
     for label, owner in dict.fromkeys(pair for labels in owners.values() for pair in labels.items()):
         alike = [name for name, labels in owners.items() if labels.get(label) == owner]
@@ -174,13 +176,14 @@ def _owned_elsewhere(nodes: list[NodeView]) -> Symptoms:
 
 
 def _mend(view: InstallationView, label: str, command: str) -> str:
-    """Return `command` if there is a policy, else a command that only shows the nodes: it is unknown then whether such
-    nodes will get a policy."""
+    """Return `command` if there are policies. Otherwise return a command that only shows the nodes with the label,
+    because it is unknown whether they will get a policy."""
     return f"kubectl get nodes -L {label}" if view.selectors is None else command
 
 
 def _blocking(view: InstallationView) -> Callable[[Topic, str, str, str], Symptom]:
-    """Return `error` if there is a policy, which is then not carried out on such nodes; else `warning`."""
+    """Return the function `error` if there are policies, which are then not carried out on such nodes, else
+    `warning`."""
     return warning if view.selectors is None else error
 
 
@@ -190,9 +193,9 @@ def _all(nodes: list[NodeView]) -> str:
 
 
 def _unknown_mig(nodes: list[NodeView], mig_entries: Mapping[str, MigEntries]) -> Symptoms:
-    """Yield a warning if there are `nodes`, whose MIG label names no entry: mig-manager refuses the name and touches
-    no GPU (docs/design/nvidia.md#a3). Nodes that a policy selects must not be among them: the operator writes their
-    label, and reports a wrong name in the policy itself."""
+    """Yield a warning about `nodes`, if there are any, whose MIG label names no configuration. mig-manager refuses
+    such a name and touches no GPU (docs/design/nvidia.md#a3). The caller leaves out nodes that a policy selects:
+    the operator writes their label, and reports a wrong name in the policy itself."""
     label = names.LABEL_MIG_CONFIG
     if nodes:
         first = nodes[0]
@@ -210,8 +213,8 @@ def _unknown_mig(nodes: list[NodeView], mig_entries: Mapping[str, MigEntries]) -
 
 
 def _failed(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Yield a warning if mig-manager has failed on some of these nodes. Those that `_unknown_mig` has reported must
-    not be among them."""
+    """Yield a warning if mig-manager has failed on some of these nodes. The caller leaves out nodes that
+    `_unknown_mig` reports."""
     failed = [node for node in nodes if node.labels.get(names.LABEL_MIG_STATE) == "failed"]
     if failed:
         example = f"{failed[0].name}: {failed[0].labels.get(names.LABEL_MIG_CONFIG, 'none')}"
@@ -225,8 +228,8 @@ def _failed(nodes: list[NodeView], view: InstallationView) -> Symptoms:
 
 
 def _paused(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Yield an error if mig-manager has paused other programs on some nodes and is not at work there any more. If it
-    died in between, they stay off."""
+    """Yield an error if mig-manager has paused other programs on some nodes but is no longer working there. If it died
+    in between, nothing starts them again."""
     paused = [
         node for node in nodes if node.labels.get(names.LABEL_MIG_STATE) not in _AT_WORK and _is_paused(node)
     ]
@@ -247,7 +250,7 @@ def _is_paused(node: NodeView) -> bool:
 
 
 def _drivers(nodes: list[NodeView], settings: PlanSettings) -> Symptoms:
-    """Yield a warning if some nodes with MIG have a driver under which the operator repartitions no GPU."""
+    """Yield a warning if some nodes with MIG have a driver under which the operator does not repartition GPUs."""
     flaws = {
         node.name: flaw
         for node in nodes
@@ -274,25 +277,28 @@ def _drivers(nodes: list[NodeView], settings: PlanSettings) -> Symptoms:
 
 
 OLDEST = (1, 30)
-"""The oldest Kubernetes that the operator is made for; the chart's kubeVersion says the same of the API server."""
+"""The oldest version of Kubernetes that the operator supports; the chart's kubeVersion says the same for the API
+server."""
 MOST_BEHIND = 3
-"""Minor versions: "kubelet must not be newer than kube-apiserver", and "may be up to three minor versions older"
-(kubernetes.io/releases/version-skew-policy, "kubelet"). Patch versions do not count."""
+"""How many minor versions a kubelet may be older than the API server: "kubelet must not be newer than kube-apiserver",
+and "may be up to three minor versions older" (kubernetes.io/releases/version-skew-policy, "kubelet"). Patch
+versions do not count."""
 _VERSION = re.compile(r"v?(\d+)\.(\d+)")
 
 Minor = tuple[int, int]
+"""The major and minor number of a version."""
 
 
 def find_minor(version: str) -> Minor | None:
-    """Return major and minor version of a text such as `v1.33.1-eks-1-33-5`. None if it is unknown, or that of a build
-    without a version (`v0.0.0-master+$Format:%H$`, component-base v0.36.3 version/base.go)."""
+    """Return the major and minor number of a version such as `v1.33.1-eks-1-33-5`. None if it cannot be parsed, or if
+    the build has no version (`v0.0.0-master+$Format:%H$`, component-base v0.36.3 version/base.go)."""
     match = _VERSION.match(version)
     return (int(match[1]), int(match[2])) if match and match[1] != "0" else None
 
 
 def find_kubelet_symptoms(view: InstallationView, api_server: str) -> tuple[Symptom, ...]:
-    """Return a warning for each fault in the versions of kubelets on nodes with GPUs. Each kubelet is named once, for
-    its worst fault. `api_server`: the version of the API server, empty if unknown."""
+    """Return a warning for each problem with the versions of kubelets on nodes with GPUs. Each node is listed only for
+    its worst problem. `api_server` is the version of the API server, or an empty string if it is unknown."""
     server = find_minor(api_server)
     unsupported = f"the API server ({api_server}), which Kubernetes does not support"
     upgrade_it = "upgrade the kubelet, one node after the other"
@@ -330,36 +336,37 @@ def find_kubelet_symptoms(view: InstallationView, api_server: str) -> tuple[Symp
 
 @value
 class Server:
-    """A DaemonSet whose pods serve GPUs."""
+    """A DaemonSet whose pods serve GPUs, as a device plugin or as a DRA driver."""
 
     namespace: str
     """Namespace of the DaemonSet."""
     name: str
     """Name of the DaemonSet."""
     dra: bool
-    """Whether it is NVIDIA's DRA driver with GPUs enabled. If not, it is a device plugin that serves nvidia.com/gpu."""
+    """Whether it is NVIDIA's DRA driver with GPUs enabled. If False, it is a device plugin that serves
+    nvidia.com/gpu."""
     of_gpu_operator: bool
     """Whether ClusterPolicy owns it."""
     release: str
-    """Name of its Helm release; empty if it was not installed with Helm."""
+    """Name of its Helm release. Empty if it was not installed with Helm."""
     release_namespace: str
-    """The namespace of that release; empty without one."""
+    """The namespace of that release. Empty if there is no release."""
     owned: bool
-    """Whether another object owns it, whose controller would create it again."""
+    """Whether another object owns it, whose controller would create it again after a deletion."""
     wanted: int
-    """The number of nodes that it should run on, as its status says."""
+    """The number of nodes on which its pods should run, according to its status."""
     selector: Mapping[str, str]
-    """Labels that a node must have (its node selector); its affinity is ignored."""
+    """The labels that a node must have, from its node selector. Its affinity is ignored."""
 
     @property
     def where(self) -> str:
-        """The DaemonSet with its namespace, for people."""
+        """The DaemonSet with its namespace, for messages."""
         return f"DaemonSet {self.namespace}/{self.name}"
 
     @property
     def removal(self) -> str:
-        """The command that removes it. If it would come back, or if removing it would remove other things too, a
-        command that only shows it."""
+        """The command that removes it. If it would be created again, or if its removal would remove other things too,
+        it is a command that only shows it."""
         if self.release:
             return f"helm uninstall {self.release} -n {self.release_namespace}"
         if self.dra or self.owned:
@@ -370,17 +377,17 @@ class Server:
 def find_rival_symptoms(
     servers: Iterable[Server], nodes: Sequence[NodeView], namespace: str
 ) -> tuple[Symptom, ...]:
-    """Return a warning for each program that serves GPUs on nodes that the device plugin also serves. `namespace`:
-    where NVIDIA's components are.
+    """Return a warning for each program that serves GPUs on nodes that the device plugin serves too. `namespace` is
+    that of NVIDIA's components.
 
     A kubelet takes a resource from whichever plugin registered last (kubernetes v1.36.3
     pkg/kubelet/cm/devicemanager/manager.go, PluginConnected), so of two device plugins on a node one does not follow
-    our labels. NVIDIA's DRA driver gives the same GPUs to ResourceClaims, and does not know which pods the device
-    plugin gave them to.
+    our labels. NVIDIA's DRA driver gives the same GPUs to ResourceClaims, and does not know to which pods the device
+    plugin gave them.
     """
     running = sorted(
         (server for server in servers if server.wanted),
-        # First the plugin whose configuration we write: ClusterPolicy's, else that of the chart in `namespace`.
+        # The plugin whose configuration we write comes first: ClusterPolicy's, else that of the chart in `namespace`.
         key=lambda server: (
             not server.of_gpu_operator,
             server.namespace != namespace,
@@ -401,20 +408,22 @@ def find_rival_symptoms(
 
 
 def _shared(main: Server, other: Server, nodes: Iterable[NodeView]) -> list[str]:
-    """Return the names of the nodes with GPUs that both select, sorted. Empty also if both together have no more pods
-    than nodes to run on, because taints or affinity may then keep them apart."""
+    """Return the sorted names of the nodes with GPUs that both DaemonSets select. Also empty if both together have no
+    more pods than nodes that either of them selects, because taints or affinity may then keep them apart."""
 
     def selects(server: Server, node: NodeView) -> bool:
+        """Whether the node has all labels in the node selector of the DaemonSet."""
         return all(node.labels.get(key) == value for key, value in server.selector.items())
 
     either = [node for node in nodes if has_gpu_label(node) and (selects(main, node) or selects(other, node))]
     if main.wanted + other.wanted <= len(either):
-        return []  # so few pods that taints or affinity may well keep them apart
+        return []  # few enough pods that taints or affinity may keep them apart
     return sorted(node.name for node in either if selects(main, node) and selects(other, node))
 
 
 def _second(main: Server, other: Server, nodes: list[str]) -> Symptom:
-    """Return the warning that `other` runs a second device plugin on these nodes, with the command that removes it."""
+    """Return the warning that `other` runs a second device plugin beside `main` on these nodes, with the command that
+    removes it."""
     again = f"kubectl -n {main.namespace} rollout restart daemonset {main.name}"
     return warning(
         Topic.NODES,
@@ -427,8 +436,8 @@ def _second(main: Server, other: Server, nodes: list[str]) -> Symptom:
 
 
 def _driver(driver: Server, nodes: list[str]) -> Symptom:
-    """Return the warning that this DRA driver serves GPUs of these nodes, with the command that switches that off, or
-    shows the DaemonSet if it has no Helm release."""
+    """Return the warning that this DRA driver serves GPUs of these nodes, with the command that switches this off. If
+    the driver has no Helm release, the command only shows its DaemonSet."""
     less = "--reset-then-reuse-values --set resources.gpus.enabled=false"
     release = f"{driver.release} CHART -n {driver.release_namespace}"
     return warning(
@@ -445,25 +454,25 @@ def _driver(driver: Server, nodes: list[str]) -> Symptom:
 
 
 MOST = 3
-"""The most fields that a message names."""
+"""The largest number of fields that a message names."""
 
 
 @value
 class PluginEntries:
-    """The ConfigMap of the device plugin's configurations, as far as it exists."""
+    """The ConfigMap with the device plugin's configurations, which may not exist."""
 
     config_map: str
     """Name of the ConfigMap."""
     namespace: str
-    """The namespace of the device plugin, in which it has to be."""
+    """The namespace of the device plugin, where the ConfigMap must be."""
     texts: Mapping[str, str] | None
-    """The configurations by key, or None if there is no such ConfigMap there."""
+    """The configurations as YAML, by key, or None if the ConfigMap does not exist there."""
     elsewhere: Sequence[str] = ()
-    """Other namespaces with a ConfigMap of that name; empty unless it is absent."""
+    """Other namespaces with a ConfigMap of that name. Only filled in if it does not exist in `namespace`."""
 
     @property
     def absence(self) -> str:
-        """The message that the ConfigMap is absent; empty if it exists."""
+        """A message that the ConfigMap does not exist, or an empty string if it does."""
         if self.texts is not None:
             return ""
         others = f"; one of that name is in {some(self.elsewhere)}" if self.elsewhere else ""
@@ -473,18 +482,18 @@ class PluginEntries:
         )
 
     def describe(self, key: str, *, refused: bool) -> str:
-        """Return which fields of an entry the device plugin refuses (`refused`) or ignores (not `refused`), and why.
-        Empty if there is no such field. At most MOST fields are named."""
+        """Return a message with the fields of the entry `key` that the device plugin refuses, if `refused`, or else
+        with those that it ignores, and why. Empty if there are no such fields. At most MOST fields are named."""
         flaws = [one.text for one in find_flaws((self.texts or {})[key]) if one.refused == refused]
         return f"ConfigMap {self.config_map}, entry {key}, {'; '.join(flaws[:MOST])}" if flaws else ""
 
 
 def find_entry_symptoms(entries: PluginEntries, used: Collection[str], install: str) -> Symptoms:
-    """Yield a symptom for an absent ConfigMap and for every entry that the device plugin refuses or reads only in
-    part. An absent ConfigMap and a refused entry in use are errors, all else are warnings.
+    """Yield a symptom if the ConfigMap does not exist, and for every entry that the device plugin refuses or of which
+    it ignores a part. A missing ConfigMap and a refused entry in use are errors, and everything else is a warning.
 
-    `used`: the entries that Nodes or ClusterPolicy's default name. `install`: the command that installs the operator;
-    empty once it is installed.
+    `used` are the entries that Nodes or ClusterPolicy's default name. `install` is the command that installs the
+    operator. It is empty if the operator is installed.
     """
     if entries.absence:
         command = install or f"kubectl get configmaps -A --field-selector metadata.name={entries.config_map}"

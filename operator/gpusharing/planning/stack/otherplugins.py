@@ -1,9 +1,9 @@
-"""Device plugins that do not follow the label `nvidia.com/device-plugin.config`, and how a Node shows that one of them
-serves it. No change begins there: it could be neither served nor proven.
+"""Device plugins that do not follow the label `nvidia.com/device-plugin.config`, and the signs on a Node that one of
+them serves it. No change begins on such a node, because it could be neither served nor proven.
 
 A plugin counts if its own mark is on the Node: an annotation that it writes, a label by which it selects nodes, or one
-of its resources in allocatable, which the kubelet sets to 0 when the plugin is gone. What a host merely may run is no
-evidence: Bottlerocket's plugin can be switched off, and the API does not show that.
+of its resources in allocatable, which the kubelet sets to 0 when the plugin is gone. The mere possibility that a host
+runs a plugin is not enough: Bottlerocket's plugin can be switched off, and the API does not show that.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -14,7 +14,8 @@ from gpusharing.planning.vocabulary.values import value
 
 GKE = "GKE's own device plugin"
 GKE_GPU, GKE_WITHOUT_PLUGIN = "cloud.google.com/gke-accelerator", "gke-no-default-nvidia-gpu-device-plugin"
-"""Labels of GKE: a node with a GPU, and one on which GKE does not run a device plugin of its own."""
+"""Labels of GKE. The first is on nodes with a GPU. With the value `true`, the second keeps GKE's own device plugin off
+a node."""
 HAMI, HAMI_STATE = "hami.io/node-nvidia-register", "hami.io/node-handshake"
 AKS, AUTO_MODE = "kubernetes.azure.com/dcgm-exporter", "eks.amazonaws.com/compute-type"
 
@@ -29,35 +30,36 @@ def has_cloud_plugin(labels: Mapping[str, str]) -> bool:
 
 
 def has_system_plugin(os_image: str) -> bool:
-    """Whether a Node's operating system, as `nodeInfo.osImage` names it, brings a device plugin: Bottlerocket does.
+    """Whether a Node's operating system includes a device plugin, which is the case for Bottlerocket's NVIDIA
+    variants. `os_image` is `nodeInfo.osImage`.
 
-    Its variants for NVIDIA, as `Bottlerocket OS 1.14.0 (aws-k8s-1.24-nvidia)` (bottlerocket#3132), start
+    Those variants, such as `Bottlerocket OS 1.14.0 (aws-k8s-1.24-nvidia)` (bottlerocket#3132), start
     nvidia-k8s-device-plugin at boot. Beside NVIDIA's DaemonSet it left pods without GPUs (bottlerocket#4309). From
-    1.63.0 on the setting kubelet-device-plugins.nvidia.enabled ends that (bottlerocket-core-kit#914); the API does not
-    show it.
+    1.63.0 on, the setting kubelet-device-plugins.nvidia.enabled can disable it (bottlerocket-core-kit#914), but the
+    API does not show that setting.
     """
     return os_image.startswith("Bottlerocket OS ") and "-nvidia" in os_image
 
 
 def _has_hami(labels: Mapping[str, str], annotations: Mapping[str, str]) -> bool:
-    """Whether HAMi's plugin has listed devices in its annotation and is still alive: HAMi's scheduler writes `Deleted`
-    once the plugin has stopped reporting."""
+    """Whether HAMi's plugin has listed devices in its annotation and is still alive. HAMi's scheduler writes `Deleted`
+    when the plugin has stopped reporting."""
     listed = annotations.get(HAMI, "").strip() not in ("", "[]")
     return listed and not annotations.get(HAMI_STATE, "").startswith("Deleted")
 
 
 @value
 class OtherPlugin:
-    """A device plugin, and how it is recognized."""
+    """A device plugin that is not NVIDIA's, and how to recognize it."""
 
     sign: str
-    """What on a Node shows that the plugin serves it, for people."""
+    """The label, annotation or resource of a Node which shows that the plugin serves it, for messages."""
     handover: str
-    """How nodes get NVIDIA's plugin instead, as the end of a sentence; NODE stands for their names."""
+    """How nodes can be handed over to NVIDIA's plugin, as the end of a sentence. NODE stands for their names."""
     resources: tuple[str, ...] = ()
-    """Prefixes of the resources that no other plugin serves."""
+    """Prefixes of resource names that only this plugin serves."""
     marked: Callable[[Mapping[str, str], Mapping[str, str]], bool] = lambda labels, annotations: False
-    """Whether labels and annotations of a Node show that the plugin serves it."""
+    """Returns whether the labels and annotations of a Node show that the plugin serves it."""
 
 
 OTHERS: Mapping[str, OtherPlugin] = {
@@ -79,16 +81,17 @@ OTHERS: Mapping[str, OtherPlugin] = {
     "the device plugin of EKS Auto Mode": OtherPlugin(f"label {AUTO_MODE}=auto",
         "use a node group without Auto Mode", marked=lambda labels, annotations: labels.get(AUTO_MODE) == "auto"),
 }  # fmt: skip
-"""By the plugin's name for people. The first that serves a node is named. The static manifest of EKS and eksctl is
-NVIDIA's own plugin: nodesymptoms.py."""
+"""The known plugins, by their names in messages. The first that serves a node is reported. The static manifest of EKS
+and eksctl installs NVIDIA's own plugin, which nodesymptoms.py checks."""
 RESOURCES = tuple(prefix for one in OTHERS.values() for prefix in one.resources)
+"""Prefixes of the resource names that plugins in OTHERS serve and NVIDIA's does not."""
 
 
 def find_other_plugin(
     labels: Mapping[str, str], annotations: Mapping[str, str], resources: Sequence[str]
 ) -> str:
-    """Return the name of the first plugin of OTHERS that serves a Node; empty if none does. `resources`: the resource
-    names of which the Node has devices to allocate."""
+    """Return the name of the first plugin in OTHERS that serves a Node, or an empty string if none does. `resources`
+    are the names of the resources of which the Node has allocatable devices."""
     for plugin, known in OTHERS.items():
         if known.marked(labels, annotations) or any(name.startswith(known.resources) for name in resources):
             return plugin
@@ -96,8 +99,8 @@ def find_other_plugin(
 
 
 def explain_plugin(name: str, nodes: Sequence[str]) -> str:
-    """Return why no change begins on these nodes, which the plugin of this name serves, and how to hand them over to
-    NVIDIA's."""
+    """Return a message that says why no change begins on these nodes, which the plugin called `name` serves, and how
+    to hand them over to NVIDIA's plugin."""
     plugin = OTHERS[name]
     where, handover = some(nodes), plugin.handover.replace("NODE", " ".join(nodes))
     return (
@@ -107,9 +110,9 @@ def explain_plugin(name: str, nodes: Sequence[str]) -> str:
 
 
 def name_resources(requested: Collection[str], serving: Mapping[str, str]) -> Iterator[str]:
-    """Yield a note for each plugin of OTHERS that alone serves some of the requested resources, with the nodes that it
-    serves. `requested`: the resource names that a pod requests; `serving`: the name of the plugin by node, empty
-    for NVIDIA's."""
+    """Yield a note for each plugin in OTHERS that is the only one to serve some of the `requested` resources, with the
+    nodes that it serves. `serving` maps each node to the name of the plugin that serves it, which is empty for
+    NVIDIA's."""
     for plugin, known in OTHERS.items():
         if names := sorted(name for name in requested if name.startswith(known.resources)):
             nodes = sorted(node for node, server in serving.items() if server == plugin)

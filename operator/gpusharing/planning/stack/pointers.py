@@ -1,9 +1,8 @@
-"""ClusterPolicy's two pointers to our ConfigMaps: which of them the operator sets itself, and why it does not set the
-others.
+"""ClusterPolicy's two pointers to our ConfigMaps: when the operator sets one of them itself, and why it does not.
 
-Chart value gpuOperator.configure switches that on. Each pointer is set once per ClusterPolicy, and only if nobody has
-set anything else; an annotation in the same write remembers it. If somebody sets one back, the operator leaves it
-alone.
+Chart value gpuOperator.configure switches this on. Each pointer is set once per ClusterPolicy, and only if nobody has
+set it to anything else. An annotation in the same write remembers that. If somebody sets a pointer back, the operator
+leaves it alone.
 """
 
 from collections.abc import Callable, Collection
@@ -18,10 +17,12 @@ from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
 
 PLUGIN_POINTER, MIG_POINTER = "devicePlugin.config.name", "migManager.config.name"
-"""Fields of ClusterPolicy's spec."""
+"""The two fields, by their paths below ClusterPolicy's spec."""
 UPSTREAM_MIG_CONFIG = "default-mig-parted-config"
-"""The CRD's default for an empty migManager.config.name up to v25.10.1: nobody chose it (docs/design/nvidia.md#d6)."""
+"""The default that the CRD filled in for migManager.config.name up to v25.10.1, so that nobody chose it
+(docs/design/nvidia.md#d6)."""
 VALUE = "chart value gpuOperator.configure"
+"""The chart value that allows the operator to set pointers, for messages."""
 
 
 @value
@@ -33,20 +34,22 @@ class Pointer:
     ours: str
     """The ConfigMap that it should name."""
     now: str
-    """The ConfigMap that it names; empty if it is not set."""
+    """The ConfigMap that it names. Empty if it is not set."""
     setter: str = ""
-    """The field manager that last wrote it; empty when unknown."""
+    """The field manager that last wrote it. Empty if it is unknown."""
     without_default: str = ""
-    """The default entry, if the same block names one that our ConfigMap lacks: device plugins could not start with it.
-    Empty otherwise."""
+    """The default entry that ClusterPolicy names, if our ConfigMap lacks it, so that device plugins could not start
+    with our ConfigMap. Empty otherwise."""
     missing_entries: tuple[str, ...] = ()
-    """Entries that Nodes name and our ConfigMap lacks: with the pointer there, their device plugins could not start."""
+    """Entries that Nodes name and our ConfigMap lacks. The device plugins of these Nodes could not start with our
+    ConfigMap."""
     absent_entries: frozenset[str] = frozenset()
-    """The entries that neither our ConfigMap nor the one that it names now has, as far as known."""
+    """The missing entries, and the default, as far as the ConfigMap that the pointer names now is known to lack them
+    too."""
 
     @property
     def text(self) -> str:
-        """The ConfigMap that the pointer names and who set that, for people."""
+        """The ConfigMap that the pointer names and who set it, for messages."""
         if not self.now:
             return "not set"
         return f"{self.now} (set by {self.setter})" if self.setter else self.now
@@ -58,21 +61,22 @@ class Pointer:
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Entries that device plugins use and our ConfigMap lacks, sorted: with the pointer at ours, these plugins
-        could not start. A default without a ConfigMap does not count, because nothing uses it and the patch removes
-        it."""
+        """The entries that device plugins use and our ConfigMap lacks, sorted. These plugins could not start if the
+        pointer named our ConfigMap. A default does not count if the pointer is not set, because then nothing uses
+        it and the patch removes it."""
         default = {self.without_default} if self.without_default and self.now else set()
         return tuple(sorted({*self.missing_entries, *default}))
 
     @property
     def merges(self) -> bool:
-        """Whether any of `stops` may be in the ConfigMap that the pointer names now, so that merging its entries
-        helps."""
+        """Whether some of `stops` may be in the ConfigMap that the pointer names now, so that merging its entries into
+        ours helps."""
         return bool(self.now) and not self.absent_entries.issuperset(self.stops)
 
     @property
     def merge_first(self) -> str:
-        """What has to be done before the pointer is set, for people, after a semicolon; empty if nothing has to be."""
+        """What has to be done before the pointer is set, as a clause after a semicolon. Empty if nothing has to be
+        done."""
         if not self.stops:
             return ""
         if self.merges:
@@ -101,8 +105,9 @@ def plugin_pointer(
     missing: tuple[str, ...] = (),
     named_keys: Collection[str] | None = None,
 ) -> Pointer:
-    """Return the device plugin's pointer. `our_keys`: the keys of our ConfigMap; `missing`: further keys that Nodes
-    name; `named_keys`: the keys of the ConfigMap that the pointer names, or None if they were not read."""
+    """Return the device plugin's pointer as ClusterPolicy has it. `ours` is the name of our ConfigMap and `our_keys`
+    are its keys. `missing` are the keys that Nodes name and our ConfigMap lacks. `named_keys` are the keys of the
+    ConfigMap that the pointer names, or None if they were not read."""
     default = policy.plugin_default
     return Pointer(
         PLUGIN_POINTER,
@@ -116,13 +121,13 @@ def plugin_pointer(
 
 
 def mig_pointer(policy: ClusterPolicyView, ours: str) -> Pointer:
-    """Return mig-manager's pointer as ClusterPolicy has it. `ours`: the name of our ConfigMap."""
+    """Return mig-manager's pointer as ClusterPolicy has it. `ours` is the name of our ConfigMap."""
     return Pointer(MIG_POINTER, ours, policy.mig_config_name, policy.mig_config_setter)
 
 
 def find_other_namespace(policy: ClusterPolicyView, ours: str) -> str:
-    """Return a message if NVIDIA's pods are not in namespace `ours` and so cannot mount our ConfigMaps, with the chart
-    value to set. Empty if they are there, or if their namespace is unknown."""
+    """Return a message with the chart value to set if NVIDIA's pods run outside namespace `ours`, where they cannot
+    mount our ConfigMaps. Empty if they run there, or if their namespace is unknown."""
     if policy.namespace in ("", ours):
         return ""
     return (
@@ -132,12 +137,12 @@ def find_other_namespace(policy: ClusterPolicyView, ours: str) -> str:
 
 
 def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> SetPointers | None:
-    """Return the pointers to write now, or None if there are none. `quiet`: whether no node is in the middle of a
-    change.
+    """Return the write that sets ClusterPolicy's pointers, or None if none is to be set now. `quiet` says whether no
+    node is in the middle of a change.
 
-    They are written only if both ConfigMaps exist, because a pod that mounts a missing one cannot start, and not while
-    a node is in the middle of a change, because every operand restarts on every node when ClusterPolicy changes. A
-    pointer that somebody else has set, or that we have set once before, is left alone.
+    Pointers are set only if both ConfigMaps exist, because a pod that mounts a missing one cannot start. They are not
+    set while a node is in the middle of a change, because every operand restarts on every node when ClusterPolicy
+    changes. A pointer that somebody else has set, or that we have set once before, is left alone.
     """
     policy = stack.cluster_policy
     if not settings.configure_gpu_operator or policy is None or policy.plain is not None:
@@ -162,11 +167,9 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
 
 
 def why_not_set(pointer: Pointer, policy: ClusterPolicyView, *, configure: bool, error: str = "") -> str:
-    """Return why the operator has not set a pointer that does not name our ConfigMap, as a clause after a semicolon:
-    the first of RESTRAINTS that applies, else that it will set it. Empty if not `configure`.
-
-    `error`: why the last write of a pointer failed, if it did.
-    """
+    """Return why the operator has not set a pointer that does not name our ConfigMap, as a clause after a semicolon.
+    It is the first of RESTRAINTS that applies, or else says when the operator will set it. Empty if `configure`
+    (the chart value) is off. `error` is that of the last write, or empty if that did not fail."""
     if not configure:
         return ""
     for restraint in RESTRAINTS:
@@ -180,30 +183,30 @@ def why_not_set(pointer: Pointer, policy: ClusterPolicyView, *, configure: bool,
 
 @value
 class Restraint:
-    """A reason why the operator does not set a pointer although chart value gpuOperator.configure is on."""
+    """A cause for which the operator does not set a pointer although chart value gpuOperator.configure is on."""
 
     find: Callable[[Pointer, ClusterPolicyView, str], str]
-    """Returns the reason as a clause after a semicolon, or an empty text if it does not apply. The last argument is
-    why a write failed."""
+    """Returns the cause as a clause after a semicolon, or an empty string if it does not apply. The last argument is
+    the error of the last write."""
 
 
 def _set_back(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
-    """Return a clause if the operator has set this pointer once already, so that somebody has changed it since; else
-    an empty text."""
+    """Return a clause if the operator has set this pointer once before, so that somebody has changed it since, else an
+    empty string."""
     if pointer.field not in policy.configured:
         return ""
     return f"; the operator set it once ({VALUE}); somebody has changed it since, and it stays as it is"
 
 
 def _taken(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
-    """Return a clause if somebody else has set this pointer, else an empty text. Checked before the entries that our
-    ConfigMap lacks, which do not matter then."""
+    """Return a clause if somebody else has set this pointer, else an empty string. Checked before the missing entries,
+    which do not matter in that case."""
     return "" if pointer.is_free else f"; the operator never overwrites what somebody else has set ({VALUE})"
 
 
 def _default_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
-    """Return a clause if our ConfigMap lacks the default entry, else an empty text. With the pointer at ours, the
-    device plugins of all nodes without a label would not start."""
+    """Return a clause if our ConfigMap lacks the default entry, else an empty string. With our ConfigMap, the device
+    plugins of all nodes without a label could not start."""
     if not pointer.without_default:
         return ""
     return (
@@ -213,16 +216,16 @@ def _default_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> 
 
 
 def _entries_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
-    """Return a clause if our ConfigMap lacks entries that Nodes name, else an empty text. With the pointer at ours,
-    the device plugins of these nodes would not start."""
+    """Return a clause if our ConfigMap lacks entries that Nodes name, else an empty string. With our ConfigMap, the
+    device plugins of these nodes could not start."""
     if not pointer.missing_entries:
         return ""
     return f"; the operator does not set it ({VALUE}) before {pointer.ours} holds what Nodes name"
 
 
 def _failed(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
-    """Return a clause with the error of the last write, or an empty text if it did not fail. Checked last, because the
-    error may be of a pointer that is not to be set any more."""
+    """Return a clause with the error of the last write, or an empty string if that did not fail. Checked last, because
+    the error may concern a pointer that is no longer to be set."""
     return f"; the operator could not set it ({VALUE}): {error}" if error else ""
 
 
@@ -233,3 +236,4 @@ RESTRAINTS: tuple[Restraint, ...] = (
     Restraint(_entries_unheld),
     Restraint(_failed),
 )
+"""The first match wins."""

@@ -1,5 +1,5 @@
-"""What each mode needs of NVIDIA's installation: one table, which acceptance, gates, doctor, helm test, plan, import
-and advise read. tests/planning/test_requirements.py compares it with every switch of NVIDIA's ClusterPolicy."""
+"""What each mode needs of NVIDIA's installation, as one table, which acceptance, gates, doctor, helm test, plan,
+import and advise use. tests/planning/test_requirements.py compares it with every switch of NVIDIA's ClusterPolicy."""
 
 from collections.abc import Mapping
 
@@ -15,9 +15,10 @@ from gpusharing.planning.vocabulary.values import value
 
 EVERY_MODE = frozenset(Mode)
 PRE_INSTALLED = "pre-installed"
-"""Value of the driver's deploy label that NVIDIA's driver manager sets where the host brings the driver."""
+"""The value that NVIDIA's driver manager gives the driver's deploy label if the host brings the driver."""
 SANDBOX, SANDBOX_DEFAULT = "sandboxWorkloads.enabled", "sandboxWorkloads.defaultWorkload"
-"""Fields of ClusterPolicy that decide what the GPUs of a node without the label gpu.workload.config are for."""
+"""Fields of ClusterPolicy that decide for which workload the GPUs of a node are, if it does not have the label
+gpu.workload.config."""
 
 
 @value
@@ -25,36 +26,36 @@ class NeededProgram:
     """A program of NVIDIA's without which a change cannot be made, served or proven."""
 
     operand: str
-    """The program, for people."""
+    """Name of the program, for messages."""
     label: str
-    """Suffix of the deploy label with which an admin keeps the program off one node."""
+    """Suffix of the deploy label with which an admin can keep the program off a node."""
     switch: str
-    """The field of ClusterPolicy, by its path below `spec`, that turns the program off by false."""
+    """The field of ClusterPolicy, by its path below `spec`, that turns the program off if it is false."""
     disabled: Reason
-    """Why a policy or a node is refused where that field is false."""
+    """The reason with which a policy or a node is refused if that field is false."""
     consequence: str
-    """What follows where the program does not run, for people."""
+    """What follows if the program does not run, as a clause for messages."""
     modes: frozenset[Mode] = EVERY_MODE
     """The modes that need the program."""
     missing: Reason | None = None
-    """Why a policy is refused where NVIDIA's device-plugin chart, without the GPU Operator, does not run the program.
-    None if the chart always runs it, or if the host brings it."""
+    """The reason with which a policy is refused if NVIDIA's device-plugin chart runs without the GPU Operator and does
+    not run the program. None if the chart always runs it, or if the host brings it."""
     helm_value: str = ""
-    """The value of that chart which adds the program; empty if there is none."""
+    """The value of that chart that adds the program, as NAME=VALUE. Empty if there is none."""
     signs: tuple[str, ...] = ()
-    """Words of the agent or of Kubernetes which show that a node lacks the program. Empty for programs that a host
-    never brings itself; for the others the switch alone proves nothing."""
+    """Parts of messages, of the agent or of Kubernetes, which show that a node lacks the program. Empty for programs
+    that a host never brings itself. For the others, the switch alone proves nothing."""
     elsewhere: str = ""
-    """A field of ClusterPolicy which, if true, has the program installed by other means; empty if there is none."""
+    """A field of ClusterPolicy that, if true, has the program installed in another way. Empty if there is none."""
 
     def is_off(self, policy: ClusterPolicyView) -> bool:
         """Whether ClusterPolicy keeps the GPU Operator from installing the program: its switch is off, and the field
-        `elsewhere` does not have it installed by other means."""
+        `elsewhere` does not have it installed in another way."""
         return policy.is_off(self.switch) and policy.switches.get(self.elsewhere) is not True
 
     @property
     def patch(self) -> Fields:
-        """The fields of ClusterPolicy to set, below `spec`, so that the program runs."""
+        """The fields of ClusterPolicy, below `spec`, that have to be set so that the program runs."""
         block, _, name = self.switch.partition(".")
         return {block: {name: True}}
 
@@ -79,50 +80,51 @@ REQUIREMENTS = (
         "no container could use the GPUs",
         signs=('no runtime for "nvidia" is configured', "failed to find runtime handler nvidia")),
 )  # fmt: skip
-"""The programs, in the order in which people have to see to them. Signs: `agent/nvml.py`, libnvidia-container,
-containerd (internal/cri/server), CRI-O (internal/oci)."""
+"""The programs, in the order in which people should check them. The signs come from `agent/nvml.py`,
+libnvidia-container, containerd (internal/cri/server) and CRI-O (internal/oci)."""
 
 OPERANDS = tuple(row for row in REQUIREMENTS if not row.signs)
-"""The programs that only the GPU Operator or NVIDIA's chart brings, and never the host."""
+"""The programs that the GPU Operator or NVIDIA's chart brings, and never the host."""
 _NEEDED = ("operands", *(row.label for row in OPERANDS if row.modes == EVERY_MODE))
 DEPLOY_NEEDED = {operand: names.LABEL_DEPLOY_PREFIX + operand for operand in _NEEDED}
-"""The deploy labels that must not be off on any node, by suffix; `operands` is for all (docs/design/nvidia.md#d2)."""
+"""The deploy labels that must not be off on any node, by suffix. The one of `operands` applies to all programs
+(docs/design/nvidia.md#d2)."""
 READ = (*(row.switch for row in REQUIREMENTS), "driver.useNvidiaDriverCRD", SANDBOX, SANDBOX_DEFAULT)
-"""Every field of ClusterPolicy, by its path below `spec`, that the table reads."""
+"""Every field of ClusterPolicy, by its path below `spec`, that this module uses."""
 
 
 def find_off(policy: ClusterPolicyView) -> list[NeededProgram]:
-    """Return the programs that ClusterPolicy turns off, in the order of REQUIREMENTS. Those that a host may bring
+    """Return the programs that ClusterPolicy turns off, in the order of REQUIREMENTS. Programs that a host may bring
     itself are left out."""
     return [row for row in OPERANDS if row.is_off(policy)]
 
 
 def find_absent(words: str, policy: ClusterPolicyView | None) -> NeededProgram | None:
     """Return the program that a host lacks according to `words`, if ClusterPolicy keeps the GPU Operator from
-    installing it; None otherwise.
+    installing it. None otherwise.
 
-    `words`: an error of the node's agent, or what Kubernetes reports about the agent's pod.
+    `words` is an error of the node's agent, or what Kubernetes reports about the agent's pod.
     """
     off = (row for row in REQUIREMENTS if policy is not None and row.is_off(policy))
     return next((row for row in off if any(sign in words for sign in row.signs)), None)
 
 
 def has_driver(labels: Mapping[str, str], resources: Mapping[str, int]) -> bool:
-    """Whether a Node shows that its host has a driver: it advertises GPUs, or NVIDIA's driver manager found the
+    """Whether a Node shows that its host has a driver, because it advertises GPUs or NVIDIA's driver manager found the
     driver."""
     return bool(resources) or labels.get(f"{names.LABEL_DEPLOY_PREFIX}driver") == PRE_INSTALLED
 
 
 def tell_off(row: NeededProgram, policy: ClusterPolicyView) -> str:
-    """Return a sentence without its full stop: the installation does not run the program of this row, and what follows
-    from that."""
+    """Return, as a sentence without its period, that the installation does not run the program of this row, and what
+    follows from that."""
     if policy.plain is None:
         return f"ClusterPolicy {row.switch} is false, so {row.consequence}"
     return f"{row.operand} does not run beside the device plugin of NVIDIA's chart, so {row.consequence}"
 
 
 def plain_upgrade(plain: PlainStackView, namespace: str, helm_value: str) -> str:
-    """Return the command that sets one value of NVIDIA's device-plugin chart. `helm_value`: NAME=VALUE."""
+    """Return the command that sets one value of NVIDIA's device-plugin chart. `helm_value` has the form NAME=VALUE."""
     release = plain.release or "RELEASE"
     return (
         f"helm upgrade {release} nvdp/nvidia-device-plugin -n {namespace} --reuse-values --set {helm_value}"
@@ -130,8 +132,8 @@ def plain_upgrade(plain: PlainStackView, namespace: str, helm_value: str) -> str
 
 
 def workload_of(labels: Mapping[str, str], policy: ClusterPolicyView | None) -> str:
-    """Return the workload that the GPUs of a node are for, such as `container`: the value of its label, else
-    ClusterPolicy's default (docs/design/nvidia.md#d2)."""
+    """Return the kind of workload that the GPUs of a node are for, such as `container`. It is the value of the node's
+    label, or else ClusterPolicy's default (docs/design/nvidia.md#d2)."""
     if label := labels.get(names.LABEL_WORKLOAD_CONFIG):
         return label
     if policy is None or policy.switches.get(SANDBOX) is not True:
@@ -140,11 +142,11 @@ def workload_of(labels: Mapping[str, str], policy: ClusterPolicyView | None) -> 
 
 
 def is_switched_off(operand: str, value: str) -> bool:
-    """Whether somebody keeps an operand off a node by this value of its deploy label (docs/design/nvidia.md#d2).
+    """Whether this value of an operand's deploy label keeps the operand off the node (docs/design/nvidia.md#d2).
 
-    The label of `operands` is off only with `false`. Those of the others are node selectors of DaemonSets, which
-    require `true`. An empty one does not count, because the GPU Operator sets it to `true`, and neither do the pauses
-    of mig-manager and of a driver upgrade, because they end.
+    For `operands`, only `false` does. The other labels are node selectors of DaemonSets, which require `true`. An
+    empty value does not count, because the GPU Operator sets it to `true`. Pauses by mig-manager and by a driver
+    upgrade do not count either, because they end.
     """
     if operand == "operands":
         return value == "false"
@@ -152,8 +154,8 @@ def is_switched_off(operand: str, value: str) -> bool:
 
 
 def find_other_workload(node: NodeView, policy: ClusterPolicyView | None) -> str:
-    """Return a message if the GPUs of a node are for virtual machines and not for containers, by its label or by
-    ClusterPolicy's default, with how to change that. Empty if they are for containers."""
+    """Return a message with the remedy if the GPUs of a node are not for containers but for virtual machines,
+    according to its label or to ClusterPolicy's default. Empty if they are for containers."""
     workload = workload_of(node.labels, policy)
     if workload == names.WORKLOAD_CONTAINER:
         return ""
@@ -168,8 +170,8 @@ def find_other_workload(node: NodeView, policy: ClusterPolicyView | None) -> str
 
 
 def find_disabled(node: NodeView) -> str:
-    """Return which label of a node keeps a program of NVIDIA's off it that every mode needs, and how to remove the
-    label. Empty if none does."""
+    """Return a message with the remedy if a label of the node keeps a program of NVIDIA's off it that every mode
+    needs. Empty if none does."""
     if not node.held_off:
         return ""
     for operand, label in DEPLOY_NEEDED.items():
@@ -183,10 +185,10 @@ def find_disabled(node: NodeView) -> str:
 
 
 def find_bare_host(node: NodeView, words: str, policy: ClusterPolicyView | None) -> Finding | None:
-    """Return which program the host lacks that ClusterPolicy keeps the GPU Operator from installing. None if it lacks
-    none, if that is unknown, or if the node serves GPUs.
+    """Return a Finding about the program that the host lacks and that ClusterPolicy keeps the GPU Operator from
+    installing. None if it lacks none, if that is unknown, or if the node serves GPUs.
 
-    `words`: an error of the node's agent, or what Kubernetes reports about the agent's pod.
+    `words` is an error of the node's agent, or what Kubernetes reports about the agent's pod.
     """
     row = find_absent(words, policy)
     if row is None or policy is None or node.resources:

@@ -1,4 +1,4 @@
-"""The rights that operator and agent need, one by one: what the roles of the chart grant, in terms of the API.
+"""The rights that the operator and the agent need, one by one, which are those that the roles of the chart grant.
 
 tests/chart/rbac.yaml lists them again with the reasons; a test compares both.
 """
@@ -8,36 +8,37 @@ from typing import Literal
 from gpusharing.planning.vocabulary.values import value
 
 Scope = Literal["cluster", "own", "agent", "gpu-operator", "default"]
-"""Where a right must hold: in the whole cluster, or in the namespace of the operator itself (`own`), of the agent or of
+"""Where a right is needed: in the whole cluster, in the namespace of the operator itself (`own`), of the agent or of
 the GPU Operator, or in `default`."""
 
 
 @value
 class Right:
-    """One verb on one kind of object."""
+    """The right to use one verb on one kind of object."""
 
     verb: str
-    """The verb as RBAC names it, for example list."""
+    """The verb as in RBAC, for example `list`."""
     group: str
-    """API group of the kind; empty for the core group."""
+    """API group of the kind. Empty for the core group."""
     resource: str
-    """Plural of the kind."""
+    """Plural name of the kind."""
     subresource: str = ""
-    """The subresource, for example status or eviction; empty for the object itself."""
+    """The subresource, for example `status` or `eviction`. Empty for the object itself."""
     scope: Scope = "cluster"
-    """Where the right must hold."""
+    """Where the right is needed."""
     name: str = ""
-    """Name of the only object that it must reach, in braces the setting that holds the name; empty for all objects."""
+    """Name of the only object for which the right is needed, or in braces the setting that contains the name. Empty
+    for all objects."""
 
     @property
     def text(self) -> str:
-        """The right as `kubectl auth can-i` takes it, such as `patch nodes` or `create pods/eviction`."""
+        """The right in the form that `kubectl auth can-i` takes, such as `patch nodes` or `create pods/eviction`."""
         kind = f"{self.resource}.{self.group}" if self.group else self.resource
         return f"{self.verb} {kind}{'/' + self.subresource if self.subresource else ''}"
 
 
 def _rights(verbs: str, group: str, resource: str, subresource: str = "", **more: str) -> tuple[Right, ...]:
-    """Return one Right for each verb. `verbs`: separated by spaces."""
+    """Return one Right for each of `verbs`, which are separated by spaces. `more` are further fields of Right."""
     return tuple(Right(verb, group, resource, subresource, **more) for verb in verbs.split())  # type: ignore[arg-type]  # scope is one of the words above
 
 
@@ -74,10 +75,10 @@ OPERATOR: tuple[Right, ...] = (
 """The rights of the operator's service account."""
 
 CONFIGURE: tuple[Right, ...] = _rights("patch", _NVIDIA, "clusterpolicies")
-"""Further rights of the operator's service account with chart value gpuOperator.configure."""
+"""Additional rights of the operator's service account if chart value gpuOperator.configure is on."""
 
 FORCE_DELETE: tuple[Right, ...] = _rights("delete", "", "pods")
-"""Further rights of the operator's service account with chart value forceDelete."""
+"""Additional rights of the operator's service account if chart value forceDelete is on."""
 
 AGENT: tuple[Right, ...] = (
     *_rights("list watch", _OURS, "gpunodes"),

@@ -1,5 +1,5 @@
-"""May the pods that prove a node run behind the start-up taint (docs/design/transition.md#gate)? If not, a node that
-joins with the taint is never proven."""
+"""Checks whether the pods that are needed to prove a node tolerate the start-up taint
+(docs/design/transition.md#gate). If they do not, a node that joins with the taint is never proven."""
 
 import json
 from collections.abc import Iterable
@@ -11,25 +11,25 @@ from gpusharing.planning.stack.commands import kubectl_patch
 from gpusharing.planning.vocabulary.values import value
 
 TOLERATION: dict[str, Any] = {"key": names.TAINT_UNPROVEN, "operator": "Exists", "effect": "NoSchedule"}
-"""The toleration that everything needs that proves a node."""
+"""The toleration that all pods need which help to prove a node."""
 OPERANDS = "NVIDIA's pods"
 
 
 @value
 class Untolerated:
-    """An object whose pods must tolerate the start-up taint and do not."""
+    """An object whose pods should tolerate the start-up taint but do not."""
 
     message: str
-    """Which object lacks the toleration, as a sentence for people without its full stop."""
+    """Which object lacks the toleration, as a sentence without its period."""
     pods: str
-    """The pods that therefore stay off the node."""
+    """The pods that therefore stay off the node, for messages."""
     command: str
-    """The command that corrects it. It restarts the pods that it changes, on every node."""
+    """The command that adds the toleration. It restarts these pods on every node."""
 
 
 def find_untolerated(policy: ClusterPolicyView, namespace: str) -> Untolerated | None:
-    """Return what keeps NVIDIA's operands off nodes with the taint, or None if they tolerate it. `namespace`: the
-    operands'."""
+    """Return what keeps NVIDIA's operands off nodes with the taint, or None if they tolerate it. `namespace` is that
+    of the operands."""
     if policy.tolerates_gate:
         return None
     tolerations = with_toleration(policy.tolerations)
@@ -48,8 +48,8 @@ def find_untolerated(policy: ClusterPolicyView, namespace: str) -> Untolerated |
 
 
 def find_untolerated_agents(stack: StackView) -> Untolerated | None:
-    """Return our own agents if their pods do not tolerate the taint. None if they do, as the chart always has it, or
-    if no pod of them was seen."""
+    """Return our agent's DaemonSet if its pods do not tolerate the taint. None if they do, which is always so with the
+    chart, or if there are no such pods."""
     if not stack.intolerant_agents:
         return None
     added = _dump([{"op": "add", "path": "/spec/template/spec/tolerations/-", "value": TOLERATION}])
@@ -64,8 +64,8 @@ def find_untolerated_finder(
     finders: Iterable[FinderState], namespace: str, *, plain: bool
 ) -> Untolerated | None:
     """Return the first worker of Node Feature Discovery that does not tolerate the taint, or None if there is none.
-    Without the worker, the labels of GPU Feature Discovery are missing too. `namespace`: where the chart is
-    installed; `plain`: whether that is NVIDIA's device-plugin chart and not the GPU Operator's."""
+    Without the worker, the labels of GPU Feature Discovery are missing too. `namespace` is that of the Helm
+    release, and `plain` says whether its chart is NVIDIA's device-plugin chart and not that of the GPU Operator."""
     finder = next((one for one in finders if not one.tolerates_gate), None)
     if finder is None:
         return None
@@ -81,9 +81,11 @@ def find_untolerated_finder(
 
 
 def _dump(value: object) -> str:
+    """Return the value as JSON without spaces, for a command line."""
     return json.dumps(value, separators=(",", ":"))
 
 
 def with_toleration(tolerations: str) -> list[Any]:
-    """Return these tolerations, given as JSON, with the one for the start-up taint at the end."""
+    """Return these tolerations, given as JSON, as a list with the toleration of the start-up taint added at the
+    end."""
     return [*json.loads(tolerations), TOLERATION]
