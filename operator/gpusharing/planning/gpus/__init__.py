@@ -1,1 +1,1 @@
-"""What a card can do, into which layouts it can be divided, and whether it is healthy."""
+"""What can a card do, into which layouts can it be divided, and is it healthy?"""

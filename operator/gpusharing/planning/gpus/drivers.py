@@ -71,7 +71,7 @@ def find_hanging(version: str, layouts: Sequence[Layout | None]) -> str:
 
 def _numbers(version: str) -> tuple[int, ...]:
     """Return the parts of a version as numbers, such as (570, 86). Empty if the string is not a version."""
-    # Nine digits are more than any version has, and few enough for int() whatever a label says.
+    # No version has a part of more than nine digits. The limit keeps int() fast for any value of a label.
     if not _VERSION.fullmatch(version) or any(len(part) > 9 for part in version.split(".")):
         return ()
     return tuple(int(part) for part in version.split("."))

@@ -26,8 +26,8 @@ from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.vocabulary.values import value
 
 Layout: TypeAlias = tuple[tuple[str, int], ...]
-"""The instances of one GPU as (profile, count), largest first, each count above 0. An empty tuple means that MIG is on
-without instances. A GPU with MIG off has no layout; None stands for that."""
+"""The instances of one GPU as pairs of profile and count, largest first, each count above 0. An empty tuple means that
+MIG is on without instances. A GPU with MIG off has no layout, for which None is used."""
 
 # "1g.10gb+me", "1g.24gb-me", "1c.3g.40gb" (a compute instance smaller than its GPU instance).
 _NAME = re.compile(r"(?:\d+c\.)?(?P<slices>\d+)g\.(?P<gb>\d+)gb(?P<attribute>(?:[+-][a-z.,]+)*)")
@@ -62,7 +62,7 @@ class Refusal:
     profiles: tuple[Profile, ...]
     """The profiles that the card offers. Empty if it does not support MIG."""
     why: str
-    """Why it does not fit, as a clause."""
+    """Why it does not fit, as a clause for people."""
 
     @property
     def alternative(self) -> Layout | None:
@@ -168,7 +168,7 @@ def maximal_layouts(profiles: Sequence[Profile]) -> tuple[Layout, ...]:
     return tuple(sorted(full, key=lambda layout: [(_large_first(name), -count) for name, count in layout]))
 
 
-# mig-parted v0.15.0 pkg/mig/builder/balanced.go: by the number of compute slices of the card.
+# mig-parted v0.15.0 pkg/mig/builder/balanced.go.
 _BALANCED = {7: {1: 2, 2: 1, 3: 1}, 4: {1: 2, 2: 1}}
 """The counts of mig-parted's configuration all-balanced, by the number of compute slices of the card: how many
 instances of each number of slices."""

@@ -137,8 +137,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         Reason.XID_SEEN,
-        # If the driver reports a recovery action, that counts instead: it ends with the trouble, a remembered XID does
-        # not.
+        # If the driver reports a recovery action, only that counts: it goes away with the problem, whereas an XID is
+        # remembered.
         lambda gpu: gpu.xid is not None and gpu.recovery is None,
         lambda gpu: (
             f"XID {gpu.xid} ({XIDS.get(gpu.xid or 0, 'critical')}); {_RESET}, then delete the agent's pod"

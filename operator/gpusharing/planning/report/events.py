@@ -20,7 +20,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
 MAX_NOTE = 1000
-"""The most characters of a note. events.k8s.io allows 1024."""
+"""The largest number of characters of a note. events.k8s.io allows 1024."""
 
 
 @value
@@ -102,7 +102,7 @@ def _begun(before: Verdict, after: Verdict) -> Event | None:
         # The text shows the layout from before the labels changed.
         begun, known = after.phase.part in ("changing", "after"), before
     else:
-        # The pass that wrote the point of no return ended without an answer to its write.
+        # The pass that wrote the point of no return got no response to its PATCH.
         begun, known = before.phase.part not in ("changing", "after") and not after.actions, after
         begun = begun and after.phase is Phase.RECONFIGURING
     text = f"{known.node}: {known.observed} -> {known.wanted} (class {known.disruption})"
@@ -179,5 +179,5 @@ def _newly_blocked(before: Verdict, after: Verdict) -> tuple[Blocker, ...]:
 
 
 def _forced(verdict: Verdict) -> set[str]:
-    """Return the pods that the drain deletes by force, as `namespace/name`."""
+    """Return the pods that the drain deletes by force according to the verdict's blockers, as `namespace/name`."""
     return {ref for one in verdict.blockers if one.reason is Reason.FORCE_DELETE for ref in one.pods}

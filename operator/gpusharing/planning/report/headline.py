@@ -49,7 +49,8 @@ def find_headline(pool: Members, plan: RolloutPlan) -> tuple[Reason, Headline]:
 
 
 def _deleting(pool: Members, plan: RolloutPlan) -> Headline | None:
-    """Return the headline of a policy that is being deleted and releases its nodes as they are, else None."""
+    """Return the headline of a policy that is being deleted and releases its nodes as they are. None for any other
+    policy."""
     if not pool.policy.deleting:
         return None
     return Headline(
@@ -58,7 +59,8 @@ def _deleting(pool: Members, plan: RolloutPlan) -> Headline | None:
 
 
 def _resetting(pool: Members, plan: RolloutPlan) -> Headline | None:
-    """Return the headline of a policy that brings its nodes to whole GPUs before it is deleted, else None."""
+    """Return the headline of a policy that is being deleted but first changes its nodes to whole GPUs. None for any
+    other policy."""
     if not pool.policy.resetting:
         return None
     text, left = "the policy is being deleted, and spec.deletionPolicy is Reset", pool.unproven
@@ -69,8 +71,7 @@ def _resetting(pool: Members, plan: RolloutPlan) -> Headline | None:
 
 
 def _refused(pool: Members, plan: RolloutPlan) -> Headline | None:
-    """Return the headline of a policy that is not accepted, with the reason and message of the objection, else
-    None."""
+    """Return a headline with the reason and message of the objection if the policy is not accepted, else None."""
     objection = plan.objections.get(pool.policy.name)
     if objection is None:
         return None
@@ -93,7 +94,8 @@ def _empty(pool: Members, plan: RolloutPlan) -> Headline | None:
 
 
 def _away(pool: Members, plan: RolloutPlan) -> Headline | None:
-    """Return the headline of a pool whose nodes are all proven while one of them is not Ready, else None."""
+    """Return a headline that names the first node that is not Ready, if all nodes of the pool are proven. None if a
+    node is not proven, or if all are Ready."""
     if pool.unproven or not pool.away:
         return None
     text = f"{_progress(pool)} and Ready; {pool.away} is not Ready"
@@ -110,7 +112,8 @@ def _awaited(pool: Members, plan: RolloutPlan) -> Headline | None:
 
 
 def _proven(pool: Members, plan: RolloutPlan) -> Headline | None:
-    """Return the headline of a pool whose nodes are all proven and Ready with nothing left to write, else None."""
+    """Return the headline of a pool whose nodes are all proven and Ready with nothing left to write. None if any node
+    is not."""
     if pool.done < len(pool.verdicts):
         return None
     return Headline(f"{counted(pool.done, 'node is', 'nodes are')} proven", *_shown(pool))

@@ -60,15 +60,15 @@ def tell_proofs(
 
 
 def _agent(observed: ObservedView) -> str:
-    """Return what the agent reports: an error, that it is quiet, or how many GPUs it reads."""
+    """Return what the agent reports, in words: its error, that it has closed NVML, or how many GPUs it reads."""
     if observed.error:
         return observed.error
     return "is quiet" if observed.quiet else f"reads {counted(len(observed.gpus), 'GPU')}"
 
 
 def _mig_manager(node: NodeView, target: Target) -> tuple[str, str]:
-    """Return what mig-manager's labels on the node say, and what they should say. The second is empty if the target
-    does not need mig-manager."""
+    """Return what mig-manager's labels on the node say and what they should say, each as a configuration with its
+    state, such as `all-1g.10gb (success)`. The second is empty if the target does not need mig-manager."""
     if not target.mig_config:
         return "not asked", ""
     config = node.labels.get(names.LABEL_MIG_CONFIG, "") or "not set"

@@ -108,7 +108,7 @@ class Proposal:
 
     @property
     def changes(self) -> bool:
-        """Whether any node would change."""
+        """Whether any node of the pool would change."""
         return bool(self.steps)
 
     @property

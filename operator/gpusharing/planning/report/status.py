@@ -61,7 +61,7 @@ def tell_status(
     with conditions that say so, because the other policies must still get theirs."""
     try:
         return policy_status(policy, plan, snapshot, previous, now)
-    except Exception as error:  # noqa: BLE001 - whatever one policy holds, the others are told (guard.py)
+    except Exception as error:  # noqa: BLE001 - one bad policy must not keep the others from being reported (guard.py)
         objection = plan.objections.get(policy.name) or of_policy(policy.name, error)
     answers = {
         ConditionType.ACCEPTED: (False, objection.reason, objection.message),
@@ -196,8 +196,8 @@ def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, note:
 
 
 def _objected(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Return the objection to the policy as a whole. Checked before the verdicts on single nodes, because it keeps all
-    of them from starting."""
+    """Return the objection to the policy, or None if it is accepted. Checked before the verdicts on single nodes,
+    because an objection keeps all of them from starting."""
     return plan.objections.get(pool.policy.name)
 
 
@@ -229,7 +229,8 @@ def _partly_served(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _refused(pool: Members) -> list[Verdict]:
-    """Return the verdicts of the nodes that cannot serve the policy as they are."""
+    """Return the verdicts of the nodes whose reason has the mark UNSUPPORTED, which cannot serve the policy as they
+    are."""
     return [verdict for verdict in pool.verdicts if Mark.UNSUPPORTED in verdict.reason.marks]
 
 
@@ -350,7 +351,7 @@ def _stuck(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _in_vain(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Return NoProgress if the planner made no progress for MOST passes in a row, else None.
+    """Return a Finding with the reason NoProgress if the planner made no progress for MOST passes in a row, else None.
 
     Only a bug in this operator can cause that, so the message asks the reader to report it.
     """
@@ -361,7 +362,7 @@ def _in_vain(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _stands_still(policy: PolicyView, plan: RolloutPlan) -> bool:
-    """Whether the planner made no progress on the policy for MOST passes in a row."""
+    """Whether the planner has made no progress on the policy for MOST passes in a row."""
     return plan.memory.vain_passes.get(policy.name, 0) >= MOST
 
 
@@ -400,7 +401,7 @@ def _summary(
     spec = pool.policy.spec
     gpus = [gpu for verdict in pool.verdicts for gpu in _gpus(verdict, snapshot)]
     layouts = Counter(one.wanted for one in pool.verdicts if one.wanted)
-    # A policy that is not accepted has no target, so the present layout of the GPUs is all there is to show.
+    # A policy that is not accepted has no target, so only the present layout of the GPUs can be shown.
     layouts = layouts or Counter(one.observed for one in pool.verdicts if one.observed)
     usable = sum(
         is_done(verdict, node) and not node.unschedulable

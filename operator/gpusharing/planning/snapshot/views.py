@@ -281,7 +281,7 @@ class PolicyView:
 
     @property
     def going(self) -> bool:
-        """Whether the policy is being deleted, with or without a reset of its nodes."""
+        """Whether the policy is being deleted, whether or not it resets its nodes first."""
         return self.deleting or self.resetting
 
 

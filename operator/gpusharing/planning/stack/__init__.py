@@ -1,1 +1,1 @@
-"""Whether NVIDIA's installation, and ours beside it, can carry out what a policy asks for."""
+"""Can NVIDIA's installation, and ours beside it, carry out what a policy asks for?"""

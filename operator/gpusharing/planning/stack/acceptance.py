@@ -325,7 +325,7 @@ def _explain_from(
     hints = "".join(field.hint for field in wrong)
     patches = [field.patch for field in wrong if field.patch]
     command = f"; run: {kubectl_patch(cluster_policy.name, *patches)}{hints}" if patches else ""
-    # A truncated command could be pasted nevertheless: the text before it is cut instead.
+    # People might paste a truncated command, so the message before it is cut instead.
     return cut(message, MAX_TEXT - len(command)) + command
 
 

@@ -174,7 +174,7 @@ def _blind_agents(troubled: Mapping[str, str], nodes: Sequence[NodeView], view: 
     with_driver = {one.name for one in nodes if has_driver(one.labels, one.resources)}
     absent = find_absent(troubled[first], policy) if first not in with_driver else None
     if policy is not None and absent is not None:
-        # Where other hosts bring the program, the GPU Operator must not begin to install it on all nodes.
+        # If other hosts bring their own driver, the GPU Operator must not install the program on all nodes.
         command = show if with_driver else kubectl_patch(policy.name, absent.patch)
         return error(Topic.AGENTS, str(absent.disabled), f"{message}. {tell_off(absent, policy)}", command)
     return error(Topic.AGENTS, "AgentCannotRead", message, show)
@@ -393,7 +393,7 @@ def _operand(row: NeededProgram, stack: ClusterPolicyView, view: InstallationVie
     if stack.plain is None:
         refused = "every policy is" if every else f"policies of mode {', '.join(sorted(row.modes))} are"
         message = f"{stack.name}: {tell_off(row, stack)}, and {refused} refused"
-        # Beside the plugin of somebody else, NVIDIA's would serve the same GPUs a second time.
+        # Beside another device plugin, NVIDIA's would serve the same GPUs a second time.
         doubles = row.disabled is Reason.PLUGIN_DISABLED and any(node.other_plugin for node in view.nodes)
         command = correct(view, stack, row.patch, needed=needed and not doubles)
         yield (error if needed else warning)(Topic.CLUSTER_POLICY, str(row.disabled), message, command)

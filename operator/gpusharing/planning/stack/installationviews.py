@@ -247,8 +247,8 @@ def upgrade(view: InstallationView, values: str) -> str:
 _POLICIES, _GPUNODES = "gpusharingpolicies.gpusharing.dev", "gpunodes.gpusharing.dev"
 _STACK = frozenset({"clusterpolicies.nvidia.com", "daemonsets.apps"})
 LOOKED_AT: Mapping[Topic, frozenset[str]] = {
-    # A list without the right to it is refused even if the kind is not served (the API server authorizes before it
-    # routes).
+    # A LIST without the right to make it is refused even if the kind is not served, because the API server
+    # authorizes before it routes.
     Topic.API: frozenset({_POLICIES, _GPUNODES}),
     Topic.OPERATOR: frozenset({"deployments.apps", "pods"}),
     Topic.CLUSTER_POLICY: _STACK | {"gpuclusters.nvidia.com", "configmaps", "nodes", _POLICIES},

@@ -36,7 +36,7 @@ _AT_WORK = ("pending", "rebooting")
 
 @value
 class MigEntries:
-    """The mig-parted configuration that mig-manager uses on a node (docs/design/nvidia.md#a10)."""
+    """The ConfigMap with the mig-parted configurations that mig-manager uses on a node (docs/design/nvidia.md#a10)."""
 
     config_map: str
     """Name of the ConfigMap."""

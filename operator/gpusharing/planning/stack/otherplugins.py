@@ -21,7 +21,8 @@ AKS, AUTO_MODE = "kubernetes.azure.com/dcgm-exporter", "eks.amazonaws.com/comput
 
 
 def has_cloud_plugin(labels: Mapping[str, str]) -> bool:
-    """Whether GKE runs its own device plugin on a Node with these labels.
+    """Whether GKE runs its own device plugin on a Node with these labels: the Node has a GPU of GKE's, and GKE's
+    plugin is not switched off there.
 
     Two plugins that advertise nvidia.com/gpu replace each other's devices in the kubelet: "Exactly one nvidia.com/gpu
     advertiser per node is required" (NVIDIA, AI Cluster Runtime, GKE GPU Setup).
@@ -77,7 +78,7 @@ OTHERS: Mapping[str, OtherPlugin] = {
     # Azure/AgentBaker, configureManagedGPUExperience: a service of the host, with flags and without a configuration.
     "the device plugin of AKS's managed GPU pools": OtherPlugin(f"label {AKS}=enabled",
         "use a node pool without managed GPUs", marked=lambda labels, annotations: labels.get(AKS) == "enabled"),
-    # Amazon EKS user guide, "Deploy an accelerated workload": it runs automatically and is no DaemonSet.
+    # Amazon EKS user guide, "Deploy an accelerated workload": it runs automatically and is not a DaemonSet.
     "the device plugin of EKS Auto Mode": OtherPlugin(f"label {AUTO_MODE}=auto",
         "use a node group without Auto Mode", marked=lambda labels, annotations: labels.get(AUTO_MODE) == "auto"),
 }  # fmt: skip

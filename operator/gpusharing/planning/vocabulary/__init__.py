@@ -1,1 +1,1 @@
-"""The words for what is wrong: every reason, and how blockers are reported."""
+"""In which words is it said? Every reason, why something is not as it should be, and how blockers are reported."""

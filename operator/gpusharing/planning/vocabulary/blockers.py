@@ -63,8 +63,8 @@ def explain_blockers(blockers: Iterable[Blocker]) -> tuple[str, ...]:
 
 
 def culprit(blockers: Iterable[Blocker]) -> str:
-    """Return the first pod of the most urgent blocker and how many more pods block, as `ns/pod +2`. Empty if no
-    blocker names a pod."""
+    """Return the first pod of the most urgent blocker and the number of other blocking pods, such as `namespace/name
+    +2`. Empty if no blocker names a pod."""
     with_pods = sorted((b for b in blockers if b.pods), key=lambda b: (b.reason.urgency, b.pods))
     if not with_pods:
         return ""
@@ -87,7 +87,7 @@ def main_reason(blockers: Iterable[Blocker]) -> Reason | None:
 
 
 def _order(blocker: Blocker) -> tuple[str, tuple[str, ...], str, str]:
-    """Return the sort key of a blocker: reason, pods, budget, message."""
+    """Return the sort key of a blocker: its reason, pods, budget and message, in that order."""
     return blocker.reason.value, blocker.pods, blocker.pdb, blocker.message
 
 

@@ -37,8 +37,8 @@ class Mark(StrEnum):
     """Properties that some reasons share."""
 
     PENDING = auto()
-    """A node that waits for this reason is Pending and not Blocked: it ends automatically, or the author of the policy
-    wants it."""
+    """A node that waits for this reason is Pending rather than Blocked, because the situation ends automatically or
+    the author of the policy wants it."""
     OUTSIDE = auto()
     """A selected node with this reason does not concern its policy, as long as no change has begun there."""
     MOMENTARY = auto()
@@ -48,36 +48,39 @@ class Mark(StrEnum):
     UNSUPPORTED = auto()
     """A node with this reason cannot serve its policy as it is."""
     STALLS = auto()
-    """A person has to end it on the node that has it, whatever the other nodes do, so the policy is Stalled."""
+    """A person has to resolve the situation on each node that has it, whatever the other nodes do, so the policy is
+    Stalled."""
     STATUS = auto()
     """The column STATUS of a policy shows this reason in place of the node's phase."""
     EVENT = auto()
-    """A Warning Event reports that a node got this reason, unless an Event reports the phase that the node entered
-    with it."""
+    """A Warning Event reports that a node has got this reason, unless there is an Event about the phase that the node
+    entered with it."""
     NO_BLOCKER_EVENT = auto()
-    """No Event reports a blocker with this reason: no pod is to blame, or it is reported as a wait or as an action of
-    ours."""
+    """No Event reports a blocker with this reason, because no pod is to blame, or because it is reported as a wait or
+    as an action of ours."""
     PAST_RETURN = auto()
-    """A node with this reason passed its point of no return earlier, so no Event says that it does now."""
+    """A node with this reason has passed its point of no return earlier, so no Event says that it does so now."""
     TURNS_BACK = auto()
-    """The reason comes from a reading of the node, or speaks against its target (`gates.py:AIM`), so a failed change
-    may turn back. Reasons that leave the state of the node unknown (node or agent away, a GPU that does not answer,
-    a mig-manager that still works) lack this mark: the change may yet be proven, and going back could not be
-    proven."""
+    """A failed change may be rolled back for this reason, because the reason comes from a reading of the node or
+    speaks against its target (`gates.py:AIM`). Reasons that leave the state of the node unknown do not have this
+    mark (node or agent away, a GPU that does not answer, a mig-manager that is still working): the change may still
+    be proven, and a rollback could not be proven."""
     ENDS_MPS = auto()
-    """Correcting it restarts the MPS control daemon, if the node has one, which ends the daemon's clients."""
+    """Correcting the situation restarts the node's MPS control daemon, if it has one, which ends the daemon's
+    clients."""
     RETRIED = auto()
-    """A new value of gpusharing.dev/retry on the Node ends it at once (transition/attempts.py, transition/gates.py)."""
+    """A new value of gpusharing.dev/retry on the Node ends the situation at once (transition/attempts.py,
+    transition/gates.py)."""
     NOT_RETRIED = auto()
-    """The node is held until a person has looked at the fence itself, whatever else is requested (transition/after.py,
-    transition/judge.py)."""
+    """The node is held until a person has looked at the fence itself, even if a retry is requested
+    (transition/after.py, transition/judge.py)."""
     ANSWER = auto()
-    """An answer to an eviction or deletion that is worth remembering. A lost connection is not one: the next LIST
+    """A response to an eviction or deletion that is worth remembering. A lost connection is not, because the next LIST
     shows what happened."""
     FORCIBLE = auto()
-    """An answer after which a DELETE may follow: a budget refused the eviction, or the server could not decide."""
+    """A response after which a DELETE may follow: a budget refused the eviction, or the server could not decide."""
     DENIED = auto()
-    """An answer that only a person can change and that no DELETE overrides: a right is missing, or an admission
+    """A response that only a person can change and that no DELETE overrides: a right is missing, or an admission
     controller refuses."""
 
 

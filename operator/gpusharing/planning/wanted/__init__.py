@@ -1,1 +1,1 @@
-"""What a node should become, which configuration achieves that, and whether the node is there yet."""
+"""What should a node be, which configuration makes it so, and is it so?"""

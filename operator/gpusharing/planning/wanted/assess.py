@@ -256,7 +256,7 @@ def _serves_already(node: NodeView, observed: ObservedView, target: Target) -> b
 # --- others who set the labels by which a node is changed ----------------------------------------------
 
 
-# Whoever else sets these labels would undo a change, and the GPUs would be repartitioned back and forth
+# Anybody else who sets these labels would undo a change, and the GPUs would be repartitioned back and forth
 # (docs/design/transition.md#label-owners).
 
 HANDS = ("kubectl", "kubelet", "gpu-operator")
@@ -291,7 +291,9 @@ def find_owned(node: NodeView, assessed: Assessed) -> str:
     begins = node.fence is None and assessed.drift is None
     owners = find_owners(node) if begins else node.label_owners
     for target in (assessed.goal, assessed.target) if owners else ():
-        mig = target.mig_config or node.labels.get(names.LABEL_MIG_CONFIG, "")  # empty: it is not written
+        mig = target.mig_config or node.labels.get(
+            names.LABEL_MIG_CONFIG, ""
+        )  # if the target's is empty, the label is not written
         written = {names.LABEL_MIG_CONFIG: mig, names.LABEL_PLUGIN_CONFIG: target.plugin_key}
         for label, owner in owners.items():
             if written[label] != node.labels.get(label, ""):

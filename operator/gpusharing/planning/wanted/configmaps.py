@@ -85,11 +85,12 @@ def _retain(
     unclaimed = (old_plugin.keys() - plugin.keys()) | (old_entries.keys() - entries.keys())
     if not unclaimed:
         return
-    # The entry of nodes without the label stays, or their plugin would not start (b.4). NVIDIA's own chart uses the
-    # neutral entry's name for it: a merged entry must not become neutral under running pods.
+    # The entry that nodes without the label use has to stay, or their plugin would not start (b.4). NVIDIA's own chart
+    # uses the name of the neutral entry for it, and a merged entry of that name must not become neutral under running
+    # pods.
     lasting = unclaimed & {*referenced_entries(nodes), pluginconfig.default_entry(stack)}
     if migfile.parse_admin(stack.admin_mig_file).problem:
-        # An entry that cannot be read now was right when it was merged; a typing error removes no entry.
+        # An entry that cannot be read now was valid when it was merged; a typo must not remove it.
         lasting |= present.keys()
     for key in lasting & (old_plugin.keys() - plugin.keys()):
         plugin[key] = old_plugin[key]

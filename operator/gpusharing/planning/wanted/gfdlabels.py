@@ -16,8 +16,9 @@ from gpusharing.planning.wanted.target import Target
 def expected_gfd_labels(target: Target, observed: ObservedView) -> tuple[Mapping[str, str], ...]:
     """Return the label sets that GPU Feature Discovery may write for the target (docs/design/nvidia.md#c).
 
-    There is one set per card model on the node: GFD counts per model and writes one over the other, in an order that
-    may change at each run (k8s-device-plugin v0.19.3, internal/lm/mig-strategy.go).
+    There is one set for each card model on the node. GFD counts each model separately and overwrites the labels of one
+    with those of the next, in an order that may change at each run (k8s-device-plugin v0.19.3,
+    internal/lm/mig-strategy.go).
     """
     products = tuple(bare_product(gpu.product) for gpu in observed.gpus)
     return _expect(target.layouts, target.plugin, products)
@@ -30,7 +31,7 @@ def _expect(
     """Return the label sets for a node with these GPUs, one set for each product that GFD may describe. `products` and
     `layouts` have one entry for each GPU."""
     shared = "-SHARED" if plugin.sharing and not plugin.sharing.rename else ""
-    # GFD writes models with a whole GPU last, so the labels of one of them remain.
+    # GFD writes the labels of models with a whole GPU last, so those of one such model remain.
     whole = [product for product, layout in zip(products, layouts, strict=True) if layout is None]
     if len(whole) == len(products):
         return tuple(

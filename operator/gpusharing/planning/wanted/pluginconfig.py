@@ -42,7 +42,7 @@ class Flaw:
 
     @property
     def text(self) -> str:
-        """Path and reason, for people."""
+        """The path and the explanation of the flaw, for messages."""
         return f"{self.path}: {self.why}" if self.path else self.why
 
 
@@ -173,12 +173,14 @@ MigStrategy = Literal["none", "single", "mixed"]
 STRATEGIES: Mapping[str, MigStrategy] = {"none": "none", "single": "single", "mixed": "mixed"}
 
 NEUTRAL_KEY, NEUTRAL = "default", "version: v1\n"
-"""The entry that always exists, and its text: nothing is shared, every flag has the plugin's default.
+"""The name and the content of the entry that always exists. With it, nothing is shared and every flag has the plugin's
+default.
 
-config-manager 0.19.3 ends with "no configuration files available" when there is no entry at all, and the pods of the
-device plugin and GFD do not start. Where no label and no DEFAULT_CONFIG names an entry, its fallback `named` takes the
-one of this name; without it, `single` would take the only entry there is, which is some policy's
-(cmd/config-manager/main.go, b.4). The GPU Operator's fallback is `empty`, which means the same as this text.
+If there is no entry at all, config-manager 0.19.3 exits with "no configuration files available", and the pods of the
+device plugin and GFD do not start. If neither a label nor DEFAULT_CONFIG names an entry, its fallback `named` uses the
+entry of this name. Without that entry, its fallback `single` would use the only entry there is, which belongs to some
+policy (cmd/config-manager/main.go, b.4). The GPU Operator's fallback is `empty`, which has the same effect as this
+content.
 """
 
 

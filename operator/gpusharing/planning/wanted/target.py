@@ -66,7 +66,7 @@ def configured_since(
     if mig_config and stack.serves_our_mig_file:
         entry = migfile.parse(stack.mig_file).get(mig_config)
         if entry is None or not migfile.is_rendered(stack.mig_file):
-            return None  # mig-parted refuses a file as a whole
+            return None  # mig-parted refuses the whole file
         if migfile.resolve(entry, gpus) != tuple(layouts):
             return None
         keys.append(mig_config)
@@ -102,7 +102,7 @@ class Target:
 
     @property
     def with_mig(self) -> bool:
-        """Whether any GPU has MIG on."""
+        """Whether at least one GPU has MIG on."""
         return self.layouts.count(None) < len(self.layouts)
 
 
@@ -269,7 +269,7 @@ def _unlisted_product(spec: GPUSharingPolicySpec, gpus: Sequence[CardView]) -> s
 def plugin_config(spec: GPUSharingPolicySpec, layouts: Sequence[Layout | None]) -> PluginConfig:
     """Return the device plugin's configuration in the mode of the spec, for a node with these layouts."""
     if spec.mode is Mode.MPS and spec.mps is not None:
-        # failRequestsGreaterThanOne: MPS's own default; two shares of one GPU would be no more than one.
+        # failRequestsGreaterThanOne is MPS's own default, because two shares of one GPU are no more than one share.
         return PluginConfig(
             "none", Sharing(((RESOURCE_GPU, spec.mps.replicas),), spec.mps.rename_by_default, True, "mps")
         )
@@ -298,7 +298,7 @@ def _foreseen(spec: GPUSharingPolicySpec) -> tuple[PluginConfig, ...]:
         rows = spec.mig.layouts or ()
         layouts = [normalize(row.profiles) if row.profiles else None for row in rows]
         if spec.mig.strategy == "single":
-            layouts = [(("any", 1),)]  # every profile is nvidia.com/gpu then
+            layouts = [(("any", 1),)]  # every profile is advertised as nvidia.com/gpu
     return (plugin_config(spec, layouts), *stop)
 
 

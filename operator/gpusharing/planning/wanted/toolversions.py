@@ -105,7 +105,7 @@ def find_deafness(daemon: MpsDaemonView) -> str:
     if daemon.sees_host and _is_before(daemon.version, SKIPS_THREADS_SINCE):
         return "config-manager panics at the threads of the host's kernel (NVIDIA/k8s-device-plugin#1726)"
     if daemon.signalled == daemon.program or _base(daemon.signalled) != _base(daemon.program):
-        return ""  # the name of a program behind a shell is not known here
+        return ""  # the daemon runs behind a shell, so its process name is unknown
     return (
         f"config-manager looks for a process {daemon.signalled}, but the daemon is called {daemon.program}"
         " (NVIDIA/k8s-device-plugin#1827)"
@@ -142,7 +142,7 @@ def find_remedy(daemon: MpsDaemonView) -> MpsRemedy:
     The command is included even if the process name is right already, because the GPU Operator restores its own value
     when ClusterPolicy is edited.
     """
-    known = _base(daemon.signalled) == _base(daemon.program)  # not the name of a shell around the daemon
+    known = _base(daemon.signalled) == _base(daemon.program)  # False if the daemon runs behind a shell
     return MpsRemedy(
         needs_plugin=daemon.sees_host and _is_before(daemon.version, SKIPS_THREADS_SINCE),
         command=f"kubectl -n {daemon.namespace} set env daemonset/{daemon.name} -c config-manager"

@@ -274,14 +274,14 @@ def _plugin_config(compared: Comparison) -> str:
     or none that is known. Empty if the effect is the same. If the target has no label, the label must be absent."""
     key = compared.node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
     if key == compared.target.plugin_key:
-        return ""  # the entry itself is written again when somebody deletes it (configmaps.py); the node is as it was
+        return ""  # if somebody deletes the entry, it is written again (configmaps.py), and nothing changes on the node
     if not compared.target.plugin_key:
         return f"{names.LABEL_PLUGIN_CONFIG} is {key}, but should be absent: the default means the same"
     config = effective_plugin_config(compared.node, compared.stack)
     if config is None:
         return f"{names.LABEL_PLUGIN_CONFIG} is {key}, which names no known configuration"
     target = compared.target
-    if config.sharing is not None:  # its rows for resources that this node does not have count for nothing
+    if config.sharing is not None:  # rows for resources that this node does not have have no effect
         config = config.on(predict_resources(target.layouts, PluginConfig(target.plugin.mig_strategy)))
     if not config.same_effect(target.plugin, with_mig=target.with_mig):
         return (
@@ -331,7 +331,7 @@ def _gfd_not_restarted(compared: Comparison) -> str:
     before = compared.gfd_timestamp
     if not before or compared.node.labels.get(names.LABEL_GFD_TIMESTAMP) != before:
         return ""
-    # config-manager changes the configuration, then signals; when it fails in between, nobody signals again.
+    # config-manager changes the configuration and then sends a signal. If it fails in between, no signal is sent.
     text = f"has not restarted since the change; if this lasts, delete its pod on {compared.node.name}"
     return f"GPU Feature Discovery {text}"
 
@@ -342,7 +342,7 @@ def _gfd_labels(compared: Comparison) -> str:
     labels = compared.node.labels
     possible = expected_gfd_labels(compared.target, compared.observed)
     shown = labels.get(names.LABEL_GPU_PRODUCT, "")
-    # Whose labels these seem to be: of several models, the one whose product they show.
+    # Compare with the model whose product the labels show.
     expected = next((one for one in possible if one[names.LABEL_GPU_PRODUCT] == shown), possible[-1])
     for label, due in expected.items():
         if labels.get(label, "") != due:
