@@ -1,7 +1,7 @@
 """Computes the Events to post by comparing the verdicts on a node before and after a pass. If nothing has changed,
 there are no Events. The caller posts them.
 
-Terms: docs/design/glossary.md#point-of-no-return.
+Terms: docs/design/glossary.md#point-of-no-return, docs/design/glossary.md#fence.
 """
 
 from collections.abc import Mapping

@@ -3,7 +3,7 @@ changes.
 
 The decisions are those of `plan_rollout`; this module only collects them.
 
-Terms: docs/design/glossary.md#class.
+Terms: docs/design/glossary.md#class, docs/design/glossary.md#fence.
 """
 
 from collections import Counter

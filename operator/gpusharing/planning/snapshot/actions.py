@@ -1,6 +1,7 @@
-"""The actions that the operator can take, one API call each; the executor matches on this union.
+"""The actions that the operator can take, one API call each. The executor matches on the union `Action`.
 
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#point-of-no-return.
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design/glossary.md#point-of-no-return,
+docs/design/glossary.md#class.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """What one pass remembers for the next one because the cluster does not record it.
 
-Terms: docs/design/glossary.md#pass, docs/design/glossary.md#look.
+Terms: docs/design/glossary.md#pass, docs/design/glossary.md#look, docs/design/glossary.md#fence.
 """
 
 from collections.abc import Mapping

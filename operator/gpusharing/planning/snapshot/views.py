@@ -64,7 +64,7 @@ class NodeView:
     verified: Verified | None = None
     """Our record of what was proven last, or None if there is none."""
     neighbour_marks: frozenset[str] = frozenset()
-    """Those annotations of the Node that are in NEIGHBOUR_ANNOTATIONS."""
+    """The annotations of the Node that are in NEIGHBOUR_ANNOTATIONS."""
     hold_cordon: bool = False
     """Whether a person has asked for the cordon to stay when our change ends."""
     retry: str = ""
@@ -91,8 +91,8 @@ class NodeView:
     label_rewriters: Mapping[str, str] = field(default_factory=dict)
     """By label: the field manager that has replaced the value that we wrote last."""
     held_off: Mapping[str, str] = field(init=False, compare=False)
-    """Those labels that switch NVIDIA's operands on and off and whose value is not `true`, for example `false` or
-    paused."""
+    """The labels that switch NVIDIA's operands on and off and whose value is not `true`, for example `false` or
+    paused, with their values."""
 
     def __post_init__(self) -> None:
         """Derive `held_off` from the labels once, so that they need not be searched again."""

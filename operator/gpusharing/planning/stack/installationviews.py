@@ -112,7 +112,7 @@ class InstallationView:
     unread: Mapping[str, str] = field(default_factory=dict)
     """Why a kind of object could not be read, by the name of the kind as kubectl uses it."""
     not_served: frozenset[str] = frozenset()
-    """Those of our kinds that the API server does not serve."""
+    """Our own kinds that the API server does not serve."""
     rights: tuple[RightState, ...] = ()
     """Each right that the roles of the chart should grant, for both service accounts."""
     operator_replicas: int | None = None
@@ -136,8 +136,8 @@ class InstallationView:
     gpu_cluster: bool = False
     """Whether NVIDIA's DRA stack is installed, in which case our labels would have no effect."""
     config_maps: Mapping[str, ConfigMapState] = field(default_factory=dict)
-    """Those of our ConfigMaps that exist, and those that ClusterPolicy names instead, by name, as far as they could be
-    read. A ConfigMap that ClusterPolicy names but that does not exist has no keys."""
+    """Our ConfigMaps that exist, and those that ClusterPolicy names instead, by name, as far as they could be read. A
+    ConfigMap that ClusterPolicy names but that does not exist has no keys."""
     agents: AgentsState | None = None
     """The agent's DaemonSet. None if there is none, or if it could not be read."""
     simulated: frozenset[str] = frozenset()

@@ -1,5 +1,8 @@
 """What `doctor` checks beyond `helm test`: wrong values of NVIDIA's Node labels, unsupported kubelets, programs that
-serve GPUs beside the device plugin, and entries that the plugin refuses."""
+serve GPUs beside the device plugin, and entries that the plugin refuses.
+
+Terms: docs/design/glossary.md#fence.
+"""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

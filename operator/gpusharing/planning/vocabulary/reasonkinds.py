@@ -30,7 +30,7 @@ class Passes(IntEnum):
     SOON = 2
     """Automatically, within seconds or minutes."""
     DONE = 3
-    """It is a final state, and nothing is waited for."""
+    """Not at all: it is a final state, and nothing is waited for."""
 
 
 class Mark(StrEnum):

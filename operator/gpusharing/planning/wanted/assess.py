@@ -3,7 +3,8 @@ a change would disturb.
 
 The result does not depend on time, so it can be cached for as long as its inputs are equal.
 
-Terms: docs/design/glossary.md#fence, docs/design/glossary.md#drift, docs/design/glossary.md#point-of-no-return.
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#drift, docs/design/glossary.md#point-of-no-return,
+docs/design/glossary.md#class.
 """
 
 from gpusharing.api import names
