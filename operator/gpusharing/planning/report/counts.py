@@ -85,7 +85,7 @@ def count_slices(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> Slices
 
 
 def _takes_pods(node: NodeView) -> bool:
-    """Whether the scheduler may place pods on the node, because the node is available and does not have the start-up
+    """Whether the scheduler may place pods on the node. The node must be available and must not have the start-up
     taint."""
     return not is_unavailable(node) and node.gate is None
 

@@ -140,8 +140,8 @@ def _new_reason(before: Verdict, after: Verdict) -> Reason | None:
 
 
 def _health(before: Verdict, after: Verdict) -> Event | None:
-    """Return a Warning if GPUs have become unhealthy in another way than before, or a Normal Event if they have
-    recovered. None if their health is unchanged or unknown, or if the first report says that all are healthy."""
+    """Return a Warning if GPUs are unhealthy and their health has changed, or a Normal Event if they have recovered.
+    None if their health is unchanged or unknown, or if the first report says that all are healthy."""
     known, health = before.health, after.health
     if health is None or health == known:
         return None

@@ -144,7 +144,7 @@ def tell_proposal(
     policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
 ) -> Proposal:
     """Return what the plan means for this policy and its pool: whether the policy is accepted, which nodes change, are
-    adopted or are left out, and the devices of the pool before and after."""
+    adopted or are left out, and the devices of the pool before and after. Nothing is written."""
     pool = members(policy, plan, snapshot)
     status = tell_status(policy, plan, snapshot, {}, now)
     accepted = next(row for row in status["conditions"] if row["type"] == ConditionType.ACCEPTED)

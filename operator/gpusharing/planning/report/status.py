@@ -219,8 +219,9 @@ def _all_skipped(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _partly_served(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Return a Finding that says how many nodes cannot serve the policy, or None if all can. `_unserved` comes first,
-    so other nodes can serve it and the policy is accepted. The message takes the place of any doubts."""
+    """Return a Finding with the reason Valid that says how many nodes cannot serve the policy, or None if all can.
+    `_unserved` comes first, so other nodes can serve it and the policy is accepted. The message takes the place of
+    any doubts."""
     refused = _refused(pool)
     if not refused:
         return None
@@ -397,7 +398,8 @@ def _needs_person(verdict: Verdict) -> bool:
 def _summary(
     pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, hours: Hours, headline: Headline
 ) -> dict[str, Any]:
-    """Return `status.summary`, which kubectl shows in the columns of a policy."""
+    """Return `status.summary`, whose values kubectl shows in the columns of a policy: the mode, layouts, counts of
+    nodes, GPUs and devices, the next window, and the headline."""
     spec = pool.policy.spec
     gpus = [gpu for verdict in pool.verdicts for gpu in _gpus(verdict, snapshot)]
     layouts = Counter(one.wanted for one in pool.verdicts if one.wanted)
@@ -443,8 +445,9 @@ def _plan(
     snapshot: ClusterSnapshot,
     hours: Hours,
 ) -> dict[str, Any] | None:
-    """Return `status.plan`, which says what will happen to the nodes of the policy, or None if no node is to change in
-    a way that disturbs it."""
+    """Return `status.plan`, or None if no node is to change in a way that disturbs it. It has the hash of the plan,
+    the nodes that change, the worst class of disruption, the pods, budgets and gangs concerned, the shortages, the
+    next windows, and the devices before and after."""
     changing = [
         verdict
         for verdict in verdicts

@@ -103,9 +103,9 @@ class AgentTroubles:
 def find_troubles(
     pods: Collection[AgentPod], warnings: Iterable[AgentWarning | None], arch: Callable[[str], str]
 ) -> AgentTroubles:
-    """Return why agents do not run. `pods` are the agents' pods, and `warnings` the Warning events about them and
-    their DaemonSet, in which None is ignored. `arch` returns the architecture of a node by name, or an empty string
-    if it is unknown."""
+    """Return why agents do not run. `pods` are the agents' pods, and `warnings` are the Warning events about these
+    pods and their DaemonSet; None among them is ignored. `arch` returns the architecture of a node by name, or an
+    empty string if it is unknown."""
     unready = [pod for pod in pods if not pod.ready and pod.node and not pod.deleting]
     events = [event for event in warnings if event is not None]
     if not unready and not events:

@@ -62,8 +62,8 @@ class Memo:
         *inputs: *Inputs,
         lasts: Callable[[Answer], bool] | None = None,
     ) -> Answer:
-        """Return the answer to a question that is asked only once in a pass, for these arguments. See `table` for
-        `lasts`."""
+        """Return the answer to a question that is asked only once in a pass, for the given arguments. See `table` for
+        what is cached and for `lasts`."""
         return self.each(question, [("", inputs)], lasts=lasts)[""]
 
     def each(

@@ -471,8 +471,8 @@ def _unmerged(view: InstallationView, pointer: Pointer) -> str:
 
 
 def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
-    """Yield a symptom if mig-manager does not read our ConfigMap, and one if ClusterPolicy overrides the policies' MIG
-    strategy. Each is only a warning if no policy is refused because of it."""
+    """Yield a symptom if mig-manager is on and does not read our ConfigMap, and one if ClusterPolicy overrides the MIG
+    strategy. Each is a warning unless a policy is refused for it or mig-manager's ConfigMap is void."""
     wanted = [one.spec for one in view.policies if one.spec is not None and one.spec.mode is Mode.MIG]
     wants_layouts = any(spec.mig is not None and spec.mig.layouts is not None for spec in wanted)
     pointer = mig_pointer(policy, view.place.mig_config_map)

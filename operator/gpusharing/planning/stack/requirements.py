@@ -110,8 +110,8 @@ def find_absent(words: str, policy: ClusterPolicyView | None) -> NeededProgram |
 
 
 def has_driver(labels: Mapping[str, str], resources: Mapping[str, int]) -> bool:
-    """Whether a Node shows that its host has a driver, because it advertises GPUs or NVIDIA's driver manager found the
-    driver."""
+    """Whether a Node shows that its host has a driver: either it advertises GPUs, or NVIDIA's driver manager found a
+    driver that the host brings."""
     return bool(resources) or labels.get(f"{names.LABEL_DEPLOY_PREFIX}driver") == PRE_INSTALLED
 
 
