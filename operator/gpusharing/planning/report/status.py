@@ -3,7 +3,7 @@ unchanged status is not written again.
 
 Conditions use the terms of kstatus. Messages are sorted, bounded and free of times, so that they do not flap.
 
-Terms: docs/design/glossary.md#gang.
+Terms: docs/design/glossary.md#gang, docs/design/glossary.md#class.
 """
 
 from collections import Counter
