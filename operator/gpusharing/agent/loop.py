@@ -3,10 +3,8 @@
 What the agent promises about `GPUNode.spec.request` {id, quiet}:
 
 - the id is echoed only by a reading that began after the request was seen;
-
-- `quiet: true` is reported only when the library is closed, and it stays closed until another request comes;
-
-- an error echoes nothing: it keeps the last known GPUs and the request that they answered.
+- `quiet: true` is reported only when the library is closed, and it stays closed until another request arrives;
+- a report with an error echoes nothing new: it keeps the last known GPUs and the request that they answered.
 """
 
 import asyncio
@@ -41,7 +39,7 @@ JITTER = 0.1
 
 @dataclass(frozen=True, slots=True)
 class LoopSettings:
-    """Times of the agent's loop, in seconds unless they say otherwise."""
+    """Times of the agent's loop, in seconds unless stated otherwise."""
 
     interval: float = 30.0
     """Time between two turns if there is no event, on average."""
@@ -52,11 +50,11 @@ class LoopSettings:
     """A reading that takes longer is reported as hung. Without persistence mode, the driver takes 1 to 3 s to wake
     each GPU, and a node has 8 of them."""
     retry_first: float = 1.0
-    """Back-off after the first report that the API server did not accept; doubled after each further one."""
+    """Wait after the first report that the API server did not accept; doubled after each further one."""
     retry_last: float = 30.0
-    """The longest back-off."""
+    """The longest such wait."""
     meter_lag: float = LAG
-    """Time for which a new counter of the meter is exported as 0."""
+    """How long a new counter of the meter is exported as 0."""
 
 
 class RestartNeeded(Exception):
@@ -96,8 +94,8 @@ class AgentLoop:
         clock: Callable[[], float] = time.monotonic,
         background: Background = in_daemon_thread,
     ) -> None:
-        """Read GPUs from `library`, which is called through `background`, and who holds them from `pods`; report to
-        the GPUNode `node_name` through `api`."""
+        """Read the GPUs from `library`, which is called through `background`, and the pods that hold them from `pods`.
+        Report to the GPUNode `node_name` through `api`."""
         self.settings = settings or LoopSettings()
         self.stats = Stats()
         self.observed: Observation | None = None
@@ -105,23 +103,24 @@ class AgentLoop:
         self.reading: Reading | None = None
         """The last successful reading of this process, or None before it."""
         self.use: tuple[Use, Holdings | None] | None = None
-        """What the GPUs are used for, and which pods held them then. None if the last turn read nothing, as while
-        quiet."""
+        """What the GPUs are used for, and which pods held them at that time. None if the last turn did not read the
+        GPUs, as while quiet."""
         self.meter = Meter(self.settings.meter_lag)
         """Counts how much of the GPUs each tenant has had since this process began."""
         self._last_allotment: tuple[Reading, Holdings, str, bool, Allotment] | None = None
-        """Reading, holdings, policy and `changing` of the last allotment, and the allotment itself, for reuse."""
+        """The last allotment, preceded by the reading, the holdings, the policy and the value of `changing` that it
+        was made from."""
         self._allocatable = NONE_ALLOCATABLE
-        """The slices of each device, as `last_allocatable` keeps them from turn to turn."""
+        """The slices of each device as of the last turn; see `last_allocatable`."""
         self._shown = "", ""
-        """Policy and phase of the GPUNode at the last turn that had one."""
+        """Policy and phase of the GPUNode, at the last turn at which it existed."""
         self._api = api
         self._pods = pods
         self._simulated = library.simulated
         self._clock = clock
         self._wake = asyncio.Event()
         self._published: tuple[JSON, Observation] | None = None
-        """An observation, and the version of the GPUNode that is known to contain it."""
+        """An observation, preceded by the version of the GPUNode that is known to contain it."""
         self._own = OwnNode(node_name, api, self._wake.set)
         self._reader = Reader(library, self.settings.hung_after, clock, self._wake.set, background)
         self._backoff = Backoff(self.settings.retry_first, self.settings.retry_last)
@@ -130,11 +129,11 @@ class AgentLoop:
         self._hopeless = 0
         """Consecutive readings with an error that a new process might not have."""
         self._patience = 0
-        """How many of them the last error allows; 0 if any number."""
+        """How many such readings the last error allows; 0 if any number."""
         self._last_turn = clock()
 
     async def run(self) -> None:
-        """Follow the GPUNode and report until canceled. Raises RestartNeeded; any other end is a bug."""
+        """Follow the GPUNode and report until canceled. Raises RestartNeeded; any other error is a bug."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._own.follow())
@@ -146,8 +145,8 @@ class AgentLoop:
             raise RestartNeeded(str(ended.exceptions[0])) from None
 
     def why_not_ready(self) -> str:
-        """Return why this agent cannot answer the operator; empty when it reads or is quiet, and reaches the API
-        server."""
+        """Return the reason why this agent cannot answer the operator, or an empty string if it reads or is quiet, and
+        reaches the API server."""
         if self._own.error or self._write_error:
             return self._own.error or self._write_error
         if self._own.node is None:
@@ -157,15 +156,15 @@ class AgentLoop:
         return self.observed.error
 
     def why_not_alive(self) -> str:
-        """Return why the process should be restarted; empty while the loop turns. A hung library does not stop the
-        loop."""
+        """Return the reason why the process should be restarted, or an empty string while the loop turns. A hung
+        library does not stop the loop."""
         silence = self._clock() - self._last_turn
         limit = 3 * self.settings.interval + self.settings.hung_after
         return "" if silence <= limit else f"the loop has not turned for {silence:.0f} s"
 
     async def cycle(self) -> None:
-        """Take one turn: read the GPUs for the current request unless they are to stay closed, feed the meter, and
-        report if something changed. Without a GPUNode it only feeds the meter. Raises RestartNeeded."""
+        """Take one turn: read the GPUs for the current request unless they have to stay closed, update the meter, and
+        report if something changed. While the GPUNode does not exist, only update the meter. Raises RestartNeeded."""
         node = self._own.node
         if node is None:  # no request and nowhere to report; in the middle of a change NVML must stay closed
             self.use = None
@@ -188,7 +187,7 @@ class AgentLoop:
             self._wake.set()  # a newer request came while we read
 
     async def _turns(self) -> None:
-        """Take one turn after the other for ever: at an event, after the interval, or after a back-off while reports
+        """Take turns forever. The next turn follows at an event, after the interval, or after a back-off while reports
         fail."""
         while True:
             self._last_turn = self._clock()
@@ -206,8 +205,8 @@ class AgentLoop:
         return self.settings.interval * random.uniform(1 - self.settings.jitter, 1 + self.settings.jitter)
 
     async def _read(self, request: Request, last: Observation) -> tuple[Observation, Use | None]:
-        """Read the GPUs for `request`. Return the new observation, which is `last` with an error if the reading
-        failed, and the use of the GPUs, or None if it failed. Updates the counters and logs changes of the error."""
+        """Read the GPUs for `request`. Return the new observation and the use of the GPUs; if the reading failed,
+        `last` with the error and None. Updates the counters, and logs when the error changes."""
         answer = await self._reader.read(request)
         self.stats.readings[answer.outcome] += 1
         if answer.outcome == "ok":
@@ -230,15 +229,16 @@ class AgentLoop:
         return after, used
 
     def _end_when_hopeless(self, error: str) -> None:
-        """Raise RestartNeeded after as many hopeless readings as the error allows, but only once the server has the
-        error: what happened must not be lost with the process."""
+        """Raise RestartNeeded after as many consecutive hopeless readings as the error allows, but only once the
+        server has the report of `error`: it must not be lost with the process."""
         reported = self._own.node is not None and not self._write_error
         if self._patience and self._hopeless >= self._patience and reported:
             raise RestartNeeded(error)
 
     def _current_allotment(self, holdings: Holdings | None) -> Allotment | None:
-        """Return who has how much of the GPUs now, for the meter, or None if that is unknown. Policy and phase are
-        those that the operator publishes, which is enough for a bill; no decision rests on them."""
+        """Return who has how much of the GPUs now, for the meter, or None if that is unknown: `holdings` is None,
+        nothing was read yet, or the kubelet no longer reports the allocatable devices. Policy and phase are the ones
+        that the operator publishes, which is accurate enough for a bill; no decision depends on them."""
         if self.reading is None or holdings is None:
             return None
         policy, phase = self._shown
@@ -270,9 +270,9 @@ class AgentLoop:
         return holdings
 
     async def _publish(self, observed: Observation) -> None:
-        """Patch the GPUNode's status unless the server already has this observation; while the cached version is
-        in doubt, send all of it. A KubeError is counted, logged and kept in `_write_error`. A GPUNode that does
-        not exist any more is dropped from the cache."""
+        """Patch the GPUNode's status unless the server already has this observation. While the cached version is in
+        doubt, all of the observation is sent. A KubeError is counted, logged and stored in `_write_error`. A GPUNode
+        that no longer exists is dropped from the cache."""
         node, doubted = self._own.node, self._own.doubted
         if node is None or (not doubted and self._is_published(node, observed)):
             self._write_error = ""
@@ -302,5 +302,5 @@ class AgentLoop:
         return self._published[1] == observed
 
     def _request_id(self) -> str:
-        """Return the id of the current request; empty without a GPUNode or a request."""
+        """Return the id of the current request; empty if the GPUNode does not exist or has no request."""
         return "" if self._own.node is None else request_of(self._own.node).id

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def address(text: str) -> tuple[str, int]:
-    """Parse `HOST:PORT`, with an IPv6 host in brackets, into host and port. Raises ValueError."""
+    """Parse `HOST:PORT` into host and port; an IPv6 host is in brackets. Raises ValueError."""
     host, _, port = text.rpartition(":")
     if not host:
         raise ValueError(f"{text!r} is not HOST:PORT")
@@ -81,7 +81,7 @@ _FLAGS: tuple[tuple[str, str, str, Callable[[str], object], str], ...] = (
 
 
 def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
-    """Parse the flags; the default of each comes from its environment variable."""
+    """Parse the flags. The default of each is the value of its environment variable, if that is set."""
     parser = argparse.ArgumentParser(
         "gpusharing-agent", description="Reports the state of this node's GPUs in its GPUNode."
     )

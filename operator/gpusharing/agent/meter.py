@@ -1,10 +1,10 @@
 """How long each tenant had how much of the node's GPUs. Pure: the time is an argument.
 
-Every second of every GPU goes to exactly one of four: a tenant that holds a slice, idle (a slice that no pod holds),
-stranded (capacity that no slice of the layout covers) or transition (capacity that no pod holds on a node in the
-middle of a change). So they always add up to the seconds of the GPUs. The time between two turns is counted by the
-state at the first of them. docs/adr/0043-the-meter.md says why the meter is here, why new counters begin with 0, and
-what a restart costs.
+Every second of every GPU is counted in exactly one of four places: a tenant that holds a slice, idle (a slice that no
+pod holds), stranded (capacity that no slice of the layout covers) or transition (capacity that no pod holds on a node
+in the middle of a change). So they always add up to the seconds of the GPUs. The time between two turns is counted by
+the state at the first of them. docs/adr/0043-the-meter.md says why the meter is here, why new counters begin with 0,
+and what a restart costs.
 """
 
 from collections import Counter
@@ -21,7 +21,8 @@ from gpusharing.planning.gpus.shares import WHOLE, Extent, shares
 from gpusharing.planning.vocabulary.values import value
 
 OTHERS = "_others"
-"""The namespace, policy or resource of what is not counted separately. Kubernetes allows no such name."""
+"""The namespace, policy or resource under which everything is counted that has no counter of its own. Kubernetes
+allows no such name."""
 LAG = 90.0
 """Seconds for which a new series is exported as 0."""
 NOTHING = Fraction(0)
@@ -29,7 +30,7 @@ NOTHING = Fraction(0)
 
 @value
 class Bounds:
-    """How many counters a node keeps apart, so that its series stay few whatever happens to it over months."""
+    """How many separate counters a node has, so that its series stay few whatever happens to it over months."""
 
     accounts: int = 128
     """Accounts, each of a policy, a namespace and a resource. Later ones share the namespace OTHERS."""
@@ -42,14 +43,15 @@ class Bounds:
     room_after: float = 3600.0
     """Seconds for which a series that does not change is still exported when there is no room for another."""
     forget_after: float = 86400.0
-    """Seconds for which it is exported when there is room, so that a Prometheus that was away for hours finds it."""
+    """Seconds for which such a series is exported when there is room, so that a Prometheus that was away for hours
+    finds it."""
 
 
 BOUNDS = Bounds()
 
 
 class Account(NamedTuple):
-    """Whose time it is. A plain tuple, because many are hashed at each turn."""
+    """Whom the time of a slice is counted for. A plain tuple, because many are hashed at each turn."""
 
     policy: str
     """Name of the policy that owns the node; empty if none does."""
@@ -70,11 +72,11 @@ class Allotment:
     allocated: Mapping[tuple[str, str], Fraction]
     """What tenants hold, by namespace and resource."""
     idle: Mapping[str, Fraction]
-    """What no pod holds of the slices, by resource."""
+    """Slices that no pod holds, by resource."""
     stranded: Fraction
-    """What no slice of the layout covers."""
+    """Capacity that no slice of the layout covers."""
     transition: Fraction
-    """What no pod holds on a node in the middle of a change; otherwise 0."""
+    """Capacity that no pod holds on a node in the middle of a change; otherwise 0."""
 
 
 @value
@@ -82,7 +84,7 @@ class _Slices:
     """One device: which part of a GPU it is, and which tenants hold how much of it."""
 
     share: Fraction
-    """Part of its GPU, 0 to 1."""
+    """Fraction of its GPU, 0 to 1."""
     allocatable: Mapping[str, int]
     """Slices that the kubelet lists now, by resource."""
     known: Mapping[str, int]
@@ -92,7 +94,8 @@ class _Slices:
 
 
 AllocatableSlices = Mapping[str, Mapping[str, int]]
-"""How many slices of each resource each device has for the kubelet to allocate."""
+"""How many slices of each resource the kubelet can allocate on each device: by UUID of the device, then by
+resource."""
 NONE_ALLOCATABLE: AllocatableSlices = {}
 
 
@@ -104,9 +107,9 @@ def allotment_of(
     changing: bool,
     known: AllocatableSlices = NONE_ALLOCATABLE,
 ) -> Allotment:
-    """Return who has how much of the node's GPUs now. With `changing`, the node is in the middle of a change, so what
-    no pod holds counts as transition. `known` has the slices of devices that the kubelet does not list now, from
-    `last_allocatable`."""
+    """Return who has how much of the node's GPUs now. `policy` owns the node. With `changing`, the node is in the
+    middle of a change, so capacity that no pod holds counts as transition. `known` holds the slices of devices that
+    the kubelet does not list now, from `last_allocatable`."""
     allocated: dict[tuple[str, str], Fraction] = {}
     idle: dict[str, Fraction] = {}
     for device in _devices(reading, holdings, known):
@@ -130,13 +133,13 @@ def allotment_of(
 
 
 def last_allocatable(reading: Reading, holdings: Holdings, before: AllocatableSlices) -> AllocatableSlices:
-    """Return the slices of each device, as the kubelet lists them now, else as in `before`, else as the held ids
-    imply.
+    """Return the slices of each device: as the kubelet lists them now, else as in `before`, else at least as many as
+    the ids that pods hold imply.
 
     A kubelet lists healthy devices only (kubernetes pkg/kubelet/cm/devicemanager/manager.go, GetAllocatableDevices,
     v1.36.3), and none of a plugin that is restarting. A pod that holds one of four slices still holds a quarter then.
-    Of a device that was never listed, as after a restart of the agent, the replica numbers that pods hold give a lower
-    bound. Devices that no longer exist are dropped, unless a GPU cannot be read.
+    For a device that was never listed, as after a restart of the agent, the replica numbers that pods hold give a
+    lower bound. Devices that no longer exist are dropped, unless a GPU cannot be read.
     """
     allocatable, known = _allocatable(holdings), dict(before)
     if all(gpu.access == "Ok" for gpu in reading.gpus):
@@ -156,8 +159,8 @@ def last_allocatable(reading: Reading, holdings: Holdings, before: AllocatableSl
 
 
 def _least_allocatable(holdings: Holdings) -> dict[str, dict[str, int]]:
-    """Return by device and resource the fewest slices that a shared device can have, given the replica numbers that
-    pods hold."""
+    """Return the smallest number of slices that each shared device can have, by UUID and resource, given the replica
+    numbers that pods hold."""
     least_of: dict[str, dict[str, int]] = {}
     for each in holdings.by_pod:
         for device in each.devices:
@@ -170,7 +173,7 @@ def _least_allocatable(holdings: Holdings) -> dict[str, dict[str, int]]:
 
 
 def _allocatable(holdings: Holdings) -> dict[str, Counter[str]]:
-    """Return by device how many slices of each resource the kubelet lists."""
+    """Return how many slices the kubelet lists for each device, by UUID and resource."""
     allocatable: dict[str, Counter[str]] = {}
     for resource, device in holdings.allocatable or ():
         allocatable.setdefault(base(device), Counter())[resource] += 1
@@ -178,8 +181,8 @@ def _allocatable(holdings: Holdings) -> dict[str, Counter[str]]:
 
 
 def _devices(reading: Reading, holdings: Holdings, known: AllocatableSlices) -> Iterable[_Slices]:
-    """Yield every device of the node with its share of its GPU, its slices, and who holds them. A device that was
-    shared under the holder of the whole has no slices besides the holder's."""
+    """Yield every device of the node with its fraction of its GPU, its slices, and who holds them. If a device was
+    shared while a pod held the whole of it, its only slices are those of that pod."""
     allocatable = _allocatable(holdings)
     allocated, whole = _allocated(holdings, allocatable, known)
     cards = {model.product: model for model in reading.models}
@@ -195,8 +198,8 @@ def _devices(reading: Reading, holdings: Holdings, known: AllocatableSlices) -> 
 def _allocated(
     holdings: Holdings, allocatable: AllocatableSlices, known: AllocatableSlices
 ) -> tuple[dict[str, Counter[tuple[str, str]]], set[str]]:
-    """Return by device how many slices each namespace holds of each resource, and the devices that were shared under
-    the holder of the whole."""
+    """Return how many slices each namespace holds of each resource, by UUID of the device, and the UUIDs of devices
+    that were shared while a pod held the whole of them."""
     allocated: dict[str, Counter[tuple[str, str]]] = {}
     whole: set[str] = set()
     for each in holdings.by_pod:
@@ -214,8 +217,9 @@ def _allocated(
 def _under_holder(
     gpu: GPU, parts: Sequence[tuple[str, Fraction]], allocated: Mapping[str, object]
 ) -> Sequence[tuple[str, Fraction]]:
-    """Return the devices of a GPU with their shares. If MIG was switched on while a pod held the whole GPU, that pod
-    keeps what no other pod holds as an instance."""
+    """Return the UUID and the fraction of each device of a GPU; `parts` are its devices in the present layout. If MIG
+    was switched on while a pod held the whole GPU, that pod keeps everything except the instances that other pods
+    hold."""
     if not gpu.uuid or gpu.uuid not in allocated or gpu.mig_mode != "Enabled":
         return parts
     others = [(uuid, share) for uuid, share in parts if uuid in allocated]
@@ -223,7 +227,8 @@ def _under_holder(
 
 
 def _shares(gpu: GPU, model: Model | None) -> Sequence[tuple[str, Fraction]]:
-    """Return UUID and share of each device of a GPU: the GPU itself without MIG, else its instances."""
+    """Return the UUID and the fraction of each device of a GPU: of the GPU itself without MIG, else of its
+    instances."""
     if gpu.mig_mode != "Enabled":
         return ((gpu.uuid, WHOLE),) if gpu.uuid else ()
     profiles = () if model is None else model.profiles
@@ -240,16 +245,16 @@ def _shares(gpu: GPU, model: Model | None) -> Sequence[tuple[str, Fraction]]:
 
 @value
 class Metered:
-    """Exported seconds of GPUs from the first turn to the last one, with new counters still at 0."""
+    """The exported GPU-seconds since the first turn. Counters that are still exported as 0 are included as 0."""
 
     allocated: Mapping[Account, float]
-    """What tenants held, by policy, namespace and resource."""
+    """Time that tenants held, by policy, namespace and resource."""
     idle: Mapping[tuple[str, str], float]
-    """What slices were held by no pod, by policy and resource."""
+    """Time of slices that no pod held, by policy and resource."""
     stranded: Mapping[str, float]
-    """What no slice covered, by policy."""
+    """Time of capacity that no slice covered, by policy."""
     transition: Mapping[str, float]
-    """What no pod held during changes, by policy."""
+    """Time of capacity that no pod held during changes, by policy."""
     gpus: Mapping[str, float]
     """The sum of all of the above, by policy."""
 
@@ -258,25 +263,29 @@ NOTHING_METERED = Metered({}, {}, {}, {}, {})
 
 
 class Meter:
-    """Counts the seconds of GPUs from the first turn on."""
+    """Counts GPU-seconds from the first turn on."""
 
     def __init__(self, lag: float = LAG, bounds: Bounds = BOUNDS) -> None:
-        """Export each new counter as 0 for `lag` seconds, and keep at most as many counters apart as `bounds` allow."""
+        """Export each new counter as 0 for `lag` seconds, and keep at most as many separate counters as `bounds`
+        allow."""
         self.metered = NOTHING_METERED
-        """The values of the last turn. Replaced and never changed, so that a scrape sees a single turn."""
+        """The values of the last turn. The object is replaced and never changed, so that a scrape sees the values of a
+        single turn."""
         self._bounds = bounds
         self._allocated: LaggingCounts[Account] = LaggingCounts(lag)
         self._idle: LaggingCounts[tuple[str, str]] = LaggingCounts(lag)
         self._stranded: LaggingCounts[str] = LaggingCounts(lag)
         self._transition: LaggingCounts[str] = LaggingCounts(lag)
         self._gpus: LaggingCounts[str] = LaggingCounts(0.0)
-        """Grows by what is exported of the parts, so that it is always their sum and begins at 0 with them."""
+        """Grows by what its parts have grown in the export, so that it is always their sum and begins at 0 with
+        them."""
         self._now: Allotment | None = None
         self._since = 0.0
 
     def turn(self, now: float, allotment: Allotment | None) -> None:
-        """Count the time since the last turn by the state then, and set `metered`. `allotment` is the state from now
-        on, or None if it is unknown, so that the last one goes on. `now` is in seconds of a monotonic clock."""
+        """Count the time since the last turn by the allotment of that turn, and set `metered`. `allotment` is the
+        present one, or None if it is unknown; then the last one still applies. `now` is in seconds of a monotonic
+        clock."""
         if self._now is not None:
             self._count(self._now, self._since, now)
         before, self._now, self._since = self._now, allotment or self._now, now
@@ -288,7 +297,7 @@ class Meter:
         self.metered = self._export(now)
 
     def _export(self, now: float) -> Metered:
-        """Return the values to export from now on. The sum of each policy grows by what its parts have grown."""
+        """Return the values to export from now on. The sum of each policy grows by as much as its parts have grown."""
         allocated, idle = self._allocated.export(now), self._idle.export(now)
         stranded, transition = self._stranded.export(now), self._transition.export(now)
         for account, grown in self._allocated.growth.items():
@@ -301,7 +310,7 @@ class Meter:
         return Metered(allocated, idle, stranded, transition, self._gpus.export(now))
 
     def _count(self, allotment: Allotment, since: float, until: float) -> None:
-        """Add the time from `since` to `until`, by this state, to the counters of everybody in it."""
+        """Add the time from `since` to `until` to the counters of everyone in this allotment."""
         seconds = max(0.0, until - since)
         policy = self._policy(allotment.policy, until)
         self._gpus.add(policy, 0.0, until)
@@ -314,13 +323,15 @@ class Meter:
             self._idle.add(self._pair((policy, resource), until), float(part) * seconds, until)
 
     def _policy(self, policy: str, now: float) -> str:
-        """Return the policy to count under: itself if it is counted or there is room, else OTHERS."""
+        """Return the policy to count under: `policy` itself if it has a counter or there is room for one, else
+        OTHERS."""
         known = policy in self._gpus or self._has_room(self._gpus, self._bounds.policies, now)
         return policy if known else OTHERS
 
     def _account(self, account: Account, now: float) -> Account:
-        """Return the account to count under: itself if it is counted or there is room, else that of namespace OTHERS,
-        and beyond its bounds that of resource OTHERS too."""
+        """Return the account to count under: `account` itself if it has a counter or there is room for one, else the
+        same account with the namespace OTHERS, and if there is no room for that either, with the resource OTHERS too.
+        """
         if account in self._allocated or self._has_room(self._allocated, self._bounds.accounts, now):
             return account
         others = Account(account.policy, OTHERS, account.resource)
@@ -335,15 +346,15 @@ class Meter:
         return pair if known else (pair[0], OTHERS)
 
     def _has_room(self, counts: Sized, most: int, now: float) -> bool:
-        """Whether one more counter fits, after dropping those that have not changed for `room_after` if there are
-        `most`."""
+        """Whether one more counter fits into `counts`, of which there may be `most`. If it is full, counters that have
+        not changed for `room_after` seconds are dropped first."""
         if len(counts) >= most:
             self._drop(now, self._bounds.room_after)
         return len(counts) < most
 
     def _drop(self, now: float, patience: float) -> None:
-        """Drop the counters that have not changed for `patience` seconds. The sum of a policy goes last, because it
-        grows when its parts are exported, which may be later."""
+        """Drop the counters that have not changed for `patience` seconds. The sum of a policy is kept as long as any
+        of its parts, because it grows when they are exported, which may be later."""
         for each in (self._allocated, self._idle, self._stranded, self._transition):
             each.drop(now, patience)
         policies = {account.policy for account in self._allocated} | {policy for policy, _ in self._idle}

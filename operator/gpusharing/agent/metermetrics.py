@@ -14,6 +14,7 @@ class MeterCollector(Collector):
     """Collects the counters of one meter."""
 
     def __init__(self, meter: Meter) -> None:
+        """Collect the counters of `meter`."""
         self._meter = meter
 
     def collect(self) -> Iterable[Metric]:
@@ -56,4 +57,5 @@ class MeterCollector(Collector):
 
 
 def _family(name: str, text: str, *labels: str) -> CounterMetricFamily:
+    """Return an empty counter with this name, help text and labels."""
     return CounterMetricFamily(f"{PREFIX}_{name}", text, labels=labels)

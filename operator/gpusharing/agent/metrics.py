@@ -18,11 +18,12 @@ class AgentCollector(Collector):
     """Collects the metrics of one agent."""
 
     def __init__(self, loop: AgentLoop) -> None:
+        """Collect the metrics of the agent that `loop` runs."""
         self._loop = loop
 
     def collect(self) -> Iterable[Metric]:
-        """Yield every metric, as documented in docs/reference/metrics.md. Without an observation or a reading, its
-        metrics are absent."""
+        """Yield every metric, as documented in docs/reference/metrics.md. Metrics of the observation or of the reading
+        are absent until there is one."""
         stats = self._loop.stats
         readings = CounterMetricFamily(
             f"{PREFIX}_readings",
@@ -50,7 +51,7 @@ class AgentCollector(Collector):
 
 
 def _of_observation(observed: Observation) -> Iterable[Metric]:
-    """Yield the metrics of the last observation; those of pods and devices are absent while the kubelet does not
+    """Yield the metrics of the last observation. Those of pods and devices are absent while the kubelet does not
     answer."""
     yield _gauge("quiet", "1 while the GPU library is kept closed at the operator's request.", observed.quiet)
     yield _gauge("simulated", "1 when the GPUs are SIMULATED.", observed.simulated)
@@ -66,7 +67,7 @@ def _of_observation(observed: Observation) -> Iterable[Metric]:
 
 
 def _of_gpus(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
-    """Yield what the GPUs are: their names, MIG instances, processes and memory errors."""
+    """Yield the metrics that describe the GPUs: their names, MIG instances, processes and memory errors."""
     info = _family("gpu_info", "1 for each GPU.", "gpu", "uuid", "product")
     instances = _family("gpu_mig_instances", "MIG instances that exist.", "gpu", "profile")
     for gpu in gpus:
@@ -92,7 +93,7 @@ def _of_gpus(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
 
 
 def _of_health(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
-    """Yield what NVML reports about the health of the GPUs."""
+    """Yield the metrics of the health of the GPUs, as NVML reports it."""
     yield _per_gpu(
         "gpu_healthy",
         "1 while nothing that NVML reports makes the GPU unhealthy.",
@@ -127,7 +128,7 @@ def _of_health(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
 def _per_gpu(
     name: str, text: str, gpus: Iterable[GPU], value: Callable[[GPU], float | None]
 ) -> GaugeMetricFamily:
-    """Return a gauge with the `value` of each GPU; GPUs for which it is None are absent."""
+    """Return a gauge with the `value` of each GPU. GPUs whose value is None are absent."""
     family = _family(name, text, "gpu")
     for gpu in gpus:
         number = value(gpu)
@@ -137,8 +138,10 @@ def _per_gpu(
 
 
 def _family(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    """Return an empty gauge with this name, help text and labels."""
     return GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    """Return a gauge without labels that has this value."""
     return GaugeMetricFamily(f"{PREFIX}_{name}", text, value=float(value))

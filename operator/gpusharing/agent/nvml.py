@@ -48,7 +48,8 @@ _UNREACHABLE: dict[int, Access] = {
     pynvml.NVML_ERROR_GPU_IS_LOST: "Lost",
     pynvml.NVML_ERROR_RESET_REQUIRED: "ResetRequired",
 }
-"""Errors of one GPU that have an Access of their own; any other is Failed. The other GPUs are still read."""
+"""Errors of one GPU that have an Access value of their own; for any other error it is Failed. The other GPUs are still
+read."""
 _NOT_LOADED = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: (
         "libnvidia-ml.so.1 is not in the agent's container; give the agent the runtime class `nvidia` with "
@@ -68,11 +69,11 @@ _OF_THE_NODE = (*_NOT_LOADED, pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, pynvml.
 
 @dataclass(frozen=True, slots=True)
 class _Card:
-    """What is read once for all GPUs of a model."""
+    """The properties that are read once for all GPUs of a model."""
 
     model: Model
     placements_withheld: bool
-    """Whether NVML refuses to list placements; listing instances takes the same right."""
+    """Whether NVML refuses to list placements; listing instances needs the same right."""
 
     @property
     def is_complete(self) -> bool:
@@ -90,18 +91,20 @@ class NVML:
     simulated = False
 
     def __init__(self, processes: Processes | None = None) -> None:
+        """Begin without any known card. `processes` finds processes by pid, with procfs at /proc by default."""
         self._lists = ProcessLists(processes or Processes())
         self._use = UseOfGPUs(self._lists.pod_of)
         self._xids: dict[int, int] = {}
-        """First critical XID of each GPU, by index. NVML remembers none; only the driver's recovery action lasts."""
+        """First critical XID of each GPU, by index. NVML does not remember any; only the driver's recovery action
+        lasts."""
         self._cards: dict[str, _Card] = {}
-        """The models that are known in full. They do not change: once another driver is loaded, NVML opens only in a
-        new process (docs/design/hardware.md#nvml)."""
+        """The models whose properties are all known. They do not change: once another driver is loaded, NVML opens
+        only in a new process (docs/design/hardware.md#nvml)."""
         self._products: dict[str, str] = {}
         """Product name of each GPU of the last reading, by UUID. It does not change either."""
 
     def read(self) -> Reading:
-        """Read everything within one NVML session, as Library.read. Raises LibraryError."""
+        """Read everything within one NVML session, as Library.read does. Raises LibraryError."""
         try:
             with _session():
                 return self._read()
@@ -109,8 +112,9 @@ class NVML:
             raise _library_error(error) from error
 
     def _read(self) -> Reading:
-        """Read all GPUs. One that fails is reported as unreachable and does not stop the others, unless the error
-        concerns the whole node, or all GPUs fail because the agent lacks access."""
+        """Read all GPUs. A GPU that fails is reported as unreachable and does not stop the others. An error that
+        concerns the whole node is raised, and so is the error of the GPUs if all of them fail because the agent lacks
+        access."""
         cards = dict(self._cards)
         self._lists.begin()
         self._use.begin()
@@ -131,7 +135,8 @@ class NVML:
         return Reading(maybe("", pynvml.nvmlSystemGetDriverVersion), models, observed, self._use.so_far())
 
     def _gpus(self, cards: dict[str, _Card], xids: "Xids") -> tuple[list[GPU], list[Any]]:
-        """Return all GPUs, and the errors of those that cannot be read. Raises an error of the whole node."""
+        """Return all GPUs, and the errors of those that cannot be read, which are included as unreachable. Adds new
+        models to `cards` and listens with `xids`. Raises an error that concerns the whole node."""
         gpus: list[GPU] = []
         errors: list[Any] = []
         for index in range(pynvml.nvmlDeviceGetCount()):
@@ -146,8 +151,8 @@ class NVML:
         return gpus, errors
 
     def _gpu_at(self, index: int, cards: dict[str, _Card], xids: "Xids") -> GPU:
-        """Read one GPU and subscribe `xids` to its errors. Adds its model to `cards` if that is not there yet, and
-        replaces the model if the GPU can do MIG and the model has no MIG profiles."""
+        """Read the GPU at `index`, and subscribe `xids` to its errors. Adds its model to `cards` if it is not there
+        yet, and reads the model again if the GPU can do MIG but the model has no MIG profiles."""
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         xids.listen(index, handle)
         uuid = _uuid(handle)
@@ -161,8 +166,8 @@ class NVML:
         return self._gpu(handle, index, uuid, cards[product], modes)
 
     def _gpu(self, handle: Any, index: int, uuid: str, card: _Card, modes: tuple[MigMode, MigMode]) -> GPU:
-        """Read what changes on a GPU, such as its MIG instances and processes, and pass it to the record of the GPUs'
-        use. `modes`: the current MIG mode and the pending one."""
+        """Read the properties of a GPU that change, such as its MIG instances and processes, and add them to the
+        record of the GPUs' use. `modes` are its current and its pending MIG mode."""
         current, pending = modes
         on = current == "Enabled"
         devices = tuple(mig_devices(handle)) if on else ((handle, uuid),)
@@ -189,7 +194,7 @@ class NVML:
 
 
 def _library_error(error: Any) -> LibraryError:
-    """Return the LibraryError for an error that concerns the whole node, with what to do about it."""
+    """Return the LibraryError for an NVML error that concerns the whole node, with a message about what to do."""
     if error.value in _NOT_LOADED:
         return NotLoaded(_NOT_LOADED[error.value])
     if error.value == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
@@ -203,8 +208,9 @@ def _library_error(error: Any) -> LibraryError:
 
 
 def _refuse_without_access(errors: Sequence[Any]) -> None:
-    """Raise the error if no GPU can be opened, which is the container's fault. An unknown error of a single GPU is
-    that GPU's."""
+    """`errors` are those of all GPUs, none of which can be opened. Raise the first one if that is the container's
+    fault: all GPUs fail with the same error of access. An unknown error of the only GPU counts as the fault of that
+    GPU."""
     (code, *others) = {error.value for error in errors}
     if not others and (code == REFUSED or (code in _NO_ACCESS and len(errors) > 1)):
         raise errors[0]
@@ -212,7 +218,8 @@ def _refuse_without_access(errors: Sequence[Any]) -> None:
 
 @contextmanager
 def _session() -> Iterator[None]:
-    """Keep NVML open for the length of the block. A failing shutdown is an error: the devices may still be held."""
+    """Keep NVML open while the block runs. A failing shutdown is an error, because the devices may still be held
+    open."""
     pynvml.nvmlInit()
     try:
         yield
@@ -221,13 +228,14 @@ def _session() -> Iterator[None]:
 
 
 def _uuid(handle: Any) -> str:
+    """Return the UUID of a GPU."""
     uuid: str = pynvml.nvmlDeviceGetUUID(handle)
     return uuid
 
 
 def _mig_mode(handle: Any) -> tuple[MigMode, MigMode]:
-    """Return the MIG mode in force and the mode after the next reset (docs/design/hardware.md#nvml-mode). Everything
-    depends on it, so a refusal is an error of the GPU."""
+    """Return the current MIG mode and the mode after the next reset (docs/design/hardware.md#nvml-mode), or
+    NotSupported for both. Everything depends on the mode, so a refusal is raised as an error of the GPU."""
     modes = supported(None, pynvml.nvmlDeviceGetMigMode, handle)
     if modes is None:
         return "NotSupported", "NotSupported"
@@ -236,7 +244,8 @@ def _mig_mode(handle: Any) -> tuple[MigMode, MigMode]:
 
 
 def _compute_mode(handle: Any) -> ComputeMode:
-    """Read the compute mode of a GPU; Unknown if NVML refuses it to the agent or names one that is not known here."""
+    """Return the compute mode of a GPU, or NotSupported. Unknown if NVML refuses to report it to the agent, or reports
+    a mode that is not known here."""
     try:
         mode = supported(None, pynvml.nvmlDeviceGetComputeMode, handle)
     except pynvml.NVMLError as error:
@@ -247,7 +256,8 @@ def _compute_mode(handle: Any) -> ComputeMode:
 
 
 def _card(handle: Any, product: str, *, mig_capable: bool) -> _Card:
-    """Read the properties of a card model from one GPU. A property that NVML does not give is empty or Unknown."""
+    """Read the properties of the card model `product` from one GPU. A property that NVML does not report becomes None,
+    empty or Unknown."""
     # On a GPU with MIG on, only a container with rights can read it (docs/design/hardware.md#device-memory).
     memory = maybe(None, pynvml.nvmlDeviceGetMemoryInfo, handle)
     capability = maybe((), pynvml.nvmlDeviceGetCudaComputeCapability, handle)

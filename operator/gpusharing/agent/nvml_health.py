@@ -41,8 +41,8 @@ REFUSED = pynvml.NVML_ERROR_NO_PERMISSION
 
 
 def supported(otherwise: Any, call: Any, *arguments: Any) -> Any:
-    """Return what the call returns, or `otherwise` if card or driver do not support it. Raises other errors, such as a
-    refusal."""
+    """Return the result of `call`, or `otherwise` if the card or driver does not support the call. Raises other
+    errors, such as a refusal."""
     try:
         return call(*arguments)
     except pynvml.NVMLError as error:
@@ -52,8 +52,8 @@ def supported(otherwise: Any, call: Any, *arguments: Any) -> Any:
 
 
 def maybe(otherwise: Any, call: Any, *arguments: Any) -> Any:
-    """Return what the call returns, or `otherwise` if it is not supported or not permitted. Only for what no decision
-    rests on."""
+    """Return the result of `call`, or `otherwise` if the call is not supported or not permitted. Raises other errors.
+    Only for values on which no decision depends."""
     try:
         return supported(otherwise, call, *arguments)
     except pynvml.NVMLError as error:
@@ -63,7 +63,7 @@ def maybe(otherwise: Any, call: Any, *arguments: Any) -> Any:
 
 
 def fields(handle: Any, *numbers: int) -> tuple[int, ...] | None:
-    """Return the unsigned values of NVML fields, or None unless all of them are supported and permitted."""
+    """Return the unsigned values of these NVML fields, or None if any of them is not supported or not permitted."""
     # In pairs with a scope: pynvml tries that first, and raises and catches an error for each bare number.
     scoped = [(number, 0) for number in numbers]
     values = maybe(None, pynvml.nvmlDeviceGetFieldValues, handle, scoped)
@@ -73,23 +73,23 @@ def fields(handle: Any, *numbers: int) -> tuple[int, ...] | None:
 
 
 def ecc_uncorrected(handle: Any) -> int | None:
-    """Return the number of uncorrected ECC errors since the driver was loaded (nvml.h, NVML_VOLATILE_ECC), or None
-    without ECC."""
+    """Return the number of uncorrected ECC errors since the driver was loaded (nvml.h, NVML_VOLATILE_ECC), or None if
+    the GPU does not report any number."""
     kind, since_load = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
     errors: int | None = maybe(None, pynvml.nvmlDeviceGetTotalEccErrors, handle, kind, since_load)
     return errors
 
 
 def recovery_action(handle: Any) -> RecoveryAction | None:
-    """Return the recovery action that the driver asks for, Unknown if its number is not known here, or None before
-    R565."""
+    """Return the recovery action that the driver requests, or Unknown if its number is not known here. None if the
+    driver is older than R565."""
     values = fields(handle, pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION)
     return None if values is None else _RECOVERY.get(values[0], "Unknown")
 
 
 def remapped_rows(handle: Any) -> RemappedRows | None:
-    """Return the remapped rows of a GPU, or None if it reports none. Fields 142 to 145 replace the call, which is not
-    supported while MIG instances are active (docs/design/hardware.md#remapped-rows)."""
+    """Return the remapped rows of a GPU, or None if it does not report them. The fields 142 to 145 replace the call,
+    which is not supported while MIG instances are active (docs/design/hardware.md#remapped-rows)."""
     rows = maybe(None, pynvml.nvmlDeviceGetRemappedRows, handle) or fields(handle, *_REMAPPED_FIELDS)
     if rows is None:
         return None
@@ -100,24 +100,27 @@ def remapped_rows(handle: Any) -> RemappedRows | None:
 
 
 class Xids:
-    """Collects the XIDs raised while the block runs, among them those that the reading itself provokes (79, 119).
+    """Collects the XIDs that arrive while the block runs, among them those that the reading itself provokes (79, 119).
 
-    An event set hears nothing from before it was made (docs/design/hardware.md#events), and NVML is closed between
-    readings (docs/design/transition.md#quiet), so other XIDs are known only by what they leave behind. A failure here
-    does not fail the reading: XIDs are an extra.
+    An event set receives nothing from before it was created (docs/design/hardware.md#events), and NVML is closed
+    between readings (docs/design/transition.md#quiet), so other XIDs are known only by their consequences. An error
+    here does not fail the reading, because XIDs are only additional information.
     """
 
     def __init__(self) -> None:
+        """Begin without an event set; entering the block creates it."""
         self._set: Any = None
         self._gpus: dict[int, int] = {}
-        """Index of each GPU by the address of its handle."""
+        """Index of each subscribed GPU, by the address of its handle."""
 
     def __enter__(self) -> "Xids":
+        """Create the event set. If that fails, no XID is collected."""
         with suppress(pynvml.NVMLError):
             self._set = pynvml.nvmlEventSetCreate()
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Free the event set. Errors are ignored."""
         if self._set is not None:
             with suppress(pynvml.NVMLError):
                 pynvml.nvmlEventSetFree(self._set)
@@ -131,8 +134,8 @@ class Xids:
             self._gpus[ctypes.addressof(handle.contents)] = index
 
     def heard(self) -> Iterator[tuple[int, int]]:
-        """Yield GPU index and XID of each event so far, at most _MOST_EVENTS, without waiting. An error of NVML
-        ends it."""
+        """Yield the GPU index and the XID of each event that has arrived so far, at most _MOST_EVENTS, without
+        waiting. An error of NVML ends the iteration."""
         with suppress(pynvml.NVMLError):  # a time-out: there are no more
             for _ in range(_MOST_EVENTS if self._gpus else 0):
                 event = pynvml.nvmlEventSetWait_v2(self._set, 0)

@@ -1,7 +1,7 @@
-"""MIG as NVML reports it: the profiles of a card, the instances of a GPU, and what of them is hidden. Part of
+"""MIG as NVML reports it: the profiles of a card, the instances of a GPU, and which of them may be hidden. Part of
 `nvml.py`.
 
-Listing instances and placements needs read access to mig/config; a MIG device is visible to a process that may open
+Listing instances and placements needs read access to mig/config. A MIG device is visible to a process that may open
 it. So a container without rights sees some devices, none, or those of an earlier layout. What it cannot list is
 unknown.
 """
@@ -23,7 +23,7 @@ _SHARED_ENGINES = pynvml.NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED
 _CAPACITY = 64  # more placements or instances of one profile than any card has
 
 MigDevice: TypeAlias = tuple[Any, str]
-"""Handle and UUID."""
+"""Handle and UUID of a MIG device."""
 
 
 @value
@@ -33,7 +33,8 @@ class MigInstances:
     instances: tuple[Instance, ...]
     """The known instances; if `withheld`, there may be more."""
     withheld: bool
-    """Whether NVML does not list every instance; others are known only if one of their MIG devices is visible."""
+    """Whether NVML does not list every instance. An instance that it does not list is known only if one of its MIG
+    devices is visible."""
     hidden: bool
     """Whether processes may run on an instance without a visible MIG device."""
     devices: tuple[Instance, ...]
@@ -52,8 +53,8 @@ def mig_profiles(handle: Any) -> tuple[tuple[DriverProfile, ...], bool]:
 
 
 def _profile_infos(handle: Any) -> Iterator[Any]:
-    """Yield what NVML says about each profile of a card. They are requested by enum index and identified by their id,
-    which differs between cards (docs/design/hardware.md#nvml-profiles)."""
+    """Yield NVML's information about each profile of a card. Profiles are requested by enum index and identified by
+    their id, which differs between cards (docs/design/hardware.md#nvml-profiles)."""
     for enum in _PROFILE_ENUM:
         try:
             info = maybe(None, pynvml.nvmlDeviceGetGpuInstanceProfileInfo, handle, enum)
@@ -66,7 +67,8 @@ def _profile_infos(handle: Any) -> Iterator[Any]:
 
 
 def _profile(info: Any, placements: list[Any]) -> DriverProfile:
-    """Return the profile as it is reported; without placements it has no starts and size 0."""
+    """Convert NVML's information about a profile to the reported record. Without placements it has no starts and the
+    size 0."""
     name = info.name.removeprefix("MIG ")
     return DriverProfile(
         name=name,
@@ -80,13 +82,13 @@ def _profile(info: Any, placements: list[Any]) -> DriverProfile:
 
 
 def _nominal_gb(profile: str) -> int:
-    """Return the GB in the name of a profile; 0 if it names none."""
+    """Return the number of GB in the name of a profile, or 0 if the name has none."""
     match = re.search(r"\.(\d+)gb", profile)
     return int(match[1]) if match else 0
 
 
 def _placements(handle: Any, profile_id: int) -> list[Any] | None:
-    """Return the possible placements of a profile: empty if listing them is not supported, None if it is not
+    """Return the possible placements of a profile. Empty if listing them is not supported, None if it is not
     permitted."""
     buffer = (pynvml.c_nvmlGpuInstancePlacement_t * _CAPACITY)()
     count = ctypes.c_uint(_CAPACITY)
@@ -102,7 +104,7 @@ def _placements(handle: Any, profile_id: int) -> list[Any] | None:
 
 
 def mig_devices(handle: Any) -> Iterator[MigDevice]:
-    """Yield the visible MIG devices of a GPU; their indices have gaps and no stable order
+    """Yield the visible MIG devices of a GPU. Their indices have gaps and no stable order
     (docs/design/hardware.md#nvml-devices)."""
     for index in range(maybe(0, pynvml.nvmlDeviceGetMaxMigDeviceCount, handle)):
         try:
@@ -114,7 +116,8 @@ def mig_devices(handle: Any) -> Iterator[MigDevice]:
 
 
 def mig_instances(handle: Any, profiles: Sequence[DriverProfile], migs: Sequence[MigDevice]) -> MigInstances:
-    """Return the instances of a GPU with MIG on: as NVML lists them, or from its MIG devices where it does not.
+    """Return the instances of a GPU with MIG on: those that NVML lists, and others that are known from its visible MIG
+    devices `migs`.
 
     An instance without a compute instance, which a creation that failed midway leaves behind, hides no process.
     """
@@ -133,8 +136,8 @@ def mig_instances(handle: Any, profiles: Sequence[DriverProfile], migs: Sequence
 
 
 def _list_all(handle: Any, profiles: Sequence[DriverProfile]) -> list[tuple[DriverProfile, Any, Any]] | None:
-    """Return profile, handle and info of each instance, or None if there are no profiles, or NVML refuses or does not
-    support a list."""
+    """Return the profile, the handle and NVML's information for each instance. None if there are no profiles, or if
+    NVML does not permit or support listing."""
     if not profiles:
         return None
     try:
@@ -146,7 +149,7 @@ def _list_all(handle: Any, profiles: Sequence[DriverProfile]) -> list[tuple[Driv
 
 
 def _list_instances(handle: Any, profile_id: int) -> list[tuple[Any, Any]]:
-    """Return handle and info of each instance of a profile."""
+    """Return the handle and NVML's information for each instance of a profile."""
     found = (pynvml.c_nvmlGpuInstance_t * _CAPACITY)()
     count = ctypes.c_uint(_CAPACITY)
     pynvml.nvmlDeviceGetGpuInstances(handle, profile_id, found, ctypes.byref(count))
@@ -155,7 +158,7 @@ def _list_instances(handle: Any, profile_id: int) -> list[tuple[Any, Any]]:
 
 
 def _may_compute(instance: Any) -> bool:
-    """Whether a GPU instance has compute instances. True if they cannot be listed."""
+    """Whether a GPU instance may have compute instances. True if it has any, or if they cannot be listed."""
     try:
         infos = list(_compute_profile_infos(instance))
         for info in infos:
@@ -170,7 +173,7 @@ def _may_compute(instance: Any) -> bool:
 
 
 def _compute_profile_infos(instance: Any) -> Iterator[Any]:
-    """Yield what NVML says about each profile of compute instances that a GPU instance supports."""
+    """Yield NVML's information about each profile of compute instances that a GPU instance supports."""
     ask = pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo
     for enum in _COMPUTE_PROFILE_ENUM:
         try:
@@ -184,15 +187,16 @@ def _compute_profile_infos(instance: Any) -> Iterator[Any]:
 
 
 def _instance(info: Any, profile: DriverProfile, uuids: dict[int, str]) -> Instance:
-    """Return the instance that NVML lists; its UUID is empty if no MIG device of it is visible."""
+    """Convert NVML's information about a GPU instance. `uuids` are those of the visible MIG devices, by id of the GPU
+    instance; without one, the UUID is empty."""
     place = info.placement
     uuid = uuids.get(info.id, "")
     return Instance(profile=profile.name, start=place.start, size=place.size, id=info.id, uuid=uuid)
 
 
 def _instance_of_device(device: MigDevice, profiles: Sequence[DriverProfile]) -> Instance:
-    """Return the instance of a MIG device, without a placement. Its profile comes from the device's name ("... MIG
-    1c.3g.40gb"), else from its attributes, and is empty if neither tells."""
+    """Return the GPU instance of a MIG device, without a placement. Its profile is found by the device's name ("...
+    MIG 1c.3g.40gb"), else by its attributes, and is empty if neither names a known one."""
     mig, uuid = device
     name = maybe("", pynvml.nvmlDeviceGetName, mig).rpartition(" MIG ")[2]
     name = re.sub(r"^\d+c\.", "", name)

@@ -1,4 +1,4 @@
-"""Which processes use a GPU, as NVML lists them. Part of `nvml.py`.
+"""The processes that use a GPU, as NVML lists them. Part of `nvml.py`.
 
 NVML has three lists: compute, clients of MPS, graphics. A list that may not be read counts as busy
 (docs/design/hardware.md#processes, docs/design/transition.md#idle).
@@ -16,12 +16,12 @@ from gpusharing.api.gpunode import Process
 from gpusharing.planning.vocabulary.values import value
 
 _ALWAYS = (pynvml.nvmlDeviceGetComputeRunningProcesses,)
-"""Calls that every card supports: without one, nothing is known about who computes."""
+"""Calls that every card supports. If one fails, it is unknown which processes compute."""
 _WHERE_SUPPORTED = (
     pynvml.nvmlDeviceGetMPSComputeRunningProcesses,
     pynvml.nvmlDeviceGetGraphicsRunningProcesses,
 )
-"""Calls that some cards or drivers do not support, which then have no such clients."""
+"""Calls that some cards or drivers do not support; these have no such clients."""
 
 
 @value
@@ -35,23 +35,25 @@ class Listed:
 
 
 class ProcessLists:
-    """Reads processes by pid; pid 0 stands for those that cannot be listed."""
+    """Reads NVML's lists of processes. Pid 0 stands for processes that cannot be listed."""
 
     def __init__(self, processes: Processes) -> None:
+        """`processes` finds the name and the pod of each pid."""
         self._processes = processes
 
     def begin(self) -> None:
-        """Begin a new reading, as Processes.begin."""
+        """Begin a new reading, as Processes.begin does."""
         self._processes.begin()
 
     def of(self, handle: Any, device: str = "") -> list[Listed]:
-        """Return the processes of a whole GPU, or of the MIG device with the UUID `device`."""
+        """Return the processes of a whole GPU, or of the MIG device with the UUID `device`. UNKNOWN_PROCESS is
+        included if there may be others."""
         return self._listed(handle, device, required=_ALWAYS, hidden=False)
 
     def beside(self, handle: Any, lists: Iterable[Iterable[Listed]], *, hidden: bool) -> list[Listed]:
-        """Return the processes of a GPU with MIG on that are on none of the `lists` of its MIG devices.
+        """Return the processes of a GPU with MIG on that are not in `lists`, the processes of its MIG devices.
 
-        With `hidden`, there may be others that no call lists, so UNKNOWN_PROCESS is among them. A driver that lists
+        With `hidden`, there may be processes that no call lists, so UNKNOWN_PROCESS is included. A driver that lists
         none for the whole GPU does not contradict the lists of its MIG devices.
         """
         known = {each.process.pid for listed in lists for each in listed} - {UNKNOWN_PROCESS.pid}
@@ -59,10 +61,10 @@ class ProcessLists:
         return [each for each in listed if each.process.pid not in known]
 
     def _listed(self, handle: Any, device: str, *, required: Collection[Any], hidden: bool) -> list[Listed]:
-        """Return the processes of all lists, with UNKNOWN_PROCESS if there may be more: if `hidden`, if a list is
-        refused, or if one of the `required` lists is not supported.
+        """Return the processes in all of NVML's lists for this handle. UNKNOWN_PROCESS is included if there may be
+        more: if `hidden`, if a list is refused, or if one of the `required` lists is not supported.
 
-        A client of MPS is on two lists, as M+C in nvidia-smi, with the same memory, and counts once.
+        A client of MPS is in two lists, shown as M+C by nvidia-smi, with the same memory, and counts once.
         """
         known: dict[int, int | None] = {UNKNOWN_PROCESS.pid: None} if hidden or self._processes.blind else {}
         for call in (*_ALWAYS, *_WHERE_SUPPORTED):
@@ -79,20 +81,21 @@ class ProcessLists:
         ]
 
     def pod_of(self, pid: int) -> PodID | None:
-        """Return the pod of a process, as Processes.pod_of."""
+        """Return the pod of a process, as Processes.pod_of does."""
         return self._processes.pod_of(pid)
 
 
 def _add(known: dict[int, int | None], processes: Iterable[Any]) -> None:
-    """Add the processes of one list to `known`, the memory by pid; None stands for memory that the driver does not
-    report. A process that is there already gets the higher number."""
+    """Add the processes of one of NVML's lists to `known`, which maps each pid to its bytes of memory, or to None if
+    the driver does not report them. If a process is already there, the higher number is kept."""
     for process in processes:
         reported, memory = process.usedGpuMemory, known.get(process.pid)
         known[process.pid] = reported if memory is None else max(memory, reported or 0)
 
 
 def _reported_name(pid: int) -> str:
-    """Return the command line that NVML reports, which the process chose itself; empty if NVML reports none."""
+    """Return the command line that NVML reports for a process, which the process itself may have chosen; empty if NVML
+    reports none."""
     try:
         name: str = pynvml.nvmlSystemGetProcessName(pid)
     except (pynvml.NVMLError, UnicodeDecodeError):

@@ -1,5 +1,5 @@
-"""What the GPUs are used for, as NVML reports it. Part of `nvml.py`. No decision rests on it, so what fails is left
-out.
+"""What the GPUs are used for, as NVML reports it. Part of `nvml.py`. No decision depends on it, so values that cannot
+be read are left out.
 
 Reading the memory of a MIG device needs no right; reading that of the whole GPU beside it does
 (docs/design/hardware.md#device-memory). Shares of SM time by process are not supported while MIG is on
@@ -22,13 +22,13 @@ MOST_XIDS = 64
 
 
 class UseOfGPUs:
-    """Collects the use of the GPUs during a reading, for one reading after the other."""
+    """Collects the use of the GPUs during a reading. The object is used for all readings in turn."""
 
     def __init__(self, pod_of: Callable[[int], PodID | None]) -> None:
         """Attribute each process to the pod that `pod_of` returns for its pid."""
         self._pod_of = pod_of
         self._sampled: dict[str, int | None] = {}
-        """Time stamp of the last sample of SM shares of each GPU, by UUID, in the driver's microseconds; None if the
+        """Time stamp of the last sample of SM shares of each GPU, by UUID, in the driver's microseconds. None if the
         driver does not report shares."""
         self._xids: dict[tuple[int, int], int] = {}
         self._devices: list[DeviceUse] = []
@@ -39,7 +39,8 @@ class UseOfGPUs:
         self._devices, self._processes = [], []
 
     def hear(self, index: int, xid: int) -> None:
-        """Count an XID of a GPU. At most MOST_XIDS numbers are counted per GPU; further ones are ignored."""
+        """Count an XID of the GPU with this index. At most MOST_XIDS different XIDs are counted per GPU; further ones
+        are ignored."""
         distinct = sum(gpu == index for gpu, _ in self._xids)
         if (index, xid) in self._xids or distinct < MOST_XIDS:
             self._xids[index, xid] = self._xids.get((index, xid), 0) + 1
@@ -51,8 +52,8 @@ class UseOfGPUs:
         instances: Sequence[Instance | None],
         lists: Sequence[Sequence[Listed]],
     ) -> None:
-        """Record the devices of a GPU and their processes. `devices` are the GPU itself, whose instance is None, or
-        its MIG devices with the instance of each; `lists` are the processes on each of them."""
+        """Record the devices of a GPU and their processes. `devices` are the GPU itself, or its MIG devices;
+        `instances` has the instance of each, None for a whole GPU, and `lists` the processes on each."""
         mig = gpu.mig_mode == "Enabled"
         complete = all(process.pid != UNKNOWN_PROCESS.pid for process in gpu.processes)
         for (handle, uuid), instance, listed in zip(devices, instances, lists, strict=True):
@@ -82,9 +83,9 @@ class UseOfGPUs:
         return Use(tuple(self._devices), tuple(self._processes), xids)
 
     def _sm_shares(self, handle: Any, uuid: str, *, idle: bool) -> dict[int, int] | None:
-        """Return the percentage of SM time by pid since the last reading: the driver's newest sample of each process.
-        A process that did nothing is absent. None if the driver does not report shares. An idle GPU is asked only
-        once."""
+        """Return the percentage of SM time since the last reading, by pid: the driver's newest sample of each process.
+        A process without any activity is absent. None if the driver does not report shares. An idle GPU is queried
+        only once."""
         if idle and uuid in self._sampled:
             return None if self._sampled[uuid] is None else {}
         since = self._sampled.get(uuid) or 0
@@ -101,8 +102,8 @@ class UseOfGPUs:
 
 
 def _memory(handle: Any, *, whole: bool) -> tuple[int | None, int | None]:
-    """Return the bytes in use, without what the driver reserves, and the bytes in total; both are None if NVML reports
-    neither. Before R510 the driver counts its reserve as used."""
+    """Return the bytes in use, without the driver's reserve, and the total bytes; both are None if NVML does not
+    report them. A driver before R510 counts its reserve as used."""
     for version in (pynvml.nvmlMemory_v2, None) if whole else (None,):
         with suppress(pynvml.NVMLError):
             info = pynvml.nvmlDeviceGetMemoryInfo(handle, version)

@@ -12,7 +12,7 @@ from gpusharing.kube.raw import section
 
 
 def request_of(node: JSON) -> Request:
-    """Return the request of a GPUNode; one with an empty id if the GPUNode has none."""
+    """Return the request of a GPUNode. If the GPUNode has none, the request has an empty id."""
     return from_wire(Request, section(node, "spec", "request"))
 
 
@@ -23,15 +23,16 @@ class Observation(Observed):
 
     @classmethod
     def of(cls, node: JSON) -> "Observation":
-        """Return what the server has, from this process or the one before; empty values where it has nothing."""
+        """Return the observation that a GPUNode holds, from this process or an earlier one. Fields that it does not
+        have are empty."""
         return from_wire(cls, section(node, "status", "observed"))
 
     @classmethod
     def after(
         cls, request: Request, reading: Reading, *, simulated: bool, last: "Observation | None" = None
     ) -> "Observation":
-        """Return the answer to a request, by a reading that began after the request. A GPU that NVML cannot talk to
-        keeps what `last` knew about it."""
+        """Return the answer to a request, from a reading that began after the request was seen. A GPU that NVML cannot
+        communicate with keeps what `last` knew about it."""
         known = {gpu.index: gpu for gpu in last.gpus} if last else {}
         gpus = tuple(_with_the_past(gpu, known) for gpu in reading.gpus)
         named, met = {gpu.product for gpu in gpus}, {model.product for model in reading.models}
@@ -47,34 +48,35 @@ class Observation(Observed):
         )
 
     def again(self, request: Request) -> "Observation":
-        """Return the same GPUs as the answer to `request`, by a reading that found nothing new; `self` if that changes
-        nothing."""
+        """Return the same GPUs as the answer to `request`, for a reading that found nothing new. Returns `self` if
+        that changes nothing."""
         if (self.request_id, self.quiet, self.error) == (request.id, request.quiet, ""):
             return self
         return replace(self, request_id=request.id, quiet=request.quiet, error="")
 
     def failing(self, error: str, *, simulated: bool) -> "Observation":
-        """Return the same GPUs and the same echo with an error. Nothing new was read, so no newer request is echoed,
-        and a library that may still be open is not called quiet."""
+        """Return the same GPUs and the same request id with an error. Nothing new was read, so no newer request is
+        echoed, and `quiet` is False, because the library may still be open."""
         return replace(self, error=error, quiet=False, simulated=simulated)
 
     def held_by(self, holdings: Holdings | None) -> "Observation":
-        """Return the same GPUs with the current holdings, or with unknown ones if `holdings` is None; `self` if
-        nothing changes."""
+        """Return the same GPUs with these holdings, which are unknown if `holdings` is None. Returns `self` if nothing
+        changes."""
         allocated, pods = (None, None) if holdings is None else (holdings.allocated, holdings.pods)
         if (self.allocated, self.pods) == (allocated, pods):
             return self
         return replace(self, allocated=allocated, pods=pods)
 
     def keeps_closed(self, request: Request) -> bool:
-        """Whether the library stays closed: quiet is requested and was answered, maybe by the previous process."""
+        """Whether the library has to stay closed, because `request` asks for quiet and this observation already
+        answers it, perhaps from a previous process."""
         return request.quiet and self.quiet and self.request_id == request.id
 
     def patch(self, node: JSON) -> JSON | None:
-        """Return the JSON merge patch for the status subresource, with every key present, or None if the server has it
-        already.
+        """Return the JSON merge patch for the status subresource of `node` with every key of this observation, or None
+        if the server already has all of it.
 
-        A merge patch keeps map keys that it does not name, so resource names that disappeared are set to null.
+        A merge patch keeps map keys that it does not name, so resource names that have disappeared are set to null.
         """
         wanted: JSON = to_wire(self)
         present = section(node, "status", "observed")
@@ -87,7 +89,8 @@ class Observation(Observed):
 
 
 def _with_the_past(gpu: GPU, known: dict[int, GPU]) -> GPU:
-    """Return the GPU, or what was known about it if it cannot be read now, with its current access, XID and error."""
+    """Return the GPU if it can be read or is not in `known`, the earlier GPUs by index. Otherwise return the earlier
+    GPU with the current access, XID and error."""
     if gpu.access == "Ok" or gpu.index not in known:
         return gpu
     return replace(known[gpu.index], access=gpu.access, xid=gpu.xid, error=gpu.error)
@@ -98,8 +101,8 @@ _COUNTS = frozenset({"eccUncorrected", "correctable", "uncorrectable"})
 
 
 def _same(present: Any, wanted: Any) -> bool:
-    """Whether two JSON values are equal, where an absent key equals null, because the API server may drop null fields
-    when it stores an object. Error counts (_COUNTS) are equal if both are zero, both positive or both unknown."""
+    """Whether two JSON values are equal. An absent key equals null, because the API server may drop null fields when
+    it stores an object. Error counts (_COUNTS) are equal if both are zero, both positive or both unknown."""
     if present == wanted:
         return True
     if isinstance(present, dict) and isinstance(wanted, dict):

@@ -13,11 +13,11 @@ log = logging.getLogger(__name__)
 LIST_AGAIN = 3600.0
 """Seconds between two lists. They are rare because the watch reports everything and 5,000 agents list."""
 REMEMBERED = 8
-"""How many deleted objects of our name are remembered, to ignore their late events."""
+"""How many deleted objects with our name are remembered, so that late events about them are ignored."""
 
 
 class OwnNode:
-    """Follows one GPUNode by name. It may not exist: the operator creates it."""
+    """Follows one GPUNode by name. It may not exist yet, because the operator creates it."""
 
     def __init__(self, name: str, api: KubeClient, on_change: Callable[[], None]) -> None:
         """Call `on_change` when the object appears, disappears, is replaced or has a new request."""
@@ -25,7 +25,8 @@ class OwnNode:
         self._on_change = on_change
         self._request: tuple[str, Any] | None = None
         self._restores = 0
-        """How often a write returned a lower version than the known one, which only a restored store does."""
+        """How often a write returned a lower version than the one known before, which happens only after the store was
+        restored."""
         self._cache: Reflector[JSON] = Reflector(
             api,
             GPUNODES,
@@ -38,7 +39,7 @@ class OwnNode:
             field_selector=f"metadata.name={name}",
         )
         self.follow = self._cache.run
-        """Keep `node` current for ever; retries with back-off while the server is away."""
+        """Keeps `node` current until canceled; retries with a back-off while the server is away."""
 
     @property
     def node(self) -> JSON | None:
@@ -54,13 +55,15 @@ class OwnNode:
 
     @property
     def doubted(self) -> bool:
-        """Whether the server has listed an older state than before. A write shows whether it lags or was restored."""
+        """Whether the server has listed an older state than it had shown before. Only a write shows whether it lags or
+        was restored."""
         return self._cache.doubted
 
     def take(self, node: JSON | None, before: JSON) -> None:
-        """Update the cache with the server's answer to our write on `before`; None drops the object.
+        """Store the server's answer to our write in the cache. `before` is the version that the write was based on.
+        None drops the object.
 
-        A version lower than that of `before` means that the store was restored from a backup, which is counted.
+        If the answer has a lower version than `before`, the store was restored from a backup, which is counted.
         """
         if node is None:
             self._cache.drop(self.name)
@@ -70,13 +73,13 @@ class OwnNode:
         self._cache.accept(node)
 
     def _changed(self, _: str) -> None:
-        """Call `on_change` if the object is another one or has another request than at the last change."""
+        """Call `on_change` if the object was replaced or its request differs from that at the last change."""
         before, self._request = self._request, _uid_and_request(self.node)
         if self._request != before:
             self._on_change()
 
     def _log_state(self, error: str) -> None:
-        """Log that the GPUNode cannot be followed, or that it is followed again if `error` is empty."""
+        """Log the error that prevents following the GPUNode, or that it is followed if `error` is empty."""
         if error:
             log.warning("cannot follow GPUNode", extra={"error": error})
         else:
@@ -84,5 +87,5 @@ class OwnNode:
 
 
 def _uid_and_request(node: JSON | None) -> tuple[str, Any] | None:
-    """Return the uid of a GPUNode and its request, or None without a GPUNode."""
+    """Return the UID and the request of a GPUNode, or None if it does not exist."""
     return None if node is None else (node["metadata"]["uid"], node.get("spec", {}).get("request"))

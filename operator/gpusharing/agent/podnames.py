@@ -1,9 +1,9 @@
-"""Which pod a uid belongs to, by the folders in which the kubelet keeps the logs of pods.
+"""Finds the name of a pod by its UID, with the folders in which the kubelet keeps the logs of pods.
 
-The cgroup of a process shows the uid of its pod. The kubelet's podresources name pods without uids, and the agent may
+The cgroup of a process shows the UID of its pod. The kubelet's podresources name pods without UIDs, and the agent may
 not read pods: a token that may list them would show a thief what runs on every node. The kubelet calls the folder of a
 pod's logs NAMESPACE_NAME_UID (kubernetes v1.36.3 pkg/kubelet/kuberuntime/helpers.go, BuildPodLogsDirectory; none of
-the three can hold a `_`). Only the names of these folders are read.
+the three can contain a `_`). Only the names of these folders are read.
 """
 
 import os
@@ -15,28 +15,29 @@ from gpusharing.agent.library import PodID
 
 _PARTS = 3
 PAUSE = 5.0
-"""Seconds between two listings of the folders: one reading may ask for many uids without a folder."""
+"""Seconds between two listings of the folders, because one reading may look up many UIDs that have no folder."""
 
 
 class PodNames:
-    """Finds the pods of this node by uid."""
+    """Finds the pods of this node by UID."""
 
     def __init__(self, logs: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
-        """Look for pods in `logs`, the kubelet's podLogsDir, /var/log/pods by default; with None, no name is known."""
+        """`logs` is the kubelet's podLogsDir, /var/log/pods by default; with None, no name is ever found. `clock`
+        returns monotonic seconds."""
         self._logs = logs
         self._clock = clock
         self._known: dict[str, PodID] = {}
         self._listed_at = -PAUSE
 
     def of(self, uid: str) -> PodID:
-        """Return the pod with this uid, without a name if no folder shows it. The folders are listed again for an
-        unknown uid, but at most every PAUSE seconds."""
+        """Return the pod with this UID, without a name if no folder shows it. For an unknown UID the folders are
+        listed again, but at most every PAUSE seconds."""
         if uid not in self._known and self._clock() - self._listed_at >= PAUSE:
             self._known, self._listed_at = self._listed(), self._clock()
         return self._known.get(uid) or PodID(uid)
 
     def _listed(self) -> dict[str, PodID]:
-        """Return the pods that the folders name, by uid; empty if they cannot be listed."""
+        """Return the pods that the folders name, by UID; empty if the folders cannot be listed."""
         try:
             folders = [] if self._logs is None else os.listdir(self._logs)
         except OSError:

@@ -16,7 +16,7 @@ from gpusharing.planning.vocabulary.values import value
 T = TypeVar("T")
 
 NVIDIA_RESOURCES = "nvidia.com/"
-"""Prefix of the resources that count, which are more than GPUs: all that a device plugin of NVIDIA's serves."""
+"""Prefix of the resources that are counted: everything that a device plugin of NVIDIA serves, not only GPUs."""
 
 # Field numbers of api.proto.
 _ALLOCATABLE_DEVICES = 1  # AllocatableResourcesResponse.devices
@@ -43,7 +43,7 @@ class PodDevices:
     resource: str
     """Name of the resource, such as nvidia.com/gpu."""
     devices: tuple[str, ...]
-    """Ids of the device plugin, sorted: a UUID, or UUID::replica if the device is shared."""
+    """Ids that the device plugin gave the devices, sorted: a UUID, or UUID::replica if the device is shared."""
 
 
 @value
@@ -58,9 +58,9 @@ class Holdings:
     """
 
     allocated: dict[str, int] = field(default_factory=dict)
-    """Number of devices held by resource name (nvidia.com/...); each replica of a shared GPU counts as one."""
+    """How many devices pods hold, by resource name (nvidia.com/...); each replica of a shared GPU counts as one."""
     pods: int = 0
-    """Pods that hold at least one of them."""
+    """How many pods hold at least one of them."""
     by_pod: tuple[PodDevices, ...] = ()
     """The devices of each pod, sorted by namespace, pod and resource."""
     allocatable: tuple[tuple[str, str], ...] | None = None
@@ -69,8 +69,8 @@ class Holdings:
 
 
 class PodResourcesUnavailable(Exception):
-    """The kubelet did not answer. The agent reports the holdings as unknown, logs why, and tries again at the next
-    turn."""
+    """The kubelet did not answer. The agent reports the holdings as unknown, logs the reason, and tries again at the
+    next turn."""
 
 
 class PodResources(Protocol):
@@ -82,7 +82,7 @@ class PodResources(Protocol):
 
 
 class Answers:
-    """Decodes the kubelet's answers. What two consecutive answers have in common is decoded once.
+    """Decodes the kubelet's answers. Parts that two consecutive answers have in common are decoded only once.
 
     This works by pod and by device: the kubelet iterates over Go maps, so both come in a different order each time
     (podsMapToPods in pkg/kubelet/pod/pod_manager.go, containerDevicesFromResourceDeviceInstances in
@@ -91,13 +91,14 @@ class Answers:
     """
 
     def __init__(self) -> None:
+        """Begin without any earlier answer."""
         self._pods: dict[bytes, tuple[PodDevices, ...]] = {}
         self._devices: dict[bytes, tuple[tuple[str, str], ...]] = {}
         self._last = Holdings()
 
     def holdings(self, listed: bytes, allocatable: bytes | None = None) -> Holdings:
-        """Decode a ListPodResourcesResponse, and an AllocatableResourcesResponse if there is one. Raises ValueError if
-        the first is malformed; a malformed second one counts as absent."""
+        """Decode a ListPodResourcesResponse, and an AllocatableResourcesResponse unless that is None. Raises
+        ValueError if the first is malformed; a malformed second one counts as absent."""
         self._pods, rows = _decode(listed, _POD_RESOURCES, self._pods, _pod_devices)
         rows.sort(key=attrgetter("namespace", "pod", "resource"))
         by_pod = tuple(rows)
@@ -110,7 +111,8 @@ class Answers:
         return self._last
 
     def _decode_allocatable(self, allocatable: bytes) -> tuple[tuple[str, str], ...] | None:
-        """Return resource name and id of every healthy device, sorted, or None if the response is malformed."""
+        """Return the resource name and the id of every healthy device, sorted, or None if the response is
+        malformed."""
         try:
             self._devices, devices = _decode(allocatable, _ALLOCATABLE_DEVICES, self._devices, _devices_in)
         except ValueError:
@@ -121,8 +123,8 @@ class Answers:
 def _decode(
     response: bytes, number: int, known: dict[bytes, tuple[T, ...]], decode: Callable[[bytes], Iterator[T]]
 ) -> tuple[dict[bytes, tuple[T, ...]], list[T]]:
-    """Decode every field `number` of a response, reusing the values in `known` from the last answer. Return the values
-    by the bytes of their field, and all of them in one list."""
+    """Decode every field `number` of a response with `decode`, reusing the values in `known` from the last answer.
+    Return the values by the bytes of their field, and all values in one list."""
     now: dict[bytes, tuple[T, ...]] = {}
     everything: list[T] = []
     for message in _messages(response, number):
@@ -135,7 +137,8 @@ def _decode(
 
 
 def _count(by_pod: tuple[PodDevices, ...], allocatable: tuple[tuple[str, str], ...] | None) -> Holdings:
-    """Return the holdings with the devices of each resource and the pods that hold any counted."""
+    """Return the holdings for the devices of each pod, with the number of devices by resource and the number of pods
+    that hold any."""
     allocated: Counter[str] = Counter()
     for each in by_pod:
         allocated[each.resource] += len(each.devices)
@@ -144,7 +147,7 @@ def _count(by_pod: tuple[PodDevices, ...], allocatable: tuple[tuple[str, str], .
 
 
 def _pod_devices(pod: bytes) -> Iterator[PodDevices]:
-    """Yield the devices that a PodResources message lists, one value for each resource of NVIDIA's."""
+    """Yield the devices in a PodResources message, one value for each resource of NVIDIA."""
     devices_by_resource: dict[str, list[str]] = {}
     for container in _messages(pod, _POD_CONTAINERS):
         for devices in _messages(container, _CONTAINER_DEVICES):
@@ -157,7 +160,8 @@ def _pod_devices(pod: bytes) -> Iterator[PodDevices]:
 
 
 def _devices_in(devices: bytes) -> Iterator[tuple[str, str]]:
-    """Yield resource name and id of each device in a ContainerDevices message, if the resource is one of NVIDIA's."""
+    """Yield the resource name and the id of each device in a ContainerDevices message if the resource is one of
+    NVIDIA's; otherwise nothing."""
     name = b"".join(_messages(devices, _DEVICES_RESOURCE_NAME)).decode()
     if name.startswith(NVIDIA_RESOURCES):
         for device in _messages(devices, _DEVICES_IDS):
@@ -179,7 +183,8 @@ def _messages(message: bytes, number: int) -> Iterator[bytes]:
 
 
 def _extent(message: bytes, at: int, wire_type: int) -> tuple[int, int]:
-    """Return where the contents of a field begin and end, whose key ends at `at`."""
+    """Return where the contents of a field begin and end. `at` is the position after its key. Raises ValueError for an
+    unknown wire type."""
     if wire_type == _VARINT:
         return at, _varint(message, at)[1]
     if wire_type == _LENGTH_DELIMITED:
@@ -192,8 +197,8 @@ def _extent(message: bytes, at: int, wire_type: int) -> tuple[int, int]:
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
-    """Return the number that begins at byte `at`, and the position after it. Raises ValueError if it is cut off or has
-    more than 64 bits."""
+    """Return the number that begins at byte `at`, and the position after it. Raises ValueError if it is cut off or
+    longer than 64 bits."""
     number = shift = 0
     while True:
         if at >= len(message) or shift > 63:

@@ -19,14 +19,14 @@ SECONDS = 10.0
 """The longest time for one connection, from its beginning to its end."""
 
 Probe = Callable[[], str]
-"""Returns what is wrong; empty when everything is fine."""
+"""Returns what is wrong, or an empty string if everything is fine."""
 
 
 class _Server(ThreadingTCPServer):
-    """A server that a client with idle connections cannot block: a new connection always finds a place, and the oldest
-    one is closed for it.
+    """A server that a client with idle connections cannot block: when there are too many connections, the oldest one
+    is closed for a new one.
 
-    ThreadingHTTPServer will not do: it asks the DNS for its own name before it listens.
+    ThreadingHTTPServer does not fit: it looks up its own name in DNS before it listens.
     """
 
     allow_reuse_address = True
@@ -36,6 +36,7 @@ class _Server(ThreadingTCPServer):
     def __init__(
         self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], clock: Callable[[], float]
     ) -> None:
+        """Listen at `address`, and answer requests with `handler`. `clock` returns monotonic seconds."""
         self._clock = clock
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._lock = threading.Lock()
@@ -44,7 +45,7 @@ class _Server(ThreadingTCPServer):
         super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Close the oldest connections if there are too many, then answer this one in a thread of its own."""
+        """Close the oldest connections if there are too many, then answer this one in its own thread."""
         with self._lock:
             while len(self._open) >= MOST_CONNECTIONS:
                 self._end(next(iter(self._open)))
@@ -52,25 +53,26 @@ class _Server(ThreadingTCPServer):
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        """Forget and close a connection that has ended."""
+        """Forget and close the connection of a request that has ended."""
         with self._lock:
             self._open.pop(request, None)
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """End connections that are older than SECONDS, whatever they do. Called twice a second by the server."""
+        """End connections that are older than SECONDS, whatever they are doing. The server calls this twice a
+        second."""
         late = self._clock() - SECONDS
         with self._lock:
             for request in [each for each, began in self._open.items() if began < late]:
                 self._end(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Report an error of a request, unless the client went away or was cut off."""
+        """Report an error of a request, unless the client went away or its connection was closed."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
     def _end(self, request: socket.socket) -> None:
-        """Shut a connection down, so that its thread wakes and closes it. The caller holds the lock."""
+        """Shut a connection down, so that its thread wakes up and closes it. The caller holds the lock."""
         self._open.pop(request, None)
         with suppress(OSError):
             request.shutdown(socket.SHUT_RDWR)
@@ -88,8 +90,8 @@ class ProbeServer:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Listen at `address` at once; port 0 means a free one. `alive` and `ready` answer the two probes. Raises
-        OSError if the address is taken."""
+        """Listen at `address` at once; port 0 means a free port. `alive` answers /healthz and `ready` answers /readyz.
+        Raises OSError if the address is in use."""
         self._server = _Server(address, _handler(alive, ready, metrics), clock)
         self._thread = threading.Thread(target=self._server.serve_forever, name="probes", daemon=True)
 
@@ -100,19 +102,19 @@ class ProbeServer:
         return port
 
     def start(self) -> None:
-        """Begin to answer requests, in a thread."""
+        """Begin to answer requests, in a thread of its own."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop answering and free the port."""
+        """Stop answering, free the port, and wait until the thread has ended."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
 
 def _handler(alive: Probe, ready: Probe, metrics: CollectorRegistry) -> type[BaseHTTPRequestHandler]:
-    """Return the class that answers GET for the three paths; any other path is 404. A probe that gives a reason is
-    503."""
+    """Return the handler class that answers GET for the three paths, and 404 for any other. A probe that returns a
+    reason is answered with 503."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

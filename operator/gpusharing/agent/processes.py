@@ -1,9 +1,9 @@
-"""Which processes NVML lists, as far as procfs shows. What is unknown counts as busy, never as idle.
+"""The processes that NVML lists, as procfs shows them. What is unknown counts as busy, never as idle.
 
-NVML's own name is the first word of the command line, which every process may choose. It is only shown to people.
-Whether a process is one of NVIDIA's MPS daemons, which an idle GPU may have, is decided by its executable and its
-parent only. Without the right to read an executable (CAP_SYS_PTRACE), `comm` has to do, which the kernel takes from
-the executable and cuts to 15 bytes (proc(5)).
+The name that NVML reports is the first word of the command line, which every process may choose. It is only shown to
+people. Whether a process is one of NVIDIA's MPS daemons, which an idle GPU may have, is decided only by its executable
+and its parent. Without the right to read an executable (CAP_SYS_PTRACE), `comm` is used instead, which the kernel
+takes from the executable and cuts to 15 bytes (proc(5)).
 """
 
 import os
@@ -24,9 +24,10 @@ _DAEMONS = (MPS_SERVER, MPS_CONTROL)
 _PROGRAMS = {*_DAEMONS, *(daemon[:_COMM] + _CUT for daemon in _DAEMONS)}
 _PARENT, _START_TIME = 1, 19  # fields 4 and 22 of `stat` (proc(5)), after the name
 _MOST = 1 << 16
-"""The most bytes read of a file of procfs: a cgroup's path has at most 4096, on each of a dozen hierarchies."""
+"""The most bytes that are read of a file of procfs: the path of a cgroup has at most 4096, on each of a dozen
+hierarchies."""
 _MOST_OPEN = 256
-"""The most files that stay open; for further processes `stat` is opened at each reading."""
+"""The most files that stay open. The `stat` of any further process is opened at each reading."""
 _GONE = " (deleted)"
 _POD = re.compile(r"[/-]pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})(?=[./\n]|$)")
 """The kubelet's cgroup of a pod: `/pod<uid>`, or `-pod<uid>.slice` with `_` for `-` under systemd (kubernetes
@@ -35,37 +36,37 @@ v1.36.3 pkg/kubelet/cm/cgroup_manager_linux.go). A static pod's uid is a plain M
 
 @value
 class _Known:
-    """What procfs showed about a process when it first appeared in a reading."""
+    """The properties of a process that procfs showed when it was last read in full."""
 
     stat: tuple[bytes, ...]
-    """Number, `comm`, parent, and start in clock ticks since the boot; empty if procfs does not show it."""
+    """Process id with `comm`, parent, and start in clock ticks since the boot; empty if procfs does not show them."""
     program: str
     """Name of the executable, as `_program` returns it."""
     pod: str | None
     """UID of the pod that the process is in, or None."""
     reported_name: str = ""
-    """What NVML called it, without path and arguments; empty if NVML reported no name."""
+    """The name that NVML reported, without path and arguments; empty if it reported none."""
 
 
 def _unnamed(pid: int) -> str:
-    """Return no name, for callers that have none to report."""
+    """Return an empty name, for callers that have none to report."""
     return ""
 
 
 class Processes:
-    """Finds processes by the id that NVML reports. Ids must mean the same to NVML and procfs: the agent's pod needs
-    hostPID.
+    """Finds processes by the process id that NVML reports. Ids must mean the same to NVML and procfs, so the agent's
+    pod needs hostPID.
 
-    For an unchanged process only `stat` is read again, from a file that stays open, and NVML is not asked again for a
-    name that is only displayed; another program in its place (execve) has another `comm`. A process in no pod may
-    still be moved into one, and a possible MPS daemon matters to drains: these are examined in full each time.
+    For an unchanged process only `stat` is read again, from a file that stays open, and NVML is not queried again for
+    a name that is only displayed. Another program in its place (execve) has another `comm`. A process in no pod may
+    still be moved into one, and a possible MPS daemon matters to drains, so these are examined in full each time.
     """
 
     def __init__(
         self, proc: Path = Path("/proc"), own_pid: int | None = None, names: PodNames | None = None
     ) -> None:
-        """Read procfs where it is mounted, at `proc`. `own_pid` is this process's id as it sees it itself. Without
-        `names` pods are known by their uids only."""
+        """`proc` is where procfs is mounted. `own_pid` is this process's own id in its PID namespace, by default
+        os.getpid(). `names` finds the names of pods; without it pods are known only by their UIDs."""
         self._proc = str(proc)
         self._names = names or PodNames(None)
         self._seen: dict[int, _Known] = {}
@@ -76,7 +77,7 @@ class Processes:
         """Whether the agent is alone in the PID namespace of its container: the driver then lists no other process."""
 
     def begin(self) -> None:
-        """Begin a new reading, which forgets processes that were not in the last one."""
+        """Begin a new reading: forget the processes that were not in the last one, and close their files."""
         self._before, self._seen = self._seen, {}
         for pid in self._open.keys() - self._before.keys():
             os.close(self._open.pop(pid))
@@ -87,8 +88,9 @@ class Processes:
             os.close(file)
 
     def of(self, pid: int, device: str = "", ask: Callable[[int], str] = _unnamed) -> Process:
-        """Return a process that uses a device, or UNKNOWN_PROCESS if its id is 0 or cannot be trusted. `ask` returns
-        what NVML calls a process; it is called until it returns a name, and not again."""
+        """Return the process with this id, which uses `device`, or UNKNOWN_PROCESS if the id is 0 or cannot be
+        trusted. `ask` returns the name that NVML reports for a process id; it is called until it returns one, and not
+        again."""
         if pid <= 0 or self.blind:
             return Process(UNKNOWN_PROCESS.pid, UNKNOWN_PROCESS.name, device)
         return Process(pid, self._name(pid, ask), device)
@@ -96,14 +98,14 @@ class Processes:
     def pod_of(self, pid: int) -> PodID | None:
         """Return the pod whose cgroup a process is in, or None if it is in none or has ended.
 
-        The outermost pod of the path counts: what lies below it, the pod may have made itself.
+        The outermost pod in the path counts, because the pod itself may have created anything below it.
         """
         uid = (self._seen.get(pid) or self._examine(pid)).pod
         return None if uid is None else self._names.of(uid)
 
     def _examine(self, pid: int) -> _Known:
-        """Return what is known of a process now, and remember it. A process that is new, or whose `stat` differs, is
-        read in full; one that was in no pod has its pod read again."""
+        """Return what is known about a process now, and remember it. A process that is new, or whose `stat` differs,
+        is read in full. For one that was in no pod, the pod is read again."""
         head, _, tail = self._stat(pid).rpartition(b")")
         fields = tail.split(None, _START_TIME + 1)
         stat = (head, fields[_PARENT], fields[_START_TIME]) if len(fields) > _START_TIME else ()
@@ -116,8 +118,8 @@ class Processes:
         return known
 
     def _name(self, pid: int, ask: Callable[[int], str]) -> str:
-        """Return the name of a process without path and arguments; empty when unknown. A process that calls itself an
-        MPS daemon and is not one is shown with its real program and parent."""
+        """Return the name of a process without path and arguments; empty if unknown. A process that calls itself an
+        MPS daemon without being one is returned with its real program and parent in parentheses."""
         known = self._examine(pid)
         if not known.reported_name and (reported := _first_word(ask(pid))):
             self._seen[pid] = known = replace(known, reported_name=reported)
@@ -135,11 +137,13 @@ class Processes:
 
     @staticmethod
     def _is(program: str, daemon: str, named: str) -> bool:
-        """Whether a program is that daemon; `named` decides between two whose names are cut."""
+        """Whether `program` is this daemon. The names of both daemons are the same once cut to 15 bytes; then `named`,
+        the name that the process has given itself, decides."""
         return program == daemon or (program == daemon[:_COMM] + _CUT and named == daemon)
 
     def _program(self, pid: int) -> str:
-        """Return the name of the executable, else what the kernel kept of it, else an empty text."""
+        """Return the name of a process's executable. If that cannot be read, return `comm` instead, with a mark if it
+        may have been cut; empty if that cannot be read either."""
         try:
             path = os.readlink(f"{self._proc}/{pid}/exe")
         except OSError:
@@ -148,20 +152,20 @@ class Processes:
         return PurePosixPath(path.removesuffix(_GONE)).name
 
     def _parent(self, pid: int) -> int:
-        """Return the id of the parent, 0 when unknown. The second field of `stat` is a name in brackets that may hold
-        anything."""
+        """Return the process id of the parent, or 0 if unknown. The second field of `stat` is a name in parentheses
+        that may contain anything, so only what follows the last one is parsed."""
         after = self._read(pid, "stat").rpartition(b")")[2].split()
         return int(after[_PARENT]) if len(after) > _PARENT and after[_PARENT].isdigit() else 0
 
     def _pod(self, pid: int) -> str | None:
-        """Return the uid of the pod that the cgroup of a process names, or None."""
+        """Return the UID of the pod that the cgroup of a process names, or None if it names none."""
         match = _POD.search(self._read(pid, "cgroup").decode(errors="replace"))
         return match[1].replace("_", "-") if match else None
 
     def _stat(self, pid: int) -> bytes:
-        """Return the process's `stat`; empty if it has none. The file stays open for later readings, up to _MOST_OPEN
-        files. An open file returns nothing once its process has ended, and never shows another process with the
-        same number."""
+        """Return the content of the process's `stat`; empty if the process does not exist. The file stays open for
+        later readings, up to _MOST_OPEN files. An open file returns nothing once its process has ended, and never
+        shows another process with the same id."""
         if (known := self._open.get(pid)) is not None:
             if stat := _contents(known):
                 return stat
@@ -190,8 +194,8 @@ class Processes:
 
 
 def _contents(file: int) -> bytes:
-    """Return the content of an open file of procfs; empty if it cannot be read, as after its process has ended
-    (ESRCH)."""
+    """Return the content of an open file of procfs; empty if it cannot be read, for example because its process has
+    ended (ESRCH)."""
     try:
         return os.pread(file, _MOST, 0)
     except OSError:
@@ -199,6 +203,7 @@ def _contents(file: int) -> bytes:
 
 
 def _first_word(reported: str) -> str:
-    """Return the program in a command line; empty for NVML's [Not Found], as in a foreign PID namespace."""
+    """Return the name of the program in a command line; empty for NVML's [Not Found], which it reports in a foreign
+    PID namespace."""
     words = reported.split(maxsplit=1)
     return PurePosixPath(words[0]).name if words and not words[0].startswith("[") else ""

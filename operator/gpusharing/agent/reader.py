@@ -1,4 +1,4 @@
-"""Reads the GPUs one reading at a time, with a deadline: a hung NVML call never delays the report that it hangs."""
+"""Reads the GPUs, one reading at a time, with a deadline: a hung NVML call never delays the report that it hangs."""
 
 import asyncio
 from collections.abc import Callable
@@ -17,7 +17,7 @@ class Answer:
     """The outcome of one attempt to read the library."""
 
     request: Request
-    """The request that the reading answers: the one known before it began."""
+    """The request that the reading answers, which was known before it began."""
     outcome: Outcome
     """Whether the library answered; `hung` if it has not by the deadline, but still may."""
     seconds: float
@@ -27,18 +27,21 @@ class Answer:
     error: str = ""
     """What went wrong and what to do, beginning with a reason; empty if the outcome is `ok`."""
     patience: int = 0
-    """Consecutive readings with this error after which only a new process can help; 0 if a new one would not."""
+    """How many consecutive readings with this error are tolerated before the process ends; 0 if a new process would
+    not help."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
+    """A reading that is under way: the request that it answers, the future of its result, and when it started."""
+
     request: Request
     future: asyncio.Future[Reading]
     started: float
 
 
 class Reader:
-    """Reads a library in the background. At the deadline it stops waiting, but the reading goes on."""
+    """Reads a library in the background. At the deadline it stops waiting, but the reading continues."""
 
     def __init__(
         self,
@@ -48,8 +51,8 @@ class Reader:
         on_late: Callable[[], None],
         background: Background,
     ) -> None:
-        """Wait for a reading at most `hung_after` seconds. `on_late` is called when a reading returns after its
-        deadline."""
+        """Wait for a reading for `hung_after` seconds at most, measured by `clock`. `on_late` is called when a reading
+        returns after its deadline. `background` starts the reading in a thread."""
         self._library = library
         self._background = background
         self._hung_after = hung_after
@@ -59,9 +62,10 @@ class Reader:
         self._late: _Attempt | None = None
 
     async def read(self, request: Request) -> Answer:
-        """Read for this request, or wait for the reading that is still under way for an earlier one.
+        """Start a reading for this request, or wait for one that is still under way for an earlier request, and return
+        the outcome.
 
-        A second reading never starts beside one that hangs: it would hang too, and leak a thread a turn.
+        A second reading never starts while one hangs: it would hang too, and leak a thread at every turn.
         """
         attempt = self._attempt or self._begin(request)
         left = attempt.started + self._hung_after - self._clock()
@@ -84,7 +88,7 @@ class Reader:
 
     def _hung(self, attempt: _Attempt, seconds: float) -> Answer:
         """Return an answer with outcome `hung`, and have `on_late` called once if the reading returns after all. The
-        text of the error omits the elapsed seconds, so that repeated reports are equal."""
+        error message does not contain the elapsed seconds, so that repeated reports are equal."""
         if self._late is not attempt:
             self._late = attempt
             attempt.future.add_done_callback(lambda _: self._on_late())

@@ -1,8 +1,9 @@
-"""A KubeClient with the standard library alone: aiohttp would take a quarter of the agent's memory (docs/adr/0014).
+"""A KubeClient that uses only the standard library: aiohttp would need a quarter of the agent's memory
+(docs/adr/0014).
 
 Only the transport is the agent's own; requests, the meaning of answers and credentials come from `gpusharing.kube`.
-The agent makes one list and one watch every few minutes, and a patch when something changed, so every call takes a
-connection of its own, in a daemon thread of its own.
+The agent makes one list and one watch every few minutes, and a patch when something changed, so every call has its own
+connection and its own daemon thread.
 """
 
 import asyncio
@@ -37,11 +38,12 @@ class RestClient(KubeClient):
     """Calls the API server with the standard library. Errors are those of `kube/errors.py`."""
 
     def __init__(self, login: Login) -> None:
+        """Send requests with the credentials of `login`."""
         self._login = login
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """Yield the events of a watch, as KubeClient.stream. After a 401 the credentials are renewed for the next
-        watch."""
+        """Yield the events of a watch, as KubeClient.stream does. After a 401 the credentials are renewed for the next
+        watch, and Unauthorized is raised."""
         stream = _Stream(await self._prepared(lasting(request)))
         stream.start()
         try:
@@ -55,8 +57,8 @@ class RestClient(KubeClient):
             raise stream.error
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Send a request and return its answer, as KubeClient.call. After a 401 the credentials are renewed and the
-        request is sent once more."""
+        """Send a request and return its answer, as KubeClient.call does. After a 401 the credentials are renewed and
+        the request is sent once more."""
         for last in (False, True):
             exchange = await self._prepared(request)
             try:
@@ -75,7 +77,7 @@ class RestClient(KubeClient):
 
     async def _prepared(self, request: ApiRequest) -> "_Exchange":
         """Return the exchange for a request, with the current credentials. Raises Unauthorized if the kubeconfig
-        demands a proxy."""
+        requires a proxy."""
         access = await self._login.access()
         if access.proxy:
             raise Unauthorized(
@@ -85,13 +87,15 @@ class RestClient(KubeClient):
 
 
 class _Stream:
-    """The lines of one watch, read in a thread and handed to the event loop. None ends them, whatever ended the
-    thread."""
+    """The lines of one watch, read in a thread and passed to the event loop through `lines`. None is always the last
+    entry, whatever ended the thread."""
 
     def __init__(self, exchange: "_Exchange") -> None:
+        """Read from `exchange` once `start` is called. Must be created in the event loop."""
         self.lines: asyncio.Queue[bytes | None] = asyncio.Queue()
         self.error: BaseException | None = None
-        """What ended the watch, or None. A bug of ours is kept here too, and raised to whoever awaits the watch."""
+        """The exception that ended the watch, or None. A bug of ours is stored here too, and raised to the caller that
+        awaits the watch."""
         self._loop = asyncio.get_running_loop()
         self._exchange = exchange
         self._stopped = False
@@ -101,13 +105,13 @@ class _Stream:
         in_daemon_thread(self._read, "kube-watch")
 
     def stop(self) -> None:
-        """Make the thread return, even if it waits for data."""
+        """Make the thread return, even if it is waiting for data."""
         self._stopped = True
         self._exchange.shut()
 
     def _read(self) -> None:
-        """Read lines in the thread until the watch ends, is stopped or fails; the failure is kept in `error`. Always
-        hands over None at the end."""
+        """Read lines in the thread until the watch ends, is stopped or fails. A failure is stored in `error`. Always
+        puts None into the queue at the end."""
         try:
             response = self._exchange.send_off(INACTIVITY)
             try:
@@ -124,7 +128,7 @@ class _Stream:
             self._hand_over(None)
 
     def _hand_over(self, line: bytes | None) -> None:
-        """Put a line into the queue of the event loop, or stop if the loop is closed."""
+        """Put a line into the event loop's queue, or stop if the event loop is closed."""
         try:
             self._loop.call_soon_threadsafe(self.lines.put_nowait, line)
         except RuntimeError:
@@ -132,20 +136,21 @@ class _Stream:
 
 
 class _Exchange(HTTPSConnection):
-    """One request and a connection of its own, to a server whose name may differ from its address (tls-server-name of
-    a kubeconfig). `send_off` and `answer` run in a thread."""
+    """One request and its own connection, to a server whose certificate may have another name than its address
+    (tls-server-name of a kubeconfig). `send_off` and `answer` run in a thread."""
 
     unwanted = False
-    """Whether the caller has given up: a write that is sent so late could undo a newer one."""
+    """Whether the caller has given up. A write that is sent after that could undo a newer one."""
 
     def __init__(self, api_request: ApiRequest, access: Access, token: str | None) -> None:
+        """Prepare to send `api_request` with the Authorization header `token`, if any. No connection is opened yet."""
         server = urlsplit(access.server)
         super().__init__(server.hostname or "", server.port, timeout=CALL_TIMEOUT, context=access.tls)
         self.api_request, self._access, self._token = api_request, access, token
 
     def connect(self) -> None:
-        """Connect by TCP, then by TLS under the server's name. Raises ConnectionAbortedError if the exchange was given
-        up."""
+        """Connect by TCP, then by TLS with the server's name. Raises ConnectionAbortedError if the caller has given up
+        in the meantime."""
         HTTPConnection.connect(self)
         if self.unwanted:
             raise ConnectionAbortedError("given up before it was connected")
@@ -154,8 +159,8 @@ class _Exchange(HTTPSConnection):
             self.sock = self._access.tls.wrap_socket(self.sock, server_hostname=name)
 
     def send_off(self, timeout: float) -> HTTPResponse:
-        """Connect and send the request. Return the response, which is 2xx, unread, and may take `timeout` seconds for
-        each read; the caller closes the connection. Raises a KubeError for any other status."""
+        """Connect, send the request, and return the response without having read its body. Each read of it may take
+        `timeout` seconds, and the caller closes the connection. Raises a KubeError for a status of 300 or above."""
         api_request = self.api_request
         data, headers = content(api_request)
         headers |= {"Accept": JSON_TYPE, "User-Agent": "gpusharing-agent"}
@@ -186,7 +191,8 @@ class _Exchange(HTTPSConnection):
             self.close()
 
     def shut(self) -> None:
-        """Make the thread that uses the connection return. Without a socket yet, it returns as soon as it has one."""
+        """Make the thread that uses the connection return. If it has no socket yet, it returns as soon as it has
+        one."""
         self.unwanted = True
         if (sock := self.sock) is not None:
             # Not SSLSocket.shutdown, which would take the TLS state away from the thread that reads.

@@ -1,10 +1,10 @@
 """Which pod uses how much of which device: a reading combined with the kubelet's holdings. Pure.
 
-A process belongs to the pod of its cgroup. If that pod's name is unknown, it belongs to the one pod that holds the
-device, provided exactly one does, has no named process anywhere, and no other unnamed pod computes there; otherwise to
-nobody. Any holder of that device that has no named process on the node may be that pod, and what it takes there is
-unknown. A process in no pod's cgroup belongs to nobody either, so that what the host runs is never attributed to a
-tenant.
+A process belongs to the pod of its cgroup. If the name of that pod is unknown, the process belongs to the one pod that
+holds the device, provided exactly one does, that pod has no named process anywhere, and no other unnamed pod computes
+there; otherwise it belongs to nobody. Any holder of that device that has no named process on the node may be that pod,
+so what it uses there is unknown. A process in no pod's cgroup belongs to nobody either, so that what the host runs is
+never attributed to a tenant.
 """
 
 from collections import Counter
@@ -16,29 +16,30 @@ from gpusharing.agent.podresources import Holdings, PodDevices
 from gpusharing.planning.vocabulary.values import value
 
 MOST_DEVICES = 128
-"""The most devices that are reported, the first by GPU. Sixteen GPUs with seven instances each are 112."""
+"""The most devices that are reported, in the order of their GPUs. Sixteen GPUs with seven instances each are 112."""
 MOST_HOLDERS = 256
-"""The most pairs of a pod and a device that are reported, the first by name. A kubelet runs 110 pods by default."""
+"""The most pairs of a pod and a device that are reported, in the order of the pods' names. A kubelet runs 110 pods by
+default."""
 MOST_RESOURCES = 4
-"""The most resource names of one device that are reported: the plugin advertises one, and old ones linger."""
+"""The most resource names that are reported for one device: the plugin advertises one, and old ones linger."""
 
 PodName = tuple[str, str]
-"""Namespace and name."""
+"""Namespace and name of a pod."""
 
 
 @value
 class Sum:
-    """What some processes together use of a device."""
+    """What several processes use of a device in total."""
 
     processes: int = 0
-    """How many there are."""
+    """How many processes there are."""
     memory: int | None = 0
     """Bytes of memory; None if the driver does not report it for one of the processes."""
     sm_percent: int = 0
-    """Sum of the shares of SM time, of 100; those that the driver does not report count as 0."""
+    """Sum of their percentages of SM time; those that the driver does not report count as 0."""
 
     def with_process(self, process: ProcessUse) -> "Sum":
-        """Return the sum with one more process."""
+        """Return the sum with one more process added."""
         memory = None if self.memory is None or process.memory is None else self.memory + process.memory
         return Sum(self.processes + 1, memory, self.sm_percent + (process.sm_percent or 0))
 
@@ -48,13 +49,13 @@ class Holder:
     """What one pod holds and uses of one device."""
 
     pod: PodName
-    """Namespace and name."""
+    """Namespace and name of the pod."""
     device: DeviceUse
     """The GPU or MIG device, with what all processes use of it."""
     slices: Mapping[str, int]
     """Slices of the device that the pod holds, by resource name; empty if it only computes there."""
     taken: Sum | None
-    """What the pod's processes use, or None if an unnamed pod computes there that may be this one."""
+    """What the pod's processes use, or None if an unnamed pod that may be this one computes there."""
 
 
 @value
@@ -70,15 +71,16 @@ class DeviceUsage:
     holders: tuple[Holder, ...] = ()
     """The pairs of a pod and a device, by namespace, name, GPU and device; MOST_HOLDERS at most."""
     others: Mapping[str, Sum] = field(default_factory=dict)
-    """What processes of no pod, or of an unnamed one, use of each device, by UUID."""
+    """What the processes that belong to no pod, or to an unnamed one, use of each device, by UUID."""
     sm_percent: Mapping[str, int] = field(default_factory=dict)
-    """Share of SM time of all processes together, of 100, by UUID."""
+    """Percentage of SM time that all processes use together, by UUID of the device."""
     left_out: int = 0
     """How many devices, and pairs of a pod and a device, exceed the bounds and are not reported."""
 
 
 def usage(use: Use, holdings: Holdings | None) -> DeviceUsage:
-    """Combine a reading with the kubelet's holdings, which are None while they are unknown."""
+    """Combine the use of the GPUs with the kubelet's holdings, which are None if unknown. The result is limited to
+    MOST_DEVICES devices and MOST_HOLDERS pairs of a pod and a device."""
     devices = {device.uuid: device for device in use.devices[:MOST_DEVICES]}
     busy: Counter[str] = Counter()
     for process in use.processes:
@@ -115,7 +117,7 @@ def usage(use: Use, holdings: Holdings | None) -> DeviceUsage:
 
 
 def _slices(by_pod: Iterable[PodDevices]) -> dict[tuple[PodName, str], dict[str, int]]:
-    """Return by pod and device how many slices the pod holds of it, by resource name."""
+    """Return how many slices each pod holds of each device: by the pair of pod and UUID, then by resource name."""
     slices: dict[tuple[PodName, str], dict[str, int]] = {}
     for each in by_pod:
         for device in each.devices:
@@ -124,7 +126,8 @@ def _slices(by_pod: Iterable[PodDevices]) -> dict[tuple[PodName, str], dict[str,
 
 
 def _holding(pairs: Iterable[tuple[PodName, str]]) -> dict[str, set[PodName]]:
-    """Return by device the pods that hold slices of it."""
+    """Return the pods that hold slices of each device, by UUID. `pairs` are the pairs of a pod and a device that it
+    holds."""
     holding: dict[str, set[PodName]] = {}
     for pod, uuid in pairs:
         holding.setdefault(uuid, set()).add(pod)
@@ -132,7 +135,8 @@ def _holding(pairs: Iterable[tuple[PodName, str]]) -> dict[str, set[PodName]]:
 
 
 def base(device: str) -> str:
-    """Return the UUID in the device plugin's id; replicas of a shared device are UUID::0, UUID::1 and so on."""
+    """Return the UUID in a device plugin's id for a device. Replicas of a shared device are called UUID::0, UUID::1
+    and so on."""
     return device.partition("::")[0]
 
 
@@ -140,13 +144,13 @@ class _Owners:
     """Attributes the processes of one reading to pods."""
 
     def __init__(self, processes: Sequence[ProcessUse], holding: Mapping[str, set[PodName]]) -> None:
-        """Attribute `processes`; `holding` has the pods that hold each device."""
+        """`processes` are attributed to pods; `holding` has the pods that hold each device, by UUID."""
         self._processes = processes
         self._holding = holding
         self._named: set[PodName] = set()
-        """Pods with a named process anywhere on the node. Their uids are known, so they are not the unnamed pods."""
+        """Pods with a named process anywhere on the node. Their UIDs are known, so none of them is an unnamed pod."""
         self._nameless: dict[str, set[str]] = {}
-        """UIDs of the unnamed pods that compute on each device."""
+        """UIDs of the unnamed pods that compute on each device, by UUID of the device."""
         for process in processes:
             if process.pod is not None and process.pod.name:
                 self._named.add((process.pod.namespace, process.pod.name))
@@ -154,8 +158,8 @@ class _Owners:
                 self._nameless.setdefault(process.device, set()).add(process.pod.uid)
 
     def attribute(self) -> tuple[dict[tuple[PodName, str], Sum], dict[str, Sum]]:
-        """Return the sums by pod and device, and by device the sums of processes that belong to no pod or to an
-        unnamed one."""
+        """Return the sums of the processes by pod and device, and by device the sums of those that belong to no pod or
+        to an unnamed one."""
         taken: dict[tuple[PodName, str], Sum] = {}
         others: dict[str, Sum] = {}
         for process in self._processes:
@@ -168,7 +172,8 @@ class _Owners:
         return taken, others
 
     def unclear(self) -> set[tuple[PodName, str]]:
-        """Return the pairs of a pod and a device it holds whose processes may be among those of unnamed pods."""
+        """Return the pairs of a pod and a device that it holds, for which processes of an unnamed pod on that device
+        may be the pod's own."""
         return {
             (pod, device)
             for device in self._nameless
@@ -177,8 +182,8 @@ class _Owners:
         }
 
     def _owner(self, process: ProcessUse) -> PodName | None:
-        """Return the pod of a process: the named pod of its cgroup, or the only pod that the unnamed one can be. None
-        if it belongs to no pod or that is unclear."""
+        """Return the pod that a process belongs to: the named pod of its cgroup, or the only pod that the unnamed one
+        can be. None if it belongs to no pod, or if that is unclear."""
         if process.pod is None:
             return None
         if process.pod.name:
@@ -186,15 +191,16 @@ class _Owners:
         return self._only_candidate(process.device)
 
     def _only_candidate(self, device: str) -> PodName | None:
-        """Return the pod that the unnamed pod on a device must be, or None unless there is exactly one unnamed pod and
-        one holder, which is not identified otherwise."""
+        """Return the pod that the unnamed pod on a device must be: its only holder, if there is exactly one unnamed
+        pod there and the holder has no named process. Otherwise None."""
         holders = self._holding.get(device, set())
         alone = len(holders) == len(self._nameless[device]) == 1
         return next(iter(holders)) if alone and not holders & self._named else None
 
 
 def _count_slices(devices: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:
-    """Return by UUID and resource name how many slices there are in `devices`, pairs of resource name and device id."""
+    """Return how many slices there are, by UUID and resource name. `devices` are pairs of a resource name and a device
+    id."""
     counts: dict[str, dict[str, int]] = {}
     for resource, device in devices:
         _add(counts.setdefault(base(device), {}), resource)
@@ -202,6 +208,7 @@ def _count_slices(devices: Iterable[tuple[str, str]]) -> dict[str, dict[str, int
 
 
 def _add(counts: dict[str, int], resource: str) -> None:
-    """Count one more slice of a resource, unless MOST_RESOURCES other names are counted already."""
+    """Count one more slice of a resource in `counts`, by resource name. Does nothing if `counts` already has
+    MOST_RESOURCES other names."""
     if resource in counts or len(counts) < MOST_RESOURCES:
         counts[resource] = counts.get(resource, 0) + 1

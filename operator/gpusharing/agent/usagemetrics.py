@@ -1,8 +1,10 @@
-"""What the GPUs of a node are used for, for Prometheus, without DCGM. Made at each scrape from the loop's last turn.
+"""What the GPUs of a node are used for, as Prometheus metrics, without DCGM. Made at each scrape from the loop's last
+turn.
 
 A node has at most MOST_DEVICES devices and MOST_HOLDERS pairs of a pod and a device, each with at most MOST_RESOURCES
 names, so the number of series is bounded whatever tenants do; `gpusharing_usage_left_out` counts the devices and pairs
-that are cut off. No uid of a pod is a label. What is unknown is absent: no series is 0 for lack of an answer.
+that are cut off. No UID of a pod is a label. Values that are unknown are absent: no series is 0 because an answer is
+missing.
 """
 
 import threading
@@ -19,19 +21,20 @@ from gpusharing.agent.usage import MOST_RESOURCES, DeviceUsage, Holder, Sum, usa
 
 PREFIX = "gpusharing"
 DEVICE = ("gpu", "uuid", "profile")
-"""Labels of a device: index of its GPU, its own UUID, and its MIG profile, empty for a whole GPU."""
+"""Labels of a device: the index of its GPU, its own UUID, and its MIG profile, which is empty for a whole GPU."""
 POD = ("namespace", "pod", *DEVICE)
 
 
 class UsageCollector(Collector):
-    """Collects the metrics of one agent. `clock` returns seconds and is monotonic."""
+    """Collects the usage metrics of one agent."""
 
     def __init__(self, loop: AgentLoop, clock: Callable[[], float] = time.monotonic) -> None:
+        """Collect the metrics of the agent that `loop` runs. `clock` returns monotonic seconds."""
         self._loop = loop
         self._xids = _Xids(loop.settings.meter_lag, clock)
 
     def collect(self) -> Iterable[Metric]:
-        """Yield every metric, as documented in docs/reference/metrics.md; none while the GPUs are not read."""
+        """Yield every metric, as documented in docs/reference/metrics.md; nothing while the GPUs are not read."""
         if self._loop.use is None:
             return
         use, holdings = self._loop.use
@@ -48,7 +51,7 @@ class UsageCollector(Collector):
 
 
 def _device_info(devices: Iterable[DeviceUse]) -> Metric:
-    """Return the info metric, with one series for each device."""
+    """Return the metric that describes the devices, with one series for each."""
     info = _family(
         "device_info",
         "1 for each whole GPU without MIG and each MIG device; placement is START:SIZE in units of the card.",
@@ -102,7 +105,8 @@ def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
 
 
 def _of_slices(known: DeviceUsage) -> Iterable[Metric]:
-    """Yield the slices of each device: those that exist, and those that pods hold, which are absent while unknown."""
+    """Yield how many slices each device has, and how many of them pods hold. The latter is absent while it is
+    unknown."""
     keys = (*DEVICE, "resource")
     allocatable = _family(
         "device_slices",
@@ -125,8 +129,8 @@ def _of_slices(known: DeviceUsage) -> Iterable[Metric]:
 
 
 def _of_pods(holders: Iterable[Holder]) -> Iterable[Metric]:
-    """Yield the metrics of each pair of a pod and a device. What the pod uses is absent where some processes are not
-    seen or may be another pod's."""
+    """Yield the metrics of each pair of a pod and a device. Those about processes are absent where some processes
+    cannot be seen, or may be another pod's."""
     slices = _family("pod_slices", "Slices of a device that a pod holds.", *POD, "resource")
     processes = _family(
         "pod_processes",
@@ -166,17 +170,19 @@ def _of_pods(holders: Iterable[Holder]) -> Iterable[Metric]:
 
 
 class _Xids:
-    """Counters of XIDs by GPU and number. Each is exported as 0 first, so that a scrape sees that: most XIDs come
-    once, and Prometheus does not count the first value of a series."""
+    """Counters of XIDs by GPU and XID. Each is exported as 0 first, so that a scrape sees the 0: most XIDs come once,
+    and Prometheus does not count the first value of a series."""
 
     def __init__(self, lag: float, clock: Callable[[], float]) -> None:
+        """Export each new counter as 0 for `lag` seconds by `clock`."""
         self._clock = clock
         self._seen: dict[tuple[int, int], int] = {}
         self._counts: LaggingCounts[tuple[int, int]] = LaggingCounts(lag)
         self._alone = threading.Lock()  # each scrape has a thread
 
     def export(self, use: Use) -> Mapping[tuple[int, int], float]:
-        """Return the counts to export at this scrape. Safe to call from several threads."""
+        """Add the XIDs that are new since the last scrape, and return the counts to export, by GPU index and XID. Safe
+        to call from several threads."""
         with self._alone:
             now = self._clock()
             for gpu, xid, count in use.xids:
@@ -188,7 +194,7 @@ class _Xids:
 
 
 def _of_xids(heard: Mapping[tuple[int, int], float]) -> Metric:
-    """Return the metric of XIDs from the counts by GPU index and number."""
+    """Return the metric of XIDs. `heard` holds the counts by GPU index and XID."""
     xids = CounterMetricFamily(
         f"{PREFIX}_xid_errors",
         "XIDs of a GPU heard since the agent started; a new one is 0 for 90 s, so that increase() counts the first too."
@@ -201,19 +207,19 @@ def _of_xids(heard: Mapping[tuple[int, int], float]) -> Metric:
 
 
 def _ratio(device: DeviceUse, percent: int) -> float | None:
-    """Return the share of SM time, at most 1 although rounding may take a sum a little over it, or None if the driver
-    does not report it."""
+    """Return the fraction of SM time for a percentage, or None if the driver does not report it. It is at most 1,
+    although rounding may make a sum slightly larger."""
     return min(1.0, percent / 100) if device.reports_sm else None
 
 
 def _device(device: DeviceUse) -> list[str]:
-    """Return the values of the labels DEVICE."""
+    """Return the values of the labels in DEVICE, in that order."""
     return [str(device.gpu), device.uuid, "" if device.instance is None else device.instance.profile]
 
 
 def _where(device: DeviceUse) -> tuple[str, str]:
-    """Return id and placement of the GPU instance; both empty for a whole GPU, the placement also if it may not be
-    read."""
+    """Return the id and the placement of a device's GPU instance, as label values. Both are empty for a whole GPU, and
+    the placement is empty if the agent may not read it."""
     instance = device.instance
     if instance is None:
         return "", ""
@@ -223,7 +229,7 @@ def _where(device: DeviceUse) -> tuple[str, str]:
 def _per_device(
     name: str, text: str, devices: Iterable[DeviceUse], value: Callable[[DeviceUse], float | None]
 ) -> GaugeMetricFamily:
-    """Return a gauge with the `value` of each device; devices for which it is None are absent."""
+    """Return a gauge with the `value` of each device. Devices whose value is None are absent."""
     family = _family(name, text, *DEVICE)
     for device in devices:
         number = value(device)
@@ -233,4 +239,5 @@ def _per_device(
 
 
 def _family(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    """Return an empty gauge with this name, help text and labels."""
     return GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels)

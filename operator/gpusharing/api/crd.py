@@ -1,4 +1,4 @@
-"""From pydantic types to the schemas of CRDs: a pure rewrite of JSON schema into a structural schema.
+"""Turns pydantic types into the schemas of CRDs: a pure rewrite of JSON schema into a structural schema.
 
 Keys and shapes that this module does not know raise SchemaError, so that nothing half understood reaches the API
 server.
@@ -48,8 +48,8 @@ class SchemaError(ValueError):
 def structural_schema(model: type[object], *, written_by_us: bool = False) -> Schema:
     """Return the structural schema of a type.
 
-    `written_by_us` is for types of status: null stays where it has a meaning, and no default is set, because the
-    writers of a status write every field.
+    `written_by_us` is for the types of a status: null stays allowed where it has a meaning, and no default is set,
+    because the writers of a status write every field.
 
     Raises:
         SchemaError: the type uses something that a structural schema cannot express, or a key that is not known here.
@@ -61,10 +61,11 @@ def structural_schema(model: type[object], *, written_by_us: bool = False) -> Sc
 
 
 class _Generator(GenerateJsonSchema):
-    """Show defaults that come from a factory: `{}` for an object whose fields have defaults of their own."""
+    """Also shows defaults that come from a factory: `{}` for an object whose fields have defaults of their own."""
 
     def get_default_value(self, schema: core_schema.WithDefaultSchema) -> Any:
-        """Return the default of a field; NoDefault if a function makes it, whose result is not shown."""
+        """Return the default of a field. If a class makes it, that is `{}`; if another function makes it, NoDefault,
+        so that it is not shown."""
         if "default_factory" not in schema:
             return super().get_default_value(schema)
         factory: Any = schema["default_factory"]
@@ -73,16 +74,16 @@ class _Generator(GenerateJsonSchema):
 
 @dataclass(frozen=True, slots=True)
 class _Rewrite:
-    """The rewrite of one JSON schema and of the definitions that it refers to."""
+    """Rewrites one JSON schema, with the definitions that it refers to."""
 
     definitions: Mapping[str, Schema]
     """The types that a $ref can name, by name."""
     keep_null: bool
-    """Whether null stays where it is allowed, and defaults are left out."""
+    """Whether null stays allowed where it was, and defaults are left out."""
 
     def node(self, source: Mapping[str, Any], at: str) -> Schema:
-        """Return the structural schema of one node, without $ref, titles and branches for null. `at` is the node's
-        path, for errors. Raises SchemaError."""
+        """Return the structural schema of the node `source`, without $ref, titles and branches for null. `at` is the
+        path of the node, for error messages. Raises SchemaError."""
         merged, nullable = _without_null(self._resolve(source), at)
         merged = self._resolve(merged)
         if merged.get("x-kubernetes-int-or-string"):
@@ -97,8 +98,9 @@ class _Rewrite:
         return {"nullable": True} | schema if nullable and self.keep_null else schema
 
     def _entry(self, key: str, value: Any, at: str) -> Schema:
-        """Return what becomes of one key of a node: mostly the key with its value, rewritten if that holds nodes.
-        Empty for `default`, which `node` adds itself. Raises SchemaError for a key that is not known."""
+        """Return the part of the schema that one key of a node becomes: usually the key with its value, rewritten if
+        that contains nodes. Empty for `default`, which `node` adds itself. Raises SchemaError for a key that is not
+        known."""
         if key == "default":
             return {}
         if key == "description":
@@ -116,7 +118,8 @@ class _Rewrite:
         raise SchemaError(f"{at}: {key} has no place in a structural schema")
 
     def _resolve(self, source: Mapping[str, Any]) -> Schema:
-        """Return the node with its $ref replaced by the definition; keys beside the $ref win. The title is left out."""
+        """Return the node with its $ref replaced by the definition. Keys beside the $ref take precedence. The title is
+        left out."""
         schema = {key: value for key, value in source.items() if key != "title"}
         reference = schema.pop("$ref", None)
         if reference is None:
@@ -124,14 +127,16 @@ class _Rewrite:
         return self._resolve(self.definitions[reference.rsplit("/", 1)[-1]]) | schema
 
     def _says_something(self, default: Any, schema: Schema) -> bool:
-        """Whether a default has to be in the schema. An empty default means what an absent field means, unless `{}`
-        makes the defaults of the fields below it apply. No default is kept in types of status."""
+        """Whether a default has to be in the schema. An empty default means the same as an absent field and is left
+        out, except an `{}` that makes the defaults of the fields below it apply. Types of a status have no defaults.
+        """
         empty = default in (None, "", [], {}) and not (default == {} and "properties" in schema)
         return not empty and not self.keep_null
 
 
 def _reading_order(key: str) -> int:
-    """Return the sort key of a schema's key: type and description come first, nested schemas last."""
+    """Return a number by which the keys of a schema are sorted: type and description come first, nested schemas
+    last."""
     first = ("type", "description")
     last = ("x-kubernetes-validations", "required", "properties", "additionalProperties", "items")
     if key in first:
@@ -140,8 +145,8 @@ def _reading_order(key: str) -> int:
 
 
 def _without_null(schema: Schema, at: str) -> tuple[Schema, bool]:
-    """Return the node with `anyOf: [X, null]` folded to X, and whether null was allowed. Raises SchemaError for a
-    union of several types."""
+    """Return the node with `anyOf: [X, null]` replaced by X, and whether null was allowed. Raises SchemaError for a
+    union of several types and null."""
     branches = schema.get("anyOf", [])
     if {"type": "null"} not in branches:
         return schema, False
@@ -153,20 +158,20 @@ def _without_null(schema: Schema, at: str) -> tuple[Schema, bool]:
 
 
 def _is_value_validation(branches: Sequence[Schema]) -> bool:
-    """Whether no branch has a type, so that all of them only narrow the node that contains them."""
+    """Whether no branch has a type, so that each one only restricts the values of the node that contains it."""
     return all(set(branch) <= _BOUNDS | _JUNCTORS | {"items", "properties"} for branch in branches)
 
 
 def _check_value_validation(schema: Schema, at: str) -> None:
-    """Raise SchemaError if a node without a type has keys that need one."""
+    """Raise SchemaError if a node without a type contains keys that need one."""
     allowed = _BOUNDS | _JUNCTORS | {"description", "default", "x-kubernetes-preserve-unknown-fields"}
     if unknown := set(schema) - allowed:
         raise SchemaError(f"{at}: {sorted(unknown)} cannot stand in a node without type")
 
 
 def _assert_structural(schema: Schema, at: str) -> None:
-    """Check the rules of structural schemas that a rewrite could break, and our own: a description and a bound
-    everywhere. Raises SchemaError."""
+    """Check the rules of structural schemas that a rewrite could break, and our own: every field has a description,
+    and every value is bounded. Raises SchemaError."""
     if schema.get("x-kubernetes-preserve-unknown-fields") or schema.get("x-kubernetes-int-or-string"):
         return
     kind = schema.get("type")
@@ -185,7 +190,7 @@ def _assert_structural(schema: Schema, at: str) -> None:
 
 
 def _assert_bounded(schema: Schema, at: str) -> None:
-    """Raise SchemaError if a list, a text or a map has no greatest length."""
+    """Raise SchemaError if a list, a string or a map has no maximum length."""
     bound = {"array": "maxItems", "string": "maxLength", "object": "maxProperties"}.get(schema["type"])
     if bound and bound not in schema and not {"enum", "properties"} & set(schema):
         raise SchemaError(f"{at}: {bound} is missing; CEL and etcd need a bound")

@@ -150,11 +150,11 @@ RESOURCE_MIG_PREFIX = "nvidia.com/mig-"
 
 
 def is_gpu_resource(name: str) -> bool:
-    """Whether an extended resource represents GPUs or parts of one (docs/design/drain.md#g1).
+    """Whether an extended resource represents GPUs or parts of them (docs/design/drain.md#g1).
 
-    Names that NVIDIA's plugin never serves, but that somebody else may serve for a GPU, count too: `nvidia.com/gpumem`,
-    `nvidia.com/gpu-h100`. Their pods hold a GPU, and must leave before it changes. Other nvidia.com/* resources
-    are network cards and passed-through devices, which no mode change touches.
+    Names that NVIDIA's plugin never serves, but that somebody else may serve for a GPU, count too:
+    `nvidia.com/gpumem`, `nvidia.com/gpu-h100`. Their pods hold a GPU, and must leave before it changes. Other
+    nvidia.com/* resources are network cards and passed-through devices, which no mode change touches.
     """
     return name.startswith((RESOURCE_GPU, RESOURCE_MIG_PREFIX))
 
@@ -189,7 +189,8 @@ class DisruptionClass(StrEnum):
 
     @property
     def severity(self) -> int:
-        """The position in the order of disruption, from 0: each class disturbs more than the classes before it."""
+        """Return the position of the class in the order of disruption, from 0: each class disturbs more than those
+        before it."""
         return _CLASSES.index(self)
 
     @property
@@ -235,7 +236,8 @@ class Phase(StrEnum):
     SYNCED = ("Synced", "after", "lasts")
 
     def __new__(cls, word: str, part: ChangePart, lasts: Literal["", "lasts"] = "") -> Self:
-        """Create a phase from its word, the part of a change that it belongs to, and whether it usually lasts."""
+        """Create a phase from its name, the part of a change that it belongs to, and `lasts` if a node usually stays
+        in it for long."""
         member = str.__new__(cls, word)
         member._value_ = word
         member.part = part

@@ -1,4 +1,4 @@
-"""Records of GPUNode as plain dataclasses: how they are spelled in JSON, how they are written, and how they are read.
+"""Records of GPUNode as plain dataclasses: their names in JSON, how they are written, and how they are read.
 
 The agent and `kubectl gpusharing status` use the records without pydantic, whose models would take 10 MiB of the
 agent's 45. Where an object has to be checked (kube/convert.py) or described (api/crd.py), pydantic reads the same
@@ -14,12 +14,12 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, 
 Record = TypeVar("Record")
 
 _SPELT_OTHERWISE = {"request_id": "requestID", "memory_gb": "memoryGB", "memory_mib": "memoryMiB"}
-"""Names in JSON that are not the camel case of the field's name."""
+"""Names in JSON that differ from the camel case of the field's name, by field name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of a number, a text or a list: pydantic checks them, and the schema shows them."""
+    """Bounds of a number, a string, a list or a map. pydantic checks them, and the schema shows them."""
 
     ge: int | None = None
     """The least number, or None for any."""
@@ -29,19 +29,19 @@ class Limits:
     """The most characters, items or keys, or None for any number."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
-        """Return the schema by which pydantic checks the type, with these limits."""
+        """Return pydantic's schema of the type with these limits added, so that pydantic checks them."""
         return {**handler(source), **{key: limit for key, limit in asdict(self).items() if limit is not None}}
 
 
 @dataclass(frozen=True, slots=True)
 class SchemaKeys:
-    """Keys that the schema of a field has besides the keys that follow from its type."""
+    """Keys that the schema of a field has in addition to those that follow from its type."""
 
     keys: Mapping[str, Any] = field(hash=False)
     """The keys with their values."""
 
     def __get_pydantic_json_schema__(self, core_schema: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
-        """Return the schema that pydantic made of the type, with these keys added."""
+        """Return pydantic's JSON schema of the type with these keys added."""
         return {**handler(core_schema), **self.keys}
 
 
@@ -56,7 +56,7 @@ Counts = Annotated[dict[str, int], Limits(max_length=128)]
 
 
 def wire_name(name: str) -> str:
-    """Return the name that a field has in JSON."""
+    """Return the name of a field in JSON."""
     head, *tail = name.split("_")
     return _SPELT_OTHERWISE.get(name) or head + "".join(word.capitalize() for word in tail)
 
@@ -78,7 +78,7 @@ class WireRecord:
 
 
 def to_wire(value: Any) -> Any:
-    """Return the JSON of a record, of a tuple or list of records, or of a plain value, which stays as it is."""
+    """Return the JSON of a record, or of a tuple or list of records. Any other value is returned unchanged."""
     if names := _wire_names(type(value)):  # type: ignore[arg-type]  # mypy takes classes for unhashable
         return {key: to_wire(getattr(value, name)) for name, key in names}
     if isinstance(value, tuple | list):
@@ -87,8 +87,8 @@ def to_wire(value: Any) -> Any:
 
 
 def from_wire(kind: type[Record], raw: object) -> Record:
-    """Return the record that a JSON object holds. A field that is missing or has another type gets its default, or the
-    empty value of its type where it has no default."""
+    """Return the record of this kind that a JSON object holds. A field that is missing or has another type gets its
+    default, or the empty value of its type if it has none."""
     values = raw if isinstance(raw, dict) else {}
     readers = _readers(kind)  # type: ignore[arg-type]  # mypy takes classes for unhashable
     return kind(**{name: read(values.get(key)) for name, key, read in readers})
@@ -96,14 +96,14 @@ def from_wire(kind: type[Record], raw: object) -> Record:
 
 @cache
 def _wire_names(kind: type[object]) -> tuple[tuple[str, str], ...]:
-    """Return the fields of a dataclass with their names in JSON; empty for other types."""
+    """Return the name of each field of a dataclass and its name in JSON; empty for other types."""
     own = fields(kind) if is_dataclass(kind) else ()
     return tuple((each.name, wire_name(each.name)) for each in own)
 
 
 @cache
 def _readers(kind: type[Any]) -> tuple[tuple[str, str, Callable[[Any], Any]], ...]:
-    """Return name, name in JSON, and reader of each field of a dataclass."""
+    """Return for each field of a dataclass its name, its name in JSON, and the function that reads its value."""
     hints = get_type_hints(kind)
     factories = {
         each.name: each.default_factory for each in fields(kind) if each.default_factory is not MISSING
@@ -119,8 +119,8 @@ def _readers(kind: type[Any]) -> tuple[tuple[str, str, Callable[[Any], Any]], ..
 
 
 def _reader(hint: Any, default: Any = MISSING) -> Callable[[Any], Any]:
-    """Return the function that makes the value of a field from a JSON value. `default` is what a missing or wrong
-    value gives; without one it is the empty value of the type."""
+    """Return the function that turns a JSON value into the value of a field with this type hint. It returns `default`
+    for a value that is missing or of another type, or the empty value of the type if there is no default."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         (inner,) = (argument for argument in arguments if argument is not NoneType)
@@ -136,15 +136,17 @@ def _reader(hint: Any, default: Any = MISSING) -> Callable[[Any], Any]:
 
 
 def _read_tuple(kind: type[Any], read: Callable[[Any], Any], raw: object) -> tuple[Any, ...]:
-    """Return the items of a list that have the right type, each read; empty if `raw` is no list."""
+    """Return the items of the list `raw` that have exactly the type `kind`, each converted by `read`; empty if `raw`
+    is not a list."""
     return tuple(read(item) for item in raw if type(item) is kind) if isinstance(raw, list) else ()
 
 
 def _read_record(kind: type[Any], default: Any, raw: object) -> Any:
-    """Return the record that `raw` holds, or the default if `raw` is no object and there is a default."""
+    """Return the record that the object `raw` holds. If `raw` is not an object, return `default`, or a record of empty
+    values if there is no default."""
     return from_wire(kind, raw) if isinstance(raw, dict) or default is MISSING else default
 
 
 def _read_plain(kind: type[Any], default: Any, raw: object) -> Any:
-    """Return `raw` if it has exactly this type, else the default: True is no number here."""
+    """Return `raw` if its type is exactly `kind`, else `default`. True is not accepted as a number."""
     return raw if type(raw) is kind else default

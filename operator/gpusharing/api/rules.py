@@ -40,7 +40,7 @@ MAX_NAME = 50
 
 @dataclass(frozen=True, slots=True)
 class ApiRule:
-    """One rule of the API, as CEL and as a message for people."""
+    """One rule of the API, as a CEL expression and as a message for people."""
 
     cel: str
     """CEL expression that is true when the value (`self`) is right."""
@@ -62,17 +62,18 @@ class ApiRule:
 
 
 def cel(*rules: ApiRule) -> dict[str, Any]:
-    """Return the JSON schema extension that puts rules beside a field or a model."""
+    """Return the JSON schema extension that adds these rules to a field or a model."""
     return {"x-kubernetes-validations": [rule.manifest() for rule in rules]}
 
 
 def _quoted(text: str) -> str:
-    """Return the text as a CEL string literal; raw if it has a backslash, so that a regular expression keeps it."""
+    """Return `text` as a CEL string literal. If it contains a backslash, the literal is raw, so that a regular
+    expression stays intact."""
     return f"r'{text}'" if "\\" in text else f"'{text}'"
 
 
 def _rewritten(variable: str) -> str:
-    """Return CEL that is true if a mode change rewrites the label that `variable` holds."""
+    """Return a CEL expression that is true if a mode change rewrites the label whose key is in `variable`."""
     names = ", ".join(_quoted(label) for label in REWRITTEN_LABELS)
     prefixes = (f"{variable}.startsWith({_quoted(prefix)})" for prefix in REWRITTEN_PREFIXES)
     return " || ".join([f"{variable} in [{names}]", *prefixes])

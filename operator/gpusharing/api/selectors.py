@@ -1,4 +1,4 @@
-"""Label selectors as Kubernetes evaluates them. Policies select nodes by them, drain rules and PodDisruptionBudgets
+"""Label selectors as Kubernetes evaluates them. Policies select nodes with them, drain rules and PodDisruptionBudgets
 select pods, and pods select nodes."""
 
 from collections.abc import Iterable, Mapping
@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from gpusharing.api.policy import LabelSelector, Selector
 
 Row = tuple[str, str, tuple[str, ...]]
-"""One row of matchExpressions: its key, its operator and its values."""
+"""One row of matchExpressions: key, operator and values."""
 FIELD = "field "
 """Prefix of the key in a row about a field of a Node, such as its name. No label can have such a key."""
 
 MOST_DIGITS = 19
-"""How many digits the largest whole number of 64 bits has."""
+"""The number of digits of the largest 64-bit integer."""
 
 
 def selects(selector: Selector | LabelSelector, labels: Mapping[str, str]) -> bool:
@@ -21,11 +21,11 @@ def selects(selector: Selector | LabelSelector, labels: Mapping[str, str]) -> bo
 
 
 def matches(labels: Mapping[str, str], wanted: Mapping[str, str], rows: Iterable[Row] = ()) -> bool:
-    """Whether the labels have all `wanted` values and match all rows of matchExpressions. An empty selector matches
+    """Whether the labels have all `wanted` values and match all `rows` of matchExpressions. An empty selector matches
     everything.
 
-    NotIn matches where the label is missing. An operator that we do not know matches: the caller foresees refusals by
-    budgets, and one too many is better than one overlooked. Our own CRDs admit no such operator.
+    NotIn also matches if the label is missing. An operator that we do not know matches: the caller predicts refusals
+    by budgets, and one too many is better than one overlooked. Our own CRDs allow no such operator.
     """
     return all(labels.get(key) == value for key, value in wanted.items()) and all(
         holds(labels, row) for row in rows
@@ -33,8 +33,8 @@ def matches(labels: Mapping[str, str], wanted: Mapping[str, str], rows: Iterable
 
 
 def holds(labels: Mapping[str, str], row: Row) -> bool:
-    """Whether one row of matchExpressions matches. Gt and Lt, which only node affinity has, compare whole numbers, and
-    do not match if the label or the value of the row is not a whole number. A row with any other operator matches."""
+    """Whether the labels match one row of matchExpressions. Gt and Lt, which only node affinity has, compare integers,
+    and do not match if the label or the value of the row is not an integer. A row with an unknown operator matches."""
     key, operator, values = row
     match operator:
         case "In":
@@ -55,7 +55,7 @@ def holds(labels: Mapping[str, str], row: Row) -> bool:
 
 
 def parse_int(written: str) -> int | None:
-    """Return the whole number of 64 bits that a text holds, as Go's ParseInt reads it, or None for any other text."""
+    """Return the 64-bit integer that a string holds, as Go's ParseInt reads it, or None for any other string."""
     digits = written[1:] if written[:1] in ("+", "-") else written
     if not (digits.isascii() and digits.isdigit()) or len(digits.lstrip("0")) > MOST_DIGITS:
         return None

@@ -1,4 +1,4 @@
-"""Types of the operator's settings: pydantic reads the text of each environment variable by one of them."""
+"""Types of the operator's settings: pydantic parses the value of each environment variable by one of them."""
 
 import re
 from collections.abc import Callable
@@ -16,14 +16,14 @@ _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 def listed(find_problem: Callable[[str], str]) -> BeforeValidator:
-    """Return a validator that splits a text at its commas; an empty text has no entries. `find_problem` returns why an
-    entry is bad, or an empty text if it is good."""
+    """Return a validator that splits a string at its commas; an empty string has no entries. `find_problem` returns
+    why an entry is not valid, or an empty string if it is."""
     return BeforeValidator(partial(_split, find_problem))
 
 
 def _split(find_problem: Callable[[str], str], text: str) -> tuple[str, ...]:
-    """Return the entries of a text, without the blanks around them. Raises ValueError with the problem of the first
-    bad entry."""
+    """Return the comma-separated entries of `text`, without surrounding blanks. Raises ValueError with the problem of
+    the first entry that is not valid."""
     entries = tuple(entry.strip() for entry in text.split(",")) if text.strip() else ()
     for entry in entries:
         if problem := find_problem(entry):
@@ -32,12 +32,12 @@ def _split(find_problem: Callable[[str], str], text: str) -> tuple[str, ...]:
 
 
 def _find_no_namespace(entry: str) -> str:
-    """Return why the entry cannot be the name of a namespace; empty if it can."""
+    """Return why `entry` cannot be the name of a namespace, or an empty string if it can."""
     return "" if _NAMESPACE.fullmatch(entry) else f"{entry!r} is not the name of a namespace"
 
 
 def _find_no_mark(entry: str) -> str:
-    """Return why the entry is no label with a value that an admin may name here; empty if it is one."""
+    """Return why `entry` is not a label with a value that an admin may name here, or an empty string if it is one."""
     key, equals, value = entry.partition("=")
     if not (equals and re.fullmatch(LABEL_KEY, key) and _VALUE.fullmatch(value)):
         return f"{entry!r} is not a label with a value, such as example.com/hands-off=true"
@@ -47,7 +47,7 @@ def _find_no_mark(entry: str) -> str:
 
 
 def _is_on(text: str) -> bool:
-    """Return True for `true` and False for `false`. Raises ValueError for any other text."""
+    """Return True for `true` and False for `false`. Raises ValueError for any other string."""
     if text not in ("true", "false"):
         raise ValueError(" is neither true nor false")
     return text == "true"
@@ -55,12 +55,12 @@ def _is_on(text: str) -> bool:
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Period = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-"""Seconds, more than 0: with 0 the loop would spin, or never act."""
+"""Seconds, more than 0: with 0 a loop would spin, or never act."""
 Count = Annotated[int, Field(ge=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
-"""0 switches the port off."""
+"""A port number; 0 turns the port off."""
 Switch = Annotated[bool, BeforeValidator(_is_on)]
 """`true` or `false`, and no other word."""
 Labels = Annotated[tuple[str, ...], listed(_find_no_mark)]
-"""Each as key=value."""
+"""Comma-separated labels, each written as key=value."""
 Namespaces = Annotated[tuple[str, ...], listed(_find_no_namespace)]

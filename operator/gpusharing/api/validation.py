@@ -26,7 +26,7 @@ UNKNOWN = (
 )
 _DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?")
 _UNIONS = frozenset({"devices", "maxUnavailable"})
-"""Fields of more than one type: pydantic appends the type that it tried to the path of an error."""
+"""Names of fields with more than one type. pydantic appends the type that it tried to the path of their errors."""
 _HINTS = {
     "mode": "for example mode: MIG",
     "matchLabels": "a label value; for example {gpusharing.dev/pool: b}",
@@ -59,7 +59,8 @@ _HINTS = {
     "products": "NVML's name with dashes, for example NVIDIA-H100-80GB-HBM3",
     "nodeSelector": rules.EMPTY_SELECTOR.message,
 }
-"""The valid examples that pydantic's messages lack. The last field of a path that is a key here decides."""
+"""Valid examples, which pydantic's messages lack, by field name. The last field in the path of an error that has an
+entry here is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ class Problem:
     message: str
     """What is wrong, with a valid example."""
     value: str = ""
-    """The value there, as JSON; empty where it is not a text, number or boolean, or where there is none."""
+    """The value of the field, as JSON; empty if it is not a string, number or boolean, or if there is none."""
 
     def __str__(self) -> str:
         """Return the problem in one line: the field, its value, and what is wrong."""
@@ -79,7 +80,7 @@ class Problem:
 
 
 def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Problem, ...]:
-    """Check a whole GPUSharingPolicy object as the API server does. Returns its spec, or the problems if it has any.
+    """Check a raw GPUSharingPolicy as the API server does. Return its spec, or the problems if there are any.
 
     Types are taken literally, as in JSON ("4" is not a number). A field that we do not know is refused: the API server
     keeps one only if the CRDs are newer than the operator, and it may be the very field that says when no node may be
@@ -102,13 +103,13 @@ def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Prob
 
 
 def _with_values(problems: Iterable[Problem], raw: Mapping[str, Any]) -> tuple[Problem, ...]:
-    """Return the problems, each with the value that its field has in `raw`."""
+    """Return the problems, each with the value that its field has in the policy `raw`."""
     return tuple(replace(problem, value=_value_at(problem.field, raw)) for problem in problems)
 
 
 def _value_at(path: str, raw: Any) -> str:
-    """Return the value at a path such as `spec.mig.layouts[1].devices` as JSON, cut at MAX_VALUE characters. Empty if
-    there is none, or if it is an object, a list or null."""
+    """Return the value in `raw` at a path such as `spec.mig.layouts[1].devices`, as JSON cut to MAX_VALUE characters.
+    Empty if there is no value, or if it is an object, a list or null."""
     for part in re.findall(r"[^.\[\]]+", path):
         if isinstance(raw, Mapping):
             raw = raw.get(part)
@@ -123,7 +124,7 @@ def _value_at(path: str, raw: Any) -> str:
 
 
 def find_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
-    """Yield the problems of a policy whose fields have the right types and bounds."""
+    """Yield the problems of a spec whose fields have the right types and bounds."""
     yield from _selector_problems("spec.nodeSelector", spec.node_selector, of_nodes=True)
     yield from _mode_problems(spec)
     if spec.mig is not None:
@@ -158,7 +159,7 @@ def find_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
 
 
 def _window_problems(rollout: Rollout) -> Iterator[Problem]:
-    """Yield the schedules and time zones of windows and blackouts that do not have the right form."""
+    """Yield a problem for each schedule and each time zone of windows and blackouts that has the wrong form."""
     for field, listed in (("windows", rollout.windows), ("blackouts", rollout.blackouts)):
         for index, window in enumerate(listed):
             at = f"spec.rollout.{field}[{index}]"
@@ -169,11 +170,11 @@ def _window_problems(rollout: Rollout) -> Iterator[Problem]:
 
 
 def parse_duration(text: str) -> timedelta:
-    """Return the length of a text of hours, minutes and seconds, each at most once and in this order: "1h30m", "15m",
-    "90s".
+    """Return the duration that `text` holds: hours, minutes and seconds, each at most once and in this order, such as
+    "1h30m", "15m" or "90s".
 
     Raises:
-        ValueError: the text is no such duration.
+        ValueError: `text` is not such a duration.
     """
     match = _DURATION.fullmatch(text)
     if match is None or not text:
@@ -209,8 +210,8 @@ def _name_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
 def _selector_problems(
     at: str, selector: LabelSelector | Selector, *, of_nodes: bool = False
 ) -> Iterator[Problem]:
-    """Yield the problems of a selector at this path. A selector `of_nodes` must not be empty, nor name a label that a
-    mode change rewrites."""
+    """Yield the problems of a selector; `at` is its path. A selector `of_nodes` must not be empty, and must not name a
+    label that a mode change rewrites."""
     if of_nodes and not (selector.match_labels or selector.match_expressions):
         yield Problem(at, rules.EMPTY_SELECTOR.message)
     for key in selector.match_labels:
@@ -226,7 +227,7 @@ def _selector_problems(
 
 
 def _rule_problems(drain_rules: Iterable[DrainRule]) -> Iterator[Problem]:
-    """Yield the problems of drain rules: a timeout that their behavior does not use, and wrong selectors."""
+    """Yield the problems of drain rules: a timeout that the behavior of the rule does not use, and wrong selectors."""
     for index, rule in enumerate(drain_rules):
         at = f"spec.drain.rules[{index}]"
         if rule.timeout is not None and rule.behavior != "WaitCompleted":
@@ -236,13 +237,13 @@ def _rule_problems(drain_rules: Iterable[DrainRule]) -> Iterator[Problem]:
 
 
 def is_rewritten(label: str) -> bool:
-    """Whether a mode change rewrites this label of a node."""
+    """Whether a mode change rewrites the label with this key."""
     return label in REWRITTEN_LABELS or label.startswith(REWRITTEN_PREFIXES)
 
 
 def _mode_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
-    """Yield a problem for each block that the mode needs and that is missing, and for each that belongs to another
-    mode."""
+    """Yield a problem for each block that the mode needs but that is missing, and for each block that belongs to
+    another mode."""
     if spec.mode is Mode.MIG and spec.mig is None:
         yield Problem("spec.mig", rules.MIG_NEEDS_BLOCK.message)
     if spec.mode is not Mode.MIG and spec.mig is not None:
@@ -279,7 +280,8 @@ def _mig_problems(mig: Mig) -> Iterator[Problem]:
 
 
 def _device_problems(mig: Mig) -> Iterator[Problem]:
-    """Yield a problem if `all` GPUs are not named alone, and one for each GPU that is named twice."""
+    """Yield a problem if there are other entries beside one for `all` GPUs, and one for each GPU that is named
+    twice."""
     layouts = mig.layouts or ()
     if len(layouts) > 1 and any(entry.devices == "all" for entry in layouts):
         yield Problem("spec.mig.layouts", rules.DEVICES)
@@ -294,8 +296,8 @@ def _device_problems(mig: Mig) -> Iterator[Problem]:
 
 
 def _problem(location: Iterable[int | str], message: str) -> Problem:
-    """Return a pydantic error as a problem: with the path as the API server writes it, and a valid example if there is
-    one."""
+    """Convert an error of pydantic. `location` is the path that pydantic reports, which is written as the API server
+    does; a valid example is added to `message` if there is one."""
     path, hint, field = "spec", "", ""
     for part in location:
         if field in _UNIONS and isinstance(part, str):

@@ -1,7 +1,7 @@
 """`gpusharing-checks`: one screen that says whether the installation can work; `helm test` runs it.
 
-It only reads. Settings are the operator's own variables (GPUSHARING_NAMESPACE and so on) and GPUSHARING_RELEASE. Exit
-status: 0 if it can work, 1 if it cannot, 2 if the API server cannot be queried.
+It only reads. Its settings are the operator's own variables (GPUSHARING_NAMESPACE and so on) and GPUSHARING_RELEASE.
+Exit status: 0 if the installation can work, 1 if it cannot, 2 if the API server cannot be queried.
 """
 
 import asyncio
@@ -23,8 +23,8 @@ WORKS, BROKEN, NO_ANSWER = 0, 1, 2
 
 
 def place_of(environment: Mapping[str, str]) -> Place:
-    """Return where the release is, by the environment; variables that are not set have the chart's defaults. An empty
-    GPUSHARING_AGENT_NAMESPACE means the operator's namespace."""
+    """Return the namespaces and names of the release that the environment gives. Variables that are not set or empty
+    have the chart's defaults, except that an empty GPUSHARING_AGENT_NAMESPACE means the operator's namespace."""
     read = [item for item in fields(Place) if isinstance(item.default, str | bool)]
     known = {item.name: environment.get(f"{PREFIX}{item.name.upper()}", "") for item in read}
     if not known["agent_namespace"] and known["namespace"] and f"{PREFIX}AGENT_NAMESPACE" in environment:
@@ -37,8 +37,8 @@ def place_of(environment: Mapping[str, str]) -> Place:
 
 
 async def check(environment: Mapping[str, str]) -> int:
-    """Check the installation, print the screen, and return the exit status. If the API server cannot be queried, one
-    line on standard error says why."""
+    """Check the installation, print the result, and return the exit status. If the API server cannot be queried, print
+    one line to standard error that says why."""
     login = environment_login(environment)
     try:
         async with HttpClient(login, name="gpusharing-checks") as client:
