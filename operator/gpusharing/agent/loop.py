@@ -163,8 +163,9 @@ class AgentLoop:
         return "" if silence <= limit else f"the loop has not turned for {silence:.0f} s"
 
     async def cycle(self) -> None:
-        """Take one turn: read the GPUs for the current request unless they have to stay closed, update the meter, and
-        report if something changed. While the GPUNode does not exist, only update the meter. Raises RestartNeeded."""
+        """Take one turn: read the GPUs for the current request unless the library has to stay closed, update the
+        meter, and report if something changed. While the GPUNode does not exist, only update the meter. Raises
+        RestartNeeded."""
         node = self._own.node
         if node is None:  # no request and nowhere to report; in the middle of a change NVML must stay closed
             self.use = None

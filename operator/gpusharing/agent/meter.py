@@ -51,7 +51,7 @@ BOUNDS = Bounds()
 
 
 class Account(NamedTuple):
-    """Whom the time of a slice is counted for. A plain tuple, because many are hashed at each turn."""
+    """The tenant that the time of a slice is counted for. A plain tuple, because many are hashed at each turn."""
 
     policy: str
     """Name of the policy that owns the node; empty if none does."""

@@ -17,7 +17,8 @@ def request_of(node: JSON) -> Request:
 
 
 class Observation(Observed):
-    """The content of `status.observed`, with the agent's operations on it. All of them return a new value or `self`."""
+    """The content of `status.observed`, with the agent's operations on it. Each of them returns a new value or
+    `self`."""
 
     __slots__ = ()
 

@@ -20,7 +20,8 @@ class OwnNode:
     """Follows one GPUNode by name. It may not exist yet, because the operator creates it."""
 
     def __init__(self, name: str, api: KubeClient, on_change: Callable[[], None]) -> None:
-        """Call `on_change` when the object appears, disappears, is replaced or has a new request."""
+        """Prepare to follow the GPUNode `name`; `follow` begins to. `on_change` is called when the object appears,
+        disappears, is replaced or has a new request."""
         self.name = name
         self._on_change = on_change
         self._request: tuple[str, Any] | None = None

@@ -147,7 +147,8 @@ def _count(by_pod: tuple[PodDevices, ...], allocatable: tuple[tuple[str, str], .
 
 
 def _pod_devices(pod: bytes) -> Iterator[PodDevices]:
-    """Yield the devices in a PodResources message, one value for each resource of NVIDIA."""
+    """Yield the devices that a PodResources message lists, one value for each of NVIDIA's resources; nothing if the
+    pod holds none."""
     devices_by_resource: dict[str, list[str]] = {}
     for container in _messages(pod, _POD_CONTAINERS):
         for devices in _messages(container, _CONTAINER_DEVICES):

@@ -117,6 +117,8 @@ def _handler(alive: Probe, ready: Probe, metrics: CollectorRegistry) -> type[Bas
     reason is answered with 503."""
 
     class Handler(BaseHTTPRequestHandler):
+        """Answers the requests of one connection."""
+
         def do_GET(self) -> None:
             """Answer one of the three paths, or 404."""
             match self.path.partition("?")[0]:
@@ -130,7 +132,7 @@ def _handler(alive: Probe, ready: Probe, metrics: CollectorRegistry) -> type[Bas
                     self._answer(404, "text/plain", b"try /healthz, /readyz or /metrics\n")
 
         def log_message(self, format: str, *args: object) -> None:
-            """Log nothing, because probes come every few seconds."""
+            """Log no request, because probes come every few seconds."""
 
         def _answer_probe(self, why_not: str) -> None:
             """Answer 200, or 503 with the reason in `why_not`."""

@@ -80,7 +80,7 @@ def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
     )
 
     def others(device: DeviceUse) -> Sum:
-        """Return what processes of no known pod use of the device."""
+        """Return what the processes of no pod, or of an unnamed one, use of the device."""
         return known.others.get(device.uuid, Sum())
 
     yield _per_device(

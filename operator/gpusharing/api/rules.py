@@ -24,7 +24,7 @@ PROFILE = r"^[1-9]g\.(0|[1-9][0-9]{0,3})gb([+]me|-me|[+]gfx|[+]me\.all)?$"
 DURATION = r"^([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?$"
 """Hours, minutes, seconds in this order, each at most once: the part of Go's durations that people write."""
 MAX_DURATION_HOURS = 168
-"""A week: more is a typing error, and a node must not stay fenced for ever."""
+"""A week: more is a typing error, and a node must not stay fenced forever."""
 CRON = r"^[0-9*/,-]+ +[0-9*/,-]+ +[0-9A-Za-z*/,-]+ +[0-9A-Za-z*/,-]+ +[0-9A-Za-z*/,#-]+$"
 """The form of five fields of cron. Whether they name any time shows only when the operator looks for one."""
 ZONE = r"^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,2}$"

@@ -105,9 +105,11 @@ class PolicyWatch:
         own event loop."""
 
         async def credentials() -> tuple[Access, str | None]:
+            """Return the credentials, which are read in our own event loop."""
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._credentials(), own_loop))
 
         def touch(name: str, version: str) -> None:
+            """Call `touch` in our own event loop, without waiting for it."""
             own_loop.call_soon_threadsafe(self._touch, name, version)
 
         await follow_policies(credentials, touch, sessions, self.running)
@@ -120,7 +122,7 @@ class PolicyWatch:
 class KopfLoop(asyncio.SelectorEventLoop):
     """An event loop that remembers its tasks and its connections, so that none is left when it is closed.
 
-    asyncio keeps only weak references to tasks: the tasks of a kopf that is cancelled during its start would be lost
+    asyncio keeps only weak references to tasks: the tasks of a kopf that is canceled during its start would be lost
     without being ended. And aiohttp forgets a connection as soon as it begins to close it, which over TLS waits for
     the server.
     """

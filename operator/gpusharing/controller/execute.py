@@ -74,7 +74,7 @@ SetClaimsCall = Callable[[Mapping[str, Claim], Mapping[str, FailedNode]], Awaita
 
 @dataclass(slots=True)
 class Outcome:
-    """What a pass has written, and when to try the rest again."""
+    """What one call of `execute` has achieved, and when to try the rest again."""
 
     done: int = 0
     """How many writes the server accepted."""
@@ -141,6 +141,7 @@ class Executor:
         }
 
         async def node(name: str) -> None:
+            """Carry out the due actions of one node."""
             await self._node(name, due[name], snapshot, blocked, outcome)
 
         # Nodes in flight come first: on a server that admits few calls their proofs would grow old behind the others.

@@ -60,6 +60,7 @@ async def follow_policies(
 
     @kopf.on.event(names.GROUP, names.VERSION, names.POLICIES, registry=registry)
     async def policy_seen(name: str, meta: kopf.Meta, **_: Any) -> None:
+        """Report an event of a policy to `touch`, with its resourceVersion."""
         touch(name, str(meta.get("resourceVersion", "")))
 
     await kopf.operator(
@@ -102,6 +103,7 @@ def _called(name: str) -> aiohttp.ClientMiddlewareType:
     async def with_name(
         request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
+        """Set the name that the server's certificate must have, and send the request."""
         request.server_hostname = name
         return await send(request)
 

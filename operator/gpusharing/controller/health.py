@@ -35,8 +35,8 @@ class Health:
     clock: Callable[[], float] = loop_time
 
     def dead(self) -> dict[str, str]:
-        """Return the problems that only a restart can solve: the reason by the name of the part. Empty if there are
-        none."""
+        """Return the problems that only a restart can solve: a message for each part that has one, by the name of the
+        part."""
         problems = {}
         still = self.clock() - self.loop.progress.last
         if still > STUCK:
@@ -48,8 +48,8 @@ class Health:
         return problems
 
     def unready(self) -> dict[str, str]:
-        """Return why the operator cannot decide at present: the reason by the name of the part, those of `dead`
-        included. Empty if it can."""
+        """Return why the operator cannot decide at present: a message for each part that prevents it, by the name of
+        the part, including the problems of `dead`. Empty if it can decide."""
         problems = dict(self.dead())
         problems |= self.loop.sources.missing()
         for name, source in self.loop.sources.required.items():
@@ -66,9 +66,11 @@ def application(health: Health) -> web.Application:
     """Return the web application that serves /healthz and /readyz."""
 
     async def healthz(_: web.Request) -> web.Response:
+        """Answer with the problems that only a restart can solve."""
         return _answer(health.dead())
 
     async def readyz(_: web.Request) -> web.Response:
+        """Answer with the reasons why the operator cannot decide."""
         return _answer(health.unready())
 
     app = web.Application()
@@ -80,6 +82,7 @@ def metrics_application(registry: CollectorRegistry) -> web.Application:
     """Return the web application that serves /metrics."""
 
     async def metrics(_: web.Request) -> web.Response:
+        """Answer with all metrics of the registry."""
         return web.Response(body=generate_latest(registry), content_type="text/plain")
 
     app = web.Application()

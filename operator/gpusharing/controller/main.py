@@ -38,7 +38,8 @@ log = structlog.get_logger()
 
 
 def main() -> None:
-    """Run the operator until SIGTERM, SIGINT or an error, and exit with its status."""
+    """Run the operator until SIGTERM, SIGINT or an error, and exit with the status of `serve`, or FAULT after an
+    error. A setting that is not valid ends the process with a message."""
     try:
         settings = from_environment(os.environ)
     except SettingsError as error:
@@ -124,6 +125,7 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
     clock = SteadyClock()
 
     def called(request: ApiRequest, status: int) -> None:
+        """Report a call to the metrics and to the loop's progress."""
         metrics.called(request, status)
         loop.progress.called(request, status)
 

@@ -38,8 +38,9 @@ class Pace:
     _follow_ups: int = 0
 
     async def rest(self, due: datetime | None) -> None:
-        """Wait until an event arrives or `due` has come, for LOOK_EVERY at most. After an event wait a little longer,
-        so that one pass handles a whole burst.
+        """Wait until an event arrives or `due` has come, for LOOK_EVERY at most. After an event, wait a little longer,
+        so that one pass handles a whole burst. Without an event, wait a little longer if too many passes follow one
+        another at once.
 
         An event after a quiet time gets a pass soon; while many events arrive, passes are a whole debounce apart.
         """
@@ -57,7 +58,7 @@ class Pace:
 
     async def _slow_down(self, left: timedelta) -> None:
         """Wait if too many passes have followed one another without a rest: a plan that writes in every pass and never
-        settles must not run fast. `left` is the rest that has just ended; one of 0 or less counts as no rest."""
+        settles must not run fast. `left` is how long the loop was to rest; 0 or less counts as no rest."""
         self._follow_ups = self._follow_ups + 1 if left <= timedelta(0) else 0
         if self._follow_ups > FOLLOW_UPS:
             log.warning(

@@ -134,7 +134,8 @@ class Publisher:
         due: list[datetime] = []
 
         async def write(key: str) -> None:
-            """Publish one object, or the Events, and add to `due` when it has to be looked at again."""
+            """Publish the status of one object, or the Events, and append to `due` when that has to be tried again, if
+            at all."""
             try:
                 if (refused := self._refused.get(key)) is not None and refused[1] > now:
                     later: datetime | None = refused[1]

@@ -92,9 +92,10 @@ def _too_many(request: ApiRequest, answer: object, message: str, seconds: float 
 def _eviction_error(
     request: ApiRequest, status: int, answer: object, message: str, retry_after: str | None
 ) -> KubeError:
-    """Return the error for a 500 or 504 to an eviction. With a time to wait, the server only lost a race over the
-    budget (E14): EvictionBlocked. A 500 without one will never succeed: EvictionFailed. Any other 504 is a call
-    that failed: Unavailable.
+    """Return the error for a 500 or 504 to an eviction. EvictionBlocked if the answer names a time to wait, because
+    the server then only lost a race over the budget (E14); for a 504 the reason must also be Timeout. EvictionFailed
+    for a 500 without a time, because it will never succeed. Unavailable for any other 504, which is a call that
+    failed.
 
     The race ends as NewTimeoutError of apimachinery: 504, reason Timeout, retryAfterSeconds 10 (kubernetes v1.36.3
     pkg/registry/core/pod/storage/eviction.go).

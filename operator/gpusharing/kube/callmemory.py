@@ -8,13 +8,13 @@ from gpusharing.planning.snapshot.podviews import EvictionMemory
 
 @dataclass(slots=True)
 class CallMemory:
-    """What became of our calls. The executor keeps it up to date, also while no pass waits for a call, and every
-    snapshot includes it."""
+    """The results of our calls that later passes need. The executor keeps them up to date even while no pass waits for
+    a call, and every snapshot contains them."""
 
     evictions: dict[str, dict[str, EvictionMemory]] = field(default_factory=dict)
     """The last answer to an eviction or a forced deletion, by node and pod UID."""
     failures: dict[str, CallFailure] = field(default_factory=dict)
-    """Failed calls, by node, or by subject of a write that all nodes share."""
+    """Failed calls, by node name, or by the subject of a write that serves all nodes."""
     unsure: set[str] = field(default_factory=set)
     """Nodes whose pods must be listed again, because a call got no answer and only a new LIST shows whether a pod was
     evicted. A node is removed when its LIST begins."""

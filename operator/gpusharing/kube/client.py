@@ -174,7 +174,8 @@ class ApiRequest:
 
 
 class KubeClient(ABC):
-    """A client of the API server: `call` and `stream` send a request, the verbs say which.
+    """A client of the API server: `call` and `stream` send any request; the other methods send the requests that we
+    need.
 
     For anything that the server or the network does, every method raises a KubeError of `kube/errors.py` and nothing
     else. A client that stands in front of another one may raise further errors, which its docstring names.

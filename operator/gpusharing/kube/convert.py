@@ -335,11 +335,11 @@ def label_owners(annotations: Mapping[str, str]) -> dict[str, str]:
 
 
 def label_rewriters(raw: JSON, fence: Fence | None, verified: Verified | None) -> dict[str, str]:
-    """Return the field manager that replaced our value, for each of our two labels that no longer has the value we
-    wrote last. A label is left out if the API server does not know its manager, if the manager is one of ours, or if
-    we never wrote the label.
+    """Return the field manager that replaced our value, by label, for each of our two labels that no longer has the
+    value we wrote last. A label is left out if the API server does not know its manager, if the manager is one of
+    ours, or if we never wrote the label.
 
-    The value that we wrote last is read from the fence if its change has passed the point of no return, else from
+    The value that we wrote last is read from `fence` if its change has passed the point of no return, else from
     `verified`, the record of the last proof.
     """
     written = (verified.mig_config, verified.plugin_config) if verified is not None else ("", "")

@@ -165,8 +165,8 @@ def _marks(metadata: JSON) -> tuple[tuple[str, str], ...]:
 
 
 def _is_local(volume: JSON) -> bool:
-    """Whether a volume is an emptyDir on the node's disk (P8). An emptyDir in memory does not count, because its
-    contents were never meant to outlive the pod."""
+    """Whether a volume is an emptyDir on the node's disk (P8). An emptyDir in memory, such as /dev/shm, does not
+    count."""
     return "emptyDir" in volume and not text(volume, "emptyDir", "medium")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 class KubeError(Exception):
-    """Base of these errors: a call to the API server did not do what it was to do."""
+    """Base of these errors: a call to the API server failed, or was not sent."""
 
 
 @dataclass
@@ -19,6 +19,7 @@ class _Worded(KubeError):
     """What is wrong, on which object."""
 
     def __str__(self) -> str:
+        """Return the message alone, without the other fields."""
         return self.message
 
 
@@ -64,6 +65,7 @@ class Forbidden(KubeError):
     """The API group of the request; empty for the core group and where it is unknown."""
 
     def __str__(self) -> str:
+        """Return the message, followed by the hint in parentheses if there is one."""
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
 

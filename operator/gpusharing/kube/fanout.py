@@ -40,7 +40,7 @@ Door = tuple[bool, str, str]
 
 @dataclass(frozen=True, slots=True)
 class CallTarget:
-    """What a call does, to which object."""
+    """The verb of a call, and the object that the call is about."""
 
     verb: str
     """The verb of RBAC, for example patch."""
@@ -78,9 +78,9 @@ class Reachability:
         self.failed.clear()
 
     def failing(self, target: CallTarget, began: int, error: Unavailable) -> None:
-        """Note that a call which began after `began` answers has failed; ignored if an answer came since. Raises
-        ServerAway if calls of this flow about AWAY_OBJECTS subjects at AWAY_DOORS doors have failed since the last
-        answer."""
+        """Record that a call about `target` failed with `error`. `began` is the value of `successes` when the call
+        began; if an answer has come since, the failure is ignored. Raises ServerAway if calls of this flow about
+        AWAY_OBJECTS subjects at AWAY_DOORS doors have failed since the last answer."""
         if began != self.successes:
             return
         self.failed[target] = str(error)
@@ -227,8 +227,8 @@ class Fanout(PassingClient):
 class PublishingClient(PassingClient):
     """A client for calls that only publish something for people: statuses and Events.
 
-    They share the slots of all other calls, and their answers show that the server is there. But their refusals and
-    failures neither hold back nor end what decisions depend on.
+    They share the slots of all other calls, and their answers show that the server can be reached. Their refusals and
+    failures neither hold back the calls that decisions depend on, nor end a pass.
     """
 
     def __init__(self, fanout: Fanout) -> None:

@@ -179,7 +179,7 @@ def _changes(action: NodePatch) -> tuple[Mapping[str, str | None], dict[str, str
             annotations[names.ANNOTATION_DEFERRED] = record_text(action.deferred) if action.deferred else None
             if action.uncordon:
                 spec["unschedulable"] = None
-                # A driver upgrade that was required meanwhile would leave its own cordon for ever, because of ours.
+                # A driver upgrade that was required meanwhile would leave its own cordon forever, because of ours.
                 annotations[names.ANNOTATION_UPGRADE_CORDONED] = None
         case LabelNode():
             labels = action.labels

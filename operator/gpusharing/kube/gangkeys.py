@@ -31,7 +31,7 @@ JOB_NAMES = ("batch.kubernetes.io/job-name", "job-name")
 
 
 class PodMarks(NamedTuple):
-    """The parts of a Pod by which it declares its gang."""
+    """The parts of a Pod that declare its gang."""
 
     labels: Mapping[str, str]
     """Labels of the pod."""
@@ -42,7 +42,7 @@ class PodMarks(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether Kueue queues the pod itself, not what created it."""
+        """Whether Kueue queues the pod itself, and not the workload that created it."""
         return self.labels.get(KUEUE_MANAGED) == "true"
 
 
@@ -64,6 +64,7 @@ def _labels(*keys: str) -> Callable[[PodMarks], tuple[str, str] | None]:
     joined by slashes, name the gang, and the labels select its pods."""
 
     def find(pod: PodMarks) -> tuple[str, str] | None:
+        """Return the gang of a pod by its labels `keys`, or None if one of them is missing or empty."""
         values = [pod.labels.get(key, "") for key in keys]
         if not all(values):
             return None

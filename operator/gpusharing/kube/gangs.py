@@ -1,10 +1,10 @@
-"""Where the other pods of a gang run: one LIST in its namespace, by its label, when the pods of one of its nodes are
-read.
+"""The other pods of a gang and the nodes that they run on, found by one LIST in the gang's namespace when the pods of
+one of its nodes are read.
 
-Where no label tells one gang from another, one LIST serves all such gangs of the namespace. Their pods are told apart
-here: the LIST selects by the label that all of them have, or else by the scheduler that they name. The same is done
-where the pods of a node belong to more than MAX_LISTS gangs. Nothing is watched, and no call is made if no pod belongs
-to a gang.
+A LIST selects a gang by its label. Where no label tells one gang from another, one LIST serves all such gangs of the
+namespace: it selects by the label that all of them have, or else by the scheduler that they name, and the pods are
+told apart here. The same is done if the pods of a node belong to more than MAX_LISTS gangs. Nothing is watched, and no
+call is made if no pod belongs to a gang.
 
 Terms: docs/design/glossary.md#gang.
 """
@@ -128,8 +128,8 @@ class Gangs:
 
     async def _current(self, query: _Query, gangs: Sequence[Gang], now: datetime, *, anew: bool) -> _Known:
         """Return the last result for `query` if it is recent enough and serves these gangs, else that of a new LIST.
-        If the new LIST fails, not `anew` and the last result serves these gangs, that result is returned as if it were
-        new."""
+        If the new LIST fails and `anew` is False, the last result is returned as if it were new, provided it serves
+        these gangs."""
         known = self._known.get(query)
         valid = LIST_VALID if anew or known is None or known.error else LIST_VALID_IN_DRAIN
         if known is not None and now - known.listed < valid and known.serves(gangs):

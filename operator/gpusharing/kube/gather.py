@@ -150,7 +150,7 @@ class Gatherer:
         return message
 
     def _mig_managers(self, now: datetime) -> dict[str, Operand]:
-        """Return the mig-manager pod of each node, by node name. On fenced nodes, a Ready pod also has the time at
+        """Return the mig-manager pod of each node, by node name. A Ready pod on a fenced node also carries the time at
         which this process first saw it Ready."""
         operands = by_node(self.sources.operands.items.values(), MIG_MANAGER)
         ready_since: dict[str, datetime] = {}

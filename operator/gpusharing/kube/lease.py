@@ -117,7 +117,7 @@ class LeaderLease:
             raise LeaseLost(f"{self.identity} no longer holds the Lease {self._name}")
 
     async def run(self) -> None:
-        """Acquire the Lease, and renew it until cancelled; then release it. If the Lease is lost, call `on_lost` and
+        """Acquire the Lease, and renew it until canceled; then release it. If the Lease is lost, call `on_lost` and
         return."""
         try:
             while True:

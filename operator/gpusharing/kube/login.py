@@ -239,7 +239,10 @@ def _complaints() -> Iterator[list[str]]:
     complaints: list[str] = []
 
     class Listener(logging.Handler):
+        """Appends each log message to `complaints`."""
+
         def emit(self, record: logging.LogRecord) -> None:
+            """Append the message of a log record, with a program's output decoded."""
             complaints.append(_readable(record.getMessage()))
 
     log, listener = logging.getLogger("kubernetes.aio.config.kube_config"), Listener(logging.ERROR)

@@ -13,7 +13,7 @@ Succeeded, or Ready, means that the node is in maintenance now; deleting the obj
 being deleted count too, because the uncordon is still to come and medik8s lifts any cordon that it finds
 (stopNodeMaintenanceImp): it would lift ours in the middle of a drain.
 
-No such object stays for ever: medik8s makes the Node its owner (setOwnerRefToNode), maintenance-operator deletes what
+No such object stays forever: medik8s makes the Node its owner (setOwnerRefToNode), maintenance-operator deletes what
 was Ready for too long (garbage_collector_controller.go at e15d07b), and any other one is named in the message, for a
 person to delete.
 

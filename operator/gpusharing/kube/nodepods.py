@@ -43,7 +43,7 @@ class NodePods:
     for."""
 
     def __post_init__(self) -> None:
-        """Create the readers of gangs and of other objects that decide about pods."""
+        """Create the readers of gangs and of the other objects that affect how pods are drained."""
         self.gangs, self._lookups = Gangs(self.client), PodLookups(self.client)
 
     async def look(
@@ -52,8 +52,8 @@ class NodePods:
         """List the pods of each wanted node whose last LIST is old enough, update `work`, and forget the other nodes.
 
         A LIST that ends late is used by the next call. One that was not sent or was refused with 429 leaves `work` as
-        it is, with its age. `proving` are the nodes that are listed first, because they need nothing else. `now` is
-        the time of day at the moment `began` of the loop's clock.
+        it is, with its age. `proving` are the nodes to list first, because nothing else is missing to prove that they
+        are idle. `now` is the time of day at the moment `began` of the loop's clock.
 
         Raises:
             ExceptionGroup: an error that ends a pass, see Crew.
@@ -63,6 +63,7 @@ class NodePods:
             del self.work[name]
 
         async def read(node: str) -> None:
+            """List the pods of one node and store the result in `_lists`. Throttled is ignored."""
             self.calls.unsure.discard(node)
             with suppress(Throttled):  # not sent, or refused: what was seen before stays valid, with its age
                 # This read may have waited for others: its LIST is dated when it begins.

@@ -33,7 +33,7 @@ def text(value: object, *path: str) -> str:
 
 
 def whole(value: object, *path: str) -> int:
-    """Return the whole number at `path`, or 0 if there is none."""
+    """Return the integer at `path`, or 0 if there is none; a boolean does not count as one."""
     found = part(value, *path)
     return found if isinstance(found, int) and not isinstance(found, bool) else 0
 

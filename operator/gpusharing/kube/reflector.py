@@ -1,6 +1,6 @@
 """Reflector: a cache of small projections of all objects of one kind, kept up to date by list and watch.
 
-It is our own code because existing caches lose deletions: kopf 1.45 keeps objects that vanished in a 410 gap for ever,
+It is our own code because existing caches lose deletions: kopf 1.45 keeps objects that vanished in a 410 gap forever,
 and the informer of the official client keys by name without UID (docs/design/faults.md#d2, D3).
 
 A watch goes on from the moment of the first list as soon as its first page has arrived, and beside every later list. So
@@ -152,7 +152,7 @@ class Reflector(Generic[View]):
         self._views.drop(name)
 
     async def run(self) -> None:
-        """List, watch, and list again, until cancelled. Errors of the server are retried with a back-off and never
+        """List, watch, and list again, until canceled. Errors of the server are retried with a back-off and never
         raised."""
         try:
             async with asyncio.TaskGroup() as group:

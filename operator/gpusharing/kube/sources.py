@@ -226,7 +226,7 @@ class Sources:
 
     def _gpunode(self, raw: JSON) -> GPUNodeView:
         """Convert a raw GPUNode. Its `status.transition` and conditions are stored separately for `shown`, because no
-        decision depends on them. If the agent's report has not changed, the view of the last one is reused."""
+        decision depends on them. The agent's report is not converted again if it has not changed."""
         name = raw["metadata"]["name"]
         shown = [section(raw, "status", "transition"), entries(raw, "status", "conditions")]
         self._shown[name] = json.dumps(shown)
@@ -259,7 +259,7 @@ class Sources:
         return transition, conditions
 
     async def run(self) -> None:
-        """Follow all kinds until cancelled."""
+        """Follow all kinds until canceled."""
         async with asyncio.TaskGroup() as group:
             for reflector in (*self.required.values(), *self.optional.values(), self.agent_warnings):
                 group.create_task(reflector.run())
