@@ -199,7 +199,7 @@ class Conversation:
         """Append the data of a frame to the body of its call, and queue a window update once MOST bytes were consumed.
         A body of more than MOST bytes ends its call with an error and resets the stream; the other calls continue."""
         self._taken += frame.flow_controlled_length
-        if self._taken >= MOST:  # long before the window is used up
+        if self._taken >= MOST:  # long before the window is exhausted
             self._unsent.append(WindowUpdateFrame(0, self._taken).serialize())
             self._taken = 0
         if (stream := self._stream(frame)) is not None:

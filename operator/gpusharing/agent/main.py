@@ -91,7 +91,7 @@ def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argpar
         parser.add_argument(
             flag,
             type=kind,
-            default=environ.get(variable, default),  # argparse passes a text through `type` too
+            default=environ.get(variable, default),  # argparse applies `type` to a string default too
             metavar=kind.__name__.upper(),
             help=f"{text} (${variable}, default {default or 'none'})",
         )

@@ -188,7 +188,7 @@ def _devices(reading: Reading, holdings: Holdings, known: AllocatableSlices) -> 
     cards = {model.product: model for model in reading.models}
     for gpu in reading.gpus:
         for uuid, share in _under_holder(gpu, _shares(gpu, cards.get(gpu.product)), allocated):
-            if uuid in whole:  # the holder has all of it, so nothing is idle
+            if uuid in whole:  # one pod holds all of it, so nothing is idle
                 yield _Slices(share, {}, {}, allocated[uuid])
             else:
                 here: Mapping[str, int] = allocatable.get(uuid, {})
@@ -232,7 +232,7 @@ def _shares(gpu: GPU, model: Model | None) -> Sequence[tuple[str, Fraction]]:
     if gpu.mig_mode != "Enabled":
         return ((gpu.uuid, WHOLE),) if gpu.uuid else ()
     profiles = () if model is None else model.profiles
-    # A container without rights cannot read sizes; memory then stands in for them.
+    # A container without rights cannot read sizes, so memory is used instead.
     placed = all(profile.size for profile in profiles)
     extents = {each.name: Extent(each.slices, each.size if placed else each.memory_gb) for each in profiles}
     card = Extent(

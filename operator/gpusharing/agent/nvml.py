@@ -159,8 +159,8 @@ class NVML:
         product = self._products.get(uuid) or pynvml.nvmlDeviceGetName(handle)
         known, modes = cards.get(product), _mig_mode(handle)
         capable = modes[0] != "NotSupported"
-        # Some drivers list no profiles while MIG is off, or deny for a moment that a card has MIG: another GPU of this
-        # model, or the next reading, may tell.
+        # Some drivers list no profiles while MIG is off, or deny for a moment that a card has MIG. Another GPU of this
+        # model, or the next reading, may show them.
         if known is None or (capable and not known.model.profiles):
             cards[product] = _card(handle, product, mig_capable=capable)
         return self._gpu(handle, index, uuid, cards[product], modes)
@@ -258,7 +258,7 @@ def _compute_mode(handle: Any) -> ComputeMode:
 def _card(handle: Any, product: str, *, mig_capable: bool) -> _Card:
     """Read the properties of the card model `product` from one GPU. A property that NVML does not report becomes None,
     empty or Unknown."""
-    # On a GPU with MIG on, only a container with rights can read it (docs/design/hardware.md#device-memory).
+    # On a GPU with MIG on, only a container with rights can read the memory (docs/design/hardware.md#device-memory).
     memory = maybe(None, pynvml.nvmlDeviceGetMemoryInfo, handle)
     capability = maybe((), pynvml.nvmlDeviceGetCudaComputeCapability, handle)
     live = fields(handle, pynvml.NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED) if mig_capable else None

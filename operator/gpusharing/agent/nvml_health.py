@@ -12,7 +12,7 @@ import pynvml
 
 from gpusharing.api.gpunode import RecoveryAction, RemappedRows
 
-_MOST_EVENTS = 256  # read at one reading; the next one begins anew
+_MOST_EVENTS = 256  # the most that one reading takes
 _REMAPPED_FIELDS = (
     pynvml.NVML_FI_DEV_REMAPPED_COR,
     pynvml.NVML_FI_DEV_REMAPPED_UNC,
@@ -31,7 +31,7 @@ _RECOVERY: dict[int, RecoveryAction] = {
     pynvml.NVML_GPU_RECOVERY_ACTION_BUS_RESET: "BusReset",
     pynvml.NVML_GPU_RECOVERY_ACTION_SYSTEM_REBOOT: "SystemReboot",
 }
-# The call, or this version of it, does not exist for this card or driver.
+# Errors which mean that the call, or this version of it, does not exist for this card or driver.
 UNSUPPORTED = (
     pynvml.NVML_ERROR_NOT_SUPPORTED,
     pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
@@ -64,7 +64,8 @@ def maybe(otherwise: Any, call: Any, *arguments: Any) -> Any:
 
 def fields(handle: Any, *numbers: int) -> tuple[int, ...] | None:
     """Return the unsigned values of these NVML fields, or None if any of them is not supported or not permitted."""
-    # In pairs with a scope: pynvml tries that first, and raises and catches an error for each bare number.
+    # Each number is paired with a scope: pynvml tries that form first, and raises and catches an error for a bare
+    # number.
     scoped = [(number, 0) for number in numbers]
     values = maybe(None, pynvml.nvmlDeviceGetFieldValues, handle, scoped)
     if values is None or any(value.nvmlReturn != pynvml.NVML_SUCCESS for value in values):

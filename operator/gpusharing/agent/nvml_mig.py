@@ -204,7 +204,7 @@ def _instance_of_device(device: MigDevice, profiles: Sequence[DriverProfile]) ->
     if profile is None:
         attributes = maybe(None, pynvml.nvmlDeviceGetAttributes, mig)
         alike = [p for p in profiles if attributes and p.slices == attributes.gpuInstanceSliceCount]
-        # The usable memory is below the nominal one of the name, never above it.
+        # The usable memory is less than the nominal memory in the name, never more.
         profile = min(alike, key=lambda p: abs(p.memory_gb - attributes.memorySizeMB / 1024), default=None)
     return Instance(
         profile=profile.name if profile else "",

@@ -92,7 +92,7 @@ class UseOfGPUs:
         try:
             samples = pynvml.nvmlDeviceGetProcessUtilization(handle, since)
         except pynvml.NVMLError as error:
-            # NOT_FOUND means that no process did anything, SUCCESS is what pynvml makes of an empty list.
+            # NOT_FOUND means that no process was active; pynvml raises SUCCESS for an empty list.
             answered = error.value in (pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_SUCCESS)
             self._sampled[uuid] = since if answered else None
             return {} if answered else None

@@ -18,7 +18,7 @@ from gpusharing.api.gpunode import Process
 from gpusharing.planning.vocabulary.values import value
 
 MPS_SERVER, MPS_CONTROL = "nvidia-cuda-mps-server", "nvidia-cuda-mps-control"
-_COMM = 15  # TASK_COMM_LEN without its end
+_COMM = 15  # TASK_COMM_LEN without the terminating null
 _CUT = "…"
 _DAEMONS = (MPS_SERVER, MPS_CONTROL)
 _PROGRAMS = {*_DAEMONS, *(daemon[:_COMM] + _CUT for daemon in _DAEMONS)}

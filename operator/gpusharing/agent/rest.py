@@ -195,7 +195,8 @@ class _Exchange(HTTPSConnection):
         one."""
         self.unwanted = True
         if (sock := self.sock) is not None:
-            # Not SSLSocket.shutdown, which would take the TLS state away from the thread that reads.
+            # SSLSocket.shutdown would take the TLS state away from the thread that reads, so the plain socket's is
+            # used.
             with suppress(OSError):  # closed already
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 

@@ -178,7 +178,7 @@ class _Xids:
         self._clock = clock
         self._seen: dict[tuple[int, int], int] = {}
         self._counts: LaggingCounts[tuple[int, int]] = LaggingCounts(lag)
-        self._alone = threading.Lock()  # each scrape has a thread
+        self._alone = threading.Lock()  # each scrape runs in a thread of its own
 
     def export(self, use: Use) -> Mapping[tuple[int, int], float]:
         """Add the XIDs that are new since the last scrape, and return the counts to export, by GPU index and XID. Safe

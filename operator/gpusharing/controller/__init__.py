@@ -1,1 +1,1 @@
-from gpusharing.kube import aio as aio  # before whatever else imports aiohttp
+from gpusharing.kube import aio as aio  # before anything else imports aiohttp

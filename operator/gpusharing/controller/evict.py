@@ -92,7 +92,8 @@ class Evictor:
                 log.warning("the pod was deleted by force", **where, uid=action.uid)
             return True
         self.on_action(action, memory.reason)
-        # A pod that leaves is no refusal. A budget may give the same answer every minute, for weeks.
+        # A pod that is leaving is not a refusal. A budget may give the same answer every minute for weeks, so it is
+        # logged once.
         if answer is not Reason.PODS_LEAVING and (before is None or before.reason is not memory.reason):
             what = f"the API server refused the {'eviction' if isinstance(action, Evict) else 'deletion'} of a pod"
             log.info(what, **where, reason=memory.reason)
@@ -117,11 +118,12 @@ class Evictor:
         try:
             await self._call(action)
         except (NotFound, Conflict) as error:
-            # The pod is gone or replaced (E2, E3); the next LIST shows which. One that LISTs still show is neither.
+            # The pod is gone or was replaced (E2, E3); the next LIST shows which. A pod that LISTs keep showing is
+            # neither.
             odd = is_odd(self.calls.evictions.get(action.node, {}).get(action.uid))
             answer, message = (failed, str(error)) if odd else (Reason.PODS_LEAVING, "")
         except HeldBack:
-            raise  # a Throttled, but no answer of the server
+            raise  # HeldBack is a Throttled, but not an answer of the server
         except EvictionBlocked as error:
             answer, message, retry_after = Reason.PDB, str(error), error.retry_after
         except Throttled as error:

@@ -144,7 +144,8 @@ class Executor:
             """Carry out the due actions of one node."""
             await self._node(name, due[name], snapshot, blocked, outcome)
 
-        # Nodes in flight come first: on a server that admits few calls their proofs would grow old behind the others.
+        # Nodes in flight come first, because their proofs would grow old behind the others on a server that admits few
+        # calls.
         await self.crew.each(sorted(due, key=lambda name: not plan.verdicts[name].phase.in_flight), node)
         outcome.again = min(
             (f.next_try for f in self.calls.failures.values() if f.holds(self.now())), default=None

@@ -40,7 +40,7 @@ async def follow_policies(
     registry = kopf.OperatorRegistry()
     lists_watched = _after_each_list(lambda: touch("", ""))
 
-    # Without a log-in kopf neither runs nor stops, so it has to try again, sooner than after its default of a minute.
+    # Without a log-in kopf neither runs nor stops, so it has to retry, and sooner than after its default of a minute.
     @kopf.on.login(registry=registry, backoff=1.0)
     async def authenticate(**_: Any) -> kopf.AiohttpSession:
         """Open a session with new credentials. kopf logs in again after TOKEN_LIFE, or when the server refuses it."""

@@ -82,7 +82,8 @@ class Idleness:
         else:
             self.complaints.ends("claims")
         self._log_sources(missing)
-        # Nothing waits for the Warning events, because they only explain. Only this line tells that they are missing.
+        # Nothing waits for the Warning events, because they only explain. Only this log line shows that they are
+        # missing.
         if (error := self.sources.agent_warnings.error) is None:
             self.complaints.ends("agent warnings")
         else:  # one kind for all errors, because a server that asks us to wait alternates between them

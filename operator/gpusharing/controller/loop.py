@@ -130,10 +130,10 @@ class Loop(LoopParts):
         with timing(seconds, "gather"):
             snapshot = await self._gather(wanted, self.now())
         with timing(seconds, "plan"):
-            now = self.now()  # gathering took time, and what was read is that much older
+            now = self.now()  # gathering took time, so the snapshot is that much older
             plan = plan_rollout(snapshot, now, self.memo)
             if plan.wants_pods - wanted:
-                # The pods of nodes that may start are read now, and not only after this pass has written statuses.
+                # The pods of nodes that may start are listed now, and not only after this pass has written statuses.
                 wanted |= plan.wants_pods
                 snapshot = await self._gather(wanted, now)
                 now = self.now()
@@ -146,7 +146,7 @@ class Loop(LoopParts):
         with timing(seconds, "publish"):
             await self.publisher.ended()
             self.publisher.begin(plan, snapshot, now)
-            # A follow-up pass does not wait for what is only published for people.
+            # A follow-up pass does not wait for statuses and Events, which are only for people.
             held_back = None if at_once else await self.publisher.ended()
         self.observer.passed(seconds, plan, snapshot, outcome)
         if why := snapshot.policies_error:
@@ -163,5 +163,5 @@ class Loop(LoopParts):
         while it was made."""
         leader = self.leader
         snapshot = await self.gatherer.snapshot(wanted, self.memory, leader.claims, leader.failed_nodes, now)
-        # A write of an earlier pass may have ended meanwhile.
+        # A write of the Lease from an earlier pass may have ended in the meantime.
         return replace(snapshot, failed_nodes=leader.failed_nodes)

@@ -107,7 +107,7 @@ def configure_logs(settings: Settings) -> None:
     )
     root = logging.getLogger()
     root.handlers, root.level = [handler], max(level, logging.WARNING)
-    # kopf would warn that it cannot handle signals in its thread, as is intended.
+    # kopf would warn that it cannot handle signals in its thread, which is intended.
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
 
 
@@ -129,7 +129,8 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
         metrics.called(request, status)
         loop.progress.called(request, status)
 
-    # Two sessions, each with connections and slots of its own: a renewal never waits for other calls.
+    # Two sessions, each with its own connections and slots, so that a renewal of the Lease never waits for other
+    # calls.
     async with HttpClient(login, on_call=metrics.called, clock=clock) as own:
         lease = _lease(own, settings, identity, clock)
         async with HttpClient(login, on_call=called, before_write=lease.must_lead) as client:

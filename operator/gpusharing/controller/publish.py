@@ -117,7 +117,8 @@ class Publisher:
         if self._round is not None:
             self._round.cancel()
             await asyncio.wait({self._round})
-            # The error is retrieved, because asyncio would log it: the round ended for the same reason as we did.
+            # The error is retrieved, because asyncio would log it otherwise. The round ended for the same reason as
+            # the process.
             _ = self._round.cancelled() or self._round.exception()
             self._round = None
         await self.crew.close()
@@ -232,7 +233,7 @@ class Publisher:
             return later
         body = {"status": {"transition": wanted, "conditions": conditions}}
         later = await self._write(key, now, GPUNODES, body, self.sources.gpunodes.accept)
-        if later is None and self._verdicts.get(verdict.node) == verdict:  # nothing newer came meanwhile
+        if later is None and self._verdicts.get(verdict.node) == verdict:  # nothing newer arrived
             self._unwritten.discard(key)
         return later
 
@@ -340,7 +341,7 @@ class Publisher:
             try:
                 await self.client.create(EVENTS, body, namespace="default")
             except AlreadyExists:
-                pass  # an answer was lost
+                pass  # it was created by an earlier attempt, whose answer was lost
             except (Invalid, NotFound) as error:
                 self._complaints.begins(
                     _EVENTS,

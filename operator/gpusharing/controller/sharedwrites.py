@@ -83,7 +83,7 @@ class SharedWrites:
         """Set the pointers of a ClusterPolicy to our ConfigMaps with one patch, and log that. Raises Conflict if the
         ClusterPolicy has changed since the decision; the next pass decides again."""
         name, cache = action.policy.name, self.sources.cluster_policies
-        # The cache holds ClusterPolicy alone; its MPS daemon was added for the decision, from a DaemonSet.
+        # The cache holds only the ClusterPolicy; the view's MPS daemon was added from a DaemonSet for the decision.
         if cache.items.get(name) != replace(action.policy, mps_daemon=None):
             raise Conflict(f"ClusterPolicy {name} changed since the decision")
         marks = {names.ANNOTATION_CONFIGURED: ",".join(sorted({*action.policy.configured, *action.wanted}))}
@@ -126,7 +126,7 @@ class SharedWrites:
             if raw is None or not action.present or action.uid not in ("", raw["metadata"]["uid"]):
                 if action.present:
                     raise Conflict(f"policy {action.policy} was deleted since the decision")
-                return  # what the finalizer was for is no longer there
+                return  # the policy that the finalizer protected no longer exists
             version = str(raw["metadata"]["resourceVersion"])
             present = tuple(raw["metadata"].get("finalizers") or ())
         raise Conflict(

@@ -49,7 +49,8 @@ def failure_in(log: str) -> str:
     rows = [row for row in rows if not row[1].startswith(_SUM)] or rows
     if not rows:
         return ""
-    # A fatal line ends a mig-parted; earlier ones are its checks ("selected configuration not applied").
+    # The last fatal line is the error of mig-parted; earlier ones come from its checks ("selected configuration not
+    # applied").
     cause = next((text for level, text in rows if level == "error"), "")
     return "; ".join(dict.fromkeys(filter(None, (cause, rows[-1][1]))))[:MAX_TEXT]
 

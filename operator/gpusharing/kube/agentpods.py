@@ -49,7 +49,8 @@ def agent_warning(raw: JSON) -> AgentWarning | None:
     if kind == "DaemonSet" and name == AGENT and reason == "FailedCreate":
         return AgentWarning(namespace, "", text(raw, "note"), _last_seen(raw))
     if kind == "Pod" and name.startswith(f"{AGENT}-") and reason in _OF_PODS:
-        # The first time: the last one changes with every attempt, and would wake the loop each time.
+        # The event's creation is used and not its last occurrence, which changes with every attempt and would wake the
+        # loop.
         return AgentWarning(
             namespace, name, text(raw, "note"), from_rfc3339(part(raw, "metadata", "creationTimestamp"))
         )
@@ -88,7 +89,7 @@ def _with_trouble(pod: AgentPod, raw: JSON) -> AgentPod:
     containers = entries(raw, "spec", "containers")
     waiting = section(status, "state", "waiting")
     ended: JSON = {}
-    if status.get("started") is not True:  # it has not come up since
+    if status.get("started") is not True:  # it has not started since it ended
         ended = section(status, "state", "terminated") or section(status, "lastState", "terminated")
     unplaced = any(
         row.get("type") == "PodScheduled"

@@ -47,8 +47,8 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
     metadata = section(raw, "metadata")
     annotations = texts(metadata.get("annotations"))
     fence, fence_error = read_fence(annotations)
-    # A damaged record of an abort loses only its back-off. Without that of a proof, a node that is as wanted is adopted
-    # again. Neither disturbs anybody.
+    # If the record of an abort is damaged, only its back-off is lost. If the record of a proof is damaged, a node that
+    # is as its policy wants it is adopted again. Neither disturbs a workload.
     deferred_text, verified_text = map(
         annotations.get, (names.ANNOTATION_DEFERRED, names.ANNOTATION_VERIFIED)
     )
@@ -327,7 +327,7 @@ def label_owners(annotations: Mapping[str, str]) -> dict[str, str]:
         label: f"{who} sets it (annotation {key}) and puts its own value back; remove it from {source}"
         for key, listed in annotations.items()
         for label, pattern in _LISTED.items()
-        if label in listed  # the pattern alone takes as long as all the rest of a Node's view
+        if label in listed  # checked first, because the pattern takes as long as the rest of a Node's view
         for ending, (who, source) in LABEL_KEEPERS.items()
         if key.endswith(ending)
         if pattern.search(listed)

@@ -96,7 +96,7 @@ def resource_claim_names(raw: JSON) -> tuple[str | None, ...]:
             claims.append(None)
         elif generated[name] is not None:
             claims.append(str(generated[name]))
-    # KEP-5004: an extended resource backed by DRA gets a ResourceClaim of its own.
+    # KEP-5004: an extended resource that is backed by DRA has its own ResourceClaim.
     if extended := text(raw, "status", "extendedResourceClaimStatus", "resourceClaimName"):
         claims.append(extended)
     return tuple(claims)
@@ -224,5 +224,6 @@ def _deleted_at(metadata: JSON) -> datetime | None:
     written = metadata.get("deletionTimestamp")
     if written is None:
         return None
-    # The drain waits for a pod that is being deleted and never evicts it again, so an unreadable time means: leaving.
+    # A time that cannot be read still means that the pod is leaving: the drain waits for it and does not evict it
+    # again.
     return from_rfc3339(written) or _FAR_FUTURE

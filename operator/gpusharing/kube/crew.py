@@ -58,7 +58,8 @@ class Crew:
         """
         await self._raise()
         round_ = _Round(deque(key for key in keys if key not in self.busy), work)
-        # Not of `_tasks`: a worker that has just ended is removed from there only after `each` has returned.
+        # `_tasks` cannot be counted here: a worker that has just ended is removed from it only after `each` has
+        # returned.
         for _ in range(min(self.parallel - len(self.busy), len(round_.queue))):
             task = asyncio.create_task(self._work(round_))
             round_.workers += 1
@@ -72,7 +73,7 @@ class Crew:
                 async with asyncio.timeout_at(min(clock() + patience, end)):
                     await round_.moved.wait()
         except TimeoutError:
-            pass  # what is under way goes on by itself
+            pass  # work that is under way continues in the background
         except BaseException:
             await self.close()
             raise

@@ -46,7 +46,7 @@ Record = TypeVar("Record", Fence, Deferred, Verified, Claim, FailedNode)
 def record_text(record: Fence | Deferred | Verified) -> str:
     """Return the value of the annotation that holds this record. A fence keeps its unknown keys."""
     written = _dump(_encode(record), version=JOBS_VERSION if _waits(record) else RECORD_VERSION)
-    # The unknown keys are appended as text: they may be nested as deeply as JSON can be read.
+    # The unknown keys are appended as JSON text, because they may be nested as deeply as JSON can be read.
     return f"{written[:-1]},{record.unknown[1:]}" if isinstance(record, Fence) and record.unknown else written
 
 
@@ -179,7 +179,8 @@ def _changes(action: NodePatch) -> tuple[Mapping[str, str | None], dict[str, str
             annotations[names.ANNOTATION_DEFERRED] = record_text(action.deferred) if action.deferred else None
             if action.uncordon:
                 spec["unschedulable"] = None
-                # A driver upgrade that was required meanwhile would leave its own cordon forever, because of ours.
+                # If a driver upgrade became required in the meantime, it saw our cordon, and would otherwise leave the
+                # node cordoned at its end.
                 annotations[names.ANNOTATION_UPGRADE_CORDONED] = None
         case LabelNode():
             labels = action.labels
@@ -216,7 +217,7 @@ class _Damaged(ValueError):
     """Raised for a record that cannot be read; the message says why."""
 
 
-# A Node is read again whenever a label on it changes, mostly with the same records; few nodes change at once.
+# A Node is parsed again whenever one of its labels changes, usually with the same records, so the results are cached.
 @lru_cache(maxsize=256)
 def _parse(kind: type[Record], annotation: str, text: str) -> tuple[Record | None, str]:
     """Return the record of this kind in `text` and an empty string, or None and the reason why the annotation named
@@ -279,7 +280,7 @@ def _flat(record: JSON) -> JSON:
 
     A record without `version` stays as it is. A failure under another policy keeps its own key `failedVersion`.
     """
-    if "version" not in record:  # a claim whose change is not at its point of no return
+    if "version" not in record:  # a claim whose change has not reached its point of no return
         return record
     version = record.pop("version")
     record |= {key: version[field] for key, field in _PAIR.items()}
@@ -296,7 +297,7 @@ def _nested(kind: type[Record], record: JSON) -> JSON:
     """Undo `_flat`: return the fields of a record, with its spec versions as objects. If the record has the flat key
     `failedGeneration`, that replaces `failedVersion`, because an older operator has recorded a failure since."""
     nested = {key: value for key, value in record.items() if key not in ("failedGeneration", *_PAIR)}
-    unnamed = {"uid": "", "generation": 0} if kind is Verified else {"uid": ""}  # by an older operator
+    unnamed = {"uid": "", "generation": 0} if kind is Verified else {"uid": ""}  # by older operators
     version = unnamed | {field: record[key] for key, field in _PAIR.items() if key in record}
     if "generation" in version:
         nested["version"] = version

@@ -201,15 +201,15 @@ class HttpClient(KubeClient):
         and does not retry silently."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                # Watches hold a connection each, so the limit of calls is ours (`_slots`), not the connector's.
+                # Each watch holds a connection, so calls are limited by `_slots` and not by the connector.
                 connector=aiohttp.TCPConnector(limit=0),
-                # Unpacking costs the server and us more time than the bytes save inside a cluster.
+                # Inside a cluster, compression costs the server and us more time than the smaller answers save.
                 headers={"Accept": JSON_TYPE, "Accept-Encoding": "identity", "User-Agent": self._name},
                 max_line_size=self._limits.header,
                 max_field_size=self._limits.header,
             )
-            # Else aiohttp repeats a GET or DELETE whose connection breaks. It has no public switch: its own TestClient
-            # sets this one.
+            # Otherwise aiohttp repeats a GET or DELETE whose connection breaks. There is no public switch; aiohttp's
+            # own TestClient sets this attribute too.
             self._session._retry_connection = False
         return self._session
 

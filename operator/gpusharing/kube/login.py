@@ -93,7 +93,7 @@ class ServiceAccountLogin:
         stamp = self._stamp("ca.crt")
         if self._access is not None and stamp == self._trusted:
             return self._access
-        # As old as the stamp or newer. A new token brings a new file with the same content.
+        # The content read now is at least as new as the stamp. Each new token brings a new file with the same content.
         authority = self._file("ca.crt")
         if self._access is None or authority != self._authority:
             server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
@@ -124,7 +124,7 @@ class ServiceAccountLogin:
         self._read_at = float("-inf")
 
     def _file(self, name: str) -> str:
-        # A few hundred bytes on a tmpfs: not worth a thread.
+        # Reading a few hundred bytes from a tmpfs is not worth a thread.
         """Return the text of one file of the service account. Raises Unauthorized if it cannot be read."""
         try:
             return (self.directory / name).read_text()
@@ -188,7 +188,7 @@ class OfficialLogin:
         return self._loaded
 
     async def _load(self) -> Any:
-        # Imported here: it costs 18 MiB, and a pod, which needs only the class above, does not have it.
+        # Imported here because it costs 18 MiB, and is not installed in a pod, which needs only the class above.
         """Return the official client's configuration for the context. Raises Unauthorized if the client is not
         installed, the kubeconfig cannot be read, or the login program fails."""
         import yaml
@@ -212,7 +212,7 @@ class OfficialLogin:
                 )
         except (config.ConfigException, yaml.YAMLError, OSError, ValueError) as error:
             raise Unauthorized(f"no credentials could be read from {where}: {error}") from error
-        # If a login program fails the client would go on without credentials, and be refused for lack of rights.
+        # If a login program fails, the client would continue without credentials, and be refused for lack of rights.
         if complaints and not configuration.api_key and not configuration.cert_file:
             raise Unauthorized(
                 f"no credentials could be read from {where}: {'; '.join(complaints)}. Log in again"

@@ -65,8 +65,8 @@ class NodePods:
         async def read(node: str) -> None:
             """List the pods of one node and store the result in `_lists`. Throttled is ignored."""
             self.calls.unsure.discard(node)
-            with suppress(Throttled):  # not sent, or refused: what was seen before stays valid, with its age
-                # This read may have waited for others: its LIST is dated when it begins.
+            with suppress(Throttled):  # not sent, or refused: the last LIST stays valid, with its age
+                # This read may have waited for others, so its LIST is dated with the time at which it begins.
                 self._lists[node] = await self._read(node, _later(now, began))
 
         due = [name for name in wanted if name not in self._lists and self._is_due(name, now)]
@@ -78,7 +78,7 @@ class NodePods:
             memories = self.calls.evictions.get(node, {})
             if work.evictions != memories:
                 self.work[node] = replace(work, evictions=dict(memories))
-        # The answer may have come while LISTs were under way; they do not count as made after it.
+        # An agent may have answered while LISTs were under way; these do not count as made after its answer.
         self._hear(now, began)
 
     def _hear(self, now: datetime, began: float) -> None:

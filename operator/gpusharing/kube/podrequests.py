@@ -23,7 +23,7 @@ def pod_requests(pod: JSON) -> Counter[str]:
         start |= beside
         if text(container, "restartPolicy") == "Always":
             sidecars = beside
-    # The API server refuses requests of ephemeral containers; one that came in otherwise counts like any container.
+    # The API server rejects ephemeral containers with requests. One that exists anyway counts like any container.
     containers = (*entries(pod, "spec", "containers"), *entries(pod, "spec", "ephemeralContainers"))
     together = sum(map(container_requests, containers), sidecars)
     return (together | start) + container_requests(

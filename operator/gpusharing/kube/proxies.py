@@ -42,7 +42,7 @@ def _is_direct(server: str, environment: Mapping[str, str]) -> bool:
     """Whether the proxies in the environment do not apply to this server, because it is on loopback or NO_PROXY
     exempts it."""
     _, exempt = _first(environment, "NO_PROXY", "no_proxy")
-    with suppress(ValueError):  # no URL, or none with an address: the connection will say what is wrong
+    with suppress(ValueError):  # not a URL, or no IP address: an error of the connection says what is wrong
         place = urlsplit(server)
         if place.hostname == "localhost" or proxy_bypass_environment(place.netloc, {"no": exempt}):
             return True

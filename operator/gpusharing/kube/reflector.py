@@ -287,16 +287,18 @@ class Reflector(Generic[View]):
             except KubeError as caught:
                 error = caught
                 self._note(caught)
-            # The list that follows heals the gap; or the kind was installed meanwhile, or the right granted.
+            # The next list closes the gap that these errors leave; it also finds a kind that was installed, or a right
+            # that was granted, in the meantime.
             lost = isinstance(error, Expired | Forbidden | NotFound | Invalid)
             self._refused = isinstance(error, Forbidden)
             self._whole = self._whole and not lost
-            # A refused watch began nowhere, so a list may go on from its own place.
+            # A refused watch never began, so a list that is under way may keep its place.
             if lost and not self._refused:
                 self._move("")
             lasted = self._clock() - began
-            # Only a watch that lasts for a while is progress: a server that expires, breaks or closes every watch,
-            # even after sending something, is not pestered. Nothing may have happened during a long watch.
+            # Only a watch that lasts for a while counts as progress, so that a server that expires, breaks or closes
+            # every watch soon, even after sending something, is called less and less often. A long watch counts even
+            # without any event.
             if error is None and lasted >= (SHORT_WATCH if self._watched else BACKOFF_MOST):
                 pause.success()
                 self._clear(follows=self._whole)
@@ -315,7 +317,7 @@ class Reflector(Generic[View]):
                 async for event in events:
                     self._take(event)
         except TimeoutError:
-            return  # moved
+            return  # `_move` has ended this watch
         finally:
             self._following = None
 
@@ -328,7 +330,7 @@ class Reflector(Generic[View]):
         elif event.type != "BOOKMARK":
             self._views.apply(obj)
         self._watched = True
-        if not newer(self._place, version):  # what is older is no news
+        if not newer(self._place, version):  # an older version is not progress
             self._place = version
             self._contacted(follows=self._whole)
             if self._whole and not newer(self._views.newest, version):
@@ -356,7 +358,7 @@ class Reflector(Generic[View]):
             self._list_due.set()
         return went_back
 
-    # --- what both bring -----------------------------------------------------------------------------------
+    # --- shared by list and watch -----------------------------------------------------------------------------------
 
     def _contacted(self, *, follows: bool) -> None:
         """Record that the server has answered just now. `follows` says whether the cache is up to date with that
