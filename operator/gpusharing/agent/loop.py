@@ -127,7 +127,7 @@ class AgentLoop:
         self._write_error = ""
         self._pods_error = ""
         self._hopeless = 0
-        """Consecutive readings with an error that a new process might not have."""
+        """How many readings in a row have failed with an error that a new process might not have."""
         self._patience = 0
         """How many such readings the last error allows; 0 if any number."""
         self._last_turn = clock()

@@ -64,7 +64,7 @@ _NO_ACCESS = {
     pynvml.NVML_ERROR_UNKNOWN: "usual after systemd was reloaded on the node; see `dmesg | grep -i nvrm` there",
 }
 _OF_THE_NODE = (*_NOT_LOADED, pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, pynvml.NVML_ERROR_UNINITIALIZED)
-"""Errors that concern all GPUs, even if a call about a single one returns them."""
+"""Errors that concern all GPUs, even if a call about a single GPU returns them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ class NVML:
         """The models whose properties are all known. They do not change: once another driver is loaded, NVML opens
         only in a new process (docs/design/hardware.md#nvml)."""
         self._products: dict[str, str] = {}
-        """Product name of each GPU of the last reading, by UUID. It does not change either."""
+        """Product name of each GPU in the last reading, by UUID. It does not change either."""
 
     def read(self) -> Reading:
         """Read everything within one NVML session, as Library.read does. Raises LibraryError."""

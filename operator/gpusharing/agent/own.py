@@ -11,7 +11,7 @@ from gpusharing.kube.reflector import CacheSettings, Reflector
 log = logging.getLogger(__name__)
 
 LIST_AGAIN = 3600.0
-"""Seconds between two lists. They are rare because the watch reports everything and 5,000 agents list."""
+"""Seconds between two lists. Lists are rare, because the watch reports everything and there may be 5,000 agents."""
 REMEMBERED = 8
 """How many deleted objects with our name are remembered, so that late events about them are ignored."""
 

@@ -21,13 +21,13 @@ PREFIX = f"{GROUP}/"
 
 # --- Node labels and annotations that we own ---------------------------------------------------------
 LABEL_MODE = f"{PREFIX}mode"
-"""Routing label: `full`, `mig`, `time-slicing` ... A change that cordons the node removes it with the fence and writes
-it at the release, so that workloads that select a mode do not land there meanwhile."""
+"""Routing label: `full`, `mig`, `time-slicing` ... A change that cordons the node removes it together with writing the
+fence, and sets it again at the release, so that workloads that select a mode are not scheduled there in between."""
 LABEL_POLICY = f"{PREFIX}policy"
-"""The policy that owns the node. It makes ownership sticky: equal priority never moves a node."""
+"""The policy that owns the node. It makes ownership sticky: a policy of equal priority never takes over the node."""
 ANNOTATION_FENCE = f"{PREFIX}fence"
-"""JSON record of the change in flight. One PATCH writes it, with the cordon where the change needs one; the PATCH of
-the release removes it, and lifts the cordon if that was only ours."""
+"""JSON record of the change in flight. One PATCH writes it together with the cordon, if the change needs one. The
+PATCH of the release removes it, and lifts the cordon if that was only ours."""
 ANNOTATION_DEFERRED = f"{PREFIX}deferred"
 """JSON record of the last change that was given up (planning/snapshot/records.py, `Deferred`): how many were given up,
 until when the next one waits, and why."""
@@ -39,7 +39,8 @@ ANNOTATION_HOLD_CORDON = f"{PREFIX}hold-cordon"
 ANNOTATION_DO_NOT_DISRUPT = f"{PREFIX}do-not-disrupt"
 """`true` on a Pod, or a duration from its start during which it must not be disturbed (docs/design/drain.md#p17)."""
 ANNOTATION_GPU_MEMORY = f"{PREFIX}gpu-memory"
-"""On a Pod: the GPU memory that it needs, such as 15Gi, where what it allocates does not show that; for advice only."""
+"""On a Pod: the GPU memory that it needs, such as 15Gi, for cases where the memory that it allocates does not show its
+need. Used only for advice."""
 ANNOTATION_RETRY = f"{PREFIX}retry"
 """On a Node: a new value starts another attempt at once, after a failure, an abort, or drift that came back."""
 ANNOTATION_ABORT = f"{PREFIX}abort"
@@ -49,7 +50,7 @@ LABEL_SKIP = f"{PREFIX}skip"
 ANNOTATION_APPROVE = f"{PREFIX}approve"
 """On a policy with rollout.approval Manual: the hash of the plan that may be carried out."""
 ANNOTATION_RESUME = f"{PREFIX}resume"
-"""On a policy: the generation whose failures no longer keep further nodes from starting."""
+"""On a policy: the generation whose failures no longer prevent further nodes from starting."""
 ANNOTATION_FORCE_RELEASE = f"{PREFIX}force-release"
 """`true` on a policy under deletion: its claims and the finalizer are removed, and every cordon stays."""
 ANNOTATION_CLAIMS = f"{PREFIX}claims"
@@ -61,8 +62,8 @@ ANNOTATION_CONFIGURED = f"{PREFIX}configured"
 LABEL_MANAGED_BY, MANAGED_BY = "app.kubernetes.io/managed-by", "gpusharing-operator"
 """The label on our ConfigMaps that says who maintains them, and its value."""
 TAINT_UNPROVEN = f"{PREFIX}unproven"
-"""Start-up taint, with effect NoSchedule, that a kubelet or a node pool gives a Node that joins: no workload lands
-before its layout is proven. It is the only taint that we ever remove; we never set one
+"""Start-up taint, with effect NoSchedule, that a kubelet or a node pool gives a Node that joins, so that no workload
+is scheduled there before its layout is proven. It is the only taint that we ever remove; we never set one
 (docs/design/transition.md#gate)."""
 FINALIZER = f"{PREFIX}in-flight"
 """On a policy while one of its nodes is in flight, and with deletionPolicy Reset all the time."""
@@ -91,7 +92,8 @@ ANNOTATION_UPGRADE_CORDONED = "nvidia.com/gpu-driver-upgrade.node-initial-state.
 pkg/upgrade/common_manager.go at 11e747a, ProcessDoneOrUnknownNodes and updateNodeToUncordonOrDoneState)."""
 LABEL_DEPLOY_PREFIX = "nvidia.com/gpu.deploy."
 WORKLOAD_CONTAINER = "container"
-"""The one value of LABEL_WORKLOAD_CONFIG with which a node has a device plugin (d.2); absent means the same."""
+"""The only value of LABEL_WORKLOAD_CONFIG with which a node has a device plugin (d.2). A node without the label is
+treated the same."""
 PAUSED_FOR_MIG = "paused-for-mig-change"
 DEPLOY_PAUSABLE = ("device-plugin", "gpu-feature-discovery", "dcgm-exporter", "dcgm", "nvsm")
 """Operands that mig-manager pauses (a.1); suffixes of LABEL_DEPLOY_PREFIX."""
@@ -103,7 +105,8 @@ NEIGHBOUR_ANNOTATIONS = (
     "karpenter.sh/do-not-disrupt",
     "cluster-autoscaler.kubernetes.io/scale-down-disabled",
 )
-"""Set to `true` on a fenced Node, so that autoscalers do not take it away meanwhile (docs/design/drain.md#c6)."""
+"""Annotations that are set to `true` on a fenced Node, so that autoscalers do not remove it in the middle of a change
+(docs/design/drain.md#c6)."""
 
 LABEL_NO_REMEDIATION = "remediation.medik8s.io/exclude-from-remediation"
 NEIGHBOUR_LABELS = {
@@ -112,8 +115,9 @@ NEIGHBOUR_LABELS = {
     "k8saas.nvidia.com/ManagedByNVSentinel": "false",
     LABEL_NO_REMEDIATION: "true",
 }
-"""Set on a fenced Node, with these values: NVIDIA's driver upgrade keeps out, and the health agents NVSentinel (the
-third label is its older name) and medik8s, which see DCGM stop, do not repair the node (docs/design/drain.md#c6)."""
+"""Labels that are set on a fenced Node, with their values. They keep NVIDIA's driver upgrade away, and keep the health
+agents NVSentinel (the third label is its older name) and medik8s, which see DCGM stop, from repairing the node
+(docs/design/drain.md#c6)."""
 
 REWRITTEN_LABELS = (
     LABEL_MODE,
@@ -247,4 +251,4 @@ class Phase(StrEnum):
 
 
 WAY = tuple(phase for phase in Phase if phase.part in ("emptying", "changing") and not phase.lasts)
-"""The phases of a change that goes well, in their order; Synced comes after it."""
+"""The phases of a change that goes well, in their order. Synced comes after them."""

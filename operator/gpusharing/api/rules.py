@@ -22,20 +22,22 @@ PROFILE = r"^[1-9]g\.(0|[1-9][0-9]{0,3})gb([+]me|-me|[+]gfx|[+]me\.all)?$"
 """A GPU instance profile as NVML names it (mig-facts.yaml `naming`). Compute instance profiles such as
 1c.3g.20gb do not match: the device plugin does not advertise them."""
 DURATION = r"^([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?$"
-"""Hours, minutes, seconds in this order, each at most once: the part of Go's durations that people write."""
+"""Hours, minutes and seconds in this order, each at most once: the subset of Go's durations that people write."""
 MAX_DURATION_HOURS = 168
 """A week: more is a typing error, and a node must not stay fenced forever."""
 CRON = r"^[0-9*/,-]+ +[0-9*/,-]+ +[0-9A-Za-z*/,-]+ +[0-9A-Za-z*/,-]+ +[0-9A-Za-z*/,#-]+$"
-"""The form of five fields of cron. Whether they name any time shows only when the operator looks for one."""
+"""The form of a cron expression with five fields. Whether they ever match a time is checked only when the operator
+looks for the next one."""
 ZONE = r"^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,2}$"
-"""The form of a name in the IANA time zone database; whether there is such a zone shows when it is used."""
+"""The form of a name in the IANA time zone database. Whether the zone exists is checked only when it is used."""
 PERCENT = "^(100|[1-9]?[0-9])%$"
 PRICE = "^[0-9]{1,6}([.][0-9]{1,6})?$"
-"""An amount of money as text, because a float cannot hold it exactly; without a sign, so none is below 0."""
+"""An amount of money as a string, because a float cannot hold it exactly. It has no sign, so it is never negative."""
 CURRENCY = "^[A-Z]{3}$"
 """The form of an ISO 4217 code; whether there is such a currency does not matter, because nothing is converted."""
 MAX_NAME = 50
-"""A policy's name plus a content hash must fit a label value (63 characters)."""
+"""The most characters of a policy's name: the name and a content hash must together fit into a label value of 63
+characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +49,11 @@ class ApiRule:
     message: str
     """What is wrong, with a valid example."""
     field: str = ""
-    """Field below the place of the rule that a refusal names, for example `.mig`; empty for the place itself."""
+    """Path of the field that a refusal names, relative to the place of the rule, for example `.mig`; empty for the
+    place itself."""
     message_cel: str = ""
-    """CEL expression for a message that names the wrong value; `message` is used where it fails."""
+    """CEL expression for a message that names the wrong value. `message` is used if it fails; empty if there is
+    none."""
 
     def manifest(self) -> dict[str, str]:
         """Return the rule as an item of x-kubernetes-validations."""
@@ -167,7 +171,8 @@ PROFILE_NAMES = ApiRule(
     "not a MIG profile that the device plugin advertises; for example 3g.40gb, 1g.10gb+me or 1g.24gb-me",
 )
 DEVICES = "devices is `all` alone, or lists that name each GPU once, for example devices: [0, 1]"
-"""No CEL in the CRD: `devices` is a word or a list, which has no type there. The chart's admission policy checks it."""
+"""There is no CEL rule for this in the CRD, because `devices` is a word or a list, which has no type there. The
+chart's admission policy checks it."""
 
 # --- numbers and times ------------------------------------------------------------------------------
 GPU_HOURLY_PRICE = ApiRule(
@@ -191,7 +196,7 @@ POSITIVE_DURATION = ApiRule(
     f"must be a duration of more than 0 and at most {MAX_DURATION_HOURS}h, for example 15m or 1h30m",
 )
 NEVER = "Never"
-"""The word that stands for a wait without end."""
+"""The word for a wait without a limit."""
 WAIT = r"^(Never|([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?)$"
 POSITIVE_WAIT = ApiRule(
     f"self == {_quoted(NEVER)} || ({POSITIVE_DURATION.cel})",

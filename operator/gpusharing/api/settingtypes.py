@@ -60,7 +60,7 @@ Count = Annotated[int, Field(ge=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 """A port number; 0 turns the port off."""
 Switch = Annotated[bool, BeforeValidator(_is_on)]
-"""`true` or `false`, and no other word."""
+"""`true` or `false`; any other word is rejected."""
 Labels = Annotated[tuple[str, ...], listed(_find_no_mark)]
 """Comma-separated labels, each written as key=value."""
 Namespaces = Annotated[tuple[str, ...], listed(_find_no_namespace)]

@@ -43,7 +43,7 @@ class PolicyWatch:
         self.restarts = 0
         """How often kopf has stopped."""
         self.error = ""
-        """Why kopf last stopped watching the policies; empty before any error."""
+        """Why kopf last stopped watching the policies; empty as long as there was no error."""
         self.running = threading.Event()
         """Set while kopf follows the policies."""
 

@@ -61,15 +61,15 @@ from gpusharing.planning.transition.callverdicts import is_moot
 log = structlog.get_logger()
 
 FATAL = (Unauthorized, ServerAway, LeaseLost)
-"""Errors that concern all calls, not only one object."""
+"""Errors that concern all calls and not only those about one object."""
 
 SHARED_PATIENCE = 6.0
-"""Seconds for which a pass waits for a shared write; a write of claims gives up after five. With less patience, no node
-would ever start on a server that takes longer for each call."""
+"""Seconds for which a pass waits for a shared write; a write of claims gives up after five. If a pass waited for less,
+no node would ever start on a server that takes longer for each call."""
 
 
 SetClaimsCall = Callable[[Mapping[str, Claim], Mapping[str, FailedNode]], Awaitable[None]]
-"""A function that writes all claims and failures to the Lease (LeaderLease.set_claims)."""
+"""Writes all claims and failures to the Lease (LeaderLease.set_claims)."""
 
 
 @dataclass(slots=True)

@@ -18,8 +18,8 @@ from gpusharing.kube.clock import loop_time
 from gpusharing.kube.lease import LeaderLease
 
 STUCK = 120.0
-"""Seconds without the end of a pass or an answer to one of its calls, after which the loop counts as dead. A call has a
-deadline of ten seconds."""
+"""Seconds without the end of a pass, and without an answer to any call of a pass, after which the loop counts as dead.
+A single call has a deadline of ten seconds."""
 SILENT = 200.0
 """Seconds without an event on a watch, after which its connection counts as dead. The server sends a bookmark every
 minute and ends the watch after five."""

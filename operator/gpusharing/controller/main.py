@@ -28,7 +28,7 @@ from gpusharing.kube.lease import LeaderLease, Timing
 from gpusharing.kube.login import environment_login
 
 FAULT = 1
-"""Exit status for a bad setting, a port that is taken, or an internal error."""
+"""Exit status for a setting that is not valid, a port that is in use, or an internal error."""
 NO_LOGIN = 2
 """Exit status if there are no valid credentials."""
 LOST_LEASE = 7

@@ -20,13 +20,13 @@ from gpusharing.planning.snapshot.stackviews import Operand
 from gpusharing.planning.snapshot.views import NodeView
 
 LINES = 200
-"""Lines that are read: more than one run of mig-parted writes for eight GPUs after its first error."""
+"""How many lines of a log are read. mig-parted writes fewer in one run for eight GPUs after its first error."""
 PATIENCE = 2.0
-"""Seconds to wait for a log. The API server asks the kubelet, which may be gone, and the pass waits meanwhile."""
+"""Seconds to wait for a log. The API server asks the kubelet, which may be gone, and the pass waits for the answer."""
 RETRY = timedelta(seconds=30)
-"""The wait until a log that gave no reason is read again; doubles each time."""
+"""The wait until a log that gave no reason is read again. It doubles each time."""
 LONGEST = timedelta(minutes=10)
-"""The longest wait between two reads: a Failed node may wait for a person for weeks."""
+"""The longest wait between two reads, because a Failed node may wait for a person for weeks."""
 MAX_TEXT = 400
 """The most characters of a reason."""
 

@@ -13,8 +13,8 @@ from gpusharing.planning.snapshot.agents import AgentPod, AgentWarning
 
 AGENT = "gpusharing-agent"
 _OF_PODS = frozenset({"FailedCreatePodSandBox", "FailedMount"})
-"""Reasons of Warning events that say why a container is only "ContainerCreating": a RuntimeClass whose handler the node
-lacks, a missing folder. Other Warning events of pods repeat what their status says."""
+"""Reasons of the Warning events that say why a container is only "ContainerCreating": the node lacks the handler of a
+RuntimeClass, or a folder is missing. Other Warning events about pods repeat what the pods' status says."""
 
 
 def agent_pod(raw: JSON) -> AgentPod:

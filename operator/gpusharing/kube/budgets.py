@@ -13,11 +13,12 @@ from gpusharing.kube.paging import list_of
 from gpusharing.planning.snapshot.podviews import PdbView
 
 LIST_VALID = 15.0
-"""Seconds for which a list is valid. The API server checks the present budget at each eviction."""
+"""Seconds for which a list is valid. It need not be newer, because the API server checks the present budget at each
+eviction."""
 LIST_VALID_THROTTLED = timedelta(minutes=2)
 """How long a list of budgets, or of the pods of a node, is valid while the API server refuses new ones with 429."""
 PATIENCE = 30.0
-"""Seconds to wait for a first answer, and for which an error is reported while we wait for the next answer."""
+"""Seconds to wait for a first answer. An error is also reported for this long while the next answer is awaited."""
 
 _KEY = "/budgets"
 """The crew's key for the list; no node has this name."""

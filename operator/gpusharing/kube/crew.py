@@ -11,11 +11,12 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 PATIENCE = 1.0
-"""Seconds without any piece of work ending, after which the round no longer waits for the others."""
+"""Seconds without the end of any piece of work, after which the round no longer waits for the rest."""
 LONGEST = 10.0
-"""The longest round in seconds; work that has not begun by then belongs to the next one, which decides again."""
+"""The longest round in seconds. Work that has not begun by then is left to the next round, which decides again."""
 
 Work = Callable[[str], Awaitable[None]]
+"""Works on the object with this key."""
 
 
 @dataclass(slots=True)

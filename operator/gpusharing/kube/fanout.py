@@ -24,18 +24,18 @@ AWAY_OBJECTS = 3
 AWAY_DOORS = 2
 """Doors at which these calls must have failed. One webhook may refuse every eviction while the server is well."""
 LONGEST_HOLD = 60.0
-"""Seconds; the longest Retry-After that we follow."""
+"""The longest hold in seconds; a longer Retry-After is cut to this."""
 FORGET_AFTER = 600.0
 """Seconds after the end of an object's hold, until its earlier refusals are forgotten if no further call was refused.
 """
 SEVERAL = 3
-"""Objects that must be refused at one door, without one answer in between, before the whole door is held. A server that
-refuses every fifth call at random seldom does that."""
+"""How many objects must be refused at one door, without an answer in between, before the whole door is held. A server
+that refuses every fifth call at random seldom does that."""
 FIRST_HOLD = 1.0
-"""Seconds to wait after a 429 without a Retry-After; they double with each further one."""
+"""Seconds to wait after a 429 without a Retry-After. The wait doubles with each further one."""
 
 Door = tuple[bool, str, str]
-"""Whether its calls are only published (see `PublishingClient`), their verb and their kind."""
+"""Whether the calls only publish something for people (see `PublishingClient`), their verb, and their kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +68,10 @@ class Reachability:
     """Distinguishes a failed call from a server that is away. The only place that raises ServerAway."""
 
     successes: int = 0
-    """Answers so far; a call that began before the last of them says nothing about the present."""
+    """How many answers have come so far. The failure of a call that began before the last of them says nothing about
+    the present."""
     failed: dict[CallTarget, str] = field(default_factory=dict)
-    """Calls that failed since the last answer, with the reasons."""
+    """The calls that have failed since the last answer, each with its error message."""
 
     def answered(self) -> None:
         """Note that the server has answered a call, and forget the failures recorded before."""
@@ -97,11 +98,11 @@ class Holds:
 
     clock: Callable[[], float] = loop_time
     doors: dict[Door, float] = field(default_factory=dict)
-    """When the last hold of a door ends, or ended."""
+    """When the last hold of each door ends, or ended, by the clock."""
     objects: dict[CallTarget, float] = field(default_factory=dict)
-    """When the hold of one object at its door ends, or ended."""
+    """When the hold of each object at its door ends, or ended, by the clock."""
     tries: dict[CallTarget, int] = field(default_factory=dict)
-    """Refusals in a row, by object."""
+    """How many refusals each object has had in a row."""
     refused: dict[Door, set[CallTarget]] = field(default_factory=dict)
     """The objects that were refused at each door since its last answer."""
 

@@ -38,7 +38,7 @@ _READ = (RECORD_VERSION,)
 _READ_FENCES = (RECORD_VERSION, JOBS_VERSION)
 
 NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode
-"""The actions that are one Node PATCH."""
+"""The actions that are carried out by one PATCH of a Node."""
 
 Record = TypeVar("Record", Fence, Deferred, Verified, Claim, FailedNode)
 
@@ -192,7 +192,7 @@ def _changes(action: NodePatch) -> tuple[Mapping[str, str | None], dict[str, str
 
 
 _CHANGING: Mapping[type, Collection[str]] = {Claim: {"wave", "generation", "policyUid"}, FailedNode: {"gone"}}
-"""The keys whose values may change while a claim, or a failure, stays the same one."""
+"""By kind of record, the keys whose values may change although it is still the same claim or failure."""
 
 
 def _grown(before: object, records: Mapping[str, Claim | FailedNode]) -> JSON:

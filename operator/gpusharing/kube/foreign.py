@@ -77,7 +77,7 @@ CONDITION_MARKERS: Mapping[str, str] = {
 
 
 MAX_KEY = 317
-"""The most characters of a key: a DNS prefix of 253, a slash and a name of 63."""
+"""The maximum length of a key: a DNS prefix of 253 characters, a slash and a name of 63."""
 _BY_VALUE = frozenset({names.LABEL_UPGRADE_STATE, _MCO_DESIRED, _MCO_APPLIED, _SRIOV})
 _OURS = frozenset(
     {

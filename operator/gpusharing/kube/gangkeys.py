@@ -183,7 +183,7 @@ LADDER: tuple[GangKey, ...] = (
         "the same without that gate: v0.10 gives such pods the label podset; a job has one Workload for all its pods",
     ),
 )
-"""The ways to find the gang of a pod. The first one that matches decides; a test pins the order."""
+"""The ways to find the gang of a pod. The first row that matches decides; a test fixes the order."""
 
 
 def gang_of(raw: JSON) -> Gang | None:

@@ -37,7 +37,7 @@ LIST_VALID_IN_DRAIN = timedelta(seconds=30)
 """How long the result of a LIST is reused for nodes that are being drained: they only wait for members that may end by
 themselves."""
 FORGET_AFTER = timedelta(minutes=2)
-"""Time since the last request for a gang, after which its LIST is forgotten."""
+"""How long after the last request for its gangs the result of a LIST is forgotten."""
 _FINISHED = ("Succeeded", "Failed")
 _RUNNING = ",".join(f"status.phase!={phase}" for phase in _FINISHED)
 
@@ -63,7 +63,7 @@ class _Known:
     members: Mapping[Gang, list[GangMember]]
     """The members found, by gang."""
     partial: bool
-    """Whether not all pods were read."""
+    """Whether the LIST was cut off before all pods were read."""
     error: str
     """Why nothing is known about the gangs; empty if the LIST succeeded."""
     listed: datetime

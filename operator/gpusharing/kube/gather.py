@@ -41,7 +41,7 @@ class Gatherer:
     """What the executor remembers of its calls."""
     crew: Crew = field(default_factory=lambda: Crew(16))
     silent: bool = False
-    """Whether to log nothing, because this is part of a program whose output is an answer."""
+    """Whether to log nothing, because this is part of a command-line program."""
     shared: Crew = field(init=False)
     """The crew for reads that all nodes need, which must not wait until slow calls about single nodes free a worker."""
     pods: NodePods = field(init=False)
@@ -49,9 +49,10 @@ class Gatherer:
     stack: StackReader = field(init=False)
     _logs: ActuatorLogs = field(init=False)
     _at_work_since: dict[str, datetime] = field(default_factory=dict)
-    """By node: since when mig-manager has been working there, as seen by this process."""
+    """Since when mig-manager has been working on each node, by node name, as observed by this process."""
     _ready_since: dict[str, datetime] = field(default_factory=dict)
-    """Since when a mig-manager pod on a fenced node has been Ready, by UID, as seen by this process."""
+    """Since when each mig-manager pod on a fenced node has been Ready, by UID of the pod, as observed by this
+    process."""
     _policies_error: str = ""
     """Why the policies may be out of date; empty if the last LIST succeeded."""
     _listing: dict[str, CallFailure] = field(default_factory=dict)
@@ -120,7 +121,7 @@ class Gatherer:
         )
 
     async def _refresh_policies(self, now: datetime) -> str:
-        """List the policies if an event said that one may have changed. Return why the policies may be older than this
+        """List the policies if they may have changed since their last LIST. Return why they may be older than this
         pass, or an empty string if they are not.
 
         An event that arrives after their LIST belongs to the next pass. Otherwise constant writes to a policy would

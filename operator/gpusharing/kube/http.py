@@ -45,7 +45,8 @@ class Limits:
     inactivity: float = INACTIVITY
     """Seconds without a byte of a watch, bookmarks included, after which the watch counts as broken."""
     header: int = 256 * 1024
-    """Bytes of one line of an answer's head. A longer one is an error, although a write may have been carried out."""
+    """The most bytes of one header line of an answer. A longer line is an error, although a write may have been
+    carried out."""
     parallel: int = 8
     """Calls under way at once; watches do not count. Each connection costs 0.3 MiB, and one process cannot keep more
     of them busy."""

@@ -30,9 +30,9 @@ from gpusharing.kube.raw import newer, part, section, text, texts, whole
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 
 CLAIM_ATTEMPTS = 3
-"""How often claims are written while others change the Lease."""
+"""How many times to try to write claims while others change the Lease."""
 RELEASE_SECONDS = 2.0
-"""The longest time for the release at the end of the process."""
+"""Seconds that the release at the end of the process may take."""
 
 
 class LeaseLost(Exception):
@@ -95,7 +95,7 @@ class LeaderLease:
         """How often the server gave one of our writes a lower resourceVersion than it had given before. Each write was
         conditional on the present version, so etcd itself went back: the store was restored from a backup."""
         self._reached = ""
-        """The version that our last write got; before the first one, the highest that we have read."""
+        """The version that our last write got; before our first write, the highest version that we have read."""
         self._claims_before = ""
         self._renewed_at = float("-inf")
         self._lost = False

@@ -154,7 +154,7 @@ class OfficialLogin:
     """The credentials of a kubeconfig, as the official client reads it."""
 
     kubeconfig: Path
-    """One file, or several with the path separator between."""
+    """One file, or several joined by the path separator."""
     context: str = ""
     """Name of a context of the kubeconfig; its current one if empty."""
     environment: Mapping[str, str] = field(default_factory=dict)

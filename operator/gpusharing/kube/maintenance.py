@@ -65,7 +65,8 @@ def nvidia_maintenance(raw: JSON) -> Maintenance:
 
 
 _NOT_CHOSEN = frozenset({"", "Pending"})
-"""Reasons of the condition Ready before Scheduled (ConditionReasonPending of NVIDIA's nodemaintenance_types.go)."""
+"""Reasons of the condition Ready that it has before the operator has scheduled the maintenance (ConditionReasonPending
+of NVIDIA's nodemaintenance_types.go)."""
 
 
 def _maintenance(raw: JSON, operator: str, behalf: str, *, failed: bool) -> Maintenance:

@@ -45,7 +45,7 @@ class DaemonSetView:
     config_map: str
     """Name of the ConfigMap that it mounts for config-manager; empty if it mounts none."""
     default: str = ""
-    """Configuration for nodes without the label."""
+    """Name of the configuration for nodes without the label; empty if there is none."""
     mig_strategy: str = ""
     """MIG_STRATEGY of the device plugin's container; empty if that is not set, or there is no such container."""
     version: str = ""

@@ -39,9 +39,9 @@ class PodLookups:
         """Convert the raw pods of one node, with what other objects say about them. `namespaces` says whether the
         labels of namespaces matter.
 
-        A namespace is read if one of its pods has to leave or holds a GPU; then all of its pods get the labels,
-        because a rank without a GPU is judged with its gang (docs/design/drain.md#t13). Labels that cannot be read are
-        None.
+        A namespace is read if `scope` covers all pods, or if one of its pods holds a GPU. All of its pods then get the
+        labels, because a rank without a GPU is judged with its gang (docs/design/drain.md#t13). Labels that cannot be
+        read are None.
 
         Raises:
             KubeError: an object could not be read, unless it is gone or we lack the right to read it.

@@ -31,7 +31,7 @@ class PolicyCache:
         self._dirty = True
         self._listing = False
         self._newest = ""
-        """The highest resourceVersion that the server has shown of policies: in a list, an event or an answer."""
+        """The highest resourceVersion of policies that the server has shown in a list, an event or an answer."""
         self.listed = False
         """Whether the policies were listed at least once."""
 

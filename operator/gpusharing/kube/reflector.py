@@ -36,9 +36,9 @@ from gpusharing.kube.views import View, Views
 SHORT_WATCH = 1.0
 """Seconds. A watch that ends sooner does not count as progress, whatever it delivered, so the next one is delayed."""
 GONE_AFTER = 30.0
-"""Seconds without the kind in discovery after which its objects count as gone."""
+"""Seconds for which discovery must not list the kind before its objects count as gone."""
 RECHECK_AFTER = 30.0
-"""Seconds until a list that was older than the cache is made again."""
+"""Seconds until the kind is listed again, after a list that was older than the cache."""
 STALE_AFTER = 120.0
 """Seconds after which a view that is not known to be current is listed again, before the planner reports it as
 OLD_VIEW. After the store went back a watch is silent and nothing fails; the bookmarks of a quiet kind may lag behind
@@ -53,9 +53,9 @@ class CacheSettings:
     """The most objects of one page of a list. Small pages keep the peak of memory low: the raw objects of one page are
     all that is held besides the views."""
     relist_after: float = 600.0
-    """Seconds until the kind is listed again although nothing failed."""
+    """Seconds until the kind is listed again even though nothing failed."""
     remembered: int = 1024
-    """The most deleted objects whose late events are ignored."""
+    """How many deleted objects are remembered, so that late events about them are ignored."""
     clock: Callable[[], float] = loop_time
     """Returns the present time in seconds; it never goes back."""
     restores: Callable[[], int] = int

@@ -21,7 +21,7 @@ from gpusharing.planning.wanted.target import known_times
 log = structlog.get_logger()
 
 MOST_REMEMBERED = 500
-"""The most entries remembered of each ConfigMap, the newest ones."""
+"""The most entries that are remembered of each ConfigMap; the oldest are forgotten first."""
 _ABSENT = ConfigMapView({}, {})
 
 
@@ -53,7 +53,7 @@ class OurConfigMaps:
     seen_mig_entries: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Remembered mig-parted configurations, by name."""
     _times: Mapping[str, datetime] = field(default_factory=dict)
-    """When the entries were written, as the annotations say."""
+    """When each entry was written according to the annotations, by key."""
 
     def read(self, plugin: ConfigMapView | None, mig: ConfigMapView | None) -> None:
         """Store the present ConfigMaps, None for one that does not exist, and remember their entries. Nothing is done
@@ -93,7 +93,7 @@ class StackReader:
     sources: Sources
     calls: CallMemory
     silent: bool
-    """Whether to log nothing, because this is part of a program whose output is an answer."""
+    """Whether to log nothing, because this is part of a command-line program."""
     _config_maps: OurConfigMaps = field(default_factory=OurConfigMaps)
     _view: StackView | None = None
 

@@ -35,14 +35,14 @@ class Views(Generic[View]):
         self._views: dict[str, View] = {}
         self.items: Mapping[str, View] = MappingProxyType(self._views)
         self._known: dict[str, tuple[str, str]] = {}
-        """UID and version by name."""
+        """UID and version of each object, by name."""
         self._gone: OrderedDict[str, str] = OrderedDict()
-        """The remembered deletions: UID of the object, and the version at which it was gone."""
+        """The remembered deletions, oldest first: the version at which the object was gone, by its UID."""
         self.newest = ""
         """The highest version that the server has shown."""
         self.listing = False
-        """Whether a list is being read. Every deletion is remembered meanwhile, because a page may still bring the
-        object."""
+        """Whether a list is being read. All deletions are remembered meanwhile, because a later page may still contain
+        the object."""
 
     def name(self, obj: JSON) -> str:
         """Return the name under which an object is stored."""

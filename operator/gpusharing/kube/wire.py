@@ -12,9 +12,11 @@ from gpusharing.kube.raw import part
 JSON_TYPE = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 INACTIVITY = 75.0
-"""Seconds. A watch without a byte for longer is dead: the server sends a bookmark every 60 s, or ends it before."""
+"""Seconds without a byte, after which a watch counts as dead: the server sends a bookmark every 60 s, or ends the
+watch earlier."""
 WATCH_SECONDS = 300.0
-"""The server ends a watch after this long; each asks for 80 to 100 % of it, so that they do not end together."""
+"""Seconds after which the server ends a watch at the latest. Each watch asks for 80 to 100 % of this, so that they do
+not end together."""
 _EVENT_TYPES = ("ADDED", "MODIFIED", "DELETED", "BOOKMARK")
 """A tuple and not a set, because a server may send a type that cannot be hashed."""
 
