@@ -86,7 +86,7 @@ class NodeWrites:
         read first. A slow watch may not have shown yet that the Node is gone; Kubernetes would then delete the object
         at once, and we would create it again as fast as we can.
 
-        Raises NotFound if that Node is gone.
+        Raises NotFound if that Node is gone or was replaced by another one of its name.
         """
         name, uid = action.node, action.node_uid
         if self._created.get(name) == uid and (await self.client.get(NODES, name))["metadata"]["uid"] != uid:
