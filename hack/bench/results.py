@@ -89,8 +89,8 @@ class Lost:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Return the smallest of the values that is not exceeded by at least `percent` percent of them. Raises ValueError
-    if there are no values."""
+    """Return the smallest of the values such that at least `percent` percent of all values are not larger. Raises
+    ValueError if there are no values."""
     if not values:
         raise ValueError("no values")
     rank = math.ceil(len(values) * percent / 100)

@@ -33,7 +33,7 @@ TRY_NEXT = {
 
 
 def arguments() -> argparse.Namespace:
-    """Parse the command line of the demo; an unknown driver ends the process with status 2."""
+    """Parse the command line of the demo and return its options. An unknown driver ends the process with status 2."""
     parser = argparse.ArgumentParser(prog="python -m hack.demo", description=__doc__)
     parser.add_argument(
         "--driver",
@@ -79,8 +79,8 @@ async def run(options: argparse.Namespace, screen: Screen) -> None:
 
 
 def main() -> int:
-    """Return the exit status: 0 if all checks passed, 1 if one failed, 2 if the stage could not be built, 130 if
-    interrupted."""
+    """Play the demo and return the exit status: 0 if all checks passed, 1 if one failed or the reader of the output
+    went away, 2 if the stage could not be built, 130 if interrupted."""
     options = arguments()
     color = not (options.no_color or os.environ.get("NO_COLOR"))
     screen = Screen(color=color, quiet=options.quiet)

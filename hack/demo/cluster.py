@@ -46,20 +46,21 @@ class ClusterStage:
     )
 
     def __init__(self, plane: ControlPlane, client: HttpClient) -> None:
-        """Keep the running control plane and a client of it; `cluster_stage` creates both."""
+        """Create the stage on a running control plane. `client` is a client of its API server; `cluster_stage` creates
+        both."""
         self._plane = plane
         self._operator: product.LaunchedProcess | None = None
         self.client: KubeClient = client
 
     async def apply(self, manifest: JSON) -> str:
-        """Run `kubectl apply` and return its output, as `stage.Stage` says."""
+        """Run `kubectl apply` and return its output. Raises ApplyRefused if kubectl fails."""
         try:
             return await self._kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
         except subprocess.CalledProcessError as error:
             raise ApplyRefused(str(error.stderr)) from None
 
     async def show(self, view: KubectlView) -> str:
-        """Return the output of the view's `kubectl get`."""
+        """Run the view's `kubectl get` and return its output."""
         return await self._kubectl(*view.arguments)
 
     async def deploy(self, workload: SimWorkload) -> None:
@@ -68,7 +69,7 @@ class ClusterStage:
         await asyncio.to_thread(self._plane.api.create, path, deployment(workload))
 
     async def start_operator(self) -> None:
-        """Start the shipped operator as a process that logs to LOG."""
+        """Start the shipped operator as a process, whose log goes to LOG."""
         start = partial(product.operator, self._plane.kubeconfig, self._plane.directory, FACTOR, **LEASE)
         self._operator = await asyncio.to_thread(start)
         self._operator.log = LOG
@@ -88,11 +89,12 @@ class ClusterStage:
             await asyncio.to_thread(self._operator.stop)
 
     async def writes(self) -> list[Written]:
-        """Return the operator's successful writes that the API server's audit log has, without those on Leases."""
+        """Return the operator's successful writes according to the API server's audit log, without those to Leases."""
         return await asyncio.to_thread(self._writes)
 
     async def changed(self) -> None:
-        """Return after 0.2 s. Raises ComponentError with the end of the log if the operator ended by itself."""
+        """Wait 0.2 s. Raises ComponentError, with the end of the operator's log, if the operator has ended and was not
+        killed."""
         if self._operator is not None and self._operator.exit_status not in (None, -signal.SIGKILL):
             raise ComponentError(
                 f"the operator ended with status {self._operator.exit_status}; its last lines ({LOG}):\n{tail(LOG)}"
@@ -100,7 +102,8 @@ class ClusterStage:
         await asyncio.sleep(0.2)
 
     def _writes(self) -> list[Written]:
-        """Return the operator's successful writes from the audit log, once it is complete."""
+        """Wait until the audit log is complete, and return the operator's successful writes in it, without those to
+        Leases."""
         wait_logged(self._plane.audit_log, self._plane.api)
         return [
             Written(request.resource, "/".join(filter(None, (request.namespace, request.name))))
@@ -109,11 +112,12 @@ class ClusterStage:
         ]
 
     async def _kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        """Run kubectl as admin, in a thread, and return its output. Raises CalledProcessError if it fails."""
         return await asyncio.to_thread(partial(self._plane.kubectl, *arguments, stdin=stdin))
 
 
 def deployment(workload: SimWorkload) -> JSON:
-    """Return the Deployment whose pods are those of the workload."""
+    """Return the manifest of a Deployment whose pods are those of the workload."""
     pod = workload.body("")
     labels = pod["metadata"]["labels"]
     return {
@@ -171,4 +175,5 @@ def _prepare(plane: ControlPlane) -> None:
 
 
 def _populate(plane: ControlPlane) -> None:
+    """Create the fleet's nodes and wait until they are Ready."""
     nodes.wait_nodes_ready(plane.api, nodes.create_nodes(plane.api, fleet.nodes()))

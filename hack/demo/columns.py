@@ -1,4 +1,4 @@
-"""Tables as `kubectl get` prints them, built from the JSONPaths that the CRDs name, so that they show what a user
+"""Tables as `kubectl get` prints them. They are built from the JSONPaths in the CRDs, so that they show what a user
 would see.
 
 The forms of JSONPath that our columns use are supported: `.key`, an escaped dot in a key, and `[?(@.key=="value")]`.
@@ -16,26 +16,26 @@ from hack.customresources import GPUNODE, POLICY, CustomResource
 _STEP = re.compile(r'\.(?P<key>(?:\\.|[^.\[\\])+)|\[\?\(@\.(?P<field>\w+)=="(?P<value>[^"]*)"\)\]')
 PADDING = 3
 MIN_WIDTH = 6
-"""The least width of a column with its padding, as in kubectl."""
+"""The smallest width of a column including its padding, as in kubectl."""
 
 
 @dataclass(frozen=True, slots=True)
 class KubectlView:
-    """One call of `kubectl get`: which objects, and which columns of them."""
+    """One call of `kubectl get`: which objects it lists, and which columns it shows."""
 
     resource: Resource
     columns: tuple[tuple[str, str], ...]
     """The heading and the JSONPath of each column."""
     kind: str
-    """The name of the resource as one types it after `kubectl get`."""
+    """The name of the resource after `kubectl get`."""
     dates: frozenset[str] = frozenset()
-    """The headings of columns that show how long ago their time was."""
+    """The headings of columns whose value is a time, which is shown as an age."""
     custom: bool = True
     """Whether the columns are ours (`-o custom-columns`) and not the server's."""
     names: tuple[str, ...] = ()
     """The names of the objects to show, or empty for all."""
     field: tuple[str, str] | None = None
-    """A field selector: the path without its first dot, and the value. None selects all."""
+    """A field selector: the path without its first dot, and the value; or None to select all objects."""
     sort_by: str = ".metadata.name"
 
     @property
@@ -52,13 +52,14 @@ class KubectlView:
 
     @property
     def command(self) -> str:
-        """The command as a person would type it; the paths of custom columns are replaced by `...`."""
+        """The command as a person would type it, except that the paths of custom columns are replaced by `...`."""
         words = self.arguments[:-1] if self.custom else self.arguments
         return " ".join(("kubectl", *words, *(("custom-columns=...",) if self.custom else ())))
 
 
 def printed(resource: Resource, source: CustomResource, kind: str) -> KubectlView:
-    """Return the view with the columns that the CRD defines for `kubectl get`, without those of `-o wide`."""
+    """Return a view with the columns that the CRD `source` defines for `kubectl get`, without those that only `-o
+    wide` shows."""
     shown = [column for column in source.columns if not column.wide]
     return KubectlView(
         resource,
@@ -85,8 +86,8 @@ _GPUNODE_PATHS = {column.name.upper(): column.path for column in GPUNODE.columns
 
 
 def places(*nodes: str) -> KubectlView:
-    """Return a view of these GPUNodes (all if none is named) with the columns of `-o wide` that fit on a narrow
-    screen."""
+    """Return a view of these GPUNodes, or of all if none is named, with those columns of `-o wide` that fit on a
+    narrow screen."""
     shown = ("OBSERVED", "PHASE", "REASON", "PODS", "CULPRIT")
     columns = (("NAME", ".metadata.name"), *((name, _GPUNODE_PATHS[name]) for name in shown))
     return KubectlView(GPUNODES, columns, "gpunodes", names=nodes)
@@ -105,8 +106,8 @@ def events_about(policy: str) -> KubectlView:
 
 
 def find(obj: JSON, path: str) -> Any:
-    """Return what a JSONPath selects in `obj`, or None if there is nothing. Raises ValueError for an unsupported
-    form."""
+    """Return the value that a JSONPath selects in `obj`, or None if there is no such value. Raises ValueError for a
+    form of JSONPath that is not supported."""
     value: Any = obj
     at = 0
     while at < len(path):
@@ -122,8 +123,8 @@ def find(obj: JSON, path: str) -> Any:
 
 
 def render(view: KubectlView, objects: Iterable[JSON], now: datetime) -> str:
-    """Return the table of these objects as kubectl would print it, with those that the view selects. `now` is used for
-    ages."""
+    """Return the table that kubectl would print for those of the objects that the view selects. `now` is the time from
+    which ages are counted."""
     chosen = [obj for obj in objects if _selected(view, obj)]
     chosen.sort(key=lambda obj: str(find(obj, view.sort_by)))
     rows = [[name for name, _ in view.columns]]
@@ -132,21 +133,22 @@ def render(view: KubectlView, objects: Iterable[JSON], now: datetime) -> str:
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
-    """Return the rows as text, with columns as wide as their widest cell plus three spaces."""
+    """Return the rows as lines of a table. Each column is as wide as its widest cell plus three spaces."""
     widths = [max(MIN_WIDTH, *(len(cell) + PADDING for cell in column)) for column in zip(*rows, strict=True)]
     lines = ("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
 
 
 def _selected(view: KubectlView, obj: JSON) -> bool:
-    """Whether the view shows this object, by its names and its field selector."""
+    """Whether the view shows this object, according to its names and its field selector."""
     if view.names and obj["metadata"]["name"] not in view.names:
         return False
     return view.field is None or find(obj, f".{view.field[0]}") == view.field[1]
 
 
 def _cell(view: KubectlView, name: str, value: Any, now: datetime) -> str:
-    """Return the text of one cell. A missing value is `<none>` in a custom column and empty in one of the server."""
+    """Return the content of one cell. A missing value is shown as `<none>` in a custom column, and as an empty cell in
+    a column of the server."""
     if value is None or value == "":
         return "<none>" if view.custom and value is None else ""
     if name in view.dates:

@@ -22,7 +22,7 @@ Status = dict[str, Any]
 
 @dataclass
 class Demo:
-    """A stage and a screen, with the operations by which the story reads the one and writes on the other."""
+    """A stage and a screen, with the operations by which the story reads the stage and prints on the screen."""
 
     stage: Stage
     screen: Screen
@@ -30,8 +30,8 @@ class Demo:
     """The file for the state in the middle of the story (hack/demo/record.py), or None to record nothing."""
 
     async def until(self, what: str, condition: Callable[[], Awaitable[bool]], seconds: float = 15.0) -> None:
-        """Wait until `condition` is true, for `seconds` times the stage's patience. Raises DemoFailed with `what` and
-        with the state of all pools and nodes."""
+        """Wait until `condition` is true. Raises DemoFailed, with `what` and the state of all pools and nodes, if that
+        takes longer than `seconds` times the stage's patience."""
         limit = seconds * self.stage.patience
         try:
             async with asyncio.timeout(limit):
@@ -47,18 +47,18 @@ class Demo:
         self.screen.output(await self.stage.show(view))
 
     async def apply(self, manifest: JSON, how: str) -> None:
-        """Apply a manifest and print the command `how` and its output."""
+        """Apply a manifest, and print the command `how` and the output of `kubectl apply`."""
         self.screen.command(how)
         self.screen.output(await self.stage.apply(manifest))
 
     async def policy(self, name: str) -> tuple[JSON, Status]:
-        """Return a policy and its status. The status is empty unless it describes the present generation."""
+        """Return a policy and its status. The status is empty if it is about an earlier generation."""
         raw = await self.stage.client.get(POLICIES, name)
         status: Status = raw.get("status") or {}
         return raw, status if status.get("observedGeneration") == raw["metadata"]["generation"] else {}
 
     async def condition(self, name: str, kind: ConditionType) -> JSON:
-        """Return a condition of a policy's present generation, or an empty object if there is none yet."""
+        """Return a condition of a policy, or an empty object if the present generation does not have it yet."""
         _, status = await self.policy(name)
         rows: list[JSON] = status.get("conditions") or []
         return next((row for row in rows if row["type"] == kind), {})
@@ -74,7 +74,7 @@ class Demo:
         await self.until(f"{', '.join(names)} Ready", condition, seconds)
 
     async def used(self, name: str, text: str) -> None:
-        """Wait until the policy `name` shows `text` (such as `15/48`) as used devices, which the agents report."""
+        """Wait until the policy `name` shows `text` (such as `15/48`) as its used devices, which the agents report."""
 
         async def shown() -> bool:
             """Whether the policy's summary has this text."""
@@ -83,7 +83,7 @@ class Demo:
         await self.until(f"USED {text} of {name}", shown)
 
     async def pods(self, workload: str) -> list[JSON]:
-        """Return the pods of a workload that are not being deleted."""
+        """Return the pods of a workload that are not terminating."""
         pods = await list_of(self.stage.client, PODS)
         return [
             pod
@@ -99,7 +99,7 @@ class Demo:
         return transition
 
     async def leader(self) -> str:
-        """Return the holder of the operator's Lease, or an empty text if there is none."""
+        """Return the holder of the operator's Lease, or an empty string if it has none."""
         lease = await self.stage.client.get(
             LEASES, Settings().lease_name, namespace=Settings().plan.namespace
         )
@@ -113,7 +113,8 @@ class Demo:
         return record
 
     async def served(self, pool: str) -> Counter[str]:
-        """Return the allocatable GPU resources of a pool's nodes in total, without zeros."""
+        """Return the allocatable GPU resources of a pool's nodes, summed over the nodes, by resource name. Resources
+        with a sum of 0 are left out."""
         total: Counter[str] = Counter()
         for node in await list_of(self.stage.client, NODES):
             if node["metadata"]["labels"].get("gpusharing.dev/pool") == pool:
@@ -124,12 +125,13 @@ class Demo:
         return +total
 
     async def writes(self, resource: str, since: int = 0) -> list[Written]:
-        """Return the operator's writes on one resource, without its first `since` writes on all resources."""
+        """Return the operator's writes to one resource. Its first `since` writes, counted over all resources, are left
+        out."""
         return [write for write in (await self.stage.writes())[since:] if write.resource == resource]
 
     async def nodes_done(self, policy: str) -> tuple[int, int]:
-        """Return the number of nodes that are verified and schedulable, and the number of all nodes, as the policy's
-        summary counts them."""
+        """Return the number of nodes that are verified and schedulable, and the number of all nodes, from the policy's
+        summary; (0, 0) if it has none."""
         done, _, total = (find((await self.policy(policy))[1], ".summary.nodes") or "0/0").partition("/")
         return int(done), int(total)
 
@@ -154,6 +156,6 @@ def is_cordoned(node: JSON) -> bool:
 
 
 def holds_gpu_of(pod: JSON, node: str) -> bool:
-    """Whether the pod is on the node and requests a GPU."""
+    """Whether the pod is bound to the node and requests a GPU."""
     requests_gpu = "nvidia.com/" in json.dumps(pod["spec"].get("containers") or [])
     return bool(pod["spec"].get("nodeName") == node and requests_gpu)

@@ -32,13 +32,13 @@ class EmbeddedStage:
     )
 
     def __init__(self, environment: Embedded) -> None:
-        """Keep the running environment; `embedded_stage` creates it."""
+        """Create the stage in a running environment; `embedded_stage` creates both."""
         self._environment = environment
         self.client: KubeClient = environment.cluster.client("person")
 
     async def apply(self, manifest: JSON) -> str:
-        """Apply a policy and return what kubectl would print. `validate_policy` refuses what CEL and the schema would
-        refuse on a real API server; then ApplyRefused is raised."""
+        """Apply a policy and return what kubectl would print. Raises ApplyRefused if `validate_policy` finds what CEL
+        and the schema would refuse on a real API server."""
         name = manifest["metadata"]["name"]
         checked = validate_policy(manifest)
         if isinstance(checked, tuple):
@@ -57,7 +57,7 @@ class EmbeddedStage:
         return render(view, await list_of(self.client, view.resource), datetime.now(UTC))
 
     async def deploy(self, workload: SimWorkload) -> None:
-        """Create the pods of a workload and keep replacing those that go."""
+        """Create the pods of a workload, and replace those that disappear."""
         self._environment.workloads.apply(workload)
 
     async def start_operator(self) -> None:
@@ -65,12 +65,13 @@ class EmbeddedStage:
         self._environment.start_operator()
 
     async def kill_operator(self) -> str:
-        """Cancel all tasks of the operator at once, without an orderly end, and return a sentence that says so."""
+        """Cancel all tasks of the operator at once, without an orderly shutdown, and return a sentence that says
+        so."""
         await self._environment.kill_operator()
         return "every task of the operator was canceled at once; its Lease must expire"
 
     async def writes(self) -> list[Written]:
-        """Return the operator's successful writes, without those on Leases."""
+        """Return the operator's successful writes, without those to Leases."""
         return [
             Written(
                 "/".join(filter(None, (write.call.resource.plural, write.call.subresource))),
@@ -83,7 +84,7 @@ class EmbeddedStage:
         ]
 
     async def changed(self) -> None:
-        """Return at the next write on the cluster, or after 0.2 s."""
+        """Wait for the next write to the cluster, but at most 0.2 s."""
         with suppress(TimeoutError):
             async with asyncio.timeout(0.2):
                 await self._environment.cluster.changed()
@@ -91,8 +92,8 @@ class EmbeddedStage:
 
 @asynccontextmanager
 async def embedded_stage() -> AsyncIterator[EmbeddedStage]:
-    """Yield a running stage. Its operators log as JSON to LOG, and the configuration of structlog is reset at the
-    end."""
+    """Yield a running stage. Its operators log to LOG as JSON. At the end the stage is stopped and structlog's
+    configuration is reset."""
     fleet = nodes()
     for node in fleet:
         node["status"]["conditions"] = [{"type": "Ready", "status": "True"}]

@@ -22,12 +22,8 @@ FAULTY = "two"
 
 
 def play_on_real_parts(screen: Screen) -> None:
-    """Play the whole story.
-
-    Raises:
-        LaunchError: it cannot run on this machine; the text says why.
-        DemoFailed: something is not as it should be.
-    """
+    """Play the whole story. Raises LaunchError, which says why, if the story cannot run on this machine, and
+    DemoFailed if something is not as it should be."""
     if why := why_not():
         raise LaunchError(f"SKIPPED: {why}")
     screen.banner(SIMULATED)
@@ -45,7 +41,7 @@ def play_on_real_parts(screen: Screen) -> None:
 
 
 def _play(screen: Screen, loop: NvidiaLoop) -> None:
-    """Play every stop of WALK, then a mig-manager that hangs and a GPU that fails."""
+    """Play every stop of WALK, and after that a mig-manager that hangs and a GPU that fails."""
     versions = ", ".join(f"{release.folder} {release.version}" for release in build.RELEASES)
     screen.heading(f"1. Two nodes with two H100 each; {versions}")
     resource = ""
@@ -59,8 +55,8 @@ def _play(screen: Screen, loop: NvidiaLoop) -> None:
 
 
 def _change(screen: Screen, loop: NvidiaLoop, stop: Stop, resource: str) -> None:
-    """Play one change and check its result. If `resource` is not empty, a pod on each node uses one of it and must be
-    evicted."""
+    """Change the mode to that of `stop` and check the result. If `resource` is not empty, a pod on each node first
+    uses one device of it, and must be evicted."""
     working = [loop.run_pod(node, resource) for node in loop.nodes if resource]
     if working:
         screen.say(f"On each node a pod uses one {resource}.")
@@ -77,8 +73,8 @@ def _change(screen: Screen, loop: NvidiaLoop, stop: Stop, resource: str) -> None
 
 
 def _check_sources(screen: Screen, loop: NvidiaLoop, node: str) -> None:
-    """Check that mig-manager reports success for a node and that the node is not cordoned; GFD's labels are shown with
-    it."""
+    """Check that mig-manager reports success for a node and that the node is not cordoned. The printed check also
+    shows GFD's labels."""
     labels = loop.labels(node)
     report = f"mig-manager says {labels[names.LABEL_MIG_STATE]} for {labels[names.LABEL_MIG_CONFIG]}"
     product, count = labels[names.LABEL_GPU_PRODUCT], labels[names.LABEL_GPU_COUNT]
@@ -87,13 +83,14 @@ def _check_sources(screen: Screen, loop: NvidiaLoop, node: str) -> None:
 
 
 def _show(screen: Screen, loop: NvidiaLoop) -> None:
+    """Print `kubectl get` of policies and GPUNodes with its output."""
     for kind in ("gpusharingpolicies", "gpunodes"):
         screen.command(f"kubectl get {kind}")
         screen.output(loop.plane.kubectl("get", kind))
 
 
 def _wedge(screen: Screen, loop: NvidiaLoop, number: int) -> None:
-    """Let mig-manager fail once so that it hangs, and check that one restart of its pod cures it."""
+    """Make mig-manager fail once so that it hangs, and check that a single restart of its pod repairs it."""
     screen.heading(f"{number}. mig-manager hangs: it fails once and forgets the operands that it has paused")
     before = len(loop.events("ActuatorRestarted"))
     loop.nodes["one"].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", count=1)
@@ -105,7 +102,8 @@ def _wedge(screen: Screen, loop: NvidiaLoop, number: int) -> None:
 
 
 def _broken_gpu(screen: Screen, loop: NvidiaLoop, number: int) -> None:
-    """Let a GPU fail during a change, check that its node is Failed and stays cordoned, then repair it and retry."""
+    """Make a GPU fail during a change, check that its node becomes Failed and stays cordoned, then repair the GPU and
+    request a retry."""
     screen.heading(f"{number}. A GPU fails midway")
     loop.nodes[FAULTY].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", gpu=1)
     screen.command("kubectl apply -f -     # MIG single")

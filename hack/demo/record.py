@@ -1,6 +1,6 @@
 """The state in the middle of the story, as data from which the README's picture is drawn (hack/generate_picture.py).
 
-`python -m hack.demo --record hack/demo/blocked.json` writes it anew; a test in tests/demo fails when that is due.
+`python -m hack.demo --record hack/demo/blocked.json` writes it again; a test in tests/demo fails when that is due.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ OF_PLAN = {"hash", "disruption", "nodes", "nodeCount", "pods"}
 
 
 async def record(stage: Stage, path: Path) -> None:
-    """Write what users see of policies and nodes now to `path`, without the fields that `kubectl gpusharing status`
-    does not read."""
+    """Write the present policies and GPUNodes to `path`, as users see them, without the fields that `kubectl
+    gpusharing status` does not read."""
     taken = {
         "taken": datetime.now(UTC).isoformat(timespec="seconds"),
         "policies": [_policy(raw) for raw in await list_of(stage.client, POLICIES)],
@@ -31,7 +31,7 @@ async def record(stage: Stage, path: Path) -> None:
 
 
 def _policy(raw: JSON) -> JSON:
-    """Return the fields of a policy that are recorded."""
+    """Return those fields of a policy that are recorded."""
     status = _some(raw["status"], OF_POLICY)
     if plan := status.get("plan"):
         status["plan"] = _some(plan, OF_PLAN)
@@ -43,8 +43,8 @@ def _policy(raw: JSON) -> JSON:
 
 
 def _node(raw: JSON) -> JSON:
-    """Return the fields of a GPUNode that are recorded; its GPUs become empty objects, of which only the number
-    counts."""
+    """Return those fields of a GPUNode that are recorded. Its GPUs become empty objects, because only their number
+    matters."""
     status, observed = raw["status"], raw["status"]["observed"]
     reported = {**_some(observed, {"simulated", "pods"}), "gpus": [{} for _ in observed["gpus"]]}
     transition = {key: value for key, value in status["transition"].items() if key != "blockers"}

@@ -1,4 +1,4 @@
-"""The output of the demo: plain lines of at most 100 columns, and a tick for each check that passed."""
+"""The output of the demo: plain lines of at most 100 columns, and a check mark for each check that passed."""
 
 import sys
 import textwrap
@@ -16,8 +16,8 @@ class Screen:
     """The terminal, or the file, that the demo prints to."""
 
     def __init__(self, out: TextIO | None = None, *, color: bool = True, quiet: bool = False) -> None:
-        """Prepare to print to `out` (standard output by default). `quiet` prints only headings, checks and failures;
-        colors are used on a terminal only."""
+        """Prepare to print to `out` (standard output by default). With `quiet` only headings, notices and checks are
+        printed. Colors are used only on a terminal."""
         self.out = out or sys.stdout
         self.color = color and self.out.isatty()
         self.quiet = quiet
@@ -27,13 +27,13 @@ class Screen:
         self._tick = "✓" if encoding.startswith("utf") else "ok"
 
     def heading(self, text: str) -> None:
-        """Print the heading of a new chapter, with the seconds since the start."""
+        """Print the heading of a new chapter, with the seconds since the demo began."""
         seconds = time.monotonic() - self.begin
         self._line("")
         self._line(self._paint(f"{text:<{WIDTH - 10}} {seconds:7.1f} s", "1"))
 
     def banner(self, text: str) -> None:
-        """Print a highlighted notice, also if `quiet` is on."""
+        """Print a highlighted notice, even with `quiet`."""
         for line in textwrap.wrap(text, WIDTH):
             self._line(self._paint(line, "33"))
 
@@ -51,7 +51,8 @@ class Screen:
         self._line(self._paint(" \\\n".join(lines), "36"))
 
     def output(self, text: str) -> None:
-        """Print the output of a program, indented; a line that is too long is folded below its last column."""
+        """Print the output of a program, indented. The rest of a line that is too long continues below the line's last
+        column."""
         if self.quiet:
             return
         lines = text.rstrip().splitlines()
@@ -71,6 +72,7 @@ class Screen:
             self._line(f"  {' ' * len(self._tick)} {line}")
 
     def _paint(self, text: str, code: str) -> str:
+        """Return `text` in the color of the ANSI code `code`, or unchanged if colors are off."""
         return f"\x1b[{code}m{text}\x1b[0m" if self.color else text
 
     def _line(self, text: str) -> None:
@@ -78,13 +80,14 @@ class Screen:
 
 
 def last_column(header: str) -> int:
-    """Return the offset at which the last column of a table with this header begins, or 4 if it is no header."""
+    """Return the offset at which the last column of a table with this header line begins, or 4 if the line is not a
+    header."""
     gap = header.rstrip().rfind("   ")
     return gap + 3 if header.isupper() and 0 < gap < WIDTH * 2 // 3 else 4
 
 
 def fold(line: str, indent: int) -> list[str]:
-    """Return the line in pieces that fit on the screen, all but the first indented."""
+    """Split a line into pieces that fit on the screen. All pieces but the first begin with `indent` spaces."""
     if len(line) <= WIDTH - 2:
         return [line]
     head = line[:indent]

@@ -10,11 +10,11 @@ from hack.sim.workloads import SimWorkload
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LOG = ROOT / "build" / "demo-operator.log"
-"""The file to which the operators of the story log, one after the other."""
+"""The file to which the story's operators log, one after another."""
 
 
 class ApplyRefused(Exception):
-    """The API server refused the object; the text is its answer."""
+    """The API server refused the object; the message is its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,10 @@ class Stage(Protocol):
         """Kill the operator as `kill -9` does, and return a sentence that says what was killed."""
 
     async def writes(self) -> list[Written]:
-        """Return all writes of the operator so far, in order, without refused ones and those on its Lease."""
+        """Return all successful writes of the operators so far, in order, without those to the Lease."""
 
     async def changed(self) -> None:
-        """Return when the cluster may have changed."""
+        """Wait until the cluster may have changed."""
 
 
 def empty_log() -> Path:

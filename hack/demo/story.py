@@ -44,7 +44,7 @@ async def fleet_appears(demo: Demo) -> None:
 
 
 async def pools_are_declared(demo: Demo) -> None:
-    """Start the operator and apply four policies; the idle nodes are changed one by one."""
+    """Start the operator and apply one policy per pool. The operator changes the idle nodes one by one."""
     screen = demo.screen
     screen.heading("2. One GPUSharingPolicy per pool says what its GPUs are for")
     await demo.stage.start_operator()
@@ -136,7 +136,7 @@ async def wrong_policies_are_refused(demo: Demo) -> None:
 
 
 async def _refusal(stage: Stage, manifest: JSON) -> str:
-    """Apply a manifest and return the refusal. Raises DemoFailed if it is accepted."""
+    """Apply a manifest and return the API server's refusal. Raises DemoFailed if the manifest is accepted."""
     try:
         answer = await stage.apply(manifest)
     except ApplyRefused as error:
@@ -145,7 +145,7 @@ async def _refusal(stage: Stage, manifest: JSON) -> str:
 
 
 async def plan_comes_first(demo: Demo) -> None:
-    """Show the plan of a paused change, which touches no node."""
+    """Show the plan of a paused change, and check that no node is touched."""
     screen = demo.screen
     screen.heading("5. The plan before the change")
     screen.say(
@@ -177,7 +177,7 @@ async def plan_comes_first(demo: Demo) -> None:
 
 
 def _plan_lines(plan: JSON) -> str:
-    """Return the plan as text, with one field per line."""
+    """Return the plan for people, one field per line."""
     return "\n".join(
         f"{key}: {', '.join(value) if isinstance(value, list) else json.dumps(value).replace(chr(34), '')}"
         for key, value in plan.items()
@@ -185,8 +185,8 @@ def _plan_lines(plan: JSON) -> str:
 
 
 async def budget_blocks(demo: Demo) -> None:
-    """Let the change run until a PodDisruptionBudget refuses an eviction, and record that state if the demo was asked
-    to."""
+    """Let the change run until a PodDisruptionBudget refuses an eviction. That state is recorded if the demo was
+    started with --record."""
     screen = demo.screen
     screen.heading("6. The change begins; a PodDisruptionBudget stops it")
     change = fleet.with_layout("b", fleet.TARGET, paused=False)
@@ -218,7 +218,7 @@ async def budget_blocks(demo: Demo) -> None:
 
 
 async def _settled(demo: Demo) -> None:
-    """Wait until only the ranker's two pods are left on their node and the agent has counted them."""
+    """Wait until only two pods of the ranker hold a GPU on their node and the agent reports the same number."""
 
     async def alone() -> bool:
         place = await demo.place(fleet.RANKER_NODE)
@@ -230,7 +230,7 @@ async def _settled(demo: Demo) -> None:
 
 
 async def _reported(demo: Demo) -> None:
-    """Wait until the policy's summary names what blocks the drain and counts the pod that has no place yet."""
+    """Wait until the policy's summary names what blocks the drain, and counts the one pod that fits nowhere yet."""
 
     async def up_to_date() -> bool:
         summary = (await demo.policy("pool-b"))[1].get("summary", {})
@@ -268,7 +268,8 @@ async def operator_dies(demo: Demo) -> None:
 
 
 async def owner_gives_way(demo: Demo) -> None:
-    """Let the budget's owner allow the eviction, and check that the change ends without further help."""
+    """Change the budget so that the eviction is allowed, as its owner would, and check that the change completes
+    without further help."""
     screen = demo.screen
     screen.heading("8. The owner of the budget gives way")
     screen.command('kubectl -n team-b patch pdb ranker --type merge -p \'{"spec": {"minAvailable": 0}}\'')
@@ -284,7 +285,7 @@ async def owner_gives_way(demo: Demo) -> None:
 
 
 async def look_back(demo: Demo, since: int) -> None:
-    """Check the final state, the events, and the operator's writes after its first `since` writes."""
+    """Check the final state, the events, and what the operator wrote after its first `since` writes."""
     screen = demo.screen
     screen.heading("9. Looking back")
 

@@ -30,7 +30,7 @@ FIRST_PID = 5_000_000
 
 
 class DeviceManager:
-    """The device plugins of one node, and the assignment of their devices to pods."""
+    """The device plugins of one node, and the assignment of their devices to the node's pods."""
 
     def __init__(self, api: Api, node: str, sandbox: Sandbox) -> None:
         self._api, self._node, self._simulator = api, node, sandbox.simulator
@@ -50,7 +50,8 @@ class DeviceManager:
         self._next_pid = FIRST_PID
 
     def look(self, pods: Sequence[Object]) -> None:
-        """Process what the plugins have streamed since the last call, and the pods of the node as they are now."""
+        """Process what the plugins have streamed since the last call, and the changes of the node's pods. `pods` are
+        the pods that the node has now."""
         if self._take_lines():
             self._write_status()
         self._take_pods({str(pod["metadata"]["uid"]): pod for pod in pods})
@@ -58,8 +59,8 @@ class DeviceManager:
     # --- devices -----------------------------------------------------------------------------------------
 
     def _take_lines(self) -> bool:
-        """Read the new lines of the stub's log, and record the devices of each resource. Returns whether there were
-        any."""
+        """Read the new lines of the stub's log, and record the healthy devices of each resource. Returns whether there
+        were new lines."""
         with self._log.open() as log:
             log.seek(self._read)
             text = log.read()
@@ -72,8 +73,9 @@ class DeviceManager:
         return bool(lines)
 
     def _write_status(self) -> None:
-        """Write allocatable and capacity. A resource that no plugin advertises any more stays, with 0; capacity
-        outlives the plugin for a while (docs/design/nvidia.md#b7)."""
+        """Write the Node's allocatable and capacity. A resource that no plugin advertises any more stays, with an
+        allocatable of 0. Its capacity is not changed, because the kubelet removes it later
+        (docs/design/nvidia.md#b7)."""
         counts = {name: str(len(ids)) for name, ids in self._devices.items()}
         capacity = {name: count for name, count in counts.items() if name not in self._gone}
         self._api.merge_patch(
@@ -83,8 +85,8 @@ class DeviceManager:
     # --- pods --------------------------------------------------------------------------------------------
 
     def _take_pods(self, pods: Mapping[str, Object]) -> None:
-        """Assign devices to pods that run now, and free those of pods that are gone. A terminating pod keeps its
-        devices, but its processes end."""
+        """Assign devices to pods that have begun to run, and free those of pods that are gone. A terminating pod keeps
+        its devices, but its processes are ended."""
         before = len(self._assigned)
         for uid in [uid for uid in self._assigned if not _runs(pods.get(uid))]:
             self._end_processes(uid)
@@ -102,12 +104,12 @@ class DeviceManager:
             self._write_holdings()
 
     def _free(self, resource: str, count: int) -> list[str]:
-        """Return up to `count` devices of a resource that no pod has."""
+        """Return up to `count` devices of a resource that are assigned to no pod."""
         in_use = {device for _, assigned in self._assigned.values() for device in assigned.get(resource, ())}
         return [device for device in self._devices.get(resource, ()) if device not in in_use][:count]
 
     def _write_holdings(self) -> None:
-        """Write the assigned devices where the stub reads them, replacing the file at once."""
+        """Write the assigned devices to the file that the stub reads. The file is replaced atomically."""
         rows = [
             {"namespace": pod["metadata"]["namespace"], "name": pod["metadata"]["name"], "resource": name, "ids": ids}
             for pod, assigned in self._assigned.values()
@@ -118,7 +120,7 @@ class DeviceManager:
         swap.rename(self._file)
 
     def _start_processes(self, uid: str) -> None:
-        """Start a process on each device of a pod."""
+        """Register a simulated process on each device of a pod."""
         pod, assigned = self._assigned[uid]
         places = {place.uuid: place for place in machine_devices(self._simulator.show())}
         for device in (device for ids in assigned.values() for device in ids):
@@ -131,28 +133,28 @@ class DeviceManager:
             self._computing.setdefault(uid, []).append(self._next_pid)
 
     def _end_processes(self, uid: str) -> None:
-        """End the processes of a pod."""
+        """Remove the simulated processes of a pod, if it has any."""
         for pid in self._computing.pop(uid, ()):
             self._simulator.remove_process(pid)
 
 
 def _uuid(device: str) -> str:
-    """Return the UUID of a device. The id of a shared one is `UUID::replica`."""
+    """Return the UUID in a device id, which is `UUID::replica` for a shared device."""
     return device.partition("::")[0]
 
 
 def _runs(pod: Object | None) -> bool:
-    """Whether the pod exists, is Running and is not terminating."""
+    """Whether the pod exists, has the phase Running and is not terminating."""
     if pod is None or "deletionTimestamp" in pod["metadata"]:
         return False
     return bool(pod.get("status", {}).get("phase") == "Running")
 
 
 def gfd_labels_in(file: Path) -> dict[str, str]:
-    """Return the labels that GPU feature discovery has written; empty if there is no file.
+    """Return the labels in the file that GPU feature discovery writes; empty if the file does not exist.
 
-    It removes its file when it ends and when it restarts, possibly between a check whether the file exists and the
-    reading. It replaces the file as a whole (internal/lm/output.go, k8s-device-plugin v0.19.3).
+    GFD removes the file when it ends or restarts, possibly between a check that the file exists and the reading. It
+    replaces the file as a whole (internal/lm/output.go, k8s-device-plugin v0.19.3).
     """
     try:
         text = file.read_text()
@@ -163,14 +165,15 @@ def gfd_labels_in(file: Path) -> dict[str, str]:
 
 
 class LabelFeeder:
-    """SIMULATED: Node Feature Discovery, as far as it copies GFD's labels to the Node."""
+    """SIMULATED: the part of Node Feature Discovery that copies GFD's labels to the Node."""
 
     def __init__(self, api: Api, node: str, file: Path) -> None:
         self._api, self._node, self.file = api, node, file
         self._labels: dict[str, str] = {}
 
     def look(self) -> None:
-        """Copy labels that have changed. While GFD does not run its labels stay, as with the NodeFeature API."""
+        """Copy GFD's labels to the Node if they have changed, and remove those that GFD no longer has. While GFD does
+        not run the Node keeps its labels, as with the NodeFeature API."""
         labels = gfd_labels_in(self.file)
         if not labels or labels == self._labels:
             return
@@ -181,7 +184,7 @@ class LabelFeeder:
 
 class Mount:
     """A folder with a mounted ConfigMap: `folder/KEY -> ..data/KEY`, `..data -> ..N`, as the kubelet's atomic writer
-    makes it."""
+    creates it."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -191,11 +194,12 @@ class Mount:
 
     @property
     def exists(self) -> bool:
-        """Whether the ConfigMap has been mounted; before that the kubelet starts no pod that mounts it."""
+        """Whether the ConfigMap has been mounted. Before that the kubelet starts no pod that mounts it."""
         return self._version > 0
 
     def take(self, data: Mapping[str, str]) -> bool:
-        """Write the content of the ConfigMap into the folder, if it differs. Returns whether it did."""
+        """Write the content of the ConfigMap to the folder if it has changed, replacing all keys at once. Returns
+        whether it had."""
         if self.exists and data == self._data:
             return False
         old, new = (self.folder / f"..{self._version + number}" for number in (0, 1))
@@ -218,21 +222,21 @@ HOST = "127.0.0.1"
 
 
 class _Server(ThreadingHTTPServer):
-    """An HTTPS server that stays silent on standard error, which the demo shows."""
+    """An HTTPS server that prints no errors of its connections, because the demo shows standard error."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore clients that hang up before the answer; print other errors."""
+        """Ignore OSErrors, such as those of clients that hang up before the answer; print other errors."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
 
 class LogServer:
-    """A server of `/containerLogs/NAMESPACE/POD/CONTAINER`. `find` returns the log file of a pod by its
-    name, or None."""
+    """A server for `/containerLogs/NAMESPACE/POD/CONTAINER`. `find` returns the path of a pod's log file, given the
+    pod's name, or None."""
 
     def __init__(self, folder: Path, find: Callable[[str], Path | None]) -> None:
-        """Create the server with a certificate of its own in `folder`. It listens at once, and answers from `start`
-        on."""
+        """Create the server, with a certificate of its own in `folder`. It listens at once, but answers only after
+        `start`."""
         pki = create_pki(folder)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(pki.cert("serving"), pki.key("serving"))
@@ -250,7 +254,7 @@ class LogServer:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,))
 
     def status(self) -> dict[str, Any]:
-        """Return the status that the Node must have, with our address and port."""
+        """Return the part of the Node's status that leads the API server to this server: address and port."""
         port = self._server.server_address[1]
         addresses = [{"type": "InternalIP", "address": HOST}]
         return {"addresses": addresses, "daemonEndpoints": {"kubeletEndpoint": {"Port": port}}}
@@ -260,7 +264,7 @@ class LogServer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop answering and close the port. Allowed before `start`, too."""
+        """Stop answering and close the port. May also be called before `start`."""
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()
@@ -268,7 +272,8 @@ class LogServer:
 
 
 def _answer(request: BaseHTTPRequestHandler, find: Callable[[str], Path | None]) -> None:
-    """Answer with the log of a pod, or its last `tailLines` lines; with 404 if it has none or for any other path."""
+    """Answer a request with the log of a pod, or with its last `tailLines` lines. Answers 404 if the pod has no log,
+    and for any other path."""
     parts = urlsplit(request.path)
     folders = parts.path.strip("/").split("/")
     file = find(folders[2]) if folders[0] == "containerLogs" and len(folders) == 4 else None

@@ -24,8 +24,8 @@ NODES, PODS = "/api/v1/nodes", "/api/v1/namespaces/default/pods"
 OPERATOR = f"system:serviceaccount:{launch.NAMESPACE}:{launch.SERVICE_ACCOUNT}"
 MODEL = "h100-80gb"
 SECONDS = 240.0
-"""The longest of every wait. A change of mode takes about 12 s on an idle machine, but CI does other things
-meanwhile."""
+"""The limit of every wait. A change of mode takes about 12 s on an idle machine, but CI does other things in the
+meantime."""
 WAITS = {
     "settle": "0.5",
     "idle": "0.5",
@@ -53,28 +53,29 @@ class NvidiaLoop:
 
     @property
     def api(self) -> Api:
-        """The API, with the rights of an admin."""
+        """A client of the API server with the rights of an admin."""
         return self.plane.api
 
     def apply(self, **spec: Any) -> None:
-        """Replace the policy's spec with the pool, the defaults of `policy` and these fields."""
+        """Create the policy, or replace its spec. The fields that are not given are those of the function `policy`."""
         self.api.apply(POLICY, policy(**spec))
 
     def wait_ready(self) -> None:
-        """Wait until the policy's present generation is Ready. Raises TimeoutError with the state of the cluster."""
+        """Wait until the present generation of the policy is Ready. Raises TimeoutError, with the state of the
+        cluster, after SECONDS."""
         try:
             launch.wait_ready(self.api, "real", SECONDS)
         except TimeoutError as error:
             raise TimeoutError(f"{error}\n{self.describe()}") from None
 
     def bring(self, **spec: Any) -> None:
-        """Apply a spec and wait until the policy is Ready."""
+        """Apply a spec with `apply` and wait until the policy is Ready."""
         self.apply(**spec)
         self.wait_ready()
 
     def wait(self, condition: Any, what: str) -> None:
-        """Wait until the condition is true. Raises TimeoutError with the state of the cluster, and AssertionError if
-        the operator has ended."""
+        """Wait until the condition is true. Raises TimeoutError, with the state of the cluster, after SECONDS, and
+        AssertionError if the operator has ended."""
         try:
             wait_until(condition, SECONDS, what, self._check)
         except TimeoutError as error:
@@ -90,7 +91,7 @@ class NvidiaLoop:
         return labels
 
     def served(self, node: str) -> dict[str, int]:
-        """Return the allocatable GPU resources of a Node, without those that are 0."""
+        """Return the allocatable number of each GPU resource of a Node, without those that are 0."""
         allocatable = self.api.get(f"{NODES}/{node}")["status"]["allocatable"]
         return {
             name: int(count)
@@ -104,7 +105,8 @@ class NvidiaLoop:
         return transition
 
     def profiles(self, node: str) -> list[list[str]]:
-        """Return the profiles of the MIG instances of each GPU, as the simulated driver has them."""
+        """Return the profiles of the MIG instances on each GPU of a node, one list per GPU, from the simulated
+        driver."""
         return [[i["profile"] for i in gpu["instances"]] for gpu in self.nodes[node].simulator.show()["gpus"]]
 
     def events(self, reason: str) -> list[str]:
@@ -114,7 +116,7 @@ class NvidiaLoop:
         return [event["note"] for event in events if event["reason"] == reason]
 
     def evicted(self) -> list[str]:
-        """Return the names of the pods that the operator has evicted, in order."""
+        """Return the names of the pods that the operator has evicted, in order, from the audit log."""
         wait_logged(self.plane.audit_log, self.api)
         return [
             request.name
@@ -123,8 +125,8 @@ class NvidiaLoop:
         ]
 
     def run_pod(self, node: str, resource: str) -> str:
-        """Create a pod that computes on one device of a node, wait until NVML shows its process, and return
-        its name."""
+        """Create a pod that computes on one device of this resource on a node, wait until NVML shows its process, and
+        return the pod's name."""
         container = {"name": "main", "image": "simulated", "resources": {"limits": {resource: "1"}}}
         spec = {
             "nodeSelector": {"kubernetes.io/hostname": node},
@@ -141,13 +143,13 @@ class NvidiaLoop:
         return name
 
     def _check(self) -> None:
-        """Raise AssertionError, with the end of the operator's log, if the operator has ended."""
+        """Raise AssertionError, with the end of the operator's log, if the operator process has ended."""
         assert self.operator.exit_status is None, self.operator.log.read_text()[-3000:]
 
 
 def policy(**spec: Any) -> Object:
-    """Return the policy of the pool. It allows evicting pods without a controller, and pods that could run nowhere
-    else."""
+    """Return the manifest of the pool's policy with these fields in its spec. By default it allows the eviction of
+    pods without a controller, and of pods that could run nowhere else."""
     drain = {"unmanagedPods": "Evict", "strandedPods": "Allow"}
     selector = {"matchLabels": {"gpusharing.dev/pool": "real"}}
     return {
@@ -166,13 +168,11 @@ def running_loop(
     chart: Sequence[str] = (),
     models: Mapping[str, str] | None = None,
 ) -> Iterator[NvidiaLoop]:
-    """Run the whole system with these nodes of two GPUs, and yield it. `log` is the file of the operator's log.
+    """Run the whole system with nodes of these names, each with two GPUs, and yield it. `log` is the file for the
+    operator's log. `chart` holds further arguments for helm, such as `("--set", "agent.privileged=false")`.
+    `models` holds the GPU model of each node that does not have H100s, by node.
 
-    `chart` holds further arguments of helm, such as `("--set", "agent.privileged=false")`, and `models` the models of
-    nodes without H100.
-
-    Raises:
-        UnavailableError, SandboxError, LaunchError, ComponentError: it cannot run here.
+    Raises UnavailableError, SandboxError, LaunchError or ComponentError if the system cannot run here.
     """
     with contextlib.ExitStack() as stack:
         plane = stack.enter_context(ControlPlane(options=Options(audit=True)))
@@ -192,7 +192,7 @@ def is_cordoned(loop: NvidiaLoop, node: str) -> bool:
 
 
 def mig_state(loop: NvidiaLoop, node: str) -> str:
-    """Return mig-manager's state label of a node; empty if it has none."""
+    """Return the value of mig-manager's state label on a node; empty if the node does not have the label."""
     return loop.labels(node).get(names.LABEL_MIG_STATE, "")
 
 

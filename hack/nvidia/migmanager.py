@@ -25,9 +25,9 @@ BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration
 
 
 class MigManagerProgram:
-    """mig-manager on one node. `restart` does what deleting its pod does.
+    """The real mig-manager of one node. `restart` does what deleting its pod does.
 
-    Its HOST_ROOT_MOUNT is an empty folder of ours, so that its `chroot … reboot` finds nothing to run.
+    Its HOST_ROOT_MOUNT is an empty folder of ours, so that `chroot … reboot` finds nothing to run.
     """
 
     def __init__(self, sandbox: Sandbox, node: str, kubeconfig: Path, config_file: Path) -> None:
@@ -39,7 +39,7 @@ class MigManagerProgram:
         self._manager: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """Start mig-manager, and the bus before it if it does not run. mig-manager at once makes a run with the
+        """Start mig-manager, and before it the bus if that is not running. mig-manager immediately makes a run for the
         label's present value."""
         if self._bus is None:
             self._start_bus()
@@ -60,11 +60,11 @@ class MigManagerProgram:
         self.start()
 
     def kill(self) -> None:
-        """Kill mig-manager at any point with SIGKILL."""
+        """Kill mig-manager with SIGKILL, whatever it is doing."""
         self._end_manager(signal.SIGKILL)
 
     def stop(self) -> None:
-        """Stop mig-manager and the bus."""
+        """Stop mig-manager and the bus. Does nothing for one that is not running."""
         self._end_manager(signal.SIGTERM)
         if self._bus is not None:
             self._bus.terminate()
@@ -72,19 +72,20 @@ class MigManagerProgram:
             self._bus = None
 
     def alive(self) -> bool:
-        """Whether the process of mig-manager runs."""
+        """Whether the process of mig-manager is running."""
         return self._manager is not None and self._manager.poll() is None
 
     def _end_manager(self, sign: signal.Signals) -> None:
-        """End mig-manager and a mig-parted that it may be running, as the end of a container does."""
+        """End mig-manager, and a mig-parted that it may have started, by a signal to their process group, and wait for
+        mig-manager."""
         if self._manager is not None:
             end_group(self._manager, sign)
             self._manager.wait(SECONDS)
         self._manager = None
 
     def _start_bus(self) -> None:
-        """Start a D-Bus daemon and wait for its socket. Raises SandboxError if it does not start or its path is too
-        long."""
+        """Start a D-Bus daemon and wait until its socket exists. Raises SandboxError if the daemon does not start, or
+        if the socket's path is too long."""
         socket = self.host_root / "run" / "dbus" / "system_bus_socket"
         socket.parent.mkdir(parents=True, exist_ok=True)
         socket.unlink(missing_ok=True)

@@ -38,11 +38,12 @@ PLUGIN_MAP, MIG_MAP = "gpusharing-device-plugin", "gpusharing-mig-parted"
 
 
 class RealNode:
-    """One node with NVIDIA's programs. Between `start` and `stop` it follows the API server."""
+    """One node with NVIDIA's programs. From `start` to `stop` it follows what the API server says about its pods and
+    ConfigMaps."""
 
     def __init__(self, kubeconfig: Path, name: str, models: Sequence[str], folder: Path) -> None:
-        """Create the simulated machine; nothing runs yet. `folder` belongs to the node alone, and its path must be
-        short because a Unix socket lies deep in it."""
+        """Create the simulated machine; nothing runs yet. `folder` must belong to this node alone, and its path must
+        be short because a Unix socket lies deep inside it."""
         self.name, self.models, self.folder = name, models, folder
         self.simulator = Simulator.create(folder / "nvml.state", models, seed=name)
         self.sandbox = Sandbox(self.simulator, folder / "box")
@@ -64,7 +65,7 @@ class RealNode:
         ]
 
     def start(self) -> None:
-        """Begin to follow the API server, and to run the node's programs."""
+        """Begin to follow the API server and to run the node's programs, in two threads."""
         self._api.merge_patch(f"/api/v1/nodes/{self.name}/status", {"status": self._logs.status()})
         self._logs.start()
         self._devices.stub.start()
@@ -72,7 +73,7 @@ class RealNode:
             thread.start()
 
     def stop(self) -> None:
-        """Stop every program. Raises the error that ended one of the threads, if any did."""
+        """Stop every program and both threads. If an error ended one of the threads, raise it."""
         self._ended.set()
         for thread in self._threads:
             if thread.is_alive():
@@ -86,14 +87,14 @@ class RealNode:
             raise self.error
 
     def kill(self, app: str) -> None:
-        """Kill the main program of a pod; `app` is a key of operands.SELECTORS."""
+        """Kill the main program of a pod of this node. `app` is a key of operands.SELECTORS."""
         for pod in self._list_pods():
             if _app(pod) == app and (processes := self._pods.get(pod["metadata"]["uid"])):
                 processes.kill()
 
     def manifest(self) -> Object:
-        """Return a fresh Node as the GPU Operator labels it. GFD's labels and GPU resources are left to the
-        programs."""
+        """Return the manifest of a new Node as the GPU Operator labels it. It has neither GFD's labels nor GPU
+        resources, because the programs add those."""
         product = find_model(self.models[0]).products[0]
         manifest = node_manifest(self.name, product=product, gpus=len(self.models), pool="real")
         allowed = (names.LABEL_GPU_PRESENT, names.LABEL_MIG_CONFIG, names.LABEL_DEPLOY_PREFIX)
@@ -109,8 +110,8 @@ class RealNode:
     # --- inside ------------------------------------------------------------------------------------------
 
     def _run(self, step: Callable[[], None], seconds: float) -> None:
-        """Repeat a step until the node stops. Errors of the API and the system are logged; any other ends the thread,
-        and `stop` raises it."""
+        """Call `step` every `seconds` until the node stops. ApiErrors and OSErrors are logged to node.log. Any other
+        error ends the thread, and `stop` raises it."""
         while not self._ended.wait(seconds):
             try:
                 step()
@@ -136,7 +137,7 @@ class RealNode:
         return self._api.list("/api/v1/pods", fieldSelector=f"spec.nodeName={self.name}")
 
     def _mount(self) -> None:
-        """Bring the mounted ConfigMaps up to date. One that does not exist is left as it was."""
+        """Update the mounted ConfigMaps. The content of one that no longer exists stays mounted."""
         maps = self._api.list(f"/api/v1/namespaces/{GPU_OPERATOR_NAMESPACE}/configmaps")
         data = {row["metadata"]["name"]: row.get("data") or {} for row in maps}
         plugin, mig = self._named()
@@ -145,8 +146,8 @@ class RealNode:
                 mount.take(data[name])
 
     def _named(self) -> tuple[str, str]:
-        """Return the ConfigMaps of the device plugin and of mig-manager that ClusterPolicy names, as the GPU Operator
-        puts them into its DaemonSets."""
+        """Return the names of two ConfigMaps, the device plugin's and mig-manager's, that the GPU Operator puts into
+        its DaemonSets: those that ClusterPolicy names, or PLUGIN_MAP and MIG_MAP."""
         listed = self._api.list("/apis/nvidia.com/v1/clusterpolicies")
         spec = listed[0].get("spec", {}) if listed else {}
         blocks = (spec.get(block, {}) for block in ("devicePlugin", "migManager"))
@@ -154,8 +155,8 @@ class RealNode:
         return plugin or PLUGIN_MAP, mig or MIG_MAP
 
     def _follow(self, pods: Sequence[Object]) -> None:
-        """Stop the processes of pods that are gone or terminating, remove the terminating pods, and start what running
-        pods need."""
+        """Stop the processes of pods that are gone or terminating, delete the terminating pods, and start the programs
+        of running pods."""
         present = {pod["metadata"]["uid"]: pod for pod in pods}
         for uid in list(self._pods):
             if uid not in present or "deletionTimestamp" in present[uid]["metadata"]:
@@ -174,7 +175,8 @@ class RealNode:
             self._pods[uid].look()
 
     def _remove(self, pod: Object) -> None:
-        """Delete a pod whose containers have ended, as the kubelet does. Pods that kwok ends are left to it."""
+        """Delete a terminating pod whose processes have ended, as the kubelet does. Pods without the HOLD annotation
+        are left to kwok. ApiErrors are ignored."""
         metadata = pod["metadata"]
         if (metadata.get("annotations") or {}).items() >= operands.HOLD.items():
             with contextlib.suppress(ApiError):
@@ -183,7 +185,7 @@ class RealNode:
 
 
 def _app(pod: Object) -> str:
-    """Return the label of a pod that says which operand it is; empty if it has none."""
+    """Return the value of the label that says which operand a pod belongs to; empty if the pod does not have one."""
     labels = pod["metadata"].get("labels") or {}
     return str(labels.get("app") or labels.get("app.kubernetes.io/name") or "")
 
@@ -192,8 +194,8 @@ def _app(pod: Object) -> str:
 def real_nodes(
     kubeconfig: Path, machines: Mapping[str, Sequence[str]], folder: Path
 ) -> Iterator[dict[str, RealNode]]:
-    """Create these nodes, by name and with the models of their GPUs, and yield them once their Nodes are Ready. Their
-    programs run until the context ends."""
+    """Create these nodes, and yield them by name once their Nodes are Ready. `machines` holds the models of each
+    node's GPUs, by name. The nodes' programs run until the context ends."""
     with contextlib.ExitStack() as stack, open_api(kubeconfig) as api:
         operands.install(api)
         nodes: dict[str, RealNode] = {}

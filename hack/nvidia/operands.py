@@ -1,5 +1,5 @@
-"""The DaemonSets of NVIDIA's operands, and the programs that their pods and the agent's run, as tasks in
-the sandbox."""
+"""The DaemonSets of NVIDIA's operands, and the programs in their pods and in the agent's pod, as tasks in the
+sandbox."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -38,7 +38,8 @@ MPS_FOLDER = "mps"
 
 
 def daemon_set(name: str) -> Object:
-    """Return a DaemonSet of SELECTORS as the GPU Operator would create it. Its image is never pulled."""
+    """Return the DaemonSet `name`, a key of SELECTORS, as the GPU Operator would create it. Its image is never
+    pulled."""
     labels = {"app": name}
     return {
         "apiVersion": "apps/v1",
@@ -59,14 +60,15 @@ def daemon_set(name: str) -> Object:
 
 
 def install(api: Api) -> None:
-    """Create the DaemonSets that are missing."""
+    """Create those of the DaemonSets that do not exist yet."""
     for name in SELECTORS:
         api.ensure(f"/apis/apps/v1/namespaces/{GPU_OPERATOR_NAMESPACE}/daemonsets", daemon_set(name))
 
 
 @dataclass
 class PodPrograms:
-    """Makes the processes of one node's pods. `plugin_configs` and `mig_config` are the mounted ConfigMaps."""
+    """Creates the processes of one node's pods. `plugin_configs` and `mig_config` are the mounted ConfigMaps, and
+    `podresources` is the path of the kubelet's socket."""
 
     api: Api
     node: str
@@ -77,14 +79,14 @@ class PodPrograms:
     podresources: Path
 
     def __post_init__(self) -> None:
-        """Create the one mig-manager of the node, which outlives its pods because it keeps its D-Bus."""
+        """Create the node's only mig-manager, which outlives its pods because it keeps its D-Bus."""
         config = self.mig_config.folder / "config.yaml"
         self.mig_manager = MigManagerProgram(self.sandbox, self.node, self.kubeconfig, config)
         self.labels = self.sandbox.folder / "labels"
         self._logs: dict[str, Path] = {}
 
     def of(self, pod: Object) -> PodProcesses | None:
-        """Return the processes of this pod, or None if it is neither NVIDIA's nor the agent's."""
+        """Return the processes of a pod, or None if it is neither an operand of NVIDIA's nor our agent."""
         labels = pod["metadata"].get("labels") or {}
         makers: Mapping[str, Callable[[Object], PodProcesses]] = {
             MIG_MANAGER: self._mig_manager, PLUGIN: self._plugin, GFD: self._gfd, MPS: self._mps, AGENT: self._agent,
@@ -93,12 +95,12 @@ class PodPrograms:
         return maker(pod) if maker else None
 
     def log_of(self, pod: str) -> Path | None:
-        """Return the log file of a mig-manager pod, or None for another pod."""
+        """Return the path of the log file of a mig-manager pod, given its name, or None for any other pod."""
         return self._logs.get(pod)
 
     def _mig_manager(self, pod: Object) -> PodProcesses:
-        """Return the node's one mig-manager as the process of this pod, with a log file by the pod's name. It waits
-        for its ConfigMap."""
+        """Return the node's only mig-manager as the process of this pod. Its log goes to a file with the pod's name.
+        It starts once its ConfigMap is mounted."""
         name = str(pod["metadata"]["name"])
         self.mig_manager.log = self._logs[name] = self.sandbox.folder / f"{name}.log"
         return PodProcesses(_uid(pod), [self.mig_manager], lambda: self.mig_config.exists)
@@ -109,7 +111,8 @@ class PodPrograms:
         return self._configured(pod, "nvidia-device-plugin", *flags, added=True)
 
     def _gfd(self, pod: Object) -> PodProcesses:
-        """Return GFD with its config-manager. It writes a file of labels, which LabelFeeder copies."""
+        """Return GFD with its config-manager. GFD writes its labels to a file, which LabelFeeder copies to the
+        Node."""
         output = ("--use-node-feature-api=false", "--output-file", str(self.labels))
         return self._configured(pod, "gpu-feature-discovery", *output, "--sleep-interval", GFD_SECONDS)
 
@@ -118,12 +121,13 @@ class PodPrograms:
         return self._configured(pod, "mps-control-daemon", added=True)
 
     def _configured(self, pod: Object, program: str, *flags: str, added: bool = False) -> PodProcesses:
-        """Return a program with config-manager as init container and as sidecar, as in NVIDIA's three DaemonSets. The
-        program runs alone if ClusterPolicy names no ConfigMap (docs/design/nvidia.md#b4). ClusterPolicy's
+        """Return a program with config-manager as init container and as sidecar, as in NVIDIA's three DaemonSets. If
+        ClusterPolicy names no ConfigMap, the program runs without them (docs/design/nvidia.md#b4). ClusterPolicy's
         `mig.strategy` is passed as an environment variable, which takes precedence (docs/design/nvidia.md#b2).
+        `added` says whether the program needs the folder MPS_FOLDER in its root.
 
         The pod has `shareProcessNamespace`: config-manager searches all processes for the one to signal, and gives up
-        at the first that it cannot read. It must not meet those of other pods.
+        at the first process that it cannot read. It must therefore not see those of other pods.
         """
         name = f"pods/{program}-{_uid(pod)[:8]}"
         config = self.sandbox.folder / name / "config.yaml"
@@ -155,8 +159,8 @@ class PodPrograms:
         return PodProcesses(_uid(pod), tasks, init)
 
     def _cluster_policy(self) -> Object | None:
-        """Return the spec of the ClusterPolicy, as the GPU Operator reads it when it makes the pod. None if there is
-        none or its kind is not served."""
+        """Return the spec of the ClusterPolicy, as the GPU Operator reads it when it creates the pod, or None if there
+        is no ClusterPolicy or its kind is not served."""
         try:
             listed = self.api.list("/apis/nvidia.com/v1/clusterpolicies")
         except ApiError as error:
@@ -166,7 +170,8 @@ class PodPrograms:
         return section(listed[0], "spec") if listed else None
 
     def _config_manager(self, program: str, config: Path, proc: ProcessView, *flags: str) -> SandboxTask:
-        """Return the config-manager that selects the configuration for this program."""
+        """Return the config-manager that links the configuration for `program` to `config` and signals the program.
+        `proc` holds the processes that it sees."""
         return SandboxTask(
             self.sandbox, "config-manager", "--node-name", self.node, "--kubeconfig", str(self.kubeconfig),
             "--config-file-srcdir", str(self.plugin_configs.folder), "--config-file-dst", str(config),
@@ -175,7 +180,7 @@ class PodPrograms:
         )  # fmt: skip
 
     def _agent(self, pod: Object) -> PodProcesses:
-        """Return the shipped agent as a process, with the token that the kubelet would give to its pod."""
+        """Return the shipped agent as a process, with the token that the kubelet would request for its pod."""
         metadata = pod["metadata"]
         path = self.sandbox.folder / "agent.kubeconfig"
         log = self.sandbox.folder / "agent.log"
@@ -198,6 +203,7 @@ class PodPrograms:
 
 
 def _uid(pod: Object) -> str:
+    """Return the UID of a pod."""
     return str(pod["metadata"]["uid"])
 
 
@@ -206,16 +212,16 @@ WITHOUT_CAPABILITIES = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all
 
 
 def command_around(pod: Object) -> tuple[str, ...]:
-    """Return the command that limits the pod's first container. Only what NVML checks is simulated: capabilities and
-    the PID namespace."""
+    """Return the command that runs a program with the rights of the pod's first container. Only what NVML checks is
+    simulated: capabilities and the PID namespace."""
     spec = pod["spec"]
     namespace = () if spec.get("hostPID") else OWN_PID_NAMESPACE
     return (*namespace, *_capabilities(spec["containers"][0].get("securityContext") or {}))
 
 
 def _capabilities(context: Object) -> tuple[str, ...]:
-    """Return the command that drops the capabilities which this securityContext does not grant; empty if it grants
-    SYS_ADMIN."""
+    """Return the command that drops the capabilities that this securityContext does not grant; empty if it is
+    privileged or grants SYS_ADMIN."""
     capabilities = context.get("capabilities") or {}
     added, dropped = capabilities.get("add") or [], capabilities.get("drop") or []
     if context.get("privileged") or not {"SYS_ADMIN", "ALL"}.isdisjoint(added):

@@ -22,7 +22,7 @@ GPU_INSTANCE_IDS, COMPUTE_INSTANCE_IDS = range(15), range(8)
 FIRST_CAP_MINOR = 3  # 1 is mig/config, 2 is mig/monitor (MIG user guide, Device Nodes and Capabilities)
 WITHOUT_SYS_ADMIN = ("setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin")
 """The command that runs a program as root without SYS_ADMIN, as in a container that is neither privileged nor has the
-capability. To NVML such a program is no administrator."""
+capability. To NVML such a program is not an administrator."""
 SUBSYSTEM = 0x16C1
 """PCI id of the board that every simulated GPU sits on: that of an H100 in NVIDIA/k8s-test-infra."""
 KUBELET_PLUGINS = Path("/var/lib/kubelet/device-plugins")
@@ -83,7 +83,7 @@ case $command in quit*) /bin/mv "$here/control" "$here/quit";; get_*) echo 100.0
 
 
 class SandboxError(Exception):
-    """NVIDIA's programs cannot run here; the text says why."""
+    """NVIDIA's programs cannot run here; the message says why."""
 
 
 def why_not() -> str | None:
@@ -101,7 +101,8 @@ def why_not() -> str | None:
 
 
 class Sandbox:
-    """NVIDIA's programs on one simulated machine. `folder` belongs to the sandbox alone and outlives the programs."""
+    """NVIDIA's programs on one simulated machine. `folder` must belong to this sandbox alone; it outlives the
+    programs."""
 
     def __init__(self, simulator: Simulator, folder: Path) -> None:
         self.simulator = simulator
@@ -114,7 +115,7 @@ class Sandbox:
         self._write_stubs()
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Return the environment variables of a program in the sandbox, with `extra` added."""
+        """Return the environment variables of a program in the sandbox: ours, those of the simulator, and `extra`."""
         path = os.pathsep.join((str(self.folder / "bin"), os.environ.get("PATH", os.defpath)))
         return {**os.environ, **self.simulator.environment(), "PATH": path, **(extra or {})}
 
@@ -129,10 +130,10 @@ class Sandbox:
     ) -> list[str]:
         """Return the command line that runs `program`, one of NVIDIA's, in the sandbox.
 
-        `proc` holds the processes that it sees; without it, it sees none. `limits` is a command that runs it with
-        fewer rights inside its namespace, such as WITHOUT_SYS_ADMIN. `binds` maps targets to sources. `added` names
-        folders in the root that this machine may lack (`mps` for `/mps`); they lie below `added` in the sandbox's
-        folder, and the programs that name them share them.
+        `proc` holds the processes that the program sees; by default it sees none. `limits` is a command that runs the
+        program with fewer rights inside its namespace, such as WITHOUT_SYS_ADMIN. `binds` holds the source of each
+        bind mount, by its target. `added` names folders in the root that this machine may lack (`mps` for `/mps`).
+        They are kept in `added` in the sandbox's folder, and all programs that name them share them.
         """
         for name in added:
             (self.folder / "added" / name).mkdir(exist_ok=True)
@@ -150,8 +151,8 @@ class Sandbox:
         seconds: float = 60,
         limits: Sequence[str] = (),
     ) -> "subprocess.CompletedProcess[str]":
-        """Run a program to its end, and return its output and status. Raises as `start` does, and
-        subprocess.TimeoutExpired."""
+        """Run a program, wait for its end, and return its output and exit status. Raises SandboxError as `start` does,
+        and subprocess.TimeoutExpired after `seconds`."""
         _check_host_root(program, arguments, extra or {})
         return subprocess.run(
             self.command(program, *arguments, limits=limits),
@@ -173,11 +174,10 @@ class Sandbox:
         limits: Sequence[str] = (),
         proc: "ProcessView | None" = None,
     ) -> "subprocess.Popen[str]":
-        """Start a program whose output goes to `log`. The program replaces the shell, so the returned process has its
-        pid.
+        """Start a program whose output goes to `log`, and return its process. The program replaces the shell that
+        prepares the sandbox, so the process has the program's pid.
 
-        Raises:
-            SandboxError: HOST_ROOT_MOUNT is missing or the real root for a program that may reboot through it.
+        Raises SandboxError if the program may reboot the machine and HOST_ROOT_MOUNT is missing or is the real root.
         """
         _check_host_root(program, arguments, extra or {})
         return subprocess.Popen(
@@ -190,11 +190,12 @@ class Sandbox:
         )
 
     def process_view(self, name: str) -> "ProcessView":
-        """Return a /proc for programs that see each other's processes and no others, as those of one pod."""
+        """Return a new /proc without processes, for programs that see one another and no other process, as those of
+        one pod do."""
         return ProcessView(self.folder / name, self.folder / "real-proc", len(self.simulator.show()["gpus"]))
 
     def _write_pci(self) -> None:
-        """Write the GPUs as sysfs shows them, and a pci.ids with their names."""
+        """Write the GPUs in the form in which sysfs shows them, and a pci.ids with their names."""
         shown = self.simulator.show()["gpus"]
         write_devices(self.folder / "pci", shown)
         (self.folder / "misc" / "pci.ids").write_text(pci_ids(shown))
@@ -212,11 +213,12 @@ class Sandbox:
 
 
 class ProcessView:
-    """A folder to mount at /proc: links to the real entries, the entries of a driver, and the processes that are
-    shown."""
+    """A folder to mount at /proc: links to the entries of the real /proc, the entries of a driver, and the processes
+    that are shown."""
 
     def __init__(self, folder: Path, real: Path, gpus: int) -> None:
-        """Create the folder without processes. `real` is where the real /proc is mounted inside the namespace."""
+        """Create the folder without processes. `real` is where the real /proc is mounted inside the namespace, and
+        `gpus` is the number of GPUs."""
         self.folder, self._real = folder, real
         caps = folder / "driver" / "nvidia-caps"
         caps.mkdir(parents=True, exist_ok=True)
@@ -227,17 +229,17 @@ class ProcessView:
                 _link(folder / entry, real / entry)
 
     def show(self, pid: int) -> None:
-        """Show a process, because it has started."""
+        """Show a process that has started."""
         _link(self.folder / str(pid), self._real / str(pid))
 
     def hide(self, pid: int) -> None:
-        """Hide a process, because it has ended."""
+        """Hide a process that has ended. Does nothing if it is not shown."""
         (self.folder / str(pid)).unlink(missing_ok=True)
 
 
 def mig_minors(gpus: int) -> str:
-    """Return `/proc/driver/nvidia-caps/mig-minors`: one capability for each possible GPU instance and compute
-    instance."""
+    """Return the content of `/proc/driver/nvidia-caps/mig-minors`: a minor number for each possible GPU instance and
+    compute instance."""
     lines, minor = ["config 1", "monitor 2"], FIRST_CAP_MINOR
     for gpu in range(gpus):
         for gpu_instance in GPU_INSTANCE_IDS:
@@ -250,14 +252,14 @@ def mig_minors(gpus: int) -> str:
 
 
 def _link(link: Path, target: Path) -> None:
-    """Create a link, replacing what is there."""
+    """Create a symbolic link to `target`. An existing file or link of the same name is replaced."""
     link.unlink(missing_ok=True)
     link.symlink_to(target)
 
 
 def _check_host_root(program: str, arguments: Sequence[str], extra: Mapping[str, str]) -> None:
-    """Raise SandboxError if mig-manager gets arguments or could reboot this machine: it runs `chroot $HOST_ROOT_MOUNT
-    reboot` (default /host), which must never be the real root. Other programs pass."""
+    """Raise SandboxError if mig-manager gets arguments, or could reboot this machine: it runs `chroot $HOST_ROOT_MOUNT
+    reboot` (default /host), which must never be the real root. Other programs are not checked."""
     if program != "nvidia-mig-manager":
         return
     host_root = extra.get("HOST_ROOT_MOUNT")
@@ -270,10 +272,10 @@ def _check_host_root(program: str, arguments: Sequence[str], extra: Mapping[str,
 
 
 def write_devices(folder: Path, gpus: Sequence[dict[str, Any]]) -> None:
-    """Create one folder for each GPU in `folder`, with the files that go-nvlib reads.
+    """Create a folder for each GPU in `folder`, with the files that go-nvlib reads.
 
-    There is no `vfio-dev`, because a GPU that the driver nvidia holds has none. From mig-parted v0.15 on go-nvlib warns
-    of that ("unable to detect IOMMU FD"), here as on a real node.
+    There is no `vfio-dev`, because a GPU that is bound to the nvidia driver has none. From mig-parted v0.15 on
+    go-nvlib warns about that ("unable to detect IOMMU FD"), here as on a real node.
     """
     for gpu in gpus:
         device = folder / gpu["bus_id"]
@@ -292,10 +294,9 @@ def write_devices(folder: Path, gpus: Sequence[dict[str, Any]]) -> None:
 
 
 def pci_ids(gpus: Sequence[dict[str, Any]]) -> str:
-    """Return a pci.ids with these GPUs only.
+    """Return the content of a pci.ids with these GPUs only.
 
-    NVIDIA's programs read the whole file (1.5 MB, built in) for each GPU and each question, which takes 40 ms each
-    time.
+    NVIDIA's programs read the whole file (1.5 MB, built in) for each GPU and each query, which takes 40 ms each time.
     """
     names = {f"{_ids(gpu)[1]:04x}": gpu["name"] for gpu in gpus}
     lines = [f"\t{code}  {name}" for code, name in sorted(names.items())]
@@ -305,6 +306,6 @@ def pci_ids(gpus: Sequence[dict[str, Any]]) -> str:
 
 
 def _ids(gpu: dict[str, Any]) -> tuple[int, int]:
-    """Return the PCI ids of vendor and device."""
+    """Return the PCI vendor id and device id of a GPU."""
     code = int(gpu["pci_device_id"], 16)
     return code & 0xFFFF, code >> 16

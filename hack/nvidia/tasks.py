@@ -1,5 +1,5 @@
-"""Programs of one node's pods, which are started, stopped, and restarted when they end by themselves, as by
-a kubelet."""
+"""Programs of one node's pods. They are started, stopped, and restarted when they end on their own, as by a
+kubelet."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ FIRST_RESTART, LAST_RESTART = 1.0, 10.0
 
 
 class Task(Protocol):
-    """One program of a container."""
+    """One program, which a container runs."""
 
     def start(self) -> object:
         """Start the program; it must not be running."""
@@ -33,11 +33,11 @@ class Task(Protocol):
         """End the program with SIGKILL, as the kubelet does when the grace period is over."""
 
     def stop(self) -> None:
-        """End the program with SIGTERM, and wait for its end. Does nothing if it was never started."""
+        """End the program with SIGTERM and wait for its end. Does nothing if the program was never started."""
 
 
 class SandboxTask:
-    """One of NVIDIA's programs in the sandbox. Programs with the same `proc` see each other, as in a shared PID
+    """One of NVIDIA's programs in the sandbox. Programs with the same `proc` see one another, as in a shared PID
     namespace."""
 
     def __init__(
@@ -56,7 +56,8 @@ class SandboxTask:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """Start the program and wait until it has replaced the shell, so that other programs find it by its name."""
+        """Start the program, wait until it has replaced the shell, and show it to the programs with the same `proc`,
+        so that they find it by its name."""
         with self.log.open("a") as log:
             self._process = self.sandbox.start(
                 self.program,
@@ -83,8 +84,8 @@ class SandboxTask:
         self._end(signal.SIGTERM)
 
     def run(self, seconds: float) -> int:
-        """Run the program to its end, as an init container. Returns its status, or -1 if it was killed after
-        `seconds`."""
+        """Run the program and wait for its end, as for an init container. Returns the exit status, or -1 if the
+        program was killed after `seconds`."""
         self.start()
         assert self._process is not None, "just started"
         try:
@@ -95,7 +96,8 @@ class SandboxTask:
             self.kill()
 
     def _end(self, sign: signal.Signals) -> None:
-        """Send the signal and wait, then send SIGKILL if it is still running. Its whole process group ends."""
+        """Send the signal and wait, and send SIGKILL if the program is still running after STOP_SECONDS. Then kill
+        what is left of its process group, and hide the process. Does nothing if the program is not started."""
         if self._process is None:
             return
         for number in dict.fromkeys((sign, signal.SIGKILL)):
@@ -108,8 +110,8 @@ class SandboxTask:
         self._process = None
 
     def _wait_for_program(self, process: "subprocess.Popen[str]") -> None:
-        """Wait until the process runs the program, for START_SECONDS at most. Before that it is `unshare` and a shell,
-        and during each exec it has no command line."""
+        """Wait until the process runs the program, but at most START_SECONDS. Before that it is `unshare` and then a
+        shell, and during each exec it has no command line."""
         wanted = os.fsencode(build.program(self.program)) + b"\0"
         deadline = time.monotonic() + START_SECONDS
         while process.poll() is None and time.monotonic() < deadline:
@@ -119,7 +121,8 @@ class SandboxTask:
 
 
 class RestartedTask:
-    """A task that is restarted when it ends, after a pause that grows."""
+    """A task that is restarted when it ends. The pause before each restart grows from FIRST_RESTART to
+    LAST_RESTART."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -127,7 +130,7 @@ class RestartedTask:
         self._not_before = 0.0
 
     def look(self) -> None:
-        """Start the task if it is not running and the pause since its last start is over."""
+        """Start the task if it is not running and the pause since its last start has passed."""
         if self.task.alive():
             return
         self.task.stop()  # clean up after the last one, so that the pod never sees an ended process while it waits
@@ -139,25 +142,25 @@ class RestartedTask:
 
 
 class PodProcesses:
-    """The processes of one pod: first the init steps, then the containers side by side."""
+    """The processes of one pod: first the init containers, then the containers in parallel."""
 
     def __init__(self, uid: str, containers: Sequence[Task], init: Callable[[], bool]) -> None:
-        """Prepare the processes. `init` is called until it returns True, once volumes are mounted and init containers
-        have ended well."""
+        """Prepare the processes. `init` is called repeatedly until it returns True: the volumes are then mounted, and
+        the init containers have succeeded."""
         self.uid = uid
         self._containers = [RestartedTask(task) for task in containers]
         self._init = init
         self._ready = False
 
     def look(self) -> None:
-        """Start the processes that should run and do not."""
+        """Start those processes that should be running and are not."""
         self._ready = self._ready or self._init()
         if self._ready:
             for container in self._containers:
                 container.look()
 
     def kill(self, number: int = 0) -> None:
-        """Kill the process of one container, which is then restarted."""
+        """Kill the process of container `number`. It is restarted later."""
         self._containers[number].task.kill()
 
     def stop(self) -> None:
