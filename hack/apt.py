@@ -12,23 +12,18 @@ from hack.cache import UnavailableError, alone, cache_root, writable
 
 @contextmanager
 def alone_with_apt() -> Iterator[None]:
-    """Hold, inside the `with` block, the lock that each of our processes needs to run apt.
-
-    Raises:
-        UnavailableError: another process holds the lock for too long, or the cache that has the lock cannot be
-            written.
-    """
+    """Hold the lock that each of our processes needs to run apt, for the length of the `with` block. Raises
+    UnavailableError if another process holds the lock for too long, or the cache that contains the lock cannot be
+    written."""
     root = cache_root()
     with writable(root), alone(root / "apt.lock", "running apt"):
         yield
 
 
 def install(*packages: str) -> None:
-    """Update the package lists and install these Debian packages. Do nothing if there is no apt-get or we are not root.
-
-    Raises:
-        UnavailableError: apt-get failed and has written the cause to stderr, or `alone_with_apt` raised it.
-    """
+    """Update the package lists and install these Debian packages. Does nothing without packages, without apt-get, or
+    if we are not root. Raises UnavailableError if apt-get fails, after its output was printed to stderr, and the
+    errors of `alone_with_apt`."""
     if not packages or shutil.which("apt-get") is None or os.geteuid() != 0:
         return
     environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}

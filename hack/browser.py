@@ -1,5 +1,5 @@
-"""A headless browser that renders the plugin's page in tests: one that is installed, else Debian's, unpacked into the
-user's cache without being installed.
+"""A headless browser that renders the plugin's page in tests: an installed one, or Debian's, which is unpacked into
+the user's cache without being installed.
 
 Unlike all other tools it is not pinned, because only the newest version of a browser gets security fixes and Debian
 keeps no other. apt checks what it downloads against Debian's signatures.
@@ -27,7 +27,7 @@ SECONDS = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Browser:
-    """A browser's program, with the folders of the libraries that it needs."""
+    """A browser's program, and the folders with the libraries that it needs."""
 
     program: Path
     libraries: str = ""
@@ -35,7 +35,7 @@ class Browser:
 
 
 def find() -> Browser | None:
-    """Return the browser in the cache, or else one on the PATH, or None if there is neither."""
+    """Return the browser in the cache, otherwise one on PATH, or None if there is neither."""
     if (_folder() / PROGRAM).is_file():
         libraries = sorted(path for path in (_folder() / "usr/lib").glob("*-linux-gnu*") if path.is_dir())
         folders = [folder for path in libraries for folder in (path, path / "pulseaudio")]
@@ -45,12 +45,8 @@ def find() -> Browser | None:
 
 
 def ensure() -> Browser:
-    """Return the browser that `find` finds, or else unpack Debian's into the cache, with the libraries that this
-    machine lacks.
-
-    Raises:
-        UnavailableError: there is no browser, and apt cannot download one.
-    """
+    """Return the browser that `find` returns. If there is none, download Debian's and unpack it into the cache, with
+    the libraries that this machine lacks. Raises UnavailableError if apt cannot download it."""
     if (browser := find()) is not None:
         return browser
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
@@ -63,11 +59,12 @@ def ensure() -> Browser:
 
 
 def _folder() -> Path:
+    """Return the folder in the cache for the unpacked browser."""
     return cache_root() / f"browser-{platform.machine()}"
 
 
 def _unpack(out: Path) -> None:
-    """Download the packages of the browser and extract them into `out`."""
+    """Download the Debian packages of the browser and extract them into `out`."""
     with tempfile.TemporaryDirectory(dir=out.parent) as debs:
         _run(["apt-get", "download", *_missing()], Path(debs))
         for deb in sorted(Path(debs).glob("*.deb")):
@@ -75,8 +72,8 @@ def _unpack(out: Path) -> None:
 
 
 def _missing() -> list[str]:
-    """Return the packages that apt would install for the browser. If apt's lists are outdated or missing, they are
-    updated first."""
+    """Return the names of the packages that apt would install for the browser. If apt's package lists are outdated or
+    missing, they are updated first."""
     command = ["apt-get", "install", "--simulate", "--no-install-recommends", PACKAGE]
     try:
         listing = _run(command, Path("/"))
@@ -87,8 +84,8 @@ def _missing() -> list[str]:
 
 
 def _run(command: list[str], folder: Path) -> str:
-    """Run a command in `folder` and return its output. Raises UnavailableError with a remedy if it fails or takes too
-    long."""
+    """Run a command in `folder` and return its output. Raises UnavailableError, which says what to do, if the command
+    fails or takes longer than SECONDS."""
     try:
         done = subprocess.run(
             command,

@@ -1,7 +1,7 @@
 """Keeps builds and downloads in the user's cache, never in the checkout.
 
-Each is made once and appears there only when it is complete. Control planes that run keep their files, keys and tokens
-in folders that only their owner can read.
+Each of them is made once, and appears in the cache only when it is complete. Running control planes keep their files,
+keys and tokens in folders that only their owner can read.
 """
 
 import errno
@@ -31,12 +31,11 @@ class UnavailableError(Exception):
 def make_once(directory: Path, name: str, make: Callable[[Path], None]) -> Path:
     """Return `directory`, and make it first if it does not exist. Several processes may call this at once.
 
-    `make` fills an empty folder, which is renamed to `directory` only when `make` has returned. The name of
-    `directory` must begin with `name` and a hyphen, as in `helm-v4.3.1-e342a155371d`: `_sweep` relies on it.
+    `make` fills an empty folder, which is renamed to `directory` once `make` has returned. The name of `directory`
+    must begin with `name` and a hyphen, as in `helm-v4.3.1-e342a155371d`: `_sweep` relies on it.
 
-    Raises:
-        UnavailableError: the cache cannot be written, or another process holds the lock for too long. Exceptions of
-            `make` that are not about the cache are passed on.
+    Raises UnavailableError if the cache cannot be written, or another process holds the lock for too long. Exceptions
+    of `make` that are not about the cache pass through.
     """
     if directory.is_dir():
         return directory
@@ -54,9 +53,8 @@ def make_once(directory: Path, name: str, make: Callable[[Path], None]) -> Path:
 
 @contextmanager
 def writable(root: Path) -> Iterator[None]:
-    """Create the folder `root` first. Inside the `with` block, an OSError about a path in `root`, or about a full disk,
-    becomes an UnavailableError about `root`. Other OSErrors are passed on.
-    """
+    """Create the folder `root` first. In the `with` block an OSError about a path below `root`, or about a full disk,
+    becomes an UnavailableError about `root`. Other OSErrors pass through."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -80,13 +78,11 @@ def _not_writable(root: Path, error: OSError) -> UnavailableError:
 
 @contextmanager
 def alone(lock: Path, doing: str, patience: float = PATIENCE) -> Iterator[Path]:
-    """Hold the lock file `lock` inside the `with` block, which gets its path. Only one process at a time can hold it.
+    """Hold the lock file `lock` in the `with` block, and yield its path. Only one process at a time can hold it.
 
-    `doing` describes the work for the messages of the processes that wait, as in "building helm". The system releases
-    the lock of a process that ends, even of one that is killed.
-
-    Raises:
-        UnavailableError: another process has held it for `patience` seconds.
+    `doing` describes the work to the processes that wait, as in "building helm". The system releases the lock of a
+    process that ends, even of one that is killed. Raises UnavailableError if another process holds the lock for
+    `patience` seconds.
     """
     with lock.open("a+") as file:
         _wait(file, doing, patience)
@@ -100,12 +96,10 @@ def alone(lock: Path, doing: str, patience: float = PATIENCE) -> Iterator[Path]:
 
 
 def _wait(file: TextIO, doing: str, patience: float) -> None:
-    """Acquire the lock, and say once on stderr whom we wait for.
+    """Acquire the lock on `file`. If another process holds it, say so once on stderr and wait. The file contains the
+    pid of the holder; it is still empty if the holder has only just acquired the lock.
 
-    The file contains the process id of the holder. It is still empty if the holder has acquired the lock just now.
-
-    Raises:
-        UnavailableError: another process has held it for `patience` seconds.
+    Raises UnavailableError if another process holds the lock for `patience` seconds.
     """
     begin, waits = time.monotonic(), False
     while not _try_lock(file):
@@ -125,7 +119,8 @@ def _wait(file: TextIO, doing: str, patience: float) -> None:
 
 
 def _try_lock(file: TextIO) -> bool:
-    """Return whether we acquired the lock. False, without waiting, if another process holds it."""
+    """Try to acquire the lock, and return whether that succeeded. Returns False at once if another process holds
+    it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -136,9 +131,9 @@ def _try_lock(file: TextIO) -> bool:
 def _sweep(root: Path, own: Path) -> None:
     """Remove the unfinished folders below `root` that killed builders have left behind.
 
-    A folder stays if another process holds any lock with the same `name`, because that may be its builder. `own` is the
-    lock that we hold ourselves; it does not count. The folders are listed before the locks are tried, so the builder of
-    a listed folder either still has its lock, or is dead.
+    A folder stays if another process holds a lock for the same `name`, because that process may be its builder. `own`
+    is the lock that we hold ourselves, and does not count. The folders are listed before the locks are tried, so the
+    builder of a listed folder either still holds its lock or is dead.
     """
     for left in sorted(root.glob(".*-build-*")):
         with ExitStack() as opened:
@@ -148,7 +143,7 @@ def _sweep(root: Path, own: Path) -> None:
 
 
 def say(text: str) -> None:
-    """Print progress on stderr, because stdout is for the output of the program that calls us."""
+    """Print a line of progress to stderr, because stdout is for the output of the program that calls us."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -156,7 +151,8 @@ APP = "gpu-sharing-operator"
 
 
 def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder for built programs, below `$GPUSHARING_CACHE`, else `$XDG_CACHE_HOME`, else `~/.cache`."""
+    """Return the folder for built programs: below `$GPUSHARING_CACHE`, or below `$XDG_CACHE_HOME` if that is unset, or
+    below `~/.cache` if both are."""
     chosen = environ.get("GPUSHARING_CACHE") or environ.get("XDG_CACHE_HOME")
     if chosen:
         return Path(chosen).expanduser() / APP
@@ -164,11 +160,9 @@ def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def state_root(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder for running control planes: `$GPUSHARING_STATE`, else one in `$XDG_RUNTIME_DIR`, else one in
-    the cache.
-
-    It has keys and tokens of the control planes, so callers make it readable by its owner only.
-    """
+    """Return the folder for running control planes: `$GPUSHARING_STATE`, otherwise a folder in `$XDG_RUNTIME_DIR` if
+    that is writable, otherwise one in the cache. It holds keys and tokens of the control planes, so callers must
+    make it readable by its owner only."""
     if chosen := environ.get("GPUSHARING_STATE"):
         return Path(chosen).expanduser()
     runtime = environ.get("XDG_RUNTIME_DIR")

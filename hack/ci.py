@@ -40,7 +40,7 @@ class Checks:
     """One run of all parts. SIGTERM and SIGINT end the running parts, and no further one starts."""
 
     def __init__(self) -> None:
-        """Start the clock. CI_ELAPSED_S, from the environment, counts as seconds that have passed already."""
+        """Start the clock. The value of $CI_ELAPSED_S counts as seconds that have already passed."""
         self._begin = time.monotonic() - float(os.environ.get("CI_ELAPSED_S", "0"))
         self._running: set[asyncio.subprocess.Process] = set()
         self._stopped = False
@@ -48,7 +48,8 @@ class Checks:
         self._table: list[str] = []
 
     async def run(self) -> int:
-        """Play all parts and print the table. Return 0, 1 if a part failed, or 143 if the run was told to end."""
+        """Run all parts, print the table, and return the exit status: 0, 1 if a part failed, or 143 if a signal ended
+        the run. If `make setup` fails, its status is returned at once."""
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop)
         if status := await self._part("setup", "make", "setup"):
@@ -72,7 +73,7 @@ class Checks:
         return self._report(slow)
 
     def _stop(self) -> None:
-        """Send SIGTERM to each running part, and let no further one start."""
+        """Send SIGTERM to each running part, and start no further part."""
         self._stopped = True
         for process in self._running:
             _terminate(process)
@@ -82,10 +83,11 @@ class Checks:
         return int(time.monotonic() - self._begin)
 
     async def _part(self, name: str, *command: str, out: IO[str] | None = None, cleanup: bool = False) -> int:
-        """Run a command, add its row to the table, and return its status.
+        """Run a command, add a row for it to the table, and return its status. Its output goes to `out`, or to our own
+        output if that is None.
 
-        Its output goes to `out`, or to ours. A run that was told to end starts it only if it is a cleanup, and lets a
-        cleanup finish.
+        After a signal only a command that is a `cleanup` is still started, and a cleanup that is running is not ended;
+        for other commands the status is then 143.
         """
         if self._stopped and not cleanup:
             return STOPPED
@@ -104,7 +106,8 @@ class Checks:
         return status
 
     async def _status(self, process: asyncio.subprocess.Process, *, cleanup: bool) -> int:
-        """Wait for the process and return its status as a shell counts it; 143 if the run was told to end meanwhile."""
+        """Wait for the process and return its exit status as a shell reports it, or 143 if it succeeded after a signal
+        had ended the run. The process is sent SIGTERM on a signal, unless it is a cleanup."""
         if not cleanup:
             self._running.add(process)
             if self._stopped:  # The signal came while the process was being started.
@@ -116,15 +119,17 @@ class Checks:
         return 128 - status if status < 0 else status
 
     async def _verb(self, name: str, *command: str) -> None:
-        """Play a part whose failure fails the run at its end."""
+        """Run a part. If it fails, the run fails at its end."""
         self._failed |= bool(await self._part(name, *command))
 
     def _beside(self, name: str, parts: Parts) -> asyncio.Task[int]:
-        """Start parts that run beside others. The task returns their status and prints what they wrote."""
+        """Start parts that run in parallel to others, with their output in build/`name`.log. The task prints that log
+        once the parts have ended, and returns their status."""
         return asyncio.create_task(self._logged(BUILD / f"{name}.log", parts))
 
     async def _logged(self, path: Path, parts: Parts) -> int:
-        """Run the parts with a log at `path`, print the log once they have ended, and return their status."""
+        """Run the parts with their output in the file `path`, print the file once they have ended, and return their
+        status."""
         with path.open("w+", errors="replace") as out:
             status = await parts(out)
             out.seek(0)
@@ -132,7 +137,8 @@ class Checks:
         return status
 
     async def _programs(self, out: IO[str]) -> int:
-        """Build or fetch what tests of rung 2 need; the first program that fails leaves out the rest."""
+        """Build or fetch what the tests of rung 2 need. After the first failure the remaining programs are skipped.
+        Returns the status of the failed part, or 0."""
         return (
             await self._part("toolchain", PYTHON, "-m", "hack.cluster.toolchain", *TOOLS, out=out)
             or await self._part("promtool", PYTHON, "-m", "hack.promtool", "--install", out=out)
@@ -140,11 +146,12 @@ class Checks:
         )
 
     async def _rung3(self, out: IO[str]) -> int:
-        """Play rung 3 and return the status of `make test-nvidia`."""
+        """Run rung 3 and return the status of `make test-nvidia`."""
         return await self._part("test-nvidia", "make", "test-nvidia", out=out)
 
     async def _rung4(self, out: IO[str]) -> int:
-        """Play rung 4, for at most 35 minutes. `make e2e` takes its nodes down; what a killed one left is swept."""
+        """Run rung 4 for at most 35 minutes, and return its status. `make e2e` removes its own nodes; what a killed
+        one leaves behind is swept."""
         if status := await self._part("needs", PYTHON, "-m", "hack.realnode.needs", "--install", out=out):
             return status
         status = await self._part("e2e", "timeout", "--kill-after=90", "35m", "make", "e2e", out=out)
@@ -154,7 +161,7 @@ class Checks:
         return status or swept
 
     async def _faults(self) -> str:
-        """Play the fault matrix. Return a sentence if time allowed only a third of it, else an empty text."""
+        """Run the fault matrix. Returns a sentence if time allowed only a third of it, otherwise an empty string."""
         seconds = self._seconds()
         if seconds < AN_HOUR:
             await self._verb("test-faults", "make", "test-faults", "SEED=1")
@@ -166,7 +173,8 @@ class Checks:
         )
 
     def _report(self, slow: str) -> int:
-        """Print the table, what was left out, and the number of tests. Return 0, or 1 if the run failed."""
+        """Print the table, what was left out, and the number of tests. `slow` is a sentence to print, or empty.
+        Returns 1 if a part failed or no test was run, otherwise 0."""
         print(f"\n{'part':<14} status  seconds", *self._table, f"in all: {self._seconds()} s", sep="\n")
         if slow:
             print(f"!! {slow}")
@@ -181,7 +189,8 @@ class Checks:
 
 
 def count_tests() -> Counter[str]:
-    """Return how many tests passed, failed and were skipped, summed over the first lines of all reports in build/."""
+    """Return how many tests passed, failed and were skipped, summed over all reports in build/. Only the first line of
+    a report is read."""
     total: Counter[str] = Counter()
     for path in BUILD.glob("report-*.txt"):
         line = path.read_text().partition("\n")[0]
@@ -191,13 +200,13 @@ def count_tests() -> Counter[str]:
 
 
 def _terminate(process: asyncio.subprocess.Process) -> None:
-    """Send SIGTERM to a process, unless it has ended."""
+    """Send SIGTERM to a process. Does nothing if it has ended."""
     with contextlib.suppress(ProcessLookupError):  # It has ended by itself.
         process.terminate()
 
 
 def main() -> int:
-    """Play all parts in the root of the checkout. Return the exit status of the run."""
+    """Run all parts in the root of the checkout, after removing old reports, and return the exit status."""
     os.chdir(Path(__file__).resolve().parent.parent)
     os.environ["CI"] = "true"
     BUILD.mkdir(exist_ok=True)

@@ -1,4 +1,5 @@
-"""Runs the machine's C compiler and `go build`. Errors say what is missing or why a build failed, and what to do."""
+"""Runs the machine's C compiler and `go build`. Its errors say what is missing or why a build failed, and what to
+do."""
 
 import re
 import shutil
@@ -14,16 +15,13 @@ INSTALL = "apt-get install --yes gcc libc6-dev"
 
 
 def find_compiler() -> str | None:
-    """Return the path of `cc` or else `gcc`, or None if neither is on PATH."""
+    """Return the path of `cc`, or of `gcc` if there is no `cc`, or None if neither is on PATH."""
     return shutil.which("cc") or shutil.which("gcc")
 
 
 def need_compiler(what: str) -> str:
-    """Return the path of the C compiler. `what`, the thing to be built, is named in the error.
-
-    Raises:
-        UnavailableError: there is no compiler.
-    """
+    """Return the path of the C compiler. Raises UnavailableError if there is none; the message names `what`, the thing
+    to be built."""
     program = find_compiler()
     if program is None:
         raise UnavailableError(
@@ -33,13 +31,8 @@ def need_compiler(what: str) -> str:
 
 
 def compile_c(what: str, *arguments: str) -> None:
-    """Run the C compiler with these arguments.
-
-    `what`, the thing to be built, is named in the error.
-
-    Raises:
-        UnavailableError: there is no compiler, or it ended with an error.
-    """
+    """Run the C compiler with these arguments. Raises UnavailableError if there is no compiler or it fails; the
+    message names `what`, the thing to be built."""
     program = need_compiler(what)
     done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
     if done.returncode == 0:
@@ -76,11 +69,8 @@ TAIL = 12
 
 
 def find_go(what: str) -> str:
-    """Return the path of the go command. `what`, the thing to be built, is named in the error.
-
-    Raises:
-        UnavailableError: there is no go on PATH, or it is too old to fetch the toolchain that a module asks for.
-    """
+    """Return the path of the go command. Raises UnavailableError if PATH has none, or if it is too old to fetch the
+    toolchain that a module asks for; the message names `what`, the thing to be built."""
     need = f"{what} must be built with Go >= {OLDEST_GO[0]}.{OLDEST_GO[1]}"
     remedy = "install Go from https://go.dev/dl and put it first on PATH."
     go = shutil.which("go")
@@ -97,13 +87,11 @@ def find_go(what: str) -> str:
 def run_go(
     what: str, command: Sequence[str], cwd: Path, environ: Mapping[str, str], *, minutes: int, again: str
 ) -> None:
-    """Run `go` with the arguments `command` in folder `cwd`, and report on stderr that `what` is being built.
+    """Run `go` with the arguments `command` in the folder `cwd`, and say on stderr that `what` is being built and that
+    this takes about `minutes` on two cores.
 
-    `minutes` is the time that the build takes on two cores, for that report. `again` is the shell command that the
-    error tells the user to run when the cause has been removed.
-
-    Raises:
-        UnavailableError: Go is missing or too old, or the build failed.
+    Raises UnavailableError if Go is missing or too old, or the build fails. In the second case its message tells the
+    user to run the shell command `again` once the cause is removed.
     """
     go = find_go(what)
     say(f"building {what} once, about {minutes} min on 2 cores ...")
@@ -115,10 +103,9 @@ def run_go(
 
 
 def failure(what: str, output: str, again: str) -> UnavailableError:
-    """Return the error for a failed build, with the statement `what`, the cause, its remedy and the command `again`.
-
-    Only the last TAIL lines of Go's output are searched for a cause of CAUSES. If none matches, the error quotes them.
-    """
+    """Return the error for a failed build. Its message has the statement `what`, the cause, the remedy for the cause,
+    and the command `again`. Only the last TAIL lines of Go's output are searched for a cause in CAUSES. If none
+    matches, the message quotes these lines."""
     lines = [line for line in output.splitlines() if line and not line.startswith("go: downloading")][-TAIL:]
     for pattern, remedy in CAUSES:
         if found := re.search(pattern, "\n".join(lines)):

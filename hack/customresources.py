@@ -141,11 +141,8 @@ RESOURCES = (POLICY, GPUNODE)
 
 
 def custom_resource_definition(resource: CustomResource) -> Schema:
-    """Return the manifest of one resource's CustomResourceDefinition.
-
-    Raises:
-        SchemaError: a type has no structural schema.
-    """
+    """Return the manifest of one resource's CustomResourceDefinition. Raises SchemaError if a type has no structural
+    schema."""
     singular = resource.kind.lower()
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
@@ -177,7 +174,7 @@ def custom_resource_definition(resource: CustomResource) -> Schema:
 
 
 def _root(resource: CustomResource) -> Schema:
-    """Return the schema of a whole object, with its spec, its status and the rules that concern both."""
+    """Return the schema of a whole object, with its spec, its status and the rules about the object as a whole."""
     schema: Schema = {
         "type": "object",
         "description": resource.description,
@@ -212,26 +209,27 @@ KEEP = """\
 
 
 class _Dumper(yaml.SafeDumper):
-    """A YAML dumper without anchors, which are hard to read and confuse helm's diff tools. Repeated values are written
-    again."""
+    """A YAML dumper that writes repeated values again, because anchors are hard to read and confuse helm's diff
+    tools."""
 
     def ignore_aliases(self, data: Any) -> bool:
+        """Return True for every value, so that no anchor is written."""
         return True
 
 
 def crds() -> dict[str, str]:
-    """Return the files of crds/, for `kubectl apply -f crds/`: content by path."""
+    """Return the content of each file in crds/ by its path. The files are for `kubectl apply -f crds/`."""
     return {f"crds/{name}.yaml": HEADER + text for name, text in _manifests().items()}
 
 
 def chart_crds() -> dict[str, str]:
-    """Return the chart's CRDs: content by path. They are in templates/, so that an upgrade of the chart upgrades
-    them."""
+    """Return the content of each of the chart's CRDs by its path. They are in templates/, so that an upgrade of the
+    chart upgrades them."""
     return {f"{CHART}/{name}.yaml": _guarded(name, text) for name, text in _manifests().items()}
 
 
 def _manifests() -> dict[str, str]:
-    """Return each CustomResourceDefinition as YAML, by the plural of its kind."""
+    """Return the CustomResourceDefinitions as YAML documents, by the plural of their kind."""
     manifests = (custom_resource_definition(resource) for resource in RESOURCES)
     return {
         manifest["metadata"]["name"].split(".")[0]: yaml.dump(
@@ -242,8 +240,8 @@ def _manifests() -> dict[str, str]:
 
 
 def _guarded(name: str, text: str) -> str:
-    """Return a CRD as a template of the chart, with labels and with the conditions `crds.install` and `crds.keep`.
-    Raises ValueError if the text has template syntax."""
+    """Return the CRD `name`, whose YAML is `text`, as a template of the chart, with labels and with the conditions
+    `crds.install` and `crds.keep`. Raises ValueError if the YAML contains template syntax."""
     if "{{" in text:
         raise ValueError(f"{name}: two opening braces would be read by helm; reword the description")
     before, line, after = text.partition("\nspec:\n")

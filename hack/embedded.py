@@ -93,8 +93,8 @@ class Embedded:
     log: list[str] = field(default_factory=list)
 
     def start_operator(self, client: KubeClient | None = None) -> Loop:
-        """Start a new operator, with nothing in memory from an earlier one, and return its loop. `client` is one of
-        the cluster by default."""
+        """Start a new operator, which remembers nothing of an earlier one, and return its loop. It calls the API with
+        `client`, by default a client of the cluster."""
         self.operators += 1
         identity = f"operator-{self.operators}"
         client = self.client = MortalClient(client or self.cluster.client("operator"))
@@ -128,13 +128,13 @@ class Embedded:
 
     @staticmethod
     def _policy_changed(loop: Loop, name: str, version: str) -> None:
-        """Wake the loop, unless this version of the policy is known already."""
+        """Wake the loop, unless it already knows this version of the policy."""
         if loop.sources.policies.touch(name, version):
             loop.wake.set()
 
     async def kill_operator(self) -> None:
-        """Kill the operator as `kill -9` does: it stops at once, and its Lease stays until it expires. Errors that had
-        ended it before are raised."""
+        """Kill the operator as `kill -9` does: it stops at once, and its Lease stays until it expires. If the operator
+        had already ended with an error, that error is raised. Does nothing if no operator was started."""
         if self._operator is None or self.client is None:
             return
         self.client.die()
@@ -160,22 +160,20 @@ class Embedded:
         return self.cluster.add(POLICIES, manifest)
 
     def policy(self, name: str) -> JSON:
-        """Return a policy as the API server has it."""
+        """Return a policy as stored. Raises NotFound."""
         return self.cluster.get(POLICIES, name)
 
     def node(self, name: str) -> JSON:
-        """Return a Node as the API server has it."""
+        """Return a Node as stored. Raises NotFound."""
         return self.cluster.get(NODES, name)
 
     def gpunode(self, name: str) -> JSON:
-        """Return a GPUNode as the API server has it."""
+        """Return a GPUNode as stored. Raises NotFound."""
         return self.cluster.get(GPUNODES, name)
 
     async def until(self, condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
-        """Wait until a condition on the stored objects holds. Raises AssertionError with `what` after `seconds`.
-
-        If the operator ends unexpectedly, the error that ended it is raised here.
-        """
+        """Wait until a condition on the stored objects holds. Raises AssertionError, with `what` and the state of the
+        cluster, after `seconds`, and the operator's error if the operator ends unexpectedly."""
         changed = asyncio.Event()
         self.cluster.store.waiting.add(changed)
         try:
@@ -188,8 +186,8 @@ class Embedded:
             self.cluster.store.waiting.discard(changed)
 
     async def _wait(self, changed: asyncio.Event) -> None:
-        """Wait for the next write of anybody. If the operator ended meanwhile by itself, raise the error that ended
-        it."""
+        """Wait until `changed` is set, which happens at the next write, and clear it. If the operator has ended on its
+        own, raise the error that ended it."""
         operator, client = self._operator, self.client
 
         def ended(_: asyncio.Task[None]) -> None:
@@ -214,8 +212,8 @@ class Embedded:
         )
 
     def describe(self) -> str:
-        """Return the transitions of all nodes, the conditions of all policies and the end of the log, for failure
-        messages."""
+        """Return the transitions of all nodes, the conditions of all policies and the last lines of the log, for
+        failure messages."""
         lines = []
         for raw in self.cluster.objects(GPUNODES):
             shown = (raw.get("status") or {}).get("transition") or {}
@@ -228,7 +226,8 @@ class Embedded:
 
 
 def is_ready(policy: Mapping[str, Any]) -> bool:
-    """Whether the condition Ready of a policy is True for its present generation, as `kubectl wait` would see it."""
+    """Whether the Ready condition of a policy is True for the policy's present generation, which is what `kubectl
+    wait` checks."""
     return any(
         row["type"] == "Ready"
         and row["status"] == "True"
@@ -238,7 +237,7 @@ def is_ready(policy: Mapping[str, Any]) -> bool:
 
 
 def _replacing(old: JSON, new: JSON) -> JSON:
-    """Return the merge patch that turns `old` into `new`. Keys that `new` lacks are set to None."""
+    """Return the merge patch that turns `old` into `new`. It sets keys that are missing in `new` to None."""
     merged: JSON = dict.fromkeys(old.keys() - new.keys())
     for key, value in new.items():
         before = old.get(key)
@@ -251,7 +250,8 @@ def _replacing(old: JSON, new: JSON) -> JSON:
 def _cluster(
     nodes: Iterable[JSON], cluster_policy: JSON | None, sim: SimSettings, now: Callable[[], datetime]
 ) -> FakeCluster:
-    """Return an API server with these nodes and the objects that an installed GPU Operator leaves there."""
+    """Return an API server with these nodes and with the objects that an installed GPU Operator creates.
+    `cluster_policy` may be None."""
     cluster = FakeCluster(now=now, grace=30.0 / sim.time_factor, later=asyncio.get_running_loop().call_later)
     if cluster_policy is not None:
         cluster.add(CLUSTER_POLICIES, cluster_policy)
@@ -293,8 +293,11 @@ async def embedded(
     sim: Mapping[str, Any] | None = None,
     **setup: Unpack[EmbeddedOptions],
 ) -> AsyncIterator[Embedded]:
-    """Start a SIMULATED cluster with these nodes and yield it. Operator and node software are ended with the context,
-    and errors of the node software are raised then."""
+    """Start a SIMULATED cluster with these nodes, and yield it. `factor` is the speed of the simulation, `workloads`
+    are maintained from the start, and `sim` holds settings of the simulators.
+
+    The operator and the node software are ended with the context. An error of the node software is raised then.
+    """
     sim_settings = SimSettings(time_factor=factor, play_daemon_sets=True, **(sim or {}))
     now, played = setup.get("now", wall_time), setup.get("played", True)
     cluster = _cluster(nodes, setup.get("cluster_policy", CLUSTER_POLICY), sim_settings, now)

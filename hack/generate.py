@@ -53,8 +53,8 @@ FOLDERS = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write or check all generated files, and return the exit status: 0 if they are written, or with --check if they
-    are as committed."""
+    """Write or check all generated files. Returns the exit status: 0 once they are written, or, with --check, 0 if
+    they are as committed and otherwise 1."""
     parser = argparse.ArgumentParser(prog="python -m hack.generate", description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing, fail on any difference")
     options = parser.parse_args(arguments)
@@ -70,11 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def generate(generators: tuple[Generator, ...]) -> dict[str, str]:
-    """Return the content of all generated files by their path below the root.
-
-    Raises:
-        ValueError: two generators return the same path, or a file lacks the mark.
-    """
+    """Return the content of all generated files, by their path below the root. Raises ValueError if two generators
+    return the same path, or a file lacks the mark."""
     files: dict[str, str] = {}
     for generator in generators:
         for path, content in generator().items():
@@ -87,7 +84,7 @@ def generate(generators: tuple[Generator, ...]) -> dict[str, str]:
 
 
 def write(files: Files, root: Path) -> Iterator[str]:
-    """Write the files that differ, remove leftovers, and yield the paths that changed."""
+    """Write those files that differ, remove leftovers, and yield the path of each file that was changed or removed."""
     for path, content in files.items():
         target = root / path
         if target.is_file() and target.read_text() == content:
@@ -101,7 +98,7 @@ def write(files: Files, root: Path) -> Iterator[str]:
 
 
 def find_problems(files: Files, root: Path) -> Iterator[str]:
-    """Yield one sentence for each generated file that is missing, different, untracked or left over."""
+    """Yield a sentence for each generated file that is missing, differs, is not tracked by git, or is left over."""
     tracked = tracked_files(root)
     for path, content in files.items():
         target = root / path
@@ -116,7 +113,7 @@ def find_problems(files: Files, root: Path) -> Iterator[str]:
 
 
 def find_leftovers(files: Files, root: Path) -> list[str]:
-    """Return the files in FOLDERS that carry the mark and are no longer generated."""
+    """Return the paths of those files in FOLDERS that carry the mark but are no longer generated."""
     return [
         path
         for folder in FOLDERS

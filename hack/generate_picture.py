@@ -43,7 +43,7 @@ COLORS: Mapping[Ink, str] = {
 
 
 def picture() -> Mapping[str, str]:
-    """Return the picture of the demo, as SVG by path."""
+    """Return the picture of the demo as an SVG file, by its path."""
     answer = find_answer(pick("h100-80gb"), wanted_of("3g.40gb,1g.20gb"), everything=False)
     lines = [
         _command("kubectl gpusharing status"),
@@ -63,7 +63,7 @@ def status(record: Path) -> list[Line]:
 
 
 def screenshot() -> Mapping[str, str]:
-    """Return the pictures of kubectl's answers, as SVG by path."""
+    """Return the picture of kubectl's output as an SVG file, by its path."""
     lines: list[Line] = []
     for command, file in COMMANDS.items():
         table = without_times((GOLDEN / file).read_text().splitlines())
@@ -72,7 +72,7 @@ def screenshot() -> Mapping[str, str]:
 
 
 def without_times(table: list[str]) -> list[str]:
-    """Return the rows of a table of kubectl without the columns of TIMES."""
+    """Return the rows of a table that kubectl printed, without the columns in TIMES."""
     header = [(match.group(), match.start()) for match in re.finditer(r"\S+", table[0])]
     ends = [start for _, start in header[1:]] + [None]
     columns = [(start, end) for (name, start), end in zip(header, ends, strict=True) if name not in TIMES]
@@ -83,12 +83,13 @@ def without_times(table: list[str]) -> list[str]:
 
 
 def _command(text: str) -> Line:
+    """Return the line of a terminal at which this command was typed."""
     return line(Span("$ ", Ink.FAINT), Span(text, Ink.TITLE))
 
 
 def svg(lines: Sequence[Line], title: str, source: str) -> str:
-    """Return a picture of the lines as a terminal would show them, with `title` and with `source` named as its origin.
-    Each text is stretched to the width of its characters."""
+    """Return an SVG picture of the lines as a terminal would show them, with `title` as its title. A comment names
+    `source` as its origin. Each piece of text is stretched to the width of its characters."""
     rows = [row for number, text in enumerate(lines) for row in _row(text, 3 * MARGIN + number * LINE)]
     columns = max(sum(len(span.text) for span in text) for text in lines)
     width, height = round(columns * CELL) + 2 * MARGIN, len(lines) * LINE + 3 * MARGIN
@@ -107,7 +108,7 @@ def svg(lines: Sequence[Line], title: str, source: str) -> str:
 
 
 def _row(text: Line, y: int) -> list[str]:
-    """Return the SVG elements of one line at the height `y`. Blank text is left out."""
+    """Return the SVG elements of one line at the height `y`, in pixels. Spans that are blank are left out."""
     rows, at = [], 0
     for span in text:
         if span.text.strip():

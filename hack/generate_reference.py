@@ -15,7 +15,7 @@ HEADER = (
 
 
 def api_reference() -> dict[str, str]:
-    """Return docs/reference/policy.md and docs/reference/gpunode.md: content by path."""
+    """Return the content of docs/reference/policy.md and docs/reference/gpunode.md, by path."""
     return {"docs/reference/policy.md": reference(POLICY), "docs/reference/gpunode.md": reference(GPUNODE)}
 
 
@@ -43,12 +43,14 @@ def reference(resource: CustomResource) -> str:
 
 
 def _column(column: dict[str, Any]) -> str:
+    """Return the row of the table that describes a column of `kubectl get`."""
     wide = " (`-o wide`)" if column.get("priority") else ""
     return f"| {column['name'].upper()}{wide} | {cell(column['description'])} |"
 
 
 def _sections(path: str, schema: Schema) -> Iterator[str]:
-    """Yield the lines of one section for each object of the schema, in the schema's order."""
+    """Yield the lines of a section about the object at `path`, and of a section about each object below it, in the
+    schema's order."""
     yield f"## {path}\n"
     yield f"{schema['description']}\n"
     yield "| Field | Type | Default | Meaning |"
@@ -68,8 +70,8 @@ def _sections(path: str, schema: Schema) -> Iterator[str]:
 
 
 def _rules(schema: Schema, name: str = "") -> Iterator[str]:
-    """Yield a line for each validation rule, with the field that it is about (`name`, or the rule's own field
-    path)."""
+    """Yield a line for each validation rule, with the field that the rule is about: `name`, or if that is empty the
+    rule's own field path. An empty line follows if there are any rules."""
     rules = schema.get("x-kubernetes-validations", ())
     for rule in rules:
         field = name or rule.get("fieldPath", "").removeprefix(".")
@@ -79,7 +81,7 @@ def _rules(schema: Schema, name: str = "") -> Iterator[str]:
 
 
 def _default(schema: Schema) -> str:
-    """Return a field's default as code, or an empty text if it has none or an empty object."""
+    """Return a field's default as code, or an empty string if it has no default or its default is an empty object."""
     if "default" not in schema or schema["default"] == {}:
         return ""
     value = schema["default"]
@@ -106,5 +108,5 @@ def _type(schema: Schema) -> str:
 
 
 def cell(text: str) -> str:
-    """Return a text escaped for a cell of a Markdown table."""
+    """Return `text` escaped for a cell of a Markdown table."""
     return text.replace("|", "\\|").replace("<", "&lt;")

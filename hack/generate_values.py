@@ -1,4 +1,4 @@
-"""The table of the chart's values, generated from the comments in values.yaml for docs/reference and for the chart's
+"""The table of the chart's values, generated from the comments in values.yaml, for docs/reference and for the chart's
 README."""
 
 import json
@@ -46,11 +46,8 @@ What `values.yaml` of deploy/helm/gpu-sharing-operator says, as a table. Only `i
 
 
 def values() -> dict[str, str]:
-    """Return the page and the README: content by path.
-
-    Raises:
-        ValueError: a value has no comment.
-    """
+    """Return the content of the page and of the chart's README, by path. Raises ValueError if a value has no
+    comment."""
     text = (CHART / "values.yaml").read_text()
     schema = json.loads((CHART / "values.schema.json").read_text())
     rows = ["| Value | Default | Meaning |", "|---|---|---|", *_rows(text, schema)]
@@ -59,7 +56,8 @@ def values() -> dict[str, str]:
 
 
 def _rows(text: str, schema: dict[str, Any]) -> Iterator[str]:
-    """Yield the rows of the table. Raises ValueError if values.yaml is not a mapping or a value has no comment."""
+    """Yield the rows of the table. `text` is the content of values.yaml. Raises ValueError if it is not a mapping, or
+    if a value has no comment."""
     root = yaml.compose(text)
     if not isinstance(root, yaml.MappingNode):
         raise ValueError("values.yaml is not a mapping")
@@ -73,8 +71,9 @@ def _mapping(
     definitions: dict[str, Any],
     lines: Sequence[str],
 ) -> Iterator[str]:
-    """Yield one row per value. A mapping is divided into its keys if the schema defines them and values.yaml comments
-    on one of them; any other mapping is one value. Raises ValueError for a value without a comment."""
+    """Yield a row for each value of the mapping at `path`. A nested mapping is divided into its keys if the schema
+    defines them and at least one key has a comment; otherwise it counts as a single value. Raises ValueError for a
+    value without a comment."""
     for key, value in node.value:
         name = (*path, str(key.value))
         below = _resolved(schema["properties"][key.value], definitions)
@@ -101,7 +100,8 @@ def _is_explained(node: yaml.MappingNode, lines: Sequence[str]) -> bool:
 
 
 def _comment(lines: Sequence[str], line: int) -> str:
-    """Return the comment right above a key, with the key's indentation, or an empty text."""
+    """Return the comment directly above the key in line `line`, if it has the key's indentation, otherwise an empty
+    string."""
     indent = lines[line][: len(lines[line]) - len(lines[line].lstrip())]
     comment: list[str] = []
     for text in reversed(lines[:line]):

@@ -37,11 +37,11 @@ POLICIES = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies"
 
 
 class TrialError(Exception):
-    """A requirement of the trial is missing, or a step failed; the text says what to do."""
+    """A requirement of the trial is missing, or a step failed; the message says what to do."""
 
 
 def main() -> int:
-    """Return the exit status: 0 if every step succeeded, else 1 after the error was printed."""
+    """Run the trial and return the exit status: 0 if every step succeeded, or 1 after printing the error."""
     try:
         archive = find_archive(IMAGES)
         kubeconfig = kubeconfig_path()
@@ -55,11 +55,8 @@ def main() -> int:
 
 
 def find_archive(folder: Path) -> Path:
-    """Return the one archive that `make images` has written into `folder`.
-
-    Raises:
-        TrialError: there is none, or there are several.
-    """
+    """Return the path of the archive that `make images` has written into `folder`. Raises TrialError unless there is
+    exactly one."""
     archives = sorted(folder.glob("*.tar"))
     if len(archives) != 1:
         names = ", ".join(path.name for path in archives) or "none"
@@ -77,11 +74,8 @@ def read_reference(archive: Path) -> str:
 
 def trial(api: Api, kubeconfig: Path, reference: str) -> None:
     """Install the chart, run `helm test`, wait until the agent has read two GPUs, and create a policy that must be
-    accepted. The policy is deleted at the end.
-
-    Raises:
-        LaunchError, TrialError, TimeoutError: a step failed.
-    """
+    accepted. The policy is deleted at the end. `reference` is the name and tag of our image. Raises LaunchError,
+    TrialError or TimeoutError if a step fails."""
     repository, _, tag = reference.rpartition(":")
     image = ("--set", f"image.repository={repository}", "--set", f"image.tag={tag}")
     _step(
@@ -104,7 +98,7 @@ def trial(api: Api, kubeconfig: Path, reference: str) -> None:
 
 
 def _helm_test(kubeconfig: Path) -> None:
-    """Run `helm test`. Raises TrialError with its output if it fails."""
+    """Run `helm test`, and raise TrialError with its output if it fails."""
     command = ("test", "gpusharing", "-n", launch.NAMESPACE, "--logs", "--timeout", f"{SECONDS:.0f}s")
     done = launch.helm({**os.environ, "KUBECONFIG": str(kubeconfig)}, *command)
     if done.returncode:
@@ -125,7 +119,7 @@ def _accepted(api: Api) -> bool:
 
 
 def _delete_policy(api: Api) -> None:
-    """Delete the policy of the trial, if there is one."""
+    """Delete the policy of the trial, if it exists."""
     try:
         api.delete(f"{POLICIES}/{POLICY['metadata']['name']}")
     except ApiError as error:
@@ -134,6 +128,7 @@ def _delete_policy(api: Api) -> None:
 
 
 def _step(what: str, work: Callable[[], object]) -> None:
+    """Call `work`, and then print `what` as a step that succeeded."""
     work()
     print(f"ok  {what}", flush=True)
 

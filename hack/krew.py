@@ -70,15 +70,13 @@ PLATFORM = """\
 
 
 def krew() -> Mapping[str, str]:
-    """Return the committed manifest, a template without addresses and hashes: content by path."""
+    """Return the committed manifest by its path. It is a template without the addresses and hashes of archives."""
     return {PATH: HEAD + manifest(UNKNOWN_SOURCE, dict.fromkeys(PLATFORMS, UNKNOWN_HASH))}
 
 
 def manifest(source: str, hashes: Mapping[str, str]) -> str:
-    """Return the manifest of this version.
-
-    `source` is the URL of the repository, `hashes` has the sha256 of each platform's archive.
-    """
+    """Return krew's manifest of this version. `source` is the URL of the repository, and `hashes` holds the sha256 of
+    each platform's archive."""
     parts = [TEMPLATE.format(name=NAME, version=version(), source=source, program=PROGRAM)]
     for platform, value in hashes.items():
         os, _, arch = platform.partition("/")
@@ -88,12 +86,12 @@ def manifest(source: str, hashes: Mapping[str, str]) -> str:
 
 
 def archive(platform: str) -> str:
-    """Return the file name of the archive for a platform."""
+    """Return the file name of the archive for a platform such as `linux/amd64`."""
     return f"{PROGRAM}_v{version()}_{platform.replace('/', '_')}.tar.gz"
 
 
 def version() -> str:
-    """Return the version of the release, which is the chart's."""
+    """Return the version of the release, which is the version of the chart."""
     line = re.search(r"^version: (\S+)$", CHART.read_text(), re.MULTILINE)
     assert line is not None
     return line[1]
@@ -153,12 +151,12 @@ this machine."""
 
 
 class KrewError(Exception):
-    """An archive cannot be built; the text says which and why."""
+    """An archive cannot be built; the message says which one and why."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the archives and the manifest, print their paths, and return the exit status: 1 if an archive cannot be
-    built."""
+    """Write the archives and the manifest and print their paths. Returns the exit status: 1 if an archive cannot be
+    built, otherwise 0."""
     parser = argparse.ArgumentParser(prog="python -m hack.krew", description=__doc__.splitlines()[0])
     parser.add_argument("source", help="address of the repository, for example https://HOST/TEAM/NAME")
     parser.add_argument(
@@ -191,8 +189,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def needed(name: str = PROJECT) -> set[str]:
-    """Return the distributions that the plugin imports on any platform, without the plugin itself. Their requirements
-    are read from what is installed here."""
+    """Return the names of the distributions that `name` requires on any platform, directly or indirectly, without
+    `name` itself. Requirements are read from what is installed here."""
     names: set[str] = set()
     todo = [(name, frozenset([EXTRA]))]
     while todo:
@@ -211,7 +209,8 @@ def needed(name: str = PROJECT) -> set[str]:
 
 
 def _applies(requirement: Requirement, extras: Iterable[str]) -> bool:
-    """Whether a requirement applies on any of our platforms with any of our Python versions."""
+    """Whether a requirement applies on at least one of our platforms with at least one of our Python versions.
+    `extras` are the extras that were requested."""
     if requirement.marker is None:
         return True
     places = [
@@ -229,15 +228,15 @@ def _applies(requirement: Requirement, extras: Iterable[str]) -> bool:
 
 
 def locked(names: Iterable[str]) -> str:
-    """Return the entries of the lock for these distributions, with hashes and markers."""
+    """Return the lock's entries for these distributions, with hashes and markers."""
     wanted = set(names)
     entries = re.split(r"^(?=\S)", LOCK.read_text(), flags=re.MULTILINE)
     return "".join(entry for entry in entries if canonicalize_name(re.split(r"[=;\s]", entry)[0]) in wanted)
 
 
 def fetch(platform: str, python: str, target: Path) -> Path:
-    """Install the modules for one Python version on one platform into `target`, from locked wheels, and return
-    `target`. Raises KrewError if uv fails."""
+    """Install the plugin and what it needs into `target`, for one Python version on one platform, from locked wheels,
+    and return `target`. Raises KrewError if uv fails."""
     target.mkdir(parents=True)
     pins = target.with_suffix(".txt")
     pins.write_text(locked(needed()))
@@ -248,7 +247,7 @@ def fetch(platform: str, python: str, target: Path) -> Path:
 
 
 def _uv(*arguments: str) -> None:
-    """Run `uv pip install` with these arguments. Raises KrewError if it fails."""
+    """Run `uv pip install` with these arguments, and raise KrewError if it fails."""
     command = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-config", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -259,10 +258,8 @@ def _uv(*arguments: str) -> None:
 
 
 def pack(libraries: Mapping[str, Path], path: Path) -> str:
-    """Write the archive to `path` and return its sha256; equal modules give equal bytes.
-
-    `libraries` has the folder of modules for each Python version.
-    """
+    """Write the archive to `path` and return its sha256. `libraries` holds the folder with the modules for each Python
+    version. Equal modules give equal bytes."""
     files: dict[str, tuple[bytes, int]] = {
         "LICENSE": ((ROOT / "LICENSE").read_bytes(), 0o644),
         "run.py": (RUN.encode(), 0o644),
@@ -282,8 +279,8 @@ def pack(libraries: Mapping[str, Path], path: Path) -> str:
 
 
 def _shared(libraries: Mapping[str, Path]) -> set[str]:
-    """Return the top-level modules and packages that are equal for every Python version. A package is shared as a
-    whole or not at all."""
+    """Return the names of the top-level modules and packages that are equal for every Python version. A package is
+    shared as a whole or not at all. Empty if there is only one Python version."""
     if len(libraries) < 2:
         return set()
     marks: list[dict[str, str]] = []
@@ -297,8 +294,8 @@ def _shared(libraries: Mapping[str, Path]) -> set[str]:
 
 
 def _modules(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield the files of a folder with their relative names, without bytecode, console scripts and traces of the
-    installer."""
+    """Yield (relative path, content) of each file in a folder, except for bytecode, console scripts and files that the
+    installer leaves."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         wanted = "__pycache__" not in name and not name.startswith(("bin/", ".")) and path.name not in TRACES
@@ -307,7 +304,8 @@ def _modules(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _tar(files: Mapping[str, tuple[bytes, int]]) -> bytes:
-    """Return the files (content and mode by name) as a compressed tar, the same for equal files."""
+    """Return a compressed tar of the files, which are given as (content, mode) by name. Equal files give equal
+    bytes."""
     buffer = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as packed,

@@ -47,8 +47,8 @@ class LaunchError(Exception):
 
 
 def install_chart(kubeconfig: Path, *arguments: str) -> str:
-    """Install or upgrade the chart of this checkout with these arguments for helm, and return the notes. Raises
-    LaunchError if helm fails."""
+    """Install or upgrade the chart of this checkout, and return helm's output. `arguments` are added to helm's command
+    line. Raises LaunchError if helm fails."""
     with open_api(kubeconfig) as api:
         runtime_class(api)
     done = helm(
@@ -64,7 +64,8 @@ def install_chart(kubeconfig: Path, *arguments: str) -> str:
 
 
 def runtime_class(api: Api) -> None:
-    """Create the RuntimeClass that the GPU Operator installs. Without it the API server refuses the agent's pods."""
+    """Create the RuntimeClass that the GPU Operator would install, unless it exists. Without it the API server refuses
+    the agent's pods."""
     metadata = {"name": "nvidia"}
     runtime = {
         "apiVersion": "node.k8s.io/v1",
@@ -76,13 +77,13 @@ def runtime_class(api: Api) -> None:
 
 
 def helm(environment: Mapping[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run our helm to its end in this environment, which names the cluster. Return its status and what it printed."""
+    """Run our helm in this environment, which must name the cluster, and return its exit status and output."""
     command = [str(program("helm")), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def operator_kubeconfig(kubeconfig: Path, directory: Path) -> Path:
-    """Write a kubeconfig with a token of the shipped ServiceAccount into `directory`, and return its path."""
+    """Write a kubeconfig with a token for the shipped ServiceAccount to `directory`, and return its path."""
     path = directory / "operator.kubeconfig"
     with open_api(kubeconfig) as api:
         write_token_kubeconfig(api, path, NAMESPACE, SERVICE_ACCOUNT)
@@ -106,15 +107,16 @@ class Door:
 
 
 def operator_account(kubeconfig: Path, directory: Path, door: Door | None = None) -> dict[str, str]:
-    """Write the shipped ServiceAccount's files as a pod has them into `directory`, and return the pod's variables.
-    They lead to the API server, or to `door` if one is given."""
+    """Write the files that a pod gets from the shipped ServiceAccount to `directory`, and return the environment
+    variables that the pod gets. They lead to `door`, or to the API server itself if that is None."""
     with open_api(kubeconfig) as api:
         token = service_account_token(api, NAMESPACE, SERVICE_ACCOUNT)
         return write_account(directory / "serviceaccount", door or Door(api.url, api.ca_pem), token)
 
 
 def write_account(folder: Path, door: Door, token: str) -> dict[str, str]:
-    """Write the files that a pod has of its ServiceAccount to `folder`, and return the variables that the pod has."""
+    """Write the files that a pod gets from its ServiceAccount to `folder`, and return the environment variables that
+    the pod gets. These name the folder and the server at `door`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "token").write_text(token)
     (folder / "ca.crt").write_text(door.authority)
@@ -128,8 +130,8 @@ def write_account(folder: Path, door: Door, token: str) -> dict[str, str]:
 
 
 def operator_environment(factor: float) -> dict[str, str]:
-    """Return the operator's settings for hardware that runs `factor` times as fast as we assume the real one to
-    run."""
+    """Return the operator's settings, as environment variables, for hardware that runs `factor` times as fast as we
+    assume real hardware to run."""
     waits = {f"GPUSHARING_{name}": str(seconds / factor) for name, seconds in WAITS.items()}
     return waits | {
         "GPUSHARING_NAMESPACE": NAMESPACE,
@@ -143,14 +145,14 @@ def operator_environment(factor: float) -> dict[str, str]:
 
 
 def own_environment() -> dict[str, str]:
-    """Return our environment without variables GPUSHARING_*, because the operator refuses names that are not its
+    """Return our environment without the variables GPUSHARING_*, because the operator refuses those that are not its
     settings."""
     return {name: value for name, value in os.environ.items() if not name.startswith("GPUSHARING_")}
 
 
 @dataclass
 class LaunchedProcess:
-    """A Python program of ours that runs in the background, with its output appended to a file."""
+    """A Python program of ours that runs in the background. Its output is appended to a file."""
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
@@ -162,8 +164,8 @@ class LaunchedProcess:
     _running: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def start(self) -> "LaunchedProcess":
-        """Start the program and return this object. It has a session of its own, so that Ctrl-C here does not reach
-        it."""
+        """Start the program and return this object. The program gets a session of its own, so that Ctrl-C here does
+        not reach it."""
         with self.log.open("ab") as output:
             self._running = subprocess.Popen(
                 [*self.around, sys.executable, *self.arguments],
@@ -184,25 +186,25 @@ class LaunchedProcess:
 
     @property
     def exit_status(self) -> int | None:
-        """The exit status, or None while the program runs or before it was started."""
+        """The exit status, or None if the program is running or was not started."""
         return self._running.poll() if self._running else None
 
     def alive(self) -> bool:
-        """Whether it was started and has not ended."""
+        """Whether the program has been started and has not ended."""
         return self._running is not None and self._running.poll() is None
 
     def kill(self) -> None:
-        """Kill the program with SIGKILL and wait for its end."""
+        """Kill the program with SIGKILL and wait for its end. Does nothing if it was not started."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """End the program with SIGTERM and wait for its end. Raises TimeoutExpired if it does not end within
-        STOP_SECONDS."""
+        """End the program with SIGTERM and wait for its end. Does nothing if it was not started. Raises TimeoutExpired
+        if the program does not end within STOP_SECONDS; it is then aborted."""
         self._end(signal.SIGTERM)
 
     def _end(self, number: signal.Signals) -> None:
-        """Send a signal and wait for the end. A program that does not end is sent SIGABRT, which makes Python log
-        where it hangs, and TimeoutExpired is raised."""
+        """Send a signal to the program and wait for its end. If it does not end within STOP_SECONDS, send SIGABRT,
+        which makes Python log where it hangs, and raise TimeoutExpired."""
         if self._running is None:
             return
         try:
@@ -228,11 +230,9 @@ class LaunchedProcess:
 def operator(
     kubeconfig: Path, directory: Path, factor: float, door: Door | None = None, /, **settings: str
 ) -> LaunchedProcess:
-    """Return the shipped operator as a process that is not started yet, with the shipped rights, logged in as its pod
-    is, through `door` if one is given.
-
-    `settings` are further variables GPUSHARING_<NAME>.
-    """
+    """Prepare the shipped operator, with the shipped rights and logged in as its pod is, and return it as a process
+    that is not started yet. It calls the API server through `door`, or directly if that is None. `settings` are
+    added as variables GPUSHARING_<NAME>."""
     environment = operator_environment(factor) | {
         f"GPUSHARING_{name.upper()}": value for name, value in settings.items()
     }
@@ -245,10 +245,8 @@ def operator(
 
 def node_software(kubeconfig: Path, directory: Path, factor: float, *arguments: str) -> LaunchedProcess:
     """Return SIMULATED mig-manager, device plugin, GFD and GPUs for every node, with the shipped agent loop, as a
-    process that is not started yet.
-
-    It ends with this process, even if that is killed.
-    """
+    process that is not started yet. `arguments` are added to its command line. It ends when we end, even if we are
+    killed."""
     options = ("--kubeconfig", str(kubeconfig), "--time-factor", str(factor), "--agents", "--with-parent")
     return LaunchedProcess(("-m", "hack.sim", *options, *arguments), {}, directory / "sim.log", tied=True)
 

@@ -1,4 +1,4 @@
-"""Write all requirement locks anew from pyproject.toml: pinned, with hashes, for every platform.
+"""Regenerate all requirement locks from pyproject.toml: pinned, with hashes, for every platform.
 
 There is no uv.lock, because that would contain the registry of the person who wrote it (docs/adr/0006).
 """
@@ -18,8 +18,9 @@ LOCKS = {
 
 
 def main(arguments: list[str]) -> int:
-    """Write the locks and return the exit status of the first uv that failed, or 0. `--upgrade` moves every pin to the
-    newest version; without it, only what pyproject.toml requires changes."""
+    """Write the locks. Returns 0, or the exit status of the first uv that failed; later locks are then not written.
+    With `--upgrade` every pin moves to its newest version; otherwise only those change that pyproject.toml requires
+    to."""
     for name, sources in LOCKS.items():
         command = ["uv", "pip", "compile", *FLAGS, *arguments, *sources, "-o", name]
         done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False)

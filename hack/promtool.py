@@ -1,5 +1,5 @@
-"""promtool, which checks alerts and queries, and Prometheus, both from Debian's packages unpacked into the user's
-cache."""
+"""The programs promtool, which checks alerts and queries, and Prometheus. Both come from Debian's packages, which are
+unpacked into the user's cache."""
 
 import platform
 import shutil
@@ -39,11 +39,7 @@ PACKAGES = {
 
 def ensure(program: Program = "promtool") -> Path:
     """Return the path of the locked program, which is downloaded and unpacked if it is not cached. If that fails,
-    return the program on PATH.
-
-    Raises:
-        FetchError: there is neither.
-    """
+    return the program on PATH. Raises FetchError if there is neither."""
     package = PACKAGES.get((program, platform.machine())) if sys.platform == "linux" else None
     problem = f"no {program} is locked for {sys.platform} on {platform.machine()}"
     if package is not None:
@@ -59,7 +55,8 @@ def ensure(program: Program = "promtool") -> Path:
 
 
 def _unpacked(package: Package) -> Path:
-    """Return the program of a package in the cache, unpacked if it is not there."""
+    """Return the path of a package's program in the cache. The package is downloaded and unpacked if it is not
+    there."""
 
     def make(out: Path) -> None:
         """Fetch the package and unpack its one program into the folder `out`."""
@@ -76,8 +73,8 @@ def _unpacked(package: Package) -> Path:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the paths of both programs and return the exit status: 1 if one is unavailable. With `--install`, Debian's
-    package is installed if the locked version cannot be downloaded."""
+    """Print the paths of both programs. Returns the exit status: 1 if a program is unavailable, otherwise 0. With
+    `--install`, Debian's package is installed if the locked version cannot be downloaded."""
     try:
         for program in PROGRAMS:
             try:

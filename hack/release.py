@@ -26,8 +26,8 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the copy, print its path, and return the exit status: 2 if the digest is invalid, 1 if the changelog lacks
-    the version."""
+    """Write the copy of the chart and print its path. Returns the exit status: 2 if the digest is invalid, 1 if the
+    changelog has no changes for the version, otherwise 0."""
     parser = argparse.ArgumentParser(prog="python -m hack.release", description=__doc__.splitlines()[0])
     parser.add_argument("repository", help="where the image is, for example REGISTRY/gpu-sharing-operator")
     parser.add_argument("digest", help="of the image's index, for example sha256:0123...")
@@ -53,8 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read_changes(text: str, version: str) -> list[dict[str, str]]:
-    """Return the entries of a version's section of a changelog, each with kind and description as in Artifact Hub's
-    annotation. Empty if there is no such section."""
+    """Return the entries in a changelog's section about a version, each with `kind` and `description` as in Artifact
+    Hub's annotation. `text` is the content of the changelog. Empty if there is no such section."""
     section = re.search(
         rf"^## \[?{re.escape(version)}\]?.*?\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL
     )
@@ -72,10 +72,8 @@ def write_chart(
     target: Path, repository: str, digest: str, changes: Sequence[dict[str, str]] = (), source: str = ""
 ) -> Path:
     """Copy the chart to `target`, with this image as its default and in Artifact Hub's annotations, and return
-    `target`.
-
-    `changes` come from `read_changes`; `source` is the URL of the repository, or empty if it has none.
-    """
+    `target`. An existing `target` is replaced. `changes` come from `read_changes`; `source` is the URL of the
+    repository, or empty if it has none."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(CHART, target)
     values = target / "values.yaml"
@@ -94,7 +92,8 @@ def write_chart(
 
 
 def _addresses(source: str) -> list[str]:
-    """Return annotations with links and the picture for the released tag, at the URLs of the workflow's host."""
+    """Return the annotations with links and with the picture, as lines of Chart.yaml. The URLs are those of the
+    released tag below `source`."""
     tag = f"v{version()}"
     links = [
         {"name": "source", "url": source},
@@ -109,11 +108,8 @@ def _addresses(source: str) -> list[str]:
 
 
 def _put(text: str, old: str, new: str) -> str:
-    """Replace a line that occurs once.
-
-    Raises:
-        ValueError: it does not occur exactly once, since the chart was changed and this program must follow.
-    """
+    """Return `text` with the line `old` replaced by `new`. Raises ValueError if the line does not occur exactly once,
+    because the chart was then changed and this program must follow."""
     if text.count(f"\n{old}\n") != 1:
         raise ValueError(f"the line {old!r} does not occur exactly once")
     return text.replace(f"\n{old}\n", f"\n{new}\n")

@@ -1,12 +1,12 @@
 """A pytest plugin that selects the tests of a verb (`--verb`) and reports, in ten lines, what ran and what did not.
 
-The ten lines are: the tests by rung, the skipped tests with their reason, the slowest five, the verbs to play next, and
-the name of a file. That file has everything else: the time by folder, the counts of the random world, the tables of
-rung 3 (`hack.results`), and the log of each failed test, which the terminal does not show.
+The ten lines show the tests by rung, the skipped tests with the reason, the five slowest tests, the verbs to run next,
+and the name of a file. That file has everything else: the time by folder, the counts of the random world, the tables
+of rung 3 (`hack.results`), and the log of each failed test, which the terminal does not show.
 
-With workers side by side (pytest-xdist, `-n`) the tests are collected and run in other processes, but the report is
-made in the first one. Each test's rung is sent with its report. The numbers of deselected tests are sent when the
-worker ends.
+With parallel workers (pytest-xdist, `-n`) the tests are collected and run in other processes, but the report is made
+in the first one. Each test's rung is sent with its report. The numbers of deselected tests are sent when the worker
+ends.
 """
 
 import time
@@ -29,8 +29,8 @@ WIDTH = 110
 
 
 def count_lines(properties: Iterable[tuple[str, object]]) -> Iterator[str]:
-    """Yield the counts of the random world, in the order of their names, several in one line of at most WIDTH
-    characters."""
+    """Yield the counts of the random world, sorted by name, as lines of at most WIDTH characters. `properties` are the
+    (name, value) pairs that the tests left; other names than PROPERTY are ignored."""
     row = ""
     for name, counts in properties:
         if name != PROPERTY or not isinstance(counts, Mapping):
@@ -60,7 +60,7 @@ FROM_WORKER = "gpusharing-report"
 
 
 class Report:
-    """Collects what pytest reports, and prints it before pytest's closing line."""
+    """Collects what pytest reports, and prints the summary before pytest's closing line."""
 
     def __init__(self) -> None:
         """Start the clock of the whole run."""
@@ -82,17 +82,15 @@ class Report:
 
     @staticmethod
     def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-        """Return True for a folder without a test of the verb; else None, which lets other plugins decide."""
+        """Return True for a folder without a test of the verb, otherwise None, which lets other plugins decide."""
         return is_elsewhere(collection_path, config.getoption("verb", None)) or None
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Keep the tests of the verb, remember each test's rung, and put the low rungs first.
+        """Keep the tests of the verb, remember each test's rung, and sort the tests by rung, lowest first.
 
-        All other plugins have had their turn: conftests have added their markers, and `-k` and `-m` have selected.
-
-        Raises:
-            pytest.UsageError: a test belongs to a verb that never collects the test's folder.
+        This is called after all other plugins: conftests have added their markers, and `-k` and `-m` have selected
+        tests. Raises pytest.UsageError if a test belongs to a verb that never collects the test's folder.
         """
         verb: MakeVerb | None = config.getoption("verb", None)
         for item in items:
@@ -107,14 +105,15 @@ class Report:
         self._rungs = {item.nodeid: find_rung(item) for item in items}
 
     def pytest_collection_finish(self) -> None:
-        """Note how long importing and collecting the tests took."""
+        """Record how long it took to import and collect the tests."""
         self._collected = time.monotonic() - self._begin
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Attach the test's rung to its report, and shorten what the terminal shows of a failure."""
+        """Add the test's rung to its report. For a failure also add the complete text, and shorten what the terminal
+        shows."""
         report = yield
         vars(report)["rung"] = find_rung(item)
         if report.failed:
@@ -123,10 +122,8 @@ class Report:
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Record the duration of one phase (setup, call or teardown) of a test, and the outcome that it decides.
-
-        Any phase can fail or skip the test; only the call can pass it. The log of a failure is kept for the file.
-        """
+        """Record the duration of one phase (setup, call or teardown) of a test, and its outcome. Any phase can fail or
+        skip the test; only the call can pass it. The log of a failure is kept for the file."""
         # A worker that died reports the test that it was playing, without a rung.
         rung = vars(report).get("rung", 0)
         self._seconds[report.nodeid] += report.duration
@@ -144,27 +141,24 @@ class Report:
             self._properties += report.user_properties
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Send the numbers of deselected tests and the collection time to the first process, if this is a worker."""
+        """If this process is a worker, send the numbers of deselected tests and the collection time to the first
+        process."""
         if (output := getattr(session.config, "workeroutput", None)) is not None:
             left_out = {str(verb): count for verb, count in self._left_out.items()}
             output[FROM_WORKER] = {"left out": left_out, "collected": self._collected}
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Replace our numbers by those that a worker sent at its end. A worker that crashed has sent none.
-
-        All workers collect the same tests, so the numbers of the last one are enough.
-        """
+        """Replace our numbers with those that a worker sent when it ended; a worker that crashed has sent none. All
+        workers collect the same tests, so the numbers of the last one are enough."""
         output = getattr(node, "workeroutput", {}).get(FROM_WORKER)
         if output is not None:
             self._left_out = Counter(output["left out"])
             self._collected = output["collected"]
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Write the file and print the ten lines; pytest's own closing line comes after them.
-
-        Does nothing with `-q`, or when no test was collected.
-        """
+        """Write the file and print the ten lines, which pytest's own closing line follows. Does nothing with `-q`, or
+        if no test was collected."""
         config = terminalreporter.config
         if config.get_verbosity() < 0 or not (self._rungs or self._seconds or self._left_out):
             return
@@ -176,10 +170,8 @@ class Report:
     # --- what it makes of it ---------------------------------------------------------------------------
 
     def _lines(self, verb: str | None) -> Iterator[str]:
-        """Yield the lines for the terminal, without the one that names the file.
-
-        Where no test ran, they say to which verbs the collected tests belong.
-        """
+        """Yield the lines for the terminal, except the one that names the file. If no test ran, the lines say to which
+        verbs the collected tests belong."""
         yield "; ".join(self._by_rung()) or "no tests"
         for reason, count in sorted(self._skipped.items()):
             yield f"SKIPPED {count} x {reason}"
@@ -194,7 +186,7 @@ class Report:
             yield f"next: {', '.join(others)}; make test-all plays everything"
 
     def _by_rung(self) -> Iterator[str]:
-        """Yield, for each rung on which a test ran, how many passed, failed and were skipped."""
+        """Yield one statement for each rung on which a test ran: how many tests passed, failed and were skipped."""
         for rung, name in RUNGS.items():
             counts = self._outcomes[rung]
             parts = [f"{counts[key]} {key}" for key in ("passed", "failed", "skipped") if counts[key]]
@@ -202,7 +194,7 @@ class Report:
                 yield f"rung {rung} ({name}): {', '.join(parts)}"
 
     def _write(self, config: pytest.Config) -> Path:
-        """Write the report file of the verb below build/ and return its path, relative to the checkout."""
+        """Write the verb's report file below build/, and return its path relative to the checkout."""
         verb = config.getoption("verb", None)
         path = Path("build", f"report-{verb}.txt" if verb else "report.txt")
         whole = config.rootpath / path
@@ -219,10 +211,8 @@ class Report:
         return path
 
     def _places(self) -> Iterator[str]:
-        """Yield a line with the seconds of each folder, or of each file in a run of 2 to FEW_FILES files.
-
-        The largest comes first. Two more lines have the time of the collection and of the whole run.
-        """
+        """Yield a line with the seconds of each folder, or of each file if the run had 2 to FEW_FILES files, in
+        descending order. Two more lines have the time of the collection and of the whole run."""
         files = {nodeid: PurePosixPath(nodeid.split("::")[0]) for nodeid in self._seconds}
         by_file = 1 < len(set(files.values())) <= FEW_FILES
         places: defaultdict[str, float] = defaultdict(float)
@@ -238,29 +228,24 @@ class Report:
 
 
 def add_option(parser: pytest.Parser) -> None:
-    """Add the option --verb to pytest.
-
-    A conftest must call this, because pytest has parsed its options before it registers the plugin `Report`.
-    """
+    """Add the option --verb to pytest. A conftest must call this, because pytest has already parsed its options when
+    it registers the plugin `Report`."""
     parser.addoption(
         "--verb", choices=list(MakeVerb), help="play the tests of this verb of the Makefile only"
     )
 
 
 def pace_of(seconds: float, measure: Callable[[], float] = pace_ms) -> Iterable[str]:
-    """Yield one line that says how fast the machine is now, or nothing after a run of less than LONG seconds.
-
-    `measure` returns the milliseconds of a fixed piece of work. Short runs are not compared with each other.
-    """
+    """Yield a line that says how fast the machine is now. Yields nothing if the run took less than LONG, because short
+    runs are not compared with each other. `measure` returns the milliseconds of a fixed piece of work."""
     if seconds >= LONG:
         yield f"{measure():6.0f} ms  pace; the aims hold at {REFERENCE_PACE_MS:g} (docs/adr/0051-aims-at-a-pace.md)"
 
 
 def shorten(report: pytest.TestReport) -> None:
-    """Cut the assertion message of a failure to MOST_LINES lines, because many of ours end with a program's log.
-
-    The summary line of a failure keeps the first line of its message: in CI pytest would repeat all of it there.
-    """
+    """Cut the assertion message of a failure to MOST_LINES lines, because many of ours end with a program's log. The
+    summary line of the failure keeps only the first line of its message, because in CI pytest would repeat the
+    whole message there."""
     crash = getattr(report.longrepr, "reprcrash", None)
     if crash is not None:
         crash.message = crash.message.partition("\n")[0]
@@ -275,11 +260,12 @@ def shorten(report: pytest.TestReport) -> None:
 
 
 def largest(seconds: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Return all entries in descending order of their seconds."""
+    """Return all (name, seconds) entries, the largest number of seconds first."""
     return sorted(seconds.items(), key=lambda entry: -entry[1])
 
 
 def skip_reason(report: pytest.TestReport) -> str:
-    """Return the first line of the reason for which a test was skipped, without the file and line of the skip."""
+    """Return the first line of the reason why a test was skipped, without the file and line at which it was
+    skipped."""
     text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     return text.removeprefix("Skipped: ").splitlines()[0]

@@ -1,8 +1,9 @@
-"""A pytest plugin: a test that needs something which this machine lacks fails, unless LEAVE_OUT names that part.
+"""A pytest plugin: a test that needs something that this machine lacks fails, unless LEAVE_OUT names the part to which
+it belongs.
 
 `LEAVE_OUT="rung4 browser"` skips all tests that belong to the named parts (`PARTS`), even if they could run here. Any
-other test that lacks something fails with a message that says what is missing and what to do. Later tests that fail
-with the same message are skipped instead, so that a run (with `-n`, each worker) reports each missing thing once.
+other test that lacks something fails with a message that says what is missing and what to do. Later tests that would
+fail with the same message are skipped instead, so that a run (with `-n`, each worker) reports each missing thing once.
 """
 
 import os
@@ -32,17 +33,15 @@ class PartUnavailableError(UnavailableError):
     """The named part of PARTS cannot run here. A plain UnavailableError is attributed to the test's first part."""
 
     def __init__(self, part: str, why: str) -> None:
-        """Store the name of the part, which the failure suggests for LEAVE_OUT, and why it cannot run."""
+        """Store the name of the part, which the failure suggests for LEAVE_OUT. `why`, the message, says why the part
+        cannot run."""
         super().__init__(why)
         self.part = part
 
 
 def left_out() -> frozenset[str]:
-    """Return the parts that LEAVE_OUT names, separated by blanks or commas.
-
-    Raises:
-        UnavailableError: one of the names is not a part.
-    """
+    """Return the parts that LEAVE_OUT names; there they are separated by blanks or commas. Raises UnavailableError if
+    one of the names is not a part."""
     names = frozenset(os.environ.get("LEAVE_OUT", "").replace(",", " ").split())
     if unknown := sorted(names - PARTS.keys()):
         raise UnavailableError(f"LEAVE_OUT names {unknown[0]!r}: choose from {', '.join(PARTS)}")
@@ -50,11 +49,8 @@ def left_out() -> frozenset[str]:
 
 
 def require(part: str, why_not: str | None) -> None:
-    """Skip the calling test if LEAVE_OUT names `part`. Return if the part can run here, so that `why_not` is empty.
-
-    Raises:
-        PartUnavailableError: `why_not` says why the part cannot run here.
-    """
+    """Skip the calling test if LEAVE_OUT names `part`. Otherwise raise PartUnavailableError if `why_not`, the reason
+    why the part cannot run here, is not empty, or return if it is."""
     if part in left_out():
         pytest.skip(f"left out on purpose by LEAVE_OUT={part}")
     if why_not:
@@ -62,11 +58,9 @@ def require(part: str, why_not: str | None) -> None:
 
 
 def parts_of(item: pytest.Item) -> list[str]:
-    """Return the parts of PARTS that a test belongs to, as far as its fixtures and markers show.
-
-    First come the FIXTURES that it uses. Then comes its rung, if that is 2 or higher, or else `tools` if it has that
-    marker. The list is empty for most tests of rungs 0 and 1.
-    """
+    """Return the parts in PARTS to which a test belongs, as far as its fixtures and markers show: first the FIXTURES
+    that it uses, then its rung if that is 2 or higher, or `tools` if it has that marker instead. Empty for most
+    tests of rungs 0 and 1."""
     parts = [name for name in FIXTURES if name in getattr(item, "fixturenames", ())]
     if (rung := find_rung(item)) >= 2:
         parts.append(f"rung{rung}")
@@ -76,14 +70,11 @@ def parts_of(item: pytest.Item) -> list[str]:
 
 
 class Required:
-    """The plugin. Turns an UnavailableError of a test or fixture into a failure or a skip, so none has to catch it."""
+    """The plugin. It turns an UnavailableError of a test or fixture into a failure or a skip, so that tests need not
+    catch it."""
 
     def __init__(self) -> None:
-        """Read LEAVE_OUT.
-
-        Raises:
-            pytest.UsageError: one of its names is not a part.
-        """
+        """Read LEAVE_OUT. Raises pytest.UsageError if one of its names is not a part."""
         try:
             self._left_out = left_out()
         except UnavailableError as error:
@@ -94,28 +85,26 @@ class Required:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Mark the tests of the parts that LEAVE_OUT names as skipped, so that no fixture builds anything for them.
-
-        This is called last, when all other plugins have added their markers.
-        """
+        This is called after all other plugins have added their markers."""
         for item in items:
             for part in self._left_out.intersection(parts_of(item)):
                 item.add_marker(pytest.mark.skip(reason=f"left out on purpose by LEAVE_OUT={part}"))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Report an UnavailableError of the fixtures of a test; see `_report_once`."""
+        """Handle an UnavailableError of a test's fixtures; see `_report_once`."""
         return (yield from self._report_once(item))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Report an UnavailableError of the test itself; see `_report_once`."""
+        """Handle an UnavailableError of the test itself; see `_report_once`."""
         return (yield from self._report_once(item))
 
     def _report_once(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Run the wrapped phase of a test, and replace its UnavailableError if there is one.
+        """Run the wrapped phase of a test, and turn an UnavailableError into a failure or a skip.
 
         The first test with this message fails, and the failure names the part to leave out, or says that LEAVE_OUT has
-        none for this test. Each later test with the same message is skipped, and the reason names the first one.
+        none for this test. Each later test with the same message is skipped, and the reason names the first test.
         """
         try:
             return (yield)

@@ -1,6 +1,6 @@
-"""A table of what was tested with NVIDIA's programs on rung 3, by model. Only tests that passed are counted.
+"""A table of what was tested with NVIDIA's programs on rung 3, by GPU model. Only tests that passed are counted.
 
-A test adds a row (model, column, number) to its `user_properties` under PROPERTY, and `hack.report` prints the sum.
+A test adds a row (model, column, number) to its `user_properties` under PROPERTY, and `hack.report` prints the sums.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ class Asked(StrEnum):
     meaning: str
 
     def __new__(cls, title: str, meaning: str) -> "Asked":
-        """Create a column with its heading and with a text that says what is counted."""
+        """Create a column with this heading. `meaning` says what the column counts."""
         member = str.__new__(cls, title)
         member._value_ = title
         member.meaning = meaning
@@ -51,7 +51,7 @@ class Asked(StrEnum):
 
 
 class Results:
-    """The numbers of all passed tests, by model and column."""
+    """The sums over all passed tests, by model and column."""
 
     def __init__(self) -> None:
         """Start with an empty table."""
@@ -65,7 +65,7 @@ class Results:
                 self._counts[str(model), str(column)] += int(number)
 
     def lines(self) -> Iterator[str]:
-        """Yield the lines of the table with its legend, or nothing if nothing was counted."""
+        """Yield the lines of the table and its legend. Yields nothing if nothing was counted."""
         models = sorted({model for model, _ in self._counts})
         if not models:
             return
@@ -80,7 +80,7 @@ class Results:
 
     @staticmethod
     def _row(counts: Iterable[int]) -> str:
-        """Return the numbers of one row, aligned to the headings; 0 is shown as `-`."""
+        """Return the numbers of one row, aligned with the headings; 0 is shown as `-`."""
         return "  ".join(
             f"{count or '-':>{len(column)}}" for column, count in zip(Asked, counts, strict=True)
         )

@@ -27,7 +27,7 @@ FACTOR = float(os.environ.get("FACTOR", "10"))
 
 def main() -> int:
     """Install the chart with its operator scaled to 0, start SIMULATED node software, and run the operator in this
-    process. Return 2 if that is impossible."""
+    process until it ends. Returns the exit status: 0, or 2 after printing why that is impossible."""
     end_with_parent()
     try:
         kubeconfig = kubeconfig_path()
@@ -60,13 +60,13 @@ def main() -> int:
 
 
 def end_with_parent() -> None:
-    """Let Linux send us SIGTERM when our parent, such as make, is killed. Does nothing on other systems."""
+    """Make Linux send us SIGTERM when our parent, such as make, ends for any reason. Does nothing on other systems."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def say(text: str) -> None:
-    """Print a text for the person at the terminal, on stderr."""
+    """Print a line for the person at the terminal, on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 

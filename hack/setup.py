@@ -1,7 +1,7 @@
 """Create .venv as requirements-dev.lock says. Does nothing if it is up to date.
 
-The system's Python runs this file, so that nothing else is needed. Its syntax must therefore be readable for an old
-Python, which is told what is missing.
+The system's Python runs this file, so that nothing else is needed. Even an old Python must be able to parse the file,
+because it is then told what is missing.
 """
 
 import hashlib
@@ -20,7 +20,8 @@ INPUTS = ("requirements-dev.lock", "pyproject.toml", "hack/setup.py")
 
 
 def main() -> int:
-    """Create .venv if needed and return the exit status: 0 if it is as the lock says."""
+    """Create or update .venv if needed. Returns the exit status: 0 if it is as the lock says, or 1 after printing why
+    that is impossible."""
     if sys.version_info[:2] < OLDEST:
         need = "Python >= {}.{} is needed, and {} is {}".format(
             *OLDEST, sys.executable, sys.version.split()[0]
@@ -51,7 +52,7 @@ def main() -> int:
 
 
 def fingerprint() -> str:
-    """Return a hash of everything that .venv depends on."""
+    """Return a hash of everything that determines the content of .venv."""
     digest = hashlib.sha256(sys.version.encode())
     for name in INPUTS:
         digest.update((ROOT / name).read_bytes())
@@ -59,8 +60,8 @@ def fingerprint() -> str:
 
 
 def runs(python: Path) -> bool:
-    """Whether this is an interpreter of our own version with pip. In a moved checkout it is a dead link, and after an
-    interrupted set-up pip is missing."""
+    """Whether `python` is an interpreter of our own version that has pip. In a moved checkout it is a dead link, and
+    after an interrupted set-up pip is missing."""
     ask = "import sys, pip; print(sys.version)"
     try:
         done = subprocess.run([str(python), "-c", ask], capture_output=True, text=True, check=False)
@@ -70,7 +71,8 @@ def runs(python: Path) -> bool:
 
 
 def pip(*arguments: str) -> str:
-    """Run .venv's pip install. Return why it failed (the broken connection or the last line), else an empty string."""
+    """Run `pip install` in .venv with these arguments. Returns an empty string, or why it failed: the broken
+    connection, or the last line of its output."""
     command = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--quiet", *arguments]
     # With this variable, `pip install --editable` of our own project would require a hash.
     environ = {key: value for key, value in os.environ.items() if key != "PIP_REQUIRE_HASHES"}
@@ -85,12 +87,12 @@ def pip(*arguments: str) -> str:
 
 
 def say(text: str) -> None:
-    """Print progress on stderr, because stdout belongs to the verb."""
+    """Print a line of progress to stderr, because stdout belongs to the verb."""
     print(text, file=sys.stderr, flush=True)
 
 
 def refuse(why: str, remedy: str) -> int:
-    """Print what is wrong and what helps, and return exit status 1."""
+    """Print what is wrong and what to do about it, and return exit status 1."""
     say(f"{why}: {remedy}")
     return 1
 

@@ -1,11 +1,10 @@
-"""The distribution of tests when several workers (pytest-xdist, `-n`) play them. Each worker has control planes of its
-own.
+"""The distribution of tests over several workers (pytest-xdist, `-n`). Each worker has control planes of its own.
 
-The tests of a file stay together, because its fixtures are created once. Those of `APART` are distributed one by one,
-those of `BY_SCENARIO` by scenario, and `LOOKED_BACK_AT` as one unit. Every other worker begins at the end of the list,
-where rung 2 waits for its control plane while the others compute.
+The tests of a file stay together, because its fixtures are created once. Tests of the files in `APART` are distributed
+one by one, those of `BY_SCENARIO` by scenario, and the files in `LOOKED_BACK_AT` as one unit. Every other worker
+begins at the end of the list, where rung 2 waits for its control plane while the others compute.
 
-Each worker collects the tests itself, and xdist plays none if their lists differ. Names and order of tests must
+Each worker collects the tests itself, and xdist runs none of them if their lists differ. Names and order of tests must
 therefore be the same in every process. The order of a set differs in each Python process (PYTHONHASHSEED), and an
 object without a `repr` shows its address, so that some runs, or nearly all, succeed and another one does not start.
 
@@ -51,7 +50,7 @@ _SCENARIO = re.compile(r"\[(.+?)(?:-\d+)?\]$")
 
 
 def unit(nodeid: str) -> str:
-    """Return the key of the unit that a test belongs to. One worker plays all tests of a unit, one after the other."""
+    """Return the key of the unit to which a test belongs. One worker runs all tests of a unit, one after another."""
     path = nodeid.split("::", 1)[0]
     if path in LOOKED_BACK_AT:
         return LOOK_BACK
@@ -61,10 +60,10 @@ def unit(nodeid: str) -> str:
 
 
 class SideBySide(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """xdist's scheduler of whole files with our units, which are assigned from both ends of the list."""
+    """xdist's scheduler for whole files, but with our units, which are assigned from both ends of the list."""
 
     def _split_scope(self, nodeid: str) -> str:
-        """Return the unit of a test; LoadScopeScheduling calls this."""
+        """Return the unit of a test. LoadScopeScheduling calls this."""
         return unit(nodeid)
 
     def _assign_work_unit(self, node: object) -> None:
@@ -75,7 +74,8 @@ class SideBySide(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no typ
 
 
 def scheduler(config: pytest.Config, log: object) -> SideBySide | None:
-    """Return our scheduler for pytest_xdist_make_scheduler, or None if `--dist` names another one."""
+    """Return our scheduler for the hook pytest_xdist_make_scheduler, or None if `--dist` names another mode than
+    `load`."""
     return SideBySide(config, log) if config.getvalue("dist") == "load" else None
 
 
@@ -83,7 +83,7 @@ ADDRESS = re.compile(r"0x[0-9a-f]{8,}")
 
 
 def check_parameters(definition: pytest.Function) -> None:
-    """Raise UsageError if the parameters of a test are in a set, whose order is arbitrary."""
+    """Raise UsageError if a test is parametrized with a set, whose order is arbitrary."""
     for mark in definition.iter_markers("parametrize"):
         values = mark.args[1] if len(mark.args) > 1 else mark.kwargs["argvalues"]
         if isinstance(values, set | frozenset):
@@ -91,7 +91,8 @@ def check_parameters(definition: pytest.Function) -> None:
 
 
 def check_names(items: Iterable[pytest.Item]) -> None:
-    """Raise UsageError if the name of a test would differ in another process."""
+    """Raise UsageError if the name of a test shows a set or the address of an object, because the name would differ in
+    another process."""
     for item in items:
         call = getattr(item, "callspec", None)
         if call is None:

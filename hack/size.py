@@ -13,8 +13,8 @@ TREES = ("operator/gpusharing", "hack", "tests")
 
 @dataclass(frozen=True, slots=True)
 class PackageSize:
-    """One row of the table. A type is a class; a public name is one at the top of a module without a leading
-    underscore."""
+    """One row of the table. `types` counts classes, and `names` counts names at the top level of a module that have no
+    leading underscore."""
 
     name: str
     lines: int
@@ -24,7 +24,7 @@ class PackageSize:
 
 
 def measure(name: str, files: Iterable[Path]) -> PackageSize:
-    """Count lines, files, types and public names of these modules together."""
+    """Count lines, files, types and public names of these modules, and return the sums as a row called `name`."""
     texts = [path.read_text() for path in files]
     modules = [ast.parse(text) for text in texts]
     types = sum(isinstance(node, ast.ClassDef) for module in modules for node in ast.walk(module))
@@ -33,7 +33,7 @@ def measure(name: str, files: Iterable[Path]) -> PackageSize:
 
 
 def _defined(module: ast.Module) -> Iterator[str]:
-    """Yield the names that the module itself binds to a function, a class or a value."""
+    """Yield each name that is bound to a function, a class or a value at the top level of a module."""
     for node in module.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
@@ -45,7 +45,8 @@ def _defined(module: ast.Module) -> Iterator[str]:
 
 
 def rows(root: Path = ROOT) -> Iterator[PackageSize]:
-    """Yield a row for each folder that has modules of its own, and one for a whole tree after its folders."""
+    """Yield a row for each folder that has modules of its own and, after the folders of a tree, a row for the whole
+    tree."""
     for tree in TREES:
         files = sorted((root / tree).rglob("*.py"))
         for folder in sorted({file.parent for file in files}):

@@ -32,23 +32,21 @@ NEVER = 0.0, 0.0
 
 
 class TimeLimits:
-    """A plugin that repeats pytest-timeout's signal, and permits it only while a test or a fixture is running.
-
-    A signal that came while pytest records the outcome of a test would end pytest.
-    """
+    """A plugin that repeats pytest-timeout's signal, and permits it only while a test or a fixture is running. A
+    signal that arrived while pytest records the outcome of a test would end pytest."""
 
     def __init__(self) -> None:
         self._clock = NEVER
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Give each test its limit. This is called last, when all markers have been added."""
+        """Give each test its limit. This is called after all other plugins have added their markers."""
         limit(items)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_timeout_set_timer(self, settings: Any) -> Generator[None, object, object]:
-        """Replace pytest-timeout's timer, which goes off once, by ours, which repeats. A coroutine that swallows the
-        first signal would hang otherwise."""
+        """Replace pytest-timeout's timer, which goes off once, with ours, which repeats: a coroutine that swallows the
+        first signal would otherwise hang. Ours starts with the next phase of the test."""
         done = yield
         signal.setitimer(signal.ITIMER_REAL, *NEVER)
         self._clock = settings.timeout, AGAIN
@@ -61,7 +59,7 @@ class TimeLimits:
         return (yield)
 
     def _limited(self) -> Generator[None, object, object]:
-        """Run the timer during one phase of a test, and keep the time that is left for the next phase."""
+        """Run the timer during one phase of a test, and keep the remaining time for the next phase."""
         signal.setitimer(signal.ITIMER_REAL, *self._clock)
         try:
             return (yield)
@@ -85,7 +83,8 @@ class TimeLimits:
 
 
 def limit(items: Iterable[pytest.Item]) -> None:
-    """Give each test the limit of its rung, except tests that set one themselves. Tests marked ENDLESS have none."""
+    """Give each test the limit of its rung. A test that sets its own limit keeps it, and tests marked ENDLESS have
+    none."""
     for item in items:
         if item.get_closest_marker("timeout") is None:
             seconds = 0 if item.get_closest_marker(ENDLESS) else LIMITS[find_rung(item)]

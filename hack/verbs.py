@@ -1,6 +1,6 @@
-"""Decides which verb of the Makefile plays which test. Every test belongs to exactly one verb.
+"""Decides which verb of the Makefile runs which test. Every test belongs to exactly one verb.
 
-`pytest --verb=test-cluster` plays the tests of `make test-cluster` and no others. Without the option, pytest plays
+`pytest --verb=test-cluster` runs the tests of `make test-cluster` and no others. Without the option, pytest runs
 whatever it collects.
 """
 
@@ -37,7 +37,7 @@ BUILDERS = frozenset({"helm"})
 
 
 class MakeVerb(StrEnum):
-    """A verb of the Makefile that plays tests."""
+    """A verb of the Makefile that runs tests."""
 
     TEST = "test"
     LONG = "test-long"
@@ -64,7 +64,8 @@ MARKED = {
 
 
 def add_markers(item: pytest.Item) -> None:
-    """Add `cluster` to a test that uses the shared control plane, and `tools` to one that uses a built program."""
+    """Add the marker `cluster` to a test that uses the shared control plane, and `tools` to a test that uses a program
+    that we build."""
     fixtures = set(getattr(item, "fixturenames", ()))
     if "control_plane" in fixtures:
         item.add_marker("cluster")
@@ -73,10 +74,8 @@ def add_markers(item: pytest.Item) -> None:
 
 
 def find_rung(item: pytest.Item) -> int:
-    """Return the number of the rung that a test is on.
-
-    A marker of MARKERS decides. Without one the rung is 1 for coroutines and for tests in a folder of EMBEDDED, else 0.
-    """
+    """Return the number of a test's rung. A marker in MARKERS decides. Without one the rung is 1 for coroutines and
+    for tests in a folder in EMBEDDED, otherwise 0."""
     for marker, rung in MARKERS.items():
         if item.get_closest_marker(marker) is not None:
             return rung
@@ -85,10 +84,8 @@ def find_rung(item: pytest.Item) -> int:
 
 
 def find_verb(item: pytest.Item) -> MakeVerb:
-    """Return the verb that plays a test, from its markers or else from its folder.
-
-    Without a marker of MARKED that is `test-hack` for a folder of ABOUT_HACK, and `test` for any other.
-    """
+    """Return the verb that runs a test. The first marker in MARKED that the test has decides. Without one the verb is
+    `test-hack` for a test in a folder in ABOUT_HACK, otherwise `test`."""
     for marker, verb in MARKED.items():
         if item.get_closest_marker(marker) is not None:
             return verb
@@ -96,15 +93,15 @@ def find_verb(item: pytest.Item) -> MakeVerb:
 
 
 def is_elsewhere(path: Path, verb: MakeVerb | None) -> bool:
-    """Return whether no test in a folder below `tests` belongs to the verb, so that pytest need not import its files.
-
-    False for any other path, without a verb, and for verbs whose tests may be in every folder.
-    """
+    """Whether no test in the folder `path` belongs to the verb, so that pytest need not import the folder's files.
+    False for anything but a folder directly below `tests`, without a verb, and for verbs whose tests may be in
+    every folder."""
     others = {MakeVerb.TEST: ABOUT_HACK | ABOVE, MakeVerb.LONG: ABOUT_HACK | ABOVE, MakeVerb.HACK: ABOVE}
     return verb in others and path.parent.name == "tests" and path.name in others[verb]
 
 
 def folder_of(item: pytest.Item) -> str:
-    """Return the name of the folder below `tests` that a test is in, or its file's name if it is in none."""
+    """Return the name of the folder below `tests` that contains a test, or the file's name if the file is directly in
+    `tests`. Empty for a test outside of `tests`."""
     parts = item.path.parts
     return parts[parts.index("tests") + 1] if "tests" in parts else ""

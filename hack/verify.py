@@ -31,10 +31,8 @@ STEPS = {
 
 @dataclass
 class Steps:
-    """Runs steps, one at a time, and ends the running one on SIGTERM.
-
-    The handler must not raise: an exception while a step is being started would leave that step running.
-    """
+    """Runs steps, one at a time, and ends the running step on SIGTERM. The signal handler must not raise: an exception
+    while a step is being started would leave that step running."""
 
     process: subprocess.Popen[bytes] | None = None
     """The step that runs or was the last one; None before the first."""
@@ -42,13 +40,13 @@ class Steps:
     """Whether SIGTERM has come."""
 
     def end(self, number: int, frame: FrameType | None) -> None:
-        """Pass SIGTERM on to the step that runs. This is a signal handler."""
+        """Remember that SIGTERM came, and pass it on to the running step. This is a signal handler."""
         self.ended = True
         if self.process is not None:
             self.process.terminate()
 
     def run(self, name: str) -> tuple[int, float]:
-        """Run one step, and return its exit status and its seconds."""
+        """Run one step, and return its exit status and its duration in seconds."""
         print(f"== {name}: {STEPS[name]}", flush=True)
         program, *arguments = shlex.split(STEPS[name])
         begin = time.monotonic()
@@ -59,7 +57,8 @@ class Steps:
 
 
 def main(arguments: list[str], steps: Steps) -> int:
-    """Run the named steps, all without a name. The exit status is 0 when all of them passed, and 143 after SIGTERM."""
+    """Run the named steps, or all if none is named, and print a table. Returns the exit status: 0 if all steps passed,
+    1 if one failed, 2 if a name is unknown, and 143 after SIGTERM."""
     if arguments == ["--without-tests"]:
         arguments = without_tests()
     unknown = sorted(set(arguments) - set(STEPS))
