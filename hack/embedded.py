@@ -117,6 +117,7 @@ class Embedded:
         )
 
         async def process() -> None:
+            """Run the Lease, the watch of policies and the loop until one of them fails."""
             async with asyncio.TaskGroup() as group:
                 group.create_task(lease.run())
                 group.create_task(policies.run())

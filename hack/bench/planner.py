@@ -236,6 +236,7 @@ def fits() -> Measured:
     ]
 
     def fit_all() -> None:
+        """Look for a fit of every layout."""
         for layout in layouts:
             find_fit(layout, profiles)
 

@@ -90,6 +90,7 @@ def wait_logged(log: Path, api: Api) -> None:
     api.get("/version", mark=mark)
 
     def logged() -> bool:
+        """Whether the log has a line with the mark."""
         return any(mark.encode() in line for line in lines_since(log, start))
 
     wait_until(logged, LOGGED_SECONDS, "the audit log to show a request", poll=0.002)

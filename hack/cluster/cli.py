@@ -169,6 +169,7 @@ def _say_kubectl() -> None:
 
 
 def _kubeconfig(directory: Path) -> Path:
+    """Return the path of the admin's kubeconfig of the cluster in `directory`."""
     return directory / "admin.kubeconfig"
 
 

@@ -304,6 +304,7 @@ class ControlPlane:
         """Return a predicate that says whether a GET of `path` succeeds when it is called."""
 
         def ask() -> bool:
+            """Send the GET, and return whether it succeeded."""
             with contextlib.suppress(ApiError, OSError):
                 self.api.get(path)
                 return True

@@ -84,10 +84,12 @@ def _named(entries: list[dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def _encoded(raw: bytes) -> str:
+    """Return bytes in base64, as kubeconfigs contain them."""
     return base64.b64encode(raw).decode()
 
 
 def _decoded(text: str) -> bytes:
+    """Return the bytes behind a base64 string."""
     return base64.b64decode(text)
 
 

@@ -103,6 +103,7 @@ def create_nodes(api: Api, manifests: Iterable[Object]) -> list[str]:
     """Create the nodes and return the names of all of them. A node that exists already is left as it is."""
 
     def create(manifest: Object) -> str:
+        """Create one node unless it exists, and return its name."""
         api.ensure("/api/v1/nodes", manifest)
         return str(manifest["metadata"]["name"])
 

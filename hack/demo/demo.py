@@ -68,6 +68,7 @@ class Demo:
         would."""
 
         async def condition() -> bool:
+            """Whether the Ready condition of every policy is True."""
             rows = [await self.condition(name, ConditionType.READY) for name in names]
             return all(row.get("status") == "True" for row in rows)
 
@@ -139,6 +140,7 @@ class Demo:
         """Wait until `count` pods of a workload are ready."""
 
         async def ready() -> bool:
+            """Whether exactly `count` pods of the workload are ready."""
             return sum(is_ready(pod) for pod in await self.pods(workload)) == count
 
         await self.until(f"{count} pods of {workload} ready", ready)

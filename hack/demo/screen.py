@@ -76,6 +76,7 @@ class Screen:
         return f"\x1b[{code}m{text}\x1b[0m" if self.color else text
 
     def _line(self, text: str) -> None:
+        """Print one line and flush it."""
         print(text, file=self.out, flush=True)
 
 

@@ -52,6 +52,7 @@ async def pools_are_declared(demo: Demo) -> None:
         await demo.apply(fleet.example(pool), f"kubectl apply -f examples/pool-{pool}.yaml")
 
     async def half_way() -> bool:
+        """Whether some nodes of pool-a are done, but not all."""
         done, total = await demo.nodes_done("pool-a")
         return 0 < done < total
 
@@ -121,6 +122,7 @@ async def wrong_policies_are_refused(demo: Demo) -> None:
     )
 
     async def answered() -> bool:
+        """Whether the operator has set the Accepted condition for this generation."""
         return bool(await demo.condition("pool-a", ConditionType.ACCEPTED))
 
     await demo.until("an answer about pool-a", answered)
@@ -157,6 +159,7 @@ async def plan_comes_first(demo: Demo) -> None:
     before = len(await demo.stage.writes())
 
     async def planned() -> bool:
+        """Whether the policy's status has a plan."""
         return find((await demo.policy("pool-b"))[1], ".plan") is not None
 
     await demo.until("a plan for pool-b", planned)
@@ -193,6 +196,7 @@ async def budget_blocks(demo: Demo) -> None:
     await demo.apply(change, "kubectl apply -f pool-b.yaml     # paused: false")
 
     async def blocked() -> bool:
+        """Whether the node is Draining and names a culprit."""
         place = await demo.place(fleet.RANKER_NODE)
         return place.get("phase") == "Draining" and bool(place.get("culprit"))
 
@@ -221,6 +225,7 @@ async def _settled(demo: Demo) -> None:
     """Wait until only two pods of the ranker hold a GPU on their node and the agent reports the same number."""
 
     async def alone() -> bool:
+        """Whether two pods hold a GPU on the node, the agent reports two, and the reason is PDB."""
         place = await demo.place(fleet.RANKER_NODE)
         pods = [pod for pod in await list_of(demo.stage.client, PODS) if holds_gpu_of(pod, fleet.RANKER_NODE)]
         observed = find(await demo.stage.client.get(GPUNODES, fleet.RANKER_NODE), ".status.observed.pods")
@@ -233,6 +238,7 @@ async def _reported(demo: Demo) -> None:
     """Wait until the policy's summary names what blocks the drain, and counts the one pod that fits nowhere yet."""
 
     async def up_to_date() -> bool:
+        """Whether the summary counts one pending pod and its message has the expected words."""
         summary = (await demo.policy("pool-b"))[1].get("summary", {})
         words = ("2 GPU pods left to go", "2 of 3 pods are healthy")
         return summary.get("pendingPods") == 1 and all(word in summary.get("message", "") for word in words)
@@ -258,6 +264,7 @@ async def operator_dies(demo: Demo) -> None:
     await demo.stage.start_operator()
 
     async def leads() -> bool:
+        """Whether the Lease has a holder other than the killed operator."""
         return await demo.leader() not in ("", holder)
 
     await demo.until("the new operator to lead", leads)

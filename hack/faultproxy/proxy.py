@@ -234,6 +234,7 @@ class FaultProxy:
             app = web.Application(client_max_size=16 * 2**20)
 
             async def handle(request: web.Request) -> web.StreamResponse:
+                """Answer a request of any path with `_handle`."""
                 return await self._handle(request, session)
 
             app.router.add_route("*", "/{path:.*}", handle)

@@ -97,11 +97,13 @@ class Side:
         product = f"{self.root / PRODUCT}/"
 
         def note_line(frame: FrameType, event: str, _: Any) -> Any:
+            """Record each line that a traced call runs (a trace function)."""
             if event == "line":
                 lines.add((frame.f_code, frame.f_lineno))
             return note_line
 
         def note_call(frame: FrameType, event: str, _: Any) -> Any:
+            """Count a call, and trace its lines if it is one of the first TRACED of a function of the product."""
             code = frame.f_code
             calls[code] += 1
             return note_line if calls[code] <= TRACED and code.co_filename.startswith(product) else None

@@ -242,6 +242,8 @@ class LogServer:
         context.load_cert_chain(pki.cert("serving"), pki.key("serving"))
 
         class Handler(BaseHTTPRequestHandler):
+            """Answers requests for the logs of pods."""
+
             def do_GET(self) -> None:
                 """Answer a request for a pod's log; http.server calls this name."""
                 _answer(self, find)

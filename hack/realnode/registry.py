@@ -95,9 +95,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         super().__init__(*arguments)
 
     def do_HEAD(self) -> None:
+        """Answer with the headers alone; http.server calls this name."""
         self._answer(with_content=False)
 
     def do_GET(self) -> None:
+        """Answer with headers and content; http.server calls this name."""
         self._answer(with_content=True)
 
     def _answer(self, *, with_content: bool) -> None:

@@ -104,6 +104,7 @@ def end_with_input(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) ->
     but the kernel closes its pipes."""
 
     def ended() -> None:
+        """Stop watching standard input, and cancel the task."""
         loop.remove_reader(sys.stdin.fileno())
         task.cancel()
 

@@ -63,6 +63,7 @@ class Lapse:
             self._missing[node] = _ALL
 
         def clock() -> float:
+            """Record a turn of the agent, and return the simulated time."""
             self._happened(node, "turn")
             return self._at
 
@@ -177,6 +178,8 @@ def _handler(
     and keeps in `lost` the nodes whose metrics are refused with 503."""
 
     class Handler(BaseHTTPRequestHandler):
+        """Answers the requests to an AgentPages."""
+
         def do_GET(self) -> None:
             """Answer for /lapse, /NODE/metrics, /NODE/seen, /NODE/lost or /NODE/found, and with 404 for any other
             path."""

@@ -336,6 +336,7 @@ def _event(change: StoredChange, namespace: str | None, match: Matcher) -> Watch
     gets none. An object that no longer matches is DELETED, and one that begins to match is ADDED."""
 
     def selected(obj: JSON | None) -> bool:
+        """Whether the object exists, is in the namespace and matches the selectors."""
         if obj is None or namespace not in (None, obj["metadata"].get("namespace")):
             return False
         return match(obj)
@@ -350,4 +351,5 @@ def _event(change: StoredChange, namespace: str | None, match: Matcher) -> Watch
 
 
 def _bookmark(version: int) -> WatchEvent:
+    """Return the bookmark event for this resourceVersion."""
     return WatchEvent("BOOKMARK", {"metadata": {"resourceVersion": str(version)}})

@@ -161,6 +161,7 @@ class Faults:
         from 1 over the life of the cluster. Replaces `on_write`."""
 
         def hook(write: Write, when: Literal["before", "after"]) -> None:
+            """Raise Crash if this is the write and the moment to crash at."""
             if write.call.identity == identity and write.number == (before if when == "before" else after):
                 raise Crash(f"{when} write {write.number}: {write.call.verb} {write.call.path}")
 

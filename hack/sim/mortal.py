@@ -44,6 +44,7 @@ class MortalClient(PassingClient):
         only its answer is lost."""
 
         def end(resource: Resource, name: str) -> None:
+            """Kill the process and raise Crash."""
             self.die()
             raise Crash(f"{when} write {write} to {resource.plural} {name}")
 

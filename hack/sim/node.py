@@ -71,13 +71,16 @@ class _MigPort:
 
     @property
     def labels(self) -> Labels:
+        """The labels of the newest known version of the Node."""
         return self._node.object.labels
 
     @property
     def with_reboot(self) -> bool:
+        """Whether ClusterPolicy sets WITH_REBOOT now."""
         return self._node.cluster.policy.with_reboot
 
     async def patch_labels(self, changes: Mapping[str, str | None]) -> None:
+        """Change labels of the Node; a value of None removes the label."""
         await self._node.object.patch(changes)
 
     async def operands_gone(self, seconds: float) -> bool:
@@ -110,6 +113,7 @@ class _MigPort:
         await asyncio.get_running_loop().create_future()  # until the reboot kills this process
 
     def log(self, line: str) -> None:
+        """Log a line that begins with the node's name."""
         self._node.log(line)
 
 
@@ -227,10 +231,12 @@ class SimNode:
             self._manager.note(self.object.labels.get(LABEL_MIG_CONFIG, ""))
 
     def _start_operands(self) -> None:
+        """Start the tasks of the device plugin and GFD."""
         for operand in self.operands:
             self._tasks[operand.name] = self._spawn(operand.run())
 
     def _start_mps(self) -> None:
+        """Start the task of the MPS control daemon."""
         self._tasks[self.mps.operand] = self._spawn(self.mps.run())
 
     def _start_mig_manager(self) -> None:
