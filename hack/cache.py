@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TextIO
 
 PATIENCE = 3600.0
-"""Seconds that we wait for another process with the same lock. The longest build on a slow machine takes a third."""
+"""Seconds that we wait for a lock. The longest build on a slow machine takes a third of that."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Numbers of errors that say that a disk, or the share of a user, is full. They may come without the name of a file."""
+"""The errno values for a full disk or an exhausted quota. Such an error may not name a file."""
 POLL = 0.2
 """Seconds between two attempts to get a lock."""
 

@@ -28,12 +28,12 @@ BUILD = Path("build")
 TOOLS = ["controlplane", "kwok", "helm", "helm3", "kind", "actionlint", "charttools", "krewtools"]
 """The tools that tests of rung 2 need and `hack.cluster.toolchain` builds."""
 STOPPED, NOT_FOUND = 143, 127
-"""The statuses that a shell gives to a process ended by SIGTERM and to a program that does not exist."""
+"""The exit statuses that a shell reports for a process ended by SIGTERM, and for a program that does not exist."""
 OUT_OF_TIME = (124, 137)
 """The statuses with which `timeout` reports that it ended a command, the second one by SIGKILL."""
 AN_HOUR = 60 * 60
 Parts = Callable[[IO[str]], Awaitable[int]]
-"""Parts that write to a log and return a status."""
+"""A function that runs parts, writes their output to a log, and returns their status."""
 
 
 class Checks:

@@ -43,7 +43,7 @@ def compile_c(what: str, *arguments: str) -> None:
 
 
 OLDEST_GO = (1, 21)
-"""The first Go that automatically fetches the toolchain that a go.mod asks for."""
+"""The first version of Go that automatically fetches the toolchain that a go.mod requires."""
 CAUSES = (
     (
         r"no space left on device|disk quota exceeded",
@@ -63,7 +63,7 @@ CAUSES = (
         "make the folders that `go env GOCACHE GOMODCACHE` names writable, or name others",
     ),
 )
-"""Patterns for the last lines of Go's output, each with what helps; the first match counts."""
+"""Patterns for the last lines of Go's output, each with its remedy. The first pattern that matches counts."""
 TAIL = 12
 """How many lines of Go's output are shown if none of the causes matches."""
 

@@ -75,7 +75,7 @@ _METERS = {
     "stranded": "stranded_slice_",
     "transition": "transition_slice_",
 }
-"""The parts into which all GPU-seconds are divided, with the beginning of each meter's name."""
+"""The parts into which all GPU-seconds are divided, each with the prefix of its meter's name."""
 
 
 def _by_part(query: str, *parts: str) -> str:

@@ -88,7 +88,7 @@ class Embedded:
     loop: Loop | None = None
     lease: LeaderLease | None = None
     client: MortalClient | None = None
-    """The client of the operator that was started last, as are `loop` and `lease`."""
+    """The client of the operator that was started last. `loop` and `lease` are also those of this operator."""
     _operator: asyncio.Task[None] | None = None
     log: list[str] = field(default_factory=list)
 
@@ -282,7 +282,7 @@ class EmbeddedOptions(TypedDict, total=False):
     played: bool
     """Whether node software and workloads run."""
     pages: Pages | None
-    """An object that is notified which agents run, or None if nothing is (see NodeSoftware)."""
+    """An object that is notified when agents start and end, or None (see NodeSoftware)."""
 
 
 @asynccontextmanager

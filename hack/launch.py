@@ -23,7 +23,7 @@ CHART = ROOT / "deploy" / "helm" / "gpu-sharing-operator"
 DEBUG = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
 STOP_SECONDS = 30.0
 READY_POLL = 0.1
-"""Seconds between two reads of a policy, so that waiting for it is no load on the API server."""
+"""Seconds between two reads of a policy that is waited for, so that the reads are not a load on the API server."""
 NAMESPACE = "gpusharing"
 AGENT_NAMESPACE = "gpusharing-agent"
 SERVICE_ACCOUNT = "gpusharing-operator"
@@ -103,7 +103,7 @@ class Door:
     url: str
     """The address as https://HOST:PORT."""
     authority: str
-    """The certificate (PEM) of the authority that signed its serving certificate."""
+    """The certificate (PEM) of the authority that signed the server's certificate."""
 
 
 def operator_account(kubeconfig: Path, directory: Path, door: Door | None = None) -> dict[str, str]:
@@ -158,7 +158,7 @@ class LaunchedProcess:
     environment: Mapping[str, str]
     log: Path
     around: tuple[str, ...] = ()
-    """A command to run it with, such as one that takes away rights or creates a namespace."""
+    """A command that runs the program, such as one that takes away rights or creates a namespace."""
     tied: bool = False
     """Whether its standard input is a pipe that closes when we end for any reason. The program must end then."""
     _running: subprocess.Popen[bytes] | None = field(default=None, repr=False)

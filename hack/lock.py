@@ -14,7 +14,7 @@ LOCKS = {
     "requirements-dev.lock": ("pyproject.toml", "--group", "dev"),
     "requirements-docs.lock": ("--group", "docs", "--python-version", "3.11"),
 }
-"""Each lock with uv's arguments: the project's dependencies, these with a group, or a group alone."""
+"""uv's arguments for each lock: the project's dependencies, these with a group, or a group alone."""
 
 
 def main(arguments: list[str]) -> int:

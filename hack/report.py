@@ -25,7 +25,7 @@ from hack.verbs import RUNGS, MakeVerb, add_markers, find_rung, find_verb, folde
 PROPERTY = "what happened in the random world"
 """The name of pytest's `user_properties` under which a test leaves its counts, as a mapping."""
 WIDTH = 110
-"""How many characters a line of counts has at most."""
+"""The largest number of characters in a line of counts."""
 
 
 def count_lines(properties: Iterable[tuple[str, object]]) -> Iterator[str]:
@@ -46,15 +46,15 @@ def count_lines(properties: Iterable[tuple[str, object]]) -> Iterator[str]:
 
 
 SLOWEST = 5
-"""How many of the slowest tests the terminal names."""
+"""The number of slow tests that the terminal names."""
 SOON = (MakeVerb.TEST, MakeVerb.CLUSTER, MakeVerb.HACK)
 """Verbs that take minutes: after one of them the report names the others."""
 LONG = 120.0
-"""Runs of at least so many seconds report how fast the machine was."""
+"""Runs of at least this many seconds report how fast the machine was."""
 FEW_FILES = 15
-"""A run of at most so many files reports the time by file, a larger one by folder."""
+"""A run of at most this many files reports the time by file, a larger one by folder."""
 MOST_LINES = 30
-"""How many lines of an assertion message the terminal shows at most. The file has the rest."""
+"""The largest number of lines of an assertion message on the terminal. The file has all of them."""
 FROM_WORKER = "gpusharing-report"
 """The key under which a worker sends its numbers at its end."""
 

@@ -26,7 +26,7 @@ PARTS = {
 }
 """The parts that can be left out, and what each needs."""
 FIXTURES = ("browser", "sanitizers")
-"""Fixtures that are a part of their own, whatever else their tests need."""
+"""Fixtures each of which is a part of its own, even if the test also belongs to another part."""
 
 
 class PartUnavailableError(UnavailableError):

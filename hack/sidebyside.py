@@ -19,7 +19,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 LOOK_BACK = "tests/integration/test_rights.py"
-"""The file whose tests read what other files have used, in the log of the control plane that they share."""
+"""The file whose tests read which API calls the tests of other files made, in the log of the shared control plane."""
 LOOKED_BACK_AT = frozenset(
     f"tests/integration/{name}.py"
     for name in (
@@ -32,7 +32,7 @@ LOOKED_BACK_AT = frozenset(
         "test_workloads",
     )
 )
-"""The files whose use LOOK_BACK reads. They run before it on the same worker."""
+"""The files whose API calls LOOK_BACK reads. They run before it on the same worker."""
 APART = frozenset(
     {
         "tests/demo/test_demo.py",
@@ -42,7 +42,7 @@ APART = frozenset(
         "tests/planning/test_invariants.py",
     }
 )
-"""Files of few long tests that share no costly fixtures."""
+"""Files with a few long tests that share no costly fixtures."""
 BY_SCENARIO = "tests/integration/test_crash.py"
 """The file whose tests of one scenario stay together: their kills are compared with the same undisturbed runs."""
 _SCENARIO = re.compile(r"\[(.+?)(?:-\d+)?\]$")

@@ -21,7 +21,7 @@ LIMITS = {
     4: 1500,
     5: 600,
 }
-"""The limit of each rung in seconds, for a test with its fixtures. From rung 2 on these may have to build programs."""
+"""The limit of each rung in seconds, for a test with its fixtures, which may have to build programs from rung 2 on."""
 ENDLESS = "faults"
 """The marker of tests that play many runs, for hours in the full matrix; each run has its own limit."""
 

@@ -35,7 +35,7 @@ class Steps:
     while a step is being started would leave that step running."""
 
     process: subprocess.Popen[bytes] | None = None
-    """The step that runs or was the last one; None before the first."""
+    """The process of the step that is running or ran last, or None before the first step."""
     ended: bool = False
     """Whether SIGTERM has come."""
 

@@ -24,7 +24,7 @@ PERCENT = 10
 PARALLEL = 16
 """How many nodes the operator acts on at once (Settings.parallel)."""
 IMAGES = 50
-"""Images that a kubelet reports at most (nodeStatusMaxImages); they are most of a Node's 18 KB."""
+"""The largest number of images that a kubelet reports (nodeStatusMaxImages); they make up most of a Node's 18 KB."""
 
 
 def roll(testbed: Testbed, count: int) -> Iterator[Measured]:
@@ -68,7 +68,7 @@ def efficiency(name: str, testbed: Testbed, span: Spent, count: int, at_once: in
 
 
 Times = tuple[list[datetime], list[datetime]]
-"""The times of the writes on one Node: first the operator's, then the node software's."""
+"""The times of the writes to one Node: those of the operator, and those of the node software."""
 
 
 def node_writes(testbed: Testbed, span: Spent) -> dict[str, Times]:

@@ -15,7 +15,8 @@ from hack.cluster.api import Object
 POOL = "plain"
 NODES, AT_ONCE, GPUS = 8, 4, 8
 SOFTWARE = ("--apply", "31")
-"""mig-manager applies for 31 s; with its other steps, new resources appear about 60 s after the label was written."""
+"""Arguments that make mig-manager apply for 31 s. With its other steps, new resources appear about 60 s after the
+label was written."""
 MIG_OFF = "all-disabled"
 
 

@@ -19,7 +19,7 @@ from hack.sim.gpu import SimulatedGPUs
 
 POOL, PRODUCT, GPUS = "start", "NVIDIA L40S", 8
 WAIT_PER_NODE = 0.2
-"""Seconds that each of creating, reporting and adopting may take for one node."""
+"""Seconds that each of these steps may take per node: creating, reporting and adopting."""
 
 
 def start(testbed: Testbed, count: int) -> Iterator[Measured]:

@@ -77,12 +77,12 @@ LOOP_FACTOR = 3.0
 """The factor for the plain loop: each kubectl takes half a second of CPU, which no factor shortens, and the loop runs
 five of them for each node."""
 ROLL_FACTOR = 5.0
-"""The factor for a roll of 200 nodes, 20 at once: at 20x its 200 requests a second would measure the machine, not the
-operator."""
+"""The factor for a rollout of 200 nodes, 20 at once. At 20x, with 200 requests a second, the bench would measure the
+machine and not the operator."""
 SHELL_DEFAULTS = {"publish_period": "2.0", "pending_period": "60.0"}
 """Settings that hack/launch.py scales and the bench leaves as they are: the writes of status are part of the cost."""
 LOOK = 1.0
-"""Seconds between two lists of all GPUNodes, which have 10 KB each: listing must not become the load."""
+"""Seconds between two lists of all GPUNodes. These have 10 KB each, and listing them must not become the load."""
 POLICIES = f"/apis/{names.GROUP}/{names.VERSION}/{names.POLICIES}"
 GPUNODES = f"/apis/{names.GROUP}/{names.VERSION}/gpunodes"
 FULL: Object = {"mode": "Full", "mig": None}

@@ -34,7 +34,7 @@ class AuditedRequest:
     user_agent: str
     path: str
     pod: str = ""
-    """The pod that the user's token is bound to, or empty if it is not bound to a pod."""
+    """The pod to which the user's token is bound; empty if it is not bound to a pod."""
 
     @property
     def is_write(self) -> bool:

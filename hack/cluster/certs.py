@@ -30,7 +30,7 @@ CLIENTS = {
 }
 KUBELET_CLIENT = "kubelet-client"
 SERVICE_ADDRESS = "10.96.0.1"
-"""The address of the Service `kubernetes`, the first of its range, at which pods call the API server."""
+"""The address of the Service `kubernetes`, at which pods call the API server. It is the first Service address."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ SERVICE_ACCOUNT_ISSUER = "https://kubernetes.default.svc"
 MANAGED_BY_KWOK = ("kwok.x-k8s.io/node", "fake")
 """The annotation of nodes whose kubelet kwok plays."""
 NODE_GRACE = "87600h"
-"""How long a node stays Ready without a heartbeat: ten years, since simulated nodes send none."""
+"""How long a node stays Ready without a heartbeat: ten years, because simulated nodes send none."""
 STAGES = Path(__file__).resolve().parent / "manifests" / "kwok-stages.yaml"
 
 
@@ -29,7 +29,7 @@ class Layout:
     etcd_peer_port: int
     apiserver_port: int
     host: str = HOST
-    """The address that the API server listens on; that of a bridge if there are real kubelets."""
+    """The address that the API server listens on: loopback, or the address of a bridge if there are real kubelets."""
 
     @property
     def url(self) -> str:

@@ -20,8 +20,8 @@ DRIVER = ROOT / "build" / "kind" / "driver"
 """The folder that hack/kind.yaml mounts into the node with SIMULATED GPUs."""
 GPUS = ("h100-80gb", "h100-80gb")
 LEASE_SECONDS = 40
-"""Seconds for which the simulated nodes' leases are valid. They are renewed, since kind's controller-manager has the
-usual grace period."""
+"""Seconds for which the simulated nodes' leases are valid. kwok renews them, because kind's controller-manager has
+the usual grace period."""
 INSTEAD = "Or use our own control plane, which needs no Docker: make cluster"
 
 

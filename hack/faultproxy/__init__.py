@@ -6,7 +6,7 @@ with FaultProxy(api.url, api.ca_pem, tls=context) as proxy:      # plain http wi
     proxy.disturb(faults.AnswerLost(7, "one", times=3))      # the answers to three writes of that object are lost
 
 Answers, refusals and watches are the server's (docs/design/faults.md#proxy), except for objects that a test makes
-fail, once or for ever:
+fail, once or forever:
 
     sick = proxy.fail("PATCH", NODES.path(None, "gpu-1"), PlayedRefusal(503))
     deaf = proxy.fail("GET", PODS.path(), None, query="spec.nodeName=gpu-2")     # no answer at all

@@ -31,8 +31,7 @@ class Incoming:
     agent: str
     """The client's User-Agent."""
     number: int
-    """The number among the writes that this one gets if the server accepts it; 0 if it is not a write or does not
-    count."""
+    """The number that this write gets if the server accepts it; 0 if the call is not a write or does not count."""
     since: int
     """The newest resourceVersion that the server had sent through this proxy when the call arrived."""
     mark: int = 0

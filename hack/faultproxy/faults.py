@@ -24,7 +24,7 @@ Forward = Callable[[], Awaitable[ProxiedAnswer | None]]
 GONE = PlayedRefusal(410, "too old resource version", "Expired")
 BROKEN = PlayedRefusal(500, "etcdserver: leader changed", "InternalError")
 HEAL_SECONDS = 1.0
-"""Seconds until a watch that swallowed events ends. Only the list that follows can then show what it withheld."""
+"""Seconds until a watch that swallowed events ends. Only the list that follows shows what the watch withheld."""
 
 AGAIN_SECONDS = 2.5
 """Seconds within which the client retries after a failure, with the short waits of the tests."""
@@ -137,7 +137,7 @@ class Competitor(Fault):
     server."""
 
     write: Callable[[str], None] = lambda path: None
-    """Writes to the object of this path. It may block, because it runs in a thread."""
+    """A function that writes to the object of a path. It may block, because it runs in a thread."""
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
         """Forward the call. If it is a write to an existing object that the fault hits, the competing write is made
@@ -167,7 +167,7 @@ class HeldWrite(Fault):
     """F8 and other delays: a write is held until `act` has returned, and is then forwarded."""
 
     act: Callable[[], None] = lambda: None
-    """Called before the write is forwarded. It may block, because it runs in a thread."""
+    """A function that is called before the write is forwarded. It may block, because it runs in a thread."""
     then: Callable[[], None] = lambda: None
     """Called when the answer has arrived. A process that was frozen and is woken here finds the answer before its
     timers run."""
@@ -252,7 +252,7 @@ class WatchLate(WatchFault):
 
     seconds: float = 5.0
     lasts: float = 3.0
-    """Lines are late if they come within this many seconds after the beginning."""
+    """Lines that arrive within this many seconds after the fault began are late."""
 
     def over_at(self) -> float:
         """Return when the last late line has arrived, or 0 if the fault has not begun."""

@@ -144,16 +144,16 @@ class FaultProxy:
         self._count = 0
         self._aim: Aim | None = None
         self._aimed_at = 0
-        """Number of writes that arrived and are aimed at, without those that the server refused."""
+        """Number of writes that have arrived and are aimed at, except for those that the server refused."""
         self._taken = 0
-        """Number of these that the server has accepted."""
+        """Number of writes that are aimed at and that the server has accepted."""
         self._newest = 0
         self._trap: _Trap | None = None
         self.writes: list[ProxiedWrite] = []
         self._sick: tuple[Sick, ...] = ()
         self._faults: tuple[Fault, ...] = ()
         self.sprung = threading.Event()
-        """Set when the trap springs, before it acts."""
+        """Set when the trap springs, before its function is called."""
 
     @property
     def url(self) -> str:

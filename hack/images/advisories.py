@@ -28,7 +28,7 @@ EXAMPLE = (
 
 
 class AdvisoryError(ValueError):
-    """The file does not contain advisories; the text names the field that is wrong and shows a valid example."""
+    """The file does not contain advisories; the message names the wrong field and shows a valid example."""
 
 
 @dataclass(frozen=True, order=True)

@@ -200,7 +200,7 @@ KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 TIMEOUT = 30.0
 """Seconds after which a request to a mirror times out."""
 MERGED = ("bin", "sbin", "lib", "lib64")
-"""Links into usr, which a script of base-files would create."""
+"""Folders at the root that are links into usr, which a script of base-files would create."""
 FOLDERS = (
     "dev",
     "etc",

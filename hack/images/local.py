@@ -40,7 +40,7 @@ RUN: JSON = {
     "Cmd": ["gpusharing-operator"],
     "WorkingDir": "/",
 }
-"""How a container of the image starts; a test compares it with deploy/Dockerfile."""
+"""The configuration with which a container of the image starts. A test compares it with deploy/Dockerfile."""
 
 
 class TreeError(Exception):

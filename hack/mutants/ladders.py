@@ -24,9 +24,9 @@ class Ladder:
     """The module's name below `gpusharing.planning`."""
     name: str
     part: str
-    """The field of a row with the function that says whether it applies."""
+    """The field of a row that holds the function which says whether the row applies."""
     blind: object
-    """The answer of that function when the row does not apply."""
+    """The value that this function returns if the row does not apply."""
     tests: tuple[str, ...]
     """The test files in which a killer is looked for: NAME means tests/planning/test_NAME.py."""
 

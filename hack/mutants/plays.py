@@ -143,7 +143,7 @@ def find_killers(
     """
 
     def play(items: Items) -> dict[str, str]:
-        """Return the first test that notices each mutant, or an empty text, by the mutant's name."""
+        """Return the first test that notices each mutant, or an empty string, by the mutant's name."""
         return {
             name: next(
                 (test for test in _expand(candidates.get(name, ()), items) if _notices(items[test], mutant)),

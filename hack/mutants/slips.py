@@ -17,7 +17,7 @@ from hack.mutants.transplant import plant_source
 PRODUCT = Path("operator/gpusharing")
 PACKAGES = ("kube", "agent")
 OUT_OF_REACH = "nvml"
-"""The beginning of the names of modules without slips: tests run them in other processes, beside a stand-in of
+"""The prefix of the names of modules without slips. Tests run these modules in other processes, with a stand-in for
 NVIDIA's library."""
 PROBE = "__decides__"
 LONGEST = 60

@@ -24,7 +24,7 @@ WITHOUT_SYS_ADMIN = ("setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-
 """The command that runs a program as root without SYS_ADMIN, as in a container that is neither privileged nor has the
 capability. To NVML such a program is not an administrator."""
 SUBSYSTEM = 0x16C1
-"""PCI id of the board that every simulated GPU sits on: that of an H100 in NVIDIA/k8s-test-infra."""
+"""The PCI subsystem id of every simulated GPU, which is that of an H100 in NVIDIA/k8s-test-infra."""
 KUBELET_PLUGINS = Path("/var/lib/kubelet/device-plugins")
 
 # $1 is the folder of this sandbox, $2 the folder to mount at /proc, $3 the folders to add to the root, $4 bind mounts

@@ -16,8 +16,8 @@ from hack.nvidia.sandbox import KUBELET_PLUGINS, ProcessView, Sandbox
 
 START_SECONDS, STOP_SECONDS = 20.0, 20.0
 FIRST_RESTART, LAST_RESTART = 1.0, 10.0
-"""Seconds between restarts of a container, from the first to the longest, doubled each time; a kubelet takes 10 s and
-5 min."""
+"""The first and the longest pause in seconds between two restarts of a container. Each pause is twice the one before.
+A kubelet uses 10 s and 5 min."""
 
 
 class Task(Protocol):

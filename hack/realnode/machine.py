@@ -30,7 +30,7 @@ KERNEL_SETTINGS = {
 }
 """The values that a kubelet requires. If it finds others, it changes them for the whole computer."""
 BOOT_ID = "kernel/random/boot_id"
-"""The setting whose value differs after each start, by which a kubelet recognizes a reboot."""
+"""The setting by which a kubelet recognizes a reboot, because its value differs after each start."""
 
 # $1 is the folder of the node, the rest are names of kernel settings. Folders that the computer lacks are created in
 # an overlay.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from hack.cluster.process import pid_exists
 
 PREFIX = "gso"
-"""The beginning of our bridges' names; the pid of the owner follows."""
+"""The prefix of our bridges' names, which the pid of the owner follows."""
 SUBNETS = tuple(ipaddress.IPv4Network(f"10.213.{third}.0/24") for third in range(256))
 
 

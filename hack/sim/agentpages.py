@@ -27,8 +27,7 @@ from gpusharing.agent.metrics import AgentCollector
 from gpusharing.agent.usagemetrics import UsageCollector
 
 ANNOTATION_LAPSE = "sim.gpusharing.dev/lapse"
-"""On a Node: `"true"` lets its agent run by the clock `Lapse`, and gives the samples of its page the times of that
-clock."""
+"""On a Node: `"true"` makes its agent run by the clock `Lapse`, whose times the samples on its page then carry."""
 STEP = 30.0
 """Simulated seconds of a step: the usual interval of an agent's readings and of Prometheus' scrapes."""
 BEFORE = 6 * 3600.0

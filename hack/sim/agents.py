@@ -53,7 +53,7 @@ class SharedGPUNodes:
 
 
 NOTHING_LISTED = "0"
-"""resourceVersion of a list that found nothing."""
+"""The resourceVersion of a list without items."""
 
 
 class AgentAPI(PassingClient):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from gpusharing.kube.client import JSON
 
 _KEPT = 50
-"""Number of versions remembered. No pod sees a version that was replaced longer ago than the delay."""
+"""Number of versions that are kept. No pod sees a version that was replaced longer ago than the delay."""
 
 
 class MountedConfigMaps:

@@ -31,7 +31,7 @@ from hack.sim.fakestore import Backup, Key, Store, StoredChange, copied
 from hack.sim.selectors import Matcher, matcher
 
 RESOLUTION = 1e-6
-"""Seconds by which the loop's clock may be too early for a bookmark that is due."""
+"""Seconds by which the event loop may wake a watch too early for its bookmark."""
 
 
 class FakeCluster:

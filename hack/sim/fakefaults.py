@@ -1,6 +1,6 @@
 """Faults that hit calls to a FakeCluster, and the log of the writes that reached it.
 
-A fault may hit every call of a verb, of a kind, or of one single object, once or for ever:
+A fault may hit every call of a verb, of a kind, or of one single object, once or forever:
 
     cluster.faults.fail("evict", PODS, Unavailable("502"), namespace="team", name="job-1", times=EVER)
     cluster.faults.fail("list", PODS, SILENCE, selector="spec.nodeName=gpu-1", times=EVER)
@@ -69,7 +69,7 @@ class Write:
 
 
 Hook = Callable[[Write, Literal["before", "after"]], None]
-"""Called before a write is applied and after it; may raise Crash."""
+"""A function that is called before and after a write is applied. It may raise Crash."""
 
 
 class CallMatch(TypedDict, total=False):
@@ -134,7 +134,7 @@ class Faults:
     _numbers: Counter[str] = field(default_factory=Counter)
 
     limits: Limits = field(default_factory=Limits)
-    """The callers' deadlines, after which SILENCE ends."""
+    """The callers' deadlines, at which a call that gets SILENCE fails."""
 
     def fail(
         self,

@@ -33,7 +33,7 @@ class Lists:
         self._moments: dict[int, _Moment] = {}
         self._count = 0
         self.gives_rest = True
-        """Whether the error of an expired token holds one for the rest of the list."""
+        """Whether the error for an expired token contains a new token for the rest of the list."""
 
     def compact(self) -> None:
         """Let all tokens expire at once."""

@@ -23,7 +23,7 @@ Key = tuple[str, str]
 WITH_STATUS = frozenset(
     {kinds.NODES, kinds.PODS, kinds.PDBS, kinds.POLICIES, kinds.GPUNODES, kinds.DAEMON_SETS}
 )
-"""Kinds with a status subresource: a patch of the object leaves the status alone, and the other way round."""
+"""Kinds with a status subresource: a patch of the object does not change its status, and vice versa."""
 WITH_GENERATION = frozenset({kinds.PDBS, kinds.POLICIES, kinds.GPUNODES, kinds.DAEMON_SETS})
 SERVER_FIELDS = ("uid", "name", "namespace", "creationTimestamp", "deletionTimestamp", "generation")
 HISTORY = 10_000

@@ -1,4 +1,4 @@
-"""List and watch one kind for ever, and deliver raw objects to a handler. Only for simulators, whose view must not
+"""List and watch one kind without end, and deliver raw objects to a handler. Only for simulators, whose view must not
 depend on the Reflector that they test."""
 
 import asyncio

@@ -54,7 +54,7 @@ class Container:
     """Read access to mig/config, and CAP_SYS_ADMIN, as `privileged` grants them."""
     host_pid: bool = True
     devices: frozenset[str] = frozenset()
-    """UUIDs of the MIG devices that it may open without these rights: those that existed when it started."""
+    """UUIDs of the MIG devices that the container may open even without `mig`: those that existed when it started."""
 
 
 ALL_RIGHTS = Container()

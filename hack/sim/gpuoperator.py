@@ -54,8 +54,8 @@ class ClusterPolicy:
 
 
 def default_policy(plain_config: str) -> ClusterPolicy:
-    """Return the settings that hold before any ClusterPolicy is seen. On the plain stack, where `plain_config` names
-    the plugin's ConfigMap, they hold for ever."""
+    """Return the settings that apply before any ClusterPolicy is seen. On the plain stack, where `plain_config` names
+    the plugin's ConfigMap, they never change."""
     if not plain_config:
         return ClusterPolicy()
     return ClusterPolicy(plugin_config=plain_config, mig_default="", plain=True)

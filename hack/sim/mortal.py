@@ -16,7 +16,8 @@ from hack.sim.fakefaults import Crash
 
 When = Literal["before", "after"]
 Disturbance = Callable[[Resource, str], object]
-"""Called with the kind and the name of the written object; may raise the error that the caller gets."""
+"""A function that is called with the kind and the name of the written object. It may raise the error that the caller
+gets."""
 
 
 class MortalClient(PassingClient):

@@ -21,7 +21,7 @@ SERVER = "nvidia-cuda-mps-server"
 
 
 class MpsDaemon(Configured):
-    """The pods of nvidia-device-plugin-mps-control-daemon on one node, one after the other. `run` sleeps until the pod
+    """Plays nvidia-device-plugin-mps-control-daemon on one node, whose pod may be replaced. `run` sleeps until the pod
     changes."""
 
     operand = "mps-control-daemon"

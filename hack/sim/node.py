@@ -27,11 +27,11 @@ from hack.sim.operands import DevicePlugin, FeatureDiscovery, PlayedOperand
 from hack.sim.readings import ChangedReading, Readings
 
 ANNOTATION_GPUS = "sim.gpusharing.dev/gpus"
-"""The number of the node's GPUs. GFD's count label does not say it, because with strategy single it counts MIG
-devices."""
+"""On a Node: the number of its GPUs. GFD's count label does not give it, because with strategy single that label counts
+MIG devices."""
 
 ANNOTATION_PRODUCTS = "sim.gpusharing.dev/products"
-"""The product of each GPU, as GFD writes it and separated by commas, on nodes with several card models."""
+"""On a Node with several card models: the product of each GPU, as GFD writes it, separated by commas."""
 
 Spawn: TypeAlias = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
@@ -58,8 +58,8 @@ def _product(label: str) -> str:
 
 
 CALLS = 60.0
-"""Real seconds, far more than the API calls take by which a pod is removed. No time factor accelerates these calls,
-and a time-out before them is one that NVIDIA's software would not have."""
+"""The shortest patience in real seconds, far more than the API calls that remove a pod take. No time factor accelerates
+these calls, and without this limit the simulation would time out where NVIDIA's software would not."""
 
 
 class _MigPort:

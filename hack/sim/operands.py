@@ -162,7 +162,7 @@ class Pod:
 
     exists: bool = False
     running: bool = False
-    """Whether the main container runs with the configuration `loaded`."""
+    """Whether the main container is running, with the configuration `loaded`."""
     loaded: str | None = None
     """The key of the loaded configuration: an empty string for the built-in one, or None while it does not run."""
 

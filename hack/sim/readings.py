@@ -31,8 +31,8 @@ class Hang:
     def __init__(self) -> None:
         """Create a state in which calls return."""
         self._end: threading.Event | None = None
-        """Set when the present hang ends, or None. Each hang has its own, so that calls of one hang do not wait for
-        the next."""
+        """An event that is set when the present hang ends, or None. Each hang has its own, so that calls blocked by one
+        hang do not wait for the next."""
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
 

@@ -66,8 +66,8 @@ class SimSettings:
     seed: int = 1
     times: Times = field(default_factory=Times)
     mig_manager: MigManagerVersion = "0.15.1"
-    """The version of mig-manager. When it gives up waiting for the operand pods, 0.15.1 reports `failed` and 0.13.1
-    writes no state (a.7, 1)."""
+    """The version of mig-manager. If the operand pods do not stop in time, 0.15.1 reports `failed` and 0.13.1 writes no
+    state (a.7, 1)."""
     plugin: PluginVersion = "0.20.0"
     """The version of device plugin and GFD. Before 0.20 `+me` instances are counted under the plain profile (b.6).
     With 0.19.3 the GPU Operator's MPS daemon gets no configuration (b.5)."""
