@@ -53,7 +53,8 @@ class NeededRight(Enum):
 
 @dataclass(frozen=True, slots=True)
 class FieldSource:
-    """The source of one or several fields that are read together."""
+    """The source of one or several fields: the NVML calls that read them together, and the rights that these calls
+    need."""
 
     fields: tuple[str, ...]
     """The names below `status.observed`, as on the wire. A field includes those below it that no other source names."""

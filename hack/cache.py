@@ -69,7 +69,7 @@ def writable(root: Path) -> Iterator[None]:
 
 
 def _not_writable(root: Path, error: OSError) -> UnavailableError:
-    """Return the error that says why nothing can be kept in `root`, and what to do."""
+    """Return the error that says why nothing can be stored in `root`, and what to do about it."""
     return UnavailableError(
         f"Nothing can be kept in the cache {root} ({error.strerror}): make room there or make it writable, "
         "or name another folder: export GPUSHARING_CACHE=FOLDER"

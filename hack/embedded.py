@@ -207,7 +207,8 @@ class Embedded:
             raise AssertionError("the operator ended by itself")
 
     async def ready(self, *policies: str, seconds: float = 30.0) -> None:
-        """Wait until the present generation of each policy is Ready, as `kubectl wait` does."""
+        """Wait until the present generation of each policy is Ready, as `kubectl wait` does. Raises as `until`
+        does."""
         await self.until(
             lambda: all(is_ready(self.policy(name)) for name in policies), f"Ready {policies}", seconds
         )

@@ -88,7 +88,7 @@ def _mapping(
 
 
 def _resolved(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema, or the definition that its `$ref` names."""
+    """Return the definition that the schema's `$ref` names, or the schema itself if it has no `$ref`."""
     reference = schema.get("$ref", "").removeprefix("#/definitions/")
     resolved: dict[str, Any] = definitions[reference] if reference else schema
     return resolved

@@ -98,7 +98,7 @@ IN_A_POD = ("-m", "hack.inpod", "gpusharing.controller.main")
 
 @dataclass(frozen=True)
 class Door:
-    """An address at which clients reach the API server, directly or through a proxy."""
+    """An address at which clients reach the API server: the server's own, or that of a proxy."""
 
     url: str
     """The address as https://HOST:PORT."""

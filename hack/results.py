@@ -58,7 +58,7 @@ class Results:
         self._counts: Counter[tuple[str, str]] = Counter()
 
     def add(self, properties: Iterable[tuple[str, object]]) -> None:
-        """Add the rows of one passed test to the table. Other properties are ignored."""
+        """Add the rows that one passed test left in its properties to the table. Other properties are ignored."""
         for name, row in properties:
             if name == PROPERTY and isinstance(row, tuple):
                 model, column, number = row

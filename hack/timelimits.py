@@ -54,7 +54,7 @@ class TimeLimits:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_timeout_cancel_timer(self) -> Generator[None, object, object]:
-        """Forget the limit, because the next test may have none."""
+        """Drop the limit of the test that has ended, because the next one may have none."""
         self._clock = NEVER
         return (yield)
 

@@ -46,7 +46,7 @@ def _first_write(testbed: Testbed, name: str) -> float:
     writes: list[datetime] = []
 
     def written() -> bool:
-        """Whether the audit log has a write on the Node. Their times are put into `writes`."""
+        """Whether the audit log has a write to the Node. Puts the times of such writes into `writes`."""
         writes[:] = [
             request.at
             for request in testbed.requests(span)

@@ -21,12 +21,13 @@ PACKAGE = launch.ROOT / "operator" / "gpusharing"
 
 
 def locked_names(text: str) -> list[str]:
-    """Return the names of the distributions that a lock file with hashes pins."""
+    """Return the names of the distributions that a lock file with hashes pins. `text` is the content of the file."""
     return re.findall(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==", text, re.MULTILINE)
 
 
 def glibc_settings(text: str) -> dict[str, str]:
-    """Return the environment variables for glibc's allocator (MALLOC_...) that a Dockerfile sets."""
+    """Return the environment variables for glibc's allocator (MALLOC_...) that a Dockerfile sets, by name. `text` is
+    the content of the Dockerfile."""
     return dict(re.findall(r"\b(MALLOC_[A-Z_]+)=(\S+)", text))
 
 

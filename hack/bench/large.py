@@ -87,8 +87,8 @@ def node_writes(testbed: Testbed, span: Spent) -> dict[str, Times]:
 
 
 def actuation_seconds(times: Times) -> float:
-    """Return the seconds from the point of no return (the operator's second write) to the node software's last write
-    before the release (the operator's last write)."""
+    """Return the seconds of a node's actuation: from the point of no return, which is the operator's second write, to
+    the node software's last write before the release, which is the operator's last write."""
     own, theirs = times
     return (max(moment for moment in theirs if moment < own[-1]) - own[1]).total_seconds()
 

@@ -72,7 +72,8 @@ class Measured:
 
     @property
     def compared(self) -> float:
-        """The value that the aim is compared with. CPU time is converted to what it would be at REFERENCE_PACE_MS."""
+        """The value to compare with the aim. CPU time is converted to what it would have been at REFERENCE_PACE_MS, if
+        the pace was measured."""
         aim = AIMS.get(self.name)
         if aim is None or not aim.cpu or self.pace_ms is None:
             return self.value

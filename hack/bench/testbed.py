@@ -207,7 +207,7 @@ class Testbed:
         return list(read_requests(self.plane.audit_log, user, start=span.start_bytes))
 
     def counts(self, span: Spent) -> Counts:
-        """Count the operator's requests since the span began."""
+        """Count the operator's requests since the span began. Writes to the Lease count only if they carry claims."""
         claims = claim_writes(self.metrics_port) - span.start_claims
         return count(self.requests(span), claims)
 
@@ -217,7 +217,7 @@ class Testbed:
         span = self.span()
 
         def silent() -> bool:
-            """Whether the time is over without a write; a write restarts it."""
+            """Whether the time has passed without a write. A write restarts the time."""
             nonlocal span
             if time.monotonic() - span.begun < seconds:
                 return False

@@ -34,7 +34,7 @@ class ApiError(Exception):
     """The API server refused a request."""
 
     def __init__(self, method: str, path: str, status: int, body: str) -> None:
-        """Record the HTTP status `status` and the answer `body`, which is mostly a Status object as JSON."""
+        """Record the HTTP status and the body of the answer, which is usually a Status object as JSON."""
         self.status = status
         self.body = body
         super().__init__(f"{method} {path}: {status} {self.message}")
@@ -58,7 +58,7 @@ class Credentials:
 
 
 class Api:
-    """Requests to one API server as one user; safe to use from several threads."""
+    """A client of one API server that acts as one user. Safe to use from several threads."""
 
     def __init__(self, url: str, ca_pem: str, credentials: Credentials) -> None:
         """Prepare a client without connecting. `url` is the server's address as in a kubeconfig, and `ca_pem` the

@@ -132,7 +132,7 @@ def find_running(directory: Path) -> Api | None:
 
 
 def _create(directory: Path, driver: str) -> Api:
-    """Start a cluster with this driver and return a client for it."""
+    """Start a cluster with this driver, `kind` or `cluster`, and return a client for it."""
     if driver == "kind":
         kind.check()
         _say("creating a kind cluster ...")
@@ -175,7 +175,8 @@ def _kubeconfig(directory: Path) -> Path:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path`, so that only one `up` or `down` runs at a time."""
+    """Hold an exclusive lock on the file `path` for the length of the block, so that only one `up` or `down` runs at a
+    time."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -73,8 +73,8 @@ class CRDVersion:
 
 
 def versions() -> tuple[CRDVersion, ...]:
-    """Return all versions in cluster-policy-fields.yaml, oldest first. Every version has all fields; `present` says
-    which its CRD has."""
+    """Return all versions in cluster-policy-fields.yaml, oldest first. Every version lists all fields; `Field.present`
+    says which of them its CRD has."""
     table = yaml.safe_load(FIELDS.read_text())
     rows = table["fields"].items()
     return tuple(

@@ -102,16 +102,16 @@ class ControlPlane:
 
     @property
     def ca(self) -> Path:
-        """The PEM file of the authority that clients must trust."""
+        """The path of the certificate (PEM) of the authority that clients must trust."""
         return self.layout.pki.ca
 
     @property
     def kubeconfig(self) -> Path:
-        """The admin's kubeconfig (group system:masters)."""
+        """The path of the admin's kubeconfig (group system:masters)."""
         return self.layout.kubeconfig("admin")
 
     def kubelet_kubeconfig(self, node: str) -> Path:
-        """Return the kubeconfig of the real kubelet of a node in `Options.kubelets`."""
+        """Return the path of the kubeconfig of a node's real kubelet. The node must be in `Options.kubelets`."""
         return self.layout.kubeconfig(kubelet_user(node))
 
     @property
@@ -227,7 +227,8 @@ class ControlPlane:
         self._record()
 
     def wait_ready(self) -> None:
-        """Wait until the API server answers /readyz and the `default` service account exists."""
+        """Wait until the API server answers /readyz and the `default` service account exists. Raises ComponentError if
+        a program ends or READY_SECONDS pass."""
         self._await("the API server", self._answers("/readyz"), "kube-apiserver")
         path = "/api/v1/namespaces/default/serviceaccounts/default"
         self._await("the default service account", self._answers(path), "kube-controller-manager")
@@ -319,6 +320,6 @@ class ControlPlane:
         state.ClusterState(owner, self.url, self.pids()).write(self.directory)
 
     def _stop_components(self) -> None:
-        """Stop all running programs, the last started first."""
+        """Stop all running programs, in the reverse order of their start."""
         for name in reversed(list(self._components)):
             self._components.pop(name).stop()

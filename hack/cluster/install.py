@@ -41,7 +41,7 @@ def install_gpu_operator(api: Api, *, cluster_policy: bool = True) -> None:
 
 
 def install_crds(api: Api, source: Path) -> list[str]:
-    """Apply the CRDs of a file or folder, wait until they are served, and return their names."""
+    """Create or update the CRDs in a file or folder, wait until they are served, and return their names."""
     crds = [document for document in documents(source) if document["kind"] == "CustomResourceDefinition"]
     apply_documents(api, crds)
     installed = [str(crd["metadata"]["name"]) for crd in crds]

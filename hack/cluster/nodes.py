@@ -116,7 +116,7 @@ def wait_nodes_ready(api: Api, node_names: Sequence[str], seconds: float = 120.0
     missing = set(node_names)
 
     def all_ready() -> bool:
-        """Whether no node is missing; nodes that have become Ready are removed from `missing`."""
+        """Remove the nodes that have become Ready from `missing`, and return whether none is left."""
         missing.intersection_update(
             item["metadata"]["name"] for item in api.list("/api/v1/nodes") if not is_ready(item)
         )

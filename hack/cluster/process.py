@@ -65,8 +65,8 @@ class Component:
 def start(
     name: str, command: Sequence[str], log: Path, environ: Mapping[str, str] | None = None
 ) -> Component:
-    """Start a program in a session and process group of its own, with its output appended to `log`. `environ` is added
-    to our environment."""
+    """Start a program in a session and process group of its own, and return it. Its output is appended to `log`, and
+    `environ` is added to our environment."""
     with log.open("ab") as file:
         process = subprocess.Popen(
             command,

@@ -40,7 +40,7 @@ class KubectlView:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """The arguments of kubectl for this view."""
+        """The arguments of kubectl that print this view."""
         words = ["get", self.kind, *self.names]
         if self.field:
             words += ["--field-selector", "=".join(self.field)]
@@ -159,7 +159,8 @@ def _cell(view: KubectlView, name: str, value: Any, now: datetime) -> str:
 
 
 def age(seconds: float) -> str:
-    """Return a duration as kubectl shows it (HumanDuration of apimachinery), up to days."""
+    """Return a duration in the form in which kubectl shows it (HumanDuration of apimachinery). The largest unit is the
+    day."""
     whole = max(0, int(seconds))
     minutes, hours = whole // 60, whole // 3600
     if whole < 120:

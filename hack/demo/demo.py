@@ -64,8 +64,8 @@ class Demo:
         return next((row for row in rows if row["type"] == kind), {})
 
     async def ready(self, *names: str, seconds: float = 30.0) -> None:
-        """Wait until the present generation of every named policy is Ready, as `kubectl wait --for=condition=Ready`
-        would."""
+        """Wait until the present generation of every named policy is Ready, like `kubectl wait --for=condition=Ready`.
+        Raises DemoFailed as `until` does."""
 
         async def condition() -> bool:
             """Whether the Ready condition of every policy is True."""
@@ -137,7 +137,7 @@ class Demo:
         return int(done), int(total)
 
     async def running(self, workload: str, count: int) -> None:
-        """Wait until `count` pods of a workload are ready."""
+        """Wait until exactly `count` pods of a workload are ready."""
 
         async def ready() -> bool:
             """Whether exactly `count` pods of the workload are ready."""

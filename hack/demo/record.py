@@ -55,5 +55,5 @@ def _node(raw: JSON) -> JSON:
 
 
 def _some(raw: Mapping[str, object], keys: set[str]) -> JSON:
-    """Return the entries of `raw` with these keys; missing keys are ignored."""
+    """Return those entries of `raw` that have one of these keys."""
     return {key: value for key, value in raw.items() if key in keys}

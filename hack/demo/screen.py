@@ -13,7 +13,7 @@ class DemoFailed(Exception):
 
 
 class Screen:
-    """The terminal, or the file, that the demo prints to."""
+    """The terminal, or the file, to which the demo prints."""
 
     def __init__(self, out: TextIO | None = None, *, color: bool = True, quiet: bool = False) -> None:
         """Prepare to print to `out` (standard output by default). With `quiet` only headings, notices and checks are
@@ -62,7 +62,7 @@ class Screen:
                 self._line(f"  {part}")
 
     def check(self, what: str, condition: bool) -> None:
-        """Count and print a check that passed. Raises DemoFailed with `what` if `condition` is False."""
+        """Count and print `what` as a check that passed. Raises DemoFailed with `what` if `condition` is False."""
         if not condition:
             raise DemoFailed(what)
         self.checks += 1

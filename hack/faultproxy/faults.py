@@ -208,7 +208,7 @@ class Slow(Fault):
         return await forward()
 
     async def opening(self, call: Incoming) -> None:
-        """Delay a new watch once the fault has begun."""
+        """Delay a new watch by `seconds` if the fault has begun."""
         if self.at == 0 or self.began is not None:
             await asyncio.sleep(self.seconds)
 
@@ -221,7 +221,8 @@ class DateShifted(Fault):
     seconds: float = 3600.0
 
     def headers(self, headers: Mapping[str, str]) -> Mapping[str, str]:
-        """Return the headers with the shifted Date once the fault has begun. Unchanged if they have no Date."""
+        """Return the headers with the Date shifted by `seconds` if the fault has begun, and count a hit. Headers
+        without a Date are returned unchanged."""
         if (self.at and self.began is None) or "Date" not in headers:
             return headers
         self.hits += 1
@@ -236,7 +237,8 @@ class WatchFault(Fault):
     early = False
 
     def on_watch(self, stream: OpenWatch) -> bool:
-        """Whether the fault has begun and hits this watch."""
+        """Whether the fault has begun and hits this watch: any watch with scope `all`, otherwise those of the object's
+        kind."""
         if self.began is None:
             return False
         return self.scope == "all" or collection_of(stream.path) == collection_of(self.target)
@@ -295,7 +297,8 @@ class EventsSwallowed(WatchFault):
         return 0.0 if self.began is None else self.began + HEAL_SECONDS + 0.5
 
     async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:
-        """Return the line, or an empty one for an event that is swallowed."""
+        """Return the line, or an empty one if the fault swallows it. Only events are swallowed, no bookmarks or
+        errors."""
         if self.hits >= self.times or not self.on_watch(stream) or self._is_over():
             return line
         event = json.loads(line)

@@ -215,7 +215,7 @@ class FaultProxy:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the proxy and wait for its thread, for 10 s at most."""
+        """Stop the proxy and wait for its thread, but at most 10 s."""
         if self._loop is not None and self._stop is not None:
             self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(10)
@@ -251,7 +251,7 @@ class FaultProxy:
             await self._runner.cleanup()
 
     async def _listen(self, name: str) -> int:
-        """Listen on one more port under this name, and return the port."""
+        """Listen on one more port, as the door of this name, and return the port."""
         assert self._runner is not None, "enter the proxy before"
         listening = socket.create_server((HOST, 0), backlog=128)
         port: int = listening.getsockname()[1]
@@ -345,7 +345,7 @@ class FaultProxy:
     async def _watch(
         self, request: web.Request, call: Incoming, session: aiohttp.ClientSession
     ) -> web.StreamResponse:
-        """Open a watch at the server and relay it until it ends."""
+        """Open a watch at the server, after the delays of the faults, and relay its lines until it ends."""
         for fault in self._faults:
             await fault.opening(call)
         async with self._ask(call, request, session) as reply:

@@ -40,5 +40,5 @@ class SetClock:
         self._seconds.close()
 
     def set(self, seconds: int) -> None:
-        """Set the clock to this many seconds after the real time; before it if negative."""
+        """Set the clock to this many seconds after the real time, or before it if `seconds` is negative."""
         self._seconds[:8] = struct.pack("=q", seconds)

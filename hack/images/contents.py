@@ -152,7 +152,7 @@ class Image:
 
     @property
     def sbom(self) -> Path:
-        """The path of the bill of materials (SPDX 2.3), beside the archive."""
+        """The path of the bill of materials (SPDX 2.3), which is next to the archive."""
         return self.archive.with_suffix(".spdx.json")
 
     def write_sbom(self, origin: Origin) -> None:
@@ -305,7 +305,7 @@ def identifier(part: ImagePart) -> str:
 
 
 def purl(locator: str) -> JSON:
-    """Return a package URL as an external reference, by which scanners recognize the part."""
+    """Return a package URL as an SPDX external reference. Scanners recognize a part by it."""
     return {
         "referenceCategory": "PACKAGE-MANAGER",
         "referenceType": "purl",

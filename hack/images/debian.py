@@ -269,7 +269,8 @@ def _fetch(package: Package, stamp: str, folder: Path) -> Path:
 
 
 def locked(architecture: str) -> tuple[list[Package], str]:
-    """Return the packages of deploy/debian.lock for one architecture, and the time at which the lock was written."""
+    """Return the packages in deploy/debian.lock for one architecture, and the time at which the lock was written.
+    Raises LockError."""
     text = LOCK.read_text()
     return [package for package in parse_lock(text) if package.architecture == architecture], as_of(text)
 

@@ -36,7 +36,7 @@ class Layer:
 
     @property
     def digest(self) -> str:
-        """The sha256:... of the compressed layer, which is what is transferred."""
+        """The sha256:... of the compressed layer, in which form it is transferred."""
         return sha256(self.data)
 
 
@@ -141,7 +141,7 @@ def archive(
 
 
 def descriptor(media_type: str, data: bytes) -> JSON:
-    """Return the descriptor by which OCI refers to a blob."""
+    """Return the OCI descriptor of a blob: its media type, digest and size."""
     return {"mediaType": media_type, "digest": sha256(data), "size": len(data)}
 
 

@@ -82,8 +82,8 @@ def target(architecture: str) -> list[str]:
 
 
 def own_wheel(folder: Path, epoch: int) -> Path:
-    """Build our wheel from this checkout into `folder`, and return its path. Its files have the time `epoch` (seconds
-    since 1970)."""
+    """Build our wheel from this checkout into `folder`, which is emptied first, and return its path. Its files have
+    the modification time `epoch` (seconds since 1970)."""
     shutil.rmtree(folder, ignore_errors=True)
     environ = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch)}
     _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT), environ=environ)

@@ -35,8 +35,9 @@ def selected(mutants: Mapping[str, Mutant], excluded: Collection[str]) -> dict[s
 
 
 def main() -> int:
-    """Print a line for each mutant that survives and for each killer that fails without a mutant, then the counts.
-    Return exit status 1 if there is such a line or no mutant was selected, else 0."""
+    """Play the mutants. Prints a line for each mutant that survives and for each killer that fails even without a
+    mutant, and then the counts. With FIND set, looks for killers instead. Returns the exit status: 1 if there is
+    such a line or no mutant was selected, otherwise 0."""
     killers = read_killers()
     if os.environ.get("FIND"):
         find(selected(read_mutants(), killers.tests.keys() | killers.equivalent.keys()))

@@ -49,7 +49,7 @@ STALLED = 10
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A copy of the tree in which some tests are played."""
+    """A copy of the tree in which a set of tests is run."""
 
     root: Path
     tests: tuple[str, ...]
@@ -139,7 +139,7 @@ def copy_present(root: Path) -> None:
 
 
 def copy_revision(root: Path, revision: str) -> None:
-    """Unpack a revision below `root`, but with the product (the folder PRODUCT) of the working tree."""
+    """Unpack the git revision `revision` to `root`, but with the working tree's product (the folder PRODUCT)."""
     packed = subprocess.run(["git", "archive", revision], check=True, capture_output=True).stdout
     with tarfile.open(fileobj=BytesIO(packed)) as archive:
         archive.extractall(root, filter="data")

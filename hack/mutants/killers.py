@@ -12,7 +12,7 @@ SLIPS = Path("tests/mutants/slips.yaml")
 
 @dataclass(frozen=True, slots=True)
 class Killers:
-    """The killers and the equivalent mutants that the files name."""
+    """The killers and the equivalent mutants that the files of tests/mutants name."""
 
     tests: Mapping[str, str]
     """The test that kills each mutant."""

@@ -31,7 +31,7 @@ class Ladder:
     """The test files in which a killer is looked for: NAME means tests/planning/test_NAME.py."""
 
     def rows(self) -> tuple[Any, ...]:
-        """Return the rows as the product has them."""
+        """Return the rows of the tuple in the product."""
         rows: tuple[Any, ...] = getattr(import_module(f"{PLANNING}.{self.module}"), self.name)
         return rows
 
@@ -40,7 +40,7 @@ class Ladder:
         return [self._name(row) for row in self.rows()]
 
     def _name(self, row: Any) -> str:
-        """Return a row's name: that of its function, or its reason if the function is a lambda."""
+        """Return the name of a row: the name of its function or, if the function is a lambda, the row's reason."""
         name: str = getattr(row, self.part).__name__
         return str(row.reason) if name == "<lambda>" else name
 
@@ -115,7 +115,8 @@ def read_rows() -> Mapping[str, LadderRow]:
 
 
 def find_strays(ladders: Iterable[Ladder] = LADDERS) -> list[str]:
-    """Return the tuples of the planner that look like a ladder and have a row that is in none of `ladders`."""
+    """Return the names, as `module.TUPLE`, of tuples in the planner that look like a ladder and contain a row that
+    none of `ladders` contains."""
     known = {id(row) for ladder in ladders for row in ladder.rows()}
     return [
         f"{module}.{name}"

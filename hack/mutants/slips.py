@@ -44,7 +44,7 @@ class Slip:
 
     @property
     def look(self) -> tuple[str, ...]:
-        """The folders whose tests are tried when no test is named for this slip."""
+        """The folders whose tests are tried if no test is named for this slip."""
         return f"tests/{self.module.partition('.')[0]}", "tests/controller"
 
     def plant(self) -> None:

@@ -168,7 +168,8 @@ class RealNode:
                 self._keep_running(uid, pod)
 
     def _keep_running(self, uid: str, pod: Object) -> None:
-        """Start the programs of a running pod, and restart those that have ended."""
+        """Start the programs of a running pod, and restart those that have ended. Pods without programs of ours are
+        ignored."""
         if uid not in self._pods and (processes := self.programs.of(pod)):
             self._pods[uid] = processes
         if uid in self._pods:

@@ -149,7 +149,8 @@ class PodPrograms:
         manager = partial(self._config_manager, program, config, proc, *fallback)
 
         def init() -> bool:
-            """Whether the init container has ended well; False while the ConfigMap is not mounted."""
+            """Run the init container, and return whether it succeeded. False as long as the ConfigMap is not
+            mounted."""
             return (
                 self.plugin_configs.exists
                 and manager("--oneshot", "--send-signal=false").run(INIT_SECONDS) == 0

@@ -201,8 +201,8 @@ class Sandbox:
         (self.folder / "misc" / "pci.ids").write_text(pci_ids(shown))
 
     def _write_stubs(self) -> None:
-        """Write the stubs of nvidia-smi and nvidia-cuda-mps-control, and links to mig-parted's programs, into a folder
-        for PATH."""
+        """Write the stubs of nvidia-smi and nvidia-cuda-mps-control, and links to mig-parted's programs, into the
+        folder that is first on the programs' PATH."""
         smi = _SMI.format(repository=REPOSITORY, python=sys.executable)
         for name, text in (("nvidia-smi", smi), ("nvidia-cuda-mps-control", _MPS_CONTROL)):
             stub = self.folder / "bin" / name

@@ -55,11 +55,12 @@ _FOLDERS = ("log", "lib/upper", "lib/work", "kubelet")
 
 
 class Machine:
-    """The namespaces and the cgroup of one node. `folder` must belong to this node alone, with a path that overlayfs
-    accepts."""
+    """The namespaces and the cgroup of one node. `folder` must belong to this node alone, and overlayfs must accept
+    its path."""
 
     def __init__(self, name: str, folder: Path, bridge: Bridge, number: int) -> None:
-        """Keep the values; nothing is started yet. `number` counts from 0 and differs for each node on the bridge."""
+        """Store the arguments; nothing is started yet. `number` counts from 0 and differs for each node on the
+        bridge."""
         self.name, self.folder, self.number = name, folder.resolve(), number
         self.bridge = bridge
         self.cgroup = ""
@@ -73,8 +74,8 @@ class Machine:
 
     @property
     def pid(self) -> int:
-        """The pid, outside of the namespace, of the first process in its PID namespace. Raises RuntimeError before
-        `start`."""
+        """The pid, as seen from outside, of the first process in the machine's PID namespace. Raises RuntimeError
+        before `start`."""
         if not self._first:
             raise RuntimeError(f"machine {self.name} is not started")
         return self._first

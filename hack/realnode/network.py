@@ -24,7 +24,7 @@ class NetworkError(Exception):
 
 @dataclass(frozen=True)
 class Bridge:
-    """The bridge between this machine, which has the first address of its subnet, and the nodes."""
+    """The bridge between this machine and the nodes. This machine has the first address of its subnet."""
 
     name: str
     subnet: ipaddress.IPv4Network
@@ -83,7 +83,8 @@ def service_route(service: str, server: str) -> list[Sequence[str]]:
 
 
 def _free_subnet() -> ipaddress.IPv4Network:
-    """Return the first of SUBNETS that overlaps no route of this machine. Raises NetworkError if there is none."""
+    """Return the first subnet in SUBNETS that overlaps with no route of this machine. Raises NetworkError if there is
+    none."""
     routes = json.loads(_run("ip", "-json", "-4", "route", "show", "table", "all") or "[]")
     used = [
         ipaddress.IPv4Network(route["dst"], strict=False)

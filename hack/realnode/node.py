@@ -237,7 +237,7 @@ class KubeletNode:
         self.start_containerd()
 
     def stop(self) -> None:
-        """Kill everything that runs on the node and remove its files. Does nothing if it was stopped already."""
+        """Kill everything that runs on the node and remove its files. A second call does nothing."""
         self.machine.stop()
         for program in self._programs.values():
             program.stop(kill=True)
@@ -317,7 +317,7 @@ class KubeletNode:
         """
 
         def reported() -> bool:
-            """Whether there is a heartbeat of the new kubelet, which is restarted if it has ended."""
+            """Restart the kubelet if it has ended, and return whether there is a new heartbeat."""
             if not self._programs["kubelet"].alive():
                 self._spawn_kubelet()
             return self._read_heartbeat() != self._heartbeat

@@ -142,7 +142,8 @@ def _host_folder(name: str, path: str) -> Object:
 
 
 def _container(name: str, command: Sequence[str], environ: Mapping[str, str] | None = None) -> Object:
-    """Return a privileged container of NVIDIA_IMAGE that sees all GPUs. `environ` is added to its variables."""
+    """Return a privileged container of NVIDIA_IMAGE that sees all GPUs and runs `command`. `environ` is added to its
+    environment variables."""
     driver = {
         "NVIDIA_VISIBLE_DEVICES": "all",
         "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",

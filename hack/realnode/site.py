@@ -159,7 +159,7 @@ class Site:
 
 
 def node_labels() -> dict[str, str]:
-    """Return the labels of a fresh MIG-capable node: the GPU Operator's, and that of our pool."""
+    """Return the labels of a new MIG-capable node: those of the GPU Operator, and the label of our pool."""
     deploy = {f"{names.LABEL_DEPLOY_PREFIX}{operand}": "true" for operand in OPERANDS}
     return {
         names.LABEL_GPU_PRESENT: "true",

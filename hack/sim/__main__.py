@@ -117,8 +117,8 @@ def say(line: str) -> None:
 
 
 def main() -> int:
-    """Run the simulator. Returns 0 after a signal, and 1 when no cluster is configured or the API server refuses a
-    call."""
+    """Run the simulator and return the exit status: 0 after a signal, or 1 after printing that no cluster is
+    configured or that the API server refused a call."""
     options = arguments()
     try:
         settings = settings_of(options)

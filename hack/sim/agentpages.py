@@ -40,7 +40,8 @@ _ALL = frozenset({"turn", "seen"})
 
 
 class Lapse:
-    """A clock that advances in steps, and the agents that each step waits for. Safe to use from several threads."""
+    """A clock that advances in steps, each of which waits for the agents that have joined. Safe to use from several
+    threads."""
 
     def __init__(self) -> None:
         """Create a clock that stands still until the first agent joins."""
@@ -76,7 +77,8 @@ class Lapse:
             self._step()
 
     def record_scrape(self, node: str) -> None:
-        """Record that the page of this node was scraped and that its samples have been stored."""
+        """Record that the page of this node was scraped and its samples were stored. The clock advances if nothing
+        else is missing."""
         self._happened(node, "seen")
 
     def _happened(self, node: str, what: str) -> None:
@@ -173,8 +175,8 @@ class _Server(ThreadingTCPServer):
 def _handler(
     registries: dict[str, CollectorRegistry], lapses: dict[str, Lapse], lost: set[str]
 ) -> type[BaseHTTPRequestHandler]:
-    """Return the request handler of an AgentPages. It reads `registries` and `lapses`, both by node, at each request,
-    and keeps in `lost` the nodes whose metrics are refused with 503."""
+    """Return the class of an AgentPages' request handler. It looks up `registries` and `lapses`, both by node, at each
+    request, and keeps the nodes whose metrics are refused with 503 in `lost`."""
 
     class Handler(BaseHTTPRequestHandler):
         """Answers the requests to an AgentPages."""
@@ -200,7 +202,7 @@ def _handler(
                 self.send_error(404)
 
         def answer(self, body: bytes) -> None:
-            """Send a 200 response with this body as text."""
+            """Send a 200 response with this body, as a metrics page."""
             self.send_response(200)
             self.send_header("Content-Type", CONTENT_TYPE_LATEST)
             self.send_header("Content-Length", str(len(body)))

@@ -11,15 +11,17 @@ _KEPT = 50
 
 
 class MountedConfigMaps:
-    """The versions of every ConfigMap of one namespace, each with the moment from which it was the newest."""
+    """The versions of every ConfigMap in one namespace, each with the moment since which it was the newest."""
 
     def __init__(self, delay: float) -> None:
-        """`delay`: longest time, in simulated seconds, until a running pod sees a new version."""
+        """Start without ConfigMaps. `delay` is the longest time, in simulated seconds, until a running pod sees a new
+        version."""
         self._delay = delay
         self._versions: dict[str, list[tuple[float, Mapping[str, str]]]] = {}
 
     def put(self, name: str, raw: JSON | None, now: float) -> bool:
-        """Store a version of a ConfigMap; `raw` is None when it was deleted. Returns whether its data changed."""
+        """Store a version of a ConfigMap; `raw` is None if it was deleted. Returns whether the data differs from the
+        version before."""
         data: Mapping[str, str] = (raw or {}).get("data") or {}
         versions = self._versions.setdefault(name, [])
         if versions and versions[-1][1] == data:

@@ -85,7 +85,7 @@ class MetricsPage(Collector):
         self._devices, self._setup = devices, setup
 
     def collect(self) -> Iterable[Metric]:
-        """Yield the family of each metric of HELP, with a sample for each device."""
+        """Yield the family of each metric in HELP, with one sample for each device."""
         for name, text in HELP.items():
             family = Metric(name, f"{text} SIMULATED.", "gauge")
             for device in self._devices:

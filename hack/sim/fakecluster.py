@@ -35,8 +35,8 @@ RESOLUTION = 1e-6
 
 
 class FakeCluster:
-    """The server side, through which tests and simulators arrange and inspect objects. Its own changes are not logged
-    as writes."""
+    """The server side, through which tests and simulators prepare and inspect objects. What they change here is not
+    logged as a write."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class FakeCluster:
         label_selector: str = "",
         field_selector: str = "",
     ) -> list[JSON]:
-        """Return copies of all matching objects, in order of name."""
+        """Return copies of all objects of a kind that match, sorted by namespace and name."""
         match = matcher(label_selector, field_selector)
         return [copied(obj) for obj in self.store.all(resource, namespace) if match(obj)]
 
@@ -141,8 +141,9 @@ class FakeCluster:
         return self.store.backup()
 
     def restore(self, backup: Backup, *, bump: int = 0) -> None:
-        """Restore the store from a backup and restart the API server. Changes since the backup are lost, and the
-        resourceVersions continue from the backup's, raised by `bump` (as etcdutl --bump-revision does)."""
+        """Restore the store from a backup and restart the API server, so that all watches end. Changes since the
+        backup are lost, and the next resourceVersions follow the backup's, raised by `bump` (as etcdutl
+        --bump-revision does)."""
         self.store.restore(backup, bump)
         self.lists.compact()
         self.close_watches()
@@ -171,7 +172,7 @@ class FakeCluster:
         self.close_watches()
 
     def send_bookmarks(self) -> None:
-        """Send a bookmark to every open watch of a kind with bookmarks, now."""
+        """Send a bookmark to every open watch whose kind has bookmarks, without waiting for the interval."""
         self.bookmarks += 1
         self.store.wake()
 

@@ -107,7 +107,7 @@ class CallFault:
         self.times = 0
 
     def matches(self, call: Call) -> bool:
-        """Whether the fault hits this call. False when it has been used up or lifted."""
+        """Whether the fault hits this call. False if the fault has been used up or lifted."""
         return (
             self.times > 0
             and call.verb == self.verb
@@ -146,11 +146,11 @@ class Faults:
         after: bool = False,
         **match: Unpack[CallMatch],
     ) -> CallFault:
-        """Let the next `times` matching calls raise `error`, or get no answer. A condition that is None or not given
-        matches everything. Returns the fault, which can be lifted.
+        """Make the next `times` matching calls raise `error`, or get no answer if it is SILENCE. A condition in
+        `match` that is None or not given matches everything. Returns the fault, which can be lifted.
 
-        With `after` a write is applied and its answer is lost. A list has no name, so use `selector` for the lists of
-        one node. A list of all namespaces has the `namespace` "".
+        With `after` a write is applied first, so that only its answer is lost. A list has no name, so use `selector`
+        for the lists of one node. A list of all namespaces has the `namespace` "".
         """
         fault = CallFault(verb, resource, error, times, after, **match)
         self._faults.append(fault)
@@ -213,7 +213,8 @@ class Faults:
                     raise fault.error.with_traceback(None)  # the traceback would grow with every call
 
     async def _say_nothing(self, call: Call) -> None:
-        """Wait for the caller's deadline and raise what HttpClient raises when a server does not answer."""
+        """Wait until the caller's deadline has passed, and raise the Unavailable that HttpClient raises if a server
+        does not answer."""
         seconds = self.limits.inactivity if call.verb == "watch" else self.limits.total
         await asyncio.sleep(seconds)
         raise Unavailable(f"cannot {call.verb} {call.path}: no answer within {seconds:.0f} s")

@@ -25,7 +25,7 @@ class _Moment:
 
 
 class Lists:
-    """The lists that are being read page by page."""
+    """The lists that clients are reading page by page."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         """Create an empty record. `clock` returns the present time in seconds, by which tokens expire."""
@@ -36,7 +36,7 @@ class Lists:
         """Whether the error for an expired token contains a new token for the rest of the list."""
 
     def compact(self) -> None:
-        """Let all tokens expire at once."""
+        """Make all tokens expire now."""
         self._moments.clear()
 
     def page(self, objects: Iterable[JSON], version: int, limit: int, after: str) -> JSON:

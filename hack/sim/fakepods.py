@@ -20,11 +20,11 @@ Later = Callable[[float, Callable[[], object]], object]
 
 
 class Pods:
-    """The work of the API server, the kubelets and the disruption controller on pods."""
+    """What the API server, the kubelets and the disruption controller do with pods."""
 
     def __init__(self, store: Store, grace: float, later: Later | None) -> None:
-        """Keep the budgets of `store` up to date. With `later`, deleted pods vanish by themselves after `grace`
-        seconds."""
+        """Start to keep the status of the budgets in `store` up to date. With `later`, a deleted pod vanishes on its
+        own after `grace` seconds; without it, only by `finish`."""
         self.store = store
         self.grace = grace
         self.later = later
@@ -67,8 +67,8 @@ class Pods:
         return gone
 
     def _ask_budgets(self, pod: JSON) -> None:
-        """Raise EvictionBlocked or EvictionFailed as kube-apiserver does if the pod's budgets forbid the eviction
-        (docs/design/drain.md). A pod that is not Ready passes if the budget says AlwaysAllow or has enough healthy
+        """Raise EvictionBlocked or EvictionFailed, as kube-apiserver does, if the pod's budgets forbid its eviction
+        (docs/design/drain.md). A pod that is not Ready passes if its budget says AlwaysAllow or has enough healthy
         pods."""
         budgets = [budget for budget in self._budgets(pod["metadata"]["namespace"]) if _covers(budget, pod)]
         if len(budgets) > 1:
@@ -128,7 +128,7 @@ class Pods:
 
 
 def _covers(budget: JSON, pod: JSON) -> bool:
-    """Whether the budget's selector selects the pod. A budget without a selector covers none."""
+    """Whether the budget's selector selects the pod. A budget without a selector selects no pod."""
     return selects(budget["spec"].get("selector"), pod["metadata"].get("labels") or {})
 
 

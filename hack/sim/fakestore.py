@@ -38,7 +38,8 @@ def received(obj: JSON) -> JSON:
 
 
 def copied(obj: JSON) -> JSON:
-    """Return a deep copy of a stored object. marshal takes a third of json's time, and its copies are as deep."""
+    """Return a deep copy of a stored object. The copy is made with marshal, which takes a third of the time of
+    json."""
     copy: JSON = marshal.loads(marshal.dumps(obj))
     return copy
 
@@ -192,7 +193,8 @@ class Store:
         self.commit(resource, key, old, {**old, "metadata": metadata})
 
     def remove(self, resource: Resource, key: Key) -> JSON:
-        """Remove an object, then delete the objects that it owned. Returns its final state."""
+        """Remove an object, and then delete the objects of which it is an owner. Returns the final state of the
+        object."""
         old = self.get(resource, key)
         gone = self.commit(resource, key, old, None)
         uid = old["metadata"]["uid"]
@@ -316,7 +318,7 @@ class Store:
 
 
 def _content(obj: JSON) -> JSON:
-    """Return the fields of an object whose change raises its generation: all but metadata and status."""
+    """Return the part of an object whose changes raise its generation: all fields but metadata and status."""
     return {key: value for key, value in obj.items() if key not in ("metadata", "status")}
 
 

@@ -55,8 +55,8 @@ async def _list(
     handler: Handler,
     known: dict[tuple[str, str], JSON],
 ) -> str:
-    """List the kind and deliver what changed since `known`, including the objects that are gone. Updates `known`.
-    Returns the version of the list."""
+    """List the kind, and deliver each object that is new or changed since `known`, and each known object that is gone.
+    Updates `known`. Returns the resourceVersion of the list."""
     present: set[tuple[str, str]] = set()
     version = ""
     async for page in pages_of(client, resource, namespace=namespace):
@@ -77,8 +77,9 @@ async def _watch(
     known: dict[tuple[str, str], JSON],
     version: str,
 ) -> str:
-    """Deliver the events of one watch from `version`, updating `known`, and return the version of the last event.
-    Raises Expired when the version goes back, after delivering all known objects as gone."""
+    """Deliver the events of one watch that begins at `version`, updating `known`, and return the resourceVersion of
+    the last event. If a resourceVersion is lower than the one before, all known objects are delivered as gone and
+    Expired is raised."""
     async for event in client.watch(resource, version, namespace=namespace):
         before, version = version, event.object["metadata"]["resourceVersion"]
         if int(version) < int(before):  # the store was restored from a backup, so no known object is certain

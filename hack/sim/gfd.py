@@ -90,8 +90,8 @@ def _model(reading: Reading, product: str) -> Model:
 
 
 def changes(present: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str | None]:
-    """Return the label patch from `present` to `wanted`; None removes a label. Labels that GFD does not own are left
-    alone."""
+    """Return the label patch that turns `present` into `wanted`; a value of None removes a label. Labels that GFD does
+    not own are left alone."""
     gone: Iterable[str] = (key for key in present if owns(key) and key not in wanted)
     changed = {key: value for key, value in wanted.items() if present.get(key) != value}
     return {**dict.fromkeys(gone), **changed}
@@ -111,7 +111,8 @@ def _constant(model: Model) -> dict[str, str]:
 
 
 def _sharing(config: SimPluginConfig, resource: str) -> tuple[int, str, str]:
-    """Return replicas, sharing strategy and product suffix of a resource: 1, none and empty if it is not shared."""
+    """Return (number of replicas, sharing strategy, product suffix) of a resource, or (1, "none", "") if it is not
+    shared."""
     replicas = (config.replicas or {}).get(resource)
     if replicas is None:
         return 1, "none", ""
@@ -119,7 +120,8 @@ def _sharing(config: SimPluginConfig, resource: str) -> tuple[int, str, str]:
 
 
 def _whole(gpus: tuple[GPU, ...], model: Model, config: SimPluginConfig) -> dict[str, str]:
-    """Return the labels of the whole GPUs of this model. Replicas are 0 if all of them are in MIG mode."""
+    """Return the labels for the whole GPUs of this model. The number of replicas is 0 if all of them are in MIG
+    mode."""
     replicas, strategy, suffix = _sharing(config, RESOURCE_GPU)
     same = [gpu for gpu in gpus if gpu.product == model.product]
     if all(gpu.mig_mode == "Enabled" for gpu in same):
@@ -171,8 +173,8 @@ def _mixed(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str,
 def _instances(
     prefix: str, resource: str, name: str, count: int, model: Model, config: SimPluginConfig
 ) -> dict[str, str]:
-    """Return the labels of `count` MIG instances of one profile. `prefix` begins the labels' names, and `resource` is
-    looked up for replicas."""
+    """Return the labels for `count` MIG instances of the profile `name`. `prefix` is the beginning of the labels'
+    names, and `resource` the name under which the configuration lists replicas."""
     profile = next(known for known in model.profiles if known.name == name)
     replicas, strategy, suffix = _sharing(config, resource)
     return {

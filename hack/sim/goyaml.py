@@ -58,7 +58,7 @@ def to_json(text: str) -> JSONValue:
 
 
 class _Converter:
-    """Converts the nodes of one document, and counts them."""
+    """Converts the nodes of one document to JSON, and counts them."""
 
     def __init__(self) -> None:
         self._count = 0

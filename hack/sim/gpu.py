@@ -108,7 +108,7 @@ class NotSupported(DriverRefusal):
 
 @dataclass
 class _GPU:
-    """State of one card."""
+    """The state of one GPU."""
 
     index: int
     uuid: str
@@ -168,8 +168,7 @@ class SimulatedGPUs:
         return self._read(self._container)
 
     def read_as_operand(self) -> Reading:
-        """Return a reading as one of NVIDIA's operands makes it, with all rights. Blocks and raises as
-        `read` does."""
+        """Return a reading with all rights, as one of NVIDIA's operands reads. Blocks and raises as `read` does."""
         return self._read(ALL_RIGHTS)
 
     def _read(self, container: Container) -> Reading:
@@ -234,15 +233,15 @@ class SimulatedGPUs:
         return len(self._gpus)
 
     def card(self, index: int) -> Card:
-        """Return the row of the card table for a GPU."""
+        """Return the entry of the card table for the GPU with this index."""
         return self._gpus[index].card
 
     def set_mig_mode(self, index: int, on: bool) -> Literal["Applied", "Pending"]:
-        """Switch MIG mode (nvmlDeviceSetMigMode), and return whether it is applied or pending.
+        """Switch the MIG mode of a GPU (nvmlDeviceSetMigMode), and return whether the mode is applied or pending.
 
-        Hopper and newer raise InUse while any client or process exists. Ampere accepts the mode as pending and applies
-        it with a reset of its own if it can. Switching off while instances exist raises InUse on both. A card without
-        MIG raises NotSupported.
+        Hopper and newer cards raise InUse while any client or process exists. Ampere stores the mode as pending, and
+        applies it by a reset if nothing is in use. Both raise InUse if MIG is switched off while instances exist. A
+        card without MIG raises NotSupported.
         """
         with self._lock:
             gpu = self._mig_gpu(index)
@@ -302,7 +301,7 @@ class SimulatedGPUs:
             return created
 
     def destroy_all(self, index: int) -> None:
-        """Destroy all instances of a GPU that are not in use. Raises InUse if any remain."""
+        """Destroy those instances of a GPU that are not in use. Raises InUse if any instance remains."""
         with self._lock:
             gpu = self._mig_gpu(index)
             used = {process.device for process in gpu.processes}
@@ -380,7 +379,7 @@ class SimulatedGPUs:
         self._refuse_clients(gpu)
 
     def _try_reset(self, gpu: _GPU) -> bool:
-        """Reset a GPU if the driver allows it, and return whether it did."""
+        """Reset a GPU if the driver allows that, and return whether it was reset."""
         try:
             self._refuse_reset(gpu)
         except DriverRefusal:

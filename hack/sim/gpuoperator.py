@@ -94,12 +94,12 @@ def cluster_policy(objects: Iterable[JSON]) -> ClusterPolicy:
 def operator_labels(
     labels: Mapping[str, str], policy: ClusterPolicy, *, mig_capable: bool
 ) -> dict[str, str | None]:
-    """Return the label changes that the GPU Operator makes when it reconciles a GPU node: it adds labels that are
-    absent or empty, and changes no others (d.2). It adds mig-manager's labels only to nodes with a `mig_capable`
-    card.
+    """Return the label changes that the GPU Operator makes when it reconciles a GPU node: it adds those of its labels
+    that are missing or empty, and leaves the values of others alone (d.2). mig-manager's labels are added only if
+    the node has a `mig_capable` card.
 
-    From a node whose GPUs are for virtual machines it removes the labels of its operands for containers. Empty on the
-    plain stack.
+    If the node's GPUs are for virtual machines, the labels of operands for containers are removed instead (value
+    None). Empty on the plain stack.
     """
     if policy.plain:
         return {}

@@ -27,7 +27,8 @@ Devices: TypeAlias = Mapping[str, Sequence[str]]
 
 
 class Handout:
-    """`agent.podresources.PodResources` of one node, which reports devices and not only numbers."""
+    """The `agent.podresources.PodResources` of one node. It reports which devices each pod holds, and not only how
+    many."""
 
     def __init__(self, book: PodBook, node: NodeObject, gpus: SimulatedGPUs) -> None:
         self._book, self._node, self._gpus = book, node, gpus

@@ -176,7 +176,7 @@ def phase_of(pod: JSON) -> str:
 
 
 def _reservation(node: str, group: str) -> JSON:
-    """Return KAI's own pod that reserves a GPU of the node for a group."""
+    """Return the manifest of the pod with which KAI reserves a GPU of the node for a group."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",

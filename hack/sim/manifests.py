@@ -29,7 +29,8 @@ def daemon_set(
     node_selector: dict[str, str],
     tolerated: Sequence[JSON] = (GPU_TAINT,),
 ) -> JSON:
-    """Return a DaemonSet of pods that do nothing; kwok reports them as running."""
+    """Return the manifest of a DaemonSet whose pods do nothing; kwok reports them as running. `tolerated` are the
+    tolerations of the pods."""
     return {
         "apiVersion": "apps/v1",
         "kind": "DaemonSet",

@@ -89,7 +89,7 @@ class Register:
 
 @dataclass
 class MigManagerFaults:
-    """Faults for the next run that changes GPUs. One run uses up each of them except `refused`."""
+    """Faults for the next run that changes GPUs. A run resets each fault that it meets, except `refused`."""
 
     wedge_pending: bool = False
     """The run ends while it waits for the operand pods, and the state stays pending, in any version (a.7, 1)."""
@@ -108,11 +108,11 @@ class MigManagerFaults:
 
 
 class _NeedsReboot(ApplyError):
-    """The mode change failed because that was injected, so WITH_REBOOT counts as set."""
+    """The mode change failed because a fault was injected that makes WITH_REBOOT count as set."""
 
 
 class MigManager:
-    """The process of one mig-manager pod. A new pod needs a new object; to kill the pod, cancel `run`."""
+    """The process of one mig-manager pod. Create a new object for a new pod. To kill the process, cancel `run`."""
 
     def __init__(
         self,
@@ -238,8 +238,8 @@ class MigManager:
         apply_layout(items, gpus, self._gpus)
 
     def _fail_if_injected(self, name: str) -> None:
-        """Use up the faults for the apply: raise ApplyError for `failed` and `wedge_paused`, and record this
-        configuration as refused for `refuse`."""
+        """Reset the faults of the apply, and raise ApplyError if `failed` or `wedge_paused` was set. If `refuse` was
+        set, the configuration `name` is remembered as refused."""
         if self._faults.refuse:
             self._faults.refuse, self._faults.refused = False, name
         wedge, self._faults.wedge_paused = self._faults.wedge_paused, False
@@ -250,8 +250,8 @@ class MigManager:
             raise ApplyError("SIMULATED failure, requested by inject")
 
     async def _leave(self, deploy: Mapping[str, str], state: str) -> None:
-        """End a run early: restore the operands unless an earlier run was complete, and write the state. That a
-        complete run is remembered for ever is the second bug."""
+        """End a run early: write the state and, unless an earlier run was complete, restore the operands before that.
+        The second bug is that a complete run is never forgotten."""
         if not self._no_restart_on_exit:
             await self._restore(deploy)
         await self._state(state)

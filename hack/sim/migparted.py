@@ -107,7 +107,7 @@ def targets(items: Iterable[Entry], gpus: Sequence[GPU]) -> list[tuple[GPU, Targ
 
 
 def covers_all(items: Iterable[Entry], gpus: Sequence[GPU]) -> bool:
-    """Whether every GPU is selected by some item. If not, the assert never succeeds (a.8)."""
+    """Whether every GPU is selected by at least one item. If not, mig-parted's assert never succeeds (a.8)."""
     items = tuple(items)
     return all(any(entry.matches(gpu) for entry in items) for gpu in gpus)
 
@@ -313,7 +313,8 @@ def _rebuild(index: int, layout: Layout, driver: SimulatedGPUs) -> None:
 
 
 def _arrange(counts: dict[str, int]) -> Iterator[tuple[str, ...]]:
-    """Yield the distinct orderings of the instances; the first follows the order of `counts`."""
+    """Yield the distinct orderings of the instances, whose numbers are given by profile. The first ordering follows
+    the order of `counts`."""
     left = [name for name, count in counts.items() if count]
     if not left:
         yield ()

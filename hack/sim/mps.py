@@ -29,7 +29,8 @@ class MpsDaemon(Configured):
     def __init__(
         self, cluster: SimCluster, node: NodeObject, gpus: SimulatedGPUs, on_change: Callable[[], None]
     ) -> None:
-        """Prepare the daemon of a node, without a pod. `on_change` is called when it begins or stops to serve."""
+        """Prepare the daemon of a node, without a pod. `on_change` is called when the daemon begins or stops to serve,
+        or serves another number of clients."""
         super().__init__(cluster, node, gpus)
         self.clients: int | None = None
         """Clients per GPU that it serves, or None while it does not serve."""
@@ -40,7 +41,7 @@ class MpsDaemon(Configured):
         self._wake = asyncio.Event()
 
     def set_pod(self, uid: str) -> None:
-        """Set the UID of the pod that runs on the node now; empty if there is none or it is being deleted."""
+        """Set the UID of the daemon's pod that runs on the node now; empty if there is none or it is terminating."""
         if uid != self._wanted:
             self._wanted = uid
             self._wake.set()

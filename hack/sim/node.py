@@ -148,7 +148,8 @@ class SimNode:
     # --- what happens to it ----------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin the simulation of a new Node: the GPU Operator labels it, and its operands start."""
+        """Begin the simulation of a new Node: the GPU Operator labels it, and the tasks of its operands and of the MPS
+        daemon start."""
         self._spawn(self._first_labels())
         self._start_operands()
         self._start_mps()
@@ -163,8 +164,8 @@ class SimNode:
         self.object.take(raw)
 
     def set_mig_manager_pod(self, pod: JSON | None) -> None:
-        """Set the mig-manager pod that runs on this node now. Another UID kills the process and starts a new one; None
-        only kills it."""
+        """Set the mig-manager pod that runs on this node now. If its UID differs, the old process is killed and a new
+        one is started; None only kills the process."""
         if _uid(pod) == _uid(self._pod):
             return
         self._pod = pod
@@ -333,7 +334,7 @@ class SimNode:
         self._start_mig_manager()
 
     def _kill(self, key: str) -> None:
-        """Cancel the program with this key, if it runs."""
+        """Cancel the task of the program `key`, if it has one."""
         task = self._tasks.pop(key, None)
         if task is not None:
             task.cancel()

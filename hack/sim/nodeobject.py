@@ -39,8 +39,8 @@ class NodeObject:
     dropped if the Node does not exist."""
 
     def __init__(self, cluster: SimCluster, raw: JSON, on_labels: Callable[[Labels, Labels], None]) -> None:
-        """Wrap this version of a Node. `on_labels` is called with the labels before and after each change, including
-        our own."""
+        """Wrap this version of a Node. `on_labels` is called with the labels before and after each change, whoever
+        made it."""
         self.name: str = raw["metadata"]["name"]
         self.raw = raw
         self._cluster = cluster
@@ -97,7 +97,8 @@ class NodeObject:
         await self._write({"status": {"capacity": new_capacity, "allocatable": new_allocatable}}, "status")
 
     async def set_ready(self, ready: bool) -> None:
-        """Set the condition Ready, as the kubelet does, or as the node controller does when the kubelet is absent."""
+        """Set the Ready condition to True as the kubelet does, or to Unknown as the node controller does when the
+        kubelet is silent."""
         conditions = [dict(row) for row in (self.raw.get("status") or {}).get("conditions") or ()]
         conditions = [row for row in conditions if row.get("type") != "Ready"]
         reason, message = (

@@ -111,8 +111,8 @@ class NodeSoftware:
         """The server of the agents' metrics, or None if they are not served."""
 
     async def run(self) -> None:
-        """Simulate until canceled. An error that is not retried, such as a refused write, ends it and is raised in an
-        ExceptionGroup."""
+        """Simulate until canceled. An error that is not retried, such as a refused write, ends the simulation and is
+        raised in an ExceptionGroup."""
         try:
             await self._run()
         finally:
@@ -288,7 +288,7 @@ class NodeSoftware:
             self._agents[name] = (uid, self._spawn(container))
 
     def _agent(self, node: SimNode) -> AgentLoop:
-        """Return a new agent loop for a node and show it to `pages`. It runs by the clock `Lapse` if the Node's
+        """Return a new agent loop for a node, and add it to `pages`. The agent runs by the clock `Lapse` if the Node's
         annotation says so."""
         lapsing = node.object.annotations.get(ANNOTATION_LAPSE) == "true"
         clock = self._lapse.join(node.name) if lapsing else asyncio.get_running_loop().time
@@ -349,7 +349,7 @@ def _break_next_run(fault: str, node: SimNode) -> None:
 
 
 def _accept(node: SimNode) -> None:
-    """Let applies of the refused configuration succeed again."""
+    """Make applies of the refused configuration succeed again."""
     node.faults.refuse, node.faults.refused = False, ""
 
 

@@ -149,8 +149,8 @@ class FeatureDiscovery(Configured):
         return False
 
     async def gone(self, *, crashed: bool) -> None:
-        """Stop GFD. Its labels are removed if its new pod crash-loops (docs/design/nvidia.md#b4) or it is turned off;
-        a paused GFD leaves them."""
+        """Stop GFD. If its new pod crash-loops (docs/design/nvidia.md#b4), or if ClusterPolicy turns GFD off, its
+        labels are removed. If GFD is only paused, they stay."""
         self._config = None
         if crashed or self.operand in self.cluster.policy.off:
             await self.node.patch(gfd.changes(self.node.labels, {}))
@@ -168,7 +168,7 @@ class Pod:
 
 
 class OperandStep(Enum):
-    """The next thing that happens to an operand's pod."""
+    """A step that an operand's pod can take."""
 
     REST = auto()
     STOP = auto()
@@ -201,8 +201,8 @@ class OperandPort(Protocol):
         ConfigMap, a running one sees it after a delay."""
 
     async def serve(self, key: str) -> None:
-        """Start or restart the main container with this configuration. Raises PluginError or LibraryError when it
-        exits."""
+        """Start or restart the main container with the configuration of this key. Raises PluginError or LibraryError
+        if the container exits."""
 
     def again(self) -> bool:
         """Whether the main container has been waiting for something that has now happened."""
@@ -255,8 +255,8 @@ class PlayedOperand:
                 crashes += 1
 
     async def restart(self) -> None:
-        """Delete the pod at once, as when ClusterPolicy changes; the next `run` starts a new one. Call it only while
-        `run` is not running."""
+        """Delete the pod at once, as after a change of ClusterPolicy; the next `run` starts a new one. Call it only
+        while `run` is not running."""
         if self._pod.exists:
             await self._port.gone(crashed=False)
         self._pod = Pod()

@@ -44,7 +44,7 @@ STRATEGIES: tuple[MigStrategy, ...] = ("none", "single", "mixed")
 
 @dataclass(frozen=True, slots=True)
 class SimPluginConfig:
-    """A device plugin configuration (version v1), as far as it determines names and numbers of resources."""
+    """The part of a device plugin configuration (version v1) that determines names and numbers of resources."""
 
     mig_strategy: MigStrategy = "none"
     sharing: Literal["none", "time-slicing", "mps"] = "none"
@@ -165,7 +165,7 @@ def _device_list(value: JSONValue) -> None:
 
 
 def _is_device(value: JSONValue) -> bool:
-    """Whether the value selects a device: an index, a UUID, or null."""
+    """Whether the value can select a device: an index, a UUID, or null."""
     if type(value) is int:
         return 0 <= value < 2**64
     return value is None or (isinstance(value, str) and bool(_DEVICE.fullmatch(value)))

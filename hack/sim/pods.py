@@ -26,7 +26,7 @@ class DeviceHolder:
 
 
 class PodBook:
-    """The pods that hold GPU devices, by node, kept up to date by one watch of all pods."""
+    """A record of the pods that hold GPU devices, by node. One watch of all pods keeps it up to date."""
 
     def __init__(self) -> None:
         self._by_node: dict[str, dict[str, DeviceHolder]] = {}
@@ -57,7 +57,7 @@ class PodBook:
 
 
 class PodBookResources:
-    """`agent.podresources.PodResources` of one node, answered from the book."""
+    """The `agent.podresources.PodResources` of one node, which answers from the PodBook."""
 
     def __init__(self, book: PodBook, node: str) -> None:
         self._book = book
@@ -77,7 +77,8 @@ def _device_counts(pod: JSON) -> Counter[str]:
 
 
 def _holder(metadata: JSON, counts: Mapping[str, int]) -> DeviceHolder:
-    """Return the record of a pod with these devices and the memory of its annotation."""
+    """Return the DeviceHolder of a pod with these numbers of devices, and with the memory that its annotation
+    states."""
     memory = (metadata.get("annotations") or {}).get(ANNOTATION_MEMORY, "0")
     return DeviceHolder(metadata.get("namespace", ""), metadata["name"], counts, int(memory))
 

@@ -58,7 +58,7 @@ class Hang:
             self._end = None
 
     def wait(self) -> None:
-        """Block until the hang ends; return at once if there is none."""
+        """Block until the hang ends. Returns at once if there is no hang."""
         with self._lock:
             if (end := self._end) is None:
                 return
@@ -77,7 +77,7 @@ class CanHang(Protocol):
 
 
 class Readings:
-    """An `agent.background.Background` for calls that read these GPUs."""
+    """An `agent.background.Background` for calls that read the simulated GPUs."""
 
     def __init__(self, gpus: CanHang) -> None:
         self._gpus = gpus

@@ -22,7 +22,7 @@ class NodeLogin:
         self._token = ""
 
     async def access(self) -> Access:
-        """Return the address of `api`'s server."""
+        """Return the address and the TLS settings of `api`'s server."""
         return Access(self._api.url, self._tls)
 
     async def token(self) -> str | None:

@@ -21,8 +21,8 @@ def matcher(label_selector: str = "", field_selector: str = "") -> Matcher:
 
 
 def selects(selector: JSON | None, labels: dict[str, str]) -> bool:
-    """Whether a LabelSelector object, as in a PodDisruptionBudget, selects these labels: None selects nothing, {}
-    everything. Raises ValueError for an unknown operator."""
+    """Whether a LabelSelector object, as in a PodDisruptionBudget, selects these labels. None selects nothing, and an
+    empty selector everything. Raises ValueError for an unknown operator."""
     if selector is None:
         return False
     wanted = selector.get("matchLabels") or {}
@@ -33,8 +33,8 @@ def selects(selector: JSON | None, labels: dict[str, str]) -> bool:
 
 
 def _holds(operator: str, value: str | None, values: list[str]) -> bool:
-    """Whether a label's value, None if it is absent, satisfies a requirement. Raises ValueError for an unknown
-    operator."""
+    """Whether a label's value satisfies a requirement; `value` is None if the label is absent. Raises ValueError for
+    an unknown operator."""
     match operator:
         case "In":
             return value in values

@@ -117,11 +117,11 @@ class Clock:
         return int(self._wall + self.now() - self._origin)
 
     def rfc3339(self) -> str:
-        """Return the simulated time as Kubernetes writes it."""
+        """Return the simulated time in the format of Kubernetes, such as 2026-11-20T10:00:00Z."""
         return datetime.fromtimestamp(self.timestamp(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     async def sleep(self, seconds: float) -> None:
-        """Sleep for about this many simulated seconds, with jitter."""
+        """Sleep for this many simulated seconds, jittered by ±15 %."""
         await asyncio.sleep(seconds * self._random.uniform(0.85, 1.15) / self._factor)
 
     async def wait_for(self, event: asyncio.Event, seconds: float) -> bool:

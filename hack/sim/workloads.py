@@ -143,7 +143,8 @@ class Workloads:
             self._wake.set()
 
     async def _replace(self) -> None:
-        """Create the missing pods of each workload. A terminating pod counts as missing, as for a ReplicaSet."""
+        """Create the pods that each workload lacks. A terminating pod counts as missing, as it does for a
+        ReplicaSet."""
         for (namespace, name), workload in self._wanted.items():
             alive = [pod for pod in self._pods.values() if _belongs(pod, namespace, name) and _alive(pod)]
             for _ in range(workload.replicas - len(alive)):
