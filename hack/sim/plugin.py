@@ -232,7 +232,7 @@ def choose_key(label: str | None, keys: Sequence[str], default: str) -> str | No
     """Return the configuration key that config-manager loads: that of the node's label, or `default` if the label is
     missing or empty. If both are empty, the empty key stands for the built-in configuration.
 
-    Returns None if `keys` does not contain the key or is empty: config-manager then exits with status 1 (b.4; 0.19.3
+    Returns None if `keys` is empty or does not contain the key, where config-manager exits with status 1 (b.4; 0.19.3
     "no configuration files available").
     """
     if not keys:
