@@ -1,14 +1,15 @@
-"""Play every part of the project's check for `.ci/run`, and print a table of their status and seconds at the end.
+"""Run every part of the project's check for `.ci/run`, and at the end print a table with the status and the seconds of
+each.
 
-All parts are played, and the run fails when one of them fails or cannot run. LEAVE_OUT leaves a rung out on purpose
-(hack/required.py); CI sets it for nothing. The last line counts the tests of all parts.
+All parts are run, and the check fails if one of them fails or cannot run. LEAVE_OUT leaves a rung out on purpose
+(hack/required.py); CI never sets it. The last line counts the tests of all parts.
 
-Rungs 3 and 4 wait for programs most of the time, so each runs beside other parts. Tests that compute have as many
-workers as there are cores; those that wait for a control plane have more. The fault matrix comes last and alone, and
-always plays the same sample: no commit fails for a fault that the commit before would have met as well. A machine so
-slow that an hour has passed plays a third of it.
+Rungs 3 and 4 wait for programs most of the time, so each of them runs in parallel to other parts. Tests that compute
+have as many workers as there are cores; tests that wait for a control plane have more. The fault matrix runs last and
+alone. It always runs the same sample, so that no commit fails because of a fault that the commit before it would have
+met as well. If the machine is so slow that an hour has passed by then, it runs only a third of the sample.
 
-The system's Python runs this file before .venv exists, so it imports nothing but the standard library.
+The system's Python runs this file before .venv exists, so the file imports nothing but the standard library.
 """
 
 import asyncio
@@ -63,7 +64,7 @@ class Checks:
             await self._verb(name, "make", name, "WORKERS=logical")
         self._failed |= bool(await rung3)
         rung4 = self._beside("e2e", self._rung4)
-        # Processes are killed in several scenarios side by side (hack/sidebyside.py); each waits a third of its time.
+        # Several scenarios run in parallel (hack/sidebyside.py), because each spends a third of its time waiting.
         await self._verb("test-crash", "make", "test-crash", "WORKERS=4")
         await self._verb("test-cluster", "make", "test-cluster", "WORKERS=auto")
         self._failed |= bool(await rung4)

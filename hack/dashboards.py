@@ -440,7 +440,7 @@ def _panel(number: int, panel: Panel, place: dict[str, int]) -> dict[str, Any]:
     }
     if panel.stacked:
         defaults["custom"] = {"stacking": {"mode": "normal"}, "fillOpacity": 30}
-    # A count of nothing has no value. A stat shows 0 then instead of "No data".
+    # A count of nothing has no value. With this addition a stat shows 0 instead of "No data".
     expression = f"{panel.expression} or vector(0)" if panel.kind == "stat" else panel.expression
     target = {
         "refId": "A",

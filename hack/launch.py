@@ -54,7 +54,7 @@ def install_chart(kubeconfig: Path, *arguments: str) -> str:
     done = helm(
         {**os.environ, "KUBECONFIG": str(kubeconfig)},
         *("upgrade", "--install", "gpusharing", str(CHART), "-n", NAMESPACE, "--create-namespace"),
-        "--take-ownership",  # `make cluster` has applied the CRDs
+        "--take-ownership",  # `make cluster` may have applied the CRDs
         *("--set", "image.repository=gpu-sharing-operator"),  # kwok plays the pods, so nothing is pulled
         *arguments,
     )
@@ -231,8 +231,8 @@ def operator(
     kubeconfig: Path, directory: Path, factor: float, door: Door | None = None, /, **settings: str
 ) -> LaunchedProcess:
     """Prepare the shipped operator, with the shipped rights and logged in as its pod is, and return it as a process
-    that is not started yet. It calls the API server through `door`, or directly if that is None. `settings` are
-    added as variables GPUSHARING_<NAME>."""
+    that is not started yet. Its waits are divided by `factor`. It calls the API server through `door`, or directly
+    if that is None. `settings` are added as variables GPUSHARING_<NAME>."""
     environment = operator_environment(factor) | {
         f"GPUSHARING_{name.upper()}": value for name, value in settings.items()
     }

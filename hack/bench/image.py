@@ -55,7 +55,8 @@ def _copy(source: Path, target: Path) -> None:
 
 def operator(api: Api, directory: Path, factor: float, **settings: str) -> launch.LaunchedProcess:
     """Prepare the shipped operator, with the shipped rights and with the files and variables that every pod has, and
-    return it as a process that is not started yet. `settings` are added as variables GPUSHARING_<NAME>."""
+    return it as a process that is not started yet. Its waits are divided by `factor`. `settings` are added as
+    variables GPUSHARING_<NAME>."""
     site = directory / "site"
     make_site(site)
     token = service_account_token(api, launch.NAMESPACE, launch.SERVICE_ACCOUNT)

@@ -86,7 +86,7 @@ def account_kubeconfig(namespace: str, account: str, node: str | None) -> Path:
     Raises KubeconfigError if there is no such cluster or account; the message says what to do.
     """
     current, root = kubeconfig_path().resolve(), private_directory(state_root()).resolve()
-    # Beside the kubeconfig of a cluster of ours, so that both are removed with the cluster.
+    # Next to the kubeconfig if it belongs to a cluster of ours, so that both are removed with the cluster.
     folder = current.parent if current.is_relative_to(root) else root
     with open_api(current) as api:
         path = folder / f"{'-'.join(filter(None, (namespace, account, node)))}.kubeconfig"

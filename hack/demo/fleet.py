@@ -1,7 +1,7 @@
-"""The cast of the story: eleven nodes with 80 GPUs, four pools, the pods of five teams, and one PodDisruptionBudget.
+"""The fleet of the story: eleven nodes with 80 GPUs, four pools, the pods of five teams, and one PodDisruptionBudget.
 
-Pools A to D are those of the article that this operator answers. Its arithmetic is corrected: an instance of 1g.20gb
-uses two of the eight memory slices, so an 80 GB H100 holds four of them and not seven.
+Pools A to D are those of the article to which this operator is an answer. Its arithmetic is corrected: an instance of
+1g.20gb uses two of the eight memory slices, so an 80 GB H100 holds four of them and not seven.
 """
 
 import copy

@@ -401,5 +401,5 @@ class FaultProxy:
         """Disarm the trap, set `sprung`, and call the trap's function."""
         trap, self._trap = self._trap, None
         assert trap is not None, "only an armed trap springs"
-        self.sprung.set()  # before it acts, because whoever restarts what it kills clears the event
+        self.sprung.set()  # set before acting, because whoever restarts the killed process clears the event
         trap.act()

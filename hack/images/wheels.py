@@ -109,8 +109,8 @@ def install(wheels: Sequence[Path], architecture: str, tree: Path) -> None:
         site / "bin", ignore_errors=True
     )  # the scripts' first line has the path of this machine's Python
     for record in site.glob("*.dist-info"):
-        (record / "RECORD").unlink(missing_ok=True)  # lists those scripts
-        (record / "direct_url.json").unlink(missing_ok=True)  # a path of this machine
+        (record / "RECORD").unlink(missing_ok=True)  # it lists those scripts
+        (record / "direct_url.json").unlink(missing_ok=True)  # it contains a path of this machine
     (site / ".lock").unlink(missing_ok=True)
 
 

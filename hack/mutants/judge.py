@@ -114,7 +114,7 @@ class Side:
         pytest.main([*QUIET, *self.tests])
         sys.settrace(None)
         used = {code.co_filename for code, _ in lines if code.co_flags & inspect.CO_OPTIMIZED}
-        # In these files a function ran, and not only the body of the module or of a class.
+        # Files in which a function ran, and not only the body of the module or of a class.
         return sorted(
             (str(Path(code.co_filename).relative_to(self.root)), _scope_of(code.co_qualname), line)
             for code, line in lines

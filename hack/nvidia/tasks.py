@@ -133,7 +133,7 @@ class RestartedTask:
         """Start the task if it is not running and the pause since its last start has passed."""
         if self.task.alive():
             return
-        self.task.stop()  # clean up after the last one, so that the pod never sees an ended process while it waits
+        self.task.stop()  # clean up, so that other programs of the pod do not see an ended process during the pause
         now = time.monotonic()
         if now < self._not_before:
             return

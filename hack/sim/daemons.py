@@ -1,4 +1,4 @@
-"""The DaemonSet controller and the kubelet for three DaemonSets, where there are no controllers (FakeCluster)."""
+"""The DaemonSet controller and the kubelet for three DaemonSets, for a cluster without controllers (FakeCluster)."""
 
 import random
 from collections.abc import Mapping

@@ -53,7 +53,7 @@ def samples(devices: Sequence[DCGMValues], setup: SetUp) -> Iterator[tuple[str, 
     """Yield (metric name, labels as Prometheus stores them, value) for each device: first its engine activity, then
     its used memory. The label modelName is SIMULATED."""
     for device in devices:
-        target = {"namespace": "gpu-operator", "pod": "dcgm-exporter-x"}  # of the scrape
+        target = {"namespace": "gpu-operator", "pod": "dcgm-exporter-x"}  # labels of the scrape target
         labels = stored_labels(_exported_labels(device, setup), target, honor=setup.honor_labels)
         yield ACTIVE, labels, device.active
         yield USED, labels, float(device.memory_mib)

@@ -227,8 +227,8 @@ class FakeClient(KubeClient):
                     if event:
                         yield event
                 if wake.is_set():
-                    continue  # a bookmark must not skip changes that arrived meanwhile
-                # asyncio may end a wait early by its clock's resolution; a float of a day's seconds is as inexact.
+                    continue  # a bookmark must not skip changes that arrived in the meantime
+                # asyncio may end a wait early by its clock's resolution, and a float of a day's seconds is inexact too.
                 due = loop.time() + RESOLUTION >= bookmark_at
                 if not resource.bookmarks and due:
                     return  # the server ends a watch at its timeout; without bookmarks this one would only stay silent

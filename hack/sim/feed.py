@@ -1,5 +1,5 @@
-"""List and watch one kind without end, and deliver raw objects to a handler. Only for simulators, whose view must not
-depend on the Reflector that they test."""
+"""List and watch one kind without end, and deliver the raw objects to a handler. Only for simulators, whose view must
+not depend on the Reflector that they test."""
 
 import asyncio
 from collections.abc import Callable

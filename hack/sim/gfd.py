@@ -141,7 +141,7 @@ def _single(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str
     gpus = reading.gpus
     divided = next((gpu.product for gpu in gpus if gpu.mig_mode == "Enabled"), None)
     if divided is not None:
-        model = _model(reading, divided)  # GFD shows the first divided GPU's model, in any order of models
+        model = _model(reading, divided)  # GFD shows the model of the first divided GPU, whatever the turn
     try:
         name = single_profile(gpus)
     except PluginError:

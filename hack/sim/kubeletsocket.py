@@ -75,8 +75,8 @@ def allocatable(rows: Iterable[tuple[str, str]]) -> bytes:
 
 
 class Kubelet:
-    """A gRPC server with one answer for each method. It obeys flow control, so that large answers need
-    window updates."""
+    """A gRPC server that has one answer for each method. It obeys flow control, so that large answers need window
+    updates from the client."""
 
     def __init__(
         self,

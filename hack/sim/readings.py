@@ -2,8 +2,8 @@
 microseconds.
 
 A thread for each reading, as with a real library, would cost more than the reading, and its timing would depend on the
-machine. Only a reading that hangs on purpose gets one. As long as it hangs it is an open client of NVML, so the driver
-refuses the changes that it refuses beside any client.
+machine. Only a reading that hangs on purpose gets a thread. While it hangs it counts as an open NVML client, so the
+driver refuses the changes that it refuses while any client is open.
 
 A reading can also be changed on its way to the agent (ODDITIES), to simulate drivers and cards that differ from our
 table.
