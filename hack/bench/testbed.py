@@ -187,7 +187,7 @@ class Testbed:
         gone = set(node_names)
 
         def collected() -> bool:
-            """Wait a moment, and return whether none of the GPUNodes is left."""
+            """Wait for LOOK seconds, and return whether none of the GPUNodes is left."""
             time.sleep(LOOK)
             return not any(raw["metadata"]["name"] in gone for raw in self.api.list(GPUNODES))
 

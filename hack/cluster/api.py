@@ -132,7 +132,7 @@ class Api:
         return created
 
     def ensure(self, path: str, manifest: Object) -> None:
-        """POST an object to a collection. An existing object of the same name is left as it is."""
+        """POST an object to a collection. If an object of the same name exists (status 409), it is left unchanged."""
         try:
             self.create(path, manifest)
         except ApiError as error:

@@ -140,11 +140,8 @@ class ControlPlane:
         return self.directory / f"{name}.log"
 
     def kubectl(self, *arguments: str, kubeconfig: Path | None = None, stdin: str | None = None) -> str:
-        """Run kubectl, as admin unless `kubeconfig` is given, and return its standard output.
-
-        Raises:
-            subprocess.CalledProcessError: kubectl failed; `.stderr` says why.
-        """
+        """Run kubectl, as admin unless `kubeconfig` is given, and return its standard output. Raises
+        CalledProcessError if kubectl fails, with its error output in `.stderr`."""
         done = subprocess.run(
             [str(self.kubectl_program), *arguments],
             env=self.environment(kubeconfig),

@@ -32,7 +32,7 @@ class EmbeddedStage:
     )
 
     def __init__(self, environment: Embedded) -> None:
-        """Create the stage in a running environment; `embedded_stage` creates both."""
+        """Create the stage on a running environment; `embedded_stage` creates both."""
         self._environment = environment
         self.client: KubeClient = environment.cluster.client("person")
 

@@ -180,7 +180,7 @@ async def plan_comes_first(demo: Demo) -> None:
 
 
 def _plan_lines(plan: JSON) -> str:
-    """Return the plan for people, one field per line."""
+    """Return the plan in readable form, one field per line."""
     return "\n".join(
         f"{key}: {', '.join(value) if isinstance(value, list) else json.dumps(value).replace(chr(34), '')}"
         for key, value in plan.items()

@@ -105,7 +105,7 @@ class ProxiedWrite:
 
     @property
     def what(self) -> str:
-        """The method and the object, for people: `PATCH nodes/gpu-1`."""
+        """The method and the object in readable form: `PATCH nodes/gpu-1`."""
         parts = self.path.split("/")
         start = 3 if parts[1] == "api" else 4
         rest = parts[start:]

@@ -124,7 +124,7 @@ class RequestLost(Fault):
     """F4: the write never reaches the server."""
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call, unless it is a write that the fault hits, which is dropped."""
+        """Forward the call. A write that the fault hits is dropped instead, and gets no answer."""
         if not (call.is_write and self.concerns(call)):
             return await forward()
         self.hit()

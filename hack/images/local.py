@@ -208,7 +208,7 @@ def by_kind(trees: Sequence[Path]) -> dict[str, tuple[int, int, int]]:
 
 
 def table(sizes: Mapping[str, tuple[int, int, int]], whole: int) -> str:
-    """Return the sizes by kind as a table for people. `whole` is the size of all layers as they are transferred, in
+    """Return the sizes by kind as a plain-text table. `whole` is the size of all layers as they are transferred, in
     bytes."""
     rows = [f"  {'':26} {'files':>6} {'MB':>7} {'compressed':>11}"]
     rows += [

@@ -138,12 +138,9 @@ class NodeGpus:
     this machine alone."""
 
     def __init__(self, folder: Path, node: str, models: Sequence[str]) -> None:
-        """Create the simulated GPUs and the container runtime; the node need not be started.
-
-        Raises:
-            UnavailableError: there is no C compiler.
-            UnknownModelError: a model is not simulated.
-        """
+        """Create the simulated GPUs, one for each of `models`, and the container runtime; the node need not be
+        started. Raises UnavailableError if there is no C compiler, and UnknownModelError if a model cannot be
+        simulated."""
         self.simulator = Simulator.create(runtime.state_file(folder), models, seed=node)
         self.simulator.path.chmod(0o666)  # every user of the library writes to it
         gpus = self.simulator.show()["gpus"]

@@ -85,7 +85,7 @@ def _shown(reading: Reading, turn: int) -> Model:
 
 
 def _model(reading: Reading, product: str) -> Model:
-    """Return the model of this product. The reading must contain it."""
+    """Return the model of this product. Raises StopIteration if the reading does not contain it."""
     return next(model for model in reading.models if model.product == product)
 
 
