@@ -135,10 +135,10 @@ def _only_read() -> list[tuple[str, str]]:
     """Return name and version of each program that docs/design/nvidia.md says was read, without the releases that are
     also run."""
     text = (ROOT / NVIDIA_PAGE).read_text()
-    sentence = text.partition("Read in ")[2].partition("What was *seen*")[0]
+    sentence = text.partition("Read in ")[2].partition("*Seen* means")[0]
     run = {("mig-parted", version) for version in build.MIG_PARTED_PINS}
     run.add(("k8s-device-plugin", build.DEVICE_PLUGIN.version))
-    return [row for row in re.findall(r"([a-z0-9-]+) (v\d+\.\d+\.\d+)", sentence) if row not in run]
+    return [row for row in re.findall(r"([a-z0-9-]+)\s(v\d+\.\d+\.\d+)", sentence) if row not in run]
 
 
 def _kube_version() -> str:

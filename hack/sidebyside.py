@@ -91,8 +91,8 @@ def check_parameters(definition: pytest.Function) -> None:
 
 
 def check_names(items: Iterable[pytest.Item]) -> None:
-    """Raise UsageError if the name of a test shows a set or the address of an object, because the name would differ in
-    another process."""
+    """Raise UsageError for the first test whose parameters appear in its name as the address of an object or as a set
+    of several elements, because the name would differ in another process. Tests without parameters are not checked."""
     for item in items:
         call = getattr(item, "callspec", None)
         if call is None:

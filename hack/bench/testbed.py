@@ -212,8 +212,9 @@ class Testbed:
         return count(self.requests(span), claims)
 
     def wait_silent(self, seconds: float = 3.0, at_most: float = 60.0) -> None:
-        """Wait until the operator has written nothing but renewals of its Lease for `seconds`. Raises TimeoutError
-        after `at_most` seconds."""
+        """Wait for a span of `seconds` in which the operator writes nothing. The first span begins with this call, and
+        another one begins whenever a span has ended with writes in it. Renewals of the operator's Lease do not
+        count. Raises TimeoutError if there was no such span within `at_most` seconds."""
         span = self.span()
 
         def silent() -> bool:

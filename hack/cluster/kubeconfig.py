@@ -59,8 +59,10 @@ def kubeconfig_path(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def open_api(path: Path) -> Api:
-    """Return a client for the current context of a kubeconfig, whose user must have inline certificates or a token.
-    Raises KubeconfigError if the file does not exist, or its user logs in by other means, such as an exec plugin."""
+    """Return a client for the current context of a kubeconfig. The cluster must have its CA certificate inline, and
+    the user a token or an inline certificate and key; a token is preferred. Raises KubeconfigError if the file does
+    not exist, or if the user logs in by other means, such as an exec plugin. Other flaws of the file are not
+    translated: they raise YAMLError, KeyError or StopIteration."""
     try:
         document = yaml.safe_load(path.read_text())
     except FileNotFoundError:

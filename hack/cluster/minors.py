@@ -112,7 +112,8 @@ def _build(version: str, files: dict[str, str], out: Path) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment for Go, which may write the go.mod of the folder that it works in."""
+    """Return the environment variables for calls of Go: the user's, as `build_environment` changes them for a tool
+    without cgo and without a source folder. Go may then update the go.mod of the folder in which it is called."""
     return build_environment(ToolRecipe("kubernetes", "", (), (), ()))
 
 

@@ -48,8 +48,10 @@ class Component:
             raise ComponentError(f"{self.name} ended{code}; its last lines ({self.log}):\n{tail(self.log)}")
 
     def stop(self, *, kill: bool = False, patience: float = STOP_SECONDS) -> None:
-        """End the program and wait until it is gone: with SIGTERM and, after `patience` seconds, SIGKILL, or with
-        SIGKILL at once if `kill`. If this process started the program, its remaining children are killed as well."""
+        """End the program and wait until it is gone. Its process group gets SIGTERM and, if the program still runs
+        after `patience` seconds, SIGKILL; with `kill`, it gets SIGKILL at once. If this process started the
+        program, what is left of the group is killed as well, even if the program had already ended. If another
+        process started it, the wait ends `patience` seconds after SIGKILL, even if the program still runs."""
         for sign in (signal.SIGKILL,) if kill else (signal.SIGTERM, signal.SIGKILL):
             if not self.alive():
                 break

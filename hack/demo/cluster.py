@@ -117,7 +117,8 @@ class ClusterStage:
 
 
 def deployment(workload: SimWorkload) -> JSON:
-    """Return the manifest of a Deployment whose pods are those of the workload."""
+    """Return the manifest of a Deployment whose pods have the labels and the spec of the workload's pods, but not
+    their annotations."""
     pod = workload.body("")
     labels = pod["metadata"]["labels"]
     return {

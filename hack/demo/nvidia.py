@@ -102,8 +102,9 @@ def _wedge(screen: Screen, loop: NvidiaLoop, number: int) -> None:
 
 
 def _broken_gpu(screen: Screen, loop: NvidiaLoop, number: int) -> None:
-    """Make a GPU fail during a change, check that its node becomes Failed and stays cordoned, then repair the GPU and
-    request a retry."""
+    """Make a GPU fail during a change, and check that its node becomes Failed and stays cordoned while the other node
+    is changed. Then repair the GPU, request a retry, and check that the change succeeds. `number` is that of the
+    heading. Raises DemoFailed if a check fails, and TimeoutError if a state is not reached in time."""
     screen.heading(f"{number}. A GPU fails midway")
     loop.nodes[FAULTY].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", gpu=1)
     screen.command("kubectl apply -f -     # MIG single")

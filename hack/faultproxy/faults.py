@@ -293,7 +293,8 @@ class EventsSwallowed(WatchFault):
     _swallowed: set[OpenWatch] = field(default_factory=set)
 
     def over_at(self) -> float:
-        """Return when the watches have ended, or 0 if the fault has not begun."""
+        """Return the time from which the fault has no further effect, in the event loop's time (time.monotonic()):
+        half a second after the watches that lost events are to end. Return 0 if the fault has not begun."""
         return 0.0 if self.began is None else self.began + HEAL_SECONDS + 0.5
 
     async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:

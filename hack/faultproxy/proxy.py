@@ -367,8 +367,9 @@ class FaultProxy:
         return self._faults
 
     def _note(self, call: Incoming, answer: ProxiedAnswer) -> None:
-        """Log a write that the server has answered, and number it if it counts. Then spring the trap if it waits for
-        this write, and begin the faults that wait for its answer."""
+        """Log a write that the server has answered, and number it if it counts. A write does not count if it only
+        concerns who holds a Lease, or if the server refused it; an eviction that a budget refuses counts all the
+        same. Then spring the trap if it waits for the answer to this write, and begin the faults that wait for it."""
         counts = call.number > 0 and (answer.status < 400 or answer.status == BLOCKED)
         if counts:
             self._count += 1

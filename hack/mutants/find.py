@@ -69,8 +69,10 @@ def _deciding(slips: Mapping[str, Slip]) -> dict[str, Sequence[str]]:
 
 
 def _watched(slips: Collection[Slip]) -> dict[str, list[str]]:
-    """Run the tests in the slips' files in this process. Returns the ids of the tests in which each operand decides,
-    by the slip's name."""
+    """Run the tests of the slips' files in this process, and record which operands decide their conditions. Each slip
+    drops one operand of a condition. Return, by the name of a slip, the ids of the tests in which the value of that
+    operand decides the condition; a slip without such a test may be missing. The probes that record this stay in
+    the slips' modules until the process ends."""
     watch = Deciding(slips)
     pytest.main([*QUIET, *RUNGS, *sorted({path for slip in slips for path in slip.look})], plugins=[watch])
     return watch.tests

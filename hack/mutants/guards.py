@@ -25,7 +25,8 @@ class Guard:
 
     @property
     def path(self) -> Path:
-        """The path of the module's source."""
+        """The path of the module's source file. To find it, the packages that contain the module are imported. Raises
+        AssertionError if they have no such module, and ModuleNotFoundError if a package does not exist."""
         spec = find_spec(self.module)
         assert spec is not None, self.module
         assert spec.origin is not None, self.module

@@ -120,8 +120,8 @@ def present(gpu: GPU) -> Target:
 
 
 def generated(reading: Reading) -> str:
-    """Return the YAML file that mig-manager >= 0.14 generates from the hardware; an empty string if no card has a MIG
-    profile (a.10)."""
+    """Return the text of the YAML file that mig-manager from v0.14 on generates from the cards of a node
+    (docs/design/nvidia.md#a10). Empty if none of the cards is known to have MIG profiles."""
     return _generated(tuple(model.product for model in reading.models))
 
 

@@ -141,7 +141,7 @@ def test_a_version_of_which_the_changelog_says_nothing_is_refused(
 ) -> None:
     target, log = tmp_path / "chart", released(tmp_path, "## Unreleased")
     assert main(["registry.test/x", DIGEST, "--target", str(target), "--changelog", str(log)]) == 1
-    assert "needed: a section ## 0.1.0 with a line per change" in capsys.readouterr().err
+    assert "add a section ## 0.1.0 with a line per change" in capsys.readouterr().err
     assert not target.exists()
 
 

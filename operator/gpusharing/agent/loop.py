@@ -237,9 +237,10 @@ class AgentLoop:
             raise RestartNeeded(error)
 
     def _current_allotment(self, holdings: Holdings | None) -> Allotment | None:
-        """Return who has how much of the GPUs now, for the meter, or None if that is unknown: `holdings` is None,
-        nothing was read yet, or the kubelet no longer reports the allocatable devices. Policy and phase are the ones
-        that the operator publishes, which is accurate enough for a bill; no decision depends on them."""
+        """Return who has how much of the GPUs now, for the meter, and remember it; while nothing has changed, the
+        remembered allotment is returned. Return None if it is unknown: `holdings` is None, nothing was read yet, or
+        the kubelet no longer reports the allocatable devices. Policy and phase are the ones that the operator
+        publishes, which is accurate enough for a bill; no decision depends on them."""
         if self.reading is None or holdings is None:
             return None
         policy, phase = self._shown

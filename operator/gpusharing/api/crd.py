@@ -64,8 +64,8 @@ class _Generator(GenerateJsonSchema):
     """Also shows defaults that come from a factory: `{}` for an object whose fields have defaults of their own."""
 
     def get_default_value(self, schema: core_schema.WithDefaultSchema) -> Any:
-        """Return the default of a field. If a class makes it, that is `{}`; if another function makes it, NoDefault,
-        so that it is not shown."""
+        """Return the default of a field as the schema shows it. For a default that a factory makes, return `{}` if the
+        factory is a class, and NoDefault if it is any other function; such a default is not shown."""
         if "default_factory" not in schema:
             return super().get_default_value(schema)
         factory: Any = schema["default_factory"]

@@ -120,13 +120,16 @@ class Executor:
     async def execute(
         self, plan: RolloutPlan, snapshot: ClusterSnapshot, unseen: Set[str] = frozenset()
     ) -> Outcome:
-        """Make the shared writes first. Then carry out the actions of the nodes, nodes concurrently, the actions of
-        one node in order.
+        """Make the shared writes first. Then carry out the actions of the nodes: nodes concurrently, those in flight
+        first, and the actions of one node in order. The actions of a node end at the first that fails or that
+        depends on a shared write that was not made, or once the node has changed since the plan. Calls about a node
+        or a shared object are left out while they are suspended after a failure, or while an earlier call about it
+        has not ended. A call that takes too long continues in the background.
 
         `unseen`: the nodes that were `under_way` when the snapshot was begun. The plan was made without the results of
         those calls, so these nodes are left to the next pass, even if the calls have ended since.
 
-        Raises only a group of errors that concern all calls.
+        Failed calls are recorded in `calls`. Raises only a group of errors that concern all calls.
         """
         outcome = Outcome()
         self._evictor.forget(snapshot)
@@ -196,7 +199,9 @@ class Executor:
             return False
 
         async def write(_: str) -> None:
-            """Make the write, and set `calls.write_error` if a ConfigMap cannot be written."""
+            """Make the write. If it is that of a ConfigMap, set `calls.write_error`: to the error if the server
+            refused the write or if it has failed several times in a row, otherwise to an empty string. A failure is
+            recorded, not raised, unless it concerns all calls."""
             error = await self._attempt(subject, action, snapshot, outcome)
             if isinstance(action, WriteConfig):
                 failure = self.calls.failures.get(subject)

@@ -83,9 +83,10 @@ class LoopParts:
             self.wake.set()
 
     async def count_pending(self) -> None:
-        """Count the pods that wait for a GPU every `pending_period` seconds while this process leads and all sources
-        can be read, and wake the loop when a number has changed. Runs until canceled. A count that fails is logged and
-        tried again."""
+        """Count the Pending pods that request a GPU, once in every `pending_period` seconds. A round is skipped unless
+        this process leads and all sources can be read. If the number of pods for some GPU resource has changed,
+        wake the loop. If a count fails with a KubeError, log that and count again in the next round. Runs until
+        canceled."""
         pending = self.gatherer.pending
         while True:
             if self.leader.is_leader and not self.sources.missing():

@@ -214,8 +214,10 @@ class LeaderLease:
         return False
 
     async def _renew(self) -> bool:
-        """Renew the Lease and return True. After a Conflict, which a lost answer or somebody's edit can cause, the
-        Lease is read and written once more. Raises LeaseLost if another process holds it, and KubeErrors."""
+        """Renew the Lease and return True. If it was deleted, it is created again. After a Conflict, which a lost
+        answer or somebody's edit can cause, the Lease is read and written once more. Raises LeaseLost, after
+        calling `on_lost`, if we no longer lead or another process holds the Lease. KubeErrors, a second Conflict
+        among them, are raised."""
         self.must_lead()
         try:
             await self._write({"renewTime": self._time()})

@@ -47,8 +47,9 @@ _PERSISTENT = ("persistentVolumeClaim", "ephemeral")
 
 
 def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None) -> str:
-    """Return, as a clause, the first rule that excludes the pod from the node; empty if no rule that is evaluated here
-    does. `labels` are the labels that the node will have; None stands for its present ones."""
+    """Return, as a clause, the first rule that excludes the pod from the node. Empty if none of these rules does: the
+    pod's node selector, then its required node affinity, then the node's taints, except for TRANSIENT_TAINTS, such
+    as that of a cordon. `labels` are the labels that the node will have, or None to use those that it has now."""
     spec = section(pod, "spec")
     labels = texts(part(node, "metadata", "labels")) if labels is None else labels
     for key, value in sorted(texts(spec.get("nodeSelector")).items()):

@@ -220,7 +220,9 @@ def _progress(node: NodeStatus, paper: Paper) -> str:
 def as_data(
     pools: Sequence[PoolStatus], unowned: Sequence[NodeStatus], where: str, now: datetime
 ) -> dict[str, Any]:
-    """Return all pools as plain data, for JSON and YAML. `where` is the name of the context."""
+    """Return all pools as plain data, for JSON and YAML. `where`, the name of the context, is added, and so are the
+    names of the nodes in `unowned`, which have GPUs and no policy, and of all nodes with SIMULATED GPUs. `now` is
+    the time from which the seconds that a change may still take are estimated."""
     return {
         "context": where,
         "pools": [_pool_data(pool, now) for pool in pools],

@@ -85,8 +85,9 @@ def advise(answers: AdviceAnswers) -> Advice:
 
 
 def _whole(answers: AdviceAnswers) -> Advice | None:
-    """Advise a whole GPU if the memory that a workload needs, with headroom, exceeds half of the card's; return None
-    otherwise. If it exceeds all of the card's memory, the advice says how many GPUs the workload needs."""
+    """Return the advice to give each workload a whole GPU, if the memory that it needs, including headroom, exceeds
+    half of the card's memory; otherwise return None. If it exceeds all of the card's memory, the advice says how
+    many GPUs the workload needs. The card must have memory of its own."""
     need, have = answers.memory * HEADROOM, memory_of(answers.card)
     if need <= have / 2:
         return None

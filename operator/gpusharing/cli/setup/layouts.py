@@ -84,8 +84,8 @@ def _notes(answer: LegalLayouts, paper: Paper) -> list[Line]:
 
 
 def draw(layout: Layout, profiles: Sequence[Profile], paper: Paper) -> Line:
-    """Return a picture of one card from its first memory unit to its last. Empty if the placements of its instances
-    are unknown."""
+    """Return a picture of one card with this layout, from its first memory unit to its last. Empty if the layout has
+    no instances, if a card with these profiles cannot hold it, or if the placements of its instances are unknown."""
     sizes = {profile.name: profile.size for profile in profiles}
     units = max((max(profile.starts) + profile.size for profile in profiles if profile.starts), default=0)
     fit = find_fit(layout, profiles)

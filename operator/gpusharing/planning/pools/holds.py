@@ -147,7 +147,9 @@ class Wait:
 
     @staticmethod
     def for_hold(hold: Finding) -> "Wait":
-        """Return the wait of candidates whose pool is held back by `hold`."""
+        """Return what candidates wait for while `hold` keeps every node of their pool from starting: a wait with the
+        reason and the message of `hold`, and with the phase that belongs to this reason. It does not count as a
+        wait for a slot."""
         return Wait(hold, hold.reason.waiting_phase, for_room=False)
 
     def verdict(self, case: NodeCase) -> Verdict:

@@ -27,8 +27,10 @@ def find_batches(policy: PolicyView) -> int:
 
 
 def explain_halt(policy: PolicyView, failed: Sequence[str], most: int) -> str:
-    """Return why no further node starts, with the command that lets the rollout go on, or an empty string if nodes may
-    start. `failed` has the failed nodes of this generation as messages name them; `most` is maxFailures."""
+    """Return the message that no further node starts, with the command that lets the rollout go on. Empty if nodes may
+    start: if fewer nodes have failed in this generation than maxFailures and the policy's annotation
+    gpusharing.dev/resume allow together. `failed` has these nodes, named as the message shows them, and `most` is
+    maxFailures."""
     batches = find_batches(policy)
     if len(failed) < most * (1 + batches):
         return ""
@@ -41,8 +43,8 @@ def explain_halt(policy: PolicyView, failed: Sequence[str], most: int) -> str:
 
 
 def read_value(message: str) -> str:
-    """Return the value of the annotation in the command of a message from `explain_halt`. Empty if the message has no
-    such command."""
+    """Return the value of the annotation in the command at the end of a message from `explain_halt`. A message without
+    such a command is returned unchanged."""
     return message.rpartition(f" {names.ANNOTATION_RESUME}=")[2]
 
 

@@ -147,8 +147,9 @@ def try_wave(
 
 
 def _stay_blocked(candidate: Candidate, look: Look, again: Container[str], chosen: Selection) -> None:
-    """Put the verdict of a blocked node of a wave into `chosen`. If the node is in `again`, its pods are listed once
-    more in the next pass, unless they were listed in this one."""
+    """Put the verdict of a blocked node of a wave into `chosen`, together with `look`, which later passes need. If the
+    node is in `again` and its pods were not listed in this pass, the verdict requests that the next pass lists
+    them."""
     case = candidate.case
     unlisted = candidate.pods is None and case.node.name in again
     chosen.put(case, blocked(case, look, again=unlisted), look)

@@ -593,8 +593,9 @@ def render(symptoms: Iterable[Symptom], unseen: Unseen) -> list[str]:
 
 
 def conclude(what: str, *, unseen: bool, errors: int) -> str:
-    """Return the conclusion whether the thing called `what` can work, as a sentence without its period. `unseen`:
-    whether a part of it could not be read. `errors`: the number of errors found."""
+    """Return a sentence, without its period, that says whether the thing called `what`, such as `installation`, can
+    work. If `errors`, the number of errors found, is not 0, it cannot. Otherwise it can; if a part of it could not
+    be read (`unseen`), the sentence limits this to what could be checked."""
     if errors:
         return f"This {what} cannot work as it is"
     return f"As far as could be checked, this {what} can work" if unseen else f"This {what} can work"

@@ -368,8 +368,9 @@ class Server:
 
     @property
     def removal(self) -> str:
-        """The command that removes it. If it would be created again, or if its removal would remove other things too,
-        it is a command that only shows it."""
+        """The command that removes the DaemonSet: `helm uninstall` if a Helm release installed it, else `kubectl
+        delete`. Without a release, the DaemonSet of the DRA driver, whose removal would remove other things too,
+        and one whose owner would create it again get a command that only shows the DaemonSet."""
         if self.release:
             return f"helm uninstall {self.release} -n {self.release_namespace}"
         if self.dra or self.owned:

@@ -130,8 +130,13 @@ def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
 def _begin(
     case: FencedCase, assessed: Assessed, goal: Target, idle: FreshReading | None, *, again: bool = False
 ) -> Verdict:
-    """Return the verdict that passes the PNR. `idle` is the reading that proved the node idle, or None for a plugin
-    restart. `again`: the last run is repeated."""
+    """Return the verdict of a node that is to pass the PNR now. Its only action is one PATCH, which writes the labels
+    for `goal` and moves the fence to the stage `actuating`. The verdict also says whether the next pass needs the
+    node's pods.
+
+    `idle` is the reading that proved the node idle. For a plugin restart it is None, and then mig-manager's label is
+    not written. `again` says whether the last run is repeated; the number of the attempt is then kept.
+    """
     message = f"changing to {goal.text}"
     verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message)
     action = _actuate(case, assessed, goal, idle, again=again)

@@ -143,8 +143,9 @@ def _pending(case: FencedCase) -> str:
 
 
 def _paused_for_long(case: FencedCase) -> str:
-    """Return the message that operands are still paused after success, for longer than a run would need, else an empty
-    string."""
+    """Return the message that mig-manager reports success but operands are still paused, if `wedge_paused` seconds
+    have passed since the PNR or the last restart of mig-manager, which is longer than a run needs. Otherwise return
+    an empty string."""
     return _paused(case) if _waited(case) >= case.settings.wedge_paused else ""
 
 

@@ -162,7 +162,8 @@ def _is_being_divided(node: NodeView) -> bool:
 
 
 def uses_mps(node: NodeView, observed: ObservedView, stack: StackView) -> bool:
-    """Whether an MPS daemon serves the node's GPUs, or is configured to."""
+    """Whether the device plugin of the node is configured to share GPUs by MPS, or an MPS daemon serves one of the
+    GPUs already. The latter is concluded from the compute mode of the GPUs in the agent's report."""
     return is_told_mps(node, stack) or any(gpu.compute_mode == EXCLUSIVE for gpu in observed.hardware.kinds)
 
 
@@ -176,7 +177,8 @@ def has_gpu(node: NodeView) -> bool:
 
 
 def _no_gpu(node: NodeView, observed: ObservedView | None) -> Finding | None:
-    """Return a Finding if the labels, the resources and the agent's report all show no NVIDIA GPU, else None."""
+    """Return a Finding if neither the labels of the node, nor its resources, nor the agent's report show an NVIDIA
+    GPU, else None. If the agent has not reported yet, the labels and the resources decide."""
     if has_gpu(node) or (observed is not None and observed.gpus):
         return None
     return Finding(
