@@ -58,7 +58,7 @@ def test_a_node_in_the_middle_of_a_change_ends_it_with_status_1_and_its_name(
 ) -> None:
     done = asked(installed, helm, tmp_path)
     assert (done.returncode, done.stderr) == (1, "")
-    assert done.stdout.startswith("NOT UNINSTALLED: 1 node(s)")
+    assert done.stdout.startswith("NOT UNINSTALLED: 1 node is")
     assert f"{fenced}: policy pool-b" in done.stdout
 
 
