@@ -138,15 +138,12 @@ class Sources:
         self.settings, plan, admin = settings, settings.plan, settings.admin_maps
         self._read_maps = {plan.plugin_config_map, plan.mig_config_map, admin.plugin, admin.mig}
         self._our_maps: set[str] = set()
-        """UIDs of ConfigMaps with a mark of ours. They are recorded at every event, because somebody may remove the
-        mark soon after."""
+        """UIDs of ConfigMaps with a mark of ours, kept even if somebody removes the mark soon after."""
         pods, namespace = settings.agent_namespace or plan.namespace, plan.gpu_operator_namespace
         self._shown: dict[str, str] = {}
-        """Transition and conditions of each GPUNode as JSON, by name. JSON takes a fifth of the memory, and is parsed
-        only before a write."""
+        """Transition and conditions of each GPUNode by name, as JSON, which takes a fifth of the memory."""
         self._reports: dict[str, int] = {}
-        """A hash of the agent's report in each GPUNode, by name. Most versions of an object have the same report as
-        the one before."""
+        """A hash of the agent's report in each GPUNode, by name, because most versions repeat the report."""
         self.policies = PolicyCache(client, restores)
         self._node = partial(node_view, maintenance_keys=settings.maintenance_keys)
         self.nodes = self._follow(NODES, self._node)

@@ -1,7 +1,6 @@
-"""Decides whether this installation can work. Takes what was read from a cluster and returns symptoms, each with the
-command that corrects it; all functions are pure.
+"""Decides whether an installation can work, from what was read of a cluster. Pure.
 
-`helm test` and `kubectl gpusharing doctor` both use this module, so that they report the same.
+`helm test` and `kubectl gpusharing doctor` report the same symptoms from here, each with the command that corrects it.
 """
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence, Set
