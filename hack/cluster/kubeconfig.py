@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from hack.cache import write_private
-from hack.cluster.api import Api, Credentials, Object
+from hack.cluster.api import Api, ApiError, Credentials, Object
 
 CLUSTER_NAME = "gpusharing-dev"
 
@@ -97,6 +97,8 @@ def _decoded(text: str) -> bytes:
 
 
 LIFETIME_SECONDS = 7 * 24 * 3600
+NODE_BINDING = "ServiceAccountTokenNodeBinding"
+"""The feature gate that an API server names when it refuses to bind a token to a Node. Its default is on since 1.31."""
 
 
 def service_account_token(api: Api, namespace: str, name: str, *, bound_to: Object | None = None) -> str:
@@ -112,12 +114,25 @@ def service_account_token(api: Api, namespace: str, name: str, *, bound_to: Obje
 
 
 def node_bound_token(api: Api, namespace: str, name: str, node: str) -> str:
-    """Request a token for a service account that is bound to a Node. It carries the claim
-    `authentication.kubernetes.io/node-name`. A kubelet requests pod-bound tokens, which carry the same claim
-    (`pod_bound_token`)."""
+    """Request a token for a service account that carries the claim `authentication.kubernetes.io/node-name`, because
+    it is bound to the Node. Kubernetes 1.30 refuses to bind tokens to Nodes. There the token is bound to a pod of the
+    account on the node instead, as the tokens are that kubelets request.
+
+    Raises ApiError: with status 404 if the Node or the service account does not exist, and with status 400 if the
+    server refuses and no such pod runs on the node.
+    """
     uid = api.get(f"/api/v1/nodes/{node}")["metadata"]["uid"]
     bound_to = {"apiVersion": "v1", "kind": "Node", "name": node, "uid": uid}
-    return service_account_token(api, namespace, name, bound_to=bound_to)
+    try:
+        return service_account_token(api, namespace, name, bound_to=bound_to)
+    except ApiError as error:
+        if NODE_BINDING not in error.message:
+            raise
+        running = f"spec.nodeName={node},spec.serviceAccountName={name},status.phase=Running"
+        pods = api.list(f"/api/v1/namespaces/{namespace}/pods", fieldSelector=running)
+        if not pods:
+            raise
+    return pod_bound_token(api, namespace, pods[0]["metadata"]["name"])
 
 
 def pod_bound_token(api: Api, namespace: str, pod: str) -> str:

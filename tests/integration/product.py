@@ -354,7 +354,7 @@ class Pool:
             wait_until(condition, SECONDS, what, poll=POLL)
         except TimeoutError as error:
             shown = show() if show else self.api.get(self.path).get("status")
-            raise TimeoutError(f"{error}; there is {json.dumps(shown)[:3000]}") from None
+            raise TimeoutError(f"{error}; there is {json.dumps(shown, default=sorted)[:3000]}") from None
 
     def remove(self) -> None:
         """Delete policies, workloads and nodes, in the order in which nothing holds anything up."""
