@@ -200,7 +200,7 @@ async def test_a_pod_that_waits_for_a_change_is_told_which_pool_will_serve_it_an
     (service,) = told.data["services"]
     assert (service["pool"], service["now"], service["after"]) == ("pool-b", 0, 4)
     assert service["but"].startswith(
-        "not before the changes are done; Blocked: gpu-1 was cordoned by somebody else"
+        "not before the changes are done; Blocked: gpu-1 was cordoned by someone else"
     )
 
 

@@ -67,7 +67,7 @@ async def test_a_node_that_somebody_else_works_on_uses_up_the_budget_for_both(
         begin(scene, "gpu-1", mark)
         scene.apply(SLICED, rollout=at_once(1))
         shown = await scene.reason("gpu-1", "ForeignMaintenance")
-        assert shown["message"].startswith(f"{who} works on gpu-1")
+        assert shown["message"].startswith(f"{who} is working on gpu-1")
         await scene.reason("gpu-2", "BudgetFull")
         assert scene.node_writes() == {}
         end(scene, "gpu-1", unmark)
@@ -84,7 +84,7 @@ async def test_a_node_that_somebody_has_marked_and_not_yet_cordoned_counts_too(
         scene.person("gpu-1", mark)
         scene.apply(SLICED, rollout=at_once(1))
         shown = await scene.reason("gpu-1", "ForeignMaintenance")
-        assert shown["message"].startswith(f"{who} works on gpu-1")
+        assert shown["message"].startswith(f"{who} is working on gpu-1")
         full = await scene.reason("gpu-2", "BudgetFull")
         assert f"to be unavailable at once ({who} has begun to work on gpu-1); waiting" in full["message"]
         assert scene.node_writes() == {}
@@ -291,7 +291,7 @@ async def test_a_node_that_carries_a_key_of_the_admins_is_left_alone_until_it_go
         scene.person("gpu-1", mark)
         scene.apply(SLICED)
         transition = await scene.reason("gpu-1", "ForeignMaintenance")
-        assert transition["message"].startswith(f"somebody ({kind} {KEY}) works on gpu-1")
+        assert transition["message"].startswith(f"somebody ({kind} {KEY}) is working on gpu-1")
         assert scene.node_writes()["gpu-1"] == 0
         scene.person("gpu-1", lift)
         await scene.ready(seconds=HOUR)

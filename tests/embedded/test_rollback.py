@@ -104,7 +104,7 @@ async def test_after_a_way_back_that_fails_nothing_is_written_before_a_retry() -
         await scene.e.until(lambda: goes_back(scene), "the way back", HOUR)
         scene.e.software.inject("gpu-1", "refuse")
         held = await scene.phase("gpu-1", "Failed")
-        assert "the way back to 7x1g.10gb failed too" in held["message"]
+        assert "the rollback to 7x1g.10gb failed too" in held["message"]
         mark = scene.mark()
         await asyncio.sleep(1200)
         assert scene.cordoned("gpu-1")

@@ -324,7 +324,7 @@ async def test_five_attempts_that_were_given_up_ask_for_a_person_and_stop_nobody
         scene.e.cluster.faults.on_write = lambda write, when: lift(scene, write, when)
         scene.apply(SLICED, rollout=at_once(1))
         transition = await scene.reason("gpu-1", "NeedsAttention", seconds=DAY)
-        assert "attempt 5 was given up (UncordonedExternally)" in transition["message"]
+        assert "attempt 5 was abandoned (UncordonedExternally)" in transition["message"]
         await scene.phase("gpu-2", "Synced")
         scene.e.cluster.faults.on_write = lambda write, when: None
         await scene.ready(seconds=DAY)

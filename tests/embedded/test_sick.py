@@ -114,7 +114,7 @@ def test_a_node_that_cannot_be_cured_is_failed_once_its_time_is_up_and_names_the
         assert 0 < node.hits <= 100, "once a minute at most, a conflict three times"
         if cure.startswith("the log"):
             assert node.transition["reason"] == "ActuatorFailed"
-            assert "its pod's log says why" in node.transition["message"]
+            assert "see the log of its pod" in node.transition["message"]
             assert node.hits <= 8, "it is asked for more and more seldom"
             continue
         action = "RestartOperand" if cure.startswith("the deletion") else "UpdateFence"

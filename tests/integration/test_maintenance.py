@@ -50,7 +50,7 @@ def test_a_maintenance_of_each_kind_is_watched_and_its_end_lets_the_change_start
         who = begin(pool, kind)
         pool.apply(SLICED)
         message = pool.wait_phase("Blocked", "ForeignMaintenance")
-        assert message == f"{who} works on {pool.nodes[0]}; waiting until it is done"
+        assert message == f"{who} is working on {pool.nodes[0]}; waiting until it has finished"
         assert product.writes("nodes", pool.nodes[0], since) == []
         pool.api.delete(f"{KINDS[kind][0]}/{pool.name}")
         pool.wait_synced()

@@ -187,7 +187,8 @@ def test_the_cordon_of_a_proven_node_on_which_somebody_else_works_is_remembered_
     action = only(verdict)
     assert (verdict.phase, verdict.reason) == (Phase.UNCORDONING, Reason.CORDON_KEPT)
     assert (
-        verdict.message == "2x3g.40gb proven; kured works on gpu-07; our cordon is lifted when that is done"
+        verdict.message
+        == "2x3g.40gb proven; kured is working on gpu-07; the operator uncordons the node when that is done"
     )
     assert action.verified is not None, "the proof does not wait for anybody"
     assert action.labels[names.LABEL_UPGRADE_SKIP] is None, "our marks would keep the other one away"
@@ -231,7 +232,7 @@ def test_a_lifted_cordon_is_put_back_until_the_proof() -> None:
 
 def test_a_failed_node_tells_why_as_far_as_the_log_could_be_read() -> None:
     case = changing(labels=FAILED)
-    assert "; its pod's log says why. The node stays cordoned" in after_pnr(case).message
+    assert "; see the log of its pod. The node stays cordoned" in after_pnr(case).message
     told = after_pnr(replace(case, mig_failure="Error creating GPU instance: ERROR_IN_USE")).message
     assert ": Error creating GPU instance: ERROR_IN_USE. The node stays cordoned" in told
 

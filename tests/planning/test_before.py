@@ -131,9 +131,9 @@ def test_what_holds_a_node_up_past_a_drain_that_is_held_waits_for_no_moment_and_
         held = before_pnr(fenced_again(case, fence=replace(FENCE, deadline=late)))
         assert (held.phase, held.reason, held.actions) == (Phase.CORDONED, reason, ())
         assert (held.wake, held.deadline) == (None, None), "the clock ends nothing any more"
-        assert "drain.timeout goes on" not in held.message
+        assert "drain.timeout keeps running" not in held.message
         assert (
-            "drain.onTimeout is Hold: the node stays cordoned until this passes or somebody ends"
+            "drain.onTimeout is Hold, so the node stays cordoned until this is resolved. To abort"
             in held.message
         )
 

@@ -76,8 +76,8 @@ def test_that_a_cordon_stays_is_told_while_the_release_fails_because_no_later_pa
     failing = named(KEPT, refused, NOW)
     assert (failing.phase, failing.reason) == (KEPT.phase, Reason.CORDON_KEPT)
     assert failing.message == (
-        "the cordon stays. This waits for a call that fails: Release failed: denied; it is retried with"
-        " increasing delays"
+        "the cordon stays. This step waits for a call that keeps failing: Release failed: denied; the call is retried"
+        " with increasing delays"
     )
     assert named(failing, refused, NOW) is failing, "the failure is named once"
     restored = replace(KEPT, reason=Reason.DELETING, message="the policy is being deleted")
@@ -215,7 +215,7 @@ def test_while_the_policies_may_be_old_nothing_starts_or_takes_a_slot_and_it_say
     plan = plan_rollout(replace(snapshot, policies_error=LISTING, call_failures=failures), NOW)
     verdict = plan.verdicts["gpu-07"]
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.PENDING, reason, ())
-    assert verdict.message == f"{LISTING}; no node starts meanwhile"
+    assert verdict.message == f"{LISTING}; until this is resolved, no node starts its change"
     assert not [action for action in plan.shared if isinstance(action, SetClaims)]
 
 
@@ -225,7 +225,10 @@ def test_while_a_view_is_too_old_for_a_point_of_no_return_no_node_starts() -> No
     plan = plan_rollout(replace(snapshot, view_ages={"ConfigMaps": OLD_VIEW + 1}), NOW)
     verdict = plan.verdicts["gpu-07"]
     assert (verdict.phase, verdict.actions) == (Phase.PENDING, ())
-    assert verdict.message == "what is known of ConfigMaps is old; no node starts meanwhile"
+    assert (
+        verdict.message
+        == "what is known of ConfigMaps is old; until this is resolved, no node starts its change"
+    )
     assert plan.wake_at == at(60), "no event may tell when it is known again"
     assert not [action for action in plan.shared if isinstance(action, SetClaims)]
 

@@ -117,5 +117,5 @@ def test_a_way_back_to_mps_is_gone_only_where_the_daemon_would_hear_of_it(versio
     assert [action.fence.rolls_back for action in verdict.actions if isinstance(action, UpdateFence)] == [
         True
     ] * goes
-    assert ("it leads to MPS, and no label turns on MPS" in verdict.message) is not goes
+    assert ("the last proven mode is MPS, and no label can enable MPS" in verdict.message) is not goes
     assert (verdict.phase is Phase.FAILED) is not goes

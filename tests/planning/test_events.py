@@ -102,8 +102,8 @@ TRANSITIONS: dict[str, tuple[Verdict, Verdict, list[tuple[str, str, str]]]] = {
     ),
     "our cordon stays for somebody else": (
         VERIFYING,
-        verdict(Phase.UNCORDONING, Reason.CORDON_KEPT, "gpu-08", "kured works on gpu-08"),
-        [("Warning", "CordonKept", "gpu-08: kured works on gpu-08")],
+        verdict(Phase.UNCORDONING, Reason.CORDON_KEPT, "gpu-08", "kured is working on gpu-08"),
+        [("Warning", "CordonKept", "gpu-08: kured is working on gpu-08")],
     ),
     "a node is as wanted before its change began": (
         replace(PENDING, disruption=DisruptionClass.RESET),

@@ -32,7 +32,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 OTHER = make_policy("other", drain={"unmanagedPods": "Evict"})
 UNREAD = replace(OTHER, spec=None, problems=(Problem("spec.drain.rules[0].behavior", "unknown"),))
 FAULT = TypeError("unsupported operand")
-UNKNOWN = "The rules of its node are not known, and may keep it: "
+UNKNOWN = "The drain rules of its node are unknown and may forbid its eviction: "
 RANK = "a rank of a JobSet"
 
 
@@ -89,7 +89,9 @@ def test_a_policy_that_nobody_can_judge_may_forbid_anything() -> None:
     why = members(after)["gpu-08"].unruled
     assert why is not None
     assert why.reason is Reason.POLICY_NOT_JUDGED
-    assert why.message.startswith(f"{UNKNOWN}policy other cannot be judged: TypeError: unsupported operand")
+    assert why.message.startswith(
+        f"{UNKNOWN}policy other cannot be evaluated: TypeError: unsupported operand"
+    )
 
 
 def test_a_node_in_a_change_has_the_rules_of_the_policy_that_changes_it() -> None:

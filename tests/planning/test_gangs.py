@@ -140,7 +140,7 @@ def test_a_drain_says_which_gangs_end_with_its_pods() -> None:
     view = make_gang_view({"gpu-07": [HERE], "gpu-08": [make_pod("rank-1", gang=GANG)]})
     verdict = before_pnr(drained(work=make_work(HERE, gangs=(view,))))
     assert verdict.message == (
-        "1 GPU pod left to go, which ends JobSet team-a/train, 2 pods (1 on gpu-07, 1 on gpu-08)"
+        "1 GPU pod left to go, which interrupts JobSet team-a/train, 2 pods (1 on gpu-07, 1 on gpu-08)"
     )
 
 

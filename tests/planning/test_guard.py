@@ -203,8 +203,8 @@ def test_a_policy_that_nobody_can_judge_stops_only_its_own_nodes(
             left = plan.verdicts[name]
             assert (left.phase, left.reason, left.actions) == (Phase.BLOCKED, Reason.POLICY_NOT_JUDGED, ())
             assert (left.policy, left.candidate, left.wants_pods) == ("pool-b", False, False)
-            assert left.message.startswith(f"policy pool-b cannot be judged: ArithmeticError: {FAULT} (")
-            assert left.message.endswith("; the node is left exactly as it is")
+            assert left.message.startswith(f"policy pool-b cannot be evaluated: ArithmeticError: {FAULT} (")
+            assert left.message.endswith("; the node is left unchanged")
         assert any(isinstance(action, FenceNode) for action in plan.verdicts["gpu-03"].actions)
         assert plan.objections.keys() == {"pool-b"}
         claims = next(action.claims for action in plan.shared if isinstance(action, SetClaims))
@@ -219,7 +219,7 @@ def test_no_node_starts_by_windows_that_nobody_can_follow_and_other_policies_go_
     for name in ("gpu-01", "gpu-02"):
         held = plan.verdicts[name]
         assert (held.phase, held.reason) == (Phase.BLOCKED, Reason.POLICY_NOT_JUDGED)
-        assert held.message.startswith(f"policy pool-b cannot be judged: ArithmeticError: {FAULT} (")
+        assert held.message.startswith(f"policy pool-b cannot be evaluated: ArithmeticError: {FAULT} (")
     assert plan.objections["pool-b"].reason is Reason.POLICY_NOT_JUDGED
     assert any(isinstance(action, FenceNode) for action in plan.verdicts["gpu-03"].actions)
 

@@ -209,5 +209,5 @@ def test_nobody_takes_a_lost_gpu_for_idle_when_the_target_changes_midway() -> No
     )
     verdict = after_pnr(case)
     assert (verdict.phase, verdict.reason) == (Phase.VERIFYING_IDLE, Reason.GPU_STILL_BUSY)
-    assert "GPU 0 does not answer" in verdict.message
+    assert "GPU 0 does not respond" in verdict.message
     assert not any(isinstance(action, Actuate) for action in verdict.actions)

@@ -102,7 +102,7 @@ def test_no_pod_is_asked_to_leave_while_what_is_known_of_the_nodes_is_old() -> N
     assert [type(action) for action in before_pnr(pods).actions] == [Evict]
     old = before_pnr(replace(pods, old_views="nodes"))
     assert (old.phase, old.reason, old.actions) == (Phase.DRAINING, Reason.OBSERVATION_PENDING, ())
-    assert "none is evicted until the API server sends news of nodes" in old.message
+    assert "no pod is evicted until the API server sends updates about nodes" in old.message
     assert (old.pods, old.wants_pods) == (2, True)
     assert old.wake is not None
     assert before_pnr(replace(gone, old_views="nodes")).reason is Reason.PODS_LEAVING
@@ -230,12 +230,14 @@ def test_a_node_that_is_given_back_because_of_a_process_names_it() -> None:
     busy = before_pnr(fenced(gpunode=silent(gpus=(make_gpu(processes=("python",)),)), fence=late))
     assert (busy.phase, busy.reason) == (Phase.ABORTING, Reason.GPU_STILL_BUSY)
     assert busy.message == (
-        "the pods are gone, but the node was not proven idle in time and was restored: no pod holds a GPU, yet GPU 0"
+        "the pods are gone, but the node was not proven idle in time, so it was restored: no pod has a GPU, but GPU 0"
         " is used by python"
     )
     silence = before_pnr(fenced(gpunode=silent(), fence=late))
     assert (silence.phase, silence.reason) == (Phase.ABORTING, Reason.DRAIN_TIMEOUT)
-    assert silence.message == "the pods are gone, but the node was not proven idle in time and was restored"
+    assert (
+        silence.message == "the pods are gone, but the node was not proven idle in time, so it was restored"
+    )
 
 
 def test_nvidias_own_mps_daemons_do_not_count_as_busy() -> None:

@@ -143,7 +143,7 @@ def test_a_failed_node_is_handed_to_the_policy_that_owns_it_now() -> None:
     verdict = judged(case)
     assert verdict.phase is Phase.FAILED
     assert heirs(verdict) == [replace(case.node.fence, policy="heir")], "what failed was no run of the heir"
-    assert "Policy heir owns the node now and takes it over" in verdict.message
+    assert "Policy heir now owns the node and takes over its change" in verdict.message
 
 
 def test_a_failed_node_stays_with_its_policy_where_no_other_owns_it() -> None:

@@ -80,7 +80,7 @@ KEPT: dict[str, tuple[Member, str]] = {
     ),
     "it was left to somebody else": (
         away("a", fence=replace(make_fence(), stage="yielded"), unschedulable=True, foreign="kured"),
-        "kured works on a",
+        "kured is working on a",
     ),
     "somebody has marked it": (away("a", foreign="kured"), "kured has begun to work on a"),
 }

@@ -115,7 +115,7 @@ def test_a_label_that_somebody_wrote_over_is_set_again_once_the_node_is_proven_i
     """NVIDIA's GPU Operator writes all-disabled where it finds no label (docs/design/nvidia.md#d1)."""
     told = after_pnr(changing(labels=labels, now=now))
     assert told.message.startswith("nvidia.com/mig.config is ")
-    assert told.message.endswith("somebody changed it; setting it again")
+    assert told.message.endswith("someone changed it; setting it again")
     action = only(after_pnr(changing(labels=labels, fence=replace(OWED, attempt=2), **proven_idle(now))))
     assert action.labels[MIG_CONFIG] == FENCE.target_mig_config
     assert action.fence.restart_uid == "", "a mig-manager that rests takes up the value by itself"

@@ -112,7 +112,7 @@ def test_the_taint_stays_and_the_reason_says_so_while(case: NodeCase, reason: Re
     verdict = judged(case)
     assert verdict.reason is reason
     assert verdict.message.startswith(
-        "no workload starts here before it is proven (taint gpusharing.dev/unproven): "
+        "no workload starts on this node until it is proven (taint gpusharing.dev/unproven): "
     )
     assert not any(isinstance(action, LabelNode) and action.verified for action in verdict.actions)
 
@@ -132,13 +132,14 @@ def test_a_node_with_an_unhealthy_gpu_keeps_the_taint_though_its_layout_is_right
 UNSEEN: dict[str, tuple[tuple[FinderState, ...], str]] = {
     "it may not run there": (
         (FinderState("nfd-worker", "gpu-operator", False, "[]"),),
-        "; if it has one: DaemonSet nfd-worker of Node Feature Discovery does not tolerate gpusharing.dev/unproven,"
-        " which would find it; run: helm upgrade gpu-operator nvidia/gpu-operator -n gpu-operator",
+        ". If it has one, it is not detected, because DaemonSet nfd-worker of Node Feature Discovery does not tolerate"
+        " gpusharing.dev/unproven; run: helm upgrade gpu-operator nvidia/gpu-operator -n gpu-operator",
     ),
     "nobody can see whether it may": (
         (),
-        "; if it has one, the worker of Node Feature Discovery must tolerate gpusharing.dev/unproven to find it, which"
-        " cannot be checked: its DaemonSet is not in namespace gpu-operator, the only one whose DaemonSets are read",
+        ". If it has one, the worker of Node Feature Discovery must tolerate gpusharing.dev/unproven to detect it. The"
+        " operator cannot check that: its DaemonSet is not in namespace gpu-operator, the only one that the operator"
+        " reads",
     ),
 }
 
@@ -171,7 +172,7 @@ def test_a_node_that_nvidias_pods_keep_off_is_told_with_the_one_command() -> Non
     verdict = judged(make_case(MIXED, node=GATED, stack=stack))
     assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.TAINT_NOT_TOLERATED)
     assert verdict.message.endswith(
-        "run (it restarts those pods on every node): kubectl patch clusterpolicy cluster-policy --type merge -p"
+        "run (this restarts those pods on every node): kubectl patch clusterpolicy cluster-policy --type merge -p"
         ' \'{"spec":{"daemonsets":{"tolerations":[{"key":"nvidia.com/gpu","operator":"Exists"},'
         '{"key":"gpusharing.dev/unproven","operator":"Exists","effect":"NoSchedule"}]}}}\''
     )
@@ -182,14 +183,14 @@ WORKER = FinderState("nfd-worker", "gpu-operator", False, GPU)
 KEPT_OFF: dict[str, tuple[dict[str, Any], str, str]] = {
     "our agent": (
         {"intolerant_agents": "gpusharing-agent"},
-        "DaemonSet gpusharing-agent does not tolerate gpusharing.dev/unproven, so its pods stay off gpu-07",
+        "DaemonSet gpusharing-agent does not tolerate gpusharing.dev/unproven, so its pods cannot run on gpu-07",
         'kubectl -n gpusharing-agent patch daemonset gpusharing-agent --type json -p \'[{"op":"add","path":'
         '"/spec/template/spec/tolerations/-","value":{"key":"gpusharing.dev/unproven","operator":"Exists",'
         '"effect":"NoSchedule"}}]\'',
     ),
     "the worker of Node Feature Discovery": (
         {"finders": (replace(WORKER, name="fine", tolerates_gate=True), WORKER)},
-        "DaemonSet nfd-worker of Node Feature Discovery does not tolerate gpusharing.dev/unproven, so its pods stay",
+        "DaemonSet nfd-worker of Node Feature Discovery does not tolerate gpusharing.dev/unproven, so its pods",
         "helm upgrade gpu-operator nvidia/gpu-operator -n gpu-operator --reuse-values --set-json"
         ' \'node-feature-discovery.worker.tolerations=[{"key":"nvidia.com/gpu","operator":"Exists"},'
         '{"key":"gpusharing.dev/unproven","operator":"Exists","effect":"NoSchedule"}]\'',
@@ -205,7 +206,7 @@ def test_a_node_that_others_who_prove_it_are_kept_off_is_told_with_the_one_comma
     verdict = judged(make_case(MIXED, node=GATED, stack=stack))
     assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.TAINT_NOT_TOLERATED)
     assert said in verdict.message
-    assert verdict.message.endswith(f"; run (it restarts those pods on every node): {command}")
+    assert verdict.message.endswith(f". To fix it, run (this restarts those pods on every node): {command}")
     assert judged(make_case(MIXED, stack=stack)).candidate, "without the taint nobody is told"
 
 

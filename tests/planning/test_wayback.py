@@ -173,7 +173,7 @@ def test_the_node_then_goes_to_what_was_proven_and_not_to_what_the_policy_wants(
     turned = only(after_pnr(failing())).fence
     verdict = after_pnr(failing(fence=turned, now=61))
     assert verdict.wants_pods, "it is proven idle anew"
-    assert verdict.message.startswith("going back after a failure: ")
+    assert verdict.message.startswith("rolling back after a failure: ")
     assert verdict.wanted == "2x3g.40gb"
 
 
@@ -246,7 +246,7 @@ def going_back(now: float = 200, state: str = "failed") -> FencedCase:
 
 
 def test_a_change_that_fails_on_its_way_back_is_held() -> None:
-    assert "the way back to 4x shared failed too" in held(going_back())
+    assert "the rollback to 4x shared failed too" in held(going_back())
 
 
 LEFT: dict[str, Callable[[FencedCase], FencedCase]] = {
@@ -266,14 +266,14 @@ def test_where_no_way_back_is_left_the_message_has_the_command_for_another_try(
     verdict = after_pnr(left(going_back(state="success")))
     assert (verdict.phase, verdict.reason) == (Phase.FAILED, Reason.ROLLING_BACK)
     assert (
-        f"To try 2x3g.40gb again: kubectl annotate node gpu-07 --overwrite {names.ANNOTATION_RETRY}=again"
+        f"To try 2x3g.40gb again, run: kubectl annotate node gpu-07 --overwrite {names.ANNOTATION_RETRY}=again"
         in (verdict.message)
     )
 
 
 def test_what_was_proven_last_and_failed_now_is_not_gone_back_to() -> None:
     case = failing(was=MIXED, gpunode=answering(VERIFY, MIXED))
-    assert "what was proven last is what failed" in held(case)
+    assert "the layout that failed is also the last one proven on this node" in held(case)
 
 
 def test_while_mig_manager_still_works_nothing_is_turned_back() -> None:
@@ -312,7 +312,7 @@ def test_a_node_whose_label_another_controller_has_taken_goes_back_where_that_is
 
 def test_a_plugin_restart_that_would_have_to_drain_to_go_back_is_held() -> None:
     fence = replace(FENCE, disruption=DisruptionClass.PLUGIN_RESTART)
-    assert "the way back needs an idle node" in held(failing(fence=fence, node={"unschedulable": False}))
+    assert "the rollback needs an idle node" in held(failing(fence=fence, node={"unschedulable": False}))
 
 
 TURNS: dict[str, Callable[[FencedCase], FencedCase]] = {
@@ -332,7 +332,7 @@ def test_a_node_on_its_way_back_turns_to_the_policys_layout_after(
 ) -> None:
     verdict = after_pnr(turn(going_back()))
     assert verdict.wants_pods, "it is proven idle, for a run to the other layout"
-    assert "going back" not in verdict.message
+    assert "rolling back" not in verdict.message
 
 
 STAYS: dict[str, PolicyView] = {
@@ -349,7 +349,7 @@ def test_a_new_generation_that_asks_for_nothing_turns_no_node_round(policy: Poli
     found = case.assessment
     assert isinstance(found, Assessed)
     now = replace(found, policy=policy)
-    assert "the way back to 4x shared failed too" in held(replace(case, assessment=now))
+    assert "the rollback to 4x shared failed too" in held(replace(case, assessment=now))
 
 
 def test_an_edit_before_the_deletion_does_turn_it_round() -> None:

@@ -89,12 +89,12 @@ def test_while_the_marker_is_there_nothing_is_done_whatever_the_time() -> None:
 
 @pytest.mark.parametrize(
     ("waits", "said"),
-    [(False, "kured works on gpu-07"), (True, "kured has not finished with gpu-07")],
+    [(False, "kured is working on gpu-07"), (True, "kured has not finished with gpu-07")],
     ids=["at work", "stopped in the middle, or nobody can tell"],
 )
 def test_it_says_how_far_the_other_one_is(waits: bool, said: str) -> None:
     message = yielded(aside(node={"foreign": "kured", "foreign_waits": waits})).message
-    assert message == f"{said}; our cordon is lifted when that is done"
+    assert message == f"{said}; the operator uncordons the node when that is done"
 
 
 def test_a_node_whose_marker_only_waits_again_is_given_back() -> None:
@@ -116,7 +116,7 @@ def test_the_cordon_of_a_proven_node_is_lifted_when_the_other_one_is_done_and_no
     waiting = yielded(aside(fence=proven, node={"foreign": "kured"}))
     assert (waiting.phase, waiting.reason) == (Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE)
     verdict = yielded(aside(fence=proven))
-    assert verdict.message == "nobody else works on gpu-07 any more; it is returned to service"
+    assert verdict.message == "nobody else is working on gpu-07 any more; it is returned to service"
     action = released(verdict)
     assert (action.uncordon, action.labels) == (True, {names.LABEL_MODE: "mig"})
     assert action.deferred is None, "there is no next try"
@@ -147,8 +147,8 @@ def test_no_other_cordon_is_lifted(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("foreign", "said"),
     [
-        ("", "nobody else works on gpu-07 any more; it is restored"),
-        ("kured", "our cordon on gpu-07 is gone; what happens next is up to kured"),
+        ("", "nobody else is working on gpu-07 any more; it is restored"),
+        ("kured", "someone uncordoned gpu-07; kured decides what happens next"),
     ],
     ids=["nobody", "somebody"],
 )

@@ -64,9 +64,9 @@ def start_anew(case: FencedCase) -> Verdict:
     and fenced again later with a cordon. A node that is being rolled back is Failed instead, because only its fence
     records the failure."""
     if goes_back(case):
-        message = "the way back needs an idle node, and this one is in use"
+        message = "the rollback needs an idle node, but this one is in use"
         return case.verdict(Phase.FAILED, Reason.ROLLING_BACK, message)
-    message = "the change now needs an idle node; it starts over with a drain"
+    message = "the change now needs an idle node, so it starts over with a drain"
     labels, annotations = unmarked(case.fence, case.node)
     verdict = case.verdict(Phase.ABORTING, Reason.PODS_LEAVING, message)
     failed = remembered(case, Reason.PODS_LEAVING)
@@ -108,10 +108,10 @@ def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
     if case.fence.stage == "actuating" and phase is Phase.PREFLIGHT:
         phase = Phase.RECONFIGURING
     if case.node.deleting:
-        message = f"{case.node.name} is being deleted; no change begins on it"
+        message = f"{case.node.name} is being deleted; no change starts on it"
         return case.verdict(phase, Reason.NODE_NOT_READY, message)
     if case.old_views:
-        message = f"waiting for news of {case.old_views} from the API server: what is known of them is old"
+        message = f"waiting for updates about {case.old_views} from the API server, because the cached ones are stale"
         return case.verdict(phase, Reason.OBSERVATION_PENDING, message, wake=next_poll(case))
     # A repeated run of the first step towards MPS leads to whole GPUs, so objections to the final target do not apply.
     gates = PROPAGATION if again and goal is not assessed.target else (*AIM, *PROPAGATION)

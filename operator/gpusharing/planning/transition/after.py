@@ -78,7 +78,7 @@ def _in_time(case: FencedCase, verdict: Verdict) -> Verdict:
     if reason is Reason.ACTUATION_IN_PROGRESS:
         reason = Reason.ACTUATOR_STUCK
     known = Mark.TURNS_BACK in verdict.reason.marks
-    late = _failed(case, Finding(reason, f"{verdict.message}; time is up"), known=known)
+    late = _failed(case, Finding(reason, f"{verdict.message}; timed out"), known=known)
     if late.phase is not Phase.FAILED:
         return late
     wake = verdict.wake if verdict.wake is not None and verdict.wake > case.now else None
@@ -126,7 +126,10 @@ def _other_node(case: FencedCase, reason: Reason) -> Verdict | None:
     """Return a Failed verdict if the fence belongs to an earlier Node of this name, else None."""
     if case.fence.node_uid == case.node.uid:
         return None
-    message = "the fence belongs to an earlier node of this name; check the node, then remove the annotation"
+    message = (
+        "the fence belongs to an earlier Node with this name; check the node, then run:"
+        f" kubectl annotate node {case.node.name} {names.ANNOTATION_FENCE}-"
+    )
     return case.verdict(Phase.FAILED, reason, message)
 
 
@@ -135,7 +138,8 @@ def _no_policy(case: FencedCase, reason: Reason) -> Verdict | None:
     if case.assessment is not None:
         return None
     message = (
-        f"policy {case.fence.policy} is gone and no policy owns the node; it stays fenced until one does"
+        f"policy {case.fence.policy} was deleted and no other policy owns the node; the node stays fenced until one"
+        " does"
     )
     return case.verdict(Phase.FAILED, reason, message)
 
@@ -145,7 +149,7 @@ def _uncordoned(case: FencedCase, reason: Reason) -> Verdict | None:
     new cordon prove nothing."""
     if not case.fence.disruption.cordons or case.node.unschedulable:
         return None
-    message = "somebody lifted the cordon before a good layout was proven; it is put back"
+    message = "someone uncordoned the node before a good layout was proven; the operator cordons it again"
     verdict = case.verdict(Phase.RECONFIGURING, reason, message)
     # What was seen before this cordon proves nothing, and pods that arrived before it need not tolerate it.
     return verdict.then(UpdateFence(case.node, replace(case.fence, since=case.now), cordon=True))
@@ -176,7 +180,7 @@ def _refused(case: FencedCase, reason: Reason) -> Verdict | None:
     if not isinstance(assessment, Refused):
         return None
     if Mark.MOMENTARY in assessment.objection.reason.marks:
-        message = f"{assessment.objection.message}; the node stays fenced, and its proof continues when that is over"
+        message = f"{assessment.objection.message}; the node stays fenced, and its proof continues once this has ended"
         return case.verdict(Phase.VERIFYING, assessment.objection.reason, message)
     message = f"{assessment.objection.message}; the node stays fenced until the policy gives it a layout"
     return case.verdict(Phase.FAILED, assessment.objection.reason, message)
@@ -324,7 +328,9 @@ def _changed(aimed: _Aimed, reason: Reason) -> Verdict | None:
 def _changed_late(aimed: _Aimed) -> Verdict:
     """Return the verdict that records a run towards a target that was set after the deadline. The run gets a new
     deadline."""
-    message = f"the spec changed after the deadline; the node now goes to {aimed.assessed.target.text}"
+    message = (
+        f"the spec changed after the deadline; the node is now being changed to {aimed.assessed.target.text}"
+    )
     return aimed.owe(Reason.ACTUATION_IN_PROGRESS, message, attempt=1, failed=True)
 
 
@@ -358,14 +364,14 @@ def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
     `turn_back`. `known`: the present state of the node was read.
     """
     if was_asked_again(case) and isinstance(case.assessment, Assessed):
-        verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "trying again")
+        verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "trying again on request")
         return verdict.then(owe(case, case.assessment, attempt=1, failed=True))
     back = turn_back(case, mismatch, known=known)
     if isinstance(back, Verdict):
         return back
-    kept = "The node stays cordoned; when" if case.fence.disruption.cordons else "When"
+    kept = "The node stays cordoned. Once" if case.fence.disruption.cordons else "Once"
     retry = retry_command(case.node.name, case.fence.retry)
-    message = f"{mismatch.message}{back and '; '}{back}. {kept} the cause is gone: {retry}"
+    message = f"{mismatch.message}{back and '; '}{back}. {kept} the cause is fixed, run: {retry}"
     verdict = case.verdict(Phase.FAILED, mismatch.reason, message)
     request = verify_request(case) if mismatch.reason is Reason.ACTUATOR_FAILED else None
     return (
@@ -410,9 +416,16 @@ def _release(case: FencedCase, target: Target, policy: PolicyView) -> Verdict:
     uncordon = may_uncordon(case)
     kept = node.unschedulable and not uncordon
     reason = Reason.CORDON_KEPT if kept else Reason.SYNCED
-    why_kept = tell_wait(case) if aside is not None else "the cordon is not only ours and stays"
+    why_kept = (
+        tell_wait(case)
+        if aside is not None
+        else "the node stays cordoned, because the operator is not the only one that cordoned it"
+    )
     message = f"{target.text} proven" + (f"; {why_kept}" if kept else "")
     if goes_back(case):
-        reason, message = Reason.ROLLED_BACK, f"{message}; the node went back to it: {fence.failure}"
+        reason, message = (
+            Reason.ROLLED_BACK,
+            f"{message}; the node was rolled back to it after a failure: {fence.failure}",
+        )
     release = Release(node, uncordon, labels, proven(case, target, policy), annotations, fence=aside)
     return case.verdict(Phase.UNCORDONING, reason, message).then(release)

@@ -60,8 +60,8 @@ def _next_step(case: FencedCase) -> Verdict:
     if not isinstance(assessment, Assessed):
         return _held_up(case, Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
     if _holds(assessment.spec):
-        goes_on = "" if outlasts(case) else ", and drain.timeout goes on"
-        message = f"spec.rollout.paused holds the change: no further pod is evicted{goes_on}"
+        goes_on = "" if outlasts(case) else ", but drain.timeout keeps running"
+        message = f"spec.rollout.paused suspends the change: no further pod is evicted{goes_on}"
         return _held_up(case, Reason.PAUSED, message)
     if not case.fence.disruption.cordons:
         return run(case, assessment)
@@ -69,7 +69,7 @@ def _next_step(case: FencedCase) -> Verdict:
         return escalated
     settled = case.fence.since + timedelta(seconds=case.settings.settle)
     if case.now < settled:
-        message = "cordoned; pods that were just being bound may still appear"
+        message = "cordoned; pods that were scheduled just before may still appear"
         return case.verdict(Phase.CORDONED, Reason.SETTLING, message, wake=settled)
     return _begin_jobs(case) or run(case, assessment)
 
@@ -83,8 +83,9 @@ def _held_up(case: FencedCase, reason: Reason, message: str) -> Verdict:
     if not case.fence.jobs:
         if outlasts(case):
             text = (
-                f"{message}; drain.timeout is over and drain.onTimeout is Hold: the node stays cordoned until this"
-                f" passes or somebody ends the change ({names.ANNOTATION_ABORT}={case.fence.op} on the Node)"
+                f"{message}; drain.timeout has expired and drain.onTimeout is Hold, so the node stays cordoned until"
+                f" this is resolved. To abort the change, run: kubectl annotate node {case.node.name}"
+                f" {names.ANNOTATION_ABORT}={case.fence.op}"
             )
             return case.verdict(Phase.CORDONED, reason, text)
         return case.verdict(Phase.CORDONED, reason, message, wake=_next_limit(case))
@@ -107,7 +108,7 @@ def _begin_jobs(case: FencedCase) -> Verdict | None:
     ends_now = fence.deadline == NEVER and until != NEVER
     if fence.jobs and until <= fence.deadline and not ends_now:
         return None
-    message = "the node is cordoned and its jobs are given time to finish"
+    message = "the node is cordoned, and its jobs have time to finish"
     verdict = case.verdict(Phase.WAITING_FOR_JOBS, Reason.JOBS_RUNNING, message)
     return _set_clock(case, plan, verdict, replace(fence, jobs=True, deadline=until))
 
@@ -120,7 +121,7 @@ def _end_jobs(case: FencedCase) -> Verdict | None:
     spec = case.assessment.policy.spec if case.assessment is not None else None
     if not fence.jobs or spec is None or plan is None or plan.holders < 0 or plan.jobs_until is not None:
         return None
-    verdict = case.verdict(Phase.DRAINING, Reason.PODS_LEAVING, "no job is left to wait for")
+    verdict = case.verdict(Phase.DRAINING, Reason.PODS_LEAVING, "no jobs are left to wait for")
     deadline = case.now + parse_duration(spec.drain.timeout)
     return _set_clock(case, plan, verdict, replace(fence, jobs=False, deadline=deadline))
 
@@ -163,14 +164,16 @@ def find_ending(case: FencedCase) -> Verdict | None:
 def _other_node(case: FencedCase) -> str:
     """Return the message that the fence belongs to an earlier Node of this name, or an empty string if it belongs to
     this one."""
-    return "the fence belongs to an earlier node of this name" if case.fence.node_uid != case.node.uid else ""
+    return (
+        "the fence belongs to an earlier Node with this name" if case.fence.node_uid != case.node.uid else ""
+    )
 
 
 def _node_going(case: FencedCase) -> str:
     """Return the message that the Node is being deleted, or an empty string if it is not."""
     if not case.node.deleting:
         return ""
-    return f"{case.node.name} is being deleted; the change is given up, and the cordon stays until the node is gone"
+    return f"{case.node.name} is being deleted; the change is abandoned, and the cordon stays until the Node is gone"
 
 
 def _policy_going(case: FencedCase) -> str:
@@ -178,20 +181,20 @@ def _policy_going(case: FencedCase) -> str:
     neither."""
     if case.assessment is not None and not case.assessment.policy.deleting:
         return ""
-    return f"policy {case.fence.policy} was deleted, or is being deleted; the node is restored"
+    return f"policy {case.fence.policy} was deleted or is being deleted; the node is restored"
 
 
 def _asked_to_end(case: FencedCase) -> str:
     """Return the message that a person asked to give this very change up, or an empty string if nobody did."""
     requested = case.node.abort == case.fence.op
-    return f"given up by {names.ANNOTATION_ABORT}; evicted pods are not brought back" if requested else ""
+    return f"aborted by {names.ANNOTATION_ABORT}; evicted pods are not brought back" if requested else ""
 
 
 def _paused(case: FencedCase) -> str:
     """Return the message that the policy is paused and aborts changes in flight, or an empty string if it does not."""
     policy = case.assessment.policy.spec if case.assessment is not None else None
     aborts = policy is not None and policy.rollout.paused and policy.rollout.when_paused == "Abort"
-    return "spec.rollout.paused and whenPaused Abort: the node is restored" if aborts else ""
+    return "spec.rollout.paused is true and whenPaused is Abort, so the node is restored" if aborts else ""
 
 
 def _unapproved(case: FencedCase) -> str:
@@ -209,7 +212,7 @@ def _unapproved(case: FencedCase) -> str:
     other = another or policy.generation != fence.version.generation
     if fence.approved and not another:
         other = isinstance(assessment, Assessed) and owed_for(assessment.target) != fence.approved
-    return "the policy was changed, and its new plan needs an approval; the node is restored" if other else ""
+    return "the policy has changed and its new plan needs approval; the node is restored" if other else ""
 
 
 def _other_owner(case: FencedCase) -> str:
@@ -246,7 +249,7 @@ def _as_wanted(case: FencedCase) -> str:
     knows."""
     assessment = case.assessment
     as_wanted = isinstance(assessment, Assessed) and assessment.mismatch is None
-    return "the node is already as wanted; nothing is left to change" if as_wanted else ""
+    return "the node already matches its target, so nothing is left to change" if as_wanted else ""
 
 
 def _now_cordons(case: FencedCase) -> str:
@@ -261,7 +264,7 @@ def _now_cordons(case: FencedCase) -> str:
 def _uncordoned(case: FencedCase) -> str:
     """Return the message that somebody lifted our cordon, or an empty string if nobody did."""
     lifted = case.fence.disruption.cordons and not case.node.unschedulable
-    return "somebody lifted the cordon during the drain; the change is given up" if lifted else ""
+    return "someone uncordoned the node during the drain; the change is abandoned" if lifted else ""
 
 
 def _barred(case: FencedCase) -> str | Finding:
@@ -275,7 +278,11 @@ def _foreign(case: FencedCase) -> str:
     """Return the message that somebody else has begun to work on the node, or an empty string if nobody has. Work that
     only waits for its turn does not count: our marks keep it away until the change is done."""
     node = case.node
-    return f"{node.foreign} began to work on the node; the cordon stays for it" if node.foreign_works else ""
+    return (
+        f"{node.foreign} started working on the node; the cordon stays in place for it"
+        if node.foreign_works
+        else ""
+    )
 
 
 def _unhealthy(case: FencedCase) -> str:
@@ -367,10 +374,10 @@ def _time_out(case: FencedCase) -> str | Finding:
     """Return the message that the change is given up at its deadline, with what kept it from succeeding. It is a
     Finding if processes still used a GPU after the pods were gone."""
     if case.drain is not None and case.drain.idle:
-        text = "the pods are gone, but the node was not proven idle in time and was restored"
+        text = "the pods are gone, but the node was not proven idle in time, so it was restored"
         busy = last_busy(case)
         return Finding(Reason.GPU_STILL_BUSY, f"{text}: {busy}") if busy else text
-    text = "the drain was given up at its deadline and the node restored; evicted pods are not brought back"
+    text = "the drain timed out and the node was restored; evicted pods are not brought back"
     lines = explain_blockers(case.drain.blockers) if case.drain is not None else ()
     return f"{text}: {lines[0]}" if lines else text
 

@@ -65,9 +65,12 @@ def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | 
         return verdict
     starts = any(isinstance(action, FenceNode) for action in verdict.actions)
     phase = Phase.PENDING if starts else verdict.phase  # nothing has begun
-    reason, message = Reason.CALL_FAILED, f"{failure.message}; it is retried with increasing delays"
+    reason, message = Reason.CALL_FAILED, f"{failure.message}; the call is retried with increasing delays"
     if verdict.reason is Reason.CORDON_KEPT:
-        reason, message = verdict.reason, f"{verdict.message}. This waits for a call that fails: {message}"
+        reason, message = (
+            verdict.reason,
+            f"{verdict.message}. This step waits for a call that keeps failing: {message}",
+        )
     return replace(
         verdict,
         phase=Phase.FAILED if _is_late(verdict, fence, now) else phase,
@@ -181,7 +184,7 @@ class Failing:
                 verdict,
                 phase=Phase.PENDING,
                 reason=Reason.PROGRESSING,
-                message=f"{why}; no node starts meanwhile",
+                message=f"{why}; until this is resolved, no node starts its change",
                 actions=(),
                 deadline=None,
                 wake=self.now + timedelta(seconds=LONGEST_WAIT),

@@ -26,5 +26,5 @@ def tell_foreign(node: NodeView) -> str:
     """Return who else maintains the node, and whether they work, wait for the node or have not finished, as a
     clause."""
     if node.foreign_queued:
-        return f"{node.foreign} waits for {node.name}"
-    return f"{node.foreign} {'has not finished with' if node.foreign_waits else 'works on'} {node.name}"
+        return f"{node.foreign} is waiting for {node.name}"
+    return f"{node.foreign} {'has not finished with' if node.foreign_waits else 'is working on'} {node.name}"

@@ -58,7 +58,10 @@ def _skipped(case: NodeCase, assessed: Assessed) -> str:
     name = case.node.name
     if case.node.labels.get(names.LABEL_SKIP) != "true":
         return ""
-    return f"{names.LABEL_SKIP} is true: no change begins on {name}; kubectl label node {name} {names.LABEL_SKIP}-"
+    return (
+        f"label {names.LABEL_SKIP}=true excludes {name} from changes. To include it again, run:"
+        f" kubectl label node {name} {names.LABEL_SKIP}-"
+    )
 
 
 def _going(case: NodeCase, assessed: Assessed) -> str:
@@ -73,7 +76,7 @@ def _unready(case: NodeCase, assessed: Assessed) -> str:
 
 def _foreign(case: NodeCase, assessed: Assessed) -> str:
     """Return the message that names who else maintains the node, or an empty string if nobody does."""
-    return f"{tell_foreign(case.node)}; waiting until it is done" if case.node.foreign else ""
+    return f"{tell_foreign(case.node)}; waiting until it has finished" if case.node.foreign else ""
 
 
 def _cordoned(case: NodeCase, assessed: Assessed) -> str:
@@ -82,7 +85,7 @@ def _cordoned(case: NodeCase, assessed: Assessed) -> str:
     name = case.node.name
     if not case.node.unschedulable:
         return ""
-    return f"{name} was cordoned by somebody else and is left alone; kubectl uncordon {name} to go on"
+    return f"{name} was cordoned by someone else, so no change starts on it. To continue, run: kubectl uncordon {name}"
 
 
 def _at_work(case: NodeCase, assessed: Assessed) -> str | Finding:
@@ -123,7 +126,7 @@ def _no_agent(case: NodeCase, assessed: Assessed) -> str | Finding:
     if case.agent_ready:
         return ""
     return case.no_agent(
-        "; no change starts, because it could not be proven; look at the DaemonSet gpusharing-agent"
+        ". Without it a change could not be proven, so none starts; check the DaemonSet gpusharing-agent"
     )
 
 
@@ -200,7 +203,7 @@ def _deaf_mps(case: NodeCase, assessed: Assessed) -> str:
     daemon = policy.mps_daemon if policy is not None else None
     if daemon is None or assessed.target.mode is not Mode.MPS or not (why := find_deafness(daemon)):
         return ""
-    return f"no label turns on MPS under device plugin {daemon.version}: {why}. {find_remedy(daemon).text}"
+    return f"no label can enable MPS with device plugin {daemon.version}: {why}. {find_remedy(daemon).text}"
 
 
 def _nobody_ends_mig(case: NodeCase, assessed: Assessed) -> str:
@@ -211,7 +214,7 @@ def _nobody_ends_mig(case: NodeCase, assessed: Assessed) -> str:
         return ""
     plain = policy is not None and policy.plain is not None
     why = "there is no mig-manager" if plain else f"ClusterPolicy {MIG_MANAGER_SWITCH} is false"
-    return f"MIG is on, and {why}, so nothing on {case.node.name} would switch it off"
+    return f"MIG is enabled on {case.node.name} and nothing there can disable it, because {why}"
 
 
 def _rebooting(case: NodeCase, assessed: Assessed) -> str:
@@ -220,7 +223,7 @@ def _rebooting(case: NodeCase, assessed: Assessed) -> str:
     rebooting = case.node.labels.get(names.LABEL_MIG_STATE, "") == "rebooting"
     if not rebooting or not assessed.target.mig_config:
         return ""
-    return "mig-manager is rebooting the node, though no change is under way"
+    return "mig-manager is rebooting the node, although no change is in progress"
 
 
 def _no_mig_manager(case: NodeCase, assessed: Assessed) -> str:
@@ -229,7 +232,7 @@ def _no_mig_manager(case: NodeCase, assessed: Assessed) -> str:
     if is_ready(case) or not needs_run(case, assessed.target):
         return ""
     return (
-        f"no Ready mig-manager pod runs on {case.node.name}; look at pods with label app=nvidia-mig-manager"
+        f"no Ready mig-manager pod runs on {case.node.name}; check the pods with label app=nvidia-mig-manager"
         f" in namespace {case.settings.gpu_operator_namespace}"
     )
 
@@ -243,7 +246,7 @@ def _drifted(case: NodeCase, assessed: Assessed) -> str | Finding:
     since, grace = case.drifting_since, timedelta(seconds=case.settings.drift_grace)
     if since is not None and case.now >= since + grace:
         return ""
-    message = f"{case.node.name} no longer matches what was proven: {drift.message}"
+    message = f"{case.node.name} has drifted from its last proven state: {drift.message}"
     return Finding(Reason.DRIFTED, message, (since or case.now) + grace)
 
 
@@ -273,7 +276,7 @@ def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
         return ""
     if needs_run(case, target):
         return ""
-    return Finding(mismatch.reason, f"{mismatch.message}; no label that the operator sets would change that")
+    return Finding(mismatch.reason, f"{mismatch.message}; no label that the operator sets would fix that")
 
 
 def _rolled_back(case: NodeCase, assessed: Assessed) -> str:
@@ -287,8 +290,8 @@ def _rolled_back(case: NodeCase, assessed: Assessed) -> str:
         return ""
     lost = f". It no longer matches {proof.layout}: {assessed.drift.message}" if assessed.drift else ""
     return (
-        f"{assessed.target.text} failed, and the node went back to {proof.layout}: {proof.failure}{lost}. To try again:"
-        f" {retry_command(case.node.name, proof.retry)}"
+        f"{assessed.target.text} failed, and the node was rolled back to {proof.layout}: {proof.failure}{lost}."
+        f" To try again, run: {retry_command(case.node.name, proof.retry)}"
     )
 
 
@@ -304,15 +307,19 @@ def _deferred(case: NodeCase, assessed: Assessed) -> str | Finding:
         return ""
     return Finding(
         Reason.NEEDS_ATTENTION if deferred.count >= PATIENCE else Reason.DEFERRED,
-        f"attempt {deferred.count} was given up ({deferred.reason}); the next one is at {deferred.until:%H:%M:%S}Z,"
-        f" or at once with {retry_command(case.node.name, deferred.retry)}",
+        f"attempt {deferred.count} was abandoned ({deferred.reason}); the next starts at {deferred.until:%H:%M:%S}Z."
+        f" To start it now, run: {retry_command(case.node.name, deferred.retry)}",
         deferred.until,
     )
 
 
 def _paused(case: NodeCase, assessed: Assessed) -> str:
     """Return the message that the policy is paused, or an empty string if it is not."""
-    return "spec.rollout.paused is true: no further node starts" if assessed.spec.rollout.paused else ""
+    return (
+        "spec.rollout.paused is true, so no further node starts its change"
+        if assessed.spec.rollout.paused
+        else ""
+    )
 
 
 def _not_written(case: NodeCase, assessed: Assessed) -> str:
@@ -320,7 +327,7 @@ def _not_written(case: NodeCase, assessed: Assessed) -> str:
     write has failed."""
     error = case.stack.write_error
     missing = error and _configured(assessed) is None
-    return f"the configuration is missing: {error}" if missing else ""
+    return f"the configuration of the node could not be written: {error}" if missing else ""
 
 
 def _on_its_way(case: NodeCase, assessed: Assessed) -> str | Finding:
@@ -332,7 +339,7 @@ def _on_its_way(case: NodeCase, assessed: Assessed) -> str | Finding:
     ready = since + timedelta(seconds=wait)
     if ready <= case.now:
         return ""
-    message = f"the kubelet may take {wait:.0f} s to bring the new configuration to the node"
+    message = f"the kubelet may take {wait:.0f} s to deliver the new configuration to the node"
     return Finding(Reason.CONFIG_PROPAGATING, message, ready)
 
 

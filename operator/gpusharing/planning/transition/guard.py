@@ -25,7 +25,7 @@ class UnjudgedPolicyError(Exception):
 
 def of_policy(policy: str, error: Exception) -> Finding:
     """Return the Finding that a policy cannot be judged, with the error."""
-    return Finding(Reason.POLICY_NOT_JUDGED, f"policy {policy} cannot be judged: {explain_error(error)}")
+    return Finding(Reason.POLICY_NOT_JUDGED, f"policy {policy} cannot be evaluated: {explain_error(error)}")
 
 
 def find_fault(error: Exception) -> Finding:
@@ -45,7 +45,7 @@ def not_judged(node: NodeView, policy: str, error: Exception) -> Verdict:
         policy=fence.policy if fence else policy,
         phase=Phase.BLOCKED,
         reason=why.reason,
-        message=f"{why.message}; the node is left exactly as it is",
+        message=f"{why.message}; the node is left unchanged",
         disruption=fence.disruption if fence else DisruptionClass.NONE,
         wanted=fence.to_layout if fence else "",
         attempt=fence.attempt if fence else 0,

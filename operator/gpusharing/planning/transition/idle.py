@@ -69,7 +69,7 @@ def escalate(case: FencedCase) -> Verdict | None:
     if case.disruption is case.fence.disruption:
         return None
     assert isinstance(assessment, Assessed), "only what is wanted of the node makes the class rise"
-    message = f"the change is now of class {case.disruption}, which decides which pods must leave"
+    message = f"the disruption class of the change is now {case.disruption}, which determines the pods that must leave"
     verdict = case.verdict(Phase.DRAINING, Reason.PODS_LEAVING, message)
     until = case.now + parse_duration(assessment.spec.drain.timeout)
     deadline = fence.deadline if fence.jobs else max(fence.deadline, until)
@@ -104,11 +104,14 @@ def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
     lines = explain_blockers(plan.blockers)
     text = _tell_left(case, plan)
     if outlasts(case) and not plan.jobs:
-        text = f"drain.timeout is over and drain.onTimeout is Hold: the node stays cordoned; {text}"
+        text = f"drain.timeout has expired and drain.onTimeout is Hold, so the node stays cordoned; {text}"
         reason = Reason.DRAIN_HELD
     if case.old_views and (plan.evict or plan.delete):  # the cordon may have been lifted since
         plan, reason = replace(plan, evict=(), delete=()), Reason.OBSERVATION_PENDING
-        text += f"; none is evicted until the API server sends news of {case.old_views}: what is known of them is old"
+        text += (
+            f"; no pod is evicted until the API server sends updates about {case.old_views}, because the cached ones"
+            " are stale"
+        )
     message = f"{text}; {lines[0]}" if lines else text
     poll = next_poll(case, JOBS_PACE if plan.jobs else 1)
     wake = min(plan.next_wake, poll) if plan.next_wake else poll
@@ -137,7 +140,7 @@ def _tell_left(case: FencedCase, plan: DrainPlan) -> str:
     if plan.jobs:
         alone = "themselves" if len(plan.jobs) > 1 else "itself"
         text += f", of which {len(plan.jobs)} may end by {alone} first"
-    return f"{text}, which ends {explain_gangs(case.gangs)}" if case.gangs else text
+    return f"{text}, which interrupts {explain_gangs(case.gangs)}" if case.gangs else text
 
 
 def _prove(case: FencedCase, work: NodeWork, *, any_event: bool, step_proven: bool) -> Verdict | None:
@@ -152,9 +155,12 @@ def _prove(case: FencedCase, work: NodeWork, *, any_event: bool, step_proven: bo
         return replace(verdict, wants_pods=True)
 
     if not case.node.ready:
-        return wait(Reason.NODE_UNREACHABLE, "the node is not Ready: nobody knows whether its pods still run")
+        return wait(
+            Reason.NODE_UNREACHABLE,
+            "the node is not Ready, so it is unknown whether its pods are still running",
+        )
     if not case.agent_ready:
-        unseen = case.no_agent(": nobody can say whether the GPUs are idle")
+        unseen = case.no_agent(", so it is unknown whether the GPUs are idle")
         return wait(unseen.reason, unseen.message)
     request = next_quiet_request(case, work.stood, any_event=any_event, step_proven=step_proven)
     busy = last_busy(case)
@@ -166,7 +172,7 @@ def _prove(case: FencedCase, work: NodeWork, *, any_event: bool, step_proven: bo
     if _listed_twice(case, work):
         return None
     wake = min(case.now + timedelta(seconds=case.settings.idle), next_poll(case))
-    return wait(Reason.SETTLING, "no pod holds a GPU; the pods are listed once more to be sure", wake)
+    return wait(Reason.SETTLING, "no pod has a GPU; the pods are listed once more to be sure", wake)
 
 
 def _listed_twice(case: FencedCase, work: NodeWork) -> bool:

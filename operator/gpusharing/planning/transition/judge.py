@@ -69,8 +69,8 @@ def _fenced(case: FencedCase) -> Verdict:
     begun_by = policy if policy is not None and policy.name == case.fence.policy else None
     if begun_by is not None and begun_by.deleting and begun_by.force_release:
         message = (
-            f"released by {names.ANNOTATION_FORCE_RELEASE}; the cordon stays, uncordon the node once it has been"
-            " checked"
+            f"released by {names.ANNOTATION_FORCE_RELEASE}; the cordon stays. Check the node, then run:"
+            f" kubectl uncordon {case.node.name}"
         )
         labels, annotations = unmarked(case.fence, case.node)
         labels |= routing_before(case.fence, case.node)
@@ -91,7 +91,7 @@ def _hand_over(case: FencedCase, verdict: Verdict, heir: PolicyView) -> Verdict:
 
     The node stays Failed and keeps its slot, and the fence keeps the version of the spec that failed.
     """
-    message = f"{verdict.message}. Policy {heir.name} owns the node now and takes it over"
+    message = f"{verdict.message}. Policy {heir.name} now owns the node and takes over its change"
     fence = replace(case.fence, policy=heir.name)
     return replace(verdict, message=message).then(UpdateFence(case.node, fence))
 
@@ -138,7 +138,7 @@ def _not_observed(case: NodeCase, pending: Finding) -> Verdict:
     if (closed := find_closed(case)) is not None:
         return _blocked(case, closed)
     if not case.agent_ready:
-        return _blocked(case, case.no_agent("; look at the DaemonSet gpusharing-agent"))
+        return _blocked(case, case.no_agent("; check the DaemonSet gpusharing-agent"))
     return case.verdict(pending.reason.waiting_phase, pending.reason, pending.message)
 
 
@@ -177,7 +177,7 @@ def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
             )
         return case.verdict(Phase.SYNCED, Reason.SYNCED, f"{target.text} proven")
     if not case.agent_ready:
-        return _blocked(case, case.no_agent(" to prove that the node is as wanted, although it looks so"))
+        return _blocked(case, case.no_agent(", so the node cannot be proven to match its target"))
     if not node.ready:
         return case.verdict(Phase.BLOCKED, Reason.NODE_NOT_READY, f"{node.name} is not Ready")
     already = f"the node already has {target.text}"
@@ -191,7 +191,7 @@ def _unseen(case: NodeCase) -> Verdict | None:
     """Return the verdict that nobody can confirm the whole GPUs of a node whose policy is being deleted, or None if
     the agent and the node are Ready. The policy waits for the confirmation (forgetting.py)."""
     if not case.agent_ready:
-        return _blocked(case, case.no_agent(" to prove that the node has whole GPUs"))
+        return _blocked(case, case.no_agent(", so the node cannot be proven to have whole GPUs"))
     if not case.node.ready:
         return case.verdict(Phase.BLOCKED, Reason.NODE_NOT_READY, f"{case.node.name} is not Ready")
     return None

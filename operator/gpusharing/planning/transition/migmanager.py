@@ -105,7 +105,7 @@ def _restarts(case: FencedCase) -> str:
     state = _state(case)
     if state not in _ENDED or case.now >= believed_from(case):
         return ""
-    return f"mig-manager is restarting; its state {state} is from before"
+    return f"mig-manager is restarting; its state {state} dates from before the restart"
 
 
 def _overwritten(case: FencedCase) -> str:
@@ -115,7 +115,7 @@ def _overwritten(case: FencedCase) -> str:
     label, wanted = case.node.labels.get(names.LABEL_MIG_CONFIG, ""), case.fence.target_mig_config
     if _state(case) not in _ENDED or label == wanted:
         return ""
-    who = case.node.label_rewriters.get(names.LABEL_MIG_CONFIG, "somebody")
+    who = case.node.label_rewriters.get(names.LABEL_MIG_CONFIG, "someone")
     return f"{names.LABEL_MIG_CONFIG} is {label or 'missing'}, not {wanted}: {who} changed it"
 
 
@@ -130,7 +130,7 @@ def _failed(case: FencedCase) -> str:
     is not `failed`."""
     if _state(case) != "failed":
         return ""
-    why = f": {case.mig_failure}" if case.mig_failure else "; its pod's log says why"
+    why = f": {case.mig_failure}" if case.mig_failure else "; see the log of its pod"
     return f"mig-manager failed to apply {case.fence.target_mig_config}{why}{_pending(case)}"
 
 
@@ -165,13 +165,15 @@ def _stuck(case: FencedCase) -> str:
     if _waited(case) < limit or _state(case) == "rebooting":
         return ""
     # The limit and not the time itself: a message with the seconds so far would be written again on every pass.
-    return f"{doing} for more than {limit:.0f} s" if (doing := _at_work(case)) else ""
+    return f"{doing}, for more than {limit:.0f} s now" if (doing := _at_work(case)) else ""
 
 
 def _at_work(case: FencedCase) -> str:
     """Return what mig-manager is doing, or an empty string if it has succeeded or failed."""
     state = _state(case)
-    doing = {"rebooting": "reboots the node", "pending": "is at work"}.get(state, "has not begun")
+    doing = {"rebooting": "is rebooting the node", "pending": "is applying the configuration"}.get(
+        state, "has not started"
+    )
     return "" if state in _ENDED else f"mig-manager {doing}"
 
 

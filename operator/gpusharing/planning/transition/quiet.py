@@ -72,6 +72,7 @@ def _mig_manager(case: NodeCase) -> Finding | None:
     state = case.node.labels[names.LABEL_MIG_STATE]
     return Finding(
         Reason.ACTUATOR_BUSY,
-        f"mig-manager is working, though no change is under way (state {state}); the agent keeps NVML closed meanwhile",
+        f"mig-manager is working (state {state}), although no change is in progress; the agent keeps NVML"
+        " closed meanwhile",
         until,
     )

@@ -106,10 +106,10 @@ def last_busy(case: FencedCase) -> str:
         return f"the agent cannot read the GPUs: {observed.error}"
     for gpu in observed.gpus:
         if gpu.vitals.access != REACHABLE:
-            return f"GPU {gpu.index} does not answer: nobody knows whether a process uses it"
+            return f"GPU {gpu.index} does not respond, so it is unknown whether a process uses it"
         if foreign := [name for name in gpu.processes if name not in MPS_DAEMONS]:
             shown = ", ".join(name or "an unidentified process" for name in foreign[:3])
-            return f"no pod holds a GPU, yet GPU {gpu.index} is used by {shown}"
+            return f"no pod has a GPU, but GPU {gpu.index} is used by {shown}"
     return ""
 
 

@@ -47,8 +47,8 @@ def find_closed(case: NodeCase) -> Finding | None:
     missing = find_untolerated_agents(case.stack) or operands or _find_finder(case)
     if missing is None:
         return None
-    text = f"{missing.message}, so {missing.pods} stay off {case.node.name} and nothing can prove it"
-    tail = f"; run (it restarts those pods on every node): {missing.command}"
+    text = f"{missing.message}, so {missing.pods} cannot run on {case.node.name} and it cannot be proven"
+    tail = f". To fix it, run (this restarts those pods on every node): {missing.command}"
     return Finding(Reason.TAINT_NOT_TOLERATED, cut(text, MAX_TEXT - len(tail)) + tail)
 
 
@@ -65,11 +65,12 @@ def find_unseen(case: NodeCase) -> str:
     if case.node.gate is None or has_gpu(case.node):
         return ""
     if (missing := _find_finder(case)) is not None:
-        return f"; if it has one: {missing.message}, which would find it; run: {missing.command}"
+        return f". If it has one, it is not detected, because {missing.message}; run: {missing.command}"
     if case.stack.finders:
         return ""
     namespace = case.settings.gpu_operator_namespace
     return (
-        f"; if it has one, the worker of Node Feature Discovery must tolerate {names.TAINT_UNPROVEN} to find it, which"
-        f" cannot be checked: its DaemonSet is not in namespace {namespace}, the only one whose DaemonSets are read"
+        f". If it has one, the worker of Node Feature Discovery must tolerate {names.TAINT_UNPROVEN} to detect it. The"
+        f" operator cannot check that: its DaemonSet is not in namespace {namespace}, the only one that the operator"
+        " reads"
     )

@@ -205,7 +205,7 @@ class NodeCase:
         without the taint, or once the change has begun."""
         if self.node.gate is None or phase.part != "before":
             return ""
-        return f"no workload starts here before it is proven (taint {names.TAINT_UNPROVEN}): "
+        return f"no workload starts on this node until it is proven (taint {names.TAINT_UNPROVEN}): "
 
     def verdict(
         self,

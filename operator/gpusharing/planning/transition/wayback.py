@@ -38,7 +38,7 @@ def find_way_back(case: FencedCase) -> FencedCase | None:
         return case
     back = _assess_back(case, assessment)
     if isinstance(back, str):
-        gone = Finding(Reason.ROLLING_BACK, f"the way back is lost: {back}")
+        gone = Finding(Reason.ROLLING_BACK, f"the rollback is no longer possible: {back}")
         return replace(case, assessment=Refused(assessment.policy, gone, True, assessment.observed_text))
     return replace(case, assessment=back)
 
@@ -50,11 +50,11 @@ def present_way_back(verdict: Verdict, case: FencedCase) -> Verdict:
     wanted = assessment.target.text if isinstance(assessment, Assessed) else verdict.wanted
     reason, message = verdict.reason, verdict.message
     if verdict.phase not in (Phase.FAILED, Phase.UNCORDONING):
-        message = f"going back after a failure: {message}"
+        message = f"rolling back after a failure: {message}"
     if (
         verdict.phase is Phase.FAILED and reason is Reason.ROLLING_BACK
     ):  # the last proven layout cannot be reached any more
-        message = f"{message}. To try {wanted} again: {retry_command(case.node.name, case.fence.retry)}"
+        message = f"{message}. To try {wanted} again, run: {retry_command(case.node.name, case.fence.retry)}"
     if reason in (Reason.ACTUATION_IN_PROGRESS, Reason.OBSERVATION_PENDING):
         reason = Reason.ROLLING_BACK
     return replace(verdict, wanted=wanted, reason=reason, message=message)
@@ -71,19 +71,19 @@ def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | s
     if not isinstance(assessment, Assessed) or assessment.spec.rollout.on_failure != "Rollback":
         return ""
     if goes_back(case):
-        return f"the way back to {assessment.target.text} failed too"
+        return f"the rollback to {assessment.target.text} failed too"
     if not (known and case.node.ready and case.agent_ready):
-        return "spec.rollout.onFailure Rollback follows once the state of the node is known"
+        return "spec.rollout.onFailure is Rollback; the rollback starts once the state of the node is known"
     back = _assess_back(case, assessment)
     if isinstance(back, str):
         return f"spec.rollout.onFailure is Rollback, but {back}"
     if owed_for(back.target) == owed_for(assessment.target):
-        return "spec.rollout.onFailure is Rollback, but what was proven last is what failed"
+        return "spec.rollout.onFailure is Rollback, but the layout that failed is also the last one proven on this node"
     if not case.fence.disruption.cordons and back.disruption.cordons:
         return (
-            "spec.rollout.onFailure is Rollback, but the way back needs an idle node, and this one is in use"
+            "spec.rollout.onFailure is Rollback, but the rollback needs an idle node, and this one is in use"
         )
-    message = f"{failure.message}; going back to {back.target.text}, which was proven here last"
+    message = f"{failure.message}; rolling back to {back.target.text}, the last layout proven on this node"
     verdict = case.verdict(Phase.RECONFIGURING, Reason.ROLLING_BACK, message)
     owed = owe(case, back, attempt=1, failed=True)
     policy, begun_version = assessment.policy, case.fence.version
@@ -108,7 +108,7 @@ def _assess_back(case: FencedCase, assessment: Assessed) -> Assessed | str:
     if isinstance(target, str):
         return target
     if deaf := DEAF.find(case, replace(assessment, target=target)):
-        return f"it leads to MPS, and {deaf}"
+        return f"the last proven mode is MPS, and {deaf}"
     mismatch = find_mismatch(Comparison(node, observed, target, stack))
     return replace(
         assessment,

@@ -51,7 +51,7 @@ def _aside(case: FencedCase) -> Fence:
 
 def tell_wait(case: FencedCase) -> str:
     """Return who else works on the node, and that our cordon is lifted when they are done, as a clause."""
-    return f"{tell_foreign(case.node)}; our cordon is lifted when that is done"
+    return f"{tell_foreign(case.node)}; the operator uncordons the node when that is done"
 
 
 def yielded(case: FencedCase) -> Verdict:
@@ -61,9 +61,10 @@ def yielded(case: FencedCase) -> Verdict:
         waiting = case.verdict(Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE, tell_wait(case))
         return replace(waiting, deadline=None)
     done = case.fence.proven is not None
-    message = f"nobody else works on {case.node.name} any more; it is {'returned to service' if done else 'restored'}"
+    fate = "returned to service" if done else "restored"
+    message = f"nobody else is working on {case.node.name} any more; it is {fate}"
     if case.node.foreign_works:
-        message = f"our cordon on {case.node.name} is gone; what happens next is up to {case.node.foreign}"
+        message = f"someone uncordoned {case.node.name}; {case.node.foreign} decides what happens next"
     verdict = case.verdict(Phase.UNCORDONING, Reason.FOREIGN_MAINTENANCE, message)
     return verdict.then(
         Release(
