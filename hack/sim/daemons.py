@@ -129,7 +129,7 @@ class DaemonSetPlayer:
                 "nodeName": node,
                 "tolerations": list(TOLERATED),
                 "terminationGracePeriodSeconds": 30,
-                "containers": [{"name": "main", "image": "simulated"}],
+                "containers": [{"name": "agent" if self.name == AGENT else "main", "image": "simulated"}],
             },
         }
 

@@ -230,7 +230,7 @@ class MigManager:
             if not mode_applied(items, gpus) and any(gpu.mig_mode != gpu.mig_mode_pending for gpu in gpus):
                 raise ApplyError("MIG mode is pending a reset")
         if name == self._faults.refused:  # a card that cannot create an instance has lost its old ones (a.6)
-            if gpus[0].mig_mode:
+            if gpus[0].mig_mode == "Enabled":
                 self._gpus.destroy_all(gpus[0].index)
             raise ApplyError(
                 f"error creating MIG device on GPU {gpus[0].index}: SIMULATED, requested by inject"

@@ -14,9 +14,9 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.cli.setup.doctor import Examination, describe
 from gpusharing.cli.shell.drawing import Paper, plain
-from gpusharing.cli.shell.troubles import DONE, FAILED
+from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, POLICIES
-from gpusharing.kube.errors import Forbidden
+from gpusharing.kube.errors import Forbidden, KubeError, Unauthorized, Unavailable
 from gpusharing.kube.installation import ACCESS_REVIEWS
 from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Place, Topic, error
 from gpusharing.planning.stack.nodesymptoms import find_node_symptoms
@@ -164,6 +164,23 @@ async def test_an_absent_configmap_is_told_also_where_other_namespaces_may_not_b
     cluster.faults.fail("list", CONFIG_MAPS, Forbidden("no"), times=EVER)
     missing = (await symptoms(cluster))["PluginConfigMapMissing"]
     assert "in namespace gpu-operator; device plugins cannot start" in missing["message"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "remedy"),
+    [
+        pytest.param(Unauthorized("Unauthorized"), "log in again", id="refused"),
+        pytest.param(Unavailable("connection reset"), "Check the context", id="away"),
+    ],
+)
+@virtually
+async def test_credentials_that_expire_in_the_middle_and_a_server_that_goes_away_are_told(
+    failure: KubeError, remedy: str
+) -> None:
+    cluster = reported("configmap-elsewhere")
+    cluster.faults.fail("list", CONFIG_MAPS, failure, times=EVER)
+    with pytest.raises(Trouble, match=remedy):
+        await ask(cluster, "doctor")
 
 
 @virtually

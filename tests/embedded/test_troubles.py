@@ -243,7 +243,8 @@ async def test_an_agent_whose_image_no_registry_has_is_told_by_its_cause() -> No
     async with open_scene(*nodes(1)) as scene:
         scene.apply(FULL)
         await scene.ready()
-        image, name = "gpu-sharing-operator:0.1.0", agent_pod(scene, "gpu-1")["metadata"]["name"]
+        pod = agent_pod(scene, "gpu-1")
+        name, image = pod["metadata"]["name"], pod["spec"]["containers"][0]["image"]
         words = kubeletwords.back_off(image, kubeletwords.not_in_registry(image))
         waiting = {"waiting": {"reason": "ImagePullBackOff", "message": words}}
         container = {"name": "agent", "image": image, "ready": False, "state": waiting}
@@ -253,7 +254,7 @@ async def test_an_agent_whose_image_no_registry_has_is_told_by_its_cause() -> No
         scene.apply(SLICED)
         transition = await scene.reason("gpu-1", "AgentNotStarted")
         assert transition["phase"] == "Blocked"
-        told = ("cannot be pulled", f"{image}: not found", "Correct image.repository")
+        told = (f"image {image} cannot be pulled", f"{image}: not found", "Correct image.repository")
         assert all(words in transition["message"] for words in told), transition["message"]
         row = await scene.until_condition("Stalled", "True", "Blocked")
         assert all(words in row["message"] for words in told), row["message"]

@@ -127,6 +127,11 @@ EVICTIONS: list[tuple[str, Answer, errors.KubeError]] = [
         errors.EvictionBlocked(BUDGET["message"], None),
     ),
     (
+        "a budget says no, and the time is no number",
+        status(429, "TooManyRequests", "no", causes=[BUDGET], retryAfterSeconds=True),
+        errors.EvictionBlocked(BUDGET["message"], None),
+    ),
+    (
         "the namespace goes away",
         status(403, "Forbidden", "unable to create", causes=[TERMINATING]),
         errors.Forbidden("unable to create", namespace_terminating=True),

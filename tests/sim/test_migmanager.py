@@ -10,7 +10,7 @@ from hack.sim.gpu import SimulatedGPUs
 from hack.sim.migmanager import CLIENT_LABEL, MigManager, MigManagerFaults
 from hack.sim.migparted import generated
 from hack.sim.settings import Clock, SimSettings
-from tests.sim.build import A100, H100, layouts_of, make_gpus
+from tests.sim.build import A100, H100, L40S, layouts_of, make_gpus
 
 from gpusharing.api.names import DEPLOY_PAUSABLE, LABEL_DEPLOY_PREFIX, PAUSED_FOR_MIG
 
@@ -24,6 +24,7 @@ mig-configs:
   huge: [{devices: all, mig-enabled: true, mig-devices: {1g.10gb: 7, 7g.80gb: 1}}]
   foreign: [{devices: all, mig-enabled: true, mig-devices: {1g.5gb: 7}}]
   first-only: [{devices: [0], mig-enabled: true, mig-devices: {7g.80gb: 1}}]
+  second-only: [{devices: [1], mig-enabled: true, mig-devices: {7g.80gb: 1}}]
   both: [{devices: [0], mig-enabled: true, mig-devices: {7g.80gb: 1}},
          {devices: [1], mig-enabled: true, mig-devices: {7g.80gb: 1}}]
 """
@@ -192,6 +193,19 @@ async def test_there_and_back_during_a_run_is_lost_and_removed_is_a_failed_run()
         played.note("")
         await node.ended(5)
     assert node.states[2:] == ["pending", "success", "failed"]
+
+
+async def test_a_refused_layout_fails_as_such_also_where_the_first_gpu_has_no_mig() -> None:
+    gpus = SimulatedGPUs("gpu-01", [L40S, H100])
+    node = Node(gpus, OWN_FILE)
+    faults = MigManagerFaults(refuse=True)
+    async with manager(node, gpus, faults=faults) as played:
+        played.note("second-only")
+        await node.ended(2)
+    assert node.states == ["pending", "failed"]
+    assert "mig-manager: second-only: error creating MIG device on GPU 0: SIMULATED, requested by inject" in (
+        node.lines
+    )
 
 
 async def test_impossible_geometry_leaves_the_gpu_mig_on_and_empty_and_fails() -> None:

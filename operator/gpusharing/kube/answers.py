@@ -19,7 +19,7 @@ from gpusharing.kube.errors import (
     Unauthorized,
     Unavailable,
 )
-from gpusharing.kube.raw import entries, part, text
+from gpusharing.kube.raw import entries, part, text, whole
 
 MOST_SECONDS = 86400.0
 """The longest wait that is accepted from an answer, in seconds. A longer one is shortened to this."""
@@ -118,5 +118,5 @@ def _seconds(answer: object, retry_after: str | None) -> float | None:
     else the one in the Status. None if neither has a number; a date in the header is ignored."""
     if retry_after and retry_after.isdecimal():
         return min(float(retry_after), MOST_SECONDS)
-    seconds = part(answer, "details", "retryAfterSeconds")
-    return float(min(seconds, MOST_SECONDS)) if isinstance(seconds, int) and seconds > 0 else None
+    seconds = whole(answer, "details", "retryAfterSeconds")
+    return float(min(seconds, MOST_SECONDS)) if seconds > 0 else None

@@ -273,11 +273,13 @@ def _problems(raw: JSON) -> Iterator[str]:
 
 async def find_namespaces(client: KubeClient, config_map: str) -> tuple[str, ...]:
     """Return the namespaces that contain a ConfigMap named `config_map`, sorted. Empty if the name is empty or
-    ConfigMaps cannot be listed."""
+    ConfigMaps cannot be listed. Raises Unauthorized and Unavailable."""
     if not config_map:
         return ()
     try:
         found = await list_of(client, CONFIG_MAPS, field_selector=f"metadata.name={config_map}")
+    except (Unauthorized, Unavailable):
+        raise
     except KubeError:
         return ()
     return tuple(sorted(text(raw, "metadata", "namespace") for raw in found))

@@ -64,14 +64,18 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 async def read_admin_maps(session: Session, snapshot: ClusterSnapshot) -> AdminConfigMaps:
     """Read the ConfigMaps of the admin that ClusterPolicy names. If that of the device plugin does not exist in the
-    namespace of NVIDIA's pods, also find the namespaces that have one with this name. Raises Trouble if a ConfigMap
-    cannot be read."""
+    namespace of NVIDIA's pods, also find the namespaces that have one with this name, as far as the user may list
+    ConfigMaps. Raises Trouble if a ConfigMap cannot be read."""
     maps = named_maps(snapshot)
     plugin = await _data(session, snapshot, maps.plugin)
     mig = await _data(session, snapshot, maps.mig)
     file = mig.get(MIG_KEY, "") if mig is not None else None
     absent = maps.plugin if plugin is None else ""
-    return AdminConfigMaps(maps, plugin, file, await find_namespaces(session.client, absent))
+    try:
+        namespaces = await find_namespaces(session.client, absent)
+    except KubeError as error:
+        raise Trouble(sentence(error, session.where)) from error
+    return AdminConfigMaps(maps, plugin, file, namespaces)
 
 
 async def _data(session: Session, snapshot: ClusterSnapshot, name: str) -> Mapping[str, str] | None:
