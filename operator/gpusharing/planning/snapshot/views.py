@@ -309,6 +309,9 @@ class PlanSettings:
     force_delete: Switch = False
     """Allow pods to be deleted at the end of a drain whose policy says ForceDelete; the chart's value forceDelete
     grants the right and opens the admission policy."""
+    guard: Switch = False
+    """Whether the chart's value guard.enabled keeps GPU pods of namespaces with the isolation label on nodes that
+    isolate. Then a pod that must leave is expected to come back with that requirement."""
     refuse_unsafe_drivers: Switch = True
     """Make no MIG change that is known to be unsafe under the node's driver (`planning/gpus/drivers.py`)."""
     unsafe_drivers: DriverVersions = ()
