@@ -1,5 +1,6 @@
 """NVIDIA's device-plugin chart as its templates render it, as far as the operator reads it."""
 
+from gpusharing.api.names import LABEL_DEPLOY_CLIENT
 from gpusharing.kube.client import JSON
 
 NAMESPACE = "gpu-operator"
@@ -12,9 +13,10 @@ TOLERATIONS = [
 
 
 def daemon_set(
-    name: str, container: str, config_map: str, *, default: str = "", mig_strategy: str = ""
+    name: str, container: str, config_map: str, *, default: str = "", mig_strategy: str = "", client: str = ""
 ) -> JSON:
-    """One DaemonSet of the chart; without a ConfigMap it has no config-manager."""
+    """One DaemonSet of the chart; without a ConfigMap it has no config-manager. `client` is the value of
+    nvidia.com/gpu.deploy.client in the chart's nodeSelector."""
     volumes = [
         {"name": "available-configs", "configMap": {"name": config_map}},
         {"name": "config", "emptyDir": {}},
@@ -36,6 +38,7 @@ def daemon_set(
                     "containers": [{"name": container, "image": "k8s-device-plugin:v0.19.3", "env": env}],
                     "volumes": volumes if config_map else [],
                     "tolerations": TOLERATIONS,
+                    **({"nodeSelector": {LABEL_DEPLOY_CLIENT: client}} if client else {}),
                 }
             }
         },
@@ -47,6 +50,39 @@ def plugin(config_map: str = "gpusharing-device-plugin", **more: str) -> JSON:
     return daemon_set("nvidia-device-plugin", "nvidia-device-plugin-ctr", config_map, **more)
 
 
-def discovery(config_map: str = "gpusharing-device-plugin") -> JSON:
+def discovery(config_map: str = "gpusharing-device-plugin", **more: str) -> JSON:
     """GPU Feature Discovery's."""
-    return daemon_set("nvidia-device-plugin-gpu-feature-discovery", "gpu-feature-discovery-ctr", config_map)
+    name = "nvidia-device-plugin-gpu-feature-discovery"
+    return daemon_set(name, "gpu-feature-discovery-ctr", config_map, **more)
+
+
+def mig_manager(config_map: str = "gpusharing-mig-parted", version: str = "v0.15.1") -> JSON:
+    """mig-manager's DaemonSet beside the chart, as far as the operator reads mig-parted v0.15.1's
+    deployments/container/nvidia-mig-manager-example.yaml."""
+    container = {
+        "name": "nvidia-mig-manager",
+        "image": f"k8s-mig-manager:{version}",
+        "env": [
+            {"name": "CONFIG_FILE", "value": "/mig-parted-config/config.yaml"},
+            {"name": "WITH_REBOOT", "value": "false"},
+        ],
+        "volumeMounts": [
+            {"mountPath": "/host", "name": "host-root"},
+            {"mountPath": "/mig-parted-config", "name": "mig-parted-config"},
+        ],
+    }
+    volumes = [
+        {"name": "host-root", "hostPath": {"path": "/"}},
+        {"name": "mig-parted-config", "configMap": {"name": config_map}},
+    ]
+    template = {
+        "nodeSelector": {"nvidia.com/gpu.deploy.mig-manager": "true"},
+        "containers": [container],
+        "volumes": volumes,
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": "nvidia-mig-manager", "namespace": NAMESPACE},
+        "spec": {"template": {"spec": template}},
+    }

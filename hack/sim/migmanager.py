@@ -15,6 +15,7 @@ from gpusharing.agent.library import LibraryError, Reading
 from gpusharing.api.gpunode import GPU
 from gpusharing.api.names import (
     DEPLOY_PAUSABLE,
+    LABEL_DEPLOY_CLIENT,
     LABEL_DEPLOY_PREFIX,
     LABEL_MIG_STATE,
     PAUSED_FOR_MIG,
@@ -32,8 +33,6 @@ from hack.sim.migparted import (
 )
 from hack.sim.readings import Readings
 from hack.sim.settings import Clock, SimSettings
-
-CLIENT_LABEL = f"{LABEL_DEPLOY_PREFIX}client"
 
 
 class NodePort(Protocol):
@@ -278,5 +277,5 @@ class MigManager:
 def _pausable(labels: Mapping[str, str]) -> list[str]:
     """Return the deploy labels that a run pauses and restores. The label of NVIDIA's client is one of them only if the
     Node has it (a.1)."""
-    keys = [f"{LABEL_DEPLOY_PREFIX}{operand}" for operand in DEPLOY_PAUSABLE]
-    return [*keys, CLIENT_LABEL] if labels.get(CLIENT_LABEL) else keys
+    keys = (f"{LABEL_DEPLOY_PREFIX}{operand}" for operand in DEPLOY_PAUSABLE)
+    return [key for key in keys if key != LABEL_DEPLOY_CLIENT or labels.get(key)]

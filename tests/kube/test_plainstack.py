@@ -2,7 +2,7 @@
 
 import pytest
 from tests.build import NO_MIG_MANAGER, make_cluster_policy
-from tests.plainchart import TOLERATIONS, daemon_set, discovery, plugin
+from tests.plainchart import TOLERATIONS, daemon_set, discovery, mig_manager, plugin
 
 from gpusharing.kube.client import JSON
 from gpusharing.kube.plainstack import daemon_set_view, plain_stack, with_mps_daemon
@@ -31,6 +31,43 @@ def test_the_chart_with_our_configmap_is_a_stack_without_mig_manager() -> None:
         tolerations=tolerations_text(TOLERATIONS),
         plain=PlainStackView("nvdp-nvidia-device-plugin", "nvdp"),
     )
+
+
+def test_mig_manager_beside_the_chart_is_a_stack_with_mig() -> None:
+    stack = read(plugin(client="true"), discovery(client="true"), mig_manager())
+    assert stack is not None
+    assert stack.switches == {}
+    assert (stack.mig_config_name, stack.mig_manager_version) == ("gpusharing-mig-parted", "v0.15.1")
+    assert stack.plain == PlainStackView(
+        "nvdp-nvidia-device-plugin", "nvdp", "nvidia-mig-manager", pausable=True
+    )
+    assert stack.with_reboot is False
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        (plugin(client="true"), discovery(), mig_manager()),
+        (plugin(client="false"), discovery(client="true"), mig_manager()),
+        (plugin(client="true"), discovery(client="true"), mig_manager(version="v0.14.1")),
+    ],
+    ids=["GFD is not paused", "another value", "mig-manager is too old"],
+)
+def test_mig_manager_counts_as_off_if_the_chart_does_not_stop_for_it(sets: tuple[JSON, ...]) -> None:
+    stack = read(*sets)
+    assert stack is not None
+    assert stack.switches == NO_MIG_MANAGER
+    assert stack.plain is not None
+    assert stack.plain.mig_manager == "nvidia-mig-manager"
+
+
+def test_mig_manager_may_reboot_the_node_if_its_environment_says_so() -> None:
+    manager = mig_manager()
+    container = manager["spec"]["template"]["spec"]["containers"][0]
+    container["env"] = [{"name": "WITH_REBOOT", "value": "true"}]
+    stack = read(plugin(client="true"), discovery(client="true"), manager)
+    assert stack is not None
+    assert (stack.with_reboot, stack.mig_config_name) == (True, "")
 
 
 def test_a_strategy_that_the_chart_fixes_is_seen() -> None:

@@ -26,6 +26,8 @@ NOT_OURS = make_cluster_policy("theirs")
 
 PLAIN_STACK = PlainStackView("nvdp-nvidia-device-plugin", "nvdp")
 PLAIN = replace(make_cluster_policy(switches=NO_MIG_MANAGER, mig_config_name=""), plain=PLAIN_STACK)
+BESIDE = replace(PLAIN_STACK, mig_manager="nvidia-mig-manager", pausable=True)
+PLAIN_MIG = replace(make_cluster_policy(), plain=BESIDE, mig_manager_version="v0.15.1")
 
 REFUSED: dict[str, tuple[PolicyView, ClusterPolicyView | None, bool, Reason, str]] = {
     "a spec that cannot be read, field by field": (
@@ -64,8 +66,27 @@ REFUSED: dict[str, tuple[PolicyView, ClusterPolicyView | None, bool, Reason, str
         Reason.FEATURE_DISCOVERY_MISSING,
         "--set gfd.enabled=true"),
     "MIG is wanted on the plain chart": (
-        NAMED, PLAIN, False, Reason.MIG_MANAGER_MISSING, "install the NVIDIA GPU Operator"),
+        NAMED, PLAIN, False, Reason.MIG_MANAGER_MISSING, "kubectl apply -n gpu-operator -k deploy/mig-manager"),
+    "mig-manager beside the plain chart is too old to pause it": (
+        NAMED, replace(PLAIN_MIG, mig_manager_version="v0.14.1"), False, Reason.MIG_MANAGER_TOO_OLD,
+        "kubectl -n gpu-operator set image daemonset/nvidia-mig-manager"),
+    "the plain chart does not stop for mig-manager": (
+        NAMED, replace(PLAIN_MIG, plain=replace(BESIDE, pausable=False)), False, Reason.PLUGIN_NOT_PAUSED,
+        r"--set-string 'nodeSelector.nvidia\.com/gpu\.deploy\.client=true'"),
+    "the plain chart fixes another strategy": (
+        NAMED, replace(PLAIN_MIG, mig_strategy="single"), False, Reason.MIG_STRATEGY_SET, "--set migStrategy=null"),
+    "own layouts and mig-manager beside the plain chart mounts another ConfigMap": (
+        LAYOUTS, replace(PLAIN_MIG, mig_config_name="mig-parted-config"), False, Reason.LAYOUTS_NEED_CONFIG_MAP,
+        "kubectl -n gpu-operator edit daemonset nvidia-mig-manager"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "policy", [NAMED, LAYOUTS, FULL], ids=["a named layout", "own layouts", "whole GPUs"]
+)
+def test_mig_manager_beside_the_plain_chart_is_accepted(policy: PolicyView) -> None:
+    stack = make_stack(cluster_policy=PLAIN_MIG, serves_our_mig_file=True)
+    assert find_objection(policy, stack, SETTINGS) is None
 
 
 def test_the_order_of_the_objections_is_part_of_the_product() -> None:
@@ -80,7 +101,7 @@ def test_the_order_of_the_objections_is_part_of_the_product() -> None:
         ("_plugin_config", Reason.PLUGIN_CONFIG_NOT_OURS),
         ("<lambda>", Reason.FEATURE_DISCOVERY_MISSING),
         ("_config_maps", Reason.CONFIG_MAP_TAKEN),
-        ("<lambda>", Reason.MIG_MANAGER_MISSING),
+        ("_plain_mig", Reason.MIG_MANAGER_MISSING),
         ("<lambda>", Reason.MIG_MANAGER_DISABLED),
         ("<lambda>", Reason.MIG_STRATEGY_SET),
         ("<lambda>", Reason.LAYOUTS_NEED_CONFIG_MAP),

@@ -358,12 +358,43 @@ def test_grace_and_waits_count_from_what_was_recorded_not_from_now() -> None:
         assert gate.until == at(60)
 
 
+PLAIN = PlainStackView("nvdp-nvidia-device-plugin", "nvdp")
+
+
+@pytest.mark.parametrize(
+    ("pausable", "labels", "closed"),
+    [
+        (True, {}, True),
+        (True, {names.LABEL_DEPLOY_CLIENT: "true"}, False),
+        (True, {names.LABEL_DEPLOY_CLIENT: names.PAUSED_FOR_MIG}, False),
+        (False, {}, False),
+    ],
+    ids=["no label", "the label", "paused", "a chart that does not require it"],
+)
+def test_a_node_without_the_label_that_nvidias_chart_requires_is_not_touched(
+    pausable: bool, labels: dict[str, str], closed: bool
+) -> None:
+    policy = replace(make_cluster_policy(), plain=replace(PLAIN, mig_manager="mm", pausable=pausable))
+    case = make_case(SLICED, stack=make_stack(SLICED, cluster_policy=policy), node={"labels": labels})
+    gate = find_gate(case, assessed_of(case))
+    if closed:
+        assert gate is not None
+        assert gate.reason is Reason.OPERANDS_DISABLED
+        assert f"kubectl label node {case.node.name} {names.LABEL_DEPLOY_CLIENT}=true" in gate.message
+    else:
+        assert gate is None or gate.reason is not Reason.OPERANDS_DISABLED
+
+
 def test_who_could_not_switch_mig_off_is_told_by_the_stack_that_is_there() -> None:
     policy = make_cluster_policy(switches=NO_MIG_MANAGER)
-    plain = replace(policy, plain=PlainStackView("nvdp-nvidia-device-plugin", "nvdp"))
+    plain = replace(policy, plain=PLAIN)
     for found, words in (
         (policy, "ClusterPolicy migManager.enabled is false"),
         (plain, "there is no mig-manager"),
+        (
+            replace(plain, plain=replace(PLAIN, mig_manager="mm")),
+            "mig-manager cannot pause NVIDIA's device-plugin chart",
+        ),
     ):
         case = make_case(SLICED, was=MIXED, stack=make_stack(SLICED, cluster_policy=found))
         gate = find_gate(case, assessed_of(case))

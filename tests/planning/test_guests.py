@@ -42,6 +42,12 @@ def test_nothing_is_said_where_the_setting_would_not_help(
     assert tell_guest_reset(report(guest=guest), make_stack(FULL, cluster_policy=cluster_policy)) == ""
 
 
+def test_beside_nvidias_chart_the_setting_is_that_of_mig_managers_daemonset() -> None:
+    policy = replace(PLAIN, plain=PlainStackView("nvdp", "nvdp", "nvidia-mig-manager", pausable=True))
+    advice = tell_guest_reset(report(guest=True), make_stack(FULL, cluster_policy=policy))
+    assert 'set WITH_REBOOT "true" in the environment of DaemonSet nvidia-mig-manager' in advice
+
+
 def test_the_setting_is_named_where_it_helps() -> None:
     assert SETTING in tell_guest_reset(report(guest=True), make_stack(FULL))
     assert tell_guest_reset(None, make_stack(FULL)) == ""

@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import pytest
 from hack.sim.gpu import SimulatedGPUs
-from hack.sim.migmanager import CLIENT_LABEL, MigManager, MigManagerFaults
+from hack.sim.migmanager import MigManager, MigManagerFaults
 from hack.sim.migparted import generated
 from hack.sim.settings import Clock, SimSettings
 from tests.sim.build import A100, H100, L40S, layouts_of, make_gpus
 
-from gpusharing.api.names import DEPLOY_PAUSABLE, LABEL_DEPLOY_PREFIX, PAUSED_FOR_MIG
+from gpusharing.api.names import DEPLOY_PAUSABLE, LABEL_DEPLOY_CLIENT, LABEL_DEPLOY_PREFIX, PAUSED_FOR_MIG
 
 STATE = "nvidia.com/mig.config.state"
-DEPLOY = tuple(f"{LABEL_DEPLOY_PREFIX}{operand}" for operand in DEPLOY_PAUSABLE)
+DEPLOY = tuple(f"{LABEL_DEPLOY_PREFIX}{operand}" for operand in DEPLOY_PAUSABLE if operand != "client")
 SEVEN = ("1g.10gb",) * 7
 FAST = SimSettings(time_factor=10_000)
 OWN_FILE = """
@@ -116,11 +116,14 @@ async def test_a_new_layout_goes_over_pending_to_success_with_the_operands_pause
 async def test_the_client_label_is_paused_only_where_it_exists() -> None:
     gpus = make_gpus(None)
     node = Node(gpus)
-    node.labels[CLIENT_LABEL] = "true"
+    node.labels[LABEL_DEPLOY_CLIENT] = "true"
     async with manager(node, gpus) as played:
         played.note("all-1g.10gb")
         await node.ended(2)
-    assert [write[CLIENT_LABEL] for write in node.writes if CLIENT_LABEL in write] == [PAUSED_FOR_MIG, "true"]
+    assert [write[LABEL_DEPLOY_CLIENT] for write in node.writes if LABEL_DEPLOY_CLIENT in write] == [
+        PAUSED_FOR_MIG,
+        "true",
+    ]
 
 
 async def test_a_layout_that_is_there_already_is_success_without_pending() -> None:

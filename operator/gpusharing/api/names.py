@@ -95,8 +95,11 @@ WORKLOAD_CONTAINER = "container"
 """The only value of LABEL_WORKLOAD_CONFIG with which a node has a device plugin (d.2). A node without the label is
 treated the same."""
 PAUSED_FOR_MIG = "paused-for-mig-change"
-DEPLOY_PAUSABLE = ("device-plugin", "gpu-feature-discovery", "dcgm-exporter", "dcgm", "nvsm")
+DEPLOY_PAUSABLE = ("device-plugin", "gpu-feature-discovery", "dcgm-exporter", "dcgm", "nvsm", "client")
 """Operands that mig-manager pauses (a.1); suffixes of LABEL_DEPLOY_PREFIX."""
+LABEL_DEPLOY_CLIENT = LABEL_DEPLOY_PREFIX + "client"
+"""The deploy label that DaemonSets which are not the GPU Operator's can require. mig-manager v0.15 or newer pauses it
+during a change, but only if the Node has it (a.1)."""
 
 LABEL_HOSTNAME = "kubernetes.io/hostname"
 """The label that Kubernetes sets on every Node."""

@@ -7,7 +7,9 @@ compares what is read here with its rendered templates.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from posixpath import dirname
 
+from gpusharing.api.names import LABEL_DEPLOY_CLIENT
 from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, KubeClient
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.paging import list_of
@@ -21,11 +23,14 @@ from gpusharing.planning.snapshot.stackviews import (
     PlainStackView,
 )
 from gpusharing.planning.stack.nodesymptoms import Server
+from gpusharing.planning.stack.plainmig import find_unusable_manager
 
 PLUGIN, DISCOVERY = "nvidia-device-plugin-ctr", "gpu-feature-discovery-ctr"
 """Names of the containers by which the chart's DaemonSets are recognized; the GPU Operator's have other names."""
 MPS, MANAGER = "mps-control-daemon-ctr", "config-manager"
 """Containers of the GPU Operator's MPS daemon."""
+MIG_MANAGER = "nvidia-mig-manager"
+"""Name of mig-manager's container, in the GPU Operator and in mig-parted's example of a DaemonSet."""
 CONFIGS = "available-configs"
 """Name of the volume from which config-manager reads configurations."""
 
@@ -58,6 +63,13 @@ class DaemonSetView:
     """The GPU Operator's MPS daemon, or None if the DaemonSet does not run it."""
     finder: FinderState | None = None
     """The state of Node Feature Discovery's workers, or None if the DaemonSet does not run them."""
+    pausable: bool = False
+    """Whether its pods run only on nodes with nvidia.com/gpu.deploy.client=true, a label that mig-manager pauses."""
+    mig_manager: bool = False
+    """Whether it runs mig-manager without the GPU Operator; `config_map` is then that of its configurations, and
+    `version` that of mig-manager's image."""
+    with_reboot: bool = False
+    """Whether this mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
 
 
 _OTHER = DaemonSetView("", "", False, False, "")
@@ -71,6 +83,8 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
     containers = {text(container, "name"): container for container in entries(template, "containers")}
     if any(owner.get("kind") == "ClusterPolicy" for owner in owners):
         return replace(_OTHER, mps_daemon=_mps_daemon(raw, containers)) if MPS in containers else _OTHER
+    if MIG_MANAGER in containers:
+        return _mig_manager(raw, containers[MIG_MANAGER])
     if not containers.keys() & {PLUGIN, DISCOVERY}:
         finder = finder_state(raw)
         return _OTHER if finder is None else replace(_OTHER, finder=finder)
@@ -88,6 +102,29 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
         version=_version(main),
         tolerates_gate=tolerates(entries(template, "tolerations")),
         tolerations=tolerations_text(entries(template, "tolerations")),
+        pausable=texts(part(template, "nodeSelector")).get(LABEL_DEPLOY_CLIENT) == "true",
+    )
+
+
+def _mig_manager(raw: JSON, container: JSON) -> DaemonSetView:
+    """Convert the raw DaemonSet of a mig-manager that runs without the GPU Operator. Its ConfigMap is the one that is
+    mounted in the folder of CONFIG_FILE (mig-parted v0.15.1, deployments/container/nvidia-mig-manager-example.yaml)."""
+    template = section(raw, "spec", "template", "spec")
+    file = _variable(container, "CONFIG_FILE")
+    mounts = (
+        mount for mount in entries(container, "volumeMounts") if text(mount, "mountPath") == dirname(file)
+    )
+    volume = text(next(mounts, {}), "name")
+    maps = (
+        text(row, "configMap", "name") for row in entries(template, "volumes") if text(row, "name") == volume
+    )
+    return replace(
+        _OTHER,
+        name=text(raw, "metadata", "name"),
+        config_map=next(maps, ""),
+        version=_version(container),
+        mig_manager=True,
+        with_reboot=_variable(container, "WITH_REBOOT") == "true",
     )
 
 
@@ -134,23 +171,31 @@ def _variable(container: JSON, name: str) -> str:
 
 def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
     """Return what a ClusterPolicy would say, read from the DaemonSets of NVIDIA's chart among `sets`, or None if none
-    of them runs the chart's device plugin. It tolerates the start-up taint only if all DaemonSets of the chart do."""
-    chart = sorted((row for row in sets if row.plugin or row.discovery), key=lambda row: row.name)
+    of them runs the chart's device plugin. It tolerates the start-up taint only if all DaemonSets of the chart do. If
+    several DaemonSets run mig-manager, the first by name counts. mig-manager is off unless it can be used."""
+    views = sorted(sets, key=lambda row: row.name)
+    chart = [row for row in views if row.plugin or row.discovery]
     plugin = next((row for row in chart if row.plugin), None)
     if plugin is None:
         return None
+    manager = next((row for row in views if row.mig_manager), _OTHER)
+    plain = PlainStackView(plugin.name, plugin.release, manager.name, all(row.pausable for row in chart))
     discovers = any(row.discovery and row.config_map == plugin.config_map for row in chart)
+    divides = find_unusable_manager(plain, manager.version) is None
     narrow = next((row for row in chart if not row.tolerates_gate), plugin)
     return ClusterPolicyView(
         plugin_config_name=plugin.config_map,
         mig_strategy=plugin.mig_strategy,
-        mig_config_name="",
-        switches={MIG_MANAGER_SWITCH: False} | ({} if discovers else {"gfd.enabled": False}),
+        mig_config_name=manager.config_map,
+        switches=({} if divides else {MIG_MANAGER_SWITCH: False})
+        | ({} if discovers else {"gfd.enabled": False}),
         plugin_default=plugin.default,
+        with_reboot=manager.with_reboot,
         plugin_version=plugin.version,
+        mig_manager_version=manager.version,
         tolerates_gate=narrow.tolerates_gate,
         tolerations=narrow.tolerations,
-        plain=PlainStackView(plugin.name, plugin.release),
+        plain=plain,
     )
 
 

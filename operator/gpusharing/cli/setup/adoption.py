@@ -20,7 +20,7 @@ from gpusharing.kube.sources import NO_MAPS, AdminMaps
 from gpusharing.planning.report.proposal import configured
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
-from gpusharing.planning.stack.commands import helm_install, kubectl_patch
+from gpusharing.planning.stack.commands import helm_install, kubectl_patch, plain_upgrade
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
 from gpusharing.planning.stack.pointers import (
     UPSTREAM_MIG_CONFIG,
@@ -28,7 +28,6 @@ from gpusharing.planning.stack.pointers import (
     mig_pointer,
     plugin_pointer,
 )
-from gpusharing.planning.stack.requirements import plain_upgrade
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed, has_gpu
 from gpusharing.planning.wanted.migfile import ALL_DISABLED, parse, parse_admin

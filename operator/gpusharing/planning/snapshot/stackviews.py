@@ -16,13 +16,18 @@ MIG_MANAGER_SWITCH = "migManager.enabled"
 
 @value
 class PlainStackView:
-    """NVIDIA's device-plugin chart without the GPU Operator, which means without a ClusterPolicy and without
-    mig-manager."""
+    """NVIDIA's device-plugin chart without the GPU Operator, which means without a ClusterPolicy. mig-manager may run
+    beside it as a DaemonSet of its own."""
 
     daemon_set: str
     """Name of the device plugin's DaemonSet."""
     release: str
     """Name of its Helm release. Empty if it is unknown."""
+    mig_manager: str = ""
+    """Name of mig-manager's DaemonSet in the namespace of the chart. Empty if there is none."""
+    pausable: bool = False
+    """Whether all DaemonSets of the chart run only on nodes with nvidia.com/gpu.deploy.client=true. Otherwise
+    mig-manager cannot pause them, and their pods would use the GPUs during a change of MIG."""
 
 
 @value

@@ -12,7 +12,8 @@ from gpusharing.api import names
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
 from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
-from gpusharing.planning.stack.commands import Fields, kubectl_patch
+from gpusharing.planning.stack.commands import Fields, kubectl_patch, plain_upgrade
+from gpusharing.planning.stack.plainmig import find_obstacle
 from gpusharing.planning.stack.pointers import (
     Pointer,
     find_other_namespace,
@@ -20,7 +21,7 @@ from gpusharing.planning.stack.pointers import (
     plugin_pointer,
     why_not_set,
 )
-from gpusharing.planning.stack.requirements import OPERANDS, NeededProgram, plain_upgrade, tell_off
+from gpusharing.planning.stack.requirements import OPERANDS, NeededProgram, tell_off
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, cut
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -32,10 +33,11 @@ from gpusharing.planning.wanted.target import Targets, Wish, find_wish
 class Objection:
     """A cause for which a policy can be refused."""
 
-    find: Callable[[PolicyView, StackView, PlanSettings], str]
-    """Returns the message, or an empty string if the objection does not apply."""
+    find: Callable[[PolicyView, StackView, PlanSettings], str | Finding]
+    """Returns the message, or a Finding if the refusal has a reason of its own. Empty if the objection does not
+    apply."""
     reason: Reason
-    """The reason with which the policy is then refused."""
+    """The reason with which the policy is refused, unless its Finding has one of its own."""
 
 
 @value
@@ -64,8 +66,8 @@ def find_objection(policy: PolicyView, stack: StackView, settings: PlanSettings)
     """Return the first objection to the policy as a Finding, or None if the policy can be carried out in this
     cluster."""
     for objection in OBJECTIONS:
-        if message := objection.find(policy, stack, settings):
-            return Finding(objection.reason, message)
+        if refusal := objection.find(policy, stack, settings):
+            return Finding.of(refusal, objection.reason)
     return None
 
 
@@ -222,10 +224,20 @@ def _not_in_chart(
     plain = cluster_policy.plain
     if plain is None or spec.mode not in row.modes or not row.is_off(cluster_policy):
         return ""
-    message = tell_off(row, cluster_policy)
-    if row.helm_value:
-        return f"{message}; run: {plain_upgrade(plain, settings.gpu_operator_namespace, row.helm_value)}"
-    return f"{message}: install the NVIDIA GPU Operator in place of that chart, or use mode Full, TimeSlicing or MPS"
+    command = plain_upgrade(plain, settings.gpu_operator_namespace, row.helm_value)
+    return f"{tell_off(row, cluster_policy)}; run: {command}"
+
+
+def _plain_mig(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str | Finding:
+    """Return a Finding with the remedy if the policy has mode MIG and it cannot be carried out beside NVIDIA's
+    device-plugin chart. Empty if it can, or if there is a ClusterPolicy."""
+    if policy.spec is None or stack.cluster_policy is None:
+        return ""
+    ours, namespace = settings.mig_config_map, settings.gpu_operator_namespace
+    obstacle = find_obstacle(policy.spec, stack.cluster_policy, ours, namespace)
+    if obstacle is None:
+        return ""
+    return Finding(obstacle.reason, f"{obstacle.message}; run: {obstacle.command}")
 
 
 def _in_chart(row: NeededProgram, missing: Reason) -> Objection:
@@ -270,7 +282,7 @@ def _strategy_field(
     """Return ClusterPolicy's MIG strategy as a WrongField if it overrides that of the policy, or None if it does
     not."""
     fixed = cluster_policy.mig_strategy
-    if spec.mig is None or not fixed or fixed == spec.mig.strategy:
+    if cluster_policy.plain is not None or spec.mig is None or not fixed or fixed == spec.mig.strategy:
         return None
     message = f"ClusterPolicy mig.strategy is {fixed} and overrides spec.mig.strategy {spec.mig.strategy} on every node"
     return WrongField(message, {"mig": {"strategy": None}}, " (helm: --set mig.strategy=)")
@@ -281,7 +293,9 @@ def _layouts_field(
 ) -> WrongField | None:
     """Return the pointer to mig-manager's ConfigMap as a WrongField if the policy has spec.mig.layouts and mig-manager
     does not read our ConfigMap, or None otherwise."""
-    if spec.mig is None or spec.mig.layouts is None or stack.serves_our_mig_file:
+    if cluster_policy.plain is not None or spec.mig is None or spec.mig.layouts is None:
+        return None
+    if stack.serves_our_mig_file:
         return None
     pointer = mig_pointer(cluster_policy, settings.mig_config_map)
     why = _why_not_set(pointer, cluster_policy, stack, settings)
@@ -349,7 +363,7 @@ OBJECTIONS = (
     Objection(_plugin_config, Reason.PLUGIN_CONFIG_NOT_OURS),
     _in_chart(_DISCOVERY, Reason.FEATURE_DISCOVERY_MISSING),
     Objection(_config_maps, Reason.CONFIG_MAP_TAKEN),
-    _in_chart(_MIG_MANAGER, Reason.MIG_MANAGER_MISSING),
+    Objection(_plain_mig, Reason.MIG_MANAGER_MISSING),  # or another reason for which it is of no use
     _to_field(Reason.MIG_MANAGER_DISABLED),
     _to_field(Reason.MIG_STRATEGY_SET),
     _to_field(Reason.LAYOUTS_NEED_CONFIG_MAP),

@@ -4,6 +4,8 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+from gpusharing.planning.snapshot.stackviews import PlainStackView
+
 Fields = Mapping[str, Mapping[str, object]]
 """Fields of ClusterPolicy's spec to set: their values by name, by block."""
 
@@ -17,6 +19,15 @@ def kubectl_patch(cluster_policy: str, *parts: Fields) -> str:
             spec[block].update(fields)
     body = json.dumps({"spec": spec}, separators=(",", ":"))
     return f"kubectl patch clusterpolicy {cluster_policy} --type merge -p '{body}'"
+
+
+def plain_upgrade(plain: PlainStackView, namespace: str, helm_value: str, *, option: str = "--set") -> str:
+    """Return the command that sets one value of NVIDIA's device-plugin chart. `helm_value` has the form NAME=VALUE, and
+    `option` is the option of helm that reads it."""
+    return (
+        f"helm upgrade {plain.release or 'RELEASE'} nvdp/nvidia-device-plugin -n {namespace} --reuse-values {option}"
+        f" {helm_value}"
+    )
 
 
 def helm_install(release: str, namespace: str, gpu_operator: str, values: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from gpusharing.api.names import LABEL_PLUGIN_CONFIG, Mode
 from gpusharing.api.selectors import matches
 from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, ClusterPolicyView, find_active
 from gpusharing.planning.snapshot.views import NodeView
-from gpusharing.planning.stack.commands import Fields, helm_install, kubectl_patch
+from gpusharing.planning.stack.commands import Fields, helm_install, kubectl_patch, plain_upgrade
 from gpusharing.planning.stack.installationviews import (
     AGENT,
     ASKED_BY_PEOPLE,
@@ -28,6 +28,7 @@ from gpusharing.planning.stack.installationviews import (
 )
 from gpusharing.planning.stack.mpsdaemon import find_deaf_mps
 from gpusharing.planning.stack.otherplugins import GKE, GKE_GPU, GKE_WITHOUT_PLUGIN
+from gpusharing.planning.stack.plainmig import find_obstacle
 from gpusharing.planning.stack.pointers import (
     MIG_POINTER,
     UPSTREAM_MIG_CONFIG,
@@ -43,7 +44,6 @@ from gpusharing.planning.stack.requirements import (
     find_absent,
     find_off,
     has_driver,
-    plain_upgrade,
     tell_off,
 )
 from gpusharing.planning.stack.startgate import find_untolerated, find_untolerated_finder
@@ -358,7 +358,8 @@ def _stack(view: InstallationView) -> Symptoms:
 
 
 def _plain(view: InstallationView) -> Symptoms:
-    """Yield an error if NVIDIA's device-plugin chart runs alone and its plugin does not read our ConfigMap."""
+    """Yield an error if NVIDIA's device-plugin chart runs without the GPU Operator and its plugin does not read our
+    ConfigMap, and one for each obstacle to policies of mode MIG."""
     stack = view.plain
     if stack is None or stack.plain is None:
         return
@@ -372,6 +373,10 @@ def _plain(view: InstallationView) -> Symptoms:
             f" {_effect(view, pointer, 'no mode takes effect on any node')}{_unmerged(view, pointer)}",
             point(view, stack, pointer, command),
         )
+    specs = [policy.spec for policy in view.policies if policy.spec is not None]
+    found = (find_obstacle(spec, stack, place.mig_config_map, place.gpu_operator_namespace) for spec in specs)
+    for obstacle in dict.fromkeys(filter(None, found)):
+        yield error(Topic.CLUSTER_POLICY, str(obstacle.reason), obstacle.message, obstacle.command)
 
 
 def _operands(view: InstallationView) -> Symptoms:
@@ -379,7 +384,8 @@ def _operands(view: InstallationView) -> Symptoms:
     has such a mode, it is a warning, or nothing with NVIDIA's device-plugin chart alone."""
     for stack in _followed(view):
         for row in find_off(stack):
-            yield from _operand(row, stack, view)
+            if row.helm_value or stack.plain is None:
+                yield from _operand(row, stack, view)
 
 
 def _operand(row: NeededProgram, stack: ClusterPolicyView, view: InstallationView) -> Symptoms:
@@ -397,10 +403,12 @@ def _operand(row: NeededProgram, stack: ClusterPolicyView, view: InstallationVie
         command = correct(view, stack, row.patch, needed=needed and not doubles)
         yield (error if needed else warning)(Topic.CLUSTER_POLICY, str(row.disabled), message, command)
     elif row.missing is not None and needed:
-        command = _INSTALL_GPU_OPERATOR
-        if row.helm_value:
-            command = plain_upgrade(stack.plain, view.place.gpu_operator_namespace, row.helm_value)
-        yield error(Topic.CLUSTER_POLICY, str(row.missing), tell_off(row, stack), command)
+        yield error(
+            Topic.CLUSTER_POLICY,
+            str(row.missing),
+            tell_off(row, stack),
+            plain_upgrade(stack.plain, view.place.gpu_operator_namespace, row.helm_value),
+        )
 
 
 def _followed(view: InstallationView) -> list[ClusterPolicyView]:

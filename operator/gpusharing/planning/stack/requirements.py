@@ -5,9 +5,10 @@ from collections.abc import Mapping
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
-from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, ClusterPolicyView, PlainStackView
+from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, ClusterPolicyView
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack.commands import Fields, kubectl_patch
+from gpusharing.planning.stack.plainmig import find_unselected, find_unusable_manager
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import cut
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -120,15 +121,10 @@ def tell_off(row: NeededProgram, policy: ClusterPolicyView) -> str:
     follows from that."""
     if policy.plain is None:
         return f"ClusterPolicy {row.switch} is false, so {row.consequence}"
+    if row.missing is Reason.MIG_MANAGER_MISSING:
+        unusable = find_unusable_manager(policy.plain, policy.mig_manager_version)
+        return unusable.message if unusable is not None else ""
     return f"{row.operand} does not run beside the device plugin of NVIDIA's chart, so {row.consequence}"
-
-
-def plain_upgrade(plain: PlainStackView, namespace: str, helm_value: str) -> str:
-    """Return the command that sets one value of NVIDIA's device-plugin chart. `helm_value` has the form NAME=VALUE."""
-    release = plain.release or "RELEASE"
-    return (
-        f"helm upgrade {release} nvdp/nvidia-device-plugin -n {namespace} --reuse-values --set {helm_value}"
-    )
 
 
 def workload_of(labels: Mapping[str, str], policy: ClusterPolicyView | None) -> str:
@@ -169,9 +165,11 @@ def find_other_workload(node: NodeView, policy: ClusterPolicyView | None) -> str
     )
 
 
-def find_disabled(node: NodeView) -> str:
-    """Return a message with the remedy if a label of the node keeps a program of NVIDIA's off it that every mode
-    needs. Empty if none does."""
+def find_disabled(node: NodeView, policy: ClusterPolicyView | None) -> str:
+    """Return a message with the remedy if a label of the node, or the lack of one, keeps a program of NVIDIA's off it
+    that every mode needs. Empty if none does."""
+    if unselected := find_unselected(node, policy):
+        return unselected
     if not node.held_off:
         return ""
     for operand, label in DEPLOY_NEEDED.items():

@@ -107,7 +107,7 @@ def _not_for_containers(case: NodeCase, assessed: Assessed) -> str:
 
 def _switched_off(case: NodeCase, assessed: Assessed) -> str:
     """Return the message that some of NVIDIA's programs are kept off the node, or an empty string if none are."""
-    return find_disabled(case.node)
+    return find_disabled(case.node, case.stack.cluster_policy)
 
 
 def _bare_host(case: NodeCase, assessed: Assessed) -> str | Finding:
@@ -212,8 +212,10 @@ def _nobody_ends_mig(case: NodeCase, assessed: Assessed) -> str:
     target, policy = assessed.target, case.stack.cluster_policy
     if target.mig_config or found_layouts(case) == target.layouts:
         return ""
-    plain = policy is not None and policy.plain is not None
-    why = "there is no mig-manager" if plain else f"ClusterPolicy {MIG_MANAGER_SWITCH} is false"
+    why = f"ClusterPolicy {MIG_MANAGER_SWITCH} is false"
+    if policy is not None and policy.plain is not None:
+        cannot = "mig-manager cannot pause NVIDIA's device-plugin chart"
+        why = cannot if policy.plain.mig_manager else "there is no mig-manager"
     return f"MIG is enabled on {case.node.name} and nothing there can disable it, because {why}"
 
 

@@ -460,8 +460,13 @@ class Reason(Worded):
         "The policy wants MIG, but ClusterPolicy migManager.enabled is false: nothing would act on our label.",
         "Run the command in the message once.")
     MIG_MANAGER_MISSING = (("MigManagerMissing", "Accepted", _PERSON, "ClusterPolicy"),
-        "The policy wants MIG, but NVIDIA's device-plugin chart without the GPU Operator has no mig-manager.",
-        "Install the NVIDIA GPU Operator in place of that chart, or use mode Full, TimeSlicing or MPS.")
+        "The policy wants MIG, but no mig-manager runs beside NVIDIA's device-plugin chart.",
+        "Install mig-manager v0.15 or newer beside that chart, or the NVIDIA GPU Operator in its place, or use mode "
+        "Full, TimeSlicing or MPS.")
+    PLUGIN_NOT_PAUSED = (("PluginNotPaused", "Accepted", _PERSON, "device-plugin"),
+        "The policy wants MIG, but mig-manager cannot pause NVIDIA's device-plugin chart, which would keep the GPUs in "
+        "use during a change.",
+        "Label the GPU nodes and run the command in the message once.")
     FEATURE_DISCOVERY_MISSING = (("FeatureDiscoveryMissing", "Accepted", _PERSON, "ClusterPolicy"),
         "NVIDIA's device-plugin chart runs without GPU Feature Discovery, so no change could be proven.",
         "Run the command in the message once.")
@@ -487,8 +492,10 @@ class Reason(Worded):
         "the plain name, so a pod cannot say which of the two it wants.",
         "Upgrade the device plugin, use profiles without a suffix, or spec.mig.strategy single.")
     MIG_MANAGER_TOO_OLD = (("MigManagerTooOld", "Accepted", _PERSON, "mig-manager", Mark.UNSUPPORTED),
-        "mig-manager before v0.15 confuses profiles of the same name on different cards of a node and would fail.",
-        "Upgrade mig-manager, or ask for a profile that only one card of the node has, or that is the same on both.")
+        "mig-manager before v0.15 confuses profiles of the same name on different cards of a node and would fail. "
+        "Beside NVIDIA's device-plugin chart it cannot pause the device plugin either.",
+        "Upgrade mig-manager. Under the GPU Operator, a profile that only one card of the node has also works, as does "
+        "one that is the same on both.")
     NO_NODES = (("NoNodes", "Accepted", _LATER, "policy"),
         "The node selector selects no node.",
         "Label the nodes of the pool or correct spec.nodeSelector.")

@@ -32,6 +32,8 @@ SUFFIXES_SINCE = (0, 20)
 """The first version of the device plugin that advertises a profile with a suffix under a name of its own."""
 OWN_NAMES_SINCE = (0, 15)
 """The first version of mig-parted that looks up a profile name on each card separately."""
+CLIENTS_SINCE = (0, 15)
+"""The first version of mig-parted whose mig-manager pauses nvidia.com/gpu.deploy.client."""
 FALLBACK_FIRST_SINCE = (0, 18, 2)
 """The first version of the device plugin whose config-manager starts with the fallback configuration."""
 DEAF_SINCE = (25, 10, 2)
@@ -87,6 +89,12 @@ def find_mistaken(
             if profile_id != profile.profile_id and profile.name in wanted:
                 return gpu, other, profile.name
     return None
+
+
+def pauses_clients(version: str) -> bool:
+    """Whether this version of mig-manager pauses nvidia.com/gpu.deploy.client (docs/design/nvidia.md#a1). True if it
+    cannot be parsed."""
+    return not _is_before(version, CLIENTS_SINCE)
 
 
 def merges_suffixes(version: str) -> bool:

@@ -42,7 +42,7 @@ from gpusharing.planning.wanted.pluginconfig import (
 from gpusharing.planning.wanted.target import Target, describe_layouts, is_plugin_resource, predict_resources
 
 SETTING = 'WITH_REBOOT "true" in ClusterPolicy migManager.env'
-"""The setting that lets mig-manager reboot a node whose GPUs cannot be reset, for messages."""
+"""The setting that lets the GPU Operator's mig-manager reboot a node whose GPUs cannot be reset, for messages."""
 
 
 def tell_guest_reset(observed: ObservedView | None, stack: StackView) -> str:
@@ -50,13 +50,18 @@ def tell_guest_reset(observed: ObservedView | None, stack: StackView) -> str:
     setting helps. Empty if no GPU is known to need a reset by its virtual machine, if the setting is on already, or
     if there is no ClusterPolicy."""
     policy, kinds = stack.cluster_policy, observed.hardware.kinds if observed is not None else ()
-    if policy is None or policy.plain is not None or policy.with_reboot:
+    if policy is None or policy.with_reboot:
         return ""
+    setting = SETTING
+    if policy.plain is not None:
+        if not policy.plain.mig_manager:
+            return ""
+        setting = f'WITH_REBOOT "true" in the environment of DaemonSet {policy.plain.mig_manager}'
     if not any(gpu.reset_in_guest for gpu in kinds):
         return ""
     return (
         "; a virtual machine often cannot reset a GPU that is passed through to it, and then only a reboot of the node"
-        f" switches the mode: set {SETTING}, or reboot the node yourself"
+        f" switches the mode: set {setting}, or reboot the node yourself"
     )
 
 

@@ -1,0 +1,103 @@
+"""MIG without the GPU Operator: mig-manager as a DaemonSet of its own, beside NVIDIA's device-plugin chart.
+
+mig-manager can change the GPUs of a node only while no other program uses them. The GPU Operator's programs stop for
+it by their deploy labels. Those of the chart stop only if they require nvidia.com/gpu.deploy.client=true of their
+nodes, and mig-manager pauses that label since v0.15 (docs/design/nvidia.md#a1).
+"""
+
+from gpusharing.api import names
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView
+from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.stack.commands import plain_upgrade
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.toolversions import pauses_clients
+
+
+@value
+class Obstacle:
+    """Why policies of mode MIG cannot be carried out beside NVIDIA's device-plugin chart."""
+
+    reason: Reason
+    """The reason with which such a policy is refused."""
+    message: str
+    """What is wrong, and what follows from it."""
+    command: str
+    """The command that corrects it. Words in CAPITALS are for a person to fill in."""
+
+
+def find_unusable_manager(plain: PlainStackView, version: str) -> Finding | None:
+    """Return why mig-manager cannot change GPUs beside NVIDIA's device-plugin chart, or None if it can. `version` is
+    that of mig-manager's image; a version that cannot be parsed counts as new enough."""
+    if not plain.mig_manager:
+        return Finding(
+            Reason.MIG_MANAGER_MISSING,
+            "mig-manager does not run beside the device plugin of NVIDIA's chart, so nothing would divide the GPUs",
+        )
+    if not pauses_clients(version):
+        return Finding(
+            Reason.MIG_MANAGER_TOO_OLD,
+            f"DaemonSet {plain.mig_manager} runs mig-manager {version}, which is older than v0.15 and does not pause"
+            f" {names.LABEL_DEPLOY_CLIENT}, so the device plugin would keep the GPUs in use during a change",
+        )
+    if not plain.pausable:
+        return Finding(
+            Reason.PLUGIN_NOT_PAUSED,
+            "mig-manager cannot pause NVIDIA's device-plugin chart, which would keep the GPUs in use during a change:"
+            f" its nodeSelector lacks {names.LABEL_DEPLOY_CLIENT}",
+        )
+    return None
+
+
+def find_obstacle(
+    spec: GPUSharingPolicySpec, policy: ClusterPolicyView, mig_config_map: str, namespace: str
+) -> Obstacle | None:
+    """Return why a GPUSharingPolicy with this spec cannot be carried out beside NVIDIA's device-plugin chart. None if
+    it can, if its mode is not MIG, or if `policy` is a real ClusterPolicy. `mig_config_map` is our ConfigMap of
+    mig-parted configurations, and `namespace` that of NVIDIA's chart."""
+    plain = policy.plain
+    if plain is None or spec.mig is None:
+        return None
+    if (unusable := find_unusable_manager(plain, policy.mig_manager_version)) is not None:
+        commands = {
+            Reason.MIG_MANAGER_MISSING: f"kubectl apply -n {namespace} -k deploy/mig-manager",
+            Reason.MIG_MANAGER_TOO_OLD: f"kubectl -n {namespace} set image daemonset/{plain.mig_manager}"
+            " nvidia-mig-manager=REPOSITORY/k8s-mig-manager:v0.15.1",
+            Reason.PLUGIN_NOT_PAUSED: f"kubectl label nodes NODE... {names.LABEL_DEPLOY_CLIENT}=true && "
+            + plain_upgrade(plain, namespace, _SELECTOR, option="--set-string"),
+        }
+        return Obstacle(unusable.reason, unusable.message, commands[unusable.reason])
+    if policy.mig_strategy not in ("", spec.mig.strategy):
+        return Obstacle(
+            Reason.MIG_STRATEGY_SET,
+            f"migStrategy of NVIDIA's device-plugin chart is {policy.mig_strategy} and overrides spec.mig.strategy"
+            f" {spec.mig.strategy} on every node",
+            plain_upgrade(plain, namespace, "migStrategy=null"),
+        )
+    if spec.mig.layouts is not None and policy.mig_config_name != mig_config_map:
+        return Obstacle(
+            Reason.LAYOUTS_NEED_CONFIG_MAP,
+            f"spec.mig.layouts has no effect unless DaemonSet {plain.mig_manager} mounts ConfigMap {mig_config_map} in"
+            f" the folder of its CONFIG_FILE; it mounts {policy.mig_config_name or 'none'}",
+            f"kubectl -n {namespace} edit daemonset {plain.mig_manager}",
+        )
+    return None
+
+
+_SELECTOR = r"'nodeSelector.nvidia\.com/gpu\.deploy\.client=true'"
+"""The chart's value that makes its DaemonSets require the label, as an argument for a shell."""
+
+
+def find_unselected(node: NodeView, policy: ClusterPolicyView | None) -> str:
+    """Return a message with the remedy if NVIDIA's chart runs only on nodes with nvidia.com/gpu.deploy.client=true and
+    this node has no such label. Empty if it has the label, whatever its value, or if the chart does not require
+    it."""
+    plain = policy.plain if policy is not None else None
+    if plain is None or not plain.pausable or names.LABEL_DEPLOY_CLIENT in node.labels:
+        return ""
+    return (
+        f"{node.name} has no label {names.LABEL_DEPLOY_CLIENT}, so NVIDIA's device plugin does not run there; run:"
+        f" kubectl label node {node.name} {names.LABEL_DEPLOY_CLIENT}=true"
+    )
