@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping
 
-from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_MPS_CAPABLE, TAINT_UNPROVEN
+from gpusharing.api.names import LABEL_DEPLOY_CLIENT, LABEL_DEPLOY_PREFIX, LABEL_MPS_CAPABLE, TAINT_UNPROVEN
 from gpusharing.kube.client import JSON, PODS
 from gpusharing.kube.errors import AlreadyExists, Conflict, NotFound
 from hack.sim.gpuoperator import LABEL_DEPLOY_MIG_MANAGER
@@ -174,13 +174,15 @@ def players(
 ) -> tuple[DaemonSetPlayer, ...]:
     """Return one player for each simulated DaemonSet, or an empty tuple if real controllers create the pods
     (`play_daemon_sets` is off). `mig`, `mps` and `agents` record the pods of the three DaemonSets. The plain stack
-    has no mig-manager."""
+    has no mig-manager unless `plain_mig` is set."""
     if not cluster.settings.play_daemon_sets:
         return ()
     plain = bool(cluster.settings.plain_config)
     mps_selector = {LABEL_MPS_CAPABLE: "true"} if plain else MPS_SELECTOR
+    if cluster.settings.plain_mig:
+        mps_selector[LABEL_DEPLOY_CLIENT] = "true"
     played = [DaemonSetPlayer(cluster, mps, MPS_DAEMON, mps_selector, spawn, "mps-control-daemon")]
-    if not plain:
+    if not plain or cluster.settings.plain_mig:
         selector = {LABEL_DEPLOY_MIG_MANAGER: "true"}
         played.insert(0, DaemonSetPlayer(cluster, mig, MIG_MANAGER_SET, selector, spawn, "mig-manager"))
     if cluster.settings.agents:

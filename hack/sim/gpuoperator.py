@@ -12,6 +12,7 @@ from gpusharing.api.names import (
     LABEL_WORKLOAD_CONFIG,
 )
 from gpusharing.kube.client import JSON
+from hack.sim.settings import SimSettings
 
 OPERANDS = ("device-plugin", "gpu-feature-discovery", "dcgm-exporter", "dcgm", "operator-validator")
 LABEL_DEPLOY_MIG_MANAGER = f"{LABEL_DEPLOY_PREFIX}mig-manager"
@@ -49,16 +50,16 @@ class ClusterPolicy:
     sandboxes: bool = False
     """Whether LABEL_WORKLOAD_CONFIG has any effect (sandboxWorkloads.enabled)."""
     plain: bool = False
-    """Whether there is no GPU Operator but NVIDIA's device-plugin chart alone, with its `config.name` set. Its
-    DaemonSets have no deploy labels in their selectors."""
+    """Whether there is no GPU Operator but NVIDIA's device-plugin chart, with its `config.name` set. Its DaemonSets
+    require nvidia.com/gpu.deploy.client=true if mig-manager runs beside it, and otherwise no deploy label."""
 
 
-def default_policy(plain_config: str) -> ClusterPolicy:
-    """Return the settings that apply before any ClusterPolicy is seen. On the plain stack, where `plain_config` names
-    the plugin's ConfigMap, they never change."""
-    if not plain_config:
+def default_policy(settings: SimSettings) -> ClusterPolicy:
+    """Return the settings that apply before any ClusterPolicy is seen. On the plain stack they never change."""
+    if not settings.plain_config:
         return ClusterPolicy()
-    return ClusterPolicy(plugin_config=plain_config, mig_default="", plain=True)
+    config, mig_config = settings.plain_config, settings.plain_mig
+    return ClusterPolicy(plugin_config=config, mig_config=mig_config, mig_default="", plain=True)
 
 
 def cluster_policy(objects: Iterable[JSON]) -> ClusterPolicy:

@@ -87,7 +87,7 @@ class NodeSoftware:
             clock=Clock(self.settings),
             log=log,
             config_maps=MountedConfigMaps(self.settings.times.config_map),
-            policy=default_policy(self.settings.plain_config),
+            policy=default_policy(self.settings),
         )
         self._hardware = dict(hardware or {})
         self._agent_client = agent_client or (lambda node: client)

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from gpusharing.agent.library import LibraryError, Reading
 from gpusharing.api.names import (
+    LABEL_DEPLOY_CLIENT,
     LABEL_DEPLOY_PREFIX,
     LABEL_GPU_COUNT,
     LABEL_GPU_PRODUCT,
@@ -40,11 +41,13 @@ class Configured:
         self._pod_started = 0.0
 
     def deployed(self) -> bool:
-        """Whether a DaemonSet runs the operand on the node: by the deploy label and ClusterPolicy, or always with the
-        device-plugin chart, whose DaemonSets have no such selector."""
+        """Whether a DaemonSet runs the operand on the node: by the deploy label and ClusterPolicy, or with the
+        device-plugin chart, whose DaemonSets have a selector only if mig-manager runs beside it."""
         policy = self.cluster.policy
+        if policy.plain:
+            return not policy.mig_config or self.node.labels.get(LABEL_DEPLOY_CLIENT) == "true"
         labeled = self.node.labels.get(f"{LABEL_DEPLOY_PREFIX}{self.operand}") == "true"
-        return policy.plain or (labeled and self.operand not in policy.off)
+        return labeled and self.operand not in policy.off
 
     def key(self, *, new_pod: bool) -> str | None:
         """Return the configuration key that config-manager would load now, or None if the key does not exist. Empty

@@ -90,6 +90,9 @@ class SimSettings:
     plain_config: str = ""
     """The `config.name` of NVIDIA's device-plugin chart with GFD, which replaces the GPU Operator; empty with the GPU
     Operator."""
+    plain_mig: str = ""
+    """The ConfigMap of the mig-manager that runs beside that chart, whose DaemonSets then require
+    nvidia.com/gpu.deploy.client=true. Empty if there is none."""
     play_daemon_sets: bool = False
     """Whether to create the pods of mig-manager, the MPS daemon and the agent ourselves, as on FakeCluster, which has
     no controllers."""

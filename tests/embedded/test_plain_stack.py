@@ -1,17 +1,25 @@
-"""NVIDIA's device-plugin chart without the GPU Operator: no ClusterPolicy, no mig-manager, none of its labels."""
+"""NVIDIA's device-plugin chart without the GPU Operator and none of its labels, without and with mig-manager
+(stack/plainmig.py)."""
 
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from hack.sim.gpuoperator import LABEL_DEPLOY_MIG_MANAGER
 from tests import plainchart
 from tests.embedded.oracle import difference
 from tests.embedded.scene import FULL, H100, L40S, MIXED, MPS, SLICED, Scene, node, open_scene
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_MIG_CONFIG, LABEL_MIG_STATE, LABEL_PLUGIN_CONFIG
-from gpusharing.kube.client import DAEMON_SETS, JSON, PODS
+from gpusharing.api.names import (
+    LABEL_DEPLOY_CLIENT,
+    LABEL_DEPLOY_PREFIX,
+    LABEL_MIG_CONFIG,
+    LABEL_MIG_STATE,
+    LABEL_PLUGIN_CONFIG,
+)
+from gpusharing.kube.client import DAEMON_SETS, JSON, NODES, PODS
 
 MODES = {"Full": FULL, "TimeSlicing": SLICED, "MPS": MPS}
 MORE_CLIENTS: JSON = {"mode": "MPS", "mps": {"replicas": 8}}
@@ -27,13 +35,39 @@ def bare(raw: JSON) -> JSON:
 
 @asynccontextmanager
 async def plain(product: str = H100, *, discovery: bool = True) -> AsyncIterator[Scene]:
-    """Two nodes on the plain stack; the operator starts when the chart is there."""
+    """Two nodes on the plain stack without mig-manager; the operator starts when the chart is there."""
     machines = [bare(node(name, product)) for name in ("gpu-1", "gpu-2")]
     sim = {"plain_config": "gpusharing-device-plugin"}
+    sets = [plainchart.plugin(), *([plainchart.discovery()] if discovery else [])]
+    async with stack(machines, sim, sets) as scene:
+        yield scene
+
+
+@asynccontextmanager
+async def with_mig_manager(
+    product: str = H100, version: str = "v0.15.1", client: str = "true"
+) -> AsyncIterator[Scene]:
+    """Two nodes on the plain stack with mig-manager beside it, both with the labels that its how-to sets."""
+    labels = {LABEL_DEPLOY_CLIENT: "true", LABEL_DEPLOY_MIG_MANAGER: "true"}
+    machines = [bare(node(name, product)) for name in ("gpu-1", "gpu-2")]
+    for machine in machines:
+        machine["metadata"]["labels"] |= labels
+    sim = {"plain_config": "gpusharing-device-plugin", "plain_mig": "gpusharing-mig-parted"}
+    sets = [
+        plainchart.plugin(client=client),
+        plainchart.discovery(client=client),
+        plainchart.mig_manager(version=version),
+    ]
+    async with stack(machines, sim, sets) as scene:
+        yield scene
+
+
+@asynccontextmanager
+async def stack(machines: list[JSON], sim: JSON, sets: list[JSON]) -> AsyncIterator[Scene]:
+    """These nodes, with these DaemonSets of NVIDIA's, and then the operator."""
     async with open_scene(*machines, cluster_policy=None, sim=sim, start=False) as scene:
-        scene.e.cluster.add(DAEMON_SETS, plainchart.plugin())
-        if discovery:
-            scene.e.cluster.add(DAEMON_SETS, plainchart.discovery())
+        for daemon_set in sets:
+            scene.e.cluster.add(DAEMON_SETS, daemon_set)
         scene.e.start_operator()
         yield scene
 
@@ -80,8 +114,53 @@ async def test_mig_says_what_is_missing_and_touches_nothing() -> None:
         since = scene.mark()
         scene.apply(MIXED)
         row = await scene.until_condition("Accepted", "False", "MigManagerMissing")
-        assert "install the NVIDIA GPU Operator" in row["message"]
+        assert "kubectl apply -n gpu-operator -k deploy/mig-manager" in row["message"]
         assert scene.node_writes(since) == {}
+
+
+WITH_MIG = {"MIG": MIXED, "Full": FULL, "TimeSlicing": SLICED, "MPS": MPS}
+
+
+@pytest.mark.parametrize("way", list(itertools.permutations(WITH_MIG, 2)), ids=" to ".join)
+@virtually
+async def test_with_mig_manager_beside_the_chart_every_mode_works(way: tuple[str, str]) -> None:
+    async with with_mig_manager() as scene:
+        for mode in way:
+            scene.apply(WITH_MIG[mode])
+            await scene.ready(seconds=1200)
+            for name in ("gpu-1", "gpu-2"):
+                machine = scene.e.software.nodes[name]
+                assert difference(WITH_MIG[mode], scene.e.node(name), machine) == ""
+                assert scene.labels(name)[LABEL_DEPLOY_CLIENT] == "true"
+
+
+@pytest.mark.parametrize(
+    ("version", "client", "reason"),
+    [("v0.14.1", "true", "MigManagerTooOld"), ("v0.15.1", "", "PluginNotPaused")],
+    ids=["an old mig-manager", "a chart without the selector"],
+)
+@virtually
+async def test_a_mig_manager_that_could_not_work_is_refused_before_any_drain(
+    version: str, client: str, reason: str
+) -> None:
+    async with with_mig_manager(version=version, client=client) as scene:
+        since = scene.mark()
+        scene.apply(MIXED)
+        await scene.until_condition("Accepted", "False", reason)
+        assert scene.node_writes(since) == {}
+
+
+@virtually
+async def test_a_node_that_the_chart_does_not_select_is_left_alone() -> None:
+    async with with_mig_manager() as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.e.cluster.patch(NODES, "gpu-2", {"metadata": {"labels": {LABEL_DEPLOY_CLIENT: None}}})
+        since = scene.mark()
+        scene.apply(MIXED)
+        row = await scene.until_condition("Stalled", "True", "Blocked")
+        assert f"kubectl label node gpu-2 {LABEL_DEPLOY_CLIENT}=true" in row["message"]
+        assert "gpu-2" not in scene.node_writes(since)
 
 
 @virtually

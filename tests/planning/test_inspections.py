@@ -15,6 +15,7 @@ def test_the_order_of_the_inspections_is_part_of_the_product() -> None:
         ("_operator", Topic.OPERATOR),
         ("_stack", Topic.CLUSTER_POLICY),
         ("_plain", Topic.CLUSTER_POLICY),
+        ("find_mig_obstacles", Topic.CLUSTER_POLICY),
         ("_operands", Topic.CLUSTER_POLICY),
         ("_pointers", Topic.CLUSTER_POLICY),
         ("_start_gate", Topic.CLUSTER_POLICY),

@@ -28,7 +28,7 @@ from gpusharing.planning.stack.installationviews import (
 )
 from gpusharing.planning.stack.mpsdaemon import find_deaf_mps
 from gpusharing.planning.stack.otherplugins import GKE, GKE_GPU, GKE_WITHOUT_PLUGIN
-from gpusharing.planning.stack.plainmig import find_obstacle
+from gpusharing.planning.stack.plainmig import find_mig_obstacles
 from gpusharing.planning.stack.pointers import (
     MIG_POINTER,
     UPSTREAM_MIG_CONFIG,
@@ -358,8 +358,7 @@ def _stack(view: InstallationView) -> Symptoms:
 
 
 def _plain(view: InstallationView) -> Symptoms:
-    """Yield an error if NVIDIA's device-plugin chart runs without the GPU Operator and its plugin does not read our
-    ConfigMap, and one for each obstacle to policies of mode MIG."""
+    """Yield an error if NVIDIA's device-plugin chart runs alone and its plugin does not read our ConfigMap."""
     stack = view.plain
     if stack is None or stack.plain is None:
         return
@@ -373,10 +372,6 @@ def _plain(view: InstallationView) -> Symptoms:
             f" {_effect(view, pointer, 'no mode takes effect on any node')}{_unmerged(view, pointer)}",
             point(view, stack, pointer, command),
         )
-    specs = [policy.spec for policy in view.policies if policy.spec is not None]
-    found = (find_obstacle(spec, stack, place.mig_config_map, place.gpu_operator_namespace) for spec in specs)
-    for obstacle in dict.fromkeys(filter(None, found)):
-        yield error(Topic.CLUSTER_POLICY, str(obstacle.reason), obstacle.message, obstacle.command)
 
 
 def _operands(view: InstallationView) -> Symptoms:
@@ -384,8 +379,7 @@ def _operands(view: InstallationView) -> Symptoms:
     has such a mode, it is a warning, or nothing with NVIDIA's device-plugin chart alone."""
     for stack in _followed(view):
         for row in find_off(stack):
-            if row.helm_value or stack.plain is None:
-                yield from _operand(row, stack, view)
+            yield from _operand(row, stack, view)
 
 
 def _operand(row: NeededProgram, stack: ClusterPolicyView, view: InstallationView) -> Symptoms:
@@ -402,13 +396,9 @@ def _operand(row: NeededProgram, stack: ClusterPolicyView, view: InstallationVie
         doubles = row.disabled is Reason.PLUGIN_DISABLED and any(node.other_plugin for node in view.nodes)
         command = correct(view, stack, row.patch, needed=needed and not doubles)
         yield (error if needed else warning)(Topic.CLUSTER_POLICY, str(row.disabled), message, command)
-    elif row.missing is not None and needed:
-        yield error(
-            Topic.CLUSTER_POLICY,
-            str(row.missing),
-            tell_off(row, stack),
-            plain_upgrade(stack.plain, view.place.gpu_operator_namespace, row.helm_value),
-        )
+    elif row.helm_value and needed:
+        command = plain_upgrade(stack.plain, view.place.gpu_operator_namespace, row.helm_value)
+        yield error(Topic.CLUSTER_POLICY, str(row.missing), tell_off(row, stack), command)
 
 
 def _followed(view: InstallationView) -> list[ClusterPolicyView]:
@@ -560,6 +550,7 @@ INSPECTIONS = (
     Inspection(_operator, Topic.OPERATOR),
     Inspection(_stack, Topic.CLUSTER_POLICY),
     Inspection(_plain, Topic.CLUSTER_POLICY),
+    Inspection(find_mig_obstacles, Topic.CLUSTER_POLICY),
     Inspection(_operands, Topic.CLUSTER_POLICY),
     Inspection(_pointers, Topic.CLUSTER_POLICY),
     Inspection(_start_gate, Topic.CLUSTER_POLICY),

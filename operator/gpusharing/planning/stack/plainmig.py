@@ -10,6 +10,7 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack.commands import plain_upgrade
+from gpusharing.planning.stack.installationviews import InstallationView, Symptoms, Topic, error
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
@@ -88,6 +89,19 @@ def find_obstacle(
 
 _SELECTOR = r"'nodeSelector.nvidia\.com/gpu\.deploy\.client=true'"
 """The chart's value that makes its DaemonSets require the label, as an argument for a shell."""
+
+
+def find_mig_obstacles(view: InstallationView) -> Symptoms:
+    """Yield an error for each obstacle of a policy, without repetition; one of the inspections of `installation.py`."""
+    place = view.place
+    if (stack := view.plain) is None:
+        return
+    specs = (policy.spec for policy in view.policies if policy.spec is not None)
+    ours, namespace = place.mig_config_map, place.gpu_operator_namespace
+    obstacles = (find_obstacle(spec, stack, ours, namespace) for spec in specs)
+    for obstacle in dict.fromkeys(obstacles):
+        if obstacle is not None:
+            yield error(Topic.CLUSTER_POLICY, str(obstacle.reason), obstacle.message, obstacle.command)
 
 
 def find_unselected(node: NodeView, policy: ClusterPolicyView | None) -> str:
