@@ -114,7 +114,7 @@ async def test_mig_says_what_is_missing_and_touches_nothing() -> None:
         since = scene.mark()
         scene.apply(MIXED)
         row = await scene.until_condition("Accepted", "False", "MigManagerMissing")
-        assert "kubectl apply -n gpu-operator -k deploy/mig-manager" in row["message"]
+        assert "kubectl apply -k deploy/mig-manager" in row["message"]
         assert scene.node_writes(since) == {}
 
 

@@ -66,7 +66,7 @@ REFUSED: dict[str, tuple[PolicyView, ClusterPolicyView | None, bool, Reason, str
         Reason.FEATURE_DISCOVERY_MISSING,
         "--set gfd.enabled=true"),
     "MIG is wanted on the plain chart": (
-        NAMED, PLAIN, False, Reason.MIG_MANAGER_MISSING, "kubectl apply -n gpu-operator -k deploy/mig-manager"),
+        NAMED, PLAIN, False, Reason.MIG_MANAGER_MISSING, "kubectl apply -k deploy/mig-manager"),
     "mig-manager beside the plain chart is too old to pause it": (
         NAMED, replace(PLAIN_MIG, mig_manager_version="v0.14.1"), False, Reason.MIG_MANAGER_TOO_OLD,
         "kubectl -n gpu-operator set image daemonset/nvidia-mig-manager"),

@@ -275,7 +275,7 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
         plain(policies=(MIG_POLICY,)),
         "MigManagerMissing",
         Severity.ERROR,
-        "kubectl apply -n gpu-operator -k deploy/mig-manager",
+        "kubectl apply -k deploy/mig-manager",
     ),
     "there is no DaemonSet": (replace(GOOD, agents=None), "AgentMissing", Severity.ERROR, "createNamespace"),
     "no node has the agents' label": (

@@ -35,7 +35,8 @@ def find_unusable_manager(plain: PlainStackView, version: str) -> Finding | None
     if not plain.mig_manager:
         return Finding(
             Reason.MIG_MANAGER_MISSING,
-            "mig-manager does not run beside the device plugin of NVIDIA's chart, so nothing would divide the GPUs",
+            "mig-manager does not run beside NVIDIA's device-plugin chart, in the same namespace, so nothing would"
+            " divide the GPUs",
         )
     if not pauses_clients(version):
         return Finding(
@@ -63,7 +64,7 @@ def find_obstacle(
         return None
     if (unusable := find_unusable_manager(plain, policy.mig_manager_version)) is not None:
         commands = {
-            Reason.MIG_MANAGER_MISSING: f"kubectl apply -n {namespace} -k deploy/mig-manager",
+            Reason.MIG_MANAGER_MISSING: "kubectl apply -k deploy/mig-manager",
             Reason.MIG_MANAGER_TOO_OLD: f"kubectl -n {namespace} set image daemonset/{plain.mig_manager}"
             " nvidia-mig-manager=REPOSITORY/k8s-mig-manager:v0.15.1",
             Reason.PLUGIN_NOT_PAUSED: f"kubectl label nodes NODE... {names.LABEL_DEPLOY_CLIENT}=true && "
