@@ -33,6 +33,9 @@ OPTIONS = {
     "agent_hung_after": (float, "seconds after which an agent reports that a reading hangs"),
     "agent_port": (int, "serve the agents' metrics on this port, as /NODE/metrics; 0 takes a free port"),
     "meter_lag": (float, "seconds for which a new counter of a meter is 0"),
+    "gpu_operator_namespace": (str, "namespace of NVIDIA's pods"),
+    "plain_config": (str, "ConfigMap of NVIDIA's device-plugin chart, which then replaces the GPU Operator"),
+    "plain_mig": (str, "ConfigMap of the mig-manager beside that chart"),
 }
 """Settings that the command line can change, by their names in SimSettings."""
 

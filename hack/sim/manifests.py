@@ -65,24 +65,29 @@ async def install(client: KubeClient, settings: SimSettings) -> list[str]:
 
     The agent's DaemonSet is usually created by our chart: a substitute is created only if `settings.agents` is set and
     there is none. Without a ClusterPolicy, the MPS DaemonSet has no owner, which the garbage collector would miss, and
-    its pods have no config-manager.
+    its pods have no config-manager. On the plain stack the DaemonSets of NVIDIA's chart and of mig-manager are the
+    caller's to create.
     """
     gpu_operator_namespace, agent_namespace = settings.gpu_operator_namespace, settings.agent_namespace
     try:
         policies = await list_of(client, CLUSTER_POLICIES)
     except NotFound:
         policies = []
-    wanted = [
-        daemon_set(
-            MIG_MANAGER_SET,
-            gpu_operator_namespace,
-            {LABEL_MIG_MANAGER: MIG_MANAGER},
-            {LABEL_DEPLOY_MIG_MANAGER: "true"},
-        ),
-        mps_daemon_set(settings, policies[0])
-        if policies
-        else daemon_set(MPS_DAEMON, gpu_operator_namespace, {LABEL_MPS_DAEMON: MPS_DAEMON}, MPS_SELECTOR),
-    ]
+    wanted = (
+        []
+        if settings.plain_config
+        else [
+            daemon_set(
+                MIG_MANAGER_SET,
+                gpu_operator_namespace,
+                {LABEL_MIG_MANAGER: MIG_MANAGER},
+                {LABEL_DEPLOY_MIG_MANAGER: "true"},
+            ),
+            mps_daemon_set(settings, policies[0])
+            if policies
+            else daemon_set(MPS_DAEMON, gpu_operator_namespace, {LABEL_MPS_DAEMON: MPS_DAEMON}, MPS_SELECTOR),
+        ]
+    )
     if settings.agents and not await _has_agents(client, agent_namespace):
         labels = {LABEL_AGENT: AGENT}
         wanted.append(
