@@ -35,6 +35,7 @@ class MigManagerProgram:
         self.host_root = sandbox.folder / "host"
         self.log = sandbox.folder / "mig-manager.log"
         self.with_reboot = False
+        self.clients_namespace = "gpu-operator"
         self._bus: subprocess.Popen[bytes] | None = None
         self._manager: subprocess.Popen[str] | None = None
 
@@ -48,7 +49,7 @@ class MigManagerProgram:
             "KUBECONFIG": str(self.kubeconfig),
             "CONFIG_FILE": str(self.config_file),
             "HOST_ROOT_MOUNT": str(self.host_root),
-            "DEFAULT_GPU_CLIENTS_NAMESPACE": "gpu-operator",
+            "DEFAULT_GPU_CLIENTS_NAMESPACE": self.clients_namespace,
             "WITH_REBOOT": str(self.with_reboot).lower(),
         }
         with self.log.open("a") as log:
