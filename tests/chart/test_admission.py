@@ -240,7 +240,7 @@ OPENING: dict[str, tuple[list[dict[str, str]], dict[str, Any], int, str]] = {
         [DEDICATED],
         {},
         403,
-        "may only be removed from a Node that is proven and given back",
+        "may only be removed from a Node that is proven and back in service",
     ),
     "it, while the fence stays": (
         [DEDICATED],
@@ -248,8 +248,8 @@ OPENING: dict[str, tuple[list[dict[str, str]], dict[str, Any], int, str]] = {
         403,
         "may only be removed from a Node that is proven",
     ),
-    "another one with it": ([], PROOF, 403, "may only remove gpusharing.dev/unproven:NoSchedule"),
-    "another one alone": ([GATE], PROOF, 403, "may only remove gpusharing.dev/unproven:NoSchedule"),
+    "another one with it": ([], PROOF, 403, "may only remove the taint gpusharing.dev/unproven:NoSchedule"),
+    "another one alone": ([GATE], PROOF, 403, "may only remove the taint gpusharing.dev/unproven:NoSchedule"),
     "it, and one comes": ([DEDICATED, {"key": "x", "effect": "NoExecute"}], PROOF, 403, "may add none"),
     "it, and another changes": ([{**DEDICATED, "value": "y"}], PROOF, 403, "may add none"),
 }

@@ -299,7 +299,7 @@ FOREIGN_PATCHES: dict[str, Object] = {
 def test_the_operator_may_not_change_of_a_policy(operator: Api, guarded: str, what: str) -> None:
     message = denied(lambda: operator.merge_patch(guarded, FOREIGN_PATCHES[what]))
     assert ADMISSION in message
-    assert "may only change its finalizer gpusharing.dev/in-flight" in message
+    assert "may only change the finalizer gpusharing.dev/in-flight" in message
 
 
 def test_with_every_right_it_still_may_not_create_or_delete_a_policy(mighty: Api, guarded: str) -> None:

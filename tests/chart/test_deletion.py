@@ -35,7 +35,7 @@ def stored(installed: Installed, deletion: str, **metadata: Any) -> None:
 @pytest.mark.usefixtures("goes")
 def test_before_the_operator_holds_it_a_deletion_is_refused_and_says_what_to_do(installed: Installed) -> None:
     stored(installed, "Reset", finalizers=["example.com/theirs"])
-    with pytest.raises(ApiError, match="is not on the policy yet: wait for the operator") as refused:
+    with pytest.raises(ApiError, match="is not on the policy yet: wait until the operator") as refused:
         installed.admin.delete(PATH)
     assert "or set deletionPolicy to Retain" in str(refused.value)
     assert "deletionTimestamp" not in installed.admin.get(PATH)["metadata"]

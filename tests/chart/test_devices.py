@@ -45,7 +45,7 @@ def test_what_was_stored_before_can_still_lose_its_finalizer_and_go(installed: I
     metadata = {"name": binding["metadata"]["name"], "labels": binding["metadata"]["labels"]}
     admin.create(BINDING.rpartition("/")[0], {"metadata": metadata, "spec": binding["spec"]})
     wait_until(lambda: refusal(admin, TWICE) != "", SECONDS, "the admission policy to be in force")
-    with pytest.raises(ApiError, match="devices: GPU 0 twice"):
+    with pytest.raises(ApiError, match="devices: GPU 0 is named twice"):
         admin.merge_patch(
             f"{POLICIES}/stored", {"spec": {"mig": {**TWICE["spec"]["mig"], "strategy": "single"}}}
         )

@@ -216,9 +216,9 @@ STATES: dict[str, tuple[tuple[str | None, str | None, str | None], tuple[str, ..
     "nothing": (
         (None, None, None),
         (
-            "devicePlugin.config.name: nothing\n",
-            "migManager.config.name: nothing\n",
-            "mig.strategy: nothing, so each policy says it\n",
+            "devicePlugin.config.name: not set\n",
+            "migManager.config.name: not set\n",
+            "mig.strategy: not set, so each policy decides\n",
             '"devicePlugin":{"config"',
             "mig-parted\n\n2. ",
         ),
@@ -227,9 +227,9 @@ STATES: dict[str, tuple[tuple[str | None, str | None, str | None], tuple[str, ..
     "something foreign": (
         ("theirs", OURS[1], None),
         (
-            "devicePlugin.config.name: theirs, which is not ours",
+            "devicePlugin.config.name: theirs, which is not this operator's ConfigMap",
             "Nodes whose labels name entries of theirs lose their GPUs",
-            "migManager.config.name: gpusharing-mig-parted, as it must\n",
+            "migManager.config.name: gpusharing-mig-parted, as required\n",
         ),
         True,
     ),

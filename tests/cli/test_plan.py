@@ -29,7 +29,7 @@ from gpusharing.kube.errors import Forbidden
 READS = """\
 SIMULATED: gpu-1, gpu-2 have no real GPUs, and the numbers about them here come from a simulator.
 pool-b  1x full -> 2x3g.40gb  2 of 2 nodes will change
-Accepted: 2x3g.40gb can be served by 2 nodes
+Accepted: 2 nodes can serve 2x3g.40gb
 class Reset; 1 node at a time; no time windows; plan HASH
   NODE   CLASS  NOW      AFTER      PODS  BUDGETS      WHEN
   gpu-1  Reset  1x full  2x3g.40gb  2     default/llm  Blocked: PDBNeverAllows
@@ -40,12 +40,12 @@ class Reset; 1 node at a time; no time windows; plan HASH
       any more
   + nvidia.com/mig-3g.40gb: 0 -> 8
   Hint: spec.mig.strategy: single would keep the name nvidia.com/gpu, and no manifest would have to change.
-! PDBNeverAllows default/llm: Pods default/llm-POD, default/llm-POD, default/llm-POD. Allows 0
-  disruptions: 3 of 3 pods are healthy, 3 must be. Remedy: Scale the workload up, or set its maxUnavailable to
-  at least 1.
-! StrandedPods: Pods default/llm-POD, default/llm-POD, default/llm-POD. No node would offer
-  nvidia.com/gpu. Remedy: Change the pod's request, let its node affinity accept the old and the new value of
-  the label (operator In), keep such devices on other nodes, or set drain.strandedPods to Allow.
+! PDBNeverAllows default/llm: Pods default/llm-POD, default/llm-POD, default/llm-POD. The budget allows
+  0 disruptions: 3 of 3 pods are healthy, and 3 must be. Remedy: Scale the workload up, or set maxUnavailable
+  of the PodDisruptionBudget to at least 1.
+! StrandedPods: Pods default/llm-POD, default/llm-POD, default/llm-POD. No node would advertise
+  nvidia.com/gpu. Remedy: Change the pod's request, let its node affinity accept both the old and the new
+  value of the label (operator In), keep such devices on other nodes, or set drain.strandedPods to Allow.
 
 Note: the operator writes the configuration first; the first node starts 2m later
 2 nodes will change and 3 pods will be evicted. Nothing was changed.
@@ -91,7 +91,7 @@ async def test_a_settled_pool_has_nothing_to_change() -> None:
         told = await ask(scene.e.cluster, "plan")
     assert told.status == DONE
     assert told.out.startswith("SIMULATED: gpu-1, gpu-2 have no real GPUs")
-    assert "\npool-b  nothing to change\nAccepted: 1x full can be served by 2 nodes\n" in told.out
+    assert "\npool-b  nothing to change\nAccepted: 2 nodes can serve 1x full\n" in told.out
     assert told.out.endswith("0 nodes will change and 0 pods will be evicted. Nothing was changed.\n")
 
 
@@ -334,7 +334,7 @@ async def test_a_canary_larger_than_the_pool_is_told_before_it_is_applied_with_t
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, edited))
     assert told.out.count("Blocked: CanaryTooLarge") == 2
     said = " ".join(told.out.split())
-    assert "spec.rollout.canary.nodes is 3 and the pool has 2 nodes, so no node in service starts" in said
+    assert "spec.rollout.canary.nodes is 3 and the pool has 2 nodes, so no node in service is changed" in said
     assert "pods that would be evicted: default/llm-" in said
 
 

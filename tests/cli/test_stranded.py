@@ -43,7 +43,7 @@ async def test_a_pod_that_selects_its_node_by_product_keeps_the_node_whole_and_p
         transition = await scene.reason("gpu-1", "StrandedPods")
         assert not scene.cordoned("gpu-1")
         assert scene.evicted() == []
-    why = f"It requires {LABEL_GPU_PRODUCT}={product}, and this label will be {product}-SHARED."
+    why = f"The pod requires {LABEL_GPU_PRODUCT}={product}, but this label will be {product}-SHARED."
     assert f"! StrandedPods: Pod default/vision-1. {why}" in told.out
     assert "operator In" in told.out, "the remedy"
     assert why in transition["message"]
@@ -66,7 +66,7 @@ async def test_plan_and_status_say_how_many_pods_will_wait_and_nobody_is_evicted
         await scene.reason("gpu-1", "StrandedPods")
         plan = scene.e.policy("pool-b")["status"]["plan"]
         assert scene.evicted() == []
-    said = "7 ask, 2 remain: 5 will wait"
+    said = "pods request 7, but only 2 will remain"
     assert f"1 pod is waiting for it; {said}" in told.out
     assert plan["shortages"] == [f"nvidia.com/gpu: {said}"]
     assert any(said in line for line in plan["blockers"])

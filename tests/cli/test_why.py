@@ -46,9 +46,10 @@ def test_the_order_of_the_conclusions_about_a_pod_is_part_of_the_product() -> No
 DRAINING = """\
 SIMULATED: gpu-1 has no real GPUs, and the numbers about it here come from a simulator.
 gpu-1  pool-b  Draining: PDB  since AGE, until TIME
-2 GPU pods left to go; PDB default/llm: Pod default/llm-POD. Allows 0 disruptions: 1 of 3 pods are healthy,
-1 must be. Server: "The disruption budget llm needs 1 healthy pods and has 1 currently". Remedy: Bring the
-unready pods back or let them go (unhealthyPodEvictionPolicy: AlwaysAllow), scale up, or raise maxUnavailable.
+2 GPU pods left to go; PDB default/llm: Pod default/llm-POD. The budget allows 0 disruptions: 1 of 3 pods
+are healthy, and 1 must be. Server: "The disruption budget llm needs 1 healthy pods and has 1 currently".
+Remedy: Get the unready pods running again or allow their eviction (unhealthyPodEvictionPolicy: AlwaysAllow),
+scale the workload up, or raise maxUnavailable.
 1x full -> 2x3g.40gb; class Reset; step 1/1, attempt 1; cordoned by the operator
 
 PROOF             SAYS                     SHOULD SAY
@@ -62,9 +63,10 @@ x allocatable    2 nvidia.com/gpu         4 nvidia.com/mig-3g.40gb
 GFD labels: label nvidia.com/mig.strategy is absent, but should be mixed
 
 What blocks it
-  PDB default/llm: Pod default/llm-POD. Allows 0 disruptions: 1 of 3 pods are healthy, 1 must be. Server:
-    "The disruption budget llm needs 1 healthy pods and has 1 currently". Remedy: Bring the unready pods back
-    or let them go (unhealthyPodEvictionPolicy: AlwaysAllow), scale up, or raise maxUnavailable.
+  PDB default/llm: Pod default/llm-POD. The budget allows 0 disruptions: 1 of 3 pods are healthy, and 1 must
+    be. Server: "The disruption budget llm needs 1 healthy pods and has 1 currently". Remedy: Get the unready
+    pods running again or allow their eviction (unhealthyPodEvictionPolicy: AlwaysAllow), scale the workload
+    up, or raise maxUnavailable.
 
 ENTERED    PHASE     REASON
 AGE ago  Skipped   Unowned
@@ -283,5 +285,5 @@ def test_a_subject_that_is_neither_is_refused() -> None:
 
 
 def test_a_reason_that_an_operator_of_another_version_gave_has_no_remedy() -> None:
-    assert remedy_of("PDB").startswith("Bring the unready pods back")
+    assert remedy_of("PDB").startswith("Get the unready pods running again")
     assert remedy_of("pdb") == ""

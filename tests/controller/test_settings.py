@@ -132,9 +132,15 @@ def test_marks_for_neighbours_are_labels_with_a_value() -> None:
         ("example.com/hands-off=", "is not a label with a value"),
         ("example.com/hands-off=a b", "is not a label with a value"),
         ("a/b/c=true", "is not a label with a value"),
-        ("gpusharing.dev/policy=x", "is written by our own changes"),
-        ("nvidia.com/gpu.present=false", "is written by our own changes, or by NVIDIA's software"),
-        ("remediation.medik8s.io/exclude-from-remediation=true", "is written by our own changes"),
+        ("gpusharing.dev/policy=x", "is written by the changes of this operator"),
+        (
+            "nvidia.com/gpu.present=false",
+            "is written by the changes of this operator or by NVIDIA's software",
+        ),
+        (
+            "remediation.medik8s.io/exclude-from-remediation=true",
+            "is written by the changes of this operator",
+        ),
     ],
 )
 def test_a_mark_that_is_none_or_is_ours_is_refused(text: str, complaint: str) -> None:
@@ -172,8 +178,8 @@ def test_a_switch_is_true_or_false() -> None:
         ("PROTECTED_NAMESPACES", "kube_system", "'kube_system' is not the name of a namespace"),
         ("PROTECTED_NAMESPACES", "a,,b", "'' is not the name of a namespace"),
         ("PROTECTED_NAMESPACES", "a" * 64, "is not the name of a namespace"),
-        ("UNSAFE_DRIVERS", "R570", "'R570' is not a driver version or the start of one"),
-        ("UNSAFE_DRIVERS", "570.", "'570.' is not a driver version"),
+        ("UNSAFE_DRIVERS", "R570", "'R570' is neither a driver version nor the beginning of one"),
+        ("UNSAFE_DRIVERS", "570.", "'570.' is neither a driver version"),
         ("REFUSE_UNSAFE_DRIVERS", "True", "is neither true nor false; for example"),
         ("REFUSE_UNSAFE_DRIVERS", "1", "is neither true nor false; for example"),
     ],

@@ -176,7 +176,7 @@ async def test_a_sick_gpu_is_named_and_the_others_are_read() -> None:
         transition = await scene.reason("gpu-1", "GPUUnhealthy")
         (condition,) = scene.e.cluster.get(GPUNODES, "gpu-1")["status"]["conditions"]
         assert condition["reason"] == "GPUUnreadable"
-        assert condition["message"].startswith("GPU 1: NVML answers Insufficient External Power")
+        assert condition["message"].startswith("GPU 1: NVML returns Insufficient External Power")
         gpus(scene).add_process(0, "python3", 4711)
         await scene.e.until(lambda: bool(observed(scene)["gpus"][0]["processes"]), "the other GPU", 120)
         assert transition["phase"] != "Failed"

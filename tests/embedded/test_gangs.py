@@ -138,7 +138,7 @@ async def test_the_workers_of_a_gang_stay_while_its_leader_on_another_node_may_e
             await scene.reason(name, "JobsRunning")
         said = scene.transition("gpu-2")["blockers"][0]
         assert (
-            "evicting it would end JobSet default/train, whose member default/rank-0 on gpu-1 may end by itself"
+            "evicting the pod would end JobSet default/train, whose member default/rank-0 on gpu-1 may still complete"
             in said
         )
         await asyncio.sleep(1200)

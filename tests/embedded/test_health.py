@@ -39,7 +39,7 @@ async def test_no_change_starts_on_a_node_with_an_unhealthy_gpu_and_it_goes_on_w
         scene.apply(SLICED)
         transition = await scene.phase("gpu-1", "Blocked")
         assert transition["reason"] == "GPUUnhealthy"
-        assert "the driver asks for Reset; drain the node, then reset the GPU" in transition["message"]
+        assert "the driver recommends Reset; drain the node, then reset the GPU" in transition["message"]
         await asyncio.sleep(1800)
         assert not scene.node_writes(mark)
         assert scene.condition("Stalled")["status"] == "True"

@@ -47,7 +47,7 @@ async def test_a_policy_that_resets_holds_its_finalizer_at_rest_and_takes_no_fur
         scene.e.cluster.delete(POLICIES, "pool-b")
         await scene.reason("gpu-1", "AlreadyCordoned")
         message = scene.e.policy("pool-b")["status"]["summary"]["message"]
-        assert "1 node has yet to be brought to whole GPUs; gpu-1 was cordoned by someone else" in message
+        assert "1 node has yet to be returned to whole GPUs; gpu-1 was cordoned by someone else" in message
         scene.cordon("gpu-1", on=False)
         await scene.e.until(lambda: not policy_exists(scene), "the policy gone", HOUR)
         assert scene.labels("gpu-1")[names.LABEL_MIG_CONFIG] == "all-disabled"

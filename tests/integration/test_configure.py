@@ -110,8 +110,8 @@ def test_a_token_of_the_operator_may_set_the_two_names_and_change_nothing_else(
         ]
         assert allowed == []
         product.api.merge_patch(CLUSTER_POLICY, pointed(devicePlugin="theirs", migManager=MIG))
-        assert "nobody has said anything else" in refusal(token, pointed(devicePlugin=PLUGIN))
-        assert "nobody has said anything else" in refusal(token, pointed(migManager=""))
+        assert "nobody has set another value" in refusal(token, pointed(devicePlugin=PLUGIN))
+        assert "nobody has set another value" in refusal(token, pointed(migManager=""))
         assert refusal(token, {"status": {"state": "ready"}}, subresource="/status")
         with pytest.raises(ApiError) as raised:
             token.delete(CLUSTER_POLICY)

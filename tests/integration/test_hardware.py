@@ -119,13 +119,13 @@ def test_a_node_with_an_unhealthy_gpu_is_not_reconfigured_and_goes_on_when_it_is
         pool.wait_phase("Synced", "GPUUnhealthy")
         pool.apply(SLICED)
         message = pool.wait_phase("Blocked", "GPUUnhealthy")
-        assert message.startswith("GPU 0: the driver asks for Reset; drain the node, then reset the GPU")
+        assert message.startswith("GPU 0: the driver recommends Reset; drain the node, then reset the GPU")
         assert (healthy(pool)["status"], healthy(pool)["reason"]) == ("False", "RecoveryNeeded")
         pool.wait_condition("Stalled", "True", "Blocked")
         assert "GPUUnhealthy" in product.plane.kubectl("get", "gpun", node)
         described = product.plane.kubectl("describe", "gpun", node)
         assert "RecoveryNeeded" in described
-        assert "the driver asks for Reset" in described
+        assert "the driver recommends Reset" in described
         pool.wait(lambda: bool(events_of(pool, "GPUUnhealthy")), "the Event")
         assert product.writes("nodes", node, since) == []
         refused = [r for r in product.requests(since) if r.status == 403]

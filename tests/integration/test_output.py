@@ -28,14 +28,14 @@ MASKS = (
     (re.compile(r"\b\d\d:\d\d:\d\dZ"), "TIME"),
     (re.compile(r"(pool-b-on-pool-b-\d)-[a-z0-9]{5}\b"), r"\1-POD"),
     (
-        re.compile(r"Allows \d disruptions?: \d of \d pods are healthy"),
-        "Allows N disruptions: N of N pods are healthy",
+        re.compile(r"allows \d disruptions?: \d of \d pods are healthy"),
+        "allows N disruptions: N of N pods are healthy",
     ),
     (re.compile(r"(UID|Resource Version|Hash): +\S+"), r"\1: MASKED"),
     (re.compile(r"^( +\w+ +\w+ +)(<invalid>|\d\S*|\S+ \(x\d+ over \S+\))( +gpusharing)", re.M), r"\1AGE\3"),
 )
 SERVER_SAID = re.compile(r' Server: "[^"]*"\.')
-BUDGET_SAYS = "Allows 0 disruptions: 1 of 2 pods are healthy, 1 must be."
+BUDGET_SAYS = "The budget allows 0 disruptions: 1 of 2 pods are healthy, and 1 must be."
 SERVER_SAYS = 'Server: "The disruption budget pool-b-guard needs 1 healthy pods and has 1 currently".'
 SCHEDULER_SAYS = "0/5 nodes are available: 2 node(s) were unschedulable, 3 node(s) didn't match"
 

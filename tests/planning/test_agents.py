@@ -130,7 +130,7 @@ NOT_STARTED: dict[str, tuple[AgentPod, tuple[str, ...]]] = {
         replace(POD, ended="Error, exit code 2"),
         ("exits at once (Error, exit code 2)",),
     ),
-    "the scheduler does not place it": (replace(POD, scheduled=False), ("the scheduler does not place it",)),
+    "the scheduler has not placed it": (replace(POD, scheduled=False), ("the scheduler has not placed it",)),
 }
 
 

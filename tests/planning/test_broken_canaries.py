@@ -71,8 +71,8 @@ def test_the_others_do_not_start_while_a_canary(canary: Member, why: str, second
     hold = find_hold(pooled(*MANY, canary, canary=one, maxFailures=2, seconds=seconds))
     assert hold == Finding(
         Reason.CANARY_NOT_SERVING,
-        f"n9, a canary (spec.rollout.canary), no longer serves what was proven there: {why}. No other node starts until"
-        " it does, or is taken out of the pool, or the policy is edited",
+        f"n9, a canary (spec.rollout.canary), no longer serves the layout that was proven there: {why}. No other node"
+        " starts until the canary serves it again or leaves the pool, or the policy is edited",
         keeper="node/n9",
     )
     assert hold.reason.waiting_phase is Phase.BLOCKED
@@ -137,9 +137,9 @@ UNPROVEN: dict[str, tuple[Member, str, str, bool]] = {
     "drains": (begun(Phase.DRAINING, deadline=at(60)), "", "", False),
     "has failed": (begun(Phase.FAILED), " (n9 has failed)", "node/n9", True),
     "is held past its time": (
-        begun(Phase.DRAINING, Reason.DRAIN_HELD), " (the change of n9 is held)", "node/n9", True),
+        begun(Phase.DRAINING, Reason.DRAIN_HELD), " (the change of n9 is on hold)", "node/n9", True),
     "waits for jobs that may run for ever": (
-        begun(Phase.WAITING_FOR_JOBS, deadline=NEVER), " (the change of n9 is held)", "node/n9", False),
+        begun(Phase.WAITING_FOR_JOBS, deadline=NEVER), " (the change of n9 is on hold)", "node/n9", False),
 }  # fmt: skip
 
 

@@ -155,7 +155,7 @@ def test_a_node_whose_release_fails_is_named_to_those_who_wait_for_its_slot_alth
     stuck = Failing({"gpu-07": replace(LASTING, tries=6)}, {}, NOW)
     pool = Pool(make_policy())
     pool.count(stuck.find_late({"gpu-07": find_member(KEPT, RELEASE.node, None)})["gpu-07"])
-    assert (pool.moving, explain_keepers(pool.keepers)) == (0, "the calls about gpu-07 fail")
+    assert (pool.moving, explain_keepers(pool.keepers)) == (0, "calls to the API server about gpu-07 fail")
 
 
 def test_people_are_told_once_and_no_pod_is_blamed() -> None:
@@ -227,7 +227,7 @@ def test_while_a_view_is_too_old_for_a_point_of_no_return_no_node_starts() -> No
     assert (verdict.phase, verdict.actions) == (Phase.PENDING, ())
     assert (
         verdict.message
-        == "what is known of ConfigMaps is old; until this is resolved, no node starts its change"
+        == "the data about ConfigMaps is out of date; until this is resolved, no node starts its change"
     )
     assert plan.wake_at == at(60), "no event may tell when it is known again"
     assert not [action for action in plan.shared if isinstance(action, SetClaims)]

@@ -25,7 +25,7 @@ def with_profile(name: str, **fields: object) -> tuple[Profile, ...]:
 DIFFERENT: dict[str, tuple[tuple[Profile, ...], str]] = {
     "an unknown profile": (
         (*PROFILES, replace(PROFILES[0], name="5g.50gb")),
-        "5g.50gb, which our table does not have",
+        "5g.50gb, which the operator's table does not have",
     ),
     "other places": (
         with_profile("3g.40gb", starts=(0,)),

@@ -126,7 +126,7 @@ def test_a_blocker_stays_while_its_pod_is_tried_again_and_its_text_does_not_flap
             Reason.PDB,
             ("team-a/a", "team-a/b"),
             "team-a/llm",
-            'Allows 0 disruptions: 2 of 3 pods are healthy, 2 must be. Server: "needs 2 and has 2"',
+            'The budget allows 0 disruptions: 2 of 3 pods are healthy, and 2 must be. Server: "needs 2 and has 2"',
         ),
     )
 

@@ -263,17 +263,19 @@ def test_the_policy_of_the_members_own_node_may_keep_it_before_and_during_a_drai
     (before,), (during,) = blockers(work), drained(work).blockers
     assert (before.reason, before.pods) == (during.reason, during.pods)
     assert (before.reason, before.pods) == (Reason.RULE_BLOCKS, ("team-a/rank-1",))
-    assert before.message.endswith("(1 on c, 1 on d). By policy pool-c. spec.drain.rules[0] says Block")
-    assert during.message.endswith("Runs on d. By policy pool-c. spec.drain.rules[0] says Block")
+    assert before.message.endswith(
+        "(1 on c, 1 on d). Policy pool-c applies here. spec.drain.rules[0] says Block"
+    )
+    assert during.message.endswith("Runs on d. Policy pool-c applies here. spec.drain.rules[0] says Block")
     assert evicted(drained(work)) == []
     assert (blockers(ruled(HERE, Drain())), evicted(drained(ruled(HERE, Drain())))) == ((), ["rank-0"])
 
 
 def test_what_both_policies_keep_is_told_once_and_a_policy_that_is_laxer_allows_nothing() -> None:
     (found,) = blockers(ruled(MARKED, Drain()))
-    assert "By policy" not in found.message
+    assert "applies here" not in found.message
     (found,) = drained(ruled(MARKED, Drain.model_validate({"protectedPods": "Ignore"}))).blockers
-    assert (found.reason, "By policy" in found.message) == (Reason.DO_NOT_DISRUPT, False)
+    assert (found.reason, "applies here" in found.message) == (Reason.DO_NOT_DISRUPT, False)
 
 
 def test_a_gang_gets_the_longest_time_of_both_policies_and_is_evicted_late_only_where_both_want_that() -> (
@@ -300,7 +302,7 @@ def test_a_gang_over_two_pools_is_not_ended_by_one_as_long_as_the_other_ones_pol
     pass_time(world, 60)
     verdict = world.plan().verdicts["n0"]
     assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.RULE_BLOCKS)
-    assert "By policy pool-c. spec.drain.rules[0] says Block" in verdict.message
+    assert "Policy pool-c applies here. spec.drain.rules[0] says Block" in verdict.message
     (preview,) = world.plan().memory.previews.values()
     assert [blocker.reason for blocker in preview.blockers] == [Reason.RULE_BLOCKS]
     world.set_policy(make_policy("pool-c", mode="Full", **free))

@@ -104,7 +104,7 @@ def test_an_unhealthy_gpu_is_not_reconfigured_and_the_node_says_why() -> None:
     assert verdict is not None
     assert (verdict.phase, verdict.reason, verdict.candidate) == (Phase.BLOCKED, Reason.GPU_UNHEALTHY, False)
     assert verdict.actions == ()
-    assert "the driver asks for Reset; drain the node" in verdict.message
+    assert "the driver recommends Reset; drain the node" in verdict.message
 
 
 def test_a_node_as_wanted_stays_synced_and_shows_its_unhealthy_gpu() -> None:

@@ -121,7 +121,10 @@ def test_before_a_cordon_a_reservation_pod_without_pods_of_its_group_is_named_as
         Reason.UNMANAGED,
         ("kai-resource-reservation/gpu-reservation-g1",),
     )
-    assert blocker.message == "KAI-Scheduler keeps a GPU with it, and no pod of its group is on the node"
+    assert (
+        blocker.message
+        == "KAI-Scheduler reserves a GPU with this pod, but no pod of its group is on the node"
+    )
     allowed = Drain.model_validate({"unmanagedPods": "Evict"})
     assert foreseen(make_work(reservation()), options=allowed, afterwards=roomy()) == ()
 
@@ -137,7 +140,7 @@ def test_where_no_node_would_offer_whole_gpus_the_pods_are_stranded_and_told_why
         (
             Reason.STRANDED_PODS,
             ("team-a/llm-1",),
-            "No node would offer nvidia.com/gpu, of which KAI-Scheduler gives it a fraction",
+            "No node would advertise nvidia.com/gpu, of which KAI-Scheduler gives the pod a fraction",
         )
     ]
 

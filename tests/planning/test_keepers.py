@@ -72,11 +72,11 @@ KEPT: dict[str, tuple[Member, str]] = {
     ),
     "its drain is held past its time": (
         away("a", Phase.DRAINING, fence=make_fence(deadline=NEVER), unschedulable=True, deadline=NEVER),
-        "the change of a is held",
+        "the change of a is on hold",
     ),
     "it cannot be given back": (
         away("a", Phase.ABORTING, reason=Reason.CALL_FAILED, fence=make_fence(), unschedulable=True),
-        "the calls about a fail",
+        "calls to the API server about a fail",
     ),
     "it was left to somebody else": (
         away("a", fence=replace(make_fence(), stage="yielded"), unschedulable=True, foreign="kured"),

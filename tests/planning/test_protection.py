@@ -85,7 +85,7 @@ def test_the_text_says_until_when_and_is_the_same_as_long_as_the_pod_is() -> Non
     assert first == later
     assert first is not None
     assert first.text == (
-        'Annotation karpenter.sh/do-not-disrupt is "5m", which protects it until 2026-11-20T10:05:00Z'
+        'Annotation karpenter.sh/do-not-disrupt is "5m", which protects the pod until 2026-11-20T10:05:00Z'
     )
 
 

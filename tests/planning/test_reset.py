@@ -134,7 +134,7 @@ def test_while_a_node_is_kept_the_policy_stays_and_says_by_what() -> None:
     status = shown(world)
     assert status["summary"]["status"] == "Deleting"
     assert (
-        "1 node has yet to be brought to whole GPUs; n0 was cordoned by someone else"
+        "1 node has yet to be returned to whole GPUs; n0 was cordoned by someone else"
         in status["summary"]["message"]
     )
     (ready,) = (row for row in status["conditions"] if row["type"] == "Ready")

@@ -200,7 +200,7 @@ def test_a_policy_that_lost_all_its_nodes_names_them() -> None:
     assert "owns every node that spec.nodeSelector selects: gpu-01 and 1 more" in message(status, "Ready")
     stranger = replace(SYNCED, policy="pool-a")
     elsewhere = {"gpu-07": replace(make_node(), labels={"gpusharing.dev/pool": "c"})}
-    assert "selects no node with GPUs" in message(StatusInput([stranger], nodes=elsewhere).status(), "Ready")
+    assert "matches no node with GPUs" in message(StatusInput([stranger], nodes=elsewhere).status(), "Ready")
 
 
 def test_a_node_is_named_once_in_a_sentence() -> None:
@@ -272,10 +272,10 @@ def test_the_order_of_the_circumstances_of_a_condition_is_part_of_the_product() 
         ("a budget blocks, which passes by itself", "Blocked", "gpu-08: something is so"),
         ("drift came back", "DriftReturned", "gpu-07: something is so"),
         ("no card can take it", "NotMigCapable", "gpu-11: Tesla T4 has no MIG"),
-        ("no node", "NoNodes", "spec.nodeSelector selects no node with GPUs; label the nodes of the pool"),
+        ("no node", "NoNodes", "spec.nodeSelector matches no node with GPUs; label the nodes of the pool"),
         ("only other cards than spec.products", "NoNodes", "gpu-12: Tesla T4 is not in spec.products"),
         ("not accepted", "InvalidSpec", "spec.mode: unknown"),
-        ("deleted and nothing to do", "Deleting", "nodes in flight are brought to a safe end first"),
+        ("deleted and nothing to do", "Deleting", "changes in flight are brought to a safe end first"),
         ("proven on a node that is not Ready", "NodeNotReady", "gpu-07 is proven but not Ready"),
         (
             "proven, and another policy still changes a node of this one",
@@ -318,7 +318,7 @@ def test_a_policy_that_waits_for_its_approval_says_that_a_person_has_to_give_it(
     (stalled,) = (row for row in waits.status()["conditions"] if row["type"] == "Stalled")
     assert (stalled["status"], stalled["message"]) == (
         "False",
-        "the rollout waits for a person to approve the plan",
+        "the rollout is waiting for someone to approve the plan",
     )
 
 

@@ -101,7 +101,7 @@ def held_by(snapshot: ClusterSnapshot) -> str:
 
 def test_a_node_is_held_while_more_pods_ask_for_its_devices_than_the_cluster_will_have() -> None:
     snapshot = snapshot_of(full_node(), other(16), held={"gpu-09": 16})
-    assert "nvidia.com/gpu: 24 ask, 16 remain: 8 will wait" in held_by(snapshot)
+    assert "nvidia.com/gpu: pods request 24, but only 16 will remain" in held_by(snapshot)
     assert begins(replace(snapshot, policies=(ALLOWING,)))
 
 
@@ -109,7 +109,7 @@ def test_the_status_of_the_policy_tells_how_many_will_wait_whether_or_not_that_i
     for policy in (POLICY, ALLOWING):
         snapshot = snapshot_of(full_node(), other(16), policies=(policy,), held={"gpu-09": 16})
         status = policy_status(policy, plan_rollout(snapshot, NOW), snapshot, {}, NOW)
-        assert status["plan"]["shortages"] == ["nvidia.com/gpu: 24 ask, 16 remain: 8 will wait"]
+        assert status["plan"]["shortages"] == ["nvidia.com/gpu: pods request 24, but only 16 will remain"]
     enough = snapshot_of(full_node(), other(16), held={"gpu-09": 8})
     assert tell_status(POLICY, plan_rollout(enough, NOW), enough, {}, NOW)["plan"]["shortages"] == []
 
@@ -118,7 +118,7 @@ def test_the_capacity_afterwards_counts_a_skipped_node_with_what_it_keeps_as_the
     skipped = full_node("gpu-08", labels={**full_node().labels, names.LABEL_SKIP: "true"})
     snapshot = snapshot_of(full_node(), skipped, held={"gpu-08": 8})
     told = policy_status(POLICY, plan_rollout(snapshot, NOW), snapshot, {}, NOW)["plan"]
-    assert told["shortages"] == [f"{GPU}: 16 ask, 8 remain: 8 will wait"]
+    assert told["shortages"] == [f"{GPU}: pods request 16, but only 8 will remain"]
     assert told["capacityAfter"] == {GPU: 8, "nvidia.com/mig-3g.40gb": 16}
 
 
@@ -173,23 +173,23 @@ def test_a_node_starts_although_its_pods_have_to_leave_because(case: str) -> Non
 SHORT: dict[str, tuple[ClusterSnapshot, str]] = {
     "pods wait for a node already": (
         snapshot_of(full_node(), other(16), held={"gpu-09": 4}, pending_devices={GPU: 5}),
-        "17 ask, 16 remain: 1 will wait",
+        "pods request 17, but only 16 will remain",
     ),
     "another node will give its devices up as well": (
         snapshot_of(full_node(), full_node("gpu-08"), other(8), held={"gpu-08": 1}),
-        "9 ask, 8 remain: 1 will wait",
+        "pods request 9, but only 8 will remain",
     ),
     "the free devices are on a node that is cordoned": (
         snapshot_of(full_node(), other(24, unschedulable=True), LITTLE, held={"gpu-09": 16, "gpu-10": 4}),
-        "28 ask, 20 remain: 8 will wait",
+        "pods request 28, but only 20 will remain",
     ),
     "the free devices are on a node that is not Ready": (
         snapshot_of(full_node(), other(24, ready=False), LITTLE, held={"gpu-09": 16, "gpu-10": 4}),
-        "28 ask, 20 remain: 8 will wait",
+        "pods request 28, but only 20 will remain",
     ),
     "the device plugin of the node is restarting": (
         snapshot_of(full_node(devices=0), other(16), held={"gpu-09": 16}),
-        "24 ask, 16 remain: 8 will wait",
+        "pods request 24, but only 16 will remain",
     ),
 }
 
@@ -206,7 +206,7 @@ def test_pods_are_not_evicted_for_devices_that_a_person_would_have_to_clear_the_
     gains = make_node("gpu-08", labels=POOL_C, resources={"nvidia.com/mig-3g.40gb": 16})
     assert begins(snapshot_of(full_node(), gains, policies=(POLICY, full)))
     snapshot = snapshot_of(full_node(), replace(gains, **held_up), policies=(POLICY, full))
-    assert "No node would offer nvidia.com/gpu" in held_by(snapshot)
+    assert "No node would advertise nvidia.com/gpu" in held_by(snapshot)
     both = replace(snapshot, nodes={**snapshot.nodes, "gpu-09": other(8)})
     assert begins(both), "what is there already counts"
 
@@ -219,13 +219,13 @@ def test_a_node_is_held_for_a_shortage_also_where(snapshot: ClusterSnapshot, tol
 def test_a_pod_that_needs_more_devices_than_any_node_will_have_is_stranded() -> None:
     work = {"gpu-07": make_work(make_pod(resources={GPU: 4}))}
     snapshot = snapshot_of(full_node(), other(2), replace(other(2), name="gpu-10"), work=work)
-    assert "No node that it may run on would offer 4 nvidia.com/gpu" in held_by(snapshot)
+    assert "No node that the pod may run on would advertise 4 nvidia.com/gpu" in held_by(snapshot)
 
 
 def test_pods_that_nobody_can_look_through_on_one_node_do_not_keep_another_from_starting() -> None:
     broken = replace(make_work(), pods=PoisonedPods([make_pod()]))
     snapshot = snapshot_of(full_node(), other(16), work={"gpu-07": full_pods(), "gpu-09": broken})
-    assert "No node would offer nvidia.com/gpu" in held_by(snapshot), "what is unknown serves nobody"
+    assert "No node would advertise nvidia.com/gpu" in held_by(snapshot), "what is unknown serves nobody"
     free = snapshot_of(
         full_node(), full_node("gpu-08"), policies=(SHARING,), work={**snapshot.work, "gpu-08": broken}
     )
@@ -266,7 +266,7 @@ def test_a_pod_that_requires_a_label_which_the_change_rewrites_holds_the_node_an
 ):
     """NVIDIA's README selects GPUs by nvidia.com/gpu.product."""
     pod = make_pod(node_selector={PRODUCT: P})
-    assert f"It requires {PRODUCT}={P}, and this label will be {P}-SHARED" in held_by(labelled(pod))
+    assert f"The pod requires {PRODUCT}={P}, but this label will be {P}-SHARED" in held_by(labelled(pod))
     allowing = make_policy(mode="TimeSlicing", drain={"strandedPods": "Allow"})
     assert begins(labelled(pod, policy=allowing))
 
@@ -299,7 +299,7 @@ def test_another_node_that_still_has_the_label_afterwards_is_a_place_for_the_pod
 def test_a_name_that_is_left_only_where_the_pod_may_not_run_is_no_place() -> None:
     pod = make_pod(node_selector={"gpusharing.dev/pool": "b"})
     snapshot = labelled(pod, make_node("gpu-09", labels=ELSEWHERE), policy=POLICY)
-    assert "No node that it may run on would offer 1 nvidia.com/gpu" in held_by(snapshot)
+    assert "No node that the pod may run on would advertise 1 nvidia.com/gpu" in held_by(snapshot)
 
 
 def test_a_label_that_no_change_rewrites_holds_nothing() -> None:
@@ -356,7 +356,7 @@ def test_a_pod_may_require_the_label_that_points_at_a_configuration_of(
     """Kueue's users select nodes by nvidia.com/mig.config."""
     value, now = world_of(was).nodes["gpu-07"].labels[label], futures_of(was, policy)[label]
     pod = make_pod(resources=asks, node_selector={label: value})
-    assert f"It requires {label}={value}, and this label will be {now}" in held_by(
+    assert f"The pod requires {label}={value}, but this label will be {now}" in held_by(
         labelled(pod, was=was, policy=policy)
     )
     assert value != now
@@ -366,4 +366,4 @@ def test_one_term_of_the_affinity_that_matches_afterwards_is_enough() -> None:
     old, new = (PRODUCT, "In", (P,)), (PRODUCT, "In", (f"{P}-SHARED",))
     assert begins(labelled(make_pod(node_terms=((old,), (new,)))))
     snapshot = labelled(make_pod(node_terms=((old, (PRODUCT, "Exists", ())),)))
-    assert f"It requires {PRODUCT}={P}" in held_by(snapshot)
+    assert f"The pod requires {PRODUCT}={P}" in held_by(snapshot)

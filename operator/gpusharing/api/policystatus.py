@@ -82,7 +82,7 @@ class Plan(WireRecord):
     """What would keep these pods from leaving, in one line for each reason."""
     shortages: Annotated[tuple[Sentence, ...], Limits(max_length=20)] = ()
     """Resources that the pool will advertise less of, and that running and Pending pods then request more of than the
-    whole cluster has, for example nvidia.com/mig-3g.40gb: 24 ask, 16 remain: 8 will wait. At most 20."""
+    whole cluster has, for example nvidia.com/mig-3g.40gb: pods request 24, but only 16 will remain. At most 20."""
     windows: Annotated[tuple[Line, ...], Limits(max_length=3)] = ()
     """The next times at which nodes may start, from and to in UTC; empty if they may start at any time."""
     capacity_before: Counts

@@ -100,12 +100,12 @@ REWRITTEN_LABEL = ApiRule(
 REWRITTEN_KEY = ApiRule(f"!({_rewritten('self')})", REWRITTEN_LABEL.message)
 LABEL_KEYS = ApiRule(
     f"self.all(key, key.matches({_quoted(LABEL_KEY)}))",
-    "not a label key; for example gpusharing.dev/pool",
+    "must be a label key, for example gpusharing.dev/pool",
 )
 EXPRESSION_VALUES = ApiRule(
     "self.operator in ['In', 'NotIn'] ? has(self.values) && size(self.values) > 0"
     " : !has(self.values) || size(self.values) == 0",
-    "In and NotIn need values, Exists and DoesNotExist take none; "
+    "In and NotIn require values, and Exists and DoesNotExist must have none; "
     "for example {key: gpusharing.dev/pool, operator: In, values: [b]}",
     field=".values",
 )
@@ -113,12 +113,12 @@ EXPRESSION_VALUES = ApiRule(
 # --- mode and its block ----------------------------------------------------------------------------
 MIG_NEEDS_BLOCK = ApiRule(
     "self.mode != 'MIG' || has(self.mig)",
-    "mode MIG needs its block, for example mig: {layouts: [{devices: all, profiles: {3g.40gb: 2}}]}",
+    "mode MIG requires the block mig, for example mig: {layouts: [{devices: all, profiles: {3g.40gb: 2}}]}",
     field=".mig",
 )
 TIME_SLICING_NEEDS_BLOCK = ApiRule(
     "self.mode != 'TimeSlicing' || has(self.timeSlicing)",
-    "mode TimeSlicing needs its block, for example timeSlicing: {replicas: 4}",
+    "mode TimeSlicing requires the block timeSlicing, for example timeSlicing: {replicas: 4}",
     field=".timeSlicing",
 )
 BLOCK_NEEDS_MIG = ApiRule(
@@ -133,7 +133,7 @@ BLOCK_NEEDS_TIME_SLICING = ApiRule(
 )
 MPS_NEEDS_BLOCK = ApiRule(
     "self.mode != 'MPS' || has(self.mps)",
-    "mode MPS needs its block, for example mps: {replicas: 4}",
+    "mode MPS requires the block mps, for example mps: {replicas: 4}",
     field=".mps",
 )
 BLOCK_NEEDS_MPS = ApiRule(
@@ -146,14 +146,14 @@ BLOCK_NEEDS_MPS = ApiRule(
 # --- mig --------------------------------------------------------------------------------------------
 CONFIG_OR_LAYOUTS = ApiRule(
     "has(self.config) != has(self.layouts)",
-    "give exactly one of config and layouts; for example config: all-balanced, "
+    "set exactly one of config and layouts, for example config: all-balanced, "
     "or layouts: [{devices: all, profiles: {3g.40gb: 2}}]",
 )
 SINGLE_PROFILE = ApiRule(
     "self.strategy != 'single' || !has(self.layouts) || self.layouts.all(entry,"
     " has(entry.profiles) && size(entry.profiles) == 1"
     " && entry.profiles.all(name, name in self.layouts[0].profiles))",
-    "strategy single needs one and the same profile on every GPU, for example "
+    "strategy single requires the same profile on every GPU, for example "
     "layouts: [{devices: all, profiles: {1g.10gb: 7}}]; use strategy: mixed for several profiles",
     field=".strategy",
 )
@@ -168,9 +168,9 @@ SOME_PROFILES = ApiRule(
 )
 PROFILE_NAMES = ApiRule(
     f"self.all(name, name.matches({_quoted(PROFILE)}))",
-    "not a MIG profile that the device plugin advertises; for example 3g.40gb, 1g.10gb+me or 1g.24gb-me",
+    "must be a MIG profile that the device plugin advertises, for example 3g.40gb, 1g.10gb+me or 1g.24gb-me",
 )
-DEVICES = "devices is `all` alone, or lists that name each GPU once, for example devices: [0, 1]"
+DEVICES = "devices must be `all` alone, or lists that name each GPU once, for example devices: [0, 1]"
 """There is no CEL rule for this in the CRD, because `devices` is a word or a list, which has no type there. The
 chart's admission policy checks it."""
 
@@ -213,7 +213,7 @@ TIME_ZONE = ApiRule(
 
 RULE_TIMEOUT = ApiRule(
     "self.behavior == 'WaitCompleted' || !has(self.timeout)",
-    "only pods that are waited for have a timeout here, for example {behavior: WaitCompleted, timeout: 8h}; "
+    "only behavior WaitCompleted has a timeout, for example {behavior: WaitCompleted, timeout: 8h}; "
     "drain.timeout limits the others",
     field=".timeout",
 )

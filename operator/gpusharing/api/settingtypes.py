@@ -42,7 +42,7 @@ def _find_no_mark(entry: str) -> str:
     if not (equals and re.fullmatch(LABEL_KEY, key) and _VALUE.fullmatch(value)):
         return f"{entry!r} is not a label with a value, such as example.com/hands-off=true"
     if key.startswith((names.PREFIX, "nvidia.com/")) or is_rewritten(key):
-        return f"{key} is written by our own changes, or by NVIDIA's software"
+        return f"{key} is written by the changes of this operator or by NVIDIA's software"
     return ""
 
 

@@ -22,7 +22,7 @@ MAX_VALUE = 60
 """The most characters of a value that a message shows."""
 UNKNOWN = (
     "this operator does not know the field: the CRDs are from a newer version, so upgrade the operator too"
-    " (helm upgrade), or take the field out of the policy"
+    " (helm upgrade), or remove the field from the policy"
 )
 _DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?")
 _UNIONS = frozenset({"devices", "maxUnavailable"})
@@ -55,7 +55,7 @@ _HINTS = {
     "config": "for example config: all-balanced",
     "behavior": "for example behavior: WaitCompleted",
     "operator": "for example {key: tier, operator: In, values: [batch]}",
-    "order": "from -1000 to 1000, for example order: -1; lower leaves first",
+    "order": "from -1000 to 1000, for example order: -1; pods with a lower order leave first",
     "products": "NVML's name with dashes, for example NVIDIA-H100-80GB-HBM3",
     "nodeSelector": rules.EMPTY_SELECTOR.message,
 }
@@ -291,7 +291,9 @@ def _device_problems(mig: Mig) -> Iterator[Problem]:
             continue
         for device in entry.devices:
             if device in named:
-                yield Problem(f"spec.mig.layouts[{index}].devices", f"GPU {device} twice: {rules.DEVICES}")
+                yield Problem(
+                    f"spec.mig.layouts[{index}].devices", f"GPU {device} is named twice: {rules.DEVICES}"
+                )
             named.add(device)
 
 

@@ -150,7 +150,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     choice, crowd_known = choose(
         snapshot, now, pools, verdicts, afterwards, reserved=len(kept_claims), memo=memo
     )
-    old = snapshot.old_views and f"what is known of {snapshot.old_views} is old"
+    old = snapshot.old_views and f"the data about {snapshot.old_views} is out of date"
     if why := snapshot.policies_error or old:
         choice = replace(choice, verdicts=failing.keep_back(choice.verdicts, why), claims={})
     verdicts |= choice.verdicts

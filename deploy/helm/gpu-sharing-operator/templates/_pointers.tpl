@@ -2,11 +2,11 @@
 {{- define "gpusharing.pointers" }}
 {{- $ours := (index . 0).Values.gpuOperator }}
 
-   ClusterPolicy {{ index . 1 }} says now:
+   ClusterPolicy {{ index . 1 }} currently says:
 
    devicePlugin.config.name: {{ include "gpusharing.pointer" (list (index . 2) $ours.pluginConfigMap) }}
    migManager.config.name: {{ include "gpusharing.pointer" (list (index . 3) $ours.migConfigMap) }}
-   mig.strategy: {{ with index . 4 }}{{ . }}, which overrides what a policy says{{ else }}nothing, so each policy says it{{ end }}
+   mig.strategy: {{ with index . 4 }}{{ . }}, which overrides what a policy says{{ else }}not set, so each policy decides{{ end }}
 {{- if not (or $ours.adminPluginConfigMap (has (index . 2) (list "" $ours.pluginConfigMap))) }}
 
    Nodes whose labels name entries of {{ index . 2 }} lose their GPUs when the pointer moves, unless these are merged
@@ -15,5 +15,5 @@
 {{- end }}
 {{- define "gpusharing.pointer" -}}
 {{- $now := index . 0 }}{{ $ours := index . 1 }}
-{{- if eq $now $ours }}{{ $now }}, as it must{{ else if $now }}{{ $now }}, which is not ours: our entries have no effect{{ else }}nothing{{ end }}
+{{- if eq $now $ours }}{{ $now }}, as required{{ else if $now }}{{ $now }}, which is not this operator's ConfigMap, so its entries have no effect{{ else }}not set{{ end }}
 {{- end }}

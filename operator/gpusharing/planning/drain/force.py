@@ -29,8 +29,8 @@ def find_force_note(options: Drain, *, granted: bool, namespace: str) -> Finding
         return None
     return Finding(
         Reason.FORCE_DELETE_OFF,
-        "spec.drain.onTimeout is ForceDelete, but the operator may not delete pods, so it acts as Abort. To allow it:"
-        f" helm upgrade RELEASE CHART -n {namespace} --reset-then-reuse-values --set forceDelete=true",
+        "spec.drain.onTimeout is ForceDelete, but the operator may not delete pods, so it acts as Abort. To allow it,"
+        f" run helm upgrade RELEASE CHART -n {namespace} --reset-then-reuse-values --set forceDelete=true",
     )
 
 
@@ -112,8 +112,8 @@ def explain_force(pods: Standings, forced: list[Standing]) -> Iterator[Blocker]:
             within = int(pods.force_within.total_seconds())
             more = _slack(pods.force_within).total_seconds()
             message = (
-                f"Its grace period of {standing.pod.grace} s plus {more:g} s does not fit into drain.timeout,"
-                f" {within} s"
+                f"Its grace period of {standing.pod.grace} s plus a margin of {more:g} s does not fit into"
+                f" drain.timeout ({within} s)"
             )
             yield Blocker(Reason.GRACE_TOO_LONG, (standing.pod.ref,), message=message)
 

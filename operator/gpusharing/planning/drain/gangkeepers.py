@@ -124,8 +124,9 @@ def _wait_of(member: GangMember, view: GangView, options: Drain) -> GangWait:
     """Return the wait for one member under these options, with a message that says why the other pods of the gang are
     waited for."""
     where = f" on {member.node}" if member.node else ""
+    member_text = f"{member.pod.ref}{where}"
     text = (
-        f"evicting it would end {view.gang.ref}, whose member {member.pod.ref}{where} may end by itself first"
+        f"evicting the pod would end {view.gang.ref}, whose member {member_text} may still complete by itself"
     )
     return GangWait(patience(member.pod, options), member.pod, text)
 
@@ -185,7 +186,7 @@ def _by_policy(member: GangMember, blocker: Blocker) -> Blocker:
     """Return the blocker with the name of the member's policy in front of its message. If that policy cannot be read,
     a blocker that comes from its rules gets the reason why it cannot, and any other blocker is returned unchanged."""
     if member.unruled is None:
-        return replace(blocker, message=f"By policy {member.policy}. {blocker.message}".rstrip())
+        return replace(blocker, message=f"Policy {member.policy} applies here. {blocker.message}".rstrip())
     if blocker.reason is not Reason.RULE_BLOCKS:
         return blocker
     return replace(blocker, reason=member.unruled.reason, message=member.unruled.message)

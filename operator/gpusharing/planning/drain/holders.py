@@ -401,7 +401,7 @@ def _local_files(pod: PodView, options: Drain, scope: Scope) -> bool:
 def _lost(pod: PodView, options: Drain, scope: Scope) -> str:
     """Return a sentence that says why no controller would start the pod again; empty for a pod that never had one."""
     if is_reservation(pod):
-        return "KAI-Scheduler keeps a GPU with it, and no pod of its group is on the node"
+        return "KAI-Scheduler reserves a GPU with this pod, but no pod of its group is on the node"
     return f"Its {_owner(pod)} no longer exists" if pod.owner else ""
 
 

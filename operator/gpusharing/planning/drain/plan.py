@@ -145,7 +145,7 @@ def crowding(pods: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
             Reason.PDB,
             tuple(standing.pod.ref for standing in guarded),
             pdb.ref(budget),
-            "Nodes that are already being drained use up the disruptions that it allows",
+            "Nodes that are already being drained use up the disruptions that the budget allows",
         )
         for budget, guarded in _by_budget(_to_evict(pods))
         if crowd.get(pdb.ref(budget), 0) >= max(1, budget.disruptions_allowed)
@@ -227,7 +227,7 @@ def _stuck(leaving: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
             finalizers = (
                 f"Finalizers: {', '.join(sorted(pod.finalizers))}"
                 if pod.finalizers
-                else "It has no finalizer"
+                else "The pod has no finalizer"
             )
             yield Blocker(Reason.TERMINATING_STUCK, (pod.ref,), message=finalizers)
 
@@ -287,8 +287,8 @@ def _throttled(remaining: Iterable[Standing], due: Iterable[Standing]) -> Iterat
 def _state(budget: PdbView) -> str:
     """Describe how many disruptions the budget allows, how many of its pods are healthy and how many have to be."""
     return (
-        f"Allows {counted(budget.disruptions_allowed, 'disruption')}: {budget.current_healthy} of"
-        f" {counted(budget.expected_pods, 'pod is', 'pods are')} healthy, {budget.desired_healthy} must be"
+        f"The budget allows {counted(budget.disruptions_allowed, 'disruption')}: {budget.current_healthy} of"
+        f" {counted(budget.expected_pods, 'pod is', 'pods are')} healthy, and {budget.desired_healthy} must be"
     )
 
 

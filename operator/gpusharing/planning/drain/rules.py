@@ -164,17 +164,17 @@ def _do_not_disrupt(pod: PodView, key: str, value: str, now: datetime | None) ->
         return Protection(text, None)
     seconds = _seconds(value.strip())
     if seconds is None:
-        problem = "is not a duration such as 15m or 1h30m, so it protects the pod until it is removed"
+        problem = "is not a duration such as 15m or 1h30m, so it protects the pod until someone removes it"
         return Protection(f"{text}, which {problem}", None)
     if pod.started is None:
-        return Protection(f"{text}, counted from its start, and it has not started", None)
+        return Protection(f"{text}, counted from the start of the pod, which has not started yet", None)
     try:
         until = pod.started + timedelta(seconds=seconds)
     except OverflowError:
         return Protection(text, None)
     if until <= now:
         return None
-    return Protection(f"{text}, which protects it until {to_rfc3339(until)}", until)
+    return Protection(f"{text}, which protects the pod until {to_rfc3339(until)}", until)
 
 
 def _safe_to_evict(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:
@@ -188,8 +188,9 @@ def _capi_drain(pod: PodView, key: str, value: str, now: datetime | None) -> Pro
     holds a GPU cannot be skipped, so `skip` blocks the drain."""
     text, setting = f"Label {key} is {_quoted(value)}", value.lower()
     if setting == "skip":
-        return Protection(f"{text}, and a pod that has to leave cannot be skipped", None)
-    return Protection(f"{text}: waiting until it has ended", None) if setting == "wait-completed" else None
+        return Protection(f"{text}, but a pod that has to leave cannot be skipped", None)
+    waits = f"{text}, so the drain waits until the pod has ended"
+    return Protection(waits, None) if setting == "wait-completed" else None
 
 
 _READERS: Mapping[str, Callable[[PodView, str, str, datetime | None], Protection | None]] = {

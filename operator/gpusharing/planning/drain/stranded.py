@@ -82,8 +82,8 @@ class DeviceDemand:
 
     @property
     def text(self) -> str:
-        """The demand and the shortage in words, such as `6 ask, 4 remain: 2 will wait`."""
-        return f"{self.requested} ask, {self.remain} remain: {self.waiting} will wait"
+        """The demand and the shortage in words, such as `pods request 6, but only 4 will remain`."""
+        return f"pods request {self.requested}, but only {self.remain} will remain"
 
 
 @value(eq=False, slots=False)  # no slots, because it has cached properties
@@ -147,8 +147,8 @@ class Afterwards:
         not. If `own` is None, only a resource name that no node would advertise is detected."""
         wanted = _wanted(pod)
         if lost := [name for name in wanted if not self.find_demand(name).remain]:
-            of_kai = ", of which KAI-Scheduler gives it a fraction" if gpu_groups(pod.labels) else ""
-            return f"No node would offer {', '.join(lost)}{of_kai}"
+            of_kai = ", of which KAI-Scheduler gives the pod a fraction" if gpu_groups(pod.labels) else ""
+            return f"No node would advertise {', '.join(lost)}{of_kai}"
         if own is None or not wanted:
             return ""
         if not self._has_place(pod, own) and (broken := _find_broken(pod, own)):
@@ -187,8 +187,8 @@ def _find_broken(pod: PodView, own: FutureNode) -> str:
         key, operator, values = broken
         equals = operator == "In" and len(values) == 1
         rule = f"{key}={values[0]}" if equals else " ".join((key, operator, ",".join(values))).rstrip()
-        return f"It requires {rule}, and this label will be {labels.get(key, 'absent')}"
+        return f"The pod requires {rule}, but this label will be {labels.get(key, 'absent')}"
     if own.serves(pod):
         return ""
     requested = ", ".join(f"{count} {name}" for name, count in _wanted(pod).items())
-    return f"No node that it may run on would offer {requested}"
+    return f"No node that the pod may run on would advertise {requested}"

@@ -45,7 +45,7 @@ def _difference(profile: Profile, known: Mapping[str, Profile]) -> str:
     by name. Empty if it does not. Placements that are unknown on either side are not compared."""
     same = known.get(profile.name)
     if same is None:
-        return f"{profile.name}, which our table does not have"
+        return f"{profile.name}, which the operator's table does not have"
     if profile.starts and same.starts and (profile.starts, profile.size) != (same.starts, same.size):
         return f"{profile.name} at {_places(profile)}, but our table says {_places(same)}"
     if profile.max_count != same.max_count:

@@ -28,7 +28,9 @@ _VERSION = re.compile(r"\d+(\.\d+)*")
 
 def _find_no_version(entry: str) -> str:
     """Return why an entry of operator.unsafeDrivers is not valid, or an empty string if it is."""
-    return "" if _VERSION.fullmatch(entry) else f"{entry!r} is not a driver version or the start of one"
+    return (
+        "" if _VERSION.fullmatch(entry) else f"{entry!r} is neither a driver version nor the beginning of one"
+    )
 
 
 DriverVersions = Annotated[tuple[str, ...], listed(_find_no_version)]
@@ -52,7 +54,8 @@ def find_driver_flaw(version: str, named: Iterable[str], *, refuse_affected: boo
     fixed = FIXED.get(numbers[0])
     if refuse_affected and fixed is not None and numbers < _numbers(fixed):
         return (
-            f"driver {version} has {CVE}: repartitioning GPUs can corrupt data or hang; update it to {fixed}"
+            f"driver {version} is affected by {CVE}: repartitioning GPUs can corrupt data or hang a GPU;"
+            f" update it to {fixed}"
         )
     return ""
 

@@ -78,7 +78,7 @@ _REBOOT = "drain and reboot the node"
 RECOVERIES: Mapping[str, str] = {
     "Reset": _RESET,
     "Reboot": _REBOOT,
-    "DrainP2P": "stop the applications that use peer-to-peer traffic of this GPU",
+    "DrainP2P": "stop the applications that use this GPU for peer-to-peer traffic",
     "DrainAndReset": _RESET,
     "RecoverIMEX": "recover the IMEX domain of the node",
     "BusReset": "drain the node and reset the GPU's PCIe bus, or reboot the node",
@@ -113,7 +113,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         Reason.GPU_UNREADABLE,
         lambda gpu: gpu.access not in (REACHABLE, "ResetRequired"),
-        lambda gpu: f"NVML answers {gpu.error or gpu.access}; see `dmesg | grep -i nvrm` on the node",
+        lambda gpu: f"NVML returns {gpu.error or gpu.access}; see `dmesg | grep -i nvrm` on the node",
     ),
     Rule(
         Reason.GPU_RESET_REQUIRED,
@@ -128,12 +128,12 @@ RULES: tuple[Rule, ...] = (
     Rule(
         Reason.RECOVERY_NEEDED,
         lambda gpu: gpu.recovery not in (None, NO_ACTION),
-        lambda gpu: f"the driver asks for {gpu.recovery}; {RECOVERIES.get(str(gpu.recovery), _REBOOT)}",
+        lambda gpu: f"the driver recommends {gpu.recovery}; {RECOVERIES.get(str(gpu.recovery), _REBOOT)}",
     ),
     Rule(
         Reason.ROW_REMAP_PENDING,
         lambda gpu: gpu.remap_pending,
-        lambda gpu: f"a row remapping waits for a reset; {_RESET}",
+        lambda gpu: f"a row remapping is waiting for a reset; {_RESET}",
     ),
     Rule(
         Reason.XID_SEEN,

@@ -69,7 +69,7 @@ def find_flaw(zoned: ZonedWindow) -> tuple[str, str] | None:
     except CronSimError as error:
         return "schedule", f'it is not a cron schedule: {error}; use one such as "0 22 * * 1-5"'
     except StopIteration:
-        return "schedule", 'no date matches it; use one such as "0 22 * * 1-5"'
+        return "schedule", 'it never matches a date; use one such as "0 22 * * 1-5"'
     return None
 
 

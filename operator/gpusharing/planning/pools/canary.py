@@ -128,8 +128,8 @@ def _broken(
     if end is not None and _others_began(pooled, canaries, members, end):
         return None
     message = (
-        f"{canary.node.name}, a canary (spec.rollout.canary), no longer serves what was proven there: {why}. No other"
-        " node starts until it does, or is taken out of the pool, or the policy is edited"
+        f"{canary.node.name}, a canary (spec.rollout.canary), no longer serves the layout that was proven there:"
+        f" {why}. No other node starts until the canary serves it again or leaves the pool, or the policy is edited"
     )
     return Finding(Reason.CANARY_NOT_SERVING, message, keeper=f"node/{canary.node.name}")
 
@@ -192,8 +192,8 @@ def _others_began(
 def _soaks(nodes: int, soak: str, end: datetime) -> Finding:
     """Return the Finding that the canaries are proven and have to serve until `end` before others start."""
     message = (
-        f"the canary of {counted(nodes, 'node')} (spec.rollout.canary) has been proven; others start once it has served"
-        f" for {soak}, at {to_rfc3339(end)}"
+        f"the canary of {counted(nodes, 'node')} (spec.rollout.canary) has been proven; other nodes start once it has"
+        f" served for {soak}, at {to_rfc3339(end)}"
     )
     return Finding(Reason.CANARY_SOAK, message, end)
 
@@ -212,7 +212,7 @@ def _too_large(pooled: Pooled, nodes: int, soak: str) -> Finding:
     """Return the Finding that the canary is larger than the pool, with a value to set instead."""
     total = len(pooled.members)
     message = (
-        f"policy {pooled.policy.name}: {_sizes(pooled, nodes)}, so no node in service starts. Set it to {total} or"
+        f"policy {pooled.policy.name}: {_sizes(pooled, nodes)}, so no node in service is changed. Set it to {total} or"
         f" fewer, for example canary: {{nodes: 1, soak: {soak}}}"
     )
     return Finding(Reason.CANARY_TOO_LARGE, message)
@@ -234,11 +234,11 @@ def find_note(pooled: Pooled) -> str:
     if canary is None or not total or canary.nodes < total:
         return ""
     if canary.nodes == total:
-        return f"{_sizes(pooled, total)}: the whole pool is the canary"
+        return f"{_sizes(pooled, total)}, so the whole pool is the canary"
     state = find_canary(pooled)
     if isinstance(state, Finding) and state.reason is Reason.CANARY_TOO_LARGE:
         return state.message
-    return f"{_sizes(pooled, canary.nodes)} by now: the first of the remaining nodes is its canary"
+    return f"{_sizes(pooled, canary.nodes)} by now, so the first of the remaining nodes is the canary"
 
 
 def _sizes(pooled: Pooled, nodes: int) -> str:

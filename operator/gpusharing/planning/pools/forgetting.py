@@ -40,7 +40,7 @@ def _forget(verdict: Verdict, node: NodeView) -> Verdict:
     labels: dict[str, str | None] = {
         key: None for key in (names.LABEL_POLICY, names.LABEL_MODE) if key in node.labels
     }
-    message = f"{verdict.message}, and the policy is being deleted: the operator removes its labels"
+    message = f"{verdict.message}, and the policy is being deleted, so the operator removes its labels"
     if names.LABEL_PLUGIN_CONFIG in node.labels:
         message += (
             f" except {names.LABEL_PLUGIN_CONFIG}: without it the device plugin would use ClusterPolicy's"

@@ -38,7 +38,7 @@ class Hold:
 
 def _frozen(pooled: Pooled) -> str:
     """Return the message that maxUnavailable is 0, or an empty string if it is not."""
-    return "spec.rollout.maxUnavailable is 0, so no node starts" if pooled.frozen else ""
+    return "spec.rollout.maxUnavailable is 0, so no change starts" if pooled.frozen else ""
 
 
 def _halted(pooled: Pooled) -> str:
@@ -82,8 +82,8 @@ def _unapproved(pooled: Pooled) -> str:
     if policy.approved == plan:
         return ""
     old = (
-        f"; {policy.approved[:64]} is the hash of another plan: the policy was changed, or nodes joined or left, or"
-        " cannot be read"
+        f"; {policy.approved[:64]} is the hash of another plan, because the policy was changed, or because nodes"
+        " joined, left or cannot be read"
         if policy.approved
         else ""
     )

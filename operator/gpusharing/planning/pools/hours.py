@@ -103,8 +103,8 @@ def find_hours(
     if first.opens <= now:
         return Hours(spans, None, None if first.closes is None else first.closes - needed + _MOMENT)
     message = (
-        "no node starts outside spec.rollout.windows, in spec.rollout.blackouts, or with less than"
-        f" {_text(needed)} of the window left; the next one may start at {to_rfc3339(first.opens)}"
+        "no change starts outside spec.rollout.windows, during spec.rollout.blackouts, or with less than"
+        f" {_text(needed)} of the window left; the next change may start at {to_rfc3339(first.opens)}"
     )
     return Hours(spans, Finding(Reason.WINDOW_CLOSED, message, first.opens), first.opens)
 
@@ -140,7 +140,8 @@ def _flaw(windows: Zoned, blackouts: Zoned) -> str:
             if (flaw := find_flaw(zoned)) is not None:
                 (name, why), window = flaw, zoned.window
                 value = window.time_zone if name == "timeZone" else window.schedule
-                return f'spec.rollout.{field}[{index}].{name} "{value}": {why}. Nothing starts until it is corrected'
+                place = f"spec.rollout.{field}[{index}].{name}"
+                return f'{place} "{value}": {why}. No change starts until this is corrected'
     return ""
 
 
@@ -152,9 +153,9 @@ def _long(windows: Zoned, needed: timedelta) -> Zoned:
 def _too_short(needed: timedelta, longest: timedelta) -> str:
     """Return the message that no window stays open for as long as `needed`. `longest` is the longest time that one
     does, or zero if none opens."""
-    left = f"for {_text(longest)} at most" if longest else "at no time"
+    left = f"are open for at most {_text(longest)}" if longest else "are never open"
     return (
-        f"{_needs(needed)}, but spec.rollout.windows, minus spec.rollout.blackouts, are open {left}: lengthen a window,"
+        f"{_needs(needed)}, but spec.rollout.windows, minus spec.rollout.blackouts, {left}: lengthen a window,"
         " for example to duration: 6h, or shorten spec.drain.timeout"
     )
 
@@ -162,7 +163,7 @@ def _too_short(needed: timedelta, longest: timedelta) -> str:
 def _blacked_out(needed: timedelta, longest: timedelta) -> str:
     """Return the message that blackouts leave too little of windows that are long enough by themselves. `longest` is
     the longest time that is left. The message does not advise longer windows, which would not help."""
-    left = f"{_text(longest)} at most" if longest else "nothing"
+    left = f"at most {_text(longest)}" if longest else "nothing"
     return (
         f"{_needs(needed)}, but as far as can be foreseen spec.rollout.blackouts leave {left} of the time in which"
         " nodes could start: shorten or remove a blackout"
@@ -171,7 +172,7 @@ def _blacked_out(needed: timedelta, longest: timedelta) -> str:
 
 def _needs(needed: timedelta) -> str:
     """Return the clause that says how much of its window a change needs."""
-    return f"a change needs {_text(needed)} of its window (drain.timeout and the slowest of the last {RECENT} changes)"
+    return f"a change needs {_text(needed)} of its window (drain.timeout plus the slowest of the last {RECENT} changes)"
 
 
 def _text(length: timedelta) -> str:

@@ -92,9 +92,9 @@ def _is_held(member: Member) -> bool:
 
 KEEPERS: tuple[MemberState, ...] = (
     MemberState(_failed, "{name} has failed"),
-    MemberState(_calls_fail, "the calls about {name} fail"),
+    MemberState(_calls_fail, "calls to the API server about {name} fail"),
     MemberState(_yielded, "{work}"),
-    MemberState(_is_held, "the change of {name} is held"),
+    MemberState(_is_held, "the change of {name} is on hold"),
     MemberState(going, "{name} is being deleted"),
     MemberState(unready, "{name} is not Ready"),
     MemberState(cordoned, "{name} is cordoned"),

@@ -37,7 +37,7 @@ def explain_halt(policy: PolicyView, failed: Sequence[str], most: int) -> str:
     resumed, value = _resumed(policy, most * (1 + batches)), _next_value(policy, len(failed) // most)
     return (
         f"{some(failed)} failed in this generation, and spec.rollout.maxFailures is {most}{resumed}: no further"
-        f" node starts. When the cause is gone, run kubectl annotate gsp {policy.name} --overwrite"
+        f" node starts. When the cause is fixed, run kubectl annotate gsp {policy.name} --overwrite"
         f" {names.ANNOTATION_RESUME}={value}"
     )
 
@@ -59,5 +59,5 @@ def _resumed(policy: PolicyView, limit: int) -> str:
         return ""
     value = f'{names.ANNOTATION_RESUME} "{policy.resumed[:_SHOWN]}"'
     if find_batches(policy):
-        return f" ({value} lets it go on until {limit} have failed)"
+        return f" ({value} allows the rollout to continue until {limit} have failed)"
     return f" ({value} is not for generation {policy.generation})"

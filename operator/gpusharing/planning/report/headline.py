@@ -54,7 +54,7 @@ def _deleting(pool: Members, plan: RolloutPlan) -> Headline | None:
     if not pool.policy.deleting:
         return None
     return Headline(
-        "the policy is being deleted", "Deleting", "nodes in flight are brought to a safe end first"
+        "the policy is being deleted", "Deleting", "changes in flight are brought to a safe end first"
     )
 
 
@@ -66,7 +66,7 @@ def _resetting(pool: Members, plan: RolloutPlan) -> Headline | None:
     text, left = "the policy is being deleted, and spec.deletionPolicy is Reset", pool.unproven
     if left:
         nodes = counted(len(left), "node has", "nodes have")
-        text = f"{text}: {nodes} yet to be brought to whole GPUs; {tell_first(left)}"
+        text = f"{text}: {nodes} yet to be returned to whole GPUs; {tell_first(left)}"
     return Headline(text, "Deleting", text)
 
 
@@ -84,7 +84,7 @@ def _empty(pool: Members, plan: RolloutPlan) -> Headline | None:
     of another policy."""
     if pool.verdicts or pool.coming:
         return None
-    text = "spec.nodeSelector selects no node with GPUs; label the nodes of the pool"
+    text = "spec.nodeSelector matches no node with GPUs; label the nodes of the pool"
     if pool.skipped:
         text = tell_first(pool.skipped)
     elif pool.lost:

@@ -276,7 +276,7 @@ def _legal(pool: Members) -> str:
     if not pool.verdicts:
         return "the spec is valid; no node is selected yet"
     layouts = sorted({verdict.wanted for verdict in pool.verdicts if verdict.wanted})
-    return f"{', '.join(layouts) or 'the policy'} can be served by {counted(len(pool.verdicts), 'node')}"
+    return f"{counted(len(pool.verdicts), 'node')} can serve {', '.join(layouts) or 'the policy'}"
 
 
 def _reconciling(pool: Members, ready: Answer, stalled: Answer) -> Answer:
@@ -294,7 +294,7 @@ def _reconciling(pool: Members, ready: Answer, stalled: Answer) -> Answer:
     is_stalled, stuck, _ = stalled
     if pool.coming and not is_stalled:
         return True, Reason.ROLLOUT_IN_PROGRESS, tell_coming(pool)
-    return False, stuck if is_stalled and not is_ready else why, "nothing is under way"
+    return False, stuck if is_stalled and not is_ready else why, "no change is in progress"
 
 
 def _moves(verdict: Verdict) -> bool:
@@ -316,7 +316,7 @@ def _waits(verdict: Verdict) -> bool:
 def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
     """Return the condition Stalled, from the first of STALLS that applies. If none does, it is False and says that
     nothing needs a person."""
-    return _first(STALLS, pool, plan) or (False, Reason.PROGRESSING, "nothing needs a person")
+    return _first(STALLS, pool, plan) or (False, Reason.PROGRESSING, "no action is needed")
 
 
 def _failed(pool: Members, plan: RolloutPlan) -> Finding | None:
@@ -358,8 +358,10 @@ def _in_vain(pool: Members, plan: RolloutPlan) -> Finding | None:
     """
     if not _stands_still(pool.policy, plan):
         return None
-    fact = f"{MOST} passes in a row have looked at the pods of nodes that might start, and none has started"
-    return Finding(Reason.NO_PROGRESS, f"{fact}: this is a bug in this operator, please report it")
+    fact = (
+        f"in {MOST} passes in a row the planner listed the pods of nodes that might start, and started none"
+    )
+    return Finding(Reason.NO_PROGRESS, f"{fact}. This is a bug in this operator; please report it")
 
 
 def _stands_still(policy: PolicyView, plan: RolloutPlan) -> bool:
@@ -372,7 +374,7 @@ def _unapproved(pool: Members, plan: RolloutPlan) -> Finding | None:
     not stalled by that."""
     if all(verdict.reason is not Reason.APPROVAL_NEEDED for verdict in pool.verdicts):
         return None
-    return Finding(Reason.PROGRESSING, "the rollout waits for a person to approve the plan")
+    return Finding(Reason.PROGRESSING, "the rollout is waiting for someone to approve the plan")
 
 
 STALLS: tuple[Circumstance, ...] = (

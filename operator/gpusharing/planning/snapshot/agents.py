@@ -157,7 +157,7 @@ class Hindrance:
 
 def _unplaced(state: _PodState) -> str | None:
     """Return a clause if the scheduler has not bound the pod to its node, or None if it has."""
-    return None if state.pod.scheduled else "the scheduler does not place it"
+    return None if state.pod.scheduled else "the scheduler has not placed it"
 
 
 def _other_architecture(state: _PodState) -> str | None:
@@ -256,7 +256,7 @@ def _refused(pods: Iterable[AgentPod], warnings: list[AgentWarning]) -> Finding 
         )
     else:
         remedy = f"Run kubectl -n {last.namespace} describe daemonset gpusharing-agent"
-    return Finding(Reason.AGENT_REFUSED, f"its pod is refused: {cause.rstrip('.')}. {remedy}")
+    return Finding(Reason.AGENT_REFUSED, f"its pod is rejected: {cause.rstrip('.')}. {remedy}")
 
 
 def _latest(warnings: list[AgentWarning]) -> AgentWarning:
