@@ -55,7 +55,7 @@ _PATIENCE = {
     Passes.BY_A_PERSON: ("It waits for you", "Nothing continues until somebody acts."),
     Passes.LATER: (
         "It waits for others",
-        "It continues automatically when others are done or a back-off is over.",
+        "It continues automatically when others are done or a back-off has ended.",
     ),
     Passes.SOON: (
         "It is at work",

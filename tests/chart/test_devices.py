@@ -27,7 +27,7 @@ def test_with_the_chart_the_api_server_refuses_it_too_and_names_the_field(
 
 def test_a_gpu_that_is_named_in_two_lists_is_told(installed: Installed) -> None:
     case = next(case for case in OPERATOR_ONLY if case.sentence == "a GPU named in two lists")
-    assert "GPU 1 twice" in refusal(installed.admin, case.manifest)
+    assert "GPU 1 is named twice" in refusal(installed.admin, case.manifest)
 
 
 @pytest.mark.parametrize("case", GOOD, ids=ids(GOOD))

@@ -134,8 +134,8 @@ class Mig(WireModel):
     model_config = ConfigDict(json_schema_extra=cel(rules.CONFIG_OR_LAYOUTS, rules.SINGLE_PROFILE))
 
     strategy: Literal["single", "mixed"] = "mixed"
-    """`mixed` advertises nvidia.com/mig-<profile>; `single` keeps the resource name nvidia.com/gpu, so that
-    manifests need no edit, and needs one and the same profile on all GPUs."""
+    """`mixed` advertises nvidia.com/mig-<profile>; `single` keeps the resource name nvidia.com/gpu, so that manifests
+    need no edit, and requires the same profile on all GPUs."""
     config: (
         Annotated[
             str,
@@ -148,7 +148,7 @@ class Mig(WireModel):
         ]
         | None
     ) = None
-    """Name of a mig-parted configuration, for example all-balanced. Give either this or layouts."""
+    """Name of a mig-parted configuration, for example all-balanced. Set either this or layouts."""
     layouts: (
         Annotated[
             tuple[MigLayout, ...],
@@ -210,7 +210,7 @@ class Jobs(WireModel):
     timeout: Wait = "1h"
     """How long to wait for them after the cordon, for example 1h or 8h; with Never, for as long as they run."""
     on_timeout: Literal["Abort", "Evict"] = "Abort"
-    """What happens then: Abort gives the change up and restores the node, Evict removes them like other pods. It also
+    """What happens then: Abort abandons the change and restores the node, Evict removes them like other pods. It also
     applies to pods that a rule waits for."""
 
 
@@ -218,26 +218,27 @@ class Drain(WireModel):
     """How pods that hold a GPU leave before a change that would disturb them."""
 
     timeout: Duration = "15m"
-    """How long a drain may take before it is given up and the node restored, for example 15m or 1h30m.
-    Until then the node counts against maxUnavailable, whatever blocks the pods."""
+    """How long a drain may take before it is abandoned and the node is restored, for example 15m or 1h30m. Until then
+    the node counts against maxUnavailable, whatever blocks the pods."""
     on_timeout: Literal["Abort", "Hold", "ForceDelete"] = "Abort"
-    """What happens then: Abort gives the change up and restores the node; Hold keeps it cordoned, so that it counts
-    against maxUnavailable, and tries until the pods are gone or a person gives the change up. ForceDelete deletes
-    pods that a PodDisruptionBudget still protects, a grace period before the end; it needs the chart's value
+    """What happens then: Abort abandons the change and restores the node; Hold keeps it cordoned, so that it counts
+    against maxUnavailable, and keeps trying until the pods are gone or a person abandons the change. ForceDelete
+    deletes pods that a PodDisruptionBudget still protects, a grace period before the end; it needs the chart's value
     forceDelete."""
     unmanaged_pods: Literal["Block", "Evict"] = "Block"
     """What happens to pods without a controller, which nothing creates again: Block leaves the node alone, Evict
     removes them."""
     protected_pods: Literal["Wait", "Block", "Ignore"] = "Wait"
-    """What happens to pods with a mark that asks not to disturb them (do-not-disrupt, safe-to-evict,
-    cluster.x-k8s.io/drain). Wait leaves the node alone until the mark ends or the pod is gone. Block leaves it alone as
-    long as the mark is there, whatever duration it names. Ignore disregards marks."""
+    """What happens to pods with an annotation or label that asks not to disturb them (do-not-disrupt, safe-to-evict,
+    cluster.x-k8s.io/drain). Wait leaves the node alone until that protection expires or the pod is gone. Block leaves
+    it alone as long as the annotation or label is there, whatever duration it names. Ignore disregards both."""
     local_storage: Literal["Evict", "Block"] = "Evict"
     """What happens to pods with an emptyDir on the node's disk, whose files are lost with the pod: Evict removes them
     anyway, Block leaves the node alone. An emptyDir in memory, such as /dev/shm, never blocks."""
     rules: Annotated[tuple[DrainRule, ...], Field(max_length=16)] = ()
     """Exceptions for some pods; the first rule that matches a pod decides. A rule overrides unmanagedPods, localStorage
-    and jobs, but neither marks on the pod nor the protection of pods that are never evicted."""
+    and jobs, but neither the annotations and labels that protect a pod nor the protection of pods that are never
+    evicted."""
     jobs: Jobs = Field(default_factory=Jobs)
     """How long the drain waits for pods that run to completion."""
     stranded_pods: Literal["Hold", "Allow"] = "Hold"
@@ -336,9 +337,9 @@ class Rollout(WireModel):
     starts. The annotation gpusharing.dev/resume with that generation lets the rollout go on until as many more have
     failed, and with <generation>.2, <generation>.3 and so on until two or three times as many more have failed."""
     on_failure: Literal["Hold", "Rollback"] = "Hold"
-    """What happens to a node that failed after the point of no return. Hold keeps it cordoned until a person retries
-    it or changes the policy. Rollback returns it to the layout that was proven on it last, once per generation or
-    retry, and puts it back into service; a node is held if nothing was proven on it, or if the rollback fails too."""
+    """What happens to a node that failed after the point of no return. Hold keeps it cordoned until a person retries it
+    or changes the policy. Rollback returns it to its last proven layout, once per generation or retry, and puts it back
+    into service; a node is held if nothing was proven on it, or if the rollback fails too."""
     timeouts: Timeouts = Field(default_factory=Timeouts)
     """Time limits for the steps after the drain."""
 
