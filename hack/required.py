@@ -113,10 +113,10 @@ class Required:
         part = error.part if isinstance(error, PartUnavailableError) else next(iter(parts_of(item)), "")
         first = self._failed.setdefault(str(error), item.nodeid)
         if first != item.nodeid:
-            pytest.skip(f"what it needs is unavailable here: see the failure of {first}")
+            pytest.skip(f"something that this test needs is unavailable here: see the failure of {first}")
         advice = (
-            f"Or leave it out on purpose: LEAVE_OUT={part}"
+            f"Or skip it on purpose: LEAVE_OUT={part}"
             if part
-            else "LEAVE_OUT cannot leave this test out before it is marked with `tools`."
+            else "To make LEAVE_OUT skip this test, mark it with `tools`."
         )
         pytest.fail(f"{error}\n{advice}", pytrace=False)

@@ -59,9 +59,9 @@ def up(count: int, driver: str) -> None:
         else:
             with running as api:
                 _say(
-                    f"the cluster is up already: {api.url}, {counted(len(api.list('/api/v1/nodes')), 'node')}"
+                    f"the cluster is already up: {api.url}, {counted(len(api.list('/api/v1/nodes')), 'node')}"
                 )
-            _say("to replace it by a new one: make cluster-down, then make cluster")
+            _say("to replace it with a new one: make cluster-down, then make cluster")
     _say_kubectl()
     print(f"export KUBECONFIG={shlex.quote(str(_kubeconfig(directory)))}", flush=True)
 
@@ -76,7 +76,7 @@ def down() -> None:
             kind.down()
             stopped.append("kind cluster")
         shutil.rmtree(directory, ignore_errors=True)
-    _say(f"stopped {', '.join(stopped)}" if stopped else "no cluster is up")
+    _say(f"stopped {', '.join(stopped)}" if stopped else "no cluster is running")
 
 
 def account_kubeconfig(namespace: str, account: str, node: str | None) -> Path:
@@ -165,7 +165,9 @@ def _say_kubectl() -> None:
     """Print how to put our kubectl on PATH, if PATH has no kubectl."""
     if shutil.which("kubectl") is None:
         folder = toolchain.control_plane_programs().kubectl.parent
-        _say(f"there is no kubectl on PATH; to use ours: export PATH={shlex.quote(str(folder))}:$PATH")
+        _say(
+            f"there is no kubectl on PATH; to use the one built here: export PATH={shlex.quote(str(folder))}:$PATH"
+        )
 
 
 def _kubeconfig(directory: Path) -> Path:
@@ -186,7 +188,9 @@ def _parser() -> argparse.ArgumentParser:
     """Return the parser of the command line, with one subcommand per verb."""
     parser = argparse.ArgumentParser(prog="python -m hack.cluster", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    up_verb = verbs.add_parser("up", help="start the cluster; the last line is `export KUBECONFIG=...`")
+    up_verb = verbs.add_parser(
+        "up", help="start the cluster and print `export KUBECONFIG=...` as the last line"
+    )
     up_verb.add_argument(
         "--nodes",
         type=_count,
@@ -210,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
 def _count(text: str) -> int:
     """Parse a number of nodes. Raises ArgumentTypeError if `text` is not a whole number."""
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"NODES is a whole number such as 8, not {text!r}")
+        raise argparse.ArgumentTypeError(f"NODES must be a whole number such as 8, not {text!r}")
     return int(text)
 
 
@@ -218,7 +222,7 @@ def _driver(text: str) -> str:
     """Return `text` if it names a driver, otherwise raise ArgumentTypeError. argparse does not apply `choices` to a
     default, and this default comes from the environment."""
     if text not in ("cluster", "kind"):
-        raise argparse.ArgumentTypeError(f"DRIVER is cluster or kind, not {text!r}")
+        raise argparse.ArgumentTypeError(f"DRIVER must be cluster or kind, not {text!r}")
     return text
 
 

@@ -162,13 +162,13 @@ def wait_until(
     poll: float = POLL_SECONDS,
 ) -> None:
     """Poll `condition` every `poll` seconds until it is true. `check` is called after each poll that was false, and
-    may raise. Raises TimeoutError with the message "waited … in vain for `what`" if the condition is not true
+    may raise. Raises TimeoutError with the message "timed out after … waiting for `what`" if the condition is not true
     within `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         check()
         if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {seconds:.0f} s in vain for {what}")
+            raise TimeoutError(f"timed out after {seconds:.0f} s waiting for {what}")
         time.sleep(poll)
 
 

@@ -205,8 +205,8 @@ def find_assets(directory: Path) -> dict[str, Path]:
     lacking = [name for name in ("etcd", "kube-apiserver") if name not in programs]
     if lacking:
         raise UnavailableError(
-            f"KUBEBUILDER_ASSETS={directory} has no {' and no '.join(lacking)}: let it name a folder that "
-            "`setup-envtest use -p path` has printed, or unset it, so that all programs are built."
+            f"KUBEBUILDER_ASSETS={directory} has no {' and no '.join(lacking)}: set it to a folder "
+            "that `setup-envtest use -p path` prints, or unset it to build all programs."
         )
     return programs
 

@@ -49,7 +49,7 @@ def arguments() -> argparse.Namespace:
     )
     options = parser.parse_args()
     if options.driver not in TRY_NEXT:
-        parser.error(f"DRIVER is one of {', '.join(TRY_NEXT)}, not {options.driver!r}")
+        parser.error(f"DRIVER must be one of {', '.join(TRY_NEXT)}, not {options.driver!r}")
     return options
 
 

@@ -42,7 +42,7 @@ class ClusterStage:
     simulated = (
         f"SIMULATED: GPUs, NVIDIA's node software ({FACTOR:g} times as fast as we assume the real one to be) and "
         "kubelets (kwok). Real: etcd, API server, scheduler, controllers, kubectl, helm. The operator runs as a "
-        "process with the rights that the chart gives it."
+        "process with the rights that the chart grants it."
     )
 
     def __init__(self, plane: ControlPlane, client: HttpClient) -> None:

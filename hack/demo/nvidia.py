@@ -16,7 +16,7 @@ SIMULATED = (
     "SIMULATED: the GPUs (libnvidia-ml.so.1 is ours), kubelets (kwok, a registration stub for device plugins), Node "
     "Feature Discovery, and what the GPU Operator does. Real and unmodified: nvidia-mig-manager and nvidia-mig-parted, "
     "device plugin, GPU Feature Discovery, MPS control daemon and config-manager; etcd, API server, scheduler, "
-    "controllers, kubectl. Operator and agents run as shipped, with the rights that the chart gives them."
+    "controllers, kubectl. Operator and agents run as shipped, with the rights that the chart grants them."
 )
 FAULTY = "two"
 
@@ -109,7 +109,9 @@ def _broken_gpu(screen: Screen, loop: NvidiaLoop, number: int) -> None:
     loop.nodes[FAULTY].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", gpu=1)
     screen.command("kubectl apply -f -     # MIG single")
     loop.apply(**SINGLE)
-    loop.wait(lambda: loop.transition(FAULTY).get("phase") == "Failed", f"{FAULTY} to be given up")
+    loop.wait(
+        lambda: loop.transition(FAULTY).get("phase") == "Failed", f"the change of {FAULTY} to be abandoned"
+    )
     loop.wait(lambda: not is_cordoned(loop, "one"), "the other node")
     _show(screen, loop)
     place = loop.transition(FAULTY)

@@ -243,7 +243,7 @@ async def _reported(demo: Demo) -> None:
         words = ("2 GPU pods left to go", "2 of 3 pods are healthy")
         return summary.get("pendingPods") == 1 and all(word in summary.get("message", "") for word in words)
 
-    await demo.until("pool-b to say what is in the way", up_to_date)
+    await demo.until("pool-b to report what blocks it", up_to_date)
 
 
 async def operator_dies(demo: Demo) -> None:

@@ -109,7 +109,7 @@ def _settle(future: asyncio.Future[T], result: Any, error: Exception | None) -> 
 
 UNKNOWN = "NVIDIA X9000 96GB"
 """A product that is in no table."""
-NO_NVML = "libnvidia-ml.so.1 is not in the agent's container; give the agent the runtime class `nvidia`"
+NO_NVML = "libnvidia-ml.so.1 is not in the agent's container; run the agent with the runtime class `nvidia`"
 Change: TypeAlias = Callable[[Reading], Reading]
 
 

@@ -124,7 +124,7 @@ async def test_who_holds_what_is_known_also_where_the_answer_on_what_there_is(
 
 async def test_a_connection_that_breaks_off_into_something_else_proves_nothing(tmp_path: Path) -> None:
     async with serving(tmp_path, Kubelet(framed(RESPONSE), instead=bytes(9))) as client:
-        with pytest.raises(PodResourcesUnavailable, match="not understood"):
+        with pytest.raises(PodResourcesUnavailable, match="cannot parse"):
             await client.read()
 
 
@@ -167,7 +167,9 @@ async def test_a_refusal_names_the_grpc_status_and_message(tmp_path: Path) -> No
 
 
 async def test_an_absent_socket_says_what_to_mount(tmp_path: Path) -> None:
-    with pytest.raises(PodResourcesUnavailable, match=r"no kubelet socket .* mount its directory"):
+    with pytest.raises(
+        PodResourcesUnavailable, match=r"kubelet socket .* does not exist; mount its directory"
+    ):
         await KubeletPodResources(tmp_path / "kubelet.sock").read()
 
 
@@ -205,11 +207,11 @@ RESET = b"\x00\x00\x04\x03\x00\x00\x00\x00"
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "not understood: invalid HTTP/2"),
-        (b"\x00\x00\x00\x00\x00\x00\x00\x00\x00", "not understood"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", ": invalid HTTP/2"),
+        (b"\x00\x00\x00\x00\x00\x00\x00\x00\x00", "cannot parse"),
         (
             RESET + b"\x01\x00\x00\x00\x07" + RESET + b"\x03\x00\x00\x00\x07",
-            "not understood: the call ended without a gRPC status",
+            ": the call ended without a gRPC status",
         ),
         (b"", "cannot reach the kubelet .* closed the connection before it answered"),
     ],

@@ -375,7 +375,7 @@ async def test_a_loop_that_stopped_turning_is_not_alive(bench: Bench) -> None:
     loop = AgentLoop("gpu-01", bench.node.client, bench.gpus, bench.pods, clock=lambda: now)
     assert loop.why_not_alive() == ""
     now = 131.0
-    assert loop.why_not_alive() == "the loop has not turned for 131 s"
+    assert loop.why_not_alive() == "the main loop has made no progress for 131 s"
 
 
 async def test_many_agents_run_in_one_process() -> None:

@@ -81,7 +81,7 @@ def test_sigterm_ends_it_cleanly_even_when_the_api_server_is_away(tmp_path: Path
     with start("--kubeconfig", str(config), "--metrics-addr", "127.0.0.1:0") as process:
         assert process.stderr is not None
         assert "agent started" in process.stderr.readline()
-        assert any("cannot follow GPUNode" in line for line in process.stderr)
+        assert any("cannot watch the GPUNode" in line for line in process.stderr)
         process.send_signal(signal.SIGTERM)
         _, logs = process.communicate(timeout=SECONDS)
     assert process.returncode == 0

@@ -124,7 +124,7 @@ def test_health_and_compute_mode_are_read(machine: Simulator) -> None:
         (
             "nvmlDeviceGetCount",
             "UNKNOWN",
-            "NVMLAccessLost: NVML: Unknown Error; usual after systemd was reloaded",
+            "NVMLAccessLost: NVML: Unknown Error; this usually happens after systemd was reloaded",
         ),
         (
             "nvmlDeviceGetCount",
@@ -173,13 +173,13 @@ def test_a_client_that_draws_is_a_process_of_the_gpu(machine: Simulator) -> None
 def test_a_driver_that_is_not_loaded_says_where_to_look(machine: Simulator) -> None:
     machine.set_machine(driver_loaded=0)
     assert read(machine)["error"] == (
-        "NVMLNotLoaded: the NVIDIA driver is not loaded on this node; look at the driver pod of the GPU Operator"
+        "NVMLNotLoaded: the NVIDIA driver is not loaded on this node; check the driver pod of the GPU Operator"
     )
 
 
 @pytest.mark.skipif(find_library("nvidia-ml") is not None, reason="this machine has NVML")
 def test_a_library_that_is_not_there_says_how_to_get_it() -> None:
-    with pytest.raises(NotLoaded, match="give the agent the runtime class `nvidia`"):
+    with pytest.raises(NotLoaded, match="run the agent with the runtime class `nvidia`"):
         NVML().read()
 
 

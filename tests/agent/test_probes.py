@@ -62,8 +62,8 @@ def test_probes_say_ok_or_why_not(port: int, health: Health) -> None:
     health.ready = "GPUNode gpu-01 does not exist"
     assert get(port, "/healthz") == (200, "ok\n")
     assert get(port, "/readyz") == (503, "GPUNode gpu-01 does not exist\n")
-    health.alive = "the loop has not turned for 200 s"
-    assert get(port, "/healthz?verbose") == (503, "the loop has not turned for 200 s\n")
+    health.alive = "the main loop has made no progress for 200 s"
+    assert get(port, "/healthz?verbose") == (503, "the main loop has made no progress for 200 s\n")
     assert get(port, "/metrics") == (200, "")
     assert get(port, "/")[0] == 404
 

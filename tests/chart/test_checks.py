@@ -188,7 +188,8 @@ def test_an_agent_that_is_gone_is_told(installed: Installed, checks: dict[str, s
     finally:
         installed.admin.delete("/api/v1/nodes/gpu-dead")
     assert status == 0, screen
-    assert "WARNING  agents: no Ready agent on 1 of 3 GPU nodes, so none of them changes: gpu-dead" in screen
+    warning = "the agent is not Ready on 1 of 3 GPU nodes, so the operator does not change these: gpu-dead"
+    assert f"WARNING  agents: {warning}" in screen
     agents = selector({"app.kubernetes.io/name": "gpusharing-agent"})
     path = f"/api/v1/namespaces/{AGENT_NAMESPACE}/pods"
 
@@ -205,7 +206,7 @@ def test_its_own_missing_rights_are_told_and_not_guessed(
     with without(installed, f"{BINDINGS}/{ACCOUNT}"):
         wait_until(lambda: "WARNING" in told(checks)[1], SECONDS, "the authorizer to hear of it")
         _, screen = told(checks)
-    assert "could not be read, so nothing is known about them" in screen
+    assert "could not be read, so they were not checked" in screen
     assert "the rights of service account gpusharing/gpusharing-operator are unknown" in screen
 
 

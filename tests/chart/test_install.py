@@ -235,7 +235,7 @@ STATES: dict[str, tuple[tuple[str | None, str | None, str | None], tuple[str, ..
     ),
     "a strategy beside our pointers": (
         (*OURS, "single"),
-        ("mig.strategy: single, which overrides what a policy says\n",),
+        ("mig.strategy: single, which overrides spec.mig.strategy of every policy\n",),
         True,
     ),
     "all that it must": ((*OURS, None), ("nothing to do",), False),

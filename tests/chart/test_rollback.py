@@ -194,7 +194,7 @@ def test_what_may_not_be_read_refuses_with_the_servers_words(upgraded: Installed
         upgraded, {"spec": {"serviceAccountName": "default", "containers": [container]}}, tmp_path
     )
     assert done.returncode == 1, done.stderr
-    assert "no right to get customresourcedefinitions" in done.stdout
+    assert "not allowed to get customresourcedefinitions" in done.stdout
     assert "--no-hooks" in done.stdout
 
 
@@ -203,7 +203,7 @@ def test_without_such_a_field_the_rollback_goes_on_and_takes_its_account_with_it
 ) -> None:
     upgraded.admin.merge_patch(f"{POLICIES}/nightly", {"spec": {"rollout": {"hours": None}}})
     status, told = rolled_back(upgraded, tmp_path, 1)
-    assert (status, told) == (0, "No policy has a field that the older version does not know.\n")
+    assert (status, told) == (0, "No policy has a field that the older version lacks.\n")
     wait_until(lambda: not has(upgraded, "hours"), SECONDS, "the older CRD to be served")
     with pytest.raises(ApiError) as gone:
         upgraded.admin.get(ACCOUNT)

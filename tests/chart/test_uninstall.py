@@ -100,5 +100,5 @@ def test_what_may_not_be_read_refuses_with_the_servers_words(
 ) -> None:
     done = asked(installed, helm, tmp_path, account="default")
     assert done.returncode == 1
-    assert "no right to list nodes" in done.stdout
+    assert "not allowed to list nodes" in done.stdout
     assert "--no-hooks" in done.stdout

@@ -112,7 +112,7 @@ def test_who_may_look_and_not_write_is_told_after_the_preview_that_nothing_was_d
     said = desk.type(verb, what.rpartition("/")[2], "--yes")
     assert said.status == FAILED
     assert "Done." not in said.out
-    assert said.err.startswith(f"error: you lack a permission in context desk: no right to patch {kind}")
+    assert said.err.startswith(f"error: you lack a permission in context desk: not allowed to patch {kind}")
     assert refused in said.err
     assert said.err.count("\n") == 1
 
@@ -121,7 +121,7 @@ def test_the_viewers_role_is_named_only_where_it_grants_what_is_missing(desk: De
     desk.server.refuses_all = (403, 'User "me" cannot do that')
     assert "ClusterRole gpusharing-viewer is enough to look; ask for what is named here" in wrong("status")
     said = wrong("skip", "gpu-07")
-    assert 'no right to get nodes: User "me" cannot do that. Ask for what is named here' in said
+    assert 'not allowed to get nodes: User "me" cannot do that. Ask for what is named here' in said
     assert "viewer" not in said
 
 
@@ -146,7 +146,7 @@ def test_a_bundle_into_which_something_went_has_gaps(desk: Desk) -> None:
     desk.server.refusals = {GPUNODES: (403, 'User "me" cannot do that')}
     said = desk.type("support-bundle", str(desk.folder / "bundle.tar.gz"))
     assert (said.status, said.err) == (DONE, "")
-    assert "Not included: gpunodes.json: no right to list gpunodes" in said.out
+    assert "Not included: gpunodes.json: not allowed to list gpunodes" in said.out
 
 
 @pytest.mark.parametrize("verb", ["cost", "recommend"])

@@ -73,7 +73,7 @@ def test_a_selector_changes_nothing_where_everything_matches_and_finds_nothing_e
         said = ask(desk, fake, "--selector", selector)
         assert (said.status, said.out) == (FAILED, "")
         assert (
-            f"has no data of the meter in this window (gpusharing_gpu_seconds_total) for {{{selector}}}"
+            f"has no data from the meter in this window (gpusharing_gpu_seconds_total) for {{{selector}}}"
             in said.err
         )
 
@@ -153,7 +153,7 @@ def test_an_address_that_is_none(desk: Desk, url: str) -> None:
 def test_what_is_no_prometheus_is_told(desk: Desk, fake: FakePrometheus, answer: Answer) -> None:
     instead(fake, answer)
     told = wrong(desk, "--prometheus", fake.url)
-    assert "does not answer as Prometheus does" in told
+    assert "does not respond like a Prometheus" in told
     assert "/api/v1/query, such as http://127.0.0.1:9090" in told
 
 
@@ -163,7 +163,7 @@ def test_a_token_that_is_refused(desk: Desk, fake: FakePrometheus, status: int) 
     (desk.folder / "token").write_text("s3cret\n")
     for more in ((), ("--token-file", "token")):
         told = wrong(desk, "--prometheus", fake.url, *more)
-        assert f"refuses access (HTTP {status}): give a token that it accepts: --token-file FILE" in told
+        assert f"denies access (HTTP {status}): pass a token that it accepts: --token-file FILE" in told
         assert "s3cret" not in told
 
 
@@ -173,14 +173,14 @@ def test_nobody_sends_us_and_our_token_elsewhere(desk: Desk, fake: FakePrometheu
         fake.elsewhere = f"{other.url}/api/v1/query?query=vector(time())"
         instead(fake, (302, "text/html", b"<a>Found</a>"))
         told = wrong(desk, "--prometheus", fake.url, "--token-file", "token")
-        assert "does not answer as Prometheus does (HTTP 302)" in told
+        assert "does not respond like a Prometheus (HTTP 302)" in told
         assert other.paths == []
 
 
 def test_a_token_is_not_sent_in_the_clear_but_to_this_machine(desk: Desk) -> None:
     (desk.folder / "token").write_text("s3cret\n")
     told = wrong(desk, "--prometheus", "http://prometheus.example", "--token-file", "token")
-    assert "could read the token: use https://" in told
+    assert "the token would be sent unencrypted to http://prometheus.example: use https://" in told
     for here in ("http://localhost:9", "http://[::1]:9", "http://127.0.0.9:9"):
         assert "no Prometheus answers" in wrong(desk, "--prometheus", here, "--token-file", "token")
 
@@ -203,16 +203,16 @@ def test_a_token_is_sent_and_never_shown(desk: Desk, fake: FakePrometheus) -> No
 def test_a_file_without_a_token(desk: Desk, content: str) -> None:
     (desk.folder / "token").write_text(content)
     told = wrong(desk, "--prometheus", "http://127.0.0.1:9", "--token-file", "token")
-    assert "it holds no token" in told
+    assert "it does not contain a token" in told
 
 
 def test_files_that_are_not_there_and_flags_that_do_not_go_together(desk: Desk) -> None:
     url = ("--prometheus", "https://127.0.0.1:9")
     assert "--token-file nowhere cannot be read" in wrong(desk, *url, "--token-file", "nowhere")
     (desk.folder / "ca").write_text("no certificate")
-    assert "there are no PEM certificates in it" in wrong(desk, *url, "--ca-file", "ca")
+    assert "it contains no PEM certificates" in wrong(desk, *url, "--ca-file", "ca")
     assert "not both" in wrong(desk, *url, "--service", "a/b:1")
-    assert "are for --prometheus URL" in wrong(desk, "--token-file", "x")
+    assert "only work with --prometheus URL" in wrong(desk, "--token-file", "x")
     assert "-o csv writes one table" in wrong(desk, "--contexts", "a,b", "-o", "csv")
 
 
@@ -226,7 +226,7 @@ def test_a_certificate_that_nobody_trusts_and_then_its_authority(desk: Desk, tmp
 
 
 def test_tls_where_there_is_none(desk: Desk, fake: FakePrometheus) -> None:
-    assert "Does it speak http://?" in wrong(desk, "--prometheus", fake.url.replace("http:", "https:"))
+    assert "Is it an http:// address?" in wrong(desk, "--prometheus", fake.url.replace("http:", "https:"))
 
 
 @pytest.mark.parametrize(
@@ -234,11 +234,11 @@ def test_tls_where_there_is_none(desk: Desk, fake: FakePrometheus) -> None:
     [
         (
             failure(422, "execution", "query processing would load too many samples into memory"),
-            "too many samples into memory in query execution; query less",
+            "too many samples into memory in query execution; narrow the query",
         ),
         (
             failure(503, "timeout", "query timed out"),
-            "query timed out; query less, with --selector or with a --window of hours",
+            "query timed out; narrow the query with --selector, or use a --window of hours",
         ),
         (failure(400, "bad_data", "parse error\n at char 3."), "cannot answer: parse error at char 3\n"),
     ],
@@ -280,7 +280,7 @@ def test_what_is_beyond_the_bounds_of_a_node_is_explained(
 ) -> None:
     fake.answers["gpusharing_slice_seconds_total"] = vector(({**HELD, label: "_others"}, "43200"))
     told = " ".join(ask(desk, fake).out.split())
-    assert "_others is what a node metered beyond 128 accounts or 16 policies" in told
+    assert "_others is time that a node metered beyond 128 accounts or 16 policies" in told
 
 
 def test_nothing_that_was_scraped_steers_the_terminal(desk: Desk, fake: FakePrometheus) -> None:
@@ -327,8 +327,8 @@ def test_the_only_service_that_looks_like_a_prometheus_is_asked(desk: Desk, fake
     (remark,) = json.loads(said.out)["remarks"]
     assert (
         remark
-        == f"{json.loads(said.out)['prometheus']} was queried, because its labels are those of a Prometheus;"
-        " use --service to name another"
+        == f"{json.loads(said.out)['prometheus']} was queried because its labels are those of a Prometheus;"
+        " use --service to choose another"
     )
     assert set(fake.paths[1:]) == {
         f"/api/v1/namespaces/monitoring/services/kps-prometheus:9090/proxy/api/v1/{one}"
@@ -357,14 +357,14 @@ def test_several_services_or_none_are_told(desk: Desk, fake: FakePrometheus) -> 
         desk
     )
     behind(fake, service("grafana", app="grafana"))
-    assert "no Service of context desk looks like a Prometheus. Name one: --service" in wrong(desk)
+    assert "no Service of context desk looks like a Prometheus. Pass --service" in wrong(desk)
 
 
 def test_who_may_not_list_services_may_name_one(desk: Desk) -> None:
     desk.server.refusals[SERVICES] = (403, 'User "me" cannot list resource "services"')
     told = wrong(desk)
     assert 'cannot list resource "services"' in told
-    assert "To skip the search, name it: --service monitoring/prometheus-operated:9090" in told
+    assert "To skip the search, pass --service monitoring/prometheus-operated:9090" in told
 
 
 def test_a_right_to_the_service_that_is_missing(desk: Desk, fake: FakePrometheus) -> None:
@@ -372,7 +372,7 @@ def test_a_right_to_the_service_that_is_missing(desk: Desk, fake: FakePrometheus
     instead(fake, (403, "application/json", json.dumps(status).encode()))
     desk.write_kubeconfig(fake.url)
     told = wrong(desk, "--service", "monitoring/p:9090")
-    assert 'cannot get resource "services/proxy"): you need the right get services/proxy there' in told
+    assert 'cannot get resource "services/proxy"): you need permission to get services/proxy there' in told
 
 
 def test_the_fake_has_all_that_a_day_is_made_of() -> None:

@@ -167,7 +167,7 @@ def test_what_has_no_price_has_its_hours_and_says_how_to_give_it_one(desk: Desk,
 def test_a_price_below_0_is_left_out_and_told(desk: Desk, prometheus: str) -> None:
     told = data(ask(desk, prometheus, "-o", "json", cluster="negative"))
     assert told["missing"][0] == (
-        "node_gpu_hourly_cost of node gpu-1 is -1, which is left out: a price is 0 or more"
+        "node_gpu_hourly_cost of node gpu-1 is -1, which is left out: a price cannot be negative"
     )
     assert told["totals"][0]["cost"] is None
 
@@ -211,7 +211,7 @@ def test_two_agents_that_only_a_namespace_tells_apart_are_not_to_be_chosen_by_it
     said = ask(desk, prometheus, cluster="installed")
     assert (said.status, said.out) == (FAILED, "")
     assert "gpu-1 would be billed twice: its series differ in the label namespace (first, second)" in said.err
-    assert "Remove one, and ask for a time in which there was one" in said.err
+    assert "Remove one, and use a window in which there was only one" in said.err
     assert "--selector" not in said.err
 
 
@@ -254,7 +254,7 @@ def test_a_node_that_was_not_scraped_is_missed_although_others_were(desk: Desk, 
     said = ask(desk, prometheus, "-o", "json", cluster="unseen")
     assert said.status == CHANGES
     counted, seen = data(said)["missing"]
-    assert counted.startswith("Prometheus did not see gpu-2 for a while, and 12.")
+    assert counted.startswith("Prometheus did not scrape gpu-2 for a while, and 12.")
     assert seen.startswith("Prometheus has no samples of gpu-2 (11h) in a gap of the window")
     assert data(said)["totals"][0]["gpuHours"] == pytest.approx(84, abs=0.3)
 
@@ -275,7 +275,7 @@ def test_days_on_which_no_namespace_had_a_label_are_told(desk: Desk, prometheus:
     assert said.status == CHANGES
     assert {row["name"]: row["cost"] for row in data(said)["rows"]} == {"": "72.00", "red": "72.00"}
     assert data(said)["missing"] == [
-        "on 1 day Prometheus knew no namespace with the label team: usage on that day is listed under (no team)"
+        "on 1 day, no namespace in Prometheus had the label team: usage on that day is listed under (no team)"
     ]
 
 
@@ -285,8 +285,9 @@ def test_a_namespace_with_several_teams_at_once_is_no_teams(desk: Desk, promethe
     assert said.status == CHANGES
     assert {row["name"]: row["cost"] for row in data(said)["rows"]} == {"": "192.00"}
     assert data(said)["missing"] == [
-        "namespace team-a has several values of team at once, as when several clusters have it, so its usage is"
-        " listed under (no team): choose one by --selector"
+        "namespace team-a has several values of team at once, for example because several clusters have it, so its"
+        " usage"
+        " is listed under (no team): choose one with --selector"
     ]
     for zone, team in (("a", "red"), ("b", "blue")):
         chosen = ("--selector", f'cluster="teams",zone="{zone}"', "--by", "team", "-o", "json")
@@ -301,7 +302,8 @@ def test_clusters_that_ask_different_prices_have_none_together(desk: Desk, prome
     assert said.status == CHANGES
     (missing,) = data(said)["missing"]
     assert missing.endswith(
-        "policy pool-x has several prices at once, as when several clusters have it: choose one by --selector"
+        "policy pool-x has several prices at once, for example because several clusters have it: choose one with"
+        " --selector"
     )
     chosen = ask(desk, prometheus, "--selector", 'cluster="two",zone="b"', "-o", "json", cluster="two")
     assert data(chosen)["totals"][0]["cost"] == "192.00"
@@ -329,7 +331,7 @@ def test_a_successor_that_tells_another_price_for_a_moment_beside_the_first_is_n
 def test_a_window_without_any_history_says_what_to_look_at(desk: Desk, prometheus: str) -> None:
     said = ask(desk, prometheus, cluster="nowhere")
     assert (said.status, said.out) == (FAILED, "")
-    assert "has no data of the meter in this window" in said.err
+    assert "has no data from the meter in this window" in said.err
     assert "monitoring.podMonitor.enabled=true" in said.err
 
 

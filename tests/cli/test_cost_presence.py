@@ -201,7 +201,7 @@ def test_two_agents_on_a_node_are_refused_with_all_labels_that_tell_them_apart(
     (told,) = (one for one in PLAYED[: len(TARGETS)] if one.twice and one.twice[0] == "pod")
     err = ask(desk, prometheus, told.name).err
     assert "and pod (agent-0" in err
-    assert "Stop one, then ask for a window that begins later" in err
+    assert "Stop one, then use a window that begins later" in err
     assert "--selector" not in err
 
 

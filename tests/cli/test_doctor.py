@@ -68,7 +68,10 @@ def test_what_is_wrong_with_many_nodes_is_told_once() -> None:
     labels = {"nvidia.com/gpu.present": "true", PLUGIN: "ts-8"}
     nodes = tuple(replace(make_node(f"gpu-{number}"), labels=labels) for number in range(9))
     (one,) = find_node_symptoms(replace(VIEW, nodes=nodes), {})
-    assert "gpu-0, gpu-1, gpu-2 and 6 more names no key of ConfigMap time-slicing-config" in one.message
+    assert (
+        "gpu-0, gpu-1, gpu-2 and 6 more names an entry that ConfigMap time-slicing-config does not"
+        in one.message
+    )
     assert one.command == f"kubectl get nodes -L {PLUGIN}", "there is no policy yet"
     (one,) = find_node_symptoms(replace(VIEW, nodes=nodes, policies=(make_policy(),)), {})
     assert one.command.startswith("kubectl label node gpu-0 gpu-1 ")
@@ -100,7 +103,7 @@ async def test_before_the_installation_it_says_what_that_would_meet() -> None:
     found = {one["reason"] for one in told.data["symptoms"]}
     assert found == {"PluginConfigNotOurs", "MigConfigNotOurs", "MigStrategySet", "PluginConfigUnknown"}
     (pointer,) = (one for one in told.data["symptoms"] if one["reason"] == "PluginConfigNotOurs")
-    assert f"Nodes use gone, old, which {Place().plugin_config_map} does not hold" in pointer["message"]
+    assert f"Nodes use gone, old, which {Place().plugin_config_map} does not contain" in pointer["message"]
     assert pointer["command"].endswith(" --set gpuOperator.adminPluginConfigMap=ts")
     assert pointer["command"].startswith("helm install ")
 
@@ -119,7 +122,10 @@ async def test_an_entry_that_nobody_holds_is_not_to_be_merged_from_anywhere() ->
         told = await ask(cluster, "doctor", "-o", "json")
         (pointer,) = (one for one in told.data["symptoms"] if one["reason"] == "PluginConfigNotOurs")
         ours = Place().plugin_config_map
-        assert f"Nodes use gone, which {ours} and ts do not hold: take the label" in pointer["message"]
+        assert (
+            f"Nodes use gone, which {ours} and ts do not contain: first remove the label"
+            in pointer["message"]
+        )
         assert pointer["command"] == f"kubectl get nodes -L {PLUGIN}"
 
 

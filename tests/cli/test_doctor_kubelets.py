@@ -36,7 +36,9 @@ def test_kubelets_that_nobody_stands_for_are_told_once_each() -> None:
     assert kubelets("v1.32.0", "v1.29.9", "v1.32.9") == [("KubeletOld", "kubectl get node gpu-1")]
     (one,) = find_kubelet_symptoms(running({"gpu-1": "v1.29.9"}), "v1.32.0")
     assert one.severity is Severity.WARNING
-    assert one.message.startswith("the kubelet of gpu-1 (v1.29.9) is older than 1.30, the oldest that")
+    assert one.message.startswith(
+        "the kubelet of gpu-1 (v1.29.9) is older than 1.30, the oldest version that"
+    )
 
 
 @pytest.mark.parametrize("server", ["", "v0.0.0-master+$Format:%H$", "odd"])

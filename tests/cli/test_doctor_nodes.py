@@ -144,7 +144,7 @@ def test_one_command_names_an_entry_only_for_nodes_with_the_same_wrong_entry() -
     nodes = [labelled(f"gpu-{number}", {**GPU, **POOL, config: f"old-{number % 2}"}) for number in range(3)]
     held = {"plugins": ConfigMapState(frozenset({"default"}), ours=False)}
     (one,) = told(nodes, cluster_policies=(make_cluster_policy("plugins"),), config_maps=held)
-    assert "gpu-0, gpu-1, gpu-2 names no key" in one.message
+    assert "gpu-0, gpu-1, gpu-2 names an entry" in one.message
     assert one.command == f"kubectl label node gpu-0 gpu-2 --overwrite {config}=NAME", "gpu-1 serves another"
 
 
@@ -179,11 +179,11 @@ def test_a_label_that_another_controller_keeps_is_told_once_for_all_nodes_that_a
     assert {(one.reason, one.severity) for one in symptoms} == {("LabelOwnedElsewhere", Severity.WARNING)}
     assert [(one.message, one.command) for one in symptoms] == [
         (
-            f"no policy changes {CONFIG} of gpu-1, gpu-2: Node Feature Discovery sets it",
+            f"the operator does not change label {CONFIG} of gpu-1, gpu-2: Node Feature Discovery sets it",
             "kubectl get node gpu-1 -o yaml --show-managed-fields",
         ),
         (
-            f"no policy changes {CONFIG} of gpu-3: Cluster API sets it",
+            f"the operator does not change label {CONFIG} of gpu-3: Cluster API sets it",
             "kubectl get node gpu-3 -o yaml --show-managed-fields",
         ),
     ]

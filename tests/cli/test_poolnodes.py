@@ -57,7 +57,7 @@ def test_nodes_are_chosen_in_the_cluster(desk: Desk, fake: FakePrometheus) -> No
     said = desk.type(*words, "-l", "zone in (a)", "-o", "json")
     assert (said.status, said.err) == (DONE, "")
     assert json.loads(said.out)["policy"]["spec"]["nodeSelector"] == {"matchLabels": {"zone": "a"}}
-    assert "Prometheus knows no GPU of nodes with zone=b" in desk.type(*words, "--nodes", "zone=b").err
+    assert "Prometheus has no data on GPUs of nodes with zone=b" in desk.type(*words, "--nodes", "zone=b").err
     assert "has the labels zone=c" in desk.type(*words, "-l", "zone=c").err
 
 
@@ -128,7 +128,7 @@ def test_nodes_of_another_policy_are_left_out_and_it_says_how_many(desk: Desk, f
     assert (said.status, said.err) == (DONE, "")
     remark = "other policies (pool-a) own 1 of the 2 nodes that policy pool-b selects, and these are left out"
     assert remark in json.loads(said.out)["remarks"]
-    assert "Prometheus knows no GPU of policy pool-a" in desk.type(*words, "--policy", "pool-a").err
+    assert "Prometheus has no data on GPUs of policy pool-a" in desk.type(*words, "--policy", "pool-a").err
 
 
 def test_a_policy_that_owns_no_node_gets_no_recommendation(desk: Desk, fake: FakePrometheus) -> None:
@@ -156,19 +156,19 @@ def test_a_negated_label_that_nobody_exports_matches_every_node_and_it_says_so(
     fake: FakePrometheus, selector: str
 ) -> None:
     (remark,) = (one for one in of_metrics(fake, selector).data["remarks"] if "label zone" in one)
-    assert remark.startswith("Prometheus knows no node with the label zone, so that part of -l")
+    assert remark.startswith("no node in Prometheus has the label zone, so that part of -l")
     assert "excludes no node: either" in remark
     assert "--metric-labels-allowlist=nodes=[" in remark
 
 
 def test_a_negated_label_that_is_exported_needs_no_remark(fake: FakePrometheus) -> None:
     found = of_metrics(fake, "gpusharing.dev/pool!=a").data
-    assert not any("knows no node" in one for one in found["remarks"])
+    assert not any("no node in Prometheus" in one for one in found["remarks"])
 
 
 @pytest.mark.parametrize("selector", ["gpusharing.dev/pool=b,zone=a", "zone,gpusharing.dev/pool!=a"])
 def test_each_label_that_a_node_must_have_has_to_be_exported(fake: FakePrometheus, selector: str) -> None:
-    with pytest.raises(Trouble, match=r"no node with the label zone\. .*nodes=\[.*zone"):
+    with pytest.raises(Trouble, match=r"no node in Prometheus has the label zone\. .*nodes=\[.*zone"):
         of_metrics(fake, selector)
 
 
@@ -183,7 +183,7 @@ def test_a_label_with_capitals_is_found_as_kube_state_metrics_writes_it(fake: Fa
 
 def test_where_no_label_is_exported_nothing_is_taken_for_every_node(fake: FakePrometheus) -> None:
     fake.answers["kube_node_labels"] = vector()
-    with pytest.raises(Trouble, match=r"no node with the label zone\. .*nodes=\[zone\]"):
+    with pytest.raises(Trouble, match=r"no node in Prometheus has the label zone\. .*nodes=\[zone\]"):
         of_metrics(fake, "zone!=b")
 
 

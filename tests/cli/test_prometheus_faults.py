@@ -102,14 +102,14 @@ def test_a_certificate_of_another_authority(tmp_path: Path) -> None:
     identity, other = Identity(tmp_path / "pki"), Identity(tmp_path / "other")
     with fake_prometheus(identity.context()) as fake:
         for ca in ("", str(other.pki.ca)):
-            assert "Give the authority that signed it: --ca-file FILE" in wrong(place_of(fake.url, "", ca))
+            assert "Pass the authority that signed it: --ca-file FILE" in wrong(place_of(fake.url, "", ca))
 
 
 def test_of_an_api_server_the_kubeconfig_is_named(tmp_path: Path) -> None:
     identity = Identity(tmp_path / "pki")
     with fake_prometheus(identity.context()) as fake:
         place = replace(place_of(fake.url, "", ""), through="context test")
-        assert "not the certificate-authority of context test in the kubeconfig" in wrong(place)
+        assert "not signed by the certificate-authority of context test in the kubeconfig" in wrong(place)
         place = replace(place_of(fake.url, "", str(identity.pki.ca)), through="context test")
         told = wrong(replace(place, tls_server_name="other.example"))
         assert "use a name that it contains, in tls-server-name for context test in the kubeconfig" in told
@@ -122,9 +122,9 @@ def test_a_server_that_demands_a_client_certificate_says_so_unless_it_hung_up_fi
     context.load_verify_locations(identity.pki.ca)
     with fake_prometheus(context) as fake:
         told = wrong(place_of(fake.url, "", str(identity.pki.ca)))
-    alert, lost = f"{fake.url} demands a client", "It may demand a client certificate: there is no flag"
+    alert, lost = f"{fake.url} requires a client", "It may require a client certificate: this plugin"
     assert told.startswith(alert) or lost in told
-    assert "ask it at a port that demands none, such as by --service NAMESPACE/NAME:PORT" in told
+    assert "use a port that does not require it, such as with --service NAMESPACE/NAME:PORT" in told
 
 
 @pytest.mark.parametrize(
@@ -132,11 +132,11 @@ def test_a_server_that_demands_a_client_certificate_says_so_unless_it_hung_up_fi
     [
         (
             aiohttp.ClientOSError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert certificate"),
-            "https://p demands a client certificate: there is no flag for one",
+            "https://p requires a client certificate: this plugin cannot present one",
         ),
-        (aiohttp.ClientOSError(104, "reset"), "reset. It may demand a client certificate: "),
-        (aiohttp.ServerDisconnectedError(), "disconnected. It may demand a client certificate: "),
-        (aiohttp.ClientOSError(111, "refused"), "refused. For one inside a cluster: "),
+        (aiohttp.ClientOSError(104, "reset"), "reset. It may require a client certificate: "),
+        (aiohttp.ServerDisconnectedError(), "disconnected. It may require a client certificate: "),
+        (aiohttp.ClientOSError(111, "refused"), "refused. To reach one inside a cluster: "),
     ],
 )
 def test_what_may_come_of_a_client_certificate_that_is_not_there(error: Exception, told: str) -> None:
@@ -154,9 +154,9 @@ def test_without_tls_where_tls_is_spoken(fake: FakePrometheus, answer: Answer) -
     fake.instead = lambda path: answer
     port = fake.url.rpartition(":")[2]
     assert wrong(place_of(fake.url, "", "")) == (
-        f"{fake.url} speaks TLS but was queried without it: write --prometheus https://127.0.0.1:{port}"
+        f"{fake.url} expects TLS but was queried without it: use --prometheus https://127.0.0.1:{port}"
     )
-    with pytest.raises(Trouble, match=f"{SERVICE} .* write --service NAMESPACE/https:NAME:PORT"):
+    with pytest.raises(Trouble, match=f"{SERVICE} .* use --service NAMESPACE/https:NAME:PORT"):
         asyncio.run(through(Renewable(fake.url, "Bearer a")))
 
 
@@ -199,8 +199,8 @@ def test_credentials_that_are_refused_again(fake: FakePrometheus) -> None:
     with pytest.raises(Trouble) as trouble:
         asyncio.run(through(login))
     assert str(trouble.value) == (
-        f"Service {SERVICE} of context test refuses access (HTTP 401: Unauthorized): the credentials of context test"
-        " are expired or refused: log in again"
+        f"Service {SERVICE} of context test denies access (HTTP 401: Unauthorized): the credentials for context test"
+        " have expired or were rejected: log in again"
     )
     assert (len(fake.tokens), login.renewed) == (2, 1)
 
@@ -215,7 +215,7 @@ def test_credentials_that_cannot_be_renewed(fake: FakePrometheus) -> None:
 def test_a_service_that_wants_a_login_of_its_own(fake: FakePrometheus, code: int) -> None:
     fake.instead = lambda path: (code, "text/plain", b"Unauthorized\n")
     login = Renewable(fake.url, "Bearer old", "Bearer new")
-    with pytest.raises(Trouble, match="which the API server does not pass on: give --prometheus URL and"):
+    with pytest.raises(Trouble, match="which the API server does not pass on: use --prometheus URL and"):
         asyncio.run(through(login))
     assert login.renewed == 0
 
@@ -223,6 +223,6 @@ def test_a_service_that_wants_a_login_of_its_own(fake: FakePrometheus, code: int
 def test_a_right_that_is_missing_is_no_matter_of_credentials(fake: FakePrometheus) -> None:
     fake.instead = lambda path: refusal(403, "services is forbidden")
     login = Renewable(fake.url, "Bearer old", "Bearer new")
-    with pytest.raises(Trouble, match="forbidden\\): you need the right get services/proxy there"):
+    with pytest.raises(Trouble, match="forbidden\\): you need permission to get services/proxy there"):
         asyncio.run(through(login))
     assert login.renewed == 0

@@ -68,13 +68,13 @@ def test_a_pool_by_what_kube_state_metrics_tells_of_its_nodes(fake: FakePromethe
         (("--until", "soon"), "--until soon: write a day or a time"),
         (("--selector", "east"), "--selector east: write matchers"),
         (("-l", "a=b=c"), "-l a=b=c: write labels of nodes, such as gpusharing.dev/pool=a"),
-        (("-l", "a=b", "--policy", "x"), "give --policy or -l, not both"),
-        (("--policy", "x"), "--policy is read from the cluster: leave out --prometheus"),
+        (("-l", "a=b", "--policy", "x"), "pass either --policy or -l, not both"),
+        (("--policy", "x"), "--policy needs access to the cluster: omit --prometheus"),
         (("-l", "zone=b"), r"--metric-labels-allowlist=nodes=\[zone\]"),
-        (("-l", "gpusharing.dev/pool=a"), "knows no node with the labels gpusharing.dev/pool=a"),
+        (("-l", "gpusharing.dev/pool=a"), "no node in Prometheus has the labels gpusharing.dev/pool=a"),
         (("--card", "h1000"), "no card matches h1000"),
         (("--service", "a/b:1"), "not both"),
-        (("--write", "/"), "--write /: the file exists already"),
+        (("--write", "/"), "--write /: the file already exists"),
         (("--write", "x" * 300), "--write x+: "),
         (("--write", "/nowhere/x.yaml"), "--write /nowhere/x.yaml: "),
     ],
@@ -88,7 +88,7 @@ def test_a_mistake_is_told_in_a_sentence(fake: FakePrometheus, words: tuple[str,
     ("value", "labels", "why"),
     [
         ("6144", {"modelName": "NVIDIA X9000"}, "the layouts that NVIDIA X9000 can have are unknown"),
-        ("73728", {}, "none has a place for any workload"),
+        ("73728", {}, "no layout has a place for any workload"),
     ],
     ids=["a card that nobody knows", "what the workload needs is unknown"],
 )
@@ -150,7 +150,10 @@ def test_what_was_scraped_cannot_steer_the_terminal(fake: FakePrometheus) -> Non
 def test_an_annotation_that_means_no_memory_is_left_out(fake: FakePrometheus, size: str) -> None:
     labels = {"namespace": "team-a", "pod": LABELS["pod"], "annotation_gpusharing_dev_gpu_memory": size}
     fake.answers["kube_pod_annotations"] = vector((labels, "1"))
-    assert f"is '{size}', which is left out: write it like 15Gi" in told(fake, "-o", "json").out
+    assert (
+        f"is '{size}', which is not a valid size and is ignored: write it like 15Gi"
+        in told(fake, "-o", "json").out
+    )
 
 
 def test_what_simulated_agents_told_says_so_also_in_the_file(fake: FakePrometheus, tmp_path: Path) -> None:
@@ -178,7 +181,7 @@ def test_where_sharing_takes_fewer_gpus_it_says_so_and_writes_the_layout_all_the
     fake.ranges["DCGM_FI_DEV_FB_USED"] = pods("1024")
     text = " ".join(told(fake, "--window", "24h").out.split())
     assert (
-        "Sharing whole GPUs would take fewer: 12 pods on 1 GPU using MPS with 12 clients on each, and on 2"
+        "Sharing whole GPUs would need fewer GPUs: 12 pods on 1 GPU using MPS with 12 clients on each, and on 2"
         in text
     )
     found = told(fake, "--window", "24h", "-o", "json").data
@@ -204,7 +207,7 @@ def test_activity_of_a_device_that_several_hold_is_said_to_be_the_devices(fake: 
         ]
         return success("matrix", found)
 
-    sentence = "activity is of the whole device, which other pods held too"
+    sentence = "activity is that of the whole device, which other pods used too"
     assert sentence not in " ".join(told(fake, "-v").out.split())
     fake.ranges["quantile_over_time(0.95, DCGM"] = both("0.2", "0.2")
     fake.ranges["DCGM_FI_DEV_FB_USED"] = both("6144", "1024")
@@ -215,7 +218,7 @@ def test_activity_of_a_device_that_several_hold_is_said_to_be_the_devices(fake: 
 def test_an_instance_whose_compute_is_full_is_said_to_hold_its_pods_back(fake: FakePrometheus) -> None:
     instance = {"GPU_I_PROFILE": "2g.20gb", "GPU_I_ID": "5"}
     fake.ranges["DCGM_FI_DEV_FB_USED"] = hourly("6144", **instance)
-    doubt = "takes all the compute of its slice, so may need more"
+    doubt = "uses all the compute of its slice, so it may need more"
     for busy, held_back, advice in (("0.3", False, "1g.10gb"), ("0.97", True, "2g.20gb")):
         fake.ranges["quantile_over_time(0.95, DCGM"] = hourly(busy, **instance)
         said = " ".join(told(fake, "-v").out.split())
@@ -280,12 +283,12 @@ async def test_what_keeps_a_plan_from_being_made_is_told_and_no_error(proposed: 
         session = Session(scene.e.cluster.client(ME), "context test", now=virtual_now)
         effect = await find_effect(session, whole_fleet(""), proposed)
         assert isinstance(effect, str)
-        assert effect.startswith("no node has the label that the policy selects by yet; set it")
+        assert effect.startswith("no node has the label yet by which the policy selects nodes; set it")
 
 
 def test_with_an_address_of_prometheus_nothing_is_planned_and_it_says_so(fake: FakePrometheus) -> None:
     out = told(fake, "-l", "gpusharing.dev/pool=b").out
-    assert "Its plan is not shown: with --prometheus no cluster is contacted" in out
+    assert "Its plan is not shown: with --prometheus, the cluster is not contacted" in out
     assert "kubectl gpusharing plan -f FILE shows its effect" in out
     found = told(fake, "-l", "gpusharing.dev/pool=b", "-o", "json").data
     assert found["plan"] is None

@@ -144,13 +144,13 @@ def test_the_page_shows_the_beginning_of_the_recommendation() -> None:
 def test_the_policy_that_is_written_is_one(prometheus: str, tmp_path: Path, goal: str) -> None:
     name = str(tmp_path / "pool.yaml")
     told = ask(prometheus, "--goal", goal, "--write", name)
-    assert f"What it would do: kubectl gpusharing plan -f {name}" in " ".join(told.out.split())
+    assert f"To see what it would do: kubectl gpusharing plan -f {name}" in " ".join(told.out.split())
     policy = yaml.safe_load(Path(name).read_text())
     assert not isinstance(validate_policy(policy), tuple)
     assert policy["spec"]["rollout"] == {"approval": "Manual"}
     assert policy["spec"]["nodeSelector"] == {"matchLabels": {"gpusharing.dev/pool": "pool"}}
     assert policy == ask(prometheus, "--goal", goal, "-o", "json").data["policy"]
-    with pytest.raises(Trouble, match="the file exists already"):
+    with pytest.raises(Trouble, match="the file already exists"):
         ask(prometheus, "--write", name)
 
 
@@ -194,7 +194,7 @@ def test_what_pods_of_a_shared_gpu_take_is_not_guessed_from_the_whole(prometheus
         None,
     )
     assert found["own"]["advice"] == "1g.20gb"
-    assert any("1 workload shared GPUs of which dcgm-exporter" in one for one in told.data["remarks"])
+    assert any("1 workload shared GPUs for which dcgm-exporter" in one for one in told.data["remarks"])
 
 
 def test_our_agent_tells_the_pods_of_a_shared_gpu_apart(prometheus: str) -> None:
@@ -224,14 +224,14 @@ def test_gaps_make_the_answer_a_part(prometheus: str) -> None:
     assert told.status == CHANGES
     (missing,) = told.data["missing"]
     assert "in 2 gaps" in missing
-    assert "what was used meanwhile is unknown" in missing
+    assert "usage during that time is unknown" in missing
     assert workloads(told)["llm"]["samples"] < SHORT
 
 
 def test_where_no_need_is_known_there_is_no_layout(prometheus: str, tmp_path: Path) -> None:
     told = ask(prometheus, cluster="unsaid")
     assert told.status == DONE
-    assert "There is no layout, because what the workloads need" in told.out
+    assert "There is no layout, because it is unknown how large an instance" in told.out
     assert "Ask the owners of team-c/vllm" in told.out
     with pytest.raises(Trouble, match="there is no layout to write"):
         ask(prometheus, "--write", str(tmp_path / "pool.yaml"), cluster="unsaid")
@@ -247,7 +247,7 @@ def test_without_names_of_nodes_all_gpus_are_alike(prometheus: str) -> None:
     told = ask(prometheus, "-o", "json", cluster="hostless")
     (layout,) = told.data["recommendation"]["layouts"]
     assert layout["gpusOfEachNode"] == "all"
-    assert "each counts as a node of its own" in told.data["remarks"][0]
+    assert "each counts as a separate node" in told.data["remarks"][0]
 
 
 def test_without_activity_memory_decides_and_that_is_said(prometheus: str) -> None:
@@ -267,7 +267,7 @@ def test_a_card_that_nobody_knows_has_needs_of_pods_and_no_layout(prometheus: st
 
 def test_too_little_history_is_refused_with_what_there_is_and_what_it_takes(prometheus: str) -> None:
     with pytest.raises(
-        Trouble, match=r"team-a/llm has the most, \d hourly peaks over \d h, and 24 over 24 h"
+        Trouble, match=r"team-a/llm has the most: \d hourly peaks over \d h, but 24 over 24 h"
     ):
         ask(prometheus, cluster="young")
 
@@ -276,7 +276,7 @@ def test_gpus_of_several_models_are_not_mixed(prometheus: str) -> None:
     with pytest.raises(Trouble, match=r"1 NVIDIA-A30, 1 NVIDIA-H100-80GB-HBM3\).*--card NVIDIA-A30"):
         ask(prometheus, cluster="mixed")
     assert ask(prometheus, "--card", "h100-80gb", "-o", "json", cluster="mixed").data["gpus"] == 1
-    with pytest.raises(Trouble, match="knows no t4 of what"):
+    with pytest.raises(Trouble, match="has no data on GPUs of model t4 of all"):
         ask(prometheus, "--card", "t4", cluster="mixed")
     with pytest.raises(Trouble, match=r"\(gpu-1\) also has GPUs of another model \(NVIDIA-A30\)"):
         ask(prometheus, "--card", "h100-80gb", cluster="beside")
@@ -288,7 +288,7 @@ def test_gpus_of_several_clusters_are_not_mixed(prometheus: str) -> None:
 
 
 def test_a_pool_that_nobody_uses_has_nothing_to_go_by(prometheus: str) -> None:
-    with pytest.raises(Trouble, match="no pod used a GPU of what Prometheus sees in this window"):
+    with pytest.raises(Trouble, match="no pod used a GPU of all nodes in Prometheus in this window"):
         ask(prometheus, cluster="nobody")
 
 

@@ -117,7 +117,7 @@ def test_the_whole_program_tells_it_and_needs_no_cluster(desk: Desk, fake: FakeP
 
 def test_where_no_service_of_the_cluster_looks_like_one(prompt: Prompt) -> None:
     prompt.desk.server.lists["/api/v1/services"] = []
-    assert "no Service of context desk looks like a Prometheus. Name one: --service" in prompt.wrong()
+    assert "no Service of context desk looks like a Prometheus. Pass --service" in prompt.wrong()
 
 
 NO_DATA: dict[str, Answer] = {
@@ -146,7 +146,7 @@ NO_DATA: dict[str, Answer] = {
 @pytest.mark.parametrize("name", [name for name in NO_DATA if name != "no time"])
 def test_what_stops_being_one_in_the_middle(prompt: Prompt, fake: FakePrometheus, name: str) -> None:
     fake.ranges["DCGM_FI_DEV_FB_USED"] = NO_DATA[name]
-    assert "does not answer as Prometheus does" in prompt.refused(fake)
+    assert "does not respond like a Prometheus" in prompt.refused(fake)
 
 
 # --- too much ----------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_more_series_than_are_asked_for_at_once(prompt: Prompt, fake: FakePromet
     fake.answers["max_over_time((count"] = vector(({}, "100001"))
     told = prompt.refused(fake)
     assert "has 100,001 series of GPUs at one time, and this plugin reads at most 100,000 at once" in told
-    assert "choose some, such as by --selector 'cluster=\"east\"'" in told
+    assert "select some of them, for example with --selector 'cluster=\"east\"'" in told
 
 
 def test_what_was_cut_at_a_limit_is_a_part(prompt: Prompt, fake: FakePrometheus) -> None:
@@ -196,8 +196,10 @@ def test_what_was_cut_at_a_limit_is_a_part(prompt: Prompt, fake: FakePrometheus)
 def test_less_history_than_it_takes(prompt: Prompt, fake: FakePrometheus) -> None:
     fake.ranges["DCGM_FI_DEV_FB_USED"] = matrix(peaks("6144", HOURS - 5))
     told = prompt.refused(fake)
-    assert "too little history to recommend anything: of 1 workload team-a/llm has the most, 5 hourly" in told
-    assert "24 over 24 h are needed. Ask again later, or give a longer --window" in told
+    assert (
+        "too little history to recommend anything: of 1 workload, team-a/llm has the most: 5 hourly" in told
+    )
+    assert "24 over 24 h are needed. Try again later, or use a longer --window" in told
 
 
 def test_a_history_that_begins_in_the_window_is_a_part(prompt: Prompt, fake: FakePrometheus) -> None:

@@ -39,7 +39,7 @@ ANSWERS: dict[str, tuple[KubeError | None, Reason, float]] = {
         Reason.NAMESPACE_TERMINATING,
         5,
     ),
-    "E13: 403": (Forbidden("no right to create pods/eviction"), Reason.FORBIDDEN, 300),
+    "E13: 403": (Forbidden("not allowed to create pods/eviction"), Reason.FORBIDDEN, 300),
     "E15: 400": (Invalid("name in URL does not match"), Reason.INTERNAL_ERROR, 300),
 }
 
@@ -83,7 +83,7 @@ async def test_a_refusal_is_logged_when_it_is_news() -> None:
 DELETIONS: dict[str, tuple[KubeError | None, Reason, float]] = {
     "200": (None, Reason.FORCE_DELETE, 0),
     "no answer": (Unavailable("timed out"), Reason.FORCE_DELETE_FAILED, 5),
-    "403": (Forbidden("no right to delete pods"), Reason.FORBIDDEN, 300),
+    "403": (Forbidden("not allowed to delete pods"), Reason.FORBIDDEN, 300),
     "422": (Invalid("no"), Reason.INTERNAL_ERROR, 300),
     "429": (Throttled("slow down", 3.0), Reason.THROTTLED, 3),
 }

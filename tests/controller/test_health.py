@@ -80,7 +80,7 @@ async def test_a_loop_that_does_not_come_round_is_dead(probed: Probed) -> None:
     assert (
         await probed.get("/healthz")
         == await probed.get("/readyz")
-        == (503, "loop: no pass has ended, and no call of a pass was answered, for 121 s\n")
+        == (503, "loop: no pass has finished and no API call of a pass has been answered for 121 s\n")
     )
     probed.health.loop.progress.last = probed.health.clock()
     assert await probed.get("/healthz") == OK
@@ -130,7 +130,7 @@ async def test_a_watch_that_knows_its_trouble_is_unready_and_not_dead(probed: Pr
 
 async def test_readyz_names_what_was_never_listed_and_why() -> None:
     cluster = FakeCluster()
-    cluster.faults.fail("list", NODES, Forbidden("no right to list nodes"), times=1000)
+    cluster.faults.fail("list", NODES, Forbidden("not allowed to list nodes"), times=1000)
     client = cluster.client("operator")
     lease = LeaderLease(client, "gpusharing", "gpusharing-operator", "us", on_lost=lambda: None)
     loop = Loop(client, lease, Settings(), Observer())
@@ -140,7 +140,7 @@ async def test_readyz_names_what_was_never_listed_and_why() -> None:
         **dict.fromkeys(loop.sources.required, "not listed yet"),
         **dict.fromkeys(loop.sources.optional, "not listed yet"),
         "policies": "kopf is not watching the policies",
-        "lease": "another process leads",
+        "lease": "another process is the leader",
     }
     task = asyncio.create_task(loop.sources.run())
     async with asyncio.timeout(60):
@@ -149,7 +149,7 @@ async def test_readyz_names_what_was_never_listed_and_why() -> None:
                 await source.synced.wait()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert health.unready()["nodes"] == "no right to list nodes"
+    assert health.unready()["nodes"] == "not allowed to list nodes"
     assert "gpunodes" not in health.unready()
 
 

@@ -21,7 +21,7 @@ HOUR = 3600.0
 async def test_where_everything_is_forbidden_each_reason_is_said_once() -> None:
     cluster = FakeCluster(now=virtual_now)
     sick = [cluster.faults.fail("list", None, Forbidden("no right"), times=EVER)]
-    leader = Leader(is_leader=False, error=Forbidden("no right to get leases"))
+    leader = Leader(is_leader=False, error=Forbidden("not allowed to get leases"))
     with capture_logs() as said:
         async with running(cluster, leader):
             await asyncio.sleep(HOUR)
@@ -29,21 +29,21 @@ async def test_where_everything_is_forbidden_each_reason_is_said_once() -> None:
             warnings = "Warning events about the agent's pods cannot be read; trying again"
             assert sorted(begun) == [
                 warnings,
-                "some objects cannot be read; nothing is decided until they can",
+                "some objects cannot be read; the operator changes nothing until it can read them",
                 "this process waits to become the leader",
             ]
-            assert "no right to get leases" in str(said)
+            assert "not allowed to get leases" in str(said)
             leader.is_leader, leader.error = True, None
             for fault in sick:
                 fault.lift()
             await asyncio.sleep(120)
     ended = [line["event"] for line in said if line["event"] != "the ConfigMap was written"][3:]
     over = [
-        "over: some objects cannot be read",
-        "over: Warning events about the agent's pods cannot be read",
-        "over: this process waits to become the leader",
+        "resolved: some objects cannot be read",
+        "resolved: Warning events about the agent's pods cannot be read",
+        "resolved: this process waits to become the leader",
     ]
-    assert sorted(ended) == sorted(["this process leads now", *over])
+    assert sorted(ended) == sorted(["this process is the leader now", *over])
 
 
 @virtually
@@ -65,12 +65,12 @@ async def test_a_server_that_is_away_is_said_once_and_its_return_too() -> None:
     lines = [line["event"] for line in said if line["event"] != "statuses and Events cannot be written now"]
     assert (
         1
-        <= lines.count("no pass can be completed; trying again")
+        <= lines.count("passes fail; trying again")
         + lines.count("the policies may be out of date, so no node starts")
         <= 2
     )
     assert len(lines) <= 8, "what failed by itself is said once more when the server counts as away"
-    assert any(line.startswith("over: ") for line in lines)
+    assert any(line.startswith("resolved: ") for line in lines)
 
 
 @virtually
@@ -101,7 +101,7 @@ async def test_a_server_that_asks_for_no_call_at_all_gets_none_and_that_is_said_
         [line["event"] for line in said],
         "the API server asked the operator to wait, so no pass begins",
     )
-    assert (lines.count(waits), lines.count(f"over: {waits}")) == (1, 1), "its end is said once too"
+    assert (lines.count(waits), lines.count(f"resolved: {waits}")) == (1, 1), "its end is said once too"
 
 
 @virtually
@@ -123,7 +123,7 @@ def test_a_complaint_is_said_again_only_when_it_is_another_one() -> None:
         complaints.begins("node", "action failed", "Forbidden", error="no right")
         complaints.ends("node")
         complaints.ends("node")
-    assert [line["event"] for line in said] == ["action failed", "action failed", "over: action failed"]
+    assert [line["event"] for line in said] == ["action failed", "action failed", "resolved: action failed"]
 
 
 @virtually

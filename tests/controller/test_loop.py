@@ -125,10 +125,10 @@ async def test_who_does_not_lead_asks_for_nothing_and_writes_nothing() -> None:
 @virtually
 async def test_nothing_is_decided_before_everything_was_listed() -> None:
     cluster = FakeCluster(now=virtual_now)
-    cluster.faults.fail("list", GPUNODES, Forbidden("no right to list gpunodes"), times=5)
+    cluster.faults.fail("list", GPUNODES, Forbidden("not allowed to list gpunodes"), times=5)
     async with running(cluster) as stage:
         assert stage.observer.passes == []
-        assert stage.loop.sources.missing() == {"gpunodes": "no right to list gpunodes"}
+        assert stage.loop.sources.missing() == {"gpunodes": "not allowed to list gpunodes"}
         assert stage.observer.first_passes == 0
         await asyncio.sleep(120)
         assert len(stage.observer.passes) > 1

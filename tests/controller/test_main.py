@@ -263,7 +263,7 @@ async def test_a_process_that_lost_the_lease_ends_at_once_and_writes_nothing_mor
     assert process.returncode == LOST_LEASE
     assert (
         log_lines(errors.decode())[-1]["event"]
-        == "the Lease is lost: the operator stops at once, because another process may lead"
+        == "the Lease was lost; the operator stops now, because another process may be the leader"
     )
     assert holder(server) == "somebody-else"
 
@@ -306,7 +306,7 @@ async def test_a_second_operator_waits_for_the_lease_and_says_who_leads(
     async with operator(environment) as process, ClientSession() as session:
         url = f"http://127.0.0.1:{environment['GPUSHARING_PROBE_PORT']}/readyz"
         text = ""
-        while text != "lease: another process leads\n":
+        while text != "lease: another process is the leader\n":
             try:
                 async with session.get(url) as answer:
                     text = await answer.text()

@@ -322,7 +322,7 @@ async def test_a_first_publication_has_no_earlier_state_and_posts_no_event() -> 
 async def test_an_event_that_is_refused_keeps_nothing_from_being_written_and_is_told_later() -> None:
     stage = Publishing()
     await stage.publish(SYNCED)
-    stage.cluster.faults.fail("create", EVENTS, Forbidden("no right to create events"))
+    stage.cluster.faults.fail("create", EVENTS, Forbidden("not allowed to create events"))
     await stage.publish(replace(FAILED, node="gpu-07"), 10)
     assert stage.phases() == ["Synced", "Failed"]
     assert stage.cluster.objects(EVENTS) == []

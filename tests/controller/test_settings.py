@@ -99,8 +99,8 @@ def test_keys_of_somebody_elses_maintenance_are_taken_with_commas_between_and_bl
         ("karpenter.sh/do-not-disrupt", "with the operator's own changes"),
         ("node.kubernetes.io/unschedulable", "with the operator's own changes"),
         ("nvidia.com/mig.config.state", "with the operator's own changes"),
-        ("nvidia.com/gpu-driver-upgrade-state", "is checked already, by its value"),
-        ("sriovnetwork.openshift.io/state", "is checked already, by its value"),
+        ("nvidia.com/gpu-driver-upgrade-state", "is already checked by its value"),
+        ("sriovnetwork.openshift.io/state", "is already checked by its value"),
     ],
 )
 def test_a_key_that_is_none_or_would_stop_ourselves_is_refused(text: str, complaint: str) -> None:

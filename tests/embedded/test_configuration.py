@@ -256,12 +256,12 @@ async def test_without_the_right_to_put_it_back_the_change_waits_and_says_for_wh
         await scene.running("llm", 1)
         await asyncio.sleep(60)
         labels = scene.labels("gpu-1")
-        refused = Forbidden("no right to patch configmaps")
+        refused = Forbidden("not allowed to patch configmaps")
         scene.e.cluster.faults.fail("patch", CONFIG_MAPS, refused, times=60)
         mark = scene.mark()
         scene.apply(SLICED)
         transition = await scene.reason("gpu-1", "ConfigNotWritten")
-        assert "no right to patch configmaps" in transition["message"]
+        assert "not allowed to patch configmaps" in transition["message"]
         assert scene.condition("Ready")["status"] == "False"
         await asyncio.sleep(100)
         assert scene.labels("gpu-1") == labels

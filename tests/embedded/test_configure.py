@@ -94,7 +94,7 @@ async def test_what_somebody_sets_back_is_not_set_again_by_this_operator_or_the_
         scene.apply(FULL)
         row = await scene.until_condition("Accepted", "False", "PluginConfigNotOurs")
         assert (
-            "the operator set it once (chart value gpuOperator.configure); somebody has changed it since"
+            "the operator set it once (chart value gpuOperator.configure); someone has changed it since"
             in row["message"]
         )
         await scene.e.kill_operator()
@@ -117,7 +117,7 @@ async def test_a_new_clusterpolicy_is_pointed_at_them_again() -> None:
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (Forbidden("no right to patch clusterpolicies"), "no right to patch clusterpolicies"),
+        (Forbidden("not allowed to patch clusterpolicies"), "not allowed to patch clusterpolicies"),
         (SILENCE, "no answer"),
     ],
     ids=["no right", "no answer"],

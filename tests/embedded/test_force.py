@@ -65,7 +65,7 @@ async def test_without_the_right_the_node_is_not_cordoned_and_the_policy_says_so
 
 
 @pytest.mark.parametrize(
-    "error", [Forbidden("no right to delete pods"), Unavailable("timed out")], ids=["refused", "no answer"]
+    "error", [Forbidden("not allowed to delete pods"), Unavailable("timed out")], ids=["refused", "no answer"]
 )
 @virtually
 async def test_a_deletion_that_fails_for_ever_is_named_and_its_node_alone_is_given_back(

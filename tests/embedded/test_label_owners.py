@@ -13,7 +13,9 @@ from gpusharing.kube.client import JSON
 
 SEVENTHS: JSON = {"mode": "MIG", "mig": {"strategy": "mixed", "config": "all-1g.10gb"}}
 LISTS = "nfd.node.kubernetes.io/feature-labels"
-TOLD = f"Node Feature Discovery sets it (annotation {LISTS}) and puts its own value back; remove it from the"
+TOLD = (
+    f"Node Feature Discovery manages it (annotation {LISTS}) and restores its own value; remove it from the"
+)
 
 
 def rule(scene: Scene, value: str | None) -> None:
@@ -36,7 +38,9 @@ async def test_a_node_whose_label_a_node_feature_rule_sets_is_left_alone_until_t
         told = await ask(cluster, "doctor", "-o", "json")
         (owned,) = (one for one in told.data["symptoms"] if one["reason"] == "LabelOwnedElsewhere")
         assert owned["severity"] == "WARNING"
-        assert owned["message"].startswith(f"no policy changes {LABEL_MIG_CONFIG} of gpu-1: {TOLD}")
+        assert owned["message"].startswith(
+            f"the operator does not change label {LABEL_MIG_CONFIG} of gpu-1: {TOLD}"
+        )
         plan = await ask(cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
         assert plan.status == CHANGES
         assert "Blocked: LabelOwnedElsewhere" in plan.out

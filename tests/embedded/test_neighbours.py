@@ -291,7 +291,7 @@ async def test_a_node_that_carries_a_key_of_the_admins_is_left_alone_until_it_go
         scene.person("gpu-1", mark)
         scene.apply(SLICED)
         transition = await scene.reason("gpu-1", "ForeignMaintenance")
-        assert transition["message"].startswith(f"somebody ({kind} {KEY}) is working on gpu-1")
+        assert transition["message"].startswith(f"someone ({kind} {KEY}) is working on gpu-1")
         assert scene.node_writes()["gpu-1"] == 0
         scene.person("gpu-1", lift)
         await scene.ready(seconds=HOUR)

@@ -91,7 +91,7 @@ async def test_where_nothing_was_proven_the_node_is_held_and_says_so() -> None:
         scene.e.software.inject("gpu-1", "refuse")
         scene.apply(MIXED, rollout=BACK)
         held = await scene.phase("gpu-1", "Failed")
-        assert "nothing was proven on the node before" in held["message"]
+        assert "the node has no earlier proven layout" in held["message"]
         await asyncio.sleep(1200)
         assert scene.cordoned("gpu-1")
         assert not goes_back(scene)

@@ -173,7 +173,7 @@ DEAF = {
         {"mps_signals": "/usr/bin/mps-control-daemon"},
         "looks for a process /usr/bin/mps-control-daemon",
     ),
-    "the plugin is too old": ({"plugin": "0.19.3"}, "panics at the threads of the host's kernel"),
+    "the plugin is too old": ({"plugin": "0.19.3"}, "crashes when it reads the host's kernel threads"),
 }
 
 

@@ -64,9 +64,9 @@ def test_a_kubeconfig_without_usable_credentials_is_refused(tmp_path: Path) -> N
     ("variable", "message"),
     [
         pytest.param(
-            {"DRIVER": "minikube"}, "DRIVER is cluster or kind, not 'minikube'", id="unknown driver"
+            {"DRIVER": "minikube"}, "DRIVER must be cluster or kind, not 'minikube'", id="unknown driver"
         ),
-        pytest.param({"NODES": "many"}, "NODES is a whole number such as 8, not 'many'", id="no number"),
+        pytest.param({"NODES": "many"}, "NODES must be a whole number such as 8, not 'many'", id="no number"),
     ],
 )
 def test_a_wrong_variable_is_named(tmp_path: Path, variable: dict[str, str], message: str) -> None:
@@ -112,7 +112,7 @@ def test_up_ends_with_the_export_line_every_time_and_down_can_be_repeated(state_
     assert 'serviceaccounts "absent" not found' in asked.stderr
     assert "helm install" in asked.stderr
     assert "stopped etcd, kube-apiserver" in run_cli(state_folder, "down").stderr
-    assert run_cli(state_folder, "down").stderr == "no cluster is up\n"
+    assert run_cli(state_folder, "down").stderr == "no cluster is running\n"
     assert not (state_folder / "cluster").exists()
 
 

@@ -233,7 +233,7 @@ def test_kubebuilder_assets_that_point_nowhere_are_refused_before_anything_is_bu
     assert toolchain.main([]) == 1
     said = capsys.readouterr().err
     assert said.startswith(
-        f"KUBEBUILDER_ASSETS={tmp_path} has no etcd and no kube-apiserver: let it name a folder"
+        f"KUBEBUILDER_ASSETS={tmp_path} has no etcd and no kube-apiserver: set it to a folder"
     )
     assert len(said.splitlines()) == 1
 

@@ -71,14 +71,12 @@ def play(folder: Path, *arguments: str, leave_out: str = "") -> subprocess.Compl
 def test_what_cannot_run_fails_once_with_one_sentence_and_how_to_leave_it_out(tmp_path: Path) -> None:
     done = play(tmp_path)
     assert done.returncode == 1
-    assert (
-        done.stdout.count("a node needs runc: apt-get install --yes runc\nOr leave it out on purpose: ") == 1
-    )
+    assert done.stdout.count("a node needs runc: apt-get install --yes runc\nOr skip it on purpose: ") == 1
     assert re.search(
         r"SKIPPED \[4\].*: see the failure of test_some.py::test_on_a_node\[0\]$", done.stdout, re.MULTILINE
     )
     assert re.findall(r"LEAVE_OUT=(\w+)$", done.stdout, re.MULTILINE) == ["rung4", "browser", "tools", "root"]
-    unmarked = "kubectl must be built with Go\nLEAVE_OUT cannot leave this test out before it is marked with `tools`."
+    unmarked = "kubectl must be built with Go\nTo make LEAVE_OUT skip this test, mark it with `tools`."
     assert unmarked in done.stdout
     assert "Traceback" not in done.stdout
     assert "1 passed, 4 skipped" in done.stdout

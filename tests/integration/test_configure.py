@@ -214,14 +214,14 @@ CRASHES = (
     Scenario(
         "pointers-foreign",
         create,
-        told("theirs", "never overwrites what somebody else has set"),
+        told("theirs", "never overwrites what someone else has set"),
         (),
         prepare=cluster_policy_of("theirs"),
     ),
     Scenario(
         "pointers-set-back",
         set_back,
-        told("", "somebody has changed it since"),
+        told("", "someone has changed it since"),
         (),
         prepare=cluster_policy_of(""),
     ),

@@ -71,7 +71,7 @@ def test_drift_that_returns_and_an_edit_after_it_name_the_field_manager_that_wro
         since = product.mark()
         pool.apply(SINGLE)
         message = pool.wait_phase("Blocked", "LabelOwnedElsewhere")
-        assert f"{manager} has replaced a value of the operator" in message
+        assert f"{manager} has overwritten the operator's value" in message
         assert not product.writes("nodes", pool.nodes[0], since)
         pool.annotate(pool.nodes[0], {names.ANNOTATION_RETRY: "again"})
         pool.wait_synced()

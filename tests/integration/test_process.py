@@ -190,7 +190,7 @@ def test_a_second_operator_waits_and_finishes_what_a_dead_leader_began(product: 
         first.wait("/readyz", 200)
         began_as = holder(product)
         with second.process as other:
-            second.wait("/readyz", 503, "lease: another process leads")
+            second.wait("/readyz", 503, "lease: another process is the leader")
             assert second.get("/healthz")[0] == 200
             pool.apply(FULL)
             pool.wait_synced()
@@ -219,7 +219,9 @@ def test_without_rights_the_message_names_verb_resource_and_chart_value(
     process.arguments = launch.AT_A_DESK
     with process:
         # Before the first answers each part says that it has none yet.
-        text = watched.wait("/readyz", 503, "nodes: no right to list nodes", "lease: no right to get leases")
+        text = watched.wait(
+            "/readyz", 503, "nodes: not allowed to list nodes", "lease: not allowed to get leases"
+        )
         line = next(line for line in text.splitlines() if line.startswith("nodes: "))
         assert "rbac.create" in line
         assert "system:serviceaccount:gpusharing:default" in line

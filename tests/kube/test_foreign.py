@@ -112,14 +112,14 @@ KEYS = frozenset({"example.com/maintenance", "out-of-order"})
 @pytest.mark.parametrize(
     ("changes", "who"),
     [
-        ({"metadata": {"labels": {"out-of-order": ""}}}, "somebody (label out-of-order)"),
+        ({"metadata": {"labels": {"out-of-order": ""}}}, "someone (label out-of-order)"),
         (
             {"metadata": {"annotations": {"example.com/maintenance": "false"}}},
-            "somebody (annotation example.com/maintenance)",
+            "someone (annotation example.com/maintenance)",
         ),
         (
             {"spec": {"taints": [{"key": "example.com/maintenance", "effect": "NoExecute"}]}},
-            "somebody (taint example.com/maintenance)",
+            "someone (taint example.com/maintenance)",
         ),
         (
             {"metadata": {"labels": dict.fromkeys(KEYS, "x"), "annotations": KURED}},

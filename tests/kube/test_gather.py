@@ -113,9 +113,9 @@ async def test_an_empty_list_from_before_the_cordon_is_none_of_the_two_that_prov
 async def test_pods_that_cannot_be_listed_prove_nothing() -> None:
     async with gathering() as stage:
         await stage.work()
-        stage.cluster.faults.fail("list", PODS, Forbidden("no right to list pods"), identity="operator")
+        stage.cluster.faults.fail("list", PODS, Forbidden("not allowed to list pods"), identity="operator")
         work = await stage.work(3)
-        assert "no right to list pods" in work.error
+        assert "not allowed to list pods" in work.error
         assert (work.pods, work.empty_since) == ((), None)
         assert (await stage.work(6)).empty_since == at(6), "counted anew"
 

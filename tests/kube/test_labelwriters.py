@@ -23,7 +23,12 @@ LISTS = {
     "GKE": (GKE, f"cloud.google.com/gke-nodepool=a,{LABEL_MIG_CONFIG}=all-1g.10gb"),
     "Gardener": (MCM, f'{{"metadata":{{"labels":{{"{LABEL_MIG_CONFIG}":"all-1g.10gb"}}}},"spec":{{}}}}'),
 }
-WHO = {NFD: "Node Feature Discovery sets it", CAPI: "Cluster API sets", GKE: "GKE sets", MCM: "Gardener sets"}
+WHO = {
+    NFD: "Node Feature Discovery manages it",
+    CAPI: "Cluster API",
+    GKE: "GKE manages",
+    MCM: "Gardener manages",
+}
 
 
 @pytest.mark.parametrize(("key", "listed"), LISTS.values(), ids=LISTS)
@@ -32,7 +37,7 @@ def test_a_controller_that_lists_the_label_on_the_node_owns_it(key: str, listed:
     assert view.label_owners.keys() == {LABEL_MIG_CONFIG}
     (told,) = view.label_owners.values()
     assert told.startswith(WHO[key.removeprefix("gpus.")])
-    assert f"(annotation {key}) and puts its own value back; remove it from the " in told
+    assert f"(annotation {key}) and restores its own value; remove it from the " in told
 
 
 def test_the_label_of_the_device_plugin_is_found_as_well() -> None:

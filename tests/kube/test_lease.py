@@ -367,7 +367,7 @@ def test_a_failure_on_record_that_cannot_be_read_is_reported_until_it_is_replace
 def test_missing_rights_are_shown_and_waited_out() -> None:
     async def main() -> None:
         cluster = FakeCluster()
-        cluster.faults.fail("get", LEASES, errors.Forbidden("no right to get leases"), times=2)
+        cluster.faults.fail("get", LEASES, errors.Forbidden("not allowed to get leases"), times=2)
         contender = Contender(cluster, "a")
         await asyncio.sleep(1)
         assert isinstance(contender.lease.error, errors.Forbidden)

@@ -256,7 +256,7 @@ async def test_a_new_token_comes_with_a_new_file_of_the_same_authority_and_conne
     assert await login.access() is before
 
 
-@pytest.mark.parametrize(("content", "told"), [(" \n", "is empty"), ("PEM", "holds no certificates")])
+@pytest.mark.parametrize(("content", "told"), [(" \n", "is empty"), ("PEM", "contains no certificates")])
 async def test_an_authority_that_is_none_is_named_and_never_replaced_by_those_of_the_image(
     tmp_path: Path, content: str, told: str
 ) -> None:

@@ -280,7 +280,7 @@ async def test_a_server_that_was_away_is_followed_again(cluster: FakeCluster) ->
 
 
 async def test_a_missing_right_is_shown_and_the_list_tried_again(cluster: FakeCluster) -> None:
-    cluster.faults.fail("list", NODES, errors.Forbidden("no right to list nodes"))
+    cluster.faults.fail("list", NODES, errors.Forbidden("not allowed to list nodes"))
     cluster.add(NODES, node("a"))
     reflector = Reflector(cluster.client("operator"), NODES, project)
     task = asyncio.create_task(reflector.run())

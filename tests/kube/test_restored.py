@@ -279,7 +279,8 @@ async def test_policies_are_listed_anew_after_a_restore_though_nobody_told_of_a_
 
 @virtually
 async def test_who_takes_over_after_a_restore_goes_back_although_it_had_written_nothing_before() -> None:
-    """A restore takes longer than a leader lives without the API server, so mostly another process leads after it,
+    """A restore takes longer than a leader lives without the API server, so mostly another process is the leader"
+    " after it,
     with what it read while it stood by."""
     cluster = a_cluster()
     leader = Contender(cluster, "a")

@@ -148,7 +148,7 @@ def test_a_selector_on_a_mark_that_comes_and_goes_with_a_change_is_refused(selec
     objection = find_objection(policy, stack, marked)
     assert objection is not None
     assert objection.reason is Reason.INVALID_SPEC
-    assert "spec.nodeSelector names example.com/hands-off" in objection.message
+    assert "spec.nodeSelector uses example.com/hands-off" in objection.message
     assert find_objection(make_policy(), stack, marked) is None
 
 

@@ -59,5 +59,5 @@ def test_a_pending_mode_of_a_virtual_machine_is_told_with_the_setting(guest: boo
     target = target_for(FULL, observed.gpus, stack)
     assert isinstance(target, Target)
     told = find_disagreements(Comparison(make_case(MIXED).node, observed, target, stack))[Source.NVML].message
-    assert told.startswith("GPU 0: a MIG mode change waits for a GPU reset or reboot")
+    assert told.startswith("GPU 0: a MIG mode change is pending until the GPU is reset or the node reboots")
     assert (SETTING in told) is guest

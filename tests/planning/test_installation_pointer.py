@@ -40,7 +40,7 @@ def test_no_command_takes_the_gpus_of_nodes_that_name_what_ours_lacks(
 ) -> None:
     found = find_symptoms(naming(view, "old-entry"))
     (said,) = (one for one in found if one.reason == "PluginConfigNotOurs")
-    assert "Nodes use old-entry, which gpusharing-device-plugin does not hold: " in said.message
+    assert "Nodes use old-entry, which gpusharing-device-plugin does not contain: " in said.message
     assert said.command == command
 
 

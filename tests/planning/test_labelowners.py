@@ -52,7 +52,7 @@ def test_no_change_begins_that_would_write_a_label_of_another_controller() -> No
         Reason.LABEL_OWNED_ELSEWHERE,
         (),
     )
-    assert verdict.message == f"{MIG} would become {pair_of(MIXED)[0]}, but {NFD}"
+    assert verdict.message == f"the change would set {MIG} to {pair_of(MIXED)[0]}, but {NFD}"
     assert (who_keeps(verdict, case.node), until_when(verdict, case.now)) == ("node/gpu-07", PERSON)
 
 
@@ -131,7 +131,7 @@ def test_after_an_edit_no_change_begins_that_would_write_what_somebody_has_repla
     gate = gate_of(rewritten(SEVENTHS))
     assert gate is not None
     assert gate.reason is Reason.LABEL_OWNED_ELSEWHERE
-    told = "has replaced a value of the operator; stop that, then set a new value of gpusharing.dev/retry"
+    told = "has overwritten the operator's value; stop it from doing so, then set a new value of gpusharing.dev/retry"
     assert gate.message.endswith(f"but {KYVERNO} {told}")
 
 

@@ -84,7 +84,7 @@ def test_too_little_history_is_refused_and_says_what_is_missing(hours: int) -> N
     assert found.memory is None
     assert found.confidence is Confidence.NONE
     assert Doubt.TOO_LITTLE in found.doubts
-    assert found.reason == f"{hours} hourly peaks over {hours} h, and at least 24 over 24 h are needed"
+    assert found.reason == f"{hours} hourly peaks over {hours} h, but at least 24 over 24 h are needed"
 
 
 def test_many_points_of_one_hour_are_no_history() -> None:
@@ -149,7 +149,7 @@ def test_what_the_owner_says_wins_and_gets_no_headroom() -> None:
     found = told(history(gib=72, activity=0.38, wave=0.0, holds=WHOLE, declared=24))
     assert found.memory == 24 * GIB
     assert found.doubts == (Doubt.PREALLOCATED,)
-    assert found.reason == "its owner says what it needs"
+    assert found.reason == "its owner declared what it needs"
 
 
 def test_what_the_owner_says_is_enough_without_any_history_and_not_much_to_rest_on() -> None:

@@ -17,7 +17,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 DRIVER_LABEL, WORKLOAD = "nvidia.com/gpu.deploy.driver", "nvidia.com/gpu.workload.config"
 NO_DRIVER = (
-    "NVMLNotLoaded: the NVIDIA driver is not loaded on this node; look at the driver pod of the GPU Operator"
+    "NVMLNotLoaded: the NVIDIA driver is not loaded on this node; check the driver pod of the GPU Operator"
 )
 NO_TOOLKIT = Finding(
     Reason.AGENT_NOT_STARTED, 'its pod does not start: no runtime for "nvidia" is configured'
@@ -108,14 +108,14 @@ def test_where_other_hosts_bring_a_driver_nobody_is_told_to_install_another_on_a
     case = bare(NO_DRIVER, HOSTED)
     gate = find_gate(case, assessed_of(case))
     assert gate is not None
-    assert "; install it there, or, if no host is to bring its own, run: kubectl patch" in gate.message
+    assert "; install it there, or, if no host provides its own, run: kubectl patch" in gate.message
 
 
 def test_what_a_host_lacks_is_told_with_the_agents_words_and_the_command() -> None:
     case = bare(NO_DRIVER, HOSTED)
     gate = find_gate(case, assessed_of(case))
     assert gate is not None
-    assert "gpu-07 serves no GPU (NVMLNotLoaded: the NVIDIA driver is not loaded" in gate.message
+    assert "gpu-07 advertises no GPU (NVMLNotLoaded: the NVIDIA driver is not loaded" in gate.message
     assert gate.message.endswith("""-p '{"spec":{"driver":{"enabled":true}}}'""")
 
 

@@ -114,20 +114,20 @@ SAID: dict[str, tuple[StackView, str]] = {
     "who set it": (
         stack(replace(BARE, plugin_config_name="theirs", plugin_config_setter="helm")),
         "devicePlugin.config.name is theirs (set by helm), so gpusharing-device-plugin is not read; the operator"
-        " never overwrites what somebody else has set"),
+        " never overwrites what someone else has set"),
     "that somebody changed it back": (
         stack(replace(BARE, configured=frozenset({PLUGIN_POINTER}))),
         "is not set, so gpusharing-device-plugin is not read; the operator set it once"),
     "what has to be merged before the pointer moves": (
         stack(replace(BARE, plugin_config_name="theirs")),
-        "; if Nodes name entries of theirs, set chart value gpuOperator.adminPluginConfigMap=theirs first"),
+        "; if Nodes use entries of theirs, first set chart value gpuOperator.adminPluginConfigMap=theirs"),
     "which default is in the way, and takes it away in the command": (
         stack(replace(BARE, plugin_default="theirs")),
-        'devicePlugin.config.default is theirs, which gpusharing-device-plugin does not hold; run: kubectl patch'
+        'devicePlugin.config.default is theirs, which gpusharing-device-plugin does not contain; run: kubectl patch'
         ' clusterpolicy cluster-policy --type merge -p \'{"spec":{"devicePlugin":{"config":'
         '{"name":"gpusharing-device-plugin","default":null}}}}\''),
-    "why it could not": (stack(pointer_error="no right to patch"), "could not set it (chart value"
-        " gpuOperator.configure): no right to patch; run: kubectl"),
+    "why it could not": (stack(pointer_error="not allowed to patch"), "could not set it (chart value"
+        " gpuOperator.configure): not allowed to patch; run: kubectl"),
     "what it waits for": (stack(), "the operator sets it (chart value gpuOperator.configure) when both ConfigMaps"),
 }  # fmt: skip
 
@@ -154,10 +154,10 @@ def test_the_condition_says_which_entry_of_a_node_is_in_the_way_and_gives_no_com
     objection = find_objection(make_policy(mode="Full"), stack(missing_entries=("theirs",)), ASKED)
     assert objection is not None
     assert (
-        "does not set it (chart value gpuOperator.configure) before gpusharing-device-plugin"
+        "does not set it (chart value gpuOperator.configure) until gpusharing-device-plugin"
         in objection.message
     )
-    assert "Nodes use theirs, which gpusharing-device-plugin does not hold" in objection.message
+    assert "Nodes use theirs, which gpusharing-device-plugin does not contain" in objection.message
     assert "kubectl patch" not in objection.message
 
 
@@ -165,7 +165,7 @@ def test_the_condition_about_layouts_says_the_same() -> None:
     found = stack(make_cluster_policy(mig_config_name="theirs"), serves_our_mig_file=False)
     objection = find_objection(make_policy(), found, ASKED)
     assert objection is not None
-    assert "it is now theirs; the operator never overwrites what somebody else has set" in objection.message
+    assert "it is now theirs; the operator never overwrites what someone else has set" in objection.message
 
 
 def test_without_being_asked_the_command_stays_alone() -> None:
@@ -182,17 +182,19 @@ def test_what_is_merged_already_is_not_asked_for() -> None:
 
 
 THEIRS, OTHER = replace(BARE, plugin_config_name="theirs"), {"other": "version: v1"}
-MERGE = "set chart value gpuOperator.adminPluginConfigMap=theirs first, or their device plugins do not start"
+MERGE = (
+    "first set chart value gpuOperator.adminPluginConfigMap=theirs, or their device plugins will not start"
+)
 STOPPING: dict[str, tuple[StackView, str]] = {
     "an entry that a label names and another merged ConfigMap does not hold": (
         stack(THEIRS, admin_plugin_configs=OTHER, missing_entries=("old-entry",)),
-        f"; Nodes use old-entry, which gpusharing-device-plugin does not hold: {MERGE}"),
+        f"; Nodes use old-entry, which gpusharing-device-plugin does not contain: {MERGE}"),
     "the default of nodes without a label": (
         stack(replace(THEIRS, plugin_default="usual"), admin_plugin_configs=OTHER), "; Nodes use usual, which"),
     "entries, of which three are named": (
         stack(THEIRS, missing_entries=("a", "b", "c", "d")), "; Nodes use a, b, c and 1 more, which"),
     "an entry that nothing holds": (
-        stack(missing_entries=("old-entry",)), "take the label nvidia.com/device-plugin.config off first"),
+        stack(missing_entries=("old-entry",)), "first remove the label nvidia.com/device-plugin.config"),
     "an entry under NVIDIA's own chart": (
         stack(replace(THEIRS, plain=PlainStackView("plugin", "nvdp")), missing_entries=("old",)),
         MERGE),
@@ -212,4 +214,4 @@ def test_a_command_after_which_device_plugins_would_not_start_is_not_told_for(
 def test_an_admins_configmap_that_is_not_there_is_named() -> None:
     objection = find_objection(make_policy(mode="Full"), stack(THEIRS, missing_maps=("thiers",)), SETTINGS)
     assert objection is not None
-    assert "; there is no ConfigMap thiers, which a chart value names" in objection.message
+    assert "; ConfigMap thiers, which a chart value names, does not exist" in objection.message

@@ -32,9 +32,9 @@ def test_who_uses_too_little_for_the_smallest_instance_is_on_fewer_gpus_with_mps
     assert found.there == pytest.approx(memory_of(H100) * GIB / 20)
     text = shared_of(found)
     assert text.startswith(
-        "Sharing whole GPUs would take fewer: 20 pods on 1 GPU using MPS with 20 clients on each, and on 3"
+        "Sharing whole GPUs would need fewer GPUs: 20 pods on 1 GPU using MPS with 20 clients on each, and on 3"
         " using this layout (a client has 4.0Gi, and the largest need is 2.0Gi; it has 5% of the compute,"
-        " and the busiest takes 2%)."
+        " and the busiest uses 2%)."
     )
     assert "nothing isolates them: a fatal fault of one pod reaches all clients" in text
     assert "kubectl gpusharing advise" in text

@@ -276,7 +276,7 @@ def test_helm_test_names_what_does_not_tolerate_it_with_a_command_for_each(view:
         '--set-json \'node-feature-discovery.worker.tolerations=[{"key":"nvidia.com/gpu","operator":"Exists"},'
         '{"key":"gpusharing.dev/unproven","operator":"Exists","effect":"NoSchedule"}]\''
     )
-    assert all("run it before nodes are in use" in message for message, _ in found)
+    assert all("run it while the nodes are not in use" in message for message, _ in found)
 
 
 def test_helm_test_gives_the_commands_of_the_plain_chart_where_that_stands_alone() -> None:

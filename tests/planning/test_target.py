@@ -146,7 +146,7 @@ REFUSALS: dict[str, tuple[tuple[GpuView, ...], dict[str, Any], Reason, str]] = {
     "MIG on a card without it": (
         (make_gpu(product=T4),), {}, Reason.NOT_MIG_CAPABLE, "use mode TimeSlicing or Full"),
     "MIG where one of two cards has none": (
-        (make_gpu(0), make_gpu(1, product=T4)), {}, Reason.NOT_MIG_CAPABLE, "Tesla T4 has no MIG"),
+        (make_gpu(0), make_gpu(1, product=T4)), {}, Reason.NOT_MIG_CAPABLE, "Tesla T4 does not support MIG"),
     "layouts for a GPU that is not there": (
         (make_gpu(0),), {"mig": HALVES_AND_WHOLE}, Reason.LAYOUT_TOO_MANY_GPUS, "gpu-07 has 1 GPU, but"),
     "layouts that leave out a GPU": (
@@ -225,7 +225,7 @@ def test_a_profile_that_an_old_mig_parted_mistakes_on_a_node_with_two_models_is_
     found = under("v0.13.1-ubuntu20.04", *both)
     assert isinstance(found, Finding)
     assert found.reason is Reason.MIG_MANAGER_TOO_OLD
-    assert "mig-manager v0.13.1-ubuntu20.04 would take 1g.10gb of GPU 1 (NVIDIA A100" in found.message
+    assert "mig-manager v0.13.1-ubuntu20.04 would confuse 1g.10gb of GPU 1 (NVIDIA A100" in found.message
     for version in ("v0.15.0", "v1.0", "sha256:1f", ""):
         assert isinstance(under(version, *both), Target), version
     alike = (make_gpu(0), make_gpu(1, product="NVIDIA A100-SXM4-80GB"))

@@ -43,8 +43,8 @@ def test_a_version_is_too_old_only_when_it_is_known_to_be(version: str, old: boo
     ("version", "named", "sees_host", "says"),
     [
         ("v0.18.1", False, True, ""),
-        ("v0.18.2", False, True, "panics at the threads of the host's kernel"),
-        ("v0.19.3", True, True, "panics at the threads of the host's kernel"),
+        ("v0.18.2", False, True, "crashes when it reads the host's kernel threads"),
+        ("v0.19.3", True, True, "crashes when it reads the host's kernel threads"),
         (
             "0.19.3-ubi9",
             False,

@@ -107,7 +107,7 @@ GONE = ObservedView("", False, "", ())
 MISMATCHES: dict[str, tuple[PolicyView, Any, Reason, str]] = {
     "the agent cannot read": (
         FULL, lambda c: observing(c, error="NVMLNotLoaded"), Reason.AGENT_ERROR, "NVMLNotLoaded"),
-    "the agent is quiet": (FULL, lambda c: observing(c, quiet=True), Reason.OBSERVATION_PENDING, "quiet"),
+    "the agent is quiet": (FULL, lambda c: observing(c, quiet=True), Reason.OBSERVATION_PENDING, "closed NVML"),
     "the agent may not list the MIG instances": (
         MIXED, lambda c: observing(c, gpus=(replace(c.observed.gpus[0], instances_withheld=True),)),
         Reason.AGENT_LACKS_RIGHTS, "of GPU 0"),
@@ -116,7 +116,8 @@ MISMATCHES: dict[str, tuple[PolicyView, Any, Reason, str]] = {
         "NVML shows 1x3g.40gb instead of 2x3g.40gb"),
     "MIG is still off": (MIXED, lambda c: observing(c, gpus=(make_gpu(),)), Reason.LAYOUT_MISMATCH, "1x full"),
     "MIG is still on": (FULL, lambda c: observing(c, gpus=(make_gpu(layout=()),)), Reason.LAYOUT_MISMATCH, "MIG empty"),
-    "a GPU vanished": (FULL, lambda c: observing(c, gpus=()), Reason.GPU_MISSING, "lists 0 of the 1 GPU proven here"),
+    "a GPU vanished": (FULL, lambda c: observing(c, gpus=()), Reason.GPU_MISSING, "lists 0 of the 1 GPU from the last"
+    " proof"),
     "a MIG mode change waits for a reset": (
         FULL, lambda c: observing(c, gpus=(make_gpu(mig_pending=True),)), Reason.MIG_MODE_PENDING, "GPU 0"),
     "MPS left its compute mode behind": (

@@ -64,14 +64,12 @@ class KubeletPodResources:
             raise PodResourcesUnavailable(f"the kubelet did not answer on {self._socket} in time") from error
         except FileNotFoundError as error:
             raise PodResourcesUnavailable(
-                f"no kubelet socket {self._socket}; mount its directory into the agent"
+                f"the kubelet socket {self._socket} does not exist; mount its directory into the agent's container"
             ) from error
         except OSError as error:
             raise PodResourcesUnavailable(f"cannot reach the kubelet on {self._socket}: {error}") from error
         except ValueError as error:
-            raise PodResourcesUnavailable(
-                f"the answer on {self._socket} is not understood: {error}"
-            ) from error
+            raise PodResourcesUnavailable(f"cannot parse the answer on {self._socket}: {error}") from error
 
     async def _ask(self) -> Sequence[Stream]:
         """Return the streams of both calls, the first of which has ended. If the open connection fails, or a new

@@ -160,7 +160,7 @@ class AgentLoop:
         library does not stop the loop."""
         silence = self._clock() - self._last_turn
         limit = 3 * self.settings.interval + self.settings.hung_after
-        return "" if silence <= limit else f"the loop has not turned for {silence:.0f} s"
+        return "" if silence <= limit else f"the main loop has made no progress for {silence:.0f} s"
 
     async def cycle(self) -> None:
         """Take one turn: read the GPUs for the current request unless the library has to stay closed, update the
@@ -215,7 +215,7 @@ class AgentLoop:
         if answer.error != last.error:
             log.log(
                 logging.WARNING if answer.error else logging.INFO,
-                "cannot read the GPUs" if answer.error else "reading the GPUs again",
+                "cannot read the GPUs" if answer.error else "the GPUs can be read again",
                 extra={"error": answer.error},
             )
         self._hopeless = self._hopeless + 1 if answer.patience else 0
@@ -265,7 +265,9 @@ class AgentLoop:
             error = str(unavailable)
         if error != self._pods_error:
             log.warning(
-                "cannot read which pods hold devices" if error else "reading which pods hold devices again",
+                "cannot read which pods hold devices"
+                if error
+                else "the kubelet reports again which pods hold devices",
                 extra={"error": error},
             )
         self._pods_error = error

@@ -51,7 +51,7 @@ def address(text: str) -> tuple[str, int]:
 
 
 _FLAGS: tuple[tuple[str, str, str, Callable[[str], object], str], ...] = (
-    ("--interval", "INTERVAL_SECONDS", "30", float, "seconds between two readings without an event"),
+    ("--interval", "INTERVAL_SECONDS", "30", float, "seconds between two readings if there is no event"),
     ("--hung-after", "HUNG_AFTER_SECONDS", "40", float, "seconds after which a reading is reported as hung"),
     (
         "--pod-resources-socket",
@@ -65,16 +65,22 @@ _FLAGS: tuple[tuple[str, str, str, Callable[[str], object], str], ...] = (
         "POD_LOGS",
         "/var/log/pods",
         Path,
-        "where the kubelet keeps the pods' logs; the folders' names show which pod a process belongs to",
+        "folder in which the kubelet keeps the pods' logs; names in it show which pod a process belongs to",
     ),
     (
         "--metrics-addr",
         "METRICS_ADDR",
         "127.0.0.1:8081",
         address,
-        "where /metrics, /healthz and /readyz listen",
+        "address at which /metrics, /healthz and /readyz are served",
     ),
-    ("--kubeconfig", "KUBECONFIG", "", str, "for development, instead of the pod's service account"),
+    (
+        "--kubeconfig",
+        "KUBECONFIG",
+        "",
+        str,
+        "kubeconfig to use instead of the pod's service account, for development",
+    ),
     ("--service-account", "SERVICE_ACCOUNT", str(SERVICE_ACCOUNT), Path, "folder with `token` and `ca.crt`"),
     ("--log-level", "LOG_LEVEL", "info", str, "debug, info, warning or error"),
 )

@@ -22,8 +22,8 @@ class MeterCollector(Collector):
         metered = self._meter.metered
         allocated = _family(
             "slice_seconds",
-            "GPU-seconds that a namespace held: its slices by time, each as its share of the GPU. Replicas of a shared"
-            " GPU count as reserved, no matter which pod computes.",
+            "GPU-seconds that a namespace held: the time of each of its slices, multiplied by the slice's share of the"
+            " GPU. Replicas of a shared GPU count as reserved, no matter which pod uses the GPU.",
             "policy",
             "namespace",
             "resource",
@@ -36,7 +36,9 @@ class MeterCollector(Collector):
             idle.add_metric([policy, resource], seconds)
         yield idle
         stranded = _family(
-            "stranded_slice_seconds", "GPU-seconds of capacity that no slice of the layout offered.", "policy"
+            "stranded_slice_seconds",
+            "GPU-seconds of capacity that the slices of the layout do not cover.",
+            "policy",
         )
         changing = _family(
             "transition_slice_seconds",

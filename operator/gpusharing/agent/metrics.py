@@ -42,7 +42,9 @@ class AgentCollector(Collector):
         writes.add_metric(["ok"], stats.writes)
         writes.add_metric(["failed"], stats.failed_writes)
         yield writes
-        yield _gauge("ready", "1 while the agent can answer the operator.", not self._loop.why_not_ready())
+        yield _gauge(
+            "ready", "1 while the agent can answer requests of the operator.", not self._loop.why_not_ready()
+        )
         if self._loop.observed is not None:
             yield from _of_observation(self._loop.observed)
         if self._loop.reading is not None:
@@ -96,7 +98,7 @@ def _of_health(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
     """Yield the metrics of the health of the GPUs, as NVML reports it."""
     yield _per_gpu(
         "gpu_healthy",
-        "1 while nothing that NVML reports makes the GPU unhealthy.",
+        "1 while NVML reports nothing that makes the GPU unhealthy.",
         gpus,
         lambda g: is_healthy(diagnose([(g.index, vitals_of(g))])),
     )
@@ -108,14 +110,14 @@ def _of_health(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
     )
     yield _per_gpu(
         "gpu_critical_xid",
-        "The first critical XID heard since the agent started; absent without one. The agent hears XIDs only while it"
-        " reads.",
+        "The first critical XID received since the agent started; absent if there was none. The agent receives XIDs"
+        " only while it reads.",
         gpus,
         lambda g: g.xid,
     )
     recovery = _family(
         "gpu_recovery_action",
-        "1 for the recovery action that the driver asks for (from R565 on).",
+        "1 for the recovery action that the driver requests (R565 and newer).",
         "gpu",
         "action",
     )

@@ -52,16 +52,18 @@ _UNREACHABLE: dict[int, Access] = {
 read."""
 _NOT_LOADED = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: (
-        "libnvidia-ml.so.1 is not in the agent's container; give the agent the runtime class `nvidia` with "
+        "libnvidia-ml.so.1 is not in the agent's container; run the agent with the runtime class `nvidia`, "
         "NVIDIA_VISIBLE_DEVICES=all and NVIDIA_DRIVER_CAPABILITIES=utility"
     ),
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: (
-        "the NVIDIA driver is not loaded on this node; look at the driver pod of the GPU Operator"
+        "the NVIDIA driver is not loaded on this node; check the driver pod of the GPU Operator"
     ),
 }
 _NO_ACCESS = {
-    REFUSED: "the agent's container may not open the NVIDIA devices",
-    pynvml.NVML_ERROR_UNKNOWN: "usual after systemd was reloaded on the node; see `dmesg | grep -i nvrm` there",
+    REFUSED: "the agent's container is not allowed to open the NVIDIA devices",
+    pynvml.NVML_ERROR_UNKNOWN: (
+        "this usually happens after systemd was reloaded on the node; see `dmesg | grep -i nvrm` there"
+    ),
 }
 _OF_THE_NODE = (*_NOT_LOADED, pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, pynvml.NVML_ERROR_UNINITIALIZED)
 """Errors that concern all GPUs, even if a call about a single GPU returns them."""

@@ -82,7 +82,7 @@ class OwnNode:
     def _log_state(self, error: str) -> None:
         """Log the error that prevents following the GPUNode, or that it is followed if `error` is empty."""
         if error:
-            log.warning("cannot follow GPUNode", extra={"error": error})
+            log.warning("cannot watch the GPUNode", extra={"error": error})
         else:
             log.info("following GPUNode", extra={"gpunode": self.name})
 

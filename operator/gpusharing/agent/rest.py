@@ -80,9 +80,7 @@ class RestClient(KubeClient):
         requires a proxy."""
         access = await self._login.access()
         if access.proxy:
-            raise Unauthorized(
-                "the agent reaches the API server directly: take proxy-url out of the kubeconfig"
-            )
+            raise Unauthorized("the agent does not support proxies: remove proxy-url from the kubeconfig")
         return _Exchange(request, access, await self._login.token())
 
 
@@ -153,7 +151,7 @@ class _Exchange(HTTPSConnection):
         in the meantime."""
         HTTPConnection.connect(self)
         if self.unwanted:
-            raise ConnectionAbortedError("given up before it was connected")
+            raise ConnectionAbortedError("abandoned before the connection was established")
         if self._access.tls is not None:
             name = self._access.tls_server_name or self.host
             self.sock = self._access.tls.wrap_socket(self.sock, server_hostname=name)

@@ -74,7 +74,7 @@ def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
     )
     yield _per_device(
         "device_memory_used_bytes",
-        "Memory in use on the device, bytes, without what the driver reserves.",
+        "Memory in use on the device, in bytes, without the memory that the driver reserves.",
         devices,
         lambda device: device.memory_used,
     )
@@ -85,20 +85,21 @@ def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
 
     yield _per_device(
         "device_unattributed_processes",
-        "Processes on the device that belong to no pod, or to an unnamed pod; absent where some are not seen.",
+        "Processes on the device that belong to no pod, or to an unnamed pod; absent if some processes cannot be seen.",
         devices,
         lambda device: others(device).processes if device.all_listed else None,
     )
     yield _per_device(
         "device_unattributed_memory_bytes",
-        "Memory that processes of no known pod hold on the device, bytes; absent where some are not seen.",
+        "Memory used on the device by processes that cannot be attributed to a pod, in bytes; absent if some processes"
+        " cannot be seen.",
         devices,
         lambda device: others(device).memory if device.all_listed else None,
     )
     yield _per_device(
         "device_sm_ratio",
-        "Share of the time of the GPU's SMs that its processes took in the driver's last sample period, 0 to 1; absent"
-        " with MIG on and where the driver does not report it.",
+        "Share of the time of the GPU's SMs that its processes used in the driver's last sample period, 0 to 1; absent"
+        " with MIG on and if the driver does not report it.",
         devices,
         lambda device: _ratio(device, known.sm_percent.get(device.uuid, 0)),
     )
@@ -110,7 +111,7 @@ def _of_slices(known: DeviceUsage) -> Iterable[Metric]:
     keys = (*DEVICE, "resource")
     allocatable = _family(
         "device_slices",
-        "Slices of the device that pods can be given: 1, or its replicas where it is shared.",
+        "Slices of the device that can be allocated to pods: 1, or the number of replicas if it is shared.",
         *keys,
     )
     allocated = _family("device_slices_allocated", "Slices of the device that pods hold.", *keys)
@@ -134,20 +135,20 @@ def _of_pods(holders: Iterable[Holder]) -> Iterable[Metric]:
     slices = _family("pod_slices", "Slices of a device that a pod holds.", *POD, "resource")
     processes = _family(
         "pod_processes",
-        "Processes of a pod on a device; absent where some are not seen, or belong to an unnamed pod that may be this"
-        " one.",
+        "Processes of a pod on a device; absent if some processes cannot be seen, or belong to an unnamed pod that may"
+        " be this one.",
         *POD,
     )
     memory = _family(
         "pod_memory_used_bytes",
-        "Memory that the processes of a pod hold on a device, bytes; absent where the driver does not report it, and"
-        " where pod_processes is.",
+        "Memory used by the processes of a pod on a device, in bytes; absent if the driver does not report it, or if"
+        " pod_processes is absent.",
         *POD,
     )
     shares = _family(
         "pod_sm_ratio",
-        "Share of the time of the GPU's SMs that a pod took in the driver's last sample period, 0 to 1; absent with MIG"
-        " on, where the driver does not report it, and where pod_processes is.",
+        "Share of the time of the GPU's SMs that a pod used in the driver's last sample period, 0 to 1; absent with"
+        " MIG on, if the driver does not report it, or if pod_processes is absent.",
         *POD,
     )
     for holder in holders:
@@ -197,8 +198,8 @@ def _of_xids(heard: Mapping[tuple[int, int], float]) -> Metric:
     """Return the metric of XIDs. `heard` holds the counts by GPU index and XID."""
     xids = CounterMetricFamily(
         f"{PREFIX}_xid_errors",
-        "XIDs of a GPU heard since the agent started; a new one is 0 for 90 s, so that increase() counts the first too."
-        " The agent hears XIDs only while it reads.",
+        "XIDs of a GPU received since the agent started; a new one is exported as 0 for 90 s, so that increase()"
+        " counts the first too. The agent receives XIDs only while it reads.",
         labels=["gpu", "xid"],
     )
     for (gpu, xid), count in heard.items():

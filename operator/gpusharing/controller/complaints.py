@@ -26,4 +26,4 @@ class Complaints:
         """Log that the problem with `subject` is over, quoting its event up to the first semicolon. Does nothing if
         there was no problem."""
         if (known := self._open.pop(subject, None)) is not None:
-            log.info(f"over: {known[0].partition('; ')[0]}", subject=subject)
+            log.info(f"resolved: {known[0].partition('; ')[0]}", subject=subject)

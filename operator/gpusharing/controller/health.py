@@ -40,7 +40,9 @@ class Health:
         problems = {}
         still = self.clock() - self.loop.progress.last
         if still > STUCK:
-            problems["loop"] = f"no pass has ended, and no call of a pass was answered, for {still:.0f} s"
+            problems["loop"] = (
+                f"no pass has finished and no API call of a pass has been answered for {still:.0f} s"
+            )
         for name, source in self.loop.sources.required.items():
             silent = self.clock() - source.last_contact
             if source.synced.is_set() and source.error is None and silent > SILENT:
@@ -58,7 +60,7 @@ class Health:
         if not self.watch.running.is_set():
             problems["policies"] = self.watch.error or "kopf is not watching the policies"
         if not self.lease.is_leader:
-            problems["lease"] = str(self.lease.error or "another process leads")
+            problems["lease"] = str(self.lease.error or "another process is the leader")
         return problems
 
 

@@ -68,15 +68,15 @@ class Idleness:
     """The sources that could not be read at some time since all of them last could."""
 
     def lasts(self) -> bool:
-        """Whether no pass may run, because another process leads or some source is not readable yet. Logs these
+        """Whether no pass may run, because another process is the leader or some source is not readable yet. Logs these
         problems, and those with claims or Warning events, when they begin and when they end."""
         leads, missing = self.leader.is_leader, self.sources.missing()
         self._log_lease(leads)
         if leads and (why := self.leader.claims_error):
             self.complaints.begins(
                 "claims",
-                "claims or failures on the Lease cannot be read: slots are counted from the fences, and policies "
-                "that were halted by failures of deleted nodes go on",
+                "claims or failures on the Lease cannot be read; slots are counted from fences only, and "
+                "policies that were halted by failures of deleted nodes continue",
                 error=why,
             )
         else:
@@ -97,11 +97,17 @@ class Idleness:
             self.complaints.ends("lease")
             if not self._led:
                 self._led = True
-                log.info("this process leads now", claims=len(self.leader.claims))
+                log.info("this process is the leader now", claims=len(self.leader.claims))
             return
         error = self.leader.error
-        why = str(error) if error is not None else "another process leads, or its Lease has not expired yet"
-        event = "this process no longer leads" if self._led else "this process waits to become the leader"
+        why = (
+            str(error)
+            if error is not None
+            else "another process is the leader, or its Lease has not expired yet"
+        )
+        event = (
+            "this process is no longer the leader" if self._led else "this process waits to become the leader"
+        )
         self.complaints.begins("lease", event, type(error).__name__, error=why)
 
     def _log_sources(self, missing: Mapping[str, str]) -> None:
@@ -113,7 +119,7 @@ class Idleness:
             kind = " ".join(sorted(self._refused))  # sources that recover one by one are not logged again
             self.complaints.begins(
                 "sources",
-                "some objects cannot be read; nothing is decided until they can",
+                "some objects cannot be read; the operator changes nothing until it can read them",
                 kind,
                 sources=refused,
             )

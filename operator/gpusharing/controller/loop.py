@@ -112,7 +112,7 @@ class Loop(LoopParts):
         error = first_of(group)
         self._complaints.begins(
             "pass",
-            "no pass can be completed; trying again",
+            "passes fail; trying again",
             type(error).__name__,
             error=str(error) or repr(error),
         )

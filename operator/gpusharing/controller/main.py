@@ -176,7 +176,7 @@ def _touched(loop: Loop, name: str, version: str) -> None:
 def _lost() -> None:
     """Log that the Lease is lost and end the process at once. Another process may lead now, so nothing may be written,
     not even on the way out (cilium#42920)."""
-    log.error("the Lease is lost: the operator stops at once, because another process may lead")
+    log.error("the Lease was lost; the operator stops now, because another process may be the leader")
     os._exit(LOST_LEASE)
 
 

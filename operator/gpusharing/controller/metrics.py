@@ -51,27 +51,27 @@ class Metrics(Observer):
         """Create the metrics of passes, actions, transitions and API calls."""
         self.pass_seconds = Histogram(
             "gpusharing_pass_seconds",
-            "Time of one step of a pass: gather, plan, execute or publish.",
+            "Duration of one step of a pass: gather, plan, execute or publish.",
             ["step"],
             registry=self.registry,
             buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10),
         )
         self.actions = Counter(
             "gpusharing_actions_total",
-            "Actions carried out, by kind and result (done, from 0 on, or what prevented it).",
+            "Attempted actions, by kind and result: done (exported as 0 from the start), or what prevented the action.",
             ["action", "result"],
             registry=self.registry,
         )
         self.transitions = Counter(
             "gpusharing_transitions_total",
-            "How often nodes entered a phase, by reason. A series appears with its first count, which increase()"
-            " therefore misses.",
+            "How often nodes entered a phase, by reason. A series appears only with its first count, so increase()"
+            " misses that one.",
             ["phase", "reason"],
             registry=self.registry,
         )
         self.phase_seconds = Histogram(
             "gpusharing_phase_seconds",
-            "How long nodes were in a phase, if this process saw the phase begin.",
+            "Time that nodes spent in a phase, counted only if this process saw the phase begin.",
             ["phase"],
             registry=self.registry,
             buckets=(1, 5, 15, 60, 300, 900, 3600, 14400, 86400),
@@ -101,26 +101,26 @@ class Metrics(Observer):
         )
         self.used = self._per_policy(
             "gpusharing_policy_budget_used_nodes",
-            "How many nodes of a policy are unavailable, or may be soon because somebody else has begun to work on"
+            "How many nodes of a policy are unavailable, or may be soon because someone else has begun to work on"
             " them; each counts once.",
         )
         self.halted = self._per_policy(
             "gpusharing_policy_halted",
-            "1 while nodes of a policy do not start because rollout.maxFailures was reached.",
+            "1 while no more nodes of a policy start because rollout.maxFailures was reached.",
         )
         self.price = self._per_policy(
             "gpusharing_policy_gpu_hourly_price",
-            "What a GPU of a policy costs per hour: spec.cost of the policy; absent where it is not set.",
+            "Price of one GPU per hour according to spec.cost of the policy; absent if that is not set.",
             "currency",
         )
         self.blocked_pods = self._per_policy(
             "gpusharing_drain_blocked_pods",
-            "Pods that keep nodes of a policy from being drained, by reason.",
+            "Pods that block the drains of a policy's nodes, by reason.",
             "reason",
         )
         self.orphans = Gauge(
             "gpusharing_orphan_nodes",
-            "Nodes that stay cordoned because their policy vanished after the point of no return.",
+            "Nodes that stay cordoned because their policy was deleted after the point of no return.",
             registry=self.registry,
         )
 
@@ -128,13 +128,13 @@ class Metrics(Observer):
         """Create the metrics of slices, drift and agents by policy, and of Pending pods."""
         self.moves = Counter(
             "gpusharing_policy_transitions_total",
-            "Phases that nodes of a policy entered; while it does not grow, no node moves on.",
+            "How often nodes of a policy entered a phase; while it does not grow, no node makes progress.",
             ["policy"],
             registry=self.registry,
         )
         self.drifted = self._per_policy(
             "gpusharing_policy_drifted_nodes",
-            "Nodes of a policy that no longer match what was proven there, and are not being corrected yet.",
+            "Nodes of a policy that no longer match their last proven state and are not being corrected yet.",
         )
         self.agentless = self._per_policy(
             "gpusharing_policy_nodes_without_agent", "Nodes of a policy on which no agent is Ready."
@@ -144,13 +144,13 @@ class Metrics(Observer):
         )
         self.idle = self._per_policy(
             "gpusharing_policy_slices_idle",
-            "Slices that a pod could get now: no pod holds them, and their nodes accept pods.",
+            "Free slices: no pod holds them, and their nodes accept pods.",
             "resource",
         )
         self.pending = Gauge(
             "gpusharing_pending_pods",
-            "Pods that ask for a GPU resource and have no node yet. Names that no node serves count as _others"
-            " after the first 16.",
+            "Pods that request a GPU resource and have no node yet. After the first 16 resource names that no node"
+            " serves, all others count as _others.",
             ["resource"],
             registry=self.registry,
         )

@@ -62,7 +62,7 @@ class Pace:
         self._follow_ups = self._follow_ups + 1 if left <= timedelta(0) else 0
         if self._follow_ups > FOLLOW_UPS:
             log.warning(
-                "passes follow one another without a rest, so they are slowed down", passes=self._follow_ups
+                "passes run back to back and do not settle, so they are slowed down", passes=self._follow_ups
             )
             await asyncio.sleep(RETRY)
         elif self._follow_ups > AT_ONCE:

@@ -36,7 +36,7 @@ async def ask(client: KubeClient, release: str, namespace: str) -> HookAnswer:
     except KubeError as error:
         return HookAnswer(
             False,
-            "NOT ROLLED BACK: it is unknown whether a policy has a field that the older version does not know, because"
+            "NOT ROLLED BACK: cannot tell whether a policy has a field that the older version lacks, because"
             f" the CRD or the policies cannot be read: {error}\n{explain_unblock(release, namespace)}",
         )
     specs = {text(raw, "metadata", "name"): raw.get("spec") for raw in policies}

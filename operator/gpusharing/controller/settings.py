@@ -163,8 +163,8 @@ def _check_cap(settings: Settings) -> None:
     """Raise SettingsError if more nodes may be in flight than the Lease can hold claims for."""
     if settings.plan.max_in_flight > MOST_CLAIMS:
         raise SettingsError(
-            f"{PREFIX}MAX_IN_FLIGHT={settings.plan.max_in_flight} is more than the {MOST_CLAIMS} nodes whose slots the"
-            f" leader's Lease can hold; for example {PREFIX}MAX_IN_FLIGHT=100"
+            f"{PREFIX}MAX_IN_FLIGHT={settings.plan.max_in_flight} is more than {MOST_CLAIMS}, the number of nodes that"
+            f" the leader's Lease can record; for example {PREFIX}MAX_IN_FLIGHT=100"
         )
 
 
@@ -175,8 +175,8 @@ def _check_marks(settings: Settings) -> None:
         key = entry.partition("=")[0]
         if key in settings.maintenance_keys:
             raise SettingsError(
-                f"{PREFIX}MAINTENANCE_KEYS and {PREFIX}NEIGHBOUR_LABELS both name {key}: the operator would keep itself"
-                " away from every node that it changes"
+                f"{PREFIX}MAINTENANCE_KEYS and {PREFIX}NEIGHBOUR_LABELS both name {key}: the operator would block"
+                " itself on every node that it changes"
             )
 
 

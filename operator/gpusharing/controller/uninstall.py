@@ -29,9 +29,8 @@ async def ask(client: KubeClient, settings: PlanSettings) -> HookAnswer:
     except KubeError as error:
         return HookAnswer(
             False,
-            "NOT UNINSTALLED: it is unknown whether a node or a policy still needs the operator, because they cannot be"
-            f" read: {error}\n"
-            "To uninstall anyway: helm uninstall --no-hooks",
+            "NOT UNINSTALLED: cannot tell whether a node or policy still needs the operator, because nodes or policies"
+            f" cannot be read: {error}\nTo uninstall anyway: helm uninstall --no-hooks",
         )
     return find_farewell(nodes, settings, await _cluster_policies(client), policies)
 

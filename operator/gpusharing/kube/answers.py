@@ -31,9 +31,7 @@ def error_of(request: ApiRequest, status: int, answer: object, retry_after: str 
     message = text(answer, "message") or f"HTTP {status}"
     match status:
         case 401:
-            return Unauthorized(
-                f"the API server does not accept our credentials to {request.what}: {message}"
-            )
+            return Unauthorized(f"the API server rejected our credentials; cannot {request.what}: {message}")
         case 403:
             return _forbidden(request, answer, message)
         case 404:
@@ -60,7 +58,7 @@ def error_of_event(request: ApiRequest, status_object: object) -> KubeError:
     return error_of(request, code if isinstance(code, int) else 500, status_object)
 
 
-HINT = "the chart grants what is needed when rbac.create is true"
+HINT = "the chart grants this right if rbac.create is true"
 """Tells people how the operator gets a right that it lacks; see `Forbidden.hint`."""
 
 
@@ -69,7 +67,7 @@ def _forbidden(request: ApiRequest, answer: object, message: str) -> Forbidden:
     right is missing: then the error says so and has no hint."""
     if "NamespaceTerminating" in _causes(answer):
         return Forbidden(message, namespace_terminating=True)
-    return Forbidden(f"no right to {request.what}: {message}", hint=HINT, group=request.resource.group)
+    return Forbidden(f"not allowed to {request.what}: {message}", hint=HINT, group=request.resource.group)
 
 
 def _too_many(request: ApiRequest, answer: object, message: str, seconds: float | None) -> KubeError:

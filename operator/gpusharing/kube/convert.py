@@ -324,7 +324,7 @@ def label_owners(annotations: Mapping[str, str]) -> dict[str, str]:
     names the controller and its annotation, and says where to remove the label. Labels that no controller lists are
     left out."""
     return {
-        label: f"{who} sets it (annotation {key}) and puts its own value back; remove it from {source}"
+        label: f"{who} manages it (annotation {key}) and restores its own value; remove it from {source}"
         for key, listed in annotations.items()
         for label, pattern in _LISTED.items()
         if label in listed  # checked first, because the pattern takes as long as the rest of a Node's view

@@ -64,7 +64,7 @@ SR-IOV's marker cannot, because it looks the same before and after the node is c
 TAINT_MARKERS: Mapping[str, str] = {
     "medik8s.io/drain": "medik8s node maintenance",
     "remediation.medik8s.io/self-node-remediation": "medik8s node remediation",
-    "node.kubernetes.io/out-of-service": "whoever took the node out of service",
+    "node.kubernetes.io/out-of-service": "someone (taint node.kubernetes.io/out-of-service)",
     "karpenter.sh/disrupted": "Karpenter",
     "karpenter.sh/disruption": "Karpenter",
     "ToBeDeletedByClusterAutoscaler": "cluster autoscaler",
@@ -95,9 +95,11 @@ def find_problem(key: str) -> str:
     if len(key) > MAX_KEY or not re.fullmatch(LABEL_KEY, key):
         return f"{key!r} is not a key of a label, annotation or taint"
     if key in _OURS or key.startswith(_OUR_PREFIXES):
-        return f"{key} comes and goes with the operator's own changes, which it would then block"
+        return f"{key} is set and removed by the operator's own changes, which it would then block"
     if key in _BY_VALUE:
-        return f"{key} is checked already, by its value, because nodes that nobody maintains have it too"
+        return (
+            f"{key} is already checked by its value, because nodes that are not under maintenance have it too"
+        )
     return ""
 
 
@@ -133,7 +135,7 @@ def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
     working += [TAINT_MARKERS[taint] for taint in taints if taint in TAINT_MARKERS]
     working += [CONDITION_MARKERS[kind] for kind in conditions if kind in CONDITION_MARKERS]
     working += [
-        f"somebody ({kind} {min(marks)})"
+        f"someone ({kind} {min(marks)})"
         for kind, there in (("label", labels), ("annotation", annotations), ("taint", taints))
         if (marks := keys.intersection(there))
     ]

@@ -137,14 +137,18 @@ LADDER: tuple[GangKey, ...] = (
     GangKey(
         "JobSet",
         _labels(JOBSET),
-        "kubernetes-sigs/jobset api/jobset/v1alpha2: on every pod; a failed Job starts the whole JobSet anew (#574)",
+        "kubernetes-sigs/jobset api/jobset/v1alpha2: on every pod; a failed Job restarts the whole JobSet (#574)",
     ),
     GangKey(
         "LeaderWorkerSet",
         _labels(LWS_NAME, LWS_INDEX),
         "kubernetes-sigs/lws api/leaderworkerset/v1: a pod that ends takes its group with it, not the other groups",
     ),
-    GangKey("LeaderWorkerSet", _labels(LWS_NAME, LWS_KEY), "the same; the key is a hash of the group"),
+    GangKey(
+        "LeaderWorkerSet",
+        _labels(LWS_NAME, LWS_KEY),
+        "kubernetes-sigs/lws api/leaderworkerset/v1: the key is a hash of the group",
+    ),
     GangKey(
         "PodGroup",
         _scheduling_group,
@@ -180,7 +184,8 @@ LADDER: tuple[GangKey, ...] = (
     GangKey(
         "Workload",
         _kueue_job,
-        "the same without that gate: v0.10 gives such pods the label podset; a job has one Workload for all its pods",
+        "kubernetes-sigs/kueue without the gate TopologyAwareScheduling: since v0.10 such pods have the label podset;"
+        " a job has one Workload for all its pods",
     ),
 )
 """The ways to find the gang of a pod. The first row that matches decides; a test fixes the order."""

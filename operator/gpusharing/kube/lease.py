@@ -175,7 +175,9 @@ class LeaderLease:
         except LeaseLost as error:
             self.error = error
         except TimeoutError:
-            self.error = Unavailable(f"the API server did not answer about the Lease {self._name} in time")
+            self.error = Unavailable(
+                f"the API server did not answer a request for the Lease {self._name} in time"
+            )
         except KubeError as error:
             self.error = error
         else:

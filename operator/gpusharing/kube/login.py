@@ -27,7 +27,7 @@ TOKEN_SECONDS = 60.0
 10 min, so a minute is early enough."""
 
 NO_CLIENT = (
-    "the official client that reads it is not installed: pip install 'gpu-sharing-operator[kubeconfig]', "
+    "the Kubernetes client library that reads it is not installed: pip install 'gpu-sharing-operator[kubeconfig]', "
     "or unset KUBECONFIG if this runs in a pod"
 )
 
@@ -116,7 +116,7 @@ class ServiceAccountLogin:
             if authority.strip():
                 return ssl.create_default_context(cadata=authority)
         except (ssl.SSLError, ValueError) as error:
-            raise Unauthorized(f"{self.directory / 'ca.crt'} holds no certificates: {error}") from error
+            raise Unauthorized(f"{self.directory / 'ca.crt'} contains no certificates: {error}") from error
         raise Unauthorized(f"{self.directory / 'ca.crt'} is empty")
 
     async def renew(self) -> None:

@@ -51,7 +51,8 @@ async def find_answer(prometheus: Prometheus, typed: Namespace) -> CostReport:
     if sum(1 for total in bill.totals if total.currency) > 1:
         currencies = ", ".join(total.currency for total in bill.totals if total.currency)
         remarks.append(
-            f"prices are in several currencies ({currencies}): nothing is converted, and each has its total"
+            f"prices are in several currencies ({currencies}); amounts are not converted, and each currency has its"
+            " own total"
         )
     return CostReport(
         prometheus.place.where,

@@ -16,7 +16,7 @@ def place_named(typed: Namespace) -> Endpoint:
     """Return how to reach the Prometheus at the address in `--prometheus`. Raises Trouble if `--service` is given too,
     and for the reasons of `place_of`."""
     if typed.service:
-        raise Trouble("give --prometheus or --service, not both")
+        raise Trouble("pass either --prometheus or --service, not both")
     return place_of(typed.prometheus, typed.token_file, typed.ca_file)
 
 
@@ -25,6 +25,6 @@ async def place_found(session: Session, typed: Namespace) -> Endpoint:
     Trouble if there is none, and if `--token-file` or `--ca-file` is given, which only work with `--prometheus`."""
     if typed.token_file or typed.ca_file:
         raise Trouble(
-            "--token-file and --ca-file are for --prometheus URL; a Service is reached with your kubeconfig"
+            "--token-file and --ca-file only work with --prometheus URL; a Service is reached with your kubeconfig"
         )
     return await find_place(session, typed.service)

@@ -58,7 +58,7 @@ def _check(typed: Namespace) -> None:
     span_of(typed, 0.0, MOST)
     selector_of(typed.selector)
     if typed.policy and typed.nodes:
-        raise Trouble("give --policy or -l, not both")
+        raise Trouble("pass either --policy or -l, not both")
     if typed.nodes:
         rows_of(typed.nodes)
     if typed.card:
@@ -68,7 +68,7 @@ def _check(typed: Namespace) -> None:
     except (OSError, ValueError) as error:
         raise Trouble(f"--write {typed.write[:200]}: {error_text(error)}") from error
     if exists:
-        raise Trouble(f"--write {typed.write}: the file exists already; name another")
+        raise Trouble(f"--write {typed.write}: the file already exists; choose another name")
 
 
 async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal, session: Session | None) -> int:
@@ -93,7 +93,7 @@ async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal, session
     )
     if typed.write and answer.policy is None:
         why = (
-            "none has a place for any workload"
+            "no layout has a place for any workload"
             if answer.recommendation is not None
             else _unknown(answer.observed)
         )
@@ -116,8 +116,8 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
     observed = find_pool(usage, scope.where)
     if not observed.histories:
         raise Trouble(
-            f"no pod used a GPU of {scope.where} in this window, or dcgm-exporter does not report which"
-            " (DCGM_EXPORTER_KUBERNETES=true)"
+            f"no pod used a GPU of {scope.where} in this window, or dcgm-exporter does not report pods (set"
+            " DCGM_EXPORTER_KUBERNETES=true)"
         )
     scope, unseen = narrow(scope, len(observed.nodes), "" if card is None else card.key)
     goal = Goal(typed.goal)
@@ -156,9 +156,9 @@ async def find_effect(session: Session | None, scope: NodeScope, policy: dict[st
     """Return the plan of the policy, as `plan -f` would compute it, or a clause that says why it is unknown. A Trouble
     from the cluster becomes such a clause."""
     if session is None:
-        return "with --prometheus no cluster is contacted; use --service for a Prometheus inside one"
+        return "with --prometheus, the cluster is not contacted; use --service for a Prometheus inside one"
     if scope.unlabelled:
-        return "no node has the label that the policy selects by yet; set it, then run plan -f FILE"
+        return "no node has the label yet by which the policy selects nodes; set it, then run plan -f FILE"
     try:
         return await propose(session, (policy,), {scope.name})
     except Trouble as trouble:
@@ -172,12 +172,12 @@ def _refuse_too_little(needs: tuple[Need, ...]) -> None:
     best = max(needs, key=lambda need: (need.samples, need.workload))
     workload, hours, least = best.workload, best.span.total_seconds() / 3600, MIN_SPAN.total_seconds() / 3600
     raise Trouble(
-        f"too little history to recommend anything: of {counted(len(needs), 'workload')}"
-        f" {workload.namespace}/{workload.name} has the most, {best.samples} hourly peaks over {round(hours)} h, and"
-        f" {MIN_POINTS} over {round(least)} h are needed. Ask again later, or give a longer --window"
+        f"too little history to recommend anything: of {counted(len(needs), 'workload')},"
+        f" {workload.namespace}/{workload.name} has the most: {best.samples} hourly peaks over {round(hours)} h, but"
+        f" {MIN_POINTS} over {round(least)} h are needed. Try again later, or use a longer --window"
     )
 
 
 def _unknown(observed: ObservedPool) -> str:
     """Return a clause that says that the layouts of the pool's GPU model are unknown."""
-    return f"the layouts that {observed.model or 'a GPU of unknown model'} can have are unknown"
+    return f"the possible layouts of {observed.model or 'a GPU of unknown model'} are unknown"

@@ -6,7 +6,7 @@
 
    devicePlugin.config.name: {{ include "gpusharing.pointer" (list (index . 2) $ours.pluginConfigMap) }}
    migManager.config.name: {{ include "gpusharing.pointer" (list (index . 3) $ours.migConfigMap) }}
-   mig.strategy: {{ with index . 4 }}{{ . }}, which overrides what a policy says{{ else }}not set, so each policy decides{{ end }}
+   mig.strategy: {{ with index . 4 }}{{ . }}, which overrides spec.mig.strategy of every policy{{ else }}not set, so each policy decides{{ end }}
 {{- if not (or $ours.adminPluginConfigMap (has (index . 2) (list "" $ours.pluginConfigMap))) }}
 
    Nodes whose labels name entries of {{ index . 2 }} lose their GPUs when the pointer moves, unless these are merged

@@ -112,9 +112,9 @@ def _selector(policy: PolicyView, stack: StackView, settings: PlanSettings) -> s
     if not keys:
         return ""
     return (
-        f"spec.nodeSelector names {keys[0]}, which the operator sets on nodes that change (chart value"
-        " operator.neighbourLabels): a node would leave its pool in the middle of its change. Select nodes by a label"
-        " of your own"
+        f"spec.nodeSelector uses {keys[0]}, a label that the operator sets during a change (chart value"
+        " operator.neighbourLabels): a node would drop out of the policy in the middle of its change. Select nodes by"
+        " a label of your own"
     )
 
 
@@ -135,7 +135,7 @@ def _cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings
     return (
         "no ClusterPolicy found, and no device plugin of NVIDIA's chart in namespace"
         f" {settings.gpu_operator_namespace} (chart value gpuOperator.namespace): install the NVIDIA GPU Operator, or"
-        " grant this operator list and watch on clusterpolicies.nvidia.com (chart value rbac.create)"
+        " allow this operator to list and watch clusterpolicies.nvidia.com (chart value rbac.create)"
     )
 
 
@@ -145,8 +145,8 @@ def _one_cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSett
     if not stack.rival_policies:
         return ""
     return (
-        "the GPU Operator follows only one ClusterPolicy, and has marked none of these as ignored (status.state):"
-        f" {', '.join(stack.rival_policies)}. Nothing is changed until it does. Check that the GPU Operator runs,"
+        "the GPU Operator follows only one ClusterPolicy, but has not marked any of these as ignored (status.state):"
+        f" {', '.join(stack.rival_policies)}. No policy is applied until it does. Check that the GPU Operator runs,"
         " or remove the one that you do not want: kubectl delete clusterpolicy NAME"
     )
 
@@ -204,15 +204,16 @@ def _unmerged(pointer: Pointer, stack: StackView) -> str:
     Empty if nothing has to be done. It concerns entries of the admin's own ConfigMap that Nodes name or may name,
     and ConfigMaps that a chart value names but that do not exist."""
     absent = "".join(
-        f"; there is no ConfigMap {name}, which a chart value names" for name in stack.missing_maps
+        f"; ConfigMap {name}, which a chart value names, does not exist" for name in stack.missing_maps
     )
     if pointer.stops:
         return absent + pointer.merge_first
     if not pointer.now or stack.admin_plugin_configs:
         return absent
     return absent + (
-        f"; if Nodes name entries of {pointer.now}, set chart value gpuOperator.adminPluginConfigMap={pointer.now}"
-        " first, or their device plugins do not start (kubectl gpusharing import)"
+        f"; if Nodes use entries of {pointer.now}, first set chart value"
+        f" gpuOperator.adminPluginConfigMap={pointer.now}, or their device plugins will not start (kubectl gpusharing"
+        " import)"
     )
 
 
@@ -255,9 +256,11 @@ def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -
         return ""
     where = f"configmap {stack.foreign_map} -n {settings.gpu_operator_namespace}"
     return (
-        f"somebody else created ConfigMap {stack.foreign_map}, and it has entries; the operator writes nothing to it."
-        f" To hand it over: kubectl label {where} --overwrite {names.LABEL_MANAGED_BY}={names.MANAGED_BY} (entries"
-        f" that no Node names are then removed); or, to get a new one: kubectl delete {where}"
+        f"someone else created ConfigMap {stack.foreign_map} and it has entries, so the operator does not write to it."
+        " To hand"
+        f" it over to the operator: kubectl label {where} --overwrite {names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
+        " (entries"
+        f" that no Node uses are then removed). To let the operator create a new one: kubectl delete {where}"
     )
 
 

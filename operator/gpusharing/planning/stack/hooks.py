@@ -67,12 +67,12 @@ def _refuse_fences(fenced: list[NodeView]) -> str:
     ]
     return "\n".join(
         [
-            f"NOT UNINSTALLED: {are} in the middle of a change, and nothing would be left to finish it:",
+            f"NOT UNINSTALLED: {are} in the middle of a change that nothing would finish without the operator:",
             *lines,
             "Pause the policies, wait until these nodes are Synced or returned to service (kubectl get gpun), and try"
             " again:",
             *pause,
-            "Repair a Failed node first: its reason says how (kubectl describe gpun NODE).",
+            "Repair Failed nodes first: their status says how (kubectl describe gpun NODE).",
             "To uninstall anyway: helm uninstall --no-hooks. The nodes stay fenced until the operator is"
             " installed again; it then continues where it stopped.",
         ]
@@ -92,8 +92,8 @@ def _refuse_finalizers(policies: Sequence[str]) -> str:
             " removes; without the operator neither policies nor their CRD could be deleted:",
             *(f"  {name}" for name in shown),
             *([f"  and {more} more"] if more > 0 else []),
-            "Either delete them now, and try again when they are gone (kubectl get gsp -o wide). With deletionPolicy"
-            " Reset they bring their nodes to whole GPUs first:",
+            "Either delete them now, and try again when they are gone (kubectl get gsp -o wide). Policies with"
+            " deletionPolicy Reset first return their nodes to whole GPUs:",
             f"  kubectl delete gsp {' '.join(shown)} --wait=false",
             "or leave their nodes as they are (for a policy that is already being deleted: kubectl annotate gsp NAME"
             f" {names.ANNOTATION_FORCE_RELEASE}=true):",
@@ -172,7 +172,7 @@ def find_retreat(
     lost = {name: tuple(_lost(specs[name], served, own, "spec")) for name in sorted(specs)}
     lost = {name: paths for name, paths in lost.items() if paths}
     if not lost:
-        return HookAnswer(True, "No policy has a field that the older version does not know.")
+        return HookAnswer(True, "No policy has a field that the older version lacks.")
     return HookAnswer(False, _refuse_rollback(lost, release, namespace))
 
 
@@ -197,10 +197,10 @@ def _refuse_rollback(lost: Mapping[str, Sequence[str]], release: str, namespace:
     have = "policy has" if len(lost) == 1 else "policies have"
     return "\n".join(
         [
-            f"NOT ROLLED BACK: {len(lost)} {have} fields that the version to roll back to does not know;"
-            " its CRD would drop them:",
+            f"NOT ROLLED BACK: {len(lost)} {have} fields that the older version lacks; its CRD"
+            " would drop them:",
             *lines,
-            "Take them out (kubectl edit gsp NAME) and try again, or stay with the newer version.",
+            "Remove them (kubectl edit gsp NAME) and try again, or stay on the newer version.",
             explain_unblock(release, namespace),
         ]
     )

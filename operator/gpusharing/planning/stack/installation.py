@@ -136,7 +136,7 @@ def find_agent_symptoms(view: InstallationView) -> Symptoms:
         yield warning(
             Topic.AGENTS,
             "NoGPUNodes",
-            f"no Node has the labels of agent.nodeSelector ({', '.join(wanted)}): no agent runs anywhere",
+            f"no Node has the labels of agent.nodeSelector ({', '.join(wanted)}), so no agent runs",
             f"kubectl label node NODE {' '.join(wanted)}",
         )
 
@@ -150,8 +150,8 @@ def _failing_agents(agents: AgentsState, nodes: Sequence[NodeView], view: Instal
         yield (error if len(without) == len(nodes) else warning)(
             Topic.AGENTS,
             "AgentNotReady",
-            f"no Ready agent on {len(without)} of {counted(len(nodes), 'GPU node')}, so none of them changes:"
-            f" {some(sorted(without))}{problem}",
+            f"the agent is not Ready on {len(without)} of {counted(len(nodes), 'GPU node')}, so the operator does not"
+            f" change these: {some(sorted(without))}{problem}",
             f"kubectl -n {view.place.agent_namespace} describe pods -l app.kubernetes.io/name=gpusharing-agent",
         )
     troubled = {node: why for node, why in agents.reports.items() if why and node not in without}
@@ -207,17 +207,17 @@ def _two_plugins(nodes: Sequence[NodeView], system_plugins: Set[str]) -> Symptom
         yield error(
             Topic.AGENTS,
             "TwoDevicePlugins",
-            f"GKE runs its own device plugin on {some(cloud)}, and the kubelet there takes"
-            " nvidia.com/gpu from whichever of the two registered last; label its node pool too",
+            f"GKE runs its own device plugin on {some(cloud)}, and the kubelet there uses"
+            " whichever of the two device plugins registered nvidia.com/gpu last; label the node pool too",
             f"kubectl label node -l {GKE_GPU} {GKE_WITHOUT_PLUGIN}=true",
         )
     if system := sorted(node.name for node in nodes if node.name in system_plugins):
         yield warning(
             Topic.AGENTS,
             "TwoDevicePlugins",
-            f"Bottlerocket starts a device plugin of its own on {some(system)} unless its"
-            " settings disable it, which the API does not show; next to NVIDIA's, pods lose their GPUs. Disable it on"
-            " each of them, or in their user data (Bottlerocket 1.63.0 or newer)",
+            f"Bottlerocket starts its own device plugin on {some(system)} unless its settings disable it,"
+            " which the Kubernetes API does not show; if it runs beside NVIDIA's, pods lose their GPUs. Disable it on"
+            " each of these nodes, or in their user data (Bottlerocket 1.63.0 or newer)",
             "apiclient set settings.kubelet-device-plugins.nvidia.enabled=false",
         )
 
@@ -265,7 +265,7 @@ def _unread(view: InstallationView) -> Symptoms:
         yield warning(
             Topic.RIGHTS,
             "NotReadable",
-            f"{what} could not be read, so nothing is known about them: {why}",
+            f"{what} could not be read, so they were not checked: {why}",
             f"kubectl auth can-i list {what}",
         )
 
@@ -288,7 +288,7 @@ def _rights(view: InstallationView) -> Symptoms:
             yield warning(
                 Topic.RIGHTS,
                 "RightsUnknown",
-                f"the rights of service account {view.place.account(subject)} are unknown: {unknown[0].why}",
+                f"could not check the rights of service account {view.place.account(subject)}: {unknown[0].why}",
                 "kubectl auth can-i create subjectaccessreviews.authorization.k8s.io",
             )
 
@@ -302,7 +302,7 @@ def _operator(view: InstallationView) -> Symptoms:
             message = f"there is no Deployment gpusharing-operator in namespace {namespace}"
             yield error(Topic.OPERATOR, "OperatorMissing", message, start(view))
     elif view.operator_replicas == 0:
-        message = "the operator is scaled to 0: no policy is carried out"
+        message = "the operator is scaled to 0 replicas, so policies have no effect"
         yield error(Topic.OPERATOR, "OperatorStopped", message, start(view))
     elif "pods" not in view.unread and not any(pod.ready for pod in view.operator_pods):
         troubles = sorted(f"{pod.name}: {pod.problem or 'not Ready'}" for pod in view.operator_pods)
@@ -332,7 +332,7 @@ def _stack(view: InstallationView) -> Symptoms:
         yield error(
             Topic.CLUSTER_POLICY,
             "ClusterPolicyMissing",
-            "there is no ClusterPolicy, nor a device plugin of NVIDIA's chart in namespace"
+            "there is neither a ClusterPolicy nor a device plugin of NVIDIA's chart in namespace"
             f" {view.place.gpu_operator_namespace}",
             _INSTALL_GPU_OPERATOR,
         )
@@ -369,7 +369,7 @@ def _plain(view: InstallationView) -> Symptoms:
             Topic.CLUSTER_POLICY,
             "PluginConfigNotOurs",
             f"{stack.plain.daemon_set}: config.name of NVIDIA's device-plugin chart is {pointer.now or 'not set'},"
-            f" {_effect(view, pointer, 'no mode takes effect on any node')}{_unmerged(view, pointer)}",
+            f" {_effect(view, pointer, 'policies have no effect on any node')}{_unmerged(view, pointer)}",
             point(view, stack, pointer, command),
         )
 
@@ -425,7 +425,7 @@ def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Sympto
             Topic.CLUSTER_POLICY,
             "PluginConfigNotOurs",
             f"{policy.name}: {pointer.field} is {pointer.text},"
-            f" {_effect(view, pointer, 'no mode takes effect on any node')}"
+            f" {_effect(view, pointer, 'policies have no effect on any node')}"
             f"{why_not_set(pointer, policy, configure=place.configure_gpu_operator)}{_unmerged(view, pointer)}",
             point(view, policy, pointer, kubectl_patch(policy.name, pointer.patch)),
         )
@@ -434,7 +434,7 @@ def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Sympto
             Topic.CLUSTER_POLICY,
             "PluginDefaultUnknown",
             f"{policy.name}: devicePlugin.config.default is {pointer.without_default}, which {pointer.ours} does not"
-            " hold: device plugins of nodes without a policy cannot start",
+            " contain: device plugins of nodes without a policy cannot start",
             correct(view, policy, {"devicePlugin": {"config": {"default": None}}}, needed=True),
         )
 
@@ -488,7 +488,7 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
         yield (error if other else warning)(
             Topic.CLUSTER_POLICY,
             "MigStrategySet",
-            f"{policy.name}: mig.strategy is {fixed} and overrides what a policy says",
+            f"{policy.name}: mig.strategy is {fixed} and overrides spec.mig.strategy of every policy",
             correct(view, policy, {"mig": {"strategy": None}}, needed=other),
         )
 
@@ -500,8 +500,8 @@ def _start_gate(view: InstallationView) -> Symptoms:
     if not (gated or view.place.startup_gate):
         return
     namespace = view.place.gpu_operator_namespace
-    waiting = f"{some(gated)} wait there" if gated else "nodes that join would wait there for ever"
-    tail = f"{waiting}; the command restarts those pods on every node, so run it before nodes are in use"
+    waiting = f"the taint stays on {some(gated)}" if gated else "the taint would stay on nodes that join"
+    tail = f"{waiting}; the command restarts the affected pods on every node, so run it while the nodes are not in use"
     for stack in _followed(view):
         if (missing := find_untolerated(stack, namespace)) is not None:
             message = f"{missing.message}: {tail}"
@@ -538,7 +538,7 @@ def _config_maps(view: InstallationView) -> Symptoms:
             yield error(
                 Topic.CONFIG_MAPS,
                 "ConfigMapTaken",
-                f"somebody else created {name}, and it has entries; the operator writes nothing to it",
+                f"someone else created {name} and it has entries, so the operator does not write to it",
                 label if view.installed else start(view),
             )
 

@@ -23,6 +23,6 @@ def find_deaf_mps(view: InstallationView) -> Symptoms:
     yield error(
         Topic.CLUSTER_POLICY,
         str(Reason.MPS_NOT_SWITCHABLE),
-        f"{daemon.name}: no node changes to MPS for policy {', '.join(wanted)}, because {why}. {remedy.text}",
+        f"{daemon.name}: no node can change to MPS for policy {', '.join(wanted)}, because {why}. {remedy.text}",
         newer if remedy.needs_plugin else remedy.command,
     )

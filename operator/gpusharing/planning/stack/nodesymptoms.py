@@ -104,9 +104,12 @@ def _unknown_configs(nodes: list[NodeView], view: InstallationView) -> Symptoms:
         yield error(
             Topic.NODES,
             "PluginConfigUnknown",
-            f"{label} of {some(sorted(node.name for node in odd))} names no key of ConfigMap {plugin_map}"
-            f" ({first.name}: {first.labels[label]}), so the device plugin silently serves what it served before."
-            " Name the entry that it serves now: without the label it serves the default, which may be fewer devices",
+            f"label {label} of {some(sorted(node.name for node in odd))} names an entry that ConfigMap {plugin_map}"
+            " does not have"
+            f" ({first.name}: {first.labels[label]}), so the device plugin silently keeps its previous configuration."
+            " Set the"
+            " label to the entry that the device plugin serves now: without the label it serves the default, which may"
+            " be fewer devices",
             _mend(view, label, f"kubectl label node {_all(alike)} --overwrite {label}=NAME"),
         )
 
@@ -129,10 +132,11 @@ def _other_workloads(nodes: list[NodeView], view: InstallationView) -> Symptoms:
         yield _blocking(view)(
             Topic.NODES,
             "WorkloadConfig",
-            f"the GPUs of {some([node.name for node in odd])} are not for containers ({odd[0].name} has"
-            f" {workload_of(odd[0].labels, policy)} by {label}, or by ClusterPolicy {SANDBOX_DEFAULT} where it has no"
-            " such label), so no policy changes anything there. Stop virtual machines that have them and set the label"
-            " to container, or keep the node out of the policy's nodeSelector",
+            f"the GPUs of {some([node.name for node in odd])} are not for containers ({odd[0].name} is"
+            f" set to {workload_of(odd[0].labels, policy)} by label {label}, or by ClusterPolicy {SANDBOX_DEFAULT} if"
+            " it has no"
+            " such label), so policies have no effect there. Stop the virtual machines that use the GPUs and set the"
+            " label to container, or exclude the node with the policy's nodeSelector",
             # Removing the label may not help: ClusterPolicy's sandboxWorkloads.defaultWorkload may say the same.
             _mend(
                 view, label, f"kubectl label node {_all(odd)} --overwrite {label}={names.WORKLOAD_CONTAINER}"
@@ -157,9 +161,9 @@ def _switched_off(nodes: list[NodeView], view: InstallationView) -> Symptoms:
             yield _blocking(view)(
                 Topic.NODES,
                 "OperandsDisabled",
-                f"{label} of {some([node.name for node in odd])} is {odd[0].labels[label]}, so the components of the"
-                " GPU Operator that would serve and report a change do not run there, and no policy changes anything"
-                " there. Remove the label, or keep the node out of the policy's nodeSelector",
+                f"{label} of {some([node.name for node in odd])} is {odd[0].labels[label]}, so components of the"
+                " GPU Operator that every change needs do not run there, and policies have no effect there."
+                " Remove the label, or exclude the node with the policy's nodeSelector",
                 _mend(view, label, f"kubectl label node {_all(odd)} {label}-"),
             )
 
@@ -173,7 +177,7 @@ def _owned_elsewhere(nodes: list[NodeView]) -> Symptoms:
         yield warning(
             Topic.NODES,
             "LabelOwnedElsewhere",
-            f"no policy changes {label} of {some(alike)}: {owner}",
+            f"the operator does not change label {label} of {some(alike)}: {owner}",
             f"kubectl get node {alike[0]} -o yaml --show-managed-fields",
         )
 
@@ -207,9 +211,12 @@ def _unknown_mig(nodes: list[NodeView], mig_entries: Mapping[str, MigEntries]) -
         yield warning(
             Topic.NODES,
             "MigConfigUnknown",
-            f"{label} of {some([node.name for node in nodes])} names no configuration that mig-manager has there"
-            f" ({first.name}: {wrong}; ConfigMap {entries.config_map} has {some(sorted(entries.names), 4)}), so after a"
-            " reboot it does not create the MIG instances again. Name the configuration that the GPUs have now: for"
+            f"label {label} of {some([node.name for node in nodes])} names a configuration that mig-manager does not"
+            " have there"
+            f" ({first.name}: {wrong}; ConfigMap {entries.config_map} has {some(sorted(entries.names), 4)}), so"
+            " mig-manager will"
+            " not recreate the MIG instances after a reboot. Set the label to the configuration that the GPUs have"
+            " now: with"
             " any other, mig-manager repartitions them, and without the label the GPU Operator may set all-disabled",
             f"kubectl label node {_all(alike)} --overwrite {label}=NAME",
         )
@@ -240,7 +247,8 @@ def _paused(nodes: list[NodeView], view: InstallationView) -> Symptoms:
         yield error(
             Topic.NODES,
             "OperandsPaused",
-            f"operands of {some(sorted(node.name for node in paused))} are still paused for a MIG change that is over",
+            f"operands of {some(sorted(node.name for node in paused))} are still paused for a MIG change that has"
+            " ended",
             f"kubectl -n {view.place.gpu_operator_namespace} delete pod -l app=nvidia-mig-manager"
             f" --field-selector spec.nodeName={paused[0].name}",
         )
@@ -271,7 +279,7 @@ def _drivers(nodes: list[NodeView], settings: PlanSettings) -> Symptoms:
         yield warning(
             Topic.NODES,
             "UnsafeDriver",
-            f"no GPU of {some(sorted(flaws))} is repartitioned ({first}: {flaws[first]})",
+            f"the operator does not repartition the GPUs of {some(sorted(flaws))} ({first}: {flaws[first]})",
             f"kubectl get node {first} -o jsonpath='{{.metadata.labels.nvidia\\.com/cuda\\.driver-version\\.full}}'",
         )
 
@@ -308,7 +316,8 @@ def find_kubelet_symptoms(view: InstallationView, api_server: str) -> tuple[Symp
     faults = {
         "KubeletNewer": f"is newer than {unsupported}: upgrade the control plane",
         "KubeletBehind": f"is more than {MOST_BEHIND} minor versions behind {unsupported}: {upgrade_it}",
-        "KubeletOld": f"is older than {OLDEST[0]}.{OLDEST[1]}, the oldest that the operator is made for: {upgrade_it}",
+        "KubeletOld": f"is older than {OLDEST[0]}.{OLDEST[1]}, the oldest version that the operator supports:"
+        f" {upgrade_it}",
     }
     faulty: dict[str, list[str]] = {reason: [] for reason in faults}
     for node in sorted((node for node in view.nodes if has_gpu_label(node)), key=lambda node: node.name):
@@ -432,9 +441,9 @@ def _second(main: Server, other: Server, nodes: list[str]) -> Symptom:
     return warning(
         Topic.NODES,
         "TwoDevicePlugins",
-        f"{other.where} runs a device plugin beside {main.where}, and both select {some(nodes)}: the kubelet takes"
-        " a resource from whichever of the two registered last, and only one of them reads our configuration."
-        " Remove the superfluous one and restart the other, so that it registers again",
+        f"{other.where} runs a device plugin beside {main.where}, and both select {some(nodes)}: the kubelet uses"
+        " whichever of the two registered a resource last, and only one of them reads our configuration."
+        " Remove the redundant one and restart the other, so that it registers again",
         other.removal if other.owned and not other.release else f"{other.removal} && {again}",
     )
 
@@ -448,8 +457,8 @@ def _driver(driver: Server, nodes: list[str]) -> Symptom:
         Topic.NODES,
         "DRADriverServesGPUs",
         f"{driver.where} is NVIDIA's DRA driver with GPUs enabled, and it selects {some(nodes)} as the device"
-        " plugin does: a GPU may be given to a ResourceClaim and to a pod at once, and drains do not see GPUs that"
-        " are held through ResourceClaims",
+        " plugin does: the same GPU may be allocated to a ResourceClaim and to a pod, and drains do not notice pods"
+        " that use GPUs through ResourceClaims",
         f"helm upgrade {release} {less}" if driver.release else driver.removal,
     )
 

@@ -70,11 +70,11 @@ OTHERS: Mapping[str, OtherPlugin] = {
         marked=lambda labels, annotations: has_cloud_plugin(labels)),
     # Project-HAMi/HAMi v2.10.0, pkg/device/nvidia/device.go (RegisterAnnos) and nvinternal/plugin/register.go.
     "HAMi's device plugin": OtherPlugin(f"annotation {HAMI}",
-        f"take HAMi off there, and then: kubectl annotate node NODE {HAMI}-",
+        f"remove HAMi from these nodes, and then: kubectl annotate node NODE {HAMI}-",
         ("nvidia.com/gpumem", "nvidia.com/gpucores"), _has_hami),
     # Project-HAMi/volcano-vgpu-device-plugin at 4fb76ba, deployments/static; before it volcano-sh/devices.
     "Volcano's vGPU device plugin": OtherPlugin("resources volcano.sh/vgpu-*",
-        "keep the DaemonSet volcano-device-plugin off there", ("volcano.sh/vgpu-", "volcano.sh/gpu-")),
+        "keep the DaemonSet volcano-device-plugin off these nodes", ("volcano.sh/vgpu-", "volcano.sh/gpu-")),
     # Azure/AgentBaker, configureManagedGPUExperience: a service of the host, with flags and without a configuration.
     "the device plugin of AKS's managed GPU pools": OtherPlugin(f"label {AKS}=enabled",
         "use a node pool without managed GPUs", marked=lambda labels, annotations: labels.get(AKS) == "enabled"),
@@ -106,7 +106,7 @@ def explain_plugin(name: str, nodes: Sequence[str]) -> str:
     where, handover = some(nodes), plugin.handover.replace("NODE", " ".join(nodes))
     return (
         f"{name} serves the GPUs of {where} ({plugin.sign}) and does not follow {LABEL_PLUGIN_CONFIG}, so a change"
-        f" could be neither served nor proven. Keep {where} out of the policy, or {handover}"
+        f" could neither take effect nor be proven. Exclude {where} from the policy, or {handover}"
     )
 
 

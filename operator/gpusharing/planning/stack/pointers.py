@@ -80,12 +80,12 @@ class Pointer:
         if not self.stops:
             return ""
         if self.merges:
-            first = f"set chart value gpuOperator.adminPluginConfigMap={self.now} first"
+            first = f"first set chart value gpuOperator.adminPluginConfigMap={self.now}"
         else:
-            first = f"take the label {LABEL_PLUGIN_CONFIG} off first"
+            first = f"first remove the label {LABEL_PLUGIN_CONFIG}"
         lackers = f"{self.ours} does" if self.merges or not self.now else f"{self.ours} and {self.now} do"
         return (
-            f"; Nodes use {some(self.stops)}, which {lackers} not hold: {first}, or their device plugins do"
+            f"; Nodes use {some(self.stops)}, which {lackers} not contain: {first}, or their device plugins will"
             " not start (kubectl gpusharing import)"
         )
 
@@ -195,13 +195,15 @@ def _set_back(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
     empty string."""
     if pointer.field not in policy.configured:
         return ""
-    return f"; the operator set it once ({VALUE}); somebody has changed it since, and it stays as it is"
+    return (
+        f"; the operator set it once ({VALUE}); someone has changed it since, so the operator leaves it alone"
+    )
 
 
 def _taken(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
     """Return a clause if somebody else has set this pointer, else an empty string. Checked before the missing entries,
     which do not matter in that case."""
-    return "" if pointer.is_free else f"; the operator never overwrites what somebody else has set ({VALUE})"
+    return "" if pointer.is_free else f"; the operator never overwrites what someone else has set ({VALUE})"
 
 
 def _default_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
@@ -211,7 +213,7 @@ def _default_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> 
         return ""
     return (
         f"; the operator does not set it ({VALUE}) because devicePlugin.config.default is"
-        f" {pointer.without_default}, which {pointer.ours} does not hold"
+        f" {pointer.without_default}, which {pointer.ours} does not contain"
     )
 
 
@@ -220,7 +222,9 @@ def _entries_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> 
     device plugins of these nodes could not start."""
     if not pointer.missing_entries:
         return ""
-    return f"; the operator does not set it ({VALUE}) before {pointer.ours} holds what Nodes name"
+    return (
+        f"; the operator does not set it ({VALUE}) until {pointer.ours} contains the entries that Nodes name"
+    )
 
 
 def _failed(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:

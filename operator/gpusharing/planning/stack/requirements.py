@@ -65,7 +65,7 @@ REQUIREMENTS = (
     NeededProgram(
         "the device plugin", "device-plugin", "devicePlugin.enabled", Reason.PLUGIN_DISABLED,
         "no device plugin that follows our labels would serve the GPUs (if another one serves them on purpose, leave"
-        " that so)"),
+        " it as it is)"),
     NeededProgram(
         "GPU Feature Discovery", "gpu-feature-discovery", "gfd.enabled", Reason.FEATURE_DISCOVERY_DISABLED,
         "no change could be proven", missing=Reason.FEATURE_DISCOVERY_MISSING, helm_value="gfd.enabled=true"),
@@ -160,8 +160,8 @@ def find_other_workload(node: NodeView, policy: ClusterPolicyView | None) -> str
     if not node.labels.get(label):
         cause, end = f"ClusterPolicy {SANDBOX_DEFAULT} is {workload}", f"={names.WORKLOAD_CONTAINER}"
     return (
-        f"{cause}: the GPUs of {node.name} are not for containers; to change that: kubectl label node {node.name}"
-        f" {label}{end}"
+        f"{cause}: the GPUs of {node.name} are not for containers. To use them for containers: kubectl label node"
+        f" {node.name} {label}{end}"
     )
 
 
@@ -176,8 +176,8 @@ def find_disabled(node: NodeView, policy: ClusterPolicyView | None) -> str:
         value = node.held_off.get(label, "")
         if is_switched_off(operand, value):
             return (
-                f"{label} is {value}, so the components of the GPU Operator that would serve and report the change do"
-                f" not run on {node.name}; to change that: kubectl label node {node.name} {label}-"
+                f"{label} is {value}, so components of the GPU Operator that every change needs do not run"
+                f" on {node.name}. To let them run: kubectl label node {node.name} {label}-"
             )
     return ""
 
@@ -193,8 +193,6 @@ def find_bare_host(node: NodeView, words: str, policy: ClusterPolicyView | None)
         return None
     if node.labels.get(names.LABEL_DEPLOY_PREFIX + row.label) == PRE_INSTALLED:
         return None
-    lack = f"{node.name} serves no GPU ({cut(words, 200)}), and its host has to bring {row.operand}"
-    how = (
-        f"install it there, or, if no host is to bring its own, run: {kubectl_patch(policy.name, row.patch)}"
-    )
+    lack = f"{node.name} advertises no GPU ({cut(words, 200)}), and its host has to provide {row.operand}"
+    how = f"install it there, or, if no host provides its own, run: {kubectl_patch(policy.name, row.patch)}"
     return Finding(row.disabled, f"{lack}: {tell_off(row, policy)}; {how}")

@@ -278,7 +278,8 @@ def find_owners(node: NodeView) -> dict[str, str]:
     if not node.label_rewriters or proof is None or node.retry not in ("", proof.retry):
         return dict(node.label_owners)
     advice = (
-        f"has replaced a value of the operator; stop that, then set a new value of {names.ANNOTATION_RETRY}"
+        "has overwritten the operator's value; stop it from doing so, then set a new value of"
+        f" {names.ANNOTATION_RETRY}"
     )
     replaced = {label: who for label, who in node.label_rewriters.items() if not who.startswith(HANDS)}
     return {**{label: f"{who} {advice}" for label, who in replaced.items()}, **node.label_owners}
@@ -300,5 +301,6 @@ def find_owned(node: NodeView, assessed: Assessed) -> str:
         written = {names.LABEL_MIG_CONFIG: mig, names.LABEL_PLUGIN_CONFIG: target.plugin_key}
         for label, owner in owners.items():
             if written[label] != node.labels.get(label, ""):
-                return f"{label} would become {written[label] or 'absent'}, but {owner}"
+                change = f"set {label} to {written[label]}" if written[label] else f"remove {label}"
+                return f"the change would {change}, but {owner}"
     return ""

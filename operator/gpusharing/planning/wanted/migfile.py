@@ -259,7 +259,7 @@ def find_meaning(
             return resolve(entry, gpus)
     meaning = well_known(gpus, name)
     if isinstance(meaning, str) and admin.problem:
-        return f"{meaning}; of the ConfigMap with your own entries, {admin.problem}"
+        return f"{meaning}; in the ConfigMap with your own entries, {admin.problem}"
     return meaning
 
 

@@ -79,7 +79,7 @@ def _is_text(item: object, pattern: str | re.Pattern[str] = "") -> bool:
 
 _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "flag": (lambda item: isinstance(item, bool | None), "true or false, without quotes"),
-    "text": (lambda item: item is None or _is_text(item), "a text, in quotes"),
+    "text": (lambda item: item is None or _is_text(item), "a string, in quotes"),
     "texts": (lambda item: all(map(_is_text, item if isinstance(item, list) else [item or ""])), "texts"),
     "number": (lambda item: item is None or is_whole(item), "a whole number, without quotes"),
     "duration": (

@@ -316,7 +316,8 @@ def _wanted_layouts(
         return (None,) * len(gpus)
     if incapable := next((gpu for gpu in gpus if not gpu.mig_capable), None):
         return Finding(
-            Reason.NOT_MIG_CAPABLE, f"{node}: {incapable.product} has no MIG; use mode TimeSlicing or Full"
+            Reason.NOT_MIG_CAPABLE,
+            f"{node}: {incapable.product} does not support MIG; use mode TimeSlicing or Full",
         )
     if spec.mig.config is not None:
         layouts = _named(spec.mig.config, node, stack, gpus, generated)
@@ -384,9 +385,9 @@ def _find_unfit(layout: Layout, gpu: CardView) -> Finding | None:
     """Return a Finding that says why the card cannot have the layout, or None if it can. The caller puts the name of
     the GPU before its message."""
     if layout == ():
-        return Finding(Reason.LAYOUT_EMPTY, ": MIG on without instances serves nothing")
+        return Finding(Reason.LAYOUT_EMPTY, ": with MIG on but no instances, it would serve nothing")
     if not gpu.profiles:
-        message = f": neither the driver nor our table says what {gpu.product} offers"
+        message = f": neither the driver nor the operator's table lists the MIG profiles of {gpu.product}"
         return Finding(Reason.HARDWARE_UNKNOWN, message)
     fit = find_fit(layout, gpu.profiles)
     if isinstance(fit, Legal):
@@ -498,11 +499,11 @@ def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -
     """
     record, gpus = node.verified, observed.gpus
     if record is None:
-        return "nothing was proven on the node before"
+        return "the node has no earlier proven layout"
     if not record.layout:
         return "an older version of the operator recorded the last proof without its layout"
     if record.gpus not in (0, len(gpus)):
-        return f"the last proof was of {counted(record.gpus, 'GPU')}, and NVML lists {len(gpus)}"
+        return f"the last proof covered {counted(record.gpus, 'GPU')}, but NVML lists {len(gpus)}"
     content, plugin = _find_plugin(record.plugin_config, stack)
     if plugin is None:
         return f"the device plugin's configuration {record.plugin_config} no longer exists"
@@ -511,7 +512,7 @@ def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -
         return f"the mig-parted configuration {record.mig_config} is no longer usable: {layouts}"
     text = describe_layouts(layouts, plugin.sharing.replicas[0][1] if plugin.sharing else 1)
     if text != record.layout:
-        return f"{record.mig_config or 'what is recorded'} now means {text}, but {record.layout} was proven"
+        return f"{record.mig_config or 'the recorded configuration'} now means {text}, but {record.layout} was proven"
     mode = _find_mode(layouts, plugin)
     return Target(
         mode=mode,
@@ -548,7 +549,7 @@ def _find_layouts(
     if record.mig_config:
         return migfile.resolve_name(record.mig_config, node.name, observed.gpus, stack)
     if observed.hardware.layouts != whole:
-        return "MIG is on, and no recorded mig-manager configuration would switch it off"
+        return "MIG is on, and no mig-manager configuration is recorded that would switch it off"
     return whole
 
 

@@ -48,7 +48,7 @@ RELEASED_DAEMON = MpsDaemonView(
 )
 """The MPS daemon as released since DEAF_SINCE, for advice that is given without a cluster (GO v26.7.0
 assets/state-mps-control-daemon)."""
-ADVICE = "device plugins before v0.20 serve profiles with a suffix under the plain name"
+ADVICE = "device plugins before v0.20 advertise profiles with a suffix under the plain name"
 
 _VERSION = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?\b")
 _PLAIN = re.compile(r"\d+g\.\d+gb")
@@ -70,8 +70,8 @@ def find_too_old(
         gpu, first, name = mistaken
         return Finding(
             Reason.MIG_MANAGER_TOO_OLD,
-            f"mig-manager {parted} would take {name} of GPU {gpu.index} ({gpu.product}) for {name} of GPU"
-            f" {first.index} ({first.product}), and fail; upgrade mig-manager to v0.15, or use another profile",
+            f"mig-manager {parted} would confuse {name} of GPU {gpu.index} ({gpu.product}) with {name} of GPU"
+            f" {first.index} ({first.product}) and fail; upgrade mig-manager to v0.15, or use another profile",
         )
     return None
 
@@ -111,7 +111,9 @@ def find_deafness(daemon: MpsDaemonView) -> str:
     if not daemon.signalled:  # the DaemonSet has no config-manager
         return ""
     if daemon.sees_host and _is_before(daemon.version, SKIPS_THREADS_SINCE):
-        return "config-manager panics at the threads of the host's kernel (NVIDIA/k8s-device-plugin#1726)"
+        return (
+            "config-manager crashes when it reads the host's kernel threads (NVIDIA/k8s-device-plugin#1726)"
+        )
     if daemon.signalled == daemon.program or _base(daemon.signalled) != _base(daemon.program):
         return ""  # the daemon runs behind a shell, so its process name is unknown
     return (

@@ -123,7 +123,11 @@ def _unreadable(compared: Comparison) -> str:
 def _quiet(compared: Comparison) -> str:
     """Return a message if the agent has closed NVML for a change, so that its report may be outdated, else an empty
     string."""
-    return "the agent is quiet, so its last reading proves nothing" if compared.observed.quiet else ""
+    return (
+        "the agent has closed NVML for the change, so its last reading may be out of date"
+        if compared.observed.quiet
+        else ""
+    )
 
 
 def _unreachable(compared: Comparison) -> str:
@@ -148,8 +152,8 @@ def find_withheld(target: Target, observed: ObservedView) -> str:
     if blind is None or not (target.with_mig or any(gpu.mig_enabled for gpu in kinds)):
         return ""
     return (
-        f"NVML does not list all MIG instances of GPU {blind.index} to the agent; give its container the rights that"
-        " docs/reference/agent-fields.md names"
+        f"NVML does not list all MIG instances of GPU {blind.index} to the agent; grant its container the rights listed"
+        " in docs/reference/agent-fields.md"
     )
 
 
@@ -165,8 +169,9 @@ def find_missing(node: NodeView, observed: ObservedView) -> str:
     if listed >= proven:
         return ""
     return (
-        f"NVML lists {listed} of the {counted(proven, 'GPU')} proven here; see `dmesg | grep -i nvrm` on {node.name},"
-        f" or, if it should have {listed}: kubectl annotate node {node.name} {names.ANNOTATION_VERIFIED}-"
+        f"NVML lists {listed} of the {counted(proven, 'GPU')} from the last proof; see `dmesg | grep -i nvrm`"
+        f" on {node.name}, or, if the node should have only {listed}, run: kubectl annotate node {node.name}"
+        f" {names.ANNOTATION_VERIFIED}-"
     )
 
 
@@ -186,7 +191,9 @@ def _mode_pending(compared: Comparison) -> str:
     if pending is None:
         return ""
     cause = tell_guest_reset(compared.observed, compared.stack)
-    return f"GPU {pending.index}: a MIG mode change waits for a GPU reset or reboot{cause}"
+    return (
+        f"GPU {pending.index}: a MIG mode change is pending until the GPU is reset or the node reboots{cause}"
+    )
 
 
 def _mig_config(compared: Comparison) -> str:
@@ -281,7 +288,7 @@ def _plugin_config(compared: Comparison) -> str:
     if key == compared.target.plugin_key:
         return ""  # if somebody deletes the entry, it is written again (configmaps.py), and nothing changes on the node
     if not compared.target.plugin_key:
-        return f"{names.LABEL_PLUGIN_CONFIG} is {key}, but should be absent: the default means the same"
+        return f"{names.LABEL_PLUGIN_CONFIG} is {key}, but should be absent: the default entry has the same effect"
     config = effective_plugin_config(compared.node, compared.stack)
     if config is None:
         return f"{names.LABEL_PLUGIN_CONFIG} is {key}, which names no known configuration"

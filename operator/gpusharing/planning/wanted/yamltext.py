@@ -16,7 +16,7 @@ MAX_DEPTH = 20
 TOO_DEEP = f"it is nested more than {MAX_DEPTH} levels deep"
 MAX_VALUES = 100_000
 """The largest number of maps, lists and scalars. A value counts again wherever an alias repeats it."""
-TOO_LARGE = f"it holds more than {MAX_VALUES} values"
+TOO_LARGE = f"it contains more than {MAX_VALUES} values"
 _MERGE = "tag:yaml.org,2002:merge"
 _BOOL = re.compile("(?:y|Y|yes|Yes|YES|true|True|TRUE|on|On|ON|n|N|no|No|NO|false|False|FALSE|off|Off|OFF)$")
 _NUMBER = re.compile(r"[-+]?(?:0[xXbBoO][0-9a-fA-F_]+|[0-9.][0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9_]+)?)$")
@@ -67,7 +67,7 @@ class _Loader(yaml.SafeLoader):
         first = [key.tag == _MERGE for key, _ in node.value]
         if first != sorted(first, reverse=True):
             raise Unreadable(
-                "it has << after other keys, which NVIDIA's programs let it override: put it first"
+                "the merge key << comes after other keys, which it would override in NVIDIA's programs: put it first"
             )
         merges = [value for key, value in node.value if key.tag == _MERGE]
         sources = [one for value in merges for one in (value.value if value.id == "sequence" else [value])]
@@ -128,7 +128,7 @@ def parse_yaml(text: str) -> object:
         where = f" (line {mark.line + 1}: {problem})" if mark is not None else ""
         raise Unreadable(f"it is not YAML{where}") from error
     except (RecursionError, ValueError, OverflowError, TypeError, AttributeError, LookupError) as error:
-        raise Unreadable(f"it is not YAML that can be read ({type(error).__name__})") from error
+        raise Unreadable(f"it is not readable YAML ({type(error).__name__})") from error
     _check_size(document)
     return document
 

@@ -28,7 +28,7 @@ from gpusharing.kube.proxies import find_proxy
 MOST_CHARACTERS = 300
 """How many characters of a message from another program are shown."""
 PORT_FORWARD = (
-    "For one inside a cluster: kubectl -n monitoring port-forward svc/prometheus-operated 9090, then"
+    "To reach one inside a cluster: kubectl -n monitoring port-forward svc/prometheus-operated 9090, then"
     " --prometheus http://127.0.0.1:9090"
 )
 PLAIN_TO_TLS = re.compile(r"HTTP request (?:was sent )?to (?:an )?HTTPS (?:server|port)")
@@ -37,8 +37,8 @@ HTTP request was sent to HTTPS port` (nginx, in an HTML page)."""
 WANTS_CLIENT = "ALERT_CERTIFICATE_REQUIRED"
 """OpenSSL's name for the TLS 1.3 alert that a server sends if we showed no certificate (RFC 8446, 6.2)."""
 NO_FLAG = (
-    "there is no flag for one, so ask it at a port that demands none, such as by --service NAMESPACE/NAME:PORT, or"
-    " through a proxy that has one"
+    "this plugin cannot present one, so use a port that does not require it, such as with --service"
+    " NAMESPACE/NAME:PORT, or a proxy that presents one"
 )
 OTHER_NAME, OLD, EARLY, UNKNOWN_AUTHORITY = (62, 64), (10,), (9,), (2, 18, 19, 20, 21)
 """Codes of OpenSSL 3.0.19 for a certificate that was issued for another name, has expired, is not valid yet, or comes
@@ -91,17 +91,17 @@ def refused(answer: WebAnswer, where: str, through: str) -> Trouble:
     it. `through` is the context whose API server passed the query on; it is empty if Prometheus was queried
     directly."""
     if not through:
-        remedy = "give a token that it accepts: --token-file FILE"
+        remedy = "pass a token that it accepts: --token-file FILE"
     elif not answer.of_api_server:
         remedy = (
-            "it wants a login of its own, which the API server does not pass on: give --prometheus URL and"
+            "it requires its own login, which the API server does not pass on: use --prometheus URL and"
             " --token-file FILE"
         )
     elif answer.status == 401:
-        remedy = f"the credentials of {through} are expired or refused: log in again"
+        remedy = f"the credentials for {through} have expired or were rejected: log in again"
     else:
-        remedy = "you need the right get services/proxy there, or give --prometheus URL"
-    return Trouble(f"{where} refuses access (HTTP {answer.status}{answer.message}): {remedy}")
+        remedy = "you need permission to get services/proxy there, or pass --prometheus URL"
+    return Trouble(f"{where} denies access (HTTP {answer.status}{answer.message}): {remedy}")
 
 
 def no_prometheus(answer: WebAnswer, where: str, through: str) -> Trouble:
@@ -110,7 +110,7 @@ def no_prometheus(answer: WebAnswer, where: str, through: str) -> Trouble:
     if answer.wants_tls:
         secure = f"--prometheus {where.replace('http:', 'https:', 1)}"
         remedy = "--service NAMESPACE/https:NAME:PORT" if through else secure
-        return Trouble(f"{where} speaks TLS but was queried without it: write {remedy}")
+        return Trouble(f"{where} expects TLS but was queried without it: use {remedy}")
     words = answer.message or (f": {answer.line}" if answer.line else "")
     return stranger(f"HTTP {answer.status}{words}", where)
 
@@ -119,7 +119,7 @@ def stranger(what: str, where: str) -> Trouble:
     """Return the Trouble for a server that is not a Prometheus. `what` is a clause about its response, such as `HTTP
     404: not found`."""
     return Trouble(
-        f"{where} does not answer as Prometheus does ({what}). Give the address that serves"
+        f"{where} does not respond like a Prometheus ({what}). Pass the address that serves"
         " /api/v1/query, such as http://127.0.0.1:9090"
     )
 
@@ -130,16 +130,18 @@ def unreachable(error: Exception, where: str, through: str) -> Trouble:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return _untrusted(error.certificate_error, where, through)
     if WANTS_CLIENT in str(error):
-        return Trouble(f"{where} demands a client certificate: {NO_FLAG}")
+        return Trouble(f"{where} requires a client certificate: {NO_FLAG}")
     if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
-        return Trouble(f"TLS with {where} failed: {error_text(error)}. Does it speak http://?")
+        return Trouble(f"TLS with {where} failed: {error_text(error)}. Is it an http:// address?")
     if isinstance(error, aiohttp.InvalidURL):
-        return Trouble(f"{where} is not an address; write one like http://127.0.0.1:9090")
+        return Trouble(f"{where} is not a valid address; use one like http://127.0.0.1:9090")
     # The alert arrives after our handshake, and is lost if the server closes the connection before we read it.
     ended = isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError) or (
         isinstance(error, OSError) and error.errno in (errno.ECONNRESET, errno.EPIPE)
     )
-    maybe = f"It may demand a client certificate: {NO_FLAG}. " if ended and where.startswith("https:") else ""
+    maybe = (
+        f"It may require a client certificate: {NO_FLAG}. " if ended and where.startswith("https:") else ""
+    )
     return Trouble(f"no Prometheus answers at {where}: {error_text(error)}. {maybe}{PORT_FORWARD}")
 
 
@@ -155,11 +157,11 @@ def _untrusted(error: Exception, where: str, through: str) -> Trouble:
     elif code in EARLY:
         remedy = "It is not valid yet: correct the clock here, or on the machine that made it"
     elif code in UNKNOWN_AUTHORITY and through:
-        remedy = f"Its authority is not the certificate-authority of {through} in the kubeconfig"
+        remedy = f"It was not signed by the certificate-authority of {through} in the kubeconfig"
     elif code in UNKNOWN_AUTHORITY:
-        remedy = "Give the authority that signed it: --ca-file FILE"
+        remedy = "Pass the authority that signed it: --ca-file FILE"
     else:
-        remedy = "Have another one made for the server"
+        remedy = "Replace the certificate of the server"
     return Trouble(f"the certificate of {where} is not trusted: {error_text(error)}. {remedy}")
 
 
@@ -177,7 +179,9 @@ PARALLEL = 4
 """How many queries may run at the same time."""
 CLOCKS = (1e9, 4e9)
 """The earliest and the latest plausible time of a server's clock, in seconds since 1970: 2001 and 2096."""
-LESS = "query less, with --selector or with a --window of hours: a longer one is queried a day at a time"
+LESS = (
+    "narrow the query with --selector, or use a --window of hours: a longer one is queried one day at a time"
+)
 TOO_MUCH = re.compile(r"too many|exceed|\blimit\b")
 """Matches the errors of programs that limit queries: `query processing would load too many samples` (Prometheus
 promql/engine.go at d15adb9), `the query hit the max number of series limit` (Cortex
@@ -247,7 +251,7 @@ class Prometheus:
         if not first <= answer[0].value <= last:
             raise Trouble(
                 f"the clock of {self.place.where} shows {answer[0].value:.6g} s since 1970, which is not a"
-                " plausible time: set it right, or name another Prometheus, such as --prometheus"
+                " plausible time: correct it, or use another Prometheus, such as --prometheus"
                 " http://127.0.0.1:9090"
             )
         return answer[0].value
@@ -298,7 +302,7 @@ class Prometheus:
             self.warnings.update(printable(str(item)) for item in answer.get("warnings") or ())
             return [_series(item) for item in answer["data"]["result"]]
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            what = f"its answer has no result that can be read: {error_text(error)}"
+            what = f"its response has no readable result: {error_text(error)}"
             raise stranger(what, self.place.where) from error
 
     async def _ask(self, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
@@ -384,7 +388,7 @@ def place_of(
         raise Trouble(f"--prometheus {url}: write an address like http://127.0.0.1:9090")
     if token_file and parts.scheme == "http" and not _is_this_machine(parts.hostname or ""):
         raise Trouble(
-            f"--token-file: anyone between here and {url} could read the token: use https://, or a"
+            f"--token-file: the token would be sent unencrypted to {url}: use https://, or a"
             " port-forward to 127.0.0.1"
         )
     authorization, trust = "", None
@@ -392,16 +396,15 @@ def place_of(
         token = _text(token_file, "--token-file")
         if not token.isascii() or not token.isprintable() or not token or " " in token:
             raise Trouble(
-                f"--token-file {token_file}: it holds no token; it must have one line, the token and nothing else"
+                f"--token-file {token_file}: it does not contain a token; it must be one line with nothing but the"
+                " token"
             )
         authorization = f"Bearer {token}"
     try:
         if parts.scheme == "https" or ca_file:  # without a file, the authorities of this machine
             trust = ssl.create_default_context(cadata=_text(ca_file, "--ca-file") if ca_file else None)
     except (ssl.SSLError, ValueError) as error:
-        raise Trouble(
-            f"--ca-file {ca_file}: there are no PEM certificates in it: {error_text(error)}"
-        ) from error
+        raise Trouble(f"--ca-file {ca_file}: it contains no PEM certificates: {error_text(error)}") from error
     try:
         proxy = find_proxy(url, None, environment)
     except Unauthorized as error:
@@ -435,7 +438,7 @@ async def _body(response: aiohttp.ClientResponse, place: Endpoint) -> bytes:
         taken += len(part)
         if taken > MOST_BYTES:
             raise Trouble(
-                f"an answer of {place.where} is larger than {MOST_BYTES >> 20} MiB: query less, with --selector"
+                f"a response of {place.where} is larger than {MOST_BYTES >> 20} MiB: narrow the query with --selector"
             )
     return b"".join(parts)
 

@@ -37,7 +37,7 @@ async def find_place(session: Session, named: str) -> Endpoint:
     """Return how to reach the Service `named`, which is written NAMESPACE/NAME:PORT, or if it is empty, the only
     Service that looks like a Prometheus. Raises Trouble if there is not exactly one, or if the login fails."""
     if session.login is None:
-        raise Trouble("there is no API server to go through: give --prometheus URL")
+        raise Trouble("there is no API server through which a Service can be reached: pass --prometheus URL")
     path = _path_of(named or _name(_one_of(await _services(session), session.where)))
     try:
         return await _place(session.login, session.where, path, chosen=not named)
@@ -70,7 +70,7 @@ async def _place(login: Login, cluster: str, path: str, *, chosen: bool) -> Endp
         through=cluster,
         renew=renew,
         # Anyone who may create Services can label one like this, so a person should see which one was queried.
-        remark=f"{where} was queried, because its labels are those of a Prometheus; use --service to name another"
+        remark=f"{where} was queried because its labels are those of a Prometheus; use --service to choose another"
         if chosen
         else "",
     )
@@ -82,7 +82,7 @@ async def _services(session: Session) -> list[JSON]:
     try:
         return await session.all(SERVICES)
     except Trouble as trouble:
-        raise Trouble(f"{trouble}. To skip the search, name it: {NAME}") from trouble
+        raise Trouble(f"{trouble}. To skip the search, pass {NAME}") from trouble
 
 
 def _path_of(flag: str) -> str:
@@ -112,10 +112,10 @@ def _one_of(services: list[JSON], where: str) -> JSON:
         if matches:
             names = ", ".join(sorted(map(_name, matches))[:5])
             raise Trouble(
-                f"{where} has several Services that look like a Prometheus: {names}. Name one:"
+                f"{where} has several Services that look like a Prometheus: {names}. Choose one:"
                 f" --service {_name(matches[0])}"
             )
-    raise Trouble(f"no Service of {where} looks like a Prometheus. Name one: {NAME}")
+    raise Trouble(f"no Service of {where} looks like a Prometheus. Pass {NAME}")
 
 
 def _name(raw: JSON) -> str:

@@ -63,7 +63,7 @@ def describe_absences(seconds: dict[str, float]) -> list[str]:
         return []
     return [
         f"Prometheus has no samples of {_nodes(seconds, duration)} in a gap of the window, but has some from"
-        " before and after it: if the agent restarted in the gap, some or all of that time is billed to nobody"
+        " before and after it: if the agent restarted in the gap, some or all of that time is not billed to anyone"
     ]
 
 
@@ -179,27 +179,27 @@ async def find_losses(
     remarks: list[str] = []
     if silent:
         missing.append(
-            f"Prometheus got no answer from the agent of {_nodes(silent, duration)}, or it could not read its GPUs:"
-            f" what they did meanwhile is billed to nobody. See {LOOK}"
+            f"Prometheus got no answer from the agent of {_nodes(silent, duration)}, or the agent could not read its"
+            f" GPUs: usage during that time is not billed to anyone. Check: {LOOK}"
         )
     if bare > sum(1 for node in silent if down[node][1] > query.end - LATELY):
         have = "have" if bare > 1 else "has"
         missing.append(
             f"{counted(bare, 'node')} {have} no Ready agent at the end of the window"
-            f" (gpusharing_policy_nodes_without_agent), and what such GPUs do is billed to nobody. See {LOOK}"
+            f" (gpusharing_policy_nodes_without_agent), so usage of their GPUs is not billed to anyone. Check: {LOOK}"
         )
     others = ours - silent.keys()
     if came := {node: absences.first[node] for node in others & absences.came(SHORT)}:
         names = _nodes(came, lambda at: f"since {moment(at)}")
         remarks.append(
-            f"some nodes have samples from a later time than the beginning of the window: {names}; if their GPUs were"
-            " there before, that time is billed to nobody"
+            f"the first samples of some nodes are later than the beginning of the window: {names}; if their GPUs were"
+            " there before, that time is not billed to anyone"
         )
     if left := {node: absences.last[node] for node in others & absences.left(SHORT)}:
         names = _nodes(left, lambda at: f"until {moment(at)}")
         remarks.append(
-            f"some nodes have no samples until the end of the window: {names}; if their GPUs are still there, the time"
-            " since then is billed to nobody"
+            f"the last samples of some nodes are earlier than the end of the window: {names}; if their GPUs are still"
+            " there, the time since then is not billed to anyone"
         )
     return missing, remarks
 

@@ -107,9 +107,10 @@ def _gpus(fold: Fold, latest: int, where: str) -> dict[str, Gpu]:
     gpus = {uuid: gpu for uuid, gpu in fold.gpus.items() if gpu.last > latest - PRESENT}
     if not gpus:
         card = fold.card
-        which = f"no {card.key}" if card else "no GPU"
+        model = f" of model {card.key}" if card else ""
         raise Trouble(
-            f"Prometheus knows {which} of {where}: nodes are identified by the label node, else by Hostname"
+            f"Prometheus has no data on GPUs{model} of {where}; nodes are identified by the label node, or else by"
+            " Hostname"
         )
     models = Counter(bare_product(gpu.model) for gpu in gpus.values())
     if len(models) > 1:
@@ -131,7 +132,7 @@ def _refuse_mixed(fold: Fold, gpus: Mapping[str, Gpu], latest: int, where: str) 
         models = ", ".join(sorted({bare_product(gpu.model) for gpu in beside}))
         raise Trouble(
             f"{counted(len(mixed), 'node')} of {where} ({some(mixed)}) also {'have' if len(mixed) > 1 else 'has'} GPUs"
-            f" of another model ({models}), and a layout names GPUs by their index among all of a node: it would divide"
+            f" of another model ({models}), and a layout identifies GPUs by their index on the node, so it would divide"
             " the wrong ones. Choose nodes with GPUs of one model: -l gpusharing.dev/pool=a"
         )
 
@@ -139,7 +140,7 @@ def _refuse_mixed(fold: Fold, gpus: Mapping[str, Gpu], latest: int, where: str) 
 def _without_node(gpus: Iterable[Gpu]) -> Iterator[str]:
     """Yield a remark if the node of some GPU is unknown."""
     if any(not gpu.node for gpu in gpus):
-        yield "the node of some GPUs is unknown (label node, Hostname or hostname): each counts as a node of its own"
+        yield "the node of some GPUs is unknown (label node, Hostname or hostname): each counts as a separate node"
 
 
 def _away(gpus: Iterable[Gpu], latest: int) -> Iterator[str]:
@@ -174,8 +175,8 @@ def _replaced(fold: Fold, latest: int) -> Iterator[str]:
         gone = "they are" if len(old) > 1 else "it is"
         yield (
             f"the history of {counted(len(old), 'node')} with GPUs ({some(old)}) is left out: {gone} gone, and nodes"
-            " are chosen by the labels of today. If such a node was of this pool, ask without -l and --policy, with"
-            " --card where there are several models"
+            " are chosen by their current labels. If such a node belonged to this pool, run this without -l and"
+            " --policy, and with --card if there are several models"
         )
 
 

@@ -66,8 +66,8 @@ def namespace_of(series: Series) -> str:
 def no_label(label: str) -> str:
     """Return the message for a label that no namespace has in Prometheus, with a remedy."""
     return (
-        f"Prometheus knows no namespace with the label {label}. kube-state-metrics exports only the"
-        f" labels that a flag names: --metric-labels-allowlist=namespaces=[{label}]. Without it, use --by namespace"
+        f"no namespace in Prometheus has the label {label}. kube-state-metrics exports only the"
+        f" labels that a flag names: --metric-labels-allowlist=namespaces=[{label}]. Otherwise use --by namespace"
     )
 
 
@@ -79,7 +79,7 @@ def describe_rivals(namespaces: Set[str], label: str) -> list[str]:
     several = len(namespaces) > 1
     return [
         f"{'namespaces' if several else 'namespace'} {some(sorted(namespaces))} {'have' if several else 'has'} several"
-        f" values of {label} at once, as when several clusters have {'them' if several else 'it'}, so"
+        f" values of {label} at once, for example because several clusters have {'them' if several else 'it'}, so"
         f" {'their' if several else 'its'} usage is listed under (no {label}): {CHOOSE}"
     ]
 
@@ -166,7 +166,7 @@ async def read_metered(prometheus: Prometheus, query: MeterQuery) -> MeteredPool
         raise Trouble(no_label(query.by))
     if unlabelled:
         metered.missing.append(
-            f"on {counted(unlabelled, 'day')} Prometheus knew no namespace with the label {query.by}: usage on"
+            f"on {counted(unlabelled, 'day')}, no namespace in Prometheus had the label {query.by}: usage on"
             f" {'those days' if unlabelled > 1 else 'that day'} is listed under (no {query.by})"
         )
     metered.missing += describe_rivals(rivals, query.by)
@@ -178,7 +178,7 @@ async def read_metered(prometheus: Prometheus, query: MeterQuery) -> MeteredPool
     metered.missing += [f"Prometheus warns: {warning}" for warning in sorted(prometheus.warnings)]
     if any(OTHERS in (cell.tenant, cell.policy) for cell in metered.cells):
         metered.remarks.append(
-            f"{OTHERS} is what a node metered beyond 128 accounts or 16 policies; its owners are unknown"
+            f"{OTHERS} is time that a node metered beyond 128 accounts or 16 policies; it is unknown who used it"
         )
     return metered
 
@@ -347,8 +347,8 @@ class _Unseen:
             return []
         names = some(sorted({node or "a node" for node, _ in lost}))
         return [
-            f"Prometheus did not see {names} for a while, and {sum(lost.values()) / 3600:,.1f} GPU-hours that were"
-            " metered meanwhile are billed to nobody"
+            f"Prometheus did not scrape {names} for a while, and {sum(lost.values()) / 3600:,.1f} GPU-hours that were"
+            " metered during that time are not billed to anyone"
         ]
 
 
@@ -368,10 +368,10 @@ async def _gaps(prometheus: Prometheus, query: MeterQuery) -> list[str]:
         f"count({GPUS}{chosen})",
         query.start,
         query.end,
-        nothing=f"{prometheus.place.where} has no data of the meter in this window ({GPUS}){where}: does it scrape the"
-        " agents? In the chart: monitoring.podMonitor.enabled=true, with the labels that your Prometheus"
+        nothing=f"{prometheus.place.where} has no data from the meter in this window ({GPUS}){where}: does it scrape"
+        " the agents? In the chart: monitoring.podMonitor.enabled=true, with the labels that your Prometheus"
         " selects PodMonitors by",
-        lost="the metered amount for that time is known only in part",
+        lost="usage during that time is only partly known",
     )
 
 
@@ -400,7 +400,7 @@ def _refuse(node: str, differ: Mapping[str, Sequence[str]]) -> None:
     if not node:
         raise Trouble(
             f"series of the meter do not name their node, and differ in the label {label} ({values}): two nodes cannot"
-            " be told from one that is scraped twice. The chart's monitors set the label node, from"
+            " be distinguished from one that is scraped twice. The chart's monitors set the label node, from"
             " __meta_kubernetes_pod_node_name; make your scrape configuration do the same"
         )
     twice = f"{node} would be billed twice: its series differ in the label {label} ({values})"
@@ -409,18 +409,20 @@ def _refuse(node: str, differ: Mapping[str, Sequence[str]]) -> None:
             f", and {name} ({', '.join(differ[name][:5])})" for name in sorted(differ) if name != label
         )
         raise Trouble(
-            f"{twice}{others}, and several were scraped at the same time, as when two agents run there or one is"
-            " scraped at two addresses. Stop one, then ask for a window that begins later, such as --window 1d. Do not"
+            f"{twice}{others}, and several were scraped at the same time, for example because two agents run there or"
+            " one"
+            " is scraped at two addresses. Stop one, then use a window that begins later, such as --window 1d. Do not"
             " select by these labels: they may change when an agent restarts"
         )
     if label in OF_PARTS:
         raise Trouble(
-            f"{twice}, as when two installations of the agent run there. Remove one, and ask for a time in"
-            " which there was one, such as --window 1d: series of tenants cannot be chosen by that label"
+            f"{twice}, for example because two installations of the agent run there. Remove one, and use a window in"
+            " which"
+            " there was only one, such as --window 1d: series of tenants cannot be selected by that label"
         )
     escaped = differ[label][0].replace("\\", r"\\").replace('"', r"\"")
     matcher = f'{label}="{escaped}"'
     raise Trouble(
-        f"{twice}, as when two Prometheus servers scrape the same agents, or one does so twice. Choose one:"
+        f"{twice}, for example because two Prometheus servers scrape the same agents, or one does so twice. Choose one:"
         f" --selector {quote(matcher)}"
     )

@@ -107,7 +107,7 @@ def whole_fleet(card: str) -> NodeScope:
     """Return the scope of all nodes whose GPUs Prometheus knows. Its policy is named after `card`, or `pool` if that
     is empty."""
     name = _name({"": card})
-    return NodeScope(name, "what Prometheus sees", _of_label(name), unlabelled=True)
+    return NodeScope(name, "all nodes in Prometheus", _of_label(name), unlabelled=True)
 
 
 def narrow(scope: NodeScope, nodes: int, card: str) -> tuple[NodeScope, tuple[str, ...]]:
@@ -119,7 +119,7 @@ def narrow(scope: NodeScope, nodes: int, card: str) -> tuple[NodeScope, tuple[st
     if others < 1:
         return scope, ()
     summary = (
-        f"Prometheus knows GPUs{card and f' of model {card}'} on {nodes} of the"
+        f"Prometheus has data on GPUs{card and f' of model {card}'} on {nodes} of the"
         f" {counted(len(scope.nodes or ()), 'node')} of {scope.where}"
     )
     if not card:
@@ -148,7 +148,7 @@ async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
     """Return the scope that `--policy` or `-l` selects, as read from the API server. Without either flag, return the
     whole fleet and request nothing. Raises Trouble, also if no node is selected."""
     if typed.policy and typed.nodes:
-        raise Trouble("give --policy or -l, not both")
+        raise Trouble("pass either --policy or -l, not both")
     if typed.policy:
         policy = await session.get(POLICIES, typed.policy)
         return _of_policy(policy, *await session.lists(POLICIES, NODES))
@@ -222,8 +222,8 @@ async def find_in_prometheus(
     that a node must have."""
     if typed.policy:
         raise Trouble(
-            "--policy is read from the cluster: leave out --prometheus (--service names one in it), or choose the nodes"
-            " by -l"
+            "--policy needs access to the cluster: omit --prometheus (use --service for one in the cluster), or choose"
+            " the nodes with -l"
         )
     if not typed.nodes:
         return whole_fleet(typed.card)
@@ -235,19 +235,19 @@ async def find_in_prometheus(
     demanded = {key for key, operator, _ in rows if operator in ("In", "Exists") or not labels}
     if lacking := [key for key in named if key in unseen & demanded]:
         raise Trouble(
-            f"Prometheus knows no node with the label {' or '.join(lacking)}. kube-state-metrics exports only the"
-            f" labels that a flag names: --metric-labels-allowlist=nodes=[{','.join(named)}]. Without it, leave out"
-            " --prometheus, so that the cluster is asked"
+            f"no node in Prometheus has the label {' or '.join(lacking)}. kube-state-metrics exports only the"
+            f" labels that a flag names: --metric-labels-allowlist=nodes=[{','.join(named)}]. Otherwise omit"
+            " --prometheus, so that the labels are read from the cluster"
         )
     remarks = tuple(
-        f"Prometheus knows no node with the label {key}, so that part of -l {typed.nodes} excludes no node: either no"
+        f"no node in Prometheus has the label {key}, so that part of -l {typed.nodes} excludes no node: either no"
         f" node has it, or kube-state-metrics does not export it (--metric-labels-allowlist=nodes=[{','.join(named)}])"
         for key in named
         if key in unseen
     )
     nodes = frozenset(node for node, of_node in labels if matches(of_node, {}, rows))
     if not nodes:
-        raise Trouble(f"Prometheus knows no node with the labels {typed.nodes}")
+        raise Trouble(f"no node in Prometheus has the labels {typed.nodes}")
     return replace(scope_of(rows, nodes, typed.nodes), remarks=remarks)
 
 

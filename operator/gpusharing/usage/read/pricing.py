@@ -19,7 +19,7 @@ POLICY_METRIC = "gpusharing_policy_gpu_hourly_price"
 PRODUCT_METRIC = "gpusharing:product_gpu_hourly_price"
 REMEDY = (
     'set spec.cost.gpuHourlyPrice of the policy, such as "3.20", or monitoring.gpuHourlyPrices of the chart; a price'
-    " counts from the moment at which Prometheus sees it"
+    " applies from the time at which Prometheus first scrapes it"
 )
 """What to do about an unknown price."""
 MOST = 1e15
@@ -27,7 +27,7 @@ MOST = 1e15
 """
 NO_NUMBER = "that is not a number"
 """The reason given for a value that is NaN."""
-CHOOSE = "choose one by --selector"
+CHOOSE = "choose one with --selector"
 """The remedy if several clusters have an object of the same name."""
 
 _Fault = tuple[tuple[str, str], str]
@@ -84,7 +84,7 @@ class Prices:
             for product, by_currency in sorted(by_product.items())
         ]
         if any(price != prices[0] for price in prices):
-            return f"its GPUs ({', '.join(sorted(by_product))}) have several"
+            return f"its GPUs ({', '.join(sorted(by_product))}) have several prices"
         return prices[0]
 
     def _only(self, key: tuple[str, str], by_currency: Mapping[str, Fraction], source: str) -> Price | str:
@@ -93,7 +93,7 @@ class Prices:
         subject = " ".join(key)
         if len(by_currency) > 1:
             several = f"{subject} had several currencies on that day ({', '.join(sorted(by_currency))})"
-            return f"{several}, as when several clusters have it, or it was changed: {CHOOSE}"
+            return f"{several}, for example because several clusters have it, or because it was changed: {CHOOSE}"
         if key in self.rivals:
             return _rivalry(subject)
         ((currency, amount),) = by_currency.items()
@@ -102,7 +102,7 @@ class Prices:
 
 def _rivalry(subject: str) -> str:
     """Return the clause about a subject that has several prices at the same time."""
-    return f"{subject} has several prices at once, as when several clusters have it: {CHOOSE}"
+    return f"{subject} has several prices at once, for example because several clusters have it: {CHOOSE}"
 
 
 def read_prices(
@@ -177,9 +177,9 @@ def _fault(metric: str, label: str, subject: str, value: float, currency: str = 
         if not currency
         else NO_NUMBER
         if math.isnan(value)
-        else "a price is 0 or more"
+        else "a price cannot be negative"
         if value < 0
-        else "no price is that high"
+        else "no plausible price is that high"
     )
     return (label, _dashed(subject)), f"{metric} of {label} {subject} is {value:g}, which is left out: {why}"
 

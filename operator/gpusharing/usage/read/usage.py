@@ -89,7 +89,7 @@ async def read_usage(prometheus: Prometheus, usage_query: UsageQuery) -> Usage:
         nothing=f"{prometheus.place.where} has no GPU metrics in this window ({USED}, {OWN}){where}: does it scrape"
         " dcgm-exporter or the operator's agents? In the GPU Operator: dcgmExporter.serviceMonitor.enabled=true; in"
         " the operator's chart: monitoring.podMonitor.enabled=true",
-        lost="what was used meanwhile is unknown",
+        lost="usage during that time is unknown",
         points=min(MOST_POINTS, SAMPLES / most_series_at_once),
     )
     hours = max(1, round((usage_query.end - usage_query.start) / HOUR))
@@ -125,7 +125,7 @@ async def _series(prometheus: Prometheus, usage_query: UsageQuery) -> float:
     if most > MOST_SERIES:
         raise Trouble(
             f"{prometheus.place.where} has {most:,.0f} series of GPUs at one time, and this plugin reads at most"
-            f" {MOST_SERIES:,} at once: choose some, such as by --selector 'cluster=\"east\"'"
+            f" {MOST_SERIES:,} at once: select some of them, for example with --selector 'cluster=\"east\"'"
         )
     return most
 
@@ -185,8 +185,8 @@ def _declared(annotated: Iterable[Series], remarks: list[str]) -> dict[Pod, int]
             declared[pod] = number
         else:
             remarks.append(
-                f"the annotation {ANNOTATION_GPU_MEMORY} of pod {'/'.join(pod)} is {size[:40]!r}, which is left out:"
-                " write it like 15Gi"
+                f"the annotation {ANNOTATION_GPU_MEMORY} of pod {'/'.join(pod)} is {size[:40]!r}, which is not a valid"
+                " size and is ignored: write it like 15Gi"
             )
     return declared
 
@@ -243,13 +243,13 @@ def _remarks(fold: Fold) -> list[str]:
     shared = sum(1 for record in fold.records.values() if record.shared)
     if shared:
         remarks.append(
-            f"{counted(shared, 'workload')} shared GPUs of which dcgm-exporter reports only what all pods"
-            " take together: how much each took is unknown for these hours. The operator's agent reports it"
+            f"{counted(shared, 'workload')} shared GPUs for which dcgm-exporter reports only the sum of"
+            " all pods, so the usage of each is unknown for these hours. The operator's agent reports it"
             " (docs/how-to/usage.md)"
         )
     if fold.records and all(isnan(value) for record in fold.records.values() for value in record.activity):
         remarks.append(
-            f"how busy the GPUs were is unknown ({ACTIVE} of dcgm-exporter is among its default metrics, and"
-            " needs profiling rights): the answer is based on memory alone"
+            f"how busy the GPUs were is unknown (dcgm-exporter reports {ACTIVE} by default, but needs profiling"
+            " rights for it): the answer is based on memory alone"
         )
     return remarks

@@ -94,7 +94,7 @@ class Doubt(StrEnum):
 
     TOO_LITTLE = "too little history"
     PREALLOCATED = "LIKELY PREALLOCATED"
-    HELD_BACK = "takes all the compute of its slice, so may need more"
+    HELD_BACK = "uses all the compute of its slice, so it may need more"
     NO_ACTIVITY = "activity unknown"
     GAPS = "gaps"
 
@@ -303,14 +303,14 @@ def _part_of_activity(history: History, holds: Callable[[float], bool]) -> float
 def _reason(history: History, memory: Histogram, span: timedelta, doubts: tuple[Doubt, ...]) -> str:
     """Return a clause for people that says what the need is based on, or why it is unknown."""
     if history.declared is not None:
-        return "its owner says what it needs"
+        return "its owner declared what it needs"
     if Doubt.TOO_LITTLE in doubts:
         hours = round(span / _HOUR)
         return (
-            f"{memory.samples} hourly peaks over {hours} h, and at least {MIN_POINTS} over "
+            f"{memory.samples} hourly peaks over {hours} h, but at least {MIN_POINTS} over "
             f"{round(MIN_SPAN / _HOUR)} h are needed"
         )
     if Doubt.PREALLOCATED in doubts:
-        return "memory is flat and activity low, so the program may just reserve it: say what it needs"
+        return "memory usage is flat and activity low, so the program may only reserve memory: declare what it needs"
     days = min(span / _DAY, memory.samples / 24)
     return f"{days:.0f} days of data" if days >= 1.5 else "1 day of data"

@@ -107,8 +107,8 @@ def _steps(answer: RecommendReport) -> Iterator[str]:
     if answer.policy is not None and answer.recommendation is not None and answer.recommendation.unplaced:
         names = some([_name(each.need.workload) for each in answer.recommendation.unplaced])
         yield (
-            f"This layout has no place for {names}: give them GPUs elsewhere before you apply it to their nodes,"
-            " or their pods may wait"
+            f"This layout has no place for {names}: provide GPUs for them elsewhere before you apply it to their nodes,"
+            " or their pods may stay Pending"
         )
     silent = [
         _name(need.workload)
@@ -117,12 +117,13 @@ def _steps(answer: RecommendReport) -> Iterator[str]:
     ]
     if silent:
         yield (
-            f"Ask the owners of {some(silent)} what a pod needs, and put it on the pods as {ANNOTATION_GPU_MEMORY}:"
+            f"Ask the owners of {some(silent)} how much GPU memory a pod needs, and declare it on the pods, such as"
+            f" {ANNOTATION_GPU_MEMORY}:"
             f" 15Gi. kube-state-metrics has to export it: --metric-annotations-allowlist=pods=[{ANNOTATION_GPU_MEMORY}]"
         )
     if answer.policy is not None and answer.scope.unlabelled:
         labels = ",".join(f"{key}={value}" for key, value in answer.scope.selector["matchLabels"].items())
-        yield f"The policy selects nodes by a label that they need first: kubectl label node NODE {labels}"
+        yield f"The policy selects nodes by a label that they do not have yet: kubectl label node NODE {labels}"
 
 
 def _name(workload: Workload) -> str:
@@ -235,7 +236,7 @@ def why_of(need: Need | None, placed: Placed | Unplaced | None) -> str:
     reasons = [str(placed.bound)]
     reasons += [str(doubt) for doubt in need.doubts if doubt is not Doubt.PREALLOCATED]
     if need.history.declared is not None:
-        reasons.append(f"its owner says {_size(need.history.declared)}")
+        reasons.append(f"its owner declared {_size(need.history.declared)}")
     elif need.confidence is not Confidence.HIGH:
         reasons.append(need.reason)
     if need.idle is not None and need.idle > 0.5:
@@ -256,7 +257,10 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
         if samples:
             yield line("  ", Span(f"{name}  ", Ink.FAINT), sparkline(samples, top, paper))
     if history.activity and history.of_device:
-        text = "activity is of the whole device, which other pods held too: how much of it this one took is unknown"
+        text = (
+            "activity is that of the whole device, which other pods used too: how much of it came from this workload"
+            " is unknown"
+        )
         yield from prose(text, paper, indent="  ", hang="  ", ink=Ink.WAITING)
     if Doubt.HELD_BACK in need.doubts and need.full is not None:
         text = (
@@ -316,7 +320,7 @@ def packing_of(recommendation: Recommendation) -> str:
     """Return a sentence that says how many GPUs and nodes the layout takes and the pool has, what is left over, and
     how much memory pods on the worst shared GPU could use today."""
     if not recommendation.placed:
-        return "There is no layout, because what the workloads need of an instance is unknown."
+        return "There is no layout, because it is unknown how large an instance the workloads need."
     pool = recommendation.pool
     need = "needs" if recommendation.pods == 1 else "need"
     clauses = [
@@ -325,9 +329,9 @@ def packing_of(recommendation: Recommendation) -> str:
         f" {counted(pool.gpus, 'GPU')} on {counted(len(pool.nodes), 'node')}, {pool.used} of them in use"
     ]
     if recommendation.gpus > pool.gpus:
-        clauses.append(f"that is {recommendation.gpus - pool.gpus} more than there are")
+        clauses.append(f"that is {recommendation.gpus - pool.gpus} more than the pool has")
     if recommendation.idle:
-        clauses.append(f"there is room for {layout_text(recommendation.idle).replace('+', ', ')} more")
+        clauses.append(f"instances left free: {layout_text(recommendation.idle).replace('+', ', ')}")
     lost = ((recommendation.stranded.slices, "compute slice"), (recommendation.stranded.units, "memory unit"))
     if any(count for count, _ in lost):
         clauses.append(
@@ -352,7 +356,7 @@ def shared_of(shared: Shared) -> str:
         busy = (
             ""
             if shared.busy is None
-            else f"; it has {1 / shared.replicas:.0%} of the compute, and the busiest takes {shared.busy:.0%}"
+            else f"; it has {1 / shared.replicas:.0%} of the compute, and the busiest uses {shared.busy:.0%}"
         )
         but = "a fatal fault of one pod reaches all clients of its GPU"
     else:
@@ -361,14 +365,16 @@ def shared_of(shared: Shared) -> str:
         busy = (
             ""
             if shared.busy is None
-            else f"; the {shared.replicas} busiest take {shared.busy:.0%} of the compute"
+            else f"; the {shared.replicas} busiest use {shared.busy:.0%} of the compute"
         )
         but = "a pod that uses too much memory makes the others fail"
     unknown = "; how busy all of them are is unknown" if shared.busy is None else ""
     return (
-        f"Sharing whole GPUs would take fewer: {pods} on {gpus} using {way}, and on {shared.instead} using this layout"
-        f" ({fits}{busy}{unknown}). But nothing isolates them: {but}, and they cannot be billed by use. If no isolation"
-        " was promised and all of them trust each other, let them share: kubectl gpusharing advise asks about that"
+        f"Sharing whole GPUs would need fewer GPUs: {pods} on {gpus} using {way}, and on {shared.instead} using this"
+        " layout"
+        f" ({fits}{busy}{unknown}). But nothing isolates them: {but}, and they cannot be billed by usage. If no"
+        " isolation"
+        " was promised and all of them trust each other, consider sharing: kubectl gpusharing advise helps you decide"
     )
 
 
@@ -381,7 +387,7 @@ def _next(answer: RecommendReport, paper: Paper, written: str) -> list[Line]:
         return lines
     if written:
         note = (
-            f"Wrote {written}. It has no effect until you apply it. What it would do: kubectl gpusharing plan"
+            f"Wrote {written}. It has no effect until you apply it. To see what it would do: kubectl gpusharing plan"
             f" -f {written}"
         )
     else:
@@ -418,7 +424,7 @@ def as_file(answer: RecommendReport) -> str:
     import yaml  # as in terminal.py: it costs as much as a short command
 
     comments = [
-        "Proposed by kubectl gpusharing recommend from what was measured. Nothing changes until somebody"
+        "Proposed by kubectl gpusharing recommend from what was measured. Nothing changes until someone"
         " approves the plan.",
         f"{answer.span}; {answer.packing}",
         *filter(None, (simulated_sentence(answer.observed.simulated),)),
