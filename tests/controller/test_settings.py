@@ -51,7 +51,7 @@ def test_values_reach_the_shell_and_the_planner_with_their_types() -> None:
         ("PARALLEL", "2.5", "is not a whole number; for example GPUSHARING_PARALLEL=16"),
         ("IDLE", "-1", "is negative; for example GPUSHARING_IDLE=3.0"),
         ("PARALLEL", "0", "must be above 0; for example GPUSHARING_PARALLEL=16"),
-        ("MAX_IN_FLIGHT", "501", "is more than the 500 nodes"),
+        ("MAX_IN_FLIGHT", "501", "is more than 500, the number of nodes"),
         ("RELIST", "0", "must be above 0; for example GPUSHARING_RELIST=600.0"),
         ("PROBE_PORT", "70000", "is not a port; for example GPUSHARING_PROBE_PORT=8081"),
         ("LOG_FORMAT", "xml", "is not one of json, console; for example GPUSHARING_LOG_FORMAT=json"),

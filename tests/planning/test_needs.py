@@ -98,7 +98,7 @@ def test_flat_memory_with_little_activity_is_likely_preallocated_and_nothing_is_
     found = told(vllm)
     assert (found.memory, found.confidence) == (None, Confidence.NONE)
     assert found.doubts == (Doubt.PREALLOCATED,)
-    assert "say what it needs" in found.reason
+    assert "declare what it needs" in found.reason
 
 
 NOT_PREALLOCATED = {
