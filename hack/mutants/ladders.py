@@ -82,6 +82,7 @@ LADDERS = (
     Ladder("pools.canary", "LAPSES", "holds", False, ("broken_canaries",)),
     Ladder("stack.acceptance", "OBJECTIONS", "find", "", ("acceptance",)),
     Ladder("stack.acceptance", "FIELDS", "find", None, ("acceptance",)),
+    Ladder("stack.mpsrepair", "RESTRAINTS", "find", "", ("mpsrepair",)),
     Ladder("stack.pointers", "RESTRAINTS", "find", "", ("pointers",)),
     Ladder(
         "stack.installation", "INSPECTIONS", "find", (), ("installation", "startgate", "agents", "rights")

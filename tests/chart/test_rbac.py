@@ -22,7 +22,11 @@ def test_the_roles_are_those_of_the_golden_table(helm: Helm) -> None:
     assert sorted(wanted - found) == [], "in rbac.yaml, but not granted"
 
 
-MORE = {"gpuOperator.configure": ("clusterpolicies", "patch"), "forceDelete": ("pods", "delete")}
+MORE = {
+    "gpuOperator.configure": ("clusterpolicies", "patch"),
+    "gpuOperator.repairMps": ("daemonsets", "patch"),
+    "forceDelete": ("pods", "delete"),
+}
 
 
 @pytest.mark.parametrize("value", MORE)

@@ -74,11 +74,14 @@ class PromiseGuard:
         software: NodeSoftware,
         *,
         configures: bool = False,
+        repairs: bool = False,
         forces: bool = False,
     ) -> None:
-        """`configures`: the operator was asked to set ClusterPolicy's pointers. `forces`: it may delete pods."""
+        """`configures`: the operator was asked to set ClusterPolicy's pointers. `repairs`: it was asked to repair the
+        MPS DaemonSet. `forces`: it may delete pods."""
         self.cluster = cluster
         self.configures = configures
+        self.repairs = repairs
         self.forces = forces
         self.software = software
         self.wrong: list[str] = []
@@ -111,6 +114,8 @@ class PromiseGuard:
             self._eviction((call.body or {}).get("deleteOptions") or {})
         elif kind == ("patch", "clusterpolicies", "") and self.configures:
             self._pointers(call.name, call.body or {})
+        elif kind == ("patch", "daemonsets", "") and self.repairs:
+            self._repair(call.name, call.body or {})
         else:
             self._expect(kind in OTHER_WRITES, f"the operator may not {kind}")
         if kind == ("delete", "pods", ""):
@@ -153,6 +158,19 @@ class PromiseGuard:
             once = (found["metadata"]["uid"], block)
             self._expect(once not in self._pointed, f"{block} pointed twice")
             self._pointed.add(once)
+
+    def _repair(self, name: str, body: JSON) -> None:
+        """Conditional, one value of the MPS DaemonSet, and no MPS client ends."""
+        serving = [
+            node.name
+            for node in self.software.nodes.values()
+            if any(gpu.processes for gpu in node.gpus.look())
+            and not is_cordoned(self.cluster.get(NODES, node.name))
+        ]
+        self._expect(not serving, f"the MPS DaemonSet was changed while {serving} served MPS")
+        self._expect(name == RESTARTED[1], f"patched DaemonSet {name}")
+        self._expect(set(body["metadata"]) == {"resourceVersion"}, f"wrote {body['metadata']}")
+        self._expect(body["spec"].keys() == {"template"}, f"wrote {body['spec']}")
 
     def _finalizer(self, body: JSON) -> None:
         """The spec belongs to people and to what they keep it in."""

@@ -312,6 +312,7 @@ async def open_scene(
             environment.cluster,
             environment.software,
             configures=settings.get("configure_gpu_operator", False),
+            repairs=settings.get("repair_mps", False),
             forces=settings.get("force_delete", False),
         )
         for budget in budgets:

@@ -16,7 +16,7 @@ from tests.planning.world import World
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.gpus.health import NO_TROUBLE
-from gpusharing.planning.report.events import MAX_NOTE, Event, node_events, pointers_event, refusal_event
+from gpusharing.planning.report.events import MAX_NOTE, Event, node_events, refusal_event, shared_event
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import Actuate, SetPointers
 from gpusharing.planning.transition.verdict import Verdict
@@ -250,7 +250,7 @@ def test_a_note_is_cut_only_where_it_would_not_fit() -> None:
 
 def test_what_we_set_on_the_cluster_policy_is_told_field_by_field_with_what_it_sets_off() -> None:
     wanted = {"migManager.config.name": "ours-mig", "devicePlugin.config.name": "ours"}
-    assert pointers_event(SetPointers(DEFAULT_CLUSTER_POLICY, wanted)) == Event(
+    assert shared_event(SetPointers(DEFAULT_CLUSTER_POLICY, wanted)) == Event(
         "Normal",
         "PointersSet",
         "set devicePlugin.config.name=ours, migManager.config.name=ours-mig; chart value gpuOperator.configure."

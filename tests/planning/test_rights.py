@@ -17,6 +17,7 @@ NAMED = {
     [
         ("operator", rights.OPERATOR, ()),
         ("operator", rights.OPERATOR + rights.CONFIGURE, ("gpuOperator.configure",)),
+        ("operator", rights.OPERATOR + rights.REPAIR_MPS, ("gpuOperator.repairMps",)),
         ("operator", rights.OPERATOR + rights.FORCE_DELETE, ("forceDelete",)),
         ("agent", rights.AGENT, ()),
     ],

@@ -46,6 +46,7 @@ from gpusharing.planning.snapshot.actions import (
     ForceDelete,
     LabelNode,
     Release,
+    RepairMps,
     RestartOperand,
     SetClaims,
     SetFinalizer,
@@ -184,7 +185,9 @@ class Executor:
         if not any(isinstance(action, WriteConfig) for action in actions):
             self.calls.write_error = ""
         for action in actions:
-            if await self._write_one(action, snapshot, outcome) or isinstance(action, SetPointers):
+            if await self._write_one(action, snapshot, outcome) or isinstance(
+                action, SetPointers | RepairMps
+            ):
                 continue
             if not isinstance(action, WriteConfig) or subject_of(action) in self.crew.busy:
                 blocked.add(action.policy if isinstance(action, SetFinalizer) else "*")
@@ -315,6 +318,8 @@ class Executor:
                 await self.set_claims(action.claims, action.failed_nodes)
             case SetPointers():
                 await self._shared.set_pointers(action)
+            case RepairMps():
+                await self._shared.repair_mps(action, snapshot)
             case _:
                 assert_never(action)
         return True

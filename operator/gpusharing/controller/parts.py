@@ -17,7 +17,7 @@ from gpusharing.kube.fanout import Fanout, PublishingClient
 from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.http import Limits
 from gpusharing.kube.sources import Sources
-from gpusharing.planning.snapshot.actions import Action, SetPointers
+from gpusharing.planning.snapshot.actions import Action, RepairMps, SetPointers
 
 
 class LoopParts:
@@ -63,11 +63,11 @@ class LoopParts:
         self.gatherer = Gatherer(self.calls, self.sources, self.executor.calls, crew)
 
     def _acted(self, action: Action, result: str) -> None:
-        """Report an action and its result to the observer, and queue an Event if the action changed a
-        ClusterPolicy."""
+        """Report an action and its result to the observer, and queue an Event if the action changed
+        an object of NVIDIA's."""
         self.observer.acted(action, result)
-        if isinstance(action, SetPointers) and result == "done":
-            self.publisher.report_pointers(action, self.now())
+        if isinstance(action, SetPointers | RepairMps) and result == "done":
+            self.publisher.report_shared(action, self.now())
 
     async def close(self) -> None:
         """End every call that is still under way, and return when all of them have ended."""

@@ -35,11 +35,11 @@ from gpusharing.kube.errors import (
     Unauthorized,
 )
 from gpusharing.kube.sources import Sources
-from gpusharing.planning.report.events import Event, node_events, pointers_event, refusal_event
+from gpusharing.planning.report.events import Event, node_events, refusal_event, shared_event
 from gpusharing.planning.report.status import find_grounds, tell_status
 from gpusharing.planning.report.transition import health_conditions, transition
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.snapshot.actions import SetPointers
+from gpusharing.planning.snapshot.actions import RepairMps, SetPointers
 from gpusharing.planning.snapshot.callfailures import LONGEST_WAIT
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView
 from gpusharing.planning.transition.verdict import Verdict
@@ -326,12 +326,13 @@ class Publisher:
                 note=event.note,
             )
 
-    def report_pointers(self, action: SetPointers, now: datetime) -> None:
-        """Queue an Event which says that the operator changed a ClusterPolicy; it is posted in the next round."""
+    def report_shared(self, action: SetPointers | RepairMps, now: datetime) -> None:
+        """Queue an Event about the ClusterPolicy which says that the operator changed it, or the MPS DaemonSet that it
+        owns. It is posted in the next round."""
         policy = action.policy
         kind = {"apiVersion": CLUSTER_POLICIES.api_version, "kind": "ClusterPolicy"}
         regarding = {**kind, "name": policy.name, "uid": policy.uid}
-        self._pending_events.append(self._event(pointers_event(action), regarding, now))
+        self._pending_events.append(self._event(shared_event(action), regarding, now))
 
     async def _post_events(self, now: datetime) -> datetime | None:
         """Post the pending Events, oldest first. Return when to try again after a failure, or None if all were posted.

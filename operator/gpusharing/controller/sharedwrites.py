@@ -1,4 +1,5 @@
-"""Writes that are made once for all nodes: configuration, finalizers, claims and pointers. Fences wait for them.
+"""Writes that are made once for all nodes: configuration, finalizers, claims, pointers and the repair of the MPS
+DaemonSet. Fences wait for the first three.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim.
 """
@@ -11,12 +12,21 @@ import structlog
 
 from gpusharing.api import names
 from gpusharing.controller.configwrites import mig_patch, plugin_patch
-from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, JSON, POLICIES, KubeClient
+from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, DAEMON_SETS, JSON, POLICIES, KubeClient
 from gpusharing.kube.errors import Conflict, NotFound
+from gpusharing.kube.plainstack import daemon_set_view, signal
 from gpusharing.kube.sources import MIG_KEY, Sources
+from gpusharing.kube.stackreader import render_repairs
 from gpusharing.planning.snapshot import callfailures
-from gpusharing.planning.snapshot.actions import Action, SetClaims, SetFinalizer, SetPointers, WriteConfig
-from gpusharing.planning.snapshot.callfailures import CLAIMS, CLUSTER_POLICY, policy_subject
+from gpusharing.planning.snapshot.actions import (
+    Action,
+    RepairMps,
+    SetClaims,
+    SetFinalizer,
+    SetPointers,
+    WriteConfig,
+)
+from gpusharing.planning.snapshot.callfailures import CLAIMS, CLUSTER_POLICY, MPS_DAEMON_SET, policy_subject
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 
 log = structlog.get_logger()
@@ -26,8 +36,8 @@ TRIES = 3
 
 
 def subject_of(action: Action) -> str:
-    """Return the name under which failures of a shared write are recorded: that of the policy, CLAIMS, CLUSTER_POLICY
-    or CONFIG_MAPS."""
+    """Return the name under which failures of a shared write are recorded: that of the policy, CLAIMS, CLUSTER_POLICY,
+    MPS_DAEMON_SET or CONFIG_MAPS."""
     match action:
         case SetFinalizer():
             return policy_subject(action.policy)
@@ -35,6 +45,8 @@ def subject_of(action: Action) -> str:
             return CLAIMS
         case SetPointers():
             return CLUSTER_POLICY
+        case RepairMps():
+            return MPS_DAEMON_SET
         case _:
             return callfailures.CONFIG_MAPS
 
@@ -100,6 +112,30 @@ class SharedWrites:
             clusterpolicy=name,
             fields=sorted(action.wanted),
         )
+
+    async def repair_mps(self, action: RepairMps, snapshot: ClusterSnapshot) -> None:
+        """Count the repair on our device-plugin ConfigMap, unless it is counted already, and then set
+        PROCESS_TO_SIGNAL of the MPS DaemonSet to the name of its daemon.
+
+        The count comes first, so that a crash in between cannot lose it. Raises Conflict if the DaemonSet has changed
+        since the decision, without writing anything, or since it was read here.
+        """
+        daemon, namespace = action.daemon, action.daemon.namespace
+        raw = await self.client.get(DAEMON_SETS, daemon.name, namespace=namespace)
+        if daemon_set_view(raw).mps_daemon != daemon:
+            raise Conflict(f"DaemonSet {daemon.name} changed since the decision")
+        if action.repairs != snapshot.stack.mps_repairs:
+            marks = {names.ANNOTATION_MPS_REPAIRS: render_repairs(action.repairs)}
+            body: JSON = {"metadata": {"annotations": marks}}
+            ours = snapshot.settings.plugin_config_map
+            self.sources.config_maps.accept(
+                await self.client.patch(CONFIG_MAPS, ours, body, namespace=namespace)
+            )
+        body = signal(raw, daemon.program)
+        self.sources.daemon_sets.accept(
+            await self.client.patch(DAEMON_SETS, daemon.name, body, namespace=namespace)
+        )
+        log.info("the MPS daemons now follow labels", daemonset=daemon.name, repairs=action.repairs.count)
 
     async def set_finalizer(self, action: SetFinalizer) -> None:
         """Add our finalizer to a policy, or remove it. Nothing is written if that is already done.

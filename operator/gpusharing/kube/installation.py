@@ -157,6 +157,7 @@ class _Reader:
         """Return, for each right that the operator and the agent need, whether the API server grants it to their
         service accounts. All rights are checked concurrently."""
         operators = rights.OPERATOR + (rights.CONFIGURE if self.place.configure_gpu_operator else ())
+        operators += rights.REPAIR_MPS if self.place.repair_mps else ()
         operators += rights.FORCE_DELETE if self.place.force_delete else ()
         questions = [(OPERATOR, right) for right in operators] + [(AGENT, right) for right in rights.AGENT]
         async with asyncio.TaskGroup() as group:

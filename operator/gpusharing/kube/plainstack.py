@@ -31,6 +31,8 @@ MPS, MANAGER = "mps-control-daemon-ctr", "config-manager"
 """Containers of the GPU Operator's MPS daemon."""
 MIG_MANAGER = "nvidia-mig-manager"
 """Name of mig-manager's container, in the GPU Operator and in mig-parted's example of a DaemonSet."""
+SIGNALLED = "PROCESS_TO_SIGNAL"
+"""The environment variable of config-manager that names the process to notify."""
 CONFIGS = "available-configs"
 """Name of the volume from which config-manager reads configurations."""
 
@@ -147,15 +149,40 @@ def finder_state(daemon_set: JSON) -> FinderState | None:
 def _mps_daemon(raw: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
     """Convert the raw DaemonSet of the GPU Operator's MPS daemons. `containers` are the containers of its pod
     template, by name."""
-    daemon = containers[MPS]
+    daemon, uid = containers[MPS], text(raw, "metadata", "uid")
     return MpsDaemonView(
         version=_version(daemon),
         program=next(iter(strings(daemon.get("command"))), ""),
-        signalled=_variable(containers.get(MANAGER, {}), "PROCESS_TO_SIGNAL"),
+        signalled=_variable(containers.get(MANAGER, {}), SIGNALLED),
         sees_host=section(raw, "spec", "template", "spec").get("hostPID") is True,
         name=text(raw, "metadata", "name"),
         namespace=text(raw, "metadata", "namespace"),
+        state=f"{uid}/{whole(raw, 'metadata', 'generation')}" if uid else "",
     )
+
+
+def signal(raw: JSON, program: str) -> JSON:
+    """Return a merge patch for a raw DaemonSet of MPS daemons that sets PROCESS_TO_SIGNAL of its config-manager to
+    `program`. The patch repeats all containers, because a merge patch replaces lists, and holds only for this version
+    of the DaemonSet."""
+    containers = [
+        _signalling(one, program) if text(one, "name") == MANAGER else one
+        for one in entries(raw, "spec", "template", "spec", "containers")
+    ]
+    return {
+        "metadata": {"resourceVersion": text(raw, "metadata", "resourceVersion")},
+        "spec": {"template": {"spec": {"containers": containers}}},
+    }
+
+
+def _signalling(container: JSON, program: str) -> JSON:
+    """Return a copy of a container in which the environment variable PROCESS_TO_SIGNAL is `program`, if it has that
+    variable."""
+    env = entries(container, "env")
+    return {
+        **container,
+        "env": [{**row, "value": program} if row.get("name") == SIGNALLED else row for row in env],
+    }
 
 
 def _version(container: JSON) -> str:

@@ -8,13 +8,14 @@ from typing import Any
 
 import structlog
 
-from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_PLUGIN_CONFIG
+from gpusharing.api.names import ANNOTATION_MPS_REPAIRS, ANNOTATION_WRITTEN, LABEL_PLUGIN_CONFIG
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.plainstack import plain_stack, with_mps_daemon
-from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX, ConfigMapView, Sources
-from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView, find_active
+from gpusharing.kube.sources import MIG_KEY, MPS_DAEMON, NODE_CONFIG_SUFFIX, ConfigMapView, Sources
+from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY, MPS_DAEMON_SET
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, MpsRepairs, StackView, find_active
+from gpusharing.planning.stack.mpsrepair import find_serving, with_serving
 from gpusharing.planning.wanted import migfile, pluginconfig
 from gpusharing.planning.wanted.target import known_times
 
@@ -36,6 +37,20 @@ def parse_written(text: str) -> dict[str, datetime]:
         return {}
     times = {key: from_rfc3339(stamp) for key, stamp in stamps.items()}
     return {key: moment for key, moment in times.items() if moment is not None}
+
+
+def parse_repairs(text: str) -> MpsRepairs:
+    """Return the count of repairs in the value of the annotation, or no repair if the value cannot be read."""
+    try:
+        record = json.loads(text)
+        return MpsRepairs(int(record["count"]), str(record["plugin"]), str(record["state"]))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return MpsRepairs()
+
+
+def render_repairs(repairs: MpsRepairs) -> str:
+    """Return the value of the annotation for a count of repairs."""
+    return json.dumps({"count": repairs.count, "plugin": repairs.plugin, "state": repairs.state})
 
 
 @dataclass(slots=True)
@@ -111,7 +126,6 @@ class StackReader:
         cluster_policy = plain_stack(sets) if active is None else with_mps_daemon(active, sets)
         finders = [daemon_set.finder for daemon_set in sets if daemon_set.finder is not None]
         intolerant = not any(pod.tolerates_gate for pod in agents)
-        pointing = self.calls.failures.get(CLUSTER_POLICY)
         view = StackView(
             cluster_policy=cluster_policy,
             gpu_cluster=bool(self.sources.gpu_clusters.items),
@@ -131,17 +145,32 @@ class StackReader:
             rival_policies=rivals,
             finders=tuple(sorted(finders, key=lambda finder: finder.name)),
             intolerant_agents=next((pod.namespace for pod in agents if intolerant), ""),
-            pointer_error=pointing.message if pointing is not None and pointing.lasts else "",
+            pointer_error=self._lasting_error(CLUSTER_POLICY),
+            mps_repairs=parse_repairs(ours.plugin.annotations.get(ANNOTATION_MPS_REPAIRS, "")),
+            repair_error=self._lasting_error(MPS_DAEMON_SET),
             foreign_map=self._foreign_map(),
             seen_plugin_configs=ours.seen_plugin_configs,
             seen_mig_entries=ours.seen_mig_entries,
         )
+        view = with_serving(view, settings, self._mps_nodes)
         if self._view != view:
             if not self.silent:
                 self._tell(self._view, view)
             self._view = view
         assert self._view is not None, "set a line above"
         return self._view
+
+    def _lasting_error(self, subject: str) -> str:
+        """Return the message of a shared write that has failed several times in a row, else an empty string."""
+        failure = self.calls.failures.get(subject)
+        return failure.message if failure is not None and failure.lasts else ""
+
+    def _mps_nodes(self, view: StackView) -> tuple[str, ...]:
+        """Return the nodes that serve MPS at present, sorted (`find_serving`)."""
+        sources = self.sources
+        agents = {pod.node for pod in sources.agents.items.values() if pod.ready}
+        daemons = {pod.node for pod in sources.operands.items.values() if pod.app == MPS_DAEMON}
+        return find_serving(sources.nodes.items, sources.gpunodes.items, agents, daemons, view)
 
     def _generated_mig_files(self) -> dict[str, str]:
         """Return the configuration file that mig-manager generated for each node, by node name."""

@@ -85,8 +85,8 @@ class RolloutPlan:
     objections: Mapping[str, Finding]
     """Why policies are not accepted, by policy; accepted ones are left out."""
     shared: tuple[Action, ...]
-    """The writes that serve all nodes, in this order: configuration, finalizers, claims, pointers. They are made before
-    those of the verdicts, because the fences of this pass need the claims."""
+    """The writes that serve all nodes, in this order: configuration, finalizers, claims, NVIDIA's objects. They
+    are made before those of the verdicts, because the fences of this pass need the claims."""
     targets: Mapping[str, Mapping[str, int]]
     """The allocatable GPU resources that each node will have, as counts by resource name, by node. Nodes without a
     target and skipped nodes are left out."""

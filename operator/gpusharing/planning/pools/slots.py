@@ -18,6 +18,7 @@ from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.actions import Action, Actuate, SetClaims, SetFinalizer, WriteConfig
 from gpusharing.planning.snapshot.records import Claim, FailedNode, Fence
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
+from gpusharing.planning.stack.mpsrepair import plan_repair
 from gpusharing.planning.stack.pointers import plan_pointers
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -42,8 +43,8 @@ def share(
     failed_nodes: Mapping[str, FailedNode],
 ) -> tuple[Action, ...]:
     """Return the writes that concern all nodes, in the order in which they are made: configuration, finalizers, claims
-    and failures, and pointers. They are made before any write that depends on them. `unfenced` has the claims that
-    nodes without a fence get or keep."""
+    and failures, and NVIDIA's objects (pointers of ClusterPolicy, or the MPS DaemonSet). They are made before any write
+    that depends on them. `unfenced` has the claims that nodes without a fence get or keep."""
     actions: list[Action] = [] if config is None else [config]
     nodes, fences = snapshot.nodes, fences_of(snapshot)
     claims = {
@@ -54,8 +55,12 @@ def share(
     actions += plan_finalizers(pools, claims.values(), [nodes[name] for name in fences], verdicts)
     if claims != dict(snapshot.claims) or failed_nodes != dict(snapshot.failed_nodes):
         actions.append(SetClaims(claims, failed_nodes))
-    pointers = plan_pointers(snapshot.stack, snapshot.settings, quiet=not claims)
-    return tuple(actions) if pointers is None else (*actions, pointers)
+    # The GPU Operator rewrites its DaemonSets when ClusterPolicy changes, so a repair waits for the next pass.
+    if (pointers := plan_pointers(snapshot.stack, snapshot.settings, quiet=not claims)) is not None:
+        actions.append(pointers)
+    elif (repair := plan_repair(snapshot.stack, snapshot.settings)) is not None:
+        actions.append(repair)
+    return tuple(actions)
 
 
 def _claim(node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim | None) -> Claim:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from gpusharing.api.names import ConditionType, DisruptionClass, Phase
 from gpusharing.planning.gpus.health import is_healthy
-from gpusharing.planning.snapshot.actions import Actuate, SetPointers, UpdateFence
-from gpusharing.planning.stack.pointers import VALUE
+from gpusharing.planning.snapshot.actions import Actuate, RepairMps, SetPointers, UpdateFence
+from gpusharing.planning.stack import mpsrepair, pointers
 from gpusharing.planning.transition.callverdicts import calls_fail
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.blockers import Blocker, explain_blockers
@@ -85,10 +85,17 @@ def _acceptance(status: Mapping[str, Any]) -> dict[str, str]:
     return next(({key: row.get(key, "") for key in ("status", "reason", "message")} for row in rows), {})
 
 
-def pointers_event(action: SetPointers) -> Event:
-    """Return the Event that names the fields of ClusterPolicy that the operator has set, and their values."""
+def shared_event(action: SetPointers | RepairMps) -> Event:
+    """Return the Event that names the fields of NVIDIA's object that the operator has set, and their values."""
+    if isinstance(action, RepairMps):
+        daemon, count = action.daemon, f"repair {action.repairs.count} of {mpsrepair.MOST_REPAIRS}"
+        text = (
+            f"set PROCESS_TO_SIGNAL={daemon.program} of config-manager in DaemonSet {daemon.namespace}/{daemon.name}"
+            f" ({count} under device plugin {daemon.version}); {mpsrepair.VALUE}. All MPS daemons restart"
+        )
+        return Event("Normal", "MPSDaemonRepaired", cut(text, MAX_NOTE))
     fields = ", ".join(f"{field}={name}" for field, name in sorted(action.wanted.items()))
-    text = f"set {fields}; {VALUE}. The GPU Operator restarts its operands on every GPU node"
+    text = f"set {fields}; {pointers.VALUE}. The GPU Operator restarts its operands on every GPU node"
     return Event("Normal", "PointersSet", cut(text, MAX_NOTE))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import field
 
 from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, Verified
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, MpsDaemonView, MpsRepairs
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.vocabulary.values import value
 
@@ -70,6 +70,19 @@ class SetPointers:
     """ClusterPolicy as it was when this was decided."""
     wanted: Mapping[str, str]
     """The name of our ConfigMap, by the path of the field below ClusterPolicy's spec."""
+
+
+@value
+class RepairMps:
+    """Set PROCESS_TO_SIGNAL of config-manager in the GPU Operator's MPS DaemonSet, in one conditional PATCH, after the
+    repair was counted on our ConfigMap. No fence waits for this."""
+
+    policy: ClusterPolicyView
+    """The ClusterPolicy that owns the DaemonSet."""
+    daemon: MpsDaemonView
+    """The DaemonSet as it was when this was decided."""
+    repairs: MpsRepairs
+    """The count to record before the write."""
 
 
 @value
@@ -208,6 +221,7 @@ Action = (
     | SetClaims
     | SetFinalizer
     | SetPointers
+    | RepairMps
     | FenceNode
     | Actuate
     | UpdateFence

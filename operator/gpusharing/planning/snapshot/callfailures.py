@@ -28,6 +28,8 @@ CLAIMS, CONFIG_MAPS = "claims on the Lease", "our ConfigMaps"
 """Subjects of failures that do not concern one node. No fence is written while calls about either of them fail."""
 CLUSTER_POLICY = "pointers of ClusterPolicy"
 """Subject of a failed write to ClusterPolicy. No fence waits for it."""
+MPS_DAEMON_SET = "MPS DaemonSet"
+"""Subject of a failed repair of the MPS DaemonSet. No fence waits for it."""
 POLICIES = "list of policies"
 """Subject of a failed LIST of the policies. The plan may then be based on outdated policies, so no node starts before
 the LIST succeeds."""

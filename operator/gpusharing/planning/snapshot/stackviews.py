@@ -47,6 +47,20 @@ class MpsDaemonView:
     """Name of the DaemonSet."""
     namespace: str = "gpu-operator"
     """Namespace of the DaemonSet."""
+    state: str = ""
+    """UID and generation of the DaemonSet, which change whenever its spec does. Empty if they are unknown."""
+
+
+@value
+class MpsRepairs:
+    """The repairs of the MPS DaemonSet that the operator has counted (`planning/stack/mpsrepair.py`)."""
+
+    count: int = 0
+    """How many repairs were begun under this version of the device plugin."""
+    plugin: str = ""
+    """The version of the device plugin during the last repair. Empty if there was none."""
+    state: str = ""
+    """`MpsDaemonView.state` on which the last repair was decided. Empty if there was none."""
 
 
 @value
@@ -163,6 +177,12 @@ class StackView:
     intolerant_agents: str = ""
     """Namespace of the agent's pods, if the existing ones do not tolerate the start-up taint. Empty if they do, or if
     none exists."""
+    mps_repairs: MpsRepairs = MpsRepairs()
+    """How often the operator has repaired the MPS DaemonSet, as counted on our device-plugin ConfigMap."""
+    mps_nodes: tuple[str, ...] = ()
+    """The nodes that serve MPS and so prevent a repair of the MPS DaemonSet, sorted. Empty unless a repair is due."""
+    repair_error: str = ""
+    """Why the last repair of the MPS DaemonSet failed. Empty if it did not fail."""
     seen_plugin_configs: Mapping[str, str] = field(default_factory=dict)
     """Device-plugin entries that this process has read so far, by key. If an entry whose name is made from its content
     is lost, it can be restored from here."""

@@ -299,6 +299,9 @@ class PlanSettings:
     """Our ConfigMap of mig-parted configurations; ClusterPolicy migManager.config.name must name it for layouts."""
     configure_gpu_operator: Switch = False
     """Set ClusterPolicy's two pointers to our ConfigMaps, once, where nobody has set them."""
+    repair_mps: Switch = False
+    """Let the MPS daemons of the GPU Operator follow labels: set one environment value of their DaemonSet, while no
+    node serves MPS."""
     pod_name: str = ""
     """Name of our own pod, which is never drained. Empty if we do not run in a pod."""
     protected_namespaces: Namespaces = ("kube-system",)

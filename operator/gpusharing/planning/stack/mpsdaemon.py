@@ -3,6 +3,7 @@
 from gpusharing.api.names import Mode
 from gpusharing.planning.stack.commands import kubectl_patch
 from gpusharing.planning.stack.installationviews import InstallationView, Symptoms, Topic, error
+from gpusharing.planning.stack.mpsrepair import VALUE
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.toolversions import SKIPS_THREADS, find_deafness, find_remedy
 
@@ -23,6 +24,15 @@ def find_deaf_mps(view: InstallationView) -> Symptoms:
     yield error(
         Topic.CLUSTER_POLICY,
         str(Reason.MPS_NOT_SWITCHABLE),
-        f"{daemon.name}: no node can change to MPS for policy {', '.join(wanted)}, because {why}. {remedy.text}",
+        f"{daemon.name}: no node can change to MPS for policy {', '.join(wanted)}, because {why}. {remedy.text}"
+        f"{_by_itself(view)}",
         newer if remedy.needs_plugin else remedy.command,
     )
+
+
+def _by_itself(view: InstallationView) -> str:
+    """Return where the operator says what keeps it from repairing the MPS daemon itself, as a further sentence without
+    its period. Empty if it was not asked to repair it."""
+    if not view.place.repair_mps:
+        return ""
+    return f". The operator sets the name itself ({VALUE}): `kubectl get gpun -o wide` says what it waits for"

@@ -5,6 +5,7 @@ tests/chart/rbac.yaml lists them again with the reasons; a test compares both.
 
 from typing import Literal
 
+from gpusharing.planning.stack.mpsrepair import DAEMON_SET
 from gpusharing.planning.vocabulary.values import value
 
 Scope = Literal["cluster", "own", "agent", "gpu-operator", "default"]
@@ -76,6 +77,9 @@ OPERATOR: tuple[Right, ...] = (
 
 CONFIGURE: tuple[Right, ...] = _rights("patch", _NVIDIA, "clusterpolicies")
 """Additional rights of the operator's service account if chart value gpuOperator.configure is on."""
+
+REPAIR_MPS: tuple[Right, ...] = _rights("patch", "apps", "daemonsets", scope="gpu-operator", name=DAEMON_SET)
+"""Additional rights of the operator's service account if chart value gpuOperator.repairMps is on."""
 
 FORCE_DELETE: tuple[Right, ...] = _rights("delete", "", "pods")
 """Additional rights of the operator's service account if chart value forceDelete is on."""

@@ -13,6 +13,7 @@ from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.drivers import find_driver_flaw, find_hanging
 from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH
+from gpusharing.planning.stack.mpsrepair import explain_repair
 from gpusharing.planning.stack.otherplugins import explain_plugin
 from gpusharing.planning.stack.requirements import find_bare_host, find_disabled, find_other_workload
 from gpusharing.planning.transition.attempts import (
@@ -203,7 +204,8 @@ def _deaf_mps(case: NodeCase, assessed: Assessed) -> str:
     daemon = policy.mps_daemon if policy is not None else None
     if daemon is None or assessed.target.mode is not Mode.MPS or not (why := find_deafness(daemon)):
         return ""
-    return f"no label can enable MPS with device plugin {daemon.version}: {why}. {find_remedy(daemon).text}"
+    repair = explain_repair(case.stack, case.settings)
+    return f"no label can enable MPS with device plugin {daemon.version}: {why}. {find_remedy(daemon).text}{repair}"
 
 
 def _nobody_ends_mig(case: NodeCase, assessed: Assessed) -> str:

@@ -1,0 +1,205 @@
+"""PROCESS_TO_SIGNAL in the GPU Operator's MPS DaemonSet: when the operator corrects it itself, and why it does not.
+
+Chart value gpuOperator.repairMps switches this on (docs/adr/0076-the-one-exception.md). The write restarts the MPS
+daemons of the whole cluster, so it is made only while no node serves MPS.
+
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
+
+from gpusharing.api import names
+from gpusharing.planning.snapshot.actions import RepairMps
+from gpusharing.planning.snapshot.stackviews import MpsDaemonView, MpsRepairs, StackView
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
+from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.toolversions import SKIPS_THREADS, find_deafness, find_remedy
+from gpusharing.planning.wanted.verify import is_told_mps
+
+VALUE = "chart value gpuOperator.repairMps"
+"""The chart value that allows the operator to repair the DaemonSet, for messages."""
+DAEMON_SET, PROGRAM = "nvidia-device-plugin-mps-control-daemon", "mps-control-daemon"
+"""The only DaemonSet that the operator may patch, and the only value that it may write there. The chart's Role and
+admission policy have the same two names (templates/repair-mps.yaml)."""
+MOST_REPAIRS = 3
+"""How often the operator sets the value under one version of the device plugin before it gives up."""
+
+
+def plan_repair(stack: StackView, settings: PlanSettings) -> RepairMps | None:
+    """Return the write that lets the MPS daemons follow labels, or None if none is needed, allowed or possible now."""
+    daemon = find_daemon(stack, settings)
+    if daemon is None or any(restraint.find(daemon, stack, settings) for restraint in RESTRAINTS):
+        return None
+    policy = stack.cluster_policy
+    return None if policy is None else RepairMps(policy, daemon, count_repair(stack.mps_repairs, daemon))
+
+
+def find_daemon(stack: StackView, settings: PlanSettings) -> MpsDaemonView | None:
+    """Return the MPS daemon that the operator is to repair: it does not follow labels, and the chart value is on. None
+    otherwise."""
+    daemon = stack.cluster_policy.mps_daemon if stack.cluster_policy is not None else None
+    if not settings.repair_mps or daemon is None or not find_deafness(daemon):
+        return None
+    return daemon
+
+
+def count_repair(repairs: MpsRepairs, daemon: MpsDaemonView) -> MpsRepairs:
+    """Return the record to write before this DaemonSet is patched. A repair that is tried again counts once: it is
+    recognized by the state of the DaemonSet on which it was decided. Another version of the device plugin starts a new
+    count."""
+    known = repairs if repairs.plugin == daemon.version else MpsRepairs()
+    tried = known.state == daemon.state
+    return MpsRepairs(known.count if tried else known.count + 1, daemon.version, daemon.state)
+
+
+def explain_repair(stack: StackView, settings: PlanSettings) -> str:
+    """Return, as a sentence without its period after a space, why the operator has not repaired the MPS daemon yet: the
+    first of RESTRAINTS that applies, or that it is about to. Empty if it is not to repair it."""
+    daemon = find_daemon(stack, settings)
+    if daemon is None:
+        return ""
+    for restraint in RESTRAINTS:
+        if why := restraint.find(daemon, stack, settings):
+            return f". {why} ({VALUE})"
+    failed = (
+        f"could not set it and tries again: {stack.repair_error}" if stack.repair_error else "sets it now"
+    )
+    return f". The operator {failed} ({VALUE})"
+
+
+def find_serving(
+    nodes: Mapping[str, NodeView],
+    gpunodes: Mapping[str, GPUNodeView],
+    agents: Collection[str],
+    daemons: Collection[str],
+    stack: StackView,
+) -> tuple[str, ...]:
+    """Return the nodes whose MPS clients would end if all MPS daemons were restarted, sorted. `agents` are the nodes
+    with a Ready agent, `daemons` those with a pod of the MPS daemon.
+
+    A node counts if it has such a pod, if GPU Feature Discovery calls it capable of MPS, or if its device plugin is
+    configured for MPS. It does not count if it certainly has no client: our fence has emptied it, or its agent reports
+    that no daemon serves any of its GPUs.
+    """
+    return tuple(sorted(_serving(nodes, gpunodes, agents, daemons, stack)))
+
+
+def _serving(
+    nodes: Mapping[str, NodeView],
+    gpunodes: Mapping[str, GPUNodeView],
+    agents: Collection[str],
+    daemons: Collection[str],
+    stack: StackView,
+) -> Iterator[str]:
+    """Yield the nodes that `find_serving` returns, in the order of `nodes`."""
+    for name, node in nodes.items():
+        capable = node.labels.get(names.LABEL_MPS_CAPABLE) == "true"
+        if not (name in daemons or capable or is_told_mps(node, stack)) or _is_emptied(node):
+            continue
+        if name not in agents or not _is_free(gpunodes.get(name)):
+            yield name
+
+
+def _is_emptied(node: NodeView) -> bool:
+    """Whether the node is past the point of no return of a change that drained it, and still cordoned. Nothing is
+    scheduled there before its layout is proven."""
+    fence = node.fence
+    return (
+        fence is not None
+        and fence.stage == "actuating"
+        and fence.disruption.severity >= names.DisruptionClass.GPU_PODS.severity
+        and node.unschedulable
+    )
+
+
+def _is_free(gpunode: GPUNodeView | None) -> bool:
+    """Whether the agent reports that no MPS daemon serves a GPU of the node. A daemon sets the GPUs that it serves to
+    an exclusive mode (docs/design/hardware.md#mps-mode). False if the compute mode of a GPU is unknown."""
+    observed = gpunode.observed if gpunode is not None else None
+    if observed is None or observed.quiet or observed.error or not observed.gpus:
+        return False
+    return all(gpu.compute_mode == "Default" for gpu in observed.hardware.kinds)
+
+
+@value
+class RepairRestraint:
+    """A cause for which the operator does not repair the MPS daemon although the chart value is on."""
+
+    find: Callable[[MpsDaemonView, StackView, PlanSettings], str]
+    """Returns the cause as a sentence without its period, or an empty string if it does not apply."""
+
+
+def _other_name(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str:
+    """Return a sentence if the DaemonSet or the process of its daemon has another name than the operator may patch and
+    write, else an empty string."""
+    known = (daemon.namespace, daemon.name, daemon.program) == (
+        settings.gpu_operator_namespace,
+        DAEMON_SET,
+        PROGRAM,
+    )
+    return (
+        ""
+        if known
+        else f"The operator sets only {PROGRAM} in DaemonSet {DAEMON_SET}, so it does not help here"
+    )
+
+
+def _old_plugin(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str:
+    """Return a sentence if the name alone would not help because the device plugin is too old, else an empty
+    string."""
+    if not find_remedy(daemon).needs_plugin:
+        return ""
+    return f"The operator sets the name by itself once the device plugin is {SKIPS_THREADS} or newer"
+
+
+def _uncountable(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str:
+    """Return a sentence if the ConfigMap in which repairs are counted does not exist or is not ours, else an empty
+    string."""
+    if stack.plugin_map_exists and not stack.foreign_map:
+        return ""
+    ours = f"ConfigMap {settings.plugin_config_map}"
+    return f"The operator counts its repairs in {ours}, and waits until that exists and is its own"
+
+
+def _given_up(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str:
+    """Return a sentence if somebody has overwritten the value MOST_REPAIRS times, else an empty string. It has the
+    command that starts a new count."""
+    if count_repair(stack.mps_repairs, daemon).count <= MOST_REPAIRS:
+        return ""
+    where = f"-n {settings.gpu_operator_namespace} configmap {settings.plugin_config_map}"
+    return (
+        f"The operator has set it {MOST_REPAIRS} times under device plugin {daemon.version}, somebody has overwritten"
+        f" it each time, and the operator gives up; find out who does, then run `kubectl annotate {where}"
+        f" {names.ANNOTATION_MPS_REPAIRS}-`"
+    )
+
+
+def _in_service(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str:
+    """Return a sentence that names the nodes that serve MPS, or an empty string if none does."""
+    if not stack.mps_nodes:
+        return ""
+    serve = "serves" if len(stack.mps_nodes) == 1 else "serve"
+    return f"The operator sets it when no node serves MPS any more; {some(stack.mps_nodes)} still {serve} it"
+
+
+RESTRAINTS: tuple[RepairRestraint, ...] = (
+    RepairRestraint(_other_name),
+    RepairRestraint(_old_plugin),
+    RepairRestraint(_uncountable),
+    RepairRestraint(_given_up),
+    RepairRestraint(_in_service),
+)
+"""The first match wins. The nodes in service come last: they are looked for only if nothing else prevents a repair."""
+
+
+def with_serving(
+    stack: StackView, settings: PlanSettings, find: Callable[[StackView], tuple[str, ...]]
+) -> StackView:
+    """Return the stack with the nodes that serve MPS, which `find` returns. They are looked for only if a repair is
+    due and nothing but them could prevent it; otherwise the stack is returned as it is."""
+    daemon = find_daemon(stack, settings)
+    if daemon is None or any(restraint.find(daemon, stack, settings) for restraint in RESTRAINTS):
+        return stack
+    return replace(stack, mps_nodes=find(stack))

@@ -1,0 +1,152 @@
+"""The operator repairs NVIDIA's MPS DaemonSet itself (docs/adr/0076-the-one-exception.md)."""
+
+import asyncio
+import json
+
+import pytest
+from hack.sim.fakefaults import EVER
+from tests.embedded.scene import HOUR, L40S, MPS, SLICED, Scene, nodes, open_scene
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, JSON
+from gpusharing.kube.errors import Conflict, Forbidden
+
+DAEMON, NAMESPACE = "nvidia-device-plugin-mps-control-daemon", "gpu-operator"
+RIGHT, RELEASED = "mps-control-daemon", "/usr/bin/mps-control-daemon"
+DEAF = {"mps_signals": RELEASED}
+
+
+def containers(scene: Scene) -> list[JSON]:
+    found = scene.e.cluster.get(DAEMON_SETS, DAEMON, NAMESPACE)
+    return list(found["spec"]["template"]["spec"]["containers"])
+
+
+def signalled(scene: Scene) -> str:
+    env = next(one["env"] for one in containers(scene) if one["name"] == "config-manager")
+    return str(next(row["value"] for row in env if row["name"] == "PROCESS_TO_SIGNAL"))
+
+
+def overwrite(scene: Scene) -> None:
+    """The GPU Operator writes the DaemonSet as it is released."""
+    found = containers(scene)
+    for one in found:
+        one["env"] = [
+            {**row, "value": RELEASED} if row["name"] == "PROCESS_TO_SIGNAL" else row
+            for row in one.get("env", ())
+        ]
+    body = {"spec": {"template": {"spec": {"containers": found}}}}
+    scene.e.cluster.patch(DAEMON_SETS, DAEMON, body, NAMESPACE)
+
+
+def counted(scene: Scene) -> int:
+    marks = scene.e.cluster.get(CONFIG_MAPS, "gpusharing-device-plugin", NAMESPACE)["metadata"]["annotations"]
+    return int(json.loads(marks["gpusharing.dev/mps-repairs"])["count"])
+
+
+async def repaired(scene: Scene) -> None:
+    await scene.e.until(lambda: signalled(scene) == RIGHT, "the repair", HOUR)
+
+
+@virtually
+async def test_one_write_and_mps_works_and_what_else_the_daemonset_says_stays() -> None:
+    async with open_scene(*nodes(1, product=L40S), sim=DEAF, repair_mps=True) as scene:
+        before = scene.e.cluster.get(DAEMON_SETS, DAEMON, NAMESPACE)
+        version = before["metadata"]["resourceVersion"]
+        scene.apply(MPS)
+        await scene.ready()
+        writes = scene.writes(plural="daemonsets")
+        assert [write.error for write in writes] == [None]
+        assert (writes[0].call.body or {})["metadata"] == {"resourceVersion": version}
+        assert scene.events()["MPSDaemonRepaired"] == 1
+        assert counted(scene) == 1
+        after = scene.e.cluster.get(DAEMON_SETS, DAEMON, NAMESPACE)
+        for raw in (before, after):
+            for one in raw["spec"]["template"]["spec"]["containers"]:
+                one["env"] = [row for row in one.get("env", ()) if row["name"] != "PROCESS_TO_SIGNAL"]
+        assert after["spec"] == before["spec"]
+
+
+@virtually
+async def test_without_the_setting_nothing_is_written_to_it() -> None:
+    async with open_scene(*nodes(1, product=L40S), sim=DEAF) as scene:
+        scene.apply(MPS)
+        blocked = await scene.reason("gpu-1", "MPSNotSwitchable")
+        assert "repairMps" not in blocked["message"]
+        await asyncio.sleep(HOUR)
+        assert scene.writes(plural="daemonsets") == []
+
+
+@virtually
+async def test_a_plugin_that_is_too_old_is_left_to_a_person() -> None:
+    sim = {**DEAF, "plugin": "0.19.3"}
+    async with open_scene(*nodes(1, product=L40S), sim=sim, repair_mps=True) as scene:
+        scene.apply(MPS)
+        blocked = await scene.reason("gpu-1", "MPSNotSwitchable")
+        assert "sets the name by itself once the device plugin is v0.20.0 or newer" in blocked["message"]
+        await asyncio.sleep(HOUR)
+        assert scene.writes(plural="daemonsets") == []
+
+
+@virtually
+async def test_an_overwrite_under_nodes_that_served_mps_is_repaired_and_they_serve_again_without_a_drain() -> (
+    None
+):
+    """The overwrite ended the clients and restarted the daemons, which now serve nobody."""
+    async with open_scene(*nodes(2, product=L40S), repair_mps=True) as scene:
+        scene.apply(MPS)
+        await scene.ready()
+        since = scene.mark()
+        overwrite(scene)
+        await repaired(scene)
+        await scene.ready()
+        assert scene.events()["MPSDaemonRepaired"] == 1
+        assert scene.node_writes(since)["gpu-1"] == scene.node_writes(since)["gpu-2"] == 0
+
+
+@virtually
+async def test_after_three_overwrites_it_gives_up_though_it_is_restarted() -> None:
+    async with open_scene(*nodes(1, product=L40S), sim=DEAF, repair_mps=True) as scene:
+        scene.apply(SLICED)
+        for count in (1, 2, 3):
+            await repaired(scene)
+            assert counted(scene) == count
+            await scene.e.kill_operator()
+            overwrite(scene)
+            scene.e.start_operator()
+        scene.apply(MPS)
+        blocked = await scene.reason("gpu-1", "MPSNotSwitchable")
+        assert "has set it 3 times under device plugin v0.20.0" in blocked["message"]
+        await asyncio.sleep(HOUR)
+        assert len(scene.writes(plural="daemonsets")) == 3
+        mark: JSON = {"metadata": {"annotations": {"gpusharing.dev/mps-repairs": None}}}
+        scene.e.cluster.patch(CONFIG_MAPS, "gpusharing-device-plugin", mark, NAMESPACE)
+        await scene.ready()
+
+
+@virtually
+async def test_without_the_right_it_says_so_counts_once_and_other_writes_go_on() -> None:
+    async with open_scene(*nodes(1, product=L40S), sim=DEAF, repair_mps=True, start=False) as scene:
+        scene.e.cluster.faults.fail(
+            "patch", DAEMON_SETS, Forbidden("no right to patch daemonsets"), times=EVER
+        )
+        scene.e.start_operator()
+        scene.apply(SLICED)
+        await scene.ready()
+        scene.apply(MPS)
+        await scene.e.until(
+            lambda: "no right to patch daemonsets" in str(scene.condition("Ready").get("message", "")),
+            "the condition to say why",
+            HOUR,
+        )
+        assert counted(scene) == 1
+
+
+@pytest.mark.parametrize("conflicts", [1, 5])
+@virtually
+async def test_a_write_that_somebody_came_before_is_decided_anew_and_counted_once(conflicts: int) -> None:
+    async with open_scene(*nodes(1, product=L40S), sim=DEAF, repair_mps=True, start=False) as scene:
+        scene.e.cluster.faults.fail("patch", DAEMON_SETS, Conflict("it changed"), times=conflicts)
+        scene.e.start_operator()
+        scene.apply(MPS)
+        await scene.ready()
+        assert counted(scene) == 1

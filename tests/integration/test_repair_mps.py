@@ -1,0 +1,258 @@
+"""The MPS DaemonSet on a real API server: what gpuOperator.repairMps writes and may not write, and when it gives up.
+
+A control plane of its own: another chart, and the GPU Operator's DaemonSet as it is released.
+"""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+import pytest
+from hack.cluster import install
+from hack.cluster.api import MERGE_PATCH, Api, ApiError, Object
+from hack.cluster.controlplane import ControlPlane, Options
+from hack.cluster.kubeconfig import service_account_token
+from hack.cluster.process import wait_until
+from tests.integration.product import FACTOR, H100, MPS, SECONDS, SLICED, Pool, Product
+
+from hack import launch
+
+NAME, NAMESPACE = "nvidia-device-plugin-mps-control-daemon", "gpu-operator"
+DAEMON_SETS = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets"
+DAEMON_SET = f"{DAEMON_SETS}/{NAME}"
+CONFIG_MAP = f"/api/v1/namespaces/{NAMESPACE}/configmaps/gpusharing-device-plugin"
+EVENTS = "/apis/events.k8s.io/v1/namespaces/default/events"
+RIGHT, RELEASED = "mps-control-daemon", "/usr/bin/mps-control-daemon"
+ASKED = {"repair_mps": "true"}
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
+    """The chart with the value on, and SIMULATED node software with NVIDIA's MPS DaemonSet; no operator."""
+    directory = tmp_path_factory.mktemp("repair")
+    with ControlPlane(options=Options(audit=True)) as plane:
+        install.install_gpu_operator(plane.api)
+        launch.install_chart(plane.kubeconfig, "--set", "operator.replicas=0,gpuOperator.repairMps=true")
+        with launch.node_software(plane.kubeconfig, directory, FACTOR, "--agent-interval", "1"):
+            product = Product(plane, directory)
+            wait_until(lambda: product.exists(DAEMON_SET), SECONDS, "the simulated GPU Operator's DaemonSet")
+            yield product
+
+
+@pytest.fixture(scope="module")
+def token(product: Product) -> Iterator[Api]:
+    """The operator's service account; what it may patch is enforced."""
+    with product.api.as_token(
+        service_account_token(product.api, launch.NAMESPACE, "gpusharing-operator")
+    ) as api:
+        wait_until(
+            lambda: "may only change containers" in refusal(api, {"spec": {"minReadySeconds": 1}}),
+            SECONDS,
+            "the admission policy to be enforced",
+        )
+        yield api
+
+
+def refusal(api: Api, body: Object, path: str = DAEMON_SET) -> str:
+    """Why the server would not do this patch; empty when it would."""
+    try:
+        api.request("PATCH", path, body, MERGE_PATCH, dryRun="All")
+    except ApiError as error:
+        if error.status != 403:
+            raise
+        return error.message
+    return ""
+
+
+def containers(product: Product) -> dict[str, Object]:
+    """The DaemonSet's containers by name, to change and to write back."""
+    found = product.api.get(DAEMON_SET)["spec"]["template"]["spec"]["containers"]
+    return {one["name"]: deepcopy(one) for one in found}
+
+
+def template(found: dict[str, Object], **more: Any) -> Object:
+    return {"spec": {"template": {"spec": {"containers": list(found.values()), **more}}}}
+
+
+def signal(
+    product: Product, to: str = RIGHT, name: str = "PROCESS_TO_SIGNAL", where: str = "config-manager"
+) -> Object:
+    """A patch that sets one environment variable of one container."""
+    found = containers(product)
+    rows = [row for row in found[where].get("env", ()) if row["name"] != name]
+    index = next((i for i, row in enumerate(found[where].get("env", ())) if row["name"] == name), len(rows))
+    rows.insert(index, {"name": name, "value": to})
+    found[where]["env"] = rows
+    return template(found)
+
+
+def overwrite(product: Product) -> None:
+    """The GPU Operator, or somebody else, writes the DaemonSet as it is released."""
+    product.api.merge_patch(DAEMON_SET, signal(product, RELEASED))
+
+
+def signalled(product: Product) -> str:
+    env = containers(product)["config-manager"]["env"]
+    return str(next(row["value"] for row in env if row["name"] == "PROCESS_TO_SIGNAL"))
+
+
+def told(product: Product) -> list[str]:
+    """The notes of the Events about repairs, oldest first."""
+    rows = [one for one in product.api.list(EVENTS) if one["reason"] == "MPSDaemonRepaired"]
+    return [row["note"] for row in sorted(rows, key=lambda row: str(row["eventTime"]))]
+
+
+def forget(product: Product) -> None:
+    """A person lets the operator count anew, as its message says."""
+    if product.exists(CONFIG_MAP):
+        mark: Object = {"metadata": {"annotations": {"gpusharing.dev/mps-repairs": None}}}
+        product.api.merge_patch(CONFIG_MAP, mark)
+
+
+# --- what the token may write ---------------------------------------------------------------------------
+
+
+def changed(product: Product, where: str, **fields: Any) -> Object:
+    found = containers(product)
+    found[where] |= fields
+    return template(found)
+
+
+def renamed(product: Product, **more: Any) -> Object:
+    """The row of the environment replaced by another, which also says PROCESS_TO_SIGNAL's value."""
+    found = containers(product)
+    found["config-manager"]["env"] = [
+        {**row, **more} if row["name"] == "PROCESS_TO_SIGNAL" else row
+        for row in found["config-manager"]["env"]
+    ]
+    return template(found)
+
+
+def test_a_token_of_the_operator_may_set_that_one_value_and_change_nothing_else(
+    product: Product, token: Api
+) -> None:
+    overwrite(product)
+    more = containers(product)
+    more["evil"] = {"name": "evil", "image": "evil"}
+    fewer = containers(product)
+    del fewer["config-manager"]
+    refused: dict[str, Object] = {
+        "another value": signal(product, "sh"),
+        "no value": signal(product, ""),
+        "another variable": signal(product, RIGHT, "SIGNAL"),
+        "another variable in place of it": renamed(product, name="LD_PRELOAD", value=RIGHT),
+        "a value from elsewhere": renamed(
+            product, value=None, valueFrom={"fieldRef": {"fieldPath": "spec.nodeName"}}
+        ),
+        "the variable in another container": signal(product, RIGHT, where="mps-control-daemon-ctr"),
+        "another image": changed(product, "config-manager", image="evil"),
+        "the image of another container": changed(product, "mps-control-daemon-ctr", image="evil"),
+        "another command": changed(product, "config-manager", command=["sh"]),
+        "more rights": changed(product, "config-manager", securityContext={"privileged": True}),
+        "one more container": template(more),
+        "one container less": template(fewer),
+        "an init container": template(
+            containers(product), initContainers=[{"name": "evil", "image": "evil"}]
+        ),
+        "a volume": template(containers(product), volumes=[{"name": "root", "hostPath": {"path": "/"}}]),
+        "other nodes": template(containers(product), nodeSelector={"a": "b"}),
+        "a label of the pods": {"spec": {"template": {"metadata": {"labels": {"a": "b"}}}}},
+        "another strategy": {"spec": {"updateStrategy": {"type": "OnDelete"}}},
+        "a label": {"metadata": {"labels": {"app": "mine"}}},
+        "an annotation": {"metadata": {"annotations": {"nvidia.com/last-applied-hash": "x"}}},
+        "a finalizer": {"metadata": {"finalizers": ["gpusharing.dev/forever"]}},
+        "no owner": {"metadata": {"ownerReferences": None}},
+    }
+    assert refusal(token, signal(product)) == ""
+    allowed = [
+        what for what, body in refused.items() if "ValidatingAdmissionPolicy" not in refusal(token, body)
+    ]
+    assert allowed == []
+    both = {**signal(product), "metadata": {"labels": {"app": "mine"}}}
+    assert "may not change labels" in refusal(token, both)
+    assert refusal(product.api, refused["another image"]) == "", "whoever else may write it still may"
+    assert refusal(token, {"status": {"numberReady": 9}}, f"{DAEMON_SET}/status")
+    assert refusal(token, signal(product), f"{DAEMON_SETS}/nvidia-mig-manager-daemonset")
+    with pytest.raises(ApiError) as raised:
+        token.delete(DAEMON_SET)
+    assert raised.value.status == 403
+
+
+# --- what the operator does -----------------------------------------------------------------------------
+
+
+def message(pool: Pool) -> str:
+    return str(pool.transition().get("message", ""))
+
+
+def test_the_operator_repairs_it_says_so_and_a_policy_with_mps_goes_on(product: Product, token: Api) -> None:
+    overwrite(product)
+    forget(product)
+    since, events = product.mark(), len(told(product))
+    with product.pool(H100) as pool, product.operator("repair", **ASKED) as process:
+        pool.apply(MPS)
+        pool.wait(lambda: signalled(product) == RIGHT, "the repair")
+        pool.wait_synced()
+        wait_until(lambda: len(told(product)) > events, SECONDS, "the Event")
+        assert told(product)[events:] == [
+            f"set PROCESS_TO_SIGNAL={RIGHT} of config-manager in DaemonSet {NAMESPACE}/{NAME} (repair 1 of 3 under"
+            " device plugin v0.20.0); chart value gpuOperator.repairMps. All MPS daemons restart"
+        ]
+        assert process.exit_status is None, process.log.read_text()[-3000:]
+        assert len(product.writes("daemonsets", since=since)) == 1
+        pool.apply(SLICED)
+        pool.wait_synced()
+
+
+def test_it_waits_while_a_node_serves_mps_and_names_the_node(product: Product, token: Api) -> None:
+    product.api.merge_patch(DAEMON_SET, signal(product, RIGHT))
+    forget(product)
+    with product.pool(H100) as serving, product.pool(H100) as other, product.operator("waits", **ASKED):
+        serving.apply(MPS)
+        serving.wait_synced()
+        # As an edit of ClusterPolicy does it, but the pods that run stay: nobody's clients end.
+        product.api.merge_patch(
+            DAEMON_SET, {"spec": {"updateStrategy": {"type": "OnDelete", "rollingUpdate": None}}}
+        )
+        overwrite(product)
+        since = product.mark()
+        other.apply(MPS)
+        words = f"The operator sets it when no node serves MPS any more; {serving.nodes[0]} still serves it"
+        other.wait(lambda: words in message(other), "the node to be named", other.transition)
+        assert product.writes("daemonsets", since=since) == []
+        assert signalled(product) == RELEASED
+        serving.apply(SLICED)
+        serving.wait_synced()
+        other.wait(lambda: signalled(product) == RIGHT, "the repair")
+        other.wait_synced()
+        other.apply(SLICED)
+        other.wait_synced()
+
+
+def test_it_gives_up_after_three_overwrites_even_across_restarts_until_a_person_says_so(
+    product: Product, token: Api
+) -> None:
+    overwrite(product)
+    forget(product)
+    since, events = product.mark(), len(told(product))
+    with product.pool(H100) as pool:
+        pool.apply(SLICED)
+        for life in range(3):
+            with product.operator(f"life-{life}", **ASKED):
+                pool.wait(lambda: signalled(product) == RIGHT, f"repair {life + 1}")
+                wait_until(lambda: len(told(product)) == events + life + 1, SECONDS, "the Event")  # noqa: B023 - called at once
+            overwrite(product)
+        assert [f"repair {count} of 3" in note for count, note in enumerate(told(product)[events:], 1)] == [
+            True
+        ] * 3
+        with product.operator("gives-up", **ASKED):
+            pool.apply(MPS)
+            words = "has set it 3 times under device plugin v0.20.0, somebody has overwritten it each time"
+            pool.wait(lambda: words in message(pool), "the operator to give up", pool.transition)
+            assert len(product.writes("daemonsets", since=since)) == 3
+            assert signalled(product) == RELEASED
+            forget(product)
+            pool.wait(lambda: signalled(product) == RIGHT, "another repair")
+            pool.wait_synced()
+            pool.apply(SLICED)
+            pool.wait_synced()

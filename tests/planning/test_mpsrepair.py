@@ -1,0 +1,208 @@
+"""The MPS DaemonSet: when the operator repairs it itself, and what it says while it does not."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.build import (
+    NOW,
+    SETTINGS,
+    make_cluster_policy,
+    make_fence,
+    make_gpu,
+    make_gpunode,
+    make_node,
+    make_snapshot,
+    make_stack,
+)
+from tests.planning.cases import MPS, assessed_of, make_case
+
+from gpusharing.api.names import LABEL_MPS_CAPABLE, LABEL_PLUGIN_CONFIG, DisruptionClass
+from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.actions import RepairMps, SetPointers
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, MpsDaemonView, MpsRepairs, StackView
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView
+from gpusharing.planning.stack.mpsrepair import (
+    MOST_REPAIRS,
+    RESTRAINTS,
+    count_repair,
+    explain_repair,
+    find_serving,
+    plan_repair,
+    with_serving,
+)
+from gpusharing.planning.transition.gates import find_gate
+
+ASKED = replace(SETTINGS, repair_mps=True)
+DEAF = MpsDaemonView(
+    "v0.20.0", "mps-control-daemon", "/usr/bin/mps-control-daemon", sees_host=True, state="uid/2"
+)
+SPENT = MpsRepairs(MOST_REPAIRS, "v0.20.0", "uid/1")
+
+
+def stack(daemon: MpsDaemonView | None = DEAF, **fields: Any) -> StackView:
+    return make_stack(MPS, cluster_policy=make_cluster_policy(mps_daemon=daemon), **fields)
+
+
+def test_a_daemon_that_cannot_be_notified_is_repaired_and_the_repair_counted() -> None:
+    action = plan_repair(stack(), ASKED)
+    assert action is not None
+    assert (action.daemon, action.repairs) == (DEAF, MpsRepairs(1, "v0.20.0", "uid/2"))
+    assert explain_repair(stack(), ASKED) == ". The operator sets it now (chart value gpuOperator.repairMps)"
+
+
+NOTHING: dict[str, tuple[StackView, bool]] = {
+    "without the chart value": (stack(), False),
+    "where the GPU Operator is right by itself": (stack(replace(DEAF, signalled=DEAF.program)), True),
+    "where no daemon was seen": (stack(None), True),
+    "where the version is unknown": (stack(replace(DEAF, version="")), True),
+    "before config-manager signals at all": (stack(replace(DEAF, version="v0.18.1")), True),
+}
+
+
+@pytest.mark.parametrize("what", NOTHING)
+def test_nothing_is_repaired_and_nothing_said(what: str) -> None:
+    found, asked = NOTHING[what]
+    settings = ASKED if asked else SETTINGS
+    assert plan_repair(found, settings) is None
+    assert explain_repair(found, settings) == ""
+
+
+HELD: dict[str, tuple[StackView, str]] = {
+    "the plugin is too old": (
+        stack(replace(DEAF, version="v0.19.3")),
+        "The operator sets the name by itself once the device plugin is v0.20.0 or newer",
+    ),
+    "the daemon has another name": (
+        stack(replace(DEAF, program="mpsd", signalled="/usr/bin/mpsd")),
+        "The operator sets only mps-control-daemon in DaemonSet nvidia-device-plugin-mps-control-daemon",
+    ),
+    "the DaemonSet has another name": (stack(replace(DEAF, name="mps")), "so it does not help here"),
+    "the DaemonSet is elsewhere": (stack(replace(DEAF, namespace="nvidia")), "so it does not help here"),
+    "repairs cannot be counted yet": (
+        stack(plugin_map_exists=False), "in ConfigMap gpusharing-device-plugin, and waits"),
+    "the ConfigMap is somebody else's": (stack(foreign_map="gpusharing-device-plugin"), "and is its own"),
+    "it was overwritten too often": (
+        stack(mps_repairs=SPENT),
+        "The operator has set it 3 times under device plugin v0.20.0, somebody has overwritten it each time, and the"
+        " operator gives up; find out who does, then run `kubectl annotate -n gpu-operator configmap"
+        " gpusharing-device-plugin gpusharing.dev/mps-repairs-`",
+    ),
+    "a node serves MPS": (stack(mps_nodes=("gpu-1",)), "no node serves MPS any more; gpu-1 still serves it"),
+    "nodes serve MPS": (stack(mps_nodes=("gpu-1", "gpu-2")), "any more; gpu-1, gpu-2 still serve it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", HELD)
+def test_it_says_why_it_does_not_repair_while(what: str) -> None:
+    found, words = HELD[what]
+    assert plan_repair(found, ASKED) is None
+    text = explain_repair(found, ASKED)
+    assert words in text
+    assert text.endswith(" (chart value gpuOperator.repairMps)")
+
+
+def test_every_restraint_is_played() -> None:
+    played = {
+        next(one for one in RESTRAINTS if one.find(daemon, found, ASKED)).find
+        for found, _ in HELD.values()
+        if found.cluster_policy is not None and (daemon := found.cluster_policy.mps_daemon) is not None
+    }
+    assert played == {one.find for one in RESTRAINTS}
+
+
+def test_a_write_that_failed_is_said_and_tried_again_without_another_count() -> None:
+    begun = MpsRepairs(1, DEAF.version, DEAF.state)
+    found = stack(mps_repairs=begun, repair_error="no right to patch daemonsets")
+    assert "could not set it and tries again: no right to patch daemonsets" in explain_repair(found, ASKED)
+    action = plan_repair(found, ASKED)
+    assert action is not None
+    assert action.repairs == begun
+
+
+@pytest.mark.parametrize(
+    ("before", "count"),
+    [
+        (MpsRepairs(), 1),
+        (MpsRepairs(2, "v0.20.0", "uid/1"), 3),
+        (MpsRepairs(2, "v0.20.0", "other/2"), 3),
+        (MpsRepairs(3, "v0.20.0", "uid/2"), 3),
+        (MpsRepairs(3, "v0.19.9", "uid/1"), 1),
+    ],
+    ids=["the first", "it was overwritten", "a new DaemonSet", "the same one again", "a new plugin"],
+)
+def test_how_a_repair_is_counted(before: MpsRepairs, count: int) -> None:
+    assert count_repair(before, DEAF).count == count
+
+
+# --- which nodes serve MPS ------------------------------------------------------------------------------
+
+KEY = next(key for key, text in stack().plugin_configs.items() if "mps" in text)
+TOLD = make_node(labels={LABEL_PLUGIN_CONFIG: KEY})
+CAPABLE = make_node(labels={LABEL_MPS_CAPABLE: "true"})
+FREE = make_gpunode()
+SERVED = make_gpunode(gpus=(make_gpu(compute_mode="ExclusiveProcess"),))
+EMPTIED = make_fence(stage="actuating", disruption=DisruptionClass.GPU_PODS)
+SERVES: dict[str, tuple[NodeView, GPUNodeView | None, bool, bool, bool]] = {
+    # node, report, agent Ready, daemon's pod, does it count?
+    "told MPS and exclusive": (TOLD, SERVED, True, True, True),
+    "told MPS, and the agent sees no daemon": (TOLD, FREE, True, True, False),
+    "told MPS, and the agent sees no daemon, but is not Ready any more": (TOLD, FREE, False, True, True),
+    "told MPS, and the agent is quiet": (TOLD, make_gpunode(quiet=True, quiet_echoed=True), True, True, True),
+    "told MPS, and nothing was reported": (TOLD, None, True, False, True),
+    "told MPS, and the agent cannot read": (TOLD, make_gpunode(error="no NVML"), True, False, True),
+    "told MPS, and the compute mode is unknown": (
+        TOLD, make_gpunode(gpus=(make_gpu(compute_mode="Unknown"),)), True, False, True),
+    "capable of MPS for GFD": (CAPABLE, SERVED, True, False, True),
+    "a daemon's pod alone": (make_node(), SERVED, True, True, True),
+    "exclusive for another reason": (make_node(), SERVED, True, False, False),
+    "emptied by our fence": (replace(TOLD, fence=EMPTIED, unschedulable=True), None, False, True, False),
+    "our fence, and uncordoned by somebody": (
+        replace(TOLD, fence=EMPTIED, unschedulable=False), None, False, True, True),
+    "fenced before the point of no return": (
+        replace(TOLD, fence=replace(EMPTIED, stage="fenced"), unschedulable=True), SERVED, True, True, True),
+    "in a change that drains nobody": (
+        replace(TOLD, fence=replace(EMPTIED, disruption=DisruptionClass.PLUGIN_RESTART), unschedulable=True),
+        None, True, True, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", SERVES)
+def test_whether_a_restart_of_all_daemons_could_end_clients_there(what: str) -> None:
+    node, report, agent, daemon, counts = SERVES[what]
+    name = node.name
+    gpunodes = {} if report is None else {name: report}
+    found = find_serving({name: node}, gpunodes, {name} if agent else (), {name} if daemon else (), stack())
+    assert found == ((name,) if counts else ())
+
+
+def test_the_nodes_that_serve_mps_are_looked_for_only_where_a_repair_is_due() -> None:
+    def find(_: StackView) -> tuple[str, ...]:
+        return ("gpu-07",)
+
+    assert with_serving(stack(), ASKED, find).mps_nodes == ("gpu-07",)
+    for found, settings in ((stack(), SETTINGS), (stack(mps_repairs=SPENT), ASKED), (stack(None), ASKED)):
+        assert with_serving(found, settings, find) is found
+
+
+# --- in a plan ------------------------------------------------------------------------------------------
+
+
+def repairs(policy: ClusterPolicyView) -> list[type]:
+    """What is written to NVIDIA's objects in the first pass."""
+    found = make_stack(MPS, cluster_policy=policy)
+    settings = replace(ASKED, configure_gpu_operator=True)
+    plan = plan_rollout(make_snapshot([make_node()], [MPS], stack=found, settings=settings), NOW)
+    return [type(one) for one in plan.shared if isinstance(one, RepairMps | SetPointers)]
+
+
+def test_a_plan_repairs_but_not_beside_a_write_to_clusterpolicy_that_may_undo_it() -> None:
+    assert repairs(make_cluster_policy(mps_daemon=DEAF)) == [RepairMps]
+    assert repairs(make_cluster_policy("", mps_daemon=DEAF)) == [SetPointers]
+
+
+def test_a_blocked_node_says_what_the_repair_waits_for() -> None:
+    case = replace(make_case(MPS, stack=stack(mps_nodes=("gpu-1", "gpu-2"))), settings=ASKED)
+    gate = find_gate(case, assessed_of(case))
+    assert gate is not None
+    assert gate.message.endswith("; gpu-1, gpu-2 still serve it (chart value gpuOperator.repairMps)")
