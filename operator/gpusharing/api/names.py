@@ -23,6 +23,9 @@ PREFIX = f"{GROUP}/"
 LABEL_MODE = f"{PREFIX}mode"
 """Routing label: `full`, `mig`, `time-slicing` ... A change that cordons the node removes it together with writing the
 fence, and sets it again at the release, so that workloads that select a mode are not scheduled there in between."""
+LABEL_ISOLATION = f"{PREFIX}isolation"
+"""On a Namespace, `hardware` or `memory`: its GPU pods may run only on nodes whose mode isolates that much. The chart's
+value guard.enabled enforces it; we never write it (docs/how-to/isolate-tenants.md)."""
 LABEL_POLICY = f"{PREFIX}policy"
 """The policy that owns the node. It makes ownership sticky: a policy of equal priority never takes over the node."""
 ANNOTATION_FENCE = f"{PREFIX}fence"

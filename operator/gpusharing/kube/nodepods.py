@@ -165,7 +165,8 @@ class NodePods:
                 policy.spec is not None and asks_for_namespaces(policy.spec.drain)
                 for policy in self.sources.policies.views
             )
-            return await self._lookups.views(raws, scope, now, namespaces=namespaces), ""
+            guard = self.sources.settings.plan.guard
+            return await self._lookups.views(raws, scope, now, namespaces=namespaces, guard=guard), ""
         except (Unauthorized, ServerAway, HeldBack):
             raise
         except KubeError as error:

@@ -1,18 +1,20 @@
-"""Find other objects that refer to resources and labels which a plan would remove: quotas, limits, objects of Kueue
-and the templates of workloads. They are read with the user's rights, and only here; the operator needs no rights to
-them."""
+"""Find other objects that refer to resources and labels which a plan would remove: quotas, limits, objects of Kueue,
+the templates of workloads, and namespaces whose guard admits only modes that no node would have. They are read with the
+user's rights, and only here; the operator needs no rights to them."""
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator, Set
 
+from gpusharing.api.names import LABEL_ISOLATION, LABEL_MODE
 from gpusharing.api.validation import is_rewritten
 from gpusharing.cli.live.cluster import LivePlan
 from gpusharing.cli.shell.troubles import error_text
-from gpusharing.kube.client import DAEMON_SETS, DEPLOYMENTS, JSON, KubeClient, Resource
+from gpusharing.kube.client import DAEMON_SETS, DEPLOYMENTS, JSON, NAMESPACES, KubeClient, Resource
 from gpusharing.kube.convert import has_condition
 from gpusharing.kube.errors import KubeError
-from gpusharing.kube.paging import pages_of
+from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.raw import entries, text
+from gpusharing.planning.drain.isolation import ADMITTED
 from gpusharing.planning.report.proposal import Proposal
 from gpusharing.planning.vocabulary.lengths import some
 
@@ -66,6 +68,33 @@ async def read_dependents(
     kinds = ", ".join(sorted(unread))
     why = f"{kinds} may refer to what will no longer exist, but were not read: {min(unread.values(), default='')}"
     return tuple(lines), (why,) if unread else ()
+
+
+async def read_tenants(
+    client: KubeClient, vanishing: Set[str], live: LivePlan
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Look for namespaces whose isolation label admits no mode that a node will still have, although `vanishing` has
+    one that a node has now. Return a sentence for each value of the label, and a note if namespaces could not be
+    listed (empty otherwise). Nothing is read if the guard is off. No KubeError is raised."""
+    remaining = (
+        {f"{key}={value}" for key, value in live.plan.afterwards.find_labels()} if vanishing else set()
+    )
+    lines = []
+    for level, modes in ADMITTED.items() if live.snapshot.settings.guard else ():
+        pairs = {f"{LABEL_MODE}={mode}" for mode in modes}
+        if not pairs & vanishing or pairs & remaining:
+            continue
+        try:
+            found = await list_of(client, NAMESPACES, label_selector=f"{LABEL_ISOLATION}={level}")
+        except KubeError as error:
+            return (), (f"namespaces with the label {LABEL_ISOLATION} were not read: {error_text(error)}",)
+        if found:
+            whose = some(sorted(text(raw, "metadata", "name") for raw in found), 20)
+            lines.append(
+                f"No node will have mode {' or '.join(modes)}, but the label {LABEL_ISOLATION}={level} admits GPU"
+                f" pods of these namespaces nowhere else: {whose}"
+            )
+    return tuple(lines), ()
 
 
 async def _read_mentions(

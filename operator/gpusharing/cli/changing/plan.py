@@ -11,7 +11,7 @@ from math import floor
 from typing import Any
 
 from gpusharing.api.names import Phase
-from gpusharing.cli.changing.dependents import find_vanishing, read_dependents
+from gpusharing.cli.changing.dependents import find_vanishing, read_dependents, read_tenants
 from gpusharing.cli.live.cluster import gathered
 from gpusharing.cli.live.files import read_policies
 from gpusharing.cli.shell.drawing import (
@@ -348,10 +348,14 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
             for policy in live.snapshot.policies
             if not only or policy.name in only
         )
-        dependents, unread = await read_dependents(session.client, find_vanishing(proposals, live), ignored)
+        vanishing = find_vanishing(proposals, live)
+        dependents, unread = await read_dependents(session.client, vanishing, ignored)
+        tenants, unlisted = await read_tenants(session.client, vanishing, live)
     names = [policy.name for policy in live.snapshot.policies]
     for name in sorted(only):
         if name not in names:
             raise Trouble(no_such(POLICIES, name, names, session.where))
     nodes = {node for one in proposals for node in live.plan.pools[one.policy].names}
-    return Planned(proposals, (*live.notes, *unread), live.simulated(nodes), dependents)
+    return Planned(
+        proposals, (*live.notes, *unread, *unlisted), live.simulated(nodes), (*tenants, *dependents)
+    )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from gpusharing.api.names import RESOURCE_GPU, Phase
 from gpusharing.cli.diagnosis.rooms import NOTE, NodeRoom, RoomSearch, find_fraction, find_overlooked
+from gpusharing.cli.diagnosis.tenant import explain_guard
 from gpusharing.cli.live.cluster import LivePlan
 from gpusharing.cli.shell.drawing import (
     BLANK,
@@ -87,6 +88,8 @@ class PodAnswer:
     others: tuple[str, ...]
     """Other GPU resources that will be advertised after the changes by nodes that the pod may use. Empty if one of them
     will have what the pod requests."""
+    guard: str
+    """Sentences about the guard for tenants; empty if it does not concern the pod."""
     conclusion: str
     """The answer in a sentence."""
     notes: tuple[str, ...]
@@ -97,8 +100,9 @@ class PodAnswer:
     """A description of the fraction of a GPU that the pod requests from KAI-Scheduler; empty if it requests none."""
 
 
-def pod_answer(search: RoomSearch) -> PodAnswer:
-    """Return the answer about the pod of `search`, which must have examined all Nodes."""
+def pod_answer(search: RoomSearch, namespace_labels: Mapping[str, str]) -> PodAnswer:
+    """Return the answer about the pod of `search`, which must have examined all Nodes. `namespace_labels` are the
+    labels of the pod's namespace, empty if they could not be read."""
     raw, live = search.pod, search.live
     pod, asks = pod_view(raw, {}), dict(sorted(pod_requests(raw).items()))
     fraction, devices = find_fraction(raw)
@@ -121,6 +125,7 @@ def pod_answer(search: RoomSearch) -> PodAnswer:
         scheduler=next((text(row, "message") for row in placed if row.get("status") == "False"), ""),
         services=services,
         others=() if lasting else tuple(sorted(later - asks.keys())),
+        guard=explain_guard(search, namespace_labels),
         conclusion=next(sentence for conclude in CONCLUSIONS if (sentence := conclude(case))),
         notes=(
             *live.notes,
@@ -355,6 +360,8 @@ def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
         lines += [BLANK, *_service_lines(answer.services, paper)]
     if answer.others:
         lines += prose(f"Advertised once the changes are done: {', '.join(answer.others)}", paper, hang="  ")
+    if answer.guard:
+        lines += prose(f"Guard: {answer.guard}.", paper, hang="  ", ink=Ink.WAITING)
     lines += [BLANK, *prose(answer.conclusion[:1].upper() + answer.conclusion[1:] + ".", paper)]
     for note in answer.notes:
         lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)

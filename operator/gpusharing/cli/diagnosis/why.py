@@ -48,7 +48,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
             search = RoomSearch(pod, live)
             async for nodes in session.each_page(NODES):
                 search.look(nodes)
-            explained = pod_answer(search)
+            explained = pod_answer(search, await session.namespace_labels(namespace))
         terminal.answer(lambda: asdict(explained), lambda paper: describe_pod(explained, paper))
         return DONE
     answer = await _node(session, name)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
-from gpusharing.api.names import RESOURCE_GPU, RESOURCE_GPU_SHARED, RESOURCE_MIG_PREFIX, Mode
+from gpusharing.api.names import LABEL_ISOLATION, RESOURCE_GPU, RESOURCE_GPU_SHARED, RESOURCE_MIG_PREFIX, Mode
 from gpusharing.cli.shell.manifests import policy_manifest
 from gpusharing.kube.client import JSON
 from gpusharing.kube.podrequests import container_requests, largest_requests, pod_requests
@@ -43,6 +43,8 @@ class AdviceAnswers:
     """Whether each workload is billed for what it holds."""
     bursts: bool = False
     """Whether workloads compute only now and then."""
+    isolation: str = ""
+    """The level of isolation that the label of the pods' namespace demands: `hardware` or `memory`; empty if none."""
     no_mps: str | None = None
     """The reason why no label can switch MPS on in the cluster; empty if one can, or None if it is unknown."""
     mps_remedy: str = ""
@@ -100,12 +102,14 @@ def _whole(answers: AdviceAnswers) -> Advice | None:
 
 
 def _isolated(answers: AdviceAnswers) -> Advice | None:
-    """Advise MIG with the smallest profile that is large enough, if promises, strangers or billing require isolation;
-    return None otherwise. If the card has no such profile, advise whole GPUs."""
+    """Advise MIG with the smallest profile that is large enough, if promises, strangers, billing or the label of the
+    namespace require isolation; return None otherwise. If the card has no such profile, advise whole GPUs."""
+    label = f"the namespace has the label {LABEL_ISOLATION}={answers.isolation}"
     reasons = {
         "latency or availability is promised": answers.promise,
         "workloads of strangers share": answers.strangers,
         "each workload is to be billed": answers.bill,
+        label: answers.isolation == "hardware" or (answers.isolation == "memory" and bool(answers.no_mps)),
     }
     needed = [reason for reason, holds in reasons.items() if holds]
     if not needed:
@@ -126,9 +130,10 @@ def _isolated(answers: AdviceAnswers) -> Advice | None:
 
 
 def _together(answers: AdviceAnswers) -> Advice | None:
-    """Advise MPS for workloads that compute all the time and whose owners trust each other. Return None if the
-    workloads compute only now and then, or if MPS cannot be switched on."""
-    if answers.bursts or answers.no_mps:
+    """Advise MPS for workloads that compute all the time and whose owners trust each other, and for all workloads of a
+    namespace whose label demands that memory is isolated. Return None for workloads of other namespaces that compute
+    only now and then, or if MPS cannot be switched on."""
+    if (answers.bursts and answers.isolation != "memory") or answers.no_mps:
         return None
     most = int(memory_of(answers.card) // (answers.memory * HEADROOM))
     clients = min(most, answers.card.mps_max_clients)
@@ -137,13 +142,19 @@ def _together(answers: AdviceAnswers) -> Advice | None:
         " take turns (docs/design/hardware.md#mps)"
     )
     each = client_memory(answers.card, clients)
+    if answers.isolation:
+        why = (
+            f"the namespace has the label {LABEL_ISOLATION}=memory, and MPS limits the memory of each client"
+            " (docs/design/hardware.md#mps-share)"
+        )
     size = f"{clients} clients have {each:.1f} GiB each (docs/design/hardware.md#mps-share)"
     but = "a fatal fault of one reaches all clients of the GPU (docs/design/hardware.md#mps-faults)"
     if answers.no_mps is None:
+        instead = "MIG or Full" if answers.isolation else f"TimeSlicing with {_turns(answers)} shares"
         but += (
             ". With GPU Operators newer than v25.10.1, as they are installed, no label can switch MPS on and the"
-            " operator refuses it (docs/design/nvidia.md#b5 has the remedy): without that, use TimeSlicing with"
-            f" {_turns(answers)} shares there. Give --gpu-operator VERSION to get advice for yours"
+            " operator refuses it (docs/design/nvidia.md#b5 has the remedy): without that, use"
+            f" {instead} there. Give --gpu-operator VERSION to get advice for yours"
         )
     return Advice(Mode.MPS, clients, (why, size), but)
 

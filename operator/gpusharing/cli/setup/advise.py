@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from gpusharing.api.names import Mode
+from gpusharing.api.names import LABEL_ISOLATION, Mode
 from gpusharing.cli.setup.advice import (
     Advice,
     AdviceAnswers,
@@ -32,6 +32,7 @@ from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, GPUNODES, PODS
 from gpusharing.kube.convert import cluster_policy_view
 from gpusharing.kube.plainstack import daemon_set_view
 from gpusharing.kube.raw import entries, text
+from gpusharing.planning.drain.isolation import describe_guard, find_admitted
 from gpusharing.planning.gpus.cards import Card
 from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.snapshot.stackviews import find_active
@@ -75,13 +76,23 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
             f"{card.key} does not have {', '.join(unknown)}, which the pods request: name their card with --card"
         )
     if (advice := advise_for(demand, card)) is None:
-        answers = _find_answers(typed, card, demand)
+        level = await _isolation(session, typed.namespace)
+        answers = replace(_find_answers(typed, card, demand), isolation=level)
         if (advice := advise(answers)).mode is Mode.MPS and answers.no_mps is None:
             why, remedy = await _deafness(session)
             advice = advise(replace(answers, no_mps=why, mps_remedy=remedy))
     if obstacle := await _obstacle(session, advice.mode):
         advice = replace(advice, but=f"{advice.but}; {obstacle}")
     return _show(advice, card, demand, typed, terminal)
+
+
+async def _isolation(session: Session, namespace: str) -> str:
+    """Return the level of isolation that the label of the namespace demands; empty if it has none or cannot be read.
+    Raises Trouble if the value is not a level, because no mode would be admitted."""
+    labels = await session.namespace_labels(namespace)
+    if find_admitted(labels) == ():
+        raise Trouble(describe_guard(namespace, labels))
+    return labels.get(LABEL_ISOLATION, "")
 
 
 async def _obstacle(session: Session, mode: Mode) -> str:

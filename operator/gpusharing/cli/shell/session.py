@@ -15,13 +15,13 @@ from pathlib import Path
 import yaml
 
 from gpusharing.cli.shell.troubles import INSTALL, Denied, Trouble, error_text, nearest, sentence
-from gpusharing.kube.client import JSON, KubeClient, Resource
+from gpusharing.kube.client import JSON, NAMESPACES, KubeClient, Resource
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, first_of
 from gpusharing.kube.http import HttpClient, Limits
 from gpusharing.kube.login import Login, OfficialLogin, ServiceAccountLogin
 from gpusharing.kube.paging import pages_of
-from gpusharing.kube.raw import entries, text
+from gpusharing.kube.raw import entries, part, text, texts
 
 
 def find_context(files: Sequence[Path], name: str) -> tuple[str, str]:
@@ -125,6 +125,13 @@ class Session:
             raise Trouble(no_such(resource, name, names, self.where)) from error
         except KubeError as error:
             raise Trouble(sentence(error, self.where)) from error
+
+    async def namespace_labels(self, namespace: str) -> Mapping[str, str]:
+        """Return the labels of a namespace; empty if it cannot be read. Raises no KubeError."""
+        try:
+            return texts(part(await self.client.get(NAMESPACES, namespace), "metadata", "labels"))
+        except KubeError:
+            return {}
 
 
 def no_such(resource: Resource, name: str, names: list[str], where: str) -> str:

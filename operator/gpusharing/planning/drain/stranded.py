@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
 from functools import cached_property
 
+from gpusharing.api.names import LABEL_MODE
 from gpusharing.api.selectors import Row, holds, matches
 from gpusharing.api.validation import is_rewritten
 from gpusharing.planning.drain.holders import gpu_groups, gpu_resources, is_reservation
+from gpusharing.planning.drain.isolation import describe_guard
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.vocabulary.blockers import Blocker
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -187,7 +189,11 @@ def _find_broken(pod: PodView, own: FutureNode) -> str:
         key, operator, values = broken
         equals = operator == "In" and len(values) == 1
         rule = f"{key}={values[0]}" if equals else " ".join((key, operator, ",".join(values))).rstrip()
-        return f"The pod requires {rule}, but this label will be {labels.get(key, 'absent')}"
+        guard = describe_guard(pod.namespace, pod.namespace_labels or {}) if key == LABEL_MODE else ""
+        if guard and not values:
+            return guard[:1].upper() + guard[1:]
+        why = f"; {guard}" if guard else ""
+        return f"The pod requires {rule}, but this label will be {labels.get(key, 'absent')}{why}"
     if own.serves(pod):
         return ""
     requested = ", ".join(f"{count} {name}" for name, count in _wanted(pod).items())

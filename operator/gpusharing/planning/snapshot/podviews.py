@@ -82,7 +82,8 @@ class PodView:
     """spec.nodeSelector."""
     node_terms: tuple[tuple[Row, ...], ...] = ()
     """The terms of its required node affinity, of which a node must match at least one; matchFields count as labels.
-    Empty if the pod has none, or if it requests no GPU resource."""
+    Empty if the pod has none, or if it requests no GPU resource. If the chart's guard is on, each term also has the
+    guard's requirement."""
     deleted_at: datetime | None = None
     """metadata.deletionTimestamp, which is when the grace period ends, or None if it is not being deleted."""
     ready: bool = True
@@ -98,8 +99,9 @@ class PodView:
     marks: tuple[tuple[str, str], ...] = ()
     """Annotations and labels that ask not to disturb the pod (drain/rules.py), as pairs of key and value, sorted."""
     namespace_labels: Mapping[str, str] | None = None
-    """Labels of its namespace. None if no rule needs them, if no pod of that namespace has to leave the node, or if
-    they cannot be read. All pods of a node, and the members of their gangs, get the same answer."""
+    """Labels of its namespace. None if neither a rule nor the guard needs them, if no pod of that namespace has to
+    leave the node, or if they cannot be read. All pods of a node, and the members of their gangs, get the same
+    answer."""
     restarts: bool = True
     """Whether its restartPolicy is Always, so that it never runs to completion."""
     system: bool = False

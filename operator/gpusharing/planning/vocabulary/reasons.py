@@ -501,8 +501,8 @@ class Reason(Worded):
         "Install mig-manager v0.15 or newer beside that chart, or the NVIDIA GPU Operator in its place, or use mode "
         "Full, TimeSlicing or MPS.")
     PLUGIN_NOT_PAUSED = (("PluginNotPaused", "Accepted", _PERSON, "device-plugin"),
-        "The policy asks for MIG, but mig-manager cannot pause NVIDIA's device-plugin chart, which would keep the GPUs in "
-        "use during a change.",
+        "The policy asks for MIG, but mig-manager cannot pause NVIDIA's device-plugin chart, which would keep the GPUs "
+        "in use during a change.",
         "Label the GPU nodes and run the command in the message once.")
     FEATURE_DISCOVERY_MISSING = (("FeatureDiscoveryMissing", "Accepted", _PERSON, "ClusterPolicy"),
         "NVIDIA's device-plugin chart runs without GPU Feature Discovery, so no change could be proven.",
@@ -532,8 +532,8 @@ class Reason(Worded):
     MIG_MANAGER_TOO_OLD = (("MigManagerTooOld", "Accepted", _PERSON, "mig-manager", Mark.UNSUPPORTED),
         "mig-manager before v0.15 confuses profiles of the same name on different cards of a node and would fail. "
         "Beside NVIDIA's device-plugin chart, it also cannot pause the device plugin.",
-        "Upgrade mig-manager. Under the GPU Operator, you can instead use a profile that only one card of the node has, "
-        "or that is the same on both.")
+        "Upgrade mig-manager. Under the GPU Operator, you can instead use a profile that only one card of the node "
+        "has, or that is the same on both.")
     NO_NODES = (("NoNodes", "Accepted", _LATER, "policy"),
         "The node selector matches no node.",
         "Label the nodes of the pool, or correct spec.nodeSelector.")

@@ -1,0 +1,43 @@
+"""The guard for tenants: the modes that a namespace's label admits, and the requirement that its GPU pods get.
+
+The chart's admission policies (templates/admission-guard.yaml) follow the same table. docs/how-to/isolate-tenants.md
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from gpusharing.api.names import LABEL_ISOLATION, LABEL_MODE
+from gpusharing.planning.snapshot.podviews import PodView
+
+ADMITTED: Mapping[str, tuple[str, ...]] = {"hardware": ("full", "mig"), "memory": ("full", "mig", "mps")}
+"""The values of the routing label that each level of isolation admits. In `mig-time-slicing` nothing separates the pods
+that share one instance."""
+
+
+def find_admitted(namespace_labels: Mapping[str, str]) -> tuple[str, ...] | None:
+    """Return the values of the routing label on whose nodes GPU pods of a namespace with these labels may run, or None
+    if the namespace has no isolation label. Empty if the value is not a level: then no GPU pod is admitted."""
+    level = namespace_labels.get(LABEL_ISOLATION)
+    return None if level is None else ADMITTED.get(level, ())
+
+
+def with_guard(pod: PodView) -> PodView:
+    """Return the pod with the requirement that the guard demands of its successor, in each of its terms. A pod that
+    requests no GPU resource is returned unchanged, and so is one in a namespace without the label or whose labels
+    were not read."""
+    admitted = find_admitted(pod.namespace_labels or {})
+    if admitted is None or not pod.resources:
+        return pod
+    row = (LABEL_MODE, "In", admitted)
+    return replace(pod, node_terms=tuple((*term, row) for term in pod.node_terms or ((),)))
+
+
+def describe_guard(namespace: str, namespace_labels: Mapping[str, str]) -> str:
+    """Return a clause about the isolation label of the namespace; empty if it has none."""
+    admitted = find_admitted(namespace_labels)
+    if admitted is None:
+        return ""
+    clause = f"namespace {namespace} has the label {LABEL_ISOLATION}={namespace_labels[LABEL_ISOLATION]}"
+    if admitted:
+        return f"{clause}, which admits its GPU pods only on nodes of mode {' or '.join(admitted)}"
+    return f"{clause}, which is not a level of isolation, so that no GPU pod is admitted: write {' or '.join(ADMITTED)}"
