@@ -59,9 +59,10 @@ async def test_before_the_start_the_node_is_blocked_naming_who_and_starts_when_i
         begin(scene, resource, obj)
         scene.apply(SLICED, rollout=at_once(2))
         transition = await scene.reason("gpu-1", "ForeignMaintenance")
+        doing = "is waiting for" if resource is NVIDIA_MAINTENANCES else "is working on"
         assert (transition["phase"], transition["message"]) == (
             "Blocked",
-            f"{who} {'waits for' if resource is NVIDIA_MAINTENANCES else 'works on'} gpu-1; waiting until it has finished",
+            f"{who} {doing} gpu-1; waiting until it has finished",
         )
         await scene.phase("gpu-2", "Synced")
         assert scene.node_writes()["gpu-1"] == 0

@@ -198,7 +198,7 @@ async def test_one_that_is_announced_while_we_stand_aside_for_another_does_not_k
         await scene.released("gpu-1", 60)
         assert not scene.cordoned("gpu-1")
         shown = await scene.reason("gpu-1", "ForeignMaintenance")
-        assert shown["message"].startswith("NVIDIA driver upgrade waits for gpu-1")
+        assert shown["message"].startswith("NVIDIA driver upgrade is waiting for gpu-1")
         scene.person("gpu-1", upgrade("upgrade-done"))
         await scene.ready(seconds=1800)
 

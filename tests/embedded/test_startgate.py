@@ -74,7 +74,8 @@ async def test_with_no_policy_the_taint_stays_and_the_reason_is_shown() -> None:
     async with open_scene(gated("gpu-1"), cluster_policy=PREPARED) as scene:
         shown = await scene.reason("gpu-1", "Unowned")
         assert shown["message"] == (
-            "no workload starts on this node until it is proven (taint gpusharing.dev/unproven): no policy selects this node"
+            "no workload starts on this node until it is proven (taint gpusharing.dev/unproven): no policy selects this"
+            " node"
         )
         assert scene.node_writes()["gpu-1"] == 0
         scene.apply(MIXED)
