@@ -102,7 +102,6 @@ PLURAL = re.compile(
 NEVER_ONE = {
     "{size} nodes": "a wave is of several nodes",
     "{size} slots": "a wave is of several nodes",
-    "{MOST_CLAIMS} nodes": "a large constant",
     "{clients} clients": "where not even two fit, whole GPUs are advised",
     "{_turns(answers)} shares": "where not even two fit, whole GPUs are advised",
     "{card.key} shares": "no number: shares is the verb",

@@ -87,7 +87,7 @@ def test_a_mistake_is_told_in_a_sentence(fake: FakePrometheus, words: tuple[str,
 @pytest.mark.parametrize(
     ("value", "labels", "why"),
     [
-        ("6144", {"modelName": "NVIDIA X9000"}, "the layouts that NVIDIA X9000 can have are unknown"),
+        ("6144", {"modelName": "NVIDIA X9000"}, "the possible layouts of NVIDIA X9000 are unknown"),
         ("73728", {}, "no layout has a place for any workload"),
     ],
     ids=["a card that nobody knows", "what the workload needs is unknown"],
@@ -292,7 +292,7 @@ def test_with_an_address_of_prometheus_nothing_is_planned_and_it_says_so(fake: F
     assert "kubectl gpusharing plan -f FILE shows its effect" in out
     found = told(fake, "-l", "gpusharing.dev/pool=b", "-o", "json").data
     assert found["plan"] is None
-    assert found["notPlanned"].startswith("with --prometheus no cluster is contacted")
+    assert found["notPlanned"].startswith("with --prometheus, the cluster is not contacted")
 
 
 def test_without_the_operator_there_is_an_answer_and_no_plan(desk: Desk, fake: FakePrometheus) -> None:

@@ -210,7 +210,7 @@ def test_what_an_owner_says_wins_and_what_cannot_be_read_is_told(prometheus: str
     told = ask(prometheus, "-o", "json", cluster="said")
     found = workloads(told)
     assert (found["vllm"]["advice"], found["vllm"]["needBytes"]) == ("1g.20gb", 15 * 2**30)
-    assert "gpusharing.dev/gpu-memory of pod team-c/other-0 is 'much', which is left out" in str(
+    assert "gpusharing.dev/gpu-memory of pod team-c/other-0 is 'much', which is not a valid size" in str(
         told.data["remarks"]
     )
     assert found["other"]["advice"] == "1g.10gb"
@@ -260,7 +260,7 @@ def test_a_card_that_nobody_knows_has_needs_of_pods_and_no_layout(prometheus: st
     told = ask(prometheus, "-o", "json", cluster="stranger")
     assert told.status == CHANGES
     assert told.data["recommendation"] is None
-    assert "the layouts that NVIDIA X1000 can have are unknown" in told.data["missing"][0]
+    assert "the possible layouts of NVIDIA X1000 are unknown" in told.data["missing"][0]
     with pytest.raises(Trouble, match="there is no layout to write, because the layouts that NVIDIA X1000"):
         ask(prometheus, "--write", "/nowhere/pool.yaml", cluster="stranger")
 

@@ -104,7 +104,7 @@ def test_up_ends_with_the_export_line_every_time_and_down_can_be_repeated(state_
     assert last == f"export KUBECONFIG={state_folder}/cluster/admin.kubeconfig"
     second = run_cli(state_folder, "up", "--nodes", "2")
     assert second.stdout == first.stdout
-    assert "is up already" in second.stderr
+    assert "is already up" in second.stderr
     assert "2 nodes" in second.stderr
     environ = {"KUBECONFIG": last.removeprefix("export KUBECONFIG=")}
     asked = run_cli(state_folder, "kubeconfig", "--service-account", "absent", environ=environ)
