@@ -178,7 +178,7 @@ def test_two_currencies_have_two_totals(desk: Desk, prometheus: str) -> None:
         ("48.00", "EUR"), ("96.00", "USD")
     ]  # fmt: skip
     assert said.status == DONE
-    assert "in several currencies (EUR, USD): nothing is converted" in data(said)["remarks"][0]
+    assert "in several currencies (EUR, USD); amounts are not converted" in data(said)["remarks"][0]
 
 
 def test_where_nobody_knows_whether_a_device_was_shared_its_time_is_an_estimate(
