@@ -165,7 +165,7 @@ def test_a_node_whose_cards_cost_different_amounts_has_no_price() -> None:
         "products": [one(1, product="a", currency="USD"), one(2, product="b", currency="USD")],
         "cards": [one(1, node="gpu-1", product="a"), one(1, node="gpu-1", product="b")],
     }
-    assert found("gpu-1", "pool-x", told) == "its GPUs (a, b) have several"
+    assert found("gpu-1", "pool-x", told) == "its GPUs (a, b) have several prices"
     assert found("gpu-1", "pool-x", {**told, "products": told["products"][:1]}) == "Prometheus has none"
 
 
