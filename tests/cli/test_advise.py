@@ -154,7 +154,7 @@ def test_what_is_no_version_of_the_gpu_operator_is_refused(desk: Desk) -> None:
     said = desk.type("advise", "--card", "t4", "--memory", "2Gi", "--gpu-operator", "latest")
     assert (said.status, said.err) == (
         FAILED,
-        "error: --gpu-operator latest: write a version like v25.10.1\n",
+        "error: --gpu-operator latest is not a version; pass one such as v25.10.1\n",
     )
 
 
@@ -181,7 +181,9 @@ def test_the_questions_are_asked_at_a_terminal_and_the_answers_decide(desk: Desk
     echo, _, advice = said.partition("\n")
     assert (status, echo) == (DONE, "n")
     assert advice.startswith("MIG, 7x1g.10gb on each GPU\n")
-    reason = "Because workloads of strangers share: memory, bandwidth and faults must be isolated"
+    reason = (
+        "Because the users of the GPUs do not trust each other: memory, bandwidth and faults must be isolated"
+    )
     assert reason in " ".join(advice.split())
     policy = yaml.safe_load(advice.partition("\n\n")[2])
     assert isinstance(validate_policy(policy), GPUSharingPolicySpec)

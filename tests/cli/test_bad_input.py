@@ -119,9 +119,15 @@ def test_who_may_look_and_not_write_is_told_after_the_preview_that_nothing_was_d
 
 def test_the_viewers_role_is_named_only_where_it_grants_what_is_missing(desk: Desk, wrong: Wrong) -> None:
     desk.server.refuses_all = (403, 'User "me" cannot do that')
-    assert "ClusterRole gpusharing-viewer is enough to look; ask for what is named here" in wrong("status")
+    assert (
+        "ClusterRole gpusharing-viewer is enough for reading; ask an administrator for the permission"
+        in wrong("status")
+    )
     said = wrong("skip", "gpu-07")
-    assert 'not allowed to get nodes: User "me" cannot do that. Ask for what is named here' in said
+    assert (
+        'not allowed to get nodes: User "me" cannot do that. Ask for the permission that is named here'
+        in said
+    )
     assert "viewer" not in said
 
 
@@ -130,7 +136,7 @@ def test_a_bundle_into_which_nothing_went_is_not_written(desk: Desk, wrong: Wron
     desk.server.refuses_all = (401, "Unauthorized")
     assert "log in again" in wrong("support-bundle", str(path))
     desk.server.refuses_all = (503, "too much to do")
-    assert "the API server of context desk does not answer" in wrong("support-bundle", str(path))
+    assert "the API server of context desk does not respond" in wrong("support-bundle", str(path))
     assert not path.exists()
 
 
@@ -138,7 +144,7 @@ def test_a_bundle_of_a_dead_address_is_not_written(desk: Desk, wrong: Wrong) -> 
     path = desk.folder / "bundle.tar.gz"
     (port,) = free_ports(1)  # where nobody listens
     desk.write_kubeconfig(f"http://127.0.0.1:{port}")
-    assert "the API server of context desk does not answer" in wrong("support-bundle", str(path))
+    assert "the API server of context desk does not respond" in wrong("support-bundle", str(path))
     assert not path.exists()
 
 
@@ -152,7 +158,7 @@ def test_a_bundle_into_which_something_went_has_gaps(desk: Desk) -> None:
 @pytest.mark.parametrize("verb", ["cost", "recommend"])
 def test_a_namespace_that_would_narrow_nothing_is_refused(wrong: Wrong, verb: str) -> None:
     """Whoever reads the whole bill as that of one namespace pays too much."""
-    assert f"-n does not work here: {verb} always answers for all namespaces" in wrong(verb, "-n", "team-a")
+    assert f"-n cannot be used with {verb}, which always covers all namespaces" in wrong(verb, "-n", "team-a")
 
 
 @pytest.mark.parametrize("verb", ["import", "support-bundle"])

@@ -128,17 +128,17 @@ def test_of_several_kubeconfigs_the_first_says_which_context_is_the_current_one(
 def test_a_kubeconfig_without_a_current_context_asks_for_one(desk: Desk) -> None:
     told = json.loads(desk.kubeconfig.read_text())
     desk.kubeconfig.write_text(json.dumps({**told, "current-context": ""}))
-    assert "Name one with --context; there are: desk" in wrong(desk, "status")
+    assert "Choose one of these with --context: desk" in wrong(desk, "status")
 
 
 def test_a_server_that_does_not_answer_is_named(desk: Desk) -> None:
     desk.write_kubeconfig("http://127.0.0.1:9")
-    assert "does not answer" in wrong(desk, "status")
+    assert "does not respond" in wrong(desk, "status")
 
 
 def test_credentials_that_expired_are_told(desk: Desk) -> None:
     desk.server.refusals = {POLICIES: (401, "Unauthorized"), GPUNODES: (401, "Unauthorized")}
-    assert "expired or refused: log in again" in wrong(desk, "status")
+    assert "expired or were rejected; log in again" in wrong(desk, "status")
 
 
 def test_a_login_program_that_fails_is_told_in_one_sentence(desk: Desk) -> None:

@@ -138,7 +138,7 @@ async def test_a_fleet_by_hand_is_taken_over_without_disturbing_anybody(
         assert "stays as it is" not in planned.out
         for count in (one.count for one in recipe.pools.values()):
             are = "is" if count == 1 else "are"
-            assert f"{counted(count, 'node')} {are} as wanted already and will not change" in planned.out
+            assert f"{counted(count, 'node')} {are} already up to date and will not change" in planned.out
         since = scene.mark()
         for one in found.values():
             scene.e.apply(one)

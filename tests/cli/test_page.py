@@ -245,7 +245,7 @@ REFUSED = {
     "of another verb": (("plan", "-o", "html"), "invalid choice: 'html'"),
     "of another verb, before it": (
         ("-o", "html", "plan"),
-        "-o html does not work here; plan has table, wide",
+        "-o html cannot be used with plan; it supports table, wide",
     ),
     "that is watched": (("status", "-w", "-o", "html"), "one page for one context"),
     "of two contexts": (("status", "-o", "html", "--contexts", "a,b"), "one page for one context"),

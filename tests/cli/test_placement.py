@@ -264,7 +264,7 @@ async def test_what_goes_by_other_pods_is_noted() -> None:
     told, data = await asked(1, [], affinity=apart)
     (note,) = data["notes"]
     assert note.startswith(
-        "this answer ignores spec.affinity.podAntiAffinity of the pod, which may keep it from nodes"
+        "this answer ignores spec.affinity.podAntiAffinity of the pod, which may exclude nodes"
     )
     assert f"Note: {note}" in " ".join(told.out.split())
 

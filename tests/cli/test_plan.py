@@ -281,7 +281,7 @@ async def test_without_a_right_to_the_operators_deployment_a_plan_says_what_it_a
         told = await ask(scene.e.cluster, "plan")
     assert told.status == DONE
     assert (
-        "Note: the chart's default settings are assumed, because the operator's own could not be read: User"
+        "Note: the chart's default settings are assumed, because the operator's settings could not be read: User"
         in told.out
     )
 

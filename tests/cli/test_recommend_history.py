@@ -261,7 +261,9 @@ def test_a_card_that_nobody_knows_has_needs_of_pods_and_no_layout(prometheus: st
     assert told.status == CHANGES
     assert told.data["recommendation"] is None
     assert "the possible layouts of NVIDIA X1000 are unknown" in told.data["missing"][0]
-    with pytest.raises(Trouble, match="there is no layout to write, because the possible layouts of NVIDIA X1000"):
+    with pytest.raises(
+        Trouble, match="there is no layout to write, because the possible layouts of NVIDIA X1000"
+    ):
         ask(prometheus, "--write", "/nowhere/pool.yaml", cluster="stranger")
 
 

@@ -95,8 +95,9 @@ def test_a_window_that_is_open_is_not_called_the_next_one(told: str) -> None:
 def test_a_paused_pool_says_so_and_how_it_goes_on() -> None:
     paused = policy()
     paused["spec"]["rollout"]["paused"] = True
-    assert "\npaused: no further node starts; to continue: kubectl gpusharing resume pool-b\n" in shown(
-        [paused], []
+    assert (
+        "\npaused: no further node starts its change; to continue: kubectl gpusharing resume pool-b\n"
+        in shown([paused], [])
     )
     assert "paused" not in shown(*fleet())
 

@@ -53,7 +53,7 @@ async def test_an_approval_of_another_plan_than_that_of_now_is_refused() -> None
     async with operated(1) as scene:
         scene.apply(MIXED, rollout=MANUAL)
         await scene.reason("gpu-1", "ApprovalNeeded")
-        assert "not abcdef1: read it again" in await refused(scene, "approve", "pool-b", "abcdef1")
+        assert "not abcdef1. Review it again" in await refused(scene, "approve", "pool-b", "abcdef1")
 
 
 @virtually
@@ -96,7 +96,7 @@ async def test_a_dry_run_of_each_verb_shows_the_patch_says_what_it_would_do_and_
         ]
         assert await dry_run(scene, "pause", "pool-b") == [
             'gsp/pool-b  {"spec":{"rollout":{"paused":true}}}',
-            "No further node starts; nodes in flight finish their change.",
+            "No further node starts its change; nodes in flight finish their change.",
         ]
         assert await dry_run(scene, "skip", "gpu-1") == [
             'node/gpu-1  {"metadata":{"labels":{"gpusharing.dev/skip":"true"}}}',
@@ -106,7 +106,7 @@ async def test_a_dry_run_of_each_verb_shows_the_patch_says_what_it_would_do_and_
         op = (await scene.fenced("gpu-1")).op
         assert await dry_run(scene, "abort", "gpu-1") == [
             f'node/gpu-1  {{"metadata":{{"annotations":{{"gpusharing.dev/abort":"{op}"}}}}}}',
-            "The operator gives up the change and returns the node to service as it was.",
+            "The operator aborts the change and returns the node to service as it was.",
         ]
         await ask(scene.e.cluster, "abort", "gpu-1")
         await scene.reason("gpu-1", "Deferred")
@@ -115,13 +115,13 @@ async def test_a_dry_run_of_each_verb_shows_the_patch_says_what_it_would_do_and_
             f'node/gpu-1  {{"metadata":{{"annotations":{{"gpusharing.dev/retry":"{virtual_now():%Y%m%dT%H%M%SZ}"}}}}}}'
         )
         assert effect == (
-            "The operator tries this node again by its policy's rules, after making it idle, which may evict pods."
+            "The operator retries this node under its policy's rules; it drains the node first, which may evict pods."
         )
         await ask(scene.e.cluster, "pause", "pool-b")
         await scene.reason("gpu-1", "Paused")
         assert await dry_run(scene, "resume", "pool-b") == [
             'gsp/pool-b  {"spec":{"rollout":{"paused":false}}}',
-            "Nodes start again, and earlier failures no longer count.",
+            "Nodes start their changes again, and earlier failures no longer count.",
         ]
 
 
@@ -216,7 +216,7 @@ async def test_a_node_that_was_given_up_is_tried_again_at_once_by_a_retry() -> N
         await scene.reason("gpu-1", "Deferred")
         told = await ask(scene.e.cluster, "retry", "gpu-1", "--yes")
         assert told.status == DONE
-        assert "The operator tries this node again" in told.out
+        assert "The operator retries this node" in told.out
         await scene.ready(seconds=250)
 
 
@@ -226,11 +226,11 @@ async def test_a_retry_is_refused_while_a_change_goes_on_and_when_it_is_done() -
         scene.apply(MIXED)
         await scene.phase("gpu-1", "Cordoned")
         said = await refused(scene, "retry", "gpu-1", "--yes")
-        assert said.startswith("there is nothing to try again on gpu-1: it is Cordoned (")
+        assert said.startswith("there is nothing to retry on gpu-1: it is Cordoned (")
         assert "kubectl gpusharing why gpu-1" in said
         await scene.phase("gpu-1", "Synced")
         said = await refused(scene, "retry", "gpu-1", "--dry-run")
-        assert said == "there is nothing to try again on gpu-1: it is Synced (Synced)"
+        assert said == "there is nothing to retry on gpu-1: it is Synced (Synced)"
 
 
 @virtually
@@ -254,14 +254,14 @@ async def test_a_retry_of_a_node_that_somebody_else_blocks_says_what_it_waits_fo
         await scene.reason("gpu-1", "AlreadyCordoned")
         told = await ask(scene.e.cluster, "retry", "gpu-1", "--yes")
         said = " ".join(told.out.split())
-        assert "it is Blocked (AlreadyCordoned) now, and the retry begins when that is over. Done." in said
+        assert "it is Blocked (AlreadyCordoned) now, and the retry starts once that has ended. Done." in said
 
 
 @virtually
 async def test_a_retry_of_a_node_without_gpus_is_refused() -> None:
     async with operated(1) as scene:
         scene.e.cluster.add(NODES, {"metadata": {"name": "cpu-1"}})
-        assert "nothing to try again on cpu-1: it has no GPUNode" in await refused(
+        assert "nothing to retry on cpu-1: it has no GPUNode" in await refused(
             scene, "retry", "cpu-1", "--yes"
         )
 
@@ -282,7 +282,7 @@ async def test_a_retry_that_nobody_answers_is_none() -> None:
         scene.apply(FULL)
         await scene.ready()
         scene.e.cluster.faults.fail("get", GPUNODES, Unavailable("no answer"), times=EVER, identity=ME)
-        assert "does not answer: no answer" in await refused(scene, "retry", "gpu-1", "--yes")
+        assert "does not respond: no answer" in await refused(scene, "retry", "gpu-1", "--yes")
 
 
 PHASES = {
@@ -310,7 +310,7 @@ def test_a_retry_is_for_what_the_operator_would_try_again(phase: str, reason: st
     if tried:
         assert STEERING["retry"].find(node, request).moves
     else:
-        with pytest.raises(Trouble, match="there is nothing to try again on gpu-1"):
+        with pytest.raises(Trouble, match="there is nothing to retry on gpu-1"):
             STEERING["retry"].find(node, request)
 
 
@@ -354,7 +354,7 @@ async def test_where_no_operator_is_installed_nobody_would_try_again_and_that_is
         assert said.startswith("no operator is installed in context test, so nothing would retry gpu-1.")
         told = await ask(scene.e.cluster, "skip", "gpu-1", width=200)
         assert (
-            "The patch was written, but no operator is installed in context test: it has no effect until one is."
+            "The patch was written, but no operator is installed in context test, so it has no effect yet."
             in told.out
         )
         assert "Done." not in told.out

@@ -117,6 +117,6 @@ async def test_an_object_that_is_written_all_the_time_is_left_alone_in_the_end()
 @virtually
 async def test_a_node_that_is_left_to_somebody_else_is_not_given_up() -> None:
     cluster = fleet(replace(FENCE, stage="yielded"))
-    with pytest.raises(Trouble, match="somebody else is working on gpu-1"):
+    with pytest.raises(Trouble, match="someone else is working on gpu-1"):
         await ask(cluster, "abort", "gpu-1")
     assert writes(cluster) == []

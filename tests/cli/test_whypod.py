@@ -175,9 +175,7 @@ async def test_a_node_without_a_policy_can_serve_a_pod_too() -> None:
         )
         data = await told(scene, asking({GPU: 3}))
         shown = await ask(scene.e.cluster, "why", "pod/llm")
-    assert data["conclusion"].startswith(
-        "spare-1 has everything free that this pod requests; see the scheduler"
-    )
+    assert data["conclusion"].startswith("spare-1 has enough free for this pod; see the scheduler")
     assert "no policy spare-1 nvidia.com/gpu 4" in " ".join(shown.out.split())
 
 
@@ -250,7 +248,7 @@ async def test_two_containers_with_one_share_each_are_not_refused() -> None:
     """NVIDIA/k8s-device-plugin#1690: the plugin is asked for each container by itself."""
     data = await about(asking({GPU: 1}, {GPU: 1}), STRICT, 1)
     assert data["asks"] == {GPU: 2}
-    assert data["conclusion"].startswith("gpu-1 has everything free that this pod requests")
+    assert data["conclusion"].startswith("gpu-1 has enough free for this pod")
 
 
 # --- pods for which no pool is to blame --------------------------------------------------------------------------
@@ -259,11 +257,11 @@ CLAIM = [{"name": "gpu", "resourceClaimName": "gpu-claim"}]
 OTHERS: dict[str, tuple[JSON, str]] = {
     "that has succeeded": (
         asking({GPU: 1}, status={"phase": "Succeeded"}, nodeName="gpu-1"),
-        "this pod has succeeded, so it holds no GPU and does not start again",
+        "this pod has succeeded, so it uses no GPU and will not start again",
     ),
     "that was evicted": (
         asking({GPU: 1}, status={"phase": "Failed", "reason": "Evicted", "message": "low on disk"}),
-        "this pod has failed, so it holds no GPU and does not start again",
+        "this pod has failed, so it uses no GPU and will not start again",
     ),
     "that asks for GPUs by a claim only": (
         asking(resourceClaims=CLAIM),
@@ -271,7 +269,7 @@ OTHERS: dict[str, tuple[JSON, str]] = {
     ),
     "that asks for none": (
         asking({GPU: 0}),
-        "this pod requests no GPU resource, so no GPU pool holds it up",
+        "this pod requests no GPU resource, so it does not wait for a GPU pool",
     ),
 }
 
@@ -289,5 +287,5 @@ async def test_what_claims_and_another_scheduler_decide_is_noted() -> None:
     data = await about(asking({GPU: 1}, resourceClaims=CLAIM, schedulerName="hami-scheduler"), count=1)
     (note,) = data["notes"]
     assert note.startswith(
-        "this answer ignores spec.resourceClaims, spec.schedulerName of the pod, which may keep"
+        "this answer ignores spec.resourceClaims, spec.schedulerName of the pod, which may exclude"
     )

@@ -118,7 +118,7 @@ async def test_a_pod_that_waits_for_a_fraction_is_told_which_whole_gpus_there_wi
         told = await ask(scene.e.cluster, "why", "default/llm-1")
     text = " ".join(told.out.split())
     assert "No node advertises nvidia.com/gpu, and none will" in text
-    assert "KAI-Scheduler takes this fraction from a whole GPU" in text
+    assert "KAI-Scheduler allocates this fraction from a whole GPU" in text
 
 
 def sharing(*groups: str) -> JSON:

@@ -120,7 +120,7 @@ def _unchanged(proposal: Proposal, paper: Paper) -> list[Line]:
         named = some(proposal.adopted, len(proposal.adopted) if paper.wide else MOST)
         are = "is" if len(proposal.adopted) == 1 else "are"
         text = (
-            f"{counted(len(proposal.adopted), 'node')} {are} as wanted already and will not change: {named}"
+            f"{counted(len(proposal.adopted), 'node')} {are} already up to date and will not change: {named}"
         )
         lines += prose(text, paper, hang="  ", ink=Ink.GOOD)
     blocked = [step.verdict for step in proposal.steps if step.verdict.phase is Phase.BLOCKED]
@@ -298,7 +298,7 @@ def _proposal_data(proposal: Proposal) -> dict[str, Any]:
 def _more(count: int, what: str) -> list[Line]:
     """Return a line that says how many more items of the kind `what` there are than those shown; empty if `count` is
     0."""
-    return [line(Span(f"  and {count} {what} more; -o wide lists all", Ink.FAINT))] if count > 0 else []
+    return [line(Span(f"  and {count} more {what}; -o wide lists all", Ink.FAINT))] if count > 0 else []
 
 
 def _step_data(step: Step) -> dict[str, Any]:

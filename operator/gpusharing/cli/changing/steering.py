@@ -89,7 +89,7 @@ def _approve(policy: JSON, request: SteeringRequest) -> Change:
         raise Trouble(f"{name} has no plan, because no node has to change: there is nothing to approve")
     if request.hash and request.hash != current:
         raise Trouble(
-            f"the plan of {name} is {current} now, not {request.hash}: read it again (kubectl gpusharing plan {name})"
+            f"the plan of {name} is now {current}, not {request.hash}. Review it again: kubectl gpusharing plan {name}"
         )
     if texts(section(policy, "metadata", "annotations")).get(names.ANNOTATION_APPROVE) == current:
         raise Trouble(f"plan {current} of {name} is approved already")
@@ -111,7 +111,9 @@ def _pause(policy: JSON, request: SteeringRequest) -> Change:
     body: JSON = {"paused": True}
     if request.when_paused:
         body["whenPaused"] = request.when_paused
-    return Change({"spec": {"rollout": body}}, f"no further node starts; {IN_FLIGHT.get(when, when)}")
+    return Change(
+        {"spec": {"rollout": body}}, f"no further node starts its change; {IN_FLIGHT.get(when, when)}"
+    )
 
 
 def _resume(policy: JSON, request: SteeringRequest) -> Change:
@@ -119,7 +121,7 @@ def _resume(policy: JSON, request: SteeringRequest) -> Change:
     failures. Raises Trouble if it is neither paused nor halted."""
     name, generation = text(policy, "metadata", "name"), whole(policy, "metadata", "generation")
     if part(policy, "spec", "rollout", "paused") is True:
-        means = "nodes start again, and earlier failures no longer count"
+        means = "nodes start their changes again, and earlier failures no longer count"
         return Change({"spec": {"rollout": {"paused": False}}}, means, moves=True)
     _refuse_unseen(policy)
     if not request.gpunodes:
@@ -137,9 +139,7 @@ def _resume(policy: JSON, request: SteeringRequest) -> Change:
 def _retry(node: JSON, request: SteeringRequest) -> Change:
     """Return the patch that makes the operator try a failed or deferred node again. Raises Trouble if the operator
     would ignore it. If the status of the node may not be read, this is not checked."""
-    means = (
-        "the operator tries this node again by its policy's rules, after making it idle, which may evict pods"
-    )
+    means = "the operator retries this node under its policy's rules; it drains the node first, which may evict pods"
     if request.gpunodes:
         means += _find_wait(node, request.gpunodes[0])
     value = request.now.strftime("%Y%m%dT%H%M%SZ")
@@ -150,7 +150,7 @@ def _find_wait(node: JSON, status: NodeStatus) -> str:
     """Return what the retry of a node must wait for, as the end of a sentence; empty if the retry begins at once.
     Raises Trouble if the operator would ignore the retry, because there is nothing to try again."""
     state = f"{status.phase} ({status.reason})"
-    refusal = f"there is nothing to try again on {status.name}: it is {state}"
+    refusal = f"there is nothing to retry on {status.name}: it is {state}"
     if (remedy := _NOT_RETRIED.get(status.reason)) is not None:
         raise Trouble(f"{refusal}. {remedy}")
     fence, _ = read_fence(annotations_of(node))
@@ -159,7 +159,7 @@ def _find_wait(node: JSON, status: NodeStatus) -> str:
     if phase is None or status.reason in _RETRIED or (fence is not None and fence.rolls_back):
         return ""
     if phase is Phase.BLOCKED:
-        return f"; it is {state} now, and the retry begins when that is over"
+        return f"; it is {state} now, and the retry starts once that has ended"
     if phase is Phase.FAILED:
         return ""
     if status.reason == Reason.SKIP_LABEL:
@@ -184,7 +184,7 @@ def _abort(node: JSON, request: SteeringRequest) -> Change:
         raise Trouble(f"no change is in flight on {name}: there is nothing to abort")
     if fence.stage == "yielded":
         raise Trouble(
-            f"somebody else is working on {name}, so its change has stopped already: the node is returned to service"
+            f"someone else is working on {name}, so its change has already stopped: the node is returned to service"
             " when they are done"
         )
     if fence.stage != "fenced":
@@ -194,7 +194,7 @@ def _abort(node: JSON, request: SteeringRequest) -> Change:
         )
     return Change(
         _annotation(names.ANNOTATION_ABORT, fence.op),
-        "the operator gives up the change and returns the node to service as it was",
+        "the operator aborts the change and returns the node to service as it was",
     )
 
 
@@ -230,7 +230,7 @@ async def _read_gpunode(session: Session, node: str) -> tuple[NodeStatus, ...]:
         return ()
     except NotFound as error:
         raise Trouble(
-            f"there is nothing to try again on {node}: it has no GPUNode, so the operator changes no GPUs there"
+            f"there is nothing to retry on {node}: it has no GPUNode, so the operator changes no GPUs there"
         ) from error
     except KubeError as error:
         raise Trouble(sentence(error, session.where)) from error

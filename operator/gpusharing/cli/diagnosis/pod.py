@@ -114,7 +114,7 @@ def pod_answer(search: RoomSearch, namespace_labels: Mapping[str, str]) -> PodAn
     lasting = any(fits(asks, room.after) for room in rooms)
     later = {name for room in rooms for name in room.after}
     unchecked = ", ".join(find_overlooked(raw)) if asks and not node else ""
-    note = f"this answer ignores {unchecked} of the pod, which may keep it from nodes that are counted here"
+    note = f"this answer ignores {unchecked} of the pod, which may exclude nodes that are counted here"
     placed = [row for row in entries(raw, "status", "conditions") if row.get("type") == "PodScheduled"]
     return PodAnswer(
         pod=pod.ref,
@@ -234,7 +234,7 @@ def _ended(case: PodCase) -> str:
     refusal = next((room.refusal for room in case.rooms if room.node == case.node), "")
     if refusal and text(case.raw, "status", "reason") == "UnexpectedAdmissionError":
         return f"the kubelet of {case.node} refused this pod: {refusal}"
-    return f"this pod has {phase.lower()}, so it holds no GPU and does not start again"
+    return f"this pod has {phase.lower()}, so it uses no GPU and will not start again"
 
 
 def _asks_nothing(case: PodCase) -> str:
@@ -245,7 +245,7 @@ def _asks_nothing(case: PodCase) -> str:
         return (
             "this pod requests devices only through ResourceClaims; a DRA driver serves those, not a GPU pool"
         )
-    return "this pod requests no GPU resource, so no GPU pool holds it up"
+    return "this pod requests no GPU resource, so it does not wait for a GPU pool"
 
 
 def _on_changing(case: PodCase) -> str:
@@ -268,7 +268,7 @@ def _unadvertised(case: PodCase) -> str:
     if not absent:
         return ""
     return (
-        f"no node advertises {' or '.join(absent)}, and none will under the existing policies: request a resource that"
+        f"no node advertises {' or '.join(absent)}, and none will under the existing policies. Request a resource that"
         " is advertised, or change a policy (kubectl gpusharing plan -f FILE shows what that would do)"
     )
 
@@ -281,7 +281,7 @@ def _available(case: PodCase) -> str:
         return ""
     have = "has" if len(nodes) == 1 else "have"
     return (
-        f"{some(nodes)} {have} everything free that this pod requests; see the scheduler's message for why it is not"
+        f"{some(nodes)} {have} enough free for this pod; see the scheduler's message for why it is not"
         " placed there"
     )
 
@@ -326,7 +326,7 @@ def _never(case: PodCase) -> str:
             f"no node that this pod may use will advertise {names}: change the rule that the table shows, or request a"
             " resource that those nodes advertise"
         )
-    return f"no pool will advertise {names} once the changes are done: request a resource that will be advertised then"
+    return f"no pool will advertise {names} once the changes are done; request a resource that will be advertised then"
 
 
 CONCLUSIONS: tuple[Callable[[PodCase], str], ...] = (

@@ -140,8 +140,8 @@ def _written(taint: JSON) -> str:
 
 
 NOTE = (
-    "KAI-Scheduler takes this fraction from a whole GPU on a node without MIG: a free nvidia.com/gpu, or one that it"
-    " has reserved already. A reserved GPU is not counted as free here, although it may have room"
+    "KAI-Scheduler allocates this fraction from a whole GPU on a node without MIG: a free nvidia.com/gpu, or one that"
+    " it has reserved already. A reserved GPU is not counted as free here, although it may have free capacity"
 )
 
 

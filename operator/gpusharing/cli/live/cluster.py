@@ -189,8 +189,8 @@ async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) ->
     if needed:
         roles = "the permissions that are named here" if missing else "ClusterRole gpusharing-planner"
         raise Trouble(
-            f"you lack permissions in {where} that a plan needs. Ask for view in all namespaces and {roles}:"
-            f" {'; '.join(needed)}"
+            f"you lack permissions in {where} that a plan needs. Ask for ClusterRole view in all namespaces and"
+            f" for {roles}: {'; '.join(needed)}"
         )
     return [f"{name} were not read: {error_text(error)}" for name, error in refused.items()]
 

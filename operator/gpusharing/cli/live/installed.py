@@ -57,7 +57,7 @@ async def read_installed(client: KubeClient) -> InstalledOperator:
     try:
         deployments = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
     except (Forbidden, NotFound) as error:
-        why = f"the operator's own could not be read: {error_text(error)}"
+        why = f"the operator's settings could not be read: {error_text(error)}"
         return InstalledOperator(notes=(f"the chart's default settings are assumed, because {why}",))
     if not deployments:
         note = "no operator is installed, so the chart's default settings are assumed"

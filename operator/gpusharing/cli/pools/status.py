@@ -62,7 +62,8 @@ WIDE = (
     Column("HEALTH", drop=8),
 )
 NOT_SEEN = (
-    "The operator has not processed generation {} of this policy yet. If that persists, check that it runs."
+    "The operator has not processed generation {} of this policy yet. If this persists, check that the operator is"
+    " running."
 )
 _AHEAD = Glyph("·", "-", Ink.FAINT)
 _CELLS = (*WAY, Phase.SYNCED)
@@ -169,7 +170,9 @@ def facts(pool: PoolStatus, now: datetime) -> list[str]:
         head = f"plan {plan.get('hash', '')}, class {plan.get('disruption', '')}"
         texts.append(f"{head}: {nodes} will change and {pods} will be evicted")
     if pool.paused:
-        texts.append(f"paused: no further node starts; to continue: kubectl gpusharing resume {pool.name}")
+        texts.append(
+            f"paused: no further node starts its change; to continue: kubectl gpusharing resume {pool.name}"
+        )
     if pool.next_window:
         head = "window" if pool.next_window.startswith("open") else "next window"
         texts.append(f"{head}: {pool.next_window}")

@@ -36,11 +36,11 @@ class AdviceAnswers:
     memory: float
     """The memory, in GiB, that one workload needs at its peak."""
     promise: bool = False
-    """Whether latency or availability is promised to somebody."""
+    """Whether users were promised a certain latency or availability."""
     strangers: bool = False
     """Whether people who do not trust each other share the GPUs."""
     bill: bool = False
-    """Whether each workload is billed for what it holds."""
+    """Whether each workload is billed for its share of a GPU."""
     bursts: bool = False
     """Whether workloads compute only now and then."""
     isolation: str = ""
@@ -107,7 +107,7 @@ def _isolated(answers: AdviceAnswers) -> Advice | None:
     label = f"the namespace has the label {LABEL_ISOLATION}={answers.isolation}"
     reasons = {
         "latency or availability is promised": answers.promise,
-        "workloads of strangers share": answers.strangers,
+        "the users of the GPUs do not trust each other": answers.strangers,
         "each workload is to be billed": answers.bill,
         label: answers.isolation == "hardware" or (answers.isolation == "memory" and bool(answers.no_mps)),
     }
@@ -125,7 +125,7 @@ def _isolated(answers: AdviceAnswers) -> Advice | None:
         f" {usable_memory(answers.card, profile):.1f}; docs/reference/gpus.md)"
     )
     count = profile.max_count
-    but = "changing the layout requires a drain of each node; an idle instance lends nothing to the others"
+    but = "changing the layout requires a drain of each node; the others cannot use an idle instance"
     return Advice(Mode.MIG, count, (why, size), but, profile, normalize({profile.name: count}))
 
 
@@ -323,11 +323,11 @@ def _as_named(demand: Demand, card: Card) -> Advice | None:
     counts = dict(layout)
     gpus = max(ceil(wanted[name] / counts[name]) for name in wanted if name in counts)
     names = ", ".join(f"{count}x{name}" for name, count in sorted(wanted.items()))
-    why = f"they name MIG instances ({names}), which no other mode has (docs/design/nvidia.md#b7)"
+    why = f"they name MIG instances ({names}), which no other mode offers (docs/design/nvidia.md#b7)"
     size = f"{counted(gpus, 'GPU')} with {layout_text(layout)} {'have' if gpus > 1 else 'has'} them all"
     if left:
         size = f"{size} but {', '.join(left)}: no layout has room for these as well"
-    but = "changing the layout requires a drain of each node; an idle instance lends nothing to the others"
+    but = "changing the layout requires a drain of each node; the others cannot use an idle instance"
     reasons = (why, f"{size} (docs/reference/gpus.md)")
     return Advice(Mode.MIG, sum(counts.values()), reasons, but, layout=layout)
 

@@ -49,10 +49,10 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(Gi|GiB|G|GB|Mi|MiB)?")
 _GIB = {"Gi": 1.0, "GiB": 1.0, "": 1.0, "G": 0.931, "GB": 0.931, "Mi": 1 / 1024, "MiB": 1 / 1024}
 WHICH = "Which card (kubectl gpusharing layouts lists them)?"
 QUESTIONS = {
-    "promise": "Is latency or availability promised to somebody?",
+    "promise": "Were users promised a certain latency or availability?",
     "strangers": "Do people who do not trust each other share the GPUs?",
-    "bill": "Is each workload billed for what it holds?",
-    "bursts": "Do the workloads compute only now and then, as notebooks do?",
+    "bill": "Is each workload billed for its share of a GPU?",
+    "bursts": "Do the workloads use the GPU only now and then, as notebooks do?",
 }
 
 
@@ -150,7 +150,7 @@ def _find_answers(typed: Namespace, card: Card, demand: Demand | None) -> Advice
     at."""
     no_mps = find_deaf_release(typed.gpu_operator) if typed.gpu_operator else None
     if typed.gpu_operator and no_mps is None:
-        raise Trouble(f"--gpu-operator {typed.gpu_operator}: write a version like v25.10.1")
+        raise Trouble(f"--gpu-operator {typed.gpu_operator} is not a version; pass one such as v25.10.1")
     known = {} if demand is None else {"promise": demand.promised, "bursts": demand.bursts}
     size = typed.memory or _ask(
         "How much memory does one workload need at its peak, such as 15Gi?",

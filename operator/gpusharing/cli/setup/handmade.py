@@ -137,7 +137,7 @@ def find_unsettled(node: NodeView) -> str:
     if config and state in _AT_WORK:
         return f"mig-manager is applying {config} (state {state}): run import again when it is done"
     if config and state == "failed":
-        return f"mig-manager failed to apply {config}: fix that first; the log of its pod says why"
+        return f"mig-manager failed to apply {config}. Fix that first; see the log of its pod"
     return ""
 
 

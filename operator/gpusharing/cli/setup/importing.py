@@ -108,7 +108,7 @@ def find_remarks(answer: Import) -> Iterator[str]:
         yield f"{some(nodes, MOST)} {'is' if len(nodes) == 1 else 'are'} left out: {why}"
     if not answer.proposed and not answer.left_out:
         yield (
-            "There is nothing to propose: every GPU node is under a policy"
+            "There is nothing to propose: every GPU node already has a policy"
             if answer.owned
             else "There is no GPU node"
         )

@@ -189,9 +189,9 @@ def pick(word: str) -> Card:
         return matches[0]
     keys = [card.key for card in matches] or nearest(word.lower(), [card.key for card in CARDS])
     if not keys:
-        raise Trouble(f"no card is called {word}; kubectl gpusharing layouts lists those with MIG")
+        raise Trouble(f"no card is named {word}; kubectl gpusharing layouts lists those with MIG")
     raise Trouble(
-        f"several cards match {word}; write one of: {', '.join(keys)}"
+        f"several cards match {word}; pass one of: {', '.join(keys)}"
         if matches
         else f"no card matches {word}; did you mean: {', '.join(keys)}"
     )
@@ -209,7 +209,7 @@ def wanted_of(text: str) -> Layout:
     for part in filter(None, (one.strip() for one in text.split(","))):
         count, times, profile = part.partition("x")
         if times and not count.isdecimal():
-            raise Trouble(f"--fits {part}: write 3g.40gb or 2x3g.40gb, with commas between")
+            raise Trouble(f"--fits {part} is not a list of profiles; pass one such as 3g.40gb,2x1g.10gb")
         counts[profile if times else part] += int(count) if times else 1
     return normalize(counts)
 

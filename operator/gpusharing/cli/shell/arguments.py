@@ -97,7 +97,7 @@ CARD = "such as h100-80gb, or the name that NVML reports"
 PROMETHEUS: tuple[Flag, ...] = (
     _value("--prometheus", "URL", "the address of Prometheus; contacts no cluster"),
     _value("--token-file", "FILE", "a bearer token for --prometheus"),
-    _value("--ca-file", "FILE", "the authority that signed the certificate of --prometheus, as PEM"),
+    _value("--ca-file", "FILE", "PEM file of the CA that signed the certificate of --prometheus"),
     _value(
         "--service",
         "NAMESPACE/NAME:PORT",
@@ -202,7 +202,7 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "status",
         "cli.pools.status",
-        "Show what every pool runs and what it waits for: why, since when and until when.",
+        "Show the state of every pool: its layout, what it waits for, why, since when and until when.",
         (
             _word("policy", "POLICY", "only this one"),
             _switch("--watch", "keep running and redraw on every change; Ctrl-C ends it", "-w"),
@@ -222,7 +222,7 @@ VERBS: tuple[Verb, ...] = (
                     "metavar": "FILE",
                     "action": "append",
                     "default": [],
-                    "help": "policies as you would apply them, in YAML or JSON; - is standard input. Can be given"
+                    "help": "policies as you would apply them, in YAML or JSON; - reads standard input. Can be given"
                     " several times",
                 },
             ),
@@ -231,7 +231,7 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "why",
         "cli.diagnosis.why",
-        "Explain why a node is not done or why a pod waits: which sources disagree, what blocks, what to do.",
+        "Explain why a node is not done or a pod is waiting: which sources disagree, what blocks it, what to do.",
         (
             (
                 ("subject",),
@@ -272,7 +272,7 @@ VERBS: tuple[Verb, ...] = (
         _steering("POLICY"),
     ),
     Verb("retry", "cli.changing.steer", "Try a failed or deferred node again.", _steering("NODE")),
-    Verb("abort", "cli.changing.steer", "Give up the change that is in flight on a node.", _steering("NODE")),
+    Verb("abort", "cli.changing.steer", "Abort the change that is in progress on a node.", _steering("NODE")),
     Verb(
         "skip",
         "cli.changing.steer",
@@ -285,7 +285,9 @@ VERBS: tuple[Verb, ...] = (
         "Draw every MIG layout of a card as slices; contacts no cluster.",
         (
             _word("product", "CARD", f"{CARD}; without it, the cards with MIG are listed"),
-            _value("--fits", "PROFILES", "only layouts with these, such as 3g.40gb,2x1g.10gb"),
+            _value(
+                "--fits", "PROFILES", "only layouts that contain these profiles, such as 3g.40gb,2x1g.10gb"
+            ),
             _switch("--all", "also show profiles with attributes: +me, +gfx, -me"),
         ),
         offline=True,
@@ -293,7 +295,7 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "doctor",
         "cli.setup.doctor",
-        "Find what silently overrides the operator or breaks its proofs, and say how to fix it.",
+        "Find what silently overrides the operator or breaks its proofs, and show how to fix it.",
     ),
     Verb(
         "support-bundle",
@@ -311,14 +313,14 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "advise",
         "cli.setup.advise",
-        "Advise a mode and a layout, with reason and price: from your answers, or from the pods of a namespace (-n).",
+        "Suggest a mode and a layout, with reasons and costs, from your answers or from the pods of a namespace (-n).",
         (
             _value("--card", "CARD", CARD),
             _value("--memory", "SIZE", "what one workload needs at its peak, such as 15Gi"),
-            _switch("--promise", "latency or availability is promised to somebody"),
+            _switch("--promise", "users were promised a certain latency or availability"),
             _switch("--strangers", "people who do not trust each other share the GPUs"),
-            _switch("--bill", "each workload is billed for what it holds"),
-            _switch("--bursts", "workloads compute only now and then"),
+            _switch("--bill", "each workload is billed for its share of a GPU"),
+            _switch("--bursts", "the workloads use the GPU only now and then"),
             _value(
                 "--gpu-operator",
                 "VERSION",
@@ -339,7 +341,7 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "cost",
         "usage.cost",
-        "Show what the GPUs cost by namespace, policy or label, and what nobody used; from Prometheus alone.",
+        "Show what the GPUs cost per namespace, policy or label, and how much was unused; reads only Prometheus.",
         (
             _value(
                 "--by", "namespace|policy|LABEL", "LABEL is a label of namespaces, such as team", "namespace"
@@ -348,7 +350,7 @@ VERBS: tuple[Verb, ...] = (
             _value(
                 "--currency",
                 "CODE",
-                "currency of OpenCost's prices, which name none; default: USD",
+                "currency of OpenCost's prices, which OpenCost does not report; default: USD",
                 "USD",
             ),
         ),
@@ -357,12 +359,12 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "recommend",
         "usage.recommend",
-        "Recommend a layout for a pool, given what its workloads used; from Prometheus alone.",
+        "Recommend a layout for a pool from the measured use of its workloads; reads only Prometheus.",
         (
             _value(
                 "--nodes",
                 "LABELS",
-                "nodes with these labels, as in kubectl: gpusharing.dev/pool=a; default: all that Prometheus sees",
+                "only nodes with these labels, such as gpusharing.dev/pool=a; default: all nodes in Prometheus",
                 short="-l",
             ),
             _value("--policy", "POLICY", "the nodes of this policy"),
@@ -371,13 +373,13 @@ VERBS: tuple[Verb, ...] = (
                 "--goal",
                 ("cost", "performance"),
                 "cost",
-                "cost: the fewest GPUs that suffice; performance: as much room as the pool has; default: cost",
+                "cost: the fewest GPUs that suffice; performance: as much headroom as the pool allows; default: cost",
             ),
             _switch("--verbose", "show what each answer is based on: hourly peaks, samples, reason", "-v"),
             _value(
                 "--write",
                 "FILE",
-                "write the policy, which waits for an approval; it is never applied automatically",
+                "write the policy to FILE; it requires approval and is never applied automatically",
             ),
             *_window("14d", "30d"),
         ),

@@ -45,13 +45,13 @@ def _find_contradiction(typed: Namespace, *, several: bool) -> str:
     flags, verb = vars(typed), typed.row
     output, watch = flags.get("output", "table"), flags.get("watch")
     contradictions = {
-        "give --context or --contexts, not both": flags.get("context") and flags.get("contexts"),
+        "pass --context or --contexts, not both": flags.get("context") and flags.get("contexts"),
         "--watch follows one context: use --context": several and watch,
         f"{typed.verb} writes a file for one cluster: use --context": several and verb.one_file,
-        f"-n does not work here: {typed.verb} always answers for all namespaces": (
+        f"-n cannot be used with {typed.verb}, which always covers all namespaces": (
             verb.asks_prometheus and flags.get("namespace")
         ),
-        f"-o {output} does not work here; {typed.verb} has {', '.join(verb.outputs)}": (
+        f"-o {output} cannot be used with {typed.verb}; it supports {', '.join(verb.outputs)}": (
             output not in verb.outputs
         ),
         "-o html writes one page for one context: leave out --contexts and --watch": (

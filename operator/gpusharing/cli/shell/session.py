@@ -42,7 +42,7 @@ def find_context(files: Sequence[Path], name: str) -> tuple[str, str]:
     listed = ", ".join(sorted(known)[:5]) or "none"
     if not wanted:
         raise Trouble(
-            f"kubeconfig {where} has no current context. Name one with --context; there are: {listed}"
+            f"kubeconfig {where} has no current context. Choose one of these with --context: {listed}"
         )
     if wanted not in known:
         like = nearest(wanted, known)
@@ -176,4 +176,4 @@ def find_login(kubeconfig: str, context: str, environment: Mapping[str, str]) ->
     if not named and environment.get("KUBERNETES_SERVICE_HOST"):
         return ServiceAccountLogin(environment), "this pod's cluster", "default"
     missing = ", ".join(map(str, files))
-    raise Trouble(f"there is no kubeconfig at {missing}. Name one with --kubeconfig FILE, or set KUBECONFIG")
+    raise Trouble(f"there is no kubeconfig at {missing}. Pass --kubeconfig FILE, or set KUBECONFIG")

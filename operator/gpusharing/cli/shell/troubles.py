@@ -35,18 +35,18 @@ def sentence(error: KubeError, where: str) -> str:
     """Return a sentence for the user about an error of the API server, or about its failure to answer. `where` is the
     name of the cluster in that sentence."""
     if isinstance(error, Unauthorized):
-        return f"{error_text(error)}. The credentials of {where} are expired or refused: log in again"
+        return f"{error_text(error)}. The credentials of {where} have expired or were rejected; log in again"
     if isinstance(error, Forbidden):
-        tail = f"{VIEWER} is enough to look; ask" if error.group == GROUP else "Ask"
-        return f"you lack a permission in {where}: {error_text(error)}. {tail} for what is named here"
+        tail = f"{VIEWER} is enough for reading; ask an administrator" if error.group == GROUP else "Ask"
+        return f"you lack a permission in {where}: {error_text(error)}. {tail} for the permission that is named here"
     if isinstance(error, Invalid):
-        return f"the API server of {where} refuses the request: {error_text(error)}"
+        return f"the API server of {where} rejected the request: {error_text(error)}"
     if isinstance(error, NotFound):
         return f"not found in {where}: {error_text(error)}"
     if isinstance(error, Throttled):
         return f"the API server of {where} is too busy to answer: {error_text(error)}. Try again in a moment"
     return (
-        f"the API server of {where} does not answer: {error_text(error)}. Check the context and the network path to"
+        f"the API server of {where} does not respond: {error_text(error)}. Check the context and the network path to"
         " the server"
     )
 

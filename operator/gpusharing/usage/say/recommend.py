@@ -370,11 +370,10 @@ def shared_of(shared: Shared) -> str:
         but = "a pod that uses too much memory makes the others fail"
     unknown = "; how busy all of them are is unknown" if shared.busy is None else ""
     return (
-        f"Sharing whole GPUs would need fewer GPUs: {pods} on {gpus} using {way}, and on {shared.instead} using this"
-        " layout"
-        f" ({fits}{busy}{unknown}). But nothing isolates them: {but}, and they cannot be billed by usage. If no"
-        " isolation"
-        " was promised and all of them trust each other, consider sharing: kubectl gpusharing advise helps you decide"
+        f"Sharing whole GPUs would take fewer: {pods} on {gpus} using {way}, and on {shared.instead} using this layout"
+        f" ({fits}{busy}{unknown}). But nothing isolates them: {but}, and they cannot be billed by use. If no isolation"
+        " was promised and all of them trust each other, they can share GPUs: kubectl gpusharing advise"
+        " asks the questions that decide it"
     )
 
 
