@@ -6,7 +6,7 @@ from hack.sim.plugin import parse_config
 from tests.planning import podkinds
 from tests.planning.broken import Broken as Broken
 from tests.planning.broken import hold as hold
-from tests.planning.pooling import is_away, is_newcomer, pool
+from tests.planning.pooling import is_away, is_newcomer, left_cordoned, pool
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
@@ -136,7 +136,8 @@ def _within_budget(world: "World", fence: Fence, policy: PolicyView) -> None:
         return
     mine = [node for node in pool(world, policy.name) if not is_newcomer(world, node)]
     limit = allowance(policy.spec.rollout.max_unavailable, len(mine))
-    used = sum(map(is_away, mine))
+    left = [node for node in left_cordoned(world, policy.name) if not is_newcomer(world, node)]
+    used = sum(map(is_away, mine)) + len(left)
     hold(used < limit, f"(a) {used} of {limit} nodes of {policy.name} are away already")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tests.planning.budgets import answer_to
+from tests.planning.pooling import left_cordoned
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.rollout import RolloutPlan
@@ -95,6 +96,7 @@ EXPECTED = (
     "a pod is deleted by force",
     "a member elsewhere keeps its gang from being drained",
     "given back: CordonKept",
+    "a node is left to another policy cordoned",
     "given back: ForeignMaintenance",
     "cordon put back",
     "our cordon stays while somebody else works",
@@ -154,6 +156,8 @@ def of_plan(world: "World", plan: RolloutPlan) -> Iterator[str]:
     fenced = sum(node.fence is not None for node in world.nodes.values())
     if fenced > 1:
         yield f"{fenced} nodes in flight"
+    if any(left_cordoned(world, policy.name) for policy in world.policies):
+        yield "a node is left to another policy cordoned"
     for verdict in plan.verdicts.values():
         if verdict.phase in _TOLD:
             yield f"told {verdict.phase}: {verdict.reason}"

@@ -210,6 +210,33 @@ def play_rest_of_a_gang(random: Random) -> None:
     cluster.teardown()
 
 
+def play_left_cordoned() -> None:
+    """A policy is released by force while the calls about its node in flight fail. Another policy, of which one node
+    may be away, gets that node with its cordon, and has other nodes to change meanwhile."""
+    cluster = Cluster()
+    cluster.a_pool_at_rest_is_edited(
+        modes=[0, DIVIDED[0]], budget=1, pods=[], tempers=["works"] * len(NODES), guards=(), with_reboot=False
+    )
+    cluster.everybody_works_on(60)
+    cluster.people_clear_up_and_a_change_is_disturbed(
+        mode=0,
+        budget=1,
+        pods=[(node, "a pod of a ReplicaSet", "llm") for node in NODES],
+        unmanaged="Evict",
+        stage="fenced",
+        later=0,
+        whats=[
+            "every call about the node is lost",
+            "the policy is deleted by force",
+            "another policy of equal priority comes",
+        ],
+        afterwards=70,
+    )
+    cluster.somebody_acts(cluster.disturbed, "all calls work again")
+    cluster.everybody_works_on(60)
+    cluster.teardown()
+
+
 def together(random: Random, habits: Collection[str], most: int) -> list[str]:
     """Up to so many habits, which a policy has together; often none."""
     return random.sample(sorted(habits), random.randrange(most + 1))
@@ -248,6 +275,7 @@ def test_every_deed_in_every_moment_of_a_change_keeps_the_invariants(
     play_rest_of_a_gang(Random("rest"))
     for what in CERTAIN:
         play_certain(what)
+    play_left_cordoned()
     record_property(PROPERTY, dict(Cluster.happened))
     done = {what for what in DEEDS if any(seen.startswith(what) for seen in Cluster.happened)}
     never = [what for what in EXPECTED if not Cluster.happened[what]] + sorted(DEEDS.keys() - done)

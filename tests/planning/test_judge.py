@@ -163,6 +163,30 @@ def test_a_change_that_goes_on_ends_before_the_node_moves() -> None:
     assert heirs(verdict) == []
 
 
+def released(**fields: Any) -> NodeCase:
+    """gpu-07 in a change, cordoned, of a policy that is released by force; another policy owns it."""
+    return make_case(
+        LEAVING, **{"fence": make_fence(), "owner": HEIR, "node": {"unschedulable": True}, **fields}
+    )
+
+
+JOINED: dict[str, tuple[NodeCase, str]] = {
+    "it is let go with its cordon": (released(), "heir"),
+    "it is let go, and its cordon has been lifted": (released(node={}), ""),
+    "it is let go with its cordon, and nobody else owns it": (released(owner=LEAVING), ""),
+    "it was yielded": (released(fence=make_fence("yielded"), node={"foreign": "kured"}), ""),
+    "it failed and is handed over": (failed(), "heir"),
+    "it failed, and nobody else owns it": (failed(owner=MIXED), ""),
+    "its change goes on": (failed(now=2399), ""),
+    "it is in no change": (make_case(FULL, owner=HEIR), ""),
+}
+
+
+@pytest.mark.parametrize(("case", "heir"), JOINED.values(), ids=JOINED)
+def test_which_pool_a_node_is_about_to_join_out_of_service_when(case: NodeCase, heir: str) -> None:
+    assert find_member(judged(case), case.node, case.gpunode, case).heir == heir
+
+
 # --- a node without a change --------------------------------------------------------------------------------
 
 BARE = {LABEL_GPU_PRESENT: None, LABEL_GPU_PRODUCT: None}

@@ -106,6 +106,30 @@ def test_who_keeps_the_slot_is_the_culprit_and_a_person_ends_it_unless_it_comes_
     assert (told.keeper, told.stands) == ("node/a", what in STANDS)
 
 
+def test_a_node_that_is_about_to_join_the_pool_out_of_service_has_its_slot_already() -> None:
+    policy = make_policy(rollout={"maxUnavailable": 1})
+    stuck = replace(
+        away("a", Phase.ABORTING, reason=Reason.CALL_FAILED, fence=make_fence(), unschedulable=True),
+        heir=policy.name,
+    )
+    moves = away("a", Phase.ABORTING, deadline=at(60), fence=make_fence(), unschedulable=True)
+    newcomer = replace(stuck, newcomer=True)
+    pools = [Pool.of(policy, [], set(), set(), [member]) for member in (stuck, moves, newcomer)]
+    assert [(pool.used, pool.moving, pool.total, len(pool.keepers)) for pool in pools] == [
+        (1, 0, 0, 1),
+        (1, 1, 0, 0),
+        (0, 0, 0, 0),
+    ]
+    pool = pools[0]
+    pool.names.append("z")
+    pool.candidates.append(candidate("z"))
+    told = with_waits(select(pool.with_hours(NOW), queue_of(pool), 100, Ledger(OFFERED, NOW))).verdicts["z"]
+    assert told.message == (
+        "spec.rollout.maxUnavailable allows 1 of 1 node to be unavailable at once (the calls about a fail);"
+        " waiting for a slot"
+    )
+
+
 def test_a_slot_of_a_node_that_changes_becomes_free_beside_one_that_is_kept() -> None:
     changes = away("c", Phase.DRAINING, fence=make_fence(), unschedulable=True, deadline=at(60))
     told = waiting([changes, away("d", unschedulable=True)])

@@ -12,11 +12,15 @@ from tests.planning.cases import (
     SLICED,
     copy_of,
     edited,
+    pool_of,
     run_until,
     verdict_of,
     wrote,
 )
+from tests.planning.deeds import DEEDS
+from tests.planning.deletions import force_release
 from tests.planning.test_failures import resume
+from tests.planning.wires import FOR_EVER
 from tests.planning.world import World
 
 from gpusharing.api import names
@@ -89,6 +93,36 @@ def test_force_release_lets_a_policy_go_at_once_and_keeps_the_cordon() -> None:
     world.settle()
     assert (world.policies, world.claims) == ((), {})
     assert (world.nodes[NODE].fence, world.nodes[NODE].unschedulable) == (None, True)
+
+
+def test_a_policy_starts_nothing_while_a_forced_release_is_about_to_leave_it_a_cordoned_node() -> None:
+    world = pool_of(3)
+    for name in ("n1", "n2"):
+        world.add_pod(name)  # so that n0 is first
+    world.set_policy(MIXED)
+    run_until(world, Phase.DRAINING, node="n0")
+    world.delete_policy("pool-b")
+    force_release(world)
+    world.wires.faults["n0"] = ("lost", FOR_EVER)
+    world.set_policy(make_policy("next", "TimeSlicing", rollout={"maxUnavailable": 1}))
+    for _ in range(120):
+        for name in world.nodes:
+            world.act(name)
+        plan = world.step()
+        world.now += timedelta(seconds=1)
+        assert fenced(world) == ["n0"]
+    assert "(the calls about n0 fail); waiting for a slot" in plan.verdicts["n1"].message
+    world.wires.faults.clear()
+    plan = world.settle()
+    assert (fenced(world), world.nodes["n0"].unschedulable) == ([], True)
+    assert "(n0 is cordoned); waiting for a slot" in plan.verdicts["n1"].message
+    DEEDS["a person uncordons"](world, "n0")
+    assert {verdict.phase for verdict in world.settle().verdicts.values()} == {Phase.SYNCED}
+
+
+def fenced(world: World) -> list[str]:
+    """The nodes with our fence."""
+    return [name for name, node in world.nodes.items() if node.fence is not None]
 
 
 def failed_world() -> World:

@@ -35,6 +35,7 @@ Terms: docs/design/glossary.md#fence, docs/design/glossary.md#claim, docs/design
 docs/design/glossary.md#gang, docs/design/glossary.md#wave, docs/design/glossary.md#point-of-no-return.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import field, replace
 from datetime import datetime
@@ -336,12 +337,15 @@ def _pools(
     snapshot: ClusterSnapshot, members: Mapping[str, Member], failing: Failing, memo: Memo
 ) -> dict[str, Pool]:
     """Return the pool of every policy, by policy. In a pool, a node with a claim that still holds its slot counts as
-    unavailable, and a node whose calls are suspended after a failure is not a candidate. Members whose policy no
-    longer exists are in no pool."""
+    unavailable, and a node whose calls are suspended after a failure is not a candidate. A node that is about to join
+    another pool takes a slot there too. Members whose policy no longer exists are in no pool."""
     nodes: dict[str, list[Member]] = {policy.name: [] for policy in snapshot.policies}
+    joining = defaultdict[str, list[Member]](list)
     for member in members.values():
         if (pool := nodes.get(member.policy)) is not None:
             pool.append(member)
+        if member.heir:
+            joining[member.heir].append(member)
     claims = {
         name
         for name in snapshot.claims.keys() & members.keys()
@@ -351,8 +355,11 @@ def _pools(
     failed = _by_policy(filter(failing.holds, failing.failures), members)
     none = frozenset[str]()
     rows = (
-        (one.name, (one, tuple(nodes[one.name]), claimed.get(one.name, none), failed.get(one.name, none)))
-        for one in snapshot.policies
+        (
+            name,
+            (one, tuple(nodes[name]), claimed.get(name, none), failed.get(name, none), tuple(joining[name])),
+        )
+        for name, one in ((one.name, one) for one in snapshot.policies)
     )
     return memo.each(Pool.of, rows)
 

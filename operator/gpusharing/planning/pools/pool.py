@@ -6,7 +6,8 @@ limit      allowance(maxUnavailable, nodes of the policy); 0 freezes the pool. N
            taint do not, and take a slot of the operator-wide cap only; holds of the pool apply to them too
            (docs/design/transition.md#gate)
 used       nodes that are not Ready, cordoned by anyone, fenced, claimed or being deleted; each counts once. A claim
-           without a fence was left by a crash or an earlier operator, and its node goes first
+           without a fence was left by a crash or an earlier operator, and its node goes first. Nodes that another
+           policy leaves to this one cordoned or Failed count already before they do
 room       limit - used, but no more than the operator-wide cap leaves, and one node stays open for our own pod
            (places.py)
 hold       what keeps every node from starting, whatever its state: a frozen budget, closed windows (holds.py)
@@ -100,17 +101,23 @@ class Pool:
 
     @staticmethod
     def of(
-        policy: PolicyView, members: Iterable[Member], claimed: AbstractSet[str], failing: AbstractSet[str]
+        policy: PolicyView,
+        members: Iterable[Member],
+        claimed: AbstractSet[str],
+        failing: AbstractSet[str],
+        joining: Iterable[Member] = (),
     ) -> "Pool":
         """Return the pool of these nodes. `claimed` has the nodes that hold a slot and are about to become
         unavailable. `failing` has the nodes whose calls are suspended after a failure; they are no candidates, so
-        that others go first."""
+        that others go first. `joining` has the nodes of other policies whose heir this policy is."""
         pool = Pool(policy)
         for member in members:
             name = member.verdict.node
             if (case := member.candidate) is not None and name not in failing:
                 pool.candidates.append(case)
             pool.count(member, claimed=name in claimed)
+        for member in joining:
+            pool.reserve(member)
         return pool
 
     @property
@@ -136,6 +143,17 @@ class Pool:
             self.opening += moves and becomes_place(member.node)
             if member.away and not moves:
                 self.keepers.append(member)
+
+    def reserve(self, member: Member) -> None:
+        """Count a node of another policy that is about to join this pool unavailable (`Member.heir`). It takes a slot
+        already now, because the call that ends the other policy's change may fail for long. Newcomers take none."""
+        if member.newcomer:
+            return
+        self.used += 1
+        if goes_on(member.verdict):
+            self.moving += 1
+        else:
+            self.keepers.append(member)
 
     def with_hours(self, now: datetime) -> "Pool":
         """Return the pool with what its windows allow. All its nodes must have been counted before, because their last

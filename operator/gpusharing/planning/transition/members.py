@@ -7,6 +7,7 @@ Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot.
 from collections.abc import Callable
 
 from gpusharing.api.names import Phase
+from gpusharing.planning.snapshot.actions import Release, UpdateFence
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView
 from gpusharing.planning.transition.startgate import is_newcomer
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
@@ -44,6 +45,9 @@ class Member:
     """What the node is to become, or None if it has no target or cannot be judged."""
     differs: bool = False
     """Whether the node is Ready, has no fence, and was seen to differ from its target."""
+    heir: str = ""
+    """The other policy whose pool the node joins, unavailable, once the actions of its verdict are carried out
+    (`find_heir`). Empty if there is none."""
 
     @property
     def assessment(self) -> Assessment | None:
@@ -68,11 +72,12 @@ def find_member(
     `differs`: it is Ready, has no fence, and was seen to differ from its target."""
     waits = verdict.phase.part == "before" and verdict.phase is not Phase.SKIPPED
     assessment = case.assessment if case is not None else None
+    policy = assessment.policy.name if assessment is not None else verdict.policy
     return Member(
         node,
         verdict,
         case,
-        policy=assessment.policy.name if assessment is not None else verdict.policy,
+        policy=policy,
         away=is_unavailable(node) or is_expected_away(node),
         newcomer=is_newcomer(node, gpunode),
         marked=is_marked(node),
@@ -80,7 +85,21 @@ def find_member(
         outside=is_outside(verdict, node),
         target=assessment.target if isinstance(assessment, Assessed) else None,
         differs=differs,
+        heir=find_heir(case, policy, verdict) if case is not None else "",
     )
+
+
+def find_heir(case: NodeCase, policy: str, verdict: Verdict) -> str:
+    """Return the policy, other than `policy`, whose pool the node joins without being in service, once the actions of
+    its verdict are carried out: the one that its Failed change is handed over to, or its owner if the node is released
+    and stays cordoned. Empty if there is none, or the node has no fence."""
+    fence, heir = case.node.fence, policy
+    for action in verdict.actions if fence is not None else ():
+        if isinstance(action, UpdateFence) and fence is not None and action.fence.policy != fence.policy:
+            heir = action.fence.policy
+        elif isinstance(action, Release) and case.node.unschedulable and not action.uncordon:
+            heir = case.owner_name
+    return "" if heir == policy else heir
 
 
 def is_outside(verdict: Verdict, node: NodeView) -> bool:
