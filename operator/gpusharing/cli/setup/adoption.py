@@ -35,7 +35,7 @@ from gpusharing.planning.wanted.ownership import Owners, find_contenders
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
 
 NO_LABEL = (
-    "no label that names a pool distinguishes these nodes from others; give them one, such as"
+    "no label that names a pool distinguishes these nodes from others; add one to them, such as"
     " gpusharing.dev/pool, and run import again"
 )
 
