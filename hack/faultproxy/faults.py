@@ -275,7 +275,8 @@ class WatchEnds(WatchFault):
     error: PlayedRefusal = GONE
 
     def ends(self, stream: OpenWatch) -> bytes:
-        """Return the ERROR event for a watch that was open when the fault began, otherwise an empty line."""
+        """Return the ERROR event for a watch that was open when the fault began, and count a hit. Empty for any other
+        watch."""
         if not self.on_open_watch(stream):
             return b""
         self.hits += 1

@@ -27,7 +27,8 @@ class Failures:
         self._every_phase = every_phase
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Add the test of a failed report to `failed`, unless it is there already."""
+        """Add the test of a failed report to `failed`, unless it is there already. Failures in setup or teardown count
+        only with `every_phase`."""
         counts = self._every_phase or report.when == "call"
         if report.failed and counts and report.nodeid not in self.failed:
             self.failed.append(report.nodeid)

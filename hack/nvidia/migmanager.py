@@ -40,8 +40,8 @@ class MigManagerProgram:
         self._manager: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """Start mig-manager, and before it the bus if that is not running. mig-manager immediately makes a run for the
-        label's present value."""
+        """Start mig-manager, after the bus if that is not running yet. mig-manager immediately applies the label's
+        current value. Raises SandboxError if the bus does not start."""
         if self._bus is None:
             self._start_bus()
         extra = {

@@ -123,8 +123,10 @@ class Store:
                 yield obj
 
     def create(self, resource: Resource, body: JSON, namespace: str | None, *, with_status: bool) -> JSON:
-        """Store a new object with uid, version and creationTimestamp, and return it. Without `with_status` a status in
-        `body` is dropped, as the API server does. Raises Invalid if the object has no name, and AlreadyExists."""
+        """Store a copy of `body` with uid, version and creationTimestamp, and return the stored object itself. Without
+        `with_status` a status in `body` is dropped and a Pod begins as Pending, as on the API server. Raises
+        Invalid if the object has no name, AlreadyExists if the name is taken, and TypeError for a value that JSON
+        cannot hold."""
         metadata = body.get("metadata") or {}
         name = metadata.get("name")
         if not name:

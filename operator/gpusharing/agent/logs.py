@@ -17,8 +17,8 @@ class JSONLines(logging.Formatter):
         self._node = node
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the JSON line of a record, with its traceback under `exception`. Values that JSON cannot hold are
-        converted to strings."""
+        """Return the JSON line of a record, with the keys passed as `extra`, and with its traceback under `exception`.
+        Values that JSON cannot hold are converted to strings."""
         line = {
             "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),

@@ -56,8 +56,8 @@ class OwnNode:
 
     @property
     def doubted(self) -> bool:
-        """Whether the server has listed an older state than it had shown before. Only a write shows whether it lags or
-        was restored."""
+        """Whether the server's last list was older than a state that it had shown before. Only a write shows whether
+        the server lags or was restored from a backup. The next accepted list clears this."""
         return self._cache.doubted
 
     def take(self, node: JSON | None, before: JSON) -> None:

@@ -96,10 +96,8 @@ class Processes:
         return Process(pid, self._name(pid, ask), device)
 
     def pod_of(self, pid: int) -> PodID | None:
-        """Return the pod whose cgroup a process is in, or None if it is in none or has ended.
-
-        The outermost pod in the path counts, because the pod itself may have created anything below it.
-        """
+        """Return the pod whose cgroup a process is in, as first seen in this reading. None if it is in none, has
+        ended, or its cgroup cannot be read."""
         uid = (self._seen.get(pid) or self._examine(pid)).pod
         return None if uid is None else self._names.of(uid)
 
@@ -158,7 +156,7 @@ class Processes:
         return int(after[_PARENT]) if len(after) > _PARENT and after[_PARENT].isdigit() else 0
 
     def _pod(self, pid: int) -> str | None:
-        """Return the UID of the pod that the cgroup of a process names, or None if it names none."""
+        """Return the UID of the pod that the cgroup of a process names, or None if it names none or cannot be read."""
         match = _POD.search(self._read(pid, "cgroup").decode(errors="replace"))
         return match[1].replace("_", "-") if match else None
 

@@ -158,8 +158,8 @@ class _Owners:
                 self._nameless.setdefault(process.device, set()).add(process.pod.uid)
 
     def attribute(self) -> tuple[dict[tuple[PodName, str], Sum], dict[str, Sum]]:
-        """Return the sums of the processes by pod and device, and by device the sums of those that belong to no pod or
-        to an unnamed one."""
+        """Return the sums of the processes by pod and device, and by device the sums of those whose pod is unknown:
+        processes in no pod, and those of an unnamed pod unless it can only be the device's one holder (`_owner`)."""
         taken: dict[tuple[PodName, str], Sum] = {}
         others: dict[str, Sum] = {}
         for process in self._processes:

@@ -102,7 +102,8 @@ class Views(Generic[View]):
 
     def keep_only(self, names: Collection[str], version: str) -> None:
         """Drop all objects except `names`, the objects in a complete list of this version. An object with a newer
-        version stays: our own write created it after the moment of the list."""
+        version stays, because our own write created it after the list was taken. Calls `on_change` for each dropped
+        object."""
         for name in [name for name in self._known if name not in names]:
             if not newer(self.version(name), version):
                 self._forget(name, version)

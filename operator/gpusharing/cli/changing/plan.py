@@ -195,8 +195,9 @@ def _evicted(proposal: Proposal, paper: Paper) -> list[Line]:
 
 
 def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
-    """Draw each resource of which the pool will have more or fewer devices, and the pods that request one of which it
-    will have fewer. Empty for a policy that is refused."""
+    """Draw each resource whose number of devices in the pool changes. If the number falls, add which pods request the
+    resource. End with a hint if `mig.strategy: single` would keep the name nvidia.com/gpu. Empty if the policy is
+    refused or no number changes."""
     if proposal.before == proposal.after or not proposal.accepted:
         return []
     shrinking = {one.resource: one for one in proposal.vanishing}

@@ -249,7 +249,8 @@ def _asks_nothing(case: PodCase) -> str:
 
 
 def _on_changing(case: PodCase) -> str:
-    """Explain a pod whose node is being changed, so that the pod may have to leave. Empty for any other pod."""
+    """Explain a pod on a managed node in any phase but Synced: name the phase, and the command that explains it. Empty
+    for any other pod."""
     if case.verdict is None or case.verdict.phase is Phase.SYNCED:
         return ""
     what = f"this pod is on node {case.node}, which is {case.verdict.phase}"

@@ -168,7 +168,8 @@ async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) ->
     read. Raises Trouble after PATIENCE seconds, if the user lacks a permission that a plan needs, or if the API
     server does not serve GPUNodes and `missing` is false.
 
-    `missing` is true if the operator need not be installed. `bare` is true if errors about GPUNodes are ignored.
+    `missing` is true if the operator need not be installed. `bare` is true if a missing permission
+    to read GPUNodes is ignored.
     """
     everything = {**sources.required, **sources.optional}
     try:

@@ -75,7 +75,7 @@ class NodeStatus(Transition):
 
     @property
     def state(self) -> State:
-        """The state of the node, by its phase."""
+        """The state of the node, by its phase. WAITS if the phase is empty or unknown to this version."""
         return state_of(self.phase)
 
 

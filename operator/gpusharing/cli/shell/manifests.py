@@ -21,6 +21,6 @@ def policy_manifest(name: str, spec: Mapping[str, Any], **metadata: object) -> J
 
 
 def comment(text: str) -> str:
-    """Return the string as one comment line of a YAML file. Line breaks become spaces and unprintable characters
-    become ?, because parts of the string come from elsewhere."""
+    """Return the string as one comment line of a YAML file, including the final line break. Line breaks in the string
+    become spaces and unprintable characters become ?, because parts of the string come from elsewhere."""
     return f"# {printable(' '.join(text.splitlines()))}\n"

@@ -384,8 +384,8 @@ def _unmanaged(pod: PodView, options: Drain, scope: Scope) -> bool:
     """Whether no controller would start the pod again and the policy does not allow the eviction of such pods (P9,
     P5).
 
-    A KAI reservation pod counts only before the cordon. After it the drain has emptied the pod's group and evicts the
-    pod as well, because KAI v0.17.0 forgets it if the pods of the group had fractions of several GPUs (G10,
+    A KAI reservation pod is treated as unmanaged only until the node is cordoned. After that, the drain empties the
+    pod's group and evicts the pod too, because KAI v0.17.0 forgets it if the pods of the group had fractions of several GPUs (G10,
     GetGpuGroups).
     """
     left_over = scope.cordoned_at is not None and is_reservation(pod)

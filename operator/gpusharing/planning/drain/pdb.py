@@ -38,7 +38,7 @@ def never_allows(pdb: PdbView) -> bool:
 
 
 def _exempt(pod: PodView) -> bool:
-    """Whether the pod leaves without a check of any budget because it is finished, pending or terminating
+    """Whether the pod may be evicted without checking any budget, because it is finished, pending or terminating
     (canIgnorePDB in eviction.go)."""
     return pod.phase in ("Succeeded", "Failed", "Pending") or pod.deleted_at is not None
 

@@ -183,7 +183,8 @@ class Hardware:
 
     @cached_property
     def health(self) -> Finding:
-        """What NVML reports about the health of all GPUs, as one Finding."""
+        """The gravest problem that NVML reports for any GPU, with the number of other unhealthy GPUs. NO_TROUBLE if
+        all GPUs are healthy."""
         return diagnose([(gpu.index, gpu.vitals) for gpu in self.gpus])
 
     @cached_property

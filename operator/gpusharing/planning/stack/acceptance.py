@@ -230,8 +230,9 @@ def _not_in_chart(
 
 
 def _plain_mig(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str | Finding:
-    """Return a Finding with the remedy if the policy has mode MIG and it cannot be carried out beside NVIDIA's
-    device-plugin chart. Empty if it can, or if there is a ClusterPolicy."""
+    """Return a Finding with the remedy if the policy has mode MIG and cannot be carried out alongside NVIDIA's
+    device-plugin chart. Empty if it can, if its mode is not MIG, or if the cluster has a ClusterPolicy or no such
+    chart."""
     if policy.spec is None or stack.cluster_policy is None:
         return ""
     ours, namespace = settings.mig_config_map, settings.gpu_operator_namespace

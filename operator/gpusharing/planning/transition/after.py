@@ -145,8 +145,8 @@ def _no_policy(case: FencedCase, reason: Reason) -> Verdict | None:
 
 
 def _uncordoned(case: FencedCase, reason: Reason) -> Verdict | None:
-    """Return the verdict that puts the cordon back if somebody lifted it, else None. Pods and readings from before the
-    new cordon prove nothing."""
+    """Return the verdict that puts the cordon back if somebody lifted it. None if the node is cordoned, or if the
+    change needs no cordon. Pods and readings from before the new cordon prove nothing."""
     if not case.fence.disruption.cordons or case.node.unschedulable:
         return None
     message = "someone uncordoned the node before a good layout was proven; the operator cordons it again"
@@ -234,7 +234,8 @@ class _Aimed:
 
     @staticmethod
     def of(case: FencedCase, assessed: Assessed) -> "_Aimed":
-        """Return the case together with how its last run relates to the target of `assessed`."""
+        """Return the case with the target of its present step (the intermediate stop or the final target), whether the
+        last run led there, whether another run is owed, and what is wrong with mig-manager."""
         fence = case.fence
         aim = assessed.stop if fence.step < fence.steps else assessed.target
         owed = fence.owed == owed_for(assessed.target)

@@ -30,7 +30,7 @@ def value(
 ) -> type[Made] | Callable[[type[Made]], type[Made]]:
     """Make a class a dataclass with immutable fields. For mypy the dataclass is frozen; at run time it is a plain one.
 
-    A frozen dataclass assigns each of its own fields by a call of `object.__setattr__` (dataclasses.py of Python 3.11,
+    A frozen dataclass assigns each of its own fields by calling `object.__setattr__` (dataclasses.py of Python 3.11,
     `_field_assign`). That takes five times as long for a class of twenty fields, and a fifth of the time of a whole
     plan (docs/adr/0050-values-are-frozen-by-mypy.md). Instances are compared and hashed by content, or by identity
     with `eq=False`.

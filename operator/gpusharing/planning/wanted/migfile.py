@@ -366,8 +366,8 @@ def _filtered(rows: Sequence[tuple[str, Layout | None]]) -> Entry:
 
 
 def _row(device_filter: list[str] | None, layout: Layout | None) -> dict[str, Any]:
-    """Return the row of an entry that gives this layout to all GPUs, or only to those with the PCI device ids in
-    `device_filter` unless that is None. A layout of None switches MIG off."""
+    """Return the row of an entry that gives this layout to the GPUs with the PCI device ids in `device_filter`, or to
+    all GPUs if that is None or empty. A layout of None switches MIG off."""
     row: dict[str, Any] = {"device-filter": device_filter} if device_filter else {}
     row |= {"devices": "all", "mig-enabled": layout is not None}
     if layout is not None:

@@ -258,7 +258,8 @@ class Prometheus:
 
     async def instant(self, query: str, at: float | None) -> list[Series]:
         """Return the series that `query` yields at the time `at`, in seconds since 1970, or at the server's present
-        time if `at` is None. Series whose value is not finite are left out."""
+        time if `at` is None. Series whose value is not finite are left out. Raises Trouble if the query fails or
+        its result cannot be read."""
         return [series for series in await self.instant_all(query, at) if math.isfinite(series.value)]
 
     async def instant_all(self, query: str, at: float | None) -> list[Series]:

@@ -273,7 +273,7 @@ def _unpriced(unpriced: Mapping[tuple[str, str], float]) -> list[str]:
 
 
 def _pool(policy: str) -> str:
-    """Return how messages name the policy `policy`; an empty string stands for nodes without one."""
+    """Return the name that messages use for the policy; for an empty string, `nodes without a policy`."""
     return policy or "nodes without a policy"
 
 
