@@ -6,6 +6,7 @@ OIDC. `ServiceAccountLogin` reads the service account's files itself, in a pod: 
 """
 
 import ast
+import asyncio
 import logging
 import os
 import ssl
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
@@ -26,6 +28,8 @@ TOKEN_SECONDS = 60.0
 """Seconds until the token is read again. The kubelet replaces a projected token at 80 % of its life, which is at least
 10 min, so a minute is early enough."""
 
+KILLED_EVERY = 0.01
+"""Seconds between two looks at whether a killed login program has ended."""
 NO_CLIENT = (
     "the Kubernetes client library that reads it is not installed: pip install 'gpu-sharing-operator[kubeconfig]', "
     "or unset KUBECONFIG if this runs in a pod"
@@ -181,10 +185,15 @@ class OfficialLogin:
 
     async def _configuration(self) -> Any:
         """Return the official client's configuration. It is loaded by the first call, and by the first one after
-        `renew`."""
+        `renew`. Raises Unauthorized if that fails."""
         if self._loaded is None:
-            self._loaded = await self._load()
-            self._access = _access(self._loaded, self.environment)
+            loaded = await self._load()
+            try:
+                self._access = _access(loaded, self.environment)
+            except (OSError, ValueError) as error:  # such as certificates that are none
+                why = f"context {self.context} of kubeconfig {self.kubeconfig} cannot be used: {error}"
+                raise Unauthorized(why) from error
+            self._loaded = loaded
         return self._loaded
 
     async def _load(self) -> Any:
@@ -210,7 +219,8 @@ class OfficialLogin:
                     client_configuration=configuration,
                     persist_config=False,
                 )
-        except (config.ConfigException, yaml.YAMLError, OSError, ValueError) as error:
+        # The client raises a TypeError where a part of the file is missing, such as the user of a context.
+        except (config.ConfigException, yaml.YAMLError, OSError, ValueError, TypeError) as error:
             raise Unauthorized(f"no credentials could be read from {where}: {error}") from error
         # If a login program fails, the client would continue without credentials, and be refused for lack of rights.
         if complaints and not configuration.api_key and not configuration.cert_file:
@@ -218,6 +228,29 @@ class OfficialLogin:
                 f"no credentials could be read from {where}: {'; '.join(complaints)}. Log in again"
             )
         return configuration
+
+
+class ProgramLoop(asyncio.SelectorEventLoop):
+    """An event loop that can end the programs that were started on it. A login program whose cluster ran out of time
+    would otherwise outlive this process."""
+
+    def __init__(self) -> None:
+        """Create a loop on which no program was started yet."""
+        super().__init__()
+        self._programs: list[asyncio.SubprocessTransport] = []
+
+    async def subprocess_exec(self, *arguments: Any, **options: Any) -> Any:
+        """Start a program as the base class does, and remember it."""
+        started = await super().subprocess_exec(*arguments, **options)
+        self._programs.append(started[0])
+        return started
+
+    async def end_programs(self) -> None:
+        """Kill the programs that still run, and wait until they have ended."""
+        for program in self._programs:
+            program.close()
+        while any(program.get_returncode() is None for program in self._programs):  # noqa: ASYNC110 - no event says so
+            await asyncio.sleep(KILLED_EVERY)
 
 
 def _without_init(package: str) -> None:
@@ -235,25 +268,28 @@ def _without_init(package: str) -> None:
 @contextmanager
 def _complaints() -> Iterator[list[str]]:
     """Yield a list that fills with the errors that the official client only logs inside the block, such as the output
-    of a failing login program. They do not reach any other log handler."""
+    of a failing login program. They do not reach any log handler. Each asyncio task has its own list, because several
+    clusters may log in at the same time."""
     complaints: list[str] = []
-
-    class Listener(logging.Handler):
-        """Appends each log message to `complaints`."""
-
-        def emit(self, record: logging.LogRecord) -> None:
-            """Append the message of a log record, with a program's output decoded."""
-            complaints.append(_readable(record.getMessage()))
-
-    log, listener = logging.getLogger("kubernetes.aio.config.kube_config"), Listener(logging.ERROR)
-    passed_on = log.propagate
-    log.addHandler(listener)
-    log.propagate = False
+    logging.getLogger("kubernetes.aio.config.kube_config").addFilter(_collect)
+    token = _complaining.set(complaints)
     try:
         yield complaints
     finally:
-        log.removeHandler(listener)
-        log.propagate = passed_on
+        _complaining.reset(token)
+
+
+_complaining: ContextVar[list[str] | None] = ContextVar("complaints", default=None)
+"""The list of the innermost `_complaints` of this task, or None outside of it."""
+
+
+def _collect(record: logging.LogRecord) -> bool:
+    """Append the message of an error to the list of `_complaints`, with a program's output decoded. Return whether the
+    record is to be logged as usual, which is the case outside of `_complaints`."""
+    complaints = _complaining.get()
+    if complaints is not None and record.levelno >= logging.ERROR:
+        complaints.append(_readable(record.getMessage()))
+    return complaints is None
 
 
 def _readable(text: str) -> str:
