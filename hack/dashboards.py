@@ -90,6 +90,8 @@ def _by_part(query: str, *parts: str) -> str:
     )
 
 
+_UNPROVEN = of("gpusharing_policy_nodes", 'phase!="Synced"', policy=True)
+
 FLEET = Dashboard(
     "fleet",
     "GPU sharing: fleet",
@@ -101,6 +103,27 @@ FLEET = Dashboard(
         _stat("Slices", f"sum({of('gpusharing_policy_slices', policy=True)})"),
         _stat("Idle slices", f"sum({of('gpusharing_policy_slices_idle', policy=True)})"),
         _stat("Unhealthy GPUs", f"count({of('gpusharing_agent_gpu_healthy')} == 0)", alarm=True),
+        Panel(
+            "Nodes by cluster and phase",
+            f"sum by (cluster, phase) ({_nodes()})",
+            "{{cluster}} {{phase}}",
+            width=8,
+            stacked=True,
+        ),
+        Panel(
+            "Nodes that are not ready, by cluster",
+            f"sum by (cluster) ({_UNPROVEN}) or 0 * sum by (cluster) ({_nodes()})",
+            "{{cluster}}",
+            width=8,
+            text="Nodes without a proven layout: they wait, are changing, are blocked or have failed.",
+        ),
+        Panel(
+            "GPUs by cluster and mode",
+            f"sum by (cluster, mode) ({of('gpusharing_policy_gpus', policy=True)})",
+            "{{cluster}} {{mode}}",
+            width=8,
+            stacked=True,
+        ),
         Panel(
             "Slices by policy",
             f"sum by (policy, resource) ({of('gpusharing_policy_slices', policy=True)})",
@@ -122,9 +145,9 @@ FLEET = Dashboard(
         ),
         Panel(
             "Memory in use",
-            f"sum by (node) ({of('gpusharing_device_memory_used_bytes')})"
-            f" / sum by (node) ({of('gpusharing_device_memory_bytes')})",
-            "{{node}}",
+            f"sum by (cluster, node) ({of('gpusharing_device_memory_used_bytes')})"
+            f" / sum by (cluster, node) ({of('gpusharing_device_memory_bytes')})",
+            "{{cluster}} {{node}}",
             unit="percentunit",
         ),
         Panel(

@@ -39,6 +39,7 @@ OPERATOR = {
     "gpusharing_policy_budget_used_nodes": {"policy"},
     "gpusharing_policy_drifted_nodes": {"policy"},
     "gpusharing_policy_gpu_hourly_price": {"policy", "currency"},
+    "gpusharing_policy_gpus": {"policy", "mode"},
     "gpusharing_policy_halted": {"policy"},
     "gpusharing_policy_nodes": {"policy", "phase"},
     "gpusharing_policy_nodes_without_agent": {"policy"},

@@ -69,6 +69,7 @@ async def test_the_page_parses_and_every_metric_is_ours_and_explained(metrics: M
         "gpusharing_policy_transitions",
         "gpusharing_policy_drifted_nodes",
         "gpusharing_policy_nodes_without_agent",
+        "gpusharing_policy_gpus",
         "gpusharing_policy_slices",
         "gpusharing_policy_slices_idle",
         "gpusharing_pending_pods",
@@ -230,3 +231,10 @@ def test_slices_and_pods_that_wait_for_them_are_counted_when_somebody_asks(metri
     assert samples(metrics, "gpusharing_policy_slices") == {("pool-b", "nvidia.com/gpu"): served}
     assert samples(metrics, "gpusharing_policy_slices_idle") == {("pool-b", "nvidia.com/gpu"): served}
     assert samples(metrics, "gpusharing_pending_pods") == {("nvidia.com/mig-1g.10gb",): 3}
+
+
+def test_gpus_are_counted_by_the_mode_of_their_policy(metrics: Metrics) -> None:
+    world = settled(metrics, "gpu-1", "gpu-2")
+    reports = world.snapshot().gpunodes
+    count = sum(len(one.observed.gpus) for one in reports.values() if one.observed is not None)
+    assert samples(metrics, "gpusharing_policy_gpus") == {("pool-b", "Full"): count}

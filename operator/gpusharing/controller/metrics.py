@@ -139,6 +139,11 @@ class Metrics(Observer):
         self.agentless = self._per_policy(
             "gpusharing_policy_nodes_without_agent", "Nodes of a policy on which no agent is Ready."
         )
+        self.gpus = self._per_policy(
+            "gpusharing_policy_gpus",
+            "GPUs that the agents on the nodes of a policy report, by its mode.",
+            "mode",
+        )
         self.slices = self._per_policy(
             "gpusharing_policy_slices", "Slices that the nodes of a policy serve.", "resource"
         )
@@ -172,6 +177,7 @@ class Metrics(Observer):
             for name, pool in pools.items()
         }
         _show(self.agentless, {(name,): count for name, count in lacking.items()})
+        _show(self.gpus, _gpus_by_mode(plan, snapshot))
         counted = {
             name: count_slices((snapshot.nodes[node] for node in pool.names), snapshot)
             for name, pool in pools.items()
@@ -260,6 +266,19 @@ def _is_drifted(member: Member) -> bool:
     """Whether a node no longer matches what was proven there, and no change is correcting that yet."""
     assessed = member.assessment
     return isinstance(assessed, Assessed) and assessed.drift is not None and member.node.fence is None
+
+
+def _gpus_by_mode(plan: RolloutPlan, snapshot: ClusterSnapshot) -> dict[tuple[str, ...], float]:
+    """Return how many GPUs the agents on the nodes of each policy report, by policy and mode. Policies that cannot be
+    read are left out."""
+    counts = {
+        name: len(one.observed.gpus) for name, one in snapshot.gpunodes.items() if one.observed is not None
+    }
+    return {
+        (name, str(pool.policy.spec.mode)): sum(counts.get(node, 0) for node in pool.names)
+        for name, pool in plan.pools.items()
+        if pool.policy.spec is not None
+    }
 
 
 def _prices(plan: RolloutPlan) -> dict[tuple[str, ...], float]:

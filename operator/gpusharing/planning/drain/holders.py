@@ -385,8 +385,8 @@ def _unmanaged(pod: PodView, options: Drain, scope: Scope) -> bool:
     P5).
 
     A KAI reservation pod is treated as unmanaged only until the node is cordoned. After that, the drain empties the
-    pod's group and evicts the pod too, because KAI v0.17.0 forgets it if the pods of the group had fractions of several GPUs (G10,
-    GetGpuGroups).
+    pod's group and evicts the pod too, because KAI v0.17.0 forgets it if the pods of the group had fractions of
+    several GPUs (G10, GetGpuGroups).
     """
     left_over = scope.cordoned_at is not None and is_reservation(pod)
     return options.unmanaged_pods != "Evict" and not left_over and (pod.owner is None or _lost_owner(pod))
