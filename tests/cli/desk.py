@@ -179,6 +179,15 @@ class Desk:
         )
         return Said(done.returncode, done.stdout, done.stderr)
 
+    def write_clusters(self, **urls: str) -> None:
+        """A context for each of these names, which leads to its address. The first is the current one."""
+        self.write_kubeconfig("", tuple(urls))
+        told = json.loads(self.kubeconfig.read_text())
+        told["clusters"] = [{"name": name, "cluster": {"server": url}} for name, url in urls.items()]
+        for one in told["contexts"]:
+            one["context"]["cluster"] = one["name"]
+        self.kubeconfig.write_text(json.dumps(told))
+
     def write_kubeconfig(self, url: str, contexts: Sequence[str] = ("desk",)) -> None:
         """Contexts that all lead to this address, with a token."""
         told = {

@@ -213,7 +213,9 @@ def test_files_that_are_not_there_and_flags_that_do_not_go_together(desk: Desk) 
     assert "it contains no PEM certificates" in wrong(desk, *url, "--ca-file", "ca")
     assert "not both" in wrong(desk, *url, "--service", "a/b:1")
     assert "only work with --prometheus URL" in wrong(desk, "--token-file", "x")
-    assert "-o csv writes one table" in wrong(desk, "--contexts", "a,b", "-o", "csv")
+    assert "-o csv writes one table for one context: use --context a" in wrong(
+        desk, "--contexts", "a,b", "-o", "csv"
+    )
 
 
 def test_a_certificate_that_nobody_trusts_and_then_its_authority(desk: Desk, tmp_path: Path) -> None:

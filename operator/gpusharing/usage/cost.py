@@ -5,6 +5,8 @@ import asyncio
 import re
 from argparse import Namespace
 
+from gpusharing.cli.shell.clusters import Answer, FleetVerb
+from gpusharing.cli.shell.drawing import Column, Span
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import CHANGES, DONE, Trouble
@@ -15,7 +17,15 @@ from gpusharing.usage.prometheus.windows import span_of
 from gpusharing.usage.read.meter import read_metered
 from gpusharing.usage.read.queries import POLICY, MeterQuery, refuse_parts
 from gpusharing.usage.reckon.bills import make_bill
-from gpusharing.usage.say.cost import CostReport, as_data, as_rows, describe
+from gpusharing.usage.say.cost import (
+    CostReport,
+    as_data,
+    as_rows,
+    cells_of,
+    columns_of,
+    describe,
+    total_sentence,
+)
 
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
@@ -39,6 +49,21 @@ async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal) -> int:
         answer = await find_answer(prometheus, typed)
     terminal.answer(lambda: as_data(answer), lambda paper: describe(answer, paper), lambda: as_rows(answer))
     return CHANGES if answer.missing else DONE
+
+
+async def ask(session: Session, typed: Namespace) -> Answer:
+    """Return the bill of one cluster, with its totals and what is missing as remarks (see FleetVerb)."""
+    async with prometheus_at(await place_found(session, typed)) as prometheus:
+        answer = await find_answer(prometheus, typed)
+    status, rows = CHANGES if answer.missing else DONE, [[*cells, Span("")] for cells in cells_of(answer)]
+    totals = [total_sentence(total).rstrip(".") for total in answer.bill.totals]
+    remarks = [*totals, *answer.remarks, *(f"PARTIAL: {why}" for why in answer.missing)]
+    return Answer(status, rows, as_data(answer), answer.simulated, remarks)
+
+
+BESIDE = FleetVerb(
+    (*columns_of("NAME"), Column("NOTE")), "no GPU was metered", ask, lambda typed: query_of(typed, 0.0)
+)
 
 
 async def find_answer(prometheus: Prometheus, typed: Namespace) -> CostReport:

@@ -111,13 +111,19 @@ def read_pools(
 ) -> tuple[tuple[PoolStatus, ...], tuple[NodeStatus, ...]]:
     """Return the pools in the order of the policies, and the GPU nodes that belong to none of these policies, sorted
     by name."""
+    return group_pools(policies, map(read_node, gpunodes))
+
+
+def group_pools(
+    policies: Iterable[JSON], nodes: Iterable[NodeStatus]
+) -> tuple[tuple[PoolStatus, ...], tuple[NodeStatus, ...]]:
+    """Return the same as `read_pools` for nodes that have been read."""
     by_policy: dict[str, list[NodeStatus]] = {}
-    for raw in gpunodes:
-        node = read_node(raw)
+    for node in nodes:
         by_policy.setdefault(node.policy, []).append(node)
     pools = tuple(_pool(raw, by_policy) for raw in policies)
     names = {pool.name for pool in pools}
-    unowned = [node for policy, nodes in by_policy.items() if policy not in names for node in nodes]
+    unowned = [node for policy, members in by_policy.items() if policy not in names for node in members]
     return pools, tuple(sorted(unowned, key=lambda node: node.name))
 
 

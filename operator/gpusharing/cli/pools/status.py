@@ -15,8 +15,18 @@ from typing import Any
 from gpusharing.api.names import WAY, Phase
 from gpusharing.api.times import to_rfc3339
 from gpusharing.cli.pools.estimate import find_estimate
-from gpusharing.cli.pools.fleet import NodeStatus, PoolStatus, State, known_phase, read_pools, simulated_nodes
+from gpusharing.cli.pools.fleet import (
+    NodeStatus,
+    PoolStatus,
+    State,
+    group_pools,
+    known_phase,
+    read_node,
+    read_pools,
+    simulated_nodes,
+)
 from gpusharing.cli.pools.timeline import describe_timeline
+from gpusharing.cli.shell.clusters import Answer, FleetVerb
 from gpusharing.cli.shell.drawing import (
     BLANK,
     Column,
@@ -40,7 +50,7 @@ from gpusharing.kube.client import GPUNODES, JSON, POLICIES
 from gpusharing.kube.errors import KubeError, first_of
 from gpusharing.kube.paging import PAGE
 from gpusharing.kube.reflector import CacheSettings, Reflector
-from gpusharing.planning.vocabulary.lengths import counted
+from gpusharing.planning.vocabulary.lengths import counted, some
 
 MOST = 20
 """How many nodes of a pool are listed; -o wide lists all."""
@@ -295,6 +305,42 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     return DONE
 
 
+# --- of several clusters --------------------------------------------------------------------------------
+
+
+async def ask(session: Session, typed: Namespace) -> Answer:
+    """Return the pools of one cluster, or only the one that was named (see FleetVerb). GPUNodes are reduced page by
+    page, so that many clusters do not fill the memory."""
+    policies = await session.all(POLICIES)
+    nodes = [read_node(raw) async for page in session.each_page(GPUNODES) for raw in page]
+    pools, unowned = group_pools(policies, nodes)
+    if typed.policy:
+        pools, unowned = (find_pool(pools, typed.policy, session.where),), ()
+    lonely = (
+        f"{counted(len(unowned), 'node')} with GPUs and no policy: {some([node.name for node in unowned])}"
+    )
+    data, simulated = as_data(pools, unowned, session.name, session.now()), simulated_nodes(pools, unowned)
+    return Answer(DONE, [*map(_cluster_row, pools)], data, simulated, (lonely,) if unowned else ())
+
+
+def _cluster_row(pool: PoolStatus) -> list[Span]:
+    """Return the cells of a pool in the table of several clusters. A pool that is done has no message."""
+    message = NOT_SEEN.format(pool.unseen) if pool.unseen else pool.message if pool.status != "Synced" else ""
+    cells = (pool.nodes, str(pool.gpus), pool.used, str(pool.pending_pods or ""), message)
+    status = Span(pool.status or "new", Ink.GOOD if pool.status == "Synced" else Ink.BUSY)
+    return [Span(pool.name), Span(pool.mode), Span(pool.layout), status, *map(Span, cells)]
+
+
+BESIDE = FleetVerb(
+    (
+        Column("POOL"), Column("MODE", 4), Column("LAYOUT", 5), Column("STATUS"), Column("NODES", 1),
+        Column("GPUS", 6, right=True), Column("USED", 3), Column("WAITING", 2, right=True), Column("MESSAGE"),
+    ),
+    "there is no GPUSharingPolicy",
+    ask,
+)  # fmt: skip
+
+
 @dataclass(slots=True)
 class Picture:
     """Draws the pools to a terminal, and remembers what was drawn last."""
@@ -312,7 +358,7 @@ class Picture:
         Raises Trouble if no policy has that name."""
         pools, unowned = read_pools(policies, nodes)
         if self.policy:
-            pools, unowned = (self._find_pool(pools),), ()
+            pools, unowned = (find_pool(pools, self.policy, self.session.where),), ()
         if not self.terminal.redraws and self.last == (pools, unowned):
             return
         self.last = pools, unowned
@@ -331,12 +377,13 @@ class Picture:
             hint = "; name a POLICY to see one pool" if len(pools) > 1 else "; a taller terminal shows them"
             self.terminal.show(self.lines, hint)
 
-    def _find_pool(self, pools: Sequence[PoolStatus]) -> PoolStatus:
-        """Return the pool whose name is `self.policy`. Raises Trouble if there is none."""
-        named = {pool.name: pool for pool in pools}
-        if self.policy not in named:
-            raise Trouble(no_such(POLICIES, self.policy, list(named), self.session.where))
-        return named[self.policy]
+
+def find_pool(pools: Sequence[PoolStatus], name: str, where: str) -> PoolStatus:
+    """Return the pool with this name. Raises Trouble if the cluster `where` has none."""
+    named = {pool.name: pool for pool in pools}
+    if name not in named:
+        raise Trouble(no_such(POLICIES, name, list(named), where))
+    return named[name]
 
 
 def _in_order(reflector: Reflector[JSON]) -> list[JSON]:

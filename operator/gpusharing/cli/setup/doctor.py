@@ -6,13 +6,24 @@ kubelets. Before the operator is installed, it leaves out the checks of the inst
 
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from gpusharing.api.names import LABEL_MIG_CAPABLE, LABEL_MIG_CONFIG
 from gpusharing.cli.live.installed import SELECTOR, find_difference, settings_of
-from gpusharing.cli.shell.drawing import BLANK, Ink, Line, Paper, Span, describe_simulated, line, prose
+from gpusharing.cli.shell.clusters import Answer, FleetVerb
+from gpusharing.cli.shell.drawing import (
+    BLANK,
+    Column,
+    Ink,
+    Line,
+    Paper,
+    Span,
+    describe_simulated,
+    line,
+    prose,
+)
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble, sentence
@@ -53,6 +64,9 @@ from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted.migfile import parse
 
+NOT_INSTALLED = "The operator is not installed. These checks show what an installation would find here."
+INKS = {"ok": Ink.GOOD, "ERROR": Ink.BAD}
+"""The ink of each result; all others have that of a warning."""
 NEEDED = frozenset({"nodes", "configmaps", "daemonsets.apps", "clusterpolicies.nvidia.com"})
 """The kinds that the user must be able to read, because most checks need them."""
 OUR_KINDS = frozenset({"gpusharingpolicies.gpusharing.dev", "gpunodes.gpusharing.dev"})
@@ -79,20 +93,31 @@ class Examination:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print what is wrong, and return FAILED if there is an error, otherwise DONE (see VerbModule). Raises Trouble if
-    no error was found but the user may not read one of the kinds in NEEDED."""
+    """Print what is wrong, and return FAILED if there is an error, otherwise DONE (see VerbModule)."""
+    examined = await _examined(session)
+    terminal.answer(lambda: as_data(examined, session.name), lambda paper: describe(examined, paper))
+    return _status(examined)
+
+
+def _status(examined: Examination) -> int:
+    """Return FAILED if an error was found, otherwise DONE."""
+    return FAILED if any(symptom.severity is Severity.ERROR for symptom in examined.symptoms) else DONE
+
+
+async def _examined(session: Session) -> Examination:
+    """Examine the cluster. Raises Trouble if the API server does not answer, or if no error was found but the user may
+    not read one of the kinds in NEEDED."""
     try:
         examined = await _examine(session.client)
     except KubeError as error:
         raise Trouble(sentence(error, session.where)) from error
     blind = sorted(NEEDED & examined.view.unread.keys())
-    if blind and not any(symptom.severity is Severity.ERROR for symptom in examined.symptoms):
+    if blind and _status(examined) == DONE:
         why = examined.view.unread[blind[0]].replace(f" ({HINT})", "")
         raise Trouble(
             f"doctor cannot check anything: you may not read {', '.join(blind)} in {session.where}: {why}"
         )
-    terminal.answer(lambda: as_data(examined, session.name), lambda paper: describe(examined, paper))
-    return FAILED if any(symptom.severity is Severity.ERROR for symptom in examined.symptoms) else DONE
+    return examined
 
 
 async def _examine(client: KubeClient) -> Examination:
@@ -250,13 +275,10 @@ def describe(examined: Examination, paper: Paper) -> list[Line]:
     that they can be copied. The last line has the totals."""
     lines: list[Line] = describe_simulated(sorted(examined.view.simulated), paper)
     if not examined.view.installed:
-        text = "The operator is not installed. These checks show what an installation would find here."
-        lines += [*prose(text, paper, ink=Ink.WAITING), BLANK]
-    asked = frozenset(Topic) if examined.view.installed else ASKED_BY_PEOPLE | {Topic.CLUSTER_POLICY}
-    inks = {"ok": Ink.GOOD, "ERROR": Ink.BAD}
-    for word, text, command in report_topics(examined.symptoms, examined.unseen, asked):
-        rows = prose(text, paper, indent="         ")
-        lines += [line(Span(f"{word:8} ", inks.get(word, Ink.WAITING)), rows[0][0].text[9:]), *rows[1:]]
+        lines += [*prose(NOT_INSTALLED, paper, ink=Ink.WAITING), BLANK]
+    for word, message, command in _topics(examined):
+        rows = prose(message, paper, indent="         ")
+        lines += [line(Span(f"{word:8} ", INKS.get(word, Ink.WAITING)), rows[0][0].text[9:]), *rows[1:]]
         lines += [line(f"         -> {command}")] if command else []
     for note in examined.notes:
         lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
@@ -266,6 +288,28 @@ def describe(examined: Examination, paper: Paper) -> list[Line]:
     state = conclude(what, unseen=bool(examined.unseen), errors=errors)
     title = f"{state}: {counted(errors, 'error')} and {counted(warnings, 'warning')}."
     return [*lines, BLANK, *prose(title, paper, ink=Ink.BAD if errors else Ink.GOOD)]
+
+
+def _topics(examined: Examination) -> Iterator[tuple[str, str, str]]:
+    """Yield the word, the text and the command of each topic and symptom (see `report_topics`). Before the
+    installation, topics of the installation itself are left out."""
+    asked = frozenset(Topic) if examined.view.installed else ASKED_BY_PEOPLE | {Topic.CLUSTER_POLICY}
+    return report_topics(examined.symptoms, examined.unseen, asked)
+
+
+async def ask(session: Session, _typed: Namespace) -> Answer:
+    """Return a row for each thing that is wrong with one cluster (see FleetVerb)."""
+    examined = await _examined(session)
+    found = [(word, message) for word, message, _ in _topics(examined) if word != "ok"]
+    rows = [[Span(word, INKS.get(word, Ink.WAITING)), Span(message)] for word, message in found]
+    notes = [*([] if examined.view.installed else [NOT_INSTALLED.rstrip(".")]), *examined.notes]
+    if examined.symptoms:
+        notes.append(f"the commands that fix this are in: kubectl gpusharing doctor --context {session.name}")
+    data, simulated = as_data(examined, session.name), sorted(examined.view.simulated)
+    return Answer(_status(examined), rows, data, simulated, notes)
+
+
+BESIDE = FleetVerb((Column("RESULT"), Column("FINDING")), "nothing is wrong", ask)
 
 
 def as_data(examined: Examination, where: str) -> dict[str, Any]:

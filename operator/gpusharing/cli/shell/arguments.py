@@ -130,6 +130,9 @@ class Verb:
     """Whether the verb can write a page of HTML."""
     one_file: bool = False
     """Whether the verb writes one file for one cluster and refuses --contexts."""
+    beside: float = 0.0
+    """Seconds that each cluster has if --contexts or --all-contexts has them asked side by side. 0 if the verb asks
+    one context after the other and refuses --all-contexts."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -186,7 +189,14 @@ def _common(outputs: tuple[str, ...]) -> Parser:
     group.add_argument(
         "--context", metavar="NAME", help="a context of the kubeconfig; default: the current one"
     )
-    group.add_argument("--contexts", metavar="A,B", help="several contexts, one after the other")
+    group.add_argument(
+        "--contexts", metavar="A,B", help="several contexts; status, doctor and cost draw one table of them"
+    )
+    group.add_argument(
+        "--all-contexts",
+        action="store_true",
+        help="all contexts of the kubeconfig, in one table: status, doctor, cost",
+    )
     group.add_argument(
         "-n",
         "--namespace",
@@ -209,6 +219,7 @@ VERBS: tuple[Verb, ...] = (
             _switch("--timeline", "also show the last rollout: which node was in which phase when"),
         ),
         page=True,
+        beside=60.0,
     ),
     Verb(
         "plan",
@@ -296,6 +307,7 @@ VERBS: tuple[Verb, ...] = (
         "doctor",
         "cli.setup.doctor",
         "Find what silently overrides the operator or breaks its proofs, and show how to fix it.",
+        beside=60.0,
     ),
     Verb(
         "support-bundle",
@@ -355,6 +367,7 @@ VERBS: tuple[Verb, ...] = (
             ),
         ),
         asks_prometheus=True,
+        beside=300.0,
     ),
     Verb(
         "recommend",

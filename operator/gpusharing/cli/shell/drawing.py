@@ -53,6 +53,8 @@ class Column:
     drop: int = 0
     """The order in which columns are left out if there is no room: the highest number first. A column with 0 is never
     left out."""
+    right: bool = False
+    """Whether the cells of the column, but not its heading, end at the same place, as numbers do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,7 @@ def table(
 ) -> list[Line]:
     """Return a header and a line for each row. Columns without any content are left out. If the paper has a width and
     is not wide, columns are left out in the order of `drop` until the rest fits, and then long cells are cut."""
+    rows = _justified(columns, rows)
     shown = [index for index in range(len(columns)) if any(row[index].text for row in rows)]
     widths = {
         index: max(len(columns[index].title), *(len(row[index].text) for row in rows)) for index in shown
@@ -145,6 +148,17 @@ def table(
     ]
     drawn += [line(indent, *_row([row[i] for i in shown], [widths[i] for i in shown])) for row in rows]
     return drawn
+
+
+def _justified(columns: Sequence[Column], rows: Sequence[Sequence[Span]]) -> list[list[Span]]:
+    """Return the rows with the cells of right-justified columns padded on the left. Empty cells stay empty."""
+    sizes = [
+        max(len(row[i].text) for row in rows) if one.right and rows else 0 for i, one in enumerate(columns)
+    ]
+    return [
+        [Span(cell.text and cell.text.rjust(size), cell.ink) for cell, size in zip(row, sizes, strict=True)]
+        for row in rows
+    ]
 
 
 def _fitting(columns: Sequence[Column], shown: list[int], widths: dict[int, int], room: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Run a verb in each of the contexts that the user named, one after the other."""
+"""Run a verb in each of the contexts that the user named: one after the other, or side by side in one table."""
 
 import asyncio
 from argparse import Namespace
@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from gpusharing.cli.shell.arguments import CSV, PAGE
 from gpusharing.cli.shell.drawing import BLANK, Ink, Span, line
-from gpusharing.cli.shell.session import Session, connected
+from gpusharing.cli.shell.session import Session, connected, find_contexts
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
 
@@ -29,35 +29,57 @@ def carry_out(verb: Any, typed: Namespace) -> int:
     contradict each other and, after the last context, if any context raised one."""
     flags, row = vars(typed), typed.row
     named = tuple(name.strip() for name in flags.get("contexts", "").split(",") if name.strip())
-    contexts = named or (flags.get("context", ""),)
-    if why := _find_contradiction(typed, several=len(contexts) > 1):
+    beside = row.beside > 0 and ("contexts" in flags or "all_contexts" in flags)
+    if why := _find_contradiction(typed, named, several=len(named) > 1 or beside):
         raise Trouble(why)
     terminal = Terminal.of(flags.get("output", "table"), color=not flags.get("no_color", False))
     if flags.get("prometheus") or (row.offline and not flags.get(row.asks_with)):
         module: VerbModule = verb
         return module.run_offline(typed, terminal)
+    if beside:
+        from gpusharing.cli.shell.clusters import carry_out_everywhere  # a single cluster does without
+
+        return carry_out_everywhere(
+            verb.BESIDE, typed, find_contexts(flags.get("kubeconfig", ""), named), terminal
+        )
+    contexts = named or (flags.get("context", ""),)
+    if len(contexts) > 1:
+        contexts = find_contexts(flags.get("kubeconfig", ""), contexts)
     return asyncio.run(_everywhere(verb, typed, contexts, terminal))
 
 
-def _find_contradiction(typed: Namespace, *, several: bool) -> str:
-    """Return a message that says which flags contradict each other or the verb; empty if none do. `several` is true if
-    the verb runs in more than one context."""
+def _find_contradiction(typed: Namespace, named: Sequence[str], *, several: bool) -> str:
+    """Return a message that says which flags contradict each other or the verb; empty if none do. `named` are the
+    contexts of --contexts. `several` is true if the verb may run in more than one context."""
     flags, verb = vars(typed), typed.row
-    output, watch = flags.get("output", "table"), flags.get("watch")
+    output, watch, everywhere = flags.get("output", "table"), flags.get("watch"), flags.get("all_contexts")
+    one = f"use --context {named[0] if named else 'NAME'}"
+    flag = "--all-contexts" if everywhere else "--contexts"
     contradictions = {
-        "pass --context or --contexts, not both": flags.get("context") and flags.get("contexts"),
-        "--watch follows one context: use --context": several and watch,
-        f"{typed.verb} writes a file for one cluster: use --context": several and verb.one_file,
+        "pass only one of --context, --contexts and --all-contexts, such as --contexts east,west": (
+            sum(name in flags for name in ("context", "contexts", "all_contexts")) > 1
+        ),
+        "--contexts names no context: write their names with commas, such as --contexts east,west": (
+            "contexts" in flags and not named
+        ),
+        f"{typed.verb} writes a file for one cluster: {one}": (several or everywhere) and verb.one_file,
+        f"--all-contexts does not work with {typed.verb}, only with status, doctor and cost: {one}": (
+            everywhere and not verb.beside
+        ),
+        f"--watch follows one context: {one}": several and watch,
+        f"--timeline draws one context: {one}": several and flags.get("timeline"),
+        f"--prometheus contacts no cluster: leave out {flag}, or leave out --prometheus and have each cluster's own"
+        " Prometheus asked": (several and flags.get("prometheus")),
         f"-n cannot be used with {typed.verb}, which always covers all namespaces": (
             verb.asks_prometheus and flags.get("namespace")
         ),
         f"-o {output} cannot be used with {typed.verb}; it supports {', '.join(verb.outputs)}": (
             output not in verb.outputs
         ),
-        "-o html writes one page for one context: leave out --contexts and --watch": (
+        f"-o html writes one page for one context: {one}, without --watch": (
             output == PAGE and (several or watch)
         ),
-        "-o csv writes one table for one context: leave out --contexts": output == CSV and several,
+        f"-o csv writes one table for one context: {one}": output == CSV and several,
     }
     return next((text for text, holds in contradictions.items() if holds), "")
 

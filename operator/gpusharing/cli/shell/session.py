@@ -22,11 +22,15 @@ from gpusharing.kube.http import HttpClient, Limits
 from gpusharing.kube.login import Login, OfficialLogin, ServiceAccountLogin
 from gpusharing.kube.paging import pages_of
 from gpusharing.kube.raw import entries, part, text, texts
+from gpusharing.planning.vocabulary.lengths import some
+
+MOST_LISTED = 20
+"""How many contexts are listed for a name that does not exist."""
 
 
-def find_context(files: Sequence[Path], name: str) -> tuple[str, str]:
-    """Return the name of a context and the namespace that it sets (`default` if none). It is the context `name`, or
-    the current one if `name` is empty. Raises Trouble if a file cannot be read or the context does not exist."""
+def read_contexts(files: Sequence[Path]) -> tuple[str, dict[str, str]]:
+    """Return the name of the current context, which may be empty, and the namespace that each context sets (empty if
+    none), by the context's name. Raises Trouble if a file cannot be read."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     current, known = "", dict[str, str]()
     for file in files:
@@ -37,18 +41,40 @@ def find_context(files: Sequence[Path], name: str) -> tuple[str, str]:
         current = current or text(config, "current-context")
         for entry in entries(config, "contexts"):
             known.setdefault(text(entry, "name"), text(entry, "context", "namespace"))
+    return current, known
+
+
+def find_context(files: Sequence[Path], name: str) -> tuple[str, str]:
+    """Return the name of a context and the namespace that it sets (`default` if none). It is the context `name`, or
+    the current one if `name` is empty. Raises Trouble if a file cannot be read or the context does not exist."""
+    current, known = read_contexts(files)
     wanted = name or current
     where = ", ".join(map(str, files))
-    listed = ", ".join(sorted(known)[:5]) or "none"
+    listed = some(sorted(known), MOST_LISTED) or "none"
     if not wanted:
         raise Trouble(
             f"kubeconfig {where} has no current context. Choose one of these with --context: {listed}"
         )
     if wanted not in known:
         like = nearest(wanted, known)
-        more = f"did you mean: {', '.join(like)}" if like else f"there are: {listed}"
-        raise Trouble(f"there is no context {wanted} in kubeconfig {where}; {more}")
+        meant = f"did you mean: {', '.join(like)}; " if like else ""
+        raise Trouble(f"there is no context {wanted} in kubeconfig {where}; {meant}there are: {listed}")
     return wanted, known[wanted] or "default"
+
+
+def find_contexts(
+    kubeconfig: str, named: Sequence[str], environment: Mapping[str, str] = os.environ
+) -> tuple[str, ...]:
+    """Return the contexts in `named`, each once and in that order, or all contexts of the kubeconfig, sorted by name,
+    if `named` is empty. Contacts no cluster. Raises Trouble if there is no kubeconfig, or if it does not have one of
+    the contexts or has none at all."""
+    files = find_kubeconfigs(kubeconfig, environment)
+    for name in named:
+        find_context(files, name)
+    contexts = named or sorted(read_contexts(files)[1])
+    if not contexts:
+        raise Trouble(f"kubeconfig {', '.join(map(str, files))} has no contexts")
+    return tuple(dict.fromkeys(contexts))
 
 
 NAME = "kubectl-gpusharing"
@@ -147,12 +173,12 @@ def no_such(resource: Resource, name: str, names: list[str], where: str) -> str:
 
 @asynccontextmanager
 async def connected(
-    kubeconfig: str, context: str, environment: Mapping[str, str] = os.environ
+    kubeconfig: str, context: str, environment: Mapping[str, str] = os.environ, limits: Limits = LIMITS
 ) -> AsyncIterator[Session]:
     """Yield a session for one context, and close it afterwards. Empty strings mean the same as in kubectl: the default
     files and the current context. Raises Trouble."""
     login, where, namespace = find_login(kubeconfig, context, environment)
-    client = HttpClient(login, name=NAME, limits=LIMITS)
+    client = HttpClient(login, name=NAME, limits=limits)
     try:
         await login.access()
     except KubeError as error:
@@ -162,18 +188,27 @@ async def connected(
 
 
 def find_login(kubeconfig: str, context: str, environment: Mapping[str, str]) -> tuple[Login, str, str]:
-    """Return how to log in, the name of the cluster in messages, and the default namespace. The kubeconfig is the file
-    of --kubeconfig, of KUBECONFIG, or ~/.kube/config. If there is none and none was named, a pod's own service
-    account is used. Raises Trouble if there is none of these."""
+    """Return how to log in, the name of the cluster in messages, and the default namespace. If there is no kubeconfig
+    and none was named, a pod's own service account is used. Raises Trouble if there is none of these."""
+    try:
+        files = find_kubeconfigs(kubeconfig, environment)
+    except Trouble:
+        named = kubeconfig or environment.get("KUBECONFIG")
+        if named or not environment.get("KUBERNETES_SERVICE_HOST"):
+            raise
+        return ServiceAccountLogin(environment), "this pod's cluster", "default"
+    name, namespace = find_context(files, context)
+    login = OfficialLogin(Path(os.pathsep.join(map(str, files))), name, environment)
+    return login, f"context {name}", namespace
+
+
+def find_kubeconfigs(kubeconfig: str, environment: Mapping[str, str]) -> list[Path]:
+    """Return the files of --kubeconfig, of KUBECONFIG, or ~/.kube/config, as far as they exist. Raises Trouble if none
+    does."""
     home = Path(environment.get("HOME") or Path.home()) / ".kube" / "config"
     named = kubeconfig or environment.get("KUBECONFIG", "")
     files = [Path(part) for part in named.split(os.pathsep) if part] if named else [home]
-    present = [file for file in files if file.is_file()]
-    if present:
-        name, namespace = find_context(present, context)
-        login = OfficialLogin(Path(os.pathsep.join(map(str, present))), name, environment)
-        return login, f"context {name}", namespace
-    if not named and environment.get("KUBERNETES_SERVICE_HOST"):
-        return ServiceAccountLogin(environment), "this pod's cluster", "default"
+    if present := [file for file in files if file.is_file()]:
+        return present
     missing = ", ".join(map(str, files))
     raise Trouble(f"there is no kubeconfig at {missing}. Pass --kubeconfig FILE, or set KUBECONFIG")

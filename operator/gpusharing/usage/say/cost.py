@@ -52,10 +52,10 @@ def describe(answer: CostReport, paper: Paper) -> list[Line]:
     head = f"{duration(query.end - query.start)} until {moment(query.end)}, by {query.by}"
     lines = [*prose(head, paper, ink=Ink.TITLE), *describe_simulated(answer.simulated, paper)]
     if bill.rows:
-        lines += _of_rows(answer, paper)
+        lines += table(columns_of(query.by.upper()), cells_of(answer), paper)
         lines += [BLANK, *_of_pools(bill.pools, paper), BLANK]
         for total in bill.totals:
-            lines += prose(_sentence(total), paper, hang="  ")
+            lines += prose(total_sentence(total), paper, hang="  ")
     else:
         lines += prose("No GPU was metered.", paper)
     return [*lines, *describe_doubts(answer.remarks, answer.missing, paper)]
@@ -69,49 +69,52 @@ def describe_doubts(remarks: Iterable[str], missing: Iterable[str], paper: Paper
     return lines
 
 
-def _of_rows(answer: CostReport, paper: Paper) -> list[Line]:
-    """Draw the table of the rows. The column PART has each row's percentage of all GPU time."""
+def columns_of(name: str) -> tuple[Column, ...]:
+    """Return the columns of a table of rows, the first of which has the title `name`."""
+    return (
+        Column(name),
+        Column("RESOURCE", drop=3),
+        Column("GPU-HOURS", right=True),
+        Column("PART", drop=2, right=True),
+        Column("COST", right=True),
+        Column("BASIS", drop=1),
+    )
+
+
+def cells_of(answer: CostReport) -> list[list[Span]]:
+    """Return the cells of the rows, for `columns_of`. The column PART has each row's percentage of all GPU time."""
     query, rows = answer.query, answer.bill.rows
     whole = sum(row.micros for row in rows)
-    hours = _right([hours_of(row.micros) for row in rows])
-    parts = _right([f"{100 * row.micros / whole:.1f}%" for row in rows])
-    costs = _right([money(row.cents, row.currency) for row in rows])
-    cells = [
+    return [
         [
             Span(name_of(row, query), Ink.PLAIN if row.part is Part.HELD else Ink.FAINT),
             Span(f"({row.part})" if query.by == POLICY and row.part is not Part.HELD else row.resource),
-            Span(hours[index]),
-            Span(parts[index], Ink.FAINT),
-            Span(costs[index], Ink.PLAIN if row.currency else Ink.WAITING),
+            Span(hours_of(row.micros)),
+            Span(f"{100 * row.micros / whole:.1f}%", Ink.FAINT),
+            Span(money(row.cents, row.currency), Ink.PLAIN if row.currency else Ink.WAITING),
             Span(row.basis, Ink.FAINT),
         ]
-        for index, row in enumerate(rows)
+        for row in rows
     ]
-    columns = (
-        Column(query.by.upper()),
-        Column("RESOURCE", drop=3),
-        Column("GPU-HOURS"),
-        Column("PART", drop=2),
-        Column("COST"),
-        Column("BASIS", drop=1),
-    )
-    return table(columns, cells, paper)
 
 
 def _of_pools(pools: Sequence[PoolBill], paper: Paper) -> list[Line]:
     """Draw the table of the pools, with the time, the prices and the cost of each."""
-    hours = _right([hours_of(pool.micros) for pool in pools])
-    costs = _right([money(pool.cents, pool.currency) for pool in pools])
     cells = [
         [
             Span(pool.policy or "(no policy)"),
-            Span(hours[index]),
+            Span(hours_of(pool.micros)),
             Span(_priced(pool.prices)),
-            Span(costs[index], Ink.PLAIN if pool.currency else Ink.WAITING),
+            Span(money(pool.cents, pool.currency), Ink.PLAIN if pool.currency else Ink.WAITING),
         ]
-        for index, pool in enumerate(pools)
+        for pool in pools
     ]
-    columns = (Column("POOL"), Column("GPU-HOURS"), Column("PRICE OF A GPU-HOUR", drop=1), Column("COST"))
+    columns = (
+        Column("POOL"),
+        Column("GPU-HOURS", right=True),
+        Column("PRICE OF A GPU-HOUR", drop=1),
+        Column("COST", right=True),
+    )
     return table(columns, cells, paper)
 
 
@@ -125,7 +128,7 @@ def _priced(prices: Sequence[Price]) -> str:
     return f"{prices[0].currency} {span} ({', '.join(sorted({price.source for price in prices}))})"
 
 
-def _sentence(total: Total) -> str:
+def total_sentence(total: Total) -> str:
     """Return a sentence about a total: its GPU-hours, their cost and the cost of each part, or that they have no
     price."""
     if not total.currency:
@@ -166,12 +169,6 @@ def amount(price: Fraction) -> str:
     """Format a price with at least two decimals, and with up to six if it needs them."""
     whole, rest = f"{float(price):.6f}".split(".")
     return f"{whole}.{rest[:2]}{rest[2:].rstrip('0')}"
-
-
-def _right(texts: Sequence[str]) -> list[str]:
-    """Pad all strings on the left to the width of the longest."""
-    width = max(map(len, texts), default=0)
-    return [text.rjust(width) for text in texts]
 
 
 def as_data(answer: CostReport) -> dict[str, Any]:

@@ -1,0 +1,203 @@
+"""Ask several clusters side by side, and draw one table of their answers.
+
+A cluster that gives no answer in time is a row with the reason, and does not delay the answers of the others.
+"""
+
+import asyncio
+import textwrap
+from argparse import Namespace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gpusharing.cli.shell.drawing import (
+    GAP,
+    NARROW,
+    Column,
+    Ink,
+    Line,
+    Paper,
+    Span,
+    describe_simulated,
+    prose,
+    table,
+)
+from gpusharing.cli.shell.session import LIMITS, Session, connected
+from gpusharing.cli.shell.terminal import Terminal
+from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble, sentence
+from gpusharing.kube.client import NAMESPACES
+from gpusharing.kube.errors import Forbidden, KubeError, NotFound
+from gpusharing.kube.login import ProgramLoop
+from gpusharing.kube.raw import text
+from gpusharing.planning.vocabulary.lengths import counted
+
+FIRST = 30.0
+"""Seconds within which a cluster must give its first answer. A login program must have ended by then, too."""
+AT_ONCE = 32
+"""How many clusters are asked at once. Each may start a login program, which can take 60 MiB."""
+FEWER = replace(LIMITS, parallel=4)
+"""The limits of each client. Twenty clusters stay far below the 256 open files that macOS allows by default."""
+
+LEGIBLE = 32
+"""How many characters the last column of the table should have. Other columns are left out for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer of one cluster, as the verb read it."""
+
+    status: int
+    """The exit status that the verb would have for this cluster alone."""
+    rows: Sequence[Sequence[Span]]
+    """The rows of the table, with a cell for each of the verb's columns; empty if there is nothing to show."""
+    data: Mapping[str, Any]
+    """The answer as plain data, as the verb shows it for this cluster alone."""
+    simulated: Sequence[str]
+    """Names of nodes whose GPUs are SIMULATED."""
+    remarks: Sequence[str]
+    """Sentences for below the table, without their period."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A context, and its answer or the reason why there is none."""
+
+    context: str
+    """Name of the context."""
+    answer: Answer | None = None
+    """The answer, or None if there is none."""
+    error: str = ""
+    """Why there is no answer; empty if there is one."""
+    cluster: str = ""
+    """UID of the namespace kube-system, which identifies the cluster; empty if it could not be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetVerb:
+    """How a verb is carried out for several clusters."""
+
+    columns: Sequence[Column]
+    """The columns of the table after CLUSTER. The last one also shows why a cluster gave no answer."""
+    nothing: str
+    """The text for a cluster whose answer has no rows."""
+    ask: Callable[[Session, Namespace], Awaitable[Answer]]
+    """Returns the answer of one cluster, and prints nothing. Raises Trouble."""
+    check: Callable[[Namespace], object] = lambda _typed: None
+    """Raises Trouble for flags that cannot be used, before any cluster is asked."""
+
+
+def carry_out_everywhere(
+    verb: FleetVerb, typed: Namespace, contexts: Sequence[str], terminal: Terminal
+) -> int:
+    """Ask all clusters, print their answers and return the worst exit status. Raises Trouble after that, with all
+    reasons, if a cluster gave no answer."""
+    verb.check(typed)
+    with asyncio.Runner(loop_factory=ProgramLoop) as runner:
+        replies = runner.run(ask_clusters(verb, typed, contexts))
+    answered = [reply.answer for reply in replies if reply.answer is not None]
+    if not terminal.structured:
+        terminal.show(describe_clusters(verb, replies, terminal.paper))
+    for reply in replies if terminal.structured else ():
+        answer = {"error": reply.error} if reply.answer is None else reply.answer.data
+        terminal.data({"context": reply.context, "clusterUID": reply.cluster or None, **answer})
+    if silent := [f"{reply.context}: {reply.error}" for reply in replies if reply.answer is None]:
+        raise Trouble(
+            f"{len(silent)} of {counted(len(replies), 'cluster')} gave no answer. {'; '.join(silent)}"
+        )
+    statuses = [answer.status for answer in answered]
+    return FAILED if FAILED in statuses else max(statuses, default=DONE)
+
+
+async def ask_clusters(
+    verb: FleetVerb, typed: Namespace, contexts: Sequence[str], first: float = FIRST
+) -> list[Reply]:
+    """Ask the clusters side by side, at most AT_ONCE at a time, and return a reply for each context in their order.
+    `first` is how many seconds each has for its first answer; for the rest it has those of the verb."""
+    places = asyncio.Semaphore(AT_ONCE)
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_reply(verb, typed, context, places, first)) for context in contexts]
+    finally:
+        loop = asyncio.get_running_loop()
+        if isinstance(loop, ProgramLoop):
+            await loop.end_programs()
+    return [task.result() for task in tasks]
+
+
+async def _reply(
+    verb: FleetVerb, typed: Namespace, context: str, places: asyncio.Semaphore, first: float
+) -> Reply:
+    """Ask one cluster when there is a place, and return its answer, or the reason of a Trouble or of a time-out."""
+    late = f"its login program did not end within {first:g} s. Log in to context {context} first"
+    kubeconfig = getattr(typed, "kubeconfig", "")
+    try:
+        async with (
+            places,
+            asyncio.timeout(first) as limit,
+            connected(kubeconfig, context, limits=FEWER) as session,
+        ):
+            late = f"the API server of context {context} did not answer within {first:g} s"
+            cluster = await _identify(session)
+            seconds = typed.row.beside
+            late = f"it took longer than {seconds:g} s. Use --context {context}, which has no such limit"
+            limit.reschedule(asyncio.get_running_loop().time() + seconds)
+            return Reply(context, await verb.ask(session, typed), cluster=cluster)
+    except TimeoutError:
+        return Reply(context, error=late)
+    except Trouble as trouble:
+        return Reply(context, error=str(trouble))
+
+
+async def _identify(session: Session) -> str:
+    """Return the UID of the namespace kube-system, or an empty string if the user may not read it. Raises Trouble if
+    the API server does not answer."""
+    try:
+        return text(await session.client.get(NAMESPACES, "kube-system"), "metadata", "uid")
+    except (Forbidden, NotFound):
+        return ""
+    except KubeError as error:
+        raise Trouble(sentence(error, session.where)) from error
+
+
+def describe_clusters(verb: FleetVerb, replies: Sequence[Reply], paper: Paper) -> list[Line]:
+    """Draw one table of all answers. SIMULATED nodes are named above it, and remarks follow below it."""
+    columns = (Column("CLUSTER"), *verb.columns)
+    rows = [[Span(reply.context), *row] for reply in replies for row in _rows(verb, reply)]
+    answers = [(reply.context, reply.answer) for reply in replies if reply.answer]
+    simulated = [f"{name}/{node}" for name, answer in answers for node in answer.simulated]
+    remarks = [f"{name}: {remark}" for name, answer in answers for remark in answer.remarks]
+    first: dict[str, str] = {}
+    for reply in replies:
+        other = first.setdefault(reply.cluster or reply.context, reply.context)
+        if other != reply.context:
+            remarks.append(f"{reply.context} is the same cluster as {other}, so its rows appear twice")
+    lines = [*describe_simulated(simulated, paper), *table(columns, _wrapped(columns, rows, paper), paper)]
+    return [*lines, *(one for text in remarks for one in prose(f"{text}.", paper, hang="  ", ink=Ink.FAINT))]
+
+
+def _rows(verb: FleetVerb, reply: Reply) -> Sequence[Sequence[Span]]:
+    """Return the rows of a reply without the column CLUSTER. If it has none, a row says why in its last cell."""
+    if reply.answer and reply.answer.rows:
+        return reply.answer.rows
+    why = Span(verb.nothing, Ink.FAINT) if reply.answer else Span(f"no answer: {reply.error}", Ink.BAD)
+    return [[*([Span("")] * (len(verb.columns) - 1)), why]]
+
+
+def _wrapped(
+    columns: Sequence[Column], rows: Sequence[Sequence[Span]], paper: Paper
+) -> Sequence[Sequence[Span]]:
+    """Break the last cell of each row into as many rows as it needs beside the others, so that no text is cut. The
+    rows are returned unchanged on wide paper and if the paper has no width."""
+    if paper.width is None or paper.wide:
+        return rows
+    sizes = [max(len(row[i].text) for row in rows) for i in range(len(columns) - 1)]
+    sizes = [max(size, len(columns[i].title)) + len(GAP) if size else 0 for i, size in enumerate(sizes)]
+    room = paper.room - sum(sizes)
+    for column, size in sorted(zip(columns, sizes, strict=False), key=lambda pair: -pair[0].drop):
+        room += size if column.drop and room < LEGIBLE else 0  # `table` leaves the same columns out
+    wrapped: list[Sequence[Span]] = []
+    for *cells, last in rows:
+        parts = textwrap.wrap(last.text, max(NARROW // 2, room), break_on_hyphens=False) or [""]
+        first = [*cells, replace(last, text=parts[0])]
+        wrapped += [first, *([*([Span("")] * len(cells)), replace(last, text=part)] for part in parts[1:])]
+    return wrapped

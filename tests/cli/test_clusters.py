@@ -1,0 +1,497 @@
+"""Several clusters in one table: `status`, `doctor` and `cost` with --contexts and --all-contexts
+(cli/shell/clusters.py, cli/shell/running.py, cli/shell/session.py, kube/login.py)."""
+
+import asyncio
+import json
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hack.cluster.process import pid_exists, wait_until
+from hack.sim.fakecluster import FakeCluster
+from tests.cli.asking import operated
+from tests.cli.desk import GPUNODES, POLICIES, SECONDS, Desk, desk_at, wrong
+from tests.cli.fakeprometheus import fake_prometheus, vector
+from tests.cli.objects import gpunode, policy
+from tests.cli.test_commandline import read_stream
+from tests.cli.test_cost import behind, service
+from tests.fakes.virtualtime import virtual_now, virtually
+
+from gpusharing.cli.pools import status
+from gpusharing.cli.setup import doctor
+from gpusharing.cli.shell.arguments import parse
+from gpusharing.cli.shell.clusters import FleetVerb, Reply, ask_clusters, describe_clusters
+from gpusharing.cli.shell.drawing import Paper, plain
+from gpusharing.cli.shell.session import Session
+from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED
+from gpusharing.kube.client import GPUNODES as GPUNODES_KIND
+from gpusharing.kube.client import NODES
+from gpusharing.kube.client import POLICIES as POLICIES_KIND
+from gpusharing.kube.installation import ACCESS_REVIEWS
+from gpusharing.kube.login import ProgramLoop
+
+NOBODY = "http://127.0.0.1:9"
+"""Where nothing listens."""
+IDENTITY = "/api/v1/namespaces/kube-system"
+SOON = 0.5
+"""Seconds that a cluster has here for its first answer."""
+
+
+@contextmanager
+def silent() -> Iterator[str]:
+    """The address of a server that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def identify(desk: Desk, uid: str) -> None:
+    """Give the cluster of a desk its identity."""
+    desk.server.objects[IDENTITY] = {"metadata": {"name": "kube-system", "uid": uid}}
+
+
+@pytest.fixture
+def west(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
+    """A second cluster, with one pool that is done and a node without a policy."""
+    with desk_at(tmp_path_factory.mktemp("west")) as desk:
+        quiet = policy(
+            "pool-w", mode="Full", layout="1x full", status="Synced", nodes="1/1", gpus=8, message=""
+        )
+        nodes = [gpunode("w-0", policy="pool-w"), gpunode("w-1", policy="", phase="", reason="")]
+        desk.server.lists = {POLICIES: [quiet], GPUNODES: nodes}
+        yield desk
+
+
+def asked(desk: Desk, *words: str, verb: FleetVerb = status.BESIDE, first: float = SOON) -> list[Reply]:
+    """The replies of all contexts of the desk."""
+    contexts = [one["name"] for one in json.loads(desk.kubeconfig.read_text())["contexts"]]
+    typed = parse([*(words or ("status",)), "--kubeconfig", str(desk.kubeconfig)])
+    with asyncio.Runner(loop_factory=ProgramLoop) as runner:
+        return runner.run(ask_clusters(verb, typed, contexts, first))
+
+
+# --- the table ---------------------------------------------------------------------------------------------------
+
+
+def test_one_table_has_every_cluster_and_a_dead_one_is_a_row_with_its_reason(desk: Desk, west: Desk) -> None:
+    desk.write_clusters(east=desk.url, west=west.url, dead=NOBODY)
+    said = desk.type("status", "--contexts", "east,dead,west")
+    assert said.status == FAILED
+    reason = said.err.removeprefix("error: 1 of 3 clusters gave no answer. dead: ").rstrip("\n")
+    assert reason.startswith("the API server of context dead does not answer: ")
+    assert (
+        said.out
+        == f"""\
+CLUSTER  POOL    MODE  LAYOUT     STATUS    NODES  GPUS  USED   MESSAGE
+east     pool-b  MIG   2x3g.40gb  Draining  1/3    24    27/32  pool-b-1: PDB team-b/ranker: waiting for 2 pods to leave
+east     pool-c  Full  1x full    Synced    1/1     8    8/8
+dead                                                            no answer: {reason}
+west     pool-w  Full  1x full    Synced    1/1     8    27/32
+west: 1 node with GPUs and no policy: w-1.
+"""
+    )
+
+
+def test_all_contexts_are_those_of_the_kubeconfig_by_name(desk: Desk, west: Desk) -> None:
+    desk.write_clusters(west=west.url, east=desk.url)
+    said = desk.type("status", "--all-contexts")
+    assert (said.status, said.err) == (DONE, "")
+    assert [line.split()[0] for line in said.out.splitlines()[1:4]] == ["east", "east", "west"]
+
+
+def test_flags_that_name_clusters_may_stand_before_the_verb_and_a_name_twice(desk: Desk) -> None:
+    desk.write_clusters(east=desk.url)
+    said = desk.type("--contexts", "east,east", "status")
+    assert said.out == desk.type("status", "--all-contexts").out
+
+
+def test_a_pool_that_a_cluster_does_not_have_is_its_reason(desk: Desk, west: Desk) -> None:
+    desk.write_clusters(east=desk.url, west=west.url)
+    said = desk.type("status", "pool-b", "--all-contexts")
+    assert said.status == FAILED
+    assert "pool-c" not in said.out
+    assert "no answer: there is no pool-b in gpusharingpolicies of context west" in said.out
+
+
+def test_a_cluster_without_policies_says_so(desk: Desk) -> None:
+    desk.server.lists = {POLICIES: [], GPUNODES: []}
+    desk.write_clusters(east=desk.url)
+    assert desk.type("status", "--all-contexts").out.splitlines()[1].split(None, 1) == [
+        "east",
+        "there is no GPUSharingPolicy",
+    ]
+
+
+def test_simulated_nodes_are_named_above_the_table_with_their_cluster(desk: Desk) -> None:
+    played = gpunode("pool-b-0")
+    played["status"]["observed"]["simulated"] = True
+    desk.server.lists[GPUNODES] = [played]
+    desk.write_clusters(east=desk.url)
+    assert desk.type("status", "--all-contexts").out.startswith("SIMULATED: east/pool-b-0 has no real GPUs")
+
+
+@pytest.mark.parametrize("output", ["json", "yaml"])
+def test_data_has_a_document_for_each_cluster_with_its_name(desk: Desk, west: Desk, output: str) -> None:
+    identify(desk, "uid-east")
+    desk.write_clusters(east=desk.url, west=west.url, dead=NOBODY)
+    said = desk.type("status", "--all-contexts", "-o", output)
+    assert said.status == FAILED
+    if output == "yaml":
+        assert [line for line in said.out.splitlines() if line.startswith("context:")] == [
+            "context: dead",
+            "context: east",
+            "context: west",
+        ]
+        return
+    dead, east, other = read_stream(said.out)
+    assert dead["context"] == "dead"
+    assert "does not answer" in dead["error"]
+    assert [one["name"] for one in east["pools"]] == ["pool-b", "pool-c"]
+    assert (east["clusterUID"], other["clusterUID"]) == ("uid-east", None)
+    assert (other["context"], other["nodesWithoutPolicy"]) == ("west", ["w-1"])
+
+
+def test_two_contexts_of_one_cluster_are_told_to_be_the_same(desk: Desk, west: Desk) -> None:
+    identify(desk, "uid-1")
+    identify(west, "uid-2")
+    desk.write_clusters(admin=desk.url, viewer=desk.url, west=west.url)
+    said = desk.type("status", "--all-contexts")
+    assert said.status == DONE
+    assert said.out.count("is the same cluster as") == 1
+    assert "viewer: viewer" not in said.out
+    assert "viewer is the same cluster as admin, so its rows appear twice." in said.out
+
+
+def test_who_may_not_read_the_identity_of_a_cluster_sees_its_pools(desk: Desk) -> None:
+    desk.server.refusals[IDENTITY] = (403, 'User "me" cannot get resource "namespaces"')
+    desk.write_clusters(admin=desk.url, viewer=desk.url)
+    said = desk.type("status", "--all-contexts")
+    assert (said.status, said.out.count("pool-b ")) == (DONE, 2)
+
+
+def test_credentials_that_expired_are_the_reason_of_one_row(desk: Desk, west: Desk) -> None:
+    west.server.refuses_all = (401, "Unauthorized")
+    desk.write_clusters(east=desk.url, west=west.url)
+    said = desk.type("status", "--all-contexts")
+    assert said.status == FAILED
+    assert "pool-b" in said.out
+    assert "credentials of context west are expired or refused" in said.out
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_on_a_terminal_the_last_column_is_broken_into_lines_and_loses_no_word(desk: Desk, width: int) -> None:
+    desk.write_clusters(east=desk.url, dead=NOBODY)
+    replies = asked(desk, first=SECONDS)
+    (dead,) = (reply for reply in replies if reply.answer is None)
+    lines = plain(describe_clusters(status.BESIDE, replies, Paper(width))).splitlines()
+    assert max(map(len, lines)) <= width
+    start = lines[0].index("MESSAGE")
+    assert "".join(dead.error.split()) in "".join("".join(line[start:].split()) for line in lines)
+
+
+# --- time, and logging in ----------------------------------------------------------------------------------------
+
+
+def test_a_cluster_that_accepts_and_never_answers_is_late_and_the_others_are_not(
+    desk: Desk, west: Desk
+) -> None:
+    with silent() as hung, silent() as other:
+        desk.write_clusters(hung=hung, east=desk.url, other=other, west=west.url)
+        found = {reply.context: reply for reply in asked(desk)}
+    assert found["hung"].error == "the API server of context hung did not answer within 0.5 s"
+    assert found["other"].answer is None
+    assert found["east"].answer
+    assert found["west"].answer
+
+
+def test_what_takes_too_long_after_the_first_answer_is_late_too(desk: Desk) -> None:
+    async def for_ever(_session: Session, _typed: Any) -> Any:
+        await asyncio.Event().wait()
+
+    desk.write_clusters(east=desk.url)
+    typed = parse(["status", "--kubeconfig", str(desk.kubeconfig)])
+    typed.row = replace(typed.row, beside=0.1)
+    (reply,) = asyncio.run(ask_clusters(FleetVerb((), "", for_ever), typed, ["east"], SECONDS))
+    assert reply.error == "it took longer than 0.1 s. Use --context east, which has no such limit"
+
+
+def with_programs(desk: Desk, **scripts: str) -> None:
+    """Give each of these contexts a login program of its own, which runs this script of sh."""
+    told = json.loads(desk.kubeconfig.read_text())
+    version = {"apiVersion": "client.authentication.k8s.io/v1"}
+    users = {
+        name: {"exec": {**version, "command": "/bin/sh", "args": ["-c", text]}}
+        for name, text in scripts.items()
+    }
+    told["users"] = [{"name": name, "user": user} for name, user in users.items()]
+    for one in told["contexts"]:
+        one["context"]["user"] = one["name"]
+    desk.kubeconfig.write_text(json.dumps(told))
+
+
+CREDENTIAL = json.dumps(
+    {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "kind": "ExecCredential",
+        "status": {"token": "made"},
+    }
+)
+
+
+def test_login_programs_run_side_by_side(desk: Desk, west: Desk) -> None:
+    """Each waits until the other has begun."""
+    desk.write_clusters(east=desk.url, west=west.url)
+    folder = desk.folder
+    meet = "touch {0}/{1}; until [ -e {0}/{2} ]; do sleep 0.05; done; echo '{3}'"
+    with_programs(
+        desk,
+        east=meet.format(folder, "east", "west", CREDENTIAL),
+        west=meet.format(folder, "west", "east", CREDENTIAL),
+    )
+    assert [reply.error for reply in asked(desk, first=SECONDS)] == ["", ""]
+
+
+def test_a_login_program_that_does_not_end_is_killed_and_named(desk: Desk) -> None:
+    desk.write_clusters(east=desk.url, waits=desk.url)
+    pid = desk.folder / "pid"
+    with_programs(desk, east=f"echo '{CREDENTIAL}'", waits=f"echo $$ >{pid}; exec sleep 1000")
+    found = {reply.context: reply for reply in asked(desk, first=3.0)}
+    assert found["east"].answer
+    assert found["waits"].error == "its login program did not end within 3 s. Log in to context waits first"
+    wait_until(lambda: not pid_exists(int(pid.read_text())), SECONDS, "the end of the login program")
+
+
+def test_what_one_login_program_complains_of_is_no_reason_of_another_cluster(desk: Desk, west: Desk) -> None:
+    desk.write_clusters(east=desk.url, west=west.url)
+    ended = desk.folder / "ended"
+    with_programs(
+        desk,
+        east=f"echo session of east is over >&2; touch {ended}; exit 1",
+        west=f"until [ -e {ended} ]; do sleep 0.05; done; echo session of west is over >&2; exit 1",
+    )
+    east, other = asked(desk, first=SECONDS)
+    assert "session of east is over" in east.error
+    assert "session of west is over" in other.error
+    assert "west" not in east.error.replace(str(desk.folder), "")
+    assert "east" not in other.error.replace(str(desk.folder), "")
+
+
+BROKEN = {
+    "certificates that are none": {"certificate-authority-data": "bm9uZQ=="},
+    "a file that is not there": {"certificate-authority": "/nowhere/ca.crt"},
+}
+
+
+@pytest.mark.parametrize("name", [*BROKEN, "a user that is not there"])
+def test_a_context_that_cannot_be_used_is_a_row_like_a_dead_cluster(desk: Desk, name: str) -> None:
+    desk.write_clusters(east=desk.url, broken="https://127.0.0.1:9")
+    told = json.loads(desk.kubeconfig.read_text())
+    if name in BROKEN:
+        told["clusters"][1]["cluster"].update(BROKEN[name])
+    else:
+        told["contexts"][1]["context"]["user"] = "nobody"
+    desk.kubeconfig.write_text(json.dumps(told))
+    east, broken = asked(desk, first=SECONDS)
+    assert east.answer
+    assert str(desk.kubeconfig) in broken.error
+
+
+# --- what is typed wrong -----------------------------------------------------------------------------------------
+
+REFUSED = {
+    "a context that is not there": (
+        ("status", "--contexts", "east,wets"),
+        "there is no context wets in kubeconfig",
+        "did you mean: west; there are: east, west",
+    ),
+    "a context that is not there, of a verb without a table": (
+        ("plan", "--contexts", "east,wets"),
+        "there is no context wets",
+        "there are: east, west",
+    ),
+    "no name": (("status", "--contexts", ","), "--contexts names no context", "--contexts east,west"),
+    "an empty name": (("doctor", "--contexts", ""), "--contexts names no context", "--contexts east,west"),
+    "one and several": (
+        ("status", "--context", "east", "--contexts", "west"),
+        "only one of --context",
+        "--contexts east,west",
+    ),
+    "some and all": (
+        ("status", "--all-contexts", "--contexts", "west"),
+        "--contexts and --all-contexts",
+        "such as",
+    ),
+    "a watch": (("status", "--contexts", "west", "-w"), "--watch follows one context", "use --context west"),
+    "a timeline": (
+        ("status", "--all-contexts", "--timeline"),
+        "--timeline draws one",
+        "use --context NAME",
+    ),
+    "a page": (("status", "--all-contexts", "-o", "html"), "-o html writes one page", "use --context NAME"),
+    "CSV": (("cost", "--all-contexts", "-o", "csv"), "-o csv writes one table", "use --context NAME"),
+    "a Prometheus": (
+        ("cost", "--all-contexts", "--prometheus", NOBODY),
+        "--prometheus contacts no cluster",
+        "leave out --all-contexts",
+    ),
+    "a plan of all": (
+        ("plan", "--all-contexts"),
+        "--all-contexts does not work with plan, only with status, doctor and cost",
+        "use --context NAME",
+    ),
+    "an approval of all": (
+        ("approve", "pool-b", "--all-contexts"),
+        "does not work with approve",
+        "--context",
+    ),
+    "a bundle of all": (
+        ("support-bundle", "--all-contexts"),
+        "writes a file for one cluster",
+        "use --context NAME",
+    ),
+    "a flag of cost that cannot be used": (
+        ("cost", "--contexts", "east", "--currency", "euro"),
+        "--currency euro",
+        "such as USD",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_right_is_refused_before_a_cluster_is_asked(desk: Desk, name: str) -> None:
+    words, what, example = REFUSED[name]
+    desk.write_clusters(east=desk.url, west=desk.url)
+    told = wrong(desk, *words)
+    assert what in told
+    assert example in told
+    assert desk.server.asked == []
+
+
+def test_all_contexts_of_no_kubeconfig_are_not_those_of_a_pod(desk: Desk) -> None:
+    desk.kubeconfig.unlink()
+    said = desk.type(
+        "status", "--all-contexts", environment={"KUBECONFIG": "", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+    )
+    assert (said.status, said.out) == (FAILED, "")
+    assert "there is no kubeconfig at" in said.err
+
+
+def test_a_kubeconfig_without_contexts_is_named(desk: Desk) -> None:
+    told = json.loads(desk.kubeconfig.read_text())
+    desk.kubeconfig.write_text(json.dumps({**told, "contexts": []}))
+    assert "has no contexts" in wrong(desk, "status", "--all-contexts")
+
+
+# --- doctor and cost ---------------------------------------------------------------------------------------------
+
+
+@virtually
+async def test_doctor_has_a_row_for_each_finding_and_says_where_the_commands_are() -> None:
+    typed = parse(["doctor", "--all-contexts"])
+    async with operated(1) as scene:
+        cluster = scene.e.cluster
+        cluster.patch(NODES, "gpu-1", {"metadata": {"labels": {"nvidia.com/device-plugin.config": "gone"}}})
+        sick = await doctor.ask(Session(cluster.client("me"), "context sick", now=virtual_now), typed)
+    well = replace(sick, rows=(), remarks=())
+    told = plain(describe_clusters(doctor.BESIDE, [Reply("well", well), Reply("sick", sick)], Paper()))
+    assert sick.status == FAILED
+    assert len(sick.data["symptoms"]) > 1
+    assert re.search(r"^well +nothing is wrong$", told, re.MULTILINE)
+    assert re.search(r"^sick +ERROR +labels of Nodes: .*gone", told, re.MULTILINE)
+    assert "sick: the commands that fix this are in: kubectl gpusharing doctor --context sick." in told
+
+
+@virtually
+async def test_doctor_says_in_which_cluster_nothing_is_installed() -> None:
+    cluster = FakeCluster()
+    cluster.uninstalled |= {ACCESS_REVIEWS, POLICIES_KIND, GPUNODES_KIND}
+    found = await doctor.ask(
+        Session(cluster.client("me"), "context bare", now=virtual_now), parse(["doctor"])
+    )
+    told = plain(describe_clusters(doctor.BESIDE, [Reply("bare", found)], Paper()))
+    assert (
+        "bare: The operator is not installed. These checks show what an installation would find here." in told
+    )
+
+
+def test_a_doctor_that_may_read_nothing_is_a_row(desk: Desk) -> None:
+    desk.server.refuses_all = (403, 'User "me" cannot do that')
+    desk.write_clusters(east=desk.url)
+    said = desk.type("doctor", "--all-contexts")
+    assert said.status == FAILED
+    assert "east     no answer: you lack a permission in context east" in said.out
+
+
+@pytest.fixture
+def billed(desk: Desk) -> Iterator[Desk]:
+    """Two clusters with a Prometheus each, and one that is dead."""
+    with fake_prometheus() as east, fake_prometheus() as west:
+        for fake in (east, west):
+            behind(fake, service("prometheus", app="prometheus-server"))
+        west.answers["gpusharing_slice_seconds_total"] = vector(
+            (
+                {"node": "gpu-1", "policy": "pool-x", "namespace": "team-b", "resource": "nvidia.com/gpu"},
+                "43200",
+            )
+        )
+        desk.write_clusters(east=east.url, dead=NOBODY, west=west.url)
+        yield desk
+
+
+def test_the_bills_of_several_clusters_are_one_table(billed: Desk) -> None:
+    said = billed.type("cost", "--contexts", "east,west", "--window", "1d")
+    assert (said.status, said.err) == (DONE, "")
+    assert (
+        said.out
+        == """\
+CLUSTER  NAME    RESOURCE        GPU-HOURS  PART   COST       BASIS
+east     team-a  nvidia.com/gpu  12.0       50.0%  USD 24.00  measured
+east     (idle)  nvidia.com/gpu  12.0       50.0%  USD 24.00
+west     team-b  nvidia.com/gpu  12.0       50.0%  USD 24.00  measured
+west     (idle)  nvidia.com/gpu  12.0       50.0%  USD 24.00
+east: 24.0 GPU-hours cost USD 48.00: held 24.00, idle 24.00, stranded 0.00, transition 0.00.
+east: Service monitoring/prometheus:9090 of context east was queried, because its labels are those of a
+  Prometheus; use --service to name another.
+west: 24.0 GPU-hours cost USD 48.00: held 24.00, idle 24.00, stranded 0.00, transition 0.00.
+west: Service monitoring/prometheus:9090 of context west was queried, because its labels are those of a
+  Prometheus; use --service to name another.
+"""
+    )
+
+
+def test_a_bill_without_one_of_its_clusters_is_an_error_and_shows_the_others(billed: Desk) -> None:
+    said = billed.type("cost", "--all-contexts", "--window", "1d", "-o", "json")
+    assert said.status == FAILED
+    assert "1 of 3 clusters gave no answer. dead: the API server of context dead does not answer" in said.err
+    dead, east, west = read_stream(said.out)
+    assert "does not answer" in dead["error"]
+    assert [one["context"] for one in (east, west)] == ["east", "west"]
+    assert [one["totals"][0]["cost"] for one in (east, west)] == ["48.00", "48.00"]
+
+
+def test_a_bill_that_is_not_whole_in_one_cluster_ends_with_2(desk: Desk) -> None:
+    with fake_prometheus() as east, fake_prometheus() as west:
+        del west.answers["(avg by (policy, currency) (gpusharing_policy_gpu_hourly_price"]
+        desk.write_clusters(east=east.url, west=west.url)
+        said = desk.type("cost", "--all-contexts", "--window", "1d", "--service", "monitoring/p:9090")
+    assert said.status == CHANGES
+    assert "west: PARTIAL: no price is known" in said.out
+
+
+# --- what it costs -----------------------------------------------------------------------------------------------
+
+
+def test_twenty_clusters_are_asked_at_once(desk: Desk) -> None:
+    """Nineteen of them never answer, so one after the other would take ten seconds."""
+    with ExitStack() as stack:
+        hung = {f"hung-{number}": stack.enter_context(silent()) for number in range(19)}
+        desk.write_clusters(**hung, east=desk.url)
+        began = time.monotonic()
+        replies = asked(desk)
+        took = time.monotonic() - began
+    assert [reply.context for reply in replies if reply.answer] == ["east"]
+    assert took < 19 * SOON

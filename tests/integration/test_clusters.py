@@ -1,0 +1,105 @@
+"""`kubectl gpusharing` asks several contexts at once: two lead to the real API server, with the rights of two people,
+one to a port that accepts connections and never answers, and one to a port where nothing listens."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hack.cluster.process import free_ports
+from tests.cli.test_commandline import read_stream
+from tests.integration.product import FULL, H100, Pool, Product
+from tests.integration.test_output import PLANNER, account, plugin
+
+pytestmark = pytest.mark.usefixtures("operator")
+
+GENEROUS = 110.0
+"""Seconds within which a command must have ended on a busy machine; `plugin` itself gives up after 120."""
+
+
+@pytest.fixture(scope="module")
+def pool(product: Product, operator: object) -> Iterator[Pool]:
+    """A pool that is done, and looked at by the plugin."""
+    with product.pool(H100, name="pool-many") as pool:
+        pool.apply(FULL)
+        pool.wait_synced()
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def kubeconfig(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One with the contexts admin, hung, refused and viewer."""
+    configs = {
+        "admin": account(product, "fleet-admin", "view", PLANNER),
+        "viewer": account(product, "fleet-viewer", "view"),
+    }
+    told: dict[str, Any] = {"apiVersion": "v1", "kind": "Config", "clusters": [], "users": [], "contexts": []}
+    with socket.create_server(("127.0.0.1", 0)) as hung:
+        (closed,) = free_ports(1)
+        for name, port in (("hung", hung.getsockname()[1]), ("refused", closed)):
+            told["clusters"].append({"name": name, "cluster": {"server": f"https://127.0.0.1:{port}"}})
+            told["users"].append({"name": name, "user": {"token": "nobody"}})
+        for name, path in configs.items():
+            own = yaml.safe_load(path.read_text())
+            told["clusters"].append({"name": name, "cluster": own["clusters"][0]["cluster"]})
+            told["users"].append({"name": name, "user": own["users"][0]["user"]})
+        names = [one["name"] for one in told["clusters"]]
+        told["contexts"] = [{"name": name, "context": {"cluster": name, "user": name}} for name in names]
+        path = tmp_path_factory.mktemp("fleet") / "kubeconfig"
+        path.write_text(json.dumps(told))
+        yield path
+
+
+def rows(said: str) -> dict[str, list[str]]:
+    """The rows of a table by the cluster in their first column, with the rest of each."""
+    found: dict[str, list[str]] = {}
+    for line in said.splitlines():
+        cluster, _, rest = line.partition(" ")
+        found.setdefault(cluster, []).append(rest.strip())
+    return found
+
+
+def test_one_table_shows_the_clusters_that_answer_and_why_the_others_do_not(
+    pool: Pool, kubeconfig: Path
+) -> None:
+    began = time.monotonic()
+    said = plugin(kubeconfig, "status", pool.name, "--all-contexts", errors=False)
+    assert time.monotonic() - began < GENEROUS
+    found = rows(said)
+    assert found["CLUSTER"][0].split()[:4] == ["POOL", "MODE", "LAYOUT", "STATUS"]
+    for name in ("admin", "viewer"):
+        (row,) = [row for row in found[name] if row.startswith(pool.name)]
+        assert row.split()[:5] == [pool.name, "Full", "1x", "full", "Synced"]
+    for name in ("hung", "refused"):
+        assert found[name][0].startswith(f"no answer: the API server of context {name} does not answer")
+    assert "viewer is the same cluster as admin, so its rows appear twice." in said
+    assert said.endswith("exit status 1\n")
+
+
+def test_data_has_each_cluster_by_name_and_all_is_well_without_the_dead_ones(
+    pool: Pool, kubeconfig: Path
+) -> None:
+    said = plugin(kubeconfig, "status", pool.name, "--all-contexts", "-o", "json", errors=False)
+    told = {one["context"]: one for one in read_stream(said.rpartition("exit status")[0])}
+    assert list(told) == ["admin", "hung", "refused", "viewer"]
+    assert told["admin"]["clusterUID"]
+    assert told["admin"]["clusterUID"] == told["viewer"]["clusterUID"]
+    assert "does not answer" in told["hung"]["error"]
+    alone = plugin(kubeconfig, "status", pool.name, "--contexts", "viewer,admin")
+    assert alone.endswith("exit status 0\n")
+
+
+def test_doctor_finds_the_same_beside_dead_clusters_as_alone(pool: Pool, kubeconfig: Path) -> None:
+    said = plugin(kubeconfig, "doctor", "--contexts", "admin,hung,refused")
+    single = plugin(kubeconfig, "doctor", "--context", "admin", "-o", "json", errors=False)
+    symptoms = json.loads(single.rpartition("exit status")[0])["symptoms"]
+    found = rows(said)
+    assert len([row for row in found["admin"] if row.startswith(("ERROR", "WARNING"))]) == len(symptoms)
+    assert found["hung"][0].startswith("no answer: the API server of context hung does not answer")
+    assert "error: 2 of 3 clusters gave no answer. hung: " in said
+    assert said.endswith("exit status 1\n")
+    assert pool.name
