@@ -22,7 +22,7 @@ from gpusharing.cli.shell.drawing import (
     prose,
     table,
 )
-from gpusharing.cli.shell.session import LIMITS, Session, connected
+from gpusharing.cli.shell.session import Session, connected
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble, sentence
 from gpusharing.kube.client import NAMESPACES
@@ -33,11 +33,9 @@ from gpusharing.planning.vocabulary.lengths import counted
 
 FIRST = 30.0
 """Seconds within which a cluster must give its first answer. A login program must have ended by then, too."""
-AT_ONCE = 32
-"""How many clusters are asked at once. Each may start a login program, which can take 60 MiB."""
-FEWER = replace(LIMITS, parallel=4)
-"""The limits of each client. Twenty clusters stay far below the 256 open files that macOS allows by default."""
-
+AT_ONCE = 24
+"""How many clusters are asked at once. Each may start a login program, which can take 60 MiB, and opens at most 8
+connections; macOS allows 256 open files by default."""
 LEGIBLE = 32
 """How many characters the last column of the table should have. Other columns are left out for it."""
 
@@ -131,11 +129,7 @@ async def _reply(
     late = f"its login program did not end within {first:g} s. Log in to context {context} first"
     kubeconfig = getattr(typed, "kubeconfig", "")
     try:
-        async with (
-            places,
-            asyncio.timeout(first) as limit,
-            connected(kubeconfig, context, limits=FEWER) as session,
-        ):
+        async with places, asyncio.timeout(first) as limit, connected(kubeconfig, context) as session:
             late = f"the API server of context {context} did not answer within {first:g} s"
             cluster = await _identify(session)
             seconds = typed.row.beside

@@ -173,12 +173,12 @@ def no_such(resource: Resource, name: str, names: list[str], where: str) -> str:
 
 @asynccontextmanager
 async def connected(
-    kubeconfig: str, context: str, environment: Mapping[str, str] = os.environ, limits: Limits = LIMITS
+    kubeconfig: str, context: str, environment: Mapping[str, str] = os.environ
 ) -> AsyncIterator[Session]:
     """Yield a session for one context, and close it afterwards. Empty strings mean the same as in kubectl: the default
     files and the current context. Raises Trouble."""
     login, where, namespace = find_login(kubeconfig, context, environment)
-    client = HttpClient(login, name=NAME, limits=limits)
+    client = HttpClient(login, name=NAME, limits=LIMITS)
     try:
         await login.access()
     except KubeError as error:
