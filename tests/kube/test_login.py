@@ -101,6 +101,15 @@ async def test_a_login_program_that_fails_does_no_harm_beside_a_token_or_a_certi
     assert (await OfficialLogin(path).access()).tls is not None
 
 
+async def test_what_the_official_client_only_remarks_is_no_complaint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It remarks which ways of logging in it tries, and a user without any of them is nobody, as for kubectl."""
+    caplog.set_level("DEBUG", "kubernetes.aio.config.kube_config")
+    path = kubeconfig(tmp_path / "config", "http://127.0.0.1:1", username="me")
+    assert await OfficialLogin(path).token() is None
+
+
 @pytest.mark.parametrize("environment", [{}, {"SERVICE_ACCOUNT": ""}], ids=["nothing", "an empty name"])
 def test_without_a_folder_in_the_environment_the_service_account_is_where_every_pod_has_it(
     environment: dict[str, str],
