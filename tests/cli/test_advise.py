@@ -24,9 +24,16 @@ from gpusharing.planning.gpus.geometry import Legal, find_fit, normalize
 
 
 def told(
-    card: str = "h100-80gb", memory: float = 15, *, no_mps: str | None = None, **answers: bool
+    card: str = "h100-80gb",
+    memory: float = 15,
+    *,
+    no_mps: str | None = None,
+    isolation: str = "",
+    **answers: bool,
 ) -> Advice:
-    return advise(AdviceAnswers(pick(card), memory, no_mps=no_mps, mps_remedy="", **answers))
+    return advise(
+        AdviceAnswers(pick(card), memory, no_mps=no_mps, mps_remedy="", isolation=isolation, **answers)
+    )
 
 
 def test_the_order_of_the_rules_is_part_of_the_product() -> None:
@@ -46,6 +53,16 @@ CASES: dict[str, tuple[Advice, str, int, str]] = {
     "friends on an old card": (told("v100-16gb", 0.5), "MPS", 16, ""),
     "friends where MPS cannot be switched on": (told(no_mps="why not"), "TimeSlicing", 4, ""),
     "friends where it can": (told(no_mps=""), "MPS", 4, ""),
+    "friends behind the label hardware": (told(isolation="hardware"), "MIG", 4, "1g.20gb"),
+    "notebooks behind the label hardware": (told(bursts=True, isolation="hardware"), "MIG", 4, "1g.20gb"),
+    "hardware on a card without MIG": (told("l40s", 10, isolation="hardware"), "Full", 1, ""),
+    "notebooks behind the label memory": (told(bursts=True, isolation="memory"), "MPS", 4, ""),
+    "the label memory where MPS cannot be switched on": (
+        told(no_mps="no", isolation="memory"),
+        "MIG",
+        4,
+        "1g.20gb",
+    ),
 }
 
 

@@ -7,17 +7,20 @@ from typing import Any
 import pytest
 import yaml
 from hack.generate import ROOT
+from hack.sim.fakecluster import FakeCluster
 from tests.cli.asking import ask
 from tests.cli.desk import GPUNODES, Desk
 from tests.cli.objects import gpunode
 from tests.cli.reported import reported
 from tests.fakes.virtualtime import virtually
 
+from gpusharing.api.names import LABEL_ISOLATION
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
 from gpusharing.cli.setup.advice import Advice, Demand, advise_for, describe_demand, read_demand
 from gpusharing.cli.setup.layouts import pick
-from gpusharing.cli.shell.troubles import DONE, FAILED
+from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
+from gpusharing.kube.client import NAMESPACES
 from gpusharing.planning.gpus.cards import CARDS
 from gpusharing.planning.gpus.geometry import Legal, find_fit, normalize, resource_name
 
@@ -307,3 +310,35 @@ def test_who_may_not_list_daemonsets_gets_the_caveat_and_may_name_the_version(de
     assert (told["mode"], "use TimeSlicing with 4 shares there" in told["but"]) == ("MPS", True)
     named = json.loads(desk.type(*NEEDS, "--gpu-operator", "v26.3.3").out)
     assert named["mode"] == "TimeSlicing"
+
+
+# --- the guard for tenants ---------------------------------------------------------------------------------------
+
+
+def labeled(level: str) -> FakeCluster:
+    """A reported cluster of pods that are served by time-slicing, in a namespace with the label."""
+    cluster = reported("two-containers")
+    cluster.add(NAMESPACES, {"metadata": {"name": "team-a", "labels": {LABEL_ISOLATION: level}}})
+    return cluster
+
+
+@virtually
+async def test_a_mode_that_the_label_of_the_namespace_excludes_is_not_advised() -> None:
+    words = ("advise", "-n", "team-a", "--card", "h100-80gb", "--memory", "3Gi", "--bursts", "-o", "json")
+    found = {level: (await ask(labeled(level), *words)).data for level in ("hardware", "memory")}
+    assert {level: one["mode"] for level, one in found.items()} == {"hardware": "MIG", "memory": "MPS"}
+    assert (
+        "the namespace has the label gpusharing.dev/isolation=hardware: memory" in found["hardware"]["why"][0]
+    )
+    assert found["memory"]["why"][0].startswith(
+        "the namespace has the label gpusharing.dev/isolation=memory, and"
+    )
+    assert "without that, use MIG or Full there" in found["memory"]["but"]
+
+
+@virtually
+async def test_a_label_with_another_value_is_refused_by_name() -> None:
+    with pytest.raises(
+        Trouble, match=r"team-a has the label gpusharing\.dev/isolation=hard, which is not a level"
+    ):
+        await ask(labeled("hard"), "advise", "-n", "team-a", "--card", "t4", "--memory", "2Gi")

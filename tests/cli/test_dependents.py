@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from hack.sim.fakecluster import FakeClient, FakeCluster
 from hack.sim.fakefaults import EVER
-from tests.cli.asking import ME, Answered, ask, operated, written
-from tests.embedded.scene import FULL, MIXED, SINGLE, SLICED, policy
+from tests.cli.asking import ME, Answered, ask, install, operated, written
+from tests.embedded.scene import FULL, MIXED, SINGLE, SLICED, nodes, open_scene, policy
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.api.names import LABEL_GPU_PRODUCT
+from gpusharing.api.names import LABEL_GPU_PRODUCT, LABEL_ISOLATION
 from gpusharing.cli.changing.dependents import KINDS
-from gpusharing.kube.client import JSON, ApiRequest, Resource
+from gpusharing.kube.client import JSON, NAMESPACES, ApiRequest, Resource
 from gpusharing.kube.errors import Forbidden
 
 RESOURCES = dict(reversed(KINDS))
@@ -194,3 +194,40 @@ async def test_nothing_else_is_read_while_nothing_vanishes(tmp_path: Path) -> No
         await scene.ready()
         await planned(tmp_path, scene.e.cluster, FULL)
         assert not [call for call in scene.e.cluster.calls if call[0] == ME and call[2] == "resourcequotas"]
+
+
+# --- namespaces with the guard's label ---------------------------------------------------------------------------
+
+LEFT = "No node will have mode full or mig, but the label gpusharing.dev/isolation=hardware admits GPU pods of these"
+
+
+@pytest.mark.parametrize("guard", ["true", "false"])
+@virtually
+async def test_namespaces_that_lose_their_last_admitted_mode_are_named_if_the_guard_is_on(
+    tmp_path: Path, guard: str
+) -> None:
+    async with open_scene(*nodes(1)) as scene:
+        cluster = scene.e.cluster
+        install(cluster, GPUSHARING_GUARD=guard)
+        await scene.running("nvidia-mig-manager", 1)
+        for name, level in (
+            ("team-b", "hardware"),
+            ("team-a", "hardware"),
+            ("team-c", "memory"),
+            ("team-d", ""),
+        ):
+            labels = {LABEL_ISOLATION: level} if level else {}
+            cluster.add(NAMESPACES, {"metadata": {"name": name, "labels": labels}})
+        scene.apply(FULL)
+        await scene.ready()
+        gone = await planned(tmp_path, cluster, {"mode": "MPS", "mps": {"replicas": 4}})
+        kept = await planned(tmp_path, cluster, MIXED)
+        cluster.faults.fail("list", NAMESPACES, Forbidden("no"), identity=ME)
+        unread = await planned(tmp_path, cluster, SLICED)
+    wanted = [f"{LEFT} namespaces nowhere else: team-a, team-b"] if guard == "true" else []
+    assert [one for one in gone.data["dependents"] if LABEL_ISOLATION in one] == wanted
+    assert [one for one in kept.data["dependents"] if LABEL_ISOLATION in one] == []
+    notes = [one for one in unread.data["notes"] if LABEL_ISOLATION in one]
+    assert notes == ["namespaces with the label gpusharing.dev/isolation were not read: no"] * (
+        guard == "true"
+    )

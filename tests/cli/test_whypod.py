@@ -1,5 +1,6 @@
-"""What `why` answers about a pod that no single node can take, or that a kubelet refused (cli/diagnosis/pod.py,
-cli/diagnosis/rooms.py). The nodes are SIMULATED and have two H100 each."""
+"""What `why` answers about a pod that no single node can take, that a kubelet refused, or that the guard for tenants
+keeps out (cli/diagnosis/pod.py, cli/diagnosis/rooms.py, cli/diagnosis/tenant.py). The nodes are SIMULATED and have two
+H100 each."""
 
 from typing import Any
 
@@ -8,7 +9,8 @@ from tests.cli.asking import ask, operated
 from tests.embedded.scene import FULL, MIXED, Scene, gpu_pod, node
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.kube.client import NODES, PODS
+from gpusharing.api.names import LABEL_ISOLATION, LABEL_MODE
+from gpusharing.kube.client import NAMESPACES, NODES, PODS
 
 JSON = dict[str, Any]
 GPU, SMALL, LARGE = "nvidia.com/gpu", "nvidia.com/mig-1g.10gb", "nvidia.com/mig-3g.40gb"
@@ -206,6 +208,52 @@ async def test_a_pod_is_not_promised_what_a_skipped_node_would_serve() -> None:
         scene.apply(MIXED)
         data = await told(scene, asking({LARGE: 1}))
     assert data["conclusion"].startswith(f"no node advertises {LARGE}, and none will")
+
+
+# --- the guard for tenants ---------------------------------------------------------------------------------------
+
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+HARDWARE: JSON = {"key": LABEL_MODE, "operator": "In", "values": ["full", "mig"]}
+GUARDED: JSON = {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [{"matchExpressions": [HARDWARE]}]}}}
+NAMESPACE = "Namespace default has the label gpusharing.dev/isolation="
+ADMITS = f"{NAMESPACE}hardware, which admits its GPU pods only on nodes of mode full or mig"
+WRONG = f"{NAMESPACE}hard, which is not a level of isolation, so that no GPU pod is admitted: write hardware or memory"
+GUARDS: dict[str, tuple[str, JSON, JSON, str]] = {
+    "no node has an admitted mode": (
+        "hardware",
+        SLICED,
+        GUARDED,
+        f"{ADMITS}. No node has mode full or mig, and none will under the existing policies",
+    ),
+    "the nodes with such a mode lack the resource": (
+        "hardware",
+        MIXED,
+        GUARDED,
+        f"{ADMITS}. gpu-1, gpu-2 (mode mig) do not advertise nvidia.com/gpu",
+    ),
+    "the nodes are only full": ("hardware", FULL, GUARDED, ADMITS),
+    "the value is no level": ("hard", FULL, GUARDED, WRONG),
+    "the pod is older than the label": ("hardware", SLICED, {}, ""),
+    "there is no label": ("", SLICED, GUARDED, ""),
+}
+
+
+@pytest.mark.parametrize("case", GUARDS)
+@virtually
+async def test_a_pod_that_waits_behind_the_guard_learns_where_it_may_run_and_what_lacks_there_when(
+    case: str,
+) -> None:
+    level, spec, affinity, said = GUARDS[case]
+    async with operated(2) as scene:
+        scene.apply(spec)
+        await scene.ready()
+        labels = {LABEL_ISOLATION: level} if level else {}
+        scene.e.cluster.add(NAMESPACES, {"metadata": {"name": "default", "labels": labels}})
+        data = await told(scene, asking({GPU: 1}, affinity=affinity))
+        shown = await ask(scene.e.cluster, "why", "pod/llm")
+    assert data["guard"] == said
+    assert ("Guard: " in shown.out) == bool(said)
+    assert said in " ".join(shown.out.split())
 
 
 # --- failRequestsGreaterThanOne ----------------------------------------------------------------------------------

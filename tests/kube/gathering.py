@@ -20,9 +20,10 @@ from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.sources import NO_MAPS, AdminMaps, Sources, SourceSettings
 from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.podviews import NodeWork
-from gpusharing.planning.snapshot.views import ClusterSnapshot
+from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
 
 WANTED = frozenset({"gpu-07"})
+SETTINGS = PlanSettings()
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Gathering:
 async def gathering(
     *objects: tuple[Resource, JSON],
     admin: AdminMaps = NO_MAPS,
+    plan: PlanSettings = SETTINGS,
     client: Callable[[FakeCluster, str], KubeClient] = FakeClient,
 ) -> AsyncIterator[Gathering]:
     """A cluster with gpu-07 and these objects, its sources in step. `client` makes the one of the Gatherer."""
@@ -63,7 +65,7 @@ async def gathering(
     cluster.add(NODES, node())
     for resource, obj in objects:
         cluster.add(resource, obj)
-    sources = Sources(cluster.client("sources"), SourceSettings(admin_maps=admin), lambda: None)
+    sources = Sources(cluster.client("sources"), SourceSettings(admin_maps=admin, plan=plan), lambda: None)
     task = asyncio.create_task(sources.run())
     calls = CallMemory()
     try:

@@ -21,6 +21,7 @@ from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.fence import record_text
 from gpusharing.kube.podlookups import PodLookups
 from gpusharing.planning.drain.holders import Scope
+from gpusharing.planning.snapshot.views import PlanSettings
 
 CLAIMS: dict[str, tuple[JSON | KubeError, str]] = {
     "allocated by the GPU driver": ({"driver": "gpu.nvidia.com"}, "gpu"),
@@ -114,6 +115,19 @@ async def test_the_labels_of_a_namespace_are_read_again_after_30_seconds_and_onl
         tiers.append(holder.namespace_labels["tier"])
         cluster.patch(NAMESPACES, "team-a", {"metadata": {"labels": {"tier": "new"}}})
     assert (tiers, cluster.calls["operator", "get", "namespaces"]) == (["old", "old", "new"], 2)
+
+
+@pytest.mark.parametrize("guard", [True, False], ids=["on", "off"])
+@virtually
+async def test_with_the_guard_a_gpu_pod_gets_the_requirement_of_its_namespaces_label(guard: bool) -> None:
+    bare = pod("bare", spec={"containers": []})
+    async with gathering((PODS, pod()), (PODS, bare), plan=PlanSettings(guard=guard)) as stage:
+        labels = {names.LABEL_ISOLATION: "memory"}
+        stage.cluster.add(NAMESPACES, {"metadata": {"name": "team-a", "labels": labels}})
+        terms = {one.name: one.node_terms for one in (await stage.work(0)).pods}
+    required = (((names.LABEL_MODE, "In", ("full", "mig", "mps")),),)
+    assert terms.pop("bare") == ()
+    assert list(terms.values()) == [required if guard else ()]
 
 
 REBOOTING = {"migManager": {"env": [{"name": "WITH_REBOOT", "value": "true"}]}}

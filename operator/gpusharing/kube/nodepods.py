@@ -20,6 +20,7 @@ from gpusharing.kube.paging import list_of
 from gpusharing.kube.podlookups import PodLookups
 from gpusharing.kube.sources import Sources
 from gpusharing.planning.drain.holders import Scope, holds_gpu, scope_of
+from gpusharing.planning.drain.isolation import with_guard
 from gpusharing.planning.drain.rules import asks_for_namespaces
 from gpusharing.planning.drain.sightings import heard, looked
 from gpusharing.planning.snapshot.podviews import NodeWork, PodView
@@ -157,16 +158,18 @@ class NodePods:
         return scope_of(self.sources.settings.plan, all_pods=reboots, cordoned_at=since)
 
     async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
-        """List the pods of one node. Return them and an empty string, or no pods and the reason why they cannot be
+        """List the pods of one node. If the chart's guard is on, they have the requirement that it adds to their
+        successors. Return them and an empty string, or no pods and the reason why they cannot be
         listed. Raises Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still valid."""
         try:
             raws = await list_of(self.client, PODS, field_selector=f"spec.nodeName={node}")
+            guard = self.sources.settings.plan.guard
             namespaces = any(
                 policy.spec is not None and asks_for_namespaces(policy.spec.drain)
                 for policy in self.sources.policies.views
             )
-            guard = self.sources.settings.plan.guard
-            return await self._lookups.views(raws, scope, now, namespaces=namespaces, guard=guard), ""
+            pods = await self._lookups.views(raws, scope, now, namespaces=guard or namespaces)
+            return tuple(map(with_guard, pods)) if guard else pods, ""
         except (Unauthorized, ServerAway, HeldBack):
             raise
         except KubeError as error:

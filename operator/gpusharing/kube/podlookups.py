@@ -14,7 +14,6 @@ from gpusharing.kube.convert_pods import ResourceClaimUse, pod_view, resource_cl
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.raw import interned, part
 from gpusharing.planning.drain.holders import Scope, holds_gpu
-from gpusharing.planning.drain.isolation import with_guard
 from gpusharing.planning.snapshot.podviews import PodView
 
 Key = TypeVar("Key")
@@ -35,11 +34,10 @@ class PodLookups:
     """Namespaces by name: when each was read, and its labels, or None if they cannot be read."""
 
     async def views(
-        self, raws: Iterable[JSON], scope: Scope, now: datetime, *, namespaces: bool, guard: bool = False
+        self, raws: Iterable[JSON], scope: Scope, now: datetime, *, namespaces: bool
     ) -> tuple[PodView, ...]:
         """Convert the raw pods of one node, with what other objects say about them. `namespaces` says whether the
-        labels of namespaces matter. With `guard` they do, and the pods get the requirement that the guard for tenants
-        would add to their successors.
+        labels of namespaces matter.
 
         A namespace is read if `scope` covers all pods, or if one of its pods holds a GPU. All of its pods then get the
         labels, because a rank without a GPU is judged with its gang (docs/design/drain.md#t13). Labels that cannot be
@@ -50,14 +48,12 @@ class PodLookups:
         """
         pods = [pod_view(raw, await self._resource_claims(raw)) for raw in raws]
         concerned = {pod.uid for pod in pods if scope.all_pods or holds_gpu(pod)}
-        wanted = sorted({pod.namespace for pod in pods if (namespaces or guard) and pod.uid in concerned})
+        wanted = sorted({pod.namespace for pod in pods if namespaces and pod.uid in concerned})
         labels = {
             name: await _ask(self.namespaces, name, now, partial(self._labels, name)) for name in wanted
         }
         if labels:
             pods = [replace(pod, namespace_labels=labels.get(pod.namespace)) for pod in pods]
-        if guard:
-            pods = [with_guard(pod) for pod in pods]
         return tuple([await self._with_owner(pod, now) if pod.uid in concerned else pod for pod in pods])
 
     async def _resource_claims(self, raw: JSON) -> dict[str, ResourceClaimUse]:

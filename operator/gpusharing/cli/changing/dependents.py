@@ -76,14 +76,8 @@ async def read_tenants(
     """Look for namespaces whose isolation label admits no mode that a node will still have, although `vanishing` has
     one that a node has now. Return a sentence for each value of the label, and a note if namespaces could not be
     listed (empty otherwise). Nothing is read if the guard is off. No KubeError is raised."""
-    remaining = (
-        {f"{key}={value}" for key, value in live.plan.afterwards.find_labels()} if vanishing else set()
-    )
     lines = []
-    for level, modes in ADMITTED.items() if live.snapshot.settings.guard else ():
-        pairs = {f"{LABEL_MODE}={mode}" for mode in modes}
-        if not pairs & vanishing or pairs & remaining:
-            continue
+    for level in _find_lost_levels(vanishing, live):
         try:
             found = await list_of(client, NAMESPACES, label_selector=f"{LABEL_ISOLATION}={level}")
         except KubeError as error:
@@ -91,10 +85,20 @@ async def read_tenants(
         if found:
             whose = some(sorted(text(raw, "metadata", "name") for raw in found), 20)
             lines.append(
-                f"No node will have mode {' or '.join(modes)}, but the label {LABEL_ISOLATION}={level} admits GPU"
-                f" pods of these namespaces nowhere else: {whose}"
+                f"No node will have mode {' or '.join(ADMITTED[level])}, but the label {LABEL_ISOLATION}={level} admits"
+                f" GPU pods of these namespaces nowhere else: {whose}"
             )
     return tuple(lines), ()
+
+
+def _find_lost_levels(vanishing: Set[str], live: LivePlan) -> tuple[str, ...]:
+    """Return the levels of isolation of whose modes `vanishing` has one and no node will have any. Empty if the guard
+    is off."""
+    if not vanishing or not live.snapshot.settings.guard:
+        return ()
+    remaining = {f"{key}={value}" for key, value in live.plan.afterwards.find_labels()}
+    pairs = {level: {f"{LABEL_MODE}={mode}" for mode in modes} for level, modes in ADMITTED.items()}
+    return tuple(level for level, wanted in pairs.items() if wanted & vanishing and not wanted & remaining)
 
 
 async def _read_mentions(

@@ -27,7 +27,7 @@ def explain_guard(search: RoomSearch, namespace_labels: Mapping[str, str]) -> st
     modes = {
         name: found for name in sorted(search.rooms) if (found := _find_modes(search, name) & {*admitted})
     }
-    if not modes:
+    if admitted and not modes:
         sentences.append(
             f"No node has mode {' or '.join(admitted)}, and none will under the existing policies"
         )

@@ -186,15 +186,20 @@ def _find_broken(pod: PodView, own: FutureNode) -> str:
         rows += [row for term in pod.node_terms for row in term]
     broken = next((row for row in rows if is_rewritten(row[0]) and not holds(labels, row)), None)
     if broken is not None:
-        key, operator, values = broken
-        equals = operator == "In" and len(values) == 1
-        rule = f"{key}={values[0]}" if equals else " ".join((key, operator, ",".join(values))).rstrip()
-        guard = describe_guard(pod.namespace, pod.namespace_labels or {}) if key == LABEL_MODE else ""
-        if guard and not values:
-            return guard[:1].upper() + guard[1:]
-        why = f"; {guard}" if guard else ""
-        return f"The pod requires {rule}, but this label will be {labels.get(key, 'absent')}{why}"
+        return _explain_row(pod, broken, labels.get(broken[0], "absent"))
     if own.serves(pod):
         return ""
     requested = ", ".join(f"{count} {name}" for name, count in _wanted(pod).items())
     return f"No node that the pod may run on would advertise {requested}"
+
+
+def _explain_row(pod: PodView, row: Row, label: str) -> str:
+    """Return a sentence about a requirement of the pod that the node's label will not meet. `label` is the value that
+    the label will have. If the guard for tenants may have added the requirement, the sentence names the namespace."""
+    key, operator, values = row
+    guard = describe_guard(pod.namespace, pod.namespace_labels or {}) if key == LABEL_MODE else ""
+    if guard and not values:
+        return guard[:1].upper() + guard[1:]
+    equals = operator == "In" and len(values) == 1
+    rule = f"{key}={values[0]}" if equals else " ".join((key, operator, ",".join(values))).rstrip()
+    return "; ".join(filter(None, (f"The pod requires {rule}, but this label will be {label}", guard)))

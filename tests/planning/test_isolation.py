@@ -1,0 +1,92 @@
+"""What the guard for tenants admits (drain/isolation.py), and which changes it holds back."""
+
+from typing import Any
+
+import pytest
+from tests.build import make_pod, make_policy, make_work
+from tests.planning.test_stranded import (
+    ELSEWHERE,
+    SHARING,
+    begins,
+    full_node,
+    held_by,
+    snapshot_of,
+)
+
+from gpusharing.api.names import LABEL_ISOLATION, LABEL_MODE, Mode
+from gpusharing.planning.drain.isolation import ADMITTED, describe_guard, find_admitted, with_guard
+from gpusharing.planning.snapshot.podviews import NodeWork, PodView
+from gpusharing.planning.snapshot.views import PolicyView, routing_label
+
+HARDWARE = (LABEL_MODE, "In", ("full", "mig"))
+ZONE = ("zone", "In", ("a",))
+SHARED_BY_MPS = make_policy(mode="MPS")
+TOLD = "namespace team-a has the label gpusharing.dev/isolation="
+
+
+def guarded(level: str, **fields: Any) -> PodView:
+    """A pod of team-a as the guard would admit its successor; `level` is the value of the namespace's label."""
+    return with_guard(make_pod(namespace_labels={LABEL_ISOLATION: level}, **fields))
+
+
+def on_gpu_07(level: str) -> dict[str, NodeWork]:
+    """One guarded pod on gpu-07."""
+    return {"gpu-07": make_work(guarded(level))}
+
+
+def test_each_admitted_mode_is_a_value_of_the_routing_label_and_no_mode_with_turns_is_admitted() -> None:
+    by_turns = {routing_label(mode, time_slicing=turns) for mode in Mode for turns in (False, True)}
+    assert {"mig-time-slicing", "time-slicing"} == by_turns - {"full", "mig", "mps"}
+    assert ADMITTED == {"hardware": ("full", "mig"), "memory": ("full", "mig", "mps")}
+
+
+def test_the_requirement_is_added_to_each_term_and_only_to_pods_that_request_gpus() -> None:
+    assert guarded("hardware").node_terms == ((HARDWARE,),)
+    two = guarded("hardware", node_terms=((ZONE,), ()))
+    assert two.node_terms == ((ZONE, HARDWARE), (HARDWARE,))
+    assert guarded("hardware", resources={}).node_terms == ()
+    for labels in (None, {}, {"other": "label"}):
+        plain = make_pod(namespace_labels=labels)
+        assert with_guard(plain) == plain
+
+
+def test_a_value_that_is_no_level_admits_nothing_and_is_described() -> None:
+    labels = {LABEL_ISOLATION: "hard"}
+    assert find_admitted(labels) == ()
+    assert describe_guard("team-a", labels) == (
+        f"{TOLD}hard, which is not a level of isolation, so that no GPU pod is admitted: write hardware or memory"
+    )
+    assert (find_admitted({}), describe_guard("team-a", {})) == (None, "")
+
+
+HELD: dict[str, tuple[PolicyView, str, str]] = {
+    "time-slicing where hardware is demanded": (
+        SHARING,
+        "hardware",
+        f"It requires {LABEL_MODE} In full,mig, and this label will be time-slicing; {TOLD}hardware, which admits its"
+        " GPU pods only on nodes of mode full or mig",
+    ),
+    "MPS where hardware is demanded": (SHARED_BY_MPS, "hardware", "and this label will be mps; "),
+    "time-slicing where memory is demanded": (SHARING, "memory", f"{LABEL_MODE} In full,mig,mps, and"),
+    "any change where the value is no level": (SHARED_BY_MPS, "hard", "Namespace team-a has the label"),
+}
+
+
+@pytest.mark.parametrize("what", HELD)
+def test_a_node_is_held_that_would_leave_its_guarded_pod_no_admitted_node(what: str) -> None:
+    policy, level, words = HELD[what]
+    assert words in held_by(snapshot_of(full_node(), policies=(policy,), work=on_gpu_07(level)))
+
+
+def test_a_node_of_no_policy_without_a_mode_is_no_place_for_a_guarded_pod() -> None:
+    other = full_node("gpu-09", labels=ELSEWHERE)
+    assert LABEL_MODE in held_by(
+        snapshot_of(full_node(), other, policies=(SHARING,), work=on_gpu_07("hardware"))
+    )
+
+
+def test_a_change_begins_where_the_guarded_pod_finds_an_admitted_node() -> None:
+    admitted = full_node("gpu-09", labels={**ELSEWHERE, LABEL_MODE: "full"})
+    assert begins(snapshot_of(full_node(), admitted, policies=(SHARING,), work=on_gpu_07("hardware")))
+    assert begins(snapshot_of(full_node(), policies=(SHARED_BY_MPS,), work=on_gpu_07("memory")))
+    assert begins(snapshot_of(full_node(), policies=(SHARING,), work={"gpu-07": make_work(make_pod())}))
