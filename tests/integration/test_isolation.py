@@ -289,7 +289,7 @@ def test_a_change_that_leaves_a_tenant_no_admitted_node_waits_and_says_why(
         assert "team-late/served-" in message
         assert f"requires {MODE} In full,mig" in message
         assert f"namespace team-late has the label {LABEL}=hardware" in message
-        api.merge_patch(namespace, {"metadata": {"labels": {LABEL: None}}})
+        pool.apply({**SLICED, "drain": {"strandedPods": "Allow"}})
         pool.wait_synced()
 
 

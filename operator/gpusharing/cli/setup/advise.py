@@ -77,7 +77,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         )
     if (advice := advise_for(demand, card)) is None:
         level = await _isolation(session, typed.namespace)
-        answers = replace(_find_answers(typed, card, demand), isolation=level)
+        answers = _find_answers(typed, card, demand, level)
         if (advice := advise(answers)).mode is Mode.MPS and answers.no_mps is None:
             why, remedy = await _deafness(session)
             advice = advise(replace(answers, no_mps=why, mps_remedy=remedy))
@@ -144,10 +144,10 @@ def _card(word: str) -> Card:
     return card
 
 
-def _find_answers(typed: Namespace, card: Card, demand: Demand | None) -> AdviceAnswers:
+def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation: str = "") -> AdviceAnswers:
     """Collect the answers to all questions: from the flags, or else from `demand`, or else from the person at the
-    terminal. Raises Trouble if a flag cannot be parsed, or if the memory is unknown and there is no terminal to ask
-    at."""
+    terminal. `isolation` is the level that the label of the namespace demands. Raises Trouble if a flag cannot be
+    parsed, or if the memory is unknown and there is no terminal to ask at."""
     no_mps = find_deaf_release(typed.gpu_operator) if typed.gpu_operator else None
     if typed.gpu_operator and no_mps is None:
         raise Trouble(f"--gpu-operator {typed.gpu_operator} is not a version; pass one such as v25.10.1")
@@ -162,7 +162,9 @@ def _find_answers(typed: Namespace, card: Card, demand: Demand | None) -> Advice
         for name, question in QUESTIONS.items()
     }
     remedy = find_remedy(RELEASED_DAEMON).text if no_mps else ""
-    return AdviceAnswers(card, size_of(size), no_mps=no_mps, mps_remedy=remedy, **answers)
+    return AdviceAnswers(
+        card, size_of(size), isolation=isolation, no_mps=no_mps, mps_remedy=remedy, **answers
+    )
 
 
 def _show(advice: Advice, card: Card, demand: Demand | None, typed: Namespace, terminal: Terminal) -> int:
