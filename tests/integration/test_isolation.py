@@ -19,10 +19,12 @@ from hack.cluster.nodes import create_nodes, node_manifest, wait_nodes_ready
 from hack.cluster.process import wait_until
 from tests.integration.product import AGENT, FACTOR, H100, SECONDS, SLICED, Product
 
+from gpusharing.planning.drain.isolation import ADMITTED
 from hack import launch
 
 MODES = ("full", "mig", "mig-time-slicing", "mps", "time-slicing")
-LEVELS = {"hardware": ["full", "mig"], "memory": ["full", "mig", "mps"]}
+LEVELS = {level: list(modes) for level, modes in ADMITTED.items()}
+"""The planner's table, which the chart's policies must follow."""
 GPUS = 2
 LABEL = "gpusharing.dev/isolation"
 MODE = "gpusharing.dev/mode"

@@ -159,8 +159,8 @@ class NodePods:
 
     async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
         """List the pods of one node. If the chart's guard is on, they have the requirement that it adds to their
-        successors. Return them and an empty string, or no pods and the reason why they cannot be
-        listed. Raises Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still valid."""
+        successors. Return them and an empty string, or no pods and the reason why they cannot be listed. Raises
+        Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still valid."""
         try:
             raws = await list_of(self.client, PODS, field_selector=f"spec.nodeName={node}")
             guard = self.sources.settings.plan.guard
