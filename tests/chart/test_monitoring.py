@@ -41,6 +41,7 @@ OPERATOR = {
     "gpusharing_policy_gpu_hourly_price": {"policy", "currency"},
     "gpusharing_policy_gpus": {"policy", "mode"},
     "gpusharing_policy_halted": {"policy"},
+    "gpusharing_policy_mps_clients_ended_total": {"policy"},
     "gpusharing_policy_nodes": {"policy", "phase"},
     "gpusharing_policy_nodes_without_agent": {"policy"},
     "gpusharing_policy_slices": {"policy", "resource"},

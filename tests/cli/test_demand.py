@@ -285,7 +285,7 @@ DAEMONS: dict[str, tuple[list[JSON], str, str]] = {
     ),
     "the daemon is old enough": ([mps_daemon("v0.18.1", "/usr/bin/mps-control-daemon")], "MPS", ""),
     "the name was mended": ([mps_daemon("v0.20.0", "mps-control-daemon")], "MPS", ""),
-    "no daemon is seen": ([], "MPS", "newer than v25.10.1"),
+    "no daemon is seen": ([], "MPS", "from v25.10.2 to at least v26.7.0"),
 }
 
 

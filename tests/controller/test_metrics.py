@@ -20,6 +20,7 @@ from gpusharing.controller.health import metrics_application
 from gpusharing.controller.metrics import Metrics
 from gpusharing.kube.client import GPUNODES, NODES, ApiRequest
 from gpusharing.planning.snapshot.actions import Action, SetFinalizer
+from gpusharing.planning.stack.mpslapse import MpsLapses
 from gpusharing.planning.vocabulary.blockers import Blocker
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -68,6 +69,7 @@ async def test_the_page_parses_and_every_metric_is_ours_and_explained(metrics: M
         "gpusharing_leader",
         "gpusharing_policy_transitions",
         "gpusharing_policy_drifted_nodes",
+        "gpusharing_policy_mps_clients_ended",
         "gpusharing_policy_nodes_without_agent",
         "gpusharing_policy_gpus",
         "gpusharing_policy_slices",
@@ -201,6 +203,24 @@ def test_what_moves_counts_by_policy_from_0_on_and_as_long_as_there_is_the_polic
     assert samples(metrics, moves) == {("pool-b",): 1}
     metrics.passed({}, replace(world.plan(), pools={}), world.snapshot(), Outcome())
     assert samples(metrics, moves) == {}
+
+
+def test_each_restart_that_ended_mps_clients_counts_by_policy_from_0_on(metrics: Metrics) -> None:
+    world = settled(metrics, "gpu-07")
+    ended = "gpusharing_policy_mps_clients_ended"
+    assert samples(metrics, ended) == {("pool-b",): 0}
+    seen = [replace(SYNCED, lapses=MpsLapses("uid", count, "it restarted")) for count in (0, 1, 3)]
+    for before, after in (
+        (None, seen[1]),
+        (SYNCED, seen[1]),
+        (seen[0], seen[1]),
+        (seen[1], seen[2]),
+        (seen[2], SYNCED),
+    ):
+        metrics.changed(before, after)
+    assert samples(metrics, ended) == {("pool-b",): 3}
+    metrics.passed({}, replace(world.plan(), pools={}), world.snapshot(), Outcome())
+    assert samples(metrics, ended) == {}
 
 
 def test_a_node_that_differs_from_its_proof_is_drifted_until_its_change_begins(metrics: Metrics) -> None:

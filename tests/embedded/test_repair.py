@@ -8,7 +8,7 @@ from hack.sim.fakefaults import EVER
 from tests.embedded.scene import HOUR, L40S, MPS, SLICED, Scene, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, JSON
+from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, JSON, PODS
 from gpusharing.kube.errors import Conflict, Forbidden
 
 DAEMON, NAMESPACE = "nvidia-device-plugin-mps-control-daemon", "gpu-operator"
@@ -150,3 +150,43 @@ async def test_a_write_that_somebody_came_before_is_decided_anew_and_counted_onc
         scene.apply(MPS)
         await scene.ready()
         assert counted(scene) == 1
+
+
+# --- config-manager restarts alone ----------------------------------------------------------------------
+
+
+def restart(scene: Scene, manager: int, daemon: int = 0) -> None:
+    """The kubelet of gpu-1 reports how often each container of the MPS daemon's pod has restarted."""
+    (pod,) = scene.e.cluster.objects(PODS, namespace=NAMESPACE, label_selector=f"app={DAEMON}")
+    ended = {"terminated": {"reason": "OOMKilled", "exitCode": 137}}
+    rows = [
+        {"name": "mps-control-daemon-ctr", "restartCount": daemon},
+        {"name": "config-manager", "restartCount": manager, "lastState": ended},
+    ]
+    body = {"status": {"containerStatuses": rows}}
+    scene.e.cluster.patch(PODS, pod["metadata"]["name"], body, NAMESPACE, "status")
+
+
+@virtually
+async def test_a_restart_of_config_manager_alone_is_said_with_its_cause_and_no_node_is_drained() -> None:
+    async with open_scene(*nodes(1, product=L40S)) as scene:
+        scene.apply(MPS)
+        await scene.ready()
+        restart(scene, manager=0)
+        since = scene.mark()
+        restart(scene, manager=1)
+        await scene.e.until(lambda: scene.events()["MPSClientsEnded"] == 1, "the Event", HOUR)
+        await scene.e.until(
+            lambda: (
+                "restarted once (OOMKilled, exit code 137)" in scene.transition("gpu-1").get("message", "")
+            ),
+            "the node to say so",
+            HOUR,
+        )
+        restart(scene, manager=3)
+        await scene.e.until(lambda: scene.events()["MPSClientsEnded"] == 2, "another Event", HOUR)
+        restart(scene, manager=4, daemon=4)  # the node rebooted
+        await asyncio.sleep(HOUR)
+        assert scene.events()["MPSClientsEnded"] == 2
+        assert scene.transition("gpu-1")["phase"] == "Synced"
+        assert scene.node_writes(since)["gpu-1"] == 0

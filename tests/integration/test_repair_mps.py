@@ -256,3 +256,35 @@ def test_it_gives_up_after_three_overwrites_even_across_restarts_until_a_person_
             pool.wait_synced()
             pool.apply(SLICED)
             pool.wait_synced()
+
+
+# --- config-manager restarts alone ----------------------------------------------------------------------
+
+
+def test_a_restart_of_config_manager_alone_is_reported_with_its_cause_and_drains_nobody(
+    product: Product, token: Api
+) -> None:
+    product.api.merge_patch(DAEMON_SET, signal(product, RIGHT))
+    pods = f"/api/v1/namespaces/{NAMESPACE}/pods"
+    with product.pool(H100) as pool, product.operator("restarts"):
+        pool.apply(MPS)
+        pool.wait_synced()
+        (pod,) = product.api.list(
+            pods, labelSelector=f"app={NAME}", fieldSelector=f"spec.nodeName={pool.nodes[0]}"
+        )
+        since = product.mark()
+        rows = pod["status"]["containerStatuses"]
+        for row in rows:
+            if row["name"] == "config-manager":
+                row["restartCount"] = row.get("restartCount", 0) + 1
+                row["lastState"] = {"terminated": {"reason": "Error", "exitCode": 1}}
+        path = f"{pods}/{pod['metadata']['name']}/status"
+        product.api.merge_patch(path, {"status": {"containerStatuses": rows}})
+        words = "restarted once (Error, exit code 1) while the MPS daemon ran on"
+        pool.wait(lambda: "MPSClientsEnded" in dict(pool.events()), "the Event", pool.events)
+        assert words in dict(pool.events())["MPSClientsEnded"]
+        pool.wait(lambda: words in message(pool), "the node to say so", pool.transition)
+        assert pool.transition()["phase"] == "Synced"
+        assert product.writes("nodes", since=since) == []
+        pool.apply(SLICED)
+        pool.wait_synced()

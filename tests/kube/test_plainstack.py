@@ -5,7 +5,7 @@ from tests.build import NO_MIG_MANAGER, make_cluster_policy
 from tests.plainchart import TOLERATIONS, daemon_set, discovery, mig_manager, plugin
 
 from gpusharing.kube.client import JSON
-from gpusharing.kube.plainstack import daemon_set_view, plain_stack, with_mps_daemon
+from gpusharing.kube.plainstack import daemon_set_view, lone_restarts, plain_stack, with_mps_daemon
 from gpusharing.kube.startgate import tolerations_text
 from gpusharing.planning.snapshot.stackviews import (
     ClusterPolicyView,
@@ -155,3 +155,34 @@ def test_the_worker_of_node_feature_discovery_is_known_by_what_it_runs() -> None
     assert view.finder == FinderState("nfd-worker", "gpu-operator", tolerates_gate=False, tolerations=kept)
     assert plain_stack([view]) is None
     assert daemon_set_view(plugin(default="base")).finder is None
+
+
+def pod(manager: JSON | None, daemon: int = 0) -> JSON:
+    """A pod of the MPS daemon, as its kubelet reports its containers."""
+    rows: list[JSON] = [{"name": "mps-control-daemon-ctr", "restartCount": daemon}]
+    return {
+        "status": {
+            "containerStatuses": [*rows, *([{"name": "config-manager", **manager}] if manager else ())]
+        }
+    }
+
+
+ENDED: JSON = {"lastState": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}
+RESTARTS: dict[str, tuple[JSON, tuple[int, str]]] = {
+    "none": (pod({"restartCount": 0}), (0, "")),
+    "alone": (pod({"restartCount": 2, **ENDED}), (2, "OOMKilled, exit code 137")),
+    "alone, without a reason": (
+        pod({"restartCount": 1, "lastState": {"terminated": {"exitCode": 1}}}), (1, "exit code 1")),
+    "alone, and nobody knows why": (pod({"restartCount": 1}), (1, "")),
+    "both, as the node rebooted": (pod({"restartCount": 1, **ENDED}, daemon=1), (0, "")),
+    "once alone and once both": (pod({"restartCount": 2, **ENDED}, daemon=1), (1, "OOMKilled, exit code 137")),
+    "the daemon alone": (pod({"restartCount": 0}, daemon=3), (0, "")),
+    "no config-manager": (pod(None), (0, "")),
+    "no status": ({}, (0, "")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", RESTARTS)
+def test_restarts_of_config_manager_alone_are_told_from_those_of_the_whole_pod(what: str) -> None:
+    raw, found = RESTARTS[what]
+    assert lone_restarts(raw) == found

@@ -136,6 +136,13 @@ class Metrics(Observer):
             "gpusharing_policy_drifted_nodes",
             "Nodes of a policy that no longer match their last proven state and are not being corrected yet.",
         )
+        self.lapses = Counter(
+            "gpusharing_policy_mps_clients_ended_total",
+            "Drift that was over at once: how often the MPS clients of a policy's nodes ended because config-manager"
+            " restarted alone.",
+            ["policy"],
+            registry=self.registry,
+        )
         self.agentless = self._per_policy(
             "gpusharing_policy_nodes_without_agent", "Nodes of a policy on which no agent is Ready."
         )
@@ -220,11 +227,13 @@ class Metrics(Observer):
         self.orphans.set(sum(verdict.reason is Reason.ORPHAN_FENCE for verdict in verdicts.values()))
 
     def _count_moves_of(self, policies: Set[str]) -> None:
-        """Create the counter of transitions for each new policy, and remove those of policies that are gone."""
-        for name in policies:
-            self.moves.labels(name)
-        for name in self._policies - policies:
-            self.moves.remove(name)
+        """Create the counters of transitions and lapses for each new policy, and remove those of policies that are
+        gone."""
+        for counter in (self.moves, self.lapses):
+            for name in policies:
+                counter.labels(name)
+            for name in self._policies - policies:
+                counter.remove(name)
         self._policies = set(policies)
 
     def acted(self, action: Action, result: str) -> None:
@@ -232,8 +241,10 @@ class Metrics(Observer):
         self.actions.labels(type(action).__name__, result).inc()
 
     def changed(self, before: Verdict | None, after: Verdict) -> None:
-        """Count the phase that a node enters, and how long it was in the phase before. Does nothing for a new node, or
-        if the phase is the same. See Observer."""
+        """Count the phase that a node enters, how long it was in the phase before, and how often its MPS clients ended.
+        Does nothing for a new node. See Observer."""
+        if before is not None and after.lapses is not None and after.policy in self._policies:
+            self.lapses.labels(after.policy).inc(after.lapses.since(before.lapses))
         if before is not None and before.phase is not after.phase:
             self.transitions.labels(str(after.phase), str(after.reason)).inc()
             if after.policy in self._policies:

@@ -161,6 +161,23 @@ def _mps_daemon(raw: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
     )
 
 
+def lone_restarts(pod: JSON) -> tuple[int, str]:
+    """Return how often config-manager has restarted in a raw pod of an MPS daemon while the daemon's container ran on,
+    and why it ended the last time. The cause is empty if it is unknown.
+
+    A reboot of the node restarts both containers. Times are not compared: the kubelet takes them from the clock of the
+    node.
+    """
+    states = {text(row, "name"): row for row in entries(pod, "status", "containerStatuses")}
+    manager, daemon = states.get(MANAGER, {}), states.get(MPS, {})
+    count = max(0, whole(manager, "restartCount") - whole(daemon, "restartCount"))
+    ended = section(manager, "lastState", "terminated")
+    if not count or not ended:
+        return count, ""
+    reason = text(ended, "reason")
+    return count, f"{reason + ', ' if reason else ''}exit code {whole(ended, 'exitCode')}"
+
+
 def signal(raw: JSON, program: str) -> JSON:
     """Return a merge patch for a raw DaemonSet of MPS daemons that sets PROCESS_TO_SIGNAL of its config-manager to
     `program`. The patch repeats all containers, because a merge patch replaces lists, and holds only for this version

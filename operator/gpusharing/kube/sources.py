@@ -30,7 +30,7 @@ from gpusharing.kube.client import (
 from gpusharing.kube.convert import cluster_policy_view, gpunode_view, has_condition, node_view
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.maintenance import MaintenanceIndex, medik8s_maintenance, nvidia_maintenance
-from gpusharing.kube.plainstack import daemon_set_view
+from gpusharing.kube.plainstack import daemon_set_view, lone_restarts
 from gpusharing.kube.policies import PolicyCache
 from gpusharing.kube.raw import entries, part, section, text
 from gpusharing.kube.reflector import CacheSettings, Reflector
@@ -117,8 +117,9 @@ def _pod_place(raw: JSON) -> PodPlace:
     deleting = "deletionTimestamp" in metadata
     ready = has_condition(raw, "Ready") and not deleting
     where, name, uid = (str(metadata.get(key, "")) for key in ("namespace", "name", "uid"))
-    operand = Operand(where, name, uid, ready, deleting)
     app = text(metadata, "labels", "app")
+    restarts, cause = lone_restarts(raw) if app == MPS_DAEMON else (0, "")
+    operand = Operand(where, name, uid, ready, deleting, lone_restarts=restarts, restart_cause=cause)
     return PodPlace(raw.get("spec", {}).get("nodeName", ""), operand, app)
 
 

@@ -49,6 +49,8 @@ class AdviceAnswers:
     """The reason why no label can switch MPS on in the cluster; empty if one can, or None if it is unknown."""
     mps_remedy: str = ""
     """What a person can do about it, in sentences; empty if MPS can be switched on, or if it is unknown."""
+    gpu_operator: str = ""
+    """The version of the GPU Operator that the person named; empty if it was not named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +152,25 @@ def _together(answers: AdviceAnswers) -> Advice | None:
     size = f"{clients} clients have {each:.1f} GiB each (docs/design/hardware.md#mps-share)"
     but = "a fatal fault of one reaches all clients of the GPU (docs/design/hardware.md#mps-faults)"
     if answers.no_mps is None:
-        instead = "MIG or Full" if answers.isolation else f"TimeSlicing with {_turns(answers)} shares"
-        but += (
-            ". With GPU Operators newer than v25.10.1, as they are installed, no label can switch MPS on and the"
-            " operator refuses it (docs/design/nvidia.md#b5 has the remedy): without that, use"
-            f" {instead} there. Give --gpu-operator VERSION to get advice for yours"
-        )
+        but += f". {_doubt(answers)}"
     return Advice(Mode.MPS, clients, (why, size), but)
+
+
+def _doubt(answers: AdviceAnswers) -> str:
+    """Return what to do if no label can switch MPS on in the cluster, which is unknown, in sentences without the last
+    period."""
+    instead = "MIG or Full" if answers.isolation else f"TimeSlicing with {_turns(answers)} shares"
+    otherwise = f"the operator refuses it (docs/design/nvidia.md#b5 has the remedy): without that, use {instead} there"
+    if answers.gpu_operator:
+        return (
+            f"Whether a label can switch MPS on with GPU Operator {answers.gpu_operator} is unknown: v26.7.0 is the"
+            " last release that was read, and main has the right name since 2026-09-30. Read the installed DaemonSet"
+            f" (kubectl gpusharing advise -n NAMESPACE). If no label can, {otherwise}"
+        )
+    return (
+        f"With GPU Operators from v25.10.2 to at least v26.7.0, as they are installed, no label can switch MPS on and"
+        f" {otherwise}. Pass --gpu-operator VERSION to get advice for yours"
+    )
 
 
 def _turns(answers: AdviceAnswers) -> int:

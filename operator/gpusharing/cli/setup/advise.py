@@ -43,6 +43,7 @@ from gpusharing.planning.wanted.toolversions import (
     find_deaf_release,
     find_deafness,
     find_remedy,
+    is_release,
 )
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(Gi|GiB|G|GB|Mi|MiB)?")
@@ -78,9 +79,11 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     if (advice := advise_for(demand, card)) is None:
         level = await _isolation(session, typed.namespace)
         answers = _find_answers(typed, card, demand, level)
-        if (advice := advise(answers)).mode is Mode.MPS and answers.no_mps is None:
+        # The installed DaemonSet outweighs the flag.
+        if advise(replace(answers, no_mps=None)).mode is Mode.MPS:
             why, remedy = await _deafness(session)
-            advice = advise(replace(answers, no_mps=why, mps_remedy=remedy))
+            answers = answers if why is None else replace(answers, no_mps=why, mps_remedy=remedy)
+        advice = advise(answers)
     if obstacle := await _obstacle(session, advice.mode):
         advice = replace(advice, but=f"{advice.but}; {obstacle}")
     return _show(advice, card, demand, typed, terminal)
@@ -148,8 +151,8 @@ def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation
     """Collect the answers to all questions: from the flags, or else from `demand`, or else from the person at the
     terminal. `isolation` is the level that the label of the namespace demands. Raises Trouble if a flag cannot be
     parsed, or if the memory is unknown and there is no terminal to ask at."""
-    no_mps = find_deaf_release(typed.gpu_operator) if typed.gpu_operator else None
-    if typed.gpu_operator and no_mps is None:
+    no_mps = find_deaf_release(typed.gpu_operator)
+    if typed.gpu_operator and not is_release(typed.gpu_operator):
         raise Trouble(f"--gpu-operator {typed.gpu_operator} is not a version; pass one such as v25.10.1")
     known = {} if demand is None else {"promise": demand.promised, "bursts": demand.bursts}
     size = typed.memory or _ask(
@@ -162,8 +165,15 @@ def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation
         for name, question in QUESTIONS.items()
     }
     remedy = find_remedy(RELEASED_DAEMON).text if no_mps else ""
+    named = typed.gpu_operator
     return AdviceAnswers(
-        card, size_of(size), isolation=isolation, no_mps=no_mps, mps_remedy=remedy, **answers
+        card,
+        size_of(size),
+        isolation=isolation,
+        no_mps=no_mps,
+        mps_remedy=remedy,
+        gpu_operator=named,
+        **answers,
     )
 
 

@@ -63,7 +63,7 @@ def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False
         events.append(Event("Warning", str(news), f"{after.node}: {after.message}"))
     if _turns_back(after) and not _turns_back(before):
         events.append(Event("Warning", "RollingBack", f"{after.node}: {after.message}"))
-    events.append(_health(before, after))
+    events += [_lapse(before, after), _health(before, after)]
     return tuple(
         Event(event.type, event.reason, cut(event.note, MAX_NOTE)) for event in events if event is not None
     )
@@ -158,6 +158,15 @@ def _health(before: Verdict, after: Verdict) -> Event | None:
     if known is None:
         return None
     return Event("Normal", "GPUHealthy", f"{after.node}: every GPU is healthy again")
+
+
+def _lapse(before: Verdict, after: Verdict) -> Event | None:
+    """Return the Warning that MPS clients of the node have ended although nobody changed the node, or None if none
+    have."""
+    lapses = after.lapses
+    if lapses is None or not lapses.since(before.lapses):
+        return None
+    return Event("Warning", "MPSClientsEnded", f"{after.node}: {lapses.text}")
 
 
 def _turns_back(verdict: Verdict) -> bool:

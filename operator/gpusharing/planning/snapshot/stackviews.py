@@ -211,6 +211,11 @@ class Operand:
     """Whether it is already being deleted."""
     ready_since: datetime | None = None
     """Since when this process has seen it Ready, on a fenced node; clocks of nodes are never compared with ours."""
+    lone_restarts: int = 0
+    """How often config-manager has restarted in the pod of an MPS daemon while the daemon's container ran on. 0 for
+    other pods."""
+    restart_cause: str = ""
+    """Why config-manager ended the last time, as the kubelet reports it. Empty if it is unknown."""
 
 
 def find_active(views: Iterable[ClusterPolicyView]) -> tuple[ClusterPolicyView | None, tuple[str, ...]]:

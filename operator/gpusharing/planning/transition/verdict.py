@@ -20,6 +20,7 @@ from gpusharing.planning.snapshot.podviews import GangView, NodeWork
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings, PolicyView
+from gpusharing.planning.stack.mpslapse import MpsLapses, find_lapses
 from gpusharing.planning.vocabulary.blockers import Blocker
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -77,6 +78,8 @@ class Verdict:
     """Whether the node waits only for a slot of the budget."""
     health: Finding | None = None
     """The health of the node's GPUs, as last reported; None while no GPU was reported."""
+    lapses: MpsLapses | None = None
+    """How often the node's MPS clients ended although nobody changed the node. None if it has no MPS daemon."""
     keeper: str = ""
     """The object that holds the node back (see `Finding`). Empty if the reason says enough."""
     stands: bool = False
@@ -164,6 +167,11 @@ class NodeCase:
         return Finding(Reason.AGENT_NOT_READY, f"no Ready agent pod runs on {self.node.name}{consequence}")
 
     @property
+    def lapses(self) -> MpsLapses | None:
+        """How often the node's MPS clients ended although nobody changed the node, or None if it has no MPS daemon."""
+        return find_lapses(self.node, self.mps_daemon, self.stack)
+
+    @property
     def unhealthy(self) -> Finding | None:
         """What makes a GPU of the node unhealthy, or None if nothing does or nothing is known."""
         health = self.health
@@ -237,6 +245,7 @@ class NodeCase:
             wake=wake,
             candidate=candidate,
             health=self.health,
+            lapses=self.lapses,
         )
 
 

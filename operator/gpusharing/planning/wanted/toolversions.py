@@ -37,8 +37,10 @@ CLIENTS_SINCE = (0, 15)
 FALLBACK_FIRST_SINCE = (0, 18, 2)
 """The first version of the device plugin whose config-manager starts with the fallback configuration."""
 DEAF_SINCE = (25, 10, 2)
-"""The first version of the GPU Operator whose MPS daemon is not notified of a label. Later versions up to at least
-v26.7 are affected too."""
+"""The first version of the GPU Operator whose MPS daemon is not notified of a label."""
+LAST_READ = (26, 7, 0)
+"""The last release of the GPU Operator whose MPS DaemonSet was read; it is affected too. Its main branch has the right
+name since 2026-09-30, so that a later release may not be affected (v26.7.1 and v26.7.2 were not read)."""
 SKIPS_THREADS_SINCE = (0, 20)
 """The first version of the device plugin whose config-manager skips processes without a command line."""
 SKIPS_THREADS = "v0.20.0"
@@ -162,10 +164,16 @@ def find_remedy(daemon: MpsDaemonView) -> MpsRemedy:
     )
 
 
+def is_release(text: str) -> bool:
+    """Whether the text is the version of a release, such as `v25.10.1`."""
+    return _VERSION.match(text) is not None
+
+
 def find_deaf_release(gpu_operator: str) -> str | None:
-    """Return why labels cannot switch MPS on with this version of the GPU Operator as it is installed. Empty if they
-    can, and None if the string is not a version."""
-    if _VERSION.match(gpu_operator) is None:
+    """Return why labels cannot switch MPS on with this release of the GPU Operator as it is installed. Empty if they
+    can, and None if that is unknown: the release is later than LAST_READ, or the text is not a version. An installed
+    DaemonSet says more than its release (`find_deafness`)."""
+    if not is_release(gpu_operator) or _numbers(gpu_operator) > LAST_READ:
         return None
     return (
         "" if _is_before(gpu_operator, DEAF_SINCE) else f"GPU Operator {gpu_operator} is newer than v25.10.1"
@@ -179,8 +187,13 @@ def _base(program: str) -> str:
 
 def _is_before(version: str, since: tuple[int, ...]) -> bool:
     """Whether the version is older than `since`. False if it cannot be parsed."""
+    return is_release(version) and _numbers(version)[: len(since)] < since
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the three numbers of a version, the last one 0 if it is missing. Empty if it cannot be parsed."""
     match = _VERSION.match(version)
-    return match is not None and tuple(int(part or 0) for part in match.groups())[: len(since)] < since
+    return () if match is None else tuple(int(part or 0) for part in match.groups())
 
 
 def find_suffixed(layouts: Sequence[Layout | None]) -> str:

@@ -1,0 +1,92 @@
+"""Restarts of config-manager alone: they end MPS clients, are said and counted, and drain nobody
+(docs/design/transition.md#lapse)."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.build import make_cluster_policy, make_stack
+from tests.planning.cases import MPS, SLICED, make_case
+
+from gpusharing.api.names import Phase
+from gpusharing.planning.report.events import Event, node_events
+from gpusharing.planning.snapshot.stackviews import Operand
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.stack.mpslapse import MpsLapses
+from gpusharing.planning.transition.judge import judge
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.wanted.toolversions import RELEASED_DAEMON
+
+POD = Operand("gpu-operator", "mps-x", "uid-1", ready=True)
+TEXT = (
+    "container config-manager of pod mps-x restarted once (OOMKilled, exit code 137) while the MPS daemon ran on; every"
+    " such restart ends the MPS clients of the node"
+)
+
+
+def at_rest(restarts: int, policy: PolicyView = MPS, cause: str = "", **fields: Any) -> NodeCase:
+    """A node that is as its policy wants it, beside an MPS daemon whose config-manager has restarted."""
+    pod = replace(POD, lone_restarts=restarts, restart_cause=cause)
+    return make_case(policy, was=policy, mps_daemon=pod, **fields)
+
+
+def verdict_of(case: NodeCase) -> Verdict:
+    verdict = judge(case)
+    assert verdict is not None
+    return verdict
+
+
+def test_a_node_that_serves_again_stays_as_it_is_and_says_what_ended_its_clients() -> None:
+    calm, verdict = verdict_of(at_rest(0)), verdict_of(at_rest(1, cause="OOMKilled, exit code 137"))
+    assert (verdict.phase, verdict.actions) == (calm.phase, calm.actions)
+    assert verdict.phase in (Phase.SYNCED, Phase.PENDING)
+    assert verdict.lapses == MpsLapses("uid-1", 1, TEXT)
+    assert calm.lapses == MpsLapses("uid-1", 0, "")
+
+
+def test_several_restarts_are_counted_and_an_unknown_cause_is_left_out() -> None:
+    told = at_rest(3).lapses
+    assert told is not None
+    assert "restarted 3 times while" in told.text
+    told = at_rest(2, cause="exit code 1").lapses
+    assert told is not None
+    assert "restarted 2 times (the last time exit code 1) while" in told.text
+
+
+NOBODY: dict[str, NodeCase] = {
+    "no daemon": make_case(MPS, was=MPS),
+    "another mode": at_rest(1, SLICED),
+    "a daemon that follows no label": at_rest(
+        1, stack=make_stack(MPS, cluster_policy=make_cluster_policy(mps_daemon=RELEASED_DAEMON))
+    ),
+}
+
+
+@pytest.mark.parametrize("what", NOBODY)
+def test_nothing_is_counted_where_no_client_can_have_ended(what: str) -> None:
+    assert NOBODY[what].lapses is None
+
+
+def lapse(count: int, pod: str = "uid-1") -> MpsLapses:
+    return MpsLapses(pod, count, "it restarted" if count else "")
+
+
+SEEN: dict[str, tuple[MpsLapses | None, MpsLapses | None, int]] = {
+    "a restart": (lapse(0), lapse(1), 1),
+    "two between two passes": (lapse(1), lapse(3), 2),
+    "none": (lapse(1), lapse(1), 0),
+    "a new pod": (lapse(2), lapse(0, "uid-2"), 0),
+    "one in a new pod": (lapse(2), lapse(1, "uid-2"), 1),
+    "a daemon that was not there before": (None, lapse(1), 0),
+    "both containers restarted": (lapse(1), lapse(0), 0),
+    "no daemon any more": (lapse(1), None, 0),
+}
+
+
+@pytest.mark.parametrize("what", SEEN)
+def test_each_restart_is_an_event_once(what: str) -> None:
+    before, after, count = SEEN[what]
+    verdict = verdict_of(at_rest(0))
+    told = node_events(replace(verdict, lapses=before), replace(verdict, lapses=after))
+    assert told == ((Event("Warning", "MPSClientsEnded", "gpu-07: it restarted"),) if count else ())
+    assert (after.since(before) if after is not None else 0) == count
