@@ -22,11 +22,11 @@ class Reason(Worded):
     FENCE_UNREADABLE = (("FenceUnreadable", "Node", _PERSON, "node", Mark.EVENT, Mark.NOT_RETRIED),
         "The operator cannot read the annotation gpusharing.dev/fence on the Node, so it leaves the node exactly as it "
         "is.",
-        "Check the GPUs of the node. Then remove the annotation gpusharing.dev/fence and uncordon the node.")
+        "Check the node's GPUs. Then remove the annotation gpusharing.dev/fence and uncordon the node.")
     ORPHAN_FENCE = (("OrphanFence", "Node", _PERSON, "node", Mark.EVENT, Mark.NOT_RETRIED),
         "The node was past the point of no return when its policy was deleted or its Node was recreated. It stays "
         "cordoned because its layout is unproven.",
-        "Create a policy that selects the node; the operator then finishes the change. Or check the GPUs of the node, "
+        "Create a policy that selects the node; the operator then finishes the change. Or check the node's GPUs, "
         "remove the annotation gpusharing.dev/fence and uncordon the node.")
     ACTUATOR_FAILED = (("ActuatorFailed", "Node", _PERSON, "mig-manager", Mark.TURNS_BACK),
         "mig-manager reported that it could not apply the configuration, so the node stays cordoned.",
@@ -35,10 +35,10 @@ class Reason(Worded):
         "mig-manager or the device plugin did not finish in time, and restarting the pod did not help.",
         "Read the log of the mig-manager pod on the node, then set gpusharing.dev/retry on the Node to a new value.")
     INTERNAL_ERROR = (("InternalError", "Node", _PERSON, "kube-apiserver", Mark.ANSWER, Mark.DENIED),
-        "The API server rejected a request of the operator as malformed, and repeating the request would not help.",
+        "The API server rejected a request from the operator as malformed, and repeating the request would not help.",
         "Report this message. It points to a bug in this operator or in an admission webhook.")
     NODE_NOT_JUDGED = (("NodeNotJudged", "Node", _PERSON, "node"),
-        "The planner failed on something about this node, so the operator leaves the node exactly as it is. Other "
+        "The planner hit an unexpected error on this node, so the operator leaves the node exactly as it is. Other "
         "nodes are not affected.",
         "Report this message as a bug in this operator. Undoing the last edit of the Node may help.")
     FOREIGN_MAINTENANCE = (("ForeignMaintenance", "Node", _PERSON, "foreign"),
@@ -54,81 +54,83 @@ class Reason(Worded):
         "Update the driver to the version in the message. To accept the risk instead, set the chart value "
         "operator.refuseUnsafeDrivers to false.")
     OPERANDS_DISABLED = (("OperandsDisabled", "Node", _PERSON, "node"),
-        "A label nvidia.com/gpu.deploy.* keeps the device plugin or GPU Feature Discovery off the node, so a change "
-        "could neither take effect nor be proven. No change starts.",
+        "An nvidia.com/gpu.deploy.* label keeps the device plugin or GPU Feature Discovery off the node, so a change "
+        "could neither take effect nor be proven. The operator does not start one.",
         "Run the command in the message if the node should serve GPUs, or narrow the node selector.")
     FOREIGN_DEVICE_PLUGIN = (("ForeignDevicePlugin", "Node", _PERSON, "foreign"),
-        "HAMi's, Volcano's or a cloud's own device plugin serves the GPUs of the node. It ignores the labels that this "
-        "operator writes, so a change could neither take effect nor be proven. No change starts.",
+        "A device plugin from HAMi, Volcano or a cloud provider serves the node's GPUs. It ignores the labels that "
+        "this operator writes, so a change could neither take effect nor be proven. The operator does not start one.",
         "Follow the message to hand the node over to NVIDIA's plugin, or narrow the node selector.")
     WORKLOAD_CONFIG = (("WorkloadConfig", "Node", _PERSON, "node", Mark.UNSUPPORTED),
-        "The label nvidia.com/gpu.workload.config reserves the GPUs of the node for virtual machines. No change "
-        "starts.",
+        "The label nvidia.com/gpu.workload.config reserves the node's GPUs for virtual machines. The operator does not "
+        "start a change.",
         "Run the command in the message if the node should run containers, or narrow the node selector.")
     ACTUATOR_MISSING = (("ActuatorMissing", "Node", _PERSON, "mig-manager"),
         "No ready mig-manager pod runs on the node, so nothing could apply the change.",
-        "Check the mig-manager DaemonSet of the GPU Operator, its node selector and its pods.")
+        "Check the GPU Operator's mig-manager DaemonSet, its node selector and its pods.")
     MPS_NOT_SWITCHABLE = (("MPSNotSwitchable", "Node", _PERSON, "device-plugin", Mark.TURNS_BACK),
         "With device plugin 0.18.2 or later, the GPU Operator's MPS daemon starts with the fallback configuration, and "
         "config-manager cannot notify it afterwards. The daemon would never read the configuration that the node's "
-        "label names, so no change to MPS starts.",
+        "label names, so the operator does not start a change to MPS.",
         "With device plugin v0.20 or later, set PROCESS_TO_SIGNAL of config-manager to the daemon's name, as the "
         "message shows. This restarts all MPS daemons and ends their clients. Or choose another mode. A node past its "
         "point of no return stays cordoned until then, or is rolled back if rollout.onFailure is Rollback.")
     TAINT_NOT_TOLERATED = (("TaintNotTolerated", "Node", _PERSON, "ClusterPolicy"),
-        "The node has the taint gpusharing.dev/unproven, and the agent, NVIDIA's pods or the worker of Node Feature "
-        "Discovery does not tolerate it. Until all of them run there, the node cannot be proven and keeps the taint.",
+        "The node has the taint gpusharing.dev/unproven, and the agent, NVIDIA's pods or the Node Feature Discovery "
+        "worker does not tolerate it. Until all of them run there, the node cannot be proven and keeps the taint.",
         "Run the command in the message.")
     AGENT_NOT_READY = (("AgentNotReady", "Node", _PERSON, "agent"),
-        "No ready agent pod runs on the node, so a change could not be proven. No change starts.",
-        "Check the pod of the gpu-sharing-operator agent on the node.")
+        "No ready agent pod runs on the node, so a change could not be proven. The operator does not start one.",
+        "Check the gpu-sharing-operator agent's pod on the node.")
     AGENT_REFUSED = (("AgentRefused", "Node", _PERSON, "agent"),
         "The API server rejects the pods of the agent's DaemonSet because of PodSecurity, a missing RuntimeClass, a "
-        "quota or a webhook. The message quotes its response. No change starts.",
+        "quota or a webhook. The message quotes the response. The operator does not start a change on the node.",
         "Run the command in the message, or fix the cause that it names.")
     AGENT_NOT_STARTED = (("AgentNotStarted", "Node", _PERSON, "agent"),
         "The agent's pod on the node does not start: its image cannot be pulled or is for another architecture, the "
-        "container runtime refuses it, or the container exits at once. No change starts.",
+        "container runtime rejects it, or the container exits at once. The operator does not start a change.",
         "Fix the cause that the message names.")
     AGENT_ERROR = (("AgentError", "Node", _PERSON, "agent"),
         "The agent is running but cannot read the GPUs. The message quotes the error.",
         "Check the NVIDIA driver on the node, for example with nvidia-smi.")
     AGENT_LACKS_RIGHTS = (("AgentLacksRights", "Node", _PERSON, "agent"),
-        "NVML does not let the agent's container read the MIG instances or the compute mode, which the proof needs.",
+        "NVML does not let the agent's container read the MIG instances or the compute mode, which the operator needs "
+        "to prove a layout.",
         "Grant the agent's container the same rights as NVIDIA's own operands (docs/reference/agent-fields.md).")
     CONFIG_NOT_WRITTEN = (("ConfigNotWritten", "Node", _PERSON, "ConfigMap"),
         "The API server does not let the operator write the ConfigMap that the node needs. The message quotes its "
         "response.",
-        "Grant the right that the message names, or fix what the API server rejects.")
+        "Grant the permission that the message names, or fix what the API server rejects.")
     SUPERSEDED = (("Superseded", "Node", _PERSON, "policy"),
         "The policy does not own the node, or no longer does: another policy has a higher priority or owned the node "
         "first, or the node selector no longer matches.",
         "Narrow one of the two node selectors, or give this policy a strictly higher priority.")
     FROZEN = (("Frozen", "Node", _PERSON, "policy", Mark.PENDING),
-        "rollout.maxUnavailable is 0 or cannot be read, so no change starts.",
+        "rollout.maxUnavailable is 0 or invalid, so the operator does not start a change.",
         "Set rollout.maxUnavailable to a number or a percentage above 0.")
     PAUSED = (("Paused", "Node", _PERSON, "policy", Mark.PENDING),
-        "rollout.paused is true, so no further change starts. rollout.whenPaused says what happens to nodes in flight.",
+        "rollout.paused is true, so no further change will start. rollout.whenPaused decides what happens to nodes in "
+        "flight.",
         "Set rollout.paused to false.")
     HALTED = (("Halted", "Node", _PERSON, "policy"),
         "The number of nodes that failed after the point of no return in this generation of the policy has reached "
-        "rollout.maxFailures. No further change starts.",
+        "rollout.maxFailures. No further change will start.",
         "Find out why the nodes failed (status.failures). Then run the command in the message, or change the policy.")
     APPROVAL_NEEDED = (("ApprovalNeeded", "Node", _PERSON, "policy", Mark.PENDING),
         "rollout.approval is Manual, and the current plan has not been approved.",
         "Review status.plan, then run the command in the message.")
     ROLLED_BACK = (("RolledBack", "Node", _PERSON, "node", Mark.STALLS, Mark.STATUS, Mark.EVENT, Mark.RETRIED),
         "The change failed after the point of no return, and the node was rolled back to its last proven layout "
-        "(rollout.onFailure Rollback). The node serves that layout, counts as failed, and is not tried again in this "
-        "generation of the policy.",
+        "(rollout.onFailure is Rollback). The node serves that layout, counts as failed, and is not tried again in "
+        "this generation of the policy.",
         "Fix the cause that the message names, then run the command in the message, or change the policy.")
     SKIP_LABEL = (("SkipLabel", "Node", _PERSON, "node"),
-        "The Node has the label gpusharing.dev/skip=true, so no change starts there. The node still counts as part of "
-        "its pool.",
+        "The Node has the label gpusharing.dev/skip=true, so the operator does not change it. The node still counts as "
+        "part of its pool.",
         "Remove the label when the operator may change the node.")
     LABEL_OWNED_ELSEWHERE = (("LabelOwnedElsewhere", "Node", _PERSON, "node", Mark.TURNS_BACK),
         "Another controller manages the label that the change would write, nvidia.com/mig.config or "
-        "nvidia.com/device-plugin.config, and would restore its own value. No change starts.",
+        "nvidia.com/device-plugin.config, and would restore its own value. The operator does not start a change.",
         "Follow the message, for example by removing the label from a NodeFeatureRule.")
     NEEDS_ATTENTION = (("NeedsAttention", "Node", _PERSON, "node", Mark.RETRIED),
         "Five or more attempts were abandoned before anything changed. The operator tries again after a wait. Other "
@@ -136,20 +138,21 @@ class Reason(Worded):
         "Remove what blocked the node (see the message). To start the next attempt at once, set gpusharing.dev/retry "
         "on the Node to a new value.")
     INVALID_WINDOW = (("InvalidWindow", "Node", _PERSON, "policy"),
-        "A schedule or time zone in rollout.windows or rollout.blackouts is invalid, so no change starts.",
+        "A schedule or time zone in rollout.windows or rollout.blackouts is invalid, so the operator does not start a "
+        "change.",
         "Correct the field that the message names.")
     WINDOW_TOO_SHORT = (("WindowTooShort", "Node", _PERSON, "policy"),
-        "No window is open long enough for a change, which may take drain.timeout plus the time of the slowest of the "
-        "last 20 changes.",
+        "No window is open long enough for a change, which may take drain.timeout plus the duration of the slowest of "
+        "the last 20 changes.",
         "Lengthen a window or shorten drain.timeout. If the message names the blackouts, shorten those.")
     CANARY_TOO_LARGE = (("CanaryTooLarge", "Node", _PERSON, "policy"),
-        "rollout.canary asks for more nodes than the pool has, so the canary could never be proven. No node in service "
-        "is changed.",
+        "rollout.canary asks for more nodes than the pool has, so the canary could never be proven. The operator does "
+        "not change any node in service.",
         "Lower rollout.canary.nodes as the message says, or add nodes to the pool.")
     CANARY_NOT_SERVING = (("CanaryNotServing", "Node", _PERSON, "policy"),
         "A canary, one of the nodes that were changed first (rollout.canary), no longer serves the layout that was "
-        "proven there: it is not Ready, is cordoned, has drifted, or has an unhealthy GPU. No other node starts its "
-        "change. A canary that has drifted is corrected.",
+        "proven there: it is not Ready, is cordoned, has drifted, or has an unhealthy GPU. Meanwhile, the operator "
+        "changes no other node, but it corrects a canary that has drifted.",
         "Check the node that the message names. The rollout continues when the node serves its layout again or has "
         "left the pool. After an edit of the policy, it starts with new canaries.")
     DRIFT_RETURNED = (("DriftReturned", "Node", _PERSON, "node", Mark.STALLS, Mark.STATUS, Mark.EVENT, Mark.RETRIED),
@@ -163,15 +166,16 @@ class Reason(Worded):
         "was.",
         "Uncordon the node when nobody else needs the cordon.")
     CALL_FAILED = (("CallFailed", "Node", _LATER, "kube-apiserver", Mark.EVENT, Mark.NO_BLOCKER_EVENT),
-        "A call to the API server about this node fails; the message quotes the response. Only this node waits. After "
-        "the point of no return, the node becomes Failed when its deadline passes.",
-        "Fix the cause that the message names, such as an admission webhook, a missing right or a damaged object. The "
-        "call is retried automatically.")
+        "A call to the API server about this node is failing; the message quotes the response. Other nodes are not "
+        "affected. After the point of no return, the node becomes Failed when its deadline passes.",
+        "Fix the cause that the message names, for example an admission webhook, a missing permission or a corrupt "
+        "object. The call is retried automatically.")
     NODE_UNREACHABLE = (("NodeUnreachable", "Node", _LATER, "kubelet"),
-        "The kubelet does not respond, so it is unknown whether the pods of the node are still running.",
+        "The kubelet does not respond, so it is unknown whether the pods on the node are still running.",
         "Bring the node back online, or delete the Node object if the machine is gone.")
     NODE_NOT_READY = (("NodeNotReady", "Node", _LATER, "kubelet"),
-        "The node is not Ready, or its Node is being deleted. No change starts or is proven on it.",
+        "The node is not Ready, or its Node object is being deleted. The operator neither starts nor proves a change "
+        "on it.",
         "Find out why with kubectl describe node.")
     UNCORDONED_EXTERNALLY = (("UncordonedExternally", "Node", _LATER, "node"),
         "Someone uncordoned the node before the point of no return, so the change was abandoned and the node restored.",
@@ -187,7 +191,7 @@ class Reason(Worded):
         "moved back.",
         "Remove what blocked the drain (see the message). The next attempt starts automatically after a wait.")
     JOBS_TIMEOUT = (("JobsTimeout", "Node", _LATER, "pods"),
-        "Pods that should run to completion took longer than jobs.timeout or the timeout of their rule, so the node "
+        "Pods that should run to completion took longer than drain.jobs.timeout or their rule's timeout, so the node "
         "was restored.",
         "Raise the timeout, set drain.jobs.onTimeout to Evict, or delete the pods yourself. The next attempt starts "
         "automatically after a wait.")
@@ -196,8 +200,8 @@ class Reason(Worded):
         "End that process on the node. It does not belong to a pod that requested a GPU.")
     ROLLING_BACK = (("RollingBack", "Node", _LATER, "mig-manager", Mark.PAST_RETURN),
         "The change failed after the point of no return, and the node is being rolled back to its last proven layout "
-        "(rollout.onFailure Rollback). It stays cordoned until that layout is proven again.",
-        "No action is needed now. If the rollback fails too, the node stays cordoned as Failed, and its message has "
+        "(rollout.onFailure is Rollback). It stays cordoned until that layout is proven again.",
+        "No action is needed now. If the rollback fails too, the node stays cordoned as Failed, and its message shows "
         "the command for another attempt.")
     DEFERRED = (("Deferred", "Node", _LATER, "node", Mark.PENDING, Mark.RETRIED),
         "An earlier attempt was abandoned before anything changed. The operator tries again after a wait.",
@@ -209,7 +213,8 @@ class Reason(Worded):
         "Wait, or raise the limit that the message names.")
     WAITS_FOR_WAVE = (("WaitsForWave", "Node", _LATER, "policy"),
         "The node is proven and waits to return to service together with the other nodes that ran the same gang, so "
-        "that other pods cannot take up the space of half a gang. It waits for at most rollout.timeouts.verification.")
+        "that other pods cannot occupy part of the space that the gang needs. It waits for at most "
+        "rollout.timeouts.verification.")
     ABORT_REQUESTED = (("AbortRequested", "Node", _LATER, "node"),
         "Someone asked the operator to abandon this change before the point of no return (gpusharing.dev/abort on the "
         "Node).",
@@ -220,23 +225,24 @@ class Reason(Worded):
         "time.",
         "Wait until they are proven and have served for the soak time.")
     WINDOW_CLOSED = (("WindowClosed", "Node", _LATER, "policy", Mark.PENDING),
-        "No change starts now, because it is outside rollout.windows, in rollout.blackouts, or too little of the "
-        "window is left.",
+        "The operator does not start a change now, because the time is outside rollout.windows or within "
+        "rollout.blackouts, or too little of the window is left.",
         "Wait until the time in the message, or change rollout.windows.")
     ACTUATOR_BUSY = (("ActuatorBusy", "Node", _LATER, "mig-manager"),
         "mig-manager is still working on an earlier configuration, or is rebooting the node.")
     DRIFTED = (("Drifted", "Node", _LATER, "node", Mark.PENDING, Mark.STATUS, Mark.EVENT, Mark.RETRIED),
-        "The node no longer matches what was last proven on it. The operator corrects this once, as a normal change.")
+        "The node no longer has the layout that was last proven on it. The operator corrects this once, as a normal "
+        "change.")
     CONFIG_PROPAGATING = (("ConfigPropagating", "Node", _SOON, "kubelet", Mark.PENDING),
         "The ConfigMap was written a moment ago and may not have reached the node yet.")
     ACTUATION_IN_PROGRESS = (("ActuationInProgress", "Node", _SOON, "mig-manager"),
         "The labels are written, and mig-manager or the device plugin is applying them.")
     OBSERVATION_PENDING = (("ObservationPending", "Node", _SOON, "agent", Mark.PENDING),
-        "The agent has not yet answered the latest request, and older readings do not count as proof. Or the "
+        "Either the agent has not yet answered the latest request, and older readings do not count as proof, or the "
         "operator's data about the cluster is more than 150 s old.")
     SETTLING = (("Settling", "Node", _SOON, "operator"),
-        "The node was cordoned a moment ago, and pods that the scheduler was just binding may still appear. Or the "
-        "operator lists the node's pods once more before it counts them as gone.")
+        "Either the node was cordoned a moment ago, and pods that the scheduler was binding may still appear, or the "
+        "operator is listing the node's pods once more before it treats them as gone.")
     ADOPTABLE = (("Adoptable", "Node", _SOON, "operator"),
         "The node already has the layout that the policy asks for, so the operator adopts it without disruption.")
     PRODUCT_SKIPPED = (("ProductSkipped", "Node", _DONE, "", Mark.OUTSIDE),
@@ -245,15 +251,15 @@ class Reason(Worded):
     UNOWNED = (("Unowned", "Node", _DONE, ""),
         "No policy selects the node, so it keeps its current layout.")
     SYNCED = (("Synced", "Node", _DONE, ""),
-        "The node has the layout that its policy asks for, and this is proven. Also the reason of Ready=True on a "
-        "policy.")
+        "The node has the layout that its policy asks for, and this has been proven. Also used as the reason for "
+        "Ready=True on a policy.")
 
     # --- Hardware: what is wanted does not suit the card
     NO_GPU = (("NoGPU", "Hardware", _PERSON, "GPUs", Mark.OUTSIDE, Mark.UNSUPPORTED),
         "The node has no NVIDIA GPU.",
         "Narrow the node selector, or check the driver if the node should have one.")
     HARDWARE_UNKNOWN = (("HardwareUnknown", "Hardware", _PERSON, "GPUs", Mark.UNSUPPORTED),
-        "Neither the driver nor the operator's own table says what this card supports, so a layout cannot be checked.",
+        "Neither the driver nor the operator's own table shows what this card supports, so a layout cannot be checked.",
         "Update the driver, or use a card that is listed in docs/reference/gpus.md, which also says how to add one.")
     NOT_MIG_CAPABLE = (("NotMigCapable", "Hardware", _PERSON, "policy", Mark.UNSUPPORTED),
         "The policy asks for MIG, but the card does not support it.",
@@ -267,8 +273,8 @@ class Reason(Worded):
         "nearest layout that does.",
         "Use the layout in the message or another one that fits.")
     LAYOUT_INCOMPLETE = (("LayoutIncomplete", "Hardware", _PERSON, "policy", Mark.UNSUPPORTED),
-        "spec.mig.layouts does not name every GPU of the node, and mig-manager would leave the others as they are.",
-        "Name every GPU index, or use devices: all.")
+        "spec.mig.layouts does not list every GPU on the node, and mig-manager would leave the others as they are.",
+        "List every GPU index, or use devices: all.")
     LAYOUT_TOO_MANY_GPUS = (("LayoutTooManyGPUs", "Hardware", _PERSON, "policy", Mark.UNSUPPORTED),
         "spec.mig.layouts names a GPU index that the node does not have.",
         "Remove the index, or keep such nodes out of the pool.")
@@ -276,31 +282,33 @@ class Reason(Worded):
         "Strategy single requires the same profile on every GPU of the node.",
         "Use strategy mixed, or one profile on all GPUs.")
     LAYOUT_EMPTY = (("LayoutEmpty", "Hardware", _PERSON, "policy", Mark.UNSUPPORTED),
-        "The configuration turns MIG on but creates no instance, so the GPU would serve nothing.",
-        "Choose a configuration with instances, or use mode Full.")
+        "The MIG configuration turns MIG on but creates no MIG instances, so pods could not use the GPU.",
+        "Choose a MIG configuration that creates MIG instances, or use mode Full.")
     MPS_TOO_MANY_CLIENTS = (("MPSTooManyClients", "Hardware", _PERSON, "policy", Mark.UNSUPPORTED),
         "spec.mps.replicas is higher than the device plugin allows on this card: 48, or 16 below compute capability "
         "7.5.",
         "Lower spec.mps.replicas.")
     GPU_MISSING = (("GPUMissing", "Hardware", _PERSON, "GPUs"),
         "NVML lists fewer GPUs than were proven on the node. A GPU did not come back after a reboot, or was removed.",
-        "Check dmesg on the node and repair it, or run the command in the message if the GPU was removed for good.")
+        "Check dmesg on the node and repair the node, or run the command in the message if the GPU was removed for "
+        "good.")
     CARD_DIFFERS = (("CardDiffers", "Accepted", _DONE, ""),
         "The MIG profiles that the card reports differ from those in the operator's table. The operator uses what the "
         "card reports.",
-        "No action is needed on the cluster. Please report the message, so that the table can be corrected.")
+        "No action is needed on the cluster. Please report this message to the project, so that the operator's table "
+        "can be corrected.")
     PROFILES_FROM_TABLE = (("ProfilesFromTable", "Accepted", _DONE, ""),
         "The driver lists no MIG profiles for the card, so the operator uses those in its own table "
         "(docs/reference/gpus.md).",
-        "No action is needed unless a layout that should fit is refused. In that case, update the driver.")
+        "No action is needed unless a layout that should fit is rejected. In that case, update the driver.")
     FORCE_DELETE_OFF = (("ForceDeleteOff", "Accepted", _DONE, ""),
         "drain.onTimeout is ForceDelete, but the operator may not delete pods. It treats the setting as Abort: at "
         "drain.timeout the node is restored, and no pod is deleted.",
         "Run the command in the message if the operator may delete pods at the end of a drain, or set drain.onTimeout "
         "to Abort.")
     MIG_MODE_PENDING = (("MigModePending", "Hardware", _PERSON, "GPUs", Mark.TURNS_BACK),
-        "The current MIG mode of a GPU differs from the mode that takes effect at its next reset (Ampere), and no "
-        "change of this operator caused that.",
+        "The current MIG mode of a GPU differs from the mode that takes effect at its next reset (Ampere), and this "
+        "operator did not cause the difference.",
         "Reset the GPU or reboot the node.")
     COMPUTE_MODE = (("ComputeMode", "Hardware", _PERSON, "GPUs", Mark.TURNS_BACK),
         "A GPU is not in compute mode Default, because an MPS daemon was killed and left EXCLUSIVE_PROCESS behind.",
@@ -308,15 +316,15 @@ class Reason(Worded):
 
     # --- Health: GPUUnhealthy on the node, the others on the GPUNode condition Healthy (planning/gpus/health.py)
     GPU_UNHEALTHY = (("GPUUnhealthy", "Health", _PERSON, "GPUs"),
-        "A GPU of the node is unhealthy, so the operator does not reconfigure the node and leaves its pods alone.",
+        "A GPU on the node is unhealthy, so the operator does not reconfigure the node and leaves its pods alone.",
         "Follow the message. The change starts automatically when the GPU is healthy again.")
     GPU_LOST = (("GPULost", "Health", _PERSON, "GPUs"),
         "A GPU fell off the bus (NVML: GPU is lost).", "Drain and reboot the node.")
     GPU_UNREADABLE = (("GPUUnreadable", "Health", _PERSON, "GPUs"),
         "NVML returns an error for one GPU (for example about its power or its interrupt) but can read the others.",
-        "Check dmesg on the node and repair it, then reboot the node.")
+        "Check dmesg on the node and repair the node, then reboot the node.")
     GPU_RESET_REQUIRED = (("GPUResetRequired", "Health", _PERSON, "GPUs"),
-        "NVML refuses access to a GPU until it is reset.", "Drain the node, then reset the GPU or reboot the node.")
+        "NVML denies access to a GPU until it is reset.", "Drain the node, then reset the GPU or reboot the node.")
     ROW_REMAP_FAILED = (("RowRemapFailed", "Health", _PERSON, "GPUs"),
         "A memory row could not be remapped.", "Replace the card.")
     RECOVERY_NEEDED = (("RecoveryNeeded", "Health", _PERSON, "GPUs"),
@@ -342,18 +350,18 @@ class Reason(Worded):
         "The GPUs are not in compute mode EXCLUSIVE_PROCESS, so the MPS control daemon does not serve them.",
         "If this persists, check the pods with the label app=nvidia-device-plugin-mps-control-daemon.")
     LAYOUT_MISMATCH = (("LayoutMismatch", "Proof", _LATER, "GPUs", Mark.TURNS_BACK),
-        "The agent reports that the GPUs are not divided as the policy asks.")
+        "The agent reports that the GPUs are not divided as the policy specifies.")
     ALLOCATABLE_MISMATCH = (("AllocatableMismatch", "Proof", _LATER, "device-plugin", Mark.TURNS_BACK, Mark.ENDS_MPS),
         "The node does not advertise the resource names and counts that the mode requires.",
         "If this persists, read the log of the device plugin on the node. If the plugin read its configuration while "
         "someone was editing it, delete its pod so that it reads the configuration again.")
     LABEL_MISMATCH = (("LabelMismatch", "Proof", _LATER, "gpu-feature-discovery", Mark.TURNS_BACK, Mark.ENDS_MPS),
-        "The labels of GPU Feature Discovery do not match what the mode requires.",
+        "The labels set by GPU Feature Discovery do not match what the mode requires.",
         "If this persists, read the log of gpu-feature-discovery on the node.")
 
     # --- Drain: why a pod does not leave; if one is known before the cordon, the node is not cordoned
     PDB_CONFLICT = (("PDBConflict", "Drain", _PERSON, "pods"),
-        "Two PodDisruptionBudgets select the pod, and the API server refuses every eviction of such a pod.",
+        "Two PodDisruptionBudgets select the pod, and the API server rejects every eviction of such a pod.",
         "Change the selectors so that only one PodDisruptionBudget selects the pod.")
     PDB_NEVER_ALLOWS = (("PDBNeverAllows", "Drain", _PERSON, "pods"),
         "The PodDisruptionBudget allows no disruption even when every pod is healthy.",
@@ -368,27 +376,27 @@ class Reason(Worded):
         "A static pod uses a GPU, and deleting it through the API does not stop it.",
         "Remove the pod's manifest from the node.")
     DRA_CLAIM = (("DRAClaim", "Drain", _PERSON, "pods"),
-        "The pod uses a GPU through a ResourceClaim of driver gpu.nvidia.com, or through one that cannot be read. The "
+        "The pod uses a GPU through a ResourceClaim for driver gpu.nvidia.com, or through one that cannot be read. The "
         "DRA driver manages such GPUs, so the operator does not change the node while the pod is there.",
         "Use this operator on nodes that serve GPUs through the device plugin.")
     PROTECTED_NAMESPACE = (("ProtectedNamespace", "Drain", _PERSON, "pods"),
         "The pod is in a namespace where the operator evicts no pods (chart value operator.protectedNamespaces).",
         "Delete or move the pod yourself, or remove its namespace from operator.protectedNamespaces.")
     OWN_POD = (("OwnPod", "Drain", _PERSON, "pods"),
-        "The operator itself runs on the node, where all pods have to leave, and it never evicts itself.",
+        "The operator itself runs on this node, which all pods have to leave, and it never evicts itself.",
         "Move the operator to a node outside the pool with operator.nodeSelector or operator.affinity.")
     TOLERATES_CORDON = (("ToleratesCordon", "Drain", _PERSON, "pods"),
-        "The pod tolerates the cordon, or its template names this node, so its controller would start it here again "
-        "after every eviction.",
+        "The pod tolerates the cordon, or its pod template names this node, so its controller would start it here "
+        "again after every eviction.",
         "Remove the toleration of node.kubernetes.io/unschedulable, or spec.nodeName, from its controller, or scale "
         "the controller down.")
     RULE_BLOCKS = (("RuleBlocks", "Drain", _PERSON, "pods"),
-        "A rule of the policy (drain.rules, behavior Block) forbids evicting the pod. The message names the rule.",
+        "A rule in the policy (drain.rules, behavior Block) forbids evicting the pod. The message names the rule.",
         "Wait until the pod is gone, move it yourself, or change the rule.")
     NAMESPACE_UNREADABLE = (("NamespaceUnreadable", "Drain", _PERSON, "pods"),
-        "A rule of the policy depends on labels of the pod's namespace, which the operator cannot read, so it leaves "
+        "A rule in the policy depends on labels of the pod's namespace, which the operator cannot read, so it leaves "
         "the node alone.",
-        "Grant the operator get on namespaces (its chart does), or remove namespaceSelector from the rule.")
+        "Allow the operator to get namespaces (the chart grants this), or remove namespaceSelector from the rule.")
     LOCAL_STORAGE = (("LocalStorage", "Drain", _PERSON, "pods"),
         "The pod has files in an emptyDir on the node's disk that it would lose, and drain.localStorage is Block.",
         "Save what the pod needs and delete it yourself, or set drain.localStorage to Evict.")
@@ -398,27 +406,27 @@ class Reason(Worded):
         "Change the pod's request, let its node affinity accept both the old and the new value of the label (operator "
         "In), keep such devices on other nodes, or set drain.strandedPods to Allow.")
     DRAIN_HELD = (("DrainHeld", "Drain", _PERSON, "pods", Mark.STALLS, Mark.EVENT),
-        "drain.timeout has expired and drain.onTimeout is Hold, so the node stays cordoned and uses its slot, and the "
-        "drain continues.",
+        "drain.timeout has expired and drain.onTimeout is Hold, so the node stays cordoned, the drain continues, and "
+        "the node uses its slot meanwhile.",
         "Remove what blocks the pods (see status.transition.blockers), or uncordon the node to abandon the change.")
     FORCE_DELETE_FAILED = (("ForceDeleteFailed", "Drain", _PERSON, "kube-apiserver", Mark.ANSWER, Mark.FORCIBLE),
         "drain.onTimeout is ForceDelete, but the API server did not delete the pod. The message quotes its response. "
         "The operator tries again as long as the pod's grace period still fits into the drain.",
-        "Read the message. A webhook or an admission policy may refuse the deletion.")
+        "Fix the cause that the message names, for example a webhook or an admission policy that denies the deletion.")
     TERMINATING_STUCK = (("TerminatingStuck", "Drain", _PERSON, "pods"),
         "The pod should have ended more than 60 s ago but still exists, and may still be using the GPU.",
         "Find out which controller should remove the finalizers in the message, or why the kubelet cannot stop the "
         "container.")
     FORBIDDEN = (("Forbidden", "Drain", _PERSON, "kube-apiserver", Mark.ANSWER, Mark.DENIED),
-        "The API server does not let the operator evict the pod.",
-        "Grant the right that the message names, or remove the admission policy that refuses the eviction.")
+        "The API server does not allow the operator to evict the pod.",
+        "Grant the permission that the message names, or remove the admission policy that denies the eviction.")
     LIST_FAILED = (("ListFailed", "Drain", _PERSON, "kube-apiserver"),
-        "The operator could not list the pods of the node or their PodDisruptionBudgets, and decides nothing without "
-        "them.",
+        "The operator could not list the pods on the node or their PodDisruptionBudgets, so it makes no decision about "
+        "the node.",
         "Read the API server's response in the message. The operator lists the pods again in the next pass.")
     EVICTION_ERROR = (("EvictionError", "Drain", _PERSON, "kube-apiserver", Mark.ANSWER, Mark.FORCIBLE),
-        "The API server could not decide on the eviction. The message quotes its response. The operator keeps trying "
-        "until drain.timeout, and the node uses its slot meanwhile.",
+        "The API server could not decide whether to allow the eviction. The message quotes its response. The operator "
+        "keeps trying until drain.timeout, and the node uses its slot meanwhile.",
         "Check the PodDisruptionBudget of the pod and the API server's response.")
     DO_NOT_DISRUPT = (("DoNotDisrupt", "Drain", _LATER, "pods"),
         "An annotation or label on the pod asks controllers to leave it alone: do-not-disrupt, safe-to-evict or "
@@ -427,27 +435,27 @@ class Reason(Worded):
         "to Ignore.")
     JOBS_RUNNING = (("JobsRunning", "Drain", _LATER, "pods", Mark.NO_BLOCKER_EVENT),
         "The node is cordoned, and the drain waits for pods that run to completion: those of Jobs, and those that a "
-        "rule with WaitCompleted matches. Until they are done, no other pod of the same order is evicted.",
-        "No action is needed. jobs.timeout and the rule's timeout limit the wait, and drain.jobs.onTimeout says what "
-        "happens then.")
+        "rule with WaitCompleted matches. Until they are done, no other pod with the same order is evicted.",
+        "No action is needed. drain.jobs.timeout and the rule's timeout limit the wait, and drain.jobs.onTimeout "
+        "decides what happens then.")
     PDB = (("PDB", "Drain", _LATER, "pods", Mark.ANSWER, Mark.FORCIBLE),
         "The PodDisruptionBudget currently allows no disruption.",
         "Get the unready pods running again or allow their eviction (unhealthyPodEvictionPolicy: AlwaysAllow), scale "
         "the workload up, or raise maxUnavailable.")
     PDB_NOT_OBSERVED = (("PDBNotObserved", "Drain", _LATER, "pods", Mark.FORCIBLE),
-        "The PodDisruptionBudget changed, and its controller has not processed the change for more than 60 s.",
+        "The PodDisruptionBudget changed more than 60 s ago, and its controller has not processed the change yet.",
         "If this persists, check kube-controller-manager.")
     GRACE_TOO_LONG = (("GraceTooLong", "Drain", _LATER, "pods"),
-        "A PodDisruptionBudget refuses the eviction of the pod, and drain.onTimeout ForceDelete cannot help. The pod's "
-        "grace period plus a margin (10 s, or a quarter of drain.timeout if that is shorter) is not shorter than "
-        "drain.timeout.",
+        "A PodDisruptionBudget blocks the eviction of the pod, and drain.onTimeout ForceDelete does not help, because "
+        "the pod's grace period plus a margin (10 s, or a quarter of drain.timeout if that is shorter) is at least as "
+        "long as drain.timeout.",
         "Set drain.timeout more than 10 s longer than the pod's terminationGracePeriodSeconds, or let the "
         "PodDisruptionBudget allow the eviction.")
     NAMESPACE_TERMINATING = (("NamespaceTerminating", "Drain", _LATER, "pods", Mark.ANSWER),
         "The pod's namespace is being deleted, and the pod with it.",
         "If this persists, find out what keeps the namespace from being removed.")
     FORCE_DELETE = (("ForceDelete", "Drain", _SOON, "pods", Mark.NO_BLOCKER_EVENT, Mark.ANSWER),
-        "drain.timeout is about to expire, the pod's eviction is still refused, and drain.onTimeout is ForceDelete. "
+        "drain.timeout is about to expire, the pod's eviction is still blocked, and drain.onTimeout is ForceDelete. "
         "The operator deletes the pod, with its own grace period, despite its PodDisruptionBudgets.")
     THROTTLED = (("Throttled", "Drain", _SOON, "kube-apiserver", Mark.ANSWER),
         "The API server asks all clients to slow down; no PodDisruptionBudget is to blame.")
@@ -458,11 +466,11 @@ class Reason(Worded):
 
     # --- Accepted: whether the policy can be carried out at all
     INVALID_SPEC = (("InvalidSpec", "Accepted", _PERSON, "policy"),
-        "A field of the policy would be invalid on any cluster. The message names it.",
+        "A field in the policy would be invalid on any cluster. The message names it.",
         "Correct the field.")
     POLICY_NOT_JUDGED = (("PolicyNotJudged", "Accepted", _PERSON, "ClusterPolicy"),
-        "The planner failed on something in this policy, so the operator leaves its nodes exactly as they are. Other "
-        "policies are not affected.",
+        "The planner hit an unexpected error on this policy, so the operator leaves its nodes exactly as they are. "
+        "Other policies are not affected.",
         "Report this message as a bug in this operator. Undoing the last edit of the policy may help.")
     UNSUPPORTED_STACK = (("UnsupportedStack", "Accepted", _PERSON, "ClusterPolicy"),
         "NVIDIA's DRA stack (GPUCluster) serves the GPUs in this cluster, so the labels that this operator writes "
@@ -510,59 +518,61 @@ class Reason(Worded):
     DRIVER_DISABLED = (("DriverDisabled", "Accepted", _PERSON, "ClusterPolicy", Mark.UNSUPPORTED),
         "The agent finds no NVIDIA driver on a node that advertises no GPUs, and ClusterPolicy driver.enabled is "
         "false. That setting alone is normal where hosts bring their own driver.",
-        "Install the driver on the host. If no host should bring its own driver, run the command in the message.")
+        "Install the driver on the host. If hosts are not meant to bring their own driver, run the command in the "
+        "message.")
     TOOLKIT_DISABLED = (("ToolkitDisabled", "Accepted", _PERSON, "ClusterPolicy", Mark.UNSUPPORTED),
-        "The container runtime of a node that advertises no GPUs is not configured for NVIDIA's runtime, and "
+        "The container runtime on a node that advertises no GPUs is not configured for NVIDIA's runtime, and "
         "ClusterPolicy toolkit.enabled is false. That setting alone is normal where hosts bring their own NVIDIA "
         "Container Toolkit.",
-        "Install the toolkit on the host. If no host should bring its own toolkit, run the command in the message.")
+        "Install the toolkit on the host. If hosts are not meant to bring their own toolkit, run the command in the "
+        "message.")
     MIG_STRATEGY_SET = (("MigStrategySet", "Accepted", _PERSON, "ClusterPolicy"),
-        "ClusterPolicy mig.strategy is set for the whole cluster and would override the strategy of the policy.",
+        "ClusterPolicy mig.strategy is set for the whole cluster and would override the policy's strategy.",
         "Run the command in the message once.")
     LAYOUTS_NEED_CONFIG_MAP = (("LayoutsNeedConfigMap", "Accepted", _PERSON, "ClusterPolicy"),
         "spec.mig.layouts requires that ClusterPolicy migManager.config.name names the operator's ConfigMap.",
         "Run the command in the message once, or use a named configuration in spec.mig.config.")
     CONFIG_UNKNOWN = (("ConfigUnknown", "Accepted", _PERSON, "policy", Mark.UNSUPPORTED),
-        "There is no mig-parted configuration of this name for the card. The message lists the names that exist.",
+        "There is no mig-parted configuration with this name for the card. The message lists the names that exist.",
         "Use one of these names, or spec.mig.layouts.")
     PLUGIN_TOO_OLD = (("PluginTooOld", "Accepted", _PERSON, "device-plugin", Mark.UNSUPPORTED, Mark.TURNS_BACK),
         "The device plugin is older than v0.20 and advertises instances of profiles with a suffix (+me, +gfx, -me) "
-        "under the plain name, so a pod cannot request one or the other.",
+        "under the plain name, so a pod cannot choose which kind it gets.",
         "Upgrade the device plugin, use profiles without a suffix, or set spec.mig.strategy to single.")
     MIG_MANAGER_TOO_OLD = (("MigManagerTooOld", "Accepted", _PERSON, "mig-manager", Mark.UNSUPPORTED),
-        "mig-manager before v0.15 confuses profiles of the same name on different cards of a node and would fail. "
-        "Beside NVIDIA's device-plugin chart, it also cannot pause the device plugin.",
+        "mig-manager before v0.15 confuses profiles that have the same name on different cards of a node and would "
+        "fail. Beside NVIDIA's device-plugin chart, it also cannot pause the device plugin.",
         "Upgrade mig-manager. Under the GPU Operator, you can instead use a profile that only one card of the node "
         "has, or that is the same on both.")
     NO_NODES = (("NoNodes", "Accepted", _LATER, "policy"),
         "The node selector matches no node.",
         "Label the nodes of the pool, or correct spec.nodeSelector.")
     VALID = (("Valid", "Accepted", _DONE, ""),
-        "The policy can be carried out on every node that it owns.")
+        "The policy can be applied to every node that it owns.")
 
     # --- Ready and Reconciling
     NOT_ACCEPTED = (("NotAccepted", "Ready", _PERSON, "policy"),
-        "The policy cannot be carried out. The condition Accepted says why.",
-        "Fix what the message of the condition Accepted names.")
+        "The policy cannot be applied. The condition Accepted explains why.",
+        "Fix the problem that the message of the condition Accepted describes.")
     ROLLOUT_IN_PROGRESS = (("RolloutInProgress", "Ready", _SOON, "operator"),
         "Nodes are being changed or are waiting for their turn.")
     DELETING = (("Deleting", "Ready", _SOON, "policy"),
         "The policy is being deleted or is gone. Changes in flight are brought to a safe end first.",
         "To release the policy at once, set the annotation gpusharing.dev/force-release=true on it. Nodes that are "
-        "cordoned then stay cordoned.")
+        "cordoned at that time stay cordoned.")
 
     # --- Stalled: no progress without a person
     NODES_FAILED = (("NodesFailed", "Stalled", _PERSON, "node"),
         "Nodes failed after the point of no return. They stay cordoned and use their slots.",
         "Read status.failures. When the cause is fixed, set gpusharing.dev/retry on the Node to a new value.")
     BLOCKED = (("Blocked", "Stalled", _PERSON, "node"),
-        "Every node that still has to change is blocked; kubectl get gpunodes shows by what.",
+        "Every node that still has to change is blocked; kubectl get gpunodes shows what blocks each of them.",
         "Remove what blocks the nodes; the message of each node says what to do.")
     NO_PROGRESS = (("NoProgress", "Stalled", _PERSON, "operator"),
-        "In pass after pass, the planner lists the pods of nodes that might start their change, and starts none of "
-        "them.",
-        "Report the bug, with the output of kubectl gpusharing support-bundle. Deleting the operator's pod or raising "
-        "rollout.maxUnavailable may let the rollout continue.")
+        "In pass after pass, the planner lists the pods on nodes that could start their change, but it never starts "
+        "one.",
+        "Report this as a bug, with the output of kubectl gpusharing support-bundle. Deleting the operator's pod or "
+        "raising rollout.maxUnavailable may let the rollout continue.")
     PROGRESSING = (("Progressing", "Stalled", _DONE, "operator"),
         "No action is needed.")
 
