@@ -16,7 +16,7 @@ from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, Owner, PdbView, PodView
 from gpusharing.planning.snapshot.records import Claim, Deferred, Fence, SpecVersion, Verified
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, Operand, StackView
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, Operand, Program, StackView
 from gpusharing.planning.snapshot.views import (
     ClusterSnapshot,
     GPUNodeView,
@@ -351,7 +351,7 @@ def make_claim(node_uid: str = "uid-gpu-07", *, policy: str = "pool-b", op: str 
 
 
 def make_fence(
-    stage: Literal["fenced", "actuating"] = "fenced",
+    stage: Literal["fenced", "actuating", "yielded"] = "fenced",
     *,
     policy: str = "pool-b",
     node_uid: str = "uid-gpu-07",
@@ -405,6 +405,10 @@ def make_snapshot(
         policies=kept,
         stack=stack if stack is not None else make_stack(*kept),
         agents=frozenset(by_name if agents is None else agents),
-        mig_managers={name: make_operand(name) for name in by_name} if mig_managers is None else mig_managers,
+        operands={
+            Program.MIG_MANAGER: {name: make_operand(name) for name in by_name}
+            if mig_managers is None
+            else mig_managers
+        },
         **{**known, **fields},
     )

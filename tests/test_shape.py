@@ -10,6 +10,9 @@ import pytest
 from complexipy import file_complexity
 from hack.generate import ROOT
 
+from gpusharing.api import names
+from gpusharing.planning.snapshot.stackviews import Program
+
 PRODUCT = ROOT / "operator" / "gpusharing"
 PLANNING = PRODUCT / "planning"
 MOST_NARROWINGS = 8
@@ -97,6 +100,62 @@ def test_what_reads_a_file_or_a_clock_is_known_by_its_imports_and_calls(text: st
     assert len(impurities(ast.parse(text))) == 1
     assert (
         impurities(ast.parse("from gpusharing.api import names\nimport re\nx = re.compile('a').match('b')"))
+        == set()
+    )
+
+
+ACTUATED = {
+    "LABEL_MIG_CONFIG", "LABEL_MIG_STATE", "LABEL_PLUGIN_CONFIG", "LABEL_GFD_TIMESTAMP", "MIG_MANAGER", "MPS_DAEMON",
+    "mps_daemon",
+}  # fmt: skip
+"""Names of what an actuator writes, reads or restarts."""
+ACTUATED_TEXTS = {
+    names.LABEL_MIG_CONFIG, names.LABEL_PLUGIN_CONFIG, names.LABEL_GFD_TIMESTAMP, *map(str, Program),
+}  # fmt: skip
+ACTUATORS = "gpusharing.planning.wanted.actuators."
+
+
+def actuated(module: ast.Module) -> set[str]:
+    """What of an actuator a module names: NVIDIA's labels and pods, and the module of one actuator."""
+    docs = {id(node.value) for node in ast.walk(module) if isinstance(node, ast.Expr)}
+    found = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.ImportFrom):
+            found |= {alias.name for alias in node.names} & ACTUATED
+            source = node.module or ""
+            if source.startswith(ACTUATORS) and source.removeprefix(ACTUATORS) not in ("actuator", "choice"):
+                found.add(source)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+            found |= {text for text in ACTUATED_TEXTS if text in node.value}
+        else:
+            found |= {getattr(node, "attr", ""), getattr(node, "id", "")} & ACTUATED
+    return found
+
+
+def test_a_transition_asks_its_actuator_and_knows_no_label_by_itself() -> None:
+    found = {
+        name: words
+        for name, module in sources().items()
+        if name.startswith(("transition/", "pools/")) and (words := actuated(module))
+    }
+    assert found == {}, "a field of Actuator answers it (docs/adr/0075-actuators.md)"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x = node.labels.get(names.LABEL_MIG_CONFIG)",
+        "from gpusharing.api.names import LABEL_PLUGIN_CONFIG",
+        "x = f'{text}: nvidia.com/mig.config.state is {state}'",
+        "x = case.operands[Program.MPS_DAEMON]",
+        "x = 'check the pods with label app=nvidia-mig-manager'",
+        "from gpusharing.planning.wanted.actuators.labels import LABELS",
+    ],
+)
+def test_what_belongs_to_an_actuator_is_known_by_its_names_and_texts(text: str) -> None:
+    assert len(actuated(ast.parse(text))) == 1
+    assert (
+        actuated(ast.parse('"""About nvidia.com/mig.config."""\nx = case.actuator.find_events(case)'))
         == set()
     )
 

@@ -22,7 +22,7 @@ from gpusharing.planning.gpus.geometry import find_fit, normalize
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.records import Verified
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, Operand, StackView
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, Operand, Program, StackView
 from gpusharing.planning.snapshot.views import (
     ClusterSnapshot,
     GPUNodeView,
@@ -57,11 +57,13 @@ def fleet(count: int, **spec: object) -> ClusterSnapshot:
         policies=tuple(policies),
         stack=_stack(policies),
         agents=frozenset(node.name for node in nodes),
-        mig_managers={
-            node.name: Operand(
-                "gpu-operator", f"nvidia-mig-manager-{node.name}", f"uid-mig-{node.name}", ready=True
-            )
-            for node in nodes
+        operands={
+            Program.MIG_MANAGER: {
+                node.name: Operand(
+                    "gpu-operator", f"nvidia-mig-manager-{node.name}", f"uid-mig-{node.name}", ready=True
+                )
+                for node in nodes
+            }
         },
         claims={},
         work={},

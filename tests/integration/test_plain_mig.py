@@ -13,7 +13,7 @@ from hack.cluster.kubeconfig import service_account_token
 from tests import plainchart
 from tests.integration.product import FACTOR, FULL, H100, HELD, MIXED, Pool, Product
 
-from gpusharing.api.names import LABEL_DEPLOY_CLIENT, LABEL_DEPLOY_PREFIX, LABEL_GPU_PRESENT, PAUSED_FOR_MIG
+from gpusharing.api.names import LABEL_DEPLOY_CLIENT, LABEL_GPU_PRESENT, PAUSED_FOR_MIG
 from hack import launch
 
 NAMESPACE = "nvidia-device-plugin"
@@ -58,11 +58,9 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 def pool(product: Product) -> Iterator[Pool]:
     """One node with the labels that the how-to sets, and none of the GPU Operator's."""
     with product.pool(empty=True) as pool:
-        labels = {PCI: "true", LABEL_DEPLOY_CLIENT: "true", f"{LABEL_DEPLOY_PREFIX}mig-manager": "true"}
-        pool.add_node(f"{pool.name}-0", H100, **labels)
-        pool.api.merge_patch(
-            f"/api/v1/nodes/{pool.name}-0", {"metadata": {"labels": {LABEL_GPU_PRESENT: None}}}
-        )
+        labels = {PCI: "true", LABEL_DEPLOY_CLIENT: "true", LABEL_GPU_PRESENT: None}
+        node = pool.add_node(f"{pool.name}-0", H100)
+        pool.api.merge_patch(f"/api/v1/nodes/{node}", {"metadata": {"labels": labels}})
         yield pool
 
 

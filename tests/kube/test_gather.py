@@ -37,6 +37,8 @@ from gpusharing.kube.errors import (
 )
 from gpusharing.kube.fence import record_text
 from gpusharing.kube.sources import AdminMaps
+from gpusharing.planning.snapshot.stackviews import Operand, Program
+from gpusharing.planning.snapshot.views import ClusterSnapshot
 
 MIG_MANAGER = {"namespace": "gpu-operator", "labels": {"app": "nvidia-mig-manager"}}
 
@@ -312,31 +314,36 @@ def mig_manager(name: str, ready: bool = True) -> tuple[Resource, JSON]:
     return PODS, pod(name, metadata=MIG_MANAGER, status={"conditions": conditions})
 
 
+def manager_of(snapshot: ClusterSnapshot) -> Operand:
+    """The mig-manager pod of gpu-07 in a snapshot."""
+    return snapshot.operands[Program.MIG_MANAGER]["gpu-07"]
+
+
 @virtually
 async def test_of_two_mig_manager_pods_the_ready_one_counts() -> None:
     async with gathering(
         mig_manager("old", ready=False), mig_manager("new"), mig_manager("z", ready=False)
     ) as stage:
-        assert (await stage.snapshot()).mig_managers["gpu-07"].name == "new"
+        assert manager_of(await stage.snapshot()).name == "new"
 
 
 @virtually
 async def test_on_a_fenced_node_mig_manager_is_ready_since_we_have_seen_it_so() -> None:
     fence: Mapping[str, str] = {names.ANNOTATION_FENCE: record_text(make_fence())}
     async with gathering(mig_manager("one")) as stage:
-        assert (await stage.snapshot()).mig_managers["gpu-07"].ready_since is None
+        assert manager_of(await stage.snapshot()).ready_since is None
         stage.cluster.patch(NODES, "gpu-07", {"metadata": {"annotations": dict(fence)}})
         await stage.seen()
-        moments = [(await stage.snapshot(seconds)).mig_managers["gpu-07"].ready_since for seconds in (1, 2)]
+        moments = [manager_of(await stage.snapshot(seconds)).ready_since for seconds in (1, 2)]
         assert moments == [at(1), at(1)]
         stage.cluster.store.remove(PODS, ("gpu-operator", "one"))
         stage.cluster.add(*mig_manager("two"))
         await stage.seen()
-        assert (await stage.snapshot(3)).mig_managers["gpu-07"].ready_since == at(3)
+        assert manager_of(await stage.snapshot(3)).ready_since == at(3)
         stage.cluster.store.remove(PODS, ("gpu-operator", "two"))
         stage.cluster.add(*mig_manager("three", ready=False))
         await stage.seen()
-        assert (await stage.snapshot(4)).mig_managers["gpu-07"].ready_since is None
+        assert manager_of(await stage.snapshot(4)).ready_since is None
 
 
 class Noting(FakeClient):

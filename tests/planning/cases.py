@@ -13,12 +13,13 @@ from tests.planning.world import World
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Fence
-from gpusharing.planning.snapshot.stackviews import Operand, StackView
+from gpusharing.planning.snapshot.stackviews import Operand, Program, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import find_terms, wish_of
 from gpusharing.planning.transition.members import Member, is_marked
 from gpusharing.planning.transition.requests import last_event
 from gpusharing.planning.transition.verdict import FencedCase, NodeCase, Verdict
+from gpusharing.planning.wanted.actuators.labels import LABELS
 from gpusharing.planning.wanted.assess import Assessed, Assessment, assess
 from gpusharing.planning.wanted.target import Target
 
@@ -96,18 +97,24 @@ def make_case(
         owner=owner_of(policy, owner),
         work=work,
         agent_ready=agent_ready,
-        operand=operand,
-        mps_daemon=mps_daemon,
+        operands=operands_of(operand, mps_daemon),
         claimed=claimed,
         drifting_since=drifting_since,
         at_work_since=at_work_since,
         mig_failure="",
         agent_trouble=None,
+        actuator=LABELS,
         stack=stack,
         settings=SETTINGS,
         now=now,
     )
     return case if fence is None else named_event(FencedCase.of(case, fence))
+
+
+def operands_of(mig_manager: Operand | None, mps_daemon: Operand | None) -> dict[Program, Operand]:
+    """The pods of NVIDIA's programs on a node, without those that it lacks."""
+    pods = {Program.MIG_MANAGER: mig_manager, Program.MPS_DAEMON: mps_daemon}
+    return {program: pod for program, pod in pods.items() if pod is not None}
 
 
 def owner_of(policy: PolicyView | None, owner: PolicyView | str | None) -> PolicyView | None:
@@ -144,7 +151,7 @@ def named_event(case: FencedCase) -> FencedCase:
 def judge_node(view: NodeView, report: GPUNodeView, policy: PolicyView, stack: StackView) -> Assessment:
     """The assessment of one node under one policy."""
     terms = find_terms(policy, wish_of(policy), stack, SETTINGS)
-    return assess(view, report, policy, terms.targets, stack)
+    return assess(view, report, policy, terms.targets, stack, actuator=LABELS)
 
 
 def make_member(node: NodeView, verdict: Verdict, case: NodeCase | None = None) -> Member:

@@ -38,9 +38,9 @@ from gpusharing.planning.transition.attempts import (
     next_deferral,
     standing_deferral,
 )
-from gpusharing.planning.transition.migmanager import SIGNS
 from gpusharing.planning.transition.requests import last_event
 from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.actuators.labels import SIGNS
 
 
 def ladder(situations: Iterable[Situation[Any]]) -> list[tuple[str, Reason]]:
@@ -60,8 +60,7 @@ def test_the_order_of_the_situations_is_part_of_the_product() -> None:
         ("_not_asked", Reason.OBSERVATION_PENDING),
     ]
     assert ladder(AIMED) == [
-        ("_old_mig_manager", Reason.ACTUATION_IN_PROGRESS),
-        ("_old_mps_daemon", Reason.ACTUATION_IN_PROGRESS),
+        ("_old_pod", Reason.ACTUATION_IN_PROGRESS),
         ("_owes_run", Reason.ACTUATION_IN_PROGRESS),
         ("_still_at_work", Reason.ACTUATION_IN_PROGRESS),
         ("_stop_proven", Reason.ACTUATION_IN_PROGRESS),

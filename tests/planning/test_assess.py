@@ -22,6 +22,7 @@ from gpusharing.planning.snapshot.stackviews import PlainStackView, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.actuators.labels import LABELS
 from gpusharing.planning.wanted.assess import (
     Assessed,
     Assessment,
@@ -154,7 +155,8 @@ def test_a_node_has_a_gpu_when(node: NodeView, found: bool) -> None:
 def assessed(node: NodeView, report: GPUNodeView | None, policy: PolicyView = FULL) -> Assessment:
     """gpu-07 against a policy that is accepted."""
     assert policy.spec is not None, "make_policy gives every policy a spec"
-    return assess(node, report, policy, Targets(policy, find_wish(policy.name, policy.spec), STACK), STACK)
+    targets = Targets(policy, find_wish(policy.name, policy.spec), STACK)
+    return assess(node, report, policy, targets, STACK, actuator=LABELS)
 
 
 def test_a_gpu_that_only_the_agent_sees_is_one() -> None:

@@ -31,6 +31,7 @@ from gpusharing.planning.gpus.health import Vitals
 from gpusharing.planning.snapshot.actions import Actuate, Evict, UpdateFence
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Deferred, SpecVersion
+from gpusharing.planning.snapshot.stackviews import Program
 from gpusharing.planning.transition.before import ENDINGS, before_pnr
 from gpusharing.planning.transition.idle import JOBS_PACE
 from gpusharing.planning.transition.verdict import FencedCase
@@ -229,8 +230,7 @@ def test_the_same_value_is_not_written_again_mig_manager_is_restarted_instead() 
     case = fenced(gpunode=silent(), labels={MIG_CONFIG: config, MIG_STATE: "failed"})
     action = passed(case)
     assert action.labels.keys() == {PLUGIN}
-    assert case.operand is not None
-    assert action.fence.restart_uid == case.operand.uid
+    assert action.fence.restart_uid == case.operands[Program.MIG_MANAGER].uid
 
 
 def test_a_plugin_restart_passes_without_a_look_at_pods() -> None:

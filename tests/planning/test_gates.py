@@ -25,15 +25,24 @@ from gpusharing.planning.snapshot.records import Deferred, SpecVersion, Verified
 from gpusharing.planning.snapshot.stackviews import PlainStackView
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.gates import GATES, find_gate
-from gpusharing.planning.transition.migmanager import needs_restart
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted import migfile
+from gpusharing.planning.wanted.actuators.labels import OBJECTIONS, OBSTACLES, needs_restart
 from gpusharing.planning.wanted.pluginconfig import render
 
 PENDING = {names.LABEL_MIG_STATE: "pending"}
 MIG_CONFIG = names.LABEL_MIG_CONFIG
 DEPLOY, WORKLOAD = "nvidia.com/gpu.deploy.", "nvidia.com/gpu.workload.config"
+
+
+def test_the_order_of_the_obstacles_of_the_labels_is_part_of_the_product() -> None:
+    assert [(obstacle.find.__name__, obstacle.reason) for obstacle in (*OBJECTIONS, *OBSTACLES)] == [
+        ("_deaf_mps", Reason.MPS_NOT_SWITCHABLE),
+        ("_nobody_ends_mig", Reason.ACTUATOR_MISSING),
+        ("_rebooting", Reason.ACTUATOR_BUSY),
+        ("_no_mig_manager", Reason.ACTUATOR_MISSING),
+    ]
 
 
 def test_the_order_of_the_gates_is_part_of_the_product() -> None:
@@ -58,10 +67,8 @@ def test_the_order_of_the_gates_is_part_of_the_product() -> None:
         ("_left_exclusive", Reason.COMPUTE_MODE),
         ("_hangs_pods", Reason.UNSAFE_DRIVER),
         ("_owned_elsewhere", Reason.LABEL_OWNED_ELSEWHERE),
-        ("_deaf_mps", Reason.MPS_NOT_SWITCHABLE),
-        ("_nobody_ends_mig", Reason.ACTUATOR_MISSING),
-        ("_rebooting", Reason.ACTUATOR_BUSY),
-        ("_no_mig_manager", Reason.ACTUATOR_MISSING),
+        ("_unreachable", Reason.MPS_NOT_SWITCHABLE),
+        ("_hindered", Reason.ACTUATOR_MISSING),
         ("_drifted", Reason.DRIFTED),
         ("_drifted_again", Reason.DRIFT_RETURNED),
         ("_futile", Reason.BLOCKED),

@@ -11,6 +11,7 @@ from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStac
 from gpusharing.planning.snapshot.views import ObservedView
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import (
+    CHECKS,
     SETTING,
     Comparison,
     Source,
@@ -58,6 +59,8 @@ def test_a_pending_mode_of_a_virtual_machine_is_told_with_the_setting(guest: boo
     observed, stack = report(guest=guest, pending=True), make_stack(FULL)
     target = target_for(FULL, observed.gpus, stack)
     assert isinstance(target, Target)
-    told = find_disagreements(Comparison(make_case(MIXED).node, observed, target, stack))[Source.NVML].message
+    told = find_disagreements(Comparison(make_case(MIXED).node, observed, target, stack), CHECKS)[
+        Source.NVML
+    ].message
     assert told.startswith("GPU 0: a MIG mode change is pending until the GPU is reset or the node reboots")
     assert (SETTING in told) is guest

@@ -49,7 +49,7 @@ DRIFTED = waiting(
 WORKING = waiting(nodes=[make_node(labels={LABEL_MIG_STATE: "pending"})], at_work_since={"gpu-07": at(-9999)})
 CIRCUMSTANCES: dict[str, tuple[ClusterSnapshot, Reason, dict[str, Any], Reason]] = {
     "its agent goes": (waiting(), Reason.PAUSED, {"agents": frozenset()}, Reason.AGENT_NOT_READY),
-    "its mig-manager goes": (waiting(), Reason.PAUSED, {"mig_managers": {}}, Reason.ACTUATOR_MISSING),
+    "its mig-manager goes": (waiting(), Reason.PAUSED, {"operands": {}}, Reason.ACTUATOR_MISSING),
     "mig-manager begins anew": (
         WORKING, Reason.PAUSED, {"at_work_since": {"gpu-07": NOW}}, Reason.ACTUATOR_BUSY,
     ),

@@ -17,6 +17,7 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.pools.forgetting import find_forgotten
 from gpusharing.planning.snapshot.actions import Action, FenceNode, LabelNode
 from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.actuators.labels import LABELS
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing, render
 
 
@@ -106,7 +107,7 @@ def test_one_approval_is_for_the_whole_pool() -> None:
 def test_nothing_is_forgotten_of_a_policy_that_stays() -> None:
     world = pool_of(2, make_policy(mode="Full", deletionPolicy="Reset"))
     plan = world.plan()
-    assert find_forgotten(plan.pools, plan.verdicts, world.nodes) == {}
+    assert find_forgotten(plan.pools, plan.verdicts, world.nodes, LABELS) == {}
 
 
 def test_no_node_is_forgotten_before_all_are_proven_whole() -> None:

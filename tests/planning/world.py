@@ -26,7 +26,7 @@ from gpusharing.planning.snapshot.actions import Action
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.podviews import NodeWork, PdbView, PodView
 from gpusharing.planning.snapshot.records import Claim, FailedNode
-from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.stackviews import Program, StackView
 from gpusharing.planning.snapshot.views import (
     ClusterSnapshot,
     GPUNodeView,
@@ -34,7 +34,7 @@ from gpusharing.planning.snapshot.views import (
     PlanSettings,
     PolicyView,
 )
-from gpusharing.planning.transition.quiet import is_at_work
+from gpusharing.planning.wanted.actuators.choice import find_actuator
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
 from gpusharing.planning.wanted.target import known_times, under_deletion
 
@@ -249,8 +249,14 @@ class World:
             policies=self.policies,
             stack=replace(self.stack, written=known_times(self.stack.written, self.now)),
             agents=frozenset(self.nodes.keys() - self.agents_down),
-            mig_managers={name: machine.operand for name, machine in self.machines.items()},
-            mps_daemons={n: daemon for n, m in self.machines.items() if (daemon := m.mps_daemon) is not None},
+            operands={
+                Program.MIG_MANAGER: {name: machine.operand for name, machine in self.machines.items()},
+                Program.MPS_DAEMON: {
+                    name: machine.mps_daemon
+                    for name, machine in self.machines.items()
+                    if machine.mps_daemon is not None
+                },
+            },
             claims=dict(self.claims),
             failed_nodes=dict(self.failed_nodes),
             work={
@@ -264,7 +270,8 @@ class World:
 
     def _at_work(self) -> dict[str, datetime]:
         before = self.memory.at_work_since
-        working = [name for name, node in self.nodes.items() if is_at_work(node)]
+        find_work = find_actuator(self.stack).find_work
+        working = [name for name, node in self.nodes.items() if find_work(node)]
         self.memory.at_work_since = {name: before.get(name, self.now) for name in working}
         return dict(self.memory.at_work_since)
 

@@ -17,14 +17,14 @@ from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import KubeError, ServerAway, Unauthorized, Unavailable
 from gpusharing.kube.nodepods import NodePods
 from gpusharing.kube.pending import PendingPods
-from gpusharing.kube.sources import MIG_MANAGER, MPS_DAEMON, Sources, by_node
+from gpusharing.kube.sources import Sources, by_node
 from gpusharing.kube.stackreader import StackReader
 from gpusharing.planning.snapshot.callfailures import POLICIES, CallFailure, failed_again
 from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.records import Claim, FailedNode
-from gpusharing.planning.snapshot.stackviews import Operand
+from gpusharing.planning.snapshot.stackviews import Operand, Program
 from gpusharing.planning.snapshot.views import ClusterSnapshot
-from gpusharing.planning.transition.quiet import is_at_work
+from gpusharing.planning.wanted.actuators.choice import find_actuator
 
 _POLICIES = "/policies"
 """The crew's key for the list of policies; no node has this name."""
@@ -51,7 +51,7 @@ class Gatherer:
     _at_work_since: dict[str, datetime] = field(default_factory=dict)
     """Since when mig-manager has been working on each node, by node name, as observed by this process."""
     _ready_since: dict[str, datetime] = field(default_factory=dict)
-    """Since when each mig-manager pod on a fenced node has been Ready, by UID of the pod, as observed by this
+    """Since when each pod of a `Program` on a fenced node has been Ready, by UID of the pod, as observed by this
     process."""
     _policies_error: str = ""
     """Why the policies may be out of date; empty if the last LIST succeeded."""
@@ -93,21 +93,23 @@ class Gatherer:
         began = loop_time()
         policies_error = await self._refresh_policies(now)
         await self.pods.look(wanted, memory.proving, now, began)
-        sources, mig_managers = self.sources, self._mig_managers(now)
+        sources, operands = self.sources, self._operands(now)
+        mig_managers = operands[Program.MIG_MANAGER]
         failures = await self._logs.read(sources.nodes.items, mig_managers, now, self.crew)
-        working = (name for name, node in sources.nodes.items.items() if is_at_work(node))
+        stack = self.stack.read(now)
+        find_work = find_actuator(stack).find_work
+        working = (name for name, node in sources.nodes.items.items() if find_work(node))
         self._at_work_since = {name: self._at_work_since.get(name, now) for name in working}
         return ClusterSnapshot(
             nodes=sources.node_views(),
             gpunodes=dict(sources.gpunodes.items),
             policies=sources.policies.views,
             policies_error=policies_error,
-            stack=self.stack.read(now),
+            stack=stack,
             agents=frozenset(pod.node for pod in sources.agents.items.values() if pod.ready),
             agent_troubles=sources.agent_troubles,
-            mig_managers=mig_managers,
+            operands=operands,
             mig_failures=failures,
-            mps_daemons=by_node(sources.operands.items.values(), MPS_DAEMON),
             claims=claims,
             failed_nodes=failed_nodes,
             work=dict(self.pods.work),
@@ -150,15 +152,17 @@ class Gatherer:
             raise Unavailable(message)
         return message
 
-    def _mig_managers(self, now: datetime) -> dict[str, Operand]:
-        """Return the mig-manager pod of each node, by node name. A Ready pod on a fenced node also carries the time at
-        which this process first saw it Ready."""
-        operands = by_node(self.sources.operands.items.values(), MIG_MANAGER)
+    def _operands(self, now: datetime) -> dict[Program, dict[str, Operand]]:
+        """Return the pods of every program by node name. A Ready pod on a fenced node also carries the time when this
+        process first saw it Ready."""
+        places = self.sources.operands.items.values()
+        operands = {program: by_node(places, program) for program in Program}
+        fenced = [name for name, node in self.sources.nodes.items.items() if node.fence is not None]
         ready_since: dict[str, datetime] = {}
-        for name, node in self.sources.nodes.items.items():
-            operand = operands.get(name)
-            if node.fence is not None and operand is not None and operand.ready:
-                since = ready_since[operand.uid] = self._ready_since.get(operand.uid, now)
-                operands[name] = replace(operand, ready_since=since)
+        for pods in operands.values():
+            for name in fenced:
+                if (pod := pods.get(name)) is not None and pod.ready:
+                    since = ready_since[pod.uid] = self._ready_since.get(pod.uid, now)
+                    pods[name] = replace(pod, ready_since=since)
         self._ready_since = ready_since
         return operands

@@ -35,16 +35,15 @@ from gpusharing.kube.policies import PolicyCache
 from gpusharing.kube.raw import entries, part, section, text
 from gpusharing.kube.reflector import CacheSettings, Reflector
 from gpusharing.planning.snapshot.agents import AgentTroubles, find_troubles
-from gpusharing.planning.snapshot.stackviews import Operand
+from gpusharing.planning.snapshot.stackviews import Operand, Program
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
 
 View = TypeVar("View")
 
 AGENT_SELECTOR = f"app.kubernetes.io/name={AGENT}"
-MIG_MANAGER, MPS_DAEMON = "nvidia-mig-manager", "nvidia-device-plugin-mps-control-daemon"
 WARNINGS = "type=Warning"
 """The field selector of Warning events."""
-OPERAND_SELECTOR = f"app in ({MIG_MANAGER},{MPS_DAEMON})"
+OPERAND_SELECTOR = f"app in ({','.join(Program)})"
 LABEL_ARCH = "kubernetes.io/arch"
 NOT_YET = "not listed yet"
 RESTORE_NOTE = "the cluster was restored from a backup; listing its objects again"
@@ -118,7 +117,7 @@ def _pod_place(raw: JSON) -> PodPlace:
     ready = has_condition(raw, "Ready") and not deleting
     where, name, uid = (str(metadata.get(key, "")) for key in ("namespace", "name", "uid"))
     app = text(metadata, "labels", "app")
-    restarts, cause = lone_restarts(raw) if app == MPS_DAEMON else (0, "")
+    restarts, cause = lone_restarts(raw) if app == Program.MPS_DAEMON else (0, "")
     operand = Operand(where, name, uid, ready, deleting, lone_restarts=restarts, restart_cause=cause)
     return PodPlace(raw.get("spec", {}).get("nodeName", ""), operand, app)
 

@@ -12,9 +12,15 @@ from gpusharing.api.names import ANNOTATION_MPS_REPAIRS, ANNOTATION_WRITTEN, LAB
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.plainstack import plain_stack, with_mps_daemon
-from gpusharing.kube.sources import MIG_KEY, MPS_DAEMON, NODE_CONFIG_SUFFIX, ConfigMapView, Sources
+from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX, ConfigMapView, Sources
 from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY, MPS_DAEMON_SET
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, MpsRepairs, StackView, find_active
+from gpusharing.planning.snapshot.stackviews import (
+    ClusterPolicyView,
+    MpsRepairs,
+    Program,
+    StackView,
+    find_active,
+)
 from gpusharing.planning.stack.mpsrepair import find_serving, with_serving
 from gpusharing.planning.wanted import migfile, pluginconfig
 from gpusharing.planning.wanted.target import known_times
@@ -169,7 +175,7 @@ class StackReader:
         """Return the nodes that serve MPS at present, sorted (`find_serving`)."""
         sources = self.sources
         agents = {pod.node for pod in sources.agents.items.values() if pod.ready}
-        daemons = {pod.node for pod in sources.operands.items.values() if pod.app == MPS_DAEMON}
+        daemons = {pod.node for pod in sources.operands.items.values() if pod.app == Program.MPS_DAEMON}
         return find_serving(sources.nodes.items, sources.gpunodes.items, agents, daemons, view)
 
     def _generated_mig_files(self) -> dict[str, str]:

@@ -69,6 +69,7 @@ from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.actuators.choice import find_actuator
 from gpusharing.planning.wanted.configmaps import plan_config
 from gpusharing.planning.wanted.ownership import Owners, find_coming, find_contenders
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
@@ -155,7 +156,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     if why := snapshot.policies_error or old:
         choice = replace(choice, verdicts=failing.keep_back(choice.verdicts, why), claims={})
     verdicts |= choice.verdicts
-    verdicts |= find_forgotten(pools, verdicts, snapshot.nodes)
+    verdicts |= find_forgotten(pools, verdicts, snapshot.nodes, find_actuator(snapshot.stack))
     previews = find_previews(pools, verdicts, snapshot, afterwards, now)
 
     targets = _targets(members)

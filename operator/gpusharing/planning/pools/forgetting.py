@@ -16,10 +16,14 @@ from gpusharing.planning.snapshot.actions import LabelNode
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.actuators.actuator import Actuator
 
 
 def find_forgotten(
-    pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict], nodes: Mapping[str, NodeView]
+    pools: Mapping[str, Pool],
+    verdicts: Mapping[str, Verdict],
+    nodes: Mapping[str, NodeView],
+    actuator: Actuator,
 ) -> dict[str, Verdict]:
     """Return the new verdicts of the nodes whose marks are removed now, by name: all nodes of each policy that resets
     them, once all are proven. If the operator is killed in between, the next pass removes the remaining marks."""
@@ -29,22 +33,17 @@ def find_forgotten(
             continue
         nodes_of_policy = [one.node.name for one in pool.members]
         if all(verdicts[name].phase is Phase.SYNCED for name in nodes_of_policy):
-            forgotten |= {name: _forget(verdicts[name], nodes[name]) for name in nodes_of_policy}
+            forgotten |= {name: _forget(verdicts[name], nodes[name], actuator) for name in nodes_of_policy}
     return forgotten
 
 
-def _forget(verdict: Verdict, node: NodeView) -> Verdict:
-    """Return the verdict that removes our labels and records from the node. `nvidia.com/mig.config` stays: it is
-    all-disabled then, a name of NVIDIA's own. The device plugin's label went with the change, unless it has to stay
-    (wanted/target.py)."""
+def _forget(verdict: Verdict, node: NodeView, actuator: Actuator) -> Verdict:
+    """Return the verdict that removes our labels and records from the node. What the actuator has written stays, and
+    the message names it if it matters."""
     labels: dict[str, str | None] = {
         key: None for key in (names.LABEL_POLICY, names.LABEL_MODE) if key in node.labels
     }
     message = f"{verdict.message}, and the policy is being deleted, so the operator removes its labels"
-    if names.LABEL_PLUGIN_CONFIG in node.labels:
-        message += (
-            f" except {names.LABEL_PLUGIN_CONFIG}: without it the device plugin would use ClusterPolicy's"
-            " devicePlugin.config.default, which does not mean whole GPUs"
-        )
+    message += actuator.tell_left(node)
     forgotten = replace(verdict, reason=Reason.DELETING, message=message)
     return forgotten.then(LabelNode(node, labels, forget=True))

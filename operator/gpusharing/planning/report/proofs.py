@@ -14,6 +14,7 @@ from gpusharing.planning.snapshot.views import NodeView, ObservedView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.actuators.choice import find_actuator
 from gpusharing.planning.wanted.target import Target, describe_layouts
 from gpusharing.planning.wanted.verify import (
     Comparison,
@@ -43,7 +44,7 @@ def tell_proofs(
 ) -> tuple[Proof, ...]:
     """Return one Proof for each source, in the order in which the sources are checked. A Proof whose source disagrees
     with the target carries the Finding that says why."""
-    wrong = find_disagreements(Comparison(node, observed, target, stack))
+    wrong = find_disagreements(Comparison(node, observed, target, stack), find_actuator(stack).checks)
     rows = {
         Source.AGENT: (_agent(observed), "reads GPUs"),
         Source.NVML: (describe_layouts(observed.hardware.layouts), describe_layouts(target.layouts)),

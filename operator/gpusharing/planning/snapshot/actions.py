@@ -104,8 +104,8 @@ class FenceNode:
 
 @value
 class Actuate:
-    """Take a node past its point of no return: write the fence stage and every label that changes in one conditional
-    Node PATCH."""
+    """Take a node past its point of no return: write the fence stage and everything that the actuator needs in one
+    conditional Node PATCH."""
 
     node: NodeView
     """The Node as it was when this was decided."""
@@ -113,6 +113,8 @@ class Actuate:
     """The fence to write, in stage `actuating`."""
     labels: Mapping[str, str | None]
     """Labels to set, or None to remove one."""
+    annotations: Mapping[str, str | None] = field(default_factory=dict)
+    """Annotations to set, or None to remove one."""
 
 
 @value

@@ -6,6 +6,7 @@ Terms: docs/design/glossary.md#fence.
 from collections.abc import Iterable, Mapping
 from dataclasses import field
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from gpusharing.planning.vocabulary.values import value
@@ -195,9 +196,16 @@ class StackView:
         return "" if self.serves_our_mig_file else self.generated_mig_files.get(node, "")
 
 
+class Program(StrEnum):
+    """A program of NVIDIA's whose pods we may restart, by the value of their label `app`."""
+
+    MIG_MANAGER = "nvidia-mig-manager"
+    MPS_DAEMON = "nvidia-device-plugin-mps-control-daemon"
+
+
 @value
 class Operand:
-    """A pod of NVIDIA's software that we may restart: mig-manager, or the MPS control daemon."""
+    """A pod of a `Program`."""
 
     namespace: str
     """Namespace of the pod."""

@@ -25,7 +25,7 @@ from gpusharing.planning.snapshot.callfailures import CallFailure
 from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, SpecVersion, Verified
-from gpusharing.planning.snapshot.stackviews import Operand, StackView
+from gpusharing.planning.snapshot.stackviews import Operand, Program, StackView
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.values import value
 
@@ -365,8 +365,8 @@ class ClusterSnapshot:
     """NVIDIA's components and our ConfigMaps."""
     agents: frozenset[str]
     """Nodes whose agent pod is Ready."""
-    mig_managers: Mapping[str, Operand]
-    """The mig-manager pod of each node that has one."""
+    operands: Mapping[Program, Mapping[str, Operand]]
+    """The pods of NVIDIA's programs that we may restart: the pod of each node that has one, by program."""
     claims: Mapping[str, Claim]
     """The claimed slots of the disruption budget."""
     work: Mapping[str, NodeWork]
@@ -375,8 +375,6 @@ class ClusterSnapshot:
     """The recorded failures by UID of the Node, whether or not the Node still exists."""
     agent_troubles: AgentTroubles = field(default_factory=AgentTroubles)
     """Why no agent is Ready on the nodes that are not in `agents`."""
-    mps_daemons: Mapping[str, Operand] = field(default_factory=dict)
-    """The MPS control daemon's pod of each node that has one."""
     mig_failures: Mapping[str, str] = field(default_factory=dict)
     """Why mig-manager failed during a change of ours, according to its log."""
     pending: Mapping[str, int] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
 from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
 from gpusharing.planning.stack.commands import Fields, kubectl_patch, plain_upgrade
-from gpusharing.planning.stack.plainmig import find_obstacle
+from gpusharing.planning.stack.plainmig import find_mig_obstacle
 from gpusharing.planning.stack.pointers import (
     Pointer,
     find_other_namespace,
@@ -21,7 +21,7 @@ from gpusharing.planning.stack.pointers import (
     plugin_pointer,
     why_not_set,
 )
-from gpusharing.planning.stack.requirements import OPERANDS, NeededProgram, tell_off
+from gpusharing.planning.stack.requirements import OPERANDS, NeededProgram, lacks, tell_off
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, cut
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -218,12 +218,16 @@ def _unmerged(pointer: Pointer, stack: StackView) -> str:
 
 
 def _not_in_chart(
-    row: NeededProgram, spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, settings: PlanSettings
+    row: NeededProgram,
+    spec: GPUSharingPolicySpec,
+    cluster_policy: ClusterPolicyView,
+    stack: StackView,
+    settings: PlanSettings,
 ) -> str:
     """Return a message with the remedy if the policy's mode needs the program of this row and NVIDIA's device-plugin
     chart does not run it. Empty if the program runs, if the mode does not need it, or if there is a ClusterPolicy."""
     plain = cluster_policy.plain
-    if plain is None or spec.mode not in row.modes or not row.is_off(cluster_policy):
+    if plain is None or not lacks(row, spec.mode, stack):
         return ""
     command = plain_upgrade(plain, settings.gpu_operator_namespace, row.helm_value)
     return f"{tell_off(row, cluster_policy)}; run: {command}"
@@ -236,7 +240,7 @@ def _plain_mig(policy: PolicyView, stack: StackView, settings: PlanSettings) -> 
     if policy.spec is None or stack.cluster_policy is None:
         return ""
     ours, namespace = settings.mig_config_map, settings.gpu_operator_namespace
-    obstacle = find_obstacle(policy.spec, stack.cluster_policy, ours, namespace)
+    obstacle = find_mig_obstacle(policy.spec, stack.cluster_policy, ours, namespace)
     if obstacle is None:
         return ""
     return Finding(obstacle.reason, f"{obstacle.message}; run: {obstacle.command}")
@@ -246,7 +250,8 @@ def _in_chart(row: NeededProgram, missing: Reason) -> Objection:
     """Return an objection, with the reason `missing`, that applies if a mode needs the program of this row and
     NVIDIA's device-plugin chart does not run it."""
     return Objection(
-        _against(lambda spec, policy, stack, settings: _not_in_chart(row, spec, policy, settings)), missing
+        _against(lambda spec, policy, stack, settings: _not_in_chart(row, spec, policy, stack, settings)),
+        missing,
     )
 
 
@@ -266,18 +271,18 @@ def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -
 
 
 def _off_field(
-    row: NeededProgram, spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView
+    row: NeededProgram, spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView
 ) -> WrongField | None:
     """Return the field with which ClusterPolicy turns off the program of this row, as a WrongField. None if it does
     not turn it off, if the policy's mode does not need the program, or if there is no ClusterPolicy."""
-    if cluster_policy.plain is not None or spec.mode not in row.modes or not row.is_off(cluster_policy):
+    if cluster_policy.plain is not None or not lacks(row, spec.mode, stack):
         return None
     return WrongField(tell_off(row, cluster_policy), row.patch)
 
 
 def _switched_off(row: NeededProgram) -> FieldCheck:
     """Return a check of the ClusterPolicy field that can turn off the program of this row."""
-    return FieldCheck(lambda spec, cluster_policy, *_: _off_field(row, spec, cluster_policy), row.disabled)
+    return FieldCheck(lambda spec, policy, stack, _: _off_field(row, spec, policy, stack), row.disabled)
 
 
 def _strategy_field(

@@ -18,7 +18,7 @@ from gpusharing.planning.wanted.toolversions import pauses_clients
 
 
 @value
-class Obstacle:
+class MigObstacle:
     """Why policies of mode MIG cannot be carried out beside NVIDIA's device-plugin chart."""
 
     reason: Reason
@@ -53,9 +53,9 @@ def find_unusable_manager(plain: PlainStackView, version: str) -> Finding | None
     return None
 
 
-def find_obstacle(
+def find_mig_obstacle(
     spec: GPUSharingPolicySpec, policy: ClusterPolicyView, mig_config_map: str, namespace: str
-) -> Obstacle | None:
+) -> MigObstacle | None:
     """Return why a GPUSharingPolicy with this spec cannot be carried out beside NVIDIA's device-plugin chart. None if
     it can, if its mode is not MIG, or if `policy` is a real ClusterPolicy. `mig_config_map` is our ConfigMap of
     mig-parted configurations, and `namespace` that of NVIDIA's chart."""
@@ -70,16 +70,16 @@ def find_obstacle(
             Reason.PLUGIN_NOT_PAUSED: f"kubectl label nodes NODE... {names.LABEL_DEPLOY_CLIENT}=true && "
             + plain_upgrade(plain, namespace, _SELECTOR, option="--set-string"),
         }
-        return Obstacle(unusable.reason, unusable.message, commands[unusable.reason])
+        return MigObstacle(unusable.reason, unusable.message, commands[unusable.reason])
     if policy.mig_strategy not in ("", spec.mig.strategy):
-        return Obstacle(
+        return MigObstacle(
             Reason.MIG_STRATEGY_SET,
             f"migStrategy of NVIDIA's device-plugin chart is {policy.mig_strategy} and overrides spec.mig.strategy"
             f" {spec.mig.strategy} on every node",
             plain_upgrade(plain, namespace, "migStrategy=null"),
         )
     if spec.mig.layouts is not None and policy.mig_config_name != mig_config_map:
-        return Obstacle(
+        return MigObstacle(
             Reason.LAYOUTS_NEED_CONFIG_MAP,
             f"spec.mig.layouts has no effect unless DaemonSet {plain.mig_manager} mounts ConfigMap {mig_config_map} in"
             f" the folder of its CONFIG_FILE; it mounts {policy.mig_config_name or 'none'}",
@@ -99,7 +99,7 @@ def find_mig_obstacles(view: InstallationView) -> Symptoms:
         return
     specs = (policy.spec for policy in view.policies if policy.spec is not None)
     ours, namespace = place.mig_config_map, place.gpu_operator_namespace
-    obstacles = (find_obstacle(spec, stack, ours, namespace) for spec in specs)
+    obstacles = (find_mig_obstacle(spec, stack, ours, namespace) for spec in specs)
     for obstacle in dict.fromkeys(obstacles):
         if obstacle is not None:
             yield error(Topic.CLUSTER_POLICY, str(obstacle.reason), obstacle.message, obstacle.command)

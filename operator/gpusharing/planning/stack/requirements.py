@@ -1,11 +1,14 @@
-"""What each mode needs of NVIDIA's installation, as one table, which acceptance, gates, doctor, helm test, plan,
-import and advise use. tests/planning/test_requirements.py compares it with every switch of NVIDIA's ClusterPolicy."""
+"""What each mode needs of NVIDIA's installation, as one table. An actuator names the rows that it needs.
+
+Acceptance, gates, doctor, helm test, plan, import and advise use the table. tests/planning/test_requirements.py
+compares it with every switch of NVIDIA's ClusterPolicy.
+"""
 
 from collections.abc import Mapping
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
-from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, ClusterPolicyView
+from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, ClusterPolicyView, StackView
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack.commands import Fields, kubectl_patch
 from gpusharing.planning.stack.plainmig import find_unselected, find_unusable_manager
@@ -13,6 +16,8 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import cut
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.actuators.actuator import Actuator
+from gpusharing.planning.wanted.actuators.choice import find_actuator
 
 EVERY_MODE = frozenset(Mode)
 PRE_INSTALLED = "pre-installed"
@@ -100,6 +105,13 @@ def find_off(policy: ClusterPolicyView) -> list[NeededProgram]:
     return [row for row in OPERANDS if row.is_off(policy)]
 
 
+def lacks(row: NeededProgram, mode: Mode, stack: StackView) -> bool:
+    """Whether the actuator of this installation needs the program of this row for the mode, and the installation does
+    not run it."""
+    policy, needed = stack.cluster_policy, row.label in find_actuator(stack).needs and mode in row.modes
+    return policy is not None and needed and row.is_off(policy)
+
+
 def find_absent(words: str, policy: ClusterPolicyView | None) -> NeededProgram | None:
     """Return the program that a host lacks according to `words`, if ClusterPolicy keeps the GPU Operator from
     installing it. None otherwise.
@@ -165,16 +177,16 @@ def find_other_workload(node: NodeView, policy: ClusterPolicyView | None) -> str
     )
 
 
-def find_disabled(node: NodeView, policy: ClusterPolicyView | None) -> str:
+def find_disabled(node: NodeView, actuator: Actuator, policy: ClusterPolicyView | None) -> str:
     """Return a message with the remedy if a label of the node, or the lack of one, keeps a program of NVIDIA's off it
-    that every mode needs. Empty if none does."""
+    that the actuator needs for every mode. Empty if none does."""
     if unselected := find_unselected(node, policy):
         return unselected
     if not node.held_off:
         return ""
     for operand, label in DEPLOY_NEEDED.items():
         value = node.held_off.get(label, "")
-        if is_switched_off(operand, value):
+        if operand in ("operands", *actuator.needs) and is_switched_off(operand, value):
             return (
                 f"{label} is {value}, so components of the GPU Operator that every change needs do not run"
                 f" on {node.name}. To let them run: kubectl label node {node.name} {label}-"

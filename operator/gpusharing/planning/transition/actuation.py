@@ -1,7 +1,8 @@
-"""The only place that starts the actuators: it writes the labels of the point of no return (PNR) and restarts pods.
+"""The only place that starts an actuator: it writes what the actuator follows at the point of no return (PNR) and
+restarts its pods.
 
 A run begins only on a node that was just proven idle, be it the first run, a retry, a repetition after a fault, or the
-next step. A plugin restart disturbs no pod, so it needs no idle node and never involves mig-manager.
+next step. A plugin restart disturbs no pod, so it needs no idle node and never changes a GPU.
 
 Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return.
 """
@@ -9,12 +10,10 @@ Terms: docs/design/glossary.md#fence, docs/design/glossary.md#point-of-no-return
 from dataclasses import replace
 from datetime import timedelta
 
-from gpusharing.api import names
-from gpusharing.api.names import Mode, Phase
+from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import Actuate, Release, RestartOperand
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import Operand
-from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.transition.attempts import (
     actuation_limit,
     corrects_drift,
@@ -25,14 +24,12 @@ from gpusharing.planning.transition.attempts import (
 from gpusharing.planning.transition.gates import AIM, PROPAGATION, find_gate
 from gpusharing.planning.transition.idle import next_poll, way_to_idle
 from gpusharing.planning.transition.marks import unmarked
-from gpusharing.planning.transition.migmanager import is_ready, needs_restart, needs_run
 from gpusharing.planning.transition.requests import FreshReading
 from gpusharing.planning.transition.verdict import FencedCase, Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.assess import Assessed, uses_mps
+from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.revision import find_revision, is_of
 from gpusharing.planning.wanted.target import Target
-from gpusharing.planning.wanted.verify import find_entry
 
 
 def run(
@@ -46,13 +43,13 @@ def run(
     the PNR. A plugin restart needs no idle node and passes the PNR as soon as everything that it needs is there; if
     the change turns out to need an idle node, it starts over.
 
-    `again`: the last run is repeated, with its labels and a new mig-manager pod. `step_proven`: the previous step is
+    `again`: the last run is repeated, with what it wrote and with new pods. `step_proven`: the previous step is
     proven, and this is the next one.
     """
     goal = _goal(case, assessed, again=again)
     waiting = _waiting(case, assessed, goal, again=again)
     if not case.fence.disruption.cordons:
-        if case.disruption.cordons or needs_run(case, goal):
+        if case.disruption.cordons or case.actuator.needs_run(case, goal):
             return start_anew(case)
         return waiting or _begin(case, assessed, goal, None)
     way = way_to_idle(case, waiting, step_proven=step_proven)
@@ -103,7 +100,7 @@ def _goal(case: FencedCase, assessed: Assessed, *, again: bool) -> Target:
 def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool) -> Verdict | None:
     """Return the verdict of a node whose run cannot begin yet, or None if it can. It cannot begin while the Node is
     being deleted, while the operator's views are stale, while the configuration has not reached the node, while the
-    target is objected to, or without the mig-manager pod that the run needs."""
+    target is objected to, or without a pod that the run needs."""
     phase = Phase.VERIFYING_IDLE if case.fence.disruption.cordons else Phase.PREFLIGHT
     if case.fence.stage == "actuating" and phase is Phase.PREFLIGHT:
         phase = Phase.RECONFIGURING
@@ -117,10 +114,8 @@ def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
     gates = PROPAGATION if again and goal is not assessed.target else (*AIM, *PROPAGATION)
     if (closed := find_gate(case, assessed, gates)) is not None:
         return case.verdict(phase, closed.reason, closed.message, wake=closed.until)
-    there = case.operand is not None if again and goal.mig_config else is_ready(case)
-    if (needs_run(case, goal) or (again and goal.mig_config)) and not there:
-        message = f"no Ready mig-manager pod runs on {case.node.name}"
-        return case.verdict(phase, Reason.ACTUATOR_MISSING, message, wake=next_poll(case))
+    if missing := case.actuator.find_missing(case, goal, again):
+        return case.verdict(phase, Reason.ACTUATOR_MISSING, missing, wake=next_poll(case))
     return None
 
 
@@ -130,12 +125,12 @@ def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
 def _begin(
     case: FencedCase, assessed: Assessed, goal: Target, idle: FreshReading | None, *, again: bool = False
 ) -> Verdict:
-    """Return the verdict of a node that is to pass the PNR now. Its only action is one PATCH, which writes the labels
-    for `goal` and moves the fence to the stage `actuating`. The verdict also says whether the next pass needs the
-    node's pods.
+    """Return the verdict of a node that is to pass the PNR now. Its only action is one PATCH, which writes what the
+    actuator needs for `goal` and moves the fence to the stage `actuating`. The verdict also says whether the next pass
+    needs the node's pods.
 
-    `idle` is the reading that proved the node idle. For a plugin restart it is None, and then mig-manager's label is
-    not written. `again` says whether the last run is repeated; the number of the attempt is then kept.
+    `idle` is the reading that proved the node idle. For a plugin restart it is None, and then nothing is written
+    that could change a GPU. `again` says whether the last run is repeated; the number of the attempt is then kept.
     """
     message = f"changing to {goal.text}"
     verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message)
@@ -147,12 +142,10 @@ def _begin(
 def _actuate(
     case: FencedCase, assessed: Assessed, goal: Target, idle: FreshReading | None, *, again: bool
 ) -> Actuate:
-    """Return the action that passes the PNR: one PATCH that writes the fence with the stage `actuating` and the labels
-    for `goal`. Parameters are those of `_begin`."""
+    """Return the action that passes the PNR: one PATCH that writes the fence with the stage `actuating` and what
+    the actuator needs for `goal`. Parameters are those of `_begin`."""
     node, fence, policy = case.node, case.fence, assessed.policy
-    present_key = node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
-    plugin_changes = find_entry(present_key, case.stack) != find_entry(goal.plugin_key, case.stack)
-    gfd_started = node.labels.get(names.LABEL_GFD_TIMESTAMP, "") if plugin_changes else ""
+    writing = case.actuator.write(case, fence, goal, idle.observed if idle is not None else None, again)
     revision = find_revision(policy)
     step, steps = _step(fence, two_steps=assessed.two_steps, again=again)
     begun = replace(
@@ -172,9 +165,9 @@ def _actuate(
         to_layout=goal.text,
         target_mig_config=goal.mig_config,
         target_plugin_config=goal.plugin_key,
-        gfd_timestamp=fence.gfd_timestamp if again and not plugin_changes else gfd_started,
-        restart_uid=_mig_manager_to_restart(case, goal, again=again),
-        daemon_uid=_daemon_to_restart(case, goal) if plugin_changes else "",
+        gfd_timestamp=writing.gfd_timestamp,
+        restart_uid=writing.restart_uid,
+        daemon_uid=writing.daemon_uid,
         retry=node.retry,
         proven=None,
         owed="",
@@ -183,40 +176,7 @@ def _actuate(
         rolls_back=goes_back(case),
         failure=fence.failure if goes_back(case) else "",
     )
-    return Actuate(node, begun, _changed_labels(node, goal, idle))
-
-
-def _changed_labels(node: NodeView, goal: Target, idle: FreshReading | None) -> dict[str, str | None]:
-    """Return the labels to write so that they name the goal, by key; the value None removes a label.
-
-    mig-manager's label is written only with `idle`, the reading that proved the node idle. mig-manager's state is
-    removed only together with a new value of that label, and never while the node reboots.
-    """
-    labels: dict[str, str | None] = {}
-    if idle is not None and goal.mig_config and node.labels.get(names.LABEL_MIG_CONFIG) != goal.mig_config:
-        labels[names.LABEL_MIG_CONFIG] = goal.mig_config
-        if node.labels.get(names.LABEL_MIG_STATE) not in (None, "rebooting"):
-            labels[names.LABEL_MIG_STATE] = None
-    if node.labels.get(names.LABEL_PLUGIN_CONFIG, "") != goal.plugin_key:
-        labels[names.LABEL_PLUGIN_CONFIG] = goal.plugin_key or None
-    return labels
-
-
-def _mig_manager_to_restart(case: FencedCase, goal: Target, *, again: bool) -> str:
-    """Return the UID of the mig-manager pod that has to be deleted before the run begins; empty if none has to."""
-    if not goal.mig_config or case.operand is None:
-        return ""
-    return case.operand.uid if _restarts(case, goal, again=again) else ""
-
-
-def _restarts(case: FencedCase, goal: Target, *, again: bool) -> bool:
-    """Whether the run needs a new mig-manager pod. An idle mig-manager reacts to a new value of its label by itself,
-    so it is restarted only if the value stays the same. For a repeated run, one that is neither done nor failed is
-    stuck and is always restarted."""
-    if not again or case.node.labels.get(names.LABEL_MIG_STATE) in ("success", "failed"):
-        same = case.node.labels.get(names.LABEL_MIG_CONFIG) == goal.mig_config
-        return needs_restart(case, goal) or (again and same)
-    return True
+    return Actuate(node, begun, writing.labels, writing.annotations)
 
 
 def _step(fence: Fence, *, two_steps: bool, again: bool) -> tuple[int, int]:
@@ -227,12 +187,3 @@ def _step(fence: Fence, *, two_steps: bool, again: bool) -> tuple[int, int]:
     if again:
         return fence.step, fence.steps
     return (2, 2) if fence.step < fence.steps else (1, 1)
-
-
-def _daemon_to_restart(case: FencedCase, target: Target) -> str:
-    """Return the UID of the MPS daemon that has to restart, because otherwise it would keep its old number of clients:
-    config-manager does not find its process (docs/design/nvidia.md#b5). Empty if none has to."""
-    observed = case.gpunode.observed if case.gpunode else None
-    if target.mode is not Mode.MPS or observed is None or case.mps_daemon is None:
-        return ""
-    return case.mps_daemon.uid if uses_mps(case.node, observed, case.stack) else ""

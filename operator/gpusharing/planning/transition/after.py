@@ -1,7 +1,7 @@
 """A fenced node after the point of no return (PNR): wait for the actuators, restart stuck ones, prove, release.
 
     Reconfiguring ── state success, operands back ──► Verifying ── all sources agree ──► Uncordoning (one PATCH)
-        │  pending forever, operands paused: restart mig-manager, at most twice
+        │  stuck: another run, at most twice
         └── failed, time-out ──► Failed: stays cordoned, keeps its slot; a retry or another target repairs it, or
                                  onFailure Rollback restores what was proven last (wayback.py)
 
@@ -31,7 +31,6 @@ from gpusharing.planning.transition.attempts import (
 )
 from gpusharing.planning.transition.cordon import may_uncordon
 from gpusharing.planning.transition.marks import unmarked
-from gpusharing.planning.transition.migmanager import ManagerTrouble, find_trouble, next_look
 from gpusharing.planning.transition.requests import (
     FreshReading,
     answer_due,
@@ -45,6 +44,7 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.actuators.actuator import Trouble
 from gpusharing.planning.wanted.assess import Assessed, Refused, Unobserved
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import Comparison, find_mismatch
@@ -168,8 +168,8 @@ still be scheduled."""
 
 
 def _works_on(case: FencedCase, reason: Reason) -> Verdict | None:
-    """Return the verdict that mig-manager is still at work, or None if it is done, has failed or is not needed."""
-    trouble = find_trouble(case)
+    """Return the verdict that the actuator is still at work, or None if it is done, has failed or is not needed."""
+    trouble = case.actuator.find_trouble(case, case.fence)
     return None if trouble is None or trouble.final else _at_work(case, trouble)
 
 
@@ -207,7 +207,7 @@ def _unobserved(case: FencedCase) -> Verdict:
 
 
 AIMLESS = (
-    Situation(_works_on, Reason.ACTUATION_IN_PROGRESS),  # shown with what mig-manager says
+    Situation(_works_on, Reason.ACTUATION_IN_PROGRESS),  # shown with what the actuator says
     Situation(_refused, Reason.NOT_ACCEPTED),  # shown with the objection's own reason
     Situation(_not_asked, Reason.OBSERVATION_PENDING),
 )
@@ -226,11 +226,11 @@ class _Aimed:
     aim: Target
     """The target of the present step: that of the policy, or the intermediate stop before it."""
     on_course: bool
-    """Whether the labels written at the PNR lead to the aim. If not, the spec has changed since."""
+    """Whether what was written at the PNR leads to the aim. If not, the spec has changed since."""
     owed: bool
     """Whether the fence records that another run towards the target is to begin."""
-    trouble: ManagerTrouble | None
-    """What is wrong with mig-manager, or None if it reports success or the change does not need it."""
+    trouble: Trouble | None
+    """What is wrong with the last run, or None if it has succeeded or no program could fail."""
 
     @staticmethod
     def of(case: FencedCase, assessed: Assessed) -> "_Aimed":
@@ -239,7 +239,7 @@ class _Aimed:
         fence = case.fence
         aim = assessed.stop if fence.step < fence.steps else assessed.target
         owed = fence.owed == owed_for(assessed.target)
-        return _Aimed(case, assessed, aim, _aims_at(case, aim), owed, find_trouble(case))
+        return _Aimed(case, assessed, aim, _aims_at(case, aim), owed, case.actuator.find_trouble(case, fence))
 
     def run(self, *, again: bool = False, step_proven: bool = False) -> Verdict:
         """Return the verdict of the next run; see `actuation.run`."""
@@ -253,27 +253,17 @@ class _Aimed:
 
 
 def _aims_at(case: FencedCase, target: Target) -> bool:
-    """Whether the labels of the PNR lead to this target. An administrator may have changed what a configuration's name
-    means since."""
+    """Whether what was written at the PNR leads to this target. An administrator may have changed what the name
+    of a configuration means since."""
     fence = case.fence
     aims = (fence.target_mig_config, fence.target_plugin_config, fence.to_layout)
     return aims == (target.mig_config, target.plugin_key, target.text)
 
 
-def _old_mig_manager(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict that deletes the mig-manager pod that had to be replaced, or None if it is gone already."""
-    pod = aimed.case.operand
-    if pod is None or pod.uid != aimed.case.fence.restart_uid:
-        return None
-    return restart_pod(aimed.case, pod, "mig-manager")
-
-
-def _old_mps_daemon(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict that deletes the MPS daemon's pod that had to be replaced, or None if it is gone already."""
-    pod = aimed.case.mps_daemon
-    if pod is None or pod.uid != aimed.case.fence.daemon_uid:
-        return None
-    return restart_pod(aimed.case, pod, "the MPS daemon")
+def _old_pod(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    """Return the verdict that deletes the next pod that this run has to replace, or None if there is none."""
+    old = aimed.case.actuator.find_old(aimed.case, aimed.case.fence)
+    return None if old is None else restart_pod(aimed.case, *old)
 
 
 def _owes_run(aimed: _Aimed, reason: Reason) -> Verdict | None:
@@ -283,7 +273,7 @@ def _owes_run(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 
 def _still_at_work(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict that mig-manager is still at work, or None if it is not. A new target does not interrupt
+    """Return the verdict that the actuator is still at work, or None if it is not. A new target does not interrupt
     it."""
     trouble = aimed.trouble
     return None if trouble is None or trouble.final else _at_work(aimed.case, trouble)
@@ -296,14 +286,14 @@ def _stop_proven(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 
 def _run_ended(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the next step of the proof if mig-manager is done and the target is still the same, else None."""
+    """Return the next step of the proof if the actuator is done and the target is still the same, else None."""
     if not aimed.on_course or aimed.trouble is not None:
         return None
     return _verify(aimed.case, aimed.aim, aimed.assessed)
 
 
 def _curable(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return a verdict that records that mig-manager is to run once more. None if nothing is wrong with it, the target
+    """Return a verdict that records that the actuator is to run once more. None if nothing is wrong with it, the target
     has changed, another run would not help, or the limit of attempts is reached."""
     trouble, attempt = aimed.trouble, aimed.case.fence.attempt
     if trouble is None or not aimed.on_course:
@@ -314,7 +304,7 @@ def _curable(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 
 def _incurable(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return a Failed verdict with the trouble of mig-manager, or None if it has none or the target has changed."""
+    """Return a Failed verdict with the trouble of the actuator, or None if it has none or the target has changed."""
     if aimed.trouble is None or not aimed.on_course:
         return None
     return _failed(aimed.case, aimed.trouble.mismatch, known=True)
@@ -336,14 +326,13 @@ def _changed_late(aimed: _Aimed) -> Verdict:
 
 
 AIMED = (
-    Situation(_old_mig_manager, Reason.ACTUATION_IN_PROGRESS),
-    Situation(_old_mps_daemon, Reason.ACTUATION_IN_PROGRESS),
+    Situation(_old_pod, Reason.ACTUATION_IN_PROGRESS),
     Situation(_owes_run, Reason.ACTUATION_IN_PROGRESS),
-    Situation(_still_at_work, Reason.ACTUATION_IN_PROGRESS),  # shown with what mig-manager says
+    Situation(_still_at_work, Reason.ACTUATION_IN_PROGRESS),  # shown with what the actuator says
     Situation(_stop_proven, Reason.ACTUATION_IN_PROGRESS),
     Situation(_run_ended, Reason.OBSERVATION_PENDING),  # or what the proof finds
     Situation(_curable, Reason.ACTUATION_IN_PROGRESS),
-    Situation(_incurable, Reason.ACTUATOR_FAILED),  # shown with what mig-manager says
+    Situation(_incurable, Reason.ACTUATOR_FAILED),  # shown with what the actuator says
     Situation(_changed, Reason.ACTUATION_IN_PROGRESS),
 )
 """The first match wins; a test pins the order. A recorded run is done before anything new is decided, and a run that
@@ -351,17 +340,19 @@ is under way may end. When none applies, the spec was changed after the deadline
 of its own."""
 
 
-def _at_work(case: FencedCase, trouble: ManagerTrouble) -> Verdict:
-    """Return the verdict of a node on which mig-manager is at work, with the reason and message of `trouble`."""
+def _at_work(case: FencedCase, trouble: Trouble) -> Verdict:
+    """Return the verdict of a node on which the actuator is at work, with the reason and message of `trouble`."""
     mismatch = trouble.mismatch
-    return case.verdict(Phase.RECONFIGURING, mismatch.reason, mismatch.message, wake=next_look(case))
+    return case.verdict(
+        Phase.RECONFIGURING, mismatch.reason, mismatch.message, wake=case.actuator.next_look(case, case.fence)
+    )
 
 
 def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
     """Return a Failed verdict with this cause and the command for a retry.
 
-    If a person asked for another try, return the verdict that records a new run instead: the labels are written again
-    and mig-manager restarts. If the policy says Rollback and a rollback is possible, return its verdict; see
+    If a person asked for another try, return the verdict that records a new run instead: everything is written
+    again and the pods restart. If the policy says Rollback and a rollback is possible, return its verdict; see
     `turn_back`. `known`: the present state of the node was read.
     """
     if was_asked_again(case) and isinstance(case.assessment, Assessed):
@@ -377,7 +368,7 @@ def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
     request = verify_request(case) if mismatch.reason is Reason.ACTUATOR_FAILED else None
     return (
         verdict.then(request) if request is not None else verdict
-    )  # mig-manager is idle, so read what it left behind
+    )  # its programs are idle, so read what they left behind
 
 
 # --- the proof ---------------------------------------------------------------------------------------------
@@ -396,7 +387,7 @@ def _verify(case: FencedCase, aim: Target, assessed: Assessed) -> Verdict:
         message = "waiting for the agent to read the GPUs again"
         return case.verdict(Phase.VERIFYING, Reason.OBSERVATION_PENDING, message)
     compared = Comparison(case.node, reading.observed, aim, case.stack, case.fence.gfd_timestamp)
-    mismatch = find_mismatch(compared)
+    mismatch = find_mismatch(compared, case.actuator.checks)
     if mismatch is None and not case.node.ready:
         mismatch = Finding(Reason.NODE_NOT_READY, "all sources agree, but the node is not Ready")
     if mismatch is not None:

@@ -15,11 +15,13 @@ from datetime import datetime
 
 from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.snapshot.memo import Column
+from gpusharing.planning.snapshot.stackviews import Program
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, Hardware
 from gpusharing.planning.stack.acceptance import Terms
 from gpusharing.planning.transition.judge import differs_from_target, judge
 from gpusharing.planning.transition.members import Member, find_member, is_begun
 from gpusharing.planning.transition.verdict import NodeCase
+from gpusharing.planning.wanted.actuators.choice import find_actuator
 from gpusharing.planning.wanted.assess import assess
 
 
@@ -39,12 +41,13 @@ class Cases:
         self.nodes, self.gpunodes, self.work = snapshot.nodes, snapshot.gpunodes, snapshot.work
         self.agents, troubles = snapshot.agents, snapshot.agent_troubles
         self.troubles = {name: troubles.of(name) for name in followed.keys() - snapshot.agents}
-        self.mig_managers, self.mig_failures = snapshot.mig_managers, snapshot.mig_failures
-        self.mps_daemons, self.claimed = snapshot.mps_daemons, snapshot.claims.keys()
+        self.mig_failures, self.claimed = snapshot.mig_failures, snapshot.claims.keys()
         self.drifting, self.at_work = snapshot.memory.drifting_since, snapshot.at_work_since
         self.stack, self.settings, self.old_views = snapshot.stack, snapshot.settings, snapshot.old_views
         self.owned = {name: terms.get(owners[name]) for name in followed}
         self.followed = followed
+        self.actuator = find_actuator(snapshot.stack)
+        self.operands = tuple(snapshot.operands.get(program, {}) for program in Program)
 
     def find(self, name: str, now: datetime) -> tuple[NodeCase, Terms | None]:
         """Return the arguments of `judge_case` for one node in `followed`: its case and its terms."""
@@ -56,12 +59,16 @@ class Cases:
             work=self.work.get(name),
             agent_ready=name in self.agents,
             agent_trouble=self.troubles.get(name),
-            operand=self.mig_managers.get(name),
+            operands={
+                program: pods[name]
+                for program, pods in zip(Program, self.operands, strict=True)
+                if name in pods
+            },
             mig_failure=self.mig_failures.get(name, ""),
-            mps_daemon=self.mps_daemons.get(name),
             claimed=name in self.claimed,
             drifting_since=self.drifting.get(name),
             at_work_since=self.at_work.get(name),
+            actuator=self.actuator,
             stack=self.stack,
             settings=self.settings,
             now=now,
@@ -72,12 +79,15 @@ class Cases:
     @property
     def columns(self) -> list[Column]:
         """The mappings and sets that have an entry per node."""
-        return [one for one in vars(self).values() if isinstance(one, Mapping | AbstractSet)]
+        return [
+            *(one for one in vars(self).values() if isinstance(one, Mapping | AbstractSet)),
+            *self.operands,
+        ]
 
     @property
     def shared(self) -> list[object]:
         """The values that are the same for all nodes."""
-        return [one for one in vars(self).values() if not isinstance(one, Mapping | AbstractSet)]
+        return [one for one in vars(self).values() if not isinstance(one, Mapping | AbstractSet | tuple)]
 
 
 def compare(case: NodeCase, terms: Terms | None) -> NodeCase:
@@ -87,7 +97,9 @@ def compare(case: NodeCase, terms: Terms | None) -> NodeCase:
     pods without a GPU were not examined then, nor their gangs.
     """
     if terms is not None:
-        found = assess(case.node, case.gpunode, terms.policy, terms.targets, case.stack)
+        found = assess(
+            case.node, case.gpunode, terms.policy, terms.targets, case.stack, actuator=case.actuator
+        )
         case = replace(case, assessment=found)
     unread = case.work is not None and case.scope.all_pods and not case.work.all_pods
     return replace(case, work=None) if unread else case

@@ -6,13 +6,13 @@ Terms: docs/design/glossary.md#drift.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.drivers import find_driver_flaw, find_hanging
-from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH
 from gpusharing.planning.stack.mpsrepair import explain_repair
 from gpusharing.planning.stack.otherplugins import explain_plugin
 from gpusharing.planning.stack.requirements import find_bare_host, find_disabled, find_other_workload
@@ -26,14 +26,13 @@ from gpusharing.planning.transition.attempts import (
     was_rolled_back,
 )
 from gpusharing.planning.transition.cordon import tell_foreign
-from gpusharing.planning.transition.migmanager import found_layouts, is_ready, needs_run
 from gpusharing.planning.transition.quiet import find_quiet
 from gpusharing.planning.transition.verdict import FencedCase, NodeCase
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.actuators.actuator import find_obstacle
 from gpusharing.planning.wanted.assess import Assessed, find_owned
-from gpusharing.planning.wanted.toolversions import find_deafness, find_remedy
 from gpusharing.planning.wanted.verify import (
     find_exclusive,
     find_missing,
@@ -108,7 +107,7 @@ def _not_for_containers(case: NodeCase, assessed: Assessed) -> str:
 
 def _switched_off(case: NodeCase, assessed: Assessed) -> str:
     """Return the message that some of NVIDIA's programs are kept off the node, or an empty string if none are."""
-    return find_disabled(case.node, case.stack.cluster_policy)
+    return find_disabled(case.node, case.actuator, case.stack.cluster_policy)
 
 
 def _bare_host(case: NodeCase, assessed: Assessed) -> str | Finding:
@@ -165,7 +164,7 @@ def _unsafe_driver(case: NodeCase, assessed: Assessed) -> str:
     """Return why GPUs must not be repartitioned under the node's driver. Empty if they may be, or if their layouts do
     not change: sharing and NVIDIA's labels may be changed under any driver."""
     settings = case.settings
-    if found_layouts(case) == assessed.target.layouts:
+    if case.found_layouts == assessed.target.layouts:
         return ""
     return find_driver_flaw(
         assessed.observed.driver_version,
@@ -185,7 +184,7 @@ def _hangs_pods(case: NodeCase, assessed: Assessed) -> str:
 
 def _owned_elsewhere(case: NodeCase, assessed: Assessed) -> str:
     """Return which other controller owns a label that the change would set, or an empty string if none does."""
-    return find_owned(case.node, assessed)
+    return find_owned(case.node, assessed, case.actuator)
 
 
 def _left_exclusive(case: NodeCase, assessed: Assessed) -> str | Finding:
@@ -196,49 +195,18 @@ def _left_exclusive(case: NodeCase, assessed: Assessed) -> str | Finding:
     return find_exclusive(assessed.observed.hardware)
 
 
-def _deaf_mps(case: NodeCase, assessed: Assessed) -> str:
-    """Return why no label can turn MPS on, if MPS is the target, else an empty string. Without this gate that would
-    show only after the drain. It checks the target and not the policy's mode, because a rollback may lead to
-    another mode."""
-    policy = case.stack.cluster_policy
-    daemon = policy.mps_daemon if policy is not None else None
-    if daemon is None or assessed.target.mode is not Mode.MPS or not (why := find_deafness(daemon)):
-        return ""
-    repair = explain_repair(case.stack, case.settings)
-    return f"no label can enable MPS with device plugin {daemon.version}: {why}. {find_remedy(daemon).text}{repair}"
+def _unreachable(case: NodeCase, assessed: Assessed) -> str | Finding:
+    """Return why the actuator can never reach the target in this installation, or an empty string if it can. If the
+    operator may repair the cause itself, the message says why it has not."""
+    obstacle = find_obstacle(case.actuator.objections, case, assessed.target)
+    if obstacle is None or obstacle.reason is not Reason.MPS_NOT_SWITCHABLE:
+        return obstacle or ""
+    return replace(obstacle, message=f"{obstacle.message}{explain_repair(case.stack, case.settings)}")
 
 
-def _nobody_ends_mig(case: NodeCase, assessed: Assessed) -> str:
-    """Return the message that MIG is on and no mig-manager would switch it off, because the target has no label for
-    mig-manager. Empty if it has one, or if the layouts are right already."""
-    target, policy = assessed.target, case.stack.cluster_policy
-    if target.mig_config or found_layouts(case) == target.layouts:
-        return ""
-    why = f"ClusterPolicy {MIG_MANAGER_SWITCH} is false"
-    if policy is not None and policy.plain is not None:
-        cannot = "mig-manager cannot pause NVIDIA's device-plugin chart"
-        why = cannot if policy.plain.mig_manager else "there is no mig-manager"
-    return f"MIG is enabled on {case.node.name} and nothing there can disable it, because {why}"
-
-
-def _rebooting(case: NodeCase, assessed: Assessed) -> str:
-    """Return the message that mig-manager reboots the node although no change is under way. Empty if it does not, or
-    if the target does not need mig-manager."""
-    rebooting = case.node.labels.get(names.LABEL_MIG_STATE, "") == "rebooting"
-    if not rebooting or not assessed.target.mig_config:
-        return ""
-    return "mig-manager is rebooting the node, although no change is in progress"
-
-
-def _no_mig_manager(case: NodeCase, assessed: Assessed) -> str:
-    """Return the message that the change needs mig-manager and no Ready pod of it is on the node, or an empty string
-    if one is or is not needed."""
-    if is_ready(case) or not needs_run(case, assessed.target):
-        return ""
-    return (
-        f"no Ready mig-manager pod runs on {case.node.name}; check the pods with label app=nvidia-mig-manager"
-        f" in namespace {case.settings.gpu_operator_namespace}"
-    )
+def _hindered(case: NodeCase, assessed: Assessed) -> str | Finding:
+    """Return what keeps the actuator from changing the node, or an empty string if nothing does."""
+    return find_obstacle(case.actuator.obstacles, case, assessed.target) or ""
 
 
 def _drifted(case: NodeCase, assessed: Assessed) -> str | Finding:
@@ -276,9 +244,10 @@ def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
     """Return the remaining difference of a node whose labels and layouts are right already, or an empty string if a
     change would help. A drain would disturb its pods without changing anything."""
     target, labels, mismatch = assessed.target, case.node.labels, assessed.mismatch
-    if mismatch is None or labels.get(names.LABEL_PLUGIN_CONFIG, "") != target.plugin_key:
+    if mismatch is None or case.actuator.needs_run(case, target):
         return ""
-    if needs_run(case, target):
+    written = case.actuator.find_labels(case.node, target)
+    if any(labels.get(label, "") != text for label, text in written.items()):
         return ""
     return Finding(mismatch.reason, f"{mismatch.message}; no label that the operator sets would fix that")
 
@@ -363,12 +332,10 @@ PROPAGATION = (
 """Closed until the configuration that the labels will name has had time to reach the node (docs/design/nvidia.md#b4).
 A change that has begun checks these again before every run."""
 
-DEAF = Gate(_deaf_mps, Reason.MPS_NOT_SWITCHABLE)
-
 AIM = (
     Gate(_hangs_pods, Reason.UNSAFE_DRIVER),
     Gate(_owned_elsewhere, Reason.LABEL_OWNED_ELSEWHERE),
-    DEAF,
+    Gate(_unreachable, Reason.MPS_NOT_SWITCHABLE),  # or another objection of the actuator
 )
 """Objections to the target. They are checked before a change, during the drain and before every run, because in the
 meantime the policy may have been edited, the driver replaced, the GPU Operator upgraded, or a NodeFeatureRule
@@ -400,9 +367,7 @@ GATES = (
     Gate(_unsafe_driver, Reason.UNSAFE_DRIVER),
     Gate(_left_exclusive, Reason.COMPUTE_MODE),  # or a mode that the agent may not read
     *AIM,
-    Gate(_nobody_ends_mig, Reason.ACTUATOR_MISSING),
-    Gate(_rebooting, Reason.ACTUATOR_BUSY),
-    Gate(_no_mig_manager, Reason.ACTUATOR_MISSING),
+    Gate(_hindered, Reason.ACTUATOR_MISSING),  # or another obstacle of the actuator
     Gate(_drifted, Reason.DRIFTED),
     Gate(_drifted_again, Reason.DRIFT_RETURNED),
     Gate(_futile, Reason.BLOCKED),  # reported with the reason of the difference

@@ -14,9 +14,6 @@ from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 
-AT_WORK = ("pending", "rebooting")
-"""Values of mig.config.state while mig-manager works, or while the node reboots for it and mig-manager will
-continue."""
 ASKED_FOR = "node-maintenance-required"
 """A state of a driver upgrade that may last for weeks. The NodeMaintenance object shows when the work begins."""
 UNLOADING = frozenset(
@@ -33,17 +30,12 @@ PAUSED = "paused-for-driver-upgrade"
 """Part of the value of an operand's switch while the driver is being replaced."""
 
 
-def is_at_work(node: NodeView) -> bool:
-    """Whether the node's label says that mig-manager is working."""
-    return node.labels.get(names.LABEL_MIG_STATE) in AT_WORK
-
-
 def find_quiet(case: NodeCase) -> Finding | None:
     """Return why the agent of a node that we do not change must keep NVML closed, or None if it may read. Always None
     for a node that we are changing."""
     if case.node.fence is not None and case.node.fence.stage != "yielded":
         return None
-    return _driver(case.node) or _mig_manager(case)
+    return _driver(case.node) or _actuator(case)
 
 
 def _driver(node: NodeView) -> Finding | None:
@@ -61,18 +53,11 @@ def _driver(node: NodeView) -> Finding | None:
     )
 
 
-def _mig_manager(case: NodeCase) -> Finding | None:
-    """Return the Finding that mig-manager is working without a change by us, or None if it is not. The Finding has a
-    time limit, because only a reading shows whether a mig-manager that never ends has done its work (a.7)."""
-    if not is_at_work(case.node):
-        return None
+def _actuator(case: NodeCase) -> Finding | None:
+    """Return the Finding that the actuator is working without a change by us, or None if it is not. The Finding has a
+    time limit, because only a reading shows whether a program that never ends has done its work (a.7)."""
+    work = case.actuator.find_work(case.node)
     until = (case.at_work_since or case.now) + timedelta(seconds=case.settings.wedge_pending)
-    if case.now >= until:
+    if not work or case.now >= until:
         return None
-    state = case.node.labels[names.LABEL_MIG_STATE]
-    return Finding(
-        Reason.ACTUATOR_BUSY,
-        f"mig-manager is working (state {state}), although no change is in progress; the agent keeps NVML"
-        " closed meanwhile",
-        until,
-    )
+    return Finding(Reason.ACTUATOR_BUSY, f"{work}; the agent keeps NVML closed meanwhile", until)

@@ -18,7 +18,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
-from gpusharing.api import names
 from gpusharing.planning.gpus.health import REACHABLE
 from gpusharing.planning.snapshot.actions import EnsureGPUNode
 from gpusharing.planning.snapshot.views import ObservedView
@@ -143,11 +142,9 @@ def _stamp(moment: datetime) -> int:
 
 
 def last_event(case: FencedCase) -> str:
-    """Return a hash that changes with every event that a proof has to be younger than: our last run, a new mig-manager
-    pod, and changes of the labels that mig-manager acts on and reports with."""
-    labels, operand = case.node.labels, case.operand
-    mig_labels = labels.get(names.LABEL_MIG_CONFIG, ""), labels.get(names.LABEL_MIG_STATE, "")
-    parts = (str(_stamp(case.fence.stage_since)), *mig_labels, operand.uid if operand is not None else "")
+    """Return a hash that changes with every event that a proof has to be younger than: our last run, and those that
+    the actuator names."""
+    parts = (str(_stamp(case.fence.stage_since)), *case.actuator.find_events(case))
     return sha256(" ".join(parts).encode()).hexdigest()[:10]
 
 

@@ -4,7 +4,7 @@ Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/
 docs/design/glossary.md#point-of-no-return.
 """
 
-from dataclasses import field, fields, replace
+from dataclasses import fields, replace
 from datetime import datetime
 from functools import cached_property
 
@@ -18,13 +18,14 @@ from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.snapshot.actions import Action
 from gpusharing.planning.snapshot.podviews import GangView, NodeWork
 from gpusharing.planning.snapshot.records import Fence
-from gpusharing.planning.snapshot.stackviews import Operand, StackView
-from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings, PolicyView
+from gpusharing.planning.snapshot.stackviews import Program
+from gpusharing.planning.snapshot.views import GPUNodeView, PolicyView
 from gpusharing.planning.stack.mpslapse import MpsLapses, find_lapses
 from gpusharing.planning.vocabulary.blockers import Blocker
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.actuators.actuator import Actuator, ActuatorCase
 from gpusharing.planning.wanted.assess import Assessed, Assessment
 from gpusharing.planning.wanted.verify import describe_observed
 
@@ -97,17 +98,13 @@ def find_health(gpunode: GPUNodeView | None) -> Finding | None:
 
 
 @value
-class NodeCase:
+class NodeCase(ActuatorCase):
     """Everything that decides about one node in this pass.
 
     Two cases are equal if they differ only in the time, so a case is also the key by which the memo finds the last
     verdict.
     """
 
-    node: NodeView
-    """The Node."""
-    gpunode: GPUNodeView | None
-    """What we asked the agent and what it reports, or None if the node has no GPUNode yet."""
     owner: PolicyView | None
     """The policy that owns the node by selectors, or None if none does."""
     work: NodeWork | None
@@ -116,24 +113,14 @@ class NodeCase:
     """Whether the agent's pod on the node is Ready."""
     agent_trouble: Finding | None
     """Why no agent is Ready, or None if one is or the cause is unknown."""
-    operand: Operand | None
-    """The node's mig-manager pod, or None if there is none."""
-    mig_failure: str
-    """The last line of mig-manager's log after it failed; empty when nobody could read it."""
-    mps_daemon: Operand | None
-    """The node's MPS control daemon pod, or None if there is none."""
     claimed: bool
     """Whether the node holds a slot of the budget by a claim."""
     drifting_since: datetime | None
     """Since when this process has seen the node differ from its target, or None if it has seen no difference."""
     at_work_since: datetime | None
-    """Since when this process has seen mig-manager at work, or None if it is not."""
-    stack: StackView
-    """NVIDIA's components and our ConfigMaps."""
-    settings: PlanSettings
-    """The operator's settings."""
-    now: datetime = field(compare=False)
-    """The time of the pass that made this case."""
+    """Since when this process has seen the actuator at work without us, or None if it is not."""
+    actuator: Actuator
+    """The actuator that changes this node."""
     old_views: str = ""
     """The kinds of objects of which the operator knows only a stale state; empty if there are none."""
     assessment: Assessment | None = None
@@ -169,7 +156,7 @@ class NodeCase:
     @property
     def lapses(self) -> MpsLapses | None:
         """How often the node's MPS clients ended although nobody changed the node, or None if it has no MPS daemon."""
-        return find_lapses(self.node, self.mps_daemon, self.stack)
+        return find_lapses(self.node, self.operands.get(Program.MPS_DAEMON), self.stack)
 
     @property
     def unhealthy(self) -> Finding | None:

@@ -14,14 +14,13 @@ from dataclasses import replace
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import UpdateFence
 from gpusharing.planning.transition.attempts import goes_back, owe, owed_for, retry_command
-from gpusharing.planning.transition.gates import DEAF
 from gpusharing.planning.transition.verdict import FencedCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import cut
 from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.actuators.actuator import find_obstacle
 from gpusharing.planning.wanted.assess import Assessed, Refused, find_disruption, needs_two_steps
 from gpusharing.planning.wanted.revision import find_revision
-from gpusharing.planning.wanted.target import find_last_proven
 from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 
 MAX_FAILURE = 300
@@ -104,12 +103,12 @@ def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | s
 def _assess_back(case: FencedCase, assessment: Assessed) -> Assessed | str:
     """Return the node compared with what was proven on it last, or a clause on why that can no longer be reached."""
     node, observed, stack = case.node, assessment.observed, case.stack
-    target = find_last_proven(node, observed, stack)
+    target = case.actuator.find_last_proven(node, observed, stack)
     if isinstance(target, str):
         return target
-    if deaf := DEAF.find(case, replace(assessment, target=target)):
-        return f"the last proven mode is MPS, and {deaf}"
-    mismatch = find_mismatch(Comparison(node, observed, target, stack))
+    if objection := find_obstacle(case.actuator.objections, case, target):
+        return f"the last proven mode is {target.mode}, and {objection.message}"
+    mismatch = find_mismatch(Comparison(node, observed, target, stack), case.actuator.checks)
     return replace(
         assessment,
         target=target,

@@ -16,8 +16,9 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.actuators.actuator import Actuator
 from gpusharing.planning.wanted.migfile import ALL_DISABLED
-from gpusharing.planning.wanted.target import Target, Targets, find_last_proven, without_default_label
+from gpusharing.planning.wanted.target import Target, Targets, without_default_label
 from gpusharing.planning.wanted.verify import (
     EXCLUSIVE,
     Comparison,
@@ -99,6 +100,8 @@ def assess(
     policy: PolicyView,
     terms: Finding | Targets,
     stack: StackView,
+    *,
+    actuator: Actuator,
 ) -> Assessment:
     """Compare a node with its policy. Returns Refused if the policy gives it no target, Unobserved if its GPUs are
     unknown, and Assessed otherwise.
@@ -122,10 +125,10 @@ def assess(
         return Refused(policy, target, True, text)
     if policy.resetting:
         target = without_default_label(target, stack)
-    mismatch = find_mismatch(Comparison(node, observed, target, stack))
+    mismatch = find_mismatch(Comparison(node, observed, target, stack), actuator.checks)
     disruption = find_disruption(node, observed, target, mismatch, stack)
     proven = _proven_before(node, policy, target)
-    drift = mismatch if proven else _find_lapse(node, observed, policy, stack)
+    drift = mismatch if proven else _find_lapse(node, observed, policy, stack, actuator)
     stop, two_steps = terms.stop(observed.hardware), needs_two_steps(node, observed, target, stack)
     return Assessed(
         policy, terms.request.spec, observed, target, stop, two_steps, mismatch, disruption, drift, text
@@ -198,7 +201,7 @@ def _unobserved(observed: ObservedView | None) -> Finding:
 
 
 def _find_lapse(
-    node: NodeView, observed: ObservedView, policy: PolicyView, stack: StackView
+    node: NodeView, observed: ObservedView, policy: PolicyView, stack: StackView, actuator: Actuator
 ) -> Finding | None:
     """Return how a node that was rolled back under this version of the spec now differs from what it was rolled back
     to.
@@ -208,8 +211,10 @@ def _find_lapse(
     record = node.verified
     if record is None or not record.rolled_back or record.version != policy.version:
         return None
-    last = find_last_proven(node, observed, stack)
-    return find_mismatch(Comparison(node, observed, last, stack)) if isinstance(last, Target) else None
+    last = actuator.find_last_proven(node, observed, stack)
+    if isinstance(last, str):
+        return None
+    return find_mismatch(Comparison(node, observed, last, stack), actuator.checks)
 
 
 def _proven_before(node: NodeView, policy: PolicyView, target: Target) -> bool:
@@ -285,7 +290,7 @@ def find_owners(node: NodeView) -> dict[str, str]:
     return {**{label: f"{who} {advice}" for label, who in replaced.items()}, **node.label_owners}
 
 
-def find_owned(node: NodeView, assessed: Assessed) -> str:
+def find_owned(node: NodeView, assessed: Assessed, actuator: Actuator) -> str:
     """Return a message about the first label that the change would write although somebody else sets it. Empty if
     there is none.
 
@@ -295,12 +300,9 @@ def find_owned(node: NodeView, assessed: Assessed) -> str:
     begins = node.fence is None and assessed.drift is None
     owners = find_owners(node) if begins else node.label_owners
     for target in (assessed.goal, assessed.target) if owners else ():
-        mig = target.mig_config or node.labels.get(
-            names.LABEL_MIG_CONFIG, ""
-        )  # if the target's is empty, the label is not written
-        written = {names.LABEL_MIG_CONFIG: mig, names.LABEL_PLUGIN_CONFIG: target.plugin_key}
+        written = actuator.find_labels(node, target)
         for label, owner in owners.items():
-            if written[label] != node.labels.get(label, ""):
+            if label in written and written[label] != node.labels.get(label, ""):
                 change = f"set {label} to {written[label]}" if written[label] else f"remove {label}"
                 return f"the change would {change}, but {owner}"
     return ""

@@ -1,5 +1,5 @@
-"""Checks whether a node is what it should be. CHECKS query the sources of proof in order, and the first disagreement is
-the result.
+"""Checks whether a node is what it should be. The checks of an actuator query the sources of proof in order, and the
+first disagreement is the result. CHECKS are those of the actuator that follows labels.
 
     source             proves                                             reason when it disagrees
     agent              it can read, with NVML open                        AgentError, ObservationPending
@@ -388,7 +388,7 @@ def _counts(resources: dict[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(resources.items())) or "no GPU resource"
 
 
-CHECKS = (
+AGENT_CHECKS = (
     Check(_unreadable, Reason.AGENT_ERROR, Source.AGENT),
     Check(_quiet, Reason.OBSERVATION_PENDING, Source.AGENT),
     Check(_unreachable, Reason.GPU_UNHEALTHY, Source.NVML),
@@ -396,6 +396,12 @@ CHECKS = (
     Check(_missing, Reason.GPU_MISSING, Source.NVML),
     Check(_other_layout, Reason.LAYOUT_MISMATCH, Source.NVML),
     Check(_mode_pending, Reason.MIG_MODE_PENDING, Source.NVML),
+)
+"""What the agent's reading proves, with every actuator. The agent comes first because every other source may be
+stale."""
+
+CHECKS = (
+    *AGENT_CHECKS,
     Check(_mig_config, Reason.LABEL_MISMATCH, Source.MIG_MANAGER),
     Check(_mig_failed, Reason.ACTUATOR_FAILED, Source.MIG_MANAGER),
     Check(_mig_busy, Reason.ACTUATOR_BUSY, Source.MIG_MANAGER),
@@ -409,24 +415,24 @@ CHECKS = (
         _allocatable, Reason.ALLOCATABLE_MISMATCH, Source.ALLOCATABLE
     ),  # or a device plugin that is too old for it
 )
-"""The first disagreement wins; a test pins the order. The agent comes first because every other source may be stale.
+"""What proves a node that follows labels (`actuators/labels.py`). The first disagreement wins; a test pins the order.
 The compute mode comes after the plugin, because a GPU is rightly exclusive as long as the plugin is configured for
 MPS."""
 
 
-def find_mismatch(compared: Comparison) -> Finding | None:
-    """Return the first disagreement with the target in the order of CHECKS, or None if all sources agree."""
-    for check in CHECKS:
+def find_mismatch(compared: Comparison, checks: Sequence[Check]) -> Finding | None:
+    """Return the first disagreement with the target in the order of `checks`, or None if all sources agree."""
+    for check in checks:
         if disagreement := check.find(compared):
             return Finding.of(disagreement, check.reason)
     return None
 
 
-def find_disagreements(compared: Comparison) -> dict[Source, Finding]:
+def find_disagreements(compared: Comparison, checks: Sequence[Check]) -> dict[Source, Finding]:
     """Return the first disagreement of each source that does not agree with the target, by source. These are for
     people; decisions use only `find_mismatch`."""
     disagreements: dict[Source, Finding] = {}
-    for check in CHECKS:
+    for check in checks:
         if check.source not in disagreements and (text := check.find(compared)):
             disagreements[check.source] = Finding.of(text, check.reason)
     return disagreements

@@ -1,0 +1,12 @@
+"""Chooses the actuator of a cluster. No other module asks which one it is."""
+
+from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.wanted.actuators.actuator import Actuator
+from gpusharing.planning.wanted.actuators.labels import LABELS
+
+
+def find_actuator(stack: StackView) -> Actuator:
+    """Return the actuator that changes the nodes of a cluster with this installation. Where none can, a policy is
+    refused (stack/acceptance.py), and the result has no effect."""
+    del stack  # both installations that are supported today follow the same labels
+    return LABELS

@@ -1,0 +1,134 @@
+"""An actuator is a value (`planning/wanted/actuators`): an invented one carries a change from candidate to release, and
+nothing outside of its own functions knows what it writes."""
+
+from dataclasses import replace
+from datetime import datetime
+
+import pytest
+from tests.build import NOW, SETTINGS, at, make_fence, make_node, make_stack, make_work
+from tests.planning.cases import FULL, MIXED, NODE, make_case, world_of
+
+from gpusharing.api import names
+from gpusharing.api.names import Phase
+from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Release
+from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.snapshot.views import NodeView, ObservedView
+from gpusharing.planning.stack.acceptance import find_terms, wish_of
+from gpusharing.planning.stack.requirements import REQUIREMENTS, find_disabled
+from gpusharing.planning.transition.cases import compare
+from gpusharing.planning.transition.judge import judge
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.wanted.actuators.actuator import Actuator, ActuatorCase, Writing
+from gpusharing.planning.wanted.actuators.choice import find_actuator
+from gpusharing.planning.wanted.actuators.labels import LABELS
+from gpusharing.planning.wanted.target import Target
+from gpusharing.planning.wanted.verify import AGENT_CHECKS
+
+LAYOUT = "example.com/layout"
+
+
+def written(
+    case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool
+) -> Writing:
+    """An annotation with the layout, for a program that divides GPUs which nobody uses."""
+    assert idle is not None, "it never begins on a node that was not proven idle"
+    return Writing(annotations={LAYOUT: goal.text})
+
+
+INVENTED = Actuator(
+    needs=frozenset(),
+    objections=(),
+    obstacles=(),
+    find_labels=lambda node, target: {},
+    needs_run=lambda case, target: case.found_layouts != target.layouts,
+    find_missing=lambda case, goal, again: "",
+    write=written,
+    find_old=lambda case, fence: None,
+    find_trouble=lambda case, fence: None,
+    next_look=lambda case, fence: None,
+    find_events=lambda case: (),
+    find_work=lambda node: "",
+    checks=AGENT_CHECKS,
+    find_last_proven=lambda node, observed, stack: "nothing",
+    tell_left=lambda node: "",
+)
+"""Writes an annotation, and is proven by the agent alone."""
+
+
+class Played:
+    """gpu-07 with whole GPUs, an agent that answers at once, and a program that follows the annotation."""
+
+    def __init__(self) -> None:
+        self.node: NodeView = replace(world_of(FULL).nodes[NODE], uid="uid-gpu-07", verified=None)
+        self.gpunode = world_of(FULL).gpunodes[NODE]
+        self.phases: list[Phase] = []
+        self.actuations: list[Actuate] = []
+
+    def judge(self, now: datetime) -> Verdict:
+        """What is decided about the node under a policy that wants MIG. No pod holds a GPU."""
+        fence = self.node.fence
+        work = make_work(
+            listed_at=now, empty_since=at(-8) + (now - NOW), cordoned_at=fence.since if fence else None
+        )
+        case = make_case(MIXED, gpunode=self.gpunode, work=work, now=now)
+        case = replace(case, node=self.node, actuator=INVENTED)
+        verdict = judge(compare(case, find_terms(MIXED, wish_of(MIXED), case.stack, SETTINGS)))
+        assert verdict is not None, "a policy owns the node"
+        self.phases += [verdict.phase] if self.phases[-1:] != [verdict.phase] else []
+        return verdict
+
+    def carry_out(self, verdict: Verdict, now: datetime) -> Release | None:
+        """Do what was decided. Returns the release, or None as long as the change goes on."""
+        if verdict.candidate:
+            fence = make_fence(disruption=verdict.disruption, since=now, version=MIXED.version)
+            self.node = replace(self.node, fence=fence, unschedulable=True)
+        for action in verdict.actions:
+            match action:
+                case EnsureGPUNode():
+                    divided = MIXED if self.actuations else FULL
+                    observed = world_of(divided).gpunodes[NODE].observed
+                    assert observed is not None, "a world at rest is observed"
+                    observed = replace(observed, request_id=action.request_id, quiet=action.quiet)
+                    self.gpunode = replace(
+                        self.gpunode, request_id=action.request_id, quiet=action.quiet, observed=observed
+                    )
+                case Actuate():
+                    self.actuations.append(action)
+                    self.node = replace(self.node, fence=action.fence)
+                case Release():
+                    return action
+                case _:
+                    raise AssertionError(f"this change needs no {action}")
+        return None
+
+
+def test_an_invented_actuator_carries_a_change_from_candidate_to_release() -> None:
+    played, release, labels = Played(), None, dict(world_of(FULL).nodes[NODE].labels)
+    for turn in range(20):
+        now = at(600 + 10 * turn)
+        if (release := played.carry_out(played.judge(now), now)) is not None:
+            break
+    assert release is not None, played.phases
+    assert played.phases == [
+        Phase.PENDING,
+        Phase.VERIFYING_IDLE,
+        Phase.RECONFIGURING,
+        Phase.VERIFYING,
+        Phase.UNCORDONING,
+    ]
+    assert [(one.labels, one.annotations) for one in played.actuations] == [({}, {LAYOUT: "2x3g.40gb"})]
+    assert release.uncordon
+    assert release.verified is not None
+    assert release.verified.layout == "2x3g.40gb"
+    assert played.node.labels == labels, "NVIDIA's labels still say what they said before"
+
+
+@pytest.mark.parametrize("operand", ["device-plugin", "gpu-feature-discovery"])
+def test_a_program_that_the_actuator_does_not_need_may_be_kept_off_a_node(operand: str) -> None:
+    node = make_node(labels={f"{names.LABEL_DEPLOY_PREFIX}{operand}": "false"})
+    assert find_disabled(node, LABELS, None).startswith(f"nvidia.com/gpu.deploy.{operand} is false")
+    assert find_disabled(node, INVENTED, None) == ""
+
+
+def test_what_an_actuator_needs_are_rows_of_the_table() -> None:
+    assert find_actuator(make_stack(FULL)).needs <= {row.label for row in REQUIREMENTS}
