@@ -7,7 +7,9 @@ is to be corrected. That is drift that is over already: it is counted and report
 Terms: docs/design/glossary.md#fence.
 """
 
-from gpusharing.planning.snapshot.stackviews import Operand, StackView
+from collections.abc import Mapping
+
+from gpusharing.planning.snapshot.stackviews import Operand, Program, StackView
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.toolversions import find_deafness
@@ -33,10 +35,12 @@ class MpsLapses:
         return max(0, self.count - before.count) if before.pod == self.pod else self.count
 
 
-def find_lapses(node: NodeView, pod: Operand | None, stack: StackView) -> MpsLapses | None:
-    """Return how often config-manager has restarted alone in the pod of the node's MPS daemon. None if no daemon is to
+def find_lapses(node: NodeView, operands: Mapping[Program, Operand], stack: StackView) -> MpsLapses | None:
+    """Return how often config-manager has restarted alone in the pod of the node's MPS daemon, which is one of
+    `operands`. None if no daemon is to
     serve the node, if our fence keeps clients off it, or if the daemon follows no label: config-manager then fails
     again and again beside a daemon that has no clients."""
+    pod = operands.get(Program.MPS_DAEMON)
     if pod is None or node.fence is not None or not is_told_mps(node, stack):
         return None
     daemon = stack.cluster_policy.mps_daemon if stack.cluster_policy is not None else None

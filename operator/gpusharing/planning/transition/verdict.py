@@ -18,7 +18,6 @@ from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.snapshot.actions import Action
 from gpusharing.planning.snapshot.podviews import GangView, NodeWork
 from gpusharing.planning.snapshot.records import Fence
-from gpusharing.planning.snapshot.stackviews import Program
 from gpusharing.planning.snapshot.views import GPUNodeView, PolicyView
 from gpusharing.planning.stack.mpslapse import MpsLapses, find_lapses
 from gpusharing.planning.vocabulary.blockers import Blocker
@@ -156,7 +155,7 @@ class NodeCase(ActuatorCase):
     @property
     def lapses(self) -> MpsLapses | None:
         """How often the node's MPS clients ended although nobody changed the node, or None if it has no MPS daemon."""
-        return find_lapses(self.node, self.operands.get(Program.MPS_DAEMON), self.stack)
+        return find_lapses(self.node, self.operands, self.stack)
 
     @property
     def unhealthy(self) -> Finding | None:
