@@ -174,7 +174,12 @@ JOINED: dict[str, tuple[NodeCase, str]] = {
     "it is let go with its cordon": (released(), "heir"),
     "it is let go, and its cordon has been lifted": (released(node={}), ""),
     "it is let go with its cordon, and nobody else owns it": (released(owner=LEAVING), ""),
-    "it was yielded": (released(fence=make_fence("yielded"), node={"foreign": "kured"}), ""),
+    "it was yielded": (
+        released(
+            fence=replace(make_fence(), stage="yielded"), node={"foreign": "kured", "unschedulable": True}
+        ),
+        "",
+    ),
     "it failed and is handed over": (failed(), "heir"),
     "it failed, and nobody else owns it": (failed(owner=MIXED), ""),
     "its change goes on": (failed(now=2399), ""),
