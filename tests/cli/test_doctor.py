@@ -158,7 +158,7 @@ async def test_a_configmap_in_another_namespace_is_an_error_and_is_not_to_be_mer
     missing = found["PluginConfigMapMissing"]
     assert (missing["severity"], missing["message"]) == (
         "ERROR",
-        "ConfigMap nvidia-time-slicing-config does not exist in namespace gpu-operator; one of that name is"
+        "ConfigMap nvidia-time-slicing-config does not exist in namespace gpu-operator; one with that name is"
         " in kube-system; device plugins cannot start",
     )
     assert "adminPluginConfigMap" not in found["PluginConfigNotOurs"]["command"]
@@ -208,7 +208,7 @@ async def test_what_the_device_plugin_refuses_or_ignores_in_an_entry_is_told_by_
         "kubectl -n gpu-operator edit configmap time-slicing-config",
     )
     assert (
-        "entry any, sharing.timeSlicing.resources[0].replicas: the device plugin refuses 1"
+        "entry any, sharing.timeSlicing.resources[0].replicas: the device plugin rejects 1"
         in refused["message"]
     )
 
@@ -220,5 +220,5 @@ async def test_an_entry_that_nobody_uses_and_the_device_plugin_refuses_is_a_warn
     refused = (await symptoms(cluster))["PluginConfigRefused"]
     assert (refused["severity"], refused["message"]) == (
         "WARNING",
-        'ConfigMap time-slicing-config, entry spare, version: the device plugin refuses "v2": it expects v1',
+        'ConfigMap time-slicing-config, entry spare, version: the device plugin rejects "v2": it expects v1',
     )

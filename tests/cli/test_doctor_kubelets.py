@@ -37,7 +37,7 @@ def test_kubelets_that_nobody_stands_for_are_told_once_each() -> None:
     (one,) = find_kubelet_symptoms(running({"gpu-1": "v1.29.9"}), "v1.32.0")
     assert one.severity is Severity.WARNING
     assert one.message.startswith(
-        "the kubelet of gpu-1 (v1.29.9) is older than 1.30, the oldest version that"
+        "the kubelet on gpu-1 (v1.29.9) is older than 1.30, the oldest version that"
     )
 
 

@@ -179,11 +179,11 @@ def test_a_label_that_another_controller_keeps_is_told_once_for_all_nodes_that_a
     assert {(one.reason, one.severity) for one in symptoms} == {("LabelOwnedElsewhere", Severity.WARNING)}
     assert [(one.message, one.command) for one in symptoms] == [
         (
-            f"the operator does not change label {CONFIG} of gpu-1, gpu-2: Node Feature Discovery sets it",
+            f"the operator does not change label {CONFIG} on gpu-1, gpu-2: Node Feature Discovery sets it",
             "kubectl get node gpu-1 -o yaml --show-managed-fields",
         ),
         (
-            f"the operator does not change label {CONFIG} of gpu-3: Cluster API sets it",
+            f"the operator does not change label {CONFIG} on gpu-3: Cluster API sets it",
             "kubectl get node gpu-3 -o yaml --show-managed-fields",
         ),
     ]
@@ -205,7 +205,7 @@ def test_a_mig_configuration_of_nodes_that_differ_is_mended_by_name() -> None:
     ]
     entries = {one.name: ENTRIES["gpu-1"] for one in nodes}
     (one,) = told(nodes, (), entries)
-    assert "of gpu-1, gpu-2, gpu-3 names" in one.message
+    assert "on gpu-1, gpu-2, gpu-3 names" in one.message
     assert one.command == f"kubectl label node gpu-1 gpu-3 --overwrite {CONFIG}=NAME"
 
 
@@ -269,7 +269,7 @@ async def test_where_none_is_pointed_at_each_node_is_held_against_what_its_mig_m
     holding(cluster, "gpu-1-mig-config", "all-disabled", "all-balanced")
     told = await ask(cluster, "doctor", "-o", "json")
     (one,) = (one for one in told.data["symptoms"] if one["reason"] == "MigConfigUnknown")
-    assert "of gpu-1 names" in one["message"], "gpu-2's has published nothing yet"
+    assert "on gpu-1 names" in one["message"], "gpu-2's has published nothing yet"
     holding(cluster, "gpu-2-mig-config", "halves")
     cluster.patch(NODES, "gpu-1", {"metadata": {"labels": {CONFIG: "all-balanced"}}})
     assert nodes_of(await ask(cluster, "doctor", "-o", "json")) == EARLY

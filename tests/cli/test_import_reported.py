@@ -35,7 +35,7 @@ async def test_a_configmap_in_another_namespace_is_told_with_that_namespace(
     said = capsys.readouterr().err
     assert (
         "gpu-1 is left out: its device plugin is configured to use entry slice-4, but ConfigMap"
-        " nvidia-time-slicing-config does not exist in namespace gpu-operator; one of that name is in kube-system;"
+        " nvidia-time-slicing-config does not exist in namespace gpu-operator; one with that name is in kube-system;"
         " device plugins cannot start"
     ) in said
     assert "adminPluginConfigMap" not in said
@@ -45,10 +45,10 @@ async def test_a_configmap_in_another_namespace_is_told_with_that_namespace(
     ("text", "why"),
     [
         pytest.param(
-            "replicas: 1", "replicas: the device plugin refuses 1: it expects a number of", id="one"
+            "replicas: 1", "replicas: the device plugin rejects 1: it expects a number of", id="one"
         ),
         pytest.param(
-            'replicas: "4"', 'replicas: the device plugin refuses "4": it expects a number of', id="a text"
+            'replicas: "4"', 'replicas: the device plugin rejects "4": it expects a number of', id="a text"
         ),
         pytest.param("replicas:", "replicas: the device plugin needs this field", id="none"),
     ],

@@ -33,7 +33,7 @@ NVIDIA H100 80GB HBM3: 80 GB, 7 compute slices
 def test_what_does_not_fit_is_refused_with_the_reason_and_the_nearest_that_does() -> None:
     answer = find_answer(H100, wanted_of("7x1g.20gb"), everything=False)
     text = plain(describe(answer, PAPER))
-    assert "7x1g.20gb does not fit: the card holds at most 4x1g.20gb" in text
+    assert "7x1g.20gb does not fit: the card has room for at most 4x1g.20gb" in text
     assert "nearest legal layout: 4x1g.20gb" in " ".join(text.split())
 
 

@@ -105,7 +105,7 @@ async def test_the_cards_own_word_counts_and_the_difference_is_shown() -> None:
         scene.apply(once)
         await scene.ready()
         row = await scene.until_condition("Accepted", "True", "CardDiffers")
-        assert "3g.40gb at 0 (size 4), but our table says 0, 4 (size 4)" in row["message"]
+        assert "3g.40gb at 0 (size 4), but the operator's table has 0, 4 (size 4)" in row["message"]
         assert "please open an issue" in row["message"]
 
 

@@ -39,7 +39,7 @@ async def test_a_node_whose_label_a_node_feature_rule_sets_is_left_alone_until_t
         (owned,) = (one for one in told.data["symptoms"] if one["reason"] == "LabelOwnedElsewhere")
         assert owned["severity"] == "WARNING"
         assert owned["message"].startswith(
-            f"the operator does not change label {LABEL_MIG_CONFIG} of gpu-1: {TOLD}"
+            f"the operator does not change label {LABEL_MIG_CONFIG} on gpu-1: {TOLD}"
         )
         plan = await ask(cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
         assert plan.status == CHANGES

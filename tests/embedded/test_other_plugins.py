@@ -39,7 +39,7 @@ async def test_a_node_of_another_device_plugin_is_left_alone_until_it_is_handed_
         scene.apply(SLICED, drain={"unmanagedPods": "Evict"})
         transition = await scene.reason("gpu-1", "ForeignDevicePlugin")
         assert transition["phase"] == "Blocked"
-        assert transition["message"].startswith(f"{plugin} serves the GPUs of gpu-1 (")
+        assert transition["message"].startswith(f"{plugin} serves the GPUs on gpu-1 (")
         await scene.phase("gpu-2", "Synced")
         assert scene.node_writes(since)["gpu-1"] == 0
         assert scene.evicted() == []
@@ -75,7 +75,7 @@ async def test_plan_status_and_doctor_name_the_other_device_plugin(tmp_path: Pat
         status = await ask(cluster, "status")
         doctor = await ask(cluster, "doctor", "-o", "json")
     assert "Blocked: ForeignDevicePlugin" in plan.out
-    assert "gpu-1: HAMi's device plugin serves the GPUs of gpu-1" in status.out
+    assert "gpu-1: HAMi's device plugin serves the GPUs on gpu-1" in status.out
     (found,) = [one for one in doctor.data["symptoms"] if one["reason"] == "ForeignDevicePlugin"]
     assert found["severity"] == "ERROR"
     assert f"kubectl annotate node gpu-1 {HAMI}-" in found["message"]

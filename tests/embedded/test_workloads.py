@@ -163,7 +163,7 @@ async def test_rules_by_namespace_and_label_decide_and_what_they_block_is_named_
         ]
         scene.apply(SLICED, drain={"rules": rules})
         transition = await scene.reason("gpu-1", "RuleBlocks")
-        assert "spec.drain.rules[1] says Block" in transition["blockers"][0]
+        assert "spec.drain.rules[1] has behavior Block" in transition["blockers"][0]
         assert transition["culprit"] == "default/kept"
         assert not scene.cordoned("gpu-1")
         rules[0]["namespaceSelector"] = {"matchLabels": {"team": "a"}}

@@ -147,6 +147,6 @@ def test_what_a_card_reports_of_its_profiles_reaches_the_operator_which_tells_ho
         pool.inject("other-profiles")
         pool.apply(once)
         message = pool.wait_condition("Accepted", "True", "CardDiffers")
-        assert "3g.40gb at 0 (size 4), but our table says 0, 4 (size 4)" in message
+        assert "3g.40gb at 0 (size 4), but the operator's table has 0, 4 (size 4)" in message
         assert "please open an issue" in message
         pool.wait_synced()

@@ -355,9 +355,7 @@ def test_a_selected_mode_and_a_pod_without_gpus_are_admitted_and_a_wrong_level_i
     assert "must require" in refusal(validating, "hardware", spec(nodeSelector={MODE: "mps"}))
     assert refusal(validating, "memory", spec(nodeSelector={MODE: "mps"})) == ""
     assert refusal(validating, "hardware", {"containers": [{"name": "main", "image": "x"}]}) == ""
-    assert "which is not a level of isolation" in refusal(
-        validating, "hard", spec(nodeSelector={MODE: "mig"})
-    )
+    assert "which is not an isolation level" in refusal(validating, "hard", spec(nodeSelector={MODE: "mig"}))
 
 
 def test_a_job_shows_the_lines_in_its_events(validating: Api) -> None:

@@ -247,7 +247,7 @@ def test_it_gives_up_after_three_overwrites_even_across_restarts_until_a_person_
         ] * 3
         with product.operator("gives-up", **ASKED):
             pool.apply(MPS)
-            words = "has set it 3 times under device plugin v0.20.0, somebody has overwritten it each time"
+            words = "has set it 3 times under device plugin v0.20.0, but someone else overwrote it each time"
             pool.wait(lambda: words in message(pool), "the operator to give up", pool.transition)
             assert len(product.writes("daemonsets", since=since)) == 3
             assert signalled(product) == RELEASED

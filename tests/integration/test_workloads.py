@@ -77,7 +77,7 @@ def test_rules_by_namespace_and_label_decide_in_their_order(product: Product) ->
         since = product.mark()
         pool.apply({**SLICED, "drain": {"rules": [team, keep]}})
         pool.wait_phase("Blocked", "RuleBlocks")
-        assert "spec.drain.rules[1] says Block" in pool.transition()["blockers"][0]
+        assert "spec.drain.rules[1] has behavior Block" in pool.transition()["blockers"][0]
         assert product.writes("nodes", node, since) == []
         team["namespaceSelector"] = {"matchLabels": {"gpusharing-test/team": pool.name}}
         pool.apply({**SLICED, "drain": {"rules": [team, keep]}})

@@ -29,10 +29,13 @@ DIFFERENT: dict[str, tuple[tuple[Profile, ...], str]] = {
     ),
     "other places": (
         with_profile("3g.40gb", starts=(0,)),
-        "3g.40gb at 0 (size 4), but our table says 0, 4 (size 4)",
+        "3g.40gb at 0 (size 4), but the operator's table has 0, 4 (size 4)",
     ),
     "another size": (with_profile("3g.40gb", size=3), "3g.40gb at 0, 4 (size 3)"),
-    "another number": (with_profile("1g.10gb", max_count=8), "at most 8 of 1g.10gb, but our table says 7"),
+    "another number": (
+        with_profile("1g.10gb", max_count=8),
+        "at most 8 of 1g.10gb, but the operator's table has 7",
+    ),
 }
 
 

@@ -48,21 +48,21 @@ def _meaning(read: Any) -> PluginConfig:
 
 FLAWS = {
     "one replica in the second row": (
-        "sharing.timeSlicing.resources[1].replicas: the device plugin refuses 1: it expects a number of at least 2,"
+        "sharing.timeSlicing.resources[1].replicas: the device plugin rejects 1: it expects a number of at least 2,"
         " without quotes"
     ),
-    "replicas in quotes": 'sharing.timeSlicing.resources[0].replicas: the device plugin refuses "4": it expects a',
+    "replicas in quotes": 'sharing.timeSlicing.resources[0].replicas: the device plugin rejects "4": it expects a',
     "no replicas in a row": "sharing.timeSlicing.resources[0].replicas: the device plugin needs this field",
     "no resources": "sharing.timeSlicing.resources: the device plugin needs this field",
     "time-slicing that is null": "sharing.timeSlicing.resources: the device plugin needs this field",
-    "a switch in quotes": 'sharing.timeSlicing.renameByDefault: the device plugin refuses "true": it expects true',
+    "a switch in quotes": 'sharing.timeSlicing.renameByDefault: the device plugin rejects "true": it expects true',
     "a tab that indents": (
         "the device plugin cannot read it: it is not YAML (line 3: found character '\\t' that cannot start any token)"
     ),
-    "a strategy that there is not": 'flags.migStrategy: the device plugin refuses "both": it expects none, single',
-    "a nested text in place of a map": 'sharing: the device plugin refuses "timeSlicing:',
-    "another version": 'version: the device plugin refuses "v2": it expects v1',
-    "a switch of the plugin as a number": "flags.plugin.passDeviceSpecs: the device plugin refuses 1: it expects true",
+    "a strategy that there is not": 'flags.migStrategy: the device plugin rejects "both": it expects none, single',
+    "a nested text in place of a map": 'sharing: the device plugin rejects "timeSlicing:',
+    "another version": 'version: the device plugin rejects "v2": it expects v1',
+    "a switch of the plugin as a number": "flags.plugin.passDeviceSpecs: the device plugin rejects 1: it expects true",
 }
 IGNORED = {
     "a switch under flags, where it does nothing": (

@@ -264,9 +264,11 @@ def test_the_policy_of_the_members_own_node_may_keep_it_before_and_during_a_drai
     assert (before.reason, before.pods) == (during.reason, during.pods)
     assert (before.reason, before.pods) == (Reason.RULE_BLOCKS, ("team-a/rank-1",))
     assert before.message.endswith(
-        "(1 on c, 1 on d). Policy pool-c applies here. spec.drain.rules[0] says Block"
+        "(1 on c, 1 on d). Policy pool-c applies here. spec.drain.rules[0] has behavior Block"
     )
-    assert during.message.endswith("Runs on d. Policy pool-c applies here. spec.drain.rules[0] says Block")
+    assert during.message.endswith(
+        "Runs on d. Policy pool-c applies here. spec.drain.rules[0] has behavior Block"
+    )
     assert evicted(drained(work)) == []
     assert (blockers(ruled(HERE, Drain())), evicted(drained(ruled(HERE, Drain())))) == ((), ["rank-0"])
 
@@ -302,7 +304,7 @@ def test_a_gang_over_two_pools_is_not_ended_by_one_as_long_as_the_other_ones_pol
     pass_time(world, 60)
     verdict = world.plan().verdicts["n0"]
     assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.RULE_BLOCKS)
-    assert "Policy pool-c applies here. spec.drain.rules[0] says Block" in verdict.message
+    assert "Policy pool-c applies here. spec.drain.rules[0] has behavior Block" in verdict.message
     (preview,) = world.plan().memory.previews.values()
     assert [blocker.reason for blocker in preview.blockers] == [Reason.RULE_BLOCKS]
     world.set_policy(make_policy("pool-c", mode="Full", **free))

@@ -141,7 +141,7 @@ H200_OFFERS = (
         (
             "h100-80gb",
             "7x1g.20gb",
-            f"7x1g.20gb does not fit: the card holds at most 4x1g.20gb; {H100_OFFERS}; "
+            f"7x1g.20gb does not fit: the card has room for at most 4x1g.20gb; {H100_OFFERS}; "
             "nearest legal layout: 4x1g.20gb",
         ),
         (

@@ -72,7 +72,7 @@ REFUSED = {
         "{x: [{devices: all, mig-enabled: true, mig-devices: {1g.10gb: all}}]}", "1g.10gb: all in mig-devices"),
     "a PCI device id without quotes, which YAML makes a number of": (
         "{x: [{devices: all, mig-enabled: false, device-filter: 0x233010DE}]}",
-        "device-filter 590352606 is not a PCI device id in quotes, such as '0x233010DE'"),
+        "device-filter 590352606 is not a PCI device id in quotes, for example '0x233010DE'"),
     "a negative count": (
         "{x: [{devices: all, mig-enabled: true, mig-devices: {1g.10gb: -1}}]}", "1g.10gb: -1 in mig-devices"),
     "an entry without rows": ("{x: []}", "entry x: it is an empty list"),

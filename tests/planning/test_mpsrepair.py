@@ -81,11 +81,11 @@ HELD: dict[str, tuple[StackView, str]] = {
     "the DaemonSet is elsewhere": (stack(replace(DEAF, namespace="nvidia")), "so it does not help here"),
     "repairs cannot be counted yet": (
         stack(plugin_map_exists=False), "in ConfigMap gpusharing-device-plugin, and waits"),
-    "the ConfigMap is somebody else's": (stack(foreign_map="gpusharing-device-plugin"), "and is its own"),
+    "the ConfigMap is somebody else's": (stack(foreign_map="gpusharing-device-plugin"), "exists and belongs to it"),
     "it was overwritten too often": (
         stack(mps_repairs=SPENT),
-        "The operator has set it 3 times under device plugin v0.20.0, somebody has overwritten it each time, and the"
-        " operator gives up; find out who does, then run `kubectl annotate -n gpu-operator configmap"
+        "The operator has set it 3 times under device plugin v0.20.0, but someone else overwrote it each time, so the"
+        " operator has given up; find out who does this, then run `kubectl annotate -n gpu-operator configmap"
         " gpusharing-device-plugin gpusharing.dev/mps-repairs-`",
     ),
     "a node serves MPS": (stack(mps_nodes=("gpu-1",)), "no node serves MPS any more; gpu-1 still serves it"),
@@ -114,7 +114,7 @@ def test_every_restraint_is_played() -> None:
 def test_a_write_that_failed_is_said_and_tried_again_without_another_count() -> None:
     begun = MpsRepairs(1, DEAF.version, DEAF.state)
     found = stack(mps_repairs=begun, repair_error="no right to patch daemonsets")
-    assert "could not set it and tries again: no right to patch daemonsets" in explain_repair(found, ASKED)
+    assert "could not set it and will try again: no right to patch daemonsets" in explain_repair(found, ASKED)
     action = plan_repair(found, ASKED)
     assert action is not None
     assert action.repairs == begun

@@ -138,7 +138,7 @@ MPS_NEEDS_BLOCK = ApiRule(
 )
 BLOCK_NEEDS_MPS = ApiRule(
     "self.mode == 'MPS' || !has(self.mps)",
-    "the block mps belongs to mode: MPS, and NVIDIA's device plugin refuses MPS on MIG; change the mode or "
+    "the block mps belongs to mode: MPS, and NVIDIA's device plugin does not support MPS on MIG; change the mode or "
     "remove the block",
     field=".mps",
 )
@@ -204,11 +204,11 @@ POSITIVE_WAIT = ApiRule(
 )
 SCHEDULE = ApiRule(
     f"self.matches({_quoted(CRON)})",
-    'must be five fields of cron: minute, hour, day of month, month, day of week; for example "0 22 * * 1-5"',
+    'must have the five cron fields: minute, hour, day of month, month, day of week; for example "0 22 * * 1-5"',
 )
 TIME_ZONE = ApiRule(
     f"self.matches({_quoted(ZONE)})",
-    "must be a name of the IANA time zone database, for example Europe/Berlin",
+    "must be a name from the IANA time zone database, for example Europe/Berlin",
 )
 
 RULE_TIMEOUT = ApiRule(

@@ -40,7 +40,7 @@ def _find_no_mark(entry: str) -> str:
     """Return why `entry` is not a label with a value that an admin may name here, or an empty string if it is one."""
     key, equals, value = entry.partition("=")
     if not (equals and re.fullmatch(LABEL_KEY, key) and _VALUE.fullmatch(value)):
-        return f"{entry!r} is not a label with a value, such as example.com/hands-off=true"
+        return f"{entry!r} is not a label with a value, for example example.com/hands-off=true"
     if key.startswith((names.PREFIX, "nvidia.com/")) or is_rewritten(key):
         return f"{key} is written by the changes of this operator or by NVIDIA's software"
     return ""

@@ -21,8 +21,8 @@ MAX_DURATION = timedelta(hours=rules.MAX_DURATION_HOURS)
 MAX_VALUE = 60
 """The most characters of a value that a message shows."""
 UNKNOWN = (
-    "this operator does not know the field: the CRDs are from a newer version, so upgrade the operator too"
-    " (helm upgrade), or remove the field from the policy"
+    "this version of the operator does not support the field: the CRDs are from a newer version, so upgrade the"
+    " operator too (helm upgrade), or remove the field from the policy"
 )
 _DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s)?")
 _UNIONS = frozenset({"devices", "maxUnavailable"})

@@ -365,14 +365,14 @@ def _rule_says(pod: PodView, options: Drain, behavior: str) -> bool:
 
 
 def _rule(pod: PodView, options: Drain, scope: Scope) -> str:
-    """Say which rule decides about the pod and what its behavior is, such as `spec.drain.rules[0] says Block`, or that
-    the rule needs the labels of the pod's namespace. Empty if no rule matches."""
+    """Say which rule decides about the pod and what its behavior is, such as `spec.drain.rules[0] has behavior Block`,
+    or that the rule needs the labels of the pod's namespace. Empty if no rule matches."""
     ruled = find_rule(pod, options)
     if ruled is None:
         return ""
     if not ruled.known:
         return f"{ruled.place}.namespaceSelector needs the labels of namespace {pod.namespace}"
-    return f"{ruled.place} says {ruled.rule.behavior}"
+    return f"{ruled.place} has behavior {ruled.rule.behavior}"
 
 
 def _job(pod: PodView, options: Drain, scope: Scope) -> bool:

@@ -39,5 +39,8 @@ def describe_guard(namespace: str, namespace_labels: Mapping[str, str]) -> str:
         return ""
     clause = f"namespace {namespace} has the label {LABEL_ISOLATION}={namespace_labels[LABEL_ISOLATION]}"
     if admitted:
-        return f"{clause}, which admits its GPU pods only on nodes of mode {' or '.join(admitted)}"
-    return f"{clause}, which is not a level of isolation, so that no GPU pod is admitted: write {' or '.join(ADMITTED)}"
+        return f"{clause}, which admits its GPU pods only on nodes in mode {' or '.join(admitted)}"
+    return (
+        f"{clause}, which is not an isolation level, so none of its GPU pods are admitted: set it to"
+        f" {' or '.join(ADMITTED)}"
+    )

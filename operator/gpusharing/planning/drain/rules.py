@@ -164,7 +164,7 @@ def _do_not_disrupt(pod: PodView, key: str, value: str, now: datetime | None) ->
         return Protection(text, None)
     seconds = _seconds(value.strip())
     if seconds is None:
-        problem = "is not a duration such as 15m or 1h30m, so it protects the pod until someone removes it"
+        problem = "is not a valid duration, for example 15m or 1h30m, so it protects the pod until someone removes it"
         return Protection(f"{text}, which {problem}", None)
     if pod.started is None:
         return Protection(f"{text}, counted from the start of the pod, which has not started yet", None)

@@ -26,7 +26,7 @@ def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
     if not reported:
         return Finding(
             Reason.PROFILES_FROM_TABLE,
-            f"the driver lists no MIG profiles of {product}, so the operator uses its own table; if it refuses a"
+            f"the driver lists no MIG profiles for {product}, so the operator uses its own table; if it rejects a"
             " layout that should fit, update the driver",
         )
     known = {profile.name: profile for profile in card.profiles}
@@ -36,7 +36,7 @@ def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
     return Finding(
         Reason.CARD_DIFFERS,
         f"{product} reports {'; '.join(differences[:MOST])}. The operator uses what the card reports; please open an"
-        " issue, so that the table can be corrected",
+        " issue, so that the operator's table can be corrected",
     )
 
 
@@ -47,9 +47,9 @@ def _difference(profile: Profile, known: Mapping[str, Profile]) -> str:
     if same is None:
         return f"{profile.name}, which the operator's table does not have"
     if profile.starts and same.starts and (profile.starts, profile.size) != (same.starts, same.size):
-        return f"{profile.name} at {_places(profile)}, but our table says {_places(same)}"
+        return f"{profile.name} at {_places(profile)}, but the operator's table has {_places(same)}"
     if profile.max_count != same.max_count:
-        return f"at most {profile.max_count} of {profile.name}, but our table says {same.max_count}"
+        return f"at most {profile.max_count} of {profile.name}, but the operator's table has {same.max_count}"
     return ""
 
 

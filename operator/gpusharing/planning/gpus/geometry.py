@@ -10,7 +10,7 @@ A layout is legal when, as NVIDIA's MIG user guide and mig-parted have it:
 Legality is downward closed: taking an instance away from a legal layout leaves a legal layout.
 
     {3g.40gb: 1, 1g.10gb: 4}   legal on an H100 80 GB: the 3g at unit 4, the 1g at 0, 1, 2, 3
-    {1g.20gb: 7}               refused: the card holds at most 4x1g.20gb
+    {1g.20gb: 7}               refused: the card has room for at most 4x1g.20gb
     {3g.40gb: 2, 1g.10gb: 1}   refused: 7 compute slices, but 9 of 8 memory units
 """
 
@@ -247,7 +247,7 @@ class _Offer:
         Rules are checked in a fixed order. All profiles of the layout must be offered by the card."""
         for name, count in layout:
             if count > (most := self.by_name[name].max_count):
-                return Misfit.TOO_MANY, f"the card holds at most {most}x{name}"
+                return Misfit.TOO_MANY, f"the card has room for at most {most}x{name}"
         media = _media_conflict(layout)
         if media:
             return Misfit.MEDIA_ENGINES, media
@@ -337,13 +337,13 @@ def _media_conflict(layout: Layout) -> str | None:
     """Return the rule on media engines that the layout breaks, as a clause for people, or None if it breaks none."""
     attributes = [(name, _attribute(name), count) for name, count in layout]
     if sum(count for _, attribute, count in attributes if attribute == "+me") > 1:
-        return "only one instance of a GPU can have the media engines (+me)"
+        return "only one instance on a GPU can have the media engines (+me)"
     everything = next((name for name, attribute, _ in attributes if attribute == "+me.all"), None)
     others = [name for name, attribute, _ in attributes if attribute not in ("-me", "+me.all")]
     if everything and others:
-        return f"next to {everything} there can only be -me profiles, not {', '.join(others)}"
+        return f"only -me profiles can be combined with {everything}, not {', '.join(others)}"
     if sum(count for _, attribute, count in attributes if attribute == "+me.all") > 1:
-        return "only one instance of a GPU can have all media engines (+me.all)"
+        return "only one instance on a GPU can have all media engines (+me.all)"
     return None
 
 

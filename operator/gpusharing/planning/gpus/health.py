@@ -80,7 +80,7 @@ RECOVERIES: Mapping[str, str] = {
     "Reboot": _REBOOT,
     "DrainP2P": "stop the applications that use this GPU for peer-to-peer traffic",
     "DrainAndReset": _RESET,
-    "RecoverIMEX": "recover the IMEX domain of the node",
+    "RecoverIMEX": "recover the node's IMEX domain",
     "BusReset": "drain the node and reset the GPU's PCIe bus, or reboot the node",
     "SystemReboot": _REBOOT,
     "Unknown": "see `nvidia-smi -q` on the node for the recovery action, which is newer than this agent",

@@ -63,13 +63,19 @@ def find_flaw(zoned: ZonedWindow) -> tuple[str, str] | None:
     """Return the name of the window's first invalid field (`timeZone` or `schedule`) and why it is invalid, or None if
     the window is valid."""
     if zoned.zone is None:
-        return "timeZone", "the time zone database has no such name; use one such as Europe/Berlin"
+        return (
+            "timeZone",
+            "the time zone database has no such name; use one that it has, for example Europe/Berlin",
+        )
     try:
         next(CronSim(zoned.window.schedule, _BEGIN))
     except CronSimError as error:
-        return "schedule", f'it is not a cron schedule: {error}; use one such as "0 22 * * 1-5"'
+        return (
+            "schedule",
+            f'it is not a valid cron schedule: {error}; a valid one is, for example, "0 22 * * 1-5"',
+        )
     except StopIteration:
-        return "schedule", 'it never matches a date; use one such as "0 22 * * 1-5"'
+        return "schedule", 'it never matches a date; use one that does, for example "0 22 * * 1-5"'
     return None
 
 

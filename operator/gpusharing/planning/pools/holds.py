@@ -38,7 +38,9 @@ class Hold:
 
 def _frozen(pooled: Pooled) -> str:
     """Return the message that maxUnavailable is 0, or an empty string if it is not."""
-    return "spec.rollout.maxUnavailable is 0, so no change starts" if pooled.frozen else ""
+    return (
+        "spec.rollout.maxUnavailable is 0, so the operator does not start a change" if pooled.frozen else ""
+    )
 
 
 def _halted(pooled: Pooled) -> str:

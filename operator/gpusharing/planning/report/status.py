@@ -359,7 +359,7 @@ def _in_vain(pool: Members, plan: RolloutPlan) -> Finding | None:
     if not _stands_still(pool.policy, plan):
         return None
     fact = (
-        f"in {MOST} passes in a row the planner listed the pods of nodes that might start, and started none"
+        f"in {MOST} passes in a row the planner listed the pods on nodes that could start, but started none"
     )
     return Finding(Reason.NO_PROGRESS, f"{fact}. This is a bug in this operator; please report it")
 

@@ -218,7 +218,7 @@ def _warned(state: _PodState) -> str | None:
     return steady(_latest(state.warnings).message) if state.warnings else None
 
 
-_CHART = "Correct image.repository, image.tag or {0} of the chart"
+_CHART = "Correct image.repository, image.tag or {0} in the chart values"
 _DESCRIBE = "Run kubectl -n {namespace} describe pod {name}"
 HINDRANCES: tuple[Hindrance, ...] = (
     Hindrance(_unplaced, _DESCRIBE),

@@ -123,7 +123,7 @@ def _device_plugin(policy: PolicyView, stack: StackView, settings: PlanSettings)
     if not stack.gpu_cluster:
         return ""
     return (
-        "a GPUCluster (NVIDIA's DRA stack) serves the GPUs of this cluster; device-plugin and mig-manager"
+        "a GPUCluster (NVIDIA's DRA stack) serves the GPUs in this cluster; device-plugin and mig-manager"
         " labels have no effect there. Use this operator with a ClusterPolicy instead"
     )
 

@@ -136,7 +136,7 @@ def find_agent_symptoms(view: InstallationView) -> Symptoms:
         yield warning(
             Topic.AGENTS,
             "NoGPUNodes",
-            f"no Node has the labels of agent.nodeSelector ({', '.join(wanted)}), so no agent runs",
+            f"no Node has the labels in agent.nodeSelector ({', '.join(wanted)}), so no agent runs",
             f"kubectl label node NODE {' '.join(wanted)}",
         )
 
@@ -167,7 +167,7 @@ def _blind_agents(troubled: Mapping[str, str], nodes: Sequence[NodeView], view: 
     `troubled` maps the names of these nodes to what their agents report. `nodes` are all nodes with agents.
     """
     first = min(troubled)
-    message = f"the agent cannot read the GPUs of {some(sorted(troubled))}; {first}: {troubled[first]}"
+    message = f"the agent cannot read the GPUs on {some(sorted(troubled))}; {first}: {troubled[first]}"
     show = f"kubectl describe gpunode {first}"
     policy, _ = find_active(view.cluster_policies)
     with_driver = {one.name for one in nodes if has_driver(one.labels, one.resources)}
@@ -194,7 +194,7 @@ def _agents_kept_out(agents: AgentsState, view: InstallationView) -> Symptoms:
         yield error(
             Topic.AGENTS,
             "PodSecurityForbids",
-            f"namespace {place.agent_namespace} enforces PodSecurity {agents.enforced}, which refuses the agent",
+            f"namespace {place.agent_namespace} enforces PodSecurity {agents.enforced}, which rejects the agent's pods",
             f"kubectl label --overwrite namespace {place.agent_namespace}"
             " pod-security.kubernetes.io/enforce=privileged",
         )
@@ -391,7 +391,7 @@ def _operand(row: NeededProgram, stack: ClusterPolicyView, view: InstallationVie
     )
     if stack.plain is None:
         refused = "every policy is" if every else f"policies of mode {', '.join(sorted(row.modes))} are"
-        message = f"{stack.name}: {tell_off(row, stack)}, and {refused} refused"
+        message = f"{stack.name}: {tell_off(row, stack)}, and {refused} rejected"
         # Beside another device plugin, NVIDIA's would serve the same GPUs a second time.
         doubles = row.disabled is Reason.PLUGIN_DISABLED and any(node.other_plugin for node in view.nodes)
         command = correct(view, stack, row.patch, needed=needed and not doubles)
@@ -478,7 +478,7 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
             Topic.CLUSTER_POLICY,
             "MigConfigNotOurs",
             f"{policy.name}: {pointer.field} is {pointer.text},"
-            f" {_effect(view, pointer, 'spec.mig.layouts is refused')}"
+            f" {_effect(view, pointer, 'spec.mig.layouts is rejected')}"
             f"{why_not_set(pointer, policy, configure=view.place.configure_gpu_operator)}",
             point(view, policy, pointer, kubectl_patch(policy.name, pointer.patch)),
         )

@@ -64,7 +64,7 @@ def explain_repair(stack: StackView, settings: PlanSettings) -> str:
         if why := restraint.find(daemon, stack, settings):
             return f". {why} ({VALUE})"
     failed = (
-        f"could not set it and tries again: {stack.repair_error}" if stack.repair_error else "sets it now"
+        f"could not set it and will try again: {stack.repair_error}" if stack.repair_error else "sets it now"
     )
     return f". The operator {failed} ({VALUE})"
 
@@ -160,7 +160,9 @@ def _uncountable(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings
     if stack.plugin_map_exists and not stack.foreign_map:
         return ""
     ours = f"ConfigMap {settings.plugin_config_map}"
-    return f"The operator counts its repairs in {ours}, and waits until that exists and is its own"
+    return (
+        f"The operator counts its repairs in {ours}, and waits until this ConfigMap exists and belongs to it"
+    )
 
 
 def _given_up(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str:
@@ -170,9 +172,9 @@ def _given_up(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -
         return ""
     where = f"-n {settings.gpu_operator_namespace} configmap {settings.plugin_config_map}"
     return (
-        f"The operator has set it {MOST_REPAIRS} times under device plugin {daemon.version}, somebody has overwritten"
-        f" it each time, and the operator gives up; find out who does, then run `kubectl annotate {where}"
-        f" {names.ANNOTATION_MPS_REPAIRS}-`"
+        f"The operator has set it {MOST_REPAIRS} times under device plugin {daemon.version}, but someone else"
+        f" overwrote it each time, so the operator has given up; find out who does this, then run"
+        f" `kubectl annotate {where} {names.ANNOTATION_MPS_REPAIRS}-`"
     )
 
 

@@ -104,7 +104,7 @@ def _unknown_configs(nodes: list[NodeView], view: InstallationView) -> Symptoms:
         yield error(
             Topic.NODES,
             "PluginConfigUnknown",
-            f"label {label} of {some(sorted(node.name for node in odd))} names an entry that ConfigMap {plugin_map}"
+            f"label {label} on {some(sorted(node.name for node in odd))} names an entry that ConfigMap {plugin_map}"
             " does not have"
             f" ({first.name}: {first.labels[label]}), so the device plugin silently keeps its previous configuration."
             " Set the"
@@ -132,7 +132,7 @@ def _other_workloads(nodes: list[NodeView], view: InstallationView) -> Symptoms:
         yield _blocking(view)(
             Topic.NODES,
             "WorkloadConfig",
-            f"the GPUs of {some([node.name for node in odd])} are not for containers ({odd[0].name} is"
+            f"the GPUs on {some([node.name for node in odd])} are not for containers ({odd[0].name} is"
             f" set to {workload_of(odd[0].labels, policy)} by label {label}, or by ClusterPolicy {SANDBOX_DEFAULT} if"
             " it has no"
             " such label), so policies have no effect there. Stop the virtual machines that use the GPUs and set the"
@@ -177,7 +177,7 @@ def _owned_elsewhere(nodes: list[NodeView]) -> Symptoms:
         yield warning(
             Topic.NODES,
             "LabelOwnedElsewhere",
-            f"the operator does not change label {label} of {some(alike)}: {owner}",
+            f"the operator does not change label {label} on {some(alike)}: {owner}",
             f"kubectl get node {alike[0]} -o yaml --show-managed-fields",
         )
 
@@ -211,7 +211,7 @@ def _unknown_mig(nodes: list[NodeView], mig_entries: Mapping[str, MigEntries]) -
         yield warning(
             Topic.NODES,
             "MigConfigUnknown",
-            f"label {label} of {some([node.name for node in nodes])} names a configuration that mig-manager does not"
+            f"label {label} on {some([node.name for node in nodes])} names a configuration that mig-manager does not"
             " have there"
             f" ({first.name}: {wrong}; ConfigMap {entries.config_map} has {some(sorted(entries.names), 4)}), so"
             " mig-manager will"
@@ -247,7 +247,7 @@ def _paused(nodes: list[NodeView], view: InstallationView) -> Symptoms:
         yield error(
             Topic.NODES,
             "OperandsPaused",
-            f"operands of {some(sorted(node.name for node in paused))} are still paused for a MIG change that has"
+            f"operands on {some(sorted(node.name for node in paused))} are still paused for a MIG change that has"
             " ended",
             f"kubectl -n {view.place.gpu_operator_namespace} delete pod -l app=nvidia-mig-manager"
             f" --field-selector spec.nodeName={paused[0].name}",
@@ -279,7 +279,7 @@ def _drivers(nodes: list[NodeView], settings: PlanSettings) -> Symptoms:
         yield warning(
             Topic.NODES,
             "UnsafeDriver",
-            f"the operator does not repartition the GPUs of {some(sorted(flaws))} ({first}: {flaws[first]})",
+            f"the operator does not repartition the GPUs on {some(sorted(flaws))} ({first}: {flaws[first]})",
             f"kubectl get node {first} -o jsonpath='{{.metadata.labels.nvidia\\.com/cuda\\.driver-version\\.full}}'",
         )
 
@@ -312,7 +312,7 @@ def find_kubelet_symptoms(view: InstallationView, api_server: str) -> tuple[Symp
     its worst problem. `api_server` is the version of the API server, or an empty string if it is unknown."""
     server = find_minor(api_server)
     unsupported = f"the API server ({api_server}), which Kubernetes does not support"
-    upgrade_it = "upgrade the kubelet, one node after the other"
+    upgrade_it = "upgrade the kubelets, one node at a time"
     faults = {
         "KubeletNewer": f"is newer than {unsupported}: upgrade the control plane",
         "KubeletBehind": f"is more than {MOST_BEHIND} minor versions behind {unsupported}: {upgrade_it}",
@@ -334,7 +334,7 @@ def find_kubelet_symptoms(view: InstallationView, api_server: str) -> tuple[Symp
         warning(
             Topic.KUBELETS,
             reason,
-            f"the kubelet of {some(nodes)} ({view.kubelets[nodes[0]]}) {faults[reason]}",
+            f"the kubelet on {some(nodes)} ({view.kubelets[nodes[0]]}) {faults[reason]}",
             f"kubectl get node {' '.join(nodes)} -o"
             " custom-columns=NODE:.metadata.name,KUBELET:.status.nodeInfo.kubeletVersion",
         )
@@ -488,7 +488,7 @@ class PluginEntries:
         """A message that the ConfigMap does not exist, or an empty string if it does."""
         if self.texts is not None:
             return ""
-        others = f"; one of that name is in {some(self.elsewhere)}" if self.elsewhere else ""
+        others = f"; one with that name is in {some(self.elsewhere)}" if self.elsewhere else ""
         return (
             f"ConfigMap {self.config_map} does not exist in namespace {self.namespace}{others}; device plugins cannot"
             " start"

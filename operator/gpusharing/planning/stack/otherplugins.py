@@ -105,7 +105,7 @@ def explain_plugin(name: str, nodes: Sequence[str]) -> str:
     plugin = OTHERS[name]
     where, handover = some(nodes), plugin.handover.replace("NODE", " ".join(nodes))
     return (
-        f"{name} serves the GPUs of {where} ({plugin.sign}) and does not follow {LABEL_PLUGIN_CONFIG}, so a change"
+        f"{name} serves the GPUs on {where} ({plugin.sign}) and does not follow {LABEL_PLUGIN_CONFIG}, so a change"
         f" could neither take effect nor be proven. Exclude {where} from the policy, or {handover}"
     )
 

@@ -82,7 +82,7 @@ def find_mig_obstacle(
         return MigObstacle(
             Reason.LAYOUTS_NEED_CONFIG_MAP,
             f"spec.mig.layouts has no effect unless DaemonSet {plain.mig_manager} mounts ConfigMap {mig_config_map} in"
-            f" the folder of its CONFIG_FILE; it mounts {policy.mig_config_name or 'none'}",
+            f" the directory of its CONFIG_FILE; it mounts {policy.mig_config_name or 'none'}",
             f"kubectl -n {namespace} edit daemonset {plain.mig_manager}",
         )
     return None

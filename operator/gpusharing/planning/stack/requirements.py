@@ -69,8 +69,8 @@ class NeededProgram:
 REQUIREMENTS = (
     NeededProgram(
         "the device plugin", "device-plugin", "devicePlugin.enabled", Reason.PLUGIN_DISABLED,
-        "no device plugin that follows our labels would serve the GPUs (if another one serves them on purpose, leave"
-        " it as it is)"),
+        "no device plugin that follows the operator's labels would serve the GPUs (if another one serves them on"
+        " purpose, leave it as it is)"),
     NeededProgram(
         "GPU Feature Discovery", "gpu-feature-discovery", "gfd.enabled", Reason.FEATURE_DISCOVERY_DISABLED,
         "no change could be proven", missing=Reason.FEATURE_DISCOVERY_MISSING, helm_value="gfd.enabled=true"),

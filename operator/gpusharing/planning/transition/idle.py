@@ -48,7 +48,7 @@ def way_to_idle(
         return escalated
     work, plan = case.work, case.drain
     if work is None or plan is None or work.error:
-        why = work.error if work else "listing the pods of the node"
+        why = work.error if work else "listing the pods on the node"
         reason = Reason.LIST_FAILED if work else Reason.SETTLING
         return replace(case.verdict(Phase.DRAINING, reason, why, wake=next_poll(case)), wants_pods=True)
     if plan.holders:

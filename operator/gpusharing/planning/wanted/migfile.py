@@ -213,7 +213,7 @@ def _bad_filter(row: Mapping[str, Any]) -> str:
     there is none. YAML reads an id without quotes as a number."""
     for item in _filters(row):
         if not isinstance(item, str) or not _FILTER.fullmatch(item):
-            return f"device-filter {item} is not a PCI device id in quotes, such as '0x233010DE'"
+            return f"device-filter {item} is not a PCI device id in quotes, for example '0x233010DE'"
     return ""
 
 

@@ -84,7 +84,7 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "number": (lambda item: item is None or is_whole(item), "a whole number, without quotes"),
     "duration": (
         lambda item: type(item) in (int, float) or _is_text(item or "0", _DURATION),
-        "such as 60s",
+        "a duration, for example 60s",
     ),
     "version": (lambda item: item in (None, "", "v1"), "v1"),
     "strategy": (lambda item: item in (None, "", "none", "single", "mixed"), "none, single or mixed"),
@@ -143,7 +143,7 @@ def _find(item: Any, wanted: Any, path: str) -> Iterator[Flaw]:
             yield from _find(row, wanted[0], f"{path}[{index}]")
         return
     shown = cut(json.dumps(item, default=str), 60)
-    yield Flaw(path, f"the device plugin refuses {shown}: it expects {words}")
+    yield Flaw(path, f"the device plugin rejects {shown}: it expects {words}")
 
 
 def _find_in_map(fields: Mapping[Any, Any], wanted: Mapping[str, Any], path: str) -> Iterator[Flaw]:

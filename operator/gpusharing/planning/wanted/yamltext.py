@@ -128,7 +128,7 @@ def parse_yaml(text: str) -> object:
         where = f" (line {mark.line + 1}: {problem})" if mark is not None else ""
         raise Unreadable(f"it is not YAML{where}") from error
     except (RecursionError, ValueError, OverflowError, TypeError, AttributeError, LookupError) as error:
-        raise Unreadable(f"it is not readable YAML ({type(error).__name__})") from error
+        raise Unreadable(f"it is not valid YAML ({type(error).__name__})") from error
     _check_size(document)
     return document
 
