@@ -1,16 +1,27 @@
 """What cannot be carried out is refused with an alternative, before anything is touched."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from hack.embedded import CLUSTER_POLICY
 from hack.sim.workloads import SimWorkload
 from tests.cli.asking import ask
+from tests.drafacts import driver as dra_driver
+from tests.drafacts import resource_slice, whole_gpu
 from tests.embedded.scene import FULL, L40S, MIXED, SINGLE, SLICED, at_once, node, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.kube.client import CLUSTER_POLICIES, EVENTS, GPU_CLUSTERS, JSON, NODES
+from gpusharing.kube.client import (
+    CLUSTER_POLICIES,
+    DAEMON_SETS,
+    EVENTS,
+    GPU_CLUSTERS,
+    JSON,
+    NODES,
+    RESOURCE_SLICES,
+)
 
 REFUSED: dict[str, tuple[JSON, str, str]] = {
     "an unknown profile": (
@@ -230,6 +241,32 @@ async def test_without_a_cluster_policy_or_with_a_dra_stack_nothing_is_done() ->
         scene.e.cluster.add(CLUSTER_POLICIES, CLUSTER_POLICY)
         scene.e.cluster.add(GPU_CLUSTERS, {"metadata": {"name": "gpus"}})
         await scene.until_condition("Accepted", "False", "UnsupportedStack")
+        await asyncio.sleep(200)
+        assert not scene.node_writes()
+
+
+@virtually
+async def test_with_a_dra_driver_in_place_of_the_device_plugin_what_is_missing_is_named() -> None:
+    async with open_scene(*nodes(1)) as scene:
+        cluster = scene.e.cluster
+        cluster.add(DAEMON_SETS, dra_driver())
+        cluster.add(RESOURCE_SLICES, resource_slice("gpu-1", [whole_gpu(0)]))
+        cluster.patch(CLUSTER_POLICIES, "cluster-policy", changed(False, "devicePlugin", "enabled"))
+        cluster.patch(CLUSTER_POLICIES, "cluster-policy", changed(False, "migManager", "enabled"))
+        scene.apply(SLICED)
+        await scene.until_condition("Accepted", "False", "UnsupportedStack")
+        assert "needs consumable capacity" in scene.condition("Accepted")["message"]
+        scene.apply(SINGLE)
+
+        def names(*words: str) -> Callable[[], bool]:
+            """Whether the message has all these words."""
+            return lambda: all(word in scene.condition("Accepted")["message"] for word in words)
+
+        twice = "a device plugin and NVIDIA's DRA driver both serve the GPUs of gpu-1"
+        await scene.e.until(names("migManager.enabled is false", twice), "both are named", 100)
+        cluster.patch(CLUSTER_POLICIES, "cluster-policy", changed(True, "migManager", "enabled"))
+        await scene.e.until(lambda: not names("migManager")(), "one is left", 100)
+        assert names(twice)()
         await asyncio.sleep(200)
         assert not scene.node_writes()
 

@@ -1,4 +1,4 @@
-"""An agent whose pod a real API server does not create: its own words are told, and nothing is changed.
+"""An agent whose pod a real API server does not create, and NVIDIA's DRA stack: both are refused by name.
 
 What else can be wrong about a policy or a node: tests/embedded/test_bad_input.py, test_refused.py, test_troubles.py,
 and of what the CRD refuses tests/api/test_policy_table.py.
@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from tests.integration.product import L40S, SLICED, Pool, Product
+from tests.drafacts import NAMESPACE, driver, mig_device, resource_slice
+from tests.integration.product import CLUSTER_POLICY, FULL, L40S, SLICED, Pool, Product
 
 from hack import launch
 
@@ -75,6 +76,41 @@ def test_an_agent_that_the_api_server_refuses_is_told_with_its_words(product: Pr
         wait_stalled(pool, words)
         assert product.writes("nodes", pool.nodes[0]) == []
     retry_pods(product)
+    with product.pool(L40S) as pool:
+        pool.apply(SLICED)
+        pool.wait_synced()
+
+
+@contextmanager
+def dra_instead_of_the_plugin(product: Product) -> Iterator[None]:
+    """NVIDIA's DRA driver is installed, and ClusterPolicy has the device plugin off. No kubelet plugin runs."""
+    sets = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets"
+    raw = driver()
+    product.api.create(sets, raw)
+    product.api.merge_patch(CLUSTER_POLICY, {"spec": {"devicePlugin": {"enabled": False}}})
+    try:
+        yield
+    finally:
+        product.api.merge_patch(CLUSTER_POLICY, {"spec": {"devicePlugin": {"enabled": None}}})
+        product.api.delete(f"{sets}/{raw['metadata']['name']}")
+
+
+def test_nodes_of_nvidias_dra_stack_are_refused_with_what_is_missing(product: Product) -> None:
+    """The ResourceSlice is a real one, and its GPUs are served by the device plugin as well."""
+    slices = "/apis/resource.k8s.io/v1/resourceslices"
+    with product.pool(L40S) as pool, dra_instead_of_the_plugin(product):
+        node = pool.nodes[0]
+        pool.create(slices, resource_slice(node, [mig_device(0, "1g.10gb", 1)]))
+        pool.apply(FULL)
+        pool.wait_condition("Accepted", "False", "UnsupportedStack")
+        words = f"both serve the GPUs of {node}"
+        pool.wait(lambda: words in pool.condition("Accepted").get("message", ""), words, pool.transition)
+        pool.apply(SLICED)
+        consumable = "needs consumable capacity"
+        pool.wait(
+            lambda: consumable in pool.condition("Accepted").get("message", ""), consumable, pool.transition
+        )
+        assert product.writes("nodes", node) == []
     with product.pool(L40S) as pool:
         pool.apply(SLICED)
         pool.wait_synced()

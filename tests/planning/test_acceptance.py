@@ -93,7 +93,7 @@ def test_the_order_of_the_objections_is_part_of_the_product() -> None:
     assert [(row.find.__name__, row.reason) for row in OBJECTIONS] == [
         ("_readable", Reason.INVALID_SPEC),
         ("_selector", Reason.INVALID_SPEC),
-        ("_device_plugin", Reason.UNSUPPORTED_STACK),
+        ("_dra_stack", Reason.UNSUPPORTED_STACK),
         ("_cluster_policy", Reason.CLUSTER_POLICY_MISSING),
         ("_one_cluster_policy", Reason.SEVERAL_CLUSTER_POLICIES),
         ("<lambda>", Reason.PLUGIN_DISABLED),

@@ -10,6 +10,7 @@ import yaml
 from tests.build import NO_MIG_MANAGER, make_cluster_policy, make_node, make_policy
 from tests.chart.charts import CHART
 
+from gpusharing.planning.snapshot.draviews import DraDriverView, DraView
 from gpusharing.planning.snapshot.stackviews import PlainStackView
 from gpusharing.planning.stack import installation
 from gpusharing.planning.stack.installation import find_symptoms, render
@@ -51,6 +52,8 @@ GOOD = InstallationView(
     agents=AGENTS,
     nodes=(*(make_node(name, labels=AGENTS.selector, resources={}) for name in ("gpu-01", "gpu-02")),),
 )
+
+DRA = DraView(DraDriverView("dra-driver-nvidia-gpu-kubelet-plugin"), "nvidia-mig-manager", "v0.15.1")
 
 
 def agents(**change: Any) -> InstallationView:
@@ -144,7 +147,7 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
         "describe pods",
     ),
     "the DRA stack serves the GPUs": (
-        replace(GOOD, gpu_cluster=True),
+        replace(GOOD, gpu_cluster=True, cluster_policies=(), dra=DRA),
         "UnsupportedStack",
         Severity.ERROR,
         "gpuclusters",

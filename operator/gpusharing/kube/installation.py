@@ -24,7 +24,7 @@ from gpusharing.kube.client import (
 from gpusharing.kube.convert import cluster_policy_view, has_condition, node_view, policy_view
 from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
 from gpusharing.kube.paging import list_of, pages_of
-from gpusharing.kube.plainstack import daemon_set_view, finder_state, plain_stack, with_mps_daemon
+from gpusharing.kube.plainstack import daemon_set_view, find_dra, finder_state, plain_stack, with_mps_daemon
 from gpusharing.kube.raw import entries, part, section, text, texts, whole
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack import rights
@@ -233,6 +233,7 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
         kubelets={name: kubelet for name, (_, kubelet, _) in nodes.items()},
         system_plugins=frozenset(name for name, (_, _, system) in nodes.items() if system),
         gpu_cluster=bool(gpu_clusters),
+        dra=find_dra(sets),
         config_maps=config_maps,
         agents=agents,
         simulated=frozenset(

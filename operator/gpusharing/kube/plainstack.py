@@ -11,10 +11,12 @@ from posixpath import dirname
 
 from gpusharing.api.names import LABEL_DEPLOY_CLIENT
 from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, KubeClient
+from gpusharing.kube.dra import GPU_PROGRAM, GPUS, dra_driver_view, starts
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.paging import list_of
 from gpusharing.kube.raw import entries, part, section, strings, text, texts, whole
 from gpusharing.kube.startgate import tolerates, tolerations_text
+from gpusharing.planning.snapshot.draviews import DraDriverView, DraView
 from gpusharing.planning.snapshot.stackviews import (
     MIG_MANAGER_SWITCH,
     ClusterPolicyView,
@@ -72,14 +74,16 @@ class DaemonSetView:
     `version` that of mig-manager's image."""
     with_reboot: bool = False
     """Whether this mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
+    dra: DraDriverView | None = None
+    """NVIDIA's DRA driver, or None if the DaemonSet does not run it."""
 
 
 _OTHER = DaemonSetView("", "", False, False, "")
 
 
 def daemon_set_view(raw: JSON) -> DaemonSetView:
-    """Convert a raw DaemonSet. If it belongs neither to the chart nor to the GPU Operator's MPS daemon, and runs no
-    worker of Node Feature Discovery, the shared empty view is returned."""
+    """Convert a raw DaemonSet. If it belongs neither to the chart nor to the GPU Operator's MPS daemon, and runs
+    neither NVIDIA's DRA driver nor a worker of Node Feature Discovery, the shared empty view is returned."""
     owners = entries(raw, "metadata", "ownerReferences")
     template = section(raw, "spec", "template", "spec")
     containers = {text(container, "name"): container for container in entries(template, "containers")}
@@ -87,6 +91,8 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
         return replace(_OTHER, mps_daemon=_mps_daemon(raw, containers)) if MPS in containers else _OTHER
     if MIG_MANAGER in containers:
         return _mig_manager(raw, containers[MIG_MANAGER])
+    if (driver := dra_driver_view(raw, containers)) is not None:
+        return replace(_OTHER, dra=driver)
     if not containers.keys() & {PLUGIN, DISCOVERY}:
         finder = finder_state(raw)
         return _OTHER if finder is None else replace(_OTHER, finder=finder)
@@ -250,9 +256,20 @@ def with_mps_daemon(policy: ClusterPolicyView, sets: Iterable[DaemonSetView]) ->
     return replace(policy, mps_daemon=daemon)
 
 
+def find_dra(sets: Iterable[DaemonSetView]) -> DraView:
+    """Return NVIDIA's DRA driver among `sets`, and mig-manager without the GPU Operator. If several DaemonSets run the
+    same program, one that serves GPUs comes first, and then the first by name."""
+    views = list(sets)
+    drivers = sorted(
+        (row.dra for row in views if row.dra is not None), key=lambda row: (not row.serves_gpus, row.name)
+    )
+    managers = sorted((row for row in views if row.mig_manager), key=lambda row: row.name)
+    manager = next(iter(managers), _OTHER)
+    return DraView(next(iter(drivers), None), manager.name, manager.version)
+
+
 PLUGINS = frozenset({PLUGIN, "nvidia-device-plugin"})
 HAMI = "projecthami/hami:"
-DRIVER, DRIVER_PROGRAM = "gpus", "gpu-kubelet-plugin"
 
 
 def gpu_server(raw: JSON) -> Server | None:
@@ -268,7 +285,7 @@ def gpu_server(raw: JSON) -> Server | None:
     """
     template = section(raw, "spec", "template", "spec")
     containers = entries(template, "containers")
-    dra = any(text(row, "name") == DRIVER and _starts(row, DRIVER_PROGRAM) for row in containers)
+    dra = any(text(row, "name") == GPUS and starts(row, GPU_PROGRAM) for row in containers)
     if not dra and not any(text(row, "name") in PLUGINS or HAMI in text(row, "image") for row in containers):
         return None
     metadata = section(raw, "metadata")
@@ -285,13 +302,6 @@ def gpu_server(raw: JSON) -> Server | None:
         owned=bool(owners),
         wanted=whole(raw, "status", "desiredNumberScheduled"),
         selector=texts(part(template, "nodeSelector")),
-    )
-
-
-def _starts(container: JSON, program: str) -> bool:
-    """Whether any word of a container's command or arguments contains `program`."""
-    return any(
-        program in word for word in (*strings(container.get("command")), *strings(container.get("args")))
     )
 
 

@@ -6,7 +6,7 @@ import json
 import marshal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar, Unpack
 
 from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_MANAGED_BY, MANAGED_BY
@@ -23,11 +23,13 @@ from gpusharing.kube.client import (
     NODES,
     NVIDIA_MAINTENANCES,
     PODS,
+    RESOURCE_SLICES,
     Filters,
     KubeClient,
     Resource,
 )
 from gpusharing.kube.convert import cluster_policy_view, gpunode_view, has_condition, node_view
+from gpusharing.kube.dra import FIELD_SELECTOR, SliceView, slice_view
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.maintenance import MaintenanceIndex, medik8s_maintenance, nvidia_maintenance
 from gpusharing.kube.plainstack import daemon_set_view, lone_restarts
@@ -122,6 +124,11 @@ def _pod_place(raw: JSON) -> PodPlace:
     return PodPlace(raw.get("spec", {}).get("nodeName", ""), operand, app)
 
 
+def _name_of(raw: JSON) -> str:
+    """Return the name of an object of which only the existence matters."""
+    return str(raw["metadata"]["name"])
+
+
 class Sources:
     """The reflectors of all kinds, and the parts of GPUNodes that are shown to people, on which no decision
     depends."""
@@ -154,8 +161,8 @@ class Sources:
         self.operands = self._follow(PODS, _pod_place, namespace=namespace, label_selector=OPERAND_SELECTOR)
         self.config_maps = self._follow(CONFIG_MAPS, self._config_map, namespace=namespace)
         self.cluster_policies = self._follow(CLUSTER_POLICIES, cluster_policy_view)
-        self.daemon_sets = self._follow(DAEMON_SETS, daemon_set_view, namespace=namespace)
-        self.gpu_clusters = self._follow(GPU_CLUSTERS, lambda raw: str(raw["metadata"]["name"]))
+        self.daemon_sets = self._follow(DAEMON_SETS, daemon_set_view, self._dra_changed, namespace=namespace)
+        self.gpu_clusters = self._follow(GPU_CLUSTERS, _name_of, self._dra_changed)
         maintenances = {
             "medik8s nodemaintenances": self._follow(MEDIK8S_MAINTENANCES, medik8s_maintenance),
             "nvidia nodemaintenances": self._follow(NVIDIA_MAINTENANCES, nvidia_maintenance),
@@ -196,6 +203,29 @@ class Sources:
             self._shown.pop(name, None)
             self._reports.pop(name, None)
         self._wake()
+
+    @cached_property
+    def resource_slices(self) -> Reflector[SliceView]:
+        """The ResourceSlices of NVIDIA's GPUs, followed only from the moment when NVIDIA's DRA stack was first seen."""
+        return self._follow(RESOURCE_SLICES, slice_view, field_selector=FIELD_SELECTOR)
+
+    @cached_property
+    def _dra_seen(self) -> asyncio.Event:
+        """Set as soon as NVIDIA's DRA stack was seen."""
+        return asyncio.Event()
+
+    def _dra_changed(self, _: str) -> None:
+        """Wake the loop, and begin to follow ResourceSlices if there is a GPUCluster or a DRA driver that serves
+        GPUs."""
+        drivers = (view.dra for view in self.daemon_sets.items.values())
+        if self.gpu_clusters.items or any(driver is not None and driver.serves_gpus for driver in drivers):
+            self._dra_seen.set()
+        self._wake()
+
+    async def _follow_slices(self) -> None:
+        """Follow the ResourceSlices until canceled, as soon as NVIDIA's DRA stack is seen."""
+        await self._dra_seen.wait()
+        await self.resource_slices.run()
 
     def node_view(self, raw: JSON) -> NodeView:
         """Convert a raw Node, and add what other objects say about it."""
@@ -263,15 +293,17 @@ class Sources:
         async with asyncio.TaskGroup() as group:
             for reflector in (*self.required.values(), *self.optional.values(), self.agent_warnings):
                 group.create_task(reflector.run())
+            group.create_task(self._follow_slices())
 
     def missing(self) -> dict[str, str]:
         """Return the names of the sources that have no complete list yet, or none since the store went back, each with
         the reason. Optional kinds that are not installed, or that we may not read, are left out. Also makes lists due
         that are overdue."""
         missing = {}
-        for name, source in {**self.required, **self.optional}.items():
+        slices = {"resourceslices": self.resource_slices} if self._dra_seen.is_set() else {}
+        for name, source in {**self.required, **self.optional, **slices}.items():
             renews = source.renews()
-            if name in self.optional and isinstance(source.error, NotFound | Forbidden):
+            if name not in self.required and isinstance(source.error, NotFound | Forbidden):
                 continue
             if not source.synced.is_set():
                 missing[name] = str(source.error or NOT_YET)

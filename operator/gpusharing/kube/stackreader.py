@@ -1,8 +1,8 @@
 """The state of NVIDIA's components and of our two ConfigMaps, as one view."""
 
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -11,9 +11,11 @@ import structlog
 from gpusharing.api.names import ANNOTATION_MPS_REPAIRS, ANNOTATION_WRITTEN, LABEL_PLUGIN_CONFIG
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.callmemory import CallMemory
-from gpusharing.kube.plainstack import plain_stack, with_mps_daemon
+from gpusharing.kube.dra import node_devices, tell_unread
+from gpusharing.kube.plainstack import DaemonSetView, find_dra, plain_stack, with_mps_daemon
 from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX, ConfigMapView, Sources
 from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY, MPS_DAEMON_SET
+from gpusharing.planning.snapshot.draviews import DraView
 from gpusharing.planning.snapshot.stackviews import (
     ClusterPolicyView,
     MpsRepairs,
@@ -21,6 +23,7 @@ from gpusharing.planning.snapshot.stackviews import (
     StackView,
     find_active,
 )
+from gpusharing.planning.stack.drastack import find_doubles
 from gpusharing.planning.stack.mpsrepair import find_serving, with_serving
 from gpusharing.planning.wanted import migfile, pluginconfig
 from gpusharing.planning.wanted.target import known_times
@@ -157,6 +160,7 @@ class StackReader:
             foreign_map=self._foreign_map(),
             seen_plugin_configs=ours.seen_plugin_configs,
             seen_mig_entries=ours.seen_mig_entries,
+            dra=self._dra(sets),
         )
         view = with_serving(view, settings, self._mps_nodes)
         if self._view != view:
@@ -177,6 +181,13 @@ class StackReader:
         agents = {pod.node for pod in sources.agents.items.values() if pod.ready}
         daemons = {pod.node for pod in sources.operands.items.values() if pod.app == Program.MPS_DAEMON}
         return find_serving(sources.nodes.items, sources.gpunodes.items, agents, daemons, view)
+
+    def _dra(self, sets: Iterable[DaemonSetView]) -> DraView:
+        """Return NVIDIA's DRA driver among these DaemonSets, with what it publishes."""
+        slices = self.sources.resource_slices
+        devices = node_devices(slices.items.values())
+        doubles = find_doubles(self.sources.nodes.items, devices)
+        return replace(find_dra(sets), unread=tell_unread(slices.error), devices=devices, doubles=doubles)
 
     def _generated_mig_files(self) -> dict[str, str]:
         """Return the configuration file that mig-manager generated for each node, by node name."""

@@ -9,6 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from gpusharing.planning.snapshot.draviews import NO_DRA, DraView
 from gpusharing.planning.vocabulary.values import value
 
 MIG_MANAGER_SWITCH = "migManager.enabled"
@@ -137,7 +138,8 @@ class StackView:
     cluster_policy: ClusterPolicyView | None
     """The ClusterPolicy or its equivalent, or None if nothing of NVIDIA's was found."""
     gpu_cluster: bool
-    """Whether NVIDIA's DRA stack is installed, in which case our labels would have no effect."""
+    """Whether there is a GPUCluster, with which the GPU Operator installs NVIDIA's DRA driver in place of the device
+    plugin."""
     plugin_configs: Mapping[str, str]
     """Device-plugin configurations by key, as they are in our ConfigMap now."""
     mig_file: str
@@ -189,6 +191,8 @@ class StackView:
     is lost, it can be restored from here."""
     seen_mig_entries: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     """mig-parted entries that this process has read so far, by key, for the same purpose."""
+    dra: DraView = NO_DRA
+    """NVIDIA's DRA driver and what it publishes."""
 
     def generated_mig_file(self, node: str) -> str:
         """Return the mig-parted file that mig-manager generated on `node`. Empty if mig-manager reads our ConfigMap

@@ -13,6 +13,7 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
 from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
 from gpusharing.planning.stack.commands import Fields, kubectl_patch, plain_upgrade
+from gpusharing.planning.stack.drastack import find_dra_stack, refuse
 from gpusharing.planning.stack.plainmig import find_mig_obstacle
 from gpusharing.planning.stack.pointers import (
     Pointer,
@@ -118,14 +119,12 @@ def _selector(policy: PolicyView, stack: StackView, settings: PlanSettings) -> s
     )
 
 
-def _device_plugin(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Return a message if NVIDIA's DRA stack serves the GPUs of the cluster, else an empty string."""
-    if not stack.gpu_cluster:
+def _dra_stack(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
+    """Return why the policy cannot be carried out where NVIDIA's DRA stack serves the GPUs of the cluster, with what is
+    missing. Empty if it does not serve them."""
+    if policy.spec is None:
         return ""
-    return (
-        "a GPUCluster (NVIDIA's DRA stack) serves the GPUs in this cluster; device-plugin and mig-manager"
-        " labels have no effect there. Use this operator with a ClusterPolicy instead"
-    )
+    return refuse(policy.spec, find_dra_stack(stack, settings.gpu_operator_namespace))
 
 
 def _cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
@@ -364,7 +363,7 @@ def _to_field(reason: Reason) -> Objection:
 OBJECTIONS = (
     Objection(_readable, Reason.INVALID_SPEC),
     Objection(_selector, Reason.INVALID_SPEC),
-    Objection(_device_plugin, Reason.UNSUPPORTED_STACK),
+    Objection(_dra_stack, Reason.UNSUPPORTED_STACK),
     Objection(_cluster_policy, Reason.CLUSTER_POLICY_MISSING),
     Objection(_one_cluster_policy, Reason.SEVERAL_CLUSTER_POLICIES),
     _to_field(Reason.PLUGIN_DISABLED),

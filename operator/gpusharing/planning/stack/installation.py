@@ -11,6 +11,7 @@ from gpusharing.api.selectors import matches
 from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, ClusterPolicyView, find_active
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack.commands import Fields, helm_install, kubectl_patch, plain_upgrade
+from gpusharing.planning.stack.drastack import dra_stack_of, find_dra_symptoms
 from gpusharing.planning.stack.installationviews import (
     AGENT,
     ASKED_BY_PEOPLE,
@@ -317,18 +318,11 @@ _INSTALL_GPU_OPERATOR = "helm install gpu-operator nvidia/gpu-operator -n gpu-op
 
 
 def _stack(view: InstallationView) -> Symptoms:
-    """Yield a symptom if NVIDIA's installation cannot be used: it is the DRA stack, nothing of it is installed, there
-    are several ClusterPolicies, or its pods run in a namespace where they cannot mount our ConfigMaps."""
-    if view.gpu_cluster:
-        yield error(
-            Topic.CLUSTER_POLICY,
-            "UnsupportedStack",
-            "a GPUCluster (NVIDIA's DRA stack) serves the GPUs here; labels have no effect on it",
-            "kubectl get gpuclusters",
-        )
+    """Yield a symptom if NVIDIA's installation cannot be used: nothing of it is installed, there are several
+    ClusterPolicies, or its pods run in a namespace where they cannot mount our ConfigMaps."""
     policies = view.cluster_policies
     unknown = {"clusterpolicies.nvidia.com", "daemonsets.apps"} & view.unread.keys()
-    if not policies and view.plain is None and not unknown:
+    if not policies and view.plain is None and not unknown and not dra_stack_of(view).serves:
         yield error(
             Topic.CLUSTER_POLICY,
             "ClusterPolicyMissing",
@@ -376,9 +370,10 @@ def _plain(view: InstallationView) -> Symptoms:
 
 def _operands(view: InstallationView) -> Symptoms:
     """Yield a symptom for each of NVIDIA's programs that a mode needs and the installation does not run. If no policy
-    has such a mode, it is a warning, or nothing with NVIDIA's device-plugin chart alone."""
+    has such a mode, it is a warning, or nothing with NVIDIA's device-plugin chart alone. Yields nothing with NVIDIA's
+    DRA stack."""
     for stack in _followed(view):
-        for row in find_off(stack):
+        for row in () if dra_stack_of(view).serves else find_off(stack):
             yield from _operand(row, stack, view)
 
 
@@ -409,9 +404,9 @@ def _followed(view: InstallationView) -> list[ClusterPolicyView]:
 
 def _pointers(view: InstallationView) -> Symptoms:
     """Yield a symptom for everything that is wrong with the pointers of each ClusterPolicy that the GPU Operator does
-    not ignore."""
+    not ignore. Yields nothing with NVIDIA's DRA stack, which has no device plugin."""
     for policy in view.cluster_policies:
-        if not policy.ignored:
+        if not policy.ignored and not dra_stack_of(view).serves:
             yield from _plugin_pointer(view, policy)
             yield from _mig_pointer(view, policy)
 
@@ -548,6 +543,7 @@ INSPECTIONS = (
     Inspection(_unread, Topic.RIGHTS),
     Inspection(_rights, Topic.RIGHTS, of_chart=True),
     Inspection(_operator, Topic.OPERATOR),
+    Inspection(find_dra_symptoms, Topic.CLUSTER_POLICY),
     Inspection(_stack, Topic.CLUSTER_POLICY),
     Inspection(_plain, Topic.CLUSTER_POLICY),
     Inspection(find_mig_obstacles, Topic.CLUSTER_POLICY),

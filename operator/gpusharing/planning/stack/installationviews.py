@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from gpusharing.api.names import LABEL_PLUGIN_CONFIG
 from gpusharing.api.policy import LabelSelector
+from gpusharing.planning.snapshot.draviews import NO_DRA, DraView
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, FinderState
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings, PolicyView
 from gpusharing.planning.stack.rights import Right
@@ -134,7 +135,9 @@ class InstallationView:
     """The view of NVIDIA's device-plugin chart that takes the place of a ClusterPolicy. None if there is a
     ClusterPolicy, or no such chart."""
     gpu_cluster: bool = False
-    """Whether NVIDIA's DRA stack is installed, in which case our labels would have no effect."""
+    """Whether there is a GPUCluster."""
+    dra: DraView = NO_DRA
+    """NVIDIA's DRA driver, and mig-manager without the GPU Operator. ResourceSlices are not read."""
     config_maps: Mapping[str, ConfigMapState] = field(default_factory=dict)
     """Our ConfigMaps that exist, and those that ClusterPolicy names instead, by name, as far as they could be read. A
     ConfigMap that ClusterPolicy names but that does not exist has no keys."""

@@ -12,6 +12,7 @@ from gpusharing.planning.snapshot.actions import SetPointers
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.stack.commands import Fields
+from gpusharing.planning.stack.drastack import find_dra_stack
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
@@ -149,7 +150,8 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
         return None
     written = stack.plugin_map_exists and NEUTRAL_KEY in stack.plugin_configs and bool(stack.mig_file)
     apart = stack.foreign_map or find_other_namespace(policy, settings.gpu_operator_namespace)
-    if not quiet or not written or apart or stack.gpu_cluster or stack.rival_policies:
+    by_dra = find_dra_stack(stack, settings.gpu_operator_namespace).serves
+    if not quiet or not written or apart or by_dra or stack.rival_policies:
         return None
     pointers = (
         plugin_pointer(policy, settings.plugin_config_map, stack.plugin_configs, stack.missing_entries),

@@ -1,0 +1,136 @@
+"""Reads what NVIDIA's DRA driver publishes, and recognizes the driver's DaemonSet.
+
+The driver has one pool for each node, named after it. A whole GPU is a device of type `gpu` with its `uuid`; a MIG
+device has type `mig`, its `profile` and the `parentUUID` of its GPU (dra-driver-nvidia-gpu v0.5.0,
+cmd/gpu-kubelet-plugin/deviceinfo.go and mig.go).
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from gpusharing.kube.client import JSON
+from gpusharing.kube.errors import Forbidden, KubeError, NotFound
+from gpusharing.kube.raw import entries, section, strings, text, texts, whole
+from gpusharing.planning.gpus.geometry import Layout, normalize
+from gpusharing.planning.snapshot.draviews import DRA_DRIVER, DraDriverView, NodeDevices
+
+GPUS, GPU_PROGRAM = "gpus", "gpu-kubelet-plugin"
+DOMAINS, DOMAIN_PROGRAM = "compute-domains", "compute-domain-kubelet-plugin"
+"""The containers of the driver's pods, each with the program that it starts. The chart leaves out the first with
+`resources.gpus.enabled=false` (templates/kubeletplugin.yaml)."""
+FIELD_SELECTOR = f"spec.driver={DRA_DRIVER}"
+"""Selects the ResourceSlices of NVIDIA's GPUs."""
+
+
+def starts(container: JSON, program: str) -> bool:
+    """Whether any word of a container's command or arguments contains `program`."""
+    return any(
+        program in word for word in (*strings(container.get("command")), *strings(container.get("args")))
+    )
+
+
+def dra_driver_view(raw: JSON, containers: Mapping[str, JSON]) -> DraDriverView | None:
+    """Convert a raw DaemonSet that runs NVIDIA's DRA driver, or return None if it does not. `containers` are the
+    containers of its pod template, by name."""
+    gpus = starts(containers.get(GPUS, {}), GPU_PROGRAM)
+    if not gpus and not starts(containers.get(DOMAINS, {}), DOMAIN_PROGRAM):
+        return None
+    env = entries(containers.get(GPUS, {}), "env")
+    gates = next((text(row, "value") for row in env if row.get("name") == "FEATURE_GATES"), "")
+    pairs = (pair.strip().partition("=") for pair in gates.split(","))
+    return DraDriverView(
+        name=text(raw, "metadata", "name"),
+        release=texts(section(raw, "metadata").get("labels")).get("app.kubernetes.io/instance", ""),
+        serves_gpus=gpus,
+        gates=frozenset(name for name, _, state in pairs if state.lower() == "true"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device of a ResourceSlice."""
+
+    name: str
+    """Name of the device."""
+    gpu: str
+    """UUID of the GPU that it is, or of which it is a part. Empty if it is neither a GPU nor a MIG device."""
+    profile: str
+    """The MIG profile; empty for a whole GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class SliceView:
+    """One ResourceSlice of NVIDIA's GPUs."""
+
+    pool: str
+    """Name of the pool, which is that of the node."""
+    generation: int
+    """Generation of the pool; a slice of an older one is out of date."""
+    of: int
+    """How many slices the pool has in this generation."""
+    devices: tuple[Device, ...]
+    """The devices that it lists."""
+
+
+def slice_view(raw: JSON) -> SliceView:
+    """Convert a raw ResourceSlice."""
+    pool = section(raw, "spec", "pool")
+    return SliceView(
+        pool=text(pool, "name"),
+        generation=whole(pool, "generation"),
+        of=whole(pool, "resourceSliceCount"),
+        devices=tuple(map(_device, entries(raw, "spec", "devices"))),
+    )
+
+
+def _device(raw: JSON) -> Device:
+    """Convert one raw device. A driver may write its own attributes with or without its name as a prefix."""
+    attributes = section(raw, "attributes")
+
+    def read(attribute: str) -> str:
+        """Return the string value of the attribute; empty if it has none."""
+        plain = text(attributes, attribute, "string")
+        return plain or text(attributes, f"{DRA_DRIVER}/{attribute}", "string")
+
+    kind, name, profile = read("type"), text(raw, "name"), read("profile")
+    if kind == "gpu":
+        return Device(name, read("uuid"), "")
+    return Device(name, read("parentUUID") if kind == "mig" and profile else "", profile)
+
+
+def tell_unread(error: KubeError | None) -> str:
+    """Return why ResourceSlices cannot be read, if the API server does not serve them or we lack the
+    right to list them. Empty for any other error, which passes, and without an error."""
+    match error:
+        case NotFound():
+            return "the API server does not serve resource.k8s.io/v1, which Kubernetes has since 1.34"
+        case Forbidden():
+            return "this operator may not list resourceslices (chart value rbac.create)"
+    return ""
+
+
+def node_devices(slices: Iterable[SliceView]) -> dict[str, NodeDevices]:
+    """Return what is published for each node, by its name. Only the slices of the newest generation of a pool count."""
+    pools: defaultdict[str, list[SliceView]] = defaultdict(list)
+    for one in slices:
+        pools[one.pool].append(one)
+    return {name: _pool(pools[name]) for name in sorted(pools)}
+
+
+def _pool(slices: list[SliceView]) -> NodeDevices:
+    """Return the devices of one pool, of which `slices` are all slices that exist."""
+    newest = max(one.generation for one in slices)
+    current = [one for one in slices if one.generation == newest]
+    devices = [device for one in current for device in one.devices]
+    profiles: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for device in devices:
+        if device.gpu and device.profile:
+            profiles[device.gpu][device.profile] += 1
+    whole_gpus = [None for device in devices if device.gpu and not device.profile]
+    divided: list[Layout] = sorted(normalize(counts) for counts in profiles.values())
+    return NodeDevices(
+        layouts=(*divided, *whole_gpus),
+        others=tuple(sorted(device.name for device in devices if not device.gpu)),
+        missing=max(0, max(one.of for one in current) - len(current)),
+    )

@@ -1,0 +1,63 @@
+"""NVIDIA's DRA stack: the driver that serves GPUs to ResourceClaims, and the devices that it publishes.
+
+Names of programs, attributes and settings are those of dra-driver-nvidia-gpu v0.5.0.
+"""
+
+from collections.abc import Mapping
+from dataclasses import field
+
+from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.vocabulary.values import value
+
+DRA_DRIVER = "gpu.nvidia.com"
+"""The name under which NVIDIA's DRA driver publishes GPUs and MIG devices in ResourceSlices."""
+
+
+@value
+class DraDriverView:
+    """The DaemonSet of NVIDIA's DRA driver, whose pods are the kubelet plugins."""
+
+    name: str
+    """Name of the DaemonSet."""
+    release: str = ""
+    """Name of its Helm release. Empty if it is unknown."""
+    serves_gpus: bool = True
+    """Whether it serves GPUs (value resources.gpus.enabled of its chart), and not only compute domains."""
+    gates: frozenset[str] = frozenset()
+    """The feature gates that are switched on in the container that serves GPUs."""
+
+
+@value
+class NodeDevices:
+    """The devices that NVIDIA's DRA driver publishes for one node."""
+
+    layouts: tuple[Layout | None, ...]
+    """The layout of each GPU of which it publishes a device, sorted; None for a whole GPU. A GPU with MIG on and
+    without instances has no device and is left out."""
+    others: tuple[str, ...] = ()
+    """Names of the devices that are neither a whole GPU nor a MIG device with its profile and its GPU, sorted."""
+    missing: int = 0
+    """How many ResourceSlices of the node's pool have not been published yet."""
+
+
+@value
+class DraView:
+    """NVIDIA's DRA stack as far as it was seen. The ResourceSlices are read only where there is a GPUCluster or a DRA
+    driver that serves GPUs."""
+
+    driver: DraDriverView | None = None
+    """The DRA driver in the namespace of NVIDIA's components. None if there is none."""
+    mig_manager: str = ""
+    """Name of the DaemonSet of a mig-manager that runs without the GPU Operator, in the same namespace. Empty if there
+    is none."""
+    mig_manager_version: str = ""
+    """Version of that mig-manager. Empty if it is unknown."""
+    unread: str = ""
+    """Why the ResourceSlices cannot be read, as a sentence without its period. Empty if they can, or need not be."""
+    devices: Mapping[str, NodeDevices] = field(default_factory=dict)
+    """What the driver publishes for each node, by the node's name. Nodes without a ResourceSlice are left out."""
+    doubles: tuple[str, ...] = ()
+    """Names of the nodes whose GPUs both the DRA driver and a device plugin serve, sorted."""
+
+
+NO_DRA = DraView()

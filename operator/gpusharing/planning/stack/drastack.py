@@ -1,0 +1,254 @@
+"""DRA with static partitions: mig-manager divides the GPUs, and NVIDIA's DRA driver serves them to ResourceClaims in
+place of the device plugin.
+
+A policy needs the rows of NEEDS, in a cluster with a ClusterPolicy whose devicePlugin.enabled is false, with a
+GPUCluster, or with neither (docs/adr/0078-dra-with-static-partitions.md).
+"""
+
+from collections.abc import Iterable, Mapping
+
+from gpusharing.api.names import Mode
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.planning.snapshot.draviews import DraDriverView, DraView
+from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, ClusterPolicyView, StackView
+from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.stack.commands import kubectl_patch
+from gpusharing.planning.stack.installationviews import InstallationView, Symptoms, Topic, error
+from gpusharing.planning.vocabulary.lengths import MAX_TEXT, some
+from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.target import is_plugin_resource
+from gpusharing.planning.wanted.toolversions import pauses_clients
+
+PLUGIN_SWITCH = "devicePlugin.enabled"
+UNFINISHED = "this version of the operator cannot change nodes of that stack yet"
+"""Part of every refusal, until such a change is built."""
+NEW_MIG_MANAGER = "v0.15.1"
+OPENS_NVML = frozenset({"DynamicMIG", "NVMLDeviceHealthCheck"})
+"""Feature gates with which the kubelet plugin keeps NVML open, so that mig-parted may find the GPUs in use
+(dra-driver-nvidia-gpu v0.5.0, cmd/gpu-kubelet-plugin/nvlib.go and device_health.go)."""
+
+
+@value
+class DraStack:
+    """What decides whether NVIDIA's DRA stack is there, and whether it is complete."""
+
+    gpu_cluster: bool
+    """Whether there is a GPUCluster."""
+    cluster_policy: ClusterPolicyView | None
+    """The ClusterPolicy, or the view of NVIDIA's device-plugin chart that takes its place. None without either."""
+    dra: DraView
+    """The DRA driver, its ResourceSlices, and a mig-manager without the GPU Operator."""
+    namespace: str
+    """The namespace of NVIDIA's components."""
+
+    @property
+    def serves(self) -> bool:
+        """Whether NVIDIA's DRA stack serves the GPUs of the cluster: there is a GPUCluster, or a DRA driver without
+        the device plugin of a ClusterPolicy or of NVIDIA's chart. A driver for compute domains alone does not count
+        beside a ClusterPolicy."""
+        if self.gpu_cluster:
+            return True
+        driver, policy = self.dra.driver, self.cluster_policy
+        if driver is None:
+            return False
+        return policy is None or (driver.serves_gpus and policy.is_off(PLUGIN_SWITCH))
+
+    @property
+    def partitioner(self) -> ClusterPolicyView | None:
+        """The ClusterPolicy whose mig-manager divides the GPUs, or None if mig-manager has to run by itself."""
+        policy = self.cluster_policy
+        return policy if policy is not None and policy.plain is None and not self.gpu_cluster else None
+
+
+def find_dra_stack(stack: StackView, namespace: str) -> DraStack:
+    """Return the part of the operator's view that is about NVIDIA's DRA stack. `namespace` is that of NVIDIA's
+    components."""
+    return DraStack(stack.gpu_cluster, stack.cluster_policy, stack.dra, namespace)
+
+
+def dra_stack_of(view: InstallationView) -> DraStack:
+    """Return the part of what was read of an installation that is about NVIDIA's DRA stack."""
+    namespace = view.place.gpu_operator_namespace
+    return DraStack(view.gpu_cluster, view.followed_policy, view.dra, namespace)
+
+
+def find_doubles(nodes: Mapping[str, NodeView], published_for: Iterable[str]) -> tuple[str, ...]:
+    """Return the sorted names of the nodes whose GPUs are served twice: NVIDIA's DRA driver publishes devices of them,
+    and a device plugin advertises GPU resources, which DRA never does in a Node's allocatable. `published_for` are the
+    names of the nodes for which the driver publishes devices."""
+    published = (nodes[name] for name in sorted(published_for) if name in nodes)
+    return tuple(
+        node.name
+        for node in published
+        if any(count and is_plugin_resource(name) for name, count in node.resources.items())
+    )
+
+
+@value
+class Lack:
+    """One thing that NVIDIA's DRA stack lacks in this cluster."""
+
+    message: str
+    """What is wrong, and what follows from it."""
+    command: str
+    """The command that corrects it, or that shows it. Words in CAPITALS are for a person to fill in."""
+
+
+def _not_readable(stack: DraStack) -> Lack | None:
+    """Return why the ResourceSlices cannot be read, or None if they can."""
+    return (
+        Lack(stack.dra.unread, "kubectl get resourceslices.v1.resource.k8s.io") if stack.dra.unread else None
+    )
+
+
+def _no_driver(stack: DraStack) -> Lack | None:
+    """Return that the DRA driver is missing, or None if it is there."""
+    if stack.dra.driver is not None:
+        return None
+    return Lack(
+        f"no DaemonSet in namespace {stack.namespace} runs NVIDIA's DRA driver, whose kubelet plugin serves the GPUs",
+        f"helm install dra-driver-nvidia-gpu CHART -n {stack.namespace} --set gpuResourcesEnabledOverride=true",
+    )
+
+
+def _without_gpus(stack: DraStack) -> Lack | None:
+    """Return that the DRA driver serves no GPUs, or None if it does or if there is none."""
+    driver = stack.dra.driver
+    if driver is None or driver.serves_gpus:
+        return None
+    return Lack(
+        f"NVIDIA's DRA driver (DaemonSet {driver.name}) serves compute domains only, and no GPUs",
+        _upgrade(stack, driver, "resources.gpus.enabled=true,gpuResourcesEnabledOverride=true"),
+    )
+
+
+def _keeps_open(stack: DraStack) -> Lack | None:
+    """Return that a feature gate of the DRA driver is in the way of mig-manager, or None if none is."""
+    driver = stack.dra.driver
+    gates = sorted(driver.gates & OPENS_NVML) if driver is not None else []
+    if driver is None or not gates:
+        return None
+    return Lack(
+        f"NVIDIA's DRA driver (DaemonSet {driver.name}) keeps the GPUs in use with its feature gate {gates[0]}, so"
+        " mig-manager could not change them",
+        _upgrade(stack, driver, f"featureGates.{gates[0]}=false"),
+    )
+
+
+def _upgrade(stack: DraStack, driver: DraDriverView, values: str) -> str:
+    """Return the command that sets values of the DRA driver's chart."""
+    release = driver.release or "RELEASE"
+    return f"helm upgrade {release} CHART -n {stack.namespace} --reset-then-reuse-values --set {values}"
+
+
+def _served_twice(stack: DraStack) -> Lack | None:
+    """Return that a device plugin serves GPUs beside the DRA driver, or None if none is known to. A GPU could then be
+    given to two pods at once."""
+    policy = stack.cluster_policy
+    if policy is not None and policy.plain is not None:
+        plugin = policy.plain.daemon_set
+        return Lack(
+            f"NVIDIA's device-plugin chart (DaemonSet {plugin}) runs beside NVIDIA's DRA stack",
+            f"helm uninstall {policy.plain.release or 'RELEASE'} -n {stack.namespace}",
+        )
+    if policy is not None and not policy.is_off(PLUGIN_SWITCH):
+        return Lack(
+            f"ClusterPolicy {policy.name} runs a device plugin beside NVIDIA's DRA stack",
+            kubectl_patch(policy.name, {"devicePlugin": {"enabled": False}}),
+        )
+    if not (doubles := stack.dra.doubles):
+        return None
+    return Lack(
+        f"a device plugin and NVIDIA's DRA driver both serve the GPUs of {some(doubles)}",
+        f"kubectl get pods -A --field-selector spec.nodeName={doubles[0]}",
+    )
+
+
+def _no_mig_manager(stack: DraStack) -> Lack | None:
+    """Return that nothing divides the GPUs, or None if mig-manager runs."""
+    if (policy := stack.partitioner) is not None:
+        if not policy.is_off(MIG_MANAGER_SWITCH):
+            return None
+        command = kubectl_patch(policy.name, {"migManager": {"enabled": True}})
+        return Lack(f"ClusterPolicy {MIG_MANAGER_SWITCH} is false, so nothing would divide the GPUs", command)
+    if stack.dra.mig_manager:
+        return None
+    return Lack(
+        f"mig-manager does not run in namespace {stack.namespace}, so nothing would divide the GPUs",
+        "kubectl apply -k deploy/mig-manager",
+    )
+
+
+def _old_mig_manager(stack: DraStack) -> Lack | None:
+    """Return that mig-manager is older than v0.15, or None if it is not. A version that cannot be parsed counts as new
+    enough."""
+    policy, dra = stack.partitioner, stack.dra
+    version = policy.mig_manager_version if policy is not None else dra.mig_manager_version
+    if pauses_clients(version):
+        return None
+    old = f"runs mig-manager {version}, which is older than v0.15"
+    if policy is not None:
+        command = kubectl_patch(policy.name, {"migManager": {"version": NEW_MIG_MANAGER}})
+        return Lack(f"ClusterPolicy {policy.name} {old}", command)
+    image = f"nvidia-mig-manager=REPOSITORY/k8s-mig-manager:{NEW_MIG_MANAGER}"
+    command = f"kubectl -n {stack.namespace} set image daemonset/{dra.mig_manager} {image}"
+    return Lack(f"DaemonSet {dra.mig_manager} {old}", command)
+
+
+NEEDS = (
+    _not_readable,
+    _no_driver,
+    _without_gpus,
+    _keeps_open,
+    _served_twice,
+    _no_mig_manager,
+    _old_mig_manager,
+)
+"""What DRA with static partitions needs, in the order in which people should check it. Each returns the Lack, or None
+if the cluster has it."""
+
+
+def find_lacks(stack: DraStack) -> tuple[Lack, ...]:
+    """Return what this cluster lacks of NEEDS, in their order. Empty if it lacks nothing, or if NVIDIA's DRA stack does
+    not serve the GPUs."""
+    if not stack.serves:
+        return ()
+    return tuple(lack for need in NEEDS if (lack := need(stack)) is not None)
+
+
+def find_unshared(spec: GPUSharingPolicySpec) -> str:
+    """Return why the policy's mode cannot exist with NVIDIA's DRA stack, or an empty string if it can. Only Full and
+    MIG without time-slicing can."""
+    if spec.mode not in (Mode.TIME_SLICING, Mode.MPS) and spec.time_slicing is None:
+        return ""
+    mode = f"mode {spec.mode}" if spec.mode is not Mode.MIG else "mode MIG with spec.timeSlicing"
+    return (
+        f"sharing a device among independent pods ({mode}) needs consumable capacity there, which is an alpha feature"
+        " of NVIDIA's DRA driver (ConsumableShares); use mode Full or MIG, or nodes that the device plugin serves"
+    )
+
+
+def refuse(spec: GPUSharingPolicySpec, stack: DraStack) -> str:
+    """Return why a policy cannot be carried out where NVIDIA's DRA stack serves the GPUs: its mode, or else everything
+    that is missing. Empty if it does not serve them."""
+    if not stack.serves:
+        return ""
+    if unshared := find_unshared(spec):
+        return f"NVIDIA's DRA stack serves the GPUs of this cluster, and {unshared}"
+    message = f"NVIDIA's DRA stack serves the GPUs of this cluster, and {UNFINISHED}"
+    for number, lack in enumerate(find_lacks(stack)):
+        clause = f"{'; ' if number else '. Besides, '}{lack.message}; run: {lack.command}"
+        if len(message) + len(clause) <= MAX_TEXT:  # people might paste a truncated command
+            message += clause
+    return message
+
+
+def find_dra_symptoms(view: InstallationView) -> Symptoms:
+    """Yield an error that NVIDIA's DRA stack serves the GPUs, and one for everything that it lacks; one of the
+    inspections of `installation.py`. Yields nothing if the device plugin serves the GPUs."""
+    if not (stack := dra_stack_of(view)).serves:
+        return
+    message = f"NVIDIA's DRA stack serves the GPUs of this cluster, and {UNFINISHED}"
+    yield error(Topic.CLUSTER_POLICY, "UnsupportedStack", message, "kubectl get gpuclusters,deviceclasses")
+    for lack in find_lacks(stack):
+        yield error(Topic.CLUSTER_POLICY, "UnsupportedStack", lack.message, lack.command)

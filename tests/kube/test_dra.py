@@ -1,0 +1,149 @@
+"""What is read of NVIDIA's DRA driver and of its ResourceSlices."""
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakefaults import EVER
+from tests.build import NOW
+from tests.drafacts import driver, mig_device, resource_slice, whole_gpu
+from tests.fakes.virtualtime import virtually
+from tests.kube.objects import node
+
+from gpusharing.kube.callmemory import CallMemory
+from gpusharing.kube.client import DAEMON_SETS, GPU_CLUSTERS, JSON, NODES, RESOURCE_SLICES, Resource
+from gpusharing.kube.dra import node_devices, slice_view
+from gpusharing.kube.errors import Forbidden
+from gpusharing.kube.plainstack import daemon_set_view, find_dra
+from gpusharing.kube.sources import Sources, SourceSettings
+from gpusharing.kube.stackreader import StackReader
+from gpusharing.planning.snapshot.draviews import DraDriverView, DraView, NodeDevices
+
+NAME = "dra-driver-nvidia-gpu-kubelet-plugin"
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (driver(), DraDriverView(NAME, "dra")),
+        (driver("compute-domains"), DraDriverView(NAME, "dra", serves_gpus=False)),
+        (
+            driver(gates="DynamicMIG=true,MPSSupport=false,", release=""),
+            DraDriverView(NAME, "", gates=frozenset({"DynamicMIG"})),
+        ),
+    ],
+    ids=["GPUs and compute domains", "compute domains only", "with feature gates"],
+)
+def test_the_driver_is_recognized_by_its_containers(raw: JSON, expected: DraDriverView) -> None:
+    assert daemon_set_view(raw).dra == expected
+
+
+def test_a_driver_that_serves_gpus_comes_before_one_that_does_not() -> None:
+    both = [daemon_set_view(driver("compute-domains", release="a")), daemon_set_view(driver(release="b"))]
+    found = find_dra(both).driver
+    assert found is not None
+    assert found.release == "b"
+    assert find_dra([]) == DraView()
+
+
+def devices(*slices: JSON) -> dict[str, NodeDevices]:
+    """What these slices publish, by node."""
+    return node_devices(map(slice_view, slices))
+
+
+def test_devices_are_grouped_by_the_gpu_that_they_are_a_part_of() -> None:
+    parts = [mig_device(0, "1g.10gb", 1), mig_device(0, "3g.40gb", 2), mig_device(2, "1g.10gb+me", 3)]
+    more = [mig_device(0, "1g.10gb", 4), whole_gpu(1)]
+    found = devices(
+        resource_slice("gpu-a", parts, name="a-1", of=2),
+        resource_slice("gpu-a", more, name="a-2", of=2),
+        resource_slice("gpu-b", [whole_gpu(0), whole_gpu(1)]),
+    )
+    assert found == {
+        "gpu-a": NodeDevices(((("1g.10gb+me", 1),), (("3g.40gb", 1), ("1g.10gb", 2)), None)),
+        "gpu-b": NodeDevices((None, None)),
+    }
+
+
+def test_only_the_newest_generation_of_a_pool_counts_and_what_it_still_lacks_is_counted() -> None:
+    old = [resource_slice("gpu-a", [whole_gpu(0)], name=f"old-{number}", of=2) for number in (1, 2)]
+    new = resource_slice("gpu-a", [mig_device(0, "1g.10gb", 1)], name="new", generation=2, of=3)
+    assert devices(*old, new) == {"gpu-a": NodeDevices(((("1g.10gb", 1),),), missing=2)}
+
+
+def test_a_device_that_is_neither_a_gpu_nor_a_part_of_one_is_named() -> None:
+    odd: list[JSON] = [
+        {"name": "vfio-0", "attributes": {"type": {"string": "vfio"}, "uuid": {"string": "GPU-0"}}},
+        {"name": "torn", "attributes": {"type": {"string": "mig"}, "profile": {"string": "1g.10gb"}}},
+        {"name": "bare"},
+        {"name": "odd", "attributes": {"type": {"int": 1}, "uuid": None}},
+    ]
+    prefixed = {"gpu.nvidia.com/type": {"string": "gpu"}, "gpu.nvidia.com/uuid": {"string": "GPU-1"}}
+    found = devices(resource_slice("gpu-a", [*odd, {"name": "gpu-1", "attributes": prefixed}]))
+    assert found == {"gpu-a": NodeDevices((None,), others=("bare", "odd", "torn", "vfio-0"))}
+
+
+def test_a_slice_without_any_field_is_an_empty_pool_without_a_name() -> None:
+    assert devices({"metadata": {"name": "x"}}) == {"": NodeDevices(())}
+
+
+TRIGGERS: dict[str, tuple[Resource, JSON]] = {
+    "a GPUCluster": (GPU_CLUSTERS, {"metadata": {"name": "gpus"}}),
+    "a DRA driver that serves GPUs": (DAEMON_SETS, driver()),
+}
+
+
+@pytest.mark.parametrize(("kind", "raw"), TRIGGERS.values(), ids=TRIGGERS)
+@virtually
+async def test_slices_are_followed_from_the_moment_when_the_dra_stack_is_there(
+    kind: Resource, raw: JSON
+) -> None:
+    cluster = FakeCluster()
+    cluster.add(NODES, {**node(), "status": {"allocatable": {"nvidia.com/gpu": "1"}}})
+    cluster.add(DAEMON_SETS, driver("compute-domains", release="imex"))
+    name = cluster.objects(NODES)[0]["metadata"]["name"]
+    cluster.add(RESOURCE_SLICES, resource_slice(name, [whole_gpu(0)]))
+    cluster.add(RESOURCE_SLICES, resource_slice(name, [], driver_name="compute-domain.nvidia.com"))
+    sources = Sources(cluster.client("operator"), SourceSettings(), lambda: None)
+    reader = StackReader(sources, CallMemory(), silent=True)
+    task = asyncio.create_task(sources.run())
+    try:
+        await asyncio.sleep(5)
+        assert reader.read(NOW).dra.devices == {}
+        assert sources.missing() == {}
+        if kind is DAEMON_SETS:
+            raw = {**raw, "metadata": {**raw["metadata"], "name": "gpus"}}
+        cluster.add(kind, raw)
+        await asyncio.sleep(5)
+        dra = reader.read(NOW).dra
+        assert dra.devices == {name: NodeDevices((None,))}
+        assert dra.doubles == (name,)
+        assert sources.missing() == {}
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+@pytest.mark.parametrize("refused", [True, False], ids=["not allowed", "not served"])
+@virtually
+async def test_slices_that_cannot_be_read_stop_nothing_and_are_told(refused: bool) -> None:
+    cluster = FakeCluster()
+    cluster.add(DAEMON_SETS, driver())
+    if refused:
+        cluster.faults.fail("list", RESOURCE_SLICES, Forbidden("no"), times=EVER)
+    else:
+        cluster.uninstalled.add(RESOURCE_SLICES)
+    sources = Sources(cluster.client("operator"), SourceSettings(), lambda: None)
+    reader = StackReader(sources, CallMemory(), silent=True)
+    task = asyncio.create_task(sources.run())
+    try:
+        await asyncio.sleep(5)
+        assert sources.missing() == {}
+        says = "may not list resourceslices" if refused else "does not serve resource.k8s.io/v1"
+        assert says in reader.read(NOW).dra.unread
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task

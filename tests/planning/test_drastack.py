@@ -1,0 +1,230 @@
+"""NVIDIA's DRA stack with static partitions: when it counts as such, and what each missing part is called."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.build import SETTINGS, make_cluster_policy, make_node, make_policy, make_stack
+
+from gpusharing.planning.snapshot.draviews import DraDriverView, DraView
+from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, ClusterPolicyView, PlainStackView
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.stack.acceptance import find_objection
+from gpusharing.planning.stack.drastack import (
+    NEEDS,
+    PLUGIN_SWITCH,
+    UNFINISHED,
+    DraStack,
+    find_doubles,
+    find_lacks,
+    refuse,
+)
+from gpusharing.planning.stack.installation import find_symptoms
+from gpusharing.planning.stack.installationviews import InstallationView
+from gpusharing.planning.vocabulary.lengths import MAX_TEXT
+from gpusharing.planning.vocabulary.reasons import Reason
+
+DRIVER = DraDriverView("dra-driver-nvidia-gpu-kubelet-plugin", "dra")
+DRA = DraView(DRIVER)
+STANDALONE = DraView(DRIVER, "nvidia-mig-manager", "v0.15.1")
+POLICY = make_cluster_policy(switches={PLUGIN_SWITCH: False}, mig_manager_version="v0.15.1")
+PLAIN = replace(make_cluster_policy(), plain=PlainStackView("nvdp-nvidia-device-plugin", "nvdp"))
+COMPLETE = DraStack(False, POLICY, DRA, "gpu-operator")
+ALONE = DraStack(True, None, STANDALONE, "gpu-operator")
+DOMAINS = replace(DRIVER, serves_gpus=False)
+
+
+@pytest.mark.parametrize(
+    ("stack", "serves"),
+    [
+        (COMPLETE, True),
+        (ALONE, True),
+        (replace(ALONE, gpu_cluster=False), True),
+        (replace(ALONE, dra=DraView()), True),
+        (replace(COMPLETE, dra=DraView()), False),
+        (replace(COMPLETE, dra=DraView(DOMAINS)), False),
+        (replace(COMPLETE, cluster_policy=make_cluster_policy()), False),
+        (replace(COMPLETE, cluster_policy=PLAIN), False),
+    ],
+    ids=[
+        "ClusterPolicy without the device plugin, and a driver",
+        "a GPUCluster",
+        "a driver without any GPU Operator",
+        "a GPUCluster whose driver was not seen",
+        "no driver",
+        "a driver for compute domains",
+        "a driver beside ClusterPolicy's device plugin",
+        "a driver beside NVIDIA's device-plugin chart",
+    ],
+)
+def test_the_dra_stack_serves_the_gpus_if_no_device_plugin_does(stack: DraStack, serves: bool) -> None:
+    assert stack.serves is serves
+    assert bool(refuse(spec(), stack)) is serves
+
+
+def spec(**fields: Any) -> Any:
+    """The spec of a policy, of mode Full if nothing else is said."""
+    return make_policy(**fields).spec
+
+
+def test_a_complete_stack_lacks_nothing_but_this_operators_own_part() -> None:
+    for stack in (COMPLETE, ALONE, replace(ALONE, gpu_cluster=False)):
+        assert find_lacks(stack) == ()
+        assert (
+            refuse(spec(), stack) == f"NVIDIA's DRA stack serves the GPUs of this cluster, and {UNFINISHED}"
+        )
+
+
+def with_policy(**changes: Any) -> DraStack:
+    """The complete stack with another ClusterPolicy."""
+    return replace(COMPLETE, cluster_policy=replace(POLICY, **changes))
+
+
+def with_driver(stack: DraStack = ALONE, **changes: Any) -> DraStack:
+    """A GPUCluster with a driver that is set up otherwise."""
+    return replace(stack, dra=replace(stack.dra, driver=replace(DRIVER, **changes)))
+
+
+def with_dra(stack: DraStack = COMPLETE, **changes: Any) -> DraStack:
+    """The complete stack, of which something else was seen."""
+    return replace(stack, dra=replace(stack.dra, **changes))
+
+
+OFF = {PLUGIN_SWITCH: False, MIG_MANAGER_SWITCH: False}
+LACKS: dict[str, tuple[DraStack, str, str]] = {
+    "the API group is not served": (
+        with_dra(unread="the API server does not serve resource.k8s.io/v1"),
+        "does not serve resource.k8s.io/v1",
+        "kubectl get resourceslices",
+    ),
+    "there is no driver": (
+        replace(ALONE, dra=replace(STANDALONE, driver=None)),
+        "no DaemonSet in namespace gpu-operator runs NVIDIA's DRA driver",
+        "helm install dra-driver-nvidia-gpu CHART -n gpu-operator",
+    ),
+    "the driver serves no GPUs": (
+        with_driver(serves_gpus=False),
+        "serves compute domains only",
+        "helm upgrade dra CHART -n gpu-operator --reset-then-reuse-values --set resources.gpus.enabled=true",
+    ),
+    "the driver divides GPUs itself": (
+        with_driver(COMPLETE, gates=frozenset({"DynamicMIG", "IMEXDaemonsWithDNSNames"})),
+        "keeps the GPUs in use with its feature gate DynamicMIG",
+        "featureGates.DynamicMIG=false",
+    ),
+    "ClusterPolicy runs a device plugin too": (
+        replace(ALONE, cluster_policy=make_cluster_policy()),
+        "runs a device plugin beside NVIDIA's DRA stack",
+        '{"devicePlugin":{"enabled":false}}',
+    ),
+    "NVIDIA's chart runs a device plugin too": (
+        replace(ALONE, cluster_policy=PLAIN),
+        "(DaemonSet nvdp-nvidia-device-plugin) runs beside NVIDIA's DRA stack",
+        "helm uninstall nvdp -n gpu-operator",
+    ),
+    "some other device plugin serves a node too": (
+        with_dra(doubles=("gpu-1", "gpu-2")),
+        "both serve the GPUs of gpu-1, gpu-2",
+        "spec.nodeName=gpu-1",
+    ),
+    "ClusterPolicy runs no mig-manager": (
+        with_policy(switches=OFF),
+        "ClusterPolicy migManager.enabled is false",
+        '{"migManager":{"enabled":true}}',
+    ),
+    "a GPUCluster has no mig-manager": (
+        replace(ALONE, dra=DRA),
+        "mig-manager does not run in namespace gpu-operator",
+        "kubectl apply -k deploy/mig-manager",
+    ),
+    "ClusterPolicy's mig-manager is too old": (
+        with_policy(mig_manager_version="v0.14.2"),
+        "runs mig-manager v0.14.2, which is older than v0.15",
+        '{"migManager":{"version":"v0.15.1"}}',
+    ),
+    "the standalone mig-manager is too old": (
+        with_dra(ALONE, mig_manager_version="v0.13.1"),
+        "DaemonSet nvidia-mig-manager runs mig-manager v0.13.1",
+        "k8s-mig-manager:v0.15.1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("stack", "says", "command"), LACKS.values(), ids=LACKS)
+def test_what_is_missing_is_named_with_what_corrects_it(stack: DraStack, says: str, command: str) -> None:
+    (lack,) = find_lacks(stack)
+    assert says in lack.message
+    assert command in lack.command
+    assert refuse(spec(), stack).endswith(f". Besides, {lack.message}; run: {lack.command}")
+
+
+def test_every_need_is_tried() -> None:
+    tried = {need.__name__ for need in NEEDS for stack, _, _ in LACKS.values() if need(stack) is not None}
+    assert tried == {need.__name__ for need in NEEDS}
+
+
+def test_everything_that_is_missing_is_named_at_once_and_no_command_is_cut() -> None:
+    stack = replace(ALONE, dra=DraView(), cluster_policy=make_cluster_policy())
+    lacks = find_lacks(stack)
+    message = refuse(spec(), stack)
+    assert len(lacks) == 3
+    assert all(f"{lack.message}; run: {lack.command}" in message for lack in lacks)
+    long = replace(stack, namespace="n" * 180)
+    cut = refuse(spec(), long)
+    assert len(cut) <= MAX_TEXT
+    assert cut.endswith(find_lacks(long)[1].command)
+
+
+SHARED = {
+    "TimeSlicing": make_policy(mode="TimeSlicing", timeSlicing={"replicas": 4}),
+    "MPS": make_policy(mode="MPS", mps={"replicas": 4}),
+    "MIG with spec.timeSlicing": make_policy(
+        mode="MIG", mig={"strategy": "mixed", "config": "all-1g.10gb"}, timeSlicing={"replicas": 2}
+    ),
+}
+
+
+@pytest.mark.parametrize(("mode", "policy"), SHARED.items(), ids=SHARED)
+def test_sharing_among_independent_pods_is_refused_with_its_reason(mode: str, policy: PolicyView) -> None:
+    stack = make_stack(cluster_policy=POLICY, dra=replace(DRA, unread="the API group is not served"))
+    objection = find_objection(policy, stack, SETTINGS)
+    assert objection is not None
+    assert objection.reason is Reason.UNSUPPORTED_STACK
+    assert f"(mode {mode}) needs consumable capacity" in objection.message
+    assert "which is an alpha feature" in objection.message
+    assert UNFINISHED not in objection.message, "a later version will not carry it out either"
+
+
+@pytest.mark.parametrize("cluster_policy", [POLICY, None], ids=["with a ClusterPolicy", "without one"])
+def test_a_policy_is_refused_with_what_is_missing(cluster_policy: ClusterPolicyView | None) -> None:
+    """Without this row it would be told to switch the device plugin on, or to install a ClusterPolicy."""
+    stack = make_stack(cluster_policy=cluster_policy, dra=STANDALONE)
+    objection = find_objection(make_policy(), stack, SETTINGS)
+    assert objection is not None
+    assert objection.reason is Reason.UNSUPPORTED_STACK
+    assert UNFINISHED in objection.message
+
+
+def test_a_node_is_served_twice_if_a_device_plugin_advertises_gpus_that_the_driver_publishes() -> None:
+    nodes = {
+        name: make_node(name, resources=resources)
+        for name, resources in {
+            "both": {"nvidia.com/gpu": 8},
+            "plugin-gone": {"nvidia.com/gpu": 0, "nvidia.com/mig-1g.10gb": 0},
+            "driver-only": {},
+            "plugin-only": {"nvidia.com/gpu": 8},
+        }.items()
+    }
+    assert find_doubles(nodes, {"both": 0, "plugin-gone": 0, "driver-only": 0, "no-such-node": 0}) == (
+        "both",
+    )
+
+
+def test_doctor_reports_the_stack_and_all_that_it_lacks_and_does_not_ask_for_a_device_plugin() -> None:
+    view = InstallationView(
+        operator_replicas=1, cluster_policies=(with_policy(switches=OFF).cluster_policy or POLICY,), dra=DRA
+    )
+    found = [one for one in find_symptoms(view) if one.topic == "ClusterPolicy"]
+    assert [one.reason for one in found] == ["UnsupportedStack", "UnsupportedStack"]
+    assert UNFINISHED in found[0].message
+    assert "migManager.enabled is false" in found[1].message
