@@ -104,7 +104,7 @@ test-nvidia: setup ## rung 3: NVIDIA's own programs on the simulated libnvidia-m
 	$(call BUILD,nvidia.build)
 	@exec $(PY) -m pytest --verb=$@ $(ARGS)
 
-test-kubernetes: setup ## contract, CRDs and admission on another minor of Kubernetes: VERSION=1.30
+test-kubernetes: setup ## contract, CRDs, admission and rollouts on another minor of Kubernetes: VERSION=1.30
 	$(call BUILD,cluster.toolchain kwok helm)
 	@KUBEBUILDER_ASSETS=$$($(PY) -m hack.cluster.minors $(VERSION)) && export KUBEBUILDER_ASSETS && exec $(PY) -m pytest --verb=test-cluster $(or $(ARGS),$(ON_ANOTHER_MINOR))
 

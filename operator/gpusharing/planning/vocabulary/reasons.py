@@ -473,8 +473,8 @@ class Reason(Worded):
         "Other policies are not affected.",
         "Report this message as a bug in this operator. Undoing the last edit of the policy may help.")
     UNSUPPORTED_STACK = (("UnsupportedStack", "Accepted", _PERSON, "ClusterPolicy"),
-        "NVIDIA's DRA stack serves the GPUs in this cluster, and the operator cannot change its nodes. The message names "
-        "what is missing.",
+        "NVIDIA's DRA stack serves the GPUs in this cluster, and the operator cannot change its nodes. The message "
+        "names what is missing.",
         "Use this operator where the device plugin of the GPU Operator serves the GPUs.")
     CLUSTER_POLICY_MISSING = (("ClusterPolicyMissing", "Accepted", _PERSON, "ClusterPolicy", Mark.MOMENTARY),
         "The operator finds neither a ClusterPolicy nor the device plugin of NVIDIA's chart. Neither is installed, or "
