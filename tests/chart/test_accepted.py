@@ -64,7 +64,7 @@ def test_a_second_release_is_refused_before_anything_is_written(installed: Insta
         environ={"KUBECONFIG": str(installed.plane.kubeconfig)},
     )
     assert done.returncode != 0
-    wanted = f"release gpusharing in namespace {NAMESPACE} is this cluster's gpu-sharing-operator already"
+    wanted = f"release gpusharing in namespace {NAMESPACE} is already this cluster's gpu-sharing-operator"
     assert wanted in done.stderr
     assert f"helm upgrade gpusharing -n {NAMESPACE}" in done.stderr
     assert installed.admin.list("/apis/apps/v1/namespaces/default/deployments") == []
@@ -82,7 +82,7 @@ def test_crds_of_a_newer_version_are_not_replaced(installed: Installed, version:
         admin.merge_patch(CRD, {"metadata": {"labels": {"app.kubernetes.io/version": version}}})
         done = installed.run_helm("upgrade", str(CHART), "--dry-run=server")
         told = (
-            f"CRD gpunodes.gpusharing.dev is of a newer version (those of {version}) than this chart ({mine})"
+            f"CRD gpunodes.gpusharing.dev has a newer version (from chart {version}) than this chart ({mine})"
         )
         assert (done.returncode != 0, told in done.stderr) == (refused, refused), done.stderr
         assert admin.get(CRD)["spec"] == before["spec"]

@@ -36,7 +36,7 @@ would use either of the two, or neither. */}}
 {{- range .own }}{{ $names = append $names .name }}{{ end }}
 {{- range .extra }}
 {{- if has .name $names }}
-{{- fail (printf "%s: %s is set by the chart; the entry would be there twice. Remove it" $.what .name) }}
+{{- fail (printf "%s: %s is set by the chart, so the list would contain it twice. Remove it" $.what .name) }}
 {{- end }}
 {{- $names = append $names .name }}
 {{- end }}
