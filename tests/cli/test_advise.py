@@ -151,7 +151,7 @@ def test_the_advice_reads_like_this(desk: Desk) -> None:
 RELEASES = {
     "": (
         "MPS",
-        "the operator refuses it (docs/design/nvidia.md#b5 has the remedy): without that, use TimeSlicing",
+        "the operator rejects it (docs/design/nvidia.md#b5 has the remedy): without that, use TimeSlicing",
     ),
     "v25.10.1": ("MPS", ""),
     "24.9": ("MPS", ""),
@@ -174,7 +174,7 @@ def test_mps_is_not_advised_where_the_operator_refuses_it(desk: Desk, release: s
     told = json.loads(found.out)
     text = " ".join((*told["why"], told["but"]))
     assert (told["mode"], said in text) == (mode, True)
-    assert ("refuses it" in text) == (release in ("", "v26.7.1", "26.9"))
+    assert ("rejects it" in text) == (release in ("", "v26.7.1", "26.9"))
     assert ("-c config-manager PROCESS_TO_SIGNAL=mps-control-daemon" in told["but"]) == (
         mode == "TimeSlicing"
     )
@@ -200,7 +200,7 @@ def answered(desk: Desk, answers: dict[str, str], *typed: str) -> tuple[int, str
 
 FIRST = {
     "Which card (kubectl gpusharing layouts lists them)?": "h100-80gb",
-    "How much memory does one workload need at its peak, such as 15Gi?": "4Gi",
+    "How much memory does one workload need at its peak (for example 15Gi)?": "4Gi",
 }
 PROMISE, STRANGERS, BILL, BURSTS = (f"{question} [y/N]" for question in QUESTIONS.values())
 
@@ -238,7 +238,7 @@ def test_an_answer_that_means_nothing_ends_the_dialogue_in_one_sentence(desk: De
     answers = {**FIRST, PROMISE: "n", STRANGERS: "n", BILL: "n", BURSTS: "n"}
     _, memory = FIRST
     status, said = answered(desk, {**answers, memory: "a lot"})
-    assert (status, said) == (FAILED, "n\nerror: 'a lot' is not a memory size; write it like 15Gi\n")
+    assert (status, said) == (FAILED, "n\nerror: 'a lot' is not a memory size; use one such as 15Gi\n")
 
 
 def test_a_card_whose_memory_is_not_its_own_is_refused(desk: Desk) -> None:

@@ -65,11 +65,11 @@ def test_without_a_cluster_there_is_one_sentence_for(desk: Desk, wrong: Wrong, v
 @pytest.mark.parametrize(
     ("typed", "told"),
     [
-        ("status pool-d", "there is no pool-d in gpusharingpolicies of context test; did you mean: pool-b"),
-        ("plan pool-d", "there is no pool-d in gpusharingpolicies of context test; did you mean: pool-b"),
-        ("pause pool-d", "there is no pool-d in gpusharingpolicies of context test; did you mean: pool-b"),
-        ("why gpu-11", "there is no gpu-11 in nodes of context test; did you mean: gpu-1"),
-        ("retry gpu-11 --yes", "there is no gpu-11 in nodes of context test; did you mean: gpu-1"),
+        ("status pool-d", "there is no gpusharingpolicies/pool-d in context test; did you mean: pool-b"),
+        ("plan pool-d", "there is no gpusharingpolicies/pool-d in context test; did you mean: pool-b"),
+        ("pause pool-d", "there is no gpusharingpolicies/pool-d in context test; did you mean: pool-b"),
+        ("why gpu-11", "there is no nodes/gpu-11 in context test; did you mean: gpu-1"),
+        ("retry gpu-11 --yes", "there is no nodes/gpu-11 in context test; did you mean: gpu-1"),
     ],
 )
 @virtually
@@ -86,14 +86,14 @@ async def test_a_name_that_is_not_there_is_answered_with_the_nearest_ones(typed:
 def test_who_may_see_published_nodes_only_gets_the_nearest_of_their_names(desk: Desk, wrong: Wrong) -> None:
     desk.server.refusals = {"/api/v1/nodes": (403, "you may not list nodes")}
     said = wrong("why", "pool-b-l")
-    assert "there is no pool-b-l in gpunodes of context desk; did you mean: pool-b-" in said
+    assert "there is no gpunodes/pool-b-l in context desk; did you mean: pool-b-" in said
 
 
 @pytest.mark.parametrize("verb", STEERED_NODE)
 def test_who_may_not_list_nodes_is_still_told_that_there_is_none(desk: Desk, wrong: Wrong, verb: str) -> None:
     """As who has the documented rights only: get and patch."""
     desk.server.refusals = {"/api/v1/nodes": (403, "you may not list nodes")}
-    told = "error: there is no gpu-07 in nodes of context desk; you may not list the existing ones\n"
+    told = "error: there is no nodes/gpu-07 in context desk; you may not list the existing ones\n"
     assert wrong(verb, "gpu-07") == told
 
 
@@ -124,10 +124,7 @@ def test_the_viewers_role_is_named_only_where_it_grants_what_is_missing(desk: De
         in wrong("status")
     )
     said = wrong("skip", "gpu-07")
-    assert (
-        'not allowed to get nodes: User "me" cannot do that. Ask for the permission that is named here'
-        in said
-    )
+    assert 'not allowed to get nodes: User "me" cannot do that. Ask for the permission named here' in said
     assert "viewer" not in said
 
 

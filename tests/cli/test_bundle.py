@@ -304,7 +304,7 @@ async def test_what_no_answer_came_to_is_a_gap_where_something_was_read(tmp_path
 async def test_where_no_answer_comes_at_all_it_is_given_up_early(tmp_path: Path) -> None:
     async with operated(1) as scene:
         scene.e.cluster.faults.fail("list", None, Unavailable("no answer"), times=EVER, identity=ME)
-        with pytest.raises(Trouble, match="the API server of context test does not answer: no answer"):
+        with pytest.raises(Trouble, match="the API server of context test does not respond: no answer"):
             await ask(scene.e.cluster, "support-bundle", str(tmp_path / "bundle.tar.gz"))
         mine = sum(count for call, count in scene.e.cluster.calls.items() if call[0] == ME)
     assert mine == 1 + AWAY, "the first is about the installation"

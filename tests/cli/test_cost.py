@@ -80,7 +80,10 @@ def test_a_selector_changes_nothing_where_everything_matches_and_finds_nothing_e
 
 def test_a_tenant_alone_is_no_bill(desk: Desk, fake: FakePrometheus) -> None:
     told = wrong(desk, "--prometheus", fake.url, "--selector", 'namespace="team-a"')
-    assert '--selector namespace="team-a": only some series of a bill have the label namespace' in told
+    assert (
+        '--selector namespace="team-a": only some of the series that make up a bill have the label namespace'
+        in told
+    )
     assert fake.paths == []
 
 
@@ -129,7 +132,7 @@ def test_where_nothing_listens(desk: Desk) -> None:
     "url", ["prometheus", "ftp://x", "http://", "http://x:99999", "http://x:y", "http://x/?a=b", "http://[::"]
 )
 def test_an_address_that_is_none(desk: Desk, url: str) -> None:
-    assert f"--prometheus {url}: write an address like http://127.0.0.1:9090" in wrong(
+    assert f"--prometheus {url} is not a valid address; use one like http://127.0.0.1:9090" in wrong(
         desk, "--prometheus", url
     )
 
@@ -154,7 +157,7 @@ def test_what_is_no_prometheus_is_told(desk: Desk, fake: FakePrometheus, answer:
     instead(fake, answer)
     told = wrong(desk, "--prometheus", fake.url)
     assert "does not respond like a Prometheus" in told
-    assert "/api/v1/query, such as http://127.0.0.1:9090" in told
+    assert "/api/v1/query, for example http://127.0.0.1:9090" in told
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -349,7 +352,7 @@ def test_a_service_that_is_named_is_not_looked_for(desk: Desk, fake: FakePrometh
         fake.paths.clear()
         assert desk.type("cost", "--service", named, "--window", "1d").status == DONE
         assert fake.paths[0] == f"/api/v1/namespaces/mon/services/{path}/proxy/api/v1/query"
-    assert "write NAMESPACE/NAME:PORT" in wrong(desk, "--service", "prometheus")
+    assert "use NAMESPACE/NAME:PORT" in wrong(desk, "--service", "prometheus")
 
 
 def test_several_services_or_none_are_told(desk: Desk, fake: FakePrometheus) -> None:
@@ -359,7 +362,7 @@ def test_several_services_or_none_are_told(desk: Desk, fake: FakePrometheus) -> 
         desk
     )
     behind(fake, service("grafana", app="grafana"))
-    assert "no Service of context desk looks like a Prometheus. Pass --service" in wrong(desk)
+    assert "no Service in context desk looks like a Prometheus. Pass --service" in wrong(desk)
 
 
 def test_who_may_not_list_services_may_name_one(desk: Desk) -> None:

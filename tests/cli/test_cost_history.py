@@ -255,7 +255,7 @@ def test_a_node_that_was_not_scraped_is_missed_although_others_were(desk: Desk, 
     assert said.status == CHANGES
     counted, seen = data(said)["missing"]
     assert counted.startswith("Prometheus did not scrape gpu-2 for a while, and 12.")
-    assert seen.startswith("Prometheus has no samples of gpu-2 (11h) in a gap of the window")
+    assert seen.startswith("Prometheus has no samples from gpu-2 (11h) for part of the window")
     assert data(said)["totals"][0]["gpuHours"] == pytest.approx(84, abs=0.3)
 
 

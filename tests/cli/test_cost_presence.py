@@ -173,7 +173,7 @@ def check_missing(missing: list[str], told: Story) -> None:
         assert missing == []
         return
     (text,) = missing
-    (hours, minutes) = re.search(r"samples of gpu-1 \((?:(\d+)h)?(?:(\d+)m)?", text).groups()  # type: ignore[union-attr]  # it is there
+    (hours, minutes) = re.search(r"samples from gpu-1 \((?:(\d+)h)?(?:(\d+)m)?", text).groups()  # type: ignore[union-attr]  # it is there
     seen = int(hours or 0) + int(minutes or 0) / 60
     assert told.away - LOOKBACK * len(told.lives) - 0.05 <= seen <= told.away
 
@@ -285,5 +285,5 @@ def test_a_time_in_which_prometheus_saw_nobody_is_no_nodes_own() -> None:
 def test_many_nodes_are_told_by_the_first_few() -> None:
     (told,) = describe_absences({f"gpu-{number}": 3600.0 for number in range(9)})
     assert told.startswith(
-        "Prometheus has no samples of gpu-0 (1h), gpu-1 (1h), gpu-2 (1h) and 6 more in a gap"
+        "Prometheus has no samples from gpu-0 (1h), gpu-1 (1h), gpu-2 (1h) and 6 more for part"
     )

@@ -24,7 +24,7 @@ from gpusharing.usage.say.cost import amount, hours_of, money
 
 @pytest.mark.parametrize("window", ["", "30", "30x", "0d", "9m", "400d", "-1d", "1.5h", "9999999d"])
 def test_a_window_that_is_none(window: str) -> None:
-    with pytest.raises(Trouble, match="write 10m to 366d, such as 12h, 30d or 4w"):
+    with pytest.raises(Trouble, match="use a length from 10m to 366d, for example 12h, 30d or 4w"):
         seconds_of(window)
 
 
@@ -49,7 +49,7 @@ def test_selectors(typed: str, told: str) -> None:
     "typed", ["east", "cluster=east", 'a="b"}[5m]) or vector(1', 'a="b" c="d"', 'a="b",,', '"a"']
 )
 def test_a_selector_that_is_none(typed: str) -> None:
-    with pytest.raises(Trouble, match="write matchers such as"):
+    with pytest.raises(Trouble, match="use matchers such as"):
         selector_of(typed)
 
 
@@ -67,11 +67,11 @@ def test_a_day_begins_at_midnight_in_utc() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--until", "yesterday"), "write a day or a time, such as 2026-11-01"),
+        (("--until", "yesterday"), "use a day or a time, for example 2026-11-01"),
         (("--until", "2999-01-01"), "is in the future"),
-        (("--currency", "dollar"), "write three capital letters, such as USD"),
-        (("--by", "a b"), "write namespace, policy, or a label of namespaces, such as team"),
-        (("--by", ""), "write namespace, policy, or a label"),
+        (("--currency", "dollar"), "use three capital letters, for example USD"),
+        (("--by", "a b"), "use namespace, policy, or a namespace label, for example team"),
+        (("--by", ""), "use namespace, policy, or a namespace label"),
     ],
 )
 def test_what_cannot_be_meant_is_answered_with_what_can(words: tuple[str, ...], told: str) -> None:
@@ -108,7 +108,7 @@ def test_what_selects_a_policy_selects_all_that_has_no_policy() -> None:
 def test_a_part_of_a_bill_is_refused_with_what_may_be_chosen(label: str, matcher: str) -> None:
     with pytest.raises(Trouble) as refused:
         query_of(typed("--selector", matcher.format(label)), 1_790_000_000.0)
-    assert f"only some series of a bill have the label {label}," in str(refused.value)
+    assert f"only some of the series that make up a bill have the label {label}," in str(refused.value)
     assert 'such as cluster="east"' in str(refused.value)
 
 

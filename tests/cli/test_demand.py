@@ -212,7 +212,7 @@ def test_where_pods_do_not_tell_their_memory_the_flag_does(desk: Desk) -> None:
     desk.server.lists = {PODS: some(2, {"gpu": 1}, qos="Guaranteed")}
     without = desk.type("advise", "-n", "team-a", "--card", "h100-80gb")
     assert (without.status, without.out) == (FAILED, "")
-    assert "--memory, because the pods do not say how much memory they need" in without.err
+    assert "--memory, because the pods do not declare how much memory they need" in without.err
     said = desk.type("advise", "-n", "team-a", "--card", "h100-80gb", "--memory", "15Gi", "-o", "json")
     told = json.loads(said.out)
     assert (told["mode"], told["layout"]) == ("MIG", {"1g.20gb": 4})

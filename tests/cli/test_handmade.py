@@ -112,7 +112,7 @@ UNSAYABLE: dict[str, tuple[dict[str, Any], str]] = {
             "admin_mig_file": "mig-configs: {own: [{devices: all, mig-enabled: true, mig-devices: {3g.40gb: 1,"
             " 1g.10gb: 4}}]}",
         },
-        "shares nvidia.com/mig-1g.10gb by 2, nvidia.com/mig-3g.40gb by 3: a policy has one number",
+        "(nvidia.com/mig-1g.10gb: 2, nvidia.com/mig-3g.40gb: 3), but a policy sets one count",
     ),
     "shares of some resources": (
         {
@@ -127,11 +127,11 @@ UNSAYABLE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "MPS on MIG": (
         {"layout": SEVEN, "label": ALL, "entry": shared({"mig-1g.10gb": 2}, "mps")},
-        "refuses it",
+        "does not support",
     ),
     "MPS that grants two shares": (
         {"entry": shared({"gpu": 8}, "mps", "failRequestsGreaterThanOne: false, ")},
-        "always refuses requests",
+        "always rejects requests",
     ),
     "instances that nos made": (
         {"layout": SEVEN, "label": "", "entry": "version: v1\nflags: {migStrategy: mixed}"},
@@ -153,7 +153,7 @@ UNSAYABLE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "more shares than a policy may have": (
         {"entry": shared({"gpu": 16384})},
-        "its device plugin shares nvidia.com/gpu by 16384: a policy allows 2 to 1024",
+        "its device plugin uses too many replicas (nvidia.com/gpu: 16384); a policy allows 2 to 1024",
     ),
 }
 

@@ -309,7 +309,7 @@ async def test_before_the_installation_the_same_policies_are_proposed_and_not_sa
         for pool, one in recipe.pools.items()
     }
     assert told.status == DONE
-    assert "nothing is proven yet" in told.out
+    assert "nothing has been proven yet" in told.out
     assert PROVEN not in told.out
     assert "helm install gpusharing CHART -n gpusharing --create-namespace --set gpuOperator.admin" in said
     assert "kubectl gpusharing import > policies.yaml" in said

@@ -21,7 +21,7 @@ async def test_more_shares_than_a_policy_allows_are_told_as_that(capsys: pytest.
     """NVIDIA/k8s-device-plugin#1433: the memory of each GPU as shares of a MiB."""
     told = await ask(reported("replicas-16384"), "import")
     assert (told.status, policies(told.out)) == (FAILED, {})
-    why = "its device plugin shares nvidia.com/gpu by 16384: a policy allows 2 to 1024"
+    why = "its device plugin uses too many replicas (nvidia.com/gpu: 16384); a policy allows 2 to 1024"
     assert f"gpu-1 is left out: {why}" in capsys.readouterr().err
 
 

@@ -113,4 +113,4 @@ def test_what_needs_one_says_what_is_missing(tmp_path: Path) -> None:
     with desk_at(tmp_path) as desk:
         desk.server.lists["/api/v1/services"] = []
         said = wrong(desk, "cost")
-    assert "no Service of context desk looks like a Prometheus. Pass" in said
+    assert "no Service in context desk looks like a Prometheus. Pass" in said

@@ -15,7 +15,7 @@ from gpusharing.kube.errors import Forbidden
 
 JSON = dict[str, Any]
 NODE = {"metadata": {"name": "gpu-1", "labels": {"zone": "east", "rank": "7", "empty": ""}}}
-AFFINITY, WANTS = "spec.affinity.nodeAffinity of the pod requires", "spec.nodeSelector of the pod requires"
+AFFINITY, WANTS = "the pod's spec.affinity.nodeAffinity requires", "the pod's spec.nodeSelector requires"
 
 
 def affine(*terms: JSON) -> JSON:
@@ -250,10 +250,10 @@ async def test_each_rule_is_told_with_the_nodes_that_it_closes() -> None:
     wanted = affine(names(row("metadata.name", "In", "gpu-2")))["spec"]["affinity"]
     _, data = await asked(2, [GPU], affinity=wanted)
     (service,) = data["services"]
-    closed = "gpu-1: spec.affinity.nodeAffinity of the pod requires metadata.name In gpu-2"
+    closed = "gpu-1: the pod's spec.affinity.nodeAffinity requires metadata.name In gpu-2"
     assert service["kept"] == [
-        closed,
         "gpu-2: the pod does not tolerate the taint nvidia.com/gpu=present:NoSchedule",
+        closed,
     ]
     assert service["but"] == "; ".join(service["kept"])
 
@@ -264,7 +264,7 @@ async def test_what_goes_by_other_pods_is_noted() -> None:
     told, data = await asked(1, [], affinity=apart)
     (note,) = data["notes"]
     assert note.startswith(
-        "this answer ignores spec.affinity.podAntiAffinity of the pod, which may exclude nodes"
+        "this answer ignores the pod's spec.affinity.podAntiAffinity, which may exclude nodes"
     )
     assert f"Note: {note}" in " ".join(told.out.split())
 

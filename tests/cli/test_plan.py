@@ -290,7 +290,7 @@ async def test_without_a_right_to_the_operators_deployment_a_plan_says_what_it_a
 async def test_a_lease_that_cannot_be_read_or_is_damaged_is_told_with_a_plan() -> None:
     """Failures of deleted nodes are on the Lease alone: a plan may call a node startable that the operator halts."""
     said = (
-        "Note: the operator's Lease could not be used, so slots are counted from the fences of Nodes and failures of"
+        "Note: the operator's Lease could not be used, so slots are counted from the fences on Nodes, and failures on"
         " deleted nodes are unknown: "
     )
     async with open_scene(*nodes(1)) as scene:

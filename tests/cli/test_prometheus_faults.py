@@ -102,14 +102,18 @@ def test_a_certificate_of_another_authority(tmp_path: Path) -> None:
     identity, other = Identity(tmp_path / "pki"), Identity(tmp_path / "other")
     with fake_prometheus(identity.context()) as fake:
         for ca in ("", str(other.pki.ca)):
-            assert "Pass the authority that signed it: --ca-file FILE" in wrong(place_of(fake.url, "", ca))
+            assert "Pass the certificate of the authority that signed it: --ca-file FILE" in wrong(
+                place_of(fake.url, "", ca)
+            )
 
 
 def test_of_an_api_server_the_kubeconfig_is_named(tmp_path: Path) -> None:
     identity = Identity(tmp_path / "pki")
     with fake_prometheus(identity.context()) as fake:
         place = replace(place_of(fake.url, "", ""), through="context test")
-        assert "not signed by the certificate-authority of context test in the kubeconfig" in wrong(place)
+        assert "not signed by the certificate-authority that the kubeconfig sets for context test" in wrong(
+            place
+        )
         place = replace(place_of(fake.url, "", str(identity.pki.ca)), through="context test")
         told = wrong(replace(place, tls_server_name="other.example"))
         assert "use a name that it contains, in tls-server-name for context test in the kubeconfig" in told
@@ -124,7 +128,7 @@ def test_a_server_that_demands_a_client_certificate_says_so_unless_it_hung_up_fi
         told = wrong(place_of(fake.url, "", str(identity.pki.ca)))
     alert, lost = f"{fake.url} requires a client", "It may require a client certificate: this plugin"
     assert told.startswith(alert) or lost in told
-    assert "use a port that does not require it, such as with --service NAMESPACE/NAME:PORT" in told
+    assert "use a port that does not require it, for example with --service NAMESPACE/NAME:PORT" in told
 
 
 @pytest.mark.parametrize(
@@ -207,7 +211,9 @@ def test_credentials_that_are_refused_again(fake: FakePrometheus) -> None:
 
 def test_credentials_that_cannot_be_renewed(fake: FakePrometheus) -> None:
     fake.instead = lambda path: refusal(401, "Unauthorized")
-    with pytest.raises(Trouble, match=r"the login program failed.* of context test are expired or refused"):
+    with pytest.raises(
+        Trouble, match=r"the login program failed.* of context test have expired or were rejected"
+    ):
         asyncio.run(through(Renewable(fake.url, "Bearer old")))
 
 

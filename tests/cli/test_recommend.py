@@ -64,10 +64,10 @@ def test_a_pool_by_what_kube_state_metrics_tells_of_its_nodes(fake: FakePromethe
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--window", "31d"), "--window 31d: write 10m to 30d"),
-        (("--until", "soon"), "--until soon: write a day or a time"),
-        (("--selector", "east"), "--selector east: write matchers"),
-        (("-l", "a=b=c"), "-l a=b=c: write labels of nodes, such as gpusharing.dev/pool=a"),
+        (("--window", "31d"), "--window 31d: use a length from 10m to 30d"),
+        (("--until", "soon"), "--until soon: use a day or a time"),
+        (("--selector", "east"), "--selector east: use matchers"),
+        (("-l", "a=b=c"), "-l a=b=c is not a valid node selector; use one such as gpusharing.dev/pool=a"),
         (("-l", "a=b", "--policy", "x"), "pass either --policy or -l, not both"),
         (("--policy", "x"), "--policy needs access to the cluster: omit --prometheus"),
         (("-l", "zone=b"), r"--metric-labels-allowlist=nodes=\[zone\]"),
@@ -88,7 +88,7 @@ def test_a_mistake_is_told_in_a_sentence(fake: FakePrometheus, words: tuple[str,
     ("value", "labels", "why"),
     [
         ("6144", {"modelName": "NVIDIA X9000"}, "the possible layouts of NVIDIA X9000 are unknown"),
-        ("73728", {}, "no layout has a place for any workload"),
+        ("73728", {}, "no layout has room for any workload"),
     ],
     ids=["a card that nobody knows", "what the workload needs is unknown"],
 )
@@ -113,7 +113,7 @@ def test_a_goal_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
 def test_more_series_than_can_be_asked_for_are_refused(fake: FakePrometheus) -> None:
     fake.answers["max_over_time((count"] = vector(({}, "100001"))
     with pytest.raises(
-        Trouble, match="has 100,001 series of GPUs at one time, and this plugin reads at most 100,000"
+        Trouble, match="has 100,001 GPU series at one time, but this plugin reads at most 100,000"
     ):
         told(fake)
 
@@ -151,7 +151,7 @@ def test_an_annotation_that_means_no_memory_is_left_out(fake: FakePrometheus, si
     labels = {"namespace": "team-a", "pod": LABELS["pod"], "annotation_gpusharing_dev_gpu_memory": size}
     fake.answers["kube_pod_annotations"] = vector((labels, "1"))
     assert (
-        f"is '{size}', which is not a valid size and is ignored: write it like 15Gi"
+        f"is '{size}', which is not a valid size and is ignored: use a size such as 15Gi"
         in told(fake, "-o", "json").out
     )
 
@@ -283,7 +283,7 @@ async def test_what_keeps_a_plan_from_being_made_is_told_and_no_error(proposed: 
         session = Session(scene.e.cluster.client(ME), "context test", now=virtual_now)
         effect = await find_effect(session, whole_fleet(""), proposed)
         assert isinstance(effect, str)
-        assert effect.startswith("no node has the label yet by which the policy selects nodes; set it")
+        assert effect.startswith("no node has the label yet that the policy selects nodes by; set it")
 
 
 def test_with_an_address_of_prometheus_nothing_is_planned_and_it_says_so(fake: FakePrometheus) -> None:

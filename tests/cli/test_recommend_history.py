@@ -290,7 +290,7 @@ def test_gpus_of_several_clusters_are_not_mixed(prometheus: str) -> None:
 
 
 def test_a_pool_that_nobody_uses_has_nothing_to_go_by(prometheus: str) -> None:
-    with pytest.raises(Trouble, match="no pod used a GPU of all nodes in Prometheus in this window"):
+    with pytest.raises(Trouble, match="no pod used a GPU of all nodes in Prometheus during this window"):
         ask(prometheus, cluster="nobody")
 
 

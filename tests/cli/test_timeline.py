@@ -88,7 +88,7 @@ def test_what_needs_a_person_is_seen_however_short_it_was() -> None:
 
 
 def test_where_no_node_ever_changed_it_is_told() -> None:
-    assert shown(gpunode("n-0"), WAITS) == "  The histories of the nodes contain no change.\n"
+    assert shown(gpunode("n-0"), WAITS) == "  The node histories contain no changes.\n"
 
 
 def test_a_clock_that_is_behind_draws_no_negative_time() -> None:

@@ -239,7 +239,7 @@ async def test_a_pod_that_finds_everything_held_is_told_so() -> None:
         scene.e.cluster.add(PODS, pending("third"))
         told = await ask(scene.e.cluster, "why", "pod/third", "-n", "default", "-o", "json")
     (service,) = told.data["services"]
-    assert (service["now"], service["free"], service["but"]) == (2, 0, "other pods hold all of them")
+    assert (service["now"], service["free"], service["but"]) == (2, 0, "other pods use all of them")
 
 
 @virtually

@@ -149,7 +149,7 @@ async def test_gpus_that_are_free_on_different_nodes_do_not_serve_a_pod_that_nee
         await scene.e.until(lambda: held_pods(scene) == [1, 1], "a report of each node", 120)
         data = await told(scene, asking({GPU: 2}))
     (service,) = data["services"]
-    assert (service["now"], service["free"], service["but"]) == (2, 1, "other pods hold 1 of 2")
+    assert (service["now"], service["free"], service["but"]) == (2, 1, "other pods use 1 of 2")
     assert data["conclusion"].startswith("gpu-1, gpu-2 have everything that this pod requests, or will have")
 
 
@@ -195,7 +195,7 @@ async def test_a_pod_is_promised_a_node_only_if_the_label_that_it_requires_will_
             data = await told(scene, asking({GPU: 1}, nodeSelector={PRODUCT: value}))
         (service,) = data["services"]
         assert service["after"] == after, service
-        kept = [f"gpu-1: spec.nodeSelector of the pod requires {PRODUCT}={value}"]
+        kept = [f"gpu-1: the pod's spec.nodeSelector requires {PRODUCT}={value}"]
         assert service["kept"] == ([] if after else kept)
 
 
@@ -269,7 +269,7 @@ async def test_a_pod_that_a_kubelet_refused_is_told_what_the_kubelet_said_and_wh
         shown = await ask(scene.e.cluster, "why", "pod/llm")
     assert data["status"] == f"UnexpectedAdmissionError: {TOO_LARGE}"
     rule = "policy pool-b sets failRequestsGreaterThanOne; request 1 in each container"
-    assert data["conclusion"] == f"the kubelet of gpu-1 refused this pod: {rule}"
+    assert data["conclusion"] == f"the kubelet on gpu-1 rejected this pod: {rule}"
     assert f"Status: UnexpectedAdmissionError: {TOO_LARGE}" in " ".join(shown.out.split())
 
 
@@ -288,7 +288,7 @@ async def test_a_pod_that_waits_learns_beforehand_that_kubelets_would_refuse_it_
     data = await about(asking({GPU: 2}), spec, 1)
     (service,) = data["services"]
     rule = f"policy pool-b {how}; request 1 in each container"
-    assert (service["but"], data["conclusion"]) == (rule, f"kubelets would refuse this pod: {rule}")
+    assert (service["but"], data["conclusion"]) == (rule, f"kubelets would reject this pod: {rule}")
 
 
 @virtually
@@ -335,5 +335,5 @@ async def test_what_claims_and_another_scheduler_decide_is_noted() -> None:
     data = await about(asking({GPU: 1}, resourceClaims=CLAIM, schedulerName="hami-scheduler"), count=1)
     (note,) = data["notes"]
     assert note.startswith(
-        "this answer ignores spec.resourceClaims, spec.schedulerName of the pod, which may exclude"
+        "this answer ignores the pod's spec.resourceClaims, spec.schedulerName, which may exclude"
     )

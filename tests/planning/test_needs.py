@@ -184,7 +184,11 @@ def test_it_tells_how_much_of_the_time_nothing_computed() -> None:
     [
         ("memory", -1.0, "memory: -1.0 at"),
         ("memory", nan, "memory: nan at"),
-        ("activity", 35.0, "activity: 35.0 is not a part of a card; for example 0.35"),
+        (
+            "activity",
+            35.0,
+            "activity: 35.0 is not a fraction of a card; pass a number from 0 to 1, for example 0.35",
+        ),
     ],
 )
 def test_what_nobody_can_have_measured_is_refused(field: str, value: float, said: str) -> None:

@@ -33,10 +33,10 @@ def test_who_uses_too_little_for_the_smallest_instance_is_on_fewer_gpus_with_mps
     text = shared_of(found)
     assert text.startswith(
         "Sharing whole GPUs would need fewer GPUs: 20 pods on 1 GPU using MPS with 20 clients on each, and on 3"
-        " using this layout (a client has 4.0Gi, and the largest need is 2.0Gi; it has 5% of the compute,"
-        " and the busiest uses 2%)."
+        " using this layout (each client gets 4.0Gi, and the most that any client needs is 2.0Gi; each client"
+        " gets 5% of the compute, and the busiest uses 2%)."
     )
-    assert "nothing isolates them: a fatal fault of one pod reaches all clients" in text
+    assert "nothing isolates them: a fatal fault in one pod affects all clients" in text
     assert "kubectl gpusharing advise" in text
 
 
@@ -56,7 +56,7 @@ def test_pods_of_very_different_sizes_take_turns_where_no_layout_holds_them_as_d
     assert found.busy == pytest.approx(0.6, rel=0.06)
     text = shared_of(found)
     assert "time-slicing with 4 replicas of each" in text
-    assert "the 4 that need most need 75.0Gi together, of 79." in text
+    assert "the 4 pods that need the most memory need 75.0Gi together, and the GPU has 79." in text
     assert "a pod that uses too much memory makes the others fail" in text
 
 

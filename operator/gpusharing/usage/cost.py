@@ -94,9 +94,9 @@ def query_of(typed: Namespace, now: float) -> MeterQuery:
     for flags that cannot be used."""
     start, end = span_of(typed, now)
     if not re.fullmatch(r"[A-Z]{3}", typed.currency):
-        raise Trouble(f"--currency {typed.currency}: write three capital letters, such as USD")
+        raise Trouble(f"--currency {typed.currency}: use three capital letters, for example USD")
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,250}[A-Za-z0-9])?", typed.by):
-        raise Trouble(f"--by {typed.by}: write namespace, policy, or a label of namespaces, such as team")
+        raise Trouble(f"--by {typed.by}: use namespace, policy, or a namespace label, for example team")
     selector = selector_of(typed.selector)
     refuse_parts(selector)
     return MeterQuery(start, end, typed.by, selector, typed.currency)

@@ -93,7 +93,7 @@ async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal, session
     )
     if typed.write and answer.policy is None:
         why = (
-            "no layout has a place for any workload"
+            "no layout has room for any workload"
             if answer.recommendation is not None
             else _unknown(answer.observed)
         )
@@ -116,7 +116,7 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
     observed = find_pool(usage, scope.where)
     if not observed.histories:
         raise Trouble(
-            f"no pod used a GPU of {scope.where} in this window, or dcgm-exporter does not report pods (set"
+            f"no pod used a GPU of {scope.where} during this window, or dcgm-exporter does not report pods (set"
             " DCGM_EXPORTER_KUBERNETES=true)"
         )
     scope, unseen = narrow(scope, len(observed.nodes), "" if card is None else card.key)
@@ -158,7 +158,7 @@ async def find_effect(session: Session | None, scope: NodeScope, policy: dict[st
     if session is None:
         return "with --prometheus, the cluster is not contacted; use --service for a Prometheus inside one"
     if scope.unlabelled:
-        return "no node has the label yet by which the policy selects nodes; set it, then run plan -f FILE"
+        return "no node has the label yet that the policy selects nodes by; set it, then run plan -f FILE"
     try:
         return await propose(session, (policy,), {scope.name})
     except Trouble as trouble:

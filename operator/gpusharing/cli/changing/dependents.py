@@ -85,8 +85,8 @@ async def read_tenants(
         if found:
             whose = some(sorted(text(raw, "metadata", "name") for raw in found), 20)
             lines.append(
-                f"No node will have mode {' or '.join(ADMITTED[level])}, but the label {LABEL_ISOLATION}={level} admits"
-                f" GPU pods of these namespaces nowhere else: {whose}"
+                f"No node will have mode {' or '.join(modes)}, but GPU pods in namespaces with the label"
+                f" {LABEL_ISOLATION}={level} are admitted only to such nodes: {whose}"
             )
     return tuple(lines), ()
 

@@ -89,10 +89,10 @@ def _approve(policy: JSON, request: SteeringRequest) -> Change:
         raise Trouble(f"{name} has no plan, because no node has to change: there is nothing to approve")
     if request.hash and request.hash != current:
         raise Trouble(
-            f"the plan of {name} is now {current}, not {request.hash}. Review it again: kubectl gpusharing plan {name}"
+            f"the plan for {name} is now {current}, not {request.hash}. Review it again: kubectl gpusharing plan {name}"
         )
     if texts(section(policy, "metadata", "annotations")).get(names.ANNOTATION_APPROVE) == current:
-        raise Trouble(f"plan {current} of {name} is approved already")
+        raise Trouble(f"plan {current} for {name} has already been approved")
     nodes, pods = counted(whole(plan, "nodeCount"), "node"), counted(whole(plan, "pods"), "pod")
     means = (
         f"the operator may carry out plan {current}, class {text(plan, 'disruption')}: {nodes} will change and {pods}"
@@ -107,7 +107,7 @@ def _pause(policy: JSON, request: SteeringRequest) -> Change:
     before = text(rollout, "whenPaused") or "Finish"
     when = request.when_paused or before
     if rollout.get("paused") is True and when == before:
-        raise Trouble(f"{name} is paused already (whenPaused: {when})")
+        raise Trouble(f"{name} is already paused (whenPaused: {when})")
     body: JSON = {"paused": True}
     if request.when_paused:
         body["whenPaused"] = request.when_paused
@@ -166,7 +166,7 @@ def _find_wait(node: JSON, status: NodeStatus) -> str:
         refusal += f". To let changes begin there: kubectl gpusharing skip {status.name} --undo"
     elif phase.in_flight:
         refusal += (
-            f", and its change continues. To see what it waits for: kubectl gpusharing why {status.name}"
+            f", and its change continues. To see what it is waiting for: kubectl gpusharing why {status.name}"
         )
     raise Trouble(refusal)
 
@@ -204,7 +204,7 @@ def _skip(node: JSON, request: SteeringRequest) -> Change:
     name = text(node, "metadata", "name")
     skipped = texts(section(node, "metadata", "labels")).get(names.LABEL_SKIP) == "true"
     if skipped is not request.undo:
-        raise Trouble(f"{name} is {'skipped already' if skipped else 'not skipped'}")
+        raise Trouble(f"{name} is {'already skipped' if skipped else 'not skipped'}")
     body = {"metadata": {"labels": {names.LABEL_SKIP: None if request.undo else "true"}}}
     if request.undo:
         return Change(body, "changes may start on this node again", moves=True)

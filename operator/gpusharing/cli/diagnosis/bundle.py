@@ -155,10 +155,10 @@ READ_ME = """\
 A support bundle of gpu-sharing-operator, made by kubectl gpusharing support-bundle at {at}.
 
 Left out on purpose: Secrets are not read at all. Pods and workloads come without their environments, command lines,
-probes and volumes. Of annotations, only ours, NVIDIA's, Helm's and a Deployment's are here. Values under a key that
-suggests a secret are left out. In messages, logs and configuration files, whatever is named as a secret or looks like
-one is replaced by REMOVED. Nothing else is changed: policies, labels and logs are as people and programs wrote them.
-Look through them before you hand this on.
+probes and volumes. Only annotations of this operator, NVIDIA, Helm and Deployments are included. Values under a key
+that suggests a secret are left out. In messages, logs and configuration files, anything that is named like a secret or
+looks like one is replaced by REMOVED. Nothing else is changed: policies, labels and logs are as people and programs
+wrote them. Review them before you share this bundle.
 
 Plugin: {plugin}
 Operator: {operator}

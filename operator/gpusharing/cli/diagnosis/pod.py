@@ -114,7 +114,7 @@ def pod_answer(search: RoomSearch, namespace_labels: Mapping[str, str]) -> PodAn
     lasting = any(fits(asks, room.after) for room in rooms)
     later = {name for room in rooms for name in room.after}
     unchecked = ", ".join(find_overlooked(raw)) if asks and not node else ""
-    note = f"this answer ignores {unchecked} of the pod, which may exclude nodes that are counted here"
+    note = f"this answer ignores the pod's {unchecked}, which may exclude nodes that are counted here"
     placed = [row for row in entries(raw, "status", "conditions") if row.get("type") == "PodScheduled"]
     return PodAnswer(
         pod=pod.ref,
@@ -202,7 +202,7 @@ def _but(room: NodeRoom, *, now: int, free: int | None, after: int, wanted: int,
     if room.closed:
         return f"the node is {room.closed}"
     if free is not None and free < wanted:
-        held = f"other pods hold {now - free} of {now}" if free else "other pods hold all of them"
+        held = f"other pods use {now - free} of {now}" if free else "other pods use all of them"
         return held if after <= now else f"{held}, until the changes bring more; {status}"
     return ""
 
@@ -233,7 +233,7 @@ def _ended(case: PodCase) -> str:
         return ""
     refusal = next((room.refusal for room in case.rooms if room.node == case.node), "")
     if refusal and text(case.raw, "status", "reason") == "UnexpectedAdmissionError":
-        return f"the kubelet of {case.node} refused this pod: {refusal}"
+        return f"the kubelet on {case.node} rejected this pod: {refusal}"
     return f"this pod has {phase.lower()}, so it uses no GPU and will not start again"
 
 
@@ -295,7 +295,7 @@ def _to_come(case: PodCase) -> str:
         return ""
     return (
         f"{some(nodes)} {'has' if len(nodes) == 1 else 'have'} everything that this pod requests, or will have it once"
-        " the changes are done; the table shows what is in the way"
+        " the changes are done; the column OBSTACLE shows what is in the way"
     )
 
 
@@ -321,11 +321,11 @@ def _never(case: PodCase) -> str:
     nodes that will have what it requests, or no node will have it. Waiting does not help. Never empty."""
     names = ", ".join(case.asks)
     if refusals := sorted({room.later for room in case.rooms if room.refusal and room.later == room.refusal}):
-        return f"kubelets would refuse this pod: {'; '.join(refusals)}"
+        return f"kubelets would reject this pod: {'; '.join(refusals)}"
     if any(one.kept for one in case.services):
         return (
-            f"no node that this pod may use will advertise {names}: change the rule that the table shows, or request a"
-            " resource that those nodes advertise"
+            f"no node that this pod may use will advertise {names}: change the rule that excludes it from other nodes,"
+            " or request a resource that those nodes advertise"
         )
     return f"no pool will advertise {names} once the changes are done; request a resource that will be advertised then"
 

@@ -54,10 +54,10 @@ def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None
     labels = texts(part(node, "metadata", "labels")) if labels is None else labels
     for key, value in sorted(texts(spec.get("nodeSelector")).items()):
         if labels.get(key) != value:
-            return f"spec.nodeSelector of the pod requires {key}={value}"
+            return f"the pod's spec.nodeSelector requires {key}={value}"
     named = {**labels, f"{FIELD}metadata.name": text(node, "metadata", "name")}
     if (terms := node_terms(pod)) and (why := _outside(terms, named)):
-        return f"spec.affinity.nodeAffinity of the pod requires {why}"
+        return f"the pod's spec.affinity.nodeAffinity requires {why}"
     tolerations = entries(spec, "tolerations")
     for taint in entries(node, "spec", "taints"):
         transient = text(taint, "key") in TRANSIENT_TAINTS

@@ -176,7 +176,7 @@ def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Lin
     or all on wide paper."""
     timeline = find_timeline(pool, now)
     if timeline is None:
-        return prose("The histories of the nodes contain no change.", paper, indent="  ", ink=Ink.FAINT)
+        return prose("The node histories contain no changes.", paper, indent="  ", ink=Ink.FAINT)
     tracks = timeline.tracks if paper.wide else timeline.tracks[:MOST]
     name = max(len(track.node) for track in tracks)
     name = name if paper.width is None else min(name, NAME, paper.width // 3)

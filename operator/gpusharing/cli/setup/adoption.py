@@ -35,8 +35,8 @@ from gpusharing.planning.wanted.ownership import Owners, find_contenders
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
 
 NO_LABEL = (
-    "no label that names a pool distinguishes these nodes from others; add one to them, such as"
-    " gpusharing.dev/pool, and run import again"
+    "no pool label distinguishes these nodes from others; label them, for example with gpusharing.dev/pool,"
+    " and run import again"
 )
 
 NOT_SHOWN = (
@@ -251,7 +251,7 @@ def find_steps(
     a device plugin does not start if its Node names an entry that the ConfigMap lacks."""
     if values := ",".join(_values(admin, merged)):
         upgrade = f"helm upgrade gpusharing CHART -n {snapshot.settings.namespace} --reset-then-reuse-values"
-        about = "Merge the entries that Nodes name into the operator's ConfigMaps"
+        about = "Merge the entries that node labels refer to into the operator's ConfigMaps"
         yield AdoptionStep(f"{upgrade} --set {values}", about)
     if command := _point(snapshot, admin):
         if waiting := _wait(snapshot, admin):

@@ -127,7 +127,7 @@ def _isolated(answers: AdviceAnswers) -> Advice | None:
         f" {usable_memory(answers.card, profile):.1f}; docs/reference/gpus.md)"
     )
     count = profile.max_count
-    but = "changing the layout requires a drain of each node; the others cannot use an idle instance"
+    but = "changing the layout requires draining each node; no other workload can use an idle instance"
     return Advice(Mode.MIG, count, (why, size), but, profile, normalize({profile.name: count}))
 
 
@@ -150,7 +150,7 @@ def _together(answers: AdviceAnswers) -> Advice | None:
             " (docs/design/hardware.md#mps-share)"
         )
     size = f"{clients} clients have {each:.1f} GiB each (docs/design/hardware.md#mps-share)"
-    but = "a fatal fault of one reaches all clients of the GPU (docs/design/hardware.md#mps-faults)"
+    but = "a fatal fault in one client affects all clients of the GPU (docs/design/hardware.md#mps-faults)"
     if answers.no_mps is None:
         but += f". {_doubt(answers)}"
     return Advice(Mode.MPS, clients, (why, size), but)
@@ -160,7 +160,7 @@ def _doubt(answers: AdviceAnswers) -> str:
     """Return what to do if no label can switch MPS on in the cluster, which is unknown, in sentences without the last
     period."""
     instead = "MIG or Full" if answers.isolation else f"TimeSlicing with {_turns(answers)} shares"
-    otherwise = f"the operator refuses it (docs/design/nvidia.md#b5 has the remedy): without that, use {instead} there"
+    otherwise = f"the operator rejects it (docs/design/nvidia.md#b5 has the remedy): without that, use {instead} there"
     if answers.gpu_operator:
         return (
             f"Whether a label can switch MPS on with GPU Operator {answers.gpu_operator} is unknown: v26.7.0 is the"
@@ -317,7 +317,7 @@ def _several(demand: Demand, _: Card) -> Advice | None:
         return None
     names = ", ".join(demand.several[:3]) + (" ..." if len(demand.several) > 3 else "")
     why = (
-        f"containers of {names} request more than one GPU each: two shares give no more than one, and instances"
+        f"containers of {names} request more than one GPU each: two shares give no more compute than one, and instances"
         " cannot be joined (docs/design/hardware.md#time-slicing, docs/design/hardware.md#inside-mig)"
     )
     but = (
@@ -337,11 +337,11 @@ def _as_named(demand: Demand, card: Card) -> Advice | None:
     counts = dict(layout)
     gpus = max(ceil(wanted[name] / counts[name]) for name in wanted if name in counts)
     names = ", ".join(f"{count}x{name}" for name, count in sorted(wanted.items()))
-    why = f"they name MIG instances ({names}), which no other mode offers (docs/design/nvidia.md#b7)"
+    why = f"they request MIG instances ({names}), which no other mode provides (docs/design/nvidia.md#b7)"
     size = f"{counted(gpus, 'GPU')} with {layout_text(layout)} {'have' if gpus > 1 else 'has'} them all"
     if left:
         size = f"{size} but {', '.join(left)}: no layout has room for these as well"
-    but = "changing the layout requires a drain of each node; the others cannot use an idle instance"
+    but = "changing the layout requires draining each node; no other workload can use an idle instance"
     reasons = (why, f"{size} (docs/reference/gpus.md)")
     return Advice(Mode.MIG, sum(counts.values()), reasons, but, layout=layout)
 

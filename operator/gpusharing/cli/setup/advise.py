@@ -156,8 +156,10 @@ def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation
         raise Trouble(f"--gpu-operator {typed.gpu_operator} is not a version; pass one such as v25.10.1")
     known = {} if demand is None else {"promise": demand.promised, "bursts": demand.bursts}
     size = typed.memory or _ask(
-        "How much memory does one workload need at its peak, such as 15Gi?",
-        "--memory" if demand is None else "--memory, because the pods do not say how much memory they need",
+        "How much memory does one workload need at its peak (for example 15Gi)?",
+        "--memory"
+        if demand is None
+        else "--memory, because the pods do not declare how much memory they need",
     )
     answers = {
         name: getattr(typed, name)
@@ -195,7 +197,7 @@ def size_of(text: str) -> float:
     """Parse a size such as `15Gi` and return it in GiB. Raises Trouble if it cannot be parsed or is not positive."""
     match = _SIZE.fullmatch(text.strip())
     if match is None or float(match[1]) <= 0:
-        raise Trouble(f"{text!r} is not a memory size; write it like 15Gi")
+        raise Trouble(f"{text!r} is not a memory size; use one such as 15Gi")
     return float(match[1]) * _GIB[match[2] or ""]
 
 

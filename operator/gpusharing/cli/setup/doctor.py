@@ -74,7 +74,7 @@ NO_VERSION: Unseen = {
     Topic.KUBELETS: "the API server does not report its version, so kubelet versions were not compared with it"
 }
 NO_SERVERS: Unseen = {
-    Topic.NODES: "you may not list DaemonSets of other namespaces, so a second device plugin would go unnoticed"
+    Topic.NODES: "you may not list DaemonSets in other namespaces, so a second device plugin would go unnoticed"
 }
 
 

@@ -122,7 +122,7 @@ def find_unserved(node: NodeView, stack: StackView, plugin: PluginEntries) -> st
     if refused:
         problem = f"ConfigMap {plugin.config_map or 'of the operator'}, entry {entry}, {refused}"
     elif not plugin.config_map:
-        problem = "ClusterPolicy names no ConfigMap for it"
+        problem = "ClusterPolicy does not name a ConfigMap for it"
     return (
         f"its device plugin is configured to use entry {entry}, but {problem}: the node"
         f" loses its GPUs when the plugin restarts. Correct that, or run: kubectl label node {node.name}"
@@ -192,8 +192,8 @@ class PluginUse:
 
     @property
     def counts(self) -> str:
-        """The shared resources with their numbers of replicas, such as `nvidia.com/gpu by 4`, comma-separated."""
-        return ", ".join(f"{name} by {count}" for name, count in self.replicas)
+        """The shared resources with their numbers of replicas, such as `nvidia.com/gpu: 4`, comma-separated."""
+        return ", ".join(f"{name}: {count}" for name, count in self.replicas)
 
     @property
     def with_mps(self) -> bool:
@@ -206,7 +206,7 @@ def _whole_despite_mig(use: PluginUse) -> str:
     the MIG instances; empty otherwise."""
     if not use.with_mig or use.config.mig_strategy != "none":
         return ""
-    return "MIG is on, but its device plugin advertises whole GPUs (migStrategy none): no mode does that"
+    return "MIG is on, but its device plugin advertises whole GPUs (migStrategy none), and no policy mode does that"
 
 
 def _uneven(use: PluginUse) -> str:
@@ -214,14 +214,17 @@ def _uneven(use: PluginUse) -> str:
     before `_partly_shared`, because fixing that first would not help."""
     if len({count for _, count in use.replicas}) <= 1:
         return ""
-    return f"its device plugin shares {use.counts}: a policy has one number of replicas for all"
+    return (
+        f"its device plugin uses different replica counts ({use.counts}), but a policy sets one count for all"
+        " resources"
+    )
 
 
 def _too_many(use: PluginUse) -> str:
     """Return an objection if the plugin shares a GPU among more pods than a policy allows; empty otherwise."""
     if all(count <= MAX_REPLICAS for _, count in use.replicas):
         return ""
-    return f"its device plugin shares {use.counts}: a policy allows {MIN_REPLICAS} to {MAX_REPLICAS}"
+    return f"its device plugin uses too many replicas ({use.counts}); a policy allows {MIN_REPLICAS} to {MAX_REPLICAS}"
 
 
 def _partly_shared(use: PluginUse) -> str:
@@ -229,13 +232,17 @@ def _partly_shared(use: PluginUse) -> str:
     missing = sorted(use.advertised - dict(use.replicas).keys())
     if use.config.sharing is None or not missing:
         return ""
-    return f"its device plugin shares {use.counts} and leaves {', '.join(missing)} whole: a policy shares all or none"
+    return (
+        f"its device plugin leaves {', '.join(missing)} whole and shares only some resources ({use.counts}), but a"
+        " policy shares all or none"
+    )
 
 
 def _mps_on_mig(use: PluginUse) -> str:
     """Return an objection if the plugin is to use MPS on MIG instances, which NVIDIA's device plugin refuses; empty
     otherwise."""
-    return "MPS on MIG instances: NVIDIA's device plugin refuses it" if use.with_mps and use.with_mig else ""
+    text = "its device plugin is configured for MPS on MIG instances, which NVIDIA's device plugin does not support"
+    return text if use.with_mps and use.with_mig else ""
 
 
 def _lenient_mps(use: PluginUse) -> str:
@@ -245,7 +252,8 @@ def _lenient_mps(use: PluginUse) -> str:
     if sharing is None or not use.with_mps or sharing.fail_requests_greater_than_one:
         return ""
     return (
-        "MPS with failRequestsGreaterThanOne false: a policy with MPS always refuses requests for two shares"
+        "its device plugin uses MPS with failRequestsGreaterThanOne: false, but a policy with MPS always rejects"
+        " requests for more than one share"
     )
 
 

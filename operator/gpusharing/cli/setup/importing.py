@@ -31,8 +31,8 @@ PROVEN = (
     "Proposed by kubectl gpusharing import: the operator's planner adopts these nodes without any disruption."
 )
 PRESUMED = (
-    "Proposed by kubectl gpusharing import before the operator is installed: nothing is proven yet. No agent has read"
-    " these GPUs; what they are is inferred from the labels of Nodes and from what the Nodes advertise."
+    "Proposed by kubectl gpusharing import before the operator is installed, so nothing has been proven yet. No agent"
+    " has read these GPUs; their layout is inferred from the labels and the advertised resources of the nodes."
 )
 MOST = 8
 """How many nodes a comment names."""
@@ -131,7 +131,7 @@ def _document(policy: ProposedPolicy) -> str:
     lines = [f"{counted(len(policy.nodes), 'node')} ({some(policy.nodes, MOST)}) with {cards}: {first.text}"]
     if policy.by_name:
         lines.append(
-            "No label that names a pool distinguishes these nodes from others, so they are listed. With a"
+            "No pool label distinguishes these nodes from others, so the policy lists them by name. With a"
             " label of your own, new nodes would join automatically."
         )
     inexpressible = sorted({path for member in policy.members for path in member.inexpressible})

@@ -76,7 +76,10 @@ def _notes(answer: LegalLayouts, paper: Paper) -> list[Line]:
         )
         lines += prose(text, paper, ink=Ink.FAINT)
     elif known == "family":
-        text = "The placements of instances are taken from cards of the same family; what the driver reports wins."
+        text = (
+            "Instance placements are taken from cards of the same family; if the driver reports others, the driver's"
+            " apply."
+        )
         lines += prose(text, paper, ink=Ink.FAINT)
     if answer.hidden:
         lines += prose("--all also shows profiles with attributes, such as +me.", paper, ink=Ink.FAINT)

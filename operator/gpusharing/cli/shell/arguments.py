@@ -13,7 +13,7 @@ EXITS = """\
 exit status: 0 success; plan: nothing would change. 1 an error, printed on standard error, or the answer
 is no: doctor found errors, a plan is refused, no layout fits, you did not confirm.
 2 plan: something would change; import: nodes are left out; cost, recommend: a part is unknown.
-130 ended by Ctrl-C. 141 the reader of the pipe closed it."""
+130 ended by Ctrl-C. 141 the reader closed the pipe."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -93,7 +93,7 @@ def _window(default: str, most: str) -> tuple[Flag, ...]:
     )
 
 
-CARD = "such as h100-80gb, or the name that NVML reports"
+CARD = "for example h100-80gb, or the name that NVML reports"
 PROMETHEUS: tuple[Flag, ...] = (
     _value("--prometheus", "URL", "the address of Prometheus; contacts no cluster"),
     _value("--token-file", "FILE", "a bearer token for --prometheus"),
@@ -103,7 +103,7 @@ PROMETHEUS: tuple[Flag, ...] = (
         "NAMESPACE/NAME:PORT",
         "the Service to reach through the API server; default: the one that looks like a Prometheus",
     ),
-    _value("--selector", "MATCHERS", 'use only series that match, such as cluster="east"'),
+    _value("--selector", "MATCHERS", 'use only the series that match, for example cluster="east"'),
 )
 
 
@@ -201,7 +201,7 @@ def _common(outputs: tuple[str, ...]) -> Parser:
         "-n",
         "--namespace",
         metavar="NAME",
-        help="namespace of the pod that you name; advise: of the pods to read",
+        help="namespace of the pod that you name; for advise, of the pods to read",
     )
     group.add_argument("-o", "--output", choices=outputs, help="default: table")
     group.add_argument("--no-color", action="store_true", help="no colors; NO_COLOR does the same")
@@ -233,8 +233,8 @@ VERBS: tuple[Verb, ...] = (
                     "metavar": "FILE",
                     "action": "append",
                     "default": [],
-                    "help": "policies as you would apply them, in YAML or JSON; - reads standard input. Can be given"
-                    " several times",
+                    "help": "policies as you would apply them, in YAML or JSON; - reads standard input. Can be"
+                    " repeated",
                 },
             ),
         ),
@@ -265,14 +265,14 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "pause",
         "cli.changing.steer",
-        "Pause a policy: no further node starts.",
+        "Pause a policy: no further node starts its change.",
         (
             *_steering("POLICY"),
             _choice(
                 "--when-paused",
                 ("Finish", "Hold", "Abort"),
                 "",
-                "what happens to nodes in flight; default: as the policy says",
+                "what happens to nodes in flight; default: as set in the policy",
             ),
         ),
     ),
@@ -297,7 +297,9 @@ VERBS: tuple[Verb, ...] = (
         (
             _word("product", "CARD", f"{CARD}; without it, the cards with MIG are listed"),
             _value(
-                "--fits", "PROFILES", "only layouts that contain these profiles, such as 3g.40gb,2x1g.10gb"
+                "--fits",
+                "PROFILES",
+                "only layouts that contain these profiles, for example 3g.40gb,2x1g.10gb",
             ),
             _switch("--all", "also show profiles with attributes: +me, +gfx, -me"),
         ),
@@ -313,7 +315,7 @@ VERBS: tuple[Verb, ...] = (
         "support-bundle",
         "cli.diagnosis.bundle",
         "Write a tar archive for troubleshooting, without secrets.",
-        (_word("file", "FILE", "default: gpusharing-support-TIME.tar.gz in the current folder"),),
+        (_word("file", "FILE", "default: gpusharing-support-TIME.tar.gz in the current directory"),),
         one_file=True,
     ),
     Verb(
@@ -328,7 +330,7 @@ VERBS: tuple[Verb, ...] = (
         "Suggest a mode and a layout, with reasons and costs, from your answers or from the pods of a namespace (-n).",
         (
             _value("--card", "CARD", CARD),
-            _value("--memory", "SIZE", "what one workload needs at its peak, such as 15Gi"),
+            _value("--memory", "SIZE", "what one workload needs at its peak, for example 15Gi"),
             _switch("--promise", "users were promised a certain latency or availability"),
             _switch("--strangers", "people who do not trust each other share the GPUs"),
             _switch("--bill", "each workload is billed for its share of a GPU"),
@@ -336,7 +338,7 @@ VERBS: tuple[Verb, ...] = (
             _value(
                 "--gpu-operator",
                 "VERSION",
-                "version of NVIDIA's GPU Operator, such as v26.3.3",
+                "version of NVIDIA's GPU Operator, for example v26.3.3",
             ),
             (("--name",), {"default": "pool", "help": "name of the policy"}),
             (
@@ -356,7 +358,7 @@ VERBS: tuple[Verb, ...] = (
         "Show what the GPUs cost per namespace, policy or label, and how much was unused; reads only Prometheus.",
         (
             _value(
-                "--by", "namespace|policy|LABEL", "LABEL is a label of namespaces, such as team", "namespace"
+                "--by", "namespace|policy|LABEL", "LABEL is a namespace label, for example team", "namespace"
             ),
             *_window("30d", "366d"),
             _value(
@@ -377,7 +379,7 @@ VERBS: tuple[Verb, ...] = (
             _value(
                 "--nodes",
                 "LABELS",
-                "only nodes with these labels, such as gpusharing.dev/pool=a; default: all nodes in Prometheus",
+                "only nodes with these labels, for example gpusharing.dev/pool=a; default: all nodes in Prometheus",
                 short="-l",
             ),
             _value("--policy", "POLICY", "the nodes of this policy"),

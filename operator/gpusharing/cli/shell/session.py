@@ -146,7 +146,7 @@ class Session:
             try:
                 names = [raw["metadata"]["name"] for raw in await self.all(resource, namespace)]
             except Denied:
-                none = f"there is no {name} in {resource.plural} of {self.where}"
+                none = f"there is no {resource.plural}/{name} in {self.where}"
                 raise Trouble(f"{none}; you may not list the existing ones") from error
             raise Trouble(no_such(resource, name, names, self.where)) from error
         except KubeError as error:
@@ -165,10 +165,10 @@ def no_such(resource: Resource, name: str, names: list[str], where: str) -> str:
     `names`, or the first five if none is similar."""
     kind = resource.plural
     if not names:
-        return f"there is no {name} in {kind} of {where}, which has none at all"
+        return f"there is no {kind}/{name} in {where}, which has no {kind} at all"
     similar = nearest(name, names)
     listed = ", ".join(similar or sorted(names)[:5])
-    return f"there is no {name} in {kind} of {where}; {'did you mean' if similar else 'there are'}: {listed}"
+    return f"there is no {kind}/{name} in {where}; {'did you mean' if similar else 'there are'}: {listed}"
 
 
 @asynccontextmanager

@@ -38,7 +38,7 @@ def sentence(error: KubeError, where: str) -> str:
         return f"{error_text(error)}. The credentials of {where} have expired or were rejected; log in again"
     if isinstance(error, Forbidden):
         tail = f"{VIEWER} is enough for reading; ask an administrator" if error.group == GROUP else "Ask"
-        return f"you lack a permission in {where}: {error_text(error)}. {tail} for the permission that is named here"
+        return f"you lack a permission in {where}: {error_text(error)}. {tail} for the permission named here"
     if isinstance(error, Invalid):
         return f"the API server of {where} rejected the request: {error_text(error)}"
     if isinstance(error, NotFound):

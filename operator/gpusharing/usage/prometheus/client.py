@@ -37,7 +37,7 @@ HTTP request was sent to HTTPS port` (nginx, in an HTML page)."""
 WANTS_CLIENT = "ALERT_CERTIFICATE_REQUIRED"
 """OpenSSL's name for the TLS 1.3 alert that a server sends if we showed no certificate (RFC 8446, 6.2)."""
 NO_FLAG = (
-    "this plugin cannot present one, so use a port that does not require it, such as with --service"
+    "this plugin cannot present one, so use a port that does not require it, for example with --service"
     " NAMESPACE/NAME:PORT, or a proxy that presents one"
 )
 OTHER_NAME, OLD, EARLY, UNKNOWN_AUTHORITY = (62, 64), (10,), (9,), (2, 18, 19, 20, 21)
@@ -120,7 +120,7 @@ def stranger(what: str, where: str) -> Trouble:
     404: not found`."""
     return Trouble(
         f"{where} does not respond like a Prometheus ({what}). Pass the address that serves"
-        " /api/v1/query, such as http://127.0.0.1:9090"
+        " /api/v1/query, for example http://127.0.0.1:9090"
     )
 
 
@@ -155,11 +155,11 @@ def _untrusted(error: Exception, where: str, through: str) -> Trouble:
     elif code in OLD:
         remedy = "It has expired: have it renewed on the server, or correct the clock here"
     elif code in EARLY:
-        remedy = "It is not valid yet: correct the clock here, or on the machine that made it"
+        remedy = "It is not valid yet: correct the clock here, or on the machine that issued it"
     elif code in UNKNOWN_AUTHORITY and through:
-        remedy = f"It was not signed by the certificate-authority of {through} in the kubeconfig"
+        remedy = f"It was not signed by the certificate-authority that the kubeconfig sets for {through}"
     elif code in UNKNOWN_AUTHORITY:
-        remedy = "Pass the authority that signed it: --ca-file FILE"
+        remedy = "Pass the certificate of the authority that signed it: --ca-file FILE"
     else:
         remedy = "Replace the certificate of the server"
     return Trouble(f"the certificate of {where} is not trusted: {error_text(error)}. {remedy}")
@@ -249,10 +249,10 @@ class Prometheus:
             raise stranger("it returned no time", self.place.where)
         first, last = CLOCKS
         if not first <= answer[0].value <= last:
+            when = "before 2001" if answer[0].value < first else "after 2096"
             raise Trouble(
-                f"the clock of {self.place.where} shows {answer[0].value:.6g} s since 1970, which is not a"
-                " plausible time: correct it, or use another Prometheus, such as --prometheus"
-                " http://127.0.0.1:9090"
+                f"the clock of {self.place.where} shows a time {when}, which cannot be right: correct it, or use"
+                " another Prometheus, for example with --prometheus http://127.0.0.1:9090"
             )
         return answer[0].value
 
@@ -303,7 +303,7 @@ class Prometheus:
             self.warnings.update(printable(str(item)) for item in answer.get("warnings") or ())
             return [_series(item) for item in answer["data"]["result"]]
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            what = f"its response has no readable result: {error_text(error)}"
+            what = f"its response has no valid result: {error_text(error)}"
             raise stranger(what, self.place.where) from error
 
     async def _ask(self, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
@@ -386,7 +386,7 @@ def place_of(
             "--prometheus: do not put a password into the address, where others can see it: use --token-file FILE"
         )
     if not usable or parts.query or parts.fragment:
-        raise Trouble(f"--prometheus {url}: write an address like http://127.0.0.1:9090")
+        raise Trouble(f"--prometheus {url} is not a valid address; use one like http://127.0.0.1:9090")
     if token_file and parts.scheme == "http" and not _is_this_machine(parts.hostname or ""):
         raise Trouble(
             f"--token-file: the token would be sent unencrypted to {url}: use https://, or a"

@@ -27,7 +27,7 @@ def selector_of(selector: str) -> str:
             break
         at += 1
     if rest:
-        raise Trouble(f'--selector {selector}: write matchers such as cluster="east",prometheus_replica="a"')
+        raise Trouble(f'--selector {selector}: use matchers such as cluster="east",prometheus_replica="a"')
     return ""
 
 

@@ -93,7 +93,7 @@ def _path_of(flag: str) -> str:
     match = re.fullmatch(f"({name})/((?:https?:)?{name}(?::{name})?)", flag)
     if match is None:
         raise Trouble(
-            f"--service {flag}: write NAMESPACE/NAME:PORT, such as monitoring/prometheus-operated:9090; with TLS"
+            f"--service {flag}: use NAMESPACE/NAME:PORT, for example monitoring/prometheus-operated:9090; with TLS"
             " NAMESPACE/https:NAME:PORT"
         )
     namespace, service = match.groups()
@@ -115,7 +115,7 @@ def _one_of(services: list[JSON], where: str) -> JSON:
                 f"{where} has several Services that look like a Prometheus: {names}. Choose one:"
                 f" --service {_name(matches[0])}"
             )
-    raise Trouble(f"no Service of {where} looks like a Prometheus. Pass {NAME}")
+    raise Trouble(f"no Service in {where} looks like a Prometheus. Pass {NAME}")
 
 
 def _name(raw: JSON) -> str:

@@ -31,7 +31,9 @@ def seconds_of(window: str, most: int = MOST) -> int:
     match = re.fullmatch(r"([0-9]{1,6})([mhdw])", window)
     seconds = int(match[1]) * UNITS[match[2]] if match else 0
     if not LEAST <= seconds <= most:
-        raise Trouble(f"--window {window}: write 10m to {most // 86400}d, such as 12h, 30d or 4w")
+        raise Trouble(
+            f"--window {window}: use a length from 10m to {most // 86400}d, for example 12h, 30d or 4w"
+        )
     return seconds
 
 
@@ -44,7 +46,7 @@ def span_of(typed: Namespace, now: float, most: int = MOST) -> tuple[float, floa
         until = from_rfc3339(f"{typed.until}T00:00:00Z" if len(typed.until) == 10 else typed.until)
         if until is None:
             raise Trouble(
-                f"--until {typed.until}: write a day or a time, such as 2026-11-01 or 2026-11-01T06:00:00Z"
+                f"--until {typed.until}: use a day or a time, for example 2026-11-01 or 2026-11-01T06:00:00Z"
             )
         end = until.timestamp()
         if now and end > now + 60:

@@ -62,8 +62,8 @@ def describe_absences(seconds: dict[str, float]) -> list[str]:
     if not seconds:
         return []
     return [
-        f"Prometheus has no samples of {_nodes(seconds, duration)} in a gap of the window, but has some from"
-        " before and after it: if the agent restarted in the gap, some or all of that time is not billed to anyone"
+        f"Prometheus has no samples from {_nodes(seconds, duration)} for part of the window, but has some from"
+        " before and after: if the agent restarted in between, some or all of that time is not billed to anyone"
     ]
 
 
@@ -179,7 +179,7 @@ async def find_losses(
     remarks: list[str] = []
     if silent:
         missing.append(
-            f"Prometheus got no answer from the agent of {_nodes(silent, duration)}, or the agent could not read its"
+            f"Prometheus got no answer from the agent on {_nodes(silent, duration)}, or the agent could not read its"
             f" GPUs: usage during that time is not billed to anyone. Check: {LOOK}"
         )
     if bare > sum(1 for node in silent if down[node][1] > query.end - LATELY):

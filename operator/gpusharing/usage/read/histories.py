@@ -140,7 +140,10 @@ def _refuse_mixed(fold: Fold, gpus: Mapping[str, Gpu], latest: int, where: str) 
 def _without_node(gpus: Iterable[Gpu]) -> Iterator[str]:
     """Yield a remark if the node of some GPU is unknown."""
     if any(not gpu.node for gpu in gpus):
-        yield "the node of some GPUs is unknown (label node, Hostname or hostname): each counts as a separate node"
+        yield (
+            "the node of some GPUs is unknown (they have no label node, Hostname or hostname): each counts as a"
+            " separate node"
+        )
 
 
 def _away(gpus: Iterable[Gpu], latest: int) -> Iterator[str]:

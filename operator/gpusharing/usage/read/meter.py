@@ -67,7 +67,7 @@ def no_label(label: str) -> str:
     """Return the message for a label that no namespace has in Prometheus, with a remedy."""
     return (
         f"no namespace in Prometheus has the label {label}. kube-state-metrics exports only the"
-        f" labels that a flag names: --metric-labels-allowlist=namespaces=[{label}]. Otherwise use --by namespace"
+        f" labels that a flag lists: --metric-labels-allowlist=namespaces=[{label}]. Otherwise use --by namespace"
     )
 
 
@@ -220,7 +220,7 @@ def _credible(answer: Iterable[Series], faults: list[str]) -> Iterator[Series]:
         else:
             why = NO_NUMBER if math.isnan(series.value) else "no node has that many GPUs"
             faults.append(
-                f"a counter of the meter on {_node(series)[0] or 'a node'} shows {series.value:g} s, which is left out:"
+                f"a counter of the meter on {_node(series)[0] or 'a node'} shows {series.value:g} s, which is ignored:"
                 f" {why}"
             )
 

@@ -74,11 +74,11 @@ def rows_of(selector: str) -> list[Row]:
         row = next((read(match) for form, read in _FORMS if (match := form.fullmatch(part))), None)
         if row is None:
             raise Trouble(
-                f"-l {selector}: write labels of nodes, such as gpusharing.dev/pool=a or 'zone in (a,b)'"
+                f"-l {selector} is not a valid node selector; use one such as gpusharing.dev/pool=a or 'zone in (a,b)'"
             )
         rows.append(row)
     if not rows:
-        raise Trouble(f"-l {selector!r}: write labels of nodes, such as gpusharing.dev/pool=a")
+        raise Trouble(f"-l {selector!r} is not a valid node selector; use one such as gpusharing.dev/pool=a")
     return rows
 
 
@@ -157,7 +157,7 @@ async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
     rows = rows_of(typed.nodes)
     nodes = _chosen(await session.all(NODES), {}, rows)
     if not nodes:
-        raise Trouble(f"no node of {session.where} has the labels {typed.nodes}")
+        raise Trouble(f"no node in {session.where} has the labels {typed.nodes}")
     return scope_of(rows, nodes, typed.nodes)
 
 
@@ -236,7 +236,7 @@ async def find_in_prometheus(
     if lacking := [key for key in named if key in unseen & demanded]:
         raise Trouble(
             f"no node in Prometheus has the label {' or '.join(lacking)}. kube-state-metrics exports only the"
-            f" labels that a flag names: --metric-labels-allowlist=nodes=[{','.join(named)}]. Otherwise omit"
+            f" labels that a flag lists: --metric-labels-allowlist=nodes=[{','.join(named)}]. Otherwise omit"
             " --prometheus, so that the labels are read from the cluster"
         )
     remarks = tuple(

@@ -64,8 +64,8 @@ def refuse_parts(selector: str) -> None:
     for label in labels_of(selector):
         if label in OF_PARTS:
             raise Trouble(
-                f"--selector {selector}: only some series of a bill have the label {label}, so the parts would not add"
-                " up. Select by policy, node, job, or a label that your Prometheus adds, such as"
+                f"--selector {selector}: only some of the series that make up a bill have the label {label}, so the"
+                " parts would not add up. Select by policy, node, job, or a label that your Prometheus adds, such as"
                 ' cluster="east"; every tenant and resource has its own row anyway'
             )
 

@@ -124,8 +124,8 @@ async def _series(prometheus: Prometheus, usage_query: UsageQuery) -> float:
     most = max((1.0, *(series.value for series in counts)))
     if most > MOST_SERIES:
         raise Trouble(
-            f"{prometheus.place.where} has {most:,.0f} series of GPUs at one time, and this plugin reads at most"
-            f" {MOST_SERIES:,} at once: select some of them, for example with --selector 'cluster=\"east\"'"
+            f"{prometheus.place.where} has {most:,.0f} GPU series at one time, but this plugin reads at most"
+            f" {MOST_SERIES:,} at once: select fewer, for example with --selector 'cluster=\"east\"'"
         )
     return most
 
@@ -186,7 +186,7 @@ def _declared(annotated: Iterable[Series], remarks: list[str]) -> dict[Pod, int]
         else:
             remarks.append(
                 f"the annotation {ANNOTATION_GPU_MEMORY} of pod {'/'.join(pod)} is {size[:40]!r}, which is not a valid"
-                " size and is ignored: write it like 15Gi"
+                " size and is ignored: use a size such as 15Gi"
             )
     return declared
 
@@ -196,7 +196,7 @@ def _refuse_clusters(answer: Iterable[Series]) -> None:
     clusters = sorted({series.labels["cluster"] for series in answer if series.labels.get("cluster")})
     if len(clusters) > 1:
         raise Trouble(
-            f"Prometheus has GPUs of several clusters ({', '.join(clusters[:5])}). Choose one:"
+            f"Prometheus has GPU data from several clusters ({', '.join(clusters[:5])}). Choose one:"
             f" --selector 'cluster=\"{clusters[0]}\"'"
         )
 

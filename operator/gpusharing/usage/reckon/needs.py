@@ -228,7 +228,9 @@ def _activity(history: History) -> Histogram | None:
         return None
     activity = build(ACTIVITY, history.activity)
     if activity.highest > 1:
-        raise ValueError(f"activity: {activity.highest} is not a part of a card; for example 0.35")
+        raise ValueError(
+            f"activity: {activity.highest} is not a fraction of a card; pass a number from 0 to 1, for example 0.35"
+        )
     return activity
 
 
@@ -311,6 +313,9 @@ def _reason(history: History, memory: Histogram, span: timedelta, doubts: tuple[
             f"{round(MIN_SPAN / _HOUR)} h are needed"
         )
     if Doubt.PREALLOCATED in doubts:
-        return "memory usage is flat and activity low, so the program may only reserve memory: declare what it needs"
+        return (
+            "memory usage is flat and activity low, so the program may merely be reserving memory: declare what it"
+            " needs"
+        )
     days = min(span / _DAY, memory.samples / 24)
     return f"{days:.0f} days of data" if days >= 1.5 else "1 day of data"

@@ -107,7 +107,7 @@ def _steps(answer: RecommendReport) -> Iterator[str]:
     if answer.policy is not None and answer.recommendation is not None and answer.recommendation.unplaced:
         names = some([_name(each.need.workload) for each in answer.recommendation.unplaced])
         yield (
-            f"This layout has no place for {names}: provide GPUs for them elsewhere before you apply it to their nodes,"
+            f"This layout has no room for {names}: provide GPUs for them elsewhere before you apply it to their nodes,"
             " or their pods may stay Pending"
         )
     silent = [
@@ -117,7 +117,7 @@ def _steps(answer: RecommendReport) -> Iterator[str]:
     ]
     if silent:
         yield (
-            f"Ask the owners of {some(silent)} how much GPU memory a pod needs, and declare it on the pods, such as"
+            f"Ask the owners of {some(silent)} how much GPU memory a pod needs, and declare it on the pods, for example"
             f" {ANNOTATION_GPU_MEMORY}:"
             f" 15Gi. kube-state-metrics has to export it: --metric-annotations-allowlist=pods=[{ANNOTATION_GPU_MEMORY}]"
         )
@@ -352,28 +352,28 @@ def shared_of(shared: Shared) -> str:
     need, there = _size(shared.needed), _size(shared.there)
     if shared.mode is Mode.MPS:
         way = f"MPS with {shared.replicas} clients on each"
-        fits = f"a client has {there}, and the largest need is {need}"
+        fits = f"each client gets {there}, and the most that any client needs is {need}"
         busy = (
             ""
             if shared.busy is None
-            else f"; it has {1 / shared.replicas:.0%} of the compute, and the busiest uses {shared.busy:.0%}"
+            else f"; each client gets {1 / shared.replicas:.0%} of the compute, and the busiest uses {shared.busy:.0%}"
         )
-        but = "a fatal fault of one pod reaches all clients of its GPU"
+        but = "a fatal fault in one pod affects all clients of its GPU"
     else:
         way = f"time-slicing with {shared.replicas} replicas of each"
-        fits = f"the {shared.replicas} that need most need {need} together, of {there}"
+        fits = f"the {shared.replicas} pods that need the most memory need {need} together, and the GPU has {there}"
         busy = (
             ""
             if shared.busy is None
-            else f"; the {shared.replicas} busiest use {shared.busy:.0%} of the compute"
+            else f"; the {shared.replicas} busiest pods use {shared.busy:.0%} of the compute"
         )
         but = "a pod that uses too much memory makes the others fail"
     unknown = "; how busy all of them are is unknown" if shared.busy is None else ""
     return (
-        f"Sharing whole GPUs would take fewer: {pods} on {gpus} using {way}, and on {shared.instead} using this layout"
-        f" ({fits}{busy}{unknown}). But nothing isolates them: {but}, and they cannot be billed by use. If no isolation"
-        " was promised and all of them trust each other, they can share GPUs: kubectl gpusharing advise"
-        " asks the questions that decide it"
+        f"Sharing whole GPUs would need fewer GPUs: {pods} on {gpus} using {way}, and on {shared.instead} using this"
+        f" layout ({fits}{busy}{unknown}). But nothing isolates them: {but}, and they cannot be billed by use. If no"
+        " isolation was promised and all of them trust each other, they can share GPUs. To find out: kubectl"
+        " gpusharing advise"
     )
 
 
