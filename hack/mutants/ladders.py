@@ -85,6 +85,7 @@ LADDERS = (
     Ladder("stack.acceptance", "OBJECTIONS", "find", "", ("acceptance",)),
     Ladder("stack.acceptance", "FIELDS", "find", None, ("acceptance",)),
     Ladder("stack.mpsrepair", "RESTRAINTS", "find", "", ("mpsrepair",)),
+    Ladder("stack.drastack", "NEEDS", "find", None, ("drastack",)),
     Ladder("stack.pointers", "RESTRAINTS", "find", "", ("pointers",)),
     Ladder(
         "stack.installation", "INSPECTIONS", "find", (), ("installation", "startgate", "agents", "rights")

@@ -161,7 +161,7 @@ RELEASES = {
         "MPS",
         "Whether a label can switch MPS on with GPU Operator v26.7.1 is not known: v26.7.0 is the last",
     ),
-    "26.9": ("MPS", "If no label can, the operator refuses it (docs/design/nvidia.md#b5 has the remedy)"),
+    "26.9": ("MPS", "If no label can, the operator rejects it (docs/design/nvidia.md#b5 has the remedy)"),
 }
 
 

@@ -198,7 +198,7 @@ async def test_nothing_else_is_read_while_nothing_vanishes(tmp_path: Path) -> No
 
 # --- namespaces with the guard's label ---------------------------------------------------------------------------
 
-LEFT = "No node will have mode full or mig, but the label gpusharing.dev/isolation=hardware admits GPU pods of these"
+LEFT = "No node will have mode full or mig, but GPU pods in namespaces with the label gpusharing.dev/isolation=hardware"
 
 
 @pytest.mark.parametrize("guard", ["true", "false"])

@@ -75,13 +75,14 @@ def test_only_the_newest_generation_of_a_pool_counts_and_what_it_still_lacks_is_
 def test_a_device_that_is_neither_a_gpu_nor_a_part_of_one_is_named() -> None:
     odd: list[JSON] = [
         {"name": "vfio-0", "attributes": {"type": {"string": "vfio"}, "uuid": {"string": "GPU-0"}}},
-        {"name": "torn", "attributes": {"type": {"string": "mig"}, "profile": {"string": "1g.10gb"}}},
+        {"name": "no-gpu", "attributes": {"type": {"string": "mig"}, "profile": {"string": "1g.10gb"}}},
+        {"name": "no-profile", "attributes": {"type": {"string": "mig"}, "parentUUID": {"string": "GPU-0"}}},
         {"name": "bare"},
         {"name": "odd", "attributes": {"type": {"int": 1}, "uuid": None}},
     ]
     prefixed = {"gpu.nvidia.com/type": {"string": "gpu"}, "gpu.nvidia.com/uuid": {"string": "GPU-1"}}
     found = devices(resource_slice("gpu-a", [*odd, {"name": "gpu-1", "attributes": prefixed}]))
-    assert found == {"gpu-a": NodeDevices((None,), others=("bare", "odd", "torn", "vfio-0"))}
+    assert found == {"gpu-a": NodeDevices((None,), others=("bare", "no-gpu", "no-profile", "odd", "vfio-0"))}
 
 
 def test_a_slice_without_any_field_is_an_empty_pool_without_a_name() -> None:

@@ -85,7 +85,7 @@ async def read_tenants(
         if found:
             whose = some(sorted(text(raw, "metadata", "name") for raw in found), 20)
             lines.append(
-                f"No node will have mode {' or '.join(modes)}, but GPU pods in namespaces with the label"
+                f"No node will have mode {' or '.join(ADMITTED[level])}, but GPU pods in namespaces with the label"
                 f" {LABEL_ISOLATION}={level} are admitted only to such nodes: {whose}"
             )
     return tuple(lines), ()

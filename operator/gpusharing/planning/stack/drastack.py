@@ -5,7 +5,7 @@ A policy needs the rows of NEEDS, in a cluster with a ClusterPolicy whose device
 GPUCluster, or with neither (docs/adr/0078-dra-with-static-partitions.md).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
@@ -195,17 +195,24 @@ def _old_mig_manager(stack: DraStack) -> Lack | None:
     return Lack(f"DaemonSet {dra.mig_manager} {old}", command)
 
 
+@value
+class Need:
+    """One thing that DRA with static partitions needs."""
+
+    find: Callable[[DraStack], Lack | None]
+    """Returns what the cluster lacks of it, or None if the cluster has it."""
+
+
 NEEDS = (
-    _not_readable,
-    _no_driver,
-    _without_gpus,
-    _keeps_open,
-    _served_twice,
-    _no_mig_manager,
-    _old_mig_manager,
+    Need(_not_readable),
+    Need(_no_driver),
+    Need(_without_gpus),
+    Need(_keeps_open),
+    Need(_served_twice),
+    Need(_no_mig_manager),
+    Need(_old_mig_manager),
 )
-"""What DRA with static partitions needs, in the order in which people should check it. Each returns the Lack, or None
-if the cluster has it."""
+"""What DRA with static partitions needs, in the order in which people should check it."""
 
 
 def find_lacks(stack: DraStack) -> tuple[Lack, ...]:
@@ -213,7 +220,7 @@ def find_lacks(stack: DraStack) -> tuple[Lack, ...]:
     not serve the GPUs."""
     if not stack.serves:
         return ()
-    return tuple(lack for need in NEEDS if (lack := need(stack)) is not None)
+    return tuple(lack for need in NEEDS if (lack := need.find(stack)) is not None)
 
 
 def find_unshared(spec: GPUSharingPolicySpec) -> str:
