@@ -268,7 +268,7 @@ def _asked(told: Verdict) -> list[Reason]:
     """What the node needs a person for, by its reason or by what keeps its pods."""
     blockers = [blocker.reason for blocker in told.blockers]
     if told.phase is Phase.FAILED:
-        retry = "kubectl annotate node" in told.message
+        retry = f"{names.ANNOTATION_RETRY}=" in told.message
         blockers = [one for one in blockers if one in _LASTING or one.passes is Passes.BY_A_PERSON]
         return list(dict.fromkeys([Reason.ACTUATOR_FAILED if retry else told.reason, *blockers]))
     if told.actions or told.phase is Phase.SYNCED:
