@@ -159,7 +159,7 @@ RELEASES = {
     "v26.7.0": ("TimeSlicing", "GPU Operator v26.7.0 is newer than v25.10.1 (MPSNotSwitchable"),
     "v26.7.1": (
         "MPS",
-        "Whether a label can switch MPS on with GPU Operator v26.7.1 is not known: v26.7.0 is the last",
+        "Whether a label can switch MPS on with GPU Operator v26.7.1 is unknown: v26.7.0 is the last",
     ),
     "26.9": ("MPS", "If no label can, the operator rejects it (docs/design/nvidia.md#b5 has the remedy)"),
 }

@@ -224,7 +224,7 @@ async def test_namespaces_that_lose_their_last_admitted_mode_are_named_if_the_gu
         kept = await planned(tmp_path, cluster, MIXED)
         cluster.faults.fail("list", NAMESPACES, Forbidden("no"), identity=ME)
         unread = await planned(tmp_path, cluster, SLICED)
-    wanted = [f"{LEFT} namespaces nowhere else: team-a, team-b"] if guard == "true" else []
+    wanted = [f"{LEFT} are admitted only to such nodes: team-a, team-b"] if guard == "true" else []
     assert [one for one in gone.data["dependents"] if LABEL_ISOLATION in one] == wanted
     assert [one for one in kept.data["dependents"] if LABEL_ISOLATION in one] == []
     notes = [one for one in unread.data["notes"] if LABEL_ISOLATION in one]
