@@ -75,7 +75,8 @@ class Model(WireRecord):
     product: Line
     """Name as NVML reports it, for example NVIDIA H100 80GB HBM3."""
     memory_mib: int | None = None
-    """Total memory in MiB; null when the driver does not report it, as to a container without rights when MIG is on."""
+    """Total memory in MiB; null when the driver does not report it, for example when MIG is on and the
+    container is unprivileged."""
     compute_capability: Line
     """CUDA compute capability, for example 9.0; empty when the driver does not report it."""
     mig_capable: bool
@@ -148,7 +149,7 @@ class GPU(WireRecord):
     mig_mode_pending: MigMode
     """MIG mode that the next reset brings into force."""
     compute_mode: ComputeMode
-    """CUDA compute mode; MPS sets ExclusiveProcess. Unknown when NVML refuses to report it."""
+    """CUDA compute mode; MPS sets ExclusiveProcess. Unknown when NVML does not report it."""
     instances: Annotated[tuple[Instance, ...], Limits(max_length=64)]
     """MIG instances that exist; there may be more if instancesWithheld is true."""
     processes: Annotated[tuple[Process, ...], Limits(max_length=1024)]
@@ -189,7 +190,7 @@ class Observed(WireRecord):
     models: Annotated[tuple[Model, ...], Limits(max_length=16)]
     """Card models in this node."""
     gpus: Annotated[tuple[GPU, ...], Limits(max_length=64)]
-    """GPUs of this node, ordered by index."""
+    """GPUs on this node, ordered by index."""
     allocated: Counts | None = None
     """Devices that pods hold, by GPU resource name, from the kubelet's podresources; absent when the kubelet did not
     answer. Finished pods hold none, whatever the version of the kubelet."""
@@ -253,7 +254,7 @@ class NodeCondition(WireRecord):
     """One aspect of the node's state. It has no observedGeneration, because it does not depend on the spec."""
 
     type: Literal["Healthy"]
-    """Healthy: no GPU of the node needs a reset, a reboot or a person."""
+    """Healthy: no GPU on the node needs a reset, a reboot or a person."""
     status: Literal["True", "False", "Unknown"]
     """Whether the condition is met."""
     reason: Annotated[str, Limits(max_length=128)]
@@ -269,7 +270,7 @@ class GPUNodeStatus(WireRecord):
     """The status of a GPUNode. It has two writers: the agent writes `observed`, the operator everything else."""
 
     observed: Observed | None = None
-    """The report of the agent of this node, which alone writes it."""
+    """The report of this node's agent, which alone writes it."""
     transition: Transition | None = None
     """How far the node's change has come. Only the operator writes it."""
     conditions: Annotated[

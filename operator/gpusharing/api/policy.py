@@ -81,7 +81,7 @@ class Requirement(WireModel):
 
 
 class LabelSelectorRequirement(Requirement):
-    """One row of `matchExpressions`, for labels of nodes."""
+    """One row of `matchExpressions`, for node labels."""
 
     key: Annotated[LabelKey, Field(json_schema_extra=cel(rules.REWRITTEN_KEY))]
     """Key of the label, which must not be one that a mode change rewrites."""
@@ -115,7 +115,7 @@ class LabelSelector(WireModel):
 
 
 class MigLayout(WireModel):
-    """The MIG instances of some GPUs of the node."""
+    """The MIG instances of some of the node's GPUs."""
 
     devices: Devices = "all"
     """GPUs of the entry: `all`, and then there must be no other entry, or the indexes as NVML counts them, for example
@@ -159,7 +159,7 @@ class Mig(WireModel):
         ]
         | None
     ) = None
-    """MIG instances of the GPUs, entry by entry. Together the entries must name every GPU of the node exactly once."""
+    """MIG instances of the GPUs, entry by entry. Together the entries must list every GPU on the node exactly once."""
 
 
 class TimeSlicing(WireModel):
@@ -200,7 +200,7 @@ class DrainRule(WireModel):
     """With WaitCompleted: how long to wait for the pod after the cordon, or Never to wait indefinitely; without it,
     jobs.timeout applies."""
     order: Annotated[int, Field(ge=-1000, le=1000)] = 0
-    """Pods of a lower order leave first, and the next ones are asked to leave when all of these are gone; pods that no
+    """Pods with a lower order leave first, and the next ones are evicted when all of these are gone; pods that no
     rule matches have 0."""
 
 
@@ -275,7 +275,7 @@ class Window(WireModel):
     time_zone: Annotated[str, Field(min_length=1, max_length=64, json_schema_extra=cel(rules.TIME_ZONE))] = (
         "UTC"
     )
-    """Time zone of the schedule, as a name of the IANA time zone database, for example Europe/Berlin."""
+    """Time zone of the schedule, as a name from the IANA time zone database, for example Europe/Berlin."""
 
 
 Windows = Annotated[tuple[Window, ...], Field(max_length=MAX_WINDOWS)]
@@ -316,7 +316,7 @@ class Rollout(WireModel):
     """How many nodes may be unavailable at once: a number, or a percentage of the pool such as "25%", which is rounded
     down but is at least 1. Nodes without a GPU and nodes that products leaves out do not count. 0 freezes the pool."""
     paused: bool = False
-    """Whether no further node starts."""
+    """If true, no further node starts its change."""
     when_paused: Literal["Finish", "Hold", "Abort"] = "Finish"
     """What happens on a pause to nodes in flight that are not past the point of no return. Finish lets them go on. Hold
     evicts no further pod, and leaves the nodes cordoned until drain.timeout restores them, or longer with
@@ -359,14 +359,14 @@ class GPUSharingPolicySpec(WireModel):
     )
 
     node_selector: LabelSelector
-    """Selects the nodes of the pool. An empty selector is refused, and so is one by a label that a mode change
-    rewrites."""
+    """Selects the nodes of the pool. An empty selector is rejected, and so is one that uses a label that a mode
+    change rewrites."""
     products: Annotated[tuple[Annotated[LabelValue, Field(min_length=1)], ...], Field(max_length=32)] = ()
     """Optional guard: only nodes with one of these cards are changed; others are skipped and reported. Names are those
     of NVML with dashes, for example NVIDIA-H100-80GB-HBM3."""
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
-    """Decides which policy owns a node that several select: the one of the highest priority. A policy of equal priority
-    never takes a node from its owner."""
+    """Decides which policy owns a node that several select: the one with the highest priority. A policy with equal
+    priority never takes a node from its owner."""
     mode: Mode
     """What the GPUs are for. Full: one pod has a whole GPU. MIG, MPS and TimeSlicing need the block of that name;
     MIG may have timeSlicing too."""

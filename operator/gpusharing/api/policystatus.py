@@ -114,7 +114,7 @@ class GPUSharingPolicyStatus(WireRecord):
     plan: Plan | None = None
     """The planned changes; absent when no node is to change."""
     failures: Annotated[tuple[Failure, ...], Limits(max_length=20)] = ()
-    """Nodes that only a person can help, at most 20."""
+    """Nodes that need a person's help, at most 20."""
     conditions: Annotated[
         tuple[Condition, ...],
         Limits(max_length=16),
