@@ -97,7 +97,7 @@ def pulling(image: str, why: str) -> tuple[str, str]:
 
 
 def not_for_this() -> str:
-    return f"is not for the architecture of this node ({images.native()})"
+    return f"is not built for this node's architecture ({images.native()})"
 
 
 ABSENT, NEVER = f"{HOST}/no-such:1", "localhost/gpu-sharing-operator:never"

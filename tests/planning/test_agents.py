@@ -92,7 +92,7 @@ NOT_STARTED: dict[str, tuple[AgentPod, tuple[str, ...]]] = {
             waiting="ErrImagePull",
             message=kubeletwords.other_platform(IMAGE),
         ),
-        (f"image {IMAGE} is not for the architecture of this node (arm64)", "agent.nodeSelector"),
+        (f"image {IMAGE} is not built for this node's architecture (arm64)", "agent.nodeSelector"),
     ),
     "the program in the image is for another architecture": (
         replace(
@@ -102,7 +102,7 @@ NOT_STARTED: dict[str, tuple[AgentPod, tuple[str, ...]]] = {
             ended="Error, exit code 1",
             last_words=kubeletwords.bad_format("/usr/local/bin/gpusharing-agent"),
         ),
-        (f"image {IMAGE} is not for the architecture of this node (arm64)",),
+        (f"image {IMAGE} is not built for this node's architecture (arm64)",),
     ),
     "NVIDIA's runtime finds no driver": (
         replace(POD, waiting="RunContainerError", message=FROM_LIBRARY),

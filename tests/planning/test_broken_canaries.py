@@ -137,9 +137,9 @@ UNPROVEN: dict[str, tuple[Member, str, str, bool]] = {
     "drains": (begun(Phase.DRAINING, deadline=at(60)), "", "", False),
     "has failed": (begun(Phase.FAILED), " (n9 has failed)", "node/n9", True),
     "is held past its time": (
-        begun(Phase.DRAINING, Reason.DRAIN_HELD), " (the change of n9 is on hold)", "node/n9", True),
+        begun(Phase.DRAINING, Reason.DRAIN_HELD), " (the change on n9 is on hold)", "node/n9", True),
     "waits for jobs that may run for ever": (
-        begun(Phase.WAITING_FOR_JOBS, deadline=NEVER), " (the change of n9 is on hold)", "node/n9", False),
+        begun(Phase.WAITING_FOR_JOBS, deadline=NEVER), " (the change on n9 is on hold)", "node/n9", False),
 }  # fmt: skip
 
 

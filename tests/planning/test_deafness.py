@@ -47,7 +47,7 @@ def test_no_change_to_mps_begins() -> None:
         "to v0.20.0 or newer, then run `kubectl -n gpu-operator set env daemonset/nvidia-device-plugin-mps-"
     )
     assert remedy in gate.message
-    assert "restarts all MPS daemons of the cluster and ends their clients" in gate.message
+    assert "restarts all MPS daemons in the cluster and ends their clients" in gate.message
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ KEPT: dict[str, tuple[Member, str]] = {
     ),
     "its drain is held past its time": (
         away("a", Phase.DRAINING, fence=make_fence(deadline=NEVER), unschedulable=True, deadline=NEVER),
-        "the change of a is on hold",
+        "the change on a is on hold",
     ),
     "it cannot be given back": (
         away("a", Phase.ABORTING, reason=Reason.CALL_FAILED, fence=make_fence(), unschedulable=True),

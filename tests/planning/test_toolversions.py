@@ -107,7 +107,7 @@ def test_the_remedy_has_the_steps_that_the_daemon_needs(
     assert find_deafness(daemon)
     remedy = find_remedy(daemon)
     assert (remedy.needs_plugin, remedy.command) == (newer, command)
-    assert ("devicePlugin.version of ClusterPolicy to v0.20.0 or newer" in remedy.text) == newer
+    assert ("devicePlugin.version in ClusterPolicy to v0.20.0 or newer" in remedy.text) == newer
     assert command in remedy.text
 
 

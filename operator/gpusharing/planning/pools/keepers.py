@@ -94,7 +94,7 @@ KEEPERS: tuple[MemberState, ...] = (
     MemberState(_failed, "{name} has failed"),
     MemberState(_calls_fail, "calls to the API server about {name} fail"),
     MemberState(_yielded, "{work}"),
-    MemberState(_is_held, "the change of {name} is on hold"),
+    MemberState(_is_held, "the change on {name} is on hold"),
     MemberState(going, "{name} is being deleted"),
     MemberState(unready, "{name} is not Ready"),
     MemberState(cordoned, "{name} is cordoned"),

@@ -169,7 +169,7 @@ def _other_architecture(state: _PodState) -> str | None:
     ):
         return None
     kind = f" ({state.arch})" if state.arch else ""
-    return f"image {state.pod.image} is not for the architecture of this node{kind}"
+    return f"image {state.pod.image} is not built for this node's architecture{kind}"
 
 
 def _never_pulled(state: _PodState) -> str | None:

@@ -300,7 +300,7 @@ def _not_written(case: NodeCase, assessed: Assessed) -> str:
     write has failed."""
     error = case.stack.write_error
     missing = error and _configured(assessed) is None
-    return f"the configuration of the node could not be written: {error}" if missing else ""
+    return f"the node's configuration could not be written: {error}" if missing else ""
 
 
 def _on_its_way(case: NodeCase, assessed: Assessed) -> str | Finding:

@@ -385,9 +385,9 @@ def _find_unfit(layout: Layout, gpu: CardView) -> Finding | None:
     """Return a Finding that says why the card cannot have the layout, or None if it can. The caller puts the name of
     the GPU before its message."""
     if layout == ():
-        return Finding(Reason.LAYOUT_EMPTY, ": with MIG on but no instances, it would serve nothing")
+        return Finding(Reason.LAYOUT_EMPTY, ": with MIG on but no MIG instances, pods could not use it")
     if not gpu.profiles:
-        message = f": neither the driver nor the operator's table lists the MIG profiles of {gpu.product}"
+        message = f": neither the driver nor the operator's table lists MIG profiles for {gpu.product}"
         return Finding(Reason.HARDWARE_UNKNOWN, message)
     fit = find_fit(layout, gpu.profiles)
     if isinstance(fit, Legal):

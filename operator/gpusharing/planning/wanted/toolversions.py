@@ -138,11 +138,11 @@ class MpsRemedy:
         """What the remedy does to running clients, and its steps in order, as a sentence without its period."""
         steps = []
         if self.needs_plugin:
-            steps.append(f"set devicePlugin.version of ClusterPolicy to {SKIPS_THREADS} or newer")
+            steps.append(f"set devicePlugin.version in ClusterPolicy to {SKIPS_THREADS} or newer")
         if self.command:
             steps.append(f"run `{self.command}`")
         return (
-            "The remedy restarts all MPS daemons of the cluster and ends their clients:"
+            "The remedy restarts all MPS daemons in the cluster and ends their clients:"
             f" {', then '.join(steps)}"
         )
 

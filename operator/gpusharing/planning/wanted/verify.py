@@ -217,7 +217,7 @@ def _mig_failed(compared: Comparison) -> str:
     """Return a message if mig-manager reports a failure. Empty if it does not, or if the target does not need it."""
     config, state = _mig_state(compared)
     failed = config and state == "failed"
-    return f"mig-manager failed to apply {config}; its pod's log says why" if failed else ""
+    return f"mig-manager failed to apply {config}; its pod's log shows why" if failed else ""
 
 
 def _mig_busy(compared: Comparison) -> str:
