@@ -36,7 +36,7 @@ REFUSED: dict[str, Refusal] = {
         MIXED,
         "Skipped",
         "HardwareUnknown",
-        ("NVIDIA X9000 96GB", "neither the driver nor our table"),
+        ("NVIDIA X9000 96GB", "neither the driver nor the operator's table"),
     ),
     "a layout that the card cannot take though our table says so": Refusal(
         "other-profiles", MIXED, "Skipped", "LayoutDoesNotFit", ("3g.40gb", "does not fit")
@@ -45,7 +45,11 @@ REFUSED: dict[str, Refusal] = {
         "no-nvml", MIXED, "Blocked", "AgentError", ("libnvidia-ml.so.1", "runtime class")
     ),
     "two models in a node, one of them without MIG": Refusal(
-        "second-model", MIXED, "Skipped", "NotMigCapable", ("NVIDIA L40S has no MIG", "TimeSlicing or Full")
+        "second-model",
+        MIXED,
+        "Skipped",
+        "NotMigCapable",
+        ("NVIDIA L40S does not support MIG", "TimeSlicing or Full"),
     ),
     "a layout for 8 GPUs on a node with 4": Refusal(
         "as-it-is", EIGHT, "Skipped", "LayoutTooManyGPUs", ("has 4 GPUs", "GPU 4, 5, 6, 7"), gpus=4

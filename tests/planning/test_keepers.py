@@ -125,8 +125,8 @@ def test_a_node_that_is_about_to_join_the_pool_out_of_service_has_its_slot_alrea
     pool.candidates.append(candidate("z"))
     told = with_waits(select(pool.with_hours(NOW), queue_of(pool), 100, Ledger(OFFERED, NOW))).verdicts["z"]
     assert told.message == (
-        "spec.rollout.maxUnavailable allows 1 of 1 node to be unavailable at once (the calls about a fail);"
-        " waiting for a slot"
+        "spec.rollout.maxUnavailable allows 1 of 1 node to be unavailable at once (calls to the API server"
+        " about a fail); waiting for a slot"
     )
 
 
