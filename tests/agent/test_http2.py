@@ -216,7 +216,7 @@ def test_an_answer_has_an_end_and_leaves_the_other_call_alone() -> None:
         conversation.receive(part)
     assert not first.ended
     assert conversation.receive(part) == frame(RST_STREAM, 0, 1, (8).to_bytes(4))
-    assert (first.ended, first.headers, first.error) == (True, {}, f"an answer of more than {MOST} bytes")
+    assert (first.ended, first.headers, first.error) == (True, {}, f"a response of more than {MOST} bytes")
     conversation.receive(part)
     conversation.receive(frame(HEADERS, END_HEADERS | END_STREAM, 3, headers(("grpc-status", "0"))))
     assert (second.ended, second.headers[b"grpc-status"], conversation.over) == (True, b"0", False)

@@ -366,7 +366,7 @@ async def test_without_the_kubelet_nobody_knows_who_holds_what_and_the_gpus_are_
     assert (observed.error, observed.allocated, len(observed.gpus)) == ("", None, 1)
     assert observed.pods is None
     assert [
-        record.__dict__["error"] for record in caplog.records if "which pods hold devices" in record.message
+        record.__dict__["error"] for record in caplog.records if "which pods use devices" in record.message
     ] == ["no socket"]
 
 

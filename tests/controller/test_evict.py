@@ -75,7 +75,7 @@ async def test_a_refusal_is_logged_when_it_is_news() -> None:
         for _ in range(4):
             await stage.run(stage.eviction)
     told = [
-        line["reason"] for line in lines if line["event"] == "the API server refused the eviction of a pod"
+        line["reason"] for line in lines if line["event"] == "the API server rejected the eviction of a pod"
     ]
     assert told == [Reason.PDB, Reason.EVICTION_ERROR, Reason.PDB]
 

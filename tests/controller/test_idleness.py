@@ -66,7 +66,7 @@ async def test_a_server_that_is_away_is_said_once_and_its_return_too() -> None:
     assert (
         1
         <= lines.count("passes fail; trying again")
-        + lines.count("the policies may be out of date, so no node starts")
+        + lines.count("the policies may be out of date, so no node starts a change")
         <= 2
     )
     assert len(lines) <= 8, "what failed by itself is said once more when the server counts as away"

@@ -281,7 +281,7 @@ async def test_a_gang_among_more_pods_than_are_read_is_not_taken_for_complete() 
         view = await seen(stage)
         assert view.members == ()
         assert view.error.startswith(
-            "finding the gang would require reading 5 or more pods of namespace team-a"
+            "finding the gang would require reading 5 or more pods in namespace team-a"
         )
 
 
@@ -308,7 +308,7 @@ PICKED = Gang("Workload", "team-a", "train", "kueue.x-k8s.io/podset", "")
             PICKED,
             20_000,
             True,
-            "finding the gang would require reading 20,000 or more pods of namespace team-a",
+            "finding the gang would require reading 20,000 or more pods in namespace team-a",
         ),
     ],
     ids=["4999 of its own", "5000 of its own", "19999 among others", "20000 among others"],

@@ -69,6 +69,6 @@ CALLS: Mapping[str, Deed] = {
     "shared writes are lost": shared_failing("lost", 3),
     "the answers to shared writes are lost": shared_failing("unanswered", 3),
     "all calls work again": calls_work,
-    "the pods of the node cannot be listed, or can be again": unlistable,
+    "the pods on the node cannot be listed, or can be again": unlistable,
     "the namespace cannot be read, or can be again": unreadable,
 }

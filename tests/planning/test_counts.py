@@ -25,7 +25,7 @@ def test_of_a_node_in_work_the_pods_that_were_just_listed_are_counted_and_not_th
         return str(given.status()["summary"]["used"])
 
     assert used(NodeWork(pods, (), NOW)) == "1/4"
-    assert used(NodeWork((), (), NOW, error="the pods of the node cannot be listed")) == "2/4"
+    assert used(NodeWork((), (), NOW, error="the pods on the node cannot be listed")) == "2/4"
 
 
 @pytest.mark.parametrize(("stranded", "counted"), [("Hold", 3), ("Allow", 7)])

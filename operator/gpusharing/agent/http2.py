@@ -166,7 +166,7 @@ class Conversation:
         that we never opened."""
         number = frame.stream_id
         if number % 2 == 0 or number >= self._next:
-            raise _refused(f"an answer on stream {number}, for which no call is open")
+            raise _refused(f"a response on stream {number}, for which no call is open")
         return self._open.get(number)
 
     def _take_headers(self, frame: HeadersFrame) -> None:
@@ -208,7 +208,7 @@ class Conversation:
                 # Only this stream is reset: the answer to the other call may still be of use.
                 self._unsent.append(RstStreamFrame(frame.stream_id, _CANCEL).serialize())
                 self._take_back(frame.stream_id)
-                stream.error = f"an answer of more than {MOST} bytes"
+                stream.error = f"a response of more than {MOST} bytes"
                 return
             self._end(frame)
 

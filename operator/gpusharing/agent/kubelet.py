@@ -193,7 +193,9 @@ def _message(stream: Stream) -> bytes:
         raise ValueError("the call ended without a gRPC status")
     if status != _OK:
         detail = unquote(stream.headers.get(b"grpc-message", b"no message").decode())
-        raise PodResourcesUnavailable(f"the kubelet refused: gRPC status {status.decode()}, {detail}")
+        raise PodResourcesUnavailable(
+            f"the kubelet rejected the call: gRPC status {status.decode()}, {detail}"
+        )
     body = stream.body
     compressed, length = body[:1], int.from_bytes(body[1:_PREFIX])
     if compressed != b"\x00" or len(body) != _PREFIX + length:

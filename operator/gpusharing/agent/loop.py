@@ -265,9 +265,9 @@ class AgentLoop:
             error = str(unavailable)
         if error != self._pods_error:
             log.warning(
-                "cannot read which pods hold devices"
+                "cannot read which pods use devices"
                 if error
-                else "the kubelet reports again which pods hold devices",
+                else "the kubelet reports again which pods use devices",
                 extra={"error": error},
             )
         self._pods_error = error

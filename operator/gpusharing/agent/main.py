@@ -65,7 +65,7 @@ _FLAGS: tuple[tuple[str, str, str, Callable[[str], object], str], ...] = (
         "POD_LOGS",
         "/var/log/pods",
         Path,
-        "folder in which the kubelet keeps the pods' logs; names in it show which pod a process belongs to",
+        "directory where the kubelet stores pod logs; the names in it show which pod a process belongs to",
     ),
     (
         "--metrics-addr",
@@ -81,7 +81,13 @@ _FLAGS: tuple[tuple[str, str, str, Callable[[str], object], str], ...] = (
         str,
         "kubeconfig to use instead of the pod's service account, for development",
     ),
-    ("--service-account", "SERVICE_ACCOUNT", str(SERVICE_ACCOUNT), Path, "folder with `token` and `ca.crt`"),
+    (
+        "--service-account",
+        "SERVICE_ACCOUNT",
+        str(SERVICE_ACCOUNT),
+        Path,
+        "directory with `token` and `ca.crt`",
+    ),
     ("--log-level", "LOG_LEVEL", "info", str, "debug, info, warning or error"),
 )
 

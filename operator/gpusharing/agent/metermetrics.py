@@ -22,7 +22,7 @@ class MeterCollector(Collector):
         metered = self._meter.metered
         allocated = _family(
             "slice_seconds",
-            "GPU-seconds that a namespace held: the time of each of its slices, multiplied by the slice's share of the"
+            "GPU-seconds of slices allocated to a namespace: the time of each slice, multiplied by its share of the"
             " GPU. Replicas of a shared GPU count as reserved, no matter which pod uses the GPU.",
             "policy",
             "namespace",
@@ -31,7 +31,12 @@ class MeterCollector(Collector):
         for account, seconds in metered.allocated.items():
             allocated.add_metric([account.policy, account.namespace, account.resource], seconds)
         yield allocated
-        idle = _family("idle_slice_seconds", "GPU-seconds of slices that no pod held.", "policy", "resource")
+        idle = _family(
+            "idle_slice_seconds",
+            "GPU-seconds of slices that were not allocated to a pod.",
+            "policy",
+            "resource",
+        )
         for (policy, resource), seconds in metered.idle.items():
             idle.add_metric([policy, resource], seconds)
         yield idle
@@ -42,12 +47,12 @@ class MeterCollector(Collector):
         )
         changing = _family(
             "transition_slice_seconds",
-            "GPU-seconds that no pod held on nodes in the middle of a change.",
+            "GPU-seconds not allocated to a pod, on nodes in the middle of a change.",
             "policy",
         )
         gpus = _family(
             "gpu_seconds",
-            "GPU-seconds that were metered: the sum of those held, idle, stranded and in transition.",
+            "GPU-seconds that were metered: the sum of those allocated, idle, stranded and in transition.",
             "policy",
         )
         for family, counts in (

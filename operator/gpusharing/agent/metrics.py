@@ -59,9 +59,11 @@ def _of_observation(observed: Observation) -> Iterable[Metric]:
     yield _gauge("simulated", "1 when the GPUs are SIMULATED.", observed.simulated)
     if observed.pods is None or observed.allocated is None:
         return
-    yield _gauge("pods", "Pods of this node that hold a GPU device; absent when unknown.", observed.pods)
+    yield _gauge(
+        "pods", "Pods on this node that have a GPU device allocated; absent when unknown.", observed.pods
+    )
     allocated = _family(
-        "allocated_devices", "Devices that pods hold, by resource name; absent when unknown.", "resource"
+        "allocated_devices", "Devices allocated to pods, by resource name; absent when unknown.", "resource"
     )
     for resource, count in observed.allocated.items():
         allocated.add_metric([resource], count)

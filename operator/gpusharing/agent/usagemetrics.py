@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from gpusharing.agent.lagging import LaggingCounts
 from gpusharing.agent.library import DeviceUse, Use
 from gpusharing.agent.loop import AgentLoop
-from gpusharing.agent.usage import MOST_RESOURCES, DeviceUsage, Holder, Sum, usage
+from gpusharing.agent.usage import MOST_DEVICES, MOST_HOLDERS, MOST_RESOURCES, DeviceUsage, Holder, Sum, usage
 
 PREFIX = "gpusharing"
 DEVICE = ("gpu", "uuid", "profile")
@@ -44,7 +44,9 @@ class UsageCollector(Collector):
         yield from _of_pods(known.holders)
         yield _of_xids(self._xids.export(use))
         left_out = _family(
-            "usage_left_out", "Devices, and pairs of a pod and a device, left out because of a limit."
+            "usage_left_out",
+            f"Devices and pod/device pairs omitted from the usage metrics, which cover at most {MOST_DEVICES} of the"
+            f" devices and {MOST_HOLDERS} of the pairs.",
         )
         left_out.add_metric([], known.left_out)
         yield left_out
@@ -114,7 +116,7 @@ def _of_slices(known: DeviceUsage) -> Iterable[Metric]:
         "Slices of the device that can be allocated to pods: 1, or the number of replicas if it is shared.",
         *keys,
     )
-    allocated = _family("device_slices_allocated", "Slices of the device that pods hold.", *keys)
+    allocated = _family("device_slices_allocated", "Slices of the device that are allocated to pods.", *keys)
     for device in known.devices:
         resources = known.allocatable.get(device.uuid, {})
         counts = {} if known.allocated is None else known.allocated.get(device.uuid, {})
@@ -132,7 +134,7 @@ def _of_slices(known: DeviceUsage) -> Iterable[Metric]:
 def _of_pods(holders: Iterable[Holder]) -> Iterable[Metric]:
     """Yield the metrics of each pair of a pod and a device. Those about processes are absent where some processes
     cannot be seen, or may be another pod's."""
-    slices = _family("pod_slices", "Slices of a device that a pod holds.", *POD, "resource")
+    slices = _family("pod_slices", "Slices of a device that are allocated to a pod.", *POD, "resource")
     processes = _family(
         "pod_processes",
         "Processes of a pod on a device; absent if some processes cannot be seen, or belong to an unnamed pod that may"

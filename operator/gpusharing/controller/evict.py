@@ -89,13 +89,13 @@ class Evictor:
         where = {"node": action.node, "pod": f"{action.namespace}/{action.name}"}
         if is_accepted(memory):
             if isinstance(action, ForceDelete):
-                log.warning("the pod was deleted by force", **where, uid=action.uid)
+                log.warning("the pod was force-deleted", **where, uid=action.uid)
             return True
         self.on_action(action, memory.reason)
         # A pod that is leaving is not a refusal. A budget may give the same answer every minute for weeks, so it is
         # logged once.
         if answer is not Reason.PODS_LEAVING and (before is None or before.reason is not memory.reason):
-            what = f"the API server refused the {'eviction' if isinstance(action, Evict) else 'deletion'} of a pod"
+            what = f"the API server rejected the {'eviction' if isinstance(action, Evict) else 'deletion'} of a pod"
             log.info(what, **where, reason=memory.reason)
         return False
 

@@ -235,7 +235,7 @@ class Executor:
             latest = self.sources.seen_node(node)
             if None not in (latest, decided_on) and latest != decided_on:
                 log.info(
-                    "the node changed since the decision; the next pass decides again",
+                    "the node has changed since this pass read it; the next pass will decide again",
                     node=node,
                     action=type(action).__name__,
                 )

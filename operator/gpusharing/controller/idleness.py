@@ -76,7 +76,7 @@ class Idleness:
             self.complaints.begins(
                 "claims",
                 "claims or failures on the Lease cannot be read; slots are counted from fences only, and "
-                "policies that were halted by failures of deleted nodes continue",
+                "policies that were halted by failures on deleted nodes continue",
                 error=why,
             )
         else:

@@ -151,7 +151,7 @@ class Loop(LoopParts):
         self.observer.passed(seconds, plan, snapshot, outcome)
         if why := snapshot.policies_error:
             self._complaints.begins(
-                "policies", "the policies may be out of date, so no node starts", error=why
+                "policies", "the policies may be out of date, so no node starts a change", error=why
             )
             return now + timedelta(seconds=RETRY)
         self._complaints.ends("policies")

@@ -65,7 +65,7 @@ class Metrics(Observer):
         self.transitions = Counter(
             "gpusharing_transitions_total",
             "How often nodes entered a phase, by reason. A series appears only with its first count, so increase()"
-            " misses that one.",
+            " misses the first one.",
             ["phase", "reason"],
             registry=self.registry,
         )
@@ -106,11 +106,11 @@ class Metrics(Observer):
         )
         self.halted = self._per_policy(
             "gpusharing_policy_halted",
-            "1 while no more nodes of a policy start because rollout.maxFailures was reached.",
+            "1 while no more nodes of a policy start a change because rollout.maxFailures was reached.",
         )
         self.price = self._per_policy(
             "gpusharing_policy_gpu_hourly_price",
-            "Price of one GPU per hour according to spec.cost of the policy; absent if that is not set.",
+            "Price of one GPU per hour as set in spec.cost of the policy; absent if it is not set.",
             "currency",
         )
         self.blocked_pods = self._per_policy(
@@ -152,17 +152,19 @@ class Metrics(Observer):
             "mode",
         )
         self.slices = self._per_policy(
-            "gpusharing_policy_slices", "Slices that the nodes of a policy serve.", "resource"
+            "gpusharing_policy_slices",
+            "GPU slices (MIG instances, shares, or whole GPUs) that the policy's nodes advertise.",
+            "resource",
         )
         self.idle = self._per_policy(
             "gpusharing_policy_slices_idle",
-            "Free slices: no pod holds them, and their nodes accept pods.",
+            "GPU slices that are not allocated to a pod, on nodes that accept pods.",
             "resource",
         )
         self.pending = Gauge(
             "gpusharing_pending_pods",
             "Pods that request a GPU resource and have no node yet. After the first 16 resource names that no node"
-            " serves, all others count as _others.",
+            " advertises, all others count as _others.",
             ["resource"],
             registry=self.registry,
         )

@@ -54,7 +54,7 @@ class NodeWrites:
                 self.sources.nodes.accept(raw)
                 if self.sources.node_view(raw) != action.node:
                     log.info(
-                        "the node changed since the decision; the next pass decides again",
+                        "the node has changed since this pass read it; the next pass will decide again",
                         node=name,
                         action=type(action).__name__,
                     )
@@ -90,7 +90,7 @@ class NodeWrites:
         """
         name, uid = action.node, action.node_uid
         if self._created.get(name) == uid and (await self.client.get(NODES, name))["metadata"]["uid"] != uid:
-            raise NotFound(f"the Node {name} was created again")
+            raise NotFound(f"the Node {name} was deleted and created again")
         self._created[name] = uid
         owner = {"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid}
         metadata = {"name": name, "ownerReferences": [owner]}

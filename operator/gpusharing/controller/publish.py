@@ -346,7 +346,7 @@ class Publisher:
             except (Invalid, NotFound) as error:
                 self._complaints.begins(
                     _EVENTS,
-                    "the API server refused an Event, which is dropped",
+                    "the API server rejected an Event, which is dropped",
                     type(error).__name__,
                     error=str(error),
                 )

@@ -97,7 +97,7 @@ class SharedWrites:
         name, cache = action.policy.name, self.sources.cluster_policies
         # The cache holds only the ClusterPolicy; the view's MPS daemon was added from a DaemonSet for the decision.
         if cache.items.get(name) != replace(action.policy, mps_daemon=None):
-            raise Conflict(f"ClusterPolicy {name} changed since the decision")
+            raise Conflict(f"ClusterPolicy {name} has changed since the operator decided to update it")
         marks = {names.ANNOTATION_CONFIGURED: ",".join(sorted({*action.policy.configured, *action.wanted}))}
         body: JSON = {
             "metadata": {"annotations": marks, "resourceVersion": cache.resource_version(name)},
@@ -123,7 +123,7 @@ class SharedWrites:
         daemon, namespace = action.daemon, action.daemon.namespace
         raw = await self.client.get(DAEMON_SETS, daemon.name, namespace=namespace)
         if daemon_set_view(raw).mps_daemon != daemon:
-            raise Conflict(f"DaemonSet {daemon.name} changed since the decision")
+            raise Conflict(f"DaemonSet {daemon.name} has changed since the operator decided to update it")
         if action.repairs != snapshot.stack.mps_repairs:
             marks = {names.ANNOTATION_MPS_REPAIRS: render_repairs(action.repairs)}
             body: JSON = {"metadata": {"annotations": marks}}
@@ -161,7 +161,9 @@ class SharedWrites:
                 raw = await self._reread(action.policy)
             if raw is None or not action.present or action.uid not in ("", raw["metadata"]["uid"]):
                 if action.present:
-                    raise Conflict(f"policy {action.policy} was deleted since the decision")
+                    raise Conflict(
+                        f"policy {action.policy} was deleted after the operator had decided to update it"
+                    )
                 return  # the policy that the finalizer protected no longer exists
             version = str(raw["metadata"]["resourceVersion"])
             present = tuple(raw["metadata"].get("finalizers") or ())

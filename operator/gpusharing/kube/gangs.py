@@ -187,8 +187,8 @@ def _queries(gangs: Iterable[Gang]) -> dict[_Query, list[Gang]]:
 def _too_many(query: _Query, most: int) -> str:
     """Return the message for a shared LIST that reached its limit of `most` pods."""
     return (
-        f"finding the gang would require reading {most:,} or more pods of namespace {query.namespace}, because no label"
-        " selects it; delete pods that are no longer needed"
+        f"finding the gang would require reading {most:,} or more pods in namespace {query.namespace}, because its"
+        " pods share no label to select them by; delete pods that are no longer needed"
     )
 
 

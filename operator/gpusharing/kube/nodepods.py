@@ -176,7 +176,7 @@ class NodePods:
             before = self.work.get(node)
             if isinstance(error, Throttled) and before and now - before.listed_at < LIST_VALID_THROTTLED:
                 raise
-            return (), f"the pods of the node cannot be listed: {error}"
+            return (), f"the pods on the node cannot be listed: {error}"
 
 
 def _later(now: datetime, began: float) -> datetime:
