@@ -83,7 +83,7 @@ PARTS, REST, WHOLE = (
         ),
         (
             {PARTS: vector((HELD, "NaN")), REST: vector((IDLE, "NaN")), WHOLE: vector((GPU, "NaN"))},
-            "a counter of the meter on gpu-1 shows nan s, which is ignored: that is not a number",
+            "a meter counter on gpu-1 shows nan s, which is ignored: that is not a number",
         ),
         (
             {"(avg by (policy, currency)": vector(({"policy": "pool-x", "currency": "USD"}, "NaN"))},

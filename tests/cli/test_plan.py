@@ -318,7 +318,7 @@ async def test_the_settings_of_the_operator_that_is_installed_count(tmp_path: Pa
         await scene.ready()
         await scene.running("nvidia-mig-manager", 1)
         told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
-    assert "these settings of the operator and assumes their defaults: idle" in told.out
+    assert "these operator settings and assumes their defaults: idle" in told.out
     assert "Pending: BudgetFull" in told.out
 
 

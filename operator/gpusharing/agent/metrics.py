@@ -27,7 +27,7 @@ class AgentCollector(Collector):
         stats = self._loop.stats
         readings = CounterMetricFamily(
             f"{PREFIX}_readings",
-            "Attempted readings of the GPUs, by outcome: ok, failed, hung.",
+            "Attempts to read the GPUs, by outcome: ok, failed, hung.",
             labels=["outcome"],
         )
         for outcome, count in stats.readings.items():
@@ -43,7 +43,9 @@ class AgentCollector(Collector):
         writes.add_metric(["failed"], stats.failed_writes)
         yield writes
         yield _gauge(
-            "ready", "1 while the agent can answer requests of the operator.", not self._loop.why_not_ready()
+            "ready",
+            "1 while the agent can answer requests from the operator.",
+            not self._loop.why_not_ready(),
         )
         if self._loop.observed is not None:
             yield from _of_observation(self._loop.observed)

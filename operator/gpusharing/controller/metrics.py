@@ -144,7 +144,7 @@ class Metrics(Observer):
             registry=self.registry,
         )
         self.agentless = self._per_policy(
-            "gpusharing_policy_nodes_without_agent", "Nodes of a policy on which no agent is Ready."
+            "gpusharing_policy_nodes_without_agent", "Nodes of a policy that have no Ready agent."
         )
         self.gpus = self._per_policy(
             "gpusharing_policy_gpus",

@@ -178,7 +178,7 @@ def _abort(node: JSON, request: SteeringRequest) -> Change:
     fence, damage = read_fence(annotations_of(node))
     if damage:
         raise Trouble(
-            f"the fence of {name} cannot be read: {damage}. To see what to do: kubectl gpusharing why {name}"
+            f"the fence on {name} cannot be read: {damage}. To see what to do: kubectl gpusharing why {name}"
         )
     if fence is None:
         raise Trouble(f"no change is in flight on {name}: there is nothing to abort")

@@ -108,7 +108,7 @@ def settings_of(deployment: JSON) -> tuple[SourceSettings, tuple[str, ...]]:
         bad = {str(one["loc"][0]) for one in error.errors()}
         read = _PLAN.validate_python({name: value for name, value in plan.items() if name not in bad})
         read = replace(read, namespace=namespace)
-        assumed = "this plugin cannot read these settings of the operator and assumes their defaults"
+        assumed = "this plugin cannot read these operator settings and assumes their defaults"
         notes = (f"{assumed}: {', '.join(sorted(bad))}",)
     settings = SourceSettings(
         plan=read,

@@ -256,7 +256,7 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "approve",
         "cli.changing.steer",
-        "Approve the plan of a policy, so that the operator carries it out.",
+        "Approve a policy's plan, so that the operator carries it out.",
         (
             *_steering("POLICY"),
             _word("hash", "HASH", "hash of the plan that you read; it must match the current plan"),
@@ -327,7 +327,7 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "advise",
         "cli.setup.advise",
-        "Suggest a mode and a layout, with reasons and costs, from your answers or from the pods of a namespace (-n).",
+        "Suggest a mode and a layout, with reasons and costs, from your answers or from the pods in a namespace (-n).",
         (
             _value("--card", "CARD", CARD),
             _value("--memory", "SIZE", "what one workload needs at its peak, for example 15Gi"),

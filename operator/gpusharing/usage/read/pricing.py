@@ -18,8 +18,8 @@ OPENCOST_METRIC = "node_gpu_hourly_cost"
 POLICY_METRIC = "gpusharing_policy_gpu_hourly_price"
 PRODUCT_METRIC = "gpusharing:product_gpu_hourly_price"
 REMEDY = (
-    'set spec.cost.gpuHourlyPrice of the policy, such as "3.20", or monitoring.gpuHourlyPrices of the chart; a price'
-    " applies from the time at which Prometheus first scrapes it"
+    'set spec.cost.gpuHourlyPrice in the policy, for example "3.20", or monitoring.gpuHourlyPrices in the chart; a'
+    " price applies from the time at which Prometheus first scrapes it"
 )
 """What to do about an unknown price."""
 MOST = 1e15

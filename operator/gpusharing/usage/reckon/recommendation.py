@@ -84,8 +84,8 @@ class Misplaced(StrEnum):
     APART = "needs a pool of whole GPUs"
     """The nodes have one GPU each, or different numbers of them, so that one policy cannot divide some GPUs and leave
     others whole."""
-    DEVICES = "holds several instances or shares"
-    """One pod holds several instances or shares, which must be on one node. There is no advice for such pods."""
+    DEVICES = "uses several instances or shares"
+    """One pod uses several instances or shares, which must be on one node. There is no advice for such pods."""
 
 
 @value

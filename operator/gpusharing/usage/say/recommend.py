@@ -361,7 +361,8 @@ def shared_of(shared: Shared) -> str:
         but = "a fatal fault in one pod affects all clients of its GPU"
     else:
         way = f"time-slicing with {shared.replicas} replicas of each"
-        fits = f"the {counted(shared.replicas, 'pod')} that need the most memory need {need} together, and the GPU has {there}"
+        largest = counted(shared.replicas, "pod")
+        fits = f"the {largest} that need the most memory need {need} together, and the GPU has {there}"
         busy = (
             ""
             if shared.busy is None
