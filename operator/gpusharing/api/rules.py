@@ -159,7 +159,7 @@ SINGLE_PROFILE = ApiRule(
 )
 CONFIG_WITH_MIG = ApiRule(
     "self != 'all-disabled' && self != 'all-enabled'",
-    "this configuration has no MIG instances: use mode: Full, or for example config: all-balanced",
+    "this configuration creates no MIG instances: use mode: Full, or for example config: all-balanced",
 )
 SOME_PROFILES = ApiRule(
     "self.exists(entry, has(entry.profiles) && size(entry.profiles) > 0)",
