@@ -82,7 +82,7 @@ def test_one_table_has_every_cluster_and_a_dead_one_is_a_row_with_its_reason(des
     said = desk.type("status", "--contexts", "east,dead,west")
     assert said.status == FAILED
     reason = said.err.removeprefix("error: 1 of 3 clusters gave no answer. dead: ").rstrip("\n")
-    assert reason.startswith("the API server of context dead does not answer: ")
+    assert reason.startswith("the API server of context dead does not respond: ")
     assert (
         said.out
         == f"""\
@@ -114,7 +114,7 @@ def test_a_pool_that_a_cluster_does_not_have_is_its_reason(desk: Desk, west: Des
     said = desk.type("status", "pool-b", "--all-contexts")
     assert said.status == FAILED
     assert "pool-c" not in said.out
-    assert "no answer: there is no pool-b in gpusharingpolicies of context west" in said.out
+    assert "no answer: there is no gpusharingpolicies/pool-b in context west" in said.out
 
 
 def test_a_cluster_without_policies_says_so(desk: Desk) -> None:
@@ -149,7 +149,7 @@ def test_data_has_a_document_for_each_cluster_with_its_name(desk: Desk, west: De
         return
     dead, east, other = read_stream(said.out)
     assert dead["context"] == "dead"
-    assert "does not answer" in dead["error"]
+    assert "does not respond" in dead["error"]
     assert [one["name"] for one in east["pools"]] == ["pool-b", "pool-c"]
     assert (east["clusterUID"], other["clusterUID"]) == ("uid-east", None)
     assert (other["context"], other["nodesWithoutPolicy"]) == ("west", ["w-1"])
@@ -179,7 +179,7 @@ def test_credentials_that_expired_are_the_reason_of_one_row(desk: Desk, west: De
     said = desk.type("status", "--all-contexts")
     assert said.status == FAILED
     assert "pool-b" in said.out
-    assert "credentials of context west are expired or refused" in said.out
+    assert "credentials of context west have expired or were rejected" in said.out
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
@@ -356,7 +356,7 @@ REFUSED = {
     "a flag of cost that cannot be used": (
         ("cost", "--contexts", "east", "--currency", "euro"),
         "--currency euro",
-        "such as USD",
+        "for example USD",
     ),
 }
 
@@ -454,11 +454,11 @@ east     (idle)  nvidia.com/gpu  12.0       50.0%  USD 24.00
 west     team-b  nvidia.com/gpu  12.0       50.0%  USD 24.00  measured
 west     (idle)  nvidia.com/gpu  12.0       50.0%  USD 24.00
 east: 24.0 GPU-hours cost USD 48.00: held 24.00, idle 24.00, stranded 0.00, transition 0.00.
-east: Service monitoring/prometheus:9090 of context east was queried, because its labels are those of a
-  Prometheus; use --service to name another.
+east: Service monitoring/prometheus:9090 of context east was queried because its labels are those of a
+  Prometheus; use --service to choose another.
 west: 24.0 GPU-hours cost USD 48.00: held 24.00, idle 24.00, stranded 0.00, transition 0.00.
-west: Service monitoring/prometheus:9090 of context west was queried, because its labels are those of a
-  Prometheus; use --service to name another.
+west: Service monitoring/prometheus:9090 of context west was queried because its labels are those of a
+  Prometheus; use --service to choose another.
 """
     )
 
@@ -466,9 +466,9 @@ west: Service monitoring/prometheus:9090 of context west was queried, because it
 def test_a_bill_without_one_of_its_clusters_is_an_error_and_shows_the_others(billed: Desk) -> None:
     said = billed.type("cost", "--all-contexts", "--window", "1d", "-o", "json")
     assert said.status == FAILED
-    assert "1 of 3 clusters gave no answer. dead: the API server of context dead does not answer" in said.err
+    assert "1 of 3 clusters gave no answer. dead: the API server of context dead does not respond" in said.err
     dead, east, west = read_stream(said.out)
-    assert "does not answer" in dead["error"]
+    assert "does not respond" in dead["error"]
     assert [one["context"] for one in (east, west)] == ["east", "west"]
     assert [one["totals"][0]["cost"] for one in (east, west)] == ["48.00", "48.00"]
 

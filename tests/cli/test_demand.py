@@ -339,6 +339,6 @@ async def test_a_mode_that_the_label_of_the_namespace_excludes_is_not_advised() 
 @virtually
 async def test_a_label_with_another_value_is_refused_by_name() -> None:
     with pytest.raises(
-        Trouble, match=r"team-a has the label gpusharing\.dev/isolation=hard, which is not a level"
+        Trouble, match=r"team-a has the label gpusharing\.dev/isolation=hard, which is not an isolation level"
     ):
         await ask(labeled("hard"), "advise", "-n", "team-a", "--card", "t4", "--memory", "2Gi")

@@ -64,7 +64,7 @@ def tries(desk: Desk, more: int) -> None:
 
 AWAY = [
     ((403, 'User "me" cannot list that'), "you lack a permission in context desk: not allowed to "),
-    ((503, "apiserver is shutting down"), "the API server of context desk does not answer: "),
+    ((503, "apiserver is shutting down"), "the API server of context desk does not respond: "),
 ]
 
 

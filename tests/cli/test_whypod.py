@@ -216,8 +216,11 @@ REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 HARDWARE: JSON = {"key": LABEL_MODE, "operator": "In", "values": ["full", "mig"]}
 GUARDED: JSON = {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [{"matchExpressions": [HARDWARE]}]}}}
 NAMESPACE = "Namespace default has the label gpusharing.dev/isolation="
-ADMITS = f"{NAMESPACE}hardware, which admits its GPU pods only on nodes of mode full or mig"
-WRONG = f"{NAMESPACE}hard, which is not a level of isolation, so that no GPU pod is admitted: write hardware or memory"
+ADMITS = f"{NAMESPACE}hardware, which admits its GPU pods only on nodes in mode full or mig"
+WRONG = (
+    f"{NAMESPACE}hard, which is not an isolation level, so none of its GPU pods are admitted: set it to hardware or"
+    " memory"
+)
 GUARDS: dict[str, tuple[str, JSON, JSON, str]] = {
     "no node has an admitted mode": (
         "hardware",

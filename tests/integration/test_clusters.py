@@ -75,7 +75,7 @@ def test_one_table_shows_the_clusters_that_answer_and_why_the_others_do_not(
         (row,) = [row for row in found[name] if row.startswith(pool.name)]
         assert row.split()[:5] == [pool.name, "Full", "1x", "full", "Synced"]
     for name in ("hung", "refused"):
-        assert found[name][0].startswith(f"no answer: the API server of context {name} does not answer")
+        assert found[name][0].startswith(f"no answer: the API server of context {name} does not respond")
     assert "viewer is the same cluster as admin, so its rows appear twice." in said
     assert said.endswith("exit status 1\n")
 
@@ -88,7 +88,7 @@ def test_data_has_each_cluster_by_name_and_all_is_well_without_the_dead_ones(
     assert list(told) == ["admin", "hung", "refused", "viewer"]
     assert told["admin"]["clusterUID"]
     assert told["admin"]["clusterUID"] == told["viewer"]["clusterUID"]
-    assert "does not answer" in told["hung"]["error"]
+    assert "does not respond" in told["hung"]["error"]
     alone = plugin(kubeconfig, "status", pool.name, "--contexts", "viewer,admin")
     assert alone.endswith("exit status 0\n")
 
@@ -99,7 +99,7 @@ def test_doctor_finds_the_same_beside_dead_clusters_as_alone(pool: Pool, kubecon
     symptoms = json.loads(single.rpartition("exit status")[0])["symptoms"]
     found = rows(said)
     assert len([row for row in found["admin"] if row.startswith(("ERROR", "WARNING"))]) == len(symptoms)
-    assert found["hung"][0].startswith("no answer: the API server of context hung does not answer")
+    assert found["hung"][0].startswith("no answer: the API server of context hung does not respond")
     assert "error: 2 of 3 clusters gave no answer. hung: " in said
     assert said.endswith("exit status 1\n")
     assert pool.name

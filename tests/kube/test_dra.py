@@ -142,7 +142,7 @@ async def test_slices_that_cannot_be_read_stop_nothing_and_are_told(refused: boo
     try:
         await asyncio.sleep(5)
         assert sources.missing() == {}
-        says = "may not list resourceslices" if refused else "does not serve resource.k8s.io/v1"
+        says = "is not allowed to list resourceslices" if refused else "does not serve resource.k8s.io/v1"
         assert says in reader.read(NOW).dra.unread
     finally:
         task.cancel()

@@ -13,6 +13,7 @@ def test_the_order_of_the_inspections_is_part_of_the_product() -> None:
         ("_unread", Topic.RIGHTS),
         ("_rights", Topic.RIGHTS),
         ("_operator", Topic.OPERATOR),
+        ("find_dra_symptoms", Topic.CLUSTER_POLICY),
         ("_stack", Topic.CLUSTER_POLICY),
         ("_plain", Topic.CLUSTER_POLICY),
         ("find_mig_obstacles", Topic.CLUSTER_POLICY),

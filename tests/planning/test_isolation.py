@@ -54,7 +54,8 @@ def test_a_value_that_is_no_level_admits_nothing_and_is_described() -> None:
     labels = {LABEL_ISOLATION: "hard"}
     assert find_admitted(labels) == ()
     assert describe_guard("team-a", labels) == (
-        f"{TOLD}hard, which is not a level of isolation, so that no GPU pod is admitted: write hardware or memory"
+        f"{TOLD}hard, which is not an isolation level, so none of its GPU pods are admitted: set it to hardware or"
+        " memory"
     )
     assert (find_admitted({}), describe_guard("team-a", {})) == (None, "")
 
@@ -63,11 +64,11 @@ HELD: dict[str, tuple[PolicyView, str, str]] = {
     "time-slicing where hardware is demanded": (
         SHARING,
         "hardware",
-        f"It requires {LABEL_MODE} In full,mig, and this label will be time-slicing; {TOLD}hardware, which admits its"
-        " GPU pods only on nodes of mode full or mig",
+        f"The pod requires {LABEL_MODE} In full,mig, but this label will be time-slicing; {TOLD}hardware, which admits"
+        " its GPU pods only on nodes in mode full or mig",
     ),
-    "MPS where hardware is demanded": (SHARED_BY_MPS, "hardware", "and this label will be mps; "),
-    "time-slicing where memory is demanded": (SHARING, "memory", f"{LABEL_MODE} In full,mig,mps, and"),
+    "MPS where hardware is demanded": (SHARED_BY_MPS, "hardware", "but this label will be mps; "),
+    "time-slicing where memory is demanded": (SHARING, "memory", f"{LABEL_MODE} In full,mig,mps, but"),
     "any change where the value is no level": (SHARED_BY_MPS, "hard", "Namespace team-a has the label"),
 }
 

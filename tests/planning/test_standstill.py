@@ -104,7 +104,7 @@ def test_a_policy_whose_passes_are_in_vain_is_stalled_and_asks_for_a_report() ->
     waits = StatusInput([SYNCED, PENDING], vain_passes={"pool-b": MOST})
     status = waits.status()
     assert answers(status)["Stalled"] == "True NoProgress"
-    assert message(status, "Stalled").startswith("in 60 passes in a row the planner listed the pods")
+    assert message(status, "Stalled").startswith("for 60 passes in a row the planner listed the pods")
     fewer = StatusInput([SYNCED, PENDING], vain_passes={"pool-b": MOST - 1})
     assert answers(fewer.status())["Stalled"] == "False Progressing"
     assert find_grounds(waits.policy, *waits.found()) != find_grounds(fewer.policy, *fewer.found())

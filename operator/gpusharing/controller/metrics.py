@@ -128,7 +128,7 @@ class Metrics(Observer):
         """Create the metrics of slices, drift and agents by policy, and of Pending pods."""
         self.moves = Counter(
             "gpusharing_policy_transitions_total",
-            "How often nodes of a policy entered a phase; while it does not grow, no node makes progress.",
+            "Number of times that nodes of a policy entered a phase; if it stops increasing, no node makes progress.",
             ["policy"],
             registry=self.registry,
         )

@@ -106,7 +106,7 @@ def tell_unread(error: KubeError | None) -> str:
         case NotFound():
             return "the API server does not serve resource.k8s.io/v1, which Kubernetes has since 1.34"
         case Forbidden():
-            return "this operator may not list resourceslices (chart value rbac.create)"
+            return "this operator is not allowed to list resourceslices (chart value rbac.create)"
     return ""
 
 

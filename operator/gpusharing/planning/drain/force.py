@@ -29,7 +29,8 @@ def find_force_note(options: Drain, *, granted: bool, namespace: str) -> Finding
         return None
     return Finding(
         Reason.FORCE_DELETE_OFF,
-        "spec.drain.onTimeout is ForceDelete, but the operator may not delete pods, so it acts as Abort. To allow it,"
+        "spec.drain.onTimeout is ForceDelete, but the operator is not allowed to delete pods, so the setting is treated"
+        " as Abort. To allow it,"
         f" run helm upgrade RELEASE CHART -n {namespace} --reset-then-reuse-values --set forceDelete=true",
     )
 

@@ -359,7 +359,8 @@ def _in_vain(pool: Members, plan: RolloutPlan) -> Finding | None:
     if not _stands_still(pool.policy, plan):
         return None
     fact = (
-        f"in {MOST} passes in a row the planner listed the pods on nodes that could start, but started none"
+        f"for {MOST} passes in a row the planner listed the pods on nodes that could start a change, but started a"
+        " change on none of these nodes"
     )
     return Finding(Reason.NO_PROGRESS, f"{fact}. This is a bug in this operator; please report it")
 

@@ -47,7 +47,7 @@ class Reason(Worded):
         "Let that maintenance finish. The change starts automatically when the marker or object is gone.")
     ALREADY_CORDONED = (("AlreadyCordoned", "Node", _PERSON, "node"),
         "Someone else cordoned the node, so the operator does not touch it.",
-        "Uncordon the node when the operator may change it.")
+        "Uncordon the node once you are ready for the operator to change it.")
     UNSAFE_DRIVER = (("UnsafeDriver", "Node", _PERSON, "GPUs", Mark.TURNS_BACK),
         "Repartitioning GPUs under the node's driver can corrupt data or hang a GPU (CVE-2026-24197), the driver hangs "
         "pods on nodes with MIG instances beside whole GPUs, or an administrator listed the driver as unsafe.",
@@ -127,7 +127,7 @@ class Reason(Worded):
     SKIP_LABEL = (("SkipLabel", "Node", _PERSON, "node"),
         "The Node has the label gpusharing.dev/skip=true, so the operator does not change it. The node still counts as "
         "part of its pool.",
-        "Remove the label when the operator may change the node.")
+        "Remove the label once you are ready for the operator to change the node.")
     LABEL_OWNED_ELSEWHERE = (("LabelOwnedElsewhere", "Node", _PERSON, "node", Mark.TURNS_BACK),
         "Another controller manages the label that the change would write, nvidia.com/mig.config or "
         "nvidia.com/device-plugin.config, and would restore its own value. The operator does not start a change.",
@@ -302,10 +302,10 @@ class Reason(Worded):
         "(docs/reference/gpus.md).",
         "No action is needed unless a layout that should fit is rejected. In that case, update the driver.")
     FORCE_DELETE_OFF = (("ForceDeleteOff", "Accepted", _DONE, ""),
-        "drain.onTimeout is ForceDelete, but the operator may not delete pods. It treats the setting as Abort: at "
-        "drain.timeout the node is restored, and no pod is deleted.",
-        "Run the command in the message if the operator may delete pods at the end of a drain, or set drain.onTimeout "
-        "to Abort.")
+        "drain.onTimeout is ForceDelete, but the operator is not allowed to delete pods, so the setting is treated as "
+        "Abort: at drain.timeout the node is restored, and no pod is deleted.",
+        "To allow it to delete pods at the end of a drain, run the command in the message. Otherwise set "
+        "drain.onTimeout to Abort.")
     MIG_MODE_PENDING = (("MigModePending", "Hardware", _PERSON, "GPUs", Mark.TURNS_BACK),
         "The current MIG mode of a GPU differs from the mode that takes effect at its next reset (Ampere), and this "
         "operator did not cause the difference.",
@@ -401,8 +401,9 @@ class Reason(Worded):
         "The pod has files in an emptyDir on the node's disk that it would lose, and drain.localStorage is Block.",
         "Save what the pod needs and delete it yourself, or set drain.localStorage to Evict.")
     STRANDED_PODS = (("StrandedPods", "Drain", _PERSON, "pods"),
-        "After all planned changes, the pod could not start again: no node would advertise the resource that it "
-        "requests, too few of these devices would remain, or the change rewrites a node label that the pod requires.",
+        "Once all planned changes are made, the pod could not start again: no node would advertise the resource that "
+        "it requests, too few devices of that resource would remain, or the change rewrites a node label that the pod "
+        "requires.",
         "Change the pod's request, let its node affinity accept both the old and the new value of the label (operator "
         "In), keep such devices on other nodes, or set drain.strandedPods to Allow.")
     DRAIN_HELD = (("DrainHeld", "Drain", _PERSON, "pods", Mark.STALLS, Mark.EVENT),

@@ -50,7 +50,7 @@ RELEASED_DAEMON = MpsDaemonView(
 )
 """The MPS daemon as released since DEAF_SINCE, for advice that is given without a cluster (GO v26.7.0
 assets/state-mps-control-daemon)."""
-ADVICE = "device plugins before v0.20 advertise profiles with a suffix under the plain name"
+ADVICE = "device plugins before v0.20 advertise a profile with a suffix, such as +me, under its name without the suffix"
 
 _VERSION = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?\b")
 _PLAIN = re.compile(r"\d+g\.\d+gb")
