@@ -281,7 +281,7 @@ def test_its_own_clock_says_when_now_is_and_what_is_still_to_come(
 def test_a_clock_that_is_no_clock(prompt: Prompt, fake: FakePrometheus, clock: str) -> None:
     fake.instead = lambda path: vector(({}, clock))
     when = "before 2001" if float(clock) < 1e9 else "after 2096"
-    assert f"the clock of {fake.url} shows a time {when}, which cannot be right" in prompt.refused(fake)
+    assert f"the clock on {fake.url} is set to a time {when}, which cannot be right" in prompt.refused(fake)
 
 
 @pytest.mark.parametrize("off", [-2400, -900, 900, 2400])

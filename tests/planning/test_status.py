@@ -275,7 +275,7 @@ def test_the_order_of_the_circumstances_of_a_condition_is_part_of_the_product() 
         ("no node", "NoNodes", "spec.nodeSelector matches no node with GPUs; label the nodes of the pool"),
         ("only other cards than spec.products", "NoNodes", "gpu-12: Tesla T4 is not in spec.products"),
         ("not accepted", "InvalidSpec", "spec.mode: unknown"),
-        ("deleted and nothing to do", "Deleting", "changes in flight are brought to a safe end first"),
+        ("deleted and nothing to do", "Deleting", "changes in flight are first finished or rolled back"),
         ("proven on a node that is not Ready", "NodeNotReady", "gpu-07 is proven but not Ready"),
         (
             "proven, and another policy still changes a node of this one",

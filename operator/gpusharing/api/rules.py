@@ -170,7 +170,7 @@ PROFILE_NAMES = ApiRule(
     f"self.all(name, name.matches({_quoted(PROFILE)}))",
     "must be a MIG profile that the device plugin advertises, for example 3g.40gb, 1g.10gb+me or 1g.24gb-me",
 )
-DEVICES = "devices must be `all` alone, or lists that name each GPU once, for example devices: [0, 1]"
+DEVICES = "devices must be just `all`, or lists that together name each GPU once, for example devices: [0, 1]"
 """There is no CEL rule for this in the CRD, because `devices` is a word or a list, which has no type there. The
 chart's admission policy checks it."""
 

@@ -64,8 +64,8 @@ class Metrics(Observer):
         )
         self.transitions = Counter(
             "gpusharing_transitions_total",
-            "How often nodes entered a phase, by reason. A series appears only with its first count, so increase()"
-            " misses the first one.",
+            "How often nodes entered a phase, by reason. A series does not exist until its first count, so increase()"
+            " misses that one.",
             ["phase", "reason"],
             registry=self.registry,
         )

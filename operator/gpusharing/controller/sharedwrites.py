@@ -135,7 +135,11 @@ class SharedWrites:
         self.sources.daemon_sets.accept(
             await self.client.patch(DAEMON_SETS, daemon.name, body, namespace=namespace)
         )
-        log.info("the MPS daemons now follow labels", daemonset=daemon.name, repairs=action.repairs.count)
+        log.info(
+            "the MPS daemons now take their configuration from node labels",
+            daemonset=daemon.name,
+            repairs=action.repairs.count,
+        )
 
     async def set_finalizer(self, action: SetFinalizer) -> None:
         """Add our finalizer to a policy, or remove it. Nothing is written if that is already done.

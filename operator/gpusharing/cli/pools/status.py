@@ -374,7 +374,11 @@ class Picture:
             lines = prose(f"This may be out of date: {stale}", paper, ink=Ink.BAD) if stale else []
             drawn = describe(pools, unowned, self.session.now(), paper, timeline=self.timeline)
             self.lines = [*lines, *drawn]
-            hint = "; name a POLICY to see one pool" if len(pools) > 1 else "; a taller terminal shows them"
+            hint = (
+                "; name a POLICY to see one pool"
+                if len(pools) > 1
+                else "; make the terminal taller to see them"
+            )
             self.terminal.show(self.lines, hint)
 
 

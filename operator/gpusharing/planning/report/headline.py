@@ -54,7 +54,7 @@ def _deleting(pool: Members, plan: RolloutPlan) -> Headline | None:
     if not pool.policy.deleting:
         return None
     return Headline(
-        "the policy is being deleted", "Deleting", "changes in flight are brought to a safe end first"
+        "the policy is being deleted", "Deleting", "changes in flight are first finished or rolled back"
     )
 
 

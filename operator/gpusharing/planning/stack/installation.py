@@ -307,7 +307,7 @@ def _operator(view: InstallationView) -> Symptoms:
         yield error(Topic.OPERATOR, "OperatorStopped", message, start(view))
     elif "pods" not in view.unread and not any(pod.ready for pod in view.operator_pods):
         troubles = sorted(f"{pod.name}: {pod.problem or 'not Ready'}" for pod in view.operator_pods)
-        message = f"no pod of the operator is Ready: {'; '.join(troubles[:2]) or 'none was created'}"
+        message = f"no operator pod is Ready: {'; '.join(troubles[:2]) or 'none was created'}"
         yield error(Topic.OPERATOR, "OperatorNotReady", message, start(view))
 
 

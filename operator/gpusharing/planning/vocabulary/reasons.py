@@ -60,7 +60,7 @@ class Reason(Worded):
     FOREIGN_DEVICE_PLUGIN = (("ForeignDevicePlugin", "Node", _PERSON, "foreign"),
         "A device plugin from HAMi, Volcano or a cloud provider serves the node's GPUs. It ignores the labels that "
         "this operator writes, so a change could neither take effect nor be proven. The operator does not start one.",
-        "Follow the message to hand the node over to NVIDIA's plugin, or narrow the node selector.")
+        "Follow the instructions in the message to hand the node over to NVIDIA's plugin, or narrow the node selector.")
     WORKLOAD_CONFIG = (("WorkloadConfig", "Node", _PERSON, "node", Mark.UNSUPPORTED),
         "The label nvidia.com/gpu.workload.config reserves the node's GPUs for virtual machines. The operator does not "
         "start a change.",
@@ -131,7 +131,7 @@ class Reason(Worded):
     LABEL_OWNED_ELSEWHERE = (("LabelOwnedElsewhere", "Node", _PERSON, "node", Mark.TURNS_BACK),
         "Another controller manages the label that the change would write, nvidia.com/mig.config or "
         "nvidia.com/device-plugin.config, and would restore its own value. The operator does not start a change.",
-        "Follow the message, for example by removing the label from a NodeFeatureRule.")
+        "Follow the instructions in the message, for example by removing the label from a NodeFeatureRule.")
     NEEDS_ATTENTION = (("NeedsAttention", "Node", _PERSON, "node", Mark.RETRIED),
         "Five or more attempts were abandoned before anything changed. The operator tries again after a wait. Other "
         "nodes are not affected.",
@@ -317,7 +317,7 @@ class Reason(Worded):
     # --- Health: GPUUnhealthy on the node, the others on the GPUNode condition Healthy (planning/gpus/health.py)
     GPU_UNHEALTHY = (("GPUUnhealthy", "Health", _PERSON, "GPUs"),
         "A GPU on the node is unhealthy, so the operator does not reconfigure the node and leaves its pods alone.",
-        "Follow the message. The change starts automatically when the GPU is healthy again.")
+        "Follow the instructions in the message. The change starts automatically when the GPU is healthy again.")
     GPU_LOST = (("GPULost", "Health", _PERSON, "GPUs"),
         "A GPU fell off the bus (NVML: GPU is lost).", "Drain and reboot the node.")
     GPU_UNREADABLE = (("GPUUnreadable", "Health", _PERSON, "GPUs"),
@@ -328,7 +328,8 @@ class Reason(Worded):
     ROW_REMAP_FAILED = (("RowRemapFailed", "Health", _PERSON, "GPUs"),
         "A memory row could not be remapped.", "Replace the card.")
     RECOVERY_NEEDED = (("RecoveryNeeded", "Health", _PERSON, "GPUs"),
-        "The driver recommends a recovery action for a GPU (NVML field 230).", "Follow the message.")
+        "The driver recommends a recovery action for a GPU (NVML field 230).",
+        "Follow the instructions in the message.")
     ROW_REMAP_PENDING = (("RowRemapPending", "Health", _PERSON, "GPUs"),
         "The remapping of a memory row is waiting for a GPU reset.",
         "Drain the node, then reset the GPU or reboot the node.")
@@ -558,7 +559,7 @@ class Reason(Worded):
     ROLLOUT_IN_PROGRESS = (("RolloutInProgress", "Ready", _SOON, "operator"),
         "Nodes are being changed or are waiting for their turn.")
     DELETING = (("Deleting", "Ready", _SOON, "policy"),
-        "The policy is being deleted or is gone. Changes in flight are brought to a safe end first.",
+        "The policy is being deleted or is gone. Changes in flight are first finished or rolled back.",
         "To release the policy at once, set the annotation gpusharing.dev/force-release=true on it. Nodes that are "
         "cordoned at that time stay cordoned.")
 

@@ -344,7 +344,7 @@ def _gfd_not_restarted(compared: Comparison) -> str:
     if not before or compared.node.labels.get(names.LABEL_GFD_TIMESTAMP) != before:
         return ""
     # config-manager changes the configuration and then sends a signal. If it fails in between, no signal is sent.
-    text = f"has not restarted since the change; if this lasts, delete its pod on {compared.node.name}"
+    text = f"has not restarted since the change; if this persists, delete its pod on {compared.node.name}"
     return f"GPU Feature Discovery {text}"
 
 

@@ -251,7 +251,7 @@ class Prometheus:
         if not first <= answer[0].value <= last:
             when = "before 2001" if answer[0].value < first else "after 2096"
             raise Trouble(
-                f"the clock of {self.place.where} shows a time {when}, which cannot be right: correct it, or use"
+                f"the clock on {self.place.where} is set to a time {when}, which cannot be right: correct it, or use"
                 " another Prometheus, for example with --prometheus http://127.0.0.1:9090"
             )
         return answer[0].value
