@@ -99,7 +99,8 @@ class Conversation:
 
     def receive(self, data: bytes) -> bytes:
         """Process bytes from the server, which update the streams, and return the bytes to send back, possibly none.
-        Raises ValueError if they are not valid HTTP/2; the connection cannot be used after that."""
+        Raises ValueError if they are not valid HTTP/2 or exceed what this client allows; the connection cannot be
+        used after that."""
         self._unread += data
         try:
             for frame in self._frames():
@@ -123,7 +124,7 @@ class Conversation:
 
     def _frames(self) -> Iterator[Frame]:
         """Yield every frame that has arrived whole, in order, and remove it from the unread bytes. Raises ValueError
-        for a frame that is larger than we allow."""
+        for a frame that is larger than we allow, and HyperframeError for one that cannot be parsed."""
         unread = self._unread
         while len(unread) >= _FRAME_HEADER:
             frame, length = Frame.parse_frame_header(memoryview(bytes(unread[:_FRAME_HEADER])))
@@ -138,7 +139,8 @@ class Conversation:
 
     def _take(self, frame: Frame) -> None:
         """Process one frame. Frames that do not matter to such calls are ignored. Raises ValueError for a frame that
-        is not allowed here: a push, one that interrupts a block of headers, or a continuation without a block."""
+        is not allowed here, such as a push, one that interrupts a block of headers, or one on a stream that we
+        never opened. Raises HPACKError for headers that cannot be decoded."""
         if (self._headers is None) is isinstance(frame, ContinuationFrame):
             raise _refused("a block of headers is interrupted, or continues where none began")
         match frame:
@@ -171,7 +173,8 @@ class Conversation:
 
     def _take_headers(self, frame: HeadersFrame) -> None:
         """Process a block of headers: add the headers to the call, and end the call if this frame was its last. If the
-        block is incomplete, store it until the rest has arrived."""
+        block is incomplete, store it until the rest has arrived. Raises HPACKError if the headers cannot be
+        decoded, and ValueError for a stream that we never opened."""
         if "END_HEADERS" not in frame.flags:
             self._headers = frame
             return
@@ -218,7 +221,7 @@ class Conversation:
             self._open.pop(frame.stream_id).ended = True
 
     def _take_reset(self, frame: RstStreamFrame) -> None:
-        """End the call that the server reset, without an answer."""
+        """End the call that the server reset, without an answer; a call that has already ended stays as it is."""
         if self._stream(frame) is not None:
             self._take_back(frame.stream_id)
 

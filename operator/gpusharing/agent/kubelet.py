@@ -55,7 +55,7 @@ class KubeletPodResources:
 
     async def _read(self) -> Holdings:
         """Make both calls and decode their answers. Raises PodResourcesUnavailable with a message about what to do,
-        for every error of the socket, the time limit or the protocol."""
+        for every error of the socket, the time limit or the protocol, and if the kubelet rejects the first call."""
         try:
             async with asyncio.timeout(self._timeout):
                 listed, allocatable = await self._ask()
@@ -73,7 +73,8 @@ class KubeletPodResources:
 
     async def _ask(self) -> Sequence[Stream]:
         """Return the streams of both calls, the first of which has ended. If the open connection fails, or a new
-        kubelet has replaced the socket's file, connect again and repeat the calls once."""
+        kubelet has replaced the socket's file, connect again and repeat the calls once. Raises OSError or
+        ValueError if that fails too."""
         file = _identity_of(self._socket)
         if self._connection is not None and self._connection.usable and self._file == file:
             with suppress(OSError, ValueError):
@@ -115,8 +116,11 @@ class _Connection(asyncio.Protocol):
         return self._error is None and not self._http2.over
 
     async def ask(self, patience: float) -> Sequence[Stream]:
-        """Make both calls and return their streams once both have ended, or once the first has ended and `patience`
-        seconds have passed. Raises OSError if the connection ends earlier, ValueError if the answer is not valid."""
+        """Make both calls and return their streams. Return once both have ended, or the first has and then either
+        `patience` seconds have passed or the connection has ended. The wait for the first has no limit. Raises the
+        connection's OSError if the connection ended before the first call did. Raises ValueError for invalid bytes,
+        for a first call that ended without a gRPC status (reset, for example), and if the server accepts no more
+        calls."""
         sent, streams = self._http2.call((LIST, ALLOCATABLE))
         if self._transport is not None:
             self._transport.write(sent)
@@ -153,7 +157,8 @@ class _Connection(asyncio.Protocol):
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the waiting call with the connection's error, or with a ConnectionError if the kubelet closed it."""
+        """Record the connection's error, or a ConnectionError if the kubelet closed it, and wake the waiting call. An
+        earlier error is kept."""
         self._end(exc or ConnectionError("the kubelet closed the connection before it answered"))
 
     def _end(self, error: Exception) -> None:

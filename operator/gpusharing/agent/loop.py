@@ -156,16 +156,16 @@ class AgentLoop:
         return self.observed.error
 
     def why_not_alive(self) -> str:
-        """Return the reason why the process should be restarted, or an empty string while the loop turns. A hung
-        library does not stop the loop."""
+        """Return the reason why the process should be restarted, or an empty string if a turn began within the last
+        three intervals plus `hung_after`. A hung library does not stop the loop."""
         silence = self._clock() - self._last_turn
         limit = 3 * self.settings.interval + self.settings.hung_after
         return "" if silence <= limit else f"the main loop has made no progress for {silence:.0f} s"
 
     async def cycle(self) -> None:
         """Take one turn: read the GPUs for the current request unless the library has to stay closed, update the
-        meter, and report if something changed. While the GPUNode does not exist, only update the meter. Raises
-        RestartNeeded."""
+        meter, and report if something changed. A request that came meanwhile makes the next turn follow at once.
+        While the GPUNode does not exist, only update the meter, if the GPUs were ever read. Raises RestartNeeded."""
         node = self._own.node
         if node is None:  # no request and nowhere to report; in the middle of a change NVML must stay closed
             self.use = None
@@ -207,7 +207,8 @@ class AgentLoop:
 
     async def _read(self, request: Request, last: Observation) -> tuple[Observation, Use | None]:
         """Read the GPUs for `request`. Return the new observation and the use of the GPUs; if the reading failed,
-        `last` with the error and None. Updates the counters, and logs when the error changes."""
+        `last` with the error and None. Updates `stats`, `reading` and the count of hopeless readings, and logs when
+        the error changes."""
         answer = await self._reader.read(request)
         self.stats.readings[answer.outcome] += 1
         if answer.outcome == "ok":
@@ -274,9 +275,10 @@ class AgentLoop:
         return holdings
 
     async def _publish(self, observed: Observation) -> None:
-        """Patch the GPUNode's status unless the server already has this observation. While the cached version is in
-        doubt, all of the observation is sent. A KubeError is counted, logged and stored in `_write_error`. A GPUNode
-        that no longer exists is dropped from the cache."""
+        """Patch the GPUNode's status unless the server already has this observation, and store the server's answer in
+        the cache. While the cached version is in doubt, all of the observation is sent. A GPUNode that no longer
+        exists is dropped from the cache. Any other KubeError is counted, logged if it is new, and stored in
+        `_write_error`."""
         node, doubted = self._own.node, self._own.doubted
         if node is None or (not doubted and self._is_published(node, observed)):
             self._write_error = ""

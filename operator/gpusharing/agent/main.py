@@ -93,7 +93,8 @@ _FLAGS: tuple[tuple[str, str, str, Callable[[str], object], str], ...] = (
 
 
 def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
-    """Parse the flags. The default of each is the value of its environment variable, if that is set."""
+    """Parse the flags. The default of each is the value of its environment variable, if that is set. Ends the process
+    with status 2, as argparse does, if a value is invalid or the node's name is missing."""
     parser = argparse.ArgumentParser(
         "gpusharing-agent", description="Reports the state of this node's GPUs in its GPUNode."
     )
@@ -114,7 +115,7 @@ async def _serve(
     options: argparse.Namespace, login: Login, settings: LoopSettings, pods: KubeletPodResources
 ) -> int:
     """Check the credentials, serve the probes and metrics, and run the loop until a signal. Return the exit status as
-    `main` does."""
+    `main` does. Raises OSError if the address of the probes is in use."""
     try:
         await login.access()
         await login.token()

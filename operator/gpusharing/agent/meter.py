@@ -217,9 +217,9 @@ def _allocated(
 def _under_holder(
     gpu: GPU, parts: Sequence[tuple[str, Fraction]], allocated: Mapping[str, object]
 ) -> Sequence[tuple[str, Fraction]]:
-    """Return the UUID and the fraction of each device of a GPU; `parts` are its devices in the present layout. If MIG
-    was switched on while a pod held the whole GPU, that pod keeps everything except the instances that other pods
-    hold."""
+    """Return `parts`, the UUID and the fraction of each device of a GPU in the present layout. But if MIG was switched
+    on while a pod held the whole GPU, return only the instances that other pods hold, and the GPU itself with all
+    the rest."""
     if not gpu.uuid or gpu.uuid not in allocated or gpu.mig_mode != "Enabled":
         return parts
     others = [(uuid, share) for uuid, share in parts if uuid in allocated]
@@ -227,8 +227,9 @@ def _under_holder(
 
 
 def _shares(gpu: GPU, model: Model | None) -> Sequence[tuple[str, Fraction]]:
-    """Return the UUID and the fraction of each device of a GPU: of the GPU itself without MIG, else of its
-    instances."""
+    """Return the UUID and the fraction of each device of a GPU: of the GPU itself without MIG, else of its instances.
+    Empty for a GPU without MIG whose UUID is unknown; an instance whose profile is not in `model` has the fraction
+    0."""
     if gpu.mig_mode != "Enabled":
         return ((gpu.uuid, WHOLE),) if gpu.uuid else ()
     profiles = () if model is None else model.profiles
@@ -283,9 +284,9 @@ class Meter:
         self._since = 0.0
 
     def turn(self, now: float, allotment: Allotment | None) -> None:
-        """Count the time since the last turn by the allotment of that turn, and set `metered`. `allotment` is the
-        present one, or None if it is unknown; then the last one still applies. `now` is in seconds of a monotonic
-        clock."""
+        """Count the time since the last turn by the allotment of that turn, drop counters that have not changed for
+        long, and set `metered`. `allotment` is the present one, or None if it is unknown; then the last one still
+        applies, and nothing happens if there was none. `now` is in seconds of a monotonic clock."""
         if self._now is not None:
             self._count(self._now, self._since, now)
         before, self._now, self._since = self._now, allotment or self._now, now
@@ -310,7 +311,8 @@ class Meter:
         return Metered(allocated, idle, stranded, transition, self._gpus.export(now))
 
     def _count(self, allotment: Allotment, since: float, until: float) -> None:
-        """Add the time from `since` to `until` to the counters of everyone in this allotment."""
+        """Add the time from `since` to `until` to the counters of everyone in this allotment, and create those that
+        are missing. A negative time counts as 0."""
         seconds = max(0.0, until - since)
         policy = self._policy(allotment.policy, until)
         self._gpus.add(policy, 0.0, until)
@@ -340,8 +342,8 @@ class Meter:
         return Account(account.policy, OTHERS, OTHERS)
 
     def _pair(self, pair: tuple[str, str], now: float) -> tuple[str, str]:
-        """Return the pair of policy and resource to count idle slices under, with the resource OTHERS if there is no
-        room."""
+        """Return the pair of policy and resource to count idle slices under: `pair` itself if it has a counter or
+        there is room for one, else the policy with the resource OTHERS."""
         known = pair in self._idle or self._has_room(self._idle, self._bounds.idle, now)
         return pair if known else (pair[0], OTHERS)
 

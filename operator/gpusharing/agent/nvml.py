@@ -79,7 +79,8 @@ class _Card:
 
     @property
     def is_complete(self) -> bool:
-        """Whether NVML gave every property of the card, so that the card need not be read again."""
+        """Whether NVML gave every property of the card, so that the card need not be read again. MIG profiles, the way
+        to change the MIG mode and the virtualization are required only of a card with MIG."""
         model = self.model
         known = "Unknown" not in (model.mig_mode_change, model.virtualization)
         mig = not model.mig_capable or (model.profiles and known)
@@ -114,9 +115,9 @@ class NVML:
             raise _library_error(error) from error
 
     def _read(self) -> Reading:
-        """Read all GPUs. A GPU that fails is reported as unreachable and does not stop the others. An error that
-        concerns the whole node is raised, and so is the error of the GPUs if all of them fail because the agent lacks
-        access."""
+        """Read all GPUs, and update what is remembered of cards, products and XIDs. A GPU that fails is reported as
+        unreachable and does not stop the others. An error that concerns the whole node is raised, and so is the
+        error of the GPUs if all of them fail because the agent lacks access."""
         cards = dict(self._cards)
         self._lists.begin()
         self._use.begin()
@@ -210,9 +211,9 @@ def _library_error(error: Any) -> LibraryError:
 
 
 def _refuse_without_access(errors: Sequence[Any]) -> None:
-    """`errors` are those of all GPUs, none of which can be opened. Raise the first one if that is the container's
-    fault: all GPUs fail with the same error of access. An unknown error of the only GPU counts as the fault of that
-    GPU."""
+    """Raise the first of `errors` if the container lacks access to the GPUs: all errors have the same code, and it is
+    a refusal or, with several GPUs, NVML's unknown error. Otherwise return. `errors` has one error for each GPU of
+    the node, and must not be empty."""
     (code, *others) = {error.value for error in errors}
     if not others and (code == REFUSED or (code in _NO_ACCESS and len(errors) > 1)):
         raise errors[0]
@@ -247,7 +248,7 @@ def _mig_mode(handle: Any) -> tuple[MigMode, MigMode]:
 
 def _compute_mode(handle: Any) -> ComputeMode:
     """Return the compute mode of a GPU, or NotSupported. Unknown if NVML refuses to report it to the agent, or reports
-    a mode that is not known here."""
+    a mode that is not known here. Other errors are raised."""
     try:
         mode = supported(None, pynvml.nvmlDeviceGetComputeMode, handle)
     except pynvml.NVMLError as error:

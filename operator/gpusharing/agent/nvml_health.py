@@ -63,7 +63,8 @@ def maybe(otherwise: Any, call: Any, *arguments: Any) -> Any:
 
 
 def fields(handle: Any, *numbers: int) -> tuple[int, ...] | None:
-    """Return the unsigned values of these NVML fields, or None if any of them is not supported or not permitted."""
+    """Return the unsigned values of these NVML fields, in the order of `numbers`, or None if any of them is not
+    supported or not permitted. Raises other errors of the call as a whole."""
     # Each number is paired with a scope: pynvml tries that form first, and raises and catches an error for a bare
     # number.
     scoped = [(number, 0) for number in numbers]
@@ -83,7 +84,7 @@ def ecc_uncorrected(handle: Any) -> int | None:
 
 def recovery_action(handle: Any) -> RecoveryAction | None:
     """Return the recovery action that the driver requests, or Unknown if its number is not known here. None if the
-    driver is older than R565."""
+    driver does not report it, like those older than R565, or does not permit it."""
     values = fields(handle, pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION)
     return None if values is None else _RECOVERY.get(values[0], "Unknown")
 
@@ -127,7 +128,7 @@ class Xids:
                 pynvml.nvmlEventSetFree(self._set)
 
     def listen(self, index: int, handle: Any) -> None:
-        """Subscribe to the XIDs of this GPU from now on. Errors are ignored."""
+        """Subscribe to the XIDs of this GPU from now on. Errors are ignored. Does nothing if there is no event set."""
         if self._set is None:
             return
         with suppress(pynvml.NVMLError):
@@ -136,7 +137,7 @@ class Xids:
 
     def heard(self) -> Iterator[tuple[int, int]]:
         """Yield the GPU index and the XID of each event that has arrived so far, at most _MOST_EVENTS, without
-        waiting. An error of NVML ends the iteration."""
+        waiting. Events of GPUs that are not subscribed are skipped. An error of NVML ends the iteration."""
         with suppress(pynvml.NVMLError):  # a time-out: there are no more
             for _ in range(_MOST_EVENTS if self._gpus else 0):
                 event = pynvml.nvmlEventSetWait_v2(self._set, 0)

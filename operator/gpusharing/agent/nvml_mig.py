@@ -42,7 +42,8 @@ class MigInstances:
 
 
 def mig_profiles(handle: Any) -> tuple[tuple[DriverProfile, ...], bool]:
-    """Return the profiles of a card, and whether NVML refuses to list their placements."""
+    """Return the profiles of a card, and whether NVML refuses to list the placements of any of them. A profile without
+    listed placements has no starts."""
     profiles: list[DriverProfile] = []
     withheld = False
     for info in _profile_infos(handle):
@@ -53,8 +54,9 @@ def mig_profiles(handle: Any) -> tuple[tuple[DriverProfile, ...], bool]:
 
 
 def _profile_infos(handle: Any) -> Iterator[Any]:
-    """Yield NVML's information about each profile of a card. Profiles are requested by enum index and identified by
-    their id, which differs between cards (docs/design/hardware.md#nvml-profiles)."""
+    """Yield NVML's information about each profile of a card; profiles that are not supported or not permitted are
+    skipped. Profiles are requested by enum index and identified by their id, which differs between cards
+    (docs/design/hardware.md#nvml-profiles)."""
     for enum in _PROFILE_ENUM:
         try:
             info = maybe(None, pynvml.nvmlDeviceGetGpuInstanceProfileInfo, handle, enum)
@@ -89,7 +91,7 @@ def _nominal_gb(profile: str) -> int:
 
 def _placements(handle: Any, profile_id: int) -> list[Any] | None:
     """Return the possible placements of a profile. Empty if listing them is not supported, None if it is not
-    permitted."""
+    permitted. Other errors are raised."""
     buffer = (pynvml.c_nvmlGpuInstancePlacement_t * _CAPACITY)()
     count = ctypes.c_uint(_CAPACITY)
     try:
@@ -105,7 +107,7 @@ def _placements(handle: Any, profile_id: int) -> list[Any] | None:
 
 def mig_devices(handle: Any) -> Iterator[MigDevice]:
     """Yield the visible MIG devices of a GPU. Their indices have gaps and no stable order
-    (docs/design/hardware.md#nvml-devices)."""
+    (docs/design/hardware.md#nvml-devices); an index without a device, or with one that may not be read, is skipped."""
     for index in range(maybe(0, pynvml.nvmlDeviceGetMaxMigDeviceCount, handle)):
         try:
             mig = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
@@ -137,7 +139,7 @@ def mig_instances(handle: Any, profiles: Sequence[DriverProfile], migs: Sequence
 
 def _list_all(handle: Any, profiles: Sequence[DriverProfile]) -> list[tuple[DriverProfile, Any, Any]] | None:
     """Return the profile, the handle and NVML's information for each instance. None if there are no profiles, or if
-    NVML does not permit or support listing."""
+    NVML does not permit or support listing. Other errors are raised."""
     if not profiles:
         return None
     try:
@@ -158,7 +160,8 @@ def _list_instances(handle: Any, profile_id: int) -> list[tuple[Any, Any]]:
 
 
 def _may_compute(instance: Any) -> bool:
-    """Whether a GPU instance may have compute instances. True if it has any, or if they cannot be listed."""
+    """Whether a GPU instance may have compute instances. True if it has any, if they cannot be listed, or if NVML
+    names no profile for them."""
     try:
         infos = list(_compute_profile_infos(instance))
         for info in infos:
@@ -173,7 +176,8 @@ def _may_compute(instance: Any) -> bool:
 
 
 def _compute_profile_infos(instance: Any) -> Iterator[Any]:
-    """Yield NVML's information about each profile of compute instances that a GPU instance supports."""
+    """Yield NVML's information about each profile of compute instances that a GPU instance supports. Errors are
+    raised, except those for a profile that does not exist."""
     ask = pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo
     for enum in _COMPUTE_PROFILE_ENUM:
         try:
@@ -195,8 +199,9 @@ def _instance(info: Any, profile: DriverProfile, uuids: dict[int, str]) -> Insta
 
 
 def _instance_of_device(device: MigDevice, profiles: Sequence[DriverProfile]) -> Instance:
-    """Return the GPU instance of a MIG device, without a placement. Its profile is found by the device's name ("...
-    MIG 1c.3g.40gb"), else by its attributes, and is empty if neither names a known one."""
+    """Return the GPU instance of a MIG device, without a placement: its start is -1. Its profile is found by the
+    device's name ("... MIG 1c.3g.40gb"), else by its slices and the nearest memory size, and is empty if neither
+    leads to one of `profiles`."""
     mig, uuid = device
     name = maybe("", pynvml.nvmlDeviceGetName, mig).rpartition(" MIG ")[2]
     name = re.sub(r"^\d+c\.", "", name)

@@ -61,8 +61,9 @@ class ProcessLists:
         return [each for each in listed if each.process.pid not in known]
 
     def _listed(self, handle: Any, device: str, *, required: Collection[Any], hidden: bool) -> list[Listed]:
-        """Return the processes in all of NVML's lists for this handle. UNKNOWN_PROCESS is included if there may be
-        more: if `hidden`, if a list is refused, or if one of the `required` lists is not supported.
+        """Return the processes in all of NVML's lists for this handle, sorted by pid. UNKNOWN_PROCESS is included if
+        there may be more: if `hidden`, if the driver shows the agent no other process (`Processes.blind`), if a
+        list is refused, or if one of the `required` lists is not supported. Other errors of NVML are raised.
 
         A client of MPS is in two lists, shown as M+C by nvidia-smi, with the same memory, and counts once.
         """

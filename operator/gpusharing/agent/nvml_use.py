@@ -86,8 +86,8 @@ class UseOfGPUs:
 
     def _sm_shares(self, handle: Any, uuid: str, *, idle: bool) -> dict[int, int] | None:
         """Return the percentage of SM time since the last reading, by pid: the driver's newest sample of each process.
-        A process without any activity is absent. None if the driver does not report shares. An idle GPU is queried
-        only once."""
+        A process without any activity is absent. None if the driver does not report shares. A GPU that is `idle`
+        (no process runs on it) is queried only the first time; later its result is empty, or None again."""
         if idle and uuid in self._sampled:
             return None if self._sampled[uuid] is None else {}
         since = self._sampled.get(uuid) or 0

@@ -33,7 +33,7 @@ class Observation(Observed):
         cls, request: Request, reading: Reading, *, simulated: bool, last: "Observation | None" = None
     ) -> "Observation":
         """Return the answer to a request, from a reading that began after the request was seen. A GPU that NVML cannot
-        communicate with keeps what `last` knew about it."""
+        communicate with keeps what `last` knew about it and its model."""
         known = {gpu.index: gpu for gpu in last.gpus} if last else {}
         gpus = tuple(_with_the_past(gpu, known) for gpu in reading.gpus)
         named, met = {gpu.product for gpu in gpus}, {model.product for model in reading.models}

@@ -61,8 +61,8 @@ class OwnNode:
         return self._cache.doubted
 
     def take(self, node: JSON | None, before: JSON) -> None:
-        """Store the server's answer to our write in the cache. `before` is the version that the write was based on.
-        None drops the object.
+        """Store `node`, the server's answer to our write, in the cache, or drop the cached object if `node` is None.
+        `before` is the version that the write was based on.
 
         If the answer has a lower version than `before`, the store was restored from a backup, which is counted.
         """

@@ -97,8 +97,9 @@ class Answers:
         self._last = Holdings()
 
     def holdings(self, listed: bytes, allocatable: bytes | None = None) -> Holdings:
-        """Decode a ListPodResourcesResponse, and an AllocatableResourcesResponse unless that is None. Raises
-        ValueError if the first is malformed; a malformed second one counts as absent."""
+        """Return the holdings in a ListPodResourcesResponse, and the allocatable devices in an
+        AllocatableResourcesResponse unless that is None. Raises ValueError if the first is malformed; a malformed
+        second one counts as absent."""
         self._pods, rows = _decode(listed, _POD_RESOURCES, self._pods, _pod_devices)
         rows.sort(key=attrgetter("namespace", "pod", "resource"))
         by_pod = tuple(rows)
@@ -124,7 +125,8 @@ def _decode(
     response: bytes, number: int, known: dict[bytes, tuple[T, ...]], decode: Callable[[bytes], Iterator[T]]
 ) -> tuple[dict[bytes, tuple[T, ...]], list[T]]:
     """Decode every field `number` of a response with `decode`, reusing the values in `known` from the last answer.
-    Return the values by the bytes of their field, and all values in one list."""
+    Return the values by the bytes of their field, and all values in one list. Raises ValueError if the response or
+    a field is malformed."""
     now: dict[bytes, tuple[T, ...]] = {}
     everything: list[T] = []
     for message in _messages(response, number):
@@ -148,7 +150,7 @@ def _count(by_pod: tuple[PodDevices, ...], allocatable: tuple[tuple[str, str], .
 
 def _pod_devices(pod: bytes) -> Iterator[PodDevices]:
     """Yield the devices that a PodResources message lists, one value for each of NVIDIA's resources; nothing if the
-    pod holds none."""
+    pod holds none. Raises ValueError if the message is malformed."""
     devices_by_resource: dict[str, list[str]] = {}
     for container in _messages(pod, _POD_CONTAINERS):
         for devices in _messages(container, _CONTAINER_DEVICES):
@@ -162,7 +164,7 @@ def _pod_devices(pod: bytes) -> Iterator[PodDevices]:
 
 def _devices_in(devices: bytes) -> Iterator[tuple[str, str]]:
     """Yield the resource name and the id of each device in a ContainerDevices message if the resource is one of
-    NVIDIA's; otherwise nothing."""
+    NVIDIA's; otherwise nothing. Raises ValueError if the message is malformed."""
     name = b"".join(_messages(devices, _DEVICES_RESOURCE_NAME)).decode()
     if name.startswith(NVIDIA_RESOURCES):
         for device in _messages(devices, _DEVICES_IDS):
@@ -184,8 +186,9 @@ def _messages(message: bytes, number: int) -> Iterator[bytes]:
 
 
 def _extent(message: bytes, at: int, wire_type: int) -> tuple[int, int]:
-    """Return where the contents of a field begin and end. `at` is the position after its key. Raises ValueError for an
-    unknown wire type."""
+    """Return where the contents of a field begin and end; the end may lie beyond the message, which is not checked
+    here. `at` is the position after the field's key. Raises ValueError for an unknown wire type or a malformed
+    number."""
     if wire_type == _VARINT:
         return at, _varint(message, at)[1]
     if wire_type == _LENGTH_DELIMITED:

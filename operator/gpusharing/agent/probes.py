@@ -67,7 +67,8 @@ class _Server(ThreadingTCPServer):
                 self._end(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Report an error of a request, unless the client went away or its connection was closed."""
+        """Print the traceback of an error in a request, unless it is an OSError: then the client went away or its
+        connection was closed."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
@@ -106,7 +107,8 @@ class ProbeServer:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop answering, free the port, and wait until the thread has ended."""
+        """Stop answering, free the port, and wait until the thread has ended. `start` must have been called: otherwise
+        this waits forever."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

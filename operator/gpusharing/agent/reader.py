@@ -63,7 +63,7 @@ class Reader:
 
     async def read(self, request: Request) -> Answer:
         """Start a reading for this request, or wait for one that is still under way for an earlier request, and return
-        the outcome.
+        the outcome. A LibraryError becomes the outcome `failed`; any other error of the library is raised.
 
         A second reading never starts while one hangs: it would hang too, and leak a thread at every turn.
         """

@@ -42,8 +42,8 @@ class RestClient(KubeClient):
         self._login = login
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """Yield the events of a watch, as KubeClient.stream does. After a 401 the credentials are renewed for the next
-        watch, and Unauthorized is raised."""
+        """Yield the events of a watch, as KubeClient.stream does, and raise the error that ended it, if any. After a
+        401 the credentials are renewed for the next watch, and Unauthorized is raised."""
         stream = _Stream(await self._prepared(lasting(request)))
         stream.start()
         try:
@@ -76,8 +76,8 @@ class RestClient(KubeClient):
         raise AssertionError("the second call returns or raises")
 
     async def _prepared(self, request: ApiRequest) -> "_Exchange":
-        """Return the exchange for a request, with the current credentials. Raises Unauthorized if the kubeconfig
-        requires a proxy."""
+        """Return the exchange for a request, with the current credentials. Raises Unauthorized if there are none or
+        the kubeconfig requires a proxy."""
         access = await self._login.access()
         if access.proxy:
             raise Unauthorized("the agent does not support proxies: remove proxy-url from the kubeconfig")
@@ -158,7 +158,8 @@ class _Exchange(HTTPSConnection):
 
     def send_off(self, timeout: float) -> HTTPResponse:
         """Connect, send the request, and return the response without having read its body. Each read of it may take
-        `timeout` seconds, and the caller closes the connection. Raises a KubeError for a status of 300 or above."""
+        `timeout` seconds, and the caller closes the connection. Raises a KubeError for a status of 300 or above,
+        and OSError, HTTPException or ValueError if the exchange fails; then the connection is closed."""
         api_request = self.api_request
         data, headers = content(api_request)
         headers |= {"Accept": JSON_TYPE, "User-Agent": "gpusharing-agent"}
@@ -181,7 +182,7 @@ class _Exchange(HTTPSConnection):
         return response
 
     def answer(self) -> bytes:
-        """Send the request and return the body of the answer. Closes the connection."""
+        """Send the request and return the body of the answer. Closes the connection. Raises what `send_off` raises."""
         response = self.send_off(CALL_TIMEOUT)
         try:
             return response.read()

@@ -117,7 +117,8 @@ def usage(use: Use, holdings: Holdings | None) -> DeviceUsage:
 
 
 def _slices(by_pod: Iterable[PodDevices]) -> dict[tuple[PodName, str], dict[str, int]]:
-    """Return how many slices each pod holds of each device: by the pair of pod and UUID, then by resource name."""
+    """Return how many slices each pod holds of each device: by the pair of pod and UUID, then by resource name. At
+    most MOST_RESOURCES names are counted for a pair."""
     slices: dict[tuple[PodName, str], dict[str, int]] = {}
     for each in by_pod:
         for device in each.devices:
@@ -192,15 +193,16 @@ class _Owners:
 
     def _only_candidate(self, device: str) -> PodName | None:
         """Return the pod that the unnamed pod on a device must be: its only holder, if there is exactly one unnamed
-        pod there and the holder has no named process. Otherwise None."""
+        pod there and the holder has no named process. Otherwise None. Raises KeyError if no unnamed pod computes on
+        the device."""
         holders = self._holding.get(device, set())
         alone = len(holders) == len(self._nameless[device]) == 1
         return next(iter(holders)) if alone and not holders & self._named else None
 
 
 def _count_slices(devices: Iterable[tuple[str, str]]) -> dict[str, dict[str, int]]:
-    """Return how many slices there are, by UUID and resource name. `devices` are pairs of a resource name and a device
-    id."""
+    """Return how many slices there are, by UUID and resource name; at most MOST_RESOURCES names are counted for a
+    device. `devices` are pairs of a resource name and a device id."""
     counts: dict[str, dict[str, int]] = {}
     for resource, device in devices:
         _add(counts.setdefault(base(device), {}), resource)

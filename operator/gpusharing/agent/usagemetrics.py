@@ -108,8 +108,8 @@ def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
 
 
 def _of_slices(known: DeviceUsage) -> Iterable[Metric]:
-    """Yield how many slices each device has, and how many of them pods hold. The latter is absent while it is
-    unknown."""
+    """Yield two metrics: how many slices each device has, and how many of them pods hold. The latter has no series
+    while that is unknown. At most MOST_RESOURCES resources of a device are included, those that pods hold first."""
     keys = (*DEVICE, "resource")
     allocatable = _family(
         "device_slices",
