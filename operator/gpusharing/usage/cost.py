@@ -30,7 +30,7 @@ from gpusharing.usage.say.cost import (
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
     """Run the verb against the Prometheus at the address in `--prometheus`, without contacting a cluster. Return the
-    exit status (see VerbModule)."""
+    exit status (see VerbModule). Raises Trouble."""
     return asyncio.run(_answer(place_named(typed), typed, terminal))
 
 
@@ -52,7 +52,8 @@ async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def ask(session: Session, typed: Namespace) -> Answer:
-    """Return the bill of one cluster, with its totals and what is missing as remarks (see FleetVerb)."""
+    """Return the bill of one cluster, with its totals and what is missing as remarks (see FleetVerb). May raise
+    Trouble, as `find_answer` does."""
     async with prometheus_at(await place_found(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed)
     status, rows = CHANGES if answer.missing else DONE, [[*cells, Span("")] for cells in cells_of(answer)]

@@ -72,9 +72,9 @@ def _check(typed: Namespace) -> None:
 
 
 async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal, session: Session | None) -> int:
-    """Find and print the recommendation, and write the policy to the file of `--write`. Return DONE, or CHANGES if the
-    answer is incomplete. Raises Trouble; if `--write` is given and there is no policy to write, it does so after
-    the answer was printed."""
+    """Find and print the recommendation, and write the policy to the file of `--write`. The policy is also planned,
+    except for CSV. Return DONE, or CHANGES if the answer is incomplete. Raises Trouble; if `--write` is given and
+    there is no policy to write, it does so after the answer was printed."""
     async with prometheus_at(place) as prometheus:
         answer = await find_answer(prometheus, typed, session)
     if answer.policy is not None and terminal.output != "csv":
@@ -166,7 +166,8 @@ async def find_effect(session: Session | None, scope: NodeScope, policy: dict[st
 
 
 def _refuse_too_little(needs: tuple[Need, ...]) -> None:
-    """Raise Trouble if every workload's need is unknown because its history is too short."""
+    """Raise Trouble if the needs of all workloads are unknown because their histories are too short. `needs` must not
+    be empty."""
     if any(need.confidence is not Confidence.NONE or Doubt.TOO_LITTLE not in need.doubts for need in needs):
         return
     best = max(needs, key=lambda need: (need.samples, need.workload))

@@ -87,9 +87,9 @@ def answer_of(status: int, kind: str, body: bytes) -> WebAnswer:
 
 
 def refused(answer: WebAnswer, where: str, through: str) -> Trouble:
-    """Return the Trouble for HTTP 401 or 403, with a remedy. `where` is the address of the Prometheus as messages name
-    it. `through` is the context whose API server passed the query on; it is empty if Prometheus was queried
-    directly."""
+    """Return the Trouble for HTTP 401 or 403, with a remedy. `where` is the name of the Prometheus in the message
+    (`Endpoint.where`). `through` is the context whose API server passed the query on; it is empty if Prometheus was
+    queried directly."""
     if not through:
         remedy = "pass a token that it accepts: --token-file FILE"
     elif not answer.of_api_server:
@@ -167,7 +167,7 @@ def _untrusted(error: Exception, where: str, through: str) -> Trouble:
 
 def one_line(text: object) -> str:
     """Return a message from elsewhere on one line: without control characters, without periods at its end, and cut to
-    MOST_CHARACTERS. None becomes an empty string."""
+    MOST_CHARACTERS. None and other empty values become an empty string."""
     return printable(" ".join(str(text or "").split())[:MOST_CHARACTERS].rstrip(". "))
 
 
@@ -226,7 +226,7 @@ class Series:
 
     @property
     def value(self) -> float:
-        """The newest value of the series."""
+        """The newest value of the series, which must have at least one point."""
         return self.points[-1][1]
 
 
@@ -263,7 +263,7 @@ class Prometheus:
         return [series for series in await self.instant_all(query, at) if math.isfinite(series.value)]
 
     async def instant_all(self, query: str, at: float | None) -> list[Series]:
-        """Return the same series as `instant`, but also those whose value is infinite or not a number."""
+        """Return the series of `instant` and also those whose value is infinite or not a number. Raises Trouble."""
         parameters = {"query": query} | ({} if at is None else {"time": f"{at:.3f}"})
         return [series for series in await self._result("query", parameters, "vector") if series.points]
 
@@ -271,7 +271,8 @@ class Prometheus:
         self, query: str, start: float, end: float, step: float, *, whole: tuple[float, float] | None = None
     ) -> list[Series]:
         """Return the series that `query` yields from `start` to `end`, with a value every `step` seconds. Values that
-        are not finite are left out.
+        are not finite are left out, which may leave a series without points. Raises Trouble if the query fails or
+        its result cannot be read.
 
         A proxy in front of Prometheus may move the start and the end to multiples of the step (Mimir's
         pkg/frontend/querymiddleware/step_align.go at 0c388a4, Thanos' query frontend). So values more than half a step
@@ -308,8 +309,8 @@ class Prometheus:
 
     async def _ask(self, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
         """Send a query and return the JSON of the response. If an API server answered 401 and credentials can be
-        renewed, renew them once for all concurrent queries and send the query again, as kube/http.py does. Raises
-        Trouble."""
+        renewed, renew them once for all concurrent queries, store the new endpoint in `place`, and send the query
+        again, as kube/http.py does. Raises Trouble."""
         place = self.place
         answer = await self._call(place, path, parameters)
         if answer.status == 401 and answer.of_api_server and place.renew is not None:
@@ -321,7 +322,7 @@ class Prometheus:
 
     async def _call(self, place: Endpoint, path: str, parameters: Mapping[str, str]) -> WebAnswer:
         """Send one request, without following redirects, and return the response even if its HTTP status is an error.
-        Raises Trouble if there is no response."""
+        Raises Trouble if there is no response or if it is too large."""
         headers = {"Authorization": place.authorization} if place.authorization else {}
         try:
             async with self.session.get(
@@ -445,8 +446,8 @@ async def _body(response: aiohttp.ClientResponse, place: Endpoint) -> bytes:
 
 
 def _series(raw: Any) -> Series:
-    """Convert the JSON of one series in a result. Raises KeyError, TypeError, AttributeError or ValueError if it does
-    not have the expected form."""
+    """Convert the JSON of one series in a result. Raises KeyError, TypeError, AttributeError, ValueError or
+    OverflowError if it does not have the expected form."""
     points = raw["values"] if "values" in raw else [raw["value"]]
     numbers = ((float(at), float(value)) for at, value in points)
     labels = {printable(name): printable(text) for name, text in raw["metric"].items()}
@@ -454,8 +455,8 @@ def _series(raw: Any) -> Series:
 
 
 async def side_by_side(*queries: Coroutine[Any, Any, list[Series]]) -> list[list[Series]]:
-    """Run queries concurrently and return their answers in the same order. If one raises Trouble, cancel the others
-    and raise it."""
+    """Run queries concurrently and return their answers in the same order. If one raises Trouble or any other error,
+    cancel the others and raise it."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(query) for query in queries]

@@ -39,8 +39,8 @@ def seconds_of(window: str, most: int = MOST) -> int:
 
 def span_of(typed: Namespace, now: float, most: int = MOST) -> tuple[float, float]:
     """Return the start and end of the window that `--window` and `--until` describe, in seconds since 1970. Without
-    `--until` it ends at `now`. Raises Trouble if a flag cannot be parsed, or if the end lies more than a minute
-    after `now` (not checked if `now` is 0)."""
+    `--until` it ends at `now`. Raises Trouble if a flag cannot be parsed, if the window is not between LEAST and
+    `most` seconds long, or if the end lies more than a minute after `now` (not checked if `now` is 0)."""
     end = now
     if typed.until:
         until = from_rfc3339(f"{typed.until}T00:00:00Z" if len(typed.until) == 10 else typed.until)
@@ -75,7 +75,8 @@ async def find_gaps(
     points: float = MOST_POINTS,
 ) -> list[str]:
     """Return one sentence for each kind of gap in the data of a window: before the first sample, between samples (all
-    such gaps together), and after the last. Empty if the data is complete.
+    such gaps together), and after the last. Gaps of up to two steps do not count, and up to LOOKBACK seconds more
+    at the ends. Empty if the data is complete.
 
     `query` must have a value wherever there is data; it is sampled at `points` times at most. `lost` is a clause about
     the consequence of a gap. If there is no data at all, raises Trouble with the message `nothing`.

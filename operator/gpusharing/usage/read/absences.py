@@ -73,6 +73,7 @@ class Absences:
     def __init__(self, start: float, end: float) -> None:
         """Begin with no sightings. The window is from `start` to `end`, in seconds since 1970."""
         self.seconds: Counter[str] = Counter()
+        """Seconds for which each node was absent. Absences of up to SHORT in a stretch do not count."""
         self.first: dict[str, float] = {}
         """When each node was first seen in the window or after it; absent if it was seen in neither."""
         self.last: dict[str, float] = {}
@@ -90,9 +91,9 @@ class Absences:
         counts: Iterable[Series],
         holes: Sequence[Stretch],
     ) -> None:
-        """Add the answers for the next stretch of time. `firsts` and `lasts` have the times at which each node was
-        first and last seen in it, and `counts` the number of sightings. `holes` are the stretches in which no node
-        was seen. A node's absence is only added to `seconds` if it exceeds SHORT."""
+        """Add the answers for the next stretch of time and update all attributes. `firsts` and `lasts` have the times
+        at which each node was first and last seen in it, and `counts` the number of sightings. `holes` are the
+        stretches in which no node was seen. A node's absence is only added to `seconds` if it exceeds SHORT."""
         self._holes += holes
         last_seen, numbers = by_node(lasts), by_node(counts)
         for node, first in by_node(firsts).items():
@@ -137,7 +138,8 @@ class Absences:
 
 
 def by_node(answer: Iterable[Series]) -> dict[str, float]:
-    """Return the value of each series by the name of its node, without values that are too large to be a time."""
+    """Return the value of each series by the name of its node, without values that are too large to be a time or not a
+    number. The name is empty if a series has no label `node`."""
     return {
         series.labels.get("node", ""): series.value for series in answer if abs(series.value) <= CLOCKS[1]
     }
@@ -205,8 +207,8 @@ async def find_losses(
 
 
 def _nodes(nodes: Mapping[str, float], show: Callable[[float], str]) -> str:
-    """Format the nodes, each followed by its number as formatted by `show`, such as `gpu-1 (20 min)`. A long list is
-    shortened."""
+    """Format the nodes in the order of their names, each followed by its number as formatted by `show`, such as `gpu-1
+    (20 min)`. A long list is shortened."""
     return some([f"{node or 'a node'} ({show(number)})" for node, number in sorted(nodes.items())])
 
 

@@ -156,8 +156,8 @@ class Fold:
     """A cache of the workload of each pod in the current stretch, because a pod has many series."""
 
     def add(self, part: HourAnswers) -> None:
-        """Add the answers for the next stretch of time: update the records of workloads, the GPUs, and the nodes that
-        are not chosen."""
+        """Add the answers for the next stretch of time: update the records of workloads, the GPUs (`gpus` and
+        `others`), and the nodes that are not chosen (`beyond`)."""
         self._workloads.clear()
         read_own = partial(read_agent, devices=part.devices)
         read_exporter = partial(read_dcgm, exporters=part.exporters)
@@ -211,7 +211,7 @@ class Fold:
 
     def _see(self, gpus: dict[str, Gpu], labels: DeviceLabels, series: Series) -> None:
         """Record in `gpus` the GPU that `labels` name: when it was last seen, its node and model then, and when it
-        last had MIG devices."""
+        last had MIG devices. An empty node or model in the labels does not replace a known one."""
         last = self.hour(series.points[-1][0]) if series.points else -1
         gpu = gpus.get(labels.device.gpu)
         if gpu is None:
@@ -265,8 +265,8 @@ class Fold:
         self, used: Iterable[Reading], own: Iterable[Reading], crowded: set[Device], part: HourAnswers
     ) -> None:
         """Record the peak memory of each hour in the records of the workloads. The agent's values (`own`) take
-        precedence. On crowded devices the values of dcgm-exporter (`used`) are not recorded, and `shared` is
-        incremented instead. Implausible sizes are ignored."""
+        precedence over those of dcgm-exporter (`used`). Values of `used` for crowded devices are not recorded; each
+        increments `shared` instead. Implausible sizes are ignored."""
         known: set[tuple[Pod, int]] = set()
         for pod, _, record, hour, size in self._values(own, part):
             if 0 <= size <= MOST_MIB * MIB:
@@ -309,8 +309,9 @@ class Fold:
                     record.of_device = record.of_device or labels.device in split
 
     def _add_pods(self, readings: Iterable[Reading], part: HourAnswers) -> None:
-        """Record how many pods each workload had at the end of each hour, how many devices each pod held, the device
-        that was held last, and the memory that the pods declare."""
+        """Record for each workload how many pods it had at the end of each hour, how many devices each pod held, the
+        device that was held last, and the memory that the pods declare. Also updates the holders of the GPUs and
+        when they last had MIG devices."""
         devices: dict[tuple[Pod, int], set[Device]] = {}
         for pod, labels, record, hour, value in self._values(readings, part):
             devices.setdefault((pod, hour), set()).add(labels.device)
@@ -331,8 +332,8 @@ class Fold:
                 self._hold(device, hour, workload)
 
     def _pass(self, labels: DeviceLabels, series: Series, part: HourAnswers) -> None:
-        """Record the last hour of a series about a pod, so that a pod that came and went between the ends of two hours
-        is not missed."""
+        """Record in which hour a series last shows a pod, with the device that it held and the memory that it
+        declares, so that a pod that came and went between the ends of two hours is not missed."""
         if labels.pod is None or not series.points:
             return
         record, hour = self._record(labels.pod, part), self.hour(series.points[-1][0])

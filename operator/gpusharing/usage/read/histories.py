@@ -147,8 +147,8 @@ def _without_node(gpus: Iterable[Gpu]) -> Iterator[str]:
 
 
 def _away(gpus: Iterable[Gpu], latest: int) -> Iterator[str]:
-    """Yield a remark about `gpus`, which are known but not counted, if at least one of them was seen in
-    the last day."""
+    """Yield a remark about `gpus`, which are known but not counted: it names those that were seen in the last day.
+    Yields nothing if there are none."""
     lately = [gpu for gpu in gpus if gpu.last > latest - RECENT]
     if not lately:
         return
@@ -171,8 +171,8 @@ def _gone(workloads: Iterable[Workload]) -> Iterator[str]:
 
 
 def _replaced(fold: Fold, latest: int) -> Iterator[str]:
-    """Yield a remark if there are nodes with GPUs that were not chosen and no longer exist. Nodes are chosen by their
-    present labels, so whether such a node belonged to this pool is unknown."""
+    """Yield a remark if there are nodes with GPUs that were not chosen and have not been seen for PRESENT hours. Nodes
+    are chosen by their present labels, so whether such a node belonged to this pool is unknown."""
     old = sorted(node for node, last in fold.beyond.items() if last <= latest - PRESENT)
     if old:
         gone = "they are" if len(old) > 1 else "it is"
@@ -200,8 +200,9 @@ def _devices(record: Record) -> int:
 
 
 def _holding(usage: Usage, record: Record, gpu: Gpu, card: Card | None) -> Holding:
-    """Return what each pod of a workload holds now: the resource, the number of devices, and the part of a card that
-    one device is. `gpu` is the GPU that the workload held last. The share is None if it is unknown."""
+    """Return what each pod of a workload holds now: the resource, the number of devices, and the parts of a card's
+    memory and compute that one device is. `gpu` is the GPU that the workload held last. The part of the memory is
+    None if it is unknown."""
     if record.profile:
         resource = record.resource or resource_name(record.profile)
         share, compute = _of_instance(record.profile, card)

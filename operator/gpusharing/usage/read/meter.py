@@ -139,8 +139,8 @@ class _Day:
 
 async def read_metered(prometheus: Prometheus, query: MeterQuery) -> MeteredPools:
     """Read the meter's series for the window of `query` and return the time by cell, with everything known to be
-    missing. Raises Trouble if Prometheus has no data of the meter in the window, if a node was metered twice, or if
-    no namespace ever had the label that the bill is made by."""
+    missing. Raises Trouble if a query fails, if Prometheus has no data of the meter in the window, if a node was
+    metered twice, or if no namespace ever had the label that the bill is made by."""
     metered = MeteredPools()
     metered.missing += await _gaps(prometheus, query)
     unpriced: dict[tuple[str, str], float] = {}
@@ -191,7 +191,7 @@ def _sum(counts: dict[NodePool, float], answer: Iterable[Series]) -> None:
 
 async def _read_day(prometheus: Prometheus, query: MeterQuery, start: float, end: float) -> _Day:
     """Query the meter for one stretch of time and return the answers; impossible values are left out and reported in
-    `faults`. Raises Trouble, also if a node was metered twice."""
+    `faults`. Raises Trouble if a query fails or a node was metered twice."""
     queries = queries_of(query, round(end - start))
     results = await side_by_side(*(prometheus.instant_all(promql, end) for promql in queries.values()))
     answers = dict(zip(queries, results, strict=True))
@@ -226,8 +226,8 @@ def _credible(answer: Iterable[Series], faults: list[str]) -> Iterator[Series]:
 
 
 def _add(metered: MeteredPools, day: _Day, by: str, unpriced: dict[tuple[str, str], float]) -> None:
-    """Add the time of a day to the cells of `metered`. Seconds without a price are also added to `unpriced`, by policy
-    and by the reason why there is no price."""
+    """Add the time of a day to the cells of `metered`; a negative time counts as 0. Seconds without a price are also
+    added to `unpriced`, by policy and by the reason why there is no price."""
     for part in Part:
         for series in day.counted[part]:
             node, policy = series.labels.get("node", ""), series.labels.get(POLICY, "")
@@ -246,7 +246,8 @@ def _add(metered: MeteredPools, day: _Day, by: str, unpriced: dict[tuple[str, st
 
 def _tenant(series: Series, day: _Day, by: str) -> str:
     """Return who is billed for a series: in a bill by policy nobody (an empty string), in one by namespace the
-    namespace, else the namespace's label value on that day, empty if it is unknown."""
+    namespace, else the namespace's label value on that day, empty if it is unknown. The namespace OTHERS is billed
+    as such by any label."""
     namespace = namespace_of(series)
     if by == POLICY:
         return ""
@@ -262,8 +263,8 @@ def _basis(resource: str, most: float | None) -> Basis:
 
 
 def _unpriced(unpriced: Mapping[tuple[str, str], float]) -> list[str]:
-    """Return a sentence for each policy and each reason for which some time has no price, with the number of GPU-hours
-    and a remedy."""
+    """Return a sentence for each policy and each reason for which some time has no price, sorted by both, with the
+    number of GPU-hours and a remedy."""
     return [
         f"no price is known for {seconds / 3600:,.1f} GPU-hours of {_pool(policy)}: {why}"
         + ("" if why.endswith(CHOOSE) else f"; {REMEDY}")
@@ -273,16 +274,16 @@ def _unpriced(unpriced: Mapping[tuple[str, str], float]) -> list[str]:
 
 
 def _pool(policy: str) -> str:
-    """Return the name that messages use for the policy; for an empty string, `nodes without a policy`."""
+    """Return the policy's name for a message, or `nodes without a policy` if the name is empty."""
     return policy or "nodes without a policy"
 
 
 def _lacking(
     parts: Mapping[NodePool, float], gpus: Mapping[NodePool, float], seconds: float
 ) -> Iterator[str]:
-    """Yield a sentence for each policy whose parts of the GPU time do not add up to the time of its GPUs, which means
-    that some series are missing. `parts` and `gpus` have seconds by node and policy; `seconds` is the length of the
-    window."""
+    """Yield a sentence for each policy whose parts of the GPU time do not add up to the time of its GPUs, within the
+    tolerance of TOLERANCE and ENDS, which means that some series are missing. `parts` and `gpus` have seconds by
+    node and policy; `seconds` is the length of the window."""
     tolerance = max(TOLERANCE, ENDS / seconds)
     pools: dict[str, list[NodePool]] = {}
     for key in sorted(parts.keys() | gpus.keys()):
@@ -332,7 +333,7 @@ class _Unseen:
 
     @property
     def nodes(self) -> set[str]:
-        """The names of the nodes for which any GPU time was metered."""
+        """The names of the nodes whose counters were in any answer so far, even if they did not grow."""
         return {node for node, _ in self._seen}
 
     def describe(self) -> list[str]:

@@ -188,16 +188,17 @@ def _of_policy(raw: JSON, policies: Sequence[JSON], nodes: Sequence[JSON]) -> No
 
 
 def _owned_by_others(name: str, policies: Sequence[JSON], nodes: Sequence[JSON]) -> dict[str, str]:
-    """Return the owner of each of `nodes` that is owned by a policy other than `name`. Nodes without an owner are left
-    out."""
+    """Return, by node name, the owner of each of `nodes` that is owned by a policy other than `name`. Nodes without an
+    owner are left out."""
     owners = Owners(find_contenders(policy_view(each) for each in policies))
     owner_of = {each.name: owners.owner(each) for each in map(node_view, nodes)}
     return {node: owner for node, owner in owner_of.items() if owner not in ("", name)}
 
 
 def _user_metadata(metadata: JSON) -> dict[str, Any]:
-    """Return the labels and annotations that people or their tools wrote. Left out are approvals and resumptions,
-    which are void once the policy is edited, and what kubectl recorded of its last apply."""
+    """Return the labels and annotations that people or their tools wrote, under `labels` and `annotations`; a key is
+    absent if it would be empty. Left out are approvals and resumptions, which are void once the policy is edited,
+    and what kubectl recorded of its last apply."""
     annotations = {
         key: value for key, value in texts(metadata.get("annotations")).items() if key not in _OF_THE_OLD
     }

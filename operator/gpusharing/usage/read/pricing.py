@@ -60,7 +60,7 @@ class Prices:
     def find(self, node: str, policy: str) -> Price | str:
         """Return the price of a GPU of this node under this policy, or a clause that says why there is none. The
         sources are tried in the order OpenCost, policy, chart, and the first that has a price decides, even if its
-        price is ambiguous."""
+        price is ambiguous. The chart has one only if all products of the node have the same price."""
         if node in self.opencost:
             if ("node", node) in self.rivals:
                 return _rivalry(f"node {node}")
@@ -88,8 +88,8 @@ class Prices:
         return prices[0]
 
     def _only(self, key: tuple[str, str], by_currency: Mapping[str, Fraction], source: str) -> Price | str:
-        """Return the only price in `by_currency`, or a clause that says why it is ambiguous. `key` is the label and
-        value that the prices belong to, such as `policy` and its name."""
+        """Return the only price in `by_currency`, which must not be empty, or a clause that says why it is ambiguous.
+        `key` is the label and value that the prices belong to, such as `policy` and its name."""
         subject = " ".join(key)
         if len(by_currency) > 1:
             several = f"{subject} had several currencies on that day ({', '.join(sorted(by_currency))})"
@@ -115,8 +115,8 @@ def read_prices(
     rivals: Iterable[Series] = (),
 ) -> Prices:
     """Read the prices from the answers to the queries of `queries_of`; `cards` has the products of each node.
-    Impossible prices are left out and reported in `faults`. `rivals` has a series for each subject with several
-    prices at once. `currency` is that of OpenCost's prices."""
+    Impossible prices are left out and reported in `faults`; an OpenCost price of 0 is left out silently. `rivals`
+    has a series for each subject with several prices at once. `currency` is that of OpenCost's prices."""
     faults: list[_Fault] = []
     by_node: dict[str, Fraction] = {}
     for series in opencost:

@@ -76,8 +76,8 @@ class Usage:
 
 
 async def read_usage(prometheus: Prometheus, usage_query: UsageQuery) -> Usage:
-    """Read the use of the chosen GPUs in the window. Raises Trouble if Prometheus has no GPU metrics in the window,
-    has too many series, or has GPUs of several clusters."""
+    """Read the use of the chosen GPUs in the window. Raises Trouble if a query fails, or if Prometheus has no GPU
+    metrics in the window, has too many series, or has GPUs of several clusters."""
     chosen = braced(usage_query.selector)
     where = f" for {chosen}" if chosen else ""
     most_series_at_once = await _series(prometheus, usage_query)
@@ -174,7 +174,7 @@ async def _read_part(
 
 def _declared(annotated: Iterable[Series], remarks: list[str]) -> dict[Pod, int]:
     """Return the bytes of GPU memory that the annotation of each pod declares. A value that cannot be read, or is
-    below 1 MiB, is left out and adds a remark to `remarks`."""
+    below 1 MiB, is left out and adds a remark to `remarks`. Series that name no pod are ignored."""
     declared: dict[Pod, int] = {}
     for series in annotated:
         pod, size = pod_of(series.labels), series.labels.get(ANNOTATION, "")
@@ -203,7 +203,8 @@ def _refuse_clusters(answer: Iterable[Series]) -> None:
 
 def add_gpus(fold: Fold, infos: Iterable[Series]) -> None:
     """Add to `fold` the GPUs of the chosen nodes that agents reported: to `gpus` if they are of the chosen card, else
-    to `others`. The value of each series in `infos` is the time of the last report."""
+    to `others`. The value of each series in `infos` is the time of the last report; the latest report of a GPU
+    wins. Ignored are GPUs without a UUID, and those without a product if a card was chosen."""
     for series in sorted(infos, key=lambda series: series.value):
         node, uuid = series.labels.get("node", ""), series.labels.get("uuid", "")
         product = series.labels.get("product", "")

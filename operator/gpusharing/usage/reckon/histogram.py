@@ -125,6 +125,7 @@ def build(scale: Scale, samples: Iterable[Sample | tuple[datetime, float]]) -> H
 
 
 def _heavy_weights(weights: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
-    """Return the weights sorted by bucket, without those that are too small to change a percentile (_NEGLIGIBLE)."""
+    """Return the weights sorted by bucket, without those that are too small to change a percentile (_NEGLIGIBLE).
+    `weights` must not be empty."""
     least = max(weights.values()) * _NEGLIGIBLE
     return tuple(sorted((bucket, weight) for bucket, weight in weights.items() if weight >= least))

@@ -254,8 +254,9 @@ def _doubts(
 
 
 def _is_preallocated(history: History, memory: Histogram, compute: float | None, card: Card) -> bool:
-    """Whether the memory is probably preallocated: it is flat and takes up most of the device while the activity is
-    low. False if memory or activity was not measured."""
+    """Whether the memory is probably preallocated: it is flat (FLAT) and takes up most of the device (FILLED) while
+    the activity is low (LOW_ACTIVITY). False if memory or activity was not measured, or the card's memory is
+    unknown."""
     whole = memory_of(card) * GIB
     if compute is None or not memory.samples or not whole:
         return False
@@ -265,8 +266,8 @@ def _is_preallocated(history: History, memory: Histogram, compute: float | None,
 
 
 def _is_held_back(history: History, compute: float | None) -> bool:
-    """Whether the pods use all the compute that their slice or share offers, so that they might use more. False if
-    each pod has a whole GPU of its own, because there is nothing larger."""
+    """Whether the pods use all the compute that their slice or share offers, so that they might use more. False if the
+    activity is unknown, or if each pod has a whole GPU of its own, because there is nothing larger."""
     alone = history.holds.share == 1 and history.holds.compute == 1
     return compute is not None and not alone and compute >= _ceiling(history)
 

@@ -65,7 +65,8 @@ class Packer:
 
     def fill_up(self, layout: Layout, wanted: Collection[str]) -> Layout:
         """Return the layout with more instances added until its GPU is full. Preferred are as many instances of the
-        `wanted` profiles as possible, then as few profiles as possible, then as little stranded as possible."""
+        `wanted` profiles as possible, then as few profiles as possible, then as little stranded as possible. Raises
+        KeyError if `layout` or `wanted` has a profile that the packer does not use."""
         counts = self._counts(layout)
         useful = {self._index[name] for name in wanted}
 
@@ -113,7 +114,7 @@ class Packer:
 
     def _find_fills(self, wanted: Counts) -> tuple[Counts, ...]:
         """Return all ways to fill one GPU with some of the `wanted` instances, including the largest, until no other
-        of them fits. The fullest come first."""
+        of them fits. The fullest come first. Empty if nothing is wanted."""
         if not any(wanted):
             return ()
         largest = max(index for index, count in enumerate(wanted) if count)
@@ -130,7 +131,8 @@ class Packer:
         )
 
     def _counts(self, layout: Layout) -> Counts:
-        """Return the number of instances of each of the packer's profiles in the layout."""
+        """Return the number of instances of each of the packer's profiles in the layout. Raises KeyError if the layout
+        has another profile."""
         counts = [0] * len(self.profiles)
         for name, count in layout:
             counts[self._index[name]] = count

@@ -225,7 +225,8 @@ def recommend(
     pool: ModelPool, needs: Sequence[Need], occupied: Sequence[Occupied] = (), *, goal: Goal
 ) -> Recommendation:
     """Return the recommended layout of `pool` for workloads with these needs. `occupied` lists the GPUs that pods
-    share now. Raises ValueError if the pool has no GPU, or if its GPUs use the memory of the CPU."""
+    share now. Raises ValueError if the pool has no nodes or a node without GPUs, or if its GPUs use the memory of
+    the CPU."""
     if not pool.nodes or min(pool.nodes) < 1:
         raise ValueError(f"pool {pool.name} has no GPU")
     if not pool.card.memory_gb:
@@ -290,8 +291,9 @@ def _seats(
 
 
 def _seat(card: Card, need: Need, sizes: Sequence[Size]) -> Seat | Misplaced:
-    """Return the smallest profile that holds the need's memory and compute, or a number of whole GPUs if none does. If
-    the workload cannot be served, return the reason."""
+    """Return the smallest profile that holds the need's memory and compute, or a number of whole GPUs if none does:
+    one, or several if more memory was declared than one has. Pods that hold several whole GPUs now get that number.
+    If the workload cannot be served, return the reason."""
     holds = need.history.holds
     if holds.devices > 1:
         # Several whole GPUs are one program that spreads over them; instances and shares cannot be joined.

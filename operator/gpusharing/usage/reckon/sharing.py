@@ -50,8 +50,9 @@ class Shared:
 
 
 def find_shared(recommendation: Recommendation) -> Shared | None:
-    """Return the way to share whole GPUs that takes the fewest GPUs. Return None if the goal is performance or if no
-    way takes fewer than the layout. On a card with MIG, pods that get whole GPUs keep them and are not counted."""
+    """Return the way to share whole GPUs that takes the fewest GPUs; MPS if both ways take as many. Return None if the
+    goal is performance or if no way takes fewer than the layout. On a card with MIG, pods that get whole GPUs keep
+    them and are not counted."""
     if recommendation.goal is not Goal.COST:
         return None
     card = recommendation.pool.card
@@ -75,15 +76,16 @@ def find_shared(recommendation: Recommendation) -> Shared | None:
 
 
 def _each_pod(needs: Sequence[Need], values: Sequence[float]) -> _Pods:
-    """Return one value for each pod, the largest first. `values` has one value for each workload in `needs`."""
+    """Return one value for each pod, the largest first. `values` has one value for each workload in `needs`. Raises
+    ValueError if their lengths differ."""
     pairs = zip(values, needs, strict=True)
     of_all = chain.from_iterable(repeat(value, need.history.pods) for value, need in pairs)
     return tuple(sorted(of_all, reverse=True))
 
 
 def _mps(card: Card, memory: _Pods, compute: _Pods | None, instead: int) -> Shared | None:
-    """Return how MPS would serve these pods. `instead` is the number of GPUs in the layout. Return None if not even
-    two pods fit on a GPU, or if the memory needs are not known."""
+    """Return how MPS would serve these pods, with as many on each GPU as fit. `instead` is the number of GPUs in the
+    layout. Return None if there are no pods, if not even two fit on a GPU, or if the memory needs are not known."""
     if not memory or not memory[0]:
         return None
     most = min(card.mps_max_clients, int(memory_of(card) * GIB // memory[0]))

@@ -92,7 +92,7 @@ class TemplateChoice:
         return self.nodes * self.divided + self.whole
 
     def index(self, seat: Seat) -> int:
-        """Return the index of the profile that a workload gets."""
+        """Return the index of the profile that a workload gets. Raises KeyError if its pods get whole GPUs."""
         return dict(self.assignment)[seat.index]
 
 
@@ -112,7 +112,7 @@ def choose(
 def _ways(sizes: Sequence[Size], seats: Sequence[Seat]) -> Iterator[tuple[tuple[int, int], ...]]:
     """Yield every possible assignment of profiles to classes of workloads; a class has all workloads with the same
     smallest profile. Each class gets that profile or a larger one. An assignment is a tuple of pairs: the smallest
-    profile and the assigned one."""
+    profile and the assigned one. Yields one empty assignment if no workload needs a profile."""
     classes = sorted({seat.index for seat in seats if not seat.gpus})
     choices = [
         [larger for larger in range(len(sizes)) if sizes[larger].holds(sizes[smallest])]
@@ -195,8 +195,8 @@ def _tightness(seats: Sequence[Seat], sizes: Sequence[Size]) -> Callable[[Templa
 
 
 def _room(need: Need, size: Size) -> float:
-    """Return how many times the need fits into the size, in memory or compute, whichever is tighter; infinite if
-    neither need is known."""
+    """Return how many times the need fits into the size, in memory or compute, whichever is tighter. A need that is
+    unknown or 0 does not count; the result is infinite if neither counts."""
     memory = size.memory / need.memory if need.memory else inf
     return min(memory, size.compute / need.compute if need.compute else inf)
 

@@ -33,7 +33,7 @@ class CostReport:
     """A bill, with everything that a reader must know about it."""
 
     where: str
-    """The Prometheus that was queried, as messages name it."""
+    """The name of the Prometheus that was queried (`Endpoint.where`)."""
     query: MeterQuery
     """The query that the bill answers."""
     bill: Bill
@@ -82,7 +82,8 @@ def columns_of(name: str) -> tuple[Column, ...]:
 
 
 def cells_of(answer: CostReport) -> list[list[Span]]:
-    """Return the cells of the rows, for `columns_of`. The column PART has each row's percentage of all GPU time."""
+    """Return the cells of the rows, for `columns_of`. The column PART has each row's percentage of the GPU time of all
+    rows."""
     query, rows = answer.query, answer.bill.rows
     whole = sum(row.micros for row in rows)
     return [

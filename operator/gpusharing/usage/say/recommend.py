@@ -56,7 +56,7 @@ class RecommendReport:
     """A recommendation, the data it is based on, and what a reader must know about it."""
 
     where: str
-    """The Prometheus that was queried, as messages name it."""
+    """The name of the Prometheus that was queried (`Endpoint.where`)."""
     start: float
     """Start of the window, in seconds since 1970."""
     end: float
@@ -92,7 +92,7 @@ class RecommendReport:
 
     @property
     def packing(self) -> str:
-        """A sentence about the GPUs that the layout takes (`packing_of`); empty without a recommendation."""
+        """A sentence about the GPUs that the layout needs (`packing_of`); empty without a recommendation."""
         return "" if self.recommendation is None else packing_of(self.recommendation)
 
     @property
@@ -200,8 +200,8 @@ def placed_of(recommendation: Recommendation | None) -> dict[Workload, Placed | 
 
 
 def now_of(history: History) -> str:
-    """Return what each pod holds now, such as `1g.20gb`, `1/4 GPU`, `full GPU` or `2 GPUs`; `shared GPU` if the share
-    is unknown."""
+    """Return what each pod holds now, such as `1g.20gb`, `1/4 GPU`, `full GPU` or `2 GPUs`. If the share of a GPU is
+    unknown, the result is `shared GPU`, without the number of devices."""
     holds = history.holds
     if holds.resource.startswith(RESOURCE_MIG_PREFIX):
         profile = holds.resource.removeprefix(RESOURCE_MIG_PREFIX).removesuffix(".shared")
@@ -317,8 +317,9 @@ def _layouts(recommendation: Recommendation, paper: Paper) -> list[Line]:
 
 
 def packing_of(recommendation: Recommendation) -> str:
-    """Return a sentence that says how many GPUs and nodes the layout takes and the pool has, what is left over, and
-    how much memory pods on the worst shared GPU could use today."""
+    """Return a sentence that says how many GPUs and nodes the layout needs and the pool has, what is left over, and
+    how much memory pods on the worst shared GPU could use today. If no workload has a place, the sentence says only
+    that there is no layout."""
     if not recommendation.placed:
         return "There is no layout, because it is unknown how large an instance the workloads need."
     pool = recommendation.pool
@@ -404,8 +405,8 @@ _MODES = ("mode", "mig", "mps", "timeSlicing")
 
 
 def policy_of(scope: NodeScope, recommendation: Recommendation) -> dict[str, Any]:
-    """Return a policy with this layout and manual approval. Of an existing policy everything else is kept, except that
-    the node selector is that of `scope`."""
+    """Return a policy with this layout and manual approval. If `scope` holds the spec and metadata of an existing
+    policy, everything else in them is kept, except the node selector, which is that of `scope`."""
     unchanged = {
         key: value for key, value in scope.spec.items() if key not in (*_MODES, "nodeSelector", "rollout")
     }
@@ -420,7 +421,8 @@ def policy_of(scope: NodeScope, recommendation: Recommendation) -> dict[str, Any
 
 
 def as_file(answer: RecommendReport) -> str:
-    """Return the policy as a YAML document, preceded by comments about what it is based on."""
+    """Return the policy as a YAML document, preceded by comments about what it is based on. `answer` must have a
+    policy."""
     import yaml  # as in terminal.py: it costs as much as a short command
 
     comments = [
