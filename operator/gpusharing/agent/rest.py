@@ -58,7 +58,8 @@ class RestClient(KubeClient):
 
     async def call(self, request: ApiRequest) -> JSON:
         """Send a request and return its answer, as KubeClient.call does. After a 401 the credentials are renewed and
-        the request is sent once more."""
+        the request is sent once more. An error of the network, or no answer within TOTAL_TIMEOUT, is raised as
+        Unavailable."""
         for last in (False, True):
             exchange = await self._prepared(request)
             try:

@@ -322,7 +322,7 @@ class Prometheus:
 
     async def _call(self, place: Endpoint, path: str, parameters: Mapping[str, str]) -> WebAnswer:
         """Send one request, without following redirects, and return the response even if its HTTP status is an error.
-        Raises Trouble if there is no response or if it is too large."""
+        Raises Trouble if there is no response, or one of more than MOST_BYTES."""
         headers = {"Authorization": place.authorization} if place.authorization else {}
         try:
             async with self.session.get(
