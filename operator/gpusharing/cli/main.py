@@ -21,9 +21,10 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Carry out one command line and return its exit status. A `Trouble` is printed on standard error as one sentence
-    and returns 1. Ctrl-C and a closed pipe return the statuses that a shell would. The SystemExit of --help and of
-    invalid flags passes through."""
+    """Carry out one command line and return its exit status. A `Trouble` is printed on standard error as one sentence,
+    and the status is FAILED. After Ctrl-C, and when the reader of standard output is gone, the status is what a
+    shell would report; in the second case standard output is redirected to the null device. The SystemExit of
+    --help and of invalid flags passes through."""
     try:
         status = _carry_out(_parsed(arguments))
         sys.stdout.flush()
@@ -51,7 +52,8 @@ def _parsed(arguments: Sequence[str]) -> Namespace:
 
 
 def _carry_out(typed: Namespace) -> int:
-    """Turn garbage collection off, import the module of the verb, run it and return its exit status."""
+    """Turn garbage collection off for the rest of the process, import the module of the verb, run it and return its
+    exit status. Raises Trouble."""
     # A command ends before garbage matters, and collecting it takes as long as reading a thousand nodes.
     gc.disable()
     from gpusharing.cli.shell.running import carry_out

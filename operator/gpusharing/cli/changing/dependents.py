@@ -34,8 +34,9 @@ KINDS: tuple[tuple[str, Resource], ...] = (
 
 
 def find_vanishing(proposals: Iterable[Proposal], live: LivePlan) -> frozenset[str]:
-    """Return the resource names that no node would advertise after the changes, and the node labels, written as
-    `key=value`, that no node would have. Only proposals that are accepted and change something are considered."""
+    """Return one set with the resource names that no node would advertise after the changes and the node labels,
+    written as `key=value`, that no node would have. Only proposals that are accepted and change something are
+    considered, and only labels that a mode change rewrites."""
     accepted = [one for one in proposals if one.accepted and one.changes]
     names = {lost.resource for one in accepted for lost in one.vanishing if not lost.demand.remain}
     nodes = [live.snapshot.nodes[step.verdict.node] for one in accepted for step in one.steps]
@@ -48,8 +49,9 @@ async def read_dependents(
     client: KubeClient, vanishing: Set[str], ignored: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Look for objects outside the namespace `ignored` that refer to a name in `vanishing`. Return sentences about
-    them, and a note if some kinds could not be read (empty otherwise). Nothing is read if `vanishing` is empty. No
-    KubeError is raised."""
+    them, and a note if some kinds could not be read (empty otherwise). A kind that cannot be read and is not served
+    counts as having no objects. Nothing is read if `vanishing` is empty. Raises KubeError only if it cannot be
+    found out whether such a kind is served."""
     mentions: dict[str, set[str]] = defaultdict(set)
     unread: dict[str, str] = {}
     for kind, resource in KINDS if vanishing else ():
@@ -74,8 +76,9 @@ async def read_tenants(
     client: KubeClient, vanishing: Set[str], live: LivePlan
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Look for namespaces whose isolation label admits no mode that a node will still have, although `vanishing` has
-    one that a node has now. Return a sentence for each value of the label, and a note if namespaces could not be
-    listed (empty otherwise). Nothing is read if the guard is off. No KubeError is raised."""
+    one that a node has now. Return a sentence for each value of the label that such namespaces have, and no note.
+    If namespaces cannot be listed, return no sentence and a note. Nothing is read if the guard is off. No KubeError
+    is raised."""
     lines = []
     for level in _find_lost_levels(vanishing, live):
         try:
@@ -92,8 +95,8 @@ async def read_tenants(
 
 
 def _find_lost_levels(vanishing: Set[str], live: LivePlan) -> tuple[str, ...]:
-    """Return the levels of isolation of whose modes `vanishing` has one and no node will have any. Empty if the guard
-    is off."""
+    """Return the levels of isolation for which `vanishing` has the label of an admitted mode and no node will have
+    such a label afterwards. Empty if the guard is off or `vanishing` is empty."""
     if not vanishing or not live.snapshot.settings.guard:
         return ()
     remaining = {f"{key}={value}" for key, value in live.plan.afterwards.find_labels()}
@@ -104,8 +107,9 @@ def _find_lost_levels(vanishing: Set[str], live: LivePlan) -> tuple[str, ...]:
 async def _read_mentions(
     client: KubeClient, resource: Resource, vanishing: Set[str], ignored: str
 ) -> AsyncIterator[tuple[str, str]]:
-    """Yield each name of `vanishing` that an object of this kind refers to, followed by NAMESPACE/NAME of the object.
-    The kind is listed page by page. Raises KubeError."""
+    """Yield a pair for each mention of a name of `vanishing` in the spec of an object of this kind: the name, and
+    NAMESPACE/NAME of the object, or only NAME if the kind has no namespaces. Objects that do not count (`_counts`)
+    are left out, and a pair may be yielded twice. The kind is listed page by page. Raises KubeError."""
     async for page in pages_of(client, resource):
         for raw in page.items:
             place = text(raw, "metadata", "namespace"), text(raw, "metadata", "name")
@@ -124,7 +128,8 @@ def _counts(raw: JSON, ignored: str) -> bool:
 
 def _mentioned(value: object, vanishing: Set[str]) -> Iterator[str]:
     """Yield the names in `vanishing` that occur anywhere in `value`, a part of an object: as a key (also with the
-    prefix `requests.` of quotas), as a string, or as a key and its value, written `key=value`."""
+    prefix `requests.` of quotas), as a string, or as a key and its value, written `key=value`. A name is yielded
+    for each of its occurrences."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from {str(key).removeprefix("requests."), f"{key}={item}"} & vanishing

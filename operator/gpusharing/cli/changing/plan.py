@@ -65,7 +65,8 @@ class Planned:
 
 def describe(planned: Planned, paper: Paper) -> list[Line]:
     """Draw all proposals, the objects that depend on what vanishes, the notes about what is uncertain, and a last line
-    with the totals."""
+    with the totals. Nodes with SIMULATED GPUs are named above all of it. Pods of nodes whose pods were not listed
+    are missing from the totals."""
     proposals = planned.proposals
     lines = describe_simulated(planned.simulated, paper)
     for proposal in proposals:
@@ -113,8 +114,10 @@ def _describe(proposal: Proposal, paper: Paper) -> list[Line]:
 
 
 def _unchanged(proposal: Proposal, paper: Paper) -> list[Line]:
-    """Draw which nodes stay as they are and why: they already have the wanted layout, or something blocks their
-    change."""
+    """Draw which nodes stay as they are and why: those that already have the wanted layout, in one sentence, then
+    those that are left out or blocked. Of several nodes that are blocked with the same message, one is drawn, and
+    none if the blocking pods have been named already. On paper that is not wide, at most 5 of these nodes are
+    drawn."""
     lines: list[Line] = []
     if proposal.adopted:
         named = some(proposal.adopted, len(proposal.adopted) if paper.wide else MOST)
@@ -149,7 +152,7 @@ def _title(proposal: Proposal) -> Line:
 
 def _summary(proposal: Proposal) -> str:
     """Return the class of the change, the number of nodes that change at a time, the time windows and the hash of the
-    plan, separated by semicolons."""
+    plan, separated by semicolons. An empty hash is left out."""
     facts = [f"class {proposal.disruption}", f"{counted(proposal.at_once, 'node')} at a time"]
     facts.append(f"windows: {', '.join(proposal.windows)}" if proposal.windows else "no time windows")
     if proposal.hash:
@@ -158,7 +161,8 @@ def _summary(proposal: Proposal) -> str:
 
 
 def _row(step: Step) -> list[Span]:
-    """Return the cells of one node in the table of nodes; see COLUMNS."""
+    """Return the cells of one node in the table of nodes; see COLUMNS. If the node's pods were not listed, their
+    number is ? and the budgets are empty."""
     verdict, preview = step.verdict, step.preview
     return [
         Span(verdict.node),
@@ -182,7 +186,8 @@ def _when(step: Step) -> str:
 
 
 def _evicted(proposal: Proposal, paper: Paper) -> list[Line]:
-    """Draw the pods that would be evicted, and the gangs that would be interrupted, each once."""
+    """Draw one sentence with the pods that would be evicted, and one for each gang that would be interrupted. At most
+    MOST pods are named, or all on wide paper. Empty if there are neither."""
     pods = [pod for step in proposal.steps if step.preview is not None for pod in step.preview.pods]
     gangs = sorted({gang for s in proposal.steps if s.preview is not None for gang in s.preview.gangs})
     lines: list[Line] = []
@@ -217,8 +222,9 @@ def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
 
 
 def _who_asks(resource: Vanishing) -> str:
-    """Return a clause that says which pods request a resource of which the pool will have fewer devices, and whether
-    the rest of the cluster has enough of them. Empty if no pod requests it."""
+    """Return a clause about a resource whose number of devices in the pool falls: which pods of the pool request it,
+    how many pods are waiting for it, and whether other nodes still advertise enough devices. Empty if no pod
+    requests it or is waiting for it."""
     if not resource.pods and not resource.pending:
         return ""
     named = some(resource.pods, 5)
@@ -298,7 +304,7 @@ def _proposal_data(proposal: Proposal) -> dict[str, Any]:
 
 def _more(count: int, what: str) -> list[Line]:
     """Return a line that says how many more items of the kind `what` there are than those shown; empty if `count` is
-    0."""
+    not positive."""
     return [line(Span(f"  and {count} more {what}; -o wide lists all", Ink.FAINT))] if count > 0 else []
 
 
@@ -321,8 +327,9 @@ def _step_data(step: Step) -> dict[str, Any]:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Show what the policies in the files of `-f`, or else the present policies, would do (see VerbModule). Returns
-    FAILED if a policy is refused, CHANGES if something would change, otherwise DONE."""
+    """Show what the policies in the files of `-f`, or else the present policies, would do (see VerbModule). If the
+    user names a policy, only that one is shown. Returns FAILED if a policy is refused, CHANGES if something would
+    change, otherwise DONE. Raises Trouble, also if the named policy does not exist or is not in the files."""
     proposed, others = read_policies(typed.filename)
     only = {text(raw, "metadata", "name") for raw in proposed}
     if typed.policy:

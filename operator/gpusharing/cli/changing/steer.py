@@ -30,7 +30,8 @@ TRIES = 5
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Show the patch, ask for confirmation if it may evict pods, and send it (see VerbModule). With --dry-run nothing
-    is sent. Returns DONE, or FAILED if the user does not confirm."""
+    is sent. Returns DONE, or FAILED if the user does not confirm. Raises Trouble if the patch would have no effect,
+    cannot be sent, or needs a confirmation for which there is no terminal."""
     verb, flags = STEERING[typed.verb], vars(typed)
     shown = await session.get(verb.resource, typed.name)
     absent = await _find_absence(session, typed, lasts=verb.lasts)
@@ -91,10 +92,11 @@ async def _send(
 ) -> None:
     """Patch the object that was shown to the user as `shown`. Raises Trouble if it has changed since then in a way
     that matters to the user's decision: the user may have thought for a long time. `find` computes the patch for
-    the present object, to compare it with `change`.
+    the present object, to compare it with `change`; a Trouble of `find` passes through.
 
     If somebody else writes the object between our read and our patch, such as a kubelet with its heartbeat, the server
-    refuses the patch. The object is then read and compared again. After TRIES attempts Trouble is raised.
+    refuses the patch. The object is then read and compared again. Trouble is raised after TRIES attempts, and at once
+    for any other error of the server.
     """
     name = text(shown, "metadata", "name")
     what = _reference(resource, name)

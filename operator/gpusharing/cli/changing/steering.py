@@ -78,8 +78,9 @@ class SteeringVerb:
 
 
 def _approve(policy: JSON, request: SteeringRequest) -> Change:
-    """Return the patch that allows the current plan to be carried out. Raises Trouble if the policy needs no approval,
-    has no plan, has been approved already, or if its plan is not the one that the request names."""
+    """Return the patch that allows the current plan to be carried out. It needs no confirmation if the request names
+    the plan's hash. Raises Trouble if the operator has not processed the policy's generation yet, if the policy
+    needs no approval or has no plan, if the plan has been approved already, or if the request names another hash."""
     name, plan = text(policy, "metadata", "name"), section(policy, "status", "plan")
     _refuse_unseen(policy)
     if part(policy, "spec", "rollout", "approval") != "Manual":
@@ -102,7 +103,8 @@ def _approve(policy: JSON, request: SteeringRequest) -> Change:
 
 
 def _pause(policy: JSON, request: SteeringRequest) -> Change:
-    """Return the patch that pauses the policy. Raises Trouble if it is paused already with the same `whenPaused`."""
+    """Return the patch that pauses the policy. `whenPaused` is only part of it if the request names a value. Raises
+    Trouble if the policy is paused already and its `whenPaused` would stay the same."""
     name, rollout = text(policy, "metadata", "name"), section(policy, "spec", "rollout")
     before = text(rollout, "whenPaused") or "Finish"
     when = request.when_paused or before
@@ -118,7 +120,8 @@ def _pause(policy: JSON, request: SteeringRequest) -> Change:
 
 def _resume(policy: JSON, request: SteeringRequest) -> Change:
     """Return the patch that ends the pause of a policy or, if it is not paused, continues a rollout that was halted by
-    failures. Raises Trouble if it is neither paused nor halted."""
+    failures. Raises Trouble if the policy is not paused and its rollout is not halted either, or if it is not
+    paused and the operator has not processed its generation yet."""
     name, generation = text(policy, "metadata", "name"), whole(policy, "metadata", "generation")
     if part(policy, "spec", "rollout", "paused") is True:
         means = "nodes start their changes again, and earlier failures no longer count"
@@ -223,7 +226,8 @@ async def _read_halted(session: Session, policy: str) -> tuple[NodeStatus, ...]:
 
 async def _read_gpunode(session: Session, node: str) -> tuple[NodeStatus, ...]:
     """Return the status of a node as a tuple of one, or an empty tuple if the user may not read it. Raises Trouble if
-    the node has no GPUNode: every node with GPUs or a policy has one, so there is nothing to retry."""
+    the node has no GPUNode (every node with GPUs or a policy has one, so there is nothing to retry), and for any
+    other KubeError."""
     try:
         return (read_node(await session.client.get(GPUNODES, node)),)
     except Forbidden:

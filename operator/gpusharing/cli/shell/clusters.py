@@ -87,7 +87,8 @@ class FleetVerb:
 def carry_out_everywhere(
     verb: FleetVerb, typed: Namespace, contexts: Sequence[str], terminal: Terminal
 ) -> int:
-    """Ask all clusters, print their answers and return the worst exit status. Raises Trouble after that, with all
+    """Ask all clusters, print their answers and return FAILED if one of them has that status, otherwise the highest
+    status. Raises Trouble before anything is asked if the flags cannot be used, and after the printing, with all
     reasons, if a cluster gave no answer."""
     verb.check(typed)
     with asyncio.Runner(loop_factory=ProgramLoop) as runner:
@@ -110,7 +111,8 @@ async def ask_clusters(
     verb: FleetVerb, typed: Namespace, contexts: Sequence[str], first: float = FIRST
 ) -> list[Reply]:
     """Ask the clusters side by side, at most AT_ONCE at a time, and return a reply for each context in their order.
-    `first` is how many seconds each has for its first answer; for the rest it has those of the verb."""
+    Each cluster has `first` seconds for its first answer and then `Verb.beside` seconds for the rest. Login
+    programs that still run at the end are killed."""
     places = asyncio.Semaphore(AT_ONCE)
     try:
         async with asyncio.TaskGroup() as group:
@@ -125,7 +127,9 @@ async def ask_clusters(
 async def _reply(
     verb: FleetVerb, typed: Namespace, context: str, places: asyncio.Semaphore, first: float
 ) -> Reply:
-    """Ask one cluster when there is a place, and return its answer, or the reason of a Trouble or of a time-out."""
+    """Ask one cluster when there is a place, and return its answer, or the text of its Trouble or time-out as the
+    error of the reply. The time until there is a place does not count. `first` is how many seconds the cluster has
+    for its first answer."""
     late = f"its login program did not end within {first:g} s. Log in to context {context} first"
     kubeconfig = getattr(typed, "kubeconfig", "")
     try:
@@ -143,8 +147,8 @@ async def _reply(
 
 
 async def _identify(session: Session) -> str:
-    """Return the UID of the namespace kube-system, or an empty string if the user may not read it. Raises Trouble if
-    the API server does not answer."""
+    """Return the UID of the namespace kube-system, or an empty string if the user may not read it (Forbidden) or it
+    does not exist. Raises Trouble for any other KubeError, such as that of a server that does not answer."""
     try:
         return text(await session.client.get(NAMESPACES, "kube-system"), "metadata", "uid")
     except (Forbidden, NotFound):
@@ -154,7 +158,8 @@ async def _identify(session: Session) -> str:
 
 
 def describe_clusters(verb: FleetVerb, replies: Sequence[Reply], paper: Paper) -> list[Line]:
-    """Draw one table of all answers. SIMULATED nodes are named above it, and remarks follow below it."""
+    """Draw one table of all answers. SIMULATED nodes are named above it. Remarks follow below it, including one for
+    each context that leads to the same cluster as an earlier context."""
     columns = (Column("CLUSTER"), *verb.columns)
     rows = [[Span(reply.context), *row] for reply in replies for row in _rows(verb, reply)]
     answers = [(reply.context, reply.answer) for reply in replies if reply.answer]
@@ -181,7 +186,7 @@ def _wrapped(
     columns: Sequence[Column], rows: Sequence[Sequence[Span]], paper: Paper
 ) -> Sequence[Sequence[Span]]:
     """Break the last cell of each row into as many rows as it needs beside the others, so that no text is cut. The
-    rows are returned unchanged on wide paper and if the paper has no width."""
+    rows are returned unchanged on wide paper and if the paper has no width. There must be at least one row."""
     if paper.width is None or paper.wide:
         return rows
     sizes = [max(len(row[i].text) for row in rows) for i in range(len(columns) - 1)]

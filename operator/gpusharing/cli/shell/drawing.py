@@ -97,7 +97,7 @@ def printable(text: str) -> str:
 
 def prose(text: str, paper: Paper, *, indent: str = "", hang: str = "", ink: Ink = Ink.PLAIN) -> list[Line]:
     """Break a string into lines that fit the paper. All lines begin with `indent`, and all but the first with `hang`
-    after it. Runs of whitespace become one space."""
+    after it. Runs of whitespace become one space; a string of whitespace alone gives no lines."""
     wrapped = textwrap.wrap(
         " ".join(text.split()),
         max(NARROW, paper.room),
@@ -109,8 +109,8 @@ def prose(text: str, paper: Paper, *, indent: str = "", hang: str = "", ink: Ink
 
 
 def fold(text: Line, paper: Paper) -> list[Line]:
-    """Break a line of several inks between words into lines that fit the paper. A line that fits is returned
-    unchanged."""
+    """Break a line of several inks between words into lines that fit the paper. Each run of whitespace becomes one
+    space. A line that fits is returned unchanged."""
     if sum(len(span.text) for span in text) <= paper.room:
         return [text]
     pieces = [Span(piece, span.ink) for span in text for piece in re.findall(r"\s+|\S+", span.text)]
@@ -132,8 +132,9 @@ def fold(text: Line, paper: Paper) -> list[Line]:
 def table(
     columns: Sequence[Column], rows: Sequence[Sequence[Span]], paper: Paper, indent: str = ""
 ) -> list[Line]:
-    """Return a header and a line for each row. Columns without any content are left out. If the paper has a width and
-    is not wide, columns are left out in the order of `drop` until the rest fits, and then long cells are cut."""
+    """Return a header and a line for each row. Every row must have one cell for each column. Columns without any
+    content are left out. If the paper has a width and is not wide, columns are left out in the order of `drop`
+    until the rest fits, and then long cells are cut."""
     rows = _justified(columns, rows)
     shown = [index for index in range(len(columns)) if any(row[index].text for row in rows)]
     widths = {
@@ -231,8 +232,8 @@ class Glyph:
 
 
 def bar(glyphs: Sequence[Glyph], paper: Paper, room: int) -> Line:
-    """Return one cell for each glyph. If there are more glyphs than `room`, each cell stands for several of them and
-    shows the worst.
+    """Return a line with one cell for each glyph; neighbors of the same ink form one span. If there are more glyphs
+    than `room`, each cell stands for several of them and shows the worst.
 
     A glyph is worse if its ink comes later in _BADNESS: a failure is worse than a success.
     """

@@ -25,8 +25,9 @@ class VerbModule(Protocol):
 
 
 def carry_out(verb: Any, typed: Namespace) -> int:
-    """Run the verb, either offline or in each context, and return the worst exit status. Raises Trouble if flags
-    contradict each other and, after the last context, if any context raised one."""
+    """Run the verb without a cluster, for several clusters side by side, or in each context in turn, and return the
+    worst exit status. Raises Trouble if flags contradict each other, if there is no such context and, after the
+    last context, if any context raised one."""
     flags, row = vars(typed), typed.row
     named = tuple(name.strip() for name in flags.get("contexts", "").split(",") if name.strip())
     beside = row.beside > 0 and ("contexts" in flags or "all_contexts" in flags)
@@ -85,8 +86,9 @@ def _find_contradiction(typed: Namespace, named: Sequence[str], *, several: bool
 
 
 async def _everywhere(verb: VerbModule, typed: Namespace, contexts: Sequence[str], terminal: Terminal) -> int:
-    """Run the verb in each context and return FAILED if it failed in any, otherwise the highest exit status. A Trouble
-    in one context does not prevent the others from running; all are combined and raised at the end."""
+    """Run the verb in each context and return FAILED if it failed in any, otherwise the highest exit status. Several
+    contexts get a heading each, except in JSON and YAML. A Trouble in one context does not prevent the others from
+    running; all are combined and raised at the end."""
     troubles: list[str] = []
     statuses: list[int] = []
     for context in contexts:

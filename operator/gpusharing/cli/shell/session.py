@@ -30,7 +30,8 @@ MOST_LISTED = 20
 
 def read_contexts(files: Sequence[Path]) -> tuple[str, dict[str, str]]:
     """Return the name of the current context, which may be empty, and the namespace that each context sets (empty if
-    none), by the context's name. Raises Trouble if a file cannot be read."""
+    none), by the context's name. If several files set one of these, the first file decides. Raises Trouble if a
+    file cannot be read."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     current, known = "", dict[str, str]()
     for file in files:
@@ -176,7 +177,7 @@ async def connected(
     kubeconfig: str, context: str, environment: Mapping[str, str] = os.environ
 ) -> AsyncIterator[Session]:
     """Yield a session for one context, and close it afterwards. Empty strings mean the same as in kubectl: the default
-    files and the current context. Raises Trouble."""
+    files and the current context. Raises Trouble if there is no such context or the login fails."""
     login, where, namespace = find_login(kubeconfig, context, environment)
     client = HttpClient(login, name=NAME, limits=LIMITS)
     try:
@@ -189,7 +190,8 @@ async def connected(
 
 def find_login(kubeconfig: str, context: str, environment: Mapping[str, str]) -> tuple[Login, str, str]:
     """Return how to log in, the name of the cluster in messages, and the default namespace. If there is no kubeconfig
-    and none was named, a pod's own service account is used. Raises Trouble if there is none of these."""
+    and none was named, a pod's own service account is used. Raises Trouble if there is no service account either,
+    if the kubeconfig cannot be read, or if it does not have the context."""
     try:
         files = find_kubeconfigs(kubeconfig, environment)
     except Trouble:
