@@ -103,8 +103,9 @@ def cleaned(value: object) -> Any:
 
 
 def _cleaned(key: str, value: object) -> Any:
-    """Return the cleaned value of one key. Of annotations only those in KEPT_ANNOTATIONS are kept. A value whose key
-    suggests a secret becomes REMOVED; any other is `cleaned`."""
+    """Return the cleaned value of one key. For annotations, only those that begin with one of KEPT_ANNOTATIONS are
+    kept. A value whose key suggests a secret becomes REMOVED if it is a string, a list or an object; any other
+    value is `cleaned`."""
     if key == "annotations" and isinstance(value, dict):
         return {
             name: _cleaned(name, text) for name, text in value.items() if name.startswith(KEPT_ANNOTATIONS)
@@ -115,7 +116,8 @@ def _cleaned(key: str, value: object) -> Any:
 
 
 def scrubbed(text: str) -> str:
-    """Return the string with REMOVED in place of everything that is named as a secret or has the form of one."""
+    """Return the string with REMOVED in place of everything that is named as a secret or has the form of one. The name
+    itself is kept."""
     folded = text.casefold()
     if not any(hint in folded for hint in _HINTS):
         return text
@@ -181,9 +183,9 @@ class Bundle:
         self.files[name] = (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
     async def read(self, name: str, what: Callable[[], Awaitable[object]]) -> None:
-        """Call `what` and add its result as the JSON file `name`; a KubeError is recorded as a gap. Raises
-        Unauthorized, because then nothing can be read, and Unavailable if no file was read yet and AWAY calls went
-        unanswered."""
+        """Call `what` and add its result as the JSON file `name`. A KubeError is recorded in `gaps` and `errors`
+        instead. Raises Unauthorized, because then nothing can be read, and Unavailable if no file was read yet and
+        AWAY calls went unanswered."""
         try:
             self.add(name, await what())
         except Unauthorized:
@@ -207,8 +209,8 @@ class Bundle:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Write the archive, and print its name and its gaps (see VerbModule). Raises Trouble if nothing could be read, or
-    if the file cannot be written."""
+    """Write the archive, and print its name and its gaps (see VerbModule). An existing file is overwritten. Raises
+    Trouble if nothing could be read, if the user's credentials are refused, or if the file cannot be written."""
     at = session.now()
     folder = f"gpusharing-support-{at:%Y%m%dT%H%M%SZ}"
     path = Path(typed.file or f"{folder}.tar.gz")
@@ -232,8 +234,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 async def gather(session: Session, at: datetime) -> Bundle:
     """Read everything that belongs in the archive, one call after the other so that an ailing server is not
-    overloaded. A KubeError becomes a gap in the archive. Raises Unauthorized at once, Unavailable if the server does
-    not answer at all, and the first KubeError if nothing could be read."""
+    overloaded. A KubeError becomes a gap in the archive. Raises Unauthorized at once, unless only logs are left to
+    read, Unavailable if the server does not answer at all, and the first KubeError if nothing could be read."""
     bundle, client = Bundle(), session.client
     try:
         installed = await read_installed(client)
@@ -292,8 +294,8 @@ async def _object(client: KubeClient, resource: Resource, name: str, namespace: 
 
 
 async def _all(client: KubeClient, resource: Resource, namespace: str | None) -> list[JSON]:
-    """Read all objects of a kind and return them `cleaned`. Of Nodes only `node_facts` are returned.
-    Raises KubeError."""
+    """Read all objects of a kind and return them `cleaned`. For Nodes, only `node_facts` are returned. `namespace` is
+    None for all namespaces. Raises KubeError."""
     clean = node_facts if resource == kinds.NODES else cleaned
     pages = pages_of(client, resource, namespace=namespace)
     return [clean(raw) async for page in pages for raw in page.items]
@@ -301,8 +303,8 @@ async def _all(client: KubeClient, resource: Resource, namespace: str | None) ->
 
 async def _logs(session: Session, bundle: Bundle, namespace: str) -> None:
     """Add the last LINES lines of the logs of each of WORKLOADS in this namespace, from at most MOST_LOGS pods of
-    each. Pods that are left out and logs that cannot be read are recorded as gaps. If the pods cannot be listed,
-    nothing is added: that gap is recorded already."""
+    each, to `bundle`; they are `scrubbed`. Pods that are left out and logs that cannot be read are recorded in its
+    gaps. If the pods cannot be listed, nothing is added: that gap is recorded already. No KubeError is raised."""
     try:
         pods = await list_of(session.client, kinds.PODS, namespace=namespace)
     except KubeError:

@@ -129,9 +129,10 @@ def node_answer(name: str, published: NodeStatus | None, live: LivePlan | None, 
 
 
 def _published_or_planned(published: NodeStatus, verdict: Verdict | None) -> NodeStatus:
-    """Return the published status of the node, completed from the verdict of the present plan. An empty policy and
-    empty blockers are taken from the verdict; if the phase is empty, so is everything else. Without a phase and a
-    verdict, the message says that no policy selects the node."""
+    """Return the published status of the node, completed from the verdict of the present plan. With a verdict, an
+    empty policy and empty blockers are taken from it, and so is everything else if the phase is empty. Without a
+    verdict, the status is returned unchanged or, if its phase is empty, with the message that no policy selects the
+    node."""
     if verdict is None:
         none = "no policy selects this node, so the operator does not change its GPUs"
         return published if published.phase else replace(published, message=none)
@@ -211,8 +212,8 @@ def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]
 
 
 def _title(answer: NodeAnswer, now: datetime) -> Line:
-    """Return the first line: the node, its policy, its phase and reason, how long ago the phase began, and when it is
-    to end."""
+    """Return the first line: the node, its policy, its phase and reason (or `not managed` if it has no phase), how
+    long ago the phase began, and when it is to end. The last two are left out if they are unknown."""
     since = age(answer.node.entered, now)
     when = f"  since {since}" if since else ""
     until = f", until {_ENDS.get(answer.node.deadline, answer.node.deadline)}" if answer.node.deadline else ""
@@ -243,8 +244,9 @@ def _facts(answer: NodeAnswer) -> list[str]:
 
 
 def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:
-    """Draw the table of proofs. Below it, draw the messages of sources that disagree, unless the row of the source
-    already says it all. Without proofs, draw the reason why there are none."""
+    """Draw the table of proofs. Below it, draw the messages of sources that disagree. The message is left out if the
+    row of the source shows both values completely and they differ, but never for the sources in _IN_WORDS. Without
+    proofs, draw the reason why there are none."""
     if not answer.proofs:
         return prose(f"No proof to show: {answer.unproven}", paper, hang="  ", ink=Ink.WAITING)
     good, bad = ("✓", "✗") if paper.glyphs else ("+", "x")

@@ -170,8 +170,8 @@ def _services_of(
 
 
 def _exclusions(rooms: Sequence[NodeRoom]) -> Iterator[str]:
-    """Yield one string for each rule that excludes the pod from some of these nodes: the names of the nodes, a colon,
-    and the rule."""
+    """Yield one string for each rule that will exclude the pod from some of these nodes once the changes are done: the
+    names of the nodes, a colon, and the rule. The strings are sorted by rule."""
     by_rule: dict[str, list[str]] = {}
     for room in rooms:
         if room.later:
@@ -182,7 +182,7 @@ def _exclusions(rooms: Sequence[NodeRoom]) -> Iterator[str]:
 
 def _all_of(exclusions: Sequence[str]) -> str:
     """Return the rules in `exclusions` for a pool whose nodes are all excluded, separated by semicolons. A single rule
-    applies to all nodes, so their names are left out."""
+    applies to all nodes, so their names are left out. There must be at least one rule."""
     return "; ".join(exclusions) if len(exclusions) > 1 else exclusions[0].partition(": ")[2]
 
 
@@ -258,7 +258,8 @@ def _on_changing(case: PodCase) -> str:
 
 
 def _on_quiet(case: PodCase) -> str:
-    """Explain a pod that has a node already, so that no pool is holding it up. Empty for a pod without a node."""
+    """Explain a pod that has a node already, so that no pool is holding it up. Empty for a pod without a node. Checked
+    after `_on_changing`, so the node has no change ahead or is not managed."""
     return f"this pod is on node {case.node}, which the operator is not changing now" if case.node else ""
 
 
@@ -288,8 +289,8 @@ def _available(case: PodCase) -> str:
 
 
 def _to_come(case: PodCase) -> str:
-    """Explain a pod for which some node has everything, or will have it after the changes. The pod must wait, or a
-    person must remove the obstacle that the table shows. Empty if there is no such node."""
+    """Explain a pod for which some node will have everything after the changes, whether or not it has everything now.
+    The pod must wait, or a person must remove the obstacle that the table shows. Empty if there is no such node."""
     nodes = [room.node for room in case.rooms if fits(case.asks, room.after)]
     if not nodes:
         return ""
@@ -300,8 +301,9 @@ def _to_come(case: PodCase) -> str:
 
 
 def _too_large(case: PodCase) -> str:
-    """Explain a pod that requests more than any single node has, so that waiting does not help. Empty if a node has
-    enough now, or if a resource is on no node that the pod may use."""
+    """Explain a pod that requests more of one resource than any single node has, or several resources that no single
+    node has together, so that waiting does not help. A resource that no node has for the pod is not explained here:
+    unless another one is too scarce, the result is then empty. Empty also if a node has everything now."""
     nowhere = "no node that this pod may use" if any(one.kept for one in case.services) else "no node"
     most = {
         name: max(max(room.now.get(name, 0), room.after.get(name, 0)) for room in case.rooms)
@@ -349,7 +351,8 @@ is empty."""
 
 
 def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
-    """Draw the answer: the pod and its status, what each pool has for it, the conclusion, and the notes."""
+    """Draw the answer: the pod and its status, what each pool has for it, the guard for tenants, the conclusion, and
+    the notes. Nodes with SIMULATED GPUs are named above it."""
     requests = ", ".join(f"{count} {name}" for name, count in sorted(answer.asks.items()))
     asks = answer.fraction or requests or "no GPU"
     ink = Ink.GOOD if answer.node else Ink.WAITING
@@ -370,8 +373,8 @@ def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
 
 
 def _service_lines(services: Sequence[Service], paper: Paper) -> list[Line]:
-    """Draw a table with one row for each service. Below it, draw the obstacles that were cut off in the table, and the
-    exclusions in pools of which the pod may use other nodes."""
+    """Draw a table with one row for each service. Below it, draw the obstacles that were cut off in the table. For a
+    pool in which the pod may use some nodes, also draw the rules that exclude it from the others."""
     rows = [
         [
             Span(service.pool or "no policy"),

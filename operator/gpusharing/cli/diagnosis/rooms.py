@@ -47,9 +47,10 @@ _PERSISTENT = ("persistentVolumeClaim", "ephemeral")
 
 
 def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None) -> str:
-    """Return, as a clause, the first rule that excludes the pod from the node. Empty if none of these rules does: the
-    pod's node selector, then its required node affinity, then the node's taints, except for TRANSIENT_TAINTS, such
-    as that of a cordon. `labels` are the labels that the node will have, or None to use those that it has now."""
+    """Return a clause about the first rule that excludes the pod from the node; empty if none does. The rules are, in
+    this order, the pod's node selector, its required node affinity, and the node's taints, except for
+    TRANSIENT_TAINTS, such as that of a cordon. `labels` are the labels that the node will have, or None to use
+    those that it has now."""
     spec = section(pod, "spec")
     labels = texts(part(node, "metadata", "labels")) if labels is None else labels
     for key, value in sorted(texts(spec.get("nodeSelector")).items()):
@@ -90,9 +91,9 @@ def find_overlooked(pod: JSON) -> tuple[str, ...]:
 
 
 def _outside(terms: Sequence[Sequence[Row]], labels: Mapping[str, str]) -> str:
-    """Return what the terms require of a node that matches none of them, joined by `or`; empty if the node's `labels`
-    match a term. A row with an unknown operator matches no node: the API server refuses such rows, and the
-    scheduler treats them as unmet."""
+    """Return what the terms require of a node that matches none of them: the first unmet row of each, joined by `or`.
+    Empty if the node's `labels` match a term. A row with an unknown operator matches no node: the API server
+    refuses such rows, and the scheduler treats them as unmet."""
     wanted = []
     for term in terms:
         missing = [row for row in term if row[1] not in _OPERATORS or not holds(labels, row)]
@@ -221,9 +222,10 @@ class RoomSearch:
                 self.rooms[node.name] = self._room(raw, node)
 
     def _room(self, raw: JSON, node: NodeView) -> NodeRoom:
-        """Return what one node has for the pod. Its `now` is empty if a rule or the device plugin excludes the pod,
-        its `free` also if the node is cordoned, gated or not Ready, and its `after` if the pod will be excluded
-        once the changes are done."""
+        """Return what one node has for the pod. Its `now` is empty if a rule or the device plugin excludes the pod;
+        the plugin counts only if no change is ahead of the node. Its `free` is empty in that case and if the node
+        is cordoned, gated or not Ready, and its `after` is empty if the pod will be excluded once the changes are
+        done."""
         plan, report = self.live.plan, self.live.snapshot.gpunodes.get(node.name)
         verdict = plan.verdicts.get(node.name)
         pool = "" if verdict is None else verdict.policy

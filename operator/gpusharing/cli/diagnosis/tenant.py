@@ -16,8 +16,9 @@ from gpusharing.planning.vocabulary.lengths import some
 
 def explain_guard(search: RoomSearch, namespace_labels: Mapping[str, str]) -> str:
     """Return sentences about the isolation label of the namespace of `search.pod`, and about nodes with an admitted
-    mode that do not have what the pod requests. Empty if the namespace has no such label, if the pod has a node
-    already, or if the pod requires no mode because it is older than the label."""
+    mode that do not have what the pod requests. The last sentence has no period. Empty if the namespace has no such
+    label, if the pod requests no GPU resource or has a node already, or if it requires no mode because it is older
+    than the label."""
     raw, asks = search.pod, pod_requests(search.pod)
     admitted = find_admitted(namespace_labels)
     if admitted is None or not asks or text(raw, "spec", "nodeName") or not _requires_mode(raw):
@@ -41,7 +42,8 @@ def explain_guard(search: RoomSearch, namespace_labels: Mapping[str, str]) -> st
 
 
 def _lines(lacking: Mapping[tuple[str, str], list[str]]) -> Iterator[str]:
-    """Yield a sentence for each key of `lacking`: the resources that its nodes lack, and the mode of these nodes."""
+    """Yield a sentence for each key of `lacking`, which has two parts: the resources that the nodes lack, and the mode
+    of these nodes. The sentences are sorted by key."""
     for (resources, mode), nodes in sorted(lacking.items()):
         verb = "does" if len(nodes) == 1 else "do"
         yield f"{some(nodes)} (mode {mode}) {verb} not advertise {resources}"

@@ -39,7 +39,8 @@ def find_subject(word: str, namespace: str) -> tuple[str, str | None]:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Explain the node or the pod that the user named (see VerbModule)."""
+    """Explain the node or the pod that the user named, and return DONE (see VerbModule). Raises Trouble, also if it
+    does not exist."""
     name, namespace = find_subject(typed.subject, getattr(typed, "namespace", session.namespace))
     if namespace is not None:
         pod = await session.get(PODS, name, namespace)
@@ -57,8 +58,9 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def _node(session: Session, name: str) -> NodeAnswer:
-    """Return what the operator published about a node and, if the user has the rights for it, what each source of
-    proof says now. Raises Trouble if there is neither a GPUNode nor a Node of this name."""
+    """Return what the operator published about a node, and what each source of proof says now or, if the sources
+    cannot be read, why not. Raises Trouble if there is neither a GPUNode nor a Node of this name, and for every
+    error other than NotFound while the GPUNode is read."""
     try:
         published = read_node(await session.client.get(GPUNODES, name))
     except NotFound:

@@ -134,7 +134,8 @@ async def gathered(
     session: Session, proposed: tuple[JSON, ...] = (), *, beforehand: bool = False
 ) -> AsyncIterator[Cluster]:
     """Yield the cluster as it would be with the proposed policies applied, and keep it up to date while the context is
-    open. Raises Trouble, also if the operator is not installed and `beforehand` is false."""
+    open. Raises Trouble, also if the operator is not installed and `beforehand` is false, and in place of a
+    KubeError that is raised in the context."""
     try:
         installed = await read_installed(session.client)
         missing = beforehand and installed.missing
@@ -164,12 +165,12 @@ async def gathered(
 
 
 async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) -> list[str]:
-    """Wait until every source is listed or has failed. Return a sentence for each optional kind that the user may not
-    read. Raises Trouble after PATIENCE seconds, if the user lacks a permission that a plan needs, or if the API
-    server does not serve GPUNodes and `missing` is false.
+    """Wait until every source is listed or has failed. Return a sentence for each optional kind (MARKERS) that the
+    user may not read. Raises Trouble after PATIENCE seconds, if the user lacks a permission that a plan needs, or
+    if the API server does not serve GPUNodes and `missing` is false.
 
-    `missing` is true if the operator need not be installed. `bare` is true if a missing permission
-    to read GPUNodes is ignored.
+    `missing` is true if the operator need not be installed. `bare` is true if a missing permission to read GPUNodes is
+    ignored.
     """
     everything = {**sources.required, **sources.optional}
     try:

@@ -47,8 +47,9 @@ def _check(document: JSON, name: str) -> None:
 
 
 def _documents(name: str) -> Iterator[JSON]:
-    """Yield each object in the file `name`; a List is replaced by its items. Raises Trouble if the file cannot be
-    read, is not YAML, or contains a document that is not an object."""
+    """Yield each object in the file `name`, or in standard input if that is `-`. A List is replaced by its items, and
+    empty documents are skipped. Raises Trouble if the file cannot be read, is not YAML, or contains a document that
+    is not an object."""
     try:
         content = sys.stdin.read() if name == "-" else Path(name).read_text()
         documents = list(yaml.load_all(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))

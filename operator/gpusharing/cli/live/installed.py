@@ -52,7 +52,8 @@ class InstalledOperator:
 
 async def read_installed(client: KubeClient) -> InstalledOperator:
     """Find the operator's Deployment in any namespace and return its settings, its version, and the claims and
-    failures on its Lease. If there is no Deployment, or the user may not list Deployments, return the chart's
+    failures on its Lease. If there is no Deployment, return the chart's defaults with the namespace of the GPU
+    Operator, a note, and `missing` set. If Deployments cannot be listed (Forbidden or NotFound), return the chart's
     defaults with a note. Raises any other KubeError."""
     try:
         deployments = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
@@ -80,8 +81,8 @@ async def read_installed(client: KubeClient) -> InstalledOperator:
 
 
 async def is_missing(client: KubeClient) -> bool:
-    """Whether no namespace has a Deployment of the operator. False if the user may not list Deployments. Raises any
-    other KubeError."""
+    """Whether no namespace has a Deployment of the operator. False if Deployments cannot be listed (Forbidden or
+    NotFound). Raises any other KubeError."""
     try:
         return not await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
     except (Forbidden, NotFound):
@@ -90,7 +91,7 @@ async def is_missing(client: KubeClient) -> bool:
 
 def settings_of(deployment: JSON) -> tuple[SourceSettings, tuple[str, ...]]:
     """Return the operator's settings, read from the environment variables of its containers. If some values cannot be
-    used, their defaults are taken and the second result is a note that names them; otherwise it is empty."""
+    used, their defaults are taken and the second result has one note, which names them; otherwise it is empty."""
     namespace = text(deployment, "metadata", "namespace")
     containers = entries(deployment, "spec", "template", "spec", "containers")
     values = {
@@ -131,8 +132,8 @@ def find_difference(theirs: str) -> tuple[str, ...]:
 
 
 async def _pod_name(client: KubeClient, namespace: str) -> str:
-    """Return the name of the operator's own pod, which is never evicted; empty if there is none or the user may not
-    list pods."""
+    """Return the name of the operator's own pod, which is never evicted, or the first by name if there are several.
+    Empty if there is none or pods cannot be listed (Forbidden or NotFound). Raises any other KubeError."""
     try:
         pods = await list_of(client, PODS, namespace=namespace, label_selector=SELECTOR)
     except (Forbidden, NotFound):
@@ -141,8 +142,9 @@ async def _pod_name(client: KubeClient, namespace: str) -> str:
 
 
 async def _written_claims(client: KubeClient, namespace: str) -> tuple[str, tuple[str, ...]]:
-    """Return the annotation of the operator's Lease that records slots and failures, and a note if the Lease could not
-    be read. Both are empty if there is no Lease."""
+    """Return the annotation of the operator's Lease that records slots and failures, and no note. The annotation is
+    empty if the Lease does not exist or lacks it. If the Lease may not be read or the call is refused as Invalid,
+    return an empty string and a note. Raises any other KubeError."""
     try:
         lease = await client.get(LEASES, OPERATOR, namespace=namespace)
     except NotFound:

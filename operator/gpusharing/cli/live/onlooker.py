@@ -48,7 +48,8 @@ class Onlooker(PassingClient):
             return _list([], "0")
 
     async def _merged_policies(self) -> JSON:
-        """List all policies and return the list with the proposed ones applied, sorted by name."""
+        """List all policies and return the list with the proposed ones applied, sorted by name. Raises KubeError. With
+        `beforehand`, Forbidden and NotFound are not raised, and only the proposed policies are returned."""
         policies: dict[str, JSON] = {}
         version = "0"
         try:
