@@ -42,8 +42,8 @@ def known_phase(word: str) -> Phase | None:
 
 
 def state_of(word: str) -> State:
-    """Return the state of a node in the phase with this name. A phase that this version does not know counts as
-    waiting."""
+    """Return the state of a node in the phase with this name. Skipped counts as blocked. A phase that comes before a
+    change, or that this version does not know, counts as waiting."""
     phase = known_phase(word)
     if phase is Phase.FAILED:
         return State.FAILED
@@ -128,7 +128,8 @@ def group_pools(
 
 
 def _pool(raw: JSON, nodes: Mapping[str, list[NodeStatus]]) -> PoolStatus:
-    """Return the pool of the policy `raw`. `nodes` has the nodes of each policy, by the policy's name."""
+    """Return the pool of the policy `raw`. `nodes` has the nodes of each policy, by the policy's name. If the summary
+    has no mode, that of the spec is used."""
     name, status = text(raw, "metadata", "name"), section(raw, "status")
     generation = whole(raw, "metadata", "generation")
     limit = part(raw, "spec", "rollout", "maxUnavailable")
@@ -146,7 +147,8 @@ def _pool(raw: JSON, nodes: Mapping[str, list[NodeStatus]]) -> PoolStatus:
 
 
 def read_node(raw: JSON) -> NodeStatus:
-    """Return the status of the node that a GPUNode describes."""
+    """Return the status of the node that a GPUNode describes. Fields that are missing or have another type get their
+    defaults."""
     observed = section(raw, "status", "observed")
     healthy = next((row for row in entries(raw, "status", "conditions") if row.get("type") == "Healthy"), {})
     beside = {

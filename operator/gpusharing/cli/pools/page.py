@@ -73,8 +73,8 @@ def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, tuple[Cards, ...]]:
 
 
 def _faces(raw: JSON, layout: str) -> list[Face]:
-    """Return the look of each card of a node. `layout` is the layout that the operator observed; it is used for cards
-    without MIG instances."""
+    """Return the look of each card of a node, in the order of the agent's report. `layout` is the layout that the
+    operator observed; it is used for cards without MIG instances."""
     observed = section(raw, "status", "observed")
     units = {text(model, "product"): _units(model) for model in entries(observed, "models")}
     faces = []
@@ -90,7 +90,8 @@ def _faces(raw: JSON, layout: str) -> list[Face]:
 
 
 def _read_slice(raw: JSON) -> Slice:
-    """Convert the JSON of one MIG instance. A start that the agent did not report becomes -1."""
+    """Convert the JSON of one MIG instance. A start that is missing or is no integer becomes -1, a missing profile an
+    empty string, and a missing size 0."""
     start = raw.get("start")
     return Slice(text(raw, "profile"), start if isinstance(start, int) else -1, whole(raw, "size"))
 
@@ -380,7 +381,9 @@ def page(view: View) -> str:
 
 
 def _pool(pool: PoolStatus, number: int, view: View) -> Markup:
-    """Return the section of one pool. `number` makes its id unique on the page."""
+    """Return the section of one pool: heading, bar, message, facts, nodes, last rollout and cards. The message is left
+    out if the pool is Synced, and nodes that are done come last. `number` makes the section's id unique on the
+    page."""
     name = f"pool-{number}"
     parts = [*_title(pool, name), *_bar(pool)]
     if pool.unseen:
@@ -423,8 +426,8 @@ def _legend(texts: Iterable[str]) -> Markup:
 
 
 def _row(node: NodeStatus, now: datetime) -> list[Markup]:
-    """Return the cells of a node in the table of nodes. The last cell has its message, blockers and health without
-    duplicates."""
+    """Return the cells of a node in the table of nodes; see NODES. The last cell has its message, blockers and health
+    without duplicates."""
     since = "" if node.entered is None else _time(node.entered, age(node.entered, now))
     texts = [text for text in (node.message, *node.blockers, node.unhealthy) if text]
     cells: list[Child] = [

@@ -88,8 +88,8 @@ def describe(
     *,
     timeline: bool = False,
 ) -> list[Line]:
-    """Draw all pools, and the names of GPU nodes that no policy selects. With `timeline`, draw the last rollout of
-    each pool too."""
+    """Draw all pools, and below them the number of GPU nodes that no policy selects, with the names of at most 5.
+    Nodes with SIMULATED GPUs are named above the pools. With `timeline`, draw the last rollout of each pool too."""
     lines = describe_simulated(simulated_nodes(pools, unowned), paper)
     if not pools:
         lines += prose(
@@ -110,8 +110,8 @@ def describe(
 
 
 def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
-    """Draw one pool: its title, a cell for each node, its message, what is about to happen, and a table of nodes. The
-    table has all nodes on wide paper, otherwise at most MOST of those that are not done."""
+    """Draw one pool: its title, a cell for each node, its message unless it is Synced, what is about to happen, and a
+    table of nodes. The table has all nodes on wide paper, otherwise at most MOST of those that are not done."""
     lines = [*_title(pool, paper), *_bar(pool, paper)]
     if pool.unseen:
         lines += prose(NOT_SEEN.format(pool.unseen), paper, ink=Ink.BAD)
@@ -141,7 +141,7 @@ def _title(pool: PoolStatus, paper: Paper) -> list[Line]:
 
 def numbers(pool: PoolStatus) -> str:
     """Return a comma-separated list of how many nodes and GPUs a pool has, how many devices are used, and how many
-    pods wait."""
+    pods wait. The last two are left out if they are empty or 0. An unknown number of nodes is written as 0/0."""
     texts = [f"{pool.nodes or '0/0'} nodes", counted(pool.gpus, "GPU")]
     if pool.used:
         texts.append(f"{pool.used} devices used")
@@ -218,7 +218,8 @@ def _row(node: NodeStatus, now: datetime, paper: Paper) -> list[Span]:
 
 def _progress(node: NodeStatus, paper: Paper) -> str:
     """Draw the progress of a node's change: one cell for each phase of a successful change, filled up to the present
-    phase. For a blocked or failed node, the first cell has the mark of that state and the others are empty."""
+    phase. No cell is filled for any other phase. For a blocked or failed node, the first cell has the mark of that
+    state and the others are empty."""
     phase = known_phase(node.phase)
     done = _CELLS.index(phase) + 1 if phase in _CELLS else 0
     glyph = node.state.value
@@ -295,7 +296,8 @@ ENOUGH = 2
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Show the pools once, or with --watch again and again until Ctrl-C (see VerbModule)."""
+    """Show the pools once, or with --watch again and again until Ctrl-C, and return DONE (see VerbModule). Raises
+    Trouble, also if the named policy does not exist."""
     policies, nodes = await session.lists(POLICIES, GPUNODES)
     picture = Picture(session, typed.policy, terminal, typed.timeline)
     if typed.watch:
@@ -309,8 +311,9 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def ask(session: Session, typed: Namespace) -> Answer:
-    """Return the pools of one cluster, or only the one that was named (see FleetVerb). GPUNodes are reduced page by
-    page, so that many clusters do not fill the memory."""
+    """Return the pools of one cluster, or only the one that was named (see FleetVerb). The remark names GPU nodes
+    without a policy, unless a pool was named. GPUNodes are reduced page by page, so that many clusters do not fill
+    the memory. Raises Trouble, also if the named policy does not exist."""
     policies = await session.all(POLICIES)
     nodes = [read_node(raw) async for page in session.each_page(GPUNODES) for raw in page]
     pools, unowned = group_pools(policies, nodes)
@@ -324,7 +327,8 @@ async def ask(session: Session, typed: Namespace) -> Answer:
 
 
 def _cluster_row(pool: PoolStatus) -> list[Span]:
-    """Return the cells of a pool in the table of several clusters. A pool that is done has no message."""
+    """Return the cells of a pool in the table of several clusters. A pool that is Synced has no message. If the
+    operator has not processed the policy's generation yet, the message says so instead."""
     message = NOT_SEEN.format(pool.unseen) if pool.unseen else pool.message if pool.status != "Synced" else ""
     cells = (pool.nodes, str(pool.gpus), pool.used, str(pool.pending_pods or ""), message)
     status = Span(pool.status or "new", Ink.GOOD if pool.status == "Synced" else Ink.BUSY)
@@ -353,9 +357,9 @@ class Picture:
     lines: Sequence[Line] = ()
 
     def draw(self, policies: Iterable[JSON], nodes: Sequence[JSON], stale: str = "") -> None:
-        """Draw the pools, or only the one named in `policy`. Outside a redrawing, nothing is drawn if the pools have
-        not changed since the last call. `stale` says why the data may be out of date; empty if it is current.
-        Raises Trouble if no policy has that name."""
+        """Draw the pools, or only the one named in `policy`. Sets `last` to what is drawn and, for a table, `lines`
+        too. Outside a redrawing, nothing is drawn if the pools have not changed since the last call. `stale` says
+        why the data may be out of date; empty if it is current. Raises Trouble if no policy has that name."""
         pools, unowned = read_pools(policies, nodes)
         if self.policy:
             pools, unowned = (find_pool(pools, self.policy, self.session.where),), ()
@@ -430,7 +434,8 @@ class Notices:
 
 async def _watch(session: Session, picture: Picture, first: tuple[Sequence[JSON], Sequence[JSON]]) -> None:
     """Draw the pools at every TICK until Ctrl-C; on a pipe only when they have changed. `first` has the policies and
-    the GPUNodes that were read before the watch."""
+    the GPUNodes that were read before the watch. At the end, the last picture is printed again if the output goes
+    to a terminal. Turns garbage collection on. Raises Trouble if the named policy no longer exists."""
     gc.enable()  # a watch may run for days
     policies, nodes = (
         Reflector(session.client, resource, lambda raw: raw, settings=CacheSettings(page_size=PAGE))
@@ -439,7 +444,8 @@ async def _watch(session: Session, picture: Picture, first: tuple[Sequence[JSON]
     notices = Notices(session, picture.terminal)
 
     async def draw() -> None:
-        """Draw the newest data at every TICK, which is `first` until both kinds have been listed."""
+        """Draw the newest data at every TICK, which is `first` until both kinds have been listed, and report the
+        present error, or its absence, to `notices`. Never returns."""
         known = first
         while True:
             if policies.synced.is_set() and nodes.synced.is_set():

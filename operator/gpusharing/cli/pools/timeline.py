@@ -140,7 +140,8 @@ def _track(node: str, change: Sequence[Stretch], begin: datetime, end: datetime)
 
 def busiest(track: Track, begin: datetime, end: datetime) -> Stretch | None:
     """Return the phase to show in the cell for the period from `begin` to `end`: the longest in which the node was
-    blocked or failed, otherwise the longest of all. None if the track has no phase in that period."""
+    blocked or failed, otherwise the longest of all. Of two that are equally long, the later is returned. None if
+    the track has no phase in that period."""
     shown: Stretch | None = None
     most = (False, timedelta(0))
     for stretch in track.stretches:
@@ -211,7 +212,8 @@ def moment(at: datetime, beside: datetime) -> str:
 
 
 def _outcome(track: Track) -> str:
-    """Return how long the change took if it succeeded, otherwise the phase that the node is in."""
+    """Return how long the change took if it succeeded, otherwise the phase that the node is in; empty if the track has
+    no phases."""
     if track.took is not None:
         return length(track.took)
     return track.stretches[-1].phase if track.stretches else ""

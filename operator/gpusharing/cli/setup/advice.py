@@ -105,7 +105,8 @@ def _whole(answers: AdviceAnswers) -> Advice | None:
 
 def _isolated(answers: AdviceAnswers) -> Advice | None:
     """Advise MIG with the smallest profile that is large enough, if promises, strangers, billing or the label of the
-    namespace require isolation; return None otherwise. If the card has no such profile, advise whole GPUs."""
+    namespace require isolation; return None otherwise. The label requires it if its value is `hardware`, or if it
+    is `memory` and MPS is known not to be switchable. If the card has no such profile, advise whole GPUs."""
     label = f"the namespace has the label {LABEL_ISOLATION}={answers.isolation}"
     reasons = {
         "latency or availability is promised": answers.promise,
@@ -132,9 +133,10 @@ def _isolated(answers: AdviceAnswers) -> Advice | None:
 
 
 def _together(answers: AdviceAnswers) -> Advice | None:
-    """Advise MPS for workloads that compute all the time and whose owners trust each other, and for all workloads of a
-    namespace whose label demands that memory is isolated. Return None for workloads of other namespaces that compute
-    only now and then, or if MPS cannot be switched on."""
+    """Advise MPS, with as many clients as fit into the card's memory. Return None if MPS is known not to be
+    switchable, or if the workloads compute only now and then and the label of the namespace does not demand that
+    memory is isolated. If it is unknown whether MPS can be switched on, the advice says so. Whether the workloads
+    trust each other is not tested here: the rules before this one cover those that must be isolated."""
     if (answers.bursts and answers.isolation != "memory") or answers.no_mps:
         return None
     most = int(memory_of(answers.card) // (answers.memory * HEADROOM))
@@ -157,8 +159,8 @@ def _together(answers: AdviceAnswers) -> Advice | None:
 
 
 def _doubt(answers: AdviceAnswers) -> str:
-    """Return what to do if no label can switch MPS on in the cluster, which is unknown, in sentences without the last
-    period."""
+    """Return sentences, without the last period, for the case that it is unknown whether a label can switch MPS on in
+    the cluster: with which releases it can, as far as is known, and what to do if it cannot."""
     instead = "MIG or Full" if answers.isolation else f"TimeSlicing with {_turns(answers)} shares"
     otherwise = f"the operator rejects it (docs/design/nvidia.md#b5 has the remedy): without that, use {instead} there"
     if answers.gpu_operator:
@@ -247,7 +249,8 @@ class Demand:
         return self.notebooks * 2 > self.pods
 
     def instances(self, card: Card) -> Counter[str]:
-        """Return, by profile, how many MIG instances of this card the pods request by resource name."""
+        """Return, by profile, how many MIG instances of this card the pods request by resource name. Shared instances
+        are not counted."""
         names = {resource_name(profile.name): profile.name for profile in card.profiles}
         return Counter({names[name]: count for name, count in self.devices.items() if name in names})
 
@@ -312,7 +315,7 @@ def advise_for(demand: Demand, card: Card) -> Advice | None:
 
 
 def _several(demand: Demand, _: Card) -> Advice | None:
-    """Advise whole GPUs if a container requests more than one GPU; return None otherwise."""
+    """Advise whole GPUs if a container requests more than one GPU or share; return None otherwise."""
     if not demand.several:
         return None
     names = ", ".join(demand.several[:3]) + (" ..." if len(demand.several) > 3 else "")
@@ -348,7 +351,8 @@ def _as_named(demand: Demand, card: Card) -> Advice | None:
 
 def _layout(wanted: Counter[str], profiles: Sequence[Profile]) -> tuple[Layout, list[str]]:
     """Return the full layout that serves the requested profiles with the fewest GPUs, and the profiles for which it
-    has no room. If no layout has all of them, the profiles that are requested least are left out."""
+    has no room. If no layout has all of them, the profiles that are requested least are left out. If no full layout
+    has even the most requested one, return a layout with a single instance of it. `wanted` must not be empty."""
     plain = [one for one in profiles if one.name in wanted or not {"+", "-"} & set(one.name)]
     layouts = maximal_layouts(plain)
     names = [name for name, _ in sorted(wanted.items(), key=lambda item: (-item[1], item[0]))]

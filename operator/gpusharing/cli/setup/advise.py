@@ -65,7 +65,8 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Give advice based on the pods of a namespace, and on the user's answers to questions that the pods leave open
-    (see VerbModule). Raises Trouble if no pod there requests a GPU."""
+    (see VerbModule). Returns DONE. Raises Trouble if no pod there requests a GPU, if the pods request MIG instances
+    that the card does not have, if the card is not known, or if an answer is missing."""
     demand = read_demand(typed.namespace, await session.all(PODS, typed.namespace))
     if not demand.pods:
         raise Trouble(
@@ -126,8 +127,8 @@ async def _deafness(session: Session) -> tuple[str | None, str]:
 
 
 async def _only_card(session: Session) -> str:
-    """Return the product of the GPUs in the cluster, as the agents report it. Empty if there are several products, or
-    if GPUNodes cannot be read."""
+    """Return the product of the GPUs in the cluster, as the agents report it. Empty if they report no product or
+    several, or if GPUNodes cannot be read for whatever reason."""
     try:
         nodes = await session.all(GPUNODES)
     except Trouble:
@@ -149,8 +150,9 @@ def _card(word: str) -> Card:
 
 def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation: str = "") -> AdviceAnswers:
     """Collect the answers to all questions: from the flags, or else from `demand`, or else from the person at the
-    terminal. `isolation` is the level that the label of the namespace demands. Raises Trouble if a flag cannot be
-    parsed, or if the memory is unknown and there is no terminal to ask at."""
+    terminal. Without a terminal, a question that is left open counts as no. `isolation` is the level that the label
+    of the namespace demands. Raises Trouble if a flag cannot be parsed, or if the memory is unknown and there is no
+    terminal to ask at."""
     no_mps = find_deaf_release(typed.gpu_operator)
     if typed.gpu_operator and not is_release(typed.gpu_operator):
         raise Trouble(f"--gpu-operator {typed.gpu_operator} is not a version; pass one such as v25.10.1")
@@ -194,7 +196,8 @@ def _show(advice: Advice, card: Card, demand: Demand | None, typed: Namespace, t
 
 
 def size_of(text: str) -> float:
-    """Parse a size such as `15Gi` and return it in GiB. Raises Trouble if it cannot be parsed or is not positive."""
+    """Parse a size such as `15Gi` and return it in GiB. A number without a unit is in GiB, and G and GB are decimal.
+    Raises Trouble if the size cannot be parsed or is not positive."""
     match = _SIZE.fullmatch(text.strip())
     if match is None or float(match[1]) <= 0:
         raise Trouble(f"{text!r} is not a memory size; use one such as 15Gi")

@@ -105,8 +105,8 @@ def _status(examined: Examination) -> int:
 
 
 async def _examined(session: Session) -> Examination:
-    """Examine the cluster. Raises Trouble if the API server does not answer, or if no error was found but the user may
-    not read one of the kinds in NEEDED."""
+    """Examine the cluster. Raises Trouble for any KubeError of `_examine`, such as that of a server that does not
+    answer, and if no error was found but the user may not read one of the kinds in NEEDED."""
     try:
         examined = await _examine(session.client)
     except KubeError as error:
@@ -141,8 +141,8 @@ async def _examine(client: KubeClient) -> Examination:
 
 
 def _entry_symptoms(view: InstallationView, entries: PluginEntries | None) -> Symptoms:
-    """Return what is wrong with the device plugin's ConfigMap. Empty if it is the operator's own and does not exist,
-    because `find_symptoms` reports that."""
+    """Return what is wrong with the device plugin's ConfigMap. Empty if `entries` is None, and if the ConfigMap is the
+    operator's own and does not exist, because `find_symptoms` reports that."""
     if entries is None or (entries.config_map == view.place.plugin_config_map and entries.texts is None):
         return ()
     stack = view.followed_policy
@@ -152,7 +152,8 @@ def _entry_symptoms(view: InstallationView, entries: PluginEntries | None) -> Sy
 
 async def _as_installed(client: KubeClient, view: InstallationView) -> InstallationView:
     """Return the view. If the user may not read our kinds and the API server does not serve them, mark them as not
-    served: the server checks rights before it checks whether it serves a kind, but anybody may ask whether it does."""
+    served: the server checks rights before it checks whether it serves a kind, but anybody may ask whether it does.
+    Raises KubeError if that cannot be asked."""
     hidden = OUR_KINDS & view.unread.keys()
     if not hidden or await client.served(GPUNODES):
         return view
@@ -161,7 +162,8 @@ async def _as_installed(client: KubeClient, view: InstallationView) -> Installat
 
 
 async def _version(client: KubeClient) -> str:
-    """Return the version of the API server; empty if the user may not read it."""
+    """Return the version of the API server; empty if it cannot be read (Forbidden or NotFound). Raises any other
+    KubeError."""
     try:
         return await client.version()
     except (Forbidden, NotFound):
@@ -169,8 +171,9 @@ async def _version(client: KubeClient) -> str:
 
 
 async def _servers(client: KubeClient) -> tuple[list[Server], Unseen]:
-    """Return the DaemonSets of all namespaces that serve GPUs. If the user may not list DaemonSets, return no servers
-    and what remains unknown."""
+    """Return the DaemonSets of all namespaces that serve GPUs, and an empty mapping. If DaemonSets cannot be listed
+    (Forbidden or NotFound), return no servers, not even those of earlier pages, and NO_SERVERS. Raises any other
+    KubeError."""
     try:
         pages = pages_of(client, DAEMON_SETS)
         servers = [
@@ -183,8 +186,8 @@ async def _servers(client: KubeClient) -> tuple[list[Server], Unseen]:
 
 async def _place(client: KubeClient) -> tuple[Place, tuple[str, ...]]:
     """Return the settings of this installation, read from the operator's Deployment, and notes about it for people. If
-    there is no Deployment, or it may not be read, return the chart's defaults with the namespace in which the GPU
-    Operator was found, and no notes."""
+    there is no Deployment, or Deployments cannot be listed (Forbidden or NotFound), return the chart's defaults
+    with the namespace in which the GPU Operator was found, and no notes. Raises any other KubeError."""
     place = Place()
     try:
         deployments = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
@@ -211,8 +214,9 @@ async def _with_pointed(
     client: KubeClient, view: InstallationView
 ) -> tuple[InstallationView, PluginEntries | None]:
     """Return `view` with the ConfigMaps that ClusterPolicy names instead of ours added to it, and the entries of the
-    device plugin's ConfigMap. The entries are None if ClusterPolicy names no ConfigMap, or if it may not be read. A
-    ConfigMap that does not exist counts as empty."""
+    device plugin's ConfigMap, which may be ours. A ConfigMap that does not exist is added as empty, and its entries
+    have no texts. One that may not be read (Forbidden) is not added. The entries are None if ClusterPolicy names no
+    such ConfigMap, or if it may not be read. Raises any other KubeError."""
     stack, place, maps, entries = view.followed_policy, view.place, dict(view.config_maps), None
     plugin = stack.plugin_config_name if stack is not None else ""
     pointed = {plugin, stack.mig_config_name if stack is not None else ""}
@@ -234,10 +238,10 @@ async def _with_pointed(
 
 
 async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, MigEntries]:
-    """Return, for each node whose label names an entry, the entries that mig-manager knows there: those of the
-    ConfigMap to which ClusterPolicy points, or else of the one that mig-manager generated for the node
-    (docs/design/nvidia.md#a10). Nodes whose ConfigMap does not exist or may not be read are left out. Empty without
-    a mig-manager."""
+    """Return, for each MIG-capable node whose label names an entry, the entries that mig-manager knows there: those of
+    the ConfigMap to which ClusterPolicy points, or else of the one that mig-manager generated for the node
+    (docs/design/nvidia.md#a10). Nodes whose ConfigMap does not exist, may not be read or has no entries are left
+    out. Empty without a mig-manager. Raises KubeError."""
     stack = view.followed_policy
     named = [
         one.name
@@ -253,7 +257,8 @@ async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, 
 
 async def _mig_maps(client: KubeClient, namespace: str, name: str) -> dict[str, frozenset[str]]:
     """Return the entry names in ConfigMaps of mig-manager, by the ConfigMap's name: of the one called `name` or, if
-    that is empty, of all that mig-managers have generated. Empty if they do not exist or may not be read."""
+    that is empty, of all that mig-managers have generated. Empty if they cannot be read (Forbidden or NotFound).
+    Raises any other KubeError."""
     maps = []
     try:
         if name:

@@ -163,7 +163,7 @@ def _contradiction(node: NodeView, gpus: Sequence[GpuView], stack: StackView) ->
 
 def _unnamed(node: NodeView, gpus: Sequence[GpuView]) -> str:
     """Return the objection to MIG instances on a node without the MIG label, which nos or a person created without
-    mig-manager. It says which label to set."""
+    mig-manager. It says which label to set, or to name an entry with this layout if no well-known name fits."""
     layouts = tuple(gpu.layout for gpu in gpus)
     known = (name for name in generated_layouts(gpus[0].profiles) if well_known(gpus, name) == layouts)
     label = f"kubectl label node {node.name} {names.LABEL_MIG_CONFIG}="
@@ -312,7 +312,8 @@ def _spec(node: NodeView, gpus: Sequence[GpuView], config: PluginConfig, stack: 
 
 
 def _shares(sharing: Sharing) -> dict[str, Any]:
-    """Return the block of a policy that describes how GPUs are shared, without fields that have their default."""
+    """Return the block of a policy that describes how GPUs are shared, without fields that have their default. The
+    first resource's number of replicas is used, because `_uneven` ensures that all have the same."""
     block: dict[str, Any] = {"replicas": sharing.replicas[0][1]}
     if sharing.rename:
         block["renameByDefault"] = True

@@ -39,7 +39,9 @@ MOST = 8
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print the policies and the remarks about them (see VerbModule)."""
+    """Print the policies on standard output, and the remarks about them on standard error and in comments of YAML (see
+    VerbModule). Returns DONE if no GPU node is left out, CHANGES if some are, and FAILED if some are and no policy
+    is proposed."""
     async with gathered(session, beforehand=True) as cluster:
         live = await cluster.decide(())
         admin = await read_admin_maps(session, live.snapshot)
@@ -96,8 +98,8 @@ async def _data(session: Session, snapshot: ClusterSnapshot, name: str) -> Mappi
 
 
 def find_remarks(answer: Import) -> Iterator[str]:
-    """Yield what the user must know in addition to the policies, one line each: the steps to take first, and which
-    nodes are left out and why."""
+    """Yield what the user must know in addition to the policies, one line each: the steps to take first, each followed
+    by its command, which nodes are left out and why, and, if there is nothing to propose and nothing left out, why."""
     for number, step in enumerate(answer.steps, 1):
         yield f"{number}. {step.about}:"
         yield f"   {step.command}"

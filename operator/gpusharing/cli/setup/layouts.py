@@ -66,7 +66,8 @@ def describe(answer: LegalLayouts, paper: Paper) -> list[Line]:
 
 
 def _notes(answer: LegalLayouts, paper: Paper) -> list[Line]:
-    """Draw remarks about how certain the placements are, and that profiles were left out; empty if there are none."""
+    """Draw remarks about how certain the placements are, and that profiles were left out, below a blank line; empty if
+    there are none."""
     lines: list[Line] = []
     known = answer.card.source.placements
     if known == "unknown":
@@ -206,8 +207,8 @@ def _plain(name: str) -> str:
 
 
 def wanted_of(text: str) -> Layout:
-    """Parse the value of `--fits`, such as `3g.40gb,1g.10gb` or `2x3g.40gb`, and return the layout. Raises Trouble if
-    it cannot be parsed."""
+    """Parse the value of `--fits`, such as `3g.40gb,1g.10gb` or `2x3g.40gb`, and return the layout; empty for an empty
+    string. Whether there are such profiles is not checked. Raises Trouble if what is before an x is not a number."""
     counts: Counter[str] = Counter()
     for part in filter(None, (one.strip() for one in text.split(","))):
         count, times, profile = part.partition("x")

@@ -57,9 +57,9 @@ class ProposedPolicy:
 def propose(
     handmade: Iterable[Handmade], nodes: Mapping[str, NodeView], taken: Collection[str] = ()
 ) -> tuple[tuple[ProposedPolicy, ...], tuple[str, ...]]:
-    """Return a policy for each group of nodes that have the same cards and settings, and the nodes of groups for which
-    there is no selector. `nodes` has all Nodes of the cluster. `taken` has the names of existing policies, which
-    are not used again."""
+    """Return a policy for each group of nodes that have the same cards and settings, and the names of the nodes in
+    groups for which there is no selector; both are sorted by name. `nodes` has all Nodes of the cluster. `taken`
+    has the names of existing policies, which are not used again."""
     groups: dict[tuple[object, ...], list[Handmade]] = {}
     for member in sorted(handmade, key=lambda member: member.node):
         key = (member.products, member.gpus, json.dumps(member.spec, sort_keys=True))
@@ -118,14 +118,15 @@ def _name(label: tuple[str, str] | None, member: Handmade) -> str:
 
 
 def pool_name(text: str) -> str:
-    """Return a name for a policy, made from the name of a pool. Empty if that contains neither letters nor digits."""
+    """Return a name for a policy, made from the name of a pool. A name of one or two characters gets the prefix
+    `pool-`. Empty if the pool's name contains neither letters nor digits."""
     slug = _slug(text)
     return slug if len(slug) > 2 else f"pool-{slug}" if slug else ""
 
 
 def _slug(text: str) -> str:
     """Convert a name to lower case, replace everything other than letters and digits with dashes, and cut it to 50
-    characters."""
+    characters. There are no dashes at its beginning and end."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower())[:50].strip("-")
 
 
