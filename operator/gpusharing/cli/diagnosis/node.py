@@ -171,7 +171,7 @@ def _cordon(name: str, published: NodeStatus | None, live: LivePlan | None) -> s
 
 def _proofs(name: str, live: LivePlan) -> tuple[tuple[Proof, ...], str]:
     """Return what each source of proof says about the node, and an empty string. If it is unknown what the sources
-    should say, return no proofs and the reason."""
+    should say, or if no policy governs the node, return no proofs and the reason."""
     for pool in live.plan.pools.values():
         for member in pool.members:
             if member.node.name != name:

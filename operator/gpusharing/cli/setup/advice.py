@@ -48,7 +48,7 @@ class AdviceAnswers:
     no_mps: str | None = None
     """The reason why no label can switch MPS on in the cluster; empty if one can, or None if it is unknown."""
     mps_remedy: str = ""
-    """What a person can do about it, in sentences; empty if MPS can be switched on, or if it is unknown."""
+    """What a person can do so that a label can switch MPS on, in sentences; empty if one can, or if it is unknown."""
     gpu_operator: str = ""
     """The version of the GPU Operator that the person named; empty if it was not named."""
 

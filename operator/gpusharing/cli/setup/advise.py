@@ -101,7 +101,7 @@ async def _isolation(session: Session, namespace: str) -> str:
 
 async def _obstacle(session: Session, mode: Mode) -> str:
     """Return a clause about NVIDIA's programs that the mode needs and ClusterPolicy turns off. Empty if there are
-    none, or if ClusterPolicies cannot be read."""
+    none, if there is no ClusterPolicy, or if ClusterPolicies cannot be read for whatever reason."""
     try:
         policy, _ = find_active(map(cluster_policy_view, await session.all(CLUSTER_POLICIES)))
     except Trouble:
@@ -113,8 +113,8 @@ async def _obstacle(session: Session, mode: Mode) -> str:
 
 async def _deafness(session: Session) -> tuple[str | None, str]:
     """Return why no label can switch MPS on, found by the check that the operator makes before a change, and the
-    remedy. Both are empty if a label can, as far as the DaemonSet shows. The reason is None if there is no MPS
-    daemon of the GPU Operator, or if DaemonSets cannot be listed for whatever reason."""
+    remedy. Both are empty if a label can, as far as the DaemonSet shows. If there is no MPS daemon of the GPU
+    Operator, or if DaemonSets cannot be listed for whatever reason, the reason is None and the remedy empty."""
     try:
         views = [daemon_set_view(raw).mps_daemon for raw in await session.all(DAEMON_SETS)]
     except Trouble:

@@ -140,7 +140,7 @@ class Session:
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JSON:
         """Return one object. Raises Trouble for every error. If no object has this name, the message suggests similar
-        names, unless the user may not list the objects."""
+        names, or says that the user may not list the objects."""
         try:
             return await self.client.get(resource, name, namespace=namespace)
         except NotFound as error:
