@@ -130,8 +130,8 @@ class Known:
 
 
 def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = None) -> RolloutPlan:
-    """Return the plan for this pass: a verdict for every node, the writes that serve all nodes, and what the next pass
-    needs. Equal snapshots and times give equal plans.
+    """Return the plan for this pass: a verdict for every node that concerns us, the writes that serve all nodes, and
+    what the next pass needs. Equal snapshots and times give equal plans.
 
     `memo` caches answers from earlier passes, so that only what changed is computed again, and is updated; without it
     everything is computed.
@@ -190,9 +190,9 @@ def _remember(
     previews: Previews,
     now: datetime,
 ) -> PassMemory:
-    """Return what the next pass needs to know of this one: the nodes whose pods are to be listed, those whose proof is
-    settling, since when each node has differed from its target, the looks, the previews, and the passes without
-    progress."""
+    """Return what the next pass needs to know of this one: the nodes whose pods are to be listed, those whose proof of
+    idleness lacks only the second LIST, since when each node that differs from its target has been seen to differ,
+    the looks, the previews, and the passes without progress."""
     proving = [verdict for verdict in verdicts.values() if verdict.phase is Phase.VERIFYING_IDLE]
     since = snapshot.memory.drifting_since
     return PassMemory(
@@ -220,7 +220,8 @@ def _wake(
 
 def find_known(snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> Known:
     """Return what is known of every policy and every node by itself: who owns the node, what it gets, and its verdict.
-    An error about one policy or node is recorded there and does not stop the others."""
+    An error about one policy or node does not stop the others. The error of a policy is returned in `unread`. A
+    node that cannot be judged, because of itself or its policy, gets a member whose verdict says so."""
     failed: dict[str, Exception] = {}
     unread: dict[str, Exception] = {}
     wishes = memo.each(wish_of, ((one.name, (one,)) for one in snapshot.policies), failed=unread)
@@ -273,8 +274,8 @@ def agree(
     memo: Memo,
     unread: dict[str, Exception],
 ) -> dict[str, Terms]:
-    """Return the terms of every policy, which say what it offers its nodes, by policy. A policy that cannot be judged
-    is left out, and its error is added to `unread`."""
+    """Return the terms of every policy that has an entry in `wishes`, by policy. The terms say what the policy offers
+    its nodes. If they cannot be computed, the policy is left out, and its error is added to `unread`."""
     stack, settings = snapshot.stack, snapshot.settings
     readable = (policy for policy in snapshot.policies if policy.name in wishes)
     rows = ((policy.name, (policy, wishes[policy.name], stack, settings)) for policy in readable)
@@ -312,7 +313,8 @@ def _with_failed(
     failed: Mapping[str, Exception],
 ) -> dict[str, Member]:
     """Return the members that were judged and one for each node in `failed`, sorted by node name. The verdict of a
-    failed node says why it cannot be judged. Nodes whose judgment is None do not concern us and are left out."""
+    failed node says why it cannot be judged; if its owner is unknown, it names the policy of its policy label.
+    Nodes whose judgment is None do not concern us and are left out."""
     members = {name: one for name, one in judged.items() if one is not None}
     if not failed:
         return members

@@ -98,9 +98,10 @@ def _goal(case: FencedCase, assessed: Assessed, *, again: bool) -> Target:
 
 
 def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool) -> Verdict | None:
-    """Return the verdict of a node whose run cannot begin yet, or None if it can. It cannot begin while the Node is
-    being deleted, while the operator's views are stale, while the configuration has not reached the node, while the
-    target is objected to, or without a pod that the run needs."""
+    """Return the verdict of a node whose run cannot begin yet, or None if it can. The run waits while the Node is
+    being deleted, the operator's views are stale, or the configuration has not reached the node. It also waits
+    while a gate of AIM objects to the target, or a pod that the run needs is missing. The objections do not matter
+    when the first of two steps is repeated."""
     phase = Phase.VERIFYING_IDLE if case.fence.disruption.cordons else Phase.PREFLIGHT
     if case.fence.stage == "actuating" and phase is Phase.PREFLIGHT:
         phase = Phase.RECONFIGURING

@@ -51,8 +51,8 @@ from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 
 
 def after_pnr(case: FencedCase) -> Verdict:
-    """Return the next step of a node whose fence stage is `actuating`. If the node is being rolled back, its last
-    proven layout is the target."""
+    """Return the verdict with the next step of a node whose fence stage is `actuating`. If the node is being rolled
+    back, its last proven layout is the target."""
     back = find_way_back(case)
     if back is None:
         return _in_time(case, _way(case))
@@ -235,7 +235,7 @@ class _Aimed:
     @staticmethod
     def of(case: FencedCase, assessed: Assessed) -> "_Aimed":
         """Return the case with the target of its present step (the intermediate stop or the final target), whether the
-        last run led there, whether another run is owed, and what is wrong with mig-manager."""
+        last run led there, whether another run is owed, and what is wrong with the actuator."""
         fence = case.fence
         aim = assessed.stop if fence.step < fence.steps else assessed.target
         owed = fence.owed == owed_for(assessed.target)
@@ -261,14 +261,15 @@ def _aims_at(case: FencedCase, target: Target) -> bool:
 
 
 def _old_pod(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict that deletes the next pod that this run has to replace, or None if there is none."""
+    """Return the verdict that deletes the next pod that this run has to replace, or that first makes the node idle for
+    that (`restart_pod`). None if there is no such pod."""
     old = aimed.case.actuator.find_old(aimed.case, aimed.case.fence)
     return None if old is None else restart_pod(aimed.case, *old)
 
 
 def _owes_run(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict for the run that the fence records as due, or None if none is due towards the present
-    target."""
+    """Return the verdict for the run that the fence records as due. None if none is due towards the present target, or
+    if what was written last leads elsewhere."""
     return aimed.run(again=True) if aimed.on_course and aimed.owed else None
 
 
@@ -304,7 +305,8 @@ def _curable(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 
 def _incurable(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return a Failed verdict with the trouble of the actuator, or None if it has none or the target has changed."""
+    """Return the verdict of `_failed` with the trouble of the actuator, or None if it has none or the target has
+    changed."""
     if aimed.trouble is None or not aimed.on_course:
         return None
     return _failed(aimed.case, aimed.trouble.mismatch, known=True)
@@ -349,11 +351,12 @@ def _at_work(case: FencedCase, trouble: Trouble) -> Verdict:
 
 
 def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
-    """Return a Failed verdict with this cause and the command for a retry.
+    """Return a Failed verdict with this cause and the command for a retry. If the cause is that the actuator failed,
+    it also asks the agent to read the GPUs, unless it was asked already.
 
-    If a person asked for another try, return the verdict that records a new run instead: everything is written
-    again and the pods restart. If the policy says Rollback and a rollback is possible, return its verdict; see
-    `turn_back`. `known`: the present state of the node was read.
+    If a person asked for another try, return the verdict that records a new run instead: everything is written again
+    and the pods restart. If the policy says Rollback and a rollback is possible, return its verdict; see `turn_back`.
+    `known`: the present state of the node was read.
     """
     if was_asked_again(case) and isinstance(case.assessment, Assessed):
         verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "trying again on request")
@@ -399,7 +402,8 @@ def _verify(case: FencedCase, aim: Target, assessed: Assessed) -> Verdict:
 
 def _release(case: FencedCase, target: Target, policy: PolicyView) -> Verdict:
     """Return the verdict that releases a proven node. One PATCH removes the fence, our marks and the cordon, and sets
-    the routing label. While somebody else works on the node, the cordon and the fence stay (yielding.py)."""
+    our two labels. A cordon that is not ours alone stays (`may_uncordon`). While somebody else works on the node,
+    our cordon and the fence stay, and the routing label is not set yet (yielding.py)."""
     fence, node = case.fence, case.node
     labels, annotations = unmarked(fence, node)
     labels[names.LABEL_POLICY] = policy.name

@@ -68,7 +68,8 @@ def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = Fa
 
 def note_failure(case: FencedCase, verdict: Verdict) -> Verdict:
     """Return the verdict of a node past the PNR. If it is Failed for the first time, the failure is recorded in the
-    fence. Without the record, a clock that is set back would undo the failure, and a halted rollout would continue."""
+    fence; without the record, a clock that is set back would undo the failure, and a halted rollout would continue.
+    Nothing is recorded if the fence belongs to an earlier Node of this name, or if no policy drives the node."""
     ours = case.fence.node_uid == case.node.uid and case.assessment is not None
     if verdict.phase is not Phase.FAILED or case.fence.failed is not None or not ours:
         return verdict
@@ -114,7 +115,7 @@ def retry_command(node: str, answered: str) -> str:
 def goes_back(case: FencedCase) -> bool:
     """Whether the node is being rolled back to what was proven on it last. Another generation, a policy that was
     created again, or a person's retry ends the rollback, because then the policy's target is wanted. A deletion or
-    a pause of the policy does not end it."""
+    a pause of the policy does not end it. False while no policy drives the node."""
     fence, assessment = case.fence, case.assessment
     if not fence.rolls_back or assessment is None or was_asked_again(case):
         return False
@@ -225,8 +226,9 @@ def corrects_drift(fence: Fence, policy: PolicyView) -> bool:
 
 def adopted(case: NodeCase, assessed: Assessed) -> Verified:
     """Return the proof for a node that matches its target without a change by us. From an earlier proof it keeps the
-    generation in which drift was corrected, and, if that proof is for the same policy, what it says about its
-    change."""
+    time and duration of the last change and the generation in which this policy corrected drift. If that proof is
+    for the same policy, it also keeps what was recorded about the change; after a rollback that is only the failed
+    version."""
     target, policy, earlier = assessed.target, assessed.policy, case.node.verified
     record = Verified(
         case.owner_name,
@@ -264,7 +266,8 @@ def _took(fence: Fence, now: datetime) -> int:
 
 
 def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
-    """Return the proof of a change, or of the rollback of a failed one. `target` is the layout that was proven."""
+    """Return the proof of a change, or of the rollback of a failed one. `target` is the layout that was proven. The
+    proof of a rollback keeps the time and duration of the change before it, and records the failure."""
     fence = case.fence
     corrected = _corrected_in(case.node.verified, policy)
     followed = fence.version.generation if fence.version.uid in ("", policy.uid) else 0

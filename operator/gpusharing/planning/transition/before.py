@@ -262,7 +262,8 @@ def _now_cordons(case: FencedCase) -> str:
 
 
 def _uncordoned(case: FencedCase) -> str:
-    """Return the message that somebody lifted our cordon, or an empty string if nobody did."""
+    """Return the message that somebody lifted our cordon, or an empty string if nobody did or the change needs no
+    cordon."""
     lifted = case.fence.disruption.cordons and not case.node.unschedulable
     return "someone uncordoned the node during the drain; the change is abandoned" if lifted else ""
 
@@ -303,7 +304,7 @@ def _jobs_late(case: FencedCase) -> str:
 
 def _late(case: FencedCase) -> str | Finding:
     """Return why the change ends because its time is over, or an empty string if it goes on. What a LIST shows counts
-    more than the clock, so the change goes on until the pods were listed."""
+    more than the clock, so the change goes on until the pods were listed. It also goes on if the policy says Hold."""
     if holds(case) or _unlooked(case):
         return ""
     plan = case.drain
@@ -383,8 +384,9 @@ def _time_out(case: FencedCase) -> str | Finding:
 
 
 def _abort(case: FencedCase, why: Finding, *, defer: bool) -> Verdict:
-    """Return the verdict that releases the node and restores it as it was before the fence. While somebody else works
-    on the node, the cordon stays (yielding.py). `defer`: the next attempt waits for a back-off."""
+    """Return the verdict that releases the node and restores it as it was before the fence. A cordon that is not ours
+    alone stays; while somebody else works on the node, so do our cordon and the fence (yielding.py). `defer`: the
+    next attempt waits for a back-off."""
     if keeps_cordon(case):
         return give_way(case, why.message)
     labels, annotations = unmarked(case.fence, case.node)

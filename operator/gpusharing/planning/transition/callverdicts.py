@@ -39,7 +39,7 @@ def is_moot(verdict: Verdict) -> bool:
 
 
 def calls_fail(verdict: Verdict) -> bool:
-    """Whether the verdict says that calls about its node fail repeatedly, by its reason or beside it."""
+    """Whether one of the verdict's blockers says that calls about its node fail repeatedly."""
     return any(blocker.reason is Reason.CALL_FAILED for blocker in verdict.blockers)
 
 
@@ -112,9 +112,9 @@ def _noted(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
 
 
 def _with_failure(action: Action, failed: Fence, now: datetime) -> Action:
-    """Return the action with the failure recorded in the fence that it writes. Unchanged are actions that write no
-    fence, or one for another generation than `failed`, the present fence, and those of a change that is known to
-    have failed in this generation."""
+    """Return the action with the failure recorded in the fence that it writes. `failed` is the present fence. An
+    action is returned unchanged if it writes no fence, if its fence is for another generation than `failed`, or if
+    the change is known to have failed in this generation."""
     if not isinstance(action, UpdateFence | Actuate):
         return action
     fence = action.fence

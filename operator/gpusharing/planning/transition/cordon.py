@@ -8,16 +8,18 @@ from gpusharing.planning.transition.verdict import FencedCase
 
 
 def holds_our_cordon(case: FencedCase) -> bool:
-    """Whether the node is cordoned and, as far as we can tell, only by us."""
+    """Whether the node is cordoned and, as far as we can tell, only by us: our change cordons, the node was not
+    cordoned before, and the fence was written for this same Node object."""
     node, fence = case.node, case.fence
     ours = fence.disruption.cordons and not fence.prior_unschedulable
     return ours and node.unschedulable and fence.node_uid == node.uid
 
 
 def may_uncordon(case: FencedCase) -> bool:
-    """Whether the release may lift the cordon: it is ours alone, and nobody else wants the node cordoned
-    (docs/design/drain.md#rule-5). Others whose work only waits for its turn do not count; they cordon the node
-    themselves when they begin."""
+    """Whether the release may lift the cordon (docs/design/drain.md#rule-5). The cordon must be ours alone, no person
+    may have asked for it to stay, and nobody else may be working on the node. False also while the Node object is
+    being deleted. Others whose work only waits for its turn do not count; they cordon the node themselves when they
+    begin."""
     node = case.node
     return holds_our_cordon(case) and not node.hold_cordon and not node.foreign_works and not node.deleting
 

@@ -155,7 +155,7 @@ def _missing(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _unhealthy(case: NodeCase, assessed: Assessed) -> str:
-    """Return which GPU is unhealthy and why, or an empty string if all are healthy."""
+    """Return which GPU is unhealthy and why, or an empty string if none is known to be."""
     unhealthy = case.unhealthy
     return "" if unhealthy is None else unhealthy.message
 
@@ -188,8 +188,9 @@ def _owned_elsewhere(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _left_exclusive(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return the objection that a whole GPU has an exclusive compute mode. Empty if none has, or if the node has or
-    gets MPS: no label of ours resets the mode, and only a change to MPS works in spite of it."""
+    """Return the objection that a whole GPU has an exclusive compute mode, or one that the agent is not allowed to
+    read. Empty if none has, or if the node has or gets MPS: no label of ours resets the mode, and only a change to
+    MPS works in spite of it."""
     if assessed.target.mode is Mode.MPS or is_told_mps(case.node, case.stack):
         return ""
     return find_exclusive(assessed.observed.hardware)
@@ -211,7 +212,8 @@ def _hindered(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 def _drifted(case: NodeCase, assessed: Assessed) -> str | Finding:
     """Return the Finding that drift has not lasted for the grace period yet, which says until when. Empty if it has
-    lasted, or without drift. A short difference is no reason to drain a node."""
+    lasted, without drift, or if a person asked for it to be corrected at once. A short difference is no reason to
+    drain a node."""
     drift = _drift(case, assessed)
     if drift is None:
         return ""
@@ -241,8 +243,8 @@ def _drift(case: NodeCase, assessed: Assessed) -> Finding | None:
 
 
 def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return the remaining difference of a node whose labels and layouts are right already, or an empty string if a
-    change would help. A drain would disturb its pods without changing anything."""
+    """Return the remaining difference of a node whose labels and layouts are right already, or an empty string if
+    there is no difference or a change would help. A drain would disturb its pods without changing anything."""
     target, labels, mismatch = assessed.target, case.node.labels, assessed.mismatch
     if mismatch is None or case.actuator.needs_run(case, target):
         return ""

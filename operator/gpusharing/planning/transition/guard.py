@@ -58,7 +58,7 @@ def explain_error(error: Exception) -> str:
 
 
 def _place(error: Exception) -> str:
-    """Return the file, function and line that raised the error."""
+    """Return the file, function and line that raised the error, or `place unknown` if the error has no traceback."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -39,7 +39,9 @@ def way_to_idle(
     any_event: bool = False,
     step_proven: bool = False,
 ) -> Verdict | None:
-    """Return the next step of the drain or of the proof of idleness, or None if the node was just proven idle.
+    """Return the verdict with the next step of the drain or of the proof of idleness, or None if the node was just
+    proven idle. A worse class of disruption is recorded first (`escalate`). While the pods are not listed, or could
+    not be, the verdict asks for a LIST.
 
     `waiting`: the verdict on what the run still lacks, shown once no pod is left. `any_event`: the agent's reading may
     be older than the last event. `step_proven`: the previous step is proven.
@@ -78,7 +80,8 @@ def escalate(case: FencedCase) -> Verdict | None:
 
 
 def holds(case: FencedCase) -> bool:
-    """Whether the policy wants the drain to continue after its deadline. False after the point of no return."""
+    """Whether the policy wants the drain to continue after its deadline (onTimeout Hold). False after the point of no
+    return, and if no policy drives the node or its spec cannot be read."""
     spec = case.assessment.policy.spec if case.assessment is not None else None
     return spec is not None and spec.drain.on_timeout == "Hold" and case.fence.stage == "fenced"
 
@@ -89,8 +92,9 @@ def outlasts(case: FencedCase) -> bool:
 
 
 def next_poll(case: FencedCase, pace: int = 1) -> datetime:
-    """Return when to list the pods again: `pace` poll intervals after the last LIST, but at the deadline if that comes
-    first and is not over. A pass for another reason does not delay it."""
+    """Return when to list the pods again: `pace` poll intervals after the last LIST or, if that time is over or there
+    was no LIST, after now. If the deadline of the fence is not over and comes first, return the deadline. A pass
+    for another reason does not delay the LIST."""
     poll = timedelta(seconds=case.settings.poll * pace)
     soon = (case.work.listed_at if case.work is not None else case.now) + poll
     soon = soon if soon > case.now else case.now + poll
@@ -144,9 +148,9 @@ def _tell_left(case: FencedCase, plan: DrainPlan) -> str:
 
 
 def _prove(case: FencedCase, work: NodeWork, *, any_event: bool, step_proven: bool) -> Verdict | None:
-    """Return the verdict on what the proof of idleness still lacks, or None if the node is proven idle. The agent must
-    have closed NVML and seen no process on the GPUs; after that, two LISTs some seconds apart must show no pod that
-    has to leave."""
+    """Return the verdict on what the proof of idleness still lacks, with the next request to the agent if one is
+    needed, or None if the node is proven idle. Node and agent must be Ready. The agent must have closed NVML and
+    seen no process on the GPUs; after that, two LISTs some seconds apart must show no pod that has to leave."""
 
     def wait(reason: Reason, message: str, wake: datetime | None = None) -> Verdict:
         """Return a VerifyingIdle verdict for which the pods are listed again, at the next poll unless `wake` is
@@ -176,8 +180,9 @@ def _prove(case: FencedCase, work: NodeWork, *, any_event: bool, step_proven: bo
 
 
 def _listed_twice(case: FencedCase, work: NodeWork) -> bool:
-    """Whether two LISTs without a pod that has to leave were made at least `settings.idle` seconds apart, both
-    recently, after the agent's answer, and for this change and cordon."""
+    """Whether, besides the last LIST, an earlier one showed no pod that has to leave. That LIST must have been made at
+    least `settings.idle` seconds before the last one, within LIST_AGE, and after the agent's answer was seen. False
+    if there is no such answer, or if the LISTs were made for another scope or under another cordon."""
     alike = (work.all_pods, work.cordoned_at) == (case.scope.all_pods, case.scope.cordoned_at)
     if work.quiet_since is None or not alike:
         return False

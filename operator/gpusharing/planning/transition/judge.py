@@ -39,10 +39,11 @@ def judge(case: NodeCase) -> Verdict | None:
 
 
 def differs_from_target(case: NodeCase) -> bool:
-    """Whether the node was seen to differ from its target, which counts as drift if it lasts.
+    """Whether the node was seen to differ from its target, which counts as drift if it lasts. A node that was rolled
+    back is compared with what it was rolled back to.
 
-    False while NVML must stay closed, because nobody reads the GPUs then, and while mig-manager repairs the node after
-    a reboot.
+    False while NVML must stay closed, because nobody reads the GPUs then, while a reading is only pending, and while
+    mig-manager repairs the node after a reboot.
     """
     assessment, difference = case.assessment, None
     if isinstance(assessment, Assessed):
@@ -110,7 +111,7 @@ def _unowned(case: NodeCase) -> Verdict | None:
 
 def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
     """Return the verdict for a node without a fence that a policy governs: it is left alone, adopted, blocked, or a
-    candidate."""
+    candidate. If the policy resets its nodes and this one does not concern it, our policy label is removed."""
     if isinstance(assessment, Refused):
         phase, objection = Phase.SKIPPED if assessment.accepted else Phase.BLOCKED, assessment.objection
         if assessment.policy.resetting and Mark.OUTSIDE in objection.reason.marks:  # left as they are

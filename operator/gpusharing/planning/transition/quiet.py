@@ -39,8 +39,8 @@ def find_quiet(case: NodeCase) -> Finding | None:
 
 
 def _driver(node: NodeView) -> Finding | None:
-    """Return the Finding that NVIDIA's driver is being replaced on the node, or None if it is not. A state that may
-    last for weeks does not count while the work only waits for its turn."""
+    """Return the Finding that NVIDIA's driver is being replaced on the node, or None if it is not. States that may
+    last for weeks do not count: those in UPGRADE_LASTING, and ASKED_FOR while the work waits for its turn."""
     state = node.labels.get(names.LABEL_UPGRADE_STATE, "")
     if state in names.UPGRADE_LASTING or (state == ASKED_FOR and node.foreign_queued):
         return None
@@ -54,8 +54,9 @@ def _driver(node: NodeView) -> Finding | None:
 
 
 def _actuator(case: NodeCase) -> Finding | None:
-    """Return the Finding that the actuator is working without a change by us, or None if it is not. The Finding has a
-    time limit, because only a reading shows whether a program that never ends has done its work (a.7)."""
+    """Return the Finding that the actuator is working without a change by us. None if it is not, or if it has been at
+    work for `settings.wedge_pending` seconds, because only a reading shows whether a program that never ends has
+    done its work (a.7)."""
     work = case.actuator.find_work(case.node)
     until = (case.at_work_since or case.now) + timedelta(seconds=case.settings.wedge_pending)
     if not work or case.now >= until:

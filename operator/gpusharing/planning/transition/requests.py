@@ -39,8 +39,9 @@ def ask(case: NodeCase, request: str, *, quiet: bool) -> EnsureGPUNode:
 
 def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
     """Return the verdict with the write that creates the node's GPUNode, or that closes or opens NVML on a node that
-    we do not change, if one is needed. The verdict then also wakes when NVML no longer has to stay closed. A
-    verdict that has such a write already, and a Node that is being deleted, get none."""
+    we do not change, if one is needed. The verdict also wakes when NVML no longer has to stay closed. No write is
+    added to a verdict that has such a write already, for a Node that is being deleted, or for a node without a GPU
+    and without a GPUNode."""
     gpunode, node = case.gpunode, case.node
     quiet = None if verdict.candidate else find_quiet(case)  # the gates of a candidate have checked this
     free = node.fence is None or node.fence.stage == "yielded"
@@ -97,7 +98,7 @@ def answers_quiet(case: NodeCase) -> bool:
 
 def last_busy(case: FencedCase) -> str:
     """Return why the GPUs were not idle when the agent last closed NVML for this change, or an empty string if they
-    were or it has not closed NVML yet."""
+    were or it has not closed NVML yet. Processes of the MPS daemon do not count."""
     observed = case.gpunode.observed if case.gpunode else None
     if observed is None or not observed.quiet or not observed.request_id.startswith(_quiet_prefix(case)):
         return ""

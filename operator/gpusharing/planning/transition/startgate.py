@@ -26,8 +26,9 @@ def is_newcomer(node: NodeView, gpunode: GPUNodeView | None) -> bool:
     """Whether no workload depends on this node yet, so that its change takes no slot of its policy's budget.
 
     Such a node waits behind the taint, was never released after a proof (docs/adr/0034-the-start-up-gate.md), and has
-    no GPU pod as far as the agent knows: if somebody puts the taint on nodes in service, they must not all be drained
-    at once. While the node is fenced, the decision made at the fence stays valid.
+    no GPU pod as far as the agent has reported: if somebody puts the taint on nodes in service, they must not all be
+    drained at once. Before the first report, a node counts as having none. While the node is fenced, the decision made
+    at the fence stays valid.
     """
     if node.fence is not None:
         return node.fence.newcomer

@@ -146,8 +146,8 @@ class NodeCase(ActuatorCase):
         return self if self.now == now else replace(self, now=now)
 
     def no_agent(self, consequence: str) -> Finding:
-        """Return the Finding that no agent is Ready on the node, with the cause if it is known, else with
-        `consequence` after the message."""
+        """Return the Finding that no agent is Ready on the node. If the cause is known, it has the cause's reason and
+        message; otherwise its reason is AgentNotReady, and `consequence` is added to the message."""
         if (trouble := self.agent_trouble) is not None:
             return Finding(trouble.reason, f"no agent runs on {self.node.name}: {trouble.message}")
         return Finding(Reason.AGENT_NOT_READY, f"no Ready agent pod runs on {self.node.name}{consequence}")
@@ -211,7 +211,8 @@ class NodeCase(ActuatorCase):
         candidate: bool = False,
     ) -> Verdict:
         """Return a verdict with this phase, reason and message, and with every other field that follows from the case
-        filled in."""
+        filled in. It has no actions, pods or blockers. Before the change begins, the message is preceded by that of
+        `_behind_gate`."""
         assessment = self.assessment
         fence = self.node.fence
         target = assessment.target if isinstance(assessment, Assessed) else None
@@ -254,7 +255,8 @@ class FencedCase(NodeCase):
 
     def needs(self, phase: Phase) -> tuple[tuple[str, int], ...]:
         """Return how many pods the drain still has to evict under each PodDisruptionBudget. Empty while that is
-        unknown, and in phases in which no further pod is evicted."""
+        unknown, if the change does not cordon the node, and in the phases Aborting and Uncordoning, in which no
+        further pod is evicted."""
         ends = phase in (Phase.ABORTING, Phase.UNCORDONING)  # no further pod is evicted
         drains = not ends and self.fence.disruption.cordons
         return self.drain.needs if drains and self.drain is not None else ()
@@ -272,5 +274,5 @@ class FencedCase(NodeCase):
 
     @staticmethod
     def of(case: NodeCase, fence: Fence) -> "FencedCase":
-        """Return the same case as a FencedCase with this fence, which is that of its node."""
+        """Return a FencedCase with all fields of `case` and with `fence`, which must be the fence of the case's node."""
         return FencedCase(**{one.name: getattr(case, one.name) for one in fields(NodeCase)}, fence=fence)

@@ -29,7 +29,8 @@ MAX_FAILURE = 300
 
 def find_way_back(case: FencedCase) -> FencedCase | None:
     """Return the case with the last proven layout as its target, or None if the node is not being rolled back. If that
-    layout can no longer be reached, the case is refused with the reason."""
+    layout can no longer be reached, the case is refused with the reason. A case whose policy gives it no target now
+    is returned unchanged."""
     if not goes_back(case):
         return None
     assessment = case.assessment
@@ -44,7 +45,9 @@ def find_way_back(case: FencedCase) -> FencedCase | None:
 
 def present_way_back(verdict: Verdict, case: FencedCase) -> Verdict:
     """Return the verdict of a node that is being rolled back, with a message and a reason that say so. `case` is the
-    case with the policy's target, which stays the wanted layout."""
+    case with the policy's target, which is shown as the wanted layout. In the phases Failed and Uncordoning the
+    message does not get the prefix about the rollback. Only the reasons ActuationInProgress and ObservationPending
+    are replaced, by RollingBack."""
     assessment = case.assessment
     wanted = assessment.target.text if isinstance(assessment, Assessed) else verdict.wanted
     reason, message = verdict.reason, verdict.message
@@ -61,7 +64,7 @@ def present_way_back(verdict: Verdict, case: FencedCase) -> Verdict:
 
 def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | str:
     """Return the verdict that records the rollback of the node, or a clause on why the node is not rolled back now.
-    The clause is empty if the policy wants failed nodes held.
+    The clause is empty if the policy wants failed nodes held or gives the node no target.
 
     `known`: the failure shows the present state of the node. A node that is not Ready, or without a Ready agent, shows
     an old state: what its kubelet advertised before it went away is from before the change.

@@ -33,14 +33,15 @@ def give_way(case: FencedCase, message: str) -> Verdict:
 
 
 def keeps_cordon(case: FencedCase) -> bool:
-    """Whether the node keeps our cordon when its change ends, because somebody else works on it."""
+    """Whether the node keeps our cordon when its change ends, because somebody else works on it. False if the cordon
+    is not ours alone."""
     return case.node.foreign_works and holds_our_cordon(case)
 
 
 def fence_after_proof(case: FencedCase, routing: str) -> Fence | None:
-    """Return the fence that remembers our cordon of a proven node while somebody else works on it, or None if nobody
-    does, so that the proof removes the fence. `routing` is the value that the routing label gets when the node is
-    released."""
+    """Return the fence that remembers our cordon of a proven node while somebody else works on it. None if nobody
+    does, or if the cordon is not ours alone: then the proof removes the fence. `routing` is the value that the
+    routing label gets when the node is released."""
     return replace(_aside(case), proven=case.now, from_mode=routing) if keeps_cordon(case) else None
 
 
@@ -55,8 +56,8 @@ def tell_wait(case: FencedCase) -> str:
 
 
 def yielded(case: FencedCase) -> Verdict:
-    """Return the next step of a node whose fence stage is `yielded`: wait while somebody else works on it and our
-    cordon stands, otherwise release it."""
+    """Return the verdict with the next step of a node whose fence stage is `yielded`: wait while somebody else works
+    on it and our cordon stands, otherwise release it. If the change was given up, the release records a back-off."""
     if keeps_cordon(case):
         waiting = case.verdict(Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE, tell_wait(case))
         return replace(waiting, deadline=None)
