@@ -40,9 +40,8 @@ def remember(
     retry_after: float | None = None,
     first_wait: float = FIRST_WAIT,
 ) -> EvictionMemory:
-    """Return what to remember of the answer to one eviction or deletion. `memory` is what was remembered of this pod
-    before, or None. If the answer is the same as last time, `since` is kept and `tries` goes up by one; otherwise both
-    start anew.
+    """Return the memory of the answer to one eviction or deletion. `memory` is the earlier one of this pod, or None.
+    If the answer is the same as last time, `since` is kept and `tries` goes up by one; otherwise both start anew.
 
     - `EVICTED` (201, E1): accepted; this pod is never evicted again.
     - `PDB` (429 with cause DisruptionBudget): E5; with `retry_after` (seconds) it is E6, the controller of the
@@ -67,8 +66,8 @@ def remember(
 
 
 def is_odd(memory: EvictionMemory | None) -> bool:
-    """Whether a further answer that the pod is gone counts as an error: it was given `ODD_AFTER` times in a row
-    already, or the last answer was an error. False if no answer is remembered."""
+    """Whether a further answer that the pod is gone counts as an error: the server has given that answer `ODD_AFTER`
+    times in a row already, or the last answer was an error. False if no answer is remembered."""
     if memory is None:
         return False
     return memory.reason is Reason.EVICTION_ERROR or (
@@ -111,8 +110,9 @@ def sent_lately(memories: Mapping[str, EvictionMemory], now: datetime) -> tuple[
 
 def _wait(reason: Reason, tries: int, jitter: float, retry_after: float | None, first_wait: float) -> float:
     """Return the seconds until the next try: 0 for a pod that is gone; Retry-After, but at least 1 and at most
-    SLOW_WAIT, if the server sent one; SLOW_WAIT for a refusal that only a person can resolve; else `first_wait`,
-    doubled with each try up to LONGEST_WAIT and shortened by `jitter`."""
+    SLOW_WAIT, if the server sent one; SLOW_WAIT for a refusal that only a person can resolve. Otherwise the wait is
+    `first_wait`, doubled with each try up to LONGEST_WAIT and shortened by `jitter`, but never shorter than
+    `first_wait`."""
     if reason is Reason.PODS_LEAVING:
         return 0.0  # the LIST decides, not the clock
     if retry_after is not None:

@@ -33,8 +33,9 @@ MAX_GANGS = 2
 
 
 def describe_gang(view: GangView) -> str:
-    """Describe the gang, its size and where it runs, such as `JobSet team-a/train, 16 pods (8 on gpu-1, 8 on gpu-2)`,
-    with at most MAX_NODES nodes. The size is preceded by `at least` if not all members are known."""
+    """Return a description of the gang, its size and where it runs, such as `JobSet team-a/train, 16 pods (8 on gpu-1,
+    8 on gpu-2)`, with at most MAX_NODES nodes. The size is preceded by `at least` if not all members are known. A
+    gang without known members has no part in parentheses."""
     count = len(view.members)
     where = Counter(member.node for member in view.members)
     waiting = where.pop("", 0)
@@ -161,9 +162,9 @@ def find_blocked_gangs(
 def find_keepers(
     members: Iterable[GangMember], options: Drain, scope: Scope
 ) -> Iterator[tuple[str, Blocker]]:
-    """Yield each blocker of the members that must stay, together with the name of the member's node. Members without a
-    GPU count too. The options of this change are applied first; only if they allow the eviction, those of the
-    policy that the member's own node follows."""
+    """Yield a pair for each blocker of the members that must stay: the name of the member's node, empty if it has
+    none, and the blocker. Members without a GPU count too. The options of this change are applied first. Only if
+    they allow the eviction, those of the policy that the member's own node follows are applied."""
     everywhere = replace(scope, all_pods=True, cordoned_at=None)
     for member in members:
         for blocker in classify((member.pod,), options, everywhere).blockers or find_ruled((member,), scope):

@@ -69,8 +69,8 @@ def with_gangs(
 
 
 def name_gangs(blockers: Iterable[Blocker], work: NodeWork) -> tuple[Blocker, ...]:
-    """Return the blockers of the node's own pods, merged. If all pods of a blocker belong to the same gang, its
-    message begins with that gang."""
+    """Return the blockers of the node's own pods, merged. If all pods of a blocker belong to the same gang, a
+    description of that gang is put in front of its message."""
     views = {view.gang: view for view in work.gangs}
     gangs = {pod.ref: views.get(pod.gang) if pod.gang is not None else None for pod in work.pods}
     named = []

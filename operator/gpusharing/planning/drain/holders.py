@@ -36,9 +36,10 @@ def gpu_groups(labels: Mapping[str, str]) -> frozenset[str]:
 
 
 def is_reservation(pod: PodView) -> bool:
-    """Whether this is a pod with which KAI-Scheduler reserves a GPU for a group.
+    """Whether this is a pod with which KAI-Scheduler reserves a GPU for a group: it requests nvidia.com/gpu, has a
+    label of such a group, and has no owner.
 
-    It is the only pod of a group that requests a whole GPU: KAI refuses fractions for pods that do.
+    No other pod of a group requests a whole GPU, because KAI refuses fractions for pods that do.
     """
     return pod.owner is None and RESOURCE_GPU in pod.resources and bool(gpu_groups(pod.labels))
 
@@ -152,7 +153,7 @@ def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classifie
 
 def must_leave(pod: PodView, scope: Scope) -> bool:
     """Whether the pod must be gone before the node is changed. The drain options of the policy make no difference to
-    that."""
+    that. KAI's reservation pods must leave too, even while other pods share their GPU."""
     match = _filter_of(pod, _NO_OPTIONS, scope)
     return match is None or match.decision != "ignore"
 
@@ -261,8 +262,8 @@ def _protected(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _resource_claim(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether a DRA driver, and not the device plugin, manages the pod's GPU, or its ResourceClaim cannot be read
-    (G3-G5)."""
+    """Whether a DRA driver, and not the device plugin, manages a GPU of the pod, or a ResourceClaim of the pod cannot
+    be read (G3-G5)."""
     return pod.dra != "none"
 
 
@@ -272,8 +273,8 @@ def _unread_claim(pod: PodView, options: Drain, scope: Scope) -> str:
 
 
 def _pinned_here(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether the pod tolerates the cordon and its node selector pins it to this node, so that it would come back
-    after every eviction (P15)."""
+    """Whether the pod tolerates the cordon, its node selector names this node, and a controller would start it again,
+    so that it would come back after every eviction (P15)."""
     return pod.tolerates_cordon and _is_restarted(pod) and names.LABEL_HOSTNAME in pod.node_selector
 
 
@@ -309,12 +310,13 @@ def _start(pod: PodView, options: Drain, scope: Scope) -> str:
 
 
 def _marked(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether somebody marked the pod itself as not to be disturbed (P17, P18)."""
+    """Whether somebody marked the pod itself as not to be disturbed (P17, P18), and the policy does not ignore such
+    marks."""
     return _protection(pod, options, scope) is not None
 
 
 def _mark(pod: PodView, options: Drain, scope: Scope) -> str:
-    """Return the mark on the pod in words; empty without one."""
+    """Return the mark on the pod in words; empty without one, or if the policy ignores such marks."""
     protection = _protection(pod, options, scope)
     return protection.text if protection is not None else ""
 
@@ -358,8 +360,8 @@ def _rule_evicts(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _rule_says(pod: PodView, options: Drain, behavior: str) -> bool:
-    """Whether the pod's rule has this behavior. A rule of which it is unknown whether it matches counts too, because
-    `_undecided` has already caught such pods."""
+    """Whether the pod's rule has this behavior. True also if it is unknown whether that rule matches: `_undecided` has
+    already caught such pods."""
     ruled = find_rule(pod, options)
     return ruled is not None and ruled.rule.behavior == behavior
 

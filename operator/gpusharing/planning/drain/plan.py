@@ -133,13 +133,13 @@ def plan_drain(pods: Standings, now: datetime, end: datetime | None = None) -> D
 
 def budget_room(pods: Standings) -> Counter[str]:
     """Return how many pods of the node a drain still has to evict under each PodDisruptionBudget, by the budget's
-    `namespace/name`."""
+    `namespace/name`. Pods that several budgets guard are left out, because every eviction of them fails."""
     return Counter(pdb.ref(standing.budget) for standing in _to_evict(pods) if standing.budget is not None)
 
 
 def crowding(pods: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
-    """Return a blocker for each budget whose allowed disruptions are already used up by other nodes. `crowd` is the
-    sum of `budget_room` over the nodes in flight."""
+    """Return a blocker for each budget whose allowed disruptions are already used up by other nodes. A budget that
+    allows none counts as allowing one. `crowd` is the sum of `budget_room` over the nodes in flight."""
     return merge(
         Blocker(
             Reason.PDB,
@@ -177,8 +177,8 @@ def _unforced(remaining: Iterable[Standing], pods: Standings) -> list[Standing]:
 
 
 def _to_evict(pods: Standings) -> list[Standing]:
-    """Return the pods that will be evicted sooner or later. Pods that are never evicted are left out, and those that
-    still have time to end by themselves."""
+    """Return the pods that will be evicted sooner or later. Pods that are never evicted are left out. So are those
+    that still have time to end by themselves, once the node is cordoned."""
     return [
         standing
         for standing in pods.remaining
@@ -220,7 +220,7 @@ def _unheard(pods: Standings) -> Iterator[Blocker]:
 
 
 def _stuck(leaving: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
-    """Yield a blocker for each leaving pod that should be gone by now (T5), with its finalizers."""
+    """Yield a blocker for each leaving pod that should have been gone STUCK_AFTER ago (T5), with its finalizers."""
     for pod in (standing.pod for standing in leaving):
         moment = stuck_from(pod)
         if moment is not None and now > moment:

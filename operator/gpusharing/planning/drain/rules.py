@@ -98,7 +98,7 @@ def patience(pod: PodView, options: Drain) -> timedelta | None:
 
 
 def _wait(text: str) -> timedelta | None:
-    """Parse a timeout such as `30m`; None if it is `Never`."""
+    """Parse a timeout such as `30m`; None if it is `Never`. Raises ValueError for any other text."""
     return None if text == NEVER else parse_duration(text)
 
 
@@ -178,7 +178,8 @@ def _do_not_disrupt(pod: PodView, key: str, value: str, now: datetime | None) ->
 
 
 def _safe_to_evict(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:
-    """Return the protection by Cluster Autoscaler's annotation, or None unless its value is `false`."""
+    """Return the protection by Cluster Autoscaler's annotation if its value is `false`, ignoring case and spaces
+    around it, else None."""
     text = f"Annotation {key} is {_quoted(value)}"
     return Protection(text, None) if value.strip().lower() == "false" else None
 

@@ -174,7 +174,7 @@ def find_standings(
 
 
 def _remaining_gangs(standings: list[Standing]) -> frozenset[Gang]:
-    """Return the gangs of which at least one pod still has to be evicted."""
+    """Return the gangs with at least one pod that still has to be evicted."""
     gangs = (standing.pod.gang for standing in standings if not standing.leaves)
     return frozenset(gang for gang in gangs if gang is not None)
 

@@ -179,7 +179,8 @@ def _wanted(pod: PodView) -> Mapping[str, int]:
 
 def _find_broken(pod: PodView, own: FutureNode) -> str:
     """Return a sentence about the first requirement of the pod that its own node will not meet; empty if it will meet
-    all. Only requirements about devices, and about labels that our changes rewrite, are considered."""
+    all. Only requirements about devices, and about labels that our changes rewrite, are considered. If the node may
+    get one of several label sets, the first one counts."""
     labels = own.labels[0]
     rows: list[Row] = [(key, "In", (wanted,)) for key, wanted in sorted(pod.node_selector.items())]
     if not any(matches(labels, {}, term) for term in pod.node_terms):

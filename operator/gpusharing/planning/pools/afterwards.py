@@ -43,9 +43,9 @@ def find_afterwards(snapshot: ClusterSnapshot, members: Mapping[str, Member]) ->
 
 
 def _doubt(place: FutureNode, node: NodeView) -> FutureNode:
-    """Return a node whose change is uncertain. For each resource name it has the smaller number of devices: those that
-    it has now, or those that it would get. A node that is cordoned or not Ready now has only those that its pods
-    hold."""
+    """Return a node whose change is uncertain. For each resource name it has the smaller of two numbers of devices:
+    those that it would get, and those that it has or its pods hold now. A node that is cordoned or not Ready now
+    has only those that its pods hold."""
     keeps = place.before if node.ready and not node.unschedulable else {}
     least = {
         name: min(count, max(keeps.get(name, 0), place.in_use.get(name, 0)))

@@ -35,8 +35,9 @@ def plan_hash(policy: PolicyView, members: Sequence[Member]) -> str:
 
 
 def _row(version: SpecVersion, member: Member) -> tuple[str, str, str] | None:
-    """Return the plan's entry for one node: its UID, its target, and the class of disruption. None if the plan has no
-    entry for it, because it already matches its target or only finishes a change of an earlier generation."""
+    """Return the plan's entry for one node: its UID, its target (see `owed_for`), and the class of disruption. None if
+    the plan has no entry for it, because it already matches its target or only finishes a change of an earlier
+    generation. The entry of a node that cannot be compared with its policy comes from `_row_on_record`."""
     assessment = member.assessment
     if not isinstance(assessment, Assessed):
         return _row_on_record(version, member.node)

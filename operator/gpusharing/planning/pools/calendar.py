@@ -137,8 +137,8 @@ class _Times:
         return self._find(moment - self.shift, lambda start: start > moment, reverse=False)
 
     def until(self, moment: datetime) -> datetime:
-        """Return the end of the window's latest opening that covers this moment, or the moment itself if the window is
-        closed then."""
+        """Return when the window closes that covers this moment, or the moment itself if the window is closed then. If
+        several openings overlap, the latest of them counts."""
         start = self.last(moment)
         return moment if start is None else max(moment, start + self.duration)
 

@@ -227,9 +227,9 @@ def wait_for_canaries(pooled: Pooled) -> Finding:
 
 
 def find_note(pooled: Pooled) -> str:
-    """Return a note if the canary has at least as many nodes as the pool: the whole pool is the canary, the canary is
-    too large, or only the first remaining node is the canary by now. Empty if it has fewer nodes, or if there is no
-    canary or no member."""
+    """Return a note if the canary has at least as many nodes as the pool. It says that the whole pool is the canary,
+    that the canary is too large, or that only the first remaining node is the canary by now. Empty if the canary
+    has fewer nodes, or if there is no canary or no member."""
     canary, total = pooled.spec.rollout.canary, len(pooled.members)
     if canary is None or not total or canary.nodes < total:
         return ""

@@ -140,8 +140,8 @@ class Selection:
     """Pairs of a wait and the candidates that wait for it without a look at their pods."""
 
     def put(self, case: NodeCase, verdict: Verdict, look: Look | None = None) -> bool:
-        """Record the verdict of a candidate, what is to be remembered of its pods (`look`), and, if the verdict fences
-        the node, its claim. Return whether it starts."""
+        """Record the verdict of a candidate. Also record its `look` if there is one, and its claim if the verdict has
+        an action that fences the node. Return whether it has one, so that the change starts."""
         name = case.node.name
         self.verdicts[name] = verdict
         if look is not None:
@@ -152,7 +152,8 @@ class Selection:
         return begun is not None
 
     def add(self, other: "Selection") -> None:
-        """Add what another pool has selected to this selection."""
+        """Add everything that another pool has selected to this selection. Entries of `other` replace those of the
+        same node."""
         self.verdicts |= other.verdicts
         self.claims |= other.claims
         self.looks |= other.looks
@@ -206,8 +207,9 @@ def look_at(
     *,
     slower: bool = True,
 ) -> Look:
-    """Return what to remember of a look that found these blockers. `before` is the last look, or None. `slower`: the
-    next look waits longer than this one did, unless the pods were not listed again since `before`."""
+    """Return the look to record, which found these blockers. `before` is the last look, or None. `slower`: the next
+    look waits longer than this one did, unless the pods were not listed again since `before`. If it is False, the
+    wait starts anew."""
     at, tries = pods.listed_at, 1
     if before is not None and slower:
         tries = before.tries if before.at == at else before.tries + 1
@@ -215,9 +217,9 @@ def look_at(
 
 
 def try_start(candidate: Candidate, ledger: Ledger) -> tuple[Verdict, Look | None]:
-    """Return the verdict of a candidate for which there is a slot, and what to remember of its pods, or None if
-    nothing is known of them. Either its change begins, or its pods are to be listed, or something blocks it. If the
-    change begins, its evictions are added to `ledger.crowd`."""
+    """Return the verdict of a candidate for which there is a slot, and the look to record, or None if there is none.
+    Either its change begins, or its pods are to be listed, or something blocks it. A change that cordons the node
+    begins only if its pods were listed; then its evictions are added to `ledger.crowd`."""
     case, policy, look, pods = candidate.case, candidate.policy, candidate.look, candidate.pods
     if not candidate.cordons:
         return begin(candidate), None
@@ -237,7 +239,8 @@ def try_start(candidate: Candidate, ledger: Ledger) -> tuple[Verdict, Look | Non
 
 
 def begun_look(candidate: Candidate, pods: Standings) -> Look:
-    """Return what to remember of the LIST before the start: how many pods the change will evict under each budget."""
+    """Return the look to record for a candidate that starts: no blockers, and how many pods the change will evict
+    under each budget, according to the LIST before the start."""
     policy, needed = candidate.policy, tuple(budget_room(pods).items())
     return Look(policy.version, candidate.case.node.retry, pods.listed_at, 1, (), needed)
 
@@ -259,8 +262,8 @@ def looking(case: NodeCase) -> Verdict:
 
 
 def blocked(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
-    """Return the verdict of a blocked candidate, which shows the blockers of the last look until the next one.
-    `again`: its pods are to be listed in the next pass."""
+    """Return the verdict of a blocked candidate, which shows the blockers of the last look until the next one. `look`
+    must have blockers. `again`: its pods are to be listed in the next pass."""
     reason = main_reason(look.blockers) or Reason.BLOCKED
     due = look.due(case.settings.poll)
     wake = due if due > case.now else case.now + timedelta(seconds=case.settings.poll)

@@ -53,8 +53,8 @@ def _halted(pooled: Pooled) -> str:
 
 
 def has_failed(member: Member, policy: PolicyView) -> bool:
-    """Whether the node failed after the point of no return in this generation of the policy, even if it has left that
-    state since."""
+    """Whether the node failed after the point of no return in this generation of the policy. True even if the node is
+    no longer Failed, as long as its fence, its proof or its back-off records the failure."""
     fence = member.node.fence
     if fence is not None:
         fails = member.verdict.phase is Phase.FAILED or fence.failed is not None

@@ -33,9 +33,9 @@ def first_keeper(members: Iterable[Member]) -> str:
 
 
 def is_for_a_person(member: Member) -> bool:
-    """Whether only a person, or somebody else's maintenance, can free the slot of the node: its change failed or is
-    held, or it is Ready, not being deleted and has no fence of ours. False for a node whose kubelet may report
-    again by itself."""
+    """Whether only a person, or somebody else's maintenance, can free the slot of the node. Its change failed or its
+    drain is held after the deadline, or it is Ready, not being deleted and has no fence of ours. False for a node
+    whose kubelet may report again by itself."""
     node, verdict = member.node, member.verdict
     if verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD:
         return True
@@ -61,8 +61,8 @@ def keeps_its_slot(verdict: Verdict) -> bool:
 
 
 def _why(member: Member) -> str:
-    """Return why the node is unavailable, as a clause: that of the first of KEEPERS that applies, else that somebody
-    else has begun to work on the node."""
+    """Return why the node is unavailable, as a clause: that of the first of KEEPERS that applies. If none does, the
+    clause says that somebody else has begun to work on the node."""
     node = member.node
     says = next((one.says for one in KEEPERS if one.holds(member)), "{foreign} has begun to work on {name}")
     return says.format(name=node.name, foreign=node.foreign, work=tell_foreign(node))

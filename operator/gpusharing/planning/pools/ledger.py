@@ -110,7 +110,8 @@ class Ledger:
 
 
 def find_mates(case: NodeCase) -> frozenset[str]:
-    """Return the names of the other nodes on which the gangs of this node run; empty if its pods were not listed."""
+    """Return the names of the other nodes on which the gangs that this node's change interrupts run; empty if its pods
+    were not listed."""
     members = (member for view in case.gangs for member in view.members)
     return frozenset(member.node for member in members if member.node not in ("", case.node.name))
 

@@ -175,7 +175,7 @@ class Pool:
 
     def pooled(self, now: datetime) -> Pooled | None:
         """Return everything that may keep the pool's nodes from starting, or None if the policy cannot be read. Raises
-        ValueError before `with_hours`."""
+        ValueError if it can be read and `with_hours` has not computed what its windows allow."""
         if self.policy.spec is None:
             return None
         spec, before = self.policy.spec, self.failed_before
@@ -197,8 +197,9 @@ class Pool:
 
 
 def select(pool: Pool, queue: Queue, cap: int, ledger: Ledger) -> Selection:
-    """Choose which candidates of a pool start; `queue` must have all of them. `cap` is how many more nodes the
-    operator-wide cap allows. Empty if there are no candidates or the policy cannot be read."""
+    """Return which candidates of a pool start, and what the others wait for; `queue` must have all of them. `cap` is
+    how many more nodes the operator-wide cap allows. Empty if there are no candidates or the policy cannot be read.
+    Starts are recorded in `ledger`."""
     pooled = pool.pooled(ledger.now) if pool.candidates else None
     if pooled is None:
         return Selection()
@@ -206,8 +207,9 @@ def select(pool: Pool, queue: Queue, cap: int, ledger: Ledger) -> Selection:
 
 
 def _choose(pool: Pool, queue: Queue, pooled: Pooled, cap: int, ledger: Ledger) -> Selection:
-    """Choose among the candidates of a pool when no hold applies to them; `queue` may have further candidates. The
-    nodes that start are removed from the places for our own pod in `ledger`."""
+    """Return which candidates of a pool start when no hold applies to them; `queue` may have further candidates. The
+    nodes that start are removed from the places for our own pod in `ledger`, and their evictions are added to its
+    `crowd`."""
     left, chosen = _find_room(pool, pooled, cap, ledger), Selection()
     candidates = _in_order(pool, queue, ledger, left, chosen)
     waves = group(candidates) if left.room > 0 else {}
@@ -265,8 +267,8 @@ class Room:
 
 
 def _try(candidate: Candidate, left: Room, ledger: Ledger) -> tuple[Verdict, Look | None]:
-    """Return the verdict of a candidate that is not part of a wave, and what to remember of its pods. A candidate
-    whose pods are to be listed is counted in `left.listed`."""
+    """Return the verdict of a candidate that is not part of a wave, and the look to record, or None if there is none.
+    A candidate whose pods are to be listed is counted in `left.listed`."""
     if (wait := left.find_wait(candidate)) is not None:
         return wait.verdict(candidate.case), candidate.look
     verdict, look = try_start(candidate, ledger)
@@ -303,7 +305,7 @@ def _find_room(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Room:
 def _select(
     pool: Pool, queue: Queue, pooled: Pooled, cap: int, ledger: Ledger, past: AbstractSet[Reason]
 ) -> Selection:
-    """Choose which candidates start. Holds of the pool with a reason in `past` were checked already. If a hold lets
+    """Return which candidates start. Holds of the pool with a reason in `past` were checked already. If a hold lets
     some candidates through, the others wait, and the remaining holds are checked only for those that it lets
     through."""
     if (hold := find_hold(pooled, past)) is None:

@@ -121,8 +121,8 @@ def _standing(preview: Preview | None, policy: PolicyView) -> Preview | None:
 def preview_of(
     policy: PolicyView, verdict: Verdict, work: NodeWork, afterwards: Afterwards, settings: PlanSettings
 ) -> Preview:
-    """Return what the change of one node would disturb, according to the last LIST of its pods: nothing if the change
-    does not cordon the node. The policy must have a spec."""
+    """Return what the change of one node would disturb, according to the last LIST of its pods. The preview has no
+    pods, budgets, gangs or blockers if the change does not cordon the node. The policy must have a spec."""
     assert policy.spec is not None, "a policy without a spec has no nodes to go"
     if not verdict.disruption.cordons:
         return Preview(policy.version, work.listed_at)

@@ -58,7 +58,8 @@ def _find_awaited(
 
 
 def _find_waves(fences: Mapping[str, Fence], nodes: Mapping[str, NodeView]) -> dict[str, list[str]]:
-    """Return the nodes whose change is not over, by wave. A Node that was deleted and created again is in no wave."""
+    """Return the nodes whose change is not over, by the id of their wave. Nodes that belong to no wave are left out,
+    and so is a Node that was deleted and created again."""
     waves: dict[str, list[str]] = {}
     for name, fence in fences.items():
         if fence.wave and fence.stage != "yielded" and fence.node_uid == nodes[name].uid:
@@ -67,7 +68,7 @@ def _find_waves(fences: Mapping[str, Fence], nodes: Mapping[str, NodeView]) -> d
 
 
 def returns_proven(verdict: Verdict) -> bool:
-    """Whether this pass returns the node to service with its new layout proven."""
+    """Whether this pass returns the node to service with its new layout proven. False if it was rolled back."""
     given = (action.verified for action in verdict.actions if isinstance(action, Release))
     return any(record is not None and not record.rolled_back for record in given)
 
@@ -86,7 +87,7 @@ def _until(
     proven: Iterable[str], fences: Mapping[str, Fence], policies: Mapping[str, PolicyView], now: datetime
 ) -> datetime:
     """Return when the first of the proven nodes has waited for timeouts.verification, or `now` if none of their
-    policies says how long that is."""
+    policies says how long that is. A node whose fence does not record a proof yet was proven now."""
     first = min((moment for name in proven if (moment := fences[name].proven) is not None), default=now)
     spec = next((p.spec for name in proven if (p := policies.get(fences[name].policy)) is not None), None)
     return now if spec is None else first + parse_duration(spec.rollout.timeouts.verification)
@@ -96,7 +97,7 @@ def _await_wave(
     verdict: Verdict, node: NodeView, fence: Fence, *, others: Sequence[str], until: datetime, now: datetime
 ) -> Verdict:
     """Return the verdict of a proven node that waits for `others` until `until`: it is not released, and its fence
-    records when it was first proven."""
+    records when it was first proven. `others` must not be empty; the first of them is shown as the keeper."""
     actions = tuple(action for action in verdict.actions if not isinstance(action, Release))
     if fence.proven is None:
         actions = (*actions, UpdateFence(node, replace(fence, proven=now)))

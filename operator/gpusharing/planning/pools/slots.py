@@ -137,9 +137,9 @@ def plan_finalizers(
 
 
 def _keeps_finalizer(pool: Pool) -> bool:
-    """Whether a policy needs the finalizer although none of its nodes has a claim: while it resets its nodes, while
-    candidates wait and it has the finalizer already, and from the start if it is to reset its nodes one day. Not
-    for policies that are being deleted without a reset."""
+    """Whether a policy needs the finalizer although none of its nodes has a claim: while it resets its nodes and still
+    has any, while candidates wait and it has the finalizer already, and from the start if it is to reset its nodes
+    one day. Must not be called for a policy that is being deleted without a reset."""
     if pool.policy.resetting:
         return bool(pool.names)
     return (pool.policy.finalizer and bool(pool.candidates)) or _resets(pool.policy)

@@ -20,8 +20,9 @@ def count_vain(
     snapshot: ClusterSnapshot,
 ) -> dict[str, int]:
     """Return how many passes in a row, at most MOST, made no progress, by policy; policies that make progress are left
-    out. A pass makes no progress if it wants to look at the pods of a candidate for the first time although no
-    candidate whose pods are known started, and no new blocker was found.
+    out. A pass makes no progress if all of this is true: it wants to list the pods of a candidate for the first
+    time, although those of another one are known; no candidate starts or has another action; and every look at a
+    candidate existed before.
 
     The count starts anew while pods that the last pass asked for are missing, because then the API server delays a
     LIST and the planner can only ask again.

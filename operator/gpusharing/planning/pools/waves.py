@@ -88,9 +88,9 @@ def group(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
 def find_following(
     policy: PolicyView, members: Iterable[Member], candidates: Iterable[NodeView]
 ) -> frozenset[str]:
-    """Return the candidates that share a gang with a node of the pool which started without them because there was no
-    room. They are returned while that node is in flight, and after its proof until they have been changed too. An
-    edit of the policy ends that, because all nodes then start anew."""
+    """Return the names of the candidates that share a gang with a node of the pool which started without them because
+    there was no room. They are returned while that node is in flight, and after its proof until they have been
+    changed too. An edit of the policy ends the latter, because all nodes then start anew."""
     begun = {mate for one in members if (fence := one.node.fence) is not None for mate in fence.mates}
     verified = (one.node.verified for one in members)
     proofs = [proof for proof in verified if proof is not None and proof.mates]
@@ -102,13 +102,14 @@ def find_following(
 
 
 def _is_left(node: NodeView, proofs: Iterable[Verified]) -> bool:
-    """Whether one of these proofs of other nodes names this node as left behind, and the node was not changed since."""
+    """Whether one of these proofs of other nodes names this node as left behind, and the node has not been changed
+    since that proof."""
     return any(node.name in proof.mates and not _is_later(node, proof) for proof in proofs)
 
 
 def _is_later(node: NodeView, proof: Verified) -> bool:
-    """Whether the node was changed since this proof of another node. If it drifts then, it is no longer the rest of
-    that node's gang."""
+    """Whether the node has been changed since this proof of another node. If it drifts then, it is no longer the rest
+    of that node's gang."""
     changed = node.verified.changed_at if node.verified is not None else None
     return changed is not None and proof.changed_at is not None and changed >= proof.changed_at
 
@@ -168,8 +169,9 @@ def _listed_first(candidate: Candidate) -> tuple[bool, ...]:
 
 
 def _find_wait(free: Sequence[Candidate], room: int, ledger: Ledger) -> Callable[[Candidate], Verdict] | None:
-    """Return a function that makes the verdict of each node while the wave cannot start, or None if it can start.
-    `free` are the nodes that would start."""
+    """Return a function that makes the verdict of each node while the wave cannot start, or None if it can start. It
+    cannot start while pods of its nodes or of nodes in flight are unknown, while nodes in flight use up a budget,
+    or while `room` is smaller than the wave. `free` are the nodes that would start."""
     pods = [candidate.pods for candidate in free if candidate.pods is not None]
     if len(pods) < len(free) or (not ledger.crowd_known and any(map(budget_room, pods))):
         return _look_first
@@ -184,8 +186,9 @@ def _look_first(candidate: Candidate) -> Verdict:
 
 
 def _crowded(candidate: Candidate, blockers: tuple[Blocker, ...]) -> Verdict:
-    """Return the verdict of a node of a wave that waits until other nodes leave room under a budget. That takes
-    seconds, so the pods of the wave are listed again at every poll."""
+    """Return the Blocked verdict, with these blockers, of a node of a wave that waits until other nodes leave room
+    under a budget. That takes seconds, so the pods of the wave are listed again at every poll. The pods of the node
+    must have been listed in this pass."""
     assert candidate.pods is not None, "it was looked at"
     case = candidate.case
     look = look_at(case, candidate.policy, None, candidate.pods, blockers, slower=False)
@@ -205,9 +208,9 @@ def _gathering(candidate: Candidate, size: int) -> Verdict:
 
 
 def _start(free: Sequence[Candidate], wave: Sequence[Candidate], ledger: Ledger, chosen: Selection) -> None:
-    """Start the nodes `free` of a wave, put their verdicts into `chosen`, and record the other nodes of the wave as
-    left behind. Their evictions are added to `ledger.crowd` without a check, because within a wave the server
-    decides which pod leaves first under a budget."""
+    """Start the nodes `free` of a wave, whose pods must have been listed in this pass, and put their verdicts into
+    `chosen`. Their fences record the other nodes of the wave as left behind. Their evictions are added to
+    `ledger.crowd` without a check, because within a wave the server decides which pod leaves first under a budget."""
     first, going, names = free[0], _names(free), [candidate.case.node.name for candidate in wave]
     left = tuple(name for name in names if name not in going)[:MAX_MATES]
     begun = next(filter(None, (ledger.resumed_wave(candidate.case) for candidate in free)), "")

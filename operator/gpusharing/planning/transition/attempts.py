@@ -41,8 +41,8 @@ def owed_by(proof: Verified) -> str:
 
 def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = False) -> UpdateFence:
     """Return the action that records in the fence that another run of the actuators is to begin. The run begins when
-    the node is proven idle again, for which this sets a new deadline. `failed`: the change has failed so far. A
-    rollback stays a rollback.
+    the node is proven idle again, for which this sets a new deadline. `failed`: the change has failed so far; the
+    failure is then kept as that of an earlier run. A rollback stays a rollback.
 
     The record is written before the run, so that nothing is repeated after a crash in between, and a pod can block the
     run only for a limited time.

@@ -44,13 +44,14 @@ def calls_fail(verdict: Verdict) -> bool:
 
 
 def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | None = None) -> Verdict:
-    """Return the verdict of a node whose calls fail. Calls that are suspended make it wake when they may be sent
-    again, and no longer a candidate. If the failure lasts, the verdict also gets its reason, message and blocker,
-    and is Failed if a step past the point of no return missed its deadline. Its actions stay; they wait for
-    `next_try`.
+    """Return the verdict of a node whose calls fail. While its calls are suspended, it is no candidate and wakes when
+    they may be sent again. If the failure lasts, the verdict also gets its reason, message and blocker. It is then
+    Pending if the node was about to start, and Failed if a step past the point of no return missed its deadline.
+    Its actions stay; they wait for `next_try`.
 
-    The verdict is returned unchanged if it names a failed call already or if the failure does not matter to it.
-    `fence`: that of the node, needed only to decide whether it is Failed.
+    The verdict is returned unchanged if it names a failed call already. So is one without actions, unless its node is
+    a candidate whose calls are suspended, or is in flight and failed recently. `fence`: that of the node, needed only
+    to decide whether it is Failed.
     """
     suspended = failure.holds(now)
     on_its_way = verdict.phase.in_flight and failure.is_fresh(now)

@@ -91,7 +91,7 @@ class Verdict:
 
 
 def find_health(gpunode: GPUNodeView | None) -> Finding | None:
-    """Return the health of a node's GPUs, or None while the agent reported none."""
+    """Return the health of a node's GPUs, or None if the agent has reported no GPU."""
     hardware = gpunode.observed.hardware if gpunode and gpunode.observed else None
     return hardware.health if hardware is not None and hardware.gpus else None
 
@@ -274,5 +274,6 @@ class FencedCase(NodeCase):
 
     @staticmethod
     def of(case: NodeCase, fence: Fence) -> "FencedCase":
-        """Return a FencedCase with all fields of `case` and with `fence`, which must be the fence of the case's node."""
+        """Return a FencedCase with all fields of `case` and with `fence`, which must be the fence of the case's own
+        node."""
         return FencedCase(**{one.name: getattr(case, one.name) for one in fields(NodeCase)}, fence=fence)
