@@ -97,7 +97,8 @@ def waits_for_forced(pods: Standings, end: datetime | None) -> bool:
 
 def explain_force(pods: Standings, forced: list[Standing]) -> Iterator[Blocker]:
     """Yield a blocker for each pod that is deleted by force, in this pass (`forced`) or in an earlier one, and for
-    each pod whose eviction a budget refuses and that cannot be deleted because its grace period is too long."""
+    each pod whose eviction a budget refuses and that cannot be deleted because its grace period is too long. Left
+    out are pods whose last deletion failed and pods that the drain waits for."""
     deleted = (standing for standing in pods.leaving if standing.answer is Reason.FORCE_DELETE)
     for standing in (*forced, *deleted):
         # A failed deletion is reported as failed until one is accepted.
@@ -150,8 +151,8 @@ def _is_refused(standing: Standing, pods: Standings, now: datetime) -> bool:
 
 
 def _is_unasked(standing: Standing, now: datetime) -> bool:
-    """Whether the pod was not evicted yet, or the last answer said nothing about the pod itself (E7, E2, E3, E12) and
-    the wait after it is over."""
+    """Whether the pod was not evicted yet, or the last answer is none after which a DELETE may follow (E7, E2, E3,
+    E12) and the wait after it is over."""
     if standing.memory is None:
         return True
     return Mark.FORCIBLE not in standing.marks and standing.memory.next_try <= now
@@ -160,7 +161,8 @@ def _is_unasked(standing: Standing, now: datetime) -> bool:
 def _is_stale(standing: Standing, pods: Standings, end: datetime) -> bool:
     """Whether the last refusal no longer counts, because it came before the pod might be deleted by force and its
     budget, as far as we can see, would allow the eviction now. Such a pod is evicted once more before it is
-    deleted, because up to a minute passes between two tries."""
+    deleted, because up to a minute passes between two tries. Only refusals by a budget and errors of the server can
+    become stale."""
     full = standing.budget is not None and standing.budget.disruptions_allowed <= 0
     if (
         standing.memory is None
@@ -177,7 +179,8 @@ def _is_stale(standing: Standing, pods: Standings, end: datetime) -> bool:
 
 def _in_vain(pods: Standings, end: datetime, now: datetime) -> bool:
     """Whether some pod will stay on the node no matter what is deleted. The change will then be given up, so no pod
-    should be deleted for it."""
+    should be deleted for it. True if the node is not Ready, if a pod is blocked, waited for or refused for good
+    (`Mark.DENIED`), or if a pod cannot be deleted by force or would not be gone in time."""
     if pods.silent or pods.blocked or any(standing.gang_blocked for standing in pods.remaining):
         return True
     if any(
@@ -191,13 +194,14 @@ def _in_vain(pods: Standings, end: datetime, now: datetime) -> bool:
 
 
 def _is_too_late(standing: Standing, end: datetime, now: datetime) -> bool:
-    """Whether the pod would outlive the drain even if it were deleted now. That happens if the time to delete it was
-    missed because no operator ran, the node was silent or calls failed."""
+    """Whether the pod would not be gone STUCK_AFTER after `end`, the end of the drain, even if it were deleted now.
+    That happens if the time to delete it was missed because no operator ran, the node was silent or calls failed."""
     return now + timedelta(seconds=max(1, standing.pod.grace)) + SLACK > end + STUCK_AFTER
 
 
 def _stays(standing: Standing, end: datetime, now: datetime) -> bool:
-    """Whether a leaving pod will not be gone in time, because its grace period ends too late or it is stuck."""
+    """Whether a leaving pod will not be gone in time, because its grace period ends later than STUCK_AFTER after
+    `end`, or because it is stuck already."""
     stuck = stuck_from(standing.pod)
     if standing.pod.deleted_at is not None and stuck is None:
         return True  # later than any datetime

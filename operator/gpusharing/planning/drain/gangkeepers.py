@@ -82,8 +82,8 @@ class GangWait:
 
 
 def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gang, GangWait]:
-    """Return, for each gang of this node, the longest time that any of its members is given to end by itself. A gang
-    without such a member is left out.
+    """Return, by gang, the wait for the member that is given the longest time to end by itself. It is `spared` if any
+    member is. A gang without a member that is waited for is left out.
 
     Members on all nodes count, with or without a GPU. Those on this node are read from the node's own LIST, which is
     newer.

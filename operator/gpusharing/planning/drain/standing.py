@@ -73,7 +73,7 @@ class Standing:
 
     @property
     def answer(self) -> Reason | None:
-        """The server's last answer, or None if no eviction was sent."""
+        """The server's last answer, or None if there is none that still counts."""
         return None if self.memory is None else self.memory.reason
 
     @property

@@ -32,7 +32,8 @@ from gpusharing.planning.wanted.revision import find_revision, is_of
 
 def find_canary(pooled: Pooled) -> int | Finding | None:
     """Return how many more nodes may start as canaries, or the Finding that says why no further node may start. None
-    if the canary keeps no node from starting."""
+    if the canary keeps no node from starting: the policy has no canary, the pool is empty or has just as many nodes
+    as the canary, or the canaries have served for long enough."""
     canary, policy, members = pooled.spec.rollout.canary, pooled.policy, pooled.members
     if canary is None or not members or canary.nodes == len(members):
         return None
@@ -76,7 +77,7 @@ def is_proven(node: NodeView, policy: PolicyView) -> bool:
 
 
 def proven_at(node: NodeView, policy: PolicyView, revision: str) -> datetime | None:
-    """Return when a change to this revision was proven on the node, or None if it was not."""
+    """Return when a change to this revision was proven on the node, or None if none was or the node was rolled back."""
     verified = node.verified
     if verified is None or verified.rolled_back or not is_of(verified, policy, revision):
         return None
@@ -154,8 +155,8 @@ def _changing(member: Member) -> bool:
 
 
 def _unproven_now(member: Member) -> bool:
-    """Whether the node's proof no longer holds, because of drift, a GPU that fails, or an agent that does not
-    report."""
+    """Whether the node's proof no longer holds, because of drift, a GPU that fails, or an agent that does not report.
+    True for every verdict but Synced with the reason Synced."""
     return member.verdict.phase is not Phase.SYNCED or member.verdict.reason is not Reason.SYNCED
 
 

@@ -140,8 +140,8 @@ class Selection:
     """Pairs of a wait and the candidates that wait for it without a look at their pods."""
 
     def put(self, case: NodeCase, verdict: Verdict, look: Look | None = None) -> bool:
-        """Record the verdict of a candidate. Also record its `look` if there is one, and its claim if the verdict has
-        an action that fences the node. Return whether it has one, so that the change starts."""
+        """Record the verdict of a candidate, its `look` unless that is None, and its claim if the verdict fences the
+        node. Return whether the verdict fences the node, so that its change starts."""
         name = case.node.name
         self.verdicts[name] = verdict
         if look is not None:

@@ -56,7 +56,8 @@ def _lasts(verdict: Verdict) -> bool:
 
 
 def keeps_its_slot(verdict: Verdict) -> bool:
-    """Whether a fenced node with this verdict occupies a slot of the operator-wide cap until somebody acts."""
+    """Whether a fenced node with this verdict occupies a slot of the operator-wide cap until somebody acts: its change
+    failed, its drain is held after the deadline, or its phase is not one of a change in flight."""
     return verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD or not verdict.phase.in_flight
 
 

@@ -85,8 +85,9 @@ class Ledger:
 
     def add_in_flight(self, snapshot: ClusterSnapshot, verdict: Verdict) -> Look | None:
         """Add to `crowd` how many pods of a fenced node still have to be evicted under each budget, according to its
-        verdict or, before its pods are listed, to the look before its fence. If neither says so, `crowd_known`
-        becomes false. Add the node to `keepers` if it occupies its slot until somebody acts.
+        verdict if its pods were just listed. While it settles after the cordon, the look before its fence says how
+        many; without such a look, `crowd_known` becomes false. Nothing is added for a node that cannot be judged or
+        whose change does not cordon it. Add the node to `keepers` if it occupies its slot until somebody acts.
 
         Return the look if it was used, so that it is remembered, else None.
         """

@@ -84,7 +84,7 @@ def _claim(node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim |
 
 def opens_again(verdict: Verdict, now: datetime) -> bool:
     """Whether the gate of the node was probably open for the previous process and opens for this one soon and by
-    itself.
+    itself: its verdict wakes within CLOCKS, or it wakes at the end of the grace period of drift.
 
     A wait that was just over may last a moment longer by another clock. And since when a node drifts is known only to
     the process that has seen it, so a new process waits again. A wait for an answer or a person may last forever, so

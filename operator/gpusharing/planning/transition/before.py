@@ -114,9 +114,9 @@ def _begin_jobs(case: FencedCase) -> Verdict | None:
 
 
 def _end_jobs(case: FencedCase) -> Verdict | None:
-    """Return the verdict that starts the time of the drain because no job is left, or None if the drain does not wait
-    for jobs or they are still there. This happens even if something else holds the drain up, because the wait for
-    jobs may be unlimited."""
+    """Return the verdict that starts the time of the drain because no job is left. None if the drain does not wait for
+    jobs, if some are left, or if the pods were not listed. This happens even if something else holds the drain up,
+    because the wait for jobs may be unlimited."""
     plan, fence = case.drain, case.fence
     spec = case.assessment.policy.spec if case.assessment is not None else None
     if not fence.jobs or spec is None or plan is None or plan.holders < 0 or plan.jobs_until is not None:
