@@ -211,8 +211,9 @@ def _static(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _harmless_daemon(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether this is a DaemonSet pod that has no GPU or is NVIDIA's own (P3). mig-manager itself removes the pods
-    that select gpu.deploy.client (docs/design/nvidia.md#a3)."""
+    """Whether this is a DaemonSet pod that has no GPU or is NVIDIA's own (P3). NVIDIA's own pods are in the GPU
+    Operator's namespace or select gpu.deploy.client; mig-manager itself removes the latter
+    (docs/design/nvidia.md#a3)."""
     if not _daemon(pod, options, scope):
         return False
     nvidias = pod.namespace == scope.operator_namespace or _DEPLOY_CLIENT in pod.node_selector
@@ -268,7 +269,8 @@ def _resource_claim(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _unread_claim(pod: PodView, options: Drain, scope: Scope) -> str:
-    """Return a sentence if the pod's ResourceClaim could not be read, else an empty string."""
+    """Return a sentence if the pod's ResourceClaim could not be read, else an empty string. The pod must have a
+    ResourceClaim."""
     return "" if pod.dra == "gpu" else "Its ResourceClaim cannot be read"
 
 
@@ -328,8 +330,8 @@ def _mark_ends(pod: PodView, options: Drain, scope: Scope) -> datetime | None:
 
 
 def _protection(pod: PodView, options: Drain, scope: Scope) -> Protection | None:
-    """Return the mark on the pod that asks not to disturb it, or None if it has none or if the policy ignores such
-    marks. A mark with a duration expires, unless the policy says Block."""
+    """Return the mark on the pod that asks not to disturb it. None if it has none, if the policy ignores such marks,
+    or if it is a KAI reservation pod. A mark with a duration expires, unless the policy says Block."""
     if (
         options.protected_pods == "Ignore" or not pod.marks or is_reservation(pod)
     ):  # KAI's own mark, for Karpenter
@@ -401,7 +403,8 @@ def _local_files(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _lost(pod: PodView, options: Drain, scope: Scope) -> str:
-    """Return a sentence that says why no controller would start the pod again; empty for a pod that never had one."""
+    """Return a sentence that says why no controller would start the pod again; empty for a pod that never had one. A
+    KAI reservation pod never has one, but gets a sentence that says what it is."""
     if is_reservation(pod):
         return "KAI-Scheduler reserves a GPU with this pod, but no pod of its group is on the node"
     return f"Its {_owner(pod)} no longer exists" if pod.owner else ""

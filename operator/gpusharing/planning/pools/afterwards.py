@@ -97,9 +97,9 @@ def find_holdings(
 ) -> Mapping[str, int] | None:
     """Return how many devices of each resource name the pods of the node hold, or None if that is unknown.
 
-    They are counted from the node's pods if these were just listed, and otherwise taken from its agent's report, which
-    is up to 30 s old. `remaining`: leave out pods that are being deleted, and do not use the agent's report during a
-    change, because the change may have ended some pods since.
+    They are counted from the node's unfinished pods if its pods were just listed, and otherwise taken from its agent's
+    report, which is up to 30 s old. `remaining`: leave out pods that are being deleted, and do not use the agent's
+    report during a change, because the change may have ended some pods since.
     """
     work = snapshot.work.get(node.name)
     if work is not None and not work.error:

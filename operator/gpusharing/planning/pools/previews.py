@@ -56,9 +56,9 @@ def find_previews(
     afterwards: Afterwards,
     now: datetime,
 ) -> Previews:
-    """Return what the changes of waiting nodes would disturb, and which of them to list next. `afterwards`: the
-    cluster when all planned changes are done. A node whose preview cannot be computed gets one whose blocker says
-    so."""
+    """Return what the changes of waiting nodes would disturb, and which of them to list next. A preview is computed
+    anew whenever the node's pods were listed. `afterwards`: the cluster when all planned changes are done. A node
+    whose preview cannot be computed gets one whose blocker says so."""
     known: dict[str, Preview] = {}
     missing: list[str] = []
     looked_at: set[str] = set()

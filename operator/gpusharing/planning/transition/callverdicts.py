@@ -155,8 +155,8 @@ class Failing:
         return failure is not None and failure.holds(self.now)
 
     def find_late(self, members: dict[str, Member]) -> dict[str, Member]:
-        """Return the members with new verdicts for two kinds of nodes: those that missed the deadline of their next
-        step are Failed, and those whose calls have failed for long say so.
+        """Return all members, with new verdicts for two kinds of nodes: those that missed the deadline of their next
+        step are Failed and record that in the fence, and those whose calls have failed for long say so.
 
         The pools must know this before they choose, because Failed nodes count for maxFailures and the slots of the
         others do not become free by themselves.

@@ -36,8 +36,9 @@ class Cases:
         terms: Mapping[str, Terms],
         followed: Mapping[str, Terms | None],
     ) -> None:
-        """`owners` has the policy that owns each node, `terms` the terms of each policy, and `followed` the terms that
-        each node is compared with."""
+        """Store what the cases need of `snapshot`. `owners` has the policy that owns each node, `terms` the terms of
+        each policy, and `followed` the terms that each node is compared with. Every node in `followed` must be in
+        `owners`."""
         self.nodes, self.gpunodes, self.work = snapshot.nodes, snapshot.gpunodes, snapshot.work
         self.agents, troubles = snapshot.agents, snapshot.agent_troubles
         self.troubles = {name: troubles.of(name) for name in followed.keys() - snapshot.agents}

@@ -75,7 +75,8 @@ def _unready(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _foreign(case: NodeCase, assessed: Assessed) -> str:
-    """Return the message that names who else maintains the node, or an empty string if nobody does."""
+    """Return the message that names who else maintains the node, or an empty string if nobody does. Work that only
+    waits for its turn counts too."""
     return f"{tell_foreign(case.node)}; waiting until it has finished" if case.node.foreign else ""
 
 

@@ -27,7 +27,7 @@ from gpusharing.planning.wanted.assess import Assessed, Assessment, Refused, Uno
 
 def judge(case: NodeCase) -> Verdict | None:
     """Return the verdict for one node, or None if the node does not concern us: it has no fence, no policy, no GPU and
-    no label that names a former owner."""
+    no label that names a former owner. A node whose fence cannot be read is Blocked."""
     if case.node.fence_error:
         message = f"{case.node.fence_error}; nothing is done on this node"
         return case.verdict(Phase.BLOCKED, Reason.FENCE_UNREADABLE, message)
@@ -149,8 +149,8 @@ def _blocked(case: NodeCase, finding: Finding) -> Verdict:
 
 
 def _gated(case: NodeCase, gate: Finding) -> Verdict:
-    """Return the verdict for a node that a gate keeps from starting, with the time at which the gate opens by itself,
-    if any."""
+    """Return the verdict for a node that a gate keeps from starting: Skipped if that is the skip label, else Pending
+    or Blocked. Its deadline is the time at which the gate opens by itself, if any, and it wakes then."""
     phase = Phase.SKIPPED if gate.reason is Reason.SKIP_LABEL else gate.reason.waiting_phase
     wake = gate.until if gate.until is not None and gate.until > case.now else None
     return replace(case.verdict(phase, gate.reason, gate.message, wake=wake), deadline=gate.until)
