@@ -77,7 +77,8 @@ def is_proven(node: NodeView, policy: PolicyView) -> bool:
 
 
 def proven_at(node: NodeView, policy: PolicyView, revision: str) -> datetime | None:
-    """Return when a change to this revision was proven on the node, or None if none was or the node was rolled back."""
+    """Return when a change to this revision was proven on the node. None if none was proven, or if the node was rolled
+    back."""
     verified = node.verified
     if verified is None or verified.rolled_back or not is_of(verified, policy, revision):
         return None
