@@ -104,3 +104,8 @@ def test_no_cluster_is_needed(desk: Desk) -> None:
 
 def test_a_card_without_mig_says_so(desk: Desk) -> None:
     assert "This card has no MIG" in desk.type("layouts", "l40s").out
+
+
+def test_a_profile_whose_suffix_has_an_x_needs_no_count() -> None:
+    assert wanted_of("1g.24gb+gfx") == (("1g.24gb+gfx", 1),)
+    assert wanted_of("2x1g.24gb+gfx,1g.24gb+gfx") == (("1g.24gb+gfx", 3),)

@@ -212,9 +212,11 @@ def wanted_of(text: str) -> Layout:
     counts: Counter[str] = Counter()
     for part in filter(None, (one.strip() for one in text.split(","))):
         count, times, profile = part.partition("x")
-        if times and not count.isdecimal():
+        if not times or "." in count:  # no x, or only that of a suffix such as +gfx
+            count, profile = "1", part
+        if not count.isdecimal():
             raise Trouble(f"--fits {part} is not a list of profiles; pass one such as 3g.40gb,2x1g.10gb")
-        counts[profile if times else part] += int(count) if times else 1
+        counts[profile] += int(count)
     return normalize(counts)
 
 
