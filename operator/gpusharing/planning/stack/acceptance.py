@@ -120,8 +120,8 @@ def _selector(policy: PolicyView, stack: StackView, settings: PlanSettings) -> s
 
 
 def _dra_stack(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Return why the policy cannot be carried out where NVIDIA's DRA stack serves the GPUs of the cluster, with what is
-    missing. Empty if it does not serve them."""
+    """Return why the policy cannot be carried out where NVIDIA's DRA stack serves the GPUs of the cluster, with what
+    is missing. Empty if it does not serve them, or if the spec cannot be read."""
     if policy.spec is None:
         return ""
     return refuse(policy.spec, find_dra_stack(stack, settings.gpu_operator_namespace))
@@ -154,8 +154,9 @@ def _one_cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSett
 def _plugin_config(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> str:
-    """Return a message with the remedy if the device plugin does not read our ConfigMap, else an empty string. With a
-    ClusterPolicy, the message also names the wrong fields that follow this one in FIELDS."""
+    """Return a message with the remedy if NVIDIA's pods run in a namespace where they cannot mount our ConfigMap, or
+    if the device plugin does not read it. Empty otherwise. With a ClusterPolicy, the latter message also names the
+    wrong fields that follow this one in FIELDS."""
     ours = settings.plugin_config_map
     if apart := find_other_namespace(cluster_policy, settings.gpu_operator_namespace):
         return apart
@@ -234,8 +235,8 @@ def _not_in_chart(
 
 def _plain_mig(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str | Finding:
     """Return a Finding with the remedy if the policy has mode MIG and cannot be carried out alongside NVIDIA's
-    device-plugin chart. Empty if it can, if its mode is not MIG, or if the cluster has a ClusterPolicy or no such
-    chart."""
+    device-plugin chart. Empty if it can, if its mode is not MIG, if its spec cannot be read, or if the cluster has
+    a ClusterPolicy or no such chart."""
     if policy.spec is None or stack.cluster_policy is None:
         return ""
     ours, namespace = settings.mig_config_map, settings.gpu_operator_namespace
@@ -287,8 +288,8 @@ def _switched_off(row: NeededProgram) -> FieldCheck:
 def _strategy_field(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> WrongField | None:
-    """Return ClusterPolicy's MIG strategy as a WrongField if it overrides that of the policy, or None if it does
-    not."""
+    """Return ClusterPolicy's MIG strategy as a WrongField if it overrides that of the policy. None if it is the same
+    or not set, if the policy is not in mode MIG, or if there is no ClusterPolicy."""
     fixed = cluster_policy.mig_strategy
     if cluster_policy.plain is not None or spec.mig is None or not fixed or fixed == spec.mig.strategy:
         return None
@@ -300,7 +301,7 @@ def _layouts_field(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> WrongField | None:
     """Return the pointer to mig-manager's ConfigMap as a WrongField if the policy has spec.mig.layouts and mig-manager
-    does not read our ConfigMap, or None otherwise."""
+    does not read our ConfigMap. None otherwise, and always without a ClusterPolicy."""
     if cluster_policy.plain is not None or spec.mig is None or spec.mig.layouts is None:
         return None
     if stack.serves_our_mig_file:
@@ -335,9 +336,10 @@ def _explain_from(
     stack: StackView,
     settings: PlanSettings,
 ) -> str:
-    """Return a message about the wrong field with the reason `first` and all wrong fields after it in FIELDS, with one
-    command that corrects them. Empty if the field with the reason `first` is not wrong. If the message is longer
-    than MAX_TEXT, the text before the command is cut, but never the command."""
+    """Return a message about the wrong field with the reason `first`, which must be in FIELDS, and all wrong fields
+    after it there, with one command that corrects them. Empty if the field with the reason `first` is not wrong,
+    whatever follows. If the message is longer than MAX_TEXT, the text before the command is cut, but never the
+    command."""
     rows = dropwhile(lambda row: row.reason is not first, FIELDS)
     answers = [row.find(spec, cluster_policy, stack, settings) for row in rows]
     if answers[0] is None:

@@ -123,7 +123,8 @@ def _without_gpus(stack: DraStack) -> Lack | None:
 
 
 def _keeps_open(stack: DraStack) -> Lack | None:
-    """Return that a feature gate of the DRA driver is in the way of mig-manager, or None if none is."""
+    """Return that a feature gate of the DRA driver is in the way of mig-manager, or None if none is or if there is no
+    driver. Only the first such gate by name is reported."""
     driver = stack.dra.driver
     gates = sorted(driver.gates & OPENS_NVML) if driver is not None else []
     if driver is None or not gates:
@@ -142,8 +143,8 @@ def _upgrade(stack: DraStack, driver: DraDriverView, values: str) -> str:
 
 
 def _served_twice(stack: DraStack) -> Lack | None:
-    """Return that a device plugin serves GPUs beside the DRA driver, or None if none is known to. A GPU could then be
-    given to two pods at once."""
+    """Return that a device plugin serves GPUs alongside the DRA driver, or None if none is known to. A GPU could then
+    be given to two pods at once."""
     policy = stack.cluster_policy
     if policy is not None and policy.plain is not None:
         plugin = policy.plain.daemon_set
@@ -236,8 +237,9 @@ def find_unshared(spec: GPUSharingPolicySpec) -> str:
 
 
 def refuse(spec: GPUSharingPolicySpec, stack: DraStack) -> str:
-    """Return why a policy cannot be carried out where NVIDIA's DRA stack serves the GPUs: its mode, or else everything
-    that is missing. Empty if it does not serve them."""
+    """Return why a policy cannot be carried out where NVIDIA's DRA stack serves the GPUs: its mode, or else that this
+    operator cannot change such nodes yet, with what is missing and the commands. Clauses that would make the
+    message longer than MAX_TEXT are left out. Empty if the DRA stack does not serve the GPUs."""
     if not stack.serves:
         return ""
     if unshared := find_unshared(spec):

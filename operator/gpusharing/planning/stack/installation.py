@@ -76,7 +76,8 @@ def start(view: InstallationView) -> str:
 
 
 def _is_admins(view: InstallationView, name: str) -> bool:
-    """Whether `name`, which ClusterPolicy points at, is a ConfigMap of the admin that may have entries."""
+    """Whether `name`, which ClusterPolicy points at, is the admin's own ConfigMap. False if it is empty, one of ours,
+    the GPU Operator's default, or known to have no entries."""
     place = view.place
     others = ("", place.plugin_config_map, place.mig_config_map, UPSTREAM_MIG_CONFIG)
     return name not in others and not view.is_void(name)
@@ -119,9 +120,9 @@ def correct(view: InstallationView, policy: ClusterPolicyView, patch: Fields, *,
 
 
 def find_agent_symptoms(view: InstallationView) -> Symptoms:
-    """Yield a symptom for everything that keeps the agents from running or from reading GPUs, and for device plugins
-    that must not run on their nodes. If Nodes or pods could not be read, only a missing DaemonSet is reported. If
-    DaemonSets could not be read, nothing is."""
+    """Yield a symptom for everything that keeps the agents from running or from reading GPUs, for device plugins that
+    must not run on their nodes, and if no Node matches their node selector. If Nodes or pods could not be read,
+    only a missing DaemonSet is reported. If DaemonSets could not be read, nothing is."""
     agents = view.agents
     if agents is None and "daemonsets.apps" not in view.unread:
         message = f"there is no DaemonSet gpusharing-agent in namespace {view.place.agent_namespace}"
@@ -162,8 +163,8 @@ def _failing_agents(agents: AgentsState, nodes: Sequence[NodeView], view: Instal
 
 def _blind_agents(troubled: Mapping[str, str], nodes: Sequence[NodeView], view: InstallationView) -> Symptom:
     """Return the error that agents cannot read the GPUs. If ClusterPolicy keeps the GPU Operator from installing a
-    program that the first host lacks, the error says so. Its command then has the program installed, unless other
-    hosts bring their own driver.
+    program that the first host by name lacks, the error says so, and its command has the program installed. The
+    command only shows the first GPUNode in all other cases, or if any host brings its own driver.
 
     `troubled` maps the names of these nodes to what their agents report. `nodes` are all nodes with agents.
     """
@@ -296,7 +297,8 @@ def _rights(view: InstallationView) -> Symptoms:
 
 def _operator(view: InstallationView) -> Symptoms:
     """Yield an error if the operator's Deployment does not exist, is scaled to 0, or has no Ready pod. Yields nothing
-    if the Deployment could not be read."""
+    if the Deployment or, for the last check, the pods could not be read. A missing Deployment is not reported if a
+    kind of ours is not served either."""
     namespace = view.place.namespace
     if view.operator_replicas is None:
         if not view.installed and not view.not_served:
@@ -378,8 +380,9 @@ def _operands(view: InstallationView) -> Symptoms:
 
 
 def _operand(row: NeededProgram, stack: ClusterPolicyView, view: InstallationView) -> Symptoms:
-    """Yield a symptom about the program of this row, which `stack` does not run. Yields nothing if `stack` is NVIDIA's
-    device-plugin chart and no policy needs the program."""
+    """Yield a symptom about the program of this row, which `stack` does not run: an error if a policy or every mode
+    needs it, else a warning. Yields nothing if `stack` is NVIDIA's device-plugin chart and no policy needs the
+    program."""
     every = row.modes == EVERY_MODE
     needed = every or any(
         policy.spec is not None and policy.spec.mode in row.modes for policy in view.policies
@@ -463,8 +466,9 @@ def _unmerged(view: InstallationView, pointer: Pointer) -> str:
 
 
 def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
-    """Yield a symptom if mig-manager is on and does not read our ConfigMap, and one if ClusterPolicy overrides the MIG
-    strategy. Each is a warning unless a policy is refused for it or mig-manager's ConfigMap is void."""
+    """Yield a symptom if mig-manager is on and does not read our ConfigMap: an error if a policy has layouts or the
+    ConfigMap that it reads is known to be void, else a warning. Yield another if ClusterPolicy overrides the MIG
+    strategy: an error if it is not that of every MIG policy, else a warning."""
     wanted = [one.spec for one in view.policies if one.spec is not None and one.spec.mode is Mode.MIG]
     wants_layouts = any(spec.mig is not None and spec.mig.layouts is not None for spec in wanted)
     pointer = mig_pointer(policy, view.place.mig_config_map)
@@ -509,7 +513,8 @@ def _start_gate(view: InstallationView) -> Symptoms:
 
 def _config_maps(view: InstallationView) -> Symptoms:
     """Yield a symptom for each of our two ConfigMaps that is missing, empty or somebody else's. If the chart is not
-    installed, only those that NVIDIA's programs point at already are checked."""
+    installed, only those that NVIDIA's programs point at already are checked; if ConfigMaps could not be read,
+    none."""
     place = view.place
     if "configmaps" in view.unread:
         return
@@ -588,8 +593,8 @@ def render(symptoms: Iterable[Symptom], unseen: Unseen) -> list[str]:
 
 def conclude(what: str, *, unseen: bool, errors: int) -> str:
     """Return a sentence, without its period, that says whether the thing called `what`, such as `installation`, can
-    work. If `errors`, the number of errors found, is not 0, it cannot. Otherwise it can; if a part of it could not
-    be read (`unseen`), the sentence limits this to what could be checked."""
+    work. It cannot if there are `errors`, whose number the sentence does not give. Otherwise it can, but only as
+    far as could be checked if a part of it could not be read (`unseen`)."""
     if errors:
         return f"This {what} cannot work as it is"
     return f"As far as could be checked, this {what} can work" if unseen else f"This {what} can work"

@@ -31,8 +31,9 @@ def find_deaf_mps(view: InstallationView) -> Symptoms:
 
 
 def _by_itself(view: InstallationView) -> str:
-    """Return where the operator says what keeps it from repairing the MPS daemon itself, as a further sentence without
-    its period. Empty if it was not asked to repair it."""
+    """Return where the operator says what keeps it from repairing the MPS daemon itself. The text continues a message:
+    it begins with a period and a space, and has no period at its end. Empty if the chart value that allows the
+    repair is off."""
     if not view.place.repair_mps:
         return ""
     return f". The operator sets the name itself ({VALUE}): `kubectl get gpun -o wide` says what it waits for"

@@ -28,8 +28,8 @@ class MpsLapses:
     """What happened and why, for people. Empty if the count is 0."""
 
     def since(self, before: "MpsLapses | None") -> int:
-        """Return how many restarts are new since the count `before`. 0 if that is None, because then nobody knows
-        whether the restarts ended any client."""
+        """Return how many restarts are new since the count `before`. These are all of them if `before` is about
+        another pod. 0 if it is None, because then nobody knows whether the restarts ended any client."""
         if before is None:
             return 0
         return max(0, self.count - before.count) if before.pod == self.pod else self.count
@@ -37,9 +37,9 @@ class MpsLapses:
 
 def find_lapses(node: NodeView, operands: Mapping[Program, Operand], stack: StackView) -> MpsLapses | None:
     """Return how often config-manager has restarted alone in the pod of the node's MPS daemon, which is one of
-    `operands`. None if no daemon is to
-    serve the node, if our fence keeps clients off it, or if the daemon follows no label: config-manager then fails
-    again and again beside a daemon that has no clients."""
+    `operands`. None if there is no such pod, if the device plugin is not configured for MPS, or if our fence keeps
+    clients off the node. Also None if the daemon follows no label: config-manager then fails again and again
+    alongside a daemon that has no clients."""
     pod = operands.get(Program.MPS_DAEMON)
     if pod is None or node.fence is not None or not is_told_mps(node, stack):
         return None

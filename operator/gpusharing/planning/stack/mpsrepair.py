@@ -28,7 +28,8 @@ MOST_REPAIRS = 3
 
 
 def plan_repair(stack: StackView, settings: PlanSettings) -> RepairMps | None:
-    """Return the write that lets the MPS daemons follow labels, or None if none is needed, allowed or possible now."""
+    """Return the write that lets the MPS daemons follow labels. None if `find_daemon` finds no daemon to repair, or if
+    one of RESTRAINTS applies."""
     daemon = find_daemon(stack, settings)
     if daemon is None or any(restraint.find(daemon, stack, settings) for restraint in RESTRAINTS):
         return None
@@ -38,7 +39,7 @@ def plan_repair(stack: StackView, settings: PlanSettings) -> RepairMps | None:
 
 def find_daemon(stack: StackView, settings: PlanSettings) -> MpsDaemonView | None:
     """Return the MPS daemon that the operator is to repair: it does not follow labels, and the chart value is on. None
-    otherwise."""
+    otherwise, as without a ClusterPolicy or without such a daemon."""
     daemon = stack.cluster_policy.mps_daemon if stack.cluster_policy is not None else None
     if not settings.repair_mps or daemon is None or not find_deafness(daemon):
         return None
@@ -55,8 +56,9 @@ def count_repair(repairs: MpsRepairs, daemon: MpsDaemonView) -> MpsRepairs:
 
 
 def explain_repair(stack: StackView, settings: PlanSettings) -> str:
-    """Return, as a sentence without its period after a space, why the operator has not repaired the MPS daemon yet: the
-    first of RESTRAINTS that applies, or that it is about to. Empty if it is not to repair it."""
+    """Return why the operator has not repaired the MPS daemon yet: the first of RESTRAINTS that applies, or the error
+    of the last attempt, or that it is about to. The text continues a message: it begins with a period and a space,
+    and has no period at its end. Empty if `find_daemon` finds no daemon to repair."""
     daemon = find_daemon(stack, settings)
     if daemon is None:
         return ""
@@ -80,8 +82,8 @@ def find_serving(
     with a Ready agent, `daemons` those with a pod of the MPS daemon.
 
     A node counts if it has such a pod, if GPU Feature Discovery calls it capable of MPS, or if its device plugin is
-    configured for MPS. It does not count if it certainly has no client: our fence has emptied it, or its agent reports
-    that no daemon serves any of its GPUs.
+    configured for MPS. It does not count if it certainly has no client: a change of ours has emptied it, or its Ready
+    agent reports that no daemon serves any of its GPUs.
     """
     return tuple(sorted(_serving(nodes, gpunodes, agents, daemons, stack)))
 
@@ -103,8 +105,8 @@ def _serving(
 
 
 def _is_emptied(node: NodeView) -> bool:
-    """Whether the node is past the point of no return of a change that drained it, and still cordoned. Nothing is
-    scheduled there before its layout is proven."""
+    """Whether the node is past the point of no return of a change of class GPUPods, Reset or Reboot, which has drained
+    it, and is still cordoned. Nothing is scheduled there before its layout is proven."""
     fence = node.fence
     return (
         fence is not None
@@ -115,8 +117,10 @@ def _is_emptied(node: NodeView) -> bool:
 
 
 def _is_free(gpunode: GPUNodeView | None) -> bool:
-    """Whether the agent reports that no MPS daemon serves a GPU of the node. A daemon sets the GPUs that it serves to
-    an exclusive mode (docs/design/hardware.md#mps-mode). False if the compute mode of a GPU is unknown."""
+    """Whether the agent's report proves that no MPS daemon serves a GPU of the node: each GPU is in compute mode
+    Default. A daemon sets the GPUs that it serves to an exclusive mode (docs/design/hardware.md#mps-mode). False
+    for every other mode, such as Prohibited, NotSupported or Unknown. Also False if there is no report, or if the
+    agent reports an error or no GPU, or has closed NVML."""
     observed = gpunode.observed if gpunode is not None else None
     if observed is None or observed.quiet or observed.error or not observed.gpus:
         return False

@@ -54,7 +54,9 @@ def has_gpu_label(node: NodeView) -> bool:
 
 def find_node_symptoms(view: InstallationView, mig_entries: Mapping[str, MigEntries]) -> tuple[Symptom, ...]:
     """Return what is wrong with the labels of Nodes. Each problem is reported once, with the names of all Nodes that
-    have it. Nodes with our fence are left out, because such values are part of a change there.
+    have it. Nodes with our fence are left out, even if it cannot be read, because such values are part of a change
+    there. Some checks are only about nodes with GPUs that a policy selects, or about all with GPUs if there are no
+    policies.
 
     `mig_entries` has the configurations that mig-manager knows, by node. Nodes for which they are unknown, or that
     have no mig-manager, are missing.
@@ -183,14 +185,15 @@ def _owned_elsewhere(nodes: list[NodeView]) -> Symptoms:
 
 
 def _mend(view: InstallationView, label: str, command: str) -> str:
-    """Return `command` if there are policies. Otherwise return a command that only shows the nodes with the label,
-    because it is unknown whether they will get a policy."""
+    """Return `command`, which corrects the label, if there are policies or if they could not be read. If there are
+    none, return a command that only shows the nodes with the label, because it is unknown whether they will get a
+    policy."""
     return f"kubectl get nodes -L {label}" if view.selectors is None else command
 
 
 def _blocking(view: InstallationView) -> Callable[[Topic, str, str, str], Symptom]:
-    """Return the function `error` if there are policies, which are then not carried out on such nodes, else
-    `warning`."""
+    """Return the function `warning` if there are no policies. Otherwise, or if they could not be read, return `error`,
+    because policies cannot be carried out on such nodes."""
     return warning if view.selectors is None else error
 
 
@@ -261,7 +264,8 @@ def _is_paused(node: NodeView) -> bool:
 
 
 def _drivers(nodes: list[NodeView], settings: PlanSettings) -> Symptoms:
-    """Yield a warning if some nodes with MIG have a driver under which the operator does not repartition GPUs."""
+    """Yield a warning if some nodes whose GPUs support MIG have a driver under which the operator does not repartition
+    GPUs. Nodes whose driver version is unknown are left out."""
     flaws = {
         node.name: flaw
         for node in nodes
@@ -309,7 +313,8 @@ def find_minor(version: str) -> Minor | None:
 
 def find_kubelet_symptoms(view: InstallationView, api_server: str) -> tuple[Symptom, ...]:
     """Return a warning for each problem with the versions of kubelets on nodes with GPUs. Each node is listed only for
-    its worst problem. `api_server` is the version of the API server, or an empty string if it is unknown."""
+    its worst problem, and not at all if the version of its kubelet is unknown. `api_server` is the version of the
+    API server, or an empty string if it is unknown, in which case only KubeletOld is checked."""
     server = find_minor(api_server)
     unsupported = f"the API server ({api_server}), which Kubernetes does not support"
     upgrade_it = "upgrade the kubelets, one node at a time"
@@ -390,8 +395,9 @@ class Server:
 def find_rival_symptoms(
     servers: Iterable[Server], nodes: Sequence[NodeView], namespace: str
 ) -> tuple[Symptom, ...]:
-    """Return a warning for each program that serves GPUs on nodes that the device plugin serves too. `namespace` is
-    that of NVIDIA's components.
+    """Return a warning for each program that serves GPUs on nodes that the device plugin serves too. Empty without a
+    device plugin. DaemonSets whose pods should run on no node are ignored. `namespace` is that of NVIDIA's
+    components.
 
     A kubelet takes a resource from whichever plugin registered last (kubernetes v1.36.3
     pkg/kubelet/cm/devicemanager/manager.go, PluginConnected), so of two device plugins on a node one does not follow
@@ -435,8 +441,8 @@ def _shared(main: Server, other: Server, nodes: Iterable[NodeView]) -> list[str]
 
 
 def _second(main: Server, other: Server, nodes: list[str]) -> Symptom:
-    """Return the warning that `other` runs a second device plugin beside `main` on these nodes, with the command that
-    removes it."""
+    """Return the warning that `other` runs a second device plugin alongside `main` on these nodes. Its command removes
+    `other` and restarts `main`, or only shows `other` if its owner would create it again."""
     again = f"kubectl -n {main.namespace} rollout restart daemonset {main.name}"
     return warning(
         Topic.NODES,
@@ -496,14 +502,16 @@ class PluginEntries:
 
     def describe(self, key: str, *, refused: bool) -> str:
         """Return a message with the fields of the entry `key` that the device plugin refuses, if `refused`, or else
-        with those that it ignores, and why. Empty if there are no such fields. At most MOST fields are named."""
+        with those that it ignores, and why. Empty if there are no such fields. At most MOST fields are named.
+        Raises KeyError if there is no such entry."""
         flaws = [one.text for one in find_flaws((self.texts or {})[key]) if one.refused == refused]
         return f"ConfigMap {self.config_map}, entry {key}, {'; '.join(flaws[:MOST])}" if flaws else ""
 
 
 def find_entry_symptoms(entries: PluginEntries, used: Collection[str], install: str) -> Symptoms:
-    """Yield a symptom if the ConfigMap does not exist, and for every entry that the device plugin refuses or of which
-    it ignores a part. A missing ConfigMap and a refused entry in use are errors, and everything else is a warning.
+    """Yield a symptom if the ConfigMap does not exist, and one for every entry that the device plugin refuses, or else
+    of which it ignores a part. A missing ConfigMap and a refused entry in use are errors, and everything else is a
+    warning.
 
     `used` are the entries that Nodes or ClusterPolicy's default name. `install` is the command that installs the
     operator. It is empty if the operator is installed.

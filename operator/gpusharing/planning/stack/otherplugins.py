@@ -101,7 +101,7 @@ def find_other_plugin(
 
 def explain_plugin(name: str, nodes: Sequence[str]) -> str:
     """Return a message that says why no change begins on these nodes, which the plugin called `name` serves, and how
-    to hand them over to NVIDIA's plugin."""
+    to hand them over to NVIDIA's plugin. `name` must be a key of OTHERS."""
     plugin = OTHERS[name]
     where, handover = some(nodes), plugin.handover.replace("NODE", " ".join(nodes))
     return (

@@ -19,7 +19,7 @@ from gpusharing.planning.wanted.toolversions import pauses_clients
 
 @value
 class MigObstacle:
-    """Why policies of mode MIG cannot be carried out beside NVIDIA's device-plugin chart."""
+    """Why policies of mode MIG cannot be carried out alongside NVIDIA's device-plugin chart."""
 
     reason: Reason
     """The reason with which such a policy is refused."""
@@ -30,8 +30,9 @@ class MigObstacle:
 
 
 def find_unusable_manager(plain: PlainStackView, version: str) -> Finding | None:
-    """Return why mig-manager cannot change GPUs beside NVIDIA's device-plugin chart, or None if it can. `version` is
-    that of mig-manager's image; a version that cannot be parsed counts as new enough."""
+    """Return why mig-manager cannot change GPUs alongside NVIDIA's device-plugin chart, or None if it can: it does not
+    run there, is too old, or cannot pause the chart's pods. `version` is that of mig-manager's image; a version
+    that cannot be parsed counts as new enough."""
     if not plain.mig_manager:
         return Finding(
             Reason.MIG_MANAGER_MISSING,
@@ -56,8 +57,8 @@ def find_unusable_manager(plain: PlainStackView, version: str) -> Finding | None
 def find_mig_obstacle(
     spec: GPUSharingPolicySpec, policy: ClusterPolicyView, mig_config_map: str, namespace: str
 ) -> MigObstacle | None:
-    """Return why a GPUSharingPolicy with this spec cannot be carried out beside NVIDIA's device-plugin chart. None if
-    it can, if its mode is not MIG, or if `policy` is a real ClusterPolicy. `mig_config_map` is our ConfigMap of
+    """Return why a GPUSharingPolicy with this spec cannot be carried out alongside NVIDIA's device-plugin chart. None
+    if it can, if its mode is not MIG, or if `policy` is a real ClusterPolicy. `mig_config_map` is our ConfigMap of
     mig-parted configurations, and `namespace` that of NVIDIA's chart."""
     plain = policy.plain
     if plain is None or spec.mig is None:
@@ -93,7 +94,8 @@ _SELECTOR = r"'nodeSelector.nvidia\.com/gpu\.deploy\.client=true'"
 
 
 def find_mig_obstacles(view: InstallationView) -> Symptoms:
-    """Yield an error for each obstacle of a policy, without repetition; one of the inspections of `installation.py`."""
+    """Yield an error for each obstacle of a policy, without repetition; one of the inspections of `installation.py`.
+    Yields nothing unless NVIDIA's device-plugin chart takes the place of a ClusterPolicy."""
     place = view.place
     if (stack := view.plain) is None:
         return

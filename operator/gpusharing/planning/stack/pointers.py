@@ -138,12 +138,16 @@ def find_other_namespace(policy: ClusterPolicyView, ours: str) -> str:
 
 
 def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> SetPointers | None:
-    """Return the write that sets ClusterPolicy's pointers, or None if none is to be set now. `quiet` says whether no
-    node is in the middle of a change.
+    """Return the write that sets ClusterPolicy's pointers, or None if there is none to set now. `quiet` says whether
+    no node is in the middle of a change.
 
-    Pointers are set only if both ConfigMaps exist, because a pod that mounts a missing one cannot start. They are not
-    set while a node is in the middle of a change, because every operand restarts on every node when ClusterPolicy
-    changes. A pointer that somebody else has set, or that we have set once before, is left alone.
+    Pointers are set only if chart value gpuOperator.configure is on and both ConfigMaps exist and are ours, because a
+    pod that mounts a missing one cannot start. They are not set while a node is in the middle of a change, because
+    every operand restarts on every node when ClusterPolicy changes. They are not set either without a ClusterPolicy,
+    if it is unknown which one counts, if its pods run in another namespace, or if NVIDIA's DRA stack serves the GPUs.
+
+    A pointer that somebody else has set, or that we have set once before, is left alone. So is one with which device
+    plugins could not start, because our ConfigMap lacks the default or entries that Nodes name.
     """
     policy = stack.cluster_policy
     if not settings.configure_gpu_operator or policy is None or policy.plain is not None:
@@ -170,8 +174,8 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
 
 def why_not_set(pointer: Pointer, policy: ClusterPolicyView, *, configure: bool, error: str = "") -> str:
     """Return why the operator has not set a pointer that does not name our ConfigMap, as a clause after a semicolon.
-    It is the first of RESTRAINTS that applies, or else says when the operator will set it. Empty if `configure`
-    (the chart value) is off. `error` is that of the last write, or empty if that did not fail."""
+    This is the first of RESTRAINTS that applies, or else when the operator will set it. Empty if `configure` (the
+    chart value) is off. `error` is that of the last write, or empty if that did not fail."""
     if not configure:
         return ""
     for restraint in RESTRAINTS:

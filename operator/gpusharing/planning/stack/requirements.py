@@ -130,7 +130,8 @@ def has_driver(labels: Mapping[str, str], resources: Mapping[str, int]) -> bool:
 
 def tell_off(row: NeededProgram, policy: ClusterPolicyView) -> str:
     """Return, as a sentence without its period, that the installation does not run the program of this row, and what
-    follows from that."""
+    follows from that. Call it only for such a program. For mig-manager alongside NVIDIA's chart, the sentence says
+    why it cannot be used, and is empty if it can."""
     if policy.plain is None:
         return f"ClusterPolicy {row.switch} is false, so {row.consequence}"
     if row.missing is Reason.MIG_MANAGER_MISSING:
@@ -178,8 +179,8 @@ def find_other_workload(node: NodeView, policy: ClusterPolicyView | None) -> str
 
 
 def find_disabled(node: NodeView, actuator: Actuator, policy: ClusterPolicyView | None) -> str:
-    """Return a message with the remedy if a label of the node, or the lack of one, keeps a program of NVIDIA's off it
-    that the actuator needs for every mode. Empty if none does."""
+    """Return a message with the remedy if a label of the node, or the lack of one, keeps off it a program that the
+    actuator needs for every mode. Empty if no such program is kept off."""
     if unselected := find_unselected(node, policy):
         return unselected
     if not node.held_off:
@@ -196,7 +197,8 @@ def find_disabled(node: NodeView, actuator: Actuator, policy: ClusterPolicyView 
 
 def find_bare_host(node: NodeView, words: str, policy: ClusterPolicyView | None) -> Finding | None:
     """Return a Finding about the program that the host lacks and that ClusterPolicy keeps the GPU Operator from
-    installing. None if it lacks none, if that is unknown, or if the node serves GPUs.
+    installing. None if it lacks none, if that is unknown, if the node serves GPUs, or if its deploy label says that
+    the host brings the program.
 
     `words` is an error of the node's agent, or what Kubernetes reports about the agent's pod.
     """

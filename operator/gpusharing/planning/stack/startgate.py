@@ -28,8 +28,8 @@ class Untolerated:
 
 
 def find_untolerated(policy: ClusterPolicyView, namespace: str) -> Untolerated | None:
-    """Return what keeps NVIDIA's operands off nodes with the taint, or None if they tolerate it. `namespace` is that
-    of the operands."""
+    """Return the ClusterPolicy, or NVIDIA's device-plugin chart in its place, if its pods do not tolerate the taint.
+    None if they do. `namespace` is that of these pods."""
     if policy.tolerates_gate:
         return None
     tolerations = with_toleration(policy.tolerations)
