@@ -104,7 +104,7 @@ def assess(
     actuator: Actuator,
 ) -> Assessment:
     """Compare a node with its policy. Returns Refused if the policy gives it no target, Unobserved if its GPUs are
-    unknown, and Assessed otherwise.
+    unknown or one of them has never answered, and Assessed otherwise.
 
     `gpunode` is the GPUNode of the node, or None if it does not exist yet. `terms` are the targets of the policy by
     hardware, or the Finding that says why the policy is not accepted (acceptance.py).
@@ -138,7 +138,7 @@ def assess(
 def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stack: StackView) -> bool:
     """Whether the change leads from MPS to MIG or from MIG to MPS (docs/design/nvidia.md#b5, R11), so that one of the
     MPS daemon and mig-manager has to finish before the other begins. Also True for a change of an MPS configuration
-    under NVIDIA's chart without the GPU Operator: the operator may not restart the daemon there, so it would keep
+    under NVIDIA's chart without the GPU Operator. The operator may not restart the daemon there, so it would keep
     its old number of clients."""
     if target.with_mig:
         return uses_mps(node, observed, stack)
@@ -233,7 +233,13 @@ def find_disruption(
     node: NodeView, observed: ObservedView, target: Target, mismatch: Finding | None, stack: StackView
 ) -> DisruptionClass:
     """Return the class of disruption of the change from the node's present state to the target
-    (docs/design/transition.md#classes). NONE if `mismatch` is None, which means that the node is as it should be."""
+    (docs/design/transition.md#classes), which has one layout for each GPU. NONE if `mismatch` is None, which means
+    that the node is as it should be.
+
+    If the MIG mode of a GPU has to change, it is REBOOT or RESET, depending on whether mig-manager may reboot the
+    node. It is GPU_PODS if layouts or resources change, if mig-manager has work left, or if the change ends MPS
+    clients. Otherwise it is PLUGIN_RESTART.
+    """
     if mismatch is None:
         return DisruptionClass.NONE
     for gpu, layout in zip(observed.gpus, target.layouts, strict=True):
@@ -276,8 +282,8 @@ def find_owners(node: NodeView) -> dict[str, str]:
     """Return the labels that somebody else sets, each with a clause for people that says who it is and what to do
     about it. Empty for nearly all nodes.
 
-    A field manager that has replaced a value of ours is included until a person sets a new value of the retry
-    annotation.
+    On a node where something was proven, a field manager that has replaced a value of ours is included until a person
+    sets a new value of the retry annotation. Those whose names begin as in HANDS never are.
     """
     proof = node.verified
     if not node.label_rewriters or proof is None or node.retry not in ("", proof.retry):

@@ -26,9 +26,10 @@ def plan_config(
     plugins: Mapping[str, PluginConfig],
     stack: StackView,
 ) -> tuple[WriteConfig | None, bool]:
-    """Return the write that the ConfigMaps need, and whether they contain entries that only Nodes need, which a later
-    pass may be able to remove. The write is None if nothing has to change, or if a ConfigMap was created by
-    somebody else.
+    """Return the write that the ConfigMaps need, and whether they contain entries, other than the neutral one, that no
+    policy, card or file of the admin needs. Of these, a later pass may be able to remove those that a Node still
+    names. The write is None if nothing has to change. If a ConfigMap was created by somebody else, the result is
+    None and False.
 
     `requests` is what the policies ask of every node, `models` has one GPU for each card model in the cluster by
     product, and `plugins` has the device-plugin configurations of all targets by key.

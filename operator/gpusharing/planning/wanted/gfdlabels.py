@@ -123,8 +123,8 @@ def _stays(label: str, target: Target) -> bool:
 
 
 def _find_memory(target: Target, observed: ObservedView) -> int:
-    """Return the MiB that the label gpu.memory will have: those of an instance under strategy single, else those of a
-    whole card. 0 if they are unknown."""
+    """Return the MiB that the label gpu.memory will have, concluded from the first GPU: those of an instance under
+    strategy single, else those of a whole card. 0 if they are unknown."""
     gpu, layout = observed.gpus[0], target.layouts[0]
     if target.plugin.mig_strategy == "single" and layout:
         return 1024 * next((one.memory_gb for one in gpu.profiles if one.name == layout[0][0]), 0)

@@ -97,7 +97,8 @@ def _is_entry(entry: object) -> bool:
 
 @lru_cache(maxsize=64)
 def sound_entries(text: str) -> Mapping[str, Entry]:
-    """Return the entries of a file by name, without those because of which mig-parted would refuse the whole file."""
+    """Return the entries of a file by name, without those because of which mig-parted would refuse the whole file.
+    Empty if the file cannot be read."""
     return {name: entry for name, entry in parse(text).items() if not _find_problem(entry)}
 
 
@@ -110,8 +111,8 @@ def lasting_entries(text: str) -> Mapping[str, Entry]:
 
 @lru_cache(maxsize=64)
 def is_rendered(text: str) -> bool:
-    """Whether the file is byte for byte what `render` returns for its sound entries. That is not the case for a file
-    with an entry that mig-parted refuses."""
+    """Whether the file is byte for byte what `render` returns for its sound entries. False for an empty text, and for
+    a file with an entry that mig-parted refuses."""
     return bool(text) and text == render(sound_entries(text))
 
 
@@ -241,8 +242,8 @@ def resolve_name(
     name: str, node: str, gpus: Sequence[CardView], stack: StackView
 ) -> tuple[Layout | None, ...] | str:
     """Return the layout that the mig.config value `name` gives each GPU of the node, or a clause for people that says
-    why it gives none. The name is looked up in the admin's entries and our file, or in the file that mig-manager
-    generated, depending on which of them mig-manager reads."""
+    why it gives none. If mig-manager reads our file, the name is looked up in the admin's entries, our file, and
+    NVIDIA's well-known names, in this order; otherwise only in the file that mig-manager generated for the node."""
     return find_meaning(name, node, stack, gpus, stack.generated_mig_file(node))
 
 
@@ -267,7 +268,7 @@ def _generated_name(
     name: str, node: str, gpus: Sequence[CardView], generated: str
 ) -> tuple[Layout | None, ...] | str:
     """Return the layout of each GPU according to the file that mig-manager generated for the node, or a clause for
-    people that says why the file gives none."""
+    people that says why the file gives none. A file without entries counts as missing."""
     entries = parse(generated)
     if not entries:
         return f"ConfigMap {node}-mig-config, where mig-manager lists its configurations, does not exist"
@@ -278,7 +279,7 @@ def _generated_name(
 
 def resolve(entry: Entry, gpus: Sequence[CardView]) -> tuple[Layout | None, ...] | str:
     """Return the layout that an entry gives each GPU, in the order of `gpus`, or a clause for people that names the
-    GPUs which no row covers.
+    GPUs which no row covers. If several rows cover a GPU, the last one counts.
 
     mig-parted's assert never succeeds on a GPU that no row covers, so such an entry is unusable (R6).
     """

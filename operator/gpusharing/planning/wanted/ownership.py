@@ -58,7 +58,8 @@ class Contender:
 
 def find_contenders(policies: Iterable[PolicyView]) -> tuple[Contender, ...]:
     """Return the policies that may own nodes, which are all that are not being deleted. A policy that is resetting its
-    nodes before its deletion is included, marked as `leaving`."""
+    nodes before its deletion is included, marked as `leaving`. One whose spec cannot be read is included without a
+    selector, so that it keeps the nodes that it has."""
     return tuple(
         Contender(one.name, one.created, None, 0)
         if one.spec is None
@@ -93,8 +94,9 @@ class Owners:
                 self._others.append((selector, contender))
 
     def owner(self, node: NodeView) -> str:
-        """Return the name of the policy that owns the node, or an empty string if none does. A present owner whose
-        spec cannot be read keeps the node."""
+        """Return the name of the policy that owns the node, or an empty string if none does. A present owner, which
+        the fence or else the label names, keeps the node if its spec cannot be read. Otherwise `_choose` decides
+        among the contenders that select the node."""
         present = node.fence.policy if node.fence is not None else node.labels.get(names.LABEL_POLICY, "")
         return present if present in self._unreadable else _choose(present, self.selecting(node))
 

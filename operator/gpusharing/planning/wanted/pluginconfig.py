@@ -47,8 +47,8 @@ class Flaw:
 
 
 def find_flaws(text: str) -> tuple[Flaw, ...]:
-    """Return every field of a configuration that the device plugin refuses or ignores. Empty if it reads all of it. If
-    the text is not valid YAML, the only flaw says so."""
+    """Return every field of a configuration that the device plugin refuses or ignores. Empty if it uses all of it. If
+    the text is not YAML that `parse_yaml` accepts, the only flaw says so."""
     try:
         return tuple(_find(parse_yaml(text), _CONFIG, ""))
     except Unreadable as error:

@@ -171,8 +171,8 @@ def is_release(text: str) -> bool:
 
 def find_deaf_release(gpu_operator: str) -> str | None:
     """Return why labels cannot switch MPS on with this release of the GPU Operator as it is installed. Empty if they
-    can, and None if that is unknown: the release is later than LAST_READ, or the text is not a version. An installed
-    DaemonSet says more than its release (`find_deafness`)."""
+    can. None if that is unknown, because the release is later than LAST_READ or the argument is not a version. An
+    installed DaemonSet says more than its release (`find_deafness`)."""
     if not is_release(gpu_operator) or _numbers(gpu_operator) > LAST_READ:
         return None
     return (

@@ -48,7 +48,7 @@ SETTING = 'WITH_REBOOT "true" in ClusterPolicy migManager.env'
 def tell_guest_reset(observed: ObservedView | None, stack: StackView) -> str:
     """Return a clause, after a semicolon, that says why a MIG mode may stay pending in a virtual machine and which
     setting helps. Empty if no GPU is known to need a reset by its virtual machine, if the setting is on already, or
-    if there is no ClusterPolicy."""
+    if there is neither a ClusterPolicy nor a mig-manager alongside NVIDIA's chart."""
     policy, kinds = stack.cluster_policy, observed.hardware.kinds if observed is not None else ()
     if policy is None or policy.with_reboot:
         return ""
@@ -163,8 +163,8 @@ def _missing(compared: Comparison) -> str:
 
 
 def find_missing(node: NodeView, observed: ObservedView) -> str:
-    """Return a message with the remedy if NVML lists fewer GPUs than were last proven on the node, else an empty
-    string."""
+    """Return a message with the remedy if NVML lists fewer GPUs than were last proven on the node. Empty if it lists
+    as many or more, or if nothing was proven there."""
     proven, listed = node.verified.gpus if node.verified else 0, len(observed.gpus)
     if listed >= proven:
         return ""
@@ -256,8 +256,9 @@ def _paused(compared: Comparison) -> str:
 
 
 def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | None:
-    """Return the configuration that the node's device plugin has now. If ClusterPolicy sets a MIG strategy, that takes
-    precedence. None if the node's label names an entry that does not exist or that the plugin refuses (b.4)."""
+    """Return the configuration that the node's device plugin has now; nothing is shared if it uses no entry. If
+    ClusterPolicy sets a MIG strategy, that takes precedence. None if the node's label, or the default without a
+    label, names an entry that does not exist or that the plugin refuses (b.4)."""
     key = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack)
     # ClusterPolicy mig.strategy overrides that of every configuration (b.2).
     fixed = STRATEGIES.get(stack.cluster_policy.mig_strategy) if stack.cluster_policy else None
@@ -276,7 +277,8 @@ def find_entry(label: str, stack: StackView) -> str:
 
 
 def is_told_mps(node: NodeView, stack: StackView) -> bool:
-    """Whether the node's device plugin is configured to share its GPUs by MPS."""
+    """Whether the node's device plugin is configured to share its GPUs by MPS, by its label or else by the default
+    entry. False if the entry is unknown."""
     config = effective_plugin_config(node, stack)
     return config is not None and config.sharing is not None and config.sharing.strategy == "mps"
 
@@ -303,9 +305,9 @@ def _plugin_config(compared: Comparison) -> str:
 
 
 def _mps_absent(compared: Comparison) -> str:
-    """Return a message about the first GPU that should be shared by MPS but is not yet served by the MPS daemon, else
-    an empty string. The daemon sets a GPU to exclusive mode and restores Default when it stops cleanly
-    (docs/design/hardware.md#mps-mode)."""
+    """Return a message if the target is MPS, about the first GPU whose compute mode is neither ExclusiveProcess nor
+    NotSupported, so that the MPS daemon does not serve it yet. Empty otherwise. The daemon sets a GPU to exclusive
+    mode and restores Default when it stops cleanly (docs/design/hardware.md#mps-mode)."""
     if compared.target.mode is not Mode.MPS:
         return ""
     kinds = compared.observed.hardware.kinds
@@ -323,8 +325,9 @@ def _exclusive(compared: Comparison) -> str | Finding:
 
 
 def find_exclusive(hardware: Hardware) -> str | Finding:
-    """Return a message with the remedy if a GPU without MIG is in a compute mode that admits only one process. Return
-    a Finding if the agent is not allowed to read its compute mode. Empty if there is no such GPU."""
+    """Return a message with the remedy about the first GPU that has MIG off and a compute mode other than Default and
+    NotSupported. If the agent may not read that mode (Unknown), return a Finding with a reason of its own. Empty if
+    there is no such GPU."""
     odd = next((gpu for gpu in hardware.kinds if gpu.layout is None and gpu.compute_mode not in FREE), None)
     if odd is None:
         return ""
@@ -371,8 +374,9 @@ def served(node: NodeView) -> dict[str, int]:
 
 
 def _allocatable(compared: Comparison) -> str | Finding:
-    """Return a message if the node does not advertise exactly the resources of the target, else an empty string. If a
-    device plugin that is too old explains the difference, return a Finding with that reason."""
+    """Return a message if the resources of the device plugin that the node advertises are not exactly those of the
+    target, else an empty string. If a device plugin that is too old explains the difference, return a Finding with
+    that reason."""
     now = served(compared.node)
     if now == dict(compared.target.resources):
         return ""

@@ -134,7 +134,8 @@ def parse_yaml(text: str) -> object:
 
 
 def is_whole(value: object) -> bool:
-    """Whether Go would read the value into an int64. False for a boolean, which is an int in Python."""
+    """Whether the value is an int that fits into Go's int64. False for a boolean, which is an int in Python, and for a
+    float such as 2.0."""
     return type(value) is int and -(2**63) <= value < 2**63
 
 

@@ -44,8 +44,8 @@ def _deaf_mps(case: ActuatorCase, target: Target) -> str:
 
 
 def _nobody_ends_mig(case: ActuatorCase, target: Target) -> str:
-    """Return the message that MIG is on and no mig-manager would switch it off, because the target has no label for
-    mig-manager. Empty if it has one, or if the layouts are right already."""
+    """Return a message if the GPUs do not have the target's layouts and the target has no value for mig-manager's
+    label: MIG is then on, and no mig-manager would switch it off. Empty otherwise."""
     policy = case.stack.cluster_policy
     if target.mig_config or case.found_layouts == target.layouts:
         return ""
@@ -66,8 +66,8 @@ def _rebooting(case: ActuatorCase, target: Target) -> str:
 
 
 def _no_mig_manager(case: ActuatorCase, target: Target) -> str:
-    """Return the message that the change needs mig-manager and no Ready pod of it is on the node, or an empty string
-    if one is or is not needed."""
+    """Return the message that a first run to the target needs mig-manager and no Ready pod of it is on the node. Empty
+    if one is, or if no run of mig-manager is needed."""
     missing = _find_missing(case, target, again=False)
     where = f"label app={Program.MIG_MANAGER} in namespace {case.settings.gpu_operator_namespace}"
     return f"{missing}; check the pods with {where}" if missing else ""
@@ -123,7 +123,8 @@ def _find_missing(case: ActuatorCase, goal: Target, again: bool) -> str:
 
 def _write(case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool) -> Writing:
     """Return what a run to `goal` writes: the labels that change, and the pods of mig-manager and of the MPS daemon
-    that have to be deleted. GFD's present start time is included if the plugin's configuration changes."""
+    that have to be deleted. The MPS daemon's pod and GFD's present start time are included only if the entry of the
+    device plugin changes. A repeated run that does not change it keeps the start time that the fence has."""
     node = case.node
     present_key = node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
     plugin_changes = find_entry(present_key, case.stack) != find_entry(goal.plugin_key, case.stack)
@@ -137,7 +138,8 @@ def _write(case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | 
 
 
 def _find_changed(node: NodeView, goal: Target, idle: ObservedView | None) -> dict[str, str | None]:
-    """Return the labels to write so that they name the goal, by key; the value None removes a label.
+    """Return the labels to write so that they name the goal, by key, and only those that change; the value None
+    removes a label.
 
     mig-manager's label is written only with `idle`, the reading that proved the node idle. mig-manager's state is
     removed only together with a new value of that label, and never while the node reboots.
@@ -172,8 +174,9 @@ def _needs_new_pod(case: ActuatorCase, goal: Target, *, again: bool) -> bool:
 
 
 def _daemon_to_restart(case: ActuatorCase, target: Target) -> str:
-    """Return the UID of the MPS daemon that has to restart, because otherwise it would keep its old number of clients:
-    config-manager does not find its process (docs/design/nvidia.md#b5). Empty if none has to."""
+    """Return the UID of the MPS daemon's pod if the target is MPS and the node uses MPS already: unless it restarts,
+    the daemon keeps its old number of clients, because config-manager does not find its process
+    (docs/design/nvidia.md#b5). Empty otherwise, and if the GPUs are unknown or there is no such pod."""
     observed, daemon = (
         case.gpunode.observed if case.gpunode else None,
         case.operands.get(Program.MPS_DAEMON),
@@ -213,8 +216,8 @@ def _waited(case: ActuatorCase, fence: Fence) -> float:
 
 
 def _restarts(case: ActuatorCase, fence: Fence) -> str:
-    """Return the message that mig-manager is restarting and its state is from before, or an empty string if the state
-    is about this run."""
+    """Return the message that mig-manager is restarting and its state is from before. Empty if the state is about this
+    run, or is neither `success` nor `failed`."""
     state = _state(case)
     if state not in _ENDED or case.now >= _believed_from(case, fence):
         return ""
@@ -222,9 +225,9 @@ def _restarts(case: ActuatorCase, fence: Fence) -> str:
 
 
 def _overwritten(case: ActuatorCase, fence: Fence) -> str:
-    """Return the message that mig-manager has ended while its label has another value than ours, because somebody
-    overwrote the label during the change, or an empty string if not. NVIDIA's GPU Operator writes all-disabled if
-    it finds no label (docs/design/nvidia.md#d1)."""
+    """Return the message that somebody overwrote mig-manager's label during the change: mig-manager has ended, and the
+    label does not have the value that the fence names. Empty otherwise. NVIDIA's GPU Operator writes all-disabled
+    if it finds no label (docs/design/nvidia.md#d1)."""
     label, wanted = case.node.labels.get(names.LABEL_MIG_CONFIG, ""), fence.target_mig_config
     if _state(case) not in _ENDED or label == wanted:
         return ""
@@ -239,8 +242,8 @@ def _failed_midway(case: ActuatorCase, fence: Fence) -> str:
 
 
 def _failed(case: ActuatorCase, fence: Fence) -> str:
-    """Return the message that mig-manager failed to apply our configuration, and why, or an empty string if its state
-    is not `failed`."""
+    """Return the message that mig-manager failed to apply our configuration, with the last line of its log if that was
+    read. Empty if its state is not `failed`."""
     if _state(case) != "failed":
         return ""
     why = f": {case.mig_failure}" if case.mig_failure else "; see the log of its pod"
@@ -282,7 +285,8 @@ def _stuck(case: ActuatorCase, fence: Fence) -> str:
 
 
 def _at_work(case: ActuatorCase, fence: Fence) -> str:
-    """Return what mig-manager is doing, or an empty string if it has succeeded or failed."""
+    """Return what mig-manager is doing, or an empty string if it has succeeded or failed. Any state other than those,
+    `pending` and `rebooting` means that it has not started."""
     state = _state(case)
     doing = {"rebooting": "is rebooting the node", "pending": "is applying the configuration"}.get(
         state, "has not started"
@@ -321,7 +325,8 @@ def _believed_from(case: ActuatorCase, fence: Fence) -> datetime:
 
 
 def _next_look(case: ActuatorCase, fence: Fence) -> datetime | None:
-    """Return when the passing of time alone may change what `_find_trouble` returns, or None if it will not."""
+    """Return when the passing of time alone may change what `_find_trouble` returns, or None if it will not: the next
+    of the two limits of waiting and of the time from which mig-manager's state is believed."""
     settings = case.settings
     moments = [
         fence.stage_since + timedelta(seconds=wait)
@@ -332,14 +337,16 @@ def _next_look(case: ActuatorCase, fence: Fence) -> datetime | None:
 
 
 def _find_events(case: ActuatorCase) -> tuple[str, ...]:
-    """Return what changes with a new mig-manager pod, and with the labels that mig-manager acts on and reports with."""
+    """Return the values of the node's labels mig.config and mig.config.state and the UID of its mig-manager pod, each
+    empty if missing. The tuple changes with every event that may change the GPUs."""
     labels, pod = case.node.labels, case.operands.get(Program.MIG_MANAGER)
     mig_labels = labels.get(names.LABEL_MIG_CONFIG, ""), labels.get(names.LABEL_MIG_STATE, "")
     return (*mig_labels, pod.uid if pod is not None else "")
 
 
 def _find_work(node: NodeView) -> str:
-    """Return that mig-manager works, or reboots the node, without a change by us. Empty if it does not."""
+    """Return a clause if mig-manager's state is `pending` or `rebooting`, although no change of ours is in progress.
+    Empty for any other state. Call it only for a node without our fence."""
     state = node.labels.get(names.LABEL_MIG_STATE)
     if state not in ("pending", "rebooting"):
         return ""
