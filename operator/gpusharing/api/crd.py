@@ -171,7 +171,8 @@ def _check_value_validation(schema: Schema, at: str) -> None:
 
 def _assert_structural(schema: Schema, at: str) -> None:
     """Check the rules of structural schemas that a rewrite could break, and our own: every field has a description,
-    and every value is bounded. Raises SchemaError."""
+    and every value is bounded. Nodes that keep unknown fields or are an integer or a string are not checked. Raises
+    SchemaError."""
     if schema.get("x-kubernetes-preserve-unknown-fields") or schema.get("x-kubernetes-int-or-string"):
         return
     kind = schema.get("type")
@@ -190,7 +191,8 @@ def _assert_structural(schema: Schema, at: str) -> None:
 
 
 def _assert_bounded(schema: Schema, at: str) -> None:
-    """Raise SchemaError if a list, a string or a map has no maximum length."""
+    """Raise SchemaError if a list, a string or a map has no maximum length. Enums and objects with named fields need
+    none."""
     bound = {"array": "maxItems", "string": "maxLength", "object": "maxProperties"}.get(schema["type"])
     if bound and bound not in schema and not {"enum", "properties"} & set(schema):
         raise SchemaError(f"{at}: {bound} is missing; CEL and etcd need a bound")

@@ -67,8 +67,8 @@ def smallest_profile(card: Card, gib: float) -> Profile | None:
 
 
 def client_memory(card: Card, clients: int) -> float:
-    """Return the GiB that each of `clients` MPS clients of a card may use, which is an equal part of its memory
-    (docs/design/hardware.md#mps-share)."""
+    """Return the GiB that each of `clients` (at least 1) MPS clients of a card may use, which is an equal part of its
+    memory (docs/design/hardware.md#mps-share)."""
     return memory_of(card) / clients
 
 

@@ -15,10 +15,10 @@ MOST = 3
 @lru_cache(maxsize=64)
 def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
     """Return a Finding with the differences (at most MOST) between the `reported` profiles of a card and our table. If
-    none are reported, the Finding says that the table is used. It is for people only; nothing is decided from it.
+    none are reported, the Finding says that the table is used. Only people read it; nothing is decided from it.
 
     None if both agree, if the table has neither the card nor profiles for it, or if NVML is known to report wrong
-    counts for the card.
+    counts for the card. Profiles of the table that are not reported do not count as a difference.
     """
     card = find_card(product)
     if card is None or not card.profiles or card.nvml_counts_wrong:

@@ -42,7 +42,8 @@ def find_driver_flaw(version: str, named: Iterable[str], *, refuse_affected: boo
     its version is unknown.
 
     `version` is what NVML reports. `named` has the versions, or leading parts of versions (`570`, `570.86`), that an
-    admin refuses. `refuse_affected` says whether drivers with the CVE are refused as well.
+    admin refuses; entries that are not versions are ignored. `refuse_affected` says whether drivers with the CVE are
+    refused as well.
     """
     numbers = _numbers(version)
     if not numbers:
@@ -62,8 +63,8 @@ def find_driver_flaw(version: str, named: Iterable[str], *, refuse_affected: boo
 
 def find_hanging(version: str, layouts: Sequence[Layout | None]) -> str:
     """Return why a node must not have these layouts under this driver, or an empty string if nothing is known against
-    it. `layouts` has one entry for each GPU, which is None if MIG is off. The known bug needs a GPU without MIG
-    beside one with MIG instances."""
+    it. `layouts` has one entry for each GPU, which is None if MIG is off. The known bug needs both a GPU without
+    MIG and a GPU with MIG instances."""
     if version not in HANGING or None not in layouts or not any(layouts):
         return ""
     return (
@@ -73,7 +74,8 @@ def find_hanging(version: str, layouts: Sequence[Layout | None]) -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Return the parts of a version as numbers, such as (570, 86). Empty if the string is not a version."""
+    """Return the parts of a version as numbers, such as (570, 86). Empty if the string is not a version, or if a part
+    has more than nine digits."""
     # No version has a part of more than nine digits. The limit keeps int() fast for any value of a label.
     if not _VERSION.fullmatch(version) or any(len(part) > 9 for part in version.split(".")):
         return ()

@@ -244,7 +244,8 @@ class _Offer:
 
     def why_not(self, layout: Layout) -> tuple[Misfit, str] | None:
         """Return the first rule that the layout breaks, with a clause for people, or None if the layout is legal.
-        Rules are checked in a fixed order. All profiles of the layout must be offered by the card."""
+        Rules are checked in a fixed order: counts, media engines, compute slices, then placements. All profiles of
+        the layout must be offered by the card; otherwise KeyError is raised."""
         for name, count in layout:
             if count > (most := self.by_name[name].max_count):
                 return Misfit.TOO_MANY, f"the card has room for at most {most}x{name}"
@@ -288,7 +289,8 @@ class _Offer:
         return tuple(sorted(((*s, n) for s, n in shapes.items()), key=lambda shape: (-shape[1], shape)))
 
     def legal_layouts(self, most: Mapping[str, int]) -> Iterator[Layout]:
-        """Yield every legal layout with at most ``most[name]`` instances of each profile, including the empty one."""
+        """Yield every legal layout with at most ``most[name]`` instances of each profile, including the empty one. The
+        card must offer all profiles that are keys of ``most``."""
 
         def extend(names: Sequence[str], chosen: Layout) -> Iterator[Layout]:
             """Yield ``chosen``, which is legal, and the legal layouts that add instances of the profiles in ``names``
@@ -317,7 +319,7 @@ class _Offer:
 
     def closest(self, name: str) -> str | None:
         """Return the name of the offered profile that is nearest to ``name`` (see `nearest_layout`), or None if
-        ``name`` cannot be read."""
+        ``name`` cannot be read. The card must offer at least one profile."""
         if name in self.by_name:
             return name
         match = _NAME.fullmatch(name)
@@ -334,7 +336,8 @@ class _Offer:
 
 
 def _media_conflict(layout: Layout) -> str | None:
-    """Return the rule on media engines that the layout breaks, as a clause for people, or None if it breaks none."""
+    """Return the first rule on media engines that the layout breaks, as a clause for people, or None if it breaks
+    none."""
     attributes = [(name, _attribute(name), count) for name, count in layout]
     if sum(count for _, attribute, count in attributes if attribute == "+me") > 1:
         return "only one instance on a GPU can have the media engines (+me)"

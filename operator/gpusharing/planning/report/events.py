@@ -101,8 +101,8 @@ def shared_event(action: SetPointers | RepairMps) -> Event:
 
 def _begun(before: Verdict, after: Verdict) -> Event | None:
     """Return the Event that a node has passed its point of no return, or None if it has not, or if that was reported
-    before. A PATCH that is only planned, or that was refused, does not count: the next pass shows whether it was
-    made."""
+    before. A repeated attempt is not reported. A PATCH that is only planned, or that was refused, does not count:
+    the next pass shows whether it was made."""
     if _plans_return(after) or after.attempt > 1 or Mark.PAST_RETURN in after.reason.marks:
         return None
     if _plans_return(before):
@@ -139,8 +139,8 @@ def _entered(before: Verdict, after: Verdict) -> Event | None:
 
 
 def _new_reason(before: Verdict, after: Verdict) -> Reason | None:
-    """Return the reason that the node got, if it is one that an Event reports; else CALL_FAILED if its calls begin to
-    fail; else None."""
+    """Return the reason that the node got, if its reason has changed and is one that an Event reports. If its reason
+    is the same, return CALL_FAILED if calls about it begin to fail. None otherwise."""
     if after.reason is not before.reason:
         return after.reason if Mark.EVENT in after.reason.marks else None
     return Reason.CALL_FAILED if calls_fail(after) and not calls_fail(before) else None
@@ -195,5 +195,6 @@ def _newly_blocked(before: Verdict, after: Verdict) -> tuple[Blocker, ...]:
 
 
 def _forced(verdict: Verdict) -> set[str]:
-    """Return the pods that the drain deletes by force according to the verdict's blockers, as `namespace/name`."""
+    """Return the pods that the drain deletes by force, as `namespace/name`: those of the verdict's blockers with the
+    reason ForceDelete."""
     return {ref for one in verdict.blockers if one.reason is Reason.FORCE_DELETE for ref in one.pods}

@@ -68,7 +68,7 @@ class Members:
 
 def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Members:
     """Return the nodes of a policy with their verdicts, sorted by name, with the nodes that spec.products leaves out
-    in a field of their own."""
+    in a field of their own. `plan` must have been made from this snapshot, with this policy."""
     verdicts = [plan.verdicts[name] for name in sorted(plan.pools[policy.name].names)]
     skipped = tuple(
         verdict for verdict in verdicts if is_product_skipped(verdict, snapshot.nodes[verdict.node])

@@ -42,8 +42,8 @@ class Proof:
 def tell_proofs(
     node: NodeView, observed: ObservedView, target: Target, stack: StackView
 ) -> tuple[Proof, ...]:
-    """Return one Proof for each source, in the order in which the sources are checked. A Proof whose source disagrees
-    with the target carries the Finding that says why."""
+    """Return one Proof for each source, in the order of the members of Source. A Proof whose source disagrees with the
+    target carries the Finding that says why."""
     wrong = find_disagreements(Comparison(node, observed, target, stack), find_actuator(stack).checks)
     rows = {
         Source.AGENT: (_agent(observed), "reads GPUs"),
@@ -69,7 +69,8 @@ def _agent(observed: ObservedView) -> str:
 
 def _mig_manager(node: NodeView, target: Target) -> tuple[str, str]:
     """Return what mig-manager's labels on the node say and what they should say, each as a configuration with its
-    state, such as `all-1g.10gb (success)`. The second is empty if the target does not need mig-manager."""
+    state, such as `all-1g.10gb (success)`. If the target does not need mig-manager, they are `not asked` and an
+    empty string."""
     if not target.mig_config:
         return "not asked", ""
     config = node.labels.get(names.LABEL_MIG_CONFIG, "") or "not set"

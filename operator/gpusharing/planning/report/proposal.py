@@ -274,6 +274,6 @@ def _vanishing(
 
 
 def _asks(pod: PodView, resource: str) -> bool:
-    """Whether the pod has not finished and requests the resource. KAI's reservation pods do not count, because the
-    pods that share their GPU are counted."""
+    """Whether the pod has not finished and requests the resource. False for KAI's reservation pods, because the pods
+    that share their GPU are counted."""
     return resource in gpu_resources(pod) and not is_reservation(pod) and not has_finished(pod)

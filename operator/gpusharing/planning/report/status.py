@@ -263,8 +263,8 @@ def _doubt(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:
 
 
 def _guest(pool: Members, snapshot: ClusterSnapshot) -> str:
-    """Return a clause that names the nodes whose MIG mode may stay pending after a change because their virtual
-    machines may be unable to reset their GPUs. Empty if there are none."""
+    """Return a clause that names the nodes whose change of class Reset may leave their MIG mode pending, because their
+    virtual machines may be unable to reset their GPUs. Empty if there are none."""
     nodes = [v.node for v in pool.verdicts if v.disruption is DisruptionClass.RESET]
     reports = {name: snapshot.gpunodes[name].observed for name in nodes if name in snapshot.gpunodes}
     notes = {name: why for name, seen in reports.items() if (why := tell_guest_reset(seen, snapshot.stack))}
@@ -280,9 +280,9 @@ def _legal(pool: Members) -> str:
 
 
 def _reconciling(pool: Members, ready: Answer, stalled: Answer) -> Answer:
-    """Return the condition Reconciling. It is True while nodes are changing, while nodes wait for a change that no
-    person has to unblock, or while nodes are still in a change that another policy began (unless the policy is
-    stalled)."""
+    """Return the condition Reconciling. It is True while nodes are changing, or wait for a change that no person has
+    to unblock. It is also True while nodes are still in a change that another policy began, unless the policy is
+    stalled."""
     moving = [verdict for verdict in pool.verdicts if _moves(verdict)]
     waiting = [verdict for verdict in pool.verdicts if _waits(verdict)]
     if moving:
@@ -371,8 +371,8 @@ def _stands_still(policy: PolicyView, plan: RolloutPlan) -> bool:
 
 
 def _unapproved(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Return a Finding that the rollout waits for a person to approve the plan, or None if it does not. The policy is
-    not stalled by that."""
+    """Return a Finding that the rollout waits for a person to approve the plan, or None if no node waits for that. The
+    policy is not stalled by that."""
     if all(verdict.reason is not Reason.APPROVAL_NEEDED for verdict in pool.verdicts):
         return None
     return Finding(Reason.PROGRESSING, "the rollout is waiting for someone to approve the plan")
@@ -448,9 +448,9 @@ def _plan(
     snapshot: ClusterSnapshot,
     hours: Hours,
 ) -> dict[str, Any] | None:
-    """Return `status.plan`, or None if no node is to change in a way that disturbs it. It has the hash of the plan,
-    the nodes that change, the worst class of disruption, the pods, budgets and gangs concerned, the shortages, the
-    next windows, and the devices before and after."""
+    """Return `status.plan`, or None if no node is to change in a way that disturbs it. The plan has its hash, the
+    nodes that change, the worst class of disruption, the pods, budgets and gangs concerned, the shortages, the next
+    windows, and the devices of the whole pool before and after."""
     changing = [
         verdict
         for verdict in verdicts

@@ -31,7 +31,8 @@ def transition(
     verdict: Verdict, node: NodeView, previous: Mapping[str, Any], now: datetime
 ) -> dict[str, Any]:
     """Return `status.transition` after this pass. `previous` is the stored value, which provides the history, and the
-    time since which the phase has lasted if it is unchanged. Equal verdicts give equal values."""
+    time since which the phase has lasted if it is unchanged. A new phase is added to the history, of which the last
+    MAX_HISTORY are kept. Equal verdicts give equal values."""
     phase, reason = str(verdict.phase), str(verdict.reason)
     same = previous.get("phase") == phase
     moment = to_rfc3339(now)
@@ -65,8 +66,8 @@ def is_wait(verdict: Verdict) -> bool:
 
 def who_keeps(verdict: Verdict, node: NodeView) -> str:
     """Return who or what holds the node back: the first blocking pod and the number of others (`namespace/name +2`),
-    or else the object or program that the verdict or its reason names, such as `gsp/NAME` for a policy. Empty if
-    the node waits for nothing."""
+    or else the first that is known of `leaving` and `keeper` of the verdict and the keeper of its reason, such as
+    `gsp/NAME` for a policy. Empty if the node waits for nothing."""
     if not is_wait(verdict):
         return ""
     if found := culprit(verdict.blockers) or verdict.leaving or verdict.keeper:
@@ -84,8 +85,8 @@ def who_keeps(verdict: Verdict, node: NodeView) -> str:
 
 def until_when(verdict: Verdict, since: datetime) -> str:
     """Return when the clock ends the wait, in UTC: a time of day such as `14:30:00Z`, or a full timestamp if that is
-    more than a day after `since`, when the phase began. If no clock ends the wait, return PERSON or OTHERS. Empty
-    if the node waits for nothing."""
+    more than a day after `since`, when the phase began. If no clock ends the wait, return PERSON or OTHERS; always
+    PERSON for a Failed node, a held drain, or a verdict with `stands`. Empty if the node waits for nothing."""
     if not is_wait(verdict):
         return ""
     if verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD or verdict.stands:
@@ -100,8 +101,9 @@ def until_when(verdict: Verdict, since: datetime) -> str:
 def health_conditions(
     verdict: Verdict, previous: Sequence[Mapping[str, Any]], now: datetime
 ) -> list[Mapping[str, Any]]:
-    """Return `GPUNode.status.conditions`, whose only row is the condition Healthy. Returns the rows of `previous`
-    unchanged while the health of the GPUs is unknown."""
+    """Return `GPUNode.status.conditions`, whose only row is the condition Healthy. Its lastTransitionTime is kept from
+    `previous` as long as its status is the same. If the health of the GPUs is unknown, return the rows of
+    `previous` unchanged."""
     health = verdict.health
     if health is None:
         return list(previous)

@@ -166,7 +166,8 @@ class ForceDelete:
 
 @value
 class RestartOperand:
-    """Delete the mig-manager pod of a node, so that a new run starts (docs/design/nvidia.md#a6)."""
+    """Delete the pod of mig-manager or of the MPS daemon on a node, so that a new one starts
+    (docs/design/nvidia.md#a6)."""
 
     node: str
     """Name of the node of the pod."""

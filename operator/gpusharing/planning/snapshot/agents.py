@@ -95,17 +95,19 @@ class AgentTroubles:
     """Why the API server refuses further pods of the DaemonSet, or None if it does not."""
 
     def of(self, node: str) -> Finding | None:
-        """Return why no agent is Ready on `node`, or None if the cause is unknown. Must not be called for a node with
-        a Ready agent. A node without a pod gets the reason why the API server refuses pods."""
+        """Return why no agent is Ready on `node`. None if the cause is unknown, or if its pod may just be starting.
+        Must not be called for a node with a Ready agent. A node without a pod gets the reason why the API server
+        refuses pods."""
         return self.pods.get(node, self.refused)
 
 
 def find_troubles(
     pods: Collection[AgentPod], warnings: Iterable[AgentWarning | None], arch: Callable[[str], str]
 ) -> AgentTroubles:
-    """Return why agents do not run. `pods` are the agents' pods, and `warnings` are the Warning events about these
-    pods and their DaemonSet; None among them is ignored. `arch` returns the architecture of a node by name, or an
-    empty string if it is unknown."""
+    """Return why agents do not run. `pods` are the agents' pods; those that are Ready or being deleted, or that belong
+    to no node, are left out of the result. `warnings` are the Warning events about these pods and their DaemonSet;
+    None among them is ignored. `arch` returns the architecture of a node by name, or an empty string if it is
+    unknown."""
     unready = [pod for pod in pods if not pod.ready and pod.node and not pod.deleting]
     events = [event for event in warnings if event is not None]
     if not unready and not events:
@@ -191,8 +193,8 @@ def _no_image(state: _PodState, what: str) -> str:
 
 
 def _start_error(state: _PodState) -> str | None:
-    """Return the container runtime's message if it cannot start the container, or None otherwise. Between two attempts
-    the message is in the container's last state, so that is checked as well."""
+    """Return the container runtime's message if it cannot start the container. None otherwise, and if there is no
+    message. Between two attempts the message is in the container's last state, so that is checked as well."""
     pod = state.pod
     if pod.waiting == "RunContainerError":
         return state.kubelet_message or None
@@ -239,7 +241,8 @@ image for another architecture cannot be pulled, or its program exits at once.""
 
 def _refused(pods: Iterable[AgentPod], warnings: list[AgentWarning]) -> Finding | None:
     """Return why the API server refuses further pods of the DaemonSet, with the command that helps. `warnings` are the
-    events about the DaemonSet. None if there are none, or if one of `pods` was created after the latest of them."""
+    events about the DaemonSet, of which the latest counts. None if there are none, or if one of `pods` was created
+    after it."""
     if not warnings:
         return None
     last = _latest(warnings)

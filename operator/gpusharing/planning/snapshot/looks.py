@@ -69,9 +69,9 @@ class Preview:
 
 
 def find_due(looks: Iterable[tuple[str, Look]], now: datetime, poll: float) -> frozenset[str]:
-    """Return the names of the nodes whose pods are to be listed again now, those with the oldest looks first. `looks`
-    are pairs of a node name and its latest look. At most LOOKS nodes are listed within one poll of `poll` seconds,
-    and those that were listed already count too."""
+    """Return the names of the nodes whose pods are to be listed again now. `looks` are pairs of a node name and its
+    latest look. At most LOOKS nodes are listed within one poll of `poll` seconds, and those that were listed
+    already count too. If more are due, those with the oldest looks are returned."""
     known = list(looks)
     left = LOOKS - count_recent((look for _, look in known), now, poll)
     due = sorted((look.at, name) for name, look in known if look.due(poll) <= now)

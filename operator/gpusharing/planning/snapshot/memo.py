@@ -49,7 +49,7 @@ class Memo:
 
     def same(self, name: str, value: Value) -> Value:
         """Return the value that was stored under `name` if it equals `value`, so that callers get the same object as
-        in the last pass. Otherwise store `value` and return it."""
+        in the last pass, and not a copy. Otherwise store `value` and return it."""
         known: Value | None = self._values.get(name)
         if known is not None and known == value:
             return known
@@ -75,8 +75,9 @@ class Memo:
         failed: dict[str, Exception] | None = None,
     ) -> dict[str, Answer]:
         """Return the answer of `question` for each name, in the order of `rows`, which are pairs of a name and its
-        arguments. Call it once in a pass, with all names. See `table` for `lasts`, for `failed` and for other data
-        that the question reads."""
+        arguments. Call it once in a pass, with all names. If `question` is a partial, the arguments that it binds
+        are not compared from pass to pass. See `table` for `lasts`, for `failed` and for other data that the
+        question reads."""
         inputs = dict(rows)
         key = question.func if isinstance(question, partial) else question
         return self.table(
@@ -148,7 +149,7 @@ class _Known(NamedTuple):
 
 def _find_changed(before: Column, now: Column) -> AbstractSet[str]:
     """Return the names whose entries in the column differ between two passes, including names that only one of them
-    has."""
+    has. If the column is a set, these are the names that only one of them has."""
     if not isinstance(before, Mapping) or not isinstance(now, Mapping):
         return set(before) ^ set(now)
     if before == now:
@@ -187,7 +188,8 @@ class AnswersByKind:
         lasts: Callable[[Answer], bool] | None = None,
     ) -> Answer:
         """Return the cached answer of `question` for these arguments, which must be hashable, or compute it. If
-        `lasts` is given, the answer is cached only if `lasts` returns True for it."""
+        `question` is a partial, the arguments that it binds are not compared, so they must not affect a cached
+        answer. If `lasts` is given, the answer is cached only if `lasts` returns True for it."""
         key = (question.func if isinstance(question, partial) else question), inputs
         if key in self._known:
             known: Answer = self._known[key]

@@ -306,8 +306,8 @@ class Claim:
 
     @staticmethod
     def of(node_uid: str, fence: Fence) -> "Claim":
-        """Return the claim for the change that `fence` records on the Node with `node_uid`. Its `version` is set only
-        if the change is past its point of no return and not proven, and if the fence was written for this very
+        """Return the claim for the change that `fence` records on the Node with `node_uid`. Its `version` is None
+        unless the change is past its point of no return and not proven, and the fence was written for this very
         Node."""
         claim = Claim(node_uid, fence.policy, fence.op, fence.wave)
         if fence.stage != "actuating" or fence.proven is not None or fence.node_uid != node_uid:

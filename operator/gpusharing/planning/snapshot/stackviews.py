@@ -196,7 +196,7 @@ class StackView:
 
     def generated_mig_file(self, node: str) -> str:
         """Return the mig-parted file that mig-manager generated on `node`. Empty if mig-manager reads our ConfigMap
-        instead, or if it generated nothing there."""
+        instead, or if no such file of the node was read."""
         return "" if self.serves_our_mig_file else self.generated_mig_files.get(node, "")
 
 

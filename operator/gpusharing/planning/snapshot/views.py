@@ -405,7 +405,8 @@ class ClusterSnapshot:
 
 def routing_label(mode: Mode, *, time_slicing: bool) -> str:
     """Return the value that the routing label `gpusharing.dev/mode` has under a policy with this mode, such as `mig`
-    or `time-slicing`."""
+    or `time-slicing`. `time_slicing` makes a difference in mode MIG only, where the value is then
+    `mig-time-slicing`."""
     if mode is Mode.MIG and time_slicing:
         return "mig-time-slicing"
     return {Mode.FULL: "full", Mode.MIG: "mig", Mode.MPS: "mps", Mode.TIME_SLICING: "time-slicing"}[mode]

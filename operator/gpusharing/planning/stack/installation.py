@@ -493,8 +493,8 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
 
 
 def _start_gate(view: InstallationView) -> Symptoms:
-    """Yield an error for each DaemonSet whose pods do not tolerate the start-up taint although they are needed to
-    prove the nodes that have it. Yields nothing if the taint is not used."""
+    """Yield an error if NVIDIA's pods do not tolerate the start-up taint, and one for each such worker of Node Feature
+    Discovery, because they are needed to prove the nodes that have it. Yields nothing if the taint is not used."""
     gated = sorted(one.name for one in view.nodes if one.gate is not None)
     if not (gated or view.place.startup_gate):
         return

@@ -63,8 +63,8 @@ def explain_blockers(blockers: Iterable[Blocker]) -> tuple[str, ...]:
 
 
 def culprit(blockers: Iterable[Blocker]) -> str:
-    """Return the first pod of the most urgent blocker and the number of other blocking pods, such as `namespace/name
-    +2`. Empty if no blocker names a pod."""
+    """Return the first pod of the most urgent blocker that names pods, and the number of all other blocking pods, such
+    as `namespace/name +2`. Empty if no blocker names a pod."""
     with_pods = sorted((b for b in blockers if b.pods), key=lambda b: (b.reason.urgency, b.pods))
     if not with_pods:
         return ""
@@ -92,7 +92,8 @@ def _order(blocker: Blocker) -> tuple[str, tuple[str, ...], str, str]:
 
 
 def _line(blocker: Blocker) -> str:
-    """Return the line that people read about one blocker: reason and budget, pods, message, remedy."""
+    """Return the line that people read about one blocker: reason and budget, pods, message, remedy. Parts that the
+    blocker or its reason does not have are left out, and a message is cut to MAX_MESSAGE characters."""
     parts = [f"{blocker.reason} {blocker.pdb}".rstrip()]
     if blocker.pods:
         parts[0] += f": {_pods(blocker.pods)}."

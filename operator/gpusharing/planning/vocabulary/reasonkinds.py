@@ -108,7 +108,8 @@ class Worded(StrEnum):
     def __new__(
         cls, columns: tuple[str, Group, Passes, Keeper, *tuple[Mark, ...]], when: str, remedy: str = ""
     ) -> Self:
-        """Create a reason. `columns` are its word, group, passes, keeper and any number of marks."""
+        """Create a reason. `columns` are its word, group, passes, keeper and any number of marks. Reasons that are
+        created later are less urgent among those with equal `passes`."""
         member = str.__new__(cls, columns[0])
         member._value_ = columns[0]
         member.group = columns[1]
