@@ -186,8 +186,9 @@ def parse_duration(text: str) -> timedelta:
 def allowance(max_unavailable: int | str, total: int) -> int:
     """Return how many nodes of a pool of `total` may be unavailable at once (docs/design/drain.md#budget).
 
-    A percentage rounds down but is at least 1 while the pool has a node; 0 and "0%" freeze the pool. An invalid value
-    counts as 0, never as unlimited.
+    A percentage rounds down but is at least 1 while the pool has a node; 0 and "0%" freeze the pool. A number is
+    returned as it is, even if it is above `total`. The result is 0 for an empty pool and for an invalid value, which
+    never counts as unlimited.
     """
     if isinstance(max_unavailable, bool) or total <= 0:
         return 0
@@ -299,7 +300,8 @@ def _device_problems(mig: Mig) -> Iterator[Problem]:
 
 def _problem(location: Iterable[int | str], message: str) -> Problem:
     """Convert an error of pydantic. `location` is the path that pydantic reports, which is written as the API server
-    does; a valid example is added to `message` if there is one."""
+    does. A valid example is added to `message` if there is one. For a field with more than one type, the message
+    says instead that the value has none of the allowed forms."""
     path, hint, field = "spec", "", ""
     for part in location:
         if field in _UNIONS and isinstance(part, str):

@@ -38,8 +38,9 @@ class PoolState:
 
 def find_headline(pool: Members, plan: RolloutPlan) -> tuple[Reason, Headline]:
     """Return the reason of the condition Ready and the headline of the pool, from the first of HEADLINES that applies.
-    If none applies, the headline says how many nodes are proven and names the most urgent one that is not. Ready is
-    True only with the reason Synced."""
+    If none applies, the headline says how many nodes are proven and names the most urgent one that is not. The
+    reason is then that of this node if it has the mark UNSUPPORTED, else RolloutInProgress. Ready is True only with
+    the reason Synced."""
     for state in HEADLINES:
         if (found := state.find(pool, plan)) is not None:
             return state.reason, found
@@ -145,7 +146,11 @@ def _progress(pool: Members) -> str:
 
 def _shown(pool: Members) -> tuple[str, str]:
     """Return the values of STATUS and MESSAGE, taken from the most urgent verdict. It is chosen from the failed nodes
-    if there are any, else from those in flight, else from those not proven, else from all."""
+    if there are any, else from those in flight, else from those not proven, else from all.
+
+    STATUS is the phase of that node. It is its reason if that has the mark STATUS, or if the node is Pending or
+    Skipped for a reason other than Progressing.
+    """
     moving = [verdict for verdict in pool.verdicts if verdict.phase.in_flight]
     shown = min(pool.failures or moving or pool.unproven or pool.verdicts, key=urgency)
     word = str(shown.reason) if Mark.STATUS in shown.reason.marks else str(shown.phase)

@@ -305,7 +305,8 @@ def _moves(verdict: Verdict) -> bool:
 
 
 def _waits(verdict: Verdict) -> bool:
-    """Whether the change of the node has not begun, and will begin without the help of a person."""
+    """Whether the change of the node has not begun, and will begin without the help of a person: the node is Pending
+    or in Preflight, or is Blocked for a reason that ends by itself. False if its verdict has `stands`."""
     if verdict.stands:
         return False
     if verdict.phase is Phase.BLOCKED:
@@ -389,7 +390,9 @@ STALLS: tuple[Circumstance, ...] = (
 
 
 def _needs_person(verdict: Verdict) -> bool:
-    """Whether the node waits for something that only a person can resolve."""
+    """Whether only a person can make the change of the node begin: its verdict has `stands`, or it is Blocked or
+    Skipped for a reason that ends only when a person acts. False for a Failed node, whose change has begun, unless
+    its verdict has `stands`."""
     return verdict.stands or (
         verdict.phase in (Phase.BLOCKED, Phase.SKIPPED) and verdict.reason.passes is Passes.BY_A_PERSON
     )

@@ -60,7 +60,8 @@ def transition(
 
 
 def is_wait(verdict: Verdict) -> bool:
-    """Whether the node is still waiting for a person, for another program or for the clock."""
+    """Whether the node is still waiting for a person, for another program or for the clock. That is so unless its
+    reason describes a final state; Progressing counts as a wait."""
     return verdict.reason.passes is not Passes.DONE or verdict.reason is Reason.PROGRESSING
 
 

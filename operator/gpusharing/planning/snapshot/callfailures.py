@@ -55,7 +55,7 @@ class CallFailure:
     """Which kind of call failed. Only a success of the same kind of call ends the series."""
 
     def holds(self, now: datetime) -> bool:
-        """Whether calls about this node are suspended until `next_try`."""
+        """Whether calls about the node or other subject are suspended at `now`, which they are until `next_try`."""
         return now < self.next_try
 
     def is_fresh(self, now: datetime) -> bool:
@@ -83,8 +83,9 @@ class CallFailure:
 def failed_again(
     before: CallFailure | None, message: str, now: datetime, jitter: float, call: str = ""
 ) -> CallFailure:
-    """Return the failure to remember after a call has failed with `message`. It continues the series of `before`, or
-    starts one if that is None. `jitter` is in [0, 1) and shortens the wait by up to a quarter."""
+    """Return the failure to remember after a call of kind `call` has failed with `message`. It continues the series of
+    `before`, or starts one if that is None. The wait doubles with each failure, up to LONGEST_WAIT; `jitter` is in
+    [0, 1) and shortens it by up to a quarter."""
     tries = before.tries + 1 if before is not None else 1
     wait = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(tries - 1, 10)) * (1 - jitter / 4)
     return CallFailure(message, now + timedelta(seconds=wait), tries, call)

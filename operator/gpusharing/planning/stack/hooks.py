@@ -207,8 +207,8 @@ def _refuse_rollback(lost: Mapping[str, Sequence[str]], release: str, namespace:
 
 
 def _lost(value: object, served: Schema, own: Schema, at: str) -> Iterator[str]:
-    """Yield the paths of the fields that the schema `own` would prune from `value` and that the schema `served` would
-    not fill in again with the same default. `at` is the path of `value` itself."""
+    """Yield the paths of the fields that the schema `own` would prune from `value`, except those whose value is the
+    default in the schema `served`. `at` is the path of `value` itself."""
     if own.get("x-kubernetes-preserve-unknown-fields"):
         return
     if isinstance(value, list):

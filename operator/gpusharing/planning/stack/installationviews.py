@@ -155,8 +155,9 @@ class InstallationView:
 
     @property
     def selectors(self) -> tuple[LabelSelector, ...] | None:
-        """The node selectors of the policies that are not being deleted. None if there are no policies at all. Empty
-        if policies could not be read, in which case nothing is reported about their nodes."""
+        """The node selectors of the policies that are not being deleted and whose spec can be read. None if there are
+        no policies at all. Empty if policies could not be read, in which case nothing is reported about their
+        nodes."""
         if "gpusharingpolicies.gpusharing.dev" in self.unread:
             return ()
         specs = (one.spec for one in self.policies if not one.deleting)
@@ -171,8 +172,8 @@ class InstallationView:
 
     @property
     def followed_policy(self) -> ClusterPolicyView | None:
-        """The ClusterPolicy that the GPU Operator follows, or else the view of NVIDIA's device-plugin chart. None if
-        there is neither."""
+        """The first ClusterPolicy that the GPU Operator does not ignore, or else the view of NVIDIA's device-plugin
+        chart. None if there is neither."""
         return next((one for one in self.cluster_policies if not one.ignored), self.plain)
 
     def is_void(self, name: str) -> bool:

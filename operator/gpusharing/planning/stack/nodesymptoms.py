@@ -91,9 +91,9 @@ def find_node_symptoms(view: InstallationView, mig_entries: Mapping[str, MigEntr
 
 
 def _unknown_configs(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Yield a symptom if the device-plugin label of some nodes names an entry that the ConfigMap does not have.
-    config-manager then silently keeps the previous configuration (docs/design/nvidia.md#b4). Yields nothing if the
-    entries are unknown."""
+    """Yield an error if the device-plugin label of some nodes names an entry that the ConfigMap does not have.
+    config-manager then silently keeps the previous configuration (docs/design/nvidia.md#b4). The command relabels
+    only the nodes that name the same entry as the first one. Yields nothing if the entries are unknown."""
     label, policy = names.LABEL_PLUGIN_CONFIG, view.followed_policy
     plugin_map = policy.plugin_config_name if policy else ""
     config_map = view.config_maps.get(plugin_map)
@@ -241,8 +241,8 @@ def _failed(nodes: list[NodeView], view: InstallationView) -> Symptoms:
 
 
 def _paused(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Yield an error if mig-manager has paused other programs on some nodes but is no longer working there. If it died
-    in between, nothing starts them again."""
+    """Yield an error if mig-manager has paused other programs on some nodes but, according to its state, is no longer
+    working there. If its pod died in between, nothing starts them again."""
     paused = [
         node for node in nodes if node.labels.get(names.LABEL_MIG_STATE) not in _AT_WORK and _is_paused(node)
     ]

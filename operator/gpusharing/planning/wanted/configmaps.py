@@ -61,7 +61,8 @@ def _wanted(
     stack: StackView,
 ) -> tuple[dict[str, str], dict[str, migfile.Entry]]:
     """Return the entries that the policies, the admin and the cards in the cluster need. The first mapping has the
-    YAML of device-plugin configurations by key, and the second has mig-parted entries by name."""
+    YAML of device-plugin configurations by key, and the second has mig-parted entries by name. Under one name, an
+    entry of a policy replaces one of the admin, which replaces one for the cards; all-disabled is always our own."""
     plugin = dict(stack.admin_plugin_configs)
     plugin |= {key: pluginconfig.render(config) for key, config in plugins.items()}
     well_known = migfile.well_known_entries({product: [gpu] for product, gpu in models.items()})
