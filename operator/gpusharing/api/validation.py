@@ -84,7 +84,8 @@ def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Prob
 
     Types are taken literally, as in JSON ("4" is not a number). A field that we do not know is refused: the API server
     keeps one only if the CRDs are newer than the operator, and it may be the very field that says when no node may be
-    drained. Rules beyond types and bounds are checked only if all types and bounds are right.
+    drained. Rules beyond types and bounds are checked only if all types and bounds are right; until then there is one
+    problem for each field.
     """
     spec = raw.get("spec")
     if not isinstance(spec, Mapping):
@@ -281,8 +282,7 @@ def _mig_problems(mig: Mig) -> Iterator[Problem]:
 
 
 def _device_problems(mig: Mig) -> Iterator[Problem]:
-    """Yield a problem if there are other entries beside one for `all` GPUs, and one for each GPU that is named
-    twice."""
+    """Yield a problem if one of several entries is for `all` GPUs, and one for each time that a GPU is named again."""
     layouts = mig.layouts or ()
     if len(layouts) > 1 and any(entry.devices == "all" for entry in layouts):
         yield Problem("spec.mig.layouts", rules.DEVICES)

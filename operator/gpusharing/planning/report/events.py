@@ -86,7 +86,8 @@ def _acceptance(status: Mapping[str, Any]) -> dict[str, str]:
 
 
 def shared_event(action: SetPointers | RepairMps) -> Event:
-    """Return the Event that names the fields of NVIDIA's object that the operator has set, and their values."""
+    """Return the Normal Event that names the fields of NVIDIA's object that the operator has set, their values, and
+    what restarts because of that."""
     if isinstance(action, RepairMps):
         daemon, count = action.daemon, f"repair {action.repairs.count} of {mpsrepair.MOST_REPAIRS}"
         text = (

@@ -202,7 +202,8 @@ def _client_memory(
     policy: PolicyView, nodes: Iterable[str], snapshot: ClusterSnapshot
 ) -> Iterator[tuple[str, float]]:
     """Yield the product name of each card on these nodes, sorted, with the GiB that one MPS client may use there.
-    Yields nothing unless the policy has mode MPS. Products whose memory is unknown are left out."""
+    Yields nothing unless the policy has mode MPS. Cards that our table does not have, or that share their memory
+    with the CPU, are left out."""
     reports = [snapshot.gpunodes[name].observed for name in nodes if name in snapshot.gpunodes]
     products = {gpu.product for seen in reports if seen is not None for gpu in seen.hardware.models}
     for product in sorted(products):

@@ -58,7 +58,8 @@ def tell_status(
     now: datetime,
 ) -> dict[str, Any]:
     """Return the status of a policy (see `policy_status`). If computing it raises any exception, return `previous`
-    with conditions that say so, because the other policies must still get theirs."""
+    with conditions that give the plan's objection to the policy or, if there is none, the exception. The other
+    policies must still get their status."""
     try:
         return policy_status(policy, plan, snapshot, previous, now)
     except Exception as error:  # noqa: BLE001 - one bad policy must not keep the others from being reported (guard.py)
@@ -202,8 +203,8 @@ def _objected(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _unserved(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Explain why no node of the pool can serve the policy. None if the pool has no nodes, or if at least one of them
-    can."""
+    """Return a Finding that says why no node of the pool can serve the policy, with the reason of the most urgent
+    node. None if the pool has no nodes, or if at least one of them can."""
     refused = _refused(pool)
     if not refused or len(refused) < len(pool.verdicts):
         return None
@@ -211,8 +212,8 @@ def _unserved(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _all_skipped(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Explain that spec.products leaves out every node that the policy selects. None if it does not, or if none is
-    selected."""
+    """Return a Finding that spec.products leaves out every node that the policy selects. None if it does not, or if
+    none is selected."""
     if pool.verdicts or not pool.skipped:
         return None
     return Finding(Reason.PRODUCT_SKIPPED, tell_first(pool.skipped))
@@ -488,8 +489,8 @@ def _plan(
 
 
 def _disturbed(previews: Sequence[Preview]) -> dict[str, list[str]]:
-    """Return the pods, PodDisruptionBudgets, gangs and blockers of all previews, each list without duplicates, sorted
-    and bounded, so that equal previews give an equal status."""
+    """Return the keys podNames, budgets, gangs and blockers of `status.plan`, from all previews. Each list is without
+    duplicates, sorted and bounded, so that equal previews give an equal status."""
     pods = sorted({name for one in previews for name in one.pods})
     budgets = sorted({name for one in previews for name in one.budgets})
     gangs = sorted({text for one in previews for text in one.gangs})

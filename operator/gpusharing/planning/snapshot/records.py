@@ -26,7 +26,7 @@ EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 
 def _moment(text: object) -> datetime:
     """Return the RFC 3339 time in `text` as a datetime; a validator for pydantic. Raises ValueError if it is not a
-    time with a time zone, or if it is before 1970 or after 9999."""
+    time with a time zone, or if it is before 1970 or after NEVER (the year 9000)."""
     if (moment := from_rfc3339(text)) is None:
         raise ValueError("not a time with a time zone")
     if not EARLIEST <= moment <= NEVER:

@@ -103,8 +103,9 @@ def _readable(policy: PolicyView, stack: StackView, settings: PlanSettings) -> s
 
 
 def _selector(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Return a message if nodeSelector uses a label that the operator itself sets during a change, else an empty
-    string. The CRD refuses only the labels that are built in."""
+    """Return a message if nodeSelector uses a label of chart value operator.neighbourLabels, which the operator sets
+    during a change. Empty otherwise, and if the spec cannot be read. The CRD refuses only the labels that are built
+    in."""
     if policy.spec is None or not settings.neighbour_labels:
         return ""
     ours = {entry.partition("=")[0] for entry in settings.neighbour_labels}

@@ -130,7 +130,7 @@ _PLACES = {"flags": _FLAGS, "sharing": _SHARING, "sharing.timeSlicing": _BLOCK, 
 
 def _find(item: Any, wanted: Any, path: str) -> Iterator[Flaw]:
     """Yield the flaws of the value at `path`. `wanted` is the format that it should have: a kind in _KINDS, a map of
-    formats by field, or a list with the format of its items."""
+    formats by field, or a list with the format of its items. null is accepted in place of a map or a list."""
     words = "a map" if isinstance(wanted, dict) else "a list"
     if isinstance(wanted, str):
         accepts, words = _KINDS[wanted]

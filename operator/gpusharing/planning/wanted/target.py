@@ -125,7 +125,8 @@ class Wish:
 
 
 def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
-    """Return what the policy named `policy` with this spec asks of every node."""
+    """Return what the policy named `policy` with this spec asks of every node. Its `mig_config` is all-disabled unless
+    the mode is MIG, and is named after its content if the policy has layouts."""
     entry = (
         migfile.entry_of(spec.mig.layouts) if spec.mig is not None and spec.mig.layouts is not None else None
     )
@@ -270,7 +271,8 @@ def _unlisted_product(spec: GPUSharingPolicySpec, gpus: Sequence[CardView]) -> s
 
 
 def plugin_config(spec: GPUSharingPolicySpec, layouts: Sequence[Layout | None]) -> PluginConfig:
-    """Return the device plugin's configuration in the mode of the spec, for a node with these layouts."""
+    """Return the device plugin's configuration in the mode of the spec, for a node with these layouts. Time-slicing
+    applies to every resource that these layouts give. The MIG strategy is none unless the mode is MIG."""
     if spec.mode is Mode.MPS and spec.mps is not None:
         # failRequestsGreaterThanOne is MPS's own default, because two shares of one GPU are no more than one share.
         return PluginConfig(
