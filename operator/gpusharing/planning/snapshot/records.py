@@ -30,7 +30,7 @@ def _moment(text: object) -> datetime:
     if (moment := from_rfc3339(text)) is None:
         raise ValueError("not a time with a time zone")
     if not EARLIEST <= moment <= NEVER:
-        raise ValueError("not a time between 1970 and 9999")
+        raise ValueError("not a time between 1970 and 9000")
     return moment
 
 
