@@ -51,7 +51,7 @@ class Incoming:
 
     @property
     def decoded(self) -> Any:
-        """The body parsed as JSON, or None if there is no body."""
+        """The body parsed as JSON, or None if there is no body. Raises ValueError if the body is not JSON."""
         return json.loads(self.body) if self.body else None
 
 
@@ -105,7 +105,8 @@ class ProxiedWrite:
 
     @property
     def what(self) -> str:
-        """The method and the object in readable form: `PATCH nodes/gpu-1`."""
+        """The method and the object in readable form, without API group and namespace but with the subresource: `PATCH
+        nodes/gpu-1`."""
         parts = self.path.split("/")
         start = 3 if parts[1] == "api" else 4
         rest = parts[start:]
@@ -155,8 +156,8 @@ class PlayedRefusal:
 
 @dataclass(slots=True)
 class Sick:
-    """A fault of one path: its calls are refused, or get no answer, instead of being forwarded. Watches are always
-    forwarded."""
+    """A fault of one path: calls with exactly this method and path are refused, or get no answer, instead of being
+    forwarded. Watches are always forwarded."""
 
     method: str
     path: str
@@ -186,8 +187,8 @@ class Sick:
 
 
 def is_renewal(path: str, body: bytes) -> bool:
-    """Whether a write to a Lease only concerns who leads: it acquires, renews or releases the Lease. False if the body
-    also has annotations, or if the path is not that of a Lease."""
+    """Whether a write to a Lease only concerns who leads: it acquires, renews or releases the Lease. A write without a
+    body is one, such as a deletion. False if the body also has annotations, or if the path is not that of a Lease."""
     if "/leases" not in path:
         return False
     metadata = json.loads(body).get("metadata", {}) if body else {}
@@ -202,7 +203,7 @@ def object_of(path: str) -> str:
 
 
 def collection_of(path: str) -> str:
-    """Return the plural in a path, such as `nodes` or `pods`."""
+    """Return the plural in the path of a collection, an object or a subresource, such as `nodes` or `pods`."""
     parts = path.split("/")[3 if path.startswith("/api/") else 4 :]
     if parts[0] == "namespaces" and len(parts) > 2:
         parts = parts[2:]

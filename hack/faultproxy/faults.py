@@ -53,10 +53,11 @@ class Fault:
     """Whether it begins when its write is sent, and not when the write has been answered."""
 
     def watch_for(self, call: Incoming, *, answered: bool) -> bool:
-        """Begin the fault if `call` is its write, or the first write after it if no write had that number. Returns
-        whether the fault began. `answered` says whether the call has been answered or is about to be sent.
+        """Begin the fault if `call` is its write, or the first write after it if no write had that number: set `began`
+        and `target`, and call `begin`. Returns whether the fault began. `answered` says whether the call has been
+        answered or is about to be sent.
 
-        Of two writes that are in flight at once, both have the lower number.
+        If two writes are in flight at once, both have the lower number.
         """
         if self.began is not None or not 0 < self.at <= call.mark or answered is self.early:
             return False
@@ -76,7 +77,7 @@ class Fault:
 
     def over_at(self) -> float:
         """Return when the fault has no further effect, in the event loop's time (time.monotonic()): AGAIN_SECONDS
-        after its last hit, when the client has repeated its call."""
+        after its last hit, when the client has repeated its call. A time in the past if it has hit nothing yet."""
         return self.last + AGAIN_SECONDS
 
     def hit(self) -> None:
@@ -112,7 +113,7 @@ class AnswerLost(Fault):
     """F3: the server carries out the write, but its answer is lost."""
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call. If it is a write that the fault hits, its answer is dropped."""
+        """Forward the call. If it is a write that the fault hits, count a hit and drop the answer."""
         if not (call.is_write and self.concerns(call)):
             return await forward()
         self.hit()
@@ -124,7 +125,7 @@ class RequestLost(Fault):
     """F4: the write never reaches the server."""
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call. A write that the fault hits is dropped instead, and gets no answer."""
+        """Forward the call. A write that the fault hits is counted and dropped instead, and gets no answer."""
         if not (call.is_write and self.concerns(call)):
             return await forward()
         self.hit()
@@ -140,8 +141,8 @@ class Competitor(Fault):
     """A function that writes to the object of a path. It may block, because it runs in a thread."""
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call. If it is a write to an existing object that the fault hits, the competing write is made
-        first."""
+        """Forward the call. If it is a write to an existing object that the fault hits, count a hit and make the
+        competing write first."""
         if call.is_write and call.method != "POST" and self.concerns(call):
             self.hit()
             await asyncio.to_thread(self.write, object_of(call.path))
@@ -155,7 +156,8 @@ class RefusedCalls(Fault):
     answers: tuple[PlayedRefusal, ...] = (PlayedRefusal(503),)
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call, or return the next refusal if the fault hits it."""
+        """Forward the call or, if the fault hits it, count a hit and return the next of `answers`. They are returned
+        in turn; which comes first depends on `at`."""
         if not self.concerns(call):
             return await forward()
         self.hit()
@@ -174,8 +176,8 @@ class HeldWrite(Fault):
     times: int = 1
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call. If it is a write that the fault hits, `act` is called first, and `then` after the answer
-        has arrived."""
+        """Forward the call. If it is a write that the fault hits, count a hit and call `act` first. ARRIVES_SECONDS
+        after the answer, or after an error of `act` or of the forwarding, `then` is called."""
         if not (call.is_write and self.concerns(call)):
             return await forward()
         self.hits += 1
@@ -201,14 +203,15 @@ class Slow(Fault):
     times: int = 10**9
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call, delayed if the fault hits it."""
+        """Forward the call. If the fault hits it, count a hit and delay it by `seconds`. With `at=0` every call is
+        hit, whatever `times` is."""
         if self.at == 0 or self.concerns(call):
             self.hits += 1
             await asyncio.sleep(self.seconds)
         return await forward()
 
     async def opening(self, call: Incoming) -> None:
-        """Delay a new watch by `seconds` if the fault has begun."""
+        """Delay a new watch by `seconds` if the fault has begun, whatever its scope; not counted as a hit."""
         if self.at == 0 or self.began is not None:
             await asyncio.sleep(self.seconds)
 
@@ -221,8 +224,8 @@ class DateShifted(Fault):
     seconds: float = 3600.0
 
     def headers(self, headers: Mapping[str, str]) -> Mapping[str, str]:
-        """Return the headers with the Date shifted by `seconds` if the fault has begun, and count a hit. Headers
-        without a Date are returned unchanged."""
+        """Return the headers with the Date shifted by `seconds` if the fault has begun, and count a hit; `scope` and
+        `times` do not matter. Headers without a Date are returned unchanged."""
         if (self.at and self.began is None) or "Date" not in headers:
             return headers
         self.hits += 1
@@ -261,7 +264,7 @@ class WatchLate(WatchFault):
         return 0.0 if self.began is None else self.began + self.lasts + self.seconds
 
     async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:
-        """Return the line, after a delay if it came while lines are late."""
+        """Return the line. If it came while lines are late, count a hit and return it `seconds` after it came."""
         if self.began is not None and self.on_watch(stream) and 0 <= came - self.began < self.lasts:
             self.hits += 1
             await asyncio.sleep(came + self.seconds - asyncio.get_running_loop().time())
@@ -300,7 +303,8 @@ class EventsSwallowed(WatchFault):
 
     async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:
         """Return the line, or an empty one if the fault swallows it. Only events are swallowed, no bookmarks or
-        errors."""
+        errors; with scope `one`, only events of objects with the name of the fault's object. A swallowed event
+        counts as a hit, and its watch ends later."""
         if self.hits >= self.times or not self.on_watch(stream) or self._is_over():
             return line
         event = json.loads(line)
@@ -313,8 +317,8 @@ class EventsSwallowed(WatchFault):
         return b""
 
     def ends(self, stream: OpenWatch) -> bytes:
-        """Return a 410 event for a watch that has swallowed events, once HEAL_SECONDS have passed since the fault
-        began; otherwise an empty line."""
+        """Return a 410 event for a watch that has swallowed events, once more than HEAL_SECONDS have passed since the
+        fault began, and forget the watch; otherwise an empty line."""
         if stream not in self._swallowed or not self._is_over():
             return b""
         self._swallowed.discard(stream)
@@ -337,8 +341,9 @@ class OldList(WatchFault):
     _owed: set[tuple[str, str]] = field(default_factory=set)
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call, or return the recorded list if the next list of this collection is due to be old. Before
-        the fault begins, the first answer to each list is recorded."""
+        """Forward the call, or count a hit and return the recorded list if the next list of this collection is due to
+        be old. Before the fault begins, the first successful answer to each list is recorded. Lists without `limit`
+        and lists of one node's pods are always forwarded."""
         key = call.path, call.query
         if call.method != "GET" or "limit=" not in call.query or "spec.nodeName" in call.query:
             return await forward()
@@ -352,14 +357,14 @@ class OldList(WatchFault):
         return answer
 
     def begin(self) -> None:
-        """Make the next list of each recorded collection an old one: collections of the object's kind, or of all kinds
-        with scope `all`."""
+        """Make the next list of each recorded collection an old one: the collections of the kind of the fault's
+        object, or all with scope `all`."""
         kind = collection_of(self.target)
         self._owed = {key for key in self._lists if self.scope == "all" or collection_of(key[0]) == kind}
 
     def ends(self, stream: OpenWatch) -> bytes:
-        """Return a 410 event for a watch that was open when the fault began, if any list was recorded; otherwise an
-        empty line."""
+        """Return a 410 event for a watch that was open when the fault began and that it hits, if any list was
+        recorded; otherwise an empty line."""
         return error_line(GONE) if self.on_open_watch(stream) and self._lists else b""
 
 

@@ -162,14 +162,14 @@ class FaultProxy:
 
     def open_door(self, name: str) -> str:
         """Open an additional address for one client, and return its URL. The client's writes are logged with this
-        name."""
+        name. The proxy must have been entered. Raises TimeoutError after 60 s."""
         assert self._loop is not None, "enter the proxy before"
         listening = asyncio.run_coroutine_threadsafe(self._listen(name), self._loop)
         return self._url(listening.result(60))
 
     def reset(self) -> None:
         """Clear the log, the trap and all faults, count writes from 1 again, and let every write count for traps and
-        faults."""
+        faults. Doors stay open, and the newest resourceVersion is kept."""
         self._trap = None
         self._sick, self._faults = (), ()
         self._count = 0
@@ -183,8 +183,9 @@ class FaultProxy:
         self._aim, self._aimed_at, self._taken = aim, 0, 0
 
     def arm(self, at: int, act: Callable[[], None], *, before: bool = False) -> None:
-        """Call `act` once, after the server has answered write number `at`, or `before` that write is forwarded; it is
-        then never forwarded. Replaces the trap that was armed before."""
+        """Call `act` once, after the server has answered write number `at`. With `before`, call it when that write or
+        a later one arrives, which is then refused with 503 and never forwarded. Replaces the trap that was armed
+        before."""
         self._trap = _Trap(at, act, before)
 
     def disturb(self, *faults: Fault) -> None:
@@ -260,7 +261,8 @@ class FaultProxy:
         return port
 
     def _incoming(self, request: web.Request, body: bytes) -> Incoming:
-        """Return the call with its numbers among the writes. Both numbers are 0 if the call does not count."""
+        """Return the call with its numbers among the writes. Both numbers are 0 if the call does not count. A write
+        that is aimed at is counted in `_aimed_at`."""
         transport = request.transport
         port = transport.get_extra_info("sockname")[1] if transport is not None else 0
         counts = request.method in WRITES and not is_renewal(request.path, body)
@@ -282,8 +284,9 @@ class FaultProxy:
         )
 
     async def _handle(self, request: web.Request, session: aiohttp.ClientSession) -> web.StreamResponse:
-        """Answer one call: from the trap, from a path that is to fail, or from the server by way of the faults. If the
-        answer is lost, the client's connection is aborted. An error of the connection to the server becomes a 502."""
+        """Answer one call: from the trap (503), from a path that is to fail, or from the server by way of the faults.
+        If the answer is lost, the client's connection is aborted. An error of the connection to the server becomes
+        a 502, and the write then does not count as aimed at."""
         call = self._incoming(request, await request.read())
         if self._trap is not None and self._trap.before and 0 < self._trap.at <= call.mark:
             self._spring()
@@ -307,8 +310,8 @@ class FaultProxy:
     async def _through(
         self, call: Incoming, faults: tuple[Fault, ...], request: web.Request, session: aiohttp.ClientSession
     ) -> ProxiedAnswer | None:
-        """Send a call through the faults, the first one outermost, to the server, and log it if it is a write. Returns
-        the answer, or None if the client gets no answer."""
+        """Send a call through the faults, the first one outermost, to the server. Log it if it is a write, and
+        remember the newest resourceVersion. Returns the answer, or None if the client gets no answer."""
         if faults:
             first, *rest = faults
             return await first.around(call, lambda: self._through(call, tuple(rest), request, session))
@@ -357,8 +360,9 @@ class FaultProxy:
             return response
 
     def _begun(self, call: Incoming, *, answered: bool) -> tuple[Fault, ...]:
-        """Begin the faults that wait for this write, and return all faults. `answered` says whether the write has been
-        answered or is about to be sent."""
+        """Begin the faults that wait for this write, and return all faults, begun or not. If one begins, every watch
+        checks for it now and again after HEAL_SECONDS. `answered` says whether the write has been answered or is
+        about to be sent."""
         faults: Iterable[Fault] = self._faults
         began = [fault for fault in faults if fault.watch_for(call, answered=answered)]
         if began:

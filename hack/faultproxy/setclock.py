@@ -40,5 +40,6 @@ class SetClock:
         self._seconds.close()
 
     def set(self, seconds: int) -> None:
-        """Set the clock to this many seconds after the real time, or before it if `seconds` is negative."""
+        """Set the clock to this many seconds after the real time, or before it if `seconds` is negative. Call it only
+        inside the `with` block."""
         self._seconds[:8] = struct.pack("=q", seconds)

@@ -52,15 +52,16 @@ class UpstreamRelease:
         return match[1]
 
     def inputs(self) -> list[Path]:
-        """Return the files that decide what is built: this release's pins and sums, and the sources of our own
-        programs, but not the pins of another release in the same folder."""
+        """Return the files that decide what is built, sorted by path: this release's pins and sums, and the sources of
+        our own programs, but not the pins of another release in the same folder."""
         own = {self.pins, str(Path(self.pins).with_suffix(".sum"))}
         files = sorted(path for path in self.source.rglob("*") if path.is_file())
         return [path for path in files if path.suffix not in (".mod", ".sum") or path.name in own]
 
     def recipe(self) -> ToolRecipe:
-        """Return how to build the programs. `-z lazy` leaves the symbols of NVML unresolved until they are called,
-        because the programs look them up at run time."""
+        """Return the recipe that builds NVIDIA's programs and our own. `-z lazy` leaves the symbols of NVML unresolved
+        until they are called, because the programs look them up at run time. Raises UnavailableError if our file
+        pins no version."""
         version = self.version
         flags = f"-s -w -X {self.module}/internal/info.version={version} -extldflags=-Wl,-z,lazy"
         packages = [f"{self.module}/cmd/{name}" for name in self.programs] + [
@@ -118,7 +119,8 @@ RELEASES = (DEVICE_PLUGIN, MIG_PARTED)
 
 
 def missing() -> str | None:
-    """Return why the programs cannot be built here, or None if they can."""
+    """Return what the programs cannot be built without and this machine lacks, Go or else a C compiler, as a sentence
+    with a remedy. None if both are there; nothing is built or fetched."""
     try:
         find_go(WHAT)
         need_compiler(WHAT)
@@ -128,17 +130,14 @@ def missing() -> str | None:
 
 
 def ensure(release: UpstreamRelease) -> Path:
-    """Return the folder with the programs of this release, which are built first if they are missing.
-
-    Raises:
-        UnavailableError: Go or a C compiler is missing, the build failed, or the cache cannot be used.
-    """
+    """Return the folder with the programs of this release. If they are not in the cache, all of them are built first.
+    Raises UnavailableError if Go or a C compiler is missing, the build fails, or the cache cannot be used."""
     return build_once(release.recipe(), cache_root())
 
 
 def program(name: str) -> Path:
-    """Return the path of a program, which is built first if it is missing. Raises UnavailableError, also for an
-    unknown name."""
+    """Return the path of one of NVIDIA's programs or of our own. If it is missing, its whole release is built first.
+    Raises UnavailableError if that fails, or for an unknown name."""
     for release in RELEASES:
         if name in (*release.programs, *release.ours):
             return ensure(release) / name
@@ -147,11 +146,8 @@ def program(name: str) -> Path:
 
 
 def module_folder(release: UpstreamRelease, module: str) -> Path:
-    """Return the folder where Go keeps the source of a module that this release is linked with.
-
-    Raises:
-        UnavailableError: Go is missing, or it cannot fetch the module.
-    """
+    """Return the folder where Go keeps the source of a module that this release is linked with. The module is
+    downloaded first if Go does not have it. Raises UnavailableError if Go is missing or cannot fetch the module."""
     result = subprocess.run(
         [find_go(WHAT), "mod", "download", f"-modfile={release.pins}", "-json", module],
         cwd=release.source,
@@ -167,7 +163,8 @@ def module_folder(release: UpstreamRelease, module: str) -> Path:
 
 
 def main() -> int:
-    """Build everything and print one folder per line. Returns 0, or 1 after printing why it failed."""
+    """Build both releases and print the folder of each. Returns 0, or 1 after printing why one could not be built;
+    later ones are then not tried."""
     try:
         for release in RELEASES:
             print(ensure(release), flush=True)

@@ -33,6 +33,8 @@ class DeviceManager:
     """The device plugins of one node, and the assignment of their devices to the node's pods."""
 
     def __init__(self, api: Api, node: str, sandbox: Sandbox) -> None:
+        """Prepare a manager that knows no devices and no pods, with an empty log. `stub` receives what the plugins
+        stream; the caller starts and stops it."""
         self._api, self._node, self._simulator = api, node, sandbox.simulator
         self.socket = sandbox.folder / "podresources.sock"
         self._file = sandbox.folder / "podresources.json"
@@ -51,7 +53,8 @@ class DeviceManager:
 
     def look(self, pods: Sequence[Object]) -> None:
         """Process what the plugins have streamed since the last call, and the changes of the node's pods. `pods` are
-        the pods that the node has now."""
+        the pods that the node has now. Raises ApiError if the Node's status cannot be written; the status is then
+        written only after the plugins stream again."""
         if self._take_lines():
             self._write_status()
         self._take_pods({str(pod["metadata"]["uid"]): pod for pod in pods})
@@ -59,8 +62,8 @@ class DeviceManager:
     # --- devices -----------------------------------------------------------------------------------------
 
     def _take_lines(self) -> bool:
-        """Read the new lines of the stub's log, and record the healthy devices of each resource. Returns whether there
-        were new lines."""
+        """Read the new complete lines of the stub's log, and record the healthy devices of each resource, and whether
+        its plugin is gone. Lines that are not JSON objects are skipped. Returns whether there were any others."""
         with self._log.open() as log:
             log.seek(self._read)
             text = log.read()
@@ -85,8 +88,9 @@ class DeviceManager:
     # --- pods --------------------------------------------------------------------------------------------
 
     def _take_pods(self, pods: Mapping[str, Object]) -> None:
-        """Assign devices to pods that have begun to run, and free those of pods that are gone. A terminating pod keeps
-        its devices, but its processes are ended."""
+        """Assign devices to pods that request some and have begun to run, and free those of pods that are gone or
+        finished; write the assignments to the stub's file if they changed. A terminating pod keeps its devices, but
+        its processes are ended."""
         before = len(self._assigned)
         for uid in [uid for uid in self._assigned if not _runs(pods.get(uid))]:
             self._end_processes(uid)
@@ -104,7 +108,8 @@ class DeviceManager:
             self._write_holdings()
 
     def _free(self, resource: str, count: int) -> list[str]:
-        """Return up to `count` devices of a resource that are assigned to no pod."""
+        """Return the first `count` devices of a resource that are assigned to no pod, or fewer if there are not so
+        many."""
         in_use = {device for _, assigned in self._assigned.values() for device in assigned.get(resource, ())}
         return [device for device in self._devices.get(resource, ()) if device not in in_use][:count]
 
@@ -120,7 +125,8 @@ class DeviceManager:
         swap.rename(self._file)
 
     def _start_processes(self, uid: str) -> None:
-        """Register a simulated process on each device of a pod."""
+        """Register a simulated process on each device of a pod. Raises KeyError if the machine no longer has one of
+        the devices."""
         pod, assigned = self._assigned[uid]
         places = {place.uuid: place for place in machine_devices(self._simulator.show())}
         for device in (device for ids in assigned.values() for device in ids):
@@ -172,8 +178,9 @@ class LabelFeeder:
         self._labels: dict[str, str] = {}
 
     def look(self) -> None:
-        """Copy GFD's labels to the Node if they have changed, and remove those that GFD no longer has. While GFD does
-        not run the Node keeps its labels, as with the NodeFeature API."""
+        """Copy GFD's labels to the Node if they have changed since the last call that succeeded, and remove those that
+        GFD no longer has. While GFD does not run the Node keeps its labels, as with the NodeFeature API. Raises
+        ApiError."""
         labels = gfd_labels_in(self.file)
         if not labels or labels == self._labels:
             return
@@ -187,6 +194,7 @@ class Mount:
     creates it."""
 
     def __init__(self, folder: Path) -> None:
+        """Create the folder, which must not exist yet, without a ConfigMap."""
         folder.mkdir(parents=True)
         self.folder = folder
         self._data: dict[str, str] = {}
@@ -199,7 +207,7 @@ class Mount:
 
     def take(self, data: Mapping[str, str]) -> bool:
         """Write the content of the ConfigMap to the folder if it has changed, replacing all keys at once. Returns
-        whether it had."""
+        whether it had changed; True for the first call."""
         if self.exists and data == self._data:
             return False
         old, new = (self.folder / f"..{self._version + number}" for number in (0, 1))
@@ -274,8 +282,9 @@ class LogServer:
 
 
 def _answer(request: BaseHTTPRequestHandler, find: Callable[[str], Path | None]) -> None:
-    """Answer a request with the log of a pod, or with its last `tailLines` lines. Answers 404 if the pod has no log,
-    and for any other path."""
+    """Answer a request with the whole log of a pod, or with its last `tailLines` lines; 0 lines count as all. `find`
+    gets the name of the pod; namespace and container are ignored. Answers 404 if the pod has no log, and for any
+    other path."""
     parts = urlsplit(request.path)
     folders = parts.path.strip("/").split("/")
     file = find(folders[2]) if folders[0] == "containerLogs" and len(folders) == 4 else None

@@ -82,7 +82,8 @@ class NvidiaLoop:
             raise TimeoutError(f"{error}\n{self.describe()}") from None
 
     def describe(self) -> str:
-        """Return kubectl's tables of policies, GPUNodes and pods."""
+        """Return kubectl's tables of policies, GPUNodes and pods of the default namespace. Raises CalledProcessError
+        if kubectl fails; in `wait` and `wait_ready` that error then replaces the TimeoutError."""
         return "\n".join(self.plane.kubectl("get", kind, "-o", "wide") for kind in ("gsp", "gpun", "pods"))
 
     def labels(self, node: str) -> dict[str, str]:
@@ -100,7 +101,7 @@ class NvidiaLoop:
         }
 
     def transition(self, node: str) -> Object:
-        """Return `status.transition` of a GPUNode; empty if it has none."""
+        """Return `status.transition` of a GPUNode; empty if it has none. Raises ApiError if there is no GPUNode."""
         transition: Object = self.api.get(f"{GPUNODES}/{node}").get("status", {}).get("transition") or {}
         return transition
 
@@ -116,7 +117,8 @@ class NvidiaLoop:
         return [event["note"] for event in events if event["reason"] == reason]
 
     def evicted(self) -> list[str]:
-        """Return the names of the pods that the operator has evicted, in order, from the audit log."""
+        """Return the names of the pods that the operator has evicted, in order, from the audit log. Refused evictions
+        are left out. Raises TimeoutError if the log does not catch up."""
         wait_logged(self.plane.audit_log, self.api)
         return [
             request.name
@@ -126,7 +128,7 @@ class NvidiaLoop:
 
     def run_pod(self, node: str, resource: str) -> str:
         """Create a pod that computes on one device of this resource on a node, wait until NVML shows its process, and
-        return the pod's name."""
+        return the pod's name. Raises the errors of `wait`."""
         container = {"name": "main", "image": "simulated", "resources": {"limits": {resource: "1"}}}
         spec = {
             "nodeSelector": {"kubernetes.io/hostname": node},
@@ -148,8 +150,8 @@ class NvidiaLoop:
 
 
 def policy(**spec: Any) -> Object:
-    """Return the manifest of the pool's policy with these fields in its spec. By default it allows the eviction of
-    pods without a controller, and of pods that could run nowhere else."""
+    """Return the manifest of the pool's policy. A field in `spec` replaces the default field as a whole. By default
+    two nodes may be unavailable, and pods without a controller and pods that could run nowhere else may be evicted."""
     drain = {"unmanagedPods": "Evict", "strandedPods": "Allow"}
     selector = {"matchLabels": {"gpusharing.dev/pool": "real"}}
     return {

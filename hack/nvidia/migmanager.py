@@ -40,8 +40,9 @@ class MigManagerProgram:
         self._manager: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """Start mig-manager, after the bus if that is not running yet. mig-manager immediately applies the label's
-        current value. Raises SandboxError if the bus does not start."""
+        """Start mig-manager, which must not be running. The D-Bus daemon is started before it unless that was done
+        already. mig-manager immediately applies the label's current value. Raises SandboxError if the bus does not
+        start, and FileNotFoundError if dbus-daemon is not installed."""
         if self._bus is None:
             self._start_bus()
         extra = {
@@ -65,7 +66,8 @@ class MigManagerProgram:
         self._end_manager(signal.SIGKILL)
 
     def stop(self) -> None:
-        """Stop mig-manager and the bus. Does nothing for one that is not running."""
+        """Stop mig-manager and the bus. Does nothing for one that is not running. Raises TimeoutExpired if one of them
+        does not end within SECONDS."""
         self._end_manager(signal.SIGTERM)
         if self._bus is not None:
             self._bus.terminate()
@@ -78,7 +80,8 @@ class MigManagerProgram:
 
     def _end_manager(self, sign: signal.Signals) -> None:
         """End mig-manager, and a mig-parted that it may have started, by a signal to their process group, and wait for
-        mig-manager."""
+        mig-manager. Does nothing if mig-manager was not started. Raises TimeoutExpired if it does not end within
+        SECONDS."""
         if self._manager is not None:
             end_group(self._manager, sign)
             self._manager.wait(SECONDS)
@@ -86,7 +89,7 @@ class MigManagerProgram:
 
     def _start_bus(self) -> None:
         """Start a D-Bus daemon and wait until its socket exists. Raises SandboxError if the daemon does not start, or
-        if the socket's path is too long."""
+        if the socket's path is too long, and FileNotFoundError if dbus-daemon is not installed."""
         socket = self.host_root / "run" / "dbus" / "system_bus_socket"
         socket.parent.mkdir(parents=True, exist_ok=True)
         socket.unlink(missing_ok=True)

@@ -65,7 +65,8 @@ class RealNode:
         ]
 
     def start(self) -> None:
-        """Begin to follow the API server and to run the node's programs, in two threads."""
+        """Begin to follow the API server and to run the node's programs, in two threads. The Node object must exist,
+        otherwise ApiError is raised."""
         self._api.merge_patch(f"/api/v1/nodes/{self.name}/status", {"status": self._logs.status()})
         self._logs.start()
         self._devices.stub.start()
@@ -87,7 +88,9 @@ class RealNode:
             raise self.error
 
     def kill(self, app: str) -> None:
-        """Kill the main program of a pod of this node. `app` is a key of operands.SELECTORS."""
+        """Kill the main program of each pod of this operand on this node; it is restarted later, as by a kubelet.
+        `app` is a key of operands.SELECTORS. Does nothing if there is no such pod, or its programs have not been
+        started."""
         for pod in self._list_pods():
             if _app(pod) == app and (processes := self._pods.get(pod["metadata"]["uid"])):
                 processes.kill()
@@ -168,8 +171,8 @@ class RealNode:
                 self._keep_running(uid, pod)
 
     def _keep_running(self, uid: str, pod: Object) -> None:
-        """Start the programs of a running pod, and restart those that have ended. Pods without programs of ours are
-        ignored."""
+        """Start the programs of a running pod, and restart those that have ended. A pod that is neither an operand of
+        NVIDIA's nor our agent is ignored."""
         if uid not in self._pods and (processes := self.programs.of(pod)):
             self._pods[uid] = processes
         if uid in self._pods:
@@ -195,7 +198,8 @@ def _app(pod: Object) -> str:
 def real_nodes(
     kubeconfig: Path, machines: Mapping[str, Sequence[str]], folder: Path
 ) -> Iterator[dict[str, RealNode]]:
-    """Create these nodes, and yield them by name once their Nodes are Ready. `machines` holds the models of each
+    """Create these nodes, and the DaemonSets of NVIDIA's operands that do not exist yet. Yield the nodes by name once
+    their Nodes are Ready; raises TimeoutError if they do not become Ready. `machines` holds the models of each
     node's GPUs, by name. The nodes' programs run until the context ends."""
     with contextlib.ExitStack() as stack, open_api(kubeconfig) as api:
         operands.install(api)

@@ -86,7 +86,8 @@ class PodPrograms:
         self._logs: dict[str, Path] = {}
 
     def of(self, pod: Object) -> PodProcesses | None:
-        """Return the processes of a pod, or None if it is neither an operand of NVIDIA's nor our agent."""
+        """Return new processes for a pod, or None if it is neither an operand of NVIDIA's nor our agent. A mig-manager
+        pod gets the node's only mig-manager. Raises ApiError if ClusterPolicy cannot be read."""
         labels = pod["metadata"].get("labels") or {}
         makers: Mapping[str, Callable[[Object], PodProcesses]] = {
             MIG_MANAGER: self._mig_manager, PLUGIN: self._plugin, GFD: self._gfd, MPS: self._mps, AGENT: self._agent,
@@ -161,7 +162,7 @@ class PodPrograms:
 
     def _cluster_policy(self) -> Object | None:
         """Return the spec of the ClusterPolicy, as the GPU Operator reads it when it creates the pod, or None if there
-        is no ClusterPolicy or its kind is not served."""
+        is no ClusterPolicy or its kind is not served. Other ApiErrors are raised."""
         try:
             listed = self.api.list("/apis/nvidia.com/v1/clusterpolicies")
         except ApiError as error:

@@ -105,6 +105,8 @@ class Sandbox:
     programs."""
 
     def __init__(self, simulator: Simulator, folder: Path) -> None:
+        """Create the files that the programs see, and build mig-parted's programs if they are missing. Raises
+        UnavailableError if they cannot be built."""
         self.simulator = simulator
         self.folder = folder.resolve()
         self.plugins = self.folder / "device-plugins"
@@ -115,7 +117,8 @@ class Sandbox:
         self._write_stubs()
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Return the environment variables of a program in the sandbox: ours, those of the simulator, and `extra`."""
+        """Return the environment variables of a program in the sandbox: ours, those of the simulator, and `extra`.
+        Later ones replace earlier ones. The folder with the stubs comes first on PATH."""
         path = os.pathsep.join((str(self.folder / "bin"), os.environ.get("PATH", os.defpath)))
         return {**os.environ, **self.simulator.environment(), "PATH": path, **(extra or {})}
 
@@ -128,12 +131,13 @@ class Sandbox:
         limits: Sequence[str] = (),
         proc: "ProcessView | None" = None,
     ) -> list[str]:
-        """Return the command line that runs `program`, one of NVIDIA's, in the sandbox.
+        """Return the command line that runs `program`, one of NVIDIA's, in the sandbox. Raises UnavailableError if the
+        program cannot be built.
 
         `proc` holds the processes that the program sees; by default it sees none. `limits` is a command that runs the
         program with fewer rights inside its namespace, such as WITHOUT_SYS_ADMIN. `binds` holds the source of each
         bind mount, by its target. `added` names folders in the root that this machine may lack (`mps` for `/mps`).
-        They are kept in `added` in the sandbox's folder, and all programs that name them share them.
+        They are created in `added` in the sandbox's folder, and all programs that name them share them.
         """
         for name in added:
             (self.folder / "added" / name).mkdir(exist_ok=True)
@@ -190,8 +194,8 @@ class Sandbox:
         )
 
     def process_view(self, name: str) -> "ProcessView":
-        """Return a new /proc without processes, for programs that see one another and no other process, as those of
-        one pod do."""
+        """Create the folder `name`, which the programs of one pod see as /proc, and return it. It shows no processes
+        yet, so that programs that share it see one another and no others."""
         return ProcessView(self.folder / name, self.folder / "real-proc", len(self.simulator.show()["gpus"]))
 
     def _write_pci(self) -> None:
@@ -259,7 +263,8 @@ def _link(link: Path, target: Path) -> None:
 
 def _check_host_root(program: str, arguments: Sequence[str], extra: Mapping[str, str]) -> None:
     """Raise SandboxError if mig-manager gets arguments, or could reboot this machine: it runs `chroot $HOST_ROOT_MOUNT
-    reboot` (default /host), which must never be the real root. Other programs are not checked."""
+    reboot` (default /host), which must never be the real root. Raises FileNotFoundError if HOST_ROOT_MOUNT does not
+    exist. Other programs are not checked."""
     if program != "nvidia-mig-manager":
         return
     host_root = extra.get("HOST_ROOT_MOUNT")

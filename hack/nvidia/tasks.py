@@ -56,8 +56,8 @@ class SandboxTask:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """Start the program, wait until it has replaced the shell, and show it to the programs with the same `proc`,
-        so that they find it by its name."""
+        """Start the program, wait until it has replaced the shell, but at most START_SECONDS, and show it to the
+        programs with the same `proc`, so that they find it by its name."""
         with self.log.open("a") as log:
             self._process = self.sandbox.start(
                 self.program,
@@ -121,8 +121,8 @@ class SandboxTask:
 
 
 class RestartedTask:
-    """A task that is restarted when it ends. The pause before each restart grows from FIRST_RESTART to
-    LAST_RESTART."""
+    """A task that is restarted when it ends. The pause before each restart grows from FIRST_RESTART to LAST_RESTART,
+    and never shrinks."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -153,7 +153,8 @@ class PodProcesses:
         self._ready = False
 
     def look(self) -> None:
-        """Start those processes that should be running and are not."""
+        """Call `init` unless it has returned True before. Once it has, start the containers, and restart those that
+        have ended and whose pause has passed."""
         self._ready = self._ready or self._init()
         if self._ready:
             for container in self._containers:

@@ -86,8 +86,9 @@ def _add_injections(parser: argparse.ArgumentParser) -> None:
 
 
 def _set(simulator: Simulator, gpu: int | None, fields: Sequence[str]) -> None:
-    """Set each `field=value`: of the machine, of a GPU (of all if `gpu` is None), or as `profile:field=value` of a
-    profile. Raises SimulatorError for an unknown field or another form."""
+    """Set each `field=value` in turn: a field of the machine, otherwise one of the GPU `gpu` (of all GPUs if that is
+    None), or as `profile:field=value` a field of a profile. Raises SimulatorError for an unknown field or another
+    form, and ValueError for a number field whose value is not an integer. Fields before the bad one stay set."""
     for field in fields:
         name, equals, value = field.partition("=")
         if not equals:
@@ -109,7 +110,8 @@ def _set(simulator: Simulator, gpu: int | None, fields: Sequence[str]) -> None:
 
 
 def _inject(simulator: Simulator, options: argparse.Namespace) -> None:
-    """Carry out the verb `inject`: a fault, the end of all faults, an event, or the start or end of a process."""
+    """Carry out the verb `inject`: a fault, the end of all faults, an event, or the start or end of a process. Raises
+    SimulatorError if the machine refuses it."""
     if options.kind == "fault":
         simulator.inject(
             options.function, options.fault, gpu=options.gpu, skip=options.skip, count=options.count
@@ -152,13 +154,15 @@ def _show(simulator: Simulator, options: argparse.Namespace) -> None:
 
 
 def _print_environment(simulator: Simulator, _: argparse.Namespace) -> None:
-    """Print the environment variables that a program needs to see the machine, as shell commands."""
+    """Print the environment variables that a program needs to see the machine, as shell commands. Builds the library
+    if it is missing, and raises UnavailableError if that fails."""
     for name, value in simulator.environment().items():
         print(f"export {name}={shlex.quote(value)}")
 
 
 def _reset(simulator: Simulator, options: argparse.Namespace) -> None:
-    """Reset the named GPUs, or all if none is named. Several may be named in one argument, with commas between."""
+    """Reset the named GPUs, or all if none is named. Several may be named in one argument, with commas between. Raises
+    SimulatorError for an unknown name, or if one of the GPUs cannot be reset."""
     names = [name for text in options.gpus for name in text.split(",")]
     simulator.reset(simulator.find_gpus(names) or None)
 
@@ -177,7 +181,9 @@ VERBS: Mapping[str, Callable[[Simulator, argparse.Namespace], None]] = {
 
 
 def _run(options: argparse.Namespace) -> None:
-    """Carry out the verb on the command line. Raises SimulatorError, also if no state file is named."""
+    """Carry out the verb on the command line; `create` also prints the new machine. Raises SimulatorError if no state
+    file is named or the machine refuses the change, UnknownModelError, UnavailableError if the library cannot be
+    built, FileNotFoundError if the state file does not exist, and ValueError as `_set` does."""
     if options.verb == "models":
         print("\n".join(f"{card.key:36}{card.products[0]}" for card in simulated_cards()))
         return
@@ -194,7 +200,8 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the tool with these arguments. Returns 0, or 1 after printing why it failed."""
+    """Run the tool with these arguments. Returns 0, or 1 after printing the error of `_run` to stderr. A ValueError
+    passes through. Exits with status 2 if the arguments cannot be parsed, as argparse does."""
     options = _parser().parse_args(arguments)
     try:
         _run(options)

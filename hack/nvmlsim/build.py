@@ -71,7 +71,7 @@ def sanitizer_runtimes() -> tuple[Path, ...]:
 
 
 def implemented_functions() -> frozenset[str]:
-    """Return the names of the NVML functions that the C sources implement."""
+    """Return the names of the NVML functions that the C sources implement, with suffixes such as `_v2`."""
     names: set[str] = set()
     for source in SOURCE.glob("*.c"):
         for match in _DEFINED.finditer(source.read_text()):
@@ -94,7 +94,7 @@ def known_functions() -> frozenset[str]:
 
 def stub_source() -> str:
     """Return the C source of the functions that NVML has and the simulator does not implement; each returns
-    NVML_ERROR_NOT_SUPPORTED."""
+    NVML_ERROR_NOT_SUPPORTED. Raises UnavailableError if nvidia-ml-py is not installed."""
     names = sorted(known_functions() - implemented_functions())
     lines = [
         f"API nvmlReturn_t {name}(void);\n"
@@ -105,7 +105,8 @@ def stub_source() -> str:
 
 
 def _content_hash(program: str, flags: tuple[str, ...], generated: dict[str, str]) -> str:
-    """Return twelve hexadecimal digits that change with the compiler, its flags, or any source."""
+    """Return twelve hexadecimal digits that change with the version that the compiler `program` reports, the flags,
+    any file in SOURCE, and any name or text in `generated`."""
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
     digest = hashlib.sha256("\0".join((version, *flags)).encode())
     for source in sorted(SOURCE.iterdir()):
@@ -117,7 +118,7 @@ def _content_hash(program: str, flags: tuple[str, ...], generated: dict[str, str
 
 def _compile(flags: tuple[str, ...], generated: dict[str, str], out: Path) -> None:
     """Compile the library into the folder `out`. `generated` holds the sources that are not in the checkout, by file
-    name."""
+    name. Raises UnavailableError if there is no compiler or it refuses the sources."""
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         work = Path(scratch)
         for name, text in generated.items():

@@ -156,7 +156,7 @@ class SimProcess(Structure):
 
 
 class SimFault(Structure):
-    """A result, or a hang, that calls of a function get instead of their answer."""
+    """A fault of one function: calls to it get this result, or hang, instead of being answered."""
 
     _fields_ = (
         ("kind", c_uint32),
@@ -229,7 +229,7 @@ _SCALARS = {c_int32: "int32_t", c_uint32: "uint32_t", c_uint64: "uint64_t", c_ch
 
 def layout_hash() -> int:
     """Return a number that changes with every name, type, order or bound of the file. Library and tool refuse a file
-    with another one."""
+    whose stored hash differs."""
     return int.from_bytes(hashlib.sha256("\n".join(declarations()).encode()).digest()[:8], "little")
 
 
@@ -241,7 +241,8 @@ def c_header() -> str:
 
 
 def declarations() -> list[str]:
-    """Return the bounds and structures as lines of C, from which the hash is computed."""
+    """Return lines of C with the bounds, the enums, and the structures with assertions on their sizes. The hash is
+    computed from these lines."""
     types: dict[Any, str] = {**_SCALARS, **{kind: f"struct {name}" for name, kind in STRUCTURES}}
     lines = [f"#define SIM_{name} {globals()[name]}" for name in CONSTANTS]
     lines += ["enum { SIM_MEDIA_PLAIN, SIM_MEDIA_EXTENSIONS, SIM_MEDIA_ALL, SIM_MEDIA_NONE };"]
@@ -254,7 +255,8 @@ def declarations() -> list[str]:
 
 
 def _declare(types: dict[Any, str], name: str, kind: Any) -> str:
-    """Return the declaration of one field in C, an array or a single value."""
+    """Return the declaration of one field in C, an array or a single value. `types` holds the name of each type in C,
+    by its ctypes class."""
     if hasattr(kind, "_length_"):
         return f"{types[kind._type_]} {name}[{kind._length_}]"
     return f"{types[kind]} {name}"

@@ -54,7 +54,7 @@ _FIRST_BUS = 0x17
 
 
 class UnknownModelError(ValueError):
-    """No card of the table has this name, or its ids or placements are unknown. The text lists the possible ones."""
+    """The name fits no card that can be simulated, or several cards. The message lists the cards to choose from."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class GpuPlace:
 
 
 def simulated_cards() -> list[Card]:
-    """Return the cards of the table that can be simulated: every profile has an id and placements."""
+    """Return the cards of the table that can be simulated: a product and a PCI device id are known, and every profile
+    has an id and placements. Cards without MIG are among them, because they have no profiles."""
     return [
         card
         for card in CARDS
@@ -94,7 +95,8 @@ def find_model(name: str) -> Card:
 
 
 def fill_gpu(gpu: layout.SimGpu, card: Card, place: GpuPlace) -> None:
-    """Overwrite `gpu` with a new, healthy GPU of this card, with MIG off and no instances."""
+    """Overwrite `gpu` with a new, healthy GPU of this card, with MIG off and no instances. Its UUID depends only on
+    `place` and the card. Raises KeyError if NVML has no number for a profile of the card."""
     ctypes.memset(ctypes.addressof(gpu), 0, ctypes.sizeof(gpu))
     identity = uuid.uuid5(uuid.NAMESPACE_OID, f"nvmlsim/{place.seed}/{place.index}/{card.key}")
     gpu.name = card.products[0].encode()
@@ -123,7 +125,8 @@ def fill_gpu(gpu: layout.SimGpu, card: Card, place: GpuPlace) -> None:
 
 
 def total_memory_mib(card: Card) -> int:
-    """Return the card's memory as NVML reports it, in MiB."""
+    """Return the card's memory in MiB: as NVML reports it if that is known, otherwise the nominal GiB of the card
+    table."""
     return card.memory_mib or _MEMORY_MIB.get(card.key) or card.memory_gb * 1024
 
 
@@ -133,7 +136,9 @@ def profile_suffix(name: str) -> str:
 
 
 def profile_index(profile: Profile, card: Card) -> int:
-    """Return the number NVML_GPU_INSTANCE_PROFILE_* by which NVML looks up this profile."""
+    """Return the number NVML_GPU_INSTANCE_PROFILE_* by which NVML looks up this profile. A profile with more memory
+    than another one of the same slices and suffix has INDEX_OF_DOUBLE_MEMORY. Raises KeyError for slices and a
+    suffix that PROFILE_INDEX lacks."""
     suffix = profile_suffix(profile.name)
     same = [p.size for p in card.profiles if p.slices == profile.slices and profile_suffix(p.name) == suffix]
     if profile.size > min(same):
@@ -142,7 +147,7 @@ def profile_index(profile: Profile, card: Card) -> int:
 
 
 def _brand(product: str) -> int:
-    """Return NVML's brand of a product, by its name."""
+    """Return NVML's number for the brand in a product's name: Tesla, RTX, or NVIDIA for all other names."""
     if product.startswith("Tesla"):
         return _BRAND_TESLA
     return _BRAND_RTX if " RTX " in product else _BRAND_NVIDIA

@@ -26,7 +26,7 @@ RESULTS = {
 
 
 def text(raw: bytes) -> str:
-    """Return the content of a text field."""
+    """Return the content of a text field as a string."""
     return raw.decode()
 
 
@@ -37,7 +37,8 @@ def _plain(structure: ctypes.Structure, *names: str) -> dict[str, Any]:
 
 
 def machine(state: layout.SimState) -> dict[str, Any]:
-    """Return the machine as plain data: driver, GPUs, processes, faults and the pids of clients."""
+    """Return the machine as plain data: driver, GPUs, processes, faults, and the pids of clients. A client that was
+    killed may still be listed."""
     return {
         "simulated": True,
         "driver": text(state.driver_version),
@@ -49,7 +50,7 @@ def machine(state: layout.SimState) -> dict[str, Any]:
 
 
 def _gpu(index: int, gpu: layout.SimGpu) -> dict[str, Any]:
-    """Return a GPU as plain data, with its instances by start; `mig` is None if the card has no MIG."""
+    """Return a GPU as plain data, with its instances sorted by start; `mig` is None if the card has no MIG."""
     mig = {"current": bool(gpu.mig_current), "pending": bool(gpu.mig_pending)} if gpu.mig_capable else None
     instances = sorted((i for i in gpu.instances if i.used), key=lambda instance: int(instance.start))
     return {
@@ -90,7 +91,7 @@ def _process(process: layout.SimProcess) -> dict[str, Any]:
 
 
 def _fault(fault: layout.SimFault) -> dict[str, Any]:
-    """Return a fault as plain data, by the name of its result, or `hang`."""
+    """Return a fault as plain data. `fault` is the name of its result in RESULTS, or `hang`."""
     names = {code: name for name, code in RESULTS.items()}
     shown = _plain(fault, "function", "gpu", "skip", "remaining", "hits")
     return {**shown, "fault": "hang" if fault.kind == layout.FAULT_HANG else names[fault.result]}
@@ -114,7 +115,7 @@ _threads = threading.Lock()
 
 
 class ProcessFields(TypedDict, total=False):
-    """The properties of a process; those that are left out are as in ANY_PROCESS."""
+    """The properties of a process. A key that is left out has its value in ANY_PROCESS."""
 
     memory_mib: int | None
     """The GPU memory that it uses, or None if the driver does not report it."""
@@ -144,11 +145,13 @@ ANY_PROCESS = ProcessFields(
 
 
 class SimulatorError(Exception):
-    """The simulated machine refuses a change; the text says why."""
+    """The simulated machine refuses a change; the message says why."""
 
 
 class Simulator:
-    """One simulated machine: a state file that all programs with NVMLSIM_STATE set to it share.
+    """One simulated machine: a state file that all programs with NVMLSIM_STATE set to it share. Every method that
+    reads or changes it raises FileNotFoundError if there is no file, and SimulatorError if it is not a state file
+    of this version.
 
     The lock is a record lock of this process. If the simulated library is also loaded in this process, a change made
     here releases the lock that a thread inside the library may hold: use separate processes.
@@ -162,13 +165,11 @@ class Simulator:
     def create(
         cls, path: Path, models: Sequence[str], *, driver: str = DRIVER, seed: str | None = None
     ) -> "Simulator":
-        """Create a machine with one GPU for each entry of `models`, or overwrite an existing one in place.
+        """Create a machine with one GPU for each entry of `models`, or overwrite an existing one in place. Missing
+        folders of `path` are created. `seed` determines the UUIDs; without it they follow from the path.
 
-        `seed` determines the UUIDs; without it they follow from the path.
-
-        Raises:
-            SimulatorError: no GPU, or more than the file holds.
-            UnknownModelError: a model that the card table does not know well enough.
+        Raises SimulatorError for no GPU, more GPUs than the file holds, or a `driver` that is too long, and
+        UnknownModelError for a model that cannot be simulated or that several cards match.
         """
         if not 0 < len(models) <= layout.MAX_GPUS:
             raise SimulatorError(f"a simulated machine has 1 to {layout.MAX_GPUS} GPUs, not {len(models)}")
@@ -199,7 +200,8 @@ class Simulator:
         return {**environ, "NVMLSIM_PRIVILEGE": privilege} if privilege else environ
 
     def upgrade_driver(self, version: str) -> None:
-        """Load another driver. Programs that began before can never open NVML again (LIB_RM_VERSION_MISMATCH)."""
+        """Load another driver, with an NVML version of the same number. Programs that began before can never open NVML
+        again (LIB_RM_VERSION_MISMATCH)."""
         self.set_machine(driver_version=version, nvml_version=f"13.{version}")
 
     def take_devices_away(self) -> None:
@@ -211,28 +213,31 @@ class Simulator:
     @contextmanager
     def edit(self) -> Iterator[layout.SimState]:
         """Lock the machine against all programs and yield its state, which may be changed; `hack.nvmlsim.layout` names
-        the fields."""
+        the fields. Inside the block, a method that reads or changes a machine deadlocks, whichever Simulator of
+        this process it belongs to."""
         with self._edit() as state:
             yield state
 
     def set_gpu(self, gpu: int | None, **fields: int | str) -> None:
-        """Set fields of one GPU, or of all without a `gpu`: `lost=1`, `busy=1`, `compute_mode=3`, `remap_pending=1`, …
-        Raises SimulatorError."""
+        """Set fields of one GPU, or of all if `gpu` is None: `lost=1`, `busy=1`, `compute_mode=3`, `remap_pending=1`,
+        … Raises SimulatorError for an unknown GPU, and the errors of `set_field`; fields before the bad one stay
+        set."""
         with self._edit() as state:
             for index in self._indexes(state, gpu):
                 for name, value in fields.items():
                     set_field(state.gpus[index], name, value)
 
     def set_machine(self, **fields: int | str) -> None:
-        """Set fields of the machine: `driver_version="470.57.02"`, `driver_loaded=0`, `clients_block=0`. Raises
-        SimulatorError."""
+        """Set fields of the machine: `driver_version="470.57.02"`, `driver_loaded=0`, `clients_block=0`. Raises the
+        errors of `set_field`; fields before the bad one stay set."""
         with self._edit() as state:
             for name, value in fields.items():
                 set_field(state, name, value)
 
     def set_profile(self, gpu: int | None, profile: str, **fields: int | str) -> None:
-        """Let a card report something else than the table for a profile: `set_profile(0, "1g.10gb", id=99)`. Raises
-        SimulatorError."""
+        """Make one GPU, or all if `gpu` is None, report values for a profile that differ from the card table:
+        `set_profile(0, "1g.10gb", id=99)`. Raises SimulatorError for an unknown GPU or a GPU without the profile,
+        and the errors of `set_field`."""
         with self._edit() as state:
             for index in self._indexes(state, gpu):
                 slot = _find_profile(state.gpus[index], profile)
@@ -246,8 +251,9 @@ class Simulator:
         name: str = "",
         **fields: Unpack[ProcessFields],
     ) -> None:
-        """Start a process that computes or draws on a GPU. An empty name means that NVML knows none. Raises
-        SimulatorError for an unknown GPU or too many processes."""
+        """Start a process that computes or draws on a GPU. An empty name means that NVML knows none. Another process
+        may have the same pid. Raises SimulatorError for an unknown GPU, a name that is too long, or too many
+        processes."""
         with self._edit() as state:
             self._indexes(state, gpu)
             slot = next((process for process in state.processes if not process.used), None)
@@ -271,11 +277,11 @@ class Simulator:
     def inject(self, function: str, fault: str, *, gpu: int = -1, skip: int = 0, count: int = ALWAYS) -> None:
         """Let calls of an NVML function fail with a result of RESULTS, or `hang` until the fault is cleared.
 
-        The first `skip` calls still succeed, then `count` calls fail (ALWAYS for all). Versions of a function (`…_v2`)
-        count as one function.
-
-        Raises:
-            SimulatorError: the simulator does not implement the function, there is no such result, or too many faults.
+        The first `skip` calls still succeed, then `count` calls fail (ALWAYS for all); with `hang`, any `count` but 0
+        counts as ALWAYS. Versions of a function (`…_v2`) count as one function. `gpu` restricts the fault to calls
+        about one GPU; -1 does not. If several faults match a call, only the first in the file counts. Raises
+        SimulatorError if the simulator does not implement the function, there is no such result, or there are too many
+        faults.
         """
         known = {name.split("_v")[0] for name in build.implemented_functions()}
         if function.split("_v")[0] not in known:
@@ -312,11 +318,8 @@ class Simulator:
             state.event_count += 1
 
     def find_gpus(self, names: Sequence[str]) -> list[int]:
-        """Return the indexes of GPUs that are named by index, PCI bus id or UUID. Empty names are skipped.
-
-        Raises:
-            SimulatorError: there is no such GPU.
-        """
+        """Return the indexes of GPUs that are named by index, PCI bus id or UUID, in the order of `names`. Case does
+        not matter, and empty names are skipped. Raises SimulatorError if there is no such GPU."""
         by_name = {
             str(gpu[key]).lower(): int(gpu["index"])
             for gpu in self.show()["gpus"]
@@ -328,11 +331,11 @@ class Simulator:
         return [by_name[name] for name in wanted]
 
     def reset(self, gpus: Sequence[int] | None = None) -> None:
-        """Reset GPUs, or all if `gpus` is None, as `nvidia-smi -r` does: pending modes take effect and instances are
-        gone, also on cards that keep their MIG mode.
+        """Reset GPUs, or all if `gpus` is None, as `nvidia-smi -r` does: instances are gone, and pending modes take
+        effect. Cards that switch MIG without a reset (Hopper and later) lose their MIG mode.
 
-        Raises:
-            SimulatorError: a process or client holds a GPU, or a VM cannot reset it. Then no GPU is reset.
+        Raises SimulatorError if there is no such GPU, a process or client holds a GPU, or a VM cannot reset it. Then
+        no GPU is reset.
         """
         with self._edit() as state:
             indexes = range(state.gpu_count) if gpus is None else gpus
@@ -344,8 +347,9 @@ class Simulator:
                 _reset_gpu(state.gpus[index])
 
     def reboot(self) -> None:
-        """Change the machine as a reboot does: all processes and clients end, and lost GPUs answer again. Ampere keeps
-        its MIG mode, later cards lose it."""
+        """Change the machine as a reboot does: all processes and clients end, lost GPUs answer again, and every GPU is
+        reset without further checks. Ampere gets the MIG mode that was pending, later cards lose theirs. Injected
+        faults stay."""
         with self._edit() as state:
             for process in state.processes:
                 process.used = 0
@@ -369,8 +373,9 @@ class Simulator:
 
     @contextmanager
     def _edit(self, *, new: bool = False) -> Iterator[layout.SimState]:
-        """Lock the file and yield its state. Raises SimulatorError unless it is a state file of this version, or
-        `new`."""
+        """Lock the file, also against other threads of this process, and yield its state; a nested call deadlocks.
+        Raises FileNotFoundError if there is no file, and SimulatorError if its size is not that of a state file or,
+        unless it is `new`, if its content is not of this version."""
         with _threads, self.path.open("r+b") as file:
             if os.fstat(file.fileno()).st_size != ctypes.sizeof(layout.SimState):
                 raise SimulatorError(f"{self.path} is not a state file of this version: create it again")
@@ -409,11 +414,9 @@ class Simulator:
 
 
 def set_field(target: ctypes.Structure, name: str, value: int | str) -> None:
-    """Set one field that is a number or a text.
-
-    Raises:
-        SimulatorError: the field does not exist or may not be set, or the text is too long.
-    """
+    """Set one field that is a number or a text. Raises SimulatorError if the field does not exist or may not be set,
+    or if the text is too long for it, and ValueError if the field is a number and `value` is a string that is not
+    an integer."""
     now = {field[0]: getattr(target, field[0]) for field in target._fields_}
     plain = [
         key for key, present in now.items() if isinstance(present, int | bytes) and key not in _FIXED_FIELDS
@@ -427,7 +430,8 @@ def set_field(target: ctypes.Structure, name: str, value: int | str) -> None:
 
 
 def _put_text(target: ctypes.Structure, field: str, value: str) -> None:
-    """Set a text field, which must leave room for the terminating zero that C needs. Raises SimulatorError."""
+    """Set a text field, which must leave room for the terminating zero that C needs. Raises SimulatorError if `value`
+    is too long."""
     room = getattr(type(target), field).size - 1
     raw = value.encode()
     if len(raw) > room:
@@ -436,7 +440,8 @@ def _put_text(target: ctypes.Structure, field: str, value: str) -> None:
 
 
 def _fill_state(state: layout.SimState, cards: Sequence[Card], driver: str, seed: str) -> None:
-    """Overwrite the state with a new machine that has these cards."""
+    """Overwrite the state with a new machine that has these cards. Its own namespaces are those of this process.
+    Raises SimulatorError if `driver` is too long."""
     ctypes.memset(ctypes.addressof(state), 0, ctypes.sizeof(state))
     state.size, state.layout_hash = ctypes.sizeof(layout.SimState), layout.layout_hash()
     state.pid_namespace, state.user_namespace = _namespace("pid"), _namespace("user")
@@ -469,7 +474,8 @@ def _find_profile(gpu: layout.SimGpu, name: str) -> layout.SimProfile:
 
 
 def _check_reset(state: layout.SimState, index: int, holders: Sequence[int]) -> None:
-    """Raise SimulatorError if the GPU cannot be reset: in a VM, or while a process or a client holds it."""
+    """Raise SimulatorError if the GPU cannot be reset: in a VM, while a process or an unnamed client uses it, or while
+    there are `holders` (pids of NVML clients) and the machine's field `clients_block` is set."""
     gpu = state.gpus[index]
     if gpu.passthrough:
         raise SimulatorError(f"GPU {index} is in a VM that cannot reset it: reboot the machine")
@@ -480,8 +486,9 @@ def _check_reset(state: layout.SimState, index: int, holders: Sequence[int]) -> 
 
 
 def _reset_gpu(gpu: layout.SimGpu) -> None:
-    """Reset one GPU: apply pending modes, and clear instances, volatile errors and a recovery action that a reset
-    satisfies. A card that needs no reset for MIG loses its MIG mode."""
+    """Reset one GPU: apply pending modes, set the default compute mode, and clear instances, volatile errors, pending
+    row remapping, and a recovery action that a reset satisfies. A card that needs no reset for MIG loses its MIG
+    mode."""
     if gpu.mig_resetless:
         gpu.mig_pending = 0
     gpu.mig_current = gpu.mig_pending
@@ -499,13 +506,16 @@ MONITOR, CONFIG = "mig/monitor", "mig/config"
 
 
 def of_device(gpu: int, gpu_instance: int, compute_instance: int) -> tuple[str, str]:
-    """Return the two capability files of one MIG device; `gpu` is the GPU's minor number."""
+    """Return the capability files of one MIG device, first that of the GPU instance, then that of the compute
+    instance, relative to the capability folder. `gpu` is the GPU's minor number."""
     instance = f"gpu{gpu}/mig/gi{gpu_instance}"
     return f"{instance}/access", f"{instance}/ci{compute_instance}/access"
 
 
 def give(simulator: Simulator, folder: Path, *names: str) -> None:
-    """Grant these capabilities to programs without CAP_SYS_ADMIN, in addition to those in `folder`."""
+    """Grant the capabilities `names`, such as MONITOR, to programs without CAP_SYS_ADMIN: create their files in
+    `folder`, beside those that are there, and make `folder` the capability folder of the machine. Raises
+    SimulatorError if its path is too long."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -525,7 +535,8 @@ class MachineDevice:
 
 
 def machine_devices(shown: dict[str, Any]) -> list[MachineDevice]:
-    """Return the GPUs and MIG devices of a simulated machine, given what `Simulator.show` returns."""
+    """Return the devices of a simulated machine, given what `Simulator.show` returns: each GPU, with or without MIG,
+    followed by the MIG devices on it."""
     devices: list[MachineDevice] = []
     for gpu in shown["gpus"]:
         devices.append(MachineDevice(gpu["index"], gpu["uuid"]))

@@ -47,7 +47,8 @@ def pause_image() -> OneLayerImage:
 
 
 def write_archive(image: OneLayerImage, path: Path) -> None:
-    """Write an image to `path` in the format of `docker save`. Equal images produce identical archives."""
+    """Write an image for this machine's architecture to `path` in the format of `docker save`. Equal images produce
+    identical archives."""
     layer = pack_layer(image)
     digest = hashlib.sha256(layer).hexdigest()
     raw = json.dumps(configuration(image, layer, native()), sort_keys=True).encode()
@@ -60,7 +61,7 @@ def write_archive(image: OneLayerImage, path: Path) -> None:
 
 
 def native() -> str:
-    """Return this machine's architecture, as images name it."""
+    """Return this machine's architecture, as images name it. Raises KeyError if it is not in ARCHITECTURES."""
     return ARCHITECTURES[platform.machine()]
 
 

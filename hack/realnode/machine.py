@@ -82,7 +82,8 @@ class Machine:
 
     def start(self) -> None:
         """Create the cgroup and the namespaces, and attach the machine to the bridge. Raises ComponentError if this
-        computer refuses one of the mounts, and NetworkError if it refuses the interface."""
+        computer refuses one of the mounts, TimeoutError if the machine is not up within READY_SECONDS, and
+        NetworkError if the interface is refused."""
         for folder in _FOLDERS:
             (self.folder / folder).mkdir(parents=True, exist_ok=True)
         stand_ins = {**KERNEL_SETTINGS, BOOT_ID: str(uuid.uuid4())}
@@ -112,7 +113,7 @@ class Machine:
 
     def stop(self) -> None:
         """Kill every process in the machine, like a power cut, and remove its cgroup. Does nothing if the machine is
-        not started."""
+        not started. Raises TimeoutError if a process does not end."""
         if self._keeper is not None:
             if self._first:
                 self._kill_first()
@@ -124,7 +125,8 @@ class Machine:
 
     def run(self, *command: str, seconds: float = 300.0) -> str:
         """Run a program in the machine, wait for its end, and return its standard output. Raises CalledProcessError if
-        the program fails, with its error output in `.stderr`, and TimeoutExpired after `seconds`."""
+        the program fails, with its error output in `.stderr`, TimeoutExpired after `seconds`, and RuntimeError if
+        the machine is not started."""
         done = subprocess.run(
             self.inside(command), capture_output=True, text=True, check=False, timeout=seconds
         )
@@ -133,12 +135,13 @@ class Machine:
         return done.stdout
 
     def spawn(self, name: str, command: Sequence[str], environ: Mapping[str, str] | None = None) -> Component:
-        """Start a program in the machine and return it without waiting. Its output goes to `NAME.log` in the node's
-        folder."""
+        """Start a program in the machine and return it without waiting. Its output is appended to `NAME.log` in the
+        node's folder, and `environ` is added to our environment. Raises RuntimeError if the machine is not started."""
         return process.start(name, self.inside(command), self.folder / f"{name}.log", environ)
 
     def inside(self, command: Sequence[str]) -> list[str]:
-        """Return the command line with which this computer runs `command` inside the machine."""
+        """Return the command line with which this computer runs `command` inside the machine. Raises RuntimeError if
+        the machine is not started."""
         return ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--net", "--", *command]
 
     def namespace(self, kind: str) -> int:

@@ -40,7 +40,8 @@ class Bridge:
 
     def attach(self, pid: int, number: int) -> None:
         """Create an interface eth0 in the network namespace of the process `pid`, connect it to the bridge, and give
-        it the address of node `number` and a default route through this machine."""
+        it the address of node `number` and a default route through this machine. Raises NetworkError if a command
+        fails."""
         port = f"{self.name}n{number}"
         inside = ("nsenter", "--target", str(pid), "--net")
         address = f"{self.node_address(number)}/{self.subnet.prefixlen}"
@@ -68,7 +69,7 @@ def bridge() -> Iterator[Bridge]:
 
 
 def sweep() -> None:
-    """Remove bridges whose owner was killed before it could remove them."""
+    """Remove bridges whose owner was killed before it could remove them. Raises NetworkError if `ip` fails."""
     for link in json.loads(_run("ip", "-json", "link", "show", "type", "bridge") or "[]"):
         owner = str(link.get("ifname", "")).removeprefix(PREFIX)
         if link.get("ifname") == f"{PREFIX}{owner}" and owner.isdigit() and not pid_exists(int(owner)):
@@ -76,8 +77,8 @@ def sweep() -> None:
 
 
 def service_route(service: str, server: str) -> list[Sequence[str]]:
-    """Return the iptables commands that route the address of the Service `kubernetes` to the API server at
-    `host:port`. They are needed because no kube-proxy runs."""
+    """Return iptables commands, to be run inside a node, that route the address of the Service `kubernetes` to the API
+    server at `host:port`. They are needed because no kube-proxy runs."""
     rule = ("-d", service, "-p", "tcp", "--dport", "443", "-j", "DNAT", "--to-destination", server)
     return [("iptables", "-t", "nat", "-A", chain, *rule) for chain in ("PREROUTING", "OUTPUT")]
 

@@ -199,7 +199,8 @@ class KubeletNode:
         self._heartbeat = ""
 
     def __enter__(self) -> Self:
-        """Start the node and wait until it is Ready."""
+        """Start the node and wait until it is Ready. If that fails, everything on it is killed and its files are
+        removed, and the error of `start` is raised."""
         try:
             self.start()
         except BaseException:
@@ -214,8 +215,9 @@ class KubeletNode:
     def start(self) -> None:
         """Start the machine, containerd and the kubelet, and return when the Node is Ready.
 
-        Raises UnavailableError if a program cannot be built, and ComponentError or NetworkError if the node cannot run
-        here; the message has the last log lines.
+        Raises UnavailableError if a program cannot be built, CalledProcessError if an iptables rule is refused,
+        TimeoutError if the machine is not up or the Node is not Ready in time, and ComponentError or NetworkError if
+        the node cannot run here; the message of a ComponentError has the last log lines.
         """
         self.boot()
         self.load(images.pause_image())
@@ -252,7 +254,7 @@ class KubeletNode:
             self.gpus.simulator.reboot()
 
     def load(self, image: OneLayerImage) -> None:
-        """Import an image into the node's containerd."""
+        """Import an image into the node's containerd. Raises ComponentError if containerd refuses it."""
         self.files.images.mkdir(exist_ok=True)
         archive = self.files.images / "image.tar"
         images.write_archive(image, archive)
@@ -270,17 +272,20 @@ class KubeletNode:
             ) from None
 
     def ctr(self, *arguments: str) -> str:
-        """Run `ctr`, containerd's own client, in containerd's namespace for the kubelet, and return its output."""
+        """Run `ctr`, containerd's own client, in containerd's namespace for the kubelet, and return its output. Raises
+        CalledProcessError if it fails."""
         return self.machine.run("ctr", "--address", CONTAINERD_SOCKET, "--namespace", "k8s.io", *arguments)
 
     def start_containerd(self) -> None:
-        """Start containerd and return when it answers."""
+        """Start containerd and return when it answers. Raises ComponentError if it ends or does not answer within
+        CONTAINERD_SECONDS."""
         command = ["containerd", "--config", str(self.files.containerd_config)]
         self._programs["containerd"] = component = self.machine.spawn("containerd", command)
         self._await(self._containerd_answers, CONTAINERD_SECONDS, component)
 
     def start_kubelet(self) -> None:
-        """Start the kubelet. Returns before the Node is Ready; `wait_ready` waits for that."""
+        """Start the kubelet, after waiting until the last heartbeat is more than a second old. Returns before the Node
+        is Ready; `wait_ready` waits for that."""
         self._heartbeat = self._read_heartbeat()
         # Heartbeats have whole seconds: the first one of the new kubelet must differ from the last of the old one.
         wait_until(lambda: _now() > self._heartbeat, NODE_SECONDS, "the next second")
@@ -300,12 +305,14 @@ class KubeletNode:
         self._programs["kubelet"] = self.machine.spawn("kubelet", command)
 
     def kill_program(self, name: str) -> None:
-        """Kill `kubelet` or `containerd`, like a crash; the pods keep running."""
+        """Kill `kubelet` or `containerd`, like a crash; the pods keep running. Raises KeyError if it was not started
+        or has been killed before."""
         self._programs.pop(name).stop(kill=True)
 
     def wait_ready(self) -> None:
-        """Wait until the kubelet that was started last reports the Node as Ready. Raises ComponentError, with the
-        kubelet's last log lines, if it does not report in time.
+        """Wait until the kubelet that `start_kubelet` started last reports the Node as Ready. Raises ComponentError,
+        with the kubelet's last log lines, if it sends no heartbeat within NODE_SECONDS, and TimeoutError if the
+        Node is not Ready within NODE_SECONDS after that.
 
         Conditions of an earlier kubelet stay on the Node, so this waits for a new heartbeat first; a kubelet writes
         its conditions as soon as it runs. A kubelet that ends before that is restarted, as systemd does

@@ -42,7 +42,8 @@ class Registry:
         self._server: Component | None = None
 
     def __enter__(self) -> Self:
-        """Start the server and return when it answers."""
+        """Start the server, on a node that is running, and return when it answers. Raises ComponentError if it ends,
+        and TimeoutError if it does not answer within SECONDS."""
         self._folder.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "hack.realnode.registry", str(self._folder)]
         self._server = self._node.machine.spawn("registry", command, {"PYTHONPATH": PYTHONPATH})
@@ -63,7 +64,7 @@ class Registry:
 
     def push(self, image: OneLayerImage, *, architecture: str) -> str:
         """Add an image for this architecture only, whatever its programs are built for, and return its reference in
-        this registry."""
+        this registry. An image of the same name is replaced. Call it only inside the `with` block."""
         layer = pack_layer(image)
         config = json.dumps(configuration(image, layer, architecture)).encode()
         manifest = {

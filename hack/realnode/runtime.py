@@ -53,7 +53,8 @@ exec {python} -m hack.realnode.runtime "$1" {folder}
 
 def write_runtime(folder: Path) -> Path:
     """Write the programs that containerd and runc call into `folder`, which also contains the simulated machine.
-    Returns the path of the runtime for containerd."""
+    Returns the path of the runtime for containerd. Raises UnavailableError if the simulated library cannot be
+    built."""
     library = library_directory()
     words = {"root": ROOT, "python": sys.executable, "folder": folder, "cache": library.parent.parent}
     runtime = folder / "nvidia-container-runtime"
@@ -166,9 +167,9 @@ def _began(folder: Path, state: Object) -> None:
 
 
 def follow(folder: Path, bundle: Path, name: str, pid: int, process: int) -> None:
-    """Register a process on the devices of its container, wait until the process ends, and remove it again. `process`
-    is a pidfd of the process. Raises SimulatorError if the simulated machine has no room for another process, or
-    has no such GPU."""
+    """Register a process on the devices of its container, print FOLLOWED, wait until the process ends, and remove it
+    again. A GPU that accepts one process only and has one already is left out. `process` is a pidfd of the process.
+    Raises SimulatorError if the simulated machine has no room for another process, or has no such GPU."""
     simulator = Simulator(state_file(folder))
     ended = select.poll()
     ended.register(process, select.POLLIN)
@@ -195,7 +196,7 @@ def _is_taken(shown: Object, gpu: int) -> bool:
 
 def _mount(folder: Path, state: Object) -> None:
     """Mount what the driver would add to /proc and sysfs, where runc itself refuses mounts. Targets that do not exist
-    are skipped."""
+    are skipped. Raises CalledProcessError if a mount fails."""
     root = Path(state["bundle"]) / "rootfs"
     shown = folder / "shown"
     for source, target in (

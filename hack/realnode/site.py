@@ -42,7 +42,8 @@ class HostServices:
 
     def start(self) -> None:
         """Start both services, and return when the D-Bus socket exists. mig-manager needs the bus before anything
-        else, to reach systemd."""
+        else, to reach systemd. Raises ComponentError if the D-Bus daemon ends, and TimeoutError if there is no
+        socket after BUS_SECONDS."""
         socket = Path(HOST_ROOT) / "run" / "dbus" / "system_bus_socket"
         config = self._node.folder / "bus.conf"
         config.write_text(BUS.format(socket=socket))
@@ -100,7 +101,7 @@ class Site:
 
     def helm_install(self, *arguments: str) -> str:
         """Run `helm upgrade --install --wait` with the chart of this checkout and our image, and return helm's notes.
-        `arguments` are added to the command line."""
+        `arguments` are added to the command line. Raises LaunchError if helm fails."""
         repository, _, tag = self.image.reference.rpartition(":")
         image = ("--set", f"image.repository={repository}", "--set", f"image.tag={tag}")
         return launch.install_chart(self.plane.kubeconfig, *image, "--wait", "--timeout", "300s", *arguments)
@@ -124,8 +125,8 @@ class Site:
         return launch.helm(self.plane.environment(), *arguments, "--namespace", launch.NAMESPACE)
 
     def install_operands(self) -> None:
-        """Create NVIDIA's pods as the GPU Operator does. Each ConfigMap that they mount must have at least one
-        entry."""
+        """Create or change the DaemonSets of NVIDIA's operands and their ServiceAccount, as the GPU Operator does.
+        Each ConfigMap that their pods mount must have at least one entry."""
         install.apply_documents(self.api, operands.manifests())
 
     def start_software(self, name: str) -> None:
@@ -140,7 +141,8 @@ class Site:
         self.software.clear()
 
     def reboot(self, name: str) -> None:
-        """Kill all processes of the node, boot it, and return when its new kubelet reports that it is Ready."""
+        """Kill all processes of the node, boot it, restart its host services, and return when its new kubelet reports
+        that it is Ready. Its host services must be running."""
         node = self.nodes[name]
         self.software.pop(name).stop()
         node.power_off()
@@ -171,11 +173,11 @@ def node_labels() -> dict[str, str]:
 
 @contextlib.contextmanager
 def running_site(machines: Sequence[str], image: Image) -> Iterator[Site]:
-    """Yield a control plane with nodes of these names, each with two GPUs, `image` and NVIDIA's programs. Everything
-    ends with the context.
+    """Yield a control plane with the objects of the GPU Operator and with nodes of these names, each with two GPUs,
+    `image` and NVIDIA's programs. Everything ends with the context.
 
-    Raises UnavailableError if something cannot be built, and ComponentError or NetworkError if this computer cannot
-    run it.
+    Raises UnavailableError if something cannot be built, and ComponentError, NetworkError or TimeoutError if this
+    computer cannot run it.
     """
     with contextlib.ExitStack() as stack:
         network = stack.enter_context(bridge())
