@@ -174,7 +174,7 @@ def running_loop(
     operator's log. `chart` holds further arguments for helm, such as `("--set", "agent.privileged=false")`.
     `models` holds the GPU model of each node that does not have H100s, by node.
 
-    Raises UnavailableError, SandboxError, LaunchError or ComponentError if the system cannot run here.
+    Raises UnavailableError, SandboxError, LaunchError, ComponentError or TimeoutError if the system cannot run here.
     """
     with contextlib.ExitStack() as stack:
         plane = stack.enter_context(ControlPlane(options=Options(audit=True)))

@@ -206,7 +206,7 @@ class Simulator:
 
     def take_devices_away(self) -> None:
         """Take the devices from running programs, as `systemctl daemon-reload` does in containers: their nvmlInit
-        returns UNKNOWN for ever."""
+        returns UNKNOWN forever."""
         with self._edit() as state:
             state.access_epoch += 1
 

@@ -284,8 +284,8 @@ class KubeletNode:
         self._await(self._containerd_answers, CONTAINERD_SECONDS, component)
 
     def start_kubelet(self) -> None:
-        """Start the kubelet, after waiting until the last heartbeat is more than a second old. Returns before the Node
-        is Ready; `wait_ready` waits for that."""
+        """Start the kubelet, once the second of the last heartbeat is over. Returns before the Node is Ready;
+        `wait_ready` waits for that."""
         self._heartbeat = self._read_heartbeat()
         # Heartbeats have whole seconds: the first one of the new kubelet must differ from the last of the old one.
         wait_until(lambda: _now() > self._heartbeat, NODE_SECONDS, "the next second")

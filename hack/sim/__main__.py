@@ -71,7 +71,8 @@ async def play(
     kubeconfig: Path | None, settings: SimSettings, account: str = "", *, with_parent: bool = False
 ) -> None:
     """Install the DaemonSets, then simulate the node software until SIGTERM or SIGINT arrives or, with `with_parent`,
-    standard input ends. Each of these raises CancelledError.
+    standard input ends. Each of these raises CancelledError. A KubeError of the installation passes through, and an
+    error of the simulation comes in an ExceptionGroup.
 
     Without `kubeconfig` the default kubeconfig is used. With `account` (`namespace/name`) the agents call the API with
     the rights of that service account, otherwise with those of the kubeconfig.
@@ -120,8 +121,8 @@ def say(line: str) -> None:
 
 
 def main() -> int:
-    """Run the simulator and return the exit status: 0 after a signal, or 1 after printing that no cluster is
-    configured or that the API server refused a call."""
+    """Run the simulator and return the exit status: 0 after a signal, or 1 after printing that the kubeconfig is
+    missing or unusable, or the error that ended the simulation."""
     options = arguments()
     try:
         settings = settings_of(options)

@@ -57,8 +57,8 @@ class Lapse:
 
     def join(self, node: str) -> Callable[[], float]:
         """Make every step of the clock wait for the agent of `node`, and return the clock function for that agent. The
-        agent must call the function once per turn: it returns the simulated time and records that the turn has
-        happened."""
+        agent must call the function once per turn: it records that the turn has happened, which may advance the
+        clock, and returns the simulated time."""
         with self._lock:
             self._missing[node] = _ALL
 
@@ -129,8 +129,8 @@ class AgentPages:
         return port
 
     def show(self, node: str, agent: AgentLoop, lapse: Lapse | None = None) -> None:
-        """Serve the metrics of this agent at /NODE/metrics. With `lapse` each sample carries the time of that
-        simulated clock."""
+        """Serve the metrics of this agent at /NODE/metrics, in place of an earlier agent of the node. With `lapse`
+        each sample carries the time of that simulated clock."""
         registry = CollectorRegistry()
         for collector in (AgentCollector(agent), UsageCollector(agent), MeterCollector(agent.meter)):
             registry.register(collector if lapse is None else _Timed(collector, lapse))
@@ -182,8 +182,9 @@ def _handler(
         """Answers the requests to an AgentPages."""
 
         def do_GET(self) -> None:
-            """Answer for /lapse, /NODE/metrics, /NODE/seen, /NODE/lost or /NODE/found, and with 404 for any other
-            path."""
+            """Answer for /lapse, /NODE/metrics, /NODE/seen, /NODE/lost or /NODE/found, and with 404 for any other path
+            or for a node without an agent. /lost and /found are accepted for any node, and /lapse is empty while no
+            agent runs by the clock."""
             node, _, rest = self.path.lstrip("/").partition("/")
             registry, lapse = registries.get(node), lapses.get(node)
             if node == "lapse":

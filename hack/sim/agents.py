@@ -28,7 +28,8 @@ class SharedGPUNodes:
             queue.put_nowait(WatchEvent("DELETED" if gone else "MODIFIED", node))
 
     def get(self, name: str) -> JSON | None:
-        """Return the newest version of a GPUNode, or None if there is none."""
+        """Return the newest version of a GPUNode, or None if there is none. The stored object itself is returned, so
+        the caller must not change it."""
         return self._nodes.get(name)
 
     async def changes(self, name: str, since: str) -> AsyncGenerator[WatchEvent, None]:
@@ -74,7 +75,8 @@ class AgentAPI(PassingClient):
         return {"metadata": {"resourceVersion": version}, "items": [node] if node else []}
 
     def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """Watch the agent's own GPUNode in the shared watch; the filters of the request are ignored."""
+        """Watch the agent's own GPUNode in the shared watch, from the `resourceVersion` that the request must name;
+        the filters of the request are ignored. Raises Expired as `SharedGPUNodes.changes` does."""
         return self._shared.changes(self._name, request.query["resourceVersion"])
 
 

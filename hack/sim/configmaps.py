@@ -20,8 +20,9 @@ class MountedConfigMaps:
         self._versions: dict[str, list[tuple[float, Mapping[str, str]]]] = {}
 
     def put(self, name: str, raw: JSON | None, now: float) -> bool:
-        """Store a version of a ConfigMap; `raw` is None if it was deleted. Returns whether the data differs from the
-        version before."""
+        """Store a version of a ConfigMap; `raw` is None if it was deleted, and the data is then empty. Returns whether
+        the data differs from the version before; a first version counts as different. Data that does not differ is
+        not stored again."""
         data: Mapping[str, str] = (raw or {}).get("data") or {}
         versions = self._versions.setdefault(name, [])
         if versions and versions[-1][1] == data:

@@ -84,7 +84,8 @@ class FakeCluster:
         return FakeClient(self, identity)
 
     def add(self, resource: Resource, obj: JSON) -> JSON:
-        """Create an object together with its status, and return a copy as stored."""
+        """Create an object together with its status, and return a copy as stored. Raises AlreadyExists if the name is
+        taken, and Invalid if it has no name."""
         return copied(self.store.create(resource, obj, None, with_status=True))
 
     def get(self, resource: Resource, name: str, namespace: str = "") -> JSON:
@@ -99,25 +100,27 @@ class FakeCluster:
         label_selector: str = "",
         field_selector: str = "",
     ) -> list[JSON]:
-        """Return copies of all objects of a kind that match, sorted by namespace and name."""
+        """Return copies of all objects of a kind that match, sorted by namespace and name. Raises ValueError for a
+        selector that cannot be parsed."""
         match = matcher(label_selector, field_selector)
         return [copied(obj) for obj in self.store.all(resource, namespace) if match(obj)]
 
     def patch(
         self, resource: Resource, name: str, body: JSON, namespace: str = "", subresource: str | None = None
     ) -> JSON:
-        """Merge a patch into an object, as a person or another controller would, and return a copy of the result."""
+        """Merge a patch into an object, as a person or another controller would, and return a copy of the result.
+        Raises NotFound, Conflict for another resourceVersion, or Invalid."""
         key = self._key(resource, namespace, name)
         return copied(self.store.patch(resource, key, body, subresource))
 
     def delete(self, resource: Resource, name: str, namespace: str = "") -> None:
         """Delete an object as kubectl does. A pod vanishes after its grace period, and an object with finalizers once
-        they are removed."""
+        they are removed. Raises NotFound."""
         self.delete_key(resource, self._key(resource, namespace, name), None)
 
     def delete_key(self, resource: Resource, key: Key, uid: str | None, *, at_once: bool = False) -> None:
-        """Delete an object. Raises Conflict if `uid` is given and differs. With `at_once` a pod vanishes without
-        waiting for its kubelet."""
+        """Delete an object. Raises NotFound, or Conflict if `uid` is not None and not the object's. With `at_once` a
+        pod without finalizers vanishes without waiting for its kubelet; other kinds ignore it."""
         if resource == kinds.PODS:
             pod = self.store.get(resource, key)
             self.store.check_uid(pod, uid)
@@ -163,7 +166,8 @@ class FakeCluster:
         self.store.wake()
 
     def uninstall(self, resource: Resource) -> None:
-        """Remove the CRD of a kind and all its objects. No watch delivers these deletions."""
+        """Remove the CRD of a kind and all its objects, and end all watches. No watch delivers these deletions. Later
+        calls for the kind get NotFound."""
         for obj in self.objects(resource):
             self.store.swallow[resource] = self.store.swallow.get(resource, 0) + 1
             metadata = obj["metadata"]
@@ -177,7 +181,8 @@ class FakeCluster:
         self.store.wake()
 
     def swallow(self, resource: Resource, events: int) -> None:
-        """Withhold the next `events` changes of a kind from all watches, so that only a new list shows their effect."""
+        """Withhold the next `events` changes of a kind from all watches, so that only a new list shows their effect.
+        Replaces a number that was set before."""
         self.store.swallow[resource] = events
 
     @staticmethod
@@ -196,7 +201,8 @@ class FakeClient(KubeClient):
 
     async def call(self, request: ApiRequest) -> JSON:
         """Make a call as KubeClient does. A deleted pod gets the cluster's grace period whatever the request says,
-        except that a requested 0 removes it at once."""
+        except that a requested 0 removes it at once. Raises the error of a scripted fault that hits the call, even
+        if that is not a KubeError, and what the hook `on_write` raises."""
         call = _call(self.identity, request)
         if request.verb in ("get", "list"):
             await self._enter(call)
@@ -208,8 +214,9 @@ class FakeClient(KubeClient):
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
         """Watch as KubeClient does, until the server closes all watches. A watch of a kind with bookmarks gets one
-        every `bookmark_every` seconds; of a kind without them it ends after that time. Raises Expired if the
-        requested version is too old."""
+        every `bookmark_every` seconds; a watch of a kind without them ends after that time. Raises Expired if the
+        requested version is too old, NotFound for an uninstalled kind, Invalid for a bad selector, and the error of
+        a scripted fault."""
         await self._enter(_call(self.identity, request))
         cluster, resource, wake = self.cluster, request.resource, asyncio.Event()
         match, version = _matcher(request), int(request.query.get("resourceVersion", "0"))
@@ -289,7 +296,7 @@ class FakeClient(KubeClient):
         await self.cluster.faults.read(call)
 
     def _is_uninstalled(self, group: Resource, plural: str) -> bool:
-        """Whether an uninstalled kind has this plural and the group and version of `group`."""
+        """Whether a kind with this plural, in the API group and version of `group`, is uninstalled."""
         name = (group.group, group.version, plural)
         return any((kind.group, kind.version, kind.plural) == name for kind in self.cluster.uninstalled)
 

@@ -157,8 +157,8 @@ class Faults:
         return fault
 
     def crash(self, identity: str, *, before: int | None = None, after: int | None = None) -> None:
-        """Raise Crash before write number `before`, or after write number `after`, of an identity. Writes are counted
-        from 1 over the life of the cluster. Replaces `on_write`."""
+        """Raise Crash before write number `before`, or after write number `after` if that write succeeds, of an
+        identity. Writes are counted from 1 over the life of the cluster. Replaces `on_write`."""
 
         def hook(write: Write, when: Literal["before", "after"]) -> None:
             """Raise Crash if this is the write and the moment to crash at."""
@@ -202,7 +202,8 @@ class Faults:
 
     async def _raise(self, call: Call, *, after: bool) -> None:
         """Raise the error of the first fault that matches the call, and count the hit. A SILENCE waits for the
-        caller's deadline and raises Unavailable. Does nothing if no fault matches."""
+        caller's deadline and raises Unavailable. `after` selects the faults that strike after a write. Does nothing
+        if no fault matches."""
         for fault in self._faults:
             if fault.after is after and fault.matches(call):
                 fault.times -= 1

@@ -41,7 +41,8 @@ class Pods:
 
     def delete(self, pod: JSON, *, at_once: bool = False) -> None:
         """Delete a pod. If it has no finalizers and is unbound or finished, or `at_once` is set, it vanishes at once.
-        Otherwise it is marked as deleted, and vanishes after the grace period unless it has finalizers."""
+        Otherwise it is marked as deleted, and vanishes after the grace period if it then has no finalizers. Raises
+        NotFound if it is no longer stored."""
         metadata = pod["metadata"]
         key = (metadata["namespace"], metadata["name"])
         nobody = at_once or not (pod.get("spec") or {}).get("nodeName") or _phase(pod) in FINISHED
@@ -151,5 +152,5 @@ def _ignores_budgets(pod: JSON) -> bool:
 
 def _scaled(value: int | str, total: int) -> int:
     """Return an absolute number as it is, or a percentage of `total`, rounded up as for both fields of a
-    PodDisruptionBudget."""
+    PodDisruptionBudget. Raises ValueError for a string that is not a percentage."""
     return math.ceil(total * int(value.removesuffix("%")) / 100) if isinstance(value, str) else value

@@ -180,7 +180,8 @@ class Store:
             self.mark_deleted(resource, key, seconds=0)
 
     def mark_deleted(self, resource: Resource, key: Key, seconds: float) -> None:
-        """Set the deletionTimestamp to the end of the grace period. Does nothing if the object is already marked."""
+        """Set the deletionTimestamp to the end of the grace period of `seconds`. Does nothing if the object is already
+        marked. Raises NotFound."""
         old = self.get(resource, key)
         if old["metadata"].get("deletionTimestamp"):
             return
@@ -195,8 +196,8 @@ class Store:
         self.commit(resource, key, old, {**old, "metadata": metadata})
 
     def remove(self, resource: Resource, key: Key) -> JSON:
-        """Remove an object, and then delete the objects of which it is an owner. Returns the final state of the
-        object."""
+        """Remove an object, even one with finalizers, and then delete the objects of which it is an owner. Returns the
+        final state of the object. Raises NotFound."""
         old = self.get(resource, key)
         gone = self.commit(resource, key, old, None)
         uid = old["metadata"]["uid"]
@@ -207,7 +208,8 @@ class Store:
 
     def commit(self, resource: Resource, key: Key, old: JSON | None, new: JSON | None) -> JSON:
         """Store `new` under the next version, or remove the object if it is None, and notify watches and listeners.
-        Returns the stored object, or the final state of a removed one."""
+        `old` is the object before, or None for a creation. Returns the stored object, or the final state of a
+        removed one. Raises ValueError if both are None."""
         self.version += 1
         latest = new if new is not None else old
         if latest is None:
@@ -234,7 +236,8 @@ class Store:
         return history[bisect_right(history, version, key=lambda change: change.version) :]
 
     def compact(self) -> None:
-        """Forget the history, so that every watch from an earlier version gets 410."""
+        """Forget the history, so that every watch from an earlier version gets 410, and raise the version by one.
+        Wakes all watches."""
         self.version += 1
         self._oldest_of_all = self.version
         self._history.clear()
@@ -245,8 +248,8 @@ class Store:
         return Backup({kind: dict(objects) for kind, objects in self._objects.items()}, self.version)
 
     def restore(self, backup: Backup, bump: int) -> None:
-        """Replace everything stored with the backup. The next versions follow the backup's version plus `bump`. A
-        watch from a later version gets no event until that version is reached."""
+        """Replace everything stored with the backup. The next versions follow the backup's version plus `bump`.
+        Watches are not woken, and a watch from a later version gets no event until that version is exceeded."""
         self._objects = {kind: dict(objects) for kind, objects in backup.objects.items()}
         self.version = self._oldest_of_all = backup.version + bump
         self._oldest.clear()

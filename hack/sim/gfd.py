@@ -51,7 +51,8 @@ def labels(reading: Reading, config: SimPluginConfig, started: int, turn: int = 
     """Return all labels that GFD gives a node; empty if the node has no GPUs. `started` is when this GFD process
     began, in seconds since 1970. `turn` numbers the runs of its loop, and selects the model whose labels are shown.
 
-    Raises PluginError where GFD would exit with an error.
+    Raises PluginError where GFD would exit with an error, and StopIteration if a GPU's model or an instance's profile
+    is missing in the reading.
     """
     gpus = reading.gpus
     if not gpus:
@@ -90,8 +91,8 @@ def _model(reading: Reading, product: str) -> Model:
 
 
 def changes(present: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str | None]:
-    """Return the label patch that turns `present` into `wanted`; a value of None removes a label. Labels that GFD does
-    not own are left alone."""
+    """Return the label patch that turns `present` into `wanted`: the changed labels only; a value of None removes a
+    label. Labels that GFD does not own are not removed."""
     gone: Iterable[str] = (key for key in present if owns(key) and key not in wanted)
     changed = {key: value for key, value in wanted.items() if present.get(key) != value}
     return {**dict.fromkeys(gone), **changed}
@@ -174,7 +175,8 @@ def _instances(
     prefix: str, resource: str, name: str, count: int, model: Model, config: SimPluginConfig
 ) -> dict[str, str]:
     """Return the labels for `count` MIG instances of the profile `name`. `prefix` is the beginning of the labels'
-    names, and `resource` the name under which the configuration lists replicas."""
+    names, and `resource` the name under which the configuration lists replicas. Raises StopIteration if the model
+    has no such profile."""
     profile = next(known for known in model.profiles if known.name == name)
     replicas, strategy, suffix = _sharing(config, resource)
     return {

@@ -64,8 +64,8 @@ class _Converter:
         self._count = 0
 
     def value(self, node: yaml.Node, above: tuple[yaml.Node, ...]) -> JSONValue:
-        """Return the JSON value of a node. `above` are the nodes that contain it: an alias to one of them raises
-        GoError, as does a document with too many values."""
+        """Return the JSON value of a node. `above` are the nodes that contain it. Raises GoError for an alias to one
+        of them, a document with too many values, a bad map key or merge, and infinity or NaN."""
         self._count += 1
         if any(node is parent for parent in above) or self._count > _MOST:
             raise GoError("an anchor contains itself, or the document contains excessive aliasing")

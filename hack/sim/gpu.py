@@ -279,7 +279,7 @@ class SimulatedGPUs:
     def create(self, index: int, profile: str, start: int | None = None) -> Instance:
         """Create a GPU instance with a full compute instance, and return it. It is placed at memory slice `start`, or
         if that is None at the highest free start of its profile, so that the order of creation matters. Raises
-        NotSupported or NoFreePlace."""
+        NotSupported if MIG is off or the card lacks the profile, and NoFreePlace."""
         with self._lock:
             gpu = self._mig_gpu(index)
             if not gpu.mig:
@@ -301,7 +301,8 @@ class SimulatedGPUs:
             return created
 
     def destroy_all(self, index: int) -> None:
-        """Destroy those instances of a GPU that are not in use. Raises InUse if any instance remains."""
+        """Destroy those instances of a GPU that are not in use. Raises InUse if any instance remains, and NotSupported
+        if the card has no MIG."""
         with self._lock:
             gpu = self._mig_gpu(index)
             used = {process.device for process in gpu.processes}
@@ -320,7 +321,7 @@ class SimulatedGPUs:
             self._gpus[index].processes.append(Process(pid=pid, name=name, device=device))
 
     def remove_process(self, pid: int) -> None:
-        """End the process with this pid, if there is one."""
+        """End the processes with this pid, on all GPUs. Does nothing if there are none; `uses` is not changed."""
         with self._lock:
             for gpu in self._gpus:
                 gpu.processes = [process for process in gpu.processes if process.pid != pid]
@@ -490,7 +491,8 @@ GIB = 1024**3
 
 def use_of(gpus: Sequence[GPU], cards: Sequence[Card], uses: Mapping[int, ProcessUse]) -> Use:
     """Return the memory use of the GPUs as a container sees it. `cards` are the cards of `gpus`, in the same order,
-    and `uses` is the use by pid. Shares of SM time are left out, because a simulated process has none."""
+    and `uses` is the use by pid. Shares of SM time are left out, because a simulated process has none. Raises
+    ValueError unless there is one card for each GPU."""
     processes = tuple(each for gpu in gpus for each in _processes(gpu, uses))
     devices = tuple(
         each for gpu, card in zip(gpus, cards, strict=True) for each in _devices(gpu, card, processes)

@@ -97,10 +97,10 @@ def operator_labels(
 ) -> dict[str, str | None]:
     """Return the label changes that the GPU Operator makes when it reconciles a GPU node: it adds those of its labels
     that are missing or empty, and leaves the values of others alone (d.2). mig-manager's labels are added only if
-    the node has a `mig_capable` card.
+    the node has a `mig_capable` card, and the one for its configuration only if the policy has a default.
 
     If the node's GPUs are for virtual machines, the labels of operands for containers are removed instead (value
-    None). Empty on the plain stack.
+    None), and nvidia.com/gpu.present is set. Empty on the plain stack.
     """
     if policy.plain:
         return {}

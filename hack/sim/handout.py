@@ -58,8 +58,8 @@ class Handout:
         return Holdings(counted.allocated, counted.pods, assigned, rows)
 
     def _give(self, uid: str, pod: DeviceHolder, advertised: Devices) -> None:
-        """Assign free devices to a pod, and start its process if it uses memory. Does nothing if a resource has too
-        few free devices; the next reading tries again."""
+        """Assign free devices to a pod, and start its process if it uses memory and holds a device. Does nothing if a
+        resource has too few free devices; the next reading tries again."""
         taken = {device for pod_ids in self._assigned.values() for ids in pod_ids.values() for device in ids}
         assigned = {}
         for resource, wanted in pod.resources.items():
@@ -73,8 +73,8 @@ class Handout:
             self._compute(uid, pod, first)
 
     def _compute(self, uid: str, pod: DeviceHolder, device: str) -> None:
-        """Start the pod's process on the GPU or MIG device whose UUID is `device`, with the GPU memory that the pod's
-        annotation states."""
+        """Start the pod's process on the GPU or MIG device whose UUID is `device`, and enter the GPU memory that the
+        pod's annotation states into `uses`. Raises StopIteration if there is no such device."""
         gpus = self._gpus.look()
         index = next(
             gpu.index for gpu in gpus if device in (gpu.uuid, *(each.uuid for each in gpu.instances))

@@ -39,8 +39,8 @@ class Kai:
         self._groups = 0
 
     async def run(self) -> None:
-        """Watch pods and nodes, and schedule until canceled. NotFound and Conflict are ignored; any other error of the
-        API server ends the scheduler."""
+        """Watch pods and nodes, and schedule until canceled. NotFound and Conflict of a binding or deletion are
+        ignored; any other error of the API server ends the scheduler, in an ExceptionGroup."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follow(self._client, PODS, self._take(self._pods, "uid"), log=self._log))
             tasks.create_task(follow(self._client, NODES, self._take(self._nodes, "name"), log=self._log))
@@ -85,8 +85,8 @@ class Kai:
                 await self._delete([pod for pod in sharing if phase_of(pod) == "Running"])
 
     async def _delete(self, pods: list[JSON], grace: int | None = None) -> None:
-        """Delete those of the pods that are not terminating yet. A pod that is gone or was replaced is skipped.
-        `grace` is the grace period in seconds, or None for the pod's own."""
+        """Delete those of the pods that are not terminating yet, and forget them. NotFound and Conflict are ignored:
+        the pod is gone or was replaced. `grace` is the grace period in seconds, or None for the pod's own."""
         for pod in pods:
             metadata = pod["metadata"]
             if "deletionTimestamp" in metadata:
@@ -114,8 +114,8 @@ class Kai:
 
     async def _bind(self, pod: JSON) -> list[JSON]:
         """Bind a pod to a node with room for it. For a GPU that no group uses yet, a reservation pod is created first.
-        Returns the pods that start to run: the new reservation, if any, and the bound pod. Empty if no node has
-        room."""
+        Returns the pods that start to run, which are recorded: the new reservation, if any, and the bound pod.
+        Empty if no node has room. If the pod is gone or was changed, it is left out, and the scheduler is woken."""
         first = next((place for name in sorted(self._nodes) if (place := self._place(pod, name))), None)
         if first is None:
             return []
@@ -166,7 +166,8 @@ def gpus_of(pod: JSON) -> int:
 
 
 def fraction_of(pod: JSON) -> float:
-    """Return the fraction of a GPU that the pod requests by its annotation, or 0 if it has none."""
+    """Return the fraction of a GPU that the pod requests by its annotation, or 0 if it has none. Raises ValueError if
+    the annotation is not a number."""
     return float((pod["metadata"].get("annotations") or {}).get(FRACTION, "0"))
 
 

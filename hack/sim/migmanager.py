@@ -139,7 +139,8 @@ class MigManager:
             self._register.set(value)
 
     async def run(self) -> None:
-        """Reconfigure the GPUs for each new value of the label, until canceled."""
+        """Reconfigure the GPUs for each new value of the label, until canceled. Errors of configuration, apply or NVML
+        end a run in the state `failed`; other errors pass through."""
         while True:
             name = await self._register.get()
             await self._clock.sleep(self._times.watch)
@@ -220,7 +221,8 @@ class MigManager:
 
     async def _apply_all(self, name: str, items: tuple[Entry, ...]) -> None:
         """Set the MIG modes that are still wrong, and rebuild the instances. Raises ApplyError if a mode stays
-        pending, the configuration is the refused one, or the layout cannot be created, and LibraryError."""
+        pending, the configuration is the refused one, or the layout cannot be created, and LibraryError. The
+        refused configuration destroys the instances of the first GPU, and raises InUse if one of them is in use."""
         await self._clock.sleep(self._times.apply / 2)
         gpus = await self._read()
         if not mode_applied(items, gpus):
@@ -256,7 +258,8 @@ class MigManager:
         await self._state(state)
 
     async def _restore(self, deploy: Mapping[str, str]) -> None:
-        """Set the paused deploy labels back to true, except for those that were false before the run."""
+        """Set the deploy labels in `deploy` to true, even those that the Node lacked before the run, except for those
+        that were false then."""
         await self._port.patch_labels(
             {key: "false" if value == "false" else "true" for key, value in deploy.items()}
         )

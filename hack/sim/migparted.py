@@ -244,13 +244,15 @@ class ApplyError(Exception):
 
 
 def mode_applied(items: Sequence[Entry], gpus: Sequence[GPU]) -> bool:
-    """Whether every GPU is selected by an item and has the MIG mode that the item requests (`assert --mode-only`)."""
+    """Whether every GPU is selected by an item and has the MIG mode that the item requests (`assert --mode-only`).
+    Raises ConfigError as `targets` does."""
     wanted = targets(items, gpus)
     return covers_all(items, gpus) and all((t is not None) == _mig(gpu) for gpu, t in wanted)
 
 
 def applied(items: Sequence[Entry], gpus: Sequence[GPU]) -> bool:
-    """Whether every GPU is selected by an item and has exactly the layout that the item requests (`assert`)."""
+    """Whether every GPU is selected by an item and has exactly the layout that the item requests (`assert`). Raises
+    ConfigError as `targets` does."""
     return covers_all(items, gpus) and all(present(gpu) == target for gpu, target in targets(items, gpus))
 
 
@@ -258,7 +260,8 @@ def apply_mode(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPU
     """Set the MIG modes (`apply --mode-only`). Does nothing if all are right. Otherwise destroys the instances of
     every selected GPU, sets all modes, and resets all GPUs if a mode is pending.
 
-    Raises ApplyError if something is in use. Modes that are pending then stay pending.
+    Raises ApplyError if something is in use; modes that are pending then stay pending. Raises ConfigError as `targets`
+    does.
     """
     wanted = [(gpu, t) for gpu, t in targets(items, gpus) if gpu.mig_mode != "NotSupported"]
     if all(
@@ -277,11 +280,12 @@ def apply_mode(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPU
 
 
 def apply_layout(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPUs) -> None:
-    """Rebuild each GPU that differs from its target, one GPU after another (`apply` once the modes are right). A
-    profile that the card does not have leaves the GPU without instances and raises no error
-    (docs/design/nvidia.md#unknown-profile).
+    """Rebuild each GPU that differs from its target, one GPU after another (`apply` once the modes are right). GPUs
+    whose target is MIG off are skipped. A profile that the card does not have leaves the GPU without instances and
+    raises no error (docs/design/nvidia.md#unknown-profile).
 
-    Raises ApplyError if an instance is in use, or if no ordering of the profiles fits.
+    Raises ApplyError if an instance is in use, or if no ordering of the profiles fits, and ConfigError as `targets`
+    does.
     """
     for gpu, target in targets(items, gpus):
         if target is not None and present(gpu) != target:

@@ -37,7 +37,8 @@ class MortalClient(PassingClient):
 
     def disturb(self, write: int, when: When, disturbance: Disturbance) -> None:
         """Call `disturbance` when write number `write` is made: before it reaches the server, or after it has, but
-        before the answer arrives. Writes are counted from 1, without those of the Lease."""
+        before the answer or error arrives. Writes are counted from 1, without those of the Lease. Replaces an
+        earlier disturbance of the same moment."""
         self._disturbances[write, when] = disturbance
 
     def die_at(self, write: int, when: When) -> None:
@@ -52,7 +53,8 @@ class MortalClient(PassingClient):
         self.disturb(write, when, end)
 
     def interfere(self, sent: Callable[[JSON], bool], act: Callable[[], object]) -> None:
-        """Call `act` once, just before the first patch whose body satisfies `sent` reaches the server."""
+        """Call `act` once, just before the first patch whose body satisfies `sent` reaches the server. Replaces an
+        interference that was set before."""
         self._interference = sent, act
 
     def cut(self, resource: Resource, error: KubeError) -> None:
@@ -76,8 +78,10 @@ class MortalClient(PassingClient):
                     yield event
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Make a call as KubeClient does, and call the disturbances that are set for a write before and after it.
-        Raises Crash once the process is dead. Writes of a Lease are neither counted nor disturbed, but can be cut."""
+        """Make a call as KubeClient does, and call the disturbances that are set for a write before and after it, even
+        if the write fails. An interference that matches a patch is called first, even if the process is dead.
+        Raises Crash once it is dead, and the error of `cut`. Writes of a Lease are neither counted nor disturbed,
+        but can be cut."""
         if (
             request.verb == "patch"
             and self._interference is not None

@@ -38,7 +38,7 @@ Spawn: TypeAlias = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 def simulated_gpus(raw: JSON) -> SimulatedGPUs | None:
     """Return simulated GPUs for a Node, by its annotations or its product label, or None if the card table does not
-    know a card."""
+    know a card. Raises ValueError if the number of GPUs is not an integer."""
     metadata = raw["metadata"]
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
     if several := annotations.get(ANNOTATION_PRODUCTS):
@@ -84,9 +84,9 @@ class _MigPort:
         await self._node.object.patch(changes)
 
     async def operands_gone(self, seconds: float) -> bool:
-        """Wait until no operand has a pod on the node. Returns False if one of them still has a pod after this many
-        simulated seconds and after CALLS real seconds, counted from when it is waited for; the operands are waited
-        for one after another."""
+        """Wait until no operand has a pod on the node; the operands are waited for one after another. Returns False if
+        one of them still has a pod when its wait has lasted for this many simulated seconds, or for CALLS real
+        seconds if that is longer."""
         cluster = self._node.cluster
         patience = max(seconds, CALLS * cluster.settings.time_factor)
         gone = [operand.is_gone for operand in self._node.operands]
@@ -164,8 +164,9 @@ class SimNode:
         self.object.take(raw)
 
     def set_mig_manager_pod(self, pod: JSON | None) -> None:
-        """Set the mig-manager pod that runs on this node now. If its UID differs, the old process is killed and a new
-        one is started; None only kills the process."""
+        """Set the mig-manager pod that runs on this node now, or None. If its UID differs, the old process is killed,
+        and a new one is started if there is a pod. While the node is down, the new one starts once the node is up
+        again."""
         if _uid(pod) == _uid(self._pod):
             return
         self._pod = pod
@@ -190,7 +191,8 @@ class SimNode:
             self.kill_mig_manager()
 
     def kill_mig_manager(self) -> None:
-        """Kill the process of mig-manager wherever it is, and start a new one as if its container restarted."""
+        """Kill the process of mig-manager wherever it is, and start a new one as if its container restarted, even
+        while the node is down."""
         self._kill("mig-manager")
         self._start_mig_manager()
 
@@ -201,7 +203,8 @@ class SimNode:
 
     def lose_instances(self) -> None:
         """Destroy every MIG instance, as a person might. GFD notices in its next turn, the device plugin never does.
-        Raises InUse if an instance is in use."""
+        Raises InUse at the first GPU with an instance in use; later GPUs then keep their instances, and GFD does
+        not notice."""
         for index in range(self.gpus.count):
             if self.gpus.card(index).profiles:
                 self.gpus.destroy_all(index)
@@ -269,7 +272,8 @@ class SimNode:
         return text
 
     async def _publish(self, pod: JSON, text: str) -> None:
-        """Create or update the ConfigMap with the generated configuration. The mig-manager pod becomes its owner."""
+        """Create or update the ConfigMap with the generated configuration. The mig-manager pod becomes its owner.
+        KubeErrors are raised."""
         namespace, name = self.cluster.settings.gpu_operator_namespace, f"{self.name}-mig-config"
         owner = {"apiVersion": "v1", "kind": "Pod", "name": pod["metadata"]["name"], "uid": _uid(pod)}
         metadata = {

@@ -36,7 +36,7 @@ class SimCluster:
 
 class NodeObject:
     """A cached Node, and the writes to it. A write is retried while the API server is unavailable or throttles, and
-    dropped if the Node does not exist."""
+    dropped if the Node does not exist. Other KubeErrors are raised."""
 
     def __init__(self, cluster: SimCluster, raw: JSON, on_labels: Callable[[Labels, Labels], None]) -> None:
         """Wrap this version of a Node. `on_labels` is called with the labels before and after each change, whoever
@@ -118,8 +118,8 @@ class NodeObject:
         await self._write({"status": {"conditions": conditions}}, "status")
 
     async def _write(self, body: dict[str, Any], subresource: str | None) -> None:
-        """Patch the Node and store the answer. Retries while the server is unavailable or throttles; does nothing if
-        the Node does not exist."""
+        """Patch the Node and store the answer. Logs and retries while the server is unavailable or throttles; does
+        nothing if the Node does not exist. Other KubeErrors are raised."""
         while True:
             try:
                 answer = await self._cluster.client.patch(NODES, self.name, body, subresource=subresource)

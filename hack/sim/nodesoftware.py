@@ -153,7 +153,7 @@ class NodeSoftware:
 
     def add_node(self, raw: JSON) -> SimNode | None:
         """Begin to simulate this Node, and return it, or None if the card table does not know its GPUs. Called by the
-        watch for every new Node."""
+        watch for every new Node; `run` must be running."""
         name = raw["metadata"]["name"]
         gpus = self._hardware.get(name) or simulated_gpus(raw)
         if gpus is None:
@@ -167,8 +167,8 @@ class NodeSoftware:
         return node
 
     def inject(self, node: str, fault: str) -> None:
-        """Inject a fault of `FAULTS` on a node, and log it. Raises ValueError for an unknown fault, and KeyError for a
-        node that is not simulated."""
+        """Inject a fault of `FAULTS` on a node, and log it. Raises ValueError for an unknown fault, KeyError for a
+        node that is not simulated, and InUse if `lose-instances` meets an instance in use."""
         if fault not in FAULTS:
             raise ValueError(f"unknown fault {fault!r}; choose from {', '.join(FAULTS)}")
         self._cluster.log(f"{node}: inject {fault}")
@@ -323,7 +323,8 @@ class NodeSoftware:
 
     async def _inject_from_annotation(self, node: SimNode) -> None:
         """Inject the faults of the Node's annotation and remove the annotation, which shows that they are injected.
-        Repeats if the annotation was set again meanwhile. Unknown faults are logged."""
+        Repeats if the annotation was set again meanwhile. Unknown faults are logged; InUse of `lose-instances`
+        passes through and ends the simulation."""
         while (faults := node.object.annotations.get(ANNOTATION_INJECT)) and node.name in self.nodes:
             for fault in faults.split(","):
                 try:

@@ -41,8 +41,9 @@ class Configured:
         self._pod_started = 0.0
 
     def deployed(self) -> bool:
-        """Whether a DaemonSet runs the operand on the node: by the deploy label and ClusterPolicy, or with the
-        device-plugin chart, whose DaemonSets have a selector only if mig-manager runs beside it."""
+        """Whether a DaemonSet runs the operand on the node. With the GPU Operator the deploy label must be true, and
+        ClusterPolicy must not turn the operand off. With the device-plugin chart, nvidia.com/gpu.deploy.client must
+        be true if mig-manager runs beside it, and otherwise nothing is required."""
         policy = self.cluster.policy
         if policy.plain:
             return not policy.mig_config or self.node.labels.get(LABEL_DEPLOY_CLIENT) == "true"
@@ -63,7 +64,7 @@ class Configured:
 
     def config(self, key: str) -> SimPluginConfig:
         """Return the parsed configuration of this key; an empty key stands for the built-in one. Raises PluginError if
-        the configuration is invalid."""
+        the configuration is invalid, and KeyError if the ConfigMap has no such key."""
         return parse_config(self._files()[key] if key else "", self.cluster.policy.mig_strategy)
 
     async def read(self) -> Reading:
@@ -266,7 +267,9 @@ class PlayedOperand:
         self.is_gone.set()
 
     async def _take(self, step: OperandStep) -> bool:
-        """Take one step. Returns False if the pod or its sidecar crash-loops."""
+        """Take one step. Returns False if the pod or its sidecar crash-loops, otherwise True. If the operand is no
+        longer deployed when its container should start, or the key of a reload has vanished, nothing is started;
+        True then means that `decide` must be called again."""
         if step is OperandStep.STOP:
             await self._stop()
             return True

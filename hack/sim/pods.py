@@ -33,7 +33,7 @@ class PodBook:
 
     def take(self, pod: JSON, gone: bool) -> None:
         """Record a version of a pod, or remove it if it is `gone` or holds no devices. Pods without a node are
-        ignored."""
+        ignored. Raises ValueError if its memory annotation is not an integer."""
         node, uid = (pod.get("spec") or {}).get("nodeName"), pod["metadata"]["uid"]
         if not node:
             return
@@ -77,8 +77,8 @@ def _device_counts(pod: JSON) -> Counter[str]:
 
 
 def _holder(metadata: JSON, counts: Mapping[str, int]) -> DeviceHolder:
-    """Return the DeviceHolder of a pod with these numbers of devices, and with the memory that its annotation
-    states."""
+    """Return the DeviceHolder of a pod with these numbers of devices, and with the memory that its annotation states.
+    Raises ValueError if that is not an integer."""
     memory = (metadata.get("annotations") or {}).get(ANNOTATION_MEMORY, "0")
     return DeviceHolder(metadata.get("namespace", ""), metadata["name"], counts, int(memory))
 

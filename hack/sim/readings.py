@@ -83,9 +83,9 @@ class Readings:
         self._gpus = gpus
 
     def __call__(self, call: Callable[[], T], name: str) -> asyncio.Future[T]:
-        """Make the call at once, and return a future for its result or error. The future is set in the next turn of
-        the event loop, as if a thread had made the call. While readings hang, a daemon thread named `name` makes
-        it."""
+        """Make the call at once, and return a future for its result or for the Exception that it raised. The future is
+        set in the next turn of the event loop, as if a thread had made the call. While readings hang, a daemon
+        thread named `name` makes it. Must be called from a running event loop."""
         if self._gpus.hangs:
             return in_daemon_thread(call, name)
         loop = asyncio.get_running_loop()

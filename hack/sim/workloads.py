@@ -102,7 +102,9 @@ class Workloads:
         self._wake.set()
 
     async def run(self) -> None:
-        """Watch pods and nodes, and replace, bind and start pods, until canceled."""
+        """Watch pods and nodes, and replace, bind and start pods, until canceled. AlreadyExists of a creation, and
+        NotFound and Conflict of a binding, are ignored; any other error of the API server ends it, in an
+        ExceptionGroup."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follow(self._client, PODS, self._take_pod, log=self._log))
             tasks.create_task(follow(self._client, NODES, self._take_node, log=self._log))
@@ -127,7 +129,8 @@ class Workloads:
         self._wake.set()
 
     def _store(self, pod: JSON) -> None:
-        """Store a version of a pod unless a newer one is known, because our own writes come back later as events."""
+        """Store a version of a pod unless the same or a newer one is known, because our own writes come back later as
+        events."""
         known = self._pods.get(pod["metadata"]["uid"])
         if known is None or _version(known) < _version(pod):
             self._pods[pod["metadata"]["uid"]] = pod
@@ -143,8 +146,8 @@ class Workloads:
             self._wake.set()
 
     async def _replace(self) -> None:
-        """Create the pods that each workload lacks. A terminating pod counts as missing, as it does for a
-        ReplicaSet."""
+        """Create the pods that each workload lacks, and store them. A terminating pod counts as missing, as it does
+        for a ReplicaSet. AlreadyExists is ignored; the pod is then still missing."""
         for (namespace, name), workload in self._wanted.items():
             alive = [pod for pod in self._pods.values() if _belongs(pod, namespace, name) and _alive(pod)]
             for _ in range(workload.replicas - len(alive)):
@@ -156,8 +159,8 @@ class Workloads:
                 self._store(pod)
 
     async def _schedule(self) -> list[JSON]:
-        """Bind every pending pod that fits on a node, and return the bound pods. A pod that is gone or was changed
-        meanwhile is skipped."""
+        """Bind every pending pod that fits on a node, store the answers, and return the bound pods. NotFound and
+        Conflict skip a pod that is gone or was changed meanwhile."""
         bound = []
         used = self._device_counts()
         for pod in self._pending():
@@ -224,8 +227,8 @@ class Workloads:
 
 
 async def start_pod(client: KubeClient, clock: Clock, pod: JSON) -> None:
-    """Make a bound pod Running and Ready after START_SECONDS, as a kubelet does. Does nothing if the pod no longer
-    exists."""
+    """Make a bound pod Running and Ready after START_SECONDS, as a kubelet does. NotFound is ignored; other KubeErrors
+    are raised."""
     await clock.sleep(START_SECONDS)
     moment = clock.rfc3339()
     ready = [
