@@ -31,6 +31,9 @@ class MigManagerProgram:
     """
 
     def __init__(self, sandbox: Sandbox, node: str, kubeconfig: Path, config_file: Path) -> None:
+        """Prepare the program; nothing runs yet. `config_file` is the mig-parted configuration, and `kubeconfig` the
+        file with which mig-manager reaches the API server. The attributes `log`, `with_reboot` and
+        `clients_namespace` may be changed before a start."""
         self.sandbox, self.node, self.kubeconfig, self.config_file = sandbox, node, kubeconfig, config_file
         self.host_root = sandbox.folder / "host"
         self.log = sandbox.folder / "mig-manager.log"

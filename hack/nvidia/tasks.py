@@ -50,6 +50,9 @@ class SandboxTask:
         added: Sequence[str] = (),
         proc: ProcessView | None = None,
     ) -> None:
+        """Prepare the program; nothing runs yet. Its output is appended to `log`, `extra` are further environment
+        variables, and `added` are folders as in `Sandbox.command`. Without `proc` it is shown to all programs of
+        the sandbox that have no `proc` either."""
         self.sandbox, self.program, self.arguments = sandbox, program, arguments
         self.proc = proc or sandbox.proc
         self.log, self.extra, self.added = log, extra, added
@@ -125,6 +128,7 @@ class RestartedTask:
     and never shrinks."""
 
     def __init__(self, task: Task) -> None:
+        """Prepare to restart `task`; the first `look` starts it without a pause."""
         self.task = task
         self._pause = FIRST_RESTART
         self._not_before = 0.0

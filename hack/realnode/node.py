@@ -41,6 +41,7 @@ class NodeFiles:
     """The paths of the files of one node."""
 
     def __init__(self, folder: Path) -> None:
+        """Derive the paths from the node's `folder`; no file is created."""
         self.folder = folder
         self.containerd_config = folder / "containerd.toml"
         self.cni = folder / "cni"

@@ -61,6 +61,7 @@ class AgentAPI(PassingClient):
     """The client of one agent: reads come from the shared watch, everything else goes to the API server."""
 
     def __init__(self, client: KubeClient, shared: SharedGPUNodes, name: str) -> None:
+        """Wrap `client` for the agent of the node `name`, whose GPUNode is read from `shared`."""
         super().__init__(client)
         self._shared = shared
         self._name = name

@@ -92,6 +92,7 @@ class Store:
     """The objects of all kinds, with one resourceVersion for the whole store."""
 
     def __init__(self, now: Callable[[], datetime]) -> None:
+        """Create an empty store at version 1. `now` returns the time for creationTimestamps and deletionTimestamps."""
         self.now = now
         self.version = 1
         self._oldest: dict[Resource, int] = {}

@@ -439,6 +439,7 @@ def _observed(gpu: _GPU) -> GPU:
     """Return the GPU as an agent with all rights reports it."""
 
     def mode(on: bool) -> MigMode:
+        """Return how NVML reports a MIG mode that is `on` or off; NotSupported if the card has no MIG."""
         return ("Enabled" if on else "Disabled") if gpu.mig_capable else "NotSupported"
 
     if gpu.access != "Ok":

@@ -31,6 +31,8 @@ class Handout:
     many."""
 
     def __init__(self, book: PodBook, node: NodeObject, gpus: SimulatedGPUs) -> None:
+        """Prepare the assignment of devices; no pod has any yet. `book` records the node's pods, and the processes of
+        pods are added to `gpus`."""
         self._book, self._node, self._gpus = book, node, gpus
         self._assigned: dict[str, dict[str, tuple[str, ...]]] = {}
         """The assigned device ids, by uid of the pod and resource name."""

@@ -121,6 +121,8 @@ class MigManager:
         clock: Clock,
         settings: SimSettings,
     ) -> None:
+        """Prepare the process of a new pod, which has made no run yet. `faults` are shared with the caller, and a run
+        resets those that it meets."""
         self._port = port
         self._gpus = gpus
         self._faults = faults

@@ -24,6 +24,7 @@ class MortalClient(PassingClient):
     """Passes every call on to another client until its simulated process dies."""
 
     def __init__(self, client: KubeClient) -> None:
+        """Wrap `client` for a process that is alive, without disturbances."""
         super().__init__(client)
         self.dead = False
         self.died = asyncio.Event()

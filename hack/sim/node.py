@@ -122,6 +122,8 @@ class SimNode:
     around the node changes."""
 
     def __init__(self, cluster: SimCluster, raw: JSON, gpus: SimulatedGPUs, spawn: Spawn) -> None:
+        """Prepare the programs of the Node `raw` with the hardware `gpus`; `start` starts them. `spawn` starts a task
+        and returns it."""
         self.cluster = cluster
         self.object = NodeObject(cluster, raw, self._labels_changed)
         self.name = self.object.name

@@ -35,6 +35,7 @@ class Configured:
     operand = ""
 
     def __init__(self, cluster: SimCluster, node: NodeObject, gpus: SimulatedGPUs) -> None:
+        """Prepare the operand of `node`, whose pod has not started."""
         self.cluster = cluster
         self.node = node
         self.gpus = gpus
@@ -221,6 +222,7 @@ class PlayedOperand:
     def __init__(
         self, name: str, port: OperandPort, clock: Clock, times: Times, log: Callable[[str], None]
     ) -> None:
+        """Prepare the operand `name` without a pod; `run` starts it. `port` does what the programs in the pod do."""
         self.name = name
         self._port = port
         self._clock = clock

@@ -119,6 +119,7 @@ class ChangedReading:
     simulated = True
 
     def __init__(self, gpus: Library) -> None:
+        """Wrap `gpus`; readings are unchanged until `change` is set."""
         self._gpus = gpus
         self.change: Change = ODDITIES["as-it-is"]
 

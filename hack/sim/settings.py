@@ -103,6 +103,7 @@ class Clock:
     generator, so that runs are repeatable."""
 
     def __init__(self, settings: SimSettings) -> None:
+        """Create a clock with the settings' time factor and seed, whose wall time begins now."""
         self._factor = settings.time_factor
         self._random = random.Random(settings.seed)
         self._wall = datetime.now(UTC).timestamp()

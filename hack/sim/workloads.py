@@ -84,6 +84,7 @@ class Workloads:
     def __init__(
         self, client: KubeClient, settings: SimSettings, *, log: Callable[[str], None] = lambda line: None
     ) -> None:
+        """Prepare to maintain pods; there are no workloads yet. `log` takes a line for each watch that fails."""
         self._client = client
         self._log = log
         self._clock = Clock(settings)
