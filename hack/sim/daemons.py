@@ -78,7 +78,8 @@ class DaemonSetPlayer:
 
     async def _create(self, node: str) -> None:
         """Create the node's pod, and make it Running and Ready after a quarter of a pod's start time. NotFound and
-        AlreadyExists are logged and swallowed; other errors pass through."""
+        AlreadyExists are logged and swallowed; other errors pass through. In any case the node then counts as not
+        busy."""
         client, namespace = self._cluster.client, self._pods.namespace
         suffix = "".join(self._random.choices("bcdfghjklmnpqrstvwxz2456789", k=5))
         try:
@@ -95,7 +96,7 @@ class DaemonSetPlayer:
 
     async def _delete(self, node: str, pod: JSON) -> None:
         """Delete this pod unless another one has replaced it. NotFound and Conflict are logged and swallowed; other
-        errors pass through."""
+        errors pass through. In any case the node then counts as not busy."""
         metadata = pod["metadata"]
         try:
             await self._cluster.client.delete(

@@ -140,7 +140,7 @@ class FakeCluster:
         self.lists.compact()
 
     def backup(self) -> Backup:
-        """Return a backup of the store, for `restore`."""
+        """Return a backup of the store, for `restore`. Later writes do not change it."""
         return self.store.backup()
 
     def restore(self, backup: Backup, *, bump: int = 0) -> None:

@@ -107,7 +107,8 @@ class CallFault:
         self.times = 0
 
     def matches(self, call: Call) -> bool:
-        """Whether the fault hits this call. False if the fault has been used up or lifted."""
+        """Whether the fault hits this call: all of its conditions hold, and it has not been used up or lifted. `after`
+        is not checked, and no hit is counted."""
         return (
             self.times > 0
             and call.verb == self.verb

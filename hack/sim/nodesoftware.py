@@ -178,7 +178,7 @@ class NodeSoftware:
 
     def _take_node(self, raw: JSON, gone: bool) -> None:
         """Add, update or stop the simulation of a Node, let the DaemonSet players create or delete its pods, and start
-        to inject the faults that its annotation requests."""
+        to inject the faults that its annotation requests. A Node with unknown cards is ignored."""
         name = raw["metadata"]["name"]
         node = self.nodes.get(name)
         if gone:
@@ -269,7 +269,8 @@ class NodeSoftware:
 
     def _look_at_agent(self, name: str) -> None:
         """Start or stop the agent of a node, so that it runs exactly while its pod does. A pod with another UID gets a
-        new agent. Does nothing if the settings turn agents off."""
+        new agent. The clock `Lapse` and `pages` are notified of an agent that stops. Does nothing if the settings
+        turn agents off."""
         node, pod = self.nodes.get(name), self._agent_pods.running(name)
         uid = pod["metadata"]["uid"] if pod is not None and node is not None else ""
         running, task = self._agents.get(name, ("", None))
@@ -288,8 +289,8 @@ class NodeSoftware:
             self._agents[name] = (uid, self._spawn(container))
 
     def _agent(self, node: SimNode) -> AgentLoop:
-        """Return a new agent loop for a node, and add it to `pages`. The agent runs by the clock `Lapse` if the Node's
-        annotation says so."""
+        """Return a new agent loop for a node, and add it to `pages`. If the Node's annotation says so, the agent joins
+        the clock `Lapse` and runs by it."""
         lapsing = node.object.annotations.get(ANNOTATION_LAPSE) == "true"
         clock = self._lapse.join(node.name) if lapsing else asyncio.get_running_loop().time
         agent = AgentLoop(
