@@ -158,7 +158,7 @@ class Simulator:
     """
 
     def __init__(self, path: Path) -> None:
-        """Refer to the machine with the state file `path`. The file is opened by each call, so it need not exist yet."""
+        """Refer to the machine with the state file `path`. Each call opens the file, so it need not exist yet."""
         self.path = path
         self._file: IO[bytes]
 
