@@ -38,8 +38,8 @@ _SUM = "Error: failed to apply MIG configuration"
 
 
 def failure_in(log: str) -> str:
-    """Return why the last run recorded in `log` failed: the text of its first error line, then "; " and the text of
-    its last error or fatal line if that differs. Empty if the run has no error or fatal line.
+    """Return why the last run recorded in `log` failed: the text of its first error line, if it has one, then "; " and
+    the text of its last error or fatal line if that differs. Empty if the run has no error or fatal line.
 
     mig-manager's own summary is ignored unless it is the only such line. The result is cut to MAX_TEXT characters. The
     first error is the cause, with the name of NVML's code; the last line sums up ("...: all orderings failed").

@@ -18,8 +18,9 @@ RuntimeClass, or a folder is missing. Other Warning events about pods repeat wha
 
 
 def agent_pod(raw: JSON) -> AgentPod:
-    """Convert a raw pod of the agent's DaemonSet. The reasons why it does not run are read only if it is neither Ready
-    nor being deleted."""
+    """Convert a raw pod of the agent's DaemonSet. A pod that is not bound yet gets the name of the node that it was
+    created for. A pod that is being deleted is not Ready. The reasons why a pod does not run are read only if it is
+    neither Ready nor being deleted."""
     metadata = section(raw, "metadata")
     deleting = "deletionTimestamp" in metadata
     pod = AgentPod(
@@ -36,7 +37,8 @@ def agent_pod(raw: JSON) -> AgentPod:
 
 def agent_warning(raw: JSON) -> AgentWarning | None:
     """Convert a Warning event (events.k8s.io/v1) that says why the DaemonSet cannot create a pod, or why one of its
-    pods cannot start. Return None for every other event."""
+    pods cannot start. Return None for every other event. The warning of the DaemonSet names no pod and has the time
+    when the event was last seen; that of a pod has the time when the event was created."""
     namespace, kind, name, reason = (
         text(raw, *path)
         for path in (

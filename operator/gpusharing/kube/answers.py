@@ -26,8 +26,10 @@ MOST_SECONDS = 86400.0
 
 
 def error_of(request: ApiRequest, status: int, answer: object, retry_after: str | None = None) -> KubeError:
-    """Return the error for an answer that is not a success, chosen by its HTTP status and machine-readable parts.
-    `answer` is the parsed body, `retry_after` the value of the Retry-After header."""
+    """Return the error for an answer that is not a success, chosen by its HTTP status and machine-readable parts. A
+    4xx without an error of its own becomes Invalid, except 408. All other statuses become Unavailable, but
+    `_eviction_error` decides about a 500 or 504 to an eviction. `answer` is the parsed body, `retry_after` the
+    value of the Retry-After header."""
     message = text(answer, "message") or f"HTTP {status}"
     match status:
         case 401:
@@ -112,8 +114,8 @@ def _causes(answer: object) -> dict[str, str]:
 
 
 def _seconds(answer: object, retry_after: str | None) -> float | None:
-    """Return how many seconds the server asks us to wait, at most MOST_SECONDS: the number in the Retry-After header,
-    else the one in the Status. None if neither has a number; a date in the header is ignored."""
+    """Return how many seconds the server asks us to wait, at most MOST_SECONDS: the whole number in the Retry-After
+    header, else the positive one in the Status. None if there is neither; a date in the header is ignored."""
     if retry_after and retry_after.isdecimal():
         return min(float(retry_after), MOST_SECONDS)
     seconds = whole(answer, "details", "retryAfterSeconds")

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 
 def half_to_one_and_a_half() -> float:
-    """Return a random factor for a wait, so that clients which failed together do not come back together."""
+    """Return a random factor between 0.5 and 1.5 for a wait, so that clients which failed together do not come back
+    together."""
     return random.uniform(0.5, 1.5)
 
 
@@ -22,8 +23,8 @@ class Backoff:
         self._jitter = jitter
 
     def after_failure(self) -> float:
-        """Return the seconds to wait after this failure; the wait after the next one is twice as long, up to the
-        limit."""
+        """Return the seconds to wait after this failure, jittered. The wait after the next one is twice as long before
+        its jitter, up to the limit."""
         delay, self._next = self._next, min(self._next * 2, self._last)
         return delay * self._jitter()
 

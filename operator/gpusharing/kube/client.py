@@ -53,8 +53,8 @@ class Resource:
     def path(
         self, namespace: str | None = None, name: str | None = None, subresource: str | None = None
     ) -> str:
-        """Return the URL path of a collection, of one object, or of a subresource of it. For a page without a version,
-        such as `/version`, the arguments are ignored."""
+        """Return the URL path of a collection, of one object, or of a subresource of it. The namespace is ignored for
+        a kind that is not namespaced, and all arguments for a page without a version, such as `/version`."""
         if not self.version:
             return f"/{self.plural}"
         parts = ["/apis", self.group, self.version] if self.group else ["/api", self.version]
@@ -108,7 +108,7 @@ class WatchEvent:
     type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK"]
     """What happened to the object."""
     object: JSON
-    """The object after the event, or as it was last if it was deleted; of a BOOKMARK, only a resourceVersion."""
+    """The object after the event, or as it was last if it was deleted; for a BOOKMARK, only a resourceVersion."""
 
 
 class Filters(TypedDict, total=False):
@@ -144,7 +144,8 @@ class ApiRequest:
 
     @property
     def path(self) -> str:
-        """Return the URL path, without the query."""
+        """Return the URL path, without the query. Discovery reads the page of a whole version, so the path of such a
+        request does not contain its name."""
         name = self.name if self.resource.plural else ""
         return self.resource.path(self.namespace, name, self.subresource)
 
@@ -194,7 +195,8 @@ class KubeClient(ABC):
         """Send the request of a watch, and yield its events; see `watch`."""
 
     async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
-        """Return one object, read from etcd and not from the server's cache (no resourceVersion=0)."""
+        """Return one object, read from etcd and not from the server's cache (no resourceVersion=0). Raises NotFound if
+        it does not exist."""
         return await self.call(ApiRequest("get", resource, namespace=namespace, name=name))
 
     async def list_page(

@@ -85,8 +85,9 @@ class SteadyClock:
         """Correct the clock by the server's time. Call it when an answer with this `Date` header has just arrived;
         `sent_at` is when its request was sent, by `steady`.
 
-        The first date sets the clock; later ones move it by at most SLEW seconds per second since the last. A header
-        that is missing or not a date (RFC 9110, 5.6.7) is ignored.
+        The first date sets the clock, even if that sets it back. A later one corrects the clock only if the two
+        disagree, by at most SLEW seconds per second since the date before. A header that is missing or not a date (RFC
+        9110, 5.6.7) is ignored.
         """
         try:
             server_time = parsedate_to_datetime(date).timestamp()

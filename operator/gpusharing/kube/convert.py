@@ -41,9 +41,10 @@ _REPORT = TypeAdapter(Observed)
 
 
 def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> NodeView:
-    """Convert a raw Node to the planner's view. Heartbeats, images, addresses and resourceVersion are left out.
-    `maintenance_keys` are further keys of labels, annotations and taints that mark a Node as maintained by somebody
-    else."""
+    """Convert a raw Node to the planner's view. Heartbeats, images, addresses and resourceVersion are left out. A
+    fence that cannot be read becomes None, with the reason in `fence_error`; the records of the last abort and of
+    the last proof become None without one. `maintenance_keys` are further keys of labels, annotations and taints
+    that mark a Node as maintained by somebody else."""
     metadata = section(raw, "metadata")
     annotations = texts(metadata.get("annotations"))
     fence, fence_error = read_fence(annotations)
@@ -101,7 +102,8 @@ def _is_barred(raw: JSON) -> bool:
 
 def gpu_counts(quantities: object) -> Mapping[str, int]:
     """Return the number of each GPU resource in `quantities`, a Node's allocatable, sorted by resource name. Resources
-    with the value 0 or an unreadable one are left out (docs/design/nvidia.md#r12)."""
+    with the value 0 or an unreadable one are left out (docs/design/nvidia.md#r12). Empty if `quantities` is not an
+    object."""
     if not isinstance(quantities, dict):
         return {}
     counts = {intern(key): count(value) for key, value in quantities.items() if names.is_gpu_resource(key)}
@@ -119,7 +121,8 @@ def has_condition(raw: JSON, kind: str) -> bool:
 def gpunode_view(raw: JSON, known: ObservedView | None = None) -> GPUNodeView:
     """Convert a raw GPUNode, without its `status.transition`, which is for people.
 
-    `known` is the agent's report as it was converted before; if it is None, the report in `raw` is converted.
+    `known` is the agent's report as it was converted before, which is used in place of the one in `raw`. If it is
+    None, the report in `raw` is converted; the view has none if `raw` has none.
     """
     request = section(raw, "spec", "request")
     observed = part(raw, "status", "observed")
@@ -255,15 +258,17 @@ def _gpu_view(gpu: GPU, model: _Model) -> GpuView:
 
 
 def _layout(gpu: GPU) -> Layout | None:
-    """Return the MIG layout of a GPU, or None if MIG is not enabled on it."""
+    """Return the MIG layout of a GPU, or None if MIG is not enabled on it. The layout is empty if MIG is enabled but
+    no instance exists."""
     if gpu.mig_mode != "Enabled":
         return None
     return normalize(Counter(instance.profile for instance in gpu.instances))
 
 
 def _listed(model: Model) -> tuple[Profile, ...]:
-    """Return the MIG profiles that the driver lists for a model. Profiles whose name cannot be read are left out:
-    names are written to the mig-parted file of all nodes, which would be rejected as a whole."""
+    """Return the MIG profiles that the driver lists for a model, each with its placements without duplicates. Profiles
+    whose name cannot be read are left out: names are written to the mig-parted file of all nodes, which would be
+    rejected as a whole."""
     return tuple(
         Profile(p.name, tuple(dict.fromkeys(p.starts)), p.size, p.max_count, p.slices, p.memory_gb, p.id)
         for p in model.profiles
@@ -336,8 +341,8 @@ def label_owners(annotations: Mapping[str, str]) -> dict[str, str]:
 
 def label_rewriters(raw: JSON, fence: Fence | None, verified: Verified | None) -> dict[str, str]:
     """Return the field manager that replaced our value, by label, for each of our two labels that no longer has the
-    value we wrote last. A label is left out if the API server does not know its manager, if the manager is one of
-    ours, or if we never wrote the label.
+    value we wrote last. A label is left out if managedFields do not show its manager, as when it was removed, if
+    the manager is one of ours, or if we never wrote the label.
 
     The value that we wrote last is read from `fence` if its change has passed the point of no return, else from
     `verified`, the record of the last proof.

@@ -50,12 +50,13 @@ class Crew:
     _errors: list[BaseException] = field(default_factory=list)
 
     async def each(self, keys: Iterable[str], work: Work, patience: float = PATIENCE) -> None:
-        """Call `work` with every key that is not busy, in the order of `keys`, at most `parallel` at once. Return when
-        all work has ended, or when no piece of work has ended for `patience` seconds, or after LONGEST seconds. Work
-        that is under way then continues in the background; keys whose work has not begun are dropped.
+        """Call `work` with every key that is not busy, in the order of `keys`, at most `parallel` at once, including
+        work of earlier rounds. Return when all work has ended, or when no piece of work has ended for `patience`
+        seconds, or after LONGEST seconds. Work that is under way then continues in the background; keys whose work
+        has not begun are dropped. Without a free worker, nothing is begun.
 
         The first error cancels all work, including that of earlier rounds, and is raised here in a group. An error
-        that comes after the end of its round is raised by the next call.
+        that comes after the end of its round is raised by the next call. If this call is canceled, so is all work.
         """
         await self._raise()
         round_ = _Round(deque(key for key in keys if key not in self.busy), work)
@@ -91,8 +92,9 @@ class Crew:
             await asyncio.wait(tasks)
 
     async def _work(self, round_: _Round) -> None:
-        """Work on the keys in the queue of the round, one after another, until it is empty. An error is stored in
-        `_errors` for `each` to raise; only a cancellation is raised here."""
+        """Work on the keys in the queue of the round, one after another, until it is empty. `on_late` is called after
+        each piece of work that ends when its round no longer waits. An error is stored in `_errors` for `each` to
+        raise; only a cancellation is raised here."""
         try:
             while round_.queue:
                 key = round_.queue.popleft()

@@ -31,8 +31,8 @@ def starts(container: JSON, program: str) -> bool:
 
 
 def dra_driver_view(raw: JSON, containers: Mapping[str, JSON]) -> DraDriverView | None:
-    """Convert a raw DaemonSet that runs NVIDIA's DRA driver, or return None if it does not. `containers` are the
-    containers of its pod template, by name."""
+    """Convert a raw DaemonSet that runs NVIDIA's DRA driver, or return None if it does not. Only the feature gates
+    that are set to true are listed. `containers` are the containers of its pod template, by name."""
     gpus = starts(containers.get(GPUS, {}), GPU_PROGRAM)
     if not gpus and not starts(containers.get(DOMAINS, {}), DOMAIN_PROGRAM):
         return None
@@ -85,7 +85,8 @@ def slice_view(raw: JSON) -> SliceView:
 
 
 def _device(raw: JSON) -> Device:
-    """Convert one raw device. A driver may write its own attributes with or without its name as a prefix."""
+    """Convert one raw device. Its `gpu` is empty unless it is a GPU, or a MIG device with a profile. A driver may
+    write its own attributes with or without its name as a prefix."""
     attributes = section(raw, "attributes")
 
     def read(attribute: str) -> str:
@@ -119,7 +120,9 @@ def node_devices(slices: Iterable[SliceView]) -> dict[str, NodeDevices]:
 
 
 def _pool(slices: list[SliceView]) -> NodeDevices:
-    """Return the devices of one pool, of which `slices` are all slices that exist."""
+    """Return the devices of one pool. `slices` are all of its slices, at least one; only those of the newest
+    generation count. `layouts` are the layouts of divided GPUs, sorted, then a None for each whole GPU. `others`
+    are the names of all other devices, sorted, and `missing` is how many slices of the generation do not exist yet."""
     newest = max(one.generation for one in slices)
     current = [one for one in slices if one.generation == newest]
     devices = [device for one in current for device in one.devices]

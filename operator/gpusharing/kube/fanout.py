@@ -108,7 +108,7 @@ class Holds:
 
     def left(self, target: CallTarget | None = None) -> float:
         """Return the seconds until a call about `target` may be sent, or any call at all if `target` is None; 0 or
-        less if it may be sent now.
+        less, down to minus infinity, if it may be sent now.
 
         No call at all is sent while both a door of Nodes and another door of the deciding flow are held.
         """

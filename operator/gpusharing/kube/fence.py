@@ -96,8 +96,8 @@ def claims_text(
 
 
 def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
-    """Return the claims by node name and an empty string, or an empty mapping and the reason why they cannot be
-    read."""
+    """Return the claims by node name and an empty string, or an empty mapping and the reason why they cannot be read.
+    One claim that cannot be read is enough for that."""
     try:
         records = _load(text).get("claims")
         if not isinstance(records, dict):
@@ -114,7 +114,7 @@ def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
 
 def parse_failed_nodes(text: str) -> tuple[dict[str, FailedNode], str]:
     """Return the failures on record by UID of the Node, and an error message. Failures that cannot be read are left
-    out and named in the message, which is empty if all can be read."""
+    out and named in the message, which is empty if all can be read or none is on record."""
     where = f"annotation {names.ANNOTATION_CLAIMS}: "
     try:
         records = _load(text).get("failedNodes", {})
@@ -195,8 +195,8 @@ _CHANGING: Mapping[type, Collection[str]] = {Claim: {"wave", "generation", "poli
 
 
 def _grown(before: object, records: Mapping[str, Claim | FailedNode]) -> JSON:
-    """Return all records as JSON, sorted by key. Each record keeps the unknown keys that it has in `before`, the JSON
-    object that is being replaced."""
+    """Return all records as JSON, sorted by key. Each record gets the unknown keys that it has in `before`, the JSON
+    object that is being replaced, if it is still the same claim or failure (`_with_unknown`)."""
     older = before if isinstance(before, dict) else {}
     return {key: _with_unknown(older.get(key), record) for key, record in sorted(records.items())}
 
@@ -275,7 +275,8 @@ def _encode(record: Fence | Deferred | Verified | Claim | FailedNode) -> JSON:
 
 
 def _flat(record: JSON) -> JSON:
-    """Replace the spec versions in `record` by the flat keys that older operators read, and return `record`.
+    """Replace the spec versions in `record` by the flat keys that older operators read, and return `record`, which is
+    changed in place.
 
     A record without `version` stays as it is. A failure under another policy keeps its own key `failedVersion`.
     """
@@ -294,7 +295,8 @@ def _flat(record: JSON) -> JSON:
 
 def _nested(kind: type[Record], record: JSON) -> JSON:
     """Undo `_flat`: return the fields of a record, with its spec versions as objects. If the record has the flat key
-    `failedGeneration`, that replaces `failedVersion`, because an older operator has recorded a failure since."""
+    `failedGeneration`, that replaces `failedVersion`, because an older operator has recorded a failure since. Older
+    operators left out some keys: a missing UID counts as empty, and the missing generation of a Verified as 0."""
     nested = {key: value for key, value in record.items() if key not in ("failedGeneration", *_PAIR)}
     unnamed = {"uid": "", "generation": 0} if kind is Verified else {"uid": ""}  # by older operators
     version = unnamed | {field: record[key] for key, field in _PAIR.items() if key in record}

@@ -115,9 +115,10 @@ class Marker(NamedTuple):
 
 
 def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
-    """Return the marker of whoever else is maintaining this Node, or an empty marker if nobody is. The first match in
-    the tables counts; after them, `keys` are searched for among the labels, annotations and taints. Markers whose work
-    only waits come last, and among these the ones whose work has certainly not begun."""
+    """Return the marker of whoever else is maintaining this Node, or an empty marker if nobody is. The first match
+    counts: METADATA_MARKERS, then taints, then conditions. After them, `keys` are searched for among the labels,
+    annotations and taints. Markers whose work only waits come last, and among these the ones whose work has
+    certainly not begun."""
     metadata = section(node, "metadata")
     labels, annotations = texts(metadata.get("labels")), texts(metadata.get("annotations"))
     taints = [str(taint.get("key")) for taint in entries(node, "spec", "taints")]

@@ -102,8 +102,8 @@ def _kueue_group(pod: PodMarks) -> tuple[str, str] | None:
 
 def _kueue_workload(pod: PodMarks) -> tuple[str, str] | None:
     """Return the Workload that Kueue's annotations name, or None if they name none. The slices of an elastic job
-    belong to one Workload. Also None for a pod that Kueue queues itself: without a group, it is a Workload of its own.
-    """
+    belong to one Workload. Also None for a pod that Kueue queues itself: without a group, it is a Workload of its
+    own. The pods are selected by KUEUE_PODSET if this pod has that label, else by no label."""
     name = pod.annotations.get(KUEUE_SLICES) or pod.annotations.get(KUEUE_WORKLOAD)
     if not name or pod.plain:
         return None
@@ -111,11 +111,13 @@ def _kueue_workload(pod: PodMarks) -> tuple[str, str] | None:
 
 
 def _kueue_job(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the job that controls the pod if Kueue queues that job, else None.
+    """Return the job that controls the pod if Kueue queues that job, else None. Kueue queues it if the pod has the
+    label KUEUE_PODSET, or has KUEUE_QUEUE and is controlled by a Job of the group batch, and Kueue does not queue
+    the pod itself.
 
     The gang is named after the job's kind and name, because the name of its Workload begins with them and ends with a
-    hash that no pod carries. Its pods are selected by the label with the job's name if they have it, else by a label
-    that all pods of Kueue's jobs have.
+    hash that no pod carries. Its pods are selected by the label with the job's name if this pod has it, else by a
+    label that all pods of Kueue's jobs have.
     """
     labels = pod.labels
     if not labels.keys() & {KUEUE_PODSET, KUEUE_QUEUE} or pod.plain:
@@ -192,7 +194,8 @@ LADDER: tuple[GangKey, ...] = (
 
 
 def gang_of(raw: JSON) -> Gang | None:
-    """Return the gang of a Pod by the first row of LADDER that matches, or None if it has no gang."""
+    """Return the gang of a Pod by the first row of LADDER that matches, or None if it has no gang. If no label selects
+    the gang's pods, they are selected by the scheduler that the pod names, if any."""
     metadata = section(raw, "metadata")
     pod = PodMarks(texts(metadata.get("labels")), texts(metadata.get("annotations")), raw)
     for key in LADDER:

@@ -52,7 +52,7 @@ class _Query:
 
     @property
     def shared(self) -> bool:
-        """Whether the LIST returns pods of other gangs too."""
+        """Whether the LIST returns pods of other gangs too, because its label selector names no value."""
         return "=" not in self.labels
 
 
@@ -108,7 +108,8 @@ class Gangs:
         namespace from `pods`. If a LIST fails, its gangs are returned with the error.
 
         With `anew`, only a LIST made within LIST_VALID is reused. Otherwise a LIST without an error is reused for
-        LIST_VALID_IN_DRAIN, and is kept if a new one fails.
+        LIST_VALID_IN_DRAIN, and is kept if a new one fails. Results that were not requested for FORGET_AFTER are
+        forgotten.
 
         Raises:
             ServerAway, Unauthorized, HeldBack: no gang can be listed now.

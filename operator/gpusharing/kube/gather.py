@@ -87,8 +87,8 @@ class Gatherer:
         A snapshot does not wait for a slow LIST: the node then keeps the result of its last one, with its age.
 
         Raises:
-            KubeError: the policies cannot be listed, the server is away, or our credentials are no longer valid; also
-                in a group.
+            Unavailable: the policies have never been listed.
+            ExceptionGroup: an error that ends a pass, such as ServerAway or Unauthorized; see Crew.
         """
         began = loop_time()
         policies_error = await self._refresh_policies(now)
@@ -128,7 +128,7 @@ class Gatherer:
 
         An event that arrives after their LIST belongs to the next pass. Otherwise constant writes to a policy would
         keep every node from starting. An error is also counted in `_listing`, for the back-off. Raises Unavailable if
-        the policies have never been listed.
+        the policies have never been listed, and a group with an error that ends a pass; see Crew.
         """
         cache = self.sources.policies
         if cache.stale:
@@ -154,7 +154,7 @@ class Gatherer:
 
     def _operands(self, now: datetime) -> dict[Program, dict[str, Operand]]:
         """Return the pods of every program by node name. A Ready pod on a fenced node also carries the time when this
-        process first saw it Ready."""
+        process first saw it Ready, which is forgotten once it is not Ready or the fence is gone."""
         places = self.sources.operands.items.values()
         operands = {program: by_node(places, program) for program in Program}
         fenced = [name for name, node in self.sources.nodes.items.items() if node.fence is not None]

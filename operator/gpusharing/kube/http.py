@@ -159,8 +159,9 @@ class HttpClient(KubeClient):
         self, request: ApiRequest, timeout: aiohttp.ClientTimeout, token: str | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send one request with the Authorization header `token`, if any, and yield the response. A connection whose
-        answer was not read to its end is dropped afterwards. A failure of the network becomes Unavailable; an
-        exception of `before_write` is raised unchanged."""
+        answer was not read to its end is dropped afterwards. Calls `on_call`, with the status 0 if there was no
+        answer, and corrects the clock. A failure of the network becomes Unavailable; an exception of `before_write`
+        is raised unchanged."""
         access = await self._login.access()
         session = self._opened()
         status = 0
@@ -198,8 +199,8 @@ class HttpClient(KubeClient):
             raise Unavailable(f"cannot {request.what} at {access.server}: {reason}") from error
 
     def _opened(self) -> aiohttp.ClientSession:
-        """Return the session, which is created at the first call. It has no limit of connections, does not compress,
-        and does not retry silently."""
+        """Return the session, which is created by the first call. It does not limit the number of connections, does
+        not request compression, and does not retry silently."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 # Each watch holds a connection, so calls are limited by `_slots` and not by the connector.
@@ -215,7 +216,9 @@ class HttpClient(KubeClient):
         return self._session
 
     async def _renew(self, refused: str | None) -> None:
-        """Renew the credentials, unless another call has already done so since this one sent the token `refused`."""
+        """Renew the credentials, unless another call has already done so since this one sent the token `refused`. With
+        only a client certificate there is no token, before or after a renewal, so each refused call renews again.
+        Raises Unauthorized if there are no credentials."""
         async with self._renewing:
             if await self._login.token() == refused:
                 await self._login.renew()

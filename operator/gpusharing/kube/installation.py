@@ -87,11 +87,12 @@ class _Reader:
             return None
 
     async def pods(self, namespace: str, name: str) -> tuple[PodState, ...]:
-        """Return the state of each pod of our workload `name` in this namespace."""
+        """Return the state of each pod of our workload `name` in this namespace; see `items` for errors."""
         return tuple(map(_pod, await self.items(PODS, namespace, f"{NAME}={name}")))
 
     async def config_maps(self) -> dict[str, ConfigMapState]:
-        """Return the state of our two ConfigMaps by name, without those that do not exist or cannot be read."""
+        """Return the state of our two ConfigMaps by name, without those that do not exist or cannot be read: their
+        keys, and whether they have a mark of ours. See `read` for errors."""
         states = {}
         for name in (self.place.plugin_config_map, self.place.mig_config_map):
             raw = await self.read(CONFIG_MAPS, name, self.place.gpu_operator_namespace)
@@ -125,8 +126,9 @@ class _Reader:
 
     async def agents(self, reports: Sequence[JSON]) -> AgentsState | None:
         """Return the state of the agents: the DaemonSet's node selector, its pods, their RuntimeClass and the Pod
-        Security level of their namespace. None if the DaemonSet does not exist or cannot be read. `reports` are all
-        GPUNodes, from which the agents' errors are taken."""
+        Security level of their namespace. None if the DaemonSet does not exist or cannot be read.
+        `runtime_class_exists` is None if the pods need no RuntimeClass, or it cannot be read. `reports` are all
+        GPUNodes, from which the agents' errors are taken. See `read` for errors."""
         where = self.place.agent_namespace
         raw = await self.read(DAEMON_SETS, AGENT, where)
         if raw is None:
@@ -155,7 +157,8 @@ class _Reader:
 
     async def rights(self) -> tuple[RightState, ...]:
         """Return, for each right that the operator and the agent need, whether the API server grants it to their
-        service accounts. All rights are checked concurrently."""
+        service accounts; the operator's rights come first. Rights for optional features are checked only if `place`
+        turns the feature on. All rights are checked concurrently."""
         operators = rights.OPERATOR + (rights.CONFIGURE if self.place.configure_gpu_operator else ())
         operators += rights.REPAIR_MPS if self.place.repair_mps else ()
         operators += rights.FORCE_DELETE if self.place.force_delete else ()
@@ -165,8 +168,8 @@ class _Reader:
         return tuple(task.result() for task in tasks)
 
     async def _right(self, subject: str, right: Right) -> RightState:
-        """Ask the API server whether the service account of `subject` has one right. If the question fails, the answer
-        is unknown (None), with the error."""
+        """Ask the API server whether the service account of `subject` has one right. If the question fails with any
+        KubeError, the answer is unknown (None), with the error."""
         place = self.place
         spaces = {
             "own": place.namespace,
@@ -201,8 +204,8 @@ class _Reader:
 
 
 async def gather_installation(client: KubeClient, place: Place) -> InstallationView:
-    """Read the objects that an installation consists of, without changing any. All errors but these are recorded in
-    `unread` of the result.
+    """Read the objects that an installation consists of, without changing any. Other errors than these are recorded in
+    `unread` of the result, or with the right that was asked for. An object that does not exist is not an error.
 
     Raises:
         Unauthorized: our credentials are not accepted.
@@ -260,8 +263,8 @@ def _pod(raw: JSON) -> PodState:
 
 
 def _problems(raw: JSON) -> Iterator[str]:
-    """Yield why a pod does not run, the nearest cause first: what its containers wait for, then its conditions that
-    are False."""
+    """Yield why a pod does not run, the nearest cause first: what its containers wait for, init containers first, then
+    its conditions that are False. Each has a reason and the beginning of the message."""
     statuses = entries(raw, "status", "initContainerStatuses") + entries(raw, "status", "containerStatuses")
     for status in statuses:
         waiting = section(status, "state", "waiting")

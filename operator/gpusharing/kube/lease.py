@@ -93,7 +93,7 @@ class LeaderLease:
         """The failures on record by UID of the Node, including those that a predecessor wrote."""
         self.restores = 0
         """How often the server gave one of our writes a lower resourceVersion than it had given before. Each write was
-        conditional on the present version, so etcd itself went back: the store was restored from a backup."""
+        conditional on the present version, so the store itself was restored from a backup."""
         self._reached = ""
         """The version that our last write got; before our first write, the highest version that we have read."""
         self._claims_before = ""
@@ -117,8 +117,9 @@ class LeaderLease:
             raise LeaseLost(f"{self.identity} no longer holds the Lease {self._name}")
 
     async def run(self) -> None:
-        """Acquire the Lease, and renew it until canceled; then release it. If the Lease is lost, call `on_lost` and
-        return."""
+        """Acquire the Lease, and renew it until canceled; then release it, even if we only may have acquired it. If
+        the Lease is lost, call `on_lost` and return. Errors of the API server are recorded in `error`, and the
+        attempt is repeated."""
         try:
             while True:
                 if await self._attempt(self._acquire, lambda: self._timing.deadline):
@@ -187,7 +188,8 @@ class LeaderLease:
 
     async def _acquire(self) -> bool:
         """Take the Lease if it does not exist, has no holder, is already ours, or was not renewed for its duration.
-        Return whether we hold it now. Raises KubeErrors, but a Conflict only means that another process was faster."""
+        Return whether we hold it now; False after a Conflict, which means that another process was faster. Other
+        KubeErrors are raised."""
         started = self._clock()
         try:
             lease = await self._client.get(LEASES, self._name, namespace=self._namespace)
@@ -251,7 +253,8 @@ class LeaderLease:
 
     def _expired(self, lease: JSON) -> bool:
         """Whether the holder of this Lease has changed neither its spec nor its claims for the Lease's duration,
-        measured by our clock from when this process first saw them."""
+        measured by our clock from when this process first saw them. A change is recorded in `_observation`, and the
+        time starts anew."""
         written = part(lease, "spec"), _claims_of(lease)
         if written != self._observation[0]:
             self._observation = (written, self._clock())
@@ -260,7 +263,7 @@ class LeaderLease:
 
     async def _reread(self) -> None:
         """Read the Lease and adopt its version, claims and failures. Raises LeaseLost, after calling `on_lost`, if
-        another process holds it."""
+        another process holds it, and KubeErrors, among them NotFound if the Lease is gone."""
         lease = await self._client.get(LEASES, self._name, namespace=self._namespace)
         if text(lease, "spec", "holderIdentity") != self.identity:
             self._lose()
@@ -270,9 +273,10 @@ class LeaderLease:
     async def _write(
         self, spec: JSON, annotations: JSON | None = None, *, started: float | None = None
     ) -> None:
-        """Write fields of the Lease's spec, and annotations, on the condition of the version that we know. On success
-        the Lease counts as renewed at `started`, or at the beginning of this call if that is None. A Lease that was
-        deleted is created again. Raises Conflict if it changed, or if another process was first to create it."""
+        """Write fields of the Lease's spec, and annotations, on the condition of the version that we know, and adopt
+        the answer. On success the Lease counts as renewed at `started`, or at the beginning of this call if that is
+        None. A Lease that was deleted is created again, with `annotations` but without `spec`. Raises Conflict if
+        the Lease has changed, or if another process was first to create it, and other KubeErrors."""
         begun = self._clock() if started is None else started
         patch: JSON = {"metadata": {"resourceVersion": self._version}, "spec": spec}
         if annotations:
@@ -288,7 +292,8 @@ class LeaderLease:
 
     async def _create(self, annotations: JSON | None = None) -> bool:
         """Create the Lease with us as its holder, and with `annotations`, or the claims and failures that we know if
-        there are none. Return False if the Lease already exists."""
+        there are none. On success, adopt the answer, count the Lease as renewed when this call began, and return
+        True. Return False if the Lease already exists."""
         begun = self._clock()
         body = {
             "apiVersion": LEASES.api_version,

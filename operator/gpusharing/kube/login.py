@@ -137,8 +137,8 @@ class ServiceAccountLogin:
 
     def _stamp(self, name: str) -> tuple[int, ...]:
         """Return a value that changes whenever the file does: its device, inode, modification time and size. That
-        takes a twentieth of the time of reading the file, and every call needs it. Raises Unauthorized if there is no
-        such file."""
+        takes a twentieth of the time of reading the file, and every call needs it. Raises Unauthorized if the file
+        does not exist or may not be examined."""
         try:
             found = os.stat(f"{self.directory}/{name}")
         except OSError as error:
@@ -167,14 +167,16 @@ class OfficialLogin:
     _access: Access | None = None
 
     async def access(self) -> Access:
-        """Return the server, the trusted authorities, the client certificate and the proxy of the context."""
+        """Return the server, the trusted authorities, the client certificate and the proxy of the context. Raises
+        Unauthorized if they cannot be loaded or used."""
         await self._configuration()
         if self._access is None:
             raise RuntimeError("loading sets the access")
         return self._access
 
     async def token(self) -> str | None:
-        """Return the value of the Authorization header, or None if the kubeconfig has no token."""
+        """Return the value of the Authorization header, or None if the kubeconfig has no token. Raises Unauthorized as
+        `access` does."""
         configuration = await self._configuration()
         value: str | None = await configuration.get_api_key_with_prefix("BearerToken")
         return value
@@ -254,7 +256,8 @@ class ProgramLoop(asyncio.SelectorEventLoop):
 
 
 def _without_init(package: str) -> None:
-    """Let the modules of `package` be imported without running its `__init__`, unless the package is loaded already.
+    """Let the modules of `package` be imported without running its `__init__`. Does nothing if the package is loaded
+    already or is not installed.
 
     The `__init__` of the official client imports all modules for blocking calls, and requests with them, none of which
     `kubernetes.aio` uses: two fifths of the cost of reading a kubeconfig, and a fifth of the time of a
@@ -307,7 +310,8 @@ def _readable(text: str) -> str:
 
 def _access(configuration: Any, environment: Mapping[str, str]) -> Access:
     """Return how to reach the server of the official client's `configuration`. `environment` may name a proxy if the
-    kubeconfig does not. Raises Unauthorized for a proxy that cannot be used."""
+    kubeconfig does not. Raises Unauthorized for a proxy that cannot be used, and OSError or ValueError for
+    certificates that cannot be used."""
     return Access(
         server=configuration.host.rstrip("/"),
         tls=_tls(configuration) if configuration.host.startswith("https") else None,
@@ -333,8 +337,9 @@ def environment_login(environment: Mapping[str, str]) -> Login:
 def find_login(
     environment: Mapping[str, str], kubeconfig: str, service_account: Path = SERVICE_ACCOUNT
 ) -> Login:
-    """Return the login for the kubeconfig at this path, which the official client reads. If the path is empty, return
-    the login for the files in `service_account`, which needs no client (docs/adr/0014)."""
+    """Return the login for the kubeconfig at this path, which the official client reads; proxies in `environment` are
+    not used then. If the path is empty, return the login for the files in `service_account`, which needs no client
+    (docs/adr/0014)."""
     if kubeconfig:
         return OfficialLogin(Path(kubeconfig))
     return ServiceAccountLogin(environment, service_account)

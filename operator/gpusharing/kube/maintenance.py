@@ -102,14 +102,14 @@ class MaintenanceIndex:
         return chosen
 
     def join(self, view: NodeView) -> NodeView:
-        """Return the node with its NodeMaintenance, which says more than the mark of the same operator on the Node;
-        unchanged if it has none."""
+        """Return `view` with the NodeMaintenance of its node, as `_joined` does; unchanged if the node has none."""
         maintenance = self.by_node().get(view.name)
         return _joined(view, maintenance) if maintenance is not None else view
 
     def join_all(self, nodes: Mapping[str, NodeView]) -> dict[str, NodeView]:
-        """Return a copy of `nodes`, by name, in which each node with a NodeMaintenance is joined to it. If neither has
-        changed since the last call, the same joined view is returned."""
+        """Return a copy of `nodes`, by name, in which each node with a NodeMaintenance is joined to it. A
+        NodeMaintenance that names no node in `nodes` is ignored. If neither has changed since the last call, the
+        same joined view is returned."""
         copy, joined = dict(nodes), {}
         for name, maintenance in self.by_node().items():
             if (view := nodes.get(name)) is None:
@@ -127,8 +127,8 @@ class MaintenanceIndex:
 
 
 def _joined(view: NodeView, maintenance: Maintenance) -> NodeView:
-    """Return the view with this maintenance. The view stays unchanged if the maintenance only waits while somebody
-    else is already working on the node."""
+    """Return the view with this maintenance, which takes the place of the marker found on the Node, because it says
+    more. The view stays unchanged if the maintenance only waits while somebody else is already working on the node."""
     if maintenance.waits and view.foreign_works:
         return view
     waits = maintenance.waits

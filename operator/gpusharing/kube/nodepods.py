@@ -52,9 +52,9 @@ class NodePods:
     ) -> None:
         """List the pods of each wanted node whose last LIST is old enough, update `work`, and forget the other nodes.
 
-        A LIST that ends late is used by the next call. One that was not sent or was refused with 429 leaves `work` as
-        it is, with its age. `proving` are the nodes to list first, because nothing else is missing to prove that they
-        are idle. `now` is the time of day at the moment `began` of the loop's clock.
+        A LIST that ends late is used by the next call. One that was not sent, or was refused with 429 while the last
+        one is valid, leaves `work` as it is, with its age. `proving` are the nodes to list first, because nothing else
+        is missing to prove that they are idle. `now` is the time of day at the moment `began` of the loop's clock.
 
         Raises:
             ExceptionGroup: an error that ends a pass, see Crew.
@@ -64,7 +64,8 @@ class NodePods:
             del self.work[name]
 
         async def read(node: str) -> None:
-            """List the pods of one node and store the result in `_lists`. Throttled is ignored."""
+            """List the pods of one node and store the result in `_lists`. Removes the node from `calls.unsure`.
+            Throttled is ignored."""
             self.calls.unsure.discard(node)
             with suppress(Throttled):  # not sent, or refused: the last LIST stays valid, with its age
                 # This read may have waited for others, so its LIST is dated with the time at which it begins.
@@ -98,8 +99,9 @@ class NodePods:
     async def _take(self, lists: Mapping[str, tuple[NodeWork, Scope]]) -> None:
         """Store finished LISTs in `work`. Nodes where a pod may have to leave also get the PodDisruptionBudgets.
 
-        If the budgets have not been answered yet, the LIST of such a node goes back to `_lists` for the next round. If
-        they cannot be listed, the node's `error` says why.
+        If the budgets have not been answered yet, the LIST of such a node is put back into `_lists` for the next
+        round. If they cannot be listed, the node's `error` says why, unless it has an error already. Raises as
+        `Budgets.find` does.
         """
         guarded = {
             node
@@ -117,8 +119,9 @@ class NodePods:
             self.work[node] = looked(self.work.get(node), now, self.sources.gpunodes.items.get(node), scope)
 
     async def _read(self, node: str, at: datetime) -> tuple[NodeWork, Scope]:
-        """List the pods of one node, and the gangs that they belong to. Return the result and the scope that it was
-        made for. If the pods cannot be listed, the result has the error. `at` is the time at which the LIST begins."""
+        """List the pods of one node, and the gangs that they belong to, anew unless the node is fenced. Return the
+        result and the scope that it was made for. If the pods cannot be listed, the result has the error. `at` is
+        the time at which the LIST begins. Raises as `_pods_of` and `Gangs.find` do."""
         scope, view = self._scope(node), self.sources.nodes.items.get(node)
         pods, error = await self._pods_of(node, scope, at)
         gangs = await self.gangs.find(pods, scope, at, anew=view is None or view.fence is None)

@@ -120,7 +120,8 @@ async def whole_list(
 
 
 def _next_limit(limit: int, took: float) -> int:
-    """Return how many objects to request after a page of `limit` objects that took `took` seconds; see SLOW."""
+    """Return how many objects to request after a page of `limit` objects that took `took` seconds: twice as many, up
+    to MOST_OBJECTS, if it took between SLOW and SLOWEST; otherwise, or if `limit` is higher, `limit`."""
     return max(limit, min(2 * limit, MOST_OBJECTS)) if SLOW < took < SLOWEST else limit
 
 

@@ -44,7 +44,7 @@ class DaemonSetView:
     """The parts that we use of one DaemonSet in the namespace of NVIDIA's components."""
 
     name: str
-    """Name of the DaemonSet; empty unless it is one of the chart."""
+    """Name of the DaemonSet; empty unless it is one of the chart, or runs mig-manager without the GPU Operator."""
     release: str
     """The Helm release, from its label."""
     plugin: bool
@@ -52,13 +52,13 @@ class DaemonSetView:
     discovery: bool
     """Whether it runs GPU Feature Discovery."""
     config_map: str
-    """Name of the ConfigMap that it mounts for config-manager; empty if it mounts none."""
+    """Name of the ConfigMap that it mounts for config-manager or mig-manager; empty if it mounts none."""
     default: str = ""
     """Name of the configuration for nodes without the label; empty if there is none."""
     mig_strategy: str = ""
     """MIG_STRATEGY of the device plugin's container; empty if that is not set, or there is no such container."""
     version: str = ""
-    """Tag of the device plugin's image; empty if it has only a digest, or there is no such container."""
+    """Tag of the device plugin's or mig-manager's image; empty if it has only a digest, or no such container runs."""
     tolerates_gate: bool = True
     """Whether its pods may start on a node with the start-up taint."""
     tolerations: str = "[]"
@@ -82,8 +82,10 @@ _OTHER = DaemonSetView("", "", False, False, "")
 
 
 def daemon_set_view(raw: JSON) -> DaemonSetView:
-    """Convert a raw DaemonSet. If it belongs neither to the chart nor to the GPU Operator's MPS daemon, and runs
-    neither NVIDIA's DRA driver nor a worker of Node Feature Discovery, the shared empty view is returned."""
+    """Convert a raw DaemonSet. The shared empty view is returned if it runs nothing that we read: the chart's device
+    plugin or GPU Feature Discovery, mig-manager without the GPU Operator, the GPU Operator's MPS daemon, NVIDIA's
+    DRA driver, or the worker of Node Feature Discovery. The GPU Operator's other DaemonSets count as running
+    nothing."""
     owners = entries(raw, "metadata", "ownerReferences")
     template = section(raw, "spec", "template", "spec")
     containers = {text(container, "name"): container for container in entries(template, "containers")}
@@ -154,7 +156,7 @@ def finder_state(daemon_set: JSON) -> FinderState | None:
 
 def _mps_daemon(raw: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
     """Convert the raw DaemonSet of the GPU Operator's MPS daemons. `containers` are the containers of its pod
-    template, by name."""
+    template, by name; MPS must be one of them."""
     daemon, uid = containers[MPS], text(raw, "metadata", "uid")
     return MpsDaemonView(
         version=_version(daemon),
@@ -221,8 +223,9 @@ def _variable(container: JSON, name: str) -> str:
 
 def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
     """Return what a ClusterPolicy would say, read from the DaemonSets of NVIDIA's chart among `sets`, or None if none
-    of them runs the chart's device plugin. It tolerates the start-up taint only if all DaemonSets of the chart do. If
-    several DaemonSets run mig-manager, the first by name counts. mig-manager is off unless it can be used."""
+    of them runs the chart's device plugin. It tolerates the start-up taint only if all DaemonSets of the chart do.
+    If several DaemonSets run the device plugin or mig-manager, the first by name counts. mig-manager is off unless
+    it can be used, and GPU Feature Discovery unless it reads the device plugin's ConfigMap."""
     views = sorted(sets, key=lambda row: row.name)
     chart = [row for row in views if row.plugin or row.discovery]
     plugin = next((row for row in chart if row.plugin), None)
@@ -258,7 +261,8 @@ def with_mps_daemon(policy: ClusterPolicyView, sets: Iterable[DaemonSetView]) ->
 
 def find_dra(sets: Iterable[DaemonSetView]) -> DraView:
     """Return NVIDIA's DRA driver among `sets`, and mig-manager without the GPU Operator. If several DaemonSets run the
-    same program, one that serves GPUs comes first, and then the first by name."""
+    same program, one that serves GPUs comes first, and then the first by name. A program that none of them runs
+    gives None or empty strings."""
     views = list(sets)
     drivers = sorted(
         (row.dra for row in views if row.dra is not None), key=lambda row: (not row.serves_gpus, row.name)
@@ -306,9 +310,9 @@ def gpu_server(raw: JSON) -> Server | None:
 
 
 async def find_gpu_operator(client: KubeClient, default: str) -> str:
-    """Return the namespace of the GPU Operator's pods: the one in ClusterPolicy's status, else that of a device plugin
-    owned by a ClusterPolicy, else `default`. If these objects do not exist or may not be read, `default` is returned;
-    other errors are raised."""
+    """Return the namespace of the GPU Operator's pods: the one in the status of a ClusterPolicy that is not ignored,
+    else that of a device plugin owned by a ClusterPolicy, else `default`. If these objects do not exist or may not
+    be read, `default` is returned; other KubeErrors are raised."""
     try:
         states = [section(raw, "status") for raw in await list_of(client, CLUSTER_POLICIES)]
         reported = [text(state, "namespace") for state in states if text(state, "state") != "ignored"]

@@ -37,7 +37,8 @@ class PodLookups:
         self, raws: Iterable[JSON], scope: Scope, now: datetime, *, namespaces: bool
     ) -> tuple[PodView, ...]:
         """Convert the raw pods of one node, with what other objects say about them. `namespaces` says whether the
-        labels of namespaces matter.
+        labels of namespaces matter. DaemonSets are read only for pods that hold a GPU, or for all pods if `scope`
+        covers all.
 
         A namespace is read if `scope` covers all pods, or if one of its pods holds a GPU. All of its pods then get the
         labels, because a rank without a GPU is judged with its gang (docs/design/drain.md#t13). Labels that cannot be
@@ -83,7 +84,8 @@ class PodLookups:
         return None if raw is None else interned(part(raw, "metadata", "labels"))
 
     async def _exists(self, resource: Resource, name: str, namespace: str) -> bool | None:
-        """Return whether an object exists, or None if we may not read it."""
+        """Return whether an object exists, or None if we may not read it. Raises other KubeErrors than NotFound and
+        Forbidden."""
         try:
             await self.client.get(resource, name, namespace=namespace)
         except NotFound:
@@ -93,7 +95,8 @@ class PodLookups:
         return True
 
     async def _get(self, resource: Resource, name: str, namespace: str | None) -> JSON | None:
-        """Return an object, or None if it is gone or we may not read it."""
+        """Return an object, or None if it is gone or we may not read it. Raises other KubeErrors than NotFound and
+        Forbidden."""
         try:
             return await self.client.get(resource, name, namespace=namespace)
         except (NotFound, Forbidden):

@@ -42,7 +42,8 @@ class PolicyCache:
 
     @property
     def dirty(self) -> bool:
-        """Whether the next pass has to list, because `touch` was called or the store went back."""
+        """Whether the next pass has to list, because `touch` was called, the last list failed, or a write has proven
+        that the store was restored from a backup."""
         return self._dirty or self._restores() > self._restores_seen
 
     def touch(self, name: str = "", resource_version: str = "") -> bool:
@@ -75,7 +76,11 @@ class PolicyCache:
 
     async def _list(self) -> dict[str, JSON]:
         """List the policies, and return them by name. Raises Unavailable if the list is older than what the server has
-        already shown. A second such list is accepted if a write has proven that the store went back."""
+        already shown, and other KubeErrors as `pages_of` does.
+
+        An older list is accepted if one was refused before and a write has proven that the store was restored from a
+        backup.
+        """
         listed: dict[str, JSON] = {}
         at_least, version = self._newest, ""
         async for page in pages_of(self._client, POLICIES):
@@ -97,7 +102,7 @@ class PolicyCache:
         """Store the policy that the server returned for our write, unless a newer version is known already or the
         policy is unknown.
 
-        Statuses are written beside the passes: an edit can be listed before the answer to an older write arrives.
+        Statuses are written alongside the passes: an edit can be listed before the answer to an older write arrives.
         """
         name = raw["metadata"]["name"]
         self._reached(_version(raw))
@@ -106,7 +111,7 @@ class PolicyCache:
             self._rebuild()
 
     def _reached(self, version: str) -> None:
-        """Record that the server has shown this version of the policies."""
+        """Record that the server has shown this version of the policies. `_newest` stays as it is if it is higher."""
         if not self._newest or newer(version, self._newest):
             self._newest = version
 
@@ -130,7 +135,8 @@ class PolicyCache:
         return str(metadata.get("resourceVersion", "")), tuple(metadata.get("finalizers") or ())
 
     def status(self, policy: str) -> Mapping[str, Any]:
-        """Return the status of a policy as last read or written; empty if it is unknown or has none."""
+        """Return the status of a policy as last read or written, not a copy; empty if the policy is unknown or has
+        none."""
         status: Mapping[str, Any] = self._raw.get(policy, {}).get("status") or {}
         return status
 

@@ -19,8 +19,9 @@ _COUNT = re.compile(r"\+?(\d{1,18})(k|M|G|Ki|Mi|Gi|m)?")
 
 
 def count(quantity: object) -> int | None:
-    """Return a Kubernetes quantity as a whole number, with fractions rounded up as the scheduler does. None if it
-    cannot be read or is negative."""
+    """Return a Kubernetes quantity as a whole number; thousandths (`m`) are rounded up as the scheduler does. None if
+    it is negative or cannot be read, as one with a decimal point, an exponent, or a suffix other than m, k, M, G,
+    Ki, Mi and Gi."""
     if isinstance(quantity, int) and not isinstance(quantity, bool):
         return quantity if quantity >= 0 else None
     if not isinstance(quantity, str):

@@ -3,8 +3,8 @@
 It is our own code because existing caches lose deletions: kopf 1.45 keeps objects that vanished in a 410 gap forever,
 and the informer of the official client keys by name without UID (docs/design/faults.md#d2, D3).
 
-A watch goes on from the moment of the first list as soon as its first page has arrived, and beside every later list. So
-a list need not show one moment (paging.py), and one that fails takes nothing away.
+A watch starts from the version of the first list as soon as its first page has arrived, and continues alongside every
+later list. So a list need not show one moment (paging.py), and one that fails takes nothing away.
 
 What holds at any time after `synced`:
 - an object that the server no longer has disappears at the next list at the latest (`relist_after`, and up to a fifth
@@ -41,8 +41,8 @@ RECHECK_AFTER = 30.0
 """Seconds until the kind is listed again, after a list that was older than the cache."""
 STALE_AFTER = 120.0
 """Seconds after which a view that is not known to be current is listed again, before the planner reports it as
-OLD_VIEW. After the store went back a watch is silent and nothing fails; the bookmarks of a quiet kind may lag behind
-its lists."""
+OLD_VIEW. After the store was restored from a backup, a watch is silent and nothing fails; the
+bookmarks of a quiet kind may lag behind its lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class CacheSettings:
     clock: Callable[[], float] = loop_time
     """Returns the present time in seconds; it never goes back."""
     restores: Callable[[], int] = int
-    """Returns how often a write has proven that the store went back; see LeaderLease."""
+    """Returns how often a write has proven that the store was restored from a backup; see LeaderLease."""
 
 
 DEFAULTS = CacheSettings()
@@ -142,18 +142,18 @@ class Reflector(Generic[View]):
     def accept(self, obj: JSON) -> None:
         """Store the object that the server returned for our write, without waiting for the watch.
 
-        An object that is older than the cached one, or was deleted since, is ignored.
+        An object that is older than the cached one, or was deleted in the meantime, is ignored.
         """
         self._views.apply(obj)
 
     def drop(self, name: str) -> None:
         """Drop the object of this name, because the server answered that it does not exist; the watch may not have
-        shown that yet."""
+        shown that yet. Does nothing if the object is unknown."""
         self._views.drop(name)
 
     async def run(self) -> None:
-        """List, watch, and list again, until canceled. Errors of the server are retried with a back-off and never
-        raised."""
+        """List, watch, and list again, until canceled. KubeErrors are retried with a back-off and never raised; any
+        other error ends both tasks and is raised."""
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._keep_listed())
@@ -164,8 +164,8 @@ class Reflector(Generic[View]):
     # --- the list ------------------------------------------------------------------------------------------
 
     async def _keep_listed(self) -> None:
-        """List whenever a list is due, forever. A list that fails is recorded and starts over after a pause; after a
-        404, discovery is asked whether the kind still exists."""
+        """List whenever a list is due, forever. A list that fails with a KubeError is recorded and starts over after a
+        pause; after a 404, discovery is asked whether the kind still exists."""
         pause = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
             with suppress(TimeoutError):
@@ -228,9 +228,11 @@ class Reflector(Generic[View]):
 
     def _begin(self, version: str) -> bool:
         """Record the version of a list when its first page has arrived, and watch from it if the watch has no place.
-        If a write has proven that the store went back, and the list before was already too old, the cache goes back to
-        this version. Return whether the list is still older than what the cache had seen when its first page was
-        requested."""
+        Return whether the list is older than what the cache had seen when its first page was requested.
+
+        If a write has proven that the store was restored from a backup, and the list before was already too old, the
+        cache goes back to this version, and the list does not count as older.
+        """
         older = newer(self._list_request[1], version)
         if older and self.doubted and self._restores() > self._restores_seen:
             self._go_back(version)
@@ -241,7 +243,8 @@ class Reflector(Generic[View]):
         return older
 
     def _go_back(self, version: str) -> None:
-        """Let every object that arrives from now on replace the cached one, because the store went back to `version`.
+        """Let every object that arrives from now on replace the cached one, because the store was restored from a
+        backup and is at `version` now.
 
         Until the next list is complete, the cache counts as incomplete. The watch continues from `version`.
         """
@@ -251,7 +254,7 @@ class Reflector(Generic[View]):
 
     def _end(self, *, older: bool) -> None:
         """Record that a list is complete, and schedule the next one: soon if this one was `older` than the cache, at
-        once if the store went back in the meantime."""
+        once if a write has proven in the meantime that the store was restored from a backup."""
         self.doubted, self._whole, self._absent_since = older, True, None
         if not older:
             self._restores_seen, self._current_at = (
@@ -274,7 +277,8 @@ class Reflector(Generic[View]):
 
     async def _keep_watched(self) -> None:
         """Watch from `_place`, and again after each watch ends; wait for a list if there is no place. After an error
-        that may have hidden changes, make a new list due. Never returns, and raises no KubeError."""
+        that may have hidden changes (Expired, Forbidden, NotFound or Invalid), make a new list due. Never returns,
+        and raises no KubeError."""
         pause = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
             await self._placed.wait()
@@ -350,8 +354,9 @@ class Reflector(Generic[View]):
             self._following.reschedule(loop_time())
 
     def renews(self) -> bool:
-        """Return whether the store went back since the last list. If it did, or if the view is too old, make a list
-        due."""
+        """Return whether a write has proven, since the last list that was not older than the cache, that the store was
+        restored from a backup. If so, make a list due. Also make one due if the view of a kind with bookmarks is
+        older than STALE_AFTER, unless the last list was older than the cache."""
         went_back = self._restores() > self._restores_seen
         silent = self._resource.bookmarks and not self.doubted and self.age > STALE_AFTER
         if went_back or silent:
@@ -372,8 +377,8 @@ class Reflector(Generic[View]):
             self._note(None)
 
     def _note(self, error: KubeError | None) -> None:
-        """Record why the cache does not follow the server, or None if it does. Calls `on_error` if the message has
-        changed."""
+        """Record why the cache does not follow the server, or None if it does. Calls `on_error` with the message,
+        which is empty for None, if it has changed."""
         self.error, text = error, "" if error is None else str(error) or repr(error)
         if text != self._error_text:
             self._error_text = text

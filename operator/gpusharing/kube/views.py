@@ -60,12 +60,13 @@ class Views(Generic[View]):
             self.newest = version
 
     def apply(self, obj: JSON, moment: str = "") -> None:
-        """Store the view of a raw object, unless the cache knows a newer version of it or its deletion. `on_change` is
-        called if the view differs from the one before. `moment` is the version of the list that the object is from;
-        empty if it is from an event or a write.
+        """Store the view of a raw object, unless the cache knows a newer version of the object, or its deletion. Calls
+        `on_change` if the object is new or its view has changed. `moment` is the version of the list that contains
+        the object; empty if it comes from an event or a write.
 
-        A complete list is right about its moment whatever the object's own version: a store that was restored under a
-        higher version (etcdutl --bump-revision) holds objects older than those that we knew.
+        An object in a list replaces the cached one if that is older than the list, even if its own version is lower: a
+        store that was restored under a higher version (etcdutl --bump-revision) holds objects older than the cached
+        ones.
         """
         metadata = obj["metadata"]
         uid, version = metadata["uid"], metadata["resourceVersion"]
@@ -96,28 +97,28 @@ class Views(Generic[View]):
             self._forget(name, version)
 
     def drop(self, name: str) -> None:
-        """Drop the object of this name, if it is known."""
+        """Drop the object of this name and call `on_change`, if it is known."""
         if name in self._known:
             self._forget(name, self.version(name))
 
     def keep_only(self, names: Collection[str], version: str) -> None:
         """Drop all objects except `names`, the objects in a complete list of this version. An object with a newer
-        version stays, because our own write created it after the list was taken. Calls `on_change` for each dropped
+        version stays, because our own write created it after the list was made. Calls `on_change` for each dropped
         object."""
         for name in [name for name in self._known if name not in names]:
             if not newer(self.version(name), version):
                 self._forget(name, version)
 
     def go_back(self, version: str) -> None:
-        """Let every object that comes from now on count as newer than the cached one, because the store went back to
-        `version`. The views stay."""
+        """Let every object that comes from now on count as newer than the cached one, because the store was restored
+        from a backup and is at `version` now. The views stay; remembered deletions are forgotten."""
         self._gone.clear()
         self._known = {name: (uid, OLDEST) for name, (uid, _) in self._known.items()}
         self.newest = version
 
     def _forget(self, name: str, version: str) -> None:
         """Drop an object that was deleted, or no longer matched the selection, at `version`; remember that, and call
-        `on_change`."""
+        `on_change`. The object must be known."""
         self._remember_gone(self._known.pop(name)[0], version)
         del self._views[name]
         self._on_change(name)

@@ -60,8 +60,8 @@ def answer_of(request: ApiRequest, raw: bytes) -> JSON:
 
 
 def event_of(request: ApiRequest, line: bytes) -> WatchEvent:
-    """Return the event in one line of a watch. Raises the error that an ERROR event holds; a line that is not a valid
-    event is treated as such an error."""
+    """Return the event in one line of a watch. Raises the error that an ERROR event holds; a JSON object that is not a
+    valid event is treated as such an error. Raises Unavailable as `parsed` does."""
     event = parsed(request, line)
     kind = event.get("type")
     if kind not in _EVENT_TYPES or not isinstance(part(event, "object", "metadata"), dict):
