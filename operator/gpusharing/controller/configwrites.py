@@ -15,8 +15,9 @@ LABELS = {names.LABEL_MANAGED_BY: names.MANAGED_BY}
 
 
 def plugin_patch(action: WriteConfig, stack: StackView, now: datetime) -> JSON | None:
-    """Return the merge patch for the device-plugin ConfigMap, or None if nothing has to be written. A patch is
-    returned also if the ConfigMap does not exist and has no entries."""
+    """Return the merge patch for the device-plugin ConfigMap, or None if nothing has to be written. Entries that are
+    no longer wanted are set to null. A patch is returned also if the ConfigMap does not exist, a ConfigMap lacks
+    our label, or the time of an entry is not recorded; then it may have no entries."""
     present, wanted = stack.plugin_configs, action.plugin_configs
     data: dict[str, str | None] = {key: text for key, text in wanted.items() if present.get(key) != text}
     same = wanted.keys() - data.keys()
@@ -27,7 +28,8 @@ def plugin_patch(action: WriteConfig, stack: StackView, now: datetime) -> JSON |
 
 
 def mig_patch(action: WriteConfig, stack: StackView, now: datetime) -> JSON | None:
-    """Return the merge patch for the mig-parted ConfigMap, or None if nothing has to be written."""
+    """Return the merge patch for the mig-parted ConfigMap, or None if nothing has to be written. A patch without
+    entries is returned if only a label of ours or the time of an entry is missing."""
     wanted, present = migfile.parse(action.mig_file), migfile.parse(stack.mig_file)
     data = {MIG_KEY: action.mig_file} if action.mig_file != stack.mig_file else {}
     if not data and _is_marked(wanted, stack):

@@ -49,7 +49,8 @@ class PolicyWatch:
 
     async def run(self) -> None:
         """Run kopf again and again until canceled, with a growing wait in between. Errors of kopf and of the API
-        server are stored in `error`, and logged if they differ from the one before."""
+        server are stored in `error`, and logged if they differ from the one before. Each time kopf has stopped,
+        `touch` is called for all policies."""
         while True:
             began = loop_time()
             try:

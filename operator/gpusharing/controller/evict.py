@@ -63,10 +63,10 @@ class Evictor:
     async def send(self, action: Evict | ForceDelete) -> bool:
         """Evict or delete a pod. Return True if the server accepted that now, else False. Every answer is remembered
         in `calls`, a refusal is reported to `on_action`, and a new reason for refusing and a forced deletion are
-        logged.
+        logged. If the pod is gone, that is reported but not logged.
 
-        Nothing is sent if the server has already accepted this, whatever the plan says. Raises a KubeError that
-        concerns all calls.
+        Nothing is sent, and False is returned, if the server has already accepted this, whatever the plan says. A call
+        that is held back also gives False, and is not remembered. Raises a KubeError that concerns all calls.
         """
         if is_accepted(self.calls.evictions.get(action.node, {}).get(action.uid)):
             return False
@@ -100,8 +100,8 @@ class Evictor:
         return False
 
     def _call(self, action: Evict | ForceDelete) -> Awaitable[None]:
-        """Send the call for an action. Both kinds of call name the UID, so that a new pod with the same name is
-        safe."""
+        """Return the call for an action, to be awaited. Both kinds of call name the UID, so that a new pod with the
+        same name is safe."""
         space, name, uid = action.namespace, action.name, action.uid
         if isinstance(action, Evict):
             return self.client.evict(space, name, uid)
@@ -109,8 +109,9 @@ class Evictor:
 
     async def _ask(self, action: Evict | ForceDelete) -> tuple[Reason, str, float | None]:
         """Send the call, and return the reason that its answer stands for, the server's message, and the seconds that
-        it asks us to wait, or None. If the call got no answer, the node is added to `calls.unsure`. Raises HeldBack,
-        and errors that concern all calls."""
+        it asks us to wait, or None. A pod that is gone or was replaced gives PODS_LEAVING without a message, unless
+        LISTs keep showing it. If the call got no answer, the node is added to `calls.unsure`. Raises HeldBack, and
+        errors that concern all calls."""
         retry_after: float | None = None
         done, failed = Reason.EVICTED, Reason.EVICTION_ERROR
         if isinstance(action, ForceDelete):

@@ -176,7 +176,8 @@ class Executor:
     ) -> set[str]:
         """Make the shared writes in order. Return what is blocked because a write was not made: the names of policies
         whose nodes may not be fenced, `*` for the nodes of all policies, and the subjects of the writes, such as
-        CLAIMS, which blocks points of no return.
+        CLAIMS, which blocks points of no return. SetPointers and RepairMps block nothing. Without a WriteConfig
+        among `actions`, `calls.write_error` is emptied.
 
         A ConfigMap that the server refused blocks only its own nodes (`transition/gates.py`, PROPAGATION). One that is
         still being written may lose an entry, so then no node is fenced.
@@ -195,8 +196,9 @@ class Executor:
         return blocked
 
     async def _write_one(self, action: Action, snapshot: ClusterSnapshot, outcome: Outcome) -> bool:
-        """Make one shared write, and return whether the server accepted it by now. A write that hangs does not hold up
-        the nodes in flight: it is awaited for SHARED_PATIENCE seconds at most."""
+        """Make one shared write, and return whether the server accepted it by now; False without a call while calls
+        about its subject are suspended. A write that hangs does not hold up the nodes in flight: it is awaited for
+        SHARED_PATIENCE seconds at most."""
         subject, before = subject_of(action), outcome.done
         if self._is_suspended(subject):
             return False
@@ -222,11 +224,12 @@ class Executor:
         blocked: set[str],
         outcome: Outcome,
     ) -> None:
-        """Carry out the actions of one node in order, as long as the node is unchanged since they were decided. Stops
-        at the first action that fails or has to wait for a shared write.
+        """Carry out the actions of one node in order, as long as the node has not changed since they were decided.
+        Stops at the first action that fails or has to wait for a shared write.
 
         The cache may have moved on since the decision, and with it the version that a conditional write names: without
-        this check, a cordon that arrived in the meantime would be overridden without a 409.
+        this check, a cordon that arrived in the meantime would be overridden without a 409. After a patch of ours the
+        node is no longer compared.
         """
         decided_on = snapshot.nodes.get(node)
         for action in actions:
@@ -248,8 +251,9 @@ class Executor:
     async def _attempt(
         self, subject: str, action: Action, snapshot: ClusterSnapshot, outcome: Outcome
     ) -> KubeError | None:
-        """Carry out an action, and record its success or failure under `subject`. Return the error if it failed, else
-        None. Raises errors that concern all calls."""
+        """Carry out an action, and record its success or failure under `subject`. If the server changed something, the
+        action is counted in `outcome` and reported to `on_action`. Return the error if it failed, else None. Raises
+        errors that concern all calls."""
         try:
             changed = await self._perform(action, snapshot)
         except FATAL:

@@ -36,7 +36,7 @@ class Health:
 
     def dead(self) -> dict[str, str]:
         """Return the problems that only a restart can solve: a message for each part that has one, by the name of the
-        part."""
+        part; empty if there is none."""
         problems = {}
         still = self.clock() - self.loop.progress.last
         if still > STUCK:

@@ -111,8 +111,8 @@ class Idleness:
         self.complaints.begins("lease", event, type(error).__name__, error=why)
 
     def _log_sources(self, missing: Mapping[str, str]) -> None:
-        """Log the sources in `missing` that cannot be read, again only when a further one is added, and once when all
-        can be read. Sources that were merely not listed yet are ignored."""
+        """Log the sources in `missing` that cannot be read, again only when a further one is added, and once when
+        `missing` is empty. Sources that were merely not listed yet are not logged."""
         refused = {name: why for name, why in missing.items() if why != NOT_YET}
         self._refused |= refused.keys()
         if refused:

@@ -80,8 +80,9 @@ class Loop(LoopParts):
 
     async def _pass(self) -> datetime | None:
         """Run one pass, unless the operator must be idle or the API server asks us to wait. Return when the next one
-        is due at the latest, or None if only an event or the regular interval can start it. A pass that fails with a
-        KubeError or a lost Lease is logged, and tried again after RETRY seconds."""
+        is due at the latest, or None if only an event or the regular interval can start it. A pass that fails with
+        a KubeError or a lost Lease is logged, and tried again after RETRY seconds. After an error that concerns all
+        calls, policies and pods are listed anew."""
         self.wake.clear()
         if self._idleness.lasts():
             return self.now() + timedelta(seconds=RETRY / 4)
@@ -108,7 +109,8 @@ class Loop(LoopParts):
         return self.now() + timedelta(seconds=RETRY)
 
     def _ended_by(self, group: BaseExceptionGroup[Exception]) -> None:
-        """Log the first error in the group that ended a pass."""
+        """Log the first error in the group that ended a pass, unless the last pass was ended by an error of the same
+        type."""
         error = first_of(group)
         self._complaints.begins(
             "pass",
@@ -122,7 +124,8 @@ class Loop(LoopParts):
         known.
 
         That time is now if one of our writes was accepted, or if the plan wants the pods of a node that were not
-        listed. Raises a group of errors that concern all calls, and no other error of the API server.
+        listed, but RETRY seconds from now while the policies may be out of date. Raises Unavailable if the policies
+        have never been listed, and a group of errors that concern all calls, but no other error of the API server.
         """
         seconds: dict[str, float] = {}
         unseen = self.executor.under_way()

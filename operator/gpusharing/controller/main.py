@@ -182,7 +182,7 @@ def _lost() -> None:
 
 async def _until_signalled(lease: LeaderLease, loop: Loop, watch: PolicyWatch) -> None:
     """Run the loop, the watch and the Lease until a signal arrives or one of them ends; then stop all of them, the
-    Lease last. Raises the error of a part that failed."""
+    Lease last. Raises the error of a part that ended first; errors during the stop are dropped."""
     stop = asyncio.Event()
     running = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -243,8 +243,9 @@ class Metrics(Observer):
         self.actions.labels(type(action).__name__, result).inc()
 
     def changed(self, before: Verdict | None, after: Verdict) -> None:
-        """Count the phase that a node enters, how long it was in the phase before, and how often its MPS clients ended.
-        Does nothing for a new node. See Observer."""
+        """Count the phase that a node enters, how long it was in the phase before, and how often its MPS clients
+        ended. Does nothing for a new node. The counters by policy count only policies of the last pass. See
+        Observer."""
         if before is not None and after.lapses is not None and after.policy in self._policies:
             self.lapses.labels(after.policy).inc(after.lapses.since(before.lapses))
         if before is not None and before.phase is not after.phase:
@@ -302,7 +303,8 @@ def _prices(plan: RolloutPlan) -> dict[tuple[str, ...], float]:
 
 
 def _unhealthy_reasons(policy: str, verdict: Verdict) -> list[tuple[str, str]]:
-    """Return the policy and the reason as the only pair if the node has an unhealthy GPU, else an empty list."""
+    """Return the policy and the reason as the only pair if the node has an unhealthy GPU, else an empty list. The list
+    is also empty if the health of its GPUs is not known."""
     health = verdict.health
     return [] if health is None or is_healthy(health) else [(policy, str(health.reason))]
 

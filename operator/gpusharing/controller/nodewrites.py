@@ -82,9 +82,9 @@ class NodeWrites:
         self.sources.gpunodes.accept(raw)
 
     async def _new_gpunode(self, action: EnsureGPUNode, spec: JSON) -> JSON:
-        """Create a GPUNode that the Node owns, and return it. If one was created for this Node before, the Node is
-        read first. A slow watch may not have shown yet that the Node is gone; Kubernetes would then delete the object
-        at once, and we would create it again as fast as we can.
+        """Create a GPUNode that the Node owns, record that in `_created`, and return it. If one was created for this
+        Node before, the Node is read first. A slow watch may not have shown yet that the Node is gone; Kubernetes
+        would then delete the object at once, and we would create it again as fast as we can.
 
         Raises NotFound if that Node is gone or was replaced by another one of its name.
         """
@@ -99,9 +99,9 @@ class NodeWrites:
 
     async def restart(self, action: RestartOperand) -> bool:
         """Delete a mig-manager pod, so that it is restarted. It is deleted only once, because the watch may not have
-        shown yet that the pod is being deleted. Return whether the server accepted the deletion now. Raises NotFound
-        or Conflict once the server has said ODD_AFTER times that the pod is gone, although the watch still shows it.
-        """
+        shown yet that the pod is being deleted. Return whether the server accepted the deletion now; False also if
+        it says that the pod is gone. Raises NotFound or Conflict once it has said so ODD_AFTER times, although the
+        watch still shows the pod."""
         if action.uid in self._deleted:
             return False
         try:

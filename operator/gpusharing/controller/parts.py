@@ -1,4 +1,4 @@
-"""The parts of a loop, which read and write but decide nothing, and two periodic tasks beside its passes."""
+"""The parts of a loop, which read and write but decide nothing, and two periodic tasks alongside its passes."""
 
 import asyncio
 from collections.abc import Callable

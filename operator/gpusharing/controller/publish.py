@@ -194,7 +194,8 @@ class Publisher:
 
     def _notice(self, verdict: Verdict, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> None:
         """Record that the transition of a node may have to be written. If its verdict changed, report that to
-        `on_verdict`, and log and queue its Events."""
+        `on_verdict`, log and queue its Events, and remember its change if it is draining pods, so that each drain
+        is reported once."""
         before = self._verdicts.get(verdict.node)
         self._unwritten.add(f"node/{verdict.node}")
         if before != verdict:
@@ -267,7 +268,7 @@ class Publisher:
 
     def _hold(self, key: str, now: datetime, lag: timedelta) -> datetime | None:
         """Return when the change of the object `key` may be written, or None if it may be written now. It may be
-        written `lag` after it was first noticed."""
+        written `lag` after it was first noticed, a time that is recorded in `_due`."""
         due = self._due.setdefault(key, now + lag)
         return due if due > now else None
 
@@ -275,7 +276,8 @@ class Publisher:
         self, key: str, now: datetime, resource: Resource, body: JSON, accept: Callable[[JSON], None]
     ) -> datetime | None:
         """Patch the status of the object named by `key`, and pass the server's answer to `accept`. Return when to try
-        again after a refusal, or None if the status was written or the object is gone."""
+        again after a refusal, or None if the status was written or the object is gone. Raises errors that concern
+        all calls."""
         try:
             name = key.partition("/")[2]
             accept(await self.client.patch(resource, name, body, subresource="status"))
@@ -288,8 +290,9 @@ class Publisher:
         return None
 
     def _refusal(self, key: str, event: str, error: Exception, now: datetime) -> datetime:
-        """Record a refusal, log `event` once, and return when to try again; the wait doubles with each refusal in a
-        row. A call that was held back is neither recorded nor logged. Raises errors that concern all calls."""
+        """Record a refusal, log `event` unless the last refusal of this object was of the same kind, and return when
+        to try again; the wait doubles with each refusal in a row. A call that was held back is neither recorded nor
+        logged. Raises `error` if it concerns all calls."""
         if isinstance(error, ServerAway | Unauthorized):
             raise error
         if isinstance(error, HeldBack):
@@ -336,7 +339,8 @@ class Publisher:
 
     async def _post_events(self, now: datetime) -> datetime | None:
         """Post the pending Events, oldest first. Return when to try again after a failure, or None if all were posted.
-        An Event that the server rejects as invalid is logged and dropped."""
+        An Event that the server rejects as Invalid or NotFound is logged and dropped. Raises errors that concern
+        all calls."""
         while self._pending_events:
             body = self._pending_events[0]
             try:

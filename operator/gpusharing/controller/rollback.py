@@ -26,8 +26,8 @@ CRD = POLICIES.full_name
 
 
 async def ask(client: KubeClient, release: str, namespace: str) -> HookAnswer:
-    """Return whether the release may be rolled back, and the reason. If something cannot be read, the answer is no,
-    with the error."""
+    """Return whether the release may be rolled back, and the reason. If the CRD does not exist, the answer is yes. If
+    something cannot be read, it is no, with the error."""
     try:
         crd = await client.get(CUSTOM_RESOURCE_DEFINITIONS, CRD)
         policies = await list_of(client, POLICIES)
@@ -52,8 +52,8 @@ def _served(crd: JSON) -> JSON:
 
 
 async def _run(environment: Mapping[str, str]) -> HookAnswer:
-    """Return the answer of `ask` for the release that the environment names, with the credentials of the
-    environment."""
+    """Return the answer of `ask` for the release that the environment names, with the credentials of the environment.
+    Raises KeyError if GPUSHARING_RELEASE or GPUSHARING_NAMESPACE is not set."""
     login = environment_login(environment)
     async with HttpClient(login, name="gpusharing-rollback") as client:
         return await ask(client, environment["GPUSHARING_RELEASE"], environment["GPUSHARING_NAMESPACE"])

@@ -128,7 +128,7 @@ def default_text(value: object) -> str:
 
 
 def _variables(kind: type) -> dict[str, str]:
-    """Return the field names of a settings class by the names of their variables, without the prefix."""
+    """Return the field names of a settings class, except `plan`, by the name of their variable without the prefix."""
     return {item.name.upper(): item.name for item in fields(kind) if item.name != "plan"}
 
 

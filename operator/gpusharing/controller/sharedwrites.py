@@ -72,8 +72,8 @@ class SharedWrites:
             await self._apply(settings.mig_config_map, body, {MIG_KEY: action.mig_file}, namespace)
 
     async def _apply(self, name: str, body: JSON, data: Mapping[str, str], namespace: str) -> None:
-        """Patch a ConfigMap with `body`, or create it with all of its `data` if it does not exist (any more). Logs the
-        write and stores the answer in the cache.
+        """Patch a ConfigMap with `body`, or create it with all of its `data` if it does not exist (any more). Names it
+        in `writing`, logs the write and stores the answer in the cache.
 
         A ConfigMap that somebody else created a moment ago may have other entries, so it is not patched before it has
         been read: creating it then raises AlreadyExists.
@@ -142,7 +142,8 @@ class SharedWrites:
         )
 
     async def set_finalizer(self, action: SetFinalizer) -> None:
-        """Add our finalizer to a policy, or remove it. Nothing is written if that is already done.
+        """Add our finalizer to a policy, or remove it. Nothing is written if that is already done, or if the policy
+        whose finalizer is to be removed no longer exists.
 
         If the policy has changed since it was read, the finalizer is still added, because that hinders nobody. It is
         not removed, because the change may be the very deletionPolicy that needs it; the next pass decides again.

@@ -40,8 +40,8 @@ def boot_time() -> float:
     """Return the seconds of a clock that cannot be set and that advances while the machine sleeps, where there is one.
 
     Linux: CLOCK_BOOTTIME (clock_gettime(2)). macOS: CLOCK_MONOTONIC, which there goes on in sleep, unlike the
-    mach_absolute_time behind Python's `time.monotonic` (its clock_gettime(3)). Elsewhere: `time.monotonic`, of which
-    Python does not say whether it counts sleep.
+    mach_absolute_time behind Python's `time.monotonic` (its clock_gettime(3)). Elsewhere: `time.monotonic`; Python
+    does not say whether it advances in sleep.
     """
     if hasattr(time, "CLOCK_BOOTTIME"):
         return time.clock_gettime(time.CLOCK_BOOTTIME)

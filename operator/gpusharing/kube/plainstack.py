@@ -188,8 +188,8 @@ def lone_restarts(pod: JSON) -> tuple[int, str]:
 
 def signal(raw: JSON, program: str) -> JSON:
     """Return a merge patch for a raw DaemonSet of MPS daemons that sets PROCESS_TO_SIGNAL of its config-manager to
-    `program`. The patch repeats all containers, because a merge patch replaces lists, and holds only for this version
-    of the DaemonSet."""
+    `program`, if it has that variable. The patch repeats all containers, because a merge patch replaces lists, and
+    is conditional on this version of the DaemonSet."""
     containers = [
         _signalling(one, program) if text(one, "name") == MANAGER else one
         for one in entries(raw, "spec", "template", "spec", "containers")

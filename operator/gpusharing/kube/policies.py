@@ -111,7 +111,7 @@ class PolicyCache:
             self._rebuild()
 
     def _reached(self, version: str) -> None:
-        """Record that the server has shown this version of the policies. `_newest` stays as it is if it is higher."""
+        """Record that the server has shown this version of the policies, unless `_newest` is higher."""
         if not self._newest or newer(version, self._newest):
             self._newest = version
 

@@ -105,8 +105,8 @@ class OurConfigMaps:
         return bool(config_map.data) and not config_map.ours
 
     def written(self, now: datetime) -> dict[str, datetime]:
-        """Return when the entries of both ConfigMaps were written, by key, as far as that is known at `now`
-        (`known_times`)."""
+        """Return when the entries of both ConfigMaps were written, by key. Times that are not known, or that `now`
+        shows to be wrong (`known_times`), are left out."""
         return known_times(self._times, now)
 
 

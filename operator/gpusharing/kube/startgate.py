@@ -47,8 +47,8 @@ def tolerates(tolerations: Sequence[JSON]) -> bool:
 
 
 def operand_tolerations(cluster_policy: JSON) -> list[JSON]:
-    """Return the tolerations that NVIDIA's operands have under this ClusterPolicy: its own list, else the GPU
-    Operator's default."""
+    """Return the tolerations that NVIDIA's operands have under this ClusterPolicy: its own list unless that is missing
+    or empty, else the GPU Operator's default."""
     return entries(cluster_policy, "spec", "daemonsets", "tolerations") or [GPU_TOLERATION]
 
 

@@ -55,7 +55,7 @@ class Views(Generic[View]):
         return self._known.get(name, ("", ""))[1]
 
     def reached(self, version: str) -> None:
-        """Record that the server has shown this version."""
+        """Record that the server has shown this version, unless `newest` is higher."""
         if not self.newest or newer(version, self.newest):
             self.newest = version
 
