@@ -187,7 +187,8 @@ def policy_view(raw: JSON) -> PolicyView:
 
 
 def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
-    """Convert NVIDIA's raw ClusterPolicy. Missing or malformed fields become empty values."""
+    """Convert NVIDIA's raw ClusterPolicy. Missing or malformed fields become empty values. The MPS daemon, which no
+    ClusterPolicy describes, is left out; see `with_mps_daemon`."""
     spec, tolerations = section(raw, "spec"), operand_tolerations(raw)
     annotations = texts(part(raw, "metadata", "annotations"))
     return ClusterPolicyView(

@@ -79,7 +79,8 @@ def _grace(raw: JSON) -> int:
 
 
 def resource_claim_names(raw: JSON) -> tuple[str | None, ...]:
-    """Return the names of a pod's ResourceClaims (G3, G4, G9), with None for each one that was not generated yet.
+    """Return the names of a pod's ResourceClaims (G3, G4, G9), with None for each one that was not generated yet. The
+    ResourceClaim behind an extended resource comes last.
 
     An entry whose status names no ResourceClaim on purpose (`resourceClaimName` null) needs none and is left out.
     """

@@ -141,7 +141,7 @@ class LeaderLease:
         Raises:
             LeaseLost: another process holds the Lease, or we missed the deadline; `on_lost` was called.
             Conflict: the Lease kept changing; try again in the next pass.
-            KubeError: the server could not be reached, or refused the write.
+            KubeError: the server refused the write, could not be reached, or took longer than half the deadline.
         """
         try:
             # A slow renewal may come first. It has its own limit, and leaves this write its whole time.

@@ -69,7 +69,7 @@ class PodLookups:
         return uses
 
     async def _with_owner(self, pod: PodView, now: datetime) -> PodView:
-        """Return the pod with whether its DaemonSet still exists, or None where we may not read it
+        """Return the pod with `owner.exists` set: whether its DaemonSet still exists, or None where we may not read it
         (docs/design/drain.md#p3, P5). A pod without a DaemonSet is returned unchanged."""
         owner = pod.owner
         if owner is None or owner.kind != "DaemonSet" or not owner.api_version.startswith("apps/"):

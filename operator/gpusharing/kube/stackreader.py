@@ -183,7 +183,8 @@ class StackReader:
         return find_serving(sources.nodes.items, sources.gpunodes.items, agents, daemons, view)
 
     def _dra(self, sets: Iterable[DaemonSetView]) -> DraView:
-        """Return NVIDIA's DRA driver among these DaemonSets, with what it publishes."""
+        """Return NVIDIA's DRA driver among these DaemonSets, with what it publishes for each node or why that cannot
+        be read, and with the nodes whose GPUs are served twice."""
         slices = self.sources.resource_slices
         devices = node_devices(slices.items.values())
         doubles = find_doubles(self.sources.nodes.items, devices)
