@@ -41,7 +41,8 @@ def mig_patch(action: WriteConfig, stack: StackView, now: datetime) -> JSON | No
 
 
 def _is_marked(wanted: Iterable[str], stack: StackView) -> bool:
-    """Whether both ConfigMaps have our label, and the time of writing is recorded for each of the `wanted` entries."""
+    """Whether our ConfigMaps, as far as they exist, have our label, and the time of writing is recorded for each of
+    the `wanted` entries."""
     return stack.marked and stack.written.keys() >= set(wanted)
 
 

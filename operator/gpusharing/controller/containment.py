@@ -116,7 +116,8 @@ class PolicyWatch:
         await follow_policies(credentials, touch, sessions, self.running)
 
     async def _credentials(self) -> tuple[Access, str | None]:
-        """Return how to reach the API server, and the value of the Authorization header or None."""
+        """Return how to reach the API server, and the value of the Authorization header or None. Raises Unauthorized
+        if there are no credentials."""
         return await self._login.access(), await self._login.token()
 
 

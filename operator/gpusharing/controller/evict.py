@@ -146,7 +146,7 @@ class Evictor:
 
 def _unseen(memories: Mapping[str, EvictionMemory], work: NodeWork | None) -> dict[str, EvictionMemory]:
     """Return the accepted evictions in `memories`, by UID of the pod, whose end no LIST of the node's pods has shown
-    yet."""
+    yet. A LIST that failed shows nothing."""
     listed_at = work.listed_at if work is not None and not work.error else None
     return {
         uid: memory

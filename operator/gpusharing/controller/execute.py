@@ -162,8 +162,9 @@ class Executor:
         return failure is not None and failure.holds(self.now())
 
     def _forget_failures(self, plan: RolloutPlan) -> None:
-        """Forget the failures of calls that the plan no longer contains, and the GPUNodes created for Nodes that are
-        gone."""
+        """Forget the failures of shared writes that the plan does not contain, and those about nodes that it does not
+        contain or that need no write any more (`is_moot`), unless a call about them is under way. Also forget the
+        GPUNodes created for Nodes that are gone."""
         self._nodes.forget(plan.verdicts)
         wanted = {subject_of(action) for action in plan.shared}
         for subject in self.calls.failures.keys() - wanted - self.crew.busy:

@@ -68,11 +68,11 @@ def application(health: Health) -> web.Application:
     """Return the web application that serves /healthz and /readyz."""
 
     async def healthz(_: web.Request) -> web.Response:
-        """Answer with the problems that only a restart can solve."""
+        """Answer 503 with the problems that only a restart can solve, or 200 if there is none."""
         return _answer(health.dead())
 
     async def readyz(_: web.Request) -> web.Response:
-        """Answer with the reasons why the operator cannot decide."""
+        """Answer 503 with the reasons why the operator cannot decide, or 200 if there is none."""
         return _answer(health.unready())
 
     app = web.Application()

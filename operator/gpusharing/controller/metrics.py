@@ -283,8 +283,8 @@ def _is_drifted(member: Member) -> bool:
 
 
 def _gpus_by_mode(plan: RolloutPlan, snapshot: ClusterSnapshot) -> dict[tuple[str, ...], float]:
-    """Return how many GPUs the agents on the nodes of each policy report, by policy and mode. Policies that cannot be
-    read are left out."""
+    """Return how many GPUs the agents on the nodes of each policy report, by policy and mode. A node without a report
+    counts as 0 GPUs. Policies whose spec is invalid are left out."""
     counts = {
         name: len(one.observed.gpus) for name, one in snapshot.gpunodes.items() if one.observed is not None
     }

@@ -68,7 +68,7 @@ class NodeWrites:
 
     async def ensure_gpunode(self, action: EnsureGPUNode) -> None:
         """Write the request to the agent into the node's GPUNode, and create the GPUNode if it does not exist. The
-        server's answer is stored in the cache."""
+        server's answer is stored in the cache. Raises NotFound as `_new_gpunode` does."""
         spec = {"request": {"id": action.request_id, "quiet": action.quiet}}
         try:
             if self.sources.gpunodes.resource_version(action.node):

@@ -36,8 +36,8 @@ TRIES = 3
 
 
 def subject_of(action: Action) -> str:
-    """Return the name under which failures of a shared write are recorded: that of the policy, CLAIMS, CLUSTER_POLICY,
-    MPS_DAEMON_SET or CONFIG_MAPS."""
+    """Return the name under which failures of a shared write are recorded: that of the policy, CLAIMS, CLUSTER_POLICY
+    or MPS_DAEMON_SET, and CONFIG_MAPS for every other action."""
     match action:
         case SetFinalizer():
             return policy_subject(action.policy)
@@ -92,7 +92,8 @@ class SharedWrites:
         self.sources.config_maps.accept(raw)
 
     async def set_pointers(self, action: SetPointers) -> None:
-        """Set the pointers of a ClusterPolicy to our ConfigMaps with one patch, and log that. Raises Conflict if the
+        """Set the pointers of a ClusterPolicy to our ConfigMaps, and add them to the annotation that lists those that
+        we have set, with one patch; log that and store the answer in the cache. Raises Conflict if the
         ClusterPolicy has changed since the decision; the next pass decides again."""
         name, cache = action.policy.name, self.sources.cluster_policies
         # The cache holds only the ClusterPolicy; the view's MPS daemon was added from a DaemonSet for the decision.

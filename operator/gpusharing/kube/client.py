@@ -258,8 +258,9 @@ class KubeClient(ABC):
         namespace: str | None = None,
         subresource: str | None = None,
     ) -> JSON:
-        """Send a JSON merge patch, and return the object as it is now. If the body contains metadata.resourceVersion,
-        the patch is conditional and raises Conflict if the object has changed since."""
+        """Send a JSON merge patch, and return the object as it is now. Raises NotFound if it does not exist. If the
+        body contains metadata.resourceVersion, the patch is conditional and raises Conflict if the object has
+        changed since that version."""
         request = ApiRequest("patch", resource, subresource, namespace=namespace, name=name, body=body)
         return await self.call(request)
 
@@ -272,8 +273,8 @@ class KubeClient(ABC):
         uid: str,
         grace: int | None = None,
     ) -> None:
-        """Delete the object with this `uid`. Raises Conflict if the name belongs to an object with another UID.
-        `grace` is in seconds; None uses the object's own grace period."""
+        """Delete the object with this `uid`. Raises NotFound if it does not exist, and Conflict if the name belongs to
+        an object with another UID. `grace` is in seconds; None uses the object's own grace period."""
         options: JSON = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
         if grace is not None:
             options["gracePeriodSeconds"] = grace

@@ -74,7 +74,7 @@ class SliceView:
 
 
 def slice_view(raw: JSON) -> SliceView:
-    """Convert a raw ResourceSlice."""
+    """Convert a raw ResourceSlice. Missing or malformed parts become empty or 0."""
     pool = section(raw, "spec", "pool")
     return SliceView(
         pool=text(pool, "name"),

@@ -322,7 +322,8 @@ def _decode(kind: type[Record], data: JSON) -> Record:
 
 def _complaint(error: ValidationError, ours: JSON) -> str:
     """Return a message about the first key that pydantic rejects, named as in the annotation, such as `deadline is
-    missing`. `ours` holds the known keys of the record, whose value the message quotes."""
+    missing`; if it rejects the record as a whole, the message names no key. `ours` holds the known keys of the
+    record, whose value the message quotes."""
     first = error.errors(include_url=False)[0]
     if not first["loc"]:
         return f"it cannot be read ({first['msg']})"

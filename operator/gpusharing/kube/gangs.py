@@ -77,9 +77,9 @@ class _Known:
         return bool(self.error) or all(gang in self.members for gang in gangs)
 
     def view(self, gang: Gang, labels: Mapping[str, str] | None) -> GangView:
-        """Return the view of one gang, with its members sorted by node and name, or with the error of the LIST.
-        `labels` are the labels of the gang's namespace, which are set on each member; None leaves the members as they
-        are."""
+        """Return the view of one gang, with its members sorted by node and name, and marked as partial if the LIST was
+        cut off; or without members and with the error of the LIST. `labels` are the labels of the gang's namespace,
+        which are set on each member; None leaves the members as they are."""
         if self.error:
             return GangView(gang, error=self.error)
         members = self.members.get(gang, ())

@@ -321,7 +321,8 @@ def _access(configuration: Any, environment: Mapping[str, str]) -> Access:
 
 
 def _tls(configuration: Any) -> Any:
-    """Return the TLS context that the official transport creates for this configuration; no connection is opened."""
+    """Return the TLS context that the official transport creates for this configuration; no connection is opened.
+    Raises OSError or ValueError for certificates that cannot be used."""
     from kubernetes.aio.client.rest import RESTClientObject
 
     return RESTClientObject(configuration).ssl_context

@@ -91,8 +91,8 @@ class MaintenanceIndex:
         self._joined: dict[str, tuple[NodeView, NodeView]] = {}
 
     def by_node(self) -> dict[str, Maintenance]:
-        """Return the maintenance of each node that has one. Of several, the first that does not wait counts, else the
-        first one."""
+        """Return the maintenance of each node that has one. If a node has several, the first that does not wait
+        counts, else the first one."""
         chosen: dict[str, Maintenance] = {}
         for kind in self._kinds:
             for name in sorted(kind):

@@ -128,7 +128,9 @@ class NodePods:
         return NodeWork(pods, (), at, error=error, gangs=gangs), scope
 
     def _is_due(self, name: str, now: datetime) -> bool:
-        """Whether the pods of node `name` have to be listed now, because the last LIST is too old or may be wrong."""
+        """Whether the pods of node `name` have to be listed now: they were never listed, the node is in
+        `calls.unsure`, the last LIST is older than the shorter of the settings `poll` and `idle`, or it began
+        before the agent became quiet."""
         settings, work = self.sources.settings.plan, self.work.get(name)
         age = timedelta(seconds=min(settings.poll, settings.idle))
         if work is None or name in self.calls.unsure or now - work.listed_at >= age:

@@ -118,7 +118,8 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
 
 def _mig_manager(raw: JSON, container: JSON) -> DaemonSetView:
     """Convert the raw DaemonSet of a mig-manager that runs without the GPU Operator. Its ConfigMap is the one that is
-    mounted in the folder of CONFIG_FILE (mig-parted v0.15.1, deployments/container/nvidia-mig-manager-example.yaml)."""
+    mounted in the folder of CONFIG_FILE (mig-parted v0.15.1,
+    deployments/container/nvidia-mig-manager-example.yaml); empty if there is none."""
     template = section(raw, "spec", "template", "spec")
     file = _variable(container, "CONFIG_FILE")
     mounts = (

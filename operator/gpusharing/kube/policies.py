@@ -142,5 +142,5 @@ class PolicyCache:
 
 
 def _version(raw: JSON) -> str:
-    """Return the resourceVersion of a raw object."""
+    """Return the resourceVersion of a raw object; empty if it has none."""
     return text(raw, "metadata", "resourceVersion")

@@ -326,7 +326,7 @@ class Reflector(Generic[View]):
             self._following = None
 
     def _take(self, event: WatchEvent) -> None:
-        """Apply one event of the watch to the cache, and move `_place` forward to its version."""
+        """Apply one event of the watch to the cache, and move `_place` forward to its version, unless that is older."""
         obj = event.object
         version = obj["metadata"]["resourceVersion"]
         if event.type == "DELETED":

@@ -80,8 +80,9 @@ class OurConfigMaps:
     """When each entry was written according to the annotations, by key."""
 
     def read(self, plugin: ConfigMapView | None, mig: ConfigMapView | None) -> None:
-        """Store the present ConfigMaps, None for one that does not exist, and remember their entries. Nothing is done
-        if both are the same objects as before."""
+        """Store the present ConfigMaps, None for one that does not exist, and remember those of their entries that are
+        named after their content, at most MOST_REMEMBERED of each. Nothing is done if both are the same objects as
+        before."""
         if plugin is self.plugin and mig is self.mig:
             return
         if plugin is not self.plugin:

@@ -34,8 +34,9 @@ def _is_ours(taint: JSON) -> bool:
 
 
 def tolerates(tolerations: Sequence[JSON]) -> bool:
-    """Whether pods with these tolerations may start on a node with the start-up taint. A toleration with the key of
-    the taint counts whatever its value."""
+    """Whether pods with these tolerations may start on a node with the start-up taint. A toleration counts if its
+    effect is NoSchedule or empty, and it has either the key of the taint, whatever its value, or no key and the
+    operator Exists."""
     return any(
         text(row, "effect") in ("", EFFECT)
         and (

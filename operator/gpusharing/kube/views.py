@@ -86,9 +86,9 @@ class Views(Generic[View]):
         self._on_change(name)
 
     def deleted(self, obj: JSON) -> None:
-        """Drop an object that a watch reports as deleted. It stays if another object of that name is stored, or if
-        this one has matched the selection again since. The deletion is remembered, because a list may still contain
-        the object."""
+        """Drop an object that a watch reports as deleted, and remember the deletion, because a list may still contain
+        the object. If another object of that name is stored, or none, the deletion is only remembered. If this
+        object has matched the selection again in the meantime, nothing is done."""
         uid, name, version = obj["metadata"]["uid"], self.name(obj), obj["metadata"]["resourceVersion"]
         known = self._known.get(name, ("", ""))
         if known[0] != uid:
