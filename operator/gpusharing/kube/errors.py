@@ -40,7 +40,7 @@ class Expired(_Worded):
     """410: the resourceVersion is too old to watch or list from; list again."""
 
     rest: str = ""
-    """For a page of a list: the token for the rest of the list as it is now; empty when the server gave none."""
+    """The token for the rest of a list as it is now, if a page of it was requested; empty when the server gave none."""
 
 
 class Invalid(KubeError):

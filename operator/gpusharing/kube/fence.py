@@ -191,7 +191,7 @@ def _changes(action: NodePatch) -> tuple[Mapping[str, str | None], dict[str, str
 
 
 _CHANGING: Mapping[type, Collection[str]] = {Claim: {"wave", "generation", "policyUid"}, FailedNode: {"gone"}}
-"""By kind of record, the keys whose values may change although it is still the same claim or failure."""
+"""The keys whose values may change although it is still the same claim or failure, by kind of record."""
 
 
 def _grown(before: object, records: Mapping[str, Claim | FailedNode]) -> JSON:
