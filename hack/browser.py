@@ -35,7 +35,7 @@ class Browser:
 
 
 def find() -> Browser | None:
-    """Return the browser in the cache, otherwise one on PATH, or None if there is neither."""
+    """Return the browser in the cache, otherwise the first of NAMES that is on PATH, or None if there is neither."""
     if (_folder() / PROGRAM).is_file():
         libraries = sorted(path for path in (_folder() / "usr/lib").glob("*-linux-gnu*") if path.is_dir())
         folders = [folder for path in libraries for folder in (path, path / "pulseaudio")]
@@ -46,7 +46,8 @@ def find() -> Browser | None:
 
 def ensure() -> Browser:
     """Return the browser that `find` returns. If there is none, download Debian's and unpack it into the cache, with
-    the libraries that this machine lacks. Raises UnavailableError if apt cannot download it."""
+    the libraries that this machine lacks. Raises UnavailableError if apt-get or dpkg-deb is missing or fails, and
+    as `alone_with_apt` and `make_once` do."""
     if (browser := find()) is not None:
         return browser
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
@@ -59,12 +60,14 @@ def ensure() -> Browser:
 
 
 def _folder() -> Path:
-    """Return the folder in the cache for the unpacked browser."""
+    """Return the folder in the cache for the unpacked browser, which need not exist. Each machine architecture has its
+    own."""
     return cache_root() / f"browser-{platform.machine()}"
 
 
 def _unpack(out: Path) -> None:
-    """Download the Debian packages of the browser and extract them into `out`."""
+    """Download the Debian packages of the browser and of the libraries that this machine lacks, and extract them into
+    `out`. Raises UnavailableError if apt-get or dpkg-deb fails."""
     with tempfile.TemporaryDirectory(dir=out.parent) as debs:
         _run(["apt-get", "download", *_missing()], Path(debs))
         for deb in sorted(Path(debs).glob("*.deb")):
@@ -72,8 +75,9 @@ def _unpack(out: Path) -> None:
 
 
 def _missing() -> list[str]:
-    """Return the names of the packages that apt would install for the browser. If apt's package lists are outdated or
-    missing, they are updated first."""
+    """Return the names of the packages that apt would install for the browser, including the browser itself. If apt
+    cannot tell, its package lists are updated and it is asked once more. Raises UnavailableError if one of the
+    commands fails."""
     command = ["apt-get", "install", "--simulate", "--no-install-recommends", PACKAGE]
     try:
         listing = _run(command, Path("/"))

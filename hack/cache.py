@@ -179,8 +179,8 @@ def private_directory(path: Path) -> Path:
 
 
 def write_private(path: Path, data: str | bytes) -> Path:
-    """Write `data` to `path` with mode 0600 and return `path`. The file is replaced atomically: a reader sees the old
-    content or the new one."""
+    """Write `data` to `path` with mode 0600 and return `path`. The folder must exist. The file is replaced atomically:
+    a reader sees the old content or the new one."""
     raw = data.encode() if isinstance(data, str) else data
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     with os.fdopen(handle, "wb") as file:

@@ -49,8 +49,9 @@ class Checks:
         self._table: list[str] = []
 
     async def run(self) -> int:
-        """Run all parts, print the table, and return the exit status: 0, 1 if a part failed, or 143 if a signal ended
-        the run. If `make setup` fails, its status is returned at once."""
+        """Run all parts, print the table, and return the exit status: 0, 1 if a part failed or no test was run, or 143
+        if a signal ended the run. If `make setup` fails, nothing else is run and its status is returned. Programs
+        that cannot be built only fail the tests that need them."""
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop)
         if status := await self._part("setup", "make", "setup"):
@@ -84,8 +85,8 @@ class Checks:
         return int(time.monotonic() - self._begin)
 
     async def _part(self, name: str, *command: str, out: IO[str] | None = None, cleanup: bool = False) -> int:
-        """Run a command, add a row for it to the table, and return its status. Its output goes to `out`, or to our own
-        output if that is None.
+        """Run a command, add a row for it to the table, and return its status, which is 127 if the command cannot be
+        started. Its output goes to `out`, or to our own output if that is None.
 
         After a signal only a command that is a `cleanup` is still started, and a cleanup that is running is not ended;
         for other commands the status is then 143.
@@ -151,8 +152,9 @@ class Checks:
         return await self._part("test-nvidia", "make", "test-nvidia", out=out)
 
     async def _rung4(self, out: IO[str]) -> int:
-        """Run rung 4 for at most 35 minutes, and return its status. `make e2e` removes its own nodes; what a killed
-        one leaves behind is swept."""
+        """Install what rung 4 needs, run the rung for at most 35 minutes, and then sweep the nodes that a killed run
+        has left behind, even after a signal. Returns the first status that is not 0, or 0. If the needs cannot be
+        installed, nothing else is run."""
         if status := await self._part("needs", PYTHON, "-m", "hack.realnode.needs", "--install", out=out):
             return status
         status = await self._part("e2e", "timeout", "--kill-after=90", "35m", "make", "e2e", out=out)
@@ -162,7 +164,8 @@ class Checks:
         return status or swept
 
     async def _faults(self) -> str:
-        """Run the fault matrix. Returns a sentence if time allowed only a third of it, otherwise an empty string."""
+        """Run the fault matrix, or only a third of it if an hour has already passed. If it fails, the run fails at its
+        end. Returns a sentence about the smaller matrix, or an empty string if all of it was run."""
         seconds = self._seconds()
         if seconds < AN_HOUR:
             await self._verb("test-faults", "make", "test-faults", "SEED=1")
@@ -207,7 +210,7 @@ def _terminate(process: asyncio.subprocess.Process) -> None:
 
 
 def main() -> int:
-    """Run all parts in the root of the checkout, after removing old reports, and return the exit status."""
+    """Run all parts in the root of the checkout with CI=true, after removing old reports, and return the exit status."""
     os.chdir(Path(__file__).resolve().parent.parent)
     os.environ["CI"] = "true"
     BUILD.mkdir(exist_ok=True)

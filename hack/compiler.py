@@ -69,8 +69,8 @@ TAIL = 12
 
 
 def find_go(what: str) -> str:
-    """Return the path of the go command. Raises UnavailableError if PATH has none, or if it is too old to fetch the
-    toolchain that a module asks for; the message names `what`, the thing to be built."""
+    """Return the path of the go command. Raises UnavailableError if PATH has none, if its version cannot be read, or
+    if it is older than OLDEST_GO; the message names `what`, the thing to be built."""
     need = f"{what} must be built with Go >= {OLDEST_GO[0]}.{OLDEST_GO[1]}"
     remedy = "install Go from https://go.dev/dl and put it first on PATH."
     go = shutil.which("go")
@@ -90,8 +90,8 @@ def run_go(
     """Run `go` with the arguments `command` in the folder `cwd`, and say on stderr that `what` is being built and that
     this takes about `minutes` on two cores.
 
-    Raises UnavailableError if Go is missing or too old, or the build fails. In the second case its message tells the
-    user to run the shell command `again` once the cause is removed.
+    Raises UnavailableError if Go is missing or too old, or if the build fails. The message about a failed build tells
+    the user to run the shell command `again` once the cause is removed.
     """
     go = find_go(what)
     say(f"building {what} once, about {minutes} min on 2 cores ...")

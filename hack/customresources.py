@@ -223,8 +223,8 @@ def crds() -> dict[str, str]:
 
 
 def chart_crds() -> dict[str, str]:
-    """Return the content of each of the chart's CRDs by its path. They are in templates/, so that an upgrade of the
-    chart upgrades them."""
+    """Return the content of each of the chart's CRD templates by its path. They are in templates/, so that an upgrade
+    of the chart upgrades them. Raises ValueError if a description contains template syntax."""
     return {f"{CHART}/{name}.yaml": _guarded(name, text) for name, text in _manifests().items()}
 
 

@@ -54,7 +54,7 @@ def increase(metric: str, over: str) -> str:
 
 
 def _stat(title: str, expression: str, *, unit: str = "short", alarm: bool = False, text: str = "") -> Panel:
-    """Return a small panel that shows a single number."""
+    """Return a panel four columns wide that shows a single number. With `alarm` it is red above 0."""
     return Panel(title, expression, kind="stat", width=4, unit=unit, alarm=alarm, text=text)
 
 
@@ -438,8 +438,8 @@ def _chosen(name: str) -> dict[str, Any]:
 
 
 def _placed(panels: tuple[Panel, ...]) -> list[dict[str, Any]]:
-    """Return the panels in Grafana's JSON model, placed from left to right in rows of COLUMNS columns. The panels of a
-    row must fill it exactly."""
+    """Return the panels in Grafana's JSON model, placed from left to right in rows of COLUMNS columns and numbered
+    from 1. The panels of a row must fill it exactly and have the same height: HEIGHT, or half of that for stats."""
     x = y = 0
     placed = []
     for number, panel in enumerate(panels, start=1):
@@ -452,7 +452,8 @@ def _placed(panels: tuple[Panel, ...]) -> list[dict[str, Any]]:
 
 
 def _panel(number: int, panel: Panel, place: dict[str, int]) -> dict[str, Any]:
-    """Return a panel in Grafana's JSON model. `number` is its id, and `place` its position and size on the grid."""
+    """Return a panel in Grafana's JSON model. `number` is its id, and `place` its position and size on the grid. A
+    stat shows 0 instead of "No data", and a panel without a legend uses its title as legend."""
     steps: list[dict[str, Any]] = [{"color": "green", "value": None}]
     if panel.alarm:
         steps.append({"color": "red", "value": 1})

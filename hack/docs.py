@@ -18,8 +18,8 @@ SITE = ROOT / "build" / "site"
 
 
 def main() -> int:
-    """Set up the environment if its lock has changed, build the site, and return the exit status of mkdocs, or of pip
-    if it cannot install the lock."""
+    """Recreate the environment if its lock or our Python has changed, build the site, and return the exit status of
+    mkdocs, or of pip if it cannot install the lock."""
     stamp, wanted = (
         VENV / "set-up.sha256",
         hashlib.sha256(sys.version.encode() + LOCK.read_bytes()).hexdigest(),

@@ -44,7 +44,8 @@ FAST_LEASE = Timing(duration=0.6, deadline=0.4, retry=0.05)
 
 
 def fast_settings(factor: float = FACTOR) -> Settings:
-    """Return the default settings with every wait divided by `factor`."""
+    """Return the default settings with the planner's waits divided by `factor`. The debounce and the periods of
+    publishing and of pending pods get short fixed values."""
     plan, shell = PlanSettings(), Settings()
     waits = (
         "settle",
@@ -94,7 +95,8 @@ class Embedded:
 
     def start_operator(self, client: KubeClient | None = None) -> Loop:
         """Start a new operator, which remembers nothing of an earlier one, and return its loop. It calls the API with
-        `client`, by default a client of the cluster."""
+        `client`, by default a client of the cluster. Sets `loop`, `lease` and `client` to those of the new
+        operator; an earlier one is not ended."""
         self.operators += 1
         identity = f"operator-{self.operators}"
         client = self.client = MortalClient(client or self.cluster.client("operator"))
@@ -135,7 +137,8 @@ class Embedded:
 
     async def kill_operator(self) -> None:
         """Kill the operator as `kill -9` does: it stops at once, and its Lease stays until it expires. If the operator
-        had already ended with an error, that error is raised. Does nothing if no operator was started."""
+        had already ended with errors, they are raised as an exception group. Does nothing if no operator was
+        started."""
         if self._operator is None or self.client is None:
             return
         self.client.die()
@@ -152,7 +155,8 @@ class Embedded:
     # --- what a person does --------------------------------------------------------------------------------
 
     def apply(self, manifest: JSON) -> JSON:
-        """Create or update a policy as `kubectl apply` would, and return it as stored."""
+        """Create a policy, or replace the spec of an existing one as `kubectl apply` would, so that fields missing in
+        the manifest are removed. Return a copy of the policy as stored."""
         name = manifest["metadata"]["name"]
         if any(raw["metadata"]["name"] == name for raw in self.cluster.objects(POLICIES)):
             return self.cluster.patch(
@@ -161,20 +165,21 @@ class Embedded:
         return self.cluster.add(POLICIES, manifest)
 
     def policy(self, name: str) -> JSON:
-        """Return a policy as stored. Raises NotFound."""
+        """Return a copy of a policy as stored. Raises NotFound."""
         return self.cluster.get(POLICIES, name)
 
     def node(self, name: str) -> JSON:
-        """Return a Node as stored. Raises NotFound."""
+        """Return a copy of a Node as stored. Raises NotFound."""
         return self.cluster.get(NODES, name)
 
     def gpunode(self, name: str) -> JSON:
-        """Return a GPUNode as stored. Raises NotFound."""
+        """Return a copy of a GPUNode as stored. Raises NotFound."""
         return self.cluster.get(GPUNODES, name)
 
     async def until(self, condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
-        """Wait until a condition on the stored objects holds. Raises AssertionError, with `what` and the state of the
-        cluster, after `seconds`, and the operator's error if the operator ends unexpectedly."""
+        """Wait until a condition on the stored objects holds; it is checked at once and after each write. Raises
+        AssertionError, with `what` and the state of the cluster, after `seconds`. If the operator ends
+        unexpectedly, its error is raised, or AssertionError if it ended without one."""
         changed = asyncio.Event()
         self.cluster.store.waiting.add(changed)
         try:
@@ -187,8 +192,8 @@ class Embedded:
             self.cluster.store.waiting.discard(changed)
 
     async def _wait(self, changed: asyncio.Event) -> None:
-        """Wait until `changed` is set, which happens at the next write, and clear it. If the operator has ended on its
-        own, raise the error that ended it."""
+        """Wait until `changed` is set, which happens at the next write or when the operator ends, and clear it. If the
+        operator has ended without being killed, raise the error that ended it, or AssertionError if there was none."""
         operator, client = self._operator, self.client
 
         def ended(_: asyncio.Task[None]) -> None:
@@ -272,7 +277,7 @@ class EmbeddedOptions(TypedDict, total=False):
     """Options of an embedded cluster; each has a default."""
 
     settings: Settings | None
-    """The operator's settings, or None for the default ones with waits as fast as the hardware."""
+    """The operator's settings, or None for `fast_settings` at the speed of the simulation."""
     lease_timing: Timing
     now: Callable[[], datetime]
     """The wall clock; it must run with the event loop's time."""
@@ -298,7 +303,7 @@ async def embedded(
     """Start a SIMULATED cluster with these nodes, and yield it. `factor` is the speed of the simulation, `workloads`
     are maintained from the start, and `sim` holds settings of the simulators.
 
-    The operator and the node software are ended with the context. An error of the node software is raised then.
+    The operator and the node software are ended with the context. If one of them had failed, its error is raised then.
     """
     sim_settings = SimSettings(time_factor=factor, play_daemon_sets=True, **(sim or {}))
     now, played = setup.get("now", wall_time), setup.get("played", True)

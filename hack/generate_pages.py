@@ -125,7 +125,7 @@ def nvidia_differences() -> str:
 
 
 def settings() -> str:
-    """Return the page about all environment variables of the operator."""
+    """Return the page about all environment variables of the operator, sorted by name."""
     rows = []
     for module, kind in ((settings_module, Settings), (views, PlanSettings)):
         docs = _field_docs(module.__file__ or "", kind.__name__)
@@ -153,7 +153,8 @@ def settings() -> str:
 
 def _field_docs(path: str, name: str) -> dict[str, str]:
     """Return the docstring of each field of the class `name` in a module, by the field's name. `path` is the path of
-    the module. A docstring of a field is the string that follows it in the source."""
+    the module. A docstring of a field is the string that follows it in the source; fields without one are left out.
+    Raises StopIteration if the module has no such class."""
     tree = ast.parse(Path(path).read_text(encoding="utf-8"))
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     docs = {}
@@ -198,7 +199,7 @@ def _agent_metrics() -> list[tuple[str, str, str]]:
 
 def rows_of_metrics(source: str, prefix: str) -> list[tuple[str, str, str]]:
     """Return (name, type, description) of each metric family that a module's source creates. Raises ValueError if the
-    name and the description are not literals in the call that creates the family, because the page would silently
+    name or the description is not a literal in the call that creates the family, because the page would silently
     lack it."""
     tree = ast.parse(source)
     kinds = _FAMILIES | _makers(tree)

@@ -27,7 +27,7 @@ REFUSED = (
     Reason.MPS_NOT_SWITCHABLE,
     Reason.UNSAFE_DRIVER,
 )
-"""The reasons that a version of a program, or a kind of installation, gives."""
+"""The reasons for refusing a version of a program or a kind of installation."""
 OTHER_MINORS = (
     (
         "v1.30.14",
@@ -47,16 +47,16 @@ OTHER_MINORS = (
         "the scheduler words a refusal differently (1 test)",
     ),
 )
-"""What was played on other minors than the pinned one, and when. Write a row here after each such run."""
+"""The tests that were run on minors other than the pinned one, and when. Add a row here after each such run."""
 TITLES = {
     "device-plugin": "device plugin, GPU Feature Discovery, config-manager, MPS control daemon",
     "mig-parted": "mig-parted and mig-manager",
 }
-"""What each release of NVIDIA's has, by our folder of its pins."""
+"""The programs in each of NVIDIA's releases, by the folder of ours that pins the release."""
 
 
 def support() -> dict[str, str]:
-    """Return the page by its path."""
+    """Return the content of the page about versions by its path."""
     body = [
         "## Run by the tests",
         "",
@@ -105,17 +105,19 @@ def support() -> dict[str, str]:
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """Return the lines of a table."""
+    """Return the lines of a Markdown table. The cells are not escaped."""
     titles = list(header)
     return [f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows)]
 
 
 def _versions(versions: Iterable[str]) -> str:
+    """Return the versions with a leading `v`, separated by commas and sorted as strings in descending order."""
     return ", ".join(f"v{version}" for version in sorted(versions, reverse=True))
 
 
 def _kubernetes() -> list[tuple[str, str, str, str]]:
-    """Return a row for each program of Kubernetes, of its test tools and of Helm."""
+    """Return (programs, version, rungs, where the version is pinned) for each program of Kubernetes, of its test tools
+    and of Helm."""
     mods = {name: (toolchain.SOURCES / name / "go.mod").read_text() for name in ("controlplane", "kubelet")}
     etcd = re.search(r"go\.etcd\.io/etcd/server/v3 (v\S+)", mods["controlplane"])
     assert etcd is not None
@@ -133,7 +135,8 @@ def _kubernetes() -> list[tuple[str, str, str, str]]:
 
 
 def _nvidia() -> list[tuple[str, str, str, str]]:
-    """Return a row for each release of NVIDIA's that is pinned. Of mig-parted only the newest is on rung 4."""
+    """Return (programs, version, rungs, where the version is pinned) for each pinned release of NVIDIA's. Only the
+    newest mig-parted is run on rung 4; older ones are run on rung 3 by `make test-nvidia-old`."""
     newest, *older = build.MIG_PARTED_PINS
     releases = [(build.DEVICE_PLUGIN, "3, 4"), (build.mig_parted(newest), "3, 4")]
     releases += [(build.mig_parted(version), "3, by `make test-nvidia-old`") for version in older]
@@ -144,7 +147,7 @@ def _nvidia() -> list[tuple[str, str, str, str]]:
 
 
 def _only_read() -> list[tuple[str, str]]:
-    """Return name and version of each program that docs/design/nvidia.md says was read, without the releases that are
+    """Return (name, version) of each program that docs/design/nvidia.md says was read, without the releases that are
     also run."""
     text = (ROOT / NVIDIA_PAGE).read_text()
     sentence = text.partition("Read in ")[2].partition("*Seen* means")[0]
@@ -154,7 +157,8 @@ def _only_read() -> list[tuple[str, str]]:
 
 
 def _kube_version() -> str:
-    """Return which versions of Kubernetes the chart accepts, such as `1.30 or newer`."""
+    """Return which versions of Kubernetes the chart accepts, such as `1.30 or newer`. Chart.yaml must name the oldest
+    one in the form `>=1.30.0-0`."""
     match = re.search(r'^kubeVersion: ">=(\d+\.\d+)\.0-0"$', (ROOT / CHART).read_text(), re.MULTILINE)
     assert match is not None
     return f"{match[1]} or newer"

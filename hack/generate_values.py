@@ -73,7 +73,7 @@ def _mapping(
 ) -> Iterator[str]:
     """Yield a row for each value of the mapping at `path`. A nested mapping is divided into its keys if the schema
     defines them and at least one key has a comment; otherwise it counts as a single value. Raises ValueError for a
-    value without a comment."""
+    value without a comment, and KeyError for one that the schema does not define."""
     for key, value in node.value:
         name = (*path, str(key.value))
         below = _resolved(schema["properties"][key.value], definitions)

@@ -75,7 +75,7 @@ def read_reference(archive: Path) -> str:
 def trial(api: Api, kubeconfig: Path, reference: str) -> None:
     """Install the chart, run `helm test`, wait until the agent has read two GPUs, and create a policy that must be
     accepted. The policy is deleted at the end. `reference` is the name and tag of our image. Raises LaunchError,
-    TrialError or TimeoutError if a step fails."""
+    TrialError, ApiError or TimeoutError if a step fails."""
     repository, _, tag = reference.rpartition(":")
     image = ("--set", f"image.repository={repository}", "--set", f"image.tag={tag}")
     _step(
@@ -106,7 +106,7 @@ def _helm_test(kubeconfig: Path) -> None:
 
 
 def _reads_gpus(api: Api) -> bool:
-    """Whether a GPUNode reports exactly two GPUs."""
+    """Whether at least one GPUNode reports exactly two GPUs."""
     gpunodes = api.list("/apis/gpusharing.dev/v1alpha1/gpunodes")
     return any(len(node.get("status", {}).get("observed", {}).get("gpus") or ()) == 2 for node in gpunodes)
 
@@ -119,7 +119,7 @@ def _accepted(api: Api) -> bool:
 
 
 def _delete_policy(api: Api) -> None:
-    """Delete the policy of the trial, if it exists."""
+    """Delete the policy of the trial, if it exists. ApiErrors other than 404 are raised."""
     try:
         api.delete(f"{POLICIES}/{POLICY['metadata']['name']}")
     except ApiError as error:
@@ -128,7 +128,7 @@ def _delete_policy(api: Api) -> None:
 
 
 def _step(what: str, work: Callable[[], object]) -> None:
-    """Call `work`, and then print `what` as a step that succeeded."""
+    """Call `work`, and then print `what` as a step that succeeded. If `work` raises, nothing is printed."""
     work()
     print(f"ok  {what}", flush=True)
 

@@ -155,8 +155,8 @@ class KrewError(Exception):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the archives and the manifest and print their paths. Returns the exit status: 1 if an archive cannot be
-    built, otherwise 0."""
+    """Write the archives and the manifest to build/krew, which is emptied first, and print their paths. Returns the
+    exit status: 1 if an archive cannot be built, otherwise 0."""
     parser = argparse.ArgumentParser(prog="python -m hack.krew", description=__doc__.splitlines()[0])
     parser.add_argument("source", help="address of the repository, for example https://HOST/TEAM/NAME")
     parser.add_argument(
@@ -189,8 +189,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def needed(name: str = PROJECT) -> set[str]:
-    """Return the names of the distributions that `name` requires on any platform, directly or indirectly, without
-    `name` itself. Requirements are read from what is installed here."""
+    """Return the names of the distributions that `name` with its extra `cli` requires, directly or indirectly, on any
+    of our platforms and Python versions; `name` itself is left out. Requirements are read from what is installed
+    here, and a distribution that is not installed counts as requiring nothing."""
     names: set[str] = set()
     todo = [(name, frozenset([EXTRA]))]
     while todo:
@@ -228,7 +229,8 @@ def _applies(requirement: Requirement, extras: Iterable[str]) -> bool:
 
 
 def locked(names: Iterable[str]) -> str:
-    """Return the lock's entries for these distributions, with hashes and markers."""
+    """Return the lock's entries for these distributions, with hashes and markers. The names must be in normalized
+    form; names that the lock does not have are ignored."""
     wanted = set(names)
     entries = re.split(r"^(?=\S)", LOCK.read_text(), flags=re.MULTILINE)
     return "".join(entry for entry in entries if canonicalize_name(re.split(r"[=;\s]", entry)[0]) in wanted)
@@ -294,8 +296,8 @@ def _shared(libraries: Mapping[str, Path]) -> set[str]:
 
 
 def _modules(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield (relative path, content) of each file in a folder, except for bytecode, console scripts and files that the
-    installer leaves."""
+    """Yield (relative path, content) of each file in a folder, sorted by path, except for bytecode, console scripts,
+    hidden files at the top and files that the installer leaves."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         wanted = "__pycache__" not in name and not name.startswith(("bin/", ".")) and path.name not in TRACES

@@ -47,8 +47,9 @@ class LaunchError(Exception):
 
 
 def install_chart(kubeconfig: Path, *arguments: str) -> str:
-    """Install or upgrade the chart of this checkout, and return helm's output. `arguments` are added to helm's command
-    line. Raises LaunchError if helm fails."""
+    """Install or upgrade the chart of this checkout, after creating the RuntimeClass that its pods need, and return
+    helm's output. `arguments` are added to helm's command line. Raises LaunchError if helm fails, UnavailableError
+    if helm cannot be built, and ApiError if the RuntimeClass is refused."""
     with open_api(kubeconfig) as api:
         runtime_class(api)
     done = helm(
@@ -77,13 +78,15 @@ def runtime_class(api: Api) -> None:
 
 
 def helm(environment: Mapping[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run our helm in this environment, which must name the cluster, and return its exit status and output."""
+    """Run our helm in this environment, which must name the cluster, and return its exit status and output. Raises
+    UnavailableError if helm cannot be built."""
     command = [str(program("helm")), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def operator_kubeconfig(kubeconfig: Path, directory: Path) -> Path:
-    """Write a kubeconfig with a token for the shipped ServiceAccount to `directory`, and return its path."""
+    """Write a kubeconfig with a token for the shipped ServiceAccount to `directory`, and return its path. Raises
+    ApiError if the ServiceAccount does not exist, which the chart creates."""
     path = directory / "operator.kubeconfig"
     with open_api(kubeconfig) as api:
         write_token_kubeconfig(api, path, NAMESPACE, SERVICE_ACCOUNT)
@@ -186,7 +189,8 @@ class LaunchedProcess:
 
     @property
     def exit_status(self) -> int | None:
-        """The exit status, or None if the program is running or was not started."""
+        """The exit status, which is the negative number of a signal that ended the program, or None if the program is
+        running or was not started."""
         return self._running.poll() if self._running else None
 
     def alive(self) -> bool:
@@ -194,7 +198,8 @@ class LaunchedProcess:
         return self._running is not None and self._running.poll() is None
 
     def kill(self) -> None:
-        """Kill the program with SIGKILL and wait for its end. Does nothing if it was not started."""
+        """Kill the program with SIGKILL and wait for its end. Does nothing if it was not started. Raises
+        TimeoutExpired if it does not end within STOP_SECONDS."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
@@ -221,9 +226,11 @@ class LaunchedProcess:
                 self._running.stdin.close()
 
     def __enter__(self) -> "LaunchedProcess":
+        """Start the program and return this object."""
         return self.start()
 
     def __exit__(self, *_: object) -> None:
+        """Stop the program as `stop` does."""
         self.stop()
 
 
@@ -252,7 +259,8 @@ def node_software(kubeconfig: Path, directory: Path, factor: float, *arguments: 
 
 
 def wait_ready(api: Api, policy: str, seconds: float = 120.0) -> None:
-    """Wait until the present generation of a policy is Ready. Raises TimeoutError after `seconds`."""
+    """Wait until the present generation of a policy is Ready. Raises TimeoutError after `seconds`, and ApiError if the
+    policy does not exist."""
 
     def ready() -> bool:
         """Whether the condition Ready of the present generation is True."""

@@ -55,8 +55,8 @@ def ensure(program: Program = "promtool") -> Path:
 
 
 def _unpacked(package: Package) -> Path:
-    """Return the path of a package's program in the cache. The package is downloaded and unpacked if it is not
-    there."""
+    """Return the path of a package's program in the cache. If it is not there, the package is downloaded and unpacked.
+    Raises FetchError if it cannot be downloaded."""
 
     def make(out: Path) -> None:
         """Fetch the package and unpack its one program into the folder `out`."""
@@ -74,7 +74,8 @@ def _unpacked(package: Package) -> Path:
 
 def main(arguments: Sequence[str]) -> int:
     """Print the paths of both programs. Returns the exit status: 1 if a program is unavailable, otherwise 0. With
-    `--install`, Debian's package is installed if the locked version cannot be downloaded."""
+    `--install`, Debian's package is installed if the locked version cannot be downloaded and PATH has no such
+    program."""
     try:
         for program in PROGRAMS:
             try:

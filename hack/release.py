@@ -73,7 +73,7 @@ def write_chart(
 ) -> Path:
     """Copy the chart to `target`, with this image as its default and in Artifact Hub's annotations, and return
     `target`. An existing `target` is replaced. `changes` come from `read_changes`; `source` is the URL of the
-    repository, or empty if it has none."""
+    repository, or empty if it has none. Raises ValueError if a line to be replaced is missing in the chart."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(CHART, target)
     values = target / "values.yaml"
