@@ -210,7 +210,8 @@ def _terminate(process: asyncio.subprocess.Process) -> None:
 
 
 def main() -> int:
-    """Run all parts in the root of the checkout with CI=true, after removing old reports, and return the exit status."""
+    """Run all parts in the root of the checkout with CI=true, after removing old reports. Returns the exit status of
+    the run."""
     os.chdir(Path(__file__).resolve().parent.parent)
     os.environ["CI"] = "true"
     BUILD.mkdir(exist_ok=True)

@@ -41,7 +41,7 @@ class BenchPart:
     """The metrics with an aim that `run` yields; it may yield others as well."""
     run: Callable[[Testbed, Sizes], Iterator[Measured]]
     factor: float = FACTOR
-    """How many times as fast as in life the SIMULATED hardware and the operator's waits run."""
+    """How many times as fast as in reality the SIMULATED hardware and the operator's waits run."""
     node_software: bool = True
     """Whether `run` needs the SIMULATED node software."""
     arguments: tuple[str, ...] = ()
@@ -128,7 +128,7 @@ def on_one_testbed(
 ) -> Iterator[Measured]:
     """Open one testbed and yield the results of the parts in `waiting`, which must all be of one kind. Each part is
     removed from `waiting` before it runs. When a part raises, it is appended to `lost` and the function returns;
-    the other parts stay in `waiting`."""
+    the other parts stay in `waiting`. Errors of the testbed itself are raised."""
     factor, software, arguments = waiting[0].kind
     with open_bed(factor, node_software=software, arguments=arguments) as testbed:
         while waiting:

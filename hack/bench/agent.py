@@ -213,6 +213,7 @@ class _Used:
         return cls(running.readings(), cpu_ms(running.pid), calls, driver_ms)
 
     def __sub__(self, earlier: "_Used") -> "_Used":
+        """Return what was used since `earlier`."""
         return _Used(
             self.readings - earlier.readings,
             self.cpu_ms - earlier.cpu_ms,
@@ -234,8 +235,9 @@ class _Used:
 
 
 def agent(testbed: Testbed) -> Iterator[Measured]:
-    """Yield the agent's memory, and its CPU time for a reading that changes nothing: with unused GPUs, with whole GPUs
-    in use, and with MIG instances in use."""
+    """Create a Node with eight SIMULATED GPUs, and yield the agent's memory and its CPU time for a reading that
+    changes nothing and for a scrape: with whole GPUs in use, and then with MIG instances in use. With unused GPUs
+    only the CPU time for a reading is yielded. The Node and its GPUNode are deleted at the end."""
     machine = Simulator.create(testbed.directory / "nvml.state", ["h100-80gb"] * GPUS, seed="bench")
     testbed.api.create("/api/v1/nodes", {"metadata": {"name": NODE}})
     gpunode = {"apiVersion": names.API_VERSION, "kind": "GPUNode", "metadata": {"name": NODE}, "spec": {}}
@@ -275,7 +277,8 @@ def _with_tenants(testbed: Testbed, machine: Simulator, which: str, kind: str) -
 
 
 def _check_metrics(metrics: str, tenants: SeenTenants) -> None:
-    """Raise RuntimeError unless the agent's metrics show every tenant, so that the measurement included them."""
+    """Raise RuntimeError unless the agent's metrics show every tenant, so that the measurement has included all of
+    them."""
     for name, expected in tenants.expected().items():
         rows = re.findall(rf"^gpusharing_{name}\{{.*\}} (\S+)$", metrics, re.MULTILINE)
         value = len(rows) if name.endswith("_total") else sum(map(float, rows))
@@ -297,7 +300,7 @@ def _per_scrape(running: Running, machine: Simulator, used: _Used) -> float:
 
 def _over_cycles(running: Running, machine: Simulator) -> _Used:
     """Wait until the agent has started, let it read its GPUs CYCLES times without a scrape, and return what it used in
-    that time."""
+    that time. Raises TimeoutError if it does not read often enough."""
     wait_until(lambda: running.readings() > 10, 30, "the agent to read its GPUs")
     begun = _Used.so_far(running, machine)
     enough = begun.readings + CYCLES
@@ -310,7 +313,7 @@ def _over_cycles(running: Running, machine: Simulator) -> _Used:
 def _run(testbed: Testbed, library: Mapping[str, str], name: str) -> Iterator[Running]:
     """Start gpusharing-agent on the simulated library, with a token of the shipped ServiceAccount, and yield it once
     it has logged its port. It is stopped at the end. `library` are the environment variables of the library, and
-    `name` distinguishes the agent's folder."""
+    `name` distinguishes the agent's folder. Raises TimeoutError if it logs nothing within 30 s."""
     folder, api = testbed.directory / f"agent-{name}", testbed.api
     token = node_bound_token(api, launch.AGENT_NAMESPACE, SERVICE_ACCOUNT, NODE)
     environment = {

@@ -18,8 +18,9 @@ PAUSE = 0.4
 
 
 def reaction(testbed: Testbed, edits: int) -> Iterator[Measured]:
-    """Edit policies of one node each, one after another, and yield the median and the 99th percentile of the reaction
-    times. Every edit is a MIG change, which needs a fence."""
+    """Create nodes with a policy each, edit the policies one after another, and yield the median and the 99th
+    percentile of the reaction times. Every edit is a MIG change, which needs a fence. Policies and nodes are
+    removed at the end."""
     added = testbed.add_nodes(POOL, edits)
     # Each node gets its own name as pool label, so that each has a policy of its own.
     in_parallel(lambda name: testbed.label_node(name, name), added)
@@ -40,7 +41,7 @@ def reaction(testbed: Testbed, edits: int) -> Iterator[Measured]:
 
 def _first_write(testbed: Testbed, name: str) -> float:
     """Edit the policy `name`, and return the seconds until the operator's first write to the Node of the same name,
-    according to the audit log."""
+    according to the audit log. Raises TimeoutError if there is no write within WAIT seconds."""
     span = testbed.span()
     testbed.edit(name, LARGE_SLICES)
     writes: list[datetime] = []

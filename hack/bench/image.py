@@ -32,8 +32,9 @@ def glibc_settings(text: str) -> dict[str, str]:
 
 
 def make_site(folder: Path) -> None:
-    """Create `folder`, copy the locked distributions and our package into it, and compile every module as the image
-    does. Raises PackageNotFoundError if the environment lacks a locked distribution; `make setup` installs it."""
+    """Create `folder`, which must not exist, copy the locked distributions and our package into it, and compile every
+    module as the image does. Raises PackageNotFoundError if the environment lacks a locked distribution; `make
+    setup` installs it."""
     folder.mkdir()
     for name in locked_names(LOCK.read_text()):
         package = distribution(name)
@@ -54,9 +55,9 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def operator(api: Api, directory: Path, factor: float, **settings: str) -> launch.LaunchedProcess:
-    """Prepare the shipped operator, with the shipped rights and with the files and variables that every pod has, and
-    return it as a process that is not started yet. Its waits are divided by `factor`. `settings` are added as
-    variables GPUSHARING_<NAME>."""
+    """Prepare the shipped operator in `directory`, with the shipped rights and with the files and variables that every
+    pod has, and return it as a process that is not started yet. Its waits are divided by `factor`. `settings` are
+    added as variables GPUSHARING_<NAME>. Raises as `make_site` does."""
     site = directory / "site"
     make_site(site)
     token = service_account_token(api, launch.NAMESPACE, launch.SERVICE_ACCOUNT)

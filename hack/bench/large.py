@@ -28,8 +28,8 @@ IMAGES = 50
 
 
 def roll(testbed: Testbed, count: int) -> Iterator[Measured]:
-    """Change a pool of `count` empty nodes from Full to MIG with maxUnavailable 10 %. Yield the efficiency, and the
-    CPU time and writes per node."""
+    """Change a pool of `count` empty nodes from Full to MIG with maxUnavailable 10 %. Yield the efficiency of the
+    rollout, the CPU time per node and the writes per node. Policy and nodes are removed at the end."""
     added = testbed.add_nodes(ROLL, count)
     testbed.apply_policy(ROLL, ROLL, {**FULL, "rollout": {"maxUnavailable": f"{PERCENT}%"}})
     testbed.wait_ready([ROLL], 60)
@@ -88,14 +88,16 @@ def node_writes(testbed: Testbed, span: Spent) -> dict[str, Times]:
 
 def actuation_seconds(times: Times) -> float:
     """Return the seconds of a node's actuation: from the point of no return, which is the operator's second write, to
-    the node software's last write before the release, which is the operator's last write."""
+    the node software's last write before the release, which is the operator's last write. Raises ValueError if the
+    node software wrote nothing before the release."""
     own, theirs = times
     return (max(moment for moment in theirs if moment < own[-1]) - own[1]).total_seconds()
 
 
 def fleet(testbed: Testbed, count: int) -> Iterator[Measured]:
-    """Let the operator adopt `count` nodes, for which it only writes its own labels, and compare the time with that of
-    a loop of the same writes. Then yield the memory of the operator before and after a restart."""
+    """Let the operator adopt `count` nodes, for which it only writes its own labels, and yield its time divided by
+    that of a loop of equal writes, and the CPU time of one write of the loop. Then yield the memory of the operator
+    before and after a restart."""
     manifests = [
         as_kubelets_report(nodes.node_manifest(f"{FLEET}-{i:04}", pool=FLEET, product="NVIDIA L40S"))
         for i in range(count)
@@ -149,14 +151,14 @@ def _on_nodes(requests: Sequence[AuditedRequest]) -> list[AuditedRequest]:
 
 
 def _seconds(requests: Sequence[AuditedRequest]) -> float:
-    """Return the seconds from the first to the last of these requests."""
+    """Return the seconds from the first to the last of these requests, of which there must be at least one."""
     moments = [request.at for request in requests]
     return (max(moments) - min(moments)).total_seconds()
 
 
 async def _relabel(testbed: Testbed, node_names: Sequence[str]) -> None:
-    """Patch each node as the operator's user, PARALLEL at a time, with bodies as large as those that the operator
-    writes."""
+    """Patch each node with a label and an annotation, as the operator's user and PARALLEL at a time, with bodies as
+    large as those that the operator writes."""
     path = launch.operator_kubeconfig(testbed.plane.kubeconfig, testbed.directory)
     slots = asyncio.Semaphore(PARALLEL)
     record = '{"v":1,"policy":"fleet","migConfig":"","pluginConfig":"fleet-0000000","correctedGeneration":0,"retry":""}'

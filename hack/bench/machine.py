@@ -50,7 +50,7 @@ def read_metrics(port: int) -> str:
 
 def read_metric(port: int, sample: str) -> float:
     """Return the value of one sample on the metrics page at this port, or 0 if the page does not have the sample.
-    `sample` is the name with its labels."""
+    `sample` is the name with its labels. Raises OSError while nothing listens on the port."""
     match = re.search(rf"^{re.escape(sample)} (\S+)$", read_metrics(port), re.MULTILINE)
     return float(match[1]) if match else 0.0
 
@@ -73,7 +73,7 @@ def rss_mib(pid: int) -> float:
 
 def cpu_ms(pid: int) -> float:
     """Return the CPU milliseconds that a process has used since it started, including those of threads that have
-    ended, in which the agent reads.
+    ended, in which the agent reads. Raises OSError if there is no such process.
 
     The value comes from the process's CPU clock, which is exact and which every process may read
     (clock_getcpuclockid(3) of glibc; Python has no function for it).

@@ -56,7 +56,7 @@ def _at_once(count: int) -> Object:
 
 def _loop(testbed: Testbed, node_names: Sequence[str]) -> float:
     """Change all nodes as a script would that knows the labels, AT_ONCE in parallel and without any proof. Returns how
-    many seconds that took."""
+    many seconds that took. Raises CalledProcessError if kubectl fails."""
     begun = time.monotonic()
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(lambda name: _change(testbed, name), node_names))
@@ -65,7 +65,8 @@ def _loop(testbed: Testbed, node_names: Sequence[str]) -> float:
 
 def _change(testbed: Testbed, name: str) -> None:
     """Drain one node, set NVIDIA's labels for whole GPUs, wait until mig-manager reports success and the GPUs are
-    allocatable, and uncordon the node, all with kubectl."""
+    allocatable, and uncordon the node, all with kubectl. Raises CalledProcessError if one of the calls fails or a
+    wait takes longer than 300 s."""
     kubectl, node = testbed.plane.kubectl, f"node/{name}"
     kubectl("drain", name, "--ignore-daemonsets")
     labels = (

@@ -46,8 +46,8 @@ SETTINGS = PlanSettings()
 
 
 def fleet(count: int, **spec: object) -> ClusterSnapshot:
-    """Return a snapshot of `count` nodes that were adopted under policies of mode Full. The policies have since been
-    changed to have the fields `spec`."""
+    """Return a snapshot of `count` nodes that were adopted under POLICIES policies of mode Full. The policies have
+    since been changed to have the fields `spec`."""
     policies = [_policy(index, **spec) for index in range(POLICIES)]
     before = [_policy(index, mode="Full") for index in range(POLICIES)]
     nodes = [_node(index, before[index % POLICIES]) for index in range(count)]
@@ -247,7 +247,8 @@ def fits() -> Measured:
 
 
 def _incremental(snapshot: ClusterSnapshot) -> float:
-    """Return the median CPU milliseconds of a pass after one node has changed. One full pass fills the memo first."""
+    """Return the median CPU milliseconds of a pass after one node has changed. One full pass fills the memo first; in
+    its plan no node may have started to change."""
     memo = Memo()
     plan = plan_rollout(snapshot, NOW, memo)
     assert {verdict.phase for verdict in plan.verdicts.values()} <= {

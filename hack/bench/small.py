@@ -20,7 +20,8 @@ CONDITIONS = (
 
 def transitions(testbed: Testbed) -> Iterator[Measured]:
     """Change empty nodes from Full to MIG and to another MIG layout, then once more with four GPU pods on each node.
-    Yield the writes and reads of each transition."""
+    Yield the writes of each transition, and for the second one also reads, drain polls and CPU time. Policy, nodes
+    and pods stay for `idle`."""
     added = testbed.add_nodes(POOL, NODES)
     rollout: Object = {"rollout": {"maxUnavailable": AT_ONCE}, "drain": {"unmanagedPods": "Evict"}}
     testbed.apply_policy(POOL, POOL, {**FULL, **rollout})
@@ -51,8 +52,8 @@ def transitions(testbed: Testbed) -> Iterator[Measured]:
 
 
 def _roll(testbed: Testbed, spec: Object) -> tuple[Counts, float]:
-    """Set the policy to `spec`, wait until the pool is Ready and the operator is idle, and return the operator's
-    requests and its CPU milliseconds."""
+    """Set the policy to `spec`, wait until the pool is Ready and the operator is idle, and return (the operator's
+    requests, its CPU milliseconds) since the edit."""
     span, used = testbed.span(), cpu_ms(testbed.operator.pid)
     testbed.edit(POOL, spec)
     testbed.wait_ready([POOL], WAIT)
@@ -74,8 +75,8 @@ def _add_pod(testbed: Testbed, node: str, index: int) -> None:
 
 
 def idle(testbed: Testbed, seconds: float) -> Iterator[Measured]:
-    """Wait `seconds` during which nothing changes, and yield the operator's writes, CPU time and memory in that
-    time."""
+    """Wait `seconds` during which nothing changes, and yield the operator's writes and CPU time in that time, and its
+    memory at the end."""
     testbed.wait_silent()
     span = testbed.span()
     used = cpu_ms(testbed.operator.pid)

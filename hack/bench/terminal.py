@@ -39,7 +39,7 @@ def terminal(count: int) -> Iterator[Measured]:
 
 def _cpu_ms(kubeconfig: Path, *arguments: str) -> float:
     """Run the plugin REPEATS times with these arguments, and return the median of its CPU milliseconds. Raises
-    CalledProcessError if it fails."""
+    CalledProcessError if it fails, and TimeoutExpired if it takes longer than SECONDS."""
     environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
     program = [sys.executable, "-m", "gpusharing.cli", *arguments]
     taken = []

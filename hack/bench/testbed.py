@@ -59,7 +59,8 @@ def count(requests: Sequence[AuditedRequest], claim_writes: int) -> Counts:
 
 
 def is_poll(request: AuditedRequest) -> bool:
-    """Whether a request lists PodDisruptionBudgets, or the pods of a node that is being drained."""
+    """Whether a request lists PodDisruptionBudgets, or the pods of a single node without a selector for
+    `status.phase`, as only a drain does."""
     if request.verb != "list":
         return False
     of_one_node = "fieldSelector=spec.nodeName%3D" in request.path and "status.phase" not in request.path
@@ -67,12 +68,13 @@ def is_poll(request: AuditedRequest) -> bool:
 
 
 def claim_writes(metrics_port: int) -> int:
-    """Return how many writes of claims the operator has made since it started, according to its metrics."""
+    """Return how many writes of claims the operator has made since it started, according to its metrics. Raises
+    OSError while it does not serve them."""
     return int(read_metric(metrics_port, 'gpusharing_actions_total{action="SetClaims",result="done"}'))
 
 
 FACTOR = 20.0
-"""How many times as fast as in life the SIMULATED hardware and the operator's waits for it run."""
+"""How many times as fast as in reality the SIMULATED hardware and the operator's waits for it run."""
 LOOP_FACTOR = 3.0
 """The factor for the plain loop: each kubectl takes half a second of CPU, which no factor shortens, and the loop runs
 five of them for each node."""
@@ -129,13 +131,14 @@ class Testbed:
     # --- pools ---------------------------------------------------------------------------------------------
 
     def add_nodes(self, pool: str, count: int, **fields: Any) -> list[str]:
-        """Create `count` nodes of a pool, wait until each node's agent has reported, and return the names of the
-        nodes. `fields` are passed to `nodes.node_manifest`."""
+        """Create `count` nodes of a pool, wait as `create_nodes` does until each node's agent has reported, and return
+        the names of the nodes. `fields` are passed to `nodes.node_manifest`."""
         made = [nodes.node_manifest(f"{pool}-{index:04}", pool=pool, **fields) for index in range(count)]
         return self.create_nodes(made)
 
     def create_nodes(self, manifests: Sequence[Object]) -> list[str]:
-        """Create nodes, wait until each node's agent has reported, and return the names of the nodes."""
+        """Create nodes, wait until each node's agent has reported, and return the names of the nodes. Raises
+        TimeoutError if some agents have not reported after 60 s and another 0.6 s per node."""
         added = nodes.create_nodes(self.api, manifests)
         waiting = set(added)
 
@@ -151,8 +154,8 @@ class Testbed:
         return added
 
     def apply_policy(self, name: str, pool: str, spec: Mapping[str, Any]) -> None:
-        """Create a policy for a pool, without waiting until it is Ready. Fields of `spec` that are None are left
-        out."""
+        """Create a policy for a pool, without waiting until it is Ready. Fields of `spec` that are None are left out.
+        Raises ApiError if the policy exists or is refused."""
         selector = {"matchLabels": {nodes.LABEL_POOL: pool}}
         body = {
             "apiVersion": names.API_VERSION,
@@ -181,7 +184,8 @@ class Testbed:
             launch.wait_ready(self.api, policy, seconds)
 
     def remove(self, policies: Sequence[str], node_names: Sequence[str]) -> None:
-        """Delete policies and nodes, and wait until the GPUNodes of these nodes have been garbage-collected."""
+        """Delete policies and nodes, which must exist, and wait until the GPUNodes of these nodes have been
+        garbage-collected. Raises TimeoutError after 60 s."""
         in_parallel(lambda name: self.api.delete(f"{POLICIES}/{name}"), policies)
         in_parallel(lambda name: self.api.delete(f"/api/v1/nodes/{name}"), node_names)
         gone = set(node_names)
@@ -236,7 +240,7 @@ def open_testbed(
 ) -> Iterator[Testbed]:
     """Start everything, yield the testbed once the operator serves its metrics, and stop everything at the end.
 
-    Hardware and waits run `factor` times as fast as in life. `arguments` are passed to the node software. Without
+    Hardware and waits run `factor` times as fast as in reality. `arguments` are passed to the node software. Without
     `node_software` nothing reads or changes GPUs.
     """
     with ControlPlane(options=Options(audit=True)) as plane, tempfile.TemporaryDirectory() as folder:

@@ -132,7 +132,8 @@ class Api:
         return created
 
     def ensure(self, path: str, manifest: Object) -> None:
-        """POST an object to a collection. If an object of the same name exists (status 409), it is left unchanged."""
+        """POST an object to a collection. If an object of the same name exists (status 409), it is left unchanged.
+        Other ApiErrors are raised."""
         try:
             self.create(path, manifest)
         except ApiError as error:

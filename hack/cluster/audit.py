@@ -102,7 +102,8 @@ def count_verbs(requests: Iterable[AuditedRequest]) -> Counter[tuple[str, str, s
 
 
 def _request(event: dict[str, object]) -> AuditedRequest:
-    """Parse an event of the audit log. Fields that the event lacks become empty or 0."""
+    """Parse an event of the audit log. Fields that the event lacks become empty or 0; only the verb and the time must
+    be there."""
     user = _mapping(event.get("user"))
     pods = _mapping(user.get("extra")).get(POD)
     reference = _mapping(event.get("objectRef"))

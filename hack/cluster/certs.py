@@ -73,7 +73,8 @@ class _Authority:
     now: dt.datetime
 
     def issue(self, subject: x509.Name, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-        """Return an unsigned certificate for `subject`, valid from BACKDATED before `now` for LIFETIME after it."""
+        """Return the builder of a certificate for `subject`, which `sign` turns into the certificate. It is valid from
+        BACKDATED before `now` until LIFETIME after it."""
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
@@ -88,7 +89,7 @@ class _Authority:
         )
 
     def sign(self, builder: x509.CertificateBuilder) -> x509.Certificate:
-        """Sign a certificate with the authority's key."""
+        """Sign a certificate with the authority's key and return it."""
         return builder.sign(self.key, hashes.SHA256())
 
 

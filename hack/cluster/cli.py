@@ -28,7 +28,7 @@ EXPECTED = (UnavailableError, ComponentError, KubeconfigError, kind.KindError, T
 
 def main(arguments: Sequence[str]) -> int:
     """Run one verb and return the exit status: 0 if it succeeded, or 1 after an error of EXPECTED, whose message is
-    printed to stderr."""
+    printed to stderr. Other errors are raised, such as an ApiError."""
     options = _parser().parse_args(arguments)
     try:
         if options.verb == "up":
@@ -67,7 +67,8 @@ def up(count: int, driver: str) -> None:
 
 
 def down() -> None:
-    """Stop the cluster and remove its files. If there is no cluster, only a message says so."""
+    """Stop the cluster and remove its files. If there is no cluster, only a message says so. Raises KindError or
+    UnavailableError if a kind cluster cannot be deleted."""
     directory = cluster_directory()
     with _locked(directory.with_suffix(".lock")):
         record = state.read(directory)
@@ -132,7 +133,8 @@ def find_running(directory: Path) -> Api | None:
 
 
 def _create(directory: Path, driver: str) -> Api:
-    """Start a cluster with this driver, `kind` or `cluster`, and return a client for it."""
+    """Start a cluster with this driver, `kind` or `cluster`, and return a client for it. Raises KindError,
+    UnavailableError or ComponentError if that fails."""
     if driver == "kind":
         kind.check()
         _say("creating a kind cluster ...")
@@ -145,7 +147,7 @@ def _create(directory: Path, driver: str) -> Api:
 
 def _populate(api: Api, count: int) -> None:
     """Install the CRDs, namespaces and a ClusterPolicy, create `count` simulated nodes, and wait until the nodes are
-    Ready."""
+    Ready. Raises TimeoutError if some are not Ready in time."""
     _step("CRDs, namespaces and a ClusterPolicy", lambda: install.install_all(api))
     manifests = nodes.fleet(count)
     _step(
@@ -178,7 +180,7 @@ def _kubeconfig(directory: Path) -> Path:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on the file `path` for the length of the block, so that only one `up` or `down` runs at a
-    time."""
+    time. Waits for the lock without a limit."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -132,7 +132,8 @@ class ControlPlane:
         return self._programs.kubectl
 
     def pids(self) -> dict[str, int]:
-        """Return the process ids of the running programs by component name."""
+        """Return the process ids of the programs that were started and not stopped, by component name. A program that
+        has ended on its own is still listed."""
         return {name: component.pid for name, component in self._components.items()}
 
     def log(self, name: str) -> Path:
@@ -163,7 +164,8 @@ class ControlPlane:
         return {**os.environ, **own, "KUBECACHEDIR": str(self.directory / "kubecache")}
 
     def service_account_kubeconfig(self, namespace: str, name: str) -> Path:
-        """Write a kubeconfig that acts as an existing service account, under its RBAC, and return its path."""
+        """Write a kubeconfig that acts as an existing service account, under its RBAC, and return its path. Raises
+        ApiError with status 404 if there is no such account."""
         path = self.directory / f"{namespace}-{name}.kubeconfig"
         return write_token_kubeconfig(self.api, path, namespace, name)
 
@@ -213,7 +215,8 @@ class ControlPlane:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def kill_component(self, name: str) -> None:
-        """Kill one program with SIGKILL, like a crash, and close the connections of `api`."""
+        """Kill one running program with SIGKILL, like a crash, and close the connections of `api`. Raises KeyError if
+        no such program runs."""
         self._components.pop(name).stop(kill=True)
         self.api.close()
 

@@ -41,7 +41,8 @@ def install_gpu_operator(api: Api, *, cluster_policy: bool = True) -> None:
 
 
 def install_crds(api: Api, source: Path) -> list[str]:
-    """Create or update the CRDs in a file or folder, wait until they are served, and return their names."""
+    """Create or update the CRDs in a file or folder, whose other objects are ignored, wait until they are served, and
+    return their names. Raises TimeoutError if one is not served within ESTABLISHED_SECONDS."""
     crds = [document for document in documents(source) if document["kind"] == "CustomResourceDefinition"]
     apply_documents(api, crds)
     installed = [str(crd["metadata"]["name"]) for crd in crds]
@@ -62,8 +63,9 @@ def apply_documents(api: Api, manifests: Iterable[Object]) -> None:
     """Create or change each object by server-side apply. If the object has a `status`, that is written to the status
     subresource.
 
-    An object whose kind is not served yet, because its CRD is new, is retried for ESTABLISHED_SECONDS: the kind may be
-    missing from discovery, or its path may answer 404 or 429. Other ApiErrors are raised at once.
+    An object whose kind is not served yet, because its CRD is new, is retried for ESTABLISHED_SECONDS, after which the
+    LookupError or ApiError is raised: the kind may be missing from discovery, or its path may answer 404 or 429. Other
+    ApiErrors are raised at once.
     """
     for manifest in manifests:
         deadline = time.monotonic() + ESTABLISHED_SECONDS
@@ -89,8 +91,9 @@ def _apply(api: Api, manifest: Object) -> None:
 
 
 def object_path(api: Api, manifest: Object) -> str:
-    """Return the URL path of an object. The resource name of its kind comes from discovery. Raises LookupError if the
-    server does not serve this kind."""
+    """Return the URL path of an object, in the namespace `default` if it names none. The resource name of its kind
+    comes from discovery. Raises LookupError if the server does not serve this kind, and ApiError with status 404 if
+    it does not serve the API group."""
     version, kind = str(manifest["apiVersion"]), str(manifest["kind"])
     root = f"/apis/{version}" if "/" in version else f"/api/{version}"
     served = api.get(root)["resources"] or ()  # null while the only CRD of the group is being set up
@@ -103,8 +106,8 @@ def object_path(api: Api, manifest: Object) -> str:
 
 
 def _established(api: Api, name: str) -> bool:
-    """Whether a CRD has the condition Established and the path of its resource answers, which happens a moment
-    later."""
+    """Whether a CRD has the condition Established and the path of its resource answers, which happens a moment later.
+    Raises ApiError if the CRD does not exist, or the path answers with a status not in NOT_SERVED_YET."""
     crd = api.get(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}")
     # A CRD that was created a moment ago has `conditions: null`.
     conditions = crd.get("status", {}).get("conditions") or []

@@ -63,7 +63,7 @@ def put_driver(folder: Path = DRIVER) -> None:
 def up(directory: Path, kubeconfig: Path) -> Api:
     """Create the kind cluster unless it exists, start kwok for its simulated nodes, and return a client. The pid of
     kwok is recorded in `directory`, and the kubeconfig is written to `kubeconfig`. Raises KindError if Docker or
-    kind fails."""
+    kind fails, and UnavailableError if a program or the SIMULATED driver cannot be built."""
     check()
     kwok, kind = toolchain.program("kwok"), program()
     named = ("--name", CLUSTER_NAME, "--kubeconfig", str(kubeconfig))
@@ -80,7 +80,8 @@ def up(directory: Path, kubeconfig: Path) -> Api:
 
 
 def down() -> None:
-    """Delete the kind cluster, if there is one."""
+    """Delete the kind cluster, if there is one. Raises KindError if kind fails, and UnavailableError if kind cannot be
+    built."""
     _must(program(), "delete", "cluster", "--name", CLUSTER_NAME)
 
 

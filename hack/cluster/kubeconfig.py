@@ -137,7 +137,7 @@ def node_bound_token(api: Api, namespace: str, name: str, node: str) -> str:
 
 def pod_bound_token(api: Api, namespace: str, pod: str) -> str:
     """Request the token that a kubelet would request for this pod: for the pod's service account, and bound to the
-    pod."""
+    pod. Raises ApiError with status 404 if the pod or the account does not exist."""
     existing = api.get(f"/api/v1/namespaces/{namespace}/pods/{pod}")
     bound_to = {"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": existing["metadata"]["uid"]}
     account = existing["spec"].get("serviceAccountName", "default")
@@ -148,7 +148,8 @@ def write_token_kubeconfig(
     api: Api, path: Path, namespace: str, name: str, *, node: str | None = None
 ) -> Path:
     """Write a kubeconfig to `path` that acts as a service account, and return `path`. The token in it is bound to
-    `node` unless that is None."""
+    `node` as in `node_bound_token`, or unbound if that is None. Raises ApiError if the account or the Node does not
+    exist."""
     if node is None:
         token = service_account_token(api, namespace, name)
     else:

@@ -29,11 +29,8 @@ MINUTES = 10
 
 def control_plane(minor: str) -> Path:
     """Return the folder with the programs of a minor such as `1.30`. They are built first if they are not cached.
-
-    Raises:
-        UnavailableError: `minor` is no such number, Go is missing, Go's proxy does not have the version, or the build
-            failed.
-    """
+    Raises UnavailableError if `minor` is not written like that, Go is missing, Go's proxy does not have the
+    version, or the build fails."""
     if not re.fullmatch(r"1\.\d+", minor):
         raise UnavailableError(
             f"VERSION={minor} is not a minor version of Kubernetes: write it as in VERSION=1.30"
@@ -50,8 +47,9 @@ def control_plane(minor: str) -> Path:
 
 
 def go_mod(version: str, requirements: str) -> str:
-    """Return a go.mod for hack/controlplane/main.go with this version of Kubernetes. `requirements` is the text of
-    the go.mod of that version, which names its staging modules and the versions of etcd and cobra."""
+    """Return a go.mod for hack/controlplane/main.go with this version of Kubernetes. `requirements` is the text of the
+    go.mod of that version, which names its staging modules and the versions of etcd and cobra. Raises
+    UnavailableError if it requires no etcd or no cobra."""
     staging = re.findall(r"^\s*(?:replace )?(k8s\.io/\S+) => \./staging/", requirements, re.MULTILINE)
     published = f"v0.{version.removeprefix('v1.')}"
     direct = {
@@ -78,11 +76,8 @@ def _required(module: str, requirements: str) -> str:
 
 
 def _release(minor: str) -> tuple[str, str]:
-    """Return the newest version of a minor, such as `v1.30.14`, and the text of its go.mod.
-
-    Raises:
-        UnavailableError: Go is missing or cannot fetch the version.
-    """
+    """Return the newest version of a minor, such as `v1.30.14`, and the text of its go.mod. Raises UnavailableError if
+    Go is missing or cannot fetch the version."""
     module = f"k8s.io/kubernetes@v{minor}"
     with tempfile.TemporaryDirectory() as folder:
         result = subprocess.run(
@@ -97,7 +92,8 @@ def _release(minor: str) -> tuple[str, str]:
 
 
 def _build(version: str, files: dict[str, str], out: Path) -> None:
-    """Build the programs into the folder `out`, and link the names under which the one program is called."""
+    """Build the programs from `files` (content by file name) into the folder `out`, and link the names under which the
+    one program is called. Raises UnavailableError if Go is missing or the build fails."""
     again = f"python -m hack.cluster.minors {version.removeprefix('v').rpartition('.')[0]}"
     program = CONTROLPLANE_CALLS[0]
     with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +114,8 @@ def _environment() -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the folder of the control plane's programs. Return 0, or 1 after saying why there are none."""
+    """Print the folder of the control plane's programs. Returns the exit status: 0, or 1 after printing why there are
+    none."""
     try:
         print(control_plane(arguments[0] if arguments else ""))
     except UnavailableError as error:

@@ -91,7 +91,7 @@ def _gfd_labels(product: str, gpus: int) -> Mapping[str, str]:
 
 
 def fleet(count: int) -> list[Object]:
-    """Return `count` nodes named `gpu-01`, `gpu-02` and so on, spread evenly over the pools of FLEET."""
+    """Return the manifests of `count` nodes named `gpu-01`, `gpu-02` and so on, spread evenly over FLEET's pools."""
     width = max(2, len(str(count)))
     return [
         node_manifest(f"gpu-{index + 1:0{width}}", pool=pool, product=product, gpus=gpus)
@@ -111,8 +111,8 @@ def create_nodes(api: Api, manifests: Iterable[Object]) -> list[str]:
 
 
 def wait_nodes_ready(api: Api, node_names: Sequence[str], seconds: float = 120.0) -> None:
-    """Wait until all these nodes are Ready and without the taint of new nodes. Raises TimeoutError if some are not
-    within `seconds`; the message names up to five of them."""
+    """Wait until all these nodes are Ready and without the taint of new nodes. A node that does not exist counts as
+    Ready. Raises TimeoutError if some are not Ready within `seconds`; the message names up to five of them."""
     missing = set(node_names)
 
     def all_ready() -> bool:

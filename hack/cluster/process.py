@@ -97,7 +97,7 @@ def is_ours(pid: int, mark: str) -> bool:
 
 
 def pid_exists(pid: int) -> bool:
-    """Whether a process with this pid exists and is not a zombie."""
+    """Whether a process with this pid exists and is not a zombie. Without /proc, a zombie counts, too."""
     if not _is_taken(pid):
         return False
     with contextlib.suppress(OSError):
@@ -161,9 +161,9 @@ def wait_until(
     check: Callable[[], None] = lambda: None,
     poll: float = POLL_SECONDS,
 ) -> None:
-    """Poll `condition` every `poll` seconds until it is true. `check` is called after each poll that was false, and
-    may raise. Raises TimeoutError with the message "timed out after … waiting for `what`" if the condition is not true
-    within `seconds`."""
+    """Poll `condition` every `poll` seconds, at least once, until it is true. `check` is called after each poll that
+    was false, and may raise. Raises TimeoutError with the message "timed out after … waiting for `what`" if the
+    condition is not true within `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         check()

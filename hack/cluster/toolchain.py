@@ -178,13 +178,13 @@ def ensure(name: str, root: Path | None = None) -> Path:
 
 def build_once(recipe: ToolRecipe, root: Path) -> Path:
     """Return the folder below `root` with the programs of the recipe. They are built if they are not there; concurrent
-    calls, even of several processes, build them once."""
+    calls, even of several processes, build them once. Raises UnavailableError as `ensure` does."""
     return make_once(recipe.directory(root), recipe.name, lambda out: _build(recipe, out))
 
 
 def control_plane_programs(environ: Mapping[str, str] = os.environ) -> Programs:
     """Return the control plane's programs: those in the folder `$KUBEBUILDER_ASSETS`, if it is set, and our own builds
-    of the others.
+    of the others. Raises UnavailableError as `find_assets` and `ensure` do.
 
     The folder that setup-envtest fills has no controller-manager and no scheduler. Ours are used then, so the folder's
     version should be the one that hack/controlplane/go.mod pins.
@@ -212,14 +212,14 @@ def find_assets(directory: Path) -> dict[str, Path]:
 
 
 def program(name: str) -> Path:
-    """Return the path of a tool that is a single program, which every tool except `controlplane` is. It is built first
-    if it is not cached."""
+    """Return the path of a tool's program, or of the first one if the tool has several. It is built first if it is not
+    cached. Raises UnavailableError as `ensure` does."""
     return ensure(name) / RECIPES[name]().programs[0]
 
 
 def _build(recipe: ToolRecipe, out: Path) -> None:
     """Build the programs of a recipe into the folder `out`, and create the links under whose names a multi-call
-    program is called."""
+    program is called. Raises UnavailableError if Go or a needed C compiler is missing, or the build fails."""
     what = f"{recipe.name} {recipe.version}"
     if recipe.cgo:
         need_compiler(what)
@@ -245,7 +245,7 @@ def build_environment(recipe: ToolRecipe) -> dict[str, str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Build the named tools, or WITHOUT_A_NAME if none is named, and print one path per line. Returns the exit status:
-    2 if a tool is unknown, and 1 if a tool cannot be built."""
+    2 if a tool is unknown, 1 if a tool cannot be built, otherwise 0."""
     unknown = [name for name in arguments if name not in RECIPES]
     if unknown:
         say(f"unknown tool {unknown[0]!r}: choose from {', '.join(RECIPES)}")
