@@ -75,9 +75,9 @@ def _unpack(out: Path) -> None:
 
 
 def _missing() -> list[str]:
-    """Return the names of the packages that apt would install for the browser, including the browser itself. If apt
-    cannot tell, its package lists are updated and it is asked once more. Raises UnavailableError if one of the
-    commands fails."""
+    """Return the names of the packages that apt would install for the browser, including the browser itself. If apt's
+    simulation fails, the package lists are updated and it is repeated. Raises UnavailableError if a command fails
+    then."""
     command = ["apt-get", "install", "--simulate", "--no-install-recommends", PACKAGE]
     try:
         listing = _run(command, Path("/"))

@@ -20,8 +20,8 @@ CONDITIONS = (
 
 def transitions(testbed: Testbed) -> Iterator[Measured]:
     """Change empty nodes from Full to MIG and to another MIG layout, then once more with four GPU pods on each node.
-    Yield the writes of each transition, and for the second one also reads, drain polls and CPU time. Policy, nodes
-    and pods stay for `idle`."""
+    Yield the writes of each transition, and for the second one also reads, drain polls and CPU time. Policy and
+    nodes stay for `idle`."""
     added = testbed.add_nodes(POOL, NODES)
     rollout: Object = {"rollout": {"maxUnavailable": AT_ONCE}, "drain": {"unmanagedPods": "Evict"}}
     testbed.apply_policy(POOL, POOL, {**FULL, **rollout})

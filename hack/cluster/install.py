@@ -63,8 +63,8 @@ def apply_documents(api: Api, manifests: Iterable[Object]) -> None:
     """Create or change each object by server-side apply. If the object has a `status`, that is written to the status
     subresource.
 
-    An object whose kind is not served yet, because its CRD is new, is retried for ESTABLISHED_SECONDS, after which the
-    LookupError or ApiError is raised: the kind may be missing from discovery, or its path may answer 404 or 429. Other
+    An object whose kind is not served yet, because its CRD is new, is retried for ESTABLISHED_SECONDS; then the
+    LookupError or ApiError is raised. The kind may be missing from discovery, or its path may answer 404 or 429. Other
     ApiErrors are raised at once.
     """
     for manifest in manifests:

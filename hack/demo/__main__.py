@@ -54,7 +54,8 @@ def arguments() -> argparse.Namespace:
 
 
 async def run(options: argparse.Namespace, screen: Screen) -> None:
-    """Play the story on the stage of the chosen driver. SIGTERM cancels the story."""
+    """Play the story on the stage of the chosen driver. SIGTERM cancels the story. Raises DemoFailed if a check fails,
+    and UnavailableError, ComponentError or LaunchError if the stage cannot be built."""
     task = asyncio.current_task()
     assert task is not None, "a coroutine runs in a task"
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

@@ -60,7 +60,7 @@ class ClusterStage:
             raise ApplyRefused(str(error.stderr)) from None
 
     async def show(self, view: KubectlView) -> str:
-        """Run the view's `kubectl get` and return its output."""
+        """Run the view's `kubectl get` and return its output. Raises CalledProcessError if it fails."""
         return await self._kubectl(*view.arguments)
 
     async def deploy(self, workload: SimWorkload) -> None:
@@ -69,14 +69,15 @@ class ClusterStage:
         await asyncio.to_thread(self._plane.api.create, path, deployment(workload))
 
     async def start_operator(self) -> None:
-        """Start the shipped operator as a process, whose log goes to LOG."""
+        """Start the shipped operator as a process, whose log is appended to LOG."""
         start = partial(product.operator, self._plane.kubeconfig, self._plane.directory, FACTOR, **LEASE)
         self._operator = await asyncio.to_thread(start)
         self._operator.log = LOG
         self._operator.start()
 
     async def kill_operator(self) -> str:
-        """Kill the operator with SIGKILL and return a sentence that says so."""
+        """Kill the operator with SIGKILL and return a sentence that says so. Raises RuntimeError if no operator was
+        started."""
         if self._operator is None:
             raise RuntimeError("no operator was started")
         pid = self._operator.pid
@@ -84,7 +85,8 @@ class ClusterStage:
         return f"process {pid} ended with status {self._operator.exit_status}"
 
     async def stop(self) -> None:
-        """Stop the operator with SIGTERM, as a rollout of its Deployment does."""
+        """Stop the operator with SIGTERM, as a rollout of its Deployment does. Does nothing if none was started or it
+        has ended."""
         if self._operator is not None:
             await asyncio.to_thread(self._operator.stop)
 
@@ -135,8 +137,8 @@ def deployment(workload: SimWorkload) -> JSON:
 
 @asynccontextmanager
 async def cluster_stage(screen: Screen) -> AsyncIterator[ClusterStage]:
-    """Start a control plane with everything on it except the operator, and yield the stage; stop everything at the
-    end."""
+    """Empty LOG, start a control plane with everything on it except the operator, and yield the stage; stop everything
+    at the end."""
     empty_log()
     plane = ControlPlane(options=Options(audit=True))
     try:
@@ -161,7 +163,7 @@ async def cluster_stage(screen: Screen) -> AsyncIterator[ClusterStage]:
 
 
 def _step(screen: Screen, what: str, work: Callable[[], object]) -> None:
-    """Run one step of the set-up and print how long it took."""
+    """Run one step of the set-up, and then print how long it took."""
     begin = time.monotonic()
     work()
     screen.say(f"{time.monotonic() - begin:6.1f} s  {what}")

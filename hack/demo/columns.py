@@ -123,8 +123,8 @@ def find(obj: JSON, path: str) -> Any:
 
 
 def render(view: KubectlView, objects: Iterable[JSON], now: datetime) -> str:
-    """Return the table that kubectl would print for those of the objects that the view selects. `now` is the time from
-    which ages are counted."""
+    """Return the table that kubectl would print for those of the objects that the view selects, sorted as the view
+    says. `now` is the time from which ages are counted."""
     chosen = [obj for obj in objects if _selected(view, obj)]
     chosen.sort(key=lambda obj: str(find(obj, view.sort_by)))
     rows = [[name for name, _ in view.columns]]
@@ -133,7 +133,8 @@ def render(view: KubectlView, objects: Iterable[JSON], now: datetime) -> str:
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
-    """Return the rows as lines of a table. Each column is as wide as its widest cell plus three spaces."""
+    """Return the rows as lines of a table, without trailing spaces. Each column is as wide as its widest cell plus
+    three spaces, and at least MIN_WIDTH. Raises ValueError if the rows differ in length."""
     widths = [max(MIN_WIDTH, *(len(cell) + PADDING for cell in column)) for column in zip(*rows, strict=True)]
     lines = ("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
@@ -147,8 +148,9 @@ def _selected(view: KubectlView, obj: JSON) -> bool:
 
 
 def _cell(view: KubectlView, name: str, value: Any, now: datetime) -> str:
-    """Return the content of one cell. A missing value is shown as `<none>` in a custom column, and as an empty cell in
-    a column of the server."""
+    """Return the content of one cell. A missing value is shown as `<none>` in a custom column and as an empty cell in
+    a column of the server; an empty string is an empty cell in both. Dates become ages, and bools are in lower
+    case."""
     if value is None or value == "":
         return "<none>" if view.custom and value is None else ""
     if name in view.dates:
@@ -160,7 +162,7 @@ def _cell(view: KubectlView, name: str, value: Any, now: datetime) -> str:
 
 def age(seconds: float) -> str:
     """Return a duration in the form in which kubectl shows it (HumanDuration of apimachinery). The largest unit is the
-    day."""
+    day, and a negative duration is `0s`."""
     whole = max(0, int(seconds))
     minutes, hours = whole // 60, whole // 3600
     if whole < 120:

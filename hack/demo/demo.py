@@ -47,18 +47,21 @@ class Demo:
         self.screen.output(await self.stage.show(view))
 
     async def apply(self, manifest: JSON, how: str) -> None:
-        """Apply a manifest, and print the command `how` and the output of `kubectl apply`."""
+        """Apply a manifest, and print the command `how` and the output of `kubectl apply`. Raises ApplyRefused, after
+        printing the command, if the API server refuses it."""
         self.screen.command(how)
         self.screen.output(await self.stage.apply(manifest))
 
     async def policy(self, name: str) -> tuple[JSON, Status]:
-        """Return a policy and its status. The status is empty if it is about an earlier generation."""
+        """Return a policy and its status. The status is empty if there is none or it is about an earlier generation.
+        Raises NotFound."""
         raw = await self.stage.client.get(POLICIES, name)
         status: Status = raw.get("status") or {}
         return raw, status if status.get("observedGeneration") == raw["metadata"]["generation"] else {}
 
     async def condition(self, name: str, kind: ConditionType) -> JSON:
-        """Return a condition of a policy, or an empty object if the present generation does not have it yet."""
+        """Return a condition of a policy, or an empty object if the present generation does not have it yet. Raises
+        NotFound if there is no such policy."""
         _, status = await self.policy(name)
         rows: list[JSON] = status.get("conditions") or []
         return next((row for row in rows if row["type"] == kind), {})
@@ -75,7 +78,8 @@ class Demo:
         await self.until(f"{', '.join(names)} Ready", condition, seconds)
 
     async def used(self, name: str, text: str) -> None:
-        """Wait until the policy `name` shows `text` (such as `15/48`) as its used devices, which the agents report."""
+        """Wait until the policy `name` shows `text` (such as `15/48`) as its used devices, which the agents report.
+        Raises DemoFailed as `until` does."""
 
         async def shown() -> bool:
             """Whether the policy's summary has this text."""
@@ -84,7 +88,7 @@ class Demo:
         await self.until(f"USED {text} of {name}", shown)
 
     async def pods(self, workload: str) -> list[JSON]:
-        """Return the pods of a workload that are not terminating."""
+        """Return the pods of a workload, in all namespaces, that are not terminating."""
         pods = await list_of(self.stage.client, PODS)
         return [
             pod
@@ -94,20 +98,23 @@ class Demo:
         ]
 
     async def place(self, node: str) -> JSON:
-        """Return `status.transition` of a GPUNode, or an empty object if there is none."""
+        """Return `status.transition` of a GPUNode, or an empty object if it has none. Raises NotFound if there is no
+        such GPUNode."""
         raw = await self.stage.client.get(GPUNODES, node)
         transition: JSON = (raw.get("status") or {}).get("transition") or {}
         return transition
 
     async def leader(self) -> str:
-        """Return the holder of the operator's Lease, or an empty string if it has none."""
+        """Return the holder of the operator's Lease, or an empty string if it has none. Raises NotFound if there is no
+        Lease."""
         lease = await self.stage.client.get(
             LEASES, Settings().lease_name, namespace=Settings().plan.namespace
         )
         return str((lease.get("spec") or {}).get("holderIdentity") or "")
 
     async def fence(self, node: str) -> JSON:
-        """Return the fence of a Node, the record of its change in flight, or an empty object if there is none."""
+        """Return the fence of a Node, the record of its change in flight, or an empty object if there is none. Raises
+        NotFound if there is no such Node."""
         raw = await self.stage.client.get(NODES, node)
         text = (raw["metadata"].get("annotations") or {}).get(ANNOTATION_FENCE)
         record: JSON = json.loads(text) if text else {}
@@ -131,13 +138,13 @@ class Demo:
         return [write for write in (await self.stage.writes())[since:] if write.resource == resource]
 
     async def nodes_done(self, policy: str) -> tuple[int, int]:
-        """Return the number of nodes that are verified and schedulable, and the number of all nodes, from the policy's
-        summary; (0, 0) if it has none."""
+        """Return (number of nodes that are verified and schedulable, number of all nodes) from the summary of a
+        policy's status; (0, 0) if there is no summary for the present generation."""
         done, _, total = (find((await self.policy(policy))[1], ".summary.nodes") or "0/0").partition("/")
         return int(done), int(total)
 
     async def running(self, workload: str, count: int) -> None:
-        """Wait until exactly `count` pods of a workload are ready."""
+        """Wait until exactly `count` pods of a workload are ready. Raises DemoFailed as `until` does."""
 
         async def ready() -> bool:
             """Whether exactly `count` pods of the workload are ready."""
@@ -158,6 +165,6 @@ def is_cordoned(node: JSON) -> bool:
 
 
 def holds_gpu_of(pod: JSON, node: str) -> bool:
-    """Whether the pod is bound to the node and requests a GPU."""
+    """Whether the pod is bound to the node and a container of it requests a resource below `nvidia.com/`."""
     requests_gpu = "nvidia.com/" in json.dumps(pod["spec"].get("containers") or [])
     return bool(pod["spec"].get("nodeName") == node and requests_gpu)

@@ -65,8 +65,8 @@ class EmbeddedStage:
         self._environment.start_operator()
 
     async def kill_operator(self) -> str:
-        """Cancel all tasks of the operator at once, without an orderly shutdown, and return a sentence that says
-        so."""
+        """Cancel all tasks of the operator at once, without an orderly shutdown, and return a sentence that says so.
+        If the operator had already ended with errors, they are raised."""
         await self._environment.kill_operator()
         return "every task of the operator was canceled at once; its Lease must expire"
 
@@ -84,7 +84,7 @@ class EmbeddedStage:
         ]
 
     async def changed(self) -> None:
-        """Wait for the next write to the cluster, but at most 0.2 s."""
+        """Wait for the next write to the cluster, but no longer than 0.2 s."""
         with suppress(TimeoutError):
             async with asyncio.timeout(0.2):
                 await self._environment.cluster.changed()
@@ -92,8 +92,8 @@ class EmbeddedStage:
 
 @asynccontextmanager
 async def embedded_stage() -> AsyncIterator[EmbeddedStage]:
-    """Yield a running stage. Its operators log to LOG as JSON. At the end the stage is stopped and structlog's
-    configuration is reset."""
+    """Empty LOG and yield a running stage, whose operators log there as JSON. At the end the stage is stopped and
+    structlog's configuration is reset."""
     fleet = nodes()
     for node in fleet:
         node["status"]["conditions"] = [{"type": "Ready", "status": "True"}]

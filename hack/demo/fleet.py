@@ -47,7 +47,7 @@ TARGET = {"3g.40gb": 1, "1g.10gb": 4}
 
 
 def nodes() -> list[JSON]:
-    """Return the Nodes of the fleet. All of them have whole GPUs."""
+    """Return the manifests of the fleet's Nodes, pool by pool. All of them have whole GPUs."""
     return [
         node_manifest(f"gpu-{pool}-{number}", product=card, gpus=gpus, pool=pool, labels=_zone(pool, number))
         for pool, card, gpus, count in POOLS
@@ -67,7 +67,7 @@ def example(pool: str) -> JSON:
 
 
 def with_layout(pool: str, profiles: dict[str, int], **rollout: Any) -> JSON:
-    """Return the example policy of a pool with another layout for every card, and with the given fields of
+    """Return the example policy of a pool of mode MIG with another layout for every card, and with the given fields of
     `spec.rollout`."""
     manifest = copy.deepcopy(example(pool))
     manifest["spec"]["mig"]["layouts"] = [{"devices": "all", "profiles": profiles}]

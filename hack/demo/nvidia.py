@@ -41,7 +41,8 @@ def play_on_real_parts(screen: Screen) -> None:
 
 
 def _play(screen: Screen, loop: NvidiaLoop) -> None:
-    """Play every stop of WALK, and after that a mig-manager that hangs and a GPU that fails."""
+    """Play every stop of WALK, and after that a mig-manager that hangs and a GPU that fails. Raises DemoFailed if a
+    check fails, and TimeoutError if a state is not reached in time."""
     versions = ", ".join(f"{release.folder} {release.version}" for release in build.RELEASES)
     screen.heading(f"1. Two nodes with two H100 each; {versions}")
     resource = ""
@@ -56,7 +57,8 @@ def _play(screen: Screen, loop: NvidiaLoop) -> None:
 
 def _change(screen: Screen, loop: NvidiaLoop, stop: Stop, resource: str) -> None:
     """Change the mode to that of `stop` and check the result. If `resource` is not empty, a pod on each node first
-    uses one device of it, and must be evicted."""
+    uses one device of it, and must be evicted. Raises DemoFailed if a check fails, and TimeoutError if the change
+    is not finished in time."""
     working = [loop.run_pod(node, resource) for node in loop.nodes if resource]
     if working:
         screen.say(f"On each node a pod uses one {resource}.")
@@ -74,7 +76,7 @@ def _change(screen: Screen, loop: NvidiaLoop, stop: Stop, resource: str) -> None
 
 def _check_sources(screen: Screen, loop: NvidiaLoop, node: str) -> None:
     """Check that mig-manager reports success for a node and that the node is not cordoned. The printed check also
-    shows GFD's labels."""
+    shows GFD's labels. Raises DemoFailed if it fails."""
     labels = loop.labels(node)
     report = f"mig-manager says {labels[names.LABEL_MIG_STATE]} for {labels[names.LABEL_MIG_CONFIG]}"
     product, count = labels[names.LABEL_GPU_PRODUCT], labels[names.LABEL_GPU_COUNT]
@@ -90,7 +92,8 @@ def _show(screen: Screen, loop: NvidiaLoop) -> None:
 
 
 def _wedge(screen: Screen, loop: NvidiaLoop, number: int) -> None:
-    """Make mig-manager fail once so that it hangs, and check that a single restart of its pod repairs it."""
+    """Make mig-manager fail once so that it hangs, and check that a single restart of its pod repairs it. `number` is
+    that of the heading. Raises DemoFailed if a check fails, and TimeoutError if the change is not finished in time."""
     screen.heading(f"{number}. mig-manager hangs: it fails once and forgets the operands that it has paused")
     before = len(loop.events("ActuatorRestarted"))
     loop.nodes["one"].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", count=1)

@@ -27,7 +27,7 @@ class Screen:
         self._tick = "✓" if encoding.startswith("utf") else "ok"
 
     def heading(self, text: str) -> None:
-        """Print the heading of a new chapter, with the seconds since the demo began."""
+        """Print the heading of a new chapter, with the seconds since the demo began, even with `quiet`."""
         seconds = time.monotonic() - self.begin
         self._line("")
         self._line(self._paint(f"{text:<{WIDTH - 10}} {seconds:7.1f} s", "1"))
@@ -38,21 +38,22 @@ class Screen:
             self._line(self._paint(line, "33"))
 
     def say(self, text: str) -> None:
-        """Print a sentence that says what happens and why."""
+        """Print a sentence that says what happens and why, unless `quiet` is set."""
         if not self.quiet:
             for line in textwrap.wrap(text, WIDTH):
                 self._line(line)
 
     def command(self, text: str) -> None:
-        """Print a command as a person would type it, broken with backslashes if it is too long."""
+        """Print a command as a person would type it, broken with backslashes if it is too long. Prints nothing with
+        `quiet`."""
         if self.quiet:
             return
         lines = textwrap.wrap(f"$ {text}", WIDTH - 2, subsequent_indent="    ", break_on_hyphens=False)
         self._line(self._paint(" \\\n".join(lines), "36"))
 
     def output(self, text: str) -> None:
-        """Print the output of a program, indented. The rest of a line that is too long continues below the line's last
-        column."""
+        """Print the output of a program, indented, or nothing with `quiet`. The rest of a line that is too long
+        continues below the line's last column."""
         if self.quiet:
             return
         lines = text.rstrip().splitlines()
@@ -62,7 +63,8 @@ class Screen:
                 self._line(f"  {part}")
 
     def check(self, what: str, condition: bool) -> None:
-        """Count and print `what` as a check that passed. Raises DemoFailed with `what` if `condition` is False."""
+        """Count and print `what` as a check that passed, even with `quiet`. Raises DemoFailed with `what` if
+        `condition` is False; nothing is counted or printed then."""
         if not condition:
             raise DemoFailed(what)
         self.checks += 1

@@ -44,7 +44,8 @@ async def fleet_appears(demo: Demo) -> None:
 
 
 async def pools_are_declared(demo: Demo) -> None:
-    """Start the operator and apply one policy per pool. The operator changes the idle nodes one by one."""
+    """Start the operator and apply one policy per pool. The operator changes the idle nodes one by one, and at the end
+    it is checked that every pool is done and serves what its policy says."""
     screen = demo.screen
     screen.heading("2. One GPUSharingPolicy per pool says what its GPUs are for")
     await demo.stage.start_operator()
@@ -76,7 +77,7 @@ async def pools_are_declared(demo: Demo) -> None:
 
 
 async def teams_move_in(demo: Demo) -> None:
-    """Deploy the workloads of five teams, one of them with a PodDisruptionBudget."""
+    """Create the PodDisruptionBudget, deploy the workloads of the teams, and check where the ranker's pods run."""
     screen = demo.screen
     screen.heading("3. The teams move in")
     await demo.stage.client.create(PDBS, fleet.BUDGET, namespace="team-b")
@@ -101,7 +102,8 @@ async def teams_move_in(demo: Demo) -> None:
 
 
 async def wrong_policies_are_refused(demo: Demo) -> None:
-    """Show one policy that the API server refuses, and one that the operator refuses because of the card."""
+    """Show one policy that the API server refuses, and one that the operator refuses because of the card. Then apply
+    the valid policy again, and check that neither nodes nor pods were touched."""
     screen = demo.screen
     screen.heading("4. A policy that cannot work is refused, and no node is touched")
     bad = fleet.example("d")
@@ -147,7 +149,7 @@ async def _refusal(stage: Stage, manifest: JSON) -> str:
 
 
 async def plan_comes_first(demo: Demo) -> None:
-    """Show the plan of a paused change, and check that no node is touched."""
+    """Apply a change that is paused, show its plan, and check that no node is touched."""
     screen = demo.screen
     screen.heading("5. The plan before the change")
     screen.say(
@@ -188,8 +190,8 @@ def _plan_lines(plan: JSON) -> str:
 
 
 async def budget_blocks(demo: Demo) -> None:
-    """Let the change run until a PodDisruptionBudget refuses an eviction. That state is recorded if the demo was
-    started with --record."""
+    """Let the change run until a PodDisruptionBudget refuses an eviction, and check that the other nodes are changed
+    all the same. That state is recorded if the demo was started with --record."""
     screen = demo.screen
     screen.heading("6. The change begins; a PodDisruptionBudget stops it")
     change = fleet.with_layout("b", fleet.TARGET, paused=False)

@@ -47,8 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def report(image: Image, known: list[advisories.Advisory] | None) -> int:
-    """Print the facts of one image and the advisories in `known` that name a part of it, and return the exit status
-    for this image. `known` is None if no file of advisories was given."""
+    """Print the facts of one image and the advisories in `known` that name a part of it. Returns the exit status for
+    this image: 1 if it is too big, FOUND if an advisory names a part, otherwise 0. `known` is None if no file of
+    advisories was given."""
     print(
         f"\n{image.reference} for {image.architecture}: {image.size / 1e6:.1f} MB compressed, {image.digest}"
     )

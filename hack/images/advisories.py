@@ -61,8 +61,8 @@ def read(path: Path) -> list[Advisory]:
 
 
 def find(parts: Sequence[ImagePart], advisories: Sequence[Advisory]) -> list[AdvisoryHit]:
-    """Return one hit for each part that an advisory affects, sorted by name and version. Withdrawn advisories are
-    ignored."""
+    """Return one hit for each pair of an advisory and a part that it affects, sorted by name and version. Withdrawn
+    advisories are ignored."""
     hits = set()
     for advisory in advisories:
         if advisory.get("withdrawn"):

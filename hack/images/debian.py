@@ -239,8 +239,8 @@ def fetch(packages: Sequence[Package], stamp: str) -> list[Path]:
 
 
 def _fetch(package: Package, stamp: str, folder: Path) -> Path:
-    """Return the path of one package's .deb file in `folder`. If it is not there, it is downloaded from the mirror or
-    the snapshot server. Raises FetchError after two failed attempts on each."""
+    """Return the path of one package's .deb file in `folder`. If it is not there with the right hash, it is downloaded
+    from the mirror or the snapshot server. Raises FetchError after two failed attempts on each."""
     target = folder / f"{package.sha256[:16]}-{Path(package.path).name}"
     if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == package.sha256:
         return target
@@ -270,7 +270,7 @@ def _fetch(package: Package, stamp: str, folder: Path) -> Path:
 
 def locked(architecture: str) -> tuple[list[Package], str]:
     """Return the packages in deploy/debian.lock for one architecture, and the time at which the lock was written.
-    Raises LockError."""
+    Raises LockError as `parse_lock` and `as_of` do."""
     text = LOCK.read_text()
     return [package for package in parse_lock(text) if package.architecture == architecture], as_of(text)
 
@@ -301,7 +301,8 @@ def open_part(deb: bytes, part: str) -> tarfile.TarFile:
 
 
 def control(deb: bytes) -> str:
-    """Return the content of the package's control file, with its name, version and dependencies."""
+    """Return the content of the package's control file, with its name, version and dependencies. Raises ValueError if
+    the data is not a package."""
     with open_part(deb, "control") as tar:
         file = tar.extractfile("./control")
         assert file is not None
@@ -310,7 +311,8 @@ def control(deb: bytes) -> str:
 
 def unpack(debs: Sequence[Path], tree: Path) -> None:
     """Unpack the packages into `tree`, except for the paths in DROPPED, and add the links, folders, users and control
-    files that maintainer scripts and dpkg would have created."""
+    files that maintainer scripts and dpkg would have created. Raises FileExistsError if packages were already
+    unpacked there, and ValueError if a file is not a package."""
     for folder in FOLDERS:
         (tree / folder).mkdir(parents=True, exist_ok=True)
     for name in MERGED:
@@ -331,8 +333,8 @@ def unpack(debs: Sequence[Path], tree: Path) -> None:
 
 
 def _lay(tar: tarfile.TarFile, member: tarfile.TarInfo, tree: Path) -> None:
-    """Write one member of a package's data into `tree`, unless it is dropped. A hard link becomes a copy, and a
-    symbolic link that exists already stays."""
+    """Write one member of a package's data into `tree`, unless it is dropped. A hard link becomes a copy of the file,
+    which must have been written before, and a symbolic link that exists already stays."""
     path = member.name.removeprefix("./").rstrip("/")
     if not path or is_dropped(path):
         return
@@ -356,7 +358,8 @@ def _lay(tar: tarfile.TarFile, member: tarfile.TarInfo, tree: Path) -> None:
 
 def relock() -> str:
     """Return the content of a lock with the versions that are in Debian's index now. The index is read with apt, which
-    uses a temporary folder. Raises FetchError if apt or Debian's keys are missing, or the index cannot be read."""
+    uses a temporary folder. Raises FetchError if apt or Debian's keys are missing, or the index cannot be read, and
+    CalledProcessError if it lacks a package."""
     if not shutil.which("apt-get") or not KEYRING.is_file():
         raise FetchError(
             "apt and Debian's keys are needed; on Debian or Ubuntu: apt-get install apt debian-archive-keyring"
@@ -401,7 +404,8 @@ def _apt_configuration(folder: Path, mirror: str) -> Path:
 
 
 def _resolved(architecture: str, environ: dict[str, str], mirror: str) -> Iterator[Package]:
-    """Yield each package in PACKAGES with the version that apt would install for this architecture."""
+    """Yield each package in PACKAGES with the version that apt would install for this architecture. Raises
+    CalledProcessError if the index lacks a package."""
     command = ["apt-get", "-o", f"APT::Architecture={architecture}", "download", "--print-uris", *PACKAGES]
     listed = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
     for url, _, _, digest in re.findall(
@@ -413,7 +417,8 @@ def _resolved(architecture: str, environ: dict[str, str], mirror: str) -> Iterat
 
 
 def main() -> int:
-    """Regenerate deploy/debian.lock and return the exit status: 0, or 1 after an error."""
+    """Regenerate deploy/debian.lock and return the exit status: 0, or 1 after a FetchError or a LockError, which
+    leaves the lock unchanged."""
     try:
         text = relock()
         parse_lock(text)

@@ -64,8 +64,8 @@ def walk(tree: Path) -> list[Path]:
 
 
 def pack_tar(tree: Path, paths: Iterable[Path], epoch: int) -> bytes:
-    """Return a tar with these paths of `tree`, all owned by root and with the modification time `epoch`. The modes do
-    not depend on the umask."""
+    """Return a tar with these paths of `tree`, all owned by root and with the modification time `epoch`. A file is
+    executable if its owner may execute it, and folders have the modes of MODES, or 0755; the umask has no effect."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for path in paths:
@@ -156,7 +156,7 @@ def dump(value: object) -> bytes:
 
 
 def _plain_tar(files: Mapping[str, bytes], epoch: int) -> Iterator[bytes]:
-    """Yield the bytes of a tar with these files, given by name. All have the modification time `epoch`."""
+    """Yield a tar with these files, given by name, as one piece. All have the modification time `epoch`."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, data in files.items():

@@ -51,8 +51,9 @@ def build(architecture: str = "", reference: str = "", out: Path = OUT) -> Image
     """Build the image for one architecture (`amd64` or `arm64`; this machine's by default), write the archive and the
     bill of materials into `out`, and return the image. `reference` is its name and tag.
 
-    Raises FetchError if a Debian package cannot be downloaded, WheelError if a wheel cannot be downloaded or
-    installed, and TreeError if a program would not find a library.
+    Raises FetchError if a Debian package cannot be downloaded, WheelError if a wheel cannot be downloaded, installed
+    or compiled, and TreeError if a program would not find a library. LockError and ValueError of `debian.locked` and
+    `read_origin` pass through.
     """
     native = wheels.native()
     architecture = architecture or native
@@ -93,7 +94,8 @@ def build(architecture: str = "", reference: str = "", out: Path = OUT) -> Image
 
 def _native_python(native: str, folder: Path) -> Path:
     """Unpack the Python of this machine's architecture into `folder`, and return `folder`. This Python compiles the
-    tree of another architecture, because bytecode is the same on every architecture."""
+    tree of another architecture, because bytecode is the same on every architecture. Raises FetchError and
+    LockError."""
     packages, stamp = debian.locked(native)
     debian.unpack(debian.fetch(packages, stamp), folder)
     return folder
@@ -101,7 +103,7 @@ def _native_python(native: str, folder: Path) -> Path:
 
 def _compile(python: Path, *parts: tuple[Path, str]) -> int:
     """Compile all modules of the parts with the Python in `python`, and return the number of compiled modules. A part
-    is a tree and a folder within the tree."""
+    is a tree and a folder within the tree. Raises WheelError if a module cannot be compiled."""
     command, environ = wheels.interpreter(python)
     return sum(wheels.compile_all(command, environ, tree / shown, shown) for tree, shown in parts)
 

@@ -45,8 +45,8 @@ class ArchiveError(ValueError):
 
 
 def read(path: Path) -> Image:
-    """Return the image in a docker-archive. Raises ArchiveError if the file is not such an archive, or contains
-    several images."""
+    """Return the image in a docker-archive. Raises tarfile.ReadError if the file is not a tar, ArchiveError if it is
+    no docker-archive or contains several images, and KeyError if one of the files that it names is missing."""
     with tarfile.open(path) as tar:
         try:
             (manifest,) = json.loads(_member(tar, "manifest.json"))
@@ -154,7 +154,8 @@ def choose(base: str, path: str | None = None) -> str:
 
 
 def find_builder(path: str | None = None) -> str:
-    """Return `docker` if its daemon answers, otherwise `buildah` if it is installed, otherwise an empty string."""
+    """Return `docker` if its daemon answers, otherwise `buildah` if it is installed, otherwise an empty string. Both
+    are looked for on `path`, by default $PATH."""
     if (
         shutil.which("docker", path=path)
         and subprocess.run(["docker", "version"], capture_output=True, check=False).returncode == 0
@@ -178,7 +179,8 @@ def base_image(text: str) -> str:
 
 
 def unreachable(builder: str) -> str:
-    """Try to pull the base image with this builder. Returns why that failed, or an empty string if it succeeded."""
+    """Try to pull the base image with this builder. Returns why that failed, or an empty string if it succeeded.
+    Raises RegistryError if the Dockerfile pins no base."""
     name = base_image(DOCKERFILE.read_text())
     try:
         done = subprocess.run(
@@ -213,15 +215,15 @@ def command(
 
 def all_labels(origin: Origin) -> dict[str, str]:
     """Return the labels of an image that is built from the Dockerfile, including the name and the digest of the base
-    image."""
+    image. Raises RegistryError if the Dockerfile pins no base."""
     base, _, digest = base_image(DOCKERFILE.read_text()).partition("@")
     return {**labels(origin, base), f"{PREFIX}.base.digest": digest}
 
 
 def build(architectures: Sequence[str], reference: str) -> list[Image]:
     """Build the image for each of these architectures (an empty string stands for this machine's), save it as a
-    docker-archive under build/images together with its bill of materials, and return the images. Raises
-    RegistryError if the builder fails; its output says why."""
+    docker-archive under build/images together with its bill of materials, and return the images. There must be a
+    builder (`choose`). Raises RegistryError if it fails; its output says why."""
     builder, origin = find_builder(), read_origin()
     reference = reference or f"localhost/{origin.name}:{origin.version}"
     marks = all_labels(origin)

@@ -53,7 +53,7 @@ def lay(image: Image, root: Path) -> None:
 
 def environment(root: Path, plane: ControlPlane, port: int) -> dict[str, str]:
     """Write the files of the operator's ServiceAccount below `root`, and return the environment variables of the
-    operator's pod. `port` is the port for probes."""
+    operator's pod. `port` is the port for probes. Raises ApiError if the chart is not installed."""
     api = plane.api
     token = service_account_token(api, launch.NAMESPACE, launch.SERVICE_ACCOUNT)
     return {
@@ -105,8 +105,8 @@ def measure_starts(image: Image) -> list[Start]:
     """Start the operator STARTS times, one after another, in the image of this machine's architecture. This needs root
     for chroot.
 
-    Raises RuntimeError, with the operator's log, if the operator does not become Ready, and UnavailableError or
-    ComponentError if the control plane cannot be started.
+    Raises RuntimeError, with the operator's log, if the operator does not become Ready, UnavailableError or
+    ComponentError if the control plane cannot be started, and LaunchError if the chart cannot be installed.
     """
     with tempfile.TemporaryDirectory() as scratch, ControlPlane(Path(scratch) / "plane") as plane:
         root = Path(scratch) / "root"

@@ -83,7 +83,7 @@ def target(architecture: str) -> list[str]:
 
 def own_wheel(folder: Path, epoch: int) -> Path:
     """Build our wheel from this checkout into `folder`, which is emptied first, and return its path. Its files have
-    the modification time `epoch` (seconds since 1970)."""
+    the modification time `epoch` (seconds since 1970). Raises WheelError if pip fails."""
     shutil.rmtree(folder, ignore_errors=True)
     environ = {**os.environ, "SOURCE_DATE_EPOCH": str(epoch)}
     _pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT), environ=environ)
@@ -92,8 +92,8 @@ def own_wheel(folder: Path, epoch: int) -> Path:
 
 
 def install(wheels: Sequence[Path], architecture: str, tree: Path) -> None:
-    """Install wheels into the tree's folder of packages. Console scripts are left out, and so are records that name
-    paths of this machine."""
+    """Install wheels into the tree's folder of packages, which must not exist yet. Console scripts are left out, and
+    so are records that name paths of this machine. Raises WheelError if pip fails."""
     site = tree / SITE
     site.mkdir(parents=True)
     _pip(
@@ -156,7 +156,8 @@ def compile_all(interpreter: Sequence[str], environ: Mapping[str, str], folder: 
 
 def interpreter(tree: Path) -> tuple[list[str], dict[str, str]]:
     """Return the command that runs the tree's own Python through the tree's own loader, and the environment variables
-    for it. It needs no chroot, and so no root."""
+    for it. It needs no chroot, and so no root. The tree must be of this machine's architecture. Raises WheelError
+    if no image is built for that, and StopIteration if the tree has no loader."""
     machine = MACHINES[native()]
     libraries = tree / f"usr/lib/{machine}-linux-gnu"
     loader = next(iter(sorted((tree / "usr").glob("lib*/ld-linux-*.so.*"))))
@@ -194,8 +195,8 @@ def _pip(verb: str, *arguments: str, environ: Mapping[str, str] = os.environ) ->
 
 
 def main() -> int:
-    """Print how many pinned versions have a wheel, for each architecture, and return the exit status: 1 if a version
-    has none, otherwise 0."""
+    """Print how many pinned versions have a wheel, for each architecture. Returns the exit status: 1 as soon as a
+    version has none or a download fails, otherwise 0."""
     pins = len(re.findall(r"^[A-Za-z0-9].*==", LOCK.read_text(), re.MULTILINE))
     for architecture in ARCHITECTURES:
         try:

@@ -27,7 +27,8 @@ def read_mutants() -> dict[str, Mutant]:
 
 
 def selected(mutants: Mapping[str, Mutant], excluded: Collection[str]) -> dict[str, Mutant]:
-    """Return the mutants whose names match MUTANTS, a regular expression, except for those in `excluded`."""
+    """Return the mutants whose names match MUTANTS, a regular expression that matches all if it is unset, except for
+    those in `excluded`."""
     pattern = os.environ.get("MUTANTS", "")
     return {
         name: mutant for name, mutant in mutants.items() if re.search(pattern, name) and name not in excluded
@@ -37,7 +38,7 @@ def selected(mutants: Mapping[str, Mutant], excluded: Collection[str]) -> dict[s
 def main() -> int:
     """Play the mutants. Prints a line for each mutant that survives and for each killer that fails even without a
     mutant, and then the counts. With FIND set, looks for killers instead. Returns the exit status: 1 if there is
-    such a line or no mutant was selected, otherwise 0."""
+    such a line or no mutant was selected, otherwise 0. Raises RuntimeError if the tests cannot be collected."""
     killers = read_killers()
     if os.environ.get("FIND"):
         find(selected(read_mutants(), killers.tests.keys() | killers.equivalent.keys()))

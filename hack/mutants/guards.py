@@ -43,7 +43,8 @@ class Guard:
         return text.replace(self.line, self.without)
 
     def plant(self) -> None:
-        """Remove the guard from the module that this process has imported. This cannot be undone."""
+        """Remove the guard from the module that this process has imported. This cannot be undone. Raises ValueError as
+        `blind` does."""
         plant_source(self.module, self.blind())
 
 

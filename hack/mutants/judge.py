@@ -130,7 +130,8 @@ def _scope_of(qualified: str) -> str:
 
 
 def copy_present(root: Path) -> None:
-    """Copy the working tree to `root`, with uncommitted changes and untracked files, but without ignored ones."""
+    """Copy the working tree, of which the working directory is the root, to `root`, with uncommitted changes and
+    untracked files, but without ignored ones."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split("\0"):
         if name and Path(name).is_file():
@@ -139,7 +140,8 @@ def copy_present(root: Path) -> None:
 
 
 def copy_revision(root: Path, revision: str) -> None:
-    """Unpack the git revision `revision` to `root`, but with the working tree's product (the folder PRODUCT)."""
+    """Unpack the git revision `revision` to `root`, but with the working tree's product (the folder PRODUCT). Raises
+    CalledProcessError if there is no such revision."""
     packed = subprocess.run(["git", "archive", revision], check=True, capture_output=True).stdout
     with tarfile.open(fileobj=BytesIO(packed)) as archive:
         archive.extractall(root, filter="data")
@@ -196,8 +198,8 @@ def _write(path: Path, text: str) -> None:
 
 
 def unhurt(side: Side) -> Side:
-    """Run the tests without a mutant. Returns the side with a limit of CPU time for mutants, which is derived from
-    what this run used. Raises SystemExit if a test fails, because nothing can be judged then."""
+    """Run the tests without a mutant and print what that used. Returns a copy of the side with a limit of CPU time for
+    mutants, which is derived from this run. Raises SystemExit if a test fails, because nothing can be judged then."""
     began = resource.getrusage(resource.RUSAGE_CHILDREN)
     code, failed = side.play()
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -239,7 +241,7 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> int:
     """Judge the mutants. Prints a line for each mutant that the present tests do not kill, and then the counts.
     Returns the exit status: 1 if an earlier test kills one of these mutants, or if there was no mutant to judge;
-    otherwise 0."""
+    otherwise 0. Raises SystemExit as `unhurt` and `modules` do."""
     options = read_arguments(arguments)
     for library in LIBRARIES:
         import_module(library)

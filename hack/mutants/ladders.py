@@ -45,7 +45,8 @@ class Ladder:
         return str(row.reason) if name == "<lambda>" else name
 
     def plant(self, name: str) -> None:
-        """Make the row with this name never apply in this process. This cannot be undone."""
+        """Make the row with this name never apply in this process. This cannot be undone. Raises ValueError unless
+        exactly one row has the name."""
         (row,) = [row for row in self.rows() if self._name(row) == name]
         object.__setattr__(row, self.part, _blind(self.blind, getattr(row, self.part).__name__))
 

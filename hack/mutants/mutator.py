@@ -68,7 +68,8 @@ class Mutation:
 
 
 def find_mutations(text: str) -> list[Mutation]:
-    """Return every mutation of a module whose result still compiles, in the order of `walk`."""
+    """Return every mutation of a module whose result still compiles, in the order of `walk`. Raises SyntaxError if
+    `text`, the module's source, does not compile itself."""
     mutations = [
         replace_node(text, scope, target, kind, becomes, is_default=is_default)
         for scope, is_default, node in walk(ast.parse(text))

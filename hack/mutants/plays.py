@@ -84,7 +84,7 @@ def in_child(work: Callable[[], object], *, seconds: float | None = None) -> obj
 
 def _end_late(child: int, reader: int, seconds: float) -> None:
     """Wait until the child answers or dies. If that takes longer than `seconds`, or if we are interrupted, kill the
-    child's process group."""
+    process group that the child leads."""
     answered: list[int] = []
     try:
         answered = select.select([reader], [], [], seconds)[0]

@@ -26,7 +26,7 @@ def plant_source(module: str, text: str, known: Mapping[str, object] = MappingPr
 
     Other modules of ours that import a constant get the new value, too. Functions and constants that are only in one
     of the two versions are ignored. `known` holds objects that the source uses without defining or importing them;
-    they become globals of the module.
+    they become globals of the module. Exceptions that the source raises when it runs pass through.
     """
     present = import_module(module)
     assert present.__file__ is not None, "a module of ours is a file"
@@ -78,10 +78,11 @@ def _imports(importer: ModuleType, module: str, name: str) -> bool:
 
 def _transplant(module: str, old: Any, new: Any, done: set[int]) -> None:
     """Copy code, defaults and plain values from `new` to `old`, and do the same for all objects that both hold in the
-    same place.
+    same place. Keys that a dict no longer has are deleted.
 
     Objects are changed in place, so all references to them see the change. Functions and classes of other modules, and
-    objects whose types differ, are left alone. `done` holds the ids of objects that were visited already.
+    objects whose types differ, are left alone. `done` holds the ids of objects that were visited already, to which
+    this one is added.
     """
     if id(old) in done or type(old) is not type(new) or isinstance(old, str | bytes):
         return
@@ -103,7 +104,9 @@ def _transplant(module: str, old: Any, new: Any, done: set[int]) -> None:
 
 
 def _replace_function(old: FunctionType, new: FunctionType) -> None:
-    """Give `old` the code of `new`, and those of its defaults that are plain values and differ."""
+    """Give `old` the code of `new`, and those of its defaults that are plain values and differ. Raises ValueError if
+    the two differ in the number of their closures' variables or positional defaults, and KeyError if a keyword has
+    a default in `new` only."""
     if old.__code__ != new.__code__:
         old.__code__ = new.__code__
     if old.__defaults__ and new.__defaults__:
@@ -119,7 +122,8 @@ def _replace_function(old: FunctionType, new: FunctionType) -> None:
 
 
 def _replace_class(old: type, new: type) -> None:
-    """Copy those plain values in the body of `new` that differ to `old`."""
+    """Copy those plain values in the body of `new` that differ to `old`; for a NamedTuple also the defaults of its
+    fields."""
     if hasattr(old, "_field_defaults"):  # a NamedTuple, whose functions have another `__module__`
         _replace_function(vars(old)["__new__"].__func__, vars(new)["__new__"].__func__)
     for name, value in list(vars(old).items()):
