@@ -45,6 +45,7 @@ class NeededRight(Enum):
     )
 
     def __init__(self, title: str, chart: str, why: str) -> None:
+        """Store the name of the right (`title`), the values of the chart that grant it, and why the agent needs it."""
         self.title = title
         self.chart = chart
         """The values of the chart that grant the right."""

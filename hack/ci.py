@@ -85,8 +85,8 @@ class Checks:
         return int(time.monotonic() - self._begin)
 
     async def _part(self, name: str, *command: str, out: IO[str] | None = None, cleanup: bool = False) -> int:
-        """Run a command, add a row for it to the table, and return its status, which is 127 if the command cannot be
-        started. Its output goes to `out`, or to our own output if that is None.
+        """Print the name of a part, run its command, add a row for it to the table, and return its status, which is
+        127 if the command cannot be started. The output goes to `out`, or to our own output if that is None.
 
         After a signal only a command that is a `cleanup` is still started, and a cleanup that is running is not ended;
         for other commands the status is then 143.

@@ -49,12 +49,12 @@ FOLDERS = (
     "docs/images",
     "deploy/krew",
 )
-"""The folders in which leftovers are looked for."""
+"""The folders that are searched for leftovers."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write or check all generated files. Returns the exit status: 0 once they are written, or, with --check, 0 if
-    they are as committed and otherwise 1."""
+    """Write all generated files and print the path of each that changed, or with --check print each problem to stderr
+    and change nothing. Returns the exit status: 0, or with --check 1 if there is a problem."""
     parser = argparse.ArgumentParser(prog="python -m hack.generate", description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing, fail on any difference")
     options = parser.parse_args(arguments)
@@ -125,7 +125,8 @@ def find_leftovers(files: Files, root: Path) -> list[str]:
 
 
 def tracked_files(root: Path) -> frozenset[str] | None:
-    """Return the paths that git tracks, or None outside of a checkout, such as in a source archive."""
+    """Return the paths that git tracks, or None outside of a checkout, such as in a source archive. Raises
+    CalledProcessError if git fails."""
     if not (root / ".git").exists():
         return None
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True)

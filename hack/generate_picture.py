@@ -72,7 +72,7 @@ def screenshot() -> Mapping[str, str]:
 
 
 def without_times(table: list[str]) -> list[str]:
-    """Return the rows of a table that kubectl printed, without the columns in TIMES."""
+    """Return the rows of a table that kubectl printed, without the columns in TIMES. The first row is the header."""
     header = [(match.group(), match.start()) for match in re.finditer(r"\S+", table[0])]
     ends = [start for _, start in header[1:]] + [None]
     columns = [(start, end) for (name, start), end in zip(header, ends, strict=True) if name not in TIMES]

@@ -41,7 +41,8 @@ class TrialError(Exception):
 
 
 def main() -> int:
-    """Run the trial and return the exit status: 0 if every step succeeded, or 1 after printing the error."""
+    """Run the trial and return the exit status: 0 if every step succeeded, or 1 after printing an error that is meant
+    for the user. Other errors are raised."""
     try:
         archive = find_archive(IMAGES)
         kubeconfig = kubeconfig_path()

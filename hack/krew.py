@@ -191,7 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
 def needed(name: str = PROJECT) -> set[str]:
     """Return the names of the distributions that `name` with its extra `cli` requires, directly or indirectly, on any
     of our platforms and Python versions; `name` itself is left out. Requirements are read from what is installed
-    here, and a distribution that is not installed counts as requiring nothing."""
+    here, and a distribution that is not installed is assumed to require nothing."""
     names: set[str] = set()
     todo = [(name, frozenset([EXTRA]))]
     while todo:
@@ -238,7 +238,8 @@ def locked(names: Iterable[str]) -> str:
 
 def fetch(platform: str, python: str, target: Path) -> Path:
     """Install the plugin and what it needs into `target`, for one Python version on one platform, from locked wheels,
-    and return `target`. Raises KrewError if uv fails."""
+    and return `target`, which must not exist before. The pins are written to a .txt file next to it. Raises
+    KrewError if uv fails."""
     target.mkdir(parents=True)
     pins = target.with_suffix(".txt")
     pins.write_text(locked(needed()))

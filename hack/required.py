@@ -26,7 +26,7 @@ PARTS = {
 }
 """The parts that can be left out, and what each needs."""
 FIXTURES = ("browser", "sanitizers")
-"""Fixtures each of which is a part of its own, even if the test also belongs to another part."""
+"""The fixtures that are parts of their own, even if the test that uses one also belongs to another part."""
 
 
 class PartUnavailableError(UnavailableError):

@@ -71,8 +71,8 @@ def runs(python: Path) -> bool:
 
 
 def pip(*arguments: str) -> str:
-    """Run `pip install` in .venv with these arguments; its error output replaces the content of LOG. Returns an empty
-    string, or why it failed: the broken connection, or the last line of its output."""
+    """Run `pip install` in .venv with these arguments. Returns an empty string, or why it failed: the broken
+    connection, or the last line of its output."""
     command = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--quiet", *arguments]
     # With this variable, `pip install --editable` of our own project would require a hash.
     environ = {key: value for key, value in os.environ.items() if key != "PIP_REQUIRE_HASHES"}

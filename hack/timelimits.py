@@ -1,6 +1,6 @@
 """Time limits for tests: one that waits forever fails instead of stopping the whole run.
 
-pytest-timeout ends it with a signal in the test's own thread and shows where it was; later tests are played. The
+pytest-timeout ends it with a signal in the test's own thread and shows where it was; later tests still run. The
 limits are far above what the slowest test of a rung needs on a slow machine, because they are meant for tests that
 hang.
 """
@@ -23,7 +23,7 @@ LIMITS = {
 }
 """The limit of each rung in seconds, for a test with its fixtures, which may have to build programs from rung 2 on."""
 ENDLESS = "faults"
-"""The marker of tests that play many runs, for hours in the full matrix; each run has its own limit."""
+"""The marker of tests that consist of many runs, which take hours in the full matrix. Each run has its own limit."""
 
 AGAIN = 30.0
 """Seconds until the next signal, in case the test hangs while it is torn down."""
@@ -36,6 +36,7 @@ class TimeLimits:
     signal that arrived while pytest records the outcome of a test would end pytest."""
 
     def __init__(self) -> None:
+        """Start without a limit, which `pytest_timeout_set_timer` sets for each test."""
         self._clock = NEVER
 
     @pytest.hookimpl(trylast=True)

@@ -1,5 +1,5 @@
 """`make verify`: all checks of the checkout that need no control plane. Every step runs, then a table shows the
-results. `--without-tests` leaves out the steps that are tests, since .ci/run plays all tests anyway. SIGTERM also
+results. `--without-tests` leaves out the steps that are tests, since .ci/run runs all tests anyway. SIGTERM also
 ends the running step.
 
 A step is a program of .venv with its arguments, which are printed so that you can repeat it.
@@ -40,13 +40,14 @@ class Steps:
     """Whether SIGTERM has come."""
 
     def end(self, number: int, frame: FrameType | None) -> None:
-        """Remember that SIGTERM came, and pass it on to the running step. This is a signal handler."""
+        """Remember that SIGTERM came, and send it to the running step, if there is one. This is a signal handler."""
         self.ended = True
         if self.process is not None:
             self.process.terminate()
 
     def run(self, name: str) -> tuple[int, float]:
-        """Run one step, and return its exit status and its duration in seconds."""
+        """Print the command of one step, run it, and return its exit status and its duration in seconds. If SIGTERM
+        has come already, the step is ended at once."""
         print(f"== {name}: {STEPS[name]}", flush=True)
         program, *arguments = shlex.split(STEPS[name])
         begin = time.monotonic()

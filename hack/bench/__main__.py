@@ -106,8 +106,8 @@ PARTS = (
 
 
 def measure(wanted: frozenset[str], sizes: Sizes, lost: list[Lost]) -> Iterator[Measured]:
-    """Run the planner's and the plugin's measurements, and then the parts that yield one of the `wanted` metrics.
-    Yields every result of what ran, including metrics that were not asked for.
+    """Run the planner's and the plugin's measurements, and then the parts, as far as they yield one of the `wanted`
+    metrics. Yields every result of what ran, including metrics that are not wanted.
 
     Parts of one kind share a control plane. A part that fails is appended to `lost`, and the remaining parts of its
     kind get a new testbed, because the failed one may have left anything behind.

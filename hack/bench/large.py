@@ -151,7 +151,7 @@ def _on_nodes(requests: Sequence[AuditedRequest]) -> list[AuditedRequest]:
 
 
 def _seconds(requests: Sequence[AuditedRequest]) -> float:
-    """Return the seconds from the first to the last of these requests, of which there must be at least one."""
+    """Return the seconds from the first to the last of these requests. There must be at least one."""
     moments = [request.at for request in requests]
     return (max(moments) - min(moments)).total_seconds()
 

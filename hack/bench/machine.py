@@ -42,8 +42,8 @@ def pace_ms() -> float:
 
 
 def read_metrics(port: int) -> str:
-    """Return the metrics page of the process of ours that serves it on this port. Raises OSError while nothing listens
-    on the port."""
+    """Return the metrics page that one of our processes serves on this port. Raises OSError while nothing listens on
+    the port."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
         return str(answer.read().decode())
 

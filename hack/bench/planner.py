@@ -96,7 +96,7 @@ def _policy(index: int, **spec: object) -> PolicyView:
 
 
 def _node(index: int, owner: PolicyView) -> NodeView:
-    """Return a node that `owner`, a policy of mode Full, has adopted."""
+    """Return a node that `owner`, a policy of mode Full with a valid spec, has adopted."""
     assert owner.spec is not None, "valid"
     request = find_wish(owner.name, owner.spec)
     (plugin_key,) = request.plugins

@@ -42,8 +42,8 @@ class Counts:
 
 
 def count(requests: Sequence[AuditedRequest], claim_writes: int) -> Counts:
-    """Count the requests of one user. `claim_writes` is the number of writes to the Lease that carried claims; all
-    other writes to it are renewals and are ignored."""
+    """Count the requests of one user. Reads of the Lease are ignored. `claim_writes` is the number of writes to it
+    that carried claims; its other writes are renewals and are ignored as well."""
     writes = Counter(request.resource for request in requests if request.is_write)
     writes[LEASES] = claim_writes
     read = [request for request in requests if request.verb in ("get", "list") and request.resource != LEASES]

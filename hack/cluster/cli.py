@@ -111,8 +111,9 @@ def cluster_directory() -> Path:
 
 
 def find_running(directory: Path) -> Api | None:
-    """Return a client for the cluster in `directory` if all its programs run and the API server answers. Otherwise
-    stop what is left of the cluster, remove its files, and return None."""
+    """Return a client for the cluster in `directory` if all its programs run and the API server answers, or None if no
+    cluster is recorded there. Otherwise say why it is unusable, stop what is left of it, remove its files, and
+    return None."""
     record = state.read(directory)
     if record is None:
         return None
@@ -133,8 +134,8 @@ def find_running(directory: Path) -> Api | None:
 
 
 def _create(directory: Path, driver: str) -> Api:
-    """Start a cluster with this driver, `kind` or `cluster`, and return a client for it. Raises KindError,
-    UnavailableError or ComponentError if that fails."""
+    """Start a cluster with this driver, `kind` or `cluster`, and return a client for it. For `cluster`, the files of
+    an interrupted start are removed first. Raises KindError, UnavailableError or ComponentError if that fails."""
     if driver == "kind":
         kind.check()
         _say("creating a kind cluster ...")

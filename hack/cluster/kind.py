@@ -1,4 +1,4 @@
-"""DRIVER=kind: a kind cluster for developers who have Docker. kwok runs beside it and plays the GPU nodes of NODES=.
+"""DRIVER=kind: a kind cluster for developers who have Docker. kwok runs alongside it and plays the GPU nodes of NODES=.
 
 hack/kind.yaml defines its real kubelets. One of them has SIMULATED GPUs, and hack/kind-values.yaml makes our agent
 read these.

@@ -81,7 +81,7 @@ async def run(options: argparse.Namespace, screen: Screen) -> None:
 
 def main() -> int:
     """Play the demo and return the exit status: 0 if all checks passed, 1 if one failed or the reader of the output
-    went away, 2 if the stage could not be built, 130 if interrupted."""
+    has closed the pipe, 2 if the stage could not be built, 130 if interrupted."""
     options = arguments()
     color = not (options.no_color or os.environ.get("NO_COLOR"))
     screen = Screen(color=color, quiet=options.quiet)

@@ -160,7 +160,7 @@ def is_ready(pod: JSON) -> bool:
 
 
 def is_cordoned(node: JSON) -> bool:
-    """Whether a node is unschedulable, whoever cordoned it."""
+    """Whether a node is unschedulable, no matter who cordoned it."""
     return bool((node.get("spec") or {}).get("unschedulable"))
 
 

@@ -1,4 +1,5 @@
-"""Packing folders as layers and layers as an image. Equal content gives equal bytes, whoever packs it and when."""
+"""Packing folders as layers and layers as an image. Equal content gives equal bytes, no matter when and where it is
+packed."""
 
 import gzip
 import hashlib

@@ -126,7 +126,8 @@ NEEDED, STRTAB = 1, 5
 
 def needed(data: bytes) -> list[str]:
     """Return the libraries that an ELF file names (DT_NEEDED); empty if the file is static or not an ELF file. Only
-    64-bit little-endian files are read, as those of amd64 and arm64 are (gABI, chapters 4 and 5)."""
+    64-bit little-endian files are read, as those of amd64 and arm64 are (gABI, chapters 4 and 5). Raises
+    struct.error or StopIteration if such a file is damaged."""
     if data[:6] != b"\x7fELF\x02\x01":
         return []
     (at,) = struct.unpack_from("<Q", data, 32)

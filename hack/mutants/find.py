@@ -21,6 +21,7 @@ class Deciding:
     decides its condition. It plants probes in the modules of the slips, where they stay until the process ends."""
 
     def __init__(self, slips: Iterable[Slip]) -> None:
+        """Remember the modules of these slips. Each slip must drop an operand. Nothing is planted yet."""
         self._modules = {slip.module: slip.path for slip in slips}
         self._now = ""
         self.tests: defaultdict[str, list[str]] = defaultdict(list)
@@ -59,7 +60,8 @@ def find(mutants: Mapping[str, Mutant]) -> None:
 
 def _deciding(slips: Mapping[str, Slip]) -> dict[str, Sequence[str]]:
     """Return at most TRIES tests in which the operand decides, for each slip that drops an operand, by the slip's name
-    and in the order of `_in_order`. Slips that change a value are left out."""
+    and in the order of `_in_order`. Slips that change a value are left out. Raises AssertionError if the process
+    that runs the tests dies."""
     operands = {name: slip for name, slip in slips.items() if not slip.mutation.is_default}
     if not operands:
         return {}

@@ -21,7 +21,7 @@ class Guard:
     line: str
     without: str
     look: tuple[str, ...]
-    """The test files in which a killer is looked for."""
+    """The test files that are searched for a killer."""
 
     @property
     def path(self) -> Path:

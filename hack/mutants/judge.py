@@ -65,7 +65,8 @@ class Side:
     def covered(self) -> set[tuple[str, str, int]]:
         """Return the lines of the product that these tests run in their own process, each as (path, function, line
         number). A file of which only the top level ran, when it was imported, is left out. Lines that a function
-        runs only after its first TRACED calls are missing."""
+        runs only after its first TRACED calls are missing. Raises AssertionError if the process that runs the tests
+        dies."""
         answer = in_child(self._watch)
         assert isinstance(answer, list), "the tests of the earlier set can be played"
         return {(path, function, line) for path, function, line in answer}
@@ -130,8 +131,8 @@ def _scope_of(qualified: str) -> str:
 
 
 def copy_present(root: Path) -> None:
-    """Copy the working tree, of which the working directory is the root, to `root`, with uncommitted changes and
-    untracked files, but without ignored ones."""
+    """Copy the working tree to `root`, with uncommitted changes and untracked files, but without ignored ones. The
+    working directory must be the root of the checkout."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split("\0"):
         if name and Path(name).is_file():

@@ -28,7 +28,7 @@ class Ladder:
     blind: object
     """The value that this function returns if the row does not apply."""
     tests: tuple[str, ...]
-    """The test files in which a killer is looked for: NAME means tests/planning/test_NAME.py."""
+    """The test files that are searched for a killer: NAME means tests/planning/test_NAME.py."""
 
     def rows(self) -> tuple[Any, ...]:
         """Return the rows of the tuple in the product."""
@@ -103,7 +103,7 @@ class LadderRow:
     """One row of a ladder, as a mutant in which it never applies."""
 
     look: tuple[str, ...]
-    """The test files in which a killer is looked for."""
+    """The test files that are searched for a killer."""
     plant: Callable[[], None]
     """A function that disables the row in this process."""
 

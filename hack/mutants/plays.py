@@ -23,6 +23,7 @@ class Failures:
     or teardown."""
 
     def __init__(self, *, every_phase: bool = False) -> None:
+        """Start without failed tests. With `every_phase`, failures in setup and teardown count as well."""
         self.failed: list[str] = []
         self._every_phase = every_phase
 
@@ -94,8 +95,8 @@ def _end_late(child: int, reader: int, seconds: float) -> None:
 
 
 def find_failing(tests: Sequence[str]) -> list[str]:
-    """Run the tests without a mutant, in a forked process, and return the ids of those that fail. Raises RuntimeError
-    if the process died or pytest could not run the tests, because the result is then unknown."""
+    """Run the tests, at least one, without a mutant in a forked process, and return the ids of those that fail. Raises
+    RuntimeError if the process died or pytest could not run the tests, because the result is then unknown."""
     failed = in_child(partial(_play, tests))
     if not isinstance(failed, list):
         raise RuntimeError(f"the process that played {', '.join(tests)} died")
@@ -103,8 +104,8 @@ def find_failing(tests: Sequence[str]) -> list[str]:
 
 
 def _play(tests: Sequence[str]) -> list[str]:
-    """Run the tests in this process, and return the ids of those that fail in the test itself. Raises RuntimeError if
-    pytest could not run them."""
+    """Run the tests, at least one, in this process, and return the ids of those that fail in the test itself. Raises
+    RuntimeError if pytest could not run them."""
     assert all([tests, *tests]), "without a name pytest plays everything"
     noted = Failures()
     code = pytest.main([*QUIET, *tests], plugins=[noted])
@@ -122,11 +123,12 @@ class _Trials:
     """A pytest plugin that passes the collected tests, by id, to `play` instead of running them."""
 
     def __init__(self, play: Callable[[Items], object]) -> None:
+        """Store `play`, which is called with the collected tests by id. Until then `answer` is None."""
         self._play = play
         self.answer: object = None
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        """Store the result of `play` in `answer`. Returns True, so that pytest does not run the tests itself."""
+        """Call `play` and store its result in `answer`. Returns True, so that pytest does not run the tests itself."""
         self.answer = self._play({item.nodeid: item for item in session.items})
         return True
 
@@ -161,7 +163,8 @@ def find_killers(
 
 
 def _collect(arguments: Sequence[str], play: Callable[[Items], object]) -> object:
-    """Let pytest collect tests, and return the result of `play` for them, or None if the collection failed."""
+    """Let pytest collect tests with these arguments, at least one, and return the result of `play` for them, or None
+    if the collection failed."""
     assert all([arguments, *arguments]), "without a name pytest collects everything"
     trials = _Trials(play)
     pytest.main([*QUIET, *arguments], plugins=[trials])

@@ -55,7 +55,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _importers(module: str, name: str) -> list[ModuleType]:
-    """Return the loaded modules of ours, except `module`, that got this constant by `from module import name`."""
+    """Return our loaded modules, except `module`, that got this constant by `from module import name`."""
     return [
         each
         for key, each in list(sys.modules.items())
