@@ -32,7 +32,7 @@ def need_compiler(what: str) -> str:
 
 def compile_c(what: str, *arguments: str) -> None:
     """Run the C compiler with these arguments. Raises UnavailableError if there is no compiler or it fails; the
-    message names `what`, the thing to be built."""
+    message names `what`, the thing to be built, and INSTALL if a header or a library is missing."""
     program = need_compiler(what)
     done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
     if done.returncode == 0:

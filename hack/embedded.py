@@ -257,8 +257,8 @@ def _replacing(old: JSON, new: JSON) -> JSON:
 def _cluster(
     nodes: Iterable[JSON], cluster_policy: JSON | None, sim: SimSettings, now: Callable[[], datetime]
 ) -> FakeCluster:
-    """Return an API server with these nodes and with the objects that an installed GPU Operator creates.
-    `cluster_policy` may be None."""
+    """Return a FakeCluster with these nodes, with the ClusterPolicy unless that is None, and with the DaemonSets of
+    the node software that `sim` plays. Must be called in an event loop."""
     cluster = FakeCluster(now=now, grace=30.0 / sim.time_factor, later=asyncio.get_running_loop().call_later)
     if cluster_policy is not None:
         cluster.add(CLUSTER_POLICIES, cluster_policy)

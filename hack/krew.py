@@ -261,8 +261,9 @@ def _uv(*arguments: str) -> None:
 
 
 def pack(libraries: Mapping[str, Path], path: Path) -> str:
-    """Write the archive to `path` and return its sha256. `libraries` holds the folder with the modules for each Python
-    version. Equal modules give equal bytes."""
+    """Write the archive to `path` and return its sha256. It contains the license, the programs that start the plugin,
+    and the modules. `libraries` holds the folder with the modules for each Python version. Equal modules give equal
+    bytes."""
     files: dict[str, tuple[bytes, int]] = {
         "LICENSE": ((ROOT / "LICENSE").read_bytes(), 0o644),
         "run.py": (RUN.encode(), 0o644),

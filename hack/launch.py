@@ -118,8 +118,9 @@ def operator_account(kubeconfig: Path, directory: Path, door: Door | None = None
 
 
 def write_account(folder: Path, door: Door, token: str) -> dict[str, str]:
-    """Write the files that a pod gets from its ServiceAccount to `folder`, and return the environment variables that
-    the pod gets. These name the folder and the server at `door`."""
+    """Write the files that a pod gets from its ServiceAccount to `folder`, which is created if needed, and return the
+    environment variables that the pod gets. These name the folder and the server at `door`, and an empty KUBECONFIG
+    is among them."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "token").write_text(token)
     (folder / "ca.crt").write_text(door.authority)
@@ -238,8 +239,9 @@ def operator(
     kubeconfig: Path, directory: Path, factor: float, door: Door | None = None, /, **settings: str
 ) -> LaunchedProcess:
     """Prepare the shipped operator, with the shipped rights and logged in as its pod is, and return it as a process
-    that is not started yet. Its waits are divided by `factor`. It calls the API server through `door`, or directly
-    if that is None. `settings` are added as variables GPUSHARING_<NAME>."""
+    that is not started yet. Its files and its log are in `directory`, and its waits are divided by `factor`. It
+    calls the API server through `door`, or directly if that is None. `settings` are added as variables
+    GPUSHARING_<NAME>."""
     environment = operator_environment(factor) | {
         f"GPUSHARING_{name.upper()}": value for name, value in settings.items()
     }

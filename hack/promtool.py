@@ -39,7 +39,8 @@ PACKAGES = {
 
 def ensure(program: Program = "promtool") -> Path:
     """Return the path of the locked program, which is downloaded and unpacked if it is not cached. If that fails,
-    return the program on PATH. Raises FetchError if there is neither."""
+    return the program on PATH. Raises FetchError if there is neither, and UnavailableError if the cache cannot be
+    written."""
     package = PACKAGES.get((program, platform.machine())) if sys.platform == "linux" else None
     problem = f"no {program} is locked for {sys.platform} on {platform.machine()}"
     if package is not None:

@@ -260,7 +260,7 @@ def agent(testbed: Testbed) -> Iterator[Measured]:
 def _with_tenants(testbed: Testbed, machine: Simulator, which: str, kind: str) -> Iterator[Measured]:
     """Run an agent on a machine whose devices are all in use. Yield its memory, its CPU time for a reading, and its
     CPU time for a scrape of metrics with the use of each pod. `kind` is `whole` or `divided`; `which` describes the
-    machine in the table."""
+    machine in the table. Raises RuntimeError if the agent's metrics lack a tenant."""
     folder = testbed.directory / f"tenants-{kind}"
     folder.mkdir()
     mig = "_mig" if kind == "divided" else ""

@@ -162,10 +162,11 @@ class Api:
         self, path: str, version: str, seconds: int = 5, **query: str
     ) -> Generator[Object, None, None]:
         """Watch a collection for `seconds`, and yield each object as every write after the resourceVersion `version`
-        left it. Unlike repeated GETs, a watch does not miss a state that lasts only for a moment.
+        left it; a deleted object is yielded in its last state. Unlike repeated GETs, a watch does not miss a state
+        that lasts only for a moment.
 
-        Raises ApiError with status 410 if the server no longer has the changes since `version`, and OSError if it does
-        not answer.
+        Raises ApiError if the server refuses, with status 410 if it no longer has the changes since `version`, and
+        OSError if it does not answer.
         """
         parameters = {"watch": "true", "resourceVersion": version, "timeoutSeconds": str(seconds), **query}
         target = f"{path}?{urllib.parse.urlencode(parameters)}"

@@ -45,7 +45,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def up(count: int, driver: str) -> None:
     """Start the user's one development cluster with `count` simulated nodes and print the line that sets KUBECONFIG. A
-    cluster that is running already is kept, with its nodes."""
+    cluster that is running already is kept, with its nodes. Raises as `_create` and `_populate` do; a cluster that
+    could not be populated keeps running."""
     directory = cluster_directory()
     with _locked(directory.with_suffix(".lock")):
         running = find_running(directory)

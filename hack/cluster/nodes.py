@@ -51,8 +51,8 @@ def node_manifest(
     labels: Mapping[str, str] | None = None,
 ) -> Object:
     """Return the manifest of a Node that kwok will run, with `gpus` whole cards of `product` (the name that NVML
-    reports). `labels` are added to the usual ones. Raises ValueError if the card is not in
-    `gpusharing.planning.gpus.cards`."""
+    reports). It has the label LABEL_POOL unless `pool` is None or empty, and `labels` are added to the usual ones.
+    Raises ValueError if the card is not in `gpusharing.planning.gpus.cards`."""
     card = find_card(product)
     if card is None:
         raise ValueError(f"unknown card {product!r}: use a product name from gpusharing.planning.gpus.cards")

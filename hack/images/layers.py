@@ -104,8 +104,9 @@ def configuration(
 def archive(
     reference: str, config: JSON, layers: Sequence[Layer], annotations: Mapping[str, str], epoch: int
 ) -> tuple[bytes, str]:
-    """Return a tar that is both an OCI layout and a docker-archive, and the digest of the manifest. containerd,
-    podman, skopeo and buildah read the OCI layout, `docker load` reads the docker-archive."""
+    """Return (bytes of a tar that is both an OCI layout and a docker-archive, digest of the manifest). containerd,
+    podman, skopeo and buildah read the OCI layout, `docker load` reads the docker-archive. `reference` is the
+    image's name and tag."""
     settings = dump(config)
     manifest = dump(
         {

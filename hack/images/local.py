@@ -192,8 +192,8 @@ def kind(path: str) -> str:
 
 
 def by_kind(trees: Sequence[Path]) -> dict[str, tuple[int, int, int]]:
-    """Return, for each kind, the number of its files, their total bytes, and their bytes when compressed on their
-    own."""
+    """Return (number of files, their total bytes, their bytes when compressed on their own) for each kind in KINDS,
+    even for one without files."""
     sizes: dict[str, tuple[int, int, int]] = {}
     for name, _ in KINDS:
         count = size = packed = 0

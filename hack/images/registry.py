@@ -132,9 +132,10 @@ class RegistryError(Exception):
 
 def choose(base: str, path: str | None = None) -> str:
     """Return `registry` or `local`. `auto` means `registry` if a builder can pull the base image, and otherwise
-    `local`, after printing why. Builders are looked for on `path`, by default $PATH.
+    `local`, after printing why. Builders are searched for on `path`, by default $PATH.
 
-    Raises RegistryError if `base` is `registry` and no builder can pull the base image.
+    Raises RegistryError if `base` is `registry` and no builder can pull the base image, or if the Dockerfile pins no
+    base.
     """
     if base == "local":
         return base
@@ -155,7 +156,7 @@ def choose(base: str, path: str | None = None) -> str:
 
 def find_builder(path: str | None = None) -> str:
     """Return `docker` if its daemon answers, otherwise `buildah` if it is installed, otherwise an empty string. Both
-    are looked for on `path`, by default $PATH."""
+    are searched for on `path`, by default $PATH."""
     if (
         shutil.which("docker", path=path)
         and subprocess.run(["docker", "version"], capture_output=True, check=False).returncode == 0

@@ -138,7 +138,7 @@ def compile_all(interpreter: Sequence[str], environ: Mapping[str, str], folder: 
     files. These contain no time and are never compared with their source, so that equal sources give equal bytes.
     `interpreter` is the command of the Python that compiles, and `environ` its environment.
 
-    Raises WheelError if a module cannot be compiled.
+    Raises WheelError if a module cannot be compiled, or if Python would compare a compiled file with its source.
     """
     options = ["-B", "-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash"]
     moved = ["-s", str(folder), "-p", f"/{shown}"]

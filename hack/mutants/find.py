@@ -81,9 +81,9 @@ def _watched(slips: Collection[Slip]) -> dict[str, list[str]]:
 
 
 def _in_order(slip: Slip, tests: Sequence[str]) -> list[str]:
-    """Return the TRIES tests that are most likely to notice the slip, the most likely first. Tests whose id contains
-    the module's name come before all others. Within both groups the first case of every parametrized test comes
-    before the second case of any."""
+    """Return at most TRIES of the tests, those that are most likely to notice the slip, the most likely first. Tests
+    whose id contains the module's name come before all others. Within both groups the first case of every
+    parametrized test comes before the second case of any."""
     cases: Counter[str] = Counter()
     rank = {}
     for test in tests:
