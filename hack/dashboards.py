@@ -59,13 +59,14 @@ def _stat(title: str, expression: str, *, unit: str = "short", alarm: bool = Fal
 
 
 def _nodes(phase: str = "") -> str:
-    """Return a query for the number of nodes by policy. If `phase` is not empty, only nodes in phases that match this
-    regular expression are counted."""
+    """Return a query for the numbers of nodes, with one series for each policy and phase. If `phase` is not empty,
+    only phases that match this regular expression are included."""
     return of("gpusharing_policy_nodes", *([f'phase=~"{phase}"'] if phase else []), policy=True)
 
 
 def _meter(part: str) -> str:
-    """Return a query for the meter whose name begins with `part`, such as `idle_slice_` (see _METERS)."""
+    """Return a query for the meter gpusharing_`part`seconds_total, where `part` is a prefix such as `idle_slice_` (see
+    _METERS)."""
     return of(f"gpusharing_{part}seconds_total", policy=True)
 
 

@@ -50,7 +50,7 @@ def left_out() -> frozenset[str]:
 
 def require(part: str, why_not: str | None) -> None:
     """Skip the calling test if LEAVE_OUT names `part`. Otherwise raise PartUnavailableError if `why_not`, the reason
-    why the part cannot run here, is not empty, or return if it is."""
+    why the part cannot run here, is not empty, or return if it is. Raises UnavailableError as `left_out` does."""
     if part in left_out():
         pytest.skip(f"left out on purpose by LEAVE_OUT={part}")
     if why_not:

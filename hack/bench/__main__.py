@@ -49,7 +49,8 @@ class BenchPart:
 
     @property
     def kind(self) -> tuple[float, bool, tuple[str, ...]]:
-        """The properties of the testbed that this part needs. Parts of one kind are run on the same testbed."""
+        """The (factor, node software, arguments) of the testbed that this part needs. Parts of one kind are run on the
+        same testbed."""
         return self.factor, self.node_software, self.arguments
 
 

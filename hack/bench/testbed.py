@@ -123,7 +123,8 @@ class Testbed:
         wait_until(lambda: _answers(self.metrics_port), 30, "the operator to start")
 
     def restart_operator(self) -> None:
-        """Replace the operator with a new process, whose caches are empty, and wait until that serves its metrics."""
+        """Replace the operator with a new process, whose caches are empty, and wait until that serves its metrics.
+        Raises TimeoutError as `wait_started` does."""
         self.operator.stop()
         self.operator.start()
         self.wait_started()
@@ -173,8 +174,8 @@ class Testbed:
         self.api.merge_patch(f"/api/v1/nodes/{name}", {"metadata": {"labels": {nodes.LABEL_POOL: pool}}})
 
     def edit(self, policy: str, spec: Mapping[str, Any]) -> None:
-        """Merge fields into the spec of a policy, without waiting until it is Ready; a value of None removes a
-        field."""
+        """Merge fields into the spec of a policy, without waiting until it is Ready; a value of None removes a field.
+        Raises ApiError if the policy does not exist or the change is refused."""
         self.api.merge_patch(f"{POLICIES}/{policy}", {"spec": dict(spec)})
 
     def wait_ready(self, policies: Sequence[str], seconds: float) -> None:

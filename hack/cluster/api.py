@@ -118,16 +118,18 @@ class Api:
         return json.loads(text) if answer.headers.get_content_type() == JSON else text
 
     def get(self, path: str, **query: str) -> Any:
-        """GET an object or a list, or a plain string from paths such as /readyz. `query` are the query parameters."""
+        """GET an object or a list, or a plain string from paths such as /readyz. `query` are the query parameters.
+        Raises as `request` does."""
         return self.request("GET", path, **query)
 
     def list(self, path: str, **query: str) -> list[Object]:
-        """GET a collection and return all its items, in a single request."""
+        """GET a collection and return all its items, in a single request. Raises as `request` does."""
         items: list[Object] = self.get(path, **query)["items"]
         return items
 
     def create(self, path: str, manifest: Object) -> Object:
-        """POST an object to a collection or a subresource, and return it as the server stored it."""
+        """POST an object to a collection or a subresource, and return it as the server stored it. Raises ApiError with
+        status 409 if it exists, and as `request` does."""
         created: Object = self.request("POST", path, manifest)
         return created
 
@@ -141,21 +143,23 @@ class Api:
                 raise
 
     def merge_patch(self, path: str, patch: Object) -> Object:
-        """PATCH an object with a JSON merge patch, in which null removes a key, and return the object as stored."""
+        """PATCH an object with a JSON merge patch, in which null removes a key, and return the object as stored.
+        Raises as `request` does."""
         patched: Object = self.request("PATCH", path, patch, MERGE_PATCH)
         return patched
 
     def apply(self, path: str, manifest: Object, manager: str = "gpusharing-dev") -> Object:
         """Create or change an object by server-side apply, with conflicts forced, and return the object as stored.
         Fields of an existing object that are not in `manifest` stay as they are, unless `manager` applied them
-        before."""
+        before. Raises as `request` does."""
         applied: Object = self.request(
             "PATCH", path, manifest, APPLY_PATCH, fieldManager=manager, force="true"
         )
         return applied
 
     def delete(self, path: str, options: Object | None = None) -> Any:
-        """DELETE an object or a collection, with `options` (DeleteOptions) as the body, and return the answer."""
+        """DELETE an object or a collection, with `options` (DeleteOptions) as the body, and return the answer. Raises
+        ApiError with status 404 if there is no such object, and as `request` does."""
         return self.request("DELETE", path, options)
 
     def changes(

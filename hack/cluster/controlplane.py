@@ -92,12 +92,12 @@ class ControlPlane:
 
     @property
     def url(self) -> str:
-        """The URL of the API server."""
+        """The URL of the API server. Raises RuntimeError before `start`."""
         return self.layout.url
 
     @property
     def directory(self) -> Path:
-        """The folder with logs, keys and kubeconfigs."""
+        """The folder with logs, keys and kubeconfigs. Raises RuntimeError before `start`."""
         return self.layout.directory
 
     @property
@@ -128,7 +128,8 @@ class ControlPlane:
 
     @property
     def kubectl_program(self) -> Path:
-        """The path of the kubectl of this control plane's version."""
+        """The path of the kubectl of this control plane's version, which is built if it is not cached. Raises
+        UnavailableError if that fails."""
         return self._programs.kubectl
 
     def pids(self) -> dict[str, int]:
@@ -221,7 +222,8 @@ class ControlPlane:
         self.api.close()
 
     def start_component(self, name: str) -> None:
-        """Start one program on the ports of this control plane. Returns before the program is ready."""
+        """Start one program on the ports of this control plane, and record its pid. Returns before the program is
+        ready. Raises KeyError if this control plane has no such program."""
         environment = self.options.environment
         self._components[name] = process.start(name, self._commands[name], self.log(name), environment)
         self._record()
@@ -242,7 +244,8 @@ class ControlPlane:
 
     @cached_property
     def _programs(self) -> toolchain.Programs:
-        """The paths of the control plane's programs, which are built first if they are not cached."""
+        """The paths of the control plane's programs, which are built first if they are not cached. Raises
+        UnavailableError if that fails."""
         return toolchain.control_plane_programs()
 
     def _make_directory(self) -> Path:

@@ -74,8 +74,8 @@ def node_manifest(
 
 
 def gpu_labels(card: Card, product: str, gpus: int) -> dict[str, str]:
-    """Return the `nvidia.com/` labels of a node with whole cards: those that GFD writes, and those with which the GPU
-    Operator places its operands."""
+    """Return the `nvidia.com/` labels of a node with whole cards: those that GFD writes, those with which the GPU
+    Operator places its operands, and for a card with MIG those of a successful first run of mig-manager."""
     operands = (*OPERANDS, "mig-manager") if card.profiles else OPERANDS
     deploy = {f"{names.LABEL_DEPLOY_PREFIX}{operand}": "true" for operand in operands}
     # The GPU Operator has labeled a fresh MIG-capable node, and mig-manager has applied the label once (d.1, a.2).
@@ -85,7 +85,8 @@ def gpu_labels(card: Card, product: str, gpus: int) -> dict[str, str]:
 
 @cache
 def _gfd_labels(product: str, gpus: int) -> Mapping[str, str]:
-    """Return the labels that GFD would write, without its timestamp, because GFD has not run on this machine."""
+    """Return the labels that GFD would write, without its timestamp, because GFD has not run on this machine. The
+    result is cached, so callers must not change it."""
     labels = gfd.labels(SimulatedGPUs("", [product] * gpus).read(), SimPluginConfig(), started=0)
     return {key: value for key, value in labels.items() if key != names.LABEL_GFD_TIMESTAMP}
 

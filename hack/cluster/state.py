@@ -31,7 +31,8 @@ class ClusterState:
 
 
 def read(directory: Path) -> ClusterState | None:
-    """Return the record in `directory`, or None if there is none."""
+    """Return the record in `directory`, or None if there is none. Raises ValueError or TypeError if the file's content
+    is not a record."""
     try:
         return ClusterState(**json.loads((directory / FILE).read_text()))
     except FileNotFoundError:

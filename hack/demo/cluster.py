@@ -91,7 +91,8 @@ class ClusterStage:
             await asyncio.to_thread(self._operator.stop)
 
     async def writes(self) -> list[Written]:
-        """Return the operator's successful writes according to the API server's audit log, without those to Leases."""
+        """Return the operator's successful writes according to the API server's audit log, without those to Leases.
+        Raises TimeoutError if the log is not complete in time."""
         return await asyncio.to_thread(self._writes)
 
     async def changed(self) -> None:
@@ -105,7 +106,7 @@ class ClusterStage:
 
     def _writes(self) -> list[Written]:
         """Wait until the audit log is complete, and return the operator's successful writes in it, without those to
-        Leases."""
+        Leases. Raises TimeoutError as `wait_logged` does."""
         wait_logged(self._plane.audit_log, self._plane.api)
         return [
             Written(request.resource, "/".join(filter(None, (request.namespace, request.name))))

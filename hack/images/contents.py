@@ -217,7 +217,8 @@ def license_of(headers: Message) -> str:
 
 
 def homepage_of(headers: Message) -> str:
-    """Return the home page or repository of a distribution, or UNKNOWN if it names neither."""
+    """Return the home page of a distribution, otherwise its repository, as its Project-URL fields name them, or
+    UNKNOWN if they name neither."""
     rows = [str(row).partition(",") for row in headers.get_all("Project-URL", [])]
     urls = {name.strip().lower(): url.strip() for name, _, url in rows}
     for name in ("homepage", "repository", "source", "source code", "github"):
@@ -301,7 +302,8 @@ def package(key: str, part: ImagePart) -> JSON:
 
 
 def identifier(part: ImagePart) -> str:
-    """Return a part's identifier in the document, which may contain only letters, digits, dots and dashes."""
+    """Return a part's identifier in the document, in which all characters but letters, digits and dots have become
+    dashes."""
     return "SPDXRef-" + re.sub(r"[^A-Za-z0-9.]+", "-", f"{part.ecosystem}-{part.name}-{part.version}")
 
 

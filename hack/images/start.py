@@ -93,7 +93,7 @@ def measure(root: Path, plane: ControlPlane) -> Start:
 
 
 def _is_ready(port: int) -> bool:
-    """Whether /readyz on this port answers with status 200."""
+    """Whether /readyz on this port answers with status 200. False if nothing answers within 5 s."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
             return bool(answer.status == 200)
