@@ -131,7 +131,8 @@ class Embedded:
 
     @staticmethod
     def _policy_changed(loop: Loop, name: str, version: str) -> None:
-        """Wake the loop, unless it already knows this version of the policy."""
+        """Mark the loop's cached policies as outdated and wake the loop. Does nothing if the loop already knows this
+        version of the policy."""
         if loop.sources.policies.touch(name, version):
             loop.wake.set()
 
