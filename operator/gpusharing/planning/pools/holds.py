@@ -3,7 +3,7 @@
 HOLDS are checked in order, once per pool and pass, and only while some node could start; the first one that applies
 wins. Nodes in flight go on.
 
-Terms: docs/design/glossary.md#slot, docs/design/glossary.md#point-of-no-return.
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#slot, docs/design/glossary.md#point-of-no-return.
 """
 
 from collections.abc import Callable

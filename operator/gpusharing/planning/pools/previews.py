@@ -5,7 +5,7 @@ The pods of nodes in work are listed anyway. Those of waiting nodes are not, so 
 Therefore the pods of the first waiting nodes are listed, seldom and a few at a time over all pools
 (docs/design/drain.md#preview).
 
-Terms: docs/design/glossary.md#look.
+Terms: docs/design/glossary.md#look, docs/design/glossary.md#gang.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

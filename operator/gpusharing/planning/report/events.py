@@ -1,7 +1,7 @@
 """Computes the Events to post by comparing the verdicts on a node before and after a pass. If nothing has changed,
 there are no Events. The caller posts them.
 
-Terms: docs/design/glossary.md#point-of-no-return, docs/design/glossary.md#fence.
+Terms: docs/design/glossary.md#point-of-no-return, docs/design/glossary.md#fence, docs/design/glossary.md#class.
 """
 
 from collections.abc import Mapping

@@ -3,7 +3,7 @@
 A pass makes cases only for the nodes about which something has changed since the last pass. The memo (memo.py) finds
 these nodes and keeps the verdicts of the others.
 
-Terms: docs/design/glossary.md#gang.
+Terms: docs/design/glossary.md#fence, docs/design/glossary.md#gang.
 """
 
 from collections import Counter
