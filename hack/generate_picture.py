@@ -56,7 +56,8 @@ def picture() -> Mapping[str, str]:
 
 
 def status(record: Path) -> list[Line]:
-    """Return the lines that `kubectl gpusharing status` printed when the record was taken (hack/demo/record.py)."""
+    """Return the lines that the present `kubectl gpusharing status` prints for the policies and GPUNodes of the
+    record, as of the time when it was taken (hack/demo/record.py)."""
     taken = json.loads(record.read_text())
     pools, unowned = read_pools(taken["policies"], taken["gpunodes"])
     return describe(pools, unowned, datetime.fromisoformat(taken["taken"]), PAPER)

@@ -100,7 +100,7 @@ class Fault:
 
     async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:
         """Return what the client gets for a line of a watch: the line, or an empty one if it is swallowed. `came` is
-        when the line arrived. May wait first. Unchanged here."""
+        when the line arrived. A subclass may wait before it answers; this base class returns the line unchanged."""
         return line
 
     def ends(self, stream: OpenWatch) -> bytes:

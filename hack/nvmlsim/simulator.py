@@ -221,8 +221,8 @@ class Simulator:
 
     def set_gpu(self, gpu: int | None, **fields: int | str) -> None:
         """Set fields such as `lost=1`, `busy=1`, `compute_mode=3` or `remap_pending=1` of one GPU, or of all GPUs if
-        `gpu` is None. Raises SimulatorError for an unknown GPU, and the errors of `set_field`; fields before the bad one stay
-        set."""
+        `gpu` is None. Raises SimulatorError for an unknown GPU, and the errors of `set_field`; fields before the
+        bad one stay set."""
         with self._edit() as state:
             for index in self._indexes(state, gpu):
                 for name, value in fields.items():

@@ -145,8 +145,9 @@ class AgentLoop:
             raise RestartNeeded(str(ended.exceptions[0])) from None
 
     def why_not_ready(self) -> str:
-        """Return the reason why this agent cannot answer the operator, or an empty string if it reads or is quiet, and
-        reaches the API server."""
+        """Return why this agent cannot answer the operator now: it cannot follow the API server, its last report was
+        not accepted, its GPUNode does not exist, or the GPUs have not been read yet or cannot be read. Empty if
+        none of these holds, even if the GPUs are not being read because the operator asked for quiet."""
         if self._own.error or self._write_error:
             return self._own.error or self._write_error
         if self._own.node is None:

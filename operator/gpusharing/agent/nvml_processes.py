@@ -52,9 +52,11 @@ class ProcessLists:
 
     def beside(self, handle: Any, lists: Iterable[Iterable[Listed]], *, hidden: bool) -> list[Listed]:
         """Return the processes of a GPU with MIG on that are not in `lists`, the processes of its MIG devices.
+        UNKNOWN_PROCESS is included if `hidden` (there may be processes that no call lists), if the driver shows the
+        agent no other process, or if a list is refused. Other errors of NVML are raised.
 
-        With `hidden`, there may be processes that no call lists, so UNKNOWN_PROCESS is included. A driver that lists
-        none for the whole GPU does not contradict the lists of its MIG devices.
+        A driver that lists none for the whole GPU does not contradict the lists of its MIG devices, and neither does a
+        list that is not supported.
         """
         known = {each.process.pid for listed in lists for each in listed} - {UNKNOWN_PROCESS.pid}
         listed = self._listed(handle, "", required=(), hidden=hidden)

@@ -176,7 +176,8 @@ class Publisher:
             self._drop(f"policy/{name}")
 
     def _drop(self, key: str) -> None:
-        """Drop what is remembered about the status of the object with this key."""
+        """Drop what is remembered about the status of the object with this key. If the last attempts to write it
+        failed, also log that this problem is over."""
         self._unwritten.discard(key)
         self._due.pop(key, None)
         self._refused.pop(key, None)

@@ -80,8 +80,8 @@ class Reachability:
 
     def failing(self, target: CallTarget, began: int, error: Unavailable) -> None:
         """Record that a call about `target` failed with `error`. `began` is the value of `successes` when the call
-        began; if an answer has come since, the failure is ignored. Raises ServerAway if calls of this flow about
-        AWAY_OBJECTS subjects at AWAY_DOORS doors have failed since the last answer."""
+        began; if an answer has come since, the failure is ignored. Raises ServerAway if, since the last answer,
+        calls in the same flow have failed for at least AWAY_OBJECTS subjects and at AWAY_DOORS doors or more."""
         if began != self.successes:
             return
         self.failed[target] = str(error)

@@ -273,10 +273,14 @@ class LeaderLease:
     async def _write(
         self, spec: JSON, annotations: JSON | None = None, *, started: float | None = None
     ) -> None:
-        """Write fields of the Lease's spec, and annotations, on the condition of the version that we know, and adopt
-        the answer. On success the Lease counts as renewed at `started`, or at the beginning of this call if that is
-        None. A Lease that was deleted is created again, with `annotations` but without `spec`. Raises Conflict if
-        the Lease has changed, or if another process was first to create it, and other KubeErrors."""
+        """Write these fields of the Lease's spec, and these annotations, provided that the Lease still has the version
+        that we know, and adopt the answer. The Lease then counts as renewed at `started`, or at the beginning of
+        this call if that is None.
+
+        If the Lease was deleted, `_create` creates it again with us as its holder; `annotations` are passed on, but
+        `spec` and `started` are not used. Raises Conflict if the Lease has changed or another process created it
+        first, and other KubeErrors.
+        """
         begun = self._clock() if started is None else started
         patch: JSON = {"metadata": {"resourceVersion": self._version}, "spec": spec}
         if annotations:

@@ -354,9 +354,9 @@ class Reflector(Generic[View]):
             self._following.reschedule(loop_time())
 
     def renews(self) -> bool:
-        """Return whether a write has proven, since the last list that was not older than the cache, that the store was
-        restored from a backup. If so, make a list due. Also make one due if the view of a kind with bookmarks is
-        older than STALE_AFTER, unless the last list was older than the cache."""
+        """Return whether a write has shown that the store was restored from a backup and no list has made up for it
+        yet: only a list that is not older than the cache does. If so, request a new list. Also request one if the
+        kind has bookmarks and its view is older than STALE_AFTER, unless the last list was older than the cache."""
         went_back = self._restores() > self._restores_seen
         silent = self._resource.bookmarks and not self.doubted and self.age > STALE_AFTER
         if went_back or silent:

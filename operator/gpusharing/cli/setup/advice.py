@@ -104,9 +104,10 @@ def _whole(answers: AdviceAnswers) -> Advice | None:
 
 
 def _isolated(answers: AdviceAnswers) -> Advice | None:
-    """Advise MIG with the smallest profile that is large enough, if promises, strangers, billing or the label of the
-    namespace require isolation; return None otherwise. The label requires it if its value is `hardware`, or if it
-    is `memory` and MPS is known not to be switchable. If the card has no such profile, advise whole GPUs."""
+    """Advise MIG with the smallest profile that is large enough if isolation is required: because latency or
+    availability is promised, because the users do not trust each other, because each workload is billed, or because
+    of the namespace's label. Return None otherwise. The label requires it if its value is `hardware`, or if it is
+    `memory` and it is known that MPS cannot be switched on. If the card has no such profile, advise whole GPUs."""
     label = f"the namespace has the label {LABEL_ISOLATION}={answers.isolation}"
     reasons = {
         "latency or availability is promised": answers.promise,

@@ -181,8 +181,9 @@ def _actuate(
 
 
 def _step(fence: Fence, *, two_steps: bool, again: bool) -> tuple[int, int]:
-    """Return the number of the step that begins and how many steps there are. A change with an intermediate stop
-    begins with step 1 of 2. A repeated run keeps its numbers; any other run is the last step."""
+    """Return the number of the step that begins and how many steps there are: (1, 2) for a change with an intermediate
+    stop, and the fence's own numbers for a repeated run. Any other run is (2, 2) if the fence is at step 1 of 2,
+    else (1, 1)."""
     if two_steps:
         return 1, 2
     if again:

@@ -354,9 +354,9 @@ def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
     """Return a Failed verdict with this cause and the command for a retry. If the cause is that the actuator failed,
     it also asks the agent to read the GPUs, unless it was asked already.
 
-    If a person asked for another try, return the verdict that records a new run instead: everything is written again
-    and the pods restart. If the policy says Rollback and a rollback is possible, return its verdict; see `turn_back`.
-    `known`: the present state of the node was read.
+    If a person asked for another try and the node has a target, return the verdict that records a new run instead:
+    everything is written again and the pods restart. If the policy says Rollback and a rollback is possible, return
+    its verdict; see `turn_back`. `known`: the present state of the node was read.
     """
     if was_asked_again(case) and isinstance(case.assessment, Assessed):
         verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "trying again on request")

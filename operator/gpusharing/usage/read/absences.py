@@ -111,7 +111,7 @@ class Absences:
         self.last |= last_seen
 
     def began(self, node: str) -> bool:
-        """Whether the node was first seen in the window or after it, so not before it."""
+        """Whether the node was first seen in the window or later. False if it was seen before the window or never."""
         return node in self.first and node not in self._old
 
     def came(self, least: float) -> set[str]:

@@ -102,8 +102,8 @@ class RecommendReport:
 
 
 def _steps(answer: RecommendReport) -> Iterator[str]:
-    """Yield what a person has to do: about workloads without a place, about workloads whose need is unknown, and about
-    the label that nodes still lack."""
+    """Yield the steps that are left to a person: for workloads without a place, for workloads whose need is unknown,
+    and for the label that nodes still lack."""
     if answer.policy is not None and answer.recommendation is not None and answer.recommendation.unplaced:
         names = some([_name(each.need.workload) for each in answer.recommendation.unplaced])
         yield (
