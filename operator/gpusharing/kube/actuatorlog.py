@@ -84,8 +84,9 @@ class ActuatorLogs:
         whose reason is not known are left out.
 
         Logs that are due are read first, concurrently by `crew`. A slow read may end after this call; a later call
-        then returns its reason. `pods` holds mig-manager's pod of each node; a node without one is ignored. Readings
-        of nodes that no longer fail are forgotten.
+        then returns its reason. Until then, the reason of an earlier attempt on the node is returned, if there is one.
+        `pods` holds mig-manager's pod of each node; a node without one is ignored. Readings of nodes that no longer
+        fail are forgotten.
 
         Raises:
             ExceptionGroup: an error that ends a pass, see Crew.

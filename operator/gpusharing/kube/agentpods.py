@@ -84,8 +84,9 @@ def _meant_for(raw: JSON) -> str:
 
 
 def _with_trouble(pod: AgentPod, raw: JSON) -> AgentPod:
-    """Return a copy of `pod` that says why it does not run: whether the scheduler found no node for it, its image,
-    what its container is waiting for, and how the container last ended, unless it has started since."""
+    """Return a copy of `pod` with what is known about why it does not run: whether the scheduler found no node for it
+    and, for its container `agent`, the image, what it is waiting for, and how it last ended, unless it has started
+    since."""
     statuses = entries(raw, "status", "containerStatuses")
     status = next((status for status in statuses if text(status, "name") == "agent"), {})
     containers = entries(raw, "spec", "containers")

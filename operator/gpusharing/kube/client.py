@@ -163,8 +163,9 @@ class ApiRequest:
 
     @property
     def full_name(self) -> str:
-        """Return `namespace/name` of the object, or only its name if the request has no namespace. For a list or
-        watch, its selectors take the place of the name; without selectors that part is empty."""
+        """Return `namespace/name` of the object, or only its name if the request has no namespace. The name of an
+        object to be created is taken from the body. For a list or watch, its selectors take the place of the name;
+        without selectors that part is empty."""
         name = self.name or text(self.body, "metadata", "name") or self.selectors
         return f"{self.namespace}/{name}" if self.namespace else name
 
@@ -287,10 +288,11 @@ class KubeClient(ABC):
         return text(answer, LOG)
 
     async def evict(self, namespace: str, name: str, uid: str) -> None:
-        """Evict a pod with a UID precondition and its own grace period (docs/design/drain.md#rule-1).
+        """Evict a pod with a UID precondition and its own grace period (docs/design/drain.md#rule-1). The answer is a
+        Status without information (docs/design/drain.md#e1), so nothing is returned.
 
-        Raises NotFound or Conflict if the pod is gone or replaced. The answer is a Status without information
-        (docs/design/drain.md#e1), so nothing is returned.
+        Raises NotFound or Conflict if the pod is gone or replaced, EvictionBlocked if a PodDisruptionBudget refuses
+        for now, EvictionFailed if the server refuses for another reason, and other KubeErrors.
         """
         eviction = {
             "apiVersion": "policy/v1",

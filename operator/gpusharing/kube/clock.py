@@ -73,7 +73,8 @@ class SteadyClock:
         """The highest result so far, below which no later result may fall."""
 
     def __call__(self) -> datetime:
-        """Return the time of day in UTC. Once the API server has reported its time, the result never goes back."""
+        """Return the time of day in UTC. The result never goes back, except once if the first time that the API server
+        reports is earlier."""
         self._shown = max(self._shown, self._steady() + self._offset)
         return datetime.fromtimestamp(self._shown, UTC)
 

@@ -101,8 +101,8 @@ def _device(raw: JSON) -> Device:
 
 
 def tell_unread(error: KubeError | None) -> str:
-    """Return why ResourceSlices cannot be read, if the API server does not serve them or we lack the
-    right to list them. Empty for any other error, which passes, and without an error."""
+    """Return why ResourceSlices cannot be read, if the API server does not serve them or we lack the right to list
+    them. Empty for None, and for any other error, because that may go away by itself."""
     match error:
         case NotFound():
             return "the API server does not serve resource.k8s.io/v1, which Kubernetes has since 1.34"

@@ -44,7 +44,8 @@ class Expired(_Worded):
 
 
 class Invalid(KubeError):
-    """400, 422: the server refuses what we sent; never repeat it unchanged."""
+    """400, 422, and any other 4xx without an error of its own: the server refuses what we sent; never repeat it
+    unchanged."""
 
 
 class Unauthorized(KubeError):
@@ -109,8 +110,8 @@ class ServerAway(KubeError):
 
 
 class EvictionFailed(_Worded):
-    """500 on an eviction, for example two PodDisruptionBudgets on one pod (docs/design/drain.md#e8); its message is
-    shown verbatim."""
+    """500 on an eviction, for example two PodDisruptionBudgets on one pod (docs/design/drain.md#e8), or 429 with a
+    Status that names no time to wait (E11); its message is shown verbatim."""
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:

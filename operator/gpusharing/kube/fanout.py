@@ -142,9 +142,10 @@ class Holds:
     def throttled(self, target: CallTarget, retry_after: float | None) -> None:
         """Note that a call about `target` was answered with 429, and hold back further calls.
 
-        The object waits at its door for `retry_after` seconds, within FIRST_HOLD and LONGEST_HOLD. Without a time from
-        the server the wait doubles with each refusal of the object. After SEVERAL objects all calls through that door
-        wait, and none through other doors.
+        The object waits at its door for `retry_after` seconds, within FIRST_HOLD and LONGEST_HOLD. If that is None,
+        the wait starts at FIRST_HOLD and doubles with each refusal of the object. Once SEVERAL objects have been
+        refused at one door without an answer there in between, all calls through that door wait, and none through
+        other doors.
         """
         count = self.tries[target] = self.tries.get(target, 0) + 1
         wait = FIRST_HOLD * 2.0 ** min(count - 1, 6) if retry_after is None else max(retry_after, FIRST_HOLD)
@@ -193,11 +194,11 @@ class Fanout(PassingClient):
 
     async def send(self, request: ApiRequest, *, published: bool) -> JSON:
         """Wait for a slot, send the request and return the answer. `published` says whether the call only publishes
-        something for people. The result is recorded in `reachability` and `holds`, where it may hold back or release
-        other calls.
+        something for people. The result is recorded in `reachability` and `holds`, where it may hold back or
+        release other calls.
 
         Raises HeldBack, without sending anything, while the call is on hold, and ServerAway if so many calls have
-        failed that the server counts as away.
+        failed that the server counts as away. Other errors of the client behind are recorded and raised unchanged.
         """
         target = CallTarget(request.verb, request.kind, request.full_name, published)
         async with self._slots:

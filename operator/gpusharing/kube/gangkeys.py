@@ -64,7 +64,8 @@ def _labels(*keys: str) -> Callable[[PodMarks], tuple[str, str] | None]:
     joined by slashes, name the gang, and the labels select its pods."""
 
     def find(pod: PodMarks) -> tuple[str, str] | None:
-        """Return the gang of a pod by its labels `keys`, or None if one of them is missing or empty."""
+        """Return the name of a pod's gang and the label selector of its pods, or None if one of the labels `keys` is
+        missing or empty."""
         values = [pod.labels.get(key, "") for key in keys]
         if not all(values):
             return None
@@ -111,13 +112,13 @@ def _kueue_workload(pod: PodMarks) -> tuple[str, str] | None:
 
 
 def _kueue_job(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the job that controls the pod if Kueue queues that job, else None. Kueue queues it if the pod has the
-    label KUEUE_PODSET, or has KUEUE_QUEUE and is controlled by a Job of the group batch, and Kueue does not queue
-    the pod itself.
+    """Return the job that controls the pod if Kueue queues that job and not the pod itself, else None. Kueue queues
+    the job if the pod has the label KUEUE_PODSET. It also does so if the pod has KUEUE_QUEUE and the job is a Job
+    of the group batch.
 
     The gang is named after the job's kind and name, because the name of its Workload begins with them and ends with a
-    hash that no pod carries. Its pods are selected by the label with the job's name if this pod has it, else by a
-    label that all pods of Kueue's jobs have.
+    hash that no pod carries. Its pods are selected by the label with the job's name if the job is such a Job and this
+    pod has that label, else by a label that all pods of Kueue's jobs have.
     """
     labels = pod.labels
     if not labels.keys() & {KUEUE_PODSET, KUEUE_QUEUE} or pod.plain:

@@ -172,7 +172,8 @@ class Gangs:
 
 def _queries(gangs: Iterable[Gang]) -> dict[_Query, list[Gang]]:
     """Return the LISTs that find these gangs, each with the gangs that it serves. If that would take more than
-    MAX_LISTS, gangs of one namespace whose labels have the same keys share a LIST."""
+    MAX_LISTS, gangs share a LIST if they are in one namespace, have the same field selector, and have the same keys
+    in their label selectors."""
     queries: dict[_Query, list[Gang]] = {}
     for gang in gangs:
         queries.setdefault(_Query(gang.namespace, gang.labels, gang.fields), []).append(gang)

@@ -204,8 +204,9 @@ class _Reader:
 
 
 async def gather_installation(client: KubeClient, place: Place) -> InstallationView:
-    """Read the objects that an installation consists of, without changing any. Other errors than these are recorded in
-    `unread` of the result, or with the right that was asked for. An object that does not exist is not an error.
+    """Read the objects that an installation consists of, without changing any. An object that does not exist is not an
+    error. All errors but the two below are recorded in `unread` of the result, or with the right whose check
+    failed.
 
     Raises:
         Unauthorized: our credentials are not accepted.
@@ -251,8 +252,8 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
 
 
 def _pod(raw: JSON) -> PodState:
-    """Convert a raw pod to its state, with the nearest cause why it does not run unless it is Ready. A pod that is
-    being deleted is not Ready."""
+    """Convert a raw pod to its state. A pod that is being deleted is not Ready. Unless it is Ready, the state has the
+    nearest cause why it does not run, or an empty string if none is known."""
     ready = has_condition(raw, "Ready") and part(raw, "metadata", "deletionTimestamp") is None
     return PodState(
         text(raw, "metadata", "name"),
@@ -264,7 +265,7 @@ def _pod(raw: JSON) -> PodState:
 
 def _problems(raw: JSON) -> Iterator[str]:
     """Yield why a pod does not run, the nearest cause first: what its containers wait for, init containers first, then
-    its conditions that are False. Each has a reason and the beginning of the message."""
+    its conditions that are False and have a message. Each has a reason and the beginning of the message, if any."""
     statuses = entries(raw, "status", "initContainerStatuses") + entries(raw, "status", "containerStatuses")
     for status in statuses:
         waiting = section(status, "state", "waiting")

@@ -106,12 +106,14 @@ class LeaderLease:
 
     @property
     def is_leader(self) -> bool:
-        """Whether we hold the Lease and have renewed it within the deadline."""
+        """Whether we hold the Lease and have renewed it within the deadline. Once the Lease is lost, this never
+        becomes True again."""
         return self.acquired.is_set() and not self._lost and self._left() > 0
 
     def must_lead(self) -> None:
-        """Raise LeaseLost, after calling `on_lost`, unless we lead now. Called before each write, because a process
-        that was frozen continues in the middle of its work, before `run` notices."""
+        """Raise LeaseLost unless we lead now. Before that, record that the Lease is lost, and call `on_lost` if that
+        was not recorded before. Called before each write, because a process that was frozen continues in the middle
+        of its work, before `run` notices."""
         if not self.is_leader:
             self._lose()
             raise LeaseLost(f"{self.identity} no longer holds the Lease {self._name}")
@@ -161,9 +163,11 @@ class LeaderLease:
 
     async def _attempt(self, step: Callable[[], Awaitable[bool]], limit: Callable[[], float]) -> bool:
         """Wait until no other step is under way, run `step`, and return its result. `limit` returns the most seconds
-        that this may take. It is called again when the turn of the step comes, because written claims renew the Lease.
+        for the wait; it is called again when the wait is over, for the step, because claims written meanwhile renew
+        the Lease.
 
-        LeaseLost, KubeErrors and a time-out are recorded in `error`, and False is returned.
+        LeaseLost, KubeErrors and a time-out are recorded in `error`, and False is returned. Without one, `error`
+        becomes None.
         """
         try:
             async with asyncio.timeout(max(0.0, limit())):
@@ -188,8 +192,8 @@ class LeaderLease:
 
     async def _acquire(self) -> bool:
         """Take the Lease if it does not exist, has no holder, is already ours, or was not renewed for its duration.
-        Return whether we hold it now; False after a Conflict, which means that another process was faster. Other
-        KubeErrors are raised."""
+        Return whether we hold it now. False if another process holds it or was faster, which shows as a Conflict or
+        as a Lease that exists already. Other KubeErrors are raised."""
         started = self._clock()
         try:
             lease = await self._client.get(LEASES, self._name, namespace=self._namespace)
@@ -297,7 +301,7 @@ class LeaderLease:
     async def _create(self, annotations: JSON | None = None) -> bool:
         """Create the Lease with us as its holder, and with `annotations`, or the claims and failures that we know if
         there are none. On success, adopt the answer, count the Lease as renewed when this call began, and return
-        True. Return False if the Lease already exists."""
+        True. Return False if the Lease already exists. Other KubeErrors are raised."""
         begun = self._clock()
         body = {
             "apiVersion": LEASES.api_version,
@@ -344,7 +348,8 @@ class LeaderLease:
         self._claims_before = written or ""
 
     def _left(self) -> float:
-        """Return the seconds until we lose the Lease unless it is renewed; negative if we have lost it."""
+        """Return the seconds until we lose the Lease unless it is renewed; negative if that time is over, and minus
+        infinity if we have never held it or have released it."""
         return self._renewed_at + self._timing.deadline - self._clock()
 
     def _lose(self) -> None:

@@ -201,7 +201,8 @@ class OfficialLogin:
     async def _load(self) -> Any:
         # Imported here because it costs 18 MiB, and is not installed in a pod, which needs only the class above.
         """Return the official client's configuration for the context. Raises Unauthorized if the client is not
-        installed, the kubeconfig cannot be read, or the login program fails."""
+        installed, if the kubeconfig cannot be read, or if the login program fails and there are no other
+        credentials."""
         import yaml
 
         _without_init("kubernetes")
@@ -271,8 +272,8 @@ def _without_init(package: str) -> None:
 @contextmanager
 def _complaints() -> Iterator[list[str]]:
     """Yield a list that fills with the errors that the official client only logs inside the block, such as the output
-    of a failing login program. They do not reach any log handler. Each asyncio task has its own list, because several
-    clusters may log in at the same time."""
+    of a failing login program. Nothing that its module for kubeconfigs logs in the block reaches a log handler.
+    Each asyncio task has its own list, because several clusters may log in at the same time."""
     complaints: list[str] = []
     logging.getLogger("kubernetes.aio.config.kube_config").addFilter(_collect)
     token = _complaining.set(complaints)

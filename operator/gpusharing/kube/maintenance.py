@@ -71,8 +71,8 @@ of NVIDIA's nodemaintenance_types.go)."""
 
 def _maintenance(raw: JSON, operator: str, behalf: str, *, failed: bool) -> Maintenance:
     """Return the node of a raw NodeMaintenance, and a description such as `NVIDIA NodeMaintenance ns/name for
-    REQUESTOR (failed)`. `operator` begins the description and `behalf` follows the name; the state is added only if
-    the object is being deleted or has `failed`."""
+    REQUESTOR (failed)`. `operator` begins the description and `behalf` follows the name. It ends with `(being
+    deleted)` if the object is, else with `(failed)` if it has `failed`, else with neither."""
     where, name = text(raw, "metadata", "namespace"), text(raw, "metadata", "name")
     deleting = "deletionTimestamp" in section(raw, "metadata")
     state = " (being deleted)" if deleting else " (failed)" if failed else ""

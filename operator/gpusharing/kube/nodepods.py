@@ -119,9 +119,10 @@ class NodePods:
             self.work[node] = looked(self.work.get(node), now, self.sources.gpunodes.items.get(node), scope)
 
     async def _read(self, node: str, at: datetime) -> tuple[NodeWork, Scope]:
-        """List the pods of one node, and the gangs that they belong to, anew unless the node is fenced. Return the
-        result and the scope that it was made for. If the pods cannot be listed, the result has the error. `at` is
-        the time at which the LIST begins. Raises as `_pods_of` and `Gangs.find` do."""
+        """List the pods of one node, and find the gangs of those that must leave. For a fenced node, older results
+        about gangs may be reused (`anew` of `Gangs.find`). Return the result and the scope that it was made for. If
+        the pods cannot be listed, the result has the error. `at` is the time at which the LIST begins. Raises as
+        `_pods_of` and `Gangs.find` do."""
         scope, view = self._scope(node), self.sources.nodes.items.get(node)
         pods, error = await self._pods_of(node, scope, at)
         gangs = await self.gangs.find(pods, scope, at, anew=view is None or view.fence is None)
@@ -142,8 +143,8 @@ class NodePods:
         """Return the sort key of a node whose pods are to be listed; the smallest key comes first. On a slow server a
         round ends before its work is done, and the next one begins with the most urgent node.
 
-        Nodes in `proving` come first, the oldest fence first: their proof grows old, and if there is not enough time
-        for all, the first ones should be proven. The others follow, those never listed first, then by the time of
+        Fenced nodes in `proving` come first, the oldest fence first: their proof grows old, and if there is not enough
+        time for all, the first ones should be proven. The others follow: first those never listed, then by the time of
         their last LIST.
         """
         node, work = self.sources.nodes.items.get(name), self.work.get(name)
@@ -163,9 +164,9 @@ class NodePods:
         return scope_of(self.sources.settings.plan, all_pods=reboots, cordoned_at=since)
 
     async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
-        """List the pods of one node. If the chart's guard is on, they have the requirement that it adds to their
-        successors. Return them and an empty string, or no pods and the reason why they cannot be listed. Raises
-        Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still valid."""
+        """List the pods of one node. Return them and an empty string, or no pods and the reason why they cannot be
+        listed. If the chart's guard is on, each pod gets the requirement that the guard adds to its successor.
+        Raises Unauthorized, ServerAway and HeldBack, and Throttled while the last LIST is still valid."""
         try:
             raws = await list_of(self.client, PODS, field_selector=f"spec.nodeName={node}")
             guard = self.sources.settings.plan.guard

@@ -50,12 +50,13 @@ async def pages_of(
     """Yield the pages of a list, with at most `size` objects each. All of them show the cluster at the moment of the
     first page.
 
-    A later page that fails or is refused with 429 is requested again with its token, after a back-off that is at least
-    the wait that the server asks for. The first page is requested only once, because nothing is lost if it fails.
+    A later page that fails with Unavailable or Throttled is requested again with its token, after a back-off that is
+    at least the wait that the server asks for. The first page is requested only once, because nothing is lost if it
+    fails.
 
     Raises:
-        KubeError: the first page failed, a later one kept failing for PATIENCE seconds, or the error does not go away
-            by itself.
+        KubeError: the first page failed, a later one kept failing for PATIENCE seconds, or it failed with any other
+            error.
     """
     after, failing, pause = "", inf, Backoff(BACKOFF_FIRST, BACKOFF_MOST)
     while True:
@@ -89,7 +90,9 @@ async def whole_list(
     the caller must have been watching since the moment of the first page.
 
     Raises:
-        KubeError: the list has to start over.
+        KubeError: the list has to start over, because the error is one of LASTING_ERRORS, a page has failed for
+            TOKEN_LIVES seconds, the first page or two tokens in a row have expired, or the request for everything
+            failed.
     """
     after, limit, expired, pause = "", size, False, Backoff(BACKOFF_FIRST, BACKOFF_MOST)
     failing = inf

@@ -172,7 +172,7 @@ def _mps_daemon(raw: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
 
 def lone_restarts(pod: JSON) -> tuple[int, str]:
     """Return how often config-manager has restarted in a raw pod of an MPS daemon while the daemon's container ran on,
-    and why it ended the last time. The cause is empty if it is unknown.
+    and why it ended the last time. The cause is empty if it is unknown or there was no such restart.
 
     A reboot of the node restarts both containers. Times are not compared: the kubelet takes them from the clock of the
     node.

@@ -36,13 +36,12 @@ class PodLookups:
     async def views(
         self, raws: Iterable[JSON], scope: Scope, now: datetime, *, namespaces: bool
     ) -> tuple[PodView, ...]:
-        """Convert the raw pods of one node, with what other objects say about them. `namespaces` says whether the
-        labels of namespaces matter. DaemonSets are read only for pods that hold a GPU, or for all pods if `scope`
-        covers all.
+        """Convert the raw pods of one node, with what other objects say about them. ResourceClaims are read for all
+        pods, DaemonSets only for pods that hold a GPU, or for all pods if `scope` covers all.
 
-        A namespace is read if `scope` covers all pods, or if one of its pods holds a GPU. All of its pods then get the
-        labels, because a rank without a GPU is judged with its gang (docs/design/drain.md#t13). Labels that cannot be
-        read are None.
+        `namespaces` says whether the labels of namespaces matter. If so, a namespace is read if `scope` covers all
+        pods, or if one of its pods holds a GPU. All of its pods then get the labels, because a rank without a GPU is
+        judged with its gang (docs/design/drain.md#t13). Labels that are not read, or cannot be read, are None.
 
         Raises:
             KubeError: an object could not be read, unless it is gone or we lack the right to read it.

@@ -37,7 +37,7 @@ class PolicyCache:
 
     @property
     def stale(self) -> bool:
-        """Whether an event has come that is not listed yet, or a list is under way."""
+        """Whether the next pass has to list (`dirty`), or a list is under way."""
         return self.dirty or self._listing
 
     @property

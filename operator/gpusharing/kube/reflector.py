@@ -130,8 +130,8 @@ class Reflector(Generic[View]):
 
     @property
     def age(self) -> float:
-        """Return the seconds since the cache was last known to match the server's state; infinite before the first
-        list."""
+        """Return the seconds since the cache was last known to match the server's state. Infinite before the first
+        list, and also after the store was restored from a backup until a new list is complete."""
         return self._clock() - self._current_at
 
     def resource_version(self, name: str) -> str:
@@ -140,15 +140,16 @@ class Reflector(Generic[View]):
         return self._views.version(name)
 
     def accept(self, obj: JSON) -> None:
-        """Store the object that the server returned for our write, without waiting for the watch.
+        """Store the object that the server returned for our write, without waiting for the watch, and call `on_change`
+        if its view has changed.
 
         An object that is older than the cached one, or was deleted in the meantime, is ignored.
         """
         self._views.apply(obj)
 
     def drop(self, name: str) -> None:
-        """Drop the object of this name, because the server answered that it does not exist; the watch may not have
-        shown that yet. Does nothing if the object is unknown."""
+        """Drop the object of this name and call `on_change`, because the server answered that it does not exist; the
+        watch may not have shown that yet. Does nothing if the object is unknown."""
         self._views.drop(name)
 
     async def run(self) -> None:
@@ -201,7 +202,7 @@ class Reflector(Generic[View]):
 
     async def _list(self) -> None:
         """Read the whole list into the cache and drop the objects that no longer exist. Raises a KubeError if the list
-        has to start over."""
+        has to start over, for example Expired if the watch has lost its place in the meantime."""
         version, older, names = "", False, set[str]()
         pages = whole_list(self._page, self._page_size, self._clock, self._list_failed)
         async with aclosing(pages):
@@ -253,8 +254,10 @@ class Reflector(Generic[View]):
         self._move(version)
 
     def _end(self, *, older: bool) -> None:
-        """Record that a list is complete, and schedule the next one: soon if this one was `older` than the cache, at
-        once if a write has proven in the meantime that the store was restored from a backup."""
+        """Record that a list is complete, and schedule the next one. `older` says whether the list was older than the
+        cache: then the next one follows after RECHECK_AFTER seconds, if that is sooner than usual. It follows at
+        once if a write has proven that the store was restored from a backup, and no list has made up for that (see
+        `renews`)."""
         self.doubted, self._whole, self._absent_since = older, True, None
         if not older:
             self._restores_seen, self._current_at = (
@@ -276,9 +279,9 @@ class Reflector(Generic[View]):
     # --- the watch -----------------------------------------------------------------------------------------
 
     async def _keep_watched(self) -> None:
-        """Watch from `_place`, and again after each watch ends; wait for a list if there is no place. After an error
-        that may have hidden changes (Expired, Forbidden, NotFound or Invalid), make a new list due. Never returns,
-        and raises no KubeError."""
+        """Watch from `_place`, and again after each watch ends; wait for a list if there is no place. Every KubeError
+        but Expired is recorded in `error`, and none is raised. After an error that may have hidden changes
+        (Expired, Forbidden, NotFound or Invalid), request a new list. Never returns."""
         pause = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
             await self._placed.wait()
@@ -326,7 +329,8 @@ class Reflector(Generic[View]):
             self._following = None
 
     def _take(self, event: WatchEvent) -> None:
-        """Apply one event of the watch to the cache, and move `_place` forward to its version, unless that is older."""
+        """Apply one event of the watch to the cache, and move `_place` forward to its version, unless that is older.
+        Also requests a list if one is needed (`renews`)."""
         obj = event.object
         version = obj["metadata"]["resourceVersion"]
         if event.type == "DELETED":
@@ -377,8 +381,8 @@ class Reflector(Generic[View]):
             self._note(None)
 
     def _note(self, error: KubeError | None) -> None:
-        """Record why the cache does not follow the server, or None if it does. Calls `on_error` with the message,
-        which is empty for None, if it has changed."""
+        """Record in `error` why the cache does not follow the server, or None if it does. Calls `on_error` with the
+        message, which is empty for None, at the first call and whenever the message has changed."""
         self.error, text = error, "" if error is None else str(error) or repr(error)
         if text != self._error_text:
             self._error_text = text

@@ -86,9 +86,9 @@ class Views(Generic[View]):
         self._on_change(name)
 
     def deleted(self, obj: JSON) -> None:
-        """Drop an object that a watch reports as deleted, and remember the deletion, because a list may still contain
-        the object. If another object of that name is stored, or none, the deletion is only remembered. If this
-        object has matched the selection again in the meantime, nothing is done."""
+        """Drop an object that a watch reports as deleted, call `on_change`, and remember the deletion, because a list
+        may still contain the object. If another object of that name is stored, or none, the deletion is only
+        remembered. If this object has matched the selection again in the meantime, nothing is done."""
         uid, name, version = obj["metadata"]["uid"], self.name(obj), obj["metadata"]["resourceVersion"]
         known = self._known.get(name, ("", ""))
         if known[0] != uid:
@@ -111,7 +111,8 @@ class Views(Generic[View]):
 
     def go_back(self, version: str) -> None:
         """Let every object that comes from now on count as newer than the cached one, because the store was restored
-        from a backup and is at `version` now. The views stay; remembered deletions are forgotten."""
+        from a backup and is at `version` now, which becomes `newest`. The views stay; remembered deletions are
+        forgotten."""
         self._gone.clear()
         self._known = {name: (uid, OLDEST) for name, (uid, _) in self._known.items()}
         self.newest = version

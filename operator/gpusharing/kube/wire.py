@@ -41,9 +41,9 @@ def content(request: ApiRequest) -> tuple[bytes | None, dict[str, str]]:
 
 
 def lasting(request: ApiRequest, most: float = WATCH_SECONDS, inactivity: float = INACTIVITY) -> ApiRequest:
-    """Return the request of a watch that has bookmarks and that the server ends after 80 to 100 % of `most` seconds. A
-    kind without bookmarks cannot show that its watch is alive, so its watch ends before it could have been silent for
-    `inactivity` seconds."""
+    """Return a copy of the request of a watch with the parameters that make it one: the server sends bookmarks, and
+    ends the watch after 80 to 100 % of `most` seconds. A kind without bookmarks cannot show that its watch is
+    alive, so its watch ends before it could have been silent for `inactivity` seconds."""
     seconds = most if request.resource.bookmarks else min(most, 0.8 * inactivity)
     terms = {
         "watch": "true",
