@@ -66,7 +66,7 @@ HINT = "the chart grants this right if rbac.create is true"
 
 def _forbidden(request: ApiRequest, answer: object, message: str) -> Forbidden:
     """Return the error for a 403, with a hint on how to grant the missing right. If the namespace is being deleted, no
-    right is missing: then the error says so and has no hint."""
+    right is missing: then `namespace_terminating` is True and the hint is empty."""
     if "NamespaceTerminating" in _causes(answer):
         return Forbidden(message, namespace_terminating=True)
     return Forbidden(f"not allowed to {request.what}: {message}", hint=HINT, group=request.resource.group)

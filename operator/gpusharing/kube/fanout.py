@@ -198,7 +198,7 @@ class Fanout(PassingClient):
         release other calls.
 
         Raises HeldBack, without sending anything, while the call is on hold, and ServerAway if so many calls have
-        failed that the server counts as away. Other errors of the client behind are recorded and raised unchanged.
+        failed that the server counts as away. Other errors of the underlying client are recorded and raised unchanged.
         """
         target = CallTarget(request.verb, request.kind, request.full_name, published)
         async with self._slots:

@@ -87,8 +87,8 @@ def _scheduling_group(pod: PodMarks) -> tuple[str, str] | None:
 
 
 def _workload_ref(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the gang that `spec.workloadRef` names, with an empty selector, or None if it names no pod group. Each
-    replica of a pod group is a gang of its own."""
+    """Return the gang that `spec.workloadRef` names, with an empty selector, or None if it names no workload or no pod
+    group. Each replica of a pod group is a gang of its own."""
     reference = section(pod.raw, "spec", "workloadRef")
     parts = [text(reference, key) for key in ("name", "podGroup", "podGroupReplicaKey")]
     return ("/".join(filter(None, parts)), "") if parts[0] and parts[1] else None

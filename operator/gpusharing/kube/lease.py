@@ -111,9 +111,9 @@ class LeaderLease:
         return self.acquired.is_set() and not self._lost and self._left() > 0
 
     def must_lead(self) -> None:
-        """Raise LeaseLost unless we lead now. Before that, record that the Lease is lost, and call `on_lost` if that
-        was not recorded before. Called before each write, because a process that was frozen continues in the middle
-        of its work, before `run` notices."""
+        """If we do not lead now, record that the Lease is lost, call `on_lost` unless it was called before, and raise
+        LeaseLost. Called before each write, because a process that was frozen continues in the middle of its work,
+        before `run` notices."""
         if not self.is_leader:
             self._lose()
             raise LeaseLost(f"{self.identity} no longer holds the Lease {self._name}")
@@ -163,11 +163,11 @@ class LeaderLease:
 
     async def _attempt(self, step: Callable[[], Awaitable[bool]], limit: Callable[[], float]) -> bool:
         """Wait until no other step is under way, run `step`, and return its result. `limit` returns the most seconds
-        for the wait; it is called again when the wait is over, for the step, because claims written meanwhile renew
-        the Lease.
+        for the wait. It is called again for the step when the wait is over, because claims that were written
+        meanwhile have renewed the Lease.
 
-        LeaseLost, KubeErrors and a time-out are recorded in `error`, and False is returned. Without one, `error`
-        becomes None.
+        LeaseLost, KubeErrors and a time-out are recorded in `error`, and False is returned. Otherwise `error` becomes
+        None.
         """
         try:
             async with asyncio.timeout(max(0.0, limit())):

@@ -294,16 +294,16 @@ class Sources:
 
     async def run(self) -> None:
         """Follow all kinds until canceled; ResourceSlices only once NVIDIA's DRA stack has been seen. Policies are not
-        followed here (see PolicyCache). An error that is no KubeError ends everything and is raised in a group."""
+        followed here (see PolicyCache). An error other than a KubeError ends everything and is raised in a group."""
         async with asyncio.TaskGroup() as group:
             for reflector in (*self.required.values(), *self.optional.values(), self.agent_warnings):
                 group.create_task(reflector.run())
             group.create_task(self._follow_slices())
 
     def missing(self) -> dict[str, str]:
-        """Return the sources that cannot be relied on, by name, each with the reason: the error that kept it from its
-        first complete list, or that it has had none since the store was restored from a backup. Also requests the
-        lists that are overdue.
+        """Return the sources that cannot be relied on, by name, each with the reason: it has no complete list yet, for
+        which its error is given if there is one, or none since the store was restored from a backup. Also requests
+        the lists that are overdue.
 
         Optional kinds and ResourceSlices are left out while they are not installed or we may not read them, and
         ResourceSlices also until NVIDIA's DRA stack has been seen.
