@@ -72,7 +72,7 @@ class Slices:
 
 
 def count_slices(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> Slices:
-    """Return the slices that `nodes` serve by resource name, and how many of them a new pod could get now."""
+    """Return the slices that `nodes` serve by resource name, and how many of them are idle (see `Slices.idle`)."""
     totals: Counter[str] = Counter()
     idle: Counter[str] = Counter()
     for node in nodes:

@@ -70,8 +70,9 @@ def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False
 
 
 def refusal_event(before: Mapping[str, Any], after: Mapping[str, Any]) -> Event | None:
-    """Return the Warning that a policy is not accepted. Return None if it is accepted, or if its stored status already
-    has the same refusal. `before` is the stored status of the policy and `after` the one that will be written."""
+    """Return the Warning that a policy is not accepted. Return None if the condition Accepted is not False in `after`,
+    or if it has the same reason and message in `before`. `before` is the stored status of the policy and `after`
+    the one that will be written."""
     earlier, answer = _acceptance(before), _acceptance(after)
     if answer == earlier or answer.get("status") != "False":
         return None
@@ -102,8 +103,8 @@ def shared_event(action: SetPointers | RepairMps) -> Event:
 
 def _begun(before: Verdict, after: Verdict) -> Event | None:
     """Return the Event that a node has passed its point of no return, or None if it has not, or if that was reported
-    before. A repeated attempt is not reported. A PATCH that is only planned, or that was refused, does not count:
-    the next pass shows whether it was made."""
+    before. Also None for a repeated attempt, and if the reason of `after` has the mark PAST_RETURN. A PATCH that is
+    only planned, or that was refused, does not count: the next pass shows whether it was made."""
     if _plans_return(after) or after.attempt > 1 or Mark.PAST_RETURN in after.reason.marks:
         return None
     if _plans_return(before):
@@ -162,8 +163,8 @@ def _health(before: Verdict, after: Verdict) -> Event | None:
 
 
 def _lapse(before: Verdict, after: Verdict) -> Event | None:
-    """Return the Warning that MPS clients of the node have ended although nobody changed the node, or None if none
-    have."""
+    """Return the Warning that MPS clients of the node have ended since `before` although nobody changed the node. None
+    if none have, or if the number of restarts is unknown before or after."""
     lapses = after.lapses
     if lapses is None or not lapses.since(before.lapses):
         return None
@@ -172,7 +173,7 @@ def _lapse(before: Verdict, after: Verdict) -> Event | None:
 
 def _turns_back(verdict: Verdict) -> bool:
     """Whether this pass begins to roll the node back: the verdict updates the fence with `rolls_back` set, and the
-    fence on the Node does not have it yet."""
+    Node has a fence in which it is not set yet."""
     records = (action for action in verdict.actions if isinstance(action, UpdateFence))
     return any(
         one.fence.rolls_back and one.node.fence is not None and not one.node.fence.rolls_back

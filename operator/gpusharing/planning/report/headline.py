@@ -38,9 +38,9 @@ class PoolState:
 
 def find_headline(pool: Members, plan: RolloutPlan) -> tuple[Reason, Headline]:
     """Return the reason of the condition Ready and the headline of the pool, from the first of HEADLINES that applies.
-    If none applies, the headline says how many nodes are proven and names the most urgent one that is not. The
-    reason is then that of this node if it has the mark UNSUPPORTED, else RolloutInProgress. Ready is True only with
-    the reason Synced."""
+    If none applies, the headline says how many nodes are done and names the most urgent node that is not proven, or
+    the most urgent of all if all are proven. The reason is then that of this node if it has the mark UNSUPPORTED,
+    else RolloutInProgress. Ready is True only with the reason Synced."""
     for state in HEADLINES:
         if (found := state.find(pool, plan)) is not None:
             return state.reason, found
@@ -81,8 +81,8 @@ def _refused(pool: Members, plan: RolloutPlan) -> Headline | None:
 
 def _empty(pool: Members, plan: RolloutPlan) -> Headline | None:
     """Return the headline of a policy that has no nodes, with the cause: spec.products leaves all of them out, another
-    policy owns them, or the selector matches none. None if the policy has nodes, or will have some after a change
-    of another policy."""
+    policy owns them, or the selector matches none. None if the policy has nodes that spec.products does not leave
+    out, or will have some after a change of another policy."""
     if pool.verdicts or pool.coming:
         return None
     text = "spec.nodeSelector matches no node with GPUs; label the nodes of the pool"
@@ -104,8 +104,8 @@ def _away(pool: Members, plan: RolloutPlan) -> Headline | None:
 
 
 def _awaited(pool: Members, plan: RolloutPlan) -> Headline | None:
-    """Return the headline of a pool whose own nodes are all proven, while other nodes that the policy now owns are
-    still in a change that another policy began. None for other pools."""
+    """Return the headline of a pool whose own nodes, if it has any, are all proven, while other nodes that the policy
+    now owns are still in a change that another policy began. None for other pools."""
     if pool.unproven or not pool.coming:
         return None
     proven = counted(pool.done, "node is", "nodes are")
@@ -134,22 +134,25 @@ time."""
 
 
 def tell_coming(pool: Members) -> str:
-    """Return a message that names the nodes of the pool that are still in a change which another policy began."""
+    """Return a message that names the first node of the pool that is still in a change which another policy began, and
+    says how many more there are."""
     return f"waiting for {some(pool.coming, 1)}: a change that another policy began there has to end first"
 
 
 def _progress(pool: Members) -> str:
-    """Return how many of the pool's nodes are proven, as a clause such as `3 of 8 nodes are proven`."""
+    """Return how many of the pool's nodes are done (`Members.done`), as a clause such as `3 of 8 nodes are proven`."""
     are = "is" if pool.done == 1 else "are"
     return f"{pool.done} of {counted(len(pool.verdicts), 'node')} {are} proven"
 
 
 def _shown(pool: Members) -> tuple[str, str]:
     """Return the values of STATUS and MESSAGE, taken from the most urgent verdict. It is chosen from the failed nodes
-    if there are any, else from those in flight, else from those not proven, else from all.
+    (`Members.failures`) if there are any, else from those in flight, else from those not proven, else from all. The
+    pool must have nodes.
 
-    STATUS is the phase of that node. It is its reason if that has the mark STATUS, or if the node is Pending or
-    Skipped for a reason other than Progressing.
+    STATUS is the phase of that node. The reason takes its place if it has the mark STATUS, or if the node is Pending
+    or Skipped for a reason other than Progressing. MESSAGE is the message of the verdict, or for a Synced node that
+    its layout is proven.
     """
     moving = [verdict for verdict in pool.verdicts if verdict.phase.in_flight]
     shown = min(pool.failures or moving or pool.unproven or pool.verdicts, key=urgency)

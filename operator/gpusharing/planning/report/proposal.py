@@ -123,8 +123,8 @@ class Proposal:
 
 def configured(snapshot: ClusterSnapshot, plan: RolloutPlan, since: datetime) -> ClusterSnapshot | None:
     """Return a copy of the snapshot in which the ConfigMaps already have the contents that the plan wants to write,
-    with every entry written at `since`. Otherwise every node would wait for them to be written. None if the plan
-    writes no ConfigMaps."""
+    with every entry written at `since`. In a plan for the snapshot itself, every node would wait for that write.
+    None if the plan writes no ConfigMaps."""
     change = next((action for action in plan.shared if isinstance(action, WriteConfig)), None)
     if change is None:
         return None
@@ -219,9 +219,9 @@ def _steps(
     snapshot: ClusterSnapshot,
     now: datetime,
 ) -> Iterator[Step]:
-    """Yield a Step for each verdict in `changing`: first the nodes in flight, then those that this pass fences, then
-    the others in the order in which the planner would start them. The preview is None if the pods of the node were
-    not listed."""
+    """Yield a Step for each verdict in `changing`: first the nodes that have a fence, then those that this pass
+    fences, then the others in the order in which the planner would start them. The preview is None if the pods of
+    the node were not listed, or if the spec cannot be read."""
     ledger = Ledger(plan.afterwards, now, snapshot.memory.looks)
     order = {
         case.node.name: find_candidate(case, policy, ledger).order

@@ -187,8 +187,9 @@ def _first(ladder: Sequence[Circumstance], pool: Members, plan: RolloutPlan) -> 
 
 def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, note: str) -> Answer:
     """Return the condition Accepted, from the first of ACCEPTANCES that applies. If none does, the policy is accepted,
-    and the message names the layouts, any doubts about the cards or the drain, and `note` (about the canary) if it
-    is not empty."""
+    with the reason of the first doubt about the drain or the cards, or else Valid. The message then names the
+    layouts, these doubts, the nodes whose MIG mode may stay pending, and `note` (about the canary) if it is not
+    empty."""
     if (answer := _first(ACCEPTANCES, pool, plan)) is not None:
         return answer
     doubts = [found for found in (_force(pool, snapshot), _doubt(pool, snapshot)) if found is not None]
@@ -283,7 +284,8 @@ def _legal(pool: Members) -> str:
 def _reconciling(pool: Members, ready: Answer, stalled: Answer) -> Answer:
     """Return the condition Reconciling. It is True while nodes are changing, or wait for a change that no person has
     to unblock. It is also True while nodes are still in a change that another policy began, unless the policy is
-    stalled."""
+    stalled. If it is False, its reason is that of Stalled if the policy is stalled and not Ready, else that of
+    Ready."""
     moving = [verdict for verdict in pool.verdicts if _moves(verdict)]
     waiting = [verdict for verdict in pool.verdicts if _waits(verdict)]
     if moving:
@@ -316,8 +318,8 @@ def _waits(verdict: Verdict) -> bool:
 
 
 def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
-    """Return the condition Stalled, from the first of STALLS that applies. If none does, it is False and says that
-    nothing needs a person."""
+    """Return the condition Stalled, from the first of STALLS that applies. If none does, it is False with the reason
+    Progressing, and says that nothing needs a person."""
     return _first(STALLS, pool, plan) or (False, Reason.PROGRESSING, "no action is needed")
 
 
@@ -373,8 +375,8 @@ def _stands_still(policy: PolicyView, plan: RolloutPlan) -> bool:
 
 
 def _unapproved(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Return a Finding that the rollout waits for a person to approve the plan, or None if no node waits for that. The
-    policy is not stalled by that."""
+    """Return a Finding with the reason Progressing that the rollout waits for a person to approve the plan, or None if
+    no node waits for that. The policy is not stalled by that."""
     if all(verdict.reason is not Reason.APPROVAL_NEEDED for verdict in pool.verdicts):
         return None
     return Finding(Reason.PROGRESSING, "the rollout is waiting for someone to approve the plan")
@@ -504,8 +506,8 @@ def _disturbed(previews: Sequence[Preview]) -> dict[str, list[str]]:
 
 
 def _pods_on(verdict: Verdict, snapshot: ClusterSnapshot) -> int:
-    """Return the number of GPU pods on the node: those of its drain, or else those that the agent reports. 0 if both
-    are unknown."""
+    """Return the number of GPU pods on the node: those of its drain, or if it has none, those that the agent reports.
+    0 if neither is known."""
     gpunode = snapshot.gpunodes.get(verdict.node)
     return verdict.pods or (gpunode.observed.pods if gpunode and gpunode.observed else None) or 0
 

@@ -66,9 +66,9 @@ def is_wait(verdict: Verdict) -> bool:
 
 
 def who_keeps(verdict: Verdict, node: NodeView) -> str:
-    """Return who or what holds the node back: the first blocking pod and the number of others (`namespace/name +2`),
-    or else the first that is known of `leaving` and `keeper` of the verdict and the keeper of its reason, such as
-    `gsp/NAME` for a policy. Empty if the node waits for nothing."""
+    """Return who or what holds the node back: the first blocking pod and the number of others (`namespace/name +2`).
+    Without such a pod, return the first that is known of `leaving` of the verdict, its `keeper`, and the keeper of
+    its reason, such as `gsp/NAME` for a policy. Empty if the node waits for nothing."""
     if not is_wait(verdict):
         return ""
     if found := culprit(verdict.blockers) or verdict.leaving or verdict.keeper:
@@ -86,8 +86,9 @@ def who_keeps(verdict: Verdict, node: NodeView) -> str:
 
 def until_when(verdict: Verdict, since: datetime) -> str:
     """Return when the clock ends the wait, in UTC: a time of day such as `14:30:00Z`, or a full timestamp if that is
-    more than a day after `since`, when the phase began. If no clock ends the wait, return PERSON or OTHERS; always
-    PERSON for a Failed node, a held drain, or a verdict with `stands`. Empty if the node waits for nothing."""
+    more than a day after `since`, when the phase began. If no clock ends the wait, return PERSON if only a person
+    can, or OTHERS, which is also the answer for ForeignMaintenance. For a Failed node, a held drain, or a verdict
+    with `stands`, always return PERSON. Empty if the node waits for nothing."""
     if not is_wait(verdict):
         return ""
     if verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD or verdict.stands:

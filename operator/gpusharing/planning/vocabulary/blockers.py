@@ -36,8 +36,8 @@ class Blocker:
 
 
 def merge(blockers: Iterable[Blocker]) -> tuple[Blocker, ...]:
-    """Return the blockers, sorted by reason and then by pods. Blockers that differ only in their pods are merged into
-    one with all of these pods."""
+    """Return the blockers, sorted by the word of their reason and then by pods. Blockers that differ only in their
+    pods are merged into one with all of these pods."""
     pods: dict[tuple[Reason, str, str, datetime | None], set[str]] = {}
     for blocker in blockers:
         alike = (blocker.reason, blocker.pdb, blocker.message, blocker.until)
@@ -87,13 +87,14 @@ def main_reason(blockers: Iterable[Blocker]) -> Reason | None:
 
 
 def _order(blocker: Blocker) -> tuple[str, tuple[str, ...], str, str]:
-    """Return the sort key of a blocker: its reason, pods, budget and message, in that order."""
+    """Return the sort key of a blocker: the word of its reason, its pods, budget and message, in that order."""
     return blocker.reason.value, blocker.pods, blocker.pdb, blocker.message
 
 
 def _line(blocker: Blocker) -> str:
     """Return the line that people read about one blocker: reason and budget, pods, message, remedy. Parts that the
-    blocker or its reason does not have are left out, and a message is cut to MAX_MESSAGE characters."""
+    blocker or its reason does not have are left out. The message is put on one line and cut to MAX_MESSAGE
+    characters."""
     parts = [f"{blocker.reason} {blocker.pdb}".rstrip()]
     if blocker.pods:
         parts[0] += f": {_pods(blocker.pods)}."
