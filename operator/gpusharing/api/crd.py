@@ -171,8 +171,8 @@ def _check_value_validation(schema: Schema, at: str) -> None:
 
 def _assert_structural(schema: Schema, at: str) -> None:
     """Check the rules of structural schemas that a rewrite could break, and our own: every field has a description,
-    and every value is bounded. Nodes that keep unknown fields or are an integer or a string are not checked. Raises
-    SchemaError."""
+    and every list, string and map has a maximum length. Nodes that keep unknown fields or are an integer or a
+    string are not checked. Raises SchemaError."""
     if schema.get("x-kubernetes-preserve-unknown-fields") or schema.get("x-kubernetes-int-or-string"):
         return
     kind = schema.get("type")

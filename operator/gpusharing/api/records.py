@@ -56,7 +56,7 @@ Counts = Annotated[dict[str, int], Limits(max_length=128)]
 
 
 def wire_name(name: str) -> str:
-    """Return the name of a field in JSON."""
+    """Return the name of a field in JSON: its name in camel case, apart from the exceptions in _SPELT_OTHERWISE."""
     head, *tail = name.split("_")
     return _SPELT_OTHERWISE.get(name) or head + "".join(word.capitalize() for word in tail)
 
@@ -87,8 +87,9 @@ def to_wire(value: Any) -> Any:
 
 
 def from_wire(kind: type[Record], raw: object) -> Record:
-    """Return the record of this kind that a JSON object holds. A field that is missing or has another type gets its
-    default, or the empty value of its type if it has none."""
+    """Return the record of this kind that the JSON object `raw` holds. A field that is missing or has another type
+    gets its default, or the empty value of its type if it has none. If `raw` is not an object, that happens to all
+    fields."""
     values = raw if isinstance(raw, dict) else {}
     readers = _readers(kind)  # type: ignore[arg-type]  # mypy takes classes for unhashable
     return kind(**{name: read(values.get(key)) for name, key, read in readers})
@@ -103,7 +104,8 @@ def _wire_names(kind: type[object]) -> tuple[tuple[str, str], ...]:
 
 @cache
 def _readers(kind: type[Any]) -> tuple[tuple[str, str, Callable[[Any], Any]], ...]:
-    """Return for each field of a dataclass its name, its name in JSON, and the function that reads its value."""
+    """Return for each field of a dataclass its name, its name in JSON, and the function that reads its value. A
+    default that a factory makes is made only once, so all records share it."""
     hints = get_type_hints(kind)
     factories = {
         each.name: each.default_factory for each in fields(kind) if each.default_factory is not MISSING
@@ -120,9 +122,9 @@ def _readers(kind: type[Any]) -> tuple[tuple[str, str, Callable[[Any], Any]], ..
 
 def _reader(hint: Any, default: Any = MISSING) -> Callable[[Any], Any]:
     """Return the function that turns a JSON value into the value of a field with this type hint. It returns `default`
-    for a value that is missing or of another type, or the empty value of the type if there is no default. An
-    optional type has the default None, whatever `default` is. Raises ValueError for a union of several types other
-    than None."""
+    for a value that is missing or of another type, or the empty value of the type if there is no default. Whatever
+    `default` is, it returns None for such a value of an optional type, and an empty tuple for a tuple. Raises
+    ValueError for a union of several types other than None."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         (inner,) = (argument for argument in arguments if argument is not NoneType)

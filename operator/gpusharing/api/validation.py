@@ -300,8 +300,8 @@ def _device_problems(mig: Mig) -> Iterator[Problem]:
 
 def _problem(location: Iterable[int | str], message: str) -> Problem:
     """Convert an error of pydantic. `location` is the path that pydantic reports, which is written as the API server
-    does. A valid example is added to `message` if there is one. For a field with more than one type, the message
-    says instead that the value has none of the allowed forms."""
+    does. A valid example is added to `message` if there is one, except for an unknown field. For a field with more
+    than one type, the message says instead that the value has none of the allowed forms."""
     path, hint, field = "spec", "", ""
     for part in location:
         if field in _UNIONS and isinstance(part, str):

@@ -21,8 +21,9 @@ def place_named(typed: Namespace) -> Endpoint:
 
 
 async def place_found(session: Session, typed: Namespace) -> Endpoint:
-    """Return how to reach a Prometheus in the cluster: the Service of `--service`, or the only likely one. Raises
-    Trouble if there is none, and if `--token-file` or `--ca-file` is given, which only work with `--prometheus`."""
+    """Return how to reach a Prometheus in the cluster: the Service of `--service`, or the only one that looks like a
+    Prometheus. Raises Trouble if there is not exactly one (see `find_place`), and if `--token-file` or `--ca-file`
+    is given, which only work with `--prometheus`."""
     if typed.token_file or typed.ca_file:
         raise Trouble(
             "--token-file and --ca-file only work with --prometheus URL; a Service is reached with your kubeconfig"

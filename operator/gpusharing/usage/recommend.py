@@ -40,14 +40,14 @@ MOST = round(30 * DAY)
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
     """Run the verb against the Prometheus at the address in `--prometheus`, without contacting a cluster. Return the
-    exit status (see VerbModule)."""
+    exit status (see VerbModule). Raises Trouble."""
     _check(typed)
     return asyncio.run(_answer(place_named(typed), typed, terminal, None))
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Run the verb against a Prometheus in the cluster, and plan the policy there. Return the exit status (see
-    VerbModule)."""
+    VerbModule). Flags are checked first. Raises Trouble."""
     _check(typed)
     return await _answer(await place_found(session, typed), typed, terminal, session)
 

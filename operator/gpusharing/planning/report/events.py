@@ -125,7 +125,8 @@ def _plans_return(verdict: Verdict) -> bool:
 
 def _entered(before: Verdict, after: Verdict) -> Event | None:
     """Return the Event about the phase of `after`, which differs from that of `before`. None unless the phase is
-    WaitingForJobs, Aborting or Failed, or is Synced after a change in flight that had a class of disruption."""
+    WaitingForJobs, Aborting or Failed, or is Synced and the node was in flight before, with a class of disruption
+    other than None."""
     node = after.node
     match after.phase:
         case Phase.WAITING_FOR_JOBS:

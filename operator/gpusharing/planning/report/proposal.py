@@ -144,7 +144,8 @@ def tell_proposal(
     policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
 ) -> Proposal:
     """Return what the plan means for this policy and its pool: whether the policy is accepted, which nodes change, are
-    adopted or are left out, and the devices of the pool before and after. Nothing is written."""
+    adopted or are left out, and the devices of the pool before and after. `plan` must have been made from this
+    snapshot, with this policy. Nothing is written."""
     pool = members(policy, plan, snapshot)
     status = tell_status(policy, plan, snapshot, {}, now)
     accepted = next(row for row in status["conditions"] if row["type"] == ConditionType.ACCEPTED)
@@ -254,7 +255,7 @@ def _vanishing(
     afterwards: Afterwards,
 ) -> Iterator[Vanishing]:
     """Yield each resource of which `after` has fewer devices than `before`; those with the fewest devices left come
-    first. Only pods on `nodes` are named."""
+    first. Only pods on `nodes` are named, as far as the pods there were listed."""
     fewer = [name for name, count in before.items() if after.get(name, 0) < count]
     for name in sorted(fewer, key=lambda name: (after.get(name, 0), name)):
         pods = [

@@ -343,9 +343,9 @@ def _left_to_a_person(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _stuck(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Return a Finding about the blocked nodes that need a person, or None if there are none. Also None while another
-    node is in flight, waits without needing a person, or is about to join the pool: blocked nodes come last in a
-    rollout, so they do not stall it until then."""
+    """Return a Finding about the blocked nodes that need a person, or None if there are none. Also None while any node
+    of the pool is in flight or waits without needing a person, or while another is about to join the pool: blocked
+    nodes come last in a rollout, so they do not stall it until then."""
     stuck = [verdict for verdict in pool.verdicts if _needs_person(verdict)]
     going_on = any(verdict.phase.in_flight or _waits(verdict) for verdict in pool.verdicts)
     if not stuck or going_on or pool.coming:

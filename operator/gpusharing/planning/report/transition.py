@@ -86,9 +86,9 @@ def who_keeps(verdict: Verdict, node: NodeView) -> str:
 
 def until_when(verdict: Verdict, since: datetime) -> str:
     """Return when the clock ends the wait, in UTC: a time of day such as `14:30:00Z`, or a full timestamp if that is
-    more than a day after `since`, when the phase began. If no clock ends the wait, return PERSON if only a person
-    can, or OTHERS, which is also the answer for ForeignMaintenance. For a Failed node, a held drain, or a verdict
-    with `stands`, always return PERSON. Empty if the node waits for nothing."""
+    more than a day after `since`, when the phase began. If no clock ends it, return PERSON if its reason ends only
+    when a person acts, else OTHERS; ForeignMaintenance counts as OTHERS. For a Failed node, a held drain, or a
+    verdict with `stands`, always return PERSON. Empty if the node waits for nothing."""
     if not is_wait(verdict):
         return ""
     if verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD or verdict.stands:

@@ -35,7 +35,8 @@ NAME = "--service monitoring/prometheus-operated:9090, or --prometheus http://12
 
 async def find_place(session: Session, named: str) -> Endpoint:
     """Return how to reach the Service `named`, which is written NAMESPACE/NAME:PORT, or if it is empty, the only
-    Service that looks like a Prometheus. Raises Trouble if there is not exactly one, or if the login fails."""
+    Service that looks like a Prometheus. Raises Trouble if there is no API server, if `named` has another form, if
+    not exactly one Service looks so, or if the login fails. Whether the Service `named` exists is not checked."""
     if session.login is None:
         raise Trouble("there is no API server through which a Service can be reached: pass --prometheus URL")
     path = _path_of(named or _name(_one_of(await _services(session), session.where)))

@@ -75,11 +75,12 @@ async def find_gaps(
     points: float = MOST_POINTS,
 ) -> list[str]:
     """Return one sentence for each kind of gap in the data of a window: before the first sample, between samples (all
-    such gaps together), and after the last. Gaps of up to two steps do not count, and up to LOOKBACK seconds more
-    at the ends. Empty if the data is complete.
+    such gaps together), and after the last. Gaps between samples only count if they exceed two steps, and the other
+    two if they exceed that by more than LOOKBACK seconds. Empty if the data is complete.
 
-    `query` must have a value wherever there is data; it is sampled at `points` times at most. `lost` is a clause about
-    the consequence of a gap. If there is no data at all, raises Trouble with the message `nothing`.
+    `query` must have a value wherever there is data. It is sampled at `points` times at most, in steps of at least a
+    minute. `lost` is a clause about the consequence of a gap. If there is no data at all, raises Trouble with the
+    message `nothing`.
     """
     step = max(60.0, (end - start) / points)
     answer = await prometheus.between(query, start, end, step)

@@ -30,8 +30,9 @@ Stretch = tuple[float, float]
 
 
 async def find_absences(prometheus: Prometheus, query: MeterQuery) -> "Absences":
-    """Query when each node was seen, up to a day before and after the window, and return the sightings with the
-    seconds of the window for which each node was absent between two of them. Raises Trouble."""
+    """Query when each node was seen in the window, and for up to a day before and after it, but no longer than the
+    window is long. Return the sightings with the seconds of the window for which each node was absent between two
+    of them. Raises Trouble."""
     absences = Absences(query.start, query.end)
     # Look no farther back and ahead than the window is long: users may choose a short one because a day is too much.
     beside = min(DAY, query.end - query.start)
@@ -93,7 +94,8 @@ class Absences:
     ) -> None:
         """Add the answers for the next stretch of time and update all attributes. `firsts` and `lasts` have the times
         at which each node was first and last seen in it, and `counts` the number of sightings. `holes` are the
-        stretches in which no node was seen. A node's absence is only added to `seconds` if it exceeds SHORT."""
+        stretches in which no node was seen. A node's absence, from its previous sighting to its last one in this
+        stretch, is only added to `seconds` if it exceeds SHORT."""
         self._holes += holes
         last_seen, numbers = by_node(lasts), by_node(counts)
         for node, first in by_node(firsts).items():
@@ -146,8 +148,9 @@ def by_node(answer: Iterable[Series]) -> dict[str, float]:
 
 
 def _holes(start: float, end: float, anybody: Iterable[Series]) -> list[Stretch]:
-    """Return the stretches between `start` and `end` in which no node was seen. `anybody` has a value for each time at
-    which any node was seen."""
+    """Return the stretches of more than 1.5 POINT seconds in which no node was seen, from the sighting before to the
+    one after. They begin no earlier than POINT seconds before `start` and end no later than POINT seconds after
+    `end`. `anybody` has a value for each time at which any node was seen."""
     times = sorted(at for series in anybody for at, _ in series.points)
     return [(a, b) for a, b in pairwise((start - POINT, *times, end + POINT)) if b - a > 1.5 * POINT]
 
@@ -213,9 +216,10 @@ def _nodes(nodes: Mapping[str, float], show: Callable[[float], str]) -> str:
 
 
 def silence_of(node: str, absences: Absences, down: tuple[float, float]) -> float:
-    """Return the seconds for which the agent of `node` did not answer or could not read its GPUs, before the node was
-    first seen and after it was last seen. `down` has the first and the last time at which the agent was in that
-    state."""
+    """Return the seconds for which the agent of `node` did not answer or could not read its GPUs. Only the time before
+    a node that is new in the window was first seen counts, and the time after it was last seen if it did not
+    return; for a node that was never seen, all of the time. `down` has the first and the last time at which the
+    agent was in that state."""
     begin, end = down
     if node not in absences.first and node not in absences.last:
         return absences.missed(begin, end)
@@ -247,9 +251,9 @@ async def _find_down(prometheus: Prometheus, query: MeterQuery) -> dict[str, tup
 
 
 async def _find_bare(prometheus: Prometheus, query: MeterQuery) -> int:
-    """Return how many nodes had no Ready agent for the last LATELY seconds of the window, as the operator reports it
-    for each policy. Return 0 if the selector names labels of scrape targets, because the operator's metric does not
-    have them. Raises Trouble."""
+    """Return how many nodes had no Ready agent in the last LATELY seconds of the window: the lowest number that the
+    operator reported in that time for each policy, added up. Return 0 if the selector names labels of scrape
+    targets, because the operator's metric does not have them. Raises Trouble."""
     if OF_TARGETS & set(labels_of(query.selector)):
         return 0
     counts = f"max by ({POLICY}) (gpusharing_policy_nodes_without_agent{braced(query.selector)})"

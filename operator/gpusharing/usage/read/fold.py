@@ -157,7 +157,7 @@ class Fold:
 
     def add(self, part: HourAnswers) -> None:
         """Add the answers for the next stretch of time: update the records of workloads, the GPUs (`gpus` and
-        `others`), and the nodes that are not chosen (`beyond`)."""
+        `others`), the nodes that are not chosen (`beyond`), and the pods whose owner is unknown (`unnamed`)."""
         self._workloads.clear()
         read_own = partial(read_agent, devices=part.devices)
         read_exporter = partial(read_dcgm, exporters=part.exporters)
@@ -225,9 +225,10 @@ class Fold:
         """Return two sets of devices, judged by `live`, the memory that dcgm-exporter reports for each pod.
 
         For the devices in the first set the use of each pod is unknown. Either several pods held the device at one
-        time and all are reported with the same value, or the device belongs to a node that advertises more GPUs than
-        it has, and only one of its holders is reported. The devices in the second set were also held by several pods,
-        but each pod is reported with its own memory.
+        time and were always reported with the same value. Or the device belongs to a node that advertises more GPUs
+        than it has, and dcgm-exporter never reported several pods on any of the GPUs there, so it names only one
+        holder. The devices in the second set were also held by several pods, but each pod is reported with its own
+        memory.
         """
         holders: dict[Device, dict[float, dict[Pod, float]]] = {}
         replicas: dict[Device, str] = {}
@@ -288,12 +289,12 @@ class Fold:
         split: set[Device],
         part: HourAnswers,
     ) -> None:
-        """Record the activity of each hour in the records of the workloads, as a part of the whole card. The agent's
-        values (`sm`, only for GPUs without MIG) take precedence because they are those of each pod.
+        """Record the activity of each hour in the records of the workloads, as a part of the whole card from 0 to 1.
+        The agent's values (`sm`, only for GPUs without MIG) take precedence because they are those of each pod.
 
         dcgm-exporter (`active`) reports the activity of the whole device for every pod on it. On devices in `split`
-        that value is recorded as an estimate (`of_device`); devices in `crowded` and MIG profiles of unknown size are
-        left out.
+        that value is recorded, and the record is marked as an estimate (`of_device`). Devices in `crowded` and MIG
+        profiles of unknown size are left out.
         """
         known: set[tuple[Pod, int]] = set()
         for pod, _, record, hour, value in self._values(sm, part):
@@ -309,9 +310,9 @@ class Fold:
                     record.of_device = record.of_device or labels.device in split
 
     def _add_pods(self, readings: Iterable[Reading], part: HourAnswers) -> None:
-        """Record for each workload how many pods it had at the end of each hour, how many devices each pod held, the
-        device that was held last, and the memory that the pods declare. Also updates the holders of the GPUs and
-        when they last had MIG devices."""
+        """Record for each workload how many pods it had at the end of each hour, how many devices each pod held, and
+        the memory that the pods declare. Also record the device that was held last, with its resource and how many
+        replicas of it a pod held. Update the holders of the GPUs and when they last had MIG devices."""
         devices: dict[tuple[Pod, int], set[Device]] = {}
         for pod, labels, record, hour, value in self._values(readings, part):
             devices.setdefault((pod, hour), set()).add(labels.device)

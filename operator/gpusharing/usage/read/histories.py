@@ -147,8 +147,9 @@ def _without_node(gpus: Iterable[Gpu]) -> Iterator[str]:
 
 
 def _away(gpus: Iterable[Gpu], latest: int) -> Iterator[str]:
-    """Yield a remark about `gpus`, which are known but not counted: it names those that were seen in the last day.
-    Yields nothing if there are none."""
+    """Yield a remark about those of `gpus`, which are known but not counted, that were seen in the last day. It says
+    for each of their nodes for how many hours the GPUs have not been seen. Yields nothing if none was seen in the
+    last day."""
     lately = [gpu for gpu in gpus if gpu.last > latest - RECENT]
     if not lately:
         return
@@ -202,7 +203,7 @@ def _devices(record: Record) -> int:
 def _holding(usage: Usage, record: Record, gpu: Gpu, card: Card | None) -> Holding:
     """Return what each pod of a workload holds now: the resource, the number of devices, and the parts of a card's
     memory and compute that one device is. `gpu` is the GPU that the workload held last. The part of the memory is
-    None if it is unknown."""
+    None if it is unknown, such as for a GPU that several pods held although it is advertised once."""
     if record.profile:
         resource = record.resource or resource_name(record.profile)
         share, compute = _of_instance(record.profile, card)
@@ -237,7 +238,8 @@ def _samples(fold: Fold, values: "Iterable[float]") -> Iterator[Sample]:
 
 
 def _occupied(gpus: dict[str, Gpu], latest: int) -> Iterator[Occupied]:
-    """Yield each GPU without MIG that several pods held in the last hour, with its workloads, sorted by UUID."""
+    """Yield each GPU without MIG that several pods held in the last hour, with the number of pods of each workload.
+    GPUs are sorted by UUID and named `NODE/UUID`."""
     for uuid, gpu in sorted(gpus.items()):
         if gpu.held_at == latest and gpu.divided != latest and sum(gpu.holders.values()) > 1:
             yield Occupied(f"{gpu.node}/{uuid}", tuple(sorted(gpu.holders.items())))

@@ -321,8 +321,8 @@ class _Unseen:
         self._lost: Counter[NodePool] = Counter()
 
     def add(self, growth: Iterable[Series], firsts: Iterable[Series], lasts: Iterable[Series]) -> None:
-        """Add the answers for the next day: the growth of each node's counter, and its lowest and its
-        highest value."""
+        """Add the answers for the next day: the growth of each node's counter, and its lowest and its highest value.
+        What the lowest value exceeds the highest one of the day before by is counted as lost."""
         for series in growth:
             self._seen[_node(series)] += round(series.value)
         for series in firsts:
@@ -377,7 +377,8 @@ async def _gaps(prometheus: Prometheus, query: MeterQuery) -> list[str]:
 
 
 def _refuse_doubles(twice: Iterable[Series]) -> None:
-    """Raise Trouble if a node was metered twice at one time. `twice` has all series of such nodes on that day."""
+    """Raise Trouble for the first node, by name, that was metered twice at one time. `twice` has all series of such
+    nodes on that day. Returns without raising if there are none, or if their series do not differ in any label."""
     by_pool: dict[NodePool, list[Mapping[str, str]]] = {}
     for each in twice:
         by_pool.setdefault(_node(each), []).append(each.labels)

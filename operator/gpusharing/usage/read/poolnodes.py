@@ -105,7 +105,7 @@ def scope_of(rows: Sequence[Row], nodes: frozenset[str], selector: str) -> NodeS
 
 def whole_fleet(card: str) -> NodeScope:
     """Return the scope of all nodes whose GPUs Prometheus knows. Its policy is named after `card`, or `pool` if that
-    is empty."""
+    is empty, and selects a pool label of that name, which the nodes do not have yet (`unlabelled`)."""
     name = _name({"": card})
     return NodeScope(name, "all nodes in Prometheus", _of_label(name), unlabelled=True)
 
@@ -146,7 +146,8 @@ def _name(equal: Mapping[str, str]) -> str:
 
 async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
     """Return the scope that `--policy` or `-l` selects, as read from the API server. Without either flag, return the
-    whole fleet and request nothing. Raises Trouble, also if no node is selected."""
+    whole fleet and request nothing. Raises Trouble if both flags are given, if the policy cannot be read, or if no
+    node is selected."""
     if typed.policy and typed.nodes:
         raise Trouble("pass either --policy or -l, not both")
     if typed.policy:
@@ -219,8 +220,8 @@ async def find_in_prometheus(
     prometheus: Prometheus, typed: Namespace, selector: str, end: float
 ) -> NodeScope:
     """Return the scope that `-l` selects, by the labels of nodes that kube-state-metrics exported at `end`; without
-    `-l`, the whole fleet. Raises Trouble for `--policy`, if no node matches, or if Prometheus does not know a label
-    that a node must have."""
+    `-l`, the whole fleet. If no node in Prometheus has a label that a node must not have, a remark says so. Raises
+    Trouble for `--policy`, if no node matches, or if Prometheus does not know a label that a node must have."""
     if typed.policy:
         raise Trouble(
             "--policy needs access to the cluster: omit --prometheus (use --service for one in the cluster), or choose"

@@ -60,7 +60,8 @@ class Prices:
     def find(self, node: str, policy: str) -> Price | str:
         """Return the price of a GPU of this node under this policy, or a clause that says why there is none. The
         sources are tried in the order OpenCost, policy, chart, and the first that has a price decides, even if its
-        price is ambiguous. The chart has one only if all products of the node have the same price."""
+        price is ambiguous. The chart has one only if it has a price for every product of the node, and these are
+        all the same."""
         if node in self.opencost:
             if ("node", node) in self.rivals:
                 return _rivalry(f"node {node}")
@@ -171,7 +172,8 @@ def _by(
 
 
 def _fault(metric: str, label: str, subject: str, value: float, currency: str = "-") -> _Fault:
-    """Return the label and value of a subject with an impossible price, and the sentence that reports it."""
+    """Return the label and value of a subject with an impossible price, and the sentence that reports it. An empty
+    `currency` means that the price names none, which is then the reason."""
     why = (
         "it names no currency"
         if not currency

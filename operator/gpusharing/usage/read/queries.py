@@ -138,8 +138,9 @@ def _prices(query: MeterQuery, seconds: int) -> dict[str, str]:
 
 
 def _moments(seconds: int) -> int:
-    """Return at how many points of a subquery two series may coexist without being rivals. When an exporter is
-    replaced, the series of both are visible for up to 5 min, the look-back of Prometheus."""
+    """Return at how many points of a subquery two series may coexist without being rivals: 2, or fewer in stretches of
+    less than 20 min. When an exporter is replaced, the series of both are visible for up to 5 min, the look-back of
+    Prometheus."""
     return min(2, seconds // 600)
 
 
@@ -192,7 +193,7 @@ def usage_count(selector: str) -> str:
 
 def most_series(selector: str, seconds: int) -> str:
     """Return the query for the highest number of series with the memory use of pods at any one time in the last
-    `seconds`."""
+    `seconds`, but at least an hour. The number is sampled once an hour or less often."""
     return f"max_over_time(({usage_count(selector)})[{max(seconds, HOUR)}s:{max(HOUR, seconds // LOOKS)}s])"
 
 
@@ -214,9 +215,9 @@ def hourly(selector: str) -> dict[str, str]:
 
 
 def ownership(selector: str, seconds: int) -> tuple[str, ...]:
-    """Return the queries that are needed once for a stretch of `seconds`, in this order: the owners of pods, of
-    ReplicaSets and of Jobs, the annotations of pods, the pods of dcgm-exporter, the devices, and the nodes with
-    SIMULATED GPUs."""
+    """Return the queries that are needed once for a stretch of `seconds`, which is extended to SHORT if it is shorter.
+    They are, in this order: the owners of pods, of ReplicaSets and of Jobs, the annotations of pods, the pods of
+    dcgm-exporter, the devices, and the nodes with SIMULATED GPUs."""
     span = f"[{max(seconds, round(SHORT))}s]"
     chosen, others = braced(selector), others_of(selector)
     annotated = braced(others, f'{ANNOTATION}!=""')
@@ -236,8 +237,9 @@ def ownership(selector: str, seconds: int) -> tuple[str, ...]:
 
 
 def latest(selector: str) -> tuple[str, ...]:
-    """Return the queries for the end of the window, in this order: the GPUs that each Node advertises (more than it
-    has if they are shared), the time at which an agent last reported each GPU, and the slices of each device."""
+    """Return the queries for the end of the window, which look back a day. They are, in this order: the GPUs that each
+    Node advertises (more than it has if they are shared), the time at which an agent last reported each GPU, and
+    the slices of each device."""
     chosen = braced(selector)
     allocatable = braced(others_of(selector), 'resource=~"nvidia_com_gpu(_shared)?"')
     return (
@@ -248,8 +250,8 @@ def latest(selector: str) -> tuple[str, ...]:
 
 
 def labels_of_nodes(selector: str, labels: list[str]) -> str:
-    """Return the query for all nodes; its series carry those of `labels` that kube-state-metrics exports
-    for the node."""
+    """Return the query for all nodes that kube-state-metrics reported in the last day. The series of a node carry
+    those of `labels` that it exports for the node."""
     names = "".join(f", {label}" for label in labels)
     return f"max by (node, exported_node{names}) (last_over_time(kube_node_labels{braced(others_of(selector))}[1d]))"
 

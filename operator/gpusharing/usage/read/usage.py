@@ -215,8 +215,9 @@ def add_gpus(fold: Fold, infos: Iterable[Series]) -> None:
 
 
 def _replicas(allocatable: Iterable[Series], used: Iterable[Series], fold: Fold) -> dict[str, int]:
-    """Return, by node, how many times each GPU is advertised. Only nodes that advertise each GPU more than once are
-    included. `allocatable` has the advertised number of each node."""
+    """Return, by node, how many times each GPU is advertised: the number in `allocatable` divided by the known GPUs of
+    the node, rounded down. Only nodes that advertise each GPU more than once are included. GPUs are known from
+    `used` and `fold`."""
     gpus: dict[str, set[str]] = {}
     for series in used:
         labels = read_dcgm(series, frozenset())

@@ -193,7 +193,8 @@ class Need:
 
 def find_need(history: History, card: Card, goal: Goal) -> Need:
     """Return what each pod of the workload needs on `card`, given its history. Raises ValueError if a sample is
-    negative or not a number, or if activity is above 1."""
+    negative, infinite or not a number, or if activity is above 1. Activity with fewer than MIN_POINTS samples is
+    not checked."""
     memory = build(MEMORY, history.memory)
     activity = _activity(history)
     level = LEVELS[goal]
@@ -223,7 +224,7 @@ def find_need(history: History, card: Card, goal: Goal) -> Need:
 
 def _activity(history: History) -> Histogram | None:
     """Return the histogram of the activity, or None if there are fewer than MIN_POINTS samples. Raises ValueError if a
-    sample is above 1."""
+    sample is above 1, negative or not a number."""
     if history.activity is None or len(history.activity) < MIN_POINTS:
         return None
     activity = build(ACTIVITY, history.activity)
@@ -290,8 +291,8 @@ def _memory(
 
 
 def _confidence(memory: Histogram, span: timedelta) -> Confidence:
-    """Return how certain a need is, judged by the days that the samples span, or by 24 samples a day if that is fewer
-    days."""
+    """Return how certain a known need is: LOW, MEDIUM from 3 days on, or HIGH from 7. The days are those that the
+    samples span, or one for every 24 samples if that is fewer days."""
     days = min(span / _DAY, memory.samples / 24)
     return Confidence.LOW if days < 3 else Confidence.MEDIUM if days < 7 else Confidence.HIGH
 

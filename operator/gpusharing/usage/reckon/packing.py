@@ -64,9 +64,10 @@ class Packer:
         return max(slices, units, *alone, 0)
 
     def fill_up(self, layout: Layout, wanted: Collection[str]) -> Layout:
-        """Return the layout with more instances added until its GPU is full. Preferred are as many instances of the
-        `wanted` profiles as possible, then as few profiles as possible, then as little stranded as possible. Raises
-        KeyError if `layout` or `wanted` has a profile that the packer does not use."""
+        """Return the layout with more instances added until its GPU is full. Preferred are as many additional
+        instances of the `wanted` profiles as possible, then as few profiles as possible, then as little stranded as
+        possible. A layout that no full layout contains is returned unchanged. Raises KeyError if `layout` or
+        `wanted` has a profile that the packer does not use."""
         counts = self._counts(layout)
         useful = {self._index[name] for name in wanted}
 
@@ -113,8 +114,9 @@ class Packer:
         )
 
     def _find_fills(self, wanted: Counts) -> tuple[Counts, ...]:
-        """Return all ways to fill one GPU with some of the `wanted` instances, including the largest, until no other
-        of them fits. The fullest come first. Empty if nothing is wanted."""
+        """Return all ways to fill one GPU with some of the `wanted` instances until no other of them fits. Each
+        includes at least one instance of the largest wanted profile. The fullest come first. Empty if nothing is
+        wanted."""
         if not any(wanted):
             return ()
         largest = max(index for index, count in enumerate(wanted) if count)

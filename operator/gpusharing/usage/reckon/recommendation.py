@@ -364,8 +364,8 @@ def _idle(template: Sequence[Layout | None], placed: Sequence[Placed], nodes: in
 
 
 def _worst(card: Card, needs: Sequence[Need], occupied: Sequence[Occupied]) -> CoLocation | None:
-    """Return the shared GPU whose pods would use the most memory if all had their highest peak at once, or None if no
-    GPU is shared. Pods of workloads that are not in `needs` are ignored."""
+    """Return the shared GPU whose pods would use the most memory if all had their highest peak at once. Pods of
+    workloads that are not in `needs` are ignored. None if no GPU then has more than one pod."""
     highest = {need.workload: need.highest for need in needs}
     candidates = []
     for each in occupied:

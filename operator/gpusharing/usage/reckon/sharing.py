@@ -51,8 +51,8 @@ class Shared:
 
 def find_shared(recommendation: Recommendation) -> Shared | None:
     """Return the way to share whole GPUs that takes the fewest GPUs; MPS if both ways take as many. Return None if the
-    goal is performance or if no way takes fewer than the layout. On a card with MIG, pods that get whole GPUs keep
-    them and are not counted."""
+    goal is performance or if no way takes fewer than the layout. Pods that get several whole GPUs keep them and are
+    not counted. On a card with MIG, that also applies to pods that get one."""
     if recommendation.goal is not Goal.COST:
         return None
     card = recommendation.pool.card
@@ -113,7 +113,7 @@ def _turns(card: Card, memory: _Pods, compute: _Pods | None, instead: int) -> Sh
 
 
 def _spread(pods: int, most: int) -> tuple[int, int]:
-    """Return how many GPUs `pods` pods need with at most `most` on each, and how many pods each GPU has if they are
-    spread evenly."""
+    """Return how many GPUs `pods` pods need with at most `most` on each, and how many pods a GPU then has at most if
+    they are spread evenly. Both numbers must be above 0."""
     gpus = -(-pods // most)
     return gpus, -(-pods // gpus)

@@ -47,7 +47,8 @@ class CostReport:
 
 
 def describe(answer: CostReport, paper: Paper) -> list[Line]:
-    """Draw the rows, the pools, the totals, the remarks, and what is missing."""
+    """Draw the rows, the pools, the totals, the remarks, and what is missing. Without rows, a sentence says instead of
+    rows, pools and totals that no GPU was metered."""
     query, bill = answer.query, answer.bill
     head = f"{duration(query.end - query.start)} until {moment(query.end)}, by {query.by}"
     lines = [*prose(head, paper, ink=Ink.TITLE), *describe_simulated(answer.simulated, paper)]
@@ -139,8 +140,8 @@ def total_sentence(total: Total) -> str:
 
 
 def name_of(row: Row, query: MeterQuery) -> str:
-    """Return the name of a row for people: the policy or tenant, or the part in parentheses for time that no tenant
-    held."""
+    """Return the name of a row for people: in a bill by policy the policy, whatever the part. In other bills it is the
+    tenant, or the part in parentheses for time that no tenant held."""
     if query.by == POLICY:
         return row.policy or "(no policy)"
     if row.part is not Part.HELD:
