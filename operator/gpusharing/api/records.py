@@ -104,8 +104,8 @@ def _wire_names(kind: type[object]) -> tuple[tuple[str, str], ...]:
 
 @cache
 def _readers(kind: type[Any]) -> tuple[tuple[str, str, Callable[[Any], Any]], ...]:
-    """Return for each field of a dataclass its name, its name in JSON, and the function that reads its value. A
-    default that a factory makes is made only once, so all records share it."""
+    """Return for each field of a dataclass its name, its name in JSON, and the function that reads its value. Defaults
+    are made only once, so all records of the class share them."""
     hints = get_type_hints(kind)
     factories = {
         each.name: each.default_factory for each in fields(kind) if each.default_factory is not MISSING

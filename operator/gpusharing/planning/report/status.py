@@ -112,8 +112,8 @@ def policy_status(
 
 
 def find_grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[object, ...]:
-    """Return a tuple of everything that decides the True or False of the policy's conditions. If it equals that of an
-    earlier pass, none of them has changed. It is much cheaper to compute than the whole status."""
+    """Return a tuple of everything that decides which of the policy's conditions are True. If it equals that of an
+    earlier pass, none of them has changed its status. It is much cheaper to compute than the whole status."""
     own = [(plan.verdicts[name], snapshot.nodes[name]) for name in plan.pools[policy.name].names]
     kinds = {
         (v.phase, v.reason, bool(v.actions), node.ready, v.stands, is_begun(node)): (v, node)
@@ -125,7 +125,7 @@ def find_grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsho
 
 
 def bearing(verdict: Verdict, node: NodeView) -> tuple[bool, ...]:
-    """Return every fact about one node that decides the True or False of the policy's conditions. The messages of the
+    """Return every fact about one node that decides which of the policy's conditions are True. The messages of the
     conditions depend on more."""
     return (
         is_product_skipped(verdict, node),

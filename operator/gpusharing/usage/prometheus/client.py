@@ -166,8 +166,8 @@ def _untrusted(error: Exception, where: str, through: str) -> Trouble:
 
 
 def one_line(text: object) -> str:
-    """Return a message from elsewhere on one line: without control characters, without periods at its end, and cut to
-    MOST_CHARACTERS. None and other empty values become an empty string."""
+    """Return a message of another program on one line: without control characters, without periods at its end, and cut
+    to MOST_CHARACTERS. None and other empty values become an empty string."""
     return printable(" ".join(str(text or "").split())[:MOST_CHARACTERS].rstrip(". "))
 
 

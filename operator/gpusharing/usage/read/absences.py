@@ -216,10 +216,10 @@ def _nodes(nodes: Mapping[str, float], show: Callable[[float], str]) -> str:
 
 
 def silence_of(node: str, absences: Absences, down: tuple[float, float]) -> float:
-    """Return the seconds for which the agent of `node` did not answer or could not read its GPUs. Only the time before
-    a node that is new in the window was first seen counts, and the time after it was last seen if it did not
-    return; for a node that was never seen, all of the time. `down` has the first and the last time at which the
-    agent was in that state."""
+    """Return the seconds for which the agent of `node` did not answer or could not read its GPUs while the node was
+    not seen. For a node that is new in the window, the time before it was first seen counts, and for one that did
+    not return, the time after it was last seen. For a node that was never seen, all of the time counts. `down` has
+    the first and the last time at which the agent was in that state."""
     begin, end = down
     if node not in absences.first and node not in absences.last:
         return absences.missed(begin, end)

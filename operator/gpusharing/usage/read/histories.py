@@ -203,7 +203,7 @@ def _devices(record: Record) -> int:
 def _holding(usage: Usage, record: Record, gpu: Gpu, card: Card | None) -> Holding:
     """Return what each pod of a workload holds now: the resource, the number of devices, and the parts of a card's
     memory and compute that one device is. `gpu` is the GPU that the workload held last. The part of the memory is
-    None if it is unknown, such as for a GPU that several pods held although it is advertised once."""
+    None if it is unknown, such as for a GPU that several pods held although no sharing of it is known."""
     if record.profile:
         resource = record.resource or resource_name(record.profile)
         share, compute = _of_instance(record.profile, card)

@@ -245,9 +245,9 @@ def _add(metered: MeteredPools, day: _Day, by: str, unpriced: dict[tuple[str, st
 
 
 def _tenant(series: Series, day: _Day, by: str) -> str:
-    """Return who is billed for a series: in a bill by policy nobody (an empty string), in one by namespace the
-    namespace, else the namespace's label value on that day, empty if it is unknown. The namespace OTHERS is billed
-    as such by any label."""
+    """Return who is billed for a series: the namespace in a bill by namespace, or the namespace's label value on that
+    day in a bill by a label. Empty in a bill by policy, and if the label value is unknown or ambiguous. The
+    namespace OTHERS is billed under its own name in a bill by a label, too."""
     namespace = namespace_of(series)
     if by == POLICY:
         return ""
@@ -255,8 +255,9 @@ def _tenant(series: Series, day: _Day, by: str) -> str:
 
 
 def _basis(resource: str, most: float | None) -> Basis:
-    """Return how the time of a tenant was determined. `most` is the number of slices of the device, or None if it is
-    unknown: then a resource name that ends in `.shared` counts as reserved, and any other as an estimate."""
+    """Return how the time of a tenant was determined. `most` is the number of slices of the device: RESERVED if there
+    are several, else MEASURED. If it is unknown (None), a resource name that ends in `.shared` counts as RESERVED,
+    and any other as ESTIMATE."""
     if most is not None:
         return Basis.RESERVED if most > 1 else Basis.MEASURED
     return Basis.RESERVED if resource.endswith(".shared") else Basis.ESTIMATE
@@ -281,9 +282,9 @@ def _pool(policy: str) -> str:
 def _lacking(
     parts: Mapping[NodePool, float], gpus: Mapping[NodePool, float], seconds: float
 ) -> Iterator[str]:
-    """Yield a sentence for each policy whose parts of the GPU time do not add up to the time of its GPUs, within the
-    tolerance of TOLERANCE and ENDS, which means that some series are missing. `parts` and `gpus` have seconds by
-    node and policy; `seconds` is the length of the window."""
+    """Yield a sentence for each policy whose parts of the GPU time do not add up to the time of its GPUs on its nodes,
+    which means that some series are missing. The differences of all its nodes together must exceed the tolerance
+    (TOLERANCE and ENDS). `parts` and `gpus` have seconds by node and policy; `seconds` is the length of the window."""
     tolerance = max(TOLERANCE, ENDS / seconds)
     pools: dict[str, list[NodePool]] = {}
     for key in sorted(parts.keys() | gpus.keys()):
@@ -322,7 +323,7 @@ class _Unseen:
 
     def add(self, growth: Iterable[Series], firsts: Iterable[Series], lasts: Iterable[Series]) -> None:
         """Add the answers for the next day: the growth of each node's counter, and its lowest and its highest value.
-        What the lowest value exceeds the highest one of the day before by is counted as lost."""
+        If the lowest value exceeds the highest one of the day before, the difference is counted as lost."""
         for series in growth:
             self._seen[_node(series)] += round(series.value)
         for series in firsts:

@@ -220,8 +220,8 @@ async def find_in_prometheus(
     prometheus: Prometheus, typed: Namespace, selector: str, end: float
 ) -> NodeScope:
     """Return the scope that `-l` selects, by the labels of nodes that kube-state-metrics exported at `end`; without
-    `-l`, the whole fleet. If no node in Prometheus has a label that a node must not have, a remark says so. Raises
-    Trouble for `--policy`, if no node matches, or if Prometheus does not know a label that a node must have."""
+    `-l`, the whole fleet. If `-l` excludes nodes by a label that no node in Prometheus has, a remark says so.
+    Raises Trouble for `--policy`, if no node matches, or if Prometheus does not know a label that a node must have."""
     if typed.policy:
         raise Trouble(
             "--policy needs access to the cluster: omit --prometheus (use --service for one in the cluster), or choose"

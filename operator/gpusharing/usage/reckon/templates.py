@@ -175,8 +175,8 @@ def _dearness(seats: Sequence[Seat]) -> Callable[[TemplateChoice], _Key]:
 
 
 def _tightness(seats: Sequence[Seat], sizes: Sequence[Size]) -> Callable[[TemplateChoice], _Key]:
-    """Return the sort key function for the goal performance: it prefers much room for the workload that has least (in
-    memory or compute, whichever is tighter), then much compute for all pods, then few GPUs."""
+    """Return the sort key function for the goal performance: it prefers much room for the workload that has the least
+    room (in memory or compute, whichever is tighter), then much compute for all pods, then few GPUs."""
     shared = [seat for seat in seats if not seat.gpus]
 
     def key(choice: TemplateChoice) -> _Key:
@@ -239,8 +239,8 @@ def _per_node(wanted: Counts, nodes: int) -> Counts:
 
 
 def _steps(wanted: Sequence[int]) -> list[int]:
-    """Return, in ascending order, the numbers of nodes n at which an n-th of any of `wanted`, rounded up, becomes
-    smaller. Numbers in between need not be tried."""
+    """Return, in ascending order, each number of nodes with which the share of a node in any of `wanted`, rounded up,
+    is smaller than with one node fewer. The list begins with 1. Numbers in between need not be tried."""
     numbers = {1}
     for count in wanted:
         each = count
