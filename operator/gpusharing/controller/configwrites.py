@@ -15,9 +15,10 @@ LABELS = {names.LABEL_MANAGED_BY: names.MANAGED_BY}
 
 
 def plugin_patch(action: WriteConfig, stack: StackView, now: datetime) -> JSON | None:
-    """Return the merge patch for the device-plugin ConfigMap, or None if nothing has to be written. Entries that are
-    no longer wanted are set to null. A patch is returned also if the ConfigMap does not exist, a ConfigMap lacks
-    our label, or the time of an entry is not recorded; then it may have no entries."""
+    """Return the merge patch for the device-plugin ConfigMap, or None if nothing has to be written. The patch has only
+    the entries that differ; those that are no longer wanted are set to null. A patch is returned even without any
+    entry if the ConfigMap does not exist, if one of our ConfigMaps lacks our label, or if the time of a wanted
+    entry is not recorded."""
     present, wanted = stack.plugin_configs, action.plugin_configs
     data: dict[str, str | None] = {key: text for key, text in wanted.items() if present.get(key) != text}
     same = wanted.keys() - data.keys()
@@ -28,8 +29,9 @@ def plugin_patch(action: WriteConfig, stack: StackView, now: datetime) -> JSON |
 
 
 def mig_patch(action: WriteConfig, stack: StackView, now: datetime) -> JSON | None:
-    """Return the merge patch for the mig-parted ConfigMap, or None if nothing has to be written. A patch without
-    entries is returned if only a label of ours or the time of an entry is missing."""
+    """Return the merge patch for the mig-parted ConfigMap, or None if nothing has to be written. If the file differs,
+    the patch has the whole file; if only our label or the time of an entry is missing, it has no data. Entries that
+    have not changed keep their time, unless somebody has edited the file: then all of them count as written now."""
     wanted, present = migfile.parse(action.mig_file), migfile.parse(stack.mig_file)
     data = {MIG_KEY: action.mig_file} if action.mig_file != stack.mig_file else {}
     if not data and _is_marked(wanted, stack):

@@ -48,8 +48,9 @@ class PolicyWatch:
         """Set while kopf follows the policies."""
 
     async def run(self) -> None:
-        """Run kopf again and again until canceled, with a growing wait in between. Errors of kopf and of the API
-        server are stored in `error`, and logged if they differ from the one before. Each time kopf has stopped,
+        """Run kopf again and again until canceled. The wait in between grows, and is the shortest again after kopf has
+        run for LONG_LIFE seconds. Errors of kopf and of the API server are stored in `error`, and logged if they
+        differ from the one before. Each time kopf has stopped or could not be started, `restarts` is counted up and
         `touch` is called for all policies."""
         while True:
             began = loop_time()
@@ -157,7 +158,8 @@ class KopfLoop(asyncio.SelectorEventLoop):
 
 def _run(loop: KopfLoop, life: asyncio.Task[None], sessions: list[aiohttp.ClientSession]) -> None:
     """Run kopf's event loop until `life`, the task in which kopf runs, has ended; then end the tasks that kopf has
-    left behind and close `sessions` and the loop. Raises the error that stopped kopf."""
+    left behind and close `sessions` and the loop. Raises the error that stopped kopf; a canceled `life` is no
+    error."""
     try:
         with suppress(asyncio.CancelledError):
             loop.run_until_complete(life)

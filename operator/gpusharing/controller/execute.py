@@ -123,9 +123,10 @@ class Executor:
     ) -> Outcome:
         """Make the shared writes first. Then carry out the actions of the nodes: nodes concurrently, those in flight
         first, and the actions of one node in order. The actions of a node end at the first that fails or that
-        depends on a shared write that was not made, or once the node has changed since the plan. Calls about a node
-        or a shared object are left out while they are suspended after a failure, or while an earlier call about it
-        has not ended. A call that takes too long continues in the background.
+        depends on a shared write that was not made, or once the node has changed since the plan. While the policies
+        may be out of date, no node is fenced. Calls about a node or a shared object are left out while they are
+        suspended after a failure, or while an earlier call about it has not ended. A call that takes too long
+        continues in the background.
 
         `unseen`: the nodes that were `under_way` when the snapshot was begun. The plan was made without the results of
         those calls, so these nodes are left to the next pass, even if the calls have ended since.
@@ -163,8 +164,8 @@ class Executor:
 
     def _forget_failures(self, plan: RolloutPlan) -> None:
         """Forget the failures of shared writes that the plan does not contain, and those about nodes that it does not
-        contain or that need no write any more (`is_moot`), unless a call about them is under way. Also forget the
-        GPUNodes created for Nodes that are gone."""
+        contain or that need no write any more (`is_moot`), and log that they are over. Failures are kept while a
+        call about the same subject is under way. Also forget the GPUNodes created for Nodes that are gone."""
         self._nodes.forget(plan.verdicts)
         wanted = {subject_of(action) for action in plan.shared}
         for subject in self.calls.failures.keys() - wanted - self.crew.busy:
@@ -175,10 +176,11 @@ class Executor:
     async def _write_shared(
         self, actions: tuple[Action, ...], snapshot: ClusterSnapshot, outcome: Outcome
     ) -> set[str]:
-        """Make the shared writes in order. Return what is blocked because a write was not made: the names of policies
-        whose nodes may not be fenced, `*` for the nodes of all policies, and the subjects of the writes, such as
-        CLAIMS, which blocks points of no return. SetPointers and RepairMps block nothing. Without a WriteConfig
-        among `actions`, `calls.write_error` is emptied.
+        """Make the shared writes in order, and return what is blocked by those that were not made. A SetFinalizer
+        blocks the name of its policy, whose nodes may then not be fenced. SetClaims, and a WriteConfig that is
+        still under way, block `*`, which stands for the nodes of all policies. Each of these also blocks its own
+        subject; that of SetClaims, CLAIMS, blocks points of no return. SetPointers and RepairMps block nothing.
+        Without a WriteConfig among `actions`, `calls.write_error` is emptied.
 
         A ConfigMap that the server refused blocks only its own nodes (`transition/gates.py`, PROPAGATION). One that is
         still being written may lose an entry, so then no node is fenced.
@@ -197,9 +199,9 @@ class Executor:
         return blocked
 
     async def _write_one(self, action: Action, snapshot: ClusterSnapshot, outcome: Outcome) -> bool:
-        """Make one shared write, and return whether the server accepted it by now; False without a call while calls
-        about its subject are suspended. A write that hangs does not hold up the nodes in flight: it is awaited for
-        SHARED_PATIENCE seconds at most."""
+        """Make one shared write, and return whether the server has accepted it by now. No call is made, and False is
+        returned, while calls about its subject are suspended or an earlier one has not ended. A write that hangs
+        does not hold up the nodes in flight: it is awaited for SHARED_PATIENCE seconds at most."""
         subject, before = subject_of(action), outcome.done
         if self._is_suspended(subject):
             return False
@@ -225,8 +227,8 @@ class Executor:
         blocked: set[str],
         outcome: Outcome,
     ) -> None:
-        """Carry out the actions of one node in order, as long as the node has not changed since they were decided.
-        Stops at the first action that fails or has to wait for a shared write.
+        """Carry out the actions of one node in order. Stops at the first action that fails or has to wait for a shared
+        write, and, with a log line, once the node is no longer as it was when they were decided.
 
         The cache may have moved on since the decision, and with it the version that a conditional write names: without
         this check, a cordon that arrived in the meantime would be overridden without a 409. After a patch of ours the
@@ -253,8 +255,9 @@ class Executor:
         self, subject: str, action: Action, snapshot: ClusterSnapshot, outcome: Outcome
     ) -> KubeError | None:
         """Carry out an action, and record its success or failure under `subject`. If the server changed something, the
-        action is counted in `outcome` and reported to `on_action`. Return the error if it failed, else None. Raises
-        errors that concern all calls."""
+        action is counted in `outcome` and reported to `on_action`. Return the error if it failed, else None; a
+        refused eviction counts as no failure here, because `Evictor` records it. Raises errors that concern all
+        calls."""
         try:
             changed = await self._perform(action, snapshot)
         except FATAL:
@@ -269,9 +272,9 @@ class Executor:
         return None
 
     def _note_failure(self, subject: str, action: Action, error: KubeError) -> None:
-        """Record a failed call: calls about the subject are suspended, longer each time, and the failure is logged
-        once. If the call got no answer, the subject is also added to `calls.unsure`. A call that was held back is only
-        counted, because nothing was sent."""
+        """Record a failed call and report it to `on_action`. Calls about the subject are suspended, longer each time,
+        and the failure is logged once. If the call got no answer, the subject is also added to `calls.unsure`. A
+        call that was held back is only reported, because nothing was sent."""
         kind, words = type(action).__name__, str(error) or repr(error)
         if isinstance(action, WriteConfig):
             words = f"ConfigMap {self._shared.writing}: {words}"
@@ -305,7 +308,9 @@ class Executor:
             self._complaints.ends(subject)
 
     async def _perform(self, action: Action, snapshot: ClusterSnapshot) -> bool:
-        """Make the call of an action. Return False if the server changed nothing. Raises KubeErrors and LeaseLost."""
+        """Make the call of an action. Return whether the server may have changed something: False if an eviction was
+        refused, or if nothing was written about a node; True for every other action that succeeds. Raises
+        LeaseLost, and every KubeError except those that `Evictor.send` and `NodeWrites.restart` treat as answers."""
         match action:
             case EnsureGPUNode():
                 await self._nodes.ensure_gpunode(action)

@@ -36,7 +36,8 @@ class Health:
 
     def dead(self) -> dict[str, str]:
         """Return the problems that only a restart can solve: a message for each part that has one, by the name of the
-        part; empty if there is none."""
+        part; empty if there is none. The parts are the loop, if it makes no progress for STUCK seconds, and each
+        required source that is listed, has no error and has received nothing for SILENT seconds."""
         problems = {}
         still = self.clock() - self.loop.progress.last
         if still > STUCK:
@@ -50,8 +51,9 @@ class Health:
         return problems
 
     def unready(self) -> dict[str, str]:
-        """Return why the operator cannot decide at present: a message for each part that prevents it, by the name of
-        the part, including the problems of `dead`. Empty if it can decide."""
+        """Return why the operator cannot decide at present, as a message for each part that prevents it, by the name
+        of the part; empty if it can decide. The parts are those of `dead`, the sources that are not listed yet or
+        have an error, the policies if kopf does not watch them, and the Lease if this process is not the leader."""
         problems = dict(self.dead())
         problems |= self.loop.sources.missing()
         for name, source in self.loop.sources.required.items():

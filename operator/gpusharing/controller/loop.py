@@ -64,7 +64,8 @@ class Loop(LoopParts):
         """Whether passes end, for /healthz."""
 
     async def run(self) -> None:
-        """Follow the API and run passes until canceled; then end all calls."""
+        """Follow the API and run passes until canceled, or until one of the tasks raises an error, which is then
+        raised in a group; in both cases end all calls."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.sources.run())
             group.create_task(self.list_policies())
@@ -80,9 +81,9 @@ class Loop(LoopParts):
 
     async def _pass(self) -> datetime | None:
         """Run one pass, unless the operator must be idle or the API server asks us to wait. Return when the next one
-        is due at the latest, or None if only an event or the regular interval can start it. A pass that fails with
-        a KubeError or a lost Lease is logged, and tried again after RETRY seconds. After an error that concerns all
-        calls, policies and pods are listed anew."""
+        is due at the latest, or None if only an event or the regular interval can start it. `on_first_pass` is
+        called after the first pass that succeeds. A pass that fails with a KubeError or a lost Lease is logged, and
+        tried again after RETRY seconds. After an error that concerns all calls, policies and pods are listed anew."""
         self.wake.clear()
         if self._idleness.lasts():
             return self.now() + timedelta(seconds=RETRY / 4)
@@ -120,12 +121,13 @@ class Loop(LoopParts):
         )
 
     async def once(self) -> datetime | None:
-        """Gather, plan, execute and publish. Return when the next pass is due at the latest, or None if no time is
-        known.
+        """Gather, plan, execute and publish; set `plan` and `memory`, and report the pass to the observer. Return when
+        the next pass is due at the latest, or None if no time is known.
 
         That time is now if one of our writes was accepted, or if the plan wants the pods of a node that were not
-        listed, but RETRY seconds from now while the policies may be out of date. Raises Unavailable if the policies
-        have never been listed, and a group of errors that concern all calls, but no other error of the API server.
+        listed. While the policies may be out of date, it is always RETRY seconds from now. Raises Unavailable if the
+        policies have never been listed, and a group of errors that concern all calls, but no other error of the API
+        server.
         """
         seconds: dict[str, float] = {}
         unseen = self.executor.under_way()

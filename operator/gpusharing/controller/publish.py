@@ -125,8 +125,8 @@ class Publisher:
 
     async def publish(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> datetime | None:
         """Write the statuses that have changed, and post the pending Events. Return when the first write that was held
-        back is due, or None if nothing was. Errors of the server, and errors in computing a status, are logged and
-        never raised."""
+        back or refused is due, or None if there is none. Errors of the server, and errors in computing a status,
+        are logged and not raised; a lost Lease is raised in a group."""
         verdicts = {f"node/{v.node}": v for v in plan.verdicts.values() if self._is_news(v, snapshot)}
         policies = {f"policy/{policy.name}": policy for policy in snapshot.policies}
         for verdict in verdicts.values():
@@ -213,9 +213,9 @@ class Publisher:
     async def _write_transition(
         self, verdict: Verdict, snapshot: ClusterSnapshot, now: datetime
     ) -> datetime | None:
-        """Write the transition and the health of a node to its GPUNode if they differ from what is shown and may be
-        written now. Return when to try again, or None if nothing is left to write or the GPUNode does not exist yet.
-        """
+        """Write the transition and the health of a node to its GPUNode if they differ from what is shown. A phase that
+        lasts is written at once, any other when it is due. Return when to try again, or None if nothing is left to
+        write or the GPUNode does not exist."""
         key = f"node/{verdict.node}"
         if verdict.node not in snapshot.gpunodes:
             return None  # it is being created in this pass
@@ -242,8 +242,9 @@ class Publisher:
     async def _status(
         self, policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
     ) -> datetime | None:
-        """Write the status of a policy if it has changed and may be written now, and queue an Event if the policy has
-        just been refused. Return when to check it again, or None if nothing is left to write."""
+        """Write the status of a policy if it has changed. It is written at once for a new generation or if the status
+        of a condition changes, otherwise when it is due. Queue an Event if the policy has just been refused. Return
+        when to check it again, or None if nothing is left to write."""
         key = f"policy/{policy.name}"
         grounds = find_grounds(policy, plan, snapshot)
         before, self._grounds[policy.name] = self._grounds.get(policy.name), grounds

@@ -121,7 +121,8 @@ _PLAN, _SHELL = TypeAdapter(PlanSettings), TypeAdapter(Settings)
 
 
 def default_text(value: object) -> str:
-    """Return a value as it would be written in its environment variable."""
+    """Return a value as it would be written in its environment variable: a bool in lower case, the items of a tuple
+    separated by commas, anything else as `str` writes it."""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(value) if isinstance(value, tuple) else str(value)

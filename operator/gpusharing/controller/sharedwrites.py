@@ -147,7 +147,8 @@ class SharedWrites:
         whose finalizer is to be removed no longer exists.
 
         If the policy has changed since it was read, the finalizer is still added, because that hinders nobody. It is
-        not removed, because the change may be the very deletionPolicy that needs it; the next pass decides again.
+        not removed, because the change may be the very deletionPolicy that needs it; no error is raised then, and the
+        next pass decides again.
 
         Raises Conflict if the finalizer cannot be added because the policy is gone or was replaced by another one of
         its name (no node may be fenced for it then), or if others keep changing the policy.
@@ -178,7 +179,8 @@ class SharedWrites:
         )
 
     async def _reread(self, policy: str) -> JSON | None:
-        """Read a policy, store it in the cache, and return it, or None if it is gone."""
+        """Read a policy, store it in the cache, and return it, or None if it is gone. Raises every KubeError other
+        than NotFound."""
         try:
             raw = await self.client.get(POLICIES, policy)
         except NotFound:

@@ -303,7 +303,8 @@ def _to_come(case: PodCase) -> str:
 def _too_large(case: PodCase) -> str:
     """Explain a pod that requests more of one resource than any single node has, or several resources that no single
     node has together, so that waiting does not help. A resource that no node has for the pod is not explained here:
-    unless another one is too scarce, the result is then empty. Empty also if a node has everything now."""
+    unless another one is too scarce, the result is then empty. Empty also if a node has everything now. There must
+    be at least one node, which `_unadvertised` ensures."""
     nowhere = "no node that this pod may use" if any(one.kept for one in case.services) else "no node"
     most = {
         name: max(max(room.now.get(name, 0), room.after.get(name, 0)) for room in case.rooms)

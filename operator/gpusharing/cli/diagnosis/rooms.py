@@ -189,12 +189,14 @@ class NodeRoom:
     the pod."""
 
     def has_free(self, requests: Mapping[str, int]) -> bool:
-        """Whether everything that is requested is free on the node. If it is unknown what is free, whether it is
-        allocatable."""
+        """Whether everything that is requested is free on the node. If it is unknown what is free, all that is
+        allocatable counts as free."""
         return fits(requests, self.now if self.free is None else self.free)
 
     def rank(self, requests: Mapping[str, int]) -> tuple[bool, bool, bool, bool, int]:
-        """Return a sort key: the node with the greatest comes nearest to having everything that is requested."""
+        """Return a sort key: the node with the greatest comes nearest to having everything that is requested. Its
+        parts are whether the node has everything free, whether it will have it after the changes, whether it has it
+        allocatable now, whether it accepts pods, and how many of the requested devices it has now or later."""
         most = sum(
             min(n, max(self.now.get(name, 0), self.after.get(name, 0))) for name, n in requests.items()
         )
@@ -223,9 +225,9 @@ class RoomSearch:
 
     def _room(self, raw: JSON, node: NodeView) -> NodeRoom:
         """Return what one node has for the pod. Its `now` is empty if a rule or the device plugin excludes the pod;
-        the plugin counts only if no change is ahead of the node. Its `free` is empty in that case and if the node
-        is cordoned, gated or not Ready, and its `after` is empty if the pod will be excluded once the changes are
-        done."""
+        the plugin counts only if no change is ahead of the node. Its `free` is empty if `now` is, and if the node
+        is cordoned, gated or not Ready. Its `after` is empty if the device plugin will exclude the pod once the
+        changes are done, or a rule will with every set of labels that the node may have then."""
         plan, report = self.live.plan, self.live.snapshot.gpunodes.get(node.name)
         verdict = plan.verdicts.get(node.name)
         pool = "" if verdict is None else verdict.policy

@@ -78,7 +78,7 @@ class Cluster:
     async def decide(self, policies: Iterable[str] | None = None, nodes: Iterable[str] = ()) -> LivePlan:
         """Return the plan of a leader that has been running for longer than the drift grace. If that leader would
         first write its configuration, the plan is for the time after that, and a note says so. Sets `memory`.
-        Raises Trouble.
+        Raises KubeError, which the context of `gathered` turns into a Trouble.
 
         The pods are listed for `nodes`, and for at most MAX_LISTED nodes that would be disrupted under `policies`
         (None stands for all policies).
@@ -113,8 +113,8 @@ class Cluster:
         return LivePlan(plan, snapshot, now, tuple(notes))
 
     async def _snapshot(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
-        """Return a snapshot that includes the pods of the nodes in `wanted`. If no claims could be read from the
-        Lease, they are derived from the fences of the Nodes. If calls fail, the first error is raised."""
+        """Return a snapshot that includes the pods of the nodes in `wanted`. If `claims` is empty, the claims are
+        derived from the fences of the Nodes. If calls fail, the first error is raised."""
         try:
             snapshot = await self.gatherer.snapshot(wanted, self.memory, self.claims, self.failed_nodes, now)
         except BaseExceptionGroup as group:

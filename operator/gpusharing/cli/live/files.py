@@ -16,8 +16,8 @@ from gpusharing.kube.raw import entries, text
 
 def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ...]]:
     """Return the policies in these files, and a sentence for each other object, which is ignored. The name `-` stands
-    for standard input. Raises Trouble if a file cannot be read, if two policies have the same name, or if no file
-    contains a policy; without files, both results are empty."""
+    for standard input. Raises Trouble if a file cannot be read, if a policy has no name or an unknown API version,
+    if two policies have the same name, or if no file contains a policy; without files, both results are empty."""
     policies: dict[str, JSON] = {}
     others: list[str] = []
     for name in names:

@@ -70,9 +70,9 @@ def _list(items: list[JSON], version: str) -> JSON:
 
 
 def applied(live: JSON | None, proposed: Mapping[str, Any]) -> JSON:
-    """Return the policy as the server would store it after `kubectl apply`: the live object with the spec and
-    annotations of the file. The generation is incremented if the spec has another meaning. `live` is None if the
-    policy does not exist yet."""
+    """Return the policy as the server would store it after `kubectl apply`: the live object with the spec of the file,
+    and with the file's annotations added to its own. The generation is incremented if the spec has another meaning.
+    `live` is None if the policy does not exist yet; its generation is then 1."""
     own = section(proposed, "metadata")
     if live is None:
         return {**proposed, "metadata": {**own, "generation": 1}}

@@ -55,8 +55,8 @@ class Cards:
 
 
 def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, tuple[Cards, ...]]:
-    """Return the groups of equal cards of each policy, by the policy's name. The largest group comes first. Nodes
-    without a policy are under the empty name."""
+    """Return the groups of equal cards of each policy, by the policy's name. The largest group comes first; of equally
+    large ones, the one whose first node comes first by name. Nodes without a policy are under the empty name."""
     by_policy: dict[str, dict[Face, list[str]]] = {}
     for raw in gpunodes:
         transition = section(raw, "status", "transition")
@@ -74,7 +74,7 @@ def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, tuple[Cards, ...]]:
 
 def _faces(raw: JSON, layout: str) -> list[Face]:
     """Return the look of each card of a node, in the order of the agent's report. `layout` is the layout that the
-    operator observed; it is used for cards without MIG instances."""
+    operator observed; it is used for cards without MIG instances, whose number of memory units is left at 0."""
     observed = section(raw, "status", "observed")
     units = {text(model, "product"): _units(model) for model in entries(observed, "models")}
     faces = []
@@ -262,7 +262,8 @@ def _cell(number: int, node: NodeStatus, per_line: int) -> Markup:
 
 
 def track(timeline: Timeline, row: Track) -> Markup:
-    """Return a picture of the phases of one node from the beginning of the rollout to its end."""
+    """Return a picture of the phases of one node from the beginning of the rollout to its end. A phase that is too
+    short for its letter is drawn without one."""
     whole = (timeline.end - timeline.begin).total_seconds() or 1.0
 
     def percent(at: datetime) -> float:
@@ -382,8 +383,8 @@ def page(view: View) -> str:
 
 def _pool(pool: PoolStatus, number: int, view: View) -> Markup:
     """Return the section of one pool: heading, bar, message, facts, nodes, last rollout and cards. The message is left
-    out if the pool is Synced, and nodes that are done come last. `number` makes the section's id unique on the
-    page."""
+    out if the pool is Synced. Among the nodes, those that need a person's attention come first and those that are
+    done last. `number` makes the section's id unique on the page."""
     name = f"pool-{number}"
     parts = [*_title(pool, name), *_bar(pool)]
     if pool.unseen:

@@ -88,8 +88,9 @@ def describe(
     *,
     timeline: bool = False,
 ) -> list[Line]:
-    """Draw all pools, and below them the number of GPU nodes that no policy selects, with the names of at most 5.
-    Nodes with SIMULATED GPUs are named above the pools. With `timeline`, draw the last rollout of each pool too."""
+    """Draw all pools, or a hint if there are none, and below them the number of GPU nodes that no policy selects, with
+    the names of at most 5. Nodes with SIMULATED GPUs are named above the pools. With `timeline`, draw the last
+    rollout of each pool too."""
     lines = describe_simulated(simulated_nodes(pools, unowned), paper)
     if not pools:
         lines += prose(
@@ -110,8 +111,9 @@ def describe(
 
 
 def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
-    """Draw one pool: its title, a cell for each node, its message unless it is Synced, what is about to happen, and a
-    table of nodes. The table has all nodes on wide paper, otherwise at most MOST of those that are not done."""
+    """Draw one pool: its title, a cell for each node, a warning if the operator has not processed its policy yet, its
+    message unless it is Synced, what is about to happen, and a table of nodes. The table has all nodes on wide
+    paper, otherwise at most MOST of those that are not done."""
     lines = [*_title(pool, paper), *_bar(pool, paper)]
     if pool.unseen:
         lines += prose(NOT_SEEN.format(pool.unseen), paper, ink=Ink.BAD)

@@ -68,8 +68,9 @@ class Timeline:
 
 
 def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
-    """Return the last rollout of a pool, including nodes that have yet to change. Return None if no node's history
-    contains a change."""
+    """Return the last rollout of a pool, including nodes that have yet to change. If it is over, its end is set a
+    twentieth of its length later than the last change, so that the picture has room for Synced. Return None if no
+    node's history contains a change."""
     changes = [(node, change) for node in pool.members if (change := _last_change(node, now))]
     begin = _beginning([moving for _, change in changes if (moving := _moving(change))])
     if begin is None:
@@ -107,7 +108,7 @@ def _moving(change: Sequence[Stretch]) -> tuple[datetime, datetime] | None:
 
 def _beginning(spans: Iterable[tuple[datetime, datetime]]) -> datetime | None:
     """Return when the last rollout began, or None if `spans` is empty. Each of `spans` has the beginning and end of a
-    node's change. Changes with less than REST between them belong to the same rollout."""
+    node's change. Changes with at most REST between them belong to the same rollout."""
     begin: datetime | None = None
     for first, last in sorted(spans, key=lambda span: span[1], reverse=True):
         if begin is not None and begin - last > REST:
@@ -174,7 +175,7 @@ LETTERS: Mapping[Phase, str] = {
 
 def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
     """Draw the last rollout of a pool: its period, a line for each node, and a legend. At most MOST nodes are drawn,
-    or all on wide paper."""
+    or all on wide paper. If no node's history contains a change, a sentence says so."""
     timeline = find_timeline(pool, now)
     if timeline is None:
         return prose("The node histories contain no changes.", paper, indent="  ", ink=Ink.FAINT)

@@ -58,7 +58,9 @@ QUESTIONS = {
 
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
-    """Give advice based on the user's answers, without a cluster (see VerbModule)."""
+    """Give advice based on the user's answers, without a cluster, and return DONE (see VerbModule). Raises Trouble if
+    the card is not known or shares the CPU's memory, if a flag cannot be parsed, or if the card or the memory is
+    missing and there is no terminal to ask at."""
     card = _card(typed.card or _ask(WHICH, "--card"))
     return _show(advise(_find_answers(typed, card, None)), card, None, typed, terminal)
 
@@ -66,7 +68,8 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Give advice based on the pods of a namespace, and on the user's answers to questions that the pods leave open
     (see VerbModule). Returns DONE. Raises Trouble if no pod there requests a GPU, if the pods request MIG instances
-    that the card does not have, if the card is not known, or if an answer is missing."""
+    that the card does not have, if the card is not known, if an answer is missing, or if the isolation label of the
+    namespace has a value that admits no mode."""
     demand = read_demand(typed.namespace, await session.all(PODS, typed.namespace))
     if not demand.pods:
         raise Trouble(
@@ -149,10 +152,10 @@ def _card(word: str) -> Card:
 
 
 def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation: str = "") -> AdviceAnswers:
-    """Collect the answers to all questions: from the flags, or else from `demand`, or else from the person at the
-    terminal. Without a terminal, a question that is left open counts as no. `isolation` is the level that the label
-    of the namespace demands. Raises Trouble if a flag cannot be parsed, or if the memory is unknown and there is no
-    terminal to ask at."""
+    """Collect the answers to all questions from the flags. What no flag answers is answered by `demand`, as far as it
+    can (`promised` and `bursts`), or else by the person at the terminal. Without a terminal, such a question counts
+    as no. `isolation` is the level that the label of the namespace demands. Raises Trouble if a flag cannot be
+    parsed, or if the memory is unknown and there is no terminal to ask at."""
     no_mps = find_deaf_release(typed.gpu_operator)
     if typed.gpu_operator and not is_release(typed.gpu_operator):
         raise Trouble(f"--gpu-operator {typed.gpu_operator} is not a version; pass one such as v25.10.1")

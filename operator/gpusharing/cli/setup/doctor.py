@@ -297,13 +297,14 @@ def describe(examined: Examination, paper: Paper) -> list[Line]:
 
 def _topics(examined: Examination) -> Iterator[tuple[str, str, str]]:
     """Yield the word, the text and the command of each topic and symptom (see `report_topics`). Before the
-    installation, topics of the installation itself are left out."""
+    installation, topics of the installation itself are left out unless they have a symptom."""
     asked = frozenset(Topic) if examined.view.installed else ASKED_BY_PEOPLE | {Topic.CLUSTER_POLICY}
     return report_topics(examined.symptoms, examined.unseen, asked)
 
 
 async def ask(session: Session, _typed: Namespace) -> Answer:
-    """Return a row for each thing that is wrong with one cluster (see FleetVerb)."""
+    """Return the answer of one cluster, with a row for each thing that is wrong with it or could not be checked (see
+    FleetVerb). Raises Trouble as `_examined` does."""
     examined = await _examined(session)
     found = [(word, message) for word, message, _ in _topics(examined) if word != "ok"]
     rows = [[Span(word, INKS.get(word, Ink.WAITING)), Span(message)] for word, message in found]

@@ -142,8 +142,8 @@ def find_unsettled(node: NodeView) -> str:
 
 
 def _contradiction(node: NodeView, gpus: Sequence[GpuView], stack: StackView) -> str:
-    """Return an objection if the node's MIG label is missing although there are instances, is unknown, or does not
-    match the instances on its GPUs; empty if it matches or no GPU can do MIG."""
+    """Return an objection if the node's MIG label is missing although there are instances, or if a GPU can do MIG and
+    the label is unknown or does not match the instances on the GPUs; empty otherwise."""
     config, layouts = node.labels.get(names.LABEL_MIG_CONFIG, ""), tuple(gpu.layout for gpu in gpus)
     if not config:
         return _unnamed(node, gpus) if any(layouts) else ""
@@ -163,7 +163,8 @@ def _contradiction(node: NodeView, gpus: Sequence[GpuView], stack: StackView) ->
 
 def _unnamed(node: NodeView, gpus: Sequence[GpuView]) -> str:
     """Return the objection to MIG instances on a node without the MIG label, which nos or a person created without
-    mig-manager. It says which label to set, or to name an entry with this layout if no well-known name fits."""
+    mig-manager. It says which label to set, or to name an entry with this layout if no well-known name fits. `gpus`
+    must not be empty."""
     layouts = tuple(gpu.layout for gpu in gpus)
     known = (name for name in generated_layouts(gpus[0].profiles) if well_known(gpus, name) == layouts)
     label = f"kubectl label node {node.name} {names.LABEL_MIG_CONFIG}="

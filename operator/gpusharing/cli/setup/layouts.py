@@ -222,7 +222,8 @@ def wanted_of(text: str) -> Layout:
 
 def find_answer(card: Card, wanted: Layout, *, everything: bool) -> LegalLayouts:
     """Return all layouts that contain the wanted instances and to which no instance can be added, or the refusal if
-    these do not fit. With `everything`, layouts may also use profiles with attributes that are not in `wanted`."""
+    these do not fit. A card without MIG has no layouts, and no refusal if no instances are wanted. With
+    `everything`, layouts may also use profiles with attributes that are not in `wanted`."""
     profiles = card.profiles
     if not everything:
         named = {name for name, _ in wanted}

@@ -141,7 +141,7 @@ class Verb:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the verb and its flags. Raises SystemExit with status 0 for --help and with status 1 for
+    """Return the verb and its flags. Raises SystemExit with status 0 for --help and --version, and with status 1 for
     invalid flags."""
     return parser().parse_args(arguments)
 

@@ -109,8 +109,8 @@ def prose(text: str, paper: Paper, *, indent: str = "", hang: str = "", ink: Ink
 
 
 def fold(text: Line, paper: Paper) -> list[Line]:
-    """Break a line of several inks between words into lines that fit the paper. Each run of whitespace becomes one
-    space. A line that fits is returned unchanged."""
+    """Break a line of several inks between words into lines that fit the paper, except for a word that is itself too
+    long. Each run of whitespace becomes one space. A line that fits is returned unchanged."""
     if sum(len(span.text) for span in text) <= paper.room:
         return [text]
     pieces = [Span(piece, span.ink) for span in text for piece in re.findall(r"\s+|\S+", span.text)]

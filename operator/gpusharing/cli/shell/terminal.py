@@ -31,7 +31,8 @@ def ask_line(question: str, answers: TextIO) -> str:
 
 
 def agrees(question: str, answers: TextIO) -> bool:
-    """Ask a question and return whether the answer was y or yes, case-insensitively."""
+    """Ask a question as `ask_line` does, and return whether the answer was y or yes, case-insensitively; any other
+    answer is a no."""
     return ask_line(f"{question} [y/N]", answers).lower() in ("y", "yes")
 
 
