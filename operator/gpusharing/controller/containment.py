@@ -50,8 +50,8 @@ class PolicyWatch:
     async def run(self) -> None:
         """Run kopf again and again until canceled. The wait in between grows, and is the shortest again after kopf has
         run for LONG_LIFE seconds. Errors of kopf and of the API server are stored in `error`, and logged if they
-        differ from the one before. Each time kopf has stopped or could not be started, `restarts` is counted up and
-        `touch` is called for all policies."""
+        differ from the one before. Each time kopf has stopped or could not be started, `restarts` is incremented
+        and `touch` is called for all policies."""
         while True:
             began = loop_time()
             try:
@@ -76,7 +76,7 @@ class PolicyWatch:
 
     async def _run_once(self) -> None:
         """Run kopf in a thread of its own until it stops, and raise the error that stopped it, if any. When canceled,
-        stop kopf first, and wait for that for STOP_SECONDS at most."""
+        stop kopf first, and wait for that for STOP_SECONDS at most; a thread that takes longer is left behind."""
         own_loop, kopf_loop = asyncio.get_running_loop(), KopfLoop()
         sessions: list[aiohttp.ClientSession] = []
         life = kopf_loop.create_task(self._life(own_loop, sessions), name="kopf")

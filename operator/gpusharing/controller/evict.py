@@ -109,9 +109,9 @@ class Evictor:
 
     async def _ask(self, action: Evict | ForceDelete) -> tuple[Reason, str, float | None]:
         """Send the call, and return the reason that its answer stands for, the server's message, and the seconds that
-        it asks us to wait, or None. A pod that is gone or was replaced gives PODS_LEAVING without a message, unless
-        LISTs keep showing it. If the call got no answer, the node is added to `calls.unsure`. Raises HeldBack, and
-        errors that concern all calls."""
+        it asks us to wait, or None. A pod that is gone or was replaced gives PODS_LEAVING without a message; if
+        LISTs keep showing it, that counts as a failed call. If the call got no answer, the node is added to
+        `calls.unsure`. Raises HeldBack, and errors that concern all calls."""
         retry_after: float | None = None
         done, failed = Reason.EVICTED, Reason.EVICTION_ERROR
         if isinstance(action, ForceDelete):

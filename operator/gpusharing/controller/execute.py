@@ -300,8 +300,8 @@ class Executor:
         )
 
     def _note_success(self, subject: str, call: str = "") -> None:
-        """Forget the failure of the subject, and log that it is over. A failure of another kind of call is kept,
-        unless `call` is empty."""
+        """Forget the failure of the subject, and log that it is over. `call` is what was written (`called`): a failure
+        of another kind of call is kept, unless `call` is empty."""
         failure = self.calls.failures.get(subject)
         if failure is None or call in ("", failure.call):
             self.calls.failures.pop(subject, None)

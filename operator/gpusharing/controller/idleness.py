@@ -51,7 +51,8 @@ class Leader(Protocol):
         ...
 
     async def set_claims(self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode]) -> None:
-        """Replace all claims and failures on the Lease by compare-and-swap."""
+        """Replace all claims and failures on the Lease by compare-and-swap. Raises LeaseLost if this process does not
+        lead any more, and KubeErrors."""
         ...
 
 

@@ -202,7 +202,7 @@ class Metrics(Observer):
         self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
     ) -> None:
         """Record the duration of each step of a pass, set the gauges of its plan, and remember plan and snapshot for
-        the next scrape. See Observer."""
+        the next scrape. The first call also creates a counter at 0 for each kind of action. See Observer."""
         # These series begin at 0, because Prometheus does not count the first value of a series. Failures need no 0,
         # because they recur; transitions would have nearly 2,000 pairs of phase and reason.
         for kind in get_args(Action) if self._last is None else ():
@@ -214,7 +214,8 @@ class Metrics(Observer):
         self._show_pools(plan)
 
     def _show_pools(self, plan: RolloutPlan) -> None:
-        """Set the gauges that every pass sets: nodes, health, budget, halts, prices and blocked pods."""
+        """Set the gauges that every pass sets: nodes, health, budget, halts, prices, blocked pods and orphaned nodes.
+        Also forget when nodes that are gone entered their phase."""
         verdicts = plan.verdicts
         self._entered = {node: began for node, began in self._entered.items() if node in verdicts}
         owned = [(name, verdicts[node]) for name, pool in plan.pools.items() for node in pool.names]

@@ -17,10 +17,11 @@ class Observer:
         self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
     ) -> None:
         """Called at the end of a pass with the seconds of each step by its name, the plan, the snapshot and the
-        outcome."""
+        outcome; this base class ignores it."""
 
     def acted(self, action: Action, result: str) -> None:
-        """Called after an action with its result: `done`, or what prevented it."""
+        """Called after an action with its result, `done` or what prevented it; this base class ignores it."""
 
     def changed(self, before: Verdict | None, after: Verdict) -> None:
-        """Called when the verdict of a node differs from the one before, which is None for a new node."""
+        """Called when the verdict of a node differs from the one before, which is None for a new node; this base class
+        ignores it."""

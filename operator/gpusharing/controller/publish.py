@@ -195,8 +195,8 @@ class Publisher:
 
     def _notice(self, verdict: Verdict, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> None:
         """Record that the transition of a node may have to be written. If its verdict changed, report that to
-        `on_verdict`, log and queue its Events, and remember its change if it is draining pods, so that each drain
-        is reported once."""
+        `on_verdict`, and log and queue its Events. If the node is then draining pods, also remember its change, so
+        that each drain is reported once."""
         before = self._verdicts.get(verdict.node)
         self._unwritten.add(f"node/{verdict.node}")
         if before != verdict:
@@ -293,8 +293,8 @@ class Publisher:
 
     def _refusal(self, key: str, event: str, error: Exception, now: datetime) -> datetime:
         """Record a refusal, log `event` unless the last refusal of this object was of the same kind, and return when
-        to try again; the wait doubles with each refusal in a row. A call that was held back is neither recorded nor
-        logged. Raises `error` if it concerns all calls."""
+        to try again; the wait doubles with each refusal in a row, up to LONGEST_WAIT. A call that was held back is
+        neither recorded nor logged. Raises `error` if it concerns all calls."""
         if isinstance(error, ServerAway | Unauthorized):
             raise error
         if isinstance(error, HeldBack):
@@ -340,9 +340,9 @@ class Publisher:
         self._pending_events.append(self._event(shared_event(action), regarding, now))
 
     async def _post_events(self, now: datetime) -> datetime | None:
-        """Post the pending Events, oldest first. Return when to try again after a failure, or None if all were posted.
-        An Event that the server rejects as Invalid or NotFound is logged and dropped. Raises errors that concern
-        all calls."""
+        """Post the pending Events, oldest first. Return when to try again after a failure, or None if none is left. An
+        Event that exists already counts as posted; one that the server rejects as Invalid or NotFound is logged and
+        dropped. Raises errors that concern all calls."""
         while self._pending_events:
             body = self._pending_events[0]
             try:
@@ -400,7 +400,7 @@ def _statuses(status: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 def _replacing(wanted: Mapping[str, Any], previous: Mapping[str, Any]) -> JSON:
     """Return a merge patch that replaces the status `previous` by `wanted`. A merge patch merges maps, so resources
-    that are no longer in the capacities of the plan are set to null."""
+    that are no longer in the capacities of the plan are set to null, if both statuses have a plan."""
     body = dict(wanted)
     old, new = previous.get("plan"), wanted.get("plan")
     if old and new:

@@ -75,10 +75,10 @@ async def read_dependents(
 async def read_tenants(
     client: KubeClient, vanishing: Set[str], live: LivePlan
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Look for namespaces whose isolation label admits no mode that a node will still have, although `vanishing` has
-    one that a node has now. Return a sentence for each value of the label that such namespaces have, and no note.
-    If namespaces cannot be listed, return no sentence and a note. Nothing is read if the guard is off. No KubeError
-    is raised."""
+    """Look for namespaces that would lose all their nodes: `vanishing` has a mode that their isolation label admits,
+    and no node will have an admitted mode afterwards. Return a sentence for each value of the label that such
+    namespaces have, and no note. If namespaces cannot be listed, return no sentence and a note. Nothing is read if
+    the guard is off. No KubeError is raised."""
     lines = []
     for level in _find_lost_levels(vanishing, live):
         try:

@@ -115,9 +115,9 @@ def _describe(proposal: Proposal, paper: Paper) -> list[Line]:
 
 def _unchanged(proposal: Proposal, paper: Paper) -> list[Line]:
     """Draw which nodes stay as they are and why: those that already have the wanted layout, in one sentence, then
-    those that are left out or blocked. Of several nodes that are blocked with the same message, one is drawn, and
-    none if the blocking pods have been named already. On paper that is not wide, at most 5 of these nodes are
-    drawn."""
+    those that are left out or blocked. A blocked node whose blocking pods have been named already is not drawn, and
+    of several that are blocked with the same message only one is. On paper that is not wide, at most 5 of the nodes
+    that are left out or blocked are drawn."""
     lines: list[Line] = []
     if proposal.adopted:
         named = some(proposal.adopted, len(proposal.adopted) if paper.wide else MOST)

@@ -234,8 +234,9 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 async def gather(session: Session, at: datetime) -> Bundle:
     """Read everything that belongs in the archive, one call after the other so that an ailing server is not
-    overloaded. A KubeError becomes a gap in the archive. Raises Unauthorized at once, unless only logs are left to
-    read, Unavailable if the server does not answer at all, and the first KubeError if nothing could be read."""
+    overloaded. A KubeError becomes a gap in the archive. Raises Unavailable if the server does not answer at all,
+    and the first KubeError if nothing could be read. Unauthorized is raised at once, except while logs are read,
+    where it is a gap too."""
     bundle, client = Bundle(), session.client
     try:
         installed = await read_installed(client)

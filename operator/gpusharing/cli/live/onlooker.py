@@ -27,7 +27,8 @@ class Onlooker(PassingClient):
         self._proposed = {text(raw, "metadata", "name"): raw for raw in proposed}
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Make a request as KubeClient does. Raises RuntimeError for all verbs other than get and list.
+        """Make a request as KubeClient does. Raises RuntimeError for all verbs other than get and list. With
+        `beforehand`, a list of policies or GPUNodes that fails with Forbidden or NotFound is empty.
 
         If there are proposed policies, a list of policies always returns a single page with all of them, sorted by
         name, whatever page was requested.

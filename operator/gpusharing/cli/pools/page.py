@@ -184,7 +184,8 @@ Child = Markup | str
 
 
 def tag(name: str, /, *children: Child, **attributes: str | None) -> Markup:
-    """Return an HTML element. Children and attributes that are plain strings are escaped.
+    """Return an HTML element. Children and attributes that are plain strings are escaped. Elements in VOID have no
+    children.
 
     In the names of `attributes`, a final underscore is dropped (`class_`) and any other becomes a dash. An attribute
     whose value is None is left out.

@@ -86,8 +86,9 @@ def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
 
 
 def _last_change(node: NodeStatus, now: datetime) -> tuple[Stretch, ...]:
-    """Return the periods of a node since it was last Synced, oldest first. If it is Synced again, that last period is
-    included, because it ends the change. Empty if the history contains nothing but Synced."""
+    """Return the periods of a node since it was last Synced, or all of its history if it never was, oldest first. If
+    it is Synced again, that last period is included, because it ends the change. Empty if the history contains
+    nothing but Synced."""
     steps = [(step, at) for step in node.history if (at := from_rfc3339(step.at)) is not None]
     ends = [*(at for _, at in steps), now][1:]
     stretches = [
@@ -131,8 +132,8 @@ def _order(track: Track, end: datetime) -> tuple[datetime, str]:
 
 
 def _track(node: str, change: Sequence[Stretch], begin: datetime, end: datetime) -> Track:
-    """Return the part of a node's change that lies between `begin` and `end`, with the duration of the
-    whole change."""
+    """Return the part of a node's change that lies between `begin` and `end`, with the duration of the whole change,
+    which is None unless the change has ended in Synced."""
     cut = (replace(one, begin=max(one.begin, begin), end=min(one.end, end)) for one in change)
     moving = _moving(change)
     took = None if moving is None or change[-1].state is not State.DONE else change[-1].begin - moving[0]

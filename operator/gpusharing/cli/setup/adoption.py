@@ -108,8 +108,9 @@ def find_import(
     *,
     missing: bool = False,
 ) -> Import:
-    """Return policies for the GPU nodes that no policy owns, so that the planner would adopt all of these nodes
-    unchanged. The other nodes are left out, each with a reason.
+    """Propose policies for the GPU nodes that have none, as far as the planner would adopt them unchanged. Return
+    these policies, the nodes that are left out, each with a reason, the number of nodes that have a policy, and the
+    steps to take first.
 
     `merged` names the ConfigMaps whose entries the operator merges already. `missing` is true if no operator is
     installed yet; the GPUs are then inferred from labels.

@@ -173,7 +173,7 @@ class Terminal:
 
 
 def _fitting(lines: Sequence[Line], size: os.terminal_size, hint: str, console: Any) -> Sequence[Line]:
-    """Return the lines that fit on a screen of this size. If some do not, the last row says how many there are,
+    """Return the lines that fit on a screen of this size. If some do not, the last row says how many are left out,
     followed by `hint`."""
     # A line that is too long takes several rows. Its line feed at the end counts as one more row in rich.
     rows = [len(_rich([one]).wrap(console, size.columns)) - 1 for one in lines]

@@ -33,8 +33,8 @@ class Denied(Trouble):
 
 def sentence(error: KubeError, where: str) -> str:
     """Return a sentence for the user about an error of the API server, or about its failure to answer. `where` is the
-    name of the cluster in that sentence. Errors that have no wording of their own here are put as a server that
-    does not respond."""
+    name of the cluster in that sentence. For any kind of error without a wording of its own, it says that the
+    server does not respond."""
     if isinstance(error, Unauthorized):
         return f"{error_text(error)}. The credentials of {where} have expired or were rejected; log in again"
     if isinstance(error, Forbidden):
