@@ -45,8 +45,8 @@ class Evictor:
     on_action: Callable[[Action, str], None]
 
     def forget(self, snapshot: ClusterSnapshot) -> None:
-        """Forget the answers about nodes without a fence. Refusals are valid for one drain only: the next drain asks
-        the budgets again.
+        """Forget the answers about nodes without a fence, except for some accepted evictions. Refusals are valid for
+        one drain only: the next drain asks the budgets again.
 
         An accepted eviction is remembered beyond the drain until a LIST of the node's pods shows its end, because a
         LIST that began earlier would show the pod as still to be evicted. Answers about a Node that is gone are

@@ -40,7 +40,7 @@ class NodeWrites:
     async def patch(self, action: NodePatch) -> bool:
         """Patch the Node on the condition of its newest known resourceVersion, and return True. After a 409 the Node
         is read, and patched again only if it is still as it was when the action was decided; otherwise nothing is
-        written, and False is returned.
+        written, and False is returned. All answers are stored in the cache.
 
         The executor has compared the node with the one in the snapshot immediately before. Raises Conflict after TRIES
         attempts.
@@ -98,10 +98,11 @@ class NodeWrites:
         return await self.client.create(GPUNODES, manifest)
 
     async def restart(self, action: RestartOperand) -> bool:
-        """Delete a mig-manager pod, so that it is restarted. It is deleted only once, because the watch may not have
-        shown yet that the pod is being deleted. Return whether the server accepted the deletion now; False also if
-        it says that the pod is gone. Raises NotFound or Conflict once it has said so ODD_AFTER times, although the
-        watch still shows the pod."""
+        """Delete a mig-manager pod, so that it is restarted. Return True if the server accepted the deletion now, and
+        False if it says that the pod is gone or was replaced. If it has accepted the deletion before, nothing is
+        sent and False is returned, because the watch may not have shown yet that the pod is being deleted. Raises
+        NotFound or Conflict once the server has said ODD_AFTER times that the pod is gone or was replaced, although
+        the watch still shows it."""
         if action.uid in self._deleted:
             return False
         try:

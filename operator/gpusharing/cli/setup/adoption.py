@@ -108,9 +108,9 @@ def find_import(
     *,
     missing: bool = False,
 ) -> Import:
-    """Propose policies for the GPU nodes that have none, as far as the planner would adopt them unchanged. Return
-    these policies, the nodes that are left out, each with a reason, the number of nodes that have a policy, and the
-    steps to take first.
+    """Propose policies for the GPU nodes that no policy owns, as far as the planner would adopt them unchanged. Return
+    these policies, the nodes that are left out, each with a reason, the number of nodes that a policy owns already,
+    and the steps to take first.
 
     `merged` names the ConfigMaps whose entries the operator merges already. `missing` is true if no operator is
     installed yet; the GPUs are then inferred from labels.
@@ -326,8 +326,9 @@ def _wait(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> str:
 
 
 def _point(snapshot: ClusterSnapshot, admin: AdminConfigMaps) -> str:
-    """Return the command that points NVIDIA's programs at our ConfigMaps. Empty if they point there already, if there
-    is no ClusterPolicy, or if our ConfigMaps are in a namespace where those programs cannot mount them."""
+    """Return the command that points NVIDIA's programs at our ConfigMaps: `kubectl patch` with the pointers that
+    differ or, for the device plugin of NVIDIA's own chart, `helm upgrade`. Empty if they point there already, if
+    there is no ClusterPolicy, or if our ConfigMaps are in a namespace where those programs cannot mount them."""
     policy, settings = snapshot.stack.cluster_policy, snapshot.settings
     if policy is None or find_other_namespace(policy, settings.gpu_operator_namespace):
         return ""

@@ -134,10 +134,11 @@ def _isolated(answers: AdviceAnswers) -> Advice | None:
 
 
 def _together(answers: AdviceAnswers) -> Advice | None:
-    """Advise MPS, with as many clients as fit into the card's memory and as MPS allows on the card. Return None if MPS
-    is known not to be switchable, or if the workloads compute only now and then and the label of the namespace does
-    not demand that memory is isolated. If it is unknown whether MPS can be switched on, the advice says so. Whether
-    the workloads trust each other is not tested here: the rules before this one cover those that must be isolated."""
+    """Advise MPS, with as many clients as fit into the card's memory, but no more than MPS allows on the card. Return
+    None if MPS is known not to be switchable, or if the workloads compute only now and then and the label of the
+    namespace does not demand that memory is isolated. If it is unknown whether MPS can be switched on, the advice
+    says so. Whether the workloads trust each other is not tested here: the rules before this one cover those that
+    must be isolated."""
     if (answers.bursts and answers.isolation != "memory") or answers.no_mps:
         return None
     most = int(memory_of(answers.card) // (answers.memory * HEADROOM))
