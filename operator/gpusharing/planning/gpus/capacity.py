@@ -35,8 +35,9 @@ number have the same memory."""
 
 
 def memory_of(card: Card) -> float:
-    """Return the memory of the whole card in GiB: its total if known, else that of its largest instance if captured,
-    else an estimate from the GB in its name."""
+    """Return the memory of the whole card in GiB: its total if known, else the memory of its largest instance if there
+    is a capture, else an estimate from `memory_gb`. A card without a known total that shares its memory with the
+    CPU has 0."""
     if card.memory_mib:
         return card.memory_mib / 1024
     return _SEEN.get(card.key, {}).get(card.memory_gb, card.memory_gb * _CARD)
@@ -73,8 +74,8 @@ def client_memory(card: Card, clients: int) -> float:
 
 
 def client_threads(clients: int) -> int:
-    """Return the percentage of a GPU's threads that each of this many MPS clients may use. The device plugin rounds it
-    down (docs/design/hardware.md#mps-share)."""
+    """Return the percentage of a GPU's threads that each of `clients` (at least 1) MPS clients may use, as a whole
+    number, because the device plugin rounds it down (docs/design/hardware.md#mps-share)."""
     return 100 // clients
 
 

@@ -41,8 +41,9 @@ def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
 
 
 def _difference(profile: Profile, known: Mapping[str, Profile]) -> str:
-    """Return how the reported profile differs from the one of the same name in `known`, which has our table's profiles
-    by name. Empty if it does not. Placements that are unknown on either side are not compared."""
+    """Return the first difference between the reported profile and the one of the same name in `known`, which has our
+    table's profiles by name. Empty if there is none. The table may lack the name, or differ in the placements or
+    the maximum count; placements that are unknown on either side are not compared."""
     same = known.get(profile.name)
     if same is None:
         return f"{profile.name}, which the operator's table does not have"

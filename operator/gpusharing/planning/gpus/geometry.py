@@ -71,8 +71,8 @@ class Refusal:
 
     @property
     def message(self) -> str:
-        """Why the layout does not fit, what the card offers, and the nearest legal layout, as one sentence without its
-        period."""
+        """Why the layout does not fit, as one sentence without its period. It also names what the card offers and the
+        nearest legal layout, or says that the card has no MIG profiles."""
         alternative = self.alternative
         if alternative is None:
             return f"{self.why}; the card has no MIG profiles"
@@ -216,8 +216,8 @@ def resource_name(profile: str, *, shared: bool = False) -> str:
 
 
 def _large_first(name: str) -> tuple[int, int, str]:
-    """Return the key that sorts profile names by compute slices and then memory, largest first. Names that cannot be
-    read come last."""
+    """Return a sort key that puts profile names in the order of compute slices and then memory, largest first. Names
+    that cannot be read come last."""
     match = _NAME.fullmatch(name)
     return (-int(match["slices"]), -int(match["gb"]), name) if match else (0, 0, name)
 
@@ -238,15 +238,17 @@ class _Offer:
 
     @classmethod
     def of(cls, profiles: Sequence[Profile]) -> "_Offer":
-        """Return the offer of a card with these profiles. Without profiles, it has 0 slices and 0 units."""
+        """Return the offer of a card with these profiles. Without profiles it has 0 slices, and without a profile of
+        known placements it has 0 units."""
         slices = max((profile.slices for profile in profiles), default=0)
         units = max((max(profile.starts) + profile.size for profile in profiles if profile.starts), default=0)
         return cls({profile.name: profile for profile in profiles}, slices, units)
 
     def why_not(self, layout: Layout) -> tuple[Misfit, str] | None:
         """Return the first rule that the layout breaks, with a clause for people, or None if the layout is legal.
-        Rules are checked in a fixed order: counts, media engines, compute slices, then placements. All profiles of
-        the layout must be offered by the card; otherwise KeyError is raised."""
+        Rules are checked in a fixed order: counts, media engines, compute slices, unknown placements, memory units,
+        then placements. Unknown placements are refused only if the layout has several profiles. All profiles of the
+        layout must be offered by the card; otherwise KeyError is raised."""
         for name, count in layout:
             if count > (most := self.by_name[name].max_count):
                 return Misfit.TOO_MANY, f"the card has room for at most {most}x{name}"
@@ -290,8 +292,9 @@ class _Offer:
         return tuple(sorted(((*s, n) for s, n in shapes.items()), key=lambda shape: (-shape[1], shape)))
 
     def legal_layouts(self, most: Mapping[str, int]) -> Iterator[Layout]:
-        """Yield every legal layout with at most ``most[name]`` instances of each profile, including the empty one. The
-        card must offer all profiles that are keys of ``most``."""
+        """Yield every legal layout that has only profiles in ``most`` and at most ``most[name]`` instances of each,
+        including the empty layout. The card must offer all profiles that are keys of ``most``; otherwise KeyError
+        is raised."""
 
         def extend(names: Sequence[str], chosen: Layout) -> Iterator[Layout]:
             """Yield ``chosen``, which is legal, and the legal layouts that add instances of the profiles in ``names``
@@ -309,8 +312,8 @@ class _Offer:
         return extend(sorted(most, key=_large_first), ())
 
     def rank(self, layout: Layout) -> tuple[int, int, int]:
-        """Return the number of instances, of compute slices and of GB in the layout, as a key to compare candidates
-        with."""
+        """Return a key that is larger for the better of two candidates: the numbers of instances, of compute slices
+        and of GB in the layout."""
         of = self.by_name
         return (
             sum(count for _, count in layout),

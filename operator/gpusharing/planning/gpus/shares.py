@@ -25,8 +25,9 @@ class Extent:
 
 
 def shares(instances: Sequence[Extent], card: Extent) -> tuple[Fraction, ...]:
-    """Return the share of each instance of one GPU, in the order of `instances`. Together they are at most 1; the rest
-    belongs to nobody.
+    """Return the share of each instance of one GPU, in the order of `instances`: the larger of its fractions of the
+    card's compute slices and memory. If these add up to more than 1, all are reduced in proportion; if they add up
+    to less, the rest belongs to nobody.
 
     `card` is the size of the card's largest profile. An instance of unknown size has the share 0, and so do all
     instances on a card of unknown size.

@@ -95,9 +95,9 @@ class AgentTroubles:
     """Why the API server refuses further pods of the DaemonSet, or None if it does not."""
 
     def of(self, node: str) -> Finding | None:
-        """Return why no agent is Ready on `node`. None if the cause is unknown, or if its pod may just be starting.
-        Must not be called for a node with a Ready agent. A node without a pod gets the reason why the API server
-        refuses pods."""
+        """Return why no agent is Ready on `node`. None if the cause is unknown, or if its pod may just be starting. A
+        node without an agent pod, or with one that is being deleted, gets the reason why the API server refuses
+        pods. Must not be called for a node with a Ready agent."""
         return self.pods.get(node, self.refused)
 
 
@@ -163,8 +163,8 @@ def _unplaced(state: _PodState) -> str | None:
 
 
 def _other_architecture(state: _PodState) -> str | None:
-    """Return a clause if the image is for another architecture, which shows in a failed pull or in a program that
-    cannot be executed. None otherwise."""
+    """Return a clause if the image is for another architecture, or None otherwise. This shows in a failed pull or in a
+    program that cannot be executed."""
     if (
         _NO_PLATFORM not in state.kubelet_message
         and _BAD_FORMAT not in f"{state.kubelet_message} {state.pod.last_words}"
@@ -215,8 +215,9 @@ def _ends(state: _PodState) -> str | None:
 
 
 def _warned(state: _PodState) -> str | None:
-    """Return the message of the latest Warning event about the pod, or None if there is no event. A pod whose
-    container is still being created, such as one without a sandbox, shows its problem nowhere else."""
+    """Return the message of the latest Warning event about the pod, without the parts that change from one attempt to
+    the next, or None if there is no event. A pod whose container is still being created, such as one without a
+    sandbox, shows its problem nowhere else."""
     return steady(_latest(state.warnings).message) if state.warnings else None
 
 
@@ -269,8 +270,8 @@ def _latest(warnings: list[AgentWarning]) -> AgentWarning:
 
 
 def steady(message: str) -> str:
-    """Return a message of Kubernetes without the parts that differ from one attempt to the next. A message of more
-    than HEAD + TAIL characters has its middle replaced by dots."""
+    """Return a message of Kubernetes as one line, without the parts that differ from one attempt to the next. If the
+    result is longer than HEAD + TAIL characters, its middle is replaced by dots."""
     text = " ".join(message.split())
     for pattern, put in _CHANGING:
         text = pattern.sub(put, text)

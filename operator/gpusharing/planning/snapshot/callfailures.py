@@ -84,8 +84,8 @@ def failed_again(
     before: CallFailure | None, message: str, now: datetime, jitter: float, call: str = ""
 ) -> CallFailure:
     """Return the failure to remember after a call of kind `call` has failed with `message`. It continues the series of
-    `before`, or starts one if that is None. The wait doubles with each failure, up to LONGEST_WAIT; `jitter` is in
-    [0, 1) and shortens it by up to a quarter."""
+    `before`, whatever kind of call that was, or starts one if `before` is None. The wait doubles with each failure,
+    up to LONGEST_WAIT; `jitter` is in [0, 1) and shortens it by up to a quarter."""
     tries = before.tries + 1 if before is not None else 1
     wait = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(tries - 1, 10)) * (1 - jitter / 4)
     return CallFailure(message, now + timedelta(seconds=wait), tries, call)

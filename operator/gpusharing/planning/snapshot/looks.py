@@ -44,7 +44,8 @@ class Look:
 
     def due(self, poll: float) -> datetime:
         """Return when to list the pods again. The wait is `poll` seconds at first and doubles with each equal result,
-        up to LONGEST. It ends early at the time at which the clock has ended all blockers."""
+        up to LONGEST. If all blockers end by themselves at a known time after this look, the wait ends at that time
+        at the latest."""
         again = self.at + min(LONGEST, timedelta(seconds=poll * 2 ** min(self.tries - 1, 10)))
         end = ends_at(self.blockers)
         return again if end is None or end <= self.at else min(again, end)
@@ -70,8 +71,8 @@ class Preview:
 
 def find_due(looks: Iterable[tuple[str, Look]], now: datetime, poll: float) -> frozenset[str]:
     """Return the names of the nodes whose pods are to be listed again now. `looks` are pairs of a node name and its
-    latest look. At most LOOKS nodes are listed within one poll of `poll` seconds, and those that were listed
-    already count too. If more are due, those with the oldest looks are returned."""
+    latest look. At most LOOKS nodes are listed within `poll` seconds, including those that were listed in the last
+    `poll` seconds. If more are due, those with the oldest looks are returned."""
     known = list(looks)
     left = LOOKS - count_recent((look for _, look in known), now, poll)
     due = sorted((look.at, name) for name, look in known if look.due(poll) <= now)

@@ -48,8 +48,8 @@ class Memo:
         self._latest = now
 
     def same(self, name: str, value: Value) -> Value:
-        """Return the value that was stored under `name` if it equals `value`, so that callers get the same object as
-        in the last pass, and not a copy. Otherwise store `value` and return it."""
+        """Return the value that was stored under `name` if it equals `value`, so that callers get the very object of
+        the last pass. Otherwise store `value` and return it."""
         known: Value | None = self._values.get(name)
         if known is not None and known == value:
             return known
@@ -62,8 +62,9 @@ class Memo:
         *inputs: *Inputs,
         lasts: Callable[[Answer], bool] | None = None,
     ) -> Answer:
-        """Return the answer to a question that is asked only once in a pass, for the given arguments. See `table` for
-        what is cached and for `lasts`."""
+        """Return the answer to a question that is asked only once in a pass, for the given arguments. See `each` for a
+        question that is a partial, and `table` for what is cached and for `lasts`. An exception of the question is
+        raised."""
         return self.each(question, [("", inputs)], lasts=lasts)[""]
 
     def each(
@@ -75,8 +76,8 @@ class Memo:
         failed: dict[str, Exception] | None = None,
     ) -> dict[str, Answer]:
         """Return the answer of `question` for each name, in the order of `rows`, which are pairs of a name and its
-        arguments. Call it once in a pass, with all names. If `question` is a partial, the arguments that it binds
-        are not compared from pass to pass. See `table` for `lasts`, for `failed` and for other data that the
+        arguments. Call it only once in a pass, with all names. If `question` is a partial, the arguments that it
+        binds are not compared from pass to pass. See `table` for `lasts`, for `failed` and for other data that the
         question reads."""
         inputs = dict(rows)
         key = question.func if isinstance(question, partial) else question
@@ -187,9 +188,9 @@ class AnswersByKind:
         *inputs: *Inputs,
         lasts: Callable[[Answer], bool] | None = None,
     ) -> Answer:
-        """Return the cached answer of `question` for these arguments, which must be hashable, or compute it. If
-        `question` is a partial, the arguments that it binds are not compared, so they must not affect a cached
-        answer. If `lasts` is given, the answer is cached only if `lasts` returns True for it."""
+        """Return the cached answer of `question` for these arguments, which must be hashable, or compute and cache it.
+        If `question` is a partial, the arguments that it binds are not compared, so they must not affect an answer
+        that is cached. If `lasts` is given, only answers for which it returns True are cached."""
         key = (question.func if isinstance(question, partial) else question), inputs
         if key in self._known:
             known: Answer = self._known[key]

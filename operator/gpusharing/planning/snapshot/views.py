@@ -95,7 +95,7 @@ class NodeView:
     paused, with their values."""
 
     def __post_init__(self) -> None:
-        """Derive `held_off` from the labels once, so that they need not be searched again."""
+        """Derive `held_off` from the labels once, so that rules need not search all labels again."""
         switches = {
             label: value
             for label, value in self.labels.items()
@@ -105,8 +105,9 @@ class NodeView:
 
     @property
     def foreign_works(self) -> bool:
-        """Whether somebody else may be working on the node, or may have stopped halfway. The node and its cordon are
-        then left to them (docs/design/drain.md#c4)."""
+        """Whether somebody else maintains the node and may be working on it, or may have stopped halfway. The node and
+        its cordon are then left to them (docs/design/drain.md#c4). False if their maintenance has certainly not
+        begun."""
         return bool(self.foreign) and not self.foreign_queued
 
 
@@ -160,7 +161,7 @@ class Hardware:
     @staticmethod
     @lru_cache(maxsize=1024)
     def of(gpus: tuple[GpuView, ...]) -> "Hardware":
-        """Return the Hardware for these GPUs. Calls with equal GPUs return the same cached object."""
+        """Return the Hardware for these GPUs. Calls with equal GPUs return the same object while it is cached."""
         return Hardware(gpus)
 
     @cached_property
@@ -170,7 +171,8 @@ class Hardware:
 
     @cached_property
     def kinds(self) -> tuple[GpuView, ...]:
-        """One GPU of each kind, the first: GPUs are of the same kind if they are equal in everything but the index."""
+        """The first GPU of each kind, in the order of `gpus`. GPUs are of the same kind if they are equal in
+        everything but the index."""
         kinds: dict[GpuView, GpuView] = {}
         for gpu in self.gpus:
             kinds.setdefault(replace(gpu, index=0), gpu)
@@ -178,7 +180,7 @@ class Hardware:
 
     @cached_property
     def models(self) -> tuple[GpuView, ...]:
-        """One GPU of each product, the last."""
+        """The last GPU of each product, in the order in which the products first appear in `gpus`."""
         return tuple({gpu.product: gpu for gpu in self.gpus}.values())
 
     @cached_property
@@ -189,7 +191,8 @@ class Hardware:
 
     @cached_property
     def cards(self) -> tuple[CardView, ...]:
-        """The GPUs reduced to CardViews. Nodes of one kind have equal cards, whatever state their GPUs are in."""
+        """The GPUs reduced to CardViews, in the order of `gpus`. Nodes of one kind have equal cards, whatever state
+        their GPUs are in."""
         return tuple(CardView(gpu.index, gpu.product, gpu.mig_capable, gpu.profiles) for gpu in self.gpus)
 
 
@@ -217,8 +220,8 @@ class ObservedView:
     """The same GPUs with the facts that rules derive from them."""
 
     def __post_init__(self) -> None:
-        """Replace `gpus` by those of the shared Hardware object. Equal GPUs of many nodes would otherwise take up most
-        of a snapshot's memory."""
+        """Set `hardware` to the shared object for these GPUs, and replace `gpus` by the GPUs in it. Equal GPUs of many
+        nodes would otherwise take up most of a snapshot's memory."""
         hardware = Hardware.of(self.gpus)
         object.__setattr__(self, "hardware", hardware)
         object.__setattr__(self, "gpus", hardware.gpus)
