@@ -14,14 +14,14 @@ class Background(Protocol):
     """Starts a call that may block forever in a daemon thread, and returns a future of its result."""
 
     def __call__(self, call: Callable[[], T], name: str) -> asyncio.Future[T]:
-        """Start `call` in a thread called `name` and return the future of its result. Must be called from a running
-        event loop."""
+        """Start `call` in a thread called `name`, and return the future that gets its result or the error that it
+        raised. Must be called from a running event loop."""
         ...
 
 
 def in_daemon_thread(call: Callable[[], T], name: str) -> asyncio.Future[T]:
     """Start `call` in a new daemon thread called `name`, and return a future that gets its result or the error that it
-    raised.
+    raised. Raises RuntimeError outside a running event loop.
 
     asyncio.to_thread does not fit: its threads are joined at exit, and a hung one would keep the process alive.
     """
@@ -44,7 +44,8 @@ class Worker:
         self._thread: threading.Thread | None = None
 
     def __call__(self, call: Callable[[], T], name: str) -> asyncio.Future[T]:
-        """Queue `call` and return the future of its result; `name` is used only by the call that starts the thread."""
+        """Queue `call` and return the future that gets its result or the error that it raised. `name` is used only by
+        the first call, which starts the thread."""
         run, future = _prepare(call)
         self._calls.put(run)
         if self._thread is None:
@@ -60,7 +61,8 @@ class Worker:
 
 def _prepare(call: Callable[[], T]) -> tuple[Callable[[], None], asyncio.Future[T]]:
     """Return a function for a thread to run, and the future that then gets the result of `call` or the error that it
-    raised. Nothing happens if the future was abandoned or the event loop is closed by then."""
+    raised. The outcome is dropped if the future was canceled or the event loop is closed by then. Raises
+    RuntimeError outside a running event loop."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 

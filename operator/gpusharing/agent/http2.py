@@ -89,8 +89,9 @@ class Conversation:
         return self._terminated or self._turns >= MOST_TURNS
 
     def call(self, paths: Iterable[str]) -> tuple[bytes, list[Stream]]:
-        """Begin one call for each path, with an empty message. Return the bytes to send, and the streams in the order
-        of `paths`. Raises ValueError if the server has ended the connection."""
+        """Begin one call for each path, with an empty message. Return the bytes to send, which begin with the preface
+        in the first call, and the streams in the order of `paths`. Raises ValueError if the server has ended the
+        connection."""
         if self._terminated:
             raise ValueError("no call can be made: the server has ended the connection")
         self._turns += 1
@@ -139,8 +140,8 @@ class Conversation:
 
     def _take(self, frame: Frame) -> None:
         """Process one frame. Frames that do not matter to such calls are ignored. Raises ValueError for a frame that
-        is not allowed here, such as a push, one that interrupts a block of headers, or one on a stream that we
-        never opened. Raises HPACKError for headers that cannot be decoded."""
+        is not allowed here, such as a push, one that interrupts a block of headers, one on a stream that we never
+        opened, or settings that allow no call. Raises HPACKError for headers that cannot be decoded."""
         if (self._headers is None) is isinstance(frame, ContinuationFrame):
             raise _refused("a block of headers is interrupted, or continues where none began")
         match frame:
@@ -172,9 +173,10 @@ class Conversation:
         return self._open.get(number)
 
     def _take_headers(self, frame: HeadersFrame) -> None:
-        """Process a block of headers: add the headers to the call, and end the call if this frame was its last. If the
-        block is incomplete, store it until the rest has arrived. Raises HPACKError if the headers cannot be
-        decoded, and ValueError for a stream that we never opened."""
+        """Process a block of headers: add the headers to the call, and end the call if this frame was its last. The
+        headers of a call that has already ended are decoded and dropped. If the block is incomplete, store it until
+        the rest has arrived. Raises HPACKError if the headers cannot be decoded, and ValueError for a stream that
+        we never opened."""
         if "END_HEADERS" not in frame.flags:
             self._headers = frame
             return
@@ -187,7 +189,8 @@ class Conversation:
 
     def _take_continuation(self, frame: ContinuationFrame) -> None:
         """Append a frame to the block of headers that was begun, and process the block once it is complete. Raises
-        ValueError if the frame belongs to another stream or the block exceeds MOST_HEADERS."""
+        ValueError if the frame belongs to another stream or the block exceeds MOST_HEADERS, and what
+        `_take_headers` raises."""
         begun = self._headers
         if begun is None or begun.stream_id != frame.stream_id:
             raise _refused("the headers of one stream continue in another")
@@ -199,8 +202,9 @@ class Conversation:
         self._take_headers(begun)
 
     def _take_data(self, frame: DataFrame) -> None:
-        """Append the data of a frame to the body of its call, and queue a window update once MOST bytes were consumed.
-        A body of more than MOST bytes ends its call with an error and resets the stream; the other calls continue."""
+        """Append the data of a frame to the body of its call, unless that has ended, and queue a window update once
+        MOST bytes were consumed. A body of more than MOST bytes ends its call with an error and resets the stream;
+        the other calls continue. Raises ValueError for a stream that we never opened."""
         self._taken += frame.flow_controlled_length
         if self._taken >= MOST:  # long before the window is exhausted
             self._unsent.append(WindowUpdateFrame(0, self._taken).serialize())
@@ -221,13 +225,15 @@ class Conversation:
             self._open.pop(frame.stream_id).ended = True
 
     def _take_reset(self, frame: RstStreamFrame) -> None:
-        """End the call that the server reset, without an answer; a call that has already ended stays as it is."""
+        """End the call that the server reset, without an answer; a call that has already ended stays as it is. Raises
+        ValueError for a stream that we never opened."""
         if self._stream(frame) is not None:
             self._take_back(frame.stream_id)
 
     def _take_settings(self, frame: SettingsFrame) -> None:
-        """Queue the acknowledgment of the server's settings. Raises ValueError if they allow no call. Other settings
-        do not matter, because our headers use no table and our messages have five bytes."""
+        """Queue the acknowledgment of the server's settings; an acknowledgment of ours is ignored. Raises ValueError
+        if the settings allow no call. Other settings do not matter, because our headers use no table and our
+        messages have five bytes."""
         if "ACK" in frame.flags:
             return
         window = frame.settings.get(SettingsFrame.INITIAL_WINDOW_SIZE, _FIRST_WINDOW)
@@ -248,7 +254,8 @@ class Conversation:
             self._take_back(number)
 
     def _take_back(self, number: int) -> None:
-        """End a call without an answer, and drop the headers that have arrived for it."""
+        """End an open call without an answer. The headers that have arrived for it are dropped, so that it has no gRPC
+        status."""
         stream = self._open.pop(number)
         stream.headers.clear()
         stream.ended = True

@@ -38,8 +38,8 @@ class KubeletPodResources:
         """Identity of the socket's file when the connection was opened; see `_identity_of`."""
 
     async def read(self) -> Holdings:
-        """Return the current holdings, as PodResources.read does. An error closes the connection, so that the next
-        reading opens a new one."""
+        """Return the current holdings. Raises PodResourcesUnavailable. Any error, and a cancellation too, closes the
+        connection, so that the next reading opens a new one."""
         try:
             holdings = await self._read()
         except BaseException:
@@ -74,7 +74,7 @@ class KubeletPodResources:
     async def _ask(self) -> Sequence[Stream]:
         """Return the streams of both calls, the first of which has ended. If the open connection fails, or a new
         kubelet has replaced the socket's file, connect again and repeat the calls once. Raises OSError or
-        ValueError if that fails too."""
+        ValueError if that fails too, and OSError at once if the socket's file does not exist."""
         file = _identity_of(self._socket)
         if self._connection is not None and self._connection.usable and self._file == file:
             with suppress(OSError, ValueError):
@@ -162,7 +162,7 @@ class _Connection(asyncio.Protocol):
         self._end(exc or ConnectionError("the kubelet closed the connection before it answered"))
 
     def _end(self, error: Exception) -> None:
-        """Record the first error of the connection and wake the waiting call."""
+        """Record `error` unless an earlier error of the connection is recorded, and wake the waiting call."""
         self._error = self._error or error
         self._wake()
 
@@ -174,7 +174,7 @@ class _Connection(asyncio.Protocol):
             await self._woken
 
     def _is_settled(self) -> bool:
-        """Whether all awaited streams have ended, or the connection has."""
+        """Whether all streams that are awaited now have ended, or the connection has."""
         return self._error is not None or all(stream.ended for stream in self._awaited)
 
     def _wake(self) -> None:

@@ -49,7 +49,8 @@ class LaggingCounts(Generic[Key]):
         self._last_changed[key] = now
 
     def export(self, now: float) -> Mapping[Key, float]:
-        """End a turn at the time `now`: update `exported` and `growth`, and return the new `exported`."""
+        """End a turn at the time `now`: update `exported` and `growth`, and return the new `exported`. A counter is
+        exported as 0 until the lag has passed since it was first added to."""
         before, exported, growth = self.exported, {}, {}
         for key, count in self._counts.items():
             exported[key] = count if now - self._first_added[key] >= self._lag else 0.0
@@ -62,7 +63,8 @@ class LaggingCounts(Generic[Key]):
 
     def drop(self, now: float, patience: float, keep: Collection[Key] = ()) -> None:
         """Drop the counters that have not changed for more than `patience` seconds and whose count was exported in
-        full, except those in `keep`. If a dropped counter comes back, it counts as new."""
+        full, except those in `keep`. They leave `exported` at once. If a dropped counter comes back, it counts as
+        new."""
         gone = {
             key
             for key, at in self._last_changed.items()

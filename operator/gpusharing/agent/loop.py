@@ -95,7 +95,7 @@ class AgentLoop:
         background: Background = in_daemon_thread,
     ) -> None:
         """Read the GPUs from `library`, which is called through `background`, and the pods that hold them from `pods`.
-        Report to the GPUNode `node_name` through `api`."""
+        Report to the GPUNode `node_name` through `api`. `clock` returns monotonic seconds."""
         self.settings = settings or LoopSettings()
         self.stats = Stats()
         self.observed: Observation | None = None
@@ -133,7 +133,8 @@ class AgentLoop:
         self._last_turn = clock()
 
     async def run(self) -> None:
-        """Follow the GPUNode and report until canceled. Raises RestartNeeded; any other error is a bug."""
+        """Follow the GPUNode and report until canceled. Raises RestartNeeded. Any other error is a bug, and is raised
+        in an ExceptionGroup."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._own.follow())
@@ -164,9 +165,10 @@ class AgentLoop:
         return "" if silence <= limit else f"the main loop has made no progress for {silence:.0f} s"
 
     async def cycle(self) -> None:
-        """Take one turn: read the GPUs for the current request unless the library has to stay closed, update the
-        meter, and report if something changed. A request that came meanwhile makes the next turn follow at once.
-        While the GPUNode does not exist, only update the meter, if the GPUs were ever read. Raises RestartNeeded."""
+        """Take one turn: read the GPUs for the current request unless the library has to stay closed, set `observed`
+        and `use`, update the meter, and report if something changed. If a newer request came meanwhile and the GPUs
+        can be read, the next turn follows at once. While the GPUNode does not exist, only update the meter, if the
+        GPUs were ever read. Raises RestartNeeded."""
         node = self._own.node
         if node is None:  # no request and nowhere to report; in the middle of a change NVML must stay closed
             self.use = None
@@ -190,7 +192,7 @@ class AgentLoop:
 
     async def _turns(self) -> None:
         """Take turns forever. The next turn follows at an event, after the interval, or after a back-off while reports
-        fail."""
+        fail. Raises RestartNeeded."""
         while True:
             self._last_turn = self._clock()
             self._wake.clear()
@@ -207,9 +209,10 @@ class AgentLoop:
         return self.settings.interval * random.uniform(1 - self.settings.jitter, 1 + self.settings.jitter)
 
     async def _read(self, request: Request, last: Observation) -> tuple[Observation, Use | None]:
-        """Read the GPUs for `request`. Return the new observation and the use of the GPUs; if the reading failed,
-        `last` with the error and None. Updates `stats`, `reading` and the count of hopeless readings, and logs when
-        the error changes."""
+        """Read the GPUs, and return the new observation and the use of the GPUs. The observation answers `request`, or
+        an earlier one if its reading was still under way. If the reading failed or hangs, return `last` with the
+        error, and None. Updates `stats`, `reading` and the count of hopeless readings, and logs when the error
+        changes."""
         answer = await self._reader.read(request)
         self.stats.readings[answer.outcome] += 1
         if answer.outcome == "ok":
@@ -241,8 +244,9 @@ class AgentLoop:
     def _current_allotment(self, holdings: Holdings | None) -> Allotment | None:
         """Return who has how much of the GPUs now, for the meter, and remember it; while nothing has changed, the
         remembered allotment is returned. Return None if it is unknown: `holdings` is None, nothing was read yet, or
-        the kubelet no longer reports the allocatable devices. Policy and phase are the ones that the operator
-        publishes, which is accurate enough for a bill; no decision depends on them."""
+        the kubelet reported the allocatable devices for the remembered allotment but does not do so now. Policy and
+        phase are the ones that the operator publishes, which is accurate enough for a bill; no decision depends on
+        them."""
         if self.reading is None or holdings is None:
             return None
         policy, phase = self._shown
@@ -276,10 +280,10 @@ class AgentLoop:
         return holdings
 
     async def _publish(self, observed: Observation) -> None:
-        """Patch the GPUNode's status unless the server already has this observation, and store the server's answer in
-        the cache. While the cached version is in doubt, all of the observation is sent. A GPUNode that no longer
-        exists is dropped from the cache. Any other KubeError is counted, logged if it is new, and stored in
-        `_write_error`."""
+        """Patch the GPUNode's status unless there is no GPUNode or the server already has this observation, and store
+        the server's answer in the cache. While the cached version is in doubt, all of the observation is sent. A
+        GPUNode that no longer exists is dropped from the cache. Any other KubeError is counted, logged if it is
+        new, and stored in `_write_error`, which a success clears."""
         node, doubted = self._own.node, self._own.doubted
         if node is None or (not doubted and self._is_published(node, observed)):
             self._write_error = ""
