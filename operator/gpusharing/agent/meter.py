@@ -108,8 +108,8 @@ def allotment_of(
     known: AllocatableSlices = NONE_ALLOCATABLE,
 ) -> Allotment:
     """Return who has how much of the node's GPUs now. `policy` owns the node. With `changing`, the node is in the
-    middle of a change, so capacity that no pod holds counts as transition. `known` holds the slices of devices that
-    the kubelet does not list now, from `last_allocatable`."""
+    middle of a change, so all capacity that no pod holds counts as transition, and none as idle or stranded.
+    `known` holds the slices of devices that the kubelet does not list now, from `last_allocatable`."""
     allocated: dict[tuple[str, str], Fraction] = {}
     idle: dict[str, Fraction] = {}
     for device in _devices(reading, holdings, known):
@@ -133,8 +133,8 @@ def allotment_of(
 
 
 def last_allocatable(reading: Reading, holdings: Holdings, before: AllocatableSlices) -> AllocatableSlices:
-    """Return the slices of each device: as the kubelet lists them now, else as in `before`, else at least as many as
-    the ids that pods hold imply.
+    """Return the slices of each device, by UUID and resource: as the kubelet lists them now, else as in `before`, but
+    at least as many of each resource as the ids that pods hold imply.
 
     A kubelet lists healthy devices only (kubernetes pkg/kubelet/cm/devicemanager/manager.go, GetAllocatableDevices,
     v1.36.3), and none of a plugin that is restarting. A pod that holds one of four slices still holds a quarter then.
@@ -160,7 +160,7 @@ def last_allocatable(reading: Reading, holdings: Holdings, before: AllocatableSl
 
 def _least_allocatable(holdings: Holdings) -> dict[str, dict[str, int]]:
     """Return the smallest number of slices that each shared device can have, by UUID and resource, given the replica
-    numbers that pods hold."""
+    numbers that pods hold. It is at least 2. Devices of which no pod holds a replica are absent."""
     least_of: dict[str, dict[str, int]] = {}
     for each in holdings.by_pod:
         for device in each.devices:
@@ -173,7 +173,8 @@ def _least_allocatable(holdings: Holdings) -> dict[str, dict[str, int]]:
 
 
 def _allocatable(holdings: Holdings) -> dict[str, Counter[str]]:
-    """Return how many slices the kubelet lists for each device, by UUID and resource."""
+    """Return how many slices the kubelet lists for each device, by UUID and resource. Empty if it lists none, or did
+    not report them."""
     allocatable: dict[str, Counter[str]] = {}
     for resource, device in holdings.allocatable or ():
         allocatable.setdefault(base(device), Counter())[resource] += 1
@@ -199,7 +200,7 @@ def _allocated(
     holdings: Holdings, allocatable: AllocatableSlices, known: AllocatableSlices
 ) -> tuple[dict[str, Counter[tuple[str, str]]], set[str]]:
     """Return how many slices each namespace holds of each resource, by UUID of the device, and the UUIDs of devices
-    that were shared while a pod held the whole of them."""
+    that were shared while a pod held the whole of them. Such a pod counts as the holder of all their slices."""
     allocated: dict[str, Counter[tuple[str, str]]] = {}
     whole: set[str] = set()
     for each in holdings.by_pod:
@@ -298,7 +299,8 @@ class Meter:
         self.metered = self._export(now)
 
     def _export(self, now: float) -> Metered:
-        """Return the values to export from now on. The sum of each policy grows by as much as its parts have grown."""
+        """Return the values to export from now on, and end the turn of all counters. The sum of each policy grows by
+        as much as its parts have grown."""
         allocated, idle = self._allocated.export(now), self._idle.export(now)
         stranded, transition = self._stranded.export(now), self._transition.export(now)
         for account, grown in self._allocated.growth.items():
@@ -325,15 +327,15 @@ class Meter:
             self._idle.add(self._pair((policy, resource), until), float(part) * seconds, until)
 
     def _policy(self, policy: str, now: float) -> str:
-        """Return the policy to count under: `policy` itself if it has a counter or there is room for one, else
-        OTHERS."""
+        """Return the policy to count under: `policy` itself if it has a counter or `_has_room` finds or makes room for
+        one, else OTHERS."""
         known = policy in self._gpus or self._has_room(self._gpus, self._bounds.policies, now)
         return policy if known else OTHERS
 
     def _account(self, account: Account, now: float) -> Account:
-        """Return the account to count under: `account` itself if it has a counter or there is room for one, else the
-        same account with the namespace OTHERS, and if there is no room for that either, with the resource OTHERS too.
-        """
+        """Return the account to count under: `account` itself if it has a counter or `_has_room` finds or makes room
+        for one, else the same account with the namespace OTHERS, and if there is no room for that either, with the
+        resource OTHERS too."""
         if account in self._allocated or self._has_room(self._allocated, self._bounds.accounts, now):
             return account
         others = Account(account.policy, OTHERS, account.resource)
@@ -343,20 +345,21 @@ class Meter:
 
     def _pair(self, pair: tuple[str, str], now: float) -> tuple[str, str]:
         """Return the pair of policy and resource to count idle slices under: `pair` itself if it has a counter or
-        there is room for one, else the policy with the resource OTHERS."""
+        `_has_room` finds or makes room for one, else the policy with the resource OTHERS."""
         known = pair in self._idle or self._has_room(self._idle, self._bounds.idle, now)
         return pair if known else (pair[0], OTHERS)
 
     def _has_room(self, counts: Sized, most: int, now: float) -> bool:
-        """Whether one more counter fits into `counts`, of which there may be `most`. If it is full, counters that have
-        not changed for `room_after` seconds are dropped first."""
+        """Whether one more counter fits into `counts`, of which there may be `most`. If `counts` is full, counters of
+        every kind that have not changed for `room_after` seconds are dropped first."""
         if len(counts) >= most:
             self._drop(now, self._bounds.room_after)
         return len(counts) < most
 
     def _drop(self, now: float, patience: float) -> None:
-        """Drop the counters that have not changed for `patience` seconds. The sum of a policy is kept as long as any
-        of its parts, because it grows when they are exported, which may be later."""
+        """Drop the counters of every kind that have not changed for more than `patience` seconds and were exported in
+        full. The sum of a policy is kept as long as any of its parts, because it grows when they are exported,
+        which may be later."""
         for each in (self._allocated, self._idle, self._stranded, self._transition):
             each.drop(now, patience)
         policies = {account.policy for account in self._allocated} | {policy for policy, _ in self._idle}

@@ -169,8 +169,9 @@ class NVML:
         return self._gpu(handle, index, uuid, cards[product], modes)
 
     def _gpu(self, handle: Any, index: int, uuid: str, card: _Card, modes: tuple[MigMode, MigMode]) -> GPU:
-        """Read the properties of a GPU that change, such as its MIG instances and processes, and add them to the
-        record of the GPUs' use. `modes` are its current and its pending MIG mode."""
+        """Read the properties of a GPU that change, such as its MIG instances and its processes (at most
+        _MOST_PROCESSES), and add the devices and their processes to the record of the GPUs' use. `modes` are its
+        current and its pending MIG mode."""
         current, pending = modes
         on = current == "Enabled"
         devices = tuple(mig_devices(handle)) if on else ((handle, uuid),)
@@ -197,7 +198,8 @@ class NVML:
 
 
 def _library_error(error: Any) -> LibraryError:
-    """Return the LibraryError for an NVML error that concerns the whole node, with a message about what to do."""
+    """Return the LibraryError for an NVML error that concerns the whole node, with a message about what to do:
+    NotLoaded, Replaced or AccessLost for the errors with that meaning, else a plain LibraryError."""
     if error.value in _NOT_LOADED:
         return NotLoaded(_NOT_LOADED[error.value])
     if error.value == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
@@ -221,8 +223,8 @@ def _refuse_without_access(errors: Sequence[Any]) -> None:
 
 @contextmanager
 def _session() -> Iterator[None]:
-    """Keep NVML open while the block runs. A failing shutdown is an error, because the devices may still be held
-    open."""
+    """Keep NVML open while the block runs. Raises NVMLError if it cannot be opened, and also if the shutdown fails,
+    because the devices may still be held open."""
     pynvml.nvmlInit()
     try:
         yield
@@ -259,8 +261,9 @@ def _compute_mode(handle: Any) -> ComputeMode:
 
 
 def _card(handle: Any, product: str, *, mig_capable: bool) -> _Card:
-    """Read the properties of the card model `product` from one GPU. A property that NVML does not report becomes None,
-    empty or Unknown."""
+    """Read the properties of the card model `product` from one GPU. `mig_capable` says whether NVML reports a MIG mode
+    for it. A property that NVML does not report, or not to the agent, becomes None, empty or Unknown. Other errors
+    are raised."""
     # On a GPU with MIG on, only a container with rights can read the memory (docs/design/hardware.md#device-memory).
     memory = maybe(None, pynvml.nvmlDeviceGetMemoryInfo, handle)
     capability = maybe((), pynvml.nvmlDeviceGetCudaComputeCapability, handle)

@@ -76,7 +76,7 @@ def fields(handle: Any, *numbers: int) -> tuple[int, ...] | None:
 
 def ecc_uncorrected(handle: Any) -> int | None:
     """Return the number of uncorrected ECC errors since the driver was loaded (nvml.h, NVML_VOLATILE_ECC), or None if
-    the GPU does not report any number."""
+    that is not supported or not permitted. Raises other errors."""
     kind, since_load = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
     errors: int | None = maybe(None, pynvml.nvmlDeviceGetTotalEccErrors, handle, kind, since_load)
     return errors
@@ -84,14 +84,15 @@ def ecc_uncorrected(handle: Any) -> int | None:
 
 def recovery_action(handle: Any) -> RecoveryAction | None:
     """Return the recovery action that the driver requests, or Unknown if its number is not known here. None if the
-    driver does not report it, like those older than R565, or does not permit it."""
+    driver does not report it, like those older than R565, or does not permit reading it."""
     values = fields(handle, pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION)
     return None if values is None else _RECOVERY.get(values[0], "Unknown")
 
 
 def remapped_rows(handle: Any) -> RemappedRows | None:
-    """Return the remapped rows of a GPU, or None if it does not report them. The fields 142 to 145 replace the call,
-    which is not supported while MIG instances are active (docs/design/hardware.md#remapped-rows)."""
+    """Return the remapped rows of a GPU, from NVML's call for them or else from the fields 142 to 145. The call is not
+    supported while MIG instances are active (docs/design/hardware.md#remapped-rows). None if neither is supported
+    or permitted."""
     rows = maybe(None, pynvml.nvmlDeviceGetRemappedRows, handle) or fields(handle, *_REMAPPED_FIELDS)
     if rows is None:
         return None

@@ -43,7 +43,7 @@ class MigInstances:
 
 def mig_profiles(handle: Any) -> tuple[tuple[DriverProfile, ...], bool]:
     """Return the profiles of a card, and whether NVML refuses to list the placements of any of them. A profile without
-    listed placements has no starts."""
+    listed placements has no starts and the size 0. Other errors of NVML are raised."""
     profiles: list[DriverProfile] = []
     withheld = False
     for info in _profile_infos(handle):
@@ -55,8 +55,8 @@ def mig_profiles(handle: Any) -> tuple[tuple[DriverProfile, ...], bool]:
 
 def _profile_infos(handle: Any) -> Iterator[Any]:
     """Yield NVML's information about each profile of a card; profiles that are not supported or not permitted are
-    skipped. Profiles are requested by enum index and identified by their id, which differs between cards
-    (docs/design/hardware.md#nvml-profiles)."""
+    skipped. Other errors are raised. Profiles are requested by enum index and identified by their id, which differs
+    between cards (docs/design/hardware.md#nvml-profiles)."""
     for enum in _PROFILE_ENUM:
         try:
             info = maybe(None, pynvml.nvmlDeviceGetGpuInstanceProfileInfo, handle, enum)
@@ -107,7 +107,8 @@ def _placements(handle: Any, profile_id: int) -> list[Any] | None:
 
 def mig_devices(handle: Any) -> Iterator[MigDevice]:
     """Yield the visible MIG devices of a GPU. Their indices have gaps and no stable order
-    (docs/design/hardware.md#nvml-devices); an index without a device, or with one that may not be read, is skipped."""
+    (docs/design/hardware.md#nvml-devices); an index without a device, or with one that may not be read, is skipped.
+    Other errors are raised."""
     for index in range(maybe(0, pynvml.nvmlDeviceGetMaxMigDeviceCount, handle)):
         try:
             mig = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
@@ -118,8 +119,8 @@ def mig_devices(handle: Any) -> Iterator[MigDevice]:
 
 
 def mig_instances(handle: Any, profiles: Sequence[DriverProfile], migs: Sequence[MigDevice]) -> MigInstances:
-    """Return the instances of a GPU with MIG on: those that NVML lists, and others that are known from its visible MIG
-    devices `migs`.
+    """Return the instances of a GPU with MIG on, sorted by start and id: those that NVML lists, and others that are
+    known from its visible MIG devices `migs`.
 
     An instance without a compute instance, which a creation that failed midway leaves behind, hides no process.
     """
@@ -151,7 +152,7 @@ def _list_all(handle: Any, profiles: Sequence[DriverProfile]) -> list[tuple[Driv
 
 
 def _list_instances(handle: Any, profile_id: int) -> list[tuple[Any, Any]]:
-    """Return the handle and NVML's information for each instance of a profile."""
+    """Return the handle and NVML's information for each instance of a profile. All errors of NVML are raised."""
     found = (pynvml.c_nvmlGpuInstance_t * _CAPACITY)()
     count = ctypes.c_uint(_CAPACITY)
     pynvml.nvmlDeviceGetGpuInstances(handle, profile_id, found, ctypes.byref(count))
@@ -177,7 +178,7 @@ def _may_compute(instance: Any) -> bool:
 
 def _compute_profile_infos(instance: Any) -> Iterator[Any]:
     """Yield NVML's information about each profile of compute instances that a GPU instance supports. Errors are
-    raised, except those for a profile that does not exist."""
+    raised, except those for a profile that is not supported or does not exist."""
     ask = pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo
     for enum in _COMPUTE_PROFILE_ENUM:
         try:

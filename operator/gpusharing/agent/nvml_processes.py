@@ -47,7 +47,8 @@ class ProcessLists:
 
     def of(self, handle: Any, device: str = "") -> list[Listed]:
         """Return the processes of a whole GPU, or of the MIG device with the UUID `device`. UNKNOWN_PROCESS is
-        included if there may be others."""
+        included if the driver shows the agent no other process, if a list is refused, or if the list of compute
+        processes is not supported. Other errors of NVML are raised."""
         return self._listed(handle, device, required=_ALWAYS, hidden=False)
 
     def beside(self, handle: Any, lists: Iterable[Iterable[Listed]], *, hidden: bool) -> list[Listed]:
@@ -97,8 +98,8 @@ def _add(known: dict[int, int | None], processes: Iterable[Any]) -> None:
 
 
 def _reported_name(pid: int) -> str:
-    """Return the command line that NVML reports for a process, which the process itself may have chosen; empty if NVML
-    reports none."""
+    """Return the command line that NVML reports for a process, which the process itself may have chosen. Empty for any
+    error of NVML, and if the name is not UTF-8."""
     try:
         name: str = pynvml.nvmlSystemGetProcessName(pid)
     except (pynvml.NVMLError, UnicodeDecodeError):

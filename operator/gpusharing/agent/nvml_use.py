@@ -35,12 +35,12 @@ class UseOfGPUs:
         self._processes: list[ProcessUse] = []
 
     def begin(self) -> None:
-        """Begin a new reading, which forgets the devices and processes of the last one."""
+        """Begin a new reading: forget the devices and processes of the last one, but not the XIDs."""
         self._devices, self._processes = [], []
 
     def hear(self, index: int, xid: int) -> None:
-        """Count an XID of the GPU with this index. At most MOST_XIDS different XIDs are counted per GPU; further ones
-        are ignored."""
+        """Count an XID of the GPU with this index, for as long as the agent runs. At most MOST_XIDS different XIDs are
+        counted per GPU; further ones are ignored."""
         distinct = sum(gpu == index for gpu, _ in self._xids)
         if (index, xid) in self._xids or distinct < MOST_XIDS:
             self._xids[index, xid] = self._xids.get((index, xid), 0) + 1
@@ -86,8 +86,9 @@ class UseOfGPUs:
 
     def _sm_shares(self, handle: Any, uuid: str, *, idle: bool) -> dict[int, int] | None:
         """Return the percentage of SM time since the last reading, by pid: the driver's newest sample of each process.
-        A process without any activity is absent. None if the driver does not report shares. A GPU that is `idle`
-        (no process runs on it) is queried only the first time; later its result is empty, or None again."""
+        A process without any activity is absent. None if the driver does not report shares, which is assumed after
+        any error except that no process was active. A GPU that is `idle` (no process runs on it) is queried only
+        the first time; later its result is empty, or None again."""
         if idle and uuid in self._sampled:
             return None if self._sampled[uuid] is None else {}
         since = self._sampled.get(uuid) or 0
@@ -104,8 +105,8 @@ class UseOfGPUs:
 
 
 def _memory(handle: Any, *, whole: bool) -> tuple[int | None, int | None]:
-    """Return the bytes in use, without the driver's reserve, and the total bytes; both are None if NVML does not
-    report them. A driver before R510 counts its reserve as used."""
+    """Return the bytes in use and the total bytes, or None for both if NVML does not report them. For a `whole` GPU,
+    the bytes in use are without the driver's reserve, except with a driver before R510."""
     for version in (pynvml.nvmlMemory_v2, None) if whole else (None,):
         with suppress(pynvml.NVMLError):
             info = pynvml.nvmlDeviceGetMemoryInfo(handle, version)

@@ -33,7 +33,8 @@ class Observation(Observed):
         cls, request: Request, reading: Reading, *, simulated: bool, last: "Observation | None" = None
     ) -> "Observation":
         """Return the answer to a request, from a reading that began after the request was seen. A GPU that NVML cannot
-        communicate with keeps what `last` knew about it and its model."""
+        communicate with keeps what `last` knew about it and its model. The holdings of pods are unknown in the
+        result, until `held_by` adds them."""
         known = {gpu.index: gpu for gpu in last.gpus} if last else {}
         gpus = tuple(_with_the_past(gpu, known) for gpu in reading.gpus)
         named, met = {gpu.product for gpu in gpus}, {model.product for model in reading.models}
@@ -56,8 +57,8 @@ class Observation(Observed):
         return replace(self, request_id=request.id, quiet=request.quiet, error="")
 
     def failing(self, error: str, *, simulated: bool) -> "Observation":
-        """Return the same GPUs and the same request id with an error. Nothing new was read, so no newer request is
-        echoed, and `quiet` is False, because the library may still be open."""
+        """Return the same GPUs and the same request id with an error, as a new value. Nothing new was read, so no
+        newer request is echoed, and `quiet` is False, because the library may still be open."""
         return replace(self, error=error, quiet=False, simulated=simulated)
 
     def held_by(self, holdings: Holdings | None) -> "Observation":

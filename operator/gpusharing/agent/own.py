@@ -74,7 +74,8 @@ class OwnNode:
         self._cache.accept(node)
 
     def _changed(self, _: str) -> None:
-        """Call `on_change` if the object was replaced or its request differs from that at the last change."""
+        """Call `on_change` if the UID or the request of the GPUNode differs from that at the last change, which is
+        also so when the GPUNode appears or disappears."""
         before, self._request = self._request, _uid_and_request(self.node)
         if self._request != before:
             self._on_change()

@@ -30,8 +30,8 @@ class PodNames:
         self._listed_at = -PAUSE
 
     def of(self, uid: str) -> PodID:
-        """Return the pod with this UID, without a name if no folder shows it. For an unknown UID the folders are
-        listed again, but at most every PAUSE seconds."""
+        """Return the pod with this UID, without a name if no folder shows it. For a UID that the last listing did not
+        show, the folders are listed again, but at most every PAUSE seconds."""
         if uid not in self._known and self._clock() - self._listed_at >= PAUSE:
             self._known, self._listed_at = self._listed(), self._clock()
         return self._known.get(uid) or PodID(uid)

@@ -98,8 +98,8 @@ class Answers:
 
     def holdings(self, listed: bytes, allocatable: bytes | None = None) -> Holdings:
         """Return the holdings in a ListPodResourcesResponse, and the allocatable devices in an
-        AllocatableResourcesResponse unless that is None. Raises ValueError if the first is malformed; a malformed
-        second one counts as absent."""
+        AllocatableResourcesResponse. The allocatable devices are None if `allocatable` is None or malformed. Raises
+        ValueError if `listed` is malformed."""
         self._pods, rows = _decode(listed, _POD_RESOURCES, self._pods, _pod_devices)
         rows.sort(key=attrgetter("namespace", "pod", "resource"))
         by_pod = tuple(rows)
@@ -112,8 +112,8 @@ class Answers:
         return self._last
 
     def _decode_allocatable(self, allocatable: bytes) -> tuple[tuple[str, str], ...] | None:
-        """Return the resource name and the id of every healthy device, sorted, or None if the response is
-        malformed."""
+        """Return the resource name and the id of every healthy device of NVIDIA's resources, sorted, or None if the
+        response is malformed."""
         try:
             self._devices, devices = _decode(allocatable, _ALLOCATABLE_DEVICES, self._devices, _devices_in)
         except ValueError:
@@ -139,8 +139,8 @@ def _decode(
 
 
 def _count(by_pod: tuple[PodDevices, ...], allocatable: tuple[tuple[str, str], ...] | None) -> Holdings:
-    """Return the holdings for the devices of each pod, with the number of devices by resource and the number of pods
-    that hold any."""
+    """Return the holdings for the devices of each pod. They include the number of devices by resource, without zeros,
+    and the number of pods that hold any."""
     allocated: Counter[str] = Counter()
     for each in by_pod:
         allocated[each.resource] += len(each.devices)

@@ -88,16 +88,17 @@ class Processes:
             os.close(file)
 
     def of(self, pid: int, device: str = "", ask: Callable[[int], str] = _unnamed) -> Process:
-        """Return the process with this id, which uses `device`, or UNKNOWN_PROCESS if the id is 0 or cannot be
-        trusted. `ask` returns the name that NVML reports for a process id; it is called until it returns one, and not
-        again."""
+        """Return the process with this id, which uses `device`. If the id is not positive, or no id can be trusted
+        (`blind`), return UNKNOWN_PROCESS with `device`. `ask` returns the name that NVML reports for a process id;
+        it is called at each reading until it has returned a name for this process."""
         if pid <= 0 or self.blind:
             return Process(UNKNOWN_PROCESS.pid, UNKNOWN_PROCESS.name, device)
         return Process(pid, self._name(pid, ask), device)
 
     def pod_of(self, pid: int) -> PodID | None:
-        """Return the pod whose cgroup a process is in, as first seen in this reading. None if it is in none, has
-        ended, or its cgroup cannot be read."""
+        """Return the pod whose cgroup a process is in, as of the last time that this reading examined the process; it
+        is examined now if that has not happened yet. None if it is in none, has ended, or its cgroup cannot be
+        read."""
         uid = (self._seen.get(pid) or self._examine(pid)).pod
         return None if uid is None else self._names.of(uid)
 
@@ -117,7 +118,8 @@ class Processes:
 
     def _name(self, pid: int, ask: Callable[[int], str]) -> str:
         """Return the name of a process without path and arguments; empty if unknown. A process that calls itself an
-        MPS daemon without being one is returned with its real program and parent in parentheses."""
+        MPS daemon without being one is returned with its real program and parent in parentheses. An MPS server is
+        one only if the MPS control daemon is its parent."""
         known = self._examine(pid)
         if not known.reported_name and (reported := _first_word(ask(pid))):
             self._seen[pid] = known = replace(known, reported_name=reported)
@@ -161,9 +163,9 @@ class Processes:
         return match[1].replace("_", "-") if match else None
 
     def _stat(self, pid: int) -> bytes:
-        """Return the content of the process's `stat`; empty if the process does not exist. The file stays open for
-        later readings, up to _MOST_OPEN files. An open file returns nothing once its process has ended, and never
-        shows another process with the same id."""
+        """Return the content of the process's `stat`; empty if the process does not exist or `stat` cannot be read.
+        The file stays open for later readings, up to _MOST_OPEN files. An open file returns nothing once its
+        process has ended, and never shows another process with the same id."""
         if (known := self._open.get(pid)) is not None:
             if stat := _contents(known):
                 return stat

@@ -63,7 +63,9 @@ class Reader:
 
     async def read(self, request: Request) -> Answer:
         """Start a reading for this request, or wait for one that is still under way for an earlier request, and return
-        the outcome. A LibraryError becomes the outcome `failed`; any other error of the library is raised.
+        the outcome with the request that it answers. The outcome is `hung` if the reading has not returned within
+        `hung_after` seconds of its start. A LibraryError becomes the outcome `failed`; any other error of the
+        library is raised.
 
         A second reading never starts while one hangs: it would hang too, and leak a thread at every turn.
         """

@@ -58,8 +58,8 @@ class RestClient(KubeClient):
 
     async def call(self, request: ApiRequest) -> JSON:
         """Send a request and return its answer, as KubeClient.call does. After a 401 the credentials are renewed and
-        the request is sent once more. An error of the network, or no answer within TOTAL_TIMEOUT, is raised as
-        Unavailable."""
+        the request is sent once more; a second 401 is raised as Unauthorized. An error of the network, or no answer
+        within TOTAL_TIMEOUT, is raised as Unavailable, and other refusals as their KubeErrors."""
         for last in (False, True):
             exchange = await self._prepared(request)
             try:
@@ -148,8 +148,8 @@ class _Exchange(HTTPSConnection):
         self.api_request, self._access, self._token = api_request, access, token
 
     def connect(self) -> None:
-        """Connect by TCP, then by TLS with the server's name. Raises ConnectionAbortedError if the caller has given up
-        in the meantime."""
+        """Connect by TCP, then by TLS with the server's name if the server uses TLS. Raises ConnectionAbortedError if
+        the caller has given up in the meantime, and OSError if the connection fails."""
         HTTPConnection.connect(self)
         if self.unwanted:
             raise ConnectionAbortedError("abandoned before the connection was established")
@@ -183,7 +183,8 @@ class _Exchange(HTTPSConnection):
         return response
 
     def answer(self) -> bytes:
-        """Send the request and return the body of the answer. Closes the connection. Raises what `send_off` raises."""
+        """Send the request and return the body of the answer. Closes the connection. Raises what `send_off` raises,
+        and OSError or HTTPException if the body cannot be read."""
         response = self.send_off(CALL_TIMEOUT)
         try:
             return response.read()
@@ -201,6 +202,7 @@ class _Exchange(HTTPSConnection):
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def failure(self, error: Exception) -> KubeError:
-        """Return the KubeError for an error of the network, or for an answer that is not HTTP."""
+        """Return an Unavailable for an error of the network, or for an answer that is not HTTP. Its message names the
+        request and the server."""
         reason = str(error) or type(error).__name__
         return Unavailable(f"cannot {self.api_request.what} at {self._access.server}: {reason}")

@@ -159,8 +159,9 @@ class _Owners:
                 self._nameless.setdefault(process.device, set()).add(process.pod.uid)
 
     def attribute(self) -> tuple[dict[tuple[PodName, str], Sum], dict[str, Sum]]:
-        """Return the sums of the processes by pod and device, and by device the sums of those whose pod is unknown:
-        processes in no pod, and those of an unnamed pod unless it can only be the device's one holder (`_owner`)."""
+        """Return the sums of the processes by pod and device, and by device the sums of those whose pod is unknown.
+        The latter are processes in no pod, and processes of an unnamed pod, unless only the one holder of the
+        device can be that pod (`_only_candidate`)."""
         taken: dict[tuple[PodName, str], Sum] = {}
         others: dict[str, Sum] = {}
         for process in self._processes:

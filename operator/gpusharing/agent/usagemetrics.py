@@ -34,7 +34,8 @@ class UsageCollector(Collector):
         self._xids = _Xids(loop.settings.meter_lag, clock)
 
     def collect(self) -> Iterable[Metric]:
-        """Yield every metric, as documented in docs/reference/metrics.md; nothing while the GPUs are not read."""
+        """Yield every metric, as documented in docs/reference/metrics.md; nothing if the last turn did not read the
+        GPUs."""
         if self._loop.use is None:
             return
         use, holdings = self._loop.use
