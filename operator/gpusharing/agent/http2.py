@@ -55,7 +55,7 @@ class Stream:
     __slots__ = ("body", "ended", "error", "headers")
 
     def __init__(self) -> None:
-        """Begin without any part of an answer."""
+        """Begin a call of which no answer has arrived."""
         self.body = bytearray()
         self.headers: dict[bytes, bytes] = {}
         """Headers and trailers by name; gRPC reports its status in the trailers."""
@@ -220,7 +220,7 @@ class Conversation:
             self._end(frame)
 
     def _end(self, frame: Frame) -> None:
-        """Mark the call as ended if this frame was its last."""
+        """If this frame was the last of an open call, mark the call as ended."""
         if "END_STREAM" in frame.flags:
             self._open.pop(frame.stream_id).ended = True
 

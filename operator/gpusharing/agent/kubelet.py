@@ -184,8 +184,8 @@ class _Connection(asyncio.Protocol):
 
 
 def _identity_of(socket: Path) -> tuple[int, ...]:
-    """Return values that tell the file of a socket from a later file in its place: inode numbers are reused, but with
-    another time of change. Raises OSError."""
+    """Return values that distinguish the socket's file from a later file in its place: its device, inode and time of
+    change, because inode numbers are reused. Raises OSError."""
     status = os.stat(socket)
     return status.st_dev, status.st_ino, status.st_ctime_ns
 

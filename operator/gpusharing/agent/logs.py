@@ -33,8 +33,8 @@ class JSONLines(logging.Formatter):
 
 
 def log_as_json(node: str, level: str) -> None:
-    """Send every log record of this process from `level` on to stderr as a JSON line, in place of any other handler.
-    Raises ValueError if logging knows no such level."""
+    """Write every log record of this process, from `level` on, to stderr as a JSON line, in place of any other
+    handler. Raises ValueError if logging knows no such level."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONLines(node))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

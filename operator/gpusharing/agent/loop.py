@@ -167,8 +167,8 @@ class AgentLoop:
     async def cycle(self) -> None:
         """Take one turn: read the GPUs for the current request unless the library has to stay closed, set `observed`
         and `use`, update the meter, and report if something changed. If a newer request came meanwhile and the GPUs
-        can be read, the next turn follows at once. While the GPUNode does not exist, only update the meter, if the
-        GPUs were ever read. Raises RestartNeeded."""
+        can be read, the next turn follows at once. While the GPUNode does not exist, only clear `use`, and update
+        the meter if the GPUs were ever read. Raises RestartNeeded."""
         node = self._own.node
         if node is None:  # no request and nowhere to report; in the middle of a change NVML must stay closed
             self.use = None

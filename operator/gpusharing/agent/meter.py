@@ -133,8 +133,8 @@ def allotment_of(
 
 
 def last_allocatable(reading: Reading, holdings: Holdings, before: AllocatableSlices) -> AllocatableSlices:
-    """Return the slices of each device, by UUID and resource: as the kubelet lists them now, else as in `before`, but
-    at least as many of each resource as the ids that pods hold imply.
+    """Return the slices of each device, by UUID and resource, as the kubelet lists them now. A device that it does not
+    list now has its slices as in `before`, but at least as many of each resource as the ids that pods hold imply.
 
     A kubelet lists healthy devices only (kubernetes pkg/kubelet/cm/devicemanager/manager.go, GetAllocatableDevices,
     v1.36.3), and none of a plugin that is restarting. A pod that holds one of four slices still holds a quarter then.
@@ -182,8 +182,8 @@ def _allocatable(holdings: Holdings) -> dict[str, Counter[str]]:
 
 
 def _devices(reading: Reading, holdings: Holdings, known: AllocatableSlices) -> Iterable[_Slices]:
-    """Yield every device of the node with its fraction of its GPU, its slices, and who holds them. If a device was
-    shared while a pod held the whole of it, its only slices are those of that pod."""
+    """Yield every device of the node, with its fraction of its GPU, its slices, and who holds them. For a device that
+    was shared while a pod held the whole of it, the only slices are those that this pod holds."""
     allocatable = _allocatable(holdings)
     allocated, whole = _allocated(holdings, allocatable, known)
     cards = {model.product: model for model in reading.models}
@@ -286,8 +286,9 @@ class Meter:
 
     def turn(self, now: float, allotment: Allotment | None) -> None:
         """Count the time since the last turn by the allotment of that turn, drop counters that have not changed for
-        long, and set `metered`. `allotment` is the present one, or None if it is unknown; then the last one still
-        applies, and nothing happens if there was none. `now` is in seconds of a monotonic clock."""
+        `forget_after` seconds, and set `metered`. `allotment` is the present one. If it is None, which means
+        unknown, the last known one still applies, and nothing happens if there was none. `now` is in seconds of a
+        monotonic clock."""
         if self._now is not None:
             self._count(self._now, self._since, now)
         before, self._now, self._since = self._now, allotment or self._now, now

@@ -138,7 +138,8 @@ class Xids:
 
     def heard(self) -> Iterator[tuple[int, int]]:
         """Yield the GPU index and the XID of each event that has arrived so far, at most _MOST_EVENTS, without
-        waiting. Events of GPUs that are not subscribed are skipped. An error of NVML ends the iteration."""
+        waiting. Events of GPUs that are not subscribed are skipped. An error of NVML, such as its time-out when no
+        more events are there, ends the iteration."""
         with suppress(pynvml.NVMLError):  # a time-out: there are no more
             for _ in range(_MOST_EVENTS if self._gpus else 0):
                 event = pynvml.nvmlEventSetWait_v2(self._set, 0)

@@ -91,7 +91,7 @@ class ProcessLists:
 
 def _add(known: dict[int, int | None], processes: Iterable[Any]) -> None:
     """Add the processes of one of NVML's lists to `known`, which maps each pid to its bytes of memory, or to None if
-    the driver does not report them. If a process is already there, the higher number is kept."""
+    the driver does not report them. For a process that is already there, the higher number is kept."""
     for process in processes:
         reported, memory = process.usedGpuMemory, known.get(process.pid)
         known[process.pid] = reported if memory is None else max(memory, reported or 0)

@@ -12,7 +12,8 @@ from gpusharing.kube.raw import section
 
 
 def request_of(node: JSON) -> Request:
-    """Return the request of a GPUNode. If the GPUNode has none, the request has an empty id."""
+    """Return the request of a GPUNode. If the GPUNode has none, the request has an empty id and does not ask for
+    quiet."""
     return from_wire(Request, section(node, "spec", "request"))
 
 
@@ -25,7 +26,7 @@ class Observation(Observed):
     @classmethod
     def of(cls, node: JSON) -> "Observation":
         """Return the observation that a GPUNode holds, from this process or an earlier one. Fields that it does not
-        have are empty."""
+        have, or that have the wrong type, get their default or empty value."""
         return from_wire(cls, section(node, "status", "observed"))
 
     @classmethod

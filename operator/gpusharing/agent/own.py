@@ -20,8 +20,8 @@ class OwnNode:
     """Follows one GPUNode by name. It may not exist yet, because the operator creates it."""
 
     def __init__(self, name: str, api: KubeClient, on_change: Callable[[], None]) -> None:
-        """Prepare to follow the GPUNode `name`; `follow` begins to. `on_change` is called when the object appears,
-        disappears, is replaced or has a new request."""
+        """Prepare to follow the GPUNode `name`, which starts when `follow` is called. `on_change` is called when the
+        object appears, disappears, is replaced or has a new request."""
         self.name = name
         self._on_change = on_change
         self._request: tuple[str, Any] | None = None
@@ -49,7 +49,7 @@ class OwnNode:
 
     @property
     def error(self) -> str:
-        """Why the API server cannot be followed now; empty when it can."""
+        """Why the API server cannot be followed now, or has not been reached yet. Empty if it is followed."""
         if self._cache.error is not None:
             return str(self._cache.error)
         return "" if self._cache.synced.is_set() else "the API server has not been reached yet"
@@ -81,7 +81,7 @@ class OwnNode:
             self._on_change()
 
     def _log_state(self, error: str) -> None:
-        """Log the error that prevents following the GPUNode, or that it is followed if `error` is empty."""
+        """Log the error that prevents following the GPUNode. If `error` is empty, log that the GPUNode is followed."""
         if error:
             log.warning("cannot watch the GPUNode", extra={"error": error})
         else:

@@ -59,8 +59,8 @@ class _Server(ThreadingTCPServer):
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """End connections that are older than SECONDS, whatever they are doing. The server calls this twice a
-        second."""
+        """Shut down the connections that are older than SECONDS, whatever they are doing. The server calls this twice
+        a second."""
         late = self._clock() - SECONDS
         with self._lock:
             for request in [each for each, began in self._open.items() if began < late]:

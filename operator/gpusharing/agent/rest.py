@@ -42,8 +42,9 @@ class RestClient(KubeClient):
         self._login = login
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """Yield the events of a watch, as KubeClient.stream does, and raise the error that ended it, if any. After a
-        401 the credentials are renewed for the next watch, and Unauthorized is raised."""
+        """Yield the events of a watch, as KubeClient.stream does, and raise the error that ended it, if any.
+        Unauthorized is raised after a 401, once the credentials have been renewed for the next watch, and at once
+        if there are no credentials."""
         stream = _Stream(await self._prepared(lasting(request)))
         stream.start()
         try:
@@ -77,8 +78,8 @@ class RestClient(KubeClient):
         raise AssertionError("the second call returns or raises")
 
     async def _prepared(self, request: ApiRequest) -> "_Exchange":
-        """Return the exchange for a request, with the current credentials. Raises Unauthorized if there are none or
-        the kubeconfig requires a proxy."""
+        """Return the exchange for a request, with the current credentials. Raises Unauthorized if there are none, or
+        if the kubeconfig requires a proxy, which this client does not support."""
         access = await self._login.access()
         if access.proxy:
             raise Unauthorized("the agent does not support proxies: remove proxy-url from the kubeconfig")
@@ -127,7 +128,7 @@ class _Stream:
             self._hand_over(None)
 
     def _hand_over(self, line: bytes | None) -> None:
-        """Put a line into the event loop's queue, or stop if the event loop is closed."""
+        """Put a line into the event loop's queue. If the event loop is closed, mark the stream as stopped instead."""
         try:
             self._loop.call_soon_threadsafe(self.lines.put_nowait, line)
         except RuntimeError:
@@ -192,8 +193,8 @@ class _Exchange(HTTPSConnection):
             self.close()
 
     def shut(self) -> None:
-        """Make the thread that uses the connection return. If it has no socket yet, it returns as soon as it has
-        one."""
+        """Make the thread that uses the connection return. If the connection has no socket yet, the thread returns as
+        soon as there is one."""
         self.unwanted = True
         if (sock := self.sock) is not None:
             # SSLSocket.shutdown would take the TLS state away from the thread that reads, so the plain socket's is

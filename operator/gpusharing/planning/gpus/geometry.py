@@ -130,7 +130,8 @@ def find_fit(layout: Layout, profiles: Sequence[Profile]) -> Fit:
 
 
 def nearest_layout(layout: Layout, profiles: Sequence[Profile]) -> Layout | None:
-    """Return the legal layout nearest to ``layout``, or None for a card without profiles.
+    """Return the legal layout nearest to ``layout``, or None for a card without profiles. A legal layout is returned
+    unchanged.
 
     A profile that the card does not offer is replaced by the one with the same number of compute slices (else the
     closest number), then the nearest memory, then the same attribute, then the smaller one: 1g.20gb becomes 1g.18gb on
@@ -161,7 +162,8 @@ def legal_layouts(profiles: Sequence[Profile]) -> tuple[Layout, ...]:
 
 
 def maximal_layouts(profiles: Sequence[Profile]) -> tuple[Layout, ...]:
-    """Return the legal layouts to which no further instance can be added, those with the largest instances first."""
+    """Return the legal layouts to which no further instance can be added. They are sorted, with the largest instances
+    first."""
     legal = set(legal_layouts(profiles))
     names = [profile.name for profile in profiles]
     full = [a for a in legal if not any(normalize(Counter(dict(a)) + Counter([n])) in legal for n in names)]
@@ -273,8 +275,8 @@ class _Offer:
         return None
 
     def place(self, layout: Layout) -> tuple[tuple[str, int], ...]:
-        """Return one placement of a legal layout as pairs of profile and start, in the order of the layout. Empty if
-        the placements are unknown."""
+        """Return one placement of a legal layout as pairs of profile and start, one for each instance, in the order of
+        the layout. Empty if the placements are unknown."""
         shapes = self._shapes(layout)
         free = {shape[:2]: list(starts) for shape, starts in zip(shapes, _place(shapes) or (), strict=False)}
         placed = []
@@ -284,8 +286,8 @@ class _Offer:
         return tuple(placed)
 
     def _shapes(self, layout: Layout) -> "tuple[_Shape, ...]":
-        """Return the layout in the form that the placement search needs: profiles with the same placements are added
-        up to one shape, and the widest shape comes first."""
+        """Return the layout in the form that the placement search needs, with the widest shape first. Profiles with
+        the same placements become one shape, for which their counts are added up."""
         shapes: Counter[tuple[tuple[int, ...], int]] = Counter()
         for name, count in layout:
             shapes[self.by_name[name].starts, self.by_name[name].size] += count
@@ -373,8 +375,8 @@ def _place(shapes: tuple[_Shape, ...], taken: int = 0) -> tuple[tuple[int, ...],
 
 def _choices(shape: _Shape, taken: int) -> Iterator[tuple[tuple[int, ...], int]]:
     """Yield each choice of starts for all instances of one shape that overlaps neither ``taken`` nor itself, together
-    with the bit mask of the memory units in use afterwards. Overlaps are cut off early, because an invented card
-    may have many starts."""
+    with the bit mask of the memory units in use afterwards. A choice is abandoned at its first overlap, because an
+    invented card may have many starts."""
     starts, size, count = shape
     if not count:
         yield (), taken

@@ -193,7 +193,7 @@ def _no_image(state: _PodState, what: str) -> str:
 
 
 def _start_error(state: _PodState) -> str | None:
-    """Return the container runtime's message if it cannot start the container. None otherwise, and if there is no
+    """Return the container runtime's message if it cannot start the container, or None if it can or there is no
     message. Between two attempts the message is in the container's last state, so that is checked as well."""
     pod = state.pod
     if pod.waiting == "RunContainerError":
@@ -202,8 +202,8 @@ def _start_error(state: _PodState) -> str | None:
 
 
 def _waiting(state: _PodState) -> str | None:
-    """Return the kubelet's reason why the container is waiting, with its message. None if the container is not
-    waiting, is being created, or is waiting only because it has exited before."""
+    """Return the kubelet's reason why the container is waiting, with its message if there is one. None if the
+    container is not waiting, is being created, or is waiting only because it has exited before."""
     if state.pod.waiting in _STARTING | _ENDS:
         return None
     return f"{state.pod.waiting}{f': {state.kubelet_message}' if state.kubelet_message else ''}"
