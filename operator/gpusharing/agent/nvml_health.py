@@ -63,8 +63,8 @@ def maybe(otherwise: Any, call: Any, *arguments: Any) -> Any:
 
 
 def fields(handle: Any, *numbers: int) -> tuple[int, ...] | None:
-    """Return the unsigned values of these NVML fields, in the order of `numbers`, or None if any of them is not
-    supported or not permitted. Raises other errors of the call as a whole."""
+    """Return the unsigned values of these NVML fields, in the order of `numbers`. None if the call is not supported or
+    not permitted, or if NVML reports an error for any of the fields. Raises other errors of the call as a whole."""
     # Each number is paired with a scope: pynvml tries that form first, and raises and catches an error for a bare
     # number.
     scoped = [(number, 0) for number in numbers]
@@ -84,7 +84,8 @@ def ecc_uncorrected(handle: Any) -> int | None:
 
 def recovery_action(handle: Any) -> RecoveryAction | None:
     """Return the recovery action that the driver requests, or Unknown if its number is not known here. None if the
-    driver does not report it, like those older than R565, or does not permit reading it."""
+    driver does not report it, like those older than R565, or does not permit the call. Raises other errors of the
+    call."""
     values = fields(handle, pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION)
     return None if values is None else _RECOVERY.get(values[0], "Unknown")
 

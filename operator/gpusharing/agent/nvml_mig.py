@@ -201,8 +201,8 @@ def _instance(info: Any, profile: DriverProfile, uuids: dict[int, str]) -> Insta
 
 def _instance_of_device(device: MigDevice, profiles: Sequence[DriverProfile]) -> Instance:
     """Return the GPU instance of a MIG device, without a placement: its start is -1. Its profile is found by the
-    device's name ("... MIG 1c.3g.40gb"), else by its slices and the nearest memory size, and is empty if neither
-    leads to one of `profiles`."""
+    device's name ("... MIG 1c.3g.40gb"), else by its slices and the nearest memory size. If neither leads to one of
+    `profiles`, the profile is empty and the size 0."""
     mig, uuid = device
     name = maybe("", pynvml.nvmlDeviceGetName, mig).rpartition(" MIG ")[2]
     name = re.sub(r"^\d+c\.", "", name)

@@ -39,8 +39,8 @@ class UseOfGPUs:
         self._devices, self._processes = [], []
 
     def hear(self, index: int, xid: int) -> None:
-        """Count an XID of the GPU with this index, for as long as the agent runs. At most MOST_XIDS different XIDs are
-        counted per GPU; further ones are ignored."""
+        """Count an XID of the GPU with this index. Unlike devices and processes, XIDs are counted over all readings.
+        At most MOST_XIDS different XIDs are counted per GPU; further ones are ignored."""
         distinct = sum(gpu == index for gpu, _ in self._xids)
         if (index, xid) in self._xids or distinct < MOST_XIDS:
             self._xids[index, xid] = self._xids.get((index, xid), 0) + 1

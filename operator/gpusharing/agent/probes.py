@@ -45,7 +45,8 @@ class _Server(ThreadingTCPServer):
         super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Close the oldest connections if there are too many, then answer this one in its own thread."""
+        """Shut down the oldest connections as long as MOST_CONNECTIONS are open, then answer this one in its own
+        thread."""
         with self._lock:
             while len(self._open) >= MOST_CONNECTIONS:
                 self._end(next(iter(self._open)))
@@ -115,14 +116,14 @@ class ProbeServer:
 
 
 def _handler(alive: Probe, ready: Probe, metrics: CollectorRegistry) -> type[BaseHTTPRequestHandler]:
-    """Return the handler class that answers GET for the three paths, and 404 for any other. A probe that returns a
-    reason is answered with 503."""
+    """Return the handler class that answers GET for /healthz, /readyz and /metrics, and 404 for any other path. A
+    probe that returns a reason is answered with 503."""
 
     class Handler(BaseHTTPRequestHandler):
         """Answers the requests of one connection."""
 
         def do_GET(self) -> None:
-            """Answer one of the three paths, or 404."""
+            """Answer /healthz, /readyz or /metrics, without regard to a query, and 404 for any other path."""
             match self.path.partition("?")[0]:
                 case "/healthz":
                     self._answer_probe(alive())

@@ -39,7 +39,8 @@ class Sum:
     """Sum of their percentages of SM time; those that the driver does not report count as 0."""
 
     def with_process(self, process: ProcessUse) -> "Sum":
-        """Return the sum with one more process added."""
+        """Return the sum with one more process added. The memory is None if that of the sum or of the process is
+        unknown; an unknown percentage of SM time counts as 0."""
         memory = None if self.memory is None or process.memory is None else self.memory + process.memory
         return Sum(self.processes + 1, memory, self.sm_percent + (process.sm_percent or 0))
 
@@ -80,7 +81,7 @@ class DeviceUsage:
 
 def usage(use: Use, holdings: Holdings | None) -> DeviceUsage:
     """Combine the use of the GPUs with the kubelet's holdings, which are None if unknown. The result is limited to
-    MOST_DEVICES devices and MOST_HOLDERS pairs of a pod and a device."""
+    MOST_DEVICES devices and MOST_HOLDERS pairs of a pod and a device; `left_out` says how many are missing."""
     devices = {device.uuid: device for device in use.devices[:MOST_DEVICES]}
     busy: Counter[str] = Counter()
     for process in use.processes:

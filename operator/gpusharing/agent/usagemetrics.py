@@ -217,7 +217,7 @@ def _ratio(device: DeviceUse, percent: int) -> float | None:
 
 
 def _device(device: DeviceUse) -> list[str]:
-    """Return the values of the labels in DEVICE, in that order."""
+    """Return the values of the labels in DEVICE, in that order. The profile of a whole GPU is empty."""
     return [str(device.gpu), device.uuid, "" if device.instance is None else device.instance.profile]
 
 

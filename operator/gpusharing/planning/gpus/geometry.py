@@ -178,8 +178,8 @@ instances of each number of slices."""
 
 def generated_layouts(profiles: Sequence[Profile]) -> dict[str, Layout | None]:
     """Return the layouts of the named configurations that mig-manager from v0.14 generates on a node with this card,
-    sorted by name: all-disabled, all-enabled, one for each profile that fills the card, and all-balanced where
-    NVIDIA defines it.
+    sorted by name: all-disabled, all-enabled, one that fills the card with instances of a single profile for each
+    profile, and all-balanced if the card has the profiles of NVIDIA's formula for it.
 
     A layout of None means that MIG is off. Empty for a card without profiles. A profile with a max_count of 0 gets no
     configuration, because mig-parted refuses a whole file for an entry whose counts are all 0.
