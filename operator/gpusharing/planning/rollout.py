@@ -131,10 +131,10 @@ class Known:
 
 def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = None) -> RolloutPlan:
     """Return the plan for this pass: a verdict for every node that concerns us, the writes that serve all nodes, and
-    what the next pass needs. Equal snapshots and times give equal plans.
+    what the next pass needs. No node starts while the policies cannot be listed or the data is out of date.
 
-    `memo` caches answers from earlier passes, so that only what changed is computed again, and is updated; without it
-    everything is computed.
+    `memo` caches answers from earlier passes and is updated; without it everything is computed. Equal snapshots and
+    times give equal plans.
     """
     memo = Memo() if memo is None else memo
     memo.begin(now)
@@ -290,8 +290,8 @@ def follow(
     failed: dict[str, Exception],
     unread: Mapping[str, Exception],
 ) -> dict[str, Terms | None]:
-    """Return the terms that each node is compared with: those of the policy that its fence names if that policy
-    exists, else those of its owner, or None if neither has terms.
+    """Return the terms that each node is compared with: those of the policy that its fence names if that policy has
+    terms, else those of its owner, or None if neither has terms.
 
     Nodes in `failed` are left out. So are nodes whose owner, or whose fence's policy, is in `unread`; their errors are
     added to `failed`.

@@ -43,9 +43,9 @@ def find_afterwards(snapshot: ClusterSnapshot, members: Mapping[str, Member]) ->
 
 
 def _doubt(place: FutureNode, node: NodeView) -> FutureNode:
-    """Return a node whose change is uncertain. For each resource name it has the smaller of two numbers of devices:
-    those that it would get, and those that it has or its pods hold now. A node that is cordoned or not Ready now
-    has only those that its pods hold."""
+    """Return a node whose change is uncertain. For each resource name it has no more devices than it would get, and no
+    more than it has now or its pods hold now, whichever of these two is larger. A node that is cordoned or not
+    Ready now has no more than its pods hold."""
     keeps = place.before if node.ready and not node.unschedulable else {}
     least = {
         name: min(count, max(keeps.get(name, 0), place.in_use.get(name, 0)))
@@ -61,9 +61,9 @@ def is_skipped(node: NodeView) -> bool:
 
 
 def _place(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnapshot) -> FutureNode:
-    """Return the node before and after its change, or as it is if it has no target. If the change cordons the node,
-    pods are assumed to be schedulable there afterwards: our cordon ends with the change, and an earlier cordon is
-    assumed to have been made for it."""
+    """Return the node before and after its change, or as it is if it has no target. If the change has begun, the node
+    counts as changed in both. If the change cordons the node, pods are assumed to be schedulable there afterwards:
+    our cordon ends with the change, and an earlier cordon is assumed to have been made for it."""
     now, fence = served(node), node.fence
     assessed = assessment if isinstance(assessment, Assessed) and not is_skipped(node) else None
     after = now if assessed is None else assessed.target.resources
@@ -80,8 +80,9 @@ def _place(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnaps
 
 
 def _labels(node: NodeView, assessed: Assessed | None) -> tuple[Mapping[str, str], ...]:
-    """Return the label sets of which the node will have one. Without a target that is only the present one. If the
-    node already matches its target, only our own two labels change."""
+    """Return the label sets of which the node will have one, each with the node's name added as the field
+    metadata.name. Without a target that is only the present one. If the node already matches its target, only our
+    own two labels change."""
     label_sets: tuple[Mapping[str, str], ...] = (node.labels,)
     if assessed is not None:
         target, policy = assessed.target, assessed.policy.name

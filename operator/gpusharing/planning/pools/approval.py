@@ -26,8 +26,8 @@ LENGTH = 7
 
 
 def plan_hash(policy: PolicyView, members: Sequence[Member]) -> str:
-    """Return the hash, LENGTH characters long, of what a policy is about to do or is doing with `members`. Their order
-    does not matter."""
+    """Return the hash, LENGTH characters long, of what a policy is about to do or is doing with `members`. The UID and
+    the generation of the policy are hashed too. The order of `members` does not matter."""
     version = policy.version
     rows = sorted(row for member in members if (row := _row(version, member)) is not None)
     text = f"{policy.uid}/{policy.generation}/{rows}"
@@ -62,7 +62,8 @@ def _row_on_record(version: SpecVersion, node: NodeView) -> tuple[str, str, str]
 def _planned(version: SpecVersion, member: Member, assessed: Assessed) -> DisruptionClass | None:
     """Return the disruption class that the plan shows for a node: that of its fence for this generation, else that of
     its proof for this generation. If the node differs from its target and has no such fence, the present class
-    replaces a missing or milder one. None if the node matches its target and was not changed for this generation."""
+    replaces a missing one; it also replaces a milder one if the node has no fence at all. None if the node matches
+    its target and was not changed for this generation."""
     fence, verified = member.node.fence, member.node.verified
     if fence is not None and fence.version == version:
         return fence.planned

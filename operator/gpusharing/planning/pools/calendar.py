@@ -86,10 +86,10 @@ _BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 def find_spans(
     windows: Sequence[ZonedWindow], blackouts: Sequence[ZonedWindow], after: datetime
 ) -> Iterator[Span]:
-    """Yield the spans from `after` on in which nodes may start, in order. Each window must have been checked with
-    `find_flaw`.
+    """Yield the spans from `after` on in which nodes may start, in order, for as long as they can be foreseen. Each
+    window must have been checked with `find_flaw`.
 
-    Without windows nodes may start at any time except in blackouts.
+    Without windows nodes may start at any time except in blackouts. There may be endlessly many spans.
     """
     allowed, forbidden = (
         [_Times.of(window) for window in windows],
@@ -166,7 +166,8 @@ def _first(allowed: Sequence[_Times], forbidden: Sequence[_Times], moment: datet
 
 def _end(times: Sequence[_Times], moment: datetime, horizon: timedelta = HORIZON) -> datetime | None:
     """Return the end of the windows that cover this moment and of those that follow without a gap. Returns `moment` if
-    none covers it, and None if the end is further away than `horizon` or cannot be foreseen."""
+    none covers it, and None if the end is further away than `horizon` or cannot be foreseen. `times` must not be
+    empty."""
     end = moment
     for _ in range(STEPS):
         reach = max(one.until(end) for one in times)

@@ -176,8 +176,9 @@ LAPSES: tuple[MemberState, ...] = (
 def _others_began(
     pooled: Pooled, canaries: Sequence[Member], members: Sequence[Member], end: datetime
 ) -> bool:
-    """Whether another node has started since the soak ended at `end`. From then on the state of the canaries no longer
-    holds other nodes back."""
+    """Whether a node that is not a canary has been proven after the soak ended at `end`, or began a change to this
+    revision at or after `end` that still is under way. From then on the state of the canaries no longer holds other
+    nodes back."""
     policy, revision = pooled.policy, find_revision(pooled.policy)
     known = {member.node.name for member in canaries}
     for member in members:

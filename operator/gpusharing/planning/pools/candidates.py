@@ -75,7 +75,8 @@ class Candidate:
 
     @property
     def needs_list(self) -> bool:
-        """Whether the node may start only after its pods were listed, and they were not."""
+        """Whether the change cordons the node and nothing is known of its pods: they were not listed in this pass, and
+        no earlier look at them blocks the node."""
         return self.cordons and self.pods is None and self.look is None
 
     @property
@@ -93,7 +94,8 @@ class Candidate:
 
 def find_place(case: NodeCase, policy: PolicyView) -> tuple[bool, int, str]:
     """Return the sort key among candidates that nothing blocks and whose gang has not started without them: whether
-    the node has no claim, its cost in pods, and a stable shuffle. The smallest starts first."""
+    the node has no claim, its cost in pods (UNKNOWN_PODS if its agent does not report them), and a stable shuffle.
+    The smallest starts first."""
     observed = case.gpunode.observed if case.gpunode is not None else None
     pods = observed.pods if observed is not None else None
     cost = UNKNOWN_PODS if pods is None else find_cost(case, pods)
@@ -113,7 +115,8 @@ class Queue:
     @cached_property
     def unlisted(self) -> dict[str, NodeCase]:
         """The candidates, by name and in the order of `find_place`, whose pods must be known before they may start and
-        were not listed in this pass. Newcomers are left out: they take no slot of the policy's budget."""
+        were not listed in this pass. Newcomers are left out: they take no slot of the policy's budget. Computed
+        once."""
         unlisted = [case for case in self.cases if case.work is None and _needs_pods(case)]
         unlisted.sort(key=lambda case: find_place(case, self.policy))
         return {case.node.name: case for case in unlisted}
@@ -168,9 +171,9 @@ def _shuffle(node_uid: str, policy_uid: str, generation: int) -> str:
 
 
 def find_cost(case: NodeCase, pods: int) -> int:
-    """Return how many pods the change of this node ends. Without a gang that is `pods`, the number of pods on the node
-    that hold a GPU. With gangs, it is the number of their members and of the node's GPU pods together; finished
-    pods are left out, and `pods` is ignored."""
+    """Return how many pods the change of this node ends. If the change interrupts no gang, or the pods were not
+    listed, that is `pods`, the number of pods on the node that hold a GPU. Otherwise it is the number of the gangs'
+    members and of the node's GPU pods together; finished pods are left out, and `pods` is ignored."""
     if case.work is None or not (gangs := case.gangs):
         return pods
     ended = {one.pod.uid for view in gangs for one in view.members if not has_finished(one.pod)}
@@ -219,7 +222,8 @@ def look_at(
 def try_start(candidate: Candidate, ledger: Ledger) -> tuple[Verdict, Look | None]:
     """Return the verdict of a candidate for which there is a slot, and the look to record, or None if there is none.
     Either its change begins, or its pods are to be listed, or something blocks it. A change that cordons the node
-    begins only if its pods were listed; then its evictions are added to `ledger.crowd`."""
+    begins only if its pods were listed and their budgets have room; then its evictions are added to `ledger.crowd`.
+    If a budget guards its pods and the pods of a node in flight are unknown, its pods are listed again."""
     case, policy, look, pods = candidate.case, candidate.policy, candidate.look, candidate.pods
     if not candidate.cordons:
         return begin(candidate), None
@@ -262,8 +266,9 @@ def looking(case: NodeCase) -> Verdict:
 
 
 def blocked(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
-    """Return the verdict of a blocked candidate, which shows the blockers of the last look until the next one. `look`
-    must have blockers. `again`: its pods are to be listed in the next pass."""
+    """Return the verdict of a blocked candidate, which shows the blockers of the last look and wakes when the next
+    look is due, or after one poll interval if that is overdue. `look` must have blockers. `again`: the pods are to
+    be listed in the next pass."""
     reason = main_reason(look.blockers) or Reason.BLOCKED
     due = look.due(case.settings.poll)
     wake = due if due > case.now else case.now + timedelta(seconds=case.settings.poll)

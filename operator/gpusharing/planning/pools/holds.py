@@ -65,12 +65,14 @@ def has_failed(member: Member, policy: PolicyView) -> bool:
 
 
 def _outnumbered(pooled: Pooled) -> str | Finding:
-    """Return the Finding that the canary is larger than the pool, or an empty string if it is not."""
+    """Return the Finding that the canary is larger than the pool. An empty string if it is not, or if the change of a
+    remaining node was begun or proven already, because that node then stands in for the canary."""
     return _by_canary(pooled, Reason.CANARY_TOO_LARGE) if outnumbers(pooled) else ""
 
 
 def _broken(pooled: Pooled) -> str | Finding:
-    """Return the Finding that a canary no longer serves what was proven on it, or an empty string if all do."""
+    """Return the Finding that a canary no longer serves what was proven on it, or an empty string if that holds no
+    node back."""
     return _by_canary(pooled, Reason.CANARY_NOT_SERVING)
 
 

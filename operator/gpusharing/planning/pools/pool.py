@@ -156,8 +156,8 @@ class Pool:
             self.keepers.append(member)
 
     def with_hours(self, now: datetime) -> "Pool":
-        """Return the pool with what its windows allow. All its nodes must have been counted before, because their last
-        changes decide how much of a window is needed."""
+        """Return a copy of the pool with what its windows allow. All its nodes must have been counted before, because
+        their last changes decide how much of a window is needed."""
         spec = self.policy.spec
         hours = (
             ALWAYS
@@ -199,7 +199,7 @@ class Pool:
 def select(pool: Pool, queue: Queue, cap: int, ledger: Ledger) -> Selection:
     """Return which candidates of a pool start, and what the others wait for; `queue` must have all of them. `cap` is
     how many more nodes the operator-wide cap allows. Empty if there are no candidates or the policy cannot be read.
-    Starts are recorded in `ledger`."""
+    Starts are recorded in `ledger`. The pool must come from `with_hours`, else ValueError is raised."""
     pooled = pool.pooled(ledger.now) if pool.candidates else None
     if pooled is None:
         return Selection()

@@ -120,9 +120,9 @@ def _is_later(node: NodeView, proof: Verified) -> bool:
 def try_wave(
     wave: Sequence[Candidate], room: int, most: int, full: Finding, *, ledger: Ledger, chosen: Selection
 ) -> int:
-    """Start the nodes of a wave in one pass, or none of them: as many as can ever change together (`most`). Put the
-    verdict of every node of the wave into `chosen`, and return how many slots the wave takes, or reserves until it
-    can start.
+    """Start those nodes of a wave that nothing blocks in one pass, or none of them yet. If more than `most` nodes can
+    never change together, the first `most` of them start, but at least one. Put the verdict of every node of the
+    wave into `chosen`, and return how many slots the wave takes, or reserves until it can start.
 
     `full` is the Finding for nodes for which there will be no room. Blocked nodes are left behind; before the others
     start without them, their pods are listed once more.
@@ -162,16 +162,17 @@ def _names(candidates: Iterable[Candidate]) -> frozenset[str]:
 
 
 def _listed_first(candidate: Candidate) -> tuple[bool, ...]:
-    """Return the sort key of a candidate within its wave. Nodes whose pods were listed come before nodes whose pods
-    were not. Otherwise, because only a LIST shows the real cost of a gang, each pass of a wave that cannot start as
-    a whole would ask for the pods of yet another node, and none would ever start."""
+    """Return the sort key of a candidate within its wave: the first three parts of its `order`, then whether its pods
+    were not listed. Otherwise, because only a LIST shows the real cost of a gang, each pass of a wave that cannot
+    start as a whole would ask for the pods of yet another node, and none would ever start."""
     return (*candidate.order[:3], candidate.pods is None)
 
 
 def _find_wait(free: Sequence[Candidate], room: int, ledger: Ledger) -> Callable[[Candidate], Verdict] | None:
     """Return a function that makes the verdict of each node while the wave cannot start, or None if it can start. It
-    cannot start while pods of its nodes or of nodes in flight are unknown, while nodes in flight use up a budget,
-    or while `room` is smaller than the wave. `free` are the nodes that would start."""
+    cannot start while pods of its nodes are unknown, or while `room` is smaller than the wave. If budgets guard its
+    pods, it also waits while pods of nodes in flight are unknown or use up one of these budgets. `free` are the
+    nodes that would start."""
     pods = [candidate.pods for candidate in free if candidate.pods is not None]
     if len(pods) < len(free) or (not ledger.crowd_known and any(map(budget_room, pods))):
         return _look_first
@@ -209,8 +210,9 @@ def _gathering(candidate: Candidate, size: int) -> Verdict:
 
 def _start(free: Sequence[Candidate], wave: Sequence[Candidate], ledger: Ledger, chosen: Selection) -> None:
     """Start the nodes `free` of a wave, whose pods must have been listed in this pass, and put their verdicts into
-    `chosen`. Their fences record the other nodes of the wave as left behind. Their evictions are added to
-    `ledger.crowd` without a check, because within a wave the server decides which pod leaves first under a budget."""
+    `chosen`. Their fences record the id of the wave, unless a single node starts anew, and up to MAX_MATES other
+    nodes of the wave as left behind. Their evictions are added to `ledger.crowd` without a check, because within a
+    wave the server decides which pod leaves first under a budget."""
     first, going, names = free[0], _names(free), [candidate.case.node.name for candidate in wave]
     left = tuple(name for name in names if name not in going)[:MAX_MATES]
     begun = next(filter(None, (ledger.resumed_wave(candidate.case) for candidate in free)), "")
