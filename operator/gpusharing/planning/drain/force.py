@@ -151,8 +151,8 @@ def _is_refused(standing: Standing, pods: Standings, now: datetime) -> bool:
 
 
 def _is_unasked(standing: Standing, now: datetime) -> bool:
-    """Whether the pod was not evicted yet, or the last answer is none after which a DELETE may follow (E7, E2, E3,
-    E12) and the wait after it is over."""
+    """Whether the pod was never evicted, or its last answer permits no DELETE (E7, E2, E3, E12) and the wait after
+    that answer is over."""
     if standing.memory is None:
         return True
     return Mark.FORCIBLE not in standing.marks and standing.memory.next_try <= now
@@ -179,8 +179,9 @@ def _is_stale(standing: Standing, pods: Standings, end: datetime) -> bool:
 
 def _in_vain(pods: Standings, end: datetime, now: datetime) -> bool:
     """Whether some pod will stay on the node no matter what is deleted. The change will then be given up, so no pod
-    should be deleted for it. True if the node is not Ready, if a pod is blocked, waited for or refused for good
-    (`Mark.DENIED`), or if a pod cannot be deleted by force or would not be gone in time."""
+    should be deleted for it. True if the node is not Ready, or if a leaving pod will not be gone in time. True also
+    if a pod or its gang is blocked, if a remaining pod is waited for or refused for good (`Mark.DENIED`), or if one
+    cannot be deleted by force or would not be gone in time."""
     if pods.silent or pods.blocked or any(standing.gang_blocked for standing in pods.remaining):
         return True
     if any(

@@ -340,8 +340,8 @@ def _protection(pod: PodView, options: Drain, scope: Scope) -> Protection | None
 
 
 def _undecided(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whether the pod is left alone because nobody knows whether a rule applies to it: the labels of its namespace
-    cannot be read (P19)."""
+    """Whether it is unknown if a rule applies to the pod, because the labels of its namespace cannot be read (P19).
+    Such a pod is left alone."""
     ruled = find_rule(pod, options)
     return ruled is not None and not ruled.known
 

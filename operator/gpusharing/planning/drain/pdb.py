@@ -34,7 +34,8 @@ def binding_budgets(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...
 
 
 def never_allows(pdb: PdbView) -> bool:
-    """Whether no disruption is allowed even with every pod healthy (docs/design/drain.md#e9)."""
+    """Whether no disruption is allowed even with every pod healthy (docs/design/drain.md#e9). False for a budget that
+    expects no pods."""
     return pdb.expected_pods > 0 and pdb.desired_healthy >= pdb.expected_pods
 
 

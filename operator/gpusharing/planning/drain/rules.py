@@ -91,7 +91,8 @@ def is_job(pod: PodView) -> bool:
 
 def patience(pod: PodView, options: Drain) -> timedelta | None:
     """Return how long after the cordon the drain waits for a pod that ends by itself, or None if it waits for as long
-    as the pod runs. The timeout of the pod's rule takes precedence over that of spec.drain.jobs."""
+    as the pod runs. The timeout of the rule that `find_rule` returns takes precedence over that of spec.drain.jobs.
+    Raises ValueError if the timeout is neither a duration nor `Never`."""
     ruled = find_rule(pod, options)
     own = ruled.rule.timeout if ruled is not None else None
     return _wait(own or options.jobs.timeout)
@@ -185,8 +186,8 @@ def _safe_to_evict(pod: PodView, key: str, value: str, now: datetime | None) -> 
 
 
 def _capi_drain(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:
-    """Return the protection by Cluster API's label, or None unless its value is `skip` or `wait-completed`. A pod that
-    holds a GPU cannot be skipped, so `skip` blocks the drain."""
+    """Return the protection by Cluster API's label if its value is `skip` or `wait-completed`, ignoring case, else
+    None. A pod that holds a GPU cannot be skipped, so `skip` blocks the drain."""
     text, setting = f"Label {key} is {_quoted(value)}", value.lower()
     if setting == "skip":
         return Protection(f"{text}, but a pod that has to leave cannot be skipped", None)

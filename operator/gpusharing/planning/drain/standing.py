@@ -208,9 +208,10 @@ def _waited(
     now: datetime,
     gangs: Mapping[Gang, GangWait],
 ) -> Standing:
-    """Return the standing with its tier, and with whether, why and until when the drain waits for the pod or for a
-    member of its gang to end by itself (T9-T13). `gangs` has the wait of each gang that has one. While the drain
-    waits for a pod, that pod is not due."""
+    """Return the standing with its tier. If the drain waits for the pod or for a member of its gang to end by itself
+    (T9-T13), the standing also gets the reason and the end of that wait. Until that end, and beyond it if the pod
+    is spared, the pod is not due. A pod that is leaving is not waited for. `gangs` has the wait of each gang that
+    has one."""
     standing = replace(standing, tier=tier_of(standing.pod, options))
     gang = gangs.get(standing.pod.gang) if standing.pod.gang is not None else None
     if standing.leaves or (standing.pod.uid not in classified.waited and gang is None):

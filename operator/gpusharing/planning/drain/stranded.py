@@ -139,7 +139,7 @@ class Afterwards:
         if it were evicted. There are three causes: no node would offer a resource that the pod requests, no node
         would meet its requirements, or the node loses devices of which all pods together would then lack more than
         they do without the changes. If it is unknown what becomes of `node`, only the first cause is looked for.
-        KAI's reservation pods are skipped."""
+        Pods that request no GPU and KAI's reservation pods are skipped."""
         own = self.find_node(node)
         found = ((pod, self._explain(pod, own)) for pod in pods if not is_reservation(pod))
         return tuple(Blocker(Reason.STRANDED_PODS, (pod.ref,), message=why) for pod, why in found if why)

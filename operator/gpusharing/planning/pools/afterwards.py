@@ -43,9 +43,9 @@ def find_afterwards(snapshot: ClusterSnapshot, members: Mapping[str, Member]) ->
 
 
 def _doubt(place: FutureNode, node: NodeView) -> FutureNode:
-    """Return a node whose change is uncertain. For each resource name it has no more devices than it would get, and no
-    more than it has now or its pods hold now, whichever of these two is larger. A node that is cordoned or not
-    Ready now has no more than its pods hold."""
+    """Return the node as it counts while its change is uncertain. For each resource name it has no more devices than
+    it would get, and no more than it has now or its pods hold now, whichever of these two is larger. A node that is
+    cordoned or not Ready now has no more than its pods hold."""
     keeps = place.before if node.ready and not node.unschedulable else {}
     least = {
         name: min(count, max(keeps.get(name, 0), place.in_use.get(name, 0)))

@@ -145,8 +145,9 @@ class Pool:
                 self.keepers.append(member)
 
     def reserve(self, member: Member) -> None:
-        """Count a node of another policy that is about to join this pool unavailable (`Member.heir`). It takes a slot
-        already now, because the call that ends the other policy's change may fail for long. Newcomers take none."""
+        """Count a slot for a node of another policy that is about to join this pool without being in service
+        (`Member.heir`). The slot is taken already now, because the call that ends the other policy's change may
+        fail for long. Newcomers take none."""
         if member.newcomer:
             return
         self.used += 1

@@ -104,7 +104,8 @@ def find_resumed(
 ) -> dict[str, Claim]:
     """Return the claims of nodes without a readable fence that stay, by node. These are claims whose change is about
     to begin after a brief wait, and claims of nodes whose fence cannot be read, such as that of a newer operator,
-    because their change is under way nevertheless."""
+    because their change is under way nevertheless. The claim of a Node that was deleted or created again never
+    stays."""
     resumed = {}
     for name, claim in claims.items():
         node, verdict = nodes.get(name), verdicts.get(name)

@@ -88,9 +88,9 @@ def group(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
 def find_following(
     policy: PolicyView, members: Iterable[Member], candidates: Iterable[NodeView]
 ) -> frozenset[str]:
-    """Return the names of the candidates that share a gang with a node of the pool which started without them because
-    there was no room. They are returned while that node is in flight, and after its proof until they have been
-    changed too. An edit of the policy ends the latter, because all nodes then start anew."""
+    """Return the names of the candidates that share a gang with a node of the pool which started without them, because
+    they were blocked or there was no room. They are returned while that node is in flight, and after its proof
+    until they have been changed too. An edit of the policy ends the latter, because all nodes then start anew."""
     begun = {mate for one in members if (fence := one.node.fence) is not None for mate in fence.mates}
     verified = (one.node.verified for one in members)
     proofs = [proof for proof in verified if proof is not None and proof.mates]

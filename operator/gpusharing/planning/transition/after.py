@@ -62,7 +62,8 @@ def after_pnr(case: FencedCase) -> Verdict:
 def _in_time(case: FencedCase, verdict: Verdict) -> Verdict:
     """Return the verdict with the deadline of the fence applied. Before the deadline, the verdict wakes at the
     deadline at the latest. After it, the verdict becomes Failed and keeps its other actions, such as a request to
-    the agent. A verdict that is Failed already or takes a step now is returned unchanged.
+    the agent; the reason ActuationInProgress becomes ActuatorStuck. A verdict that is Failed already or takes a
+    step now is returned unchanged.
 
     An answer that is awaited from a Ready agent gets a little more time. Instead of failing, the verdict may be
     another run that a person asked for, or a rollback.
@@ -281,7 +282,8 @@ def _still_at_work(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 
 def _stop_proven(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict that goes on to the second step if the intermediate stop is proven, else None."""
+    """Return the verdict that goes on to the second step, or None if the present step does not lead to the
+    intermediate stop or that is not proven yet. It is proven once the current request to the agent says so."""
     proven = aimed.on_course and aimed.aim is aimed.assessed.stop and prepares_next_step(aimed.case)
     return aimed.run(step_proven=True) if proven else None
 
@@ -379,7 +381,7 @@ def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
 
 def _verify(case: FencedCase, aim: Target, assessed: Assessed) -> Verdict:
     """Return the next step of the proof: ask the agent to read the GPUs, wait for its answer, show what still differs
-    from `aim`, begin the second step, or release the node."""
+    from `aim` or that the node is not Ready, begin the second step, or release the node."""
     if (request := verify_request(case)) is not None:
         verdict = case.verdict(
             Phase.VERIFYING, Reason.OBSERVATION_PENDING, "asking the agent to read the GPUs again"

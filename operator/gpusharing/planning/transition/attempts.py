@@ -40,9 +40,10 @@ def owed_by(proof: Verified) -> str:
 
 
 def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = False) -> UpdateFence:
-    """Return the action that records in the fence that another run of the actuators is to begin. The run begins when
-    the node is proven idle again, for which this sets a new deadline. `failed`: the change has failed so far; the
-    failure is then kept as that of an earlier run. A rollback stays a rollback.
+    """Return the action that records in the fence that another run of the actuators towards the target of `assessed`
+    is to begin. The run begins when the node is proven idle again, for which this sets a new deadline. The retry
+    annotation counts as answered. `failed`: the change has failed so far; the failure is then kept as that of an
+    earlier run. A rollback stays a rollback.
 
     The record is written before the run, so that nothing is repeated after a crash in between, and a pod can block the
     run only for a limited time.
@@ -113,9 +114,9 @@ def retry_command(node: str, answered: str) -> str:
 
 
 def goes_back(case: FencedCase) -> bool:
-    """Whether the node is being rolled back to what was proven on it last. Another generation, a policy that was
-    created again, or a person's retry ends the rollback, because then the policy's target is wanted. A deletion or
-    a pause of the policy does not end it. False while no policy drives the node."""
+    """Whether the node is being rolled back to what was proven on it last. A policy that was created again or a
+    person's retry ends the rollback, because then the policy's target is wanted. So does another generation, unless
+    the policy is paused now or only its deletion changed the generation. False while no policy drives the node."""
     fence, assessment = case.fence, case.assessment
     if not fence.rolls_back or assessment is None or was_asked_again(case):
         return False
@@ -259,8 +260,8 @@ def adopted(case: NodeCase, assessed: Assessed) -> Verified:
 
 
 def _took(fence: Fence, now: datetime) -> int:
-    """Return how many seconds the change took, or 0 if that is unknown, because the change has no recorded start or
-    somebody repaired it after mig-manager had failed."""
+    """Return how many seconds the change took, at least 1. Return 0 if that is unknown, because the change has no
+    recorded start, or because it counted as failed before its deadline and somebody repaired it."""
     repaired = fence.failed is not None and fence.failed < fence.deadline
     return 0 if repaired or fence.began is None else max(1, round((now - fence.began).total_seconds()))
 

@@ -94,9 +94,9 @@ def _held_up(case: FencedCase, reason: Reason, message: str) -> Verdict:
 
 
 def _begin_jobs(case: FencedCase) -> Verdict | None:
-    """Return the verdict that sets the fence's deadline to the time when the last job must have ended, or None if
-    there are no jobs or the deadline is right already. Jobs get their time first; after that the drain gets all of
-    its own.
+    """Return the verdict that sets the fence's deadline to the time when the last job must have ended. None if there
+    are no jobs, the pods were not listed, or the deadline is right already. Jobs get their time first; after that
+    the drain gets all of its own.
 
     During the wait the deadline is only extended, and only to what the policy says now. An unlimited wait gets a limit
     if the policy is edited so.
@@ -303,8 +303,9 @@ def _jobs_late(case: FencedCase) -> str:
 
 
 def _late(case: FencedCase) -> str | Finding:
-    """Return why the change ends because its time is over, or an empty string if it goes on. What a LIST shows counts
-    more than the clock, so the change goes on until the pods were listed. It also goes on if the policy says Hold."""
+    """Return why the change ends because the time until `_limit` is over, or an empty string if it goes on. What a
+    LIST shows counts more than the clock: the change goes on until the pods were listed and, once the last job has
+    ended, until the drain has got its own time. It also goes on if the policy says Hold."""
     if holds(case) or _unlooked(case):
         return ""
     plan = case.drain
@@ -355,8 +356,9 @@ programs come before the deadline, so that an abort names its real cause."""
 
 
 def _limit(case: FencedCase) -> datetime:
-    """Return when the change ends by the clock: at the deadline, plus extra time for the proof if no pod is left, or
-    for the termination of pods if only terminating ones are left and the policy deletes by force."""
+    """Return when the change ends by the clock: at the deadline, plus extra time in two cases. There is time for the
+    proof if no pod is left or the change needs no cordon, and time for the termination of pods if only terminating
+    ones are left and the policy deletes by force."""
     gone = not case.fence.disruption.cordons
     if case.drain is not None:
         gone = case.drain.idle

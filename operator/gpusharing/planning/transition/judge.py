@@ -61,7 +61,8 @@ def differs_from_target(case: NodeCase) -> bool:
 
 def _fenced(case: FencedCase) -> Verdict:
     """Return the verdict for a node with our fence: the next step of its change, or its forced release. If we yielded
-    the node to somebody else, the verdict waits for them or releases the node."""
+    the node to somebody else, the verdict waits for them or releases the node. A failure after the point of no
+    return is recorded in the fence or, if another policy owns the node now, handed over to that policy."""
     # The change of a yielded node has ended, so there is nothing to release by force. Only its fence says that the
     # cordon is ours and may be lifted once nobody else works there.
     if case.fence.stage == "yielded":
@@ -88,7 +89,7 @@ def _fenced(case: FencedCase) -> Verdict:
 
 def _hand_over(case: FencedCase, verdict: Verdict, heir: PolicyView) -> Verdict:
     """Return the verdict of a Failed node that writes `heir`, its present owner, into the fence as the policy of the
-    change.
+    change. This is its only action.
 
     The node stays Failed and keeps its slot, and the fence keeps the version of the spec that failed.
     """
@@ -158,7 +159,8 @@ def _gated(case: NodeCase, gate: Finding) -> Verdict:
 
 def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
     """Return the verdict for a node that matches its target: it is proven, is adopted by writing our labels, or is
-    blocked because the match cannot be confirmed."""
+    blocked because the match cannot be confirmed. An unhealthy GPU leaves a proven node Synced, but keeps a node
+    behind the start-up taint from being adopted."""
     node, verified, target = case.node, case.node.verified, assessed.target
     proven = verified is not None and (verified.policy, verified.mig_config, verified.plugin_config) == (
         case.owner_name,

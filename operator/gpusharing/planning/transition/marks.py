@@ -27,8 +27,9 @@ def marks_for(node: NodeView, more: Iterable[str] = ()) -> tuple[Marks, Marks]:
 
 
 def routing_before(fence: Fence, node: NodeView) -> Marks:
-    """Return the routing label from before the change, to be restored by the release. Empty if there was none, if the
-    fence belongs to another Node, or if the node has passed the point of no return."""
+    """Return the routing label that the release sets, as recorded in the fence: that from before the change or, for a
+    yielded node that was proven, that of the proven layout. Empty if none is recorded, if the fence belongs to
+    another Node, or if the fence stage is `actuating`."""
     kept = fence.from_mode and fence.node_uid == node.uid and fence.stage != "actuating"
     return {names.LABEL_MODE: fence.from_mode} if kept else {}
 

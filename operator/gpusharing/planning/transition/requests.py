@@ -97,8 +97,9 @@ def answers_quiet(case: NodeCase) -> bool:
 
 
 def last_busy(case: FencedCase) -> str:
-    """Return why the GPUs were not idle when the agent last closed NVML for this change, or an empty string if they
-    were or it has not closed NVML yet. Processes of the MPS daemon do not count."""
+    """Return why the GPUs were not proven idle when the agent last closed NVML for this change: the agent could not
+    read them, one does not respond, or a process used one. An empty string if they were idle or the agent has not
+    closed NVML yet. Processes of the MPS daemon do not count."""
     observed = case.gpunode.observed if case.gpunode else None
     if observed is None or not observed.quiet or not observed.request_id.startswith(_quiet_prefix(case)):
         return ""

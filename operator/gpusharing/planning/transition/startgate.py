@@ -61,8 +61,9 @@ def _find_finder(case: NodeCase) -> Untolerated | None:
 
 
 def find_unseen(case: NodeCase) -> str:
-    """Return a clause on why a GPU of a node behind the taint may not have been found. Empty if one was found, if the
-    node does not have the taint, or if Node Feature Discovery may run there."""
+    """Return a clause on why a GPU of a node behind the taint may not have been found: Node Feature Discovery does not
+    tolerate the taint, or it is not where the operator can check that. Empty if a GPU was found, if the node does
+    not have the taint, or if Node Feature Discovery tolerates it."""
     if case.node.gate is None or has_gpu(case.node):
         return ""
     if (missing := _find_finder(case)) is not None:

@@ -185,8 +185,8 @@ class NodeCase(ActuatorCase):
         return ending_gangs(self.work, self.scope) if self.work is not None and self.work.gangs else ()
 
     def needs(self, phase: Phase) -> tuple[tuple[str, int], ...]:
-        """Return how many pods the drain of the node still has to evict under each PodDisruptionBudget. Always empty
-        here, because a node without a fence is not drained; see FencedCase."""
+        """Return an empty tuple, because a node without a fence is not drained. FencedCase returns how many pods the
+        drain of the node still has to evict under each PodDisruptionBudget."""
         del phase
         return ()
 
