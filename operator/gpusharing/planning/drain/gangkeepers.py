@@ -82,9 +82,9 @@ class GangWait:
 
 
 def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gang, GangWait]:
-    """Return, by gang, the wait for the member that is given the longest time to end by itself. It is `spared` if any
-    member is waited for by another policy, that of its own node, which says Abort at the end of the wait. A gang
-    without a member that is waited for is left out.
+    """Return, by gang, the wait for the member that is given the longest time to end by itself. It is `spared` if a
+    member's own node follows another policy that has the member waited for and says Abort in
+    spec.drain.jobs.onTimeout. A gang without a member that is waited for is left out.
 
     Members on all nodes count, with or without a GPU. Those on this node are read from the node's own LIST, which is
     newer.

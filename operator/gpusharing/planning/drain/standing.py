@@ -132,7 +132,8 @@ def find_standings(
     is set.
 
     `cordoned` says whether the drain has begun. Before that no eviction is sent, so an old answer to one would never
-    be replaced and would block the node forever; it is therefore ignored once its wait is over.
+    be replaced and would block the node forever; it is therefore ignored once its wait is over. Gangs that must not be
+    interrupted are looked for only during the drain; before it, `with_gangs` finds them.
     """
     if work.error:
         return Standings(work.listed_at, error=work.error)

@@ -33,8 +33,8 @@ from gpusharing.planning.wanted.revision import find_revision, is_of
 def find_canary(pooled: Pooled) -> int | Finding | None:
     """Return how many more nodes may start as canaries, or the Finding that says why no further node may start. None
     if the canary keeps no node from starting: the policy has no canary, the pool is empty or has just as many nodes
-    as the canary, or the canaries have served for long enough. If the pool has fewer nodes than the canary, one
-    node counts as the canary, but none may begin as such."""
+    as the canary, or the canaries have served for long enough. If the canary `outnumbers` the pool, the first node
+    that has begun counts as the canary, and no node may begin as such."""
     canary, policy, members = pooled.spec.rollout.canary, pooled.policy, pooled.members
     if canary is None or not members or canary.nodes == len(members):
         return None

@@ -45,9 +45,9 @@ def calls_fail(verdict: Verdict) -> bool:
 
 def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | None = None) -> Verdict:
     """Return the verdict of a node whose calls fail. While its calls are suspended, it is no candidate and wakes when
-    they may be sent again. If the failure lasts, the verdict also gets its reason, message and blocker. It is then
-    Pending if the node was about to start, and Failed if a step past the point of no return missed its deadline.
-    Its actions stay; they wait for `next_try`.
+    they may be sent again. If the failure lasts, the verdict also gets its reason, message and blocker; the reason
+    CordonKept stays, and a release loses its deadline. The node is then Pending if it was about to start, and
+    Failed if a step past the point of no return missed its deadline. Its actions stay; they wait for `next_try`.
 
     The verdict is returned unchanged if it names a failed call already. So is one without actions, unless its node is
     a candidate whose calls are suspended, or is in flight and failed recently. `fence`: that of the node, needed only
@@ -173,8 +173,9 @@ class Failing:
         return {**members, **late} if late else members
 
     def keep_back(self, verdicts: Mapping[str, Verdict], why: str) -> dict[str, Verdict]:
-        """Return the verdicts, with each start replaced by a wait. `why` says what keeps the nodes from starting and
-        begins the message."""
+        """Return the verdicts, with each start replaced by a wait of at most LONGEST_WAIT seconds. `why` says what
+        keeps the nodes from starting and begins the message. If the calls that read the policies have failed for
+        long, the waiting nodes also get the reason CallFailed and a blocker that says so."""
         failure = self.failures.get(POLICIES)
         changed = {}
         for node, verdict in verdicts.items():

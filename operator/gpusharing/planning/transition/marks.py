@@ -16,8 +16,8 @@ Marks = dict[str, str | None]
 
 
 def marks_for(node: NodeView, more: Iterable[str] = ()) -> tuple[Marks, Marks]:
-    """Return the labels and the annotations that the fence sets: those that the node does not have already. `more` has
-    further labels of this cluster, as `key=value`; for a key that we set ourselves, our value is used."""
+    """Return the labels and the annotations that the fence sets: those whose keys the node does not have yet. `more`
+    has further labels of this cluster, as `key=value`; for a key that we set ourselves, our value is used."""
     known = {
         key: value for key, _, value in (entry.partition("=") for entry in more)
     } | names.NEIGHBOUR_LABELS
