@@ -190,9 +190,9 @@ def _remember(
     previews: Previews,
     now: datetime,
 ) -> PassMemory:
-    """Return what the next pass needs to know of this one: the nodes whose pods are to be listed, those whose proof of
-    idleness lacks only the second LIST, since when each node that differs from its target has been seen to differ,
-    the looks, the previews, and the passes without progress."""
+    """Return what the next pass needs to know of this one. That is the nodes whose pods are to be listed, and those
+    whose proof of idleness lacks only the second LIST. It is also the time since which each node has been seen to
+    differ from its target, the looks, the previews, and the passes without progress."""
     proving = [verdict for verdict in verdicts.values() if verdict.phase is Phase.VERIFYING_IDLE]
     since = snapshot.memory.drifting_since
     return PassMemory(
@@ -290,8 +290,8 @@ def follow(
     failed: dict[str, Exception],
     unread: Mapping[str, Exception],
 ) -> dict[str, Terms | None]:
-    """Return the terms that each node is compared with: those of the policy that its fence names if that policy has
-    terms, else those of its owner, or None if neither has terms.
+    """Return the terms that each node is compared with, by node. They are those of the policy that its fence names or,
+    without such terms, those of its owner. None if neither has terms.
 
     Nodes in `failed` are left out. So are nodes whose owner, or whose fence's policy, is in `unread`; their errors are
     added to `failed`.
@@ -414,9 +414,9 @@ def _configure(
     *,
     nodes: Mapping[str, NodeView],
 ) -> tuple[WriteConfig | None, bool]:
-    """Plan the ConfigMaps for the policies whose wishes could be read, in the order of `policies`. Return the action
-    that writes them, or None if they are up to date, and whether they hold entries that are kept only because Nodes
-    name them."""
+    """Plan the ConfigMaps for the policies whose wishes could be read, in the order of `policies`. Return two things:
+    the action that writes them, or None if they are up to date, and whether they hold entries that are kept only
+    because Nodes name them."""
     readable = [found for one in policies if isinstance(found := wishes.get(one.name), Wish)]
     return plan_config(readable, nodes.values(), models, plugins, stack)
 

@@ -96,9 +96,9 @@ def waits_for_forced(pods: Standings, end: datetime | None) -> bool:
 
 
 def explain_force(pods: Standings, forced: list[Standing]) -> Iterator[Blocker]:
-    """Yield a blocker for each pod that is deleted by force, in this pass (`forced`) or in an earlier one, and for
-    each pod whose eviction a budget refuses and that cannot be deleted because its grace period is too long. Left
-    out are pods whose last deletion failed and pods that the drain waits for."""
+    """Yield a blocker for each pod that is deleted by force, in this pass (`forced`) or in an earlier one; pods whose
+    last deletion failed are left out. Then yield one for each pod whose eviction a budget refuses and whose grace
+    period is too long for a deletion by force; pods that the drain waits for are left out."""
     deleted = (standing for standing in pods.leaving if standing.answer is Reason.FORCE_DELETE)
     for standing in (*forced, *deleted):
         # A failed deletion is reported as failed until one is accepted.

@@ -259,9 +259,9 @@ def _by_budget(remaining: Iterable[Standing]) -> Iterable[tuple[PdbView, list[St
 
 
 def _refused(remaining: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
-    """Yield the server's last answer about each pod, verbatim. Left out are answers that are reported once for all
-    pods, that are reported with a budget, that say that the pod is gone, or that may change as soon as the budget's
-    controller has caught up (E6)."""
+    """Yield the server's last answer about each pod, verbatim. Some answers are left out: those that are reported once
+    for all pods or with a budget, and those saying that the pod is gone. An answer because the budget's controller
+    was behind is left out for the first QUIET_WAIT seconds (E6)."""
     for standing in remaining:
         if standing.memory is None or standing.answer is None or standing.conflicts:
             continue

@@ -190,8 +190,8 @@ def stuck_from(pod: PodView) -> datetime | None:
 
 
 def force_within(options: Drain, scope: Scope) -> timedelta | None:
-    """Return the length of the drain if pods may be deleted by force at its end (T4), or None if they may not, because
-    the policy does not ask for it or the operator lacks the right."""
+    """Return the length of the drain if pods may be deleted by force at its end (T4). None if the policy does not ask
+    for that or the operator lacks the right."""
     return parse_duration(options.timeout) if asks_for_force(options) and scope.forces else None
 
 

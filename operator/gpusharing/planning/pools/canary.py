@@ -118,8 +118,8 @@ def _broken(
     """Return the Finding about the first canary by name that no longer serves what was proven on it. `end` is when the
     soak ends, or None if not all canaries are proven.
 
-    None if all canaries serve it, if another node has started since `end`, or if the policy resets its nodes, because
-    nobody can correct such a policy any more.
+    None if all canaries serve it, or if another node has started since `end`. None also if the policy resets its
+    nodes, because nobody can correct such a policy any more.
     """
     if pooled.policy.resetting:
         return None

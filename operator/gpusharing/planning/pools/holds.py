@@ -65,8 +65,8 @@ def has_failed(member: Member, policy: PolicyView) -> bool:
 
 
 def _outnumbered(pooled: Pooled) -> str | Finding:
-    """Return the Finding that the canary is larger than the pool. An empty string if it is not, or if the change of a
-    remaining node was begun or proven already, because that node then stands in for the canary."""
+    """Return the Finding that the canary is larger than the pool. An empty string if it is not, or if a remaining node
+    has begun or proven the change and so stands in for the canary."""
     return _by_canary(pooled, Reason.CANARY_TOO_LARGE) if outnumbers(pooled) else ""
 
 

@@ -353,8 +353,8 @@ def _find_full(pool: Pool, cap: int, ledger: Ledger) -> Finding:
 def _in_order(pool: Pool, queue: Queue, ledger: Ledger, left: Room, chosen: Selection) -> list[Candidate]:
     """Return the candidates that may start or have their pods listed, in the order in which they start.
 
-    Two kinds are left out and put into `chosen`: candidates whose pods are unknown and not to be listed yet, which
-    wait there, and those that raise an error, which get a verdict that says so.
+    The others are put into `chosen`. Candidates whose pods are unknown and are not to be listed yet wait there, and
+    those that raise an error get a verdict that says so.
     """
     policy, cases = pool.policy, {case.node.name: case for case in pool.candidates}
     following = find_following(policy, pool.members, (case.node for case in pool.candidates))

@@ -163,8 +163,9 @@ def _names(candidates: Iterable[Candidate]) -> frozenset[str]:
 
 def _listed_first(candidate: Candidate) -> tuple[bool, ...]:
     """Return the sort key of a candidate within its wave: the first three parts of its `order`, then whether its pods
-    were not listed. Otherwise, because only a LIST shows the real cost of a gang, each pass of a wave that cannot
-    start as a whole would ask for the pods of yet another node, and none would ever start."""
+    were not listed. Only a LIST shows the real cost of a gang. If nodes with listed pods did not come first, each
+    pass of a wave that cannot start as a whole would ask for the pods of yet another node, and none would ever
+    start."""
     return (*candidate.order[:3], candidate.pods is None)
 
 

@@ -262,8 +262,8 @@ def _aims_at(case: FencedCase, target: Target) -> bool:
 
 
 def _old_pod(aimed: _Aimed, reason: Reason) -> Verdict | None:
-    """Return the verdict that deletes the next pod that this run has to replace, or that first makes the node idle for
-    that (`restart_pod`). None if there is no such pod."""
+    """Return the verdict of `restart_pod` for the next pod that this run has to replace: it deletes the pod, or first
+    makes the node idle. None if there is no such pod."""
     old = aimed.case.actuator.find_old(aimed.case, aimed.case.fence)
     return None if old is None else restart_pod(aimed.case, *old)
 

@@ -260,8 +260,8 @@ def adopted(case: NodeCase, assessed: Assessed) -> Verified:
 
 
 def _took(fence: Fence, now: datetime) -> int:
-    """Return how many seconds the change took, at least 1. Return 0 if that is unknown, because the change has no
-    recorded start, or because it counted as failed before its deadline and somebody repaired it."""
+    """Return how many seconds the change took, at least 1. Return 0 if the change has no recorded start, or if it
+    counted as failed before its deadline: then somebody repaired it, and the time says nothing."""
     repaired = fence.failed is not None and fence.failed < fence.deadline
     return 0 if repaired or fence.began is None else max(1, round((now - fence.began).total_seconds()))
 

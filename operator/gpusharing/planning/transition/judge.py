@@ -42,8 +42,8 @@ def differs_from_target(case: NodeCase) -> bool:
     """Whether the node was seen to differ from its target, which counts as drift if it lasts. A node that was rolled
     back is compared with what it was rolled back to.
 
-    False while NVML must stay closed, because nobody reads the GPUs then, while a reading is only pending, and while
-    mig-manager repairs the node after a reboot.
+    False while a reading is only pending. False also while NVML must stay closed, as when mig-manager repairs the node
+    after a reboot, because nobody reads the GPUs then.
     """
     assessment, difference = case.assessment, None
     if isinstance(assessment, Assessed):

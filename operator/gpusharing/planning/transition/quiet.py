@@ -54,9 +54,9 @@ def _driver(node: NodeView) -> Finding | None:
 
 
 def _actuator(case: NodeCase) -> Finding | None:
-    """Return the Finding that the actuator is working without a change by us. None if it is not, or if it has been at
-    work for `settings.wedge_pending` seconds, because only a reading shows whether a program that never ends has
-    done its work (a.7)."""
+    """Return the Finding that the actuator is working without a change by us, or None if it is not. None also once it
+    has been at work for `settings.wedge_pending` seconds: only a reading shows whether a program that never ends
+    has done its work (a.7)."""
     work = case.actuator.find_work(case.node)
     until = (case.at_work_since or case.now) + timedelta(seconds=case.settings.wedge_pending)
     if not work or case.now >= until:

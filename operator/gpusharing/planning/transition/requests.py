@@ -38,10 +38,10 @@ def ask(case: NodeCase, request: str, *, quiet: bool) -> EnsureGPUNode:
 
 
 def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
-    """Return the verdict with the write that creates the node's GPUNode, or that closes or opens NVML on a node that
-    we do not change, if one is needed. The verdict also wakes when NVML no longer has to stay closed. No write is
-    added to a verdict that has such a write already, for a Node that is being deleted, or for a node without a GPU
-    and without a GPUNode."""
+    """Return the verdict with a write to the node's GPUNode, if one is needed: it creates the GPUNode or, on a node
+    that we do not change, closes or opens NVML. The verdict also wakes when NVML no longer has to stay closed. No
+    write is added to a verdict that has such a write already, for a Node that is being deleted, or for a node
+    without a GPU and without a GPUNode."""
     gpunode, node = case.gpunode, case.node
     quiet = None if verdict.candidate else find_quiet(case)  # the gates of a candidate have checked this
     free = node.fence is None or node.fence.stage == "yielded"
