@@ -54,7 +54,7 @@ class Ledger:
         cases: Sequence[tuple[NodeCase, PolicyView]],
     ) -> "Ledger":
         """Return what is known before any node starts. `cases` has the candidates that were looked at before and may
-        start now, each with its policy."""
+        start now, each with its policy. Nodes in flight are not counted yet; `add_in_flight` adds each of them."""
         poll = snapshot.settings.poll
         last = [
             (case.node.name, look)

@@ -126,8 +126,9 @@ class Pool:
         return len(self.names) - self.outside
 
     def count(self, member: Member, *, claimed: bool = False) -> None:
-        """Add a node of the policy to the pool and its budget. `claimed`: it holds a slot and is about to become
-        unavailable."""
+        """Add a node of the policy to the pool. It becomes a member if it concerns the policy, and the budget covers
+        it unless it is a newcomer. A covered node that is away or `claimed` takes a slot, and is counted as moving
+        or added to `keepers` accordingly. `claimed`: it holds a slot and is about to become unavailable."""
         verdict = member.verdict
         self.names.append(verdict.node)
         if not member.outside:

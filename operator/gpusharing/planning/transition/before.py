@@ -48,8 +48,8 @@ def before_pnr(case: FencedCase) -> Verdict:
 
 
 def _next_step(case: FencedCase) -> Verdict:
-    """Return the next step: give the change up, end the wait for jobs, wait for what holds the change up, or continue
-    towards an idle node."""
+    """Return the next step: give the change up, end the wait for jobs, wait for what holds the change up or for the
+    cordon to settle, begin the wait for jobs, or continue towards an idle node."""
     if (ending := find_ending(case)) is not None:
         return ending
     if (ended := _end_jobs(case)) is not None:

@@ -51,7 +51,8 @@ class Cases:
         self.operands = tuple(snapshot.operands.get(program, {}) for program in Program)
 
     def find(self, name: str, now: datetime) -> tuple[NodeCase, Terms | None]:
-        """Return the arguments of `judge_case` for one node in `followed`: its case and its terms."""
+        """Return the arguments of `judge_case` for one node in `followed`: its case and its terms. Raises KeyError for
+        any other node."""
         owner = self.owned[name]
         case = NodeCase(
             node=self.nodes[name],

@@ -105,7 +105,8 @@ def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | s
 
 
 def _assess_back(case: FencedCase, assessment: Assessed) -> Assessed | str:
-    """Return the node compared with what was proven on it last, or a clause on why that can no longer be reached."""
+    """Return the node compared with what was proven on it last, without any drift. If that can no longer be reached,
+    return a clause on why."""
     node, observed, stack = case.node, assessment.observed, case.stack
     target = case.actuator.find_last_proven(node, observed, stack)
     if isinstance(target, str):
