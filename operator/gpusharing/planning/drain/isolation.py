@@ -33,7 +33,8 @@ def with_guard(pod: PodView) -> PodView:
 
 
 def describe_guard(namespace: str, namespace_labels: Mapping[str, str]) -> str:
-    """Return a clause about the isolation label of the namespace; empty if it has none."""
+    """Return a clause that names the isolation label of the namespace and the modes that it admits, or says that its
+    value admits none. Empty if the namespace has no such label."""
     admitted = find_admitted(namespace_labels)
     if admitted is None:
         return ""
