@@ -71,8 +71,8 @@ async def play(
     kubeconfig: Path | None, settings: SimSettings, account: str = "", *, with_parent: bool = False
 ) -> None:
     """Install the DaemonSets, then simulate the node software until SIGTERM or SIGINT arrives or, with `with_parent`,
-    standard input ends. Each of these raises CancelledError. A KubeError of the installation passes through, and an
-    error of the simulation comes in an ExceptionGroup.
+    standard input ends. Each of these raises CancelledError. A KubeconfigError and a KubeError of the installation
+    pass through, and an error of the simulation comes in an ExceptionGroup.
 
     Without `kubeconfig` the default kubeconfig is used. With `account` (`namespace/name`) the agents call the API with
     the rights of that service account, otherwise with those of the kubeconfig.
@@ -104,8 +104,8 @@ async def play(
 
 
 def end_with_input(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
-    """Cancel `task` when standard input ends, and return at once. A parent that is killed cannot stop its children,
-    but the kernel closes its pipes."""
+    """Cancel `task` when standard input ends or anything arrives on it, and return at once. A parent that is killed
+    cannot stop its children, but the kernel closes its pipes."""
 
     def ended() -> None:
         """Stop watching standard input, and cancel the task."""

@@ -70,8 +70,8 @@ class Lapse:
         return clock
 
     def leave(self, node: str) -> None:
-        """Stop waiting for the agent of `node`, which has ended. If the clock was waiting for this agent only, it
-        advances."""
+        """Stop waiting for the agent of `node`, which has ended. If the clock was waiting for this agent only and
+        others remain, it advances."""
         with self._lock:
             self._missing.pop(node, None)
             self._step()
@@ -183,8 +183,9 @@ def _handler(
 
         def do_GET(self) -> None:
             """Answer for /lapse, /NODE/metrics, /NODE/seen, /NODE/lost or /NODE/found, and with 404 for any other path
-            or for a node without an agent. /lost and /found are accepted for any node, and /lapse is empty while no
-            agent runs by the clock."""
+            or for a node without an agent. After /NODE/lost, the node's metrics get 503 until /NODE/found; both are
+            accepted for any node. /NODE/seen gets 404 for an agent that does not run by the clock, and /lapse is
+            empty while none does."""
             node, _, rest = self.path.lstrip("/").partition("/")
             registry, lapse = registries.get(node), lapses.get(node)
             if node == "lapse":

@@ -163,7 +163,8 @@ def mps_pods(cluster: SimCluster) -> DaemonPods:
 
 
 def played_daemon_sets(settings: SimSettings) -> tuple[tuple[str, str], ...]:
-    """Return (name, namespace) of each DaemonSet whose pods the `players` create. The caller must create the
+    """Return (name, namespace) of each DaemonSet whose pods the `players` may create: those of mig-manager and of the
+    MPS daemon, on whatever stack, and the agent's if the settings turn agents on. The caller must create the
     DaemonSets, otherwise their pods would be orphans."""
     operator = settings.gpu_operator_namespace
     sets = ((MIG_MANAGER_SET, operator), (MPS_DAEMON, operator))

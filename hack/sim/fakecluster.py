@@ -49,7 +49,7 @@ class FakeCluster:
     ) -> None:
         """Create an empty cluster. A deleted pod vanishes after a grace period of `grace` seconds, which `later` (such
         as `loop.call_later`) times; without `later` it lasts until `finish_terminations()`. `on_write` is called
-        before and after each write of a client."""
+        before each write of a client, and after it if it succeeded."""
         self.store = Store(now)
         self.lists = Lists(loop_time)
         self.pods = Pods(self.store, grace, later)

@@ -41,10 +41,11 @@ class Lists:
 
     def page(self, objects: Iterable[JSON], version: int, limit: int, after: str) -> JSON:
         """Return the API server's answer for one page: at most `limit` objects (0 for all) and the token of the next
-        page. `after` is the token of this page, or an empty string for the first.
+        page, which is empty if there is none. `after` is the token of this page, or an empty string for the first.
 
         `objects` and `version` are the list as it is now, sorted by namespace and name. They are used for a first
-        page, and for the rest of a list whose token has expired. Raises Expired for an expired token.
+        page, and for the rest of a list whose token has expired. Raises Expired for an expired token; if `gives_rest`,
+        the error has a new token for the rest.
         """
         now = self._clock()
         self._moments = {

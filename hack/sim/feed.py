@@ -23,9 +23,10 @@ async def follow(
     log: Callable[[str], None],
     synced: asyncio.Event | None = None,
 ) -> None:
-    """Call the handler with every existing object, then with every change, until canceled. Errors are retried with
-    back-off, and an error that repeats is logged once. A kind that the server does not serve counts as empty.
-    `synced` is set after the first complete list, or once the server answers that it does not serve the kind."""
+    """Call the handler with every existing object, then with every change, until canceled. KubeErrors are retried with
+    back-off, or at once if it is Expired, and an error that repeats is logged once. Errors of the handler pass
+    through. A kind that the server does not serve counts as empty. `synced` is set after the first complete list,
+    or once the server answers that it does not serve the kind."""
     known: dict[tuple[str, str], JSON] = {}
     synced = synced or asyncio.Event()
     wait, logged = FIRST_RETRY, ""

@@ -75,8 +75,9 @@ def labels(reading: Reading, config: SimPluginConfig, started: int, turn: int = 
 
 
 def _shown(reading: Reading, turn: int) -> Model:
-    """Return the model whose labels overwrite those of the other models in this turn: one with a whole GPU, if any.
-    Raises PluginError if no GPU answers."""
+    """Return the model whose labels overwrite those of the other models in this turn. The turns go round the models of
+    the GPUs that answer, and if some of these GPUs are whole, only their models. Raises PluginError if no GPU
+    answers."""
     answering = [gpu for gpu in reading.gpus if gpu.access == "Ok"]
     if not answering:
         raise PluginError("no GPU answers")
@@ -138,7 +139,8 @@ def _whole(gpus: tuple[GPU, ...], model: Model, config: SimPluginConfig) -> dict
 
 def _single(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str, str]:
     """Return the labels for MIG strategy single: the labels of the instances if all GPUs have the same profile, those
-    of whole GPUs if MIG is off everywhere, and otherwise those of a MIG-INVALID product with 0 GPUs."""
+    of whole GPUs if MIG is off everywhere, and otherwise those of a MIG-INVALID product with 0 GPUs. If MIG is on
+    at any GPU, the first such GPU's model replaces `model`."""
     gpus = reading.gpus
     divided = next((gpu.product for gpu in gpus if gpu.mig_mode == "Enabled"), None)
     if divided is not None:

@@ -172,8 +172,8 @@ class SimulatedGPUs:
         return self._read(ALL_RIGHTS)
 
     def _read(self, container: Container) -> Reading:
-        """Return a reading with the rights of `container`, and count as an open NVML client until it is complete.
-        Blocks while NVML hangs, and raises the error set by `fail`."""
+        """Return a reading with the rights of `container`. It counts in `readings` as soon as it begins, and as an
+        open NVML client until it is complete. Blocks while NVML hangs, and raises the error set by `fail`."""
         with self.client():
             self.readings += 1
             self._hang.wait()
@@ -239,9 +239,9 @@ class SimulatedGPUs:
     def set_mig_mode(self, index: int, on: bool) -> Literal["Applied", "Pending"]:
         """Switch the MIG mode of a GPU (nvmlDeviceSetMigMode), and return whether the mode is applied or pending.
 
-        Hopper and newer cards raise InUse while any client or process exists. Ampere stores the mode as pending, and
-        applies it by a reset if nothing is in use. Both raise InUse if MIG is switched off while instances exist. A
-        card without MIG raises NotSupported.
+        Hopper and newer cards apply a changed mode at once, or raise InUse if any client or process exists. Ampere
+        stores the mode as pending, and applies it by a reset if nothing is in use and the node is no virtual machine.
+        Both raise InUse if MIG is switched off while instances exist. A card without MIG raises NotSupported.
         """
         with self._lock:
             gpu = self._mig_gpu(index)
@@ -256,8 +256,9 @@ class SimulatedGPUs:
             return "Applied"
 
     def reset(self, *indexes: int) -> None:
-        """Reset these GPUs, or all if no index is given (`nvidia-smi -r`): pending modes take effect, and instances
-        are destroyed. Raises InUse or, in a virtual machine, NotSupported; then no GPU is reset."""
+        """Reset these GPUs, or all if no index is given (`nvidia-smi -r`): pending modes take effect, instances are
+        destroyed, and the recovery action is cleared. Raises InUse or, in a virtual machine, NotSupported; then no
+        GPU is reset."""
         with self._lock:
             gpus = [self._gpus[index] for index in indexes] or self._gpus
             for gpu in gpus:
@@ -266,8 +267,8 @@ class SimulatedGPUs:
                 _reset(gpu)
 
     def reboot(self) -> None:
-        """Reboot the node: processes and instances are gone, lost GPUs answer again, and MIG is off on cards that do
-        not store the mode."""
+        """Reboot the node: processes and instances are gone, compute modes are Default, and lost GPUs answer again.
+        Cards that store the MIG mode get the pending one, and MIG is off on all others."""
         with self._lock:
             for gpu in self._gpus:
                 gpu.processes.clear()

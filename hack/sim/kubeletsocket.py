@@ -152,7 +152,8 @@ class _Session:
 
     def take(self, event: Event) -> str:
         """Handle an event of the connection. Returns the path of the request that the event begins, or an empty string
-        for any other event."""
+        for any other event. The end of a request begins its answer, whose body `send` sends; KeyError is raised if
+        the path has none."""
         if isinstance(event, RequestReceived):
             self.headers = {str(name): str(value) for name, value in event.headers}
             self._paths[event.stream_id] = self.headers[":path"]
@@ -188,8 +189,8 @@ class _Session:
 
 
 def shuffled(parts: Sequence[bytes]) -> Callable[[], bytes]:
-    """Return a function that frames these parts as one gRPC message. Each call puts the parts in another random
-    order."""
+    """Return a function that frames these parts as one gRPC message. Each call puts the parts in another order, which
+    is random but the same in every run."""
     order = random.Random("SIMULATED kubelet")
     return lambda: framed(b"".join(order.sample(parts, len(parts))))
 

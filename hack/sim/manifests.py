@@ -61,8 +61,8 @@ def mps_daemon_set(settings: SimSettings, cluster_policy: JSON) -> JSON:
 
 
 async def install(client: KubeClient, settings: SimSettings) -> list[str]:
-    """Create the DaemonSets that are missing, and return the created ones as namespace/name. KubeErrors other than
-    AlreadyExists pass through.
+    """Create the DaemonSets that are missing, and return the created ones as namespace/name. KubeErrors pass through,
+    except AlreadyExists and the NotFound of ClusterPolicies that are not served.
 
     The agent's DaemonSet is usually created by our chart: a substitute is created only if `settings.agents` is set and
     there is none. Without a ClusterPolicy, the MPS DaemonSet has no owner, which the garbage collector would miss, and

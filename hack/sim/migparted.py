@@ -60,8 +60,9 @@ class Entry:
 
 @lru_cache(maxsize=64)
 def parse(text: str) -> Mapping[str, tuple[Entry, ...]]:
-    """Return the items of every configuration in the YAML file, by name; empty for an empty file. Raises ConfigError:
-    one mistake makes the whole file invalid, as in mig-parted's api/spec/v1/spec.go."""
+    """Return the items of every configuration in the YAML file, by name; empty for an empty file, or for one without
+    mig-configs. Raises ConfigError: one mistake makes the whole file invalid, as in mig-parted's
+    api/spec/v1/spec.go."""
     try:
         document = to_json(text)
     except GoError as error:
@@ -260,8 +261,8 @@ def apply_mode(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPU
     """Set the MIG modes (`apply --mode-only`). Does nothing if all are right. Otherwise destroys the instances of
     every selected GPU, sets all modes, and resets all GPUs if a mode is pending.
 
-    Raises ApplyError if something is in use; modes that are pending then stay pending. Raises ConfigError as `targets`
-    does.
+    Raises ApplyError if something is in use, or if a virtual machine would have to reset a GPU; modes that are pending
+    then stay pending. Raises ConfigError as `targets` does.
     """
     wanted = [(gpu, t) for gpu, t in targets(items, gpus) if gpu.mig_mode != "NotSupported"]
     if all(

@@ -137,7 +137,8 @@ def _keeps_open(stack: DraStack) -> Lack | None:
 
 
 def _upgrade(stack: DraStack, driver: DraDriverView, values: str) -> str:
-    """Return the command that sets values of the DRA driver's chart."""
+    """Return the command that sets `values`, which are pairs NAME=VALUE separated by commas, of the DRA driver's
+    chart."""
     release = driver.release or "RELEASE"
     return f"helm upgrade {release} CHART -n {stack.namespace} --reset-then-reuse-values --set {values}"
 
@@ -166,7 +167,8 @@ def _served_twice(stack: DraStack) -> Lack | None:
 
 
 def _no_mig_manager(stack: DraStack) -> Lack | None:
-    """Return that nothing divides the GPUs, or None if mig-manager runs."""
+    """Return that nothing divides the GPUs, or None if mig-manager runs. Where a ClusterPolicy is in charge of
+    mig-manager, only its switch counts."""
     if (policy := stack.partitioner) is not None:
         if not policy.is_off(MIG_MANAGER_SWITCH):
             return None
@@ -181,8 +183,8 @@ def _no_mig_manager(stack: DraStack) -> Lack | None:
 
 
 def _old_mig_manager(stack: DraStack) -> Lack | None:
-    """Return that mig-manager is older than v0.15, or None if it is not. A version that cannot be parsed counts as new
-    enough."""
+    """Return that mig-manager is older than v0.15, or None if it is not. A version that is empty or cannot be parsed
+    counts as new enough."""
     policy, dra = stack.partitioner, stack.dra
     version = policy.mig_manager_version if policy is not None else dra.mig_manager_version
     if pauses_clients(version):

@@ -59,8 +59,8 @@ from gpusharing.planning.vocabulary.values import value
 
 
 def start(view: InstallationView) -> str:
-    """Return the command that makes the operator run and write its ConfigMaps, or one that shows why it does not. If
-    the chart is not installed, return the command that installs it with values that suit this cluster."""
+    """Return the command that installs the chart with values that suit this cluster. If it is installed, return one
+    that scales the operator up from 0 replicas, shows its pods if none is Ready, or restarts it."""
     place, stack = view.place, view.followed_policy
     if not view.installed:
         maps = {"Plugin": stack.plugin_config_name, "Mig": stack.mig_config_name} if stack is not None else {}
@@ -84,8 +84,8 @@ def _is_admins(view: InstallationView, name: str) -> bool:
 
 
 def point(view: InstallationView, stack: ClusterPolicyView, pointer: Pointer, last: str) -> str:
-    """Return the next command on the way to a `pointer` that names our ConfigMap: one that starts the operator, moves
-    our ConfigMaps or merges entries, if that has to come first, else `last`, which sets the pointer in `stack`."""
+    """Return the next command towards a `pointer` that names our ConfigMap: that of `start` if ours is missing or
+    empty or the chart is not installed, else that of `move` or `_merge`, else `last`, which sets the pointer."""
     config_map = view.config_maps.get(pointer.ours)
     if not view.installed or config_map is None or not config_map.keys:
         return start(view)
@@ -100,8 +100,8 @@ def move(view: InstallationView, stack: ClusterPolicyView) -> str:
 
 
 def _merge(view: InstallationView, pointer: Pointer) -> str:
-    """Return the command that merges the entries of the admin's ConfigMap into ours. If no ConfigMap has the entries
-    that Nodes name, return one that shows these Nodes. Empty if nothing has to be merged."""
+    """Return the command that merges the entries of the ConfigMap that the pointer names into ours, or one that shows
+    the Nodes which name entries if it lacks these as well. Empty if nothing has to be merged."""
     if pointer.field == MIG_POINTER:
         unmerged = pointer.now != view.place.admin_mig_config_map and _is_admins(view, pointer.now)
         return upgrade(view, f"gpuOperator.adminMigConfigMap={pointer.now}") if unmerged else ""
@@ -162,11 +162,11 @@ def _failing_agents(agents: AgentsState, nodes: Sequence[NodeView], view: Instal
 
 
 def _blind_agents(troubled: Mapping[str, str], nodes: Sequence[NodeView], view: InstallationView) -> Symptom:
-    """Return the error that agents cannot read the GPUs. If ClusterPolicy keeps the GPU Operator from installing a
-    program that the first host by name lacks, the error says so, and its command has the program installed. The
-    command only shows the first GPUNode in all other cases, or if any host brings its own driver.
+    """Return the error that agents cannot read the GPUs. If the first host by name lacks a program that ClusterPolicy
+    keeps the GPU Operator from installing, the error says so, and its command has the program installed. The
+    command only shows the first GPUNode in all other cases, or if any of `nodes` has a driver already.
 
-    `troubled` maps the names of these nodes to what their agents report. `nodes` are all nodes with agents.
+    `troubled` maps the names of the nodes concerned to what their agents report. `nodes` are all nodes with agents.
     """
     first = min(troubled)
     message = f"the agent cannot read the GPUs on {some(sorted(troubled))}; {first}: {troubled[first]}"
@@ -320,8 +320,8 @@ _INSTALL_GPU_OPERATOR = "helm install gpu-operator nvidia/gpu-operator -n gpu-op
 
 
 def _stack(view: InstallationView) -> Symptoms:
-    """Yield a symptom if NVIDIA's installation cannot be used: nothing of it is installed, there are several
-    ClusterPolicies, or its pods run in a namespace where they cannot mount our ConfigMaps."""
+    """Yield an error if nothing of NVIDIA's is found, a symptom for several ClusterPolicies (an error if it is unknown
+    which counts), and, if our chart is installed, an error if NVIDIA's pods cannot mount our ConfigMaps."""
     policies = view.cluster_policies
     unknown = {"clusterpolicies.nvidia.com", "daemonsets.apps"} & view.unread.keys()
     if not policies and view.plain is None and not unknown and not dra_stack_of(view).serves:
@@ -381,8 +381,8 @@ def _operands(view: InstallationView) -> Symptoms:
 
 def _operand(row: NeededProgram, stack: ClusterPolicyView, view: InstallationView) -> Symptoms:
     """Yield a symptom about the program of this row, which `stack` does not run: an error if a policy or every mode
-    needs it, else a warning. Yields nothing if `stack` is NVIDIA's device-plugin chart and no policy needs the
-    program."""
+    needs it, else a warning. If `stack` is NVIDIA's device-plugin chart, there is only the error, and none for a
+    program that no value of that chart adds."""
     every = row.modes == EVERY_MODE
     needed = every or any(
         policy.spec is not None and policy.spec.mode in row.modes for policy in view.policies
@@ -458,8 +458,8 @@ def _effect(view: InstallationView, pointer: Pointer, otherwise: str) -> str:
 
 
 def _unmerged(view: InstallationView, pointer: Pointer) -> str:
-    """Return what has to be done before the pointer may name our ConfigMap, as the end of a sentence. Empty if nothing
-    has to be done."""
+    """Return, as the end of a sentence, what has to be done before the pointer may name our ConfigMap. A ConfigMap
+    that it names now and that may have entries always counts. Empty if nothing has to be done."""
     if pointer.stops or not pointer.now or view.is_void(pointer.now):
         return pointer.merge_first
     return ". Its entries that Nodes name must be in ours first: see kubectl gpusharing import"
@@ -512,9 +512,9 @@ def _start_gate(view: InstallationView) -> Symptoms:
 
 
 def _config_maps(view: InstallationView) -> Symptoms:
-    """Yield a symptom for each of our two ConfigMaps that is missing, empty or somebody else's. If the chart is not
-    installed, only those that NVIDIA's programs point at already are checked; if ConfigMaps could not be read,
-    none."""
+    """Yield an error for each of our two ConfigMaps that is somebody else's, and a symptom for each that is missing or
+    empty: an error if NVIDIA's programs point at it, else a warning. If the chart is not installed, only those at
+    which they point are checked; if ConfigMaps could not be read, none."""
     place = view.place
     if "configmaps" in view.unread:
         return
@@ -567,8 +567,8 @@ def report_topics(
     symptoms: Sequence[Symptom], unseen: Unseen, topics: Container[Topic]
 ) -> Iterator[tuple[str, str, str]]:
     """Yield three strings for each symptom, in the order of the topics: its severity, the topic with the message, and
-    the command. For each of `topics` without a symptom, yield `ok`, and for each that is in `unseen`, yield
-    `UNKNOWN` with the cause; their command is empty."""
+    the command. Before those of a topic in `topics`, yield `UNKNOWN` with the cause if `unseen` has the topic, or
+    else `ok` if the topic has no symptom; the command is empty then."""
     for topic in Topic:
         of_it = [symptom for symptom in symptoms if symptom.topic is topic]
         if topic in topics and topic in unseen:

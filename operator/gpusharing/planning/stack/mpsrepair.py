@@ -170,8 +170,9 @@ def _uncountable(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings
 
 
 def _given_up(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str:
-    """Return a sentence if somebody has overwritten the value MOST_REPAIRS times, else an empty string. It has the
-    command that starts a new count."""
+    """Return a sentence if the operator has set the value MOST_REPAIRS times under this version of the device plugin
+    and somebody has overwritten it each time, else an empty string. The sentence has the command that starts a new
+    count."""
     if count_repair(stack.mps_repairs, daemon).count <= MOST_REPAIRS:
         return ""
     where = f"-n {settings.gpu_operator_namespace} configmap {settings.plugin_config_map}"
@@ -183,7 +184,8 @@ def _given_up(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -
 
 
 def _in_service(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str:
-    """Return a sentence that names the nodes that serve MPS, or an empty string if none does."""
+    """Return a sentence that names the nodes in `stack.mps_nodes`, which serve MPS, or an empty string if there are
+    none."""
     if not stack.mps_nodes:
         return ""
     serve = "serves" if len(stack.mps_nodes) == 1 else "serve"
@@ -203,8 +205,9 @@ RESTRAINTS: tuple[RepairRestraint, ...] = (
 def with_serving(
     stack: StackView, settings: PlanSettings, find: Callable[[StackView], tuple[str, ...]]
 ) -> StackView:
-    """Return the stack with the nodes that serve MPS, which `find` returns. They are looked for only if a repair is
-    due and nothing but them could prevent it; otherwise the stack is returned as it is."""
+    """Return the stack with the nodes that serve MPS, which `find` returns, as its `mps_nodes`. If no repair is due,
+    or if any of RESTRAINTS applies already, `find` is not called and the stack is returned unchanged.
+    `stack.mps_nodes` should be empty before."""
     daemon = find_daemon(stack, settings)
     if daemon is None or any(restraint.find(daemon, stack, settings) for restraint in RESTRAINTS):
         return stack

@@ -93,7 +93,8 @@ def find_node_symptoms(view: InstallationView, mig_entries: Mapping[str, MigEntr
 def _unknown_configs(nodes: list[NodeView], view: InstallationView) -> Symptoms:
     """Yield an error if the device-plugin label of some nodes names an entry that the ConfigMap does not have.
     config-manager then silently keeps the previous configuration (docs/design/nvidia.md#b4). The command relabels
-    only the nodes that name the same entry as the first one. Yields nothing if the entries are unknown."""
+    only the nodes that name the same entry as the first one; if there are no policies, it only shows nodes. Yields
+    nothing if the entries are unknown or the ConfigMap has none."""
     label, policy = names.LABEL_PLUGIN_CONFIG, view.followed_policy
     plugin_map = policy.plugin_config_name if policy else ""
     config_map = view.config_maps.get(plugin_map)
@@ -117,8 +118,9 @@ def _unknown_configs(nodes: list[NodeView], view: InstallationView) -> Symptoms:
 
 
 def _other_plugins(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Yield a symptom for each device plugin, other than NVIDIA's, that serves some of these nodes. GKE's is left out,
-    because it is reported with the agents, so that `helm test` shows it too."""
+    """Yield a symptom for each device plugin, other than NVIDIA's, that serves some of these nodes: a warning if there
+    are no policies, else an error. GKE's is left out, because it is reported with the agents, so that `helm test`
+    shows it too."""
     for plugin in sorted({node.other_plugin for node in nodes} - {"", GKE}):
         there = [node.name for node in nodes if node.other_plugin == plugin]
         show = f"kubectl describe node {there[0]}"
@@ -126,8 +128,8 @@ def _other_plugins(nodes: list[NodeView], view: InstallationView) -> Symptoms:
 
 
 def _other_workloads(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Yield a symptom if the GPUs of some nodes are for virtual machines. Such nodes have neither device plugin nor
-    mig-manager (docs/design/nvidia.md#d2)."""
+    """Yield a symptom if the GPUs of some nodes are for virtual machines: a warning if there are no policies, else an
+    error. Such nodes have neither device plugin nor mig-manager (docs/design/nvidia.md#d2)."""
     label, policy = names.LABEL_WORKLOAD_CONFIG, view.followed_policy
     odd = [node for node in nodes if workload_of(node.labels, policy) != names.WORKLOAD_CONTAINER]
     if odd:
@@ -148,7 +150,7 @@ def _other_workloads(nodes: list[NodeView], view: InstallationView) -> Symptoms:
 
 def _switched_off(nodes: list[NodeView], view: InstallationView) -> Symptoms:
     """Yield a symptom for each deploy label that keeps a needed program of NVIDIA's off some nodes
-    (docs/design/nvidia.md#d2, d.4).
+    (docs/design/nvidia.md#d2, d.4): a warning if there are no policies, else an error.
 
     Pauses by mig-manager and by a driver upgrade are left out, because they end without anybody acting. Nodes that
     another device plugin serves are left out too, because their admin may have switched NVIDIA's off on purpose.
@@ -203,9 +205,10 @@ def _all(nodes: list[NodeView]) -> str:
 
 
 def _unknown_mig(nodes: list[NodeView], mig_entries: Mapping[str, MigEntries]) -> Symptoms:
-    """Yield a warning about `nodes`, if there are any, whose MIG label names no configuration. mig-manager refuses
-    such a name and touches no GPU (docs/design/nvidia.md#a3). The caller leaves out nodes that a policy selects:
-    the operator writes their label, and reports a wrong name in the policy itself."""
+    """Yield one warning if there are `nodes`, whose MIG label names no configuration. mig-manager refuses such a name
+    and touches no GPU (docs/design/nvidia.md#a3). The command relabels only the nodes with the same name as the
+    first one. The caller leaves out nodes that are not in `mig_entries`, and those that a policy selects: the
+    operator writes their label, and reports a wrong name in the policy itself."""
     label = names.LABEL_MIG_CONFIG
     if nodes:
         first = nodes[0]
@@ -242,7 +245,8 @@ def _failed(nodes: list[NodeView], view: InstallationView) -> Symptoms:
 
 def _paused(nodes: list[NodeView], view: InstallationView) -> Symptoms:
     """Yield an error if mig-manager has paused other programs on some nodes but, according to its state, is no longer
-    working there. If its pod died in between, nothing starts them again."""
+    working there. If its pod died in between, nothing starts them again. The command deletes mig-manager's pod on
+    the first of these nodes."""
     paused = [
         node for node in nodes if node.labels.get(names.LABEL_MIG_STATE) not in _AT_WORK and _is_paused(node)
     ]
@@ -306,7 +310,8 @@ Minor = tuple[int, int]
 
 def find_minor(version: str) -> Minor | None:
     """Return the major and minor number of a version such as `v1.33.1-eks-1-33-5`. None if it cannot be parsed, or if
-    the build has no version (`v0.0.0-master+$Format:%H$`, component-base v0.36.3 version/base.go)."""
+    its major number is 0, as in a build without a version (`v0.0.0-master+$Format:%H$`, component-base v0.36.3
+    version/base.go)."""
     match = _VERSION.match(version)
     return (int(match[1]), int(match[2])) if match and match[1] != "0" else None
 
@@ -395,9 +400,9 @@ class Server:
 def find_rival_symptoms(
     servers: Iterable[Server], nodes: Sequence[NodeView], namespace: str
 ) -> tuple[Symptom, ...]:
-    """Return a warning for each program that serves GPUs on nodes that the device plugin serves too. Empty without a
-    device plugin. DaemonSets whose pods should run on no node are ignored. `namespace` is that of NVIDIA's
-    components.
+    """Return a warning for each program that serves GPUs on nodes that the device plugin serves too. The device plugin
+    is ClusterPolicy's, or without that one in `namespace`, or else any other. Empty without a device plugin.
+    DaemonSets whose pods should run on no node are ignored. `namespace` is that of NVIDIA's components.
 
     A kubelet takes a resource from whichever plugin registered last (kubernetes v1.36.3
     pkg/kubelet/cm/devicemanager/manager.go, PluginConnected), so of two device plugins on a node one does not follow

@@ -57,7 +57,8 @@ class Pointer:
 
     @property
     def is_free(self) -> bool:
-        """Whether nobody has chosen a ConfigMap, so that the operator may set its own."""
+        """Whether nobody has chosen a ConfigMap, so that the operator may set its own: the pointer is not set, or
+        mig-manager's names the GPU Operator's default."""
         return self.now in ("", UPSTREAM_MIG_CONFIG if self.field == MIG_POINTER else "")
 
     @property
@@ -76,8 +77,8 @@ class Pointer:
 
     @property
     def merge_first(self) -> str:
-        """What has to be done before the pointer is set, as a clause after a semicolon. Empty if nothing has to be
-        done."""
+        """What has to be done before the pointer is set, as a clause that begins with a semicolon. Empty if `stops` is
+        empty."""
         if not self.stops:
             return ""
         if self.merges:
@@ -173,9 +174,9 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
 
 
 def why_not_set(pointer: Pointer, policy: ClusterPolicyView, *, configure: bool, error: str = "") -> str:
-    """Return why the operator has not set a pointer that does not name our ConfigMap, as a clause after a semicolon.
-    This is the first of RESTRAINTS that applies, or else when the operator will set it. Empty if `configure` (the
-    chart value) is off. `error` is that of the last write, or empty if that did not fail."""
+    """Return why the operator has not set a pointer that does not name our ConfigMap, as a clause that begins with a
+    semicolon. This is the first of RESTRAINTS that applies, or else when the operator will set it. Empty if
+    `configure` (the chart value) is off. `error` is that of the last write, or empty if that did not fail."""
     if not configure:
         return ""
     for restraint in RESTRAINTS:

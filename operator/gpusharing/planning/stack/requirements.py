@@ -107,7 +107,7 @@ def find_off(policy: ClusterPolicyView) -> list[NeededProgram]:
 
 def lacks(row: NeededProgram, mode: Mode, stack: StackView) -> bool:
     """Whether the actuator of this installation needs the program of this row for the mode, and the installation does
-    not run it."""
+    not run it. False if there is neither a ClusterPolicy nor NVIDIA's chart."""
     policy, needed = stack.cluster_policy, row.label in find_actuator(stack).needs and mode in row.modes
     return policy is not None and needed and row.is_off(policy)
 

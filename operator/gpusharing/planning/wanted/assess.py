@@ -103,8 +103,8 @@ def assess(
     *,
     actuator: Actuator,
 ) -> Assessment:
-    """Compare a node with its policy. Returns Refused if the policy gives it no target, Unobserved if its GPUs are
-    unknown or one of them has never answered, and Assessed otherwise.
+    """Compare a node with its policy. Returns Refused if the policy gives it no target or if it has no GPU, Unobserved
+    if its GPUs are unknown or one of them has never answered, and Assessed otherwise.
 
     `gpunode` is the GPUNode of the node, or None if it does not exist yet. `terms` are the targets of the policy by
     hardware, or the Finding that says why the policy is not accepted (acceptance.py).
@@ -234,12 +234,13 @@ def find_disruption(
     node: NodeView, observed: ObservedView, target: Target, mismatch: Finding | None, stack: StackView
 ) -> DisruptionClass:
     """Return the class of disruption of the change from the node's present state to the target
-    (docs/design/transition.md#classes), which has one layout for each GPU. NONE if `mismatch` is None, which means
-    that the node is as it should be.
+    (docs/design/transition.md#classes). NONE if `mismatch` is None, which means that the node is as it should be.
 
-    If the MIG mode of a GPU has to change, it is REBOOT or RESET, depending on whether mig-manager may reboot the
-    node. It is GPU_PODS if layouts or resources change, if mig-manager has work left, or if the change ends MPS
-    clients. Otherwise it is PLUGIN_RESTART.
+    If the MIG mode of a GPU has to change or is still pending, it is REBOOT or RESET, depending on whether mig-manager
+    may reboot the node. It is GPU_PODS if layouts or resources change, if mig-manager has work left, or if the change
+    ends MPS clients. Otherwise it is PLUGIN_RESTART.
+
+    Raises ValueError if there is a mismatch and the target does not have one layout for each GPU.
     """
     if mismatch is None:
         return DisruptionClass.NONE

@@ -129,8 +129,9 @@ class AdminFile:
 @lru_cache(maxsize=64)
 def parse_admin(text: str) -> AdminFile:
     """Return the entries of an admin's file that mig-parted would accept, with the problems of the others: one bad
-    entry would make mig-parted refuse the whole file on every node. Keys outside the entries are ignored, because
-    the operator renders the file itself. An empty string gives no entries and no problem."""
+    entry would make mig-parted refuse the whole file on every node. If the file as a whole cannot be read, there
+    are no entries, and the problem says why. Keys outside the entries are ignored, because the operator renders the
+    file itself. An empty string gives no entries and no problem."""
     if not text:
         return AdminFile({})
     try:
@@ -196,8 +197,9 @@ def _instances_without_mig(row: Mapping[str, Any]) -> str:
 
 
 def _bad_instances(row: Mapping[str, Any]) -> str:
-    """Return a clause about the first item of mig-devices that is not a profile name with a count, or if all counts
-    are 0. Empty otherwise. Whether any card has the profile is not checked."""
+    """Return a clause if mig-devices is not a map, about its first item that is not a profile name with a count, or if
+    all its counts are 0. Empty otherwise, as without mig-devices or with an empty map. Whether any card has the
+    profile is not checked."""
     counts = row.get("mig-devices")
     if counts is None:
         return ""
@@ -334,11 +336,12 @@ def well_known(gpus: Sequence[CardView], name: str) -> tuple[Layout | None, ...]
 
 
 def well_known_entries(models: Mapping[str, Sequence[CardView]]) -> dict[str, Entry]:
-    """Return the entries for NVIDIA's well-known names on the card models that are present. `models` maps each product
-    to a sequence of GPUs, of which only the first is used.
+    """Return the entries for NVIDIA's well-known names on the card models that are present, among them always
+    all-disabled. `models` maps each product to a sequence of GPUs, of which only the first is used.
 
-    If a name means different layouts on different models, it gets one row per model, limited to the PCI device ids of
-    that model. A model whose ids are unknown is left out of such entries.
+    If a name means different layouts on different models, or if only some of the models have it, it gets one row per
+    model that has it, limited to the PCI device ids of that model. A model whose ids are unknown is left out of such
+    entries, and an entry without rows is left out too.
     """
     meanings: dict[str, list[tuple[str, Layout | None]]] = {}
     for product in sorted(models):

@@ -126,9 +126,10 @@ def find_coming(owners: Mapping[str, str], fences: Mapping[str, Fence]) -> dict[
 
 
 def _choose(present: str, selecting: Sequence[Contender]) -> str:
-    """Return the name of the new owner, or an empty string if there is none. `selecting` are the contenders that
-    select the node, the winning one first. `present` is the current owner, which loses the node only to a contender
-    of strictly higher priority. A contender that is leaving keeps its node only if no other one selects it."""
+    """Return the name of the owner, or an empty string if there is none. `selecting` are the contenders that select
+    the node, the winning one first. `present` is the current owner. As long as it selects the node, it loses the
+    node only to a contender of strictly higher priority. A contender that is leaving keeps its node only if no
+    other one selects it, and never gets another node."""
     claiming = [contender for contender in selecting if not contender.leaving]
     if not claiming:
         return present if any(contender.name == present for contender in selecting) else ""

@@ -186,9 +186,9 @@ content.
 
 def default_entry(stack: StackView) -> str:
     """Return the name of the entry that the device plugin uses on a node without the label. Empty if there is none, in
-    which case nothing is shared.
+    which case nothing is shared, or if there is neither a ClusterPolicy nor NVIDIA's chart.
 
-    NVIDIA's own chart uses the entry named NEUTRAL_KEY unless its values name another one (b.4).
+    NVIDIA's own chart uses the entry named NEUTRAL_KEY, if there is one, unless its values name another one (b.4).
     """
     policy = stack.cluster_policy
     if policy is None or policy.plugin_default:
@@ -228,7 +228,7 @@ class PluginConfig:
 
     def on(self, names: Container[str]) -> "PluginConfig":
         """Return the configuration without the rows for resources that are not in `names`. Those rows have no effect
-        on a node without these resources."""
+        on a node without these resources. If no row is left, nothing is shared."""
         if self.sharing is None:
             return self
         rows = tuple(row for row in self.sharing.replicas if row[0] in names)

@@ -56,7 +56,7 @@ def configured_since(
     """Return since when our ConfigMaps have contained exactly what a node needs, by content and not by name (ADR 16):
     the later of the two times of writing. None if an entry is missing, has other content, or has no recorded time,
     or if mig-parted would refuse our file. The mig-parted entry is not checked if mig-manager does not read our
-    file.
+    file, or if `mig_config` is empty.
 
     `plugin` is the key and the YAML of the device plugin's configuration. `layouts` are those that `mig_config` must
     give the GPUs.
@@ -251,7 +251,7 @@ class Targets:
 
     def stop(self, hardware: Hardware) -> Target:
         """Return the intermediate target between MPS and MIG: whole GPUs without sharing. Without it, mig-manager and
-        the MPS daemon would race (b.5)."""
+        the MPS daemon would race (b.5). The target is cached for all nodes with the same GPUs."""
         return self.answers.ask(self._stop, hardware.cards)
 
     def _stop(self, cards: tuple[CardView, ...]) -> Target:
@@ -424,7 +424,8 @@ def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) ->
 
 def describe_layouts(layouts: Sequence[Layout | None], replicas: int = 1) -> str:
     """Return the layouts of a node's GPUs for people, such as `2x3g.40gb`. If they differ, each is listed with its
-    number of GPUs: `2x3g.40gb (4 GPUs), 1x full (4 GPUs)`. `replicas` above 1 adds `4x shared`."""
+    number of GPUs: `2x3g.40gb (4 GPUs), 1x full (4 GPUs)`. If `replicas` is above 1, a text such as `4x shared`
+    replaces `1x full` and is appended to the layouts of GPUs with MIG."""
     return _describe(tuple(layouts), replicas)
 
 

@@ -197,9 +197,9 @@ def _mode_pending(compared: Comparison) -> str:
 
 
 def _mig_config(compared: Comparison) -> str:
-    """Return a message if the label mig.config means another layout than the target has. Empty if it means the same
-    layout, even under another name, or if the target does not use the label. A missing label counts only if the
-    target has MIG."""
+    """Return a message if the label mig.config means another layout than the target has, or if its value means none.
+    Empty if it means the same layout, even under another name, or if the target does not use the label. A missing
+    label counts only if the target has MIG."""
     wanted, config = compared.target.mig_config, compared.node.labels.get(names.LABEL_MIG_CONFIG, "")
     if config == wanted or not wanted:
         return ""
@@ -214,15 +214,17 @@ def _mig_config(compared: Comparison) -> str:
 
 
 def _mig_failed(compared: Comparison) -> str:
-    """Return a message if mig-manager reports a failure. Empty if it does not, or if the target does not need it."""
+    """Return a message if mig-manager reports a failure. Empty if it does not, if the label mig.config is missing, or
+    if the target does not need mig-manager."""
     config, state = _mig_state(compared)
     failed = config and state == "failed"
     return f"mig-manager failed to apply {config}; its pod's log shows why" if failed else ""
 
 
 def _mig_busy(compared: Comparison) -> str:
-    """Return a message if mig-manager has not reported success yet. Empty if it has, or if the target does not need
-    it. A failure is reported by `_mig_failed`, which is checked first."""
+    """Return a message if mig-manager has not reported success yet. Empty if it has, if the label mig.config is
+    missing, or if the target does not need mig-manager. A failure is reported by `_mig_failed`, which is checked
+    first."""
     config, state = _mig_state(compared)
     busy = config and state != "success"
     return f"mig-manager is applying {config} (state {state or 'not reported yet'})" if busy else ""
@@ -285,7 +287,8 @@ def is_told_mps(node: NodeView, stack: StackView) -> bool:
 
 def _plugin_config(compared: Comparison) -> str:
     """Return a message if the device-plugin label names a configuration with another effect than that of the target,
-    or none that is known. Empty if the effect is the same. If the target has no label, the label must be absent."""
+    or one that is not known. Empty if the effect is the same, or if the label has the target's value, whatever its
+    entry contains now. If the target has no label, the label must be absent."""
     key = compared.node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
     if key == compared.target.plugin_key:
         return ""  # if somebody deletes the entry, it is written again (configmaps.py), and nothing changes on the node

@@ -57,8 +57,9 @@ def _nobody_ends_mig(case: ActuatorCase, target: Target) -> str:
 
 
 def _rebooting(case: ActuatorCase, target: Target) -> str:
-    """Return the message that mig-manager reboots the node although no change is under way. Empty if it does not, or
-    if the target does not need mig-manager."""
+    """Return the message that mig-manager is rebooting the node although no change is in progress, if its state is
+    `rebooting` and the target needs mig-manager. Empty otherwise. Call it only while no change of ours is in
+    progress."""
     rebooting = case.node.labels.get(names.LABEL_MIG_STATE, "") == "rebooting"
     if not rebooting or not target.mig_config:
         return ""
@@ -114,8 +115,9 @@ def needs_restart(case: ActuatorCase, target: Target) -> bool:
 
 
 def _find_missing(case: ActuatorCase, goal: Target, again: bool) -> str:
-    """Return the message that a run to `goal` needs mig-manager and no Ready pod of it is on the node. A repeated run
-    restarts the pod and therefore needs only one that exists. Empty if the pod is there or is not needed."""
+    """Return the message that a run to `goal` needs mig-manager and no pod of it that can be used is on the node. A
+    first run needs a Ready one. A repeated run to a goal with a value for mig-manager's label always needs a pod,
+    which need not be Ready, because the run restarts it. Empty if the pod is there or is not needed."""
     pod, repeats = case.operands.get(Program.MIG_MANAGER), again and bool(goal.mig_config)
     if (pod is not None and (repeats or pod.ready)) or not (repeats or _needs_run(case, goal)):
         return ""
@@ -164,9 +166,9 @@ def _mig_manager_to_restart(case: ActuatorCase, goal: Target, *, again: bool) ->
 
 
 def _needs_new_pod(case: ActuatorCase, goal: Target, *, again: bool) -> bool:
-    """Whether the run needs a new mig-manager pod. An idle mig-manager reacts to a new value of its label by itself,
-    so it is restarted only if the value stays the same. For a repeated run, one that is neither done nor failed is
-    stuck and is always restarted."""
+    """Whether the run needs a new mig-manager pod. True for a repeated run if mig-manager's state is neither success
+    nor failed, because it is stuck then. Otherwise True only if the label already has the goal's value, because
+    mig-manager reacts to a new value by itself; for a first run, the node must also differ (`needs_restart`)."""
     labels = case.node.labels
     if not again or labels.get(names.LABEL_MIG_STATE) in _ENDED:
         same = labels.get(names.LABEL_MIG_CONFIG) == goal.mig_config
@@ -188,8 +190,8 @@ def _daemon_to_restart(case: ActuatorCase, target: Target) -> str:
 
 
 def _find_old(case: ActuatorCase, fence: Fence) -> tuple[Operand, str] | None:
-    """Return the first pod that the fence names and that still exists, with its name: mig-manager's, then that of the
-    MPS daemon. None if there is none."""
+    """Return the first pod that the fence names and that still exists, with the name of its program for messages:
+    mig-manager's, then that of the MPS daemon. None if there is none."""
     manager, daemon = (case.operands.get(program) for program in (Program.MIG_MANAGER, Program.MPS_DAEMON))
     if manager is not None and manager.uid == fence.restart_uid:
         return manager, "mig-manager"
@@ -358,8 +360,9 @@ def _find_work(node: NodeView) -> str:
 
 
 def _tell_left(node: NodeView) -> str:
-    """Return that the device plugin's label has to stay, if the node has one. It went with the last change unless
-    removing it would share the GPUs (`target.without_default_label`). mig-manager's label stays in any case: it is
+    """Return a clause that says that the device plugin's label stays on the node and why, or an empty string if the
+    node has no such label. The last change has removed it unless that would share the GPUs
+    (`target.without_default_label`). mig-manager's label, which stays in any case, is not mentioned: it is
     all-disabled then, a name of NVIDIA's own."""
     if names.LABEL_PLUGIN_CONFIG not in node.labels:
         return ""
