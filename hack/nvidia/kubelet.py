@@ -53,8 +53,9 @@ class DeviceManager:
 
     def look(self, pods: Sequence[Object]) -> None:
         """Process what the plugins have streamed since the last call, and the changes of the node's pods. `pods` are
-        the pods that the node has now. Raises ApiError if the Node's status cannot be written; the status is then
-        written only after the plugins stream again."""
+        the pods that the node has now. Raises ApiError if the Node's status cannot be written; the pods are then
+        ignored in this call, and the status is written only after the plugins stream again. Raises KeyError as
+        `_start_processes` does."""
         if self._take_lines():
             self._write_status()
         self._take_pods({str(pod["metadata"]["uid"]): pod for pod in pods})
@@ -63,7 +64,7 @@ class DeviceManager:
 
     def _take_lines(self) -> bool:
         """Read the new complete lines of the stub's log, and record the healthy devices of each resource, and whether
-        its plugin is gone. Lines that are not JSON objects are skipped. Returns whether there were any others."""
+        its plugin is gone. Lines that do not begin with a brace are skipped. Returns whether there were any others."""
         with self._log.open() as log:
             log.seek(self._read)
             text = log.read()

@@ -69,7 +69,7 @@ class NvidiaLoop:
             raise TimeoutError(f"{error}\n{self.describe()}") from None
 
     def bring(self, **spec: Any) -> None:
-        """Apply a spec with `apply` and wait until the policy is Ready."""
+        """Apply a spec with `apply` and wait until the policy is Ready. Raises the errors of `wait_ready`."""
         self.apply(**spec)
         self.wait_ready()
 

@@ -60,12 +60,14 @@ class MigManagerProgram:
             self._manager = self.sandbox.start("nvidia-mig-manager", log=log, extra=extra)
 
     def restart(self) -> None:
-        """Stop mig-manager and start it again, as deleting its pod does."""
+        """Stop mig-manager, but not the bus, and start it again, as deleting its pod does. Raises TimeoutExpired if it
+        does not end within SECONDS, and the errors of `start`."""
         self._end_manager(signal.SIGTERM)
         self.start()
 
     def kill(self) -> None:
-        """Kill mig-manager with SIGKILL, whatever it is doing."""
+        """Kill mig-manager with SIGKILL, whatever it is doing, and wait for its end. Does nothing if it was not
+        started."""
         self._end_manager(signal.SIGKILL)
 
     def stop(self) -> None:

@@ -42,8 +42,9 @@ class RealNode:
     ConfigMaps."""
 
     def __init__(self, kubeconfig: Path, name: str, models: Sequence[str], folder: Path) -> None:
-        """Create the simulated machine; nothing runs yet. `folder` must belong to this node alone, and its path must
-        be short because a Unix socket lies deep inside it."""
+        """Create the simulated machine and the sandbox, and build missing programs; nothing runs yet. `folder` must
+        belong to this node alone, and its path must be short because a Unix socket lies deep inside it. Raises
+        UnavailableError if a program cannot be built, and the errors of `Simulator.create`."""
         self.name, self.models, self.folder = name, models, folder
         self.simulator = Simulator.create(folder / "nvml.state", models, seed=name)
         self.sandbox = Sandbox(self.simulator, folder / "box")

@@ -123,9 +123,10 @@ class PodPrograms:
 
     def _configured(self, pod: Object, program: str, *flags: str, added: bool = False) -> PodProcesses:
         """Return a program with config-manager as init container and as sidecar, as in NVIDIA's three DaemonSets. If
-        ClusterPolicy names no ConfigMap, the program runs without them (docs/design/nvidia.md#b4). ClusterPolicy's
-        `mig.strategy` is passed as an environment variable, which takes precedence (docs/design/nvidia.md#b2).
-        `added` says whether the program needs the folder MPS_FOLDER in its root.
+        there is a ClusterPolicy and it names no ConfigMap, the program runs without them
+        (docs/design/nvidia.md#b4). ClusterPolicy's `mig.strategy` is passed as an environment variable, which takes
+        precedence (docs/design/nvidia.md#b2). `added` says whether the program needs the folder MPS_FOLDER in its
+        root. Raises ApiError if ClusterPolicy cannot be read.
 
         The pod has `shareProcessNamespace`: config-manager searches all processes for the one to signal, and gives up
         at the first process that it cannot read. It must therefore not see those of other pods.
@@ -196,7 +197,8 @@ class PodPrograms:
         task = LaunchedProcess(program, environment, log, command_around(pod))
 
         def init() -> bool:
-            """Write a kubeconfig with a new token for the pod, and return True."""
+            """Write a kubeconfig with a new token for the pod, and return True. Raises ApiError if the server gives no
+            token."""
             token = pod_bound_token(self.api, metadata["namespace"], metadata["name"])
             write_kubeconfig(path, self.api.url, self.api.ca_pem, "agent", Credentials(token=token))
             return True

@@ -134,10 +134,11 @@ class Sandbox:
         """Return the command line that runs `program`, one of NVIDIA's, in the sandbox. Raises UnavailableError if the
         program cannot be built.
 
-        `proc` holds the processes that the program sees; by default it sees none. `limits` is a command that runs the
-        program with fewer rights inside its namespace, such as WITHOUT_SYS_ADMIN. `binds` holds the source of each
-        bind mount, by its target. `added` names folders in the root that this machine may lack (`mps` for `/mps`).
-        They are created in `added` in the sandbox's folder, and all programs that name them share them.
+        `proc` holds the processes that the program sees; by default it is the sandbox's own `proc`. `limits` is a
+        command that runs the program with fewer rights inside its namespace, such as WITHOUT_SYS_ADMIN. `binds` holds
+        the source of each bind mount, by its target. `added` names folders in the root that this machine may lack
+        (`mps` for `/mps`). They are created in `added` in the sandbox's folder, and all programs that name them share
+        them.
         """
         for name in added:
             (self.folder / "added" / name).mkdir(exist_ok=True)
@@ -155,8 +156,8 @@ class Sandbox:
         seconds: float = 60,
         limits: Sequence[str] = (),
     ) -> "subprocess.CompletedProcess[str]":
-        """Run a program, wait for its end, and return its output and exit status. Raises SandboxError as `start` does,
-        and subprocess.TimeoutExpired after `seconds`."""
+        """Run a program, wait for its end, and return its output and exit status. Raises the errors of `start`, and
+        subprocess.TimeoutExpired after `seconds`."""
         _check_host_root(program, arguments, extra or {})
         return subprocess.run(
             self.command(program, *arguments, limits=limits),
@@ -179,9 +180,12 @@ class Sandbox:
         proc: "ProcessView | None" = None,
     ) -> "subprocess.Popen[str]":
         """Start a program whose output goes to `log`, and return its process. The program replaces the shell that
-        prepares the sandbox, so the process has the program's pid.
+        prepares the sandbox, so the process has the program's pid. The other parameters are those of `command` and
+        `environment`.
 
-        Raises SandboxError if the program may reboot the machine and HOST_ROOT_MOUNT is missing or is the real root.
+        Raises SandboxError if mig-manager gets arguments, or if HOST_ROOT_MOUNT is not set for it or is the real root.
+        Raises FileNotFoundError if HOST_ROOT_MOUNT does not exist, and UnavailableError if the program cannot be
+        built.
         """
         _check_host_root(program, arguments, extra or {})
         return subprocess.Popen(
@@ -263,8 +267,8 @@ def _link(link: Path, target: Path) -> None:
 
 def _check_host_root(program: str, arguments: Sequence[str], extra: Mapping[str, str]) -> None:
     """Raise SandboxError if mig-manager gets arguments, or could reboot this machine: it runs `chroot $HOST_ROOT_MOUNT
-    reboot` (default /host), which must never be the real root. Raises FileNotFoundError if HOST_ROOT_MOUNT does not
-    exist. Other programs are not checked."""
+    reboot` (default /host), so `extra` must set HOST_ROOT_MOUNT, and not to the real root. Raises FileNotFoundError
+    if that folder does not exist. Other programs are not checked."""
     if program != "nvidia-mig-manager":
         return
     host_root = extra.get("HOST_ROOT_MOUNT")

@@ -134,7 +134,8 @@ class RestartedTask:
         self._not_before = 0.0
 
     def look(self) -> None:
-        """Start the task if it is not running and the pause since its last start has passed."""
+        """Start the task if it is not running and the pause since its last start has passed. A task that has ended is
+        cleaned up with its `stop` first, even during the pause."""
         if self.task.alive():
             return
         self.task.stop()  # clean up, so that other programs of the pod do not see an ended process during the pause

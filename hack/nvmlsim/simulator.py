@@ -185,7 +185,7 @@ class Simulator:
 
     def environment(self, privilege: str | None = None, *, sanitized: bool = False) -> dict[str, str]:
         """Return the environment variables that a program needs to see this machine. Builds the library if it is
-        missing.
+        missing, and raises UnavailableError if that fails.
 
         NVML derives the program's rights from the program itself (rights.py). `privilege` (`none`, `monitor`,
         `config`, `root`) overrides that in unit tests, whose own rights vary. `sanitized` selects a library that ends
@@ -238,7 +238,7 @@ class Simulator:
     def set_profile(self, gpu: int | None, profile: str, **fields: int | str) -> None:
         """Make one GPU, or all if `gpu` is None, report values for a profile that differ from the card table:
         `set_profile(0, "1g.10gb", id=99)`. Raises SimulatorError for an unknown GPU or a GPU without the profile,
-        and the errors of `set_field`."""
+        and the errors of `set_field`; what was set before the error stays set."""
         with self._edit() as state:
             for index in self._indexes(state, gpu):
                 slot = _find_profile(state.gpus[index], profile)
@@ -335,8 +335,8 @@ class Simulator:
         """Reset GPUs, or all if `gpus` is None, as `nvidia-smi -r` does: instances are gone, and pending modes take
         effect. Cards that switch MIG without a reset (Hopper and later) lose their MIG mode.
 
-        Raises SimulatorError if there is no such GPU, a process or client holds a GPU, or a VM cannot reset it. Then
-        no GPU is reset.
+        Raises SimulatorError if there is no such GPU, if a process or an unnamed client uses one, if any NVML client is
+        open and the machine's field `clients_block` is set, or if a VM cannot reset a GPU. Then no GPU is reset.
         """
         with self._edit() as state:
             indexes = range(state.gpu_count) if gpus is None else gpus

@@ -34,8 +34,8 @@ class SharedGPUNodes:
 
     async def changes(self, name: str, since: str) -> AsyncGenerator[WatchEvent, None]:
         """Yield the newest version of one GPUNode unless its resourceVersion is `since`, then every change, without
-        end. Raises Expired if the object was deleted before the watch began, or if a version is older than `since`
-        because the store was restored from a backup."""
+        end. Raises Expired if there is no such object, unless `since` is NOTHING_LISTED. Also raises it when a
+        version is older than `since`, because the store was restored from a backup."""
         queue: asyncio.Queue[WatchEvent] = asyncio.Queue()
         self._listeners.setdefault(name, []).append(queue)
         try:

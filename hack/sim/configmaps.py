@@ -22,7 +22,7 @@ class MountedConfigMaps:
     def put(self, name: str, raw: JSON | None, now: float) -> bool:
         """Store a version of a ConfigMap; `raw` is None if it was deleted, and the data is then empty. Returns whether
         the data differs from the version before; a first version counts as different. Data that does not differ is
-        not stored again."""
+        not stored again, and only the last _KEPT versions are kept."""
         data: Mapping[str, str] = (raw or {}).get("data") or {}
         versions = self._versions.setdefault(name, [])
         if versions and versions[-1][1] == data:

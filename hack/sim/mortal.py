@@ -37,9 +37,9 @@ class MortalClient(PassingClient):
         self._cut: tuple[Resource, KubeError] | None = None
 
     def disturb(self, write: int, when: When, disturbance: Disturbance) -> None:
-        """Call `disturbance` when write number `write` is made: before it reaches the server, or after it has, but
-        before the answer or error arrives. Writes are counted from 1, without those of the Lease. Replaces an
-        earlier disturbance of the same moment."""
+        """Call `disturbance`, with the kind and the name of the object, when write number `write` is made: before it
+        reaches the server, or after it has, but before the answer or error arrives. Writes are counted from 1,
+        without those of the Lease. Replaces an earlier disturbance of the same moment."""
         self._disturbances[write, when] = disturbance
 
     def die_at(self, write: int, when: When) -> None:
@@ -59,7 +59,7 @@ class MortalClient(PassingClient):
         self._interference = sent, act
 
     def cut(self, resource: Resource, error: KubeError) -> None:
-        """Make every write to this kind raise `error` from now on."""
+        """Make every write to this kind raise `error` from now on. Replaces a kind and error that were set before."""
         self._cut = resource, error
 
     def die(self) -> None:

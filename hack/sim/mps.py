@@ -82,8 +82,8 @@ class MpsDaemon(Configured):
 
     async def _start(self) -> bool:
         """Start the pod: its init container selects the configuration, and the daemon serves if MPS is configured.
-        Returns False if the pod crash-loops instead, which is logged. With plugin 0.19.3 the daemon gets no
-        configuration and never serves."""
+        Returns False if the pod crash-loops instead, which is logged, else True. With the GPU Operator, a daemon
+        that config-manager does not notify (`is_notified`) never serves; that is logged too, and counts as started."""
         key = self.key(new_pod=True)
         try:
             if key is None:

@@ -30,11 +30,12 @@ def mps_pod_spec(settings: SimSettings) -> JSON:
 
 
 def is_notified(spec: JSON) -> bool:
-    """Whether config-manager, in a pod with this spec, tells the daemon which configuration the label names. The spec
-    must have both containers.
+    """Whether config-manager, in a pod with this spec, tells the daemon which configuration the label names. Raises
+    KeyError unless the spec has both containers.
 
-    Before 0.18.2 the daemon starts with it. Later config-manager compares the name of each process exactly, and before
-    0.20 panics at a thread of the host's kernel. An image whose tag shows no version counts as 0.20.
+    Before 0.18.2 the daemon starts with it. Later config-manager compares the name of each process exactly. Before
+    0.20 it panics at a thread of the host's kernel, which it sees if the pod has `hostPID`. An image whose tag shows
+    no version counts as 0.20.
     """
     containers = {container["name"]: container for container in spec["containers"]}
     daemon, manager = containers[DAEMON], containers[MANAGER]

@@ -97,7 +97,8 @@ class _MigPort:
 
     def mig_file(self) -> str:
         """Return the configuration file that ClusterPolicy names, or the generated file if it names none. A ConfigMap
-        that does not exist also gives the generated file, although a real pod would not start then."""
+        that does not exist or has no config.yaml also gives the generated file, although a real pod would not start
+        then."""
         cluster = self._node.cluster
         content = cluster.config_maps.content(
             cluster.policy.mig_config,
@@ -167,8 +168,8 @@ class SimNode:
 
     def set_mig_manager_pod(self, pod: JSON | None) -> None:
         """Set the mig-manager pod that runs on this node now, or None. If its UID differs, the old process is killed,
-        and a new one is started if there is a pod. While the node is down, the new one starts once the node is up
-        again."""
+        and a new one is started if there is a pod and ClusterPolicy does not turn mig-manager off. While the node
+        is down, the new one starts once the node is up again."""
         if _uid(pod) == _uid(self._pod):
             return
         self._pod = pod
@@ -194,7 +195,7 @@ class SimNode:
 
     def kill_mig_manager(self) -> None:
         """Kill the process of mig-manager wherever it is, and start a new one as if its container restarted, even
-        while the node is down."""
+        while the node is down. No process is started without a pod, or if ClusterPolicy turns mig-manager off."""
         self._kill("mig-manager")
         self._start_mig_manager()
 
@@ -262,8 +263,8 @@ class SimNode:
 
     async def _generate(self, pod: JSON) -> str:
         """Generate the configuration file from the hardware and return it (docs/design/nvidia.md#a10). It is published
-        as a ConfigMap unless ClusterPolicy names one. Returns an empty string if NVML cannot be read or no card has
-        a MIG profile."""
+        as a ConfigMap unless ClusterPolicy names one; KubeErrors of that are raised. Returns an empty string if
+        NVML cannot be read or no card has a MIG profile."""
         try:
             reading = await Readings(self.gpus)(self.gpus.read_as_operand, "mig-manager")
         except LibraryError:

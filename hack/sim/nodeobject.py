@@ -59,8 +59,7 @@ class NodeObject:
         return annotations
 
     def take(self, raw: JSON) -> None:
-        """Store a version of the Node unless it is older than the known one, and call `on_labels` if the labels
-        changed."""
+        """Store a version of the Node if it is newer than the known one, and call `on_labels` if the labels changed."""
         if _version(raw) <= _version(self.raw):
             return
         before, self.raw = self.labels, raw
@@ -79,8 +78,9 @@ class NodeObject:
             await self._write({"metadata": metadata}, None)
 
     async def advertise(self, counts: Mapping[str, int], *, plugin: bool) -> None:
-        """Write the number of each GPU resource to the Node's status, as the kubelet does (docs/design/nvidia.md#b7).
-        A resource that is no longer advertised stays, with 0. Makes no call if nothing changes.
+        """Write the number of each GPU resource to the Node's status, as the kubelet does (docs/design/nvidia.md#b7),
+        and log the numbers. A resource that is no longer advertised stays, with 0. Makes no call if nothing
+        changes.
 
         `plugin` says whether the device plugin is registered. Without it allocatable drops to 0, and capacity keeps
         its value.

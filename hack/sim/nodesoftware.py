@@ -153,7 +153,8 @@ class NodeSoftware:
 
     def add_node(self, raw: JSON) -> SimNode | None:
         """Begin to simulate this Node, and return it, or None if the card table does not know its GPUs. Called by the
-        watch for every new Node; `run` must be running."""
+        watch for every new Node; `run` must be running. Raises ValueError if the Node states a number of GPUs that
+        is not an integer."""
         name = raw["metadata"]["name"]
         gpus = self._hardware.get(name) or simulated_gpus(raw)
         if gpus is None:
@@ -247,8 +248,8 @@ class NodeSoftware:
                     player.look(node.name, node.object.labels)
 
     def _take_daemon_set(self, raw: JSON, gone: bool) -> None:
-        """Store the pod spec of the MPS DaemonSet. If it changed, replace the pods, where no real controller does.
-        Other DaemonSets, and a stand-in without NVIDIA's containers, are ignored."""
+        """Store the pod spec of the MPS DaemonSet. If it differs from one that was stored before, replace the pods,
+        where no real controller does. Other DaemonSets, and a stand-in without NVIDIA's containers, are ignored."""
         spec = ((raw.get("spec") or {}).get("template") or {}).get("spec") or {}
         named = {container["name"] for container in spec.get("containers", ())}
         if raw["metadata"]["name"] != MPS_DAEMON or gone or not {DAEMON, MANAGER} <= named:

@@ -52,9 +52,10 @@ class Configured:
         return labeled and self.operand not in policy.off
 
     def key(self, *, new_pod: bool) -> str | None:
-        """Return the configuration key that config-manager would load now, or None if the key does not exist. Empty
-        for the built-in configuration, which applies if ClusterPolicy names no ConfigMap. With `new_pod` the pod
-        starts now, so from now on it sees the present ConfigMap."""
+        """Return the configuration key that config-manager would load now, or None if the key does not exist or the
+        ConfigMap is missing or empty. The empty key stands for the built-in configuration, which applies if
+        ClusterPolicy names no ConfigMap, or if neither label nor default names a key. With `new_pod` the pod starts
+        now, so from now on it sees the present ConfigMap."""
         policy = self.cluster.policy
         if new_pod:
             self._pod_started = self.cluster.clock.now()

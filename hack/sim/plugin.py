@@ -61,9 +61,9 @@ class SimPluginConfig:
 
 @lru_cache(maxsize=256)
 def parse_config(text: str, strategy: str = "") -> SimPluginConfig:
-    """Parse a configuration file. Unknown keys are ignored, as by the plugin. `strategy` is ClusterPolicy's
-    mig.strategy, which takes precedence over the file (b.2). Raises PluginError where the plugin would exit with an
-    error."""
+    """Parse a configuration file. Unknown keys are ignored, as by the plugin. If it has both kinds of sharing, both
+    must be valid, and mps counts. `strategy` is ClusterPolicy's mig.strategy, which takes precedence over the file
+    (b.2). Raises PluginError where the plugin would exit with an error."""
     try:
         document = to_json(text)
     except GoError as error:

@@ -14,8 +14,8 @@ _REQUIREMENT = re.compile(
 
 
 def matcher(label_selector: str = "", field_selector: str = "") -> Matcher:
-    """Return a predicate that says whether an object matches both selectors. Raises ValueError for a selector that
-    cannot be parsed."""
+    """Return a predicate that says whether an object matches both selectors; an empty selector matches every object.
+    Raises ValueError for a selector that cannot be parsed."""
     checks = [*_label_checks(label_selector), *_field_checks(field_selector)]
     return lambda obj: all(check(obj) for check in checks)
 

@@ -114,8 +114,8 @@ class Clock:
         return asyncio.get_running_loop().time() * self._factor
 
     def timestamp(self) -> int:
-        """Return the simulated time in seconds since 1970. It begins at the real time and advances by the time
-        factor."""
+        """Return the simulated time in seconds since 1970: the real time at which the clock was created, plus the
+        simulated seconds since the first call of this method."""
         if self._origin is None:
             self._origin = self.now()
         return int(self._wall + self.now() - self._origin)

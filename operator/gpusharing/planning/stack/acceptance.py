@@ -180,8 +180,8 @@ def _plugin_config(
 def _why_not_set(
     pointer: Pointer, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> str:
-    """Return why the operator has not set this pointer itself, as a clause after a semicolon. Empty if chart value
-    gpuOperator.configure is off."""
+    """Return why the operator has not set this pointer itself, as a clause that begins with a semicolon. Empty if
+    chart value gpuOperator.configure is off."""
     configure = settings.configure_gpu_operator
     return why_not_set(pointer, cluster_policy, configure=configure, error=stack.pointer_error)
 
@@ -201,9 +201,9 @@ def _plugin_field(
 
 
 def _unmerged(pointer: Pointer, stack: StackView) -> str:
-    """Return what has to be done before the pointer may name our ConfigMap, as clauses that each follow a semicolon.
-    Empty if nothing has to be done. It concerns entries of the admin's own ConfigMap that Nodes name or may name,
-    and ConfigMaps that a chart value names but that do not exist."""
+    """Return what has to be done before the pointer may name our ConfigMap, as clauses that each begin with a
+    semicolon. Empty if nothing has to be done. It concerns entries of the admin's own ConfigMap that Nodes name or
+    may name, and ConfigMaps that a chart value names but that do not exist."""
     absent = "".join(
         f"; ConfigMap {name}, which a chart value names, does not exist" for name in stack.missing_maps
     )

@@ -43,9 +43,9 @@ class DraStack:
 
     @property
     def serves(self) -> bool:
-        """Whether NVIDIA's DRA stack serves the GPUs of the cluster: there is a GPUCluster, or a DRA driver without
-        the device plugin of a ClusterPolicy or of NVIDIA's chart. A driver for compute domains alone does not count
-        beside a ClusterPolicy."""
+        """Whether NVIDIA's DRA stack serves the GPUs of the cluster. True if there is a GPUCluster, or if there is a
+        DRA driver and neither a ClusterPolicy nor NVIDIA's chart. Beside a ClusterPolicy, its device plugin must be
+        off, and the driver must serve GPUs and not only compute domains."""
         if self.gpu_cluster:
             return True
         driver, policy = self.dra.driver, self.cluster_policy
@@ -55,7 +55,8 @@ class DraStack:
 
     @property
     def partitioner(self) -> ClusterPolicyView | None:
-        """The ClusterPolicy whose mig-manager divides the GPUs, or None if mig-manager has to run by itself."""
+        """The ClusterPolicy whose mig-manager divides the GPUs. None without a ClusterPolicy or with a GPUCluster,
+        where mig-manager has to run by itself."""
         policy = self.cluster_policy
         return policy if policy is not None and policy.plain is None and not self.gpu_cluster else None
 

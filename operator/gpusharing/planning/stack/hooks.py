@@ -38,9 +38,10 @@ def find_farewell(
     """Return whether the operator may be uninstalled, with a message about what stays behind or what has to be done
     first.
 
-    It is refused while a node has our fence, because the node would stay cordoned and nothing would finish its change.
-    It is also refused while a policy has our finalizer, as every policy with deletionPolicy Reset does, because
-    neither the policy nor its CRD could then be deleted.
+    It is refused while a node has our fence, even one that cannot be read, because the node would stay cordoned and
+    nothing would finish its change. It is also refused while a policy has our finalizer, as every policy with
+    deletionPolicy Reset does, because neither the policy nor its CRD could then be deleted. The message names only the
+    fences if there are both.
 
     `cluster_policies` are the names of the ClusterPolicies. They are empty if they cannot be read, or if NVIDIA's GPU
     Operator is not installed.

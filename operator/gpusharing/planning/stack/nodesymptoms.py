@@ -400,9 +400,10 @@ class Server:
 def find_rival_symptoms(
     servers: Iterable[Server], nodes: Sequence[NodeView], namespace: str
 ) -> tuple[Symptom, ...]:
-    """Return a warning for each program that serves GPUs on nodes that the device plugin serves too. The device plugin
-    is ClusterPolicy's, or without that one in `namespace`, or else any other. Empty without a device plugin.
-    DaemonSets whose pods should run on no node are ignored. `namespace` is that of NVIDIA's components.
+    """Return a warning for each program that serves GPUs on nodes that the device plugin serves too. Of several device
+    plugins, that is ClusterPolicy's, else one in `namespace`, else one with a Helm release, else the first by name.
+    Empty without a device plugin. DaemonSets whose pods should run on no node are ignored. `namespace` is that of
+    NVIDIA's components.
 
     A kubelet takes a resource from whichever plugin registered last (kubernetes v1.36.3
     pkg/kubelet/cm/devicemanager/manager.go, PluginConnected), so of two device plugins on a node one does not follow

@@ -193,8 +193,8 @@ class Restraint:
     """A cause for which the operator does not set a pointer although chart value gpuOperator.configure is on."""
 
     find: Callable[[Pointer, ClusterPolicyView, str], str]
-    """Returns the cause as a clause after a semicolon, or an empty string if it does not apply. The last argument is
-    the error of the last write."""
+    """Returns the cause as a clause that begins with a semicolon, or an empty string if it does not apply. The last
+    argument is the error of the last write."""
 
 
 def _set_back(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:

@@ -26,10 +26,10 @@ def plan_config(
     plugins: Mapping[str, PluginConfig],
     stack: StackView,
 ) -> tuple[WriteConfig | None, bool]:
-    """Return the write that the ConfigMaps need, and whether they contain entries, other than the neutral one, that no
-    policy, card or file of the admin needs. Of these, a later pass may be able to remove those that a Node still
-    names. The write is None if nothing has to change. If a ConfigMap was created by somebody else, the result is
-    None and False.
+    """Return the write that the ConfigMaps need, and whether they contain now entries, other than the neutral one,
+    that no policy, card or file of the admin needs. Of these, a later pass may be able to remove those that a Node
+    still names. The write is None if both exist with the right content, our mark, and a time of writing for each
+    entry. If a ConfigMap was created by somebody else, the result is None and False.
 
     `requests` is what the policies ask of every node, `models` has one GPU for each card model in the cluster by
     product, and `plugins` has the device-plugin configurations of all targets by key.

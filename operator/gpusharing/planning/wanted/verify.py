@@ -46,9 +46,9 @@ SETTING = 'WITH_REBOOT "true" in ClusterPolicy migManager.env'
 
 
 def tell_guest_reset(observed: ObservedView | None, stack: StackView) -> str:
-    """Return a clause, after a semicolon, that says why a MIG mode may stay pending in a virtual machine and which
-    setting helps. Empty if no GPU is known to need a reset by its virtual machine, if the setting is on already, or
-    if there is neither a ClusterPolicy nor a mig-manager alongside NVIDIA's chart."""
+    """Return a clause, which begins with a semicolon, that says why a MIG mode may stay pending in a virtual machine
+    and which setting helps. Empty if no GPU is known to need a reset by its virtual machine, if the setting is on
+    already, or if there is neither a ClusterPolicy nor a mig-manager alongside NVIDIA's chart."""
     policy, kinds = stack.cluster_policy, observed.hardware.kinds if observed is not None else ()
     if policy is None or policy.with_reboot:
         return ""

@@ -116,8 +116,8 @@ def parse_yaml(text: str) -> object:
     """Return the first YAML document in `text`, or None if the text is empty.
 
     Raises:
-        Unreadable: the text is not valid YAML, or the document has more than MAX_DEPTH levels or MAX_VALUES values. No
-            other exception is raised for any text.
+        Unreadable: the text is not valid YAML, or the document has more than MAX_DEPTH levels or MAX_VALUES values, or
+            a key that JSON does not allow. No other exception is raised for any text.
     """
     try:
         document: object = next(yaml.load_all(text, _Loader), None)

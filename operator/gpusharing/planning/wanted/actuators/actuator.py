@@ -82,11 +82,11 @@ class Writing:
     annotations: Mapping[str, str | None] = field(default_factory=dict)
     """Annotations to set, or None to remove one."""
     restart_uid: str = ""
-    """As in the Fence."""
+    """Becomes the field of this name in the Fence."""
     daemon_uid: str = ""
-    """As in the Fence."""
+    """Becomes the field of this name in the Fence."""
     gfd_timestamp: str = ""
-    """As in the Fence."""
+    """Becomes the field of this name in the Fence."""
 
 
 @value
