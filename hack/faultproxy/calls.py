@@ -188,7 +188,8 @@ class Sick:
 
 def is_renewal(path: str, body: bytes) -> bool:
     """Whether a write to a Lease only concerns who leads: it acquires, renews or releases the Lease. A write without a
-    body is one, such as a deletion. False if the body also has annotations, or if the path is not that of a Lease."""
+    body is one, such as a deletion. False if the body also has annotations, or if the path is not that of a Lease.
+    Raises ValueError if the body of a write to a Lease is not JSON."""
     if "/leases" not in path:
         return False
     metadata = json.loads(body).get("metadata", {}) if body else {}

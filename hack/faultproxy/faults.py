@@ -53,11 +53,13 @@ class Fault:
     """Whether it begins when its write is sent, and not when the write has been answered."""
 
     def watch_for(self, call: Incoming, *, answered: bool) -> bool:
-        """Begin the fault if `call` is its write, or the first write after it if no write had that number: set `began`
-        and `target`, and call `begin`. Returns whether the fault began. `answered` says whether the call has been
-        answered or is about to be sent.
+        """Begin the fault if it waits for this call: set `began` and `target`, call `begin`, and return True.
+        Otherwise return False.
 
-        If two writes are in flight at once, both have the lower number.
+        A fault waits for write number `at`, or for the first write after that if no write had the number. If it is
+        `early`, it begins when the write is about to be sent, otherwise when the write has been answered; `answered`
+        says which of the two is the case now. A fault with `at=0` never begins here. If two writes are in flight at
+        once, both have the lower number.
         """
         if self.began is not None or not 0 < self.at <= call.mark or answered is self.early:
             return False
@@ -86,17 +88,17 @@ class Fault:
         self.last = asyncio.get_running_loop().time()
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Handle a call that is not a watch, and return its answer, or None if the client gets no answer. Forwards the
-        call here; a subclass can override it."""
+        """Handle a call that is not a watch, and return its answer, or None if the client gets no answer. This base
+        class forwards the call."""
         return await forward()
 
     def headers(self, headers: Mapping[str, str]) -> Mapping[str, str]:
-        """Return the headers that the client gets for an answer or a watch of the server with these headers. Unchanged
-        here."""
+        """Return the headers that the client gets for an answer or a watch of the server with these headers. This base
+        class returns them unchanged."""
         return headers
 
     async def opening(self, call: Incoming) -> None:
-        """Called for a new watch before the server is called; may wait. Does nothing here."""
+        """Called for a new watch before the server is called. A subclass may wait; this base class does nothing."""
 
     async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:
         """Return what the client gets for a line of a watch: the line, or an empty one if it is swallowed. `came` is
@@ -104,8 +106,8 @@ class Fault:
         return line
 
     def ends(self, stream: OpenWatch) -> bytes:
-        """Return the last line to send if a watch must end now, or an empty line if it continues, which is always so
-        here."""
+        """Return the last line to send if a watch must end now, or an empty line if it continues. This base class
+        returns an empty line."""
         return b""
 
 
@@ -211,7 +213,8 @@ class Slow(Fault):
         return await forward()
 
     async def opening(self, call: Incoming) -> None:
-        """Delay a new watch by `seconds` if the fault has begun, whatever its scope; not counted as a hit."""
+        """Delay a new watch by `seconds` if `at` is 0 or the fault has begun, whatever its scope; not counted as a
+        hit."""
         if self.at == 0 or self.began is not None:
             await asyncio.sleep(self.seconds)
 
@@ -224,8 +227,8 @@ class DateShifted(Fault):
     seconds: float = 3600.0
 
     def headers(self, headers: Mapping[str, str]) -> Mapping[str, str]:
-        """Return the headers with the Date shifted by `seconds` if the fault has begun, and count a hit; `scope` and
-        `times` do not matter. Headers without a Date are returned unchanged."""
+        """Return the headers with the Date shifted by `seconds` if `at` is 0 or the fault has begun, and count a hit;
+        `scope` and `times` do not matter. Headers without a Date are returned unchanged."""
         if (self.at and self.began is None) or "Date" not in headers:
             return headers
         self.hits += 1
@@ -264,7 +267,8 @@ class WatchLate(WatchFault):
         return 0.0 if self.began is None else self.began + self.lasts + self.seconds
 
     async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:
-        """Return the line. If it came while lines are late, count a hit and return it `seconds` after it came."""
+        """Return the line. If the fault hits this watch and the line came within `lasts` seconds after the fault
+        began, count a hit and return the line `seconds` after it came."""
         if self.began is not None and self.on_watch(stream) and 0 <= came - self.began < self.lasts:
             self.hits += 1
             await asyncio.sleep(came + self.seconds - asyncio.get_running_loop().time())
@@ -278,8 +282,8 @@ class WatchEnds(WatchFault):
     error: PlayedRefusal = GONE
 
     def ends(self, stream: OpenWatch) -> bytes:
-        """Return the ERROR event for a watch that was open when the fault began, and count a hit. Empty for any other
-        watch."""
+        """Return the ERROR event for a watch that the fault hits and that was open when the fault began, and count a
+        hit. Empty for any other watch."""
         if not self.on_open_watch(stream):
             return b""
         self.hits += 1
@@ -302,9 +306,10 @@ class EventsSwallowed(WatchFault):
         return 0.0 if self.began is None else self.began + HEAL_SECONDS + 0.5
 
     async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:
-        """Return the line, or an empty one if the fault swallows it. Only events are swallowed, no bookmarks or
-        errors; with scope `one`, only events of objects with the name of the fault's object. A swallowed event
-        counts as a hit, and its watch ends later."""
+        """Return the line, or an empty one if the fault swallows it; that counts as a hit, and the watch ends later.
+        The fault swallows at most `times` events of the watches that it hits, in the first HEAL_SECONDS, and no
+        bookmarks or errors. With scope `one` it swallows only events of objects with the name of the fault's
+        object."""
         if self.hits >= self.times or not self.on_watch(stream) or self._is_over():
             return line
         event = json.loads(line)
@@ -341,9 +346,9 @@ class OldList(WatchFault):
     _owed: set[tuple[str, str]] = field(default_factory=set)
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call, or count a hit and return the recorded list if the next list of this collection is due to
-        be old. Before the fault begins, the first successful answer to each list is recorded. Lists without `limit`
-        and lists of one node's pods are always forwarded."""
+        """Forward the call, or count a hit and return the recorded list if the next list with this path and query is
+        due to be old. Before the fault begins, the first successful answer to each list is recorded. Lists without
+        `limit`, lists of one node's pods and calls that are not a GET are always forwarded."""
         key = call.path, call.query
         if call.method != "GET" or "limit=" not in call.query or "spec.nodeName" in call.query:
             return await forward()

@@ -168,8 +168,8 @@ class FaultProxy:
         return self._url(listening.result(60))
 
     def reset(self) -> None:
-        """Clear the log, the trap and all faults, count writes from 1 again, and let every write count for traps and
-        faults. Doors stay open, and the newest resourceVersion is kept."""
+        """Clear the log, `sprung`, the trap and all faults, count writes from 1 again, and let every write count for
+        traps and faults. Doors stay open, and the newest resourceVersion is kept."""
         self._trap = None
         self._sick, self._faults = (), ()
         self._count = 0
@@ -183,9 +183,9 @@ class FaultProxy:
         self._aim, self._aimed_at, self._taken = aim, 0, 0
 
     def arm(self, at: int, act: Callable[[], None], *, before: bool = False) -> None:
-        """Call `act` once, after the server has answered write number `at`. With `before`, call it when that write or
-        a later one arrives, which is then refused with 503 and never forwarded. Replaces the trap that was armed
-        before."""
+        """Call `act` once, after the server has accepted write number `at`. With `before`, call it when that write or
+        a later one arrives, which is then refused with 503 and never forwarded. `act` is called in the proxy's
+        thread, which waits for it. Replaces the trap that was armed before."""
         self._trap = _Trap(at, act, before)
 
     def disturb(self, *faults: Fault) -> None:
@@ -261,8 +261,9 @@ class FaultProxy:
         return port
 
     def _incoming(self, request: web.Request, body: bytes) -> Incoming:
-        """Return the call with its numbers among the writes. Both numbers are 0 if the call does not count. A write
-        that is aimed at is counted in `_aimed_at`."""
+        """Return the call with its numbers among the writes, `number` and `mark`. Both are 0 for a read and for a
+        renewal of a Lease. If some writes are aimed at, `mark` is 0 for all others, and a write that is aimed at is
+        counted in `_aimed_at`."""
         transport = request.transport
         port = transport.get_extra_info("sockname")[1] if transport is not None else 0
         counts = request.method in WRITES and not is_renewal(request.path, body)
@@ -285,8 +286,9 @@ class FaultProxy:
 
     async def _handle(self, request: web.Request, session: aiohttp.ClientSession) -> web.StreamResponse:
         """Answer one call: from the trap (503), from a path that is to fail, or from the server by way of the faults.
-        If the answer is lost, the client's connection is aborted. An error of the connection to the server becomes
-        a 502, and the write then does not count as aimed at."""
+        A path that fails without an answer leaves the call waiting until the client hangs up or the proxy stops. If
+        the answer is lost, the client's connection is aborted. An error of the connection to the server becomes a
+        502, and the write then does not count as aimed at."""
         call = self._incoming(request, await request.read())
         if self._trap is not None and self._trap.before and 0 < self._trap.at <= call.mark:
             self._spring()

@@ -19,7 +19,8 @@ FOUND = 3
 
 def main(arguments: list[str] | None = None) -> int:
     """Build the images and return the exit status: 0 if every image is written, small enough, and free of parts that
-    an advisory names; 1 after an error or if an image is too big; FOUND if an advisory names a part."""
+    an advisory names; FOUND if an advisory names a part of an image that is small enough; 1 after an error, or if
+    an image is too big and no other one is FOUND."""
     parser = argparse.ArgumentParser(prog="python -m hack.images", description="Build the image.")
     parser.add_argument(
         "--base",
@@ -48,8 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def report(image: Image, known: list[advisories.Advisory] | None) -> int:
     """Print the facts of one image and the advisories in `known` that name a part of it. Returns the exit status for
-    this image: 1 if it is too big, FOUND if an advisory names a part, otherwise 0. `known` is None if no file of
-    advisories was given."""
+    this image: 1 if it is too big, in which case advisories are not compared, FOUND if an advisory names a part,
+    otherwise 0. `known` is None if no file of advisories was given."""
     print(
         f"\n{image.reference} for {image.architecture}: {image.size / 1e6:.1f} MB compressed, {image.digest}"
     )

@@ -91,8 +91,8 @@ def concerns(package: dict[str, Any], part: ImagePart) -> bool:
 
 
 def is_affected(part: ImagePart, affected: dict[str, Any]) -> bool:
-    """Whether `affected`, one entry of an advisory, lists the part's version or has a range of type ECOSYSTEM or
-    SEMVER that contains it."""
+    """Whether `affected`, one entry of an advisory, lists the version of the part's source package or has a range of
+    type ECOSYSTEM or SEMVER that contains it."""
     if part.source_version in affected.get("versions", []):
         return True
     ranges = [row for row in affected.get("ranges", []) if row.get("type") in ("ECOSYSTEM", "SEMVER")]
@@ -100,8 +100,8 @@ def is_affected(part: ImagePart, affected: dict[str, Any]) -> bool:
 
 
 def in_range(part: ImagePart, events: Sequence[dict[str, str]]) -> bool:
-    """Whether the part's version is affected according to the events of a range. As OSV defines it, the last event at
-    or before the version decides. Events of type `limit` are ignored."""
+    """Whether the version of the part's source package is affected according to the events of a range. As OSV defines
+    it, the last event at or before the version decides. Events of type `limit` are ignored."""
     order = ORDERS[part.ecosystem]
     here = order(part.source_version)
     inside = False
@@ -123,8 +123,8 @@ def _events(events: Sequence[dict[str, str]]) -> Iterator[tuple[str, str]]:
 
 
 def first_fixed(part: ImagePart, affected: dict[str, Any]) -> str:
-    """Return the lowest fixed version that is above the part's version, or an empty string if the advisory names
-    none."""
+    """Return the lowest fixed version in the ranges of `affected` that is above the version of the part's source
+    package, or an empty string if there is none."""
     order = ORDERS[part.ecosystem]
     versions = [
         version

@@ -292,7 +292,8 @@ def members(data: bytes) -> dict[str, bytes]:
 
 
 def open_part(deb: bytes, part: str) -> tarfile.TarFile:
-    """Open the tar `control` or `data` inside a package. Raises ValueError if the package does not contain it."""
+    """Open the tar `control` or `data` inside a package. Raises ValueError if the package does not contain it, or is
+    not an ar archive."""
     parts = members(deb)
     for name, opened in ((f"{part}.tar.xz", lzma.decompress), (f"{part}.tar", bytes)):
         if name in parts:
@@ -418,7 +419,7 @@ def _resolved(architecture: str, environ: dict[str, str], mirror: str) -> Iterat
 
 def main() -> int:
     """Regenerate deploy/debian.lock and return the exit status: 0, or 1 after a FetchError or a LockError, which
-    leaves the lock unchanged."""
+    leaves the lock unchanged, as does the CalledProcessError of `relock`, which passes through."""
     try:
         text = relock()
         parse_lock(text)

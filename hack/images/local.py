@@ -49,7 +49,8 @@ class TreeError(Exception):
 
 def build(architecture: str = "", reference: str = "", out: Path = OUT) -> Image:
     """Build the image for one architecture (`amd64` or `arm64`; this machine's by default), write the archive and the
-    bill of materials into `out`, and return the image. `reference` is its name and tag.
+    bill of materials into `out`, and return the image. `reference` is its name and tag, by default
+    localhost/NAME:VERSION of the project.
 
     Raises FetchError if a Debian package cannot be downloaded, WheelError if a wheel cannot be downloaded, installed
     or compiled, and TreeError if a program would not find a library. LockError and ValueError of `debian.locked` and

@@ -94,8 +94,8 @@ def _read_layer(layer: bytes) -> tuple[dict[str, bytes], int]:
 
 
 def _parts(files: Mapping[str, bytes]) -> Iterator[ImagePart]:
-    """Yield the parts that these files describe: Debian packages, Python distributions, and a Python that was built
-    from source. `files` holds the content of the files by path."""
+    """Yield the parts that these files describe: Debian packages that are not removed, Python distributions, and a
+    Python that was built from source. `files` holds the content of the files by path."""
     texts = {name: data.decode() for name, data in files.items()}
     status = [
         paragraph
@@ -223,8 +223,9 @@ def all_labels(origin: Origin) -> dict[str, str]:
 
 def build(architectures: Sequence[str], reference: str) -> list[Image]:
     """Build the image for each of these architectures (an empty string stands for this machine's), save it as a
-    docker-archive under build/images together with its bill of materials, and return the images. There must be a
-    builder (`choose`). Raises RegistryError if it fails; its output says why."""
+    docker-archive under build/images together with its bill of materials, and return the images. An empty
+    `reference` stands for localhost/NAME:VERSION of the project. There must be a builder (`choose`). Raises
+    RegistryError if it fails; its output says why."""
     builder, origin = find_builder(), read_origin()
     reference = reference or f"localhost/{origin.name}:{origin.version}"
     marks = all_labels(origin)

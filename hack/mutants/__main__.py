@@ -37,8 +37,11 @@ def selected(mutants: Mapping[str, Mutant], excluded: Collection[str]) -> dict[s
 
 def main() -> int:
     """Play the mutants. Prints a line for each mutant that survives and for each killer that fails even without a
-    mutant, and then the counts. With FIND set, looks for killers instead. Returns the exit status: 1 if there is
-    such a line or no mutant was selected, otherwise 0. Raises RuntimeError if the tests cannot be collected."""
+    mutant, and then the counts. Returns the exit status: 1 if there is such a line or no mutant was selected,
+    otherwise 0. Raises RuntimeError if the tests cannot be collected or played.
+
+    With FIND set, looks for killers of the mutants that have none instead, and returns 0.
+    """
     killers = read_killers()
     if os.environ.get("FIND"):
         find(selected(read_mutants(), killers.tests.keys() | killers.equivalent.keys()))

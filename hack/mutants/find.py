@@ -50,9 +50,9 @@ RUNGS = ("-m", "not cluster and not nvidia and not e2e and not gpu")
 
 def find(mutants: Mapping[str, Mutant]) -> None:
     """Print each mutant's name and the first test in its files (`look`) that fails with it, or an empty string if none
-    of the tests that were tried fails. Only tests that RUNGS selects are tried. For a slip that drops an operand,
-    these are at most TRIES tests in which the operand decides. Raises RuntimeError if the tests cannot be
-    collected."""
+    of the tests that were tried fails. Only tests that RUNGS selects are tried. For a slip that drops an operand in
+    a function, these are at most TRIES tests in which the operand decides. Raises RuntimeError if the tests cannot
+    be collected, and AssertionError as `_deciding` does."""
     files = sorted({path for mutant in mutants.values() for path in mutant.look})
     slips = {name: mutant for name, mutant in mutants.items() if isinstance(mutant, Slip)}
     candidates = {name: mutant.look for name, mutant in mutants.items()} | _deciding(slips)
@@ -61,9 +61,10 @@ def find(mutants: Mapping[str, Mutant]) -> None:
 
 
 def _deciding(slips: Mapping[str, Slip]) -> dict[str, Sequence[str]]:
-    """Return at most TRIES tests in which the operand decides, for each slip that drops an operand, by the slip's name
-    and in the order of `_in_order`. Slips that change a value are left out. Raises AssertionError if the process
-    that runs the tests dies."""
+    """Return at most TRIES tests in which the operand decides, for each slip that drops an operand in a function, by
+    the slip's name and in the order of `_in_order`; empty if it decides in none. Slips in code that is evaluated
+    only once, such as those that change a value, are left out. Raises AssertionError if the process that runs the
+    tests dies."""
     operands = {name: slip for name, slip in slips.items() if not slip.mutation.is_default}
     if not operands:
         return {}

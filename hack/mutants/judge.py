@@ -72,8 +72,8 @@ class Side:
         return {(path, function, line) for path, function, line in answer}
 
     def _enter(self) -> None:
-        """Change to the folder of the copy and unload our modules, so that this forked process imports those of the
-        copy."""
+        """Change to the folder of the copy, unload our modules, so that this forked process imports those of the copy,
+        and set PYTHONPATH to the copy for processes that the tests start."""
         for name in [
             name for name in sys.modules if name.partition(".")[0] in ("hack", "tests", "gpusharing")
         ]:
@@ -153,9 +153,9 @@ def copy_revision(root: Path, revision: str) -> None:
 def choose(
     paths: Iterable[str], covered: set[tuple[str, str, int]] | None, count: int, seed: int
 ) -> list[tuple[str, Mutation]]:
-    """Draw at most `count` mutants from these files, at random and at most one for each line, and return each with its
-    path. `covered`, if given, limits the mutants to these lines and to the defaults of functions that have such a
-    line."""
+    """Draw at most `count` mutants from these files, at most one for each line, and return each with its path. The
+    draw is random but depends only on `seed`. `covered`, if given, limits the mutants to these lines and to the
+    defaults of functions that have such a line."""
     functions = {(path, function) for path, function, _ in covered or ()}
     mutants = [
         (path, mutation)
@@ -173,10 +173,12 @@ def choose(
 
 
 def judge(path: str, mutation: Mutation, now: Side, before: Side) -> tuple[str, str]:
-    """Plant the mutant in both copies, run their tests, and restore the files.
+    """Plant the mutant in both copies, run the present tests and, if they pass, the earlier ones, and restore the
+    files.
 
-    The first part of the result is KILLED, LIVED or LOST. The second part is empty unless the first is LOST: then it
-    names the earlier test that fails, or says that the earlier tests did not end in time.
+    The first part of the result is KILLED if the present tests fail or do not end in time, LIVED if both sets pass,
+    and LOST if only the earlier ones fail or do not end in time. The second part is empty unless the first is LOST:
+    then it names the earlier test that fails, or says that the earlier tests did not end in time.
     """
     text = Path(path).read_text()
     try:
@@ -242,7 +244,8 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> int:
     """Judge the mutants. Prints a line for each mutant that the present tests do not kill, and then the counts.
     Returns the exit status: 1 if an earlier test kills one of these mutants, or if there was no mutant to judge;
-    otherwise 0. Raises SystemExit as `unhurt` and `modules` do."""
+    otherwise 0. Raises SystemExit as `unhurt` and `modules` do, and CalledProcessError if there is no such
+    revision."""
     options = read_arguments(arguments)
     for library in LIBRARIES:
         import_module(library)

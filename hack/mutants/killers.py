@@ -20,8 +20,8 @@ class Killers:
     """The reason why no test could kill an equivalent mutant, by the mutant's name."""
 
     def find_gaps(self, mutants: Iterable[str]) -> list[str]:
-        """Return one message for each mutant that is missing from the files or in both lists, and for each entry that
-        matches no mutant or has no reason. Empty if nothing is wrong."""
+        """Return one message for each mutant that is missing from the files or in both lists, for each entry that
+        matches no mutant, and for each equivalent mutant without a reason. Empty if nothing is wrong."""
         known = set(mutants)
         named = self.tests.keys() | self.equivalent.keys()
         return [

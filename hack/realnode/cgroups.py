@@ -21,7 +21,8 @@ def hierarchies() -> list[Path]:
 
 
 def make(node: str) -> str:
-    """Create the cgroup of a node in every hierarchy, and return its path, which is the same in each of them."""
+    """Create the cgroup of a node in every hierarchy, unless it exists, and return its path `/gso-PID/NODE`, which is
+    the same in each of them."""
     path = f"{PREFIX}{os.getpid()}/{node}"
     for hierarchy in hierarchies():
         for folder in (hierarchy / f"{PREFIX}{os.getpid()}", hierarchy / path):
@@ -31,8 +32,9 @@ def make(node: str) -> str:
 
 
 def remove(path: str) -> None:
-    """Remove one of our cgroups and everything below it. Its processes must have been ended. Raises TimeoutError if a
-    process in it is still running after REMOVE_SECONDS."""
+    """Remove the cgroup of a node and everything below it, and then the cgroup of our process around it if that is
+    empty. Its processes must have been ended. Raises TimeoutError if a process in it is still running after
+    REMOVE_SECONDS."""
     for hierarchy in hierarchies():
         folder = hierarchy / path.lstrip("/")
         wait_until(partial(_removed, folder), REMOVE_SECONDS, f"{folder} to be empty")

@@ -48,7 +48,7 @@ def pause_image() -> OneLayerImage:
 
 def write_archive(image: OneLayerImage, path: Path) -> None:
     """Write an image for this machine's architecture to `path` in the format of `docker save`. Equal images produce
-    identical archives."""
+    identical archives. Raises KeyError as `native` does."""
     layer = pack_layer(image)
     digest = hashlib.sha256(layer).hexdigest()
     raw = json.dumps(configuration(image, layer, native()), sort_keys=True).encode()
@@ -66,7 +66,8 @@ def native() -> str:
 
 
 def configuration(image: OneLayerImage, layer: bytes, architecture: str) -> dict[str, object]:
-    """Return the image's configuration, as OCI's image specification defines it."""
+    """Return the image's configuration, as OCI's image specification defines it. `layer` is the uncompressed tar of
+    its only layer."""
     return {
         "architecture": architecture,
         "os": "linux",
@@ -81,7 +82,8 @@ def configuration(image: OneLayerImage, layer: bytes, architecture: str) -> dict
 
 
 def pack_layer(image: OneLayerImage) -> bytes:
-    """Return a tar with the image's files and folders. Equal images produce identical tars."""
+    """Return a tar with the image's files and folders, and the folders that contain the files. Equal images produce
+    identical tars."""
     buffer = io.BytesIO()
     parents = {str(parent) for path in image.files for parent in Path(path).parents}
     with tarfile.open(fileobj=buffer, mode="w") as layer:

@@ -74,8 +74,8 @@ class Machine:
 
     @property
     def pid(self) -> int:
-        """The pid, as seen from outside, of the first process in the machine's PID namespace. Raises RuntimeError
-        before `start`."""
+        """The pid, as seen from outside, of the first process in the machine's PID namespace. Raises RuntimeError if
+        the machine is not started."""
         if not self._first:
             raise RuntimeError(f"machine {self.name} is not started")
         return self._first
@@ -145,7 +145,8 @@ class Machine:
         return ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--net", "--", *command]
 
     def namespace(self, kind: str) -> int:
-        """Return the inode number of the machine's namespace of this kind, such as `pid`."""
+        """Return the inode number of the machine's namespace of this kind, such as `pid`. Raises RuntimeError if the
+        machine is not started."""
         return os.stat(f"/proc/{self.pid}/ns/{kind}").st_ino
 
     def _children(self) -> list[int]:
@@ -160,7 +161,7 @@ class Machine:
 
     def _kill_first(self) -> None:
         """Kill the first process of the PID namespace and wait until it is gone. Does nothing if its pid no longer
-        belongs to our child."""
+        belongs to our child. Raises TimeoutError if it is not gone after READY_SECONDS."""
         if self._first not in self._children():
             return  # it has ended, and its pid may be that of another process
         os.kill(self._first, signal.SIGKILL)

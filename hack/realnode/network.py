@@ -55,8 +55,8 @@ class Bridge:
 
 @contextlib.contextmanager
 def bridge() -> Iterator[Bridge]:
-    """Create a bridge, yield it, and remove it at the end of the context. Raises NetworkError if this machine refuses
-    the bridge, or has no free subnet."""
+    """Remove bridges of killed owners, create a bridge, yield it, and remove it at the end of the context. Raises
+    NetworkError if this machine refuses the bridge, or has no free subnet."""
     sweep()
     made = Bridge(f"{PREFIX}{os.getpid()}", _free_subnet())
     _run("ip", "link", "add", made.name, "type", "bridge")
@@ -77,8 +77,9 @@ def sweep() -> None:
 
 
 def service_route(service: str, server: str) -> list[Sequence[str]]:
-    """Return iptables commands, to be run inside a node, that route the address of the Service `kubernetes` to the API
-    server at `host:port`. They are needed because no kube-proxy runs."""
+    """Return two iptables commands, to be run inside a node, that redirect TCP port 443 of `service`, the address of
+    the Service `kubernetes`, to `server`, the `host:port` of the API server. They are needed because no kube-proxy
+    runs."""
     rule = ("-d", service, "-p", "tcp", "--dport", "443", "-j", "DNAT", "--to-destination", server)
     return [("iptables", "-t", "nat", "-A", chain, *rule) for chain in ("PREROUTING", "OUTPUT")]
 

@@ -105,8 +105,8 @@ def cni_settings(files: NodeFiles, number: int) -> str:
 
 
 def kubelet_settings(address: str, ca: Path, cgroup: str) -> str:
-    """Return the configuration file of the kubelet: the defaults, except where this computer does not permit them.
-    `ca` is the authority of the kubelet's clients, and `cgroup` the path of the node's cgroup."""
+    """Return the configuration file of the kubelet: the defaults, except where this computer does not permit them. The
+    kubelet listens at `address`, `ca` is the authority of its clients, and `cgroup` the path of the node's cgroup."""
     return yaml.safe_dump(
         {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -286,14 +286,14 @@ class KubeletNode:
 
     def start_kubelet(self) -> None:
         """Start the kubelet, once the second of the last heartbeat is over. Returns before the Node is Ready;
-        `wait_ready` waits for that."""
+        `wait_ready` waits for that. Raises ApiError if the Node cannot be read."""
         self._heartbeat = self._read_heartbeat()
         # Heartbeats have whole seconds: the first one of the new kubelet must differ from the last of the old one.
         wait_until(lambda: _now() > self._heartbeat, NODE_SECONDS, "the next second")
         self._spawn_kubelet()
 
     def _spawn_kubelet(self) -> None:
-        """Start the kubelet's process."""
+        """Start the kubelet's process, and keep it in `_programs`."""
         command = [
             str(toolchain.program("kubelet")),
             f"--config={self.files.kubelet_config}",
@@ -356,7 +356,7 @@ class KubeletNode:
 
     def _read_heartbeat(self) -> str:
         """Return when a kubelet last wrote the Node's conditions, as an RFC 3339 timestamp, or an empty string if none
-        has or there is no Node."""
+        has or there is no Node. ApiErrors other than 404 are raised."""
         try:
             node = self.plane.api.get(f"/api/v1/nodes/{self.name}")
         except ApiError as error:
@@ -384,7 +384,7 @@ class KubeletNode:
 
 
 def _now() -> str:
-    """Return the present time in the format of the API server."""
+    """Return the present time in UTC, in whole seconds and in the format of the API server."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

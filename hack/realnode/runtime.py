@@ -94,15 +94,17 @@ def edit(spec: Object, grant: Grant, folder: Path, bundle: Path) -> None:
 
 
 def _loader_folder(spec: Object, bundle: Path) -> str:
-    """Return the folder in the container's root file system in which the dynamic loader looks by default."""
+    """Return the absolute path, in the container, of the folder in which the dynamic loader looks by default: Debian's
+    multiarch folder, or /usr/lib64 if the root file system has only that."""
     root = bundle / spec["root"]["path"]
     multiarch = f"usr/lib/{platform.machine()}-linux-gnu"
     return next((f"/{name}" for name in (multiarch, "usr/lib64") if (root / name).is_dir()), f"/{multiarch}")
 
 
 def _prepare(folder: Path, arguments: Sequence[str]) -> int:
-    """Change the OCI configuration in a bundle so that the container gets its grant, and return the exit status. If
-    the toolkit would refuse the container, write the reason to runc's log and return 1."""
+    """Give a container its grant: change the OCI configuration in the bundle that runc's `arguments` name, and write
+    the capability files and COMPUTES_ON into the bundle. A container without a grant is left as it is. Returns the
+    exit status: 0, or 1 if the toolkit would refuse the container, after writing the reason to runc's log."""
     bundle = Path(_option(arguments, "--bundle"))
     spec = json.loads((bundle / "config.json").read_text())
     try:
@@ -138,8 +140,9 @@ def _option(arguments: Sequence[str], name: str) -> str:
 
 
 def _began(folder: Path, state: Object) -> None:
-    """Start a follower that registers the container's first process on the devices that the container names. `state`
-    is what runc passes to hooks, and its pid is valid in the node's PID namespace.
+    """Start a follower that registers the container's first process on the devices that the container names one by
+    one, and return when the process is registered. Does nothing if it names none. `state` is what runc passes to
+    hooks, and its pid is valid in the node's PID namespace.
 
     A driver frees what a process used when the process ends, however it ended, and so does the follower. A hook at the
     end would not suffice, because runc calls none for a container that was killed while it was created.
@@ -168,8 +171,8 @@ def _began(folder: Path, state: Object) -> None:
 
 def follow(folder: Path, bundle: Path, name: str, pid: int, process: int) -> None:
     """Register a process on the devices of its container, print FOLLOWED, wait until the process ends, and remove it
-    again. A GPU that accepts one process only and has one already is left out. `process` is a pidfd of the process.
-    Raises SimulatorError if the simulated machine has no room for another process, or has no such GPU."""
+    again. Without MPS, a GPU that accepts one process only and has one already is left out. `process` is a pidfd of
+    the process. Raises SimulatorError if the simulated machine has no room for another process, or has no such GPU."""
     simulator = Simulator(state_file(folder))
     ended = select.poll()
     ended.register(process, select.POLLIN)
@@ -209,7 +212,7 @@ def _mount(folder: Path, state: Object) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Run `prepare FOLDER <runc's arguments>`, or a hook: `began FOLDER` or `mount FOLDER` with the state on standard
-    input.
+    input. Returns the exit status.
 
     `follow FOLDER BUNDLE NAME PID PIDFD` is started by `began`.
     """

@@ -130,7 +130,8 @@ class Site:
         install.apply_documents(self.api, operands.manifests())
 
     def start_software(self, name: str) -> None:
-        """Start the host services of the node `name` and keep them in `software`."""
+        """Start the host services of the node `name` and keep them in `software`. Raises the same errors as
+        `HostServices.start`."""
         self.software[name] = HostServices(self.nodes[name])
         self.software[name].start()
 
