@@ -111,7 +111,8 @@ def measure(wanted: frozenset[str], sizes: Sizes, lost: list[Lost]) -> Iterator[
     metrics. Yields every result of what ran, including metrics that are not wanted.
 
     Parts of one kind share a control plane. A part that fails is appended to `lost`, and the remaining parts of its
-    kind get a new testbed, because the failed one may have left anything behind.
+    kind get a new testbed, because the failed one may have left anything behind. Errors of a testbed itself, and of
+    the planner's and the plugin's measurements, are raised.
     """
     if wanted & set(PLANNED):
         yield from planner.planning(sizes.planned_nodes)

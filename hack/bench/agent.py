@@ -131,7 +131,8 @@ def occupied(machine: Simulator, folder: Path) -> Iterator[SeenTenants]:
 @contextmanager
 def _computing(machine: Simulator, tenants: Sequence[Tenant]) -> Iterator[bool]:
     """Start one process per tenant, register it with the machine as a user of its GPU, and yield whether the processes
-    are in cgroups named for their pods. All processes are killed at the end."""
+    are in cgroups named for their pods. At the end all processes are killed and removed from the machine, and the
+    cgroups are removed."""
     running: list[subprocess.Popen[bytes]] = []
     cgroup = _make_cgroup()
     try:
@@ -237,7 +238,8 @@ class _Used:
 def agent(testbed: Testbed) -> Iterator[Measured]:
     """Create a Node with eight SIMULATED GPUs, and yield the agent's memory and its CPU time for a reading that
     changes nothing and for a scrape: with whole GPUs in use, and then with MIG instances in use. With unused GPUs
-    only the CPU time for a reading is yielded. The Node and its GPUNode are deleted at the end."""
+    only the CPU time for a reading is yielded, which comes first. The Node and its GPUNode are deleted at the end,
+    unless something failed."""
     machine = Simulator.create(testbed.directory / "nvml.state", ["h100-80gb"] * GPUS, seed="bench")
     testbed.api.create("/api/v1/nodes", {"metadata": {"name": NODE}})
     gpunode = {"apiVersion": names.API_VERSION, "kind": "GPUNode", "metadata": {"name": NODE}, "spec": {}}

@@ -57,7 +57,7 @@ def _copy(source: Path, target: Path) -> None:
 def operator(api: Api, directory: Path, factor: float, **settings: str) -> launch.LaunchedProcess:
     """Prepare the shipped operator in `directory`, with the shipped rights and with the files and variables that every
     pod has, and return it as a process that is not started yet. Its waits are divided by `factor`. `settings` are
-    added as variables GPUSHARING_<NAME>. Raises as `make_site` does."""
+    added as variables GPUSHARING_<NAME>. Raises as `make_site` does, and ApiError if the chart is not installed."""
     site = directory / "site"
     make_site(site)
     token = service_account_token(api, launch.NAMESPACE, launch.SERVICE_ACCOUNT)

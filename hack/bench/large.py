@@ -29,7 +29,8 @@ IMAGES = 50
 
 def roll(testbed: Testbed, count: int) -> Iterator[Measured]:
     """Change a pool of `count` empty nodes from Full to MIG with maxUnavailable 10 %. Yield the efficiency of the
-    rollout, the CPU time per node and the writes per node. Policy and nodes are removed at the end."""
+    rollout, the CPU time per node and the writes per node. Policy and nodes are removed at the end, unless
+    something failed."""
     added = testbed.add_nodes(ROLL, count)
     testbed.apply_policy(ROLL, ROLL, {**FULL, "rollout": {"maxUnavailable": f"{PERCENT}%"}})
     testbed.wait_ready([ROLL], 60)
@@ -72,8 +73,8 @@ Times = tuple[list[datetime], list[datetime]]
 
 
 def node_writes(testbed: Testbed, span: Spent) -> dict[str, Times]:
-    """Return the times of the writes to each Node since `span` began, by node. A node to which the operator wrote
-    fewer than three times was not changed and is left out."""
+    """Return the times of the writes to each Node and its subresources since `span` began, by node and in order. A
+    node to which the operator wrote fewer than three times was not changed and is left out."""
     times: dict[str, Times] = {}
     for request in testbed.requests(span, user=None):
         if not request.is_write or request.resource.partition("/")[0] != "nodes":
@@ -97,7 +98,7 @@ def actuation_seconds(times: Times) -> float:
 def fleet(testbed: Testbed, count: int) -> Iterator[Measured]:
     """Let the operator adopt `count` nodes, for which it only writes its own labels, and yield its time divided by
     that of a loop of equal writes, and the CPU time of one write of the loop. Then yield the memory of the operator
-    before and after a restart."""
+    before and after a restart. Policy and nodes stay."""
     manifests = [
         as_kubelets_report(nodes.node_manifest(f"{FLEET}-{i:04}", pool=FLEET, product="NVIDIA L40S"))
         for i in range(count)

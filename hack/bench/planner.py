@@ -228,8 +228,8 @@ def planning(count: int) -> Iterator[Measured]:
 
 
 def fits() -> Measured:
-    """Measure how long it takes to decide whether a GPU can hold a layout. Every combination of an H100's profiles is
-    tried, each profile with any count up to its maximum."""
+    """Measure the mean CPU time in which it is decided whether a GPU can hold a layout. Every combination of an H100's
+    profiles is tried, each profile with any count from 0 to its maximum."""
     profiles = card().profiles
     counts = product(*(range(profile.max_count + 1) for profile in profiles))
     layouts = [

@@ -20,8 +20,8 @@ CONDITIONS = (
 
 def transitions(testbed: Testbed) -> Iterator[Measured]:
     """Change empty nodes from Full to MIG and to another MIG layout, then once more with four GPU pods on each node.
-    Yield the writes of each transition, and for the second one also reads, drain polls and CPU time. Policy and
-    nodes stay for `idle`."""
+    Yield the writes of each transition, and for the second one also reads, drain polls and CPU time. Policy, nodes
+    and pods stay for `idle`."""
     added = testbed.add_nodes(POOL, NODES)
     rollout: Object = {"rollout": {"maxUnavailable": AT_ONCE}, "drain": {"unmanagedPods": "Evict"}}
     testbed.apply_policy(POOL, POOL, {**FULL, **rollout})
@@ -75,8 +75,8 @@ def _add_pod(testbed: Testbed, node: str, index: int) -> None:
 
 
 def idle(testbed: Testbed, seconds: float) -> Iterator[Measured]:
-    """Wait `seconds` during which nothing changes, and yield the operator's writes and CPU time in that time, and its
-    memory at the end."""
+    """Wait until the operator is silent and then for `seconds` in which nothing changes. Yield the operator's writes
+    and CPU time in these seconds, and its memory at their end."""
     testbed.wait_silent()
     span = testbed.span()
     used = cpu_ms(testbed.operator.pid)

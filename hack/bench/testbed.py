@@ -202,7 +202,7 @@ class Testbed:
 
     def span(self) -> Spent:
         """Begin a span of time: return the size of the audit log, the number of claims so far and the time, for
-        `requests` and `counts`."""
+        `requests` and `counts`. Raises OSError if the operator does not serve its metrics."""
         size = self.plane.audit_log.stat().st_size
         return Spent(size, claim_writes(self.metrics_port), time.monotonic())
 

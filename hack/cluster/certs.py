@@ -149,7 +149,7 @@ def _write_leaf(
     pki: Pki, authority: _Authority, file: str, subject: x509.Name, addresses: Sequence[str] = ()
 ) -> None:
     """Write a new private key and its certificate as `file`.key and `file`.crt. `addresses` are the IP addresses of a
-    server; empty for a client."""
+    server, whose certificate is also valid for SERVING_NAMES, for LOOPBACK and as a client's; empty for a client."""
     key = _new_key()
     uses = [ExtendedKeyUsageOID.SERVER_AUTH] if addresses else []
     builder = authority.issue(subject, key.public_key())

@@ -82,8 +82,9 @@ def down() -> None:
 
 
 def account_kubeconfig(namespace: str, account: str, node: str | None) -> Path:
-    """Write a kubeconfig for a service account of the cluster that `$KUBECONFIG` names, and return its path. The token
-    in it is bound to `node` unless that is None.
+    """Write a kubeconfig for a service account of the cluster that `$KUBECONFIG` names, and return its path: next to
+    that kubeconfig if it is in our state folder, otherwise in the state folder itself. The token in it is bound to
+    `node` unless that is None.
 
     Raises KubeconfigError if there is no such cluster or account; the message says what to do.
     """
@@ -107,7 +108,7 @@ def account_kubeconfig(namespace: str, account: str, node: str | None) -> Path:
 
 
 def cluster_directory() -> Path:
-    """Return the folder of the one cluster that `up` creates."""
+    """Return the folder of the one cluster that `up` creates. The folder need not exist."""
     return private_directory(state_root()).resolve() / "cluster"
 
 

@@ -59,7 +59,8 @@ class Options:
 class ControlPlane:
     """A Kubernetes control plane on free loopback ports, with TLS and RBAC.
 
-    Without a `directory`, its files are in a private temporary folder that `stop` removes.
+    Without a `directory`, its files are in a private temporary folder that `stop` removes. Its paths, `url` and `api`
+    exist only after `start`; before that they raise RuntimeError.
     """
 
     def __init__(self, directory: Path | None = None, options: Options | None = None) -> None:
@@ -155,8 +156,8 @@ class ControlPlane:
         return done.stdout
 
     def environment(self, kubeconfig: Path | None = None) -> dict[str, str]:
-        """Return our environment plus the variables for clients of this cluster: KUBECONFIG, and a discovery cache
-        that no other cluster uses.
+        """Return our environment plus the variables for clients of this cluster: KUBECONFIG, a discovery cache that no
+        other cluster uses, and one that makes kubectl ignore the user's kuberc.
 
         kubectl caches discovery by host and port, so if a port is reused it would take the CRDs of the earlier cluster
         for those of this one.
@@ -177,7 +178,7 @@ class ControlPlane:
         another program has taken a port in the meantime, try again with other ports, three times in all.
 
         Raises UnavailableError if a program is missing and cannot be built, and ComponentError if a program ended or
-        did not become ready; its message has the last log lines.
+        did not become ready; its message has the last log lines. All programs are stopped then, and the files stay.
         """
         programs = self._programs
         kwok = toolchain.program("kwok") if self.options.kwok else None
@@ -204,8 +205,8 @@ class ControlPlane:
                 raise
 
     def stop(self) -> None:
-        """Stop every program, wait until all have ended, and remove the folder if it is a temporary one. A second call
-        does nothing."""
+        """Stop every program, wait until all have ended, and remove the record in state.json, or the whole folder if
+        it is a temporary one. A second call does nothing."""
         self._stop_components()
         if self._api is not None:
             self._api.close()
@@ -216,8 +217,8 @@ class ControlPlane:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def kill_component(self, name: str) -> None:
-        """Kill one running program with SIGKILL, like a crash, and close the connections of `api`. Raises KeyError if
-        no such program runs."""
+        """Kill one program with SIGKILL, like a crash, and close the connections of `api`. Raises KeyError if the
+        program was not started or has been killed before."""
         self._components.pop(name).stop(kill=True)
         self.api.close()
 
@@ -296,8 +297,8 @@ class ControlPlane:
         self.wait_ready()
 
     def _await(self, what: str, condition: Callable[[], bool], component: str) -> None:
-        """Wait until `condition` holds. Raises ComponentError if a program ends, or if READY_SECONDS pass; the message
-        then has the last log lines of `component`."""
+        """Wait until `condition` holds. Raises ComponentError: if a program ends, with that program's last log lines,
+        or after READY_SECONDS, with those of `component`."""
         try:
             wait_until(condition, READY_SECONDS, what, self.check)
         except TimeoutError as error:

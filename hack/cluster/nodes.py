@@ -92,7 +92,8 @@ def _gfd_labels(product: str, gpus: int) -> Mapping[str, str]:
 
 
 def fleet(count: int) -> list[Object]:
-    """Return the manifests of `count` nodes named `gpu-01`, `gpu-02` and so on, spread evenly over FLEET's pools."""
+    """Return the manifests of `count` nodes named `gpu-01`, `gpu-02` and so on (with as many digits as `count` has, at
+    least two), which belong to FLEET's pools in turn."""
     width = max(2, len(str(count)))
     return [
         node_manifest(f"gpu-{index + 1:0{width}}", pool=pool, product=product, gpus=gpus)

@@ -244,8 +244,8 @@ def build_environment(recipe: ToolRecipe) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Build the named tools, or WITHOUT_A_NAME if none is named, and print one path per line. Returns the exit status:
-    2 if a tool is unknown, 1 if a tool cannot be built, otherwise 0."""
+    """Build the named tools, or WITHOUT_A_NAME if none is named, and print the folder of each on a line of its own.
+    Returns the exit status: 2 if a tool is unknown, 1 if a tool cannot be built, otherwise 0."""
     unknown = [name for name in arguments if name not in RECIPES]
     if unknown:
         say(f"unknown tool {unknown[0]!r}: choose from {', '.join(RECIPES)}")
