@@ -49,9 +49,10 @@ class Checks:
         self._table: list[str] = []
 
     async def run(self) -> int:
-        """Run all parts, print the table, and return the exit status: 0, 1 if a part failed or no test was run, or 143
-        if a signal ended the run. If `make setup` fails, nothing else is run and its status is returned. Programs
-        that cannot be built only fail the tests that need them."""
+        """Run all parts, print the table, and return the exit status: 0, or 1 if a part failed or no test was run. If
+        `make setup` fails, nothing else is run and its status is returned; if a signal ended the run, the status is
+        143. No table is printed in these two cases. Programs that cannot be built only fail the tests that need
+        them."""
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop)
         if status := await self._part("setup", "make", "setup"):
@@ -88,8 +89,8 @@ class Checks:
         """Print the name of a part, run its command, add a row for it to the table, and return its status, which is
         127 if the command cannot be started. The output goes to `out`, or to our own output if that is None.
 
-        After a signal only a command that is a `cleanup` is still started, and a cleanup that is running is not ended;
-        for other commands the status is then 143.
+        After a signal only a command that is a `cleanup` is still started, and a cleanup that is running is not ended.
+        For any other command nothing is printed or added then, and the status is 143.
         """
         if self._stopped and not cleanup:
             return STOPPED

@@ -46,8 +46,8 @@ What `values.yaml` of deploy/helm/gpu-sharing-operator says, as a table. Only `i
 
 
 def values() -> dict[str, str]:
-    """Return the content of the page and of the chart's README, by path. Raises ValueError if a value has no
-    comment."""
+    """Return the content of the page and of the chart's README, by path. Raises ValueError if a value has no comment,
+    and KeyError if the schema does not define one."""
     text = (CHART / "values.yaml").read_text()
     schema = json.loads((CHART / "values.schema.json").read_text())
     rows = ["| Value | Default | Meaning |", "|---|---|---|", *_rows(text, schema)]
@@ -57,7 +57,7 @@ def values() -> dict[str, str]:
 
 def _rows(text: str, schema: dict[str, Any]) -> Iterator[str]:
     """Yield the rows of the table. `text` is the content of values.yaml. Raises ValueError if it is not a mapping, or
-    if a value has no comment."""
+    if a value has no comment, and KeyError if the schema does not define a value."""
     root = yaml.compose(text)
     if not isinstance(root, yaml.MappingNode):
         raise ValueError("values.yaml is not a mapping")

@@ -110,8 +110,9 @@ class Door:
 
 
 def operator_account(kubeconfig: Path, directory: Path, door: Door | None = None) -> dict[str, str]:
-    """Write the files that a pod gets from the shipped ServiceAccount to `directory`, and return the environment
-    variables that the pod gets. They lead to `door`, or to the API server itself if that is None."""
+    """Write the files that a pod gets from the shipped ServiceAccount to a folder in `directory`, and return the
+    environment variables that the pod gets. They lead to `door`, or to the API server itself if that is None.
+    Raises ApiError if the ServiceAccount does not exist."""
     with open_api(kubeconfig) as api:
         token = service_account_token(api, NAMESPACE, SERVICE_ACCOUNT)
         return write_account(directory / "serviceaccount", door or Door(api.url, api.ca_pem), token)
@@ -199,13 +200,13 @@ class LaunchedProcess:
         return self._running is not None and self._running.poll() is None
 
     def kill(self) -> None:
-        """Kill the program with SIGKILL and wait for its end. Does nothing if it was not started. Raises
+        """Kill the program with SIGKILL and wait for its end. Does nothing if it was not started or has ended. Raises
         TimeoutExpired if it does not end within STOP_SECONDS."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """End the program with SIGTERM and wait for its end. Does nothing if it was not started. Raises TimeoutExpired
-        if the program does not end within STOP_SECONDS; it is then aborted."""
+        """End the program with SIGTERM and wait for its end. Does nothing if it was not started or has ended. Raises
+        TimeoutExpired if the program does not end within STOP_SECONDS; it is then aborted."""
         self._end(signal.SIGTERM)
 
     def _end(self, number: signal.Signals) -> None:
@@ -241,7 +242,7 @@ def operator(
     """Prepare the shipped operator, with the shipped rights and logged in as its pod is, and return it as a process
     that is not started yet. Its files and its log are in `directory`, and its waits are divided by `factor`. It
     calls the API server through `door`, or directly if that is None. `settings` are added as variables
-    GPUSHARING_<NAME>."""
+    GPUSHARING_<NAME>. Raises ApiError if the chart is not installed."""
     environment = operator_environment(factor) | {
         f"GPUSHARING_{name.upper()}": value for name, value in settings.items()
     }

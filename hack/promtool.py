@@ -38,9 +38,9 @@ PACKAGES = {
 
 
 def ensure(program: Program = "promtool") -> Path:
-    """Return the path of the locked program, which is downloaded and unpacked if it is not cached. If that fails,
-    return the program on PATH. Raises FetchError if there is neither, and UnavailableError if the cache cannot be
-    written."""
+    """Return the path of the locked program, which is downloaded and unpacked if it is not cached. If it cannot be
+    downloaded, or this machine has no locked one, return the program on PATH. Raises FetchError if there is
+    neither, UnavailableError if the cache cannot be written, and LockError as `debian.locked` does."""
     package = PACKAGES.get((program, platform.machine())) if sys.platform == "linux" else None
     problem = f"no {program} is locked for {sys.platform} on {platform.machine()}"
     if package is not None:
@@ -57,7 +57,8 @@ def ensure(program: Program = "promtool") -> Path:
 
 def _unpacked(package: Package) -> Path:
     """Return the path of a package's program in the cache. If it is not there, the package is downloaded and unpacked.
-    Raises FetchError if it cannot be downloaded."""
+    Raises FetchError if it cannot be downloaded, UnavailableError as `make_once` does, and LockError as
+    `debian.locked` does."""
 
     def make(out: Path) -> None:
         """Fetch the package and unpack its one program into the folder `out`."""

@@ -27,7 +27,7 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the copy of the chart and print its path. Returns the exit status: 2 if the digest is invalid, 1 if the
-    changelog has no changes for the version, otherwise 0."""
+    changelog has no changes for the version, otherwise 0. Raises ValueError as `write_chart` does."""
     parser = argparse.ArgumentParser(prog="python -m hack.release", description=__doc__.splitlines()[0])
     parser.add_argument("repository", help="where the image is, for example REGISTRY/gpu-sharing-operator")
     parser.add_argument("digest", help="of the image's index, for example sha256:0123...")
@@ -53,8 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read_changes(text: str, version: str) -> list[dict[str, str]]:
-    """Return the entries in a changelog's section about a version, each with `kind` and `description` as in Artifact
-    Hub's annotation. `text` is the content of the changelog. Empty if there is no such section."""
+    """Return the entries in a changelog's section about a version, each with `kind`, the heading above it in lower
+    case, and `description`, as in Artifact Hub's annotation. `text` is the content of the changelog. Empty if there
+    is no such section, or nothing below a heading in it."""
     section = re.search(
         rf"^## \[?{re.escape(version)}\]?.*?\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL
     )
@@ -73,7 +74,8 @@ def write_chart(
 ) -> Path:
     """Copy the chart to `target`, with this image as its default and in Artifact Hub's annotations, and return
     `target`. An existing `target` is replaced. `changes` come from `read_changes`; `source` is the URL of the
-    repository, or empty if it has none. Raises ValueError if a line to be replaced is missing in the chart."""
+    repository, or empty if it has none. Raises ValueError if a line to be replaced does not occur exactly once in
+    the chart; the copy then stays."""
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(CHART, target)
     values = target / "values.yaml"

@@ -125,7 +125,7 @@ class Report:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Record the duration of one phase (setup, call or teardown) of a test, and its outcome. Any phase can fail or
         skip the test; only the call can pass it, and a call that fails as expected (xfail) counts as passed. The
-        log of a failure is kept for the file."""
+        log of a failure and the properties of a passed test are kept for the file."""
         # A worker that died reports the test that it was playing, without a rung.
         rung = vars(report).get("rung", 0)
         self._seconds[report.nodeid] += report.duration

@@ -60,7 +60,7 @@ class Steps:
 def main(arguments: list[str], steps: Steps) -> int:
     """Run the named steps, or all if none is named, and print a table. `--without-tests` as the only argument names
     all steps that do not run pytest. Returns the exit status: 0 if all steps passed, 1 if one failed, 2 if a name
-    is unknown, and 143 after SIGTERM."""
+    is unknown, and 143 after SIGTERM, when no table is printed."""
     if arguments == ["--without-tests"]:
         arguments = without_tests()
     unknown = sorted(set(arguments) - set(STEPS))

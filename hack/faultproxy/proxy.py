@@ -203,7 +203,7 @@ class FaultProxy:
     ) -> Sick:
         """Make the next `times` calls with this method and exactly this path get `answer`, or hang until the client
         gives up if `answer` is None. `query` must occur in the decoded query, such as `spec.nodeName=gpu-1` for the
-        LIST of one node's pods. Returns the fault, which can be lifted."""
+        LIST of one node's pods. Watches are forwarded all the same. Returns the fault, which can be lifted."""
         sick = Sick(method, path, answer, query, times)
         self._sick = (*self._sick, sick)
         return sick
