@@ -239,7 +239,7 @@ def agent(testbed: Testbed) -> Iterator[Measured]:
     """Create a Node with eight SIMULATED GPUs, and yield the agent's memory and its CPU time for a reading that
     changes nothing and for a scrape: with whole GPUs in use, and then with MIG instances in use. With unused GPUs
     only the CPU time for a reading is yielded, which comes first. The Node and its GPUNode are deleted at the end,
-    unless something failed."""
+    unless something failed. Raises as `_with_tenants` does."""
     machine = Simulator.create(testbed.directory / "nvml.state", ["h100-80gb"] * GPUS, seed="bench")
     testbed.api.create("/api/v1/nodes", {"metadata": {"name": NODE}})
     gpunode = {"apiVersion": names.API_VERSION, "kind": "GPUNode", "metadata": {"name": NODE}, "spec": {}}
@@ -262,7 +262,8 @@ def agent(testbed: Testbed) -> Iterator[Measured]:
 def _with_tenants(testbed: Testbed, machine: Simulator, which: str, kind: str) -> Iterator[Measured]:
     """Run an agent on a machine whose devices are all in use. Yield its memory, its CPU time for a reading, and its
     CPU time for a scrape of metrics with the use of each pod. `kind` is `whole` or `divided`; `which` describes the
-    machine in the table. Raises RuntimeError if the agent's metrics lack a tenant."""
+    machine in the table. Raises RuntimeError if the agent's metrics lack a tenant, and TimeoutError if the agent
+    does not start or read often enough."""
     folder = testbed.directory / f"tenants-{kind}"
     folder.mkdir()
     mig = "_mig" if kind == "divided" else ""

@@ -30,7 +30,7 @@ IMAGES = 50
 def roll(testbed: Testbed, count: int) -> Iterator[Measured]:
     """Change a pool of `count` empty nodes from Full to MIG with maxUnavailable 10 %. Yield the efficiency of the
     rollout, the CPU time per node and the writes per node. Policy and nodes are removed at the end, unless
-    something failed."""
+    something failed. Raises TimeoutError if a step takes too long."""
     added = testbed.add_nodes(ROLL, count)
     testbed.apply_policy(ROLL, ROLL, {**FULL, "rollout": {"maxUnavailable": f"{PERCENT}%"}})
     testbed.wait_ready([ROLL], 60)
@@ -98,7 +98,7 @@ def actuation_seconds(times: Times) -> float:
 def fleet(testbed: Testbed, count: int) -> Iterator[Measured]:
     """Let the operator adopt `count` nodes, for which it only writes its own labels, and yield its time divided by
     that of a loop of equal writes, and the CPU time of one write of the loop. Then yield the memory of the operator
-    before and after a restart. Policy and nodes stay."""
+    before and after a restart. Policy and nodes stay. Raises TimeoutError if a step takes too long."""
     manifests = [
         as_kubelets_report(nodes.node_manifest(f"{FLEET}-{i:04}", pool=FLEET, product="NVIDIA L40S"))
         for i in range(count)

@@ -21,7 +21,7 @@ CONDITIONS = (
 def transitions(testbed: Testbed) -> Iterator[Measured]:
     """Change empty nodes from Full to MIG and to another MIG layout, then once more with four GPU pods on each node.
     Yield the writes of each transition, and for the second one also reads, drain polls and CPU time. Policy, nodes
-    and pods stay for `idle`."""
+    and pods stay for `idle`. Raises TimeoutError if a step takes too long."""
     added = testbed.add_nodes(POOL, NODES)
     rollout: Object = {"rollout": {"maxUnavailable": AT_ONCE}, "drain": {"unmanagedPods": "Evict"}}
     testbed.apply_policy(POOL, POOL, {**FULL, **rollout})
@@ -53,7 +53,7 @@ def transitions(testbed: Testbed) -> Iterator[Measured]:
 
 def _roll(testbed: Testbed, spec: Object) -> tuple[Counts, float]:
     """Set the policy to `spec`, wait until the pool is Ready and the operator is idle, and return (the operator's
-    requests, its CPU milliseconds) since the edit."""
+    requests, its CPU milliseconds) since the edit. Raises TimeoutError if one of the waits takes too long."""
     span, used = testbed.span(), cpu_ms(testbed.operator.pid)
     testbed.edit(POOL, spec)
     testbed.wait_ready([POOL], WAIT)
@@ -76,7 +76,8 @@ def _add_pod(testbed: Testbed, node: str, index: int) -> None:
 
 def idle(testbed: Testbed, seconds: float) -> Iterator[Measured]:
     """Wait until the operator is silent and then for `seconds` in which nothing changes. Yield the operator's writes
-    and CPU time in these seconds, and its memory at their end."""
+    and CPU time in these seconds, and its memory at their end. Raises TimeoutError if the operator does not fall
+    silent."""
     testbed.wait_silent()
     span = testbed.span()
     used = cpu_ms(testbed.operator.pid)

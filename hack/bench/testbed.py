@@ -124,7 +124,7 @@ class Testbed:
 
     def restart_operator(self) -> None:
         """Replace the operator with a new process, whose caches are empty, and wait until that serves its metrics.
-        Raises TimeoutError as `wait_started` does."""
+        Raises TimeoutError as `wait_started` does, and TimeoutExpired if the old process does not end."""
         self.operator.stop()
         self.operator.start()
         self.wait_started()
@@ -212,7 +212,8 @@ class Testbed:
         return list(read_requests(self.plane.audit_log, user, start=span.start_bytes))
 
     def counts(self, span: Spent) -> Counts:
-        """Count the operator's requests since the span began. Writes to the Lease count only if they carry claims."""
+        """Count the operator's requests since the span began. Writes to the Lease count only if they carry claims.
+        Raises OSError if the operator does not serve its metrics."""
         claims = claim_writes(self.metrics_port) - span.start_claims
         return count(self.requests(span), claims)
 
@@ -243,6 +244,9 @@ def open_testbed(
 
     Hardware and waits run `factor` times as fast as in reality. `arguments` are passed to the node software. Without
     `node_software` nothing reads or changes GPUs.
+
+    Raises UnavailableError, ComponentError, LaunchError or TimeoutError if something cannot be built, installed or
+    started.
     """
     with ControlPlane(options=Options(audit=True)) as plane, tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)

@@ -115,7 +115,7 @@ def cluster_directory() -> Path:
 def find_running(directory: Path) -> Api | None:
     """Return a client for the cluster in `directory` if all its programs run and the API server answers, or None if no
     cluster is recorded there. Otherwise say why it is unusable, stop what is left of it, remove its files, and
-    return None."""
+    return None. Raises as `state.read` and `open_api` do."""
     record = state.read(directory)
     if record is None:
         return None
@@ -167,7 +167,8 @@ def _step(what: str, work: Callable[[], object]) -> None:
 
 
 def _say_kubectl() -> None:
-    """Print how to put our kubectl on PATH, if PATH has no kubectl."""
+    """Print how to put our kubectl on PATH, if PATH has no kubectl. Raises UnavailableError as
+    `control_plane_programs` does."""
     if shutil.which("kubectl") is None:
         folder = toolchain.control_plane_programs().kubectl.parent
         _say(

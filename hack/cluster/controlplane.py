@@ -287,7 +287,7 @@ class ControlPlane:
 
     def _start_all(self) -> None:
         """Start every program and wait until the control plane is ready. Programs that follow the API server are
-        started once it answers."""
+        started once it answers. Raises ComponentError as `_await` does."""
         self._record()  # before the first program starts, so that a sweep knows whose folder this is
         for name in self._commands:
             self.start_component(name)

@@ -21,7 +21,8 @@ NOT_SERVED_YET = (404, 429)
 
 
 def install_all(api: Api) -> None:
-    """Install the namespaces, the GPU Operator's stand-ins with a ClusterPolicy, and our CRDs."""
+    """Install the namespaces, the GPU Operator's stand-ins with a ClusterPolicy, and our CRDs. Raises as
+    `install_crds` does."""
     install_gpu_operator(api)
     # The simulated agents may run before our chart is installed, which adopts this namespace if it exists.
     apply_documents(api, documents(MANIFESTS / "agent-namespace.yaml"))
@@ -30,7 +31,7 @@ def install_all(api: Api) -> None:
 
 def install_gpu_operator(api: Api, *, cluster_policy: bool = True) -> None:
     """Install the namespaces, the CRDs ClusterPolicy and GPUCluster and, unless `cluster_policy` is False, a
-    ClusterPolicy whose status says ready.
+    ClusterPolicy whose status says ready. Raises as `install_crds` does.
 
     SIMULATED: no software of the GPU Operator runs; simulators play the node software.
     """
@@ -42,7 +43,8 @@ def install_gpu_operator(api: Api, *, cluster_policy: bool = True) -> None:
 
 def install_crds(api: Api, source: Path) -> list[str]:
     """Create or update the CRDs in a file or folder, whose other objects are ignored, wait until they are served, and
-    return their names. Raises TimeoutError if one is not served within ESTABLISHED_SECONDS."""
+    return their names. Raises TimeoutError if one is not served within ESTABLISHED_SECONDS, and as
+    `apply_documents` does."""
     crds = [document for document in documents(source) if document["kind"] == "CustomResourceDefinition"]
     apply_documents(api, crds)
     installed = [str(crd["metadata"]["name"]) for crd in crds]
@@ -83,7 +85,7 @@ def apply_documents(api: Api, manifests: Iterable[Object]) -> None:
 
 def _apply(api: Api, manifest: Object) -> None:
     """Create or change an object by server-side apply, and merge its `status`, if it has one, into the status
-    subresource."""
+    subresource. Raises as `object_path` does, and other ApiErrors."""
     path = object_path(api, manifest)
     api.apply(path, {key: value for key, value in manifest.items() if key != "status"})
     if "status" in manifest:

@@ -87,7 +87,7 @@ def down() -> None:
 
 def load(archive: Path) -> None:
     """Load the image in `archive`, which `make images` wrote, into every node. Raises KindError with kind's output if
-    that fails."""
+    that fails, and UnavailableError if kind cannot be built."""
     _must(program(), "load", "image-archive", str(archive), "--name", CLUSTER_NAME)
 
 

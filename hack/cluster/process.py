@@ -36,7 +36,7 @@ class Component:
     """The process object, or None if another process started the program (`up` starts it, `down` stops it)."""
 
     def alive(self) -> bool:
-        """Whether the program is still running. If another process started it, this only says whether its pid exists."""
+        """Whether the program is still running or, if another process started it, whether its pid exists."""
         if self.process is not None:
             return self.process.poll() is None
         return pid_exists(self.pid)

@@ -139,7 +139,8 @@ def deployment(workload: SimWorkload) -> JSON:
 @asynccontextmanager
 async def cluster_stage(screen: Screen) -> AsyncIterator[ClusterStage]:
     """Empty LOG, start a control plane with everything on it except the operator, and yield the stage; stop everything
-    at the end."""
+    at the end. Raises UnavailableError, ComponentError or LaunchError if something cannot be built, started or
+    installed, and TimeoutError as `_populate` does."""
     empty_log()
     plane = ControlPlane(options=Options(audit=True))
     try:
@@ -179,5 +180,5 @@ def _prepare(plane: ControlPlane) -> None:
 
 
 def _populate(plane: ControlPlane) -> None:
-    """Create the fleet's nodes and wait until they are Ready."""
+    """Create the fleet's nodes and wait until they are Ready. Raises TimeoutError if some are not Ready in time."""
     nodes.wait_nodes_ready(plane.api, nodes.create_nodes(plane.api, fleet.nodes()))

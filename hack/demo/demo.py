@@ -140,7 +140,8 @@ class Demo:
 
     async def nodes_done(self, policy: str) -> tuple[int, int]:
         """Return (number of nodes that are verified and schedulable, number of all nodes) from the summary of a
-        policy's status; (0, 0) if there is no summary for the present generation."""
+        policy's status; (0, 0) if there is no summary for the present generation. Raises NotFound if there is no
+        such policy."""
         done, _, total = (find((await self.policy(policy))[1], ".summary.nodes") or "0/0").partition("/")
         return int(done), int(total)
 

@@ -225,7 +225,8 @@ def build(architectures: Sequence[str], reference: str) -> list[Image]:
     """Build the image for each of these architectures (an empty string stands for this machine's), save it as a
     docker-archive under build/images together with its bill of materials, and return the images. An empty
     `reference` stands for localhost/NAME:VERSION of the project. There must be a builder (`choose`). Raises
-    RegistryError if it fails; its output says why."""
+    RegistryError if it fails, whose output says why, ValueError as `read_origin` does, and WheelError as `native`
+    does."""
     builder, origin = find_builder(), read_origin()
     reference = reference or f"localhost/{origin.name}:{origin.version}"
     marks = all_labels(origin)

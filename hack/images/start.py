@@ -70,7 +70,8 @@ def environment(root: Path, plane: ControlPlane, port: int) -> dict[str, str]:
 def measure(root: Path, plane: ControlPlane) -> Start:
     """Start the operator once, with the folder `root` as its root file system (chroot), wait until it is Ready, and
     stop it. Return the elapsed time and the CPU time from its start until then. Raises RuntimeError, with the
-    operator's log in the message, if the operator ended or was not Ready within PATIENCE seconds."""
+    operator's log in the message, if the operator ended or was not Ready within PATIENCE seconds, and ApiError if
+    the chart is not installed."""
     (port,) = free_ports(1)
     with tempfile.TemporaryFile() as log:
         begin = time.monotonic()

@@ -26,7 +26,8 @@ def plant_source(module: str, text: str, known: Mapping[str, object] = MappingPr
 
     Other modules of ours that import a constant get the new value, too. Functions and constants that are only in one
     of the two versions are ignored. `known` holds objects that the source uses without defining or importing them;
-    they become globals of the module. Exceptions that the source raises when it runs pass through.
+    they become globals of the module. Exceptions that the source raises when it runs pass through, and so do
+    ValueError and KeyError of `_replace_function`.
     """
     present = import_module(module)
     assert present.__file__ is not None, "a module of ours is a file"

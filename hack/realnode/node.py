@@ -187,7 +187,7 @@ class KubeletNode:
     ) -> None:
         """Create the node's folder, after sweeping what killed owners left behind; nothing runs yet. `models` are the
         models of the node's SIMULATED GPUs. If there are any, the node has the runtime of the RuntimeClass
-        `nvidia`."""
+        `nvidia`. Raises the same errors as NodeGpus."""
         self.plane, self.name, self.number = plane, name, number
         self._labels = dict(labels or {})
         cgroups.sweep()
@@ -217,8 +217,9 @@ class KubeletNode:
         """Start the machine, containerd and the kubelet, and return when the Node is Ready.
 
         Raises UnavailableError if a program cannot be built, CalledProcessError if an iptables rule is refused,
-        TimeoutError if the machine is not up or the Node is not Ready in time, and ComponentError or NetworkError if
-        the node cannot run here; the message of a ComponentError has the last log lines.
+        TimeoutError if the machine is not up or the Node is not Ready in time, ApiError if the Node cannot be read,
+        and ComponentError or NetworkError if the node cannot run here; the message of a ComponentError has the last
+        log lines.
         """
         self.boot()
         self.load(images.pause_image())
@@ -237,7 +238,8 @@ class KubeletNode:
         self.start_containerd()
 
     def stop(self) -> None:
-        """Kill everything that runs on the node and remove its files. A second call does nothing."""
+        """Kill everything that runs on the node and remove its files. A second call does nothing. Raises TimeoutError
+        if a process in the machine does not end."""
         self.machine.stop()
         for program in self._programs.values():
             program.stop(kill=True)
@@ -246,7 +248,8 @@ class KubeletNode:
 
     def power_off(self) -> None:
         """Kill all processes of the node at once. The content of /run and the settings of the GPUs are lost, and the
-        disk stays. `boot` starts the node again."""
+        disk stays. `boot` starts the node again, without its kubelet. Raises TimeoutError if a process in the
+        machine does not end."""
         self.machine.stop()
         for program in self._programs.values():
             program.stop(kill=True)
@@ -286,14 +289,16 @@ class KubeletNode:
 
     def start_kubelet(self) -> None:
         """Start the kubelet, once the second of the last heartbeat is over. Returns before the Node is Ready;
-        `wait_ready` waits for that. Raises ApiError if the Node cannot be read."""
+        `wait_ready` waits for that. Raises ApiError if the Node cannot be read, and UnavailableError if the kubelet
+        cannot be built."""
         self._heartbeat = self._read_heartbeat()
         # Heartbeats have whole seconds: the first one of the new kubelet must differ from the last of the old one.
         wait_until(lambda: _now() > self._heartbeat, NODE_SECONDS, "the next second")
         self._spawn_kubelet()
 
     def _spawn_kubelet(self) -> None:
-        """Start the kubelet's process, and keep it in `_programs`."""
+        """Start the kubelet's process, and keep it in `_programs`. Raises UnavailableError if the kubelet cannot be
+        built, and RuntimeError if the machine is not started."""
         command = [
             str(toolchain.program("kubelet")),
             f"--config={self.files.kubelet_config}",

@@ -101,7 +101,7 @@ class Site:
 
     def helm_install(self, *arguments: str) -> str:
         """Run `helm upgrade --install --wait` with the chart of this checkout and our image, and return helm's notes.
-        `arguments` are added to the command line. Raises LaunchError if helm fails."""
+        `arguments` are added to the command line. Raises LaunchError if helm fails, and as `install_chart` does."""
         repository, _, tag = self.image.reference.rpartition(":")
         image = ("--set", f"image.repository={repository}", "--set", f"image.tag={tag}")
         return launch.install_chart(self.plane.kubeconfig, *image, "--wait", "--timeout", "300s", *arguments)
@@ -126,7 +126,7 @@ class Site:
 
     def install_operands(self) -> None:
         """Create or change the DaemonSets of NVIDIA's operands and their ServiceAccount, as the GPU Operator does.
-        Each ConfigMap that their pods mount must have at least one entry."""
+        Each ConfigMap that their pods mount must have at least one entry. Raises as `apply_documents` does."""
         install.apply_documents(self.api, operands.manifests())
 
     def start_software(self, name: str) -> None:
@@ -143,7 +143,7 @@ class Site:
 
     def reboot(self, name: str) -> None:
         """Kill all processes of the node, boot it, restart its host services, and return when its new kubelet reports
-        that it is Ready. Its host services must be running."""
+        that it is Ready. Its host services must be running. Raises the same errors as `KubeletNode.start`."""
         node = self.nodes[name]
         self.software.pop(name).stop()
         node.power_off()
