@@ -218,13 +218,15 @@ class _Dumper(yaml.SafeDumper):
 
 
 def crds() -> dict[str, str]:
-    """Return the content of each file in crds/ by its path. The files are for `kubectl apply -f crds/`."""
+    """Return the content of each file in crds/ by its path. The files are for `kubectl apply -f crds/`. Raises
+    SchemaError as `custom_resource_definition` does."""
     return {f"crds/{name}.yaml": HEADER + text for name, text in _manifests().items()}
 
 
 def chart_crds() -> dict[str, str]:
     """Return the content of each of the chart's CRD templates by its path. They are in templates/, so that an upgrade
-    of the chart upgrades them. Raises ValueError if a description contains template syntax."""
+    of the chart upgrades them. Raises ValueError if a description contains template syntax, and SchemaError as
+    `custom_resource_definition` does."""
     return {f"{CHART}/{name}.yaml": _guarded(name, text) for name, text in _manifests().items()}
 
 

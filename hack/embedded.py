@@ -180,7 +180,8 @@ class Embedded:
     async def until(self, condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
         """Wait until a condition on the stored objects holds; it is checked at once and after each write. Raises
         AssertionError, with `what` and the state of the cluster, after `seconds`. If the operator ends
-        unexpectedly, its error is raised, or AssertionError if it ended without one."""
+        unexpectedly, its error is raised, or AssertionError if it ended without one. Errors of `condition` pass
+        through."""
         changed = asyncio.Event()
         self.cluster.store.waiting.add(changed)
         try:

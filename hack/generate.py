@@ -100,7 +100,7 @@ def write(files: Files, root: Path) -> Iterator[str]:
 
 def find_problems(files: Files, root: Path) -> Iterator[str]:
     """Yield a sentence for each generated file that is missing, differs, is not tracked by git, or is left over.
-    Outside of a checkout it does not matter what git tracks."""
+    Outside of a checkout it does not matter what git tracks. Raises CalledProcessError as `tracked_files` does."""
     tracked = tracked_files(root)
     for path, content in files.items():
         target = root / path

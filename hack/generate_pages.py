@@ -172,7 +172,7 @@ _FAMILIES = {"CounterMetricFamily": "counter", "GaugeMetricFamily": "gauge"}
 
 
 def metrics() -> str:
-    """Return the page about all metrics of the operator and the agent."""
+    """Return the page about all metrics of the operator and the agent. Raises ValueError as `rows_of_metrics` does."""
     header = ("Metric", "Type", "Meaning")
     rows = [
         _metric_row(metric.name, metric.type, metric.documentation) for metric in Metrics().registry.collect()

@@ -34,7 +34,7 @@ async def play(demo: Demo) -> None:
 
 
 async def fleet_appears(demo: Demo) -> None:
-    """Show the nodes, and check that their whole GPUs are those of the fleet."""
+    """Show the nodes, and check that their whole GPUs are those of the fleet. Raises DemoFailed if not."""
     screen = demo.screen
     screen.heading(f"1. The fleet: {fleet.GPUS} GPUs, none shared")
     await demo.show(FLEET)
@@ -45,7 +45,8 @@ async def fleet_appears(demo: Demo) -> None:
 
 async def pools_are_declared(demo: Demo) -> None:
     """Start the operator and apply one policy per pool. The operator changes the idle nodes one by one, and at the end
-    it is checked that every pool is done and serves what its policy says."""
+    it is checked that every pool is done and serves what its policy says. Raises DemoFailed if a check fails or a
+    state is not reached in time."""
     screen = demo.screen
     screen.heading("2. One GPUSharingPolicy per pool says what its GPUs are for")
     await demo.stage.start_operator()
@@ -77,7 +78,8 @@ async def pools_are_declared(demo: Demo) -> None:
 
 
 async def teams_move_in(demo: Demo) -> None:
-    """Create the PodDisruptionBudget, deploy the workloads of the teams, and check where the ranker's pods run."""
+    """Create the PodDisruptionBudget, deploy the workloads of the teams, and check where the ranker's pods run. Raises
+    DemoFailed if the check fails or the pods are not ready in time."""
     screen = demo.screen
     screen.heading("3. The teams move in")
     await demo.stage.client.create(PDBS, fleet.BUDGET, namespace="team-b")
@@ -103,7 +105,8 @@ async def teams_move_in(demo: Demo) -> None:
 
 async def wrong_policies_are_refused(demo: Demo) -> None:
     """Show one policy that the API server refuses, and one that the operator refuses because of the card. Then apply
-    the valid policy again, and check that neither nodes nor pods were touched."""
+    the valid policy again, and check that neither nodes nor pods were touched. Raises DemoFailed if a check fails
+    or a state is not reached in time."""
     screen = demo.screen
     screen.heading("4. A policy that cannot work is refused, and no node is touched")
     bad = fleet.example("d")
@@ -149,7 +152,8 @@ async def _refusal(stage: Stage, manifest: JSON) -> str:
 
 
 async def plan_comes_first(demo: Demo) -> None:
-    """Apply a change that is paused, show its plan, and check that no node is touched."""
+    """Apply a change that is paused, show its plan, and check that no node is touched. Raises DemoFailed if a check
+    fails or there is no plan in time."""
     screen = demo.screen
     screen.heading("5. The plan before the change")
     screen.say(
@@ -191,7 +195,8 @@ def _plan_lines(plan: JSON) -> str:
 
 async def budget_blocks(demo: Demo) -> None:
     """Let the change run until a PodDisruptionBudget refuses an eviction, and check that the other nodes are changed
-    all the same. That state is recorded if the demo was started with --record."""
+    all the same. That state is recorded if the demo was started with --record. Raises DemoFailed if a check fails
+    or a state is not reached in time."""
     screen = demo.screen
     screen.heading("6. The change begins; a PodDisruptionBudget stops it")
     change = fleet.with_layout("b", fleet.TARGET, paused=False)
@@ -224,7 +229,8 @@ async def budget_blocks(demo: Demo) -> None:
 
 
 async def _settled(demo: Demo) -> None:
-    """Wait until only two pods of the ranker hold a GPU on their node and the agent reports the same number."""
+    """Wait until only two pods of the ranker hold a GPU on their node and the agent reports the same number. Raises
+    DemoFailed as `Demo.until` does."""
 
     async def alone() -> bool:
         """Whether two pods hold a GPU on the node, the agent reports two, and the reason is PDB."""
@@ -237,7 +243,8 @@ async def _settled(demo: Demo) -> None:
 
 
 async def _reported(demo: Demo) -> None:
-    """Wait until the policy's summary names what blocks the drain, and counts the one pod that fits nowhere yet."""
+    """Wait until the policy's summary names what blocks the drain, and counts the one pod that fits nowhere yet.
+    Raises DemoFailed as `Demo.until` does."""
 
     async def up_to_date() -> bool:
         """Whether the summary counts one pending pod and its message has the expected words."""
@@ -249,7 +256,8 @@ async def _reported(demo: Demo) -> None:
 
 
 async def operator_dies(demo: Demo) -> None:
-    """Kill the operator in the middle of a drain, and check that a new one continues the same change."""
+    """Kill the operator in the middle of a drain, and check that a new one continues the same change. Raises
+    DemoFailed if a check fails or the new one does not lead in time."""
     screen = demo.screen
     screen.heading("7. The operator is killed in the middle of the drain")
     fence = await demo.fence(fleet.RANKER_NODE)
@@ -278,7 +286,7 @@ async def operator_dies(demo: Demo) -> None:
 
 async def owner_gives_way(demo: Demo) -> None:
     """Change the budget so that the eviction is allowed, as its owner would, and check that the change completes
-    without further help."""
+    without further help. Raises DemoFailed if a check fails or a state is not reached in time."""
     screen = demo.screen
     screen.heading("8. The owner of the budget gives way")
     screen.command('kubectl -n team-b patch pdb ranker --type merge -p \'{"spec": {"minAvailable": 0}}\'')
@@ -294,7 +302,8 @@ async def owner_gives_way(demo: Demo) -> None:
 
 
 async def look_back(demo: Demo, since: int) -> None:
-    """Check the final state, the events, and what the operator wrote after its first `since` writes."""
+    """Check the final state, the events, and what the operator wrote after its first `since` writes. Raises DemoFailed
+    if a check fails."""
     screen = demo.screen
     screen.heading("9. Looking back")
 
