@@ -94,8 +94,8 @@ def find_verb(item: pytest.Item) -> MakeVerb:
 
 def is_elsewhere(path: Path, verb: MakeVerb | None) -> bool:
     """Whether no test in the folder `path` belongs to the verb, so that pytest need not import the folder's files.
-    False for anything but a folder directly below `tests`, without a verb, and for verbs whose tests may be in
-    every folder."""
+    False without a verb, for a verb whose tests may be in every folder, and for any path that is not a folder
+    directly below `tests`."""
     others = {MakeVerb.TEST: ABOUT_HACK | ABOVE, MakeVerb.LONG: ABOUT_HACK | ABOVE, MakeVerb.HACK: ABOVE}
     return verb in others and path.parent.name == "tests" and path.name in others[verb]
 

@@ -228,8 +228,8 @@ def planning(count: int) -> Iterator[Measured]:
 
 
 def fits() -> Measured:
-    """Measure the mean CPU time in which it is decided whether a GPU can hold a layout. Every combination of an H100's
-    profiles is tried, each profile with any count from 0 to its maximum."""
+    """Measure how much CPU time it takes, on average, to decide whether a GPU can hold a layout. Every combination of
+    an H100's profiles is tried, each profile with any count from 0 to its maximum."""
     profiles = card().profiles
     counts = product(*(range(profile.max_count + 1) for profile in profiles))
     layouts = [

@@ -149,7 +149,8 @@ def _write_leaf(
     pki: Pki, authority: _Authority, file: str, subject: x509.Name, addresses: Sequence[str] = ()
 ) -> None:
     """Write a new private key and its certificate as `file`.key and `file`.crt. `addresses` are the IP addresses of a
-    server, whose certificate is also valid for SERVING_NAMES, for LOOPBACK and as a client's; empty for a client."""
+    server; empty for a client. A server's certificate is also valid for LOOPBACK and SERVING_NAMES, and can be used
+    as a client's."""
     key = _new_key()
     uses = [ExtendedKeyUsageOID.SERVER_AUTH] if addresses else []
     builder = authority.issue(subject, key.public_key())

@@ -157,7 +157,7 @@ class ControlPlane:
 
     def environment(self, kubeconfig: Path | None = None) -> dict[str, str]:
         """Return our environment plus the variables for clients of this cluster: KUBECONFIG, a discovery cache that no
-        other cluster uses, and one that makes kubectl ignore the user's kuberc.
+        other cluster uses, and a switch that makes kubectl ignore the user's kuberc.
 
         kubectl caches discovery by host and port, so if a port is reused it would take the CRDs of the earlier cluster
         for those of this one.

@@ -54,7 +54,7 @@ class Fault:
 
     def watch_for(self, call: Incoming, *, answered: bool) -> bool:
         """Begin the fault if it waits for this call: set `began` and `target`, call `begin`, and return True.
-        Otherwise return False.
+        Otherwise return False, as for every call after the fault has begun.
 
         A fault waits for write number `at`, or for the first write after that if no write had the number. If it is
         `early`, it begins when the write is about to be sent, otherwise when the write has been answered; `answered`

@@ -19,8 +19,8 @@ FOUND = 3
 
 def main(arguments: list[str] | None = None) -> int:
     """Build the images and return the exit status: 0 if every image is written, small enough, and free of parts that
-    an advisory names; FOUND if an advisory names a part of an image that is small enough; 1 after an error, or if
-    an image is too big and no other one is FOUND."""
+    an advisory names; FOUND if an advisory names a part of an image that is small enough; otherwise 1, after an
+    error or if an image is too big."""
     parser = argparse.ArgumentParser(prog="python -m hack.images", description="Build the image.")
     parser.add_argument(
         "--base",

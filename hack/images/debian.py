@@ -418,8 +418,8 @@ def _resolved(architecture: str, environ: dict[str, str], mirror: str) -> Iterat
 
 
 def main() -> int:
-    """Regenerate deploy/debian.lock and return the exit status: 0, or 1 after a FetchError or a LockError, which
-    leaves the lock unchanged, as does the CalledProcessError of `relock`, which passes through."""
+    """Regenerate deploy/debian.lock and return the exit status: 0, or 1 after a FetchError or a LockError. A
+    CalledProcessError of `relock` passes through. After an error the lock is unchanged."""
     try:
         text = relock()
         parse_lock(text)

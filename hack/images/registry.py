@@ -224,9 +224,11 @@ def all_labels(origin: Origin) -> dict[str, str]:
 def build(architectures: Sequence[str], reference: str) -> list[Image]:
     """Build the image for each of these architectures (an empty string stands for this machine's), save it as a
     docker-archive under build/images together with its bill of materials, and return the images. An empty
-    `reference` stands for localhost/NAME:VERSION of the project. There must be a builder (`choose`). Raises
-    RegistryError if it fails, whose output says why, ValueError as `read_origin` does, and WheelError as `native`
-    does."""
+    `reference` stands for localhost/NAME:VERSION of the project. There must be a builder (`choose`).
+
+    Raises RegistryError if the builder fails, whose output says why. ValueError of `read_origin` and WheelError of
+    `native` pass through.
+    """
     builder, origin = find_builder(), read_origin()
     reference = reference or f"localhost/{origin.name}:{origin.version}"
     marks = all_labels(origin)

@@ -62,9 +62,9 @@ def find(mutants: Mapping[str, Mutant]) -> None:
 
 def _deciding(slips: Mapping[str, Slip]) -> dict[str, Sequence[str]]:
     """Return at most TRIES tests in which the operand decides, for each slip that drops an operand in a function, by
-    the slip's name and in the order of `_in_order`; empty if it decides in none. Slips in code that is evaluated
-    only once, such as those that change a value, are left out. Raises AssertionError if the process that runs the
-    tests dies."""
+    the slip's name and in the order of `_in_order`. The list of a slip is empty if there is no such test. Slips in
+    code that is evaluated only once, such as those that change a value, are left out. Raises AssertionError if the
+    process that runs the tests dies."""
     operands = {name: slip for name, slip in slips.items() if not slip.mutation.is_default}
     if not operands:
         return {}

@@ -63,8 +63,8 @@ def why_not() -> str | None:
 
 
 def missing_packages() -> list[str]:
-    """Return the Debian packages with the programs that are not on PATH and, if they are missing, the CNI plugins.
-    Each package is listed once."""
+    """Return the Debian packages of the programs that are not on PATH, and that of the CNI plugins if a plugin is
+    missing. Each package is listed once."""
     packages = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
     if cni_folder() is None:
         packages.append(CNI_PACKAGE)
