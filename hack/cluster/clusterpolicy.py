@@ -41,7 +41,7 @@ class CRDVersion:
 
     @property
     def crd(self) -> Object:
-        """The stand-in CRD as a manifest, with the fields that this version has and the blocks that `spec` requires."""
+        """The stand-in CRD as a manifest, with this version's fields and the blocks that `spec` requires."""
         root: Object = {"type": "object", "properties": {}}
         for item in self.fields:
             if item.present:
