@@ -207,7 +207,7 @@ def test_its_own_missing_rights_are_told_and_not_guessed(
         wait_until(lambda: "WARNING" in told(checks)[1], SECONDS, "the authorizer to hear of it")
         _, screen = told(checks)
     assert "could not be read, so they were not checked" in screen
-    assert "the rights of service account gpusharing/gpusharing-operator are unknown" in screen
+    assert "could not check the rights of service account gpusharing/gpusharing-operator" in screen
 
 
 def test_without_a_server_it_says_so(checks: dict[str, str]) -> None:

@@ -131,7 +131,7 @@ def classified(api: Api, path: str) -> tuple[str, str]:
         ),
         (
             "monitoring.prometheusRule.enabled=true",
-            "need the Prometheus Operator, and this cluster does not serve its monitoring.coreos.com/v1",
+            "need the Prometheus Operator, and this cluster does not serve its API monitoring.coreos.com/v1",
         ),
         ("openshift.createSCC=true", "this cluster does not serve security.openshift.io/v1"),
     ],

@@ -219,6 +219,19 @@ def test_what_takes_too_long_after_the_first_answer_is_late_too(desk: Desk) -> N
     assert reply.error == "it took longer than 0.1 s. Use --context east, which has no such limit"
 
 
+def test_an_unexpected_error_of_one_cluster_hides_no_other_answer(desk: Desk) -> None:
+    async def answer(session: Session, _typed: Any) -> Any:
+        if session.where == "context west":
+            raise KeyError("metadata")
+        return "fine"
+
+    desk.write_clusters(east=desk.url, west=desk.url)
+    typed = parse(["status", "--kubeconfig", str(desk.kubeconfig)])
+    east, west = asyncio.run(ask_clusters(FleetVerb((), "", answer), typed, ["east", "west"], SECONDS))
+    assert str(east.answer) == "fine"
+    assert west.error == "unexpected error: KeyError: 'metadata'; please report it"
+
+
 def with_programs(desk: Desk, **scripts: str) -> None:
     """Give each of these contexts a login program of its own, which runs this script of sh."""
     told = json.loads(desk.kubeconfig.read_text())

@@ -137,7 +137,7 @@ def test_the_right_reaches_pods_on_nodes_by_uid_with_their_grace_period_and_noth
         own: Callable[[], list[Object]] = lambda: product.api.list(PODS, labelSelector="app=monitor")  # noqa: E731 - asked twice
         pool.wait(lambda: bool(own()), "the DaemonSet's pod")
         made["monitor"] = own()[0]
-        assert "none of a DaemonSet" in refusal(
+        assert "none that is static, of a DaemonSet" in refusal(
             token, "default", made["monitor"]["metadata"]["name"], preconditions=uid_of(made["monitor"])
         )
         assert refusal(product.api, "kube-system", "system") == "", "whoever else may delete it still may"

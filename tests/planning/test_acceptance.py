@@ -75,8 +75,8 @@ REFUSED: dict[str, tuple[PolicyView, ClusterPolicyView | None, bool, Reason, str
         r"--set-string 'nodeSelector.nvidia\.com/gpu\.deploy\.client=true'"),
     "the plain chart fixes another strategy": (
         NAMED, replace(PLAIN_MIG, mig_strategy="single"), False, Reason.MIG_STRATEGY_SET, "--set migStrategy=null"),
-    "own layouts and mig-manager beside the plain chart mounts another ConfigMap": (
-        LAYOUTS, replace(PLAIN_MIG, mig_config_name="mig-parted-config"), False, Reason.LAYOUTS_NEED_CONFIG_MAP,
+    "mig-manager beside the plain chart mounts another ConfigMap": (
+        NAMED, replace(PLAIN_MIG, mig_config_name="mig-parted-config"), False, Reason.LAYOUTS_NEED_CONFIG_MAP,
         "kubectl -n gpu-operator edit daemonset nvidia-mig-manager"),
 }  # fmt: skip
 

@@ -157,6 +157,8 @@ SERVES: dict[str, tuple[NodeView, GPUNodeView | None, bool, bool, bool]] = {
     "a daemon's pod alone": (make_node(), SERVED, True, True, True),
     "exclusive for another reason": (make_node(), SERVED, True, False, False),
     "emptied by our fence": (replace(TOLD, fence=EMPTIED, unschedulable=True), None, False, True, False),
+    "emptied by our fence, and about to be proven": (
+        replace(TOLD, fence=EMPTIED, unschedulable=True), SERVED, True, True, True),
     "our fence, and uncordoned by somebody": (
         replace(TOLD, fence=EMPTIED, unschedulable=False), None, False, True, True),
     "fenced before the point of no return": (

@@ -7,6 +7,7 @@ import pytest
 from tests.build import (
     H100,
     NO_MIG_MANAGER,
+    SETTINGS,
     make_cluster_policy,
     make_gpu,
     make_policy,
@@ -15,7 +16,7 @@ from tests.build import (
 )
 from tests.configs import make_shared, target_for
 
-from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.stackviews import PlainStackView, StackView
 from gpusharing.planning.snapshot.views import GpuView, Hardware
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -248,6 +249,21 @@ def test_cards_without_mig_get_no_mig_configuration_nor_does_a_node_without_mig_
     unread = target(mode="Full", stack=off)
     assert isinstance(unread, Target)
     assert unread.mig_config == ""
+
+
+@pytest.mark.parametrize(
+    ("mounted", "config"), [(True, "all-disabled"), (False, "")], ids=["ours", "another"]
+)
+def test_beside_nvidias_chart_mig_manager_is_used_only_if_it_reads_our_configmap(
+    mounted: bool, config: str
+) -> None:
+    beside = PlainStackView("nvdp", "nvdp", "nvidia-mig-manager", pausable=True)
+    policy = replace(
+        make_cluster_policy(mig_config_name="" if not mounted else SETTINGS.mig_config_map), plain=beside
+    )
+    found = target(mode="Full", stack=make_stack(cluster_policy=policy))
+    assert isinstance(found, Target)
+    assert found.mig_config == config
 
 
 def test_one_policy_over_two_card_models_gives_each_node_its_own_layout() -> None:

@@ -144,6 +144,8 @@ async def _reply(
         return Reply(context, error=late)
     except Trouble as trouble:
         return Reply(context, error=str(trouble))
+    except Exception as error:  # noqa: BLE001 - a fault of one cluster must not hide the other answers
+        return Reply(context, error=f"unexpected error: {type(error).__name__}: {error}; please report it")
 
 
 async def _identify(session: Session) -> str:

@@ -59,8 +59,8 @@ def share(
     # The GPU Operator rewrites its DaemonSets when ClusterPolicy changes, so a repair waits for the next pass.
     if (pointers := plan_pointers(snapshot.stack, snapshot.settings, quiet=not claims)) is not None:
         actions.append(pointers)
-    elif (repair := plan_repair(snapshot.stack, snapshot.settings)) is not None:
-        actions.append(repair)
+    elif not snapshot.old_views and (repair := plan_repair(snapshot.stack, snapshot.settings)) is not None:
+        actions.append(repair)  # stale views may show no MPS client where there is one
     return tuple(actions)
 
 

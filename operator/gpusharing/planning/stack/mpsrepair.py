@@ -16,7 +16,7 @@ from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettin
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.toolversions import SKIPS_THREADS, find_deafness, find_remedy
-from gpusharing.planning.wanted.verify import is_told_mps
+from gpusharing.planning.wanted.verify import EXCLUSIVE, is_told_mps
 
 VALUE = "chart value gpuOperator.repairMps"
 """The chart value that allows the operator to repair the DaemonSet, for messages."""
@@ -98,9 +98,12 @@ def _serving(
     """Yield the nodes that `find_serving` returns, in the order of `nodes`."""
     for name, node in nodes.items():
         capable = node.labels.get(names.LABEL_MPS_CAPABLE) == "true"
-        if not (name in daemons or capable or is_told_mps(node, stack)) or _is_emptied(node):
+        if not (name in daemons or capable or is_told_mps(node, stack)):
             continue
-        if name not in agents or not _is_free(gpunodes.get(name)):
+        gpunode = gpunodes.get(name)
+        if _is_emptied(node) and not _is_served(gpunode):
+            continue
+        if name not in agents or not _is_free(gpunode):
             yield name
 
 
@@ -114,6 +117,13 @@ def _is_emptied(node: NodeView) -> bool:
         and fence.disruption.severity >= names.DisruptionClass.GPU_PODS.severity
         and node.unschedulable
     )
+
+
+def _is_served(gpunode: GPUNodeView | None) -> bool:
+    """Whether the agent's last report has a GPU that an MPS daemon serves. An emptied node with such a GPU is about to
+    be proven and returned to service, so its daemon must not restart."""
+    observed = gpunode.observed if gpunode is not None else None
+    return observed is not None and any(gpu.compute_mode == EXCLUSIVE for gpu in observed.hardware.kinds)
 
 
 def _is_free(gpunode: GPUNodeView | None) -> bool:

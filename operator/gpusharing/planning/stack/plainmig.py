@@ -79,10 +79,10 @@ def find_mig_obstacle(
             f" {spec.mig.strategy} on every node",
             plain_upgrade(plain, namespace, "migStrategy=null"),
         )
-    if spec.mig.layouts is not None and policy.mig_config_name != mig_config_map:
+    if policy.mig_config_name != mig_config_map:
         return MigObstacle(
             Reason.LAYOUTS_NEED_CONFIG_MAP,
-            f"spec.mig.layouts has no effect unless DaemonSet {plain.mig_manager} mounts ConfigMap {mig_config_map} in"
+            f"mode MIG has no effect unless DaemonSet {plain.mig_manager} mounts ConfigMap {mig_config_map} in"
             f" the directory of its CONFIG_FILE; it mounts {policy.mig_config_name or 'none'}",
             f"kubectl -n {namespace} edit daemonset {plain.mig_manager}",
         )

@@ -218,11 +218,14 @@ def _too_many_clients(spec: GPUSharingPolicySpec, node: str, gpus: Sequence[Card
 
 
 def _has_mig_manager(spec: GPUSharingPolicySpec, gpus: Sequence[CardView], stack: StackView) -> bool:
-    """Whether the label mig.config has to be set, because a GPU supports MIG and ClusterPolicy does not turn
-    mig-manager off. In mode MIG it is set even if mig-manager is off, because such a policy is refused elsewhere
-    (acceptance.py)."""
-    switched_off = stack.cluster_policy is not None and stack.cluster_policy.is_off(MIG_MANAGER_SWITCH)
-    return any(gpu.mig_capable for gpu in gpus) and (spec.mode is Mode.MIG or not switched_off)
+    """Whether the label mig.config is to be set, because a GPU supports MIG and mig-manager runs. Beside NVIDIA's
+    device-plugin chart it must also read our ConfigMap, because another one may lack `all-disabled`. In mode MIG the
+    label is set in any case, because such a policy is refused elsewhere (acceptance.py)."""
+    policy = stack.cluster_policy
+    runs = policy is None or not policy.is_off(MIG_MANAGER_SWITCH)
+    if policy is not None and policy.plain is not None:
+        runs = runs and stack.serves_our_mig_file
+    return any(gpu.mig_capable for gpu in gpus) and (spec.mode is Mode.MIG or runs)
 
 
 @value(eq=False)

@@ -74,9 +74,11 @@ def _no_mig_manager(case: ActuatorCase, target: Target) -> str:
     return f"{missing}; check the pods with {where}" if missing else ""
 
 
-OBJECTIONS = (Obstacle(_deaf_mps, Reason.MPS_NOT_SWITCHABLE),)
-OBSTACLES = (
+OBJECTIONS = (
+    Obstacle(_deaf_mps, Reason.MPS_NOT_SWITCHABLE),
     Obstacle(_nobody_ends_mig, Reason.ACTUATOR_MISSING),
+)
+OBSTACLES = (
     Obstacle(_rebooting, Reason.ACTUATOR_BUSY),
     Obstacle(_no_mig_manager, Reason.ACTUATOR_MISSING),
 )
