@@ -62,7 +62,8 @@ class NvidiaLoop:
 
     def wait_ready(self) -> None:
         """Wait until the present generation of the policy is Ready. Raises TimeoutError, with the state of the
-        cluster, after SECONDS."""
+        cluster, after SECONDS, and ApiError if the policy does not exist. Unlike `wait`, it does not notice that
+        the operator has ended."""
         try:
             launch.wait_ready(self.api, "real", SECONDS)
         except TimeoutError as error:

@@ -66,7 +66,7 @@ class MigManagerProgram:
         self.start()
 
     def kill(self) -> None:
-        """Kill mig-manager with SIGKILL, whatever it is doing, and wait for its end. Does nothing if it was not
+        """Kill mig-manager with SIGKILL, even in the middle of a run, and wait for its end. Does nothing if it was not
         started."""
         self._end_manager(signal.SIGKILL)
 

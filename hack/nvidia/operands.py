@@ -151,8 +151,8 @@ class PodPrograms:
         manager = partial(self._config_manager, program, config, proc, *fallback)
 
         def init() -> bool:
-            """Run the init container, and return whether it succeeded. False as long as the ConfigMap is not
-            mounted."""
+            """Run the init container, and return whether it succeeded. If the ConfigMap is not mounted yet, only
+            return False."""
             return (
                 self.plugin_configs.exists
                 and manager("--oneshot", "--send-signal=false").run(INIT_SECONDS) == 0

@@ -60,7 +60,7 @@ class SandboxTask:
 
     def start(self) -> None:
         """Start the program, wait until it has replaced the shell, but at most START_SECONDS, and show it to the
-        programs with the same `proc`, so that they find it by its name."""
+        programs with the same `proc`, so that they find it by its name. Raises the errors of `Sandbox.start`."""
         with self.log.open("a") as log:
             self._process = self.sandbox.start(
                 self.program,

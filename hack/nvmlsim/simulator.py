@@ -26,7 +26,7 @@ RESULTS = {
 
 
 def text(raw: bytes) -> str:
-    """Return the content of a text field as a string."""
+    """Return the content of a character field as a string."""
     return raw.decode()
 
 
@@ -415,8 +415,8 @@ class Simulator:
 
 
 def set_field(target: ctypes.Structure, name: str, value: int | str) -> None:
-    """Set one field that is a number or a text. Raises SimulatorError if the field does not exist or may not be set,
-    or if the text is too long for it, and ValueError if the field is a number and `value` is a string that is not
+    """Set one field that is a number or a string. Raises SimulatorError if the field does not exist or may not be set,
+    or if the string is too long for it, and ValueError if the field is a number and `value` is a string that is not
     an integer."""
     now = {field[0]: getattr(target, field[0]) for field in target._fields_}
     plain = [
@@ -431,8 +431,8 @@ def set_field(target: ctypes.Structure, name: str, value: int | str) -> None:
 
 
 def _put_text(target: ctypes.Structure, field: str, value: str) -> None:
-    """Set a text field, which must leave room for the terminating zero that C needs. Raises SimulatorError if `value`
-    is too long."""
+    """Set a string field, which must leave room for the terminating zero that C needs. Raises SimulatorError if
+    `value` is too long."""
     room = getattr(type(target), field).size - 1
     raw = value.encode()
     if len(raw) > room:
@@ -475,8 +475,9 @@ def _find_profile(gpu: layout.SimGpu, name: str) -> layout.SimProfile:
 
 
 def _check_reset(state: layout.SimState, index: int, holders: Sequence[int]) -> None:
-    """Raise SimulatorError if the GPU cannot be reset: in a VM, while a process or an unnamed client uses it, or while
-    there are `holders` (pids of NVML clients) and the machine's field `clients_block` is set."""
+    """Raise SimulatorError if the GPU cannot be reset: it belongs to a VM, or a process or an unnamed client uses it.
+    Also raised for any GPU if there are `holders` (pids of NVML clients) and the machine's field `clients_block` is
+    set."""
     gpu = state.gpus[index]
     if gpu.passthrough:
         raise SimulatorError(f"GPU {index} is in a VM that cannot reset it: reboot the machine")
@@ -515,7 +516,7 @@ def of_device(gpu: int, gpu_instance: int, compute_instance: int) -> tuple[str, 
 
 def give(simulator: Simulator, folder: Path, *names: str) -> None:
     """Grant the capabilities `names`, such as MONITOR, to programs without CAP_SYS_ADMIN: create their files in
-    `folder`, beside those that are there, and make `folder` the capability folder of the machine. Raises
+    `folder`, in addition to those that are there, and make `folder` the capability folder of the machine. Raises
     SimulatorError if its path is too long."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:

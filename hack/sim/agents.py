@@ -67,8 +67,8 @@ class AgentAPI(PassingClient):
         self._name = name
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Make a call as KubeClient does. A list is answered from the shared watch, whatever its kind and filters: its
-        only item is the agent's own GPUNode, if that exists."""
+        """Make a call as KubeClient does. Every list is answered from the shared watch, without regard to its kind and
+        filters: its only item is the agent's own GPUNode, if that exists."""
         if request.verb != "list":
             return await self.client.call(request)
         node = self._shared.get(self._name)

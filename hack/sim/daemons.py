@@ -43,7 +43,8 @@ class DaemonSetPlayer:
         operand: str = "",
     ) -> None:
         """Prepare to keep the pods of the DaemonSet `name` on the nodes that match `selector`; `pods` records which
-        pods exist. `operand` is the name by which a ClusterPolicy turns the DaemonSet off; empty if none can."""
+        pods exist. `operand` is the DaemonSet's name among those that a ClusterPolicy can turn off; empty if none
+        can turn it off."""
         self._cluster = cluster
         self._pods = pods
         self.name = name
@@ -163,9 +164,9 @@ def mps_pods(cluster: SimCluster) -> DaemonPods:
 
 
 def played_daemon_sets(settings: SimSettings) -> tuple[tuple[str, str], ...]:
-    """Return (name, namespace) of each DaemonSet whose pods the `players` may create: those of mig-manager and of the
-    MPS daemon, on whatever stack, and the agent's if the settings turn agents on. The caller must create the
-    DaemonSets, otherwise their pods would be orphans."""
+    """Return (name, namespace) of each DaemonSet whose pods the `players` may create: mig-manager's and the MPS
+    daemon's on every stack, and the agent's if the settings turn agents on. The caller must create the DaemonSets,
+    otherwise their pods would be orphans."""
     operator = settings.gpu_operator_namespace
     sets = ((MIG_MANAGER_SET, operator), (MPS_DAEMON, operator))
     return (*sets, (AGENT, settings.agent_namespace)) if settings.agents else sets

@@ -84,8 +84,8 @@ class FakeCluster:
         return FakeClient(self, identity)
 
     def add(self, resource: Resource, obj: JSON) -> JSON:
-        """Create an object together with its status, and return a copy as stored. Raises AlreadyExists if the name is
-        taken, and Invalid if it has no name."""
+        """Create an object with the status that it has in `obj`, and return a copy as stored. Raises AlreadyExists if
+        the name is taken, and Invalid if it has no name."""
         return copied(self.store.create(resource, obj, None, with_status=True))
 
     def get(self, resource: Resource, name: str, namespace: str = "") -> JSON:
@@ -200,9 +200,9 @@ class FakeClient(KubeClient):
         self.identity = identity
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Make a call as KubeClient does. A deleted pod gets the cluster's grace period whatever the request says,
-        except that a requested 0 removes it at once. Raises the error of a scripted fault that hits the call, even
-        if that is not a KubeError, and what the hook `on_write` raises."""
+        """Make a call as KubeClient does. A deleted pod gets the cluster's grace period and not the one in the
+        request, except that a requested 0 removes it at once. Raises the error of a scripted fault that hits the
+        call, even if that is not a KubeError, and what the hook `on_write` raises."""
         call = _call(self.identity, request)
         if request.verb in ("get", "list"):
             await self._enter(call)

@@ -28,7 +28,7 @@ class Lists:
     """The lists that clients are reading page by page."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        """Create an empty record. `clock` returns the present time in seconds, by which tokens expire."""
+        """Create an empty record. `clock` returns the present time in seconds, which decides when tokens expire."""
         self._clock = clock
         self._moments: dict[int, _Moment] = {}
         self._count = 0
@@ -70,5 +70,5 @@ class Lists:
 
 
 def _key(obj: JSON) -> list[str]:
-    """Return namespace and name, by which lists are sorted."""
+    """Return namespace and name, the key that lists are sorted by."""
     return [obj["metadata"].get("namespace", ""), obj["metadata"]["name"]]

@@ -145,8 +145,8 @@ def _is_ready(pod: JSON) -> bool:
 
 
 def _ignores_budgets(pod: JSON) -> bool:
-    """Whether a pod is evicted whatever its budget says, because it is finished, pending or terminating (KK
-    canIgnorePDB)."""
+    """Whether a pod is evicted even if its budget allows no disruption, because it is finished, pending or terminating
+    (KK canIgnorePDB)."""
     return _phase(pod) in (*FINISHED, "Pending") or bool(pod["metadata"].get("deletionTimestamp"))
 
 

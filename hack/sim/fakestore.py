@@ -197,8 +197,8 @@ class Store:
         self.commit(resource, key, old, {**old, "metadata": metadata})
 
     def remove(self, resource: Resource, key: Key) -> JSON:
-        """Remove an object, even one with finalizers, and then delete the objects of which it is an owner. Returns the
-        final state of the object. Raises NotFound."""
+        """Remove an object, even one with finalizers, and then delete the objects that it owns. Returns the final
+        state of the object. Raises NotFound."""
         old = self.get(resource, key)
         gone = self.commit(resource, key, old, None)
         uid = old["metadata"]["uid"]
@@ -275,8 +275,8 @@ class Store:
             )
 
     def _remember(self, resource: Resource, change: StoredChange) -> None:
-        """Append a change to the history of its kind and wake the watches. A change that is to be swallowed is only
-        counted. A history that is too long loses its older half."""
+        """Append a change to the history of its kind and wake the watches. If changes of the kind are still to be
+        swallowed, only count this one and do neither. A history that is too long loses its older half."""
         if self.swallow.get(resource, 0) > 0:
             self.swallow[resource] -= 1
             return

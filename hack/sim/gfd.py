@@ -163,7 +163,7 @@ def _single(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str
 
 def _mixed(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str, str]:
     """Return the labels for MIG strategy mixed: those of the whole GPUs of `model`, and those of each profile that has
-    instances on any GPU."""
+    instances on any GPU. The latter describe the model of the first GPU that has such an instance."""
     merged = _whole(reading.gpus, model, config)
     owners = [(instance.profile, gpu.product) for gpu in reading.gpus for instance in gpu.instances]
     names = [name for name, _ in owners]

@@ -215,8 +215,8 @@ class SimulatedGPUs:
         self._hang.end()
 
     def contain(self, *, mig: bool = True, host_pid: bool = True) -> None:
-        """Restart the agent's container: `mig` says whether it is privileged, and `host_pid` whether it is in the
-        host's PID namespace. It may open the MIG devices that exist now, whatever its rights."""
+        """Restart the agent's container with other rights. `mig` says whether it is privileged. `host_pid` says
+        whether it is in the host's PID namespace. It may always open the MIG devices that exist now."""
         with self._lock:
             devices = frozenset(instance.uuid for gpu in self._gpus for instance in gpu.instances)
             self._container = Container(mig, host_pid, devices)

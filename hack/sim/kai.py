@@ -115,7 +115,8 @@ class Kai:
     async def _bind(self, pod: JSON) -> list[JSON]:
         """Bind a pod to a node with room for it. For a GPU that no group uses yet, a reservation pod is created first.
         Returns the pods that start to run, which are recorded: the new reservation, if any, and the bound pod.
-        Empty if no node has room. If the pod is gone or was changed, it is left out, and the scheduler is woken."""
+        Empty if no node has room. If the pod is gone or was changed, only the reservation is returned, and the
+        scheduler is woken."""
         first = next((place for name in sorted(self._nodes) if (place := self._place(pod, name))), None)
         if first is None:
             return []

@@ -158,7 +158,7 @@ class SimNode:
         self._start_mps()
 
     def stop(self) -> None:
-        """Kill all programs, because the Node was deleted."""
+        """Kill all programs, because the Node was deleted. A reboot that is in progress ends too."""
         for key in list(self._tasks):
             self._kill(key)
 

@@ -43,8 +43,8 @@ class Configured:
 
     def deployed(self) -> bool:
         """Whether a DaemonSet runs the operand on the node. With the GPU Operator the deploy label must be true, and
-        ClusterPolicy must not turn the operand off. With the device-plugin chart, nvidia.com/gpu.deploy.client must
-        be true if mig-manager runs beside it, and otherwise nothing is required."""
+        ClusterPolicy must not turn the operand off. With the device-plugin chart, nothing is required, except that
+        nvidia.com/gpu.deploy.client must be true if mig-manager runs alongside it."""
         policy = self.cluster.policy
         if policy.plain:
             return not policy.mig_config or self.node.labels.get(LABEL_DEPLOY_CLIENT) == "true"
@@ -241,7 +241,7 @@ class PlayedOperand:
 
     async def run(self) -> None:
         """Take the steps that `decide` returns, until canceled. After a crash the step is repeated with
-        CrashLoopBackOff."""
+        CrashLoopBackOff. When there is nothing to do, wait for `wake`."""
         crashes = 0
         while True:
             self._wake.clear()

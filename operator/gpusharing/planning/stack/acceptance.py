@@ -140,8 +140,8 @@ def _cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings
 
 
 def _one_cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Return a message as long as it is unknown which of several ClusterPolicies the GPU Operator follows, else an
-    empty string."""
+    """Return a message if there are several ClusterPolicies and it is unknown which one the GPU Operator follows, else
+    an empty string."""
     if not stack.rival_policies:
         return ""
     return (
@@ -339,8 +339,8 @@ def _explain_from(
 ) -> str:
     """Return a message about the wrong field with the reason `first`, which must be in FIELDS, and all wrong fields
     after it there, with one command that corrects them. Empty if the field with the reason `first` is not wrong,
-    whatever follows. If the message is longer than MAX_TEXT, the text before the command is cut, but never the
-    command."""
+    even if a later one is. If the message is longer than MAX_TEXT, the text before the command is cut, but never
+    the command."""
     rows = dropwhile(lambda row: row.reason is not first, FIELDS)
     answers = [row.find(spec, cluster_policy, stack, settings) for row in rows]
     if answers[0] is None:

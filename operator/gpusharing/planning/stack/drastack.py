@@ -30,7 +30,7 @@ OPENS_NVML = frozenset({"DynamicMIG", "NVMLDeviceHealthCheck"})
 
 @value
 class DraStack:
-    """What decides whether NVIDIA's DRA stack is there, and whether it is complete."""
+    """The facts that decide whether NVIDIA's DRA stack is there and complete."""
 
     gpu_cluster: bool
     """Whether there is a GPUCluster."""

@@ -101,7 +101,7 @@ class AgentsState:
     enforced: str = ""
     """The PodSecurity level that its namespace enforces. Empty if it enforces none."""
     reports: Mapping[str, str] = field(default_factory=dict)
-    """By node: the error that keeps the agent from reading the GPUs, or an empty string if there is none."""
+    """The error that keeps the agent from reading the GPUs, or an empty string if there is none, by node."""
 
 
 @value
@@ -233,7 +233,7 @@ Symptoms = Iterable[Symptom]
 
 
 def error(topic: Topic, reason: str, message: str, command: str) -> Symptom:
-    """Return a symptom because of which policies cannot be carried out."""
+    """Return a symptom that keeps some or all policies from being carried out."""
     return Symptom(topic, Severity.ERROR, reason, message, command)
 
 

@@ -29,7 +29,7 @@ class MpsLapses:
 
     def since(self, before: "MpsLapses | None") -> int:
         """Return how many restarts are new since the count `before`. These are all of them if `before` is about
-        another pod. 0 if it is None, because then nobody knows whether the restarts ended any client."""
+        another pod. 0 if it is None, because it is then unknown whether the restarts ended any client."""
         if before is None:
             return 0
         return max(0, self.count - before.count) if before.pod == self.pod else self.count

@@ -515,9 +515,8 @@ class PluginEntries:
 
 
 def find_entry_symptoms(entries: PluginEntries, used: Collection[str], install: str) -> Symptoms:
-    """Yield a symptom if the ConfigMap does not exist, and one for every entry that the device plugin refuses, or else
-    of which it ignores a part. A missing ConfigMap and a refused entry in use are errors, and everything else is a
-    warning.
+    """Yield a symptom if the ConfigMap does not exist, and one for every entry that the device plugin refuses or
+    ignores in part. A missing ConfigMap and a refused entry in use are errors, and everything else is a warning.
 
     `used` are the entries that Nodes or ClusterPolicy's default name. `install` is the command that installs the
     operator. It is empty if the operator is installed.

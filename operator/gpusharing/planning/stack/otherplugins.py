@@ -35,9 +35,9 @@ def has_system_plugin(os_image: str) -> bool:
     variants. `os_image` is `nodeInfo.osImage`.
 
     Those variants, such as `Bottlerocket OS 1.14.0 (aws-k8s-1.24-nvidia)` (bottlerocket#3132), start
-    nvidia-k8s-device-plugin at boot. Beside NVIDIA's DaemonSet it left pods without GPUs (bottlerocket#4309). From
-    1.63.0 on, the setting kubelet-device-plugins.nvidia.enabled can disable it (bottlerocket-core-kit#914), but the
-    API does not show that setting.
+    nvidia-k8s-device-plugin at boot. On nodes that also ran NVIDIA's DaemonSet, it left pods without GPUs
+    (bottlerocket#4309). From 1.63.0 on, the setting kubelet-device-plugins.nvidia.enabled can disable it
+    (bottlerocket-core-kit#914), but the API does not show that setting.
     """
     return os_image.startswith("Bottlerocket OS ") and "-nvidia" in os_image
 
@@ -92,7 +92,7 @@ def find_other_plugin(
     labels: Mapping[str, str], annotations: Mapping[str, str], resources: Sequence[str]
 ) -> str:
     """Return the name of the first plugin in OTHERS that serves a Node, or an empty string if none does. `resources`
-    are the names of the resources of which the Node has allocatable devices."""
+    are the names of the resources that the Node has allocatable."""
     for plugin, known in OTHERS.items():
         if known.marked(labels, annotations) or any(name.startswith(known.resources) for name in resources):
             return plugin

@@ -109,8 +109,8 @@ def find_mig_obstacles(view: InstallationView) -> Symptoms:
 
 def find_unselected(node: NodeView, policy: ClusterPolicyView | None) -> str:
     """Return a message with the remedy if NVIDIA's chart runs only on nodes with nvidia.com/gpu.deploy.client=true and
-    this node has no such label. Empty if it has the label, whatever its value, or if the chart does not require
-    it."""
+    this node has no such label. Empty if it has the label, even with another value, or if the chart does not
+    require it."""
     plain = policy.plain if policy is not None else None
     if plain is None or not plain.pausable or names.LABEL_DEPLOY_CLIENT in node.labels:
         return ""

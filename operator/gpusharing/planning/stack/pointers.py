@@ -236,7 +236,7 @@ def _entries_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> 
 
 def _failed(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
     """Return a clause with the error of the last write, or an empty string if that did not fail. Checked last, because
-    the error may concern a pointer that is no longer to be set."""
+    the error may be about a pointer that the operator no longer wants to set."""
     return f"; the operator could not set it ({VALUE}): {error}" if error else ""
 
 

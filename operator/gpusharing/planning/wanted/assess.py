@@ -218,8 +218,8 @@ def _find_lapse(
 
 
 def _proven_before(node: NodeView, policy: PolicyView, target: Target) -> bool:
-    """Whether this target of this policy is what was last proven on the node, under whatever version of the spec. A
-    record without a layout counts if its two label values are those of the target."""
+    """Whether this target of this policy is what was last proven on the node, even if that was for another version of
+    the spec. A record without a layout counts if its two label values are those of the target."""
     record = node.verified
     return (
         record is not None

@@ -65,7 +65,8 @@ def render(entries: Mapping[str, Entry]) -> str:
 @lru_cache(maxsize=256)
 def parse(text: str) -> Mapping[str, Entry]:
     """Return all entries of a file by name, including those that mig-parted would refuse. Empty if the file is not
-    valid YAML or has no map mig-configs. Values that are not lists of maps are left out."""
+    valid YAML or has no map mig-configs. Values that are not lists of maps are left out. The result is cached and
+    must not be changed."""
     try:
         return {name: entry for name, entry in _configs(text, any_version=True).items() if _is_entry(entry)}
     except Unreadable:
@@ -97,15 +98,15 @@ def _is_entry(entry: object) -> bool:
 
 @lru_cache(maxsize=64)
 def sound_entries(text: str) -> Mapping[str, Entry]:
-    """Return the entries of a file by name, without those because of which mig-parted would refuse the whole file.
-    Empty if the file cannot be read."""
+    """Return the entries of a file by name, without those that would make mig-parted refuse the whole file. Empty if
+    the file cannot be read. The result is cached and must not be changed."""
     return {name: entry for name, entry in parse(text).items() if not _find_problem(entry)}
 
 
 @lru_cache(maxsize=64)
 def lasting_entries(text: str) -> Mapping[str, Entry]:
-    """Return those entries of a file whose names contain the hash of their content, so that the name can have only one
-    meaning."""
+    """Return those entries of a file, by name, whose names contain the hash of their content, so that the name can
+    have only one meaning. The result is cached and must not be changed."""
     return {name: entry for name, entry in parse(text).items() if is_named_after(entry_text(entry), name)}
 
 
@@ -155,7 +156,7 @@ def _find_problem(entry: object) -> str:
 
 @value
 class RowFault:
-    """A mistake in a row of an entry because of which mig-parted refuses the whole file."""
+    """A mistake in a row of an entry that makes mig-parted refuse the whole file."""
 
     find: Callable[[Mapping[str, Any]], str]
     """Returns what is wrong, as a clause for people, or an empty string if the row does not have this mistake."""
@@ -252,8 +253,8 @@ def resolve_name(
 def find_meaning(
     name: str, node: str, stack: StackView, gpus: Sequence[CardView], generated: str
 ) -> tuple[Layout | None, ...] | str:
-    """Return the same as `resolve_name`. `generated` is the file that mig-manager generated for the node, which is
-    used only if mig-manager does not read our file."""
+    """Return the same as `resolve_name`, which calls this function with the file that mig-manager generated for the
+    node as `generated`. That file is used only if mig-manager does not read our file."""
     if not stack.serves_our_mig_file:
         return _generated_name(name, node, gpus, generated)
     admin = parse_admin(stack.admin_mig_file)
@@ -281,7 +282,8 @@ def _generated_name(
 
 def resolve(entry: Entry, gpus: Sequence[CardView]) -> tuple[Layout | None, ...] | str:
     """Return the layout that an entry gives each GPU, in the order of `gpus`, or a clause for people that names the
-    GPUs which no row covers. If several rows cover a GPU, the last one counts.
+    GPUs which no row covers. If several rows cover a GPU, the last one counts. A layout is None where that row does
+    not switch MIG on.
 
     mig-parted's assert never succeeds on a GPU that no row covers, so such an entry is unusable (R6).
     """

@@ -35,8 +35,7 @@ def selects_node(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
 
 @value
 class Contender:
-    """The parts of a policy that decide about ownership. As long as none of them changes, no node changes its
-    owner."""
+    """The parts of a policy that decide about ownership. If none of them changes, no node changes its owner."""
 
     name: str
     """Name of the policy."""
@@ -127,9 +126,9 @@ def find_coming(owners: Mapping[str, str], fences: Mapping[str, Fence]) -> dict[
 
 def _choose(present: str, selecting: Sequence[Contender]) -> str:
     """Return the name of the owner, or an empty string if there is none. `selecting` are the contenders that select
-    the node, the winning one first. `present` is the current owner. As long as it selects the node, it loses the
-    node only to a contender of strictly higher priority. A contender that is leaving keeps its node only if no
-    other one selects it, and never gets another node."""
+    the node, the winning one first. `present` is the current owner. If it still selects the node, it loses the node
+    only to a contender of strictly higher priority. A contender that is leaving keeps its node only if no other one
+    selects it, and never gets another node."""
     claiming = [contender for contender in selecting if not contender.leaving]
     if not claiming:
         return present if any(contender.name == present for contender in selecting) else ""

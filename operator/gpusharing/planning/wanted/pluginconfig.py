@@ -63,8 +63,8 @@ def field_of(item: object, name: str) -> Any:
 
 
 def _is_choice(item: Any) -> bool:
-    """Whether the plugin can parse the value of `devices`: `all`, a positive number, or a list of devices. Whatever
-    the value is, the plugin shares all devices."""
+    """Whether the plugin can parse the value of `devices`: `all`, a positive number, or a list of devices. The plugin
+    ignores the value and shares all devices."""
     if isinstance(item, list):
         return all(
             is_whole(device) or (isinstance(device, str) and _DEVICE.fullmatch(device)) for device in item

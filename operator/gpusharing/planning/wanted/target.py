@@ -427,7 +427,7 @@ def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) ->
 
 def describe_layouts(layouts: Sequence[Layout | None], replicas: int = 1) -> str:
     """Return the layouts of a node's GPUs for people, such as `2x3g.40gb`. If they differ, each is listed with its
-    number of GPUs: `2x3g.40gb (4 GPUs), 1x full (4 GPUs)`. If `replicas` is above 1, a text such as `4x shared`
+    number of GPUs: `2x3g.40gb (4 GPUs), 1x full (4 GPUs)`. If `replicas` is above 1, for example 4, `4x shared`
     replaces `1x full` and is appended to the layouts of GPUs with MIG."""
     return _describe(tuple(layouts), replicas)
 
@@ -471,8 +471,8 @@ def under_deletion(policy: PolicyView, *, resets: bool) -> PolicyView:
     is Reset, as far as that can be read, the result has mode Full and is marked as `resetting` in place of
     `deleting`. Otherwise the policy is unchanged.
 
-    It is also unchanged if it does not have our finalizer, because the object will be gone in a moment, or if it has
-    force-release, because a person has given up its nodes.
+    It is also unchanged if it does not have our finalizer: the object will be gone in a moment. With force-release it
+    is unchanged too: a person has given up its nodes.
     """
     if not (policy.deleting and policy.finalizer and resets) or policy.force_release:
         return policy

@@ -64,7 +64,8 @@ def find_too_old(
     cluster_policy: ClusterPolicyView,
 ) -> Finding | None:
     """Return a Finding if the versions of NVIDIA's programs that ClusterPolicy names would apply or advertise these
-    layouts wrongly, else None. `layouts` has one entry for each of `gpus`, and `strategy` is the MIG strategy."""
+    layouts wrongly, else None. Versions that are unknown count as new enough. `layouts` has one entry for each of
+    `gpus`, and `strategy` is the MIG strategy."""
     plugin, parted = cluster_policy.plugin_version, cluster_policy.mig_manager_version
     if strategy == "mixed" and merges_suffixes(plugin) and (profile := find_suffixed(layouts)):
         return Finding(Reason.PLUGIN_TOO_OLD, f"{profile} with device plugin {plugin}: {ADVICE}")
@@ -82,7 +83,8 @@ def find_mistaken(
     gpus: Sequence[CardView], layouts: Sequence[Layout | None]
 ) -> tuple[CardView, CardView, str] | None:
     """Return the first GPU for which mig-parted before 0.15 would choose the wrong profile, the earlier GPU whose
-    profile it would choose, and the name that the two profiles share. None if there is no such GPU."""
+    profile it would choose, and the name that the two profiles share. None if there is no such GPU. Raises
+    ValueError unless there is one layout for each GPU."""
     first: dict[str, tuple[CardView, int | None]] = {}
     for gpu, layout in zip(gpus, layouts, strict=True):
         wanted = dict(layout or ())

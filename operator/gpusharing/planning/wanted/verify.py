@@ -131,8 +131,8 @@ def _quiet(compared: Comparison) -> str:
 
 
 def _unreachable(compared: Comparison) -> str:
-    """Return a message about the first GPU that does not answer, of which only the last state is known. Empty if all
-    answer."""
+    """Return a message about the first GPU that does not answer, so that its present state is unknown. Empty if all
+    GPUs answer."""
     gone = next((gpu for gpu in compared.observed.hardware.kinds if gpu.vitals.access != REACHABLE), None)
     if gone is None:
         return ""
@@ -287,8 +287,8 @@ def is_told_mps(node: NodeView, stack: StackView) -> bool:
 
 def _plugin_config(compared: Comparison) -> str:
     """Return a message if the device-plugin label names a configuration with another effect than that of the target,
-    or one that is not known. Empty if the effect is the same, or if the label has the target's value, whatever its
-    entry contains now. If the target has no label, the label must be absent."""
+    or one that is not known. Empty if the effect is the same, or if the label has the target's value: its entry is
+    then not read. If the target has no label, the label must be absent."""
     key = compared.node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
     if key == compared.target.plugin_key:
         return ""  # if somebody deletes the entry, it is written again (configmaps.py), and nothing changes on the node

@@ -74,8 +74,8 @@ def find_obstacle(obstacles: Sequence[Obstacle], case: ActuatorCase, target: Tar
 
 @value
 class Writing:
-    """What a run writes to the Node at the point of no return, beside the parts of the fence that do not depend on the
-    actuator."""
+    """The writes of a run to the Node at the point of no return, without the parts of the fence that do not depend on
+    the actuator."""
 
     labels: Mapping[str, str | None] = field(default_factory=dict)
     """Labels to set, or None to remove one."""
