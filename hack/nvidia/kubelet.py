@@ -175,6 +175,7 @@ class LabelFeeder:
     """SIMULATED: the part of Node Feature Discovery that copies GFD's labels to the Node."""
 
     def __init__(self, api: Api, node: str, file: Path) -> None:
+        """Prepare to copy the labels in `file` to the Node `node`; nothing is copied yet."""
         self._api, self._node, self.file = api, node, file
         self._labels: dict[str, str] = {}
 

@@ -154,6 +154,7 @@ class _Timed(Collector):
     """A collector whose samples carry the time of a SIMULATED clock."""
 
     def __init__(self, collector: Collector, lapse: Lapse) -> None:
+        """Wrap `collector`, whose samples get the time of `lapse`."""
         self._collector, self._lapse = collector, lapse
 
     def collect(self) -> Iterable[Metric]:

@@ -13,6 +13,7 @@ class SharedGPUNodes:
     """The GPUNodes that one watch delivers, shared by all agents. `feed.follow` calls `take`."""
 
     def __init__(self) -> None:
+        """Create a record without GPUNodes and without watches."""
         self._nodes: dict[str, JSON] = {}
         self._listeners: dict[str, list[asyncio.Queue[WatchEvent]]] = {}
 

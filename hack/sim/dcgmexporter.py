@@ -82,6 +82,7 @@ class MetricsPage(Collector):
     """A collector that yields what a dcgm-exporter serves at /metrics."""
 
     def __init__(self, devices: Sequence[DCGMValues], setup: SetUp) -> None:
+        """Prepare a page with these devices."""
         self._devices, self._setup = devices, setup
 
     def collect(self) -> Iterable[Metric]:

@@ -316,7 +316,7 @@ class FakeClient(KubeClient):
 
 def _call(identity: str, request: ApiRequest) -> Call:
     """Return the request in the form in which it is logged and matched against faults. The verb is `evict` or `log`
-    for these subresources."""
+    for these subresources, and the name of a new object comes from its body."""
     verb = {kinds.EVICTION: "evict", kinds.LOG: "log"}.get(request.subresource or "", request.verb)
     return Call(
         identity,

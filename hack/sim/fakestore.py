@@ -154,7 +154,7 @@ class Store:
     def patch(self, resource: Resource, key: Key, body: JSON, subresource: str | None) -> JSON:
         """Merge a patch into an object, or into its status, and return the stored object. A patch that changes nothing
         makes no new version. A patch that removes the last finalizer of a deleted object removes the object, unless
-        it is a pod. Raises NotFound, Conflict or Invalid."""
+        it is a pod. Raises NotFound, Conflict or Invalid, the last also for a subresource other than `status`."""
         old = self.get(resource, key)
         self._check_preconditions(resource, old, body.get("metadata") or {})
         if subresource == "status":

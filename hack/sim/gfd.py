@@ -122,8 +122,8 @@ def _sharing(config: SimPluginConfig, resource: str) -> tuple[int, str, str]:
 
 
 def _whole(gpus: tuple[GPU, ...], model: Model, config: SimPluginConfig) -> dict[str, str]:
-    """Return the labels for the whole GPUs of this model. The number of replicas is 0 if all of them are in MIG
-    mode."""
+    """Return the labels for the whole GPUs of this model. Its GPUs in MIG mode are counted too. The number of replicas
+    is 0 if all of them are in MIG mode."""
     replicas, strategy, suffix = _sharing(config, RESOURCE_GPU)
     same = [gpu for gpu in gpus if gpu.product == model.product]
     if all(gpu.mig_mode == "Enabled" for gpu in same):

@@ -61,8 +61,12 @@ ALL_RIGHTS = Container()
 
 
 def gpu_as_seen(gpu: GPU, container: Container) -> GPU:
-    """Return the GPU as an agent in such a container reports it. What NVML withholds from the container is left out or
-    marked as unknown."""
+    """Return the GPU as an agent in such a container reports it. A GPU that does not answer is returned unchanged.
+
+    Without the rights for MIG, a GPU with MIG support is marked with `instances_withheld`. While MIG is on, only the
+    instances that the container may open are left, without their places, and only the processes on these, after an
+    UNKNOWN_PROCESS. Outside the host's PID namespace, an UNKNOWN_PROCESS replaces all processes.
+    """
     if gpu.access != "Ok":
         return gpu
     if not container.mig and gpu.mig_mode != "NotSupported":
@@ -437,7 +441,8 @@ def _free_start(gpu: _GPU, wanted: Profile, start: int | None) -> int:
 
 
 def _observed(gpu: _GPU) -> GPU:
-    """Return the GPU as an agent with all rights reports it."""
+    """Return the GPU as an agent with all rights reports it: with its instances sorted by start or, if NVML cannot
+    reach it, only its index and the cause."""
 
     def mode(on: bool) -> MigMode:
         """Return how NVML reports a MIG mode that is `on` or off; NotSupported if the card has no MIG."""

@@ -101,7 +101,8 @@ class Kubelet:
         """Called with the headers of each request. Does nothing here; a subclass can override it."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection until the client hangs up."""
+        """Serve one connection until the client hangs up or `hang_up` is called, and close it. ConnectionErrors are
+        swallowed."""
         self._open.add(writer)
         try:
             with suppress(ConnectionError):
@@ -140,6 +141,7 @@ class _Session:
     """The server's side of one HTTP/2 connection."""
 
     def __init__(self, answers: Mapping[str, tuple[Body, Headers]]) -> None:
+        """Begin a connection on which each path in `answers` gets its body and trailers."""
         self.http2 = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
         self.http2.initiate_connection()
         self.headers: dict[str, str] = {}

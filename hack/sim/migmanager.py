@@ -66,6 +66,7 @@ class Register:
     """The label's value as mig-manager stores it: only the latest value is kept, and there is no queue (a.2)."""
 
     def __init__(self) -> None:
+        """Create a register whose present and last returned values are empty."""
         self._current = self._last_read = ""
         self._signal = asyncio.Event()
 
@@ -206,7 +207,7 @@ class MigManager:
 
     async def _apply_mode(self, items: tuple[Entry, ...], gpus: tuple[GPU, ...]) -> None:
         """Set the MIG modes if any is wrong. Raises ApplyError if something is in use or a mode stays pending,
-        _NeedsReboot if that was injected, and LibraryError."""
+        _NeedsReboot if that was injected, ConfigError as `targets` does, and LibraryError."""
         if mode_applied(items, gpus):
             return
         await self._clock.sleep(self._times.apply / 2)

@@ -66,6 +66,7 @@ class _MigPort:
     """The NodePort of one node: it gives the node's mig-manager access to the Node and to the other programs."""
 
     def __init__(self, node: "SimNode") -> None:
+        """Give access to `node` to a mig-manager pod that starts now."""
         self._node = node
         self._started = node.cluster.clock.now()
 
@@ -319,8 +320,8 @@ class SimNode:
         self._start_operands()
 
     async def _reboot(self) -> None:
-        """Take the node down: kill its programs, mark the Node NotReady, reset the GPUs after the time of a reboot,
-        and start everything again."""
+        """Take the node down: kill its programs, set an annotation, mark the Node NotReady, and reset the GPUs after
+        the time of a reboot. Then remove the annotation, mark the Node Ready, and start everything again."""
         self._down = True
         self.log("is rebooting")
         for key in ("mig-manager", self.mps.operand, *(operand.name for operand in self.operands)):

@@ -120,7 +120,9 @@ class NodeSoftware:
                 self.pages.close()
 
     async def _run(self) -> None:
-        """Start the watches: first ConfigMaps and ClusterPolicies, then, once these are complete, pods and nodes."""
+        """Start the watches and wait until canceled. ConfigMaps and ClusterPolicies come first. Once these are
+        complete, pods and nodes follow, with GPUNodes if the settings turn agents on, and with DaemonSets unless on
+        the plain stack. Raises an ExceptionGroup if a task fails."""
         client, log = self._cluster.client, self._cluster.log
         namespace = self.settings.gpu_operator_namespace
         async with asyncio.TaskGroup() as self._tasks:

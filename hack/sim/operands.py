@@ -124,6 +124,7 @@ class FeatureDiscovery(Configured):
     operand = "gpu-feature-discovery"
 
     def __init__(self, cluster: SimCluster, node: NodeObject, gpus: SimulatedGPUs) -> None:
+        """Prepare GFD on `node`, which does not run yet."""
         super().__init__(cluster, node, gpus)
         self._config: SimPluginConfig | None = None
         self._started = 0

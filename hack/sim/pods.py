@@ -29,6 +29,7 @@ class PodBook:
     """A record of the pods that hold GPU devices, by node. One watch of all pods keeps it up to date."""
 
     def __init__(self) -> None:
+        """Create an empty record."""
         self._by_node: dict[str, dict[str, DeviceHolder]] = {}
 
     def take(self, pod: JSON, gone: bool) -> None:
@@ -60,6 +61,7 @@ class PodBookResources:
     """The `agent.podresources.PodResources` of one node, which answers from the PodBook."""
 
     def __init__(self, book: PodBook, node: str) -> None:
+        """Prepare to answer for `node` from `book`."""
         self._book = book
         self._node = node
 

@@ -80,6 +80,7 @@ class Readings:
     """An `agent.background.Background` for calls that read the simulated GPUs."""
 
     def __init__(self, gpus: CanHang) -> None:
+        """Prepare to make calls that read `gpus`."""
         self._gpus = gpus
 
     def __call__(self, call: Callable[[], T], name: str) -> asyncio.Future[T]:

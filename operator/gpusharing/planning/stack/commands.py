@@ -32,7 +32,8 @@ def plain_upgrade(plain: PlainStackView, namespace: str, helm_value: str, *, opt
 
 def helm_install(release: str, namespace: str, gpu_operator: str, values: Iterable[str]) -> str:
     """Return the command that installs this operator as `release` in `namespace`. `gpu_operator` is the namespace of
-    NVIDIA's pods, and `values` are further values of the chart, each as NAME=VALUE."""
+    NVIDIA's pods, which the command sets unless it is `gpu-operator`. `values` are further values of the chart,
+    each as NAME=VALUE."""
     where = [] if gpu_operator == "gpu-operator" else [f"gpuOperator.namespace={gpu_operator}"]
     sets = ",".join([*where, *values])
     return f"helm install {release} CHART -n {namespace} --create-namespace{sets and f' --set {sets}'}"

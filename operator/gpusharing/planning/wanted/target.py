@@ -407,7 +407,8 @@ def _find_unfit(layout: Layout, gpu: CardView) -> Finding | None:
 
 def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) -> dict[str, int]:
     """Return the allocatable resources, by name with their counts, that the device plugin will advertise for these
-    layouts under this configuration (docs/design/nvidia.md#b6, b.7)."""
+    layouts under this configuration (docs/design/nvidia.md#b6, b.7). Counts are multiplied by the replicas, and a
+    shared resource that is renamed has its `.shared` name."""
     counts: Counter[str] = Counter()
     for layout in layouts:
         if layout is None:

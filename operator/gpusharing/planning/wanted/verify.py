@@ -356,7 +356,8 @@ def _gfd_not_restarted(compared: Comparison) -> str:
 
 def _gfd_labels(compared: Comparison) -> str:
     """Return a message about the first label of GPU Feature Discovery that does not have the value predicted for the
-    target, else an empty string. On a node with several card models, the labels must be those of one of them."""
+    target, else an empty string. On a node with several card models, the labels are compared with the prediction
+    for the model whose product they show."""
     labels = compared.node.labels
     possible = expected_gfd_labels(compared.target, compared.observed)
     shown = labels.get(names.LABEL_GPU_PRODUCT, "")
