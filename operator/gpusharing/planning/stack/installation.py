@@ -512,9 +512,9 @@ def _start_gate(view: InstallationView) -> Symptoms:
 
 
 def _config_maps(view: InstallationView) -> Symptoms:
-    """Yield an error for each of our two ConfigMaps that is somebody else's, and a symptom for each that is missing or
-    empty: an error if NVIDIA's programs point at it, else a warning. If the chart is not installed, only those at
-    which they point are checked; if ConfigMaps could not be read, none."""
+    """Yield an error for each of our two ConfigMaps that is somebody else's. Yield a symptom for each that is empty or
+    missing, which is an error if NVIDIA's programs point at it, else a warning. If the chart is not installed, only
+    those at which they point are checked; if ConfigMaps could not be read, none."""
     place = view.place
     if "configmaps" in view.unread:
         return
