@@ -96,13 +96,17 @@ def dra_instead_of_the_plugin(product: Product) -> Iterator[None]:
 
 
 def test_nodes_of_nvidias_dra_stack_are_refused_with_what_is_missing(product: Product) -> None:
-    """The ResourceSlice is a real one, and its GPUs are served by the device plugin as well."""
+    """The ResourceSlice is a real one. Its GPUs are also served by a device plugin that ClusterPolicy does not run: the
+    simulated one stops, and the test advertises in its place."""
     slices = "/apis/resource.k8s.io/v1/resourceslices"
     with product.pool(L40S) as pool, dra_instead_of_the_plugin(product):
         node = pool.nodes[0]
         pool.create(slices, resource_slice(node, [mig_device(0, "1g.10gb", 1)]))
         pool.apply(FULL)
         pool.wait_condition("Accepted", "False", "UnsupportedStack")
+        pool.wait(lambda: pool.offered() == {}, "the simulated device plugin to stop", pool.node)
+        served = {"capacity": {"nvidia.com/gpu": "2"}, "allocatable": {"nvidia.com/gpu": "2"}}
+        pool.api.merge_patch(f"/api/v1/nodes/{node}/status", {"status": served})
         words = f"both serve the GPUs of {node}"
         pool.wait(lambda: words in pool.condition("Accepted").get("message", ""), words, pool.transition)
         pool.apply(SLICED)

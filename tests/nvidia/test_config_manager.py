@@ -180,7 +180,7 @@ def test_beside_a_process_without_a_command_line_it_panics_as_the_mps_daemons_do
             node.program.wait(lambda: False)
         node.sandbox.proc.hide(over.pid)
     daemon = MpsDaemonView(build.DEVICE_PLUGIN.version, "/nowhere", "/nowhere", sees_host=True)
-    assert "panics" in find_deafness(daemon)
+    assert "crashes" in find_deafness(daemon)
     count(MODEL, Asked.BAD_INPUT)
 
 
