@@ -64,7 +64,7 @@ def status(record: Path) -> list[Line]:
 
 
 def screenshot() -> Mapping[str, str]:
-    """Return the picture of kubectl's output as an SVG file, by its path."""
+    """Return a mapping from the path of the SVG file to its text, the picture of kubectl's output."""
     lines: list[Line] = []
     for command, file in COMMANDS.items():
         table = without_times((GOLDEN / file).read_text().splitlines())

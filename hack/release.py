@@ -94,8 +94,8 @@ def write_chart(
 
 
 def _addresses(source: str) -> list[str]:
-    """Return the annotations with links and with the picture, as lines of Chart.yaml. The URLs are those of the
-    released tag below `source`."""
+    """Return the annotations with the links and the picture, as lines of Chart.yaml. `source` is the URL of the
+    repository; the documentation and the picture are linked at the released tag."""
     tag = f"v{version()}"
     links = [
         {"name": "source", "url": source},

@@ -28,7 +28,8 @@ FACTOR = float(os.environ.get("FACTOR", "10"))
 def main() -> int:
     """Install the chart with its operator scaled to 0, start SIMULATED node software, and run the operator in this
     process until it ends. In our environment KUBECONFIG and the variables GPUSHARING_* are replaced with the
-    operator's. Returns the exit status: 0, or 2 after printing why the operator cannot be started."""
+    operator's. Returns only if the operator cannot be started: 2, after printing why. Otherwise raises SystemExit
+    with the operator's exit status."""
     end_with_parent()
     try:
         kubeconfig = kubeconfig_path()

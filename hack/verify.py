@@ -40,7 +40,7 @@ class Steps:
     """Whether SIGTERM has come."""
 
     def end(self, number: int, frame: FrameType | None) -> None:
-        """Remember that SIGTERM came, and send it to the running step, if there is one. This is a signal handler."""
+        """Note that SIGTERM arrived, and send it to the running step, if there is one. This is a signal handler."""
         self.ended = True
         if self.process is not None:
             self.process.terminate()

@@ -68,8 +68,8 @@ def up(count: int, driver: str) -> None:
 
 
 def down() -> None:
-    """Stop the cluster and remove its files. If there is no cluster, only a message says so. Raises KindError or
-    UnavailableError if a kind cluster cannot be deleted."""
+    """Stop the cluster and remove its files, or print that no cluster is running. Raises KindError or UnavailableError
+    if a kind cluster cannot be deleted, and ValueError if its record is damaged."""
     directory = cluster_directory()
     with _locked(directory.with_suffix(".lock")):
         record = state.read(directory)

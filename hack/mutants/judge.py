@@ -201,8 +201,9 @@ def _write(path: Path, text: str) -> None:
 
 
 def unhurt(side: Side) -> Side:
-    """Run the tests without a mutant and print what that used. Returns a copy of the side with a limit of CPU time for
-    mutants, which is derived from this run. Raises SystemExit if a test fails, because nothing can be judged then."""
+    """Run the tests without a mutant and print the CPU time that they took. Returns a copy of the side with a limit of
+    CPU time for mutants, which is derived from this run. Raises SystemExit if a test fails, because then nothing
+    can be judged."""
     began = resource.getrusage(resource.RUSAGE_CHILDREN)
     code, failed = side.play()
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)

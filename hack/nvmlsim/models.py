@@ -175,7 +175,8 @@ def _fill_profile(slot: layout.SimProfile, profile: Profile, card: Card, units: 
 
 
 def _usable_mib(card: Card, size: int, units: int) -> int:
-    """Return the memory of a profile of this size in MiB: as captured, or a share of the card's memory."""
+    """Return the memory in MiB of a profile of `size` memory units, on a card that has `units` of them: the captured
+    value if there is one, otherwise the proportional share of the card's memory times _USABLE_SHARE."""
     known = _USABLE_GIB.get(card.key, {}).get(size)
     if known is not None:
         return int(known * 1024)

@@ -277,7 +277,7 @@ class SimNode:
 
     async def _publish(self, pod: JSON, text: str) -> None:
         """Create or update the ConfigMap with the generated configuration. The mig-manager pod becomes its owner.
-        KubeErrors are raised."""
+        KubeErrors propagate."""
         namespace, name = self.cluster.settings.gpu_operator_namespace, f"{self.name}-mig-config"
         owner = {"apiVersion": "v1", "kind": "Pod", "name": pod["metadata"]["name"], "uid": _uid(pod)}
         metadata = {

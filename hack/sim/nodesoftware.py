@@ -320,7 +320,7 @@ class NodeSoftware:
 
     def _pod_resources(self, node: SimNode) -> PodResources:
         """Return the kubelet's pod resources for a node's agent: with the devices of each pod if metrics are served,
-        otherwise with numbers only."""
+        otherwise with counts only."""
         if self.pages is None:
             return PodBookResources(self._book, node.name)
         return self._handouts.setdefault(node.name, Handout(self._book, node.object, node.gpus))

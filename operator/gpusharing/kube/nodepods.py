@@ -121,8 +121,8 @@ class NodePods:
     async def _read(self, node: str, at: datetime) -> tuple[NodeWork, Scope]:
         """List the pods of one node, and find the gangs of those that must leave. For a fenced node, older results
         about gangs may be reused (`anew` of `Gangs.find`). Return the result and the scope that it was made for. If
-        the pods cannot be listed, the result has the error. `at` is the time at which the LIST begins. Raises as
-        `_pods_of` and `Gangs.find` do."""
+        the pods cannot be listed, the result carries the error. `at` is the time at which the LIST begins. Raises what
+        `_pods_of` and `Gangs.find` raise."""
         scope, view = self._scope(node), self.sources.nodes.items.get(node)
         pods, error = await self._pods_of(node, scope, at)
         gangs = await self.gangs.find(pods, scope, at, anew=view is None or view.fence is None)

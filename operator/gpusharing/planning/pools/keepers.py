@@ -80,7 +80,8 @@ def _calls_fail(member: Member) -> bool:
 
 
 def _yielded(member: Member) -> bool:
-    """Whether our change waits because somebody else works on the node."""
+    """Whether we have yielded the node to somebody else who still works on it. Our change may be over by then, proven
+    or abandoned."""
     fence = member.node.fence
     return fence is not None and fence.stage == "yielded" and member.node.foreign_works
 

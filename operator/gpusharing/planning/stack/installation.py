@@ -449,8 +449,8 @@ def _plugin_pointer_of(view: InstallationView, policy: ClusterPolicyView) -> Poi
 
 
 def _effect(view: InstallationView, pointer: Pointer, otherwise: str) -> str:
-    """Return, as the end of a sentence, the consequence of a pointer that does not name our ConfigMap. It is
-    `otherwise`, unless the ConfigMap that the pointer names is known to be empty or missing."""
+    """Return the consequence of a pointer that does not name our ConfigMap, as the end of a sentence: "so" and
+    `otherwise`, or a "which" clause if the ConfigMap that the pointer names is known to be empty or missing."""
     if not view.is_void(pointer.now):
         return f"so {otherwise}"
     where = view.place.gpu_operator_namespace

@@ -386,9 +386,11 @@ def _time_out(case: FencedCase) -> str | Finding:
 
 
 def _abort(case: FencedCase, why: Finding, *, defer: bool) -> Verdict:
-    """Return the verdict that releases the node and restores it as it was before the fence. A cordon that is not ours
-    alone stays; while somebody else works on the node, so do our cordon and the fence (yielding.py). `defer`: the
-    next attempt waits for a back-off; without it, only an earlier failure of the change is recorded."""
+    """Return the verdict that abandons the change: it releases the node and restores it as it was before the fence;
+    the cordon is lifted only if `may_uncordon`. If somebody else works on the node and the cordon is ours alone,
+    the node is yielded instead (`give_way`): the fence and the cordon stay, and `defer` has no effect. With
+    `defer`, the next attempt waits for a back-off; otherwise only a failure that the change already had is
+    recorded."""
     if keeps_cordon(case):
         return give_way(case, why.message)
     labels, annotations = unmarked(case.fence, case.node)

@@ -307,8 +307,8 @@ def _not_written(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _on_its_way(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return the message that the configuration is not written yet, or the Finding that it may not have reached the
-    node yet, which says when it will have. Empty once it has had time to."""
+    """Return the message that the configuration is not written yet, or a Finding that it may not have reached the node
+    yet, with the time by which it will have. Empty once that time has passed."""
     since, wait = _configured(assessed), case.settings.config_propagation
     if since is None:
         return "the configuration is about to be written"

@@ -61,9 +61,10 @@ def _find_finder(case: NodeCase) -> Untolerated | None:
 
 
 def find_unseen(case: NodeCase) -> str:
-    """Return a clause on why a GPU of a node behind the taint may not have been found: Node Feature Discovery does not
-    tolerate the taint, or it is not where the operator can check that. Empty if a GPU was found, if the node does
-    not have the taint, or if Node Feature Discovery tolerates it."""
+    """Return why a GPU of a node behind the taint may not have been found, as text to append to a message; it begins
+    with a period. Either Node Feature Discovery does not tolerate the taint, or the operator cannot check whether
+    it does. Empty if a GPU was found, if the node does not have the taint, or if Node Feature Discovery tolerates
+    it."""
     if case.node.gate is None or has_gpu(case.node):
         return ""
     if (missing := _find_finder(case)) is not None:
