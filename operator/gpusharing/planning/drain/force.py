@@ -3,6 +3,8 @@
 A DELETE bypasses PodDisruptionBudgets, so it comes last and hits few pods: those that the drain evicts anyway and
 whose budget refused the eviction, early enough for their own grace period to end with the drain. No pod is deleted on
 a node that would not be empty anyway. Specification: docs/adr/0032-force-is-a-delete-with-grace.md.
+
+Terms: docs/design/glossary.md#gang.
 """
 
 from collections.abc import Iterator
