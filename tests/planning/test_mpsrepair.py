@@ -21,7 +21,7 @@ from gpusharing.api.names import LABEL_MPS_CAPABLE, LABEL_PLUGIN_CONFIG, Disrupt
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import RepairMps, SetPointers
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, MpsDaemonView, MpsRepairs, StackView
-from gpusharing.planning.snapshot.views import GPUNodeView, NodeView
+from gpusharing.planning.snapshot.views import OLD_VIEW, GPUNodeView, NodeView
 from gpusharing.planning.stack.mpsrepair import (
     MOST_REPAIRS,
     RESTRAINTS,
@@ -208,3 +208,11 @@ def test_a_blocked_node_says_what_the_repair_waits_for() -> None:
     gate = find_gate(case, assessed_of(case))
     assert gate is not None
     assert gate.message.endswith("; gpu-1, gpu-2 still serve it (chart value gpuOperator.repairMps)")
+
+
+def test_nothing_is_repaired_on_stale_views_which_may_show_no_client_where_there_is_one() -> None:
+    found = make_stack(MPS, cluster_policy=make_cluster_policy(mps_daemon=DEAF))
+    snapshot = make_snapshot([make_node()], [MPS], stack=found, settings=ASKED)
+    for age, expected in ((OLD_VIEW, [RepairMps]), (OLD_VIEW + 1, [])):
+        plan = plan_rollout(replace(snapshot, view_ages={"nodes": age}), NOW)
+        assert [type(one) for one in plan.shared if isinstance(one, RepairMps)] == expected
