@@ -7,18 +7,18 @@ import pytest
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
 from tests.build import NOW
-from tests.drafacts import driver, mig_device, resource_slice, whole_gpu
+from tests.drafacts import driver, resource_slice, whole_gpu
 from tests.fakes.virtualtime import virtually
 from tests.kube.objects import node
 
 from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import DAEMON_SETS, GPU_CLUSTERS, JSON, NODES, RESOURCE_SLICES, Resource
-from gpusharing.kube.dra import node_devices, slice_view
+from gpusharing.kube.dra import find_published_node
 from gpusharing.kube.errors import Forbidden
 from gpusharing.kube.plainstack import daemon_set_view, find_dra
 from gpusharing.kube.sources import Sources, SourceSettings
 from gpusharing.kube.stackreader import StackReader
-from gpusharing.planning.snapshot.draviews import DraDriverView, DraView, NodeDevices
+from gpusharing.planning.snapshot.draviews import DraDriverView, DraView
 
 NAME = "dra-driver-nvidia-gpu-kubelet-plugin"
 
@@ -47,46 +47,18 @@ def test_a_driver_that_serves_gpus_comes_before_one_that_does_not() -> None:
     assert find_dra([]) == DraView()
 
 
-def devices(*slices: JSON) -> dict[str, NodeDevices]:
-    """What these slices publish, by node."""
-    return node_devices(map(slice_view, slices))
-
-
-def test_devices_are_grouped_by_the_gpu_that_they_are_a_part_of() -> None:
-    parts = [mig_device(0, "1g.10gb", 1), mig_device(0, "3g.40gb", 2), mig_device(2, "1g.10gb+me", 3)]
-    more = [mig_device(0, "1g.10gb", 4), whole_gpu(1)]
-    found = devices(
-        resource_slice("gpu-a", parts, name="a-1", of=2),
-        resource_slice("gpu-a", more, name="a-2", of=2),
-        resource_slice("gpu-b", [whole_gpu(0), whole_gpu(1)]),
-    )
-    assert found == {
-        "gpu-a": NodeDevices(((("1g.10gb+me", 1),), (("3g.40gb", 1), ("1g.10gb", 2)), None)),
-        "gpu-b": NodeDevices((None, None)),
-    }
-
-
-def test_only_the_newest_generation_of_a_pool_counts_and_what_it_still_lacks_is_counted() -> None:
-    old = [resource_slice("gpu-a", [whole_gpu(0)], name=f"old-{number}", of=2) for number in (1, 2)]
-    new = resource_slice("gpu-a", [mig_device(0, "1g.10gb", 1)], name="new", generation=2, of=3)
-    assert devices(*old, new) == {"gpu-a": NodeDevices(((("1g.10gb", 1),),), missing=2)}
-
-
-def test_a_device_that_is_neither_a_gpu_nor_a_part_of_one_is_named() -> None:
-    odd: list[JSON] = [
-        {"name": "vfio-0", "attributes": {"type": {"string": "vfio"}, "uuid": {"string": "GPU-0"}}},
-        {"name": "no-gpu", "attributes": {"type": {"string": "mig"}, "profile": {"string": "1g.10gb"}}},
-        {"name": "no-profile", "attributes": {"type": {"string": "mig"}, "parentUUID": {"string": "GPU-0"}}},
-        {"name": "bare"},
-        {"name": "odd", "attributes": {"type": {"int": 1}, "uuid": None}},
-    ]
-    prefixed = {"gpu.nvidia.com/type": {"string": "gpu"}, "gpu.nvidia.com/uuid": {"string": "GPU-1"}}
-    found = devices(resource_slice("gpu-a", [*odd, {"name": "gpu-1", "attributes": prefixed}]))
-    assert found == {"gpu-a": NodeDevices((None,), others=("bare", "no-gpu", "no-profile", "odd", "vfio-0"))}
-
-
-def test_a_slice_without_any_field_is_an_empty_pool_without_a_name() -> None:
-    assert devices({"metadata": {"name": "x"}}) == {"": NodeDevices(())}
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (resource_slice("gpu-a", [whole_gpu(0)]), "gpu-a"),
+        (resource_slice("gpu-a", []), ""),
+        ({"metadata": {"name": "x"}}, ""),
+        ({"spec": {"pool": "gpu-a", "devices": "x"}}, ""),
+    ],
+    ids=["a GPU", "no device", "no field", "damaged"],
+)
+def test_a_slice_names_its_node_only_if_it_lists_devices(raw: JSON, expected: str) -> None:
+    assert find_published_node(raw) == expected
 
 
 TRIGGERS: dict[str, tuple[Resource, JSON]] = {
@@ -111,14 +83,13 @@ async def test_slices_are_followed_from_the_moment_when_the_dra_stack_is_there(
     task = asyncio.create_task(sources.run())
     try:
         await asyncio.sleep(5)
-        assert reader.read(NOW).dra.devices == {}
+        assert reader.read(NOW).dra.doubles == ()
         assert sources.missing() == {}
         if kind is DAEMON_SETS:
             raw = {**raw, "metadata": {**raw["metadata"], "name": "gpus"}}
         cluster.add(kind, raw)
         await asyncio.sleep(5)
         dra = reader.read(NOW).dra
-        assert dra.devices == {name: NodeDevices((None,))}
         assert dra.doubles == (name,)
         assert sources.missing() == {}
     finally:

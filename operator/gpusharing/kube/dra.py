@@ -1,19 +1,14 @@
-"""Reads what NVIDIA's DRA driver publishes, and recognizes the driver's DaemonSet.
+"""Reads for which nodes NVIDIA's DRA driver publishes devices, and recognizes the driver's DaemonSet.
 
-The driver has one pool for each node, named after it. A whole GPU is a device of type `gpu` with its `uuid`; a MIG
-device has type `mig`, its `profile` and the `parentUUID` of its GPU (dra-driver-nvidia-gpu v0.5.0,
-cmd/gpu-kubelet-plugin/deviceinfo.go and mig.go).
+The driver has one pool of devices for each node, named after it (dra-driver-nvidia-gpu v0.5.0, cmd/gpu-kubelet-plugin).
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from gpusharing.kube.client import JSON
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
-from gpusharing.kube.raw import entries, section, strings, text, texts, whole
-from gpusharing.planning.gpus.geometry import Layout, normalize
-from gpusharing.planning.snapshot.draviews import DRA_DRIVER, DraDriverView, NodeDevices
+from gpusharing.kube.raw import entries, section, strings, text, texts
+from gpusharing.planning.snapshot.draviews import DRA_DRIVER, DraDriverView
 
 GPUS, GPU_PROGRAM = "gpus", "gpu-kubelet-plugin"
 DOMAINS, DOMAIN_PROGRAM = "compute-domains", "compute-domain-kubelet-plugin"
@@ -47,57 +42,9 @@ def dra_driver_view(raw: JSON, containers: Mapping[str, JSON]) -> DraDriverView 
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
-    """One device of a ResourceSlice."""
-
-    name: str
-    """Name of the device."""
-    gpu: str
-    """UUID of the GPU that it is, or of which it is a part. Empty if it is neither a GPU nor a MIG device."""
-    profile: str
-    """The MIG profile; empty for a whole GPU."""
-
-
-@dataclass(frozen=True, slots=True)
-class SliceView:
-    """One ResourceSlice of NVIDIA's GPUs."""
-
-    pool: str
-    """Name of the pool, which is that of the node."""
-    generation: int
-    """Generation of the pool; a slice of an older one is out of date."""
-    of: int
-    """How many slices the pool has in this generation."""
-    devices: tuple[Device, ...]
-    """The devices that it lists."""
-
-
-def slice_view(raw: JSON) -> SliceView:
-    """Convert a raw ResourceSlice. Missing or malformed parts become empty or 0."""
-    pool = section(raw, "spec", "pool")
-    return SliceView(
-        pool=text(pool, "name"),
-        generation=whole(pool, "generation"),
-        of=whole(pool, "resourceSliceCount"),
-        devices=tuple(map(_device, entries(raw, "spec", "devices"))),
-    )
-
-
-def _device(raw: JSON) -> Device:
-    """Convert one raw device. Its `gpu` is empty unless it is a GPU, or a MIG device with a profile. A driver may
-    write its own attributes with or without its name as a prefix."""
-    attributes = section(raw, "attributes")
-
-    def read(attribute: str) -> str:
-        """Return the string value of the attribute; empty if it has none."""
-        plain = text(attributes, attribute, "string")
-        return plain or text(attributes, f"{DRA_DRIVER}/{attribute}", "string")
-
-    kind, name, profile = read("type"), text(raw, "name"), read("profile")
-    if kind == "gpu":
-        return Device(name, read("uuid"), "")
-    return Device(name, read("parentUUID") if kind == "mig" and profile else "", profile)
+def find_published_node(raw: JSON) -> str:
+    """Return the name of the node for which a raw ResourceSlice lists devices. Empty if it lists none."""
+    return text(raw, "spec", "pool", "name") if entries(raw, "spec", "devices") else ""
 
 
 def tell_unread(error: KubeError | None) -> str:
@@ -109,31 +56,3 @@ def tell_unread(error: KubeError | None) -> str:
         case Forbidden():
             return "this operator is not allowed to list resourceslices (chart value rbac.create)"
     return ""
-
-
-def node_devices(slices: Iterable[SliceView]) -> dict[str, NodeDevices]:
-    """Return what is published for each node, by its name. Only the slices of the newest generation of a pool count."""
-    pools: defaultdict[str, list[SliceView]] = defaultdict(list)
-    for one in slices:
-        pools[one.pool].append(one)
-    return {name: _pool(pools[name]) for name in sorted(pools)}
-
-
-def _pool(slices: list[SliceView]) -> NodeDevices:
-    """Return the devices of one pool. `slices` are all of its slices, at least one; only those of the newest
-    generation count. `layouts` are the layouts of divided GPUs, sorted, then a None for each whole GPU. `others`
-    are the names of all other devices, sorted, and `missing` is how many slices of the generation do not exist yet."""
-    newest = max(one.generation for one in slices)
-    current = [one for one in slices if one.generation == newest]
-    devices = [device for one in current for device in one.devices]
-    profiles: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for device in devices:
-        if device.gpu and device.profile:
-            profiles[device.gpu][device.profile] += 1
-    whole_gpus = [None for device in devices if device.gpu and not device.profile]
-    divided: list[Layout] = sorted(normalize(counts) for counts in profiles.values())
-    return NodeDevices(
-        layouts=(*divided, *whole_gpus),
-        others=tuple(sorted(device.name for device in devices if not device.gpu)),
-        missing=max(0, max(one.of for one in current) - len(current)),
-    )

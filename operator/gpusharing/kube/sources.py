@@ -29,7 +29,7 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.convert import cluster_policy_view, gpunode_view, has_condition, node_view
-from gpusharing.kube.dra import FIELD_SELECTOR, SliceView, slice_view
+from gpusharing.kube.dra import FIELD_SELECTOR, find_published_node
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.maintenance import MaintenanceIndex, medik8s_maintenance, nvidia_maintenance
 from gpusharing.kube.plainstack import daemon_set_view, lone_restarts
@@ -206,10 +206,10 @@ class Sources:
         self._wake()
 
     @cached_property
-    def resource_slices(self) -> Reflector[SliceView]:
+    def resource_slices(self) -> Reflector[str]:
         """The reflector of the ResourceSlices of NVIDIA's GPUs, created at the first use. It makes no call before
         NVIDIA's DRA stack has been seen."""
-        return self._follow(RESOURCE_SLICES, slice_view, field_selector=FIELD_SELECTOR)
+        return self._follow(RESOURCE_SLICES, find_published_node, field_selector=FIELD_SELECTOR)
 
     @cached_property
     def _dra_seen(self) -> asyncio.Event:

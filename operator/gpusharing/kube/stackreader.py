@@ -11,7 +11,7 @@ import structlog
 from gpusharing.api.names import ANNOTATION_MPS_REPAIRS, ANNOTATION_WRITTEN, LABEL_PLUGIN_CONFIG
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.callmemory import CallMemory
-from gpusharing.kube.dra import node_devices, tell_unread
+from gpusharing.kube.dra import tell_unread
 from gpusharing.kube.plainstack import DaemonSetView, find_dra, plain_stack, with_mps_daemon
 from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX, ConfigMapView, Sources
 from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY, MPS_DAEMON_SET
@@ -184,12 +184,11 @@ class StackReader:
         return find_serving(sources.nodes.items, sources.gpunodes.items, agents, daemons, view)
 
     def _dra(self, sets: Iterable[DaemonSetView]) -> DraView:
-        """Return NVIDIA's DRA driver among these DaemonSets, with what it publishes for each node or why that cannot
-        be read, and with the nodes whose GPUs are served twice."""
+        """Return NVIDIA's DRA driver among these DaemonSets, with the nodes whose GPUs are served twice or why that
+        cannot be read."""
         slices = self.sources.resource_slices
-        devices = node_devices(slices.items.values())
-        doubles = find_doubles(self.sources.nodes.items, devices)
-        return replace(find_dra(sets), unread=tell_unread(slices.error), devices=devices, doubles=doubles)
+        doubles = find_doubles(self.sources.nodes.items, set(slices.items.values()))
+        return replace(find_dra(sets), unread=tell_unread(slices.error), doubles=doubles)
 
     def _generated_mig_files(self) -> dict[str, str]:
         """Return the configuration file that mig-manager generated for each node, by node name."""

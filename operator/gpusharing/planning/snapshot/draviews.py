@@ -3,10 +3,6 @@
 Names of programs, attributes and settings are those of dra-driver-nvidia-gpu v0.5.0.
 """
 
-from collections.abc import Mapping
-from dataclasses import field
-
-from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.vocabulary.values import value
 
 DRA_DRIVER = "gpu.nvidia.com"
@@ -28,19 +24,6 @@ class DraDriverView:
 
 
 @value
-class NodeDevices:
-    """The devices that NVIDIA's DRA driver publishes for one node."""
-
-    layouts: tuple[Layout | None, ...]
-    """The layout of each GPU of which it publishes a device, sorted; None for a whole GPU. A GPU with MIG on and
-    without instances has no device and is left out."""
-    others: tuple[str, ...] = ()
-    """Names of the devices that are neither a whole GPU nor a MIG device with its profile and its GPU, sorted."""
-    missing: int = 0
-    """How many ResourceSlices of the node's pool have not been published yet."""
-
-
-@value
 class DraView:
     """NVIDIA's DRA stack as far as it was seen. The ResourceSlices are read only where there is a GPUCluster or a DRA
     driver that serves GPUs."""
@@ -54,8 +37,6 @@ class DraView:
     """Version of that mig-manager. Empty if it is unknown."""
     unread: str = ""
     """Why the ResourceSlices cannot be read, as a sentence without its period. Empty if they can, or need not be."""
-    devices: Mapping[str, NodeDevices] = field(default_factory=dict)
-    """What the driver publishes for each node, by the node's name. Nodes without a ResourceSlice are left out."""
     doubles: tuple[str, ...] = ()
     """Names of the nodes whose GPUs both the DRA driver and a device plugin serve, sorted."""
 
