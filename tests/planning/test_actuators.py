@@ -30,9 +30,9 @@ LAYOUT = "example.com/layout"
 def written(
     case: ActuatorCase, fence: Fence, goal: Target, idle: ObservedView | None, again: bool
 ) -> Writing:
-    """An annotation with the layout, for a program that divides GPUs which nobody uses."""
+    """A label with the layout, for a program that divides GPUs which nobody uses."""
     assert idle is not None, "it never begins on a node that was not proven idle"
-    return Writing(annotations={LAYOUT: goal.text})
+    return Writing(labels={LAYOUT: goal.text})
 
 
 INVENTED = Actuator(
@@ -52,11 +52,11 @@ INVENTED = Actuator(
     find_last_proven=lambda node, observed, stack: "nothing",
     tell_left=lambda node: "",
 )
-"""Writes an annotation, and is proven by the agent alone."""
+"""Writes a label of its own, and is proven by the agent alone."""
 
 
 class Played:
-    """gpu-07 with whole GPUs, an agent that answers at once, and a program that follows the annotation."""
+    """gpu-07 with whole GPUs, an agent that answers at once, and a program that follows the label."""
 
     def __init__(self) -> None:
         self.node: NodeView = replace(world_of(FULL).nodes[NODE], uid="uid-gpu-07", verified=None)
@@ -116,7 +116,7 @@ def test_an_invented_actuator_carries_a_change_from_candidate_to_release() -> No
         Phase.VERIFYING,
         Phase.UNCORDONING,
     ]
-    assert [(one.labels, one.annotations) for one in played.actuations] == [({}, {LAYOUT: "2x3g.40gb"})]
+    assert [one.labels for one in played.actuations] == [{LAYOUT: "2x3g.40gb"}]
     assert release.uncordon
     assert release.verified is not None
     assert release.verified.layout == "2x3g.40gb"

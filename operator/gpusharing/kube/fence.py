@@ -167,10 +167,11 @@ def _changes(action: NodePatch) -> tuple[Mapping[str, str | None], dict[str, str
     match action:
         case FenceNode() | Actuate() | UpdateFence():
             annotations[names.ANNOTATION_FENCE] = record_text(action.fence)
-            annotations |= action.annotations
             labels = action.labels
-            if not isinstance(action, Actuate) and action.cordon:
-                spec["unschedulable"] = True
+            if not isinstance(action, Actuate):
+                annotations |= action.annotations
+                if action.cordon:
+                    spec["unschedulable"] = True
         case Release():
             labels = action.labels
             annotations |= action.annotations

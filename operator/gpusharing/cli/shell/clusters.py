@@ -127,9 +127,9 @@ async def ask_clusters(
 async def _reply(
     verb: FleetVerb, typed: Namespace, context: str, places: asyncio.Semaphore, first: float
 ) -> Reply:
-    """Ask one cluster when there is a place, and return its answer, or the text of its Trouble or time-out as the
-    error of the reply. The time until there is a place does not count. `first` is how many seconds the cluster has
-    for its first answer."""
+    """Ask one cluster when there is a place, and return its answer, or the text of its time-out, Trouble or unexpected
+    error as the error of the reply. The time until there is a place does not count. `first` is how many seconds the
+    cluster has for its first answer."""
     late = f"its login program did not end within {first:g} s. Log in to context {context} first"
     kubeconfig = getattr(typed, "kubeconfig", "")
     try:

@@ -113,8 +113,6 @@ class Actuate:
     """The fence to write, in stage `actuating`."""
     labels: Mapping[str, str | None]
     """Labels to set, or None to remove one."""
-    annotations: Mapping[str, str | None] = field(default_factory=dict)
-    """Annotations to set, or None to remove one."""
 
 
 @value

@@ -177,7 +177,7 @@ def _actuate(
         rolls_back=goes_back(case),
         failure=fence.failure if goes_back(case) else "",
     )
-    return Actuate(node, begun, writing.labels, writing.annotations)
+    return Actuate(node, begun, writing.labels)
 
 
 def _step(fence: Fence, *, two_steps: bool, again: bool) -> tuple[int, int]:

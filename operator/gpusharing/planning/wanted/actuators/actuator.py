@@ -79,8 +79,6 @@ class Writing:
 
     labels: Mapping[str, str | None] = field(default_factory=dict)
     """Labels to set, or None to remove one."""
-    annotations: Mapping[str, str | None] = field(default_factory=dict)
-    """Annotations to set, or None to remove one."""
     restart_uid: str = ""
     """Becomes the field of this name in the Fence."""
     daemon_uid: str = ""
