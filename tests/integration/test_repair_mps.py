@@ -4,6 +4,7 @@ A control plane of its own: another chart, and the GPU Operator's DaemonSet as i
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from copy import deepcopy
 from typing import Any
 
@@ -256,6 +257,80 @@ def test_it_gives_up_after_three_overwrites_even_across_restarts_until_a_person_
             pool.wait_synced()
             pool.apply(SLICED)
             pool.wait_synced()
+
+
+UNDOING = "undoes-the-repair"
+ADMISSION = "/apis/admissionregistration.k8s.io/v1"
+EXPRESSION = f"""Object{{spec: Object.spec{{template: Object.spec.template{{spec: Object.spec.template.spec{{
+    containers: [Object.spec.template.spec.containers{{name: 'config-manager', env: [
+        Object.spec.template.spec.containers.env{{name: 'PROCESS_TO_SIGNAL', value: '{RELEASED}'}}]}}]}}}}}}}}"""
+
+
+@pytest.fixture
+def undone(product: Product) -> Iterator[None]:
+    """Somebody's admission policy puts the released value back within each request."""
+    policy: Object = {
+        "metadata": {"name": UNDOING},
+        "spec": {
+            "matchConstraints": {
+                "resourceRules": [
+                    {
+                        "apiGroups": ["apps"],
+                        "apiVersions": ["v1"],
+                        "operations": ["UPDATE"],
+                        "resources": ["daemonsets"],
+                        "resourceNames": [NAME],
+                    }
+                ]
+            },
+            "reinvocationPolicy": "Never",
+            "mutations": [
+                {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": EXPRESSION}}
+            ],
+        },
+    }
+    api = product.api
+    api.create(f"{ADMISSION}/mutatingadmissionpolicies", policy)
+    api.create(
+        f"{ADMISSION}/mutatingadmissionpolicybindings",
+        {"metadata": {"name": UNDOING}, "spec": {"policyName": UNDOING}},
+    )
+
+    def in_force() -> bool:
+        stored = api.request("PATCH", DAEMON_SET, signal(product), MERGE_PATCH, dryRun="All")
+        found = {one["name"]: one for one in stored["spec"]["template"]["spec"]["containers"]}
+        return {"name": "PROCESS_TO_SIGNAL", "value": RELEASED} in found["config-manager"]["env"]
+
+    wait_until(in_force, SECONDS, "the mutating policy to be in force")
+    yield
+    lift(api)
+
+
+def lift(api: Api) -> None:
+    for kind in ("mutatingadmissionpolicybindings", "mutatingadmissionpolicies"):
+        with suppress(ApiError):
+            api.delete(f"{ADMISSION}/{kind}/{UNDOING}")
+
+
+def test_a_value_that_is_undone_in_the_same_request_is_no_repair_and_the_node_says_why(
+    product: Product, token: Api, undone: None
+) -> None:
+    overwrite(product)
+    forget(product)
+    events = len(told(product))
+    with product.pool(H100) as pool, product.operator("undone", **ASKED):
+        pool.apply(MPS)
+        words = "find the mutating webhook or admission policy that changes it"
+        pool.wait(lambda: words in message(pool), "the node to say why", pool.transition)
+        assert pool.transition()["phase"] == "Blocked"
+        assert len(told(product)) == events
+        lift(product.api)
+        pool.wait(lambda: signalled(product) == RIGHT, "the repair")
+        pool.wait_synced()
+        wait_until(lambda: len(told(product)) > events, SECONDS, "the Event")
+        assert "repair 1 of 3" in told(product)[-1]
+        pool.apply(SLICED)
+        pool.wait_synced()
 
 
 # --- config-manager restarts alone ----------------------------------------------------------------------

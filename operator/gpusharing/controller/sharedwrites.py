@@ -13,7 +13,7 @@ import structlog
 from gpusharing.api import names
 from gpusharing.controller.configwrites import mig_patch, plugin_patch
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, DAEMON_SETS, JSON, POLICIES, KubeClient
-from gpusharing.kube.errors import Conflict, NotFound
+from gpusharing.kube.errors import Conflict, Invalid, NotFound
 from gpusharing.kube.plainstack import daemon_set_view, signal
 from gpusharing.kube.sources import MIG_KEY, Sources
 from gpusharing.kube.stackreader import render_repairs
@@ -119,7 +119,8 @@ class SharedWrites:
         PROCESS_TO_SIGNAL of the MPS DaemonSet to the name of its daemon.
 
         The count comes first, so that a crash in between cannot lose it. Raises Conflict if the DaemonSet has changed
-        since the decision, without writing anything, or since it was read here.
+        since the decision, without writing anything, or since it was read here; Invalid if the API server accepted the
+        patch but stored another value, as a mutating webhook makes it do.
         """
         daemon, namespace = action.daemon, action.daemon.namespace
         raw = await self.client.get(DAEMON_SETS, daemon.name, namespace=namespace)
@@ -133,9 +134,14 @@ class SharedWrites:
                 await self.client.patch(CONFIG_MAPS, ours, body, namespace=namespace)
             )
         body = signal(raw, daemon.program)
-        self.sources.daemon_sets.accept(
-            await self.client.patch(DAEMON_SETS, daemon.name, body, namespace=namespace)
-        )
+        stored = await self.client.patch(DAEMON_SETS, daemon.name, body, namespace=namespace)
+        self.sources.daemon_sets.accept(stored)
+        after = daemon_set_view(stored).mps_daemon
+        if after is None or after.signalled != daemon.program:
+            raise Invalid(
+                f"the API server stored another value of PROCESS_TO_SIGNAL in DaemonSet {daemon.name} than the operator"
+                " had set: find the mutating webhook or admission policy that changes it"
+            )
         log.info(
             "the MPS daemons now take their configuration from node labels",
             daemonset=daemon.name,
