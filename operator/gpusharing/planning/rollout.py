@@ -220,8 +220,8 @@ def _wake(
 
 def find_known(snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> Known:
     """Return what is known of every policy and every node by itself: who owns the node, what it gets, and its verdict.
-    An error about one policy or node does not stop the others. The error of a policy is returned in `unread`. A
-    node that cannot be judged, because of itself or its policy, gets a member whose verdict says so."""
+    An error about one policy or node does not stop the others. The error of a policy is recorded in `Known.unread`.
+    A node that cannot be judged, because of itself or its policy, gets a member whose verdict says so."""
     failed: dict[str, Exception] = {}
     unread: dict[str, Exception] = {}
     wishes = memo.each(wish_of, ((one.name, (one,)) for one in snapshot.policies), failed=unread)
@@ -329,8 +329,8 @@ def _with_failed(
 
 
 def _in_waves(snapshot: ClusterSnapshot, members: dict[str, Member], now: datetime) -> dict[str, Member]:
-    """Return the members. Those that were proven before the rest of their wave get a verdict that makes them wait for
-    it."""
+    """Return a copy of `members` in which every node that was proven before the rest of its wave has a new verdict,
+    which makes it wait for the others. All other members are the same objects."""
     verdicts = {name: member.verdict for name, member in members.items()}
     held = hold_together(verdicts, fences_of(snapshot), snapshot.nodes, snapshot.policies, now)
     return members | {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
@@ -414,9 +414,9 @@ def _configure(
     *,
     nodes: Mapping[str, NodeView],
 ) -> tuple[WriteConfig | None, bool]:
-    """Plan the ConfigMaps for the policies whose wishes could be read, in the order of `policies`. Return two things:
-    the action that writes them, or None if they are up to date, and whether they hold entries that are kept only
-    because Nodes name them."""
+    """Plan the ConfigMaps for the policies whose entry in `wishes` is a Wish, in the order of `policies`; policies
+    with a Finding or without an entry are skipped. Return two things: the action that writes the ConfigMaps, or
+    None if they are up to date, and whether they hold entries that are kept only because Nodes name them."""
     readable = [found for one in policies if isinstance(found := wishes.get(one.name), Wish)]
     return plan_config(readable, nodes.values(), models, plugins, stack)
 

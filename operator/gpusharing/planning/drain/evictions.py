@@ -41,7 +41,8 @@ def remember(
     first_wait: float = FIRST_WAIT,
 ) -> EvictionMemory:
     """Return the memory of the answer to one eviction or deletion. `memory` is the earlier one of this pod, or None.
-    If the answer is the same as last time, `since` is kept and `tries` goes up by one; otherwise both start anew.
+    If the reason is the same as last time, `since` is kept and `tries` goes up by one; otherwise `since` is `now`
+    and `tries` is 1.
 
     - `EVICTED` (201, E1): accepted; this pod is never evicted again.
     - `PDB` (429 with cause DisruptionBudget): E5; with `retry_after` (seconds) it is E6, the controller of the
@@ -66,8 +67,9 @@ def remember(
 
 
 def is_odd(memory: EvictionMemory | None) -> bool:
-    """Whether a further answer that the pod is gone counts as an error: the server has given that answer `ODD_AFTER`
-    times in a row already, or the last answer was an error. False if no answer is remembered."""
+    """Whether one more answer that the pod is gone (404 or 409) counts as an error. True if the server has already
+    given that answer at least `ODD_AFTER` times in a row, or if the last answer was EVICTION_ERROR. False if no
+    answer is remembered."""
     if memory is None:
         return False
     return memory.reason is Reason.EVICTION_ERROR or (
@@ -90,7 +92,8 @@ def is_seen(memory: EvictionMemory, listed_at: datetime | None) -> bool:
 
 
 def forget_old(memories: Mapping[str, EvictionMemory], now: datetime) -> Mapping[str, EvictionMemory]:
-    """Return the answers, by UID of the pod, whose wait is not over yet or that accepted an eviction or a deletion."""
+    """Return a copy of `memories`, which has the answers by UID of the pod, without those that are outdated: answers
+    whose wait is over and that accepted neither an eviction nor a deletion."""
     return {uid: memory for uid, memory in memories.items() if memory.next_try > now or is_accepted(memory)}
 
 
@@ -102,8 +105,8 @@ def throttled_until(memories: Mapping[str, EvictionMemory], now: datetime) -> da
 
 
 def sent_lately(memories: Mapping[str, EvictionMemory], now: datetime) -> tuple[datetime, ...]:
-    """Return when the evictions and deletions of the last `PACE` were sent. They count against this pass, because a
-    pass that made progress is followed by the next one immediately."""
+    """Return when evictions and deletions were sent within the last `PACE`, one time for each pod, whatever the answer
+    was. They count against the limit of this pass, because passes can follow each other immediately."""
     times = (memory.asked_at for memory in memories.values())
     return tuple(moment for moment in times if moment is not None and now - PACE < moment)
 

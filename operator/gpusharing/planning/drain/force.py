@@ -70,8 +70,9 @@ def find_forced(pods: Standings, end: datetime | None, now: datetime) -> list[St
 
 def find_unasked(pods: Standings, end: datetime | None, now: datetime) -> list[Standing]:
     """Return the pods to evict now even if it is not their turn. The time to delete them by force has come, but
-    `find_forced` needs a refusal that still counts, and there is none. Empty if `end`, the end of the drain, is
-    None or if the change will be given up anyway."""
+    `find_forced` needs a refusal that still counts, and there is none. Pods that several budgets guard are left
+    out, because their eviction always fails. Empty if `end`, the end of the drain, is None or if the change will be
+    given up anyway."""
     if end is None or _in_vain(pods, end, now):
         return []
     come = (
@@ -92,15 +93,16 @@ def next_force(pods: Standings, end: datetime | None) -> Iterator[datetime]:
 
 def waits_for_forced(pods: Standings, end: datetime | None) -> bool:
     """Whether every pod that is left is leaving and the policy deletes pods by force, so that waiting one more minute
-    after `end` may be enough. False if `end` is None."""
+    after `end` may be enough. False if `end` is None, or if no pod is left."""
     only_leaving = bool(pods.leaving) and not pods.remaining and not pods.blocked
     return end is not None and pods.force_within is not None and only_leaving
 
 
 def explain_force(pods: Standings, forced: list[Standing]) -> Iterator[Blocker]:
     """Yield a blocker for each pod that is deleted by force, in this pass (`forced`) or in an earlier one; pods whose
-    last deletion failed are left out. Then yield one for each pod whose eviction a budget refuses and whose grace
-    period is too long for a deletion by force; pods that the drain waits for are left out."""
+    last deletion failed are left out. Then, if the policy deletes pods by force, yield one for each remaining pod
+    whose grace period is too long for that and whose budget allows no disruption, or which several budgets guard.
+    Pods that the drain waits for are left out."""
     deleted = (standing for standing in pods.leaving if standing.answer is Reason.FORCE_DELETE)
     for standing in (*forced, *deleted):
         # A failed deletion is reported as failed until one is accepted.
@@ -124,8 +126,8 @@ def explain_force(pods: Standings, forced: list[Standing]) -> Iterator[Blocker]:
 
 def _moment(standing: Standing, pods: Standings, end: datetime | None) -> datetime | None:
     """Return the time from which the pod may be deleted, chosen so that its grace period ends with the drain. None if
-    it must not be deleted by force: the policy does not say so, its grace period is too long, or that time was
-    before the cordon."""
+    it must not be deleted by force: `end` is None, the policy does not say so, its grace period is too long, or
+    that time was before the cordon."""
     if end is None or pods.force_within is None or not fits(standing, pods):
         return None
     moment = end - _lead(standing, pods.force_within)
@@ -140,9 +142,10 @@ def _has_come(standing: Standing, pods: Standings, end: datetime, now: datetime)
 
 
 def _is_refused(standing: Standing, pods: Standings, now: datetime) -> bool:
-    """Whether the server refused to evict the pod and a later LIST still shows the pod, or several budgets guard it,
-    so that every eviction fails (E8). After a failed deletion, or with several budgets, this is true only once the
-    wait after the last answer is over."""
+    """Whether the eviction of the pod is refused, so that it may be deleted. Without a remembered answer, this is true
+    only if several budgets guard the pod, because every eviction then fails (E8). Otherwise a LIST newer than the
+    answer must show the pod, and the answer must permit a DELETE (`Mark.FORCIBLE`). After a failed deletion, or
+    with several budgets, it is enough that the wait after the last answer is over."""
     if standing.memory is None:
         return standing.conflicts
     if not is_seen(standing.memory, pods.listed_at):
@@ -161,10 +164,10 @@ def _is_unasked(standing: Standing, now: datetime) -> bool:
 
 
 def _is_stale(standing: Standing, pods: Standings, end: datetime) -> bool:
-    """Whether the last refusal no longer counts, because it came before the pod might be deleted by force and its
-    budget, as far as we can see, would allow the eviction now. Such a pod is evicted once more before it is
-    deleted, because up to a minute passes between two tries. Only refusals by a budget and errors of the server can
-    become stale."""
+    """Whether the last refusal no longer counts. It came before the pod might be deleted by force, a newer LIST still
+    shows the pod, and its budget, as far as we can see, would allow the eviction now. Such a pod is evicted once
+    more before it is deleted, because up to a minute passes between two tries. Only refusals by a budget and errors
+    of the server can become stale, and none does if several budgets guard the pod."""
     full = standing.budget is not None and standing.budget.disruptions_allowed <= 0
     if (
         standing.memory is None
@@ -197,7 +200,7 @@ def _in_vain(pods: Standings, end: datetime, now: datetime) -> bool:
 
 
 def _is_too_late(standing: Standing, end: datetime, now: datetime) -> bool:
-    """Whether the pod would not be gone STUCK_AFTER after `end`, the end of the drain, even if it were deleted now.
+    """Whether the pod would still exist STUCK_AFTER after `end`, the end of the drain, even if it were deleted now.
     That happens if the time to delete it was missed because no operator ran, the node was silent or calls failed."""
     return now + timedelta(seconds=max(1, standing.pod.grace)) + SLACK > end + STUCK_AFTER
 

@@ -34,8 +34,9 @@ MAX_GANGS = 2
 
 def describe_gang(view: GangView) -> str:
     """Return a description of the gang, its size and where it runs, such as `JobSet team-a/train, 16 pods (8 on gpu-1,
-    8 on gpu-2)`, with at most MAX_NODES nodes. The size is preceded by `at least` if not all members are known. A
-    gang without known members has no part in parentheses."""
+    8 on gpu-2)`. At most MAX_NODES nodes are named, and the others and the pods without a node are counted. The
+    size is preceded by `at least` if not all members are known. A gang without known members has no part in
+    parentheses."""
     count = len(view.members)
     where = Counter(member.node for member in view.members)
     waiting = where.pop("", 0)
@@ -104,7 +105,8 @@ def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gan
 
 def _ruled_waits(view: GangView, members: Iterable[GangMember], scope: Scope) -> Iterator[GangWait]:
     """Yield a wait for each member whose own node follows another policy than the one that changes this node, if that
-    other policy gives the member time to end by itself."""
+    other policy gives the member time to end by itself. The wait is `spared` if that policy says Abort in
+    spec.drain.jobs.onTimeout."""
     for member in members:
         if member.drain is not None and classify((member.pod,), member.drain, scope).waited:
             yield replace(

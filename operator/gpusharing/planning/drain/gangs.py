@@ -30,7 +30,7 @@ def find_gang_blockers(
 ) -> tuple[Blocker, ...]:
     """Return why the gangs that a change of this node interrupts must not be interrupted, judged by the members that
     do not have to leave this node. Members on all nodes count, with or without a GPU, because evicting one of them
-    ends the whole gang."""
+    ends the whole gang. A gang whose members cannot be listed gets a blocker that says so."""
     blockers: list[Blocker] = []
     for view in ending_gangs(work, scope):
         if view.error:
@@ -61,8 +61,8 @@ def _forbid(
 def with_gangs(
     blockers: tuple[Blocker, ...], work: NodeWork, node: str, options: Drain, *, now: datetime, scope: Scope
 ) -> tuple[Blocker, ...]:
-    """Return the blockers of the node's own pods and those of its gangs' members elsewhere. Each names the gang that
-    it concerns. If the node has no gangs, return `blockers` unchanged."""
+    """Return the blockers of the node's own pods, worded by `name_gangs`, and those of its gangs' members elsewhere,
+    merged. If the node has no gangs, return `blockers` unchanged."""
     if not work.gangs:
         return blockers
     return merge((*name_gangs(blockers, work), *find_gang_blockers(work, node, options, now, scope)))

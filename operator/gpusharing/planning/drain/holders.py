@@ -83,7 +83,8 @@ def scope_of(
     settings: PlanSettings, *, all_pods: bool = False, cordoned_at: datetime | None = None, node: str = ""
 ) -> Scope:
     """Return what a drain must empty and what it must not touch, according to the operator's settings. `all_pods`:
-    every pod must leave, because the change reboots the node. `cordoned_at`: when we cordoned the node, or None."""
+    every pod must leave, because the change reboots the node. `cordoned_at`: when we cordoned the node, or None.
+    The caller sets `now` and `silent` itself."""
     own = f"{settings.namespace}/{settings.pod_name}" if settings.pod_name else ""
     protected = frozenset(settings.protected_namespaces)
     forces = settings.force_delete
@@ -108,15 +109,15 @@ class Classified:
 
 
 def gpu_resources(pod: PodView) -> tuple[str, ...]:
-    """Return the GPU resource names that the pod requests, sorted; other names under nvidia.com/ are not GPUs (G1). A
-    pod with a fraction from KAI-Scheduler requests none, and counts as using nvidia.com/gpu (G10)."""
+    """Return the GPU resource names that the pod requests, sorted; other names under nvidia.com/ are not GPUs (G1).
+    For a pod that requests none but has a fraction from KAI-Scheduler, return just nvidia.com/gpu (G10)."""
     requested = sorted(name for name, count in pod.resources.items() if count > 0 and is_gpu_resource(name))
     return tuple(requested) if requested or not gpu_groups(pod.labels) else (RESOURCE_GPU,)
 
 
 def holds_gpu(pod: PodView) -> bool:
     """Whether the pod holds a GPU while it runs, through a resource request, a ResourceClaim (G1-G6) or a fraction
-    from KAI (G10)."""
+    from KAI (G10). The phase is not checked, so this is also true of a finished pod."""
     return pod.dra != "none" or bool(gpu_resources(pod))
 
 
@@ -152,8 +153,9 @@ def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classifie
 
 
 def must_leave(pod: PodView, scope: Scope) -> bool:
-    """Whether the pod must be gone before the node is changed. The drain options of the policy make no difference to
-    that. KAI's reservation pods must leave too, even while other pods share their GPU."""
+    """Whether the pod must be gone before the node is changed. False for pods that a drain ignores, such as finished
+    ones, NVIDIA's own and those without a GPU. The drain options of the policy make no difference. KAI's
+    reservation pods must leave too, even while other pods share their GPU."""
     match = _filter_of(pod, _NO_OPTIONS, scope)
     return match is None or match.decision != "ignore"
 
@@ -287,7 +289,7 @@ def _pin(pod: PodView, options: Drain, scope: Scope) -> str:
 
 def _came_back(pod: PodView, options: Drain, scope: Scope) -> bool:
     """Whether the pod's controller started it on the node after the cordon, so that it would come back after every
-    eviction (P15).
+    eviction (P15). False if the node is not cordoned or the pod's creation time is unknown.
 
     The scheduler does not put a pod that does not tolerate the cordon on the node, unless it was just binding it: such
     a pod is allowed more time. If the clocks cannot tell which came first, the pod is evicted once rather than
@@ -331,7 +333,8 @@ def _mark_ends(pod: PodView, options: Drain, scope: Scope) -> datetime | None:
 
 def _protection(pod: PodView, options: Drain, scope: Scope) -> Protection | None:
     """Return the mark on the pod that asks not to disturb it. None if it has none, if the policy ignores such marks,
-    or if it is a KAI reservation pod. A mark with a duration expires, unless the policy says Block."""
+    or if it is a KAI reservation pod. A mark with a duration expires, unless the policy says Block or `scope.now`
+    is None."""
     if (
         options.protected_pods == "Ignore" or not pod.marks or is_reservation(pod)
     ):  # KAI's own mark, for Karpenter
@@ -369,8 +372,9 @@ def _rule_says(pod: PodView, options: Drain, behavior: str) -> bool:
 
 
 def _rule(pod: PodView, options: Drain, scope: Scope) -> str:
-    """Say which rule decides about the pod and what its behavior is, such as `spec.drain.rules[0] has behavior Block`,
-    or that the rule needs the labels of the pod's namespace. Empty if no rule matches."""
+    """Return a clause that names the rule that decides about the pod and its behavior, such as `spec.drain.rules[0]
+    has behavior Block`, or one that says that the rule needs the labels of the pod's namespace. Empty if no rule
+    matches."""
     ruled = find_rule(pod, options)
     if ruled is None:
         return ""
@@ -411,12 +415,14 @@ def _lost(pod: PodView, options: Drain, scope: Scope) -> str:
 
 
 def _is_restarted(pod: PodView) -> bool:
-    """Whether a controller would start the pod again once it is evicted."""
+    """Whether a controller would start the pod again once it is evicted: the pod has an owner that is not known to be
+    gone."""
     return pod.owner is not None and not _lost_owner(pod)
 
 
 def _lost_owner(pod: PodView) -> bool:
-    """Whether the pod's owner is known to be gone. False if the pod has no owner, or if nobody knows."""
+    """Whether the pod's owner is known to be gone. False if the pod has no owner, or if it is unknown whether the
+    owner exists."""
     return pod.owner is not None and pod.owner.exists is False
 
 

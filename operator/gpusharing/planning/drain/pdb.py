@@ -34,8 +34,8 @@ def binding_budgets(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...
 
 
 def never_allows(pdb: PdbView) -> bool:
-    """Whether no disruption is allowed even with every pod healthy (docs/design/drain.md#e9). False for a budget that
-    expects no pods."""
+    """Whether the budget requires all of its expected pods to be healthy, so that it never allows a disruption
+    (docs/design/drain.md#e9). False for a budget that expects no pods."""
     return pdb.expected_pods > 0 and pdb.desired_healthy >= pdb.expected_pods
 
 
@@ -46,8 +46,8 @@ def _exempt(pod: PodView) -> bool:
 
 
 def _lets_unready_go(pdb: PdbView, pod: PodView) -> bool:
-    """Whether the pod is unready and the budget lets it go: under AlwaysAllow, or while enough other pods are healthy
-    (KEP-3017)."""
+    """Whether the pod is unready and the budget lets it go: under AlwaysAllow, or while as many pods are healthy as
+    the budget requires, if it requires any (KEP-3017)."""
     if pod.ready:
         return False
     return pdb.always_allow_unhealthy or pdb.current_healthy >= pdb.desired_healthy > 0

@@ -96,8 +96,8 @@ def plan_drain(pods: Standings, now: datetime, end: datetime | None = None) -> D
     """Return which pods to evict and delete now, and what holds back the others. `end` is when the time of the drain
     is over and the remaining pods must have been deleted by force, or None if none is deleted.
 
-    At most MAX_EVICTIONS evictions and deletions are sent within `PACE`, and no eviction while the server throttles
-    them. If the pods could not be listed, nothing is sent and that is the only blocker.
+    At most MAX_EVICTIONS evictions and deletions are sent within `PACE`, and none while the server throttles
+    evictions. If the pods could not be listed, nothing is sent and that is the only blocker.
     """
     if pods.error:
         return DrainPlan(holders=pods.holders, blockers=(_list_failed(pods),))
@@ -211,7 +211,8 @@ def _list_failed(pods: Standings) -> Blocker:
 
 
 def _unheard(pods: Standings) -> Iterator[Blocker]:
-    """Yield one NodeUnreachable blocker for all pods that the drain waits for, or nothing if there are none (T6).
+    """Yield one NodeUnreachable blocker for all pods that are leaving or still to be evicted, or nothing if there are
+    none (T6).
 
     Only called for a node that is not Ready, where nobody knows whether its terminating pods still run.
     """

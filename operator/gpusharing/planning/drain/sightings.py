@@ -16,10 +16,10 @@ KEPT = 32
 
 
 def looked(before: NodeWork | None, now: NodeWork, gpunode: GPUNodeView | None, scope: Scope) -> NodeWork:
-    """Return `now`, a LIST just made, completed with what the earlier LISTs in `before` show: since when the node is
-    empty, and since when the agent is quiet. If the LIST failed or shows a pod that must leave, the node is not
-    empty. `scope` is the scope for which the LIST was made. The first LIST of an empty node also records the
-    current request on `gpunode`.
+    """Return `now`, a LIST just made, completed with what earlier LISTs show according to `before`, which is None if
+    there were none: since when the node is empty, and since when the agent is quiet. If the LIST failed or shows a
+    pod that must leave, the node does not count as empty. `scope` is the scope for which the LIST was made. The
+    first LIST of an empty node also records the ID of the current request on `gpunode` in `stood`.
 
     Earlier LISTs do not count if they were made for other pods or under another cordon, because pods could still come
     before the cordon. Which came first is not decided by time, because the clock that stamped the cordon may have been

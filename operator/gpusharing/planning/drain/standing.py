@@ -181,7 +181,7 @@ def _remaining_gangs(standings: list[Standing]) -> frozenset[Gang]:
 
 
 def stuck_from(pod: PodView) -> datetime | None:
-    """Return when a leaving pod counts as stuck (T5), or None if it is not leaving or that time is later than any
+    """Return when a leaving pod counts as stuck (T5). None if it is not leaving, or if that time is too late for a
     datetime."""
     try:
         return None if pod.deleted_at is None else pod.deleted_at + STUCK_AFTER
@@ -210,9 +210,9 @@ def _waited(
     gangs: Mapping[Gang, GangWait],
 ) -> Standing:
     """Return the standing with its tier. If the drain waits for the pod or for a member of its gang to end by itself
-    (T9-T13), the standing also gets the reason and the end of that wait. Until that end, and beyond it if the pod
-    is spared, the pod is not due. A pod that is leaving is not waited for. `gangs` has the wait of each gang that
-    has one."""
+    (T9-T13), the standing also gets the end of that wait, and the reason if that is the gang. Until that end, and
+    beyond it if the pod is spared, the pod is not due. Before the cordon, the wait has no end yet. A pod that is
+    leaving is not waited for. `gangs` has the wait of each gang that has one."""
     standing = replace(standing, tier=tier_of(standing.pod, options))
     gang = gangs.get(standing.pod.gang) if standing.pod.gang is not None else None
     if standing.leaves or (standing.pod.uid not in classified.waited and gang is None):
@@ -242,7 +242,9 @@ def _stand(
     pod: PodView, memory: EvictionMemory | None, work: NodeWork, now: datetime, *, silent: bool
 ) -> Standing:
     """Return the standing of a pod according to `memory`, the last answer to its eviction, and to its budgets: whether
-    it is leaving already, and whether its eviction is due now. No eviction is due on a node that is silent."""
+    it is leaving already, and whether its eviction is due now. It is not due on a silent node, if several budgets
+    guard the pod, or before the wait after the last answer is over and a newer LIST was made. The tier and all
+    waits are left unset."""
     budgets = pdb.binding_budgets(pod, work.pdbs)
     leaves = pod.deleted_at is not None or _is_answered(memory, work)
     # A pod that was evicted since the LIST began is left alone: an eviction whose answer was lost may have been

@@ -52,8 +52,9 @@ def usable_memory(card: Card, profile: Profile) -> float:
 
 
 def plain_profiles(card: Card) -> tuple[Profile, ...]:
-    """Return the profiles of the card that are smaller than the whole card and have no attribute such as +me or +gfx,
-    smallest first. If two have equal memory, the one of which more instances fit comes first."""
+    """Return the profiles of the card that have fewer compute slices than its largest one and no attribute such as +me
+    or -me, sorted by memory, smallest first. If two have equal memory, the one of which more instances fit comes
+    first."""
     whole = max((profile.slices for profile in card.profiles), default=0)
     plain = [
         profile for profile in card.profiles if not {"+", "-"} & set(profile.name) and profile.slices < whole
@@ -62,8 +63,8 @@ def plain_profiles(card: Card) -> tuple[Profile, ...]:
 
 
 def smallest_profile(card: Card, gib: float) -> Profile | None:
-    """Return the profile with the least memory whose instances hold `gib` GiB. If several have equal memory, it is the
-    one of which more instances fit. None if no profile smaller than the whole card is large enough."""
+    """Return the first of `plain_profiles`, smallest memory first, whose instances hold `gib` GiB. Profiles with an
+    attribute such as +me are thus never returned. None if no plain profile is large enough."""
     return next((profile for profile in plain_profiles(card) if usable_memory(card, profile) >= gib), None)
 
 

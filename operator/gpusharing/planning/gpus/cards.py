@@ -87,8 +87,8 @@ class Card:
 
     @property
     def mps_max_clients(self) -> int:
-        """The largest number of MPS replicas that the device plugin accepts on the card
-        (docs/design/hardware.md#mps-served)."""
+        """The largest number of MPS replicas that the device plugin accepts on the card: 48 from compute capability
+        7.5 on, else 16 (docs/design/hardware.md#mps-served)."""
         return 48 if self.compute_capability >= (7, 5) else 16
 
 
@@ -106,7 +106,8 @@ class _Shape:
 
     def on(self, memory_gb: int) -> Profile:
         # go-nvlib v0.10.0 mig_profile.go: the fraction of the total, rounded half up.
-        """Return the profile that this shape gives on a card with `memory_gb` GB."""
+        """Return the profile that this shape gives on a card with `memory_gb` GB. The GB in its name are rounded half
+        up."""
         gb = (memory_gb * self.eighths + 4) // 8
         name = f"{self.slices}g.{gb}gb{self.attribute}"
         return Profile(name, self.starts, self.size, self.max_count, self.slices, gb, self.profile_id)

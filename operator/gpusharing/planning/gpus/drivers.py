@@ -38,8 +38,8 @@ DriverVersions = Annotated[tuple[str, ...], listed(_find_no_version)]
 
 
 def find_driver_flaw(version: str, named: Iterable[str], *, refuse_affected: bool) -> str:
-    """Return why no GPU may be repartitioned under this driver. Empty if nothing is known against the driver, or if
-    its version is unknown.
+    """Return why no GPU may be repartitioned under this driver: the first entry of `named` that matches it, or else
+    the CVE. Empty if nothing is known against the driver, or if its version is unknown.
 
     `version` is what NVML reports. `named` has the versions, or leading parts of versions (`570`, `570.86`), that an
     admin refuses; entries that are not versions are ignored. `refuse_affected` says whether drivers with the CVE are

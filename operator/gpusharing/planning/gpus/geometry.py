@@ -115,8 +115,9 @@ def describe(layout: Layout) -> str:
 
 
 def find_fit(layout: Layout, profiles: Sequence[Profile]) -> Fit:
-    """Return Legal if a GPU with these profiles can hold the layout. Otherwise return UnknownProfile if the card lacks
-    a profile of the layout, or else DoesNotFit with the rule that it breaks. The check is exact."""
+    """Return Legal if a GPU with these profiles can hold the layout; an empty layout always fits. Otherwise return
+    UnknownProfile if the card lacks a profile of the layout, or else DoesNotFit with the rule that it breaks. The
+    check is exact."""
     offer = _Offer.of(profiles)
     unknown = tuple(name for name, _ in layout if name not in offer.by_name)
     if unknown:
