@@ -20,15 +20,16 @@ from gpusharing.planning.wanted.verify import served
 
 
 def find_afterwards(snapshot: ClusterSnapshot, members: Mapping[str, Member]) -> Afterwards:
-    """Return the cluster as it will be when all planned changes are done. The nodes are computed at the first use.
+    """Return the cluster as it will be when all planned changes are done, together with the devices that Pending pods
+    request. The nodes are computed at the first use.
 
     A node that has no target, cannot be judged or is skipped stays as it is. If the verdict in `members` says that the
-    change of a node waits for a person, the node counts only with the devices that it has both with and without that
+    node is Blocked until a person acts, the node counts only with the devices that it has both with and without its
     change.
     """
 
     def places() -> Iterator[FutureNode]:
-        """Yield all nodes except those for which the computation fails."""
+        """Yield all nodes. A node whose computation raises an exception is left out without a log line."""
         for name, node in snapshot.nodes.items():
             with suppress(
                 Exception
@@ -43,9 +44,10 @@ def find_afterwards(snapshot: ClusterSnapshot, members: Mapping[str, Member]) ->
 
 
 def _doubt(place: FutureNode, node: NodeView) -> FutureNode:
-    """Return the node as it counts while its change is uncertain. For each resource name it has no more devices than
-    it would get, and no more than it has now or its pods hold now, whichever of these two is larger. A node that is
-    cordoned or not Ready now has no more than its pods hold."""
+    """Return the node with fewer devices in `after`, because it is uncertain whether its change takes place. For each
+    resource name, it counts with the smaller of two numbers: what it would have after the change, and what it has
+    now or its pods hold now, whichever is more. If the node is cordoned or not Ready, only what its pods hold
+    counts as present."""
     keeps = place.before if node.ready and not node.unschedulable else {}
     least = {
         name: min(count, max(keeps.get(name, 0), place.in_use.get(name, 0)))
@@ -81,8 +83,8 @@ def _place(node: NodeView, assessment: Assessment | None, snapshot: ClusterSnaps
 
 def _labels(node: NodeView, assessed: Assessed | None) -> tuple[Mapping[str, str], ...]:
     """Return the label sets of which the node will have one, each with the node's name added as the field
-    metadata.name. Without a target that is only the present one. If the node already matches its target, only our
-    own two labels change."""
+    metadata.name. Without a target that is only the present one. If the node has no fence and already matches its
+    target, only the routing label and the policy label change."""
     label_sets: tuple[Mapping[str, str], ...] = (node.labels,)
     if assessed is not None:
         target, policy = assessed.target, assessed.policy.name

@@ -35,9 +35,10 @@ def plan_hash(policy: PolicyView, members: Sequence[Member]) -> str:
 
 
 def _row(version: SpecVersion, member: Member) -> tuple[str, str, str] | None:
-    """Return the plan's entry for one node: its UID, its target (see `owed_for`), and the class of disruption. None if
-    the plan has no entry for it, because it already matches its target or only finishes a change of an earlier
-    generation. The entry of a node that cannot be compared with its policy comes from `_row_on_record`."""
+    """Return the plan's entry for one node: its UID, its target in the form of `owed_for`, and the class of
+    disruption. None if the plan has no entry for it, because it already matches its target or only finishes a
+    change of an earlier generation. The entry of a node that cannot be compared with its policy comes from
+    `_row_on_record`."""
     assessment = member.assessment
     if not isinstance(assessment, Assessed):
         return _row_on_record(version, member.node)
@@ -60,10 +61,11 @@ def _row_on_record(version: SpecVersion, node: NodeView) -> tuple[str, str, str]
 
 
 def _planned(version: SpecVersion, member: Member, assessed: Assessed) -> DisruptionClass | None:
-    """Return the disruption class that the plan shows for a node: that of its fence for this generation, else that of
-    its proof for this generation. If the node differs from its target and has no such fence, the present class
-    replaces a missing one; it also replaces a milder one if the node has no fence at all. None if the node matches
-    its target and was not changed for this generation."""
+    """Return the disruption class that the plan shows for a node. If its fence is for this generation, that is the
+    class planned there. Otherwise it is the class in its proof for this generation, if there is one. If the node
+    differs from its target, the present class is returned instead where there is no such proof, or where the node
+    has no fence and the present class is graver. None if the node matches its target and was not changed for this
+    generation."""
     fence, verified = member.node.fence, member.node.verified
     if fence is not None and fence.version == version:
         return fence.planned

@@ -32,9 +32,12 @@ from gpusharing.planning.wanted.revision import find_revision, is_of
 
 def find_canary(pooled: Pooled) -> int | Finding | None:
     """Return how many more nodes may start as canaries, or the Finding that says why no further node may start. None
-    if the canary keeps no node from starting: the policy has no canary, the pool is empty or has just as many nodes
-    as the canary, or the canaries have served for long enough. If the canary `outnumbers` the pool, the first node
-    that has begun counts as the canary, and no node may begin as such."""
+    if the canary keeps no node from starting. That is so if the policy has no canary, if the pool is empty or has
+    exactly as many nodes as the canary, or if the canaries have served for long enough.
+
+    If the canary `outnumbers` the pool, the first node that has begun counts as the canary. Until one has, the Finding
+    says that the canary is too large.
+    """
     canary, policy, members = pooled.spec.rollout.canary, pooled.policy, pooled.members
     if canary is None or not members or canary.nodes == len(members):
         return None
@@ -78,8 +81,8 @@ def is_proven(node: NodeView, policy: PolicyView) -> bool:
 
 
 def proven_at(node: NodeView, policy: PolicyView, revision: str) -> datetime | None:
-    """Return when a change to this revision was proven on the node. None if none was proven, or if the node was rolled
-    back."""
+    """Return when a change to this revision was proven on the node. None if none was proven, if the node was rolled
+    back, or if the proof does not record when."""
     verified = node.verified
     if verified is None or verified.rolled_back or not is_of(verified, policy, revision):
         return None
@@ -88,7 +91,7 @@ def proven_at(node: NodeView, policy: PolicyView, revision: str) -> datetime | N
 
 def _is_apart(member: Member, policy: PolicyView, revision: str) -> bool:
     """Whether the change of the node is unaffected by a canary that is too large: the node is a newcomer, which starts
-    anyway, or the change began under another spec."""
+    anyway, or the change began under another spec. Without a fence, the node's last proof says whether that was so."""
     fence, verified = member.node.fence, member.node.verified
     if fence is not None:
         return fence.newcomer or fence.turned or not is_of(fence, policy, revision)

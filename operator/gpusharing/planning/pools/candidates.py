@@ -81,7 +81,9 @@ class Candidate:
 
     @property
     def order(self) -> Order:
-        """The sort key among candidates; the smallest starts first.
+        """The sort key among candidates; the smallest starts first. These come first, in this order: nodes with a
+        claim, nodes that no look blocks, nodes whose gang has started without them, then nodes with a low cost,
+        then the stable shuffle.
 
         Among nodes whose gang has started without them, those whose pods are known come first. A look at such a node
         reserves a slot and then shows a higher cost than was assumed. If the others came first, they would be looked

@@ -63,10 +63,9 @@ def choose(
 
 
 def _with_gpunodes(pool: Pool, verdicts: Mapping[str, Verdict], chosen: Selection) -> dict[str, Verdict]:
-    """Return the verdicts of the candidates whose agent has to be sent a request, with that request added, by name.
-
-    These are the candidates whose verdicts had actions before the pools chose; nearly all have none.
-    """
+    """Return new verdicts, by name, for the candidates that need a write to their GPUNode: their verdicts in `chosen`
+    with that write added. They are the candidates whose entries in `verdicts`, which were made before the pools
+    chose, have actions; nearly all have none."""
     cases = [case for case in pool.candidates if verdicts[case.node.name].actions]
     return {case.node.name: with_gpunode(chosen.verdicts[case.node.name], case) for case in cases}
 

@@ -157,8 +157,9 @@ class Wait:
         return Wait(hold, hold.reason.waiting_phase, for_room=False)
 
     def verdict(self, case: NodeCase) -> Verdict:
-        """Return the verdict of a candidate that waits for this. It depends only on the wait and the case, so the memo
-        may cache it."""
+        """Return the verdict of a candidate that waits for this. It stays a candidate only if it waits for room; a
+        hold wakes it when the hold ends, if that time is known. The verdict depends only on the wait and the case,
+        so the memo may cache it."""
         reason, ends = self.reason, None if self.for_room else self.reason.until
         found = case.verdict(self.phase, reason.reason, reason.message, wake=ends, candidate=self.for_room)
         return replace(found, deadline=ends, keeper=reason.keeper, stands=reason.stands)

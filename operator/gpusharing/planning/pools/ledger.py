@@ -76,11 +76,9 @@ class Ledger:
         )
 
     def resumed_wave(self, case: NodeCase) -> str:
-        """Return the wave in which the node was about to start when an operator ended after it wrote the claim and
-        before it wrote the fence. Empty if there is none.
-
-        This keeps a wave of which only a part had begun together, however often that happens.
-        """
+        """Return the wave in the node's claim if the node has a claim and no fence, because an operator stopped
+        between writing the two. Empty if there is none. The node then starts in that wave, so that a wave of which
+        only a part has begun stays together, however often that happens."""
         return self.claimed_waves.get(case.node.name, "")
 
     def add_in_flight(self, snapshot: ClusterSnapshot, verdict: Verdict) -> Look | None:

@@ -127,8 +127,9 @@ class Pool:
 
     def count(self, member: Member, *, claimed: bool = False) -> None:
         """Add a node of the policy to the pool. It becomes a member if it concerns the policy, and the budget covers
-        it unless it is a newcomer. A covered node that is away or `claimed` takes a slot, and is counted as moving
-        or added to `keepers` accordingly. `claimed`: it holds a slot and is about to become unavailable."""
+        it unless it is a newcomer. A covered node that is away or `claimed` takes a slot. It is counted in `moving`
+        if its change ends by itself or it is not away yet, and is added to `keepers` otherwise. `claimed`: it holds
+        a slot and is about to become unavailable."""
         verdict = member.verdict
         self.names.append(verdict.node)
         if not member.outside:
@@ -255,7 +256,8 @@ class Room:
 
     @property
     def looks(self) -> int:
-        """The most candidates that take slots of the policy's own budget and may still have their pods listed."""
+        """The most candidates that take slots of the policy's own budget and may have their pods listed: `room` plus
+        `lookahead`. 0 if there is no room or `lookahead` is None."""
         return 0 if self.lookahead is None or self.room <= 0 else self.room + self.lookahead
 
     def find_wait(self, candidate: Candidate) -> Wait | None:
@@ -336,8 +338,9 @@ def _find_capped(ledger: Ledger) -> Finding:
 
 def _find_full(pool: Pool, cap: int, ledger: Ledger) -> Finding:
     """Return the Finding for the next node of the pool for which there is no slot. It says whether the policy's limit
-    or the operator-wide cap is the cause, and which nodes occupy slots until somebody acts. The message has no
-    number that changes as nodes come and go."""
+    or the operator-wide cap is the cause, and which nodes occupy slots until somebody acts. It `stands` if the
+    limit is the cause and only a person can free a slot. The message has no number that changes as nodes come and
+    go."""
     if cap < pool.limit - pool.used:
         return _find_capped(ledger)
     keepers = explain_keepers(pool.keepers)
@@ -352,10 +355,11 @@ def _find_full(pool: Pool, cap: int, ledger: Ledger) -> Finding:
 
 
 def _in_order(pool: Pool, queue: Queue, ledger: Ledger, left: Room, chosen: Selection) -> list[Candidate]:
-    """Return the candidates that may start or have their pods listed, in the order in which they start.
+    """Return the candidates that may start or have their pods listed, in the order in which they start. Candidates
+    whose pods are unknown are included only if they are among the first `left.looks` of them, or if they share a
+    gang with one whose pods were listed.
 
-    The others are put into `chosen`. Candidates whose pods are unknown and are not to be listed yet wait there, and
-    those that raise an error get a verdict that says so.
+    The others are put into `chosen`: they wait there, or get a verdict that says so if they raise an error.
     """
     policy, cases = pool.policy, {case.node.name: case for case in pool.candidates}
     following = find_following(policy, pool.members, (case.node for case in pool.candidates))

@@ -89,9 +89,9 @@ def _pace(
     poll: timedelta,
 ) -> Previews:
     """Return the known previews, with the nodes whose pods are to be listed next: first the `missing` ones, then those
-    with the oldest previews, but at most LOOKS within one `poll`. The operator is woken only for first looks,
-    because any change of pods wakes it anyway. `looked_at` has the blocked nodes, which looks.py lists often
-    enough."""
+    with the oldest previews, if these are at least AGAIN old, but at most LOOKS within one `poll`. The operator is
+    woken only for first looks, because any change of pods wakes it anyway. `looked_at` has the blocked nodes, which
+    looks.py lists often enough."""
     ours = {name: one.at for name, one in known.items() if name not in looked_at}
     old = sorted((at, name) for name, at in ours.items() if at + AGAIN <= now)
     due = [*missing, *(name for _, name in old)]
@@ -103,7 +103,7 @@ def _to_go(
     pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict]
 ) -> Iterator[tuple[PolicyView, Verdict]]:
     """Yield the verdicts of the nodes that have yet to be drained, each with its policy, at most MAX_NODES of each
-    pool. Policies that are being deleted or cannot be read are left out."""
+    pool. Nodes in flight are left out, and so are policies that are being deleted or cannot be read."""
     for _, pool in sorted(pools.items()):
         if pool.policy.spec is None or pool.policy.deleting:
             continue

@@ -58,8 +58,8 @@ def _find_awaited(
 
 
 def _find_waves(fences: Mapping[str, Fence], nodes: Mapping[str, NodeView]) -> dict[str, list[str]]:
-    """Return the nodes whose change is not over, by the id of their wave. Nodes that belong to no wave are left out,
-    and so is a Node that was deleted and created again."""
+    """Return the nodes that are still in the change of a wave, by the id of the wave. Nodes whose fence names no wave
+    or is yielded are left out, and so is a Node that was deleted and created again."""
     waves: dict[str, list[str]] = {}
     for name, fence in fences.items():
         if fence.wave and fence.stage != "yielded" and fence.node_uid == nodes[name].uid:
@@ -86,8 +86,9 @@ def _is_leaving(verdict: Verdict) -> bool:
 def _until(
     proven: Iterable[str], fences: Mapping[str, Fence], policies: Mapping[str, PolicyView], now: datetime
 ) -> datetime:
-    """Return when the first of the proven nodes has waited for timeouts.verification, or `now` if none of their
-    policies says how long that is. A node whose fence does not record a proof yet was proven now."""
+    """Return when the first of the proven nodes has waited for timeouts.verification, or `now` if that time is
+    unknown. It is read from the policy of the first of these nodes whose policy exists. A node whose fence does not
+    record a proof yet was proven now."""
     first = min((moment for name in proven if (moment := fences[name].proven) is not None), default=now)
     spec = next((p.spec for name in proven if (p := policies.get(fences[name].policy)) is not None), None)
     return now if spec is None else first + parse_duration(spec.rollout.timeouts.verification)

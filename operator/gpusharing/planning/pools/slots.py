@@ -43,9 +43,9 @@ def share(
     failed_nodes: Mapping[str, FailedNode],
 ) -> tuple[Action, ...]:
     """Return the writes that concern all nodes, in the order in which they are made: configuration, finalizers, claims
-    and failures, and NVIDIA's objects. The last are the pointers of ClusterPolicy, or the MPS DaemonSet if no
-    pointer has to change. They are made before any write that depends on them. `unfenced` has the claims that nodes
-    without a fence get or keep."""
+    and failures, and NVIDIA's objects. The last are the pointers of ClusterPolicy or, if no pointer has to change
+    and the data is up to date, the MPS DaemonSet. Writes that would change nothing are left out. `unfenced` has the
+    claims that nodes without a fence get or keep."""
     actions: list[Action] = [] if config is None else [config]
     nodes, fences = snapshot.nodes, fences_of(snapshot)
     claims = {

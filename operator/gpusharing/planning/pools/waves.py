@@ -108,8 +108,8 @@ def _is_left(node: NodeView, proofs: Iterable[Verified]) -> bool:
 
 
 def _is_later(node: NodeView, proof: Verified) -> bool:
-    """Whether the node has been changed since this proof of another node. If it drifts then, it is no longer the rest
-    of that node's gang."""
+    """Whether the node has been changed since this proof of another node, so that the proof no longer makes it follow
+    that node's gang. False if either time is unknown."""
     changed = node.verified.changed_at if node.verified is not None else None
     return changed is not None and proof.changed_at is not None and changed >= proof.changed_at
 
@@ -172,9 +172,9 @@ def _listed_first(candidate: Candidate) -> tuple[bool, ...]:
 
 def _find_wait(free: Sequence[Candidate], room: int, ledger: Ledger) -> Callable[[Candidate], Verdict] | None:
     """Return a function that makes the verdict of each node while the wave cannot start, or None if it can start. It
-    cannot start while pods of its nodes are unknown, or while `room` is smaller than the wave. If budgets guard its
-    pods, it also waits while pods of nodes in flight are unknown or use up one of these budgets. `free` are the
-    nodes that would start."""
+    cannot start while pods of its nodes are unknown, or while `room` is smaller than the number of `free` nodes,
+    which are those that would start. If budgets guard its pods, it also waits while pods of nodes in flight are
+    unknown or use up one of these budgets."""
     pods = [candidate.pods for candidate in free if candidate.pods is not None]
     if len(pods) < len(free) or (not ledger.crowd_known and any(map(budget_room, pods))):
         return _look_first

@@ -58,8 +58,9 @@ def tell_status(
     now: datetime,
 ) -> dict[str, Any]:
     """Return the status of a policy (see `policy_status`). If computing it raises any exception, return `previous`
-    with conditions that give the plan's objection to the policy or, if there is none, the exception. The other
-    policies must still get their status."""
+    with new conditions, because the other policies must still get their status: Stalled is True, and Accepted,
+    Ready and Reconciling are False. Their message is that of the plan's objection to the policy or, if there is
+    none, names the exception."""
     try:
         return policy_status(policy, plan, snapshot, previous, now)
     except Exception as error:  # noqa: BLE001 - one bad policy must not keep the others from being reported (guard.py)

@@ -149,8 +149,8 @@ class _Known(NamedTuple):
 
 
 def _find_changed(before: Column, now: Column) -> AbstractSet[str]:
-    """Return the names whose entries in the column differ between two passes, including names that only one of them
-    has. If the column is a set, these are the names that only one of them has."""
+    """Return the names whose entries in the column differ between two passes, including names that are missing in one
+    of them. For columns that are sets, return the names that only one of the two has."""
     if not isinstance(before, Mapping) or not isinstance(now, Mapping):
         return set(before) ^ set(now)
     if before == now:

@@ -113,8 +113,8 @@ class ClusterPolicyView:
     """Namespace of NVIDIA's pods, as status.namespace says. Empty if it does not."""
 
     def is_off(self, switch: str) -> bool:
-        """Whether the field with this path below `spec`, one of those in `switches`, is false. A field that is not set
-        does not count as false."""
+        """Whether `switches` has False for the field with this path below `spec`. A field that is not set, or that has
+        another value, is not off."""
         return self.switches.get(switch) is False
 
 
