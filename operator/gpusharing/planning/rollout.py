@@ -293,8 +293,8 @@ def follow(
     """Return the terms that each node is compared with, by node. They are those of the policy that its fence names or,
     without such terms, those of its owner. None if neither has terms.
 
-    Nodes in `failed` are left out. So are nodes whose owner, or whose fence's policy, is in `unread`; their errors are
-    added to `failed`.
+    Nodes in `failed` are left out. So are nodes whose owner, or whose fence's policy, is in `unread`; for each of
+    them, an UnjudgedPolicyError with the policy's error is added to `failed`.
     """
     fences = {name: fence for name, fence in fences_of(snapshot).items() if name in owners}
     followed = {name: terms.get(owner) for name, owner in owners.items()}

@@ -136,7 +136,7 @@ def _moment(standing: Standing, pods: Standings, end: datetime | None) -> dateti
 
 
 def _has_come(standing: Standing, pods: Standings, end: datetime, now: datetime) -> bool:
-    """Whether the pod may be deleted by force, and the time from which it may has come."""
+    """Whether the pod may be deleted by force and the time for that has come."""
     moment = _moment(standing, pods, end)
     return moment is not None and moment <= now
 

@@ -166,8 +166,9 @@ def find_keepers(
     members: Iterable[GangMember], options: Drain, scope: Scope
 ) -> Iterator[tuple[str, Blocker]]:
     """Yield a pair for each blocker of the members that must stay: the name of the member's node, empty if it has
-    none, and the blocker. Members without a GPU count too. The options of this change are applied first. Only if
-    they allow the eviction, those of the policy that the member's own node follows are applied."""
+    none, and the blocker. Members without a GPU count too. `options`, the drain options of the policy that changes
+    this node, are applied first. Only if they allow the eviction, those of the policy that the member's own node
+    follows are applied."""
     everywhere = replace(scope, all_pods=True, cordoned_at=None)
     for member in members:
         for blocker in classify((member.pod,), options, everywhere).blockers or find_ruled((member,), scope):

@@ -46,8 +46,8 @@ def find_gang_blockers(
 def _forbid(
     members: Sequence[GangMember], work: NodeWork, options: Drain, now: datetime, scope: Scope
 ) -> Iterator[Blocker]:
-    """Yield why these members, wherever they run, must not be evicted, either by the options of this change or by the
-    policy of their own node."""
+    """Yield why these members, wherever they run, must not be evicted. The reason is either in `options`, the drain
+    options of the policy that changes this node, or in those of the policy that the member's own node follows."""
     elsewhere = NodeWork(tuple(member.pod for member in members), work.pdbs, work.listed_at)
     everywhere = replace(scope, all_pods=True, cordoned_at=None)
     standings = find_standings(elsewhere, options, now, scope=everywhere, cordoned=False)

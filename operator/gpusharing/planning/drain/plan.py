@@ -69,7 +69,7 @@ class DrainPlan:
 
     @property
     def idle(self) -> bool:
-        """Whether no pod holds a GPU, by the last LIST."""
+        """Whether no pod holds a GPU, according to the last LIST."""
         return self.holders == 0
 
 

@@ -138,7 +138,7 @@ class Protection:
 
 def find_protection(pod: PodView, now: datetime | None) -> Protection | None:
     """Return the protection by the mark that protects the pod longest, or None if no mark does. If `now` is None, a
-    mark with a duration protects without an end.
+    mark with a duration protects the pod indefinitely.
 
     Must not be called for a pod that has finished or is leaving, because its marks no longer count.
     """
@@ -156,8 +156,9 @@ def _read(pod: PodView, key: str, value: str, now: datetime | None) -> Protectio
 
 def _do_not_disrupt(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:
     """Return the protection by an annotation whose value is `true` or a duration in Go's notation, counted from the
-    pod's start. None if it is `false` or the duration is over. A value that cannot be read protects without an end,
-    and so does a duration if `now` is None or the pod has not started."""
+    pod's start. None if it is `false` or the duration is over; case and surrounding spaces of `true` and `false` do
+    not matter. A value that cannot be read protects the pod indefinitely. So does a duration if `now` is None, if
+    the pod has not started, or if it ends too late for a datetime."""
     text, setting = f"Annotation {key} is {_quoted(value)}", value.strip().lower()
     if setting == "false":
         return None

@@ -45,7 +45,7 @@ class FutureNode:
     @cached_property
     def labels(self) -> tuple[Mapping[str, str], ...]:
         """The labels that the node will have, including its name as a field (FIELD). If there are several sets, the
-        node will have one of them, and it is unknown which. Computed at the first use."""
+        node will have one of them, and it is unknown which. Computed on first use."""
         return self.find_labels()
 
     def serves(self, pod: PodView) -> bool:

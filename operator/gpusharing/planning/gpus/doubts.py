@@ -15,7 +15,7 @@ MOST = 3
 @lru_cache(maxsize=64)
 def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
     """Return a Finding with the differences (at most MOST) between the `reported` profiles of a card and our table. If
-    none are reported, the Finding says that the table is used. Only people read it; nothing is decided from it.
+    none are reported, the Finding says that the table is used. It is shown to people; no decision depends on it.
 
     None if both agree, if the table has neither the card nor profiles for it, or if NVML is known to report wrong
     counts for the card. Profiles of the table that are not reported do not count as a difference.

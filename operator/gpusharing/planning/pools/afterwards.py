@@ -57,8 +57,8 @@ def _doubt(place: FutureNode, node: NodeView) -> FutureNode:
 
 
 def is_skipped(node: NodeView) -> bool:
-    """Whether the skip label, which only a person removes, keeps a change from beginning on the node. False if a
-    change has begun, because that goes on."""
+    """Whether the skip label, which only a person removes, is `true` and keeps a change from beginning on the node.
+    False if a change has begun, because that goes on."""
     return node.fence is None and node.labels.get(LABEL_SKIP) == "true"
 
 

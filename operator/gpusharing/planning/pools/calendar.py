@@ -39,7 +39,8 @@ class Span:
     """The end of the span, or None if it has no end within HORIZON."""
 
     def lasts(self, needed: timedelta, now: datetime) -> bool:
-        """Whether at least `needed` of the span is left, counted from `now` or from its beginning if that is later."""
+        """Whether at least `needed` of the span is left, counted from `now` or from its beginning if that is later.
+        Always true for a span without an end."""
         return self.closes is None or self.closes - max(self.opens, now) >= needed
 
 

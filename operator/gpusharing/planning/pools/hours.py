@@ -152,8 +152,8 @@ def _long(windows: Zoned, needed: timedelta) -> Zoned:
 
 
 def _too_short(needed: timedelta, longest: timedelta) -> str:
-    """Return the message that no window stays open for as long as `needed`. `longest` is the longest time that one
-    does, or zero if none opens."""
+    """Return the message that no window stays open for as long as `needed`. `longest` is the longest time that any
+    window stays open, or zero if none opens."""
     left = f"are open for at most {_text(longest)}" if longest else "are never open"
     return (
         f"{_needs(needed)}, but spec.rollout.windows, minus spec.rollout.blackouts, {left}: lengthen a window,"

@@ -46,7 +46,7 @@ class Members:
 
     @property
     def away(self) -> str:
-        """The first proven node whose kubelet does not report Ready. Empty if there is none."""
+        """The name of the first proven node whose kubelet does not report Ready. Empty if there is none."""
         pairs = zip(self.verdicts, self.nodes, strict=True)
         return next((node.name for v, node in pairs if v.phase is Phase.SYNCED and not node.ready), "")
 

@@ -408,8 +408,9 @@ def _needs_person(verdict: Verdict) -> bool:
 def _summary(
     pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, hours: Hours, headline: Headline
 ) -> dict[str, Any]:
-    """Return `status.summary`, whose values kubectl shows in the columns of a policy: the mode, layouts, counts of
-    nodes, GPUs and devices, the next window, and the headline."""
+    """Return `status.summary`, whose values kubectl shows in the columns of a policy: the mode, the two most common
+    layouts, the number of nodes that are done and not cordoned of all nodes, the counts of GPUs and devices, the
+    next window, and the headline. Nodes that are still in another policy's change count as nodes of the pool."""
     spec = pool.policy.spec
     gpus = [gpu for verdict in pool.verdicts for gpu in _gpus(verdict, snapshot)]
     layouts = Counter(one.wanted for one in pool.verdicts if one.wanted)
