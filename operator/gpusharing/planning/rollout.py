@@ -190,9 +190,9 @@ def _remember(
     previews: Previews,
     now: datetime,
 ) -> PassMemory:
-    """Return what the next pass needs to know of this one. That is the nodes whose pods are to be listed, and those
-    whose proof of idleness lacks only the second LIST. It is also the time since which each node has been seen to
-    differ from its target, the looks, the previews, and the passes without progress."""
+    """Return what the next pass needs to know of this one: the nodes whose pods are to be listed, the nodes whose
+    proof of idleness lacks only the second LIST, and since when each node has been seen to differ from its target.
+    The looks, the previews and the numbers of passes without progress are stored as they are."""
     proving = [verdict for verdict in verdicts.values() if verdict.phase is Phase.VERIFYING_IDLE]
     since = snapshot.memory.drifting_since
     return PassMemory(

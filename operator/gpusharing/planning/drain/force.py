@@ -142,10 +142,10 @@ def _has_come(standing: Standing, pods: Standings, end: datetime, now: datetime)
 
 
 def _is_refused(standing: Standing, pods: Standings, now: datetime) -> bool:
-    """Whether the eviction of the pod is refused, so that it may be deleted. Without a remembered answer, this is true
-    only if several budgets guard the pod, because every eviction then fails (E8). Otherwise a LIST newer than the
-    answer must show the pod, and the answer must permit a DELETE (`Mark.FORCIBLE`). After a failed deletion, or
-    with several budgets, it is enough that the wait after the last answer is over."""
+    """Whether the eviction of the pod is refused, so that the pod may be deleted. Without a remembered answer, this is
+    true only if several budgets guard the pod, because every eviction then fails (E8). With an answer, a newer LIST
+    must still show the pod, and the answer must permit a DELETE (`Mark.FORCIBLE`). With several budgets, it is
+    enough that the wait after the answer is over; after a failed deletion, only that wait counts."""
     if standing.memory is None:
         return standing.conflicts
     if not is_seen(standing.memory, pods.listed_at):

@@ -291,8 +291,8 @@ def _came_back(pod: PodView, options: Drain, scope: Scope) -> bool:
     """Whether the pod's controller started it on the node after the cordon, so that it would come back after every
     eviction (P15). False if the node is not cordoned or the pod's creation time is unknown.
 
-    The scheduler does not put a pod that does not tolerate the cordon on the node, unless it was just binding it: such
-    a pod is allowed more time. If the clocks cannot tell which came first, the pod is evicted once rather than
+    The scheduler puts a pod that does not tolerate the cordon on the node only if it was already binding the pod then,
+    so such a pod is allowed more time. If the clocks cannot tell which came first, the pod is evicted once rather than
     blocking the drain for nothing.
     """
     since, created = scope.cordoned_at, pod.created

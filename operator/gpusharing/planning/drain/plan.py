@@ -162,9 +162,9 @@ def forbidding(pods: Standings) -> tuple[Blocker, ...]:
 
 
 def _find_blockers(pods: Standings, guarded: Sequence[Standing], now: datetime) -> Iterator[Blocker]:
-    """Yield what stops pods from leaving, apart from the pace of evictions, before and during a drain: blocked pods,
-    stuck or unreachable ones, budgets, and other refusals of the server. Budgets count only for the pods in
-    `guarded`."""
+    """Yield what stops pods from leaving, both before and during a drain: blocked pods, stuck or unreachable ones,
+    budgets, and other refusals of the server. The pace of evictions does not count. Budgets count only for the pods
+    in `guarded`."""
     yield from pods.blockers
     yield from _unheard(pods) if pods.silent else _stuck(pods.leaving, now)
     yield from _budgets(guarded)
@@ -261,8 +261,8 @@ def _by_budget(remaining: Iterable[Standing]) -> Iterable[tuple[PdbView, list[St
 
 def _refused(remaining: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
     """Yield the server's last answer about each pod, verbatim. Some answers are left out: those that are reported once
-    for all pods or with a budget, and those saying that the pod is gone. An answer because the budget's controller
-    was behind is left out for the first QUIET_WAIT seconds (E6)."""
+    for all pods or with a budget, and those saying that the pod is gone. The answer that the budget's controller is
+    behind is left out for the first QUIET_WAIT seconds (E6)."""
     for standing in remaining:
         if standing.memory is None or standing.answer is None or standing.conflicts:
             continue
@@ -278,8 +278,8 @@ def _refused(remaining: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
 
 
 def _throttled(remaining: Iterable[Standing], due: Iterable[Standing]) -> Iterator[Blocker]:
-    """Yield one blocker for all pods whose evictions the server throttled or that would be evicted now if it did not
-    (E7), or nothing if there are none. It blames no pod and no budget."""
+    """Yield one blocker for all pods whose evictions the server has throttled and for those in `due`, which would be
+    evicted now otherwise (E7). Yield nothing if there are none. The blocker blames no pod and no budget."""
     told = [standing for standing in remaining if standing.answer is Reason.THROTTLED]
     if refs := {standing.pod.ref for standing in (*told, *due)}:
         yield Blocker(Reason.THROTTLED, tuple(sorted(refs)), message=_server_said(told))
@@ -307,8 +307,8 @@ def _server_said(standings: Iterable[Standing]) -> str:
 
 
 def _in_turn(pods: Standings, unasked: Sequence[Standing]) -> list[Standing]:
-    """Return the pods to evict, those with the fewest refusals first, so that refused pods do not crowd out the
-    others: the pods that are due, and those in `unasked` even if it is not their turn."""
+    """Return the pods that are due, and those in `unasked` even if it is not their turn. Those with the fewest
+    refusals come first, so that refused pods do not crowd out the others."""
     early = {standing.pod.uid for standing in unasked}
     return sorted(
         (standing for standing in pods.remaining if standing.due or standing.pod.uid in early), key=_turn

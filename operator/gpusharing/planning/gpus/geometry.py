@@ -376,8 +376,8 @@ def _place(shapes: tuple[_Shape, ...], taken: int = 0) -> tuple[tuple[int, ...],
 
 def _choices(shape: _Shape, taken: int) -> Iterator[tuple[tuple[int, ...], int]]:
     """Yield each choice of starts for all instances of one shape that overlaps neither ``taken`` nor itself, together
-    with the bit mask of the memory units in use afterwards. A choice is abandoned at its first overlap, because an
-    invented card may have many starts."""
+    with the bit mask of the memory units in use afterwards. A choice is abandoned at its first overlap, so that a
+    profile with very many starts does not take too long."""
     starts, size, count = shape
     if not count:
         yield (), taken

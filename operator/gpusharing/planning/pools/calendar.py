@@ -90,7 +90,7 @@ def find_spans(
     """Yield the spans from `after` on in which nodes may start, in order, for as long as they can be foreseen. Each
     window must have been checked with `find_flaw`.
 
-    Without windows nodes may start at any time except in blackouts. There may be endlessly many spans.
+    Without windows nodes may start at any time except in blackouts. The iterator may be infinite.
     """
     allowed, forbidden = (
         [_Times.of(window) for window in windows],
@@ -138,8 +138,8 @@ class _Times:
         return self._find(moment - self.shift, lambda start: start > moment, reverse=False)
 
     def until(self, moment: datetime) -> datetime:
-        """Return when the window closes that covers this moment, or the moment itself if the window is closed then. If
-        several openings overlap, the latest of them counts."""
+        """Return the end of the opening that covers this moment, or the moment itself if the window is closed then. If
+        several openings overlap, that of the last one to start counts."""
         start = self.last(moment)
         return moment if start is None else max(moment, start + self.duration)
 

@@ -207,7 +207,7 @@ def _soaks(nodes: int, soak: str, end: datetime) -> Finding:
 
 def _unproven(message: str, begun: Sequence[Member]) -> Finding:
     """Return the Finding for nodes that wait for canaries to be proven. `begun` are the canaries whose change is under
-    way; those whose change does not end by itself are named. The Finding stands if one of these waits for a person,
+    way; those whose change does not end by itself are named. `stands` is set if one of these waits for a person,
     because no other node is proven in its place."""
     kept = [one for one in begun if not goes_on(one.verdict)]
     told = f" ({keepers})" if (keepers := explain_keepers(kept)) else ""

@@ -213,8 +213,8 @@ def look_at(
     slower: bool = True,
 ) -> Look:
     """Return the look to record, which found these blockers. `before` is the last look, or None. `slower`: the next
-    look waits longer than this one did, unless the pods were not listed again since `before`. If it is False, the
-    wait starts anew."""
+    look waits longer than this one did, unless the pods have not been listed again since `before`. If it is False,
+    the wait starts anew."""
     at, tries = pods.listed_at, 1
     if before is not None and slower:
         tries = before.tries if before.at == at else before.tries + 1

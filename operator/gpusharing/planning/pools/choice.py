@@ -93,8 +93,8 @@ def _find_waits(chosen: Selection, memo: Memo) -> dict[str, Verdict]:
 
 
 def _select(pool: Pool, queue: Queue, cap: int, ledger: Ledger) -> Selection:
-    """Let one pool choose. If its candidates cannot be compared, none starts and all get a verdict that says so,
-    because the error may come from any of its nodes."""
+    """Let one pool choose. If that raises an exception, none of its candidates starts and all get a verdict that says
+    so, because the error may come from any of its nodes."""
     try:
         return select(pool, queue, cap, ledger)
     except Exception as error:  # noqa: BLE001 - an error in one pool must not stop the others (guard.py)

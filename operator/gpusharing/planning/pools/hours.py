@@ -147,7 +147,7 @@ def _flaw(windows: Zoned, blackouts: Zoned) -> str:
 
 
 def _long(windows: Zoned, needed: timedelta) -> Zoned:
-    """Return the windows that last at least `needed` if blackouts are ignored."""
+    """Return the windows whose own duration, regardless of blackouts, is at least `needed`."""
     return tuple(one for one in windows if parse_duration(one.window.duration) >= needed)
 
 

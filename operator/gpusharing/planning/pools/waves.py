@@ -120,10 +120,10 @@ def _is_later(node: NodeView, proof: Verified) -> bool:
 def try_wave(
     wave: Sequence[Candidate], room: int, most: int, full: Finding, *, ledger: Ledger, chosen: Selection
 ) -> int:
-    """Start those nodes of a wave that nothing blocks in one pass, or none of them yet. `most` is how many nodes can
-    ever change together; if more are free, only the first `most` of them start, but at least one. Put the verdict
-    of every node of the wave into `chosen`, and return how many slots the wave takes, or reserves until it can
-    start.
+    """Start all those nodes of a wave that nothing blocks, in this pass, or start none of them yet. `most` is how many
+    nodes can ever change together; if more are free, only the first `most` of them start, but at least one. Put the
+    verdict of every node of the wave into `chosen`, and return how many slots the wave takes, or reserves until it
+    can start.
 
     `full` is the Finding for nodes for which there will be no room. Blocked nodes are left behind; before the others
     start without them, their pods are listed once more.
