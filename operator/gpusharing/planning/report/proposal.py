@@ -16,7 +16,7 @@ from gpusharing.planning.drain.holders import gpu_resources, has_finished, is_re
 from gpusharing.planning.drain.stranded import Afterwards, DeviceDemand
 from gpusharing.planning.gpus.capacity import client_memory, client_threads
 from gpusharing.planning.gpus.cards import find_card
-from gpusharing.planning.pools.candidates import find_candidate
+from gpusharing.planning.pools.candidates import Order, find_candidate
 from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.previews import preview_of
 from gpusharing.planning.report.members import members
@@ -243,7 +243,7 @@ def _steps(
         yield step
 
 
-_LAST = (True, True, True, 1_000_000, "")
+_LAST: Order = (True, True, True, True, 1_000_000, "")
 """The sort key of a node that is not a candidate; it follows those of all candidates."""
 
 
