@@ -40,6 +40,13 @@ OTHER_MINORS = (
         " because the test needs tokens that are bound to Nodes (1 test)",
     ),
     (
+        "v1.34.4",
+        "27 November 2026",
+        "contract of the API server, CRDs, admission, rollouts (72 tests); the guard for tenants, with feature gate"
+        " MutatingAdmissionPolicy and its version v1beta1 switched on (26 tests)",
+        "none",
+    ),
+    (
         "v1.37.2",
         "27 November 2026",
         "contract of the API server, CRDs, admission, rollouts (72 tests); further tests of rung 2, among them changes"
