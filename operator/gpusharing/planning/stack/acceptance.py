@@ -64,8 +64,8 @@ class FieldCheck:
 
 
 def find_objection(policy: PolicyView, stack: StackView, settings: PlanSettings) -> Finding | None:
-    """Return the first objection to the policy as a Finding, or None if the policy can be carried out in this
-    cluster."""
+    """Return the first of OBJECTIONS that applies to the policy, as a Finding. None if none applies, so that the
+    policy can be carried out in this cluster."""
     for objection in OBJECTIONS:
         if refusal := objection.find(policy, stack, settings):
             return Finding.of(refusal, objection.reason)
@@ -103,9 +103,9 @@ def _readable(policy: PolicyView, stack: StackView, settings: PlanSettings) -> s
 
 
 def _selector(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Return a message if nodeSelector uses a label of chart value operator.neighbourLabels, which the operator sets
-    during a change. Empty otherwise, and if the spec cannot be read. The CRD refuses only the labels that are built
-    in."""
+    """Return a message if nodeSelector, in matchLabels or matchExpressions, uses a label of chart value
+    operator.neighbourLabels, which the operator sets during a change. Empty otherwise, and if the spec cannot be
+    read. The CRD refuses only the labels that are built in."""
     if policy.spec is None or not settings.neighbour_labels:
         return ""
     ours = {entry.partition("=")[0] for entry in settings.neighbour_labels}
@@ -156,8 +156,8 @@ def _plugin_config(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> str:
     """Return a message with the remedy if NVIDIA's pods run in a namespace where they cannot mount our ConfigMap, or
-    if the device plugin does not read it. Empty otherwise. With a ClusterPolicy, the latter message also names the
-    wrong fields that follow this one in FIELDS."""
+    else if the device plugin does not read it. Empty if neither is so. With a ClusterPolicy, the message about the
+    device plugin is that of `_explain_from`, which also covers the later rows of FIELDS."""
     ours = settings.plugin_config_map
     if apart := find_other_namespace(cluster_policy, settings.gpu_operator_namespace):
         return apart
@@ -202,8 +202,9 @@ def _plugin_field(
 
 def _unmerged(pointer: Pointer, stack: StackView) -> str:
     """Return what has to be done before the pointer may name our ConfigMap, as clauses that each begin with a
-    semicolon. Empty if nothing has to be done. It concerns entries of the admin's own ConfigMap that Nodes name or
-    may name, and ConfigMaps that a chart value names but that do not exist."""
+    semicolon. One clause is about each ConfigMap that a chart value names but that does not exist. A further one is
+    about entries that device plugins use and our ConfigMap lacks or, if none is known to be missing, about the
+    ConfigMap that the pointer names now, unless a chart value has it merged. Empty if there is nothing to do."""
     absent = "".join(
         f"; ConfigMap {name}, which a chart value names, does not exist" for name in stack.missing_maps
     )
@@ -337,10 +338,10 @@ def _explain_from(
     stack: StackView,
     settings: PlanSettings,
 ) -> str:
-    """Return a message about the wrong field with the reason `first`, which must be in FIELDS, and all wrong fields
-    after it there, with one command that corrects them. Empty if the field with the reason `first` is not wrong,
-    even if a later one is. If the message is longer than MAX_TEXT, the text before the command is cut, but never
-    the command."""
+    """Return a message about the wrong field with the reason `first`, which must be in FIELDS, and about all wrong
+    fields after it there, with one command that corrects them. Empty if the field with the reason `first` is not
+    wrong, even if a later one is. There is no command if no field has a patch. If the message would be longer than
+    MAX_TEXT, the text before the command is cut, but never the command."""
     rows = dropwhile(lambda row: row.reason is not first, FIELDS)
     answers = [row.find(spec, cluster_policy, stack, settings) for row in rows]
     if answers[0] is None:

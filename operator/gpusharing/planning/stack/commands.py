@@ -11,8 +11,8 @@ Fields = Mapping[str, Mapping[str, object]]
 
 
 def kubectl_patch(cluster_policy: str, *parts: Fields) -> str:
-    """Return the kubectl command that sets the fields of all `parts` in one patch. `cluster_policy` is the name of the
-    ClusterPolicy."""
+    """Return the kubectl command that sets the fields of all `parts` in one merge patch. If several parts set the same
+    field, the last one counts. `cluster_policy` is the name of the ClusterPolicy."""
     spec: defaultdict[str, dict[str, object]] = defaultdict(dict)
     for part in parts:
         for block, fields in part.items():
@@ -22,8 +22,8 @@ def kubectl_patch(cluster_policy: str, *parts: Fields) -> str:
 
 
 def plain_upgrade(plain: PlainStackView, namespace: str, helm_value: str, *, option: str = "--set") -> str:
-    """Return the command that sets one value of NVIDIA's device-plugin chart. `helm_value` has the form NAME=VALUE, and
-    `option` is the option of helm that reads it."""
+    """Return the command that sets one value of NVIDIA's device-plugin chart, with RELEASE for a release whose name is
+    unknown. `helm_value` has the form NAME=VALUE, and `option` is the option of helm that reads it."""
     return (
         f"helm upgrade {plain.release or 'RELEASE'} nvdp/nvidia-device-plugin -n {namespace} --reuse-values {option}"
         f" {helm_value}"

@@ -43,9 +43,9 @@ class DraStack:
 
     @property
     def serves(self) -> bool:
-        """Whether NVIDIA's DRA stack serves the GPUs of the cluster. True if there is a GPUCluster, or if there is a
-        DRA driver and neither a ClusterPolicy nor NVIDIA's chart. Beside a ClusterPolicy, its device plugin must be
-        off, and the driver must serve GPUs and not only compute domains."""
+        """Whether NVIDIA's DRA stack serves the GPUs of the cluster. There are three such cases: a GPUCluster exists;
+        or a DRA driver exists, and neither a ClusterPolicy nor NVIDIA's device-plugin chart; or a DRA driver that
+        serves GPUs exists beside a ClusterPolicy whose device plugin is off."""
         if self.gpu_cluster:
             return True
         driver, policy = self.dra.driver, self.cluster_policy
@@ -55,8 +55,8 @@ class DraStack:
 
     @property
     def partitioner(self) -> ClusterPolicyView | None:
-        """The ClusterPolicy whose mig-manager divides the GPUs. None without a ClusterPolicy or with a GPUCluster,
-        where mig-manager has to run by itself."""
+        """The ClusterPolicy whose mig-manager divides the GPUs. None where mig-manager has to run by itself: with a
+        GPUCluster, with NVIDIA's device-plugin chart, or without a ClusterPolicy."""
         policy = self.cluster_policy
         return policy if policy is not None and policy.plain is None and not self.gpu_cluster else None
 
@@ -74,9 +74,10 @@ def dra_stack_of(view: InstallationView) -> DraStack:
 
 
 def find_doubles(nodes: Mapping[str, NodeView], published_for: Iterable[str]) -> tuple[str, ...]:
-    """Return the sorted names of the nodes whose GPUs are served twice: NVIDIA's DRA driver publishes devices of them,
-    and a device plugin advertises GPU resources, which DRA never does in a Node's allocatable. `published_for` are the
-    names of the nodes for which the driver publishes devices."""
+    """Return the sorted names of the nodes whose GPUs are served twice: NVIDIA's DRA driver publishes devices for the
+    node, and its allocatable has a GPU resource with a count above 0, which only a device plugin advertises.
+    `published_for` are the names of the nodes for which the driver publishes devices; names without a Node are
+    ignored."""
     published = (nodes[name] for name in sorted(published_for) if name in nodes)
     return tuple(
         node.name
@@ -124,8 +125,8 @@ def _without_gpus(stack: DraStack) -> Lack | None:
 
 
 def _keeps_open(stack: DraStack) -> Lack | None:
-    """Return that a feature gate of the DRA driver is in the way of mig-manager, or None if none is or if there is no
-    driver. Only the first such gate by name is reported."""
+    """Return that a feature gate makes the DRA driver keep NVML open, so that mig-manager could not change the GPUs.
+    None if no such gate is on, or if there is no driver. Only the first such gate by name is reported."""
     driver = stack.dra.driver
     gates = sorted(driver.gates & OPENS_NVML) if driver is not None else []
     if driver is None or not gates:
@@ -139,14 +140,15 @@ def _keeps_open(stack: DraStack) -> Lack | None:
 
 def _upgrade(stack: DraStack, driver: DraDriverView, values: str) -> str:
     """Return the command that sets `values`, which are pairs NAME=VALUE separated by commas, of the DRA driver's
-    chart."""
+    chart. It has RELEASE for a release whose name is unknown."""
     release = driver.release or "RELEASE"
     return f"helm upgrade {release} CHART -n {stack.namespace} --reset-then-reuse-values --set {values}"
 
 
 def _served_twice(stack: DraStack) -> Lack | None:
-    """Return that a device plugin serves GPUs alongside the DRA driver, or None if none is known to. A GPU could then
-    be given to two pods at once."""
+    """Return that a device plugin runs alongside the DRA driver: that of NVIDIA's chart, else that of ClusterPolicy,
+    else one that is known only from the nodes that both serve. None if there is no sign of one. A GPU could then be
+    given to two pods at once."""
     policy = stack.cluster_policy
     if policy is not None and policy.plain is not None:
         plugin = policy.plain.daemon_set

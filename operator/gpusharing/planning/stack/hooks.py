@@ -209,7 +209,8 @@ def _refuse_rollback(lost: Mapping[str, Sequence[str]], release: str, namespace:
 
 def _lost(value: object, served: Schema, own: Schema, at: str) -> Iterator[str]:
     """Yield the paths of the fields that the schema `own` would prune from `value`, except those whose value is the
-    default in the schema `served`. `at` is the path of `value` itself."""
+    default in the schema `served`. Fields below one that preserves unknown fields are never pruned. `at` is the
+    path of `value` itself."""
     if own.get("x-kubernetes-preserve-unknown-fields"):
         return
     if isinstance(value, list):
@@ -230,7 +231,8 @@ def _lost(value: object, served: Schema, own: Schema, at: str) -> Iterator[str]:
 
 
 def _filled(value: object, schema: Schema) -> object:
-    """Return the value with the defaults of the schema filled in at all levels, as the API server does."""
+    """Return the value with the defaults of the schema filled in for missing fields at all levels, as the API server
+    does. Fields that exist keep their values, even null."""
     if isinstance(value, list):
         return [_filled(item, schema.get("items", {})) for item in value]
     if not isinstance(value, dict):

@@ -60,7 +60,7 @@ from gpusharing.planning.vocabulary.values import value
 
 def start(view: InstallationView) -> str:
     """Return the command that installs the chart with values that suit this cluster. If it is installed, return one
-    that scales the operator up from 0 replicas, shows its pods if none is Ready, or restarts it."""
+    that scales the operator up from 0 replicas, shows its pods if none of those read is Ready, or restarts it."""
     place, stack = view.place, view.followed_policy
     if not view.installed:
         maps = {"Plugin": stack.plugin_config_name, "Mig": stack.mig_config_name} if stack is not None else {}
@@ -76,8 +76,8 @@ def start(view: InstallationView) -> str:
 
 
 def _is_admins(view: InstallationView, name: str) -> bool:
-    """Whether `name`, which ClusterPolicy points at, is the admin's own ConfigMap. False if it is empty, one of ours,
-    the GPU Operator's default, or known to have no entries."""
+    """Whether `name`, which ClusterPolicy points at, may be the admin's own ConfigMap. False if it is empty, one of
+    ours, the GPU Operator's default, or known to have no entries; a ConfigMap that was not read counts."""
     place = view.place
     others = ("", place.plugin_config_map, place.mig_config_map, UPSTREAM_MIG_CONFIG)
     return name not in others and not view.is_void(name)
@@ -100,8 +100,8 @@ def move(view: InstallationView, stack: ClusterPolicyView) -> str:
 
 
 def _merge(view: InstallationView, pointer: Pointer) -> str:
-    """Return the command that merges the entries of the ConfigMap that the pointer names into ours, or one that shows
-    the Nodes which name entries if it lacks these as well. Empty if nothing has to be merged."""
+    """Return the command that merges the entries of the ConfigMap that the pointer names now into ours, or one that
+    shows which entries Nodes name, if both ConfigMaps lack them. Empty if nothing has to be merged."""
     if pointer.field == MIG_POINTER:
         unmerged = pointer.now != view.place.admin_mig_config_map and _is_admins(view, pointer.now)
         return upgrade(view, f"gpuOperator.adminMigConfigMap={pointer.now}") if unmerged else ""
@@ -144,8 +144,8 @@ def find_agent_symptoms(view: InstallationView) -> Symptoms:
 
 
 def _failing_agents(agents: AgentsState, nodes: Sequence[NodeView], view: InstallationView) -> Symptoms:
-    """Yield a symptom about those of `nodes` without a Ready agent (an error if that is all of them), and one about
-    those whose Ready agent cannot read the GPUs."""
+    """Yield a symptom about those of `nodes` without a Ready agent (an error if that is all of them, else a warning),
+    and an error about those whose Ready agent cannot read the GPUs."""
     without = {one.name for one in nodes} - {pod.node for pod in agents.pods if pod.ready}
     if without:
         problem = next((f" ({pod.problem})" for pod in agents.pods if pod.problem and not pod.ready), "")
@@ -163,8 +163,8 @@ def _failing_agents(agents: AgentsState, nodes: Sequence[NodeView], view: Instal
 
 def _blind_agents(troubled: Mapping[str, str], nodes: Sequence[NodeView], view: InstallationView) -> Symptom:
     """Return the error that agents cannot read the GPUs. If the first host by name lacks a program that ClusterPolicy
-    keeps the GPU Operator from installing, the error says so, and its command has the program installed. The
-    command only shows the first GPUNode in all other cases, or if any of `nodes` has a driver already.
+    keeps the GPU Operator from installing, the error says so, and its command has ClusterPolicy install it. In all
+    other cases, and if any of `nodes` has a driver, the command only shows the first GPUNode.
 
     `troubled` maps the names of the nodes concerned to what their agents report. `nodes` are all nodes with agents.
     """
@@ -320,8 +320,8 @@ _INSTALL_GPU_OPERATOR = "helm install gpu-operator nvidia/gpu-operator -n gpu-op
 
 
 def _stack(view: InstallationView) -> Symptoms:
-    """Yield an error if nothing of NVIDIA's is found, a symptom for several ClusterPolicies (an error if it is unknown
-    which counts), and, if our chart is installed, an error if NVIDIA's pods cannot mount our ConfigMaps."""
+    """Yield an error if none of NVIDIA's stacks is found; a symptom for several ClusterPolicies (an error if it is
+    unknown which counts); and, if our chart is installed, an error if NVIDIA's pods cannot mount our ConfigMaps."""
     policies = view.cluster_policies
     unknown = {"clusterpolicies.nvidia.com", "daemonsets.apps"} & view.unread.keys()
     if not policies and view.plain is None and not unknown and not dra_stack_of(view).serves:
@@ -439,7 +439,7 @@ def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Sympto
 
 def _plugin_pointer_of(view: InstallationView, policy: ClusterPolicyView) -> Pointer:
     """Return the device plugin's pointer, together with the entries that Nodes name and our ConfigMap lacks. If our
-    ConfigMap does not exist, it is treated as if it had only the default entry."""
+    ConfigMap does not exist or could not be read, it is treated as if its only entry were ClusterPolicy's default."""
     ours = view.place.plugin_config_map
     config_map = view.config_maps.get(ours)
     our_keys = frozenset({policy.plugin_default}) if config_map is None else config_map.keys
@@ -458,8 +458,8 @@ def _effect(view: InstallationView, pointer: Pointer, otherwise: str) -> str:
 
 
 def _unmerged(view: InstallationView, pointer: Pointer) -> str:
-    """Return, as the end of a sentence, what has to be done before the pointer may name our ConfigMap. A ConfigMap
-    that it names now and that may have entries always counts. Empty if nothing has to be done."""
+    """Return, as the end of a sentence, what has to be done before the pointer may name our ConfigMap: `merge_first`
+    if entries are lacking, else to merge the ConfigMap that it names now, unless that is void. May be empty."""
     if pointer.stops or not pointer.now or view.is_void(pointer.now):
         return pointer.merge_first
     return ". Its entries that Nodes name must be in ours first: see kubectl gpusharing import"

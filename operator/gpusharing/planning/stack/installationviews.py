@@ -155,9 +155,9 @@ class InstallationView:
 
     @property
     def selectors(self) -> tuple[LabelSelector, ...] | None:
-        """The node selectors of the policies that are not being deleted and whose spec can be read. None if there are
-        no policies at all. Empty if policies could not be read, in which case nothing is reported about their
-        nodes."""
+        """The node selectors of the policies that are not being deleted and whose spec can be read, which may be none.
+        None if there are no policies at all. Empty if policies could not be read; then nothing is reported about
+        their nodes."""
         if "gpusharingpolicies.gpusharing.dev" in self.unread:
             return ()
         specs = (one.spec for one in self.policies if not one.deleting)
@@ -178,7 +178,7 @@ class InstallationView:
 
     def is_void(self, name: str) -> bool:
         """Whether the ConfigMap of this name is known to be empty, or is named by ClusterPolicy and known not to
-        exist."""
+        exist. False if it could not be read."""
         held = self.config_maps.get(name)
         return held is not None and not held.keys
 

@@ -120,8 +120,9 @@ def _is_emptied(node: NodeView) -> bool:
 
 
 def _is_served(gpunode: GPUNodeView | None) -> bool:
-    """Whether the agent's last report has a GPU that an MPS daemon serves. An emptied node with such a GPU is about to
-    be proven and returned to service, so its daemon must not restart."""
+    """Whether the agent's last report has a GPU in an exclusive compute mode, which an MPS daemon sets on the GPUs
+    that it serves. False without a report. An emptied node with such a GPU is about to be proven and returned to
+    service, so its daemon must not restart."""
     observed = gpunode.observed if gpunode is not None else None
     return observed is not None and any(gpu.compute_mode == EXCLUSIVE for gpu in observed.hardware.kinds)
 
@@ -146,8 +147,8 @@ class RepairRestraint:
 
 
 def _other_name(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str:
-    """Return a sentence if the DaemonSet or the process of its daemon has another name than the operator may patch and
-    write, else an empty string."""
+    """Return a sentence if the DaemonSet's namespace or name, or the name of its daemon's process, is not the one that
+    the operator may patch and write, else an empty string."""
     known = (daemon.namespace, daemon.name, daemon.program) == (
         settings.gpu_operator_namespace,
         DAEMON_SET,

@@ -91,10 +91,10 @@ def find_node_symptoms(view: InstallationView, mig_entries: Mapping[str, MigEntr
 
 
 def _unknown_configs(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Yield an error if the device-plugin label of some nodes names an entry that the ConfigMap does not have.
-    config-manager then silently keeps the previous configuration (docs/design/nvidia.md#b4). The command relabels
-    only the nodes that name the same entry as the first one; if there are no policies, it only shows nodes. Yields
-    nothing if the entries are unknown or the ConfigMap has none."""
+    """Yield one error if the device-plugin label of some nodes names an entry that the ConfigMap which ClusterPolicy
+    points at does not have. config-manager then silently keeps the previous configuration
+    (docs/design/nvidia.md#b4). The command relabels only the nodes that name the same entry as the first one; if
+    there are no policies, it only shows nodes. Yields nothing if that ConfigMap was not read or has no entries."""
     label, policy = names.LABEL_PLUGIN_CONFIG, view.followed_policy
     plugin_map = policy.plugin_config_name if policy else ""
     config_map = view.config_maps.get(plugin_map)
@@ -173,8 +173,8 @@ def _switched_off(nodes: list[NodeView], view: InstallationView) -> Symptoms:
 
 
 def _owned_elsewhere(nodes: list[NodeView]) -> Symptoms:
-    """Yield a warning for each combination of a label that the operator would write and a program that would set it
-    back."""
+    """Yield a warning for each pair of a label that the operator would write and another program that owns it there
+    (`find_owners`) and would overwrite it again. It names all nodes with that pair."""
     owners = {node.name: find_owners(node) for node in nodes}
     for label, owner in dict.fromkeys(pair for labels in owners.values() for pair in labels.items()):
         alike = [name for name, labels in owners.items() if labels.get(label) == owner]
@@ -205,10 +205,13 @@ def _all(nodes: list[NodeView]) -> str:
 
 
 def _unknown_mig(nodes: list[NodeView], mig_entries: Mapping[str, MigEntries]) -> Symptoms:
-    """Yield one warning if there are `nodes`, whose MIG label names no configuration. mig-manager refuses such a name
-    and touches no GPU (docs/design/nvidia.md#a3). The command relabels only the nodes with the same name as the
-    first one. The caller leaves out nodes that are not in `mig_entries`, and those that a policy selects: the
-    operator writes their label, and reports a wrong name in the policy itself."""
+    """Yield one warning that the MIG label of all these nodes names no configuration, or nothing if there are no
+    `nodes`. mig-manager refuses such a name and touches no GPU (docs/design/nvidia.md#a3). The command relabels
+    only the nodes with the same name as the first one.
+
+    The caller passes only nodes with a wrong name that are in `mig_entries` and that no policy selects: where one
+    does, the operator writes the label, and reports a wrong name in the policy itself.
+    """
     label = names.LABEL_MIG_CONFIG
     if nodes:
         first = nodes[0]
@@ -319,7 +322,7 @@ def find_minor(version: str) -> Minor | None:
 def find_kubelet_symptoms(view: InstallationView, api_server: str) -> tuple[Symptom, ...]:
     """Return a warning for each problem with the versions of kubelets on nodes with GPUs. Each node is listed only for
     its worst problem, and not at all if the version of its kubelet is unknown. `api_server` is the version of the
-    API server, or an empty string if it is unknown, in which case only KubeletOld is checked."""
+    API server. If it is empty or cannot be parsed, only KubeletOld is checked."""
     server = find_minor(api_server)
     unsupported = f"the API server ({api_server}), which Kubernetes does not support"
     upgrade_it = "upgrade the kubelets, one node at a time"
@@ -400,10 +403,10 @@ class Server:
 def find_rival_symptoms(
     servers: Iterable[Server], nodes: Sequence[NodeView], namespace: str
 ) -> tuple[Symptom, ...]:
-    """Return a warning for each program that serves GPUs on nodes that the device plugin serves too. Of several device
-    plugins, that is ClusterPolicy's, else one in `namespace`, else one with a Helm release, else the first by name.
-    Empty without a device plugin. DaemonSets whose pods should run on no node are ignored. `namespace` is that of
-    NVIDIA's components.
+    """Return a warning for each program that serves GPUs on nodes that the main device plugin serves too. The main one
+    is ClusterPolicy's, else one in `namespace`, else one that Helm installed, else the first by name. Empty without
+    a device plugin. DaemonSets whose pods should run on no node are ignored. `namespace` is that of NVIDIA's
+    components.
 
     A kubelet takes a resource from whichever plugin registered last (kubernetes v1.36.3
     pkg/kubelet/cm/devicemanager/manager.go, PluginConnected), so of two device plugins on a node one does not follow

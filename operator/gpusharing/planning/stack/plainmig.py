@@ -57,9 +57,11 @@ def find_unusable_manager(plain: PlainStackView, version: str) -> Finding | None
 def find_mig_obstacle(
     spec: GPUSharingPolicySpec, policy: ClusterPolicyView, mig_config_map: str, namespace: str
 ) -> MigObstacle | None:
-    """Return why a GPUSharingPolicy with this spec cannot be carried out alongside NVIDIA's device-plugin chart. None
-    if it can, if its mode is not MIG, or if `policy` is a real ClusterPolicy. `mig_config_map` is our ConfigMap of
-    mig-parted configurations, and `namespace` that of NVIDIA's chart."""
+    """Return the first reason why a GPUSharingPolicy with this spec cannot be carried out alongside NVIDIA's
+    device-plugin chart: mig-manager is unusable (`find_unusable_manager`), the chart's MIG strategy overrides that
+    of the policy, or mig-manager does not mount our ConfigMap. None if there is no such reason, if the mode is not
+    MIG, or if `policy` is a real ClusterPolicy. `mig_config_map` is our ConfigMap of mig-parted configurations, and
+    `namespace` that of NVIDIA's chart."""
     plain = policy.plain
     if plain is None or spec.mig is None:
         return None
@@ -109,8 +111,8 @@ def find_mig_obstacles(view: InstallationView) -> Symptoms:
 
 def find_unselected(node: NodeView, policy: ClusterPolicyView | None) -> str:
     """Return a message with the remedy if NVIDIA's chart runs only on nodes with nvidia.com/gpu.deploy.client=true and
-    this node has no such label. Empty if it has the label, even with another value, or if the chart does not
-    require it."""
+    this node has no such label. Empty if it has the label, even with another value, if the chart does not require
+    it, or if the chart is not installed."""
     plain = policy.plain if policy is not None else None
     if plain is None or not plain.pausable or names.LABEL_DEPLOY_CLIENT in node.labels:
         return ""

@@ -113,8 +113,8 @@ def lacks(row: NeededProgram, mode: Mode, stack: StackView) -> bool:
 
 
 def find_absent(words: str, policy: ClusterPolicyView | None) -> NeededProgram | None:
-    """Return the program that a host lacks according to `words`, if ClusterPolicy keeps the GPU Operator from
-    installing it. None otherwise.
+    """Return the first program that ClusterPolicy keeps the GPU Operator from installing and one of whose `signs`
+    appears in `words`, so that the host lacks it. None if there is none, or without a ClusterPolicy.
 
     `words` is an error of the node's agent, or what Kubernetes reports about the agent's pod.
     """
@@ -142,7 +142,8 @@ def tell_off(row: NeededProgram, policy: ClusterPolicyView) -> str:
 
 def workload_of(labels: Mapping[str, str], policy: ClusterPolicyView | None) -> str:
     """Return the kind of workload that the GPUs of a node are for, such as `container`. It is the value of the node's
-    label, or else ClusterPolicy's default (docs/design/nvidia.md#d2)."""
+    label, else ClusterPolicy's default if that enables sandbox workloads, else `container`
+    (docs/design/nvidia.md#d2)."""
     if label := labels.get(names.LABEL_WORKLOAD_CONFIG):
         return label
     if policy is None or policy.switches.get(SANDBOX) is not True:
@@ -197,8 +198,8 @@ def find_disabled(node: NodeView, actuator: Actuator, policy: ClusterPolicyView 
 
 def find_bare_host(node: NodeView, words: str, policy: ClusterPolicyView | None) -> Finding | None:
     """Return a Finding about the program that the host lacks and that ClusterPolicy keeps the GPU Operator from
-    installing. None if it lacks none, if that is unknown, if the node serves GPUs, or if its deploy label says that
-    the host brings the program.
+    installing (`find_absent`). None if there is no such program, if the node advertises any GPU resource, or if its
+    deploy label says that the host brings the program.
 
     `words` is an error of the node's agent, or what Kubernetes reports about the agent's pod.
     """

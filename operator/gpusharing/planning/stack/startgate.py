@@ -86,6 +86,6 @@ def _dump(value: object) -> str:
 
 
 def with_toleration(tolerations: str) -> list[Any]:
-    """Return these tolerations, given as JSON, as a list with the toleration of the start-up taint added at the
-    end."""
+    """Return these tolerations, given as a JSON list, as a list with the toleration of the start-up taint added at the
+    end, even if they have it already. Raises ValueError if they are no JSON."""
     return [*json.loads(tolerations), TOLERATION]
