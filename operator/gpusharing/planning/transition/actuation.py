@@ -40,8 +40,8 @@ def run(
     step_proven: bool = False,
 ) -> Verdict:
     """Return the verdict for the next step of a change: towards an idle node or, once the node is proven idle, through
-    the PNR. A plugin restart needs no idle node and passes the PNR as soon as everything that it needs is there; if
-    the change turns out to need an idle node, it starts over.
+    the PNR. A plugin restart needs no idle node: it passes the PNR as soon as `_waiting` finds nothing to wait for.
+    If the change turns out to need an idle node after all, it starts over (`start_anew`).
 
     `again`: the last run is repeated, with what it wrote and with new pods. `step_proven`: the previous step is
     proven, and this is the next one.
@@ -57,9 +57,9 @@ def run(
 
 
 def start_anew(case: FencedCase) -> Verdict:
-    """Return the verdict for a change that began as a plugin restart and now needs an idle node. The node is released,
-    and fenced again later with a cordon. A node that is being rolled back is Failed instead, because only its fence
-    records the failure."""
+    """Return the Aborting verdict for a change that began as a plugin restart and now needs an idle node. It releases
+    the node without a back-off, so that the node is fenced again with a cordon; a failure that the change had stays
+    recorded. A node that is being rolled back is Failed instead, because only its fence records the failure."""
     if goes_back(case):
         message = "the rollback needs an idle node, but this one is in use"
         return case.verdict(Phase.FAILED, Reason.ROLLING_BACK, message)
@@ -72,10 +72,10 @@ def start_anew(case: FencedCase) -> Verdict:
 
 
 def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
-    """Return the verdict that deletes this pod of an actuator, so that its replacement begins a new run. The node must
-    first be proven idle again, except that the agent's reading may be older than the last event. If the pod is
-    already terminating, the verdict only waits; if the change has no cordon, it starts over. `what` names the
-    actuator in the message."""
+    """Return the verdict that deletes this pod of an actuator, so that its replacement begins a new run. If the pod is
+    terminating already, the verdict only waits; if the change has no cordon, it starts over. Otherwise the node
+    must first be proven idle again (`way_to_idle`), for which the agent's reading may be older than the last event.
+    `what` names the actuator in the message."""
     verdict = case.verdict(
         Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, f"restarting {what} on the node"
     )
@@ -99,9 +99,9 @@ def _goal(case: FencedCase, assessed: Assessed, *, again: bool) -> Target:
 
 def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool) -> Verdict | None:
     """Return the verdict of a node whose run cannot begin yet, or None if it can. The run waits while the Node is
-    being deleted, the operator's views are stale, or the configuration has not reached the node. It also waits
-    while a gate of AIM objects to the target, or a pod that the run needs is missing. The objections do not matter
-    when the first of two steps is repeated."""
+    being deleted, the operator's views are stale, a gate of AIM or PROPAGATION is closed, or a pod that the run
+    needs is missing. The gates of AIM, which object to the final target, are skipped when the first of two steps is
+    repeated."""
     phase = Phase.VERIFYING_IDLE if case.fence.disruption.cordons else Phase.PREFLIGHT
     if case.fence.stage == "actuating" and phase is Phase.PREFLIGHT:
         phase = Phase.RECONFIGURING

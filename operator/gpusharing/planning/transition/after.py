@@ -62,11 +62,11 @@ def after_pnr(case: FencedCase) -> Verdict:
 def _in_time(case: FencedCase, verdict: Verdict) -> Verdict:
     """Return the verdict with the deadline of the fence applied. Before the deadline, the verdict wakes at the
     deadline at the latest. After it, the verdict becomes Failed and keeps its other actions, such as a request to
-    the agent; the reason ActuationInProgress becomes ActuatorStuck. A verdict that is Failed already or takes a
-    step now is returned unchanged.
+    the agent; the reason ActuationInProgress becomes ActuatorStuck. A verdict that is Failed already, or that has
+    an action of _STEPS, is returned unchanged.
 
-    An answer that is awaited from a Ready agent gets a little more time. Instead of failing, the verdict may be
-    another run that a person asked for, or a rollback.
+    An answer that is awaited from a Ready agent gets a little more time if no failure is recorded yet. Instead of
+    failing, the verdict may be another run that a person asked for, or a rollback (`_failed`).
     """
     if verdict.phase is Phase.FAILED or any(isinstance(action, _STEPS) for action in verdict.actions):
         return verdict
@@ -147,7 +147,8 @@ def _no_policy(case: FencedCase, reason: Reason) -> Verdict | None:
 
 def _uncordoned(case: FencedCase, reason: Reason) -> Verdict | None:
     """Return the verdict that puts the cordon back if somebody lifted it. None if the node is cordoned, or if the
-    change needs no cordon. Pods and readings from before the new cordon prove nothing."""
+    change needs no cordon. The same PATCH sets the fence's `since` to now, so that pods and readings from before
+    the new cordon prove nothing."""
     if not case.fence.disruption.cordons or case.node.unschedulable:
         return None
     message = "someone uncordoned the node before a good layout was proven; the operator cordons it again"
@@ -176,7 +177,7 @@ def _works_on(case: FencedCase, reason: Reason) -> Verdict | None:
 
 def _refused(case: FencedCase, reason: Reason) -> Verdict | None:
     """Return the verdict with the reason why the policy, as it is now, gives the node no target, or None if there is
-    no such reason. The node is Failed unless the obstacle is momentary."""
+    no such reason. The verdict is Verifying if the obstacle is momentary, else Failed."""
     assessment = case.assessment
     if not isinstance(assessment, Refused):
         return None
@@ -254,8 +255,8 @@ class _Aimed:
 
 
 def _aims_at(case: FencedCase, target: Target) -> bool:
-    """Whether what was written at the PNR leads to this target. An administrator may have changed what the name
-    of a configuration means since."""
+    """Whether the fence records this target at the PNR: the same two configuration names and the same layout. The
+    layout may differ under the same names, because an administrator may have changed what a name means since."""
     fence = case.fence
     aims = (fence.target_mig_config, fence.target_plugin_config, fence.to_layout)
     return aims == (target.mig_config, target.plugin_key, target.text)
@@ -283,7 +284,8 @@ def _still_at_work(aimed: _Aimed, reason: Reason) -> Verdict | None:
 
 def _stop_proven(aimed: _Aimed, reason: Reason) -> Verdict | None:
     """Return the verdict that goes on to the second step, or None if the present step does not lead to the
-    intermediate stop or that is not proven yet. It is proven once the current request to the agent says so."""
+    intermediate stop, or if that is not proven yet. It counts as proven if the current request to the agent records
+    that (`prepares_next_step`)."""
     proven = aimed.on_course and aimed.aim is aimed.assessed.stop and prepares_next_step(aimed.case)
     return aimed.run(step_proven=True) if proven else None
 
@@ -345,7 +347,8 @@ of its own."""
 
 
 def _at_work(case: FencedCase, trouble: Trouble) -> Verdict:
-    """Return the verdict of a node on which the actuator is at work, with the reason and message of `trouble`."""
+    """Return the verdict of a node on which the actuator is at work, with the reason and message of `trouble`. It
+    wakes when time alone may change what the actuator shows."""
     mismatch = trouble.mismatch
     return case.verdict(
         Phase.RECONFIGURING, mismatch.reason, mismatch.message, wake=case.actuator.next_look(case, case.fence)
@@ -403,9 +406,10 @@ def _verify(case: FencedCase, aim: Target, assessed: Assessed) -> Verdict:
 
 
 def _release(case: FencedCase, target: Target, policy: PolicyView) -> Verdict:
-    """Return the verdict that releases a proven node. One PATCH removes the fence, our marks and the cordon, and sets
-    our two labels. A cordon that is not ours alone stays (`may_uncordon`). While somebody else works on the node,
-    our cordon and the fence stay, and the routing label is not set yet (yielding.py)."""
+    """Return the verdict that releases a proven node. One PATCH writes the record of the proof, removes the fence, our
+    marks and the cordon, and sets our two labels. A cordon that is not ours alone stays (`may_uncordon`). While
+    somebody else works on the node, our cordon and the fence stay, and the routing label is not set yet
+    (yielding.py). After a rollback the reason is RolledBack."""
     fence, node = case.fence, case.node
     labels, annotations = unmarked(fence, node)
     labels[names.LABEL_POLICY] = policy.name

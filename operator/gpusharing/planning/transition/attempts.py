@@ -41,9 +41,9 @@ def owed_by(proof: Verified) -> str:
 
 def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = False) -> UpdateFence:
     """Return the action that records in the fence that another run of the actuators towards the target of `assessed`
-    is to begin. The run begins when the node is proven idle again, for which this sets a new deadline. The retry
-    annotation counts as answered. `failed`: the change has failed so far; the failure is then kept as that of an
-    earlier run. A rollback stays a rollback.
+    is to begin, once the node is proven idle again. It sets a new deadline for that, `drain.timeout` and the time
+    of the proof from now on. The retry annotation counts as answered. With `failed`, the change no longer counts as
+    failed, but the fence keeps the version of the spec that failed. A rollback stays a rollback.
 
     The record is written before the run, so that nothing is repeated after a crash in between, and a pod can block the
     run only for a limited time.
@@ -78,13 +78,14 @@ def note_failure(case: FencedCase, verdict: Verdict) -> Verdict:
 
 
 def still_failed(case: FencedCase) -> datetime | None:
-    """Return when the change was seen to have failed, at the latest now, or None if it has not failed. Only a proof, a
-    person or another generation clears a failure; a run that begins by itself does not."""
+    """Return when the change was seen to have failed, or now if the recorded time is in the future. None if it has not
+    failed. Only a proof, a person or another generation clears a failure; a run that begins by itself does not."""
     return None if case.fence.failed is None else min(case.fence.failed, case.now)
 
 
 def is_late(case: FencedCase) -> bool:
-    """Whether the deadline after the PNR has passed, or had passed when the failure was recorded."""
+    """Whether the fence's deadline has passed, or had passed when the failure was recorded. Meant for a change past
+    the PNR."""
     failed, deadline = case.fence.failed, case.fence.deadline
     return case.now >= deadline or (failed is not None and failed >= deadline)
 
@@ -114,9 +115,9 @@ def retry_command(node: str, answered: str) -> str:
 
 
 def goes_back(case: FencedCase) -> bool:
-    """Whether the node is being rolled back to what was proven on it last. A policy that was created again or a
-    person's retry ends the rollback, because then the policy's target is wanted. So does another generation, unless
-    the policy is paused now or only its deletion changed the generation. False while no policy drives the node."""
+    """Whether the node is being rolled back to what was proven on it last. False while no policy drives the node. A
+    person's retry or a policy that was created again ends the rollback, because then the policy's target is wanted.
+    So does another generation, unless the policy is paused now or only its deletion changed the generation."""
     fence, assessment = case.fence, case.assessment
     if not fence.rolls_back or assessment is None or was_asked_again(case):
         return False
@@ -136,8 +137,9 @@ def was_rolled_back(node: NodeView, policy: PolicyView) -> bool:
 
 
 def failed_in(node: NodeView, policy: PolicyView) -> SpecVersion | None:
-    """Return the latest version of this policy's spec in which a change is known to have failed on the node, or None
-    if none is known. Another try does not reset it."""
+    """Return the latest version of this policy's spec in which a change failed on the node, according to the records
+    of its last proof and its last abandoned attempt. None if neither names a version of this policy. The fence is
+    not read, and another try does not reset the records."""
     records = (record.failed_version for record in (node.verified, node.deferred) if record is not None)
     ours = (version for version in records if version is not None and version.uid == policy.uid)
     return max(ours, key=lambda version: version.generation, default=None)
@@ -202,7 +204,8 @@ def standing_deferral(case: NodeCase, policy: PolicyView) -> Deferred | None:
 
 
 def may_correct_at_once(case: NodeCase) -> bool:
-    """Whether a person has asked for another try since the proof, so that drift is corrected without a wait."""
+    """Whether a person has asked for another try since the proof, so that drift is corrected without a wait. False if
+    nothing was proven on the node."""
     verified = case.node.verified
     return verified is not None and is_new_value(case.node.retry, verified.retry)
 

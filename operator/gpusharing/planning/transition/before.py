@@ -95,8 +95,8 @@ def _held_up(case: FencedCase, reason: Reason, message: str) -> Verdict:
 
 def _begin_jobs(case: FencedCase) -> Verdict | None:
     """Return the verdict that sets the fence's deadline to the time when the last job must have ended. None if there
-    are no jobs, the pods were not listed, or the deadline is right already. Jobs get their time first; after that
-    the drain gets all of its own.
+    are no jobs, the pods were not listed, or the deadline is right already. After the jobs, the drain gets the
+    whole of `drain.timeout`.
 
     During the wait the deadline is only extended, and only to what the policy says now. An unlimited wait gets a limit
     if the policy is edited so.
@@ -114,9 +114,10 @@ def _begin_jobs(case: FencedCase) -> Verdict | None:
 
 
 def _end_jobs(case: FencedCase) -> Verdict | None:
-    """Return the verdict that starts the time of the drain because no job is left. None if the drain does not wait for
-    jobs, if some are left, or if the pods were not listed. This happens even if something else holds the drain up,
-    because the wait for jobs may be unlimited."""
+    """Return the verdict that starts the time of the drain, `drain.timeout` from now, because no job is left. None if
+    the drain does not wait for jobs, if some are left, if the pods were not listed, or if no readable policy drives
+    the node. The caller asks this even if something else holds the drain up, because the wait for jobs may be
+    unlimited."""
     plan, fence = case.drain, case.fence
     spec = case.assessment.policy.spec if case.assessment is not None else None
     if not fence.jobs or spec is None or plan is None or plan.holders < 0 or plan.jobs_until is not None:
@@ -303,9 +304,10 @@ def _jobs_late(case: FencedCase) -> str:
 
 
 def _late(case: FencedCase) -> str | Finding:
-    """Return why the change ends because the time until `_limit` is over, or an empty string if it goes on. What a
-    LIST shows counts more than the clock: the change goes on until the pods were listed and, once the last job has
-    ended, until the drain has got its own time. It also goes on if the policy says Hold."""
+    """Return why the change ends, because its deadline and the extra time of `_limit` are over, else an empty string.
+    What a LIST shows counts more than the clock, so the change also goes on while the pods still have to be listed
+    (`_unlooked`), and while the fence waits for jobs of which no LIST shows any. It goes on too if the policy says
+    Hold."""
     if holds(case) or _unlooked(case):
         return ""
     plan = case.drain
@@ -317,7 +319,8 @@ def _late(case: FencedCase) -> str | Finding:
 
 
 def _unlooked(case: FencedCase) -> bool:
-    """Whether the deadline is over, nothing holds the change up, and this process has not listed the pods yet.
+    """Whether the deadline is over, nothing holds the change up, and this process has not listed the pods yet. False
+    if the change needs no cordon.
 
     An operator that was not running for a while may find the pods gone, and what a LIST shows counts more than the
     clock (docs/design/drain.md#x10). A LIST that fails shows nothing. It is repeated for as long as a proof may take,

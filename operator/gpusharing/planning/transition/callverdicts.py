@@ -44,10 +44,11 @@ def calls_fail(verdict: Verdict) -> bool:
 
 
 def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | None = None) -> Verdict:
-    """Return the verdict of a node whose calls fail. While its calls are suspended, it is no candidate and wakes when
-    they may be sent again. If the failure lasts, the verdict also gets its reason, message and blocker; the reason
-    CordonKept stays, and a release loses its deadline. The node is then Pending if it was about to start, and
-    Failed if a step past the point of no return missed its deadline. Its actions stay; they wait for `next_try`.
+    """Return the verdict of a node whose calls fail. While its calls are suspended, it is no candidate, and it wakes
+    at the latest when they may be sent again. If the failure lasts, the verdict also gets its reason, message and
+    blocker; the reason CordonKept stays, with its message in front. A verdict that was to fence the node is then
+    Pending, one that missed the deadline of a step past the point of no return is Failed, and a release loses its
+    deadline. Its actions stay; they wait for `next_try`.
 
     The verdict is returned unchanged if it names a failed call already. So is one without actions, unless its node is
     a candidate whose calls are suspended, or is in flight and failed recently. `fence`: that of the node, needed only
@@ -83,7 +84,8 @@ def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | 
 
 
 def _is_late(verdict: Verdict, fence: Fence | None, now: datetime) -> bool:
-    """Whether the deadline is over and a step after the point of no return still fails. A release has no deadline."""
+    """Whether the verdict's deadline is over while it still has to send a step past the point of no return: an action
+    of `_goes_on` or, during a proof, a request to the agent. A release is no such step. False without a deadline."""
     deadline, begun = verdict.deadline, fence is not None and fence.stage == "actuating"
     asks = begun and verdict.phase in (Phase.VERIFYING, Phase.VERIFYING_IDLE)
     asks = asks and any(isinstance(one, EnsureGPUNode) for one in verdict.actions)
@@ -91,8 +93,8 @@ def _is_late(verdict: Verdict, fence: Fence | None, now: datetime) -> bool:
 
 
 def _goes_on(action: Action) -> bool:
-    """Whether the action continues a change past its point of no return. Before that point the deadline ends the
-    change, and no such action is planned after it."""
+    """Whether the action continues a change past its point of no return: it restarts a pod, or it writes the fence of
+    a node whose fence stage is `actuating`."""
     if isinstance(action, UpdateFence | Actuate):
         return action.node.fence is not None and action.node.fence.stage == "actuating"
     return isinstance(action, RestartOperand)
@@ -155,8 +157,9 @@ class Failing:
         return failure is not None and failure.holds(self.now)
 
     def find_late(self, members: dict[str, Member]) -> dict[str, Member]:
-        """Return all members, with new verdicts for two kinds of nodes: those that missed the deadline of their next
-        step are Failed and record that in the fence, and those whose calls have failed for long say so.
+        """Return all members, with new verdicts for two kinds of nodes that are not Failed yet: those that missed the
+        deadline of their next step become Failed and record that in the fence, and those in flight whose calls have
+        failed for long say so.
 
         The pools must know this before they choose, because Failed nodes count for maxFailures and the slots of the
         others do not become free by themselves.

@@ -37,7 +37,7 @@ def with_rules(
 ) -> ClusterSnapshot:
     """Return the snapshot in which each member of a gang has the spec.drain of the policy that its own node follows,
     or the reason why that is unknown. A member gets neither if its node's rules are the same as those of the node
-    in work, or if its node follows no policy.
+    whose pods were listed, or if its node follows no policy. The snapshot is unchanged if nothing differs.
 
     `followed` has the terms that each node is compared with, `owners` the policy that owns it, and `failed` the errors
     of nodes that cannot be judged.

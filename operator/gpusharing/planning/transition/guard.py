@@ -37,8 +37,8 @@ def find_fault(error: Exception) -> Finding:
 
 
 def not_judged(node: NodeView, policy: str, error: Exception) -> Verdict:
-    """Return the verdict for a node whose judgment raised an error: nothing is done on it, and its fence and cordon
-    stay. `policy` is shown if the node has no fence."""
+    """Return the Blocked verdict for a node whose judgment raised an error: nothing is done on it, and its fence and
+    cordon stay. `policy` is shown if the node has no fence."""
     fence, why = node.fence, find_fault(error)
     return Verdict(
         node=node.name,

@@ -17,7 +17,7 @@ Marks = dict[str, str | None]
 
 def marks_for(node: NodeView, more: Iterable[str] = ()) -> tuple[Marks, Marks]:
     """Return the labels and the annotations that the fence sets: those whose keys the node does not have yet. `more`
-    has further labels of this cluster, as `key=value`; for a key that we set ourselves, our value is used."""
+    has further labels of this cluster, as `key=value`; those with a key of NEIGHBOUR_LABELS have no effect."""
     known = {
         key: value for key, _, value in (entry.partition("=") for entry in more)
     } | names.NEIGHBOUR_LABELS
@@ -27,9 +27,9 @@ def marks_for(node: NodeView, more: Iterable[str] = ()) -> tuple[Marks, Marks]:
 
 
 def routing_before(fence: Fence, node: NodeView) -> Marks:
-    """Return the routing label that the release sets, as recorded in the fence: that from before the change or, for a
-    yielded node that was proven, that of the proven layout. Empty if none is recorded, if the fence belongs to
-    another Node, or if the fence stage is `actuating`."""
+    """Return the routing label that the release sets, with its value, as recorded in the fence: that from before the
+    change or, for a yielded node that was proven, that of the proven layout. Empty if none is recorded, if the
+    fence belongs to another Node, or if the fence stage is `actuating`."""
     kept = fence.from_mode and fence.node_uid == node.uid and fence.stage != "actuating"
     return {names.LABEL_MODE: fence.from_mode} if kept else {}
 

@@ -90,9 +90,9 @@ def find_member(
 
 
 def find_heir(case: NodeCase, policy: str, verdict: Verdict) -> str:
-    """Return the policy, other than `policy`, whose pool the node joins without being in service, once the actions of
-    its verdict are carried out: the one that its Failed change is handed over to, or its owner if the node is released
-    and stays cordoned. Empty if there is none, or the node has no fence."""
+    """Return the other policy whose pool the node joins, still out of service, once the actions of its verdict are
+    carried out. That is the policy to which its Failed change is handed over or, if the node is released and stays
+    cordoned, its owner. Empty if this is `policy` itself, if there is no such action, or if the node has no fence."""
     fence, heir = case.node.fence, policy
     for action in verdict.actions if fence is not None else ():
         if isinstance(action, UpdateFence) and fence is not None and action.fence.policy != fence.policy:

@@ -118,11 +118,12 @@ def next_quiet_request(
     case: FencedCase, stood: str, *, any_event: bool, step_proven: bool
 ) -> EnsureGPUNode | None:
     """Return the next request to close NVML, or None if the current one is good. A new one is needed if the answer to
-    the current one would not count, at every poll while a process uses a GPU, and when the answer is too old.
+    the current one would not count, at every poll while a process uses a GPU, and when the answer is too old. A
+    request that the agent has not answered yet is not replaced, or the agent might never answer.
 
-    A request that the agent has not answered yet is not replaced, or the agent might never answer. `stood`: see
-    NodeWork. `any_event`: the request may be older than the last event. `step_proven`: the request also records that
-    the present step is proven.
+    `stood`: the id of a request that no longer counts, because the last pod may have left after it (`NodeWork.stood`).
+    `any_event`: the request may be older than the last event. `step_proven`: the request also records that the present
+    step is proven.
     """
     asked_at, now = _asked_at(case, "quiet", any_event=any_event), _stamp(case.now)
     if asked_at is not None and _request(case) != stood:
