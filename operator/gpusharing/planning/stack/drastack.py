@@ -259,7 +259,7 @@ def refuse(spec: GPUSharingPolicySpec, stack: DraStack) -> str:
 
 def find_dra_symptoms(view: InstallationView) -> Symptoms:
     """Yield an error that NVIDIA's DRA stack serves the GPUs, and one for everything that it lacks; one of the
-    inspections of `installation.py`. Yields nothing if the device plugin serves the GPUs."""
+    inspections of `installation.py`. Yields nothing if that stack does not serve the GPUs."""
     if not (stack := dra_stack_of(view)).serves:
         return
     message = f"NVIDIA's DRA stack serves the GPUs of this cluster, and {UNFINISHED}"

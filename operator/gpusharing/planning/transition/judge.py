@@ -43,8 +43,8 @@ def differs_from_target(case: NodeCase) -> bool:
     back is compared with what it was rolled back to. A report with an error, without GPUs, or with a GPU that has
     never answered counts as a difference.
 
-    False if the policy gives the node no target, and while the first report is awaited. False also while NVML must
-    stay closed, as when mig-manager repairs the node after a reboot, because nobody reads the GPUs then.
+    False if the policy gives the node no target, and while a reading is awaited. False also while NVML must stay
+    closed, as when mig-manager repairs the node after a reboot, because nobody reads the GPUs then.
     """
     assessment, difference = case.assessment, None
     if isinstance(assessment, Assessed):

@@ -165,8 +165,8 @@ def _is_being_divided(node: NodeView) -> bool:
 
 
 def uses_mps(node: NodeView, observed: ObservedView, stack: StackView) -> bool:
-    """Whether the device plugin of the node is configured to share GPUs by MPS, or an MPS daemon serves one of the
-    GPUs already. The latter is concluded from the compute mode of the GPUs in the agent's report."""
+    """Whether the device plugin of the node is configured to share GPUs by MPS, or a GPU in the agent's report is in
+    the exclusive compute mode that an MPS daemon sets."""
     return is_told_mps(node, stack) or any(gpu.compute_mode == EXCLUSIVE for gpu in observed.hardware.kinds)
 
 
@@ -281,11 +281,12 @@ writes `mig.config` only if the label is absent (docs/design/nvidia.md#d1)."""
 
 
 def find_owners(node: NodeView) -> dict[str, str]:
-    """Return the labels that somebody else sets, each with a clause for people that says who it is and what to do
+    """Return the labels that another program sets, each with a clause for people that says who it is and what to do
     about it. Empty for nearly all nodes.
 
-    On a node where something was proven, a field manager that has replaced a value of ours is included until a person
-    sets a new value of the retry annotation. Those whose names begin as in HANDS never are.
+    Besides the owners that claim a label, this includes field managers that have replaced a value of ours, on a node
+    where something was proven, until a person sets a new value of the retry annotation. Those whose names begin as in
+    HANDS are left out.
     """
     proof = node.verified
     if not node.label_rewriters or proof is None or node.retry not in ("", proof.retry):

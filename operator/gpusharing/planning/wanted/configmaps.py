@@ -26,10 +26,10 @@ def plan_config(
     plugins: Mapping[str, PluginConfig],
     stack: StackView,
 ) -> tuple[WriteConfig | None, bool]:
-    """Return the write that the ConfigMaps need, and whether they contain now entries, other than the neutral one,
-    that no policy, card or file of the admin needs. Of these, a later pass may be able to remove those that a Node
-    still names. The write is None if both exist with the right content, our mark, and a time of writing for each
-    entry. If a ConfigMap was created by somebody else, the result is None and False.
+    """Return the write that the ConfigMaps need, and whether they contain entries now, other than the neutral one,
+    that no policy, card or file of the admin needs. The write keeps those that a Node still names, so a later pass
+    may be able to remove them. The write is None if both ConfigMaps exist with the right content, our mark, and a
+    time of writing for each entry. If a ConfigMap was created by somebody else, the result is None and False.
 
     `requests` is what the policies ask of every node, `models` has one GPU for each card model in the cluster by
     product, and `plugins` has the device-plugin configurations of all targets by key.
@@ -78,9 +78,9 @@ def _wanted(
 def _retain(
     plugin: dict[str, str], entries: dict[str, migfile.Entry], nodes: Iterable[NodeView], stack: StackView
 ) -> None:
-    """Add to `plugin` and `entries` the entries that no policy needs but that a Node still names or that nodes without
-    the label use, with their content from before somebody edited or deleted them. If the admin's mig-parted file
-    has an entry that cannot be used, all entries of our present file are kept too."""
+    """Add to `plugin` and `entries`, in place, the entries that no policy needs but that a Node still names or that
+    nodes without the label use, with their content from before somebody edited or deleted them. If the admin's
+    mig-parted file has an entry that cannot be used, also add all other sound entries of our present file."""
     old_plugin = {**stack.plugin_configs, **stack.seen_plugin_configs}
     present = migfile.sound_entries(stack.mig_file)
     old_entries = {**present, **stack.seen_mig_entries}

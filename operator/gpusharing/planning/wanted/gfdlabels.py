@@ -14,11 +14,12 @@ from gpusharing.planning.wanted.target import Target
 
 
 def expected_gfd_labels(target: Target, observed: ObservedView) -> tuple[Mapping[str, str], ...]:
-    """Return the label sets that GPU Feature Discovery may write for the target (docs/design/nvidia.md#c).
+    """Return the label sets that GPU Feature Discovery may write for the target (docs/design/nvidia.md#c). Raises
+    ValueError unless the target has one layout for each observed GPU.
 
-    There is one set for each card model on the node. GFD counts each model separately and overwrites the labels of one
-    with those of the next, in an order that may change at each run (k8s-device-plugin v0.19.3,
-    internal/lm/mig-strategy.go).
+    There is one set for each card model on the node, or for each model with a whole GPU if there is one, because GFD
+    writes these last. GFD counts each model separately and overwrites the labels of one with those of the next, in an
+    order that may change at each run (k8s-device-plugin v0.19.3, internal/lm/mig-strategy.go).
     """
     products = tuple(bare_product(gpu.product) for gpu in observed.gpus)
     return _expect(target.layouts, target.plugin, products)
@@ -28,8 +29,8 @@ def expected_gfd_labels(target: Target, observed: ObservedView) -> tuple[Mapping
 def _expect(
     layouts: tuple[Layout | None, ...], plugin: PluginConfig, products: tuple[str, ...]
 ) -> tuple[Mapping[str, str], ...]:
-    """Return the label sets for a node with these GPUs, one set for each product that GFD may describe. `products` and
-    `layouts` have one entry for each GPU."""
+    """Return the label sets for a node with these GPUs, one set for each product that GFD may describe last.
+    `products` and `layouts` must have one entry for each GPU; otherwise ValueError is raised."""
     shared = "-SHARED" if plugin.sharing and not plugin.sharing.rename else ""
     # GFD writes the labels of models with a whole GPU last, so those of one such model remain.
     whole = [product for product, layout in zip(products, layouts, strict=True) if layout is None]
@@ -88,11 +89,11 @@ _OF_INSTANCES = ("nvidia.com/gpu.multiprocessors", "nvidia.com/gpu.slices.", "nv
 def future_labels(
     node: NodeView, target: Target, observed: ObservedView, policy: str
 ) -> tuple[Mapping[str, str], ...]:
-    """Return all labels that the node will have when the change to `target` is done. There is one set for each card
-    model on the node, because GFD describes only one of them. `policy` is the name of the policy that will own the
-    node.
+    """Return all labels that the node will have when the change to `target` is done, once for each label set that GFD
+    may write (`expected_gfd_labels`). `policy` is the name of the policy that will own the node.
 
     A label whose future value is unknown keeps its present value. The memory of an instance is rounded up to GiB.
+    Raises ValueError unless the target has one layout for each observed GPU.
     """
     strategy, before = target.plugin.mig_strategy, node.labels.get(names.LABEL_MIG_STRATEGY, "none")
     own = {**node.labels, names.LABEL_MODE: target.routing, names.LABEL_POLICY: policy}

@@ -253,8 +253,8 @@ def resolve_name(
 def find_meaning(
     name: str, node: str, stack: StackView, gpus: Sequence[CardView], generated: str
 ) -> tuple[Layout | None, ...] | str:
-    """Return the same as `resolve_name`, which calls this function with the file that mig-manager generated for the
-    node as `generated`. That file is used only if mig-manager does not read our file."""
+    """Return what `resolve_name` returns, given the file that mig-manager generated for the node as `generated`. That
+    file is used only if mig-manager does not read our file."""
     if not stack.serves_our_mig_file:
         return _generated_name(name, node, gpus, generated)
     admin = parse_admin(stack.admin_mig_file)

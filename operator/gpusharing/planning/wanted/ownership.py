@@ -51,7 +51,8 @@ class Contender:
 
     @property
     def order(self) -> tuple[int, str, str]:
-        """Sort key; the first contender wins."""
+        """Sort key that puts higher priorities first, then older policies, then names in alphabetical order. The first
+        contender wins."""
         return (-self.priority, self.created, self.name)
 
 

@@ -283,8 +283,8 @@ def _parse_sharing(block: Mapping[str, Any], strategy: SharingStrategy) -> Shari
 
 @lru_cache(maxsize=1024)
 def key_for(policy: str, content: str) -> str:
-    """Return the name of an entry for `policy`: the name of the policy, shortened so that the result fits a label
-    value, and a hash of the content."""
+    """Return the name of an entry for `policy`: the name of the policy, cut to 55 characters so that the result fits a
+    label value, a hyphen, and a hash of the content."""
     return f"{policy[:55].rstrip('-.')}-{_digest(content)}"
 
 

@@ -34,8 +34,8 @@ def find_revision(policy: PolicyView) -> str:
 
 
 def is_of(record: Fence | Verified, policy: PolicyView, revision: str) -> bool:
-    """Whether the change or proof in `record` followed this policy with its present spec. `revision` is the revision
-    of the policy, which the caller computes once for all nodes.
+    """Whether the change or proof in `record` followed this same policy, by its UID, with its present spec. `revision`
+    is the revision of the policy, which the caller computes once for all nodes.
 
     A record by an older operator has no revision. Then the generations are compared instead.
     """

@@ -125,8 +125,9 @@ class Wish:
 
 
 def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
-    """Return what the policy named `policy` with this spec asks of every node. Its `mig_config` is all-disabled unless
-    the mode is MIG, and is named after its content if the policy has layouts."""
+    """Return what the policy named `policy` with this spec asks of every node. In mode MIG its `mig_config` is
+    spec.mig.config or, if the policy has layouts, a name made of the policy and a hash of their entry. In all other
+    modes it is all-disabled."""
     entry = (
         migfile.entry_of(spec.mig.layouts) if spec.mig is not None and spec.mig.layouts is not None else None
     )
@@ -253,8 +254,9 @@ class Targets:
         )
 
     def stop(self, hardware: Hardware) -> Target:
-        """Return the intermediate target between MPS and MIG: whole GPUs without sharing. Without it, mig-manager and
-        the MPS daemon would race (b.5). The target is cached for all nodes with the same GPUs."""
+        """Return the intermediate target between MPS and MIG: mode Full, so whole GPUs without sharing, whatever the
+        policy's mode. Without it, mig-manager and the MPS daemon would race (b.5). The target is cached for all
+        nodes with the same GPUs."""
         return self.answers.ask(self._stop, hardware.cards)
 
     def _stop(self, cards: tuple[CardView, ...]) -> Target:
@@ -370,8 +372,9 @@ def _own(
 def _legal(
     layouts: tuple[Layout | None, ...], spec: GPUSharingPolicySpec, node: str, gpus: Sequence[CardView]
 ) -> tuple[Layout | None, ...] | Finding:
-    """Return `layouts`, one for each GPU, unchanged, or a Finding about the first card that cannot have its layout.
-    Also a Finding if the GPUs do not all have one and the same profile under strategy single."""
+    """Return `layouts` unchanged, or a Finding about the first card that cannot have its layout. Also a Finding if the
+    GPUs do not all have one and the same profile under strategy single. Raises ValueError unless there is one
+    layout for each GPU."""
     fitted: tuple[Layout | None, object] = (None, None)
     for gpu, layout in zip(gpus, layouts, strict=True):
         if layout is None or fitted == (layout, gpu.profiles):
@@ -468,12 +471,11 @@ _FULL = {"mode": Mode.FULL, "mig": None, "time_slicing": None, "mps": None}
 
 
 def under_deletion(policy: PolicyView, *, resets: bool) -> PolicyView:
-    """Return the policy as the planner should see it. If it is being deleted and `resets` says that its deletionPolicy
-    is Reset, as far as that can be read, the result has mode Full and is marked as `resetting` in place of
-    `deleting`. Otherwise the policy is unchanged.
+    """Return the policy as the planner should see it. If it is being deleted, has our finalizer and no force-release,
+    and `resets` says that its deletionPolicy is Reset, the result is marked as `resetting` in place of `deleting`,
+    and its spec, if readable, has mode Full. Otherwise the policy is unchanged.
 
-    It is also unchanged if it does not have our finalizer: the object will be gone in a moment. With force-release it
-    is unchanged too: a person has given up its nodes.
+    Without our finalizer the object will be gone in a moment. With force-release a person has given up its nodes.
     """
     if not (policy.deleting and policy.finalizer and resets) or policy.force_release:
         return policy

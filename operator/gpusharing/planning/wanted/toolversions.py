@@ -109,7 +109,8 @@ def merges_suffixes(version: str) -> bool:
 
 def find_deafness(daemon: MpsDaemonView) -> str:
     """Return why this MPS daemon would not read the configuration that a label names, as a clause for people. Empty if
-    it would read it, or if that is unknown."""
+    it would read it. Also empty if that is unknown: the version cannot be parsed, the DaemonSet has no
+    config-manager, or the daemon runs behind a shell, so that its process name is unknown."""
     if _VERSION.match(daemon.version) is None or _is_before(daemon.version, FALLBACK_FIRST_SINCE):
         return ""
     if not daemon.signalled:  # the DaemonSet has no config-manager
@@ -193,7 +194,8 @@ def _is_before(version: str, since: tuple[int, ...]) -> bool:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """Return the three numbers of a version, the last one 0 if it is missing. Empty if it cannot be parsed."""
+    """Return the three numbers of a version, such as (0, 19, 3) for `v0.19.3-ubi9`. The last one is 0 if it is
+    missing. Empty if the version cannot be parsed."""
     match = _VERSION.match(version)
     return () if match is None else tuple(int(part or 0) for part in match.groups())
 

@@ -344,8 +344,9 @@ def find_exclusive(hardware: Hardware) -> str | Finding:
 
 
 def _gfd_not_restarted(compared: Comparison) -> str:
-    """Return a message if GPU Feature Discovery has not restarted since the change. Empty if it has restarted, or need
-    not."""
+    """Return a message if the label with the start time of GPU Feature Discovery still has the value from before the
+    change, so that its other labels prove nothing. Empty if it has another value, or if GFD need not restart for
+    this change."""
     before = compared.gfd_timestamp
     if not before or compared.node.labels.get(names.LABEL_GFD_TIMESTAMP) != before:
         return ""
@@ -357,7 +358,7 @@ def _gfd_not_restarted(compared: Comparison) -> str:
 def _gfd_labels(compared: Comparison) -> str:
     """Return a message about the first label of GPU Feature Discovery that does not have the value predicted for the
     target, else an empty string. On a node with several card models, the labels are compared with the prediction
-    for the model whose product they show."""
+    for the model whose product they show, or with the last prediction if they show none of these products."""
     labels = compared.node.labels
     possible = expected_gfd_labels(compared.target, compared.observed)
     shown = labels.get(names.LABEL_GPU_PRODUCT, "")
@@ -437,8 +438,8 @@ def find_mismatch(compared: Comparison, checks: Sequence[Check]) -> Finding | No
 
 
 def find_disagreements(compared: Comparison, checks: Sequence[Check]) -> dict[Source, Finding]:
-    """Return the first disagreement of each source that does not agree with the target, by source. These are for
-    people; decisions use only `find_mismatch`."""
+    """Return the first disagreement of each source that does not agree with the target, by source. Sources that agree
+    are left out. The result is for people; decisions use only `find_mismatch`."""
     disagreements: dict[Source, Finding] = {}
     for check in checks:
         if check.source not in disagreements and (text := check.find(compared)):

@@ -34,8 +34,8 @@ from gpusharing.planning.wanted.verify import CHECKS, find_entry, paused_operand
 
 
 def _deaf_mps(case: ActuatorCase, target: Target) -> str:
-    """Return why no label can turn MPS on, if MPS is the target, else an empty string. Without this obstacle that would
-    show only after the drain."""
+    """Return why no label can turn MPS on, with the remedy, if MPS is the target and the MPS daemon follows no label.
+    Empty otherwise. It is known before the drain, which would be in vain."""
     policy = case.stack.cluster_policy
     daemon = policy.mps_daemon if policy is not None else None
     if daemon is None or target.mode is not Mode.MPS or not (why := find_deafness(daemon)):
@@ -89,14 +89,16 @@ OBSTACLES = (
 
 
 def _find_labels(node: NodeView, target: Target) -> dict[str, str]:
-    """Return both labels with the values that name the target. If the target needs no mig-manager, its label keeps its
-    present value."""
+    """Return the values that both labels have on a node with this target, by label. The device plugin's value is empty
+    if its label must be absent. If the target needs no mig-manager, its label keeps its present value, which is
+    empty if it has none."""
     config = target.mig_config or node.labels.get(names.LABEL_MIG_CONFIG, "")
     return {names.LABEL_MIG_CONFIG: config, names.LABEL_PLUGIN_CONFIG: target.plugin_key}
 
 
 def _needs_run(case: ActuatorCase, target: Target) -> bool:
-    """Whether the target has a label for mig-manager and can be reached only by a run of mig-manager."""
+    """Whether the target has a value for mig-manager's label and mig-manager has to work towards it: the label has
+    another value, or the node still differs (`needs_restart`)."""
     if not target.mig_config:
         return False
     return case.node.labels.get(names.LABEL_MIG_CONFIG) != target.mig_config or needs_restart(case, target)
@@ -205,8 +207,8 @@ def _find_old(case: ActuatorCase, fence: Fence) -> tuple[Operand, str] | None:
 
 def _find_trouble(case: ActuatorCase, fence: Fence) -> Trouble | None:
     """Return the trouble that mig-manager's labels show, by the first of SIGNS that applies. None if mig-manager
-    reports success and is done, or if the change does not need it. Some signs depend on the time since the PNR or
-    the last restart."""
+    reports success and is done, or if the change does not need it. Some signs depend on the time since the latest
+    run began."""
     return find_sign(SIGNS, case, fence) if fence.target_mig_config else None
 
 
@@ -216,7 +218,8 @@ def _state(case: ActuatorCase) -> str:
 
 
 def _waited(case: ActuatorCase, fence: Fence) -> float:
-    """Return the seconds since the PNR or the last restart of mig-manager."""
+    """Return the seconds since the latest run passed the PNR. A repeated run, which may restart mig-manager, counts
+    from its own beginning."""
     return (case.now - fence.stage_since).total_seconds()
 
 
@@ -265,8 +268,7 @@ def _pending(case: ActuatorCase) -> str:
 
 def _paused_for_long(case: ActuatorCase, fence: Fence) -> str:
     """Return the message that mig-manager reports success but operands are still paused, if `wedge_paused` seconds
-    have passed since the PNR or the last restart of mig-manager, which is longer than a run needs. Otherwise return
-    an empty string."""
+    have passed since the latest run began, which is longer than a run needs. Otherwise return an empty string."""
     return _paused(case, fence) if _waited(case, fence) >= case.settings.wedge_paused else ""
 
 
@@ -330,8 +332,9 @@ def _believed_from(case: ActuatorCase, fence: Fence) -> datetime:
 
 
 def _next_look(case: ActuatorCase, fence: Fence) -> datetime | None:
-    """Return when the passing of time alone may change what `_find_trouble` returns, or None if it will not: the next
-    of the two limits of waiting and of the time from which mig-manager's state is believed."""
+    """Return when the passing of time alone may change what `_find_trouble` returns, or None if it will not. It is the
+    earliest future moment of three: `wedge_paused` and `wedge_pending` seconds after the latest run began, and
+    `_believed_from`."""
     settings = case.settings
     moments = [
         fence.stage_since + timedelta(seconds=wait)
@@ -362,10 +365,10 @@ def _find_work(node: NodeView) -> str:
 
 
 def _tell_left(node: NodeView) -> str:
-    """Return a clause that says that the device plugin's label stays on the node and why, or an empty string if the
-    node has no such label. The last change has removed it unless that would share the GPUs
-    (`target.without_default_label`). mig-manager's label, which stays in any case, is not mentioned: it is
-    all-disabled then, a name of NVIDIA's own."""
+    """Return the end of a sentence that says that the labels of a node are removed: the exception that the device
+    plugin's label stays, and why. Empty if the node has no such label. The last change has removed it unless that
+    would share the GPUs (`target.without_default_label`). mig-manager's label stays in any case, with the value
+    all-disabled, but is not mentioned."""
     if names.LABEL_PLUGIN_CONFIG not in node.labels:
         return ""
     return (
