@@ -202,9 +202,10 @@ def _plugin_field(
 
 def _unmerged(pointer: Pointer, stack: StackView) -> str:
     """Return what has to be done before the pointer may name our ConfigMap, as clauses that each begin with a
-    semicolon. One clause is about each ConfigMap that a chart value names but that does not exist. A further one is
-    about entries that device plugins use and our ConfigMap lacks or, if none is known to be missing, about the
-    ConfigMap that the pointer names now, unless a chart value has it merged. Empty if there is nothing to do."""
+    semicolon. Empty if there is nothing to do. There is one clause for each ConfigMap that a chart value names but
+    that does not exist. If our ConfigMap lacks entries that device plugins use, the last clause says how to correct
+    that. If none is known to be missing, it says that entries of the ConfigMap which the pointer names now have to
+    be merged, unless a chart value names one to merge already."""
     absent = "".join(
         f"; ConfigMap {name}, which a chart value names, does not exist" for name in stack.missing_maps
     )

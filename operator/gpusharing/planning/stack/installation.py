@@ -467,8 +467,8 @@ def _unmerged(view: InstallationView, pointer: Pointer) -> str:
 
 def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
     """Yield a symptom if mig-manager is on and does not read our ConfigMap: an error if a policy has layouts or the
-    ConfigMap that it reads is known to be void, else a warning. Yield another if ClusterPolicy overrides the MIG
-    strategy: an error if it is not that of every MIG policy, else a warning."""
+    ConfigMap that it reads is known to be empty or missing, else a warning. Yield another if ClusterPolicy
+    overrides the MIG strategy: an error if any MIG policy has another one, else a warning."""
     wanted = [one.spec for one in view.policies if one.spec is not None and one.spec.mode is Mode.MIG]
     wants_layouts = any(spec.mig is not None and spec.mig.layouts is not None for spec in wanted)
     pointer = mig_pointer(policy, view.place.mig_config_map)

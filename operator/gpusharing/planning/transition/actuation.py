@@ -126,12 +126,12 @@ def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
 def _begin(
     case: FencedCase, assessed: Assessed, goal: Target, idle: FreshReading | None, *, again: bool = False
 ) -> Verdict:
-    """Return the verdict of a node that is to pass the PNR now. Its only action is one PATCH, which writes what the
-    actuator needs for `goal` and moves the fence to the stage `actuating`. The verdict also says whether the next pass
-    needs the node's pods.
+    """Return the Reconfiguring verdict of a node that is to pass the PNR now. Its only action is one PATCH, which
+    writes what the actuator needs for `goal` and moves the fence to the stage `actuating`. The verdict also says
+    whether the next pass needs the node's pods.
 
-    `idle` is the reading that proved the node idle. For a plugin restart it is None, and then nothing is written
-    that could change a GPU. `again` says whether the last run is repeated; the number of the attempt is then kept.
+    `idle` is the reading that proved the node idle. For a plugin restart it is None, and then nothing is written that
+    could change a GPU. `again` says whether the last run is repeated; the number of the attempt is then kept.
     """
     message = f"changing to {goal.text}"
     verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message)

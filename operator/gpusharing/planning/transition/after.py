@@ -189,7 +189,8 @@ def _refused(case: FencedCase, reason: Reason) -> Verdict | None:
 
 
 def _not_asked(case: FencedCase, reason: Reason) -> Verdict | None:
-    """Return the verdict that asks the agent to read the GPUs, or None if it was asked already."""
+    """Return the Verifying verdict that asks the agent to read the GPUs, or None if it was asked already since the
+    last event."""
     request = verify_request(case)
     if request is None:
         return None
@@ -197,8 +198,8 @@ def _not_asked(case: FencedCase, reason: Reason) -> Verdict | None:
 
 
 def _unobserved(case: FencedCase) -> Verdict:
-    """Return the verdict that waits for the agent's reading, or the verdict that the reading lacks something, such as
-    any GPU."""
+    """Return the Verifying verdict that waits for the agent's reading. If the reading is there but lacks something,
+    such as any GPU, the verdict says so."""
     assessment = case.assessment
     pending = assessment.pending if isinstance(assessment, Unobserved) else None
     if (
@@ -347,8 +348,8 @@ of its own."""
 
 
 def _at_work(case: FencedCase, trouble: Trouble) -> Verdict:
-    """Return the verdict of a node on which the actuator is at work, with the reason and message of `trouble`. It
-    wakes when time alone may change what the actuator shows."""
+    """Return the Reconfiguring verdict of a node on which the actuator is at work, with the reason and message of
+    `trouble`. It wakes when time alone may change what the actuator shows."""
     mismatch = trouble.mismatch
     return case.verdict(
         Phase.RECONFIGURING, mismatch.reason, mismatch.message, wake=case.actuator.next_look(case, case.fence)

@@ -68,9 +68,10 @@ def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = Fa
 
 
 def note_failure(case: FencedCase, verdict: Verdict) -> Verdict:
-    """Return the verdict of a node past the PNR. If it is Failed for the first time, the failure is recorded in the
-    fence; without the record, a clock that is set back would undo the failure, and a halted rollout would continue.
-    Nothing is recorded if the fence belongs to an earlier Node of this name, or if no policy drives the node."""
+    """Return the verdict of a node past the PNR. If it is Failed for the first time, an action is added at its end
+    that records the failure in the fence; without the record, a clock that is set back would undo the failure, and
+    a halted rollout would continue. Unchanged if the fence belongs to an earlier Node of this name, or if no policy
+    drives the node."""
     ours = case.fence.node_uid == case.node.uid and case.assessment is not None
     if verdict.phase is not Phase.FAILED or case.fence.failed is not None or not ours:
         return verdict

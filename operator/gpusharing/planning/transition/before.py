@@ -75,10 +75,11 @@ def _next_step(case: FencedCase) -> Verdict:
 
 
 def _held_up(case: FencedCase, reason: Reason, message: str) -> Verdict:
-    """Return the verdict of a change that cannot continue for now, although its deadline stays.
+    """Return the Cordoned verdict of a change that cannot continue for now, although its deadline stays.
 
     If the drain waits for jobs, the pods are still listed, because the wait ends with the last job. If the policy says
-    Hold and the deadline is over, the change waits until the obstacle ends or a person gives it up.
+    Hold and the deadline is over, the change waits until the obstacle ends or a person gives it up, and the message
+    has the command for that.
     """
     if not case.fence.jobs:
         if outlasts(case):
@@ -305,9 +306,8 @@ def _jobs_late(case: FencedCase) -> str:
 
 def _late(case: FencedCase) -> str | Finding:
     """Return why the change ends, because its deadline and the extra time of `_limit` are over, else an empty string.
-    What a LIST shows counts more than the clock, so the change also goes on while the pods still have to be listed
-    (`_unlooked`), and while the fence waits for jobs of which no LIST shows any. It goes on too if the policy says
-    Hold."""
+    It also goes on if the policy says Hold, while the pods still have to be listed (`_unlooked`), and while the
+    fence waits for jobs of which no LIST shows any. What a LIST shows counts more than the clock."""
     if holds(case) or _unlooked(case):
         return ""
     plan = case.drain
@@ -359,9 +359,9 @@ programs come before the deadline, so that an abort names its real cause."""
 
 
 def _limit(case: FencedCase) -> datetime:
-    """Return when the change ends by the clock: at the deadline, plus extra time in two cases. There is time for the
-    proof if no pod is left or the change needs no cordon, and time for the termination of pods if only terminating
-    ones are left and the policy deletes by force."""
+    """Return when the change ends by the clock: at the deadline, plus extra time in two cases. If no pod is left, or
+    if the change needs no cordon, there is time for the proof. If only terminating pods are left and the policy
+    deletes by force, there is time for their termination."""
     gone = not case.fence.disruption.cordons
     if case.drain is not None:
         gone = case.drain.idle

@@ -61,8 +61,8 @@ def way_to_idle(
 
 
 def escalate(case: FencedCase) -> Verdict | None:
-    """Return the verdict that records a worse class of disruption in the fence, or None if the class is the recorded
-    one. The worst class seen decides which pods must leave.
+    """Return the Draining verdict that records a worse class of disruption in the fence, or None if the class is the
+    recorded one. The worst class seen decides which pods must leave.
 
     Pods that did not have to leave before get all of `drain.timeout` from now on. While the drain waits for jobs, the
     deadline stays.

@@ -100,8 +100,8 @@ def _hand_over(case: FencedCase, verdict: Verdict, heir: PolicyView) -> Verdict:
 
 
 def _unowned(case: NodeCase) -> Verdict | None:
-    """Return the verdict for a node that no policy selects. It stays as it is, except that the label that names its
-    former owner is removed. None for a node without a GPU and without that label."""
+    """Return the Skipped verdict for a node that no policy selects. It stays as it is, except that the label that
+    names its former owner is removed. None for a node without a GPU and without that label."""
     marked = names.LABEL_POLICY in case.node.labels
     if not has_gpu(case.node) and not marked:
         return None
@@ -134,8 +134,8 @@ def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
 
 
 def _not_observed(case: NodeCase, pending: Finding) -> Verdict:
-    """Return the verdict for a node of which no usable reading exists, with the most specific known cause. `pending`
-    is the cause if no other is known."""
+    """Return the verdict for a node of which no usable reading exists, with the most specific known cause: a closed
+    gate of SERVABLE, a component that does not tolerate the start-up taint, a missing agent, or else `pending`."""
     if (gate := find_gate(case, None, SERVABLE)) is not None:  # this explains why nobody reads the GPUs
         return _gated(case, gate)
     if (closed := find_closed(case)) is not None:
@@ -199,8 +199,9 @@ def _tell_lapses(case: NodeCase) -> str:
 
 
 def _unseen(case: NodeCase) -> Verdict | None:
-    """Return the verdict that nobody can confirm the whole GPUs of a node whose policy is being deleted, or None if
-    the agent and the node are Ready. The policy waits for the confirmation (forgetting.py)."""
+    """Return the Blocked verdict that nobody can confirm the whole GPUs of a node whose policy is being deleted,
+    because the agent or the node is not Ready. None if both are. The policy waits for the confirmation
+    (forgetting.py)."""
     if not case.agent_ready:
         return _blocked(case, case.no_agent(", so the node cannot be proven to have whole GPUs"))
     if not case.node.ready:

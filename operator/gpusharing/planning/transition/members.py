@@ -154,7 +154,7 @@ def going(member: Member) -> bool:
 
 
 def unready(member: Member) -> bool:
-    """Whether the node is not Ready, so that nobody knows whether its pods run."""
+    """Whether the node is not Ready, in which case it is unknown whether its pods run."""
     return not member.node.ready
 
 

@@ -25,8 +25,8 @@ from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def give_way(case: FencedCase, message: str) -> Verdict:
-    """Return the verdict that gives the change up and yields the node. The fence and our cordon stay as long as
-    somebody else works on the node; our marks are removed."""
+    """Return the Aborting verdict that gives the change up and yields the node: its one PATCH sets the fence's stage
+    to `yielded` and removes our marks. The fence and our cordon stay as long as somebody else works on the node."""
     labels, annotations = unmarked(case.fence, case.node)
     verdict = case.verdict(Phase.ABORTING, Reason.FOREIGN_MAINTENANCE, message)
     return verdict.then(UpdateFence(case.node, _aside(case), labels=labels, annotations=annotations))
@@ -56,8 +56,9 @@ def tell_wait(case: FencedCase) -> str:
 
 
 def yielded(case: FencedCase) -> Verdict:
-    """Return the verdict with the next step of a node whose fence stage is `yielded`: wait while somebody else works
-    on it and our cordon stands, otherwise release it. If the change was given up, the release records a back-off."""
+    """Return the verdict with the next step of a node whose fence stage is `yielded`. It is Blocked, without a
+    deadline, while somebody else works on the node and our cordon stands. Otherwise it releases the node; if the
+    change was given up, the release records a back-off."""
     if keeps_cordon(case):
         waiting = case.verdict(Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE, tell_wait(case))
         return replace(waiting, deadline=None)

@@ -284,9 +284,9 @@ def find_owners(node: NodeView) -> dict[str, str]:
     """Return the labels that another program sets, each with a clause for people that says who it is and what to do
     about it. Empty for nearly all nodes.
 
-    Besides the owners that claim a label, this includes field managers that have replaced a value of ours, on a node
-    where something was proven, until a person sets a new value of the retry annotation. Those whose names begin as in
-    HANDS are left out.
+    These are the labels that a controller claims and, on a node where something was proven, those in which a field
+    manager has replaced a value of ours. The latter count until a person sets a new value of the retry annotation, and
+    not at all if the manager's name begins as in HANDS.
     """
     proof = node.verified
     if not node.label_rewriters or proof is None or node.retry not in ("", proof.retry):

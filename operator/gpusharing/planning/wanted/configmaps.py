@@ -79,7 +79,7 @@ def _retain(
     plugin: dict[str, str], entries: dict[str, migfile.Entry], nodes: Iterable[NodeView], stack: StackView
 ) -> None:
     """Add to `plugin` and `entries`, in place, the entries that no policy needs but that a Node still names or that
-    nodes without the label use, with their content from before somebody edited or deleted them. If the admin's
+    nodes without the label use. They have their content from before somebody edited or deleted them. If the admin's
     mig-parted file has an entry that cannot be used, also add all other sound entries of our present file."""
     old_plugin = {**stack.plugin_configs, **stack.seen_plugin_configs}
     present = migfile.sound_entries(stack.mig_file)

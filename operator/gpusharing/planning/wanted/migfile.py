@@ -341,9 +341,9 @@ def well_known_entries(models: Mapping[str, Sequence[CardView]]) -> dict[str, En
     """Return the entries for NVIDIA's well-known names on the card models that are present, among them always
     all-disabled. `models` maps each product to a sequence of GPUs, of which only the first is used.
 
-    If a name means different layouts on different models, or if only some of the models have it, it gets one row per
-    model that has it, limited to the PCI device ids of that model. A model whose ids are unknown is left out of such
-    entries, and an entry without rows is left out too.
+    A name that means the same on all models gets one row. Any other name gets one row for each model that has it,
+    limited to the PCI device ids of that model. A model whose ids are unknown is left out of such entries, and an
+    entry without rows is left out too.
     """
     meanings: dict[str, list[tuple[str, Layout | None]]] = {}
     for product in sorted(models):

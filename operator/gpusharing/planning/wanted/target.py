@@ -471,11 +471,12 @@ _FULL = {"mode": Mode.FULL, "mig": None, "time_slicing": None, "mps": None}
 
 
 def under_deletion(policy: PolicyView, *, resets: bool) -> PolicyView:
-    """Return the policy as the planner should see it. If it is being deleted, has our finalizer and no force-release,
-    and `resets` says that its deletionPolicy is Reset, the result is marked as `resetting` in place of `deleting`,
-    and its spec, if readable, has mode Full. Otherwise the policy is unchanged.
+    """Return the policy as the planner should see it. A policy that is being deleted and `resets` its nodes
+    (deletionPolicy Reset) is returned marked as `resetting` in place of `deleting`; its spec, if readable, has mode
+    Full. Any other policy is returned unchanged.
 
-    Without our finalizer the object will be gone in a moment. With force-release a person has given up its nodes.
+    Also unchanged are a policy without our finalizer, whose object will be gone in a moment, and one with
+    force-release, because a person has given up its nodes.
     """
     if not (policy.deleting and policy.finalizer and resets) or policy.force_release:
         return policy

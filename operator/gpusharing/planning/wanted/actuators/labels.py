@@ -35,7 +35,7 @@ from gpusharing.planning.wanted.verify import CHECKS, find_entry, paused_operand
 
 def _deaf_mps(case: ActuatorCase, target: Target) -> str:
     """Return why no label can turn MPS on, with the remedy, if MPS is the target and the MPS daemon follows no label.
-    Empty otherwise. It is known before the drain, which would be in vain."""
+    Empty otherwise. Without this objection, the node would be drained before anybody notices."""
     policy = case.stack.cluster_policy
     daemon = policy.mps_daemon if policy is not None else None
     if daemon is None or target.mode is not Mode.MPS or not (why := find_deafness(daemon)):
