@@ -259,8 +259,8 @@ def _in_chart(row: NeededProgram, missing: Reason) -> Objection:
 
 
 def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """Return a message if somebody else created a non-empty ConfigMap with the name of one of ours, with the commands
-    that hand it over or remove it. Empty otherwise."""
+    """Return a message if somebody else created a non-empty ConfigMap with the name of either of ours, with the
+    commands that hand it over or remove it. Empty otherwise."""
     if not stack.foreign_map:
         return ""
     where = f"configmap {stack.foreign_map} -n {settings.gpu_operator_namespace}"

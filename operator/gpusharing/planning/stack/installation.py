@@ -84,8 +84,8 @@ def _is_admins(view: InstallationView, name: str) -> bool:
 
 
 def point(view: InstallationView, stack: ClusterPolicyView, pointer: Pointer, last: str) -> str:
-    """Return the next command towards a `pointer` that names our ConfigMap: that of `start` if ours is missing or
-    empty or the chart is not installed, else that of `move` or `_merge`, else `last`, which sets the pointer."""
+    """Return the next command towards a `pointer` that names our ConfigMap: that of `start` if ours is not known to
+    have entries or the chart is not installed, else that of `move` or `_merge`, else `last`, which sets it."""
     config_map = view.config_maps.get(pointer.ours)
     if not view.installed or config_map is None or not config_map.keys:
         return start(view)
@@ -354,7 +354,7 @@ def _stack(view: InstallationView) -> Symptoms:
 
 
 def _plain(view: InstallationView) -> Symptoms:
-    """Yield an error if NVIDIA's device-plugin chart runs alone and its plugin does not read our ConfigMap."""
+    """Yield an error if NVIDIA's device-plugin chart replaces a ClusterPolicy and does not read our ConfigMap."""
     stack = view.plain
     if stack is None or stack.plain is None:
         return

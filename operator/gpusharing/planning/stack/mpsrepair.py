@@ -170,8 +170,8 @@ def _old_plugin(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings)
 
 
 def _uncountable(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str:
-    """Return a sentence if the ConfigMap in which repairs are counted does not exist or is not ours, else an empty
-    string."""
+    """Return a sentence if the ConfigMap in which repairs are counted does not exist, or if somebody else created
+    either of our two ConfigMaps. Else return an empty string."""
     if stack.plugin_map_exists and not stack.foreign_map:
         return ""
     ours = f"ConfigMap {settings.plugin_config_map}"

@@ -161,7 +161,8 @@ def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
 
 def next_deferral(case: FencedCase, reason: Reason) -> Deferred:
     """Return the record of the back-off after this abort: `abort_backoff` seconds (5 min by default), doubled with
-    each abort within one generation of a policy, up to 64 times as long."""
+    each abort within one generation of a policy, up to 64 times as long. The record also has `reason` and, if the
+    change had failed, the version of the spec that failed."""
     earlier, version = case.node.deferred, case.fence.version
     if not version.uid and case.assessment is not None:
         version = replace(version, uid=case.assessment.policy.uid)

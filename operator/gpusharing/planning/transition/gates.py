@@ -189,9 +189,9 @@ def _owned_elsewhere(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _left_exclusive(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Return the objection that a whole GPU has an exclusive compute mode, or one that the agent is not allowed to
-    read. Empty if none has, or if the node has or gets MPS: no label of ours resets the mode, and only a change to
-    MPS works in spite of it."""
+    """Return the objection of `find_exclusive`: a whole GPU has a compute mode that keeps processes out, or one that
+    the agent is not allowed to read. Empty if none has, or if the node has or gets MPS: no label of ours resets the
+    mode, and only a change to MPS works in spite of it."""
     if assessed.target.mode is Mode.MPS or is_told_mps(case.node, case.stack):
         return ""
     return find_exclusive(assessed.observed.hardware)

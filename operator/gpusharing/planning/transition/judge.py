@@ -26,8 +26,8 @@ from gpusharing.planning.wanted.assess import Assessed, Assessment, Refused, Uno
 
 
 def judge(case: NodeCase) -> Verdict | None:
-    """Return the verdict for one node, or None if the node does not concern us: it has no fence, no policy, no GPU and
-    no label that names a former owner. A node whose fence cannot be read is Blocked."""
+    """Return the verdict for one node, or None if the node does not concern us, because it has neither a fence nor a
+    policy nor a GPU nor a label that names a former owner. A node whose fence cannot be read is Blocked."""
     if case.node.fence_error:
         message = f"{case.node.fence_error}; nothing is done on this node"
         return case.verdict(Phase.BLOCKED, Reason.FENCE_UNREADABLE, message)

@@ -173,7 +173,8 @@ class NodeCase(ActuatorCase):
 
     @property
     def scope(self) -> Scope:
-        """Which pods must be gone before the change, and which must not be touched."""
+        """Which pods must be gone before the change, and which must not be touched. For a reboot these are all pods
+        and not only those with a GPU. On a node that is not Ready, the pods count as silent."""
         fence, reboots = self.node.fence, self.disruption is DisruptionClass.REBOOT
         since = fence.since if fence else None
         scope = scope_of(self.settings, all_pods=reboots, cordoned_at=since, node=self.node.name)

@@ -77,7 +77,7 @@ class Owners:
     """
 
     def __init__(self, contenders: Iterable[Contender]) -> None:
-        """Build the index from the contenders."""
+        """Build the index from the contenders. Those without a selector, whose spec cannot be read, select no node."""
         self._by_label: dict[str, dict[str, list[tuple[LabelSelector, Contender]]]] = defaultdict(
             lambda: defaultdict(list)
         )

@@ -219,9 +219,10 @@ def _too_many_clients(spec: GPUSharingPolicySpec, node: str, gpus: Sequence[Card
 
 
 def _has_mig_manager(spec: GPUSharingPolicySpec, gpus: Sequence[CardView], stack: StackView) -> bool:
-    """Whether the label mig.config is to be set, because a GPU supports MIG and mig-manager runs. Beside NVIDIA's
-    device-plugin chart it must also read our ConfigMap, because another one may lack `all-disabled`. In mode MIG the
-    label is set in any case, because such a policy is refused elsewhere (acceptance.py)."""
+    """Whether the label mig.config is to be set: a GPU supports MIG, and mig-manager runs. Beside NVIDIA's
+    device-plugin chart it must also read our ConfigMap, because another one may lack `all-disabled`. In mode MIG it
+    is enough that a GPU supports MIG, because a policy of that mode without mig-manager is refused elsewhere
+    (acceptance.py)."""
     policy = stack.cluster_policy
     runs = policy is None or not policy.is_off(MIG_MANAGER_SWITCH)
     if policy is not None and policy.plain is not None:
