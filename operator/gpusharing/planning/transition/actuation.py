@@ -93,7 +93,7 @@ def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
 
 def _goal(case: FencedCase, assessed: Assessed, *, again: bool) -> Target:
     """Return the target of this run. If the first of two steps is repeated, that is the intermediate stop, no matter
-    how far the node has come."""
+    how far the node has come. Otherwise it is `assessed.goal`."""
     return assessed.stop if again and case.fence.step < case.fence.steps else assessed.goal
 
 

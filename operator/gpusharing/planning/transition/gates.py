@@ -151,7 +151,8 @@ def _withheld(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _missing(case: NodeCase, assessed: Assessed) -> str:
-    """Return which GPUs the agent no longer finds on the node, or an empty string if none are missing."""
+    """Return the message that the agent finds fewer GPUs than were last proven on the node, or an empty string if it
+    does not."""
     return find_missing(case.node, assessed.observed)
 
 
@@ -184,7 +185,8 @@ def _hangs_pods(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _owned_elsewhere(case: NodeCase, assessed: Assessed) -> str:
-    """Return which other controller owns a label that the change would set, or an empty string if none does."""
+    """Return a message about the first label that the change would set although another program sets it too
+    (`find_owned`), or an empty string if there is none."""
     return find_owned(case.node, assessed, case.actuator)
 
 
@@ -199,7 +201,8 @@ def _left_exclusive(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 def _unreachable(case: NodeCase, assessed: Assessed) -> str | Finding:
     """Return why the actuator can never reach the target in this installation, or an empty string if it can. If the
-    operator may repair the cause itself, the message says why it has not."""
+    cause is an MPS daemon that follows no label, which the operator may repair itself, the message says why it has
+    not."""
     obstacle = find_obstacle(case.actuator.objections, case, assessed.target)
     if obstacle is None or obstacle.reason is not Reason.MPS_NOT_SWITCHABLE:
         return obstacle or ""

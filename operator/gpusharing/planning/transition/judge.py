@@ -159,9 +159,10 @@ def _gated(case: NodeCase, gate: Finding) -> Verdict:
 
 
 def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
-    """Return the verdict for a node that matches its target: it is proven, is adopted by writing our labels, or is
-    blocked because the match cannot be confirmed. An unhealthy GPU leaves a proven node Synced, but keeps a node
-    behind the start-up taint from being adopted."""
+    """Return the verdict for a node that matches its target. It is Synced if this was proven, our labels are right and
+    the start-up taint is gone; a policy that resets its nodes also needs `_unseen` to return None. Otherwise the
+    node is adopted, by writing our labels and a new proof, or Blocked if the agent or the node is not Ready. An
+    unhealthy GPU leaves a proven node Synced, but keeps a node behind the taint from being adopted."""
     node, verified, target = case.node, case.node.verified, assessed.target
     proven = verified is not None and (verified.policy, verified.mig_config, verified.plugin_config) == (
         case.owner_name,

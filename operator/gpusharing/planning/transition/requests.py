@@ -98,8 +98,8 @@ def answers_quiet(case: NodeCase) -> bool:
 
 def last_busy(case: FencedCase) -> str:
     """Return why the GPUs were not proven idle when the agent last closed NVML for this change: the agent could not
-    read them, one does not respond, or a process used one. An empty string if they were idle or the agent has not
-    closed NVML yet. Processes of the MPS daemon do not count."""
+    read them, one does not respond, or a process used one. Empty if they were idle or the agent has not closed NVML
+    yet. Processes of the MPS daemon do not count."""
     observed = case.gpunode.observed if case.gpunode else None
     if observed is None or not observed.quiet or not observed.request_id.startswith(_quiet_prefix(case)):
         return ""
@@ -190,7 +190,8 @@ class FreshReading:
 
 
 def verify_request(case: FencedCase) -> EnsureGPUNode | None:
-    """Return the request for the reading that proves the result of the last run, or None if it was sent already."""
+    """Return the request for the reading that proves the result of the last run, or None if it was sent already since
+    the last event."""
     if _asked_at(case, "verify") is not None:
         return None
     return ask(case, f"{case.fence.op}:verify:{last_event(case)}:{_stamp(case.now)}", quiet=False)

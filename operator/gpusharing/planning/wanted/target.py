@@ -508,8 +508,8 @@ def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -
     used. A failed change is rolled back to this target (docs/design/transition.md#rollback).
 
     The record on the Node names two configurations, and both must still mean the same. The name of the device plugin's
-    contains a hash of its content. For the mig-parted configuration, the layouts that it gives these GPUs now are
-    compared with the recorded ones. The node must have as many GPUs as then, if that was recorded.
+    contains a hash of its content. For the mig-parted configuration, the layouts that it gives these GPUs now must
+    have the same text for people as the recorded ones. The node must have as many GPUs as then, if that was recorded.
     """
     record, gpus = node.verified, observed.gpus
     if record is None:

@@ -259,8 +259,8 @@ def _failed(case: ActuatorCase, fence: Fence) -> str:
 
 
 def _pending(case: ActuatorCase) -> str:
-    """Return a clause, which begins with a semicolon, that a GPU still waits for a reset which its virtual machine may
-    be unable to make. Empty if no GPU waits for one, or if that is not the cause."""
+    """Return the clause of `tell_guest_reset`, which begins with a semicolon: a GPU waits for a reset that its virtual
+    machine may be unable to make. Empty if the MIG mode of no GPU is pending, or if that function returns nothing."""
     observed = case.gpunode.observed if case.gpunode else None
     waits = observed is not None and any(gpu.mig_pending for gpu in observed.hardware.kinds)
     return tell_guest_reset(observed, case.stack) if waits else ""
