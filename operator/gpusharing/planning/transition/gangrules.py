@@ -46,7 +46,7 @@ def with_rules(
         return snapshot
 
     def find_rules(node: str) -> _Rules | None:
-        """Return the rules for one node, which are unknown if the node cannot be judged. None if it follows no policy."""
+        """Return the rules for one node, unknown if it cannot be judged, or None if it follows no policy."""
         if (error := failed.get(node)) is not None:
             return _unruled(owners.get(node, ""), find_fault(error))
         terms = followed.get(node)
