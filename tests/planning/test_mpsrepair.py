@@ -102,6 +102,11 @@ def test_it_says_why_it_does_not_repair_while(what: str) -> None:
     assert text.endswith(" (chart value gpuOperator.repairMps)")
 
 
+def test_a_foreign_configmap_of_mig_parted_does_not_hold_a_repair_back() -> None:
+    found = stack(foreign_map=SETTINGS.mig_config_map)
+    assert plan_repair(found, ASKED) is not None
+
+
 def test_every_restraint_is_played() -> None:
     played = {
         next(one for one in RESTRAINTS if one.find(daemon, found, ASKED)).find

@@ -170,9 +170,9 @@ def _old_plugin(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings)
 
 
 def _uncountable(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings) -> str:
-    """Return a sentence if the ConfigMap in which repairs are counted does not exist, or if somebody else created
-    either of our two ConfigMaps. Else return an empty string."""
-    if stack.plugin_map_exists and not stack.foreign_map:
+    """Return a sentence if our device-plugin ConfigMap, in which repairs are counted, does not exist or was created by
+    somebody else, else an empty string. A foreign ConfigMap for mig-parted does not matter here."""
+    if stack.plugin_map_exists and stack.foreign_map != settings.plugin_config_map:
         return ""
     ours = f"ConfigMap {settings.plugin_config_map}"
     return (
