@@ -39,10 +39,12 @@ _SUM = "Error: failed to apply MIG configuration"
 
 def failure_in(log: str) -> str:
     """Return why the last run recorded in `log` failed: the text of its first error line, if it has one, then "; " and
-    the text of its last error or fatal line if that differs. Empty if the run has no error or fatal line.
+    the text of its last error or fatal line if that differs. Empty if the run has no error or fatal line. If no run
+    begins in `log`, all of it counts as one run.
 
-    mig-manager's own summary is ignored unless it is the only such line. The result is cut to MAX_TEXT characters. The
-    first error is the cause, with the name of NVML's code; the last line sums up ("...: all orderings failed").
+    The line with mig-manager's own summary (_SUM) is skipped, unless the run has no other error or fatal line. The
+    result is cut to MAX_TEXT characters. The first error is the cause, with the name of NVML's code; the last line
+    sums up ("...: all orderings failed").
     """
     found = _LINE.findall(log.rpartition(_RUN)[2])
     rows = [(level, text.replace('\\"', '"').replace("\\n", " ").strip()) for level, text in found]
@@ -117,8 +119,8 @@ class ActuatorLogs:
 
     def _next(self, name: str, key: str, text: str, now: datetime) -> _Known:
         """Return what to remember for node `name` after its log was read for the attempt `key` and gave the reason
-        `text`, which is empty if there was none. The wait before the next read doubles with each read for the same
-        `key`, up to LONGEST."""
+        `text`, or an empty string. Stores nothing. The wait before the next read doubles with each read for the
+        same `key`, up to LONGEST."""
         known = self._known.get(name)
         tries = known.tries + 1 if known is not None and known.key == key else 1
         return _Known(key, text, tries, now + min(LONGEST, RETRY * 2 ** min(tries - 1, 10)))

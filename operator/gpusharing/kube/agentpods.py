@@ -36,9 +36,10 @@ def agent_pod(raw: JSON) -> AgentPod:
 
 
 def agent_warning(raw: JSON) -> AgentWarning | None:
-    """Convert a Warning event (events.k8s.io/v1) that says why the DaemonSet cannot create a pod, or why one of its
-    pods cannot start. Return None for every other event. The warning of the DaemonSet names no pod and has the time
-    when the event was last seen; that of a pod has the time when the event was created."""
+    """Convert a Warning event (events.k8s.io/v1) that says why the DaemonSet cannot create a pod (FailedCreate), or
+    why one of its pods cannot start (a reason in _OF_PODS). Return None for every other event. The warning of the
+    DaemonSet names no pod and has the time when the event was last seen; that of a pod has the time when the event
+    was created."""
     namespace, kind, name, reason = (
         text(raw, *path)
         for path in (
@@ -60,8 +61,9 @@ def agent_warning(raw: JSON) -> AgentWarning | None:
 
 
 def _last_seen(raw: JSON) -> datetime | None:
-    """Return when the event was last seen, or None if it holds no readable time. Events of the core API keep that time
-    in a deprecated field, newer ones in their series; otherwise the time of the event or of its creation is used."""
+    """Return when the event was last seen: the time in its series, else in the deprecated field that events of the
+    core API use, else that of the event itself, else that of its creation. The first of these that is present
+    counts. None if none is, or if that one cannot be read."""
     written = (
         part(raw, "series", "lastObservedTime")
         or raw.get("deprecatedLastTimestamp")
@@ -72,8 +74,9 @@ def _last_seen(raw: JSON) -> datetime | None:
 
 
 def _meant_for(raw: JSON) -> str:
-    """Return the name of the node that the DaemonSet controller created this pod for, read from the node affinity that
-    it writes; empty if the pod names no such node. Used for pods that are not bound yet."""
+    """Return the name of the node that the DaemonSet controller created this pod for, read from the required node
+    affinity that it writes (matchFields `metadata.name` with one value). Empty if the pod has none. Used for pods
+    that are not bound yet."""
     required = part(raw, "spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution")
     for term in entries(required, "nodeSelectorTerms"):
         for row in entries(term, "matchFields"):

@@ -21,7 +21,7 @@ _TRUST = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 @contextmanager
 def _no_authorities() -> Iterator[None]:
     """Hide this machine's certificate authorities from OpenSSL inside the block, by two environment variables that are
-    restored at its end."""
+    restored at its end, also after an error."""
     before = {name: os.environ.get(name) for name in _TRUST}
     os.environ.update(dict.fromkeys(_TRUST, os.devnull))
     try:

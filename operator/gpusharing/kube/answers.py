@@ -109,7 +109,8 @@ def _eviction_error(
 
 
 def _causes(answer: object) -> dict[str, str]:
-    """Return the causes in the details of a Status as a mapping from each cause's reason to its message."""
+    """Return the causes in the details of a Status as a mapping from each cause's reason to its message; empty if it
+    has none."""
     return {text(cause, "reason"): text(cause, "message") for cause in entries(answer, "details", "causes")}
 
 

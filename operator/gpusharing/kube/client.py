@@ -54,7 +54,7 @@ class Resource:
         self, namespace: str | None = None, name: str | None = None, subresource: str | None = None
     ) -> str:
         """Return the URL path of a collection, of one object, or of a subresource of it. The namespace is ignored for
-        a kind that is not namespaced, and all arguments for a page without a version, such as `/version`."""
+        a kind that is not namespaced. For a page without a version, such as `/version`, all arguments are ignored."""
         if not self.version:
             return f"/{self.plural}"
         parts = ["/apis", self.group, self.version] if self.group else ["/api", self.version]
@@ -238,7 +238,8 @@ class KubeClient(ABC):
         return any(part(kind, "name") == resource.plural for kind in entries(answer, "resources"))
 
     async def version(self) -> str:
-        """Return the API server's version as it reports it, such as `v1.36.3` or `v1.33.1-eks-1-33-5`.
+        """Return the API server's version as it reports it, such as `v1.36.3` or `v1.33.1-eks-1-33-5`; empty if its
+        answer has none.
 
         Every authenticated user may read it (ClusterRole system:public-info-viewer).
         """

@@ -87,8 +87,8 @@ class SteadyClock:
         `sent_at` is when its request was sent, by `steady`.
 
         The first date sets the clock, even if that sets it back. A later one corrects the clock only if the two
-        disagree, by at most SLEW seconds per second since the date before. A header that is missing or not a date (RFC
-        9110, 5.6.7) is ignored.
+        disagree by more than a Date in whole seconds and the time of the call leave open, and by at most SLEW seconds
+        per second since the date before. A header that is missing or not a date (RFC 9110, 5.6.7) is ignored.
         """
         try:
             server_time = parsedate_to_datetime(date).timestamp()

@@ -82,7 +82,7 @@ def resource_claim_names(raw: JSON) -> tuple[str | None, ...]:
     """Return the names of a pod's ResourceClaims (G3, G4, G9), with None for each one that was not generated yet. The
     ResourceClaim behind an extended resource comes last.
 
-    An entry whose status names no ResourceClaim on purpose (`resourceClaimName` null) needs none and is left out.
+    An entry is left out if the pod's status says that it needs no ResourceClaim (`resourceClaimName` null).
     """
     generated = {
         text(status, "name"): part(status, "resourceClaimName")
@@ -105,7 +105,7 @@ def resource_claim_names(raw: JSON) -> tuple[str | None, ...]:
 
 def resource_claim_use(raw: JSON) -> ResourceClaimUse:
     """Return what a ResourceClaim is used for (G3, G6, G7): `gpu` if gpu.nvidia.com allocated a device for it without
-    adminAccess, `unresolved` if its allocation cannot be read, else `none`."""
+    adminAccess, `unresolved` if its allocation cannot be read, else `none`, also if nothing is allocated yet."""
     allocation = part(raw, "status", "allocation")
     if allocation is None:
         return "none"

@@ -239,5 +239,6 @@ class PublishingClient(PassingClient):
         self._fanout = fanout
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Send a request through the Fanout, in the flow that only publishes."""
+        """Send a request through the Fanout, in the flow that only publishes. Raises what `Fanout.send` raises,
+        HeldBack and ServerAway among them; ServerAway counts only failures of this flow."""
         return await self._fanout.send(request, published=True)

@@ -97,7 +97,7 @@ def claims_text(
 
 def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
     """Return the claims by node name and an empty string, or an empty mapping and the reason why they cannot be read.
-    One claim that cannot be read is enough for that."""
+    One claim that cannot be read is enough for that, and so is an empty `text`."""
     try:
         records = _load(text).get("claims")
         if not isinstance(records, dict):
@@ -114,7 +114,8 @@ def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
 
 def parse_failed_nodes(text: str) -> tuple[dict[str, FailedNode], str]:
     """Return the failures on record by UID of the Node, and an error message. Failures that cannot be read are left
-    out and named in the message, which is empty if all can be read or none is on record."""
+    out and named in the message, which is empty if all can be read or none is on record. If `text` cannot be read
+    as a whole, the mapping is empty and the message says why."""
     where = f"annotation {names.ANNOTATION_CLAIMS}: "
     try:
         records = _load(text).get("failedNodes", {})

@@ -91,7 +91,9 @@ _OUR_PREFIXES = (names.PREFIX, *names.REWRITTEN_PREFIXES)
 
 
 def find_problem(key: str) -> str:
-    """Return the reason why an admin may not name `key` as a further marker, or an empty string if it may be used."""
+    """Return the reason why an admin may not name `key` as a further marker, or an empty string if it may be used.
+    Refused are malformed keys, keys that the operator's own changes write, and keys that are already checked by
+    their value."""
     if len(key) > MAX_KEY or not re.fullmatch(LABEL_KEY, key):
         return f"{key!r} is not a key of a label, annotation or taint"
     if key in _OURS or key.startswith(_OUR_PREFIXES):
@@ -117,8 +119,8 @@ class Marker(NamedTuple):
 def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
     """Return the marker of whoever else is maintaining this Node, or an empty marker if nobody is. The first match
     counts: METADATA_MARKERS, then taints, then conditions. After them, `keys` are searched for among the labels,
-    annotations and taints. Markers whose work only waits come last, and among these the ones whose work has
-    certainly not begun."""
+    annotations and taints. A marker whose work only waits counts only if there is no other, and one whose work has
+    certainly not begun comes last."""
     metadata = section(node, "metadata")
     labels, annotations = texts(metadata.get("labels")), texts(metadata.get("annotations"))
     taints = [str(taint.get("key")) for taint in entries(node, "spec", "taints")]

@@ -75,7 +75,8 @@ def _labels(*keys: str) -> Callable[[PodMarks], tuple[str, str] | None]:
 
 
 def _volcano(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the PodGroup that Volcano's annotation names, with an empty selector; None without that annotation."""
+    """Return the PodGroup that Volcano's annotation names, with an empty selector; None if that annotation is missing
+    or empty."""
     name = pod.annotations.get(VOLCANO)
     return (name, "") if name else None
 
@@ -95,8 +96,8 @@ def _workload_ref(pod: PodMarks) -> tuple[str, str] | None:
 
 
 def _kueue_group(pod: PodMarks) -> tuple[str, str] | None:
-    """Return the group that Kueue's annotation names (since 0.18), or None without that annotation. Its pods are
-    selected by KUEUE_MANAGED if Kueue queues the pod itself, else by no label."""
+    """Return the group that Kueue's annotation names (since 0.18), or None if that annotation is missing or empty. Its
+    pods are selected by KUEUE_MANAGED if Kueue queues the pod itself, else by no label."""
     name = pod.annotations.get(KUEUE_GROUP)
     return (name, f"{KUEUE_MANAGED}=true" if pod.plain else "") if name else None
 

@@ -158,10 +158,10 @@ class HttpClient(KubeClient):
     async def _open(
         self, request: ApiRequest, timeout: aiohttp.ClientTimeout, token: str | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send one request with the Authorization header `token`, if any, and yield the response. A connection whose
-        answer was not read to its end is dropped afterwards. Calls `on_call`, with the status 0 if there was no
-        answer, and corrects the clock. A failure of the network becomes Unavailable; an exception of `before_write`
-        is raised unchanged."""
+        """Send one request with the Authorization header `token`, if any, and yield the response, whatever its status.
+        A connection whose answer was not read to its end is dropped afterwards. Calls `on_call`, with the status 0
+        if there was no answer, and corrects the clock. A failure of the network becomes Unavailable, also one
+        inside the block; an exception of `before_write` is raised unchanged."""
         access = await self._login.access()
         session = self._opened()
         status = 0

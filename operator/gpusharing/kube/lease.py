@@ -192,8 +192,9 @@ class LeaderLease:
 
     async def _acquire(self) -> bool:
         """Take the Lease if it does not exist, has no holder, is already ours, or was not renewed for its duration.
-        Return whether we hold it now. False if another process holds it or was faster, which shows as a Conflict or
-        as a Lease that exists already. Other KubeErrors are raised."""
+        Return whether we hold it now. Before the write, the claims on the Lease are adopted and `_taking` is set.
+        False if another process holds it or was faster, which shows as a Conflict or as a Lease that exists
+        already. Other KubeErrors are raised."""
         started = self._clock()
         try:
             lease = await self._client.get(LEASES, self._name, namespace=self._namespace)
@@ -235,8 +236,9 @@ class LeaderLease:
         return True
 
     async def _release(self) -> bool:
-        """Give up the Lease, so that a successor need not wait, and return whether it was ours. From then on this
-        process does not lead, whatever the server answers. Raises KubeErrors."""
+        """Give up the Lease, so that a successor need not wait, and return whether it was ours. The Lease is read
+        first if we may only have acquired it, or after a Conflict. From the call on this process does not lead,
+        whatever the server answers. Raises KubeErrors."""
         self._renewed_at = float("-inf")
         spec = {"holderIdentity": None, "leaseDurationSeconds": 1, "renewTime": self._time()}
 
@@ -299,9 +301,9 @@ class LeaderLease:
         self._adopt_written(lease)
 
     async def _create(self, annotations: JSON | None = None) -> bool:
-        """Create the Lease with us as its holder, and with `annotations`, or the claims and failures that we know if
-        there are none. On success, adopt the answer, count the Lease as renewed when this call began, and return
-        True. Return False if the Lease already exists. Other KubeErrors are raised."""
+        """Create the Lease with us as its holder. It gets `annotations`; if that is None or empty, it gets the claims
+        and failures that we know. On success, adopt the answer, count the Lease as renewed when this call began,
+        and return True. Return False if the Lease already exists. Other KubeErrors are raised."""
         begun = self._clock()
         body = {
             "apiVersion": LEASES.api_version,

@@ -257,8 +257,8 @@ class ProgramLoop(asyncio.SelectorEventLoop):
 
 
 def _without_init(package: str) -> None:
-    """Let the modules of `package` be imported without running its `__init__`. Does nothing if the package is loaded
-    already or is not installed.
+    """Let the modules of `package` be imported without running its `__init__`: put an empty module of that name into
+    sys.modules. Does nothing if the package is loaded already or is not installed.
 
     The `__init__` of the official client imports all modules for blocking calls, and requests with them, none of which
     `kubernetes.aio` uses: two fifths of the cost of reading a kubeconfig, and a fifth of the time of a

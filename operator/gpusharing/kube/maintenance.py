@@ -108,8 +108,8 @@ class MaintenanceIndex:
 
     def join_all(self, nodes: Mapping[str, NodeView]) -> dict[str, NodeView]:
         """Return a copy of `nodes`, by name, in which each node with a NodeMaintenance is joined to it. A
-        NodeMaintenance that names no node in `nodes` is ignored. If neither has changed since the last call, the
-        same joined view is returned."""
+        NodeMaintenance that names no node in `nodes` is ignored. As long as a node's view and maintenance stay the
+        same, its joined view stays the same object."""
         copy, joined = dict(nodes), {}
         for name, maintenance in self.by_node().items():
             if (view := nodes.get(name)) is None:

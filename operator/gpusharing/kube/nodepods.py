@@ -51,6 +51,7 @@ class NodePods:
         self, wanted: frozenset[str], proving: frozenset[str], now: datetime, began: float
     ) -> None:
         """List the pods of each wanted node whose last LIST is old enough, update `work`, and forget the other nodes.
+        Every node in `work` also gets its evictions in `calls` and what its agent has reported.
 
         A LIST that ends late is used by the next call. One that was not sent, or was refused with 429 while the last
         one is valid, leaves `work` as it is, with its age. `proving` are the nodes to list first, because nothing else
@@ -64,8 +65,8 @@ class NodePods:
             del self.work[name]
 
         async def read(node: str) -> None:
-            """List the pods of one node and store the result in `_lists`. Removes the node from `calls.unsure`.
-            Throttled is ignored."""
+            """Remove the node from `calls.unsure`, list its pods, and store the result in `_lists`. After Throttled or
+            HeldBack nothing is stored."""
             self.calls.unsure.discard(node)
             with suppress(Throttled):  # not sent, or refused: the last LIST stays valid, with its age
                 # This read may have waited for others, so its LIST is dated with the time at which it begins.

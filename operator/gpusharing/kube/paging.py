@@ -123,8 +123,9 @@ async def whole_list(
 
 
 def _next_limit(limit: int, took: float) -> int:
-    """Return how many objects to request after a page of `limit` objects that took `took` seconds: twice as many, up
-    to MOST_OBJECTS, if it took between SLOW and SLOWEST; otherwise, or if `limit` is higher, `limit`."""
+    """Return how many objects to request after a page of `limit` objects that took `took` seconds. If it took between
+    SLOW and SLOWEST, that is twice as many, but not more than MOST_OBJECTS; otherwise it is `limit`. The result is
+    never less than `limit`."""
     return max(limit, min(2 * limit, MOST_OBJECTS)) if SLOW < took < SLOWEST else limit
 
 

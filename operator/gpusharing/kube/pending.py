@@ -21,8 +21,8 @@ class PendingPods:
     """How many devices these pods request in total, by resource name."""
 
     async def count(self) -> None:
-        """List the Pending pods without a node, and replace both counts. Pods that are being deleted are not counted.
-        If the LIST fails, a KubeError is raised and the counts stay as they were."""
+        """List the Pending pods without a node, and replace `pods` and `devices`. Pods that are being deleted are not
+        counted. If the LIST fails, a KubeError is raised and both stay as they were."""
         pods, devices = Counter[str](), Counter[str]()
         selector = "spec.nodeName=,status.phase=Pending"
         async for page in pages_of(self.client, PODS, field_selector=selector):

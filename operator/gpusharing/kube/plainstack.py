@@ -171,11 +171,11 @@ def _mps_daemon(raw: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
 
 
 def lone_restarts(pod: JSON) -> tuple[int, str]:
-    """Return how often config-manager has restarted in a raw pod of an MPS daemon while the daemon's container ran on,
-    and why it ended the last time. The cause is empty if it is unknown or there was no such restart.
+    """Return how many more restarts config-manager has than the daemon's container in a raw pod of an MPS daemon, at
+    least 0, and why config-manager ended the last time. These are the restarts during which the daemon ran on: a
+    reboot of the node restarts both. The cause is empty if it is unknown or there was no such restart.
 
-    A reboot of the node restarts both containers. Times are not compared: the kubelet takes them from the clock of the
-    node.
+    Times are not compared: the kubelet takes them from the clock of the node.
     """
     states = {text(row, "name"): row for row in entries(pod, "status", "containerStatuses")}
     manager, daemon = states.get(MANAGER, {}), states.get(MPS, {})
@@ -225,8 +225,9 @@ def _variable(container: JSON, name: str) -> str:
 def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
     """Return what a ClusterPolicy would say, read from the DaemonSets of NVIDIA's chart among `sets`, or None if none
     of them runs the chart's device plugin. It tolerates the start-up taint only if all DaemonSets of the chart do.
-    If several DaemonSets run the device plugin or mig-manager, the first by name counts. mig-manager is off unless
-    it can be used, and GPU Feature Discovery unless it reads the device plugin's ConfigMap."""
+    If several DaemonSets run the device plugin or mig-manager, the first by name counts. The result has mig-manager
+    switched off if it cannot be used, and GPU Feature Discovery if no DaemonSet of it reads the device plugin's
+    ConfigMap."""
     views = sorted(sets, key=lambda row: row.name)
     chart = [row for row in views if row.plugin or row.discovery]
     plugin = next((row for row in chart if row.plugin), None)
@@ -312,8 +313,9 @@ def gpu_server(raw: JSON) -> Server | None:
 
 async def find_gpu_operator(client: KubeClient, default: str) -> str:
     """Return the namespace of the GPU Operator's pods: the one in the status of a ClusterPolicy that is not ignored,
-    else that of a device plugin owned by a ClusterPolicy, else `default`. If these objects do not exist or may not
-    be read, `default` is returned; other KubeErrors are raised."""
+    else that of a device plugin owned by a ClusterPolicy, else `default`. DaemonSets are listed only if no
+    ClusterPolicy names a namespace. If a list answers Forbidden or NotFound, `default` is returned at once; other
+    KubeErrors are raised."""
     try:
         states = [section(raw, "status") for raw in await list_of(client, CLUSTER_POLICIES)]
         reported = [text(state, "namespace") for state in states if text(state, "state") != "ignored"]

@@ -165,8 +165,9 @@ class Reflector(Generic[View]):
     # --- the list ------------------------------------------------------------------------------------------
 
     async def _keep_listed(self) -> None:
-        """List whenever a list is due, forever. A list that fails with a KubeError is recorded and starts over after a
-        pause; after a 404, discovery is asked whether the kind still exists."""
+        """List whenever a list is due, forever. A list that fails with a KubeError starts over after a pause, and
+        `_list_failed` decides whether its error is recorded. After a 404, discovery is asked whether the kind still
+        exists."""
         pause = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
             with suppress(TimeoutError):
@@ -255,9 +256,9 @@ class Reflector(Generic[View]):
 
     def _end(self, *, older: bool) -> None:
         """Record that a list is complete, and schedule the next one. `older` says whether the list was older than the
-        cache: then the next one follows after RECHECK_AFTER seconds, if that is sooner than usual. It follows at
-        once if a write has proven that the store was restored from a backup, and no list has made up for that (see
-        `renews`)."""
+        cache: then the next one follows after RECHECK_AFTER seconds, if that is sooner than usual. If a write has
+        proven that the store was restored from a backup, and no list has made up for that (see `renews`), it
+        follows at once."""
         self.doubted, self._whole, self._absent_since = older, True, None
         if not older:
             self._restores_seen, self._current_at = (
@@ -281,7 +282,8 @@ class Reflector(Generic[View]):
     async def _keep_watched(self) -> None:
         """Watch from `_place`, and again after each watch ends; wait for a list if there is no place. Every KubeError
         but Expired is recorded in `error`, and none is raised. After an error that may have hidden changes
-        (Expired, Forbidden, NotFound or Invalid), request a new list. Never returns."""
+        (Expired, Forbidden, NotFound or Invalid), request a new list, and give up the place unless the error is
+        Forbidden. Never returns."""
         pause = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
             await self._placed.wait()
