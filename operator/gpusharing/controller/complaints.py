@@ -16,8 +16,9 @@ class Complaints:
 
     def begins(self, subject: str, event: str, kind: str = "", **words: object) -> None:
         """Log the warning `event` about `subject`, unless that was already done. A lasting problem is logged again
-        only if its event or its `kind` differs. `words` are added to the log line but not compared, because messages
-        of a server may contain counters."""
+        only if its event or its `kind` differs; it then takes the place of the earlier one, which is not logged as
+        resolved. `words` are added to the log line but not compared, because messages of a server may contain
+        counters."""
         if self._open.get(subject) != (event, kind):
             self._open[subject] = (event, kind)
             log.warning(event, subject=subject, **words)

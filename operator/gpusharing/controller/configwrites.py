@@ -30,8 +30,9 @@ def plugin_patch(action: WriteConfig, stack: StackView, now: datetime) -> JSON |
 
 def mig_patch(action: WriteConfig, stack: StackView, now: datetime) -> JSON | None:
     """Return the merge patch for the mig-parted ConfigMap, or None if nothing has to be written. If the file differs,
-    the patch has the whole file; if only our label or the time of an entry is missing, it has no data. Entries that
-    have not changed keep their time, unless somebody has edited the file: then all of them count as written now."""
+    the patch has the whole file; if only our label or the time of an entry is missing, `data` is empty. Entries
+    that have not changed keep their time, unless somebody has edited the file: then all of them count as written
+    now."""
     wanted, present = migfile.parse(action.mig_file), migfile.parse(stack.mig_file)
     data = {MIG_KEY: action.mig_file} if action.mig_file != stack.mig_file else {}
     if not data and _is_marked(wanted, stack):

@@ -114,8 +114,8 @@ class Executor:
         )
 
     def under_way(self) -> frozenset[str]:
-        """Return the nodes that are being written to now. Call this before a snapshot begins, because the snapshot may
-        not show the results of these writes."""
+        """Return the nodes that are being written to now, and the subjects of shared writes under way. Call this
+        before a snapshot begins, because the snapshot may not show the results of these writes."""
         return frozenset(self.crew.busy)
 
     async def execute(

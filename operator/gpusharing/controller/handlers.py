@@ -98,12 +98,13 @@ def _after_each_list(act: Callable[[], None]) -> aiohttp.ClientMiddlewareType:
 
 
 def _called(name: str) -> aiohttp.ClientMiddlewareType:
-    """Return a middleware that sets the name that the server's certificate must have, because kopf sets none."""
+    """Return a middleware that makes each request expect `name` on the server's certificate, because kopf sets no such
+    name."""
 
     async def with_name(
         request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        """Set the name that the server's certificate must have, and send the request."""
+        """Send the request, expecting `name` on the server's certificate."""
         request.server_hostname = name
         return await send(request)
 

@@ -39,7 +39,7 @@ log = structlog.get_logger()
 
 def main() -> None:
     """Run the operator until SIGTERM, SIGINT or an error, and exit with the status of `serve`, or FAULT after an
-    error. A setting that is not valid ends the process with a message."""
+    error. A setting that is not valid is reported on standard error, also with the status FAULT."""
     try:
         settings = from_environment(os.environ)
     except SettingsError as error:
@@ -76,7 +76,8 @@ def settle_heap() -> None:
 
 def configure_logs(settings: Settings) -> None:
     """Log to stderr, from the level in the settings on: as JSON with stable keys (event, level, timestamp, node,
-    policy, phase ...), or as lines for people. Libraries are logged from the level warning on."""
+    policy, phase ...), or as lines for people. An unknown level counts as info. Libraries are logged from the level
+    warning on."""
     level = logging.getLevelNamesMapping().get(settings.log_level.upper(), logging.INFO)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,

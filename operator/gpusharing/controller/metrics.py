@@ -297,7 +297,8 @@ def _gpus_by_mode(plan: RolloutPlan, snapshot: ClusterSnapshot) -> dict[tuple[st
 
 
 def _prices(plan: RolloutPlan) -> dict[tuple[str, ...], float]:
-    """Return the hourly price of a GPU by policy and currency. Policies without a price are left out."""
+    """Return the hourly price of a GPU by policy and currency. Policies without a price, or with an invalid spec, are
+    left out."""
     specs = ((name, pool.policy.spec) for name, pool in plan.pools.items())
     costs = ((name, spec.cost) for name, spec in specs if spec is not None and spec.cost is not None)
     return {(name, cost.currency): float(cost.gpu_hourly_price) for name, cost in costs}

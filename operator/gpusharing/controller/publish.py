@@ -107,8 +107,8 @@ class Publisher:
         self._round = asyncio.create_task(self.publish(plan, snapshot, now))
 
     async def ended(self) -> datetime | None:
-        """Wait for the end of the current round. Return when the first write that was held back is due, or None if
-        nothing was held back or there is no round."""
+        """Wait for the end of the current round. Return when the first write that was held back or refused is due, or
+        None if there is none, or no round. Raises what `publish` raises."""
         round_, self._round = self._round, None
         return await round_ if round_ is not None else None
 
@@ -243,8 +243,9 @@ class Publisher:
         self, policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
     ) -> datetime | None:
         """Write the status of a policy if it has changed. It is written at once for a new generation or if the status
-        of a condition changes, otherwise when it is due. Queue an Event if the policy has just been refused. Return
-        when to check it again, or None if nothing is left to write."""
+        of a condition changes, otherwise when it is due. If the policy has just been refused, queue an Event once
+        the status is written, and return `now`. Otherwise return when to check it again, or None if nothing is left
+        to write."""
         key = f"policy/{policy.name}"
         grounds = find_grounds(policy, plan, snapshot)
         before, self._grounds[policy.name] = self._grounds.get(policy.name), grounds
@@ -399,8 +400,9 @@ def _statuses(status: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def _replacing(wanted: Mapping[str, Any], previous: Mapping[str, Any]) -> JSON:
-    """Return a merge patch that replaces the status `previous` by `wanted`. A merge patch merges maps, so resources
-    that are no longer in the capacities of the plan are set to null, if both statuses have a plan."""
+    """Return a merge patch that replaces the status `previous` by `wanted`. A merge patch keeps map keys that it does
+    not name. If both statuses have a plan, resources that are no longer in its capacities are therefore set to
+    null."""
     body = dict(wanted)
     old, new = previous.get("plan"), wanted.get("plan")
     if old and new:

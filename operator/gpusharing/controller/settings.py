@@ -129,7 +129,7 @@ def default_text(value: object) -> str:
 
 
 def _variables(kind: type) -> dict[str, str]:
-    """Return the field names of a settings class, except `plan`, by the name of their variable without the prefix."""
+    """Return the name of each field of a settings class except `plan`, by its variable's name without the prefix."""
     return {item.name.upper(): item.name for item in fields(kind) if item.name != "plan"}
 
 

@@ -72,8 +72,9 @@ class SharedWrites:
             await self._apply(settings.mig_config_map, body, {MIG_KEY: action.mig_file}, namespace)
 
     async def _apply(self, name: str, body: JSON, data: Mapping[str, str], namespace: str) -> None:
-        """Patch a ConfigMap with `body`, or create it with all of its `data` if it does not exist (any more). Names it
-        in `writing`, logs the write and stores the answer in the cache.
+        """Patch a ConfigMap with `body` if the cache knows it. If it does not, or if the server answers NotFound,
+        create the ConfigMap with all of its `data`. Names it in `writing`, logs the write and stores the answer in
+        the cache.
 
         A ConfigMap that somebody else created a moment ago may have other entries, so it is not patched before it has
         been read: creating it then raises AlreadyExists.
@@ -116,7 +117,8 @@ class SharedWrites:
 
     async def repair_mps(self, action: RepairMps, snapshot: ClusterSnapshot) -> None:
         """Count the repair on our device-plugin ConfigMap, unless it is counted already, and then set
-        PROCESS_TO_SIGNAL of the MPS DaemonSet to the name of its daemon.
+        PROCESS_TO_SIGNAL of the MPS DaemonSet to the name of its daemon. Log that, and store the answers in the
+        cache.
 
         The count comes first, so that a crash in between cannot lose it. Raises Conflict if the DaemonSet has changed
         since the decision, without writing anything, or since it was read here; Invalid if the API server accepted the

@@ -22,8 +22,8 @@ REFUSED = 1
 
 async def ask(client: KubeClient, settings: PlanSettings) -> HookAnswer:
     """Return whether the operator may be uninstalled, and the reason. If the Nodes or the policies cannot be read, the
-    answer is no, with the error; a kind of policies that no longer exists counts as no policies. ClusterPolicies
-    that cannot be read are left out."""
+    answer is no, with the error; a kind of policies that no longer exists counts as no policies. If the
+    ClusterPolicies cannot be read, none are named."""
     try:
         nodes = [node_view(raw) async for page in pages_of(client, NODES) for raw in page.items]
         policies = await _policies(client)
