@@ -91,7 +91,7 @@ class Conversation:
     def call(self, paths: Iterable[str]) -> tuple[bytes, list[Stream]]:
         """Begin one call for each path, with an empty message. Return the bytes to send, which begin with the preface
         in the first call, and the streams in the order of `paths`. Raises ValueError if the server has ended the
-        connection."""
+        connection; MOST_TURNS is not enforced here, so the caller checks `over` first."""
         if self._terminated:
             raise ValueError("no call can be made: the server has ended the connection")
         self._turns += 1
@@ -220,7 +220,7 @@ class Conversation:
             self._end(frame)
 
     def _end(self, frame: Frame) -> None:
-        """If this frame was the last of an open call, mark the call as ended."""
+        """Mark the call of this frame as ended if the frame was its last. The call must be open."""
         if "END_STREAM" in frame.flags:
             self._open.pop(frame.stream_id).ended = True
 

@@ -50,7 +50,8 @@ class LaggingCounts(Generic[Key]):
 
     def export(self, now: float) -> Mapping[Key, float]:
         """End a turn at the time `now`: update `exported` and `growth`, and return the new `exported`. A counter is
-        exported as 0 until the lag has passed since it was first added to."""
+        exported as 0 until the lag has passed since it was first added to. For `drop`, a counter also counts as
+        changed now if its exported value changes or is still behind its count."""
         before, exported, growth = self.exported, {}, {}
         for key, count in self._counts.items():
             exported[key] = count if now - self._first_added[key] >= self._lag else 0.0
@@ -62,9 +63,9 @@ class LaggingCounts(Generic[Key]):
         return exported
 
     def drop(self, now: float, patience: float, keep: Collection[Key] = ()) -> None:
-        """Drop the counters that have not changed for more than `patience` seconds and whose count was exported in
-        full, except those in `keep`. They leave `exported` at once. If a dropped counter comes back, it counts as
-        new."""
+        """Drop the counters that have not changed for more than `patience` seconds (see `export`) and whose count was
+        exported in full, except those in `keep`. They leave `exported` at once. If a dropped counter comes back, it
+        counts as new."""
         gone = {
             key
             for key, at in self._last_changed.items()

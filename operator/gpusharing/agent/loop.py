@@ -167,8 +167,11 @@ class AgentLoop:
     async def cycle(self) -> None:
         """Take one turn: read the GPUs for the current request unless the library has to stay closed, set `observed`
         and `use`, update the meter, and report if something changed. If a newer request came meanwhile and the GPUs
-        can be read, the next turn follows at once. While the GPUNode does not exist, only clear `use`, and update
-        the meter if the GPUs were ever read. Raises RestartNeeded."""
+        can be read, the next turn follows at once. Raises RestartNeeded.
+
+        While the GPUNode does not exist, nothing is read or reported: `use` becomes None, and the meter is updated
+        with what pods hold if this process has read the GPUs before.
+        """
         node = self._own.node
         if node is None:  # no request and nowhere to report; in the middle of a change NVML must stay closed
             self.use = None
@@ -283,7 +286,7 @@ class AgentLoop:
         """Patch the GPUNode's status unless there is no GPUNode or the server already has this observation, and store
         the server's answer in the cache. While the cached version is in doubt, all of the observation is sent. A
         GPUNode that no longer exists is dropped from the cache. Any other KubeError is counted, logged if it is
-        new, and stored in `_write_error`, which a success clears."""
+        new, and stored in `_write_error`, which is cleared once a patch succeeds or none is needed."""
         node, doubted = self._own.node, self._own.doubted
         if node is None or (not doubted and self._is_published(node, observed)):
             self._write_error = ""

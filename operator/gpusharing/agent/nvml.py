@@ -233,7 +233,7 @@ def _session() -> Iterator[None]:
 
 
 def _uuid(handle: Any) -> str:
-    """Return the UUID of a GPU."""
+    """Return the UUID of a GPU. Errors of NVML are raised."""
     uuid: str = pynvml.nvmlDeviceGetUUID(handle)
     return uuid
 

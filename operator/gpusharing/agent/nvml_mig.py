@@ -108,7 +108,7 @@ def _placements(handle: Any, profile_id: int) -> list[Any] | None:
 def mig_devices(handle: Any) -> Iterator[MigDevice]:
     """Yield the visible MIG devices of a GPU. Their indices have gaps and no stable order
     (docs/design/hardware.md#nvml-devices); an index without a device, or with one that may not be read, is skipped.
-    Other errors are raised."""
+    Yields nothing if NVML does not report how many indices there are. Other errors are raised."""
     for index in range(maybe(0, pynvml.nvmlDeviceGetMaxMigDeviceCount, handle)):
         try:
             mig = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
@@ -120,7 +120,9 @@ def mig_devices(handle: Any) -> Iterator[MigDevice]:
 
 def mig_instances(handle: Any, profiles: Sequence[DriverProfile], migs: Sequence[MigDevice]) -> MigInstances:
     """Return the instances of a GPU with MIG on, sorted by start and id: those that NVML lists, and others that are
-    known from its visible MIG devices `migs`.
+    known from its visible MIG devices `migs`. `withheld` is True if there are such others, or if NVML cannot list
+    instances. `hidden` is True then too, and if a listed instance has no visible device but may have compute
+    instances. Errors of NVML are raised.
 
     An instance without a compute instance, which a creation that failed midway leaves behind, hides no process.
     """
@@ -140,7 +142,7 @@ def mig_instances(handle: Any, profiles: Sequence[DriverProfile], migs: Sequence
 
 def _list_all(handle: Any, profiles: Sequence[DriverProfile]) -> list[tuple[DriverProfile, Any, Any]] | None:
     """Return the profile, the handle and NVML's information for each instance. None if there are no profiles, or if
-    NVML does not permit or support listing. Other errors are raised."""
+    NVML does not permit or support listing for any one of them. Other errors are raised."""
     if not profiles:
         return None
     try:

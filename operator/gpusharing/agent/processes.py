@@ -117,9 +117,10 @@ class Processes:
         return known
 
     def _name(self, pid: int, ask: Callable[[int], str]) -> str:
-        """Return the name of a process without path and arguments; empty if unknown. A process that calls itself an
-        MPS daemon without being one is returned with its real program and parent in parentheses. An MPS server is
-        one only if the MPS control daemon is its parent."""
+        """Return the name of a process without path and arguments: the one that NVML reports, else that of its
+        executable; empty if both are unknown. A process that calls itself an MPS daemon without being one is
+        returned with its real program and parent in parentheses. An MPS server is one only if the MPS control
+        daemon is its parent."""
         known = self._examine(pid)
         if not known.reported_name and (reported := _first_word(ask(pid))):
             self._seen[pid] = known = replace(known, reported_name=reported)
@@ -142,8 +143,8 @@ class Processes:
         return program == daemon or (program == daemon[:_COMM] + _CUT and named == daemon)
 
     def _program(self, pid: int) -> str:
-        """Return the name of a process's executable. If that cannot be read, return `comm` instead, with a mark if it
-        may have been cut; empty if that cannot be read either."""
+        """Return the name of a process's executable. If that cannot be read, return `comm` instead, followed by _CUT
+        if it may have been cut; empty if that cannot be read either."""
         try:
             path = os.readlink(f"{self._proc}/{pid}/exe")
         except OSError:

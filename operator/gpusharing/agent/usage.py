@@ -80,8 +80,9 @@ class DeviceUsage:
 
 
 def usage(use: Use, holdings: Holdings | None) -> DeviceUsage:
-    """Combine the use of the GPUs with the kubelet's holdings, which are None if unknown. The result is limited to
-    MOST_DEVICES devices and MOST_HOLDERS pairs of a pod and a device; `left_out` says how many are missing."""
+    """Combine the use of the GPUs with the kubelet's holdings, which are None if unknown. Only the first MOST_DEVICES
+    devices, in the order of `use`, and the first MOST_HOLDERS pairs of a pod and a device on them, sorted, are in
+    the result; `left_out` says how many are missing."""
     devices = {device.uuid: device for device in use.devices[:MOST_DEVICES]}
     busy: Counter[str] = Counter()
     for process in use.processes:

@@ -145,8 +145,8 @@ def _reading_order(key: str) -> int:
 
 
 def _without_null(schema: Schema, at: str) -> tuple[Schema, bool]:
-    """Return the node with `anyOf: [X, null]` replaced by X, and whether null was allowed. Raises SchemaError for a
-    union of several types and null."""
+    """Return the node with `anyOf: [X, null]` replaced by X, and True. A node that does not allow null is returned
+    unchanged, with False. Raises SchemaError for a union of several types and null."""
     branches = schema.get("anyOf", [])
     if {"type": "null"} not in branches:
         return schema, False

@@ -163,7 +163,8 @@ RESOURCE_MIG_PREFIX = "nvidia.com/mig-"
 
 
 def is_gpu_resource(name: str) -> bool:
-    """Whether an extended resource represents GPUs or parts of them (docs/design/drain.md#g1).
+    """Whether an extended resource represents GPUs or parts of them, because its name begins with `nvidia.com/gpu` or
+    `nvidia.com/mig-` (docs/design/drain.md#g1).
 
     Names that NVIDIA's plugin never serves, but that somebody else may serve for a GPU, count too:
     `nvidia.com/gpumem`, `nvidia.com/gpu-h100`. Their pods hold a GPU, and must leave before it changes. Other
@@ -250,7 +251,7 @@ class Phase(StrEnum):
 
     def __new__(cls, word: str, part: ChangePart, lasts: Literal["", "lasts"] = "") -> Self:
         """Create a phase from its name, the part of a change that it belongs to, and `lasts` if a node usually stays
-        in it for long."""
+        in it for long. It is `in_flight` unless its part is `before` or `after`."""
         member = str.__new__(cls, word)
         member._value_ = word
         member.part = part

@@ -18,7 +18,8 @@ def to_micro_time(moment: datetime) -> str:
 
 
 def from_rfc3339(text: object) -> datetime | None:
-    """Return the time in UTC, or None if `text` is not a string with an RFC 3339 time that has a time zone."""
+    """Return the time in UTC, or None if `text` is not a string that holds a time with a time zone. Besides RFC 3339,
+    every form is accepted that `datetime.fromisoformat` reads."""
     if not isinstance(text, str):
         return None
     try:

@@ -109,8 +109,8 @@ def _with_values(problems: Iterable[Problem], raw: Mapping[str, Any]) -> tuple[P
 
 
 def _value_at(path: str, raw: Any) -> str:
-    """Return the value in `raw` at a path such as `spec.mig.layouts[1].devices`, as JSON cut to MAX_VALUE characters.
-    Empty if there is no value, or if it is an object, a list or null."""
+    """Return the value in `raw` at a path such as `spec.mig.layouts[1].devices`, as JSON. A longer one is cut to
+    MAX_VALUE characters, followed by `...`. Empty if there is no value, or if it is an object, a list or null."""
     for part in re.findall(r"[^.\[\]]+", path):
         if isinstance(raw, Mapping):
             raw = raw.get(part)
@@ -125,7 +125,8 @@ def _value_at(path: str, raw: Any) -> str:
 
 
 def find_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
-    """Yield the problems of a spec whose fields have the right types and bounds."""
+    """Yield the problems of a spec whose fields have the right types and bounds: the rules that pydantic does not
+    check. The name of the policy is not part of the spec; see `_name_problems`."""
     yield from _selector_problems("spec.nodeSelector", spec.node_selector, of_nodes=True)
     yield from _mode_problems(spec)
     if spec.mig is not None:
@@ -244,8 +245,9 @@ def is_rewritten(label: str) -> bool:
 
 
 def _mode_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
-    """Yield a problem for each block that the mode needs but that is missing, and for each block that belongs to
-    another mode."""
+    """Yield a problem for each block that the mode needs but that is missing, and for each block that the mode does
+    not use. TimeSlicing needs `timeSlicing`, MPS needs `mps`, MIG needs `mig` and may use `timeSlicing`, and Full
+    uses none of them."""
     if spec.mode is Mode.MIG and spec.mig is None:
         yield Problem("spec.mig", rules.MIG_NEEDS_BLOCK.message)
     if spec.mode is not Mode.MIG and spec.mig is not None:
