@@ -118,7 +118,7 @@ class Xids:
         """Index of each subscribed GPU, by the address of its handle."""
 
     def __enter__(self) -> "Xids":
-        """Create the event set. If that fails, no XID is collected."""
+        """Create the event set, and return this object. If that fails, no XID is collected."""
         with suppress(pynvml.NVMLError):
             self._set = pynvml.nvmlEventSetCreate()
         return self

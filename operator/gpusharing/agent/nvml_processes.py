@@ -85,7 +85,7 @@ class ProcessLists:
         ]
 
     def pod_of(self, pid: int) -> PodID | None:
-        """Return the pod of a process, as Processes.pod_of does."""
+        """Return the pod of a process, or None if there is none, as Processes.pod_of does."""
         return self._processes.pod_of(pid)
 
 

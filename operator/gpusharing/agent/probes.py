@@ -74,7 +74,8 @@ class _Server(ThreadingTCPServer):
             super().handle_error(request, client_address)
 
     def _end(self, request: socket.socket) -> None:
-        """Shut a connection down, so that its thread wakes up and closes it. The caller holds the lock."""
+        """Forget a connection and shut it down. That wakes up its thread, which closes it. The caller must hold the
+        lock of this server."""
         self._open.pop(request, None)
         with suppress(OSError):
             request.shutdown(socket.SHUT_RDWR)

@@ -75,7 +75,7 @@ class Problem:
     """The value of the field, as JSON; empty if it is not a string, number or boolean, or if there is none."""
 
     def __str__(self) -> str:
-        """Return the problem in one line: the field, its value, and what is wrong."""
+        """Return the problem in one line: the field, its value if there is one, and what is wrong."""
         return f"{self.field}{' ' if self.value else ''}{self.value}: {self.message}"
 
 

@@ -24,7 +24,7 @@ class Complaints:
             log.warning(event, subject=subject, **words)
 
     def ends(self, subject: str) -> None:
-        """Log that the problem with `subject` is over, quoting its event up to the first semicolon. Does nothing if
-        there was no problem."""
+        """Forget the problem with `subject`, and log that it is over, quoting its event up to the first semicolon.
+        Does nothing if there was no problem."""
         if (known := self._open.pop(subject, None)) is not None:
             log.info(f"resolved: {known[0].partition('; ')[0]}", subject=subject)

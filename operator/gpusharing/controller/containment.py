@@ -103,11 +103,11 @@ class PolicyWatch:
                 await asyncio.wait([ended], timeout=STOP_SECONDS)
 
     async def _life(self, own_loop: asyncio.AbstractEventLoop, sessions: list[aiohttp.ClientSession]) -> None:
-        """Follow the policies in kopf's event loop. Requests for credentials and calls of `touch` are passed to our
-        own event loop."""
+        """Follow the policies in kopf's event loop, until kopf stops. Requests for credentials and calls of `touch`
+        are passed to our own event loop. Raises the error that stopped kopf."""
 
         async def credentials() -> tuple[Access, str | None]:
-            """Return the credentials, which are read in our own event loop."""
+            """Return the credentials, which are read in our own event loop. Raises what `_credentials` raises."""
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._credentials(), own_loop))
 
         def touch(name: str, version: str) -> None:

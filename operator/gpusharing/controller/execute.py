@@ -201,7 +201,8 @@ class Executor:
     async def _write_one(self, action: Action, snapshot: ClusterSnapshot, outcome: Outcome) -> bool:
         """Make one shared write, and return whether the server has accepted it by now. No call is made, and False is
         returned, while calls about its subject are suspended or an earlier one has not ended. A write that hangs
-        does not hold up the nodes in flight: it is awaited for SHARED_PATIENCE seconds at most."""
+        does not hold up the nodes in flight: it is awaited for SHARED_PATIENCE seconds at most. Raises a group with
+        an error that concerns all calls."""
         subject, before = subject_of(action), outcome.done
         if self._is_suspended(subject):
             return False
@@ -228,7 +229,8 @@ class Executor:
         outcome: Outcome,
     ) -> None:
         """Carry out the actions of one node in order. Stops at the first action that fails or has to wait for a shared
-        write, and, with a log line, once the node is no longer as it was when they were decided.
+        write, and, with a log line, once the node is no longer as it was when they were decided. Raises errors that
+        concern all calls.
 
         The cache may have moved on since the decision, and with it the version that a conditional write names: without
         this check, a cordon that arrived in the meantime would be overridden without a 409. After a patch of ours the

@@ -31,8 +31,8 @@ async def follow_policies(
     credentials: Credentials, touch: Touch, sessions: list[aiohttp.ClientSession], running: Any
 ) -> None:
     """Run kopf once, in an event loop of its own (containment.py), until it stops or is canceled. `running` is an
-    Event that is set while kopf follows the policies. `touch` is called with each policy that changes, and once after
-    each list.
+    Event that is set while kopf follows the policies. `touch` is called with each policy that changes, and once
+    after each list. Raises the error that stopped kopf.
 
     Each session that kopf opens is added to `sessions`, because kopf leaves sessions open when it is canceled; closed
     ones are removed.

@@ -39,7 +39,7 @@ log = structlog.get_logger()
 
 def main() -> None:
     """Run the operator until SIGTERM, SIGINT or an error, and exit with the status of `serve`, or FAULT after an
-    error. A setting that is not valid is reported on standard error, also with the status FAULT."""
+    error, which is logged. A setting that is not valid is reported on standard error, also with the status FAULT."""
     try:
         settings = from_environment(os.environ)
     except SettingsError as error:
@@ -114,7 +114,7 @@ def configure_logs(settings: Settings) -> None:
 
 async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
     """Run the operator until it is stopped, and return the exit status: 0 after a signal, NO_LOGIN without
-    credentials, FAULT if a port is taken. Errors of the operator's parts are raised."""
+    credentials, FAULT if a port is taken; the cause is logged. Errors of the operator's parts are raised."""
     login = environment_login(environment)
     metrics = Metrics()
     try:

@@ -136,7 +136,8 @@ class Publisher:
 
         async def write(key: str) -> None:
             """Publish the status of one object, or the Events, and append to `due` when that has to be tried again, if
-            at all."""
+            at all. Writes nothing while a refusal of this object holds. Raises errors that concern all calls; an
+            error in computing a status (FAULTS) counts as a refusal."""
             try:
                 if (refused := self._refused.get(key)) is not None and refused[1] > now:
                     later: datetime | None = refused[1]
@@ -215,7 +216,7 @@ class Publisher:
     ) -> datetime | None:
         """Write the transition and the health of a node to its GPUNode if they differ from what is shown. A phase that
         lasts is written at once, any other when it is due. Return when to try again, or None if nothing is left to
-        write or the GPUNode does not exist."""
+        write or the GPUNode does not exist. Raises errors that concern all calls."""
         key = f"node/{verdict.node}"
         if verdict.node not in snapshot.gpunodes:
             return None  # it is being created in this pass
@@ -279,8 +280,8 @@ class Publisher:
         self, key: str, now: datetime, resource: Resource, body: JSON, accept: Callable[[JSON], None]
     ) -> datetime | None:
         """Patch the status of the object named by `key`, and pass the server's answer to `accept`. Return when to try
-        again after a refusal, or None if the status was written or the object is gone. Raises errors that concern
-        all calls."""
+        again after a refusal, or None if the status was written or the object is gone; then its due time and its
+        refusals are forgotten. Raises errors that concern all calls."""
         try:
             name = key.partition("/")[2]
             accept(await self.client.patch(resource, name, body, subresource="status"))

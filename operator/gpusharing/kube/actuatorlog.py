@@ -104,7 +104,7 @@ class ActuatorLogs:
         keys = {f"/log/{name}": name for name in due}
 
         async def read(key: str) -> None:
-            """Read the log for one key of the crew, and store the result."""
+            """Read the log for one key of the crew, and store the result in `_known`. Raises what `_read` raises."""
             name = keys[key]
             self._known[name] = self._next(name, failed[name], await self._read(pods[name]), now)
 

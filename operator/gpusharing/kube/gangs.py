@@ -130,7 +130,7 @@ class Gangs:
     async def _current(self, query: _Query, gangs: Sequence[Gang], now: datetime, *, anew: bool) -> _Known:
         """Return the last result for `query` if it is recent enough and serves these gangs, else that of a new LIST.
         If the new LIST fails and `anew` is False, the last result is returned as if it were new, provided it serves
-        these gangs."""
+        these gangs. Raises what `_list` raises."""
         known = self._known.get(query)
         valid = LIST_VALID if anew or known is None or known.error else LIST_VALID_IN_DRAIN
         if known is not None and now - known.listed < valid and known.serves(gangs):

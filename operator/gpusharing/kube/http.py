@@ -122,7 +122,8 @@ class HttpClient(KubeClient):
 
     async def call(self, request: ApiRequest) -> JSON:
         """Send one request, and return the object that the server answers with. After a 401 the credentials are
-        renewed and the request is sent once more."""
+        renewed and the request is sent once more; a second 401 is raised as Unauthorized. Raises KubeErrors, and
+        what `before_write` raises."""
         async with self._slots:
             for last in (False, True):
                 token = await self._login.token()
@@ -137,7 +138,8 @@ class HttpClient(KubeClient):
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
         """Send the request of a watch, and yield its events until the server ends it. After a 401 the credentials are
-        renewed and the request is sent once more."""
+        renewed and the request is sent once more; a second 401 is raised as Unauthorized. Any status but 200 and an
+        ERROR event are raised as their KubeErrors."""
         limits = self._limits
         request = lasting(request, limits.watch, limits.inactivity)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=limits.connect, sock_read=limits.inactivity)
@@ -235,7 +237,8 @@ def _abort(response: aiohttp.ClientResponse) -> None:
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     """Yield the lines of an answer as they arrive, without empty ones. A last line without a newline is dropped. Lines
-    may have any length: aiohttp's own reader rejects those longer than its buffer."""
+    may have any length: aiohttp's own reader rejects those longer than its buffer. Raises aiohttp's errors if the
+    connection breaks or is silent for too long."""
     rest = b""
     async for chunk in response.content.iter_any():
         *complete, rest = (rest + chunk).split(b"\n")

@@ -243,7 +243,7 @@ class LeaderLease:
         spec = {"holderIdentity": None, "leaseDurationSeconds": 1, "renewTime": self._time()}
 
         async def release(version: str) -> None:
-            """Write the release on the condition of this version."""
+            """Write the release on the condition of this version. Raises Conflict if the Lease has another one."""
             patch = {"metadata": {"resourceVersion": version}, "spec": spec}
             await self._client.patch(LEASES, self._name, patch, namespace=self._namespace)
 

@@ -106,8 +106,8 @@ class ServiceAccountLogin:
         return self._access
 
     async def token(self) -> str | None:
-        """Return the projected token as `Bearer TOKEN`. It is read again after TOKEN_SECONDS, because the kubelet
-        replaces it. Raises Unauthorized if it cannot be read."""
+        """Return the projected token as `Bearer TOKEN`, never None. It is read again after TOKEN_SECONDS, because the
+        kubelet replaces it. Raises Unauthorized if it cannot be read."""
         if self.clock() - self._read_at >= TOKEN_SECONDS:
             self._token = f"Bearer {self._file('token').strip()}"
             self._read_at = self.clock()

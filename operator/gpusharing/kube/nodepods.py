@@ -66,7 +66,7 @@ class NodePods:
 
         async def read(node: str) -> None:
             """Remove the node from `calls.unsure`, list its pods, and store the result in `_lists`. After Throttled or
-            HeldBack nothing is stored."""
+            HeldBack nothing is stored; other errors of `_read` are raised."""
             self.calls.unsure.discard(node)
             with suppress(Throttled):  # not sent, or refused: the last LIST stays valid, with its age
                 # This read may have waited for others, so its LIST is dated with the time at which it begins.

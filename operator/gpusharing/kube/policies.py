@@ -116,8 +116,8 @@ class PolicyCache:
             self._newest = version
 
     def _rebuild(self) -> None:
-        """Make the views again from the raw policies. A view that is equal to the one before stays the same object,
-        and so does the tuple."""
+        """Make `views` again from the raw policies. A view that is equal to the one before stays the same object, and
+        so does the tuple if all views do."""
         before = {view.name: view for view in self.views}
         views = []
         for name in sorted(self._raw):

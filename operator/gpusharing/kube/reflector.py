@@ -223,7 +223,7 @@ class Reflector(Generic[View]):
 
     async def _page(self, limit: int, after: str) -> Page:
         """Request one page of at most `limit` objects, continuing from the token `after`. Before the first page,
-        record the time and the newest version known."""
+        record the time and the newest version known. Raises KubeErrors."""
         if not after:
             self._list_request = self._clock(), self._views.newest
         return await self._client.list_page(self._resource, limit=limit, after=after, **self._where)
