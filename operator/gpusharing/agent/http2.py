@@ -231,9 +231,9 @@ class Conversation:
             self._take_back(frame.stream_id)
 
     def _take_settings(self, frame: SettingsFrame) -> None:
-        """Queue the acknowledgment of the server's settings; an acknowledgment of ours is ignored. Raises ValueError
-        if the settings allow no call. Other settings do not matter, because our headers use no table and our
-        messages have five bytes."""
+        """Queue the acknowledgment of the server's settings. The server's acknowledgment of our settings is ignored.
+        Raises ValueError if the settings allow no call. Other settings do not matter, because our headers use no
+        table and our messages have five bytes."""
         if "ACK" in frame.flags:
             return
         window = frame.settings.get(SettingsFrame.INITIAL_WINDOW_SIZE, _FIRST_WINDOW)
@@ -242,7 +242,7 @@ class Conversation:
         self._unsent.append(SettingsFrame(flags=("ACK",)).serialize())
 
     def _take_ping(self, frame: PingFrame) -> None:
-        """Queue the answer to a ping; an answer to one of ours is ignored."""
+        """Queue the answer to a ping of the server. We send no pings, so a frame that answers one is ignored."""
         if "ACK" not in frame.flags:
             self._unsent.append(PingFrame(0, frame.opaque_data, flags=("ACK",)).serialize())
 

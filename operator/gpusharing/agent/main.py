@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def address(text: str) -> tuple[str, int]:
-    """Parse `HOST:PORT` into host and port; an IPv6 host is in brackets. Raises ValueError."""
+    """Parse `HOST:PORT` into host and port. An IPv6 host is in brackets, which are removed. Raises ValueError if the
+    host or the port is missing, or the port is not a number."""
     host, _, port = text.rpartition(":")
     if not host:
         raise ValueError(f"{text!r} is not HOST:PORT")

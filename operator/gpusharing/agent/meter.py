@@ -109,7 +109,11 @@ def allotment_of(
 ) -> Allotment:
     """Return who has how much of the node's GPUs now. `policy` owns the node. With `changing`, the node is in the
     middle of a change, so all capacity that no pod holds counts as transition, and none as idle or stranded.
-    `known` holds the slices of devices that the kubelet does not list now, from `last_allocatable`."""
+    `known` holds the slices of devices that the kubelet does not list now, from `last_allocatable`.
+
+    A device is divided evenly among its slices: for each resource, those that the kubelet lists or listed last, or
+    those that pods hold if these are more. Only slices that the kubelet lists now can be idle.
+    """
     allocated: dict[tuple[str, str], Fraction] = {}
     idle: dict[str, Fraction] = {}
     for device in _devices(reading, holdings, known):

@@ -65,7 +65,7 @@ def read_in_small_pieces() -> None:
 
 
 def settle_heap() -> None:
-    """Collect garbage, then exempt all present objects from the cycle collector for good, because they live long.
+    """Collect garbage, then exempt all present objects from the cycle collector permanently, because they live long.
 
     Reference counts still free them. This is done again once the cluster has been read: thousands of views, none of
     them in a cycle, would cost 90 ms in every full collection.

@@ -84,9 +84,10 @@ class NodeWrites:
     async def _new_gpunode(self, action: EnsureGPUNode, spec: JSON) -> JSON:
         """Create a GPUNode that the Node owns, record that in `_created`, and return it. If one was created for this
         Node before, the Node is read first. A slow watch may not have shown yet that the Node is gone; Kubernetes
-        would then delete the object at once, and we would create it again as fast as we can.
+        would then delete the object at once, and we would create it again and again.
 
-        Raises NotFound if that Node is gone or was replaced by another one of its name.
+        Raises NotFound if that Node is gone or was replaced by another one of its name, and AlreadyExists if somebody
+        has created the GPUNode meanwhile.
         """
         name, uid = action.node, action.node_uid
         if self._created.get(name) == uid and (await self.client.get(NODES, name))["metadata"]["uid"] != uid:

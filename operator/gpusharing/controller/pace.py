@@ -59,8 +59,7 @@ class Pace:
     async def _slow_down(self, left: timedelta) -> None:
         """Count this pass if it followed without a rest, and wait if too many have done so: a plan that writes in
         every pass and never settles must not run fast. After more than FOLLOW_UPS the wait is longer, and a warning
-        is logged. `left` is how long the loop was to rest; 0 or less counts as no rest, and more starts the count
-        anew."""
+        is logged. `left` is how long the loop was to rest; 0 or less counts as no rest, and more resets the count."""
         self._follow_ups = self._follow_ups + 1 if left <= timedelta(0) else 0
         if self._follow_ups > FOLLOW_UPS:
             log.warning(

@@ -155,8 +155,8 @@ class SharedWrites:
         whose finalizer is to be removed no longer exists.
 
         If the policy has changed since it was read, the finalizer is still added, because that hinders nobody. It is
-        not removed, because the change may be the very deletionPolicy that needs it; no error is raised then, and the
-        next pass decides again.
+        not removed, because the change may be a deletionPolicy that needs the finalizer; no error is raised then, and
+        the next pass decides again.
 
         Raises Conflict if the finalizer cannot be added because the policy is gone or was replaced by another one of
         its name (no node may be fenced for it then), or if others keep changing the policy.

@@ -259,8 +259,8 @@ class LeaderLease:
 
     def _expired(self, lease: JSON) -> bool:
         """Whether the holder of this Lease has changed neither its spec nor its claims for the Lease's duration,
-        measured by our clock from when this process first saw them. A change is recorded in `_observation`, and the
-        time starts anew."""
+        measured by our own clock from when this process first saw them. A change is recorded in `_observation` and
+        restarts that time. A Lease that names no duration gets the one in our settings."""
         written = part(lease, "spec"), _claims_of(lease)
         if written != self._observation[0]:
             self._observation = (written, self._clock())

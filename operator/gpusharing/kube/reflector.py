@@ -256,9 +256,8 @@ class Reflector(Generic[View]):
 
     def _end(self, *, older: bool) -> None:
         """Record that a list is complete, and schedule the next one. `older` says whether the list was older than the
-        cache: then the next one follows after RECHECK_AFTER seconds, if that is sooner than usual. If a write has
-        proven that the store was restored from a backup, and no list has made up for that (see `renews`), it
-        follows at once."""
+        cache: then the next one follows after RECHECK_AFTER seconds, if that is sooner than usual. It follows at
+        once while the cache has to catch up with a store that was restored from a backup (see `renews`)."""
         self.doubted, self._whole, self._absent_since = older, True, None
         if not older:
             self._restores_seen, self._current_at = (
@@ -360,9 +359,10 @@ class Reflector(Generic[View]):
             self._following.reschedule(loop_time())
 
     def renews(self) -> bool:
-        """Return whether a write has shown that the store was restored from a backup and no list has made up for it
-        yet: only a list that is not older than the cache does. If so, request a new list. Also request one if the
-        kind has bookmarks and its view is older than STALE_AFTER, unless the last list was older than the cache."""
+        """Return whether a write has shown that the store was restored from a backup, and the cache has not caught up
+        yet. It catches up with the next complete list that is not older than the cache; this call requests one. It
+        also requests one if the kind has bookmarks and its view is older than STALE_AFTER, unless the last list was
+        older than the cache."""
         went_back = self._restores() > self._restores_seen
         silent = self._resource.bookmarks and not self.doubted and self.age > STALE_AFTER
         if went_back or silent:
