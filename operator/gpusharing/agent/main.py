@@ -117,7 +117,8 @@ async def _serve(
     options: argparse.Namespace, login: Login, settings: LoopSettings, pods: KubeletPodResources
 ) -> int:
     """Check the credentials, serve the probes and metrics, and run the loop until a signal; then close `pods`. Return
-    the exit status as `main` does, and log its cause. Raises OSError if the address of the probes is in use."""
+    the exit status as `main` does, and log its cause. Raises OSError if the address of the probes is in use, and
+    the loop's other errors in a group."""
     try:
         await login.access()
         await login.token()

@@ -155,7 +155,8 @@ class NVML:
 
     def _gpu_at(self, index: int, cards: dict[str, _Card], xids: "Xids") -> GPU:
         """Read the GPU at `index`, and subscribe `xids` to its errors. Adds its model to `cards` if it is not there
-        yet, and reads the model again if the GPU can do MIG but the model has no MIG profiles."""
+        yet, and reads the model again if the GPU can do MIG but the model has no MIG profiles. Errors of NVML are
+        raised."""
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         xids.listen(index, handle)
         uuid = _uuid(handle)

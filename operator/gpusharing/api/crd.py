@@ -99,8 +99,8 @@ class _Rewrite:
 
     def _entry(self, key: str, value: Any, at: str) -> Schema:
         """Return the part of the schema that one key of a node becomes: usually the key with its value, rewritten if
-        that contains nodes. Empty for `default`, which `node` adds itself. Raises SchemaError for a key that is not
-        known."""
+        that contains nodes. A `const` becomes an `enum`, and a description is put on one line. Empty for `default`,
+        which `node` adds itself. Raises SchemaError for a key that is not known."""
         if key == "default":
             return {}
         if key == "description":

@@ -83,9 +83,9 @@ def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Prob
     """Check a raw GPUSharingPolicy as the API server does. Return its spec, or the problems if there are any.
 
     Types are taken literally, as in JSON ("4" is not a number). A field that we do not know is refused: the API server
-    keeps one only if the CRDs are newer than the operator, and it may be the very field that says when no node may be
-    drained. Rules beyond types and bounds are checked only if all types and bounds are right; until then there is one
-    problem for each field.
+    keeps one only if the CRDs are newer than the operator, and it may be a field that forbids drains. Rules beyond
+    types and bounds are checked only if all types and bounds are right; until then there is one problem for each
+    field.
     """
     spec = raw.get("spec")
     if not isinstance(spec, Mapping):
@@ -263,7 +263,9 @@ def _mode_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
 
 
 def _mig_problems(mig: Mig) -> Iterator[Problem]:
-    """Yield the problems of the block `mig`: configuration or layouts, strategy, profiles and devices."""
+    """Yield the problems of the block `mig`. It must have either a configuration, and none that turns MIG off or
+    leaves it without instances, or layouts. Some layout must have profiles, with well-formed names. With the
+    strategy `single`, all layouts must have the same one profile. See also `_device_problems`."""
     at = "spec.mig"
     if (mig.config is None) == (mig.layouts is None):
         yield Problem(at, rules.CONFIG_OR_LAYOUTS.message)

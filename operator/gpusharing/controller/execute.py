@@ -274,9 +274,10 @@ class Executor:
         return None
 
     def _note_failure(self, subject: str, action: Action, error: KubeError) -> None:
-        """Record a failed call and report it to `on_action`. Calls about the subject are suspended, longer each time,
-        and the failure is logged once. If the call got no answer, the subject is also added to `calls.unsure`. A
-        call that was held back is only reported, because nothing was sent."""
+        """Record a failed call and report it to `on_action`. Calls about the subject are suspended, longer each time.
+        The failure is logged, unless the subject's last one was of the same kind of action and error. If the call
+        got no answer, the subject is also added to `calls.unsure`. A call that was held back is only reported,
+        because nothing was sent."""
         kind, words = type(action).__name__, str(error) or repr(error)
         if isinstance(action, WriteConfig):
             words = f"ConfigMap {self._shared.writing}: {words}"

@@ -174,8 +174,9 @@ class Metrics(Observer):
         return Gauge(name, text, ["policy", *labels], registry=self.registry)
 
     def _count(self) -> None:
-        """Set the gauges that are computed only for a scrape, from the last pass: they are expensive with thousands of
-        nodes, so passes do not set them. Nothing is set before the first pass."""
+        """Set the gauges that are computed only for a scrape, from the last pass: drift, nodes without a Ready agent,
+        GPUs, slices, idle slices and Pending pods. They are expensive with thousands of nodes, so passes do not set
+        them. Nothing is set before the first pass."""
         if self._last is None:
             return
         plan, snapshot = self._last

@@ -165,7 +165,8 @@ def observed_view(raw: object) -> ObservedView:
 
 def policy_view(raw: JSON) -> PolicyView:
     """Convert a raw GPUSharingPolicy. If its spec is invalid, the view's spec is None and `problems` says what is
-    wrong. A policy that resets its nodes because it is being deleted gets mode Full."""
+    wrong. A policy that resets its nodes because it is being deleted gets mode Full and is marked as `resetting`
+    (`under_deletion`)."""
     checked = validate_policy(raw)
     metadata = section(raw, "metadata")
     annotations = texts(metadata.get("annotations"))

@@ -280,9 +280,10 @@ HAMI = "projecthami/hami:"
 
 def gpu_server(raw: JSON) -> Server | None:
     """Convert a raw DaemonSet that serves GPUs, or return None if it is not known to serve any. It is recognized by
-    the names and images of its containers:
+    the names and images of its containers alone; a ClusterPolicy among its owners marks it as the GPU Operator's.
+    Its Helm release is empty unless Helm manages it.
 
-    - the GPU Operator's device plugin: container `nvidia-device-plugin`, owner ClusterPolicy (gpu-operator
+    - the GPU Operator's device plugin: container `nvidia-device-plugin` (gpu-operator
     assets/state-device-plugin/0500_daemonset.yaml);
     - NVIDIA's chart and static manifest: `nvidia-device-plugin-ctr` (k8s-device-plugin v0.19.3);
     - HAMi's device plugin, which serves nvidia.com/gpu too, by its image (charts/hami of Project-HAMi/HAMi v2.10.0);
