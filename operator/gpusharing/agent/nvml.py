@@ -172,7 +172,7 @@ class NVML:
     def _gpu(self, handle: Any, index: int, uuid: str, card: _Card, modes: tuple[MigMode, MigMode]) -> GPU:
         """Read the properties of a GPU that change, such as its MIG instances and its processes (at most
         _MOST_PROCESSES), and add the devices and their processes to the record of the GPUs' use. `modes` are its
-        current and its pending MIG mode."""
+        current and its pending MIG mode. Errors of NVML are raised."""
         current, pending = modes
         on = current == "Enabled"
         devices = tuple(mig_devices(handle)) if on else ((handle, uuid),)

@@ -93,7 +93,7 @@ def recovery_action(handle: Any) -> RecoveryAction | None:
 def remapped_rows(handle: Any) -> RemappedRows | None:
     """Return the remapped rows of a GPU, from NVML's call for them or else from the fields 142 to 145. The call is not
     supported while MIG instances are active (docs/design/hardware.md#remapped-rows). None if neither is supported
-    or permitted."""
+    or permitted. Other errors of NVML are raised."""
     rows = maybe(None, pynvml.nvmlDeviceGetRemappedRows, handle) or fields(handle, *_REMAPPED_FIELDS)
     if rows is None:
         return None

@@ -110,8 +110,9 @@ class _Stream:
         self._exchange.shut()
 
     def _read(self) -> None:
-        """Read lines in the thread until the watch ends, is stopped or fails. A failure is stored in `error`. Always
-        puts None into the queue at the end."""
+        """Read lines in the thread until the watch ends, is stopped or fails, and close the connection. An error of
+        the network is stored in `error` as Unavailable, any other one unchanged; none is raised. Always puts None
+        into the queue at the end."""
         try:
             response = self._exchange.send_off(INACTIVITY)
             try:

@@ -82,7 +82,8 @@ class _Rewrite:
     """Whether null stays allowed where it was, and defaults are left out."""
 
     def node(self, source: Mapping[str, Any], at: str) -> Schema:
-        """Return the structural schema of the node `source`, without $ref, titles and branches for null. `at` is the
+        """Return the structural schema of the node `source`, without $ref, titles and branches for null. Where null
+        was allowed, the result is `nullable` if `keep_null`. A default is kept if `_says_something`. `at` is the
         path of the node, for error messages. Raises SchemaError."""
         merged, nullable = _without_null(self._resolve(source), at)
         merged = self._resolve(merged)

@@ -37,7 +37,8 @@ def _find_no_namespace(entry: str) -> str:
 
 
 def _find_no_mark(entry: str) -> str:
-    """Return why `entry` is not a label with a value that an admin may name here, or an empty string if it is one."""
+    """Return why `entry` is not a label with a value that an admin may name here, or an empty string if it is one.
+    Refused are malformed entries, and labels that the operator's changes or NVIDIA's software write."""
     key, equals, value = entry.partition("=")
     if not (equals and re.fullmatch(LABEL_KEY, key) and _VALUE.fullmatch(value)):
         return f"{entry!r} is not a label with a value, for example example.com/hands-off=true"

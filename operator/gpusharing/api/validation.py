@@ -213,7 +213,8 @@ def _name_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
 def _selector_problems(
     at: str, selector: LabelSelector | Selector, *, of_nodes: bool = False
 ) -> Iterator[Problem]:
-    """Yield the problems of a selector; `at` is its path. A selector `of_nodes` must not be empty, and must not name a
+    """Yield the problems of a selector; `at` is its path. The keys in matchLabels must be well-formed; In and NotIn
+    need values, and the other operators allow none. A selector `of_nodes` must not be empty, and must not name a
     label that a mode change rewrites."""
     if of_nodes and not (selector.match_labels or selector.match_expressions):
         yield Problem(at, rules.EMPTY_SELECTOR.message)

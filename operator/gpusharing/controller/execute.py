@@ -131,7 +131,8 @@ class Executor:
         `unseen`: the nodes that were `under_way` when the snapshot was begun. The plan was made without the results of
         those calls, so these nodes are left to the next pass, even if the calls have ended since.
 
-        Failed calls are recorded in `calls`. Raises only a group of errors that concern all calls.
+        Return how many writes were accepted, and when the first suspended call may be tried again. Failed calls are
+        recorded in `calls`. Raises only a group of errors that concern all calls.
         """
         outcome = Outcome()
         self._evictor.forget(snapshot)

@@ -122,10 +122,11 @@ class Loop(LoopParts):
         )
 
     async def once(self) -> datetime | None:
-        """Gather, plan, execute and publish; set `plan` and `memory`, and report the pass to the observer. Return when
-        the next pass is due at the latest, or None if no time is known.
+        """Gather, plan, execute and publish; set `plan` and `memory`, and report the pass to the observer. If the plan
+        wants the pods of further nodes, gather and plan once more first. Return when the next pass is due at the
+        latest, or None if no time is known.
 
-        That time is now if one of our writes was accepted, or if the plan wants the pods of a node that were not
+        That time is now if one of our writes was accepted, or if the plan still wants the pods of a node that were not
         listed. While the policies may be out of date, it is always RETRY seconds from now. Raises Unavailable if the
         policies have never been listed, and a group of errors that concern all calls, but no other error of the API
         server.

@@ -113,7 +113,8 @@ class Publisher:
         return await round_ if round_ is not None else None
 
     async def close(self) -> None:
-        """End every write that is still under way, and return when all of them have ended."""
+        """Cancel the current round and every write that is still under way, and return when all of them have ended. An
+        error of the round is dropped."""
         if self._round is not None:
             self._round.cancel()
             await asyncio.wait({self._round})

@@ -150,8 +150,8 @@ def _explain(error: ValidationError) -> str:
 
 
 def _check_lease(settings: Settings) -> None:
-    """Raise SettingsError unless a leader has time to renew before it must stop, and stops before another process
-    takes over."""
+    """Raise SettingsError unless RETRY_PERIOD < RENEW_DEADLINE < LEASE_SECONDS: a leader needs time to renew before it
+    must stop, and must stop before another process takes over."""
     if not settings.retry_period < settings.renew_deadline < settings.lease_seconds:
         raise SettingsError(
             f"{PREFIX}RETRY_PERIOD={settings.retry_period:g}, {PREFIX}RENEW_DEADLINE={settings.renew_deadline:g} and"
@@ -161,7 +161,7 @@ def _check_lease(settings: Settings) -> None:
 
 
 def _check_cap(settings: Settings) -> None:
-    """Raise SettingsError if more nodes may be in flight than the Lease can hold claims for."""
+    """Raise SettingsError if more nodes may be in flight than the Lease can hold claims for (MOST_CLAIMS)."""
     if settings.plan.max_in_flight > MOST_CLAIMS:
         raise SettingsError(
             f"{PREFIX}MAX_IN_FLIGHT={settings.plan.max_in_flight} is more than {MOST_CLAIMS}, the number of nodes that"
@@ -170,8 +170,8 @@ def _check_cap(settings: Settings) -> None:
 
 
 def _check_marks(settings: Settings) -> None:
-    """Raise SettingsError if a label that the operator sets during a change is also configured as a mark that keeps
-    the operator away from nodes."""
+    """Raise SettingsError if a key in MAINTENANCE_KEYS, which keep the operator away from nodes, is also that of a
+    label in NEIGHBOUR_LABELS, which the operator sets during a change."""
     for entry in settings.plan.neighbour_labels:
         key = entry.partition("=")[0]
         if key in settings.maintenance_keys:

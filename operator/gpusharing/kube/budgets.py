@@ -43,9 +43,9 @@ class Budgets:
     """Since when we have been waiting for an answer, by the loop's clock; None while no LIST is awaited."""
 
     async def find(self) -> tuple[PdbView, ...] | str | None:
-        """List the PodDisruptionBudgets again, and return all of them. Return a message if they cannot be listed or no
-        answer has come for PATIENCE seconds, or None if the server has not answered yet and the caller has to call
-        again.
+        """List the PodDisruptionBudgets again, unless a LIST is still under way, and return all of them. Return a
+        message if they cannot be listed or no answer has come for PATIENCE seconds, or None if the server has not
+        answered yet and the caller has to call again.
 
         The last list is returned while it is valid, whether or not the new LIST was answered. An answer that arrives
         after the end of its round is used by the next call.

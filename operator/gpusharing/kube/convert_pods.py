@@ -198,8 +198,8 @@ def _rows(written: Iterable[JSON], *, prefix: str = "") -> tuple[Row, ...]:
 
 
 def _dra_use(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> ResourceClaimUse:
-    """Return what a pod's ResourceClaims are used for: `gpu` if any holds a GPU, else `unresolved` if any is unknown,
-    else `none`."""
+    """Return what a pod's ResourceClaims are used for: `gpu` if any holds a GPU, else `unresolved` if any is unknown
+    or not generated yet, else `none`."""
     namespace = text(raw, "metadata", "namespace")
     uses = {
         "unresolved" if name is None else resource_claims.get(f"{namespace}/{name}", "unresolved")

@@ -140,8 +140,8 @@ def _mig_manager(raw: JSON, container: JSON) -> DaemonSetView:
 
 
 def finder_state(daemon_set: JSON) -> FinderState | None:
-    """Return the state of a raw DaemonSet that runs Node Feature Discovery's worker (its chart,
-    templates/worker.yaml), or None if none of its containers does."""
+    """Return the state of a raw DaemonSet that runs Node Feature Discovery's worker, or None if no container has
+    `nfd-worker` in its command (its chart, templates/worker.yaml)."""
     template = section(daemon_set, "spec", "template", "spec")
     containers = entries(template, "containers")
     if not any("nfd-worker" in strings(container.get("command")) for container in containers):

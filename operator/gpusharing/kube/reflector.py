@@ -330,8 +330,8 @@ class Reflector(Generic[View]):
             self._following = None
 
     def _take(self, event: WatchEvent) -> None:
-        """Apply one event of the watch to the cache, and move `_place` forward to its version, unless that is older.
-        Also requests a list if one is needed (`renews`)."""
+        """Apply one event of the watch to the cache. Move `_place` forward to its version and record the contact,
+        unless the version is older. Also requests a list if one is needed (`renews`)."""
         obj = event.object
         version = obj["metadata"]["resourceVersion"]
         if event.type == "DELETED":
