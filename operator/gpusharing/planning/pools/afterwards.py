@@ -1,5 +1,8 @@
 """Every node before and after the planned changes, to find the pods that could not run afterwards
-(drain/stranded.py)."""
+(drain/stranded.py).
+
+Terms: docs/design/glossary.md#fence.
+"""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
