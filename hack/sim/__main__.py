@@ -70,12 +70,13 @@ def settings_of(options: argparse.Namespace) -> SimSettings:
 async def play(
     kubeconfig: Path | None, settings: SimSettings, account: str = "", *, with_parent: bool = False
 ) -> None:
-    """Install the DaemonSets, then simulate the node software until SIGTERM or SIGINT arrives or, with `with_parent`,
-    standard input ends. Each of these raises CancelledError. A KubeconfigError and a KubeError of the installation
-    pass through, and an error of the simulation comes in an ExceptionGroup.
+    """Install the DaemonSets that are missing, then simulate the node software. SIGTERM, SIGINT and, with
+    `with_parent`, the end of standard input cancel the task, so that CancelledError is raised.
 
-    Without `kubeconfig` the default kubeconfig is used. With `account` (`namespace/name`) the agents call the API with
-    the rights of that service account, otherwise with those of the kubeconfig.
+    A KubeconfigError and a KubeError of the installation pass through, and so does the OSError if the agents' port is
+    in use. An error of the simulation comes in an ExceptionGroup. Without `kubeconfig` the file that $KUBECONFIG names
+    is used. With `account` (`namespace/name`) the agents call the API with the rights of that service account,
+    otherwise with those of the kubeconfig.
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None, "a coroutine runs in a task"
@@ -121,8 +122,9 @@ def say(line: str) -> None:
 
 
 def main() -> int:
-    """Run the simulator and return the exit status: 0 after a signal, or 1 after printing that the kubeconfig is
-    missing or unusable, or the error that ended the simulation."""
+    """Run the simulator and return the exit status: 0 after a signal or the end of standard input. After a
+    KubeconfigError, a KubeError or an ExceptionGroup, whose message is printed to stderr, it is 1. Other errors are
+    raised."""
     options = arguments()
     try:
         settings = settings_of(options)

@@ -130,7 +130,7 @@ class AgentPages:
 
     def show(self, node: str, agent: AgentLoop, lapse: Lapse | None = None) -> None:
         """Serve the metrics of this agent at /NODE/metrics, in place of an earlier agent of the node. With `lapse`
-        each sample carries the time of that simulated clock."""
+        each sample carries the time of that simulated clock, and /NODE/seen is answered until `hide` is called."""
         registry = CollectorRegistry()
         for collector in (AgentCollector(agent), UsageCollector(agent), MeterCollector(agent.meter)):
             registry.register(collector if lapse is None else _Timed(collector, lapse))
@@ -139,7 +139,8 @@ class AgentPages:
         self._registries[node] = registry
 
     def hide(self, node: str) -> None:
-        """Answer 404 for this node from now on, because Prometheus finds nothing at the address of a deleted pod."""
+        """Answer 404 for the metrics of this node from now on, because Prometheus finds nothing at the address of a
+        deleted pod. Does nothing for an unknown node."""
         self._registries.pop(node, None)
         self._lapses.pop(node, None)
 
@@ -183,10 +184,13 @@ def _handler(
         """Answers the requests to an AgentPages."""
 
         def do_GET(self) -> None:
-            """Answer for /lapse, /NODE/metrics, /NODE/seen, /NODE/lost or /NODE/found, and with 404 for any other path
-            or for a node without an agent. After /NODE/lost, the node's metrics get 503 until /NODE/found; both are
-            accepted for any node. /NODE/seen gets 404 for an agent that does not run by the clock, and /lapse is
-            empty while none does."""
+            """Answer /lapse with the clock's time, /NODE/metrics with the metrics, and /NODE/seen, /NODE/lost and
+            /NODE/found with an empty page. After /NODE/lost, the node's metrics get 503 until /NODE/found; both are
+            accepted for any node.
+
+            Any other path gets 404, and so do the metrics of a node without an agent and /NODE/seen for an agent that
+            does not run by the clock. The answer to /lapse is empty while no agent runs by the clock.
+            """
             node, _, rest = self.path.lstrip("/").partition("/")
             registry, lapse = registries.get(node), lapses.get(node)
             if node == "lapse":

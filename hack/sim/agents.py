@@ -19,7 +19,7 @@ class SharedGPUNodes:
 
     def take(self, node: JSON, gone: bool) -> None:
         """Store a version of a GPUNode, or forget the GPUNode if it is `gone`, and send the change to every open watch
-        of that name."""
+        of that name, as DELETED if it is gone and otherwise as MODIFIED, even if it is new."""
         name = node["metadata"]["name"]
         if gone:
             self._nodes.pop(name, None)
@@ -34,9 +34,10 @@ class SharedGPUNodes:
         return self._nodes.get(name)
 
     async def changes(self, name: str, since: str) -> AsyncGenerator[WatchEvent, None]:
-        """Yield the newest version of one GPUNode unless its resourceVersion is `since`, then every change, without
-        end. Raises Expired if there is no such object, unless `since` is NOTHING_LISTED. Also raises it when a
-        version is older than `since`, because the store was restored from a backup."""
+        """Yield the newest version of one GPUNode unless its resourceVersion is `since`, then every later change,
+        without end. Raises Expired at the start if there is no such object and `since` is not NOTHING_LISTED. Also
+        raises it when a change arrives whose version is lower than `since`, because the store was restored from a
+        backup."""
         queue: asyncio.Queue[WatchEvent] = asyncio.Queue()
         self._listeners.setdefault(name, []).append(queue)
         try:
@@ -59,7 +60,8 @@ NOTHING_LISTED = "0"
 
 
 class AgentAPI(PassingClient):
-    """The client of one agent: reads come from the shared watch, everything else goes to the API server."""
+    """The client of one agent: lists and watches are answered from the shared watch, everything else, also a get, goes
+    to the API server."""
 
     def __init__(self, client: KubeClient, shared: SharedGPUNodes, name: str) -> None:
         """Wrap `client` for the agent of the node `name`, whose GPUNode is read from `shared`."""
@@ -84,7 +86,8 @@ class AgentAPI(PassingClient):
 
 async def run_again(agent: Callable[[], AgentLoop], pause: Callable[[], Awaitable[object]]) -> None:
     """Run the agents that `agent` creates, one after another, without end. When one raises RestartNeeded, wait for
-    `pause` and run a new one, as a kubelet restarts a container. Other errors pass through."""
+    `pause` and run a new one, as a kubelet restarts a container. After an agent that returns, the next one starts
+    without a pause. Other errors pass through."""
     while True:
         try:
             await agent().run()

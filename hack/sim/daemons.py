@@ -55,9 +55,9 @@ class DaemonSetPlayer:
         self._busy: set[str] = set()
 
     def look(self, node: str, labels: Mapping[str, str]) -> None:
-        """Start to create this node's pod if the selector matches `labels` and there is no pod, or to delete the pod
-        if the selector does not match or the operand is turned off. Does nothing while an earlier creation or
-        deletion is in progress."""
+        """Start to create this node's pod if the selector matches `labels` and there is no pod object, or to delete
+        the running pod if the selector does not match or the operand is turned off. Does nothing while an earlier
+        creation or deletion is in progress."""
         if node in self._busy:
             return
         wanted = self._operand not in self._cluster.policy.off and self._selector.items() <= labels.items()
@@ -109,7 +109,8 @@ class DaemonSetPlayer:
             self._busy.discard(node)
 
     def _body(self, name: str, node: str) -> JSON:
-        """Return the manifest of a pod that is owned by the DaemonSet and already bound to the node."""
+        """Return the manifest of a pod that is already bound to the node. Its owner is the DaemonSet, with a uid that
+        is made up from the DaemonSet's name."""
         owner = {
             "apiVersion": "apps/v1",
             "kind": "DaemonSet",
@@ -176,8 +177,8 @@ def players(
     cluster: SimCluster, mig: DaemonPods, mps: DaemonPods, agents: DaemonPods, spawn: Spawn
 ) -> tuple[DaemonSetPlayer, ...]:
     """Return one player for each simulated DaemonSet, or an empty tuple if real controllers create the pods
-    (`play_daemon_sets` is off). `mig`, `mps` and `agents` record the pods of the three DaemonSets. The plain stack
-    has no mig-manager unless `plain_mig` is set."""
+    (`play_daemon_sets` is off). `mig`, `mps` and `agents` record the pods of the three DaemonSets. The agents have
+    a player only if the settings turn them on, and mig-manager on the plain stack only if `plain_mig` is set."""
     if not cluster.settings.play_daemon_sets:
         return ()
     plain = bool(cluster.settings.plain_config)

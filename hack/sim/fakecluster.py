@@ -85,7 +85,7 @@ class FakeCluster:
 
     def add(self, resource: Resource, obj: JSON) -> JSON:
         """Create an object with the status that it has in `obj`, and return a copy as stored. Raises AlreadyExists if
-        the name is taken, and Invalid if it has no name."""
+        the name is taken, Invalid if it has no name, and TypeError for a value that JSON cannot hold."""
         return copied(self.store.create(resource, obj, None, with_status=True))
 
     def get(self, resource: Resource, name: str, namespace: str = "") -> JSON:
@@ -109,7 +109,8 @@ class FakeCluster:
         self, resource: Resource, name: str, body: JSON, namespace: str = "", subresource: str | None = None
     ) -> JSON:
         """Merge a patch into an object, as a person or another controller would, and return a copy of the result.
-        Raises NotFound, Conflict for another resourceVersion, or Invalid."""
+        Raises NotFound, Conflict if the patch names another resourceVersion, and Invalid for a new uid, name or
+        namespace and for a subresource other than `status`."""
         key = self._key(resource, namespace, name)
         return copied(self.store.patch(resource, key, body, subresource))
 
@@ -152,7 +153,8 @@ class FakeCluster:
         self.close_watches()
 
     async def changed(self) -> None:
-        """Wait for the next change of any object, by any client."""
+        """Wait for the next change of any object, by any client. Changes that `swallow` withholds do not end the wait,
+        but bookmarks that are sent and watches that are closed may."""
         wake = asyncio.Event()
         self.store.waiting.add(wake)
         try:
@@ -166,8 +168,8 @@ class FakeCluster:
         self.store.wake()
 
     def uninstall(self, resource: Resource) -> None:
-        """Remove the CRD of a kind and all its objects, and end all watches. No watch delivers these deletions. Later
-        calls for the kind get NotFound."""
+        """Remove the CRD of a kind and all its objects, and end the open watches of all kinds. No watch delivers the
+        deletions of this kind. Later calls for the kind get NotFound."""
         for obj in self.objects(resource):
             self.store.swallow[resource] = self.store.swallow.get(resource, 0) + 1
             metadata = obj["metadata"]
@@ -200,9 +202,10 @@ class FakeClient(KubeClient):
         self.identity = identity
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Make a call as KubeClient does. A deleted pod gets the cluster's grace period and not the one in the
-        request, except that a requested 0 removes it at once. Raises the error of a scripted fault that hits the
-        call, even if that is not a KubeError, and what the hook `on_write` raises."""
+        """Make a call as KubeClient does; the answer to a deletion or an eviction is an empty object. A deleted pod
+        gets the cluster's grace period and not the one in the request, except that a requested 0 removes it at
+        once. Raises the error of a scripted fault that hits the call, even if that is not a KubeError, and what the
+        hook `on_write` raises."""
         call = _call(self.identity, request)
         if request.verb in ("get", "list"):
             await self._enter(call)
@@ -251,8 +254,9 @@ class FakeClient(KubeClient):
             watching.discard(wake)
 
     def _read(self, request: ApiRequest) -> JSON:
-        """Return the answer to a get or a list: a page of objects, the server's version, the discovery of a kind, the
-        last `tailLines` lines of a pod's log, or one object. Raises NotFound, Invalid or Expired."""
+        """Return the answer to a get or a list: a page of objects, the server's version, the discovery of a kind
+        (empty if it is uninstalled), one object, or under the key `log` the last `tailLines` lines of an existing
+        pod's log. Raises NotFound, Invalid or Expired."""
         cluster, namespace, name = self.cluster, request.namespace, request.name
         if request.verb == "list":
             match, query = _matcher(request), request.query
@@ -306,7 +310,8 @@ class FakeClient(KubeClient):
             raise NotFound("the server could not find the requested resource")
 
     def _refuse_terminating(self, resource: Resource, namespace: str | None) -> None:
-        """Raise Forbidden if the namespace is being deleted, where nothing can be created or evicted."""
+        """Raise Forbidden for a namespaced kind if the namespace is in the cluster's `terminating_namespaces`, where
+        nothing can be created or evicted. The Namespace object is not read."""
         if resource.namespaced and namespace in self.cluster.terminating_namespaces:
             raise Forbidden(
                 f"unable to create new content in namespace {namespace} because it is being terminated",

@@ -174,8 +174,9 @@ class Faults:
         await self._raise(call, after=False)
 
     async def write(self, call: Call, apply: Callable[[], JSON | None]) -> JSON | None:
-        """Count a write, carry it out by calling `apply`, and return the result. Scripted faults before and after the
-        write, and the hook, may raise. The write is logged if it reached the server, even if the server refused it."""
+        """Count a write, carry it out by calling `apply`, and return the result. A fault scripted before the write
+        keeps it from the server, and one after it strikes only if the server did not refuse the write. The write is
+        logged if it reached the server, even if the server refused it. Faults, `apply` and the hook may raise."""
         self.calls[call.identity, call.verb, call.resource.plural] += 1
         await self._raise(call, after=False)
         result = self._carry_out(call, apply)
@@ -215,8 +216,8 @@ class Faults:
                     raise fault.error.with_traceback(None)  # the traceback would grow with every call
 
     async def _say_nothing(self, call: Call) -> None:
-        """Wait until the caller's deadline has passed, and raise the Unavailable that HttpClient raises if a server
-        does not answer."""
+        """Wait for the caller's deadline in `limits` (that of a watch is `inactivity`, of other calls `total`), and
+        raise the Unavailable that HttpClient raises if a server does not answer."""
         seconds = self.limits.inactivity if call.verb == "watch" else self.limits.total
         await asyncio.sleep(seconds)
         raise Unavailable(f"cannot {call.verb} {call.path}: no answer within {seconds:.0f} s")

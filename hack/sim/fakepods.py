@@ -31,8 +31,9 @@ class Pods:
         store.on_commit.append(self._follow)
 
     def evict(self, namespace: str, name: str, uid: str | None) -> None:
-        """Evict a pod through the Eviction subresource. Raises NotFound, Conflict if the pod's uid is not `uid`,
-        EvictionBlocked if its budget allows no disruption, or EvictionFailed if several budgets match."""
+        """Evict a pod through the Eviction subresource: it is then deleted as by `delete`, after the grace period.
+        Raises NotFound, Conflict if the pod's uid is not `uid`, EvictionBlocked if its budget allows no disruption,
+        or EvictionFailed if several budgets match."""
         pod = self.store.get(kinds.PODS, (namespace, name))
         self.store.check_uid(pod, uid)
         if not _ignores_budgets(pod):
@@ -151,6 +152,6 @@ def _ignores_budgets(pod: JSON) -> bool:
 
 
 def _scaled(value: int | str, total: int) -> int:
-    """Return an absolute number as it is, or a percentage of `total`, rounded up as for both fields of a
-    PodDisruptionBudget. Raises ValueError for a string that is not a percentage."""
+    """Return an integer as it is, and a string as that percentage of `total`, rounded up as for both fields of a
+    PodDisruptionBudget. The percent sign may be missing. Raises ValueError if the string is not a number."""
     return math.ceil(total * int(value.removesuffix("%")) / 100) if isinstance(value, str) else value

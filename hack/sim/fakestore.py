@@ -181,8 +181,8 @@ class Store:
             self.mark_deleted(resource, key, seconds=0)
 
     def mark_deleted(self, resource: Resource, key: Key, seconds: float) -> None:
-        """Set the deletionTimestamp to the end of the grace period of `seconds`. Does nothing if the object is already
-        marked. Raises NotFound."""
+        """Set the deletionTimestamp to the end of the grace period of `seconds`, and record that period. The
+        generation rises for kinds that have one. Does nothing if the object is already marked. Raises NotFound."""
         old = self.get(resource, key)
         if old["metadata"].get("deletionTimestamp"):
             return
@@ -249,15 +249,17 @@ class Store:
         return Backup({kind: dict(objects) for kind, objects in self._objects.items()}, self.version)
 
     def restore(self, backup: Backup, bump: int) -> None:
-        """Replace everything stored with the backup. The next versions follow the backup's version plus `bump`.
-        Watches are not woken, and a watch from a later version gets no event until that version is exceeded."""
+        """Replace everything stored with the backup and forget the history. The next versions follow the backup's
+        version plus `bump`. Watches are not woken: one from an earlier version gets Expired at its next check, and
+        one from a later version gets nothing until that version is exceeded."""
         self._objects = {kind: dict(objects) for kind, objects in backup.objects.items()}
         self.version = self._oldest_of_all = backup.version + bump
         self._oldest.clear()
         self._history.clear()
 
     def wake(self) -> None:
-        """Set the events of all watches, so that each checks for changes."""
+        """Set the events of all watches, so that each checks for changes, and those of everyone else who waits for a
+        change."""
         for resource in self.watching:
             self._wake(resource)
 

@@ -25,8 +25,11 @@ async def follow(
 ) -> None:
     """Call the handler with every existing object, then with every change, until canceled. KubeErrors are retried with
     back-off, or at once if it is Expired, and an error that repeats is logged once. Errors of the handler pass
-    through. A kind that the server does not serve counts as empty. `synced` is set after the first complete list,
-    or once the server answers that it does not serve the kind."""
+    through.
+
+    `synced` is set after the first complete list, or once the server answers that it does not serve the kind. That
+    answer is retried like any error, and the known objects are not delivered as gone.
+    """
     known: dict[tuple[str, str], JSON] = {}
     synced = synced or asyncio.Event()
     wait, logged = FIRST_RETRY, ""
@@ -56,8 +59,8 @@ async def _list(
     handler: Handler,
     known: dict[tuple[str, str], JSON],
 ) -> str:
-    """List the kind, and deliver each object that is new or changed since `known`, and each known object that is gone.
-    Updates `known`. Returns the resourceVersion of the list."""
+    """List the kind page by page, and deliver each object that is new or changed since `known`, then each known object
+    that is gone. Updates `known`, even if a later page raises a KubeError. Returns the resourceVersion of the list."""
     present: set[tuple[str, str]] = set()
     version = ""
     async for page in pages_of(client, resource, namespace=namespace):

@@ -139,8 +139,9 @@ def _whole(gpus: tuple[GPU, ...], model: Model, config: SimPluginConfig) -> dict
 
 def _single(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str, str]:
     """Return the labels for MIG strategy single: the labels of the instances if all GPUs have the same profile, those
-    of whole GPUs if MIG is off everywhere, and otherwise those of a MIG-INVALID product with 0 GPUs. If MIG is on
-    at any GPU, the first such GPU's model replaces `model`."""
+    of whole GPUs if MIG is off everywhere, and otherwise those of a MIG-INVALID product with 0 GPUs. They describe
+    the model of the first GPU with MIG on or, if MIG is off everywhere, `model`. Raises StopIteration if the
+    reading lacks that model or its profile."""
     gpus = reading.gpus
     divided = next((gpu.product for gpu in gpus if gpu.mig_mode == "Enabled"), None)
     if divided is not None:

@@ -48,8 +48,8 @@ class _Loader(yaml.SafeLoader):
 
 
 def to_json(text: str) -> JSONValue:
-    """Return the first YAML document in `text` as JSON, or None if there is no document. Raises GoError if the
-    document cannot be converted."""
+    """Return the first YAML document in `text` as JSON, or None if there is no document. Raises GoError if the text is
+    not YAML or the document cannot be converted."""
     try:
         node = next(yaml.compose_all(text, _Loader), None)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -65,8 +65,9 @@ class _Converter:
         self._count = 0
 
     def value(self, node: yaml.Node, above: tuple[yaml.Node, ...]) -> JSONValue:
-        """Return the JSON value of a node. `above` are the nodes that contain it. Raises GoError for an alias to one
-        of them, a document with too many values, a bad map key or merge, and infinity or NaN."""
+        """Return the JSON value of a node. `above` are the nodes that contain it. If a map repeats a key, the last
+        value counts. Raises GoError for an alias to one of the nodes in `above`, a document with too many values, a
+        bad map key or merge, and infinity or NaN."""
         self._count += 1
         if any(node is parent for parent in above) or self._count > _MOST:
             raise GoError("an anchor contains itself, or the document contains excessive aliasing")

@@ -64,8 +64,9 @@ def gpu_as_seen(gpu: GPU, container: Container) -> GPU:
     """Return the GPU as an agent in such a container reports it. A GPU that does not answer is returned unchanged.
 
     Without the rights for MIG, a GPU with MIG support is marked with `instances_withheld`. While MIG is on, only the
-    instances that the container may open are left, without their places, and only the processes on these, after an
-    UNKNOWN_PROCESS. Outside the host's PID namespace, an UNKNOWN_PROCESS replaces all processes.
+    instances that the container may open are left, without their places, and the processes are always an
+    UNKNOWN_PROCESS and those on these instances. Outside the host's PID namespace, a single UNKNOWN_PROCESS replaces
+    the processes, even if there are none.
     """
     if gpu.access != "Ok":
         return gpu
@@ -82,8 +83,9 @@ def gpu_as_seen(gpu: GPU, container: Container) -> GPU:
 
 
 def model_as_seen(model: Model, container: Container, *, mig: bool) -> Model:
-    """Return the model as an agent in such a container reports it. Without the rights for MIG the placements are
-    missing and, if `mig`, also the memory. `mig` says whether MIG is on at the GPU from which the model is read."""
+    """Return the model as an agent in such a container reports it. A model without MIG is returned unchanged. Without
+    the rights for MIG the placements are missing and, if `mig`, the memory is None. `mig` says whether MIG is on at
+    the GPU from which the model is read."""
     if container.mig or not model.mig_capable:
         return model
     profiles = tuple(replace(profile, starts=(), size=0) for profile in model.profiles)
@@ -219,8 +221,9 @@ class SimulatedGPUs:
         self._hang.end()
 
     def contain(self, *, mig: bool = True, host_pid: bool = True) -> None:
-        """Restart the agent's container with other rights. `mig` says whether it is privileged. `host_pid` says
-        whether it is in the host's PID namespace. It may always open the MIG devices that exist now."""
+        """Restart the agent's container with other rights. `mig` says whether the container is privileged, and
+        `host_pid` whether it is in the host's PID namespace. Even an unprivileged container may open the MIG
+        devices that exist at this moment, but none that are created later."""
         with self._lock:
             devices = frozenset(instance.uuid for gpu in self._gpus for instance in gpu.instances)
             self._container = Container(mig, host_pid, devices)
@@ -241,7 +244,8 @@ class SimulatedGPUs:
         return self._gpus[index].card
 
     def set_mig_mode(self, index: int, on: bool) -> Literal["Applied", "Pending"]:
-        """Switch the MIG mode of a GPU (nvmlDeviceSetMigMode), and return whether the mode is applied or pending.
+        """Switch the MIG mode of a GPU (nvmlDeviceSetMigMode), and return whether the mode is applied or pending. A
+        mode that the GPU has already is Applied.
 
         Hopper and newer cards apply a changed mode at once, or raise InUse if any client or process exists. Ampere
         stores the mode as pending, and applies it by a reset if nothing is in use and the node is no virtual machine.
@@ -284,7 +288,8 @@ class SimulatedGPUs:
     def create(self, index: int, profile: str, start: int | None = None) -> Instance:
         """Create a GPU instance with a full compute instance, and return it. It is placed at memory slice `start`, or
         if that is None at the highest free start of its profile, so that the order of creation matters. Raises
-        NotSupported if MIG is off or the card lacks the profile, and NoFreePlace."""
+        NotSupported if MIG is off or the card lacks the profile, and NoFreePlace if the GPU has no room for it
+        there."""
         with self._lock:
             gpu = self._mig_gpu(index)
             if not gpu.mig:
@@ -320,8 +325,8 @@ class SimulatedGPUs:
         self._gpus[index].compute_mode = mode
 
     def add_process(self, index: int, name: str, pid: int, device: str = "") -> None:
-        """Start a process that computes on a whole GPU, or on the MIG device with the UUID `device`. How much it uses
-        is in `uses`."""
+        """Start a process that computes on a whole GPU, or on the MIG device with the UUID `device`; neither pid nor
+        device is checked. How much it uses is in `uses`, which stays unchanged."""
         with self._lock:
             self._gpus[index].processes.append(Process(pid=pid, name=name, device=device))
 
@@ -394,7 +399,8 @@ class SimulatedGPUs:
         return True
 
     def _models(self, container: Container) -> tuple[Model, ...]:
-        """Return one model for each product, as the container sees it, read from the first GPU of that product."""
+        """Return one model for each product, as the container sees it, read from the first GPU of that product, even
+        if NVML cannot reach that GPU."""
         models: dict[str, Model] = {}
         for gpu in self._gpus:
             if gpu.product not in models:
@@ -432,7 +438,8 @@ def _refuse_too_many(gpu: _GPU, wanted: Profile) -> None:
 
 def _free_start(gpu: _GPU, wanted: Profile, start: int | None) -> int:
     """Return the memory slice at which a new instance of the profile begins: `start` if given, otherwise the highest
-    start at which it fits. Raises NoFreePlace if that place is taken or there is none."""
+    start at which it fits. Raises NoFreePlace if the place is taken or the profile cannot start there, or if no
+    start is free."""
     taken = {unit for i in gpu.instances for unit in range(i.start, i.start + i.size)}
     for candidate in sorted(wanted.starts, reverse=True) if start is None else [start]:
         if candidate in wanted.starts and taken.isdisjoint(range(candidate, candidate + wanted.size)):

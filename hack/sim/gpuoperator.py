@@ -55,7 +55,8 @@ class ClusterPolicy:
 
 
 def default_policy(settings: SimSettings) -> ClusterPolicy:
-    """Return the settings that apply before any ClusterPolicy is seen. On the plain stack they never change."""
+    """Return the settings that apply before any ClusterPolicy is seen. On the plain stack, which has no ClusterPolicy,
+    they name the ConfigMaps of the simulation settings and are marked as `plain`."""
     if not settings.plain_config:
         return ClusterPolicy()
     config, mig_config = settings.plain_config, settings.plain_mig
@@ -63,8 +64,8 @@ def default_policy(settings: SimSettings) -> ClusterPolicy:
 
 
 def cluster_policy(objects: Iterable[JSON]) -> ClusterPolicy:
-    """Return the settings of the oldest ClusterPolicy among `objects`, because the GPU Operator ignores the others.
-    Returns the defaults if there is none."""
+    """Return the settings of the oldest ClusterPolicy among `objects`, or of the first by name if several are as old,
+    because the GPU Operator ignores the others. Returns an unset `ClusterPolicy()` if there is none."""
     policies = sorted(
         objects, key=lambda o: (o["metadata"].get("creationTimestamp", ""), o["metadata"]["name"])
     )
@@ -95,12 +96,13 @@ def cluster_policy(objects: Iterable[JSON]) -> ClusterPolicy:
 def operator_labels(
     labels: Mapping[str, str], policy: ClusterPolicy, *, mig_capable: bool
 ) -> dict[str, str | None]:
-    """Return the label changes that the GPU Operator makes when it reconciles a GPU node: it adds those of its labels
-    that are missing or empty, and leaves the values of others alone (d.2). mig-manager's labels are added only if
-    the node has a `mig_capable` card, and the one for its configuration only if the policy has a default.
+    """Return the label changes that the GPU Operator makes when it reconciles a GPU node: it sets those of its labels
+    that are missing or empty, and does not change the others (d.2). mig-manager's labels are added only if the node
+    has a `mig_capable` card, and the one for its configuration only if the policy has a default.
 
-    If the node's GPUs are for virtual machines, the labels of operands for containers are removed instead (value
-    None), and nvidia.com/gpu.present is set. Empty on the plain stack.
+    If `sandboxes` is set and LABEL_WORKLOAD_CONFIG, or `workload` for a node without it, is not `container`, the GPUs
+    are for virtual machines. Then the labels of operands for containers are removed instead (value None), and
+    nvidia.com/gpu.present is always set. Empty on the plain stack.
     """
     if policy.plain:
         return {}

@@ -60,8 +60,8 @@ class Handout:
         return Holdings(counted.allocated, counted.pods, assigned, rows)
 
     def _give(self, uid: str, pod: DeviceHolder, advertised: Devices) -> None:
-        """Assign free devices to a pod, and start its process if it uses memory and holds a device. Does nothing if a
-        resource has too few free devices; the next reading tries again."""
+        """Assign free devices to a pod, and start its process if it uses memory and holds a device. Assigns nothing if
+        any resource has too few free devices; the next reading tries again."""
         taken = {device for pod_ids in self._assigned.values() for ids in pod_ids.values() for device in ids}
         assigned = {}
         for resource, wanted in pod.resources.items():
@@ -115,14 +115,16 @@ def advertised_ids(gpus: Sequence[GPU], allocatable: Mapping[str, int]) -> dict[
 
 
 def _allocatable(node: NodeObject) -> dict[str, int]:
-    """Return the allocatable number of each GPU resource in the Node's status."""
+    """Return the allocatable number of each GPU resource in the Node's status. Raises ValueError for one that is not
+    an integer."""
     allocatable = (node.raw.get("status") or {}).get("allocatable") or {}
     return {name: int(value) for name, value in allocatable.items() if is_gpu_resource(name)}
 
 
 def _devices(gpus: Iterable[GPU], resource: str) -> list[str]:
-    """Return the UUIDs of the devices behind a resource: whole GPUs, or MIG devices of a profile. `nvidia.com/gpu`
-    stands for the GPUs without MIG if there are any, otherwise for all MIG devices (strategy single)."""
+    """Return the UUIDs of the devices behind a resource: whole GPUs, or MIG devices of a profile; empty if there are
+    none. `nvidia.com/gpu` stands for the GPUs without MIG if there are any, otherwise for all MIG devices (strategy
+    single)."""
     gpus = list(gpus)
     divided = [gpu for gpu in gpus if gpu.mig_mode == "Enabled"]
     if resource == RESOURCE_GPU and len(divided) < len(gpus):

@@ -104,7 +104,7 @@ class Kai:
                 continue
 
     def _pending(self) -> list[JSON]:
-        """Return the pods that name this scheduler and have no node yet, sorted by name."""
+        """Return the pods that name this scheduler and have no node yet, even terminating ones, sorted by name."""
         waiting = [
             pod
             for pod in self._pods.values()
@@ -139,8 +139,8 @@ class Kai:
         return begun
 
     def _place(self, pod: JSON, name: str) -> tuple[str, str] | None:
-        """Return the node and the group of a shared GPU with room for the pod, or the node and an empty group if the
-        node has a free GPU. Returns None if it has neither, or is cordoned."""
+        """Return where node `name` has room for the pod: (node, group) of a shared GPU, otherwise (node, empty string)
+        if a GPU of the node is free. Returns None if the node is cordoned or has no room."""
         node = self._nodes[name]
         if (node.get("spec") or {}).get("unschedulable"):
             return None
@@ -159,7 +159,8 @@ def group_of(pod: JSON) -> str:
 
 
 def gpus_of(pod: JSON) -> int:
-    """Return how many whole GPUs the pod's containers request in their limits; 0 if the pod has finished."""
+    """Return how many whole GPUs the pod's containers request in their limits. A pod that has finished counts as 0, a
+    terminating one in full."""
     if phase_of(pod) in ("Succeeded", "Failed"):
         return 0
     resources = (container.get("resources") or {} for container in pod["spec"]["containers"])

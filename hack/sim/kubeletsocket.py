@@ -42,7 +42,7 @@ def field(number: int, content: bytes | str) -> bytes:
 
 
 def varint(value: int) -> bytes:
-    """Return a number as a protobuf varint."""
+    """Return a number, which must not be negative, as a protobuf varint."""
     more, rest = value & 0x7F, value >> 7
     return bytes([more | 0x80]) + varint(rest) if rest else bytes([more])
 
@@ -153,9 +153,10 @@ class _Session:
         self._pinged = False
 
     def take(self, event: Event) -> str:
-        """Handle an event of the connection. Returns the path of the request that the event begins, or an empty string
-        for any other event. The end of a request begins its answer, whose body `send` sends; KeyError is raised if
-        the path has none."""
+        """Handle an event of the connection. Returns the path of the request that the event begins, and stores its
+        `headers`, or returns an empty string for any other event. Received data is acknowledged, and a ping is sent
+        unless one is outstanding. The end of a request begins its answer, whose body `send` sends; KeyError is
+        raised if the path has none."""
         if isinstance(event, RequestReceived):
             self.headers = {str(name): str(value) for name, value in event.headers}
             self._paths[event.stream_id] = self.headers[":path"]
@@ -219,8 +220,8 @@ def serving(
 
 
 async def _serve(kubelet: Kubelet, socket: Path, started: "Future[Callable[[], object]]") -> None:
-    """Serve on the socket until the function that `started` receives is called. If the socket cannot be created,
-    `started` receives the OSError."""
+    """Serve on the socket. `started` receives a function, and serving ends when that function is called, from any
+    thread. If the socket cannot be created, `started` receives the OSError instead."""
     ended = asyncio.Event()
     try:
         server = await asyncio.start_unix_server(kubelet.serve, socket)

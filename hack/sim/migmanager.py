@@ -77,8 +77,8 @@ class Register:
             self._signal.set()
 
     async def get(self) -> str:
-        """Return the latest value. If it equals the value returned last, wait until `set` is called again with a value
-        that is not empty."""
+        """Return the latest value, even an empty one. If it equals the value returned last, first wait until `set` is
+        called with a value that is not empty; that value is returned even if it is the same again."""
         if self._last_read == self._current:
             self._signal.clear()
             await self._signal.wait()
@@ -150,8 +150,10 @@ class MigManager:
             await self._reconfigure(name)
 
     async def _reconfigure(self, name: str) -> None:
-        """Make one run for the configuration `name`, and write its state to the Node. Errors of the configuration, the
-        apply or NVML are logged and end in the state `failed`."""
+        """Make one run for the configuration `name`, and write its state to the Node. If the GPUs already have the
+        configuration, the state `success` is written at once and nothing is changed. Errors of the configuration,
+        the apply or NVML are logged and end in the state `failed`, and so does a MIG mode that a reboot was to set
+        and did not."""
         self._port.log(f"mig-manager: {name or '(empty)'}")
         deploy = {key: self._port.labels.get(key, "") for key in _pausable(self._port.labels)}  # 1
         before = self._port.labels.get(LABEL_MIG_STATE, "")
@@ -171,8 +173,10 @@ class MigManager:
     async def _change(
         self, name: str, items: tuple[Entry, ...], gpus: tuple[GPU, ...], deploy: Mapping[str, str]
     ) -> None:
-        """Pause the operands, change the GPUs, and restore the operands: steps 6 to 13. Raises ApplyError if the apply
-        fails or, in 0.15.1, if the operand pods do not stop in time, and LibraryError.
+        """Pause the operands, change the GPUs, restore the operands, and write `success`: steps 6 to 13. That the run
+        was complete is remembered for `_leave`. Raises ApplyError if the apply fails or, in 0.15.1, if the operand
+        pods do not stop in time, ConfigError, and LibraryError. If setting the MIG modes fails, the node reboots
+        with WITH_REBOOT, and otherwise the run continues.
 
         Returns early, with the operands paused, after a reboot or if an injected wedge or the time-out of 0.13.1 ends
         the run without a state.
@@ -224,8 +228,9 @@ class MigManager:
 
     async def _apply_all(self, name: str, items: tuple[Entry, ...]) -> None:
         """Set the MIG modes that are still wrong, and rebuild the instances. Raises ApplyError if a mode stays
-        pending, the configuration is the refused one, or the layout cannot be created, and LibraryError. The
-        refused configuration destroys the instances of the first GPU, and raises InUse if one of them is in use."""
+        pending, the configuration is the refused one, or the layout cannot be created, ConfigError as `targets`
+        does, and LibraryError. The refused configuration destroys the instances of the first GPU if MIG is on
+        there, and raises InUse if one of them is in use."""
         await self._clock.sleep(self._times.apply / 2)
         gpus = await self._read()
         if not mode_applied(items, gpus):
@@ -242,8 +247,9 @@ class MigManager:
         apply_layout(items, gpus, self._gpus)
 
     def _fail_if_injected(self, name: str) -> None:
-        """Reset the faults of the apply, and raise ApplyError if `failed` or `wedge_paused` was set. If `refuse` was
-        set, the configuration `name` is remembered as refused."""
+        """Reset the faults of the apply, and raise ApplyError if `failed` or `wedge_paused` was set. After
+        `wedge_paused` the process counts as having made a complete run. If `refuse` was set, the configuration
+        `name` is remembered as refused."""
         if self._faults.refuse:
             self._faults.refuse, self._faults.refused = False, name
         wedge, self._faults.wedge_paused = self._faults.wedge_paused, False
@@ -254,8 +260,8 @@ class MigManager:
             raise ApplyError("SIMULATED failure, requested by inject")
 
     async def _leave(self, deploy: Mapping[str, str], state: str) -> None:
-        """End a run early: write the state and, unless an earlier run was complete, restore the operands before that.
-        The second bug is that a complete run is never forgotten."""
+        """End a run early: restore the operands, unless this process has made a complete run, and write the state. In
+        the second case the operands stay paused, because mig-manager never forgets a complete run (the bug a.7, 2)."""
         if not self._no_restart_on_exit:
             await self._restore(deploy)
         await self._state(state)

@@ -108,7 +108,8 @@ def targets(items: Iterable[Entry], gpus: Sequence[GPU]) -> list[tuple[GPU, Targ
 
 
 def covers_all(items: Iterable[Entry], gpus: Sequence[GPU]) -> bool:
-    """Whether every GPU is selected by at least one item. If not, mig-parted's assert never succeeds (a.8)."""
+    """Whether every GPU is selected by at least one item; True without GPUs. If not, mig-parted's assert never
+    succeeds (a.8)."""
     items = tuple(items)
     return all(any(entry.matches(gpu) for entry in items) for gpu in gpus)
 
@@ -198,8 +199,9 @@ def _int(raw: object) -> int:
 
 
 def _target(raw: Mapping[str, Any]) -> Target:
-    """Return the layout that an item requests, or None if it turns MIG off. Raises ConfigError for a bad profile or
-    count, if all counts are 0, if mig-devices is missing with MIG on, or if it is present with MIG off."""
+    """Return the layout that an item requests, or None if it turns MIG off, as a mig-enabled of null does, too. Raises
+    ConfigError for a bad profile or count, if all counts are 0, if mig-devices is missing with MIG on, or if it
+    lists profiles with MIG off."""
     enabled, counts = raw["mig-enabled"], raw.get("mig-devices")
     if type(enabled) not in (bool, NoneType):
         raise ConfigError(f"mig-enabled is true or false: {enabled!r}")
@@ -294,8 +296,9 @@ def apply_layout(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedG
 
 
 def _rebuild(index: int, layout: Layout, driver: SimulatedGPUs) -> None:
-    """Destroy the instances of a GPU and create those of the layout, in the first ordering that fits. If the card does
-    not have a profile, the GPU ends without instances and no error is raised.
+    """Destroy the instances of a GPU and create those of the layout, in the first of at most _MOST_ORDERINGS orderings
+    that fits. If the card does not have a profile, or MIG is off, the GPU ends without instances and no error is
+    raised.
 
     Raises ApplyError if an instance is in use, or if no ordering fits; in the second case the GPU has no instances.
     """

@@ -112,6 +112,6 @@ class MortalClient(PassingClient):
             raise Crash("this process is dead")
 
     def _disturb(self, number: int, when: When, resource: Resource, name: str) -> None:
-        """Call the disturbance of this write, if there is one."""
+        """Call the disturbance of this write, if there is one; what it raises passes through."""
         if disturbance := self._disturbances.get((number, when)):
             disturbance(resource, name)

@@ -47,8 +47,8 @@ class MpsDaemon(Configured):
             self._wake.set()
 
     def kill(self) -> None:
-        """Kill the daemon with SIGKILL. The GPUs stay exclusive, and the daemon does not serve again before its pod is
-        replaced."""
+        """Kill the daemon with SIGKILL, if it runs. The GPUs stay exclusive, and the daemon does not serve again
+        before its pod is replaced."""
         if self._pid is not None:
             self.gpus.remove_process(self._pid)
         self._pid = None
@@ -137,8 +137,8 @@ class MpsDaemon(Configured):
 
 
 def most_clients(compute_capability: str) -> int:
-    """Return how many clients per GPU the daemon allows at most for a compute capability such as 9.0
-    (docs/design/nvidia.md#b5)."""
+    """Return how many clients per GPU the daemon allows at most for a compute capability such as 9.0: 48 from 7.5 on,
+    and 16 before (docs/design/nvidia.md#b5). Raises ValueError unless it is two numbers."""
     major, _, minor = compute_capability.partition(".")
     return 48 if (int(major), int(minor)) >= (7, 5) else 16
 

@@ -17,7 +17,8 @@ SKIPS_THREADS = (0, 20, 0)
 
 
 def mps_pod_spec(settings: SimSettings) -> JSON:
-    """Return the fields of the pods' spec that decide whether the daemon learns of a configuration."""
+    """Return the fields of the pods' spec that decide whether the daemon learns of a configuration: `hostPID`, which
+    is always set, and the two containers, whose images have the version of `settings.plugin`."""
     image = f"simulated/k8s-device-plugin:v{settings.plugin}"
     signal = [{"name": "SEND_SIGNAL", "value": "true"}, {"name": SIGNALLED, "value": settings.mps_signals}]
     return {
@@ -31,11 +32,12 @@ def mps_pod_spec(settings: SimSettings) -> JSON:
 
 def is_notified(spec: JSON) -> bool:
     """Whether config-manager, in a pod with this spec, tells the daemon which configuration the label names. Raises
-    KeyError unless the spec has both containers.
+    KeyError unless the spec has both containers, with image, command and env. An image whose tag shows no version
+    counts as 0.20.
 
-    Before 0.18.2 the daemon starts with it. Later config-manager compares the name of each process exactly. Before
-    0.20 it panics at a thread of the host's kernel, which it sees if the pod has `hostPID`. An image whose tag shows
-    no version counts as 0.20.
+    Always before 0.18.2, where the daemon finds the configuration when it starts. From then on only if the process
+    name that config-manager is to signal is exactly the daemon's. Before 0.20 also not if the pod has `hostPID`,
+    because config-manager panics at the first thread of the host's kernel.
     """
     containers = {container["name"]: container for container in spec["containers"]}
     daemon, manager = containers[DAEMON], containers[MANAGER]

@@ -37,8 +37,9 @@ Spawn: TypeAlias = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 
 def simulated_gpus(raw: JSON) -> SimulatedGPUs | None:
-    """Return simulated GPUs for a Node, by its annotations or its product label, or None if the card table does not
-    know a card. Raises ValueError if the number of GPUs is not an integer."""
+    """Return simulated GPUs for a Node, or None if the card table does not know a card. ANNOTATION_PRODUCTS names the
+    card of each GPU. Without it the product label names the card of all, and ANNOTATION_GPUS or else GFD's count
+    label their number; 1 if there is neither. Raises ValueError if the number is not an integer."""
     metadata = raw["metadata"]
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
     if several := annotations.get(ANNOTATION_PRODUCTS):
@@ -195,14 +196,14 @@ class SimNode:
             self.kill_mig_manager()
 
     def kill_mig_manager(self) -> None:
-        """Kill the process of mig-manager wherever it is, and start a new one as if its container restarted, even
-        while the node is down. No process is started without a pod, or if ClusterPolicy turns mig-manager off."""
+        """Kill the process of mig-manager, in whatever step it is, and start a new one as if its container restarted,
+        even while the node is down. No process is started without a pod, or if ClusterPolicy turns mig-manager off."""
         self._kill("mig-manager")
         self._start_mig_manager()
 
     def reboot(self) -> None:
         """Start to reboot the node: all its processes are killed, MIG instances are destroyed, and the Node is
-        NotReady until it is up again."""
+        NotReady until it is up again. Call it only while no reboot is in progress, which is not checked."""
         self._tasks["reboot"] = self._spawn(self._reboot())
 
     def lose_instances(self) -> None:
@@ -221,7 +222,8 @@ class SimNode:
     # --- inside ------------------------------------------------------------------------------------------
 
     def _labels_changed(self, before: Labels, after: Labels) -> None:
-        """Wake the programs that a label change affects: the GPU Operator, the operands or mig-manager."""
+        """Wake the programs that a label change affects: the GPU Operator or the operands if one of their labels
+        changed, and mig-manager, which ignores an unchanged label, in any case."""
         if _differ(before, after, LABEL_GPU_PRESENT, LABEL_WORKLOAD_CONFIG):
             self._spawn(self._operator_labels())
         if _differ(before, after, LABEL_PLUGIN_CONFIG, *_DEPLOY):
@@ -303,12 +305,13 @@ class SimNode:
         await self._operator_labels()
 
     async def _operator_labels(self) -> None:
-        """Make the label changes that the GPU Operator would make on this Node."""
+        """Make the label changes that the GPU Operator would make on this Node; none on the plain stack."""
         capable = any(self.gpus.card(index).profiles for index in range(self.gpus.count))
         await self.object.patch(operator_labels(self.object.labels, self.cluster.policy, mig_capable=capable))
 
     async def _label_later(self) -> None:
-        """Wait for one interval of GFD's loop, and then let GFD label the node."""
+        """Wait for one interval of GFD's loop, and then let GFD label the node. Raises as `FeatureDiscovery.label`
+        does, which ends the simulation."""
         await self.cluster.clock.sleep(self.cluster.settings.times.gfd_loop)
         await self._gfd.label()
 
@@ -342,7 +345,8 @@ class SimNode:
         self._start_mig_manager()
 
     def _kill(self, key: str) -> None:
-        """Cancel the task of the program `key`, if it has one."""
+        """Cancel the task of the program `key` and forget it, if it has one, without waiting for its end. With
+        `mig-manager` its process object is forgotten, too."""
         task = self._tasks.pop(key, None)
         if task is not None:
             task.cancel()

@@ -71,7 +71,8 @@ class NodeObject:
         labels: Mapping[str, str | None] | None = None,
         annotations: Mapping[str, str | None] | None = None,
     ) -> None:
-        """Change labels and annotations; a value of None removes one. Makes no call if both arguments are empty."""
+        """Change labels and annotations; a value of None removes one. Makes no call if both arguments are empty, but
+        makes one even if nothing would change. Errors are handled as in `_write`."""
         metadata = {"labels": dict(labels or {}), "annotations": dict(annotations or {})}
         metadata = {key: value for key, value in metadata.items() if value}
         if metadata:
@@ -98,7 +99,7 @@ class NodeObject:
 
     async def set_ready(self, ready: bool) -> None:
         """Set the Ready condition to True as the kubelet does, or to Unknown as the node controller does when the
-        kubelet is silent."""
+        kubelet is silent. The other conditions stay."""
         conditions = [dict(row) for row in (self.raw.get("status") or {}).get("conditions") or ()]
         conditions = [row for row in conditions if row.get("type") != "Ready"]
         reason, message = (

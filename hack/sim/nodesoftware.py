@@ -77,7 +77,7 @@ class NodeSoftware:
         `hardware` holds, by node name, the GPUs of nodes whose labels cannot describe them, such as mixed cards.
         `agent_client` returns the client with which the agent of a node writes; by default all agents use `client`.
         `pages` is notified when agents start and end. By default it is a server of their metrics on the `agent_port`
-        of the settings, or nothing if that is None.
+        of the settings, which raises OSError if the port is in use, or nothing if the port is None.
         """
         self.settings = settings or SimSettings()
         self.nodes: dict[str, SimNode] = {}
@@ -111,8 +111,8 @@ class NodeSoftware:
         """The server of the agents' metrics, or None if they are not served."""
 
     async def run(self) -> None:
-        """Simulate until canceled. An error that is not retried, such as a refused write, ends the simulation and is
-        raised in an ExceptionGroup."""
+        """Simulate until canceled, and close `pages` at the end. An error that is not retried, such as a refused
+        write, ends the simulation and is raised in an ExceptionGroup."""
         try:
             await self._run()
         finally:
@@ -154,9 +154,9 @@ class NodeSoftware:
             self._spawn(follow(client, NODES, self._take_node, log=log))
 
     def add_node(self, raw: JSON) -> SimNode | None:
-        """Begin to simulate this Node, and return it, or None if the card table does not know its GPUs. Called by the
-        watch for every new Node; `run` must be running. Raises ValueError if the Node states a number of GPUs that
-        is not an integer."""
+        """Begin to simulate this Node with the pods that are known for it, and return it, or None if the card table
+        does not know its GPUs. Called by the watch for every new Node; `run` must be running. Raises ValueError if
+        the Node states a number of GPUs that is not an integer."""
         name = raw["metadata"]["name"]
         gpus = self._hardware.get(name) or simulated_gpus(raw)
         if gpus is None:
@@ -181,7 +181,8 @@ class NodeSoftware:
 
     def _take_node(self, raw: JSON, gone: bool) -> None:
         """Add, update or stop the simulation of a Node, let the DaemonSet players create or delete its pods, and start
-        to inject the faults that its annotation requests. A Node with unknown cards is ignored."""
+        to inject the faults that its annotation requests. A Node with unknown cards is ignored. Raises as
+        `add_node` does."""
         name = raw["metadata"]["name"]
         node = self.nodes.get(name)
         if gone:
@@ -222,7 +223,8 @@ class NodeSoftware:
 
     def _take_config_map(self, raw: JSON, gone: bool) -> None:
         """Store a version of a ConfigMap. Generated ones are ignored. Those of the first list count as old, so that
-        running pods see them without a delay."""
+        running pods see them without a delay. Programs are not woken: each sees the new version when it next reads
+        its configuration."""
         name = raw["metadata"]["name"]
         if name.endswith("-mig-config") and "nvidia.com/node-name" in (raw["metadata"].get("labels") or {}):
             return  # the simulated mig-manager generated it
@@ -250,8 +252,9 @@ class NodeSoftware:
                     player.look(node.name, node.object.labels)
 
     def _take_daemon_set(self, raw: JSON, gone: bool) -> None:
-        """Store the pod spec of the MPS DaemonSet. If it differs from one that was stored before, replace the pods,
-        where no real controller does. Other DaemonSets, and a stand-in without NVIDIA's containers, are ignored."""
+        """Store the pod spec of the MPS DaemonSet. If it differs from one that was stored before, the DaemonSet
+        players replace the pods. Ignores its deletion, other DaemonSets, and one whose pods do not have NVIDIA's
+        two containers."""
         spec = ((raw.get("spec") or {}).get("template") or {}).get("spec") or {}
         named = {container["name"] for container in spec.get("containers", ())}
         if raw["metadata"]["name"] != MPS_DAEMON or gone or not {DAEMON, MANAGER} <= named:
@@ -271,9 +274,9 @@ class NodeSoftware:
         return self._tasks.create_task(work)
 
     def _look_at_agent(self, name: str) -> None:
-        """Start or stop the agent of a node, so that it runs exactly while its pod does. A pod with another UID gets a
-        new agent. The clock `Lapse` and `pages` are notified of an agent that stops. Does nothing if the settings
-        turn agents off."""
+        """Start or stop the agent of a node, so that it runs exactly while the node is simulated and its pod runs. A
+        pod with another UID gets a new agent. When an agent stops, the clock `Lapse` no longer waits for it and
+        `pages` hides it. Does nothing if the settings turn agents off."""
         node, pod = self.nodes.get(name), self._agent_pods.running(name)
         uid = pod["metadata"]["uid"] if pod is not None and node is not None else ""
         running, task = self._agents.get(name, ("", None))
@@ -326,9 +329,9 @@ class NodeSoftware:
         return self._handouts.setdefault(node.name, Handout(self._book, node.object, node.gpus))
 
     async def _inject_from_annotation(self, node: SimNode) -> None:
-        """Inject the faults of the Node's annotation and remove the annotation, which shows that they are injected.
-        Repeats if the annotation was set again meanwhile. Unknown faults are logged; InUse of `lose-instances`
-        passes through and ends the simulation."""
+        """Inject the faults of the Node's annotation, then remove the annotation, which shows that they are injected.
+        Repeats if the annotation was set again meanwhile, and ends if the Node is gone. Unknown faults are logged;
+        InUse of `lose-instances` passes through and ends the simulation."""
         while (faults := node.object.annotations.get(ANNOTATION_INJECT)) and node.name in self.nodes:
             for fault in faults.split(","):
                 try:
@@ -354,7 +357,7 @@ def _break_next_run(fault: str, node: SimNode) -> None:
 
 
 def _accept(node: SimNode) -> None:
-    """Make applies of the refused configuration succeed again."""
+    """Make applies of the refused configuration succeed again, and cancel a refusal that no run has met yet."""
     node.faults.refuse, node.faults.refused = False, ""
 
 

@@ -101,7 +101,8 @@ class DevicePlugin(Configured):
 
     async def serve(self, key: str) -> None:
         """Advertise the resources of this configuration, after the time that the kubelet takes. With MPS nothing is
-        advertised until the daemon serves. Raises PluginError or LibraryError where the plugin would exit."""
+        advertised until the daemon serves. Raises PluginError or LibraryError where the plugin would exit, and
+        KeyError as `config` does."""
         config = self.config(key)
         counts = advertised((await self.read()).gpus, config, self.cluster.settings.plugin)
         await self.cluster.clock.sleep(self.cluster.settings.times.node_status)
@@ -113,7 +114,8 @@ class DevicePlugin(Configured):
         return self._waits and self._mps_serves()
 
     async def gone(self, *, crashed: bool) -> None:
-        """Make the kubelet set allocatable to 0, because the plugin's socket is gone. `crashed` makes no difference."""
+        """Stop waiting for the MPS daemon, and set allocatable to 0 on the Node as the kubelet does, because the
+        plugin's socket is gone. `crashed` makes no difference."""
         self._waits = False
         await self.node.advertise({}, plugin=False)
 
@@ -132,7 +134,7 @@ class FeatureDiscovery(Configured):
 
     async def serve(self, key: str) -> None:
         """Restart with this configuration and label the node; the timestamp label gets the present time. Raises
-        PluginError or LibraryError where GFD would exit."""
+        PluginError or LibraryError where GFD would exit, and KeyError as `config` does."""
         self._config = self.config(key)
         self._started = self.cluster.clock.timestamp()
         await self.label()
@@ -156,8 +158,8 @@ class FeatureDiscovery(Configured):
         return False
 
     async def gone(self, *, crashed: bool) -> None:
-        """Stop GFD. If its new pod crash-loops (docs/design/nvidia.md#b4), or if ClusterPolicy turns GFD off, its
-        labels are removed. If GFD is only paused, they stay."""
+        """Stop GFD. Its labels are removed if its new pod crash-loops, as `crashed` says (docs/design/nvidia.md#b4),
+        or if ClusterPolicy turns GFD off. If GFD is only paused, they stay."""
         self._config = None
         if crashed or self.operand in self.cluster.policy.off:
             await self.node.patch(gfd.changes(self.node.labels, {}))
@@ -186,8 +188,12 @@ class OperandStep(Enum):
 
 
 def decide(pod: Pod, *, deployed: bool, key: str | None, again: bool = False) -> OperandStep:
-    """Return the next step of an operand's pod. `key` is the key that config-manager would load now, or None if the
-    key does not exist. With `again` the main container must reload even if its key is the same."""
+    """Return the next step of an operand's pod: STOP if it exists and is not `deployed`; START while its main
+    container does not run; RELOAD if `key` is not the loaded one, or with `again`; otherwise REST.
+
+    `key` is the key that config-manager would load now, or None if the key does not exist. Then the step is INIT_CRASH
+    in place of START, and SIDECAR_CRASH while the main container runs.
+    """
     if not deployed:
         return OperandStep.STOP if pod.exists else OperandStep.REST
     if not pod.running:
@@ -201,7 +207,7 @@ class OperandPort(Protocol):
     """The interface of one operand of a node to PlayedOperand."""
 
     def deployed(self) -> bool:
-        """Whether the node selector of its DaemonSet matches the node."""
+        """Whether the operand's DaemonSet has a pod on the node, according to labels and ClusterPolicy."""
 
     def key(self, *, new_pod: bool) -> str | None:
         """Return the configuration key for this node, or None if the key does not exist. A new pod sees the newest
@@ -263,8 +269,8 @@ class PlayedOperand:
                 crashes += 1
 
     async def restart(self) -> None:
-        """Delete the pod at once, as after a change of ClusterPolicy; the next `run` starts a new one. Call it only
-        while `run` is not running."""
+        """Delete the pod at once, as after a change of ClusterPolicy, calling the port's `gone` if there is a pod; the
+        next `run` starts a new one. Call it only while `run` is not running."""
         if self._pod.exists:
             await self._port.gone(crashed=False)
         self._pod = Pod()
@@ -291,8 +297,9 @@ class PlayedOperand:
         return await self._serve(key)
 
     async def _serve(self, key: str | None) -> bool:
-        """Serve the configuration of this key, and return whether that worked. For an error or a key of None, which
-        does not exist, log it and call the port's `gone`."""
+        """Serve the configuration of this key, and return whether that worked. After a PluginError or a LibraryError,
+        or for a key of None, which does not exist, the crash loop is logged and the port's `gone` is called. Other
+        errors pass through."""
         error = "unknown configuration key"
         if key is not None:
             try:
@@ -308,7 +315,8 @@ class PlayedOperand:
         return False
 
     async def _stop(self) -> None:
-        """Delete the pod, because its DaemonSet does not select the node any more."""
+        """Delete the pod after its stop time, because its DaemonSet does not select the node any more, and call the
+        port's `gone`."""
         await self._clock.sleep(self._times.pod_stop)
         self._pod = Pod()
         await self._port.gone(crashed=False)

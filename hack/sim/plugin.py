@@ -55,7 +55,7 @@ class SimPluginConfig:
 
     @property
     def clients(self) -> int | None:
-        """Clients of MPS per GPU, or None without MPS."""
+        """Clients of MPS per GPU, or None without MPS or if whole GPUs are not among the shared resources."""
         return (self.replicas or {}).get(RESOURCE_GPU) if self.sharing == "mps" else None
 
 
@@ -128,8 +128,8 @@ def _block(value: JSONValue, kind: Literal["mps", "time-slicing"]) -> SimPluginC
 
 
 def _row(value: JSONValue) -> tuple[str, int]:
-    """Return the full name and the number of replicas of one shared resource. Raises PluginError if the entry is
-    invalid or has fewer than 2 replicas."""
+    """Return the full name and the number of replicas of one shared resource. A `rename` is checked and otherwise
+    ignored. Raises PluginError if the entry is invalid or has fewer than 2 replicas."""
     if not isinstance(value, dict | None):
         raise PluginError(f"cannot unmarshal {value!r} into a map")
     row = value or {}
@@ -244,8 +244,8 @@ def choose_key(label: str | None, keys: Sequence[str], default: str) -> str | No
 def advertised(
     gpus: Sequence[GPU], config: SimPluginConfig, version: PluginVersion = "0.20.0"
 ) -> dict[str, int]:
-    """Return the number of devices that the plugin registers, by resource name. Raises PluginError where it exits
-    instead (b.6)."""
+    """Return the number of devices that the plugin registers, replicas included, by resource name. A resource without
+    devices is left out. Raises PluginError where the plugin exits instead (b.6)."""
     if config.sharing == "mps":
         _refuse_mig(gpus, config)
     counts = Counter(_devices(gpus, config.mig_strategy, version))
@@ -302,7 +302,8 @@ def _mixed_devices(gpu: GPU, version: PluginVersion) -> list[str]:
 
 
 def _mig_resource(profile: str, version: PluginVersion) -> str:
-    """Return the resource name of a MIG profile in this version of the plugin."""
+    """Return the resource name of a MIG profile in this version of the plugin. 0.19.3 leaves out the profile's
+    attributes, such as `+me`."""
     if version == "0.19.3":  # its patterns are not anchored, so it ignores attributes (DP PR#1807)
         return resource_name(re.sub(r"[+-].*", "", profile))
     return resource_name(profile)

@@ -53,7 +53,8 @@ class PodBook:
         return Holdings(dict(sorted(total.items())), len(pods))
 
     def pods(self, node: str) -> Mapping[str, DeviceHolder]:
-        """Return the pods of a node that hold devices, by uid, in the order in which they began to run."""
+        """Return the pods of a node that hold devices, by uid, in the order in which they began to run. This is the
+        record itself, which the caller must not change."""
         return self._by_node.get(node, {})
 
 
@@ -114,8 +115,8 @@ class DaemonPods:
         return bool(self._by_node.get(node))
 
     def running(self, node: str) -> JSON | None:
-        """Return the pod whose processes run on the node, or None. A terminating pod has received its SIGTERM and does
-        not count."""
+        """Return the pod whose processes run on the node, or None. Its phase must be Running. A terminating pod has
+        received its SIGTERM and does not count."""
         for pod in self._by_node.get(node, {}).values():
             if "deletionTimestamp" not in pod["metadata"] and pod.get("status", {}).get("phase") == "Running":
                 return pod

@@ -58,7 +58,8 @@ class Hang:
             self._end = None
 
     def wait(self) -> None:
-        """Block until the hang ends. Returns at once if there is no hang."""
+        """Block until the hang ends, with the calling thread in HANGING until then. Returns at once if there is no
+        hang."""
         with self._lock:
             if (end := self._end) is None:
                 return
@@ -175,7 +176,8 @@ def _old_driver(reading: Reading) -> Reading:
 
 
 def _second_model(reading: Reading) -> Reading:
-    """Return the reading with the last GPU replaced by a card without MIG."""
+    """Return the reading with the last GPU replaced by a card without MIG, whose model is added. Raises ValueError for
+    a reading without GPUs."""
     *others, last = reading.gpus
     ada = replace(
         last, product="NVIDIA L40S", mig_mode="NotSupported", mig_mode_pending="NotSupported", instances=()

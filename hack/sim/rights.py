@@ -26,8 +26,9 @@ class NodeLogin:
         return Access(self._api.url, self._tls)
 
     async def token(self) -> str | None:
-        """Return the value of the Authorization header. The token is requested by the first call and cached. Raises
-        NotFound if the Node or the service account does not exist, and Unavailable for other failures."""
+        """Return the value of the Authorization header, never None. The token is requested by the first call and
+        cached. Raises NotFound if the Node or the service account does not exist, and Unavailable after other
+        refusals and if the server does not answer."""
         if not self._token:
             try:
                 token = await asyncio.to_thread(
@@ -50,7 +51,8 @@ class AgentClients:
     """One client for the agent of each node. Use `async with`, which closes the clients."""
 
     def __init__(self, kubeconfig: Path, account: str) -> None:
-        """Open the API with `kubeconfig`, whose user must be allowed to request tokens for `account`."""
+        """Open the API with `kubeconfig`, whose user must be allowed to request tokens for `account`. Raises as
+        `open_api` does."""
         self._api = open_api(kubeconfig)
         self._tls = ssl.create_default_context(cadata=self._api.ca_pem)
         self._account = account

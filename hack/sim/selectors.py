@@ -34,7 +34,7 @@ def selects(selector: JSON | None, labels: dict[str, str]) -> bool:
 
 def _holds(operator: str, value: str | None, values: list[str]) -> bool:
     """Whether a label's value satisfies a requirement; `value` is None if the label is absent. Raises ValueError for
-    an unknown operator."""
+    an operator other than In, NotIn, Exists and DoesNotExist."""
     match operator:
         case "In":
             return value in values

@@ -129,7 +129,8 @@ class Clock:
         await asyncio.sleep(seconds * self._random.uniform(0.85, 1.15) / self._factor)
 
     async def wait_for(self, event: asyncio.Event, seconds: float) -> bool:
-        """Wait for an event for at most this many simulated seconds. Returns whether the event was set in time."""
+        """Wait for an event for at most this many simulated seconds, without jitter. Returns whether the event was set
+        in time."""
         try:
             # Not asyncio.wait_for, which before Python 3.12 loses a cancellation that arrives together with the event.
             async with asyncio.timeout(seconds / self._factor):

@@ -97,8 +97,8 @@ class Workloads:
         self._wake = asyncio.Event()
 
     def apply(self, workload: SimWorkload) -> None:
-        """Maintain this workload from now on. It replaces one of the same namespace and name. With 0 replicas its pods
-        are no longer replaced, but not deleted either."""
+        """Maintain this workload from now on, and wake the loop. It replaces one of the same namespace and name. With
+        0 replicas its pods are no longer replaced, but not deleted either."""
         self._wanted[workload.namespace, workload.name] = workload
         self._wake.set()
 
@@ -212,8 +212,9 @@ class Workloads:
         return known[1]
 
     def _fits(self, pod: JSON, request: Counter[str], name: str, used: dict[str, Counter[str]]) -> bool:
-        """Whether the scheduler may bind a pod with this request to the node `name`, by cordon, taints, node selector
-        and free GPU resources. `used` holds the resources in use, by node. Other resources are ignored."""
+        """Whether the scheduler may bind a pod with this request to the known node `name`, by cordon, taints, node
+        selector and free GPU resources. `used` holds the resources in use, by node. Other resources, affinity and
+        the node's readiness are ignored."""
         node = self._nodes[name]
         labels = node["metadata"].get("labels") or {}
         cordoned = node.get("spec", {}).get("unschedulable") and not self._view(pod).tolerates_cordon
@@ -279,6 +280,6 @@ def _alive(pod: JSON) -> bool:
 
 
 def _selected(pod: JSON, labels: Mapping[str, str]) -> bool:
-    """Whether the labels satisfy the pod's node selector."""
+    """Whether the labels satisfy the pod's `nodeSelector`; its affinity is ignored."""
     wanted: Mapping[str, str] = pod["spec"].get("nodeSelector") or {}
     return wanted.items() <= labels.items()
