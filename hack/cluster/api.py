@@ -62,7 +62,8 @@ class Api:
 
     def __init__(self, url: str, ca_pem: str, credentials: Credentials) -> None:
         """Prepare a client without connecting. `url` is the server's address as in a kubeconfig, and `ca_pem` the
-        certificate of the authority to trust."""
+        certificate of the authority to trust. The files in `credentials` are read now; OSError is raised if that
+        fails."""
         parts = urllib.parse.urlsplit(url)
         self._host, self._port = parts.hostname or "", parts.port
         self.url, self.ca_pem = url, ca_pem
@@ -101,10 +102,11 @@ class Api:
     def request(
         self, method: str, path: str, body: object = None, content_type: str = JSON, **query: str
     ) -> Any:
-        """Send one request and return the decoded JSON, or the body as a string if it is not JSON. `query` are the
-        query parameters.
+        """Send one request and return the decoded JSON, or the body as a string if its content type is not JSON.
+        `query` are the query parameters.
 
-        Raises ApiError if the server answered with status 400 or above, and OSError if it did not answer.
+        Raises ApiError if the server answered with status 400 or above, OSError if it did not answer, and
+        HTTPException if its answer was not complete.
         """
         target = f"{path}?{urllib.parse.urlencode(query)}" if query else path
         data = None if body is None else json.dumps(body).encode()
@@ -165,9 +167,9 @@ class Api:
     def changes(
         self, path: str, version: str, seconds: int = 5, **query: str
     ) -> Generator[Object, None, None]:
-        """Watch a collection for `seconds`, and yield each object as every write after the resourceVersion `version`
-        left it; a deleted object is yielded in its last state. Unlike repeated GETs, a watch does not miss a state
-        that lasts only for a moment.
+        """Watch a collection for `seconds`, and after each write that follows the resourceVersion `version` yield the
+        object as the write left it; a deleted object is yielded in its last state. Unlike repeated GETs, a watch
+        does not miss a state that lasts only for a moment.
 
         Raises ApiError if the server refuses, with status 410 if it no longer has the changes since `version`, and
         OSError if it does not answer.
@@ -209,12 +211,12 @@ class Api:
 
 
 def in_parallel(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Call `work` for every item, in eight threads, and return the results in the order of the items. If a call fails,
-    its error is raised once the running calls have ended; the remaining calls are canceled."""
+    """Call `work` for every item, in eight threads, and return the results in the order of the items. If calls fail,
+    the error of the first such item is raised once the running calls have ended; the remaining calls are canceled."""
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(work, items))
 
 
 def selector(labels: Mapping[str, str]) -> str:
-    """Return labels as the value of a labelSelector query parameter."""
+    """Return labels, sorted by key, as the value of a labelSelector query parameter; empty without labels."""
     return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))

@@ -44,7 +44,7 @@ class AuditedRequest:
 
 def lines_since(log: Path, start: int = 0) -> Iterator[bytes]:
     """Yield the complete lines of the log that begin at or after byte `start`, which is the size of the log at an
-    earlier moment.
+    earlier moment. Raises FileNotFoundError if there is no log.
 
     The server does not write a line in one piece. If only a part of a line had been written at that moment, the line
     is skipped, and so is a last line that is still incomplete.
@@ -61,6 +61,7 @@ def lines_since(log: Path, start: int = 0) -> Iterator[bytes]:
 
 def read_requests(log: Path, user: str | None = None, *, start: int = 0) -> Iterator[AuditedRequest]:
     """Yield the requests in an audit log, in the order in which they ended; only those of `user`, unless it is None.
+    Raises FileNotFoundError if there is no log.
 
     `start` is the size of the log in bytes at an earlier moment, and only what was logged later is read. A watch is
     logged when it starts and when it ends; it is yielded for its start, so that an open watch is included.
@@ -84,7 +85,8 @@ def wait_logged(log: Path, api: Api) -> None:
     it has sent the answer.
 
     Sends a request with a unique mark, and waits for its line. The lines of earlier requests come before it, unless
-    one of them is delayed for longer than a whole request takes. Raises TimeoutError after LOGGED_SECONDS.
+    one of them is delayed for longer than a whole request takes. Raises TimeoutError after LOGGED_SECONDS,
+    FileNotFoundError if there is no log, and the errors of the request as `Api.request` does.
     """
     mark, start = uuid.uuid4().hex, log.stat().st_size
     api.get("/version", mark=mark)
@@ -102,8 +104,8 @@ def count_verbs(requests: Iterable[AuditedRequest]) -> Counter[tuple[str, str, s
 
 
 def _request(event: dict[str, object]) -> AuditedRequest:
-    """Parse an event of the audit log. Fields that the event lacks become empty or 0; only the verb and the time must
-    be there."""
+    """Parse an event of the audit log. Fields that the event lacks become empty or 0. Only the verb and the time must
+    be there: without them KeyError is raised, and for a bad time ValueError."""
     user = _mapping(event.get("user"))
     pods = _mapping(user.get("extra")).get(POD)
     reference = _mapping(event.get("objectRef"))

@@ -55,11 +55,13 @@ class Pki:
         return self.directory / "service-account.pub"
 
     def cert(self, name: str) -> Path:
-        """Return the path of the certificate of `serving`, or of a client in CLIENTS."""
+        """Return the path of the certificate of `serving` or of a client: one in CLIENTS, or a kubelet. The file need
+        not exist."""
         return self.directory / f"{name}.crt"
 
     def key(self, name: str) -> Path:
-        """Return the path of the private key of `serving`, or of a client in CLIENTS."""
+        """Return the path of the private key of `serving` or of a client: one in CLIENTS, or a kubelet. The file need
+        not exist."""
         return self.directory / f"{name}.key"
 
 
@@ -106,8 +108,8 @@ def create_pki(
     addresses: Sequence[str] = (LOOPBACK,),
     kubelets: Sequence[str] = (),
 ) -> Pki:
-    """Write CA, serving certificate, client certificates and the service-account key pair to `directory`, and return
-    their paths.
+    """Write CA, serving certificate, client certificates and the service-account key pair to `directory`, which is
+    created if it is missing, and return their paths. Existing files are replaced.
 
     `addresses` are the IP addresses at which clients call the API server, and `kubelets` the names of nodes with a
     real kubelet. `now` is the moment at which the certificates count as issued; the present time by default.

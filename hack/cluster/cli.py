@@ -28,7 +28,8 @@ EXPECTED = (UnavailableError, ComponentError, KubeconfigError, kind.KindError, T
 
 def main(arguments: Sequence[str]) -> int:
     """Run one verb and return the exit status: 0 if it succeeded, or 1 after an error of EXPECTED, whose message is
-    printed to stderr. Other errors are raised, such as an ApiError."""
+    printed to stderr. Other errors are raised, such as an ApiError. Exits with status 2 if the arguments cannot be
+    parsed, as argparse does."""
     options = _parser().parse_args(arguments)
     try:
         if options.verb == "up":
@@ -44,9 +45,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def up(count: int, driver: str) -> None:
-    """Start the user's one development cluster with `count` simulated nodes and print the line that sets KUBECONFIG. A
-    cluster that is running already is kept, with its nodes. Raises as `_create` and `_populate` do; a cluster that
-    could not be populated keeps running."""
+    """Start the user's one development cluster with `count` simulated nodes and print the line that sets KUBECONFIG.
+    If a cluster is running already, it is kept with its nodes, and `count` and `driver` are ignored. Raises as
+    `find_running`, `_create` and `_populate` do; a cluster that could not be populated keeps running."""
     directory = cluster_directory()
     with _locked(directory.with_suffix(".lock")):
         running = find_running(directory)
@@ -69,7 +70,7 @@ def up(count: int, driver: str) -> None:
 
 def down() -> None:
     """Stop the cluster and remove its files, or print that no cluster is running. Raises KindError or UnavailableError
-    if a kind cluster cannot be deleted, and ValueError if its record is damaged."""
+    if a kind cluster cannot be deleted, and ValueError or TypeError if its record is damaged."""
     directory = cluster_directory()
     with _locked(directory.with_suffix(".lock")):
         record = state.read(directory)
@@ -150,7 +151,7 @@ def _create(directory: Path, driver: str) -> Api:
 
 def _populate(api: Api, count: int) -> None:
     """Install the CRDs, namespaces and a ClusterPolicy, create `count` simulated nodes, and wait until the nodes are
-    Ready. Raises TimeoutError if some are not Ready in time."""
+    Ready. Raises TimeoutError if some are not Ready in time, and as `install_all` does."""
     _step("CRDs, namespaces and a ClusterPolicy", lambda: install.install_all(api))
     manifests = nodes.fleet(count)
     _step(
@@ -218,7 +219,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _count(text: str) -> int:
-    """Parse a number of nodes. Raises ArgumentTypeError if `text` is not a whole number."""
+    """Parse a number of nodes, which may be 0. Raises ArgumentTypeError if `text` does not consist of digits only."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"NODES must be a whole number such as 8, not {text!r}")
     return int(text)

@@ -96,7 +96,8 @@ def versions() -> tuple[CRDVersion, ...]:
 
 
 def _put(root: Object, item: Field) -> None:
-    """Add a field to the schema `root`, and create the blocks that contain it if they are missing."""
+    """Add a field with its default, if it has one, to the schema `root`, and create the blocks that contain it if they
+    are missing."""
     *blocks, last = item.path
     for block in blocks:
         root = root["properties"].setdefault(block, {"type": "object", "properties": {}})

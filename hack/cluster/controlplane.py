@@ -112,7 +112,8 @@ class ControlPlane:
         return self.layout.kubeconfig("admin")
 
     def kubelet_kubeconfig(self, node: str) -> Path:
-        """Return the path of the kubeconfig of a node's real kubelet. The node must be in `Options.kubelets`."""
+        """Return the path of the kubeconfig of a node's real kubelet. The node must be in `Options.kubelets`, which is
+        not checked. Raises RuntimeError before `start`."""
         return self.layout.kubeconfig(kubelet_user(node))
 
     @property
@@ -139,12 +140,13 @@ class ControlPlane:
         return {name: component.pid for name, component in self._components.items()}
 
     def log(self, name: str) -> Path:
-        """Return the path of a component's log file."""
+        """Return the path of a component's log file, which need not exist. Raises RuntimeError before `start`."""
         return self.directory / f"{name}.log"
 
     def kubectl(self, *arguments: str, kubeconfig: Path | None = None, stdin: str | None = None) -> str:
         """Run kubectl, as admin unless `kubeconfig` is given, and return its standard output. Raises
-        CalledProcessError if kubectl fails, with its error output in `.stderr`."""
+        CalledProcessError if kubectl fails, with its error output in `.stderr`, and UnavailableError if kubectl
+        cannot be built."""
         done = subprocess.run(
             [str(self.kubectl_program), *arguments],
             env=self.environment(kubeconfig),
@@ -217,14 +219,14 @@ class ControlPlane:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def kill_component(self, name: str) -> None:
-        """Kill one program with SIGKILL, like a crash, and close the connections of `api`. Raises KeyError if the
-        program was not started or has been killed before."""
+        """Kill one program with SIGKILL, like a crash, and close the connections of `api`. Its pid stays in
+        state.json. Raises KeyError if the program was not started or has been killed before."""
         self._components.pop(name).stop(kill=True)
         self.api.close()
 
     def start_component(self, name: str) -> None:
-        """Start one program on the ports of this control plane, and record its pid. Returns before the program is
-        ready. Raises KeyError if this control plane has no such program."""
+        """Start one program, which must not be running, on the ports of this control plane, and record its pid.
+        Returns before the program is ready. Raises KeyError if this control plane has no such program."""
         environment = self.options.environment
         self._components[name] = process.start(name, self._commands[name], self.log(name), environment)
         self._record()

@@ -52,8 +52,8 @@ def program() -> str:
 
 
 def put_driver(folder: Path = DRIVER) -> None:
-    """Write the SIMULATED driver to the folder that a node mounts: the library, and the state of a new machine. Raises
-    UnavailableError if the library cannot be built."""
+    """Write the SIMULATED driver to the folder that a node mounts: the library, and the state of a new machine, which
+    overwrites an earlier one. Raises UnavailableError if the library cannot be built."""
     library = build.library_directory() / build.LIBRARY
     (folder / "state").mkdir(parents=True, exist_ok=True)
     shutil.copy(library, folder / build.LIBRARY)
@@ -61,8 +61,8 @@ def put_driver(folder: Path = DRIVER) -> None:
 
 
 def up(directory: Path, kubeconfig: Path) -> Api:
-    """Create the kind cluster unless it exists, start kwok for its simulated nodes, and return a client. The pid of
-    kwok is recorded in `directory`, and the kubeconfig is written to `kubeconfig`. Raises KindError if Docker or
+    """Create the kind cluster unless it exists, start a new kwok for its simulated nodes, and return a client. The pid
+    of kwok is recorded in `directory`, and the kubeconfig is written to `kubeconfig`. Raises KindError if Docker or
     kind fails, and UnavailableError if a program or the SIMULATED driver cannot be built."""
     check()
     kwok, kind = toolchain.program("kwok"), program()

@@ -49,8 +49,8 @@ def write_kubeconfig(
 
 
 def kubeconfig_path(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the path in `$KUBECONFIG`. Raises KubeconfigError if the variable is unset. The user's ~/.kube/config is
-    never used, because it may be for production."""
+    """Return the path in `$KUBECONFIG`, which is taken as a single path. Raises KubeconfigError if the variable is
+    unset or empty. The user's ~/.kube/config is never used, because it may be for production."""
     if chosen := environ.get("KUBECONFIG"):
         return Path(chosen)
     raise KubeconfigError(
@@ -62,7 +62,7 @@ def open_api(path: Path) -> Api:
     """Return a client for the current context of a kubeconfig. The cluster must have its CA certificate inline, and
     the user a token or an inline certificate and key; a token is preferred. Raises KubeconfigError if the file does
     not exist, or if the user logs in by other means, such as an exec plugin. Other flaws of the file are not
-    translated: they raise YAMLError, KeyError or StopIteration."""
+    translated: they raise YAMLError, KeyError, StopIteration, ValueError or SSLError."""
     try:
         document = yaml.safe_load(path.read_text())
     except FileNotFoundError:
@@ -92,7 +92,7 @@ def _encoded(raw: bytes) -> str:
 
 
 def _decoded(text: str) -> bytes:
-    """Return the bytes behind a base64 string."""
+    """Return the bytes behind a base64 string. Raises ValueError for a string that is not base64."""
     return base64.b64decode(text)
 
 
@@ -115,8 +115,8 @@ def service_account_token(api: Api, namespace: str, name: str, *, bound_to: Obje
 
 def node_bound_token(api: Api, namespace: str, name: str, node: str) -> str:
     """Request a token for a service account that carries the claim `authentication.kubernetes.io/node-name`, because
-    it is bound to the Node. Kubernetes 1.30 refuses to bind tokens to Nodes. There the token is bound to a pod of the
-    account on the node instead, as the tokens are that kubelets request.
+    it is bound to the Node. Kubernetes 1.30 refuses to bind tokens to Nodes. There the token is bound to a running
+    pod of the account on the node instead, as the tokens are that kubelets request.
 
     Raises ApiError: with status 404 if the Node or the service account does not exist, and with status 400 if the
     server refuses and no such pod runs on the node.

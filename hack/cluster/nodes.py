@@ -51,8 +51,8 @@ def node_manifest(
     labels: Mapping[str, str] | None = None,
 ) -> Object:
     """Return the manifest of a Node that kwok will run, with `gpus` whole cards of `product` (the name that NVML
-    reports). It has the label LABEL_POOL unless `pool` is None or empty, and `labels` are added to the usual ones.
-    Raises ValueError if the card is not in `gpusharing.planning.gpus.cards`."""
+    reports). It has the label LABEL_POOL unless `pool` is None or empty. `labels` are added to the usual ones and
+    replace those of the same name. Raises ValueError if the card is not in `gpusharing.planning.gpus.cards`."""
     card = find_card(product)
     if card is None:
         raise ValueError(f"unknown card {product!r}: use a product name from gpusharing.planning.gpus.cards")
@@ -102,7 +102,8 @@ def fleet(count: int) -> list[Object]:
 
 
 def create_nodes(api: Api, manifests: Iterable[Object]) -> list[str]:
-    """Create the nodes and return the names of all of them. A node that exists already is left as it is."""
+    """Create the nodes, eight at a time, and return the names of all of them in the given order. A node that exists
+    already is left as it is. Other ApiErrors are raised."""
 
     def create(manifest: Object) -> str:
         """Create one node unless it exists, and return its name."""
@@ -114,7 +115,8 @@ def create_nodes(api: Api, manifests: Iterable[Object]) -> list[str]:
 
 def wait_nodes_ready(api: Api, node_names: Sequence[str], seconds: float = 120.0) -> None:
     """Wait until all these nodes are Ready and without the taint of new nodes. A node that does not exist counts as
-    Ready. Raises TimeoutError if some are not Ready within `seconds`; the message names up to five of them."""
+    Ready. Raises TimeoutError if some are not Ready within `seconds`; the message names up to five of them. Raises
+    the errors of the requests as `Api.request` does."""
     missing = set(node_names)
 
     def all_ready() -> bool:

@@ -68,7 +68,7 @@ def start(
     name: str, command: Sequence[str], log: Path, environ: Mapping[str, str] | None = None
 ) -> Component:
     """Start a program in a session and process group of its own, and return it. Its output is appended to `log`, and
-    `environ` is added to our environment."""
+    `environ` is added to our environment. Raises OSError if the program or the folder of the log does not exist."""
     with log.open("ab") as file:
         process = subprocess.Popen(
             command,
@@ -181,6 +181,7 @@ def text_of(file: Path) -> str:
 
 
 def tail(log: Path) -> str:
-    """Return the last LOG_TAIL_LINES lines of a log file, indented, or `(nothing)` if it is empty or missing."""
+    """Return the last LOG_TAIL_LINES lines of a log file, indented, or an indented `(nothing)` if it is empty or
+    missing."""
     text = text_of(log)
     return "\n".join(f"  {line}" for line in text.splitlines()[-LOG_TAIL_LINES:]) or "  (nothing)"

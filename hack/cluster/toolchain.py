@@ -171,8 +171,9 @@ WITHOUT_A_NAME = ("controlplane", "kwok", "helm")
 
 
 def ensure(name: str, root: Path | None = None) -> Path:
-    """Return the folder with the programs of tool `name` (a key of RECIPES), which is built first if it is not cached.
-    Raises UnavailableError if Go is missing or too old, the build fails, or the cache cannot be used."""
+    """Return the folder with the programs of tool `name` (a key of RECIPES), which is built first if it is not in the
+    cache `root`, by default the user's. Raises UnavailableError if Go is missing or too old, the build fails, or
+    the cache cannot be used, and KeyError for an unknown name."""
     return build_once(RECIPES[name](), root or cache_root())
 
 
@@ -213,7 +214,7 @@ def find_assets(directory: Path) -> dict[str, Path]:
 
 def program(name: str) -> Path:
     """Return the path of a tool's program, or of the first one if the tool has several. It is built first if it is not
-    cached. Raises UnavailableError as `ensure` does."""
+    cached. Raises as `ensure` does, also for an unknown name."""
     return ensure(name) / RECIPES[name]().programs[0]
 
 
@@ -244,8 +245,9 @@ def build_environment(recipe: ToolRecipe) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Build the named tools, or WITHOUT_A_NAME if none is named, and print the folder of each on a line of its own.
-    Returns the exit status: 2 if a tool is unknown, 1 if a tool cannot be built, otherwise 0."""
+    """Build the named tools, or WITHOUT_A_NAME if none is named, and print the folder of each on a line of its own;
+    that of `controlplane` is $KUBEBUILDER_ASSETS if set. Returns the exit status: 2 if a tool is unknown and
+    nothing was built, 1 after the first tool that cannot be built, otherwise 0."""
     unknown = [name for name in arguments if name not in RECIPES]
     if unknown:
         say(f"unknown tool {unknown[0]!r}: choose from {', '.join(RECIPES)}")
