@@ -54,8 +54,9 @@ def arguments() -> argparse.Namespace:
 
 
 async def run(options: argparse.Namespace, screen: Screen) -> None:
-    """Play the story on the stage of the chosen driver. SIGTERM cancels the story. Raises DemoFailed if a check fails,
-    and UnavailableError, ComponentError or LaunchError if the stage cannot be built."""
+    """Play the story on the stage of the driver `cluster`, or on the embedded stage for any other. SIGTERM cancels the
+    story. Raises DemoFailed if a check fails, and UnavailableError, ComponentError, LaunchError or TimeoutError if
+    the stage cannot be built."""
     task = asyncio.current_task()
     assert task is not None, "a coroutine runs in a task"
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -81,7 +82,8 @@ async def run(options: argparse.Namespace, screen: Screen) -> None:
 
 def main() -> int:
     """Play the demo and return the exit status: 0 if all checks passed, 1 if one failed or the reader of the output
-    has closed the pipe, 2 if the stage could not be built, 130 if interrupted."""
+    has closed the pipe, 2 if the stage could not be built, 130 if interrupted, also by SIGTERM. Other errors are
+    raised, such as a TimeoutError while the nodes are created."""
     options = arguments()
     color = not (options.no_color or os.environ.get("NO_COLOR"))
     screen = Screen(color=color, quiet=options.quiet)

@@ -165,7 +165,7 @@ async def cluster_stage(screen: Screen) -> AsyncIterator[ClusterStage]:
 
 
 def _step(screen: Screen, what: str, work: Callable[[], object]) -> None:
-    """Run one step of the set-up, and then print how long it took."""
+    """Run one step of the set-up, and then print how long it took, unless the screen is quiet."""
     begin = time.monotonic()
     work()
     screen.say(f"{time.monotonic() - begin:6.1f} s  {what}")

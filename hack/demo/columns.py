@@ -106,8 +106,9 @@ def events_about(policy: str) -> KubectlView:
 
 
 def find(obj: JSON, path: str) -> Any:
-    """Return the value that a JSONPath selects in `obj`, or None if there is no such value. Raises ValueError for a
-    form of JSONPath that is not supported."""
+    """Return the value that a JSONPath selects in `obj`, or None if there is no such value. Supported are keys, in
+    which dots are escaped, and filters by the value of one field, whose first match counts. Raises ValueError for
+    any other form of JSONPath."""
     value: Any = obj
     at = 0
     while at < len(path):
@@ -124,7 +125,8 @@ def find(obj: JSON, path: str) -> Any:
 
 def render(view: KubectlView, objects: Iterable[JSON], now: datetime) -> str:
     """Return the table that kubectl would print for those of the objects that the view selects, sorted as the view
-    says. `now` is the time from which ages are counted. Raises ValueError as `find` does."""
+    says; without such objects only its header. `now` is the time from which ages are counted. Raises ValueError as
+    `find` does."""
     chosen = [obj for obj in objects if _selected(view, obj)]
     chosen.sort(key=lambda obj: str(find(obj, view.sort_by)))
     rows = [[name for name, _ in view.columns]]
@@ -133,8 +135,8 @@ def render(view: KubectlView, objects: Iterable[JSON], now: datetime) -> str:
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
-    """Return the rows as lines of a table, without trailing spaces. Each column is as wide as its widest cell plus
-    three spaces, and at least MIN_WIDTH. Raises ValueError if the rows differ in length."""
+    """Return the rows as a table: one string with a line for each row, without trailing spaces. Each column is as wide
+    as its widest cell plus three spaces, and at least MIN_WIDTH. Raises ValueError if the rows differ in length."""
     widths = [max(MIN_WIDTH, *(len(cell) + PADDING for cell in column)) for column in zip(*rows, strict=True)]
     lines = ("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)

@@ -79,8 +79,8 @@ class Demo:
         await self.until(f"{', '.join(names)} Ready", condition, seconds)
 
     async def used(self, name: str, text: str) -> None:
-        """Wait until the policy `name` shows `text` (such as `15/48`) as its used devices, which the agents report.
-        Raises DemoFailed as `until` does."""
+        """Wait until the policy `name` shows exactly `text` (such as `15/48`) as its used devices, which the agents
+        report. Raises DemoFailed as `until` does."""
 
         async def shown() -> bool:
             """Whether the policy's summary has this text."""
@@ -89,7 +89,7 @@ class Demo:
         await self.until(f"USED {text} of {name}", shown)
 
     async def pods(self, workload: str) -> list[JSON]:
-        """Return the pods of a workload, in all namespaces, that are not terminating."""
+        """Return the pods whose label `app` names this workload, in all namespaces, without terminating ones."""
         pods = await list_of(self.stage.client, PODS)
         return [
             pod
@@ -167,6 +167,7 @@ def is_cordoned(node: JSON) -> bool:
 
 
 def holds_gpu_of(pod: JSON, node: str) -> bool:
-    """Whether the pod is bound to the node and a container of it requests a resource below `nvidia.com/`."""
+    """Whether the pod is bound to the node and a container of it requests a resource below `nvidia.com/`. The pod's
+    phase makes no difference."""
     requests_gpu = "nvidia.com/" in json.dumps(pod["spec"].get("containers") or [])
     return bool(pod["spec"].get("nodeName") == node and requests_gpu)

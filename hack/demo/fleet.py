@@ -61,7 +61,8 @@ def _zone(pool: str, number: int) -> dict[str, str]:
 
 
 def example(pool: str) -> JSON:
-    """Return the manifest of the policy in examples/pool-<pool>.yaml."""
+    """Return the manifest of the policy in examples/pool-<pool>.yaml. Raises FileNotFoundError if there is no such
+    file."""
     manifest: JSON = yaml.safe_load((EXAMPLES / f"pool-{pool}.yaml").read_text())
     return manifest
 

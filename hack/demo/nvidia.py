@@ -22,8 +22,8 @@ FAULTY = "two"
 
 
 def play_on_real_parts(screen: Screen) -> None:
-    """Play the whole story. Raises LaunchError, which says why, if the story cannot run on this machine, and
-    DemoFailed if something is not as it should be."""
+    """Play the whole story. Raises LaunchError, which says why, if the story cannot run on this machine or a program
+    cannot be built. Raises DemoFailed if something is not as it should be, or not in time."""
     if why := why_not():
         raise LaunchError(f"SKIPPED: {why}")
     screen.banner(SIMULATED)
@@ -92,8 +92,9 @@ def _show(screen: Screen, loop: NvidiaLoop) -> None:
 
 
 def _wedge(screen: Screen, loop: NvidiaLoop, number: int) -> None:
-    """Make mig-manager fail once so that it hangs, and check that a single restart of its pod repairs it. `number` is
-    that of the heading. Raises DemoFailed if a check fails, and TimeoutError if the change is not finished in time."""
+    """Make mig-manager fail once so that it hangs, and check that the operator repairs it by restarting its pod once.
+    `number` is that of the heading. Raises DemoFailed if a check fails, and TimeoutError if the change is not
+    finished in time."""
     screen.heading(f"{number}. mig-manager hangs: it fails once and forgets the operands that it has paused")
     before = len(loop.events("ActuatorRestarted"))
     loop.nodes["one"].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", count=1)

@@ -21,7 +21,8 @@ OF_PLAN = {"hash", "disruption", "nodes", "nodeCount", "pods"}
 
 async def record(stage: Stage, path: Path) -> None:
     """Write the present policies and GPUNodes to `path`, as users see them, without the fields that `kubectl
-    gpusharing status` does not read. Each policy must have a status, and each GPUNode a report and a transition."""
+    gpusharing status` does not read. Raises KeyError if a policy has no status, or a GPUNode no report or no
+    transition."""
     taken = {
         "taken": datetime.now(UTC).isoformat(timespec="seconds"),
         "policies": [_policy(raw) for raw in await list_of(stage.client, POLICIES)],

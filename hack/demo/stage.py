@@ -61,7 +61,7 @@ class Stage(Protocol):
 
 
 def empty_log() -> Path:
-    """Empty the file LOG, or create it, and return its path."""
+    """Empty the file LOG, or create it with its folder, and return its path."""
     LOG.parent.mkdir(exist_ok=True)
     LOG.write_text("")
     return LOG

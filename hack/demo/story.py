@@ -78,8 +78,8 @@ async def pools_are_declared(demo: Demo) -> None:
 
 
 async def teams_move_in(demo: Demo) -> None:
-    """Create the PodDisruptionBudget, deploy the workloads of the teams, and check where the ranker's pods run. Raises
-    DemoFailed if the check fails or the pods are not ready in time."""
+    """Create the PodDisruptionBudget, deploy the workloads of the teams, wait until the used devices are reported, and
+    check where the ranker's pods run. Raises DemoFailed if the check fails or a state is not reached in time."""
     screen = demo.screen
     screen.heading("3. The teams move in")
     await demo.stage.client.create(PDBS, fleet.BUDGET, namespace="team-b")
@@ -302,8 +302,8 @@ async def owner_gives_way(demo: Demo) -> None:
 
 
 async def look_back(demo: Demo, since: int) -> None:
-    """Check the final state, the events, and what the operator wrote after its first `since` writes. Raises DemoFailed
-    if a check fails."""
+    """Wait until the used devices are reported, and check the final state, the events, and what the operator wrote
+    after its first `since` writes. Raises DemoFailed if a check fails or the report does not come in time."""
     screen = demo.screen
     screen.heading("9. Looking back")
 

@@ -19,8 +19,9 @@ FOUND = 3
 
 def main(arguments: list[str] | None = None) -> int:
     """Build the images and return the exit status: 0 if every image is written, small enough, and free of parts that
-    an advisory names; FOUND if an advisory names a part of an image that is small enough; otherwise 1, after an
-    error or if an image is too big."""
+    an advisory names; FOUND if an advisory names a part of an image that is small enough; otherwise 1, if an image
+    is too big or after an expected error, which is printed to stderr. Exits with status 2 if the arguments cannot
+    be parsed, as argparse does."""
     parser = argparse.ArgumentParser(prog="python -m hack.images", description="Build the image.")
     parser.add_argument(
         "--base",

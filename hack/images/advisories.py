@@ -44,8 +44,8 @@ class AdvisoryHit:
 
 
 def read(path: Path) -> list[Advisory]:
-    """Return the advisories in a file. Raises AdvisoryError if the file cannot be read, or its content is not in OSV's
-    format."""
+    """Return the advisories in a file: one advisory, a list, or the list under `vulns`. Raises AdvisoryError if the
+    file cannot be read, or its content is not in OSV's format."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -61,8 +61,9 @@ def read(path: Path) -> list[Advisory]:
 
 
 def find(parts: Sequence[ImagePart], advisories: Sequence[Advisory]) -> list[AdvisoryHit]:
-    """Return one hit for each pair of an advisory and a part that it affects, sorted by name and version. Withdrawn
-    advisories are ignored."""
+    """Return one hit for each pair of an advisory and a part that it affects, sorted by the part's name and version.
+    If entries of an advisory name different fixed versions, a pair has one hit for each. Withdrawn advisories are
+    ignored."""
     hits = set()
     for advisory in advisories:
         if advisory.get("withdrawn"):
@@ -123,8 +124,8 @@ def _events(events: Sequence[dict[str, str]]) -> Iterator[tuple[str, str]]:
 
 
 def first_fixed(part: ImagePart, affected: dict[str, Any]) -> str:
-    """Return the lowest fixed version in the ranges of `affected` that is above the version of the part's source
-    package, or an empty string if there is none."""
+    """Return the lowest fixed version that is above the version of the part's source package, or an empty string if
+    there is none. Only the ranges of type ECOSYSTEM or SEMVER in `affected` are read."""
     order = ORDERS[part.ecosystem]
     versions = [
         version
@@ -156,8 +157,8 @@ def compare_debian(left: str, right: str) -> int:
 
 
 def _split(version: str) -> tuple[int, str, str]:
-    """Return epoch, upstream version and revision of a Debian version. Without an epoch that is 0, and without a
-    revision that is empty."""
+    """Return epoch, upstream version and revision of a Debian version. An epoch that is missing or not a number is 0,
+    and a missing revision is empty."""
     epoch, _, rest = version.rpartition(":")
     upstream, _, revision = rest.rpartition("-") if "-" in rest else (rest, "", "")
     return int(epoch) if epoch.isdecimal() else 0, upstream, revision

@@ -142,8 +142,9 @@ class LockError(ValueError):
 
 
 def parse_lock(text: str) -> list[Package]:
-    """Return the packages in the content of a lock, sorted. Raises LockError if a line is not a package, or if the
-    packages of an architecture are not exactly those of PACKAGES."""
+    """Return the packages in the content of a lock, sorted. Empty lines and lines that begin with # are ignored.
+    Raises LockError if another line is not a package, or if the packages of an architecture are not exactly those
+    of PACKAGES."""
     packages = []
     for number, row in enumerate(text.splitlines(), start=1):
         if not row or row.startswith("#"):
@@ -227,8 +228,8 @@ class FetchError(UnavailableError):
 
 
 def fetch(packages: Sequence[Package], stamp: str) -> list[Path]:
-    """Return the paths of the packages' .deb files in the cache, after downloading those that are missing. Each is
-    checked against its hash.
+    """Return the paths of the packages' .deb files in the cache, in the order of `packages`, after downloading those
+    that are missing. Each is checked against its hash.
 
     Raises FetchError if a file is neither on the mirror nor on the snapshot server, or is not the locked one, and
     UnavailableError if the cache cannot be written.
@@ -292,8 +293,8 @@ def members(data: bytes) -> dict[str, bytes]:
 
 
 def open_part(deb: bytes, part: str) -> tarfile.TarFile:
-    """Open the tar `control` or `data` inside a package. Raises ValueError if the package does not contain it, or is
-    not an ar archive."""
+    """Open the tar `control` or `data` inside a package, compressed with xz or not at all. Raises ValueError if the
+    package does not contain it in such a form, or is not an ar archive."""
     parts = members(deb)
     for name, opened in ((f"{part}.tar.xz", lzma.decompress), (f"{part}.tar", bytes)):
         if name in parts:
@@ -334,8 +335,9 @@ def unpack(debs: Sequence[Path], tree: Path) -> None:
 
 
 def _lay(tar: tarfile.TarFile, member: tarfile.TarInfo, tree: Path) -> None:
-    """Write one member of a package's data into `tree`, unless it is dropped. A hard link becomes a copy of the file,
-    which must have been written before, and a symbolic link that exists already stays."""
+    """Write one member of a package's data into `tree`, unless it is dropped. A file gets the mode 0755 if it is
+    executable, otherwise 0644. A hard link becomes a copy of the file, which must have been written before, and a
+    symbolic link that exists already stays. Devices and the like are skipped."""
     path = member.name.removeprefix("./").rstrip("/")
     if not path or is_dropped(path):
         return

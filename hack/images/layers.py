@@ -66,7 +66,8 @@ def walk(tree: Path) -> list[Path]:
 
 def pack_tar(tree: Path, paths: Iterable[Path], epoch: int) -> bytes:
     """Return a tar with these paths of `tree`, all owned by root and with the modification time `epoch`. A file is
-    executable if its owner may execute it, and folders have the modes of MODES, or 0755; the umask has no effect."""
+    executable if its owner may execute it, and folders have the modes of MODES, or 0755; the umask has no effect.
+    Symbolic links stay links."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for path in paths:

@@ -162,7 +162,8 @@ def missing(trees: list[Path]) -> list[str]:
 
 
 def _wants(files: list[Path]) -> Iterator[tuple[Path, str]]:
-    """Yield (path of a program or library, name of a library that it needs). Symbolic links are ignored."""
+    """Yield (path of a program or library, name of a library that it needs). A file counts if `.so` is in its name or
+    its owner may execute it. Symbolic links are ignored."""
     for path in files:
         if path.is_symlink() or not (".so" in path.name or path.stat().st_mode & 0o100):
             continue
@@ -188,7 +189,8 @@ KINDS = (
 
 
 def kind(path: str) -> str:
-    """Return the kind of a file of the image: the first of KINDS whose pattern matches its path."""
+    """Return the kind of a file of the image: the first of KINDS whose pattern matches its path. The last pattern
+    matches every path."""
     return next(name for name, pattern in KINDS if re.match(pattern, path))
 
 

@@ -258,7 +258,8 @@ def save(builder: str, reference: str, target: Path) -> list[str]:
 
 
 def main() -> int:
-    """Print the epoch and the labels in the format of $GITHUB_OUTPUT, and return exit status 0."""
+    """Print the epoch and the labels in the format of $GITHUB_OUTPUT, and return exit status 0. Raises as
+    `read_origin` and `all_labels` do."""
     origin = read_origin()
     rows = [f"{key}={value}" for key, value in sorted(all_labels(origin).items())]
     print("\n".join((f"epoch={origin.epoch}", "labels<<END", *rows, "END")))

@@ -46,7 +46,8 @@ class Start:
 
 
 def lay(image: Image, root: Path) -> None:
-    """Copy the image's layers on top of each other into `root`."""
+    """Copy the image's layers on top of each other into `root`. A saved image, whose `tree` is empty, leaves nothing
+    there."""
     for tree in image.tree:
         shutil.copytree(tree, root, symlinks=True, dirs_exist_ok=True)
 
@@ -103,8 +104,8 @@ def _is_ready(port: int) -> bool:
 
 
 def measure_starts(image: Image) -> list[Start]:
-    """Start the operator STARTS times, one after another, in the image of this machine's architecture. This needs root
-    for chroot.
+    """Start the operator STARTS times, one after another, in the image of this machine's architecture, which must have
+    been built locally. This needs root for chroot.
 
     Raises RuntimeError, with the operator's log, if the operator does not become Ready, UnavailableError or
     ComponentError if the control plane cannot be started, and LaunchError if the chart cannot be installed.
@@ -120,7 +121,7 @@ def measure_starts(image: Image) -> list[Start]:
 
 
 def is_soon(starts: Sequence[Start]) -> bool:
-    """Whether the median CPU time of the starts is at most LIMIT."""
+    """Whether the median CPU time of the starts, of which there must be one, is at most LIMIT."""
     return statistics.median(item.cpu_seconds for item in starts) <= LIMIT
 
 
@@ -132,8 +133,8 @@ def summary(starts: Sequence[Start]) -> str:
 
 
 def main() -> int:
-    """Measure the starts and return the exit status: 0 if the operator is Ready soon enough, 1 if not, 2 without
-    root."""
+    """Build the image, measure the starts, and return the exit status: 0 if the operator is Ready soon enough, 1 if
+    not, 2 without root. Raises as `local.build` and `measure_starts` do."""
     if os.geteuid() != 0:
         print("root is needed for chroot: sudo .venv/bin/python -m hack.images.start", file=sys.stderr)
         return 2

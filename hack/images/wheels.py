@@ -92,8 +92,8 @@ def own_wheel(folder: Path, epoch: int) -> Path:
 
 
 def install(wheels: Sequence[Path], architecture: str, tree: Path) -> None:
-    """Install wheels into the tree's folder of packages, which must not exist yet. Console scripts are left out, and
-    so are records that name paths of this machine. Raises WheelError if pip fails."""
+    """Install wheels into the tree's folder of packages. Console scripts are left out, and so are records that name
+    paths of this machine. Raises WheelError if pip fails, and FileExistsError if the folder exists already."""
     site = tree / SITE
     site.mkdir(parents=True)
     _pip(

@@ -182,9 +182,10 @@ VERBS: Mapping[str, Callable[[Simulator, argparse.Namespace], None]] = {
 
 
 def _run(options: argparse.Namespace) -> None:
-    """Carry out the verb on the command line; `create` also prints the new machine. Raises SimulatorError if no state
-    file is named or the machine refuses the change, UnknownModelError, UnavailableError if the library cannot be
-    built, FileNotFoundError if the state file does not exist, and ValueError as `_set` does."""
+    """Carry out the verb on the command line; `create` also prints the new machine. The state file is --state, or else
+    $NVMLSIM_STATE. Raises SimulatorError if neither names one or the machine refuses the change, UnknownModelError,
+    UnavailableError if the library cannot be built, FileNotFoundError if the state file does not exist, and
+    ValueError as `_set` does."""
     if options.verb == "models":
         print("\n".join(f"{card.key:36}{card.products[0]}" for card in simulated_cards()))
         return
@@ -201,8 +202,9 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the tool with these arguments. Returns 0, or 1 after printing the error of `_run` to stderr. A ValueError
-    passes through. Exits with status 2 if the arguments cannot be parsed, as argparse does."""
+    """Run the tool with these arguments. Returns 0, or 1 after printing an error of `_run` to stderr. Only the
+    ValueError for a field's value passes through. Exits with status 2 if the arguments cannot be parsed, as
+    argparse does."""
     options = _parser().parse_args(arguments)
     try:
         _run(options)

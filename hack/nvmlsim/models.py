@@ -78,7 +78,8 @@ def simulated_cards() -> list[Card]:
 
 
 def find_model(name: str) -> Card:
-    """Return the card with this key, or the only one whose key begins with it (`b200`, `rtx-pro-6000-blackwell`).
+    """Return the card with this key, or the only one whose key begins with it (`b200`, `rtx-pro-6000-blackwell`). Case
+    matters.
 
     Raises:
         UnknownModelError: none or several match.

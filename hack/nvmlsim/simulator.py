@@ -184,8 +184,8 @@ class Simulator:
         return simulator
 
     def environment(self, privilege: str | None = None, *, sanitized: bool = False) -> dict[str, str]:
-        """Return the environment variables that a program needs to see this machine. Builds the library if it is
-        missing, and raises UnavailableError if that fails.
+        """Return the environment variables that a program needs to see this machine; the state file need not exist
+        yet. Builds the library if it is missing, and raises UnavailableError if that fails.
 
         NVML derives the program's rights from the program itself (rights.py). `privilege` (`none`, `monitor`,
         `config`, `root`) overrides that in unit tests, whose own rights vary. `sanitized` selects a library that ends
@@ -202,12 +202,12 @@ class Simulator:
 
     def upgrade_driver(self, version: str) -> None:
         """Load another driver, with an NVML version of the same number. Programs that began before can never open NVML
-        again (LIB_RM_VERSION_MISMATCH)."""
+        again (LIB_RM_VERSION_MISMATCH). Raises SimulatorError if the version is too long."""
         self.set_machine(driver_version=version, nvml_version=f"13.{version}")
 
     def take_devices_away(self) -> None:
         """Take the devices from running programs, as `systemctl daemon-reload` does in containers: their nvmlInit
-        returns UNKNOWN forever."""
+        returns UNKNOWN forever. Programs that start later have the devices."""
         with self._edit() as state:
             state.access_epoch += 1
 
@@ -279,10 +279,10 @@ class Simulator:
         """Let calls of an NVML function fail with a result of RESULTS, or `hang` until the fault is cleared.
 
         The first `skip` calls still succeed, then `count` calls fail (ALWAYS for all); with `hang`, any `count` but 0
-        counts as ALWAYS. Versions of a function (`…_v2`) count as one function. `gpu` restricts the fault to calls
-        about one GPU; -1 does not. If several faults match a call, only the first in the file counts. Raises
-        SimulatorError if the simulator does not implement the function, there is no such result, or there are too many
-        faults.
+        counts as ALWAYS. Versions of a function (`…_v2`) count as one function. `gpu`, which is not checked, restricts
+        the fault to calls about one GPU; -1 does not. If several faults match a call, only the first in the file
+        counts. Raises SimulatorError if the simulator does not implement the function, there is no such result, or
+        there are too many faults.
         """
         known = {name.split("_v")[0] for name in build.implemented_functions()}
         if function.split("_v")[0] not in known:
@@ -309,8 +309,8 @@ class Simulator:
     def post_event(
         self, gpu: int, event_type: int, data: int = 0, *, gpu_instance: int = NO_INSTANCE
     ) -> None:
-        """Send an event to the programs that wait for one: `post_event(0, EVENT_XID, 79)`. Raises SimulatorError for
-        an unknown GPU."""
+        """Send an event to the programs that wait for one: `post_event(0, EVENT_XID, 79)`. It overwrites the event
+        MAX_EVENTS before it. Raises SimulatorError for an unknown GPU."""
         with self._edit() as state:
             self._indexes(state, gpu)
             slot = state.events[state.event_count % layout.MAX_EVENTS]
@@ -319,8 +319,9 @@ class Simulator:
             state.event_count += 1
 
     def find_gpus(self, names: Sequence[str]) -> list[int]:
-        """Return the indexes of GPUs that are named by index, PCI bus id or UUID, in the order of `names`. Case does
-        not matter, and empty names are skipped. Raises SimulatorError if there is no such GPU."""
+        """Return the indexes of GPUs that are named by index, PCI bus id or UUID, in the order of `names` and with
+        their repetitions. Case does not matter, and empty names are skipped. Raises SimulatorError if there is no
+        such GPU."""
         by_name = {
             str(gpu[key]).lower(): int(gpu["index"])
             for gpu in self.show()["gpus"]
