@@ -116,7 +116,7 @@ def service_account_token(api: Api, namespace: str, name: str, *, bound_to: Obje
 def node_bound_token(api: Api, namespace: str, name: str, node: str) -> str:
     """Request a token for a service account that carries the claim `authentication.kubernetes.io/node-name`, because
     it is bound to the Node. Kubernetes 1.30 refuses to bind tokens to Nodes. There the token is bound to a running
-    pod of the account on the node instead, as the tokens are that kubelets request.
+    pod of the account on the node instead, like the tokens that kubelets request.
 
     Raises ApiError: with status 404 if the Node or the service account does not exist, and with status 400 if the
     server refuses and no such pod runs on the node.

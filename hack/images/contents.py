@@ -97,8 +97,8 @@ def labels(origin: Origin, base: str) -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str:
-    """Return git's standard output for this command in the checkout, without surrounding whitespace and whatever the
-    exit status; it is usually empty if git fails. Raises FileNotFoundError if git is not installed."""
+    """Return git's standard output for this command in the checkout, without surrounding whitespace. The exit status
+    is ignored; the output is usually empty if git fails. Raises FileNotFoundError if git is not installed."""
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip()
 

@@ -37,7 +37,7 @@ class Layer:
 
     @property
     def digest(self) -> str:
-        """The sha256:... of the compressed layer, in which form it is transferred."""
+        """The sha256:... of the compressed layer, which is the form that is transferred."""
         return sha256(self.data)
 
 
@@ -159,7 +159,8 @@ def dump(value: object) -> bytes:
 
 
 def _plain_tar(files: Mapping[str, bytes], epoch: int) -> Iterator[bytes]:
-    """Yield a tar with these files, given by name, as one piece. All have the modification time `epoch`."""
+    """Yield a tar with these files, whose content is given by name, in a single piece. All have the modification time
+    `epoch`."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, data in files.items():

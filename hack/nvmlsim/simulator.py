@@ -390,8 +390,8 @@ class Simulator:
             yield state
 
     def _holders(self, state: layout.SimState) -> list[int]:
-        """Return the pids of the clients whose slots are locked, each as in its own PID namespace. Call it under the
-        lock of the file."""
+        """Return the pids of the clients whose slots are locked, each as numbered in the client's own PID namespace.
+        Call it under the lock of the file."""
         pids = []
         for slot, pid in enumerate(state.clients):
             byte = layout.CLIENT_LOCKS + slot

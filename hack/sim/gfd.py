@@ -75,9 +75,9 @@ def labels(reading: Reading, config: SimPluginConfig, started: int, turn: int = 
 
 
 def _shown(reading: Reading, turn: int) -> Model:
-    """Return the model whose labels overwrite those of the other models in this turn. The turns go round the models of
-    the GPUs that answer, and if some of these GPUs are whole, only their models. Raises PluginError if no GPU
-    answers."""
+    """Return the model whose labels overwrite those of the other models in this turn. Successive turns cycle through
+    the models of the GPUs that answer or, if some of these GPUs are whole, through the models of the whole ones.
+    Raises PluginError if no GPU answers."""
     answering = [gpu for gpu in reading.gpus if gpu.access == "Ok"]
     if not answering:
         raise PluginError("no GPU answers")

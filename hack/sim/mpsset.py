@@ -35,9 +35,9 @@ def is_notified(spec: JSON) -> bool:
     KeyError unless the spec has both containers, with image, command and env. An image whose tag shows no version
     counts as 0.20.
 
-    Always before 0.18.2, where the daemon finds the configuration when it starts. From then on only if the process
-    name that config-manager is to signal is exactly the daemon's. Before 0.20 also not if the pod has `hostPID`,
-    because config-manager panics at the first thread of the host's kernel.
+    The answer is True before 0.18.2, where the daemon finds the configuration when it starts. From 0.18.2 on it is
+    True only if the process name that config-manager is to signal is exactly the daemon's. Before 0.20 it is also
+    False if the pod has `hostPID`, because config-manager panics at the first thread of the host's kernel.
     """
     containers = {container["name"]: container for container in spec["containers"]}
     daemon, manager = containers[DAEMON], containers[MANAGER]

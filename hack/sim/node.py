@@ -86,9 +86,9 @@ class _MigPort:
         await self._node.object.patch(changes)
 
     async def operands_gone(self, seconds: float) -> bool:
-        """Wait until no operand has a pod on the node; the operands are waited for one after another. Returns False if
-        one of them still has a pod when its wait has lasted for this many simulated seconds, or for CALLS real
-        seconds if that is longer."""
+        """Wait for one operand after another until none has a pod on the node. Returns False if an operand still has a
+        pod after this many simulated seconds, or after CALLS real seconds if that is longer; the time counts anew
+        for each operand."""
         cluster = self._node.cluster
         patience = max(seconds, CALLS * cluster.settings.time_factor)
         gone = [operand.is_gone for operand in self._node.operands]

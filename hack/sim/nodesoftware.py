@@ -48,14 +48,14 @@ CRASH_BACKOFF = 10.0
 
 
 def _served_by(policy: ClusterPolicy) -> tuple[object, ...]:
-    """Return the fields of ClusterPolicy that affect the device plugin, GFD or where operands run, to compare two
-    versions by."""
+    """Return the fields of ClusterPolicy that affect the device plugin, GFD or where operands run, so that two
+    versions can be compared."""
     configured = (policy.plugin_config, policy.plugin_default, policy.mig_strategy)
     return (*configured, policy.off, policy.workload, policy.sandboxes)
 
 
 def _divided_by(policy: ClusterPolicy) -> tuple[object, ...]:
-    """Return the fields of ClusterPolicy that affect mig-manager, to compare two versions by."""
+    """Return the fields of ClusterPolicy that affect mig-manager, so that two versions can be compared."""
     return policy.mig_config, policy.with_reboot, "mig-manager" in policy.off
 
 
