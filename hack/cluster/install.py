@@ -54,8 +54,8 @@ def install_crds(api: Api, source: Path) -> list[str]:
 
 
 def documents(source: Path) -> list[Object]:
-    """Return all YAML documents of a file, or of a folder's .yaml files sorted by name. Empty documents are left
-    out."""
+    """Return all YAML documents of a file, or of a folder's .yaml files sorted by name. Empty documents are left out.
+    Raises FileNotFoundError if there is no such file or folder, and YAMLError for a file that is not YAML."""
     files = sorted(source.glob("*.yaml")) if source.is_dir() else [source]
     loaded = (document for file in files for document in yaml.safe_load_all(file.read_text()))
     return [document for document in loaded if document]

@@ -92,7 +92,8 @@ def load(archive: Path) -> None:
 
 
 def _must(*command: str) -> None:
-    """Run a command, and raise KindError with its error output if it fails."""
+    """Run a command, and raise KindError with its error output if it fails. Raises FileNotFoundError if there is no
+    such program."""
     done = _run(*command)
     if done.returncode != 0:
         raise KindError(f"{' '.join(command)} failed:\n{done.stderr.strip()}")

@@ -26,7 +26,7 @@ class ClusterState:
     """The host on which the pids are valid: containers with pids of their own may share the folder."""
 
     def write(self, directory: Path) -> None:
-        """Write the record to `state.json` in `directory`."""
+        """Write the record to `state.json` in `directory`, which must exist, in place of an earlier record."""
         write_private(directory / FILE, json.dumps(asdict(self), indent=2))
 
 

@@ -64,7 +64,7 @@ class ClusterStage:
         return await self._kubectl(*view.arguments)
 
     async def deploy(self, workload: SimWorkload) -> None:
-        """Create the Deployment of a workload."""
+        """Create the Deployment of a workload. Raises ApiError, with status 409 if it exists."""
         path = f"/apis/apps/v1/namespaces/{workload.namespace}/deployments"
         await asyncio.to_thread(self._plane.api.create, path, deployment(workload))
 

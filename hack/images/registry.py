@@ -45,8 +45,9 @@ class ArchiveError(ValueError):
 
 
 def read(path: Path) -> Image:
-    """Return the image in a docker-archive. Raises tarfile.ReadError if the file is not a tar, ArchiveError if it is
-    no docker-archive or contains several images, and KeyError if one of the files that it names is missing."""
+    """Return the image in a docker-archive; it must have a tag. Raises tarfile.ReadError if the file is not a tar,
+    ArchiveError if it is no docker-archive or contains several images, and KeyError if one of the files that it
+    names is missing."""
     with tarfile.open(path) as tar:
         try:
             (manifest,) = json.loads(_member(tar, "manifest.json"))
@@ -180,8 +181,8 @@ def base_image(text: str) -> str:
 
 
 def unreachable(builder: str) -> str:
-    """Try to pull the base image with this builder. Returns why that failed, or an empty string if it succeeded.
-    Raises RegistryError if the Dockerfile pins no base."""
+    """Try to pull the base image with this builder, which must be installed, for at most REACH_SECONDS. Returns why
+    that failed, or an empty string if it succeeded. Raises RegistryError if the Dockerfile pins no base."""
     name = base_image(DOCKERFILE.read_text())
     try:
         done = subprocess.run(

@@ -171,8 +171,8 @@ class Store:
         return self.commit(resource, key, old, new)
 
     def delete(self, resource: Resource, key: Key, uid: str | None) -> None:
-        """Delete an object at once, or mark it as deleted while it has finalizers. Raises NotFound, or Conflict when
-        `uid` differs."""
+        """Delete an object at once and with it the objects that it owns, or mark it as deleted while it has
+        finalizers. Raises NotFound, or Conflict when `uid` differs."""
         old = self.get(resource, key)
         self.check_uid(old, uid)
         if not old["metadata"].get("finalizers"):

@@ -240,7 +240,7 @@ class SimulatedGPUs:
         return len(self._gpus)
 
     def card(self, index: int) -> Card:
-        """Return the entry of the card table for the GPU with this index."""
+        """Return the entry of the card table for the GPU with this index. Raises IndexError if there is no such GPU."""
         return self._gpus[index].card
 
     def set_mig_mode(self, index: int, on: bool) -> Literal["Applied", "Pending"]:

@@ -42,7 +42,7 @@ class Handout:
 
     async def read(self) -> Holdings:
         """Assign devices to new pods and free those of ended ones. Return the numbers of assigned devices, the devices
-        of each pod, and all healthy devices. Never raises."""
+        of each pod, and all healthy devices. Raises nothing but the ValueError of `_allocatable`."""
         pods = self._book.pods(self._node.name)
         advertised = advertised_ids(self._gpus.look(), _allocatable(self._node))
         for uid in self._assigned.keys() - pods.keys():
