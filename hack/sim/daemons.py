@@ -20,7 +20,7 @@ MIG_MANAGER_SET = "nvidia-mig-manager-daemonset"
 LABEL_MPS_DAEMON = "app"
 MPS_DAEMON = "nvidia-device-plugin-mps-control-daemon"
 PLAIN_PLUGIN = "nvidia-device-plugin"
-MPS_SELECTOR = {LABEL_MPS_CAPABLE: "true", f"{LABEL_DEPLOY_PREFIX}device-plugin": "true"}
+MPS_SELECTOR: Mapping[str, str] = {LABEL_MPS_CAPABLE: "true", f"{LABEL_DEPLOY_PREFIX}device-plugin": "true"}
 """The node selector of the MPS control daemon's DaemonSet (GO:assets/state-mps-control-daemon)."""
 
 
@@ -182,7 +182,7 @@ def players(
     if not cluster.settings.play_daemon_sets:
         return ()
     plain = bool(cluster.settings.plain_config)
-    mps_selector = {LABEL_MPS_CAPABLE: "true"} if plain else MPS_SELECTOR
+    mps_selector = {LABEL_MPS_CAPABLE: "true"} if plain else dict(MPS_SELECTOR)
     if cluster.settings.plain_mig:
         mps_selector[LABEL_DEPLOY_CLIENT] = "true"
     played = [DaemonSetPlayer(cluster, mps, MPS_DAEMON, mps_selector, spawn, "mps-control-daemon")]

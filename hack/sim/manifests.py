@@ -1,6 +1,6 @@
 """The DaemonSets whose pods the simulators watch, for a control plane with real controllers and kwok."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, KubeClient
 from gpusharing.kube.errors import AlreadyExists, NotFound
@@ -26,7 +26,7 @@ def daemon_set(
     name: str,
     namespace: str,
     labels: dict[str, str],
-    node_selector: dict[str, str],
+    node_selector: Mapping[str, str],
     tolerated: Sequence[JSON] = (GPU_TAINT,),
 ) -> JSON:
     """Return the manifest of a DaemonSet whose pods do nothing; kwok reports them as running. `tolerated` are the
