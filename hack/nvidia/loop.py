@@ -11,11 +11,11 @@ from typing import Any
 
 from gpusharing.api import names
 from hack import launch
-from hack.cluster import install
 from hack.cluster.api import Api, Object
 from hack.cluster.audit import read_requests, wait_logged
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.process import wait_until
+from hack.nvidia.installations import GPU_OPERATOR, Installation
 from hack.nvidia.node import RealNode, real_nodes
 
 POLICY = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies/real"
@@ -170,20 +170,24 @@ def running_loop(
     log: Path | None = None,
     chart: Sequence[str] = (),
     models: Mapping[str, str] | None = None,
+    installation: Installation = GPU_OPERATOR,
 ) -> Iterator[NvidiaLoop]:
     """Run the whole system with nodes of these names, each with two GPUs, and yield it. `log` is the file for the
     operator's log. `chart` holds further arguments for helm, such as `("--set", "agent.privileged=false")`.
-    `models` holds the GPU model of each node that does not have H100s, by node.
+    `models` holds the GPU model of each node that does not have H100s, by node. `installation` is that of NVIDIA's
+    programs.
 
     Raises UnavailableError, SandboxError, LaunchError, ComponentError or TimeoutError if the system cannot run here.
     """
     with contextlib.ExitStack() as stack:
         plane = stack.enter_context(ControlPlane(options=Options(audit=True)))
-        install.install_gpu_operator(plane.api)
-        launch.install_chart(plane.kubeconfig, "--set", "operator.replicas=0", *chart)
+        installation.prepare(plane)
+        launch.install_chart(plane.kubeconfig, "--set", "operator.replicas=0", *installation.chart, *chart)
+        installation.install(plane)
         wanted = {name: [(models or {}).get(name, MODEL)] * 2 for name in machines}
-        nodes = stack.enter_context(real_nodes(plane.kubeconfig, wanted, folder))
-        operator = launch.operator(plane.kubeconfig, folder, 1.0, **WAITS)
+        nodes = stack.enter_context(real_nodes(plane.kubeconfig, wanted, folder, installation))
+        settings = {**WAITS, "gpu_operator_namespace": installation.namespace}
+        operator = launch.operator(plane.kubeconfig, folder, 1.0, **settings)
         operator.log = log or operator.log
         stack.enter_context(operator)
         yield NvidiaLoop(plane, nodes, operator)

@@ -4,9 +4,10 @@ Real, per node: nvidia-mig-manager with nvidia-mig-parted, nvidia-device-plugin,
 mps-control-daemon and the config-manager of each, all unmodified, and the shipped agent on nvidia-ml-py with a token
 bound to its pod. SIMULATED: the GPUs (libnvidia-ml.so.1 of hack/nvmlsim), the kubelet (kwok runs pods; `kubelet.py`
 with the registration stub handles devices, ConfigMaps and logs), Node Feature Discovery, and of the GPU Operator its
-DaemonSets and the labels that it writes once. The DaemonSet controller is the real one: a paused gpu.deploy label
-removes a pod, and its processes end with it.
+DaemonSets and the labels that it writes once. NVIDIA's device-plugin chart is the real one (`installations.py`). The
+DaemonSet controller is the real one: a paused gpu.deploy label removes a pod, and its processes end with it.
 
+    operands.install(plane.api)
     with real_nodes(plane.kubeconfig, {"gpu-1": ["h100-80gb"] * 2}, folder) as nodes:
         nodes["gpu-1"].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN")
 """
@@ -15,14 +16,15 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from gpusharing.api import names
 from hack.cluster.api import Api, ApiError, Object
-from hack.cluster.install import GPU_OPERATOR_NAMESPACE
-from hack.cluster.kubeconfig import open_api
+from hack.cluster.kubeconfig import open_api, write_token_kubeconfig
 from hack.cluster.nodes import node_manifest, wait_nodes_ready
 from hack.nvidia import operands
+from hack.nvidia.installations import GPU_OPERATOR, Installation
 from hack.nvidia.kubelet import DeviceManager, LabelFeeder, LogServer, Mount
 from hack.nvidia.operands import PodPrograms
 from hack.nvidia.sandbox import Sandbox
@@ -41,20 +43,32 @@ class RealNode:
     """One node with NVIDIA's programs. From `start` to `stop` it follows what the API server says about its pods and
     ConfigMaps."""
 
-    def __init__(self, kubeconfig: Path, name: str, models: Sequence[str], folder: Path) -> None:
+    def __init__(
+        self,
+        kubeconfig: Path,
+        name: str,
+        models: Sequence[str],
+        folder: Path,
+        installation: Installation = GPU_OPERATOR,
+    ) -> None:
         """Create the simulated machine and the sandbox, and build missing programs; nothing runs yet. `folder` must
-        belong to this node alone, and its path must be short because a Unix socket lies deep inside it. Raises
-        UnavailableError if a program cannot be built, and the errors of `Simulator.create`."""
-        self.name, self.models, self.folder = name, models, folder
+        belong to this node alone, and its path must be short because a Unix socket lies deep inside it. The service
+        accounts that `installation` names must exist, otherwise ApiError is raised. Raises UnavailableError if a
+        program cannot be built, and the errors of `Simulator.create`."""
+        self.name, self.models, self.folder, self.installation = name, models, folder, installation
         self.simulator = Simulator.create(folder / "nvml.state", models, seed=name)
         self.sandbox = Sandbox(self.simulator, folder / "box")
         self.error: Exception | None = None
         self._api: Api = open_api(kubeconfig)
         self._plugin_configs, self._mig_config = Mount(folder / "plugin"), Mount(folder / "mig")
         self._devices = DeviceManager(self._api, name, self.sandbox)
+        as_account = partial(self._as_account, kubeconfig)
         self.programs = PodPrograms(
-            self._api, name, kubeconfig, self.sandbox, self._plugin_configs, self._mig_config, self._devices.socket
+            self._api, name, as_account("config-manager"), self.sandbox, self._plugin_configs, self._mig_config,
+            self._devices.socket,
         )  # fmt: skip
+        self.programs.mig_manager.kubeconfig = as_account("nvidia-mig-manager")
+        self.programs.mig_manager.clients_namespace = installation.namespace
         self._logs = LogServer(folder / "tls", self.programs.log_of)
         self._labels = LabelFeeder(self._api, name, self.programs.labels)
         self._pods: dict[str, PodProcesses] = {}
@@ -97,21 +111,30 @@ class RealNode:
                 processes.kill()
 
     def manifest(self) -> Object:
-        """Return the manifest of a new Node as the GPU Operator labels it. It has neither GFD's labels nor GPU
-        resources, because the programs add those."""
+        """Return the manifest of a new Node, with the labels that the installation gives it. It has neither GFD's
+        labels nor GPU resources, because the programs add those."""
         product = find_model(self.models[0]).products[0]
         manifest = node_manifest(self.name, product=product, gpus=len(self.models), pool="real")
-        allowed = (names.LABEL_GPU_PRESENT, names.LABEL_MIG_CONFIG, names.LABEL_DEPLOY_PREFIX)
-        labels = manifest["metadata"]["labels"]
-        manifest["metadata"]["labels"] = {
-            key: value for key, value in labels.items() if not key.startswith("nvidia.com/") or key.startswith(allowed)
+        labels, kept = manifest["metadata"]["labels"], self.installation.kept
+        own = {
+            key: value for key, value in labels.items() if not key.startswith("nvidia.com/") or key.startswith(kept)
         }  # fmt: skip
-        manifest["metadata"]["labels"].pop(names.LABEL_MIG_STATE, None)
+        own.pop(names.LABEL_MIG_STATE, None)
+        manifest["metadata"]["labels"] = {**own, **self.installation.labels}
         for kind in ("capacity", "allocatable"):
             manifest["status"][kind].pop(names.RESOURCE_GPU)
         return manifest
 
     # --- inside ------------------------------------------------------------------------------------------
+
+    def _as_account(self, admin: Path, program: str) -> Path:
+        """Return a new kubeconfig that acts as the service account of a program, or `admin` if the installation names
+        no account for it. Raises ApiError if the account does not exist."""
+        account = self.installation.accounts.get(program)
+        if account is None:
+            return admin
+        path = self.folder / f"{account}.kubeconfig"
+        return write_token_kubeconfig(self._api, path, self.installation.namespace, account)
 
     def _run(self, step: Callable[[], None], seconds: float) -> None:
         """Call `step` every `seconds` until the node stops. ApiErrors and OSErrors are logged to node.log. Any other
@@ -142,7 +165,7 @@ class RealNode:
 
     def _mount(self) -> None:
         """Update the mounted ConfigMaps. The content of one that no longer exists stays mounted."""
-        maps = self._api.list(f"/api/v1/namespaces/{GPU_OPERATOR_NAMESPACE}/configmaps")
+        maps = self._api.list(f"/api/v1/namespaces/{self.installation.namespace}/configmaps")
         data = {row["metadata"]["name"]: row.get("data") or {} for row in maps}
         plugin, mig = self._named()
         for name, mount in ((plugin, self._plugin_configs), (mig, self._mig_config)):
@@ -152,8 +175,7 @@ class RealNode:
     def _named(self) -> tuple[str, str]:
         """Return the names of two ConfigMaps, the device plugin's and mig-manager's, that the GPU Operator puts into
         its DaemonSets: those that ClusterPolicy names, or PLUGIN_MAP and MIG_MAP."""
-        listed = self._api.list("/apis/nvidia.com/v1/clusterpolicies")
-        spec = listed[0].get("spec", {}) if listed else {}
+        spec = operands.read_cluster_policy(self._api) or {}
         blocks = (spec.get(block, {}) for block in ("devicePlugin", "migManager"))
         plugin, mig = (block.get("config", {}).get("name", "") for block in blocks)
         return plugin or PLUGIN_MAP, mig or MIG_MAP
@@ -197,17 +219,19 @@ def _app(pod: Object) -> str:
 
 @contextlib.contextmanager
 def real_nodes(
-    kubeconfig: Path, machines: Mapping[str, Sequence[str]], folder: Path
+    kubeconfig: Path,
+    machines: Mapping[str, Sequence[str]],
+    folder: Path,
+    installation: Installation = GPU_OPERATOR,
 ) -> Iterator[dict[str, RealNode]]:
-    """Create these nodes, and the DaemonSets of NVIDIA's operands that do not exist yet. Yield the nodes by name once
-    their Nodes are Ready; raises TimeoutError if they do not become Ready. `machines` holds the models of each
-    node's GPUs, by name. The nodes' programs run until the context ends."""
+    """Create nodes of a cluster in which NVIDIA's DaemonSets are installed. Yield the nodes by name once their Nodes
+    are Ready; raises TimeoutError if they do not become Ready. `machines` holds the models of each node's GPUs, by
+    name. The nodes' programs run until the context ends."""
     with contextlib.ExitStack() as stack, open_api(kubeconfig) as api:
-        operands.install(api)
         nodes: dict[str, RealNode] = {}
         for name, models in machines.items():
             (folder / name).mkdir(parents=True, exist_ok=True)
-            nodes[name] = RealNode(kubeconfig, name, models, folder / name)
+            nodes[name] = RealNode(kubeconfig, name, models, folder / name, installation)
             api.create("/api/v1/nodes", nodes[name].manifest())
         wait_nodes_ready(api, list(nodes))
         for node in nodes.values():

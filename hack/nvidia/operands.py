@@ -8,7 +8,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from gpusharing.api.names import LABEL_DEPLOY_PREFIX
-from gpusharing.kube.raw import section, text
+from gpusharing.kube.raw import entries, section, text
 from hack.cluster.api import Api, ApiError, Credentials, Object
 from hack.cluster.install import GPU_OPERATOR_NAMESPACE
 from hack.cluster.kubeconfig import pod_bound_token, write_kubeconfig
@@ -20,6 +20,7 @@ from hack.nvidia.sandbox import WITHOUT_SYS_ADMIN, ProcessView, Sandbox
 from hack.nvidia.tasks import PodProcesses, SandboxTask, Task
 
 MIG_MANAGER, PLUGIN, GFD = "nvidia-mig-manager", "nvidia-device-plugin-daemonset", "gpu-feature-discovery"
+PLAIN_PLUGIN = "nvidia-device-plugin"
 MPS, AGENT = "nvidia-device-plugin-mps-control-daemon", "gpusharing-agent"
 _DEPLOY_PLUGIN = {f"{LABEL_DEPLOY_PREFIX}device-plugin": "true"}
 SELECTORS = {
@@ -86,14 +87,18 @@ class PodPrograms:
         self._logs: dict[str, Path] = {}
 
     def of(self, pod: Object) -> PodProcesses | None:
-        """Return new processes for a pod, or None if it is neither an operand of NVIDIA's nor our agent. A mig-manager
-        pod gets the node's only mig-manager. Raises ApiError if ClusterPolicy cannot be read."""
+        """Return new processes for a pod, or None if it is neither an operand of NVIDIA's nor our agent. A pod of the
+        GPU Operator's or ours is known by its labels, and one of NVIDIA's device-plugin chart by the name of a
+        container. A mig-manager pod gets the node's only mig-manager. Raises ApiError if ClusterPolicy cannot be
+        read."""
         labels = pod["metadata"].get("labels") or {}
         makers: Mapping[str, Callable[[Object], PodProcesses]] = {
             MIG_MANAGER: self._mig_manager, PLUGIN: self._plugin, GFD: self._gfd, MPS: self._mps, AGENT: self._agent,
+            f"{PLAIN_PLUGIN}-ctr": self._plugin, f"{GFD}-ctr": self._gfd,
         }  # fmt: skip
-        maker = makers.get(labels.get("app", "")) or makers.get(labels.get("app.kubernetes.io/name", ""))
-        return maker(pod) if maker else None
+        containers = (text(container, "name") for container in entries(pod, "spec", "containers"))
+        keys = (labels.get("app", ""), labels.get("app.kubernetes.io/name", ""), *containers)
+        return next((makers[key](pod) for key in keys if key in makers), None)
 
     def log_of(self, pod: str) -> Path | None:
         """Return the path of the log file of a mig-manager pod, given its name, or None for any other pod."""
@@ -134,7 +139,7 @@ class PodPrograms:
         name = f"pods/{program}-{_uid(pod)[:8]}"
         config = self.sandbox.folder / name / "config.yaml"
         proc = self.sandbox.process_view(f"{name}/proc")
-        policy = self._cluster_policy()
+        policy = read_cluster_policy(self.api)
         settings = section(policy, "devicePlugin", "config")
         alone = policy is not None and not text(settings, "name")
         strategy = text(policy, "mig", "strategy")
@@ -148,7 +153,13 @@ class PodPrograms:
             return PodProcesses(_uid(pod), [main], lambda: True)
         default = text(settings, "default")
         fallback = ("--default-config", default) if default else ()
-        manager = partial(self._config_manager, program, config, proc, *fallback)
+        # NVIDIA's chart sets other strategies than the GPU Operator.
+        rows = (row for one in entries(pod, "spec", "initContainers") for row in entries(one, "env"))
+        strategies = {text(row, "name"): text(row, "value") for row in rows}.get(
+            "FALLBACK_STRATEGIES", "empty"
+        )
+        strategy_flag = ("--fallback-strategies", strategies)
+        manager = partial(self._config_manager, program, config, proc, *fallback, *strategy_flag)
 
         def init() -> bool:
             """Run the init container, and return whether it succeeded. If the ConfigMap is not mounted yet, only
@@ -161,24 +172,13 @@ class PodPrograms:
         tasks: list[Task] = [main, manager("--send-signal=true", "--signal", "1")]
         return PodProcesses(_uid(pod), tasks, init)
 
-    def _cluster_policy(self) -> Object | None:
-        """Return the spec of the ClusterPolicy, as the GPU Operator reads it when it creates the pod, or None if there
-        is no ClusterPolicy or its kind is not served. Other ApiErrors are raised."""
-        try:
-            listed = self.api.list("/apis/nvidia.com/v1/clusterpolicies")
-        except ApiError as error:
-            if error.status != HTTPStatus.NOT_FOUND:
-                raise
-            listed = []
-        return section(listed[0], "spec") if listed else None
-
     def _config_manager(self, program: str, config: Path, proc: ProcessView, *flags: str) -> SandboxTask:
         """Return the config-manager that links the configuration for `program` to `config` and signals the program.
         `proc` holds the processes that it sees."""
         return SandboxTask(
             self.sandbox, "config-manager", "--node-name", self.node, "--kubeconfig", str(self.kubeconfig),
             "--config-file-srcdir", str(self.plugin_configs.folder), "--config-file-dst", str(config),
-            "--fallback-strategies", "empty", "--process-to-signal", str(build.program(program)), *flags,
+            "--process-to-signal", str(build.program(program)), *flags,
             log=self.sandbox.folder / f"config-manager-{program}.log", proc=proc,
         )  # fmt: skip
 
@@ -204,6 +204,18 @@ class PodPrograms:
             return True
 
         return PodProcesses(_uid(pod), [task], init)
+
+
+def read_cluster_policy(api: Api) -> Object | None:
+    """Return the spec of the ClusterPolicy, as the GPU Operator reads it when it creates a pod, or None if there is no
+    ClusterPolicy or its kind is not served. Other ApiErrors are raised."""
+    try:
+        listed = api.list("/apis/nvidia.com/v1/clusterpolicies")
+    except ApiError as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        listed = []
+    return section(listed[0], "spec") if listed else None
 
 
 def _uid(pod: Object) -> str:

@@ -1,15 +1,12 @@
 """NVIDIA's own device-plugin chart, rendered by helm from its Go module: what kube/plainstack.py reads there."""
 
-import json
-import shutil
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import yaml
 from hack.cluster import toolchain
-from hack.nvidia import build
+from hack.nvidia.installations import copy_plugin_chart
 from tests.build import NO_MIG_MANAGER
 from tests.plainchart import RELEASE, discovery, plugin
 
@@ -26,21 +23,7 @@ OURS = "config.name=gpusharing-device-plugin"
 @pytest.fixture(scope="module")
 def render(nvidia_programs: None, tmp_path_factory: pytest.TempPathFactory) -> Render:
     """`helm template` with these values; NFD's chart, which lies in no Go module, is left out."""
-    release = next(one for one in build.RELEASES if one.folder == "device-plugin")
-    told = subprocess.run(
-        ["go", "list", "-m", "-json", release.module],
-        cwd=release.source,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    source = Path(json.loads(told.stdout)["Dir"]) / "deployments" / "helm" / "nvidia-device-plugin"
-    folder = tmp_path_factory.mktemp("chart") / "nvidia-device-plugin"
-    shutil.copytree(source, folder, copy_function=shutil.copyfile)
-    for path in (folder, *folder.rglob("*")):
-        path.chmod(0o700)
-    chart = yaml.safe_load((folder / "Chart.yaml").read_text())
-    (folder / "Chart.yaml").write_text(yaml.safe_dump({**chart, "dependencies": []}))
+    folder = copy_plugin_chart(tmp_path_factory.mktemp("chart"))
 
     def rendered(*values: str) -> list[JSON]:
         sets = [word for value in values for word in ("--set", value)]

@@ -23,6 +23,7 @@ from hack.nvidia.loop import (
 from hack.results import Asked
 from tests.nvidia.conftest import Count
 from tests.nvidia.undeletable import create_pod, undeletable
+from tests.nvidia.walking import walk_through
 
 from gpusharing.api import names
 
@@ -41,17 +42,7 @@ def loop(nvidia_programs: None) -> Iterator[NvidiaLoop]:
 
 
 def test_each_change_is_proven_by_five_real_sources_after_a_drain(loop: NvidiaLoop, count: Count) -> None:
-    offered = ""
-    for stop in WALK:
-        working = [loop.run_pod(node, offered) for node in loop.nodes if offered]
-        loop.bring(**stop.spec)
-        for node in loop.nodes:
-            assert loop.served(node) == stop.served, stop.text
-            assert not is_cordoned(loop, node), stop.text
-            assert loop.nodes[node].simulator.show()["processes"] == [], stop.text
-        assert sorted(loop.evicted()[-len(working) :] if working else []) == sorted(working), stop.text
-        offered = min(stop.served)
-        count(MODEL, Asked.CHANGES, len(loop.nodes))
+    walk_through(loop, WALK, count)
 
 
 def test_a_mig_manager_that_is_killed_in_the_middle_goes_on(loop: NvidiaLoop, count: Count) -> None:

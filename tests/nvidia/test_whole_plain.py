@@ -1,0 +1,74 @@
+"""MIG without the GPU Operator on real parts: the how-to's installation (deploy/mig-manager), every program unmodified.
+
+NVIDIA's chart is installed by helm with the how-to's values, and mig-manager and config-manager act as the service
+accounts of their manifests. SIMULATED: the GPUs, the kubelets (kwok and the registration stub), Node Feature Discovery.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hack.cluster.audit import read_requests, wait_logged
+from hack.nvidia.installations import MIG_MANAGER_ACCOUNT, PLAIN, PLAIN_NAMESPACE, PLUGIN_ACCOUNT
+from hack.nvidia.loop import HALVES, OPERATOR, POLICY, WALK, NvidiaLoop, is_cordoned, running_loop
+from tests.nvidia.conftest import Count
+from tests.nvidia.walking import walk_through
+
+from gpusharing.api import names
+from hack import launch
+
+pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
+
+WHOLE, LAYOUT, ANOTHER = WALK[:3]
+ACCOUNTS = (
+    OPERATOR,
+    f"system:serviceaccount:{launch.AGENT_NAMESPACE}:gpusharing-agent",
+    f"system:serviceaccount:{PLAIN_NAMESPACE}:{MIG_MANAGER_ACCOUNT}",
+    f"system:serviceaccount:{PLAIN_NAMESPACE}:{PLUGIN_ACCOUNT}",
+)
+
+
+@pytest.fixture(scope="module")
+def loop(nvidia_programs: None) -> Iterator[NvidiaLoop]:
+    with (
+        tempfile.TemporaryDirectory(prefix="gpusharing-") as folder,
+        running_loop(Path(folder), "one", installation=PLAIN) as made,
+    ):
+        yield made
+
+
+def refused(loop: NvidiaLoop) -> list[tuple[str, str, str]]:
+    """(account, verb, resource) of what one of the programs asked for without the right to it."""
+    wait_logged(loop.plane.audit_log, loop.api)
+    return [
+        (account, request.verb, request.resource)
+        for account in ACCOUNTS
+        for request in read_requests(loop.plane.audit_log, account)
+        if request.status == 403
+    ]
+
+
+def test_a_node_goes_to_mig_to_another_layout_and_back_with_the_rights_of_the_manifests(
+    loop: NvidiaLoop, count: Count
+) -> None:
+    walk_through(loop, (WHOLE, LAYOUT, ANOTHER, WHOLE), count)
+    log = loop.nodes["one"].programs.mig_manager.log.read_text()
+    assert "Waiting for" in log
+    assert names.LABEL_DEPLOY_CLIENT in log
+    assert loop.labels("one")[names.LABEL_DEPLOY_CLIENT] == "true"
+    assert refused(loop) == []
+
+
+def test_a_policy_that_is_deleted_with_reset_leaves_whole_gpus_that_are_served_without_our_labels(
+    loop: NvidiaLoop,
+) -> None:
+    """The last one of the file: its policy is gone then."""
+    loop.bring(**HALVES, deletionPolicy="Reset")
+    loop.wait(lambda: bool(loop.api.get(POLICY)["metadata"].get("finalizers")), "the finalizer")
+    loop.api.delete(POLICY)
+    loop.wait(lambda: not loop.api.list(POLICY.rpartition("/")[0]), "the policy to go")
+    assert not {names.LABEL_POLICY, names.LABEL_MODE, names.LABEL_PLUGIN_CONFIG} & loop.labels("one").keys()
+    assert loop.profiles("one") == [[], []]
+    loop.wait(lambda: loop.served("one") == {"nvidia.com/gpu": 2}, "whole GPUs to be served")
+    assert not is_cordoned(loop, "one")
