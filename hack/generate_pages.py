@@ -3,7 +3,7 @@ and the agent's fields."""
 
 import ast
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -194,13 +194,14 @@ def _metric_row(name: str, kind: str, text: str) -> tuple[str, str, str]:
 def _agent_metrics() -> list[tuple[str, str, str]]:
     """Return (name, type, description) of each of the agent's metrics, from the source of its collectors."""
     modules = (agent_metrics, usagemetrics, metermetrics)
-    return [row for module in modules for row in rows_of_metrics(inspect.getsource(module), module.PREFIX)]
+    return [row for module in modules for row in rows_of_metrics(inspect.getsource(module), vars(module))]
 
 
-def rows_of_metrics(source: str, prefix: str) -> list[tuple[str, str, str]]:
-    """Return (name, type, description) of each metric family that a module's source creates. Raises ValueError if the
-    name or the description is not a literal in the call that creates the family, because the page would silently
-    lack it."""
+def rows_of_metrics(source: str, values: Mapping[str, object]) -> list[tuple[str, str, str]]:
+    """Return (name, type, description) of each metric family that a module's source creates. `values` are the module's
+    names, among them PREFIX. Raises ValueError if the name or the description is not a literal in the call that
+    creates the family, because the page would silently lack it."""
+    prefix = values["PREFIX"]
     tree = ast.parse(source)
     kinds = _FAMILIES | _makers(tree)
     makers = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name in kinds]
@@ -209,12 +210,12 @@ def rows_of_metrics(source: str, prefix: str) -> list[tuple[str, str, str]]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or ast.unparse(node.func) not in kinds or node in inside:
             continue
-        name, text = ([_text(argument, prefix) for argument in node.args[:2]] + ["", ""])[:2]
+        name, text = ([_text(argument, values) for argument in node.args[:2]] + ["", ""])[:2]
         if not name or not text:
             raise ValueError(
                 f"{ast.unparse(node)[:80]}: write the name and the text of the metric into the call"
             )
-        short = name if name.startswith(prefix) else f"{prefix}_{name}"
+        short = name if name.startswith(str(prefix)) else f"{prefix}_{name}"
         rows.append(_metric_row(short, kinds[ast.unparse(node.func)], text))
     return rows
 
@@ -227,12 +228,17 @@ def _makers(tree: ast.Module) -> dict[str, str]:
     return {name: _FAMILIES[kind] for name, kind in named.items() if kind in _FAMILIES}
 
 
-def _text(node: ast.expr, prefix: str) -> str:
-    """Return the value of a string literal, or an empty string for any other expression. Each placeholder of an
-    f-string becomes `prefix`."""
+def _text(node: ast.expr, values: Mapping[str, object]) -> str:
+    """Return the value of a string literal, or an empty string for any other expression. A placeholder of an f-string
+    must be one of the module's names in `values`; any other raises KeyError."""
     if isinstance(node, ast.JoinedStr):
-        parts = [part.value if isinstance(part, ast.Constant) else prefix for part in node.values]
-        return "".join(str(part) for part in parts)
+        parts = [
+            values[ast.unparse(part.value)]
+            if isinstance(part, ast.FormattedValue)
+            else ast.literal_eval(part)
+            for part in node.values
+        ]
+        return "".join(map(str, parts))
     return str(node.value) if isinstance(node, ast.Constant) else ""
 
 

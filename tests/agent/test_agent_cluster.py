@@ -166,7 +166,7 @@ def test_the_process_ends_after_a_driver_upgrade_and_the_server_knows_why(
     assert agent.process.stderr is not None
     last = json.loads(agent.process.stderr.read().splitlines()[-1])
     assert (last["event"], last["error"]) == (
-        "only a new container can read the GPUs again",
+        "the agent exits, because only a new container can read the GPUs again",
         observed.error,
     )
 

@@ -204,7 +204,7 @@ def test_what_is_not_understood_is_refused(data: bytes) -> None:
 def test_nobody_calls_a_server_that_has_gone_away() -> None:
     conversation, _ = asked()
     conversation.receive(frame(GOAWAY, 0, 0, bytes(8)))
-    with pytest.raises(ValueError, match="no call can be made"):
+    with pytest.raises(ValueError, match="no further calls can be made"):
         conversation.call(PATHS)
 
 
@@ -216,7 +216,11 @@ def test_an_answer_has_an_end_and_leaves_the_other_call_alone() -> None:
         conversation.receive(part)
     assert not first.ended
     assert conversation.receive(part) == frame(RST_STREAM, 0, 1, (8).to_bytes(4))
-    assert (first.ended, first.headers, first.error) == (True, {}, f"a response of more than {MOST} bytes")
+    assert (first.ended, first.headers, first.error) == (
+        True,
+        {},
+        f"the response is longer than {MOST} bytes",
+    )
     conversation.receive(part)
     conversation.receive(frame(HEADERS, END_HEADERS | END_STREAM, 3, headers(("grpc-status", "0"))))
     assert (second.ended, second.headers[b"grpc-status"], conversation.over) == (True, b"0", False)

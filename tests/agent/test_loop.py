@@ -168,7 +168,7 @@ async def test_a_hung_reading_is_reported_with_the_last_known_gpus_and_heals(ben
         bench.node.ask("r2", quiet=True)
         hung = await bench.node.until(lambda observed: observed.error.startswith("NVMLHung: "))
         assert (hung.request_id, hung.quiet, hung.gpus) == ("r1", False, known)
-        assert "hangs" in loop.why_not_ready()
+        assert "is hung" in loop.why_not_ready()
         assert loop.why_not_alive() == ""
         bench.node.ask("r3")
         await eventually(lambda: loop.stats.readings["hung"] >= 2)
@@ -291,7 +291,7 @@ async def test_an_api_server_that_is_away_is_waited_for(
     faults = bench.node.cluster.faults
     faults.fail("list", GPUNODES, Unavailable("connection refused"), times=3)
     async with bench.running() as loop:
-        assert loop.why_not_ready() == "the API server has not been reached yet"
+        assert loop.why_not_ready() == "the agent has not reached the API server yet"
         await bench.node.answered("r1")
         assert loop.why_not_ready() == ""
         faults.fail("patch", GPUNODES, Unavailable("connection reset"), times=2)

@@ -76,11 +76,12 @@ def _gauge(name: str, text: str) -> GaugeMetricFamily:
 
 def test_metrics_are_read_from_the_calls_that_make_them() -> None:
     calls = (
-        '_gauge("ready", "1 if so.")\nCounterMetricFamily(f"{PREFIX}_writes", "Reports.", labels=["outcome"])'
+        '_gauge("ready", "1 if so.")\n'
+        'CounterMetricFamily(f"{PREFIX}_writes", f"At most {MOST} reports.", labels=["outcome"])'
     )
-    assert rows_of_metrics(f"{MAKER}\n{calls}", "gpusharing_agent") == [
+    assert rows_of_metrics(f"{MAKER}\n{calls}", {"PREFIX": "gpusharing_agent", "MOST": 128}) == [
         ("`gpusharing_agent_ready`", "gauge", "1 if so."),
-        ("`gpusharing_agent_writes_total`", "counter", "Reports."),
+        ("`gpusharing_agent_writes_total`", "counter", "At most 128 reports."),
     ]
 
 
@@ -89,4 +90,4 @@ def test_metrics_are_read_from_the_calls_that_make_them() -> None:
 )
 def test_a_metric_whose_text_is_not_in_its_call_is_refused_and_not_left_out(call: str) -> None:
     with pytest.raises(ValueError, match="write the name and the text of the metric into the call"):
-        rows_of_metrics(f"{MAKER}\n{call}", "gpusharing_agent")
+        rows_of_metrics(f"{MAKER}\n{call}", {"PREFIX": "gpusharing_agent"})

@@ -93,7 +93,7 @@ class Conversation:
         in the first call, and the streams in the order of `paths`. Raises ValueError if the server has ended the
         connection; MOST_TURNS is not enforced here, so the caller checks `over` first."""
         if self._terminated:
-            raise ValueError("no call can be made: the server has ended the connection")
+            raise ValueError("the server has closed the connection, so no further calls can be made")
         self._turns += 1
         streams = [self._begin(path) for path in paths]
         return self._to_send(), streams
@@ -143,7 +143,7 @@ class Conversation:
         is not allowed here, such as a push, one that interrupts a block of headers, one on a stream that we never
         opened, or settings that allow no call. Raises HPACKError for headers that cannot be decoded."""
         if (self._headers is None) is isinstance(frame, ContinuationFrame):
-            raise _refused("a block of headers is interrupted, or continues where none began")
+            raise _refused("another frame interrupts a header block, or a CONTINUATION frame follows none")
         match frame:
             case HeadersFrame():
                 self._take_headers(frame)
@@ -160,7 +160,7 @@ class Conversation:
             case GoAwayFrame():
                 self._take_goaway(frame)
             case PushPromiseFrame():
-                raise _refused("the server pushed a stream, which we do not allow")
+                raise _refused("the server pushed a stream, although the agent does not allow server push")
             case _:
                 pass  # does not matter to such calls, or belongs to an extension
 
@@ -169,7 +169,7 @@ class Conversation:
         that we never opened."""
         number = frame.stream_id
         if number % 2 == 0 or number >= self._next:
-            raise _refused(f"a response on stream {number}, for which no call is open")
+            raise _refused(f"the server responded on stream {number}, which the agent never opened")
         return self._open.get(number)
 
     def _take_headers(self, frame: HeadersFrame) -> None:
@@ -193,10 +193,10 @@ class Conversation:
         `_take_headers` raises."""
         begun = self._headers
         if begun is None or begun.stream_id != frame.stream_id:
-            raise _refused("the headers of one stream continue in another")
+            raise _refused("a header block that began on one stream continues on another")
         begun.data += frame.data
         if len(begun.data) > MOST_HEADERS:
-            raise _refused(f"more than {MOST_HEADERS} bytes of headers")
+            raise _refused(f"the response headers are longer than {MOST_HEADERS} bytes")
         if "END_HEADERS" in frame.flags:
             begun.flags.add("END_HEADERS")
         self._take_headers(begun)
@@ -215,7 +215,7 @@ class Conversation:
                 # Only this stream is reset: the answer to the other call may still be of use.
                 self._unsent.append(RstStreamFrame(frame.stream_id, _CANCEL).serialize())
                 self._take_back(frame.stream_id)
-                stream.error = f"a response of more than {MOST} bytes"
+                stream.error = f"the response is longer than {MOST} bytes"
                 return
             self._end(frame)
 
@@ -238,7 +238,7 @@ class Conversation:
             return
         window = frame.settings.get(SettingsFrame.INITIAL_WINDOW_SIZE, _FIRST_WINDOW)
         if window < len(_EMPTY_MESSAGE) or not frame.settings.get(SettingsFrame.MAX_CONCURRENT_STREAMS, 1):
-            raise _refused("the settings leave no room for a call")
+            raise _refused("the server's settings do not allow a single call")
         self._unsent.append(SettingsFrame(flags=("ACK",)).serialize())
 
     def _take_ping(self, frame: PingFrame) -> None:

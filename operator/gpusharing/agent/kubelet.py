@@ -69,7 +69,9 @@ class KubeletPodResources:
         except OSError as error:
             raise PodResourcesUnavailable(f"cannot reach the kubelet on {self._socket}: {error}") from error
         except ValueError as error:
-            raise PodResourcesUnavailable(f"cannot parse the answer on {self._socket}: {error}") from error
+            raise PodResourcesUnavailable(
+                f"cannot parse the kubelet's answer on {self._socket}: {error}"
+            ) from error
 
     async def _ask(self) -> Sequence[Stream]:
         """Return the streams of both calls, the first of which has ended. If the open connection fails, or a new

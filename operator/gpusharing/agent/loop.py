@@ -152,7 +152,7 @@ class AgentLoop:
         if self._own.error or self._write_error:
             return self._own.error or self._write_error
         if self._own.node is None:
-            return f"GPUNode {self._own.name} does not exist; the operator creates it"
+            return f"GPUNode {self._own.name} does not exist; the agent waits for the operator to create it"
         if self.observed is None:
             return "the GPUs have not been read yet"
         return self.observed.error
@@ -276,7 +276,7 @@ class AgentLoop:
             log.warning(
                 "cannot read which pods use devices"
                 if error
-                else "the kubelet reports again which pods use devices",
+                else "the kubelet is again reporting which pods use devices",
                 extra={"error": error},
             )
         self._pods_error = error

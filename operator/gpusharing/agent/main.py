@@ -53,7 +53,13 @@ def address(text: str) -> tuple[str, int]:
 
 
 _FLAGS: tuple[tuple[str, str, str, Callable[[str], object], str], ...] = (
-    ("--interval", "INTERVAL_SECONDS", "30", float, "seconds between two readings if there is no event"),
+    (
+        "--interval",
+        "INTERVAL_SECONDS",
+        "30",
+        float,
+        "seconds between two readings of the GPUs when no event occurs",
+    ),
     ("--hung-after", "HUNG_AFTER_SECONDS", "40", float, "seconds after which a reading is reported as hung"),
     (
         "--pod-resources-socket",
@@ -144,7 +150,10 @@ async def _serve(
         log.info("agent stopped")
         return 0
     except RestartNeeded as error:
-        log.error("only a new container can read the GPUs again", extra={"error": str(error)})
+        log.error(
+            "the agent exits, because only a new container can read the GPUs again",
+            extra={"error": str(error)},
+        )
     finally:
         probes.stop()
         pods.close()

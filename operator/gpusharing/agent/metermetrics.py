@@ -23,7 +23,7 @@ class MeterCollector(Collector):
         allocated = _family(
             "slice_seconds",
             "GPU-seconds of slices allocated to a namespace: the time of each slice, multiplied by its share of the"
-            " GPU. Replicas of a shared GPU count as reserved, no matter which pod uses the GPU.",
+            " GPU. A replica of a shared GPU counts as long as it is allocated, whether or not its pod uses the GPU.",
             "policy",
             "namespace",
             "resource",
@@ -52,7 +52,7 @@ class MeterCollector(Collector):
         )
         gpus = _family(
             "gpu_seconds",
-            "GPU-seconds that were metered: the sum of those allocated, idle, stranded and in transition.",
+            "All GPU-seconds that were metered: allocated, idle, stranded and in transition together.",
             "policy",
         )
         for family, counts in (

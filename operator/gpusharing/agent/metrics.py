@@ -34,7 +34,9 @@ class AgentCollector(Collector):
             readings.add_metric([outcome], count)
         yield readings
         yield CounterMetricFamily(
-            f"{PREFIX}_reading_seconds", "Time spent in readings that succeeded.", value=stats.reading_seconds
+            f"{PREFIX}_reading_seconds",
+            "Time that the successful readings of the GPUs took.",
+            value=stats.reading_seconds,
         )
         writes = CounterMetricFamily(
             f"{PREFIX}_writes", "Reports sent to the API server, by outcome: ok, failed.", labels=["outcome"]
@@ -102,20 +104,20 @@ def _of_health(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
     """Yield the metrics of the health of the GPUs, as NVML reports it."""
     yield _per_gpu(
         "gpu_healthy",
-        "1 while NVML reports nothing that makes the GPU unhealthy.",
+        "1 while NVML reports no problem that makes the GPU unhealthy.",
         gpus,
         lambda g: is_healthy(diagnose([(g.index, vitals_of(g))])),
     )
     yield _per_gpu(
         "gpu_row_remap_pending",
-        "1 while a row remapping waits for a reset of the GPU; absent where not supported.",
+        "1 while a row remapping is pending, which needs a GPU reset; absent where not supported.",
         gpus,
         lambda g: None if g.remapped_rows is None else g.remapped_rows.pending,
     )
     yield _per_gpu(
         "gpu_critical_xid",
-        "The first critical XID received since the agent started; absent if there was none. The agent receives XIDs"
-        " only while it reads.",
+        "The first critical XID received since the agent started; absent if there was none. XIDs that are"
+        " raised between two readings are missed.",
         gpus,
         lambda g: g.xid,
     )

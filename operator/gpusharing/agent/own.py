@@ -52,7 +52,7 @@ class OwnNode:
         """Why the API server cannot be followed now, or has not been reached yet. Empty if it is followed."""
         if self._cache.error is not None:
             return str(self._cache.error)
-        return "" if self._cache.synced.is_set() else "the API server has not been reached yet"
+        return "" if self._cache.synced.is_set() else "the agent has not reached the API server yet"
 
     @property
     def doubted(self) -> bool:

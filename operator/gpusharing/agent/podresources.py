@@ -180,7 +180,7 @@ def _messages(message: bytes, number: int) -> Iterator[bytes]:
         key, at = (key, at + 1) if key < 0x80 else _varint(message, at)
         begin, at = _extent(message, at, key & 7)
         if at > size:
-            raise ValueError(f"protobuf field {key >> 3} ends {at - size} bytes past its message")
+            raise ValueError(f"protobuf field {key >> 3} ends {at - size} bytes past the end of its message")
         if key & 7 == _LENGTH_DELIMITED and key >> 3 == number:
             yield message[begin:at]
 
@@ -197,7 +197,7 @@ def _extent(message: bytes, at: int, wire_type: int) -> tuple[int, int]:
         return at, at + length
     if wire_type in (_FIXED64, _FIXED32):
         return at, at + (8 if wire_type == _FIXED64 else 4)
-    raise ValueError(f"protobuf wire type {wire_type} at byte {at}")
+    raise ValueError(f"unknown protobuf wire type {wire_type} at byte {at}")
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:

@@ -95,7 +95,7 @@ class Reader:
             self._late = attempt
             attempt.future.add_done_callback(lambda _: self._on_late())
         error = (
-            f"NVMLHung: a reading did not return within {self._hung_after:g} s; the driver or a GPU hangs. "
+            f"NVMLHung: a reading did not return within {self._hung_after:g} s; the driver or a GPU is hung. "
             "See `dmesg | grep -i xid` on the node; if it does not recover, drain and reboot the node"
         )
         return Answer(attempt.request, "hung", seconds, error=error)

@@ -46,8 +46,8 @@ class UsageCollector(Collector):
         yield _of_xids(self._xids.export(use))
         left_out = _family(
             "usage_left_out",
-            f"Devices and pod/device pairs omitted from the usage metrics, which cover at most {MOST_DEVICES} of the"
-            f" devices and {MOST_HOLDERS} of the pairs.",
+            f"Devices and pod/device pairs omitted from the usage metrics, which cover at most {MOST_DEVICES}"
+            f" devices and {MOST_HOLDERS} pairs.",
         )
         left_out.add_metric([], known.left_out)
         yield left_out
@@ -57,7 +57,7 @@ def _device_info(devices: Iterable[DeviceUse]) -> Metric:
     """Return the metric that describes the devices, with one series for each."""
     info = _family(
         "device_info",
-        "1 for each whole GPU without MIG and each MIG device; placement is START:SIZE in units of the card.",
+        "1 for each whole GPU without MIG and each MIG device; placement is START:SIZE in NVML placement units.",
         *DEVICE,
         "gpu_uuid",
         "instance_id",
@@ -77,7 +77,7 @@ def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
     )
     yield _per_device(
         "device_memory_used_bytes",
-        "Memory in use on the device, in bytes, without the memory that the driver reserves.",
+        "Memory in use on the device, in bytes, excluding the memory that the driver reserves.",
         devices,
         lambda device: device.memory_used,
     )
@@ -88,7 +88,8 @@ def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
 
     yield _per_device(
         "device_unattributed_processes",
-        "Processes on the device that belong to no pod, or to an unnamed pod; absent if some processes cannot be seen.",
+        "Processes on the device that belong to no pod, or to a pod whose name is unknown; absent if some processes"
+        " cannot be seen.",
         devices,
         lambda device: others(device).processes if device.all_listed else None,
     )
@@ -101,8 +102,8 @@ def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
     )
     yield _per_device(
         "device_sm_ratio",
-        "Share of the time of the GPU's SMs that its processes used in the driver's last sample period, 0 to 1; absent"
-        " with MIG on and if the driver does not report it.",
+        "Share of the GPU's SM time that its processes used in the driver's last sample period, 0 to 1; absent with MIG"
+        " on, or if the driver does not report it.",
         devices,
         lambda device: _ratio(device, known.sm_percent.get(device.uuid, 0)),
     )
@@ -138,8 +139,8 @@ def _of_pods(holders: Iterable[Holder]) -> Iterable[Metric]:
     slices = _family("pod_slices", "Slices of a device that are allocated to a pod.", *POD, "resource")
     processes = _family(
         "pod_processes",
-        "Processes of a pod on a device; absent if some processes cannot be seen, or belong to an unnamed pod that may"
-        " be this one.",
+        "Processes of a pod on a device; absent if some processes cannot be seen, or belong to a pod whose name is"
+        " unknown and that may be this one.",
         *POD,
     )
     memory = _family(
@@ -150,8 +151,8 @@ def _of_pods(holders: Iterable[Holder]) -> Iterable[Metric]:
     )
     shares = _family(
         "pod_sm_ratio",
-        "Share of the time of the GPU's SMs that a pod used in the driver's last sample period, 0 to 1; absent with"
-        " MIG on, if the driver does not report it, or if pod_processes is absent.",
+        "Share of the GPU's SM time that a pod used in the driver's last sample period, 0 to 1; absent with MIG on, if"
+        " the driver does not report it, or if pod_processes is absent.",
         *POD,
     )
     for holder in holders:
@@ -202,7 +203,7 @@ def _of_xids(heard: Mapping[tuple[int, int], float]) -> Metric:
     xids = CounterMetricFamily(
         f"{PREFIX}_xid_errors",
         "XIDs of a GPU received since the agent started; a new one is exported as 0 for 90 s, so that increase()"
-        " counts the first too. The agent receives XIDs only while it reads.",
+        " counts the first too. XIDs that are raised between two readings are missed.",
         labels=["gpu", "xid"],
     )
     for (gpu, xid), count in heard.items():
