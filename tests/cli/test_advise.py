@@ -151,7 +151,8 @@ def test_the_advice_reads_like_this(desk: Desk) -> None:
 RELEASES = {
     "": (
         "MPS",
-        "the operator rejects it (docs/design/nvidia.md#b5 has the remedy): without that, use TimeSlicing",
+        "the GPU sharing operator rejects mode MPS (docs/design/nvidia.md#b5 has a remedy); without that remedy, use"
+        " TimeSlicing",
     ),
     "v25.10.1": ("MPS", ""),
     "24.9": ("MPS", ""),
@@ -159,9 +160,12 @@ RELEASES = {
     "v26.7.0": ("TimeSlicing", "GPU Operator v26.7.0 is newer than v25.10.1 (MPSNotSwitchable"),
     "v26.7.1": (
         "MPS",
-        "Whether a label can switch MPS on with GPU Operator v26.7.1 is unknown: v26.7.0 is the last",
+        "Whether a label can switch MPS on with GPU Operator v26.7.1 is unknown: v26.7.0 is the newest",
     ),
-    "26.9": ("MPS", "If no label can, the operator rejects it (docs/design/nvidia.md#b5 has the remedy)"),
+    "26.9": (
+        "MPS",
+        "If no label can, the GPU sharing operator rejects mode MPS (docs/design/nvidia.md#b5 has",
+    ),
 }
 
 
@@ -174,7 +178,7 @@ def test_mps_is_not_advised_where_the_operator_refuses_it(desk: Desk, release: s
     told = json.loads(found.out)
     text = " ".join((*told["why"], told["but"]))
     assert (told["mode"], said in text) == (mode, True)
-    assert ("rejects it" in text) == (release in ("", "v26.7.1", "26.9"))
+    assert ("rejects mode MPS" in text) == (release in ("", "v26.7.1", "26.9"))
     assert ("-c config-manager PROCESS_TO_SIGNAL=mps-control-daemon" in told["but"]) == (
         mode == "TimeSlicing"
     )

@@ -93,7 +93,7 @@ def test_who_may_see_published_nodes_only_gets_the_nearest_of_their_names(desk: 
 def test_who_may_not_list_nodes_is_still_told_that_there_is_none(desk: Desk, wrong: Wrong, verb: str) -> None:
     """As who has the documented rights only: get and patch."""
     desk.server.refusals = {"/api/v1/nodes": (403, "you may not list nodes")}
-    told = "error: there is no nodes/gpu-07 in context desk; you may not list the existing ones\n"
+    told = "error: there is no nodes/gpu-07 in context desk; you are not allowed to list the existing ones\n"
     assert wrong(verb, "gpu-07") == told
 
 

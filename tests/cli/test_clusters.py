@@ -415,7 +415,7 @@ async def test_doctor_has_a_row_for_each_finding_and_says_where_the_commands_are
     assert len(sick.data["symptoms"]) > 1
     assert re.search(r"^well +nothing is wrong$", told, re.MULTILINE)
     assert re.search(r"^sick +ERROR +labels of Nodes: .*gone", told, re.MULTILINE)
-    assert "sick: the commands that fix this are in: kubectl gpusharing doctor --context sick." in told
+    assert "sick: for the commands that fix this, run: kubectl gpusharing doctor --context sick." in told
 
 
 @virtually

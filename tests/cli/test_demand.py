@@ -285,7 +285,7 @@ DAEMONS: dict[str, tuple[list[JSON], str, str]] = {
     ),
     "the daemon is old enough": ([mps_daemon("v0.18.1", "/usr/bin/mps-control-daemon")], "MPS", ""),
     "the name was mended": ([mps_daemon("v0.20.0", "mps-control-daemon")], "MPS", ""),
-    "no daemon is seen": ([], "MPS", "from v25.10.2 to at least v26.7.0"),
+    "no daemon is seen": ([], "MPS", "from v25.10.2 up to at least v26.7.0"),
 }
 
 
@@ -307,7 +307,10 @@ def test_who_may_not_list_daemonsets_gets_the_caveat_and_may_name_the_version(de
     desk.server.lists = {PODS: some(2, {"gpu": 1})}
     desk.server.refusals = {DAEMON_SETS: (403, "no")}
     told = json.loads(desk.type(*NEEDS).out)
-    assert (told["mode"], "use TimeSlicing with 4 shares there" in told["but"]) == ("MPS", True)
+    assert (told["mode"], "without that remedy, use TimeSlicing with 4 shares" in told["but"]) == (
+        "MPS",
+        True,
+    )
     named = json.loads(desk.type(*NEEDS, "--gpu-operator", "v26.3.3").out)
     assert named["mode"] == "TimeSlicing"
 
@@ -333,7 +336,7 @@ async def test_a_mode_that_the_label_of_the_namespace_excludes_is_not_advised() 
     assert found["memory"]["why"][0].startswith(
         "the namespace has the label gpusharing.dev/isolation=memory, and"
     )
-    assert "without that, use MIG or Full there" in found["memory"]["but"]
+    assert "without that remedy, use MIG or Full" in found["memory"]["but"]
 
 
 @virtually

@@ -135,11 +135,11 @@ UNSAYABLE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "instances that nos made": (
         {"layout": SEVEN, "label": "", "entry": "version: v1\nflags: {migStrategy: mixed}"},
-        "when you run: kubectl label node gpu-07 nvidia.com/mig.config=all-1g.10gb",
+        "Run: kubectl label node gpu-07 nvidia.com/mig.config=all-1g.10gb",
     ),
     "instances that nos made and NVIDIA has no name for": (
         {"layout": (("3g.40gb", 1), ("1g.10gb", 4)), "label": ""},
-        "when you name an entry that has this layout",
+        "Replace NAME by an entry that has this layout",
     ),
     "a configuration that nobody knows": ({"label": "gone"}, "not a known configuration"),
     "an entry that cannot be read": (

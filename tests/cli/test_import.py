@@ -204,7 +204,7 @@ BROKEN: dict[str, tuple[Mapping[str, str | None], str]] = {
     ),
     "labels of GFD that say something else": (
         {"nvidia.com/gpu.replicas": "3"},
-        "it would be changed (class PluginRestart): label nvidia.com/gpu.replicas is 3, but should be 1",
+        "it would be changed (disruption class PluginRestart): label nvidia.com/gpu.replicas is 3, but should be 1",
     ),
 }
 

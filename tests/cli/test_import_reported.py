@@ -80,4 +80,4 @@ def test_a_policy_that_would_be_refused_is_not_proposed() -> None:
     given = AdminConfigMaps(AdminMaps("theirs", ""), {"any": entry})
     found = find_import(snapshot, given, AdminMaps(), NOW)
     (why,) = found.left_out.values()
-    assert why.startswith("no policy can express it: spec.mig.layouts[0].profiles")
+    assert why.startswith("no policy can express its configuration: spec.mig.layouts[0].profiles")

@@ -179,7 +179,7 @@ def test_text_of_a_cluster_cannot_end_an_attribute() -> None:
 
 
 def test_a_style_sheet_that_could_end_itself_is_refused() -> None:
-    with pytest.raises(ValueError, match="could end itself"):
+    with pytest.raises(ValueError, match="could end its element"):
         style("</style>")
 
 

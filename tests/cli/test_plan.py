@@ -30,7 +30,7 @@ READS = """\
 SIMULATED: gpu-1, gpu-2 have no real GPUs, and the numbers about them here come from a simulator.
 pool-b  1x full -> 2x3g.40gb  2 of 2 nodes will change
 Accepted: 2 nodes can serve 2x3g.40gb
-class Reset; 1 node at a time; no time windows; plan HASH
+disruption class Reset; 1 node at a time; no time windows; plan HASH
   NODE   CLASS  NOW      AFTER      PODS  BUDGETS      WHEN
   gpu-1  Reset  1x full  2x3g.40gb  2     default/llm  Blocked: PDBNeverAllows
   gpu-2  Reset  1x full  2x3g.40gb  1     default/llm  Blocked: PDBNeverAllows
@@ -47,7 +47,7 @@ class Reset; 1 node at a time; no time windows; plan HASH
   nvidia.com/gpu. Remedy: Change the pod's request, let its node affinity accept both the old and the new
   value of the label (operator In), keep such devices on other nodes, or set drain.strandedPods to Allow.
 
-Note: the operator writes the configuration first; the first node starts 2m later
+Note: the operator writes the configuration first; the first node starts to change 2m later
 2 nodes will change and 3 pods will be evicted. Nothing was changed.
 """
 JOB = {"apiVersion": "batch/v1", "kind": "Job", "name": "train-0", "uid": "job", "controller": True}
@@ -290,8 +290,8 @@ async def test_without_a_right_to_the_operators_deployment_a_plan_says_what_it_a
 async def test_a_lease_that_cannot_be_read_or_is_damaged_is_told_with_a_plan() -> None:
     """Failures of deleted nodes are on the Lease alone: a plan may call a node startable that the operator halts."""
     said = (
-        "Note: the operator's Lease could not be used, so slots are counted from the fences on Nodes, and failures on"
-        " deleted nodes are unknown: "
+        "Note: the operator's Lease could not be used, so only changes that are recorded on Nodes are counted, and"
+        " failures on deleted nodes are unknown: "
     )
     async with open_scene(*nodes(1)) as scene:
         install(scene.e.cluster)

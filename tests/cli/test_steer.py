@@ -42,7 +42,8 @@ async def test_an_approval_lets_the_plan_be_carried_out() -> None:
         assert told.status == DONE
         assert told.out == (
             f'gsp/pool-b  {{"metadata":{{"annotations":{{"gpusharing.dev/approve":"{found}"}}}}}}\n'
-            f"The operator may carry out plan {found}, class Reset: 1 node will change and 0 pods will be evicted.\n"
+            f"The operator may carry out plan {found}, disruption class Reset: 1 node will change and 0 pods will be\n"
+            "evicted.\n"
             "Done.\n"
         )
         await scene.ready()
@@ -92,15 +93,16 @@ async def test_a_dry_run_of_each_verb_shows_the_patch_says_what_it_would_do_and_
         digest = scene.e.policy("pool-b")["status"]["plan"]["hash"]
         assert await dry_run(scene, "approve", "pool-b") == [
             f'gsp/pool-b  {{"metadata":{{"annotations":{{"gpusharing.dev/approve":"{digest}"}}}}}}',
-            f"The operator may carry out plan {digest}, class Reset: 1 node will change and 0 pods will be evicted.",
+            f"The operator may carry out plan {digest}, disruption class Reset: 1 node will change and 0 pods will be",
+            "evicted.",
         ]
         assert await dry_run(scene, "pause", "pool-b") == [
             'gsp/pool-b  {"spec":{"rollout":{"paused":true}}}',
-            "No further node starts its change; nodes in flight finish their change.",
+            "No further node starts to change; changes in flight are completed.",
         ]
         assert await dry_run(scene, "skip", "gpu-1") == [
             'node/gpu-1  {"metadata":{"labels":{"gpusharing.dev/skip":"true"}}}',
-            "No change starts on this node; a change in flight continues, and the node still counts in its pool.",
+            "No new change starts on this node; a change in flight continues, and the pool still counts the node.",
         ]
         await ask(scene.e.cluster, "approve", "pool-b", "--yes")
         op = (await scene.fenced("gpu-1")).op
@@ -121,7 +123,7 @@ async def test_a_dry_run_of_each_verb_shows_the_patch_says_what_it_would_do_and_
         await scene.reason("gpu-1", "Paused")
         assert await dry_run(scene, "resume", "pool-b") == [
             'gsp/pool-b  {"spec":{"rollout":{"paused":false}}}',
-            "Nodes start their changes again, and earlier failures no longer count.",
+            "Nodes start to change again, and earlier failures no longer count.",
         ]
 
 
@@ -254,7 +256,7 @@ async def test_a_retry_of_a_node_that_somebody_else_blocks_says_what_it_waits_fo
         await scene.reason("gpu-1", "AlreadyCordoned")
         told = await ask(scene.e.cluster, "retry", "gpu-1", "--yes")
         said = " ".join(told.out.split())
-        assert "it is Blocked (AlreadyCordoned) now, and the retry starts once that has ended. Done." in said
+        assert "it is Blocked (AlreadyCordoned) now, and the retry starts once that is over. Done." in said
 
 
 @virtually

@@ -50,7 +50,7 @@ gpu-1  pool-b  Draining: PDB  since AGE, until TIME
 are healthy, and 1 must be. Server: "The disruption budget llm needs 1 healthy pods and has 1 currently".
 Remedy: Get the unready pods running again or allow their eviction (unhealthyPodEvictionPolicy: AlwaysAllow),
 scale the workload up, or raise maxUnavailable.
-1x full -> 2x3g.40gb; class Reset; step 1/1, attempt 1; cordoned by the operator
+1x full -> 2x3g.40gb; disruption class Reset; step 1/1, attempt 1; cordoned by the operator
 
 PROOF             SAYS                     SHOULD SAY
 + agent          reads 2 GPUs             reads GPUs

@@ -320,7 +320,7 @@ OTHERS: dict[str, tuple[JSON, str]] = {
     ),
     "that asks for none": (
         asking({GPU: 0}),
-        "this pod requests no GPU resource, so it does not wait for a GPU pool",
+        "this pod requests no GPU resource, so it is not waiting for a GPU pool",
     ),
 }
 

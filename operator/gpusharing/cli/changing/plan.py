@@ -153,7 +153,7 @@ def _title(proposal: Proposal) -> Line:
 def _summary(proposal: Proposal) -> str:
     """Return the class of the change, the number of nodes that change at a time, the time windows and the hash of the
     plan, separated by semicolons. An empty hash is left out."""
-    facts = [f"class {proposal.disruption}", f"{counted(proposal.at_once, 'node')} at a time"]
+    facts = [f"disruption class {proposal.disruption}", f"{counted(proposal.at_once, 'node')} at a time"]
     facts.append(f"windows: {', '.join(proposal.windows)}" if proposal.windows else "no time windows")
     if proposal.hash:
         facts.append(f"plan {proposal.hash}")

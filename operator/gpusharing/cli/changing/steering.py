@@ -26,9 +26,9 @@ from gpusharing.planning.vocabulary.reasons import Reason
 _RETRIED = frozenset(reason for reason in Reason if Mark.RETRIED in reason.marks)
 _NOT_RETRIED = {str(reason): reason.remedy for reason in Reason if Mark.NOT_RETRIED in reason.marks}
 IN_FLIGHT = {
-    "Finish": "nodes in flight finish their change",
-    "Hold": "nodes in flight that are before the point of no return stay cordoned and wait, and no pod is evicted",
-    "Abort": "nodes in flight that are before the point of no return are returned to service as they were",
+    "Finish": "changes in flight are completed",
+    "Hold": "nodes whose change has not passed the point of no return stay cordoned and wait, and no pod is evicted",
+    "Abort": "nodes whose change has not passed the point of no return are returned to service as they were",
 }
 """What a pause does to nodes in flight, for each value of `whenPaused`."""
 
@@ -96,8 +96,8 @@ def _approve(policy: JSON, request: SteeringRequest) -> Change:
         raise Trouble(f"plan {current} for {name} has already been approved")
     nodes, pods = counted(whole(plan, "nodeCount"), "node"), counted(whole(plan, "pods"), "pod")
     means = (
-        f"the operator may carry out plan {current}, class {text(plan, 'disruption')}: {nodes} will change and {pods}"
-        " will be evicted"
+        f"the operator may carry out plan {current}, disruption class {text(plan, 'disruption')}: {nodes} will change"
+        f" and {pods} will be evicted"
     )
     return Change(_annotation(names.ANNOTATION_APPROVE, current), means, moves=not request.hash)
 
@@ -114,7 +114,7 @@ def _pause(policy: JSON, request: SteeringRequest) -> Change:
     if request.when_paused:
         body["whenPaused"] = request.when_paused
     return Change(
-        {"spec": {"rollout": body}}, f"no further node starts its change; {IN_FLIGHT.get(when, when)}"
+        {"spec": {"rollout": body}}, f"no further node starts to change; {IN_FLIGHT.get(when, when)}"
     )
 
 
@@ -124,7 +124,7 @@ def _resume(policy: JSON, request: SteeringRequest) -> Change:
     paused and the operator has not processed its generation yet."""
     name, generation = text(policy, "metadata", "name"), whole(policy, "metadata", "generation")
     if part(policy, "spec", "rollout", "paused") is True:
-        means = "nodes start their changes again, and earlier failures no longer count"
+        means = "nodes start to change again, and earlier failures no longer count"
         return Change({"spec": {"rollout": {"paused": False}}}, means, moves=True)
     _refuse_unseen(policy)
     if not request.gpunodes:
@@ -163,7 +163,7 @@ def _find_wait(node: JSON, status: NodeStatus) -> str:
     if phase is None or status.reason in _RETRIED or (fence is not None and fence.rolls_back):
         return ""
     if phase is Phase.BLOCKED:
-        return f"; it is {state} now, and the retry starts once that has ended"
+        return f"; it is {state} now, and the retry starts once that is over"
     if phase is Phase.FAILED:
         return ""
     if status.reason == Reason.SKIP_LABEL:
@@ -213,7 +213,7 @@ def _skip(node: JSON, request: SteeringRequest) -> Change:
     if request.undo:
         return Change(body, "changes may start on this node again", moves=True)
     means = (
-        "no change starts on this node; a change in flight continues, and the node still counts in its pool"
+        "no new change starts on this node; a change in flight continues, and the pool still counts the node"
     )
     return Change(body, means)
 

@@ -235,7 +235,7 @@ def _facts(answer: NodeAnswer) -> list[str]:
     elif answer.node.observed:
         facts.append(answer.node.observed)
     if answer.node.disruption not in ("", "None"):
-        facts.append(f"class {answer.node.disruption}")
+        facts.append(f"disruption class {answer.node.disruption}")
     if answer.node.step:
         facts.append(f"step {answer.node.step}, attempt {answer.node.attempt}")
     if answer.node.cordon:

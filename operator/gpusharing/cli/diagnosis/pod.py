@@ -245,7 +245,7 @@ def _asks_nothing(case: PodCase) -> str:
         return (
             "this pod requests devices only through ResourceClaims; a DRA driver serves those, not a GPU pool"
         )
-    return "this pod requests no GPU resource, so it does not wait for a GPU pool"
+    return "this pod requests no GPU resource, so it is not waiting for a GPU pool"
 
 
 def _on_changing(case: PodCase) -> str:

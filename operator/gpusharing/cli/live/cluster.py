@@ -107,7 +107,7 @@ class Cluster:
         wait = timedelta(seconds=snapshot.settings.config_propagation)
         if wanted and (later := configured(snapshot, plan, now - wait)) is not None:
             notes.append(
-                f"the operator writes the configuration first; the first node starts {length(wait)} later"
+                f"the operator writes the configuration first; the first node starts to change {length(wait)} later"
             )
             snapshot, plan = later, plan_rollout(later, now)
         return LivePlan(plan, snapshot, now, tuple(notes))
@@ -151,7 +151,7 @@ async def gathered(
                 try:
                     await gatherer.pending.count()
                 except Forbidden as error:
-                    notes.append(f"pods that wait for a GPU were not counted: {error_text(error)}")
+                    notes.append(f"pods that are waiting for a GPU were not counted: {error_text(error)}")
                 claims, failed = dict(installed.claims), installed.failed_nodes
                 yield Cluster(gatherer, claims, notes, missing, session.now, failed)
             finally:

@@ -157,6 +157,6 @@ async def _written_claims(client: KubeClient, namespace: str) -> tuple[str, tupl
 def _without_lease(why: str) -> str:
     """Return a note that says that the Lease could not be used, what follows from that, and why."""
     return (
-        "the operator's Lease could not be used, so slots are counted from the fences on Nodes, and failures on deleted"
-        f" nodes are unknown: {why}"
+        "the operator's Lease could not be used, so only changes that are recorded on Nodes are counted, and failures"
+        f" on deleted nodes are unknown: {why}"
     )

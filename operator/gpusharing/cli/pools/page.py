@@ -205,7 +205,7 @@ def style(css: str) -> Markup:
     """Return a style element with our own CSS, which is not escaped, so it must not contain strings from a cluster.
     Raises ValueError if the CSS contains a `<`."""
     if "<" in css:
-        raise ValueError("a style sheet could end itself")
+        raise ValueError("the style sheet contains a < and could end its element")
     return Markup(f"<style>{css}</style>")
 
 

@@ -179,11 +179,11 @@ def facts(pool: PoolStatus, now: datetime) -> list[str]:
     plan = pool.plan
     if plan:
         nodes, pods = counted(plan.get("nodeCount", 0), "node"), counted(plan.get("pods", 0), "pod")
-        head = f"plan {plan.get('hash', '')}, class {plan.get('disruption', '')}"
+        head = f"plan {plan.get('hash', '')}, disruption class {plan.get('disruption', '')}"
         texts.append(f"{head}: {nodes} will change and {pods} will be evicted")
     if pool.paused:
         texts.append(
-            f"paused: no further node starts its change; to continue: kubectl gpusharing resume {pool.name}"
+            f"paused: no further node starts to change; to continue: kubectl gpusharing resume {pool.name}"
         )
     if pool.next_window:
         head = "window" if pool.next_window.startswith("open") else "next window"

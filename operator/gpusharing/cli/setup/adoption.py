@@ -205,7 +205,7 @@ def _refused(snapshot: ClusterSnapshot, proposed: Sequence[ProposedPolicy], now:
     reason. If the validation refuses some policies, only the nodes of these are returned, and the planner does not
     run."""
     invalid = {
-        node: f"no policy can express it: {errors[0]}"
+        node: f"no policy can express its configuration: {errors[0]}"
         for policy in proposed
         if isinstance(errors := validate_policy(policy.manifest), tuple)
         for node in policy.nodes
@@ -230,7 +230,7 @@ def _why(plan: RolloutPlan, policy: str, node: str) -> str:
     assessed = next((member.assessment for member in members if member.node.name == node), None)
     verdict = plan.verdicts[node]
     if isinstance(assessed, Assessed) and assessed.mismatch is not None:
-        return f"it would be changed (class {verdict.disruption}): {assessed.mismatch.message}"
+        return f"it would be changed (disruption class {verdict.disruption}): {assessed.mismatch.message}"
     return f"{verdict.reason}: {verdict.message}"
 
 

@@ -164,15 +164,18 @@ def _doubt(answers: AdviceAnswers) -> str:
     """Return sentences, without the last period, for the case that it is unknown whether a label can switch MPS on in
     the cluster: with which releases it can, as far as is known, and what to do if it cannot."""
     instead = "MIG or Full" if answers.isolation else f"TimeSlicing with {_turns(answers)} shares"
-    otherwise = f"the operator rejects it (docs/design/nvidia.md#b5 has the remedy): without that, use {instead} there"
+    otherwise = (
+        "the GPU sharing operator rejects mode MPS (docs/design/nvidia.md#b5 has a remedy); without that remedy, use"
+        f" {instead}"
+    )
     if answers.gpu_operator:
         return (
             f"Whether a label can switch MPS on with GPU Operator {answers.gpu_operator} is unknown: v26.7.0 is the"
-            " last release that was read, and main has the right name since 2026-09-30. Read the installed DaemonSet"
-            f" (kubectl gpusharing advise -n NAMESPACE). If no label can, {otherwise}"
+            " newest release that was examined, and main has been correct since 2026-09-30. Read the installed"
+            f" DaemonSet (kubectl gpusharing advise -n NAMESPACE). If no label can, {otherwise}"
         )
     return (
-        f"With GPU Operators from v25.10.2 to at least v26.7.0, as they are installed, no label can switch MPS on and"
+        "With an unmodified GPU Operator from v25.10.2 up to at least v26.7.0, no label can switch MPS on, and"
         f" {otherwise}. Pass --gpu-operator VERSION to get advice for yours"
     )
 

@@ -74,7 +74,9 @@ NO_VERSION: Unseen = {
     Topic.KUBELETS: "the API server does not report its version, so kubelet versions were not compared with it"
 }
 NO_SERVERS: Unseen = {
-    Topic.NODES: "you may not list DaemonSets in other namespaces, so a second device plugin would go unnoticed"
+    Topic.NODES: (
+        "you are not allowed to list DaemonSets in other namespaces, so a second device plugin would go unnoticed"
+    )
 }
 
 
@@ -115,7 +117,7 @@ async def _examined(session: Session) -> Examination:
     if blind and _status(examined) == DONE:
         why = examined.view.unread[blind[0]].replace(f" ({HINT})", "")
         raise Trouble(
-            f"doctor cannot check anything: you may not read {', '.join(blind)} in {session.where}: {why}"
+            f"doctor cannot check anything: you are not allowed to read {', '.join(blind)} in {session.where}: {why}"
         )
     return examined
 
@@ -310,7 +312,9 @@ async def ask(session: Session, _typed: Namespace) -> Answer:
     rows = [[Span(word, INKS.get(word, Ink.WAITING)), Span(message)] for word, message in found]
     notes = [*([] if examined.view.installed else [NOT_INSTALLED.rstrip(".")]), *examined.notes]
     if examined.symptoms:
-        notes.append(f"the commands that fix this are in: kubectl gpusharing doctor --context {session.name}")
+        notes.append(
+            f"for the commands that fix this, run: kubectl gpusharing doctor --context {session.name}"
+        )
     data, simulated = as_data(examined, session.name), sorted(examined.view.simulated)
     return Answer(_status(examined), rows, data, simulated, notes)
 

@@ -105,8 +105,8 @@ def _only_entry(node: NodeView, stack: StackView, plugin_map: str) -> str:
     (key,) = theirs
     return (
         f"no label names its device plugin's configuration, so it uses {key}, the only entry of ConfigMap"
-        f" {plugin_map}; the operator's ConfigMap has more. Run: kubectl label node {node.name}"
-        f" {names.LABEL_PLUGIN_CONFIG}={key}"
+        f" {plugin_map}; the operator's ConfigMap has several, so a label has to name this one. Run: kubectl label"
+        f" node {node.name} {names.LABEL_PLUGIN_CONFIG}={key}"
     )
 
 
@@ -169,10 +169,13 @@ def _unnamed(node: NodeView, gpus: Sequence[GpuView]) -> str:
     layouts = tuple(gpu.layout for gpu in gpus)
     known = (name for name in generated_layouts(gpus[0].profiles) if well_known(gpus, name) == layouts)
     label = f"kubectl label node {node.name} {names.LABEL_MIG_CONFIG}="
-    how = next((f"run: {label}{name}" for name in known), f"name an entry that has this layout: {label}NAME")
+    how = next(
+        (f"Run: {label}{name}" for name in known),
+        f"Replace NAME by an entry that has this layout, and run: {label}NAME",
+    )
     return (
         f"its GPUs have {describe_layouts(layouts)} and {names.LABEL_MIG_CONFIG} is not set, so nothing would"
-        f" recreate the instances after a reboot. mig-manager finds them in place when you {how}"
+        f" recreate the instances after a reboot. Once it is set, mig-manager finds them in place. {how}"
     )
 
 
@@ -208,7 +211,7 @@ def _whole_despite_mig(use: PluginUse) -> str:
     the MIG instances; empty otherwise."""
     if not use.with_mig or use.config.mig_strategy != "none":
         return ""
-    return "MIG is on, but its device plugin advertises whole GPUs (migStrategy none), and no policy mode does that"
+    return "MIG is on, but its device plugin advertises whole GPUs (migStrategy none), which no mode of a policy does"
 
 
 def _uneven(use: PluginUse) -> str:

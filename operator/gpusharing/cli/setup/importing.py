@@ -133,14 +133,14 @@ def _document(policy: ProposedPolicy) -> str:
     lines = [f"{counted(len(policy.nodes), 'node')} ({some(policy.nodes, MOST)}) with {cards}: {first.text}"]
     if policy.by_name:
         lines.append(
-            "No pool label distinguishes these nodes from others, so the policy lists them by name. With a"
-            " label of your own, new nodes would join automatically."
+            "No pool label distinguishes these nodes from others, so the policy lists them by name. If it"
+            " selected them by a label, new nodes with that label would join automatically."
         )
     inexpressible = sorted({path for member in policy.members for path in member.inexpressible})
     if inexpressible:
         lines.append(
             f"A policy cannot express {', '.join(inexpressible)} of the device plugin's configuration. That part stays"
-            " in force until the node's first change."
+            " in force until the operator first changes the node."
         )
     return "".join(map(comment, lines)) + yaml.safe_dump(_plain(policy.manifest), sort_keys=False)
 

@@ -72,7 +72,7 @@ def _notes(answer: LegalLayouts, paper: Paper) -> list[Line]:
     known = answer.card.source.placements
     if known == "unknown":
         text = (
-            "The placements of instances on this card are unknown, so none is drawn and mixed layouts are"
+            "The placements of instances on this card are unknown, so no layout is drawn and mixed layouts are"
             " not listed."
         )
         lines += prose(text, paper, ink=Ink.FAINT)

@@ -212,7 +212,7 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "status",
         "cli.pools.status",
-        "Show the state of every pool: its layout, what it waits for, why, since when and until when.",
+        "Show the state of every pool: its layout, what it is waiting for, why, since when and until when.",
         (
             _word("policy", "POLICY", "only this one"),
             _switch("--watch", "keep running and redraw on every change; Ctrl-C ends it", "-w"),
@@ -265,14 +265,14 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "pause",
         "cli.changing.steer",
-        "Pause a policy: no further node starts its change.",
+        "Pause a policy, so that no further node starts to change.",
         (
             *_steering("POLICY"),
             _choice(
                 "--when-paused",
                 ("Finish", "Hold", "Abort"),
                 "",
-                "what happens to nodes in flight; default: as set in the policy",
+                "what happens to changes in flight; default: as set in the policy",
             ),
         ),
     ),
@@ -308,7 +308,7 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "doctor",
         "cli.setup.doctor",
-        "Find what silently overrides the operator or breaks its proofs, and show how to fix it.",
+        "Find what silently overrides the operator or makes its checks fail, and show how to fix it.",
         beside=60.0,
     ),
     Verb(
@@ -321,7 +321,7 @@ VERBS: tuple[Verb, ...] = (
     Verb(
         "import",
         "cli.setup.importing",
-        "Propose policies that match a cluster configured by hand and change nothing.",
+        "Propose policies for a cluster that was configured by hand; applying them changes nothing.",
         one_file=True,
     ),
     Verb(

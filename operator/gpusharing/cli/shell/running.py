@@ -69,8 +69,8 @@ def _find_contradiction(typed: Namespace, named: Sequence[str], *, several: bool
         ),
         f"--watch follows one context: {one}": several and watch,
         f"--timeline draws one context: {one}": several and flags.get("timeline"),
-        f"--prometheus contacts no cluster: leave out {flag}, or leave out --prometheus and have each cluster's own"
-        " Prometheus asked": (several and flags.get("prometheus")),
+        f"--prometheus contacts no cluster: leave out {flag}, or leave out --prometheus to query each cluster's own"
+        " Prometheus": (several and flags.get("prometheus")),
         f"-n cannot be used with {typed.verb}, which always covers all namespaces": (
             verb.asks_prometheus and flags.get("namespace")
         ),

@@ -148,7 +148,7 @@ class Session:
                 names = [raw["metadata"]["name"] for raw in await self.all(resource, namespace)]
             except Denied:
                 none = f"there is no {resource.plural}/{name} in {self.where}"
-                raise Trouble(f"{none}; you may not list the existing ones") from error
+                raise Trouble(f"{none}; you are not allowed to list the existing ones") from error
             raise Trouble(no_such(resource, name, names, self.where)) from error
         except KubeError as error:
             raise Trouble(sentence(error, self.where)) from error
