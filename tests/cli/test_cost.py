@@ -243,7 +243,7 @@ def test_tls_where_there_is_none(desk: Desk, fake: FakePrometheus) -> None:
         ),
         (
             failure(503, "timeout", "query timed out"),
-            "query timed out; narrow the query with --selector, or use a --window of hours",
+            "query timed out; narrow the query with --selector, or use a --window shorter than a day",
         ),
         (failure(400, "bad_data", "parse error\n at char 3."), "cannot answer: parse error at char 3\n"),
     ],
@@ -268,7 +268,7 @@ def test_series_of_the_meter_that_are_not_kept_are_missed(desk: Desk, fake: Fake
     del fake.answers["gpusharing_idle_slice_seconds_total"]
     said = ask(desk, fake)
     assert said.status == CHANGES
-    assert "add up to 12.0 GPU-hours, but its GPUs were metered for 24.0" in " ".join(said.out.split())
+    assert "adds up to 12.0 GPU-hours, but its GPUs were metered for 24.0" in " ".join(said.out.split())
 
 
 def test_without_the_label_of_the_node_nobody_can_tell_two_from_one(desk: Desk, fake: FakePrometheus) -> None:

@@ -69,8 +69,8 @@ PARTS, REST, WHOLE = (
     [
         (
             {PARTS: vector((HELD, "43200"), ({**HELD, "policy": "pool-y"}, "36000"))},
-            "the parts of pool-y add up to 10.0 GPU-hours, but its GPUs were metered for 0.0: Prometheus lacks some of"
-            " the meter's series",
+            "the allocated, idle, stranded and transition time of pool-y adds up to 10.0 GPU-hours, but its GPUs were"
+            " metered for 0.0: Prometheus lacks some of the meter's series",
         ),
         (
             {
@@ -78,8 +78,8 @@ PARTS, REST, WHOLE = (
                 REST: vector(),
                 WHOLE: vector((GPU, "86400"), ({**GPU, "node": "gpu-2"}, "0")),
             },
-            "the parts of pool-x on gpu-1, gpu-2 differ by 48.0 GPU-hours from what the GPUs there were metered for:"
-            " Prometheus lacks some of the meter's series",
+            "the allocated, idle, stranded and transition time of pool-x on gpu-1, gpu-2 differs by 48.0 GPU-hours from"
+            " the time for which the GPUs there were metered: Prometheus lacks some of the meter's series",
         ),
         (
             {PARTS: vector((HELD, "NaN")), REST: vector((IDLE, "NaN")), WHOLE: vector((GPU, "NaN"))},
@@ -153,7 +153,7 @@ def test_ends_of_what_came_in_a_short_window_are_no_missing_series(
     fake.answers["increase(gpusharing_gpu_seconds_total"] = vector((GPU, str(whole)))
     said = ask(desk, fake, "--window", window)
     assert said.status == (CHANGES if told else DONE)
-    assert ("add up to" in said.out) == told
+    assert ("adds up to" in said.out) == told
 
 
 def test_a_short_window_asks_for_no_day_of_anything(desk: Desk, fake: FakePrometheus) -> None:

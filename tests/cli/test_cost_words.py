@@ -165,7 +165,7 @@ def test_a_node_whose_cards_cost_different_amounts_has_no_price() -> None:
         "products": [one(1, product="a", currency="USD"), one(2, product="b", currency="USD")],
         "cards": [one(1, node="gpu-1", product="a"), one(1, node="gpu-1", product="b")],
     }
-    assert found("gpu-1", "pool-x", told) == "its GPUs (a, b) have several prices"
+    assert found("gpu-1", "pool-x", told) == "its GPUs (a, b) have different prices"
     assert found("gpu-1", "pool-x", {**told, "products": told["products"][:1]}) == "Prometheus has none"
 
 
@@ -209,7 +209,7 @@ def test_a_policy_whose_currency_changed_has_no_price_on_that_day() -> None:
 
 def test_a_price_without_a_currency_is_left_out() -> None:
     prices = read_prices([], [one(1, policy="pool-x")], [], [], currency="USD")
-    assert prices.find("gpu-1", "pool-x") == "the one that Prometheus has is left out"
+    assert prices.find("gpu-1", "pool-x") == "the price in Prometheus is invalid and is left out"
     assert prices.faults == (
         "gpusharing_policy_gpu_hourly_price of policy pool-x is 1, which is left out: it names no currency",
     )

@@ -181,8 +181,8 @@ def test_where_sharing_takes_fewer_gpus_it_says_so_and_writes_the_layout_all_the
     fake.ranges["DCGM_FI_DEV_FB_USED"] = pods("1024")
     text = " ".join(told(fake, "--window", "24h").out.split())
     assert (
-        "Sharing whole GPUs would need fewer GPUs: 12 pods on 1 GPU using MPS with 12 clients on each, and on 2"
-        in text
+        "Sharing whole GPUs would need fewer GPUs: with MPS and 12 clients on each, 12 pods would run on 1 GPU instead"
+        " of 2 with this layout" in text
     )
     found = told(fake, "--window", "24h", "-o", "json").data
     assert found["recommendation"]["shared"] == {
@@ -207,7 +207,7 @@ def test_activity_of_a_device_that_several_hold_is_said_to_be_the_devices(fake: 
         ]
         return success("matrix", found)
 
-    sentence = "activity is that of the whole device, which other pods used too"
+    sentence = "activity is measured for the whole device, which other pods also used"
     assert sentence not in " ".join(told(fake, "-v").out.split())
     fake.ranges["quantile_over_time(0.95, DCGM"] = both("0.2", "0.2")
     fake.ranges["DCGM_FI_DEV_FB_USED"] = both("6144", "1024")
@@ -283,7 +283,7 @@ async def test_what_keeps_a_plan_from_being_made_is_told_and_no_error(proposed: 
         session = Session(scene.e.cluster.client(ME), "context test", now=virtual_now)
         effect = await find_effect(session, whole_fleet(""), proposed)
         assert isinstance(effect, str)
-        assert effect.startswith("no node has the label yet that the policy selects nodes by; set it")
+        assert effect.startswith("no node has the policy's selector label yet; set the label")
 
 
 def test_with_an_address_of_prometheus_nothing_is_planned_and_it_says_so(fake: FakePrometheus) -> None:

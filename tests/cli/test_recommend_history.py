@@ -269,7 +269,8 @@ def test_a_card_that_nobody_knows_has_needs_of_pods_and_no_layout(prometheus: st
 
 def test_too_little_history_is_refused_with_what_there_is_and_what_it_takes(prometheus: str) -> None:
     with pytest.raises(
-        Trouble, match=r"team-a/llm has the most: \d hourly peaks over \d h, but 24 over 24 h"
+        Trouble,
+        match=r"24 hourly peaks over 24 h are needed; of .* team-a/llm has the most, with \d over \d h",
     ):
         ask(prometheus, cluster="young")
 

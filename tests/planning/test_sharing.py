@@ -32,8 +32,8 @@ def test_who_uses_too_little_for_the_smallest_instance_is_on_fewer_gpus_with_mps
     assert found.there == pytest.approx(memory_of(H100) * GIB / 20)
     text = shared_of(found)
     assert text.startswith(
-        "Sharing whole GPUs would need fewer GPUs: 20 pods on 1 GPU using MPS with 20 clients on each, and on 3"
-        " using this layout (each client gets 4.0Gi, and the most that any client needs is 2.0Gi; each client"
+        "Sharing whole GPUs would need fewer GPUs: with MPS and 20 clients on each, 20 pods would run on 1 GPU instead"
+        " of 3 with this layout (each client gets 4.0Gi, and the most that any client needs is 2.0Gi; each client"
         " gets 5% of the compute, and the busiest uses 2%)."
     )
     assert "nothing isolates them: a fatal fault in one pod affects all clients" in text
@@ -55,7 +55,7 @@ def test_pods_of_very_different_sizes_take_turns_where_no_layout_holds_them_as_d
     assert found.needed == 75 * GIB
     assert found.busy == pytest.approx(0.6, rel=0.06)
     text = shared_of(found)
-    assert "time-slicing with 4 replicas of each" in text
+    assert "with time-slicing and 4 replicas of each" in text
     assert "the 4 pods that need the most memory need 75.0Gi together, and the GPU has 79." in text
     assert "a pod that uses too much memory makes the others fail" in text
 

@@ -158,7 +158,7 @@ async def find_effect(session: Session | None, scope: NodeScope, policy: dict[st
     if session is None:
         return "with --prometheus, the cluster is not contacted; use --service for a Prometheus inside one"
     if scope.unlabelled:
-        return "no node has the label yet that the policy selects nodes by; set it, then run plan -f FILE"
+        return "no node has the policy's selector label yet; set the label, then run plan -f FILE"
     try:
         return await propose(session, (policy,), {scope.name})
     except Trouble as trouble:
@@ -173,9 +173,9 @@ def _refuse_too_little(needs: tuple[Need, ...]) -> None:
     best = max(needs, key=lambda need: (need.samples, need.workload))
     workload, hours, least = best.workload, best.span.total_seconds() / 3600, MIN_SPAN.total_seconds() / 3600
     raise Trouble(
-        f"too little history to recommend anything: of {counted(len(needs), 'workload')},"
-        f" {workload.namespace}/{workload.name} has the most: {best.samples} hourly peaks over {round(hours)} h, but"
-        f" {MIN_POINTS} over {round(least)} h are needed. Try again later, or use a longer --window"
+        f"too little history to recommend anything: {MIN_POINTS} hourly peaks over {round(least)} h are needed; of"
+        f" {counted(len(needs), 'workload')}, {workload.namespace}/{workload.name} has the most, with {best.samples}"
+        f" over {round(hours)} h. Try again later, or use a longer --window"
     )
 
 

@@ -179,9 +179,7 @@ PARALLEL = 4
 """How many queries may run at the same time."""
 CLOCKS = (1e9, 4e9)
 """The earliest and the latest plausible time of a server's clock, in seconds since 1970: 2001 and 2096."""
-LESS = (
-    "narrow the query with --selector, or use a --window of hours: a longer one is queried one day at a time"
-)
+LESS = "narrow the query with --selector, or use a --window shorter than a day, for example 6h"
 TOO_MUCH = re.compile(r"too many|exceed|\blimit\b")
 """Matches the errors of programs that limit queries: `query processing would load too many samples` (Prometheus
 promql/engine.go at d15adb9), `the query hit the max number of series limit` (Cortex
@@ -440,7 +438,7 @@ async def _body(response: aiohttp.ClientResponse, place: Endpoint) -> bytes:
         taken += len(part)
         if taken > MOST_BYTES:
             raise Trouble(
-                f"a response of {place.where} is larger than {MOST_BYTES >> 20} MiB: narrow the query with --selector"
+                f"a response from {place.where} is larger than {MOST_BYTES >> 20} MiB: narrow the query with --selector"
             )
     return b"".join(parts)
 

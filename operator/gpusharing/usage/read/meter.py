@@ -297,14 +297,16 @@ def _lacking(
             continue
         if abs(of_parts - whole) > tolerance * whole:
             yield (
-                f"the parts of {_pool(policy)} add up to {of_parts / 3600:,.1f} GPU-hours, but its GPUs were metered"
-                f" for {whole / 3600:,.1f}: {lacks}"
+                f"the allocated, idle, stranded and transition time of {_pool(policy)} adds up to"
+                f" {of_parts / 3600:,.1f} GPU-hours, but its GPUs were metered for {whole / 3600:,.1f}: {lacks}"
             )
         else:  # one node has too little, and another too much
             most = sorted(off, key=lambda node: (-off[node], node))
             yield (
-                f"the parts of {_pool(policy)} on {some([node or 'a node' for node in most if off[node] > 0])} differ"
-                f" by {sum(off.values()) / 3600:,.1f} GPU-hours from what the GPUs there were metered for: {lacks}"
+                f"the allocated, idle, stranded and transition time of {_pool(policy)} on"
+                f" {some([node or 'a node' for node in most if off[node] > 0])} differs by"
+                f" {sum(off.values()) / 3600:,.1f} GPU-hours from the time for which the GPUs there were metered:"
+                f" {lacks}"
             )
 
 

@@ -79,13 +79,17 @@ class Prices:
                 ("policy", policy),
                 *(("product", card) for card in self.cards.get(node, ())),
             }
-            return "the one that Prometheus has is left out" if odd & self.odd else "Prometheus has none"
+            return (
+                "the price in Prometheus is invalid and is left out"
+                if odd & self.odd
+                else "Prometheus has none"
+            )
         prices = [
             self._only(("product", product), by_currency, CHART)
             for product, by_currency in sorted(by_product.items())
         ]
         if any(price != prices[0] for price in prices):
-            return f"its GPUs ({', '.join(sorted(by_product))}) have several prices"
+            return f"its GPUs ({', '.join(sorted(by_product))}) have different prices"
         return prices[0]
 
     def _only(self, key: tuple[str, str], by_currency: Mapping[str, Fraction], source: str) -> Price | str:

@@ -262,8 +262,8 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
             yield line("  ", Span(f"{name}  ", Ink.FAINT), sparkline(samples, top, paper))
     if history.activity and history.of_device:
         text = (
-            "activity is that of the whole device, which other pods used too: how much of it came from this workload"
-            " is unknown"
+            "activity is measured for the whole device, which other pods also used; how much of it came from this"
+            " workload is unknown"
         )
         yield from prose(text, paper, indent="  ", hang="  ", ink=Ink.WAITING)
     if Doubt.HELD_BACK in need.doubts and need.full is not None:
@@ -276,7 +276,7 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
     yield from prose(hours, paper, indent="  ", hang="  ")
     if need.samples:
         text = f"p99 {_size(need.peak)}, highest {_size(need.highest)}"
-        needs = "" if need.memory is None else f": needs {_size(need.memory)} with its headroom"
+        needs = "" if need.memory is None else f": needs {_size(need.memory)} including headroom"
         yield from prose(text + needs, paper, indent="  ", hang="  ")
     doubts = "".join(f"; {doubt}" for doubt in need.doubts)
     yield from prose(f"{need.reason}{doubts}", paper, indent="  ", hang="  ", ink=Ink.FAINT)
@@ -344,9 +344,10 @@ def packing_of(recommendation: Recommendation) -> str:
         )
     if (worst := recommendation.worst) is not None:
         parts = " + ".join(f"{count} x {each / GIB:.1f}" for _, count, each in worst.parts)
-        more = "" if worst.fits else ", more than it has"
+        only = "" if worst.fits else "only "
         clauses.append(
-            f"worst co-location today {_size(worst.bytes)} ({parts}) on a GPU with {_size(worst.memory)}{more}"
+            f"if all pods on the fullest shared GPU had their peak at once today, they would use {_size(worst.bytes)}"
+            f" ({parts}), and the GPU has {only}{_size(worst.memory)}"
         )
     return f"{'; '.join(clauses)}."
 
@@ -356,7 +357,7 @@ def shared_of(shared: Shared) -> str:
     pods, gpus = counted(shared.pods, "pod"), counted(shared.gpus, "GPU")
     need, there = _size(shared.needed), _size(shared.there)
     if shared.mode is Mode.MPS:
-        way = f"MPS with {shared.replicas} clients on each"
+        way = f"with MPS and {shared.replicas} clients on each"
         fits = f"each client gets {there}, and the most that any client needs is {need}"
         busy = (
             ""
@@ -365,7 +366,7 @@ def shared_of(shared: Shared) -> str:
         )
         but = "a fatal fault in one pod affects all clients of its GPU"
     else:
-        way = f"time-slicing with {shared.replicas} replicas of each"
+        way = f"with time-slicing and {shared.replicas} replicas of each"
         largest = counted(shared.replicas, "pod")
         fits = f"the {largest} that need the most memory need {need} together, and the GPU has {there}"
         busy = (
@@ -376,10 +377,10 @@ def shared_of(shared: Shared) -> str:
         but = "a pod that uses too much memory makes the others fail"
     unknown = "; how busy all of them are is unknown" if shared.busy is None else ""
     return (
-        f"Sharing whole GPUs would need fewer GPUs: {pods} on {gpus} using {way}, and on {shared.instead} using this"
-        f" layout ({fits}{busy}{unknown}). But nothing isolates them: {but}, and they cannot be billed by use. If no"
-        " isolation was promised and all of them trust each other, they can share GPUs. To find out: kubectl"
-        " gpusharing advise"
+        f"Sharing whole GPUs would need fewer GPUs: {way}, {pods} would run on {gpus} instead of {shared.instead} with"
+        f" this layout ({fits}{busy}{unknown}). But nothing isolates them: {but}, and they cannot be billed for what"
+        " they use. If no isolation was promised and all of them trust each other, they can share GPUs. To find out:"
+        " kubectl gpusharing advise"
     )
 
 
@@ -430,7 +431,7 @@ def as_file(answer: RecommendReport) -> str:
     import yaml  # as in terminal.py: it costs as much as a short command
 
     comments = [
-        "Proposed by kubectl gpusharing recommend from what was measured. Nothing changes until someone"
+        "Proposed by kubectl gpusharing recommend from measured usage. Nothing changes until someone"
         " approves the plan.",
         f"{answer.span}; {answer.packing}",
         *filter(None, (simulated_sentence(answer.observed.simulated),)),
