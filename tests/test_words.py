@@ -112,6 +112,7 @@ NEVER_ONE = {
     "{holds.devices} GPUs": "one is called a full GPU",
     "{gpus} GPUs": "the need is larger than the card",
     "{shared.replicas} clients": "one client shares nothing",
+    "{MOST_DEVICES} devices": "a limit, 128",
     "{pool.nodes or '0/0'} nodes": "a fraction, such as 1/3",
     "{pool.used} devices": "a fraction, such as 14/96",
 }
