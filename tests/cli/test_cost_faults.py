@@ -36,9 +36,13 @@ def test_a_store_that_answers_only_some_of_the_questions_about_a_node_makes_the_
 @pytest.mark.parametrize(
     ("asked", "labels", "named"),
     [
-        ("gpusharing_slice_seconds_total", HELD, "on gpu-1 shows"),
-        ("increase(gpusharing_gpu_seconds_total", GPU, "on gpu-1 shows"),
-        ("min by (node, policy) (min_over_time(gpusharing_gpu_seconds_total", GPU, "on gpu-1 shows"),
+        ("gpusharing_slice_seconds_total", HELD, "of a meter counter on gpu-1 is ignored"),
+        ("increase(gpusharing_gpu_seconds_total", GPU, "of a meter counter on gpu-1 is ignored"),
+        (
+            "min by (node, policy) (min_over_time(gpusharing_gpu_seconds_total",
+            GPU,
+            "of a meter counter on gpu-1 is ignored",
+        ),
         (
             "(avg by (policy, currency) (gpusharing_policy_gpu_hourly_price",
             {"policy": "pool-x", "currency": "USD"},
@@ -83,7 +87,7 @@ PARTS, REST, WHOLE = (
         ),
         (
             {PARTS: vector((HELD, "NaN")), REST: vector((IDLE, "NaN")), WHOLE: vector((GPU, "NaN"))},
-            "a meter counter on gpu-1 shows nan s, which is ignored: that is not a number",
+            "the value nan s of a meter counter on gpu-1 is ignored: that is not a number",
         ),
         (
             {"(avg by (policy, currency)": vector(({"policy": "pool-x", "currency": "USD"}, "NaN"))},

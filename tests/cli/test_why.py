@@ -202,7 +202,7 @@ async def test_a_pod_that_waits_for_a_change_is_told_which_pool_will_serve_it_an
     (service,) = told.data["services"]
     assert (service["pool"], service["now"], service["after"]) == ("pool-b", 0, 4)
     assert service["but"].startswith(
-        "not before the changes are done; Blocked: gpu-1 was cordoned by someone else"
+        "only once the changes are done; Blocked: gpu-1 was cordoned by someone else"
     )
 
 
@@ -221,7 +221,7 @@ async def test_a_pod_that_selects_the_mode_to_come_has_only_to_wait() -> None:
         told = await ask(scene.e.cluster, "why", "default/new", "-o", "json")
     (service,) = told.data["services"]
     assert (service["now"], service["after"], service["kept"]) == (0, 4, [])
-    assert service["but"].startswith("not before the changes are done; ")
+    assert service["but"].startswith("only once the changes are done; ")
     assert told.data["conclusion"].startswith(
         "gpu-1 has everything that this pod requests, or will have it once the changes are done"
     )

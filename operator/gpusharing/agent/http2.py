@@ -130,7 +130,7 @@ class Conversation:
         while len(unread) >= _FRAME_HEADER:
             frame, length = Frame.parse_frame_header(memoryview(bytes(unread[:_FRAME_HEADER])))
             if length > FRAME_MAX_LEN:  # we allow no larger ones
-                raise _refused(f"a frame of {length} bytes")
+                raise _refused(f"a frame is {length} bytes long, but at most {FRAME_MAX_LEN} are allowed")
             end = _FRAME_HEADER + length
             if len(unread) < end:
                 return
@@ -143,7 +143,7 @@ class Conversation:
         is not allowed here, such as a push, one that interrupts a block of headers, one on a stream that we never
         opened, or settings that allow no call. Raises HPACKError for headers that cannot be decoded."""
         if (self._headers is None) is isinstance(frame, ContinuationFrame):
-            raise _refused("another frame interrupts a header block, or a CONTINUATION frame follows none")
+            raise _refused("another frame interrupts a header block, or a CONTINUATION frame belongs to none")
         match frame:
             case HeadersFrame():
                 self._take_headers(frame)

@@ -274,7 +274,7 @@ class AgentLoop:
             error = str(unavailable)
         if error != self._pods_error:
             log.warning(
-                "cannot read which pods use devices"
+                "cannot determine which pods use devices"
                 if error
                 else "the kubelet is again reporting which pods use devices",
                 extra={"error": error},

@@ -73,7 +73,7 @@ def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
     devices = known.devices
     yield _device_info(devices)
     yield _per_device(
-        "device_memory_bytes", "Memory of the device, bytes.", devices, lambda device: device.memory
+        "device_memory_bytes", "Memory of the device, in bytes.", devices, lambda device: device.memory
     )
     yield _per_device(
         "device_memory_used_bytes",

@@ -192,7 +192,7 @@ def _but(room: NodeRoom, *, now: int, free: int | None, after: int, wanted: int,
     number that the pod requests."""
     most = max(now, after)
     if now < wanted <= after:
-        return f"not before the changes are done; {status}"
+        return f"only once the changes are done; {status}"
     if now < wanted:
         return (
             f"no node has more than {most} of the {wanted}"
@@ -203,7 +203,7 @@ def _but(room: NodeRoom, *, now: int, free: int | None, after: int, wanted: int,
         return f"the node is {room.closed}"
     if free is not None and free < wanted:
         held = f"other pods use {now - free} of {now}" if free else "other pods use all of them"
-        return held if after <= now else f"{held}, until the changes bring more; {status}"
+        return held if after <= now else f"{held}, but there will be more once the changes are done; {status}"
     return ""
 
 

@@ -96,7 +96,7 @@ def _whole(answers: AdviceAnswers) -> Advice | None:
     if need <= have / 2:
         return None
     why = f"{need:.1f} GiB (the peak plus a fifth) leave no room for a second workload on {have:.1f} GiB"
-    but = "a workload that does not use its GPU still blocks it for all others"
+    but = "no other workload can use a GPU that its own workload leaves idle"
     if need > have:
         gpus = -(-need // have)
         but = f"it needs {gpus:.0f} GPUs and a framework that spreads one model over them; instances cannot be joined"
@@ -329,8 +329,8 @@ def _several(demand: Demand, _: Card) -> Advice | None:
         " cannot be joined (docs/design/hardware.md#time-slicing, docs/design/hardware.md#inside-mig)"
     )
     but = (
-        "a pod that requests one GPU and does not fill it still blocks it for all others: give such pods a"
-        " pool of their own"
+        "no other workload can use what a pod leaves unused of the one GPU that it requests: give such pods a pool of"
+        " their own"
     )
     return Advice(Mode.FULL, 1, (why,), but)
 

@@ -220,7 +220,7 @@ def _credible(answer: Iterable[Series], faults: list[str]) -> Iterator[Series]:
         else:
             why = NO_NUMBER if math.isnan(series.value) else "no node has that many GPUs"
             faults.append(
-                f"a meter counter on {_node(series)[0] or 'a node'} shows {series.value:g} s, which is ignored:"
+                f"the value {series.value:g} s of a meter counter on {_node(series)[0] or 'a node'} is ignored:"
                 f" {why}"
             )
 
