@@ -36,19 +36,23 @@ def test_a_store_that_answers_only_some_of_the_questions_about_a_node_makes_the_
 @pytest.mark.parametrize(
     ("asked", "labels", "named"),
     [
-        ("gpusharing_slice_seconds_total", HELD, "of a meter counter on gpu-1 is ignored"),
-        ("increase(gpusharing_gpu_seconds_total", GPU, "of a meter counter on gpu-1 is ignored"),
+        ("gpusharing_slice_seconds_total", HELD, "the value {} s of a meter counter on gpu-1 is ignored"),
+        (
+            "increase(gpusharing_gpu_seconds_total",
+            GPU,
+            "the value {} s of a meter counter on gpu-1 is ignored",
+        ),
         (
             "min by (node, policy) (min_over_time(gpusharing_gpu_seconds_total",
             GPU,
-            "of a meter counter on gpu-1 is ignored",
+            "the value {} s of a meter counter on gpu-1 is ignored",
         ),
         (
             "(avg by (policy, currency) (gpusharing_policy_gpu_hourly_price",
             {"policy": "pool-x", "currency": "USD"},
-            "of policy pool-x is",
+            "of policy pool-x is {}",
         ),
-        ("(avg by (node) (node_gpu_hourly_cost", {"node": "gpu-1"}, "of node gpu-1 is"),
+        ("(avg by (node) (node_gpu_hourly_cost", {"node": "gpu-1"}, "of node gpu-1 is {}"),
     ],
 )
 def test_a_number_that_cannot_be_is_left_out_and_told(
@@ -57,7 +61,7 @@ def test_a_number_that_cannot_be_is_left_out_and_told(
     fake.answers = {asked: vector((labels, value)), **{k: v for k, v in fake.answers.items() if k != asked}}
     said = ask(desk, fake, "-o", "json")
     assert (said.status, said.err) == (CHANGES, "")
-    assert f"{named} {float(value):g}" in " ".join(json.loads(said.out)["missing"])
+    assert named.format(f"{float(value):g}") in " ".join(json.loads(said.out)["missing"])
 
 
 IDLE = {**GPU, "resource": "nvidia.com/gpu"}
