@@ -27,7 +27,7 @@ def test_with_the_chart_the_api_server_refuses_it_too_and_names_the_field(
 
 def test_a_gpu_that_is_named_in_two_lists_is_told(installed: Installed) -> None:
     case = next(case for case in OPERATOR_ONLY if case.sentence == "a GPU named in two lists")
-    assert "GPU 1 is named twice" in refusal(installed.admin, case.manifest)
+    assert "GPU 1 is listed twice" in refusal(installed.admin, case.manifest)
 
 
 @pytest.mark.parametrize("case", GOOD, ids=ids(GOOD))
@@ -45,7 +45,7 @@ def test_what_was_stored_before_can_still_lose_its_finalizer_and_go(installed: I
     metadata = {"name": binding["metadata"]["name"], "labels": binding["metadata"]["labels"]}
     admin.create(BINDING.rpartition("/")[0], {"metadata": metadata, "spec": binding["spec"]})
     wait_until(lambda: refusal(admin, TWICE) != "", SECONDS, "the admission policy to be in force")
-    with pytest.raises(ApiError, match="devices: GPU 0 is named twice"):
+    with pytest.raises(ApiError, match="devices: GPU 0 is listed twice"):
         admin.merge_patch(
             f"{POLICIES}/stored", {"spec": {"mig": {**TWICE["spec"]["mig"], "strategy": "single"}}}
         )

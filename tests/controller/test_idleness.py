@@ -30,7 +30,7 @@ async def test_where_everything_is_forbidden_each_reason_is_said_once() -> None:
             assert sorted(begun) == [
                 warnings,
                 "some objects cannot be read; the operator changes nothing until it can read them",
-                "this process waits to become the leader",
+                "this process is waiting to become the leader",
             ]
             assert "not allowed to get leases" in str(said)
             leader.is_leader, leader.error = True, None
@@ -41,7 +41,7 @@ async def test_where_everything_is_forbidden_each_reason_is_said_once() -> None:
     over = [
         "resolved: some objects cannot be read",
         "resolved: Warning events about the agent's pods cannot be read",
-        "resolved: this process waits to become the leader",
+        "resolved: this process is waiting to become the leader",
     ]
     assert sorted(ended) == sorted(["this process is the leader now", *over])
 
@@ -62,11 +62,17 @@ async def test_a_server_that_is_away_is_said_once_and_its_return_too() -> None:
             for fault in sick:
                 fault.lift()
             await asyncio.sleep(60)
-    lines = [line["event"] for line in said if line["event"] != "statuses and Events cannot be written now"]
+    lines = [
+        line["event"]
+        for line in said
+        if line["event"] != "statuses and Events cannot be written; trying again"
+    ]
     assert (
         1
         <= lines.count("passes fail; trying again")
-        + lines.count("the policies may be out of date, so no node starts a change")
+        + lines.count(
+            "the cached policies may be out of date, so the operator does not start a change on any node"
+        )
         <= 2
     )
     assert len(lines) <= 8, "what failed by itself is said once more when the server counts as away"
@@ -99,7 +105,7 @@ async def test_a_server_that_asks_for_no_call_at_all_gets_none_and_that_is_said_
         assert stage.cluster.get(POLICIES, "pool-b")["status"]["observedGeneration"] == 1
     lines, waits = (
         [line["event"] for line in said],
-        "the API server asked the operator to wait, so no pass begins",
+        "the API server asked the operator to back off, so no pass starts for now",
     )
     assert (lines.count(waits), lines.count(f"resolved: {waits}")) == (1, 1), "its end is said once too"
 

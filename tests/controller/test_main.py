@@ -263,7 +263,7 @@ async def test_a_process_that_lost_the_lease_ends_at_once_and_writes_nothing_mor
     assert process.returncode == LOST_LEASE
     assert (
         log_lines(errors.decode())[-1]["event"]
-        == "the Lease was lost; the operator stops now, because another process may be the leader"
+        == "the Lease was lost; the operator is stopping now, because another process may be the leader"
     )
     assert holder(server) == "somebody-else"
 
@@ -330,7 +330,7 @@ async def test_a_fault_of_its_own_ends_it_with_a_trace_in_the_log(
     line = log_lines(errors)[-1]
     assert (status, line["event"], line["level"]) == (
         FAULT,
-        "the operator stops because of an internal error",
+        "the operator is stopping because of an internal error",
         "error",
     )
     assert "Traceback" in line["exception"]

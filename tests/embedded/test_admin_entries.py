@@ -152,7 +152,7 @@ async def test_an_entry_for_which_mig_parted_refuses_the_file_holds_up_no_other_
         line
         for line in lines
         if line["event"]
-        == "mig-parted would reject entries in the admin's ConfigMap, so they are not merged into the operator's"
+        == "mig-parted would reject entries in the admin's ConfigMap, so the operator does not merge them into its own"
     ]
     assert [(line["configmap"], why in line["why"]) for line in told] == [(SITE, True)]
     assert "the status cannot be computed; please report this bug" not in {line["event"] for line in lines}

@@ -44,7 +44,7 @@ async def test_a_wrong_file_of_the_admin_is_logged_when_it_changes_and_its_confi
                 counts.append(len(logged))
     assert counts == [1, 1, 2, 3]
     wrong, gone = (
-        "mig-parted would reject entries in the admin's ConfigMap, so they are not merged into the operator's",
+        "mig-parted would reject entries in the admin's ConfigMap, so the operator does not merge them into its own",
         "the admin's ConfigMap does not exist",
     )
     assert [one["event"] for one in logged] == [wrong, wrong, gone]

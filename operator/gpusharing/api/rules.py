@@ -105,7 +105,7 @@ LABEL_KEYS = ApiRule(
 EXPRESSION_VALUES = ApiRule(
     "self.operator in ['In', 'NotIn'] ? has(self.values) && size(self.values) > 0"
     " : !has(self.values) || size(self.values) == 0",
-    "In and NotIn require values, and Exists and DoesNotExist must have none; "
+    "In and NotIn require values, Exists and DoesNotExist allow none; "
     "for example {key: gpusharing.dev/pool, operator: In, values: [b]}",
     field=".values",
 )
@@ -113,33 +113,33 @@ EXPRESSION_VALUES = ApiRule(
 # --- mode and its block ----------------------------------------------------------------------------
 MIG_NEEDS_BLOCK = ApiRule(
     "self.mode != 'MIG' || has(self.mig)",
-    "mode MIG requires the block mig, for example mig: {layouts: [{devices: all, profiles: {3g.40gb: 2}}]}",
+    "mode MIG requires a mig block, for example mig: {layouts: [{devices: all, profiles: {3g.40gb: 2}}]}",
     field=".mig",
 )
 TIME_SLICING_NEEDS_BLOCK = ApiRule(
     "self.mode != 'TimeSlicing' || has(self.timeSlicing)",
-    "mode TimeSlicing requires the block timeSlicing, for example timeSlicing: {replicas: 4}",
+    "mode TimeSlicing requires a timeSlicing block, for example timeSlicing: {replicas: 4}",
     field=".timeSlicing",
 )
 BLOCK_NEEDS_MIG = ApiRule(
     "self.mode == 'MIG' || !has(self.mig)",
-    "the block mig belongs to mode: MIG; change the mode or remove the block",
+    "a mig block is allowed only with mode: MIG; change the mode or remove the block",
     field=".mig",
 )
 BLOCK_NEEDS_TIME_SLICING = ApiRule(
     "self.mode in ['TimeSlicing', 'MIG'] || !has(self.timeSlicing)",
-    "the block timeSlicing belongs to mode: TimeSlicing, or to mode: MIG; change the mode or remove the block",
+    "a timeSlicing block is allowed only with mode: TimeSlicing or MIG; change the mode or remove the block",
     field=".timeSlicing",
 )
 MPS_NEEDS_BLOCK = ApiRule(
     "self.mode != 'MPS' || has(self.mps)",
-    "mode MPS requires the block mps, for example mps: {replicas: 4}",
+    "mode MPS requires an mps block, for example mps: {replicas: 4}",
     field=".mps",
 )
 BLOCK_NEEDS_MPS = ApiRule(
     "self.mode == 'MPS' || !has(self.mps)",
-    "the block mps belongs to mode: MPS, and NVIDIA's device plugin does not support MPS on MIG; change the mode or "
-    "remove the block",
+    "an mps block is allowed only with mode: MPS, and NVIDIA's device plugin does not support MPS on MIG; change the"
+    " mode or remove the block",
     field=".mps",
 )
 
@@ -170,7 +170,7 @@ PROFILE_NAMES = ApiRule(
     f"self.all(name, name.matches({_quoted(PROFILE)}))",
     "must be a MIG profile that the device plugin advertises, for example 3g.40gb, 1g.10gb+me or 1g.24gb-me",
 )
-DEVICES = "devices must be just `all`, or lists that together name each GPU once, for example devices: [0, 1]"
+DEVICES = "set devices to `all` in a single entry, or list each GPU only once, for example devices: [0, 1]"
 """There is no CEL rule for this in the CRD, because `devices` is a word or a list, which has no type there. The
 chart's admission policy checks it."""
 
@@ -221,6 +221,6 @@ RULE_TIMEOUT = ApiRule(
 # --- metadata -----------------------------------------------------------------------------------------
 NAME_LENGTH = ApiRule(
     f"size(self.metadata.name) <= {MAX_NAME}",
-    f"the name becomes part of label values on nodes: at most {MAX_NAME} characters, for example pool-b",
+    f"the name becomes part of label values on nodes, so it may have at most {MAX_NAME} characters, for example pool-b",
     field=".metadata.name",
 )

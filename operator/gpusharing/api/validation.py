@@ -298,7 +298,7 @@ def _device_problems(mig: Mig) -> Iterator[Problem]:
         for device in entry.devices:
             if device in named:
                 yield Problem(
-                    f"spec.mig.layouts[{index}].devices", f"GPU {device} is named twice: {rules.DEVICES}"
+                    f"spec.mig.layouts[{index}].devices", f"GPU {device} is listed twice: {rules.DEVICES}"
                 )
             named.add(device)
 
@@ -310,7 +310,7 @@ def _problem(location: Iterable[int | str], message: str) -> Problem:
     path, hint, field = "spec", "", ""
     for part in location:
         if field in _UNIONS and isinstance(part, str):
-            message = "the value has neither of the allowed forms"
+            message = "the value matches neither of the allowed forms"
             continue
         if isinstance(part, int):
             path += f"[{part}]"

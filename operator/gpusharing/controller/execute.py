@@ -244,7 +244,7 @@ class Executor:
             latest = self.sources.seen_node(node)
             if None not in (latest, decided_on) and latest != decided_on:
                 log.info(
-                    "the node has changed since this pass read it; the next pass will decide again",
+                    "the node has changed since this pass read it; the next pass will evaluate it again",
                     node=node,
                     action=type(action).__name__,
                 )

@@ -76,8 +76,8 @@ class Idleness:
         if leads and (why := self.leader.claims_error):
             self.complaints.begins(
                 "claims",
-                "claims or failures on the Lease cannot be read; slots are counted from fences only, and "
-                "policies that were halted by failures on deleted nodes continue",
+                "claims or failures recorded on the Lease cannot be read; until they can, only fences on nodes count"
+                " as used slots, and policies that were halted by failures on nodes deleted since then continue",
                 error=why,
             )
         else:
@@ -107,7 +107,9 @@ class Idleness:
             else "another process is the leader, or its Lease has not expired yet"
         )
         event = (
-            "this process is no longer the leader" if self._led else "this process waits to become the leader"
+            "this process is no longer the leader"
+            if self._led
+            else "this process is waiting to become the leader"
         )
         self.complaints.begins("lease", event, type(error).__name__, error=why)
 

@@ -90,7 +90,9 @@ class Loop(LoopParts):
             return self.now() + timedelta(seconds=RETRY / 4)
         if (left := self.calls.holds.left()) > 0:
             self._complaints.begins(
-                "pace", "the API server asked the operator to wait, so no pass begins", seconds=round(left, 1)
+                "pace",
+                "the API server asked the operator to back off, so no pass starts for now",
+                seconds=round(left, 1),
             )
             return self.now() + timedelta(seconds=left)
         self._complaints.ends("pace")
@@ -158,7 +160,9 @@ class Loop(LoopParts):
         self.observer.passed(seconds, plan, snapshot, outcome)
         if why := snapshot.policies_error:
             self._complaints.begins(
-                "policies", "the policies may be out of date, so no node starts a change", error=why
+                "policies",
+                "the cached policies may be out of date, so the operator does not start a change on any node",
+                error=why,
             )
             return now + timedelta(seconds=RETRY)
         self._complaints.ends("policies")

@@ -50,7 +50,7 @@ def main() -> None:
     try:
         status = asyncio.run(serve(settings, os.environ))
     except Exception:
-        log.exception("the operator stops because of an internal error")
+        log.exception("the operator is stopping because of an internal error")
         status = FAULT
     sys.exit(status)
 
@@ -177,7 +177,7 @@ def _touched(loop: Loop, name: str, version: str) -> None:
 def _lost() -> None:
     """Log that the Lease is lost and end the process at once. Another process may lead now, so nothing may be written,
     not even on the way out (cilium#42920)."""
-    log.error("the Lease was lost; the operator stops now, because another process may be the leader")
+    log.error("the Lease was lost; the operator is stopping now, because another process may be the leader")
     os._exit(LOST_LEASE)
 
 

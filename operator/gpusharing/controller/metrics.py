@@ -64,8 +64,8 @@ class Metrics(Observer):
         )
         self.transitions = Counter(
             "gpusharing_transitions_total",
-            "How often nodes entered a phase, by reason. A series does not exist until its first count, so increase()"
-            " misses that one.",
+            "How often nodes entered a phase, by reason. A series does not exist before its first transition, so"
+            " increase() does not count that transition.",
             ["phase", "reason"],
             registry=self.registry,
         )
@@ -97,16 +97,16 @@ class Metrics(Observer):
         )
         self.allowed = self._per_policy(
             "gpusharing_policy_budget_allowed_nodes",
-            "How many nodes of a policy rollout.maxUnavailable allows to be unavailable at once.",
+            "Number of a policy's nodes that may be unavailable at once, according to rollout.maxUnavailable.",
         )
         self.used = self._per_policy(
             "gpusharing_policy_budget_used_nodes",
-            "How many nodes of a policy are unavailable, or may be soon because someone else has begun to work on"
-            " them; each counts once.",
+            "Number of a policy's nodes that are unavailable, or may soon be because someone else has begun to work"
+            " on them. Each node counts once.",
         )
         self.halted = self._per_policy(
             "gpusharing_policy_halted",
-            "1 while no more nodes of a policy start a change because rollout.maxFailures was reached.",
+            "1 while a policy starts no further changes because rollout.maxFailures was reached.",
         )
         self.price = self._per_policy(
             "gpusharing_policy_gpu_hourly_price",
@@ -138,8 +138,8 @@ class Metrics(Observer):
         )
         self.lapses = Counter(
             "gpusharing_policy_mps_clients_ended_total",
-            "Drift that was over at once: how often the MPS clients of a policy's nodes ended because config-manager"
-            " restarted alone.",
+            "Number of times that config-manager restarted without the MPS daemon and thereby ended the MPS clients"
+            " on a policy's node.",
             ["policy"],
             registry=self.registry,
         )
@@ -148,7 +148,7 @@ class Metrics(Observer):
         )
         self.gpus = self._per_policy(
             "gpusharing_policy_gpus",
-            "GPUs that the agents on the nodes of a policy report, by its mode.",
+            "GPUs reported by the agents on a policy's nodes, by the mode of the policy.",
             "mode",
         )
         self.slices = self._per_policy(

@@ -54,7 +54,7 @@ class NodeWrites:
                 self.sources.nodes.accept(raw)
                 if self.sources.node_view(raw) != action.node:
                     log.info(
-                        "the node has changed since this pass read it; the next pass will decide again",
+                        "the node has changed since this pass read it; the next pass will evaluate it again",
                         node=name,
                         action=type(action).__name__,
                     )
@@ -63,7 +63,7 @@ class NodeWrites:
             else:
                 return True
         raise Conflict(
-            f"node {name} was changed {TRIES} times by someone else while the operator wrote to it"
+            f"could not write to node {name}: someone else changed it during each of {TRIES} attempts"
         )
 
     async def ensure_gpunode(self, action: EnsureGPUNode) -> None:

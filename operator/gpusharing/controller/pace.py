@@ -63,7 +63,8 @@ class Pace:
         self._follow_ups = self._follow_ups + 1 if left <= timedelta(0) else 0
         if self._follow_ups > FOLLOW_UPS:
             log.warning(
-                "passes run back to back and do not settle, so they are slowed down", passes=self._follow_ups
+                "too many passes have run back to back, so the operator waits longer before the next one",
+                passes=self._follow_ups,
             )
             await asyncio.sleep(RETRY)
         elif self._follow_ups > AT_ONCE:

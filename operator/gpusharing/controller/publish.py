@@ -159,7 +159,9 @@ class Publisher:
             await self.crew.each([*verdicts, *policies, *([_EVENTS] if self._pending_events else [])], write)
         except* (ServerAway, Unauthorized) as group:
             self._complaints.begins(
-                "status", "statuses and Events cannot be written now", error=str(group.exceptions[0])
+                "status",
+                "statuses and Events cannot be written; trying again",
+                error=str(group.exceptions[0]),
             )
             due.append(now + timedelta(seconds=max(self.period, 1.0)))
         else:
@@ -355,7 +357,7 @@ class Publisher:
             except (Invalid, NotFound) as error:
                 self._complaints.begins(
                     _EVENTS,
-                    "the API server rejected an Event, which is dropped",
+                    "the API server rejected an Event, so the operator drops it",
                     type(error).__name__,
                     error=str(error),
                 )

@@ -183,7 +183,7 @@ class SharedWrites:
             version = str(raw["metadata"]["resourceVersion"])
             present = tuple(raw["metadata"].get("finalizers") or ())
         raise Conflict(
-            f"policy {action.policy} was changed {TRIES} times by someone else while the operator wrote to it"
+            f"could not update policy {action.policy}: someone else changed it during each of {TRIES} attempts"
         )
 
     async def _reread(self, policy: str) -> JSON | None:

@@ -33,7 +33,9 @@ def error_of(request: ApiRequest, status: int, answer: object, retry_after: str 
     message = text(answer, "message") or f"HTTP {status}"
     match status:
         case 401:
-            return Unauthorized(f"the API server rejected our credentials; cannot {request.what}: {message}")
+            return Unauthorized(
+                f"cannot {request.what}, because the API server rejected the credentials: {message}"
+            )
         case 403:
             return _forbidden(request, answer, message)
         case 404:

@@ -53,7 +53,7 @@ def tell_unread(error: KubeError | None) -> str:
     them. Empty for None, and for any other error, because that may go away by itself."""
     match error:
         case NotFound():
-            return "the API server does not serve resource.k8s.io/v1, which Kubernetes has since 1.34"
+            return "the API server does not serve resource.k8s.io/v1, which requires Kubernetes 1.34 or newer"
         case Forbidden():
             return "this operator is not allowed to list resourceslices (chart value rbac.create)"
     return ""

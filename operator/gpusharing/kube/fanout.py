@@ -203,7 +203,10 @@ class Fanout(PassingClient):
         target = CallTarget(request.verb, request.kind, request.full_name, published)
         async with self._slots:
             if (left := self.holds.left(target)) > 0:
-                raise HeldBack(f"not sent, because the API server asked us to wait for {left:.0f} s", left)
+                raise HeldBack(
+                    f"not sent, because the API server asked the operator to wait for another {left:.0f} s",
+                    left,
+                )
             began = self.reachability.successes
             try:
                 answer = await self.client.call(request)

@@ -159,7 +159,10 @@ class LeaderLease:
                         await self._reread()
         except TimeoutError as error:
             raise Unavailable(f"writing claims to the Lease {self._name} took too long") from error
-        raise Conflict(f"the Lease {self._name} changed {CLAIM_ATTEMPTS} times while claims were written")
+        raise Conflict(
+            f"could not write claims to the Lease {self._name}: someone else changed it during each of"
+            f" {CLAIM_ATTEMPTS} attempts"
+        )
 
     async def _attempt(self, step: Callable[[], Awaitable[bool]], limit: Callable[[], float]) -> bool:
         """Wait until no other step is under way, run `step`, and return its result. `limit` returns the most seconds
@@ -295,7 +298,9 @@ class LeaderLease:
             lease = await self._client.patch(LEASES, self._name, patch, namespace=self._namespace)
         except NotFound:
             if not await self._create(annotations):
-                raise Conflict(f"the Lease {self._name} was deleted and created by another process") from None
+                raise Conflict(
+                    f"the Lease {self._name} was deleted, and another process created it again"
+                ) from None
             return
         self._renewed_at = begun
         self._adopt_written(lease)

@@ -90,8 +90,8 @@ class PolicyCache:
             if not (self._doubted and self._restores() > self._restores_seen):
                 self._doubted = True
                 raise Unavailable(
-                    f"the API server returned an older state (resourceVersion {version}) than it had already"
-                    f" returned ({at_least})"
+                    f"the API server returned an older state (resourceVersion {version}) than before"
+                    f" ({at_least})"
                 )
             self._newest = ""
         self._doubted, self._restores_seen = False, self._restores()

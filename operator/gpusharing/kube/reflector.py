@@ -212,7 +212,7 @@ class Reflector(Generic[View]):
                     version = page.resource_version
                     older = self._begin(version)
                 elif not self._place:
-                    raise Expired("the watch lost its position while the list was being read")
+                    raise Expired("the watch expired while the list was being read")
                 for obj in page.items:
                     names.add(self._views.name(obj))
                     self._views.apply(obj, page.resource_version)

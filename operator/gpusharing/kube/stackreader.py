@@ -225,7 +225,8 @@ class StackReader:
         if problem and (before is None or before.admin_mig_file != now.admin_mig_file):
             name = self.sources.settings.admin_maps.mig
             log.warning(
-                "mig-parted would reject entries in the admin's ConfigMap, so they are not merged into the operator's",
+                "mig-parted would reject entries in the admin's ConfigMap, so the operator does not merge them into"
+                " its own",
                 configmap=name,
                 why=problem,
             )
