@@ -188,7 +188,7 @@ def test_an_agent_that_is_gone_is_told(installed: Installed, checks: dict[str, s
     finally:
         installed.admin.delete("/api/v1/nodes/gpu-dead")
     assert status == 0, screen
-    warning = "the agent is not Ready on 1 of 3 GPU nodes, so the operator does not change these: gpu-dead"
+    warning = "the agent is not Ready on 1 of 3 GPU nodes, so the operator does not change them: gpu-dead"
     assert f"WARNING  agents: {warning}" in screen
     agents = selector({"app.kubernetes.io/name": "gpusharing-agent"})
     path = f"/api/v1/namespaces/{AGENT_NAMESPACE}/pods"

@@ -255,7 +255,7 @@ async def test_with_a_dra_driver_in_place_of_the_device_plugin_what_is_missing_i
         cluster.patch(CLUSTER_POLICIES, "cluster-policy", changed(False, "migManager", "enabled"))
         scene.apply(SLICED)
         await scene.until_condition("Accepted", "False", "UnsupportedStack")
-        assert "needs consumable capacity" in scene.condition("Accepted")["message"]
+        assert "would require consumable capacity" in scene.condition("Accepted")["message"]
         scene.apply(SINGLE)
 
         def names(*words: str) -> Callable[[], bool]:

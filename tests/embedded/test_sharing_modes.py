@@ -171,7 +171,7 @@ def carry_out_the_remedy(scene: Scene) -> None:
 DEAF = {
     "the name is wrong": (
         {"mps_signals": "/usr/bin/mps-control-daemon"},
-        "looks for a process /usr/bin/mps-control-daemon",
+        "looks for a process named /usr/bin/mps-control-daemon",
     ),
     "the plugin is too old": ({"plugin": "0.19.3"}, "crashes when it reads the host's kernel threads"),
 }

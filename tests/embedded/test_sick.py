@@ -37,7 +37,7 @@ NAMED = {"ListFailed", "EvictionError", "Forbidden", "Throttled", "CallFailed", 
 
 def words(answer: str) -> set[str]:
     """What a message may quote of an answer."""
-    return {"no answer" if answer == "no answer" else WORDS, "cannot be read", "changed 3 times"}
+    return {"no answer" if answer == "no answer" else WORDS, "cannot be read", "each of 3 attempts"}
 
 
 @pytest.mark.parametrize("door", OF_ONE_NODE.keys())

@@ -110,7 +110,7 @@ def test_nodes_of_nvidias_dra_stack_are_refused_with_what_is_missing(product: Pr
         words = f"both serve the GPUs of {node}"
         pool.wait(lambda: words in pool.condition("Accepted").get("message", ""), words, pool.transition)
         pool.apply(SLICED)
-        consumable = "needs consumable capacity"
+        consumable = "would require consumable capacity"
         pool.wait(
             lambda: consumable in pool.condition("Accepted").get("message", ""), consumable, pool.transition
         )

@@ -218,7 +218,7 @@ def test_it_waits_while_a_node_serves_mps_and_names_the_node(product: Product, t
         overwrite(product)
         since = product.mark()
         other.apply(MPS)
-        words = f"The operator sets it when no node serves MPS any more; {serving.nodes[0]} still serves it"
+        words = f"The operator will set it once no node serves MPS; {serving.nodes[0]} still does"
         other.wait(lambda: words in message(other), "the node to be named", other.transition)
         assert product.writes("daemonsets", since=since) == []
         assert signalled(product) == RELEASED
@@ -355,7 +355,7 @@ def test_a_restart_of_config_manager_alone_is_reported_with_its_cause_and_drains
                 row["lastState"] = {"terminated": {"reason": "Error", "exitCode": 1}}
         path = f"{pods}/{pod['metadata']['name']}/status"
         product.api.merge_patch(path, {"status": {"containerStatuses": rows}})
-        words = "restarted once (Error, exit code 1) while the MPS daemon ran on"
+        words = "restarted once (Error, exit code 1) while the MPS daemon kept running"
         pool.wait(lambda: "MPSClientsEnded" in dict(pool.events()), "the Event", pool.events)
         assert words in dict(pool.events())["MPSClientsEnded"]
         pool.wait(lambda: words in message(pool), "the node to say so", pool.transition)

@@ -130,7 +130,7 @@ NOT_STARTED: dict[str, tuple[AgentPod, tuple[str, ...]]] = {
         replace(POD, ended="Error, exit code 2"),
         ("exits at once (Error, exit code 2)",),
     ),
-    "the scheduler has not placed it": (replace(POD, scheduled=False), ("the scheduler has not placed it",)),
+    "it has not been scheduled": (replace(POD, scheduled=False), ("it has not been scheduled",)),
 }
 
 

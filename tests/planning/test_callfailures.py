@@ -155,7 +155,10 @@ def test_a_node_whose_release_fails_is_named_to_those_who_wait_for_its_slot_alth
     stuck = Failing({"gpu-07": replace(LASTING, tries=6)}, {}, NOW)
     pool = Pool(make_policy())
     pool.count(stuck.find_late({"gpu-07": find_member(KEPT, RELEASE.node, None)})["gpu-07"])
-    assert (pool.moving, explain_keepers(pool.keepers)) == (0, "calls to the API server about gpu-07 fail")
+    assert (pool.moving, explain_keepers(pool.keepers)) == (
+        0,
+        "calls to the API server about gpu-07 are failing",
+    )
 
 
 def test_people_are_told_once_and_no_pod_is_blamed() -> None:

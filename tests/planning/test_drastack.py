@@ -71,7 +71,7 @@ def test_a_complete_stack_lacks_nothing_but_this_operators_own_part() -> None:
     for stack in (COMPLETE, ALONE, replace(ALONE, gpu_cluster=False)):
         assert find_lacks(stack) == ()
         assert (
-            refuse(spec(), stack) == f"NVIDIA's DRA stack serves the GPUs of this cluster, and {UNFINISHED}"
+            refuse(spec(), stack) == f"NVIDIA's DRA stack serves the GPUs in this cluster, and {UNFINISHED}"
         )
 
 
@@ -104,7 +104,7 @@ LACKS: dict[str, tuple[DraStack, str, str]] = {
     ),
     "the driver serves no GPUs": (
         with_driver(serves_gpus=False),
-        "serves compute domains only",
+        "serves only compute domains",
         "helm upgrade dra CHART -n gpu-operator --reset-then-reuse-values --set resources.gpus.enabled=true",
     ),
     "the driver divides GPUs itself": (
@@ -190,8 +190,8 @@ def test_sharing_among_independent_pods_is_refused_with_its_reason(mode: str, po
     objection = find_objection(policy, stack, SETTINGS)
     assert objection is not None
     assert objection.reason is Reason.UNSUPPORTED_STACK
-    assert f"(mode {mode}) needs consumable capacity" in objection.message
-    assert "which is an alpha feature" in objection.message
+    assert f"(mode {mode}) would require consumable capacity" in objection.message
+    assert "an alpha feature" in objection.message
     assert UNFINISHED not in objection.message, "a later version will not carry it out either"
 
 

@@ -32,7 +32,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 OTHER = make_policy("other", drain={"unmanagedPods": "Evict"})
 UNREAD = replace(OTHER, spec=None, problems=(Problem("spec.drain.rules[0].behavior", "unknown"),))
 FAULT = TypeError("unsupported operand")
-UNKNOWN = "The drain rules of its node are unknown and may forbid its eviction: "
+UNKNOWN = "The drain rules for the pod's node are unknown and may forbid evicting the pod: "
 RANK = "a rank of a JobSet"
 
 

@@ -188,7 +188,8 @@ def test_while_a_member_elsewhere_may_end_by_itself_no_other_member_is_evicted(m
         at(HOURS_8),
     )
     assert found.message.endswith(
-        ": evicting the pod would end JobSet team-a/train, whose member team-a/rank-1 on d may still complete by itself"
+        ": evicting the pod would end JobSet team-a/train, whose member team-a/rank-1 on d may still complete on its"
+        " own"
     )
 
 
@@ -209,7 +210,7 @@ def test_a_gang_gets_the_longest_time_that_any_of_its_members_is_given() -> None
     assert (plan.evict, plan.jobs_until) == ((), at(HOURS_8))
     forever = drained_at(7200, sharing(leader, short), rules=rules, jobs={"timeout": "Never"})
     assert forever.jobs_until == FOREVER
-    assert "team-a/rank-2 on d may still complete by itself" in forever.blockers[0].message
+    assert "team-a/rank-2 on d may still complete on its own" in forever.blockers[0].message
 
 
 def test_a_member_on_the_same_node_is_waited_for_though_its_own_turn_comes_later() -> None:

@@ -184,8 +184,8 @@ def test_a_canary_larger_than_the_pool_freezes_it_and_names_object_value_and_an_
     hold = find_hold(whole)
     assert hold == Finding(
         Reason.CANARY_TOO_LARGE,
-        "policy pool-b: spec.rollout.canary.nodes is 7 and the pool has 5 nodes, so the operator changes no node in"
-        " service. Set it to 5 or fewer, for example canary: {nodes: 1, soak: 10m}",
+        "policy pool-b: spec.rollout.canary.nodes is 7 and the pool has 5 nodes, so the operator does not change any"
+        " node in service. Set it to 5 or fewer, for example canary: {nodes: 1, soak: 10m}",
     )
     assert hold.reason.waiting_phase is Phase.BLOCKED
     assert find_note(whole) == hold.message
@@ -385,5 +385,5 @@ def test_a_policy_without_a_readable_spec_moves_nothing() -> None:
 
 
 def test_nobody_learns_what_windows_say_that_were_not_asked() -> None:
-    with pytest.raises(ValueError, match="policy pool-b: its windows were not computed"):
+    with pytest.raises(ValueError, match="policy pool-b: its windows have not been computed"):
         _ = Pool(POOL).hours

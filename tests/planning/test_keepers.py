@@ -76,7 +76,7 @@ KEPT: dict[str, tuple[Member, str]] = {
     ),
     "it cannot be given back": (
         away("a", Phase.ABORTING, reason=Reason.CALL_FAILED, fence=make_fence(), unschedulable=True),
-        "calls to the API server about a fail",
+        "calls to the API server about a are failing",
     ),
     "it was left to somebody else": (
         away("a", fence=replace(make_fence(), stage="yielded"), unschedulable=True, foreign="kured"),
@@ -126,7 +126,7 @@ def test_a_node_that_is_about_to_join_the_pool_out_of_service_has_its_slot_alrea
     told = with_waits(select(pool.with_hours(NOW), queue_of(pool), 100, Ledger(OFFERED, NOW))).verdicts["z"]
     assert told.message == (
         "spec.rollout.maxUnavailable allows 1 of 1 node to be unavailable at once (calls to the API server"
-        " about a fail); waiting for a slot"
+        " about a are failing); waiting for a slot"
     )
 
 
@@ -147,7 +147,8 @@ def test_a_node_that_waits_for_the_cap_names_who_keeps_a_slot_of_it_in_whatever_
         ledger.add_in_flight(make_snapshot([node]), away(name, phase, deadline=at(60)).verdict)
     told = with_waits(select(pool.with_hours(NOW), queue_of(pool), 0, ledger)).verdicts["z"]
     assert told.message == (
-        "the cap on nodes in flight (chart value operator.maxInFlight) is reached (a has failed); waiting for a slot"
+        "the cap on nodes in flight (chart value operator.maxInFlight) has been reached (a has failed); waiting for a"
+        " slot"
     )
     assert (told.keeper, told.stands) == ("node/a", False)
 

@@ -131,7 +131,7 @@ def test_after_an_edit_no_change_begins_that_would_write_what_somebody_has_repla
     gate = gate_of(rewritten(SEVENTHS))
     assert gate is not None
     assert gate.reason is Reason.LABEL_OWNED_ELSEWHERE
-    told = "has overwritten the operator's value; stop it from doing so, then set a new value of gpusharing.dev/retry"
+    told = "has overwritten the operator's value; stop it from doing so, then set gpusharing.dev/retry to a new value"
     assert gate.message.endswith(f"but {KYVERNO} {told}")
 
 

@@ -19,8 +19,8 @@ from gpusharing.planning.wanted.toolversions import RELEASED_DAEMON
 
 POD = Operand("gpu-operator", "mps-x", "uid-1", ready=True)
 TEXT = (
-    "container config-manager of pod mps-x restarted once (OOMKilled, exit code 137) while the MPS daemon ran on; every"
-    " such restart ends the MPS clients of the node"
+    "container config-manager of pod mps-x restarted once (OOMKilled, exit code 137) while the MPS daemon kept"
+    " running; every such restart ends the MPS clients on the node"
 )
 
 

@@ -75,21 +75,22 @@ HELD: dict[str, tuple[StackView, str]] = {
     ),
     "the daemon has another name": (
         stack(replace(DEAF, program="mpsd", signalled="/usr/bin/mpsd")),
-        "The operator sets only mps-control-daemon in DaemonSet nvidia-device-plugin-mps-control-daemon",
+        "The operator can only set mps-control-daemon in DaemonSet nvidia-device-plugin-mps-control-daemon",
     ),
-    "the DaemonSet has another name": (stack(replace(DEAF, name="mps")), "so it does not help here"),
-    "the DaemonSet is elsewhere": (stack(replace(DEAF, namespace="nvidia")), "so it does not help here"),
+    "the DaemonSet has another name": (stack(replace(DEAF, name="mps")), "which would not help here"),
+    "the DaemonSet is elsewhere": (stack(replace(DEAF, namespace="nvidia")), "which would not help here"),
     "repairs cannot be counted yet": (
-        stack(plugin_map_exists=False), "in ConfigMap gpusharing-device-plugin, and waits"),
-    "the ConfigMap is somebody else's": (stack(foreign_map="gpusharing-device-plugin"), "exists and belongs to it"),
+        stack(plugin_map_exists=False), "in ConfigMap gpusharing-device-plugin, and is waiting"),
+    "the ConfigMap is somebody else's": (
+        stack(foreign_map="gpusharing-device-plugin"), "exists and belongs to the operator"),
     "it was overwritten too often": (
         stack(mps_repairs=SPENT),
         "The operator has set it 3 times under device plugin v0.20.0, but someone else overwrote it each time, so the"
         " operator has given up; find out who does this, then run `kubectl annotate -n gpu-operator configmap"
         " gpusharing-device-plugin gpusharing.dev/mps-repairs-`",
     ),
-    "a node serves MPS": (stack(mps_nodes=("gpu-1",)), "no node serves MPS any more; gpu-1 still serves it"),
-    "nodes serve MPS": (stack(mps_nodes=("gpu-1", "gpu-2")), "any more; gpu-1, gpu-2 still serve it"),
+    "a node serves MPS": (stack(mps_nodes=("gpu-1",)), "no node serves MPS; gpu-1 still does"),
+    "nodes serve MPS": (stack(mps_nodes=("gpu-1", "gpu-2")), "no node serves MPS; gpu-1, gpu-2 still do"),
 }  # fmt: skip
 
 
@@ -212,7 +213,7 @@ def test_a_blocked_node_says_what_the_repair_waits_for() -> None:
     case = replace(make_case(MPS, stack=stack(mps_nodes=("gpu-1", "gpu-2"))), settings=ASKED)
     gate = find_gate(case, assessed_of(case))
     assert gate is not None
-    assert gate.message.endswith("; gpu-1, gpu-2 still serve it (chart value gpuOperator.repairMps)")
+    assert gate.message.endswith("; gpu-1, gpu-2 still do (chart value gpuOperator.repairMps)")
 
 
 def test_nothing_is_repaired_on_stale_views_which_may_show_no_client_where_there_is_one() -> None:

@@ -128,7 +128,7 @@ SAID: dict[str, tuple[StackView, str]] = {
         '{"name":"gpusharing-device-plugin","default":null}}}}\''),
     "why it could not": (stack(pointer_error="not allowed to patch"), "could not set it (chart value"
         " gpuOperator.configure): not allowed to patch; run: kubectl"),
-    "what it waits for": (stack(), "the operator sets it (chart value gpuOperator.configure) when both ConfigMaps"),
+    "what it waits for": (stack(), "the operator will set it (chart value gpuOperator.configure) once both ConfigMaps"),
 }  # fmt: skip
 
 

@@ -83,7 +83,7 @@ def test_who_leaves_gpus_to_another_device_plugin_on_purpose_is_not_told_to_star
     symptoms = find_symptoms(InstallationView(cluster_policies=(off,)))
     (symptom,) = (one for one in symptoms if one.reason == objection.reason)
     for told in (objection.message, symptom.message):
-        assert "(if another one serves them on purpose, leave it as it is)" in told
+        assert "(if another one serves them on purpose, leave the setting as it is)" in told
 
 
 @pytest.mark.parametrize("row", REQUIREMENTS, ids=lambda row: row.operand)

@@ -218,7 +218,7 @@ def test_a_job_may_run_for_as_long_as_it_wants_where_the_policy_says_never() -> 
     assert found.next_wake is None
     (blocker,) = found.blockers
     assert (blocker.reason, blocker.until) == (Reason.JOBS_RUNNING, None)
-    assert "as long as the pod runs" in blocker.message
+    assert "until the pod ends, without a time limit" in blocker.message
     ruled = drain(rule("WaitCompleted", timeout="1h"), jobs={"timeout": "Never"})
     assert names(plan(TRAINER, options=ruled, now=3600).overdue) == ["train-0"], "a rule's own time counts"
 

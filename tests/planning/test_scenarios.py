@@ -111,7 +111,7 @@ def test_a_policy_starts_nothing_while_a_forced_release_is_about_to_leave_it_a_c
         plan = world.step()
         world.now += timedelta(seconds=1)
         assert fenced(world) == ["n0"]
-    assert "(calls to the API server about n0 fail); waiting for a slot" in plan.verdicts["n1"].message
+    assert "(calls to the API server about n0 are failing); waiting for a slot" in plan.verdicts["n1"].message
     world.wires.faults.clear()
     plan = world.settle()
     assert (fenced(world), world.nodes["n0"].unschedulable) == ([], True)

@@ -280,7 +280,7 @@ def test_the_order_of_the_circumstances_of_a_condition_is_part_of_the_product() 
         (
             "proven, and another policy still changes a node of this one",
             "Pending",
-            "waiting for gpu-13: a change that another policy began there has to end first",
+            "waiting for gpu-13: a change that another policy began there must end first",
         ),
         (
             "proven on a node that is not Ready, and another policy still changes one",

@@ -287,7 +287,7 @@ def test_a_policy_is_not_ready_while_another_policys_change_keeps_one_of_its_nod
     }
     assert (
         status["summary"]["message"]
-        == "waiting for gpu-08: a change that another policy began there has to end first"
+        == "waiting for gpu-08: a change that another policy began there must end first"
     )
     assert seen[0] == ("False RolloutInProgress", "0/2", "Pending"), "it owns both and has none yet"
     assert seen[-1] == ("False RolloutInProgress", "1/2", "Pending")

@@ -129,9 +129,7 @@ def _wait_of(member: GangMember, view: GangView, options: Drain) -> GangWait:
     waited for."""
     where = f" on {member.node}" if member.node else ""
     member_text = f"{member.pod.ref}{where}"
-    text = (
-        f"evicting the pod would end {view.gang.ref}, whose member {member_text} may still complete by itself"
-    )
+    text = f"evicting the pod would end {view.gang.ref}, whose member {member_text} may still complete on its own"
     return GangWait(patience(member.pod, options), member.pod, text)
 
 

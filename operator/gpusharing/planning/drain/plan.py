@@ -198,7 +198,7 @@ def _running(jobs: Iterable[Standing]) -> Iterator[Blocker]:
     for standing in jobs:
         why = f": {standing.waits_for}" if standing.waits_for else ""
         if standing.ends == NEVER:
-            message = f"The drain waits as long as the pod runs{why}"
+            message = f"The drain waits until the pod ends, without a time limit{why}"
             yield Blocker(Reason.JOBS_RUNNING, (standing.pod.ref,), message=message)
         elif standing.ends is not None:
             message = f"The drain waits until {to_rfc3339(standing.ends)}{why}"

@@ -179,9 +179,11 @@ def _card(
 
 
 _NO_MIG = Provenance(
-    "doc", "unknown", "unknown", "absent from the guide's supported GPUs; device ids: pci.ids"
+    "doc", "unknown", "unknown", "not among the GPUs that the guide supports; device ids: pci.ids"
 )
-_CAPTURED = Provenance("real", "real", "real", "captures -lgip and -lgipp; guide; mig-parted", "real")
+_CAPTURED = Provenance(
+    "real", "real", "real", "output of nvidia-smi mig -lgip and -lgipp; guide; mig-parted", "real"
+)
 _CONFIG_ONLY = Provenance("cfg", "family", "family", "mig-parted only", "cfg")
 _SEEN_WITHOUT_MIG = Provenance("real", "unknown", "unknown", "report of a real node shows MIG N/A", "real")
 
@@ -203,7 +205,7 @@ CARDS: tuple[Card, ...] = (
     ),
     _card(
         "pg506-96gb", (), "20B6", (8, 0), 96, _SEVEN_SLICE,
-        Provenance("cfg", "family", "family", "mig-parted: an A100-class board; no product name seen", "cfg"),
+        Provenance("cfg", "family", "family", "mig-parted: an A100-class board whose product name is unknown", "cfg"),
     ),
     replace(
         _card(
@@ -220,7 +222,7 @@ CARDS: tuple[Card, ...] = (
     _card(
         "hopper-96gb", ("NVIDIA GH200 480GB", "NVIDIA H100 96GB", "NVIDIA H20"),
         "2342 233D 2329", (9, 0), 96, _SEVEN_SLICE,
-        Provenance("real", "real", "family", "capture -lgip of a GH200; H20: vGPU guide, ids unseen", "real"),
+        Provenance("real", "real", "family", "-lgip output of a GH200; H20: vGPU guide without profile ids", "real"),
     ),
     _card("gh200-144gb", ("NVIDIA GH200 144G HBM3e",), "2348", (9, 0), 144, _SEVEN_SLICE, _CONFIG_ONLY),
     replace(
@@ -268,11 +270,11 @@ CARDS: tuple[Card, ...] = (
     ),
     _card(
         "rtx-pro-5000-blackwell", ("NVIDIA RTX PRO 5000 Blackwell",), "", (12, 0), 48, _RTX_PRO_5000,
-        Provenance("doc", "unknown", "unknown", "guide, copy of September 2026; the v580 copy contradicts it"),
+        Provenance("doc", "unknown", "unknown", "guide of September 2026; the guide for driver 580 contradicts it"),
     ),
     _card(
         "rtx-pro-4500-blackwell", ("NVIDIA RTX PRO 4500 Blackwell",), "", (12, 0), 32, _RTX_PRO_4500,
-        Provenance("doc", "unknown", "unknown", "guide, copy of September 2026"),
+        Provenance("doc", "unknown", "unknown", "guide of September 2026"),
     ),
     _card(
         "thor-igpu", ("NVIDIA Thor",), "", (11, 0), 0, _THOR,

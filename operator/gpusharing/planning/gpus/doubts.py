@@ -26,8 +26,8 @@ def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
     if not reported:
         return Finding(
             Reason.PROFILES_FROM_TABLE,
-            f"the driver lists no MIG profiles for {product}, so the operator uses its own table; if it rejects a"
-            " layout that should fit, update the driver",
+            f"the driver lists no MIG profiles for {product}, so the operator uses its own table; if the operator"
+            " rejects a layout that should fit, update the driver",
         )
     known = {profile.name: profile for profile in card.profiles}
     differences = [text for profile in reported if (text := _difference(profile, known))]

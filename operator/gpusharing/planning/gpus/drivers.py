@@ -69,7 +69,7 @@ def find_hanging(version: str, layouts: Sequence[Layout | None]) -> str:
         return ""
     return (
         f"driver {version} hangs pods on a node that has MIG instances beside whole GPUs (NVIDIA/gpu-operator#1361);"
-        f" update it to {NOT_HANGING}, or divide all GPUs on the node or none"
+        f" update it to {NOT_HANGING}, or partition either all GPUs on the node or none"
     )
 
 

@@ -83,7 +83,7 @@ RECOVERIES: Mapping[str, str] = {
     "RecoverIMEX": "recover the node's IMEX domain",
     "BusReset": "drain the node and reset the GPU's PCIe bus, or reboot the node",
     "SystemReboot": _REBOOT,
-    "Unknown": "see `nvidia-smi -q` on the node for the recovery action, which is newer than this agent",
+    "Unknown": "see `nvidia-smi -q` on the node for the recovery action, which this version of the agent does not know",
 }
 """What a person should do, by the driver's recovery action (nvmlDeviceGpuRecoveryAction_t, with NVIDIA's meanings)."""
 
@@ -118,7 +118,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         Reason.GPU_RESET_REQUIRED,
         lambda gpu: gpu.access != REACHABLE,
-        lambda gpu: f"cannot be used before a reset; {_RESET}",
+        lambda gpu: f"cannot be used until it is reset; {_RESET}",
     ),
     Rule(
         Reason.ROW_REMAP_FAILED,
@@ -133,7 +133,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         Reason.ROW_REMAP_PENDING,
         lambda gpu: gpu.remap_pending,
-        lambda gpu: f"a row remapping is waiting for a reset; {_RESET}",
+        lambda gpu: f"a row remapping is pending and needs a GPU reset; {_RESET}",
     ),
     Rule(
         Reason.XID_SEEN,

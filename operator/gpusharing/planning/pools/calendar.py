@@ -66,14 +66,14 @@ def find_flaw(zoned: ZonedWindow) -> tuple[str, str] | None:
     if zoned.zone is None:
         return (
             "timeZone",
-            "the time zone database has no such name; use one that it has, for example Europe/Berlin",
+            "the time zone database does not contain this name; use one that it contains, for example Europe/Berlin",
         )
     try:
         next(CronSim(zoned.window.schedule, _BEGIN))
     except CronSimError as error:
         return (
             "schedule",
-            f'it is not a valid cron schedule: {error}; a valid one is, for example, "0 22 * * 1-5"',
+            f'it is not a valid cron schedule: {error}; a valid example is "0 22 * * 1-5"',
         )
     except StopIteration:
         return "schedule", 'it never matches a date; use one that does, for example "0 22 * * 1-5"'

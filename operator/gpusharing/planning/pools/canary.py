@@ -219,7 +219,7 @@ def _too_large(pooled: Pooled, nodes: int, soak: str) -> Finding:
     """Return the Finding that the canary is larger than the pool, with a value to set instead."""
     total = len(pooled.members)
     message = (
-        f"policy {pooled.policy.name}: {_sizes(pooled, nodes)}, so the operator changes no node in service."
+        f"policy {pooled.policy.name}: {_sizes(pooled, nodes)}, so the operator does not change any node in service."
         f" Set it to {total} or fewer, for example canary: {{nodes: 1, soak: {soak}}}"
     )
     return Finding(Reason.CANARY_TOO_LARGE, message)

@@ -104,7 +104,7 @@ def find_hours(
     if first.opens <= now:
         return Hours(spans, None, None if first.closes is None else first.closes - needed + _MOMENT)
     message = (
-        "no change starts outside spec.rollout.windows, during spec.rollout.blackouts, or with less than"
+        "changes do not start outside spec.rollout.windows, during spec.rollout.blackouts, or with less than"
         f" {_text(needed)} of the window left; the next change may start at {to_rfc3339(first.opens)}"
     )
     return Hours(spans, Finding(Reason.WINDOW_CLOSED, message, first.opens), first.opens)

@@ -94,7 +94,7 @@ def _is_held(member: Member) -> bool:
 
 KEEPERS: tuple[MemberState, ...] = (
     MemberState(_failed, "{name} has failed"),
-    MemberState(_calls_fail, "calls to the API server about {name} fail"),
+    MemberState(_calls_fail, "calls to the API server about {name} are failing"),
     MemberState(_yielded, "{work}"),
     MemberState(_is_held, "the change on {name} is on hold"),
     MemberState(going, "{name} is being deleted"),

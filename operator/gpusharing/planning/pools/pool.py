@@ -173,7 +173,7 @@ class Pool:
     def hours(self) -> Hours:
         """What the windows of the policy allow. Raises ValueError before `with_hours` has computed it."""
         if self.judged_hours is None:
-            raise ValueError(f"policy {self.policy.name}: its windows were not computed")
+            raise ValueError(f"policy {self.policy.name}: its windows have not been computed")
         return self.judged_hours
 
     def pooled(self, now: datetime) -> Pooled | None:
@@ -331,7 +331,8 @@ def _find_capped(ledger: Ledger) -> Finding:
     keepers = explain_keepers(ledger.keepers)
     told = f" ({keepers})" if keepers else ""
     message = (
-        f"the cap on nodes in flight (chart value operator.maxInFlight) is reached{told}; waiting for a slot"
+        f"the cap on nodes in flight (chart value operator.maxInFlight) has been reached{told};"
+        " waiting for a slot"
     )
     return Finding(Reason.BUDGET_FULL, message, keeper=first_keeper(ledger.keepers))
 

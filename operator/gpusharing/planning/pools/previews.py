@@ -124,7 +124,7 @@ def preview_of(
     """Return what the change of one node would disturb, according to the last LIST of its pods. The preview has no
     pods, budgets, gangs or blockers if the change does not cordon the node. Gangs whose members cannot be listed
     show only as blockers. The policy must have a spec."""
-    assert policy.spec is not None, "a policy without a spec has no nodes to go"
+    assert policy.spec is not None, "only a policy with a spec has a preview"
     if not verdict.disruption.cordons:
         return Preview(policy.version, work.listed_at)
     drain = policy.spec.drain

@@ -220,7 +220,9 @@ def _start(free: Sequence[Candidate], wave: Sequence[Candidate], ledger: Ledger,
     begun = next(filter(None, (ledger.resumed_wave(candidate.case) for candidate in free)), "")
     anew = f"{op_of(first.case, first.policy)}.{first.case.node.name}" if len(free) > 1 else ""
     for candidate in free:
-        assert candidate.pods is not None, "all nodes of a wave that starts were looked at"
+        assert candidate.pods is not None, (
+            "the pods of each node in the wave must have been listed in this pass"
+        )
         ledger.crowd.update(budget_room(candidate.pods))
         chosen.put(
             candidate.case, begin(candidate, begun or anew, left), begun_look(candidate, candidate.pods)

@@ -136,7 +136,7 @@ time."""
 def tell_coming(pool: Members) -> str:
     """Return a message that names the first node of the pool that is still in a change which another policy began, and
     says how many more there are."""
-    return f"waiting for {some(pool.coming, 1)}: a change that another policy began there has to end first"
+    return f"waiting for {some(pool.coming, 1)}: a change that another policy began there must end first"
 
 
 def _progress(pool: Members) -> str:

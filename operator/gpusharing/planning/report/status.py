@@ -271,7 +271,11 @@ def _guest(pool: Members, snapshot: ClusterSnapshot) -> str:
     nodes = [v.node for v in pool.verdicts if v.disruption is DisruptionClass.RESET]
     reports = {name: snapshot.gpunodes[name].observed for name in nodes if name in snapshot.gpunodes}
     notes = {name: why for name, seen in reports.items() if (why := tell_guest_reset(seen, snapshot.stack))}
-    return f"the MIG mode of {some(sorted(notes))} may stay pending{notes[min(notes)]}" if notes else ""
+    return (
+        f"a change of the MIG mode on {some(sorted(notes))} may stay pending{notes[min(notes)]}"
+        if notes
+        else ""
+    )
 
 
 def _legal(pool: Members) -> str:
@@ -364,8 +368,8 @@ def _in_vain(pool: Members, plan: RolloutPlan) -> Finding | None:
     if not _stands_still(pool.policy, plan):
         return None
     fact = (
-        f"for {MOST} passes in a row the planner listed the pods on nodes that could start a change, but started a"
-        " change on none of these nodes"
+        f"for {MOST} passes in a row the planner listed the pods on nodes that could start a change, but did not start"
+        " a change on any of them"
     )
     return Finding(Reason.NO_PROGRESS, f"{fact}. This is a bug in this operator; please report it")
 

@@ -159,7 +159,7 @@ class Hindrance:
 
 def _unplaced(state: _PodState) -> str | None:
     """Return a clause if the scheduler has not bound the pod to its node, or None if it has."""
-    return None if state.pod.scheduled else "the scheduler has not placed it"
+    return None if state.pod.scheduled else "it has not been scheduled"
 
 
 def _other_architecture(state: _PodState) -> str | None:
@@ -255,8 +255,8 @@ def _refused(pods: Iterable[AgentPod], warnings: list[AgentWarning]) -> Finding 
         remedy = f"Run kubectl label --overwrite namespace {last.namespace} {label}"
     elif "RuntimeClass" in cause:
         remedy = (
-            "The GPU Operator creates that class. Where it does not (NRI plugin, or a default runtime), set"
-            " agent.runtimeClassName to the empty string"
+            "The GPU Operator normally creates that RuntimeClass. If it does not (because it uses the NRI plugin or a"
+            " default runtime), set agent.runtimeClassName to the empty string"
         )
     else:
         remedy = f"Run kubectl -n {last.namespace} describe daemonset gpusharing-agent"

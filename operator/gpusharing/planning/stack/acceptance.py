@@ -146,8 +146,8 @@ def _one_cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSett
         return ""
     return (
         "the GPU Operator follows only one ClusterPolicy, but has not marked any of these as ignored (status.state):"
-        f" {', '.join(stack.rival_policies)}. No policy is applied until it does. Check that the GPU Operator runs,"
-        " or remove the one that you do not want: kubectl delete clusterpolicy NAME"
+        f" {', '.join(stack.rival_policies)}. No policy is applied until it does. Check that the GPU Operator is"
+        " running, or remove the one that you do not want: kubectl delete clusterpolicy NAME"
     )
 
 

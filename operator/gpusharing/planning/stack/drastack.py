@@ -20,7 +20,7 @@ from gpusharing.planning.wanted.target import is_plugin_resource
 from gpusharing.planning.wanted.toolversions import pauses_clients
 
 PLUGIN_SWITCH = "devicePlugin.enabled"
-UNFINISHED = "this version of the operator cannot change nodes of that stack yet"
+UNFINISHED = "this version of the operator cannot change nodes that use that stack"
 """Part of every refusal, until such a change is built."""
 NEW_MIG_MANAGER = "v0.15.1"
 OPENS_NVML = frozenset({"DynamicMIG", "NVMLDeviceHealthCheck"})
@@ -119,7 +119,7 @@ def _without_gpus(stack: DraStack) -> Lack | None:
     if driver is None or driver.serves_gpus:
         return None
     return Lack(
-        f"NVIDIA's DRA driver (DaemonSet {driver.name}) serves compute domains only, and no GPUs",
+        f"NVIDIA's DRA driver (DaemonSet {driver.name}) serves only compute domains, not GPUs",
         _upgrade(stack, driver, "resources.gpus.enabled=true,gpuResourcesEnabledOverride=true"),
     )
 
@@ -176,11 +176,13 @@ def _no_mig_manager(stack: DraStack) -> Lack | None:
         if not policy.is_off(MIG_MANAGER_SWITCH):
             return None
         command = kubectl_patch(policy.name, {"migManager": {"enabled": True}})
-        return Lack(f"ClusterPolicy {MIG_MANAGER_SWITCH} is false, so nothing would divide the GPUs", command)
+        return Lack(
+            f"ClusterPolicy {MIG_MANAGER_SWITCH} is false, so nothing would partition the GPUs", command
+        )
     if stack.dra.mig_manager:
         return None
     return Lack(
-        f"mig-manager does not run in namespace {stack.namespace}, so nothing would divide the GPUs",
+        f"mig-manager does not run in namespace {stack.namespace}, so nothing would partition the GPUs",
         "kubectl apply -k deploy/mig-manager",
     )
 
@@ -236,8 +238,9 @@ def find_unshared(spec: GPUSharingPolicySpec) -> str:
         return ""
     mode = f"mode {spec.mode}" if spec.mode is not Mode.MIG else "mode MIG with spec.timeSlicing"
     return (
-        f"sharing a device among independent pods ({mode}) needs consumable capacity there, which is an alpha feature"
-        " of NVIDIA's DRA driver (ConsumableShares); use mode Full or MIG, or nodes that the device plugin serves"
+        f"sharing a device among independent pods ({mode}) would require consumable capacity, an alpha feature of"
+        " NVIDIA's DRA driver (ConsumableShares); use mode Full or MIG, or select nodes where the device plugin"
+        " serves the GPUs"
     )
 
 
@@ -248,8 +251,8 @@ def refuse(spec: GPUSharingPolicySpec, stack: DraStack) -> str:
     if not stack.serves:
         return ""
     if unshared := find_unshared(spec):
-        return f"NVIDIA's DRA stack serves the GPUs of this cluster, and {unshared}"
-    message = f"NVIDIA's DRA stack serves the GPUs of this cluster, and {UNFINISHED}"
+        return f"NVIDIA's DRA stack serves the GPUs in this cluster, and {unshared}"
+    message = f"NVIDIA's DRA stack serves the GPUs in this cluster, and {UNFINISHED}"
     for number, lack in enumerate(find_lacks(stack)):
         clause = f"{'; ' if number else '. Besides, '}{lack.message}; run: {lack.command}"
         if len(message) + len(clause) <= MAX_TEXT:  # people might paste a truncated command
@@ -262,7 +265,7 @@ def find_dra_symptoms(view: InstallationView) -> Symptoms:
     inspections of `installation.py`. Yields nothing if that stack does not serve the GPUs."""
     if not (stack := dra_stack_of(view)).serves:
         return
-    message = f"NVIDIA's DRA stack serves the GPUs of this cluster, and {UNFINISHED}"
+    message = f"NVIDIA's DRA stack serves the GPUs in this cluster, and {UNFINISHED}"
     yield error(Topic.CLUSTER_POLICY, "UnsupportedStack", message, "kubectl get gpuclusters,deviceclasses")
     for lack in find_lacks(stack):
         yield error(Topic.CLUSTER_POLICY, "UnsupportedStack", lack.message, lack.command)

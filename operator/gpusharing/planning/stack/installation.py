@@ -153,7 +153,7 @@ def _failing_agents(agents: AgentsState, nodes: Sequence[NodeView], view: Instal
             Topic.AGENTS,
             "AgentNotReady",
             f"the agent is not Ready on {len(without)} of {counted(len(nodes), 'GPU node')}, so the operator does not"
-            f" change these: {some(sorted(without))}{problem}",
+            f" change them: {some(sorted(without))}{problem}",
             f"kubectl -n {view.place.agent_namespace} describe pods -l app.kubernetes.io/name=gpusharing-agent",
         )
     troubled = {node: why for node, why in agents.reports.items() if why and node not in without}
@@ -388,7 +388,7 @@ def _operand(row: NeededProgram, stack: ClusterPolicyView, view: InstallationVie
         policy.spec is not None and policy.spec.mode in row.modes for policy in view.policies
     )
     if stack.plain is None:
-        refused = "every policy is" if every else f"policies of mode {', '.join(sorted(row.modes))} are"
+        refused = "every policy is" if every else f"policies with mode {', '.join(sorted(row.modes))} are"
         message = f"{stack.name}: {tell_off(row, stack)}, and {refused} rejected"
         # Beside another device plugin, NVIDIA's would serve the same GPUs a second time.
         doubles = row.disabled is Reason.PLUGIN_DISABLED and any(node.other_plugin for node in view.nodes)

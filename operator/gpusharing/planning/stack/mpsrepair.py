@@ -157,7 +157,7 @@ def _other_name(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings)
     return (
         ""
         if known
-        else f"The operator sets only {PROGRAM} in DaemonSet {DAEMON_SET}, so it does not help here"
+        else f"The operator can only set {PROGRAM} in DaemonSet {DAEMON_SET}, which would not help here"
     )
 
 
@@ -176,7 +176,8 @@ def _uncountable(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings
         return ""
     ours = f"ConfigMap {settings.plugin_config_map}"
     return (
-        f"The operator counts its repairs in {ours}, and waits until this ConfigMap exists and belongs to it"
+        f"The operator counts its repairs in {ours}, and is waiting until this ConfigMap exists and belongs to the"
+        " operator"
     )
 
 
@@ -199,8 +200,8 @@ def _in_service(daemon: MpsDaemonView, stack: StackView, settings: PlanSettings)
     none."""
     if not stack.mps_nodes:
         return ""
-    serve = "serves" if len(stack.mps_nodes) == 1 else "serve"
-    return f"The operator sets it when no node serves MPS any more; {some(stack.mps_nodes)} still {serve} it"
+    do = "does" if len(stack.mps_nodes) == 1 else "do"
+    return f"The operator will set it once no node serves MPS; {some(stack.mps_nodes)} still {do}"
 
 
 RESTRAINTS: tuple[RepairRestraint, ...] = (

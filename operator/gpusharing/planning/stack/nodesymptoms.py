@@ -108,11 +108,9 @@ def _unknown_configs(nodes: list[NodeView], view: InstallationView) -> Symptoms:
             Topic.NODES,
             "PluginConfigUnknown",
             f"label {label} on {some(sorted(node.name for node in odd))} names an entry that ConfigMap {plugin_map}"
-            " does not have"
-            f" ({first.name}: {first.labels[label]}), so the device plugin silently keeps its previous configuration."
-            " Set the"
-            " label to the entry that the device plugin serves now: without the label it serves the default, which may"
-            " be fewer devices",
+            f" does not have ({first.name}: {first.labels[label]}), so the device plugin silently keeps its previous"
+            " configuration. Set the label to the entry that the device plugin is using now. Do not just remove the"
+            " label: the plugin would then use its default entry, which may advertise fewer devices",
             _mend(view, label, f"kubectl label node {_all(alike)} --overwrite {label}=NAME"),
         )
 
@@ -136,11 +134,10 @@ def _other_workloads(nodes: list[NodeView], view: InstallationView) -> Symptoms:
         yield _blocking(view)(
             Topic.NODES,
             "WorkloadConfig",
-            f"the GPUs on {some([node.name for node in odd])} are not for containers ({odd[0].name} is"
-            f" set to {workload_of(odd[0].labels, policy)} by label {label}, or by ClusterPolicy {SANDBOX_DEFAULT} if"
-            " it has no"
-            " such label), so policies have no effect there. Stop the virtual machines that use the GPUs and set the"
-            " label to container, or exclude the node with the policy's nodeSelector",
+            f"the GPUs on {some([node.name for node in odd])} are not available to containers ({odd[0].name} is set to"
+            f" {workload_of(odd[0].labels, policy)} by label {label}, or by ClusterPolicy {SANDBOX_DEFAULT} if it has"
+            " no such label), so policies have no effect there. Stop the virtual machines that use the GPUs and set"
+            " the label to container, or exclude the node with the policy's nodeSelector",
             # Removing the label may not help: ClusterPolicy's sandboxWorkloads.defaultWorkload may say the same.
             _mend(
                 view, label, f"kubectl label node {_all(odd)} --overwrite {label}={names.WORKLOAD_CONTAINER}"
@@ -221,12 +218,10 @@ def _unknown_mig(nodes: list[NodeView], mig_entries: Mapping[str, MigEntries]) -
             Topic.NODES,
             "MigConfigUnknown",
             f"label {label} on {some([node.name for node in nodes])} names a configuration that mig-manager does not"
-            " have there"
-            f" ({first.name}: {wrong}; ConfigMap {entries.config_map} has {some(sorted(entries.names), 4)}), so"
-            " mig-manager will"
-            " not recreate the MIG instances after a reboot. Set the label to the configuration that the GPUs have"
-            " now: with"
-            " any other, mig-manager repartitions them, and without the label the GPU Operator may set all-disabled",
+            f" have there ({first.name}: {wrong}; ConfigMap {entries.config_map} has"
+            f" {some(sorted(entries.names), 4)}), so mig-manager will not recreate the MIG instances after a reboot."
+            " Set the label to the configuration that the GPUs have now. With any other configuration, mig-manager"
+            " repartitions them; without the label, the GPU Operator may set it to all-disabled",
             f"kubectl label node {_all(alike)} --overwrite {label}=NAME",
         )
 

@@ -36,20 +36,21 @@ def find_unusable_manager(plain: PlainStackView, version: str) -> Finding | None
     if not plain.mig_manager:
         return Finding(
             Reason.MIG_MANAGER_MISSING,
-            "mig-manager does not run beside NVIDIA's device-plugin chart, in the same namespace, so nothing would"
-            " divide the GPUs",
+            "mig-manager does not run in the namespace of NVIDIA's device-plugin chart, so nothing would partition"
+            " the GPUs",
         )
     if not pauses_clients(version):
         return Finding(
             Reason.MIG_MANAGER_TOO_OLD,
             f"DaemonSet {plain.mig_manager} runs mig-manager {version}, which is older than v0.15 and does not pause"
-            f" {names.LABEL_DEPLOY_CLIENT}, so the device plugin would keep the GPUs in use during a change",
+            f" the device plugin by label {names.LABEL_DEPLOY_CLIENT}, so the plugin would keep the GPUs in use during"
+            " a change",
         )
     if not plain.pausable:
         return Finding(
             Reason.PLUGIN_NOT_PAUSED,
-            "mig-manager cannot pause NVIDIA's device-plugin chart, which would keep the GPUs in use during a change:"
-            f" its nodeSelector lacks {names.LABEL_DEPLOY_CLIENT}",
+            "mig-manager cannot pause the device plugin of NVIDIA's chart, which would keep the GPUs in use during a"
+            f" change: the chart's nodeSelector lacks {names.LABEL_DEPLOY_CLIENT}",
         )
     return None
 

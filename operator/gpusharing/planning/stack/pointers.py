@@ -183,7 +183,7 @@ def why_not_set(pointer: Pointer, policy: ClusterPolicyView, *, configure: bool,
         if why := restraint.find(pointer, policy, error):
             return why
     return (
-        f"; the operator sets it ({VALUE}) when both ConfigMaps are written and no node is in the middle of"
+        f"; the operator will set it ({VALUE}) once both ConfigMaps have been written and no node is in the middle of"
         " a change"
     )
 
@@ -230,7 +230,7 @@ def _entries_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> 
     if not pointer.missing_entries:
         return ""
     return (
-        f"; the operator does not set it ({VALUE}) until {pointer.ours} contains the entries that Nodes name"
+        f"; the operator does not set it ({VALUE}) until {pointer.ours} contains the entries that Nodes use"
     )
 
 

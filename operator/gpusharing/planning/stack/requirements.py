@@ -70,13 +70,13 @@ REQUIREMENTS = (
     NeededProgram(
         "the device plugin", "device-plugin", "devicePlugin.enabled", Reason.PLUGIN_DISABLED,
         "no device plugin that follows the operator's labels would serve the GPUs (if another one serves them on"
-        " purpose, leave it as it is)"),
+        " purpose, leave the setting as it is)"),
     NeededProgram(
         "GPU Feature Discovery", "gpu-feature-discovery", "gfd.enabled", Reason.FEATURE_DISCOVERY_DISABLED,
         "no change could be proven", missing=Reason.FEATURE_DISCOVERY_MISSING, helm_value="gfd.enabled=true"),
     NeededProgram(
         "mig-manager", "mig-manager", MIG_MANAGER_SWITCH, Reason.MIG_MANAGER_DISABLED,
-        "nothing would divide the GPUs", frozenset({Mode.MIG}), missing=Reason.MIG_MANAGER_MISSING),
+        "nothing would partition the GPUs", frozenset({Mode.MIG}), missing=Reason.MIG_MANAGER_MISSING),
     NeededProgram(
         "the NVIDIA driver", "driver", "driver.enabled", Reason.DRIVER_DISABLED, "nothing could use the GPUs",
         signs=("the NVIDIA driver is not loaded on this node", "driver not loaded"),
@@ -174,8 +174,8 @@ def find_other_workload(node: NodeView, policy: ClusterPolicyView | None) -> str
     if not node.labels.get(label):
         cause, end = f"ClusterPolicy {SANDBOX_DEFAULT} is {workload}", f"={names.WORKLOAD_CONTAINER}"
     return (
-        f"{cause}: the GPUs of {node.name} are not for containers. To use them for containers: kubectl label node"
-        f" {node.name} {label}{end}"
+        f"{cause}: the GPUs of {node.name} are not available to containers. To use them for containers: kubectl label"
+        f" node {node.name} {label}{end}"
     )
 
 

@@ -109,7 +109,7 @@ def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
         message = f"{case.node.name} is being deleted; no change starts on it"
         return case.verdict(phase, Reason.NODE_NOT_READY, message)
     if case.old_views:
-        message = f"waiting for updates about {case.old_views} from the API server, because the cached ones are stale"
+        message = f"waiting for updates about {case.old_views} from the API server, because the cached data is stale"
         return case.verdict(phase, Reason.OBSERVATION_PENDING, message, wake=next_poll(case))
     # A repeated run of the first step towards MPS leads to whole GPUs, so objections to the final target do not apply.
     gates = PROPAGATION if again and goal is not assessed.target else (*AIM, *PROPAGATION)

@@ -398,7 +398,7 @@ def _verify(case: FencedCase, aim: Target, assessed: Assessed) -> Verdict:
     compared = Comparison(case.node, reading.observed, aim, case.stack, case.fence.gfd_timestamp)
     mismatch = find_mismatch(compared, case.actuator.checks)
     if mismatch is None and not case.node.ready:
-        mismatch = Finding(Reason.NODE_NOT_READY, "all sources agree, but the node is not Ready")
+        mismatch = Finding(Reason.NODE_NOT_READY, "all checks have passed, but the node is not Ready")
     if mismatch is not None:
         return case.verdict(Phase.VERIFYING, mismatch.reason, mismatch.message)
     if case.fence.step < case.fence.steps:

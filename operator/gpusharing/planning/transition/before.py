@@ -61,7 +61,7 @@ def _next_step(case: FencedCase) -> Verdict:
         return _held_up(case, Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
     if _holds(assessment.spec):
         goes_on = "" if outlasts(case) else ", but drain.timeout keeps running"
-        message = f"spec.rollout.paused suspends the change: no further pod is evicted{goes_on}"
+        message = f"spec.rollout.paused suspends the change: no more pods are evicted{goes_on}"
         return _held_up(case, Reason.PAUSED, message)
     if not case.fence.disruption.cordons:
         return run(case, assessment)
@@ -109,7 +109,7 @@ def _begin_jobs(case: FencedCase) -> Verdict | None:
     ends_now = fence.deadline == NEVER and until != NEVER
     if fence.jobs and until <= fence.deadline and not ends_now:
         return None
-    message = "the node is cordoned, and its jobs have time to finish"
+    message = "the node is cordoned and waits for its jobs to finish"
     verdict = case.verdict(Phase.WAITING_FOR_JOBS, Reason.JOBS_RUNNING, message)
     return _set_clock(case, plan, verdict, replace(fence, jobs=True, deadline=until))
 
@@ -183,7 +183,7 @@ def _policy_going(case: FencedCase) -> str:
     neither."""
     if case.assessment is not None and not case.assessment.policy.deleting:
         return ""
-    return f"policy {case.fence.policy} was deleted or is being deleted; the node is restored"
+    return f"policy {case.fence.policy} was deleted or is being deleted; the node is being restored"
 
 
 def _asked_to_end(case: FencedCase) -> str:
@@ -196,7 +196,9 @@ def _paused(case: FencedCase) -> str:
     """Return the message that the policy is paused and aborts changes in flight, or an empty string if it does not."""
     policy = case.assessment.policy.spec if case.assessment is not None else None
     aborts = policy is not None and policy.rollout.paused and policy.rollout.when_paused == "Abort"
-    return "spec.rollout.paused is true and whenPaused is Abort, so the node is restored" if aborts else ""
+    return (
+        "spec.rollout.paused is true and whenPaused is Abort, so the node is being restored" if aborts else ""
+    )
 
 
 def _unapproved(case: FencedCase) -> str:
@@ -214,7 +216,9 @@ def _unapproved(case: FencedCase) -> str:
     other = another or policy.generation != fence.version.generation
     if fence.approved and not another:
         other = isinstance(assessment, Assessed) and owed_for(assessment.target) != fence.approved
-    return "the policy has changed and its new plan needs approval; the node is restored" if other else ""
+    return (
+        "the policy has changed and its new plan needs approval; the node is being restored" if other else ""
+    )
 
 
 def _other_owner(case: FencedCase) -> str:
@@ -231,7 +235,7 @@ def _disowned(case: FencedCase) -> str:
     """Return the message that the policy of the change no longer owns the node, or an empty string if it does."""
     fence = case.fence
     return (
-        f"policy {fence.policy} no longer owns the node; it is restored"
+        f"policy {fence.policy} no longer owns the node; the node is being restored"
         if case.owner_name != fence.policy
         else ""
     )
@@ -301,7 +305,7 @@ def _jobs_late(case: FencedCase) -> str:
     if not late:
         return ""
     refs = some([pod.ref for pod in late], MAX_PODS)
-    return f"{refs} did not finish in time; the node is restored and they keep running"
+    return f"{refs} did not finish in time; the node is being restored and they keep running"
 
 
 def _late(case: FencedCase) -> str | Finding:

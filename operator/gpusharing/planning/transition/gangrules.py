@@ -97,5 +97,5 @@ def _rules_of(policy: PolicyView) -> _Rules:
 
 def _unruled(policy: str, why: Finding) -> _Rules:
     """Return the rules of a policy whose spec.drain is unknown, with the reason."""
-    message = f"The drain rules of its node are unknown and may forbid its eviction: {why.message}"
+    message = f"The drain rules for the pod's node are unknown and may forbid evicting the pod: {why.message}"
     return _Rules(policy, None, replace(why, message=message))

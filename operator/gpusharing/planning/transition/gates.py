@@ -295,9 +295,7 @@ def _deferred(case: NodeCase, assessed: Assessed) -> str | Finding:
 def _paused(case: NodeCase, assessed: Assessed) -> str:
     """Return the message that the policy is paused, or an empty string if it is not."""
     return (
-        "spec.rollout.paused is true, so no further node starts its change"
-        if assessed.spec.rollout.paused
-        else ""
+        "spec.rollout.paused is true, so no more nodes start a change" if assessed.spec.rollout.paused else ""
     )
 
 

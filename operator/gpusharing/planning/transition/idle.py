@@ -70,8 +70,10 @@ def escalate(case: FencedCase) -> Verdict | None:
     fence, assessment = case.fence, case.assessment
     if case.disruption is case.fence.disruption:
         return None
-    assert isinstance(assessment, Assessed), "only what is wanted of the node makes the class rise"
-    message = f"the disruption class of the change is now {case.disruption}, which determines the pods that must leave"
+    assert isinstance(assessment, Assessed), "only a new target can change the class of disruption"
+    message = (
+        f"the disruption class of the change is now {case.disruption}, which determines which pods must leave"
+    )
     verdict = case.verdict(Phase.DRAINING, Reason.PODS_LEAVING, message)
     until = case.now + parse_duration(assessment.spec.drain.timeout)
     deadline = fence.deadline if fence.jobs else max(fence.deadline, until)
@@ -113,8 +115,8 @@ def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
     if case.old_views and (plan.evict or plan.delete):  # the cordon may have been lifted since
         plan, reason = replace(plan, evict=(), delete=()), Reason.OBSERVATION_PENDING
         text += (
-            f"; no pod is evicted until the API server sends updates about {case.old_views}, because the cached ones"
-            " are stale"
+            f"; no pod is evicted until the API server sends updates about {case.old_views}, because the cached data"
+            " is stale"
         )
     message = f"{text}; {lines[0]}" if lines else text
     poll = next_poll(case, JOBS_PACE if plan.jobs else 1)

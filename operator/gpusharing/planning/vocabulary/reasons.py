@@ -24,8 +24,8 @@ class Reason(Worded):
         "is.",
         "Check the node's GPUs. Then remove the annotation gpusharing.dev/fence and uncordon the node.")
     ORPHAN_FENCE = (("OrphanFence", "Node", _PERSON, "node", Mark.EVENT, Mark.NOT_RETRIED),
-        "The node was past the point of no return when its policy was deleted or its Node was recreated. It stays "
-        "cordoned because its layout is unproven.",
+        "The node was past the point of no return when its policy was deleted or its Node object was recreated. It "
+        "stays cordoned because its layout is unproven.",
         "Create a policy that selects the node; the operator then finishes the change. Or check the node's GPUs, "
         "remove the annotation gpusharing.dev/fence and uncordon the node.")
     ACTUATOR_FAILED = (("ActuatorFailed", "Node", _PERSON, "mig-manager", Mark.TURNS_BACK),
@@ -42,15 +42,15 @@ class Reason(Worded):
         "nodes are not affected.",
         "Report this message as a bug in this operator. Undoing the last edit of the Node may help.")
     FOREIGN_MAINTENANCE = (("ForeignMaintenance", "Node", _PERSON, "foreign"),
-        "Another controller is maintaining the node, or has been asked to: its marker or NodeMaintenance object was "
-        "there first.",
+        "Another controller is maintaining the node, or has been asked to: its marker or NodeMaintenance "
+        "object takes precedence over the change.",
         "Let that maintenance finish. The change starts automatically when the marker or object is gone.")
     ALREADY_CORDONED = (("AlreadyCordoned", "Node", _PERSON, "node"),
         "Someone else cordoned the node, so the operator does not touch it.",
         "Uncordon the node once you are ready for the operator to change it.")
     UNSAFE_DRIVER = (("UnsafeDriver", "Node", _PERSON, "GPUs", Mark.TURNS_BACK),
-        "Repartitioning GPUs under the node's driver can corrupt data or hang a GPU (CVE-2026-24197), the driver hangs "
-        "pods on nodes with MIG instances beside whole GPUs, or an administrator listed the driver as unsafe.",
+        "With the node's driver, repartitioning GPUs can corrupt data or hang a GPU (CVE-2026-24197), or pods hang on"
+        " nodes that have MIG instances beside whole GPUs, or an administrator has listed the driver as unsafe.",
         "Update the driver to the version in the message. To accept the risk instead, set the chart value "
         "operator.refuseUnsafeDrivers to false.")
     OPERANDS_DISABLED = (("OperandsDisabled", "Node", _PERSON, "node"),
@@ -74,10 +74,11 @@ class Reason(Worded):
         "label names, so the operator does not start a change to MPS.",
         "With device plugin v0.20 or later, set PROCESS_TO_SIGNAL of config-manager to the daemon's name, as the "
         "message shows. This restarts all MPS daemons and ends their clients. Or choose another mode. A node past its "
-        "point of no return stays cordoned until then, or is rolled back if rollout.onFailure is Rollback.")
+        "point of no return stays cordoned until you do, or is rolled back if rollout.onFailure is Rollback.")
     TAINT_NOT_TOLERATED = (("TaintNotTolerated", "Node", _PERSON, "ClusterPolicy"),
-        "The node has the taint gpusharing.dev/unproven, and the agent, NVIDIA's pods or the Node Feature Discovery "
-        "worker does not tolerate it. Until all of them run there, the node cannot be proven and keeps the taint.",
+        "The node has the taint gpusharing.dev/unproven, and at least one of these does not tolerate it: the agent,"
+        " NVIDIA's pods, the Node Feature Discovery worker. Until all of them run there, the node cannot be proven"
+        " and keeps the taint.",
         "Run the command in the message.")
     AGENT_NOT_READY = (("AgentNotReady", "Node", _PERSON, "agent"),
         "No ready agent pod runs on the node, so a change could not be proven. The operator does not start one.",
@@ -133,8 +134,8 @@ class Reason(Worded):
         "nvidia.com/device-plugin.config, and would restore its own value. The operator does not start a change.",
         "Follow the instructions in the message, for example by removing the label from a NodeFeatureRule.")
     NEEDS_ATTENTION = (("NeedsAttention", "Node", _PERSON, "node", Mark.RETRIED),
-        "Five or more attempts were abandoned before anything changed. The operator tries again after a wait. Other "
-        "nodes are not affected.",
+        "Five or more attempts were abandoned before anything changed. The operator will try again after a delay. "
+        "Other nodes are not affected.",
         "Remove what blocked the node (see the message). To start the next attempt at once, set gpusharing.dev/retry "
         "on the Node to a new value.")
     INVALID_WINDOW = (("InvalidWindow", "Node", _PERSON, "policy"),
@@ -151,8 +152,8 @@ class Reason(Worded):
         "Lower rollout.canary.nodes as the message says, or add nodes to the pool.")
     CANARY_NOT_SERVING = (("CanaryNotServing", "Node", _PERSON, "policy"),
         "A canary, one of the nodes that were changed first (rollout.canary), no longer serves the layout that was "
-        "proven there: it is not Ready, is cordoned, has drifted, or has an unhealthy GPU. Meanwhile, the operator "
-        "changes no other node, but it corrects a canary that has drifted.",
+        "proven there: it is not Ready, is cordoned, has drifted, or has an unhealthy GPU. Until that is resolved,"
+        " the operator changes no other node, but it corrects a canary that has drifted.",
         "Check the node that the message names. The rollout continues when the node serves its layout again or has "
         "left the pool. After an edit of the policy, it starts with new canaries.")
     DRIFT_RETURNED = (("DriftReturned", "Node", _PERSON, "node", Mark.STALLS, Mark.STATUS, Mark.EVENT, Mark.RETRIED),
@@ -164,7 +165,7 @@ class Reason(Worded):
         "The operator has finished with the node but leaves it cordoned, because a person or another controller also "
         "needs the cordon, gpusharing.dev/hold-cordon is set, or gpusharing.dev/force-release released the node as it "
         "was.",
-        "Uncordon the node when nobody else needs the cordon.")
+        "Uncordon the node once nobody else needs the cordon.")
     CALL_FAILED = (("CallFailed", "Node", _LATER, "kube-apiserver", Mark.EVENT, Mark.NO_BLOCKER_EVENT),
         "A call to the API server about this node is failing; the message quotes the response. Other nodes are not "
         "affected. After the point of no return, the node becomes Failed when its deadline passes.",
@@ -179,7 +180,7 @@ class Reason(Worded):
         "Find out why with kubectl describe node.")
     UNCORDONED_EXTERNALLY = (("UncordonedExternally", "Node", _LATER, "node"),
         "Someone uncordoned the node before the point of no return, so the change was abandoned and the node restored.",
-        "No action is needed if that was intended. The next attempt starts after a wait, or at once if "
+        "No action is needed if that was intended. The next attempt starts after a delay, or at once if "
         "gpusharing.dev/retry on the Node is set to a new value.")
     CORDON_RESTORED = (("CordonRestored", "Node", _SOON, "operator", Mark.EVENT, Mark.PAST_RETURN),
         "Someone uncordoned the node after the point of no return. The operator cordoned it again, because the layout "
@@ -189,12 +190,12 @@ class Reason(Worded):
     DRAIN_TIMEOUT = (("DrainTimeout", "Node", _LATER, "pods"),
         "The drain took longer than drain.timeout, so the node was restored. Pods that were already evicted are not "
         "moved back.",
-        "Remove what blocked the drain (see the message). The next attempt starts automatically after a wait.")
+        "Remove what blocked the drain (see the message). The next attempt starts automatically after a delay.")
     JOBS_TIMEOUT = (("JobsTimeout", "Node", _LATER, "pods"),
         "Pods that should run to completion took longer than drain.jobs.timeout or their rule's timeout, so the node "
         "was restored.",
-        "Raise the timeout, set drain.jobs.onTimeout to Evict, or delete the pods yourself. The next attempt starts "
-        "automatically after a wait.")
+        "Raise the timeout, set drain.jobs.onTimeout to Evict, or delete the pods yourself. The next attempt starts"
+        " automatically after a delay.")
     GPU_STILL_BUSY = (("GPUStillBusy", "Node", _LATER, "GPUs", Mark.EVENT),
         "No pod has a GPU allocated any more, but a process on the node is still using one.",
         "End that process on the node. It does not belong to a pod that requested a GPU.")
@@ -204,7 +205,7 @@ class Reason(Worded):
         "No action is needed now. If the rollback fails too, the node stays cordoned as Failed, and its message shows "
         "the command for another attempt.")
     DEFERRED = (("Deferred", "Node", _LATER, "node", Mark.PENDING, Mark.RETRIED),
-        "An earlier attempt was abandoned before anything changed. The operator tries again after a wait.",
+        "An earlier attempt was abandoned before anything changed. The operator will try again after a delay.",
         "Remove what blocked the node (see the message). To start the next attempt at once, set gpusharing.dev/retry "
         "on the Node to a new value.")
     BUDGET_FULL = (("BudgetFull", "Node", _LATER, "policy"),
@@ -212,20 +213,20 @@ class Reason(Worded):
         "operator's own pod needs one of the last schedulable nodes.",
         "Wait, or raise the limit that the message names.")
     WAITS_FOR_WAVE = (("WaitsForWave", "Node", _LATER, "policy"),
-        "The node is proven and waits to return to service together with the other nodes that ran the same gang, so "
-        "that other pods cannot occupy part of the space that the gang needs. It waits for at most "
+        "The node is proven and is waiting to return to service together with the other nodes that ran the same gang, "
+        "so that other pods cannot occupy part of the space that the gang needs. It waits for at most "
         "rollout.timeouts.verification.")
     ABORT_REQUESTED = (("AbortRequested", "Node", _LATER, "node"),
         "Someone asked the operator to abandon this change before the point of no return (gpusharing.dev/abort on the "
         "Node).",
-        "No action is needed. The next attempt starts after a wait. To prevent it, set the label "
+        "No action is needed: the operator will try again after a delay. To prevent that, set the label "
         "gpusharing.dev/skip=true on the Node.")
     CANARY_SOAK = (("CanarySoak", "Node", _LATER, "policy", Mark.PENDING),
         "The first nodes of the change (rollout.canary) are not all proven yet, or have not yet served for the soak "
         "time.",
         "Wait until they are proven and have served for the soak time.")
     WINDOW_CLOSED = (("WindowClosed", "Node", _LATER, "policy", Mark.PENDING),
-        "The operator does not start a change now, because the time is outside rollout.windows or within "
+        "The operator does not start a change now, because the current time is outside rollout.windows or within "
         "rollout.blackouts, or too little of the window is left.",
         "Wait until the time in the message, or change rollout.windows.")
     ACTUATOR_BUSY = (("ActuatorBusy", "Node", _LATER, "mig-manager"),
@@ -257,7 +258,7 @@ class Reason(Worded):
     # --- Hardware: what is wanted does not suit the card
     NO_GPU = (("NoGPU", "Hardware", _PERSON, "GPUs", Mark.OUTSIDE, Mark.UNSUPPORTED),
         "The node has no NVIDIA GPU.",
-        "Narrow the node selector, or check the driver if the node should have one.")
+        "Narrow the node selector, or check the driver if the node should have a GPU.")
     HARDWARE_UNKNOWN = (("HardwareUnknown", "Hardware", _PERSON, "GPUs", Mark.UNSUPPORTED),
         "Neither the driver nor the operator's own table shows what this card supports, so a layout cannot be checked.",
         "Update the driver, or use a card that is listed in docs/reference/gpus.md, which also says how to add one.")
@@ -322,7 +323,7 @@ class Reason(Worded):
         "A GPU fell off the bus (NVML: GPU is lost).", "Drain and reboot the node.")
     GPU_UNREADABLE = (("GPUUnreadable", "Health", _PERSON, "GPUs"),
         "NVML returns an error for one GPU (for example about its power or its interrupt) but can read the others.",
-        "Check dmesg on the node and repair the node, then reboot the node.")
+        "Check dmesg on the node, repair the cause, then reboot the node.")
     GPU_RESET_REQUIRED = (("GPUResetRequired", "Health", _PERSON, "GPUs"),
         "NVML denies access to a GPU until it is reset.", "Drain the node, then reset the GPU or reboot the node.")
     ROW_REMAP_FAILED = (("RowRemapFailed", "Health", _PERSON, "GPUs"),
@@ -331,7 +332,7 @@ class Reason(Worded):
         "The driver recommends a recovery action for a GPU (NVML field 230).",
         "Follow the instructions in the message.")
     ROW_REMAP_PENDING = (("RowRemapPending", "Health", _PERSON, "GPUs"),
-        "The remapping of a memory row is waiting for a GPU reset.",
+        "A memory row remapping is pending and needs a GPU reset.",
         "Drain the node, then reset the GPU or reboot the node.")
     XID_SEEN = (("XIDSeen", "Health", _PERSON, "GPUs"),
         "The agent received a critical XID error, and the driver is too old (before R565) to recommend a recovery "
@@ -351,7 +352,7 @@ class Reason(Worded):
         "The GPUs are not in compute mode EXCLUSIVE_PROCESS, so the MPS control daemon does not serve them.",
         "If this persists, check the pods with the label app=nvidia-device-plugin-mps-control-daemon.")
     LAYOUT_MISMATCH = (("LayoutMismatch", "Proof", _LATER, "GPUs", Mark.TURNS_BACK),
-        "The agent reports that the GPUs are not divided as the policy specifies.")
+        "The agent reports that the GPUs are not partitioned as the policy specifies.")
     ALLOCATABLE_MISMATCH = (("AllocatableMismatch", "Proof", _LATER, "device-plugin", Mark.TURNS_BACK, Mark.ENDS_MPS),
         "The node does not advertise the resource names and counts that the mode requires.",
         "If this persists, read the log of the device plugin on the node. If the plugin read its configuration while "
@@ -384,13 +385,13 @@ class Reason(Worded):
         "The pod is in a namespace where the operator evicts no pods (chart value operator.protectedNamespaces).",
         "Delete or move the pod yourself, or remove its namespace from operator.protectedNamespaces.")
     OWN_POD = (("OwnPod", "Drain", _PERSON, "pods"),
-        "The operator itself runs on this node, which all pods have to leave, and it never evicts itself.",
+        "All pods have to leave this node, but the operator itself runs on it and never evicts its own pod.",
         "Move the operator to a node outside the pool with operator.nodeSelector or operator.affinity.")
     TOLERATES_CORDON = (("ToleratesCordon", "Drain", _PERSON, "pods"),
         "The pod tolerates the cordon, or its pod template names this node, so its controller would start it here "
         "again after every eviction.",
-        "Remove the toleration of node.kubernetes.io/unschedulable, or spec.nodeName, from its controller, or scale "
-        "the controller down.")
+        "Remove the toleration of node.kubernetes.io/unschedulable, or spec.nodeName, from the pod template of its "
+        "controller, or scale the controller down.")
     RULE_BLOCKS = (("RuleBlocks", "Drain", _PERSON, "pods"),
         "A rule in the policy (drain.rules, behavior Block) forbids evicting the pod. The message names the rule.",
         "Wait until the pod is gone, move it yourself, or change the rule.")
@@ -400,25 +401,25 @@ class Reason(Worded):
         "Allow the operator to get namespaces (the chart grants this), or remove namespaceSelector from the rule.")
     LOCAL_STORAGE = (("LocalStorage", "Drain", _PERSON, "pods"),
         "The pod has files in an emptyDir on the node's disk that it would lose, and drain.localStorage is Block.",
-        "Save what the pod needs and delete it yourself, or set drain.localStorage to Evict.")
+        "Save the files that are needed and delete the pod yourself, or set drain.localStorage to Evict.")
     STRANDED_PODS = (("StrandedPods", "Drain", _PERSON, "pods"),
-        "Once all planned changes are made, the pod could not start again: no node would advertise the resource that "
-        "it requests, too few devices of that resource would remain, or the change rewrites a node label that the pod "
-        "requires.",
+        "Once all planned changes are made, the pod would be unable to start again: no node would advertise the "
+        "resource that it requests, too few devices of that resource would remain, or the change rewrites a node "
+        "label that the pod requires.",
         "Change the pod's request, let its node affinity accept both the old and the new value of the label (operator "
         "In), keep such devices on other nodes, or set drain.strandedPods to Allow.")
     DRAIN_HELD = (("DrainHeld", "Drain", _PERSON, "pods", Mark.STALLS, Mark.EVENT),
-        "drain.timeout has expired and drain.onTimeout is Hold, so the node stays cordoned, the drain continues, and "
-        "the node uses its slot meanwhile.",
+        "drain.timeout has expired and drain.onTimeout is Hold, so the node stays cordoned and keeps using its slot"
+        " while the drain continues.",
         "Remove what blocks the pods (see status.transition.blockers), or uncordon the node to abandon the change.")
     FORCE_DELETE_FAILED = (("ForceDeleteFailed", "Drain", _PERSON, "kube-apiserver", Mark.ANSWER, Mark.FORCIBLE),
         "drain.onTimeout is ForceDelete, but the API server did not delete the pod. The message quotes its response. "
-        "The operator tries again as long as the pod's grace period still fits into the drain.",
+        "The operator keeps trying as long as the pod's grace period would still end before the drain does.",
         "Fix the cause that the message names, for example a webhook or an admission policy that denies the deletion.")
     TERMINATING_STUCK = (("TerminatingStuck", "Drain", _PERSON, "pods"),
         "The pod should have ended more than 60 s ago but still exists, and may still be using the GPU.",
-        "Find out which controller should remove the finalizers in the message, or why the kubelet cannot stop the "
-        "container.")
+        "Find out which controller should remove the finalizers that the message names, or why the kubelet cannot "
+        "stop the container.")
     FORBIDDEN = (("Forbidden", "Drain", _PERSON, "kube-apiserver", Mark.ANSWER, Mark.DENIED),
         "The API server does not allow the operator to evict the pod.",
         "Grant the permission that the message names, or remove the admission policy that denies the eviction.")
@@ -427,12 +428,12 @@ class Reason(Worded):
         "the node.",
         "Read the API server's response in the message. The operator lists the pods again in the next pass.")
     EVICTION_ERROR = (("EvictionError", "Drain", _PERSON, "kube-apiserver", Mark.ANSWER, Mark.FORCIBLE),
-        "The API server could not decide whether to allow the eviction. The message quotes its response. The operator "
-        "keeps trying until drain.timeout, and the node uses its slot meanwhile.",
+        "The API server could not decide whether to allow the eviction. The message quotes its response. The operator"
+        " keeps trying until drain.timeout, and until then the node keeps using its slot.",
         "Check the PodDisruptionBudget of the pod and the API server's response.")
     DO_NOT_DISRUPT = (("DoNotDisrupt", "Drain", _LATER, "pods"),
         "An annotation or label on the pod asks controllers to leave it alone: do-not-disrupt, safe-to-evict or "
-        "cluster.x-k8s.io/drain. The node is not cordoned meanwhile.",
+        "cluster.x-k8s.io/drain. As long as the pod is protected, the node is not cordoned.",
         "Wait until the pod ends or its protection expires, remove the annotation or label, or set drain.protectedPods "
         "to Ignore.")
     JOBS_RUNNING = (("JobsRunning", "Drain", _LATER, "pods", Mark.NO_BLOCKER_EVENT),
@@ -451,7 +452,7 @@ class Reason(Worded):
         "A PodDisruptionBudget blocks the eviction of the pod, and drain.onTimeout ForceDelete does not help, because "
         "the pod's grace period plus a margin (10 s, or a quarter of drain.timeout if that is shorter) is at least as "
         "long as drain.timeout.",
-        "Set drain.timeout more than 10 s longer than the pod's terminationGracePeriodSeconds, or let the "
+        "Make drain.timeout more than 10 s longer than the pod's terminationGracePeriodSeconds, or let the "
         "PodDisruptionBudget allow the eviction.")
     NAMESPACE_TERMINATING = (("NamespaceTerminating", "Drain", _LATER, "pods", Mark.ANSWER),
         "The pod's namespace is being deleted, and the pod with it.",
@@ -475,8 +476,8 @@ class Reason(Worded):
         "Other policies are not affected.",
         "Report this message as a bug in this operator. Undoing the last edit of the policy may help.")
     UNSUPPORTED_STACK = (("UnsupportedStack", "Accepted", _PERSON, "ClusterPolicy"),
-        "NVIDIA's DRA stack serves the GPUs in this cluster, and the operator cannot change its nodes. The message "
-        "names what is missing.",
+        "NVIDIA's DRA stack serves the GPUs in this cluster, and the operator cannot change nodes that use that"
+        " stack. The message also names anything that the stack itself still lacks.",
         "Use this operator where the device plugin of the GPU Operator serves the GPUs.")
     CLUSTER_POLICY_MISSING = (("ClusterPolicyMissing", "Accepted", _PERSON, "ClusterPolicy", Mark.MOMENTARY),
         "The operator finds neither a ClusterPolicy nor the device plugin of NVIDIA's chart. Neither is installed, or "
@@ -511,8 +512,8 @@ class Reason(Worded):
         "Install mig-manager v0.15 or newer beside that chart, or the NVIDIA GPU Operator in its place, or use mode "
         "Full, TimeSlicing or MPS.")
     PLUGIN_NOT_PAUSED = (("PluginNotPaused", "Accepted", _PERSON, "device-plugin"),
-        "The policy asks for MIG, but mig-manager cannot pause NVIDIA's device-plugin chart, which would keep the GPUs "
-        "in use during a change.",
+        "The policy asks for MIG, but mig-manager cannot pause the device plugin of NVIDIA's chart, which would keep "
+        "the GPUs in use during a change.",
         "Label the GPU nodes and run the command in the message once.")
     FEATURE_DISCOVERY_MISSING = (("FeatureDiscoveryMissing", "Accepted", _PERSON, "ClusterPolicy"),
         "NVIDIA's device-plugin chart runs without GPU Feature Discovery, so no change could be proven.",
@@ -538,14 +539,14 @@ class Reason(Worded):
         "There is no mig-parted configuration with this name for the card. The message lists the names that exist.",
         "Use one of these names, or spec.mig.layouts.")
     PLUGIN_TOO_OLD = (("PluginTooOld", "Accepted", _PERSON, "device-plugin", Mark.UNSUPPORTED, Mark.TURNS_BACK),
-        "The device plugin is older than v0.20 and advertises instances of profiles with a suffix (+me, +gfx, -me) "
-        "under the plain name, so a pod cannot choose which kind it gets.",
+        "The device plugin is older than v0.20 and advertises instances of profiles with a suffix (+me, +gfx, -me)"
+        " under the profile's name without the suffix, so a pod cannot choose which kind it gets.",
         "Upgrade the device plugin, use profiles without a suffix, or set spec.mig.strategy to single.")
     MIG_MANAGER_TOO_OLD = (("MigManagerTooOld", "Accepted", _PERSON, "mig-manager", Mark.UNSUPPORTED),
         "mig-manager before v0.15 confuses profiles that have the same name on different cards of a node and would "
         "fail. Beside NVIDIA's device-plugin chart, it also cannot pause the device plugin.",
         "Upgrade mig-manager. Under the GPU Operator, you can instead use a profile that only one card of the node "
-        "has, or that is the same on both.")
+        "has, or one that is identical on all of them.")
     NO_NODES = (("NoNodes", "Accepted", _LATER, "policy"),
         "The node selector matches no node.",
         "Label the nodes of the pool, or correct spec.nodeSelector.")
@@ -565,14 +566,14 @@ class Reason(Worded):
 
     # --- Stalled: no progress without a person
     NODES_FAILED = (("NodesFailed", "Stalled", _PERSON, "node"),
-        "Nodes failed after the point of no return. They stay cordoned and use their slots.",
+        "Nodes failed after the point of no return. They stay cordoned and keep using their slots.",
         "Read status.failures. When the cause is fixed, set gpusharing.dev/retry on the Node to a new value.")
     BLOCKED = (("Blocked", "Stalled", _PERSON, "node"),
         "Every node that still has to change is blocked; kubectl get gpunodes shows what blocks each of them.",
         "Remove what blocks the nodes; the message of each node says what to do.")
     NO_PROGRESS = (("NoProgress", "Stalled", _PERSON, "operator"),
-        "In pass after pass, the planner lists the pods on nodes that could start their change, but it never starts "
-        "one.",
+        "In pass after pass, the planner lists the pods on nodes that could start a change, but it never starts a"
+        " change on any of them.",
         "Report this as a bug, with the output of kubectl gpusharing support-bundle. Deleting the operator's pod or "
         "raising rollout.maxUnavailable may let the rollout continue.")
     PROGRESSING = (("Progressing", "Stalled", _DONE, "operator"),

@@ -292,8 +292,8 @@ def find_owners(node: NodeView) -> dict[str, str]:
     if not node.label_rewriters or proof is None or node.retry not in ("", proof.retry):
         return dict(node.label_owners)
     advice = (
-        "has overwritten the operator's value; stop it from doing so, then set a new value of"
-        f" {names.ANNOTATION_RETRY}"
+        "has overwritten the operator's value; stop it from doing so, then set"
+        f" {names.ANNOTATION_RETRY} to a new value"
     )
     replaced = {label: who for label, who in node.label_rewriters.items() if not who.startswith(HANDS)}
     return {**{label: f"{who} {advice}" for label, who in replaced.items()}, **node.label_owners}

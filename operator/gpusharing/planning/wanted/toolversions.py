@@ -122,7 +122,7 @@ def find_deafness(daemon: MpsDaemonView) -> str:
     if daemon.signalled == daemon.program or _base(daemon.signalled) != _base(daemon.program):
         return ""  # the daemon runs behind a shell, so its process name is unknown
     return (
-        f"config-manager looks for a process {daemon.signalled}, but the daemon is called {daemon.program}"
+        f"config-manager looks for a process named {daemon.signalled}, but the daemon is called {daemon.program}"
         " (NVIDIA/k8s-device-plugin#1827)"
     )
 

@@ -152,8 +152,8 @@ def find_withheld(target: Target, observed: ObservedView) -> str:
     if blind is None or not (target.with_mig or any(gpu.mig_enabled for gpu in kinds)):
         return ""
     return (
-        f"NVML does not list all MIG instances of GPU {blind.index} to the agent; grant its container the rights listed"
-        " in docs/reference/agent-fields.md"
+        f"NVML does not show the agent all MIG instances of GPU {blind.index}; grant the agent's container the rights"
+        " listed in docs/reference/agent-fields.md"
     )
 
 

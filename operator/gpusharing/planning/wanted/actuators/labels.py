@@ -51,7 +51,7 @@ def _nobody_ends_mig(case: ActuatorCase, target: Target) -> str:
         return ""
     why = f"ClusterPolicy {MIG_MANAGER_SWITCH} is false"
     if policy is not None and policy.plain is not None:
-        cannot = "mig-manager cannot pause NVIDIA's device-plugin chart"
+        cannot = "mig-manager cannot pause the device plugin of NVIDIA's chart"
         why = cannot if policy.plain.mig_manager else "there is no mig-manager"
     return f"MIG is enabled on {case.node.name} and nothing there can disable it, because {why}"
 
@@ -373,7 +373,7 @@ def _tell_left(node: NodeView) -> str:
         return ""
     return (
         f" except {names.LABEL_PLUGIN_CONFIG}: without it the device plugin would use ClusterPolicy's"
-        " devicePlugin.config.default, which does not mean whole GPUs"
+        " devicePlugin.config.default, which would not be whole GPUs"
     )
 
 
