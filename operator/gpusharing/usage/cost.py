@@ -52,8 +52,8 @@ async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def ask(session: Session, typed: Namespace) -> Answer:
-    """Return the bill of one cluster, with its totals and what is missing as remarks (see FleetVerb). May raise
-    Trouble, as `find_answer` does."""
+    """Return the bill of one cluster, with its totals and what is missing as remarks (see FleetVerb). Raises Trouble
+    if no Prometheus is found, or as `find_answer` does."""
     async with prometheus_at(await place_found(session, typed)) as prometheus:
         answer = await find_answer(prometheus, typed)
     status, rows = CHANGES if answer.missing else DONE, [[*cells, Span("")] for cells in cells_of(answer)]

@@ -48,8 +48,9 @@ def find_vanishing(proposals: Iterable[Proposal], live: LivePlan) -> frozenset[s
 async def read_dependents(
     client: KubeClient, vanishing: Set[str], ignored: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Look for objects outside the namespace `ignored` that refer to a name in `vanishing`. Return sentences about
-    them, and a note if some kinds could not be read (empty otherwise). A kind that cannot be read and is not served
+    """Look for objects outside the namespace `ignored` that refer to a name in `vanishing`. Return one sentence
+    without a period for each name that has such objects, plus one if a ResourceQuota is among them, and a tuple
+    with a note if some kinds could not be read (empty otherwise). A kind that cannot be read and is not served
     counts as having no objects. Nothing is read if `vanishing` is empty. Raises KubeError only if it cannot be
     found out whether such a kind is served."""
     mentions: dict[str, set[str]] = defaultdict(set)
@@ -128,8 +129,8 @@ def _counts(raw: JSON, ignored: str) -> bool:
 
 def _mentioned(value: object, vanishing: Set[str]) -> Iterator[str]:
     """Yield the names in `vanishing` that occur anywhere in `value`, a part of an object: as a key (also with the
-    prefix `requests.` of quotas), as a string, or as a key and its value, written `key=value`. A name is yielded
-    for each of its occurrences."""
+    prefix `requests.` of quotas), as a whole string value, or as a key and its value, written `key=value`. A name
+    is yielded for each of its occurrences."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from {str(key).removeprefix("requests."), f"{key}={item}"} & vanishing

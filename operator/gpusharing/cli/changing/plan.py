@@ -85,8 +85,9 @@ def describe(planned: Planned, paper: Paper) -> list[Line]:
 
 
 def _describe(proposal: Proposal, paper: Paper) -> list[Line]:
-    """Draw what would happen to one pool: whether its policy is accepted, which nodes and resources would change, what
-    blocks the changes, and which nodes stay as they are and why."""
+    """Draw what would happen to one pool: whether its policy is accepted, the share of each MPS client, the table of
+    nodes that would change (at most MOST unless the paper is wide), the pods that would be evicted, the resources
+    whose numbers change, what blocks the changes, and which nodes stay as they are and why."""
     lines = fold(_title(proposal), paper)
     lines += prose(
         f"{'Accepted' if proposal.accepted else 'Refused'}: {proposal.about}",
@@ -137,7 +138,8 @@ def _unchanged(proposal: Proposal, paper: Paper) -> list[Line]:
 
 def _title(proposal: Proposal) -> Line:
     """Return the first line about a policy. It says that the policy is refused, that there is nothing to change, or
-    which layouts would change and on how many of its nodes."""
+    how many of its nodes would change and from which layout to which. At most two such pairs of layouts are named;
+    dots stand for the others."""
     count = len(proposal.steps)
     size = count + len(proposal.left_out) + len(proposal.adopted) + proposal.settled
     changes = f"{count} of {counted(size, 'node')} will change"
@@ -151,8 +153,8 @@ def _title(proposal: Proposal) -> Line:
 
 
 def _summary(proposal: Proposal) -> str:
-    """Return the class of the change, the number of nodes that change at a time, the time windows and the hash of the
-    plan, separated by semicolons. An empty hash is left out."""
+    """Return the class of the change, the number of nodes that change at a time, the time windows (or `no time
+    windows`) and the hash of the plan, separated by semicolons. An empty hash is left out."""
     facts = [f"disruption class {proposal.disruption}", f"{counted(proposal.at_once, 'node')} at a time"]
     facts.append(f"windows: {', '.join(proposal.windows)}" if proposal.windows else "no time windows")
     if proposal.hash:
@@ -222,9 +224,9 @@ def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
 
 
 def _who_asks(resource: Vanishing) -> str:
-    """Return a clause about a resource whose number of devices in the pool falls: which pods of the pool request it,
-    how many pods are waiting for it, and whether other nodes still advertise enough devices. Empty if no pod
-    requests it or is waiting for it."""
+    """Return a clause about a resource whose number of devices in the pool falls: which pods of the pool request it
+    (five are named at most), how many pods are waiting for it, and whether other nodes still advertise enough
+    devices. Empty if no pod requests it or is waiting for it."""
     if not resource.pods and not resource.pending:
         return ""
     named = some(resource.pods, 5)
@@ -241,7 +243,8 @@ def _who_asks(resource: Vanishing) -> str:
 
 
 def _blockers(proposal: Proposal) -> tuple[str, ...]:
-    """Return sentences about what would prevent the eviction of pods, merged for all nodes of a policy."""
+    """Return sentences about what would prevent the eviction of pods, merged for all nodes of a policy. Nodes whose
+    pods were not listed do not count."""
     return explain_blockers(
         blocker for step in proposal.steps if step.preview is not None for blocker in step.preview.blockers
     )

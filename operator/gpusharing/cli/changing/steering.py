@@ -177,7 +177,8 @@ def _find_wait(node: JSON, status: NodeStatus) -> str:
 
 def _abort(node: JSON, request: SteeringRequest) -> Change:
     """Return the patch that gives up the change in flight on a node. Raises Trouble if there is none, if it has
-    already stopped for somebody else, if it is past the point of no return, or if the fence cannot be read."""
+    already stopped because somebody else is working on the node (stage `yielded`), if it is past the point of no
+    return, or if the fence cannot be read."""
     name = text(node, "metadata", "name")
     fence, damage = read_fence(annotations_of(node))
     if damage:
@@ -203,8 +204,8 @@ def _abort(node: JSON, request: SteeringRequest) -> Change:
 
 
 def _skip(node: JSON, request: SteeringRequest) -> Change:
-    """Return the patch that prevents changes from starting on a node, or with `undo` allows them again. Raises Trouble
-    if that is already the case."""
+    """Return the patch that labels a node so that no change starts there, or with `undo` removes the label, which
+    needs a confirmation. Raises Trouble if the node already is as requested."""
     name = text(node, "metadata", "name")
     skipped = texts(section(node, "metadata", "labels")).get(names.LABEL_SKIP) == "true"
     if skipped is not request.undo:
@@ -219,8 +220,8 @@ def _skip(node: JSON, request: SteeringRequest) -> Change:
 
 
 async def _read_halted(session: Session, policy: str) -> tuple[NodeStatus, ...]:
-    """Return the nodes of a policy whose change was halted by failures of other nodes. The policy itself does not list
-    them. Raises Trouble."""
+    """Return the nodes of a policy that may not start their change because other nodes failed (Reason.HALTED), from a
+    list of all GPUNodes, because the policy itself does not name them. Empty if there are none. Raises Trouble."""
     nodes = map(read_node, await session.all(GPUNODES))
     return tuple(node for node in nodes if (node.policy, node.reason) == (policy, Reason.HALTED))
 

@@ -209,8 +209,10 @@ class Bundle:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Write the archive, and print its name and its gaps (see VerbModule). An existing file is overwritten. Raises
-    Trouble if nothing could be read, if the user's credentials are refused, or if the file cannot be written."""
+    """Write the archive to the file that the user named, or to one in the current folder with the time in its name,
+    and print its name and its gaps (see VerbModule). Returns DONE also if there are gaps. An existing file is
+    overwritten. Raises Trouble if nothing could be read, if the user's credentials are refused, or if the file
+    cannot be written."""
     at = session.now()
     folder = f"gpusharing-support-{at:%Y%m%dT%H%M%SZ}"
     path = Path(typed.file or f"{folder}.tar.gz")
@@ -234,9 +236,10 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 async def gather(session: Session, at: datetime) -> Bundle:
     """Read everything that belongs in the archive, one call after the other so that an ailing server is not
-    overloaded. A KubeError becomes a gap in the archive. Raises Unavailable if the server does not answer at all,
-    and the first KubeError if nothing could be read. Unauthorized is raised at once, except while logs are read,
-    where it is a gap too."""
+    overloaded, and return it together with a README.txt that lists the gaps. A KubeError becomes a gap; if the
+    operator's settings cannot be read, the chart's defaults say where to look. Raises Unavailable if the server
+    does not answer at all, and the first KubeError if nothing could be read. Unauthorized is raised at once, except
+    while logs are read, where it is a gap too."""
     bundle, client = Bundle(), session.client
     try:
         installed = await read_installed(client)

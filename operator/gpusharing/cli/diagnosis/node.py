@@ -108,7 +108,8 @@ def _written(moment: str | None) -> str | None:
 
 def node_answer(name: str, published: NodeStatus | None, live: LivePlan | None, trouble: str) -> NodeAnswer:
     """Combine what is known about a node. `published` is the status from its GPUNode, or None. `live` is the present
-    plan, or None, and `trouble` then says why there is none."""
+    plan, or None; `trouble` then says why there is none, and is the reason why no proofs are shown. A node without
+    a phase and without a verdict is described as one that no policy selects."""
     verdict = None if live is None else live.plan.verdicts.get(name)
     proofs: tuple[Proof, ...] = ()
     unproven = trouble
@@ -190,7 +191,9 @@ def _proofs(name: str, live: LivePlan) -> tuple[tuple[Proof, ...], str]:
 
 
 def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]:
-    """Draw the answer: the state, message, remedy, proofs, blockers, history, and notes."""
+    """Draw the answer: the state, message, remedy, short facts, unhealthy GPUs, proofs, blockers, history, and notes.
+    What is empty is left out, and so is a remedy that the message contains already. A node with SIMULATED GPUs is
+    named first."""
     lines = describe_simulated([answer.node.name] if answer.node.simulated else [], paper)
     lines += fold(_title(answer, now), paper)
     lines += prose(answer.node.message, paper)
@@ -244,9 +247,9 @@ def _facts(answer: NodeAnswer) -> list[str]:
 
 
 def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:
-    """Draw the table of proofs. Below it, draw the messages of sources that disagree. The message is left out if the
-    row of the source shows both values completely and they differ, but never for the sources in _IN_WORDS. Without
-    proofs, draw the reason why there are none."""
+    """Draw the table of proofs, or without proofs the reason why there are none. Below the table, draw the message of
+    each source that disagrees, unless its row says as much: it shows two different values, and neither is cut off.
+    For the sources in _IN_WORDS, the message is always drawn."""
     if not answer.proofs:
         return prose(f"No proof to show: {answer.unproven}", paper, hang="  ", ink=Ink.WAITING)
     good, bad = ("✓", "✗") if paper.glyphs else ("+", "x")
@@ -266,7 +269,7 @@ def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:
 
 
 def _history(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]:
-    """Draw the transitions of the node: the last LAST, or all on wide paper."""
+    """Draw a table of the node's transitions, each with its age, oldest first: the last LAST, or all on wide paper."""
     shown = answer.node.history if paper.wide else answer.node.history[-LAST:]
     rows = [
         [Span(f"{age(from_rfc3339(one.at), now)} ago"), Span(one.phase), Span(one.reason)] for one in shown

@@ -187,9 +187,10 @@ def _all_of(exclusions: Sequence[str]) -> str:
 
 
 def _but(room: NodeRoom, *, now: int, free: int | None, after: int, wanted: int, status: str) -> str:
-    """Return why the best node of a pool does not help the pod at once; empty if it should. `now` and `after` are the
-    node's devices before and after the changes, `free` those that no pod holds (None if unknown), and `wanted` the
-    number that the pod requests."""
+    """Return the first obstacle that prevents the best node of a pool from running the pod at once: too few devices
+    before or after the changes, a node that is closed to pods, or devices that other pods use. Empty if there is
+    none. `now` and `after` are the node's devices before and after the changes, `free` those that no pod holds
+    (None if unknown), and `wanted` the number that the pod requests. `status` is added where the changes will help."""
     most = max(now, after)
     if now < wanted <= after:
         return f"only once the changes are done; {status}"

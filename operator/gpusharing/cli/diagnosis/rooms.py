@@ -48,9 +48,9 @@ _PERSISTENT = ("persistentVolumeClaim", "ephemeral")
 
 def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None) -> str:
     """Return a clause about the first rule that excludes the pod from the node; empty if none does. The rules are, in
-    this order, the pod's node selector, its required node affinity, and the node's taints, except for
-    TRANSIENT_TAINTS, such as that of a cordon. `labels` are the labels that the node will have, or None to use
-    those that it has now."""
+    this order, the pod's node selector, its required node affinity, and the node's taints with the effect
+    NoSchedule or NoExecute, except for TRANSIENT_TAINTS, such as that of a cordon. `labels` are the labels that the
+    node will have, or None to use those that it has now."""
     spec = section(pod, "spec")
     labels = texts(part(node, "metadata", "labels")) if labels is None else labels
     for key, value in sorted(texts(spec.get("nodeSelector")).items()):
@@ -92,8 +92,8 @@ def find_overlooked(pod: JSON) -> tuple[str, ...]:
 
 def _outside(terms: Sequence[Sequence[Row]], labels: Mapping[str, str]) -> str:
     """Return what the terms require of a node that matches none of them: the first unmet row of each, joined by `or`.
-    Empty if the node's `labels` match a term. A row with an unknown operator matches no node: the API server
-    refuses such rows, and the scheduler treats them as unmet."""
+    Empty if the node's `labels` match a term, or if there are no terms. A row with an unknown operator matches no
+    node: the API server refuses such rows, and the scheduler treats them as unmet."""
     wanted = []
     for term in terms:
         missing = [row for row in term if row[1] not in _OPERATORS or not holds(labels, row)]
@@ -148,7 +148,8 @@ NOTE = (
 
 def find_fraction(raw: JSON) -> tuple[str, int]:
     """Return a description of the fraction of a GPU that the Pod's annotations request from KAI-Scheduler, and the
-    number of GPUs. Return an empty string and 0 if it requests none, or if the default scheduler binds the Pod."""
+    number of GPUs, which is at least 1. Return an empty string and 0 if it requests none, or if the default
+    scheduler binds the Pod."""
     annotations = texts(part(raw, "metadata", "annotations"))
     memory, devices = annotations.get("gpu-memory", ""), annotations.get("gpu-fraction-num-devices", "1")
     share = annotations.get("gpu-fraction", f"{memory} MiB" if memory else "")
@@ -226,8 +227,9 @@ class RoomSearch:
     def _room(self, raw: JSON, node: NodeView) -> NodeRoom:
         """Return what one node has for the pod. Its `now` is empty if a rule or the device plugin excludes the pod;
         the plugin counts only if no change is ahead of the node. Its `free` is empty if `now` is, and if the node
-        is cordoned, gated or not Ready. Its `after` is empty if the device plugin will exclude the pod once the
-        changes are done, or a rule will with every set of labels that the node may have then."""
+        is cordoned, gated or not Ready; otherwise it is None if no agent reports which devices pods hold. Its
+        `after` is empty if the device plugin will exclude the pod once the changes are done, or a rule will with
+        every set of labels that the node may have then."""
         plan, report = self.live.plan, self.live.snapshot.gpunodes.get(node.name)
         verdict = plan.verdicts.get(node.name)
         pool = "" if verdict is None else verdict.policy

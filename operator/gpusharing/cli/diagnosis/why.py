@@ -40,7 +40,7 @@ def find_subject(word: str, namespace: str) -> tuple[str, str | None]:
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """Explain the node or the pod that the user named, and return DONE (see VerbModule). Raises Trouble, also if it
-    does not exist."""
+    does not exist, and for a pod also if no plan can be made, for example because the user lacks the rights."""
     name, namespace = find_subject(typed.subject, getattr(typed, "namespace", session.namespace))
     if namespace is not None:
         pod = await session.get(PODS, name, namespace)

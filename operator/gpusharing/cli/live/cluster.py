@@ -80,8 +80,8 @@ class Cluster:
         first write its configuration, the plan is for the time after that, and a note says so. Sets `memory`.
         Raises KubeError, which the context of `gathered` turns into a Trouble.
 
-        The pods are listed for `nodes`, and for at most MAX_LISTED nodes that would be disrupted under `policies`
-        (None stands for all policies).
+        The pods are listed for `nodes`, and for the nodes that would be cordoned under `policies` (None stands for all
+        policies): the first MAX_LISTED of them, and a note says if there are more.
         """
         now, only = self.now(), None if policies is None else frozenset(policies)
         snapshot = await self._snapshot(frozenset(nodes), now)

@@ -52,9 +52,10 @@ class InstalledOperator:
 
 async def read_installed(client: KubeClient) -> InstalledOperator:
     """Find the operator's Deployment in any namespace (the first, if there are several) and return its settings, its
-    version, and the claims and failures on its Lease. If there is no Deployment, return the chart's defaults with
-    the namespace of the GPU Operator, a note, and `missing` set. If Deployments cannot be listed (Forbidden or
-    NotFound), return the chart's defaults with a note. Raises any other KubeError."""
+    version, and the claims and failures on its Lease, with notes about what could not be read or differs from this
+    plugin. If there is no Deployment, return the chart's defaults with the namespace of the GPU Operator, a note,
+    and `missing` set. If Deployments cannot be listed (Forbidden or NotFound), return the chart's defaults with a
+    note. Raises any other KubeError."""
     try:
         deployments = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
     except (Forbidden, NotFound) as error:
@@ -90,8 +91,9 @@ async def is_missing(client: KubeClient) -> bool:
 
 
 def settings_of(deployment: JSON) -> tuple[SourceSettings, tuple[str, ...]]:
-    """Return the operator's settings, read from the environment variables of its containers. If some values cannot be
-    used, their defaults are taken and the second result has one note, which names them; otherwise it is empty."""
+    """Return the operator's settings, read from the environment variables of its containers that have a literal value.
+    If some values cannot be used, their defaults are taken and the second result has one note, which names them;
+    otherwise it is empty."""
     namespace = text(deployment, "metadata", "namespace")
     containers = entries(deployment, "spec", "template", "spec", "containers")
     values = {
@@ -143,8 +145,8 @@ async def _pod_name(client: KubeClient, namespace: str) -> str:
 
 async def _written_claims(client: KubeClient, namespace: str) -> tuple[str, tuple[str, ...]]:
     """Return the annotation of the operator's Lease that records slots and failures, and no note. The annotation is
-    empty if the Lease does not exist or lacks it. If the Lease may not be read or the call is refused as Invalid,
-    return an empty string and a note. Raises any other KubeError."""
+    empty if the Lease does not exist or lacks it. If the user may not read the Lease (Forbidden), or the server
+    rejects the request (Invalid), return an empty string and a note. Raises any other KubeError."""
     try:
         lease = await client.get(LEASES, OPERATOR, namespace=namespace)
     except NotFound:

@@ -31,7 +31,7 @@ class Onlooker(PassingClient):
         `beforehand`, a list of policies or GPUNodes that fails with Forbidden or NotFound is empty.
 
         If there are proposed policies, a list of policies always returns a single page with all of them, sorted by
-        name, whatever page was requested.
+        name, whatever page was requested. A get of one policy is passed on, so it returns the policy as it is now.
         """
         if request.verb not in ("get", "list"):
             raise RuntimeError(
@@ -72,8 +72,9 @@ def _list(items: list[JSON], version: str) -> JSON:
 
 def applied(live: JSON | None, proposed: Mapping[str, Any]) -> JSON:
     """Return the policy as the server would store it after `kubectl apply`: the live object with the spec of the file,
-    and with the file's annotations added to its own. The generation is incremented if the spec has another meaning.
-    `live` is None if the policy does not exist yet; its generation is then 1."""
+    and with the file's annotations added to its own. Other metadata of the file is ignored. The generation is
+    incremented if the two specs are not equal once they are validated. `live` is None if the policy does not exist
+    yet; the result is then the policy of the file with generation 1."""
     own = section(proposed, "metadata")
     if live is None:
         return {**proposed, "metadata": {**own, "generation": 1}}

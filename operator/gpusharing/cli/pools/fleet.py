@@ -99,7 +99,8 @@ class PoolStatus(Summary):
 
     @property
     def changing(self) -> tuple[NodeStatus, ...]:
-        """The nodes that do not have the wanted layout yet. Those that need a person's attention come first."""
+        """The nodes that do not have the wanted layout yet: first those that failed, then those that are blocked,
+        under way, and waiting."""
         order = (State.FAILED, State.BLOCKED, State.MOVES, State.WAITS)
         return tuple(
             sorted((m for m in self.members if m.state in order), key=lambda m: order.index(m.state))

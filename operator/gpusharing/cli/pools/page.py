@@ -357,8 +357,8 @@ class View:
 
 
 def page(view: View) -> str:
-    """Return the whole HTML page: each pool with its nodes, last rollout and cards, and the GPU nodes without a
-    policy."""
+    """Return the whole HTML page: a warning that names nodes with SIMULATED GPUs, each pool with its nodes, last
+    rollout and cards (or a sentence that there is no policy), and the GPU nodes without a policy."""
     title = f"GPU pools of {view.where}"
     head = tag(
         "head",
@@ -383,9 +383,10 @@ def page(view: View) -> str:
 
 
 def _pool(pool: PoolStatus, number: int, view: View) -> Markup:
-    """Return the section of one pool: heading, bar, message, facts, nodes, last rollout and cards. The message is left
-    out if the pool is Synced. Among the nodes, those that need a person's attention come first and those that are
-    done last. `number` makes the section's id unique on the page."""
+    """Return the section of one pool: heading, bar, a warning if the operator has not processed its policy yet,
+    message, facts, nodes, last rollout and cards. The message is left out if the pool is Synced. Among the nodes,
+    those that need a person's attention come first and those that are done last. `number` makes the section's id
+    unique on the page."""
     name = f"pool-{number}"
     parts = [*_title(pool, name), *_bar(pool)]
     if pool.unseen:

@@ -361,7 +361,8 @@ class Picture:
     def draw(self, policies: Iterable[JSON], nodes: Sequence[JSON], stale: str = "") -> None:
         """Draw the pools, or only the one named in `policy`. Sets `last` to what is drawn and, for a table, `lines`
         too. Outside a redrawing, nothing is drawn if the pools have not changed since the last call. `stale` says
-        why the data may be out of date; empty if it is current. Raises Trouble if no policy has that name."""
+        why the data may be out of date, and is shown above a table only; empty if the data is current. Raises
+        Trouble if no policy has that name."""
         pools, unowned = read_pools(policies, nodes)
         if self.policy:
             pools, unowned = (find_pool(pools, self.policy, self.session.where),), ()

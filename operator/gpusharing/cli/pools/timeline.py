@@ -101,8 +101,8 @@ def _last_change(node: NodeStatus, now: datetime) -> tuple[Stretch, ...]:
 
 
 def _moving(change: Sequence[Stretch]) -> tuple[datetime, datetime] | None:
-    """Return when the node's change began and when it ended, without waiting before and after it. Return None if the
-    node was not changed."""
+    """Return when the first phase began in which the node was being changed, and when the last such phase ended; that
+    is now if the node is still in it. Return None if `change` has no such phase."""
     moving = [one for one in change if one.moves]
     return (moving[0].begin, moving[-1].end) if moving else None
 

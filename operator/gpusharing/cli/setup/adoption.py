@@ -251,8 +251,10 @@ def _plan(snapshot: ClusterSnapshot, proposed: Iterable[ProposedPolicy], now: da
 def find_steps(
     snapshot: ClusterSnapshot, admin: AdminConfigMaps, merged: AdminMaps
 ) -> Iterator[AdoptionStep]:
-    """Yield the steps that remain if the operator is installed. The pointers of ClusterPolicy are moved last, because
-    a device plugin does not start if its Node names an entry that the ConfigMap lacks."""
+    """Yield the steps that remain if the operator is installed, as far as they are needed: merge the admin's entries
+    into the operator's ConfigMaps (`helm upgrade`), wait until these are written, and point ClusterPolicy at them.
+    The pointers are moved last, because a device plugin does not start if its Node names an entry that the
+    ConfigMap lacks."""
     if values := ",".join(_values(admin, merged)):
         upgrade = f"helm upgrade gpusharing CHART -n {snapshot.settings.namespace} --reset-then-reuse-values"
         about = "Merge the entries that node labels refer to into the operator's ConfigMaps"

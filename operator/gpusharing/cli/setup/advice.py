@@ -320,7 +320,8 @@ def advise_for(demand: Demand, card: Card) -> Advice | None:
 
 
 def _several(demand: Demand, _: Card) -> Advice | None:
-    """Advise whole GPUs if a container requests more than one GPU or share; return None otherwise."""
+    """Advise whole GPUs if a container requests more than one GPU or share, without counting MIG instances; return
+    None otherwise."""
     if not demand.several:
         return None
     names = ", ".join(demand.several[:3]) + (" ..." if len(demand.several) > 3 else "")
@@ -337,7 +338,8 @@ def _several(demand: Demand, _: Card) -> Advice | None:
 
 def _as_named(demand: Demand, card: Card) -> Advice | None:
     """Advise MIG, with the layout that needs the fewest GPUs, if pods request MIG instances by name, because no other
-    mode has those. Return None otherwise."""
+    mode has those. The reasons name the profiles for which the layout has no room. Return None if no pod requests
+    an instance of this card."""
     wanted = demand.instances(card)
     if not wanted:
         return None

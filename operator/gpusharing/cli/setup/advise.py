@@ -154,8 +154,9 @@ def _card(word: str) -> Card:
 def _find_answers(typed: Namespace, card: Card, demand: Demand | None, isolation: str = "") -> AdviceAnswers:
     """Collect the answers to all questions from the flags. A question that no flag answers is answered from `demand`,
     as far as that is possible (`promised` and `bursts`), or else asked at the terminal; without a terminal it
-    counts as no. `isolation` is the level that the label of the namespace demands. Raises Trouble if a flag cannot
-    be parsed, or if the memory is unknown and there is no terminal to ask at."""
+    counts as no. Whether MPS can be switched on follows from --gpu-operator. `isolation` is the level that the
+    label of the namespace demands. Raises Trouble if a flag cannot be parsed, or if the memory is unknown and there
+    is no terminal to ask at."""
     no_mps = find_deaf_release(typed.gpu_operator)
     if typed.gpu_operator and not is_release(typed.gpu_operator):
         raise Trouble(f"--gpu-operator {typed.gpu_operator} is not a version; pass one such as v25.10.1")
@@ -199,8 +200,8 @@ def _show(advice: Advice, card: Card, demand: Demand | None, typed: Namespace, t
 
 
 def size_of(text: str) -> float:
-    """Parse a size such as `15Gi` and return it in GiB. A number without a unit is in GiB, and G and GB are decimal.
-    Raises Trouble if the size cannot be parsed or is not positive."""
+    """Parse a size such as `15Gi` and return it in GiB. The unit may be Gi or GiB, G or GB (decimal), or Mi or MiB;
+    without one, the number is in GiB. Raises Trouble if the size cannot be parsed or is not positive."""
     match = _SIZE.fullmatch(text.strip())
     if match is None or float(match[1]) <= 0:
         raise Trouble(f"{text!r} is not a memory size; use one such as 15Gi")

@@ -95,7 +95,8 @@ class Examination:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """Print what is wrong, and return FAILED if there is an error, otherwise DONE (see VerbModule)."""
+    """Print what is wrong, and return FAILED if there is an error, otherwise DONE (see VerbModule). Raises Trouble as
+    `_examined` does."""
     examined = await _examined(session)
     terminal.answer(lambda: as_data(examined, session.name), lambda paper: describe(examined, paper))
     return _status(examined)
@@ -187,9 +188,10 @@ async def _servers(client: KubeClient) -> tuple[list[Server], Unseen]:
 
 
 async def _place(client: KubeClient) -> tuple[Place, tuple[str, ...]]:
-    """Return the settings of this installation, read from the operator's Deployment, and notes about it for people. If
-    there is no Deployment, or Deployments cannot be listed (Forbidden or NotFound), return the chart's defaults
-    with the namespace in which the GPU Operator was found, and no notes. Raises any other KubeError."""
+    """Return the settings of this installation, read from the operator's Deployment, and notes about settings that
+    cannot be read and about a version other than this plugin's. If there is no Deployment, or Deployments cannot be
+    listed (Forbidden or NotFound), return the chart's defaults with the namespace in which the GPU Operator was
+    found, and no notes. Raises any other KubeError."""
     place = Place()
     try:
         deployments = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
@@ -216,9 +218,10 @@ async def _with_pointed(
     client: KubeClient, view: InstallationView
 ) -> tuple[InstallationView, PluginEntries | None]:
     """Return `view` with the ConfigMaps that ClusterPolicy names instead of ours added to it, and the entries of the
-    device plugin's ConfigMap, which may be ours. A ConfigMap that does not exist is added as empty, and its entries
-    have no texts. One that may not be read (Forbidden) is not added. The entries are None if ClusterPolicy names no
-    such ConfigMap, or if it may not be read. Raises any other KubeError."""
+    device plugin's ConfigMap, which may be ours. A ConfigMap that does not exist is added as empty; its entries
+    have no texts, but the namespaces where a ConfigMap has its name. One that may not be read (Forbidden) is not
+    added. The entries are None if ClusterPolicy names no such ConfigMap, or if it may not be read. Raises any other
+    KubeError."""
     stack, place, maps, entries = view.followed_policy, view.place, dict(view.config_maps), None
     plugin = stack.plugin_config_name if stack is not None else ""
     pointed = {plugin, stack.mig_config_name if stack is not None else ""}

@@ -353,8 +353,8 @@ MOST = 16
 
 def presume(node: NodeView, stack: StackView) -> GPUNodeView | None:
     """Return what the agent of the node would probably read, inferred from the node's labels and the resources that it
-    advertises. Return None if no number of GPUs explains these, or if the product label or the plugin's
-    configuration is missing."""
+    advertises: as many GPUs as the smallest number up to MOST that explains these. Return None if no such number
+    does, or if the product label or the plugin's configuration is missing."""
     label = node.labels.get(names.LABEL_GPU_PRODUCT, "")
     config = effective_plugin_config(node, stack)
     if not label or config is None:

@@ -167,7 +167,8 @@ def as_data(answer: LegalLayouts) -> dict[str, Any]:
 
 def run_offline(typed: Namespace, terminal: Terminal) -> int:
     """Draw the layouts of a card, or list the cards if none is named (see VerbModule). Returns FAILED if the wanted
-    instances do not fit, otherwise DONE."""
+    instances do not fit, otherwise DONE. Raises Trouble if the name does not match exactly one card, or if --fits
+    cannot be parsed."""
     if not typed.product:
         terminal.answer(
             lambda: [card.key for card in CARDS if card.profiles], lambda paper: describe_cards(CARDS, paper)

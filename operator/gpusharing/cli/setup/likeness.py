@@ -81,8 +81,9 @@ def propose(
 
 def find_label(members: Sequence[str], nodes: Mapping[str, NodeView]) -> tuple[str, str] | None:
     """Return the key and value of a label that names a pool and that all these nodes and no others have; None if there
-    is none. Labels that a mode change rewrites are never returned. The label gpusharing.dev/pool is preferred, then
-    labels that are not ids. `members` must not be empty."""
+    is none. Labels that a mode change rewrites, and labels that describe a machine or its location (_CHANCE), are
+    never returned. The label gpusharing.dev/pool is preferred, then labels that are not ids. `members` must not be
+    empty."""
     common = set(nodes[members[0]].labels.items())
     for name in members[1:]:
         common &= set(nodes[name].labels.items())

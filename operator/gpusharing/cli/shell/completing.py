@@ -88,7 +88,8 @@ def cluster_names(kind: str, words: Sequence[str]) -> list[str]:
 
 
 def _value(words: Sequence[str], flag: str) -> str:
-    """Return the value of a flag in the typed words, or an empty string if the flag is not there."""
+    """Return the value of the first occurrence of a flag in the typed words, written `FLAG VALUE` or `FLAG=VALUE`; an
+    empty string if the flag is not there or has no value yet."""
     for word, following in zip(words, (*words[1:], ""), strict=True):
         if word == flag:
             return following

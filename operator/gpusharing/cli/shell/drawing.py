@@ -97,7 +97,8 @@ def printable(text: str) -> str:
 
 def prose(text: str, paper: Paper, *, indent: str = "", hang: str = "", ink: Ink = Ink.PLAIN) -> list[Line]:
     """Break a string into lines that fit the paper. All lines begin with `indent`, and all but the first with `hang`
-    after it. Runs of whitespace become one space; a string of whitespace alone gives no lines."""
+    after it. Runs of whitespace become one space, and a word that is longer than a line is broken; a string of
+    whitespace alone gives no lines."""
     wrapped = textwrap.wrap(
         " ".join(text.split()),
         max(NARROW, paper.room),
@@ -133,7 +134,7 @@ def table(
     columns: Sequence[Column], rows: Sequence[Sequence[Span]], paper: Paper, indent: str = ""
 ) -> list[Line]:
     """Return a header and a line for each row. Every row must have one cell for each column. Columns without any
-    content are left out. If the paper has a width and is not wide, columns are left out in the order of `drop`
+    content are left out. If the paper has a width and is not wide, the columns with the highest `drop` are left out
     until the rest fits, and then long cells are cut."""
     rows = _justified(columns, rows)
     shown = [index for index in range(len(columns)) if any(row[index].text for row in rows)]

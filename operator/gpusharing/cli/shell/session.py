@@ -100,7 +100,7 @@ class Session:
 
     @property
     def name(self) -> str:
-        """The name of the context in JSON and YAML."""
+        """The name of the context in JSON and YAML, or `this pod's cluster` if a service account is used."""
         return self.where.removeprefix("context ")
 
     async def each_page(
@@ -139,8 +139,8 @@ class Session:
         return [task.result() for task in tasks]
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> JSON:
-        """Return one object. Raises Trouble for every error. If no object has this name, the message suggests similar
-        names, or says that the user may not list the objects."""
+        """Return one object. Raises Trouble for every error. If no object has this name, the others are listed, so
+        that the message can suggest similar names; it says so if the user may not list them."""
         try:
             return await self.client.get(resource, name, namespace=namespace)
         except NotFound as error:

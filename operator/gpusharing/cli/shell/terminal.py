@@ -17,7 +17,7 @@ from gpusharing.cli.shell.drawing import Ink, Line, Paper, Span, line, plain, sh
 
 def ask_line(question: str, answers: TextIO) -> str:
     """Print a question on standard error, so that it is not mixed with data, and return the line that was typed,
-    without surrounding whitespace. Ctrl-C raises KeyboardInterrupt.
+    without surrounding whitespace; empty at the end of the input. Ctrl-C raises KeyboardInterrupt.
 
     asyncio would only take note of the first Ctrl-C and keep waiting for the line to end, so Python's own handler is
     installed while the question is open.

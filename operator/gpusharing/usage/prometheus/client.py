@@ -261,7 +261,8 @@ class Prometheus:
         return [series for series in await self.instant_all(query, at) if math.isfinite(series.value)]
 
     async def instant_all(self, query: str, at: float | None) -> list[Series]:
-        """Return the series of `instant` and also those whose value is infinite or not a number. Raises Trouble."""
+        """Return the series of `instant` and also those whose value is infinite or not a number. Series without a
+        value are left out. Raises Trouble as `instant` does."""
         parameters = {"query": query} | ({} if at is None else {"time": f"{at:.3f}"})
         return [series for series in await self._result("query", parameters, "vector") if series.points]
 
@@ -274,9 +275,9 @@ class Prometheus:
 
         A proxy in front of Prometheus may move the start and the end to multiples of the step (Mimir's
         pkg/frontend/querymiddleware/step_align.go at 0c388a4, Thanos' query frontend). So values more than half a step
-        before the first or after the last time are left out. If this is one of several queries that together cover a
-        longer time, `whole` is the start and end of that time; otherwise it is None. The proxy moves all of these
-        queries in the same way, so a value that one of them loses is in the answer to the query before it.
+        before `start` or after `end` are left out. If several queries together cover a longer time, `whole` is the
+        start and end of that time, and only values outside it are left out: the proxy moves all of these queries in
+        the same way, so a value that one of them loses is in the answer to the query before it.
         """
         parameters = {"query": query, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
         answer = await self._result("query_range", parameters, "matrix")

@@ -219,7 +219,7 @@ def silence_of(node: str, absences: Absences, down: tuple[float, float]) -> floa
     """Return the seconds for which the agent of `node` did not answer or could not read its GPUs while the node was
     not seen. For a node that is new in the window, the time before it was first seen counts, and for one that did
     not return, the time after it was last seen. For a node that was never seen, all of the time counts. `down` has
-    the first and the last time at which the agent was in that state."""
+    the first and the last time at which the agent did not answer or could not read its GPUs."""
     begin, end = down
     if node not in absences.first and node not in absences.last:
         return absences.missed(begin, end)

@@ -203,7 +203,8 @@ class Fold:
         return [(labels, series) for series in answer if self._is_ours(labels := read(series))]
 
     def _look_beyond(self, readings: Iterable[Reading]) -> None:
-        """Record in `beyond` when nodes that are not chosen were last seen with GPUs."""
+        """Record in `beyond` when nodes that are not chosen were last seen with GPUs. Does nothing if all nodes are
+        chosen (`nodes` is None)."""
         for labels, series in readings:
             if labels.node and self.nodes is not None and labels.node not in self.nodes and series.points:
                 last = self.hour(series.points[-1][0])

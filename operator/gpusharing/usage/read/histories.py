@@ -53,8 +53,9 @@ class ObservedPool:
 
 
 def find_pool(usage: Usage, where: str) -> ObservedPool:
-    """Return the pool that the usage shows. `where` names the chosen nodes in messages. Raises Trouble if there are no
-    GPUs, if the GPUs are of several models, or if their nodes also have GPUs of another model than the chosen card."""
+    """Return the pool that the usage shows. Workloads that had no pod in the last day are left out, except CronJobs; a
+    remark names them. `where` names the chosen nodes in messages. Raises Trouble if there are no GPUs, if the GPUs
+    are of several models, or if their nodes also have GPUs of another model than the chosen card."""
     fold = usage.fold
     records: list[Record | Gpu] = [*fold.records.values(), *fold.gpus.values()]
     latest = max((record.last for record in records), default=-1)  # the last hour of which anything is known

@@ -340,8 +340,8 @@ class _Unseen:
         return {node for node, _ in self._seen}
 
     def describe(self) -> list[str]:
-        """Return a list with one sentence about the lost time, or an empty list if no node lost more than MISSED
-        seconds and a part of TOLERANCE of its time."""
+        """Return a list with one sentence about the lost time. Only nodes count that lost more than MISSED seconds and
+        more than the fraction TOLERANCE of their metered time; without such a node, the list is empty."""
         lost = {
             key: count
             for key, count in self._lost.items()
