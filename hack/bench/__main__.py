@@ -163,7 +163,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     """Measure, print the table and write the JSON. Returns the exit status: 0 if everything could be measured, 1 if a
-    part failed, 2 if a metric is unknown. A missed aim is a result and not an error."""
+    part failed, 2 if a metric is unknown, in which case nothing is measured. A missed aim is a result and not an
+    error. Raises as `measure` does."""
     options = arguments()
     wanted = frozenset(options.only.split(","))
     if unknown := sorted(wanted - set(AIMS)):

@@ -81,6 +81,7 @@ class SeenTenants:
         }
 
     def __str__(self) -> str:
+        """Return how the devices are assigned and used, as a clause for the column HOW of the table."""
         whose = (
             "that pod's cgroup"
             if self.attributed
@@ -188,7 +189,7 @@ class Running:
     port: int
 
     def metrics(self) -> str:
-        """Scrape the agent once and return the metrics page."""
+        """Scrape the agent once and return the metrics page. Raises OSError if the agent does not answer."""
         return read_metrics(self.port)
 
     def readings(self) -> float:
@@ -224,10 +225,12 @@ class _Used:
 
     @property
     def own_ms(self) -> float:
-        """CPU milliseconds of one reading, without the time spent in the library."""
+        """CPU milliseconds of one reading, without the time spent in the library. There must be at least one reading."""
         return (self.cpu_ms - self.driver_ms) / self.readings
 
     def __str__(self) -> str:
+        """Return how the CPU time of a reading was measured, as a clause for the column HOW of the table. There must
+        be at least one reading."""
         return (
             f"CPU clock over {self.readings:.0f} unchanged readings, every {INTERVAL} s, without the"
             f" {self.driver_ms / self.readings:.2f} ms that the SIMULATED library took for the"
@@ -239,7 +242,7 @@ def agent(testbed: Testbed) -> Iterator[Measured]:
     """Create a Node with eight SIMULATED GPUs, and yield the agent's memory and its CPU time for a reading that
     changes nothing and for a scrape: with whole GPUs in use, and then with MIG instances in use. With unused GPUs
     only the CPU time for a reading is yielded, which comes first. The Node and its GPUNode are deleted at the end,
-    unless something failed. Raises as `_with_tenants` does."""
+    unless something failed. Raises as `_with_tenants` does, and CalledProcessError if the GPUs cannot be divided."""
     machine = Simulator.create(testbed.directory / "nvml.state", ["h100-80gb"] * GPUS, seed="bench")
     testbed.api.create("/api/v1/nodes", {"metadata": {"name": NODE}})
     gpunode = {"apiVersion": names.API_VERSION, "kind": "GPUNode", "metadata": {"name": NODE}, "spec": {}}

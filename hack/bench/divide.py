@@ -7,7 +7,8 @@ INSTANCES = 7
 
 
 def main() -> None:
-    """Turn MIG on and create the instances. Raises NVMLError if the library refuses."""
+    """Turn MIG on for each GPU and create INSTANCES GPU instances there, with one compute instance in each. Raises
+    NVMLError if the library refuses."""
     pynvml.nvmlInit()
     for index in range(pynvml.nvmlDeviceGetCount()):
         gpu = pynvml.nvmlDeviceGetHandleByIndex(index)

@@ -26,6 +26,7 @@ class Aim:
         return value >= self.limit if self.at_least else value <= self.limit
 
     def __str__(self) -> str:
+        """Return the limit as the table shows it, such as `<= 75` or `>= 0.8`."""
         return f"{'>=' if self.at_least else '<='} {self.limit:g}"
 
 

@@ -179,8 +179,8 @@ class Testbed:
         self.api.merge_patch(f"{POLICIES}/{policy}", {"spec": dict(spec)})
 
     def wait_ready(self, policies: Sequence[str], seconds: float) -> None:
-        """Wait until the present generation of each policy is Ready. Raises TimeoutError if one of them takes longer
-        than `seconds`."""
+        """Wait until the present generation of each policy is Ready, one policy after another. Raises TimeoutError if
+        one of them takes longer than `seconds`, and ApiError if one does not exist."""
         for policy in policies:
             launch.wait_ready(self.api, policy, seconds)
 
@@ -220,7 +220,8 @@ class Testbed:
     def wait_silent(self, seconds: float = 3.0, at_most: float = 60.0) -> None:
         """Wait for a span of `seconds` in which the operator writes nothing. The first span begins with this call, and
         another one begins whenever a span has ended with writes in it. Renewals of the operator's Lease do not
-        count. Raises TimeoutError if there was no such span within `at_most` seconds."""
+        count. Raises TimeoutError if there was no such span within `at_most` seconds, and OSError if the operator
+        does not serve its metrics."""
         span = self.span()
 
         def silent() -> bool:

@@ -187,9 +187,9 @@ class Sick:
 
 
 def is_renewal(path: str, body: bytes) -> bool:
-    """Whether a write to a Lease only concerns who leads: it acquires, renews or releases the Lease. A write without a
-    body is one, such as a deletion. False if the body also has annotations, or if the path is not that of a Lease.
-    Raises ValueError if the body of a write to a Lease is not JSON."""
+    """Whether a write only acquires, renews or releases a Lease: `path` is that of a Lease, and `body` has no
+    annotations. A write to a Lease without a body, such as a deletion, counts as well. Raises ValueError if the
+    body of a write to a Lease is not JSON."""
     if "/leases" not in path:
         return False
     metadata = json.loads(body).get("metadata", {}) if body else {}
@@ -197,8 +197,8 @@ def is_renewal(path: str, body: bytes) -> bool:
 
 
 def object_of(path: str) -> str:
-    """Return the path without its subresource. The path of a collection or of an object itself is returned as it
-    is."""
+    """Return the path without its subresource, which must be one of SUBRESOURCES. The path of a collection or of an
+    object itself is returned as it is."""
     front, _, last = path.rpartition("/")
     return front if last in SUBRESOURCES and front.count("/") > 3 else path
 

@@ -144,7 +144,7 @@ class Competitor(Fault):
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
         """Forward the call. If it is a write to an existing object that the fault hits, count a hit and make the
-        competing write first."""
+        competing write first; if that raises, the call is not forwarded and the error passes through."""
         if call.is_write and call.method != "POST" and self.concerns(call):
             self.hit()
             await asyncio.to_thread(self.write, object_of(call.path))

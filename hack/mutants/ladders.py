@@ -55,6 +55,7 @@ def _blind(answer: object, name: str) -> Callable[..., object]:
     """Return a function named `name` that ignores its arguments and returns `answer`."""
 
     def never(*_: object, **__: object) -> object:
+        """Return `answer`, whatever the arguments."""
         return answer
 
     never.__name__ = name

@@ -64,6 +64,7 @@ class Mutation:
         return (source[: self.start] + self.becomes.encode() + source[self.end :]).decode()
 
     def __str__(self) -> str:
+        """Return the place of the mistake, its kind, and the piece of source before and after, on one line."""
         return f"{self.scope or 'module'}: {self.kind}: {self.was}  ->  {self.becomes}"
 
 

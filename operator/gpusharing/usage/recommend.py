@@ -102,9 +102,10 @@ async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal, session
 
 
 async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session | None) -> RecommendReport:
-    """Return the recommendation, without the plan of its policy. With a `session` the nodes are selected in the
-    cluster, and with None in Prometheus. Raises Trouble, also if no pod used a GPU or no workload has a history
-    that is long enough."""
+    """Return the recommendation, without the plan of its policy. It is None, and `missing` says why, if the layouts of
+    the GPU model are unknown; there is no policy if no workload has a place. With a `session` the nodes are
+    selected in the cluster, and with None in Prometheus. Raises Trouble, also if no pod used a GPU or no workload
+    has a history that is long enough."""
     start, end = span_of(typed, await prometheus.now(), MOST)
     selector = selector_of(typed.selector)
     if session is None:
@@ -153,8 +154,8 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session
 
 
 async def find_effect(session: Session | None, scope: NodeScope, policy: dict[str, object]) -> Planned | str:
-    """Return the plan of the policy, as `plan -f` would compute it, or a clause that says why it is unknown. A Trouble
-    from the cluster becomes such a clause."""
+    """Return the plan of the policy, as `plan -f` would compute it, or a clause that says why it is unknown: there is
+    no `session`, no node has the policy's label yet, or the cluster caused a Trouble, which is not raised."""
     if session is None:
         return "with --prometheus, the cluster is not contacted; use --service for a Prometheus inside one"
     if scope.unlabelled:

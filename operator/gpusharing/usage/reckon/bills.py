@@ -218,7 +218,8 @@ def _key(cell: Cell) -> tuple[int, str, str, str]:
 
 def _rows(items: Iterable[_Item], *, by_policy: bool) -> tuple[Row, ...]:
     """Return one row for each group of cells that differ only in what the bill does not show (the price and, unless
-    `by_policy`, the policy). Rows are sorted by currency; those without a price come last."""
+    `by_policy`, the policy). Rows are sorted by currency, those without a price last, and then by policy, part,
+    tenant, resource and basis."""
 
     def key(item: _Item) -> tuple[object, ...]:
         """Return the values by which cells are grouped into rows and rows are sorted."""

@@ -255,9 +255,9 @@ def _doubts(
 
 
 def _is_preallocated(history: History, memory: Histogram, compute: float | None, card: Card) -> bool:
-    """Whether the memory is probably preallocated: it is flat (FLAT) and takes up most of the device (FILLED) while
-    the activity is low (LOW_ACTIVITY). False if memory or activity was not measured, or the card's memory is
-    unknown."""
+    """Whether the memory is probably preallocated: it is flat (FLAT) and takes up a large part of the device (FILLED)
+    while the activity is low (LOW_ACTIVITY). A device whose share of the card is unknown counts as a whole card.
+    False if memory or activity was not measured, or the card's memory is unknown."""
     whole = memory_of(card) * GIB
     if compute is None or not memory.samples or not whole:
         return False

@@ -313,8 +313,8 @@ def _seat(card: Card, need: Need, sizes: Sequence[Size]) -> Seat | Misplaced:
 def _granted(
     packer: Packer, sizes: Sequence[Size], seat: Seat, chosen: TemplateChoice
 ) -> tuple[str, int, Bound]:
-    """Return the profile that a workload gets, its number of whole GPUs, and why it gets this much. The profile is
-    empty if the pods get whole GPUs; otherwise the number is 0."""
+    """Return the profile that the pods of a workload get, the number of whole GPUs of each pod, and why they get this
+    much. The profile is empty if the pods get whole GPUs; otherwise the number is 0."""
     if seat.gpus:
         return "", seat.gpus, Bound.WHOLE
     index = chosen.index(seat)

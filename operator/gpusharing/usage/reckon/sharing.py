@@ -84,8 +84,9 @@ def _each_pod(needs: Sequence[Need], values: Sequence[float]) -> _Pods:
 
 
 def _mps(card: Card, memory: _Pods, compute: _Pods | None, instead: int) -> Shared | None:
-    """Return how MPS would serve these pods, with as many on each GPU as fit. `instead` is the number of GPUs in the
-    layout. Return None if there are no pods, if not even two fit on a GPU, or if the memory needs are not known."""
+    """Return how MPS would serve these pods, with as many on each GPU as fit and as MPS allows. `instead` is the
+    number of GPUs in the layout. Return None if there are no pods, if not even two fit on a GPU, or if the memory
+    needs are not known."""
     if not memory or not memory[0]:
         return None
     most = min(card.mps_max_clients, int(memory_of(card) * GIB // memory[0]))
@@ -100,8 +101,8 @@ def _mps(card: Card, memory: _Pods, compute: _Pods | None, instead: int) -> Shar
 
 
 def _turns(card: Card, memory: _Pods, compute: _Pods | None, instead: int) -> Shared | None:
-    """Return how time-slicing would serve these pods, with as many on each GPU as fit. `instead` is the number of GPUs
-    in the layout. Return None if not even two pods fit on a GPU."""
+    """Return how time-slicing would serve these pods, with as many on each GPU as fit, but at most TURNS. `instead` is
+    the number of GPUs in the layout. Return None if not even two pods fit on a GPU, or if there are fewer than two."""
     whole = memory_of(card) * GIB
     for most in range(min(TURNS, len(memory)), 1, -1):
         gpus, replicas = _spread(len(memory), most)

@@ -208,9 +208,10 @@ def _cheapest(
     fleet: Fleet,
     undivided_on: Callable[[int], int | None],
 ) -> TemplateChoice | None:
-    """Return `way` completed with a number of nodes and of divided GPUs on each: as few GPUs as possible on the
-    existing nodes, and among these as few nodes as possible. If the existing nodes are too few, return it with as
-    few additional nodes as possible. Return None if it is impossible."""
+    """Return a copy of `way` in which `nodes`, and `divided` for the GPUs of each node, are filled in: as few GPUs as
+    possible on the existing nodes, and among these as few nodes as possible. If the existing nodes are too few, as
+    few additional ones as possible are used. Return `way` itself if no pod needs a GPU, and None if no number of
+    nodes suffices."""
     if not any(way.wanted) and not whole:
         return way
     best: TemplateChoice | None = None

@@ -284,7 +284,8 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
 
 def sparkline(samples: Sequence[Sample], top: float, paper: Paper) -> str:
     """Return a row of characters whose heights show the highest sample of each equal stretch of time, relative to
-    `top`. A stretch without samples is a space. The samples must be in chronological order and not empty."""
+    `top`: one character for each hour, but at most WIDTH and what fits on the paper. A stretch without samples is a
+    space. The samples must be in chronological order and not empty."""
     first, last = samples[0].at, samples[-1].at
     cells = min(WIDTH, paper.room - BESIDE, round((last - first).total_seconds() / 3600) + 1)
     highest: list[float | None] = [None] * cells
@@ -411,7 +412,8 @@ _MODES = ("mode", "mig", "mps", "timeSlicing")
 
 def policy_of(scope: NodeScope, recommendation: Recommendation) -> dict[str, Any]:
     """Return a policy with this layout and manual approval. If `scope` holds the spec and metadata of an existing
-    policy, everything else in them is kept, except the node selector, which is that of `scope`."""
+    policy, everything else in them is kept, except its former mode with the settings of that mode, and the node
+    selector, which is that of `scope`."""
     unchanged = {
         key: value for key, value in scope.spec.items() if key not in (*_MODES, "nodeSelector", "rollout")
     }
