@@ -79,11 +79,9 @@ def _not_writable(root: Path, error: OSError) -> UnavailableError:
 @contextmanager
 def alone(lock: Path, doing: str, patience: float = PATIENCE) -> Iterator[Path]:
     """Hold the lock file `lock` in the `with` block, and yield its path. Only one process at a time can hold it.
-
     `doing` describes the work to the processes that wait, as in "building helm". The system releases the lock of a
     process that ends, even of one that is killed. Raises UnavailableError if another process holds the lock for
-    `patience` seconds.
-    """
+    `patience` seconds, and OSError if the file cannot be created."""
     with lock.open("a+") as file:
         _wait(file, doing, patience)
         file.truncate(0)
@@ -151,8 +149,8 @@ APP = "gpu-sharing-operator"
 
 
 def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder for built programs: below `$GPUSHARING_CACHE`, or below `$XDG_CACHE_HOME` if that is unset, or
-    below `~/.cache` if both are."""
+    """Return the folder for built programs, which need not exist: below `$GPUSHARING_CACHE`, or below
+    `$XDG_CACHE_HOME` if that is unset, or below `~/.cache` if both are."""
     chosen = environ.get("GPUSHARING_CACHE") or environ.get("XDG_CACHE_HOME")
     if chosen:
         return Path(chosen).expanduser() / APP

@@ -194,8 +194,8 @@ class Checks:
 
 
 def count_tests() -> Counter[str]:
-    """Return how many tests passed, failed and were skipped, summed over all reports in build/. Only the first line of
-    a report is read."""
+    """Return how many tests passed, failed and were skipped, under these three words, summed over all reports in
+    build/. Only the first line of a report is read. Empty if no report has such a number."""
     total: Counter[str] = Counter()
     for path in BUILD.glob("report-*.txt"):
         line = path.read_text().partition("\n")[0]

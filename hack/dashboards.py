@@ -40,8 +40,8 @@ class Dashboard:
 
 
 def of(metric: str, *selectors: str, policy: bool = False, namespace: bool = False) -> str:
-    """Return a query for a metric in the selected clusters. With `policy` or `namespace` it is limited to the policies
-    or namespaces that the user selects, and `selectors` are further conditions on labels."""
+    """Return a query for a metric in the clusters that the user selects. With `policy` or `namespace` it is also
+    limited to the selected policies or namespaces, and `selectors` are further conditions on labels."""
     chosen = ['cluster=~"$cluster"']
     chosen += ['policy=~"$policy"'] if policy else []
     chosen += ['namespace=~"$namespace"'] if namespace else []
@@ -440,7 +440,8 @@ def _chosen(name: str) -> dict[str, Any]:
 
 def _placed(panels: tuple[Panel, ...]) -> list[dict[str, Any]]:
     """Return the panels in Grafana's JSON model, placed from left to right in rows of COLUMNS columns and numbered
-    from 1. The panels of a row must fill it exactly and have the same height: HEIGHT, or half of that for stats."""
+    from 1. The panels of a row must fill it exactly and have the same height, which is not checked: HEIGHT, or half
+    of that for stats."""
     x = y = 0
     placed = []
     for number, panel in enumerate(panels, start=1):

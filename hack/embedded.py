@@ -199,6 +199,7 @@ class Embedded:
         operator, client = self._operator, self.client
 
         def ended(_: asyncio.Task[None]) -> None:
+            """Set `changed`, so that the wait ends with the operator."""
             changed.set()
 
         if operator is not None and not operator.done():
@@ -246,7 +247,8 @@ def is_ready(policy: Mapping[str, Any]) -> bool:
 
 
 def _replacing(old: JSON, new: JSON) -> JSON:
-    """Return the merge patch that turns `old` into `new`. It sets keys that are missing in `new` to None."""
+    """Return the merge patch that turns `old` into `new`. It sets keys that are missing in `new` to None, also in
+    nested mappings; a list in `new` replaces the former one as a whole."""
     merged: JSON = dict.fromkeys(old.keys() - new.keys())
     for key, value in new.items():
         before = old.get(key)

@@ -54,7 +54,8 @@ FOLDERS = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Write all generated files and print the path of each that changed, or with --check print each problem to stderr
-    and change nothing. Returns the exit status: 0, or with --check 1 if there is a problem."""
+    and change nothing. Returns the exit status: 0, or with --check 1 if there is a problem. Raises ValueError as
+    `generate` does."""
     parser = argparse.ArgumentParser(prog="python -m hack.generate", description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing, fail on any difference")
     options = parser.parse_args(arguments)

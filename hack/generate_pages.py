@@ -192,7 +192,8 @@ def _metric_row(name: str, kind: str, text: str) -> tuple[str, str, str]:
 
 
 def _agent_metrics() -> list[tuple[str, str, str]]:
-    """Return (name, type, description) of each of the agent's metrics, from the source of its collectors."""
+    """Return (name, type, description) of each of the agent's metrics, from the source of its collectors. Raises
+    ValueError as `rows_of_metrics` does."""
     modules = (agent_metrics, usagemetrics, metermetrics)
     return [row for module in modules for row in rows_of_metrics(inspect.getsource(module), vars(module))]
 
@@ -243,8 +244,8 @@ def _text(node: ast.expr, values: Mapping[str, object]) -> str:
 
 
 def agent_fields() -> str:
-    """Return the page about all observed fields: the call that reads each field, the right that the call needs, and
-    what is shown without that right."""
+    """Return the page about the agent's rights, all observed fields, and the metrics of usage: the call that reads
+    each field, the right that the call needs, and what is shown without that right."""
     body = ["## Rights", ""]
     body += _table(("Right", "Values of the chart", "Why"), ((n.title, n.chart, n.why) for n in NeededRight))
     header = ("Field of `status.observed`", "NVML call", "Needs", "Without it, or where not supported")

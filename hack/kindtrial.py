@@ -66,7 +66,7 @@ def find_archive(folder: Path) -> Path:
 
 
 def read_reference(archive: Path) -> str:
-    """Return the repository and tag of the image in an archive, as `repository:tag`."""
+    """Return the repository and tag of the first image in an archive, as `repository:tag`."""
     with tarfile.open(archive) as tar:
         member = tar.extractfile("manifest.json")
         assert member is not None

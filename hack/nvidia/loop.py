@@ -75,8 +75,8 @@ class NvidiaLoop:
         self.wait_ready()
 
     def wait(self, condition: Any, what: str) -> None:
-        """Wait until the condition is true. Raises TimeoutError, with the state of the cluster, after SECONDS, and
-        AssertionError if the operator has ended."""
+        """Wait until the function `condition` returns true; `what` names it in the error. Raises TimeoutError, with
+        the state of the cluster, after SECONDS, and AssertionError if the operator has ended."""
         try:
             wait_until(condition, SECONDS, what, self._check)
         except TimeoutError as error:
@@ -88,12 +88,13 @@ class NvidiaLoop:
         return "\n".join(self.plane.kubectl("get", kind, "-o", "wide") for kind in ("gsp", "gpun", "pods"))
 
     def labels(self, node: str) -> dict[str, str]:
-        """Return the labels of a Node."""
+        """Return the labels of a Node. Raises ApiError if there is no such Node."""
         labels: dict[str, str] = self.api.get(f"{NODES}/{node}")["metadata"]["labels"]
         return labels
 
     def served(self, node: str) -> dict[str, int]:
-        """Return the allocatable number of each GPU resource of a Node, without those that are 0."""
+        """Return the allocatable number of each GPU resource of a Node, without those that are 0. Raises ApiError if
+        there is no such Node."""
         allocatable = self.api.get(f"{NODES}/{node}")["status"]["allocatable"]
         return {
             name: int(count)

@@ -45,7 +45,7 @@ class MigManagerProgram:
     def start(self) -> None:
         """Start mig-manager, which must not be running. The D-Bus daemon is started before it unless that was done
         already. mig-manager immediately applies the label's current value. Raises SandboxError if the bus does not
-        start, and FileNotFoundError if dbus-daemon is not installed."""
+        start, FileNotFoundError if dbus-daemon is not installed, and the errors of `Sandbox.start`."""
         if self._bus is None:
             self._start_bus()
         extra = {

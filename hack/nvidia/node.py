@@ -105,7 +105,7 @@ class RealNode:
     def kill(self, app: str) -> None:
         """Kill the main program of each pod of this operand on this node; it is restarted later, as by a kubelet.
         `app` is a key of operands.SELECTORS. Does nothing if there is no such pod, or its programs have not been
-        started."""
+        started. Raises ApiError if the pods cannot be listed."""
         for pod in self._list_pods():
             if _app(pod) == app and (processes := self._pods.get(pod["metadata"]["uid"])):
                 processes.kill()

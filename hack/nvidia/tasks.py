@@ -79,11 +79,12 @@ class SandboxTask:
         return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
-        """End the program with SIGKILL."""
+        """End the program with SIGKILL, and what is left of its process group. Does nothing if it is not started."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """End the program with SIGTERM, or with SIGKILL if it has not ended after STOP_SECONDS."""
+        """End the program with SIGTERM, or with SIGKILL if it has not ended after STOP_SECONDS, and what is left of
+        its process group. Does nothing if it is not started."""
         self._end(signal.SIGTERM)
 
     def run(self, seconds: float) -> int:

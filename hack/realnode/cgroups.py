@@ -22,7 +22,7 @@ def hierarchies() -> list[Path]:
 
 def make(node: str) -> str:
     """Create the cgroup of a node in every hierarchy, unless it exists, and return its path `/gso-PID/NODE`, which is
-    the same in each of them."""
+    the same in each of them. Raises OSError if this machine does not permit it."""
     path = f"{PREFIX}{os.getpid()}/{node}"
     for hierarchy in hierarchies():
         for folder in (hierarchy / f"{PREFIX}{os.getpid()}", hierarchy / path):

@@ -92,6 +92,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     slash."""
 
     def __init__(self, folder: Path, *arguments: Any) -> None:
+        """Answer one request from the files in `folder`; `arguments` are those of BaseHTTPRequestHandler."""
         self._folder = folder
         super().__init__(*arguments)
 

@@ -42,8 +42,8 @@ class HostServices:
 
     def start(self) -> None:
         """Start both services, and return when the D-Bus socket exists. mig-manager needs the bus before anything
-        else, to reach systemd. Raises ComponentError if the D-Bus daemon ends, and TimeoutError if there is no
-        socket after BUS_SECONDS."""
+        else, to reach systemd. Raises ComponentError if the D-Bus daemon ends, TimeoutError if there is no socket
+        after BUS_SECONDS, and RuntimeError if the node's machine is not started."""
         socket = Path(HOST_ROOT) / "run" / "dbus" / "system_bus_socket"
         config = self._node.folder / "bus.conf"
         config.write_text(BUS.format(socket=socket))
@@ -177,8 +177,8 @@ def running_site(machines: Sequence[str], image: Image) -> Iterator[Site]:
     """Yield a control plane with the objects of the GPU Operator and with nodes of these names, each with two GPUs,
     `image` and NVIDIA's programs. Everything ends with the context.
 
-    Raises UnavailableError if something cannot be built, and ComponentError, NetworkError or TimeoutError if this
-    computer cannot run it.
+    Raises UnavailableError if something cannot be built, and the errors of `KubeletNode.start` and
+    `HostServices.start` if this computer cannot run it.
     """
     with contextlib.ExitStack() as stack:
         network = stack.enter_context(bridge())

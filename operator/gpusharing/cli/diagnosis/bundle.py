@@ -235,7 +235,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def gather(session: Session, at: datetime) -> Bundle:
-    """Read everything that belongs in the archive, one call after the other so that an ailing server is not
+    """Read everything that belongs in the archive, one call after the other so that a struggling server is not
     overloaded, and return it together with a README.txt that lists the gaps. A KubeError becomes a gap; if the
     operator's settings cannot be read, the chart's defaults say where to look. Raises Unavailable if the server
     does not answer at all, and the first KubeError if nothing could be read. Unauthorized is raised at once, except

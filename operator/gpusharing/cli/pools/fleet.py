@@ -118,7 +118,7 @@ def read_pools(
 def group_pools(
     policies: Iterable[JSON], nodes: Iterable[NodeStatus]
 ) -> tuple[tuple[PoolStatus, ...], tuple[NodeStatus, ...]]:
-    """Return the same as `read_pools` for nodes that have been read."""
+    """Do the same as `read_pools`, for nodes whose GPUNodes have been converted already."""
     by_policy: dict[str, list[NodeStatus]] = {}
     for node in nodes:
         by_policy.setdefault(node.policy, []).append(node)

@@ -104,7 +104,7 @@ async def _isolation(session: Session, namespace: str) -> str:
 
 async def _obstacle(session: Session, mode: Mode) -> str:
     """Return a clause about NVIDIA's programs that the mode needs and ClusterPolicy turns off. Empty if there are
-    none, if there is no ClusterPolicy, or if ClusterPolicies cannot be read for whatever reason."""
+    none, if there is no ClusterPolicy, or if ClusterPolicies cannot be read for any reason."""
     try:
         policy, _ = find_active(map(cluster_policy_view, await session.all(CLUSTER_POLICIES)))
     except Trouble:
@@ -117,7 +117,7 @@ async def _obstacle(session: Session, mode: Mode) -> str:
 async def _deafness(session: Session) -> tuple[str | None, str]:
     """Return why no label can switch MPS on, found by the check that the operator makes before a change, and the
     remedy. Both are empty if a label can, as far as the DaemonSet shows. If there is no MPS daemon of the GPU
-    Operator, or if DaemonSets cannot be listed for whatever reason, the reason is None and the remedy empty."""
+    Operator, or if DaemonSets cannot be listed for any reason, the reason is None and the remedy empty."""
     try:
         views = [daemon_set_view(raw).mps_daemon for raw in await session.all(DAEMON_SETS)]
     except Trouble:
@@ -131,7 +131,7 @@ async def _deafness(session: Session) -> tuple[str | None, str]:
 
 async def _only_card(session: Session) -> str:
     """Return the product of the GPUs in the cluster, as the agents report it. Empty if they report no product or
-    several, or if GPUNodes cannot be read for whatever reason."""
+    several, or if GPUNodes cannot be read for any reason."""
     try:
         nodes = await session.all(GPUNODES)
     except Trouble:

@@ -110,7 +110,7 @@ def carry_out_everywhere(
 async def ask_clusters(
     verb: FleetVerb, typed: Namespace, contexts: Sequence[str], first: float = FIRST
 ) -> list[Reply]:
-    """Ask the clusters side by side, at most AT_ONCE at a time, and return a reply for each context in their order.
+    """Ask the clusters concurrently, at most AT_ONCE at a time, and return a reply for each context in their order.
     Each cluster has `first` seconds for its first answer and then `Verb.beside` seconds for the rest. Login
     programs that still run at the end are killed."""
     places = asyncio.Semaphore(AT_ONCE)
@@ -127,9 +127,9 @@ async def ask_clusters(
 async def _reply(
     verb: FleetVerb, typed: Namespace, context: str, places: asyncio.Semaphore, first: float
 ) -> Reply:
-    """Ask one cluster when there is a place, and return its answer, or the text of its time-out, Trouble or unexpected
-    error as the error of the reply. The time until there is a place does not count. `first` is how many seconds the
-    cluster has for its first answer."""
+    """Ask one cluster as soon as `places` has a free place, and return its answer, or the text of its time-out,
+    Trouble or unexpected error as the error of the reply. The time until there is a place does not count. `first`
+    is how many seconds the cluster has for its first answer."""
     late = f"its login program did not end within {first:g} s. Log in to context {context} first"
     kubeconfig = getattr(typed, "kubeconfig", "")
     try:
