@@ -53,8 +53,8 @@ def make_once(directory: Path, name: str, make: Callable[[Path], None]) -> Path:
 
 @contextmanager
 def writable(root: Path) -> Iterator[None]:
-    """Create the folder `root` first. In the `with` block an OSError about a path below `root`, or about a full disk,
-    becomes an UnavailableError about `root`. Other OSErrors pass through."""
+    """Create the folder `root` first; raises UnavailableError if that fails. In the `with` block an OSError about a
+    path below `root`, or about a full disk, becomes an UnavailableError about `root`. Other OSErrors pass through."""
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -225,7 +225,7 @@ class _Used:
 
     @property
     def own_ms(self) -> float:
-        """CPU milliseconds of one reading, without the time spent in the library. There must be at least one reading."""
+        """CPU milliseconds of one reading, without the time spent in the library. It needs at least one reading."""
         return (self.cpu_ms - self.driver_ms) / self.readings
 
     def __str__(self) -> str:

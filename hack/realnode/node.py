@@ -217,9 +217,8 @@ class KubeletNode:
         """Start the machine, containerd and the kubelet, and return when the Node is Ready.
 
         Raises UnavailableError if a program cannot be built, CalledProcessError if an iptables rule is refused,
-        TimeoutError if the machine is not up or the Node is not Ready in time, ApiError if the Node cannot be read,
-        and ComponentError or NetworkError if the node cannot run here; the message of a ComponentError has the last
-        log lines.
+        TimeoutError if the machine is not up or the Node is not Ready in time, and ApiError if the Node cannot be
+        read. Raises ComponentError, whose message has the last log lines, or NetworkError if the node cannot run here.
         """
         self.boot()
         self.load(images.pause_image())

@@ -48,11 +48,11 @@ def find_vanishing(proposals: Iterable[Proposal], live: LivePlan) -> frozenset[s
 async def read_dependents(
     client: KubeClient, vanishing: Set[str], ignored: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Look for objects outside the namespace `ignored` that refer to a name in `vanishing`. Return one sentence
-    without a period for each name that has such objects, plus one if a ResourceQuota is among them, and a tuple
-    with a note if some kinds could not be read (empty otherwise). A kind that cannot be read and is not served
-    counts as having no objects. Nothing is read if `vanishing` is empty. Raises KubeError only if it cannot be
-    found out whether such a kind is served."""
+    """Look for objects outside the namespace `ignored` that refer to a name in `vanishing`. Return sentences without a
+    period: one for each name that has such objects, and one more if a ResourceQuota is among them. Also return a
+    tuple with a note if some kinds could not be read, which is otherwise empty. A kind that cannot be read and is
+    not served counts as having no objects. Nothing is read if `vanishing` is empty. Raises KubeError only if it
+    cannot be found out whether such a kind is served."""
     mentions: dict[str, set[str]] = defaultdict(set)
     unread: dict[str, str] = {}
     for kind, resource in KINDS if vanishing else ():

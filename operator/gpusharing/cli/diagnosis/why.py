@@ -59,8 +59,9 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 async def _node(session: Session, name: str) -> NodeAnswer:
     """Return what the operator published about a node, and what each source of proof says now or, if the sources
-    cannot be read, why not. Raises Trouble if there is no GPUNode of this name and either no Node of this name or
-    no way to read the Nodes, and for every error other than NotFound while the GPUNode is read."""
+    cannot be read, why not. Raises Trouble if the node has no GPUNode and either does not exist or cannot be looked
+    up, because Nodes cannot be read. Also raises Trouble for every error other than NotFound while the GPUNode is
+    read."""
     try:
         published = read_node(await session.client.get(GPUNODES, name))
     except NotFound:

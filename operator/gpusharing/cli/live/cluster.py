@@ -134,8 +134,8 @@ async def gathered(
     session: Session, proposed: tuple[JSON, ...] = (), *, beforehand: bool = False
 ) -> AsyncIterator[Cluster]:
     """Yield the cluster as it would be with the proposed policies applied, and keep it up to date while the context is
-    open. Raises Trouble, also if the operator is not installed and `beforehand` is false, and in place of a
-    KubeError that is raised in the context."""
+    open. What may not be read and is not essential becomes a note. Raises Trouble, also if the operator is not
+    installed and `beforehand` is false, and in place of a KubeError that is raised in the context."""
     try:
         installed = await read_installed(session.client)
         missing = beforehand and installed.missing

@@ -93,10 +93,9 @@ def find_handmade(
 
 
 def _only_entry(node: NodeView, stack: StackView, plugin_map: str) -> str:
-    """Return an objection if neither a label nor a default names the configuration of the node's device plugin, so
-    that the plugin uses the only entry in the ConfigMap of NVIDIA's chart; empty for any other node. The plugin
-    would stop doing so after the entry is merged into our ConfigMap, which has more entries
-    (docs/design/nvidia.md#b4)."""
+    """Return an objection to a device plugin that uses the only entry in the ConfigMap of NVIDIA's chart, because
+    neither a label nor a default names its configuration; empty for any other node. The plugin would stop doing so
+    after the entry is merged into our ConfigMap, which has more entries (docs/design/nvidia.md#b4)."""
     theirs, policy = stack.admin_plugin_configs, stack.cluster_policy
     if policy is None or policy.plain is None or policy.plugin_default or not plugin_map:
         return ""

@@ -412,8 +412,8 @@ _MODES = ("mode", "mig", "mps", "timeSlicing")
 
 def policy_of(scope: NodeScope, recommendation: Recommendation) -> dict[str, Any]:
     """Return a policy with this layout and manual approval. If `scope` holds the spec and metadata of an existing
-    policy, everything else in them is kept, except its former mode with the settings of that mode, and the node
-    selector, which is that of `scope`."""
+    policy, the rest of that policy is kept: all but its node selector, its mode, and the settings of its mode. The
+    node selector is that of `scope`."""
     unchanged = {
         key: value for key, value in scope.spec.items() if key not in (*_MODES, "nodeSelector", "rollout")
     }
