@@ -205,8 +205,8 @@ class Slow(Fault):
     times: int = 10**9
 
     async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
-        """Forward the call. If the fault hits it, count a hit and delay it by `seconds`. With `at=0` every call is
-        hit, whatever `times` is."""
+        """Forward the call. If the fault hits it, count a hit and wait `seconds` first. With `at=0` every call is hit,
+        whatever `scope` and `times` are."""
         if self.at == 0 or self.concerns(call):
             self.hits += 1
             await asyncio.sleep(self.seconds)
@@ -267,8 +267,8 @@ class WatchLate(WatchFault):
         return 0.0 if self.began is None else self.began + self.lasts + self.seconds
 
     async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:
-        """Return the line. If the fault hits this watch and the line came within `lasts` seconds after the fault
-        began, count a hit and return the line `seconds` after it came."""
+        """Return the line: at once, or, if the fault hits this watch and the line came within `lasts` seconds after
+        the fault began, `seconds` after it came. A late line counts as a hit."""
         if self.began is not None and self.on_watch(stream) and 0 <= came - self.began < self.lasts:
             self.hits += 1
             await asyncio.sleep(came + self.seconds - asyncio.get_running_loop().time())

@@ -89,7 +89,7 @@ class SandboxTask:
 
     def run(self, seconds: float) -> int:
         """Run the program and wait for its end, as for an init container. Returns the exit status, or -1 if the
-        program was killed after `seconds`."""
+        program was killed after `seconds`. Raises as `start` does."""
         self.start()
         assert self._process is not None, "just started"
         try:

@@ -72,9 +72,10 @@ def _check(typed: Namespace) -> None:
 
 
 async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal, session: Session | None) -> int:
-    """Find and print the recommendation, and write the policy to the file of `--write`. The policy is also planned,
-    except for CSV. Return DONE, or CHANGES if the answer is incomplete. Raises Trouble; if `--write` is given and
-    there is no policy to write, it does so after the answer was printed."""
+    """Find the recommendation and the plan of its policy (none for CSV), write the policy to the new file of
+    `--write`, and print the answer. Return DONE, or CHANGES if the answer is incomplete. Raises Trouble, also if
+    that file exists or cannot be written; then nothing is printed. If `--write` is given and there is no policy to
+    write, it raises Trouble after the answer was printed."""
     async with prometheus_at(place) as prometheus:
         answer = await find_answer(prometheus, typed, session)
     if answer.policy is not None and terminal.output != "csv":

@@ -40,8 +40,8 @@ class LegalLayouts:
 
 
 def describe(answer: LegalLayouts, paper: Paper) -> list[Line]:
-    """Draw the card and a picture of each layout, or say why the wanted instances do not fit or that the card has no
-    MIG."""
+    """Draw the card, each layout with its picture and the compute slices that it uses, and remarks below. If the
+    wanted instances do not fit or the card has no MIG, draw only the card and say so."""
     card = answer.card
     slices = f"{_slices(card)} compute slices" if card.profiles else ""
     size = ", ".join(filter(None, (f"{card.memory_gb} GB" if card.memory_gb or not slices else "", slices)))

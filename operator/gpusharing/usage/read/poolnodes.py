@@ -164,8 +164,8 @@ async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
 
 
 def _of_policy(raw: JSON, policies: Sequence[JSON], nodes: Sequence[JSON]) -> NodeScope:
-    """Return the scope of the nodes that the policy `raw` owns. A remark says if other policies own some of the nodes
-    that it selects. Raises Trouble if it selects no node, or if other policies own all of them."""
+    """Return the scope of the nodes that the policy `raw` selects, without those that other policies own; a remark
+    says if there are such. Raises Trouble if it selects no node, or if other policies own all of them."""
     name, spec = text(raw, "metadata", "name"), section(raw, "spec")
     selector = section(spec, "nodeSelector")
     rows: list[Row] = [

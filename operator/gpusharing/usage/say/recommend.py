@@ -249,8 +249,9 @@ def why_of(need: Need | None, placed: Placed | Unplaced | None) -> str:
 
 
 def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
-    """Yield what `-v` shows about a workload: sparklines of its memory and activity, the number of samples, its peaks,
-    and the reason for its need."""
+    """Yield what `-v` shows about a workload: a blank line, its name, sparklines of its memory and activity,
+    reservations about the activity, the number of samples, its peaks, and the reason for its need with the doubts.
+    What is not known is left out."""
     workload, history = need.workload, need.history
     yield BLANK
     yield from fold(line(Span(f"{workload.namespace}  {workload.kind}/{workload.name}", Ink.TITLE)), paper)
