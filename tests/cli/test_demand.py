@@ -281,7 +281,7 @@ DAEMONS: dict[str, tuple[list[JSON], str, str]] = {
     "the daemon looks for a name of another program": (
         [mps_daemon("v0.20.0", "/usr/bin/mps-control-daemon")],
         "TimeSlicing",
-        "config-manager looks for a process /usr/bin/mps-control-daemon",
+        "config-manager looks for a process named /usr/bin/mps-control-daemon",
     ),
     "the daemon is old enough": ([mps_daemon("v0.18.1", "/usr/bin/mps-control-daemon")], "MPS", ""),
     "the name was mended": ([mps_daemon("v0.20.0", "mps-control-daemon")], "MPS", ""),

@@ -83,7 +83,7 @@ async def test_a_second_device_plugin_is_told_with_what_takes_it_away(other: JSO
     ((message, command),) = (await rivals(other, MAIN)).values()
     where = f"{other['metadata']['namespace']}/{other['metadata']['name']}"
     assert message.startswith(
-        f"DaemonSet {where} runs a device plugin beside DaemonSet gpu-operator/nvidia-device-"
+        f"DaemonSet {where} runs a device plugin alongside DaemonSet gpu-operator/nvidia-device-"
     )
     assert "both select gpu-1, gpu-2:" in message
     assert command == f"{removal} && {AGAIN}", (

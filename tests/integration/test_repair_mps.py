@@ -196,8 +196,8 @@ def test_the_operator_repairs_it_says_so_and_a_policy_with_mps_goes_on(product: 
         pool.wait_synced()
         wait_until(lambda: len(told(product)) > events, SECONDS, "the Event")
         assert told(product)[events:] == [
-            f"set PROCESS_TO_SIGNAL={RIGHT} of config-manager in DaemonSet {NAMESPACE}/{NAME} (repair 1 of 3 under"
-            " device plugin v0.20.0); chart value gpuOperator.repairMps. All MPS daemons restart"
+            f"set PROCESS_TO_SIGNAL={RIGHT} in container config-manager of DaemonSet {NAMESPACE}/{NAME} (repair 1 of 3"
+            " under device plugin v0.20.0); chart value gpuOperator.repairMps. This restarts all MPS daemons"
         ]
         assert process.exit_status is None, process.log.read_text()[-3000:]
         assert len(product.writes("daemonsets", since=since)) == 1

@@ -114,12 +114,12 @@ LACKS: dict[str, tuple[DraStack, str, str]] = {
     ),
     "ClusterPolicy runs a device plugin too": (
         replace(ALONE, cluster_policy=make_cluster_policy()),
-        "runs a device plugin beside NVIDIA's DRA stack",
+        "runs a device plugin alongside NVIDIA's DRA stack",
         '{"devicePlugin":{"enabled":false}}',
     ),
     "NVIDIA's chart runs a device plugin too": (
         replace(ALONE, cluster_policy=PLAIN),
-        "(DaemonSet nvdp-nvidia-device-plugin) runs beside NVIDIA's DRA stack",
+        "(DaemonSet nvdp-nvidia-device-plugin) runs alongside NVIDIA's DRA stack",
         "helm uninstall nvdp -n gpu-operator",
     ),
     "some other device plugin serves a node too": (

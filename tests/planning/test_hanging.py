@@ -57,8 +57,8 @@ def test_no_change_to_whole_gpus_beside_instances_begins_under_a_driver_that_han
     gate = find_gate(case, assessed_of(case))
     assert gate is not None
     assert gate.reason is Reason.UNSAFE_DRIVER
-    assert f"driver {driver} hangs pods" in gate.message
-    assert "update it to 570.172.08" in gate.message
+    assert f"under driver {driver}, pods hang" in gate.message
+    assert "update the driver to 570.172.08" in gate.message
     verdict = judge(case)
     assert verdict is not None
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.BLOCKED, Reason.UNSAFE_DRIVER, ())

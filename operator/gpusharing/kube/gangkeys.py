@@ -146,7 +146,7 @@ LADDER: tuple[GangKey, ...] = (
     GangKey(
         "LeaderWorkerSet",
         _labels(LWS_NAME, LWS_INDEX),
-        "kubernetes-sigs/lws api/leaderworkerset/v1: a pod that ends takes its group with it, not the other groups",
+        "kubernetes-sigs/lws api/leaderworkerset/v1: when a pod ends, so does its group, but not the other groups",
     ),
     GangKey(
         "LeaderWorkerSet",
@@ -156,7 +156,7 @@ LADDER: tuple[GangKey, ...] = (
     GangKey(
         "PodGroup",
         _scheduling_group,
-        "kubernetes v1.36 core/v1 PodSchedulingGroup (gate GenericWorkload): bound together or not at all",
+        "kubernetes v1.36 core/v1 PodSchedulingGroup (gate GenericWorkload): its pods are bound together or not at all",
     ),
     GangKey("PodGroup", _workload_ref, "kubernetes v1.35 core/v1 WorkloadReference, which v1.36 replaced"),
     GangKey(
@@ -167,7 +167,8 @@ LADDER: tuple[GangKey, ...] = (
     GangKey(
         "PodGroup",
         _volcano,
-        "volcano-sh/volcano apis scheduling/v1beta1 KubeGroupNameAnnotationKey: an annotation, so no label selects it",
+        "volcano-sh/volcano apis scheduling/v1beta1 KubeGroupNameAnnotationKey: an annotation, which label selectors"
+        " cannot match",
     ),
     GangKey(
         "Workload",

@@ -68,8 +68,9 @@ def find_hanging(version: str, layouts: Sequence[Layout | None]) -> str:
     if version not in HANGING or None not in layouts or not any(layouts):
         return ""
     return (
-        f"driver {version} hangs pods on a node that has MIG instances beside whole GPUs (NVIDIA/gpu-operator#1361);"
-        f" update it to {NOT_HANGING}, or partition either all GPUs on the node or none"
+        f"under driver {version}, pods hang on a node that has both MIG instances and whole GPUs"
+        f" (NVIDIA/gpu-operator#1361); update the driver to {NOT_HANGING}, or partition either all GPUs on the"
+        " node or none"
     )
 
 

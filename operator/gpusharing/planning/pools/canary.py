@@ -199,8 +199,8 @@ def _others_began(
 def _soaks(nodes: int, soak: str, end: datetime) -> Finding:
     """Return the Finding that the canaries are proven and have to serve until `end` before others start."""
     message = (
-        f"the canary of {counted(nodes, 'node')} (spec.rollout.canary) has been proven; other nodes start once it has"
-        f" served for {soak}, at {to_rfc3339(end)}"
+        f"the canary of {counted(nodes, 'node')} (spec.rollout.canary) has been proven; the other nodes follow once"
+        f" it has been in service for {soak}, at {to_rfc3339(end)}"
     )
     return Finding(Reason.CANARY_SOAK, message, end)
 

@@ -92,8 +92,9 @@ def shared_event(action: SetPointers | RepairMps) -> Event:
     if isinstance(action, RepairMps):
         daemon, count = action.daemon, f"repair {action.repairs.count} of {mpsrepair.MOST_REPAIRS}"
         text = (
-            f"set PROCESS_TO_SIGNAL={daemon.program} of config-manager in DaemonSet {daemon.namespace}/{daemon.name}"
-            f" ({count} under device plugin {daemon.version}); {mpsrepair.VALUE}. All MPS daemons restart"
+            f"set PROCESS_TO_SIGNAL={daemon.program} in container config-manager of DaemonSet"
+            f" {daemon.namespace}/{daemon.name} ({count} under device plugin {daemon.version}); {mpsrepair.VALUE}."
+            " This restarts all MPS daemons"
         )
         return Event("Normal", "MPSDaemonRepaired", cut(text, MAX_NOTE))
     fields = ", ".join(f"{field}={name}" for field, name in sorted(action.wanted.items()))

@@ -153,12 +153,12 @@ def _served_twice(stack: DraStack) -> Lack | None:
     if policy is not None and policy.plain is not None:
         plugin = policy.plain.daemon_set
         return Lack(
-            f"NVIDIA's device-plugin chart (DaemonSet {plugin}) runs beside NVIDIA's DRA stack",
+            f"NVIDIA's device-plugin chart (DaemonSet {plugin}) runs alongside NVIDIA's DRA stack",
             f"helm uninstall {policy.plain.release or 'RELEASE'} -n {stack.namespace}",
         )
     if policy is not None and not policy.is_off(PLUGIN_SWITCH):
         return Lack(
-            f"ClusterPolicy {policy.name} runs a device plugin beside NVIDIA's DRA stack",
+            f"ClusterPolicy {policy.name} runs a device plugin alongside NVIDIA's DRA stack",
             kubectl_patch(policy.name, {"devicePlugin": {"enabled": False}}),
         )
     if not (doubles := stack.dra.doubles):

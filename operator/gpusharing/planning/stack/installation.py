@@ -218,8 +218,8 @@ def _two_plugins(nodes: Sequence[NodeView], system_plugins: Set[str]) -> Symptom
             Topic.AGENTS,
             "TwoDevicePlugins",
             f"Bottlerocket starts its own device plugin on {some(system)} unless its settings disable it,"
-            " which the Kubernetes API does not show; if it runs beside NVIDIA's, pods lose their GPUs. Disable it on"
-            " each of these nodes, or in their user data (Bottlerocket 1.63.0 or newer)",
+            " which the Kubernetes API does not show; if it runs alongside NVIDIA's, pods lose their GPUs. Disable it"
+            " on each of these nodes, or in their user data (Bottlerocket 1.63.0 or newer)",
             "apiclient set settings.kubelet-device-plugins.nvidia.enabled=false",
         )
 

@@ -451,7 +451,7 @@ def _second(main: Server, other: Server, nodes: list[str]) -> Symptom:
     return warning(
         Topic.NODES,
         "TwoDevicePlugins",
-        f"{other.where} runs a device plugin beside {main.where}, and both select {some(nodes)}: the kubelet uses"
+        f"{other.where} runs a device plugin alongside {main.where}, and both select {some(nodes)}: the kubelet uses"
         " whichever of the two registered a resource last, and only one of them reads our configuration."
         " Remove the redundant one and restart the other, so that it registers again",
         other.removal if other.owned and not other.release else f"{other.removal} && {again}",

@@ -50,7 +50,7 @@ class Reason(Worded):
         "Uncordon the node once you are ready for the operator to change it.")
     UNSAFE_DRIVER = (("UnsafeDriver", "Node", _PERSON, "GPUs", Mark.TURNS_BACK),
         "With the node's driver, repartitioning GPUs can corrupt data or hang a GPU (CVE-2026-24197), or pods hang on"
-        " nodes that have MIG instances beside whole GPUs, or an administrator has listed the driver as unsafe.",
+        " nodes that have both MIG instances and whole GPUs, or an administrator has listed the driver as unsafe.",
         "Update the driver to the version in the message. To accept the risk instead, set the chart value "
         "operator.refuseUnsafeDrivers to false.")
     OPERANDS_DISABLED = (("OperandsDisabled", "Node", _PERSON, "node"),
@@ -508,8 +508,8 @@ class Reason(Worded):
         "nvidia.com/mig.config.",
         "Run the command in the message once.")
     MIG_MANAGER_MISSING = (("MigManagerMissing", "Accepted", _PERSON, "ClusterPolicy"),
-        "The policy asks for MIG, but no mig-manager runs beside NVIDIA's device-plugin chart.",
-        "Install mig-manager v0.15 or newer beside that chart, or the NVIDIA GPU Operator in its place, or use mode "
+        "The policy asks for MIG, but no mig-manager runs alongside NVIDIA's device-plugin chart.",
+        "Install mig-manager v0.15 or newer alongside that chart, or the NVIDIA GPU Operator in its place, or use mode "
         "Full, TimeSlicing or MPS.")
     PLUGIN_NOT_PAUSED = (("PluginNotPaused", "Accepted", _PERSON, "device-plugin"),
         "The policy asks for MIG, but mig-manager cannot pause the device plugin of NVIDIA's chart, which would keep "
@@ -544,7 +544,7 @@ class Reason(Worded):
         "Upgrade the device plugin, use profiles without a suffix, or set spec.mig.strategy to single.")
     MIG_MANAGER_TOO_OLD = (("MigManagerTooOld", "Accepted", _PERSON, "mig-manager", Mark.UNSUPPORTED),
         "mig-manager before v0.15 confuses profiles that have the same name on different cards of a node and would "
-        "fail. Beside NVIDIA's device-plugin chart, it also cannot pause the device plugin.",
+        "fail. Alongside NVIDIA's device-plugin chart, it also cannot pause the device plugin.",
         "Upgrade mig-manager. Under the GPU Operator, you can instead use a profile that only one card of the node "
         "has, or one that is identical on all of them.")
     NO_NODES = (("NoNodes", "Accepted", _LATER, "policy"),
