@@ -77,7 +77,7 @@ class Idleness:
             self.complaints.begins(
                 "claims",
                 "claims or failures recorded on the Lease cannot be read; until they can, only fences on nodes count"
-                " as used slots, and policies that were halted by failures on nodes deleted since then continue",
+                " as used slots, and policies that were halted because of nodes that have since been deleted continue",
                 error=why,
             )
         else:

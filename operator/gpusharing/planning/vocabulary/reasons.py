@@ -459,7 +459,7 @@ class Reason(Worded):
         "If this persists, find out what keeps the namespace from being removed.")
     FORCE_DELETE = (("ForceDelete", "Drain", _SOON, "pods", Mark.NO_BLOCKER_EVENT, Mark.ANSWER),
         "drain.timeout is about to expire, the pod's eviction is still blocked, and drain.onTimeout is ForceDelete. "
-        "The operator deletes the pod, with its own grace period, despite its PodDisruptionBudgets.")
+        "The operator deletes the pod despite its PodDisruptionBudgets, with the pod's own grace period.")
     THROTTLED = (("Throttled", "Drain", _SOON, "kube-apiserver", Mark.ANSWER),
         "The API server asks all clients to slow down; no PodDisruptionBudget is to blame.")
     PODS_LEAVING = (("PodsLeaving", "Drain", _SOON, "pods", Mark.ANSWER),
