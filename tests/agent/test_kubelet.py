@@ -194,7 +194,7 @@ async def test_a_turn_waits_two_seconds_for_what_there_is_to_hold_and_five_for_w
 
     async with await asyncio.start_unix_server(stay_silent, path):
         begun = clock()
-        with pytest.raises(PodResourcesUnavailable, match="did not answer"):
+        with pytest.raises(PodResourcesUnavailable, match="did not respond"):
             await KubeletPodResources(path).read()
         assert clock() - begun == pytest.approx(5.0)
         hold.set()
@@ -213,7 +213,7 @@ RESET = b"\x00\x00\x04\x03\x00\x00\x00\x00"
             RESET + b"\x01\x00\x00\x00\x07" + RESET + b"\x03\x00\x00\x00\x07",
             ": the call ended without a gRPC status",
         ),
-        (b"", "cannot reach the kubelet .* closed the connection before it answered"),
+        (b"", "cannot reach the kubelet .* closed the connection before it responded"),
     ],
     ids=["an HTTP/1 server", "a DATA frame outside of any stream", "it refuses both streams", "it hangs up"],
 )

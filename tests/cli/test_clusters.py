@@ -202,7 +202,7 @@ def test_a_cluster_that_accepts_and_never_answers_is_late_and_the_others_are_not
     with silent() as hung, silent() as other:
         desk.write_clusters(hung=hung, east=desk.url, other=other, west=west.url)
         found = {reply.context: reply for reply in asked(desk)}
-    assert found["hung"].error == "the API server of context hung did not answer within 0.5 s"
+    assert found["hung"].error == "the API server of context hung did not respond within 0.5 s"
     assert found["other"].answer is None
     assert found["east"].answer
     assert found["west"].answer

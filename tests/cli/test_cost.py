@@ -124,7 +124,7 @@ def test_a_hundred_thousand_series_are_a_bill_like_any_other(desk: Desk, fake: F
 
 def test_where_nothing_listens(desk: Desk) -> None:
     told = wrong(desk, "--prometheus", "http://127.0.0.1:9")
-    assert "no Prometheus answers at http://127.0.0.1:9" in told
+    assert "no Prometheus responds at http://127.0.0.1:9" in told
     assert "port-forward" in told
 
 
@@ -185,7 +185,7 @@ def test_a_token_is_not_sent_in_the_clear_but_to_this_machine(desk: Desk) -> Non
     told = wrong(desk, "--prometheus", "http://prometheus.example", "--token-file", "token")
     assert "the token would be sent unencrypted to http://prometheus.example: use https://" in told
     for here in ("http://localhost:9", "http://[::1]:9", "http://127.0.0.9:9"):
-        assert "no Prometheus answers" in wrong(desk, "--prometheus", here, "--token-file", "token")
+        assert "no Prometheus responds" in wrong(desk, "--prometheus", here, "--token-file", "token")
 
 
 @pytest.mark.parametrize("url", ["http://me:secret@x", "http://me:secret@x:99999", "ftp://me:secret@x?a=b"])

@@ -109,7 +109,7 @@ def test_a_bill_is_a_part_where_an_agent_is_dead_or_cannot_read(
     status, told = ask(desk, prometheus, cluster)
     (missing,) = told["missing"]
     assert status == CHANGES
-    assert missing.startswith(f"Prometheus got no answer from the agent on {whose}")
+    assert missing.startswith(f"Prometheus got no response from the agent on {whose}")
     assert "billed to anyone. Check: kubectl get pods" in missing
     assert told["remarks"] == []
 
@@ -136,7 +136,7 @@ def test_nodes_that_came_or_left_are_named_and_the_bill_is_whole(desk: Desk, pro
 def test_the_bill_of_one_policy_misses_none_of_another_ones_nodes(desk: Desk, prometheus: str) -> None:
     _, told = ask(desk, prometheus, "policies", 'policy="pool-x"')
     (missing,) = told["missing"]
-    assert missing.startswith("Prometheus got no answer from the agent on gpu-2 (")
+    assert missing.startswith("Prometheus got no response from the agent on gpu-2 (")
 
 
 # --- as numbers --------------------------------------------------------------------------------------------------

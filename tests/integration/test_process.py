@@ -156,7 +156,7 @@ def check_log(log: str, identity: str, policy: str) -> None:
     assert all({"event", "level", "timestamp"} <= line.keys() for line in lines)
     # Who waits says so, also for the moment until the Lease is taken or a slow server has listed the policies.
     loud = [line for line in lines if line["level"] != "info" and line.get("subject") != "lease"]
-    assert [line for line in loud if "has not answered yet" not in line.get("why", "")] == []
+    assert [line for line in loud if "has not responded yet" not in line.get("why", "")] == []
     assert (lines[0]["event"], lines[0]["identity"]) == ("started", identity)
     assert lines[-1]["event"] == "stopped"
     told = [line for line in lines if line.get("policy") == policy]

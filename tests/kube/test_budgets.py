@@ -106,7 +106,7 @@ async def test_a_list_that_may_not_be_sent_is_waited_for_half_a_minute() -> None
         await asyncio.sleep(PATIENCE)
         assert await stage.find() is None
         await asyncio.sleep(1)
-        assert await stage.find() == "the PodDisruptionBudgets cannot be listed: no answer within 30 s"
+        assert await stage.find() == "the PodDisruptionBudgets cannot be listed: no response within 30 s"
 
 
 @virtually

@@ -59,7 +59,7 @@ async def test_policies_that_cannot_be_listed_again_are_known_to_be_old() -> Non
         assert (await stage.snapshot()).policies_error == ""
         sick = stage.cluster.faults.fail("list", POLICIES, SILENCE, identity="sources", times=EVER)
         stage.gatherer.sources.policies.touch()
-        assert "has not answered yet" in (await stage.snapshot()).policies_error
+        assert "has not responded yet" in (await stage.snapshot()).policies_error
         sick.lift()
         await asyncio.sleep(11)
         assert (await stage.snapshot()).policies_error == ""

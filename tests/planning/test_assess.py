@@ -179,7 +179,7 @@ def test_a_gpu_that_never_told_its_name_is_named_by_its_number() -> None:
     found = assessed(make_node(), make_gpunode(gpus=(make_gpu(0), replace(make_gpu(1), product=""))))
     assert isinstance(found, Unobserved)
     assert found.pending.reason is Reason.GPU_UNHEALTHY
-    assert "GPU 1 does not answer" in found.pending.message
+    assert "GPU 1 is not responding" in found.pending.message
 
 
 UNREAD: dict[str, tuple[GPUNodeView | None, Reason, str]] = {

@@ -193,7 +193,7 @@ def test_a_gpu_that_is_lost_midway_proves_nothing_and_the_node_is_failed_at_the_
         at(2400),
     )
     assert (late.phase, late.reason, late.actions) == (Phase.FAILED, Reason.GPU_UNHEALTHY, ())
-    assert "does not answer" in late.message
+    assert "is not responding" in late.message
     assert "stays cordoned" in late.message
 
 

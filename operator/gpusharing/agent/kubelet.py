@@ -61,7 +61,7 @@ class KubeletPodResources:
                 listed, allocatable = await self._ask()
             return self._answers.holdings(_message(listed), self._allocatable_message(allocatable))
         except TimeoutError as error:
-            raise PodResourcesUnavailable(f"the kubelet did not answer on {self._socket} in time") from error
+            raise PodResourcesUnavailable(f"the kubelet did not respond on {self._socket} in time") from error
         except FileNotFoundError as error:
             raise PodResourcesUnavailable(
                 f"the kubelet socket {self._socket} does not exist; mount its directory into the agent's container"
@@ -70,7 +70,7 @@ class KubeletPodResources:
             raise PodResourcesUnavailable(f"cannot reach the kubelet on {self._socket}: {error}") from error
         except ValueError as error:
             raise PodResourcesUnavailable(
-                f"cannot parse the kubelet's answer on {self._socket}: {error}"
+                f"cannot parse the kubelet's response on {self._socket}: {error}"
             ) from error
 
     async def _ask(self) -> Sequence[Stream]:
@@ -161,7 +161,7 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Record the connection's error, or a ConnectionError if the kubelet closed it, and wake the waiting call. An
         earlier error is kept."""
-        self._end(exc or ConnectionError("the kubelet closed the connection before it answered"))
+        self._end(exc or ConnectionError("the kubelet closed the connection before it responded"))
 
     def _end(self, error: Exception) -> None:
         """Record `error` unless an earlier error of the connection is recorded, and wake the waiting call."""

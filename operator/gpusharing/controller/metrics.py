@@ -80,7 +80,7 @@ class Metrics(Observer):
             self.phase_seconds.labels(str(phase))
         self.requests = Counter(
             "gpusharing_api_requests_total",
-            "Calls to the API server by verb, resource and HTTP status (0: no answer).",
+            "Calls to the API server by verb, resource and HTTP status (0: no response).",
             ["verb", "resource", "status"],
             registry=self.registry,
         )

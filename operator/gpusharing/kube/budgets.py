@@ -63,7 +63,7 @@ class Budgets:
             return f"the PodDisruptionBudgets cannot be listed: {self._error}"
         if self._waits_since is None or now - self._waits_since <= PATIENCE:
             return None
-        return f"the PodDisruptionBudgets cannot be listed: no answer within {PATIENCE:.0f} s"
+        return f"the PodDisruptionBudgets cannot be listed: no response within {PATIENCE:.0f} s"
 
     async def _read(self, _: str) -> None:
         """List the PodDisruptionBudgets, and record them or the error, with the time. The argument is the crew's key

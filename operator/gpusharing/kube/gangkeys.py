@@ -189,8 +189,8 @@ LADDER: tuple[GangKey, ...] = (
     GangKey(
         "Workload",
         _kueue_job,
-        "kubernetes-sigs/kueue without the gate TopologyAwareScheduling: since v0.10 such pods have the label podset;"
-        " a job has one Workload for all its pods",
+        "kubernetes-sigs/kueue without the TopologyAwareScheduling feature gate: since v0.10 such pods have the podset"
+        " label; all pods of a job belong to one Workload",
     ),
 )
 """The ways to find the gang of a pod. The first row that matches decides; a test fixes the order."""

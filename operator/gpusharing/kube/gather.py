@@ -132,7 +132,7 @@ class Gatherer:
         """
         cache = self.sources.policies
         if cache.stale:
-            self._policies_error = "the API server has not answered yet"
+            self._policies_error = "the API server has not responded yet"
 
         async def refresh(_: str) -> None:
             """List the policies and record the error, if any. Raises Unauthorized and ServerAway."""

@@ -184,7 +184,7 @@ class LeaderLease:
             self.error = error
         except TimeoutError:
             self.error = Unavailable(
-                f"the API server did not answer a request for the Lease {self._name} in time"
+                f"the API server did not respond to a request for the Lease {self._name} in time"
             )
         except KubeError as error:
             self.error = error

@@ -75,9 +75,9 @@ def parsed(request: ApiRequest, raw: bytes) -> JSON:
     try:
         answer = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise Unavailable(f"cannot {request.what}, because the answer is not JSON: {raw[:80]!r}") from error
+        raise Unavailable(f"cannot {request.what}, because the response is not JSON: {raw[:80]!r}") from error
     if not isinstance(answer, dict):
-        raise Unavailable(f"cannot {request.what}, because the answer is not a JSON object: {raw[:80]!r}")
+        raise Unavailable(f"cannot {request.what}, because the response is not a JSON object: {raw[:80]!r}")
     return answer
 
 

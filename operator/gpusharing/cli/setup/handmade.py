@@ -103,9 +103,9 @@ def _only_entry(node: NodeView, stack: StackView, plugin_map: str) -> str:
         return ""
     (key,) = theirs
     return (
-        f"no label names its device plugin's configuration, so it uses {key}, the only entry of ConfigMap"
-        f" {plugin_map}; the operator's ConfigMap has several, so a label has to name this one. Run: kubectl label"
-        f" node {node.name} {names.LABEL_PLUGIN_CONFIG}={key}"
+        f"no label selects a configuration for the device plugin on this node, so it uses {key}, the only entry in"
+        f" ConfigMap {plugin_map}; the operator's ConfigMap has several entries, so a label must select this one. Run:"
+        f" kubectl label node {node.name} {names.LABEL_PLUGIN_CONFIG}={key}"
     )
 
 

@@ -134,7 +134,7 @@ async def _reply(
     kubeconfig = getattr(typed, "kubeconfig", "")
     try:
         async with places, asyncio.timeout(first) as limit, connected(kubeconfig, context) as session:
-            late = f"the API server of context {context} did not answer within {first:g} s"
+            late = f"the API server of context {context} did not respond within {first:g} s"
             cluster = await _identify(session)
             seconds = typed.row.beside
             late = f"it took longer than {seconds:g} s. Use --context {context}, which has no such limit"

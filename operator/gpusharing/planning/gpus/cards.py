@@ -185,7 +185,9 @@ _CAPTURED = Provenance(
     "real", "real", "real", "output of nvidia-smi mig -lgip and -lgipp; guide; mig-parted", "real"
 )
 _CONFIG_ONLY = Provenance("cfg", "family", "family", "mig-parted only", "cfg")
-_SEEN_WITHOUT_MIG = Provenance("real", "unknown", "unknown", "report of a real node shows MIG N/A", "real")
+_SEEN_WITHOUT_MIG = Provenance(
+    "real", "unknown", "unknown", "a report from a real node shows MIG as N/A", "real"
+)
 
 CARDS: tuple[Card, ...] = (
     # --- with MIG ---
@@ -236,14 +238,14 @@ CARDS: tuple[Card, ...] = (
     replace(
         _card(
             "b200-180gb", ("NVIDIA B200",), "2901", (10, 0), 180, _SEVEN_SLICE,
-            Provenance("doc", "family", "family", "guide; mig-parted; report of a real node", "real"),
+            Provenance("doc", "family", "family", "guide; mig-parted; report from a real node", "real"),
         ),
         memory_mib=183359,
     ),
     replace(
         _card(
             "gb200-186gb", ("NVIDIA GB200",), "2941", (10, 0), 186, _SEVEN_SLICE,
-            Provenance("cfg", "family", "family", "mig-parted; report of a real node", "real"),
+            Provenance("cfg", "family", "family", "mig-parted; report from a real node", "real"),
         ),
         memory_mib=189471,
     ),
@@ -251,7 +253,7 @@ CARDS: tuple[Card, ...] = (
     replace(
         _card(
             "gb300-278gb", ("NVIDIA GB300",), "31C2", (10, 3), 278, _SEVEN_SLICE,
-            Provenance("doc", "doc", "family", "playbook; mig-parted; report of a real node", "real"),
+            Provenance("doc", "doc", "family", "playbook; mig-parted; report from a real node", "real"),
         ),
         memory_mib=284208,
     ),
@@ -270,7 +272,7 @@ CARDS: tuple[Card, ...] = (
     ),
     _card(
         "rtx-pro-5000-blackwell", ("NVIDIA RTX PRO 5000 Blackwell",), "", (12, 0), 48, _RTX_PRO_5000,
-        Provenance("doc", "unknown", "unknown", "guide of September 2026; the guide for driver 580 contradicts it"),
+        Provenance("doc", "unknown", "unknown", "the September 2026 guide; the guide for driver 580 contradicts it"),
     ),
     _card(
         "rtx-pro-4500-blackwell", ("NVIDIA RTX PRO 4500 Blackwell",), "", (12, 0), 32, _RTX_PRO_4500,

@@ -63,7 +63,7 @@ XIDS: Mapping[int, str] = {
     64: "row remapping failed",
     79: "GPU has fallen off the bus",
     95: "uncontained ECC error",
-    119: "GSP did not answer in time",
+    119: "GSP did not respond in time",
     120: "GSP error",
     140: "unrecovered ECC error",
     143: "GPU initialization error",

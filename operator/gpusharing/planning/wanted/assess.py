@@ -118,7 +118,7 @@ def assess(
     if observed is None or not observed.gpus:
         return Unobserved(policy, _unobserved(observed), text)
     if nameless := next((gpu for gpu in observed.hardware.kinds if not gpu.product), None):
-        message = f"GPU {nameless.index} does not answer and never has; drain and reboot the node"
+        message = f"GPU {nameless.index} is not responding and never has; drain and reboot the node"
         return Unobserved(policy, Finding(Reason.GPU_UNHEALTHY, message), text)
     target = terms.find(node.name, observed.hardware)
     if isinstance(target, Finding):

@@ -136,7 +136,7 @@ def _unreachable(compared: Comparison) -> str:
     gone = next((gpu for gpu in compared.observed.hardware.kinds if gpu.vitals.access != REACHABLE), None)
     if gone is None:
         return ""
-    return f"GPU {gone.index} does not answer, so its last known state is shown; see condition Healthy"
+    return f"GPU {gone.index} is not responding, so its last known state is shown; see condition Healthy"
 
 
 def _withheld(compared: Comparison) -> str:

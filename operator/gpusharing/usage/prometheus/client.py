@@ -142,7 +142,7 @@ def unreachable(error: Exception, where: str, through: str) -> Trouble:
     maybe = (
         f"It may require a client certificate: {NO_FLAG}. " if ended and where.startswith("https:") else ""
     )
-    return Trouble(f"no Prometheus answers at {where}: {error_text(error)}. {maybe}{PORT_FORWARD}")
+    return Trouble(f"no Prometheus responds at {where}: {error_text(error)}. {maybe}{PORT_FORWARD}")
 
 
 def _untrusted(error: Exception, where: str, through: str) -> Trouble:

@@ -94,8 +94,8 @@ def _path_of(flag: str) -> str:
     match = re.fullmatch(f"({name})/((?:https?:)?{name}(?::{name})?)", flag)
     if match is None:
         raise Trouble(
-            f"--service {flag}: use NAMESPACE/NAME:PORT, for example monitoring/prometheus-operated:9090; with TLS"
-            " NAMESPACE/https:NAME:PORT"
+            f"--service {flag}: use NAMESPACE/NAME:PORT, for example monitoring/prometheus-operated:9090;"
+            " for TLS, use NAMESPACE/https:NAME:PORT"
         )
     namespace, service = match.groups()
     # If there is a scheme, two colons are required (apimachinery v0.36.3, pkg/util/net/port_split.go).

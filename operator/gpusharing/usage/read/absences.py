@@ -184,7 +184,7 @@ async def find_losses(
     remarks: list[str] = []
     if silent:
         missing.append(
-            f"Prometheus got no answer from the agent on {_nodes(silent, duration)}, or the agent could not read its"
+            f"Prometheus got no response from the agent on {_nodes(silent, duration)}, or the agent could not read its"
             f" GPUs: usage during that time is not billed to anyone. Check: {LOOK}"
         )
     if bare > sum(1 for node in silent if down[node][1] > query.end - LATELY):
